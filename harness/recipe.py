@@ -1,0 +1,206 @@
+"""The recipe: what is learned. How a machine carries it out is the plan's business, never the recipe's.
+
+A recipe is a YAML file; the shipped ones lie in `harness/recipes/`. The figures of the published recipe come from
+openpi src/openpi/training/config.py (`pi05_libero`) and training/optimizer.py at commit 15a9616.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from harness.errors import HarnessError
+from harness.strict import Strict, parse
+
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+
+GemmaVariant = Literal["gemma_2b", "gemma_300m", "dummy"]
+VisionVariant = Literal["So400m/14", "Ti/14", "mu/14"]
+Trained = Literal["full", "lora", "lora_frozen_vision", "action_expert"]
+
+
+class Lora(Strict):
+    """Low-rank adapters on attention and feed-forward of one expert; their product is scaled by alpha / rank."""
+
+    rank: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+
+
+class Expert(Strict):
+    variant: GemmaVariant
+    lora: Lora | None = None
+
+
+class Model(Strict):
+    """π0.5's shape. Tokens: `prompt_tokens` is what the recipe pads to; a plan may compute fewer, with the same result."""
+
+    paligemma: Expert = Expert(variant="gemma_2b")
+    action_expert: Expert = Expert(variant="gemma_300m")
+    vision: VisionVariant = "So400m/14"
+    vocab_size: int = Field(257_152, gt=0)
+    image_size: int = Field(224, gt=0, multiple_of=14)
+    action_dim: int = Field(32, gt=0)
+    action_horizon: int = Field(10, gt=0)
+    prompt_tokens: int = Field(200, gt=0)
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+class Data(Strict):
+    """Where samples come from and how a column becomes an input.
+
+    `dataset` is "sample" (the one inside the package), a directory, or a hub id. `cameras` maps each camera of the model
+    to a feature of the dataset, or to null: an absent camera is masked, and a plan need not compute it.
+    """
+
+    dataset: str
+    revision: str | None = None
+    asset_id: str
+    cameras: dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
+    state: str = "state"
+    actions: str = "actions"
+    tokenizer: str = "paligemma"
+    normalization: Literal["quantile", "zscore"] = "quantile"
+    degenerate_dimensions: Literal["error", "warn", "pass_through"] = "warn"
+    augment: bool = True
+
+    @model_validator(mode="after")
+    def _all_cameras(self) -> Data:
+        missing = [name for name in CAMERAS if name not in self.cameras]
+        if missing:
+            raise ValueError(f"cameras lacks {', '.join(missing)} (give a feature name, or null for an absent camera)")
+        if not any(self.cameras.values()):
+            raise ValueError("cameras: at least one must name a feature of the dataset")
+        return self
+
+
+class Schedule(Strict):
+    """Linear warm-up from peak / (warmup_steps + 1) to peak, then a cosine to `end` over `decay_steps` in all."""
+
+    warmup_steps: int = Field(ge=0)
+    peak: float = Field(gt=0)
+    decay_steps: int = Field(gt=0)
+    end: float = Field(ge=0)
+
+
+class Optimizer(Strict):
+    """AdamW behind clipping by global norm."""
+
+    b1: float = Field(0.9, ge=0, lt=1)
+    b2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-10, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    schedule: Schedule
+
+
+class Weights(Strict):
+    """The parameters to start from: an openpi `params` directory (local, gs:// or https://), or null for random ones."""
+
+    source: str | None = None
+
+
+class Train(Strict):
+    trained: Trained
+    steps: int = Field(gt=0)
+    global_batch: int = Field(gt=0)
+    seed: int = Field(42, ge=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    optimizer: Optimizer
+    save_every_steps: int = Field(1_000, gt=0)
+    keep_every_steps: int = Field(5_000, gt=0)
+    log_every_steps: int = Field(1, gt=0)
+
+
+class Recipe(Strict):
+    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")
+    description: str
+    model: Model = Model()
+    data: Data
+    weights: Weights = Weights()
+    train: Train
+
+    @model_validator(mode="after")
+    def _adapters_match_who_is_trained(self) -> Recipe:
+        has_lora = bool(self.model.paligemma.lora or self.model.action_expert.lora)
+        if self.train.trained.startswith("lora") and not has_lora:
+            raise ValueError(f"train.trained is {self.train.trained!r} but neither model.paligemma nor model.action_expert has a lora")
+        return self
+
+    def sha256(self) -> str:
+        """Hash of everything that changes what is learned (the name and description do not)."""
+        body = self.model_dump(mode="json", exclude={"name", "description"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    files = resources.files("harness.recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe called `name_or_file` (a shipped name or a YAML file), with `key.path=value` overrides applied.
+
+    Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid".
+    """
+    data = _read_yaml(name_or_file)
+    for override in overrides or []:
+        _apply_override(data, override)
+    return parse(Recipe, data, where=f"recipe {name_or_file}", code="recipe-invalid", fix="correct the keys named above in the recipe or in --set")
+
+
+def _read_yaml(name_or_file: str) -> dict[str, Any]:
+    if name_or_file in shipped_recipes():
+        text = resources.files("harness.recipes").joinpath(f"{name_or_file}.yaml").read_text()
+    elif Path(name_or_file).is_file():
+        text = Path(name_or_file).read_text()
+    else:
+        import difflib
+
+        nearest = difflib.get_close_matches(name_or_file, shipped_recipes(), n=1, cutoff=0.4)
+        raise HarnessError(
+            "recipe-unknown",
+            f"there is no recipe {name_or_file!r}",
+            got=name_or_file,
+            need=f"one of {', '.join(shipped_recipes())}, or a YAML file",
+            fix=f"--recipe {nearest[0] if nearest else shipped_recipes()[0]}",
+        )
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not YAML: {error}", fix="correct the file") from error
+    if not isinstance(data, dict):
+        raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not a mapping of keys", got=type(data).__name__, fix="correct the file")
+    return data
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise HarnessError("override-invalid", f"--set {override!r} is not key=value", need="for example train.steps=100", fix="--set train.steps=100")
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise HarnessError("override-invalid", f"--set {override!r}: {part!r} holds a value, not keys", fix="check the key path in the recipe")
+    node[last] = _scalar(value)
+
+
+def _scalar(text: str) -> Any:
+    """YAML's reading of `text`, plus the exponent form without a dot ("5e-5") that YAML 1.1 takes for a string."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,134 @@
+"""The run directory: names, atomic writes, hashes, and which parts are still current."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from harness.artifacts import Artifact
+from harness.errors import HarnessError
+from harness.strict import parse
+
+A = TypeVar("A", bound=Artifact)
+
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+RECIPE = "recipe.yaml"
+REPORT = "report.html"
+
+
+def sha256_json(value: Any) -> str:
+    """Hash of a JSON value that does not depend on key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_jsonable).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"not JSON: {type(value).__name__}")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """`path` holds either its old content or all of `text`, whenever the process dies.
+
+    Raises: HarnessError "not-writable".
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise HarnessError(
+            "not-writable",
+            f"cannot write {path}: {error.strerror}",
+            got=f"uid {os.getuid()}",
+            need="a directory that this user may write, with free space",
+            fix=f"free space on, or chown $(id -u) of, {path.parent}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
+        ) from error
+
+
+class RunDir:
+    """One run. Reading and writing its files goes through here."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / METRICS
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    def write(self, artifact: Artifact) -> Path:
+        path = self.path / artifact.FILE
+        write_atomic(path, artifact.model_dump_json(indent=2) + "\n")
+        return path
+
+    def read(self, kind: type[A]) -> A | None:
+        """The artifact, or None when the file is not there.
+
+        Raises: HarnessError "artifact-invalid" for a file that is not of this form.
+        """
+        path = self.path / kind.FILE
+        if not path.is_file():
+            return None
+        fix = f"remove {path} and run the verb that writes it again"
+        try:
+            data = json.loads(path.read_text())
+        except ValueError as error:
+            raise HarnessError("artifact-invalid", f"{path} is not JSON: {error}", fix=fix) from error
+        return parse(kind, data, where=str(path), code="artifact-invalid", fix=fix)
+
+    def current(self, kind: type[A], inputs: str) -> A | None:
+        """The artifact when it is there and was computed from these inputs."""
+        try:
+            found = self.read(kind)
+        except HarnessError:
+            return None
+        return found if found is not None and found.inputs == inputs else None
+
+
+def runs_root() -> Path:
+    """Where runs are kept: $HARNESS_RUNS, else ./runs."""
+    return Path(os.environ.get("HARNESS_RUNS", "runs"))
+
+
+def new_run(name: str) -> RunDir:
+    """The next free directory `<name>-001`, `<name>-002` … under the runs root."""
+    numbers = [number for number, _ in _numbered(name)]
+    return RunDir(runs_root() / f"{name}-{max(numbers, default=0) + 1:03d}")
+
+
+def latest_run(name: str) -> RunDir | None:
+    """The run of this name with the highest number."""
+    return max(_numbered(name), default=(0, None), key=lambda pair: pair[0])[1]
+
+
+def _numbered(name: str) -> list[tuple[int, RunDir]]:
+    root = runs_root()
+    pattern = re.compile(re.escape(name) + r"-(\d{3,})")
+    matches = [(pattern.fullmatch(path.name), path) for path in root.iterdir()] if root.is_dir() else []
+    return [(int(match[1]), RunDir(path)) for match, path in matches if match]

@@ -1,0 +1,61 @@
+"""The pydantic base of every recipe and artifact: unknown keys are refused, with the nearest known name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.errors import HarnessError
+
+T = TypeVar("T", bound="Strict")
+
+
+class Strict(BaseModel):
+    """A pydantic model that forbids unknown keys and does not coerce silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def parse(model: type[T], data: Any, *, where: str, code: str, fix: str) -> T:
+    """`data` validated as `model`.
+
+    Raises: HarnessError(code) that lists every offending key, with the nearest known name for unknown ones.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(model, item) for item in error.errors()]
+        raise HarnessError(code, f"{where} is not valid: " + "; ".join(lines), fix=fix) from error
+
+
+def _explain(model: type[BaseModel], item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{path}: {item['msg']}" if path else str(item["msg"])
+    known = _known_keys(model, item["loc"][:-1])
+    nearest = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(sorted(known))}"
+    return f"unknown key {path!r}: {hint}"
+
+
+def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """The field names of the model that `path` leads to."""
+    current: Any = model
+    for part in path:
+        if not isinstance(part, str) or part not in getattr(current, "model_fields", {}):
+            continue
+        current = _model_in(current.model_fields[part].annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    """The first pydantic model inside an annotation such as `X | None` or `list[X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None
