@@ -29,8 +29,20 @@ class GpuProcess(Strict):
     used_bytes: int | None = None
 
 
+class MigDevice(Strict):
+    """One MIG instance: to CUDA it is a device of its own."""
+
+    uuid: str | None = None
+    name: str | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    reserved_bytes: int | None = None
+    visible: bool = True
+    unknown: dict[str, str] = {}
+
+
 class Gpu(Strict):
-    """One GPU as NVML sees it, before JAX starts."""
+    """One GPU as NVML sees it, before JAX starts. `error` set: it cannot be used, and says why."""
 
     index: int
     name: str | None = None
@@ -41,7 +53,7 @@ class Gpu(Strict):
     free_bytes: int | None = None
     reserved_bytes: int | None = None
     mig_mode: bool | None = None
-    mig_devices: list[str] = []
+    mig_devices: list[MigDevice] = []
     display_active: bool | None = None
     integrated: bool | None = None
     visible: bool = True
@@ -55,10 +67,11 @@ class Disk(Strict):
     total_bytes: int | None = None
     free_bytes: int | None = None
     writable: bool | None = None
+    unknown: dict[str, str] = {}
 
 
 class Host(Strict):
-    """RAM and cores are what this process may use: the cgroup's limits where there are any."""
+    """RAM, swap and cores are what this process may use: the cgroup's limits where there are any. `container` is a kind, or "none"."""
 
     hostname: str | None = None
     kernel: str | None = None
@@ -120,6 +133,7 @@ class Plan(Artifact):
     recipe: str
     recipe_sha256: str
     device: str
+    device_uuid: str | None = None
     usable_bytes: int | None = None
     parameters_total: int
     parameters_trained: int
@@ -151,6 +165,7 @@ class Dataset(Artifact):
     longest_prompt_tokens: int
     prompt_tokens: int
     total_bytes: int
+    findings: list[str] = []
 
 
 class DimensionStats(Strict):
@@ -234,7 +249,7 @@ class CheckpointItem(Strict):
 
 
 class CheckpointStep(Strict):
-    step: int
+    step: int | None
     path: str
     complete: bool
     items: list[CheckpointItem]
@@ -253,7 +268,7 @@ class InterruptedSave(Strict):
 
 
 class LoraReport(Strict):
-    present: bool
+    present: bool | None
     rank: dict[str, int] = {}
     parameters: int = 0
 
@@ -269,16 +284,20 @@ class GroupReport(Strict):
 
 
 class Checkpoint(Artifact):
+    """`lora`, `parameters` and what follows describe `step`, the newest whole one. `partial`: something could not be read; `unknown` says what."""
+
     FILE: ClassVar[str] = "checkpoint.json"
     path: str
     layout: Literal["harness", "openpi"] | None
     steps: list[CheckpointStep]
     interrupted: list[InterruptedSave]
+    step: int | None = None
     lora: LoraReport
     parameters: dict[str, GroupReport]
-    parameters_total: int
+    parameters_total: int | None = None
     parameters_trained: int | None = None
     ema: bool | None = None
     non_finite: int | None = None
+    partial: bool = False
     findings: list[str] = []
     unknown: dict[str, str] = {}

@@ -156,6 +156,14 @@ def is_trained(path: str, model: Model, trained: Trained) -> bool:
     return (model.action_expert if group == "expert" else model.paligemma).lora is None
 
 
+def is_kernel(path: str, shape: tuple[int, ...]) -> bool:
+    """Whether `param_norm` counts this parameter: more than one axis, and neither bias, scale nor embedding.
+
+    Source: openpi scripts/train.py `train_step`, commit 15a9616.
+    """
+    return len(shape) > 1 and path.rsplit("/", 1)[-1] not in ("bias", "scale", "pos_embedding", "input_embedding")
+
+
 def counts(model: Model, trained: Trained) -> tuple[int, int]:
     """(parameters in all, parameters trained)."""
     sizes = {path: math.prod(shape) for path, shape in parameter_shapes(model).items()}

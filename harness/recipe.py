@@ -87,6 +87,12 @@ class Schedule(Strict):
     decay_steps: int = Field(gt=0)
     end: float = Field(ge=0)
 
+    @model_validator(mode="after")
+    def _warms_up_before_the_end(self) -> Schedule:
+        if self.decay_steps <= self.warmup_steps:
+            raise ValueError(f"decay_steps ({self.decay_steps}) counts from step 0 and must exceed warmup_steps ({self.warmup_steps})")
+        return self
+
 
 class Optimizer(Strict):
     """AdamW behind clipping by global norm."""
@@ -133,8 +139,9 @@ class Recipe(Strict):
         return self
 
     def sha256(self) -> str:
-        """Hash of everything that changes what is learned (the name and description do not)."""
-        body = self.model_dump(mode="json", exclude={"name", "description"})
+        """Hash of everything that changes what a step learns; the name, how many steps, and how often to save or log do not."""
+        cadence = {"steps", "save_every_steps", "keep_every_steps", "log_every_steps"}
+        body = self.model_dump(mode="json", exclude={"name": True, "description": True, "train": cadence})
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -153,6 +160,11 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe
     for override in overrides or []:
         _apply_override(data, override)
     return parse(Recipe, data, where=f"recipe {name_or_file}", code="recipe-invalid", fix="correct the keys named above in the recipe or in --set")
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as a file that `load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _read_yaml(name_or_file: str) -> dict[str, Any]:

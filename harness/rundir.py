@@ -111,6 +111,11 @@ class RunDir:
         return found if found is not None and found.inputs == inputs else None
 
 
+def cache_root() -> Path:
+    """Where downloads and compiled answers are kept: $HARNESS_CACHE, else ~/.cache/harness."""
+    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness")
+
+
 def runs_root() -> Path:
     """Where runs are kept: $HARNESS_RUNS, else ./runs."""
     return Path(os.environ.get("HARNESS_RUNS", "runs"))

@@ -1,0 +1,230 @@
+# The pinned environment. Targets: cpu (planning, data, the smoke run), cuda (training), test (pytest, with a compiler).
+# Layers go from what changes least to what changes most: a change of the source reinstalls no dependency.
+
+# Pinned by digest, so that the system below the lock cannot drift. Ubuntu 24.04 with Python 3.12; Debian 12 or 13 also serves.
+ARG BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04@sha256:5d2e53778e2180e01676aa8bac1aada242e95230ec97e21ecfb33de4e27cd1df
+# Written by ci/lock. A lock that is not the one named here stops the build, and the labels cannot tell another story.
+ARG CPU_LOCK_SHA256=c09cc69f49573533baa1dafa360b322cf7b47116b94504be57511d6db465c334
+# As above, for the image that trains.
+ARG CUDA_LOCK_SHA256=a139f7307c40b88c1aaeed66642de7f98e6fcae1a2ce670d668ba72261d963f4
+# As above, for the image that tests.
+ARG TEST_LOCK_SHA256=996f2014e7f5b7be64121e40b9609e8a73d58f833ce2d924fb0efed624fdd3ad
+
+
+# What every image runs on: the system's Python and the certificates that downloads are checked with, no compiler.
+FROM ${BASE_IMAGE} AS python
+# An apt question would wait for ever in a build.
+ARG DEBIAN_FRONTEND=noninteractive
+# The package lists are removed in the layer that fetched them: later they would only hide, not shrink.
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends ca-certificates python3 >/dev/null \
+ && rm -rf /var/lib/apt/lists/*
+
+
+# Where dependencies are installed: compiler and headers for the ones without a wheel. Nothing but the venv leaves this stage.
+FROM python AS builder
+# An apt question would wait for ever in a build.
+ARG DEBIAN_FRONTEND=noninteractive
+# python3-dev has the C headers whose absence stops openpi's own installation (evdev).
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends build-essential python3-dev python3-venv >/dev/null \
+ && rm -rf /var/lib/apt/lists/*
+# A venv, because Debian and Ubuntu forbid pip in their own Python. Its path is the same in all images: scripts in it name it.
+RUN python3 -m venv /opt/venv
+# pip's notice about newer versions of itself is noise in a pinned image.
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+
+
+# The three sets of dependencies, each a stage of its own so that an image builds only its own.
+FROM builder AS dependencies-cpu
+# The lock alone: only a change of the lock installs again.
+COPY docker/lock/cpu.txt /lock.txt
+# Declared here, since a global ARG is not visible inside a stage.
+ARG CPU_LOCK_SHA256
+# The cache mount keeps downloads between builds and out of the image.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    echo "${CPU_LOCK_SHA256}  /lock.txt" | sha256sum --check --quiet \
+ && /opt/venv/bin/pip install --quiet --require-hashes --requirement /lock.txt
+
+
+# jax[cuda12] brings CUDA itself as wheels; the base image only has to name the driver it needs.
+FROM builder AS dependencies-cuda
+# The lock alone: only a change of the lock installs again.
+COPY docker/lock/cuda.txt /lock.txt
+# Declared here, since a global ARG is not visible inside a stage.
+ARG CUDA_LOCK_SHA256
+# The cache mount keeps downloads between builds and out of the image.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    echo "${CUDA_LOCK_SHA256}  /lock.txt" | sha256sum --check --quiet \
+ && /opt/venv/bin/pip install --quiet --require-hashes --requirement /lock.txt
+
+
+# What the cpu image has, plus pytest, ruff and mypy.
+FROM builder AS dependencies-test
+# The lock alone: only a change of the lock installs again.
+COPY docker/lock/test.txt /lock.txt
+# Declared here, since a global ARG is not visible inside a stage.
+ARG TEST_LOCK_SHA256
+# The cache mount keeps downloads between builds and out of the image.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    echo "${TEST_LOCK_SHA256}  /lock.txt" | sha256sum --check --quiet \
+ && /opt/venv/bin/pip install --quiet --require-hashes --requirement /lock.txt
+
+
+# Who runs in the images. Two names in /etc/passwd: "harness", what `docker run` uses, and "caller", what compose uses.
+FROM python AS users
+# The uid and gid of "harness" can be chosen: --build-arg HARNESS_UID=… (never 0: that user is for people who run the image bare).
+ARG HARNESS_UID=1000
+# As above, its group.
+ARG HARNESS_GID=1000
+# The files of a bind mount must belong to the person who ran the command, whom a container without capabilities cannot
+# become after its start. So the image names them: "caller" is the owner of the checkout (docker/owner says how that is known).
+# -o, because Ubuntu's image has its own user 1000.
+RUN --mount=type=bind,target=/checkout \
+    test "${HARNESS_UID}" -gt 0 \
+ && groupadd -o -g "${HARNESS_GID}" harness \
+ && useradd -o -u "${HARNESS_UID}" -g harness -d /tmp -M -s /usr/sbin/nologin harness \
+ && sh /checkout/docker/owner /checkout/.git/index >/tmp/owner && read -r uid gid </tmp/owner \
+ && groupadd -o -g "${gid}" caller \
+ && useradd -o -u "${uid}" -g caller -d /tmp -M -s /usr/sbin/nologin caller
+
+
+# What the three images share besides the dependencies.
+FROM python AS runtime
+# Paths: the three mounts, and HOME on the tmpfs, the only other place that can be written in a read-only container.
+# USER: libraries ask for a name, and a uid chosen at run time need not have one.
+# No telemetry from a training container.
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp \
+    USER=harness \
+    PYTHONUNBUFFERED=1 \
+    HARNESS_RUNS=/runs \
+    HARNESS_DATASETS=/datasets \
+    HARNESS_CACHE=/cache \
+    HF_HOME=/cache/huggingface \
+    HF_HUB_DISABLE_TELEMETRY=1
+# `runs/…` and `datasets/…` mean the same in a command typed on the host and inside.
+WORKDIR /
+# No arguments train; an option belongs to train; anything else is a verb.
+ENTRYPOINT ["/opt/harness/docker/entrypoint"]
+
+
+# Plans, reads data, computes statistics and trains the smoke recipe, on any machine.
+FROM runtime AS cpu
+# The large layer first. Only the venv comes over; the compiler stays behind.
+COPY --from=dependencies-cpu /opt/venv /opt/venv
+# Small, and remade only when a uid changes.
+COPY --from=users /etc/passwd /etc/group /etc/
+# The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
+COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
+# The package, from the checkout, with the build backend of the lock and nothing downloaded. The mount is a copy: nothing is
+# written into the checkout. The mount points belong to "harness" for a `docker run` without compose.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/revision /checkout >/opt/harness/revision \
+ && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
+ && install -d -o harness -g harness /runs /datasets /cache
+# Recorded below: which system this was built on, and which lock.
+ARG BASE_IMAGE
+# As above.
+ARG CPU_LOCK_SHA256
+# For the label: `git describe`, which ci/images passes. Only the client has git, so a plain `docker compose run` leaves it
+# unknown; what the source is stands in /opt/harness/revision in any case, and the run's manifest takes it from there.
+ARG HARNESS_REVISION=unknown
+# Read by the run's manifest. The compilation cache saves a restarted run its compile time.
+# The CUDA plugin is here for compiling only: without the nvidia-* libraries it must not be started.
+ENV HARNESS_IMAGE="harness:cpu on ${BASE_IMAGE}" \
+    HARNESS_LOCK_SHA256=${CPU_LOCK_SHA256} \
+    JAX_COMPILATION_CACHE_DIR=/cache/jax \
+    JAX_PLATFORMS=cpu
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness cpu" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${CPU_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
+
+
+# Trains on NVIDIA GPUs.
+FROM runtime AS cuda
+# The large layer first. Only the venv comes over; the compiler stays behind.
+COPY --from=dependencies-cuda /opt/venv /opt/venv
+# Small, and remade only when a uid changes.
+COPY --from=users /etc/passwd /etc/group /etc/
+# The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
+COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
+# The package, as in the cpu image.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/revision /checkout >/opt/harness/revision \
+ && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
+ && install -d -o harness -g harness /runs /datasets /cache
+# Recorded below: which system this was built on, and which lock.
+ARG BASE_IMAGE
+# As above.
+ARG CUDA_LOCK_SHA256
+# For the label: `git describe`, which ci/images passes. Only the client has git, so a plain `docker compose run` leaves it
+# unknown; what the source is stands in /opt/harness/revision in any case, and the run's manifest takes it from there.
+ARG HARNESS_REVISION=unknown
+# Read by the run's manifest. The compilation cache saves a restarted run its compile time. The NVIDIA toolkit gives the container what these two ask for: computing and NVML, no display.
+ENV HARNESS_IMAGE="harness:cuda on ${BASE_IMAGE}" \
+    HARNESS_LOCK_SHA256=${CUDA_LOCK_SHA256} \
+    JAX_COMPILATION_CACHE_DIR=/cache/jax \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness cuda" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${CUDA_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
+
+
+# Runs the tests of the checkout that it was built from.
+FROM runtime AS test
+# An apt question would wait for ever in a build.
+ARG DEBIAN_FRONTEND=noninteractive
+# A compiler at run time, in this image alone: tests build a stand-in for libnvidia-ml and drive it through the real bindings.
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null \
+ && rm -rf /var/lib/apt/lists/*
+# The large layer first.
+COPY --from=dependencies-test /opt/venv /opt/venv
+# Small, and remade only when a uid changes.
+COPY --from=users /etc/passwd /etc/group /etc/
+# The whole checkout: tests also read the Dockerfile, compose.yaml, the locks and the README.
+COPY . /opt/harness
+# The package is installed as well, for its command and its metadata.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/revision /checkout >/opt/harness/revision \
+ && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
+ && install -d -o harness -g harness /runs /datasets /cache
+# Tests name files from the root of the checkout.
+WORKDIR /opt/harness
+# Recorded below: which system this was built on, and which lock.
+ARG BASE_IMAGE
+# As above.
+ARG TEST_LOCK_SHA256
+# For the label: `git describe`, which ci/images passes. Only the client has git, so a plain `docker compose run` leaves it
+# unknown; what the source is stands in /opt/harness/revision in any case, and the run's manifest takes it from there.
+ARG HARNESS_REVISION=unknown
+# The root filesystem is read-only: what tools would cache beside the source goes to the tmpfs or nowhere.
+ENV HARNESS_IMAGE="harness:test on ${BASE_IMAGE}" \
+    HARNESS_LOCK_SHA256=${TEST_LOCK_SHA256} \
+    HARNESS_RUNS=/tmp/runs \
+    HARNESS_CACHE=/tmp/cache \
+    HF_HOME=/tmp/cache/huggingface \
+    JAX_PLATFORMS=cpu \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
+    MYPY_CACHE_DIR=/tmp/mypy \
+    RUFF_CACHE_DIR=/tmp/ruff
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness test" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${TEST_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
+# Arguments are pytest's: a file, -k, -x.
+ENTRYPOINT ["python", "-m", "pytest", "-p", "no:cacheprovider"]

@@ -1,0 +1,143 @@
+"""The chain from probe to report: each part reads files of the run and writes one more, or finds its own still current."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.artifacts import Artifact, Dataset, Machine, NormStats, Plan
+from harness.errors import HarnessError
+from harness.recipe import Recipe, load_recipe, to_yaml
+from harness.rundir import RECIPE, REPORT, RunDir, cache_root, latest_run, new_run, runs_root, sha256_json, write_atomic
+
+A = TypeVar("A", bound=Artifact)
+
+
+def default_recipe() -> str:
+    """The recipe when none is named: $HARNESS_RECIPE, which each compose service sets, else the small one."""
+    return os.environ.get("HARNESS_RECIPE", "smoke")
+
+
+def find_run(run: Path | None, name: str | None, recipe: str | None, *, resume: bool) -> RunDir:
+    """The run directory that a training command means: the one named, the latest of the recipe (resume), or a new one.
+
+    Raises: HarnessError "nothing-to-resume", "run-and-name".
+    """
+    if run is not None and name is not None:
+        raise HarnessError("run-and-name", "--run and --name both say where the run is", fix="give one of the two")
+    if run is not None or name is not None:
+        found = RunDir(run if run is not None else runs_root() / str(name))
+        if resume and not found.path.is_dir():
+            raise HarnessError("nothing-to-resume", f"there is no run {found.path}", need="a run directory", fix="leave --resume out, or correct the path")
+        return found
+    stem = Path(recipe or default_recipe()).stem
+    if not resume:
+        return new_run(stem)
+    latest = latest_run(stem)
+    if latest is None:
+        raise HarnessError("nothing-to-resume", f"no run of {stem} in {runs_root()}", need="a run to go on with", fix="leave --resume out, or give --run DIR")
+    return latest
+
+
+def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, resume: bool) -> Recipe:
+    """The recipe of a run: the one named, or when it is resumed, its own; with the overrides.
+
+    Raises: HarnessError "run-of-another-recipe", "run-exists", and those of `load_recipe`.
+    """
+    own = run.path / RECIPE
+    keeps_its_own = resume and named is None and own.is_file()
+    recipe = load_recipe(str(own) if keeps_its_own else named or default_recipe(), overrides)
+    if own.is_file() and load_recipe(str(own)).sha256() != recipe.sha256():
+        raise HarnessError(
+            "run-of-another-recipe",
+            f"{run.path} is a run of another recipe (or of the same with other --set)",
+            got=recipe.name,
+            need=f"the recipe in {own}",
+            fix="--name NEW for a run of its own; or go on with this one's own recipe: --resume without --recipe and --set",
+        )
+    if not resume and (run.metrics.exists() or run.checkpoints.exists()):
+        raise HarnessError(
+            "run-exists",
+            f"{run.path} has been trained already; nothing was overwritten",
+            need="a new run, or --resume",
+            fix=f"add --resume to go on, or --name {run.path.name}-2 for another run",
+        )
+    return recipe
+
+
+class Chain:
+    """The parts that come before training, for one run (or for none, when only the answer is wanted)."""
+
+    def __init__(self, run: RunDir | None, recipe: Recipe) -> None:
+        self.run, self.recipe = run, recipe
+        if run is not None:
+            write_atomic(run.path / RECIPE, to_yaml(recipe))
+
+    def machine(self) -> Machine:
+        """The machine as it is now; free memory changes, so this is always read anew."""
+        from harness.probe.machine import probe
+
+        return self._keep(probe([self.run.path if self.run else runs_root(), cache_root()]))
+
+    def dataset(self) -> Dataset:
+        """The dataset, read again only when the recipe's data or a file's size or time has changed."""
+        from harness.data.dataset import describe
+        from harness.data.fetch import resolve
+
+        resolved = resolve(self.recipe.data)
+        inputs = sha256_json([self.recipe.data, self.recipe.model, str(resolved.path), resolved.revision, _signature(resolved.path)])
+        current = self.run.current(Dataset, inputs) if self.run else None
+        return current or self._keep(describe(self.recipe).model_copy(update={"inputs": inputs}))
+
+    def stats(self, dataset: Dataset) -> NormStats:
+        """Normalization statistics of this dataset at this horizon."""
+        from harness.data.stats import compute
+
+        data = self.recipe.data
+        inputs = sha256_json([dataset.sha256, data.state, data.actions, data.normalization, data.degenerate_dimensions, self.recipe.model.action_horizon])
+        current = self.run.current(NormStats, inputs) if self.run else None
+        return current or self._keep(compute(self.recipe, dataset).model_copy(update={"inputs": inputs}))
+
+    def plan(self, machine: Machine, dataset: Dataset | None, *, gpu: str | None = None, device: str | None = None) -> Plan:
+        """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache."""
+        from harness.plan.choose import choose
+
+        inputs = sha256_json([self.recipe, machine, None if dataset is None else dataset.sha256, gpu, device])
+        return self._keep(choose(self.recipe, machine, dataset, gpu=gpu, device=device, inputs=inputs))
+
+    def _keep(self, artifact: A) -> A:
+        if self.run is not None:
+            self.run.write(artifact)
+        return artifact
+
+
+def _signature(root: Path) -> list[Any]:
+    """Path, size and time of every file: cheap to read, and other than before when a byte has been written."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def prepare_jax(plan: Plan, machine: Machine) -> None:
+    """Sets what JAX reads once, when it is imported: the device, its share of memory, where compiled programs are kept."""
+    assert plan.chosen is not None
+    platform = plan.chosen.levers.platform
+    os.environ["JAX_PLATFORMS"] = platform
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_root() / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    card = next((gpu for gpu in machine.gpus if plan.device_uuid is not None and gpu.uuid == plan.device_uuid), None)
+    if card is not None and card.uuid is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = card.uuid
+        if plan.usable_bytes and card.total_bytes:
+            # JAX takes a fraction of *total* memory at its first operation; ours follows from what NVML says is free.
+            os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{plan.usable_bytes / card.total_bytes:.3f}"
+
+
+def write_report(run: RunDir) -> Path:
+    """The path of report.html, written from the files of the run."""
+    from harness.report.page import render
+
+    path = run.path / REPORT
+    write_atomic(path, render(run))
+    return path

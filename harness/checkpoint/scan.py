@@ -1,0 +1,239 @@
+"""What lies in a checkpoint directory: whole steps, interrupted saves, links that lead out. Reads names and sizes only."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.artifacts import InterruptedSave
+from harness.checkpoint.item import MANIFEST, METADATA
+from harness.errors import HarnessError
+from harness.rundir import CHECKPOINTS
+from harness.units import format_seconds
+
+INTERRUPTED = ".orbax-checkpoint-tmp"
+COMMIT = "_CHECKPOINT_METADATA"
+RECORD = "harness/record.json"
+TREES = ("params", "train_state")
+USUAL_ITEMS = ("assets", "params", "train_state")
+# A save writes all the time; one that has been silent for this long has stopped.
+QUIET_S = 60
+
+
+@dataclass
+class Found:
+    """The places of a checkpoint directory. `items` maps an item's name to its directory."""
+
+    root: Path
+    run: Path | None = None
+    steps: list[tuple[int | None, Path, dict[str, Path]]] = field(default_factory=list)
+    interrupted: list[Path] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    partial: bool = False
+    committed_sibling: int | None = None
+
+
+def find(path: Path) -> Found:
+    """Everything below `path`: a run, a checkpoint directory, one step, one interrupted save, or one item.
+
+    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "checkpoint-empty" or "checkpoint-unreadable".
+    """
+    try:
+        root = path.resolve(strict=True)
+        if not root.is_dir():
+            raise _not_a_checkpoint(path, "a file")
+        found = Found(root)
+        _fill(found)
+    except FileNotFoundError as error:
+        raise HarnessError("checkpoint-missing", f"there is no {path}", fix="give a run, a checkpoint directory or a step; ls the parent directory") from error
+    except (PermissionError, RuntimeError) as error:
+        raise unreadable(path, error) from error
+    if not found.steps and not found.interrupted and not found.partial:
+        raise _empty(path, found)
+    return found
+
+
+def _fill(found: Found) -> None:
+    root = found.root
+    if INTERRUPTED in root.name:
+        found.interrupted.append(root)
+        siblings = (int(path.name) for path in root.parent.iterdir() if path.name.isdigit() and (path / COMMIT).is_file())
+        found.committed_sibling = max(siblings, default=None)
+    elif (root / METADATA).is_file() or (root / MANIFEST).is_file():
+        found.steps.append((_step_of(root.parent), root, {"params" if root.name not in TREES else root.name: root}))
+    elif (root / COMMIT).is_file() or any((root / name).is_dir() for name in TREES):
+        found.run = next((parent for parent in root.parents[:2] if (parent / "manifest.json").is_file()), None)
+        found.steps.append((_step_of(root), root, _items(found, root)))
+    else:
+        if (root / CHECKPOINTS).is_dir() or (root / "manifest.json").is_file():
+            found.run, root = root, root / CHECKPOINTS
+        elif (root.parent / "manifest.json").is_file():
+            found.run = root.parent
+        if root.is_dir():
+            _fill_steps(found, root)
+
+
+def _fill_steps(found: Found, directory: Path) -> None:
+    for path in sorted(directory.iterdir()):
+        is_step = re.fullmatch(r"\d+", path.name) is not None
+        if not is_step and INTERRUPTED not in path.name:
+            continue
+        if not path.resolve().is_relative_to(found.root):
+            found.partial = True
+            found.findings.append(
+                f"{path.name} is a symlink that leads out of {found.root}, to {path.resolve()}; it was not followed (inspect that path itself)"
+            )
+        elif not path.is_dir():
+            found.findings.append(f"{path.name} is not a directory")
+        elif not is_step:
+            found.interrupted.append(path)
+        else:
+            try:
+                found.steps.append((int(path.name), path, _items(found, path)))
+            except PermissionError as error:
+                found.partial = True
+                found.findings.append(f"step {path.name} cannot be read: {error.strerror}")
+    found.steps.sort(key=lambda step: step[0] or 0)
+
+
+def _items(found: Found, step: Path) -> dict[str, Path]:
+    items = {}
+    for path in sorted(step.iterdir()):
+        if not path.resolve().is_relative_to(found.root):
+            found.partial = True
+            found.findings.append(f"{step.name}/{path.name} is a symlink that leads out of {found.root}, to {path.resolve()}; it was not followed")
+        elif path.is_dir():
+            items[path.name] = path
+    return items
+
+
+def _step_of(path: Path) -> int | None:
+    return int(path.name) if path.name.isdigit() else None
+
+
+def expected_items(step: Path, there: dict[str, Path]) -> list[str]:
+    """The items that the step should have: those its own metadata names; for bare parameters just these."""
+    try:
+        handlers = json.loads((step / COMMIT).read_text())["item_handlers"]
+        return sorted({*handlers, "params"})
+    except (OSError, ValueError, KeyError, TypeError):
+        return ["params", *(["assets"] if "train_state" in there else [])]
+
+
+def missing_marks(step: Path, items: dict[str, Path]) -> list[str]:
+    """What a finished save would have left beside its items."""
+    if "train_state" not in items and not (step / COMMIT).exists():
+        return []  # released weights: parameters alone, not a save of a trainer
+    missing = []
+    try:
+        commit = json.loads((step / COMMIT).read_text())
+        if not isinstance(commit, dict) or not commit.get("commit_timestamp_nsecs"):
+            missing.append(f"{COMMIT} has no time of commit: the save was not finished")
+    except FileNotFoundError:
+        missing.append(f"{COMMIT}, which is written when a save is finished")
+    except (OSError, ValueError) as error:
+        missing.append(f"{COMMIT} is damaged ({type(error).__name__})")
+    if "harness" in items and not (step / RECORD).is_file():
+        missing.append(RECORD)
+    return missing
+
+
+def interrupted_save(path: Path, newest_whole: int | None) -> InterruptedSave:
+    """What is known of the save that was left at `path`."""
+    there = {child.name for child in path.iterdir() if child.is_dir()}
+    missing = [f"{COMMIT}, which is written when a save is finished"] if not (path / COMMIT).is_file() else []
+    for item in USUAL_ITEMS:
+        begun = [name for name in there if name.startswith(f"{item}{INTERRUPTED}")]
+        if begun:
+            missing.append(f"{item}: begun, not finished ({begun[0]})")
+        elif item not in there:
+            missing.append(f"{item}: not begun")
+    size, newest, _ = measure(path, path)
+    age_s = max(0.0, time.time() - newest)
+    safe, reason = _safe_to_delete(path, age_s, newest_whole)
+    number = re.match(r"\d+", path.name)
+    return InterruptedSave(
+        path=str(path),
+        step=int(number[0]) if number else None,
+        missing=missing,
+        age_s=age_s,
+        bytes=size,
+        safe_to_delete=safe,
+        reason=reason,
+    )
+
+
+def _safe_to_delete(path: Path, age_s: float, newest_whole: int | None) -> tuple[bool, str]:
+    holder = _held_open_by(path)
+    if holder is not None:
+        return False, f"process {holder} has a file in it open: a save may be under way"
+    if age_s < QUIET_S:
+        return False, f"written to {format_seconds(age_s)} ago: a save may be under way; look again in {QUIET_S} s"
+    after = f"training resumes from step {newest_whole}" if newest_whole is not None else "no whole step is beside it, so training starts anew"
+    return True, f"nothing was written to it for {format_seconds(age_s)}, and nothing resumes from an interrupted save; {after}"
+
+
+def _held_open_by(path: Path) -> int | None:
+    """A process, among those that this one can see, that has a file below `path` open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            target = os.readlink(link)
+        except OSError:
+            continue
+        if target.startswith(f"{path}/"):
+            return int(link.parts[2])
+    return None
+
+
+def measure(path: Path, root: Path) -> tuple[int, float, list[str]]:
+    """(bytes, newest modification time, symlinks that lead out of `root` or nowhere) of the files below `path`."""
+    size, newest, links = 0, path.lstat().st_mtime, []
+    for folder, _, files in os.walk(path):
+        newest = max(newest, os.lstat(folder).st_mtime)
+        for name in files:
+            file = Path(folder, name)
+            if file.is_symlink() and not (file.exists() and file.resolve().is_relative_to(root)):
+                links.append(str(file.relative_to(path)))
+            if file.exists():
+                facts = file.stat()
+                size, newest = size + facts.st_size, max(newest, facts.st_mtime)
+    return size, newest, links
+
+
+def unreadable(path: Path, error: BaseException) -> HarnessError:
+    return HarnessError(
+        "checkpoint-unreadable",
+        f"{getattr(error, 'filename', None) or path} cannot be read: {getattr(error, 'strerror', None) or error}",
+        got=f"uid {os.getuid()}",
+        need="read permission on the whole checkpoint",
+        fix=f"chmod -R u+rX {path}, or run as the user who wrote it (in compose: HARNESS_UID and HARNESS_GID)",
+    )
+
+
+def _not_a_checkpoint(path: Path, got: str, fix: str | None = None) -> HarnessError:
+    return HarnessError(
+        "not-a-checkpoint",
+        f"{path} is not a checkpoint",
+        got=got,
+        need="a run, a directory with numbered steps, or a step with params/",
+        fix=fix or "give the directory that holds the numbered steps, or one of them",
+    )
+
+
+def _empty(path: Path, found: Found) -> HarnessError:
+    if found.run:
+        return HarnessError(
+            "checkpoint-empty",
+            f"the run {path} has saved no checkpoint yet",
+            need="a run that reached its first save (train.save_every_steps)",
+            fix=f"harness train --resume --run {found.run}",
+        )
+    if not any(found.root.iterdir()):
+        return HarnessError("checkpoint-empty", f"{path} is empty", need="a directory with numbered steps", fix="give the directory that the trainer saved to")
+    nested = next((place for depth in ("*/*", "*/*/*") for place in found.root.glob(depth) if place.name.isdigit() and (place / "params").is_dir()), None)
+    names = sorted(child.name for child in found.root.iterdir())
+    return _not_a_checkpoint(path, f"a directory of {', '.join(names[:6])}", f"harness inspect {nested.parent}" if nested else None)

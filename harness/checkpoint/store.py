@@ -1,0 +1,301 @@
+"""Training checkpoints in openpi's layout: saved in the background, renamed into place when whole, restored leaf by leaf.
+
+    <step>/params                                PyTree {"params": {… {"value": array}}}: the EMA parameters when there is EMA
+    <step>/train_state                           PyTree {"step", "params" (the raw ones, when there is EMA), "opt_state"}
+    <step>/assets/<asset_id>/norm_stats.json
+    <step>/harness/record.json                   ours: recipe, plan, data position
+
+Source: openpi src/openpi/training/checkpoints.py, commit 15a9616.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from harness.checkpoint.leaves import INTERRUPTED, METADATA, Leaf, open_leaves, read_leaves
+from harness.errors import HarnessError
+from harness.units import MIB, format_bytes
+
+Params = dict[str, jax.Array]
+
+RECORD = "harness/record.json"
+# A leaf is stored in chunks of this size, so that saving and loading need no second copy of a 4.5 GiB leaf.
+CHUNK_BYTES = 64 * MIB
+_SAVE_TIMEOUT_S = 7200
+
+
+class Restored(NamedTuple):
+    params: Params
+    train_state: Any
+    record: dict[str, Any]
+
+
+class _TextFiles(ocp.CheckpointHandler):
+    """An item that is a few small text files."""
+
+    def save(self, directory: Path, args: _SaveTextFiles) -> None:
+        for name, text in args.files.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def restore(self, directory: Path, args: Any = None) -> dict[str, str]:
+        del args
+        return {str(path.relative_to(directory)): path.read_text() for path in Path(directory).rglob("*") if path.is_file()}
+
+
+@ocp.args.register_with_handler(_TextFiles, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _SaveTextFiles(ocp.args.CheckpointArgs):
+    files: dict[str, str]
+
+
+class Store:
+    """The checkpoint directory of one run.
+
+    Kept are the last `keep_last` steps and every multiple of `keep_every_steps`. An interrupted save is never listed,
+    restored from or deleted: when its step is saved again it is renamed out of the way.
+    """
+
+    def __init__(self, directory: Path | str, *, keep_every_steps: int, keep_last: int = 1) -> None:
+        # Orbax logs every failure with many tracebacks before it raises; what it raises becomes one HarnessError here.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self.directory = Path(directory).absolute()
+        self._keep_every_steps = keep_every_steps
+        self._keep_last = keep_last
+        self._saving: int | None = None
+        # Pinned host memory is capped under WSL2, and a pool of it grows with every save (google/orbax#2090).
+        tree = {name: ocp.PyTreeCheckpointHandler(enable_pinned_host_transfer=False) for name in ("params", "train_state")}
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(**tree, assets=_TextFiles(), harness=_TextFiles()),
+            async_options=ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S),
+        )
+
+    def save(self, step: int, *, params: Params, train_state: Any, norm_stats_json: str, asset_id: str, record: dict[str, Any]) -> None:
+        """None, as soon as the arrays are copied to the host; the files are written in the background.
+
+        A failure of the save before this one is raised here.
+        Raises: HarnessError "checkpoint-exists", "disk-full", "not-writable", "save-failed".
+        """
+        self.wait()
+        items = {"params": {"params": nested(params)}, "train_state": _nested_state(train_state)}
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+        self._make_room(step, _nbytes(items) + len(text) + len(norm_stats_json))
+        try:
+            self._checkpointer.save(
+                self.directory / str(step),
+                args=ocp.args.Composite(
+                    assets=_SaveTextFiles({f"{asset_id}/norm_stats.json": norm_stats_json}),
+                    harness=_SaveTextFiles({Path(RECORD).name: text}),
+                    **{name: _tree_save(tree) for name, tree in items.items()},
+                ),
+            )
+        except (OSError, ValueError) as error:
+            raise self._failed(step, error) from error
+        self._saving = step
+
+    def wait(self) -> None:
+        """None, when the save under way is whole on disk and older steps are pruned.
+
+        Raises: HarnessError "disk-full" or "save-failed" of the save under way; steps before it stay whole.
+        """
+        step, self._saving = self._saving, None
+        try:
+            self._checkpointer.wait_until_finished()
+        except Exception as error:
+            raise self._failed(step, error) from error
+        if step is not None:
+            self._prune()
+
+    def close(self) -> None:
+        """None, after `wait`; the store cannot save any more."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def steps(self) -> list[int]:
+        """The steps that are whole, ascending."""
+        entries = self.directory.iterdir() if self.directory.is_dir() else []
+        return sorted(int(path.name) for path in entries if re.fullmatch(r"0|[1-9]\d*", path.name) and is_whole(path))
+
+    def latest(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def restore(self, step: int, *, params: Mapping[str, jax.ShapeDtypeStruct], train_state: Any) -> Restored:
+        """The checkpoint of `step`, bit for bit, each leaf in the sharding of its ShapeDtypeStruct.
+
+        Raises: HarnessError "checkpoint-missing", "checkpoint-damaged", or "checkpoint-mismatch" that lists every missing,
+        unexpected and mis-shaped leaf.
+        """
+        self.wait()
+        path = self._whole(step)
+        structs, structure = jax.tree.flatten(train_state)
+        state_paths = leaf_paths(train_state)
+        wanted = {
+            "params": {f"params/{key}/value": struct for key, struct in params.items()},
+            "train_state": dict(zip(state_paths, structs, strict=True)),
+        }
+        leaves = {item: open_leaves(path / item) for item in wanted}
+        problems = [f"{item}: {line}" for item in wanted for line in differences(leaves[item], wanted[item], same_dtype=True)]
+        if problems:
+            raise HarnessError(
+                "checkpoint-mismatch",
+                f"{path} is of another model, optimizer or recipe: " + "; ".join(problems[:40]),
+                got=f"{len(problems)} leaves that differ",
+                need="the leaves of this recipe's training state",
+                fix="resume with the recipe that wrote the checkpoint, or start a new run",
+            )
+        arrays = {item: dict(read_leaves(leaves[item], wanted[item])) for item in wanted}
+        return Restored(
+            {key: arrays["params"][f"params/{key}/value"] for key in params},
+            jax.tree.unflatten(structure, [arrays["train_state"][key] for key in state_paths]),
+            json.loads((path / RECORD).read_text()),
+        )
+
+    def _whole(self, step: int) -> Path:
+        if step in self.steps():
+            return self.directory / str(step)
+        interrupted = sorted(path.name for path in self.directory.glob(f"{step}{INTERRUPTED}*"))
+        raise HarnessError(
+            "checkpoint-missing",
+            f"{self.directory} has no whole checkpoint of step {step}" + (f" (interrupted: {', '.join(interrupted)})" if interrupted else ""),
+            got=f"whole steps {self.steps()}",
+            need="a step whose save was finished",
+            fix="resume from one of the whole steps, or start a new run",
+        )
+
+    def _make_room(self, step: int, need_bytes: int) -> None:
+        """Checks destination and disk space, and renames what an interrupted save of this step left."""
+        target = self.directory / str(step)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if target.exists() and is_whole(target):
+                raise HarnessError("checkpoint-exists", f"{target} is there already", fix="save another step, or give the run another directory")
+            for left in (target, self.directory / f"{step}{INTERRUPTED}"):
+                if left.exists():
+                    left.rename(_free_name(self.directory / f"{step}{INTERRUPTED}"))
+        except OSError as error:
+            raise self._failed(step, error) from error
+        free, need = shutil.disk_usage(self.directory).free, need_bytes + need_bytes // 20 + MIB
+        if free < need:
+            raise _disk_full(self.directory, step, got=format_bytes(free), need=format_bytes(need))
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        for step in steps[: max(len(steps) - self._keep_last, 0)]:
+            if step % self._keep_every_steps:
+                # Renamed first: a process that dies while it deletes leaves nothing that passes for a whole step.
+                (self.directory / str(step)).rename(_free_name(self.directory / f"{step}{INTERRUPTED}-deleted"))
+        for path in self.directory.glob(f"*{INTERRUPTED}-deleted*"):
+            shutil.rmtree(path)
+
+    def _failed(self, step: int | None, error: BaseException) -> HarnessError:
+        text = str(error)
+        if "No space left" in text or "ENOSPC" in text or "Disk quota exceeded" in text:
+            # This process wrote it and knows that it is worthless; what it holds is the space that is lacking.
+            shutil.rmtree(self.directory / f"{step}{INTERRUPTED}", ignore_errors=True)
+            return _disk_full(self.directory, step, got=None, need=None)
+        if isinstance(error, PermissionError) or "Read-only file system" in text or "Permission denied" in text:
+            return HarnessError(
+                "not-writable",
+                f"cannot write the checkpoint of step {step} in {self.directory}",
+                need="a directory that this user may write",
+                fix=f"chown $(id -u) {self.directory}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
+            )
+        return HarnessError(
+            "save-failed",
+            f"the checkpoint of step {step} was not saved: {text[:300] or type(error).__name__}",
+            need=f"a working disk at {self.directory}",
+            fix=f"check the disk, then go on with --resume from step {self.latest()}",
+        )
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a/b": x}` → `{"a": {"b": {"value": x}}}`, the form of flax's state that openpi saves."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = {"value": leaf}
+    return tree
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """The path on disk of every leaf of a training state, in the order of `jax.tree.leaves`."""
+    return [_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+    names = [str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name))) for key in keys]
+    return "/".join(names) + ("/value" if "/" in names[-1] else "")
+
+
+def _nested_state(state: Any) -> Any:
+    """`state` with every dict over parameter paths nested."""
+
+    def is_flat(node: Any) -> bool:
+        return isinstance(node, dict) and any("/" in key for key in node)
+
+    def nest(node: Any) -> Any:
+        if not is_flat(node):
+            return node
+        return {key: leaf for key, leaf in node.items() if "/" not in key} | nested({key: leaf for key, leaf in node.items() if "/" in key})
+
+    return jax.tree.map(nest, state, is_leaf=is_flat)
+
+
+def differences(leaves: Mapping[str, Leaf], wanted: Mapping[str, Any], *, same_dtype: bool) -> list[str]:
+    """One line for every missing, unexpected and mis-shaped leaf."""
+    lines = [f"{path} is missing" for path in sorted(wanted.keys() - leaves.keys())]
+    lines += [f"{path} is unexpected" for path in sorted(leaves.keys() - wanted.keys())]
+    for path in sorted(wanted.keys() & leaves.keys()):
+        leaf, struct = leaves[path], wanted[path]
+        if leaf.shape != tuple(struct.shape):
+            lines.append(f"{path} has shape {leaf.shape}, not {tuple(struct.shape)}")
+        elif same_dtype and leaf.dtype != struct.dtype:
+            lines.append(f"{path} is {leaf.dtype}, not {struct.dtype}")
+    return lines
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `path` is a finished checkpoint of ours; reads names only."""
+    needed = ["_CHECKPOINT_METADATA", RECORD, *(f"{item}/{name}" for item in ("params", "train_state") for name in (METADATA, "manifest.ocdbt"))]
+    return all((path / name).is_file() for name in needed)
+
+
+def _tree_save(tree: Any) -> ocp.args.PyTreeSave:
+    return ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree))
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, "dtype", np.int64)).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _free_name(path: Path) -> Path:
+    return next(name for name in (path.with_name(f"{path.name}-{number}") for number in itertools.count(1)) if not name.exists())
+
+
+def _disk_full(directory: Path, step: int | None, *, got: str | None, need: str | None) -> HarnessError:
+    return HarnessError(
+        "disk-full",
+        f"no space for the checkpoint of step {step} in {directory}; the steps before it are whole",
+        got=got and f"{got} free",
+        need=need and f"{need} free",
+        fix=f"free space in {directory} (delete old runs, or interrupted saves: {directory}/*{INTERRUPTED}*), then go on with --resume",
+    )

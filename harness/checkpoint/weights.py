@@ -1,0 +1,193 @@
+"""Loads openpi's parameters: released weights, openpi's checkpoints and ours, each leaf straight into its sharding and dtype."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from harness.checkpoint.leaves import INTERRUPTED, METADATA, Leaf, open_leaves, read_leaves
+from harness.download import fetch_tree, is_remote
+from harness.errors import HarnessError
+from harness.rundir import sha256_file
+
+Structs = Mapping[str, jax.ShapeDtypeStruct]
+Progress = Callable[[int, int], None]
+
+BASE = "harness/base.json"
+
+
+class Loaded(NamedTuple):
+    """`params` in the order of what was expected; `sources` tells which directory each part came from, and its hash."""
+
+    params: dict[str, jax.Array]
+    restored: list[str]
+    initialized: list[str]
+    leaves: dict[str, dict[str, int]]
+    sources: list[dict[str, Any]]
+
+
+def load_params(
+    source: Path | str,
+    expected: Structs,
+    *,
+    initialize: Callable[[str, jax.ShapeDtypeStruct], jax.Array] | None = None,
+    allow_missing: Callable[[str], bool] = lambda path: "lora" in path,
+    progress: Progress | None = None,
+) -> Loaded:
+    """Every expected parameter: read from `source`, or made by `initialize` where it is missing and may be.
+
+    `source` is a `params` directory, a step directory, or one that holds only what was trained (its base is then read
+    too); local, gs:// or https://.
+    Raises: HarnessError "weights-mismatch" that lists every missing, unexpected and mis-shaped parameter,
+    "weights-not-finite", "weights-missing", "weights-not-a-checkpoint", "weights-step-needed", "checkpoint-interrupted",
+    "checkpoint-damaged", "weights-base-differs", and those of `harness.download`.
+    """
+    directories = _directories(source, progress)
+    leaves: dict[str, Leaf] = {}
+    for directory in reversed(directories):
+        leaves |= parameter_leaves(directory)
+    missing = [path for path in expected if path not in leaves and initialize is not None and allow_missing(path)]
+    _check(source, leaves, {path: struct for path, struct in expected.items() if path not in missing})
+
+    found = {path: expected[path] for path in expected if path in leaves}
+    total, done, bad = sum(leaves[path].nbytes for path in found), 0, []
+
+    def look(path: str, array: np.ndarray[Any, Any]) -> None:
+        nonlocal done
+        if not is_finite(array):
+            bad.append(path)
+        done += leaves[path].nbytes
+        if progress is not None:
+            progress(done, total)
+
+    params = dict(read_leaves(leaves, found, look))
+    if bad:
+        raise _not_finite(source, bad)
+    params |= {path: initialize(path, expected[path]) for path in missing} if initialize is not None else {}
+    return Loaded(
+        {path: params[path] for path in expected},
+        list(found),
+        missing,
+        {path: {"bytes": leaves[path].nbytes} for path in found},
+        [{"path": str(directory), "sha256": fingerprint(directory)} for directory in directories],
+    )
+
+
+def parameter_leaves(directory: Path) -> dict[str, Leaf]:
+    """Parameter path → leaf of a `params` directory, without the outer "params/" and the "/value" of flax's state.
+
+    Source: openpi src/openpi/models/model.py `restore_params`, commit 15a9616, which takes both forms.
+    """
+    leaves = open_leaves(directory)
+    suffix = "/value" if leaves and all(path.endswith("/value") for path in leaves) else ""
+    return {path.removeprefix("params/").removesuffix(suffix): leaf for path, leaf in leaves.items()}
+
+
+def find_params(path: Path) -> Path:
+    """The `params` directory that `path` means: itself, or the one of a step directory.
+
+    Raises: HarnessError "weights-missing", "weights-step-needed", "checkpoint-interrupted", "weights-not-a-checkpoint".
+    """
+    if not path.is_dir():
+        raise HarnessError(
+            "weights-missing",
+            f"there is no directory {path}",
+            need="an openpi params or step directory, gs://… or https://…",
+            fix="correct weights.source, for example --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params",
+        )
+    if any(INTERRUPTED in part for part in (path.name, path.parent.name)) or list(path.glob(f"params{INTERRUPTED}*")):
+        raise HarnessError(
+            "checkpoint-interrupted",
+            f"{path} is a save that was never finished",
+            need="a finished checkpoint",
+            fix=f"take a finished step beside it (harness inspect {path.parent} lists them)",
+        )
+    for candidate in (path, path / "params"):
+        if (candidate / METADATA).is_file():
+            return candidate
+    steps = sorted((entry for entry in path.iterdir() if entry.name.isdecimal() and (entry / "params" / METADATA).is_file()), key=lambda entry: int(entry.name))
+    if steps:
+        raise HarnessError(
+            "weights-step-needed",
+            f"{path} holds several steps; say which",
+            got=f"steps {', '.join(entry.name for entry in steps)}",
+            need="one step directory",
+            fix=f"use {steps[-1]}",
+        )
+    raise HarnessError(
+        "weights-not-a-checkpoint",
+        f"{path} is not an openpi checkpoint: there is no {METADATA} in it or in its params directory",
+        got=", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty directory",
+        need="an Orbax params directory as openpi saves it",
+        fix="give the params directory of a checkpoint (PyTorch weights must be converted to JAX first)",
+    )
+
+
+def fingerprint(directory: Path) -> str:
+    """sha256 over the names and contents of the files of a `params` directory."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(directory)}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def is_finite(array: np.ndarray[Any, Any]) -> bool:
+    """Whether no element is NaN or infinite."""
+    flat = array.reshape(-1)
+    # In blocks, so that the mask of a 4 GiB leaf does not take 1 GiB.
+    return all(bool(np.isfinite(flat[start : start + 2**22]).all()) for start in range(0, flat.size, 2**22))
+
+
+def _directories(source: Path | str, progress: Progress | None) -> list[Path]:
+    """The `params` directory of `source`, then that of its base when it holds only what was trained."""
+    path = fetch_tree(str(source), progress=progress).path if is_remote(str(source)) else Path(source)
+    found = find_params(path)
+    record = found.parent / BASE
+    if not record.is_file():
+        return [found]
+    base = json.loads(record.read_text())
+    below = _directories(base["source"], progress)
+    if fingerprint(below[0]) != base["sha256"]:
+        raise HarnessError(
+            "weights-base-differs",
+            f"{found} holds only what was trained, on top of {base['source']}, and that has other bytes now",
+            got=fingerprint(below[0]),
+            need=base["sha256"],
+            fix=f"put the weights that the run started from at {base['source']}, or load a full checkpoint of the run",
+        )
+    return [found, *below]
+
+
+def _check(source: Path | str, leaves: Mapping[str, Leaf], expected: Structs) -> None:
+    lines = [f"{path} is missing" for path in sorted(expected.keys() - leaves.keys())]
+    lines += [f"{path} is unexpected" for path in sorted(leaves.keys() - expected.keys())]
+    lines += [
+        f"{path} has shape {leaves[path].shape}, not {tuple(expected[path].shape)}"
+        for path in sorted(expected.keys() & leaves.keys())
+        if leaves[path].shape != tuple(expected[path].shape)
+    ]
+    if lines:
+        raise HarnessError(
+            "weights-mismatch",
+            f"{source} does not hold this model's parameters: " + "; ".join(lines),
+            got=f"{len(lines)} differences ({len(leaves)} parameters in the checkpoint)",
+            need=f"the {len(expected)} parameters of the recipe's model",
+            fix="name weights of the same model in weights.source, or set model.* (variants, lora, vision) as they were trained",
+        )
+
+
+def _not_finite(source: Path | str, bad: list[str]) -> HarnessError:
+    return HarnessError(
+        "weights-not-finite",
+        f"{source} holds NaN or infinity in {', '.join(sorted(bad))}",
+        got=f"{len(bad)} parameters that are not finite",
+        need="finite weights",
+        fix="take an earlier step of that run, or download the weights again",
+    )

@@ -1,0 +1,149 @@
+"""Camera images as uint8 [H, W, 3]: from bytes in parquet, and from image files. Video has its own module."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data.columns import corrupt, open_parquet
+from harness.data.paths import inside
+from harness.errors import HarnessError
+
+# 4096 × 4096: more than any robot camera gives, and 48 MiB when decoded.
+MAX_PIXELS = 1 << 24
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+# Encoded images of this many bytes stay in memory, so that an episode that is visited again is not read again.
+CACHE_BYTES = 1 << 30
+
+
+def decode(data: bytes, where: str) -> np.ndarray:
+    """The image in `data` as RGB, uint8 [H, W, 3].
+
+    Raises: HarnessError "image-corrupt" or "image-too-large", before a too large image is decoded.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise too_large(where, image.width, image.height)
+            # [H, W, 3]
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except HarnessError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise too_large(where, None, None) from error
+    # Pillow's decoders raise nearly anything on damaged input.
+    except Exception as error:
+        raise HarnessError(
+            "image-corrupt",
+            f"{where}: the image cannot be decoded",
+            got=str(error)[:200],
+            need="a whole " + ", ".join(_FORMATS) + " image",
+            fix="download that file again, or leave the episode out of the dataset",
+        ) from error
+
+
+def too_large(where: str, width: int | None, height: int | None) -> HarnessError:
+    """The error for an image that is too large to decode."""
+    return HarnessError(
+        "image-too-large",
+        f"{where}: the image is too large to be a camera's",
+        got="over Pillow's limit" if width is None else f"{width} × {height}",
+        need=f"at most {MAX_PIXELS} pixels",
+        fix="resize the dataset's images, or leave the episode out",
+    )
+
+
+class EncodedColumn:
+    """Encoded images of parquet files by row. A row group is read once and kept while the budget allows."""
+
+    def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
+        self._budget = cache_bytes
+        self._held = 0
+        self._groups: OrderedDict[tuple[Path, int, str], Any] = OrderedDict()
+        self._layouts: dict[Path, tuple[Any, np.ndarray, frozenset[str]]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: Path, feature: str, row: int) -> Any:
+        """The value at `row`: a dict of bytes and path, bytes, a path, or None when the table has no such column.
+
+        Raises: HarnessError "dataset-file-missing", "dataset-file-corrupt" or "dataset-rows-mismatch".
+        """
+        metadata, ends, names = self._layout(path)
+        if feature not in names:
+            return None
+        if row >= (int(ends[-1]) if len(ends) else 0):
+            raise HarnessError("dataset-rows-mismatch", f"{path} has no row {row}", got=int(ends[-1]) if len(ends) else 0, fix="download the dataset again")
+        group = int(np.searchsorted(ends, row, side="right"))
+        column = self._column(path, feature, group, metadata)
+        return column[row - (int(ends[group - 1]) if group else 0)].as_py()
+
+    def _layout(self, path: Path) -> tuple[Any, np.ndarray, frozenset[str]]:
+        """The file's footer, the row after each of its row groups, and the names of its columns."""
+        found = self._layouts.get(path)
+        if found is None:
+            with open_parquet(path) as file:
+                metadata = file.metadata
+                ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
+                found = self._layouts[path] = (metadata, ends, frozenset(file.schema_arrow.names))
+        return found
+
+    def _column(self, path: Path, feature: str, group: int, metadata: Any) -> Any:
+        key = (path, group, feature)
+        with self._lock:
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+        with open_parquet(path, metadata) as file:
+            try:
+                column = file.read_row_group(group, columns=[feature], use_threads=False).column(feature).combine_chunks()
+            # Arrow reports damage through several unrelated exceptions.
+            except Exception as error:
+                raise corrupt(path, error) from error
+        with self._lock:
+            if key not in self._groups:
+                self._groups[key] = column
+                self._held += column.nbytes
+            while self._held > self._budget and len(self._groups) > 1:
+                self._held -= self._groups.popitem(last=False)[1].nbytes
+        return column
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"budget": self._budget}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["budget"])  # type: ignore[misc]
+
+
+def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:
+    """The encoded image that a parquet cell means: its own bytes, the file it names, or the file at LeRobot's standard place.
+
+    Raises: HarnessError "image-missing" or "dataset-path-unsafe".
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    relative = _inside_part(value, standard) if isinstance(value, str) and value else standard
+    path = inside(root, relative)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise HarnessError(
+            "image-missing",
+            f"{where}: neither the table nor a file holds the image",
+            got=error.strerror,
+            need=relative,
+            fix="download the dataset again, with its images/ directory",
+        ) from error
+
+
+def _inside_part(name: str, standard: str) -> str:
+    """`name`, or its last part from images/ on: LeRobot's writer notes where the file lay on its own machine."""
+    return standard if name.replace("\\", "/").endswith("/" + standard) else name

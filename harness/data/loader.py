@@ -1,0 +1,163 @@
+"""Batches for training, in an order that depends on seed and step alone.
+
+Legend: B frames a batch (of this shard), H action horizon, D action_dim, L prompt tokens, S image size.
+
+Grain gives the order and the threads or processes. It imports JAX, so it is imported only where a loader is made; by then
+the trainer has done so itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.artifacts import Dataset, NormStats
+from harness.data.lerobot import LeRobotDataset, open_dataset
+from harness.data.tokenizer import load_tokenizer
+from harness.data.transforms import normalize, pad_last, resize_with_pad
+from harness.errors import HarnessError
+from harness.recipe import Recipe
+
+Batch = dict[str, Any]
+
+_LAST_STEP = 2**48
+# Batches that each process keeps ready.
+_AHEAD = 2
+_MOST_THREADS = 8
+
+
+class Loader:
+    """Shard `shard` of `shards` of every global batch of `batch_size` frames.
+
+    `workers` is 0 for threads in this process, which start at once, or a number of processes for fast accelerators. It
+    changes when a batch is ready, never what is in it.
+
+    Raises: HarnessError "dataset-smaller-than-batch", "batch-not-divisible", "dataset-changed" or "stats-shape".
+    """
+
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, stats: NormStats, *, batch_size: int, seed: int, workers: int = 0, shard: int = 0, shards: int = 1
+    ) -> None:
+        data = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
+        _check(data, dataset, batch_size, shard, shards)
+        share = batch_size // shards
+        order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
+        self._workers = workers
+        self._batches = _Batches(recipe, data, stats, _prompts(recipe, data, dataset.prompt_tokens), order)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of `step`.
+
+        Shapes: images {camera: uint8 [B, S, S, 3]} of the cameras that the dataset has; state float32 [B, D] and actions
+        float32 [B, H, D], normalized, then padded with zeros; tokens int32 [B, L], token_mask bool [B, L]; index int64 [B].
+        """
+        return self._batches(step)
+
+    def iterate(self, start_step: int = 0) -> Generator[Batch, None, None]:
+        """The batches from `start_step` on, without end, made ahead off this thread; `close()` ends what makes them."""
+        import grain
+        from absl import flags
+
+        steps = grain.MapDataset.range(start_step, _LAST_STEP).map(self._batches)
+        if self._workers == 0:
+            threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+            batches = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)))
+        else:
+            # Grain's processes read absl flags, which only absl's own `app.run` would have parsed.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            alone = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+            batches = iter(alone.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_AHEAD)))
+        try:
+            yield from batches
+        finally:
+            # Ends the threads or processes and gives their shared memory back.
+            batches.close()
+
+
+class _Order:
+    """Which frames a step has. Every epoch is a permutation of its own; a batch may begin in one and end in the next."""
+
+    def __init__(self, frames: int, seed: int, batch_size: int, places: range) -> None:
+        self._frames, self._seed, self._batch_size, self._places = frames, seed, batch_size, places
+        self._endless: Any = None
+
+    def __call__(self, step: int) -> list[int]:
+        if self._endless is None:
+            import grain
+
+            self._endless = grain.MapDataset.range(self._frames).seed(self._seed).shuffle().repeat()
+        return [int(self._endless[step * self._batch_size + place]) for place in self._places]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_endless": None}
+
+
+class _Batches:
+    """The function from step to batch. Picklable, so that processes can have it."""
+
+    def __init__(self, recipe: Recipe, data: LeRobotDataset, stats: NormStats, prompts: dict[int, tuple[np.ndarray, np.ndarray]], order: _Order) -> None:
+        self._recipe, self._data, self._stats, self._prompts, self._order = recipe, data, stats, prompts, order
+
+    def __call__(self, step: int) -> Batch:
+        index = self._order(step)
+        config = self._recipe.data
+        chunks = np.stack([self._data.action_chunk(i, self._recipe.model.action_horizon)[0] for i in index])
+        states = np.stack([self._data.state(i) for i in index])
+        width = self._recipe.model.action_dim
+        tasks = [self._prompts[self._data.task_index(i)] for i in index]
+        return {
+            "images": {camera: self._images(index, name) for camera, name in config.cameras.items() if name is not None},
+            "state": pad_last(normalize(states, self._stats.norm_stats["state"], config.normalization), width),
+            "tokens": np.stack([tokens for tokens, _ in tasks]),
+            "token_mask": np.stack([mask for _, mask in tasks]),
+            "actions": pad_last(normalize(chunks, self._stats.norm_stats["actions"], config.normalization), width),
+            "index": np.asarray(index, np.int64),
+        }
+
+    def _images(self, index: list[int], feature: str) -> np.ndarray:
+        # [B, S, S, 3]
+        return np.stack([resize_with_pad(self._data.image(i, feature), self._recipe.model.image_size) for i in index])
+
+
+def _prompts(recipe: Recipe, data: LeRobotDataset, length: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Tokens [L] and mask [L] of every task, padded with 0 or cut to L."""
+    tokenizer = load_tokenizer(recipe.data.tokenizer)
+    prompts = {}
+    for index, task in data.tasks.items():
+        found = tokenizer.encode(task)[:length]
+        tokens = np.zeros(length, np.int32)
+        tokens[: len(found)] = found
+        prompts[index] = tokens, np.arange(length) < len(found)
+    return prompts
+
+
+def _check(data: LeRobotDataset, dataset: Dataset, batch_size: int, shard: int, shards: int) -> None:
+    if data.frames != dataset.frames:
+        raise HarnessError(
+            "dataset-changed",
+            f"{data.path} is not the dataset that dataset.json describes",
+            got=f"{data.frames} frames",
+            need=f"{dataset.frames} frames",
+            fix="harness data and harness stats again, into a new run",
+        )
+    if data.frames < batch_size:
+        raise HarnessError(
+            "dataset-smaller-than-batch",
+            f"{data.path} has fewer frames than a global batch",
+            got=data.frames,
+            need=f"at least {batch_size}",
+            fix=f"--set train.global_batch={data.frames}, or a larger dataset",
+        )
+    if batch_size % shards or not 0 <= shard < shards:
+        raise HarnessError(
+            "batch-not-divisible",
+            "the global batch cannot be shared evenly by the processes",
+            got=f"batch {batch_size}, process {shard} of {shards}",
+            need=f"a multiple of {shards}",
+            fix=f"--set train.global_batch={max(1, batch_size // shards) * shards}",
+        )

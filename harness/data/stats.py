@@ -1,0 +1,192 @@
+"""Exact statistics of states and of padded action chunks, from the columns alone: no image is decoded, no JAX.
+
+Frame p of an episode is in min(p + 1, horizon) of its action chunks, and the last one also in their padding. So every value
+has a weight, and no chunk is built. Quantiles are found by the digits of the float32 values (radix selection), in two passes
+and a memory that does not grow with the dataset; nothing is approximated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+
+from harness.artifacts import Dataset, DegenerateDimension, DimensionStats, NormStats
+from harness.data.lerobot import Block, LeRobotDataset, open_dataset
+from harness.data.transforms import EPSILON
+from harness.errors import HarnessError
+from harness.recipe import Recipe
+
+Key = Literal["state", "actions"]
+# Yields the values [N, D] and the weight of each row [N], the same on every call.
+Source = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
+
+QUANTILES = (0.01, 0.99)
+# Rows worked on at a time. A dataset of fewer is read once, a larger one twice.
+BLOCK_ROWS = 1 << 18
+# A spread below this share of the values' own size is measurement noise, not movement.
+TINY_SHARE = 1e-4
+# A model input beyond this is 10 times what a value within the quantiles can be: usually one outlier, or a spread that is too small.
+LARGE_NORMALIZED = 10.0
+_DIGIT = 1 << 16
+
+
+def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
+    """Mean, std (of the population), 1 % and 99 % quantile (linear between neighbours), min and max of each dimension.
+
+    Raises: HarnessError "stats-degenerate" when the recipe says so; those of the dataset's reader.
+    """
+    opened = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
+    horizon = recipe.model.action_horizon
+    blocks = _blocks(opened)
+    found = {
+        "state": _statistics(lambda: ((b.state, np.ones(len(b.state))) for b in blocks())),
+        "actions": _statistics(lambda: ((b.actions, chunk_weights([e.length for e in b.episodes], horizon)) for b in blocks())),
+    }
+    norm_stats, findings = {}, []
+    for key in cast(tuple[Key, ...], tuple(found)):
+        norm_stats[key], problems = _judge(key, found[key], recipe)
+        findings += problems
+    if findings and recipe.data.degenerate_dimensions == "error":
+        raise HarnessError(
+            "stats-degenerate",
+            f"{len(findings)} dimensions cannot be normalized well",
+            got="; ".join(f"{f.key}[{f.dimension}] {f.problem}" for f in findings),
+            need="a spread in every dimension",
+            fix="--set data.degenerate_dimensions=pass_through, or =warn to normalize them as they are",
+        )
+    return NormStats(norm_stats=norm_stats, frames=opened.frames, action_horizon=horizon, findings=findings)
+
+
+def to_openpi_json(stats: NormStats) -> str:
+    """The text of a norm_stats.json as openpi writes it: mean, std, q01 and q99 only."""
+    body = {key: {name: getattr(value, name) for name in ("mean", "std", "q01", "q99")} for key, value in stats.norm_stats.items()}
+    return json.dumps({"norm_stats": body}, indent=2)
+
+
+def chunk_weights(lengths: list[int], horizon: int) -> np.ndarray:
+    """How many places of padded action chunks each frame fills.
+
+    Shapes: [sum of lengths] float64; an episode's weights sum to length · horizon.
+    """
+    weights = []
+    for length in lengths:
+        own = np.minimum(np.arange(1, length + 1), horizon).astype(np.float64)
+        own[-1] = length * horizon - own[:-1].sum()
+        weights.append(own)
+    return np.concatenate(weights)
+
+
+def _blocks(dataset: LeRobotDataset) -> Callable[[], Iterator[Block]]:
+    if dataset.frames <= BLOCK_ROWS:
+        held = [dataset.columns]
+        return lambda: iter(held)
+    return lambda: _coalesced(dataset.blocks())
+
+
+def _coalesced(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Blocks of at least BLOCK_ROWS rows (but the last), so that the work for each is not lost in overhead."""
+    held: list[Block] = []
+    rows = 0
+    for block in blocks:
+        held.append(block)
+        rows += len(block.state)
+        if rows >= BLOCK_ROWS:
+            yield _joined(held)
+            held, rows = [], 0
+    if held:
+        yield _joined(held)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    arrays = [np.concatenate([getattr(b, name) for b in blocks]) for name in ("state", "actions", "timestamp", "task_index")]
+    return Block([episode for block in blocks for episode in block.episodes], *arrays)
+
+
+def _statistics(source: Source) -> DimensionStats:
+    total, sums, squares, counts = 0.0, np.zeros(1), np.zeros(1), np.zeros((1, _DIGIT))
+    low, high = np.array(np.inf), np.array(-np.inf)
+    for values, weights in source():
+        total += weights.sum()
+        sums = sums + weights @ values.astype(np.float64)
+        low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
+        counts = counts + np.stack([np.bincount(_digits(column)[0], weights, _DIGIT) for column in values.T])
+    mean = sums / total
+    # The order statistics beside each quantile, and the upper digit in which each lies.
+    ranks = np.array([math.floor((total - 1) * q) + step for q in QUANTILES for step in (0, 1)])
+    ranks = np.minimum(ranks, int(total) - 1)
+    upper = np.cumsum(counts, axis=1)
+    places = [np.searchsorted(row, ranks, side="right") for row in upper]
+    lower: list[dict[int, np.ndarray]] = [{int(bin_): np.zeros(_DIGIT) for bin_ in row} for row in places]
+    for values, weights in source():
+        squares = squares + weights @ (values.astype(np.float64) - mean) ** 2
+        for column, bins in zip(values.T, lower, strict=True):
+            first, second = _digits(column)
+            for bin_ in bins:
+                here = first == bin_
+                bins[bin_] += np.bincount(second[here], weights[here], _DIGIT)
+    q01, q99 = np.array([_between(row, bins, before, ranks, total) for row, bins, before in zip(places, lower, upper, strict=True)]).T
+    std = np.sqrt(squares / total)
+    return DimensionStats(mean=mean.tolist(), std=std.tolist(), q01=q01.tolist(), q99=q99.tolist(), min=low.tolist(), max=high.tolist())
+
+
+def _digits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Upper and lower 16 bits of keys that sort as the float32 values do."""
+    # Adding zero makes -0.0 the same value as 0.0.
+    bits = (np.ascontiguousarray(values) + np.float32(0)).view(np.uint32)
+    keys = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return keys >> 16, keys & 0xFFFF
+
+
+def _value(upper: int, lower: int) -> float:
+    key = np.uint32(upper << 16 | lower)
+    bits = key & np.uint32(0x7FFFFFFF) if key >> 31 else ~key
+    return float(np.array(bits, np.uint32).view(np.float32))
+
+
+def _between(places: np.ndarray, lower: dict[int, np.ndarray], before: np.ndarray, ranks: np.ndarray, total: float) -> list[float]:
+    """Each quantile of one dimension, from the two order statistics around it."""
+    order = []
+    for place, rank in zip(places, ranks, strict=True):
+        offset = rank - (before[place - 1] if place else 0)
+        order.append(_value(int(place), int(np.searchsorted(np.cumsum(lower[int(place)]), offset, side="right"))))
+    fractions = [(total - 1) * q % 1 for q in QUANTILES]
+    return [order[2 * n] + (order[2 * n + 1] - order[2 * n]) * fraction for n, fraction in enumerate(fractions)]
+
+
+def _judge(key: Key, stats: DimensionStats, recipe: Recipe) -> tuple[DimensionStats, list[DegenerateDimension]]:
+    """The statistics as the recipe wants them, and what is wrong with them."""
+    quantile = recipe.data.normalization == "quantile"
+    passed = recipe.data.degenerate_dimensions == "pass_through"
+    assert stats.min is not None
+    assert stats.max is not None
+    changed = {name: list(getattr(stats, name)) for name in ("mean", "std", "q01", "q99")}
+    findings = []
+    for d, (low, high) in enumerate(zip(stats.min, stats.max, strict=True)):
+        spread = stats.q99[d] - stats.q01[d] if quantile else stats.std[d]
+        ends = [(x - stats.q01[d]) / (spread + EPSILON) * 2 - 1 if quantile else (x - stats.mean[d]) / (spread + EPSILON) for x in (low, high)]
+        largest = max(abs(end) for end in ends)
+        name = "q99 - q01" if quantile else "std"
+        flat = spread <= TINY_SHARE * max(abs(low), abs(high))
+        if low == high:
+            problem = f"is constant ({low:g})"
+        elif flat:
+            problem = f"has a tiny {name} of {spread:.3g} within {low:g} to {high:g}"
+        elif largest > LARGE_NORMALIZED:
+            problem = f"reaches {largest:.3g} when normalized: {name} is {spread:.3g}, the values go from {low:g} to {high:g}"
+        else:
+            continue
+        if flat and passed:
+            for statistic, neutral in (("mean", 0.0), ("std", 1.0), ("q01", -1.0), ("q99", 1.0)):
+                changed[statistic][d] = neutral
+            largest, fix = max(abs(low), abs(high)), "passed through without normalization, as data.degenerate_dimensions says"
+        elif flat:
+            fix = "--set data.degenerate_dimensions=pass_through keeps it as it is recorded"
+        else:
+            fix = "look at the extreme frames of this dimension; leave an episode with a wrong value out"
+        findings.append(DegenerateDimension(key=key, dimension=d, problem=problem, largest_normalized=float(largest), fix=fix))
+    return stats.model_copy(update=changed), findings

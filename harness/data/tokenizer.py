@@ -1,0 +1,74 @@
+"""Prompts to tokens, with sentencepiece: the PaliGemma tokenizer, the small one of the package, or any .model file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.data.transforms import clean_prompt
+from harness.errors import HarnessError
+
+# Source: openpi src/openpi/models/tokenizer.py, commit 15a9616.
+PALIGEMMA = "gs://big_vision/paligemma_tokenizer.model"
+
+
+class Tokenizer:
+    """Made by `load_tokenizer`."""
+
+    def __init__(self, model: bytes, name: str) -> None:
+        import sentencepiece
+
+        self.name = name
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+            bos, size = self._processor.bos_id(), self._processor.vocab_size()
+        except (RuntimeError, OSError, ValueError, TypeError) as error:
+            raise _invalid(name, str(error)) from error
+        if bos < 0 or size <= 0:
+            raise _invalid(name, "it has no token for the beginning of a text")
+        self._bos = int(bos)
+        self.vocab_size = int(size)
+
+    def encode(self, prompt: str) -> list[int]:
+        """BOS, the cleaned prompt, and a newline that is encoded by itself. The state is not part of it.
+
+        Source: openpi src/openpi/models/tokenizer.py `PaligemmaTokenizer.tokenize` without a state, commit 15a9616.
+        """
+        return [self._bos, *self._processor.EncodeAsIds(clean_prompt(prompt)), *self._processor.EncodeAsIds("\n")]
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer `name`: "sample", "paligemma" (downloaded once into the cache), or the path of a .model file.
+
+    Raises: HarnessError "tokenizer-not-found" or "tokenizer-invalid", and those of a download.
+    """
+    from harness.data.sample import sample_tokenizer_path
+
+    if name == "sample":
+        path = sample_tokenizer_path()
+    elif name == "paligemma":
+        from harness.download import fetch_file
+
+        path = fetch_file(PALIGEMMA).path
+    else:
+        path = Path(name)
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise HarnessError(
+            "tokenizer-not-found",
+            f"there is no tokenizer {name!r}",
+            got=error.strerror,
+            need="paligemma, sample, or the path of a sentencepiece .model file",
+            fix="--set data.tokenizer=paligemma",
+        ) from error
+    return Tokenizer(model, name)
+
+
+def _invalid(name: str, why: str) -> HarnessError:
+    return HarnessError(
+        "tokenizer-invalid",
+        f"tokenizer {name!r} is not a sentencepiece model: {why[:200]}",
+        need="a sentencepiece .model file with a BOS token",
+        fix="--set data.tokenizer=paligemma, or name another .model file; delete a damaged download from the cache",
+    )

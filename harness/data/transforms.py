@@ -1,0 +1,90 @@
+"""From a dataset's values to the model's inputs, and back. numpy and Pillow only.
+
+Source: openpi src/openpi/transforms.py and packages/openpi-client/src/openpi_client/image_tools.py, commit 15a9616.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from harness.artifacts import DimensionStats
+from harness.errors import HarnessError
+
+Normalization = Literal["quantile", "zscore"]
+
+# Keeps a constant dimension from dividing by zero. Upstream's value, so that its checkpoints mean the same here.
+EPSILON = 1e-6
+
+
+def normalize(x: np.ndarray, stats: DimensionStats, mode: Normalization) -> np.ndarray:
+    """quantile: (x - q01) / (q99 - q01 + 1e-6) · 2 - 1; zscore: (x - mean) / (std + 1e-6).
+
+    Shapes: x [..., D] with D values in each statistic. Computed in float64, returned as float32.
+    Raises: HarnessError "stats-shape".
+    """
+    low, scale = _affine(stats, mode, x.shape[-1])
+    values = (x.astype(np.float64) - low) / scale
+    return (values * 2.0 - 1.0 if mode == "quantile" else values).astype(np.float32)
+
+
+def unnormalize(x: np.ndarray, stats: DimensionStats, mode: Normalization) -> np.ndarray:
+    """The inverse of `normalize`, of the first D dimensions: the model's zero padding is dropped.
+
+    Shapes: x [..., ≥ D] to [..., D].
+    Raises: HarnessError "stats-shape".
+    """
+    dimensions = len(stats.mean)
+    low, scale = _affine(stats, mode, min(dimensions, x.shape[-1]))
+    values = x[..., :dimensions].astype(np.float64)
+    values = (values + 1.0) / 2.0 if mode == "quantile" else values
+    return (values * scale + low).astype(np.float32)
+
+
+def _affine(stats: DimensionStats, mode: Normalization, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+    if len(stats.mean) != dimensions:
+        raise HarnessError(
+            "stats-shape",
+            "the statistics are of another number of dimensions than the data",
+            got=len(stats.mean),
+            need=dimensions,
+            fix="harness stats with this dataset and recipe, into the same run",
+        )
+    if mode == "quantile":
+        low, high = np.asarray(stats.q01, np.float64), np.asarray(stats.q99, np.float64)
+        return low, high - low + EPSILON
+    return np.asarray(stats.mean, np.float64), np.asarray(stats.std, np.float64) + EPSILON
+
+
+def pad_last(x: np.ndarray, width: int) -> np.ndarray:
+    """`x` with zeros behind its last axis, up to `width`. Padding comes after normalization, so it stays 0.
+
+    Shapes: [..., D] to [..., width].
+    """
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
+
+
+def resize_with_pad(image: np.ndarray, size: int) -> np.ndarray:
+    """`image` scaled to fit a square of `size`, in the middle of black; bilinear as Pillow does it.
+
+    Shapes: uint8 [H, W, 3] to [size, size, 3].
+    """
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    ratio = max(width / size, height / size)
+    # A very long image would vanish: keep one pixel.
+    small = max(1, int(width / ratio)), max(1, int(height / ratio))
+    resized = np.asarray(Image.fromarray(image).resize(small, resample=Image.Resampling.BILINEAR))
+    top, left = (size - resized.shape[0]) // 2, (size - resized.shape[1]) // 2
+    square = np.zeros((size, size, 3), np.uint8)
+    square[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+    return square
+
+
+def clean_prompt(text: str) -> str:
+    """`text` as the tokenizer gets it: one line, no underscores, no space around it."""
+    return text.strip().replace("_", " ").replace("\n", " ")

@@ -1,0 +1,225 @@
+"""Two Gemma experts that share one attention: the language model reads images and prompt, the action expert the actions.
+
+Sources: Gemma (https://arxiv.org/abs/2403.08295), π0.5 (https://arxiv.org/abs/2504.16054); openpi src/openpi/models/gemma.py at commit 15a9616
+for the numerics and for every parameter's name. Names of the second expert end in `_1`.
+
+Axes: L layers, B batch, T query tokens, S key/value tokens, N query heads, K key/value heads, G query heads per key/value
+head, D width, H head dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from harness.model.lora import Einsum, FeedForward
+from harness.parameters import GEMMA, GemmaSize
+from harness.recipe import Expert
+
+# A finite stand-in for -inf: a row whose keys are all masked stays finite. Gemma's own constant.
+_MASKED = -2.3819763e38
+_EPSILON = 1e-6
+
+# One entry per expert; None where that expert has no tokens in this call.
+PerExpert = tuple[jax.Array | None, jax.Array | None]
+
+
+class KeyValues(NamedTuple):
+    """Rotated keys and values of a prefix, [L, B, S, K, H] each."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x²) + 1e-6) * (1 + scale), in float32."""
+
+    def __init__(self, *shape: int) -> None:
+        self.scale = nnx.Param(jnp.zeros(shape))
+
+    def __call__(self, x: jax.Array, _condition: jax.Array | None = None) -> tuple[jax.Array, None]:
+        return (_unit_rms(x) * (1 + self.scale)).astype(x.dtype), None
+
+
+class Modulation(nnx.Module):
+    """condition·kernel + bias → scale, shift and gate, [B, 3D]; zero at first, so the norm starts as a plain one."""
+
+    def __init__(self, *shape: int) -> None:
+        *layers, width = shape
+        self.kernel = nnx.Param(jnp.zeros((*layers, width, 3 * width)))
+        self.bias = nnx.Param(jnp.zeros((*layers, 3 * width)))
+
+    def __call__(self, condition: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        return condition.astype(dtype) @ self.kernel.astype(dtype) + self.bias.astype(dtype)
+
+
+class AdaptiveRMSNorm(nnx.Module):
+    """x / rms(x) * (1 + scale) + shift, and a gate for the residual branch, all from the time embedding (adaRMS)."""
+
+    def __init__(self, *shape: int) -> None:
+        self.Dense_0 = Modulation(*shape)
+
+    def __call__(self, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scale, shift, gate = jnp.split(self.Dense_0(condition, x.dtype)[:, None, :], 3, axis=-1)  # [B, 1, D] each
+        return (_unit_rms(x) * (1 + scale) + shift).astype(x.dtype), gate
+
+
+def _unit_rms(x: jax.Array) -> jax.Array:
+    variance = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
+    return x * jnp.reciprocal(jnp.sqrt(variance + _EPSILON))
+
+
+def apply_rope(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rotary position embedding (https://arxiv.org/abs/2104.09864), wavelengths up to 10,000.
+
+    Shapes: x [B, T, N, H]; positions [B, T].
+    """
+    half = x.shape[-1] // 2
+    timescale = 10_000 ** ((2.0 / x.shape[-1]) * jnp.arange(half, dtype=jnp.float32))
+    radians = (positions[..., None] / timescale)[..., None, :]  # [B, T, 1, H/2]
+    sin, cos = jnp.sin(radians), jnp.cos(radians)
+    x1, x2 = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(q·kᵀ)·v with logits and softmax in float32; q comes scaled.
+
+    Shapes: q [B, T, N, H]; k, v [B, S, K, H] with N a multiple of K; mask bool [B, T, S]; result [B, T, N, H].
+    """
+    b, t, n, h = q.shape
+    grouped = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
+    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    probabilities = jax.nn.softmax(jnp.where(mask[:, None, None], logits, _MASKED), axis=-1).astype(q.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", probabilities, v).reshape(b, t, n, h)
+
+
+class Attention(nnx.Module):
+    """Each expert projects its own tokens; all of them attend together; each projects its own result back."""
+
+    def __init__(self, experts: tuple[Expert, Expert], rngs: nnx.Rngs) -> None:
+        for suffix, expert in zip(("", "_1"), experts, strict=True):
+            s = GEMMA[expert.variant]
+            make = {"layers": s.depth, "lora": expert.lora, "rngs": rngs}
+            setattr(self, f"q_einsum{suffix}", Einsum(shape=(s.heads, s.width, s.head_dim), in_axis=-2, batch_axes=1, **make))
+            setattr(self, f"kv_einsum{suffix}", Einsum(shape=(2, s.kv_heads, s.width, s.head_dim), in_axis=-2, batch_axes=2, **make))
+            setattr(self, f"attn_vec_einsum{suffix}", Einsum(shape=(s.heads, s.head_dim, s.width), in_axis=(-3, -2), batch_axes=0, **make))
+        self.query_scale = GEMMA[experts[0].variant].head_dim ** -0.5
+
+    def __call__(self, xs: PerExpert, positions: jax.Array, mask: jax.Array, cache: KeyValues | None) -> tuple[PerExpert, KeyValues]:
+        present = [(suffix, x) for suffix, x in zip(("", "_1"), xs, strict=True) if x is not None]
+        qs = [getattr(self, f"q_einsum{suffix}")("BTD,NDH->BTNH", x) for suffix, x in present]
+        kvs = [getattr(self, f"kv_einsum{suffix}")("BSD,CKDH->CBSKH", x) for suffix, x in present]
+        q = apply_rope(jnp.concatenate(qs, axis=1), positions)
+        k, v = jnp.concatenate(kvs, axis=2)  # [2, B, S, K, H]
+        k = apply_rope(k, positions)
+        if cache is not None:
+            k, v = jnp.concatenate([cache.k, k], axis=1), jnp.concatenate([cache.v, v], axis=1)
+        encoded = attend(q * jnp.asarray(self.query_scale, q.dtype), k, v, mask)
+        outputs: dict[str, jax.Array | None] = {"": None, "_1": None}
+        start = 0
+        for suffix, x in present:
+            outputs[suffix] = getattr(self, f"attn_vec_einsum{suffix}")("BTNH,NHD->BTD", encoded[:, start : start + x.shape[1]])
+            start += x.shape[1]
+        return (outputs[""], outputs["_1"]), KeyValues(k, v)
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each behind a norm; the action expert's residual branches are gated by adaRMS."""
+
+    def __init__(self, experts: tuple[Expert, Expert], rngs: nnx.Rngs) -> None:
+        self.attn = Attention(experts, rngs)
+        for suffix, expert in zip(("", "_1"), experts, strict=True):
+            s = GEMMA[expert.variant]
+            norm = AdaptiveRMSNorm if suffix else RMSNorm
+            setattr(self, f"pre_attention_norm{suffix}", norm(s.depth, s.width))
+            setattr(self, f"pre_ffw_norm{suffix}", norm(s.depth, s.width))
+            setattr(self, f"mlp{suffix}", FeedForward(s.depth, s.width, s.mlp_dim, lora=expert.lora, rngs=rngs))
+
+    def __call__(
+        self, xs: PerExpert, positions: jax.Array, mask: jax.Array, condition: jax.Array | None, cache: KeyValues | None
+    ) -> tuple[PerExpert, KeyValues]:
+        normed, gates = self._norm("pre_attention_norm", xs, condition)
+        attended, kv = self.attn(normed, positions, mask, cache)
+        xs = _residual(xs, attended, gates)
+        normed, gates = self._norm("pre_ffw_norm", xs, condition)
+        fed = tuple(None if x is None else getattr(self, f"mlp{suffix}")(x) for suffix, x in zip(("", "_1"), normed, strict=True))
+        return _residual(xs, (fed[0], fed[1]), gates), kv
+
+    def _norm(self, name: str, xs: PerExpert, condition: jax.Array | None) -> tuple[PerExpert, PerExpert]:
+        pairs = [(None, None) if x is None else getattr(self, name + suffix)(x, condition) for suffix, x in zip(("", "_1"), xs, strict=True)]
+        return (pairs[0][0], pairs[1][0]), (pairs[0][1], pairs[1][1])
+
+
+def _residual(xs: PerExpert, ys: PerExpert, gates: PerExpert) -> PerExpert:
+    def add(x: jax.Array | None, y: jax.Array | None, gate: jax.Array | None) -> jax.Array | None:
+        if x is None or y is None:
+            return None
+        return x + y if gate is None else x + y * gate
+
+    return add(xs[0], ys[0], gates[0]), add(xs[1], ys[1], gates[1])
+
+
+class Embedder(nnx.Module):
+    """Token ids → embeddings, scaled by sqrt(D)."""
+
+    def __init__(self, vocab_size: int, width: int, rngs: nnx.Rngs) -> None:
+        self.input_embedding = nnx.Param(nnx.initializers.normal()(rngs.params(), (vocab_size, width)))
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = self.input_embedding[tokens]
+        return x * jnp.sqrt(x.shape[-1]).astype(x.dtype)
+
+
+class Gemma(nnx.Module):
+    """All layers of both experts, as one scan over the layer axis."""
+
+    def __init__(self, experts: tuple[Expert, Expert], vocab_size: int, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs) -> None:
+        sizes: list[GemmaSize] = [GEMMA[expert.variant] for expert in experts]
+        self.embedder = Embedder(vocab_size, sizes[0].width, rngs)
+        self.layers = Block(experts, rngs)
+        self.final_norm = RMSNorm(sizes[0].width)
+        self.final_norm_1 = AdaptiveRMSNorm(sizes[1].width)
+        self.dtype = dtype
+        self.remat = remat
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Prompt tokens int32 [B, T] → [B, T, D] in the compute type."""
+        return self.embedder(tokens).astype(self.dtype)
+
+    def prefix(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> KeyValues:
+        """Keys and values of every layer for a prefix that only the language model reads."""
+        _, kv = self._scan((x.astype(self.dtype), None), positions, mask, None, None, keep=True)
+        assert kv is not None
+        return kv
+
+    def actions(
+        self,
+        prefix: jax.Array | None,
+        suffix: jax.Array,
+        *,
+        positions: jax.Array,
+        mask: jax.Array,
+        condition: jax.Array,
+        cache: KeyValues | None = None,
+    ) -> jax.Array:
+        """The action expert's output [B, suffix tokens, D_1], beside the prefix itself or its cached keys and values."""
+        xs = (None if prefix is None else prefix.astype(self.dtype), suffix.astype(self.dtype))
+        (_, x), _ = self._scan(xs, positions, mask, condition, cache, keep=False)
+        assert x is not None
+        return self.final_norm_1(x, condition)[0]
+
+    def _scan(
+        self, xs: PerExpert, positions: jax.Array, mask: jax.Array, condition: jax.Array | None, cache: KeyValues | None, *, keep: bool
+    ) -> tuple[PerExpert, KeyValues | None]:
+        graph, stacked = nnx.split(self.layers)
+
+        def layer(xs: PerExpert, one: tuple[nnx.State, KeyValues | None]) -> tuple[PerExpert, KeyValues | None]:
+            state, cached = one
+            xs, kv = nnx.merge(graph, state)(xs, positions, mask, condition, cached)
+            return xs, kv if keep else None
+
+        return jax.lax.scan(jax.checkpoint(layer, prevent_cse=False) if self.remat else layer, xs, (stacked, cache))

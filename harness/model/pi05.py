@@ -1,0 +1,162 @@
+"""π0.5: images and prompt condition a flow-matching action expert.
+
+x_t = t·noise + (1 - t)·actions; the model predicts noise - actions, so t = 1 is noise and sampling walks from 1 to 0.
+Sources: π0.5, https://arxiv.org/abs/2504.16054; openpi src/openpi/models/pi0.py at commit 15a9616 for numerics and names.
+
+Axes: B batch, C cameras, P patches, T prompt tokens, A action horizon, E action dim, D width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from harness.model.gemma import Gemma, KeyValues
+from harness.model.siglip import SigLIP
+from harness.parameters import GEMMA, VISION
+from harness.recipe import CAMERAS, Model
+
+Params = dict[str, jax.Array]
+
+
+class Observation(NamedTuple):
+    """What the policy sees. A camera that is left out is one whose mask is False: the result is the same.
+
+    Shapes: images float32 [B, S, S, 3] in [-1, 1]; image_masks bool [B]; tokens int32 [B, T]; token_mask bool [B, T].
+    """
+
+    images: dict[str, jax.Array]
+    image_masks: dict[str, jax.Array]
+    tokens: jax.Array
+    token_mask: jax.Array
+
+
+class Linear(nnx.Module):
+    """x·kernel + bias, in float32 (the wider of both types)."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x.astype(self.kernel.dtype) @ self.kernel + self.bias
+
+
+class Pi05(nnx.Module):
+    """The whole model; `remat` recomputes each block in the backward pass instead of keeping its activations."""
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs, remat: bool = True) -> None:
+        dtype = jnp.dtype(model.compute_dtype)
+        language, expert = GEMMA[model.paligemma.variant], GEMMA[model.action_expert.variant]
+        self.PaliGemma = nnx.Dict(
+            llm=Gemma((model.paligemma, model.action_expert), model.vocab_size, dtype=dtype, remat=remat, rngs=rngs),
+            img=SigLIP(VISION[model.vision], model.image_size, language.width, dtype=dtype, remat=remat, rngs=rngs),
+        )
+        self.action_in_proj = Linear(model.action_dim, expert.width, rngs)
+        self.time_mlp_in = Linear(expert.width, expert.width, rngs)
+        self.time_mlp_out = Linear(expert.width, expert.width, rngs)
+        self.action_out_proj = Linear(expert.width, model.action_dim, rngs)
+
+    def loss(self, observation: Observation, actions: jax.Array, noise: jax.Array, time: jax.Array) -> jax.Array:
+        """mean over E of (predicted velocity - (noise - actions))², [B, A].
+
+        Shapes: actions, noise [B, A, E]; time [B] in (0, 1].
+        """
+        t = time[:, None, None]
+        x_t = t * noise + (1 - t) * actions
+        prefix, prefix_mask = self._embed_prefix(observation)
+        mask = _attention_mask(prefix_mask, actions.shape[1])
+        positions = _positions(prefix_mask, actions.shape[1])
+        velocity = self._velocity(x_t, time, positions, mask, prefix=prefix)
+        return jnp.mean(jnp.square(velocity - (noise - actions)), axis=-1)
+
+    def sample_actions(self, observation: Observation, noise: jax.Array, steps: int = 10) -> jax.Array:
+        """Actions [B, A, E] by `steps` Euler steps from `noise`; the prefix is computed once and cached."""
+        prefix, prefix_mask = self._embed_prefix(observation)
+        p, horizon = prefix_mask.shape[1], noise.shape[1]
+        mask, positions = _attention_mask(prefix_mask, horizon), _positions(prefix_mask, horizon)
+        cache = self.PaliGemma["llm"].prefix(prefix, positions[:, :p], mask[:, :p, :p])
+        dt = -1.0 / steps
+
+        def euler(i: jax.Array, x: jax.Array) -> jax.Array:
+            time = jnp.full(x.shape[:1], 1.0 + i * dt)
+            return x + dt * self._velocity(x, time, positions[:, p:], mask[:, p:], cache=cache)
+
+        return jax.lax.fori_loop(0, steps, euler, noise)
+
+    def _velocity(
+        self,
+        x_t: jax.Array,
+        time: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        *,
+        prefix: jax.Array | None = None,
+        cache: KeyValues | None = None,
+    ) -> jax.Array:
+        condition = self._embed_time(time)
+        x = self.action_in_proj(x_t)
+        out = self.PaliGemma["llm"].actions(prefix, x, positions=positions, mask=mask, condition=condition, cache=cache)
+        return self.action_out_proj(out)
+
+    def _embed_prefix(self, observation: Observation) -> tuple[jax.Array, jax.Array]:
+        """Image tokens in CAMERAS' order, then the prompt: [B, C·P + T, D] and which of them are real."""
+        tokens, masks = [], []
+        for camera in CAMERAS:
+            if camera not in observation.images:
+                continue
+            x = self.PaliGemma["img"](observation.images[camera])
+            tokens.append(x)
+            masks.append(jnp.broadcast_to(observation.image_masks[camera][:, None], x.shape[:2]))
+        tokens.append(self.PaliGemma["llm"].embed(observation.tokens))
+        masks.append(observation.token_mask)
+        return jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
+
+    def _embed_time(self, time: jax.Array) -> jax.Array:
+        """swish(W_out·swish(W_in·sincos(t))): the condition of the adaptive norms, float32 [B, D]."""
+        x = time_embedding(time, self.time_mlp_in.kernel.shape[0])
+        return jax.nn.swish(self.time_mlp_out(jax.nn.swish(self.time_mlp_in(x))))
+
+
+def time_embedding(time: jax.Array, width: int) -> jax.Array:
+    """[sin(2πt/p), cos(2πt/p)] with width/2 periods p spaced geometrically from 4e-3 to 4; [B] → [B, width]."""
+    low, high = 4e-3, 4.0
+    period = low * (high / low) ** jnp.linspace(0.0, 1.0, width // 2)
+    angle = time[:, None] * (1.0 / period * 2 * jnp.pi)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def _attention_mask(prefix_mask: jax.Array, horizon: int) -> jax.Array:
+    """Prefix tokens see the prefix; actions see the prefix and each other; padding sees and is seen by nothing. [B, S, S]."""
+    p = prefix_mask.shape[1]
+    valid = _with_actions(prefix_mask, horizon)
+    is_action = jnp.arange(p + horizon) >= p
+    return valid[:, :, None] & valid[:, None, :] & (is_action[:, None] >= is_action[None, :])
+
+
+def _positions(prefix_mask: jax.Array, horizon: int) -> jax.Array:
+    """Consecutive numbers for real tokens only, so that leaving out padding or an absent camera shifts nothing. [B, S]."""
+    return jnp.cumsum(_with_actions(prefix_mask, horizon), axis=1) - 1
+
+
+def _with_actions(prefix_mask: jax.Array, horizon: int) -> jax.Array:
+    return jnp.concatenate([prefix_mask, jnp.ones((prefix_mask.shape[0], horizon), bool)], axis=1)
+
+
+def graph_of(model: Model, *, remat: bool = True) -> nnx.GraphDef[Pi05]:
+    """The model's structure without its parameters; nothing is allocated."""
+    return nnx.split(nnx.eval_shape(lambda: Pi05(model, rngs=nnx.Rngs(0), remat=remat)))[0]
+
+
+def bind(graph: nnx.GraphDef[Pi05], params: Params) -> Pi05:
+    """The model with these parameters (path → array)."""
+    return nnx.merge(graph, nnx.from_flat_state({tuple(path.split("/")): nnx.Param(value) for path, value in params.items()}))
+
+
+def initialize(model: Model, key: jax.Array) -> Params:
+    """Fresh float32 parameters (path → array), as upstream initializes them. Jit it and take what is needed: XLA drops the rest."""
+    _, state = nnx.split(Pi05(model, rngs=nnx.Rngs(key)))
+    return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}

@@ -1,0 +1,112 @@
+"""Limits of the control groups that this process is in, versions 1 and 2, of all ancestors: the tightest counts.
+
+Source: Linux Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+# Version 1 writes "no limit" as the largest multiple of the page size in 63 bits; nothing real comes near half of that.
+UNLIMITED_V1_BYTES = 2**62
+
+
+class Limits(NamedTuple):
+    """What the groups allow; None where they set no limit."""
+
+    memory_bytes: int | None = None
+    memory_left_bytes: int | None = None
+    swap_bytes: int | None = None
+    cores: float | None = None
+
+
+def read_limits(root: Path) -> Limits:
+    """The tightest limits over all groups of this process, for the file system at `root`."""
+    mount = root / "sys/fs/cgroup"
+    found: list[Limits] = []
+    for controllers, group in _memberships(root):
+        if not controllers:
+            # Alone, version 2 is mounted at the top; beside version 1, below "unified".
+            found += [_version_2(place) for top in (mount, mount / "unified") for place in _with_ancestors(top, group)]
+        if "memory" in controllers:
+            found += [_version_1_memory(place) for place in _with_ancestors(mount / "memory", group)]
+        if "cpu" in controllers:
+            tops = (mount / "cpu", mount / "cpu,cpuacct")
+            found += [Limits(cores=_quota_cores(place)) for top in tops for place in _with_ancestors(top, group)]
+    cores = [limits.cores for limits in found if limits.cores is not None]
+    return Limits(
+        memory_bytes=_least(limits.memory_bytes for limits in found),
+        memory_left_bytes=_least(limits.memory_left_bytes for limits in found),
+        swap_bytes=_least(limits.swap_bytes for limits in found),
+        cores=min(cores, default=None),
+    )
+
+
+def _least(values: Iterable[int | None]) -> int | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _memberships(root: Path) -> list[tuple[list[str], str]]:
+    """(controllers, group) of each line of /proc/self/cgroup; version 2's line names no controller."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    parts = [line.split(":", 2) for line in lines]
+    return [([name for name in part[1].split(",") if name], part[2]) for part in parts if len(part) == 3]
+
+
+def _with_ancestors(top: Path, group: str) -> list[Path]:
+    """The group's directory and all above it that are mounted here.
+
+    In a container the path is often the host's, and only the container's own group is mounted, as the top.
+    """
+    names = [name for name in PurePosixPath(group).parts if name not in ("/", "..")]
+    places = [top.joinpath(*names[:depth]) for depth in range(len(names), -1, -1)]
+    return [place for place in places if place.is_dir()]
+
+
+def _version_2(place: Path) -> Limits:
+    limit = _number(place / "memory.max")
+    used = _number(place / "memory.current")
+    left = None if limit is None or used is None else max(0, limit - used + _reclaimable(place, "inactive_file"))
+    quota, _, period = _text(place / "cpu.max").partition(" ")
+    cores = int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+    return Limits(limit, left, _number(place / "memory.swap.max"), cores)
+
+
+def _version_1_memory(place: Path) -> Limits:
+    limit = _number(place / "memory.limit_in_bytes")
+    used = _number(place / "memory.usage_in_bytes")
+    both = _number(place / "memory.memsw.limit_in_bytes")
+    if limit is None or limit >= UNLIMITED_V1_BYTES:
+        return Limits()
+    left = None if used is None else max(0, limit - used + _reclaimable(place, "total_inactive_file"))
+    swap = None if both is None or both >= UNLIMITED_V1_BYTES else max(0, both - limit)
+    return Limits(limit, left, swap)
+
+
+def _reclaimable(place: Path, key: str) -> int:
+    """Page cache that the kernel gives back before it kills anybody."""
+    lines = (line.split() for line in _text(place / "memory.stat").splitlines())
+    return next((int(words[1]) for words in lines if len(words) == 2 and words[0] == key and words[1].isdigit()), 0)
+
+
+def _quota_cores(place: Path) -> float | None:
+    quota, period = _number(place / "cpu.cfs_quota_us"), _number(place / "cpu.cfs_period_us")
+    return quota / period if quota and period else None
+
+
+def _number(path: Path) -> int | None:
+    """The file's number; None for "max", "-1", an unreadable or a missing file."""
+    text = _text(path)
+    return int(text) if text.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

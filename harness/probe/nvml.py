@@ -1,0 +1,286 @@
+"""GPUs as NVML reports them, before and without JAX. The only user of pynvml; NVML is open only inside `read`.
+
+An answer that NVML refuses, or that contradicts itself, is None with a reason. One broken GPU does not hide the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from harness.artifacts import Gpu, GpuProcess, MigDevice
+
+T = TypeVar("T")
+
+# The oldest driver that runs CUDA 12 on Linux, which the jax[cuda12] wheels are built for.
+# Source: NVIDIA, CUDA Toolkit release notes, table "CUDA Toolkit and Minimum Required Driver Version".
+OLDEST_DRIVER = (525, 60, 13)
+
+# Compute capabilities of GPUs that share the host's memory: Tegra X1, X2, Xavier, Orin, Thor (two numbers), GB10.
+# Source: NVIDIA, "CUDA GPU Compute Capability", Jetson and DGX Spark rows.
+INTEGRATED = {"5.3", "6.2", "7.2", "8.7", "10.1", "11.0", "12.1"}
+
+ARCHITECTURES: dict[int | None, str] = {
+    2: "Kepler",
+    3: "Maxwell",
+    4: "Pascal",
+    5: "Volta",
+    6: "Turing",
+    7: "Ampere",
+    8: "Ada",
+    9: "Hopper",
+    10: "Blackwell",
+    13: "Rubin",
+}
+
+
+class Reading(NamedTuple):
+    """What NVML told. `gpu_error` is in words; the GPUs are listed even when the driver is too old to use them."""
+
+    gpus: list[Gpu]
+    gpu_error: str | None = None
+    driver_version: str | None = None
+    cuda_driver_version: str | None = None
+    unknown: dict[str, str] = {}
+
+
+def read(*, processes_hidden: str | None = None) -> Reading:
+    """All GPUs of the machine, in NVML's (PCI bus) order.
+
+    `processes_hidden` is the reason why other processes cannot be seen from here (a container's own process
+    namespace): then an empty process list proves nothing and is reported as unknown.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        reason = _init_failure(pynvml, error)
+        return Reading([], reason, unknown={"driver_version": reason, "cuda_driver_version": reason})
+    try:
+        return _read(pynvml, processes_hidden)
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _init_failure(nvml: Any, error: Any) -> str:
+    causes = {
+        nvml.NVML_ERROR_LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 cannot be loaded: there is no NVIDIA driver, or the container was started without a GPU "
+        "(docker needs the NVIDIA container toolkit and --gpus all)",
+        nvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded: install it on the host, or load it with modprobe nvidia (check nvidia-smi there)",
+        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver in the kernel and its libraries have different versions: restart the machine "
+        "(an update replaced the libraries only)",
+        nvml.NVML_ERROR_FUNCTION_NOT_FOUND: "the NVIDIA driver is too old: its libnvidia-ml lacks nvmlInitWithFlags; "
+        f"install {_dotted(OLDEST_DRIVER)} or newer on the host",
+        nvml.NVML_ERROR_NO_PERMISSION: "this user may not talk to the NVIDIA driver: check the permissions of /dev/nvidia*",
+        nvml.NVML_ERROR_GPU_NOT_FOUND: "the NVIDIA driver finds no GPU",
+    }
+    return causes.get(error.value, f"NVML does not start: {error}")
+
+
+def _read(nvml: Any, processes_hidden: str | None) -> Reading:
+    system = _Asker(nvml)
+    driver = system.text("driver_version", nvml.nvmlSystemGetDriverVersion)
+    cuda = system.ask("cuda_driver_version", _cuda_driver_version, nvml)
+    count = system.ask("gpus", nvml.nvmlDeviceGetCount)
+    gpus = [_gpu(nvml, index, processes_hidden) for index in range(count or 0)]
+    too_old = _too_old(driver)
+    if too_old:
+        gpus = [gpu.model_copy(update={"error": gpu.error or too_old}) for gpu in gpus]
+    error = too_old
+    if not gpus:
+        error = system.unknown.pop("gpus", "the NVIDIA driver runs, but reports no GPU")
+    elif all(gpu.error for gpu in gpus):
+        error = gpus[0].error
+    return Reading(gpus, error, driver, cuda, system.unknown)
+
+
+def _cuda_driver_version(nvml: Any) -> str | None:
+    version = nvml.nvmlSystemGetCudaDriverVersion_v2()
+    return f"{version // 1000}.{version % 1000 // 10}" if version > 0 else None
+
+
+def _too_old(driver: str | None) -> str | None:
+    numbers = tuple(int(part) for part in (driver or "").split(".") if part.isdigit())
+    if not numbers or numbers >= OLDEST_DRIVER[: len(numbers)]:
+        return None
+    return f"the NVIDIA driver {driver} is too old for CUDA 12: install {_dotted(OLDEST_DRIVER)} or newer on the host"
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(str(number) for number in numbers)
+
+
+class _Asker:
+    """Questions about one thing. A refused answer is None, and `unknown` holds the reason; after `lost` nothing more is asked."""
+
+    def __init__(self, nvml: Any) -> None:
+        self.nvml = nvml
+        self.unknown: dict[str, str] = {}
+        self.lost: str | None = None
+
+    def ask(self, field: str, function: Callable[..., T], *args: Any) -> T | None:
+        if self.lost:
+            self.unknown[field] = self.lost
+            return None
+        try:
+            answer = function(*args)
+        except self.nvml.NVMLError as error:
+            self.unknown[field] = f"NVML: {error}"
+            if error.value in (self.nvml.NVML_ERROR_GPU_IS_LOST, self.nvml.NVML_ERROR_RESET_REQUIRED):
+                self.lost = f"the GPU does not answer (NVML: {error}); reset it or restart the machine"
+                self.unknown[field] = self.lost
+            return None
+        except UnicodeDecodeError:
+            self.unknown[field] = "NVML gave text that cannot be decoded"
+            return None
+        if answer is None:
+            self.unknown[field] = "NVML gave an empty answer"
+        return answer
+
+    def text(self, field: str, function: Callable[..., str], *args: Any) -> str | None:
+        return self.ask(field, lambda: function(*args).strip() or None)
+
+    def flag(self, field: str, function: Callable[..., int], *args: Any) -> bool | None:
+        answer = self.ask(field, function, *args)
+        return None if answer is None else bool(answer)
+
+
+def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
+    asker = _Asker(nvml)
+    handle = asker.ask("handle", nvml.nvmlDeviceGetHandleByIndex, index)
+    if handle is None and not asker.lost:
+        asker.lost = f"the GPU cannot be opened ({asker.unknown['handle']})"
+    asker.unknown.pop("handle", None)
+    # The name and uuid first: they are what a person needs most about a card that fails half-way.
+    name = asker.text("name", nvml.nvmlDeviceGetName, handle)
+    uuid = asker.text("uuid", nvml.nvmlDeviceGetUUID, handle)
+    number = asker.ask("architecture", nvml.nvmlDeviceGetArchitecture, handle)
+    if number is not None and number not in ARCHITECTURES:
+        asker.unknown["architecture"] = f"NVML's architecture number {number} is newer than this harness"
+    capability = asker.ask("compute_capability", lambda: _dotted(nvml.nvmlDeviceGetCudaComputeCapability(handle)))
+    if capability is None:
+        asker.unknown["integrated"] = asker.lost or "NVML tells it only through the compute capability, which is unknown"
+    integrated = None if capability is None else capability in INTEGRATED
+    total, free, reserved = _memory(asker, handle, shared=bool(integrated))
+    mig = asker.flag("mig_mode", lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
+    return Gpu(
+        index=index,
+        name=name,
+        uuid=uuid,
+        architecture=ARCHITECTURES.get(number),
+        compute_capability=capability,
+        total_bytes=total,
+        free_bytes=free,
+        reserved_bytes=reserved,
+        mig_mode=mig,
+        mig_devices=_mig_devices(asker, handle) if mig else [],
+        display_active=asker.flag("display_active", nvml.nvmlDeviceGetDisplayActive, handle),
+        integrated=integrated,
+        foreign_processes=_processes(asker, handle, processes_hidden),
+        error=asker.lost,
+        unknown=asker.unknown,
+    )
+
+
+def _memory(asker: _Asker, handle: Any, *, shared: bool = False) -> tuple[int | None, int | None, int | None]:
+    """(total, free, reserved) bytes; each None, with a reason, where NVML gives none or contradicts itself."""
+    info = asker.ask("total_bytes", _memory_info, asker.nvml, handle)
+    if info is None:
+        reason = asker.unknown["total_bytes"]
+        if shared and not asker.lost:
+            reason = f"the GPU shares the host's memory, see host.ram_available_bytes ({reason})"
+        asker.unknown |= dict.fromkeys(("total_bytes", "free_bytes", "reserved_bytes"), reason)
+        return None, None, None
+    total, free, reserved = info
+    wrong = None
+    if total == 0:
+        wrong = "NVML says that the GPU has 0 bytes of memory"
+    elif free > total:
+        wrong = f"NVML contradicts itself: {free} bytes free of {total}"
+    elif reserved is not None and reserved > total:
+        wrong = f"NVML contradicts itself: {reserved} bytes reserved of {total}"
+    if wrong:
+        asker.unknown |= dict.fromkeys(("total_bytes", "free_bytes", "reserved_bytes"), wrong)
+        return None, None, None
+    if reserved is None:
+        asker.unknown["reserved_bytes"] = "this driver counts reserved memory as used (it lacks nvmlDeviceGetMemoryInfo_v2)"
+    return total, free, reserved
+
+
+def _memory_info(nvml: Any, handle: Any) -> tuple[int, int, int | None]:
+    try:
+        info = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+        return info.total, info.free, info.reserved
+    except nvml.NVMLError as error:
+        if error.value not in (nvml.NVML_ERROR_FUNCTION_NOT_FOUND, nvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH):
+            raise
+    info = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return info.total, info.free, None
+
+
+def _mig_devices(asker: _Asker, handle: Any) -> list[MigDevice]:
+    nvml = asker.nvml
+    slots = asker.ask("mig_devices", nvml.nvmlDeviceGetMaxMigDeviceCount, handle)
+    found = []
+    for slot in range(slots or 0):
+        try:
+            mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)
+        except nvml.NVMLError as error:
+            # An empty slot is no news; anything else means that an instance may be missing from the list.
+            if error.value != nvml.NVML_ERROR_NOT_FOUND:
+                asker.unknown["mig_devices"] = f"slot {slot}: NVML: {error}"
+            continue
+        own = _Asker(nvml)
+        name = own.text("name", nvml.nvmlDeviceGetName, mig)
+        uuid = own.text("uuid", nvml.nvmlDeviceGetUUID, mig)
+        total, free, reserved = _memory(own, mig)
+        found.append(MigDevice(uuid=uuid, name=name, total_bytes=total, free_bytes=free, reserved_bytes=reserved, unknown=own.unknown))
+    return found
+
+
+def _processes(asker: _Asker, handle: Any, hidden: str | None) -> list[GpuProcess] | None:
+    """Processes on the GPU, each once, by pid; None when they cannot be seen.
+
+    In a container NVML answers with an empty list whatever runs outside.
+    """
+    nvml = asker.nvml
+    compute = asker.ask("foreign_processes", _running, nvml, "Compute", handle)
+    if compute is None:
+        return None
+    graphics = asker.ask("foreign_processes", _running, nvml, "Graphics", handle)
+    found = {process.pid: process for process in [*compute, *(graphics or [])]}
+    if graphics is None:
+        if not found:
+            return None
+        asker.unknown["foreign_processes"] = f"graphics processes are missing ({asker.unknown['foreign_processes']})"
+    if not found and hidden:
+        asker.unknown["foreign_processes"] = hidden
+        return None
+    processes = [GpuProcess(pid=pid, name=_process_name(nvml, pid), used_bytes=found[pid].usedGpuMemory) for pid in sorted(found)]
+    if any(process.name is None for process in processes):
+        asker.unknown["foreign_processes.name"] = "NVML does not tell the name of each process to this user, or in this container"
+    if any(process.used_bytes is None for process in processes):
+        asker.unknown["foreign_processes.used_bytes"] = "NVML does not tell the memory of each process here (so it is under WSL2)"
+    return processes
+
+
+def _running(nvml: Any, kind: str, handle: Any) -> list[Any]:
+    newest, older = (getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses{version}") for version in ("_v3", "_v2"))
+    try:
+        processes: list[Any] = newest(handle)
+    except nvml.NVMLError as error:
+        if error.value != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+            raise
+        processes = older(handle)
+    return processes
+
+
+def _process_name(nvml: Any, pid: int) -> str | None:
+    try:
+        name: str = nvml.nvmlSystemGetProcessName(pid)
+    except (nvml.NVMLError, UnicodeDecodeError):
+        return None
+    return name.strip() or None

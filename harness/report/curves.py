@@ -1,0 +1,106 @@
+"""The training curves of a run, small enough for a page: metrics.jsonl read line by line, thinned without losing extremes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from harness.artifacts import Metrics
+
+SERIES = {"loss": "Loss", "grad_norm": "Gradient norm", "learning_rate": "Learning rate", "step_s": "Step time, s"}
+MAX_POINTS = 2000
+
+
+class Curves(NamedTuple):
+    """`rows` by step, the later of two lines of one step; the counts say what was left out."""
+
+    rows: list[Metrics]
+    unreadable_lines: int
+    repeated_steps: int
+
+
+def read_curves(path: Path) -> Curves | None:
+    """The curves of a metrics.jsonl; None when there is none. A torn line (the trainer was killed) is counted, not fatal."""
+    if not path.is_file():
+        return None
+    rows: dict[int, Metrics] = {}
+    unreadable = repeated = 0
+    with path.open(errors="replace") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                row = Metrics.model_validate(json.loads(line))
+            except (ValueError, ValidationError):
+                unreadable += 1
+                continue
+            repeated += row.step in rows
+            rows[row.step] = row
+    return Curves([rows[step] for step in sorted(rows)], unreadable, repeated)
+
+
+def series(rows: list[Metrics]) -> dict[str, list[list[float | None]]]:
+    """Name → [steps, values] with six digits; a value that is not finite is null.
+
+    The first step's time is left out: that step compiles, and would flatten the curve.
+    """
+    found = {}
+    for name in SERIES:
+        shown = rows[1:] if name == "step_s" and len(rows) > 1 else rows
+        found[name] = _thinned([row.step for row in shown], [getattr(row, name) for row in shown])
+    return found
+
+
+def _thinned(steps: list[int], values: list[float]) -> list[list[float | None]]:
+    """At most MAX_POINTS: the least and the greatest of each stretch, and every stretch's first non-finite value."""
+    stretch = max(1, math.ceil(len(values) / (MAX_POINTS // 2)))
+    kept: set[int] = set()
+    if stretch < 3:
+        kept = set(range(len(values)))
+    for start in range(0, len(values), stretch) if not kept else ():
+        indices = range(start, min(start + stretch, len(values)))
+        finite = [i for i in indices if math.isfinite(values[i])]
+        kept |= {min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)} if finite else set()
+        kept |= set([i for i in indices if not math.isfinite(values[i])][:1])
+    order = sorted(kept | ({0, len(values) - 1} if values else set()))
+    return [[steps[i] for i in order], [float(f"{values[i]:.6g}") if math.isfinite(values[i]) else None for i in order]]
+
+
+class Tenths(NamedTuple):
+    """Mean loss of the first and of the last tenth of the logged steps."""
+
+    first: float
+    last: float
+    first_steps: tuple[int, int]
+    last_steps: tuple[int, int]
+
+    @property
+    def change(self) -> float | None:
+        return (self.last - self.first) / abs(self.first) if self.first else None
+
+
+def loss_tenths(rows: list[Metrics]) -> Tenths | None:
+    """None for fewer than ten finite losses: a tenth would be less than one step."""
+    finite = [row for row in rows if math.isfinite(row.loss)]
+    count = len(finite) // 10
+    if not count:
+        return None
+    first, last = finite[:count], finite[-count:]
+    means = [math.fsum(row.loss for row in part) / count for part in (first, last)]
+    return Tenths(means[0], means[1], (first[0].step, first[-1].step), (last[0].step, last[-1].step))
+
+
+def median_of(rows: list[Metrics], name: str) -> float | None:
+    """The median of a column, over its finite values; the first row is left out, since its step compiles."""
+    values = [value for row in rows[1:] if math.isfinite(value := getattr(row, name))]
+    return median(values) if values else None
+
+
+def non_finite_losses(rows: list[Metrics]) -> list[int]:
+    """The steps whose loss is NaN or infinite."""
+    return [row.step for row in rows if not math.isfinite(row.loss)]

@@ -1,0 +1,139 @@
+"""What the sections of the report show, taken from the artifacts: comparisons and shares, no prose and no HTML."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.artifacts import Manifest
+from harness.errors import HarnessError
+from harness.parameters import group_of, is_trained, parameter_shapes
+from harness.recipe import Recipe, load_recipe
+from harness.rundir import RECIPE
+from harness.strict import parse
+
+PUBLISHED = "pi05_libero"
+CAMERA_VIEWS = "camera_views.png"
+# The whole page stays under 2 MB, and base64 adds a third.
+MAX_IMAGE_BYTES = 900_000
+
+
+class Share(NamedTuple):
+    """One part of a bar."""
+
+    name: str
+    value: int
+    of: int
+    trained: int = 0
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.value / self.of if self.of else 0.0
+
+    @property
+    def trained_percent(self) -> float:
+        return 100 * self.trained / self.value if self.value else 0.0
+
+
+class Difference(NamedTuple):
+    key: str
+    published: object
+    here: object
+
+
+def recipe_of(manifest: Manifest | None) -> Recipe | None:
+    """The recipe that the manifest holds, when this version of the harness still understands it."""
+    if manifest is None:
+        return None
+    try:
+        return parse(Recipe, manifest.recipe, where="the manifest's recipe", code="artifact-invalid", fix="use the harness that made the run")
+    except HarnessError:
+        return None
+
+
+def parameter_shares(recipe: Recipe) -> list[Share]:
+    """Parameters of each group of the network, and how many of them the recipe trains; largest first."""
+    total: dict[str, int] = {}
+    trained: dict[str, int] = {}
+    for path, shape in parameter_shapes(recipe.model).items():
+        group, size = group_of(path), 1
+        for n in shape:
+            size *= n
+        total[group] = total.get(group, 0) + size
+        trained[group] = trained.get(group, 0) + size * is_trained(path, recipe.model, recipe.train.trained)
+    everything = sum(total.values())
+    return sorted((Share(group, n, everything, trained[group]) for group, n in total.items()), key=lambda share: -share.value)
+
+
+def memory_shares(breakdown: dict[str, int]) -> list[Share]:
+    """The parts of the plan's device bytes, largest first."""
+    total = sum(breakdown.values())
+    return sorted((Share(name, n, total) for name, n in breakdown.items() if n > 0), key=lambda share: -share.value)
+
+
+def differences_from_published(recipe: Recipe) -> list[Difference]:
+    """Every key in which the recipe differs from the published one, names and descriptions aside."""
+    published, here = (_flat(each.model_dump(mode="json", exclude={"name", "description"})) for each in (load_recipe(PUBLISHED), recipe))
+    return [
+        Difference(key, published.get(key, "–"), here.get(key, "–")) for key in sorted(published.keys() | here.keys()) if published.get(key) != here.get(key)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}.{name}" if prefix else name).items()}
+
+
+def camera_views(directory: Path) -> str | None:
+    """The trainer's picture of the first batch as a data URI, made smaller when it is too large; None when there is none.
+
+    Raises: HarnessError "artifact-invalid" for a file that is no picture.
+    """
+    path = directory / CAMERA_VIEWS
+    if not path.is_file():
+        return None
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            kind, data = "png", path.read_bytes()
+            if len(data) > MAX_IMAGE_BYTES:
+                kind, data = "jpeg", _smaller(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise HarnessError("artifact-invalid", f"{path} is not a picture: {error}", fix=f"remove {path}; the next run writes it again") from error
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _smaller(image: Any) -> bytes:
+    picture = image.convert("RGB")
+    for width in (1600, 1200, 800, 400):
+        picture.thumbnail((width, width * 4))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=85)
+        if buffer.tell() <= MAX_IMAGE_BYTES:
+            break
+    return buffer.getvalue()
+
+
+class Command(NamedTuple):
+    what: str
+    line: str
+
+
+def commands(directory: Path, manifest: Manifest | None) -> list[Command]:
+    """What to type to get this run again, to go on with it, and to look into it."""
+    run = shlex.quote(str(directory))
+    found = []
+    if manifest and manifest.source_revision:
+        found.append(Command("The code of this run", f"git checkout {shlex.quote(manifest.source_revision)}"))
+    if (directory / RECIPE).is_file():
+        found.append(Command("Reproduce: the same recipe in a new run", f"harness train --recipe {shlex.quote(str(directory / RECIPE))}"))
+    found.append(Command("Resume: go on from the last whole checkpoint", f"harness train --resume --run {run}"))
+    found.append(Command("Inspect the checkpoints, every number in them", f"harness inspect {run} --deep"))
+    found.append(Command("Write this page again", f"harness report --run {run}"))
+    return found

@@ -1,0 +1,203 @@
+"use strict";
+// Four curves over one step axis: hover reads all of them, a drag zooms all of them, a double click zooms out.
+(() => {
+  const SVG = "http://www.w3.org/2000/svg";
+  const PAD = { left: 52, right: 10, top: 8, bottom: 22 };
+  const data = JSON.parse(document.getElementById("series").textContent);
+  const slider = document.getElementById("smoothing");
+  const logarithmic = document.getElementById("logarithmic");
+  const reset = document.getElementById("reset");
+  const whole = [Math.min(...ends(0)), Math.max(...ends(-1))];
+  let view = whole;
+  let hover = null;
+
+  function ends(at) {
+    return Object.values(data).map(([steps]) => steps.at(at)).filter((step) => step !== undefined);
+  }
+
+  function element(name, attributes, parent, text) {
+    const node = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (text !== undefined) node.textContent = text;
+    return parent.appendChild(node);
+  }
+
+  // An exponential average over the points, without the pull of its starting value; gaps stay gaps.
+  function smoothed(values, weight) {
+    let sum = 0, mass = 0;
+    return values.map((value) => {
+      if (value === null) return null;
+      sum = weight * sum + (1 - weight) * value;
+      mass = weight * mass + (1 - weight);
+      return sum / mass;
+    });
+  }
+
+  function ticks(low, high, count) {
+    const rough = (high - low) / count || 1;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const unit = [1, 2, 5, 10].find((step) => step * power >= rough) * power;
+    const found = [];
+    for (let tick = Math.ceil(low / unit) * unit; tick <= high + unit * 1e-9; tick += unit) found.push(tick);
+    return found;
+  }
+
+  // On a logarithmic axis: round values, which are 1, 2, 5 … when they span more than a decade.
+  function logTicks(low, high, count) {
+    if (high - low < 1) return ticks(10 ** low, 10 ** high, count).filter((value) => value > 0).map(Math.log10);
+    const found = [];
+    for (let power = Math.floor(low); power <= high; power++) {
+      for (const digit of high - low > 3 ? [1] : [1, 2, 5]) found.push(Math.log10(digit) + power);
+    }
+    return found.filter((tick) => tick >= low && tick <= high);
+  }
+
+  function shown(value) {
+    if (value === null || value === undefined) return "not finite";
+    const size = Math.abs(value);
+    if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(2).replace(/\.?0+e/, "e");
+    return String(Number(value.toPrecision(4)));
+  }
+
+  class Chart {
+    constructor(figure) {
+      [this.steps, this.raw] = data[figure.dataset.series];
+      this.svg = figure.querySelector("svg");
+      this.output = figure.querySelector("output");
+      this.exact = "exact" in figure.dataset; // a schedule has no noise to smooth away
+      this.svg.addEventListener("pointermove", (event) => this.move(event));
+      this.svg.addEventListener("pointerleave", () => { if (this.start === undefined) { hover = null; drawMarks(); } });
+      this.svg.addEventListener("pointerdown", (event) => {
+        if (event.button !== 0) return;
+        this.start = this.stepAt(event);
+        this.svg.setPointerCapture(event.pointerId);
+      });
+      this.svg.addEventListener("pointerup", (event) => this.release(event));
+      this.svg.addEventListener("pointercancel", () => { this.start = undefined; hover = null; drawMarks(); });
+      this.svg.addEventListener("dblclick", () => zoom(whole));
+    }
+
+    draw() {
+      const box = this.svg.getBoundingClientRect();
+      this.width = box.width;
+      this.height = box.height;
+      this.svg.replaceChildren();
+      this.weight = this.exact ? 0 : Number(slider.value);
+      const line = smoothed(this.raw, this.weight);
+      this.line = line;
+      const inside = this.steps.map((step, i) => i).filter((i) => this.steps[i] >= view[0] && this.steps[i] <= view[1]);
+      const positive = logarithmic.checked && inside.every((i) => this.raw[i] === null || this.raw[i] > 0);
+      this.scale = positive ? Math.log10 : (value) => value;
+      const values = inside.flatMap((i) => [this.raw[i], line[i]]).filter((value) => value !== null).map(this.scale);
+      let [low, high] = values.length ? [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))] : [0, 1];
+      const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 0.5;
+      [this.low, this.high] = [low >= 0 && low - room < 0 && !positive ? 0 : low - room, high + room];
+      for (const tick of (positive ? logTicks : ticks)(this.low, this.high, 5)) {
+        const y = this.y(tick);
+        element("line", { class: "grid", x1: PAD.left, x2: this.width - PAD.right, y1: y, y2: y }, this.svg);
+        element("text", { x: PAD.left - 6, y: y + 4, "text-anchor": "end" }, this.svg, shown(positive ? 10 ** tick : tick));
+      }
+      for (const tick of ticks(view[0], view[1], Math.max(2, Math.floor(this.width / 110)))) {
+        if (!Number.isInteger(tick)) continue;
+        const x = this.x(tick);
+        const anchor = x < PAD.left + 12 ? "start" : x > this.width - 26 ? "end" : "middle";
+        element("text", { x, y: this.height - 6, "text-anchor": anchor }, this.svg, tick.toLocaleString("en"));
+      }
+      const near = this.withNeighbours(inside);
+      if (this.weight > 0) this.path("raw", near, this.raw);
+      this.path("smooth", near, line);
+      for (const i of inside.filter((i) => this.raw[i] === null)) {
+        const x = this.x(this.steps[i]);
+        element("line", { class: "nan", x1: x, x2: x, y1: PAD.top, y2: PAD.top + 12 }, this.svg);
+      }
+      this.marks = element("g", {}, this.svg);
+    }
+
+    // The points just outside, so that a zoomed line runs to the edges.
+    withNeighbours(inside) {
+      if (!inside.length) return [];
+      const first = Math.max(0, inside[0] - 1), last = Math.min(this.steps.length - 1, inside.at(-1) + 1);
+      return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+    }
+
+    path(name, indices, values) {
+      let pen = "M";
+      const parts = [];
+      for (const i of indices) {
+        if (values[i] === null) { pen = "M"; continue; }
+        parts.push(`${pen}${this.x(this.steps[i]).toFixed(1)} ${this.y(this.scale(values[i])).toFixed(1)}`);
+        pen = "L";
+      }
+      if (!parts.length) return;
+      if (parts.length === 1) parts.push("h0.1");
+      const clip = `inset(0 ${PAD.right}px ${PAD.bottom}px ${PAD.left}px)`;
+      element("path", { class: name, d: parts.join(""), "stroke-linecap": "round", style: `clip-path: ${clip} view-box` }, this.svg);
+    }
+
+    x(step) {
+      const span = view[1] - view[0] || 1;
+      return PAD.left + ((step - view[0]) / span) * (this.width - PAD.left - PAD.right);
+    }
+
+    y(scaled) {
+      return PAD.top + ((this.high - scaled) / (this.high - this.low)) * (this.height - PAD.top - PAD.bottom);
+    }
+
+    stepAt(event) {
+      const x = event.clientX - this.svg.getBoundingClientRect().left;
+      const part = (x - PAD.left) / (this.width - PAD.left - PAD.right);
+      return view[0] + Math.min(1, Math.max(0, part)) * (view[1] - view[0]);
+    }
+
+    move(event) {
+      hover = this.stepAt(event);
+      drawMarks();
+      if (this.start === undefined) return;
+      const [from, to] = [this.start, hover].sort((a, b) => a - b).map((step) => this.x(step));
+      element("rect", { class: "drag", x: from, width: to - from, y: PAD.top, height: this.height - PAD.top - PAD.bottom }, this.marks);
+    }
+
+    release(event) {
+      if (this.start === undefined) return;
+      const [from, to] = [this.start, this.stepAt(event)].sort((a, b) => a - b);
+      this.start = undefined;
+      if (this.x(to) - this.x(from) > 8) zoom([from, to]);
+    }
+
+    drawMarks() {
+      this.marks.replaceChildren();
+      const at = hover === null ? this.steps.length - 1 : this.nearest(hover);
+      if (at < 0) return;
+      const raw = this.raw[at], line = this.line[at];
+      const both = this.weight > 0 && raw !== null;
+      this.output.textContent = `step ${this.steps[at].toLocaleString("en")}: ${shown(raw)}` + (both ? ` (smoothed ${shown(line)})` : "");
+      if (hover === null) return;
+      const x = this.x(this.steps[at]);
+      if (x < PAD.left || x > this.width - PAD.right) return;
+      element("line", { class: "cross", x1: x, x2: x, y1: PAD.top, y2: this.height - PAD.bottom }, this.marks);
+      if (line !== null) element("circle", { class: "dot", cx: x, cy: this.y(this.scale(line)), r: 4 }, this.marks);
+    }
+
+    nearest(step) {
+      let best = -1;
+      this.steps.forEach((candidate, i) => { if (best < 0 || Math.abs(candidate - step) < Math.abs(this.steps[best] - step)) best = i; });
+      return best;
+    }
+  }
+
+  const charts = [...document.querySelectorAll(".chart")].map((figure) => new Chart(figure));
+  function drawMarks() { charts.forEach((chart) => chart.drawMarks()); }
+  function draw() { charts.forEach((chart) => chart.draw()); drawMarks(); }
+  function zoom(range) {
+    view = range;
+    reset.hidden = view === whole;
+    hover = null;
+    draw();
+  }
+  slider.addEventListener("input", draw);
+  logarithmic.addEventListener("change", draw);
+  reset.addEventListener("click", () => zoom(whole));
+  window.addEventListener("resize", draw);
+  window.addEventListener("beforeprint", draw);
+  draw();
+})();

@@ -1,0 +1,197 @@
+"""A training run from the first compile to the last checkpoint, in the order in which it happens."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from harness.artifacts import Dataset, Levers, Manifest, Metrics, NormStats, Plan
+from harness.checkpoint.store import Store
+from harness.data.loader import Loader
+from harness.data.stats import to_openpi_json
+from harness.errors import HarnessError
+from harness.parameters import check_who_is_trained
+from harness.recipe import Recipe
+from harness.rundir import RunDir
+from harness.train.compiled import CompiledStep, compile_step
+from harness.train.manifest import describe_run
+from harness.train.metrics import MetricsFile, Wandb
+from harness.train.snapshot import restore, save
+from harness.train.start import first_state
+from harness.train.state import TrainState
+from harness.train.views import save_camera_views
+from harness.units import format_bytes
+
+
+class Watcher(Protocol):
+    """Who is told how it goes."""
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def step(self, line: Metrics, steps: int) -> None: ...
+
+
+class Outcome(NamedTuple):
+    step: int
+    finished: bool
+
+
+class Job(NamedTuple):
+    """Everything that a run is made of; all of it lies as files in the run directory."""
+
+    run: RunDir
+    recipe: Recipe
+    plan: Plan
+    dataset: Dataset
+    stats: NormStats
+
+    @property
+    def levers(self) -> Levers:
+        assert self.plan.chosen is not None
+        return self.plan.chosen.levers
+
+
+def train(job: Job, watcher: Watcher) -> Outcome:
+    """Where the run stands when it ends: at its last step, or where SIGTERM or Ctrl-C asked it to stop, saved either way.
+
+    Raises: HarnessError "does-not-fit", "loss-not-finite", and those of the loader, the weights and the checkpoints.
+    """
+    recipe, run = job.recipe, job.run
+    check_who_is_trained(recipe)
+    with _stop_requests() as stop:
+        # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run ends here.
+        watcher.say("compiling the training step")
+        compiled = compile_step(recipe, job.levers)
+        _check_fits(compiled, job.plan)
+        # 2. The state: from the last whole checkpoint, else from the recipe's weights, else fresh.
+        store = Store(run.checkpoints, keep_every_steps=recipe.train.keep_every_steps)
+        train_key, init_key = jax.random.split(jax.random.key(recipe.train.seed))
+        start = store.latest() or 0
+        if start:
+            watcher.say(f"resuming from the checkpoint of step {start}")
+            state, manifest = restore(store, recipe, start), run.read(Manifest)
+        else:
+            state, weights = first_state(recipe, init_key, watcher.say)
+            manifest = describe_run(job, compiled, weights)
+            run.write(manifest)
+        # 3. The data, from where the state stands; the order of frames depends on seed and step alone.
+        loader = Loader(recipe, job.dataset, job.stats, batch_size=recipe.train.global_batch, seed=recipe.train.seed)
+        metrics = MetricsFile(run.metrics, start_step=start)
+        wandb = Wandb(run, recipe, manifest.model_dump(mode="json") if manifest else {}, start_step=start, warn=watcher.warn)
+        if start == 0:
+            wandb.image("camera_views", save_camera_views(run.path, loader.batch(0)), 0)
+        # 4. Steps, until the last one or until asked to stop.
+        trainer = _Trainer(job, watcher, compiled, store, metrics, wandb)
+        batches = loader.iterate(start)
+        try:
+            step = trainer.run(state, train_key, start, batches, stop)
+        finally:
+            batches.close()
+            metrics.close()
+            wandb.close()
+            store.close()
+    return Outcome(step, finished=step == recipe.train.steps)
+
+
+class _Trainer:
+    """The steps of one run, with what they are recorded by."""
+
+    def __init__(self, job: Job, watcher: Watcher, compiled: CompiledStep, store: Store, metrics: MetricsFile, wandb: Wandb) -> None:
+        self._job, self._watcher, self._compiled = job, watcher, compiled
+        self._store, self._metrics, self._wandb = store, metrics, wandb
+        self._norm_stats_json = to_openpi_json(job.stats)
+        # Metrics stay on the device until they are due: reading one waits for its step.
+        self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
+        self._flushed = time.monotonic()
+
+    def run(self, state: TrainState, key: jax.Array, start: int, batches: Iterator[dict[str, Any]], stop: list[int]) -> int:
+        """The number of steps done, all of them saved."""
+        train = self._job.recipe.train
+        self._flushed = time.monotonic()
+        for step in range(start, train.steps):
+            before = time.monotonic()
+            batch = next(batches)
+            data_s = time.monotonic() - before
+            inputs = {name: batch[name] for name in ("images", "tokens", "token_mask", "actions")}
+            state, values = self._compiled.run(state, inputs, key)
+            self._pending.append((step, values, data_s))
+            done = step + 1
+            ends = done == train.steps or bool(stop)
+            saves = ends or done % train.save_every_steps == 0
+            if saves or done % train.log_every_steps == 0:
+                self._flush()
+            if saves:
+                self._save(state, done)
+            if ends:
+                return done
+        return start
+
+    def _flush(self) -> None:
+        """Writes the pending metrics; a loss that is not finite ends the run, and is never saved."""
+        fetched = [(step, {name: float(value) for name, value in jax.device_get(values).items()}, data_s) for step, values, data_s in self._pending]
+        self._pending.clear()
+        now = time.monotonic()
+        step_s, self._flushed = (now - self._flushed) / len(fetched), now
+        lines = [Metrics(step=step, **values, step_s=step_s, data_s=data_s, time=time.time()) for step, values, data_s in fetched]
+        finite = [line for line in lines if math.isfinite(line.loss) and math.isfinite(line.grad_norm)]
+        self._metrics.write(finite)
+        self._wandb.write(finite)
+        for line in finite:
+            self._watcher.step(line, self._job.recipe.train.steps)
+        if len(finite) < len(lines):
+            bad = next(line for line in lines if line not in finite)
+            raise HarnessError(
+                "loss-not-finite",
+                f"step {bad.step}: loss or gradient is not finite, so the update was not kept",
+                got=f"loss {bad.loss}, grad_norm {bad.grad_norm}",
+                fix="lower train.optimizer.schedule.peak, or look at the findings of harness stats; the last whole checkpoint is as it was",
+            )
+
+    def _save(self, state: TrainState, step: int) -> None:
+        job = self._job
+        record = {
+            "step": step,
+            "recipe": job.recipe.model_dump(mode="json"),
+            "recipe_sha256": job.recipe.sha256(),
+            "plan": job.levers.model_dump(mode="json"),
+            "data": {"seed": job.recipe.train.seed, "next_step": step, "dataset_sha256": job.dataset.sha256},
+        }
+        save(self._store, state, step=step, norm_stats_json=self._norm_stats_json, asset_id=job.recipe.data.asset_id, record=record)
+
+
+def _check_fits(compiled: CompiledStep, plan: Plan) -> None:
+    need, usable = compiled.bytes["device"], plan.usable_bytes
+    if usable is not None and need > usable:
+        raise HarnessError(
+            "does-not-fit",
+            f"the compiled step does not fit {plan.device}; nothing was allocated",
+            got=f"{format_bytes(usable)} usable",
+            need=f"{format_bytes(need)} by XLA's buffer assignment",
+            fix="free the device's memory (harness probe shows who holds it), or train less: --recipe pi05_libero_lora",
+        )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that is empty until SIGTERM or Ctrl-C; a second signal ends the process as it would without us."""
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

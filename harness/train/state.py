@@ -1,0 +1,68 @@
+"""What a training run carries from step to step. Frozen parameters have no gradient, moment or average."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from harness.model.pi05 import Params, initialize
+from harness.parameters import is_trained, parameter_shapes
+from harness.recipe import Recipe
+from harness.train.optimizer import optimizer
+
+
+class TrainState(NamedTuple):
+    """`trained` is float32, `frozen` bfloat16 as upstream stores it; `ema` averages the trained ones, or is None.
+
+    The average of a frozen parameter is the parameter itself, so it is not kept twice.
+    """
+
+    step: jax.Array
+    trained: Params
+    frozen: Params
+    opt_state: optax.OptState
+    ema: Params | None
+
+    @property
+    def params(self) -> Params:
+        return self.trained | self.frozen
+
+    @property
+    def averaged(self) -> Params:
+        """The parameters to deploy: the average where there is one."""
+        return (self.trained if self.ema is None else self.ema) | self.frozen
+
+
+def parameter_dtype(path: str, recipe: Recipe) -> Any:
+    """float32 for what is trained, bfloat16 for what is frozen.
+
+    Source: openpi scripts/train.py `init_train_state`, commit 15a9616.
+    """
+    return jnp.float32 if is_trained(path, recipe.model, recipe.train.trained) else jnp.bfloat16
+
+
+def abstract_params(recipe: Recipe) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path → shape and stored type of every parameter."""
+    return {path: jax.ShapeDtypeStruct(shape, parameter_dtype(path, recipe)) for path, shape in parameter_shapes(recipe.model).items()}
+
+
+def state_from(params: Params, recipe: Recipe) -> TrainState:
+    """The state at step 0 around these parameters (jit it, or jax.eval_shape it)."""
+    trained = {p: v.astype(jnp.float32) for p, v in params.items() if is_trained(p, recipe.model, recipe.train.trained)}
+    frozen = {p: v.astype(jnp.bfloat16) for p, v in params.items() if p not in trained}
+    # A copy, since the step donates its state: two names for one buffer could not both be given away.
+    ema = None if recipe.train.ema_decay is None else jax.tree.map(jnp.copy, trained)
+    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, optimizer(recipe.train.optimizer).init(trained), ema)
+
+
+def fresh_state(recipe: Recipe, key: jax.Array) -> TrainState:
+    """The state at step 0 from random parameters."""
+    return state_from(initialize(recipe.model, key), recipe)
+
+
+def abstract_state(recipe: Recipe) -> TrainState:
+    """The state's shapes and types, from the closed form; nothing is allocated."""
+    return jax.eval_shape(lambda params: state_from(params, recipe), abstract_params(recipe))

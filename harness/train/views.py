@@ -1,0 +1,20 @@
+"""The camera views of a batch as one picture: what the model is shown, for a person to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CAMERA_VIEWS = "camera_views.png"
+_SAMPLES = 5
+
+
+def save_camera_views(directory: Path, batch: dict[str, Any]) -> Path:
+    """The PNG's path: a column a sample (five at most), a row a camera, as they enter the model before augmentation."""
+    rows = [np.concatenate(list(images[:_SAMPLES]), axis=1) for images in batch["images"].values()]
+    path = directory / CAMERA_VIEWS
+    Image.fromarray(np.concatenate(rows, axis=0)).save(path)
+    return path

@@ -1,0 +1,206 @@
+"""Our model and step against a golden file made by openpi's own code: prints each figure's largest error.
+
+    python -m tests.parity tests/golden/pi05_tiny.npz
+
+The file's form and the tolerances: parameters and inputs come from RandomState(first 4 bytes of sha256(salt + path)), so that only
+results are stored; both kinds (`full`, `lora`) that the file holds are checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from harness.model.pi05 import Observation, Params, bind, graph_of
+from harness.parameters import is_trained, parameter_shapes
+from harness.recipe import CAMERAS, Recipe, load_recipe
+from harness.train.state import TrainState, state_from
+from harness.train.step import apply_gradients, kernel_norm
+
+TOLERANCES = {"loss": 1e-5, "masked camera": 1e-5, "absent camera": 1e-5, "sample_actions": 1e-4, "grad_l2": 1e-4, "train_history": 1e-4}
+# Gradients that are zero in exact arithmetic (a key's bias; a norm whose output is not read) are noise in both programs.
+NOISE_FLOOR = 1e-7
+
+
+class Golden(NamedTuple):
+    """A golden file and the sizes that it does not tell."""
+
+    file: Path
+    salt: str = ""
+    horizon: int = 10
+    vision: str = "Ti/14"
+    rank: int = 4
+    alpha: float = 4.0
+
+
+class Figure(NamedTuple):
+    name: str
+    error: float
+    tolerance: float
+    where: str = ""
+
+    @property
+    def passes(self) -> bool:
+        return self.error <= self.tolerance  # False for NaN
+
+
+def leaf(salt: str, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The golden files' rule for every array."""
+    seed = int.from_bytes(hashlib.sha256((salt + path).encode()).digest()[:4], "little")
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+def recipe_for(golden: Golden, kind: str) -> Recipe:
+    """The tiny model of the golden file, with the optimizer of its training history."""
+    adapters = [f"model.{expert}.lora={{rank: {golden.rank}, alpha: {golden.alpha}}}" for expert in ("paligemma", "action_expert")]
+    overrides = [
+        f"model.vision={golden.vision}",
+        f"model.action_horizon={golden.horizon}",
+        "model.prompt_tokens=16",
+        f"train.trained={kind}",
+        "train.ema_decay=0.9",
+        "train.optimizer.schedule={warmup_steps: 2, peak: 1.0e-3, decay_steps: 10, end: 1.0e-4}",
+    ]
+    return load_recipe("smoke", overrides + (adapters if kind == "lora" else []))
+
+
+def parameters(golden: Golden, recipe: Recipe) -> Params:
+    """Parameters by the golden rule; frozen ones rounded to bfloat16."""
+    params = {}
+    for path, shape in parameter_shapes(recipe.model).items():
+        value = 0.05 * leaf(golden.salt, path, shape)
+        if path.startswith("PaliGemma/img") and path.endswith("/scale"):
+            value += 1
+        trained = is_trained(path, recipe.model, recipe.train.trained)
+        params[path] = jnp.asarray(value, jnp.float32 if trained else jnp.bfloat16)
+    return params
+
+
+class Inputs(NamedTuple):
+    observation: Observation
+    actions: np.ndarray
+    noise: np.ndarray
+    time: np.ndarray
+
+
+def inputs(golden: Golden, *, masked: float = -1.0, cameras: tuple[str, ...] = CAMERAS) -> Inputs:
+    """The golden batch of two; the third camera is masked and holds `masked` in every pixel."""
+    b, side, horizon = 2, 224, golden.horizon
+    images = {name: np.tanh(leaf(golden.salt, f"input/{name}", (b, side, side, 3))) for name in CAMERAS[:2]}
+    images[CAMERAS[2]] = np.full((b, side, side, 3), masked, np.float32)
+    tokens = np.int32(np.abs(leaf(golden.salt, "input/tokens", (b, 16))) * 100) % 512
+    observation = Observation(
+        images={name: jnp.asarray(images[name]) for name in cameras},
+        image_masks={name: jnp.full(b, name != CAMERAS[2]) for name in cameras},
+        tokens=jnp.asarray(tokens),
+        token_mask=jnp.arange(16)[None] < jnp.array([[9], [13]]),
+    )
+    actions, noise = (leaf(golden.salt, f"input/{name}", (b, horizon, 32)) for name in ("actions", "noise"))
+    return Inputs(observation, actions, noise, np.array([0.25, 0.8125], np.float32))
+
+
+def check(golden: Golden, kind: str) -> list[Figure]:
+    """Every figure of one kind. Raises KeyError when the file lacks one."""
+    stored = np.load(golden.file)
+    recipe = recipe_for(golden, kind)
+    shapes = {path: tuple(shape) for path, shape in json.loads(str(stored[f"{kind}/shapes"])).items()}
+    if shapes != parameter_shapes(recipe.model):
+        raise SystemExit(f"{kind}: the file's parameters are not this model's; give its --horizon, --vision, --rank")
+    trained = {path for path in shapes if is_trained(path, recipe.model, recipe.train.trained)}
+    if trained != set(json.loads(str(stored[f"{kind}/trainable"]))):
+        raise SystemExit(f"{kind}: the file trains other parameters than ours")
+    params = parameters(golden, recipe)
+    return [
+        *_forward(golden, kind, recipe, params, stored),
+        *_training(golden, kind, recipe, params, stored),
+    ]
+
+
+def _forward(golden: Golden, kind: str, recipe: Recipe, params: Params, stored: Any) -> list[Figure]:
+    graph, batch = graph_of(recipe.model), inputs(golden)
+    loss = jax.jit(lambda params, observation: bind(graph, params).loss(observation, batch.actions, batch.noise, batch.time))
+    sample = jax.jit(lambda params, observation: bind(graph, params).sample_actions(observation, batch.noise))
+    want = stored[f"{kind}/loss"]
+    other = stored[f"{kind}/loss_masked_camera_changed"]
+    changed = loss(params, inputs(golden, masked=0.5).observation)
+    absent = loss(params, inputs(golden, cameras=CAMERAS[:2]).observation)
+    actions = np.asarray(sample(params, batch.observation))
+    return [
+        _relative(f"{kind} loss", "loss", loss(params, batch.observation), want),
+        _relative(f"{kind} loss, masked camera changed", "masked camera", changed, other),
+        _relative(f"{kind} loss, masked camera left out", "absent camera", absent, want),
+        Figure(f"{kind} sample_actions (absolute)", float(np.abs(actions - stored[f"{kind}/sample_actions"]).max()), TOLERANCES["sample_actions"]),
+    ]
+
+
+def _training(golden: Golden, kind: str, recipe: Recipe, params: Params, stored: Any) -> list[Figure]:
+    graph, batch = graph_of(recipe.model), inputs(golden)
+
+    def mean_loss(trained: Params, frozen: Params) -> jax.Array:
+        return bind(graph, trained | frozen).loss(batch.observation, batch.actions, batch.noise, batch.time).mean()
+
+    @jax.jit
+    def step(state: TrainState, frozen_ema: Params) -> tuple[TrainState, Params, Params, jax.Array]:
+        value, grads = jax.value_and_grad(mean_loss)(state.trained, state.frozen)
+        moved, metrics = apply_gradients(recipe, state, value, grads)
+        # The stored norm is of upstream's average of *all* parameters, and upstream averages the frozen ones in bfloat16, where
+        # 0.9·x + 0.1·x is not x. Ours keeps no average of what does not move; to compare the norm, do here as upstream does.
+        frozen_ema = jax.tree.map(lambda old, new: 0.9 * old + (1 - 0.9) * new, frozen_ema, moved.frozen)
+        ema_norm = optax.global_norm((moved.ema, frozen_ema)).astype(jnp.float32)
+        return moved, frozen_ema, grads, jnp.stack([metrics["loss"], metrics["grad_norm"], kernel_norm(moved.params), ema_norm])
+
+    state = state_from(params, recipe)
+    frozen_ema = state.frozen
+    _, _, grads, _ = step(state, frozen_ema)
+    worst = max((_gradient_error(grads[path], float(stored[f"{kind}/grad_l2/{path}"])), path) for path in grads)
+    rows = []
+    for _ in range(len(stored[f"{kind}/train_history"])):
+        state, frozen_ema, _, row = step(state, frozen_ema)
+        rows.append(row)
+    history = _relative(f"{kind} train_history", "train_history", np.stack(rows), stored[f"{kind}/train_history"])
+    return [Figure(f"{kind} grad_l2", worst[0], TOLERANCES["grad_l2"], worst[1]), history]
+
+
+def _relative(name: str, key: str, got: Any, want: Any) -> Figure:
+    return Figure(name, float(np.max(np.abs(np.asarray(got) / np.asarray(want) - 1))), TOLERANCES[key])
+
+
+def _gradient_error(grad: jax.Array, want: float) -> float:
+    got = float(jnp.linalg.norm(grad.astype(jnp.float32).ravel()))
+    return abs(got - want) / max(want, NOISE_FLOOR) if max(got, want) > NOISE_FLOOR else 0.0
+
+
+def kinds(file: Path) -> list[str]:
+    """Which of `full` and `lora` the file holds."""
+    return [kind for kind in ("full", "lora") if f"{kind}/loss" in np.load(file).files]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.parity", description="Compare our π0.5 with a golden file made by openpi's code.")
+    parser.add_argument("file", type=Path, help="golden file (npz)")
+    parser.add_argument("--salt", default="", help="prepended to each path before hashing (default: none)")
+    parser.add_argument("--horizon", type=int, default=10, help="action horizon (default: 10)")
+    parser.add_argument("--vision", choices=("mu/14", "Ti/14"), default="Ti/14", help="vision tower (default: Ti/14)")
+    parser.add_argument("--rank", type=int, default=4, help="rank of the adapters (default: 4)")
+    parser.add_argument("--alpha", type=float, default=4.0, help="alpha of the adapters (default: 4)")
+    golden = Golden(**vars(parser.parse_args()))
+    figures = [figure for kind in kinds(golden.file) for figure in check(golden, kind)]
+    for figure in figures:
+        verdict = "ok  " if figure.passes else "FAIL"
+        print(f"{verdict} {figure.name:40} largest error {figure.error:.1e}   tolerance {figure.tolerance:.0e}   {figure.where}")
+    if not figures:
+        print(f"FAIL {golden.file} holds neither full nor lora figures")
+    sys.exit(0 if figures and all(figure.passes for figure in figures) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,444 @@
+"""`inspect` on checkpoints that openpi's own code wrote, on ours, and on items written here with tensorstore alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorstore as ts
+
+from harness.checkpoint.inspect import inspect
+from harness.errors import HarnessError
+from harness.parameters import group_of, parameter_shapes
+from harness.recipe import Expert, Lora, Recipe, load_recipe
+from tests.openpi_checkpoints import STEP, openpi_checkpoint
+
+ROOT = Path(__file__).parent.parent
+DAY_S = 86_400
+
+
+def write_item(directory: Path, arrays: dict[str, Any], *, zarr3: bool = False, ocdbt: bool = True, empty: tuple[str, ...] = ()) -> None:
+    """An Orbax item made without Orbax: path → an array, or (shape, dtype) for one with no data at all."""
+    directory.mkdir(parents=True)
+    base = directory.absolute().as_uri() + "/"
+    for path, value in arrays.items():
+        name = path.replace("/", ".")
+        declared = isinstance(value, tuple)
+        shape, dtype = value if declared else (value.shape, value.dtype.name)
+        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"} if ocdbt else f"{base}{name}/"
+        options = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
+        store = ts.open(options, create=True, shape=shape, dtype=ts.dtype(dtype)).result()
+        if not declared:
+            store.write(value).result()
+    entries = [(path, "jax.Array") for path in arrays] + [(path, "None") for path in empty]
+    tree = {
+        str(tuple(path.split("/"))): {"key_metadata": [{"key": key, "key_type": 2} for key in path.split("/")], "value_metadata": {"value_type": kind}}
+        for path, kind in entries
+    }
+    promised = not any(isinstance(value, tuple) for value in arrays.values())
+    (directory / "_METADATA").write_text(json.dumps({"tree_metadata": tree, "use_zarr3": zarr3, "store_array_data_equal_to_fill_value": promised}))
+
+
+def write_step(step: Path, params: dict[str, Any], trained: list[str] | None = None, *, ema: bool = False) -> None:
+    """A whole step in openpi's layout; no train_state when `trained` is None."""
+    write_item(step / "params", {f"params/{path}/value": value for path, value in params.items()})
+    (step / "assets").mkdir()
+    if trained is None:
+        return
+    state = {f"opt_state/1/0/mu/{path}/value": params[path] for path in trained}
+    state |= {f"params/{path}/value": value for path, value in params.items()} if ema else {}
+    write_item(step / "train_state", state, empty=("ema_params", "opt_state/0"))
+    handlers = dict.fromkeys(("assets", "params", "train_state"), "handler")
+    (step / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": handlers, "commit_timestamp_nsecs": 1}))
+
+
+def shapes_of(*, paligemma: int | None, expert: int | None) -> dict[str, Any]:
+    """Declared arrays of the tiny model with adapters of these ranks."""
+    model = load_recipe("smoke").model
+    ranks = {"paligemma": paligemma, "action_expert": expert}
+    parts = {name: Expert(variant="dummy", lora=Lora(rank=rank, alpha=rank) if rank else None) for name, rank in ranks.items()}
+    return {path: (shape, "float32") for path, shape in parameter_shapes(model.model_copy(update=parts)).items()}
+
+
+def only(path: Path, pattern: str) -> Path:
+    (found,) = path.glob(pattern)
+    return found
+
+
+def age(path: Path, seconds: float) -> None:
+    for place in (path, *path.rglob("*")):
+        os.utime(place, (time.time() - seconds,) * 2)
+
+
+def test_openpi_full(tmp_path: Path) -> None:
+    found = inspect(openpi_checkpoint("full", tmp_path))
+    assert [(step.step, step.complete, step.missing) for step in found.steps] == [(STEP["full"], True, [])]
+    assert (found.layout, found.step, found.partial, found.findings) == ("openpi", STEP["full"], False, [])
+    assert (found.lora.present, found.lora.rank, found.lora.parameters) == (False, {}, 0)
+    assert (found.parameters_total, found.parameters_trained, found.ema) == (544_160, 544_160, True)
+    assert {name: group.parameters for name, group in found.parameters.items()} == {
+        "vision": 41_920,
+        "language": 205_376,
+        "expert": 284_352,
+        "projections": 12_512,
+    }
+    assert {dtype for group in found.parameters.values() for dtype in group.dtypes} == {"float32"}
+    assert found.non_finite is None
+    assert "non_finite" in found.unknown
+    sizes = {item.name: item.bytes for item in found.steps[0].items}
+    step = tmp_path / "openpi_checkpoint_full" / str(STEP["full"])
+    assert sizes["params"] == sum(file.stat().st_size for file in (step / "params").rglob("*") if file.is_file())
+
+
+def test_openpi_lora(tmp_path: Path) -> None:
+    found = inspect(openpi_checkpoint("lora", tmp_path))
+    assert [(step.step, step.complete) for step in found.steps] == [(STEP["lora"], True)]
+    assert found.lora.present is True
+    assert set(found.lora.rank.values()) == {4}
+    assert set(found.lora.rank) == {"PaliGemma attention", "PaliGemma feed-forward", "action expert attention", "action expert feed-forward"}
+    assert (found.lora.parameters, found.parameters_total, found.parameters_trained, found.ema) == (64_512, 608_672, 118_944, False)
+    assert {name: group.trained for name, group in found.parameters.items()} == {
+        "vision": 41_920,
+        "language": 0,
+        "expert": 0,
+        "adapters": 64_512,
+        "projections": 12_512,
+    }
+    assert found.parameters["language"].dtypes == ["bfloat16"]
+    assert found.parameters["language"].bytes == 2 * 205_376
+    assert found.findings == []
+
+
+def test_interrupted_save(tmp_path: Path) -> None:
+    root = openpi_checkpoint("lora", tmp_path)
+    place = only(root, "6.*")
+    age(place, DAY_S)
+    (save,) = inspect(root).interrupted
+    assert (save.step, save.safe_to_delete) == (6, True)
+    assert save.age_s == pytest.approx(DAY_S, abs=60)
+    assert any(line.startswith("params: begun") for line in save.missing)
+    assert not any(line.startswith(("train_state", "assets")) for line in save.missing)
+    assert str(STEP["lora"]) in save.reason
+    assert save.bytes == sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    (alone,) = inspect(place).interrupted
+    assert (alone.missing, alone.safe_to_delete, alone.reason) == (save.missing, True, save.reason)
+
+
+def test_save_that_may_be_under_way_is_not_safe_to_delete(tmp_path: Path) -> None:
+    root = openpi_checkpoint("lora", tmp_path)
+    place = only(root, "6.*")
+    age(place, 5)
+    assert inspect(root).interrupted[0].safe_to_delete is False
+    age(place, DAY_S)
+    with (place / "train_state" / "_METADATA").open():
+        held = inspect(root).interrupted[0]
+    assert (held.safe_to_delete, str(os.getpid()) in held.reason) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "word"),
+    [
+        (lambda step: (step / "params/_METADATA").write_text((step / "params/_METADATA").read_text()[:500]), "_METADATA is truncated"),
+        (lambda step: (step / "params/_METADATA").unlink(), "_METADATA is missing"),
+        (lambda step: (step / "train_state/_METADATA").write_text("[]"), "train_state: _METADATA"),
+        (lambda step: (step / "train_state/manifest.ocdbt").write_bytes(b"junk"), "manifest.ocdbt or its index is damaged"),
+        (lambda step: max((step / "params").rglob("d/*"), key=lambda file: file.stat().st_size).unlink(), "is missing"),
+        (lambda step: os.truncate(max((step / "params").rglob("d/*"), key=lambda file: file.stat().st_size), 100), "is truncated: 100 bytes"),
+        (lambda step: (step / "_CHECKPOINT_METADATA").unlink(), "_CHECKPOINT_METADATA"),
+        (lambda step: (step / "_CHECKPOINT_METADATA").write_text('{"item_handlers": {}, "commit_timestamp_nsecs": null}'), "no time of commit"),
+        (lambda step: (step / "train_state").rename(step / "train_state.orbax-checkpoint-tmp-3"), "train_state/"),
+    ],
+)
+def test_damage_is_found_by_metadata_and_the_rest_is_told(tmp_path: Path, break_it: Any, word: str) -> None:
+    root = openpi_checkpoint("lora", tmp_path)
+    break_it(root / str(STEP["lora"]))
+    found = inspect(root)
+    assert found.steps[0].complete is False
+    assert any(word in line for line in found.steps[0].missing), found.steps[0].missing
+    assert found.partial is True
+    assert any("not whole" in finding for finding in found.findings)
+    assert (found.parameters_total, found.lora.present) == (608_672, True)
+
+
+def test_parameters_without_any_readable_index(tmp_path: Path) -> None:
+    root = openpi_checkpoint("full", tmp_path)
+    (root / str(STEP["full"]) / "params" / "manifest.ocdbt").unlink()
+    found = inspect(root)
+    assert (found.steps[0].complete, found.partial, found.lora.present, found.parameters_total) == (False, True, None, None)
+    assert found.unknown["lora"]
+
+
+def test_newest_whole_step_is_described(tmp_path: Path) -> None:
+    for step, value in ((5, 1.0), (20, 2.0), (100, 3.0)):
+        write_step(tmp_path / str(step), {"action_in_proj/bias": np.full(4, value, np.float32)}, ["action_in_proj/bias"])
+    (tmp_path / "100/train_state/_METADATA").unlink()
+    found = inspect(tmp_path, deep=True)
+    assert [(step.step, step.complete) for step in found.steps] == [(5, True), (20, True), (100, False)]
+    assert found.step == 20
+    assert found.parameters["projections"].norm == pytest.approx(4.0)
+
+
+def test_lora_that_trains_everything_is_a_finding(tmp_path: Path) -> None:
+    # The report's mistake: adapters on PaliGemma alone, and no filter, so that every parameter is trained.
+    params = shapes_of(paligemma=16, expert=None)
+    write_step(tmp_path / "15", params, list(params), ema=True)
+    found = inspect(tmp_path)
+    assert found.steps[0].complete
+    assert set(found.lora.rank) == {"PaliGemma attention", "PaliGemma feed-forward"}
+    assert found.parameters_trained == found.parameters_total
+    assert [finding.split(":")[0] for finding in found.findings] == ["lora-trains-everything"]
+
+
+def test_adapters_on_one_expert_beside_the_trained_other_are_no_finding(tmp_path: Path) -> None:
+    params = shapes_of(paligemma=None, expert=8)
+    trained = [path for path in params if group_of(path) != "expert"]
+    write_step(tmp_path / "1", params, trained)
+    found = inspect(tmp_path)
+    assert found.lora.rank == {"action expert attention": 8, "action expert feed-forward": 8}
+    assert found.findings == []
+    write_step(tmp_path / "2", params, [*trained, "PaliGemma/llm/layers/attn/q_einsum_1/w"])
+    assert inspect(tmp_path).findings[0].startswith("lora-trains-everything")
+
+
+def test_lora_is_never_read_from_file_names(tmp_path: Path) -> None:
+    root = openpi_checkpoint("full", tmp_path / "gemma_2b_lora")
+    (root / str(STEP["full"]) / "params" / "lora_a").write_text("decoy")
+    assert inspect(root).lora.present is False
+
+
+def test_ranks_that_differ_are_listed_leaf_by_leaf(tmp_path: Path) -> None:
+    attn = "PaliGemma/llm/layers/attn"
+    pair = {"q_einsum": 4, "kv_einsum": 8}
+    params = {f"{attn}/{name}/lora_a": ((2, 16, rank), "float32") for name, rank in pair.items()}
+    params |= {f"{attn}/{name}/lora_b": ((2, rank, 16), "float32") for name, rank in pair.items()}
+    write_step(tmp_path / "1", params)
+    assert inspect(tmp_path).lora.rank == {f"{attn}/{name}": rank for name, rank in pair.items()}
+
+
+def test_half_an_adapter_is_a_finding(tmp_path: Path) -> None:
+    write_step(tmp_path / "1", {"PaliGemma/llm/layers/attn/q_einsum/lora_a": ((2, 16, 4), "float32")})
+    assert "has no lora_b" in inspect(tmp_path).findings[0]
+
+
+def test_real_size_by_metadata(tmp_path: Path) -> None:
+    # 42 GB of declared arrays without any data: shapes come from the zarr headers alone.
+    shapes = parameter_shapes(load_recipe("pi05_libero").model)
+    write_step(tmp_path / "1000", {path: (shape, "float32") for path, shape in shapes.items()}, list(shapes), ema=True)
+    found = inspect(tmp_path)
+    assert (found.steps[0].complete, found.parameters_total, found.parameters_trained) == (True, 3_353_433_872, 3_353_433_872)
+    assert found.parameters["vision"].bytes == 4 * found.parameters["vision"].parameters
+    assert found.steps[0].bytes < 2**20
+
+
+@pytest.mark.parametrize("zarr3", [False, True])
+@pytest.mark.parametrize("ocdbt", [False, True])
+def test_every_array_format_is_read(tmp_path: Path, zarr3: bool, ocdbt: bool) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    arrays = {"params/time_mlp_in/kernel/value": values, "params/time_mlp_in/bias/value": np.ones(3, ml_dtypes.bfloat16)}
+    write_item(tmp_path / "params", arrays, zarr3=zarr3, ocdbt=ocdbt)
+    found = inspect(tmp_path, deep=True)
+    assert found.steps[0].missing == []
+    assert found.parameters["projections"].dtypes == ["bfloat16", "float32"]
+    assert found.parameters_total == 27
+    assert found.parameters["projections"].norm == pytest.approx(math.sqrt(float((values**2).sum()) + 3))
+
+
+def test_missing_chunks_are_counted(tmp_path: Path) -> None:
+    write_item(tmp_path / "params", {"params/time_mlp_in/bias/value": np.ones(3, np.float32)}, ocdbt=False)
+    (tmp_path / "params" / "params.time_mlp_in.bias.value" / "0").unlink()
+    assert inspect(tmp_path).steps[0].missing == ["params: array params/time_mlp_in/bias/value lacks 1 of 1 chunks"]
+
+
+def test_deep_tree_of_many_keys(tmp_path: Path) -> None:
+    # Small nodes make OCDBT's index several levels deep, as a real checkpoint's is.
+    directory = tmp_path / "params"
+    arrays = {f"params/block_{i}/kernel/value": np.full(2, i, np.float32) for i in range(60)}
+    write_item(directory, arrays, empty=("x",))
+    metadata = (directory / "_METADATA").read_text()
+    shallow = ts.KvStore.open({"driver": "ocdbt", "base": directory.as_uri() + "/"}).result()
+    deep = {"max_decoded_node_bytes": 500, "max_inline_value_bytes": 1}
+    store = ts.KvStore.open({"driver": "ocdbt", "base": (tmp_path / "deep/params").as_uri() + "/", "config": deep}).result()
+    for key in shallow.list().result():
+        store.write(key, shallow.read(key).result().value).result()
+    (tmp_path / "deep/params/_METADATA").write_text(metadata)
+    found = inspect(tmp_path / "deep", deep=True)
+    assert found.steps[0].missing == []
+    assert found.parameters_total == 120
+    assert found.parameters["projections"].norm == pytest.approx(math.sqrt(2 * sum(i * i for i in range(60))))
+
+
+def test_deep_finds_what_is_not_finite(tmp_path: Path) -> None:
+    good, bad = np.ones(8, np.float32), np.array([1, np.nan, np.inf, -np.inf, 2], ml_dtypes.bfloat16)
+    write_step(tmp_path / "1", {"action_in_proj/bias": good, "PaliGemma/img/pos_embedding": bad}, ["action_in_proj/bias"])
+    found = inspect(tmp_path, deep=True)
+    assert {name: group.non_finite for name, group in found.parameters.items()} == {"vision": 3, "projections": 0}
+    assert found.parameters["vision"].norm == pytest.approx(math.sqrt(5))
+    assert found.non_finite == 3
+    assert "PaliGemma/img/pos_embedding" in found.findings[0]
+
+
+def test_deep_norms_equal_what_openpi_saved(tmp_path: Path) -> None:
+    root = openpi_checkpoint("lora", tmp_path)
+    found = inspect(root, deep=True)
+    base = (root / str(STEP["lora"]) / "params").as_uri() + "/"
+    squares: dict[str, float] = {}
+    for key in ts.KvStore.open({"driver": "ocdbt", "base": base}).result().list().result():
+        name = key.decode().partition("/")[0]
+        if key.endswith(b"/.zarray"):
+            values = ts.open({"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}).result().read().result()
+            group = group_of(name.removeprefix("params.").replace(".", "/"))
+            squares[group] = squares.get(group, 0.0) + float((np.asarray(values, np.float64) ** 2).sum())
+    assert {name: group.norm for name, group in found.parameters.items()} == pytest.approx({name: math.sqrt(total) for name, total in squares.items()})
+    assert found.non_finite == 0
+
+
+def test_deep_names_arrays_that_cannot_be_read(tmp_path: Path) -> None:
+    root = openpi_checkpoint("full", tmp_path)
+    max((root / str(STEP["full"]) / "params").rglob("d/*"), key=lambda file: file.stat().st_size).unlink()
+    found = inspect(root, deep=True)
+    assert found.partial is True
+    assert any("cannot be read" in finding for finding in found.findings)
+    assert None in {group.norm for group in found.parameters.values()}
+
+
+def test_released_weights_alone_are_whole_and_need_a_recipe_to_tell_who_was_trained(tmp_path: Path) -> None:
+    write_step(tmp_path / "pi05_base", shapes_of(paligemma=16, expert=32))
+    found = inspect(tmp_path / "pi05_base")
+    assert (found.steps[0].step, found.steps[0].complete, found.parameters_trained, found.ema) == (None, True, None, None)
+    assert {"step", "parameters_trained", "ema"} <= set(found.unknown)
+    assert inspect(tmp_path / "pi05_base" / "params").parameters_total == found.parameters_total
+    smoke, lora = load_recipe("smoke"), load_recipe("pi05_libero_lora")
+    recipe = Recipe.model_validate(
+        lora.model_dump() | {"model": smoke.model.model_dump() | {"paligemma": {"variant": "dummy", "lora": {"rank": 16, "alpha": 16}}}}
+    )
+    trained = inspect(tmp_path / "pi05_base", recipe=recipe).parameters
+    assert (trained["adapters"].trained, trained["language"].trained) == (trained["adapters"].parameters, 0)
+
+
+def test_our_own_checkpoint_in_a_run(tmp_path: Path) -> None:
+    import jax
+
+    from harness.checkpoint.store import Store
+    from harness.train.snapshot import save
+    from harness.train.state import fresh_state
+
+    smoke = load_recipe("smoke").model_dump()
+    smoke["model"]["paligemma"]["lora"] = {"rank": 2, "alpha": 2}
+    smoke["train"] |= {"trained": "lora", "ema_decay": 0.9}
+    recipe = Recipe.model_validate(smoke)
+    run = tmp_path / "smoke-001"
+    store = Store(run / "checkpoints", keep_every_steps=10)
+    state = fresh_state(recipe, jax.random.key(0))
+    save(store, state, step=10, norm_stats_json="{}", asset_id="sample", record={"recipe": recipe.model_dump(mode="json")})
+    store.close()
+    (run / "manifest.json").write_text("{}")
+    trained = sum(leaf.size for leaf in state.trained.values())
+    for path in (run, run / "checkpoints", run / "checkpoints" / "10"):
+        found = inspect(path, deep=True)
+        assert (found.layout, found.step, found.partial, found.findings) == ("harness", 10, False, [])
+        assert found.steps[0].complete, found.steps[0].missing
+        assert found.lora.rank == {"PaliGemma attention": 2, "PaliGemma feed-forward": 2}
+        assert (found.parameters_trained, found.ema, found.non_finite) == (trained, True, 0)
+    (run / "checkpoints/10/harness/record.json").unlink()
+    assert inspect(run).steps[0].missing == ["harness/record.json"]
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda path: None, "checkpoint-missing"),
+        (lambda path: path.write_bytes(b"\x00\xff" * 100), "not-a-checkpoint"),
+        (lambda path: path.mkdir(), "checkpoint-empty"),
+        (lambda path: (path / "notes").mkdir(parents=True), "not-a-checkpoint"),
+        (lambda path: (path / "checkpoints").mkdir(parents=True), "checkpoint-empty"),
+        (lambda path: path.symlink_to(path.parent / "nowhere"), "checkpoint-missing"),
+        (lambda path: path.symlink_to(path), "checkpoint-unreadable"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, make: Any, code: str) -> None:
+    make(tmp_path / "given")
+    with pytest.raises(HarnessError) as caught:
+        inspect(tmp_path / "given")
+    assert caught.value.code == code
+    assert caught.value.fix
+
+
+def test_directory_above_is_refused_with_the_one_that_was_meant(tmp_path: Path) -> None:
+    write_step(tmp_path / "checkpoints/pi05_libero/mine/500", {"action_in_proj/bias": np.ones(2, np.float32)})
+    for given in (tmp_path / "checkpoints", tmp_path / "checkpoints/pi05_libero"):
+        with pytest.raises(HarnessError) as caught:
+            inspect(given)
+        assert str(tmp_path / "checkpoints/pi05_libero/mine") in caught.value.fix
+
+
+def test_no_permission(tmp_path: Path) -> None:
+    root = openpi_checkpoint("full", tmp_path / "open")
+    for place in (tmp_path, *tmp_path.parents):
+        if place.stat().st_uid == os.getuid() and not place.stat().st_mode & 0o001:
+            place.chmod(place.stat().st_mode | 0o011)
+    for closed in (root / str(STEP["full"]) / "params" / "_METADATA", root / str(STEP["full"]), root):
+        mode = closed.stat().st_mode
+        closed.chmod(0)
+        try:
+            with _not_root(), pytest.raises(HarnessError) as caught:
+                result = inspect(root)
+                assert result.partial
+                assert any("cannot be read" in finding for finding in result.findings)
+                raise HarnessError("checkpoint-unreadable", "told as a finding", fix="-")
+        finally:
+            closed.chmod(mode)
+        assert caught.value.code == "checkpoint-unreadable"
+
+
+class _not_root:
+    """Inside, this process has no special rights to files."""
+
+    def __enter__(self) -> None:
+        self.was = os.geteuid()
+        if self.was == 0:
+            os.seteuid(65_534)
+
+    def __exit__(self, *_: object) -> None:
+        os.seteuid(self.was)
+
+
+def test_symlinks_that_lead_out_are_said_and_not_followed(tmp_path: Path) -> None:
+    write_step(tmp_path / "elsewhere/9", {"action_in_proj/bias": np.ones(2, np.float32)})
+    root = tmp_path / "checkpoints"
+    write_step(root / "3", {"action_in_proj/bias": np.ones(2, np.float32)})
+    (root / "9").symlink_to(tmp_path / "elsewhere/9")
+    (root / "3" / "train_state").symlink_to(tmp_path / "elsewhere")
+    found = inspect(root)
+    assert [step.step for step in found.steps] == [3]
+    assert found.partial is True
+    assert sum("symlink" in finding and "not followed" in finding for finding in found.findings) == 2
+    assert inspect(root / "9").partial is False  # given by name, it is what was asked for
+
+
+def test_symlinked_files_are_told(tmp_path: Path) -> None:
+    # As the hub's cache lays out a snapshot: every file is a link to a blob.
+    write_step(tmp_path / "snapshot/1", {"action_in_proj/bias": np.ones(2, np.float32)})
+    file = tmp_path / "snapshot/1/params/_METADATA"
+    file.rename(tmp_path / "blob")
+    file.symlink_to(tmp_path / "blob")
+    found = inspect(tmp_path / "snapshot")
+    assert found.steps[0].complete
+    assert found.steps[0].items[1].bytes > (tmp_path / "blob").stat().st_size
+    assert "1 files are symlinks" in found.findings[0]
+
+
+def test_starts_without_jax_and_orbax(tmp_path: Path) -> None:
+    root = openpi_checkpoint("full", tmp_path)
+    code = "import sys; from pathlib import Path; from harness.checkpoint.inspect import inspect; inspect(Path(sys.argv[1]), deep=True); "
+    code += "sys.exit(bool({'jax', 'orbax', 'flax'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code, str(root)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, timeout=60)
+    assert done.returncode == 0

@@ -1,0 +1,68 @@
+"""compose.yaml confines every service, gives the GPU to one, and carries no secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+NAMES = ("smoke", "test", "train")
+SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
+
+
+def test_services() -> None:
+    assert sorted(SERVICES) == list(NAMES)
+    assert {name: SERVICES[name]["build"]["target"] for name in NAMES} == {"train": "cuda", "smoke": "cpu", "test": "test"}
+    assert {name: SERVICES[name].get("environment", {}).get("HARNESS_RECIPE") for name in NAMES} == {"train": "pi05_libero", "smoke": "smoke", "test": None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_service_is_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["init"] is True
+    assert service["shm_size"]
+    assert service["ulimits"]
+    assert service["tmpfs"] == ["/tmp:exec,mode=1777"]
+    assert not {"cap_add", "privileged", "ports", "devices", "pid", "ipc", "entrypoint"} & service.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_user_is_the_owner_of_the_checkout_or_chosen(name: str) -> None:
+    assert SERVICES[name]["user"] == "${HARNESS_UID:-caller}:${HARNESS_GID:-caller}"
+
+
+@pytest.mark.parametrize("name", ["smoke", "test"])
+def test_no_network_where_none_is_needed(name: str) -> None:
+    assert SERVICES[name]["network_mode"] == "none"
+    assert not set(SECRETS) & SERVICES[name]["environment"].keys()
+
+
+def test_only_train_reserves_gpus() -> None:
+    assert {name for name in NAMES if "deploy" in SERVICES[name]} == {"train"}
+    assert SERVICES["train"]["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+
+
+def test_keys_come_from_outside_only() -> None:
+    assert {name: SERVICES["train"]["environment"][name] for name in SECRETS} == dict.fromkeys(SECRETS)
+
+
+@pytest.mark.parametrize("name", ["train", "smoke"])
+def test_what_is_written_is_mounted(name: str) -> None:
+    mounts = {mount["target"]: mount for mount in SERVICES[name]["volumes"]}
+    assert {target for target, mount in mounts.items() if not mount.get("read_only")} == {"/runs", "/cache"}
+    for target in ("/runs", "/cache", "/datasets"):
+        assert mounts[target]["bind"] == {"create_host_path": False}
+        # The directory comes with the clone, so that it belongs to whoever cloned it.
+        assert (ROOT / target[1:] / ".gitkeep").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_base_image_is_passed_only_when_set(name: str) -> None:
+    assert SERVICES[name]["build"]["args"] == ["BASE_IMAGE", "HARNESS_REVISION"]

@@ -1,0 +1,130 @@
+"""The Dockerfile's conventions, read from its text: pinned base, hashes, no compiler at run time, a reason for every line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TARGETS = ("cpu", "cuda", "test")
+
+
+def instructions(text: str) -> list[tuple[str, str, bool]]:
+    """(name, arguments, whether a comment stands right above) of every instruction, continued lines joined."""
+    found: list[tuple[str, str, bool]] = []
+    commented = continued = False
+    for line in text.splitlines():
+        stripped = line.strip()
+        if continued:
+            name, arguments, comment = found[-1]
+            found[-1] = (name, f"{arguments} {stripped.rstrip(chr(92)).strip()}", comment)
+            continued = stripped.endswith("\\")
+        elif stripped.startswith("#"):
+            commented = True
+        elif stripped:
+            name, _, arguments = stripped.partition(" ")
+            found.append((name, arguments.rstrip("\\").strip(), commented))
+            commented, continued = False, stripped.endswith("\\")
+        else:
+            commented = False
+    return found
+
+
+LINES = instructions((ROOT / "Dockerfile").read_text())
+
+
+def stages() -> dict[str, tuple[str, list[tuple[str, str]]]]:
+    """Stage → (what it is made from, its instructions)."""
+    found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+    current: list[tuple[str, str]] = []
+    for name, arguments, _ in LINES:
+        if name == "FROM":
+            base, _, stage = arguments.partition(" AS ")
+            current = []
+            found[stage] = (base, current)
+        else:
+            current.append((name, arguments))
+    return found
+
+
+def line_of(stage: str) -> list[tuple[str, str]]:
+    """The instructions of a stage and of all stages it stands on, the first first."""
+    base, own = stages()[stage]
+    return [*(line_of(base) if base in stages() else []), *own]
+
+
+def test_parser_sees_what_it_should() -> None:
+    text = "# why\nFROM a AS b\nRUN x \\\n && y\n\n# far\n\nENV A=1\n"
+    assert instructions(text) == [("FROM", "a AS b", True), ("RUN", "x && y", False), ("ENV", "A=1", False)]
+
+
+def test_every_instruction_says_why() -> None:
+    assert [f"{name} {arguments}" for name, arguments, commented in LINES if not commented] == []
+
+
+def test_base_image_is_pinned_by_digest() -> None:
+    default = next(arguments for name, arguments, _ in LINES if name == "ARG" and arguments.startswith("BASE_IMAGE="))
+    assert re.fullmatch(r"BASE_IMAGE=nvidia/cuda:12\.9\.1-base-ubuntu24\.04@sha256:[0-9a-f]{64}", default)
+    outside = {base for base, _ in stages().values()} - set(stages())
+    assert outside == {"${BASE_IMAGE}"}
+
+
+def test_old_builders_can_read_it() -> None:
+    """Engine 20.10's built-in frontend: no frontend of one's own, no here-documents, no COPY --link or named contexts."""
+    text = (ROOT / "Dockerfile").read_text()
+    assert not re.search(r"^#\s*syntax\s*=", text, re.MULTILINE)
+    assert not re.search(r"<<-?['\"]?[A-Z]", text)
+    assert not re.search(r"^(COPY|ADD)\s+--(link|parents|exclude)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_dependencies_come_from_the_lock_with_hashes(target: str) -> None:
+    runs = [arguments for name, arguments in stages()[f"dependencies-{target}"][1] if name == "RUN"]
+    assert len(runs) == 1
+    assert "pip install" in runs[0]
+    assert "--require-hashes" in runs[0]
+    assert "sha256sum --check" in runs[0]
+    assert f"docker/lock/{target}.txt /lock.txt" in [arguments for name, arguments in stages()[f"dependencies-{target}"][1] if name == "COPY"]
+
+
+def test_no_install_goes_past_the_locks() -> None:
+    for name, arguments, _ in LINES:
+        for install in re.findall(r"pip install.*?(?=&&|$)", arguments if name == "RUN" else ""):
+            assert "--require-hashes" in install or {"--no-deps", "--no-index", "--no-build-isolation"} <= set(install.split())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_only_the_test_image_has_a_compiler(target: str) -> None:
+    installed = " ".join(arguments for name, arguments in line_of(target) if name == "RUN" and "apt-get" in arguments)
+    assert "build-essential" not in installed
+    assert bool(re.search(r"\bgcc\b", installed)) == (target == "test")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_change_of_the_source_installs_nothing_again(target: str) -> None:
+    own = stages()[target][1]
+    venv = next(number for number, (name, arguments) in enumerate(own) if name == "COPY" and "/opt/venv" in arguments)
+    source = [number for number, (_, arguments) in enumerate(own) if "target=/checkout" in arguments or arguments.startswith(". ")]
+    assert source
+    assert venv < min(source)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_image_is_labelled_and_not_root(target: str) -> None:
+    lines = line_of(target)
+    (label,) = [arguments for name, arguments in lines if name == "LABEL"]
+    assert 'org.opencontainers.image.revision="${HARNESS_REVISION}"' in label
+    assert f'harness.lock.sha256="${{{target.upper()}_LOCK_SHA256}}"' in label
+    assert [arguments for name, arguments in lines if name == "USER"] == ["harness"]
+
+
+def test_no_layer_takes_a_secret() -> None:
+    for name, arguments, _ in LINES:
+        assert not re.search(r"(?i)(api_?key|token|password|secret)", arguments), f"{name} {arguments}"
+
+
+def test_slow_allocator_is_set_nowhere() -> None:
+    for path in ("Dockerfile", "compose.yaml", "docker/xla.env", "docker/entrypoint", "ci/local"):
+        assert "XLA_PYTHON_CLIENT_ALLOCATOR" not in (ROOT / path).read_text()

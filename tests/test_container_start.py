@@ -1,0 +1,141 @@
+"""docker/entrypoint, docker/owner and docker/revision as a shell runs them, with a stand-in for the harness command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"], **env})
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """/opt/harness of an image, with a `harness` that prints its arguments and what it was told."""
+    for name in ("entrypoint", "revision", "xla.env"):
+        (tmp_path / "docker").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "docker" / name, tmp_path / "docker" / name)
+    for name in ("bin", "runs", "cache"):
+        (tmp_path / name).mkdir()
+    command = tmp_path / "bin" / "harness"
+    command.write_text('#!/bin/sh\nprintf "%s|" "$@" "$HARNESS_REVISION" "$XLA_FLAGS"\n')
+    command.chmod(0o755)
+    (tmp_path / "revision").write_text(f"{COMMIT}+source.aa\n")
+    return tmp_path
+
+
+def start(image: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    places = {"HARNESS_RUNS": str(image / "runs"), "HARNESS_CACHE": str(image / "cache"), "PATH": f"{image}/bin:{os.environ['PATH']}"}
+    return run(image / "docker" / "entrypoint", *arguments, **(places | env))
+
+
+@pytest.mark.parametrize(
+    ("given", "became"),
+    [
+        ([], ["train"]),
+        (["--recipe", "smoke"], ["train", "--recipe", "smoke"]),
+        (["--set", "data.dataset=a b"], ["train", "--set", "data.dataset=a b"]),
+        (["plan", "--json"], ["plan", "--json"]),
+        (["--help"], ["train", "--help"]),
+    ],
+)
+def test_arguments(image: Path, given: list[str], became: list[str]) -> None:
+    done = start(image, *given)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("|")[:-3] == became
+    assert done.stderr == ""
+
+
+def test_revision_and_xla_flags_reach_the_command(image: Path) -> None:
+    assert start(image, "probe").stdout.split("|")[1:3] == [f"{COMMIT}+source.aa", "--xla_gpu_deterministic_ops=true"]
+    assert start(image, "probe", XLA_FLAGS="--mine").stdout.split("|")[2] == "--mine"
+
+
+def test_nothing_is_left_by_the_check(image: Path) -> None:
+    start(image, "train")
+    assert [*(image / "runs").iterdir(), *(image / "cache").iterdir()] == []
+
+
+@pytest.mark.parametrize("place", ["HARNESS_RUNS", "HARNESS_CACHE"])
+def test_train_refuses_a_place_it_cannot_write(image: Path, place: str) -> None:
+    # A directory that is not there cannot be written even by root, whom these tests may be run by.
+    done = start(image, "train", **{place: str(image / "gone")})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "[not-writable]" in done.stderr
+    assert "HARNESS_UID=$(id -u) HARNESS_GID=$(id -g) docker compose run" in done.stderr
+    assert start(image, "probe", **{place: str(image / "gone")}).returncode == 0
+    assert start(image, "train", "--help", **{place: str(image / "gone")}).returncode == 0
+
+
+def git_index(path: Path, uid: int, gid: int, *, magic: bytes = b"DIRC") -> Path:
+    """An index of one entry, by git's own description of the format: ten words, of which uid and gid are the 8th and 9th."""
+    entry = struct.pack(">10I20sH", 1, 2, 3, 4, 5, 6, 0o100644, uid, gid, 7, bytes(20), 1) + b"a" + bytes(1)
+    path.write_bytes(magic + struct.pack(">2I", 2, 1) + entry)
+    return path
+
+
+@pytest.mark.parametrize(("uid", "gid"), [(0, 0), (1000, 1000), (31415, 100), (4_000_000_000, 2**32 - 2)])
+def test_owner_is_read_from_the_index(tmp_path: Path, uid: int, gid: int) -> None:
+    assert run("sh", ROOT / "docker" / "owner", git_index(tmp_path / "index", uid, gid)).stdout == f"{uid} {gid}\n"
+
+
+def test_owner_without_an_index_is_the_first_user(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"DIRC" + bytes(8))
+    (tmp_path / "empty").touch()
+    for index in (tmp_path / "none", tmp_path / "short", tmp_path / "empty", git_index(tmp_path / "other", 5, 5, magic=b"PACK")):
+        assert run("sh", ROOT / "docker" / "owner", index).stdout == "1000 1000\n"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git itself writes this index; the test image has no git")
+def test_owner_is_what_git_writes(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command in (["init", "-q"], ["add", "file"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert run("sh", ROOT / "docker" / "owner", tmp_path / ".git" / "index").stdout == f"{os.getuid()} {os.getgid()}\n"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("harness/a.py", "docker/lock/cpu.txt", ".git/HEAD", ".git/refs/heads/main"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    (tmp_path / ".git/refs/heads/main").write_text(f"{COMMIT}\n")
+    return tmp_path
+
+
+def revision(checkout: Path) -> tuple[str, str]:
+    commit, _, source = run("sh", ROOT / "docker" / "revision", checkout).stdout.strip().partition("+source.")
+    assert len(source) == 16
+    return commit, source
+
+
+def test_revision_is_the_commit_wherever_git_keeps_it(checkout: Path) -> None:
+    assert revision(checkout)[0] == COMMIT
+    (checkout / ".git/refs/heads/main").unlink()
+    (checkout / ".git/packed-refs").write_text(f"# pack-refs\n{'f' * 40} refs/heads/other\n{COMMIT} refs/heads/main\n")
+    assert revision(checkout)[0] == COMMIT
+    (checkout / ".git/HEAD").write_text(f"{'a' * 40}\n")
+    assert revision(checkout)[0] == "a" * 40
+    shutil.rmtree(checkout / ".git")
+    assert revision(checkout)[0] == "unknown"
+
+
+def test_revision_follows_the_source(checkout: Path) -> None:
+    before = revision(checkout)[1]
+    (checkout / "harness/__pycache__").mkdir()
+    (checkout / "harness/__pycache__/a.pyc").write_text("x")
+    assert revision(checkout)[1] == before
+    (checkout / "harness/a.py").write_text("x")
+    edited = revision(checkout)[1]
+    (checkout / "docker/lock/cpu.txt").write_text("x")
+    assert len({before, edited, revision(checkout)[1]}) == 3

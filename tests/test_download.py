@@ -1,0 +1,347 @@
+import base64
+import errno
+import hashlib
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from harness import download, transfer
+from harness.download import fetch_file, fetch_tree
+from harness.errors import HarnessError
+
+BLOB = bytes(range(256)) * 4096
+
+
+class Server:
+    """A web server and a stand-in for Google Cloud Storage, with faults to switch on."""
+
+    def __init__(self):
+        self.files = {}
+        self.requests = []
+        self.cut_after = {}
+        self.always_cut = False
+        self.status = {}
+        self.ranges = True
+        self.index_pages = True
+        self.wrong_md5 = False
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                outer.requests.append((self.path, self.headers.get("Range")))
+                outer.answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}"
+        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
+
+    def answer(self, http):
+        parts = urlsplit(http.path)
+        path = unquote(parts.path)
+        if path in self.status:
+            return self.send(http, b"no", status=self.status[path])
+        if parts.path.startswith("/storage/v1/b/bucket/o"):
+            name = unquote(parts.path.removeprefix("/storage/v1/b/bucket/o").lstrip("/"))
+            return self.send_file(http, name) if name else self.send_listing(http, parse_qs(parts.query))
+        if path.endswith("/") and self.index_pages:
+            return self.send_index(http, path.lstrip("/"))
+        return self.send_file(http, path.lstrip("/"))
+
+    def send_file(self, http, name):
+        if name not in self.files:
+            return self.send(http, b"not here", status=404)
+        body, etag = self.files[name], f'"{hashlib.md5(self.files[name]).hexdigest()}"'
+        asked, status, headers = http.headers.get("Range"), 200, {"ETag": etag}
+        if asked and self.ranges and http.headers.get("If-Range", etag) == etag:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            if start >= len(body):
+                return self.send(http, b"", status=416, headers={"Content-Range": f"bytes */{len(body)}"})
+            status, headers = 206, headers | {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+            body = body[start:]
+        cut = self.cut_after.get(name) if self.always_cut else self.cut_after.pop(name, None)
+        return self.send(http, body, status=status, headers=headers, cut=cut)
+
+    def send_listing(self, http, query):
+        prefix, page = query["prefix"][0], int(query.get("pageToken", ["0"])[0])
+        names = sorted(name for name in self.files if name.startswith(prefix))
+        md5 = {name: base64.b64encode(hashlib.md5(b"x" if self.wrong_md5 else self.files[name]).digest()).decode() for name in names}
+        items = [{"name": name, "size": str(len(self.files[name])), "md5Hash": md5[name]} for name in names]
+        body = {"items": items[2 * page : 2 * page + 2]} | ({"nextPageToken": str(page + 1)} if 2 * page + 2 < len(items) else {})
+        self.send(http, json.dumps(body).encode(), content_type="application/json")
+
+    def send_index(self, http, prefix):
+        below = [name.removeprefix(prefix) for name in self.files if name.startswith(prefix)]
+        entries = {name.split("/")[0] + ("/" if "/" in name else "") for name in below}
+        if not entries:
+            return self.send(http, b"not here", status=404)
+        links = "".join(f'<li><a href="{entry}">{entry}</a>' for entry in sorted(entries))
+        page = f'<a href="../">up</a><a href="?C=N">sort</a><a href="/elsewhere">x</a>{links}'
+        return self.send(http, page.encode(), content_type="text/html; charset=utf-8")
+
+    def send(self, http, body, *, status=200, headers=None, cut=None, content_type="application/octet-stream"):
+        http.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), "Content-Type": content_type, **(headers or {})}.items():
+            http.send_header(name, value)
+        http.end_headers()
+        http.wfile.write(body[:cut])
+        if cut is not None:
+            http.wfile.flush()
+            http.close_connection = True
+
+
+@pytest.fixture
+def server(monkeypatch):
+    found = Server()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", found.url)
+    monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
+    yield found
+    found.httpd.shutdown()
+    found.httpd.server_close()
+
+
+def _whole(cache):
+    """Everything in the cache that a reader could take for a whole file."""
+    return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.name != "lock" and "part" not in path.parts[-2:] and path.suffix != ".part")
+
+
+def test_file_is_fetched_once_and_then_needs_no_network(server, tmp_path):
+    server.files["models/tokenizer.model"] = BLOB
+    url = f"{server.url}/models/tokenizer.model"
+    seen = []
+    first = fetch_file(url, cache=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert first.path.read_bytes() == BLOB
+    assert first.path.name == "tokenizer.model"
+    assert (first.bytes, first.sha256) == (len(BLOB), hashlib.sha256(BLOB).hexdigest())
+    assert seen[-1] == (len(BLOB), len(BLOB))
+    assert seen == sorted(seen)
+    server.httpd.shutdown()
+    server.httpd.server_close()
+    assert fetch_file(url, cache=tmp_path) == first
+
+
+def test_cache_directory_is_taken_from_the_environment(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "here"))
+    server.files["a.bin"] = b"abc"
+    assert fetch_file(f"{server.url}/a.bin").path.is_relative_to(tmp_path / "here")
+
+
+def test_local_paths_are_used_in_place(tmp_path):
+    (tmp_path / "d/e").mkdir(parents=True)
+    (tmp_path / "d/e/x").write_bytes(b"123")
+    digest = hashlib.sha256(b"123").hexdigest()
+    assert fetch_file(tmp_path / "d/e/x") == (tmp_path / "d/e/x", 3, digest)
+    assert fetch_tree(tmp_path / "d") == (tmp_path / "d", {"e/x": (3, digest)})
+
+
+def test_a_broken_transfer_goes_on_by_itself_where_it_ended(server, tmp_path):
+    server.files["w.bin"] = BLOB
+    server.cut_after["w.bin"] = 300_000
+    found = fetch_file(f"{server.url}/w.bin", cache=tmp_path)
+    assert found.path.read_bytes() == BLOB
+    assert [asked for _, asked in server.requests] == [None, "bytes=300000-"]
+
+
+def test_truncated_download_is_an_error_and_the_next_call_resumes(server, tmp_path):
+    server.files["w.bin"] = BLOB
+    server.cut_after["w.bin"] = 100_000
+    server.always_cut = True
+    url = f"{server.url}/w.bin"
+    with pytest.raises(HarnessError) as caught:
+        fetch_file(url, cache=tmp_path)
+    assert caught.value.code == "download-truncated"
+    assert _whole(tmp_path) == []
+    server.always_cut, server.cut_after = False, {}
+    server.requests.clear()
+    assert fetch_file(url, cache=tmp_path).path.read_bytes() == BLOB
+    assert server.requests[0][1] == "bytes=400000-"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_file_that_changed_since_is_fetched_anew(server, tmp_path, ranges):
+    server.files["w.bin"] = BLOB
+    server.cut_after["w.bin"], server.always_cut = 100_000, True
+    with pytest.raises(HarnessError):
+        fetch_file(f"{server.url}/w.bin", cache=tmp_path)
+    server.cut_after, server.always_cut, server.ranges = {}, False, ranges
+    server.files["w.bin"] = BLOB[::-1]
+    assert fetch_file(f"{server.url}/w.bin", cache=tmp_path).path.read_bytes() == BLOB[::-1]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(401, "download-login"), (403, "download-login"), (404, "download-missing"), (500, "download-unreachable"), (400, "download-unreachable")],
+)
+def test_refusals(server, tmp_path, status, code):
+    server.status["/w.bin"] = status
+    with pytest.raises(HarnessError) as caught:
+        fetch_file(f"{server.url}/w.bin", cache=tmp_path)
+    assert caught.value.code == code
+    assert _whole(tmp_path) == []
+
+
+def test_unreachable(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
+    with pytest.raises(HarnessError) as caught:
+        fetch_file("http://127.0.0.1:9/w.bin", cache=tmp_path)
+    assert caught.value.code == "download-unreachable"
+
+
+@pytest.mark.parametrize("source", ["http://example.com/w.bin", "ftp://example.com/w.bin", "s3://bucket/w.bin"])
+def test_schemes_that_are_not_taken(source, tmp_path):
+    with pytest.raises(HarnessError) as caught:
+        fetch_file(source, cache=tmp_path)
+    assert caught.value.code == "download-scheme"
+
+
+def test_wrong_hash_is_refused_and_removed(server, tmp_path):
+    server.files["w.bin"] = BLOB
+    with pytest.raises(HarnessError) as caught:
+        fetch_file(f"{server.url}/w.bin", cache=tmp_path, sha256="0" * 64)
+    assert caught.value.code == "download-corrupt"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size == len(BLOB)]
+
+
+def test_disk_that_fills_up_leaves_the_cache_clean(server, tmp_path, monkeypatch):
+    server.files["w.bin"] = BLOB
+    monkeypatch.setattr(transfer.Meter, "update", _no_space_left)
+    with pytest.raises(HarnessError) as caught:
+        fetch_file(f"{server.url}/w.bin", cache=tmp_path)
+    assert caught.value.code == "download-no-space"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
+
+
+def _no_space_left(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_tree_larger_than_the_disk_is_not_begun(server, tmp_path, monkeypatch):
+    server.files["ck/params/a"] = BLOB
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(HarnessError) as caught:
+        fetch_tree("gs://bucket/ck/params", cache=tmp_path)
+    assert caught.value.code == "download-no-space"
+    assert not any("alt=media" in path for path, _ in server.requests)
+
+
+TREE = {"ck/params/_METADATA": b"{}", "ck/params/d/abc": BLOB, "ck/params/d/e f": b"odd", "ck/params/ocdbt.process_0/manifest.ocdbt": b"m" * 100}
+FILES = {path.removeprefix("ck/params/"): (len(body), hashlib.sha256(body).hexdigest()) for path, body in TREE.items()}
+
+
+def test_bucket_is_listed_page_by_page_and_fetched(server, tmp_path):
+    server.files |= TREE | {"ck/params/": b"", "ck/params2/other": b"x"}
+    seen = []
+    tree = fetch_tree("gs://bucket/ck/params", cache=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert tree.files == FILES
+    assert (tree.path / "d/abc").read_bytes() == BLOB
+    assert {str(path.relative_to(tree.path)) for path in tree.path.rglob("*") if path.is_file()} == set(FILES)
+    assert seen[-1] == (sum(size for size, _ in FILES.values()),) * 2
+    server.requests.clear()
+    assert fetch_tree("gs://bucket/ck/params/", cache=tmp_path) == tree
+    assert server.requests == []
+
+
+def test_object_of_a_bucket(server, tmp_path):
+    server.files["dir/paligemma.model"] = BLOB
+    assert fetch_file("gs://bucket/dir/paligemma.model", cache=tmp_path).path.read_bytes() == BLOB
+
+
+def test_wrong_bytes_from_a_bucket(server, tmp_path):
+    server.files |= TREE
+    server.wrong_md5 = True
+    with pytest.raises(HarnessError) as caught:
+        fetch_tree("gs://bucket/ck/params", cache=tmp_path)
+    assert caught.value.code == "download-corrupt"
+    assert not list(tmp_path.rglob("params"))
+
+
+def test_a_tree_that_broke_off_keeps_what_came(server, tmp_path):
+    server.files |= TREE
+    server.cut_after["ck/params/d/abc"], server.always_cut = 1000, True
+    with pytest.raises(HarnessError) as caught:
+        fetch_tree("gs://bucket/ck/params", cache=tmp_path)
+    assert caught.value.code == "download-truncated"
+    assert not list(tmp_path.rglob("params"))
+    server.cut_after, server.always_cut = {}, False
+    server.requests.clear()
+    assert fetch_tree("gs://bucket/ck/params", cache=tmp_path).files == FILES
+    assert ("/storage/v1/b/bucket/o/ck%2Fparams%2Fd%2Fabc?alt=media", "bytes=4000-") in server.requests
+
+
+def test_private_bucket(server, tmp_path):
+    server.status["/storage/v1/b/bucket/o"] = 401
+    with pytest.raises(HarnessError) as caught:
+        fetch_tree("gs://bucket/ck/params", cache=tmp_path)
+    assert caught.value.code == "download-login"
+
+
+@pytest.mark.usefixtures("server")
+def test_empty_prefix(tmp_path):
+    with pytest.raises(HarnessError) as caught:
+        fetch_tree("gs://bucket/nothing", cache=tmp_path)
+    assert caught.value.code == "download-missing"
+
+
+def test_directory_behind_an_index_page(server, tmp_path):
+    server.files |= TREE
+    assert fetch_tree(f"{server.url}/ck/params", cache=tmp_path).files == FILES
+
+
+def test_directory_with_sums(server, tmp_path):
+    server.index_pages = False
+    sums = "".join(f"{digest}  ./{path}\n" for path, (_, digest) in FILES.items())
+    server.files |= TREE | {"ck/params/SHA256SUMS": sums.encode()}
+    assert fetch_tree(f"{server.url}/ck/params", cache=tmp_path).files == FILES
+    server.files["ck/params/d/abc"] = BLOB[:-1] + b"x"
+    with pytest.raises(HarnessError) as caught:
+        fetch_tree(f"{server.url}/ck/params", cache=tmp_path / "other")
+    assert caught.value.code == "download-corrupt"
+
+
+def test_directory_that_cannot_be_listed(server, tmp_path):
+    server.files |= TREE | {"ck/params/": b"no html"}
+    server.index_pages = False
+    with pytest.raises(HarnessError) as caught:
+        fetch_tree(f"{server.url}/ck/params", cache=tmp_path)
+    assert caught.value.code == "download-no-listing"
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../evil"])
+def test_listed_names_do_not_lead_out_of_the_directory(server, tmp_path, name):
+    server.index_pages = False
+    server.files |= {"t/SHA256SUMS": f"{'0' * 64}  {name}\n".encode()}
+    with pytest.raises(HarnessError) as caught:
+        fetch_tree(f"{server.url}/t", cache=tmp_path)
+    assert caught.value.code == "download-no-listing"
+
+
+def test_calls_at_the_same_time_download_once(server, tmp_path):
+    server.files |= TREE
+    with ThreadPoolExecutor(4) as pool:
+        trees = list(pool.map(lambda _: fetch_tree("gs://bucket/ck/params", cache=tmp_path), range(4)))
+    assert all(tree == trees[0] for tree in trees)
+    assert sum("abc" in path for path, _ in server.requests) == 1
+
+
+def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(server, tmp_path):
+    server.files["w.bin"] = BLOB
+    first = fetch_file(f"{server.url}/w.bin", cache=tmp_path)
+    first.path.write_bytes(BLOB[:1000])
+    assert fetch_file(f"{server.url}/w.bin", cache=tmp_path).path.read_bytes() == BLOB
+
+
+def test_unwritable_cache(server, tmp_path):
+    server.files["w.bin"] = BLOB
+    (tmp_path / "file").write_text("a file where the cache should be")
+    with pytest.raises(HarnessError) as caught:
+        fetch_file(f"{server.url}/w.bin", cache=tmp_path / "file")
+    assert caught.value.code == "download-not-writable"
