@@ -118,10 +118,12 @@ COPY --from=users /etc/passwd /etc/group /etc/
 # The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 # The package, from the checkout, with the build backend of the lock and nothing downloaded. The mount is a copy: nothing is
-# written into the checkout. The mount points belong to "harness" for a `docker run` without compose.
+# written into the checkout. The mount points belong to "harness" for a `docker run` without compose. chmod, because a clone
+# made under umask 077 would be readable by root alone.
 RUN --mount=type=bind,target=/checkout,rw \
     sh /checkout/docker/revision /checkout >/opt/harness/revision \
  && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
+ && chmod -R a+rX /opt/harness \
  && install -d -o harness -g harness /runs /datasets /cache
 # Recorded below: which system this was built on, and which lock.
 ARG BASE_IMAGE
@@ -157,6 +159,7 @@ COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 RUN --mount=type=bind,target=/checkout,rw \
     sh /checkout/docker/revision /checkout >/opt/harness/revision \
  && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
+ && chmod -R a+rX /opt/harness \
  && install -d -o harness -g harness /runs /datasets /cache
 # Recorded below: which system this was built on, and which lock.
 ARG BASE_IMAGE
@@ -198,6 +201,7 @@ COPY . /opt/harness
 RUN --mount=type=bind,target=/checkout,rw \
     sh /checkout/docker/revision /checkout >/opt/harness/revision \
  && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
+ && chmod -R a+rX /opt/harness \
  && install -d -o harness -g harness /runs /datasets /cache
 # Tests name files from the root of the checkout.
 WORKDIR /opt/harness

@@ -155,7 +155,7 @@ def _training(golden: Golden, kind: str, recipe: Recipe, params: Params, stored:
         # The stored norm is of upstream's average of *all* parameters, and upstream averages the frozen ones in bfloat16, where
         # 0.9·x + 0.1·x is not x. Ours keeps no average of what does not move; to compare the norm, do here as upstream does.
         frozen_ema = jax.tree.map(lambda old, new: 0.9 * old + (1 - 0.9) * new, frozen_ema, moved.frozen)
-        ema_norm = optax.global_norm((moved.ema, frozen_ema)).astype(jnp.float32)
+        ema_norm = optax.tree.norm((moved.ema, frozen_ema)).astype(jnp.float32)
         return moved, frozen_ema, grads, jnp.stack([metrics["loss"], metrics["grad_norm"], kernel_norm(moved.params), ema_norm])
 
     state = state_from(params, recipe)

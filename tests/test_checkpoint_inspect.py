@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -329,7 +331,7 @@ def test_our_own_checkpoint_in_a_run(tmp_path: Path) -> None:
 
     from harness.checkpoint.store import Store
     from harness.train.snapshot import save
-    from harness.train.state import fresh_state
+    from harness.train.state import abstract_state
 
     smoke = load_recipe("smoke").model_dump()
     smoke["model"]["paligemma"]["lora"] = {"rank": 2, "alpha": 2}
@@ -337,7 +339,7 @@ def test_our_own_checkpoint_in_a_run(tmp_path: Path) -> None:
     recipe = Recipe.model_validate(smoke)
     run = tmp_path / "smoke-001"
     store = Store(run / "checkpoints", keep_every_steps=10)
-    state = fresh_state(recipe, jax.random.key(0))
+    state = jax.tree.map(lambda leaf: jax.numpy.asarray(np.ones(leaf.shape, leaf.dtype)), abstract_state(recipe))
     save(store, state, step=10, norm_stats_json="{}", asset_id="sample", record={"recipe": recipe.model_dump(mode="json")})
     store.close()
     (run / "manifest.json").write_text("{}")
@@ -355,7 +357,7 @@ def test_our_own_checkpoint_in_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "code"),
     [
-        (lambda path: None, "checkpoint-missing"),
+        (lambda _: None, "checkpoint-missing"),
         (lambda path: path.write_bytes(b"\x00\xff" * 100), "not-a-checkpoint"),
         (lambda path: path.mkdir(), "checkpoint-empty"),
         (lambda path: (path / "notes").mkdir(parents=True), "not-a-checkpoint"),
@@ -380,35 +382,42 @@ def test_directory_above_is_refused_with_the_one_that_was_meant(tmp_path: Path) 
         assert str(tmp_path / "checkpoints/pi05_libero/mine") in caught.value.fix
 
 
-def test_no_permission(tmp_path: Path) -> None:
-    root = openpi_checkpoint("full", tmp_path / "open")
-    for place in (tmp_path, *tmp_path.parents):
-        if place.stat().st_uid == os.getuid() and not place.stat().st_mode & 0o001:
-            place.chmod(place.stat().st_mode | 0o011)
-    for closed in (root / str(STEP["full"]) / "params" / "_METADATA", root / str(STEP["full"]), root):
-        mode = closed.stat().st_mode
-        closed.chmod(0)
-        try:
-            with _not_root(), pytest.raises(HarnessError) as caught:
-                result = inspect(root)
-                assert result.partial
-                assert any("cannot be read" in finding for finding in result.findings)
-                raise HarnessError("checkpoint-unreadable", "told as a finding", fix="-")
-        finally:
-            closed.chmod(mode)
-        assert caught.value.code == "checkpoint-unreadable"
+@pytest.mark.parametrize("closed", [".", "{step}", "{step}/params", "{step}/params/_METADATA", "{step}/_CHECKPOINT_METADATA"])
+def test_no_permission(tmp_path: Path, closed: str) -> None:
+    root = openpi_checkpoint("full", tmp_path)
+    with _not_root(tmp_path, root / closed.format(step=STEP["full"])), pytest.raises(HarnessError) as caught:
+        inspect(root)
+    assert caught.value.code == "checkpoint-unreadable"
+    assert closed.format(step=STEP["full"]).strip(".") in caught.value.what
 
 
-class _not_root:
-    """Inside, this process has no special rights to files."""
+def test_no_permission_for_one_step_does_not_hide_the_others(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_step(tmp_path / str(step), {"action_in_proj/bias": np.ones(2, np.float32)})
+    with _not_root(tmp_path, tmp_path / "2" / "params"):
+        found = inspect(tmp_path)
+    assert ([step.step for step in found.steps], found.step, found.partial) == ([1], 1, True)
+    assert any(finding.startswith("step 2 cannot be read") for finding in found.findings)
 
-    def __enter__(self) -> None:
-        self.was = os.geteuid()
-        if self.was == 0:
+
+@contextlib.contextmanager
+def _not_root(inside: Path, closed: Path) -> Iterator[None]:
+    """`closed` has no permission bits, and this process no right to overlook that."""
+    above = [place for place in (inside, *inside.parents) if place.stat().st_mode & 0o005 != 0o005 and place.stat().st_uid == os.getuid()]
+    modes = {place: place.stat().st_mode for place in (*above, closed)}
+    user = os.geteuid()
+    for place in above:
+        place.chmod(modes[place] | 0o055)
+    closed.chmod(0)
+    try:
+        if user == 0:
             os.seteuid(65_534)
-
-    def __exit__(self, *_: object) -> None:
-        os.seteuid(self.was)
+        yield
+    finally:
+        if user == 0:
+            os.seteuid(0)
+        for place, mode in modes.items():
+            place.chmod(mode)
 
 
 def test_symlinks_that_lead_out_are_said_and_not_followed(tmp_path: Path) -> None:

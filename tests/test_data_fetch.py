@@ -161,3 +161,14 @@ def test_neither_a_directory_nor_a_hub_id(name: str) -> None:
     with pytest.raises(HarnessError) as caught:
         resolve(recipe.data.model_copy(update={"dataset": name}))
     assert caught.value.code == "dataset-not-found"
+
+
+def test_a_revision_of_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError) as caught:
+        resolve(load_recipe("smoke", [f"data.dataset={tmp_path}", "data.revision=v1"]).data)
+    assert caught.value.code == "revision-needs-hub"
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert _ask(hub, tmp_path / "file" / "cache", "data.dataset=lab/robot") == "not-writable"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from harness.artifacts import Dataset, NormStats
+from harness.data import loader as loader_module
 from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
 from harness.data.loader import Loader
@@ -143,3 +144,17 @@ def test_a_prompt_longer_than_the_model_takes_is_cut_and_reported(sample: Made) 
     batch = _loader((short, dataset, stats)).batch(0)
     full = _loader(sample).batch(0)
     np.testing.assert_array_equal(batch["tokens"], full["tokens"][:, :8])
+
+
+def test_kept_images_change_nothing(sample: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for three images, for all, and after an epoch has filled it."""
+    full = _loader(sample)
+    monkeypatch.setattr(loader_module, "KEPT_BYTES", 3 * 3 * 224 * 224)
+    small = _loader(sample)
+    monkeypatch.setattr(loader_module, "KEPT_BYTES", 0)
+    none = _loader(sample)
+    for step in range(14):
+        _assert_equal(small.batch(step), none.batch(step))
+        _assert_equal(full.batch(step), none.batch(step))
+    assert (len(small._batches._pictures._kept), len(none._batches._pictures._kept)) == (3, 0)
+    assert len(full._batches._pictures._kept) == 200

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,24 +16,24 @@ import tensorstore as ts
 
 from harness.units import MIB
 
+LARGE_BYTES = 256 * MIB
 PIECE_BYTES = 64 * MIB
 _RANGE_BYTES = 16 * MIB
 
 Array = np.ndarray[Any, Any]
 
 
-def read_large(store: Any, dtype: np.dtype[Any]) -> Array:
-    """What `store` holds, as `dtype`; beside it in memory are a few pieces at most.
+def read_array(store: Any, dtype: np.dtype[Any]) -> Array:
+    """What `store` holds, as `dtype`; beside a large one are a few pieces at most in memory.
 
     Raises: ValueError or OSError when the data is damaged.
     """
+    if math.prod(store.shape) * store.dtype.numpy_dtype.itemsize <= LARGE_BYTES:
+        return np.asarray(cast(store, dtype).read().result())
     out = np.empty(store.shape, dtype)
     metadata = store.spec().to_json().get("metadata", {})
     if _is_one_stream(metadata, tuple(store.shape)):
-        flat, offset = out.reshape(-1), 0
-        for piece in _stream(store, metadata["compressor"]):
-            flat[offset : offset + piece.size] = cast(ts.array(piece), dtype).read().result()
-            offset += piece.size
+        _read_stream(store, metadata["compressor"]["id"], out.reshape(-1))
         return out
     _read_slabs(store, out)
     return out
@@ -57,21 +56,26 @@ def _is_one_stream(metadata: dict[str, Any], shape: tuple[int, ...]) -> bool:
     )
 
 
-def _stream(store: Any, compressor: dict[str, Any]) -> Iterator[Array]:
-    """The elements of a single-chunk array in order, piece by piece."""
+def _read_stream(store: Any, compression: str, out: Array) -> None:
+    """Fills the flat `out` from a single-chunk array, piece by piece."""
     dtype = np.dtype(store.dtype.numpy_dtype)
-    left = math.prod(store.shape)
-    with pa.CompressedInputStream(pa.PythonFile(_Chunk(store), mode="r"), compressor["id"]) as stream:
-        while left:
-            piece = np.empty(min(left, PIECE_BYTES // dtype.itemsize), dtype)
-            view, filled = piece.view(np.uint8), 0
-            while filled < len(view):
-                n = stream.readinto(view[filled:])
-                if not n:
-                    raise ValueError(f"the data ends {left * dtype.itemsize - filled} bytes early")
-                filled += n
-            yield piece
-            left -= piece.size
+    step = PIECE_BYTES // dtype.itemsize
+    with pa.CompressedInputStream(pa.PythonFile(_Chunk(store), mode="r"), compression) as stream:
+        for start in range(0, out.size, step):
+            target = out[start : start + step]
+            piece = target if dtype == out.dtype else np.empty(target.size, dtype)
+            _read_into(stream, piece.view(np.uint8))
+            if piece is not target:
+                target[:] = cast(ts.array(piece), out.dtype).read().result()
+
+
+def _read_into(stream: Any, view: Array) -> None:
+    filled = 0
+    while filled < view.size:
+        n = stream.readinto(view[filled:])
+        if not n:
+            raise ValueError(f"the data ends at least {view.size - filled} bytes early")
+        filled += n
 
 
 class _Chunk(io.RawIOBase):
@@ -81,6 +85,7 @@ class _Chunk(io.RawIOBase):
         self._kvstore = store.kvstore
         self._key = ".".join("0" * len(store.shape))
         self._offset = 0
+        self._here = memoryview(b"")
         self._next = self._fetch()
 
     def _fetch(self) -> Any:
@@ -90,19 +95,23 @@ class _Chunk(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """The next range, whatever `size`; empty at the end."""
-        del size
-        if self._next is None:
-            return b""
+        """At most `size` bytes (the decompressor's buffer holds no more); empty at the end."""
+        if not self._here and self._next is not None:
+            self._here = memoryview(self._range())
+        taken = self._here if size < 0 else self._here[:size]
+        self._here = self._here[len(taken) :]
+        return bytes(taken)
+
+    def _range(self) -> bytes:
         try:
             data: bytes = self._next.result().value
         except ValueError as error:
             if "OUT_OF_RANGE" not in str(error):
                 raise
             # A range may not reach past the end; what is left is less than one range.
-            data = self._kvstore.read(self._key, byte_range=slice(self._offset, None)).result().value
             self._next = None
-            return data
+            rest: bytes = self._kvstore.read(self._key, byte_range=slice(self._offset, None)).result().value
+            return rest
         self._offset += len(data)
         self._next = self._fetch()
         return data

@@ -41,12 +41,14 @@ def inspect(path: Path, *, deep: bool = False, recipe: Recipe | None = None) -> 
     Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "checkpoint-empty" or "checkpoint-unreadable".
     """
     found = find(path)
+    steps = _read_steps(found)
     try:
-        steps = [_read_step(found, *step) for step in found.steps]
         newest = max((s.report.step for s in steps if s.report.complete and s.report.step is not None), default=found.committed_sibling)
         interrupted = [interrupted_save(place, newest) for place in found.interrupted]
     except PermissionError as error:
         raise unreadable(path, error) from error
+    if found.denied and not steps and not interrupted:
+        raise unreadable(path, found.denied) from found.denied
     findings = [*found.findings, *_step_findings(steps)]
     partial = found.partial
     base: dict[str, object] = {"path": str(path), "layout": _layout(steps, found), "steps": [s.report for s in steps], "interrupted": interrupted}
@@ -95,6 +97,16 @@ def _describe(base: dict[str, object], step: _Step, *, deep: bool, recipe: Recip
 def parameter_path(path: str) -> str:
     """The parameter's path as the harness writes it: without the item's own `params/` and flax's `/value`."""
     return path.removeprefix("params/").removesuffix("/value")
+
+
+def _read_steps(found: Found) -> list[_Step]:
+    steps = []
+    for number, path, items in found.steps:
+        try:
+            steps.append(_read_step(found, number, path, items))
+        except PermissionError as error:
+            found.deny(path, error)
+    return steps
 
 
 def _read_step(found: Found, number: int | None, path: Path, items: dict[str, Path]) -> _Step:

@@ -11,7 +11,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +19,12 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from harness.checkpoint.chunks import cast, read_large
+from harness.checkpoint.chunks import LARGE_BYTES, read_array
 from harness.errors import HarnessError
-from harness.units import GIB, MIB
+from harness.units import GIB
 
 IN_FLIGHT_BYTES = GIB
-LARGE_BYTES = 256 * MIB
+_THREADS = 4
 METADATA = "_METADATA"
 INTERRUPTED = ".orbax-checkpoint-tmp"
 _EMPTY = ("None", "Dict", "List", "NamedTuple", "Tuple")
@@ -53,8 +53,7 @@ def open_leaves(directory: Path) -> dict[str, Leaf]:
     names = _array_names(directory)
     ocdbt = (directory / "manifest.ocdbt").is_file()
     zarr3 = json.loads((directory / METADATA).read_text()).get("use_zarr3", False)
-    # Compressed chunks are mapped from the page cache, so that only decoded bytes take memory of this process.
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_mode": {"mode": "memmap"}})
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
     if ocdbt:
         _check_chunks(directory, names.values(), context)
 
@@ -110,31 +109,33 @@ def read_leaves(leaves: Mapping[str, Leaf], wanted: Mapping[str, jax.ShapeDtypeS
     `look` sees each leaf on the host, before it goes to the device.
     Raises: HarnessError "checkpoint-damaged".
     """
-    window: deque[tuple[str, Any, int]] = deque()
+    sizes = {path: math.prod(struct.shape) * max(np.dtype(struct.dtype).itemsize, leaves[path].dtype.itemsize) for path, struct in wanted.items()}
+    budget = max(sizes.values(), default=0) + IN_FLIGHT_BYTES
+    window: deque[tuple[str, Future[Any], int]] = deque()
     in_flight = 0
-    for path in sorted(wanted, key=lambda path: -leaves[path].nbytes):
-        leaf, dtype = leaves[path], np.dtype(wanted[path].dtype)
-        if leaf.nbytes > LARGE_BYTES:
-            array = _readable(leaf, partial(read_large, leaf.store, dtype))
-            yield path, _to_device(path, array, wanted[path], look).block_until_ready()
-            del array
-            continue
-        # While a leaf is decoded its chunk and the array it is copied to are both alive.
-        cost = leaf.nbytes + math.prod(leaf.shape) * dtype.itemsize
-        while window and in_flight + cost > IN_FLIGHT_BYTES:
-            done, future, freed = window.popleft()
-            yield done, _to_device(done, _readable(leaves[done], future.result), wanted[done], look)
-            in_flight -= freed
-        window.append((path, cast(leaf.store, dtype).read(), cost))
-        in_flight += cost
-    while window:
-        done, future, _ = window.popleft()
-        yield done, _to_device(done, _readable(leaves[done], future.result), wanted[done], look)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for path in sorted(wanted, key=lambda path: -sizes[path]):
+                # While a small leaf is decoded its chunk and the array it is copied to are both alive.
+                cost = sizes[path] * (1 if sizes[path] > LARGE_BYTES else 2)
+                while window and in_flight + cost > budget:
+                    done, future, freed = window.popleft()
+                    yield done, _to_device(done, future.result(), wanted[done], look)
+                    del future
+                    in_flight -= freed
+                window.append((path, pool.submit(_read, leaves[path], np.dtype(wanted[path].dtype)), cost))
+                in_flight += cost
+            while window:
+                done, future, _ = window.popleft()
+                yield done, _to_device(done, future.result(), wanted[done], look)
+                del future
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _readable(leaf: Leaf, read: Callable[[], Any]) -> Any:
+def _read(leaf: Leaf, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     try:
-        return read()
+        return read_array(leaf.store, dtype)
     except (ValueError, OSError) as error:
         raise HarnessError(
             "checkpoint-damaged",
@@ -144,11 +145,12 @@ def _readable(leaf: Leaf, read: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _to_device(path: str, array: Any, struct: jax.ShapeDtypeStruct, look: Look | None) -> jax.Array:
-    array = np.asarray(array)
+def _to_device(path: str, array: np.ndarray[Any, Any], struct: jax.ShapeDtypeStruct, look: Look | None) -> jax.Array:
     if look is not None:
         look(path, array)
-    return jax.device_put(array, struct.sharding)
+    placed = jax.device_put(array, struct.sharding)
+    # The host's copy of a large leaf must be gone before the next one is counted.
+    return placed.block_until_ready() if array.nbytes > LARGE_BYTES else placed
 
 
 def damaged(directory: Path, why: str) -> HarnessError:

@@ -35,6 +35,12 @@ class Found:
     findings: list[str] = field(default_factory=list)
     partial: bool = False
     committed_sibling: int | None = None
+    denied: PermissionError | None = None
+
+    def deny(self, step: Path, error: PermissionError) -> None:
+        """One step that may not be read does not hide the others."""
+        self.partial, self.denied = True, error
+        self.findings.append(f"step {step.name} cannot be read: {error.strerror}: {error.filename}")
 
 
 def find(path: Path) -> Found:
@@ -95,8 +101,7 @@ def _fill_steps(found: Found, directory: Path) -> None:
             try:
                 found.steps.append((int(path.name), path, _items(found, path)))
             except PermissionError as error:
-                found.partial = True
-                found.findings.append(f"step {path.name} cannot be read: {error.strerror}")
+                found.deny(path, error)
     found.steps.sort(key=lambda step: step[0] or 0)
 
 
@@ -120,6 +125,8 @@ def expected_items(step: Path, there: dict[str, Path]) -> list[str]:
     try:
         handlers = json.loads((step / COMMIT).read_text())["item_handlers"]
         return sorted({*handlers, "params"})
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return ["params", *(["assets"] if "train_state" in there else [])]
 
@@ -135,6 +142,8 @@ def missing_marks(step: Path, items: dict[str, Path]) -> list[str]:
             missing.append(f"{COMMIT} has no time of commit: the save was not finished")
     except FileNotFoundError:
         missing.append(f"{COMMIT}, which is written when a save is finished")
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         missing.append(f"{COMMIT} is damaged ({type(error).__name__})")
     if "harness" in items and not (step / RECORD).is_file():

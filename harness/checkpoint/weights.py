@@ -23,13 +23,13 @@ BASE = "harness/base.json"
 
 
 class Loaded(NamedTuple):
-    """`params` in the order of what was expected; `sources` tells which directory each part came from, and its hash."""
+    """`params` in the order of what was expected; `sources` are the `params` directories it came from."""
 
     params: dict[str, jax.Array]
     restored: list[str]
     initialized: list[str]
     leaves: dict[str, dict[str, int]]
-    sources: list[dict[str, Any]]
+    sources: list[Path]
 
 
 def load_params(
@@ -48,12 +48,12 @@ def load_params(
     "weights-not-finite", "weights-missing", "weights-not-a-checkpoint", "weights-step-needed", "checkpoint-interrupted",
     "checkpoint-damaged", "weights-base-differs", and those of `harness.download`.
     """
-    directories = _directories(source, progress)
+    directories = params_directories(source, progress=progress)
     leaves: dict[str, Leaf] = {}
     for directory in reversed(directories):
         leaves |= parameter_leaves(directory)
     missing = [path for path in expected if path not in leaves and initialize is not None and allow_missing(path)]
-    _check(source, leaves, {path: struct for path, struct in expected.items() if path not in missing})
+    check_parameters(source, leaves, {path: tuple(struct.shape) for path, struct in expected.items() if path not in missing})
 
     found = {path: expected[path] for path in expected if path in leaves}
     total, done, bad = sum(leaves[path].nbytes for path in found), 0, []
@@ -75,7 +75,7 @@ def load_params(
         list(found),
         missing,
         {path: {"bytes": leaves[path].nbytes} for path in found},
-        [{"path": str(directory), "sha256": fingerprint(directory)} for directory in directories],
+        directories,
     )
 
 
@@ -145,40 +145,45 @@ def is_finite(array: np.ndarray[Any, Any]) -> bool:
     return all(bool(np.isfinite(flat[start : start + 2**22]).all()) for start in range(0, flat.size, 2**22))
 
 
-def _directories(source: Path | str, progress: Progress | None) -> list[Path]:
-    """The `params` directory of `source`, then that of its base when it holds only what was trained."""
+def params_directories(source: Path | str, *, base: Path | str | None = None, progress: Progress | None = None) -> list[Path]:
+    """The `params` directory of `source`, then that of its base when it holds only what was trained.
+
+    `base` says where the base is now, when it has moved.
+    """
     path = fetch_tree(str(source), progress=progress).path if is_remote(str(source)) else Path(source)
     found = find_params(path)
     record = found.parent / BASE
     if not record.is_file():
         return [found]
-    base = json.loads(record.read_text())
-    below = _directories(base["source"], progress)
-    if fingerprint(below[0]) != base["sha256"]:
+    named = json.loads(record.read_text())
+    below = params_directories(base or named["source"], progress=progress)
+    if fingerprint(below[0]) != named["sha256"]:
         raise HarnessError(
             "weights-base-differs",
-            f"{found} holds only what was trained, on top of {base['source']}, and that has other bytes now",
+            f"{found} holds only what was trained, on top of {named['source']}, and {below[0]} has other bytes",
             got=fingerprint(below[0]),
-            need=base["sha256"],
-            fix=f"put the weights that the run started from at {base['source']}, or load a full checkpoint of the run",
+            need=named["sha256"],
+            fix="give the weights that the run started from, or a full checkpoint of the run",
         )
     return [found, *below]
 
 
-def _check(source: Path | str, leaves: Mapping[str, Leaf], expected: Structs) -> None:
-    lines = [f"{path} is missing" for path in sorted(expected.keys() - leaves.keys())]
-    lines += [f"{path} is unexpected" for path in sorted(leaves.keys() - expected.keys())]
+def check_parameters(source: Path | str, leaves: Mapping[str, Leaf], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """None, when the leaves are those of a model with these shapes.
+
+    Raises: HarnessError "weights-mismatch" that lists every missing, unexpected and mis-shaped parameter.
+    """
+    lines = [f"{path} is missing" for path in sorted(shapes.keys() - leaves.keys())]
+    lines += [f"{path} is unexpected" for path in sorted(leaves.keys() - shapes.keys())]
     lines += [
-        f"{path} has shape {leaves[path].shape}, not {tuple(expected[path].shape)}"
-        for path in sorted(expected.keys() & leaves.keys())
-        if leaves[path].shape != tuple(expected[path].shape)
+        f"{path} has shape {leaves[path].shape}, not {shapes[path]}" for path in sorted(shapes.keys() & leaves.keys()) if leaves[path].shape != shapes[path]
     ]
     if lines:
         raise HarnessError(
             "weights-mismatch",
             f"{source} does not hold this model's parameters: " + "; ".join(lines),
             got=f"{len(lines)} differences ({len(leaves)} parameters in the checkpoint)",
-            need=f"the {len(expected)} parameters of the recipe's model",
+            need=f"the {len(shapes)} parameters of the recipe's model",
             fix="name weights of the same model in weights.source, or set model.* (variants, lora, vision) as they were trained",
         )
 

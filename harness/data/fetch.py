@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from harness.errors import HarnessError
 from harness.recipe import Data
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# What a cache directory answers when it cannot take a file. The network has other numbers.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -29,13 +32,20 @@ def resolve(data: Data) -> Resolved:
 
     A download is resumed where it stopped, kept under HF_HOME, and read from there when the hub cannot be reached.
 
-    Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login", "hub-revision-missing" or "not-writable".
+    Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login", "hub-revision-missing",
+    "revision-needs-hub" or "not-writable".
     """
-    if data.dataset == "sample":
-        return Resolved(sample_dataset_path(), "sample", None)
-    path = Path(data.dataset).expanduser()
+    path = sample_dataset_path() if data.dataset == "sample" else Path(data.dataset).expanduser()
     if data.dataset and path.is_dir():
-        return Resolved(path.resolve(), str(path), None)
+        if data.revision is not None:
+            raise HarnessError(
+                "revision-needs-hub",
+                f"data.revision is set, but {data.dataset} is not on the hub",
+                got=data.revision,
+                need="null for a directory, or a hub id",
+                fix="--set data.revision=null",
+            )
+        return Resolved(path.resolve(), data.dataset, None)
     hub_id, _, revision = data.dataset.partition("@")
     if not _HUB_ID.fullmatch(hub_id):
         raise HarnessError(
@@ -74,11 +84,11 @@ def _download(hub_id: str, revision: str | None) -> Path:
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
         raise _unreachable(hub_id, revision, error) from error
     except OSError as error:
-        if error.errno is not None and error.filename is not None:
+        if error.errno in _UNWRITABLE:
             raise HarnessError(
                 "not-writable",
                 f"cannot keep the download of {hub_id}: {error.strerror}",
-                got=error.filename,
+                got=error.filename or "the download stopped in the middle",
                 need="a writable cache with enough space",
                 fix="set HF_HOME to a directory with space; what was downloaded is kept and resumed",
             ) from error

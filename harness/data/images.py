@@ -18,7 +18,7 @@ from harness.errors import HarnessError
 MAX_PIXELS = 1 << 24
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Encoded images of this many bytes stay in memory, so that an episode that is visited again is not read again.
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 29
 
 
 def decode(data: bytes, where: str) -> np.ndarray:

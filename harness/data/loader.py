@@ -28,6 +28,8 @@ _LAST_STEP = 2**48
 # Batches that each process keeps ready.
 _AHEAD = 2
 _MOST_THREADS = 8
+# Resized images that stay in memory, over all processes: 3,500 frames of two cameras.
+KEPT_BYTES = 1 << 30
 
 
 class Loader:
@@ -47,7 +49,8 @@ class Loader:
         share = batch_size // shards
         order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
         self._workers = workers
-        self._batches = _Batches(recipe, data, stats, _prompts(recipe, data, dataset.prompt_tokens), order)
+        pictures = _Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, workers))
+        self._batches = _Batches(recipe, pictures, stats, _prompts(recipe, data, dataset.prompt_tokens), order)
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`.
@@ -97,11 +100,35 @@ class _Order:
         return self.__dict__ | {"_endless": None}
 
 
+class _Pictures:
+    """Resized images. The first ones stay, up to a budget: an order that visits every frame once an epoch has no recent favourites."""
+
+    def __init__(self, data: LeRobotDataset, size: int, budget: int) -> None:
+        self.data = data
+        self._size, self._room = size, budget // (3 * size * size)
+        self._kept: dict[tuple[str, int], np.ndarray] = {}
+
+    def get(self, index: list[int], feature: str) -> np.ndarray:
+        """uint8 [B, S, S, 3]."""
+        return np.stack([self._one(i, feature) for i in index])
+
+    def _one(self, i: int, feature: str) -> np.ndarray:
+        found = self._kept.get((feature, i))
+        if found is None:
+            found = resize_with_pad(self.data.image(i, feature), self._size)
+            if len(self._kept) < self._room:
+                self._kept[feature, i] = found
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}
+
+
 class _Batches:
     """The function from step to batch. Picklable, so that processes can have it."""
 
-    def __init__(self, recipe: Recipe, data: LeRobotDataset, stats: NormStats, prompts: dict[int, tuple[np.ndarray, np.ndarray]], order: _Order) -> None:
-        self._recipe, self._data, self._stats, self._prompts, self._order = recipe, data, stats, prompts, order
+    def __init__(self, recipe: Recipe, pictures: _Pictures, stats: NormStats, prompts: dict[int, tuple[np.ndarray, np.ndarray]], order: _Order) -> None:
+        self._recipe, self._pictures, self._data, self._stats, self._prompts, self._order = recipe, pictures, pictures.data, stats, prompts, order
 
     def __call__(self, step: int) -> Batch:
         index = self._order(step)
@@ -111,17 +138,13 @@ class _Batches:
         width = self._recipe.model.action_dim
         tasks = [self._prompts[self._data.task_index(i)] for i in index]
         return {
-            "images": {camera: self._images(index, name) for camera, name in config.cameras.items() if name is not None},
+            "images": {camera: self._pictures.get(index, name) for camera, name in config.cameras.items() if name is not None},
             "state": pad_last(normalize(states, self._stats.norm_stats["state"], config.normalization), width),
             "tokens": np.stack([tokens for tokens, _ in tasks]),
             "token_mask": np.stack([mask for _, mask in tasks]),
             "actions": pad_last(normalize(chunks, self._stats.norm_stats["actions"], config.normalization), width),
             "index": np.asarray(index, np.int64),
         }
-
-    def _images(self, index: list[int], feature: str) -> np.ndarray:
-        # [B, S, S, 3]
-        return np.stack([resize_with_pad(self._data.image(i, feature), self._recipe.model.image_size) for i in index])
 
 
 def _prompts(recipe: Recipe, data: LeRobotDataset, length: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -44,8 +44,8 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
     horizon = recipe.model.action_horizon
     blocks = _blocks(opened)
     found = {
-        "state": _statistics(lambda: ((b.state, np.ones(len(b.state))) for b in blocks())),
-        "actions": _statistics(lambda: ((b.actions, chunk_weights([e.length for e in b.episodes], horizon)) for b in blocks())),
+        "state": _statistics(lambda: _slices((b.state, np.ones(len(b.state))) for b in blocks())),
+        "actions": _statistics(lambda: _slices((b.actions, chunk_weights([e.length for e in b.episodes], horizon)) for b in blocks())),
     }
     norm_stats, findings = {}, []
     for key in cast(tuple[Key, ...], tuple(found)):
@@ -105,6 +105,13 @@ def _coalesced(blocks: Iterator[Block]) -> Iterator[Block]:
 def _joined(blocks: list[Block]) -> Block:
     arrays = [np.concatenate([getattr(b, name) for b in blocks]) for name in ("state", "actions", "timestamp", "task_index")]
     return Block([episode for block in blocks for episode in block.episodes], *arrays)
+
+
+def _slices(blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same rows, a few at a time: float64 copies of a whole block would be the largest thing in memory."""
+    for values, weights in blocks:
+        for start in range(0, len(values), _DIGIT):
+            yield values[start : start + _DIGIT], weights[start : start + _DIGIT]
 
 
 def _statistics(source: Source) -> DimensionStats:

@@ -51,6 +51,7 @@ def render(run: RunDir) -> str:
         checkpoint=found[Checkpoint.FILE],
         recipe=recipe,
         groups=sections.parameter_shares(recipe) if recipe else [],
+        compiled=", ".join(f"{part} {format_bytes(n)}" for part, n in manifest.compiled_bytes.items()) if manifest else "",
         memory=sections.memory_shares(chosen.breakdown) if chosen else [],
         differences=sections.differences_from_published(recipe) if recipe else [],
         published=sections.PUBLISHED,

@@ -69,7 +69,13 @@ def parameter_shares(recipe: Recipe) -> list[Share]:
 
 
 def memory_shares(breakdown: dict[str, int]) -> list[Share]:
-    """The parts of the plan's device bytes, largest first."""
+    """The parts of the plan's memory, largest first.
+
+    The compiler's own figures overlap (need = argument + output - alias + temp), so they are made disjoint first.
+    """
+    if {"argument", "output", "alias", "temp"} <= breakdown.keys():
+        new_output = breakdown["output"] - breakdown["alias"]
+        breakdown = {"state and batch": breakdown["argument"], "working memory of the step": breakdown["temp"], "new outputs": max(0, new_output)}
     total = sum(breakdown.values())
     return sorted((Share(name, n, total) for name, n in breakdown.items() if n > 0), key=lambda share: -share.value)
 
@@ -130,7 +136,10 @@ def commands(directory: Path, manifest: Manifest | None) -> list[Command]:
     run = shlex.quote(str(directory))
     found = []
     if manifest and manifest.source_revision:
-        found.append(Command("The code of this run", f"git checkout {shlex.quote(manifest.source_revision)}"))
+        # "<commit>+source.<hash>": the tree differed from the commit.
+        commit, _, changed = manifest.source_revision.partition("+")
+        what = f"The commit of this run (its source had changes on top of it: {changed})" if changed else "The code of this run"
+        found.append(Command(what, f"git checkout {shlex.quote(commit)}"))
     if (directory / RECIPE).is_file():
         found.append(Command("Reproduce: the same recipe in a new run", f"harness train --recipe {shlex.quote(str(directory / RECIPE))}"))
     found.append(Command("Resume: go on from the last whole checkpoint", f"harness train --resume --run {run}"))

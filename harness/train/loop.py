@@ -67,15 +67,18 @@ def train(job: Job, watcher: Watcher) -> Outcome:
     """
     recipe, run = job.recipe, job.run
     check_who_is_trained(recipe)
+    store = Store(run.checkpoints, keep_every_steps=recipe.train.keep_every_steps)
+    start = store.latest() or 0
+    if start >= recipe.train.steps:
+        watcher.say(f"already trained to step {start}; nothing to do (--steps N trains further)")
+        return Outcome(start, finished=True)
     with _stop_requests() as stop:
         # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run ends here.
         watcher.say("compiling the training step")
         compiled = compile_step(recipe, job.levers)
         _check_fits(compiled, job.plan)
         # 2. The state: from the last whole checkpoint, else from the recipe's weights, else fresh.
-        store = Store(run.checkpoints, keep_every_steps=recipe.train.keep_every_steps)
         train_key, init_key = jax.random.split(jax.random.key(recipe.train.seed))
-        start = store.latest() or 0
         if start:
             watcher.say(f"resuming from the checkpoint of step {start}")
             state, manifest = restore(store, recipe, start), run.read(Manifest)

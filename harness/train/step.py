@@ -71,7 +71,7 @@ def apply_gradients(recipe: Recipe, state: TrainState, loss: jax.Array, grads: P
     moved = TrainState(state.step + 1, trained, state.frozen, opt_state, ema)
     metrics = {
         "loss": loss,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "param_norm": kernel_norm(moved.params),
         "learning_rate": jnp.asarray(learning_rate(recipe.train.optimizer.schedule)(state.step), jnp.float32),
     }
@@ -80,7 +80,7 @@ def apply_gradients(recipe: Recipe, state: TrainState, loss: jax.Array, grads: P
 
 def kernel_norm(params: Params) -> jax.Array:
     """L2 norm of all kernels (see `is_kernel`): the fingerprint that tells which weights a run started from."""
-    return optax.global_norm([value.astype(jnp.float32) for path, value in params.items() if is_kernel(path, value.shape)])
+    return optax.tree.norm([value.astype(jnp.float32) for path, value in params.items() if is_kernel(path, value.shape)])
 
 
 def _observe(batch: Batch, keys: jax.Array | None) -> Observation:

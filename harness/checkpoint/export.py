@@ -1,0 +1,184 @@
+"""Writes parameters alone: only what was trained (beside a named base), or a full openpi checkpoint with adapters merged.
+
+Leaves are written one at a time, so that host memory holds the largest leaf and not the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from harness.checkpoint.chunks import read_array
+from harness.checkpoint.leaves import INTERRUPTED, METADATA, Leaf, directory_url
+from harness.checkpoint.weights import BASE, check_parameters, find_params, fingerprint, is_finite, parameter_leaves, params_directories
+from harness.errors import HarnessError
+from harness.parameters import group_of, parameter_shapes
+from harness.recipe import Model
+from harness.rundir import write_atomic
+from harness.units import MIB, format_bytes
+
+CHUNK_BYTES = 64 * MIB
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+
+
+def save_params_only(
+    destination: Path, params: Mapping[str, Any], *, base: str, norm_stats_json: str, asset_id: str, record: dict[str, Any] | None = None
+) -> Path:
+    """`destination`, which then holds only `params` (what was trained) and names `base`, the weights that the run started from.
+
+    `load_params` of it reads the rest from `base`, and refuses when that has other bytes by then.
+    Raises: HarnessError "export-exists", "disk-full".
+    """
+    below = params_directories(base)
+    body = {"source": str(base), "sha256": fingerprint(below[0])}
+    with _whole_or_nothing(destination, sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in params.values())) as directory:
+        write_params(directory / "params", ((path, np.asarray(value)) for path, value in params.items()))
+        write_atomic(directory / BASE, json.dumps(body, indent=2) + "\n")
+        write_atomic(directory / "harness/record.json", json.dumps(record or {}, indent=2, sort_keys=True) + "\n")
+        write_atomic(directory / "assets" / asset_id / "norm_stats.json", norm_stats_json)
+    return destination
+
+
+def export_openpi(source: Path, destination: Path, *, model: Model, base: str | Path | None = None) -> list[str]:
+    """Paths of the merged weights; `destination` then holds `params` and `assets` as openpi reads them, without adapters.
+
+        w' = w + alpha / rank · lora_a @ lora_b      on the last two axes, in float32
+
+    `source` is a step directory, or one of `save_params_only` (`base` says where its base is now, when it has moved).
+    Raises: HarnessError "export-exists", "export-rank", "disk-full", "weights-not-finite", and those of `load_params`.
+    """
+    directories = params_directories(source, base=base)
+    leaves: dict[str, Leaf] = {}
+    for directory in reversed(directories):
+        leaves |= parameter_leaves(directory)
+    shapes = parameter_shapes(model)
+    check_parameters(source, leaves, shapes)
+    adapters = _adapters(model, leaves)
+    kept = [path for path in shapes if "lora" not in path]
+    merged = [path for path in kept if path in adapters]
+
+    def arrays() -> Iterator[tuple[str, Array]]:
+        for path in kept:
+            array = _merged(leaves, path, *adapters[path]) if path in adapters else read_array(leaves[path].store, leaves[path].dtype)
+            if not is_finite(array):
+                raise HarnessError(
+                    "weights-not-finite", f"{source} holds NaN or infinity in {path}", need="finite weights", fix="export an earlier step of that run"
+                )
+            yield path, array
+            del array
+
+    need = sum(math.prod(shapes[path]) * (4 if path in adapters else leaves[path].dtype.itemsize) for path in kept)
+    with _whole_or_nothing(destination, need) as target:
+        write_params(target / "params", arrays())
+        assets = find_params(Path(source)).parent / "assets"
+        if assets.is_dir():
+            shutil.copytree(assets, target / "assets", ignore=shutil.ignore_patterns("commit_success.txt"))
+        body = {"source": [str(directory) for directory in directories], "sha256": [fingerprint(directory) for directory in directories], "merged": merged}
+        write_atomic(target / "harness/export.json", json.dumps(body, indent=2) + "\n")
+    return merged
+
+
+def write_params(directory: Path, arrays: Iterable[tuple[str, Array]]) -> None:
+    """None; `directory` is then an Orbax item {"params": {… {"value": array}}}, written one leaf after the other.
+
+    Source: the files that orbax-checkpoint 0.11.13 and 0.12.8 write for such a tree (OCDBT, zarr v2, zstd level 1).
+    """
+    directory.mkdir(parents=True)
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+    tree = {}
+    for path, array in arrays:
+        keys = ("params", *path.split("/"), "value")
+        chunk = chunk_shape(array.shape, array.dtype.itemsize)
+        spec = {
+            "driver": "zarr",
+            "kvstore": {"driver": "ocdbt", "base": directory_url(directory), "path": ".".join(keys) + "/"},
+            "metadata": {"chunks": list(chunk), "compressor": {"id": "zstd", "level": 1}},
+        }
+        store = ts.open(spec, create=True, dtype=ts.dtype(array.dtype.name), shape=array.shape, context=context).result()
+        store.write(array).result()
+        tree[str(keys)] = {
+            "key_metadata": [{"key": key, "key_type": 2} for key in keys],
+            "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False, "write_shape": list(chunk)},
+        }
+    body = {"tree_metadata": tree, "use_zarr3": False, "store_array_data_equal_to_fill_value": True, "custom_metadata": None}
+    write_atomic(directory / METADATA, json.dumps(body))
+
+
+def chunk_shape(shape: Shape, itemsize: int) -> Shape:
+    """The largest chunk of whole trailing axes that stays below CHUNK_BYTES."""
+    chunk, limit = [], CHUNK_BYTES // itemsize
+    for axis, size in enumerate(shape):
+        rest = math.prod(shape[axis + 1 :])
+        chunk.append(min(size, max(limit // max(rest, 1), 1)))
+        # Below an axis that is cut to one, the limit holds for the rest alone.
+        limit = limit if chunk[-1] == 1 else limit // chunk[-1]
+    return tuple(chunk)
+
+
+def _adapters(model: Model, leaves: Mapping[str, Leaf]) -> dict[str, tuple[str, str, float]]:
+    """Path of each adapted weight → (path of lora_a, path of lora_b, alpha / rank)."""
+    found = {}
+    for first in parameter_shapes(model):
+        if not first.endswith("lora_a"):
+            continue
+        # Einsums hold `w` beside `lora_a`; the feed-forward's adapters carry the weight's name in front.
+        path = f"{first.removesuffix('lora_a')}w" if first.endswith("/lora_a") else first.removesuffix("_lora_a")
+        lora = (model.action_expert if group_of(path) == "expert" else model.paligemma).lora
+        rank = leaves[first].shape[-1]
+        if lora is None or lora.rank != rank:
+            raise HarnessError(
+                "export-rank",
+                f"{first} has rank {rank}, the recipe says {lora.rank if lora else 'no adapters'}",
+                fix="export with the recipe that the run was trained with",
+            )
+        found[path] = (first, f"{first.removesuffix('a')}b", lora.alpha / lora.rank)
+    return found
+
+
+def _merged(leaves: Mapping[str, Leaf], path: str, first: str, second: str, scale: float) -> Array:
+    """w + scale · a @ b in float32, layer by layer: the product of a whole stack would double a 4.5 GiB leaf."""
+    w, a, b = (read_array(leaves[name].store, np.dtype(np.float32)) for name in (path, first, second))
+    for layer in range(w.shape[0]):
+        w[layer] += scale * np.matmul(a[layer], b[layer])
+    return w
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
+    """A directory that becomes `destination` when the block ends well, and is removed when it does not."""
+    if destination.exists():
+        raise HarnessError("export-exists", f"{destination} is there already", need="a new directory", fix="name another destination, or remove it")
+    temporary = destination.with_name(destination.name + INTERRUPTED)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        need, free = need_bytes + need_bytes // 20 + MIB, shutil.disk_usage(destination.parent).free
+        if free < need:
+            raise _disk_full(destination, f"{format_bytes(free)} free", f"{format_bytes(need)} free")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(destination)
+    except (OSError, ValueError) as error:
+        if "No space left" in str(error):
+            raise _disk_full(destination, None, None) from error
+        raise HarnessError(
+            "export-failed", f"cannot write {destination}: {str(error)[:300]}", need="a writable directory on a working disk", fix="name another destination"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _disk_full(destination: Path, got: str | None, need: str | None) -> HarnessError:
+    return HarnessError(
+        "disk-full", f"no space for {destination}; nothing was left there", got=got, need=need, fix=f"free space in {destination.parent}, or name another disk"
+    )

@@ -1,0 +1,109 @@
+"""The command line's contract: stdout, exit codes, and one screen for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.artifacts import Dataset, Machine, NormStats
+
+
+def harness(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness.cli", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_json_is_the_artifact_and_nothing_else(tmp_path: Path) -> None:
+    for verb, kind in (("probe", Machine), ("data", Dataset), ("stats", NormStats)):
+        done = harness(verb, "--json", "--run", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        printed = kind.model_validate_json(done.stdout)
+        assert kind.model_validate_json((tmp_path / kind.FILE).read_text()) == printed
+
+
+def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
+    harness("stats", "--run", str(tmp_path))
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in ("dataset.json", "norm_stats.json")}
+    assert harness("stats", "--run", str(tmp_path)).returncode == 0
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
+    harness("stats", "--run", str(tmp_path), "--set=model.action_horizon=5")
+    assert (tmp_path / "norm_stats.json").stat().st_mtime_ns != before["norm_stats.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["train", "--recipe=smok"], "recipe-unknown", "smoke"),
+        (["train", "--set=train.globl_batch=3"], "recipe-invalid", "global_batch"),
+        (["train", "--set=train.steps"], "override-invalid", "key=value"),
+        (["train", "--set=train.steps=many"], "recipe-invalid", "train.steps"),
+        (["train", "--run=a", "--name=b"], "run-and-name", "one of the two"),
+        (["train", "--resume", "--run=nowhere"], "nothing-to-resume", "--resume"),
+        (["plan", "--gpu=rtx_a600"], "gpu-unknown", "rtx_a6000"),
+        (["plan", "--recipe=pi05_libero"], "no-gpu", "--gpu"),
+        (["inspect"], "path-missing", "harness inspect PATH"),
+        (["report", "--run=nowhere"], "run-missing", "harness report"),
+        (["plan", "--set=model.paligemma.lora={rank: 4, alpha: 4}"], "lora-trains-everything", "train.trained=lora"),
+    ],
+)
+def test_bad_input_is_one_screen_with_the_fix(arguments: list[str], code: str, says: str, tmp_path: Path) -> None:
+    done = harness(*arguments, HARNESS_RUNS=str(tmp_path / "runs"), HARNESS_CACHE=str(tmp_path / "cache"), HARNESS_RECIPE="smoke")
+    assert done.returncode == 2
+    assert f"[{code}]" in done.stderr
+    assert says in done.stderr
+    assert "fix:" in done.stderr
+    assert len(done.stderr.splitlines()) < 20
+    assert done.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_directory_that_is_not_a_dataset(tmp_path: Path) -> None:
+    done = harness("data", "--dataset", str(tmp_path))
+    assert done.returncode == 2
+    assert "fix:" in done.stderr
+
+
+def test_inspect_says_no_when_nothing_is_whole(tmp_path: Path) -> None:
+    done = harness("inspect", str(tmp_path))
+    assert done.returncode == 2
+    assert "[" in done.stderr
+
+
+def test_every_verb_explains_itself() -> None:
+    top = harness("--help")
+    assert top.returncode == 0
+    for verb in ("probe", "plan", "data", "stats", "train", "inspect", "report"):
+        assert verb in top.stdout
+        assert harness(verb, "--help").returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["probe", "--json"], ["inspect", "--help"]])
+def test_quick_verbs_do_not_import_jax(arguments: list[str]) -> None:
+    program = "\n".join(
+        [
+            f"import sys; sys.argv[1:] = {arguments!r}",
+            "from harness.cli import main",
+            "try:",
+            "    main()",
+            "except SystemExit:",
+            "    pass",
+            "assert 'jax' not in sys.modules",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_plan_that_does_not_fit_exits_1_and_says_by_how_much(tmp_path: Path) -> None:
+    """A model far larger than any memory: rejected by the compiler's figure."""
+    done = harness("plan", "--json", "--device=cpu", "--set=model.vocab_size=2000000000", HARNESS_CACHE=str(tmp_path))
+    assert done.returncode == 1, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["chosen"] is None
+    assert plan["candidates"][0]["verdict"] == "rejected"
+    assert "too much" in plan["candidates"][0]["reason"]

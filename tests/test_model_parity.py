@@ -1,0 +1,35 @@
+"""Our model against numbers made by openpi's own code (tests/parity.py does the work and is runnable by hand)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.parity import Golden, check, kinds
+
+GOLDEN = Path(__file__).parent / "golden" / "pi05_tiny.npz"
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_every_figure_is_within_the_golden_tolerance(kind: str) -> None:
+    figures = check(Golden(GOLDEN), kind)
+    assert len(figures) == 6
+    assert all(figure.passes for figure in figures), figures
+
+
+def test_the_file_holds_both_kinds() -> None:
+    assert kinds(GOLDEN) == ["full", "lora"]
+
+
+def test_by_hand_exits_1_when_a_figure_is_off(tmp_path: Path) -> None:
+    stored = dict(np.load(GOLDEN))
+    wrong = {key: value for key, value in stored.items() if key.startswith("full/")}
+    wrong["full/loss"] = wrong["full/loss"] * 1.001
+    np.savez(tmp_path / "wrong.npz", **wrong)
+    done = subprocess.run([sys.executable, "-m", "tests.parity", str(tmp_path / "wrong.npz")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("FAIL")] == [["FAIL", "full", "loss"], ["FAIL", "full", "loss,"]]

@@ -1,0 +1,164 @@
+"""Runs through the real command line, in processes of their own: killed, stopped, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+SMALL = [f"--set={key}" for key in ("model.image_size=56", "data.augment=false", "train.save_every_steps=4")]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def start(cache: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "harness.cli", *arguments]
+    env = os.environ | {"HARNESS_CACHE": str(cache), "WANDB_MODE": "disabled"} | environment
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def harness(cache: Path, *arguments: str, code: int = 0, **environment: str) -> tuple[str, str]:
+    process = start(cache, *arguments, **environment)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err[-3000:]
+    return out, err
+
+
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 240) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()[-3000:] if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def metrics(run: Path) -> list[dict]:
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def learned(run: Path) -> list[tuple]:
+    return [tuple(line[key] for key in ("step", "loss", "grad_norm", "param_norm", "learning_rate")) for line in metrics(run)]
+
+
+def arrays(run: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, read by Orbax alone."""
+    found = {}
+    for item in ("params", "train_state"):
+        tree = ocp.PyTreeCheckpointer().restore(run / "checkpoints" / str(step) / item)
+        stack = [(item, tree)]
+        while stack:
+            path, node = stack.pop()
+            if isinstance(node, dict | list | tuple):
+                stack += [(f"{path}/{key}", child) for key, child in (node.items() if isinstance(node, dict) else enumerate(node))]
+            elif node is not None:
+                found[path] = np.asarray(node)
+    return found
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert learned(one) == learned(other)
+    assert [line["step"] for line in metrics(one)] == list(range(STEPS))
+    a, b = arrays(one, STEPS), arrays(other, STEPS)
+    assert a.keys() == b.keys()
+    assert len(a) > 150
+    for path, value in a.items():
+        np.testing.assert_array_equal(value, b[path], err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    harness(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run))
+    return run
+
+
+def test_an_uninterrupted_run_leaves_every_file_of_the_flow(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    files = {"machine.json", "plan.json", "dataset.json", "norm_stats.json", "manifest.json", "metrics.jsonl", "checkpoints", "checkpoint.json", "report.html"}
+    assert files <= names
+    assert json.loads((whole / "checkpoint.json").read_text())["steps"][-1]["complete"] is True
+    assert (whole / "camera_views.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("after", [2, 7])
+def test_killed_and_resumed_is_bitwise_the_run_that_was_not(cache: Path, whole: Path, tmp_path: Path, after: int) -> None:
+    """Killed before the first checkpoint, and after one."""
+    run = tmp_path / "killed"
+    process = start(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run))
+    wait_for(lambda: len(metrics(run)) >= after, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(metrics(run)) < STEPS
+    _, err = harness(cache, "train", "--resume", "--run", str(run))
+    assert ("resuming from the checkpoint" in err) == (after > 4)
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_request_saves_and_exits_cleanly(cache: Path, whole: Path, tmp_path: Path, number: int) -> None:
+    run = tmp_path / "stopped"
+    process = start(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run))
+    wait_for(lambda: len(metrics(run)) >= 2, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    done = len(metrics(run))
+    assert done < STEPS
+    assert "stopped and saved" in err
+    assert (run / "checkpoints" / str(done)).is_dir()
+    harness(cache, "train", "--resume", "--run", str(run))
+    assert_same(run, whole)
+
+
+def test_a_finished_run_resumed_is_left_as_it_is(cache: Path, whole: Path) -> None:
+    before = learned(whole)
+    _, err = harness(cache, "train", "--resume", "--run", str(whole))
+    assert "already" in err
+    assert learned(whole) == before
+
+
+def test_a_trained_run_is_not_trained_over(cache: Path, whole: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    _, err = harness(cache, "train", "--recipe=smoke", *SMALL, "--run", str(whole), code=2)
+    assert "run-exists" in err
+    assert "--resume" in err
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_recipe_in_the_same_directory_is_refused(cache: Path, whole: Path) -> None:
+    before = (whole / "recipe.yaml").read_bytes()
+    _, err = harness(cache, "train", "--recipe=smoke", "--resume", "--set=train.seed=7", *SMALL, "--run", str(whole), code=2)
+    assert "run-of-another-recipe" in err
+    assert (whole / "recipe.yaml").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "nan"
+    poison = ["--set=train.optimizer.schedule={warmup_steps: 0, peak: 1.0e+30, decay_steps: 12, end: 1.0e+30}"]
+    _, err = harness(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, *poison, "--run", str(run), code=2)
+    assert "loss-not-finite" in err
+    for line in metrics(run):
+        assert np.isfinite(line["loss"])
+
+
+def test_a_real_recipe_without_a_gpu_is_refused_and_never_falls_back_to_the_cpu(cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "big"
+    _, err = harness(
+        cache, "train", "--recipe=pi05_libero", "--set=data.dataset=sample", "--set=data.tokenizer=sample", "--run", str(run), code=2, CUDA_VISIBLE_DEVICES=""
+    )
+    assert "no-gpu" in err
+    assert not (run / "checkpoints").exists()
