@@ -116,7 +116,9 @@ def main() -> None:
         nbytes = sum(4 * rows * columns for rows, columns in shapes(options.gib).values())
         largest = max(4 * rows * columns for rows, columns in shapes(options.gib).values())
         # One unmeasured turn each, so that both meet the page cache in the same state.
-        runs = {how: [measure(how, directory, options) for _ in range(1)][1:] for how in ("tensorstore", "harness")}
+        runs: dict[str, list[dict[str, float]]] = {"tensorstore": [], "harness": []}
+        for how in runs:
+            measure(how, directory, options)
         for _ in range(options.rounds):
             for how, found in runs.items():
                 found.append(measure(how, directory, options))

@@ -1,10 +1,18 @@
-"""One rule for every test: no GPU, no silent type promotion of ranks, no network, no account."""
+"""One rule for every test: no GPU, no network, no account; and XLA compiles fast rather than well.
+
+A test of a law compiles many small programs and runs each once, so LLVM's optimization costs more than it saves. Processes that a
+test starts inherit this. Equal programs are compiled once a session.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-cache-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
