@@ -119,19 +119,23 @@ def _signature(root: Path) -> list[Any]:
 
 
 def prepare_jax(plan: Plan, machine: Machine) -> None:
-    """Sets what JAX reads once, when it is imported: the device, its share of memory, where compiled programs are kept."""
+    """Sets what JAX reads once, when it is imported, so that it starts on the plan's device."""
     assert plan.chosen is not None
-    platform = plan.chosen.levers.platform
+    start_on(machine, plan.chosen.levers.platform, plan.device_uuid, plan.usable_bytes)
+
+
+def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: int | None) -> None:
+    """Sets the device, its share of memory, and where compiled programs are kept; JAX must not have been imported."""
     os.environ["JAX_PLATFORMS"] = platform
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_root() / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    card = next((gpu for gpu in machine.gpus if plan.device_uuid is not None and gpu.uuid == plan.device_uuid), None)
+    card = next((gpu for gpu in machine.gpus if uuid is not None and gpu.uuid == uuid), None)
     if card is not None and card.uuid is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = card.uuid
-        if plan.usable_bytes and card.total_bytes:
+        if usable_bytes and card.total_bytes:
             # JAX takes a fraction of *total* memory at its first operation; ours follows from what NVML says is free.
-            os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{plan.usable_bytes / card.total_bytes:.3f}"
+            os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{usable_bytes / card.total_bytes:.3f}"
 
 
 def write_report(run: RunDir) -> Path:

@@ -156,10 +156,17 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe
 
     Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid".
     """
-    data = _read_yaml(name_or_file)
+    return recipe_from(_read_yaml(name_or_file), overrides, where=f"recipe {name_or_file}")
+
+
+def recipe_from(data: dict[str, Any], overrides: list[str] | None = None, *, where: str) -> Recipe:
+    """The recipe that a mapping says, such as one recorded in a checkpoint, with overrides applied.
+
+    Raises: HarnessError "recipe-invalid" or "override-invalid".
+    """
     for override in overrides or []:
         _apply_override(data, override)
-    return parse(Recipe, data, where=f"recipe {name_or_file}", code="recipe-invalid", fix="correct the keys named above in the recipe or in --set")
+    return parse(Recipe, data, where=where, code="recipe-invalid", fix="correct the keys named above in the recipe or in --set")
 
 
 def to_yaml(recipe: Recipe) -> str:

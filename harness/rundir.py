@@ -40,8 +40,8 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"not JSON: {type(value).__name__}")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """`path` holds either its old content or all of `text`, whenever the process dies.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """`path` holds either its old content or all of `content`, whenever the process dies.
 
     Raises: HarnessError "not-writable".
     """
@@ -49,8 +49,8 @@ def write_atomic(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)

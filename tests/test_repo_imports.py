@@ -32,10 +32,11 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     # The verbs. Nothing at the top but the ground, so that `harness --help` loads nothing.
     "show": (set(), set()),
     "chain": (set(), {"probe", "data", "plan", "report"}),
-    "cli": (set(), {*ROOMS, "chain", "show"}),
+    "predict": (set(), {"data", "model", "checkpoint", "train"}),
+    "cli": (set(), {*ROOMS, "chain", "predict", "show"}),
 }
 # These start in well under a second and never hold a GPU: no JAX at the top of any of their modules, not even through a library.
-NO_JAX = (GROUND | ROOMS | {"chain", "show", "cli"}) - {"model", "checkpoint", "train"}
+NO_JAX = (GROUND | ROOMS | {"chain", "predict", "show", "cli"}) - {"model", "checkpoint", "train"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "chex"}
 # cli prints for people; the other runs as a process of its own, and its answer to its parent is a line on stdout.
 PRINTS = {"cli", "plan.compile"}

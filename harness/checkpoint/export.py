@@ -52,7 +52,8 @@ def save_params_only(
 def export_openpi(source: Path, destination: Path, *, model: Model, base: str | Path | None = None) -> list[str]:
     """Paths of the merged weights; `destination` then holds `params` and `assets` as openpi reads them, without adapters.
 
-        w' = w + alpha / rank · lora_a @ lora_b      on the last two axes, in float32
+        w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
+        w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    for attn_vec_einsum, whose heads share one bottleneck
 
     `source` is a step directory, or one of `save_params_only` (`base` says where its base is now, when it has moved).
     Raises: HarnessError "export-exists", "export-rank", "disk-full", "weights-not-finite", and those of `load_params`.
@@ -148,6 +149,9 @@ def _adapters(model: Model, leaves: Mapping[str, Leaf]) -> dict[str, tuple[str, 
 def _merged(leaves: Mapping[str, Leaf], path: str, first: str, second: str, scale: float) -> Array:
     """w + scale · a @ b in float32, layer by layer: the product of a whole stack would double a 4.5 GiB leaf."""
     w, a, b = (read_array(leaves[name].store, np.dtype(np.float32)) for name in (path, first, second))
+    if "/attn_vec_einsum" in path:
+        # It sums over heads, and so does each of its two factors: x·A has no head left to choose a B by (harness/model/lora.py).
+        b = b.sum(axis=1, keepdims=True)  # [L, 1, R, D]
     for layer in range(w.shape[0]):
         w[layer] += scale * np.matmul(a[layer], b[layer])
     return w

@@ -98,7 +98,7 @@ def _vectors(value: dict[str, list[float]]) -> DimensionStats:
     return DimensionStats(**vectors)
 
 
-def _width(stats: DimensionStats, least: int) -> int:
+def width_without_padding(stats: DimensionStats, least: int) -> int:
     """How many dimensions there are without zero padding behind the first `least`."""
     width = len(stats.mean)
     while width > least and not any(getattr(stats, name)[width - 1] for name in _STATISTICS):

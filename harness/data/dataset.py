@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.artifacts import Dataset
-from harness.data.fetch import resolve
+from harness.data.fetch import Resolved, resolve
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.paths import inside
 from harness.data.tokenizer import load_tokenizer
@@ -29,9 +29,7 @@ def describe(recipe: Recipe) -> Dataset:
     Raises: HarnessError of `resolve`, of `open_dataset` and of its reader, of `load_tokenizer`; "action-dim-too-small",
     "tokenizer-too-large".
     """
-    resolved = resolve(recipe.data)
-    dataset = open_dataset(resolved.path, state=recipe.data.state, actions=recipe.data.actions)
-    _check_features(recipe, dataset)
+    resolved, dataset = open_for(recipe)
     used = _check_rows(dataset)
     _check_images(recipe, dataset)
     longest = _longest_prompt(recipe, [dataset.tasks[index] for index in used])
@@ -54,6 +52,19 @@ def describe(recipe: Recipe) -> Dataset:
         total_bytes=total_bytes,
         findings=_findings(recipe, longest),
     )
+
+
+def open_for(recipe: Recipe) -> tuple[Resolved, LeRobotDataset]:
+    """Where the recipe's dataset lies, and the dataset, with features that fit the recipe. No row is read.
+
+    Raises: HarnessError of `resolve` and of `open_dataset`; "dataset-feature-missing", "dataset-feature-invalid",
+    "action-dim-too-small", "tokenizer-too-large".
+    """
+    resolved = resolve(recipe.data)
+    dataset = open_dataset(resolved.path, state=recipe.data.state, actions=recipe.data.actions)
+    _check_features(recipe, dataset)
+    _check_tokenizer(recipe)
+    return resolved, dataset
 
 
 def content_hash(root: Path) -> tuple[str, int]:
@@ -118,7 +129,7 @@ def _check_images(recipe: Recipe, dataset: LeRobotDataset) -> None:
         dataset.image(0, name)
 
 
-def _longest_prompt(recipe: Recipe, tasks: list[str]) -> int:
+def _check_tokenizer(recipe: Recipe) -> None:
     tokenizer = load_tokenizer(recipe.data.tokenizer)
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise HarnessError(
@@ -128,6 +139,10 @@ def _longest_prompt(recipe: Recipe, tasks: list[str]) -> int:
             need=f"at most {recipe.model.vocab_size}",
             fix=f"--set model.vocab_size={tokenizer.vocab_size}, or another data.tokenizer",
         )
+
+
+def _longest_prompt(recipe: Recipe, tasks: list[str]) -> int:
+    tokenizer = load_tokenizer(recipe.data.tokenizer)
     return max(len(tokenizer.encode(task)) for task in tasks)
 
 

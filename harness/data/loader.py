@@ -9,13 +9,13 @@ the trainer has done so itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.artifacts import Dataset, NormStats
+from harness.artifacts import Dataset, DimensionStats, NormStats
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.tokenizer import load_tokenizer
 from harness.data.transforms import normalize, pad_last, resize_with_pad
@@ -23,6 +23,7 @@ from harness.errors import HarnessError
 from harness.recipe import Recipe
 
 Batch = dict[str, Any]
+Prompts = dict[int, tuple[np.ndarray, np.ndarray]]
 
 _LAST_STEP = 2**48
 # Batches that each process keeps ready.
@@ -50,7 +51,7 @@ class Loader:
         order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
         self._workers = workers
         pictures = _Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, workers))
-        self._batches = _Batches(recipe, pictures, stats, _prompts(recipe, data, dataset.prompt_tokens), order)
+        self._batches = _Batches(recipe, pictures, stats.norm_stats, _prompts(recipe, data, dataset.prompt_tokens), order)
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`.
@@ -127,27 +128,34 @@ class _Pictures:
 class _Batches:
     """The function from step to batch. Picklable, so that processes can have it."""
 
-    def __init__(self, recipe: Recipe, pictures: _Pictures, stats: NormStats, prompts: dict[int, tuple[np.ndarray, np.ndarray]], order: _Order) -> None:
-        self._recipe, self._pictures, self._data, self._stats, self._prompts, self._order = recipe, pictures, pictures.data, stats, prompts, order
+    def __init__(self, recipe: Recipe, pictures: _Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, order: _Order) -> None:
+        self._recipe, self._pictures, self._stats, self._prompts, self._order = recipe, pictures, stats, prompts, order
 
     def __call__(self, step: int) -> Batch:
-        index = self._order(step)
-        config = self._recipe.data
-        chunks = np.stack([self._data.action_chunk(i, self._recipe.model.action_horizon)[0] for i in index])
-        states = np.stack([self._data.state(i) for i in index])
-        width = self._recipe.model.action_dim
-        tasks = [self._prompts[self._data.task_index(i)] for i in index]
-        return {
-            "images": {camera: self._pictures.get(index, name) for camera, name in config.cameras.items() if name is not None},
-            "state": pad_last(normalize(states, self._stats.norm_stats["state"], config.normalization), width),
-            "tokens": np.stack([tokens for tokens, _ in tasks]),
-            "token_mask": np.stack([mask for _, mask in tasks]),
-            "actions": pad_last(normalize(chunks, self._stats.norm_stats["actions"], config.normalization), width),
-            "index": np.asarray(index, np.int64),
-        }
+        return _batch(self._recipe, self._pictures, self._stats, self._prompts, self._order(step))
 
 
-def _prompts(recipe: Recipe, data: LeRobotDataset, length: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], i: int) -> Batch:
+    """The batch that holds frame `i` alone, as `Loader.batch` would make it."""
+    return _batch(recipe, _Pictures(data, recipe.model.image_size, 0), stats, _prompts(recipe, data, recipe.model.prompt_tokens), [i])
+
+
+def _batch(recipe: Recipe, pictures: _Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, index: list[int]) -> Batch:
+    config, data, width = recipe.data, pictures.data, recipe.model.action_dim
+    chunks = np.stack([data.action_chunk(i, recipe.model.action_horizon)[0] for i in index])
+    states = np.stack([data.state(i) for i in index])
+    tasks = [prompts[data.task_index(i)] for i in index]
+    return {
+        "images": {camera: pictures.get(index, name) for camera, name in config.cameras.items() if name is not None},
+        "state": pad_last(normalize(states, stats["state"], config.normalization), width),
+        "tokens": np.stack([tokens for tokens, _ in tasks]),
+        "token_mask": np.stack([mask for _, mask in tasks]),
+        "actions": pad_last(normalize(chunks, stats["actions"], config.normalization), width),
+        "index": np.asarray(index, np.int64),
+    }
+
+
+def _prompts(recipe: Recipe, data: LeRobotDataset, length: int) -> Prompts:
     """Tokens [L] and mask [L] of every task, padded with 0 or cut to L."""
     tokenizer = load_tokenizer(recipe.data.tokenizer)
     prompts = {}

@@ -37,7 +37,7 @@ def compile_step(recipe: Recipe, levers: Levers, *, sharding: Any = None, option
     lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
     fingerprint = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     compiled = lowered.compile(compiler_options=options)
-    return CompiledStep(compiled, _device_bytes(compiled.memory_analysis()), _flops(compiled), fingerprint)
+    return CompiledStep(compiled, device_bytes(compiled.memory_analysis()), _flops(compiled), fingerprint)
 
 
 def abstract_batch(recipe: Recipe, levers: Levers) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def abstract_batch(recipe: Recipe, levers: Levers) -> dict[str, Any]:
     }
 
 
-def _device_bytes(analysis: Any) -> dict[str, int]:
+def device_bytes(analysis: Any) -> dict[str, int]:
+    """argument, output, alias and temp of XLA's memory analysis, and what the device must hold: `device`."""
     parts = {name: int(getattr(analysis, f"{name}_size_in_bytes")) for name in ("argument", "output", "alias", "temp")}
     return parts | {"device": parts["argument"] + parts["output"] - parts["alias"] + parts["temp"]}
 

@@ -83,7 +83,7 @@ def train(job: Job, watcher: Watcher) -> Outcome:
             watcher.say(f"resuming from the checkpoint of step {start}")
             state, manifest = restore(store, recipe, start), run.read(Manifest)
         else:
-            state, weights = first_state(recipe, init_key, watcher.say)
+            state, weights = first_state(recipe, init_key, watcher)
             manifest = describe_run(job, compiled, weights)
             run.write(manifest)
         # 3. The data, from where the state stands; the order of frames depends on seed and step alone.

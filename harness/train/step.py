@@ -37,7 +37,7 @@ def make_step(recipe: Recipe, *, accumulation_steps: int = 1, remat: bool = True
     graph = graph_of(recipe.model, remat=remat)
 
     def loss(trained: Params, frozen: Params, batch: Batch, noise: Noise) -> jax.Array:
-        observation = _observe(batch, noise["augment"] if recipe.data.augment else None)
+        observation = observe(batch, noise["augment"] if recipe.data.augment else None)
         return bind(graph, trained | frozen).loss(observation, batch["actions"], noise["noise"], noise["time"]).mean()
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -83,7 +83,8 @@ def kernel_norm(params: Params) -> jax.Array:
     return optax.tree.norm([value.astype(jnp.float32) for path, value in params.items() if is_kernel(path, value.shape)])
 
 
-def _observe(batch: Batch, keys: jax.Array | None) -> Observation:
+def observe(batch: Batch, keys: jax.Array | None) -> Observation:
+    """What the policy sees of a batch; `keys`, one a sample, draw the augmentation, None leaves the images as they are."""
     # Images travel as uint8, a quarter of the bytes; they become float here, on the device.
     images = {camera: image.astype(jnp.float32) / 255.0 * 2.0 - 1.0 for camera, image in batch["images"].items()}
     masks = {camera: jnp.ones(image.shape[0], bool) for camera, image in images.items()}
