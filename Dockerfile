@@ -4,11 +4,11 @@
 # Pinned by digest, so that the system below the lock cannot drift. Ubuntu 24.04 with Python 3.12; Debian 12 or 13 also serves.
 ARG BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04@sha256:5d2e53778e2180e01676aa8bac1aada242e95230ec97e21ecfb33de4e27cd1df
 # Written by ci/lock. A lock that is not the one named here stops the build, and the labels cannot tell another story.
-ARG CPU_LOCK_SHA256=c09cc69f49573533baa1dafa360b322cf7b47116b94504be57511d6db465c334
+ARG CPU_LOCK_SHA256=34e290d5b7a928851df1223db2161d4febda2464ff0fb577317a4aa9d74ab3b6
 # As above, for the image that trains.
-ARG CUDA_LOCK_SHA256=a139f7307c40b88c1aaeed66642de7f98e6fcae1a2ce670d668ba72261d963f4
+ARG CUDA_LOCK_SHA256=845a953f14b5957f1a37ecd6e70eed9406f976e3f98609239ceb344c8ef2a024
 # As above, for the image that tests.
-ARG TEST_LOCK_SHA256=996f2014e7f5b7be64121e40b9609e8a73d58f833ce2d924fb0efed624fdd3ad
+ARG TEST_LOCK_SHA256=739e89dcf3dfb39fa710d127f2f580df90329ac8dfbfcae5488087dd22c67cec
 
 
 # What every image runs on: the system's Python and the certificates that downloads are checked with, no compiler.

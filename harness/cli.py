@@ -31,6 +31,7 @@ app = typer.Typer(
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run directory; the verb's artifact is written there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the artifact as JSON on stdout, and nothing else there.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe or a YAML file. Default: $HARNESS_RECIPE, else smoke.")]
+OwnRecipeOption = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe or a YAML file. Default: the one that the checkpoint records.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one key of the recipe: train.seed=7 (may be given again).")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Directory, hub id[@revision], or 'sample'; instead of the recipe's.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: the GPU when there is one.")]
@@ -164,6 +165,73 @@ def inspect(
 
 
 @app.command()
+def predict(
+    path: Annotated[str, typer.Argument(help="A run, a checkpoint directory or one step of it, ours or openpi's; local, gs:// or https://.")],
+    episode: Annotated[int, typer.Option("--episode", help="Episode of the dataset.")] = 0,
+    frame: Annotated[int, typer.Option("--frame", help="Frame of that episode, from 0.")] = 0,
+    steps: Annotated[int, typer.Option("--steps", help="Euler steps from noise to actions.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise that sampling starts from.")] = 0,
+    dataset: DatasetOption = None,
+    recipe: OwnRecipeOption = None,
+    device: DeviceOption = None,
+    sets: SetOption = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a checkpoint would do at one frame of a dataset, printed and plotted beside what was recorded there."""
+    from harness import predict as prediction
+    from harness.chain import start_on
+    from harness.checkpoint.locate import locate, recipe_of
+    from harness.probe.machine import probe as read
+    from harness.rundir import RunDir, cache_root, write_atomic
+    from harness.show import prediction_table
+
+    console = _Progress()
+    located = locate(path)
+    own = recipe_of(located, recipe, [*(sets or []), *_dataset_overrides(dataset)])
+    machine = read([cache_root()])
+    place = prediction.place(machine, device)
+    console.say(f"checkpoint {located.path}: recipe {own.name}, on {place.name}")
+    start_on(machine, place.platform, place.uuid, place.usable_bytes)
+    from harness.train import device as jax_device
+
+    jax_device.start()
+    answer = prediction.predict(located, own, prediction.Question(episode, frame, steps, seed), place, console.say)
+    directory = RunDir(prediction.output_directory(located, run))
+    write_atomic(directory.path / prediction.PLOT, prediction.plot(answer))
+    directory.write(answer)
+    _answer(answer, as_json, prediction_table)
+    console.say(f"plot: {directory.path / prediction.PLOT}")
+
+
+@app.command()
+def export(
+    step: Annotated[str, typer.Argument(help="A step of a LoRA run (or the run: its newest whole step).")],
+    destination: Annotated[Path, typer.Argument(help="New directory for the full openpi checkpoint.")],
+    base: Annotated[str | None, typer.Option("--base", help="Where the weights are now that a step of only trained parameters lies upon.")] = None,
+    recipe: OwnRecipeOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge LoRA adapters into a full openpi checkpoint, which gives the same actions without them."""
+    import json
+
+    from harness.checkpoint.export import export_openpi
+    from harness.checkpoint.locate import locate, recipe_of
+    from harness.units import format_bytes
+
+    located = locate(step)
+    own = recipe_of(located, recipe, sets)
+    with _busy("merging"):
+        merged = export_openpi(located.path, destination, model=own.model, base=base, recipe=own.model_dump(mode="json"))
+    size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
+    if as_json:
+        print(json.dumps({"path": str(destination), "source": str(located.path), "merged": merged, "bytes": size}, indent=2))
+    else:
+        print(f"{destination}: {located.path} with {len(merged)} weights merged, {format_bytes(size)}")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Option("--run", help="Run directory; report.html is written there.")],
     as_json: JsonOption = False,
@@ -184,11 +252,16 @@ def _chain(run: Path | None, recipe: str | None, sets: list[str] | None, dataset
     from harness.chain import Chain, default_recipe
     from harness.recipe import load_recipe
 
-    overrides = list(sets or [])
-    if dataset is not None:
-        name, at, revision = dataset.partition("@") if not Path(dataset).exists() else (dataset, "", "")
-        overrides += [f"data.dataset={name}"] + ([f"data.revision={revision}"] if at else [])
+    overrides = [*(sets or []), *_dataset_overrides(dataset)]
     return Chain(_rundir(run) if run else None, load_recipe(recipe or default_recipe(), overrides))
+
+
+def _dataset_overrides(dataset: str | None) -> list[str]:
+    """What --dataset changes of a recipe; the revision is the new dataset's own, or none."""
+    if dataset is None:
+        return []
+    name, _, revision = dataset.partition("@") if not Path(dataset).exists() else (dataset, "", "")
+    return [f"data.dataset={name}", f"data.revision={revision or 'null'}"]
 
 
 def _rundir(path: Path) -> Any:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from harness.errors import HarnessError
 from harness.listing import RemoteFile, list_tree, object_url
-from harness.rundir import sha256_file, write_atomic
+from harness.rundir import cache_root, sha256_file, write_atomic
 from harness.transfer import Meter, Progress, corrupt, fetch_one, missing, read_page
 from harness.units import MIB, format_bytes
 
@@ -47,11 +47,6 @@ class DownloadedTree(NamedTuple):
 def is_remote(source: str) -> bool:
     """Whether `source` is a URL and not a local path."""
     return "://" in source
-
-
-def cache_directory() -> Path:
-    """$HARNESS_CACHE, else ~/.cache/harness."""
-    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness")
 
 
 def fetch_file(source: str | Path, *, cache: Path | None = None, progress: Progress | None = None, sha256: str | None = None) -> Downloaded:
@@ -111,7 +106,7 @@ def fetch_tree(source: str | Path, *, cache: Path | None = None, progress: Progr
 def _entry(source: str, cache: Path | None) -> Iterator[Path]:
     """The locked cache entry of `source`."""
     name = Path(urlsplit(source).path).name or "root"
-    entry = (cache or cache_directory()) / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    entry = (cache or cache_root()) / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     try:
         entry.mkdir(parents=True, exist_ok=True)
         lock = (entry / "lock").open("w")

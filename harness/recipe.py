@@ -112,6 +112,8 @@ class Weights(Strict):
 
 
 class Train(Strict):
+    """How it is trained. `save: trained` leaves the frozen parameters out of checkpoints and names the base weights instead."""
+
     trained: Trained
     steps: int = Field(gt=0)
     global_batch: int = Field(gt=0)
@@ -121,6 +123,7 @@ class Train(Strict):
     save_every_steps: int = Field(1_000, gt=0)
     keep_every_steps: int = Field(5_000, gt=0)
     log_every_steps: int = Field(1, gt=0)
+    save: Literal["all", "trained"] = "all"
 
 
 class Recipe(Strict):
@@ -138,9 +141,15 @@ class Recipe(Strict):
             raise ValueError(f"train.trained is {self.train.trained!r} but neither model.paligemma nor model.action_expert has a lora")
         return self
 
+    @model_validator(mode="after")
+    def _what_is_left_out_can_be_found_again(self) -> Recipe:
+        if self.train.save == "trained" and (self.weights.source is None or self.train.trained == "full"):
+            raise ValueError("train.save is 'trained', which needs weights.source (the frozen parameters are read from there) and frozen parameters")
+        return self
+
     def sha256(self) -> str:
         """Hash of everything that changes what a step learns; the name, how many steps, and how often to save or log do not."""
-        cadence = {"steps", "save_every_steps", "keep_every_steps", "log_every_steps"}
+        cadence = {"steps", "save_every_steps", "keep_every_steps", "log_every_steps", "save"}
         body = self.model_dump(mode="json", exclude={"name": True, "description": True, "train": cadence})
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 

@@ -22,6 +22,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 RECIPE = "recipe.yaml"
 REPORT = "report.html"
+CAMERA_VIEWS = "camera_views.png"
 
 
 def sha256_json(value: Any) -> str:

@@ -65,7 +65,9 @@ def test_merged_weights_are_base_plus_scaled_product(step, tmp_path):
     for name in ("q_einsum", "kv_einsum", "attn_vec_einsum"):
         for suffix, scale in (("", 2.0), ("_1", 3.0)):
             path = f"{layers}/attn/{name}{suffix}"
-            want = expected(*(params[f"{path}/{part}"] for part in ("w", "lora_a", "lora_b")), scale)
+            w, a, b = (params[f"{path}/{part}"] for part in ("w", "lora_a", "lora_b"))
+            # attn_vec_einsum contracts heads, and so does each factor: every head of A meets the sum over the heads of B.
+            want = expected(w, a, np.asarray(b, np.float64).sum(axis=1, keepdims=True) if name == "attn_vec_einsum" else b, scale)
             np.testing.assert_allclose(loaded.params[f"{path}/w"], want, rtol=1e-5, atol=1e-5)
     for name in ("gating_einsum", "linear"):
         for suffix, scale in (("", 2.0), ("_1", 3.0)):

@@ -77,7 +77,7 @@ def test_inspect_says_no_when_nothing_is_whole(tmp_path: Path) -> None:
 def test_every_verb_explains_itself() -> None:
     top = harness("--help")
     assert top.returncode == 0
-    for verb in ("probe", "plan", "data", "stats", "train", "inspect", "report"):
+    for verb in ("probe", "plan", "data", "stats", "train", "inspect", "predict", "export", "report"):
         assert verb in top.stdout
         assert harness(verb, "--help").returncode == 0
 

@@ -32,7 +32,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     # The verbs. Nothing at the top but the ground, so that `harness --help` loads nothing.
     "show": (set(), set()),
     "chain": (set(), {"probe", "data", "plan", "report"}),
-    "predict": (set(), {"data", "model", "checkpoint", "train"}),
+    "predict": ({"data", "checkpoint"}, {"model", "train"}),
     "cli": (set(), {*ROOMS, "chain", "predict", "show"}),
 }
 # These start in well under a second and never hold a GPU: no JAX at the top of any of their modules, not even through a library.

@@ -19,7 +19,6 @@ from harness.errors import HarnessError
 from harness.recipe import load_recipe
 from harness.report import curves
 from harness.report.page import render
-from harness.report.sections import memory_shares
 from harness.rundir import RunDir
 
 MIB = 2**20
@@ -351,16 +350,6 @@ def test_deviations_are_shown(tmp_path: Path) -> None:
     plan = manifest().plan.model_copy(update={"deviations": ["global batch 32 instead of 256"]})
     run.write(manifest(plan=plan))
     assert "Deviation: global batch 32 instead of 256" in Page(render(run)).text
-
-
-def test_overlapping_figures_of_the_compiler_are_made_disjoint(tmp_path: Path) -> None:
-    parts = {"argument": 100 * MIB, "output": 90 * MIB, "alias": 80 * MIB, "temp": 50 * MIB, "device": 160 * MIB}
-    shares = memory_shares(parts)
-    assert sum(share.value for share in shares) == parts["device"]
-    assert sum(share.percent for share in shares) == pytest.approx(100)
-    run = full_run(tmp_path)
-    run.write(manifest(plan=manifest().plan.model_copy(update={"breakdown": parts})))
-    assert "new outputs: 10.0 MiB" in Page(render(run)).text
 
 
 def test_changed_source_is_said_and_the_commit_can_be_checked_out(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.openpi_checkpoints import openpi_checkpoint
+
 SMALL = [f"--set={key}" for key in ("model.image_size=56", "data.augment=false", "train.save_every_steps=4")]
 STEPS = 12
 
@@ -82,7 +84,7 @@ def assert_same(one: Path, other: Path) -> None:
 def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    harness(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run))
+    harness(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run), WANDB_MODE="offline")
     return run
 
 
@@ -92,6 +94,15 @@ def test_an_uninterrupted_run_leaves_every_file_of_the_flow(whole: Path) -> None
     assert files <= names
     assert json.loads((whole / "checkpoint.json").read_text())["steps"][-1]["complete"] is True
     assert (whole / "camera_views.png").stat().st_size > 1000
+
+
+def test_wandb_offline_holds_metrics_and_camera_views(whole: Path) -> None:
+    (file,) = whole.glob("wandb/offline-run-*/run-*.wandb")
+    logged = file.read_bytes()
+    for name in (b"camera_views", b"grad_norm", b"learning_rate"):
+        assert name in logged
+    assert list(whole.glob("wandb/offline-run-*/files/media/images/*.png"))
+    assert (whole / "wandb_id.txt").read_text().strip() in file.name
 
 
 @pytest.mark.parametrize("after", [2, 7])
@@ -162,3 +173,28 @@ def test_a_real_recipe_without_a_gpu_is_refused_and_never_falls_back_to_the_cpu(
     )
     assert "no-gpu" in err
     assert not (run / "checkpoints").exists()
+
+
+def test_a_lora_run_that_saves_only_what_was_trained_resumes_bitwise(cache: Path, tmp_path: Path) -> None:
+    base = openpi_checkpoint("full", tmp_path) / "4" / "params"
+    lora = [f"--set=model.{expert}.lora={{rank: 4, alpha: 4.0}}" for expert in ("paligemma", "action_expert")]
+    common = [
+        "--recipe=smoke",
+        *lora,
+        "--set=train.trained=lora",
+        f"--set=weights.source={base}",
+        "--set=train.ema_decay=null",
+        "--set=data.augment=false",
+        "--set=train.global_batch=2",
+    ]
+    all_of_it, part = tmp_path / "all", tmp_path / "part"
+    harness(cache, "train", *common, "--steps=4", "--run", str(all_of_it))
+    small = ["--set=train.save=trained", "--set=train.save_every_steps=2"]
+    harness(cache, "train", *common, *small, "--steps=2", "--run", str(part))
+    harness(cache, "train", "--resume", "--steps=4", "--run", str(part))
+    assert learned(part) == learned(all_of_it)
+    saved = ocp.PyTreeCheckpointer().metadata(part / "checkpoints" / "4" / "params").item_metadata.tree
+    names = str(saved)
+    assert "lora_a" in names
+    assert "input_embedding" not in names
+    assert json.loads((part / "checkpoints/4/harness/base.json").read_text())["source"] == str(base)

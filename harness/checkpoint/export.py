@@ -17,8 +17,10 @@ import numpy as np
 import tensorstore as ts
 
 from harness.checkpoint.chunks import read_array
-from harness.checkpoint.leaves import INTERRUPTED, METADATA, Leaf, directory_url
-from harness.checkpoint.weights import BASE, check_parameters, find_params, fingerprint, is_finite, parameter_leaves, params_directories
+from harness.checkpoint.item import METADATA
+from harness.checkpoint.leaves import BASE, Leaf, directory_url
+from harness.checkpoint.scan import INTERRUPTED
+from harness.checkpoint.weights import check_parameters, find_params, fingerprint, is_finite, parameter_leaves, params_directories
 from harness.errors import HarnessError
 from harness.parameters import group_of, parameter_shapes
 from harness.recipe import Model
@@ -49,14 +51,15 @@ def save_params_only(
     return destination
 
 
-def export_openpi(source: Path, destination: Path, *, model: Model, base: str | Path | None = None) -> list[str]:
+def export_openpi(source: Path, destination: Path, *, model: Model, base: str | Path | None = None, recipe: Mapping[str, Any] | None = None) -> list[str]:
     """Paths of the merged weights; `destination` then holds `params` and `assets` as openpi reads them, without adapters.
 
         w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
         w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    for attn_vec_einsum, whose heads share one bottleneck
 
     `source` is a step directory, or one of `save_params_only` (`base` says where its base is now, when it has moved).
-    Raises: HarnessError "export-exists", "export-rank", "disk-full", "weights-not-finite", and those of `load_params`.
+    `recipe` is written down beside the result.
+    Raises: HarnessError "export-exists", "export-rank", "export-nothing-to-merge", "disk-full", "weights-not-finite", and those of `load_params`.
     """
     directories = params_directories(source, base=base)
     leaves: dict[str, Leaf] = {}
@@ -65,6 +68,14 @@ def export_openpi(source: Path, destination: Path, *, model: Model, base: str | 
     shapes = parameter_shapes(model)
     check_parameters(source, leaves, shapes)
     adapters = _adapters(model, leaves)
+    if not adapters and len(directories) == 1:
+        raise HarnessError(
+            "export-nothing-to-merge",
+            f"{source} has no adapters: it is a full openpi checkpoint already",
+            got=f"{len(leaves)} parameters, none of them of LoRA",
+            need="a step of a LoRA run",
+            fix=f"use {source} as it is, or copy it",
+        )
     kept = [path for path in shapes if "lora" not in path]
     merged = [path for path in kept if path in adapters]
 
@@ -84,7 +95,12 @@ def export_openpi(source: Path, destination: Path, *, model: Model, base: str | 
         assets = find_params(Path(source)).parent / "assets"
         if assets.is_dir():
             shutil.copytree(assets, target / "assets", ignore=shutil.ignore_patterns("commit_success.txt"))
-        body = {"source": [str(directory) for directory in directories], "sha256": [fingerprint(directory) for directory in directories], "merged": merged}
+        body = {
+            "source": [str(directory) for directory in directories],
+            "sha256": [fingerprint(directory) for directory in directories],
+            "merged": merged,
+            "recipe": recipe,
+        }
         write_atomic(target / "harness/export.json", json.dumps(body, indent=2) + "\n")
     return merged
 

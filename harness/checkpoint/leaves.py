@@ -20,13 +20,14 @@ import numpy as np
 import tensorstore as ts
 
 from harness.checkpoint.chunks import LARGE_BYTES, read_array
+from harness.checkpoint.item import METADATA
 from harness.errors import HarnessError
 from harness.units import GIB
 
 IN_FLIGHT_BYTES = GIB
 _THREADS = 4
-METADATA = "_METADATA"
-INTERRUPTED = ".orbax-checkpoint-tmp"
+# Beside `params` that hold only what was trained: which weights hold the rest.
+BASE = "harness/base.json"
 _EMPTY = ("None", "Dict", "List", "NamedTuple", "Tuple")
 
 Look = Callable[[str, np.ndarray[Any, Any]], None]

@@ -4,6 +4,7 @@
     <step>/train_state                           PyTree {"step", "params" (the raw ones, when there is EMA), "opt_state"}
     <step>/assets/<asset_id>/norm_stats.json
     <step>/harness/record.json                   ours: recipe, plan, data position
+    <step>/harness/base.json                     ours: the weights that hold the frozen parameters, when `params` leaves them out
 
 Source: openpi src/openpi/training/checkpoints.py, commit 15a9616.
 """
@@ -25,7 +26,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from harness.checkpoint.leaves import INTERRUPTED, METADATA, Leaf, open_leaves, read_leaves
+from harness.checkpoint.item import METADATA
+from harness.checkpoint.leaves import BASE, Leaf, open_leaves, read_leaves
+from harness.checkpoint.scan import INTERRUPTED
 from harness.errors import HarnessError
 from harness.units import MIB, format_bytes
 
@@ -84,9 +87,20 @@ class Store:
             async_options=ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S),
         )
 
-    def save(self, step: int, *, params: Params, train_state: Any, norm_stats_json: str, asset_id: str, record: dict[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        *,
+        params: Params,
+        train_state: Any,
+        norm_stats_json: str,
+        asset_id: str,
+        record: dict[str, Any],
+        base: dict[str, str] | None = None,
+    ) -> None:
         """None, as soon as the arrays are copied to the host; the files are written in the background.
 
+        `base` (source and sha256) names the weights that hold what `params` leaves out, for `load_params`.
         A failure of the save before this one is raised here.
         Raises: HarnessError "checkpoint-exists", "disk-full", "not-writable", "save-failed".
         """
@@ -99,7 +113,7 @@ class Store:
                 self.directory / str(step),
                 args=ocp.args.Composite(
                     assets=_SaveTextFiles({f"{asset_id}/norm_stats.json": norm_stats_json}),
-                    harness=_SaveTextFiles({Path(RECORD).name: text}),
+                    harness=_SaveTextFiles({Path(RECORD).name: text} | ({} if base is None else {Path(BASE).name: json.dumps(base) + "\n"})),
                     **{name: _tree_save(tree) for name, tree in items.items()},
                 ),
             )

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from harness.checkpoint.leaves import INTERRUPTED, METADATA, Leaf, open_leaves, read_leaves
+from harness.checkpoint.item import METADATA
+from harness.checkpoint.leaves import BASE, Leaf, open_leaves, read_leaves
+from harness.checkpoint.scan import INTERRUPTED
 from harness.download import fetch_tree, is_remote
 from harness.errors import HarnessError
 from harness.rundir import sha256_file
 
 Structs = Mapping[str, jax.ShapeDtypeStruct]
 Progress = Callable[[int, int], None]
-
-BASE = "harness/base.json"
 
 
 class Loaded(NamedTuple):

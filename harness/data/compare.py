@@ -48,7 +48,7 @@ def compare(ours: NormStats, path: Path) -> Comparison:
     differences, only_ours, only_theirs = [], {}, {}
     for key, own in ours.norm_stats.items():
         other = theirs[key]
-        width = _width(other, len(own.mean))
+        width = width_without_padding(other, len(own.mean))
         shared = min(len(own.mean), width)
         only_ours[key], only_theirs[key] = len(own.mean) - shared, width - shared
         for dimension in range(shared):

@@ -17,8 +17,9 @@ from harness.errors import HarnessError
 # 4096 × 4096: more than any robot camera gives, and 48 MiB when decoded.
 MAX_PIXELS = 1 << 24
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-# Encoded images of this many bytes stay in memory, so that an episode that is visited again is not read again.
-CACHE_BYTES = 1 << 29
+# Encoded images stay in memory, so that a row group is read once and not for each of its frames: this share of what is free.
+# They are a third of the size of resized ones, and reading a row group for one image costs more than decoding it.
+CACHE_SHARE = 0.25
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
@@ -63,8 +64,9 @@ def too_large(where: str, width: int | None, height: int | None) -> HarnessError
 class EncodedColumn:
     """Encoded images of parquet files by row. A row group is read once and kept while the budget allows."""
 
-    def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
-        self._budget = cache_bytes
+    def __init__(self) -> None:
+        self._budget: int | None = None
+        self.processes = 1
         self._held = 0
         self._groups: OrderedDict[tuple[Path, int, str], Any] = OrderedDict()
         self._layouts: dict[Path, tuple[Any, np.ndarray, frozenset[str]]] = {}
@@ -110,15 +112,36 @@ class EncodedColumn:
             if key not in self._groups:
                 self._groups[key] = column
                 self._held += column.nbytes
+            if self._budget is None:
+                self._budget = int(CACHE_SHARE * available_bytes()) // self.processes
             while self._held > self._budget and len(self._groups) > 1:
                 self._held -= self._groups.popitem(last=False)[1].nbytes
         return column
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"budget": self._budget}
+        return {"processes": self.processes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["budget"])  # type: ignore[misc]
+        self.__init__()  # type: ignore[misc]
+        self.processes = state["processes"]
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take: of the host, or of its cgroup when that has less."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit, used = (_cgroup(name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def _cgroup(name: str) -> int | None:
+    """A number of the cgroup (version 2) that a container sees as its own; None when there is none, or no limit."""
+    try:
+        text = (Path("/sys/fs/cgroup") / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
 def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:

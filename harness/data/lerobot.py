@@ -240,11 +240,16 @@ class LeRobotDataset:
             )
         return vectors
 
+    def share_memory_with(self, processes: int) -> None:
+        """So many processes read this dataset: each keeps its part of what one would keep."""
+        self._encoded.processes = max(1, processes)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "names": self._names}
+        return {"path": self.path, "names": self._names, "processes": self._encoded.processes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], *state["names"])  # type: ignore[misc]
+        self.share_memory_with(state["processes"])
 
 
 def open_dataset(path: Path | str, *, state: str = "state", actions: str = "actions") -> LeRobotDataset:

@@ -50,6 +50,7 @@ class Loader:
         share = batch_size // shards
         order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
         self._workers = workers
+        data.share_memory_with(workers)
         pictures = _Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, workers))
         self._batches = _Batches(recipe, pictures, stats.norm_stats, _prompts(recipe, data, dataset.prompt_tokens), order)
 

@@ -48,7 +48,7 @@ def choose(recipe: Recipe, machine: Machine, dataset: Dataset | None, *, gpu: st
         verdict="fits" if fits else "rejected",
         reason=reason if fits else f"{reason}: {format_bytes(need - (usable or 0))} too much",
         source="compiled",
-        breakdown=answer.bytes,
+        breakdown=_parts(answer.bytes),
         unknown=unknown,
     )
     total, trained = counts(recipe.model, recipe.train.trained)
@@ -69,6 +69,11 @@ def choose(recipe: Recipe, machine: Machine, dataset: Dataset | None, *, gpu: st
 def targets() -> list[str]:
     """Names of the cards that this package can compile for without having one."""
     return sorted(file.name.removesuffix(".txtpb") for file in resources.files("harness.plan").joinpath("targets").iterdir() if file.name.endswith(".txtpb"))
+
+
+def _parts(sizes: dict[str, int]) -> dict[str, int]:
+    """What the device bytes are made of; an output that takes the place of an argument is not counted twice."""
+    return {"state and batch": sizes["argument"], "new outputs": sizes["output"] - sizes["alias"], "temporary": sizes["temp"]}
 
 
 class _Place(NamedTuple):

@@ -10,7 +10,7 @@ import jinja2
 from harness.artifacts import Artifact, Checkpoint, Dataset, Machine, Manifest, NormStats, Plan
 from harness.errors import HarnessError
 from harness.report import curves, sections
-from harness.rundir import RunDir
+from harness.rundir import CAMERA_VIEWS, RunDir
 from harness.units import format_bytes, format_count, format_seconds
 
 A = TypeVar("A", bound=Artifact)
@@ -56,7 +56,7 @@ def render(run: RunDir) -> str:
         differences=sections.differences_from_published(recipe) if recipe else [],
         published=sections.PUBLISHED,
         views=_views(run, problems),
-        views_file=sections.CAMERA_VIEWS,
+        views_file=CAMERA_VIEWS,
         commands=sections.commands(run.path, manifest),
         problems=problems,
         **_training(training),

@@ -12,11 +12,10 @@ from harness.artifacts import Manifest
 from harness.errors import HarnessError
 from harness.parameters import group_of, is_trained, parameter_shapes
 from harness.recipe import Recipe, load_recipe
-from harness.rundir import RECIPE
+from harness.rundir import CAMERA_VIEWS, RECIPE
 from harness.strict import parse
 
 PUBLISHED = "pi05_libero"
-CAMERA_VIEWS = "camera_views.png"
 # The whole page stays under 2 MB, and base64 adds a third.
 MAX_IMAGE_BYTES = 900_000
 
@@ -69,13 +68,7 @@ def parameter_shares(recipe: Recipe) -> list[Share]:
 
 
 def memory_shares(breakdown: dict[str, int]) -> list[Share]:
-    """The parts of the plan's memory, largest first.
-
-    The compiler's own figures overlap (need = argument + output - alias + temp), so they are made disjoint first.
-    """
-    if {"argument", "output", "alias", "temp"} <= breakdown.keys():
-        new_output = breakdown["output"] - breakdown["alias"]
-        breakdown = {"state and batch": breakdown["argument"], "working memory of the step": breakdown["temp"], "new outputs": max(0, new_output)}
+    """What the plan's memory is made of, largest first."""
     total = sum(breakdown.values())
     return sorted((Share(name, n, total) for name, n in breakdown.items() if n > 0), key=lambda share: -share.value)
 

@@ -23,7 +23,7 @@ from harness.rundir import RunDir
 from harness.train.compiled import CompiledStep, compile_step
 from harness.train.manifest import describe_run
 from harness.train.metrics import MetricsFile, Wandb
-from harness.train.snapshot import restore, save
+from harness.train.snapshot import base_of, restore, save
 from harness.train.start import first_state
 from harness.train.state import TrainState
 from harness.train.views import save_camera_views
@@ -112,6 +112,7 @@ class _Trainer:
         self._job, self._watcher, self._compiled = job, watcher, compiled
         self._store, self._metrics, self._wandb = store, metrics, wandb
         self._norm_stats_json = to_openpi_json(job.stats)
+        self._base = base_of(job.recipe)
         # Metrics stay on the device until they are due: reading one waits for its step.
         self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
         self._flushed = time.monotonic()
@@ -168,7 +169,7 @@ class _Trainer:
             "plan": job.levers.model_dump(mode="json"),
             "data": {"seed": job.recipe.train.seed, "next_step": step, "dataset_sha256": job.dataset.sha256},
         }
-        save(self._store, state, step=step, norm_stats_json=self._norm_stats_json, asset_id=job.recipe.data.asset_id, record=record)
+        save(self._store, state, step=step, norm_stats_json=self._norm_stats_json, asset_id=job.recipe.data.asset_id, record=record, base=self._base)
 
 
 def _check_fits(compiled: CompiledStep, plan: Plan) -> None:

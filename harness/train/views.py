@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-CAMERA_VIEWS = "camera_views.png"
+from harness.rundir import CAMERA_VIEWS
+
 _SAMPLES = 5
 
 

@@ -1,0 +1,80 @@
+"""Which step a path means, and the recipe that it was trained with. Reads names and metadata only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.checkpoint.inspect import inspect
+from harness.checkpoint.scan import RECORD, find
+from harness.download import fetch_tree, is_remote
+from harness.errors import HarnessError
+from harness.recipe import Recipe, load_recipe, recipe_from
+from harness.transfer import Progress
+
+EXPORT = "harness/export.json"
+
+
+class Located(NamedTuple):
+    """`path` is a step directory, or where a lone `params` directory lies; `run` the run that saved it, where there is one."""
+
+    path: Path
+    step: int | None
+    run: Path | None
+
+
+def locate(source: str, *, progress: Progress | None = None) -> Located:
+    """The newest whole step of `source`: a run, a checkpoint directory, one step or its `params`; local, gs:// or https://.
+
+    Raises: HarnessError "checkpoint-interrupted" when no step is whole; those of `harness.checkpoint.inspect` and of the download.
+    """
+    path = fetch_tree(source, progress=progress).path if is_remote(source) else Path(source)
+    report = inspect(path)
+    whole = [step for step in report.steps if step.complete and any(item.name == "params" for item in step.items)]
+    if not whole:
+        lines = [f"{Path(step.path).name} lacks {', '.join(step.missing) or 'params'}" for step in report.steps]
+        lines += [f"{Path(save.path).name} was never finished" for save in report.interrupted]
+        raise HarnessError(
+            "checkpoint-interrupted",
+            f"{source} has no whole checkpoint",
+            got="; ".join(lines),
+            need="a step whose save was finished",
+            fix=f"take another step or run (harness inspect {source} lists what is there), or train on from an earlier one with --resume",
+        )
+    newest = Path(whole[-1].path)
+    is_params = newest.name == "params" and not (newest / "params").is_dir()
+    return Located(newest.parent if is_params else newest, whole[-1].step, find(path).run)
+
+
+def recipe_of(located: Located, named: str | None, overrides: list[str] | None = None) -> Recipe:
+    """The recipe called `named`, or else the one that the step records; a merged export's is the recorded one without adapters.
+
+    Raises: HarnessError "recipe-needed", "record-invalid", and those of `load_recipe`.
+    """
+    if named is not None:
+        return load_recipe(named, overrides)
+    for name in (RECORD, EXPORT):
+        recorded = _recorded(located.path / name)
+        if recorded is None:
+            continue
+        if name == EXPORT:
+            overrides = [*(f"model.{expert}.lora=null" for expert in ("paligemma", "action_expert")), "train.trained=full", *(overrides or [])]
+        return recipe_from(recorded, overrides, where=f"the recipe in {located.path / name}")
+    raise HarnessError(
+        "recipe-needed",
+        f"{located.path} does not record a recipe: the harness did not write it",
+        need="the recipe of the model, with the camera and feature names of the dataset",
+        fix="--recipe pi05_libero (or a YAML file of your own)",
+    )
+
+
+def _recorded(path: Path) -> dict[str, Any] | None:
+    """None when there is no file, or when it names no recipe."""
+    if not path.is_file():
+        return None
+    try:
+        recipe = json.loads(path.read_text()).get("recipe")
+    except (ValueError, AttributeError) as error:
+        raise HarnessError("record-invalid", f"{path} is not a record of the harness: {error}", fix="--recipe NAME, or another step") from error
+    return recipe if isinstance(recipe, dict) else None
