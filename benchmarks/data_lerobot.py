@@ -54,7 +54,7 @@ class Running:
         if self.edges is None:
             self.mean, self.squares = values.mean(axis=0), (values**2).mean(axis=0)
             self.low, self.high = values.min(axis=0), values.max(axis=0)
-            self.edges = [np.linspace(a - 1e-10, b + 1e-10, BINS + 1) for a, b in zip(self.low, self.high)]
+            self.edges = [np.linspace(a - 1e-10, b + 1e-10, BINS + 1) for a, b in zip(self.low, self.high, strict=True)]
             self.counts = [np.zeros(BINS) for _ in self.edges]
         low, high = np.minimum(self.low, values.min(axis=0)), np.maximum(self.high, values.max(axis=0))
         if (low < self.low).any() or (high > self.high).any():
@@ -108,7 +108,8 @@ def main() -> None:
     )
     running = {key: Running() for key in ("state", "actions")}
     frames, begun, cpu = 0, 0.0, 0.0
-    for n, batch in enumerate(loader):
+    batches = iter(loader)
+    for n, batch in enumerate(batches):
         if options.what == "stats":
             for key, one in running.items():
                 one.update(np.asarray(batch[key]))
@@ -121,7 +122,9 @@ def main() -> None:
                 break
     found = {"frames": frames, "seconds": time.perf_counter() - begun, "cpu_s": cpu_seconds() - cpu}
     print(json.dumps(found | {"opened_s": opened_s, "total": len(inner), "backend": inner.video_backend}), flush=True)
-    # The workers hold batches that nobody will take.
+    # They hold batches that nobody will take, and would wait with them.
+    for worker in batches._workers:
+        worker.kill()
     os._exit(0)
 
 

@@ -91,7 +91,8 @@ def main() -> None:
         print(f"{name:26} {statistics.median(values):7.1f} samples/s ({min(values):.1f} to {max(values):.1f})  {cpu[name]:6.2f} ms of a core a sample")
     for name in list(pace)[1:]:
         each = [a / b for a, b in zip(pace["harness"], pace[name], strict=True)]
-        print(f"harness / {name}: {statistics.median(each):.2f} times the samples a second ({min(each):.2f} to {max(each):.2f}), {cpu[name] / cpu['harness']:.2f} times less processor time")
+        times = f"{statistics.median(each):.2f} times the samples a second ({min(each):.2f} to {max(each):.2f})"
+        print(f"harness / {name}: {times}, {cpu[name] / cpu['harness']:.2f} times less processor time")
 
 
 if __name__ == "__main__":

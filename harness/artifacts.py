@@ -197,6 +197,34 @@ class NormStats(Artifact):
     findings: list[DegenerateDimension] = []
 
 
+Statistic = Literal["mean", "std", "q01", "q99"]
+
+
+class Difference(Strict):
+    """One statistic of one dimension. `share` is |theirs - ours| over our q99 - q01; None when that is 0."""
+
+    key: Literal["state", "actions"]
+    dimension: int
+    statistic: Statistic
+    ours: float
+    theirs: float
+    share: float | None
+
+
+class Comparison(Artifact):
+    """Every statistic that both have, the largest difference first; `only_theirs` counts dimensions that ours lack.
+
+    `inputs` is that of our statistics, and `path` is where theirs lie.
+    """
+
+    FILE: ClassVar[str] = "comparison.json"
+    path: str
+    differences: list[Difference]
+    largest_share: float | None
+    only_ours: dict[str, int]
+    only_theirs: dict[str, int]
+
+
 # --- train -----------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from harness.artifacts import Artifact, Dataset, Machine, NormStats, Plan
 from harness.errors import HarnessError
 from harness.recipe import Recipe, load_recipe, to_yaml
-from harness.rundir import RECIPE, REPORT, RunDir, cache_root, latest_run, new_run, runs_root, sha256_json, write_atomic
+from harness.rundir import DATASET_PAGE, RECIPE, REPORT, RunDir, cache_root, latest_run, new_run, runs_root, sha256_json, write_atomic
 
 A = TypeVar("A", bound=Artifact)
 
@@ -136,6 +136,30 @@ def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: in
         if usable_bytes and card.total_bytes:
             # JAX takes a fraction of *total* memory at its first operation; ours follows from what NVML says is free.
             os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{usable_bytes / card.total_bytes:.3f}"
+
+
+def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
+    """The path of dataset.html, in the run's directory or else in the working directory."""
+    from harness.data.lerobot import open_dataset
+    from harness.data.tokenizer import load_tokenizer
+    from harness.data.transforms import normalize
+    from harness.report.dataset_page import render
+
+    data, stats = chain.recipe.data, chain.stats(dataset)
+    tokenizer = load_tokenizer(data.tokenizer)
+    tokens = {task: len(tokenizer.encode(task)) for task in dataset.tasks}
+    frames = open_dataset(dataset.path, state=data.state, actions=data.actions)
+    page = render(
+        dataset,
+        stats,
+        frames,
+        tokens,
+        lambda key, values: normalize(values, stats.norm_stats["state" if key == "state" else "actions"], data.normalization),
+        data.normalization,
+    )
+    path = (chain.run.path if chain.run else Path()) / DATASET_PAGE
+    write_atomic(path, page)
+    return path
 
 
 def write_report(run: RunDir) -> Path:

@@ -72,25 +72,51 @@ def plan(
 
 
 @app.command()
-def data(dataset: DatasetOption = None, recipe: RecipeOption = None, sets: SetOption = None, run: RunOption = None, as_json: JsonOption = False) -> None:
+def data(
+    dataset: DatasetOption = None,
+    recipe: RecipeOption = None,
+    sets: SetOption = None,
+    html: Annotated[bool, typer.Option("--html", help="Also write dataset.html, a look at the data: into --run, else into this directory.")] = False,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """What a dataset is: format, episodes, frames, tasks, features, content hash. Every row is checked."""
+    from harness.chain import write_dataset_page
     from harness.show import dataset_table
 
     chain = _chain(run, recipe, sets, dataset)
     with _busy("reading the dataset"):
         found = chain.dataset()
+        page = write_dataset_page(chain, found) if html else None
     _answer(found, as_json, dataset_table)
+    if page is not None:
+        print(page, file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()
-def stats(dataset: DatasetOption = None, recipe: RecipeOption = None, sets: SetOption = None, run: RunOption = None, as_json: JsonOption = False) -> None:
+def stats(
+    dataset: DatasetOption = None,
+    recipe: RecipeOption = None,
+    sets: SetOption = None,
+    compare: Annotated[Path | None, typer.Option("--compare", help="Another norm_stats.json, or its directory: how far it is from ours.")] = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Normalization statistics of state and actions, exact, on the CPU; no image is decoded."""
-    from harness.show import stats_table
+    from harness.show import comparison_table, stats_table
 
     chain = _chain(run, recipe, sets, dataset)
     with _busy("reading the dataset"):
         found = chain.stats(chain.dataset())
-    _answer(found, as_json, stats_table)
+    if compare is None:
+        _answer(found, as_json, stats_table)
+        return
+    from harness.data.compare import compare as compare_with
+
+    comparison = compare_with(found, compare)
+    if run is not None:
+        _rundir(run).write(comparison)
+    _answer(comparison, as_json, comparison_table)
 
 
 @app.command()
@@ -128,7 +154,7 @@ def train(
     from harness.train import device as jax_device
 
     jax_device.start()
-    from harness.train.loop import Job
+    from harness.train.job import Job
     from harness.train.loop import train as run_training
 
     with console:
@@ -183,7 +209,7 @@ def predict(
     from harness.chain import start_on
     from harness.checkpoint.locate import locate, recipe_of
     from harness.probe.machine import probe as read
-    from harness.rundir import RunDir, cache_root, write_atomic
+    from harness.rundir import PREDICTED_ACTIONS, RunDir, cache_root, write_atomic
     from harness.show import prediction_table
 
     console = _Progress()
@@ -198,10 +224,11 @@ def predict(
     jax_device.start()
     answer = prediction.predict(located, own, prediction.Question(episode, frame, steps, seed), place, console.say)
     directory = RunDir(prediction.output_directory(located, run))
-    write_atomic(directory.path / prediction.PLOT, prediction.plot(answer))
+    picture = directory.path / PREDICTED_ACTIONS
+    write_atomic(picture, prediction.plot(answer))
     directory.write(answer)
     _answer(answer, as_json, prediction_table)
-    console.say(f"plot: {directory.path / prediction.PLOT}")
+    console.say(f"plot: {picture}")
 
 
 @app.command()

@@ -24,7 +24,6 @@ from harness.errors import HarnessError
 from harness.recipe import Recipe
 from harness.units import GIB, MIB, format_bytes
 
-PLOT = "predicted_actions.png"
 # Not in XLA's number: the CUDA context and its libraries; on a CPU, what the process itself takes.
 _GPU_MARGIN_BYTES = int(1.5 * GIB)
 _HOST_MARGIN_BYTES = 512 * MIB

@@ -22,7 +22,9 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 RECIPE = "recipe.yaml"
 REPORT = "report.html"
+DATASET_PAGE = "dataset.html"
 CAMERA_VIEWS = "camera_views.png"
+PREDICTED_ACTIONS = "predicted_actions.png"
 
 
 def sha256_json(value: Any) -> str:

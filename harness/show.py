@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from harness.artifacts import Checkpoint, Dataset, Machine, NormStats, Plan, Prediction
+from harness.artifacts import Checkpoint, Comparison, Dataset, Machine, NormStats, Plan, Prediction, Statistic
 from harness.units import format_bytes, format_count, format_seconds
 
 # So many times of a chunk fit a terminal of 80 columns.
@@ -88,6 +88,26 @@ def stats_table(stats: NormStats) -> Table:
             table.add_row(f"{key}[{i}]", *(f"{values[i]:.4f}" for values in (one.mean, one.std, one.q01, one.q99)))
     for finding in stats.findings:
         table.add_row(f"{finding.key}[{finding.dimension}]", finding.problem, "", "", finding.fix)
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Ours beside theirs, dimension by dimension; the last column is the dimension's largest difference, of our q99 - q01."""
+    names: tuple[Statistic, ...] = ("mean", "std", "q01", "q99")
+    table = Table(title=f"ours → {comparison.path}", title_justify="left", box=None, pad_edge=False)
+    for name in ("", *names, "of the spread"):
+        table.add_column(name, justify="right" if name else "left")
+    found = {(d.key, d.dimension, d.statistic): d for d in comparison.differences}
+    for key, dimension in sorted({(d.key, d.dimension) for d in comparison.differences}, key=lambda pair: (pair[0] != "state", pair[1])):
+        cells = [found[key, dimension, name] for name in names]
+        shares = [cell.share for cell in cells if cell.share is not None]
+        equal = all(cell.ours == cell.theirs for cell in cells)
+        largest = f"{100 * max(shares):.2f} %" if shares else "equal" if equal else "differs; ours has no spread"
+        table.add_row(f"{key}[{dimension}]", *(f"{cell.ours:.4f} → {cell.theirs:.4f}" for cell in cells), largest)
+    for whose, lacking in (("only ours", comparison.only_ours), ("only theirs", comparison.only_theirs)):
+        for group, count in lacking.items():
+            if count:
+                table.add_row(group, f"{count} more dimensions are {whose}")
     return table
 
 

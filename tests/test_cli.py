@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.artifacts import Dataset, Machine, NormStats
+from harness.artifacts import Comparison, Dataset, Machine, NormStats
+from tests import lerobot_writer as writer
 
 
 def harness(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -66,6 +67,47 @@ def test_a_directory_that_is_not_a_dataset(tmp_path: Path) -> None:
     done = harness("data", "--dataset", str(tmp_path))
     assert done.returncode == 2
     assert "fix:" in done.stderr
+
+
+def test_a_broken_dataset_leaves_nothing_behind(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set")
+    path = root / "data/chunk-000/episode_000001.parquet"
+    path.write_bytes(path.read_bytes()[:-10])
+    mapped = ["--set=data.state=observation.state", "--set=data.actions=action", "--set=data.cameras.base_0_rgb=cam"]
+    for verb in (["data", "--html"], ["stats", "--compare", str(tmp_path)]):
+        done = harness(*verb, "--dataset", str(root), *mapped, "--set=data.cameras.left_wrist_0_rgb=null", "--run", str(tmp_path / "run"))
+        assert done.returncode == 2
+        assert "[dataset-file-corrupt]" in done.stderr
+        assert "episode_000001.parquet" in done.stderr
+        assert done.stdout == ""
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
+
+
+def test_a_look_at_the_data_is_a_file_of_the_run_and_not_of_the_answer(tmp_path: Path) -> None:
+    done = harness("data", "--html", "--json", "--run", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    Dataset.model_validate_json(done.stdout)
+    assert str(tmp_path / "dataset.html") in done.stderr
+    assert (tmp_path / "dataset.html").read_text().startswith("<!doctype html>")
+
+
+def test_statistics_beside_others(tmp_path: Path) -> None:
+    harness("stats", "--run", str(tmp_path))
+    stats = json.loads((tmp_path / "norm_stats.json").read_text())
+    other = tmp_path / "other.json"
+    stats["norm_stats"]["actions"]["mean"][3] += 100
+    other.write_text(json.dumps({"norm_stats": stats["norm_stats"]}))
+    done = harness("stats", "--run", str(tmp_path), "--compare", str(other), "--json")
+    assert done.returncode == 0, done.stderr
+    found = Comparison.model_validate_json(done.stdout)
+    assert (found.differences[0].key, found.differences[0].dimension, found.differences[0].statistic) == ("actions", 3, "mean")
+    assert sum(d.ours != d.theirs for d in found.differences) == 1
+    assert Comparison.model_validate_json((tmp_path / "comparison.json").read_text()) == found
+    assert "actions[3]" in harness("stats", "--run", str(tmp_path), "--compare", str(other)).stdout
+    for name, code in (("nothing.json", "norm-stats-not-found"), ("dataset.json", "norm-stats-invalid")):
+        refused = harness("stats", "--run", str(tmp_path), "--compare", str(tmp_path / name))
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"[{code}]" in refused.stderr
 
 
 def test_inspect_says_no_when_nothing_is_whole(tmp_path: Path) -> None:

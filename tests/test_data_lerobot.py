@@ -200,6 +200,46 @@ def test_a_broken_dataset_is_refused(tmp_path: Path, name: str) -> None:
     assert caught.value.fix
 
 
+V3_DATA, V3_EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
+BROKEN_V3: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "no episodes": ("dataset-empty", lambda root: (root / V3_EPISODES).unlink()),
+    "truncated episodes": ("dataset-file-corrupt", lambda root: (root / V3_EPISODES).write_bytes((root / V3_EPISODES).read_bytes()[:-50])),
+    "zero episodes": ("dataset-empty", lambda root: pq.write_table(pq.read_table(root / V3_EPISODES).slice(0, 0), root / V3_EPISODES)),
+    "missing data file": ("dataset-file-missing", lambda root: (root / V3_DATA).unlink()),
+    "truncated data file": ("dataset-file-corrupt", lambda root: (root / V3_DATA).write_bytes((root / V3_DATA).read_bytes()[:-50])),
+    "wrong row count": ("dataset-rows-mismatch", lambda root: pq.write_table(pq.read_table(root / V3_DATA).slice(0, 11), root / V3_DATA)),
+    "duplicate indices": ("dataset-index-invalid", lambda root: _change(root / V3_DATA, "index", _set(8, 7))),
+    "NaN action": ("dataset-not-finite", lambda root: _change(root / V3_DATA, "action", _set(9, [0.0, float("nan")]))),
+    "corrupt PNG": ("image-corrupt", lambda root: _change(root / V3_DATA, "cam", _set(0, {"bytes": b"\x89PNG\r\n\x1a\n", "path": None}))),
+    "decompression bomb": ("image-too-large", lambda root: _change(root / V3_DATA, "cam", _set(0, {"bytes": _bomb(), "path": None}))),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_V3)
+def test_a_broken_dataset_of_version_3_is_refused(tmp_path: Path, name: str) -> None:
+    code, damage = BROKEN_V3[name]
+    root = writer.write(tmp_path / "set", version="v3.0")
+    describe(recipe(root))
+    damage(root)
+    with pytest.raises(HarnessError) as caught:
+        describe(recipe(root))
+    assert caught.value.code == code
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(("version", "place"), [("v2.1", "episode_000001.parquet row 2"), ("v3.0", "file-000.parquet row 9")])
+@pytest.mark.parametrize(("cell", "code"), [(writer.png(writer.frame(0))[:90], "image-corrupt"), (_bomb(), "image-too-large")])
+def test_an_image_that_cannot_be_decoded_is_named_with_file_and_row(tmp_path: Path, version: str, place: str, cell: bytes, code: str) -> None:
+    """Frame 9 is row 2 of the second episode, wherever that is stored."""
+    root = writer.write(tmp_path, version=version)
+    _change(root / (SECOND if version == "v2.1" else V3_DATA), "cam", _set(int(place[-1]), {"bytes": cell, "path": None}))
+    assert opened(root).image(8, "cam").shape == (48, 64, 3)
+    with pytest.raises(HarnessError) as caught:
+        opened(root).image(9, "cam")
+    assert caught.value.code == code
+    assert f"{place}, cam" in caught.value.what
+
+
 @pytest.mark.parametrize(("column", "row"), [("action", 3), ("index", 2)])
 def test_the_refusal_names_file_and_row(tmp_path: Path, column: str, row: int) -> None:
     root = writer.write(tmp_path)

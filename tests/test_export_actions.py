@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from harness.checkpoint.locate import locate, recipe_of
+from harness.checkpoint.locate import Located, locate, recipe_of
 from harness.checkpoint.store import Store
 from harness.checkpoint.weights import load_params
 from harness.cli import export
@@ -24,7 +24,7 @@ from harness.parameters import parameter_shapes
 from harness.recipe import Recipe
 from harness.train.state import abstract_params
 from harness.train.step import observe
-from tests.tiny import random_batch, random_params, tiny
+from tests.tiny import LORA, random_batch, random_params, tiny
 
 STATS = '{"norm_stats": {}}'
 # Rank and alpha of each expert: alpha / rank of 1, of more and of less, and another rank in each.
@@ -73,6 +73,13 @@ def test_merged_and_unmerged_give_the_same_actions(kind: str, tmp_path: Path) ->
     for name in ("q_einsum/lora_b", "kv_einsum/lora_b", "attn_vec_einsum/lora_b", "gating_einsum_lora_b", "linear_lora_b", "attn_vec_einsum_1/lora_b"):
         assert np.abs(act(name) - before).max() > 1e-3, name
     assert (tmp_path / "full/assets/sample/norm_stats.json").read_text() == STATS
+
+
+def test_a_merged_checkpoint_is_of_a_model_without_adapters_however_it_was_saved(tmp_path: Path) -> None:
+    recipe = tiny(*LORA, "weights.source=somewhere", "train.save=trained")
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness/export.json").write_text(json.dumps({"recipe": recipe.model_dump(mode="json")}))
+    assert recipe_of(Located(tmp_path, None, None), None).model == tiny().model
 
 
 def test_bad_input_is_refused_and_nothing_is_left(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import jax
@@ -23,6 +24,8 @@ from harness.data.transforms import resize_with_pad
 from harness.errors import HarnessError
 from harness.model.pi05 import Observation, bind, graph_of
 from harness.predict import Place, Question, place, plot, predict
+from harness.report.page import render
+from harness.rundir import RunDir
 from harness.show import prediction_table
 from tests.lerobot_writer import write
 from tests.openpi_checkpoints import openpi_checkpoint
@@ -225,7 +228,7 @@ def harness(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "harness.cli", *arguments], env=os.environ, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_the_verb_prints_the_artifact_and_writes_it_with_a_plot(run: Path, tmp_path: Path) -> None:
+def test_the_verb_prints_the_artifact_and_writes_what_the_report_shows(run: Path, tmp_path: Path) -> None:
     done = harness("predict", str(run), "--episode=1", "--frame=2", "--steps=2", "--json", "--run", str(tmp_path))
     assert done.returncode == 0, done.stderr
     printed = Prediction.model_validate_json(done.stdout)
@@ -233,6 +236,9 @@ def test_the_verb_prints_the_artifact_and_writes_it_with_a_plot(run: Path, tmp_p
     assert (printed.episode, printed.frame) == (1, 2)
     assert (tmp_path / "predicted_actions.png").read_bytes().startswith(b"\x89PNG")
     assert "predicted_actions.png" in done.stderr
+    page = render(RunDir(tmp_path))
+    assert "episode 1, frame 2 of sample" in page
+    assert b64encode((tmp_path / "predicted_actions.png").read_bytes()).decode() in page
 
 
 def test_the_verb_refuses_with_exit_code_2_and_writes_nothing(run: Path) -> None:

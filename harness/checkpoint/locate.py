@@ -59,7 +59,9 @@ def recipe_of(located: Located, named: str | None, overrides: list[str] | None =
         if recorded is None:
             continue
         if name == EXPORT:
-            overrides = [*(f"model.{expert}.lora=null" for expert in ("paligemma", "action_expert")), "train.trained=full", *(overrides or [])]
+            # Nothing is frozen or left out of a merged checkpoint.
+            adapters = [f"model.{expert}.lora=null" for expert in ("paligemma", "action_expert")]
+            overrides = [*adapters, "train.trained=full", "train.save=all", *(overrides or [])]
         return recipe_from(recorded, overrides, where=f"the recipe in {located.path / name}")
     raise HarnessError(
         "recipe-needed",

@@ -7,33 +7,10 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from harness.artifacts import DimensionStats, NormStats
+from harness.artifacts import Comparison, Difference, DimensionStats, NormStats, Statistic
 from harness.errors import HarnessError
-from harness.strict import Strict
 
-Statistic = Literal["mean", "std", "q01", "q99"]
 _STATISTICS: tuple[Statistic, ...] = ("mean", "std", "q01", "q99")
-
-
-class Difference(Strict):
-    """One statistic of one dimension. `share` is |theirs - ours| over our q99 - q01; None when that is 0."""
-
-    key: Literal["state", "actions"]
-    dimension: int
-    statistic: Statistic
-    ours: float
-    theirs: float
-    share: float | None
-
-
-class Comparison(Strict):
-    """Every statistic that both have, the largest difference first; `only_theirs` counts dimensions that ours lack."""
-
-    path: str
-    differences: list[Difference]
-    largest_share: float | None
-    only_ours: dict[str, int]
-    only_theirs: dict[str, int]
 
 
 def compare(ours: NormStats, path: Path) -> Comparison:
@@ -60,7 +37,9 @@ def compare(ours: NormStats, path: Path) -> Comparison:
     # A dimension without spread that differs is the worst case; one that agrees is the best.
     differences.sort(key=lambda d: -(d.share if d.share is not None else math.inf if d.ours != d.theirs else 0.0))
     shares = [d.share for d in differences if d.share is not None]
-    return Comparison(path=str(file), differences=differences, largest_share=max(shares, default=None), only_ours=only_ours, only_theirs=only_theirs)
+    return Comparison(
+        inputs=ours.inputs, path=str(file), differences=differences, largest_share=max(shares, default=None), only_ours=only_ours, only_theirs=only_theirs
+    )
 
 
 def read_norm_stats(file: Path) -> dict[Literal["state", "actions"], DimensionStats]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.data.columns import corrupt, open_parquet
 from harness.data.paths import inside
+from harness.data.png import decode_plain
 from harness.errors import HarnessError
 
 # 4096 × 4096: more than any robot camera gives, and 48 MiB when decoded.
@@ -33,6 +34,9 @@ def decode(data: bytes, where: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise too_large(where, image.width, image.height)
+            plain = decode_plain(data) if image.format == "PNG" and image.mode == "RGB" else None
+            if plain is not None:
+                return plain
             # [H, W, 3]
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except HarnessError:

@@ -9,6 +9,7 @@ the trainer has done so itself.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from harness.artifacts import Dataset, DimensionStats, NormStats
 from harness.data.lerobot import LeRobotDataset, open_dataset
+from harness.data.pace import Pace, workers_from_environment
 from harness.data.tokenizer import load_tokenizer
 from harness.data.transforms import normalize, pad_last, resize_with_pad
 from harness.errors import HarnessError
@@ -36,23 +38,29 @@ KEPT_BYTES = 1 << 30
 class Loader:
     """Shard `shard` of `shards` of every global batch of `batch_size` frames.
 
-    `workers` is 0 for threads in this process, which start at once, or a number of processes for fast accelerators. It
-    changes when a batch is ready, never what is in it.
+    `workers` is 0 for threads in this process, which start at once, or a number of processes for fast accelerators; None
+    is what $HARNESS_LOADER_WORKERS says. It changes when a batch is ready, never what is in it.
 
-    Raises: HarnessError "dataset-smaller-than-batch", "batch-not-divisible", "dataset-changed" or "stats-shape".
+    Raises: HarnessError "dataset-smaller-than-batch", "batch-not-divisible", "dataset-changed", "stats-shape" or "loader-workers-invalid".
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, stats: NormStats, *, batch_size: int, seed: int, workers: int = 0, shard: int = 0, shards: int = 1
+        self, recipe: Recipe, dataset: Dataset, stats: NormStats, *, batch_size: int, seed: int, workers: int | None = None, shard: int = 0, shards: int = 1
     ) -> None:
         data = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
         _check(data, dataset, batch_size, shard, shards)
         share = batch_size // shards
         order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
-        self._workers = workers
-        data.share_memory_with(workers)
-        pictures = _Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, workers))
+        self._workers = workers_from_environment() if workers is None else workers
+        self._threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._pace = Pace(dataset, share, self._workers or self._threads)
+        data.share_memory_with(self._workers)
+        pictures = _Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, self._workers))
         self._batches = _Batches(recipe, pictures, stats.norm_stats, _prompts(recipe, data, dataset.prompt_tokens), order)
+
+    def bottleneck(self, step_s: float) -> str | None:
+        """What to tell, once, when steps of `step_s` seconds wait for this loader; else None. It goes by the last batches made."""
+        return self._pace.bottleneck(step_s)
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`.
@@ -67,10 +75,10 @@ class Loader:
         import grain
         from absl import flags
 
-        steps = grain.MapDataset.range(start_step, _LAST_STEP).map(self._batches)
+        steps = grain.MapDataset.range(start_step, _LAST_STEP).map(self._batches.timed)
         if self._workers == 0:
-            threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
-            batches = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)))
+            options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads + 1)
+            batches = iter(steps.to_iter_dataset(options))
         else:
             # Grain's processes read absl flags, which only absl's own `app.run` would have parsed.
             if not flags.FLAGS.is_parsed():
@@ -78,7 +86,9 @@ class Loader:
             alone = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
             batches = iter(alone.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_AHEAD)))
         try:
-            yield from batches
+            for batch, seconds in batches:
+                self._pace.made(seconds)
+                yield batch
         finally:
             # Ends the threads or processes and gives their shared memory back.
             batches.close()
@@ -131,6 +141,11 @@ class _Batches:
 
     def __init__(self, recipe: Recipe, pictures: _Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, order: _Order) -> None:
         self._recipe, self._pictures, self._stats, self._prompts, self._order = recipe, pictures, stats, prompts, order
+
+    def timed(self, step: int) -> tuple[Batch, float]:
+        """The batch, and the seconds that making it took."""
+        start = time.perf_counter()
+        return self(step), time.perf_counter() - start
 
     def __call__(self, step: int) -> Batch:
         return _batch(self._recipe, self._pictures, self._stats, self._prompts, self._order(step))

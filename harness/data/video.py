@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,29 @@ class VideoReader:
         tolerance = 0.25 / fps
         try:
             container, stream = self._open(path)
-            # A little early, so that rounding to the stream's time base cannot skip the key frame at this very time.
-            start = max(0, int((time_s - tolerance) / stream.time_base))
-            container.seek(start, stream=stream, backward=True)
-            nearest = None
-            for frame in container.decode(stream):
-                if frame.time is None:
-                    continue
-                if nearest is None or abs(frame.time - time_s) < abs(nearest.time - time_s):
-                    nearest = frame
-                if frame.time >= time_s:
+            # A little late, so that a key frame at this very time is found and not the one before it. Where decoding order
+            # differs from showing order that may be too late: then a little early.
+            for start_s in (time_s + 0.1 / fps, time_s - tolerance):
+                container.seek(max(0, int(start_s / stream.time_base)), stream=stream, backward=True)
+                nearest = _nearest(container.decode(stream), time_s, fps)
+                if nearest is not None and abs(nearest.time - time_s) <= tolerance:
                     break
             if nearest is None or abs(nearest.time - time_s) > tolerance:
                 raise _too_short(path, time_s, None if nearest is None else nearest.time)
             # [H, W, 3]
-            image: np.ndarray = nearest.to_ndarray(format="rgb24")
+            image: np.ndarray = self._reformatter().reformat(nearest, format="rgb24").to_ndarray()
             return image
         except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
             self._forget(path)
             raise _corrupt(path, error) from error
+
+    def _reformatter(self) -> Any:
+        """One a thread: what a frame's own would set up anew costs more than the conversion."""
+        from av.video.reformatter import VideoReformatter
+
+        if not hasattr(self._local, "reformatter"):
+            self._local.reformatter = VideoReformatter()
+        return self._local.reformatter
 
     def _open(self, path: Path) -> tuple[Any, Any]:
         files: OrderedDict[Path, tuple[Any, Any]] | None = getattr(self._local, "files", None)
@@ -75,6 +80,20 @@ class VideoReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._local = threading.local()
+
+
+def _nearest(frames: Iterator[Any], time_s: float, fps: float) -> Any:
+    """The frame closest to `time_s` of those up to there; None when there is none."""
+    nearest = None
+    for frame in frames:
+        if frame.time is None:
+            continue
+        if nearest is None or abs(frame.time - time_s) < abs(nearest.time - time_s):
+            nearest = frame
+        # Tables hold times as float32: a hundredth of a frame before is this frame, and decoding another would be for nothing.
+        if frame.time >= time_s - 0.01 / fps:
+            break
+    return nearest
 
 
 def open_video(path: Path) -> tuple[Any, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from importlib import resources
 from typing import NamedTuple
 
 from harness.artifacts import Candidate, Dataset, Levers, Machine, Plan
 from harness.errors import HarnessError
 from harness.parameters import check_who_is_trained, counts
+from harness.plan import cards
 from harness.plan.compile import Request, compiled
 from harness.recipe import Recipe
 from harness.units import GIB, MIB, format_bytes, format_count
@@ -66,11 +65,6 @@ def choose(recipe: Recipe, machine: Machine, dataset: Dataset | None, *, gpu: st
     )
 
 
-def targets() -> list[str]:
-    """Names of the cards that this package can compile for without having one."""
-    return sorted(file.name.removesuffix(".txtpb") for file in resources.files("harness.plan").joinpath("targets").iterdir() if file.name.endswith(".txtpb"))
-
-
 def _parts(sizes: dict[str, int]) -> dict[str, int]:
     """What the device bytes are made of; an output that takes the place of an argument is not counted twice."""
     return {"state and batch": sizes["argument"], "new outputs": sizes["output"] - sizes["alias"], "temporary": sizes["temp"]}
@@ -91,8 +85,9 @@ def _place(recipe: Recipe, machine: Machine, dataset: Dataset | None, gpu: str |
     tokens = dataset.prompt_tokens if dataset else recipe.model.prompt_tokens
     levers = Levers(platform="cuda", microbatch=recipe.train.global_batch, prompt_tokens=tokens, cameras=cameras)
     if gpu:
-        name, text, total = _target(gpu)
-        return _Place(name, levers, total - _GPU_MARGIN_BYTES, target=text)
+        name = cards.find(gpu)
+        card = cards.CARDS[name]
+        return _Place(name, levers, card.memory_bytes - _GPU_MARGIN_BYTES, target=card.target())
     present = [card for card in machine.gpus if card.visible and not card.error]
     if present and device != "cpu":
         best = max(present, key=lambda card: card.free_bytes or 0)
@@ -105,32 +100,10 @@ def _place(recipe: Recipe, machine: Machine, dataset: Dataset | None, gpu: str |
             f"recipe {recipe.name} trains a model of {format_count(total_parameters)} parameters, and there is no usable GPU here",
             got=machine.gpu_error or "no GPU visible",
             need="an NVIDIA GPU (see: harness probe)",
-            fix=f"harness plan --recipe {recipe.name} --gpu {targets()[0]} plans for a card that is not here; --recipe smoke trains a tiny model on the CPU",
+            fix=f"harness plan --recipe {recipe.name} --gpu rtx_4090 plans for a card that is not here; --recipe smoke trains a tiny model on the CPU",
         )
     available = machine.host.ram_available_bytes
     return _Place("cpu", levers.model_copy(update={"platform": "cpu"}), None if available is None else available - _HOST_MARGIN_BYTES)
-
-
-def _target(gpu: str) -> tuple[str, str, int]:
-    """(name, target description, total bytes) of a card by name: case, spaces and the like do not matter."""
-    wanted = _plain(gpu)
-    for name in targets():
-        if wanted in (_plain(name), _plain(name).removeprefix("rtx")):
-            text = resources.files("harness.plan").joinpath("targets", f"{name}.txtpb").read_text()
-            size = next(int(line.split(":")[1]) for line in text.splitlines() if "device_memory_size" in line)
-            return name, text, size
-    nearest = difflib.get_close_matches(wanted, [_plain(name) for name in targets()], n=3, cutoff=0.3)
-    raise HarnessError(
-        "gpu-unknown",
-        f"no target description for a GPU called {gpu!r}",
-        got=gpu,
-        need=f"one of {', '.join(targets())}",
-        fix=f"--gpu {next((name for name in targets() if _plain(name) in nearest), targets()[0])}",
-    )
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum()).replace("nvidia", "").replace("geforce", "")
 
 
 def _checkpoint_bytes(recipe: Recipe) -> int:

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import jinja2
 
-from harness.artifacts import Artifact, Checkpoint, Dataset, Machine, Manifest, NormStats, Plan
+from harness.artifacts import Artifact, Checkpoint, Dataset, Machine, Manifest, NormStats, Plan, Prediction
 from harness.errors import HarnessError
 from harness.report import curves, sections
-from harness.rundir import CAMERA_VIEWS, RunDir
+from harness.rundir import CAMERA_VIEWS, PREDICTED_ACTIONS, RunDir
 from harness.units import format_bytes, format_count, format_seconds
 
 A = TypeVar("A", bound=Artifact)
@@ -23,7 +23,7 @@ def render(run: RunDir) -> str:
     Raises: HarnessError "run-missing" when the directory is not there or holds no file of a run.
     """
     problems: list[str] = []
-    found = {kind.FILE: _read(run, kind, problems) for kind in (Machine, Plan, Dataset, NormStats, Manifest, Checkpoint)}
+    found = {kind.FILE: _read(run, kind, problems) for kind in (Machine, Plan, Dataset, NormStats, Manifest, Checkpoint, Prediction)}
     training = curves.read_curves(run.metrics) if run.path.is_dir() else None
     if training is None and not any(found.values()) and not problems:
         raise HarnessError(
@@ -55,7 +55,9 @@ def render(run: RunDir) -> str:
         memory=sections.memory_shares(chosen.breakdown) if chosen else [],
         differences=sections.differences_from_published(recipe) if recipe else [],
         published=sections.PUBLISHED,
-        views=_views(run, problems),
+        views=_picture(run.path / CAMERA_VIEWS, sections.MAX_IMAGE_BYTES, problems),
+        prediction=found[Prediction.FILE],
+        predicted=_picture(run.path / PREDICTED_ACTIONS, sections.MAX_PLOT_BYTES, problems),
         views_file=CAMERA_VIEWS,
         commands=sections.commands(run.path, manifest),
         problems=problems,
@@ -71,9 +73,9 @@ def _read(run: RunDir, kind: type[A], problems: list[str]) -> A | None:
         return None
 
 
-def _views(run: RunDir, problems: list[str]) -> str | None:
+def _picture(path: Path, limit_bytes: int, problems: list[str]) -> str | None:
     try:
-        return sections.camera_views(run.path)
+        return sections.picture(path, limit_bytes)
     except HarnessError as error:
         problems.append(error.what)
         return None

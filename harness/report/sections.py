@@ -12,12 +12,13 @@ from harness.artifacts import Manifest
 from harness.errors import HarnessError
 from harness.parameters import group_of, is_trained, parameter_shapes
 from harness.recipe import Recipe, load_recipe
-from harness.rundir import CAMERA_VIEWS, RECIPE
+from harness.rundir import RECIPE
 from harness.strict import parse
 
 PUBLISHED = "pi05_libero"
 # The whole page stays under 2 MB, and base64 adds a third.
 MAX_IMAGE_BYTES = 900_000
+MAX_PLOT_BYTES = 300_000
 
 
 class Share(NamedTuple):
@@ -87,12 +88,11 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}.{name}" if prefix else name).items()}
 
 
-def camera_views(directory: Path) -> str | None:
-    """The trainer's picture of the first batch as a data URI, made smaller when it is too large; None when there is none.
+def picture(path: Path, limit_bytes: int = MAX_IMAGE_BYTES) -> str | None:
+    """The picture as a data URI, made smaller when it is larger than the limit; None when there is none.
 
     Raises: HarnessError "artifact-invalid" for a file that is no picture.
     """
-    path = directory / CAMERA_VIEWS
     if not path.is_file():
         return None
     from PIL import Image
@@ -101,20 +101,20 @@ def camera_views(directory: Path) -> str | None:
         with Image.open(path) as image:
             image.load()
             kind, data = "png", path.read_bytes()
-            if len(data) > MAX_IMAGE_BYTES:
-                kind, data = "jpeg", _smaller(image)
+            if len(data) > limit_bytes:
+                kind, data = "jpeg", _smaller(image, limit_bytes)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise HarnessError("artifact-invalid", f"{path} is not a picture: {error}", fix=f"remove {path}; the next run writes it again") from error
+        raise HarnessError("artifact-invalid", f"{path} is not a picture: {error}", fix=f"remove {path}; what wrote it writes it again") from error
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _smaller(image: Any) -> bytes:
+def _smaller(image: Any, limit_bytes: int) -> bytes:
     picture = image.convert("RGB")
     for width in (1600, 1200, 800, 400):
         picture.thumbnail((width, width * 4))
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=85)
-        if buffer.tell() <= MAX_IMAGE_BYTES:
+        if buffer.tell() <= limit_bytes:
             break
     return buffer.getvalue()
 

@@ -8,19 +8,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
-from harness.artifacts import Dataset, Levers, Manifest, Metrics, NormStats, Plan
+from harness.artifacts import Manifest, Metrics, Plan
 from harness.checkpoint.store import Store
 from harness.data.loader import Loader
 from harness.data.stats import to_openpi_json
 from harness.errors import HarnessError
 from harness.parameters import check_who_is_trained
-from harness.recipe import Recipe
-from harness.rundir import RunDir
 from harness.train.compiled import CompiledStep, compile_step
+from harness.train.job import Job, Watcher
 from harness.train.manifest import describe_run
 from harness.train.metrics import MetricsFile, Wandb
 from harness.train.snapshot import base_of, restore, save
@@ -30,34 +29,9 @@ from harness.train.views import save_camera_views
 from harness.units import format_bytes
 
 
-class Watcher(Protocol):
-    """Who is told how it goes."""
-
-    def say(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-    def step(self, line: Metrics, steps: int) -> None: ...
-
-
 class Outcome(NamedTuple):
     step: int
     finished: bool
-
-
-class Job(NamedTuple):
-    """Everything that a run is made of; all of it lies as files in the run directory."""
-
-    run: RunDir
-    recipe: Recipe
-    plan: Plan
-    dataset: Dataset
-    stats: NormStats
-
-    @property
-    def levers(self) -> Levers:
-        assert self.plan.chosen is not None
-        return self.plan.chosen.levers
 
 
 def train(job: Job, watcher: Watcher) -> Outcome:
@@ -93,7 +67,7 @@ def train(job: Job, watcher: Watcher) -> Outcome:
         if start == 0:
             wandb.image("camera_views", save_camera_views(run.path, loader.batch(0)), 0)
         # 4. Steps, until the last one or until asked to stop.
-        trainer = _Trainer(job, watcher, compiled, store, metrics, wandb)
+        trainer = _Trainer(job, watcher, compiled, store, metrics, wandb, loader)
         batches = loader.iterate(start)
         try:
             step = trainer.run(state, train_key, start, batches, stop)
@@ -108,8 +82,8 @@ def train(job: Job, watcher: Watcher) -> Outcome:
 class _Trainer:
     """The steps of one run, with what they are recorded by."""
 
-    def __init__(self, job: Job, watcher: Watcher, compiled: CompiledStep, store: Store, metrics: MetricsFile, wandb: Wandb) -> None:
-        self._job, self._watcher, self._compiled = job, watcher, compiled
+    def __init__(self, job: Job, watcher: Watcher, compiled: CompiledStep, store: Store, metrics: MetricsFile, wandb: Wandb, loader: Loader) -> None:
+        self._job, self._watcher, self._compiled, self._loader = job, watcher, compiled, loader
         self._store, self._metrics, self._wandb = store, metrics, wandb
         self._norm_stats_json = to_openpi_json(job.stats)
         self._base = base_of(job.recipe)
@@ -149,6 +123,9 @@ class _Trainer:
         finite = [line for line in lines if math.isfinite(line.loss) and math.isfinite(line.grad_norm)]
         self._metrics.write(finite)
         self._wandb.write(finite)
+        slow = self._loader.bottleneck(step_s)
+        if slow is not None:
+            self._watcher.warn(slow)
         for line in finite:
             self._watcher.step(line, self._job.recipe.train.steps)
         if len(finite) < len(lines):

@@ -6,7 +6,7 @@ import datetime
 import os
 import platform
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -14,9 +14,7 @@ from harness.artifacts import Manifest
 from harness.parameters import counts
 from harness.rundir import sha256_json
 from harness.train.compiled import CompiledStep
-
-if TYPE_CHECKING:
-    from harness.train.loop import Job
+from harness.train.job import Job
 
 # What can change a number of a run. The image holds more; the lock's hash stands for all of it.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "pyarrow", "pillow", "av", "sentencepiece", "wandb", "harness")

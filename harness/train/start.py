@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -14,17 +14,10 @@ from harness.download import fetch_tree, is_remote
 from harness.model.pi05 import Params, initialize
 from harness.parameters import fingerprint, group_of
 from harness.recipe import Recipe
+from harness.train.job import Watcher
 from harness.train.state import TrainState, abstract_params, state_from
 from harness.train.step import kernel_norm
 from harness.units import format_bytes
-
-
-class Watcher(Protocol):
-    """Who is told how it goes."""
-
-    def say(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
 
 
 def first_state(recipe: Recipe, key: jax.Array, watcher: Watcher) -> tuple[TrainState, dict[str, Any]]:

@@ -1,0 +1,110 @@
+"""Statistics: against openpi's way through LeRobot's reader, the cost a frame as the dataset grows, and the memory for ten million frames.
+
+    python benchmarks/data_stats.py [DIR --lerobot PYTHON] [--seconds 20] [--rounds 3] [--grow 100000,1000000,10000000]
+
+DIR is a dataset of benchmarks/data_make.py; PYTHON is of an environment with lerobot 0.3.3 (without DIR and --lerobot that comparison is
+left out). openpi goes through every frame in order, decodes all images and updates running sums and histograms; after the first batches
+its cost a frame is constant, so it is measured for --seconds and multiplied by the number of frames. Ours is the whole `harness
+stats` computation, measured in a fresh process, from opening the dataset to the result. --grow makes numbers in memory, block by block, in
+place of files: what is measured is the statistics themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+STATE, ACTIONS, HORIZON, EPISODE = 8, 7, 10, 250
+
+
+def ours(directory: str) -> dict[str, float]:
+    from harness.artifacts import Dataset
+    from harness.data import stats
+    from harness.recipe import load_recipe
+
+    recipe = load_recipe("smoke", [f"data.dataset={directory}", f"model.action_horizon={HORIZON}"])
+    start = time.perf_counter()
+    found = stats.compute(recipe, Dataset.model_construct(path=directory))
+    return {"seconds": time.perf_counter() - start, "frames": found.frames}
+
+
+def grown(frames: int) -> dict[str, float]:
+    """The same passes over `frames` made-up rows; a block is made anew each time, so that only one is ever there."""
+    from harness.data import stats
+
+    weights = stats.chunk_weights([EPISODE], HORIZON)
+    made_s = 0.0
+
+    def source(width: int):  # type: ignore[no-untyped-def]
+        nonlocal made_s
+        for first in range(0, frames, stats.BLOCK_ROWS):
+            start = time.perf_counter()
+            rows = min(stats.BLOCK_ROWS, frames - first)
+            values = np.random.default_rng(first).normal(size=(rows, width)).astype(np.float32)
+            block_weights = np.resize(weights, rows)
+            made_s += time.perf_counter() - start
+            yield values, block_weights
+
+    before, start = peak_bytes(), time.perf_counter()
+    for width in (STATE, ACTIONS):
+        stats._statistics(lambda width=width: stats._slices(source(width)))
+    return {"seconds": time.perf_counter() - start - made_s, "frames": frames, "peak_bytes": peak_bytes(), "imports_bytes": before}
+
+
+def peak_bytes() -> int:
+    """The largest resident size of this process."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def run(command: list[str]) -> dict[str, float]:
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", nargs="?")
+    parser.add_argument("--lerobot", metavar="PYTHON")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--grow", default="100000,1000000,10000000")
+    parser.add_argument("--child", choices=("ours", "grown"), help=argparse.SUPPRESS)
+    parser.add_argument("--frames", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(ours(options.directory) if options.child == "ours" else grown(options.frames)))
+        return
+    if options.directory is None or options.lerobot is None:
+        print("The comparison with openpi's way is skipped: it needs DIR (benchmarks/data_make.py) and --lerobot PYTHON (lerobot 0.3.3)")
+    else:
+        against_openpi(options)
+    for frames in map(int, filter(None, options.grow.split(","))):
+        found = run([sys.executable, __file__, "--child", "grown", "--frames", str(frames)])
+        cost = f"{found['seconds']:7.2f} s, {1e6 * found['seconds'] / frames:.2f} µs a frame"
+        print(f"{frames:>11,} frames: {cost}, peak {found['peak_bytes'] / 1e6:.0f} MB of which {found['imports_bytes'] / 1e6:.0f} MB are imports")
+
+
+def against_openpi(options: argparse.Namespace) -> None:
+    theirs = [options.lerobot, str(Path(__file__).with_name("data_lerobot.py")), "stats", options.directory, "--seconds", str(options.seconds)]
+    mine, other = [], []
+    for _ in range(options.rounds):
+        other.append(run(theirs))
+        mine.append(run([sys.executable, __file__, options.directory, "--child", "ours"]))
+    ratios = [their["seconds"] / their["frames"] * their["total"] / our["seconds"] for their, our in zip(other, mine, strict=True)]
+    their_s = statistics.median(turn["seconds"] / turn["frames"] * turn["total"] for turn in other)
+    our_s = statistics.median(turn["seconds"] for turn in mine)
+    print(f"{mine[0]['frames']:,} frames: openpi's way {their_s:.1f} s (two workers, extrapolated), harness {our_s:.3f} s")
+    print(f"harness is {statistics.median(ratios):.0f} times faster ({min(ratios):.0f} to {max(ratios):.0f}; must be at least 200)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Whether the loader, not the device, sets the pace of training, from how long its batches take to make."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from statistics import median
+
+from harness.artifacts import Dataset
+from harness.errors import HarnessError
+
+WORKERS = "HARNESS_LOADER_WORKERS"
+# Batches looked at. The first ones of a run count too: nothing is made only to be measured.
+_BATCHES = 20
+# A loader within a tenth of the step's time is what the step waits for.
+_SHARE = 0.9
+
+
+class Pace:
+    """What `parallel` threads or processes need for a batch of `samples`."""
+
+    def __init__(self, dataset: Dataset, samples: int, parallel: int) -> None:
+        self._dataset, self._samples, self._parallel = dataset, samples, parallel
+        self._made_s: deque[float] = deque(maxlen=_BATCHES)
+        self._told = False
+
+    def made(self, seconds: float) -> None:
+        """Notes that one thread or process made a batch in so many seconds."""
+        self._made_s.append(seconds)
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """What the loader can give; None before there are enough batches to say."""
+        if len(self._made_s) < _BATCHES:
+            return None
+        return self._samples * self._parallel / max(median(self._made_s), 1e-9)
+
+    def bottleneck(self, step_s: float) -> str | None:
+        """What to tell, once, when steps of `step_s` seconds last as long as the loader needs; else None."""
+        pace = self.samples_per_s
+        if self._told or pace is None or self._samples / pace < _SHARE * step_s:
+            return None
+        self._told = True
+        return (
+            f"the loader, not the device, sets the pace: it makes {pace:.1f} samples a second, and a step of {self._samples} takes {step_s:.2f} s. "
+            + "; ".join(self._advice())
+        )
+
+    def _advice(self) -> list[str]:
+        cores = len(os.sched_getaffinity(0))
+        used = [self._dataset.features[name].dtype for name in self._dataset.cameras.values() if name is not None]
+        advice = []
+        if self._parallel < cores:
+            advice.append(f"{WORKERS}={cores} makes batches in as many processes as there are cores")
+        else:
+            advice.append(f"all {cores} cores make batches already: give it more (docker run --cpus)")
+        if "video" in used:
+            advice.append("a dataset with images in parquet instead of video decodes one frame for one frame")
+        if used:
+            advice.append("images that the dataset stores at the model's size are not resized")
+        return advice
+
+
+def workers_from_environment() -> int:
+    """How many processes make batches: $HARNESS_LOADER_WORKERS, else 0, which is threads of this one.
+
+    Raises: HarnessError "loader-workers-invalid".
+    """
+    text = os.environ.get(WORKERS) or "0"
+    if not text.isdigit() or int(text) > 256:
+        raise HarnessError(
+            "loader-workers-invalid", f"{WORKERS} is not a number of processes", got=text, need="0 to 256", fix=f"unset {WORKERS}, or {WORKERS}=4"
+        )
+    return int(text)

@@ -1,0 +1,190 @@
+"""The cards that a plan can be made for without having one: a table of figures, and the text that XLA's compiler reads.
+
+Two totals of memory are known for most cards. `driver_mib` is what nvidia-smi prints; `cuda_bytes` is what a CUDA program is told
+(XLA's `device_memory_size`), 0.3 to 0.8 GiB less because the driver keeps some. Drivers differ by tens of MiB; the smallest figure
+found for Linux is taken. For the A4000 none was found: there the driver's total stands in, too large by what the driver keeps.
+Data-center cards have ECC on, the others off, as they are sold. Boards of one chip and memory are one card here: A100 SXM and PCIe,
+the three RTX PRO 6000 (clock and bandwidth of a PCIe, server or Max-Q board are up to a fifth lower; bytes are the same).
+
+Source, by figure:
+- XLA's target descriptions (openxla/xla, xla/backends/gpu/target_config/specs) agree in every figure with the rows RTX A6000, A100 40
+  and 80 (SXM), H100 SXM and B200. With H200 but for memory (there the nominal 141 GiB; here what PyTorch printed on one) and L2 (there
+  50 MiB; PyTorch printed 60). With RTX PRO 6000 but for memory (there the nominal 96 GiB) and shared memory (there 128 KiB, which counts
+  the L1 cache; programs on compute capability 12.0 print 100).
+- deviceQuery (NVIDIA's cuda-samples) printed on the card and published by its owner: processors, L2, clock of RTX 3060, 4090, 5090,
+  A4000, A40, L4, L40S and RTX 3090; bandwidth from the memory clock and bus width it prints. Overclocked boards print more; the clock is the sheet's.
+- PyTorch printed processors and L2 of the A5000.
+- The rest is from NVIDIA's document named in the row, read in pages that quote it, not in the document itself: RTX 4070, RTX 4080 and
+  RTX 6000 Ada (all but memory); clock and bandwidth of the A5000.
+- `driver_mib`: nvidia-smi tables published by owners, for every card.
+- `cuda_bytes`: deviceQuery, PyTorch, llama.cpp or TensorRT as published by owners (in whole MiB where printed so), or XLA's description.
+- Limits of a compute capability: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". 8.0, 8.6, 9.0 and 10.0
+  agree with XLA's descriptions, 8.0, 8.6 and 9.0 with CCCL's arch_traits.cuh, 8.9 and 12.0 with what programs print (threads, shared memory).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import NamedTuple
+
+from harness.errors import HarnessError
+from harness.units import MIB
+
+
+class _Limits(NamedTuple):
+    """What one multiprocessor of a compute capability offers: float32 lanes, resident threads, bytes of shared memory (all; one block's most)."""
+
+    lanes: int
+    threads: int
+    shared: int
+    shared_per_block: int
+    accelerated: bool = False
+
+
+# Hopper and data-center Blackwell have instructions of their own architecture only ("9.0a"), which XLA uses when it may.
+_LIMITS = {
+    (8, 0): _Limits(64, 2048, 167_936, 166_912),
+    (8, 6): _Limits(128, 1536, 102_400, 101_376),
+    (8, 9): _Limits(128, 1536, 102_400, 101_376),
+    (9, 0): _Limits(128, 2048, 233_472, 232_448, accelerated=True),
+    (10, 0): _Limits(128, 2048, 233_472, 232_448, accelerated=True),
+    (12, 0): _Limits(128, 1536, 102_400, 101_376),
+}
+
+
+class Card(NamedTuple):
+    """A card's figures. `spelling` is a pattern of its names without case, spaces and makers' words; `sheet` is NVIDIA's document about it.
+
+    Units: bandwidth in MB/s (10^6 bytes), l2 in KiB, clock (boost) in MHz, driver_mib in MiB, cuda_bytes in bytes or None where nobody's was found.
+    """
+
+    device: str
+    spelling: str
+    capability: tuple[int, int]
+    processors: int
+    bandwidth: int
+    l2: int
+    clock: int
+    driver_mib: int
+    cuda_bytes: int | None
+    sheet: str
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that a program finds on the idle card; the driver's total where only that is known."""
+        return self.driver_mib * MIB if self.cuda_bytes is None else self.cuda_bytes
+
+    def target(self) -> str:
+        """The GpuTargetConfigProto, in text form, that XLA compiles for."""
+        limits = _LIMITS[self.capability]
+        major, minor = self.capability
+        return _TEMPLATE.format(
+            card=self,
+            limits=limits,
+            capability=f"major: {major} minor: {minor}" + (" feature_extension: ACCELERATED_FEATURES" if limits.accelerated else ""),
+            bandwidth=self.bandwidth * 10**6,
+            l2=self.l2 * 1024,
+            clock=f"{self.clock / 1000:g}",
+        )
+
+
+_GA102 = "NVIDIA Ampere GA102 GPU Architecture (white paper)"
+_ADA = "NVIDIA Ada GPU Architecture (white paper)"
+_RTX_BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture (white paper)"
+_GA100 = "NVIDIA A100 Tensor Core GPU Architecture (white paper)"
+_HOPPER = "NVIDIA H100 Tensor Core GPU Architecture (white paper)"
+_PRO_6000 = r"(rtx)?pro6000(blackwell)?(maxq)?(workstation|server)?(edition)?(96gb?)?"
+
+# fmt: off
+# name: device, spelling, capability, processors, bandwidth, l2, clock, driver_mib, cuda_bytes, sheet
+CARDS: dict[str, Card] = {
+    "rtx_3060": Card("NVIDIA GeForce RTX 3060", r"(rtx)?3060(12gb?)?", (8, 6), 28, 360_048, 2304, 1777, 12288, 11901 * MIB, "GeForce RTX 3060 (page)"),
+    "rtx_3090": Card("NVIDIA GeForce RTX 3090", r"(rtx)?3090(24gb?)?", (8, 6), 82, 936_096, 6144, 1695, 24576, 25_286_672_384, _GA102),
+    "rtx_4070": Card("NVIDIA GeForce RTX 4070", r"(rtx)?4070(12gb?)?", (8, 9), 46, 504_048, 36864, 2475, 12282, 11866 * MIB, "GeForce RTX 4070 (page)"),
+    "rtx_4080": Card("NVIDIA GeForce RTX 4080", r"(rtx)?4080(16gb?)?", (8, 9), 76, 716_800, 65536, 2505, 16376, 15945 * MIB, _ADA),
+    "rtx_4090": Card("NVIDIA GeForce RTX 4090", r"(rtx)?4090(24gb?)?", (8, 9), 128, 1_008_096, 73728, 2520, 24564, 24207 * MIB, _ADA),
+    "rtx_5090": Card("NVIDIA GeForce RTX 5090", r"(rtx)?5090(32gb?)?", (12, 0), 170, 1_792_128, 98304, 2407, 32607, 33_660_534_784, _RTX_BLACKWELL),
+    "rtx_a4000": Card("NVIDIA RTX A4000", r"(rtx)?a4000(16gb?)?", (8, 6), 48, 448_064, 4096, 1560, 16376, None, "NVIDIA RTX A4000 (data sheet)"),
+    "rtx_a5000": Card("NVIDIA RTX A5000", r"(rtx)?a5000(24gb?)?", (8, 6), 64, 768_000, 6144, 1695, 24564, 24114 * MIB, "NVIDIA RTX A5000 (data sheet)"),
+    "rtx_a6000": Card("NVIDIA RTX A6000", r"(rtx)?a6000(48gb?)?", (8, 6), 84, 768_096, 6144, 1800, 49140, 51_041_271_808, _GA102),
+    "rtx_6000_ada": Card("NVIDIA RTX 6000 Ada Generation", r"(rtx)?6000ada(generation)?(48gb?)?", (8, 9), 142, 960_000, 98304, 2505, 49140, 48622 * MIB, _ADA),
+    "rtx_pro_6000": Card("NVIDIA RTX PRO 6000 Blackwell", _PRO_6000, (12, 0), 188, 1_792_000, 131072, 2600, 97887, 97250 * MIB, _RTX_BLACKWELL),
+    "l4": Card("NVIDIA L4", r"l4(24gb?)?", (8, 9), 58, 300_048, 49152, 2040, 23034, 23_612_293_120, "NVIDIA L4 Tensor Core GPU (data sheet)"),
+    "l40s": Card("NVIDIA L40S", r"l40s(48gb?)?", (8, 9), 142, 864_096, 98304, 2520, 46068, 47_576_711_168, "NVIDIA L40S GPU (data sheet)"),
+    "a40": Card("NVIDIA A40", r"a40(48gb?)?", (8, 6), 84, 696_096, 6144, 1740, 46068, 47_608_692_736, _GA102),
+    "a100_40": Card("NVIDIA A100-SXM4-40GB", r"a100(sxm4?|pcie)?40(gb?)?(sxm4?|pcie)?", (8, 0), 108, 1_555_200, 40960, 1410, 40960, 42_331_013_120, _GA100),
+    "a100_80": Card("NVIDIA A100-SXM4-80GB", r"a100(sxm4?|pcie)?80(gb?)?(sxm4?|pcie)?", (8, 0), 108, 2_039_040, 40960, 1410, 81920, 85_100_068_864, _GA100),
+    "h100": Card("NVIDIA H100 80GB HBM3", r"h100(sxm5?)?(80(gb?)?)?(hbm3)?(sxm5?)?", (9, 0), 132, 3_352_320, 51200, 1980, 81559, 84_942_979_072, _HOPPER),
+    "h200": Card("NVIDIA H200", r"h200(sxm5?)?(141(gb?)?)?(hbm3e)?(sxm5?)?", (9, 0), 132, 4_800_000, 61440, 1980, 143771, 143156 * MIB, "NVIDIA H200 (data sheet)"),
+    "b200": Card("NVIDIA B200", r"b200(sxm6?)?(180(gb?)?)?", (10, 0), 148, 7_672_320, 129536, 1965, 183359, 191_514_411_008, "NVIDIA Blackwell (technical brief)"),
+}
+# fmt: on
+
+# What the same for all cards is, and the versions of CUDA and cuDNN that the pinned jaxlib was built with.
+_TEMPLATE = """\
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {limits.shared}
+  threads_per_core_limit: {limits.threads}
+  core_count: {card.processors}
+  fpus_per_core: {limits.lanes}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth}
+  l2_cache_size: {l2}
+  clock_rate_ghz: {clock}
+  device_memory_size: {card.memory_bytes}
+  shared_memory_per_block_optin: {limits.shared_per_block}
+  cuda_compute_capability {{ {capability} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  thread_dim_limit_x: 1024
+  thread_dim_limit_y: 1024
+  thread_dim_limit_z: 64
+  device_address_bits: 64
+  name: "{card.device}"
+  driver_version: "13.0.0"
+  runtime_version: "12.9.0"
+  compile_time_toolkit_version: "12.9.0"
+  dnn_version: "9.10.0"
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{card.device}"
+"""
+
+
+def targets() -> list[str]:
+    """Names of the cards that this package can compile for without having one."""
+    return sorted(CARDS)
+
+
+def find(name: str) -> str:
+    """The key in CARDS of a card as people write it: case, spaces, punctuation and the maker's name do not matter.
+
+    What makes it another card does: Ti, SUPER, Laptop, PCIe where the board differs, another memory size. An A100 needs its size said.
+    Raises: HarnessError "gpu-unknown" with the nearest names.
+    """
+    wanted = _plain(name)
+    for key, card in CARDS.items():
+        if re.fullmatch(card.spelling, wanted):
+            return key
+    plain = {_plain(key): key for key in CARDS} | {_plain(key).removeprefix("rtx"): key for key in CARDS}
+    close = difflib.get_close_matches(wanted, plain, n=6, cutoff=0.4)
+    nearest = list(dict.fromkeys(plain[each] for each in close))[:3]
+    raise HarnessError(
+        "gpu-unknown",
+        f"no target description for a GPU called {name!r}; a Ti, SUPER, Laptop or other memory size is another card",
+        got=name,
+        need=f"one of {', '.join(targets())}",
+        fix=" or ".join(f"--gpu {each}" for each in nearest) or "--gpu with one of these names",
+    )
+
+
+def _plain(name: str) -> str:
+    letters = "".join(letter for letter in name.lower() if letter.isalnum())
+    return re.sub("nvidia|geforce|tesla", "", letters)

@@ -1,0 +1,114 @@
+"""The look at the data: what the page holds, and that it holds it itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.chain import Chain, write_dataset_page
+from harness.data.lerobot import open_dataset
+from harness.errors import HarnessError
+from harness.recipe import load_recipe
+from harness.report.dataset_page import HEIGHT, charts, histogram, spread, strip
+from harness.rundir import RunDir
+from tests import lerobot_writer as writer
+
+MAPPED = ["data.state=observation.state", "data.actions=action", "data.cameras.base_0_rgb=cam", "data.cameras.left_wrist_0_rgb=null"]
+VOID = {"meta", "img", "rect", "path", "br", "i"}
+
+
+class _Checker(HTMLParser):
+    """Collects addresses, and fails on tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def _page(root: Path, run: Path, *overrides: str) -> str:
+    chain = Chain(RunDir(run), load_recipe("smoke", [f"data.dataset={root}", *MAPPED, *overrides]))
+    return write_dataset_page(chain, chain.dataset()).read_text()
+
+
+@pytest.mark.parametrize("images", ["parquet", "video"])
+def test_the_page_holds_everything_itself(tmp_path: Path, images: str) -> None:
+    html = _page(writer.write(tmp_path / "set", images=images), tmp_path / "run")
+    checker = _Checker()
+    checker.feed(html)
+    assert checker.open == []
+    assert len(checker.addresses) == 3
+    assert all(address.startswith("data:image/jpeg;base64,") for address in checker.addresses)
+    assert not re.search(r"url\(|<script|https?://", html)
+    for text in (*writer.TASKS, "state[2]", "actions[1]", "Episode 2"):
+        assert text in html
+
+
+def test_a_large_dataset_still_gives_a_small_page(tmp_path: Path) -> None:
+    html = _page(writer.write(tmp_path / "set", lengths=(9,) * 40), tmp_path / "run")
+    assert len(html) < 2_000_000
+    shown = [int(n) for n in re.findall(r"Episode (\d+):", html)]
+    assert (len(shown), shown[0], shown[-1]) == (6, 0, 39)
+
+
+def test_noise_is_shrunk_to_the_budget() -> None:
+    """Noise is what JPEG cannot compress."""
+    images = [np.random.default_rng(n).integers(0, 255, (256, 256, 3), np.uint8) for n in range(8)]
+    data = base64.b64decode(strip(images, 30_000).partition(",")[2])
+    assert len(data) <= 30_000
+    assert Image.open(io.BytesIO(data)).width > 100
+
+
+def test_instructions_stay_text(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set")
+    for path in root.glob("meta/*.jsonl"):
+        path.write_text(path.read_text().replace(writer.TASKS[0], "<script>alert(1)</script>"))
+    assert "<script" not in _page(root, tmp_path / "run")
+
+
+def test_a_picture_that_cannot_be_shown_is_named_and_no_page_is_written(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set", images="files")
+    (root / "images/cam/episode_000002/frame_000003.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(HarnessError) as caught:
+        _page(root, tmp_path / "run")
+    assert caught.value.code == "image-corrupt"
+    assert not (tmp_path / "run/dataset.html").exists()
+
+
+def test_the_band_is_where_one_and_minus_one_are_drawn() -> None:
+    chain = Chain(None, load_recipe("smoke"))
+    dataset = chain.dataset()
+    frames = open_dataset(dataset.path)
+    values = np.linspace(-2, 2, frames.frames * 8, dtype=np.float32).reshape(-1, 8)
+    found = charts("state", values, list(frames.episodes), chain.stats(dataset), lambda _, x: x)
+    for chart in found:
+        assert chart.top + chart.bottom == pytest.approx(HEIGHT)
+    assert found[0].outside_percent == pytest.approx(100 * (np.abs(values[:, 0]) > 1).mean())
+    # The first value drawn is -2, which is as far below the band's lower edge as that is below the middle.
+    first = float(re.match(r"M0\.0 ([\d.]+)", found[0].lines[0].path)[1])
+    assert first - HEIGHT / 2 == pytest.approx(2 * (found[0].bottom - HEIGHT / 2), abs=0.2)
+
+
+def test_spread_and_histogram() -> None:
+    assert spread(range(100), 3) == [0, 50, 99]
+    assert spread(range(2), 6) == [0, 1]
+    bins = histogram([5, 5, 6, 40], "frames")
+    assert sum(b.episodes for b in bins) == 4
+    assert (bins[0].episodes, bins[0].percent, bins[-1].episodes) == (3, 100, 1)
+    assert [b.label for b in histogram([7, 7], "tokens")] == ["7 tokens"]
