@@ -84,7 +84,9 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, command in sides.items():
-            found[name].append(run(command))
+            turn = run(command)
+            found[name].append(turn)
+            print(f"  {name}: {turn['frames'] / turn['seconds']:.1f} samples/s", file=sys.stderr, flush=True)
     pace = {name: [turn["frames"] / turn["seconds"] for turn in turns] for name, turns in found.items()}
     cpu = {name: statistics.median(1000 * turn["cpu_s"] / turn["frames"] for turn in turns) for name, turns in found.items()}
     for name, values in pace.items():

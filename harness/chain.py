@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.artifacts import Artifact, Dataset, Machine, NormStats, Plan
+from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.errors import HarnessError
 from harness.recipe import Recipe, load_recipe, to_yaml
 from harness.rundir import DATASET_PAGE, RECIPE, REPORT, RunDir, cache_root, latest_run, new_run, runs_root, sha256_json, write_atomic
@@ -40,38 +40,42 @@ def find_run(run: Path | None, name: str | None, recipe: str | None, *, resume: 
     return latest
 
 
-def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, resume: bool) -> Recipe:
-    """The recipe of a run: the one named, or when it is resumed, its own; with the overrides.
+def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first: bool) -> Recipe:
+    """The recipe named, or with `own_first` the run's own when none is named; with the overrides.
 
-    Raises: HarnessError "run-of-another-recipe", "run-exists", and those of `load_recipe`.
+    Raises: HarnessError "run-of-another-recipe" when the run has started with another, and those of `load_recipe`.
     """
     own = run.path / RECIPE
-    keeps_its_own = resume and named is None and own.is_file()
+    keeps_its_own = own_first and named is None and own.is_file()
     recipe = load_recipe(str(own) if keeps_its_own else named or default_recipe(), overrides)
-    if own.is_file() and load_recipe(str(own)).sha256() != recipe.sha256():
+    if run.started and own.is_file() and load_recipe(str(own)).sha256() != recipe.sha256():
         raise HarnessError(
             "run-of-another-recipe",
             f"{run.path} is a run of another recipe (or of the same with other --set)",
             got=recipe.name,
             need=f"the recipe in {own}",
-            fix="--name NEW for a run of its own; or go on with this one's own recipe: --resume without --recipe and --set",
+            fix="another --run or --name for another recipe; or leave --recipe, --set and --dataset out to use this run's own",
         )
-    if not resume and (run.metrics.exists() or run.checkpoints.exists()):
+    return recipe
+
+
+def refuse_started(run: RunDir) -> None:
+    """Raises: HarnessError "run-exists" when the run has been trained already."""
+    if run.started:
         raise HarnessError(
             "run-exists",
             f"{run.path} has been trained already; nothing was overwritten",
             need="a new run, or --resume",
             fix=f"add --resume to go on, or --name {run.path.name}-2 for another run",
         )
-    return recipe
 
 
 class Chain:
     """The parts that come before training, for one run (or for none, when only the answer is wanted)."""
 
-    def __init__(self, run: RunDir | None, recipe: Recipe) -> None:
+    def __init__(self, run: RunDir | None, recipe: Recipe, *, trains: bool = False) -> None:
         self.run, self.recipe = run, recipe
-        if run is not None:
+        if run is not None and (trains or not run.started):
             write_atomic(run.path / RECIPE, to_yaml(recipe))
 
     def machine(self) -> Machine:
@@ -88,7 +92,11 @@ class Chain:
         resolved = resolve(self.recipe.data)
         inputs = sha256_json([self.recipe.data, self.recipe.model, str(resolved.path), resolved.revision, _signature(resolved.path)])
         current = self.run.current(Dataset, inputs) if self.run else None
-        return current or self._keep(describe(self.recipe).model_copy(update={"inputs": inputs}))
+        if current is not None:
+            return current
+        found = describe(self.recipe).model_copy(update={"inputs": inputs})
+        self._check_unchanged("dataset", found.sha256)
+        return self._keep(found)
 
     def stats(self, dataset: Dataset) -> NormStats:
         """Normalization statistics of this dataset at this horizon."""
@@ -97,7 +105,11 @@ class Chain:
         data = self.recipe.data
         inputs = sha256_json([dataset.sha256, data.state, data.actions, data.normalization, data.degenerate_dimensions, self.recipe.model.action_horizon])
         current = self.run.current(NormStats, inputs) if self.run else None
-        return current or self._keep(compute(self.recipe, dataset).model_copy(update={"inputs": inputs}))
+        if current is not None:
+            return current
+        found = compute(self.recipe, dataset).model_copy(update={"inputs": inputs})
+        self._check_unchanged("norm_stats", sha256_json(found.norm_stats))
+        return self._keep(found)
 
     def plan(self, machine: Machine, dataset: Dataset | None, *, gpu: str | None = None, device: str | None = None) -> Plan:
         """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache."""
@@ -105,6 +117,24 @@ class Chain:
 
         inputs = sha256_json([self.recipe, machine, None if dataset is None else dataset.sha256, gpu, device])
         return self._keep(choose(self.recipe, machine, dataset, gpu=gpu, device=device, inputs=inputs))
+
+    def _check_unchanged(self, what: str, sha256: str) -> None:
+        """Refuses other data or statistics than those that the run was started with.
+
+        Raises: HarnessError "dataset-differs" or "norm_stats-differs".
+        """
+        manifest = self.run.read(Manifest) if self.run else None
+        if self.run is None or manifest is None:
+            return
+        was = str(getattr(manifest, f"{what}_sha256"))
+        if was != sha256:
+            raise HarnessError(
+                f"{what}-differs",
+                f"{self.run.path} was started with another {what}: {self.recipe.data.dataset} has changed since; nothing was overwritten",
+                got=f"sha256 {sha256[:16]}",
+                need=f"sha256 {was[:16]} of the run's manifest",
+                fix="restore the data, or start a run of its own: --name NEW without --resume",
+            )
 
     def _keep(self, artifact: A) -> A:
         if self.run is not None:

@@ -131,12 +131,15 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train: probe, plan, data, stats, then the run itself, then inspect and report. Ctrl-C or SIGTERM saves and ends it."""
-    from harness.chain import Chain, find_run, prepare_jax, recipe_of, write_report
+    from harness.chain import Chain, find_run, prepare_jax, recipe_of, refuse_started, write_report
 
     console = _Progress()
     directory = find_run(run, name, recipe, resume=resume)
     overrides = [*(sets or []), *([f"train.steps={steps}"] if steps is not None else [])]
-    chain = Chain(directory, recipe_of(directory, recipe, overrides, resume=resume))
+    own = recipe_of(directory, recipe, overrides, own_first=resume)
+    if not resume:
+        refuse_started(directory)
+    chain = Chain(directory, own, trains=True)
     console.say(f"run {directory.path}: recipe {chain.recipe.name}, {chain.recipe.train.steps} steps")
     machine, dataset = chain.machine(), chain.dataset()
     for finding in dataset.findings:
@@ -172,6 +175,7 @@ def train(
 def inspect(
     path: Annotated[Path | None, typer.Argument(help="A run, a checkpoint directory or one step of it, ours or openpi's. Default: --run.")] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Read the arrays too: values that are not finite, norms.")] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Delete the interrupted saves that are safe to delete.")] = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -183,6 +187,12 @@ def inspect(
     if target is None:
         raise HarnessError("path-missing", "nothing to inspect", need="a run or a checkpoint directory", fix="harness inspect PATH")
     found = _inspect(target, deep=deep)
+    if clean:
+        from harness.checkpoint.scan import delete_interrupted
+
+        for save in delete_interrupted(found):
+            print(f"deleted {save.path}", file=sys.stderr)
+        found = _inspect(target, deep=deep)
     if run is not None:
         RunDir(run).write(found)
     _answer(found, as_json, checkpoint_table)
@@ -275,12 +285,14 @@ def report(
 
 
 def _chain(run: Path | None, recipe: str | None, sets: list[str] | None, dataset: str | None) -> Any:
-    """The chain for a verb of its own: the named recipe, with --dataset put in its place."""
-    from harness.chain import Chain, default_recipe
+    """The chain for a verb of its own: the named recipe (a run's own, when none is), with --dataset put in its place."""
+    from harness.chain import Chain, default_recipe, recipe_of
     from harness.recipe import load_recipe
 
     overrides = [*(sets or []), *_dataset_overrides(dataset)]
-    return Chain(_rundir(run) if run else None, load_recipe(recipe or default_recipe(), overrides))
+    if run is None:
+        return Chain(None, load_recipe(recipe or default_recipe(), overrides))
+    return Chain(_rundir(run), recipe_of(_rundir(run), recipe, overrides, own_first=True))
 
 
 def _dataset_overrides(dataset: str | None) -> list[str]:

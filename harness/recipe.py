@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from harness.errors import HarnessError
 from harness.strict import Strict, parse
@@ -25,19 +25,33 @@ VisionVariant = Literal["So400m/14", "Ti/14", "mu/14"]
 Trained = Literal["full", "lora", "lora_frozen_vision", "action_expert"]
 
 
-class Lora(Strict):
-    """Low-rank adapters on attention and feed-forward of one expert; their product is scaled by alpha / rank."""
+class Part(Strict):
+    """A part of a recipe: no number of it is infinite or NaN."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Lora(Part):
+    """Low-rank adapters on attention and feed-forward of one expert; their product is scaled by alpha / rank.
+
+    Upstream forgets that scale in the feed-forward; `scale_feed_forward: false` is that, for whoever must reproduce it. At
+    alpha == rank, as in all of upstream's configurations, there is no difference.
+    """
 
     rank: int = Field(gt=0)
     alpha: float = Field(gt=0)
+    scale_feed_forward: bool = True
+
+    def feed_forward_scale(self) -> float:
+        return self.alpha / self.rank if self.scale_feed_forward else 1.0
 
 
-class Expert(Strict):
+class Expert(Part):
     variant: GemmaVariant
     lora: Lora | None = None
 
 
-class Model(Strict):
+class Model(Part):
     """π0.5's shape. Tokens: `prompt_tokens` is what the recipe pads to; a plan may compute fewer, with the same result."""
 
     paligemma: Expert = Expert(variant="gemma_2b")
@@ -51,7 +65,7 @@ class Model(Strict):
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 
-class Data(Strict):
+class Data(Part):
     """Where samples come from and how a column becomes an input.
 
     `dataset` is "sample" (the one inside the package), a directory, or a hub id. `cameras` maps each camera of the model
@@ -79,7 +93,7 @@ class Data(Strict):
         return self
 
 
-class Schedule(Strict):
+class Schedule(Part):
     """Linear warm-up from peak / (warmup_steps + 1) to peak, then a cosine to `end` over `decay_steps` in all."""
 
     warmup_steps: int = Field(ge=0)
@@ -94,7 +108,7 @@ class Schedule(Strict):
         return self
 
 
-class Optimizer(Strict):
+class Optimizer(Part):
     """AdamW behind clipping by global norm."""
 
     b1: float = Field(0.9, ge=0, lt=1)
@@ -105,13 +119,21 @@ class Optimizer(Strict):
     schedule: Schedule
 
 
-class Weights(Strict):
+class Weights(Part):
     """The parameters to start from: an openpi `params` directory (local, gs:// or https://), or null for random ones."""
 
     source: str | None = None
 
+    @field_validator("source")
+    @classmethod
+    def _no_password(cls, source: str | None) -> str | None:
+        # The recipe is written into the run, its manifest and the report.
+        if source is not None and "://" in source and "@" in source.split("://", 1)[1].split("/", 1)[0]:
+            raise ValueError("the address holds a user name or password, which would be written into the run; give it without")
+        return source
 
-class Train(Strict):
+
+class Train(Part):
     """How it is trained. `save: trained` leaves the frozen parameters out of checkpoints and names the base weights instead."""
 
     trained: Trained
@@ -126,7 +148,7 @@ class Train(Strict):
     save: Literal["all", "trained"] = "all"
 
 
-class Recipe(Strict):
+class Recipe(Part):
     name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")
     description: str
     model: Model = Model()
@@ -187,7 +209,10 @@ def _read_yaml(name_or_file: str) -> dict[str, Any]:
     if name_or_file in shipped_recipes():
         text = resources.files("harness.recipes").joinpath(f"{name_or_file}.yaml").read_text()
     elif Path(name_or_file).is_file():
-        text = Path(name_or_file).read_text()
+        try:
+            text = Path(name_or_file).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise HarnessError("recipe-invalid", f"recipe {name_or_file} cannot be read: {error}", need="a YAML file", fix="--recipe FILE.yaml") from error
     else:
         import difflib
 
@@ -225,7 +250,12 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 def _scalar(text: str) -> Any:
     """YAML's reading of `text`, plus the exponent form without a dot ("5e-5") that YAML 1.1 takes for a string."""
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise HarnessError(
+            "override-invalid", f"--set: {text!r} is not a YAML value", need="for example 100 or {rank: 16, alpha: 16.0}", fix="correct the value"
+        ) from error
     if isinstance(value, str):
         try:
             return float(value)

@@ -19,6 +19,7 @@ from harness.strict import parse
 A = TypeVar("A", bound=Artifact)
 
 METRICS = "metrics.jsonl"
+MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 RECIPE = "recipe.yaml"
 REPORT = "report.html"
@@ -85,6 +86,11 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS
 
+    @property
+    def started(self) -> bool:
+        """Whether training has begun here: from then on the run's recipe, data and statistics are what they are."""
+        return any((self.path / name).exists() for name in (MANIFEST, METRICS, CHECKPOINTS))
+
     def write(self, artifact: Artifact) -> Path:
         path = self.path / artifact.FILE
         write_atomic(path, artifact.model_dump_json(indent=2) + "\n")
@@ -119,6 +125,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness")
 
 
+def directory_bytes(path: Path) -> int:
+    """Bytes of all files below `path`; 0 when it is not there."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
+
+
 def runs_root() -> Path:
     """Where runs are kept: $HARNESS_RUNS, else ./runs."""
     return Path(os.environ.get("HARNESS_RUNS", "runs"))
@@ -131,8 +142,10 @@ def new_run(name: str) -> RunDir:
 
 
 def latest_run(name: str) -> RunDir | None:
-    """The run of this name with the highest number."""
-    return max(_numbered(name), default=(0, None), key=lambda pair: pair[0])[1]
+    """The run of this name with the highest number, of those that have started when there are any."""
+    runs = _numbered(name)
+    candidates = [pair for pair in runs if pair[1].started] or runs
+    return max(candidates, default=(0, None), key=lambda pair: pair[0])[1]
 
 
 def _numbered(name: str) -> list[tuple[int, RunDir]]:

@@ -43,6 +43,10 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
         (["train", "--set=train.globl_batch=3"], "recipe-invalid", "global_batch"),
         (["train", "--set=train.steps"], "override-invalid", "key=value"),
         (["train", "--set=train.steps=many"], "recipe-invalid", "train.steps"),
+        (["train", "--set=train.steps=["], "override-invalid", "YAML"),
+        (["train", "--set=train.optimizer.schedule.peak=.inf"], "recipe-invalid", "finite"),
+        (["train", "--set=weights.source=https://me:secret@host/params"], "recipe-invalid", "password"),
+        (["train", "--recipe=BINARY"], "recipe-invalid", "YAML file"),
         (["train", "--run=a", "--name=b"], "run-and-name", "one of the two"),
         (["train", "--resume", "--run=nowhere"], "nothing-to-resume", "--resume"),
         (["plan", "--gpu=rtx_a600"], "gpu-unknown", "rtx_a6000"),
@@ -53,6 +57,8 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_screen_with_the_fix(arguments: list[str], code: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00bin")
+    arguments = [argument.replace("BINARY", str(tmp_path / "binary.yaml")) for argument in arguments]
     done = harness(*arguments, HARNESS_RUNS=str(tmp_path / "runs"), HARNESS_CACHE=str(tmp_path / "cache"), HARNESS_RECIPE="smoke")
     assert done.returncode == 2
     assert f"[{code}]" in done.stderr
@@ -60,6 +66,7 @@ def test_bad_input_is_one_screen_with_the_fix(arguments: list[str], code: str, s
     assert "fix:" in done.stderr
     assert len(done.stderr.splitlines()) < 20
     assert done.stdout == ""
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
 
 

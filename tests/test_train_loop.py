@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from harness.artifacts import Candidate, Levers, Plan
+from harness.data.sample import sample_dataset_path
+from harness.errors import HarnessError
+from harness.recipe import load_recipe
+from harness.rundir import RunDir
+from harness.train.job import Job
+from harness.train.loop import _check_disk
 from tests.openpi_checkpoints import openpi_checkpoint
 
 SMALL = [f"--set={key}" for key in ("model.image_size=56", "data.augment=false", "train.save_every_steps=4")]
@@ -155,6 +163,66 @@ def test_another_recipe_in_the_same_directory_is_refused(cache: Path, whole: Pat
     _, err = harness(cache, "train", "--recipe=smoke", "--resume", "--set=train.seed=7", *SMALL, "--run", str(whole), code=2)
     assert "run-of-another-recipe" in err
     assert (whole / "recipe.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments", [["stats", "--set=model.action_horizon=5"], ["data", "--recipe=pi05_libero"], ["plan", "--set=train.seed=7"]])
+def test_other_verbs_do_not_write_another_recipe_into_a_started_run(cache: Path, whole: Path, arguments: list[str]) -> None:
+    files = [whole / name for name in ("recipe.yaml", "dataset.json", "norm_stats.json", "plan.json")]
+    before = [file.read_bytes() for file in files]
+    _, err = harness(cache, *arguments, "--run", str(whole), code=2)
+    assert "run-of-another-recipe" in err
+    assert [file.read_bytes() for file in files] == before
+    harness(cache, "stats", "--run", str(whole))  # without --recipe and --set it is the run's own recipe
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_a_dataset_that_has_changed_is_refused_on_resume_and_nothing_is_overwritten(cache: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(sample_dataset_path(), data)
+    harness(cache, "train", "--recipe=smoke", "--steps=1", *SMALL, f"--set=data.dataset={data}", "--run", str(run))
+    before = {name: (run / name).read_bytes() for name in ("dataset.json", "norm_stats.json", "manifest.json")}
+    (data / "meta" / "tasks.jsonl").write_text((data / "meta" / "tasks.jsonl").read_text().replace("stove", "plate"))
+    _, err = harness(cache, "train", "--resume", "--steps=2", "--run", str(run), code=2)
+    assert "dataset-differs" in err
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_resume_takes_the_latest_run_that_has_started(cache: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "smoke-001")
+    (tmp_path / "smoke-002").mkdir()
+    shutil.copy(whole / "recipe.yaml", tmp_path / "smoke-002")
+    _, err = harness(cache, "train", "--resume", HARNESS_RUNS=str(tmp_path), HARNESS_RECIPE="smoke")
+    assert "smoke-001" in err
+    assert "already trained" in err
+
+
+def test_interrupted_saves_are_deleted_on_request_alone(cache: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+    left = tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp"
+    (left / "params").mkdir(parents=True)
+    for path in (left / "params", left):
+        os.utime(path, (1, 1))
+    harness(cache, "inspect", str(tmp_path))
+    assert left.is_dir()
+    _, err = harness(cache, "inspect", str(tmp_path), "--clean")
+    assert "deleted" in err
+    assert not left.exists()
+    assert (tmp_path / "checkpoints" / str(STEPS)).is_dir()
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_said_before_training(tmp_path: Path) -> None:
+    """The plan's disk_bytes against the free space."""
+    job = _job_that_needs(10**15, tmp_path)
+    with pytest.raises(HarnessError) as caught:
+        _check_disk(job, None)  # type: ignore[arg-type]
+    assert caught.value.code == "disk-full"
+
+
+def _job_that_needs(disk_bytes: int, path: Path) -> Job:
+    levers = Levers(platform="cpu", microbatch=4, prompt_tokens=16, cameras=["base_0_rgb"])
+    candidate = Candidate(levers=levers, disk_bytes=disk_bytes, verdict="fits", reason="", source="compiled")
+    plan = Plan(recipe="smoke", recipe_sha256="", device="cpu", parameters_total=1, parameters_trained=1, chosen=candidate, candidates=[candidate])
+    return Job(RunDir(path), load_recipe("smoke"), plan, None, None)  # type: ignore[arg-type]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(cache: Path, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def _adapters(model: Model, leaves: Mapping[str, Leaf]) -> dict[str, tuple[str, 
                 f"{first} has rank {rank}, the recipe says {lora.rank if lora else 'no adapters'}",
                 fix="export with the recipe that the run was trained with",
             )
-        found[path] = (first, f"{first.removesuffix('a')}b", lora.alpha / lora.rank)
+        found[path] = (first, f"{first.removesuffix('a')}b", lora.feed_forward_scale() if "/mlp" in path else lora.alpha / lora.rank)
     return found
 
 

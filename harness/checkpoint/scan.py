@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.artifacts import InterruptedSave
+from harness.artifacts import Checkpoint, InterruptedSave
 from harness.checkpoint.item import MANIFEST, METADATA
 from harness.errors import HarnessError
 from harness.rundir import CHECKPOINTS
@@ -246,3 +247,20 @@ def _empty(path: Path, found: Found) -> HarnessError:
     nested = next((place for depth in ("*/*", "*/*/*") for place in found.root.glob(depth) if place.name.isdigit() and (place / "params").is_dir()), None)
     names = sorted(child.name for child in found.root.iterdir())
     return _not_a_checkpoint(path, f"a directory of {', '.join(names[:6])}", f"harness inspect {nested.parent}" if nested else None)
+
+
+def delete_interrupted(found: Checkpoint) -> list[InterruptedSave]:
+    """The interrupted saves of a report that were deleted: those that it calls safe to delete, and no other.
+
+    Raises: HarnessError "checkpoint-unreadable" when one cannot be deleted.
+    """
+    deleted = []
+    for save in found.interrupted:
+        path = Path(save.path)
+        if save.safe_to_delete and INTERRUPTED in path.name:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise unreadable(path, error) from error
+            deleted.append(save)
+    return deleted

@@ -31,6 +31,8 @@ _LAST_STEP = 2**48
 # Batches that each process keeps ready.
 _AHEAD = 2
 _MOST_THREADS = 8
+# A thread that waits for a file or for the interpreter leaves its core to another.
+_THREADS_A_CORE = 2
 # Resized images that stay in memory, over all processes: 3,500 frames of two cameras.
 KEPT_BYTES = 1 << 30
 
@@ -52,7 +54,7 @@ class Loader:
         share = batch_size // shards
         order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
         self._workers = workers_from_environment() if workers is None else workers
-        self._threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._threads = min(_MOST_THREADS, _THREADS_A_CORE * len(os.sched_getaffinity(0)))
         self._pace = Pace(dataset, share, self._workers or self._threads)
         data.share_memory_with(self._workers)
         pictures = _Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, self._workers))

@@ -79,6 +79,8 @@ def resize_with_pad(image: np.ndarray, size: int) -> np.ndarray:
     # A very long image would vanish: keep one pixel.
     small = max(1, int(width / ratio)), max(1, int(height / ratio))
     resized = np.asarray(Image.fromarray(image).resize(small, resample=Image.Resampling.BILINEAR))
+    if resized.shape[:2] == (size, size):
+        return resized
     top, left = (size - resized.shape[0]) // 2, (size - resized.shape[1]) // 2
     square = np.zeros((size, size, 3), np.uint8)
     square[top : top + resized.shape[0], left : left + resized.shape[1]] = resized

@@ -67,14 +67,14 @@ class FeedForward(nnx.Module):
     """(gelu(x·W_gate) * (x·W_up))·W_down, each product with adapters when `lora` is given.
 
     Shapes: x [B, T, D]; gating_einsum [2, D, F]; linear [F, D].
-    Source: openpi src/openpi/models/lora.py `FeedForward`, commit 15a9616, which forgets alpha / rank here; at alpha == rank, as
-    in every upstream configuration, the two agree.
+    Source: openpi src/openpi/models/lora.py `FeedForward`, commit 15a9616, which forgets alpha / rank here (see
+    `recipe.Lora.scale_feed_forward`).
     """
 
     def __init__(self, layers: int, width: int, hidden: int, *, lora: Lora | None, rngs: nnx.Rngs) -> None:
         self.gating_einsum = nnx.Param(_lecun(-2, 2)(rngs.params(), (layers, 2, width, hidden)))
         self.linear = nnx.Param(_lecun(-2, 1)(rngs.params(), (layers, hidden, width)))
-        self.scale = lora.alpha / lora.rank if lora else None
+        self.scale = lora.feed_forward_scale() if lora else None
         if lora:
             r = lora.rank
             self.gating_einsum_lora_a = nnx.Param(_ADAPTER_INIT(rngs.params(), (layers, 2, width, r)))

@@ -1,10 +1,10 @@
 """The cards that a plan can be made for without having one: a table of figures, and the text that XLA's compiler reads.
 
 Two totals of memory are known for most cards. `driver_mib` is what nvidia-smi prints; `cuda_bytes` is what a CUDA program is told
-(XLA's `device_memory_size`), 0.3 to 0.8 GiB less because the driver keeps some. Drivers differ by tens of MiB; the smallest figure
-found for Linux is taken. For the A4000 none was found: there the driver's total stands in, too large by what the driver keeps.
+(XLA's `device_memory_size`), 0.3 to 0.8 GiB less because the driver keeps some. Drivers differ by tens of MiB, one by 140; the
+smallest figure found is taken. For the A4000 none was found: there the driver's total stands in, too large by what the driver keeps.
 Data-center cards have ECC on, the others off, as they are sold. Boards of one chip and memory are one card here: A100 SXM and PCIe,
-the three RTX PRO 6000 (clock and bandwidth of a PCIe, server or Max-Q board are up to a fifth lower; bytes are the same).
+the three RTX PRO 6000; a PCIe, server or Max-Q board may have a lower clock and bandwidth, not another size.
 
 Source, by figure:
 - XLA's target descriptions (openxla/xla, xla/backends/gpu/target_config/specs) agree in every figure with the rows RTX A6000, A100 40
@@ -12,14 +12,14 @@ Source, by figure:
   50 MiB; PyTorch printed 60). With RTX PRO 6000 but for memory (there the nominal 96 GiB) and shared memory (there 128 KiB, which counts
   the L1 cache; programs on compute capability 12.0 print 100).
 - deviceQuery (NVIDIA's cuda-samples) printed on the card and published by its owner: processors, L2, clock of RTX 3060, 4090, 5090,
-  A4000, A40, L4, L40S and RTX 3090; bandwidth from the memory clock and bus width it prints. Overclocked boards print more; the clock is the sheet's.
-- PyTorch printed processors and L2 of the A5000.
-- The rest is from NVIDIA's document named in the row, read in pages that quote it, not in the document itself: RTX 4070, RTX 4080 and
-  RTX 6000 Ada (all but memory); clock and bandwidth of the A5000.
+  A4000, A40, L4, L40S and RTX 3090, and the bandwidth, which is memory clock x 2 x bus width. Of clocks, the sheet's: overclocked boards print more.
+- PyTorch printed processors and L2 of the A5000; a benchmark log its bandwidth. Its clock (1695 MHz) is not confirmed by anything read.
+- RTX 4070, RTX 4080 and RTX 6000 Ada, all but memory: pages that quote NVIDIA's document; the documents named in the rows are where the
+  figures come from and were not themselves opened. The 4080's bandwidth is 22.4 Gbit/s x 256 bit.
 - `driver_mib`: nvidia-smi tables published by owners, for every card.
 - `cuda_bytes`: deviceQuery, PyTorch, llama.cpp or TensorRT as published by owners (in whole MiB where printed so), or XLA's description.
-- Limits of a compute capability: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". 8.0, 8.6, 9.0 and 10.0
-  agree with XLA's descriptions, 8.0, 8.6 and 9.0 with CCCL's arch_traits.cuh, 8.9 and 12.0 with what programs print (threads, shared memory).
+- Limits of a compute capability: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" (shared memory of all six
+  as quoted from it). 8.0, 8.6, 9.0 and 10.0 agree with XLA's descriptions in every limit.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ _ADA = "NVIDIA Ada GPU Architecture (white paper)"
 _RTX_BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture (white paper)"
 _GA100 = "NVIDIA A100 Tensor Core GPU Architecture (white paper)"
 _HOPPER = "NVIDIA H100 Tensor Core GPU Architecture (white paper)"
+_H200 = "NVIDIA H200 Tensor Core GPU (data sheet)"
+_BLACKWELL = "NVIDIA Blackwell Architecture (technical brief)"
 _PRO_6000 = r"(rtx)?pro6000(blackwell)?(maxq)?(workstation|server)?(edition)?(96gb?)?"
 
 # fmt: off
@@ -101,7 +103,7 @@ _PRO_6000 = r"(rtx)?pro6000(blackwell)?(maxq)?(workstation|server)?(edition)?(96
 CARDS: dict[str, Card] = {
     "rtx_3060": Card("NVIDIA GeForce RTX 3060", r"(rtx)?3060(12gb?)?", (8, 6), 28, 360_048, 2304, 1777, 12288, 11901 * MIB, "GeForce RTX 3060 (page)"),
     "rtx_3090": Card("NVIDIA GeForce RTX 3090", r"(rtx)?3090(24gb?)?", (8, 6), 82, 936_096, 6144, 1695, 24576, 25_286_672_384, _GA102),
-    "rtx_4070": Card("NVIDIA GeForce RTX 4070", r"(rtx)?4070(12gb?)?", (8, 9), 46, 504_048, 36864, 2475, 12282, 11866 * MIB, "GeForce RTX 4070 (page)"),
+    "rtx_4070": Card("NVIDIA GeForce RTX 4070", r"(rtx)?4070(12gb?)?", (8, 9), 46, 504_000, 36864, 2475, 12282, 11866 * MIB, "GeForce RTX 4070 (page)"),
     "rtx_4080": Card("NVIDIA GeForce RTX 4080", r"(rtx)?4080(16gb?)?", (8, 9), 76, 716_800, 65536, 2505, 16376, 15945 * MIB, _ADA),
     "rtx_4090": Card("NVIDIA GeForce RTX 4090", r"(rtx)?4090(24gb?)?", (8, 9), 128, 1_008_096, 73728, 2520, 24564, 24207 * MIB, _ADA),
     "rtx_5090": Card("NVIDIA GeForce RTX 5090", r"(rtx)?5090(32gb?)?", (12, 0), 170, 1_792_128, 98304, 2407, 32607, 33_660_534_784, _RTX_BLACKWELL),
@@ -116,12 +118,12 @@ CARDS: dict[str, Card] = {
     "a100_40": Card("NVIDIA A100-SXM4-40GB", r"a100(sxm4?|pcie)?40(gb?)?(sxm4?|pcie)?", (8, 0), 108, 1_555_200, 40960, 1410, 40960, 42_331_013_120, _GA100),
     "a100_80": Card("NVIDIA A100-SXM4-80GB", r"a100(sxm4?|pcie)?80(gb?)?(sxm4?|pcie)?", (8, 0), 108, 2_039_040, 40960, 1410, 81920, 85_100_068_864, _GA100),
     "h100": Card("NVIDIA H100 80GB HBM3", r"h100(sxm5?)?(80(gb?)?)?(hbm3)?(sxm5?)?", (9, 0), 132, 3_352_320, 51200, 1980, 81559, 84_942_979_072, _HOPPER),
-    "h200": Card("NVIDIA H200", r"h200(sxm5?)?(141(gb?)?)?(hbm3e)?(sxm5?)?", (9, 0), 132, 4_800_000, 61440, 1980, 143771, 143156 * MIB, "NVIDIA H200 (data sheet)"),
-    "b200": Card("NVIDIA B200", r"b200(sxm6?)?(180(gb?)?)?", (10, 0), 148, 7_672_320, 129536, 1965, 183359, 191_514_411_008, "NVIDIA Blackwell (technical brief)"),
+    "h200": Card("NVIDIA H200", r"h200(sxm5?)?(141(gb?)?)?(hbm3e)?(sxm5?)?", (9, 0), 132, 4_800_000, 61440, 1980, 143771, 143156 * MIB, _H200),
+    "b200": Card("NVIDIA B200", r"b200(sxm6?)?(180(gb?)?)?", (10, 0), 148, 7_672_320, 129536, 1965, 183359, 191_514_411_008, _BLACKWELL),
 }
 # fmt: on
 
-# What the same for all cards is, and the versions of CUDA and cuDNN that the pinned jaxlib was built with.
+# What is the same for all cards, and the versions of CUDA and cuDNN that the pinned jaxlib was built with.
 _TEMPLATE = """\
 gpu_device_info {{
   threads_per_block_limit: 1024

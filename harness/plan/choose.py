@@ -110,4 +110,5 @@ def _checkpoint_bytes(recipe: Recipe) -> int:
     """Bytes of one checkpoint: float32 parameters trained, two moments, the raw copy beside an average; bfloat16 what is frozen."""
     total, trained = counts(recipe.model, recipe.train.trained)
     copies = 4 if recipe.train.ema_decay is not None else 3
-    return 4 * copies * trained + 2 * (total - trained)
+    frozen = 0 if recipe.train.save == "trained" else 2 * (total - trained)
+    return 4 * copies * trained + frozen

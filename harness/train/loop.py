@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from harness.data.loader import Loader
 from harness.data.stats import to_openpi_json
 from harness.errors import HarnessError
 from harness.parameters import check_who_is_trained
+from harness.rundir import directory_bytes
 from harness.train.compiled import CompiledStep, compile_step
 from harness.train.job import Job, Watcher
 from harness.train.manifest import describe_run
@@ -51,6 +53,7 @@ def train(job: Job, watcher: Watcher) -> Outcome:
         watcher.say("compiling the training step")
         compiled = compile_step(recipe, job.levers)
         _check_fits(compiled, job.plan)
+        _check_disk(job, watcher)
         # 2. The state: from the last whole checkpoint, else from the recipe's weights, else fresh.
         train_key, init_key = jax.random.split(jax.random.key(recipe.train.seed))
         if start:
@@ -159,6 +162,26 @@ def _check_fits(compiled: CompiledStep, plan: Plan) -> None:
             need=f"{format_bytes(need)} by XLA's buffer assignment",
             fix="free the device's memory (harness probe shows who holds it), or train less: --recipe pi05_libero_lora",
         )
+
+
+def _check_disk(job: Job, watcher: Watcher) -> None:
+    """Two checkpoints lie on disk while the second is saved; a full disk is better met now than after a thousand steps."""
+    need = job.plan.chosen.disk_bytes if job.plan.chosen else None
+    if need is None:
+        return
+    train, free = job.recipe.train, shutil.disk_usage(job.run.path).free
+    held = directory_bytes(job.run.checkpoints)
+    if free + held < need:
+        raise HarnessError(
+            "disk-full",
+            f"{job.run.path} has no room for this run's checkpoints; nothing was trained",
+            got=f"{format_bytes(free)} free",
+            need=f"{format_bytes(need)} for two checkpoints",
+            fix="free space there, or keep runs elsewhere: HARNESS_RUNS=DIR (in compose HARNESS_RUNS_DIR=DIR)",
+        )
+    kept = need // 2 * (train.steps // train.keep_every_steps + 1)
+    if free + held < kept:
+        watcher.warn(f"{format_bytes(free)} free, and this run will keep {format_bytes(kept)} of checkpoints (train.keep_every_steps={train.keep_every_steps})")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from harness.recipe import Recipe
 from harness.rundir import RunDir, write_atomic
 
 _WANDB_ID = "wandb_id.txt"
+_ONLINE_TIMEOUT_S = 15
 
 
 class MetricsFile:
@@ -56,10 +57,18 @@ class Wandb:
     def _start(self, run: RunDir, recipe: Recipe, config: dict[str, Any], mode: str, known: str | None) -> None:
         import wandb
 
-        settings = wandb.Settings(silent=True, console="off", init_timeout=60, disable_git=True, save_code=False)
+        settings = wandb.Settings(silent=True, console="off", init_timeout=_ONLINE_TIMEOUT_S, disable_git=True, save_code=False)
         options: dict[str, Any] = {"id": known, "resume": "allow"} if known else {}
-        options |= {"project": os.environ.get("WANDB_PROJECT", "pi05-harness"), "name": run.path.name, "tags": [recipe.name], "mode": mode}
-        self._run = wandb.init(config=config, dir=str(run.path), settings=settings, **options)
+        options |= {"project": os.environ.get("WANDB_PROJECT", "pi05-harness"), "name": run.path.name, "tags": [recipe.name]}
+        options |= {"mode": mode, "config": config, "dir": str(run.path), "settings": settings}
+        try:
+            self._run = wandb.init(**options)
+        except Exception as error:
+            if mode == "offline":
+                raise
+            # No network, or a key that the server refuses: the run is logged all the same, and can be synced later.
+            self._warn(f"wandb does not answer ({type(error).__name__}), so it logs offline; later: wandb sync {run.path}/wandb/offline-run-*")
+            self._run = wandb.init(**options | {"mode": "offline"})
 
     def write(self, lines: list[Metrics]) -> None:
         for line in lines:
