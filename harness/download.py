@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 from urllib.parse import urlsplit
 
 from harness.errors import HarnessError
@@ -108,13 +108,36 @@ def _entry(source: str, cache: Path | None) -> Iterator[Path]:
     name = Path(urlsplit(source).path).name or "root"
     entry = (cache or cache_root()) / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     try:
-        entry.mkdir(parents=True, exist_ok=True)
-        lock = (entry / "lock").open("w")
+        lock = _locked(entry)
     except OSError as error:
         raise _write_error(error, entry, source) from error
     with lock:
+        try:
+            yield entry
+        finally:
+            _remove_empty(entry)
+
+
+def _locked(entry: Path) -> TextIO:
+    """The open lock of an entry, held. Another process may have removed the entry while this one waited: then once more."""
+    while True:
+        entry.mkdir(parents=True, exist_ok=True)
+        lock = (entry / "lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield entry
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), (entry / "lock").stat()):
+                return lock
+        lock.close()
+
+
+def _remove_empty(entry: Path) -> None:
+    """After a download of which nothing came, the cache is as it was before."""
+    with contextlib.suppress(OSError):
+        (entry / "part").rmdir()
+    with contextlib.suppress(OSError):
+        if [path.name for path in entry.iterdir()] == ["lock"]:
+            (entry / "lock").unlink()
+            entry.rmdir()
 
 
 def _from_cache(entry: Path, name: str) -> dict[str, tuple[int, str]] | None:
