@@ -4,11 +4,11 @@
 # Pinned by digest, so that the system below the lock cannot drift. Ubuntu 24.04 with Python 3.12; Debian 12 or 13 also serves.
 ARG BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04@sha256:5d2e53778e2180e01676aa8bac1aada242e95230ec97e21ecfb33de4e27cd1df
 # Written by ci/lock. A lock that is not the one named here stops the build, and the labels cannot tell another story.
-ARG CPU_LOCK_SHA256=34e290d5b7a928851df1223db2161d4febda2464ff0fb577317a4aa9d74ab3b6
+ARG CPU_LOCK_SHA256=cd8e30fe5f6656e795dbf72e3469675fb18328b06d5015a7a456fc61daf5d1e4
 # As above, for the image that trains.
 ARG CUDA_LOCK_SHA256=845a953f14b5957f1a37ecd6e70eed9406f976e3f98609239ceb344c8ef2a024
 # As above, for the image that tests.
-ARG TEST_LOCK_SHA256=739e89dcf3dfb39fa710d127f2f580df90329ac8dfbfcae5488087dd22c67cec
+ARG TEST_LOCK_SHA256=5530ecfc8eaafc0d49a6b2c2946f8fbfa739790ed6c53dbde446bd462ccdcc74
 
 
 # What every image runs on: the system's Python and the certificates that downloads are checked with, no compiler.
@@ -133,7 +133,7 @@ ARG CPU_LOCK_SHA256
 # unknown; what the source is stands in /opt/harness/revision in any case, and the run's manifest takes it from there.
 ARG HARNESS_REVISION=unknown
 # Read by the run's manifest. The compilation cache saves a restarted run its compile time.
-# The CUDA plugin is here for compiling only: without the nvidia-* libraries it must not be started.
+# The CUDA plugin and ptxas are here for compiling only: without the nvidia-* libraries the plugin must not be started.
 ENV HARNESS_IMAGE="harness:cpu on ${BASE_IMAGE}" \
     HARNESS_LOCK_SHA256=${CPU_LOCK_SHA256} \
     JAX_COMPILATION_CACHE_DIR=/cache/jax \
