@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +18,12 @@ import tensorstore as ts
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
 from harness.parameters import group_of, parameter_shapes
-from harness.recipe import Expert, Lora, Recipe, load_recipe
+from harness.recipe import Recipe, load_recipe
+from tests.item_writer import shapes_of, write_item, write_step
 from tests.openpi_checkpoints import STEP, openpi_checkpoint
 
 ROOT = Path(__file__).parent.parent
 DAY_S = 86_400
-
-
-def write_item(directory: Path, arrays: dict[str, Any], *, zarr3: bool = False, ocdbt: bool = True, empty: tuple[str, ...] = ()) -> None:
-    """An Orbax item made without Orbax: path → an array, or (shape, dtype) for one with no data at all."""
-    directory.mkdir(parents=True)
-    base = directory.absolute().as_uri() + "/"
-    for path, value in arrays.items():
-        name = path.replace("/", ".")
-        declared = isinstance(value, tuple)
-        shape, dtype = value if declared else (value.shape, value.dtype.name)
-        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"} if ocdbt else f"{base}{name}/"
-        options = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
-        store = ts.open(options, create=True, shape=shape, dtype=ts.dtype(dtype)).result()
-        if not declared:
-            store.write(value).result()
-    entries = [(path, "jax.Array") for path in arrays] + [(path, "None") for path in empty]
-    tree = {
-        str(tuple(path.split("/"))): {"key_metadata": [{"key": key, "key_type": 2} for key in path.split("/")], "value_metadata": {"value_type": kind}}
-        for path, kind in entries
-    }
-    promised = not any(isinstance(value, tuple) for value in arrays.values())
-    (directory / "_METADATA").write_text(json.dumps({"tree_metadata": tree, "use_zarr3": zarr3, "store_array_data_equal_to_fill_value": promised}))
-
-
-def write_step(step: Path, params: dict[str, Any], trained: list[str] | None = None, *, ema: bool = False) -> None:
-    """A whole step in openpi's layout; no train_state when `trained` is None."""
-    write_item(step / "params", {f"params/{path}/value": value for path, value in params.items()})
-    (step / "assets").mkdir()
-    if trained is None:
-        return
-    state = {f"opt_state/1/0/mu/{path}/value": params[path] for path in trained}
-    state |= {f"params/{path}/value": value for path, value in params.items()} if ema else {}
-    write_item(step / "train_state", state, empty=("ema_params", "opt_state/0"))
-    handlers = dict.fromkeys(("assets", "params", "train_state"), "handler")
-    (step / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": handlers, "commit_timestamp_nsecs": 1}))
-
-
-def shapes_of(*, paligemma: int | None, expert: int | None) -> dict[str, Any]:
-    """Declared arrays of the tiny model with adapters of these ranks."""
-    model = load_recipe("smoke").model
-    ranks = {"paligemma": paligemma, "action_expert": expert}
-    parts = {name: Expert(variant="dummy", lora=Lora(rank=rank, alpha=rank) if rank else None) for name, rank in ranks.items()}
-    return {path: (shape, "float32") for path, shape in parameter_shapes(model.model_copy(update=parts)).items()}
 
 
 def only(path: Path, pattern: str) -> Path:
@@ -380,69 +335,6 @@ def test_directory_above_is_refused_with_the_one_that_was_meant(tmp_path: Path) 
         with pytest.raises(HarnessError) as caught:
             inspect(given)
         assert str(tmp_path / "checkpoints/pi05_libero/mine") in caught.value.fix
-
-
-@pytest.mark.parametrize("closed", [".", "{step}", "{step}/params", "{step}/params/_METADATA", "{step}/_CHECKPOINT_METADATA"])
-def test_no_permission(tmp_path: Path, closed: str) -> None:
-    root = openpi_checkpoint("full", tmp_path)
-    with _not_root(tmp_path, root / closed.format(step=STEP["full"])), pytest.raises(HarnessError) as caught:
-        inspect(root)
-    assert caught.value.code == "checkpoint-unreadable"
-    assert closed.format(step=STEP["full"]).strip(".") in caught.value.what
-
-
-def test_no_permission_for_one_step_does_not_hide_the_others(tmp_path: Path) -> None:
-    for step in (1, 2):
-        write_step(tmp_path / str(step), {"action_in_proj/bias": np.ones(2, np.float32)})
-    with _not_root(tmp_path, tmp_path / "2" / "params"):
-        found = inspect(tmp_path)
-    assert ([step.step for step in found.steps], found.step, found.partial) == ([1], 1, True)
-    assert any(finding.startswith("step 2 cannot be read") for finding in found.findings)
-
-
-@contextlib.contextmanager
-def _not_root(inside: Path, closed: Path) -> Iterator[None]:
-    """`closed` has no permission bits, and this process no right to overlook that."""
-    above = [place for place in (inside, *inside.parents) if place.stat().st_mode & 0o005 != 0o005 and place.stat().st_uid == os.getuid()]
-    modes = {place: place.stat().st_mode for place in (*above, closed)}
-    user = os.geteuid()
-    for place in above:
-        place.chmod(modes[place] | 0o055)
-    closed.chmod(0)
-    try:
-        if user == 0:
-            os.seteuid(65_534)
-        yield
-    finally:
-        if user == 0:
-            os.seteuid(0)
-        for place, mode in modes.items():
-            place.chmod(mode)
-
-
-def test_symlinks_that_lead_out_are_said_and_not_followed(tmp_path: Path) -> None:
-    write_step(tmp_path / "elsewhere/9", {"action_in_proj/bias": np.ones(2, np.float32)})
-    root = tmp_path / "checkpoints"
-    write_step(root / "3", {"action_in_proj/bias": np.ones(2, np.float32)})
-    (root / "9").symlink_to(tmp_path / "elsewhere/9")
-    (root / "3" / "train_state").symlink_to(tmp_path / "elsewhere")
-    found = inspect(root)
-    assert [step.step for step in found.steps] == [3]
-    assert found.partial is True
-    assert sum("symlink" in finding and "not followed" in finding for finding in found.findings) == 2
-    assert inspect(root / "9").partial is False  # given by name, it is what was asked for
-
-
-def test_symlinked_files_are_told(tmp_path: Path) -> None:
-    # As the hub's cache lays out a snapshot: every file is a link to a blob.
-    write_step(tmp_path / "snapshot/1", {"action_in_proj/bias": np.ones(2, np.float32)})
-    file = tmp_path / "snapshot/1/params/_METADATA"
-    file.rename(tmp_path / "blob")
-    file.symlink_to(tmp_path / "blob")
-    found = inspect(tmp_path / "snapshot")
-    assert found.steps[0].complete
-    assert found.steps[0].items[1].bytes > (tmp_path / "blob").stat().st_size
-    assert "1 files are symlinks" in found.findings[0]
 
 
 def test_starts_without_jax_and_orbax(tmp_path: Path) -> None:
