@@ -109,13 +109,14 @@ class Schedule(Part):
 
 
 class Optimizer(Part):
-    """AdamW behind clipping by global norm."""
+    """AdamW behind clipping by global norm. `moments` other than float32 are approximate: how Adam's two moments are stored."""
 
     b1: float = Field(0.9, ge=0, lt=1)
     b2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-10, ge=0)
     clip_norm: float = Field(1.0, gt=0)
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
     schedule: Schedule
 
 
@@ -134,13 +135,18 @@ class Weights(Part):
 
 
 class Train(Part):
-    """How it is trained. `save: trained` leaves the frozen parameters out of checkpoints and names the base weights instead."""
+    """How it is trained. `save: trained` leaves the frozen parameters out of checkpoints and names the base weights instead.
+
+    `frozen` other than bfloat16 (quantized) and `ema_every_steps` other than 1 are approximate: not what upstream does.
+    """
 
     trained: Trained
     steps: int = Field(gt=0)
     global_batch: int = Field(gt=0)
     seed: int = Field(42, ge=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
+    ema_every_steps: int = Field(1, gt=0)
+    frozen: Literal["bfloat16", "int8", "int4"] = "bfloat16"
     optimizer: Optimizer
     save_every_steps: int = Field(1_000, gt=0)
     keep_every_steps: int = Field(5_000, gt=0)

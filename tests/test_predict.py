@@ -26,7 +26,7 @@ from harness.model.pi05 import Observation, bind, graph_of
 from harness.predict import Place, Question, place, plot, predict
 from harness.report.page import render
 from harness.rundir import RunDir
-from harness.show import prediction_table
+from harness.show.prediction import prediction_table
 from tests.lerobot_writer import write
 from tests.openpi_checkpoints import openpi_checkpoint
 from tests.tiny import random_params, tiny

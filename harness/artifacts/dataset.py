@@ -1,0 +1,89 @@
+"""dataset.json, norm_stats.json and comparison.json: the data and its statistics."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from harness.artifacts.base import Artifact
+from harness.strict import Strict
+
+
+class Feature(Strict):
+    dtype: str
+    shape: list[int]
+
+
+class Dataset(Artifact):
+    FILE: ClassVar[str] = "dataset.json"
+    source: str
+    revision: str | None = None
+    path: str
+    format_version: str
+    fps: float
+    episodes: int
+    frames: int
+    tasks: list[str]
+    features: dict[str, Feature]
+    cameras: dict[str, str | None]
+    sha256: str
+    longest_prompt_tokens: int
+    prompt_tokens: int
+    total_bytes: int
+    findings: list[str] = []
+
+
+class DimensionStats(Strict):
+    """One vector per statistic, as openpi's norm_stats.json has them (plus the exact min and max)."""
+
+    mean: list[float]
+    std: list[float]
+    q01: list[float]
+    q99: list[float]
+    min: list[float] | None = None
+    max: list[float] | None = None
+
+
+class DegenerateDimension(Strict):
+    key: Literal["state", "actions"]
+    dimension: int
+    problem: str
+    largest_normalized: float | None
+    fix: str
+
+
+class NormStats(Artifact):
+    """openpi reads `norm_stats` of this file; the keys beside it are ours."""
+
+    FILE: ClassVar[str] = "norm_stats.json"
+    norm_stats: dict[Literal["state", "actions"], DimensionStats]
+    frames: int
+    action_horizon: int
+    findings: list[DegenerateDimension] = []
+
+
+Statistic = Literal["mean", "std", "q01", "q99"]
+
+
+class Difference(Strict):
+    """One statistic of one dimension. `share` is |theirs - ours| over our q99 - q01; None when that is 0."""
+
+    key: Literal["state", "actions"]
+    dimension: int
+    statistic: Statistic
+    ours: float
+    theirs: float
+    share: float | None
+
+
+class Comparison(Artifact):
+    """Every statistic that both have, the largest difference first; `only_theirs` counts dimensions that ours lack.
+
+    `inputs` is that of our statistics, and `path` is where theirs lie.
+    """
+
+    FILE: ClassVar[str] = "comparison.json"
+    path: str
+    differences: list[Difference]
+    largest_share: float | None
+    only_ours: dict[str, int]
+    only_theirs: dict[str, int]

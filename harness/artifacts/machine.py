@@ -1,0 +1,82 @@
+"""machine.json: what `probe` found."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from harness.artifacts.base import Artifact
+from harness.strict import Strict
+
+
+class GpuProcess(Strict):
+    pid: int
+    name: str | None = None
+    used_bytes: int | None = None
+
+
+class MigDevice(Strict):
+    """One MIG instance: to CUDA it is a device of its own."""
+
+    uuid: str | None = None
+    name: str | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    reserved_bytes: int | None = None
+    visible: bool = True
+    unknown: dict[str, str] = {}
+
+
+class Gpu(Strict):
+    """One GPU as NVML sees it, before JAX starts. `error` set: it cannot be used, and says why."""
+
+    index: int
+    name: str | None = None
+    uuid: str | None = None
+    architecture: str | None = None
+    compute_capability: str | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    reserved_bytes: int | None = None
+    mig_mode: bool | None = None
+    mig_devices: list[MigDevice] = []
+    display_active: bool | None = None
+    integrated: bool | None = None
+    visible: bool = True
+    foreign_processes: list[GpuProcess] | None = None
+    error: str | None = None
+    unknown: dict[str, str] = {}
+
+
+class Disk(Strict):
+    path: str
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    writable: bool | None = None
+    unknown: dict[str, str] = {}
+
+
+class Host(Strict):
+    """RAM, swap and cores are what this process may use: the cgroup's limits where there are any. `container` is a kind, or "none"."""
+
+    hostname: str | None = None
+    kernel: str | None = None
+    ram_total_bytes: int | None = None
+    ram_available_bytes: int | None = None
+    swap_bytes: int | None = None
+    shm_bytes: int | None = None
+    cores: float | None = None
+    wsl: bool | None = None
+    container: str | None = None
+    disks: list[Disk] = []
+    unknown: dict[str, str] = {}
+
+
+class Machine(Artifact):
+    FILE: ClassVar[str] = "machine.json"
+    gpus: list[Gpu] = []
+    gpu_error: str | None = None
+    driver_version: str | None = None
+    cuda_driver_version: str | None = None
+    visible_devices: str | None = None
+    host: Host
+    unknown: dict[str, str] = {}

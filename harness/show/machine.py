@@ -1,0 +1,29 @@
+"""The machine as a table for a terminal. Nothing is printed here."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from harness.artifacts import Machine
+from harness.show.rows import known, rows_table
+from harness.units import format_bytes
+
+
+def machine_table(machine: Machine) -> Table:
+    """The GPUs, and what the host has."""
+    host = machine.host
+    rows = []
+    for gpu in machine.gpus:
+        hidden = "" if gpu.visible else ", hidden by CUDA_VISIBLE_DEVICES"
+        free = f"{format_bytes(gpu.free_bytes)} free of {format_bytes(gpu.total_bytes)}"
+        rows.append((f"GPU {gpu.index}", gpu.error or f"{gpu.name} (compute capability {gpu.compute_capability}), {free}{hidden}"))
+        rows += [("", f"  process {process.pid} {process.name or ''} holds {format_bytes(process.used_bytes)}") for process in gpu.foreign_processes or []]
+    if not machine.gpus:
+        rows.append(("GPU", machine.gpu_error or "none"))
+    rows.append(("driver", known(machine.driver_version, machine.unknown, "driver_version")))
+    rows.append(("memory", f"{format_bytes(host.ram_available_bytes)} available of {format_bytes(host.ram_total_bytes)}"))
+    rows.append(("cores", known(host.cores, host.unknown, "cores")))
+    rows.append(("/dev/shm", format_bytes(host.shm_bytes)))
+    rows += [(f"disk {disk.path}", f"{format_bytes(disk.free_bytes)} free" + ("" if disk.writable else ", not writable")) for disk in host.disks]
+    rows.append(("container", f"{host.container or 'unknown'}" + (", WSL2" if host.wsl else "")))
+    return rows_table("machine", rows)

@@ -1,0 +1,60 @@
+"""How a verb answers: an artifact as JSON or as a table on stdout, the chain behind it, and a spinner on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
+    if as_json:
+        print(artifact.model_dump_json(indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(table(artifact))
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def chain_for(run: Path | None, recipe: str | None, sets: list[str] | None, dataset: str | None) -> Any:
+    """The chain for a verb of its own: the named recipe (a run's own, when none is), with --dataset put in its place."""
+    from harness.chain import Chain, default_recipe, recipe_of
+    from harness.recipe import load_recipe
+
+    overrides = [*(sets or []), *dataset_overrides(dataset)]
+    if run is None:
+        return Chain(None, load_recipe(recipe or default_recipe(), overrides))
+    return Chain(rundir(run), recipe_of(rundir(run), recipe, overrides, own_first=True))
+
+
+def dataset_overrides(dataset: str | None) -> list[str]:
+    """What --dataset changes of a recipe; the revision is the new dataset's own, or none."""
+    if dataset is None:
+        return []
+    name, _, revision = dataset.partition("@") if not Path(dataset).exists() else (dataset, "", "")
+    return [f"data.dataset={name}", f"data.revision={revision or 'null'}"]
+
+
+def rundir(path: Path) -> Any:
+    from harness.rundir import RunDir
+
+    return RunDir(path)
+
+
+def inspect_path(path: Path, *, deep: bool) -> Any:
+    from harness.checkpoint.inspect import inspect as read
+
+    return read(path, deep=deep)
+
+
+def print_file(run: Any, name: str) -> None:
+    print((run.path / name).read_text(), end="")

@@ -1,0 +1,16 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunOption = Annotated[Path | None, typer.Option("--run", help="Run directory; the verb's artifact is written there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the artifact as JSON on stdout, and nothing else there.")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe or a YAML file. Default: $HARNESS_RECIPE, else smoke.")]
+OwnRecipeOption = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe or a YAML file. Default: the one that the checkpoint records.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one key of the recipe: train.seed=7 (may be given again).")]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Directory, hub id[@revision], or 'sample'; instead of the recipe's.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: the GPU when there is one.")]

@@ -1,0 +1,55 @@
+"""How a run goes, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.artifacts import Metrics
+
+
+class Progress:
+    """How a run goes, on stderr: a bar on a terminal, lines elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Any = None
+        self._task: Any = None
+        self._recent: deque[float] = deque(maxlen=20)
+
+    def __enter__(self) -> Progress:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        if self._console.is_terminal:
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=self._console)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, text: str) -> None:
+        self._console.print(text)
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"warning: {text}", style="yellow", markup=False)
+
+    def step(self, line: Metrics, steps: int) -> None:
+        from harness.units import format_seconds
+
+        self._recent.append(line.step_s)
+        pace = sorted(self._recent)[len(self._recent) // 2]
+        left = format_seconds(pace * (steps - line.step - 1))
+        text = f"loss {line.loss:.4f}  grad_norm {line.grad_norm:.3f}  {format_seconds(pace)} a step  {left} left"
+        if self._bar is None:
+            self._console.print(f"step {line.step + 1}/{steps}  {text}", markup=False)
+            return
+        if self._task is None:
+            self._task = self._bar.add_task(text, total=steps)
+        self._bar.update(self._task, completed=line.step + 1, description=text)
