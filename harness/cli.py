@@ -11,17 +11,28 @@ import sys
 import typer
 
 from harness.errors import HarnessError
-from harness.verbs import checkpoint, prepare, report, train
+from harness.verbs import checkpoint, doctor, prepare, report, train
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fine-tune pi0.5 on the GPU you have, reproducibly: probe, plan, data, stats, train, inspect, report.",
+    help="Fine-tune pi0.5 on the GPU you have, reproducibly: probe, plan, data, stats, doctor, train, inspect, report.",
 )
 
-for verb in (prepare.probe, prepare.plan, prepare.data, prepare.stats, train.train, checkpoint.inspect, checkpoint.predict, checkpoint.export, report.report):
+for verb in (
+    prepare.probe,
+    prepare.plan,
+    prepare.data,
+    prepare.stats,
+    doctor.doctor,
+    train.train,
+    checkpoint.inspect,
+    checkpoint.predict,
+    checkpoint.export,
+    report.report,
+):
     app.command()(verb)
 
 

@@ -102,11 +102,22 @@ def fetch_tree(source: str | Path, *, cache: Path | None = None, progress: Progr
         return DownloadedTree(entry / name, files)
 
 
+def kept_tree(source: str, *, cache: Path | None = None) -> Path | None:
+    """Where `fetch_tree` has left the whole of a remote directory; None when it would have to fetch something. No network, no lock."""
+    source = source.rstrip("/")
+    entry, name = _place(source, cache), Path(urlsplit(source).path).name or "tree"
+    return entry / name if _from_cache(entry, name) is not None else None
+
+
+def _place(source: str, cache: Path | None) -> Path:
+    name = Path(urlsplit(source).path).name or "root"
+    return (cache or cache_root()) / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+
 @contextlib.contextmanager
 def _entry(source: str, cache: Path | None) -> Iterator[Path]:
     """The locked cache entry of `source`."""
-    name = Path(urlsplit(source).path).name or "root"
-    entry = (cache or cache_root()) / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    entry = _place(source, cache)
     try:
         lock = _locked(entry)
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = frozenset({"errors", "units", "strict", "recipe", "parameters", "artifacts", "rundir", "download", "listing", "transfer", "recipes"})
+GROUND = frozenset({"errors", "units", "strict", "recipe", "parameters", "artifacts", "rundir", "runlock", "download", "listing", "transfer", "recipes"})
 
 ROOMS = {"probe", "data", "analyse", "report", "verify", "container", "supervise", "doctor", "model", "checkpoint", "train", "plan"}
 
@@ -66,7 +66,13 @@ def imports(tree: ast.AST, package: list[str], *, inside: bool = False) -> Itera
             names = [f"{module}.{alias.name}" for alias in node.names] if module == "harness" else [module]
             yield from ((name, inside) for name in names)
         else:
-            yield from imports(node, package, inside=inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+            yield from imports(node, package, inside=inside or _is_put_off(node))
+
+
+def _is_put_off(node: ast.AST) -> bool:
+    """Whether what stands below is not executed when the module is imported."""
+    only_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    return only_for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
 
 
 def violations(name: str, source: str, *, is_package: bool = False) -> list[str]:

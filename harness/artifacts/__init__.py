@@ -4,14 +4,27 @@ An unknown value is `None`, and `unknown[<field>]` says why; it is never a made-
 """
 
 from harness.artifacts.base import Artifact
-from harness.artifacts.checkpoint import Checkpoint, CheckpointItem, CheckpointStep, GroupReport, InterruptedSave, LoraReport
+from harness.artifacts.checkpoint import (
+    AdapterReport,
+    Checkpoint,
+    CheckpointItem,
+    CheckpointStep,
+    GroupReport,
+    InterruptedSave,
+    LeafReport,
+    LoraReport,
+    Moved,
+    Movement,
+)
 from harness.artifacts.dataset import Comparison, Dataset, DegenerateDimension, Difference, DimensionStats, Feature, NormStats, Statistic
+from harness.artifacts.doctor import Diagnosis, Finding
 from harness.artifacts.machine import Disk, Gpu, GpuProcess, Host, Machine, MigDevice
 from harness.artifacts.plan import Candidate, Levers, Plan
 from harness.artifacts.prediction import Prediction
 from harness.artifacts.training import Manifest, Metrics
 
 __all__ = [
+    "AdapterReport",
     "Artifact",
     "Candidate",
     "Checkpoint",
@@ -20,21 +33,26 @@ __all__ = [
     "Comparison",
     "Dataset",
     "DegenerateDimension",
+    "Diagnosis",
     "Difference",
     "DimensionStats",
     "Disk",
     "Feature",
+    "Finding",
     "Gpu",
     "GpuProcess",
     "GroupReport",
     "Host",
     "InterruptedSave",
+    "LeafReport",
     "Levers",
     "LoraReport",
     "Machine",
     "Manifest",
     "Metrics",
     "MigDevice",
+    "Moved",
+    "Movement",
     "NormStats",
     "Plan",
     "Prediction",

@@ -1,0 +1,98 @@
+"""All checks, one after the other, each within its time; a check that fails to check says so and hides no other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from harness.artifacts.doctor import Diagnosis, Finding
+from harness.doctor import content, gpu, host, network, wandb_key
+from harness.doctor.situation import Situation, error, unknown
+from harness.errors import HarnessError
+from harness.runlock import holder
+
+
+class Check(NamedTuple):
+    """`run` yields findings about a situation; nothing when all is well."""
+
+    name: str
+    run: Callable[[Situation], Iterable[Finding]]
+    limit_s: float = 15
+
+
+def _one_run_a_directory(situation: Situation) -> Iterator[Finding]:
+    """No living process trains in this run directory."""
+    who = holder(situation.run) if situation.run is not None else None
+    if who is not None:
+        yield error("run directory", who, "one process a run directory", "wait for it, or stop it (SIGTERM saves); a run of its own: --name NEW")
+
+
+CHECKS = (
+    Check("driver", gpu.driver),
+    Check("compute capability", gpu.capability),
+    Check("GPU and JAX", gpu.visible, limit_s=100),
+    Check("device memory", gpu.memory),
+    Check("WSL2", gpu.wsl),
+    Check("host memory", host.memory),
+    Check("disk", host.disk),
+    Check("/dev/shm", host.shared_memory),
+    Check("ulimit", host.limits),
+    Check("clock", host.clock),
+    Check("writable", host.writable),
+    Check("run directory", _one_run_a_directory),
+    Check("wandb key", wandb_key.wandb_key),
+    Check("hub", network.hub),
+    Check("weights", network.bucket),
+    Check("weights directory", content.weights),
+    Check("trained", content.trained),
+    Check("deviation", content.deviations),
+    Check("dataset", content.dataset),
+    Check("statistics", content.statistics),
+    Check("interrupted save", content.leftovers),
+)
+
+
+def examine(situation: Situation, *, allow: Iterable[str] = (), checks: Iterable[Check] = CHECKS, inputs: str = "") -> Diagnosis:
+    """What all checks find; `allow` names checks whose errors do not stop the run.
+
+    Raises: HarnessError "check-unknown" for a name in `allow` that no check has.
+    """
+    checks, allowed = tuple(checks), list(allow)
+    names = [check.name for check in checks]
+    for name in allowed:
+        if name not in names:
+            raise HarnessError("check-unknown", f"there is no check {name!r}", got=name, need=f"one of {', '.join(names)}", fix="--allow 'NAME OF A CHECK'")
+    found = {check.name: _within(check, situation) for check in checks}
+    order = {"error": 0, "unknown": 1, "warning": 2}
+    # A finding carries the name of its check, so that --allow can be given as it is printed.
+    findings = [finding.model_copy(update={"check": name}) for name, several in found.items() for finding in several]
+    return Diagnosis(
+        inputs=inputs,
+        findings=sorted(findings, key=lambda finding: order[finding.severity]),
+        passed=[name for name in names if not found[name]],
+        allowed=allowed,
+    )
+
+
+def _within(check: Check, situation: Situation) -> list[Finding]:
+    """The findings of one check, or that it could not be carried out in its time."""
+    findings: list[Finding] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            findings.extend(check.run(situation))
+        except Exception as caught:
+            failure.append(caught)
+
+    # A thread of its own, and a daemon: a hung disk or driver must hold up neither the other checks nor the end of the process.
+    thread = threading.Thread(target=work, daemon=True, name=f"doctor {check.name}")
+    thread.start()
+    thread.join(check.limit_s)
+    if thread.is_alive():
+        return [unknown(check.name, f"no answer within {check.limit_s:g} s", "an answer", "look for a hung disk, driver or network: dmesg | tail")]
+    if failure:
+        got = f"the check failed: {type(failure[0]).__name__}: {failure[0]}"
+        return [*findings, unknown(check.name, got[:300], "an answer", "harness probe --json shows what is known")]
+    return findings

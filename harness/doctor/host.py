@@ -1,0 +1,124 @@
+"""Checks of the host: memory, disk, shared memory, limits of the process, the clock."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.artifacts.doctor import Finding
+from harness.doctor.situation import Situation, error, unknown, warning
+from harness.rundir import directory_bytes
+from harness.units import GIB, MIB, format_bytes
+
+# Python, JAX and XLA's compiler, beside what the plan and the loader hold.
+_PROCESS_BYTES = 2 * GIB
+_SHM_BYTES = 512 * MIB
+_FILES = 4096
+# Before this second no version of this package existed.
+_FIRST_RELEASE_S = 1_790_000_000
+_CLOCK_SLACK_S = 3600
+
+
+def memory(situation: Situation) -> Iterator[Finding]:
+    """Host memory holds the plan's part of the state, and one checkpoint on its way to the disk."""
+    host, chosen = situation.machine.host, situation.plan.chosen if situation.plan else None
+    if chosen is None:
+        return
+    if host.ram_available_bytes is None:
+        yield unknown("host memory", host.unknown.get("ram_available_bytes", "not known"), "free memory", "free -h")
+        return
+    held = chosen.host_bytes or 0
+    on_gpu = chosen.levers.platform == "cuda"
+    # A save copies the state out of the device before it writes; on the CPU the state is copied within the same memory.
+    saving = (chosen.disk_bytes or 0) // 2
+    need = held + saving + (_PROCESS_BYTES if on_gpu else 0)
+    if need > host.ram_available_bytes:
+        total = host.ram_total_bytes
+        ever = total is not None and need > total
+        got = f"{format_bytes(host.ram_available_bytes)} available of {format_bytes(total)}"
+        what = f"{format_bytes(need)}: {format_bytes(held)} for the plan and {format_bytes(saving)} to save a checkpoint"
+        fix = "more memory for the container or the machine; a plan that saves less: --recipe pi05_libero_lora, --set train.save=trained"
+        yield (error if ever else warning)("host memory", got, what, fix if ever else f"close other programs; {fix}")
+
+
+def disk(situation: Situation) -> Iterator[Finding]:
+    """There is room for the checkpoints that will be kept, and for one more while it is saved."""
+    chosen = situation.plan.chosen if situation.plan else None
+    if situation.run is None or chosen is None or chosen.disk_bytes is None:
+        return
+    train, one = situation.recipe.train, chosen.disk_bytes // 2
+    free = shutil.disk_usage(_existing(situation.run)).free + directory_bytes(situation.run / "checkpoints")
+    fix = "free space there, or keep runs elsewhere: HARNESS_RUNS=DIR (in compose HARNESS_RUNS_DIR=DIR)"
+    if free < chosen.disk_bytes:
+        yield error("disk", f"{format_bytes(free)} free at {situation.run}", f"{format_bytes(chosen.disk_bytes)} for two checkpoints", fix)
+        return
+    kept = train.steps // train.keep_every_steps + 1
+    if free < one * (kept + 1):
+        need = f"{format_bytes(one * (kept + 1))} for the {kept} checkpoints that are kept and one being saved"
+        yield warning("disk", f"{format_bytes(free)} free at {situation.run}", need, f"{fix}; or keep fewer: --set train.keep_every_steps=10000")
+
+
+def shared_memory(situation: Situation) -> Iterator[Finding]:
+    """/dev/shm holds the batches of loader processes; a container's default of 64 MB ends in "Bus error"."""
+    if not int(_integer(situation.environ.get("HARNESS_LOADER_WORKERS"))):
+        return
+    size = situation.machine.host.shm_bytes
+    if size is not None and size < _SHM_BYTES:
+        fix = "docker run --shm-size=8g (compose.yaml has it), or unset HARNESS_LOADER_WORKERS"
+        yield error("/dev/shm", format_bytes(size), f"{format_bytes(_SHM_BYTES)} for loader processes", fix)
+
+
+def process_limits() -> dict[str, int]:
+    """The soft limits of this process by their letter of `ulimit`; one that is not limited is left out."""
+    limits = {"n": resource.RLIMIT_NOFILE, "v": resource.RLIMIT_AS, "f": resource.RLIMIT_FSIZE}
+    soft = {letter: resource.getrlimit(limit)[0] for letter, limit in limits.items()}
+    return {letter: value for letter, value in soft.items() if value != resource.RLIM_INFINITY}
+
+
+def limits(situation: Situation) -> Iterator[Finding]:
+    """The process may open the files of a checkpoint, write them whole, and use the memory that is there."""
+    files = situation.limits.get("n", _FILES)
+    if files < _FILES:
+        yield warning("ulimit", f"{files} open files", f"{_FILES}", "ulimit -n 16384 (compose.yaml has it)")
+    for letter, what in (("v", "address space"), ("f", "file size")):
+        if letter in situation.limits:
+            yield warning("ulimit", f"{what} limited to {format_bytes(situation.limits[letter])}", "no limit", f"ulimit -{letter} unlimited")
+
+
+def clock(situation: Situation) -> Iterator[Finding]:
+    """The clock is of this age (else every https connection fails), and not behind what the run has written."""
+    now = time.time()
+    fix = "set the clock: timedatectl set-ntp true; under WSL2 after a sleep: sudo hwclock -s"
+    if now < _FIRST_RELEASE_S:
+        yield error("clock", time.strftime("%Y-%m-%d", time.gmtime(now)), "today's date: certificates are not yet valid then", fix)
+    files = [path for path in situation.run.iterdir() if path.is_file()] if situation.run and situation.run.is_dir() else []
+    newest = max((path.stat().st_mtime for path in files), default=0.0)
+    if newest > now + _CLOCK_SLACK_S:
+        yield warning("clock", f"the run has files of {format(newest - now, '.0f')} s from now", "a clock that does not jump", fix)
+
+
+def writable(situation: Situation) -> Iterator[Finding]:
+    """This user may write where the run and the cache will be."""
+    for path in situation.writes:
+        there = _existing(path)
+        probe = there / f".writable.{os.getpid()}"
+        try:
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as failure:
+            fix = f"chown $(id -u) {there}; in compose HARNESS_UID=$(id -u) HARNESS_GID=$(id -g)"
+            yield error("writable", f"{path}: {failure.strerror} for uid {os.getuid()}", "a directory that this user may write", fix)
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or its nearest parent that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.is_dir())
+
+
+def _integer(text: str | None) -> int:
+    return int(text) if text and text.strip().isdigit() else 0

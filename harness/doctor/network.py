@@ -1,0 +1,57 @@
+"""Checks that what must still be fetched can be reached. Nothing is contacted when nothing is missing, or when that is not wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from harness.artifacts.doctor import Finding
+from harness.doctor.situation import Situation, error
+from harness.download import is_remote, kept_tree
+
+_TIMEOUT_S = 10
+
+
+def hub(situation: Situation) -> Iterator[Finding]:
+    """The dataset's hub answers, when the dataset is not here yet."""
+    name, data = situation.recipe.data.dataset, situation.recipe.data
+    if situation.dataset is not None or name == "sample" or os.path.isdir(os.path.expanduser(name)):
+        return
+    if situation.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        yield error("hub", f"HF_HUB_OFFLINE is set and {name} is not read yet", "the dataset on this machine", "unset HF_HUB_OFFLINE, or --dataset DIR")
+        return
+    if situation.online:
+        endpoint = situation.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        yield from _reach("hub", f"{endpoint}/api/datasets/{name.partition('@')[0]}", f"{name}@{data.revision or 'main'}", "--dataset DIR (a copy)")
+
+
+def bucket(situation: Situation) -> Iterator[Finding]:
+    """The server of the weights answers, when they are not in the cache."""
+    source = situation.recipe.weights.source
+    if source is None or not is_remote(source) or kept_tree(source) is not None or not situation.online:
+        return
+    # A save that goes on needs no weights: they are in its checkpoint.
+    if situation.run is not None and any((situation.run / "checkpoints").glob("[0-9]*")):
+        return
+    address = source
+    if source.startswith("gs://"):
+        name = source.removeprefix("gs://").partition("/")[0]
+        emulator = situation.environ.get("STORAGE_EMULATOR_HOST", "")
+        base = (emulator if "://" in emulator else f"http://{emulator}").rstrip("/") if emulator else "https://storage.googleapis.com"
+        address = f"{base}/storage/v1/b/{name}/o?maxResults=1"
+    yield from _reach("weights", address, source, "--set weights.source=DIR (a copy on this machine)")
+
+
+def _reach(check: str, address: str, what: str, otherwise: str) -> Iterator[Finding]:
+    try:
+        with urlopen(Request(address, headers={"User-Agent": "harness"}), timeout=_TIMEOUT_S):
+            return
+    except HTTPError as failure:
+        if failure.code in (401, 403, 404):
+            got, fix = f"the server answers {failure.code} for {what}", f"check the name; HF_TOKEN for what needs a login; or {otherwise}"
+            yield error(check, got, "an address that this account may read", fix)
+    except (URLError, OSError) as failure:
+        reason = getattr(failure, "reason", failure)
+        yield error(check, f"{what}: {reason}", "a network that reaches it, since it must be fetched", f"check network and proxy; or {otherwise}")

@@ -1,0 +1,101 @@
+"""The gate before a run: doctor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import HarnessError
+from harness.verbs.answers import answer, busy, chain_for
+from harness.verbs.options import DatasetOption, DeviceOption, JsonOption, RecipeOption, RunOption, SetOption
+
+if TYPE_CHECKING:
+    from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
+    from harness.artifacts.doctor import Diagnosis
+
+AllowOption = Annotated[list[str] | None, typer.Option("--allow", help="Go on in spite of the errors of this check (may be given again); recorded.")]
+
+
+def doctor(
+    recipe: RecipeOption = None,
+    dataset: DatasetOption = None,
+    device: DeviceOption = None,
+    online: Annotated[bool, typer.Option("--online", help="Also ask the servers of what must still be fetched whether they answer.")] = False,
+    allow: AllowOption = None,
+    sets: SetOption = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether a run can be expected to go well here: driver, GPU, memory, disk, clock, keys, data; every finding with its fix."""
+    from harness.show.doctor import doctor_table
+
+    chain = chain_for(run, recipe, sets, dataset)
+    with busy("examining"):
+        machine = chain.machine()
+        known = _data_here(chain)
+        made = _plan(chain, machine, known[0] if known else None, device)
+        found = diagnose(chain, machine, made, known, allow=allow or [], online=online)
+    answer(found, as_json, doctor_table)
+    raise typer.Exit(1 if found.errors else 0)
+
+
+def diagnose(chain: Any, machine: Machine, made: Plan | None, known: tuple[Dataset, NormStats] | None, *, allow: list[str], online: bool = False) -> Diagnosis:
+    """The doctor's findings about a run that is about to start; doctor.json is written when there is a run directory."""
+    from harness.doctor.examine import examine
+    from harness.doctor.host import process_limits
+    from harness.doctor.situation import Situation
+    from harness.rundir import cache_root, runs_root
+
+    run = chain.run.path if chain.run is not None else None
+    situation = Situation(
+        recipe=chain.recipe,
+        machine=machine,
+        environ=os.environ,
+        run=run,
+        writes=(run or runs_root(), cache_root()),
+        plan=made,
+        dataset=known[0] if known else None,
+        stats=known[1] if known else None,
+        leftovers=tuple(_leftovers(chain.run.checkpoints)) if run is not None else (),
+        limits=process_limits(),
+        online=online,
+    )
+    found = examine(situation, allow=allow)
+    if chain.run is not None:
+        chain.run.write(found)
+    return found
+
+
+def _data_here(chain: Any) -> tuple[Dataset, NormStats] | None:
+    """Dataset and statistics when the data lies on this machine; None when it would have to be fetched first."""
+    local = chain.recipe.data.dataset == "sample" or Path(chain.recipe.data.dataset).expanduser().is_dir()
+    if not local:
+        return None
+    found = chain.dataset()
+    return found, chain.stats(found)
+
+
+def _plan(chain: Any, machine: Machine, dataset: Dataset | None, device: str | None) -> Plan | None:
+    """The plan, or None on a machine without the GPU that the recipe needs (which the check of the GPU then says)."""
+    try:
+        planned: Plan = chain.plan(machine, dataset, device=device)
+    except HarnessError as error:
+        if error.code != "no-gpu":
+            raise
+        return None
+    return planned
+
+
+def _leftovers(checkpoints: Path) -> list[InterruptedSave]:
+    from harness.checkpoint.scan import find, interrupted_save
+
+    try:
+        found = find(checkpoints) if checkpoints.is_dir() and any(checkpoints.iterdir()) else None
+    except HarnessError:
+        # A directory that holds no checkpoint at all has no interrupted one either; inspect says what it is.
+        return []
+    newest = max((step for step, _, _ in found.steps if step is not None), default=None) if found else None
+    return [interrupted_save(path, newest) for path in found.interrupted] if found else []

@@ -1,0 +1,275 @@
+"""The doctor: each check finds what it is for, says nothing when all is well, and hides no other when it fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.artifacts import Candidate, DegenerateDimension, DimensionStats, Finding, Gpu, GpuProcess, Host, InterruptedSave, Levers, Machine, NormStats, Plan
+from harness.doctor import examine, gpu, host
+from harness.doctor.situation import Situation
+from harness.errors import HarnessError
+from harness.recipe import load_recipe
+from harness.runlock import holder, locked
+from harness.units import GIB, MIB
+
+CARD = Gpu(index=0, name="NVIDIA RTX A6000", uuid="GPU-1", compute_capability="8.6", total_bytes=48 * GIB, free_bytes=47 * GIB, foreign_processes=[])
+HOST = Host(ram_total_bytes=64 * GIB, ram_available_bytes=60 * GIB, shm_bytes=8 * GIB, cores=8, wsl=False, container="docker")
+LEVERS = Levers(platform="cuda", microbatch=8, prompt_tokens=48, cameras=["base_0_rgb"])
+FITS = Candidate(levers=LEVERS, device_bytes=20 * GIB, host_bytes=4 * GIB, disk_bytes=2 * MIB, verdict="fits", reason="fits", source="compiled")
+NUMBERS = DimensionStats(mean=[0.0], std=[1.0], q01=[-1.0], q99=[1.0])
+# The check that starts a process of JAX on a GPU, and the two that would ask a server, are tried on their own below.
+QUIET = tuple(check for check in examine.CHECKS if check.name != "GPU and JAX")
+
+
+def plan(chosen: Candidate | None) -> Plan:
+    return Plan(
+        recipe="r",
+        recipe_sha256="0",
+        device="rtx_a6000",
+        usable_bytes=46 * GIB,
+        parameters_total=1,
+        parameters_trained=1,
+        chosen=chosen,
+        candidates=[FITS],
+    )
+
+
+def situation(tmp_path: Path, **changes: Any) -> Situation:
+    machine = Machine(gpus=[CARD], driver_version="570.86.15", cuda_driver_version="12.8", host=HOST)
+    usual: dict[str, Any] = {"recipe": load_recipe("smoke"), "machine": machine, "environ": {"HOME": str(tmp_path)}, "plan": plan(FITS)}
+    usual |= {"run": tmp_path, "writes": (tmp_path,)}
+    return Situation(**(usual | changes))
+
+
+def found(case: Situation) -> dict[str, str]:
+    """Check → severity."""
+    return {finding.check: finding.severity for finding in examine.examine(case, checks=QUIET).findings}
+
+
+def card(**changes: Any) -> Machine:
+    return Machine(gpus=[CARD.model_copy(update=changes)], driver_version="570.86.15", host=HOST)
+
+
+def on(**changes: Any) -> Machine:
+    return Machine(gpus=[CARD], driver_version="570.86.15", host=HOST.model_copy(update=changes))
+
+
+def test_a_good_machine_has_no_findings(tmp_path: Path) -> None:
+    diagnosis = examine.examine(situation(tmp_path), checks=QUIET)
+    assert not diagnosis.findings
+    assert diagnosis.passed == [check.name for check in QUIET]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"machine": Machine(gpus=[CARD], driver_version="520.61.05", host=HOST)}, {"driver": "error"}),
+        ({"machine": Machine(gpus=[CARD], driver_version="525.60.13", host=HOST)}, {}),
+        ({"machine": Machine(gpus=[CARD.model_copy(update={"compute_capability": "12.0"})], driver_version="550.1", host=HOST)}, {"driver": "error"}),
+        ({"machine": Machine(gpus=[CARD], host=HOST)}, {"driver": "unknown"}),
+        ({"machine": card(compute_capability="5.0")}, {"compute capability": "error"}),
+        ({"machine": card(compute_capability="7.5")}, {"compute capability": "warning"}),
+        ({"machine": card(compute_capability=None)}, {"compute capability": "unknown"}),
+        ({"machine": card(foreign_processes=[GpuProcess(pid=7, used_bytes=GIB)])}, {"device memory": "warning"}),
+        ({"plan": plan(None)}, {"device memory": "error"}),
+        ({"environ": {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}}, {"device memory": "warning"}),
+        ({"machine": on(wsl=True)}, {"WSL2": "warning"}),
+        ({"machine": on(ram_available_bytes=5 * GIB)}, {"host memory": "warning"}),
+        ({"machine": on(ram_available_bytes=5 * GIB, ram_total_bytes=5 * GIB)}, {"host memory": "error"}),
+        ({"machine": on(ram_available_bytes=None)}, {"host memory": "unknown"}),
+        ({"plan": plan(FITS.model_copy(update={"disk_bytes": 2**60}))}, {"disk": "error", "host memory": "error"}),
+        ({"machine": on(shm_bytes=64 * MIB)}, {}),
+        ({"machine": on(shm_bytes=64 * MIB), "environ": {"HARNESS_LOADER_WORKERS": "2"}}, {"/dev/shm": "error"}),
+        ({"limits": {"n": 1024}}, {"ulimit": "warning"}),
+        ({"limits": {"f": GIB}}, {"ulimit": "warning"}),
+        ({"environ": {"WANDB_API_KEY": "a" * 40}}, {}),
+        ({"environ": {"WANDB_API_KEY": "wandb_v1_" + "a" * 77}}, {}),
+        ({"environ": {"WANDB_API_KEY": "local-" + "a" * 40}}, {}),
+        ({"environ": {"WANDB_API_KEY": "a" * 39}}, {"wandb key": "error"}),
+        ({"environ": {"WANDB_API_KEY": "a" * 85}}, {"wandb key": "error"}),
+        ({"environ": {"WANDB_API_KEY": '"' + "a" * 40 + '"'}}, {"wandb key": "error"}),
+        ({"environ": {"WANDB_API_KEY": "a" * 40 + "\n"}}, {"wandb key": "error"}),
+        ({"environ": {"WANDB_API_KEY": "a" * 39, "WANDB_MODE": "offline"}}, {}),
+        ({"environ": {"WANDB_MODE": "online", "HOME": "/nowhere"}}, {"wandb key": "error"}),
+        ({"recipe": load_recipe("smoke", ["weights.source=/nowhere/params"])}, {"weights directory": "error"}),
+        ({"recipe": load_recipe("smoke", ["data.dataset=some/where"]), "environ": {"HF_HUB_OFFLINE": "1"}}, {"hub": "error"}),
+        ({"recipe": load_recipe("smoke", ["model.paligemma.lora={rank: 4, alpha: 4}"])}, {"trained": "error"}),
+        ({"plan": plan(FITS.model_copy(update={"deviations": ["EMA off"]}))}, {"deviation": "warning"}),
+    ],
+)
+def test_each_check_finds_what_it_is_for(changes: dict[str, Any], expected: dict[str, str], tmp_path: Path) -> None:
+    if "environ" in changes:
+        changes = changes | {"environ": {"HOME": str(tmp_path)} | changes["environ"]}
+    assert found(situation(tmp_path, **changes)) == expected
+
+
+def test_no_part_of_a_key_is_shown(tmp_path: Path) -> None:
+    secret = "Sup3rS3cretKey" * 3
+    diagnosis = examine.examine(situation(tmp_path, environ={"WANDB_API_KEY": secret}), checks=QUIET)
+    assert len(diagnosis.errors) == 1
+    assert not re.search("Sup3r|S3cret", diagnosis.model_dump_json())
+
+
+def test_a_netrc_key_is_looked_at_when_it_would_be_used(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {'a' * 30}\n")
+    assert found(situation(tmp_path, environ={"HOME": str(tmp_path), "WANDB_MODE": "online"})) == {"wandb key": "error"}
+
+
+def test_degenerate_statistics_stop_the_run_only_when_the_recipe_says_so(tmp_path: Path) -> None:
+    bad = DegenerateDimension(key="actions", dimension=3, problem="constant", largest_normalized=None, fix="--set data.normalization=zscore")
+    stats = NormStats(norm_stats={"state": NUMBERS, "actions": NUMBERS}, frames=9, action_horizon=2, findings=[bad])
+    assert found(situation(tmp_path, stats=stats)) == {"statistics": "warning"}
+    strict = load_recipe("smoke", ["data.degenerate_dimensions=error"])
+    assert found(situation(tmp_path, stats=stats, recipe=strict)) == {"statistics": "error"}
+
+
+def test_an_interrupted_save_is_named_with_the_command_that_removes_it(tmp_path: Path) -> None:
+    save = InterruptedSave(path=f"{tmp_path}/5.orbax-checkpoint-tmp", step=5, missing=["params"], age_s=9, bytes=1, safe_to_delete=True, reason="old")
+    [finding] = examine.examine(situation(tmp_path, leftovers=(save,)), checks=QUIET).findings
+    assert finding.check == "interrupted save"
+    assert "--clean" in finding.fix
+
+
+def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o500)
+    if os.access(closed, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    assert found(situation(tmp_path, writes=(closed / "runs",))) == {"writable": "error"}
+
+
+def test_a_clock_behind_the_runs_own_files_is_told(tmp_path: Path) -> None:
+    (tmp_path / "machine.json").write_text("{}")
+    os.utime(tmp_path / "machine.json", (time.time() + 86_400,) * 2)
+    assert found(situation(tmp_path)) == {"clock": "warning"}
+
+
+def test_a_clock_of_another_age_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.time, "time", lambda: 0.0)
+    assert [finding.severity for finding in host.clock(situation(tmp_path, run=None))] == ["error"]
+
+
+def test_jax_is_asked_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Here is no GPU: JAX cannot start on one, and says why; this process has not imported it."""
+    child = "import sys; from tests.test_doctor import *; c = situation(Path(sys.argv[1]));"
+    child += "f = list(gpu.visible(c)); assert [x.severity for x in f] == ['error'] and 'jax' not in sys.modules, f"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", child, str(tmp_path)], env=environment, cwd=Path(__file__).parents[1], check=True, timeout=120)
+
+
+def test_a_gpu_that_is_lost_and_one_that_is_missing(tmp_path: Path) -> None:
+    lost = CARD.model_copy(update={"error": "GPU is lost"})
+    none = Machine(gpus=[lost], driver_version="570.1", host=HOST)
+    assert [finding.severity for finding in gpu.visible(situation(tmp_path, machine=none))] == ["error"]
+
+
+def test_a_check_that_hangs_or_breaks_hides_no_other(tmp_path: Path) -> None:
+    def hangs(case: Situation) -> Iterator[Finding]:
+        time.sleep(30)
+        yield from host.limits(case)
+
+    def breaks(case: Situation) -> list[Finding]:
+        raise OSError(f"no answer from {case.run}")
+
+    checks = (examine.Check("hangs", hangs, limit_s=0.2), examine.Check("breaks", breaks), examine.Check("limits", host.limits))
+    diagnosis = examine.examine(situation(tmp_path), checks=checks)
+    assert {finding.check: finding.severity for finding in diagnosis.findings} == {"hangs": "unknown", "breaks": "unknown"}
+    assert diagnosis.passed == ["limits"]
+
+
+def test_an_error_can_be_allowed_and_is_recorded(tmp_path: Path) -> None:
+    case = situation(tmp_path, environ={"WANDB_API_KEY": "short"})
+    diagnosis = examine.examine(case, checks=QUIET, allow=["wandb key"])
+    assert not diagnosis.errors
+    assert diagnosis.findings[0].severity == "error"
+    assert diagnosis.allowed == ["wandb key"]
+    with pytest.raises(HarnessError) as caught:
+        examine.examine(case, checks=QUIET, allow=["wandb"])
+    assert caught.value.code == "check-unknown"
+
+
+def test_every_finding_names_its_check_and_a_fix(tmp_path: Path) -> None:
+    case = situation(tmp_path, plan=plan(None), environ={"WANDB_API_KEY": "x"}, machine=on(wsl=True), limits={"n": 9, "v": 9})
+    findings = examine.examine(case, checks=QUIET).findings
+    assert len(findings) >= 5
+    assert all(finding.fix and finding.check in {check.name for check in QUIET} for finding in findings)
+
+
+def server(status: int) -> Iterator[str]:
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    listening = HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{listening.server_port}"
+    listening.shutdown()
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, {}), (404, {"hub": "error"}), (500, {})])
+def test_the_hub_is_asked_only_when_that_is_wanted(status: int, expected: dict[str, str], tmp_path: Path) -> None:
+    recipe = load_recipe("smoke", ["data.dataset=some/where"])
+    for address in server(status):
+        case = situation(tmp_path, recipe=recipe, environ={"HOME": str(tmp_path), "HF_ENDPOINT": address})
+        assert found(case._replace(online=True)) == expected
+        assert found(case) == {}
+
+
+def test_an_unreachable_bucket_is_an_error_unless_the_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    recipe = load_recipe("smoke", ["weights.source=http://127.0.0.1:9/params"])
+    assert found(situation(tmp_path, recipe=recipe, online=True)) == {"weights": "error"}
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    assert found(situation(tmp_path, recipe=recipe, online=True)) == {}
+
+
+def in_child(code: str, directory: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", f"import sys, time; from pathlib import Path; from harness.runlock import locked\n{code}", str(directory)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+HOLD = "with locked(Path(sys.argv[1])):\n  print('held', flush=True)\n  time.sleep(60)"
+
+
+def test_a_second_run_on_one_directory_is_refused_and_a_dead_one_lets_go(tmp_path: Path) -> None:
+    child = in_child(HOLD, tmp_path)
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(HarnessError) as caught, locked(tmp_path):
+            pytest.fail("the directory is held by another process")
+        assert caught.value.code == "run-busy"
+        assert str(child.pid) in str(caught.value.got)
+        assert str(child.pid) in str(holder(tmp_path))
+        assert found(situation(tmp_path)) == {"run directory": "error"}
+    finally:
+        child.kill()
+        child.wait()
+    assert holder(tmp_path) is None
+    with locked(tmp_path):
+        pass
+
+
+def test_one_process_may_lock_again_what_it_has_left(tmp_path: Path) -> None:
+    for _ in range(2):
+        with locked(tmp_path / "run"):
+            # Its own lock is no finding: the doctor is asked while the run holds its directory.
+            assert holder(tmp_path / "run") is None
