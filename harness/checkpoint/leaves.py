@@ -20,6 +20,8 @@ import numpy as np
 import tensorstore as ts
 
 from harness.checkpoint.chunks import LARGE_BYTES, read_array
+from harness.checkpoint.confined import outside, stray_files
+from harness.checkpoint.digests import check
 from harness.checkpoint.item import METADATA
 from harness.errors import HarnessError
 from harness.units import GIB
@@ -45,18 +47,26 @@ class Leaf(NamedTuple):
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def chunks(self) -> int:
+        """How many chunks (of a sharded zarr3 array: shards) its data is made of."""
+        sizes = self.store.chunk_layout.write_chunk.shape or self.shape
+        return math.prod(-(-length // size) for length, size in zip(self.shape, sizes, strict=True))
+
 
 def open_leaves(directory: Path) -> dict[str, Leaf]:
     """Path → leaf of every array in an Orbax PyTree item; reads metadata only.
 
-    Raises: HarnessError "checkpoint-damaged" when metadata or array data is missing or unreadable.
+    Raises: HarnessError "checkpoint-damaged" when metadata or array data is missing or unreadable, "checkpoint-leads-out".
     """
     names = _array_names(directory)
     ocdbt = (directory / "manifest.ocdbt").is_file()
     zarr3 = json.loads((directory / METADATA).read_text()).get("use_zarr3", False)
+    stray = sorted(name for name in names.values() if outside(name) or "/" in name)
+    if stray:
+        raise _leads_out(directory, stray)
     context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
-    if ocdbt:
-        _check_chunks(directory, names.values(), context)
+    chunks = _chunk_counts(directory, context) if ocdbt else None
 
     def spec(name: str) -> dict[str, Any]:
         kvstore = {"driver": "ocdbt", "base": directory_url(directory), "path": f"{name}/"} if ocdbt else {"driver": "file", "path": f"{directory / name}/"}
@@ -70,6 +80,7 @@ def open_leaves(directory: Path) -> dict[str, Leaf]:
         except ValueError as error:
             raise damaged(directory, f"array {path}: {_first_line(error)}") from error
         leaves[path] = Leaf(path, tuple(store.shape), np.dtype(store.dtype.numpy_dtype), store)
+    _check_chunks(directory, leaves, names, chunks)
     return leaves
 
 
@@ -88,28 +99,52 @@ def _array_names(directory: Path) -> dict[str, str]:
         raise damaged(directory, f"{METADATA} is missing or is not Orbax metadata ({_first_line(error)})") from error
 
 
-def _check_chunks(directory: Path, names: Any, context: ts.Context) -> None:
-    """Refuses an item that lacks array data: tensorstore would read a missing chunk as zeros."""
+def _chunk_counts(directory: Path, context: ts.Context) -> dict[str, int]:
+    """Name of an array → how many chunks of it the item holds; every file that they lie in is inside the item."""
     try:
         store = ts.KvStore.open({"driver": "ocdbt", "base": directory_url(directory)}, context=context).result()
+        stray = stray_files(store.base, context)
         keys = {key.decode() for key in store.list().result()}
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise damaged(directory, _first_line(error)) from error
+    if stray:
+        raise _leads_out(directory, stray)
     have: dict[str, int] = {}
     for key in keys:
         name, _, rest = key.partition("/")
         have[name] = have.get(name, 0) + (not rest.endswith((".zarray", "zarr.json")))
-    missing = [name for name in names if not have.get(name)]
+    return have
+
+
+def _check_chunks(directory: Path, leaves: Mapping[str, Leaf], names: Mapping[str, str], have: dict[str, int] | None) -> None:
+    """Refuses an item that lacks array data: tensorstore would read a missing chunk as zeros."""
+    if have is None:
+        have = {name: sum(path.is_file() and not path.name.startswith((".", "zarr.json")) for path in (directory / name).rglob("*")) for name in names.values()}
+    missing = [path for path, leaf in leaves.items() if have.get(names[path], 0) < leaf.chunks]
     if missing:
-        raise damaged(directory, f"no data for {len(missing)} arrays: {', '.join(missing[:5])}")
+        raise damaged(directory, f"data is missing of {len(missing)} arrays: {', '.join(missing[:5])}")
 
 
-def read_leaves(leaves: Mapping[str, Leaf], wanted: Mapping[str, jax.ShapeDtypeStruct], look: Look | None = None) -> Iterator[tuple[str, jax.Array]]:
+def _leads_out(directory: Path, stray: list[str]) -> HarnessError:
+    return HarnessError(
+        "checkpoint-leads-out",
+        f"{directory} names files outside of itself; nothing of them was read",
+        got=", ".join(stray[:3]),
+        need="a checkpoint whose files all lie in its own directory",
+        fix="do not use it: no Orbax version writes such a checkpoint; ask where it comes from",
+    )
+
+
+def read_leaves(
+    leaves: Mapping[str, Leaf], wanted: Mapping[str, jax.ShapeDtypeStruct], look: Look | None = None, *, sha256: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, jax.Array]]:
     """(path, array) of every wanted leaf, in the sharding and dtype of its ShapeDtypeStruct; shapes must agree already.
 
-    `look` sees each leaf on the host, before it goes to the device.
+    `look` sees each leaf on the host, before it goes to the device. `sha256` says what some leaves must be; a leaf that is cast
+    while it is read is not compared.
     Raises: HarnessError "checkpoint-damaged".
     """
+    known = sha256 or {}
     sizes = {path: math.prod(struct.shape) * max(np.dtype(struct.dtype).itemsize, leaves[path].dtype.itemsize) for path, struct in wanted.items()}
     budget = max(sizes.values(), default=0) + IN_FLIGHT_BYTES
     window: deque[tuple[str, Future[Any], int]] = deque()
@@ -124,7 +159,7 @@ def read_leaves(leaves: Mapping[str, Leaf], wanted: Mapping[str, jax.ShapeDtypeS
                     yield done, _to_device(done, future.result(), wanted[done], look)
                     del future
                     in_flight -= freed
-                window.append((path, pool.submit(_read, leaves[path], np.dtype(wanted[path].dtype)), cost))
+                window.append((path, pool.submit(_read, leaves[path], np.dtype(wanted[path].dtype), known.get(path)), cost))
                 in_flight += cost
             while window:
                 done, future, _ = window.popleft()
@@ -134,9 +169,9 @@ def read_leaves(leaves: Mapping[str, Leaf], wanted: Mapping[str, jax.ShapeDtypeS
             pool.shutdown(cancel_futures=True)
 
 
-def _read(leaf: Leaf, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+def _read(leaf: Leaf, dtype: np.dtype[Any], sha256: str | None) -> np.ndarray[Any, Any]:
     try:
-        return read_array(leaf.store, dtype)
+        array = read_array(leaf.store, dtype)
     except (ValueError, OSError) as error:
         raise HarnessError(
             "checkpoint-damaged",
@@ -144,6 +179,9 @@ def _read(leaf: Leaf, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
             need="every data file of the checkpoint, whole",
             fix="copy or download the checkpoint again, or take another step",
         ) from error
+    if sha256 is not None and dtype == leaf.dtype:
+        check(leaf.path, array, sha256)
+    return array
 
 
 def _to_device(path: str, array: np.ndarray[Any, Any], struct: jax.ShapeDtypeStruct, look: Look | None) -> jax.Array:

@@ -4,6 +4,7 @@
     <step>/train_state                           PyTree {"step", "params" (the raw ones, when there is EMA), "opt_state"}
     <step>/assets/<asset_id>/norm_stats.json
     <step>/harness/record.json                   ours: recipe, plan, data position
+    <step>/harness/digests.json                  ours: a sha256 of every leaf and of these text files
     <step>/harness/base.json                     ours: the weights that hold the frozen parameters, when `params` leaves them out
 
 Source: openpi src/openpi/training/checkpoints.py, commit 15a9616.
@@ -26,8 +27,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from harness.checkpoint.digests import DIGESTS, Digests, leaf_digests, read_digests, text_digest
 from harness.checkpoint.item import METADATA
-from harness.checkpoint.leaves import BASE, Leaf, open_leaves, read_leaves
+from harness.checkpoint.leaves import BASE, Leaf, damaged, open_leaves, read_leaves
 from harness.checkpoint.scan import INTERRUPTED
 from harness.errors import HarnessError
 from harness.units import MIB, format_bytes
@@ -106,14 +108,20 @@ class Store:
         """
         self.wait()
         items = {"params": {"params": nested(params)}, "train_state": _nested_state(train_state)}
-        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-        self._make_room(step, _nbytes(items) + len(text) + len(norm_stats_json))
+        texts = {RECORD: json.dumps(record, indent=2, sort_keys=True) + "\n"} | ({} if base is None else {BASE: json.dumps(base) + "\n"})
+        assets = {f"{asset_id}/norm_stats.json": norm_stats_json}
+        self._make_room(step, _nbytes(items) + sum(map(len, texts.values())) + len(norm_stats_json))
+        # Before the arrays are given away to the next step: what is hashed is what was trained, not what a disk made of it.
+        leaves = {f"{item}/{path}": leaf for item, tree in items.items() for path, leaf in _flat(tree).items()}
+        files = texts | {f"assets/{name}": text for name, text in assets.items()}
+        digests = Digests(leaf_digests(leaves), {name: text_digest(text) for name, text in files.items()})
+        ours = {Path(name).name: text for name, text in (texts | {DIGESTS: digests.to_json()}).items()}
         try:
             self._checkpointer.save(
                 self.directory / str(step),
                 args=ocp.args.Composite(
-                    assets=_SaveTextFiles({f"{asset_id}/norm_stats.json": norm_stats_json}),
-                    harness=_SaveTextFiles({Path(RECORD).name: text} | ({} if base is None else {Path(BASE).name: json.dumps(base) + "\n"})),
+                    assets=_SaveTextFiles(assets),
+                    harness=_SaveTextFiles(ours),
                     **{name: _tree_save(tree) for name, tree in items.items()},
                 ),
             )
@@ -173,11 +181,15 @@ class Store:
                 need="the leaves of this recipe's training state",
                 fix="resume with the recipe that wrote the checkpoint, or start a new run",
             )
-        arrays = {item: dict(read_leaves(leaves[item], wanted[item])) for item in wanted}
+        digests = read_digests(path)
+        arrays = {}
+        for item, structs_of in wanted.items():
+            known = None if digests is None else {leaf: digests.leaves.get(f"{item}/{leaf}", "") for leaf in structs_of}
+            arrays[item] = dict(read_leaves(leaves[item], structs_of, sha256=known))
         return Restored(
             {key: arrays["params"][f"params/{key}/value"] for key in params},
             jax.tree.unflatten(structure, [arrays["train_state"][key] for key in state_paths]),
-            json.loads((path / RECORD).read_text()),
+            _read_record(path),
         )
 
     def _whole(self, step: int) -> Path:
@@ -285,6 +297,21 @@ def differences(leaves: Mapping[str, Leaf], wanted: Mapping[str, Any], *, same_d
         elif same_dtype and leaf.dtype != struct.dtype:
             lines.append(f"{path} is {leaf.dtype}, not {struct.dtype}")
     return lines
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((path / RECORD).read_text())
+    except (OSError, ValueError) as error:
+        raise damaged(path, f"{RECORD} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise damaged(path, f"{RECORD} is not a mapping")
+    return record
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Path on disk → leaf of an item."""
+    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
 def is_whole(path: Path) -> bool:

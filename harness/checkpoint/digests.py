@@ -1,0 +1,105 @@
+"""A sha256 for every leaf and text file of a checkpoint, in a sidecar of ours: Orbax's own metadata has none.
+
+A leaf's digest is that of its elements in C order, in the dtype in which it is stored, whatever its chunks and compression.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from harness.errors import HarnessError
+
+DIGESTS = "harness/digests.json"
+# Hashing lets go of Python's lock, so leaves are hashed side by side; so many are on the host at a time.
+_THREADS = 4
+# A large leaf comes to the host in slices of its first axis, so that no second copy of 4.5 GiB stands there.
+_SLICE_BYTES = 2**28
+
+
+class Digests(NamedTuple):
+    """`leaves`: item/path → sha256; `files`: path below the step → sha256."""
+
+    leaves: dict[str, str]
+    files: dict[str, str]
+
+    def to_json(self) -> str:
+        return json.dumps(self._asdict(), indent=1, sort_keys=True) + "\n"
+
+
+def leaf_digests(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Path → sha256 of each array."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(leaves, pool.map(digest, leaves.values()), strict=True))
+
+
+def digest(leaf: Any) -> str:
+    """The sha256 of a jax or numpy array, or of a number."""
+    total = hashlib.sha256()
+    if isinstance(leaf, jax.Array) and leaf.nbytes > _SLICE_BYTES and leaf.ndim > 1:
+        rows = max(_SLICE_BYTES // (leaf.nbytes // leaf.shape[0]), 1)
+        for start in range(0, leaf.shape[0], rows):
+            total.update(_bytes(leaf[start : start + rows]))
+    else:
+        total.update(_bytes(leaf))
+    return total.hexdigest()
+
+
+def _bytes(leaf: Any) -> Any:
+    return np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8)
+
+
+def text_digest(text: str | bytes) -> str:
+    return hashlib.sha256(text if isinstance(text, bytes) else text.encode()).hexdigest()
+
+
+def read_digests(step: Path) -> Digests | None:
+    """The sidecar of a step after its text files were compared with it; None for a step that has none (not ours, or an older one).
+
+    Raises: HarnessError "checkpoint-damaged" when the sidecar is not one, or a text file is not what it says.
+    """
+    path = step / DIGESTS
+    if not path.is_file():
+        return None
+    try:
+        body = json.loads(path.read_bytes())
+        digests = Digests(**{key: {str(name): str(value) for name, value in body[key].items()} for key in Digests._fields})
+        if any(len(value) != 64 for value in (*digests.leaves.values(), *digests.files.values())):
+            raise ValueError("a sha256 has 64 digits")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(step, f"{DIGESTS} is not a list of sha256 ({type(error).__name__})") from error
+    for name, expected in digests.files.items():
+        try:
+            found = text_digest((step / name).read_bytes())
+        except OSError as error:
+            raise _damaged(step, f"{name} cannot be read: {error.strerror}") from error
+        if found != expected:
+            raise _damaged(step, f"{name} has changed since it was saved", got=found, need=expected)
+    return digests
+
+
+def check(path: str, array: np.ndarray[Any, Any], expected: str) -> None:
+    """Nothing, when the array read from `path` is the one that was saved.
+
+    Raises: HarnessError "checkpoint-damaged".
+    """
+    found = digest(array)
+    if found != expected:
+        raise _damaged(f"array {path}", "its data has changed since it was saved", got=found, need=expected)
+
+
+def _damaged(step: Path | str, why: str, *, got: str | None = None, need: str | None = None) -> HarnessError:
+    return HarnessError(
+        "checkpoint-damaged",
+        f"{step}: {why}",
+        got=got and f"sha256 {got[:16]}…",
+        need=need and f"sha256 {need[:16]}…",
+        fix="copy this step again from where it was made, or resume from another whole step (harness inspect --deep tells which arrays are sound)",
+    )
