@@ -4,11 +4,11 @@
 # Pinned by digest, so that the system below the lock cannot drift. Ubuntu 24.04 with Python 3.12; Debian 12 or 13 also serves.
 ARG BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04@sha256:5d2e53778e2180e01676aa8bac1aada242e95230ec97e21ecfb33de4e27cd1df
 # Written by ci/lock. A lock that is not the one named here stops the build, and the labels cannot tell another story.
-ARG CPU_LOCK_SHA256=cd8e30fe5f6656e795dbf72e3469675fb18328b06d5015a7a456fc61daf5d1e4
+ARG CPU_LOCK_SHA256=fd95f3d259dae53a57ef6f0176c3ced28f647374db7e7f3c3ff61d69f2096269
 # As above, for the image that trains.
-ARG CUDA_LOCK_SHA256=845a953f14b5957f1a37ecd6e70eed9406f976e3f98609239ceb344c8ef2a024
+ARG CUDA_LOCK_SHA256=d308be037665f38c10814dbb125b1cb276f14cc863e14181fa9a25bb8f532c4e
 # As above, for the image that tests.
-ARG TEST_LOCK_SHA256=5530ecfc8eaafc0d49a6b2c2946f8fbfa739790ed6c53dbde446bd462ccdcc74
+ARG TEST_LOCK_SHA256=0c36939ce7d10314bfc837ffd53da9fe2e54e9e24444774a6fd184df7a13f361
 
 
 # What every image runs on: the system's Python and the certificates that downloads are checked with, no compiler.

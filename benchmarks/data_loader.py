@@ -3,10 +3,12 @@
     python benchmarks/data_loader.py DIR --lerobot PYTHON [--seconds 15] [--rounds 3] [--workers 0]
 
 DIR is a dataset of benchmarks/data_make.py; PYTHON is of an environment with lerobot 0.3.3 (without --lerobot only our side is
-measured). Ours gives whole batches of 32: uint8 images of 224 × 224, normalized states and chunks, tokens. LeRobot's is measured twice:
-as it comes (float32 images of 256 × 256), and with what openpi does to each sample before the model can have it (uint8, resized to
-224 with Pillow). The second is the fair comparison. Every turn is a fresh process and a first epoch: no image was seen before. `--warm`
-batches go first unmeasured on our side, in which row groups are read and kept; `--warm 0` shows the start. Prints wall and processor time.
+measured). Ours gives whole batches of 32: uint8 images, normalized states and chunks, tokens; once as the training loop takes them
+(256 × 256 as stored: the device resizes them to Pillow's very pixels, which costs these cores nothing), and once with images that Pillow
+resized to 224. LeRobot's is measured in the same two ways: as its reader gives them (float32, 256 × 256), and with what openpi's transforms
+do to each sample in the worker (uint8, resized to 224 with Pillow). Each is compared with its like. Every turn is a fresh process and
+a first epoch: no image was seen before. `--warm` batches go first unmeasured on our side, in which row groups are read and kept; `--warm
+0` shows the start. Prints wall and processor time: on a busy machine only the second compares.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def cpu_seconds() -> float:
     return total
 
 
-def ours(directory: str, seconds: float, workers: int, warm: int) -> None:
+def ours(directory: str, seconds: float, workers: int, warm: int, resize: bool) -> None:
     from harness.data.dataset import describe
     from harness.data.loader import Loader
     from harness.data.stats import compute
@@ -45,7 +47,7 @@ def ours(directory: str, seconds: float, workers: int, warm: int) -> None:
     recipe = load_recipe(RECIPE, [f"data.dataset={directory}", "model.action_horizon=10"])
     dataset = describe(recipe)
     loader = Loader(recipe, dataset, compute(recipe, dataset), batch_size=BATCH, seed=0, workers=workers)
-    with closing(loader.iterate(0)) as batches:
+    with closing(loader.iterate(0, resized=resize)) as batches:
         for _ in range(4 + warm):
             next(batches)
         frames, begun, cpu = 0, time.perf_counter(), cpu_seconds()
@@ -70,17 +72,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--warm", type=int, default=30)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--resize", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        ours(options.directory, options.seconds, options.workers, options.warm)
+        ours(options.directory, options.seconds, options.workers, options.warm, options.resize)
         return
     shared = [options.directory, "--seconds", str(options.seconds)]
-    sides = {"harness": [sys.executable, __file__, *shared, "--child", "--workers", str(options.workers), "--warm", str(options.warm)]}
+    mine = [sys.executable, __file__, *shared, "--child", "--workers", str(options.workers), "--warm", str(options.warm)]
+    sides = {"harness": mine, "harness, resized": [*mine, "--resize"]}
+    pairs = []
     if options.lerobot is None:
         print("LeRobot's side is skipped: --lerobot names the Python of an environment with lerobot 0.3.3")
     else:
         theirs = [options.lerobot, str(Path(__file__).with_name("data_lerobot.py")), "loader", *shared, "--backend", options.backend]
-        sides |= {"LeRobot": theirs, "LeRobot + openpi's resize": [*theirs, "--resize"]}
+        sides |= {"LeRobot": theirs, "LeRobot, openpi's resize": [*theirs, "--resize"]}
+        alike = [("harness", "LeRobot"), ("harness, resized", "LeRobot, openpi's resize")]
+        pairs = [*alike, ("harness", "LeRobot, openpi's resize"), ("harness, resized", "LeRobot")]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, command in sides.items():
@@ -91,10 +98,10 @@ def main() -> None:
     cpu = {name: statistics.median(1000 * turn["cpu_s"] / turn["frames"] for turn in turns) for name, turns in found.items()}
     for name, values in pace.items():
         print(f"{name:26} {statistics.median(values):7.1f} samples/s ({min(values):.1f} to {max(values):.1f})  {cpu[name]:6.2f} ms of a core a sample")
-    for name in list(pace)[1:]:
-        each = [a / b for a, b in zip(pace["harness"], pace[name], strict=True)]
+    for ours_name, their_name in pairs:
+        each = [a / b for a, b in zip(pace[ours_name], pace[their_name], strict=True)]
         times = f"{statistics.median(each):.2f} times the samples a second ({min(each):.2f} to {max(each):.2f})"
-        print(f"harness / {name}: {times}, {cpu[name] / cpu['harness']:.2f} times less processor time")
+        print(f"{ours_name} / {their_name}: {times}, {cpu[their_name] / cpu[ours_name]:.2f} times less processor time")
 
 
 if __name__ == "__main__":

@@ -42,21 +42,19 @@ def grown(frames: int) -> dict[str, float]:
     from harness.data import stats
 
     weights = stats.chunk_weights([EPISODE], HORIZON)
-    made_s = 0.0
-
-    def source(width: int):  # type: ignore[no-untyped-def]
-        nonlocal made_s
-        for first in range(0, frames, stats.BLOCK_ROWS):
-            start = time.perf_counter()
-            rows = min(stats.BLOCK_ROWS, frames - first)
-            values = np.random.default_rng(first).normal(size=(rows, width)).astype(np.float32)
-            block_weights = np.resize(weights, rows)
-            made_s += time.perf_counter() - start
-            yield values, block_weights
-
-    before, start = peak_bytes(), time.perf_counter()
+    before, start, made_s = peak_bytes(), time.perf_counter(), 0.0
     for width in (STATE, ACTIONS):
-        stats._statistics(lambda width=width: stats._slices(source(width)))
+        tally = stats.Tally()
+        for see in (tally.first, tally.second):
+            for first in range(0, frames, stats.BLOCK_ROWS):
+                begun = time.perf_counter()
+                rows = min(stats.BLOCK_ROWS, frames - first)
+                values = np.random.default_rng(first).normal(size=(rows, width)).astype(np.float32)
+                block_weights = np.resize(weights, rows)
+                made_s += time.perf_counter() - begun
+                for part, shares in stats._slices(values, block_weights):
+                    see(part, shares)
+        tally.result()
     return {"seconds": time.perf_counter() - start - made_s, "frames": frames, "peak_bytes": peak_bytes(), "imports_bytes": before}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.errors import HarnessError
 from harness.recipe import Recipe, load_recipe, to_yaml
-from harness.rundir import DATASET_PAGE, RECIPE, REPORT, RunDir, cache_root, latest_run, new_run, runs_root, sha256_json, write_atomic
+from harness.rundir import DATASET_PAGE, RECIPE, REPORT, RunDir, cache_root, directory_bytes, latest_run, new_run, runs_root, sha256_json, write_atomic
 
 A = TypeVar("A", bound=Artifact)
 
@@ -111,12 +112,29 @@ class Chain:
         self._check_unchanged("norm_stats", sha256_json(found.norm_stats))
         return self._keep(found)
 
-    def plan(self, machine: Machine, dataset: Dataset | None, *, gpu: str | None = None, device: str | None = None) -> Plan:
-        """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache."""
-        from harness.plan.choose import choose
+    def plan(self, machine: Machine, dataset: Dataset | None, *, say: Callable[[str], None] = lambda _: None, **asked: Any) -> Plan:
+        """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache. `asked`: see plan.choose.Ask."""
+        from harness.plan.atlas import shipped
+        from harness.plan.choose import Ask, Tools, choose
 
-        inputs = sha256_json([self.recipe, machine, None if dataset is None else dataset.sha256, gpu, device])
-        return self._keep(choose(self.recipe, machine, dataset, gpu=gpu, device=device, inputs=inputs))
+        free = machine.host.disks[0].free_bytes if machine.host.disks else None
+        if free is not None and self.run is not None:
+            # A run that goes on overwrites checkpoints of its own.
+            free += directory_bytes(self.run.checkpoints)
+        inputs = sha256_json([self.recipe, machine, None if dataset is None else dataset.sha256, asked])
+        ask = Ask(**asked, disk_free_bytes=free)
+        return self._keep(choose(self.recipe, machine, dataset, ask, inputs=inputs, tools=Tools(shipped(), say=say)))
+
+    def carry_out(self, plan: Plan) -> list[str]:
+        """The deviations of the chosen plan; from here on the recipe is the one that it carries out, in the run's directory too."""
+        from harness.plan.candidates import changed
+
+        assert plan.chosen is not None
+        if plan.chosen.changes:
+            self.recipe = changed(self.recipe, plan.chosen.changes)
+            if self.run is not None:
+                write_atomic(self.run.path / RECIPE, to_yaml(self.recipe))
+        return plan.chosen.deviations
 
     def _check_unchanged(self, what: str, sha256: str) -> None:
         """Refuses other data or statistics than those that the run was started with.
@@ -152,6 +170,10 @@ def prepare_jax(plan: Plan, machine: Machine) -> None:
     """Sets what JAX reads once, when it is imported, so that it starts on the plan's device."""
     assert plan.chosen is not None
     start_on(machine, plan.chosen.levers.platform, plan.device_uuid, plan.usable_bytes)
+    if plan.device_uuids:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(plan.device_uuids)
+    if plan.memory_fraction is not None:
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{plan.memory_fraction:.3f}"
 
 
 def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: int | None) -> None:

@@ -11,14 +11,14 @@ import sys
 import typer
 
 from harness.errors import HarnessError
-from harness.verbs import checkpoint, doctor, prepare, report, train
+from harness.verbs import analyse, checkpoint, doctor, imports, prepare, report, status, train, verify
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fine-tune pi0.5 on the GPU you have, reproducibly: probe, plan, data, stats, doctor, train, inspect, report.",
+    help="Fine-tune pi0.5 on the GPU you have, reproducibly: probe, plan, data, stats, doctor, train, inspect, analyse, report, verify.",
 )
 
 for verb in (
@@ -28,12 +28,16 @@ for verb in (
     prepare.stats,
     doctor.doctor,
     train.train,
+    status.status,
     checkpoint.inspect,
+    analyse.analyse,
     checkpoint.predict,
     checkpoint.export,
     report.report,
+    verify.verify,
 ):
     app.command()(verb)
+app.add_typer(imports.app, name="import")
 
 
 def main() -> None:

@@ -19,6 +19,9 @@ from harness.units import format_count
 Group = Literal["vision", "language", "expert", "adapters", "projections"]
 Shapes = dict[str, tuple[int, ...]]
 
+# The token embedding, [V, D]: the largest parameter that belongs to no layer.
+EMBEDDING = "PaliGemma/llm/embedder/input_embedding"
+
 
 class GemmaSize(NamedTuple):
     width: int
@@ -162,6 +165,12 @@ def is_kernel(path: str, shape: tuple[int, ...]) -> bool:
     Source: openpi scripts/train.py `train_step`, commit 15a9616.
     """
     return len(shape) > 1 and path.rsplit("/", 1)[-1] not in ("bias", "scale", "pos_embedding", "input_embedding")
+
+
+def is_cast_before_use(path: str) -> bool:
+    """Whether the model casts this parameter of a layer to the compute type before it does anything else with it. Norms' scales it does not."""
+    in_layer = "llm/layers/" in path or "encoderblock/" in path
+    return in_layer and "LayerNorm" not in path and not path.endswith("/scale")
 
 
 # `param_norm` of the released pi05_base weights at step 0, by which experts carry freshly initialized adapters of upstream's ranks.

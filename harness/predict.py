@@ -70,8 +70,10 @@ def place(machine: Machine, device: str | None) -> Place:
     return Place("cpu", "cpu", None, None if available is None else available - _HOST_MARGIN_BYTES)
 
 
-def predict(located: Located, recipe: Recipe, question: Question, on: Place, say: Say) -> Prediction:
+def predict(located: Located, recipe: Recipe, question: Question, on: Place, say: Say, *, base: str | None = None) -> Prediction:
     """What the checkpoint predicts at one frame, un-normalized with the checkpoint's own statistics. The environment names the device.
+
+    `base` says where the weights are now that a step of only trained parameters lies upon.
 
     Raises: HarnessError "sampling-steps-invalid", "episode-out-of-range", "frame-out-of-range", "asset-missing",
     "dataset-of-other-dimensions", "does-not-fit", "prediction-not-finite", and those of the dataset and of the weights.
@@ -84,7 +86,7 @@ def predict(located: Located, recipe: Recipe, question: Question, on: Place, say
     stats = checkpoint_stats(located, recipe, data)
     batch = one_frame(recipe, data, stats, index)
     recorded, is_pad = data.action_chunk(index, recipe.model.action_horizon)  # [H, A]
-    sampled = _sample(located, recipe, question, batch, on, say)  # [H, D]
+    sampled = _sample(located, recipe, question, batch, on, say, base)  # [H, D]
     predicted = unnormalize(sampled, stats["actions"], recipe.data.normalization)  # [H, A]
     if not np.isfinite(predicted).all():
         raise HarnessError(
@@ -167,14 +169,15 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
     return found
 
 
-def _sample(located: Located, recipe: Recipe, question: Question, batch: dict[str, Any], on: Place, say: Say) -> np.ndarray:
+def _sample(located: Located, recipe: Recipe, question: Question, batch: dict[str, Any], on: Place, say: Say, base: str | None) -> np.ndarray:
     """Normalized actions [H, D]. Compiled first: XLA says what it needs, before a weight is loaded."""
     import jax
 
     from harness.checkpoint.weights import load_params
     from harness.model.pi05 import bind, graph_of
     from harness.train.compiled import device_bytes
-    from harness.train.state import abstract_params
+    from harness.train.sharding import Layout
+    from harness.train.state import abstract_params, abstract_state, keeper
     from harness.train.step import observe
 
     graph = graph_of(recipe.model, remat=False)
@@ -186,8 +189,7 @@ def _sample(located: Located, recipe: Recipe, question: Question, batch: dict[st
 
     say("compiling")
     key = jax.random.key(question.seed)
-    expected = abstract_params(recipe)
-    compiled = jax.jit(sample).lower(expected, inputs, key).compile()
+    compiled = jax.jit(sample).lower(abstract_state(recipe).params, inputs, key).compile()
     need = device_bytes(compiled.memory_analysis())["device"]
     if on.usable_bytes is not None and need > on.usable_bytes:
         raise HarnessError(
@@ -198,7 +200,8 @@ def _sample(located: Located, recipe: Recipe, question: Question, batch: dict[st
             fix="free the device's memory (harness probe shows who holds it)" + (", or --device cpu" if on.platform == "cuda" else ""),
         )
     say(f"loading the parameters of {located.path}")
-    params = load_params(located.path, expected).params
+    # Through the same codes as in training: a step of only trained parameters lies upon weights that are not quantized yet.
+    params = load_params(located.path, abstract_params(recipe), base=base, keep=keeper(recipe, Layout(jax.local_devices()[:1]))).params
     return np.asarray(compiled(params, inputs, key))[0]
 
 

@@ -26,6 +26,7 @@ REPORT = "report.html"
 DATASET_PAGE = "dataset.html"
 CAMERA_VIEWS = "camera_views.png"
 PREDICTED_ACTIONS = "predicted_actions.png"
+MOVED = "moved.png"
 
 
 def sha256_json(value: Any) -> str:
@@ -36,6 +37,14 @@ def sha256_json(value: Any) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_directory(directory: Path) -> str:
+    """sha256 over the names and contents of all files below `directory`."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        total.update(f"{path.relative_to(directory)}\0{sha256_file(path)}\n".encode())
+    return total.hexdigest()
 
 
 def _jsonable(value: Any) -> Any:

@@ -21,9 +21,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Nothing, while this process alone may write into the run directory.
+def locked(run: Path) -> Iterator[int]:
+    """The lock's file descriptor, while this process alone may write into the run directory.
 
+    A child that inherits the descriptor holds the lock too: nobody else gets in before both have ended.
     Raises: HarnessError "run-busy" when a living process holds it, "not-writable" when the directory cannot be written.
     """
     try:
@@ -55,7 +56,7 @@ def locked(run: Path) -> Iterator[None]:
         file.truncate()
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
         file.flush()
-        yield
+        yield file.fileno()
 
 
 def holder(run: Path) -> str | None:

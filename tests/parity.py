@@ -26,7 +26,7 @@ from harness.parameters import is_trained, parameter_shapes
 from harness.recipe import CAMERAS, Recipe, load_recipe
 from harness.train import device
 from harness.train.state import TrainState, state_from
-from harness.train.step import apply_gradients, kernel_norm
+from harness.train.update import apply_gradients, kernel_norm
 
 TOLERANCES = {"loss": 1e-5, "masked camera": 1e-5, "absent camera": 1e-5, "sample_actions": 1e-4, "grad_l2": 1e-4, "train_history": 1e-4}
 # Gradients that are zero in exact arithmetic (a key's bias; a norm whose output is not read) are noise in both programs.

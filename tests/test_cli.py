@@ -50,6 +50,8 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
         (["train", "--run=a", "--name=b"], "run-and-name", "one of the two"),
         (["train", "--resume", "--run=nowhere"], "nothing-to-resume", "--resume"),
         (["plan", "--gpu=rtx_a600"], "gpu-unknown", "rtx_a6000"),
+        (["plan", "--gpu=a40:none"], "gpu-count-invalid", "a40:2"),
+        (["plan", "--gpu=a40:8"], "more-devices-than-rows", "train.global_batch=8"),
         (["plan", "--recipe=pi05_libero"], "no-gpu", "--gpu"),
         (["inspect"], "path-missing", "harness inspect PATH"),
         (["report", "--run=nowhere"], "run-missing", "harness report"),

@@ -169,6 +169,12 @@ def test_a_revision_of_a_directory_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "revision-needs-hub"
 
 
+def test_two_revisions_are_refused() -> None:
+    with pytest.raises(HarnessError) as caught:
+        resolve(load_recipe("smoke", ["data.dataset=lab/robot@v1", "data.revision=v2"]).data)
+    assert caught.value.code == "revision-twice"
+
+
 def test_a_cache_that_cannot_be_written_is_named(hub: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert _ask(hub, tmp_path / "file" / "cache", "data.dataset=lab/robot") == "not-writable"

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.data import images
+from harness.data.completeness import check_cameras
 from harness.data.lerobot import open_dataset
 from harness.data.tokenizer import load_tokenizer
 from harness.errors import HarnessError
@@ -44,6 +45,8 @@ def _read_all(root: Path) -> None:
             data.state(i), data.action_chunk(i, 4), data.task(i)
             with contextlib.suppress(HarnessError):
                 data.image(i, "cam")
+        if data.frames <= 5:
+            check_cameras(data, ["cam"])
 
 
 def _copy(root: Path, place: str) -> Path:
@@ -100,6 +103,8 @@ def test_any_path_template(originals: dict[str, Path], template: str) -> None:
 def test_any_bytes_as_an_image(content: bytes, header: bytes) -> None:
     with contextlib.suppress(HarnessError):
         images.decode(header + content, "fuzz")
+    with contextlib.suppress(HarnessError):
+        images.check_image(header + content, "fuzz")
 
 
 @BUDGET

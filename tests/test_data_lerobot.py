@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.data import columns, rows
 from harness.data.dataset import describe
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.errors import HarnessError
@@ -109,6 +110,42 @@ def test_numbers_are_read_without_the_images(tmp_path: Path) -> None:
     assert sum(len(block.state) for block in opened(root).blocks()) == 16
 
 
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("batch_rows", [1, 3, 100])
+def test_a_large_file_is_read_in_parts_of_whole_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, batch_rows: int) -> None:
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(columns, "_BATCH_ROWS", batch_rows)
+    data = opened(writer.write(tmp_path, version=version, lengths=(3, 1, 7, 2, 2, 5)))
+    blocks = list(data.blocks())
+    lengths = [[episode.length for episode in block.episodes] for block in blocks]
+    assert lengths == ([[3, 1], [7], [2, 2], [5]] if version == "v3.0" else [[3], [1], [7], [2], [2], [5]])
+    state, actions = writer.numbers(20)
+    np.testing.assert_array_equal(np.concatenate([block.state for block in blocks]), state)
+    np.testing.assert_array_equal(data.columns.actions, actions)
+    assert data.columns.task_index.tolist() == [task for block in blocks for task in block.task_index]
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "code"),
+    [
+        ("action", 11, [0.0, float("nan")], "dataset-not-finite"),
+        ("action", 9, None, "dataset-feature-invalid"),
+        ("index", 8, 7, "dataset-index-invalid"),
+        ("task_index", 5, 9, "dataset-index-invalid"),
+        ("timestamp", 10, float("nan"), "dataset-index-invalid"),
+    ],
+)
+def test_a_row_is_named_by_its_place_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, row: int, value: object, code: str) -> None:
+    """Whichever part of a large file it is in."""
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 4)
+    root = writer.write(tmp_path, version="v3.0", lengths=(3, 1, 7, 2, 2, 5))
+    _change(root / V3_DATA, column, _set(row, value))
+    with pytest.raises(HarnessError) as caught:
+        list(opened(root).blocks())
+    assert caught.value.code == code
+    assert f"row {row}" in caught.value.what
+
+
 # --- broken datasets -----------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +239,7 @@ def test_a_broken_dataset_is_refused(tmp_path: Path, name: str) -> None:
 
 V3_DATA, V3_EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 BROKEN_V3: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "no episodes": ("dataset-empty", lambda root: (root / V3_EPISODES).unlink()),
+    "no episodes": ("dataset-file-missing", lambda root: (root / V3_EPISODES).unlink()),
     "truncated episodes": ("dataset-file-corrupt", lambda root: (root / V3_EPISODES).write_bytes((root / V3_EPISODES).read_bytes()[:-50])),
     "zero episodes": ("dataset-empty", lambda root: pq.write_table(pq.read_table(root / V3_EPISODES).slice(0, 0), root / V3_EPISODES)),
     "missing data file": ("dataset-file-missing", lambda root: (root / V3_DATA).unlink()),

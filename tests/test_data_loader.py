@@ -98,6 +98,18 @@ def test_another_number_of_workers_gives_the_same_batches(sample: Made) -> None:
         _assert_equal(batch, _loader(sample).batch(step))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_as_stored_are_resized_to_the_same_batches(sample: Made, workers: int) -> None:
+    """What travels is what the dataset holds, at any step and from any number of processes."""
+    with closing(_loader(sample, workers=workers).iterate(5, resized=False)) as batches:
+        found = list(islice(batches, 2))
+    for step, batch in enumerate(found, 5):
+        for camera, images in batch["images"].items():
+            assert images.shape == (8, 256, 256, 3), camera
+        resized = {camera: np.stack([resize_with_pad(image, 224) for image in images]) for camera, images in batch["images"].items()}
+        _assert_equal(batch | {"images": resized}, _loader(sample).batch(step))
+
+
 def test_shards_partition_the_global_batch(sample: Made) -> None:
     whole = dict(_leaves(_loader(sample).batch(7)))
     shards = [dict(_leaves(_loader(sample, shard=n, shards=4).batch(7))) for n in range(4)]

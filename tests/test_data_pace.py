@@ -21,8 +21,8 @@ def dataset() -> Dataset:
     return describe(load_recipe("smoke"))
 
 
-def _pace(dataset: Dataset, made_s: float, batches: int = 20) -> Pace:
-    pace = Pace(dataset, samples=32, parallel=2)
+def _pace(dataset: Dataset, made_s: float, batches: int = 20, size: int = 224) -> Pace:
+    pace = Pace(dataset, samples=32, parallel=2, size=size)
     for _ in range(batches):
         pace.made(made_s)
     return pace
@@ -55,6 +55,22 @@ def test_advises_images_only_where_there_is_video(dataset: Dataset) -> None:
     assert as_images is not None
     assert "video" in as_video
     assert "video" not in as_images
+
+
+@pytest.mark.parametrize(("size", "told"), [(224, False), (128, False), (127, True), (56, True)])
+def test_advises_other_images_where_the_cores_resize_them(dataset: Dataset, size: int, told: bool) -> None:
+    """The sample's are 256 × 256: the device resizes what has at most four times the pixels."""
+    advice = _pace(dataset, 1.0, size=size).bottleneck(0.1)
+    assert advice is not None
+    assert (f"{2 * size} × {2 * size}" in advice) is told
+
+
+@pytest.mark.parametrize("shape", [[480, 640, 3], [3, 480, 640]])
+def test_advises_square_images_whatever_the_order_of_the_shape(dataset: Dataset, shape: list[int]) -> None:
+    wide = {name: feature.model_copy(update={"shape": shape} if feature.dtype == "image" else {}) for name, feature in dataset.features.items()}
+    advice = _pace(dataset.model_copy(update={"features": wide}), 1.0).bottleneck(0.1)
+    assert advice is not None
+    assert "448 × 448" in advice
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,72 +1,316 @@
-"""The plan: XLA's figure for the real step, for the host and for a card that is not here."""
+"""The rule by which a plan is chosen, against a compiler that is played by a formula; and the real compiler on the tiny recipe."""
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from harness.artifacts import Gpu, Host, Machine
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.artifacts import Disk, Gpu, GpuProcess, Host, Machine, MigDevice, Plan
 from harness.errors import HarnessError
 from harness.parameters import counts
-from harness.plan.choose import choose
-from harness.recipe import load_recipe
+from harness.plan import candidates, memory
+from harness.plan.candidates import changed
+from harness.plan.choose import Ask, Tools, choose
+from harness.plan.compile import Answer, Request
+from harness.recipe import Recipe, load_recipe
 from harness.units import GIB
 from tests.tiny import tiny
 
 MACHINE = Machine(host=Host(ram_available_bytes=8 * GIB), gpu_error="no driver")
+A_SAMPLE = 150 * 2**20
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One directory for all: an answer that has not changed is not compiled again.
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "plans"))
+class Formula:
+    """Plays the compiler: the state, the gradients, 1 GiB, and so much a sample. Notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+
+    def __call__(self, request: Request, **_: object) -> Answer:
+        self.asked.append(request)
+        return Answer(bytes=self.bytes(request), fingerprint="formula")
+
+    @staticmethod
+    def bytes(request: Request) -> dict[str, int]:
+        parts = memory.state_parts(request.recipe, request.levers)
+        state = parts["weights"] + parts["moments"] + parts["ema"]
+        if request.phase != "step":
+            return {"device": state, "temp": 0}
+        temp = parts["gradients"] + GIB + A_SAMPLE * request.levers.microbatch
+        return {"device": state + temp, "temp": temp}
 
 
-def test_on_a_cpu_the_compiled_bytes_are_host_bytes_and_their_parts_add_up() -> None:
-    plan = choose(tiny(), MACHINE, None)
-    assert plan.chosen is not None
-    assert plan.device == "cpu"
-    assert plan.chosen.device_bytes is None
-    assert "device_bytes" in plan.chosen.unknown
-    assert sum(plan.chosen.breakdown.values()) == plan.chosen.host_bytes
-    total, _ = counts(tiny().model, "full")
-    assert plan.chosen.breakdown["state and batch"] > 16 * total  # parameters, two moments, average, in float32
+def planned(recipe: Recipe, machine: Machine = MACHINE, compile: Any = None, **asked: Any) -> Plan:
+    return choose(recipe, machine, None, Ask(**asked), tools=Tools(None, compile or Formula()))
 
 
-def test_a_small_host_is_told_how_much_is_missing() -> None:
-    small = Machine(host=Host(ram_available_bytes=GIB // 2 + 1))
-    plan = choose(tiny(), small, None)
-    assert plan.chosen is None
-    assert plan.candidates[0].verdict == "rejected"
-    assert "too much" in plan.candidates[0].reason
+def with_gpus(*gpus: Gpu, **host: Any) -> Machine:
+    return Machine(host=Host(**{"ram_available_bytes": 256 * GIB, "cores": 16.0} | host), gpus=list(gpus))
 
 
-def test_the_real_lora_step_lowers_and_compiles_for_a_gpu_that_is_not_here() -> None:
-    """Real size, real CUDA compiler: XLA's figure for LoRA at batch 1, which lies above its bare weights and far below 24 GiB."""
-    recipe = load_recipe("pi05_libero_lora", ["train.global_batch=1"])
-    plan = choose(recipe, MACHINE, None, gpu="RTX A6000")
-    assert plan.chosen is not None
-    need = plan.chosen.device_bytes
-    assert need is not None
-    total, trained = counts(recipe.model, "lora")
-    assert 12 * trained + 2 * (total - trained) < need < 20 * GIB
-    assert plan.chosen.source == "compiled"
+def gpu(index: int = 0, name: str = "NVIDIA RTX A6000", capability: str = "8.6", total: int = 48, free: float | None = None, **more: Any) -> Gpu:
+    free_bytes = int((total if free is None else free) * GIB)
+    return Gpu(index=index, name=name, uuid=f"GPU-{index}", compute_capability=capability, total_bytes=total * GIB, free_bytes=free_bytes, **more)
+
+
+FULL, LORA = load_recipe("pi05_libero"), load_recipe("pi05_libero_lora")
+
+
+@settings(deadline=None, max_examples=60)
+@given(vram=st.floats(6, 200), ram=st.floats(8, 300), recipe=st.sampled_from([FULL, LORA]), batch=st.sampled_from([1, 6, 32, 250, 256]))
+def test_a_chosen_plan_fits_and_a_rejected_one_says_by_how_much_it_does_not(vram: float, ram: float, recipe: Recipe, batch: int) -> None:
+    recipe = changed(recipe, {"train.global_batch": batch})
+    plan = planned(recipe, gpu="rtx_a6000", vram_bytes=int(vram * GIB), host_ram_bytes=int(ram * GIB))
     assert plan.usable_bytes is not None
-    assert 45 * GIB < plan.usable_bytes < 48 * GIB
+    assert plan.host_usable_bytes is not None
+    for one in plan.candidates:
+        levers = one.levers
+        assert levers.microbatch * levers.accumulation_steps * levers.devices == batch
+        assert one.device_bytes is not None
+        assert one.host_bytes is not None
+        fits = one.device_bytes <= plan.usable_bytes and one.host_bytes <= plan.host_usable_bytes
+        assert (one.verdict == "fits") == fits
+        assert fits or "too much" in one.reason
+        assert sum(one.breakdown.values()) == one.device_bytes
+        assert all(size >= 0 for size in one.breakdown.values())
+        truth = Formula.bytes(Request(recipe=changed(recipe, one.changes), levers=levers))
+        assert one.source != "counted" or one.device_bytes <= truth["device"]
+        if one.source == "compiled" and one.verdict == "fits":
+            assert one.phases["step"] == truth["device"]
+            assert one.device_bytes == max(one.phases.values())
+    if plan.chosen is not None:
+        assert plan.chosen.verdict == "fits"
+        assert bool(plan.chosen.changes) == bool(plan.chosen.deviations)
+        # Nothing that deviates less fits.
+        assert not [one for one in plan.candidates if one.verdict == "fits" and len(one.changes) < len(plan.chosen.changes)]
+        peers = [one.seconds_per_step for one in plan.candidates if one.verdict == "fits" and one.changes == plan.chosen.changes]
+        assert plan.chosen.seconds_per_step == min(s for s in peers if s is not None)
+    else:
+        assert plan.notes
+
+
+@pytest.mark.parametrize("recipe", [FULL, LORA, tiny()], ids=lambda recipe: recipe.name)
+def test_more_memory_never_deviates_more(recipe: Recipe) -> None:
+    ladder = [tuple(changes) for changes in candidates.changes_of(recipe)]
+    rungs = []
+    for vram in (6, 8, 12, 16, 24, 32, 48, 80, 180):
+        chosen = planned(recipe, gpu="rtx_a6000", vram_bytes=vram * GIB).chosen
+        rungs.append(len(ladder) if chosen is None else ladder.index(tuple(chosen.changes)))
+    assert rungs == sorted(rungs, reverse=True)
+    assert rungs[-1] == 0
+
+
+def test_an_exact_plan_is_chosen_before_every_approximate_one_and_the_compiler_is_asked_little() -> None:
+    formula = Formula()
+    plan = planned(FULL, compile=formula, gpu="rtx 4090", host_ram_bytes=128 * GIB)
+    assert plan.chosen is not None
+    assert plan.chosen.changes == {}
+    assert plan.chosen.levers.host == ["ema", "moments", "masters"]
+    assert plan.chosen.levers.microbatch > 1
+    assert {one.source for one in plan.candidates if one.verdict == "rejected"} <= {"counted", "compiled"}
+    assert len(formula.asked) <= 8
+
+
+def test_host_memory_that_is_not_there_is_not_planned_with() -> None:
+    plan = planned(FULL, gpu="rtx_4090", host_ram_bytes=64 * GIB)
+    assert plan.chosen is not None
+    assert plan.chosen.changes["train.ema_decay"] is None
+    exact = next(one for one in plan.candidates if not one.changes and one.levers.host == ["ema", "moments", "masters"])
+    assert "of host memory" in exact.reason
+    assert "too much" in exact.reason
+
+
+def test_under_wsl_nothing_lies_in_host_memory_and_the_margin_is_larger() -> None:
+    plain, wsl = (planned(FULL, with_gpus(gpu(), wsl=wsl)) for wsl in (False, True))
+    assert plain.chosen is not None
+    assert plain.chosen.levers.host
+    assert all(not one.levers.host for one in wsl.candidates)
+    assert wsl.margin_bytes == plain.margin_bytes + GIB
+    assert any("WSL2" in note for note in wsl.notes)
+
+
+def test_exact_refuses_and_names_the_smallest_card_or_says_that_it_does_not_know() -> None:
+    plan = planned(FULL, gpu="rtx_3060", exact=True)
+    assert plan.chosen is None
+    assert all(not one.changes for one in plan.candidates)
+    assert any("exactly" in note for note in plan.notes)
+
+
+def test_usable_is_what_is_free_less_context_and_margin_and_jax_gets_the_rest_of_the_card() -> None:
+    plan = planned(LORA, with_gpus(gpu(free=40, reserved_bytes=GIB)))
+    assert plan.free_bytes == 40 * GIB
+    assert plan.usable_bytes == 40 * GIB - plan.context_bytes - plan.margin_bytes
+    assert plan.memory_fraction is not None
+    pool = plan.memory_fraction * 47 * GIB  # CUDA's total: NVML's less what the driver keeps
+    assert plan.usable_bytes <= pool <= 40 * GIB - plan.context_bytes
+
+
+def test_the_freest_of_several_cards_is_taken_and_who_holds_the_other_is_said() -> None:
+    busy = gpu(0, "NVIDIA GeForce RTX 3090", total=24, free=1, foreign_processes=[GpuProcess(pid=4711, name="python", used_bytes=20 * GIB)])
+    plan = planned(LORA, with_gpus(busy, gpu(1, "NVIDIA GeForce RTX 3090", total=24)))
+    assert plan.device_uuid == "GPU-1"
+    assert plan.device_uuids == ["GPU-1"]
+    assert any("4711" in note and "--wait" in note for note in plan.notes)
+
+
+def test_cards_that_are_alike_work_together() -> None:
+    plan = planned(FULL, with_gpus(*(gpu(index) for index in range(4))))
+    assert plan.chosen is not None
+    levers = plan.chosen.levers
+    assert levers.devices == 4
+    assert plan.device_uuids == [f"GPU-{index}" for index in range(4)]
+    assert levers.microbatch * levers.accumulation_steps * 4 == 256
+
+
+def test_devices_that_the_batch_cannot_feed_are_left_out_or_refused() -> None:
+    three = planned(changed(LORA, {"train.global_batch": 32}), with_gpus(*(gpu(index) for index in range(3))))
+    assert three.chosen is not None
+    assert three.chosen.levers.devices == 2
+    assert any("2 of 3" in note for note in three.notes)
+    with pytest.raises(HarnessError) as caught:
+        planned(changed(LORA, {"train.global_batch": 4}), gpu="a40:8")
+    assert caught.value.code == "more-devices-than-rows"
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "x", ""])
+def test_a_count_of_cards_is_a_number_from_one(count: str) -> None:
+    with pytest.raises(HarnessError) as caught:
+        planned(LORA, gpu=f"a40:{count}")
+    assert caught.value.code == "gpu-count-invalid"
+
+
+def test_a_card_that_is_not_in_the_table_is_matched_by_architecture_with_its_own_memory() -> None:
+    plan = planned(LORA, with_gpus(gpu(name="NVIDIA GeForce RTX 4080 SUPER", capability="8.9", total=16)))
+    assert any("not in the table" in note for note in plan.notes)
+    assert plan.usable_bytes is not None
+    assert plan.usable_bytes < 16 * GIB
+    assert plan.candidates[0].seconds_per_step is None
+    assert "seconds_per_step" in plan.candidates[0].unknown
+
+
+def test_a_mig_instance_is_a_device_of_its_own() -> None:
+    part = MigDevice(uuid="MIG-1", name="NVIDIA A100-SXM4-80GB MIG 3g.40gb", total_bytes=40 * GIB, free_bytes=39 * GIB)
+    other = part.model_copy(update={"uuid": "MIG-2", "visible": False})
+    card = Gpu(index=0, name="NVIDIA A100-SXM4-80GB", compute_capability="8.0", mig_mode=True, mig_devices=[other, part])
+    plan = planned(LORA, with_gpus(card))
+    assert plan.device_uuids == ["MIG-1"]
+    assert plan.free_bytes == 39 * GIB
+
+
+@pytest.mark.parametrize(
+    ("card", "code"),
+    [
+        (Gpu(index=0, name="NVIDIA L4", compute_capability="8.9", unknown={"free_bytes": "NVML contradicts itself"}), "gpu-memory-unknown"),
+        (gpu(name="Tesla V100", capability="7.0", total=32), "gpu-too-old"),
+        (gpu(name="a new card").model_copy(update={"compute_capability": None}), "gpu-unknown"),
+    ],
+    ids=["free bytes unknown", "no bfloat16", "neither name nor capability"],
+)
+def test_a_card_about_which_too_little_is_known_is_refused(card: Gpu, code: str) -> None:
+    with pytest.raises(HarnessError) as caught:
+        planned(LORA, with_gpus(card))
+    assert caught.value.code == code
+
+
+def test_the_memory_that_nvml_does_not_tell_can_be_said() -> None:
+    card = Gpu(index=0, name="NVIDIA L4", compute_capability="8.9", unknown={"free_bytes": "NVML contradicts itself"})
+    plan = planned(LORA, with_gpus(card), vram_bytes=20 * GIB)
+    assert plan.free_bytes == 20 * GIB
+
+
+def test_an_integrated_gpu_has_the_hosts_memory() -> None:
+    card = Gpu(index=0, name="NVIDIA GB10", uuid="GPU-0", compute_capability="12.1", integrated=True)
+    plan = planned(LORA, with_gpus(card, ram_available_bytes=100 * GIB, ram_total_bytes=120 * GIB))
+    assert plan.free_bytes == 100 * GIB
+
+
+def test_a_disk_without_room_for_two_checkpoints_is_a_reason() -> None:
+    machine = with_gpus(gpu(), disks=[Disk(path="/", free_bytes=GIB)])
+    plan = planned(LORA, machine, disk_free_bytes=GIB)
+    assert plan.chosen is None
+    assert all("of disk" in one.reason for one in plan.candidates if one.source == "counted" and not one.reason.startswith("needs at least"))
+
+
+def test_broken_and_hidden_gpus_are_not_used() -> None:
+    machine = MACHINE.model_copy(update={"gpus": [Gpu(index=0, error="lost"), Gpu(index=1, visible=False)]})
+    assert planned(tiny(), machine).device == "cpu"
 
 
 def test_a_full_fine_tune_of_the_real_size_never_lands_on_the_cpu_by_itself() -> None:
     with pytest.raises(HarnessError) as caught:
-        choose(load_recipe("pi05_libero"), MACHINE, None)
+        planned(FULL)
     assert caught.value.code == "no-gpu"
     assert caught.value.got == "no driver"
 
 
 def test_asking_for_cuda_without_a_gpu_is_refused_also_for_a_tiny_model() -> None:
     with pytest.raises(HarnessError) as caught:
-        choose(tiny(), MACHINE, None, device="cuda")
+        planned(tiny(), device="cuda")
     assert caught.value.code == "no-gpu"
 
 
-def test_broken_and_hidden_gpus_are_not_used() -> None:
-    machine = MACHINE.model_copy(update={"gpus": [Gpu(index=0, error="lost"), Gpu(index=1, visible=False)]})
-    assert choose(tiny(), machine, None).device == "cpu"
+def test_a_card_that_jax_cannot_start_on_is_compiled_for_by_its_description() -> None:
+    class Gone(Formula):
+        def __call__(self, request: Request, **_: object) -> Answer:
+            if request.target is None:
+                raise HarnessError("compile-failed", "no CUDA here", fix="none")
+            return super().__call__(request)
+
+    assert planned(LORA, with_gpus(gpu()), compile=Gone()).chosen is not None
+
+
+@pytest.fixture
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One directory for all: an answer that has not changed is not compiled again.
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "plans"))
+
+
+@pytest.mark.usefixtures("_cache")
+def test_on_a_cpu_the_compiled_bytes_are_host_bytes_and_their_parts_add_up() -> None:
+    plan = choose(tiny(), MACHINE, None)
+    assert plan.chosen is not None
+    assert plan.device == "cpu"
+    assert plan.chosen.levers.microbatch == 4
+    assert plan.chosen.device_bytes is None
+    assert "device_bytes" in plan.chosen.unknown
+    assert sum(plan.chosen.breakdown.values()) == plan.chosen.host_bytes
+    total, _ = counts(tiny().model, "full")
+    assert plan.chosen.breakdown["weights"] + plan.chosen.breakdown["moments"] == 12 * total
+    small = choose(tiny(), Machine(host=Host(ram_available_bytes=GIB // 2 + 1)), None)
+    assert small.chosen is None
+    assert small.candidates[0].verdict == "rejected"
+    assert "too much" in small.candidates[0].reason
+
+
+@pytest.mark.usefixtures("_cache")
+def test_without_the_compiler_for_gpus_only_the_atlas_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.plan.compile.find_spec", lambda _: None)
+    with pytest.raises(HarnessError) as caught:
+        choose(changed(tiny(), {"train.seed": 11}), MACHINE, None, Ask(gpu="RTX A6000", recompile=True))
+    assert caught.value.code == "no-target-compiler"
+    assert "jax-cuda12-plugin" in caught.value.fix
+
+
+@pytest.mark.usefixtures("_cache")
+def test_a_recipe_that_cannot_be_compiled_is_one_error() -> None:
+    torn = load_recipe("smoke", ["model.action_expert.variant=gemma_300m"])  # heads of another size than the language model's
+    with pytest.raises(HarnessError) as caught:
+        choose(torn, MACHINE, None, Ask(gpu="RTX A6000", recompile=True))
+    assert caught.value.code == "compile-failed"
+
+
+@pytest.mark.usefixtures("_cache")
+def test_the_tiny_step_compiles_for_a_card_that_is_not_here() -> None:
+    plan = choose(tiny(), MACHINE, None, Ask(gpu="RTX A6000", recompile=True))
+    assert plan.chosen is not None
+    assert plan.chosen.source == "compiled"
+    assert set(plan.chosen.phases) == {"step", "init", "save"}
+    assert plan.chosen.device_bytes == max(plan.chosen.phases.values())
+
+
+def test_moments_that_cannot_be_streamed_stay_on_the_device() -> None:
+    plan = planned(changed(FULL, {"train.optimizer.moments": "bfloat16"}), gpu="rtx_4090")
+    assert all("moments" not in one.levers.host for one in plan.candidates if not one.changes)

@@ -60,6 +60,7 @@ def test_a_program_finds_a_little_less_than_the_driver_counts(name: str) -> None
 @pytest.mark.parametrize(
     ("name", "gib"),
     [
+        ("rtx_3070", 8),
         ("rtx_3060", 12), ("rtx_4070", 12), ("rtx_4080", 16), ("rtx_a4000", 16), ("rtx_3090", 24), ("rtx_4090", 24), ("rtx_a5000", 24), ("l4", 24),
         ("rtx_5090", 32), ("a100_40", 40), ("rtx_a6000", 48), ("rtx_6000_ada", 48), ("l40s", 48), ("a40", 48), ("a100_80", 80), ("h100", 80),
         ("rtx_pro_6000", 96), ("h200", 141), ("b200", 180),
@@ -84,6 +85,7 @@ def test_faster_cards_are_faster() -> None:
         ("rtx_4090", "rtx_4090"), ("rtx4090", "rtx_4090"), ("RTX 4090", "rtx_4090"), ("4090", "rtx_4090"), ("NVIDIA GeForce RTX 4090", "rtx_4090"),
         ("GeForce RTX 4090 24GB", "rtx_4090"), ("NVIDIA GeForce RTX 3060", "rtx_3060"), ("rtx 3060 12 GB", "rtx_3060"), ("5090", "rtx_5090"),
         ("A6000", "rtx_a6000"), ("NVIDIA RTX A6000", "rtx_a6000"), ("NVIDIA RTX A4000", "rtx_a4000"), ("a5000", "rtx_a5000"),
+        ("NVIDIA GeForce RTX 3070", "rtx_3070"), ("rtx 3070 8GB", "rtx_3070"),
         ("NVIDIA RTX 6000 Ada Generation", "rtx_6000_ada"), ("6000 ada", "rtx_6000_ada"),
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtx_pro_6000"), ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx_pro_6000"),
         ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "rtx_pro_6000"), ("pro 6000", "rtx_pro_6000"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import os
 import random
 import re
-from html.parser import HTMLParser
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,201 +17,12 @@ from PIL import Image
 
 from harness import artifacts as a
 from harness.errors import HarnessError
-from harness.recipe import load_recipe
-from harness.report import curves
+from harness.recipe import load_recipe, shipped_recipes
+from harness.report import curves, drawings
+from harness.report.differences import differences_from_published
 from harness.report.page import render
 from harness.rundir import RunDir
-
-MIB = 2**20
-
-
-def manifest(recipe_name: str = "smoke", **changes: Any) -> a.Manifest:
-    recipe = load_recipe(recipe_name)
-    lora = recipe_name.endswith("lora")
-    plan = a.Candidate(
-        levers=a.Levers(
-            platform="cuda" if lora else "cpu", microbatch=8, accumulation_steps=32 if lora else 1, prompt_tokens=48, cameras=["base_0_rgb", "left_wrist_0_rgb"]
-        ),
-        device_bytes=19_756_849_562 if lora else 187 * MIB,
-        host_bytes=3 * 1024 * MIB,
-        disk_bytes=40 * MIB,
-        seconds_per_step=1.5 if lora else None,
-        verdict="fits",
-        reason="the first exact plan that fits",
-        source="compiled",
-        breakdown={"parameters": 6 * 1024 * MIB, "moments": 3560 * MIB, "gradients": 1780 * MIB, "activations": 5200 * MIB, "headroom": 2048 * MIB},
-    )
-    values: dict[str, Any] = {
-        "run": "smoke-001",
-        "created": "2026-11-22T18:00:00+00:00",
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_sha256": recipe.sha256(),
-        "plan": plan,
-        "dataset_sha256": "d" * 64,
-        "dataset_revision": None,
-        "norm_stats_sha256": "5" * 64,
-        "parameters_total": 3_403_421_456 if lora else 544_160,
-        "parameters_trained": 466_957_072 if lora else 544_160,
-        "weights": {"source": recipe.weights.source},
-        "source_revision": "0a581d0f3c",
-        "lock_sha256": "1" * 64,
-        "image": "harness:cuda" if lora else None,
-        "packages": {"jax": "0.10.2", "flax": "0.12.8", "optax": "0.2.8", "orbax-checkpoint": "0.12.8"},
-        "python": "3.11.7",
-        "xla_flags": "--xla_gpu_deterministic_ops=true",
-        "device": "NVIDIA RTX A6000" if lora else "cpu",
-        "step_fingerprint": "f" * 64,
-        "compiled_bytes": {"argument": 1000, "temp": 2000},
-    }
-    return a.Manifest.model_validate(values | changes)
-
-
-def metrics(count: int, *, every: int = 1, seed: int = 0) -> list[dict[str, float]]:
-    draw = random.Random(seed)
-    rows = []
-    for i in range(count):
-        decay = 0.03 + 0.09 * math.exp(-4 * i / max(count, 1))
-        noise = math.exp(draw.gauss(0, 0.12))
-        rows.append(
-            {
-                "step": i * every,
-                "loss": decay * noise,
-                "grad_norm": (0.3 + 1.2 * math.exp(-5 * i / max(count, 1))) * math.exp(draw.gauss(0, 0.25)),
-                "param_norm": 1803.77,
-                "learning_rate": 5e-5 * min(1.0, (i * every + 1) / 10_001),
-                "step_s": 11.0 if i == 0 else 1.48 + abs(draw.gauss(0, 0.05)),
-                "data_s": 0.02,
-                "time": 1.79e9 + i,
-            }
-        )
-    return rows
-
-
-def picture(width: int = 672, height: int = 448) -> bytes:
-    image = Image.new("RGB", (width, height))
-    image.putdata([((x * 255) // width, (y * 255) // height, 128) for y in range(height) for x in range(width)])
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def full_run(path: Path, recipe_name: str = "smoke", rows: list[dict[str, float]] | None = None) -> RunDir:
-    run = RunDir(path)
-    path.mkdir(parents=True, exist_ok=True)
-    host = a.Host(cores=16, ram_total_bytes=128 * 1024 * MIB, ram_available_bytes=100 * 1024 * MIB, container="docker", wsl=False)
-    gpu = a.Gpu(index=0, name="NVIDIA RTX A6000", total_bytes=51_527_024_640, free_bytes=51_010_404_352)
-    stats = a.DimensionStats(mean=[0.1] * 7, std=[0.5] * 7, q01=[-1.0] * 7, q99=[1.0] * 7)
-    made = manifest(recipe_name)
-    run.write(made)
-    run.write(a.Machine(gpus=[gpu], driver_version="560.35.03", host=host))
-    run.write(
-        a.Plan(
-            recipe=recipe_name,
-            recipe_sha256="0" * 64,
-            device="NVIDIA RTX A6000",
-            usable_bytes=48_000_000_000,
-            parameters_total=made.parameters_total,
-            parameters_trained=made.parameters_trained,
-            chosen=made.plan,
-            candidates=[made.plan],
-        )
-    )
-    run.write(
-        a.Dataset(
-            source="sample",
-            path="/data/sample",
-            format_version="v2.1",
-            fps=10,
-            episodes=12,
-            frames=1456,
-            tasks=["put the bowl on the plate", "open the top drawer"],
-            features={"state": a.Feature(dtype="float32", shape=[8])},
-            cameras={"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image", "right_wrist_0_rgb": None},
-            sha256="d" * 64,
-            longest_prompt_tokens=33,
-            prompt_tokens=48,
-            total_bytes=5 * MIB,
-        )
-    )
-    finding = a.DegenerateDimension(
-        key="state", dimension=7, problem="q99 - q01 is 2e-7", largest_normalized=-3200.0, fix="--set data.degenerate_dimensions=pass_through"
-    )
-    run.write(a.NormStats(norm_stats={"state": stats, "actions": stats}, frames=1456, action_horizon=10, findings=[finding]))
-    group = a.GroupReport(parameters=414_803_696, bytes=1_659_214_784, arrays=23, dtypes=["float32"], trained=414_803_696, non_finite=0, norm=812.4)
-    run.write(
-        a.Checkpoint(
-            path=str(run.checkpoints),
-            layout="harness",
-            steps=[
-                a.CheckpointStep(
-                    step=1000,
-                    path="1000",
-                    complete=True,
-                    items=[a.CheckpointItem(name="params", bytes=9 * MIB), a.CheckpointItem(name="train_state", bytes=9 * MIB)],
-                    bytes=18 * MIB,
-                )
-            ],
-            interrupted=[
-                a.InterruptedSave(
-                    path="2000.orbax-checkpoint-tmp-0",
-                    step=2000,
-                    missing=["params: begun, not finished"],
-                    age_s=7200,
-                    bytes=3 * MIB,
-                    safe_to_delete=True,
-                    reason="nothing was written to it for 2 h 00 min",
-                )
-            ],
-            step=1000,
-            lora=a.LoraReport(present=True, rank={"PaliGemma attention": 16, "action expert attention": 32}, parameters=49_987_584),
-            parameters={"vision": group, "language": group},
-            parameters_total=829_607_392,
-            ema=False,
-            non_finite=0,
-        )
-    )
-    write_metrics(run, metrics(60) if rows is None else rows)
-    (path / "recipe.yaml").write_text("name: smoke\n")
-    (path / "camera_views.png").write_bytes(picture())
-    return run
-
-
-def write_metrics(run: RunDir, rows: list[dict[str, float]]) -> None:
-    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-class Page(HTMLParser):
-    """Tags, attributes that load something, and text outside of scripts and styles."""
-
-    VOID = {"meta", "img", "br", "input", "link", "hr"}
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.loads: list[str] = []
-        self.handlers: list[str] = []
-        self.text = ""
-        self.series: dict[str, Any] = {}
-        self.feed(html)
-        assert self.open == [], "tags left open"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script" and data.strip().startswith("{"):
-            self.series = json.loads(data)
-        elif not {"script", "style"} & set(self.open):
-            self.text += data
+from tests.report_run import MIB, ROOT, Page, full_run, manifest, metrics, write_metrics
 
 
 def test_full_page_is_well_formed_and_self_contained(tmp_path: Path) -> None:
@@ -358,3 +170,142 @@ def test_changed_source_is_said_and_the_commit_can_be_checked_out(tmp_path: Path
     text = Page(render(run)).text
     assert "git checkout 0a581d0\n" in text
     assert "changes on top of it: source.cef2d8" in text
+
+
+def test_claims_are_marked_by_their_evidence(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "smoke-001")
+    html = render(run)
+    assert "Learning: not analysed" in Page(html).text
+    assert "Verified: not yet" in Page(html).text
+    checkpoint = run.read(a.Checkpoint)
+    assert checkpoint is not None
+    run.write(checkpoint.model_copy(update={"parameters_trained": 544_160, "interrupted": []}))
+    run.write(a.Verdict(run="x", against="y", fields=[], replay=None, verdict="differs", first_difference="train.seed was 42 and is 43"))
+    memory: dict[str, Any] = {"device": "cpu", "devices": 1, "breakdown": {}, "source": "compiled", "compiled": {"device": 5}, "step": 9, "host_peak_bytes": 7}
+    run.write(a.Memory(**memory, predicted_bytes=10 * MIB, peak_bytes=15 * MIB, limit_bytes=40 * MIB))
+    html = render(run)
+    text = Page(html).text
+    assert {name: mark for mark, name in re.findall(r'<li class="is-(\w+)"><i aria-hidden="true"></i><div><b>([^:<]+):', html)} == {
+        "Run": "good",
+        "Learning": "open",
+        "Who was trained": "good",
+        "Checkpoint": "good",
+        "Memory": "warn",
+        "Verified": "bad",
+    }
+    assert "train.seed was 42 and is 43" in text
+    assert "150% of the prediction" in text
+
+
+def test_another_number_of_trained_parameters_than_the_recipe_says_is_bad(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "smoke-001")
+    checkpoint = run.read(a.Checkpoint)
+    assert checkpoint is not None
+    run.write(checkpoint.model_copy(update={"parameters_trained": 7}))
+    assert "yet the checkpoint's optimizer keeps state of 7" in Page(render(run)).text
+
+
+def test_differences_say_which_matter() -> None:
+    published = load_recipe("pi05_libero")
+    assert differences_from_published(published) == []
+    changed = load_recipe("pi05_libero", ["train.seed=7", "train.global_batch=32", "train.save_every_steps=10", "data.dataset=mine"])
+    found = {each.key: each.weight for each in differences_from_published(changed)}
+    assert found == {
+        "train.seed": "same mathematics",
+        "train.save_every_steps": "same mathematics",
+        "train.global_batch": "another experiment",
+        "data.dataset": "other data",
+    }
+    assert [each.weight for each in differences_from_published(changed)] == ["another experiment", "other data", "same mathematics", "same mathematics"]
+
+
+def test_every_key_of_every_shipped_recipe_has_a_meaning() -> None:
+    for name in shipped_recipes():
+        for each in differences_from_published(load_recipe(name)):
+            assert each.why
+
+
+def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
+    runs = [full_run(tmp_path / f"smoke-{n:03d}", rows=metrics(40 + n, seed=n)) for n in range(3)]
+    runs[1].write(manifest("smoke", recipe=load_recipe("smoke", ["train.seed=7"]).model_dump(mode="json")))
+    html = render(runs[0], runs[1:])
+    page = Page(html)
+    others = json.loads(re.findall(r'id="others">(.*?)</script>', html)[0])
+    assert [run["name"] for run in others["runs"]] == ["smoke-001", "smoke-002"]
+    assert others["runs"][1]["series"]["loss"][0] == list(range(42))
+    assert page.series["loss"][0] == list(range(40))
+    assert "smoke-001 against smoke-000: 1 keys differ" in page.text
+    assert "smoke-002 against smoke-000: the same recipe" in page.text
+
+
+def test_a_run_laid_over_must_be_one(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "smoke-001")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HarnessError) as caught:
+        render(run, [RunDir(tmp_path / "empty")])
+    assert caught.value.code == "run-missing"
+    with pytest.raises(HarnessError) as caught:
+        render(run, [run] * 9)
+    assert caught.value.code == "too-many-runs"
+
+
+def test_eight_long_runs_stay_under_two_megabytes(tmp_path: Path) -> None:
+    rows = metrics(20_000)
+    runs = [full_run(tmp_path / f"smoke-{n:03d}", rows=rows) for n in range(8)]
+    assert len(render(runs[0], runs[1:]).encode()) < 2_000_000
+
+
+def test_prediction_is_drawn(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "smoke-001")
+    question: dict[str, Any] = {"episode": 3, "frame": 4, "task": "open <b>it</b>", "action_horizon": 2, "sampling_steps": 10, "seed": 0}
+    answer: dict[str, Any] = {"predicted": [[0.0, 5.0], [1.0, 5.0]], "recorded": [[1.0, 5.0], [0.0, 5.0]], "is_pad": [False, True]}
+    run.write(a.Prediction(checkpoint="x", step=9, dataset="sample", device="cpu", mean_absolute_error=[1.0, 0.0], **question, **answer))
+    html = render(run)
+    assert html.count("<polyline") == 4
+    assert "open <b>it</b>" in Page(html).text
+    first = drawings.prediction_panels(run.read(a.Prediction))[0]  # type: ignore[arg-type]
+    assert (first.recorded, first.predicted) == ("6.0,6.0 314.0,114.0", "6.0,114.0 314.0,6.0")
+
+
+def test_what_moved_is_shaded_by_how_much() -> None:
+    assert drawings.shade(0.0, 1.0) == 0
+    assert drawings.shade(None, 1.0) is None
+    assert drawings.shade(1.0, 1.0) == drawings.SHADES
+    assert drawings.shade(1e-9, 1.0) == 1
+    assert drawings.shade(10**-1.5, 1.0) == drawings.SHADES // 2
+
+
+def test_moved_is_on_the_page(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "smoke-001")
+    checkpoint = run.read(a.Checkpoint)
+    assert checkpoint is not None
+    one = {"update_norm": 0.5, "base_norm": 1.0, "relative": 0.5, "changed": 1.0, "parameters": 4}
+    blocks = [a.Movement(name="expert attention", layer=layer, **one) for layer in range(3)] + [a.Movement(name="time_mlp_in", **one)]
+    moved = a.Moved(against="base", against_step=None, groups=[a.Movement(name="expert", **one)], blocks=blocks, only_here=[], only_there=[], not_compared=[])
+    run.write(checkpoint.model_copy(update={"moved": moved}))
+    html = render(run)
+    assert html.count('class="s"') == 4
+    assert "layer 2: 5.00e-01" in html
+
+
+def test_commands_reproduce_resume_and_verify(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "smoke-001")
+    text = Page(render(run)).text
+    for verb in ("train --recipe", "train --resume", "verify", "inspect --run", "analyse", "predict"):
+        assert f"harness {verb}" in text
+
+
+def test_the_verb_writes_one_page_or_an_overlay(tmp_path: Path) -> None:
+    runs = [full_run(tmp_path / f"smoke-{n:03d}") for n in range(2)]
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "harness.cli", "report", *words]
+        return subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+
+    assert call(str(runs[0].path)).stdout.strip() == str(runs[0].path / "report.html")
+    assert call("--run", str(runs[1].path)).stdout.strip() == str(runs[1].path / "report.html")
+    both = call(*(str(run.path) for run in runs), "--json")
+    assert json.loads(both.stdout)["path"] == "compare.html"
+    assert (tmp_path / "compare.html").stat().st_size == json.loads(both.stdout)["bytes"]
+    assert call(str(tmp_path / "nowhere")).returncode == 2
+    assert call().returncode == 2

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from harness.artifacts import Candidate, Levers, Plan
+from harness.artifacts import Candidate, Levers, Manifest, Memory, Plan
 from harness.data.sample import sample_dataset_path
 from harness.errors import HarnessError
 from harness.recipe import load_recipe
@@ -98,10 +98,31 @@ def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_uninterrupted_run_leaves_every_file_of_the_flow(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
-    files = {"machine.json", "plan.json", "dataset.json", "norm_stats.json", "manifest.json", "metrics.jsonl", "checkpoints", "checkpoint.json", "report.html"}
+    files = {
+        "machine.json",
+        "plan.json",
+        "dataset.json",
+        "norm_stats.json",
+        "manifest.json",
+        "metrics.jsonl",
+        "memory.json",
+        "checkpoints",
+        "checkpoint.json",
+        "report.html",
+    }
     assert files <= names
     assert json.loads((whole / "checkpoint.json").read_text())["steps"][-1]["complete"] is True
     assert (whole / "camera_views.png").stat().st_size > 1000
+
+
+def test_memory_is_measured_beside_what_the_compiler_said(whole: Path) -> None:
+    memory, manifest = RunDir(whole).read(Memory), RunDir(whole).read(Manifest)
+    assert memory is not None
+    assert manifest is not None
+    assert memory.step == STEPS
+    assert memory.compiled == manifest.compiled_bytes
+    assert memory.host_peak_bytes > memory.compiled["device"]
+    assert "peak_bytes" in memory.unknown  # XLA's CPU client keeps no such figure
 
 
 def test_wandb_offline_holds_metrics_and_camera_views(whole: Path) -> None:

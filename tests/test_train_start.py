@@ -11,6 +11,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.parameters import fingerprint
 from harness.recipe import load_recipe
+from harness.train.sharding import Layout
 from harness.train.start import first_state
 from tests.openpi_checkpoints import openpi_checkpoint
 from tests.tiny import LORA
@@ -57,12 +58,12 @@ def test_fingerprints_of_the_released_weights(recipe: str, overrides: list[str],
 def test_an_openpi_checkpoint_starts_a_full_run_and_a_lora_run(openpi_full_params: Path) -> None:
     listener = Listener()
     full = load_recipe("smoke", [f"weights.source={openpi_full_params}"])
-    state, provenance = first_state(full, jax.random.key(0), listener)
+    state, provenance = first_state(full, jax.random.key(0), listener, Layout(jax.local_devices()[:1]))
     assert provenance["fingerprint"] == "unknown"
     assert provenance["initialized"] == []
     assert len(next(iter(provenance["files"].values()))["sha256"]) == 64
     lora = load_recipe("smoke", [f"weights.source={openpi_full_params}", *LORA])
-    adapted, provenance = first_state(lora, jax.random.key(0), listener)
+    adapted, provenance = first_state(lora, jax.random.key(0), listener, Layout(jax.local_devices()[:1]))
     assert sorted(provenance["initialized"]) == sorted(path for path in adapted.trained if "lora" in path)
     vision = "PaliGemma/img/embedding/kernel"
     np.testing.assert_array_equal(state.trained[vision], adapted.trained[vision])
@@ -75,7 +76,7 @@ def test_an_openpi_checkpoint_starts_a_full_run_and_a_lora_run(openpi_full_param
 def test_weights_of_another_model_are_refused_with_every_difference(openpi_full_params: Path) -> None:
     recipe = load_recipe("smoke", [f"weights.source={openpi_full_params}", "model.vocab_size=500", "model.vision=Ti/14"])
     with pytest.raises(HarnessError) as caught:
-        first_state(recipe, jax.random.key(0), Listener())
+        first_state(recipe, jax.random.key(0), Listener(), Layout(jax.local_devices()[:1]))
     assert caught.value.code == "weights-mismatch"
     assert "input_embedding" in caught.value.what
     assert "pos_embedding" in caught.value.what

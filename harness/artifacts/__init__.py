@@ -16,12 +16,17 @@ from harness.artifacts.checkpoint import (
     Moved,
     Movement,
 )
+from harness.artifacts.curve import Curve, CurveFinding
 from harness.artifacts.dataset import Comparison, Dataset, DegenerateDimension, Difference, DimensionStats, Feature, NormStats, Statistic
 from harness.artifacts.doctor import Diagnosis, Finding
 from harness.artifacts.machine import Disk, Gpu, GpuProcess, Host, Machine, MigDevice
+from harness.artifacts.memory import Memory
+from harness.artifacts.openpi import OpenpiCommand, OptionChange
 from harness.artifacts.plan import Candidate, Levers, Plan
 from harness.artifacts.prediction import Prediction
+from harness.artifacts.status import Status
 from harness.artifacts.training import Manifest, Metrics
+from harness.artifacts.verdict import Compared, Replay, Verdict
 
 __all__ = [
     "AdapterReport",
@@ -30,7 +35,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointItem",
     "CheckpointStep",
+    "Compared",
     "Comparison",
+    "Curve",
+    "CurveFinding",
     "Dataset",
     "DegenerateDimension",
     "Diagnosis",
@@ -49,12 +57,18 @@ __all__ = [
     "LoraReport",
     "Machine",
     "Manifest",
+    "Memory",
     "Metrics",
     "MigDevice",
     "Moved",
     "Movement",
     "NormStats",
+    "OpenpiCommand",
+    "OptionChange",
     "Plan",
     "Prediction",
+    "Replay",
     "Statistic",
+    "Status",
+    "Verdict",
 ]

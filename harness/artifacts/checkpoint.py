@@ -49,8 +49,69 @@ class GroupReport(Strict):
     norm: float | None = None
 
 
+class LeafReport(Strict):
+    """One array, as `inspect --deep` read it. `sha256` is that of its elements in C order as stored, so it does not depend on chunks or files.
+
+    `norm` is None for codes (integers), which are not values; `missing_chunks` of its stored pieces are not there and were read as zeros.
+    """
+
+    item: str
+    path: str
+    dtype: str
+    shape: list[int]
+    sha256: str | None
+    non_finite: int | None
+    norm: float | None
+    missing_chunks: int = 0
+
+
+class AdapterReport(Strict):
+    """One pair of adapters. `effective_rank` is [least, median, most] over its layers of exp(entropy of the singular values) of A·B.
+
+    `product_norm` is the norm of A·B before the factor alpha/rank; `relative` is that norm over the adapted weight's, where that is stored too.
+    """
+
+    path: str
+    rank: int
+    effective_rank: tuple[float, float, float] | None
+    product_norm: float
+    relative: float | None = None
+
+
+class Movement(Strict):
+    """How far some of the parameters are from those compared with: the difference's norm, theirs, its ratio, and the share of elements that differ."""
+
+    name: str
+    layer: int | None = None
+    update_norm: float
+    base_norm: float
+    relative: float | None
+    changed: float
+    parameters: int
+
+
+class Moved(Strict):
+    """Which parts of the network moved, and by how much. `groups` are those of `parameters`; `blocks` are finer, layer by layer.
+
+    Adapters that the other does not have count as what they add to the weights, A·B times alpha/rank. `notes` say how it was compared.
+    `only_here` and `only_there` are parameters that the other does not have; `not_compared` have another shape, or cannot be read.
+    """
+
+    against: str
+    against_step: int | None
+    groups: list[Movement]
+    blocks: list[Movement]
+    only_here: list[str]
+    only_there: list[str]
+    not_compared: list[str]
+    notes: list[str] = []
+
+
 class Checkpoint(Artifact):
-    """`lora`, `parameters` and what follows describe `step`, the newest whole one. `partial`: something could not be read; `unknown` says what."""
+    """`lora`, `parameters` and what follows describe `step`, the newest whole one. `partial`: something could not be read; `unknown` says what.
+
+    `base` names the weights that a step of only trained parameters lies upon. `leaves` and `adapters` come with --deep, `moved` with --against.
+    """
 
     FILE: ClassVar[str] = "checkpoint.json"
     path: str
@@ -64,6 +125,10 @@ class Checkpoint(Artifact):
     parameters_trained: int | None = None
     ema: bool | None = None
     non_finite: int | None = None
+    base: str | None = None
+    leaves: list[LeafReport] = []
+    adapters: list[AdapterReport] = []
+    moved: Moved | None = None
     partial: bool = False
     findings: list[str] = []
     unknown: dict[str, str] = {}

@@ -14,8 +14,10 @@ class Levers(Strict):
     """How the step is carried out. All of these are exact: they do not change what the recipe says is learned.
 
     global batch = microbatch x accumulation_steps x devices. `devices` hold `devices / fsdp` replicas of the state, each in `fsdp` shards.
-    `host` names the parts of the state that lie in pinned host memory between their uses. `compute_copy`: the device keeps bfloat16
-    copies of what the model would cast to bfloat16 anyway, and takes the float32 masters only for the update.
+    Gradients of all microbatches are summed in one float32 buffer. `remat` "block" keeps a layer's input and computes the layer again in the backward
+    pass. `attention` "chunked" holds the logits of a few samples at a time. `compute_copy` makes, once a step, bfloat16 copies of what the model would
+    cast to bfloat16 in every microbatch. `host` names the parts of the state that lie in pinned host memory between their uses and pass through the
+    device in pieces: not with bfloat16 moments, whose rounding is random by place; of masters the device always has the copy.
     """
 
     platform: Literal["cpu", "cuda"]
@@ -26,7 +28,7 @@ class Levers(Strict):
     prompt_tokens: int = Field(gt=0)
     cameras: list[str]
     remat: Literal["block", "none"] = "block"
-    attention: Literal["full", "chunked", "flash"] = "full"
+    attention: Literal["full", "chunked"] = "full"
     compute_copy: bool = False
     host: list[Literal["ema", "moments", "masters"]] = []
 
@@ -41,6 +43,8 @@ class Candidate(Strict):
     """One plan. `changes` are the recipe keys that it needs changed, each explained in `deviations`; none for an exact plan.
 
     `phases` holds the device bytes of init, load, step and save where they are known; `device_bytes` is the largest.
+    `source`: what the compiler said of exactly this step (compiled, atlas), of a larger one (interpolated: never too few bytes), or,
+    only where that is too much already, state and gradients as they are counted without the compiler (counted: at least so many bytes).
     """
 
     levers: Levers
@@ -54,19 +58,31 @@ class Candidate(Strict):
     flops_per_step: float | None = None
     verdict: Literal["fits", "rejected"]
     reason: str
-    source: Literal["atlas", "compiled", "interpolated"]
+    source: Literal["atlas", "compiled", "interpolated", "counted"]
     breakdown: dict[str, int] = {}
     unknown: dict[str, str] = {}
 
 
 class Plan(Artifact):
+    """`usable_bytes` of each device = free - `context_bytes` - `margin_bytes`; JAX gets `memory_fraction` of its total: free - context.
+
+    `device_uuids` are the cards that the chosen plan runs on, `device_uuid` the first. `notes` are what a person should know beside it.
+    """
+
     FILE: ClassVar[str] = "plan.json"
     recipe: str
     recipe_sha256: str
     device: str
     device_uuid: str | None = None
+    device_uuids: list[str] = []
     usable_bytes: int | None = None
+    free_bytes: int | None = None
+    context_bytes: int = 0
+    margin_bytes: int = 0
+    memory_fraction: float | None = None
+    host_usable_bytes: int | None = None
     parameters_total: int
     parameters_trained: int
     chosen: Candidate | None
     candidates: list[Candidate]
+    notes: list[str] = []

@@ -10,7 +10,11 @@ from harness.strict import Strict
 
 
 class Manifest(Artifact):
-    """What this run is, written before step 0."""
+    """What this run is, written before step 0.
+
+    `environment` holds the variables that change what is computed, by a list of names, so that no secret comes along. `machine` is
+    what it ran on. `unknown` says why a field is None.
+    """
 
     FILE: ClassVar[str] = "manifest.json"
     run: str
@@ -29,10 +33,12 @@ class Manifest(Artifact):
     image: str | None
     packages: dict[str, str]
     python: str
-    xla_flags: str
+    environment: dict[str, str] = {}
+    machine: dict[str, Any] = {}
     device: str
     step_fingerprint: str
     compiled_bytes: dict[str, int]
+    unknown: dict[str, str] = {}
 
 
 class Metrics(Strict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -131,3 +132,43 @@ def _read_slabs(store: Any, out: Array) -> None:
         ahead = source[following].read() if following else None
         out[slab] = reading.result()
         reading = ahead
+
+
+def pieces(store: Any, elements: int = 2**22) -> Iterator[Array]:
+    """All elements of `store` in C order, in flat arrays of `elements` (the last may be shorter): the same however it was chunked.
+
+    At most a row of chunks is in memory beside a piece; a whole leaf only where its chunks cut inner axes alone.
+    Raises: ValueError or OSError when the data is damaged.
+    """
+    dtype = np.dtype(store.dtype.numpy_dtype)
+    size = math.prod(store.shape)
+    metadata = store.spec().to_json().get("metadata", {})
+    if size * dtype.itemsize > PIECE_BYTES and _is_one_stream(metadata, tuple(store.shape)):
+        with pa.CompressedInputStream(pa.PythonFile(_Chunk(store), mode="r"), metadata["compressor"]["id"]) as stream:
+            for start in range(0, size, elements):
+                piece = np.empty(min(elements, size - start), dtype)
+                _read_into(stream, piece.view(np.uint8))
+                yield piece
+        return
+    piece, filled = np.empty(min(elements, size), dtype), 0
+    for slab in _c_order_slabs(store):
+        flat = np.ascontiguousarray(store[slab].read().result()).reshape(-1)
+        while flat.size:
+            taken = min(flat.size, piece.size - filled)
+            piece[filled : filled + taken] = flat[:taken]
+            flat, filled, size = flat[taken:], filled + taken, size - taken
+            if filled == piece.size:
+                yield piece
+                piece, filled = np.empty(min(elements, size), dtype), 0
+
+
+def _c_order_slabs(store: Any) -> Iterator[tuple[slice, ...]]:
+    """Slabs along the first axis that is longer than 1, each made of whole chunks."""
+    axis = next((i for i, n in enumerate(store.shape) if n != 1), None)
+    if axis is None:
+        yield ()
+        return
+    chunk = store.chunk_layout.read_chunk.shape or store.shape
+    before = (slice(None),) * axis
+    for start in range(0, store.shape[axis], chunk[axis]):
+        yield (*before, slice(start, min(start + chunk[axis], store.shape[axis])))

@@ -1,47 +1,41 @@
 """What a checkpoint holds and whether it is whole, ours or openpi's, by metadata; with `deep`, whether its numbers are sound.
 
-Starts in well under a second: no JAX, no Orbax. LoRA is found in the tree, who was trained in the optimizer's moments.
+Starts in well under a second: no JAX, no Orbax. LoRA is found in the tree, who was trained in the optimizer's state.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from harness.artifacts import Checkpoint, CheckpointItem, CheckpointStep, GroupReport, LoraReport
-from harness.checkpoint.item import Array, Item, read_item
-from harness.checkpoint.scan import RECORD, TREES, Found, expected_items, find, interrupted_save, measure, missing_marks, unreadable
-from harness.parameters import Group, group_of, is_trained
+from harness.artifacts import Checkpoint, GroupReport, LoraReport
+from harness.checkpoint.adapters import find_lora
+from harness.checkpoint.item import Array, Item
+from harness.checkpoint.scan import Found, find, interrupted_save, unreadable
+from harness.checkpoint.steps import Step, named_base, parameter_path, read_steps, recorded_digests, recorded_recipe
+from harness.checkpoint.trained import lora_findings, trained_paths
+from harness.parameters import Group, group_of
 from harness.recipe import Recipe
-from harness.units import format_count
 
-ADAPTER = re.compile(r"(?:^|[/_])lora_([ab])$")
-MODULES = {"language": "PaliGemma", "expert": "action expert", "vision": "vision"}
-PARTS = {"attn": "attention", "mlp": "feed-forward"}
+if TYPE_CHECKING:
+    from harness.checkpoint.deep import Health
+
 GROUPS: tuple[Group, ...] = ("vision", "language", "expert", "adapters", "projections")
-SHOWN = 20
 
 
-class _Step(NamedTuple):
-    report: CheckpointStep
-    path: Path
-    items: dict[str, Path]
-    trees: dict[str, Item]
-
-
-def inspect(path: Path, *, deep: bool = False, recipe: Recipe | None = None) -> Checkpoint:
+def inspect(path: Path, *, deep: bool = False, against: str | None = None, recipe: Recipe | None = None) -> Checkpoint:
     """The checkpoint at `path`: a run, a checkpoint directory, one step, or one item of a step.
 
-    `recipe` (or the one that the step itself records) tells who was trained where the optimizer's state does not.
+    `deep` reads every array. `against` names what the parameters are compared with: another step of this checkpoint by its
+    number, "base" for the weights that it was trained from, or a path. `recipe` (or the one that the step itself records)
+    tells who was trained where the optimizer's state does not.
     What cannot be read is a finding, and the answer is marked `partial`.
-    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "checkpoint-empty" or "checkpoint-unreadable".
+    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "checkpoint-empty", "checkpoint-unreadable", "nothing-to-compare".
     """
     found = find(path)
-    steps = _read_steps(found)
+    steps = read_steps(found)
     try:
         newest = max((s.report.step for s in steps if s.report.complete and s.report.step is not None), default=found.committed_sibling)
         interrupted = [interrupted_save(place, newest) for place in found.interrupted]
@@ -60,80 +54,53 @@ def inspect(path: Path, *, deep: bool = False, recipe: Recipe | None = None) -> 
         unknown = dict.fromkeys(("step", "lora", "parameters_total", "parameters_trained", "ema", "non_finite"), reason)
         nothing = {"lora": LoraReport(present=None), "parameters": {}, "partial": True, "findings": findings, "unknown": unknown}
         return Checkpoint.model_validate(base | nothing)
-    return _describe(base, described, deep=deep, recipe=recipe or _recorded_recipe(described), findings=findings, partial=partial)
+    read = _describe(described, recipe or recorded_recipe(described), deep=deep, against=against)
+    partial = partial or bool(read.pop("partial"))
+    return Checkpoint.model_validate(base | read | {"partial": partial, "findings": findings + read["findings"]})
 
 
-def _describe(base: dict[str, object], step: _Step, *, deep: bool, recipe: Recipe | None, findings: list[str], partial: bool) -> Checkpoint:
+def _describe(step: Step, recipe: Recipe | None, *, deep: bool, against: str | None) -> dict[str, Any]:
+    """What the step's parameters say, as fields of `Checkpoint`."""
     unknown: dict[str, str] = {}
     if step.report.step is None:
         unknown["step"] = "the directory's name is not a step number"
-    tree = step.trees.get("params", Item(step.path))
-    parameters = {parameter_path(path): array for path, array in tree.arrays.items()}
-    lora, lora_findings = _lora(parameters)
-    trained = _trained(parameters, step, recipe, unknown)
-    findings += lora_findings + _trained_findings(parameters, trained, lora)
-    health = _deep(step, findings) if deep else None
-    if health is None:
+    tree, parameters = step.trees.get("params", Item(step.path)), step.parameters
+    lora, findings = find_lora(parameters)
+    trained, why = trained_paths(parameters, step.trees.get("train_state"), recipe)
+    if trained is None:
+        unknown["parameters_trained"] = why
+    findings += lora_findings(parameters, trained, lora) + _gaps("params", tree)
+    health = _health(step) if deep else None
+    read: dict[str, Any] = {}
+    if health is not None:
+        read, more = _deep_fields(step, health)
+        findings += more
+    else:
         unknown["non_finite"] = "only metadata was read (--deep reads the arrays)"
-    elif None in health.values():
-        partial = True
-    return Checkpoint.model_validate(
-        base
-        | {
-            "step": step.report.step,
-            "lora": lora,
-            "parameters": _groups(parameters, trained, health),
-            "parameters_total": sum(array.size for array in parameters.values()),
-            "parameters_trained": None if trained is None else sum(parameters[p].size for p in trained if p in parameters),
-            "ema": _ema(step, unknown),
-            "non_finite": None if health is None else sum(h[0] for h in health.values() if h),
-            "partial": partial or tree.damaged,
-            "findings": findings,
-            "unknown": unknown,
-        }
-    )
+    if against is not None:
+        from harness.checkpoint.against import moved
+
+        read["moved"] = moved(step, against, recipe, trained)
+    unread = health is not None and None in health.values()
+    return read | {
+        "step": step.report.step,
+        "lora": lora,
+        "parameters": _groups(parameters, trained, health),
+        "parameters_total": sum(array.size for array in parameters.values()),
+        "parameters_trained": None if trained is None else sum(parameters[p].size for p in trained if p in parameters),
+        "ema": _ema(step, unknown),
+        "base": (named_base(step) or {}).get("source"),
+        "partial": tree.damaged or unread,
+        "findings": findings,
+        "unknown": unknown,
+    }
 
 
-def parameter_path(path: str) -> str:
-    """The parameter's path as the harness writes it: without the item's own `params/` and flax's `/value`."""
-    return path.removeprefix("params/").removesuffix("/value")
-
-
-def _read_steps(found: Found) -> list[_Step]:
-    steps = []
-    for number, path, items in found.steps:
-        try:
-            steps.append(_read_step(found, number, path, items))
-        except PermissionError as error:
-            found.deny(path, error)
-    return steps
-
-
-def _read_step(found: Found, number: int | None, path: Path, items: dict[str, Path]) -> _Step:
-    is_item = path in items.values()
-    trees = {name: read_item(items[name]) for name in TREES if name in items}
-    missing = [] if is_item else missing_marks(path, items)
-    if not is_item:
-        missing += [f"{name}/" for name in expected_items(path, items) if name not in items]
-    for name, tree in trees.items():
-        missing += [f"{name}: {problem}" for problem in tree.problems[:SHOWN]]
-        if len(tree.problems) > SHOWN:
-            missing.append(f"{name}: and {len(tree.problems) - SHOWN} more problems")
-    reports = []
-    for name, place in items.items():
-        size, _, links = measure(place, found.root)
-        if links:
-            found.findings.append(f"{path.name}/{name}: {len(links)} files are symlinks out of {found.root} or to nothing (such as {links[0]})")
-        reports.append(CheckpointItem(name=name, bytes=size, arrays=len(trees[name].arrays) if name in trees else None))
-    total = measure(path, found.root)[0]
-    return _Step(CheckpointStep(step=number, path=str(path), complete=not missing, items=reports, bytes=total, missing=missing), path, items, trees)
-
-
-def _step_findings(steps: list[_Step]) -> list[str]:
+def _step_findings(steps: list[Step]) -> list[str]:
     return [f"step {s.report.step} is not whole: {'; '.join(s.report.missing[:3])}" for s in steps if not s.report.complete]
 
 
-def _layout(steps: list[_Step], found: Found) -> Literal["harness", "openpi"] | None:
+def _layout(steps: list[Step], found: Found) -> Literal["harness", "openpi"] | None:
     if found.run or any("harness" in step.items for step in steps):
         return "harness"
     if any("params" in step.items for step in steps) or found.interrupted:
@@ -141,76 +108,7 @@ def _layout(steps: list[_Step], found: Found) -> Literal["harness", "openpi"] | 
     return None
 
 
-def _recorded_recipe(step: _Step) -> Recipe | None:
-    try:
-        return Recipe.model_validate(json.loads((step.path / RECORD).read_text())["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _lora(parameters: dict[str, Array]) -> tuple[LoraReport, list[str]]:
-    """Adapters and their rank per module, from the last axis of each `lora_a`; a module whose ranks differ is listed leaf by leaf."""
-    adapters = {path: array for path, array in parameters.items() if ADAPTER.search(path)}
-    ranks: dict[str, dict[str, int]] = defaultdict(dict)
-    findings = []
-    for path, array in adapters.items():
-        partner = path[:-1] + ("b" if path.endswith("a") else "a")
-        if partner not in adapters:
-            findings.append(f"adapter {path} has no {partner.rpartition('/')[2]}")
-        elif path.endswith("a") and array.shape[-1] != adapters[partner].shape[-2]:
-            findings.append(f"adapter {path} has rank {array.shape[-1]}, its partner {adapters[partner].shape[-2]}")
-        if path.endswith("a"):
-            ranks[_module(path)][ADAPTER.sub("", path)] = array.shape[-1]
-    rank: dict[str, int] = {}
-    for module, found in sorted(ranks.items()):
-        rank |= {module: next(iter(found.values()))} if len(set(found.values())) == 1 else found
-    return LoraReport(present=bool(adapters), rank=rank, parameters=sum(array.size for array in adapters.values())), findings
-
-
-def _module(path: str) -> str:
-    """ "PaliGemma attention" for `PaliGemma/llm/layers/attn/q_einsum/lora_a`; the path itself in another tree."""
-    part = re.search(r"/(attn|mlp)(_1)?/", path)
-    base = base_group(path)
-    return f"{MODULES[base]} {PARTS[part[1]]}" if part and base in MODULES else ADAPTER.sub("", path)
-
-
-def base_group(path: str) -> Group:
-    """The group whose weights the adapter at `path` adapts."""
-    return group_of(path.replace("lora_", ""))
-
-
-def _trained(parameters: dict[str, Array], step: _Step, recipe: Recipe | None, unknown: dict[str, str]) -> set[str] | None:
-    """Paths of the parameters that were trained: those that the optimizer keeps moments of."""
-    state = step.trees.get("train_state")
-    if state and not state.damaged:
-        found = {parameter_path(match[1]) for path in state.arrays if (match := re.match(r"opt_state/(?:.*/)?mu/(.+)$", path))}
-        if found:
-            return found & set(parameters)
-    why = "the optimizer's state has no Adam moments" if state else "there is no train_state"
-    if recipe:
-        return {path for path in parameters if is_trained(path, recipe.model, recipe.train.trained)}
-    unknown["parameters_trained"] = f"{why}, and no recipe was given"
-    return None
-
-
-def _trained_findings(parameters: dict[str, Array], trained: set[str] | None, lora: LoraReport) -> list[str]:
-    """The mistake of calling it LoRA while the weights under the adapters are trained too."""
-    if not lora.present or trained is None:
-        return []
-    adapted = {base_group(path) for path in parameters if ADAPTER.search(path)}
-    under = [path for path in trained if group_of(path) in adapted]
-    if not under:
-        return []
-    count, total = (sum(parameters[path].size for path in paths) for paths in (trained, parameters))
-    who = "all" if count == total else f"{format_count(count)} of"
-    beneath = sum(parameters[path].size for path in under)
-    return [
-        f"lora-trains-everything: the tree has LoRA adapters ({format_count(lora.parameters)} parameters), yet {who} {format_count(total)} parameters were "
-        f"trained, {format_count(beneath)} of them weights under the adapters: this is not a LoRA run"
-    ]
-
-
-def _ema(step: _Step, unknown: dict[str, str]) -> bool | None:
+def _ema(step: Step, unknown: dict[str, str]) -> bool | None:
     """openpi and the harness keep raw parameters in train_state only beside averaged ones in `params`."""
     state = step.trees.get("train_state")
     if state is None or state.damaged:
@@ -219,39 +117,69 @@ def _ema(step: _Step, unknown: dict[str, str]) -> bool | None:
     return any(path.startswith("params/") for path in state.arrays)
 
 
-def _deep(step: _Step, findings: list[str]) -> dict[str, tuple[int, float] | None]:
-    """Item and path → (non-finite elements, sum of squares); None where the data cannot be read."""
+def _health(step: Step) -> dict[tuple[str, str], Health | None]:
+    """(item, path) → what its elements say; None where they cannot be read."""
     from harness.checkpoint.deep import stream
 
-    health: dict[str, tuple[int, float] | None] = {}
-    for name, tree in step.trees.items():
-        for array, found in stream(tree):
-            key = f"{name}:{parameter_path(array.path) if name == 'params' else array.path}"
-            health[key] = None if found is None else (found.non_finite, found.squares)
-    bad = [key for key, value in health.items() if value and value[0]]
-    unread = [key for key, value in health.items() if value is None]
+    return {(name, array.path): found for name, tree in step.trees.items() for array, found in stream(tree)}
+
+
+def _deep_fields(step: Step, health: Mapping[tuple[str, str], Health | None]) -> tuple[dict[str, Any], list[str]]:
+    """(fields of `Checkpoint` that need the arrays, findings)."""
+    from harness.checkpoint.adapters import adapted, partner, product, report
+    from harness.checkpoint.deep import leaf_reports
+
+    findings = []
+    bad = [f"{name}:{parameter_path(path)}" for (name, path), found in health.items() if found and found.non_finite]
+    unread = [f"{name}:{parameter_path(path)}" for (name, path), found in health.items() if found is None]
     if bad:
         findings.append(f"{len(bad)} arrays hold NaN or infinite values: {', '.join(bad[:5])}")
     if unread:
         findings.append(f"partial: {len(unread)} arrays cannot be read: {', '.join(unread[:5])}")
-    return health
+    saved = recorded_digests(step)
+    changed = [f"{name}/{path}" for (name, path), found in health.items() if found and saved.get(f"{name}/{path}", found.sha256) != found.sha256]
+    if changed:
+        findings.append(f"{len(changed)} arrays are not those that were saved (their sha256 differ): {', '.join(changed[:5])}")
+    findings += _gaps("train_state", step.trees.get("train_state"))
+    empty = [path for tree in step.trees.values() for path in tree.missing if path not in tree.partly and not tree.fill_is_stored]
+    if empty:
+        findings.append(f"{len(empty)} arrays have no stored data at all and were read as zeros: {', '.join(empty[:5])}")
+    adapters = []
+    norms = {parameter_path(path): found.norm for (name, path), found in health.items() if name == "params" and found}
+    for path in (path for path in step.parameters if path.endswith("lora_a") and partner(path) in step.parameters):
+        pair = product(step.trees["params"], step.parameters, path)
+        adapters += [report(pair, norms.get(adapted(path)))] if pair else []
+    if adapters and not any(each.product_norm for each in adapters):
+        findings.append("the product of every pair of adapters is zero: they have learned nothing")
+    leaves = [leaf for name, tree in step.trees.items() for leaf in leaf_reports(name, tree, {p: health[name, p] for p in tree.arrays})]
+    return {"leaves": leaves, "adapters": adapters, "non_finite": sum(found.non_finite for found in health.values() if found)}, findings
 
 
-def _groups(parameters: dict[str, Array], trained: set[str] | None, health: dict[str, tuple[int, float] | None] | None) -> dict[str, GroupReport]:
+def _gaps(name: str, tree: Item | None) -> list[str]:
+    """Arrays of which only some chunks are stored, where the format lets a writer leave out chunks of zeros: a loss looks the same."""
+    if tree is None or tree.fill_is_stored:
+        return []
+    cut = [path for path in tree.missing if path in tree.partly]
+    what = f"{name}: {len(cut)} arrays lack some of their chunks, which read as zeros; unless they were zeros, data is lost: {', '.join(cut[:5])}"
+    return [what] if cut else []
+
+
+def _groups(parameters: Mapping[str, Array], trained: set[str] | None, health: Mapping[tuple[str, str], Health | None] | None) -> dict[str, GroupReport]:
     reports: dict[str, GroupReport] = {}
     for group in GROUPS:
         members = {path: array for path, array in parameters.items() if group_of(path) == group}
         if not members:
             continue
-        seen = None if health is None else [health.get(f"params:{path}") for path in members]
-        known = None if seen is None or None in seen else [value for value in seen if value]
+        seen = None if health is None else [health.get(("params", array.path)) for array in members.values()]
+        known = None if seen is None or None in seen else [found for found in seen if found]
+        squares = [found.squares for found in known or () if found.squares is not None]
         reports[group] = GroupReport(
             parameters=sum(array.size for array in members.values()),
             bytes=sum(array.nbytes for array in members.values()),
             arrays=len(members),
             dtypes=sorted({array.dtype for array in members.values()}),
             trained=None if trained is None else sum(array.size for path, array in members.items() if path in trained),
-            non_finite=None if known is None else sum(count for count, _ in known),
-            norm=None if known is None else math.sqrt(math.fsum(squares for _, squares in known)),
+            non_finite=None if known is None else sum(found.non_finite for found in known),
+            norm=math.sqrt(math.fsum(squares)) if squares else None,
         )
     return reports

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 METADATA = "_METADATA"
 MANIFEST = "manifest.ocdbt"
@@ -40,11 +41,16 @@ class Array(NamedTuple):
 
 @dataclass
 class Item:
-    """What the metadata of an item says; `problems` is empty for one that is whole, `damaged` when the tree is not fully known."""
+    """What the metadata of an item says; `problems` is empty for one that is whole, `damaged` when the tree is not fully known.
+
+    `missing` counts the chunks that are not stored, by path: they read as zeros, which is what older writers mean by it. Of those `partly` have others.
+    """
 
     directory: Path
     arrays: dict[str, Array] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    missing: dict[str, int] = field(default_factory=dict)
+    partly: set[str] = field(default_factory=set)
     damaged: bool = False
     fill_is_stored: bool = True
 
@@ -72,6 +78,9 @@ def read_item(directory: Path) -> Item:
             continue
         item.arrays[path] = array
         # Older writers leave out a chunk that is all zeros; only a newer one's metadata promises every chunk.
+        if chunks < expected:
+            item.missing[path] = expected - chunks
+            item.partly |= {path} if chunks else set()
         if chunks < expected and item.fill_is_stored:
             item.problems.append(f"array {path} lacks {expected - chunks} of {expected} chunks")
     return item
@@ -88,7 +97,7 @@ def _read_tree(item: Item) -> dict[str, str] | None:
         item.fail(f"{METADATA} is missing")
     except PermissionError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         item.fail(f"{METADATA} is truncated or is not Orbax metadata ({type(error).__name__})")
     else:
         return {"/".join(parts): ".".join(parts) for parts in keys}
@@ -111,11 +120,16 @@ def _read_ocdbt(item: Item) -> Stored:
     headers: dict[str, bytes] = {}
     chunks: dict[str, int] = {}
     reach: dict[str, int] = {}
+    strays: set[str] = set()
     for key, entry in entries:
         name, _, rest = key.partition("/")
         location = entry.get("indirect_value")
         if location:
             file, end = _location(location)
+            if outside(file):
+                item.fail(f"array {name} has its data in {file}, outside of the item: it was not read")
+                strays.add(name)
+                continue
             reach[file] = max(reach.get(file, 0), end)
         if rest in _ZARR:
             headers[name] = entry["inline_value"] if not location else _value(ts, base, location)
@@ -123,7 +137,12 @@ def _read_ocdbt(item: Item) -> Stored:
             chunks[name] = chunks.get(name, 0) + 1
     for file, end in reach.items():
         _check_file(item, file, end)
-    return {name: (header, chunks.get(name, 0)) for name, header in headers.items()}
+    return {name: (header, chunks.get(name, 0)) for name, header in headers.items() if name not in strays}
+
+
+def outside(name: str) -> bool:
+    """Whether the name of a data file would lead out of its item."""
+    return name.startswith("/") or ".." in name.split("/") or "://" in name
 
 
 def _ocdbt_entries(ts: Any, base: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -132,6 +151,8 @@ def _ocdbt_entries(ts: Any, base: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     todo = [(root, b"")] if root else []
     while todo:
         location, prefix = todo.pop()
+        if outside(_location(location)[0]):
+            raise ValueError(f"a node lies in {_location(location)[0]}, outside of the item")
         node = ts.ocdbt.dump(base, location).result()
         for entry in node["entries"]:
             if "location" in entry:
@@ -143,7 +164,7 @@ def _ocdbt_entries(ts: Any, base: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 def _location(text: str) -> tuple[str, int]:
     """(file below the item, first byte after the value) of "value:<base>:<file>:<offset>:<length>"."""
     _, folder, file, offset, length = text.split(":")
-    return folder + file, int(offset) + int(length)
+    return unquote(folder) + unquote(file), int(offset) + int(length)
 
 
 def _value(ts: Any, base: Any, location: str) -> bytes:
@@ -185,7 +206,7 @@ def _parse_zarr(path: str, name: str, header: bytes) -> tuple[Array | None, int]
         chunk = facts["chunk_grid"]["configuration"]["chunk_shape"] if zarr3 else facts["chunks"]
         array = Array(path, name, tuple(int(n) for n in facts["shape"]), _dtype(facts["data_type" if zarr3 else "dtype"]), zarr3)
         return array, math.prod(-(-n // int(c)) for n, c in zip(array.shape, chunk, strict=True))
-    except (ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, OverflowError, RecursionError):
         return None, 0
 
 

@@ -19,6 +19,7 @@ from harness.units import format_seconds
 INTERRUPTED = ".orbax-checkpoint-tmp"
 COMMIT = "_CHECKPOINT_METADATA"
 RECORD = "harness/record.json"
+BASE = "harness/base.json"
 TREES = ("params", "train_state")
 USUAL_ITEMS = ("assets", "params", "train_state")
 # A save writes all the time; one that has been silent for this long has stopped.
@@ -128,7 +129,7 @@ def expected_items(step: Path, there: dict[str, Path]) -> list[str]:
         return sorted({*handlers, "params"})
     except PermissionError:
         raise
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ["params", *(["assets"] if "train_state" in there else [])]
 
 
@@ -145,11 +146,26 @@ def missing_marks(step: Path, items: dict[str, Path]) -> list[str]:
         missing.append(f"{COMMIT}, which is written when a save is finished")
     except PermissionError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         missing.append(f"{COMMIT} is damaged ({type(error).__name__})")
     if "harness" in items and not (step / RECORD).is_file():
         missing.append(RECORD)
     return missing
+
+
+def damaged_statistics(assets: Path) -> list[str]:
+    """The statistics that the step carries and that nobody can read back: without them its actions have no scale."""
+    damaged = []
+    for file in sorted(assets.rglob("norm_stats.json")):
+        try:
+            whole = isinstance(json.loads(file.read_text()), dict)
+        except PermissionError:
+            raise
+        except (OSError, ValueError, RecursionError):
+            whole = False
+        if not whole:
+            damaged.append(f"assets: {file.relative_to(assets)} is damaged")
+    return damaged
 
 
 def interrupted_save(path: Path, newest_whole: int | None) -> InterruptedSave:

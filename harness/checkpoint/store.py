@@ -19,7 +19,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,8 +157,15 @@ class Store:
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
 
-    def restore(self, step: int, *, params: Mapping[str, jax.ShapeDtypeStruct], train_state: Any) -> Restored:
-        """The checkpoint of `step`, bit for bit, each leaf in the sharding of its ShapeDtypeStruct.
+    def restore(
+        self,
+        step: int,
+        *,
+        params: Mapping[str, jax.ShapeDtypeStruct],
+        train_state: Any,
+        keep: Callable[[str, jax.Array], Any] = lambda _, array: array,
+    ) -> Restored:
+        """The checkpoint of `step`, bit for bit, each leaf in the sharding of its ShapeDtypeStruct; of a parameter what `keep` makes of it.
 
         Raises: HarnessError "checkpoint-missing", "checkpoint-damaged", or "checkpoint-mismatch" that lists every missing,
         unexpected and mis-shaped leaf.
@@ -185,7 +192,9 @@ class Store:
         arrays = {}
         for item, structs_of in wanted.items():
             known = None if digests is None else {leaf: digests.leaves.get(f"{item}/{leaf}", "") for leaf in structs_of}
-            arrays[item] = dict(read_leaves(leaves[item], structs_of, sha256=known))
+            read = read_leaves(leaves[item], structs_of, sha256=known)
+            names = {f"params/{key}/value": key for key in params} if item == "params" else {}
+            arrays[item] = {leaf: keep(names[leaf], array) if names else array for leaf, array in read}
         return Restored(
             {key: arrays["params"][f"params/{key}/value"] for key in params},
             jax.tree.unflatten(structure, [arrays["train_state"][key] for key in state_paths]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from harness.checkpoint.leaves import BASE, Leaf, open_leaves, read_leaves
 from harness.checkpoint.scan import INTERRUPTED
 from harness.download import fetch_tree, is_remote
 from harness.errors import HarnessError
-from harness.rundir import sha256_file
+from harness.rundir import sha256_directory
 
 Structs = Mapping[str, jax.ShapeDtypeStruct]
 Progress = Callable[[int, int], None]
@@ -38,17 +37,20 @@ def load_params(
     *,
     initialize: Callable[[str, jax.ShapeDtypeStruct], jax.Array] | None = None,
     allow_missing: Callable[[str], bool] = lambda path: "lora" in path,
+    base: Path | str | None = None,
+    keep: Callable[[str, jax.Array], Any] = lambda _, array: array,
     progress: Progress | None = None,
 ) -> Loaded:
     """Every expected parameter: read from `source`, or made by `initialize` where it is missing and may be.
 
     `source` is a `params` directory, a step directory, or one that holds only what was trained (its base is then read
-    too); local, gs:// or https://.
+    too, from `base` when it has moved there); local, gs:// or https://. `keep` makes of each array what is kept of it, before the next
+    one is read.
     Raises: HarnessError "weights-mismatch" that lists every missing, unexpected and mis-shaped parameter,
     "weights-not-finite", "weights-missing", "weights-not-a-checkpoint", "weights-step-needed", "checkpoint-interrupted",
     "checkpoint-damaged", "weights-base-differs", and those of `harness.download`.
     """
-    directories = params_directories(source, progress=progress)
+    directories = params_directories(source, base=base, progress=progress)
     leaves: dict[str, Leaf] = {}
     for directory in reversed(directories):
         leaves |= parameter_leaves(directory)
@@ -66,7 +68,7 @@ def load_params(
         if progress is not None:
             progress(done, total)
 
-    params = dict(read_leaves(leaves, found, look))
+    params: dict[str, Any] = {path: keep(path, array) for path, array in read_leaves(leaves, found, look)}
     if bad:
         raise _not_finite(source, bad)
     params |= {path: initialize(path, expected[path]) for path in missing} if initialize is not None else {}
@@ -131,11 +133,7 @@ def find_params(path: Path) -> Path:
 
 def fingerprint(directory: Path) -> str:
     """sha256 over the names and contents of the files of a `params` directory."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.relative_to(directory)}\0{sha256_file(path)}\n".encode())
-    return digest.hexdigest()
+    return sha256_directory(directory)
 
 
 def is_finite(array: np.ndarray[Any, Any]) -> bool:

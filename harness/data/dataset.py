@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from harness.artifacts import Dataset
+from harness.data.completeness import check_cameras
 from harness.data.fetch import Resolved, resolve
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.paths import inside
+from harness.data.rows import Block
 from harness.data.tokenizer import load_tokenizer
-from harness.data.video import check_length
 from harness.errors import HarnessError
 from harness.recipe import Recipe
 from harness.rundir import sha256_file
@@ -24,14 +25,14 @@ _THREADS = 4
 
 
 def describe(recipe: Recipe) -> Dataset:
-    """The recipe's dataset, fetched if need be and checked as a whole: every row of its columns, one image of every camera.
+    """The recipe's dataset, fetched if need be and checked as a whole: every row of its columns, every image and video of its cameras.
 
     Raises: HarnessError of `resolve`, of `open_dataset` and of its reader, of `load_tokenizer`; "action-dim-too-small",
     "tokenizer-too-large".
     """
     resolved, dataset = open_for(recipe)
-    used = _check_rows(dataset)
-    _check_images(recipe, dataset)
+    used, odd_rows = _check_rows(dataset)
+    odd_images = check_cameras(dataset, {name for name in recipe.data.cameras.values() if name is not None})
     longest = _longest_prompt(recipe, [dataset.tasks[index] for index in used])
     sha256, total_bytes = content_hash(resolved.path)
     rounded = -(-longest // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
@@ -50,7 +51,7 @@ def describe(recipe: Recipe) -> Dataset:
         longest_prompt_tokens=longest,
         prompt_tokens=min(rounded, recipe.model.prompt_tokens),
         total_bytes=total_bytes,
-        findings=_findings(recipe, longest),
+        findings=[*odd_rows, *odd_images, *_findings(recipe, longest)],
     )
 
 
@@ -91,9 +92,10 @@ def _content(root: Path) -> Iterator[Path]:
 def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
     for camera, name in recipe.data.cameras.items():
         if name is not None:
-            dataset.feature(name, ("image", "video"), f"data.cameras.{camera}")
-    for key, name in (("data.state", recipe.data.state), ("data.actions", recipe.data.actions)):
-        feature = dataset.feature(name, ("float", "int", "uint", "bool"), key)
+            taken = {other for of, other in recipe.data.cameras.items() if other is not None and of != camera}
+            dataset.feature(name, ("image", "video"), f"data.cameras.{camera}", taken)
+    for key, name, other in (("data.state", recipe.data.state, recipe.data.actions), ("data.actions", recipe.data.actions, recipe.data.state)):
+        feature = dataset.feature(name, ("float", "int", "uint", "bool"), key, {other})
         if len(feature.shape) != 1 or feature.shape[0] == 0:
             raise HarnessError(
                 "dataset-feature-invalid", f"feature {name!r} is not a vector", got=feature.shape, need="one axis", fix=f"--set {key}=ANOTHER_FEATURE"
@@ -108,25 +110,26 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
             )
 
 
-def _check_rows(dataset: LeRobotDataset) -> list[int]:
-    """The task indices that frames really have, in order. Every row is checked on the way."""
+def _check_rows(dataset: LeRobotDataset) -> tuple[list[int], list[str]]:
+    """The task indices that frames really have, in order, and what is odd about the rows. Every row is checked on the way."""
     used: set[int] = set()
+    odd: list[str] = []
     for block in dataset.blocks():
         used |= set(np.unique(block.task_index).tolist())
-    return sorted(used)
+        odd = odd or _other_pace(dataset, block)
+    return sorted(used), odd
 
 
-def _check_images(recipe: Recipe, dataset: LeRobotDataset) -> None:
-    names = {name for name in recipe.data.cameras.values() if name is not None}
-    ends: dict[str, float] = {}
-    for episode in dataset.episodes:
-        for name, span in episode.videos.items():
-            if name in names:
-                ends[span.file] = max(ends.get(span.file, 0.0), span.start_s + episode.length / dataset.fps)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda item: check_length(inside(dataset.path, item[0]), item[1], dataset.fps), ends.items()))
-    for name in sorted(names):
-        dataset.image(0, name)
+def _other_pace(dataset: LeRobotDataset, block: Block) -> list[str]:
+    """A finding when an episode's frames are not 1/fps apart: an action chunk then spans another time than the recipe's author had in mind."""
+    steps = np.diff(block.timestamp)
+    steps[np.cumsum([episode.length for episode in block.episodes])[:-1] - 1] = 1 / dataset.fps
+    wrong = np.abs(steps - 1 / dataset.fps) > 0.25 / dataset.fps
+    if not wrong.any():
+        return []
+    row = int(np.argmax(wrong))
+    place = f"{block.episodes[0].file} rows {row} and {row + 1}"
+    return [f"{place} are {steps[row]:.4g} s apart, and meta/info.json says {dataset.fps:g} frames a second ({1 / dataset.fps:.4g} s)"]
 
 
 def _check_tokenizer(recipe: Recipe) -> None:

@@ -47,11 +47,19 @@ def resolve(data: Data) -> Resolved:
             )
         return Resolved(path.resolve(), data.dataset, None)
     hub_id, _, revision = data.dataset.partition("@")
+    if revision and data.revision not in (None, revision):
+        raise HarnessError(
+            "revision-twice",
+            f"two revisions of {hub_id} are asked for",
+            got=f"{data.dataset} and data.revision={data.revision}",
+            need="one",
+            fix=f"--set data.revision={revision}, or --dataset {hub_id} without @{revision}",
+        )
     if not _HUB_ID.fullmatch(hub_id):
         raise HarnessError(
             "dataset-not-found",
             f"there is no dataset {data.dataset!r}",
-            got="neither a directory nor a hub id" if not path.exists() else "a file",
+            got="a file" if path.exists() else "no such directory here, and not of a hub id's form (name/name or name/name@revision)",
             need="sample, a directory that exists here (in a container: one that is mounted), or a hub id such as physical-intelligence/libero",
             fix="--dataset DIR, or --set data.dataset=physical-intelligence/libero",
         )
@@ -99,10 +107,14 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
 
 def _unreachable(hub_id: str, revision: str | None, error: Any) -> HarnessError:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else (str(error).strip().splitlines() or [type(error).__name__])[0].removeprefix("Got: ")[:200]
+    again = "unset HF_HUB_OFFLINE" if HF_HUB_OFFLINE else "try again (downloads resume)"
     return HarnessError(
         "hub-unreachable",
-        f"the hub cannot be reached for {hub_id}, and the cache does not hold it",
-        got=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+        f"there is no directory {hub_id} here, so it is a hub id; the hub cannot be reached, and the cache does not hold it",
+        got=reason,
         need=f"{hub_id} at {revision or 'its default branch'}",
-        fix="try again (downloads resume), or copy the dataset here and use --dataset DIR; unset HF_HUB_OFFLINE if it is set",
+        fix=f"{again}; or name a directory that holds the dataset: --dataset DIR (in a container: one that is mounted)",
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.data.columns import corrupt, open_parquet
 from harness.data.paths import inside
-from harness.data.png import decode_plain
+from harness.data.png import chunks, decode_plain, is_png, size_of
 from harness.errors import HarnessError
 
 # 4096 × 4096: more than any robot camera gives, and 48 MiB when decoded.
@@ -30,13 +30,13 @@ def decode(data: bytes, where: str) -> np.ndarray:
     """
     from PIL import Image
 
+    plain = decode_plain(data, MAX_PIXELS)
+    if plain is not None:
+        return plain
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise too_large(where, image.width, image.height)
-            plain = decode_plain(data) if image.format == "PNG" and image.mode == "RGB" else None
-            if plain is not None:
-                return plain
             # [H, W, 3]
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except HarnessError:
@@ -45,13 +45,51 @@ def decode(data: bytes, where: str) -> np.ndarray:
         raise too_large(where, None, None) from error
     # Pillow's decoders raise nearly anything on damaged input.
     except Exception as error:
-        raise HarnessError(
-            "image-corrupt",
-            f"{where}: the image cannot be decoded",
-            got=str(error)[:200],
-            need="a whole " + ", ".join(_FORMATS) + " image",
-            fix="download that file again, or leave the episode out of the dataset",
-        ) from error
+        raise image_corrupt(where, error) from error
+
+
+def check_image(data: bytes, where: str) -> tuple[int, int]:
+    """Height and width of an encoded image that is whole by its structure; it is not decoded.
+
+    Raises: HarnessError "image-corrupt" or "image-too-large".
+    """
+    try:
+        width, height = _size(data)
+        if 0 < width * height <= MAX_PIXELS and is_png(data):
+            chunks(data)
+    # Pillow's parsers raise nearly anything on damaged input.
+    except Exception as error:
+        raise image_corrupt(where, error) from error
+    if width * height > MAX_PIXELS:
+        raise too_large(where, width, height)
+    return height, width
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    from PIL import Image
+
+    if is_png(data):
+        return size_of(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            # The end marker cannot occur inside a JPEG's compressed data.
+            if image.format == "JPEG" and b"\xff\xd9" not in data:
+                raise ValueError(f"it ends after {len(data)} bytes without its end marker")
+            return image.size
+    except Image.DecompressionBombError:
+        # More than Pillow would open is more than MAX_PIXELS.
+        return MAX_PIXELS, MAX_PIXELS
+
+
+def image_corrupt(where: str, error: Exception) -> HarnessError:
+    """The error for an image that is not whole, or no image."""
+    return HarnessError(
+        "image-corrupt",
+        f"{where}: the image cannot be decoded",
+        got=str(error)[:200],
+        need="a whole " + ", ".join(_FORMATS) + " image",
+        fix="download that file again, or leave the episode out of the dataset",
+    )
 
 
 def too_large(where: str, width: int | None, height: int | None) -> HarnessError:
@@ -108,7 +146,9 @@ class EncodedColumn:
                 return self._groups[key]
         with open_parquet(path, metadata) as file:
             try:
-                column = file.read_row_group(group, columns=[feature], use_threads=False).column(feature).combine_chunks()
+                chunks = file.read_row_group(group, columns=[feature], use_threads=False).column(feature)
+                # Combining would copy a single chunk as well.
+                column = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
             # Arrow reports damage through several unrelated exceptions.
             except Exception as error:
                 raise corrupt(path, error) from error

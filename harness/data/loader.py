@@ -19,8 +19,9 @@ import numpy as np
 from harness.artifacts import Dataset, DimensionStats, NormStats
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.pace import Pace, workers_from_environment
+from harness.data.pictures import Pictures
 from harness.data.tokenizer import load_tokenizer
-from harness.data.transforms import normalize, pad_last, resize_with_pad
+from harness.data.transforms import normalize, pad_last
 from harness.errors import HarnessError
 from harness.recipe import Recipe
 
@@ -33,7 +34,7 @@ _AHEAD = 2
 _MOST_THREADS = 8
 # A thread that waits for a file or for the interpreter leaves its core to another.
 _THREADS_A_CORE = 2
-# Resized images that stay in memory, over all processes: 3,500 frames of two cameras.
+# Decoded images that stay in memory, over all processes: 2,700 frames of two cameras of 256 × 256.
 KEPT_BYTES = 1 << 30
 
 
@@ -55,9 +56,9 @@ class Loader:
         order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
         self._workers = workers_from_environment() if workers is None else workers
         self._threads = min(_MOST_THREADS, _THREADS_A_CORE * len(os.sched_getaffinity(0)))
-        self._pace = Pace(dataset, share, self._workers or self._threads)
+        self._pace = Pace(dataset, share, self._workers or self._threads, recipe.model.image_size)
         data.share_memory_with(self._workers)
-        pictures = _Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, self._workers))
+        pictures = Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, self._workers))
         self._batches = _Batches(recipe, pictures, stats.norm_stats, _prompts(recipe, data, dataset.prompt_tokens), order)
 
     def bottleneck(self, step_s: float) -> str | None:
@@ -72,12 +73,15 @@ class Loader:
         """
         return self._batches(step)
 
-    def iterate(self, start_step: int = 0) -> Generator[Batch, None, None]:
-        """The batches from `start_step` on, without end, made ahead off this thread; `close()` ends what makes them."""
+    def iterate(self, start_step: int = 0, *, resized: bool = True) -> Generator[Batch, None, None]:
+        """The batches from `start_step` on, without end, made ahead off this thread; `close()` ends what makes them.
+
+        Without `resized` an image may come as the dataset stores it, uint8 [B, H, W, 3]: the device resizes it, to the same pixels.
+        """
         import grain
         from absl import flags
 
-        steps = grain.MapDataset.range(start_step, _LAST_STEP).map(self._batches.timed)
+        steps = grain.MapDataset.range(start_step, _LAST_STEP).map(self._batches.timed if resized else self._batches.timed_as_stored)
         if self._workers == 0:
             options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads + 1)
             batches = iter(steps.to_iter_dataset(options))
@@ -114,34 +118,10 @@ class _Order:
         return self.__dict__ | {"_endless": None}
 
 
-class _Pictures:
-    """Resized images. The first ones stay, up to a budget: an order that visits every frame once an epoch has no recent favourites."""
-
-    def __init__(self, data: LeRobotDataset, size: int, budget: int) -> None:
-        self.data = data
-        self._size, self._room = size, budget // (3 * size * size)
-        self._kept: dict[tuple[str, int], np.ndarray] = {}
-
-    def get(self, index: list[int], feature: str) -> np.ndarray:
-        """uint8 [B, S, S, 3]."""
-        return np.stack([self._one(i, feature) for i in index])
-
-    def _one(self, i: int, feature: str) -> np.ndarray:
-        found = self._kept.get((feature, i))
-        if found is None:
-            found = resize_with_pad(self.data.image(i, feature), self._size)
-            if len(self._kept) < self._room:
-                self._kept[feature, i] = found
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": {}}
-
-
 class _Batches:
     """The function from step to batch. Picklable, so that processes can have it."""
 
-    def __init__(self, recipe: Recipe, pictures: _Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, order: _Order) -> None:
+    def __init__(self, recipe: Recipe, pictures: Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, order: _Order) -> None:
         self._recipe, self._pictures, self._stats, self._prompts, self._order = recipe, pictures, stats, prompts, order
 
     def timed(self, step: int) -> tuple[Batch, float]:
@@ -149,22 +129,27 @@ class _Batches:
         start = time.perf_counter()
         return self(step), time.perf_counter() - start
 
-    def __call__(self, step: int) -> Batch:
-        return _batch(self._recipe, self._pictures, self._stats, self._prompts, self._order(step))
+    def timed_as_stored(self, step: int) -> tuple[Batch, float]:
+        """As `timed`, with images that the device is to resize."""
+        start = time.perf_counter()
+        return self(step, resized=False), time.perf_counter() - start
+
+    def __call__(self, step: int, *, resized: bool = True) -> Batch:
+        return _batch(self._recipe, self._pictures, self._stats, self._prompts, self._order(step), resized=resized)
 
 
 def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], i: int) -> Batch:
     """The batch that holds frame `i` alone, as `Loader.batch` would make it."""
-    return _batch(recipe, _Pictures(data, recipe.model.image_size, 0), stats, _prompts(recipe, data, recipe.model.prompt_tokens), [i])
+    return _batch(recipe, Pictures(data, recipe.model.image_size, 0), stats, _prompts(recipe, data, recipe.model.prompt_tokens), [i])
 
 
-def _batch(recipe: Recipe, pictures: _Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, index: list[int]) -> Batch:
+def _batch(recipe: Recipe, pictures: Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, index: list[int], *, resized: bool = True) -> Batch:
     config, data, width = recipe.data, pictures.data, recipe.model.action_dim
     chunks = np.stack([data.action_chunk(i, recipe.model.action_horizon)[0] for i in index])
     states = np.stack([data.state(i) for i in index])
     tasks = [prompts[data.task_index(i)] for i in index]
     return {
-        "images": {camera: pictures.get(index, name) for camera, name in config.cameras.items() if name is not None},
+        "images": {camera: pictures.get(index, name, resized=resized) for camera, name in config.cameras.items() if name is not None},
         "state": pad_last(normalize(states, stats["state"], config.normalization), width),
         "tokens": np.stack([tokens for tokens, _ in tasks]),
         "token_mask": np.stack([mask for _, mask in tasks]),

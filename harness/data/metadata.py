@@ -17,6 +17,7 @@ from harness.errors import HarnessError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 _V2_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+_V3_EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 _V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
@@ -197,7 +198,8 @@ def _read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> 
     videos = _video_features(features)
     video = _text(info, "video_path", where, default="") if videos else ""
     rows = []
-    for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
+    # Without a single one, the first is what is missing.
+    for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")) or [existing(root, _V3_EPISODES)]:
         relative = path.relative_to(root).as_posix()
         for number, row in enumerate(read_rows(inside(root, relative), skip="stats/")):
             rows.append(_row_v3(row, data, dict.fromkeys(videos, video), f"{path} row {number}", str(where)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from statistics import median
 
-from harness.artifacts import Dataset
+from harness.artifacts import Dataset, Feature
+from harness.data.pictures import MOST_TIMES, travels
 from harness.errors import HarnessError
 
 WORKERS = "HARNESS_LOADER_WORKERS"
@@ -19,8 +21,8 @@ _SHARE = 0.9
 class Pace:
     """What `parallel` threads or processes need for a batch of `samples`."""
 
-    def __init__(self, dataset: Dataset, samples: int, parallel: int) -> None:
-        self._dataset, self._samples, self._parallel = dataset, samples, parallel
+    def __init__(self, dataset: Dataset, samples: int, parallel: int, size: int) -> None:
+        self._dataset, self._samples, self._parallel, self._size = dataset, samples, parallel, size
         self._made_s: deque[float] = deque(maxlen=_BATCHES)
         self._told = False
 
@@ -48,17 +50,24 @@ class Pace:
 
     def _advice(self) -> list[str]:
         cores = len(os.sched_getaffinity(0))
-        used = [self._dataset.features[name].dtype for name in self._dataset.cameras.values() if name is not None]
+        used = [self._dataset.features[name] for name in self._dataset.cameras.values() if name is not None]
         advice = []
         if self._parallel < cores:
             advice.append(f"{WORKERS}={cores} makes batches in as many processes as there are cores")
         else:
             advice.append(f"all {cores} cores make batches already: give it more (docker run --cpus)")
-        if "video" in used:
+        if any(feature.dtype == "video" for feature in used):
             advice.append("a dataset with images in parquet instead of video decodes one frame for one frame")
-        if used:
-            advice.append("images that the dataset stores at the model's size are not resized")
+        if not all(travels(*_height_and_width(feature), self._size) for feature in used):
+            most = math.isqrt(MOST_TIMES) * self._size
+            advice.append(f"square images of at most {most} × {most} are resized by the device, and these by the cores: store them so")
         return advice
+
+
+def _height_and_width(feature: Feature) -> tuple[int, int]:
+    """Of the metadata's shape, whose channels may stand first or last."""
+    shape = feature.shape if feature.shape[-1:] and feature.shape[-1] <= 4 else feature.shape[1:]
+    return (shape[0], shape[1]) if len(shape) > 1 else (0, 1)
 
 
 def workers_from_environment() -> int:

@@ -1,36 +1,120 @@
-"""The PNGs that LeRobot writes, decoded by FFmpeg: the same pixels as Pillow's, in three quarters of the time.
+"""PNG without Pillow: the structure of any, and the pixels of those that LeRobot writes, the same as Pillow's in less than half of the time.
 
-Only what leaves no room for interpretation: 8-bit RGB, not interlaced, no chunk but header, data and end, every checksum right.
-Anything else is Pillow's, which also says what is wrong with a damaged file.
+Decoded here is only what leaves no room for interpretation: 8-bit RGB, not interlaced, no chunk but header, data and end, every
+checksum right. ISA-L inflates it and FFmpeg undoes the filters. Anything else is Pillow's, which also says what is wrong with it.
 """
 
 from __future__ import annotations
 
 import struct
 import threading
-import zlib
+from typing import NamedTuple
 
 import numpy as np
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Bit depth 8, colour type RGB, deflate, the standard filters, not interlaced.
 _PLAIN = bytes([8, 2, 0, 0, 0])
+# Length and kind of the last chunk, and its checksum.
+_END = struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
+# The largest block that deflate stores without compressing it.
+_STORED = 65535
 # A codec holds state, so every thread has its own.
 _LOCAL = threading.local()
 
 
-def decode_plain(data: bytes) -> np.ndarray | None:
-    """The picture, uint8 [H, W, 3], or None when it is not of the plain kind or not whole."""
-    size = _plain_size(data)
-    if size is None:
+class Chunk(NamedTuple):
+    kind: bytes
+    start: int
+    end: int
+
+
+class Damaged(ValueError):
+    """What is wrong with a PNG's structure."""
+
+
+def is_png(data: bytes) -> bool:
+    return data[:8] == _SIGNATURE
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height that a PNG claims.
+
+    Raises: Damaged.
+    """
+    if not is_png(data) or data[12:16] != b"IHDR" or len(data) < 33:
+        raise Damaged("it has no header")
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def chunks(data: bytes) -> list[Chunk]:
+    """Every chunk of a PNG, each with its place in `data`; the picture is not decoded.
+
+    Raises: Damaged when a chunk is cut off, a checksum is wrong, or the picture's data or the end is missing.
+    """
+    from isal import isal_zlib
+
+    size_of(data)
+    at, found, view = 8, list[Chunk](), memoryview(data)
+    while not found or found[-1].kind != b"IEND":
+        if at + 12 > len(data):
+            raise Damaged(f"it ends after {len(data)} bytes without its last chunk")
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            raise Damaged(f"it ends after {len(data)} bytes, inside a chunk {kind!r} of {length}")
+        if isal_zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise Damaged(f"the checksum of its chunk {kind!r} at byte {at} is wrong")
+        found.append(Chunk(kind, at + 8, end - 4))
+        at = end
+    if not any(chunk.kind == b"IDAT" for chunk in found):
+        raise Damaged("it has no picture data")
+    return found
+
+
+def decode_plain(data: bytes, most_pixels: int) -> np.ndarray | None:
+    """The picture, uint8 [H, W, 3], or None when it is not of the plain kind, not whole, or larger than `most_pixels`."""
+    if not is_png(data) or data[24:29] != _PLAIN:
         return None
+    width, height = size_of(data)
+    if not 0 < width * height <= most_pixels:
+        return None
+    try:
+        found = chunks(data)
+    except Damaged:
+        return None
+    if len(data) != found[-1].end + 4 or any(kind not in (b"IHDR", b"IDAT", b"IEND") for kind, _, _ in found):
+        return None
+    deflated = b"".join([data[start:end] for kind, start, end in found if kind == b"IDAT"])
+    rows = _inflate(deflated, height * (3 * width + 1))
+    # The first byte of each row names its filter, of which there are five.
+    if rows is None or max(rows[:: 3 * width + 1]) > 4:
+        return None
+    return _unfilter(data[:33], rows, deflated[-4:], (width, height))
+
+
+def _inflate(deflated: bytes, size: int) -> bytes | None:
+    """Exactly `size` bytes, or None: no more are ever made, so that a small file cannot fill the memory."""
+    from isal import isal_zlib
+
+    inflater = isal_zlib.decompressobj()
+    try:
+        found: bytes = inflater.decompress(deflated, size + 1)
+    except isal_zlib.IsalError:  # type: ignore[misc]  # its stub gives an instance, not the class
+        return None
+    return found if len(found) == size and inflater.eof and not inflater.unused_data else None
+
+
+def _unfilter(header: bytes, rows: bytes, adler: bytes, size: tuple[int, int]) -> np.ndarray | None:
+    """The picture whose filtered rows these are, by FFmpeg, which gets them as a PNG of blocks that are only stored."""
     import av
 
     codec = getattr(_LOCAL, "codec", None)
     if codec is None:
         codec = _LOCAL.codec = av.CodecContext.create("png", "r")
         codec.thread_count = 1
-    packet = av.Packet(data)
+    packet = av.Packet(_stored_png(header, rows, adler))
     # Without this FFmpeg adds the picture to the one before.
     packet.is_keyframe = True
     try:
@@ -46,22 +130,12 @@ def decode_plain(data: bytes) -> np.ndarray | None:
     return image
 
 
-def _plain_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a plain PNG whose chunks are whole."""
-    if data[:8] != _SIGNATURE or data[12:16] != b"IHDR" or data[24:29] != _PLAIN:
-        return None
-    at, compressed, kind = 8, 0, b""
-    while kind != b"IEND":
-        if at + 12 > len(data):
-            return None
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        if end > len(data) or kind not in (b"IHDR", b"IDAT", b"IEND"):
-            return None
-        if zlib.crc32(memoryview(data)[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            return None
-        compressed += length if kind == b"IDAT" else 0
-        at = end
-    width, height = struct.unpack_from(">II", data, 16)
-    # Deflate makes nothing smaller than a thousandth, so a small file cannot claim a large picture.
-    return (width, height) if at == len(data) and 0 < (3 * width + 1) * height <= 1032 * compressed else None
+def _stored_png(header: bytes, rows: bytes, adler: bytes) -> bytes:
+    """FFmpeg looks at no chunk's checksum, so that of the data is left 0; `adler` is that of the rows, which the original had."""
+    view = memoryview(rows)
+    parts: list[bytes | memoryview] = [b"\x78\x01"]
+    for at in range(0, len(rows), _STORED):
+        block = view[at : at + _STORED]
+        parts += [struct.pack("<BHH", at + _STORED >= len(rows), len(block), len(block) ^ 0xFFFF), block]
+    length = sum(map(len, parts)) + len(adler)
+    return b"".join([header, struct.pack(">I4s", length, b"IDAT"), *parts, adler, bytes(4), _END])

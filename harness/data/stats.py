@@ -10,20 +10,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 
 from harness.artifacts import Dataset, DegenerateDimension, DimensionStats, NormStats
-from harness.data.lerobot import Block, LeRobotDataset, open_dataset
+from harness.data.lerobot import LeRobotDataset, open_dataset
+from harness.data.rows import Block
 from harness.data.transforms import EPSILON
 from harness.errors import HarnessError
 from harness.recipe import Recipe
 
 Key = Literal["state", "actions"]
-# Yields the values [N, D] and the weight of each row [N], the same on every call.
-Source = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 QUANTILES = (0.01, 0.99)
 # Rows worked on at a time. A dataset of fewer is read once, a larger one twice.
@@ -42,11 +42,7 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
     """
     opened = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
     horizon = recipe.model.action_horizon
-    blocks = _blocks(opened)
-    found = {
-        "state": _statistics(lambda: _slices((b.state, np.ones(len(b.state))) for b in blocks())),
-        "actions": _statistics(lambda: _slices((b.actions, chunk_weights([e.length for e in b.episodes], horizon)) for b in blocks())),
-    }
+    found = _found(_blocks(opened), horizon)
     norm_stats, findings = {}, []
     for key in cast(tuple[Key, ...], tuple(found)):
         norm_stats[key], problems = _judge(key, found[key], recipe)
@@ -107,38 +103,79 @@ def _joined(blocks: list[Block]) -> Block:
     return Block([episode for block in blocks for episode in block.episodes], *arrays)
 
 
-def _slices(blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _found(blocks: Callable[[], Iterator[Block]], horizon: int) -> dict[Key, DimensionStats]:
+    tallies: dict[Key, Tally] = {"state": Tally(), "actions": Tally()}
+    for see in ("first", "second"):
+        for block in blocks():
+            weights = {"state": np.ones(len(block.state)), "actions": chunk_weights([e.length for e in block.episodes], horizon)}
+            for key, tally in tallies.items():
+                for values, shares in _slices(getattr(block, key), weights[key]):
+                    getattr(tally, see)(values, shares)
+    return {key: tally.result() for key, tally in tallies.items()}
+
+
+def _slices(values: np.ndarray, weights: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same rows, a few at a time: float64 copies of a whole block would be the largest thing in memory."""
-    for values, weights in blocks:
-        for start in range(0, len(values), _DIGIT):
-            yield values[start : start + _DIGIT], weights[start : start + _DIGIT]
+    for start in range(0, len(values), _DIGIT):
+        yield values[start : start + _DIGIT], weights[start : start + _DIGIT]
 
 
-def _statistics(source: Source) -> DimensionStats:
-    total, sums, squares, counts = 0.0, np.zeros(1), np.zeros(1), np.zeros((1, _DIGIT))
-    low, high = np.array(np.inf), np.array(-np.inf)
-    for values, weights in source():
-        total += weights.sum()
-        sums = sums + weights @ values.astype(np.float64)
-        low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
-        counts = counts + np.stack([np.bincount(_digits(column)[0], weights, _DIGIT) for column in values.T])
-    mean = sums / total
-    # The order statistics beside each quantile, and the upper digit in which each lies.
-    ranks = np.array([math.floor((total - 1) * q) + step for q in QUANTILES for step in (0, 1)])
-    ranks = np.minimum(ranks, int(total) - 1)
-    upper = np.cumsum(counts, axis=1)
-    places = [np.searchsorted(row, ranks, side="right") for row in upper]
-    lower: list[dict[int, np.ndarray]] = [{int(bin_): np.zeros(_DIGIT) for bin_ in row} for row in places]
-    for values, weights in source():
-        squares = squares + weights @ (values.astype(np.float64) - mean) ** 2
-        for column, bins in zip(values.T, lower, strict=True):
-            first, second = _digits(column)
+class Tally:
+    """Exact statistics of rows that are seen twice, in the same order: all of them by `first`, then all of them by `second`.
+
+    Shapes: values [N, D] and the weight of each row [N].
+    """
+
+    def __init__(self) -> None:
+        self._total, self._sums, self._squares, self._counts = 0.0, np.zeros(1), np.zeros(1), np.zeros((1, _DIGIT))
+        self._low, self._high = np.array(np.inf), np.array(-np.inf)
+
+    def first(self, values: np.ndarray, weights: np.ndarray) -> None:
+        """Sums, extremes, and the upper digit of every value."""
+        self._total += weights.sum()
+        self._sums = self._sums + weights @ values.astype(np.float64)
+        self._low, self._high = np.minimum(self._low, values.min(axis=0)), np.maximum(self._high, values.max(axis=0))
+        self._counts = self._counts + np.stack([np.bincount(_digits(column)[0], weights, _DIGIT) for column in values.T])
+
+    def second(self, values: np.ndarray, weights: np.ndarray) -> None:
+        """Squares about the mean, and the lower digit of what shares its upper one with a quantile."""
+        self._squares = self._squares + weights @ (values.astype(np.float64) - self._mean) ** 2
+        for column, bins in zip(values.T, self._lower, strict=True):
+            upper, lower = _digits(column)
             for bin_ in bins:
-                here = first == bin_
-                bins[bin_] += np.bincount(second[here], weights[here], _DIGIT)
-    q01, q99 = np.array([_between(row, bins, before, ranks, total) for row, bins, before in zip(places, lower, upper, strict=True)]).T
-    std = np.sqrt(squares / total)
-    return DimensionStats(mean=mean.tolist(), std=std.tolist(), q01=q01.tolist(), q99=q99.tolist(), min=low.tolist(), max=high.tolist())
+                here = upper == bin_
+                bins[bin_] += np.bincount(lower[here], weights[here], _DIGIT)
+
+    def result(self) -> DimensionStats:
+        """The statistics of what has been seen."""
+        rows = zip(self._places, self._lower, self._upper, strict=True)
+        q01, q99 = np.array([_between(row, bins, before, self._ranks, self._total) for row, bins, before in rows]).T
+        std = np.sqrt(self._squares / self._total)
+        vectors = {"mean": self._mean, "std": std, "q01": q01, "q99": q99, "min": self._low, "max": self._high}
+        return DimensionStats(**{name: vector.tolist() for name, vector in vectors.items()})
+
+    @cached_property
+    def _mean(self) -> np.ndarray:
+        return self._sums / self._total
+
+    @cached_property
+    def _ranks(self) -> np.ndarray:
+        """The order statistics on either side of each quantile."""
+        ranks = np.array([math.floor((self._total - 1) * q) + step for q in QUANTILES for step in (0, 1)])
+        return np.minimum(ranks, int(self._total) - 1)
+
+    @cached_property
+    def _upper(self) -> np.ndarray:
+        return np.cumsum(self._counts, axis=1)
+
+    @cached_property
+    def _places(self) -> list[np.ndarray]:
+        """The upper digit in which each of `_ranks` lies."""
+        return [np.searchsorted(row, self._ranks, side="right") for row in self._upper]
+
+    @cached_property
+    def _lower(self) -> list[dict[int, np.ndarray]]:
+        return [{int(bin_): np.zeros(_DIGIT) for bin_ in row} for row in self._places]
 
 
 def _digits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from harness.artifacts import DimensionStats
+from harness.data.resample import fit
 from harness.errors import HarnessError
 
 Normalization = Literal["quantile", "zscore"]
@@ -75,15 +76,12 @@ def resize_with_pad(image: np.ndarray, size: int) -> np.ndarray:
     height, width = image.shape[:2]
     if (height, width) == (size, size):
         return image
-    ratio = max(width / size, height / size)
-    # A very long image would vanish: keep one pixel.
-    small = max(1, int(width / ratio)), max(1, int(height / ratio))
-    resized = np.asarray(Image.fromarray(image).resize(small, resample=Image.Resampling.BILINEAR))
+    small = fit(height, width, size)
+    resized = np.asarray(Image.fromarray(image).resize((small.width, small.height), resample=Image.Resampling.BILINEAR))
     if resized.shape[:2] == (size, size):
         return resized
-    top, left = (size - resized.shape[0]) // 2, (size - resized.shape[1]) // 2
     square = np.zeros((size, size, 3), np.uint8)
-    square[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+    square[small.top : small.top + small.height, small.left : small.left + small.width] = resized
     return square
 
 

@@ -41,7 +41,7 @@ class VideoReader:
                 if nearest is not None and abs(nearest.time - time_s) <= tolerance:
                     break
             if nearest is None or abs(nearest.time - time_s) > tolerance:
-                raise _too_short(path, time_s, None if nearest is None else nearest.time)
+                raise too_short(path, time_s, None if nearest is None else nearest.time)
             # [H, W, 3]
             image: np.ndarray = self._reformatter().reformat(nearest, format="rgb24").to_ndarray()
             return image
@@ -127,16 +127,24 @@ def open_video(path: Path) -> tuple[Any, Any]:
     return container, stream
 
 
-def check_length(path: Path, end_s: float, fps: float) -> None:
-    """Raises HarnessError "video-too-short" when the container's tables say that frames end before `end_s`."""
+def packet_times(path: Path) -> np.ndarray:
+    """When each packet of the file is shown, in seconds and in order: float64 [N], at least one. Nothing is decoded.
+
+    Raises: HarnessError "dataset-file-missing", "video-corrupt" or "image-too-large".
+    """
+    import av
+
     container, stream = open_video(path)
     with container:
-        if stream.duration is None:
-            return
-        found = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
-    # Half a frame of tolerance: some writers give the last frame no duration of its own.
-    if found < end_s - 1.5 / fps:
-        raise _too_short(path, end_s - 1 / fps, found - 1 / fps)
+        try:
+            packets = [(packet.pts, packet.is_corrupt) for packet in container.demux(stream) if packet.pts is not None]
+        except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
+            raise _corrupt(path, error) from error
+        # A packet whose bytes end before it does is no frame.
+        whole = [pts for pts, is_corrupt in packets if not is_corrupt]
+        if not whole:
+            raise _corrupt(path, ValueError("it has no whole packet"))
+        return np.sort(np.array(whole, np.float64) * float(stream.time_base))
 
 
 def _corrupt(path: Path, error: Exception) -> HarnessError:
@@ -145,11 +153,12 @@ def _corrupt(path: Path, error: Exception) -> HarnessError:
     )
 
 
-def _too_short(path: Path, time_s: float, last_s: float | None) -> HarnessError:
+def too_short(path: Path, time_s: float, nearest_s: float | None, row: str = "the table") -> HarnessError:
+    """The error for a row of the table that has no frame."""
     return HarnessError(
         "video-too-short",
-        f"{path} has no frame at {time_s:.3f} s, where the table has a row",
-        got="no frame" if last_s is None else f"nearest frame at {last_s:.3f} s",
+        f"{path} has no frame at {time_s:.3f} s, where {row} needs one",
+        got="no frame" if nearest_s is None else f"nearest frame at {nearest_s:.3f} s",
         need="one frame for every row",
         fix=f"delete {path} and download the dataset again",
     )

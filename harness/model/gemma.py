@@ -9,7 +9,9 @@ head, D width, H head dim.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,13 @@ from harness.recipe import Expert
 # A finite stand-in for -inf: a row whose keys are all masked stays finite. Gemma's own constant.
 _MASKED = -2.3819763e38
 _EPSILON = 1e-6
+# Logits of a chunk of `attend_in_chunks`: 64 MiB in float32, six samples of the published recipe.
+_CHUNK_LOGITS = 2**24
+
+# What a layer's parameters go through just before they are used, for example the gathering of their shards from all devices.
+Fetch = Callable[[Any], Any]
+# How attention is computed: for the whole batch at once, or for a few samples at a time.
+AttentionForm = Literal["full", "chunked"]
 
 # One entry per expert; None where that expert has no tokens in this call.
 PerExpert = tuple[jax.Array | None, jax.Array | None]
@@ -97,10 +106,26 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return jnp.einsum("bkgts,bskh->btkgh", probabilities, v).reshape(b, t, n, h)
 
 
+def attend_in_chunks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`attend`, a few samples at a time: float32 logits exist for these only, and again for these only in the backward pass.
+
+    Chunk i has samples i, i + n, i + 2n, …: each of several devices then works on samples that it holds.
+    """
+    b, t, n, _ = q.shape
+    fits = max(1, _CHUNK_LOGITS // (n * t * k.shape[1]))
+    size = next(size for size in range(min(fits, b), 0, -1) if b % size == 0)
+    if size == b:
+        return attend(q, k, v, mask)
+    cut = jax.tree.map(lambda x: x.reshape(size, b // size, *x.shape[1:]).swapaxes(0, 1), (q, k, v, mask))
+    out = jax.lax.map(jax.checkpoint(lambda one: attend(*one), prevent_cse=False), cut)
+    return out.swapaxes(0, 1).reshape(q.shape)
+
+
 class Attention(nnx.Module):
     """Each expert projects its own tokens; all of them attend together; each projects its own result back."""
 
-    def __init__(self, experts: tuple[Expert, Expert], rngs: nnx.Rngs) -> None:
+    def __init__(self, experts: tuple[Expert, Expert], form: AttentionForm, rngs: nnx.Rngs) -> None:
+        self.attend = attend if form == "full" else attend_in_chunks
         for suffix, expert in zip(("", "_1"), experts, strict=True):
             s = GEMMA[expert.variant]
             make = {"layers": s.depth, "lora": expert.lora, "rngs": rngs}
@@ -109,19 +134,22 @@ class Attention(nnx.Module):
             setattr(self, f"attn_vec_einsum{suffix}", Einsum(shape=(s.heads, s.head_dim, s.width), in_axis=(-3, -2), batch_axes=0, **make))
         self.query_scale = GEMMA[experts[0].variant].head_dim ** -0.5
 
-    def __call__(self, xs: PerExpert, positions: jax.Array, mask: jax.Array, cache: KeyValues | None) -> tuple[PerExpert, KeyValues]:
+    def __call__(self, xs: PerExpert, positions: jax.Array, mask: jax.Array, cache: KeyValues | None, *, last: bool) -> tuple[PerExpert, KeyValues]:
+        """With `last`, the language model's tokens are keys and values only: they ask nothing, and their result is None."""
         present = [(suffix, x) for suffix, x in zip(("", "_1"), xs, strict=True) if x is not None]
-        qs = [getattr(self, f"q_einsum{suffix}")("BTD,NDH->BTNH", x) for suffix, x in present]
+        asking = [(suffix, x) for suffix, x in present if suffix or not last]
+        silent = sum(x.shape[1] for _, x in present) - sum(x.shape[1] for _, x in asking)
+        qs = [getattr(self, f"q_einsum{suffix}")("BTD,NDH->BTNH", x) for suffix, x in asking]
         kvs = [getattr(self, f"kv_einsum{suffix}")("BSD,CKDH->CBSKH", x) for suffix, x in present]
-        q = apply_rope(jnp.concatenate(qs, axis=1), positions)
+        q = apply_rope(jnp.concatenate(qs, axis=1), positions[:, silent:])
         k, v = jnp.concatenate(kvs, axis=2)  # [2, B, S, K, H]
         k = apply_rope(k, positions)
         if cache is not None:
             k, v = jnp.concatenate([cache.k, k], axis=1), jnp.concatenate([cache.v, v], axis=1)
-        encoded = attend(q * jnp.asarray(self.query_scale, q.dtype), k, v, mask)
+        encoded = self.attend(q * jnp.asarray(self.query_scale, q.dtype), k, v, mask[:, silent:])
         outputs: dict[str, jax.Array | None] = {"": None, "_1": None}
         start = 0
-        for suffix, x in present:
+        for suffix, x in asking:
             outputs[suffix] = getattr(self, f"attn_vec_einsum{suffix}")("BTNH,NHD->BTD", encoded[:, start : start + x.shape[1]])
             start += x.shape[1]
         return (outputs[""], outputs["_1"]), KeyValues(k, v)
@@ -130,8 +158,8 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """Attention and feed-forward, each behind a norm; the action expert's residual branches are gated by adaRMS."""
 
-    def __init__(self, experts: tuple[Expert, Expert], rngs: nnx.Rngs) -> None:
-        self.attn = Attention(experts, rngs)
+    def __init__(self, experts: tuple[Expert, Expert], attention: AttentionForm, rngs: nnx.Rngs) -> None:
+        self.attn = Attention(experts, attention, rngs)
         for suffix, expert in zip(("", "_1"), experts, strict=True):
             s = GEMMA[expert.variant]
             norm = AdaptiveRMSNorm if suffix else RMSNorm
@@ -140,11 +168,12 @@ class Block(nnx.Module):
             setattr(self, f"mlp{suffix}", FeedForward(s.depth, s.width, s.mlp_dim, lora=expert.lora, rngs=rngs))
 
     def __call__(
-        self, xs: PerExpert, positions: jax.Array, mask: jax.Array, condition: jax.Array | None, cache: KeyValues | None
+        self, xs: PerExpert, positions: jax.Array, mask: jax.Array, condition: jax.Array | None, cache: KeyValues | None, *, last: bool = False
     ) -> tuple[PerExpert, KeyValues]:
+        """The tokens after this layer and its keys and values. In the `last` layer nobody reads the language model's tokens: they end here."""
         normed, gates = self._norm("pre_attention_norm", xs, condition)
-        attended, kv = self.attn(normed, positions, mask, cache)
-        xs = _residual(xs, attended, gates)
+        attended, kv = self.attn(normed, positions, mask, cache, last=last)
+        xs = _residual((None, xs[1]) if last else xs, attended, gates)
         normed, gates = self._norm("pre_ffw_norm", xs, condition)
         fed = tuple(None if x is None else getattr(self, f"mlp{suffix}")(x) for suffix, x in zip(("", "_1"), normed, strict=True))
         return _residual(xs, (fed[0], fed[1]), gates), kv
@@ -170,21 +199,24 @@ class Embedder(nnx.Module):
         self.input_embedding = nnx.Param(nnx.initializers.normal()(rngs.params(), (vocab_size, width)))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        x = self.input_embedding[tokens]
+        x = self.input_embedding[tokens].astype(self.input_embedding.dtype)  # the rows of a quantized table become dense here
         return x * jnp.sqrt(x.shape[-1]).astype(x.dtype)
 
 
 class Gemma(nnx.Module):
     """All layers of both experts, as one scan over the layer axis."""
 
-    def __init__(self, experts: tuple[Expert, Expert], vocab_size: int, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, experts: tuple[Expert, Expert], vocab_size: int, *, dtype: jnp.dtype, remat: bool, attention: AttentionForm, fetch: Fetch, rngs: nnx.Rngs
+    ) -> None:
         sizes: list[GemmaSize] = [GEMMA[expert.variant] for expert in experts]
         self.embedder = Embedder(vocab_size, sizes[0].width, rngs)
-        self.layers = Block(experts, rngs)
+        self.layers = Block(experts, attention, rngs)
         self.final_norm = RMSNorm(sizes[0].width)
         self.final_norm_1 = AdaptiveRMSNorm(sizes[1].width)
         self.dtype = dtype
         self.remat = remat
+        self.fetch = fetch
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Prompt tokens int32 [B, T] → [B, T, D] in the compute type."""
@@ -215,11 +247,20 @@ class Gemma(nnx.Module):
     def _scan(
         self, xs: PerExpert, positions: jax.Array, mask: jax.Array, condition: jax.Array | None, cache: KeyValues | None, *, keep: bool
     ) -> tuple[PerExpert, KeyValues | None]:
+        """All layers but the last as one loop, then the last, of which only what the action head reads is computed (all of it for `keep`)."""
         graph, stacked = nnx.split(self.layers)
+        depth = jax.tree.leaves(stacked)[0].shape[0]
 
-        def layer(xs: PerExpert, one: tuple[nnx.State, KeyValues | None]) -> tuple[PerExpert, KeyValues | None]:
-            state, cached = one
-            xs, kv = nnx.merge(graph, state)(xs, positions, mask, condition, cached)
+        def layer(xs: PerExpert, i: jax.Array | int, *, last: bool) -> tuple[PerExpert, KeyValues | None]:
+            # Taken from the whole stack: a slice of it, or a stack without its last layer, would be a second copy of the parameters.
+            one, cached = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), (stacked, cache))
+            xs, kv = nnx.merge(graph, self.fetch(one))(xs, positions, mask, condition, cached, last=last)
             return xs, kv if keep else None
 
-        return jax.lax.scan(jax.checkpoint(layer, prevent_cse=False) if self.remat else layer, xs, (stacked, cache))
+        def step(last: bool) -> Callable[[PerExpert, jax.Array | int], tuple[PerExpert, KeyValues | None]]:
+            one = functools.partial(layer, last=last)
+            return jax.checkpoint(one, prevent_cse=False) if self.remat else one
+
+        shortened = 0 if keep or xs[0] is None else 1
+        xs, kv = jax.lax.scan(step(last=False), xs, jnp.arange(depth - shortened))
+        return step(last=True)(xs, depth - 1) if shortened else (xs, kv)

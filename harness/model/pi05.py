@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from harness.model.gemma import Gemma, KeyValues
+from harness.model.gemma import AttentionForm, Fetch, Gemma, KeyValues
 from harness.model.siglip import SigLIP
 from harness.parameters import GEMMA, VISION
 from harness.recipe import CAMERAS, Model
@@ -46,14 +46,17 @@ class Linear(nnx.Module):
 
 
 class Pi05(nnx.Module):
-    """The whole model; `remat` recomputes each block in the backward pass instead of keeping its activations."""
+    """The whole model; `remat` recomputes each block in the backward pass instead of keeping its activations.
 
-    def __init__(self, model: Model, *, rngs: nnx.Rngs, remat: bool = True) -> None:
+    `fetch` gets one layer's parameters (a tree of arrays without the layer axis) just before they are used, and again when they are recomputed.
+    """
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs, remat: bool = True, attention: AttentionForm = "full", fetch: Fetch = lambda layer: layer) -> None:
         dtype = jnp.dtype(model.compute_dtype)
         language, expert = GEMMA[model.paligemma.variant], GEMMA[model.action_expert.variant]
         self.PaliGemma = nnx.Dict(
-            llm=Gemma((model.paligemma, model.action_expert), model.vocab_size, dtype=dtype, remat=remat, rngs=rngs),
-            img=SigLIP(VISION[model.vision], model.image_size, language.width, dtype=dtype, remat=remat, rngs=rngs),
+            llm=Gemma((model.paligemma, model.action_expert), model.vocab_size, dtype=dtype, remat=remat, attention=attention, fetch=fetch, rngs=rngs),
+            img=SigLIP(VISION[model.vision], model.image_size, language.width, dtype=dtype, remat=remat, fetch=fetch, rngs=rngs),
         )
         self.action_in_proj = Linear(model.action_dim, expert.width, rngs)
         self.time_mlp_in = Linear(expert.width, expert.width, rngs)
@@ -146,9 +149,9 @@ def _with_actions(prefix_mask: jax.Array, horizon: int) -> jax.Array:
     return jnp.concatenate([prefix_mask, jnp.ones((prefix_mask.shape[0], horizon), bool)], axis=1)
 
 
-def graph_of(model: Model, *, remat: bool = True) -> nnx.GraphDef[Pi05]:
+def graph_of(model: Model, *, remat: bool = True, attention: AttentionForm = "full", fetch: Fetch = lambda layer: layer) -> nnx.GraphDef[Pi05]:
     """The model's structure without its parameters; nothing is allocated."""
-    return nnx.split(nnx.eval_shape(lambda: Pi05(model, rngs=nnx.Rngs(0), remat=remat)))[0]
+    return nnx.split(nnx.eval_shape(lambda: Pi05(model, rngs=nnx.Rngs(0), remat=remat, attention=attention, fetch=fetch)))[0]
 
 
 def bind(graph: nnx.GraphDef[Pi05], params: Params) -> Pi05:

@@ -8,6 +8,9 @@ Axes: B batch, P patches, D width, N heads, H head dim, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -103,16 +106,17 @@ class EncoderBlock(nnx.Module):
 class Transformer(nnx.Module):
     """The blocks, as one scan over the layer axis, and the final norm."""
 
-    def __init__(self, size: VisionSize, *, remat: bool, rngs: nnx.Rngs) -> None:
+    def __init__(self, size: VisionSize, *, remat: bool, fetch: Callable[[Any], Any], rngs: nnx.Rngs) -> None:
         self.encoderblock = EncoderBlock(size, rngs)
         self.encoder_norm = LayerNorm(size.width)
         self.remat = remat
+        self.fetch = fetch
 
     def __call__(self, x: jax.Array) -> jax.Array:
         graph, stacked = nnx.split(self.encoderblock)
 
         def layer(x: jax.Array, one: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, one)(x), None
+            return nnx.merge(graph, self.fetch(one))(x), None
 
         x, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False) if self.remat else layer, x, stacked)
         return self.encoder_norm(x)
@@ -148,11 +152,13 @@ class Head(nnx.Module):
 class SigLIP(nnx.Module):
     """Image float32 [B, S, S, 3] in [-1, 1] → tokens [B, P, out_width] in the compute type."""
 
-    def __init__(self, size: VisionSize, image_size: int, out_width: int, *, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, size: VisionSize, image_size: int, out_width: int, *, dtype: jnp.dtype, remat: bool, fetch: Callable[[Any], Any], rngs: nnx.Rngs
+    ) -> None:
         patches = (image_size // size.patch) ** 2
         self.embedding = PatchEmbedding(size, rngs)
         self.pos_embedding = nnx.Param(size.width**-0.5 * jax.random.normal(rngs.params(), (1, patches, size.width)))
-        self.Transformer = Transformer(size, remat=remat, rngs=rngs)
+        self.Transformer = Transformer(size, remat=remat, fetch=fetch, rngs=rngs)
         self.head = Head(size.width, out_width)
         self.dtype = dtype
 

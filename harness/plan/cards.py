@@ -11,7 +11,7 @@ Source, by figure:
   and 80 (SXM), H100 SXM and B200. With H200 but for memory (there the nominal 141 GiB; here what PyTorch printed on one) and L2 (there
   50 MiB; PyTorch printed 60). With RTX PRO 6000 but for memory (there the nominal 96 GiB) and shared memory (there 128 KiB, which counts
   the L1 cache; programs on compute capability 12.0 print 100).
-- deviceQuery (NVIDIA's cuda-samples) printed on the card and published by its owner: processors, L2, clock of RTX 3060, 4090, 5090,
+- deviceQuery (NVIDIA's cuda-samples) printed on the card and published by its owner: processors, L2, clock of RTX 3060, 3070, 4090, 5090,
   A4000, A40, L4, L40S and RTX 3090, and the bandwidth, which is memory clock x 2 x bus width. Of clocks, the sheet's: overclocked boards print more.
 - PyTorch printed processors and L2 of the A5000; a benchmark log its bandwidth. Its clock (1695 MHz) is not confirmed by anything read.
 - RTX 4070, RTX 4080 and RTX 6000 Ada, all but memory: pages that quote NVIDIA's document; the documents named in the rows are where the
@@ -102,6 +102,7 @@ _PRO_6000 = r"(rtx)?pro6000(blackwell)?(maxq)?(workstation|server)?(edition)?(96
 # name: device, spelling, capability, processors, bandwidth, l2, clock, driver_mib, cuda_bytes, sheet
 CARDS: dict[str, Card] = {
     "rtx_3060": Card("NVIDIA GeForce RTX 3060", r"(rtx)?3060(12gb?)?", (8, 6), 28, 360_048, 2304, 1777, 12288, 11901 * MIB, "GeForce RTX 3060 (page)"),
+    "rtx_3070": Card("NVIDIA GeForce RTX 3070", r"(rtx)?3070(8gb?)?", (8, 6), 46, 448_064, 4096, 1725, 8192, 8_197_111_808, "GeForce RTX 3070 (page)"),
     "rtx_3090": Card("NVIDIA GeForce RTX 3090", r"(rtx)?3090(24gb?)?", (8, 6), 82, 936_096, 6144, 1695, 24576, 25_286_672_384, _GA102),
     "rtx_4070": Card("NVIDIA GeForce RTX 4070", r"(rtx)?4070(12gb?)?", (8, 9), 46, 504_000, 36864, 2475, 12282, 11866 * MIB, "GeForce RTX 4070 (page)"),
     "rtx_4080": Card("NVIDIA GeForce RTX 4080", r"(rtx)?4080(16gb?)?", (8, 9), 76, 716_800, 65536, 2505, 16376, 15945 * MIB, _ADA),
@@ -185,6 +186,29 @@ def find(name: str) -> str:
         need=f"one of {', '.join(targets())}",
         fix=" or ".join(f"--gpu {each}" for each in nearest) or "--gpu with one of these names",
     )
+
+
+def like(capability: tuple[int, int], memory_bytes: int) -> str:
+    """The key of the card that stands for one that is not in the table: of its architecture, else of the newest before it; the nearest in memory.
+
+    Raises: HarnessError "gpu-too-old" for one before Ampere, which has no bfloat16.
+    """
+    older = [card.capability for card in CARDS.values() if card.capability <= capability]
+    if not older:
+        raise HarnessError(
+            "gpu-too-old",
+            "this GPU has no bfloat16 arithmetic, in which the model is computed",
+            got="compute capability {}.{}".format(*capability),
+            need="8.0 (Ampere) or newer",
+            fix="harness plan --gpu NAME shows what a newer card would do",
+        )
+    alike = {key: card for key, card in CARDS.items() if card.capability == max(older)}
+    return min(alike, key=lambda key: abs(alike[key].memory_bytes - memory_bytes))
+
+
+def nearest(memory_bytes: int) -> str:
+    """The key of the card whose memory is nearest; of several the slowest."""
+    return min(CARDS, key=lambda key: (abs(CARDS[key].memory_bytes - memory_bytes), CARDS[key].bandwidth))
 
 
 def _plain(name: str) -> str:

@@ -1,114 +1,304 @@
-"""The plan: how this machine carries out a recipe. For now there is one, the largest microbatch; it fits or it does not."""
+"""The plan: how this machine, or a card that is not here, carries out a recipe.
+
+For the recipe as it is, and then for each approximate change of it (plan.candidates has the order), all exact levers are gone through,
+and of each the largest microbatch that fits is found; the fastest that fits is chosen, and nothing approximate is looked at while an exact plan
+fits. A plan fits when the largest of its phases, as the compiler counts it, is within the usable bytes, and its host memory and disk are there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from harness.artifacts import Candidate, Dataset, Levers, Machine, Plan
 from harness.errors import HarnessError
 from harness.parameters import check_who_is_trained, counts
-from harness.plan import cards
-from harness.plan.compile import Request, compiled
+from harness.plan import candidates, cost, memory
+from harness.plan.atlas import Atlas, shipped
+from harness.plan.busy import holders
+from harness.plan.compile import compiled
+from harness.plan.deviations import deviations
+from harness.plan.need import Need, Oracle
+from harness.plan.place import Place, absent, present
 from harness.recipe import Recipe
-from harness.units import GIB, MIB, format_bytes, format_count
+from harness.units import format_bytes, format_count
 
-# A model of this size is trained on a GPU; on a CPU only when that is asked for in so many words.
-_CPU_PARAMETERS = 100_000_000
-# Not in XLA's number: the CUDA context and libraries (0.5 to 1 GiB), fragmentation, autotuning scratch.
-_GPU_MARGIN_BYTES = int(1.5 * GIB)
-_HOST_MARGIN_BYTES = 512 * MIB
+# A larger microbatch that gains less than this share of a step is not worth a compilation.
+_WORTH = 0.05
+# The longest prompt of a dataset that has not been read, in tokens, rounded up as the loader does. Source: facts on platforms (570 tokens a
+# sample: two cameras of 256, 10 actions, and the prompt).
+_KNOWN_PROMPTS = {"physical-intelligence/libero": 48, "sample": 32}
 
 
-def choose(recipe: Recipe, machine: Machine, dataset: Dataset | None, *, gpu: str | None = None, device: str | None = None, inputs: str = "") -> Plan:
-    """The plan of `recipe` for this machine's GPU, for its CPU, or for the card called `gpu` that need not be here.
+class Ask(NamedTuple):
+    """What a person asks of the planner beside the recipe. `gpu` is for a card that is not here; `recompile` asks the compiler even where the atlas knows."""
 
-    `dataset` tells the longest prompt; without it the recipe's own padding is computed.
-    Raises: HarnessError "no-gpu", "gpu-unknown", "compile-failed", "lora-trains-everything".
+    gpu: str | None = None
+    device: str | None = None
+    vram_bytes: int | None = None
+    host_ram_bytes: int | None = None
+    exact: bool = False
+    recompile: bool = False
+    disk_free_bytes: int | None = None
+
+
+class Tools(NamedTuple):
+    """Who answers: the shipped atlas (None: no atlas), the compiler, and whom to tell what is being compiled."""
+
+    atlas: Atlas | None
+    compile: Callable[..., object] = compiled
+    say: Callable[[str], None] = lambda _: None
+
+
+def choose(
+    recipe: Recipe,
+    machine: Machine,
+    dataset: Dataset | None,
+    ask: Ask = Ask(),  # noqa: B008 - immutable
+    *,
+    inputs: str = "",
+    tools: Tools | None = None,
+    advise: bool = True,
+) -> Plan:
+    """The plan of `recipe` for this machine's GPUs, for its CPU, or for the card that `ask` names.
+
+    `advise` adds notes, for which other cards are looked at. `dataset` tells the longest prompt; without it the one known of that dataset,
+    else the recipe's own padding is computed.
+    Raises: HarnessError "no-gpu", "gpu-unknown", "gpu-count-invalid", "gpu-memory-unknown", "gpu-too-old", "more-devices-than-rows",
+    "compile-failed", "compile-timeout", "no-target-compiler", "lora-trains-everything".
     """
     check_who_is_trained(recipe)
-    place = _place(recipe, machine, dataset, gpu, device)
-    levers, usable = place.levers, place.usable_bytes
-    answer = compiled(Request(recipe=recipe, levers=levers, target=place.target))
-    need = answer.bytes["device"]
-    fits = usable is None or need <= usable
-    unknown = {"seconds_per_step": "no cost model yet"}
-    on_cpu = levers.platform == "cpu"
-    if on_cpu:
-        unknown["device_bytes"] = "on a CPU the device is the host: see host_bytes"
+    elsewhere = ask.gpu is not None or (ask.vram_bytes is not None and not machine.gpus and ask.device != "cpu")
+    if elsewhere:
+        place = absent(ask.gpu, ask.vram_bytes, ask.host_ram_bytes)
     else:
-        unknown["host_bytes"] = "not compiled"
-    reason = f"needs {format_bytes(need)}" + (f" of {format_bytes(usable)} usable" if usable is not None else "; how much is usable is not known")
-    candidate = Candidate(
-        levers=levers,
-        device_bytes=None if on_cpu else need,
-        host_bytes=need if on_cpu else None,
-        disk_bytes=_checkpoint_bytes(recipe) * 2,
-        flops_per_step=answer.flops,
-        verdict="fits" if fits else "rejected",
-        reason=reason if fits else f"{reason}: {format_bytes(need - (usable or 0))} too much",
-        source="compiled",
-        breakdown=_parts(answer.bytes),
-        unknown=unknown,
-    )
+        place = present(recipe, machine, device=ask.device, vram_bytes=ask.vram_bytes, host_ram_bytes=ask.host_ram_bytes, disk_free_bytes=ask.disk_free_bytes)
+    tools = tools or Tools(shipped())
+    place = _with_shared_rows(place, recipe, asked=ask.gpu is not None)
+    made, chosen = _Search(recipe, place, dataset, tools, ask).run()
     total, trained = counts(recipe.model, recipe.train.trained)
     return Plan(
         inputs=inputs,
         recipe=recipe.name,
         recipe_sha256=recipe.sha256(),
         device=place.name,
-        device_uuid=place.uuid,
-        usable_bytes=usable,
+        device_uuid=place.uuids[0] if place.uuids else None,
+        device_uuids=list(place.uuids[: place.devices]),
+        usable_bytes=place.usable_bytes,
+        free_bytes=place.free_bytes,
+        context_bytes=place.context_bytes,
+        margin_bytes=place.margin_bytes,
+        memory_fraction=place.memory_fraction,
+        host_usable_bytes=place.host_usable_bytes,
         parameters_total=total,
         parameters_trained=trained,
-        chosen=candidate if fits else None,
-        candidates=[candidate],
+        chosen=chosen,
+        candidates=made,
+        notes=_notes(recipe, machine, dataset, place, chosen, tools, ask) if advise else [],
     )
 
 
-def _parts(sizes: dict[str, int]) -> dict[str, int]:
-    """What the device bytes are made of; an output that takes the place of an argument is not counted twice."""
-    return {"state and batch": sizes["argument"], "new outputs": sizes["output"] - sizes["alias"], "temporary": sizes["temp"]}
+def fits_exactly(recipe: Recipe, card: str, dataset: Dataset | None, tools: Tools) -> bool:
+    """Whether a plan without deviations fits the idle card, as far as the atlas knows."""
+    place = absent(card, None, None)
+    known = tools._replace(compile=not_asked)
+    _, chosen = _Search(recipe, place, dataset, known, Ask(exact=True)).run()
+    return chosen is not None
 
 
-class _Place(NamedTuple):
-    """Where a plan is to run; `target` describes a card that is not here."""
+def not_asked(*_: object, **__: object) -> object:
+    """Stands where the compiler would, for answers from the atlas alone.
 
-    name: str
-    levers: Levers
-    usable_bytes: int | None
-    uuid: str | None = None
-    target: str | None = None
+    Raises: HarnessError "not-in-atlas".
+    """
+    raise HarnessError("not-in-atlas", "the atlas does not know, and the compiler is not asked here", fix="harness plan --compile")
 
 
-def _place(recipe: Recipe, machine: Machine, dataset: Dataset | None, gpu: str | None, device: str | None) -> _Place:
-    cameras = [camera for camera, feature in recipe.data.cameras.items() if feature]
-    tokens = dataset.prompt_tokens if dataset else recipe.model.prompt_tokens
-    levers = Levers(platform="cuda", microbatch=recipe.train.global_batch, prompt_tokens=tokens, cameras=cameras)
-    if gpu:
-        name = cards.find(gpu)
-        card = cards.CARDS[name]
-        return _Place(name, levers, card.memory_bytes - _GPU_MARGIN_BYTES, target=card.target())
-    present = [card for card in machine.gpus if card.visible and not card.error]
-    if present and device != "cpu":
-        best = max(present, key=lambda card: card.free_bytes or 0)
-        usable = None if best.free_bytes is None else best.free_bytes - _GPU_MARGIN_BYTES
-        return _Place(best.name or f"GPU {best.index}", levers, usable, uuid=best.uuid)
-    total_parameters, _ = counts(recipe.model, recipe.train.trained)
-    if device == "cuda" or (device is None and total_parameters > _CPU_PARAMETERS):
-        raise HarnessError(
-            "no-gpu",
-            f"recipe {recipe.name} trains a model of {format_count(total_parameters)} parameters, and there is no usable GPU here",
-            got=machine.gpu_error or "no GPU visible",
-            need="an NVIDIA GPU (see: harness probe)",
-            fix=f"harness plan --recipe {recipe.name} --gpu rtx_4090 plans for a card that is not here; --recipe smoke trains a tiny model on the CPU",
+class _Search:
+    """The candidates of one recipe at one place."""
+
+    def __init__(self, recipe: Recipe, place: Place, dataset: Dataset | None, tools: Tools, ask: Ask) -> None:
+        self._recipe, self._place, self._ask = recipe, place, ask
+        self._oracle = Oracle(place, tools.atlas, tools.compile, tools.say, recompile=ask.recompile)
+        tokens = dataset.prompt_tokens if dataset else min(recipe.model.prompt_tokens, _KNOWN_PROMPTS.get(recipe.data.dataset, recipe.model.prompt_tokens))
+        self._base = Levers(
+            platform=place.platform,
+            devices=place.devices,
+            microbatch=1,
+            prompt_tokens=tokens,
+            cameras=[camera for camera, feature in recipe.data.cameras.items() if feature],
         )
-    available = machine.host.ram_available_bytes
-    return _Place("cpu", levers.model_copy(update={"platform": "cpu"}), None if available is None else available - _HOST_MARGIN_BYTES)
+
+    def run(self) -> tuple[list[Candidate], Candidate | None]:
+        """All candidates, the chosen one first, and the chosen one."""
+        made: list[Candidate] = []
+        for changes in candidates.changes_of(self._recipe):
+            if changes and (self._ask.exact or self._place.platform == "cpu"):
+                break
+            best, tried = self._with(changes)
+            made += tried
+            if best is not None:
+                return [best, *(one for one in made if one is not best)], best
+        return made, None
+
+    def _with(self, changes: candidates.Changes) -> tuple[Candidate | None, list[Candidate]]:
+        """The fastest plan that fits with these changes, and every plan looked at."""
+        recipe = candidates.changed(self._recipe, changes)
+        place, devices = self._place, self._place.devices
+        host = place.platform == "cuda" and not place.wsl
+        sets = candidates.lever_sets(self._base, recipe, shards=sorted({1, devices}), host=host)
+        best: Candidate | None = None
+        best_s, tried = float("inf"), []
+        for levers in sets:
+            sizes = self._microbatches(recipe, levers)
+            if best is not None and self._seconds(recipe, _cut(recipe, levers, sizes[-1])) >= best_s:
+                continue
+            found = [self._largest(recipe, changes, levers, sizes)]
+            if found[0].verdict == "fits" and found[0].levers.microbatch < sizes[-1]:
+                # Attention a few samples at a time leaves room for more samples at once.
+                found.append(self._largest(recipe, changes, levers.model_copy(update={"attention": "chunked"}), sizes))
+            tried += found
+            for candidate in found:
+                if candidate.verdict == "fits" and (took := self._seconds(recipe, candidate.levers)) < best_s:
+                    best, best_s = candidate, took
+        return best, tried
+
+    def _microbatches(self, recipe: Recipe, levers: Levers) -> list[int]:
+        """The microbatches worth trying, ascending: up to the first beyond which the step gains nothing."""
+        sizes = candidates.divisors(recipe.train.global_batch // levers.devices)
+        if self._place.card is None:
+            return sizes
+        fastest = min(self._seconds(recipe, _cut(recipe, levers, size)) for size in sizes)
+        enough = next(size for size in sizes if self._seconds(recipe, _cut(recipe, levers, size)) <= fastest * (1 + _WORTH))
+        return [size for size in sizes if size <= enough]
+
+    def _seconds(self, recipe: Recipe, levers: Levers) -> float:
+        """For ranking: of a card that is not in the table the figures of its stand-in; on the CPU the fewest steps of accumulation."""
+        if self._place.card is None:
+            return float(levers.accumulation_steps)
+        return cost.seconds_per_step(recipe, levers, self._place.card, self._place.cores)
+
+    def _largest(self, recipe: Recipe, changes: candidates.Changes, levers: Levers, sizes: list[int]) -> Candidate:
+        """The plan of the largest microbatch that fits, or the rejected one of the smallest."""
+        first = self._candidate(recipe, changes, _cut(recipe, levers, sizes[-1]))
+        if first.verdict == "fits" or len(sizes) == 1:
+            return first
+        best = self._candidate(recipe, changes, _cut(recipe, levers, sizes[0]))
+        if best.verdict == "rejected":
+            return best
+        low, high = 0, len(sizes) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            tried = self._candidate(recipe, changes, _cut(recipe, levers, sizes[middle]))
+            if tried.verdict == "fits":
+                best, low = tried, middle
+            else:
+                high = middle
+        return best
+
+    def _candidate(self, recipe: Recipe, changes: candidates.Changes, levers: Levers) -> Candidate:
+        place, on_cpu = self._place, self._place.platform == "cpu"
+        host = memory.host_bytes(recipe, levers)
+        disk = 2 * memory.checkpoint_bytes(recipe)
+        short = None if on_cpu else _short(host, place.host_usable_bytes, "of host memory")
+        short = short or _short(disk, place.disk_free_bytes, "of disk for two checkpoints")
+        need = self._oracle.need(recipe, levers, hopeless=short is not None)
+        short = _short(need.device_bytes, place.usable_bytes, "", at_least=need.source == "counted") or short
+        seconds, unknown = self._told_seconds(recipe, levers)
+        if on_cpu:
+            unknown["device_bytes"] = "on a CPU the device is the host: see host_bytes"
+        return Candidate(
+            levers=levers,
+            changes=changes,
+            deviations=deviations(self._recipe, recipe) if changes else [],
+            device_bytes=None if on_cpu else need.device_bytes,
+            host_bytes=need.device_bytes if on_cpu else max(host, memory.PROCESS_BYTES + need.host_bytes),
+            disk_bytes=disk,
+            phases=need.phases,
+            seconds_per_step=seconds,
+            flops_per_step=cost.flops_per_sample(recipe, levers) * recipe.train.global_batch,
+            verdict="rejected" if short else "fits",
+            reason=short or _enough(need, place),
+            source=need.source,
+            breakdown=memory.breakdown(recipe, levers, need.device_bytes, need.activations),
+            unknown=unknown,
+        )
+
+    def _told_seconds(self, recipe: Recipe, levers: Levers) -> tuple[float | None, dict[str, str]]:
+        if self._place.card is None:
+            return None, {"seconds_per_step": "no cost model of a CPU"}
+        if not self._place.named:
+            return None, {"seconds_per_step": f"{self._place.name} is not in the table of cards"}
+        return self._seconds(recipe, levers), {}
 
 
-def _checkpoint_bytes(recipe: Recipe) -> int:
-    """Bytes of one checkpoint: float32 parameters trained, two moments, the raw copy beside an average; bfloat16 what is frozen."""
-    total, trained = counts(recipe.model, recipe.train.trained)
-    copies = 4 if recipe.train.ema_decay is not None else 3
-    frozen = 0 if recipe.train.save == "trained" else 2 * (total - trained)
-    return 4 * copies * trained + frozen
+def _cut(recipe: Recipe, levers: Levers, microbatch: int) -> Levers:
+    return levers.model_copy(update={"microbatch": microbatch, "accumulation_steps": recipe.train.global_batch // (levers.devices * microbatch)})
+
+
+def _short(need: int, have: int | None, what: str, *, at_least: bool = False) -> str | None:
+    """Why this is too much, or None."""
+    if have is None or need <= have:
+        return None
+    least = "at least " if at_least else ""
+    return f"needs {least}{format_bytes(need)} {what}".rstrip() + f" of {format_bytes(have)} usable: {least}{format_bytes(need - have)} too much"
+
+
+def _enough(need: Need, place: Place) -> str:
+    usable = place.usable_bytes
+    return f"needs {format_bytes(need.device_bytes)}" + (f" of {format_bytes(usable)} usable" if usable is not None else "; how much is usable is not known")
+
+
+def _with_shared_rows(place: Place, recipe: Recipe, *, asked: bool) -> Place:
+    """The place with as many of its devices as the global batch can be shared by.
+
+    Raises: HarnessError "more-devices-than-rows" when more were asked for than the batch has rows.
+    """
+    rows = recipe.train.global_batch
+    if asked and place.devices > rows:
+        raise HarnessError(
+            "more-devices-than-rows",
+            f"{place.devices} devices cannot share a global batch of {rows}: each needs a row of it",
+            got=f"{place.devices} devices",
+            need=f"at most {rows}",
+            fix=f"--gpu NAME:{rows}, or --set train.global_batch={place.devices}",
+        )
+    share = max(n for n in range(1, place.devices + 1) if rows % n == 0)
+    if share == place.devices:
+        return place
+    note = f"{share} of {place.devices} devices are used: a global batch of {rows} cannot be shared equally by more"
+    return place._replace(devices=share, notes=(*place.notes, note))
+
+
+def _notes(recipe: Recipe, machine: Machine, dataset: Dataset | None, place: Place, chosen: Candidate | None, tools: Tools, ask: Ask) -> list[str]:
+    notes = list(place.notes)
+    if place.platform == "cpu":
+        return notes
+    if tools.atlas is not None and tools.atlas.refused and chosen is not None and chosen.source == "compiled":
+        notes.append(tools.atlas.refused)
+    if place.wsl:
+        notes.append("WSL2: no part of the state can lie in pinned host memory, and Windows may take 1 GiB more of the card")
+    if place.host_usable_bytes is None:
+        notes.append("host memory is not checked: it is not known; --host-ram-gib X says how much there is")
+    held = holders(machine) if place.here else ""
+    if held:
+        notes.append(f"{held}; harness plan --wait waits for them")
+    if chosen is None or chosen.changes:
+        notes.append(_smallest_card(recipe, dataset, tools))
+    if chosen is not None and chosen.changes and not ask.exact:
+        notes.append(f"this is not recipe {recipe.name} but an approximation of it ({format_count(len(chosen.deviations))} deviations); --exact refuses it")
+    return notes
+
+
+def _smallest_card(recipe: Recipe, dataset: Dataset | None, tools: Tools) -> str:
+    from harness.plan.cards import CARDS
+
+    for key in sorted(CARDS, key=lambda key: CARDS[key].memory_bytes):
+        try:
+            if fits_exactly(recipe, key, dataset, tools):
+                return f"the smallest card that carries out recipe {recipe.name} exactly: {key} ({format_bytes(CARDS[key].memory_bytes)})"
+        except HarnessError as error:
+            if error.code != "not-in-atlas":
+                raise
+            return "which card would carry the recipe out exactly is not in the atlas; harness plan --gpu NAME --exact asks the compiler"
+    return f"no single card of the table carries out recipe {recipe.name} exactly"

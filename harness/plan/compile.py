@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.artifacts import Levers
 from harness.errors import HarnessError
@@ -32,34 +32,56 @@ _ABSENT_GPU_OPTIONS = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gem
 
 
 class Request(Strict):
-    """`target` is a GpuTargetConfigProto in text form for a card that is not here, or None for the device of `levers.platform` here."""
+    """`target` is a GpuTargetConfigProto in text form for a card that is not here, or None for the device of `levers.platform` here.
+
+    `phase`: the step, or what a run needs besides it (`harness.train.phases`). `only_lower` asks for the
+    fingerprint of a step for a `target` alone, without bytes.
+    """
 
     recipe: Recipe
     levers: Levers
     target: str | None = None
+    phase: Literal["step", "init", "load", "save"] = "step"
+    only_lower: bool = False
 
 
 class Answer(Strict):
+    """`bytes` are those of one device. `host_bytes` and `disk_bytes`, the machine's, are known for phases other than the step."""
+
     bytes: dict[str, int]
-    flops: float | None
-    fingerprint: str
+    flops: float | None = None
+    fingerprint: str = ""
+    host_bytes: int | None = None
+    disk_bytes: int | None = None
 
 
-def compiled(request: Request) -> Answer:
-    """XLA's answer to `request`, from the cache when nothing that changes it has changed.
+def compiled(request: Request, *, uuids: tuple[str, ...] = ()) -> Answer:
+    """XLA's answer to `request`, from the cache when nothing that changes it has changed. `uuids` are the cards here that it is for.
 
-    Raises: HarnessError "compile-failed", "compile-timeout".
+    Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler".
     """
-    kept = cache_root() / "plans" / f"{_key(request)}.json"
+    known = answered(request)
+    if known is not None:
+        return known
+    answer = _in_child(request, uuids)
+    with contextlib.suppress(HarnessError):  # a cache that cannot be written costs time, not the answer
+        write_atomic(_kept(request), answer.model_dump_json() + "\n")
+    return answer
+
+
+def answered(request: Request) -> Answer | None:
+    """The answer that the cache has to `request`, or None."""
+    kept = _kept(request)
     if kept.is_file():
         try:
             return Answer.model_validate_json(kept.read_text())
         except ValueError:
             kept.unlink(missing_ok=True)
-    answer = _in_child(request)
-    with contextlib.suppress(HarnessError):  # a cache that cannot be written costs time, not the answer
-        write_atomic(kept, answer.model_dump_json() + "\n")
-    return answer
+    return None
+
+
+def _kept(request: Request) -> Path:
+    return cache_root() / "plans" / f"{_key(request)}.json"
 
 
 def _key(request: Request) -> str:
@@ -77,10 +99,18 @@ def source_hash() -> str:
     return total.hexdigest()
 
 
-def _in_child(request: Request) -> Answer:
+def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
+    if request.levers.platform == "cuda" and find_spec("jax_cuda12_plugin") is None:
+        raise HarnessError(
+            "no-target-compiler",
+            "the compiler for NVIDIA GPUs is not installed here, and the atlas does not know this plan",
+            got="no package jax-cuda12-plugin",
+            need="jax-cuda12-plugin and jax-cuda12-pjrt of the version of jax",
+            fix=f"pip install jax-cuda12-plugin=={metadata.version('jax')} jax-cuda12-pjrt=={metadata.version('jax')}; the images and ci/local have them",
+        )
     # The compiler for an absent GPU runs on the CPU; a child on a real GPU must not take the memory that the trainer will need.
     environment = os.environ | {"JAX_PLATFORMS": "cpu" if request.target else request.levers.platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"} | ({"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {})
     command = [sys.executable, "-m", "harness.plan.compile"]
     try:
         child = subprocess.run(command, input=request.model_dump_json(), env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
@@ -104,18 +134,27 @@ def _main() -> None:
     from harness.train import device
 
     device.start()
-    from harness.train.compiled import compile_step
+    from harness.train.compiled import compile_step, lower_step
+    from harness.train.phases import compile_phase
 
     extra: dict[str, Any] = {}
     if request.target:
         from jax.experimental import topologies
-        from jax.sharding import NamedSharding, PartitionSpec
 
-        topology = topologies.get_topology_desc(platform="cuda", target_config=request.target, topology="1x1x1")
-        mesh = topologies.make_mesh(topology, (1,), ("fsdp",))
-        extra = {"sharding": NamedSharding(mesh, PartitionSpec()), "options": _ABSENT_GPU_OPTIONS, "platform": "cuda"}
-    step = compile_step(request.recipe, request.levers, **extra)
-    print(json.dumps({"bytes": step.bytes, "flops": step.flops, "fingerprint": step.fingerprint}))
+        from harness.train.sharding import Layout
+
+        topology = topologies.get_topology_desc(platform="cuda", target_config=request.target, topology=f"1x1x{request.levers.devices}")
+        extra = {"layout": Layout(topology.devices, request.levers.fsdp, request.levers.host), "options": _ABSENT_GPU_OPTIONS, "platform": "cuda"}
+    if request.only_lower:
+        _, fingerprint = lower_step(request.recipe, request.levers, extra["layout"], extra["platform"])
+        answer = Answer(bytes={}, fingerprint=fingerprint)
+    elif request.phase == "step":
+        step = compile_step(request.recipe, request.levers, **extra)
+        answer = Answer(bytes=step.bytes, flops=step.flops, fingerprint=step.fingerprint)
+    else:
+        phase = compile_phase(request.recipe, request.levers, request.phase, **extra)
+        answer = Answer(bytes=phase.bytes, host_bytes=phase.host_bytes, disk_bytes=phase.disk_bytes)
+    print(answer.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -110,3 +110,25 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """How often the kernel has killed a process of these groups for lack of memory; None where no group counts it.
+
+    Source: cgroup-v2.rst, `memory.events`; cgroup-v1/memory.rst, `memory.oom_control`.
+    """
+    mount, counts = root / "sys/fs/cgroup", []
+    for controllers, group in _memberships(root):
+        names = ("memory.events",) if not controllers else ("memory.oom_control",) if "memory" in controllers else ()
+        tops = (mount, mount / "unified") if not controllers else (mount / "memory",)
+        places = [place / name for top in tops for place in _with_ancestors(top, group) for name in names]
+        counts += [count for place in places if (count := _oom_kill(place)) is not None]
+    return max(counts, default=None)
+
+
+def _oom_kill(path: Path) -> int | None:
+    try:
+        pairs = (line.split() for line in path.read_text().splitlines())
+        return next((int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] == "oom_kill"), None)
+    except (OSError, ValueError):
+        return None

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
-
-from pydantic import ValidationError
 
 from harness.artifacts import Metrics
 
@@ -30,13 +27,13 @@ def read_curves(path: Path) -> Curves | None:
         return None
     rows: dict[int, Metrics] = {}
     unreadable = repeated = 0
-    with path.open(errors="replace") as file:
+    with path.open("rb") as file:
         for line in file:
             if not line.strip():
                 continue
             try:
-                row = Metrics.model_validate(json.loads(line))
-            except (ValueError, ValidationError):
+                row = Metrics.model_validate_json(line)
+            except ValueError:
                 unreadable += 1
                 continue
             repeated += row.step in rows
@@ -44,21 +41,21 @@ def read_curves(path: Path) -> Curves | None:
     return Curves([rows[step] for step in sorted(rows)], unreadable, repeated)
 
 
-def series(rows: list[Metrics]) -> dict[str, list[list[float | None]]]:
-    """Name → [steps, values] with six digits; a value that is not finite is null.
+def series(rows: list[Metrics], most: int = MAX_POINTS) -> dict[str, list[list[float | None]]]:
+    """Name → [steps, values] with six digits, about `most` of them; a value that is not finite is null.
 
     The first step's time is left out: that step compiles, and would flatten the curve.
     """
     found = {}
     for name in SERIES:
         shown = rows[1:] if name == "step_s" and len(rows) > 1 else rows
-        found[name] = _thinned([row.step for row in shown], [getattr(row, name) for row in shown])
+        found[name] = _thinned([row.step for row in shown], [getattr(row, name) for row in shown], most)
     return found
 
 
-def _thinned(steps: list[int], values: list[float]) -> list[list[float | None]]:
-    """At most MAX_POINTS: the least and the greatest of each stretch, and every stretch's first non-finite value."""
-    stretch = max(1, math.ceil(len(values) / (MAX_POINTS // 2)))
+def _thinned(steps: list[int], values: list[float], most: int) -> list[list[float | None]]:
+    """At most about `most`: the least and the greatest of each stretch, and every stretch's first non-finite value."""
+    stretch = max(1, math.ceil(len(values) / (most // 2)))
     kept: set[int] = set()
     if stretch < 3:
         kept = set(range(len(values)))

@@ -3,72 +3,170 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 
-from harness.artifacts import Artifact, Checkpoint, Dataset, Machine, Manifest, NormStats, Plan, Prediction
+from harness.artifacts import Artifact, Checkpoint, Curve, Dataset, Diagnosis, Machine, Manifest, Memory, NormStats, Plan, Prediction, Status, Verdict
 from harness.errors import HarnessError
-from harness.report import curves, sections
-from harness.rundir import CAMERA_VIEWS, PREDICTED_ACTIONS, RunDir
+from harness.recipe import Recipe
+from harness.report import curves, drawings, sections, verdicts
+from harness.report.differences import PUBLISHED, Difference, differences, differences_from_published
+from harness.report.status import read_status
+from harness.rundir import CAMERA_VIEWS, RunDir
 from harness.units import format_bytes, format_count, format_seconds
 
 A = TypeVar("A", bound=Artifact)
 
+# Each run has a colour of its own in report.css.
+MOST_RUNS = 8
+# All curves together stay under half of the page's 2 MB.
+POINTS_OF_ALL = 6000
 
-def render(run: RunDir) -> str:
-    """The report of `run` as HTML: scripts, styles, data and pictures inline, under 2 MB.
+
+class _Run(NamedTuple):
+    """What the files of one run say; `problems` names those that could not be read."""
+
+    directory: RunDir
+    manifest: Manifest | None
+    plan: Plan | None
+    recipe: Recipe | None
+    training: curves.Curves | None
+    status: Status | None
+    problems: list[str]
+
+    @property
+    def name(self) -> str:
+        return self.directory.path.absolute().name
+
+    @property
+    def rows(self) -> list[Any]:
+        return self.training.rows if self.training else []
+
+
+def render(run: RunDir, others: list[RunDir] | None = None) -> str:
+    """The report of `run` as HTML: scripts, styles, data and pictures inline, under 2 MB; with the curves of `others` laid over its own.
 
     A file that is missing or damaged is named on the page in the place of what it would have shown.
-    Raises: HarnessError "run-missing" when the directory is not there or holds no file of a run.
+    Raises: HarnessError "run-missing" when a directory is not there or holds no file of a run; "too-many-runs".
     """
+    if len(others or []) >= MOST_RUNS:
+        raise HarnessError(
+            "too-many-runs", "so many curves cannot be told apart", got=1 + len(others or []), need=f"at most {MOST_RUNS}", fix="give fewer runs"
+        )
+    this, beside = _read_run(run), [_read_run(other) for other in others or []]
+    problems = [*this.problems, *(f"{other.name}: {problem}" for other in beside for problem in other.problems)]
+    kinds = (Machine, Dataset, NormStats, Checkpoint, Prediction, Memory, Curve, Diagnosis, Verdict)
+    found: dict[str, Any] = {kind.__name__: _read(run, kind, problems) for kind in kinds}
+    manifest, plan, checkpoint = this.manifest, this.plan, found["Checkpoint"]
+    chosen = manifest.plan if manifest else plan.chosen if plan else None
+    points = max(curves.MAX_POINTS // 10, min(curves.MAX_POINTS, POINTS_OF_ALL // (1 + len(beside))))
+    return _template().render(
+        name=this.name,
+        manifest=manifest,
+        machine=found["Machine"],
+        plan=plan,
+        chosen=chosen,
+        dataset=found["Dataset"],
+        stats=found["NormStats"],
+        checkpoint=checkpoint,
+        memory=found["Memory"],
+        curve=found["Curve"],
+        claims=_claims(this, found),
+        recipe=this.recipe,
+        groups=sections.parameter_shares(this.recipe) if this.recipe else [],
+        compiled=", ".join(f"{part} {format_bytes(n)}" for part, n in manifest.compiled_bytes.items()) if manifest else "",
+        shares=sections.memory_shares(chosen.breakdown) if chosen else [],
+        differences=differences_from_published(this.recipe) if this.recipe else [],
+        published=PUBLISHED,
+        views=_picture(run.path / CAMERA_VIEWS, sections.MAX_IMAGE_BYTES, problems),
+        views_file=CAMERA_VIEWS,
+        prediction=found["Prediction"],
+        panels=drawings.prediction_panels(found["Prediction"]) if found["Prediction"] else [],
+        panel=(drawings.WIDTH, drawings.HEIGHT),
+        moved=drawings.moved_rows(checkpoint.moved) if checkpoint and checkpoint.moved else None,
+        shades=drawings.SHADES,
+        commands=sections.commands(run.path, manifest, [other.directory.path for other in beside]),
+        problems=problems,
+        runs=[_compared(each) for each in (this, *beside)] if beside else [],
+        recipe_differences=[(other.name, _between(this.recipe, other.recipe)) for other in beside],
+        others=[{"name": other.name, "series": curves.series(other.rows, points)} for other in beside],
+        marks=_marks(found["Curve"]),
+        **_training(this, points),
+    )
+
+
+def _read_run(run: RunDir) -> _Run:
     problems: list[str] = []
-    found = {kind.FILE: _read(run, kind, problems) for kind in (Machine, Plan, Dataset, NormStats, Manifest, Checkpoint, Prediction)}
-    training = curves.read_curves(run.metrics) if run.path.is_dir() else None
-    if training is None and not any(found.values()) and not problems:
+    kinds = (Machine, Plan, Dataset, NormStats, Manifest, Checkpoint, Prediction, Curve)
+    try:
+        training = curves.read_curves(run.metrics) if run.path.is_dir() else None
+    except OSError as error:
+        training = None
+        problems.append(f"{run.metrics.name} cannot be read: {error.strerror}")
+    if training is None and not any((run.path / kind.FILE).exists() for kind in kinds) and not problems:
         raise HarnessError(
             "run-missing",
             f"{run.path} holds no file of a run",
             need="a run directory, such as runs/smoke-001",
             fix="harness train --recipe smoke, then harness report --run on the directory that it names",
         )
-    manifest = found[Manifest.FILE]
-    assert manifest is None or isinstance(manifest, Manifest)
+    manifest, plan = _read(run, Manifest, problems), _read(run, Plan, problems)
     recipe = sections.recipe_of(manifest)
     if manifest and not recipe:
         problems.append("the manifest's recipe is of another version of the harness: who is trained and the differences are not shown")
-    plan = found[Plan.FILE]
-    assert plan is None or isinstance(plan, Plan)
-    chosen = manifest.plan if manifest else plan.chosen if plan else None
-    return _template().render(
-        name=run.path.absolute().name,
-        manifest=manifest,
-        machine=found[Machine.FILE],
-        plan=plan,
-        chosen=chosen,
-        dataset=found[Dataset.FILE],
-        stats=found[NormStats.FILE],
-        checkpoint=found[Checkpoint.FILE],
-        recipe=recipe,
-        groups=sections.parameter_shares(recipe) if recipe else [],
-        compiled=", ".join(f"{part} {format_bytes(n)}" for part, n in manifest.compiled_bytes.items()) if manifest else "",
-        memory=sections.memory_shares(chosen.breakdown) if chosen else [],
-        differences=sections.differences_from_published(recipe) if recipe else [],
-        published=sections.PUBLISHED,
-        views=_picture(run.path / CAMERA_VIEWS, sections.MAX_IMAGE_BYTES, problems),
-        prediction=found[Prediction.FILE],
-        predicted=_picture(run.path / PREDICTED_ACTIONS, sections.MAX_PLOT_BYTES, problems),
-        views_file=CAMERA_VIEWS,
-        commands=sections.commands(run.path, manifest),
-        problems=problems,
-        **_training(training),
+    try:
+        status = read_status(run)
+    except HarnessError:
+        status = None
+    return _Run(run, manifest, plan, recipe, training, status, problems)
+
+
+def _claims(this: _Run, found: dict[str, Any]) -> list[verdicts.Claim]:
+    claims = [
+        verdicts.of_run(this.status),
+        verdicts.of_curve(found["Curve"]),
+        verdicts.of_losses(this.rows),
+        verdicts.of_trained(this.manifest, found["Checkpoint"]),
+        verdicts.of_checkpoint(found["Checkpoint"]),
+        verdicts.of_memory(found["Memory"]),
+        verdicts.of_doctor(found["Diagnosis"]),
+        verdicts.of_verdict(found["Verdict"]),
+    ]
+    return [claim for claim in claims if claim]
+
+
+def _compared(run: _Run) -> sections.Compared:
+    return sections.Compared(
+        run.name,
+        run.status.state if run.status else "unknown",
+        run.rows[-1].step + 1 if run.rows else 0,
+        run.rows[-1].loss if run.rows else None,
+        curves.median_of(run.rows, "step_s"),
+        run.manifest.parameters_trained if run.manifest else None,
+        run.manifest.device if run.manifest else None,
+        run.manifest.plan.deviations if run.manifest else [],
     )
+
+
+def _between(one: Recipe | None, other: Recipe | None) -> list[Difference] | None:
+    return differences(one, other) if one and other else None
+
+
+def _marks(curve: Curve | None) -> list[dict[str, Any]]:
+    """Steps that the analysis points at, to be drawn in the curves."""
+    if curve is None:
+        return []
+    found = [{"step": seam.step, "kind": seam.kind, "text": f"{seam.kind}, {seam.replayed} steps replayed"} for seam in curve.seams]
+    found += [{"step": spike.first_step, "kind": "spike", "text": f"spike to {spike.top:.3g}"} for spike in curve.spikes]
+    found += [{"step": jump.step, "kind": "jump", "text": f"level from {jump.before:.3g} to {jump.after:.3g}"} for jump in curve.jumps]
+    return found[:100]
 
 
 def _read(run: RunDir, kind: type[A], problems: list[str]) -> A | None:
     try:
         return run.read(kind)
-    except (HarnessError, OSError) as error:
+    except (HarnessError, OSError, RecursionError) as error:
         problems.append(f"{kind.FILE} cannot be used: {error.what if isinstance(error, HarnessError) else error}")
         return None
 
@@ -81,12 +179,14 @@ def _picture(path: Path, limit_bytes: int, problems: list[str]) -> str | None:
         return None
 
 
-def _training(training: curves.Curves | None) -> dict[str, Any]:
-    rows = training.rows if training else []
+def _training(run: _Run, points: int) -> dict[str, Any]:
+    rows = run.rows
+    data = curves.series(rows, points)
     return {
-        "training": training,
+        "training": run.training,
         "rows": rows,
-        "data": curves.series(rows),
+        "data": data,
+        "smoothing": _smoothing(len(data["loss"][0])),
         "titles": curves.SERIES,
         "tenths": curves.loss_tenths(rows),
         "non_finite": curves.non_finite_losses(rows),
@@ -95,13 +195,25 @@ def _training(training: curves.Curves | None) -> dict[str, Any]:
     }
 
 
+def _smoothing(points: int) -> float:
+    """The slider's first position: the more points, the smoother; none for a few."""
+    return 0.0 if points < 30 else min(0.96, round((1 - 20 / points) / 0.02) * 0.02)
+
+
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"bytes": format_bytes, "count": format_count, "seconds": format_seconds, "number": _number}
+    environment.filters |= {"bytes": format_bytes, "count": format_count, "seconds": format_seconds, "number": _number, "plain": _plain}
     return environment.get_template("report.html.j2")
 
 
 def _number(value: float | None) -> str:
     """Four digits, as a person reads them."""
     return "unknown" if value is None else f"{value:.4g}"
+
+
+def _plain(value: object) -> str:
+    """A value of a recipe as a person would write it there."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

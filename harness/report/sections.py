@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 from harness.artifacts import Manifest
 from harness.errors import HarnessError
 from harness.parameters import group_of, is_trained, parameter_shapes
-from harness.recipe import Recipe, load_recipe
+from harness.recipe import Recipe
 from harness.rundir import RECIPE
 from harness.strict import parse
 
-PUBLISHED = "pi05_libero"
 # The whole page stays under 2 MB, and base64 adds a third.
 MAX_IMAGE_BYTES = 900_000
-MAX_PLOT_BYTES = 300_000
 
 
 class Share(NamedTuple):
@@ -36,12 +34,6 @@ class Share(NamedTuple):
     @property
     def trained_percent(self) -> float:
         return 100 * self.trained / self.value if self.value else 0.0
-
-
-class Difference(NamedTuple):
-    key: str
-    published: object
-    here: object
 
 
 def recipe_of(manifest: Manifest | None) -> Recipe | None:
@@ -72,20 +64,6 @@ def memory_shares(breakdown: dict[str, int]) -> list[Share]:
     """What the plan's memory is made of, largest first."""
     total = sum(breakdown.values())
     return sorted((Share(name, n, total) for name, n in breakdown.items() if n > 0), key=lambda share: -share.value)
-
-
-def differences_from_published(recipe: Recipe) -> list[Difference]:
-    """Every key in which the recipe differs from the published one, names and descriptions aside."""
-    published, here = (_flat(each.model_dump(mode="json", exclude={"name", "description"})) for each in (load_recipe(PUBLISHED), recipe))
-    return [
-        Difference(key, published.get(key, "–"), here.get(key, "–")) for key in sorted(published.keys() | here.keys()) if published.get(key) != here.get(key)
-    ]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}.{name}" if prefix else name).items()}
 
 
 def picture(path: Path, limit_bytes: int = MAX_IMAGE_BYTES) -> str | None:
@@ -124,8 +102,8 @@ class Command(NamedTuple):
     line: str
 
 
-def commands(directory: Path, manifest: Manifest | None) -> list[Command]:
-    """What to type to get this run again, to go on with it, and to look into it."""
+def commands(directory: Path, manifest: Manifest | None, others: list[Path]) -> list[Command]:
+    """What to type to get this run again, to go on with it, to look into it, and to check it."""
     run = shlex.quote(str(directory))
     found = []
     if manifest and manifest.source_revision:
@@ -136,6 +114,27 @@ def commands(directory: Path, manifest: Manifest | None) -> list[Command]:
     if (directory / RECIPE).is_file():
         found.append(Command("Reproduce: the same recipe in a new run", f"harness train --recipe {shlex.quote(str(directory / RECIPE))}"))
     found.append(Command("Resume: go on from the last whole checkpoint", f"harness train --resume --run {run}"))
-    found.append(Command("Inspect the checkpoints, every number in them", f"harness inspect {run} --deep"))
-    found.append(Command("Write this page again", f"harness report --run {run}"))
+    found.append(Command("Verify: every field against this machine, and the first steps again, bit for bit", f"harness verify {run} --steps 3"))
+    started_from = (manifest.recipe.get("weights") or {}).get("source") if manifest else None
+    against = " --against base" if started_from else ""
+    found.append(
+        Command(f"Inspect the checkpoints, every number in them{', and what moved' if against else ''}", f"harness inspect --run {run} --deep{against}")
+    )
+    found.append(Command("Analyse the curve: learning, or noise", f"harness analyse {run}"))
+    found.append(Command("Predict: what the last checkpoint would do at a frame", f"harness predict {run} --run {run}"))
+    again = " ".join([run, *(shlex.quote(str(path)) for path in others)])
+    found.append(Command("Write this page again", f"harness report {again}" if others else f"harness report --run {run}"))
     return found
+
+
+class Compared(NamedTuple):
+    """One run beside others; None where its files do not tell."""
+
+    name: str
+    state: str
+    steps: int
+    loss: float | None
+    median_step_s: float | None
+    parameters_trained: int | None
+    device: str | None
+    deviations: list[str]

@@ -1,27 +1,114 @@
-"""The plan as a table for a terminal. Nothing is printed here."""
+"""The plan for a terminal of 100 columns: what was chosen, what its memory is made of, what was rejected and why. Nothing is printed here."""
 
 from __future__ import annotations
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from harness.artifacts import Plan
+from harness.artifacts import Candidate, Levers, Plan
 from harness.show.rows import rows_table
-from harness.units import format_bytes, format_count
+from harness.units import format_bytes, format_count, format_seconds
+
+_BAR = 60
+_COLORS = ("blue", "cyan", "green", "yellow", "magenta", "red", "white", "bright_black", "bright_blue")
+_BLOCKS = "█▓▒░"
 
 
-def plan_table(plan: Plan) -> Table:
-    """What was chosen or rejected, with bytes and reasons."""
-    rows = [
-        ("device", plan.device + (f", {format_bytes(plan.usable_bytes)} usable" if plan.usable_bytes is not None else "")),
-        ("trained", f"{format_count(plan.parameters_trained)} of {format_count(plan.parameters_total)} parameters"),
-    ]
+def plan_view(plan: Plan) -> RenderableType:
+    """The plan in parts: facts, the bar of memory, the table of candidates, notes."""
+    parts: list[RenderableType] = [rows_table(f"plan for {plan.recipe}", _facts(plan))]
+    if plan.chosen is not None:
+        parts.append(memory_bar(plan, plan.chosen))
+    parts.append(candidates_table(plan))
+    parts += [Text(f"note: {note}") for note in plan.notes]
+    return Group(*parts)
+
+
+def _facts(plan: Plan) -> list[tuple[str, str]]:
+    usable = format_bytes(plan.usable_bytes)
+    rows = [("device", f"{plan.device}, {usable} usable" + (f" of {format_bytes(plan.free_bytes)} free" if plan.context_bytes else ""))]
+    rows.append(("recipe trains", f"{format_count(plan.parameters_trained)} of {format_count(plan.parameters_total)} parameters"))
+    chosen = plan.chosen
+    if chosen is None:
+        return [*rows, ("chosen", "nothing: no plan fits")]
+    levers = chosen.levers
+    rows.append(("chosen", f"{'exact' if not chosen.deviations else 'approximate'}: {chosen.reason} ({chosen.source})"))
+    rows += [("deviation", text) for text in chosen.deviations]
+    rows.append(("batch", _batch(levers)))
+    rows.append(("sample", f"{levers.prompt_tokens} prompt tokens, cameras {', '.join(levers.cameras)}"))
+    if chosen.seconds_per_step is not None:
+        rows.append(("predicted", f"{format_seconds(chosen.seconds_per_step)} a step (cost model, not measured)"))
+    rows.append(("host memory", f"{format_bytes(chosen.host_bytes)}" + (f", with {' and '.join(levers.host)} of the state" if levers.host else "")))
+    rows.append(("disk", f"{format_bytes(chosen.disk_bytes)} for two checkpoints"))
+    phases = ", ".join(f"{name} {format_bytes(size)}" for name, size in chosen.phases.items())
+    return rows + ([("phases", phases)] if len(chosen.phases) > 1 else []) + [(name, f"unknown: {why}") for name, why in chosen.unknown.items()]
+
+
+def _batch(levers: Levers) -> str:
+    devices = f" x {levers.devices} devices" + (f" (state in {levers.fsdp} shards)" if levers.fsdp > 1 else "") if levers.devices > 1 else ""
+    rows = levers.microbatch * levers.accumulation_steps * levers.devices
+    return f"{rows} = microbatch {levers.microbatch} x {levers.accumulation_steps} accumulated{devices}"
+
+
+def memory_bar(plan: Plan, chosen: Candidate) -> RenderableType:
+    """The parts of the memory, as a bar over the whole of what is free, and each with its bytes."""
+    parts = [(name, size) for name, size in chosen.breakdown.items() if size > 0]
+    if plan.context_bytes:
+        parts.append(("context", plan.context_bytes))
+    if plan.free_bytes is not None:
+        parts.append(("headroom", max(0, plan.free_bytes - sum(size for _, size in parts))))
+    total = sum(size for _, size in parts) or 1
+    bar, legend = Text(), []
+    for index, (name, size) in enumerate(parts):
+        color, block = _COLORS[index % len(_COLORS)], "·" if name == "headroom" else _BLOCKS[index % len(_BLOCKS)]
+        bar.append(block * max(1 if size else 0, round(_BAR * size / total)), style=color)
+        legend.append(Text.assemble((block, color), f" {name} {format_bytes(size)}"))
+    grid = Table.grid(padding=(0, 3))
+    for start in range(0, len(legend), 3):
+        grid.add_row(*legend[start : start + 3])
+    caption = Text("weights, gradients, moments and average are counted, the rest is what the compiler adds to them", style="dim")
+    return Group(Text("memory of a device"), bar, grid, caption)
+
+
+def candidates_table(plan: Plan) -> Table:
+    """One row a candidate, the chosen first."""
+    table = Table(title="plans looked at", title_justify="left")
+    table.add_column("plan", max_width=34)
+    table.add_column("micro", justify="right")
+    table.add_column("device", justify="right")
+    table.add_column("host", justify="right")
+    table.add_column("step", justify="right")
+    table.add_column("verdict", max_width=30)
     for candidate in plan.candidates:
-        levers = candidate.levers
-        rows.append((candidate.verdict, f"{candidate.reason} ({candidate.source})"))
-        rows.append(
-            ("", f"microbatch {levers.microbatch} x {levers.accumulation_steps}, {levers.prompt_tokens} prompt tokens, cameras {', '.join(levers.cameras)}")
-        )
-        rows.append(("checkpoints", f"{format_bytes(candidate.disk_bytes)} of disk (two kept)"))
-        rows += [("deviation", text) for text in candidate.deviations]
-        rows += [(name, f"unknown: {reason}") for name, reason in candidate.unknown.items()]
-    return rows_table(f"plan for {plan.recipe}", rows)
+        chosen = candidate is plan.chosen or candidate == plan.chosen
+        verdict = "chosen" if chosen else "fits, slower" if candidate.verdict == "fits" else candidate.reason.rpartition(": ")[2]
+        step = format_seconds(candidate.seconds_per_step) if candidate.seconds_per_step is not None else "?"
+        size = ("≥ " if candidate.source == "counted" else "") + format_bytes(candidate.device_bytes)
+        row = (plan_name(candidate), str(candidate.levers.microbatch), size, format_bytes(candidate.host_bytes), step, verdict)
+        table.add_row(*row, style="bold" if chosen else None)
+    return table
+
+
+def plan_name(candidate: Candidate) -> str:
+    """A plan in a few words: what it changes, and where the state lies."""
+    levers = candidate.levers
+    words = [_change(key, value) for key, value in candidate.changes.items() if not key.endswith(".lora")] or ["exact"]
+    if candidate.changes.get("train.trained", "").startswith("lora"):
+        words = [word for word in words if word != "no EMA"]
+    words += [f"{', '.join(levers.host)} on the host"] if levers.host else []
+    words += [f"{levers.fsdp} shards"] if levers.fsdp > 1 else []
+    words += ["chunked attention"] if levers.attention == "chunked" else []
+    return "; ".join(words)
+
+
+def _change(key: str, value: object) -> str:
+    names = {
+        ("train.ema_decay", None): "no EMA",
+        ("train.trained", "lora"): "LoRA",
+        ("train.trained", "lora_frozen_vision"): "LoRA, vision frozen",
+        ("train.optimizer.moments", "int8"): "8-bit moments",
+        ("train.frozen", "int8"): "frozen in 8 bits",
+        ("train.frozen", "int4"): "frozen in 4 bits",
+    }
+    return names.get((key, value), f"{key}={value}") if isinstance(value, str | None) else f"{key}={value}"

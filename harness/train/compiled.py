@@ -10,34 +10,58 @@ import jax.numpy as jnp
 
 from harness.artifacts import Levers
 from harness.recipe import Recipe
+from harness.train.sharding import Layout, local_layout
 from harness.train.state import abstract_state
 from harness.train.step import make_step
 
 
 class CompiledStep(NamedTuple):
-    """`run(state, batch, key)` donates the state. `bytes`: argument, output, alias, temp, device (their sum, less alias)."""
+    """`run(state, batch, key)` donates the state. `bytes`, of one device: argument, output, alias, temp, device (their sum, less alias).
+
+    `layout` says where the state and the batch must lie.
+    """
 
     run: Any
     bytes: dict[str, int]
     flops: float | None
     fingerprint: str
+    layout: Layout
 
 
-def compile_step(recipe: Recipe, levers: Levers, *, sharding: Any = None, options: dict[str, str] | None = None, platform: str | None = None) -> CompiledStep:
-    """The step of `recipe` carried out with `levers`, for the default device, or for `sharding`'s device of a topology.
+def compile_step(
+    recipe: Recipe, levers: Levers, *, layout: Layout | None = None, options: dict[str, str] | None = None, platform: str | None = None
+) -> CompiledStep:
+    """The step of `recipe` carried out with `levers`, for this process's own devices, or for `layout` over those of a topology.
 
     Device bytes are argument + output - alias + temp of XLA's memory analysis. The fingerprint is a hash of the lowered program.
+    Raises: HarnessError "devices-missing".
     Source: facts on compiling for a GPU that is not here; jax.stages.Compiled.memory_analysis.
     """
-    step = make_step(recipe, accumulation_steps=levers.accumulation_steps, remat=levers.remat == "block")
-    arguments = (abstract_state(recipe), abstract_batch(recipe, levers), jax.eval_shape(lambda: jax.random.key(0)))
-    if sharding is not None:
-        arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
-    traced = jax.jit(step, donate_argnums=0, out_shardings=sharding).trace(*arguments)
-    lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
-    fingerprint = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    layout = layout or local_layout(levers)
+    lowered, fingerprint = lower_step(recipe, levers, layout, platform)
     compiled = lowered.compile(compiler_options=options)
-    return CompiledStep(compiled, device_bytes(compiled.memory_analysis()), _flops(compiled), fingerprint)
+    return CompiledStep(compiled, device_bytes(compiled.memory_analysis()), _flops(compiled), fingerprint, layout)
+
+
+def lower_step(recipe: Recipe, levers: Levers, layout: Layout, platform: str | None = None) -> tuple[Any, str]:
+    """(the step as it is handed to XLA, its fingerprint)."""
+    step = make_step(
+        recipe,
+        accumulation_steps=levers.accumulation_steps,
+        remat=levers.remat == "block",
+        attention=levers.attention,
+        compute_copy=levers.compute_copy,
+        layout=layout,
+    )
+    state = layout.placed(abstract_state(recipe))
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.rows), abstract_batch(recipe, levers))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
+    # The state goes out as it came in, so that every buffer of it is updated in its place.
+    out = (layout.results(abstract_state(recipe)), layout.replicated)
+    traced = jax.jit(step, donate_argnums=0, out_shardings=out).trace(state, batch, key)
+    lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
+    return lowered, hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
 def abstract_batch(recipe: Recipe, levers: Levers) -> dict[str, Any]:
@@ -53,9 +77,15 @@ def abstract_batch(recipe: Recipe, levers: Levers) -> dict[str, Any]:
 
 
 def device_bytes(analysis: Any) -> dict[str, int]:
-    """argument, output, alias and temp of XLA's memory analysis, and what the device must hold: `device`."""
-    parts = {name: int(getattr(analysis, f"{name}_size_in_bytes")) for name in ("argument", "output", "alias", "temp")}
-    return parts | {"device": parts["argument"] + parts["output"] - parts["alias"] + parts["temp"]}
+    """argument, output, alias and temp of XLA's memory analysis, and what they come to: `device` there, `host` in pinned host memory."""
+
+    def parts(prefix: str) -> dict[str, int]:
+        return {name: int(getattr(analysis, f"{prefix}{name}_size_in_bytes")) for name in ("argument", "output", "alias", "temp")}
+
+    def total(part: dict[str, int]) -> int:
+        return part["argument"] + part["output"] - part["alias"] + part["temp"]
+
+    return parts("") | {"device": total(parts("")), "host": total(parts("host_"))}
 
 
 def _flops(compiled: Any) -> float | None:

@@ -21,14 +21,17 @@ from harness.errors import HarnessError
 from harness.parameters import check_who_is_trained
 from harness.rundir import directory_bytes
 from harness.train.compiled import CompiledStep, compile_step
-from harness.train.job import Job, Watcher
+from harness.train.feed import feed
+from harness.train.job import Job
 from harness.train.manifest import describe_run
+from harness.train.memory import measure
 from harness.train.metrics import MetricsFile, Wandb
 from harness.train.snapshot import base_of, restore, save
 from harness.train.start import first_state
 from harness.train.state import TrainState
 from harness.train.views import save_camera_views
 from harness.units import format_bytes
+from harness.watcher import Watcher
 
 
 class Outcome(NamedTuple):
@@ -50,17 +53,19 @@ def train(job: Job, watcher: Watcher) -> Outcome:
         return Outcome(start, finished=True)
     with _stop_requests() as stop:
         # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run ends here.
+        watcher.phase("compile")
         watcher.say("compiling the training step")
         compiled = compile_step(recipe, job.levers)
         _check_fits(compiled, job.plan)
         _check_disk(job, watcher)
         # 2. The state: from the last whole checkpoint, else from the recipe's weights, else fresh.
-        train_key, init_key = jax.random.split(jax.random.key(recipe.train.seed))
+        train_key, init_key = jax.device_put(jax.random.split(jax.random.key(recipe.train.seed)), compiled.layout.replicated)
+        watcher.phase("load")
         if start:
             watcher.say(f"resuming from the checkpoint of step {start}")
-            state, manifest = restore(store, recipe, start), run.read(Manifest)
+            state, manifest = restore(store, recipe, start, compiled.layout), run.read(Manifest)
         else:
-            state, weights = first_state(recipe, init_key, watcher)
+            state, weights = first_state(recipe, init_key, watcher, compiled.layout)
             manifest = describe_run(job, compiled, weights)
             run.write(manifest)
         # 3. The data, from where the state stands; the order of frames depends on seed and step alone.
@@ -71,14 +76,15 @@ def train(job: Job, watcher: Watcher) -> Outcome:
             wandb.image("camera_views", save_camera_views(run.path, loader.batch(0)), 0)
         # 4. Steps, until the last one or until asked to stop.
         trainer = _Trainer(job, watcher, compiled, store, metrics, wandb, loader)
-        batches = loader.iterate(start)
+        batches = loader.iterate(start, resized=False)
+        watcher.phase("step")
         try:
             step = trainer.run(state, train_key, start, batches, stop)
         finally:
             batches.close()
             metrics.close()
-            wandb.close()
             store.close()
+            wandb.close()
     return Outcome(step, finished=step == recipe.train.steps)
 
 
@@ -97,21 +103,28 @@ class _Trainer:
     def run(self, state: TrainState, key: jax.Array, start: int, batches: Iterator[dict[str, Any]], stop: list[int]) -> int:
         """The number of steps done, all of them saved."""
         train = self._job.recipe.train
-        self._flushed = time.monotonic()
+        self._flushed, measured = time.monotonic(), False
         for step in range(start, train.steps):
             before = time.monotonic()
             batch = next(batches)
             data_s = time.monotonic() - before
-            inputs = {name: batch[name] for name in ("images", "tokens", "token_mask", "actions")}
+            inputs = feed(batch, self._compiled.layout.rows, self._job.recipe.model.image_size)
             state, values = self._compiled.run(state, inputs, key)
             self._pending.append((step, values, data_s))
+            # While this step is computed the next batch goes to the device; more of them on the way would take memory that no plan counts.
+            if len(self._pending) > 1:
+                jax.block_until_ready(self._pending[-2][1])
             done = step + 1
             ends = done == train.steps or bool(stop)
             saves = ends or done % train.save_every_steps == 0
             if saves or done % train.log_every_steps == 0:
                 self._flush()
-            if saves:
+                if ends or not measured:
+                    measured = self._measure(done)
+            if saves and self._job.keeps:
+                self._watcher.phase("save")
                 self._save(state, done)
+                self._watcher.phase("step")
             if ends:
                 return done
         return start
@@ -140,6 +153,14 @@ class _Trainer:
                 fix="lower train.optimizer.schedule.peak, or look at the findings of harness stats; the last whole checkpoint is as it was",
             )
 
+    def _measure(self, done: int) -> bool:
+        """Writes memory.json; True, since that is done."""
+        memory = measure(self._job, self._compiled, done)
+        self._job.run.write(memory)
+        if memory.peak_bytes is not None:
+            self._watcher.say(f"peak {format_bytes(memory.peak_bytes)} in use on a device; the compiler said {format_bytes(memory.compiled['device'])}")
+        return True
+
     def _save(self, state: TrainState, step: int) -> None:
         job = self._job
         record = {
@@ -150,6 +171,7 @@ class _Trainer:
             "data": {"seed": job.recipe.train.seed, "next_step": step, "dataset_sha256": job.dataset.sha256},
         }
         save(self._store, state, step=step, norm_stats_json=self._norm_stats_json, asset_id=job.recipe.data.asset_id, record=record, base=self._base)
+        self._wandb.checkpoint(step)
 
 
 def _check_fits(compiled: CompiledStep, plan: Plan) -> None:

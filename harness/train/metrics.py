@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import os
+import queue
+import secrets
+import signal
+import string
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from harness.artifacts import Metrics
+from harness.errors import HarnessError
 from harness.recipe import Recipe
-from harness.rundir import RunDir, write_atomic
+from harness.rundir import RunDir, directory_bytes, write_atomic
 
-_WANDB_ID = "wandb_id.txt"
-_ONLINE_TIMEOUT_S = 15
+WANDB_ID = "wandb_id.txt"
+# What waits for a wandb that is slower than training; beyond that, values are left out of wandb, never of metrics.jsonl.
+MOST_WAITING = 10_000
+# How long the end of a run waits for wandb to take what is left.
+CLOSE_S = 30.0
 
 
 class MetricsFile:
@@ -23,7 +37,7 @@ class MetricsFile:
         """Keeps the lines before `start_step`; what a killed run wrote past its last checkpoint is computed again."""
         kept = []
         if path.is_file():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 try:
                     kept += [line] if Metrics.model_validate_json(line).step < start_step else []
                 except ValueError:
@@ -40,57 +54,126 @@ class MetricsFile:
 
 
 class Wandb:
-    """wandb in the mode that its own environment variables say; offline when there is no key, so it never asks for one."""
+    """wandb in the mode that its own environment variables say; offline when there is no key, so it never asks for one.
+
+    It runs in a process of its own. Every call here returns at once; what it has to say is warned of at the next one.
+    """
 
     def __init__(self, run: RunDir, recipe: Recipe, config: dict[str, Any], *, start_step: int, warn: Callable[[str], None]) -> None:
-        self._warn, self._run = warn, None
+        self._warn, self._process, self._left_out = warn, None, 0
+        self._directory = run.path.absolute()
+        self._said: deque[str] = deque()
+        self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(MOST_WAITING)
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         if mode == "disabled":
             return
-        logging.getLogger("wandb").setLevel(logging.ERROR)
-        id_file = run.path / _WANDB_ID
-        known = id_file.read_text().strip() if id_file.is_file() and start_step > 0 else None
-        self._guard(lambda: self._start(run, recipe, config, mode, known))
-        if self._run is not None:
-            write_atomic(id_file, self._run.id + "\n")
-
-    def _start(self, run: RunDir, recipe: Recipe, config: dict[str, Any], mode: str, known: str | None) -> None:
-        import wandb
-
-        settings = wandb.Settings(silent=True, console="off", init_timeout=_ONLINE_TIMEOUT_S, disable_git=True, save_code=False)
-        options: dict[str, Any] = {"id": known, "resume": "allow"} if known else {}
-        options |= {"project": os.environ.get("WANDB_PROJECT", "pi05-harness"), "name": run.path.name, "tags": [recipe.name]}
-        options |= {"mode": mode, "config": config, "dir": str(run.path), "settings": settings}
         try:
-            self._run = wandb.init(**options)
-        except Exception as error:
-            if mode == "offline":
-                raise
-            # No network, or a key that the server refuses: the run is logged all the same, and can be synced later.
-            self._warn(f"wandb does not answer ({type(error).__name__}), so it logs offline; later: wandb sync {run.path}/wandb/offline-run-*")
-            self._run = wandb.init(**options | {"mode": "offline"})
+            told = {"id": _run_id(run, start_step), "mode": mode, "config": config, "dir": str(self._directory), "pid": os.getpid()}
+            # A session of its own: Ctrl-C is for the trainer, which then ends this in its own time.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.train.wandb_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except (OSError, HarnessError) as error:
+            warn(f"wandb is off for this run: {error}")
+            return
+        told |= {"project": os.environ.get("WANDB_PROJECT", "pi05-harness"), "name": self._directory.name, "tags": [recipe.name]}
+        self._writer = threading.Thread(target=self._pass_on, daemon=True)
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._writer.start()
+        self._reader.start()
+        self._tell({"start": told})
 
     def write(self, lines: list[Metrics]) -> None:
         for line in lines:
-            values = line.model_dump(exclude={"step", "time"})
-            self._guard(lambda line=line, values=values: self._run and self._run.log(values, step=line.step))  # type: ignore[misc]
+            self._tell({"values": line.model_dump(exclude={"step", "time"}), "step": line.step})
 
     def image(self, name: str, path: Path, step: int) -> None:
-        def log() -> None:
-            import wandb
+        self._tell({"image": name, "path": str(path.absolute()), "step": step})
 
-            if self._run is not None:
-                self._run.log({name: wandb.Image(str(path))}, step=step)
-
-        self._guard(log)
+    def checkpoint(self, step: int) -> None:
+        """Notes that a checkpoint of this step was begun; `close` adds which are there in the end."""
+        self._tell({"values": {"checkpoint_step": step}, "step": step - 1})
 
     def close(self) -> None:
-        self._guard(lambda: self._run and self._run.finish())
-
-    def _guard(self, act: Callable[[], object]) -> None:
-        """Training goes on without wandb when wandb fails, and says so once."""
+        """Waits a while for wandb to take what is left, and then no longer: what it has is on disk."""
+        if self._process is None:
+            return
+        self._tell({"summary": {"checkpoints": _checkpoints(self._directory)}})
+        self._tell({"finish": True})
+        deadline = time.monotonic() + CLOSE_S
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=CLOSE_S)
+        self._writer.join(max(0.0, deadline - time.monotonic()))
         try:
-            act()
-        except Exception as error:
-            self._run = None
-            self._warn(f"wandb is off for the rest of this run: {type(error).__name__}: {error}")
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._said.append(f"wandb did not end within {CLOSE_S:.0f} s and was left; later: wandb sync {self._directory}/wandb/*run-*")
+        self._reader.join(1.0)
+        if self._left_out:
+            self._said.append(f"wandb was too slow: {self._left_out} values are only in metrics.jsonl")
+        self._process = None
+        self._repeat()
+
+    def _tell(self, told: dict[str, Any]) -> None:
+        if self._process is None:
+            return
+        try:
+            self._waiting.put_nowait(told)
+        except queue.Full:
+            self._left_out += 1
+        self._repeat()
+
+    def _repeat(self) -> None:
+        """Says in the trainer's own thread what the others have heard."""
+        while self._said:
+            self._warn(self._said.popleft())
+
+    def _pass_on(self) -> None:
+        assert self._process is not None
+        stdin = self._process.stdin
+        assert stdin is not None
+        while (told := self._waiting.get()) is not None:
+            try:
+                stdin.write(json.dumps(told, default=str).encode() + b"\n")
+                stdin.flush()
+            except (OSError, ValueError):
+                break
+        with suppress(OSError):
+            stdin.close()
+
+    def _listen(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                self._said.append(str(json.loads(line)))
+            except ValueError:
+                continue  # a library printed
+        status = self._process.wait()
+        if status:
+            self._said.append(f"wandb's process ended ({status}); metrics.jsonl has everything")
+
+
+def _run_id(run: RunDir, start_step: int) -> str:
+    """The id of the run at wandb: the one it had, when it goes on."""
+    file = run.path / WANDB_ID
+    known = file.read_text().strip() if start_step > 0 and file.is_file() else ""
+    if known:
+        return known
+    made = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+    write_atomic(file, made + "\n")
+    return made
+
+
+def _checkpoints(run: Path) -> dict[str, dict[str, Any]]:
+    """Step → path and bytes of the checkpoints that are there."""
+    directory = RunDir(run).checkpoints
+    steps = sorted((path for path in directory.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name)) if directory.is_dir() else []
+    return {path.name: {"path": str(path), "bytes": directory_bytes(path)} for path in steps}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import optax
 
 from harness.recipe import Optimizer, Schedule
+from harness.train.moments import scale_by_bfloat16_adam, scale_by_blockwise_adam
 
 
 def learning_rate(schedule: Schedule) -> optax.Schedule:
@@ -21,10 +22,20 @@ def learning_rate(schedule: Schedule) -> optax.Schedule:
     )
 
 
-def optimizer(recipe: Optimizer) -> optax.GradientTransformation:
-    """m ← b1·m + (1 - b1)·g; v ← b2·v + (1 - b2)·g²; p ← p - lr·(m̂ / (sqrt(v̂) + eps) + weight_decay·p), g clipped first.
+def optimizer(recipe: Optimizer, seed: int = 0) -> optax.GradientTransformation:
+    """`adamw` of gradients clipped by their global norm. The step clips leaf by leaf instead, in the place of this chain's first state."""
+    return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), adamw(recipe, seed))
 
+
+def adamw(recipe: Optimizer, seed: int = 0) -> optax.GradientTransformation:
+    """m ← b1·m + (1 - b1)·g; v ← b2·v + (1 - b2)·g²; p ← p - lr·(m̂ / (sqrt(v̂) + eps) + weight_decay·p).
+
+    `seed` draws the rounding of bfloat16 moments, and nothing else.
     Source: https://arxiv.org/abs/1711.05101; openpi src/openpi/training/optimizer.py `AdamW`, commit 15a9616.
     """
-    adamw = optax.adamw(learning_rate(recipe.schedule), b1=recipe.b1, b2=recipe.b2, eps=recipe.eps, weight_decay=recipe.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), adamw)
+    rate = learning_rate(recipe.schedule)
+    if recipe.moments == "float32":
+        return optax.adamw(rate, b1=recipe.b1, b2=recipe.b2, eps=recipe.eps, weight_decay=recipe.weight_decay)
+    int8 = recipe.moments == "int8"
+    adam = scale_by_blockwise_adam(recipe.b1, recipe.b2, recipe.eps) if int8 else scale_by_bfloat16_adam(recipe.b1, recipe.b2, recipe.eps, seed)
+    return optax.chain(adam, optax.add_decayed_weights(recipe.weight_decay), optax.scale_by_learning_rate(rate))

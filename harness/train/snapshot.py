@@ -1,15 +1,23 @@
-"""Between the training state and a checkpoint: what is saved, and the state that comes back bit for bit."""
+"""Between the training state and a checkpoint: what is saved, and the state that comes back bit for bit.
+
+Quantized frozen kernels are saved as the bfloat16 weights that they stand for, so that `params` is openpi's and holds the network that
+was trained; on the way back they become the same codes.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from harness.checkpoint.leaves import BASE
 from harness.checkpoint.store import Store
 from harness.checkpoint.weights import fingerprint, load_params, params_directories
 from harness.errors import HarnessError
+from harness.model.quantize import Quantized
 from harness.recipe import Recipe
-from harness.train.state import TrainState, abstract_params, abstract_state
+from harness.train.sharding import Layout
+from harness.train.state import TrainState, abstract_params, abstract_state, keeper
 
 
 def base_of(recipe: Recipe) -> dict[str, str] | None:
@@ -27,24 +35,21 @@ def save(
 
     With `base`, only what was trained is saved.
     """
-    params, rest = _split(state)
-    if base is not None:
-        params = {path: params[path] for path in state.trained}
+    params, rest = saved(state, only_trained=base is not None)
     store.save(step, params=params, train_state=rest, norm_stats_json=norm_stats_json, asset_id=asset_id, record=record, base=base)
 
 
-def restore(store: Store, recipe: Recipe, step: int) -> TrainState:
-    """The state that `save` was given.
+def restore(store: Store, recipe: Recipe, step: int, layout: Layout) -> TrainState:
+    """The state that `save` was given, each leaf read straight into its shards; how many devices saved it does not matter.
 
     Raises: HarnessError "recipe-differs" when another recipe wrote it, and those of `Store.restore` and `load_params`.
     """
-    shapes = abstract_state(recipe)
-    params, rest = _split(shapes)
+    shapes = layout.placed(abstract_state(recipe))
+    dense, keep = layout.placed(abstract_params(recipe)) | (shapes.trained if shapes.ema is None else shapes.ema), keeper(recipe, layout)
     directory = store.directory / str(step)
     left_out = (directory / BASE).is_file()
-    if left_out:
-        params = {path: params[path] for path in shapes.trained}
-    restored = store.restore(step, params=params, train_state=rest)
+    params = {path: dense[path] for path in shapes.trained} if left_out else dense
+    restored = store.restore(step, params=params, train_state=_rest(shapes), keep=keep)
     if restored.record.get("recipe_sha256") != recipe.sha256():
         raise HarnessError(
             "recipe-differs",
@@ -54,7 +59,7 @@ def restore(store: Store, recipe: Recipe, step: int) -> TrainState:
             fix="resume with the recipe and --set options of the run's recipe.yaml, or give the new recipe a run of its own",
         )
     trained = {path: value for path, value in restored.params.items() if path in shapes.trained}
-    everything = load_params(directory, abstract_params(recipe)).params if left_out else restored.params
+    everything = load_params(directory, dense, keep=keep).params if left_out else restored.params
     frozen = {path: everything[path] for path in shapes.frozen}
     raw = restored.train_state["params"]
     return TrainState(
@@ -66,6 +71,17 @@ def restore(store: Store, recipe: Recipe, step: int) -> TrainState:
     )
 
 
-def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    raw = {} if state.ema is None else state.trained
-    return state.averaged, {"step": state.step, "params": raw, "opt_state": state.opt_state}
+def saved(state: TrainState, *, only_trained: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint of `state` holds: its `params`, all of them or only those trained, and its `train_state`."""
+    return {path: _stored(value) for path, value in state.averaged.items() if path in state.trained or not only_trained}, _rest(state)
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": {} if state.ema is None else state.trained, "opt_state": state.opt_state}
+
+
+def _stored(value: Any) -> Any:
+    """An array as a checkpoint holds it; of an abstract state, its shape and type."""
+    if not isinstance(value, Quantized):
+        return value
+    return jax.ShapeDtypeStruct(value.shape, value.dtype) if isinstance(value.codes, jax.ShapeDtypeStruct) else value.on_host()

@@ -2,56 +2,112 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from harness.checkpoint.weights import fingerprint as directory_sha256
 from harness.checkpoint.weights import load_params
 from harness.download import fetch_tree, is_remote
 from harness.model.pi05 import Params, initialize
+from harness.model.quantize import Quantized
 from harness.parameters import fingerprint, group_of
 from harness.recipe import Recipe
-from harness.train.job import Watcher
-from harness.train.state import TrainState, abstract_params, state_from
-from harness.train.step import kernel_norm
+from harness.train.optimizer import optimizer
+from harness.train.sharding import Layout
+from harness.train.state import TrainState, abstract_params, abstract_state, fresh_state, keeper
+from harness.train.update import kernel_norm
 from harness.units import format_bytes
+from harness.watcher import Watcher
 
 
-def first_state(recipe: Recipe, key: jax.Array, watcher: Watcher) -> tuple[TrainState, dict[str, Any]]:
-    """The state at step 0, and where its parameters come from (for the manifest).
+def first_state(recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout) -> tuple[TrainState, dict[str, Any]]:
+    """The state at step 0, in its shards from the start, and where its parameters come from (for the manifest).
 
     Raises: HarnessError of the download and of the weights.
     """
     if recipe.weights.source is None:
         watcher.say("initializing random parameters")
-        return jax.jit(lambda key: state_from(initialize(recipe.model, key), recipe))(key), {"source": "random", "seed": recipe.train.seed}
+        return initializer(recipe, layout)(key), {"source": "random", "seed": recipe.train.seed}
     watcher.say(f"loading weights from {recipe.weights.source}")
-    params, provenance = _load(recipe, key, watcher)
-    verdict, sentence = fingerprint(recipe.model, float(jax.jit(kernel_norm)(params)))
+    params, norm, provenance = _load(recipe, key, watcher, layout)
+    verdict, sentence = fingerprint(recipe.model, norm)
     (watcher.warn if verdict == "differs" else watcher.say)(sentence)
-    # The parameters are given away: no second copy of them stays on the device.
-    return jax.jit(lambda params: state_from(params, recipe), donate_argnums=0)(params), provenance | {"fingerprint": verdict, "param_norm": sentence}
+    return surround(params, recipe, layout), provenance | {"fingerprint": verdict, "param_norm": sentence}
 
 
-def _load(recipe: Recipe, key: jax.Array, watcher: Watcher) -> tuple[Params, dict[str, Any]]:
+def initializer(recipe: Recipe, layout: Layout) -> Any:
+    """The jitted function from a key to the state at step 0 around random parameters."""
+    return jax.jit(lambda key: layout.put(fresh_state(recipe, key)), out_shardings=layout.results(abstract_state(recipe)))
+
+
+def surround(params: Params, recipe: Recipe, layout: Layout) -> TrainState:
+    """The state at step 0 around parameters that lie on the devices as the state keeps them; they become part of it.
+
+    What goes to host memory goes leaf by leaf, so that no part of the state is on the device twice.
+    """
+    shapes = abstract_state(recipe)
+    places = layout.of(shapes)
+    ema = None if shapes.ema is None else {path: _moved(jnp.copy(params[path]), places.ema[path]) for path in shapes.ema}
+    opt_state = optimizer_starter(recipe, layout)()
+    trained = {path: _moved(params[path], places.trained[path]) for path in shapes.trained}
+    step = jax.device_put(jnp.zeros((), jnp.int32), places.step)
+    return TrainState(step, trained, {path: params[path] for path in shapes.frozen}, opt_state, ema)
+
+
+def optimizer_starter(recipe: Recipe, layout: Layout) -> Any:
+    """The jitted function, of nothing, to the optimizer's state at step 0: no parameter's value changes it."""
+    shapes = abstract_state(recipe)
+
+    def start() -> Any:
+        zeros = {path: jnp.zeros(x.shape, x.dtype) for path, x in shapes.trained.items()}
+        return layout.put({"opt_state": optimizer(recipe.train.optimizer, recipe.train.seed).init(zeros)})["opt_state"]
+
+    return jax.jit(start, out_shardings=layout.results({"opt_state": shapes.opt_state})["opt_state"])
+
+
+def _moved(x: jax.Array, place: jax.sharding.NamedSharding) -> jax.Array:
+    """`x` where it belongs; it has left where it was before the next one comes."""
+    if x.sharding.memory_kind == place.memory_kind:
+        return x
+    there = jax.device_put(x, place).block_until_ready()
+    # JAX gives no array away to another kind of memory.
+    x.delete()
+    return there
+
+
+def _load(recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout) -> tuple[Params, float, dict[str, Any]]:
+    """(the parameters as they are kept, the norm of the kernels as they were read, where they come from)."""
     source = str(recipe.weights.source)
     if is_remote(source):
         tree = fetch_tree(source, progress=_Percent("downloaded", watcher))
         path, files = tree.path, {name: {"bytes": size, "sha256": digest} for name, (size, digest) in tree.files.items()}
     else:
         path, files = Path(source), {}
+    keep, norm, quantized = keeper(recipe, layout), jax.jit(kernel_norm), []
+
+    def note(path: str, array: jax.Array) -> Any:
+        small = keep(path, array)
+        if isinstance(small, Quantized):
+            quantized.append(float(norm({path: array})))
+        return small
+
     loaded = load_params(
         path,
-        abstract_params(recipe),
+        layout.placed(abstract_params(recipe)),
         initialize=_initializer(recipe, key),
         allow_missing=lambda path: group_of(path) == "adapters",
+        keep=note,
         progress=_Percent("loaded", watcher),
     )
     digests = files or {str(directory): {"sha256": directory_sha256(directory)} for directory in loaded.sources}
-    return loaded.params, {"source": source, "files": digests, "restored": len(loaded.restored), "initialized": loaded.initialized}
+    dense = {path: value for path, value in loaded.params.items() if not isinstance(value, Quantized)}
+    param_norm = math.hypot(float(norm(dense)), *quantized)
+    return loaded.params, param_norm, {"source": source, "files": digests, "restored": len(loaded.restored), "initialized": loaded.initialized}
 
 
 class _Percent:

@@ -3,7 +3,7 @@
 The global batch is cut into `accumulation_steps` microbatches, whose gradients are summed in one buffer in a fixed order.
 All randomness is drawn for the whole batch before it is cut, so the cut changes nothing but the order of summation.
 
-Axes: B global batch, M microbatch, K accumulation steps (B = K·M), A action horizon, E action dim.
+Axes: B global batch, M microbatch, K accumulation steps (B = K·M), A action horizon, E action dim, T prompt tokens, D width.
 """
 
 from __future__ import annotations
@@ -13,40 +13,70 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from harness.model.gemma import AttentionForm
 from harness.model.pi05 import Observation, Params, bind, graph_of
-from harness.parameters import is_kernel
+from harness.parameters import EMBEDDING, is_cast_before_use
 from harness.recipe import Recipe
+from harness.train.accumulate import Inputs, accumulate, read_copies
 from harness.train.augment import augment
-from harness.train.optimizer import learning_rate, optimizer
+from harness.train.host import fetch, look_up, on_host, to_device
+from harness.train.sharding import Layout
 from harness.train.state import TrainState
+from harness.train.update import apply_gradients
 
 Batch = dict[str, Any]
 Noise = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_step(recipe: Recipe, *, accumulation_steps: int = 1, remat: bool = True) -> Step:
+def make_step(
+    recipe: Recipe,
+    *,
+    accumulation_steps: int = 1,
+    remat: bool = True,
+    attention: AttentionForm = "full",
+    compute_copy: bool = False,
+    layout: Layout | None = None,
+) -> Step:
     """step(state, batch, key) → (state, metrics); jit it with the state donated.
 
     batch: images uint8 {camera: [B, S, S, 3]}, tokens int32 [B, T], token_mask bool [B, T], actions float32 [B, A, E]. A camera that
     is not there is computed as if masked, at no cost. metrics: loss, grad_norm (before clipping), param_norm (kernels, after
-    the update), learning_rate.
+    the update), learning_rate. `layout` says where on several devices everything lies; without it there is one. The other options are
+    those of `Levers`; what of the state lies in host memory is seen from the state.
     """
-    graph = graph_of(recipe.model, remat=remat)
+    place = layout or Layout(jax.local_devices()[:1])
+    graph = graph_of(recipe.model, remat=remat, attention=attention, fetch=lambda layer: place.fetch(read_copies(layer)))
 
-    def loss(trained: Params, frozen: Params, batch: Batch, noise: Noise) -> jax.Array:
-        observation = observe(batch, noise["augment"] if recipe.data.augment else None)
-        return bind(graph, trained | frozen).loss(observation, batch["actions"], noise["noise"], noise["time"]).mean()
+    def loss(params: Params, inputs: Inputs) -> jax.Array:
+        observation = observe(inputs, inputs["augment"] if recipe.data.augment else None)
+        return bind(graph, place.fetch_outside_layers(params)).loss(observation, inputs["actions"], inputs["noise"], inputs["time"]).mean()
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         inputs = {name: batch[name] for name in ("images", "tokens", "token_mask", "actions")}
-        noise = draw(jax.random.fold_in(key, state.step), inputs["actions"].shape)
-        value, grads = _accumulate(jax.value_and_grad(loss), state, inputs, noise, accumulation_steps)
-        return apply_gradients(recipe, state, value, grads)
+        inputs |= place.constrain_rows(draw(jax.random.fold_in(key, state.step), inputs["actions"].shape))
+        given, copies, embedded = _readable(recipe, state.trained, inputs["tokens"], compute_copy, place)
+        value, grads = accumulate(loss, given, copies, embedded, state.frozen, inputs, accumulation_steps, place, recipe.model.vocab_size)
+        return apply_gradients(recipe, state, value, grads, place)
 
     return step
+
+
+def _readable(recipe: Recipe, trained: Params, tokens: jax.Array, compute_copy: bool, place: Layout) -> tuple[Params, Params, jax.Array | None]:
+    """What the model reads of the trained parameters: (float32 ones, copies in the compute type, embeddings of the tokens [B, T, D]).
+
+    A parameter in host memory is read as its copy where the model would cast it before use, whether or not `compute_copy` asks for it.
+    """
+    dtype = jnp.dtype(recipe.model.compute_dtype)
+    table = trained.get(EMBEDDING)
+    others = {path: x for path, x in trained.items() if path != EMBEDDING}
+    copied = {path: x for path, x in others.items() if is_cast_before_use(path) and (compute_copy or on_host(x))}
+    copies = {path: fetch(x, dtype, place.cuttable(path, x.shape)) if on_host(x) else x.astype(dtype) for path, x in copied.items()}
+    given = {path: to_device(x) for path, x in others.items() if path not in copied}
+    if table is None:
+        return given, copies, None
+    return given, copies, place.constrain_rows(look_up(table, tokens) if on_host(table) else table[tokens])
 
 
 def draw(key: jax.Array, shape: tuple[int, ...]) -> Noise:
@@ -62,44 +92,9 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> Noise:
     }
 
 
-def apply_gradients(recipe: Recipe, state: TrainState, loss: jax.Array, grads: Params) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One clipped AdamW update and one update of the average: ema ← decay·ema + (1 - decay)·parameters."""
-    updates, opt_state = optimizer(recipe.train.optimizer).update(grads, state.opt_state, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
-    decay = recipe.train.ema_decay
-    ema = None if state.ema is None or decay is None else jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, trained)
-    moved = TrainState(state.step + 1, trained, state.frozen, opt_state, ema)
-    metrics = {
-        "loss": loss,
-        "grad_norm": optax.tree.norm(grads),
-        "param_norm": kernel_norm(moved.params),
-        "learning_rate": jnp.asarray(learning_rate(recipe.train.optimizer.schedule)(state.step), jnp.float32),
-    }
-    return moved, metrics
-
-
-def kernel_norm(params: Params) -> jax.Array:
-    """L2 norm of all kernels (see `is_kernel`): the fingerprint that tells which weights a run started from."""
-    return optax.tree.norm([value.astype(jnp.float32) for path, value in params.items() if is_kernel(path, value.shape)])
-
-
 def observe(batch: Batch, keys: jax.Array | None) -> Observation:
     """What the policy sees of a batch; `keys`, one a sample, draw the augmentation, None leaves the images as they are."""
     # Images travel as uint8, a quarter of the bytes; they become float here, on the device.
     images = {camera: image.astype(jnp.float32) / 255.0 * 2.0 - 1.0 for camera, image in batch["images"].items()}
     masks = {camera: jnp.ones(image.shape[0], bool) for camera, image in images.items()}
     return Observation(images if keys is None else augment(keys, images), masks, batch["tokens"], batch["token_mask"])
-
-
-def _accumulate(value_and_grad: Any, state: TrainState, batch: Batch, noise: Noise, steps: int) -> tuple[jax.Array, Params]:
-    """Mean loss and gradient over `steps` microbatches."""
-    if steps == 1:
-        return value_and_grad(state.trained, state.frozen, batch, noise)
-    cut = jax.tree.map(lambda x: x.reshape(steps, x.shape[0] // steps, *x.shape[1:]), (batch, noise))  # [K, M, ...]
-
-    def add(total: tuple[jax.Array, Params], one: tuple[Batch, Noise]) -> tuple[tuple[jax.Array, Params], None]:
-        return jax.tree.map(jnp.add, total, value_and_grad(state.trained, state.frozen, *one)), None
-
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained))
-    total, _ = jax.lax.scan(add, zero, cut)
-    return jax.tree.map(lambda x: x / steps, total)

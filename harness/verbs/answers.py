@@ -25,6 +25,26 @@ def busy(text: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def spinner(text: str) -> Iterator[Callable[[str], None]]:
+    """Like `busy`, and yields what changes the text; where there is no terminal, each new text is a line."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        with console.status(text) as status:
+            yield status.update
+        return
+    said = [text]
+
+    def line(new: str) -> None:
+        if new != said[-1]:
+            said.append(new)
+            console.print(new, markup=False)
+
+    yield line
+
+
 def chain_for(run: Path | None, recipe: str | None, sets: list[str] | None, dataset: str | None) -> Any:
     """The chain for a verb of its own: the named recipe (a run's own, when none is), with --dataset put in its place."""
     from harness.chain import Chain, default_recipe, recipe_of
@@ -50,10 +70,13 @@ def rundir(path: Path) -> Any:
     return RunDir(path)
 
 
-def inspect_path(path: Path, *, deep: bool) -> Any:
+def inspect_path(path: Path, *, deep: bool, against: str | None = None) -> Any:
     from harness.checkpoint.inspect import inspect as read
 
-    return read(path, deep=deep)
+    if not deep and against is None:
+        return read(path)
+    with busy("reading the arrays"):
+        return read(path, deep=deep, against=against)
 
 
 def print_file(run: Any, name: str) -> None:

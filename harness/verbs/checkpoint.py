@@ -16,7 +16,10 @@ from harness.verbs.progress import Progress
 
 def inspect(
     path: Annotated[Path | None, typer.Argument(help="A run, a checkpoint directory or one step of it, ours or openpi's. Default: --run.")] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Read the arrays too: values that are not finite, norms.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read the arrays too: values that are not finite, norms, a sha256 of each, adapters' rank.")] = False,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Which parts moved since: a step's number, 'base' (the weights trained from), or a path. Writes moved.png.")
+    ] = None,
     clean: Annotated[bool, typer.Option("--clean", help="Delete the interrupted saves that are safe to delete.")] = False,
     run: RunOption = None,
     as_json: JsonOption = False,
@@ -28,16 +31,19 @@ def inspect(
     target = path or run
     if target is None:
         raise HarnessError("path-missing", "nothing to inspect", need="a run or a checkpoint directory", fix="harness inspect PATH")
-    found = inspect_path(target, deep=deep)
     if clean:
         from harness.checkpoint.scan import delete_interrupted
 
-        for save in delete_interrupted(found):
+        for save in delete_interrupted(inspect_path(target, deep=False)):
             print(f"deleted {save.path}", file=sys.stderr)
-        found = inspect_path(target, deep=deep)
+    found = inspect_path(target, deep=deep, against=against)
     if run is not None:
         RunDir(run).write(found)
     answer(found, as_json, checkpoint_table)
+    if found.moved is not None:
+        from harness.checkpoint.moved_picture import write
+
+        print(f"picture: {write(found, target, run)}", file=sys.stderr)
     sound = any(step.complete for step in found.steps) and not found.non_finite
     raise typer.Exit(0 if sound else 1)
 
@@ -50,6 +56,7 @@ def predict(
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise that sampling starts from.")] = 0,
     dataset: DatasetOption = None,
     recipe: OwnRecipeOption = None,
+    base: Annotated[str | None, typer.Option("--base", help="Where the weights are now that a step of only trained parameters lies upon.")] = None,
     device: DeviceOption = None,
     sets: SetOption = None,
     run: RunOption = None,
@@ -73,7 +80,7 @@ def predict(
     from harness.train import device as jax_device
 
     jax_device.start()
-    predicted = prediction.predict(located, own, prediction.Question(episode, frame, steps, seed), place, console.say)
+    predicted = prediction.predict(located, own, prediction.Question(episode, frame, steps, seed), place, console.say, base=base)
     directory = RunDir(prediction.output_directory(located, run))
     picture = directory.path / PREDICTED_ACTIONS
     write_atomic(picture, prediction.plot(predicted))

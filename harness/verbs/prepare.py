@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from harness.verbs.answers import answer, busy, chain_for, rundir
+from harness.verbs.answers import answer, busy, chain_for, rundir, spinner
 from harness.verbs.options import DatasetOption, DeviceOption, JsonOption, RecipeOption, RunOption, SetOption
+from harness.verbs.planning import Backend, answer_for_openpi, nowhere, wait_for_cards, write_matrix
 
 
 def probe(run: RunOption = None, as_json: JsonOption = False) -> None:
@@ -26,22 +27,41 @@ def probe(run: RunOption = None, as_json: JsonOption = False) -> None:
 
 def plan(
     recipe: RecipeOption = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Plan for this card, which need not be here (for example rtx_a6000).")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Plan for this card, which need not be here: rtx_a6000, or a40:8 for eight.")] = None,
+    vram_gib: Annotated[float | None, typer.Option("--vram-gib", min=0.25, help="GiB of the card, instead of what NVML or the table says.")] = None,
+    host_ram_gib: Annotated[float | None, typer.Option("--host-ram-gib", min=0.25, help="GiB of host memory, instead of what is available here.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Only plans that change nothing of the recipe; exit code 1 when none fits.")] = False,
+    compile_: Annotated[bool, typer.Option("--compile", help="Ask the compiler even where the atlas knows.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until others leave the card, as far as an idle one would do better.")] = False,
+    backend: Annotated[Backend, typer.Option("--backend", help="ours; or openpi: whether upstream's own step fits, as it is configured.")] = Backend.ours,
+    matrix: Annotated[bool, typer.Option("--matrix", help="What every card can train, from the atlas: a Markdown table, and a picture beside it.")] = False,
     device: DeviceOption = None,
     sets: SetOption = None,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """How this machine would carry out a recipe, in bytes that the compiler says; exit code 1 when it does not fit."""
-    from harness.show.plan import plan_table
+    from harness.artifacts import Dataset
+    from harness.show.plan import plan_view
 
+    if matrix:
+        write_matrix(run)
+        return
+    asked = {"gpu": gpu, "device": device, "vram_bytes": _bytes(vram_gib), "host_ram_bytes": _bytes(host_ram_gib), "exact": exact, "recompile": compile_}
+    if backend is Backend.openpi:
+        answer_for_openpi(recipe, sets, asked, run, as_json)
+        return
     chain = chain_for(run, recipe, sets, None)
-    machine = chain.machine()
-    dataset = chain.dataset() if chain.recipe.data.dataset == "sample" else None
-    with busy("compiling the training step"):
-        made = chain.plan(machine, dataset, gpu=gpu, device=device)
-    answer(made, as_json, plan_table)
+    dataset = rundir(run).read(Dataset) if run is not None else None
+    with spinner("planning") as say:
+        # For a card that is not here this machine says nothing.
+        made = wait_for_cards(chain, dataset, asked, say) if wait else chain.plan(chain.machine() if gpu is None else nowhere(), dataset, **asked, say=say)
+    answer(made, as_json, plan_view)
     raise typer.Exit(0 if made.chosen else 1)
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
 
 
 def data(

@@ -19,6 +19,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._recent: deque[float] = deque(maxlen=20)
+        self._losses: deque[float] = deque(maxlen=24)
 
     def __enter__(self) -> Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -40,6 +41,10 @@ class Progress:
     def warn(self, text: str) -> None:
         self._console.print(f"warning: {text}", style="yellow", markup=False)
 
+    def phase(self, name: str) -> None:
+        if self._bar is not None and self._task is not None and name == "save":
+            self._bar.update(self._task, description="saving a checkpoint")
+
     def step(self, line: Metrics, steps: int) -> None:
         from harness.units import format_seconds
 
@@ -50,6 +55,10 @@ class Progress:
         if self._bar is None:
             self._console.print(f"step {line.step + 1}/{steps}  {text}", markup=False)
             return
+        from harness.show.status import sparkline
+
+        self._losses.append(line.loss)
+        text = f"{sparkline(list(self._losses))}  {text}"
         if self._task is None:
             self._task = self._bar.add_task(text, total=steps)
         self._bar.update(self._task, completed=line.step + 1, description=text)

@@ -9,19 +9,29 @@ import typer
 
 from harness.errors import HarnessError
 from harness.verbs.answers import rundir
-from harness.verbs.options import JsonOption
+from harness.verbs.options import JsonOption, RunOption
 
 
 def report(
-    run: Annotated[Path, typer.Option("--run", help="Run directory; report.html is written there.")],
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs; the curves of the others are laid over the first one's.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where the page goes. Default: report.html in the run; of several, compare.html here.")
+    ] = None,
+    run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One self-contained report.html of a run: what was trained, the curves, the camera views, the checkpoint."""
+    """One self-contained page of a run, or of several laid over each other: what was trained, the curves, the checkpoint, the verdicts."""
     import json
 
-    from harness.chain import write_report
+    from harness.report.page import render
+    from harness.rundir import REPORT, write_atomic
 
-    if not run.is_dir():
-        raise HarnessError("run-missing", f"there is no run {run}", need="a run directory", fix="harness report --run runs/NAME")
-    path = write_report(rundir(run))
-    print(json.dumps({"path": str(path), "bytes": path.stat().st_size}) if as_json else path)
+    given = [*([run] if run else []), *(paths or [])]
+    if not given:
+        raise HarnessError("path-missing", "no run to report on", need="a run directory", fix="harness report runs/NAME")
+    missing = [path for path in given if not path.is_dir()]
+    if missing:
+        raise HarnessError("run-missing", f"there is no run {missing[0]}", need="a run directory", fix="ls runs; harness report runs/NAME")
+    target = output or (given[0] / REPORT if len(given) == 1 else Path("compare.html"))
+    write_atomic(target, render(rundir(given[0]), [rundir(path) for path in given[1:]]))
+    print(json.dumps({"path": str(target), "bytes": target.stat().st_size}) if as_json else target)

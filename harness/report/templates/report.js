@@ -4,6 +4,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const PAD = { left: 52, right: 10, top: 8, bottom: 22 };
   const data = JSON.parse(document.getElementById("series").textContent);
+  const beside = JSON.parse(document.getElementById("others").textContent);
   const slider = document.getElementById("smoothing");
   const logarithmic = document.getElementById("logarithmic");
   const reset = document.getElementById("reset");
@@ -12,7 +13,8 @@
   let hover = null;
 
   function ends(at) {
-    return Object.values(data).map(([steps]) => steps.at(at)).filter((step) => step !== undefined);
+    const all = [data, ...beside.runs.map((run) => run.series)];
+    return all.flatMap((series) => Object.values(series)).map(([steps]) => steps.at(at)).filter((step) => step !== undefined);
   }
 
   function element(name, attributes, parent, text) {
@@ -59,9 +61,31 @@
     return String(Number(value.toPrecision(4)));
   }
 
+  function within(steps) {
+    return steps.map((step, i) => i).filter((i) => steps[i] >= view[0] && steps[i] <= view[1]);
+  }
+
+  // The points just outside, so that a zoomed line runs to the edges.
+  function withNeighbours(inside, steps) {
+    if (!inside.length) return [];
+    const first = Math.max(0, inside[0] - 1), last = Math.min(steps.length - 1, inside.at(-1) + 1);
+    return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+  }
+
+  function nearest(steps, step) {
+    let best = -1;
+    steps.forEach((candidate, i) => { if (best < 0 || Math.abs(candidate - step) < Math.abs(steps[best] - step)) best = i; });
+    return best;
+  }
+
   class Chart {
     constructor(figure) {
       [this.steps, this.raw] = data[figure.dataset.series];
+      this.others = beside.runs.map((run, i) => {
+        const [steps, raw] = run.series[figure.dataset.series];
+        return { name: run.name, steps, raw, colour: `var(--r${i + 1})` };
+      });
+      this.expected = "expected" in figure.dataset ? Number(figure.dataset.expected) : null;
       this.svg = figure.querySelector("svg");
       this.output = figure.querySelector("output");
       this.exact = "exact" in figure.dataset; // a schedule has no noise to smooth away
@@ -85,10 +109,14 @@
       this.weight = this.exact ? 0 : Number(slider.value);
       const line = smoothed(this.raw, this.weight);
       this.line = line;
-      const inside = this.steps.map((step, i) => i).filter((i) => this.steps[i] >= view[0] && this.steps[i] <= view[1]);
-      const positive = logarithmic.checked && inside.every((i) => this.raw[i] === null || this.raw[i] > 0);
+      for (const other of this.others) other.line = smoothed(other.raw, this.weight);
+      const inside = within(this.steps);
+      const seen = inside.flatMap((i) => [this.raw[i], line[i]]);
+      for (const other of this.others) for (const i of within(other.steps)) seen.push(other.line[i]);
+      if (this.expected !== null) seen.push(this.expected);
+      const positive = logarithmic.checked && seen.every((value) => value === null || value > 0);
       this.scale = positive ? Math.log10 : (value) => value;
-      const values = inside.flatMap((i) => [this.raw[i], line[i]]).filter((value) => value !== null).map(this.scale);
+      const values = seen.filter((value) => value !== null).map(this.scale);
       let [low, high] = values.length ? [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))] : [0, 1];
       const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 0.5;
       [this.low, this.high] = [low >= 0 && low - room < 0 && !positive ? 0 : low - room, high + room];
@@ -103,9 +131,20 @@
         const anchor = x < PAD.left + 12 ? "start" : x > this.width - 26 ? "end" : "middle";
         element("text", { x, y: this.height - 6, "text-anchor": anchor }, this.svg, tick.toLocaleString("en"));
       }
-      const near = this.withNeighbours(inside);
-      if (this.weight > 0) this.path("raw", near, this.raw);
-      this.path("smooth", near, line);
+      for (const mark of beside.marks.filter((mark) => mark.step >= view[0] && mark.step <= view[1])) {
+        const x = this.x(mark.step);
+        const tick = element("line", { class: "mark", x1: x, x2: x, y1: this.height - PAD.bottom - 9, y2: this.height - PAD.bottom }, this.svg);
+        element("title", {}, tick, `step ${mark.step.toLocaleString("en")}: ${mark.text}`);
+      }
+      const near = withNeighbours(inside, this.steps);
+      if (this.weight > 0) this.path("raw", near, this.steps, this.raw);
+      for (const other of this.others) this.path("other", withNeighbours(within(other.steps), other.steps), other.steps, other.line, `stroke: ${other.colour}; `);
+      this.path("smooth", near, this.steps, line);
+      if (this.expected !== null) {
+        const y = this.y(this.scale(this.expected));
+        element("line", { class: "expected", x1: PAD.left, x2: this.width - PAD.right, y1: y, y2: y }, this.svg);
+        element("text", { x: this.width - PAD.right - 4, y: y - 4, "text-anchor": "end", class: "said" }, this.svg, "the plan's expectation");
+      }
       for (const i of inside.filter((i) => this.raw[i] === null)) {
         const x = this.x(this.steps[i]);
         element("line", { class: "nan", x1: x, x2: x, y1: PAD.top, y2: PAD.top + 12 }, this.svg);
@@ -113,25 +152,18 @@
       this.marks = element("g", {}, this.svg);
     }
 
-    // The points just outside, so that a zoomed line runs to the edges.
-    withNeighbours(inside) {
-      if (!inside.length) return [];
-      const first = Math.max(0, inside[0] - 1), last = Math.min(this.steps.length - 1, inside.at(-1) + 1);
-      return Array.from({ length: last - first + 1 }, (_, i) => first + i);
-    }
-
-    path(name, indices, values) {
+    path(name, indices, steps, values, style = "") {
       let pen = "M";
       const parts = [];
       for (const i of indices) {
         if (values[i] === null) { pen = "M"; continue; }
-        parts.push(`${pen}${this.x(this.steps[i]).toFixed(1)} ${this.y(this.scale(values[i])).toFixed(1)}`);
+        parts.push(`${pen}${this.x(steps[i]).toFixed(1)} ${this.y(this.scale(values[i])).toFixed(1)}`);
         pen = "L";
       }
       if (!parts.length) return;
       if (parts.length === 1) parts.push("h0.1");
       const clip = `inset(0 ${PAD.right}px ${PAD.bottom}px ${PAD.left}px)`;
-      element("path", { class: name, d: parts.join(""), "stroke-linecap": "round", style: `clip-path: ${clip} view-box` }, this.svg);
+      element("path", { class: name, d: parts.join(""), "stroke-linecap": "round", style: `${style}clip-path: ${clip} view-box` }, this.svg);
     }
 
     x(step) {
@@ -166,22 +198,25 @@
 
     drawMarks() {
       this.marks.replaceChildren();
-      const at = hover === null ? this.steps.length - 1 : this.nearest(hover);
+      const at = hover === null ? this.steps.length - 1 : nearest(this.steps, hover);
       if (at < 0) return;
       const raw = this.raw[at], line = this.line[at];
       const both = this.weight > 0 && raw !== null;
-      this.output.textContent = `step ${this.steps[at].toLocaleString("en")}: ${shown(raw)}` + (both ? ` (smoothed ${shown(line)})` : "");
+      const found = this.others.map((other) => [other, hover === null ? other.steps.length - 1 : nearest(other.steps, hover)]).filter(([, i]) => i >= 0);
+      const told = found.length
+        ? [shown(line), ...found.map(([other, i]) => shown(other.line[i]))].join(" · ")
+        : shown(raw) + (both ? ` (smoothed ${shown(line)})` : "");
+      this.output.textContent = `step ${this.steps[at].toLocaleString("en")}: ${told}`;
       if (hover === null) return;
       const x = this.x(this.steps[at]);
       if (x < PAD.left || x > this.width - PAD.right) return;
       element("line", { class: "cross", x1: x, x2: x, y1: PAD.top, y2: this.height - PAD.bottom }, this.marks);
+      for (const [other, i] of found) {
+        if (other.line[i] === null || Math.abs(this.x(other.steps[i]) - x) > 30) continue;
+        const style = `fill: ${other.colour}`;
+        element("circle", { class: "dot", style, cx: this.x(other.steps[i]), cy: this.y(this.scale(other.line[i])), r: 3.5 }, this.marks);
+      }
       if (line !== null) element("circle", { class: "dot", cx: x, cy: this.y(this.scale(line)), r: 4 }, this.marks);
-    }
-
-    nearest(step) {
-      let best = -1;
-      this.steps.forEach((candidate, i) => { if (best < 0 || Math.abs(candidate - step) < Math.abs(this.steps[best] - step)) best = i; });
-      return best;
     }
   }
 
@@ -198,6 +233,9 @@
   logarithmic.addEventListener("change", draw);
   reset.addEventListener("click", () => zoom(whole));
   window.addEventListener("resize", draw);
-  window.addEventListener("beforeprint", draw);
+  window.addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll("details[data-print]")) details.open = true;
+    draw();
+  });
   draw();
 })();

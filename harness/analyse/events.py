@@ -1,0 +1,126 @@
+"""What happens along a curve: spikes, changepoints, a plateau, and whether it blows up.
+
+Axes: N points.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.analyse.level import Excursion, Level, block_means, clipped, level_of
+from harness.analyse.trend import ERROR_RATE, Test
+from harness.artifacts.curve import Jump, Spike
+
+Floats = npt.NDArray[np.float64]
+
+MOST = 20
+# In standard errors of the gap between two lines.
+JUMP = 5.5
+# A loss that ends at twice its best level, or above its first and at 1.5 times its best, has diverged when the rise is certain; below that it
+# merely does not learn.
+DIVERGED_RATIO, ABOVE_START_RATIO, CERTAIN = 2.0, 1.5, 0.001
+# So many times the best level, for three points at the end, needs no test.
+EXPLODED_RATIO, EXPLODED_POINTS = 3.0, 3
+
+
+def spikes(steps: Floats, values: Floats, level: Level, found: list[Excursion]) -> list[Spike]:
+    """The highest of the excursions that came back, in order of steps."""
+    back = [one for one in found if one.first > 0 and one.last < len(values) - 1 and one.height > 0.2 * abs(level.level[one.first])]
+    highest = sorted(back, key=lambda one: -one.height)[:MOST]
+    return [
+        Spike(first_step=int(steps[e.first]), last_step=int(steps[e.last]), top=float(values[e.first : e.last + 1].max()), height=e.height)
+        for e in sorted(highest, key=lambda one: one.first)
+    ]
+
+
+def jumps(steps: Floats, values: Floats) -> list[Jump]:
+    """Where the level changes from one point to the next by more than its noise and its trend explain.
+
+    Two straight lines are laid through the stretches before and after each candidate; their gap there is compared with its standard error.
+    """
+    count = min(len(values), 400)
+    reach = max(6, count // 10)
+    if count < 3 * reach:
+        return []
+    means, places = block_means(values, count), block_means(steps, count)
+    x = np.arange(reach) - (reach - 1) / 2
+    ahead = (reach + 1) / 2
+    # Value of each line half a point beyond its stretch, as weights on the stretch's points.
+    weights = 1 / reach + x * (ahead - 0.5) / (x @ x)
+    windows = np.lib.stride_tricks.sliding_window_view(means, reach)
+    before, after = windows[:-reach] @ weights, windows[reach:] @ weights[::-1]
+    lines = np.stack([np.full(reach, 1 / np.sqrt(reach)), x / np.sqrt(x @ x)])
+    left = (windows**2).sum(axis=1) - ((windows @ lines.T) ** 2).sum(axis=1)
+    variance = np.maximum((left[:-reach] + left[reach:]) / (2 * reach - 4), (1e-6 * np.abs(means).max()) ** 2)
+    # The noise around is taken as it is in most places: a stretch that is quiet by chance makes no changepoint.
+    variance = np.maximum(variance, 0.5 * float(np.median(variance)))
+    ratio = (after - before) / np.sqrt(2 * variance * (weights @ weights))
+    found: list[Jump] = []
+    free = np.ones(len(ratio), bool)
+    for index in np.argsort(-np.abs(ratio)):
+        if abs(ratio[index]) < JUMP or len(found) == MOST:
+            break
+        if free[index] and abs(after[index] - before[index]) > 0.05 * abs(before[index]):
+            found.append(Jump(step=int(places[index + reach]), before=float(before[index]), after=float(after[index])))
+        free[max(0, index - reach) : index + reach + 1] = False
+    return sorted(found, key=lambda jump: jump.step)
+
+
+def plateau(steps: Floats, values: Floats) -> int | None:
+    """The step from which a curve that fell hardly does: nine tenths of the fall lie before it, a quarter of the run or more behind it.
+
+    In the later half of what lies behind it, no fall can be told from noise.
+    """
+    count = min(len(values), 100)
+    level = level_of(block_means(values, count)).level
+    tenth = max(1, count // 10)
+    end = float(level[-tenth:].mean())
+    near_end = level <= end + 0.1 * (float(level[:tenth].mean()) - end)
+    above = np.flatnonzero(~near_end)
+    first = int(above[-1]) + 1 if len(above) else 0
+    if first > 0.75 * count or count < 20:
+        return None
+    index = int(np.ceil(first * len(values) / count))
+    later = (index + len(values)) // 2
+    return int(steps[index]) if len(values) - later >= 10 and Test(steps[later:], values[later:]).p_fall() > ERROR_RATE else None
+
+
+class Rise(NamedTuple):
+    """Where the loss ends against its best level before. `tail`: how many points at the end are far above that level."""
+
+    best: float
+    best_step: int
+    end: float
+    ratio: float
+    tail: int
+    diverged: bool
+    p: float
+
+
+def rise(steps: Floats, raw: Floats, test: Test) -> Rise | None:
+    """Whether the curve ends far above its best; `raw` are the values as logged, `test` the curve without spikes."""
+    if len(raw) < 6 or not (raw > 0).all():
+        return None
+    level = level_of(raw)
+    tenth = max(1, len(raw) // 10)
+    sums = np.concatenate([[0.0], np.cumsum(level.level)])
+    smooth = (sums[tenth:] - sums[:-tenth]) / tenth
+    lowest = int(np.argmin(smooth))
+    best, noise = float(smooth[lowest]), float(np.median(level.noise[: max(3, len(raw) // 2)]))
+    high = (raw > best + 6 * noise) & (raw > ABOVE_START_RATIO * best)
+    low = np.flatnonzero(~high)
+    tail = len(raw) - 1 - int(low[-1]) if len(low) else 0
+    last = raw[-tail:] if tail >= EXPLODED_POINTS else raw[-max(1, len(raw) // 20) :]
+    end = float(np.median(last))
+    ratio = end / best if best > 0 else 1.0
+    exploded = tail >= EXPLODED_POINTS and ratio >= EXPLODED_RATIO and lowest < len(raw) - tail
+    p = 1.0
+    enough = ratio >= (ABOVE_START_RATIO if end > 1.2 * float(np.median(raw[:tenth])) else DIVERGED_RATIO)
+    if not exploded and enough and lowest < 0.95 * len(smooth):
+        since = lowest if len(raw) - lowest >= 8 else 0
+        held = np.maximum(clipped(raw, level), 0.1 * best)[since:]
+        p = min(test.p_rise_late(), Test(steps[since:], np.log(held)).p_rise())
+    return Rise(best, int(steps[min(lowest, len(steps) - 1)]), end, ratio, tail, exploded or p <= CERTAIN, p)

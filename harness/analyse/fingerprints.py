@@ -1,0 +1,56 @@
+"""Which weights, and which of them were trained, as `param_norm` at the first step gives it away."""
+
+from __future__ import annotations
+
+from harness.artifacts.curve import CurveFinding
+from harness.parameters import FINGERPRINT_TOLERANCE, RELEASED_PARAM_NORM, counts, fingerprint
+from harness.recipe import Expert, Lora, Model, Recipe
+from harness.units import format_count
+
+_ADAPTERS = {
+    (False, False): "no adapters (a full fine-tune)",
+    (True, True): "adapters on both experts (LoRA as upstream defines it)",
+    (True, False): "adapters on PaliGemma alone",
+}
+
+
+def about_weights(recipe: Recipe, param_norm: float, *, named: bool) -> list[CurveFinding]:
+    """What `param_norm` at the start says; `named`: the recipe is known to be this run's, not just assumed."""
+    nearest = min(RELEASED_PARAM_NORM, key=lambda key: abs(RELEASED_PARAM_NORM[key] - param_norm))
+    is_released = abs(param_norm / RELEASED_PARAM_NORM[nearest] - 1) <= FINGERPRINT_TOLERANCE
+    mine = (recipe.model.paligemma.lora is not None, recipe.model.action_expert.lora is not None)
+    if is_released and nearest == (True, False) and mine != nearest:
+        return [_forgotten_filter(param_norm)]
+    if recipe.train.trained != "full" and recipe.train.frozen != "bfloat16":
+        text = f"param_norm {param_norm:.3f} is that of weights frozen in {recipe.train.frozen}; manifest.json has the one that they were read with"
+        return [CurveFinding.model_validate({"severity": "info", "code": "fingerprint-unknown", "text": text, "fix": None})]
+    answer, text = fingerprint(recipe.model, param_norm)
+    if is_released and nearest != mine and (named or answer == "differs"):
+        there, here = _ADAPTERS[nearest], _ADAPTERS.get(mine, "other adapters")
+        said = f"param_norm {param_norm:.3f} is that of the released weights with {there}, and recipe {recipe.name} has {here}"
+        fix: str | None = f"--recipe {'pi05_libero_lora' if nearest[0] else 'pi05_libero'} if that is what was trained"
+        return [CurveFinding(severity="error" if named else "warning", code="fingerprint-of-another-recipe", text=said, steps=[], fix=fix)]
+    if is_released and nearest == (True, False):
+        return [_forgotten_filter(param_norm)]
+    severity = {"released": "info", "differs": "warning", "unknown": "info"}[answer]
+    fix = "name the recipe: --recipe NAME|FILE" if answer == "differs" and not named else "check weights.source of the recipe" if answer == "differs" else None
+    return [CurveFinding.model_validate({"severity": severity, "code": f"fingerprint-{answer}", "text": text, "fix": fix})]
+
+
+def _forgotten_filter(param_norm: float) -> CurveFinding:
+    """The finding for PaliGemma's adapters alone, which no configuration of upstream's has."""
+    model = Model(paligemma=Expert(variant="gemma_2b", lora=Lora(rank=16, alpha=16.0)))
+    total, _ = counts(model, "full")
+    _, real = counts(model, "lora")
+    both = Model(paligemma=model.paligemma, action_expert=Expert(variant="gemma_300m", lora=Lora(rank=32, alpha=32.0)))
+    _, upstream = counts(both, "lora")
+    return CurveFinding(
+        severity="error",
+        code="not-everything-was-lora",
+        text=f"param_norm {param_norm:.4f} is neither the full model's ({RELEASED_PARAM_NORM[False, False]:.3f}) nor that of LoRA on both experts "
+        f"({RELEASED_PARAM_NORM[True, True]:.3f}): adapters were added to PaliGemma alone ({RELEASED_PARAM_NORM[True, False]:.3f}), so not all was LoRA. "
+        "openpi's command line does that with --model.paligemma-variant gemma_2b_lora, and leaves freeze_filter empty and the average of parameters (EMA) on: "
+        f"then not only the adapters but all {format_count(total)} ({total:,}) parameters are trained. With the filter it would be {format_count(real)}, "
+        f"with LoRA on both experts {format_count(upstream)}",
+        fix="harness train --recipe pi05_libero_lora; in openpi a TrainConfig of your own with freeze_filter=model.get_freeze_filter() and ema_decay=None",
+    )

@@ -1,0 +1,151 @@
+"""curve.json: what the loss curve of a run says, with its evidence."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from harness.artifacts.base import Artifact
+from harness.strict import Strict
+
+
+class CurveFinding(Strict):
+    """Something about a log that a person should know. `steps` are the first few steps it was seen at; `fix` is null where there is nothing to mend."""
+
+    severity: Literal["error", "warning", "info"]
+    code: str
+    text: str
+    steps: list[int] = []
+    fix: str | None = None
+
+
+class CurveSeries(Strict):
+    """The curve, thinned to at most 2,000 stretches of equal length; every list has one entry a stretch.
+
+    `loss` is the mean of a stretch, `low` and `high` its extremes, `smooth` a Gaussian-weighted mean that leaves spikes out.
+    """
+
+    step: list[int]
+    loss: list[float | None]
+    low: list[float | None]
+    high: list[float | None]
+    smooth: list[float | None]
+    grad_norm: list[float | None]
+    learning_rate: list[float | None]
+
+
+class Trend(Strict):
+    """How the loss falls over the logged steps. Intervals hold 95 %, one-sided rates as stated.
+
+    `fall` is the total fall of a straight line, as a share of the loss at the start; `p_flat` is how often a flat run with noise of
+    this autocorrelation would look at least as much like falling.
+    """
+
+    slope_per_1000_steps: float
+    slope_low: float
+    slope_high: float
+    fall: float
+    fall_low: float
+    fall_high: float
+    start_loss: float
+    end_loss: float
+    p_flat: float
+    error_rate: float
+    noise: float
+    autocorrelation: float
+    points: int
+    effective_points: float
+    estimator: str
+
+
+class Learning(Strict):
+    """How much learning rate was applied over the logged steps, in steps at the peak rate. `source` says where the rates come from."""
+
+    source: str
+    first: float
+    last: float
+    peak: float
+    warmup_steps: int
+    full_rate_steps: float
+    negligible_below: float
+    enough_from: float
+
+
+class Seam(Strict):
+    """Where one session of training ends in the log and another begins. `replayed` steps are there twice, `disagreeing` with other values."""
+
+    step: int
+    kind: Literal["resume", "restart", "another run"]
+    replayed: int
+    disagreeing: int
+    largest_difference: float | None
+
+
+class Spike(Strict):
+    """A rise that came back. `height` is its top over the level around it."""
+
+    first_step: int
+    last_step: int
+    top: float
+    height: float
+
+
+class Jump(Strict):
+    """A changepoint: the level of the loss before and after `step`, beyond what its trend explains."""
+
+    step: int
+    before: float
+    after: float
+
+
+class Throughput(Strict):
+    """Seconds a step; `source` is what was read. `stalls` are pauses, by the step they end at."""
+
+    source: str
+    median_step_s: float
+    slow_step_s: float
+    data_share: float | None
+    stalls: list[tuple[int, float]]
+
+
+class Distance(Strict):
+    """How far this curve is from a reference, over the steps that both have. Differences are shares of the reference's level."""
+
+    reference: str
+    first_step: int | None
+    last_step: int | None
+    common_steps: int
+    identical: int
+    mean_difference: float | None
+    low: float | None
+    high: float | None
+    largest_difference: float | None
+    largest_at_step: int | None
+    answer: Literal["identical", "within noise", "higher", "lower", "too little in common"]
+
+
+class Curve(Artifact):
+    """`verdict` with its reasons, and what it would take to be sure. `partial` says what of the log is not in the answer."""
+
+    FILE: ClassVar[str] = "curve.json"
+    path: str
+    form: Literal["run", "metrics", "console"]
+    recipe: str
+    verdict: Literal["learning", "not learning", "diverged", "inconclusive"]
+    reasons: list[str]
+    needed: list[str]
+    partial: list[str]
+    lines: int
+    points: int
+    first_step: int
+    last_step: int
+    trend: Trend | None
+    learning: Learning
+    plateau_from_step: int | None
+    findings: list[CurveFinding]
+    seams: list[Seam]
+    spikes: list[Spike]
+    jumps: list[Jump]
+    throughput: Throughput | None
+    distances: list[Distance]
+    series: CurveSeries
+    unknown: dict[str, str] = {}

@@ -1,0 +1,115 @@
+"""LoRA adapters of a parameter tree: found by the tree's own paths, never by file names; and what their product amounts to."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.artifacts import AdapterReport, LoraReport
+from harness.checkpoint.deep import blocks
+from harness.checkpoint.item import Array, Item
+from harness.parameters import Group, group_of
+
+ADAPTER = re.compile(r"(?:^|[/_])lora_([ab])$")
+MODULES = {"language": "PaliGemma", "expert": "action expert", "vision": "vision"}
+PARTS = {"attn": "attention", "mlp": "feed-forward"}
+
+
+def find_lora(parameters: Mapping[str, Array]) -> tuple[LoraReport, list[str]]:
+    """(adapters and their rank per module, findings): the rank is the last axis of each `lora_a`; a module whose ranks differ is listed leaf by leaf."""
+    adapters = {path: array for path, array in parameters.items() if ADAPTER.search(path)}
+    ranks: dict[str, dict[str, int]] = defaultdict(dict)
+    findings = []
+    for path, array in adapters.items():
+        other = partner(path)
+        if other not in adapters:
+            findings.append(f"adapter {path} has no {other.rpartition('/')[2]}")
+        elif len(array.shape) < 2 or len(adapters[other].shape) < 2:
+            findings.append(f"adapter {path} is not a matrix")
+        elif path.endswith("a") and array.shape[-1] != adapters[other].shape[-2]:
+            findings.append(f"adapter {path} has rank {array.shape[-1]}, its partner {adapters[other].shape[-2]}")
+        if path.endswith("a") and array.shape:
+            ranks[_module(path)][ADAPTER.sub("", path)] = array.shape[-1]
+    rank: dict[str, int] = {}
+    for module, found in sorted(ranks.items()):
+        rank |= {module: next(iter(found.values()))} if len(set(found.values())) == 1 else found
+    return LoraReport(present=bool(adapters), rank=rank, parameters=sum(array.size for array in adapters.values())), findings
+
+
+def partner(path: str) -> str:
+    """The other half of the pair."""
+    return path[:-1] + ("b" if path.endswith("a") else "a")
+
+
+def adapted(path: str) -> str:
+    """The weight that the adapter at `path` adapts."""
+    return path.removesuffix("/" + path.rpartition("/")[2]) + "/w" if path.endswith(("/lora_a", "/lora_b")) else ADAPTER.sub("", path)
+
+
+def base_group(path: str) -> Group:
+    """The group whose weights the adapter at `path` adapts."""
+    return group_of(path.replace("lora_", ""))
+
+
+def _module(path: str) -> str:
+    """ "PaliGemma attention" for `PaliGemma/llm/layers/attn/q_einsum/lora_a`; the path itself in another tree."""
+    part = re.search(r"/(attn|mlp)(_1)?/", path)
+    base = base_group(path)
+    return f"{MODULES[base]} {PARTS[part[1]]}" if part and base in MODULES else ADAPTER.sub("", path)
+
+
+class Product(NamedTuple):
+    """A·B of one pair: sums of squares of its elements, an entry a layer, and singular values [matrices, rank]."""
+
+    path: str
+    rank: int
+    squares: np.ndarray
+    singular: np.ndarray
+
+
+def product(item: Item, parameters: Mapping[str, Array], path: str) -> Product | None:
+    """What the pair whose first half is `path` adds to its weight, before alpha/rank; None when it is no pair, or cannot be read.
+
+    The singular values of A·B are those of Ra·Rbᵀ, where A = Qa·Ra and Bᵀ = Qb·Rb: no matrix is larger than the adapters.
+    """
+    a, b = parameters[path], parameters.get(partner(path))
+    if b is None or len(a.shape) < 2 or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
+        return None
+    try:
+        left, right = (np.concatenate(list(blocks(item, array))).astype(np.float64).reshape(array.shape) for array in (a, b))
+    except (ValueError, OSError):
+        return None
+    if not (np.isfinite(left).all() and np.isfinite(right).all()):
+        return None
+    if "attn_vec_einsum" in path and right.ndim > 2:
+        # Its heads share one bottleneck: what head n adds is lora_a[n] · Σₘ lora_b[m].
+        right = np.broadcast_to(right.sum(axis=-3, keepdims=True), right.shape)
+    ra, rb = (np.asarray(np.linalg.qr(each, mode="r")) for each in (left, right.swapaxes(-1, -2)))
+    singular: np.ndarray = np.linalg.svd(ra @ rb.swapaxes(-1, -2), compute_uv=False)
+    singular = singular.reshape(-1, singular.shape[-1])
+    layers = a.shape[0] if len(a.shape) > 2 else 1
+    return Product(ADAPTER.sub("", path), a.shape[-1], (singular**2).reshape(layers, -1).sum(axis=1), singular)
+
+
+def effective_ranks(singular: np.ndarray) -> np.ndarray:
+    """exp(-Σ p·log p) of p = s / Σs, for each matrix; 0 for one that is all zeros.
+
+    Shapes: singular [matrices, rank] → [matrices].
+    Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    total = singular.sum(axis=-1, keepdims=True)
+    p = np.divide(singular, total, out=np.zeros_like(singular), where=total > 0)
+    entropy = -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
+    return np.where(total[..., 0] > 0, np.exp(entropy), 0.0)
+
+
+def report(found: Product, weight_norm: float | None) -> AdapterReport:
+    """One pair's report; `weight_norm` is that of the adapted weight, where it is known."""
+    norm = float(np.sqrt(found.squares.sum()))
+    ranks = effective_ranks(found.singular)
+    spread = (float(ranks.min()), float(np.median(ranks)), float(ranks.max())) if norm else None
+    return AdapterReport(path=found.path, rank=found.rank, effective_rank=spread, product_norm=norm, relative=norm / weight_norm if weight_norm else None)

@@ -1,0 +1,194 @@
+"""Which parts of the network moved between two sets of parameters, and by how much; both are streamed, so no leaf is ever whole in memory."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from harness.artifacts import Moved, Movement
+from harness.checkpoint.adapters import ADAPTER, Product, adapted, base_group
+from harness.checkpoint.deep import blocks, holds_values
+from harness.checkpoint.item import Array, Item
+from harness.parameters import group_of
+
+GROUPS = ("vision", "language", "expert", "adapters", "projections")
+_STACKED = re.compile(r"/(layers|encoderblock)/")
+_PARTS = (
+    ("attention", re.compile(r"/attn/|Attention")),
+    ("feed-forward", re.compile(r"/mlp(_1)?/|MlpBlock")),
+    ("norms", re.compile(r"[Nn]orm")),
+    ("embedding", re.compile(r"embed")),
+)
+
+
+class Tree(NamedTuple):
+    """The parameters of a step; `origin` says where they lie."""
+
+    item: Item
+    parameters: Mapping[str, Array]
+    origin: str
+    step: int | None
+
+
+class _Sums(NamedTuple):
+    """Sums over a leaf, an entry a layer: squares of the difference and of the other's values, and how many elements differ."""
+
+    update: np.ndarray
+    base: np.ndarray
+    changed: np.ndarray
+    elements: int
+
+
+def block_of(path: str) -> str:
+    """The finer part of the network that a parameter belongs to, such as "expert feed-forward"."""
+    group = base_group(path) if ADAPTER.search(path) else group_of(path)
+    if group == "projections":
+        return path.partition("/")[0]
+    part = next((name for name, pattern in _PARTS if pattern.search(path)), "head")
+    return f"{group} {part}" + (" adapters" if ADAPTER.search(path) else "")
+
+
+def layers_of(path: str, array: Array) -> int:
+    """How many layers a stacked leaf holds, along its first axis; 1 for any other."""
+    return array.shape[0] if _STACKED.search(path) and len(array.shape) > 1 and array.size else 1
+
+
+def compare(here: Tree, there: Tree, products: list[Product], scales: Mapping[str, float] | None, trained: set[str] | None = None) -> Moved:
+    """How far `here` is from `there`. `products` are those of the adapters of `here`, `scales` their alpha/rank by path where it is known.
+
+    `trained` are the paths of which a movement is to be expected.
+    """
+    common = [path for path in here.parameters if path in there.parameters]
+    sums: dict[str, _Sums] = {}
+    not_compared, rounded = [], []
+    for path in common:
+        a, b = here.parameters[path], there.parameters[path]
+        if a.shape != b.shape or not (holds_values(a.dtype) and holds_values(b.dtype)):
+            not_compared.append(path)
+            continue
+        try:
+            sums[path] = _sums(here.item, a, there.item, b, layers_of(path, a))
+        except (ValueError, OSError):
+            not_compared.append(path)
+            continue
+        rounded += [path] if a.dtype != b.dtype else []
+    notes = [f"{len(rounded)} parameters are stored in another dtype there: the finer was rounded to the coarser first"] if rounded else []
+    new = [each for each in products if f"{each.path}/lora_a" not in there.parameters and f"{each.path}_lora_a" not in there.parameters]
+    sums |= {path: found for each in new if (found := _of_product(each, path := _adapter_path(here, each), there, sums, scales))}
+    if new:
+        known = "times alpha/rank of the recipe" if scales is not None else "without alpha/rank, which no recipe here tells"
+        notes.append(f"adapters, which are not there, count as A·B {known}, against the weight that they adapt")
+    if sums and not any(found.update.any() for found in sums.values()):
+        notes.append("nothing moved: every number that was compared is the same")
+    still = sorted(path for path in trained or () if path in sums and not sums[path].update.any())
+    if still:
+        notes.append(f"{len(still)} arrays were trained, and yet no number of them moved: {', '.join(still[:5])}")
+    return Moved(
+        against=there.origin,
+        against_step=there.step,
+        groups=_movements({group: [p for p in sums if group_of(p) == group] for group in GROUPS}, sums),
+        blocks=list(_blocks(sums)),
+        only_here=sorted(here.parameters.keys() - there.parameters.keys()),
+        only_there=sorted(there.parameters.keys() - here.parameters.keys()),
+        not_compared=sorted(not_compared),
+        notes=notes,
+    )
+
+
+def _sums(item: Item, a: Array, other: Item, b: Array, layers: int) -> _Sums:
+    coarse = _coarser(a.dtype, b.dtype)
+    update, base, changed = (np.zeros(layers) for _ in range(3))
+    each, start = max(a.size // layers, 1), 0
+    for left, right in zip(blocks(item, a), blocks(other, b), strict=True):
+        x, y = _rounded(left, coarse), _rounded(right, coarse)
+        differs = x != y
+        difference = x - y
+        finite = np.isfinite(difference) & np.isfinite(y)
+        first = start // each
+        cuts = [max(0, layer * each - start) for layer in range(first, (start + x.size - 1) // each + 1)]
+        touched = slice(first, first + len(cuts))
+        update[touched] += np.add.reduceat(np.where(finite, difference, 0.0) ** 2, cuts)
+        base[touched] += np.add.reduceat(np.where(finite, y, 0.0) ** 2, cuts)
+        changed[touched] += np.add.reduceat(differs.astype(np.float64), cuts)
+        start += x.size
+    return _Sums(update, base, changed, a.size)
+
+
+def _coarser(*dtypes: str) -> np.dtype:
+    """The dtype with the fewest mantissa bits."""
+    return min((np.dtype(name) for name in dtypes), key=lambda dtype: int(ml_dtypes.finfo(dtype).nmant))  # type: ignore[no-untyped-call]
+
+
+def _rounded(part: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return (part if part.dtype == dtype else part.astype(dtype)).astype(np.float64)
+
+
+def _adapter_path(here: Tree, found: Product) -> str:
+    return next(path for path in (f"{found.path}/lora_a", f"{found.path}_lora_a", "lora_a") if path in here.parameters)
+
+
+def _of_product(found: Product, path: str, there: Tree, sums: Mapping[str, _Sums], scales: Mapping[str, float] | None) -> _Sums | None:
+    """What a pair of adapters adds, as a movement of the weight that it adapts; None when that weight is nowhere to be read."""
+    weight = adapted(path)
+    if weight in sums:
+        base = sums[weight].base
+    elif weight in there.parameters:
+        try:
+            base = _squares(there.item, there.parameters[weight], len(found.squares))
+        except (ValueError, OSError):
+            return None
+    else:
+        return None
+    if len(base) != len(found.squares):
+        return None
+    scale = 1.0 if scales is None else scales.get(path, 1.0)
+    size = there.parameters[weight].size
+    moved = found.squares > 0
+    return _Sums(found.squares * scale**2, base, moved * (size / len(base)), size)
+
+
+def _squares(item: Item, array: Array, layers: int) -> np.ndarray:
+    total, each, start = np.zeros(layers), max(array.size // layers, 1), 0
+    for part in blocks(item, array):
+        first = start // each
+        cuts = [max(0, layer * each - start) for layer in range(first, (start + part.size - 1) // each + 1)]
+        total[first : first + len(cuts)] += np.add.reduceat(part.astype(np.float64) ** 2, cuts)
+        start += part.size
+    return total
+
+
+def _movements(members: Mapping[str, list[str]], sums: Mapping[str, _Sums]) -> list[Movement]:
+    return [_movement(name, None, [(sums[path], slice(None)) for path in paths]) for name, paths in members.items() if paths]
+
+
+def _blocks(sums: Mapping[str, _Sums]) -> Iterator[Movement]:
+    """One movement a finer part; one a layer where the leaves are stacked."""
+    parts: dict[str, dict[int | None, list[tuple[_Sums, slice]]]] = {}
+    for path, found in sums.items():
+        layers = len(found.update)
+        stacked = layers > 1 or _STACKED.search(path) is not None
+        for layer in range(layers):
+            parts.setdefault(block_of(path), {}).setdefault(layer if stacked else None, []).append((found, slice(layer, layer + 1)))
+    for name in sorted(parts, key=lambda name: (next((i for i, group in enumerate(GROUPS) if name.startswith(group)), len(GROUPS)), name)):
+        for key, members in sorted(parts[name].items(), key=lambda pair: -1 if pair[0] is None else pair[0]):
+            yield _movement(name, key, members)
+
+
+def _movement(name: str, layer: int | None, members: list[tuple[_Sums, slice]]) -> Movement:
+    update, base, changed = (math.fsum(float(getattr(found, field)[part].sum()) for found, part in members) for field in ("update", "base", "changed"))
+    elements = sum(found.elements * len(found.update[part]) // len(found.update) for found, part in members)
+    relative = math.sqrt(update / base) if base else None
+    return Movement(
+        name=name,
+        layer=layer,
+        update_norm=math.sqrt(update),
+        base_norm=math.sqrt(base),
+        relative=relative,
+        changed=changed / elements if elements else 0.0,
+        parameters=elements,
+    )

@@ -1,0 +1,85 @@
+"""Whether every image and every video of a dataset's cameras is whole, by structure: nothing is decoded.
+
+Of a PNG that is the size it claims, its chunks and their checksums; of another image its header and its end; of an mp4 one packet
+for every row of the table, each with all of its bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.images import check_image
+from harness.data.lerobot import LeRobotDataset
+from harness.data.metadata import Episode
+from harness.data.video import packet_times, too_short
+
+_THREADS = 4
+Size = tuple[int, int]
+
+
+def check_cameras(dataset: LeRobotDataset, names: Iterable[str]) -> list[str]:
+    """What a person should know of the features `names`, which are whole: images of other sizes than the metadata says.
+
+    Raises: HarnessError "image-corrupt", "image-too-large", "image-missing", "video-corrupt" or "video-too-short", with file and row;
+    "dataset-file-missing", "dataset-file-corrupt" and "dataset-path-unsafe".
+    """
+    findings = []
+    for name in sorted(names):
+        if dataset.features[name].dtype == "video":
+            _check_videos(dataset, name)
+        else:
+            findings += _other_sizes(dataset, name, _check_images(dataset, name))
+        # One is also decoded: a codec that is not supported is better met now than in training.
+        dataset.image(0, name)
+    return findings
+
+
+def _check_images(dataset: LeRobotDataset, name: str) -> Counter[Size]:
+    """How many images of each height and width there are."""
+
+    def episode_sizes(episode: Episode) -> Counter[Size]:
+        frames = range(episode.first, episode.first + episode.length)
+        return Counter(check_image(*dataset.encoded(i, name)) for i in frames)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return sum(pool.map(episode_sizes, dataset.episodes), Counter[Size]())
+
+
+def _other_sizes(dataset: LeRobotDataset, name: str, sizes: Counter[Size]) -> list[str]:
+    shape = dataset.features[name].shape
+    # Some writers put the channels first in the metadata; the images have no such order.
+    declared = {tuple(shape[:2]), tuple(shape[1:])}
+    others = {size: count for size, count in sizes.items() if size not in declared}
+    if not others:
+        return []
+    (height, width), most = max(others.items(), key=lambda item: item[1])
+    return [f"{name}: {sum(others.values())} of {sizes.total()} images are not of the metadata's shape {shape}; {most} are {height} × {width}"]
+
+
+def _check_videos(dataset: LeRobotDataset, name: str) -> None:
+    files: dict[str, list[Episode]] = {}
+    for episode in dataset.episodes:
+        files.setdefault(episode.videos[name].file, []).append(episode)
+    timestamps = dataset.columns.timestamp
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda item: _check_video(dataset, name, dataset.place(item[0]), item[1], timestamps), files.items()))
+
+
+def _check_video(dataset: LeRobotDataset, name: str, path: Path, episodes: list[Episode], timestamps: np.ndarray) -> None:
+    """Raises HarnessError "video-too-short" for the first row that no packet is shown at."""
+    there = packet_times(path)
+    for episode in episodes:
+        wanted = episode.videos[name].start_s + timestamps[episode.first : episode.first + episode.length]
+        # The packets on either side of each time; there is at least one packet.
+        right = np.clip(np.searchsorted(there, wanted), 0, len(there) - 1)
+        nearest = np.where(np.abs(there[right] - wanted) < np.abs(there[right - 1] - wanted), there[right], there[right - 1])
+        lacking = np.abs(nearest - wanted) > 0.25 / dataset.fps
+        if lacking.any():
+            row = int(np.argmax(lacking))
+            table = f"{dataset.place(episode.file)} row {episode.row + row}"
+            raise too_short(path, float(wanted[row]), float(nearest[row]), table)

@@ -1,0 +1,121 @@
+"""The numbers of a dataset's rows, checked: state and actions, and that every row says itself which one it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness.artifacts import Feature
+from harness.data.columns import read_columns
+from harness.data.metadata import Episode, Metadata, invalid
+from harness.data.paths import inside
+from harness.errors import HarnessError
+
+# Rows of a large file that are in memory at a time, if no episode has more.
+BLOCK_ROWS = 1 << 17
+BOOKKEEPING = ["timestamp", "frame_index", "episode_index", "index", "task_index"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive whole episodes, from the columns of one file, checked.
+
+    Shapes: state [N, S] and actions [N, A] float32; timestamp [N] float64; task_index [N] int64.
+    """
+
+    episodes: list[Episode]
+    state: np.ndarray
+    actions: np.ndarray
+    timestamp: np.ndarray
+    task_index: np.ndarray
+
+
+def read_blocks(metadata: Metadata, names: tuple[str, str], file: str, episodes: list[Episode]) -> Iterator[Block]:
+    """The rows of `file`, which holds `episodes`, with the features `names` as state and actions. No image is read.
+
+    Raises: HarnessError "dataset-rows-mismatch", "dataset-index-invalid", "dataset-not-finite", and those of `read_columns`.
+    """
+    path = inside(metadata.root, file)
+    if episodes[0].row != 0:
+        raise invalid(metadata.root / "meta", f"the episodes of {file} do not follow each other", got=f"episode {episodes[0].index} after others")
+    parts = _parts(episodes)
+    pieces = [sum(episode.length for episode in part) for part in parts]
+    for part, numbers in zip(parts, read_columns(path, [*names, *BOOKKEEPING], pieces), strict=True):
+        # Some writers keep one number a row as a vector of length 1.
+        numbers |= {name: numbers[name].reshape(-1) for name in BOOKKEEPING}
+        _check_bookkeeping(path, part, numbers, metadata.tasks)
+        state, actions = (_vectors(path, name, numbers[name], part[0].row, metadata.features) for name in names)
+        yield Block(part, state, actions, numbers["timestamp"].astype(np.float64), numbers["task_index"].astype(np.int64))
+
+
+def _check_bookkeeping(path: Path, episodes: list[Episode], numbers: dict[str, np.ndarray], tasks: dict[int, str]) -> None:
+    first, start = episodes[0].first, episodes[0].row
+    expected = {
+        "index": np.arange(first, first + len(numbers["index"])),
+        "episode_index": np.repeat([e.index for e in episodes], [e.length for e in episodes]),
+        "frame_index": np.concatenate([np.arange(e.length) for e in episodes]),
+    }
+    for name, want in expected.items():
+        got = numbers[name]
+        wrong = got != want if got.shape == want.shape else np.ones(1, bool)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise _bad_index(path, start + row, name, got[row] if row < len(got) else None, want[row])
+    timestamp, task = numbers["timestamp"], numbers["task_index"]
+    for name in ("timestamp", "task_index"):
+        if numbers[name].shape != expected["index"].shape:
+            raise _bad_index(path, start, name, f"{len(numbers[name])} values", f"one for each of {len(expected['index'])} rows")
+    if not np.isfinite(timestamp).all():
+        raise _bad_index(path, start + int(np.argmin(np.isfinite(timestamp))), "timestamp", "not a finite number", "seconds")
+    unknown = ~np.isin(task, list(tasks))
+    if unknown.any():
+        row = int(np.argmax(unknown))
+        raise _bad_index(path, start + row, "task_index", task[row], f"one of the {len(tasks)} tasks of meta/")
+
+
+def _vectors(path: Path, name: str, values: np.ndarray, start: int, features: dict[str, Feature]) -> np.ndarray:
+    shape = features[name].shape if name in features else []
+    # [N, D]; a feature of one number a row is a vector of length 1.
+    values = values.reshape(len(values), -1)
+    if [values.shape[1]] != shape:
+        raise HarnessError(
+            "dataset-feature-invalid",
+            f"{path}: feature {name!r} differs from meta/info.json",
+            got=[values.shape[1]],
+            need=shape,
+            fix="download the dataset again, or correct the feature's shape in meta/info.json",
+        )
+    with np.errstate(over="ignore"):
+        vectors = values.astype(np.float32)
+    bad = ~np.isfinite(vectors)
+    if bad.any():
+        row, dimension = (int(n) for n in np.argwhere(bad)[0])
+        raise HarnessError(
+            "dataset-not-finite",
+            f"{path} row {start + row}: {name}[{dimension}] is not a finite number",
+            got=values[row, dimension],
+            need="finite numbers",
+            fix="repair that row, or leave its episode out of the dataset",
+        )
+    return vectors
+
+
+def _parts(episodes: list[Episode]) -> list[list[Episode]]:
+    """Consecutive episodes, in parts of at least BLOCK_ROWS rows each but the last."""
+    parts: list[list[Episode]] = [[]]
+    rows = 0
+    for episode in episodes:
+        if rows >= BLOCK_ROWS:
+            parts.append([])
+            rows = 0
+        parts[-1].append(episode)
+        rows += episode.length
+    return parts
+
+
+def _bad_index(path: Path, row: int, name: str, got: object, need: object) -> HarnessError:
+    fix = f"delete {path} and download the dataset again, or rewrite it with LeRobot's own writer"
+    return HarnessError("dataset-index-invalid", f"{path} row {row}: {name} is not what its place says", got=got, need=need, fix=fix)

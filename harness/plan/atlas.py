@@ -1,0 +1,165 @@
+"""The atlas: what XLA said of the real step, kept in the package, so that a plan for any card is known in a moment and without JAX.
+
+One class of cards. The same program compiled for an RTX A4000, A6000, A40, 4090, 5090, A100 and H100 differs by 0.4 % of its bytes
+(LoRA, 32 samples: 17.37 to 17.44 GiB), as much within one compute capability as between them, and the A4000's answer stays the same though it
+exceeds that card's memory. So every entry is compiled once, for a card whose memory sets no limit, and 1 % of its temporary bytes is added.
+
+An entry answers exactly its own question. It also bounds, from above, each one that differs from it only by fewer samples at once, fewer
+prompt tokens or a smaller global batch; such an answer is marked as interpolated. Entries of another jaxlib or another step are refused.
+`python benchmarks/atlas.py` makes the files, and says how the figures above were found (--spread).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+from collections.abc import Iterator
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from harness.artifacts import Levers
+from harness.plan.cards import CARDS
+from harness.recipe import Recipe
+from harness.rundir import sha256_json
+from harness.strict import Strict
+from harness.units import GIB
+
+MAKE = "python benchmarks/atlas.py"
+# For whom the entries are compiled: one that never has to recompute what it cannot hold.
+REFERENCE = CARDS["rtx_a6000"]._replace(cuda_bytes=192 * GIB)
+# The share of temporary bytes by which another card's answer may lie above the reference's.
+ALLOWANCE = 0.01
+# Where the modules that make the step are found: these, and what they import of these rooms.
+_STEP_START = ("train/compiled.py", "train/phases.py", "parameters.py")
+_STEP_ROOMS = ("harness.model.", "harness.train.")
+
+
+class Entry(Strict):
+    """One answer. `recipe` is the `step_key` of the recipe asked about, `fingerprint` that of the lowered program."""
+
+    recipe: str
+    levers: Levers
+    phase: str = "step"
+    bytes: dict[str, int]
+    fingerprint: str
+
+
+class AtlasFile(Strict):
+    """The entries that one run of the benchmark has stamped: made with this jaxlib, of this step. `recipes` are those asked about, by `step_key`."""
+
+    jaxlib: str
+    source: str
+    recipes: dict[str, dict[str, Any]]
+    entries: list[Entry]
+
+
+class Known(NamedTuple):
+    """Bytes by name (device, temp, host, …), with the allowance in device; `activations`: how many of them grow with the microbatch, if known."""
+
+    bytes: dict[str, int]
+    source: Literal["atlas", "interpolated", "compiled"]
+    fingerprint: str
+    activations: int | None
+
+
+class Atlas:
+    """The answers at hand; `refused` says why some were not taken."""
+
+    def __init__(self, files: list[AtlasFile]) -> None:
+        here, source = metadata.version("jaxlib"), source_hash() if files else ""
+        self.refused = ""
+        self._entries: dict[str, list[Entry]] = {}
+        for file in files:
+            if (file.jaxlib, file.source) != (here, source):
+                changed = f"jaxlib {file.jaxlib}, here {here}" if file.jaxlib != here else "another version of the step"
+                self.refused = f"the atlas was made with {changed}: its answers are not used; {MAKE} makes it anew"
+                continue
+            for entry in file.entries:
+                self._entries.setdefault(_key(entry.recipe, entry.levers, entry.phase), []).append(entry)
+
+    def look_up(self, recipe: Recipe, levers: Levers, phase: str = "step") -> Known | None:
+        """The answer, or the least that bounds it from above."""
+        alike = self._entries.get(_key(step_key(recipe), levers, phase), [])
+        bounds = [entry for entry in alike if _size(entry.levers) == _size(levers)] or [entry for entry in alike if _covers(entry.levers, levers)]
+        if not bounds:
+            return None
+        least = min(bounds, key=lambda entry: entry.bytes["device"])
+        exact = _size(least.levers) == _size(levers)
+        sizes = least.bytes | {"device": least.bytes["device"] + int(ALLOWANCE * least.bytes["temp"])}
+        return Known(sizes, "atlas" if exact else "interpolated", least.fingerprint, _activations(least, alike))
+
+
+@functools.cache
+def shipped() -> Atlas:
+    """The atlas of the package."""
+    folder = resources.files("harness.plan") / "atlas"
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name) if folder.is_dir() else []
+    return Atlas([AtlasFile.model_validate_json(file.read_bytes()) for file in files])
+
+
+def step_key(recipe: Recipe) -> str:
+    """Hash of all in a recipe that changes the step's memory; rates, decays, seeds and the data's origin do not."""
+    train, model = recipe.train, recipe.model.model_dump(mode="json", exclude={"prompt_tokens"})
+    learned = {"trained": train.trained, "frozen": train.frozen, "moments": train.optimizer.moments, "ema": train.ema_decay is not None}
+    return sha256_json({"model": model, "augment": recipe.data.augment, "ema_every": train.ema_every_steps > 1, **learned})
+
+
+def _key(recipe: str, levers: Levers, phase: str) -> str:
+    """What must be equal; of the sizes, only whether gradients are accumulated at all."""
+    kept = levers.model_dump(mode="json", exclude={"microbatch", "accumulation_steps", "prompt_tokens", "platform"})
+    return json.dumps([recipe, phase, levers.accumulation_steps > 1, kept], sort_keys=True)
+
+
+def _size(levers: Levers) -> tuple[int, int, int]:
+    return levers.microbatch, levers.prompt_tokens, levers.microbatch * levers.accumulation_steps
+
+
+def _covers(larger: Levers, smaller: Levers) -> bool:
+    return all(a >= b for a, b in zip(_size(larger), _size(smaller), strict=True))
+
+
+def _activations(entry: Entry, alike: list[Entry]) -> int | None:
+    """Bytes by which the answer grows from no sample at once to its own number, by the nearest smaller microbatch."""
+    m, tokens, rows = _size(entry.levers)
+    smaller = [other for other in alike if other.levers.microbatch < m and _size(other.levers)[1:] == (tokens, rows)]
+    if not smaller:
+        return None
+    other = max(smaller, key=lambda each: each.levers.microbatch)
+    return (entry.bytes["device"] - other.bytes["device"]) * m // (m - other.levers.microbatch)
+
+
+def source_hash() -> str:
+    """Hash of the code that makes the step: the modules that its compilation imports, without comments, docstrings and blank lines."""
+    package = Path(__file__).parent.parent
+    waiting = [package / name for name in _STEP_START]
+    found: dict[str, list[str]] = {}
+    while waiting:
+        file = waiting.pop()
+        name = str(file.relative_to(package))
+        if name in found or not file.is_file():
+            continue
+        source = file.read_text()
+        tree = ast.parse(source)
+        found[name] = _code_lines(source, tree)
+        waiting += [package / imported for imported in _step_imports(tree)]
+    return sha256_json(found)
+
+
+def _step_imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(_STEP_ROOMS):
+            yield node.module.removeprefix("harness.").replace(".", "/") + ".py"
+
+
+def _code_lines(source: str, tree: ast.Module) -> list[str]:
+    """The lines that the interpreter acts upon. By line numbers alone, which all versions of Python agree upon."""
+    left_out: set[int] = set()
+    for node in ast.walk(tree):
+        body: Any = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            left_out.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines = ((number, line.strip()) for number, line in enumerate(source.splitlines(), 1))
+    return [line for number, line in lines if number not in left_out and line and not line.startswith("#")]

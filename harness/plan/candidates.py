@@ -1,0 +1,95 @@
+"""Which plans there are, in the order in which they are tried: every exact lever before the first approximate change.
+
+Exact plans differ in where the state lies and how attention is computed. Approximate changes come in a stated order, least deviation
+first, each with all exact levers again:
+
+1. no average of the parameters (the same training, the last parameters are deployed)
+2. Adam's moments in 8 bits (the same parameters trained, each update slightly off)
+3. LoRA on both experts, as upstream defines it (a seventh of the parameters trained)
+4. LoRA with the vision tower frozen
+5. frozen weights in 8 bits, then in 4 bits (the network under the adapters is another one)
+
+The global batch is never made smaller: accumulation reaches every batch, so that would only be a shorter experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from harness.artifacts import Levers
+from harness.parameters import check_who_is_trained
+from harness.recipe import Recipe, recipe_from
+
+Changes = dict[str, Any]
+
+# Upstream's adapters. Source: openpi src/openpi/models/gemma.py `get_config` (gemma_2b_lora, gemma_300m_lora), commit 15a9616.
+_UPSTREAM_LORA: Changes = {
+    "train.trained": "lora",
+    "train.ema_decay": None,
+    "model.paligemma.lora": {"rank": 16, "alpha": 16.0, "scale_feed_forward": True},
+    "model.action_expert.lora": {"rank": 32, "alpha": 32.0, "scale_feed_forward": True},
+}
+
+
+def changes_of(recipe: Recipe) -> Iterator[Changes]:
+    """The changes of the recipe that are worth trying, from none to the most."""
+    yield {}
+    train = recipe.train
+    so_far: Changes = {}
+    if train.ema_decay is not None:
+        so_far = {"train.ema_decay": None}
+        yield so_far
+    if train.optimizer.moments != "int8":
+        yield so_far | {"train.optimizer.moments": "int8"}
+    adapted = bool(recipe.model.paligemma.lora or recipe.model.action_expert.lora)
+    if train.trained == "full":
+        so_far = dict(_UPSTREAM_LORA)
+        yield so_far
+        adapted = True
+    if train.trained in ("full", "lora") and adapted:
+        so_far = so_far | {"train.trained": "lora_frozen_vision"}
+        yield so_far
+    if train.frozen == "bfloat16":
+        yield so_far | {"train.frozen": "int8"}
+    if train.frozen != "int4":
+        yield so_far | {"train.frozen": "int4"}
+
+
+def changed(recipe: Recipe, changes: Changes) -> Recipe:
+    """The recipe with these keys in place of its own.
+
+    Raises: HarnessError "recipe-invalid".
+    """
+    if not changes:
+        return recipe
+    body = recipe.model_dump(mode="json")
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        node = body
+        for part in parents:
+            node = node[part]
+        node[last] = value
+    made = recipe_from(body, where=f"recipe {recipe.name} as the plan changes it")
+    check_who_is_trained(made)
+    return made
+
+
+def lever_sets(base: Levers, recipe: Recipe, *, shards: list[int], host: bool) -> list[Levers]:
+    """Where the state may lie, cheapest first: on the devices, whole before sharded; then in host memory, what is least used moved first.
+
+    Moments in bfloat16 are rounded at random, and cannot be streamed from host memory.
+    """
+    spread = [base.model_copy(update={"fsdp": fsdp}) for fsdp in shards]
+    if not host:
+        return spread
+    average = ["ema"] if recipe.train.ema_decay is not None else []
+    moved = [average] if average else []
+    if recipe.train.optimizer.moments != "bfloat16":
+        moved += [[*average, "moments"], [*average, "moments", "masters"]]
+    return spread + [levers.model_copy(update={"host": names, "compute_copy": "masters" in names}) for levers in spread for names in moved]
+
+
+def divisors(n: int) -> list[int]:
+    """Every microbatch that n rows can be cut into, ascending."""
+    return [d for d in range(1, n + 1) if n % d == 0]

@@ -1,0 +1,124 @@
+"""How long a step is predicted to take: a stated model, not a measurement; its use is to rank plans of one recipe on one card.
+
+    step = accumulation x (max(operations / sustained rate, weight traffic / memory bandwidth) + launches)     the microbatches
+         + state traffic / memory bandwidth                                                       the update
+         + offloaded bytes / link                                                                 counted as if nothing overlapped
+         + gathered and summed bytes / link                                                       several devices
+    and never less than the loader needs for the global batch.
+
+Sustained is 0.4 of a card's dense bfloat16 peak, and 0.8 of the nominal bandwidth of its memory and of its link; a layer's pass is taken for 30 kernels
+of 5 µs each, which is what makes a small microbatch slow: assumptions, to be corrected by the step times of real runs.
+The peak is multiprocessors x operations a clock x boost clock; so computed it agrees with the dense bfloat16 rate (float32
+accumulation) of the cards' documents, to 2.5 percent:
+RTX 3060 25.5, 4090 165, 5090 210, A6000 155, L4 121, L40S 366, A100 312 TFLOP/s.
+
+Source: tensor-core operations a clock and multiprocessor: the white papers named in plan.cards. GeForce cards run them at half rate when
+they accumulate in float32. Hopper and B200 do not hold their boost clock: their documents' 989 and 2250 TFLOP/s are at the clocks below.
+Link: PCIe 4.0 x16 is 31.5 GB/s each way, 5.0 x16 63 GB/s (PCI-SIG); NVLink of the SXM boards, each way, by their documents.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from harness.artifacts import Levers
+from harness.parameters import GEMMA, VISION, group_of, is_trained, parameter_shapes
+from harness.plan.cards import Card
+from harness.plan.memory import counted, pinned_bytes, state_parts
+from harness.recipe import Model, Recipe, Trained
+
+SUSTAINED_COMPUTE = 0.4
+SUSTAINED_BYTES = 0.8
+LAUNCHES_S = 30 * 5e-6
+# Samples of two 256-pixel images a second and core: an assumption on the low side; benchmarks/data_loader.py measures it, a run says when it is less.
+LOADER_SAMPLES_PER_CORE = 150.0
+_PER_CLOCK = {(8, 0): 2048, (9, 0): 4096, (10, 0): 8192}
+_PER_CLOCK_PROFESSIONAL, _PER_CLOCK_GEFORCE = 1024, 512
+_HELD_CLOCK_MHZ = {(9, 0): 1830, (10, 0): 1856}
+_PCIE_4, _PCIE_5 = 31.5e9, 63e9
+_NVLINK = {"A100-SXM": 300e9, "H100 80GB HBM3": 450e9, "H200": 450e9, "B200": 900e9}
+
+
+def peak_flops(card: Card) -> float:
+    """Dense bfloat16 operations a second with float32 accumulation."""
+    usual = _PER_CLOCK_GEFORCE if "GeForce" in card.device else _PER_CLOCK_PROFESSIONAL
+    clock = _HELD_CLOCK_MHZ.get(card.capability, card.clock)
+    return card.processors * _PER_CLOCK.get(card.capability, usual) * clock * 1e6
+
+
+def host_link(card: Card) -> float:
+    """Bytes a second between the card and host memory, one way."""
+    return _PCIE_5 if card.capability >= (9, 0) else _PCIE_4
+
+
+def device_link(card: Card) -> float:
+    """Bytes a second between two such cards, one way; bridges that a board can be given are not counted."""
+    return next((rate for name, rate in _NVLINK.items() if name in card.device), host_link(card))
+
+
+def flops_per_sample(recipe: Recipe, levers: Levers) -> float:
+    """Operations of one sample, forward and backward: 2 for each kernel element and token, 4·T·S·N·H a layer for attention.
+
+    Where gradients pass, a block's forward is done again (`remat` block) and its inputs' gradients are computed; those of its kernels
+    only where these are trained.
+    """
+    return _flops(recipe.model, recipe.train.trained, len(levers.cameras), levers.prompt_tokens, 1 if levers.remat == "block" else 0)
+
+
+@functools.cache
+def _flops(model: Model, trained: Trained, cameras: int, prompt_tokens: int, again: int) -> float:
+    patches = (model.image_size // VISION[model.vision].patch) ** 2
+    prefix, actions = cameras * patches + prompt_tokens, model.action_horizon
+    tokens = {"vision": cameras * patches, "language": prefix, "expert": actions, "projections": actions}
+    total = 0.0
+    for path, shape in parameter_shapes(model).items():
+        if len(shape) < 2 or path.endswith(("bias", "scale", "pos_embedding", "input_embedding")):
+            continue
+        group = group_of(path)
+        part = ("expert" if "_1/" in path else "language") if group == "adapters" else group
+        # The adaptive norms read the time embedding, once a sample; their kernels are [.., D, 3D].
+        rows = 1 if "Dense_0" in path and part == "expert" else tokens[part]
+        passes = 1 + (again + 1 if _gradient_passes(trained, part) else 0) + is_trained(path, model, trained)
+        total += 2.0 * math.prod(shape) * rows * passes
+    vision, language = VISION[model.vision], GEMMA[model.paligemma.variant]
+    # The products that hold no parameters; their backward pass costs twice the forward.
+    attended = {part: 3 + again if _gradient_passes(trained, part) else 1 for part in ("vision", "language")}
+    images = 4.0 * tokens["vision"] * patches * vision.width * vision.depth
+    joint = 4.0 * (prefix * prefix + actions * (prefix + actions)) * language.heads * language.head_dim * language.depth
+    return total + images * attended["vision"] + joint * attended["language"]
+
+
+def _gradient_passes(trained: Trained, part: str) -> bool:
+    """Whether anything at or before this part of the network is trained, so that a gradient must pass through it."""
+    return {"vision": trained in ("full", "lora"), "language": trained != "action_expert"}.get(part, True)
+
+
+def seconds_per_step(recipe: Recipe, levers: Levers, card: Card, cores: float | None) -> float:
+    """Predicted seconds of one optimizer step on `levers.devices` such cards; `cores` of the host make the batches (None: not counted)."""
+    bandwidth, link = card.bandwidth * 1e6 * SUSTAINED_BYTES, device_link(card) * SUSTAINED_BYTES
+    total, trained = counted(recipe.model, recipe.train.trained)
+    compute = levers.microbatch * flops_per_sample(recipe, levers) / (peak_flops(card) * SUSTAINED_COMPUTE)
+    # Forward, recomputed forward and backward read the weights in bfloat16; a gradient is added to the buffer of gradients.
+    traffic = 3 * 2.0 * total + 3 * 4.0 * trained
+    step = levers.accumulation_steps * (max(compute, traffic / bandwidth) + _launches(recipe, levers))
+    parts = state_parts(recipe, levers.model_copy(update={"host": []}))
+    step += 2 * sum(parts[name] for name in ("weights", "moments", "ema", "gradients") if trained) / bandwidth
+    # Each offloaded byte comes to the card and goes back, over each card's own link.
+    step += 2 * pinned_bytes(recipe, levers) / levers.devices / (host_link(card) * SUSTAINED_BYTES)
+    step += _exchanged(levers, total, trained) / link
+    return step if cores is None else max(step, levers.microbatch * levers.accumulation_steps * levers.devices / (LOADER_SAMPLES_PER_CORE * cores))
+
+
+def _launches(recipe: Recipe, levers: Levers) -> float:
+    """Seconds that a microbatch's kernels take to be started, however few samples there are."""
+    vision, language = VISION[recipe.model.vision].depth * len(levers.cameras), GEMMA[recipe.model.paligemma.variant].depth
+    passes = {part: 4 if _gradient_passes(recipe.train.trained, part) else 1 for part in ("vision", "language")}
+    return LAUNCHES_S * (vision * passes["vision"] + language * passes["language"])
+
+
+def _exchanged(levers: Levers, total: int, trained: int) -> float:
+    """Bytes that each card sends: gradients summed over all once a microbatch, shards of the weights gathered twice a microbatch."""
+    share = (levers.devices - 1) / levers.devices
+    gathered = 2 * 2.0 * total * (levers.fsdp - 1) / levers.fsdp
+    return levers.accumulation_steps * (share * 2 * 4.0 * trained + gathered)

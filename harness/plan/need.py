@@ -1,0 +1,92 @@
+"""What one plan needs: from the atlas, else from the compiler, else, when state and gradients are too much already, from counting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from harness.artifacts import Levers
+from harness.errors import HarnessError
+from harness.plan import memory
+from harness.plan.atlas import Atlas, Known
+from harness.plan.compile import Request
+from harness.plan.place import Place
+from harness.recipe import Recipe
+from harness.units import format_bytes
+
+_GONE = ("compile-failed", "device-unavailable", "devices-missing")
+Phase = Literal["step", "init", "load", "save"]
+Source = Literal["atlas", "compiled", "interpolated", "counted"]
+
+
+class Need(NamedTuple):
+    """`device_bytes` is the largest of `phases`; `host_bytes` are those that the compiled program keeps in host memory."""
+
+    device_bytes: int
+    host_bytes: int
+    source: Source
+    phases: dict[str, int]
+    activations: int | None = None
+
+
+class Oracle:
+    """Answers for one place; what has been asked once is not asked again."""
+
+    def __init__(self, place: Place, atlas: Atlas | None, compile: Callable[..., Any], say: Callable[[str], None], *, recompile: bool) -> None:
+        self._place, self._compile = place, compile
+        # For the CPU there is one question, and it is answered in seconds.
+        self._say = say if place.platform == "cuda" else lambda _: None
+        self._atlas = None if recompile or place.platform == "cpu" else atlas
+        self._told: dict[tuple[str, str, str], Known] = {}
+
+    def need(self, recipe: Recipe, levers: Levers, *, hopeless: bool = False) -> Need:
+        """The need of this plan: of its step, and where that fits of the phases around it. A `hopeless` plan, refused already, is not compiled.
+
+        Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler".
+        """
+        usable = self._place.usable_bytes
+        step = self._known(recipe, levers, "step")
+        # A bound from above that fits is an answer; one that does not fit says nothing.
+        if step is None or (step.source == "interpolated" and not hopeless and usable is not None and step.bytes["device"] > usable):
+            least = memory.least_bytes(recipe, levers)
+            if hopeless or (usable is not None and least > usable):
+                return Need(least, 0, "counted", {})
+            step = self._compiled(recipe, levers, "step")
+        phases = {"step": step.bytes["device"]}
+        if not hopeless and self._place.platform == "cuda" and (usable is None or phases["step"] <= usable):
+            around: tuple[Phase, ...] = ("init" if recipe.weights.source is None else "load", "save")
+            for phase in around:
+                phases[phase] = self._phase(recipe, levers, phase)
+        return Need(max(phases.values()), step.bytes.get("host", 0), step.source, phases, step.activations)
+
+    def _phase(self, recipe: Recipe, levers: Levers, phase: Phase) -> int:
+        # What comes before and between steps knows nothing of batches.
+        alike = levers.model_copy(update={"microbatch": 1, "accumulation_steps": 1, "prompt_tokens": 1, "attention": "full"})
+        known = self._known(recipe, alike, phase) or self._compiled(recipe, alike, phase)
+        return known.bytes["device"]
+
+    def _known(self, recipe: Recipe, levers: Levers, phase: Phase) -> Known | None:
+        told = self._told.get((recipe.sha256(), levers.model_dump_json(), phase))
+        return told or (self._atlas.look_up(recipe, levers, phase) if self._atlas is not None else None)
+
+    def _compiled(self, recipe: Recipe, levers: Levers, phase: Phase) -> Known:
+        what = f"{recipe.train.trained}, " + (f"microbatch {levers.microbatch}" if phase == "step" else phase)
+        what += f", {' and '.join(levers.host)} in host memory" if levers.host else ""
+        self._say(f"compiling for {self._place.name}: {what}")
+        answer = self._ask(recipe, levers, phase)
+        self._say(f"{what}: {format_bytes(answer.bytes['device'])}")
+        known = Known(answer.bytes, "compiled", answer.fingerprint, None)
+        self._told[recipe.sha256(), levers.model_dump_json(), phase] = known
+        return known
+
+    def _ask(self, recipe: Recipe, levers: Levers, phase: Phase) -> Any:
+        place = self._place
+        if place.here:
+            try:
+                return self._compile(Request(recipe=recipe, levers=levers, phase=phase), uuids=place.uuids[: levers.devices])
+            except HarnessError as error:
+                # NVML may know a card that JAX cannot start on in this moment; its description is compiled for instead.
+                if place.card is None or error.code not in _GONE:
+                    raise
+        assert place.card is not None
+        return self._compile(Request(recipe=recipe, levers=levers, phase=phase, target=place.card.target()))

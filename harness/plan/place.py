@@ -1,0 +1,204 @@
+"""Where a plan is to run: this machine's cards or its CPU, or a card that is not here; and how many bytes of it are ours."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from harness.artifacts import Gpu, Machine, MigDevice
+from harness.errors import HarnessError
+from harness.parameters import counts
+from harness.plan import cards
+from harness.plan.cards import Card
+from harness.recipe import Recipe
+from harness.units import GIB, MIB, format_bytes, format_count
+
+# A model of this size is trained on a GPU; on a CPU only when that is asked for in so many words.
+_CPU_PARAMETERS = 100_000_000
+# The CUDA context and the libraries' own memory take 0.5 to 1 GiB before the first buffer. Source: facts on compiling for an absent GPU.
+CONTEXT_BYTES = GIB
+# Fragmentation and autotuning scratch: one published run failed at 72.8 computed of a pool of 75 GiB, 3 % of it.
+_MARGIN_SHARE, _MARGIN_LEAST = 0.03, GIB // 2
+# Under WSL2 Windows takes from the card at any time, and the driver then spills to host memory instead of failing.
+_WSL_MARGIN = GIB
+_HOST_MARGIN_BYTES = 512 * MIB
+# Of the same model, a card with this share of the freest one's memory takes part.
+_ALIKE = 0.9
+
+
+class Place(NamedTuple):
+    """`card` holds the figures that XLA compiles for; `named` is whether they are those of this very model, `here` whether it is in this machine.
+
+    Bytes are of one device. None: not known, and then not checked.
+    """
+
+    name: str
+    platform: Literal["cpu", "cuda"]
+    card: Card | None = None
+    named: bool = True
+    here: bool = False
+    devices: int = 1
+    uuids: tuple[str, ...] = ()
+    free_bytes: int | None = None
+    total_bytes: int | None = None
+    context_bytes: int = 0
+    margin_bytes: int = 0
+    wsl: bool = False
+    cores: float | None = None
+    host_usable_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def usable_bytes(self) -> int | None:
+        return None if self.free_bytes is None else max(0, self.free_bytes - self.context_bytes - self.margin_bytes)
+
+    @property
+    def memory_fraction(self) -> float | None:
+        """The share of the card's total that JAX may take: all that is free but the context; the margin is for fragmentation inside of it."""
+        if not self.here or self.platform == "cpu" or not self.total_bytes or self.free_bytes is None:
+            return None
+        return int(1000 * (self.free_bytes - self.context_bytes) / self.total_bytes) / 1000
+
+    def idle(self) -> Place:
+        """The same cards if nothing else were on them."""
+        return self._replace(free_bytes=self.total_bytes)
+
+
+def absent(gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None) -> Place:
+    """The card `gpu`, "NAME" or "NAME:COUNT", idle; with `vram_bytes` the same chip with so much memory; without a name the nearest by memory.
+
+    Raises: HarnessError "gpu-unknown", "gpu-count-invalid".
+    """
+    name, count = _name_and_count(gpu) if gpu else (cards.nearest(vram_bytes or 0), 1)
+    key = cards.find(name)
+    card, notes = cards.CARDS[key], []
+    if vram_bytes is not None and vram_bytes != card.memory_bytes:
+        notes.append(f"a card of {format_bytes(vram_bytes)} with the other figures of {key}")
+        card = card._replace(cuda_bytes=vram_bytes)
+    title = f"a card of {format_bytes(vram_bytes)}" if gpu is None else f"{count} x {key}" if count > 1 else key
+    place = Place(title, "cuda", card, devices=count, free_bytes=card.memory_bytes, total_bytes=card.memory_bytes, notes=tuple(notes))
+    return _with_margins(place)._replace(host_usable_bytes=_host_usable(host_ram_bytes))
+
+
+def present(recipe: Recipe, machine: Machine, *, device: str | None, vram_bytes: int | None, host_ram_bytes: int | None, disk_free_bytes: int | None) -> Place:
+    """This machine's freest card with its likes, or its CPU.
+
+    Raises: HarnessError "no-gpu", "gpu-memory-unknown".
+    """
+    host = machine.host
+    ram = host_ram_bytes if host_ram_bytes is not None else host.ram_available_bytes
+    around = Place("", "cpu", here=True, cores=host.cores, host_usable_bytes=_host_usable(ram), disk_free_bytes=disk_free_bytes)
+    found = [card for gpu in machine.gpus if gpu.visible and not gpu.error for card in _cuda_devices(gpu, machine)]
+    if found and device != "cpu":
+        return _on_cards(around, found, vram_bytes, wsl=bool(host.wsl))
+    total, _ = counts(recipe.model, recipe.train.trained)
+    if device == "cuda" or (device is None and total > _CPU_PARAMETERS):
+        raise HarnessError(
+            "no-gpu",
+            f"recipe {recipe.name} trains a model of {format_count(total)} parameters, and there is no usable GPU here",
+            got=machine.gpu_error or "no GPU visible",
+            need="an NVIDIA GPU (see: harness probe)",
+            fix=f"harness plan --recipe {recipe.name} --gpu rtx_4090 plans for a card that is not here; --recipe smoke trains a tiny model on the CPU",
+        )
+    return around._replace(name="cpu", free_bytes=ram, margin_bytes=_HOST_MARGIN_BYTES)
+
+
+class _Found(NamedTuple):
+    """One device as CUDA offers it: a whole GPU, or a MIG instance, of which a process can use only one."""
+
+    gpu: Gpu
+    name: str
+    uuid: str | None
+    free: int | None
+    total: int | None
+    mig: bool = False
+
+
+def _cuda_devices(gpu: Gpu, machine: Machine) -> list[_Found]:
+    name = gpu.name or f"GPU {gpu.index}"
+    if gpu.mig_mode and gpu.mig_devices:
+        return [_Found(gpu, mig.name or name, mig.uuid, mig.free_bytes, _offered(mig), mig=True) for mig in gpu.mig_devices if mig.visible]
+    if gpu.integrated and gpu.free_bytes is None:
+        # It shares the host's memory.
+        return [_Found(gpu, name, gpu.uuid, machine.host.ram_available_bytes, machine.host.ram_total_bytes)]
+    return [_Found(gpu, name, gpu.uuid, gpu.free_bytes, _offered(gpu))]
+
+
+def _offered(card: Gpu | MigDevice) -> int | None:
+    """The total that CUDA tells a program: NVML's without what the driver keeps."""
+    return None if card.total_bytes is None else card.total_bytes - (card.reserved_bytes or 0)
+
+
+def _on_cards(around: Place, found: list[_Found], vram_bytes: int | None, *, wsl: bool) -> Place:
+    if vram_bytes is not None:
+        found = [each._replace(free=vram_bytes, total=vram_bytes) for each in found]
+    known = [each for each in found if each.free is not None]
+    if not known:
+        gpu = found[0].gpu
+        raise HarnessError(
+            "gpu-memory-unknown",
+            f"NVML does not tell how much memory is free on {found[0].name}, so nothing can be planned for it",
+            got=gpu.unknown.get("free_bytes") or gpu.unknown.get("total_bytes") or "no figure",
+            need="free bytes",
+            fix="--vram-gib X says how many GiB are free; or harness plan --gpu NAME for an idle card of this kind",
+        )
+    best = max(known, key=lambda each: each.free or 0)
+    likes = [each for each in known if each.name == best.name and (each.free or 0) >= _ALIKE * (best.free or 0) and not each.mig and not best.mig] or [best]
+    likes.sort(key=lambda each: each is not best)
+    total = min(each.total or each.free or 0 for each in likes)
+    card, named = _figures(best, total)
+    notes = [f"{each.name} (GPU {each.gpu.index}) is left out: NVML does not tell its free memory" for each in found if each.free is None]
+    if not named:
+        notes.append(f"{best.name} is not in the table of cards: taken as {card.device}'s architecture with its own {format_bytes(total)}")
+    place = around._replace(
+        name=best.name if len(likes) == 1 else f"{len(likes)} x {best.name}",
+        platform="cuda",
+        card=card,
+        named=named,
+        devices=len(likes),
+        uuids=tuple(each.uuid for each in likes if each.uuid),
+        free_bytes=min(each.free or 0 for each in likes),
+        total_bytes=total,
+        notes=tuple(notes),
+    )
+    return _with_margins(place, wsl=wsl)
+
+
+def _figures(found: _Found, total: int) -> tuple[Card, bool]:
+    """The figures that stand for a card of this machine, with its own memory, and whether they are its own.
+
+    Raises: HarnessError "gpu-unknown", "gpu-too-old".
+    """
+    if not found.mig:
+        try:
+            return cards.CARDS[cards.find(found.name)]._replace(cuda_bytes=total), True
+        except HarnessError:
+            pass
+    if found.gpu.compute_capability is None:
+        raise HarnessError(
+            "gpu-unknown",
+            f"{found.name} is not in the table of cards, and NVML does not tell its compute capability",
+            got=found.gpu.unknown.get("compute_capability"),
+            need="the card's architecture",
+            fix="harness plan --gpu NAME for the card of the table that is most like it",
+        )
+    major, _, minor = found.gpu.compute_capability.partition(".")
+    return cards.CARDS[cards.like((int(major), int(minor or 0)), total)]._replace(cuda_bytes=total), False
+
+
+def _with_margins(place: Place, *, wsl: bool = False) -> Place:
+    margin = max(_MARGIN_LEAST, int(_MARGIN_SHARE * (place.total_bytes or 0))) + (_WSL_MARGIN if wsl else 0)
+    return place._replace(context_bytes=CONTEXT_BYTES, margin_bytes=margin, wsl=wsl)
+
+
+def _host_usable(ram_bytes: int | None) -> int | None:
+    return None if ram_bytes is None else max(0, ram_bytes - _HOST_MARGIN_BYTES)
+
+
+def _name_and_count(gpu: str) -> tuple[str, int]:
+    name, colon, count = gpu.rpartition(":")
+    if not colon:
+        return gpu, 1
+    if not count.isdigit() or not 1 <= int(count) <= 1024:
+        raise HarnessError("gpu-count-invalid", f"--gpu {gpu!r}: how many cards?", got=count, need="NAME or NAME:COUNT, a count from 1", fix=f"--gpu {name}:2")
+    return name, int(count)

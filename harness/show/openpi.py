@@ -1,0 +1,60 @@
+"""An openpi command line as a table for a terminal. Nothing is printed here."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from harness.artifacts import OpenpiCommand
+from harness.show.rows import rows_table
+from harness.units import format_bytes, format_count
+
+_STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
+
+
+def openpi_view(command: OpenpiCommand) -> RenderableType:
+    """What the command does, and below it what is wrong with it, each with its fix."""
+    rows = [("model", command.model), ("trained", _who(command))]
+    if command.parameters_trained is None:
+        return Group(rows_table(f"openpi {command.command}", rows), _findings(command))
+    if command.param_norm is not None:
+        rows.append(("param_norm", f"{command.param_norm:.3f} at step 0, from the released weights"))
+    rows.append(("needs", _bytes(command)))
+    rows += [("deviation", text) for text in command.deviations]
+    if command.meant:
+        rows.append(("meant" if command.command_meant or _error(command, "lora-trains-everything") else "recipe", command.meant))
+    if command.command_meant:
+        rows.append(("openpi", command.command_meant))
+    rows += [(name, f"unknown: {why}") for name, why in command.unknown.items() if name not in ("device_bytes", "fits")]
+    parts: list[RenderableType] = [rows_table(f"openpi {command.command}", rows)]
+    return Group(*parts, _findings(command)) if command.findings else Group(*parts)
+
+
+def _who(command: OpenpiCommand) -> str:
+    if command.parameters_trained is None:
+        return f"unknown: {command.unknown.get('parameters_trained', 'no reason given')}"
+    return f"{command.parameters_trained:,} of {command.parameters_total:,} parameters ({format_count(command.parameters_trained)})"
+
+
+def _bytes(command: OpenpiCommand) -> str:
+    if command.device_bytes is None:
+        return f"unknown: {command.unknown.get('device_bytes', 'no reason given')}"
+    size = f"{format_bytes(command.device_bytes)} on each device"
+    if command.plan is None:
+        return f"{size} (no card named: --gpu NAME says whether it fits)"
+    return f"{size}; {command.plan.device} has {format_bytes(command.plan.usable_bytes)} usable: {'fits' if command.fits else 'does not fit'}"
+
+
+def _error(command: OpenpiCommand, check: str) -> bool:
+    return any(finding.check == check for finding in command.findings)
+
+
+def _findings(command: OpenpiCommand) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in command.findings:
+        table.add_row(finding.severity, f"{finding.check}: {finding.got}", style=_STYLE[finding.severity])
+        table.add_row("  need", finding.need)
+        table.add_row("  fix", finding.fix)
+    return table

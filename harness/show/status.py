@@ -1,0 +1,60 @@
+"""How a run stands, as a table for a terminal. Nothing is printed here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from harness.artifacts import Status
+from harness.show.rows import rows_table
+from harness.units import format_bytes, format_seconds
+
+WIDTH = 30
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def status_table(status: Status) -> Table:
+    """State, progress, pace, loss and memory."""
+    rows = [("state", f"{status.state}: {status.reason}"), ("progress", _progress(status))]
+    if status.eta_s is not None:
+        rows.append(("left", f"about {format_seconds(status.eta_s)}"))
+    if status.losses:
+        rows.append(("loss", f"{_number(status.loss)}  {sparkline(status.losses)}  since step {status.losses_since_step}"))
+        rows.append(("grad_norm", f"{_number(status.grad_norm)}, learning rate {status.learning_rate:.3g}"))
+    if status.step_s is not None:
+        share = f", {status.step_s / status.expected_step_s:.2f} of the plan's {format_seconds(status.expected_step_s)}" if status.expected_step_s else ""
+        rows.append(
+            ("pace", f"{format_seconds(status.step_s)} a step{share or ', the plan expects nothing'}; waiting for data {format_seconds(status.data_s)}")
+        )
+    rows.append(("memory", _memory(status)))
+    rows.append(("saved", "no whole checkpoint" if status.saved_step is None else f"step {status.saved_step:,}"))
+    return rows_table(f"run {status.run}" + (f", recipe {status.recipe}" if status.recipe else ""), rows + [("finding", text) for text in status.findings])
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _progress(status: Status) -> str:
+    if status.steps is None:
+        return f"{status.step:,} steps logged, of an unknown number"
+    share = min(1.0, status.step / status.steps) if status.steps else 0.0
+    return f"{'━' * round(share * WIDTH)}{'─' * (WIDTH - round(share * WIDTH))} {status.step:,} of {status.steps:,} steps, {share:.0%}"
+
+
+def _memory(status: Status) -> str:
+    planned = f"planned {format_bytes(status.predicted_bytes)}"
+    if status.peak_bytes is None:
+        return f"{planned}; peak unknown ({status.unknown.get('peak_bytes', 'not read')})"
+    limit = f" of {format_bytes(status.limit_bytes)}" if status.limit_bytes is not None else ""
+    return f"peak {format_bytes(status.peak_bytes)}{limit}, {planned}"
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """One character a value, from the least to the greatest; "×" for one that is not finite."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    top = len(_BLOCKS) - 1
+    return "".join("×" if v is None or not math.isfinite(v) else _BLOCKS[round((v - low) / (high - low) * top) if high > low else 0] for v in values)

@@ -1,0 +1,35 @@
+"""A verdict as a table for a terminal. Nothing is printed here."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from harness.artifacts.verdict import Verdict
+
+_STYLE = {"equal": "green", "differs": "bold red", "cannot tell": "yellow"}
+_WIDTH = 34
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """Every field with its status, then the replay, then the verdict and the first difference that explains the rest."""
+    table = Table(title=f"{verdict.run} against {verdict.against}", title_justify="left", box=None, pad_edge=False)
+    for name in ("field", "status", "recorded", "found"):
+        table.add_column(name, overflow="fold")
+    for row in verdict.fields:
+        status = row.status if row.matters or row.status == "equal" else f"{row.status} (changes nothing)"
+        style = _STYLE[row.status] if row.matters else "dim"
+        table.add_row(row.field, status, _short(row.recorded) or row.note, _short(row.found) or (row.note if row.recorded else ""), style=style)
+    if verdict.replay is not None:
+        replay = verdict.replay
+        what = f"{replay.steps} steps from {replay.start} on {replay.device}"
+        table.add_row("metrics", replay.status, replay.first or what, replay.note if replay.first is None else what, style=_STYLE[replay.status])
+    table.add_section()
+    explains = verdict.first_difference or ""
+    table.add_row("verdict", verdict.verdict, explains and f"first difference: {explains}", "", style=_STYLE[verdict.verdict])
+    return table
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return ""
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

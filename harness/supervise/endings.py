@@ -1,0 +1,130 @@
+"""Why a trainer ended that was not asked to: the evidence, the words, and whether going on makes sense."""
+
+from __future__ import annotations
+
+import signal
+from typing import NamedTuple
+
+from harness.artifacts import Machine, Plan
+from harness.errors import HarnessError
+from harness.supervise.process import Attempt
+from harness.units import format_seconds
+
+
+class Ending(NamedTuple):
+    """`again`: another attempt from the last whole checkpoint may go further; `smaller`: only with a plan that needs less of the device."""
+
+    error: HarnessError
+    again: bool = False
+    smaller: bool = False
+
+
+def explain(result: Attempt, plan: Plan, machine: Machine) -> Ending | None:
+    """The ending of an attempt, or None when it ended as it should or as it was asked to. `machine` was probed after the end."""
+    if result.stopped_for is not None:
+        return _stopped(result, plan, machine)
+    if result.error is not None:
+        return Ending(_refusal(result.error))
+    if result.exhausted is not None:
+        return _device_memory(result)
+    if result.end is not None and result.returncode == 0:
+        return None
+    return _gone(result, plan, machine)
+
+
+def _refusal(error: dict[str, str | None]) -> HarnessError:
+    return HarnessError(str(error["code"]), str(error["what"]), got=error["got"], need=error["need"], fix=str(error["fix"]))
+
+
+def _device_memory(result: Attempt) -> Ending:
+    error = HarnessError(
+        "device-out-of-memory",
+        f"the device ran out of memory during {result.phase}, which the plan should have prevented",
+        got=result.exhausted,
+        need="a plan that needs less of the device, with the same mathematics",
+        fix="harness probe shows who else holds the GPU's memory; harness plan shows smaller plans",
+    )
+    return Ending(error, again=True, smaller=True)
+
+
+def _gone(result: Attempt, plan: Plan, machine: Machine) -> Ending:
+    """A process that ended without a word: because of us, because of its GPU, by a signal, or by an error that nobody foresaw."""
+    if result.asked_to_stop and result.returncode in (-signal.SIGKILL, -signal.SIGTERM):
+        stop = "it was ended by a second signal before it had saved"
+        return Ending(HarnessError("stopped", stop, got=f"phase {result.phase}", fix="go on from the last whole checkpoint: --resume"))
+    lost = _lost_gpu(plan, machine)
+    if lost is not None:
+        fix = "nvidia-smi; reset or reboot the machine, then go on with --resume"
+        return Ending(HarnessError("gpu-lost", f"the GPU was lost during {result.phase}", got=lost, need="a GPU that NVML answers for", fix=fix))
+    return _died(result)
+
+
+def _died(result: Attempt) -> Ending:
+    """A process that ended by a signal, or by an error that nobody foresaw."""
+    words = [line for line in result.last_words if line.strip()]
+    got = f"during {result.phase}; its last words: {words[-1][:300]}" if words else f"during {result.phase}, without a word"
+    number = -result.returncode
+    if result.host_memory is not None or (number == signal.SIGKILL and result.oom_killed):
+        fix = "give the container or the machine more memory (harness doctor says how much a save needs), then go on with --resume"
+        return Ending(HarnessError("host-out-of-memory", "the kernel killed the trainer for lack of host memory", got=got, fix=fix), again=False)
+    if number == signal.SIGKILL:
+        fix = "somebody sent SIGKILL (docker kill, a batch system, the kernel of the host: dmesg | grep -i oom); go on with --resume"
+        return Ending(HarnessError("killed", "the trainer was killed by a signal that cannot be caught", got=got, fix=fix), again=True)
+    if number == signal.SIGBUS:
+        fix = "docker run --shm-size=8g (compose.yaml has it), or unset HARNESS_LOADER_WORKERS; then --resume"
+        return Ending(HarnessError("bus-error", "the trainer touched memory that is not there: /dev/shm or a disk is full", got=got, fix=fix))
+    if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
+        name = signal.Signals(number).name
+        fix = "go on with --resume; if it happens again, look at the driver's version (harness doctor) and at dmesg for Xid errors"
+        return Ending(HarnessError("crashed", f"the trainer crashed ({name})", got=got, fix=fix), again=True)
+    if number > 0:
+        name = signal.Signals(number).name
+        return Ending(HarnessError("killed", f"the trainer was ended by {name}", got=got, fix="go on with --resume"), again=False)
+    fix = "the lines above are what it wrote; go on with --resume once the cause is mended"
+    return Ending(HarnessError("trainer-failed", f"the trainer failed with exit code {result.returncode}", got=got, fix=fix))
+
+
+def _stopped(result: Attempt, plan: Plan, machine: Machine) -> Ending:
+    if result.stopped_for == "hung":
+        error = HarnessError(
+            "hung",
+            f"the trainer said nothing for too long during {result.phase} and was stopped",
+            got=_lost_gpu(plan, machine) or "no step, no message",
+            need="a step or a message now and then",
+            fix="nvidia-smi and dmesg tell of a hung driver or disk; go on with --resume",
+        )
+        return Ending(error, again=True)
+    expected = plan.chosen.seconds_per_step if plan.chosen else None
+    recent = sorted(line.step_s for line in result.steps[-5:])
+    error = HarnessError(
+        "ten-times-slower",
+        "every step takes more than ten times what the plan expects, so it was stopped and saved",
+        got=f"{format_seconds(recent[len(recent) // 2])} a step; likely cause: {_why_slow(result, machine)}",
+        need=f"about {format_seconds(expected)} a step",
+        fix="remove the cause and go on with --resume; to train at this pace all the same: --patient",
+    )
+    return Ending(error)
+
+
+def _why_slow(result: Attempt, machine: Machine) -> str:
+    """The likeliest of the known reasons for a tenfold step, by what can be seen."""
+    recent = result.steps[-5:]
+    waiting = sum(line.data_s for line in recent) / max(sum(line.step_s for line in recent), 1e-9)
+    if waiting > 0.5:
+        return f"the loader: {waiting:.0%} of the time is spent waiting for data (HARNESS_LOADER_WORKERS, a faster disk)"
+    if machine.host.wsl:
+        return "GPU memory spilled into system memory (on Windows: CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback)"
+    others = [process for gpu in machine.gpus if gpu.visible for process in gpu.foreign_processes or []]
+    if others:
+        return f"another process computes on the GPU (process {others[0].pid} {others[0].name or ''})"
+    return "not visible from here: nvidia-smi -q -d PERFORMANCE tells of heat and power limits"
+
+
+def _lost_gpu(plan: Plan, machine: Machine) -> str | None:
+    """What NVML says of the plan's GPU, when that is no longer a GPU; None when it is well, or when there was none."""
+    if plan.device_uuid is None:
+        return None
+    found = next((gpu for gpu in machine.gpus if gpu.uuid == plan.device_uuid), None)
+    if found is None:
+        return machine.gpu_error or "NVML does not list it any more"
+    return found.error

@@ -1,0 +1,172 @@
+"""One attempt: a trainer in a process of its own, what it says, and how it ended. This process never imports JAX."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from harness.artifacts import Metrics
+from harness.probe.cgroup import oom_kills
+from harness.watcher import Watcher
+
+_POLL_S = 1.0
+_LAST_WORDS = 40
+# Of a trainer that does not answer: the time between the request to stop and its end by force.
+_GRACE_S = 60
+
+
+@dataclass
+class Attempt:
+    """What one process said, and how it ended. `stopped_for` is why the supervisor itself stopped it."""
+
+    phase: str = "start"
+    error: dict[str, Any] | None = None
+    exhausted: str | None = None
+    host_memory: str | None = None
+    end: dict[str, Any] | None = None
+    returncode: int = 0
+    asked_to_stop: bool = False
+    stopped_for: str | None = None
+    oom_killed: bool = False
+    steps: list[Metrics] = field(default_factory=list)
+    last_words: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_WORDS))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a trainer is stopped: `silent_s` without any event; steps `slower` times slower than `expected_step_s`, where that is known."""
+
+    silent_s: float = 3600
+    expected_step_s: float | None = None
+    slower: float = 10
+    # The first steps wait for the loader and for the device to warm up.
+    steps_before_judging: int = 5
+
+
+def attempt(command: Sequence[str], watcher: Watcher, limits: Limits, *, inherit: Sequence[int] = ()) -> Attempt:
+    """The ended attempt of `command`, whose stdout is a line of JSON an event. SIGTERM and Ctrl-C are passed on to it."""
+    result, kills = Attempt(), oom_kills()
+    environment = os.environ | {"HARNESS_SUPERVISOR": str(os.getpid())}
+    # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on once.
+    child = subprocess.Popen(
+        list(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True, pass_fds=tuple(inherit), bufsize=0
+    )
+    assert child.stderr is not None
+    ears = threading.Thread(target=_listen, args=(child.stderr, result.last_words), daemon=True)
+    ears.start()
+    with _signals_passed_on(child, result):
+        _follow(child, result, watcher, limits)
+    result.returncode = child.wait()
+    ears.join(timeout=5)
+    after = oom_kills()
+    result.oom_killed = kills is not None and after is not None and after > kills
+    return result
+
+
+def _follow(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher, limits: Limits) -> None:
+    """Reads events until the process has closed its stdout, or must be stopped."""
+    assert child.stdout is not None
+    heard, rest = time.monotonic(), b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while True:
+            if selector.select(_POLL_S):
+                data = os.read(child.stdout.fileno(), 1 << 16)
+                if not data:
+                    return
+                heard = time.monotonic()
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    _note(json.loads(line), result, watcher)
+                if _too_slow(result, limits):
+                    result.stopped_for = "slow"
+            elif time.monotonic() - heard > limits.silent_s:
+                result.stopped_for = "hung"
+            if result.stopped_for:
+                _stop(child, result, watcher)
+                return
+
+
+def _note(event: dict[str, Any], result: Attempt, watcher: Watcher) -> None:
+    kind = event.pop("event")
+    if kind == "say":
+        watcher.say(event["text"])
+    elif kind == "warn":
+        watcher.warn(event["text"])
+    elif kind == "phase":
+        result.phase = event["name"]
+        watcher.phase(event["name"])
+    elif kind == "step":
+        line = Metrics.model_validate(event["line"])
+        result.steps.append(line)
+        watcher.step(line, event["steps"])
+    elif kind == "error":
+        result.error = event
+    elif kind == "exhausted":
+        result.exhausted = event["text"]
+    elif kind == "host-memory":
+        result.host_memory = event["text"]
+    elif kind == "end":
+        result.end = event
+
+
+def _too_slow(result: Attempt, limits: Limits) -> bool:
+    expected, recent = limits.expected_step_s, [line.step_s for line in result.steps[2:]][-limits.steps_before_judging :]
+    if expected is None or len(recent) < limits.steps_before_judging:
+        return False
+    return sorted(recent)[len(recent) // 2] > limits.slower * expected
+
+
+def _stop(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher) -> None:
+    """Asks the process to save and end; by force when it does not answer."""
+    child.terminate()
+    deadline = time.monotonic() + (_GRACE_S if result.stopped_for == "hung" else 15 * _GRACE_S)
+    assert child.stdout is not None
+    rest = b""
+    os.set_blocking(child.stdout.fileno(), False)
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        rest += child.stdout.read() or b""
+    if child.poll() is None:
+        child.kill()
+        child.wait()
+    rest += child.stdout.read() or b""
+    for line in rest.split(b"\n"):
+        if line.startswith(b"{") and line.endswith(b"}"):
+            _note(json.loads(line), result, watcher)
+
+
+def _listen(stream: Any, last_words: deque[str]) -> None:
+    """Passes the trainer's stderr on, and keeps the end of it."""
+    for line in stream:
+        text = line.decode(errors="replace").rstrip()
+        last_words.append(text)
+        os.write(2, line)
+
+
+@contextmanager
+def _signals_passed_on(child: subprocess.Popen[bytes], result: Attempt) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask the trainer to save and end; a second one ends it at once."""
+
+    def pass_on(_: int, __: FrameType | None) -> None:
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL if result.asked_to_stop else signal.SIGTERM)
+        result.asked_to_stop = True
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

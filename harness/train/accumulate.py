@@ -1,0 +1,81 @@
+"""Gradients of a global batch, microbatch by microbatch, summed in one float32 buffer that the backward pass adds to where it lies.
+
+A backward pass that returns its gradients needs a second buffer of that size (12.5 GiB for π0.5) to add them from. JAX can give it
+references to add to instead: the gradient of one layer is then the most that exists beside the sum.
+
+The token embedding is looked up before the model is differentiated: the model gets the embeddings of its own tokens as a small table,
+and what these gather is added into a table of zeros once, at the end.
+
+A parameter may be handed over as its copy in the compute type, which is what the model's own cast would make of it. The gradient is
+then that of the copy, cast to float32: the transpose of the cast.
+
+Axes: B global batch, K accumulation steps, M microbatch (B = K·M), T prompt tokens, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from harness.model.pi05 import Params
+from harness.parameters import EMBEDDING
+from harness.train.sharding import Layout
+
+# Arrays with a row for each sample.
+Inputs = dict[str, Any]
+# loss(parameters, inputs) of one microbatch.
+Loss = Callable[[Params, Inputs], jax.Array]
+
+
+class Copied(NamedTuple):
+    """A stacked parameter as its copy in the compute type; `gradient` has no value that is read, only a gradient, in float32."""
+
+    copy: jax.Array
+    gradient: jax.Array
+
+
+def accumulate(
+    loss: Loss, trained: Params, copies: Params, embedded: jax.Array | None, frozen: Params, inputs: Inputs, steps: int, place: Layout, vocabulary: int
+) -> tuple[jax.Array, Params]:
+    """(mean loss, its float32 gradient) over `steps` microbatches; the gradient has the paths of `trained`, of `copies` and the embedding's.
+
+    `copies` are parameters in the compute type; `embedded` are the embeddings of all tokens, [B, T, D], None when they are not trained.
+    """
+    cut, lookup = place.microbatches((inputs, embedded), steps)  # [K, M, ...]
+    shapes = {path: x.shape for path, x in (trained | copies).items()}
+    total = jax.tree.map(jax.new_ref, place.constrain({path: jnp.zeros(shape, jnp.float32) for path, shape in shapes.items()}))
+    unread = {path: jnp.zeros(x.shape, jnp.float32) for path, x in copies.items()}
+
+    def add(value: jax.Array, one: tuple[Inputs, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
+        inputs, rows = one
+
+        def mean(params: Params, rows: jax.Array | None) -> jax.Array:
+            given = params | {path: Copied(copy, params[path]) for path, copy in copies.items()} | frozen
+            if rows is None:
+                return loss(given, inputs)
+            numbers = jnp.arange(rows.shape[0] * rows.shape[1]).reshape(rows.shape[:2])
+            return loss(given | {EMBEDDING: rows.reshape(-1, rows.shape[-1])}, inputs | {"tokens": numbers})
+
+        each, backward = jax.vjp(mean, trained | unread, rows)
+        of_rows = None if rows is None else jax.new_ref(jnp.zeros_like(rows))
+        backward.with_refs(total, of_rows)(jnp.full_like(each, 1 / steps))
+        return value + each / steps, None if of_rows is None else jax.freeze(of_rows)
+
+    value, of_rows = jax.lax.scan(add, jnp.zeros(()), (cut, lookup))
+    gradient = {path: jax.freeze(ref) for path, ref in total.items()}
+    if embedded is None or of_rows is None:
+        return value, gradient
+    zeros = place.constrain({EMBEDDING: jnp.zeros((vocabulary, embedded.shape[-1]), jnp.float32)})[EMBEDDING]
+    return value, gradient | {EMBEDDING: zeros.at[cut["tokens"]].add(of_rows)}
+
+
+def read_copies(layer: Any) -> Any:
+    """A layer's parameters with each `Copied` as the model reads it."""
+    return jax.tree.map(lambda x: _read(*x) if isinstance(x, Copied) else x, layer, is_leaf=lambda x: isinstance(x, Copied))
+
+
+_read: jax.custom_vjp[jax.Array] = jax.custom_vjp(lambda copy, _gradient: copy)
+_read.defvjp(lambda copy, _: (copy, None), lambda _, cotangent: (None, cotangent.astype(jnp.float32)))

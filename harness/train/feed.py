@@ -1,0 +1,53 @@
+"""A batch of the loader on its way to the device, where its images get the model's size.
+
+Resizing there costs the host nothing, and gives the pixels that Pillow gives: the same integers in the same order.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from harness.data.resample import BITS, fit, weights
+
+_INPUTS = ("images", "tokens", "token_mask", "actions")
+
+
+def feed(batch: dict[str, Any], rows: Any, size: int) -> dict[str, Any]:
+    """What the training step takes of a batch, on the devices of the sharding `rows`, images uint8 {camera: [B, size, size, 3]}.
+
+    Nothing waits here: copies and the resizing of one batch go on while the step before is computed.
+    """
+    inputs = jax.device_put({name: batch[name] for name in _INPUTS}, rows)
+    square = (size, size)
+    images = {camera: x if x.shape[1:3] == square else resize(x, size, rows) for camera, x in inputs["images"].items()}
+    return inputs | {"images": images}
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def resize(images: jax.Array, size: int, rows: Any = None) -> jax.Array:
+    """`harness.data.transforms.resize_with_pad` of square pictures, to the last bit; `rows` is where the result lies.
+
+    Shapes: uint8 [B, H, H, 3] to [B, size, size, 3].
+    """
+    # Upstream rounds down, so that for some sizes a row and a column of the square stay black.
+    height, width = images.shape[1:3]
+    small = fit(height, width, size)
+    resized = _resample(_resample(images, 2, small.width), 1, small.height)
+    around = [(small.top, size - small.height - small.top), (small.left, size - small.width - small.left)]
+    square = jnp.pad(resized, [(0, 0), *around, (0, 0)])
+    return square if rows is None else jax.lax.with_sharding_constraint(square, rows)
+
+
+def _resample(images: jax.Array, axis: int, after: int) -> jax.Array:
+    """One pass, along `axis`; a pixel of at most 255 times 2²² and its half still fit an int32."""
+    index, weight = weights(images.shape[axis], after)
+    shape = [1] * images.ndim
+    shape[axis] = after
+    total = jnp.full((), 1 << (BITS - 1), jnp.int32)
+    for k in range(index.shape[1]):
+        total = total + jnp.take(images, index[:, k], axis=axis).astype(jnp.int32) * weight[:, k].reshape(shape)
+    return jnp.clip(total >> BITS, 0, 255).astype(jnp.uint8)

@@ -1,0 +1,87 @@
+"""What others' command lines mean: import openpi."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from harness.errors import HarnessError
+from harness.verbs.answers import answer, rundir
+from harness.verbs.options import JsonOption, RunOption
+
+app = typer.Typer(no_args_is_help=True, help="What another trainer's command line would really do.", rich_markup_mode=None)
+
+
+@app.callback()
+def _imports() -> None:
+    """What another trainer's command line would really do."""
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def openpi(
+    context: typer.Context,
+    config_name: Annotated[str, typer.Argument(help="openpi's configuration (pi05_libero), its own options behind it; or a whole line in quotes.")],
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Whether it fits this card, which need not be here: rtx_a6000, or a100_80:8.")] = None,
+    vram_gib: Annotated[float | None, typer.Option("--vram-gib", min=0.25, help="Whether it fits a card with so many GiB.")] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="New file for our recipe that does the same, or what was meant.")] = None,
+    job: Annotated[Path | None, typer.Option("--job", help="New file from which openpi_entry.py starts openpi itself, doing that.")] = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What an openpi command line would train, and in how many bytes. Exit code 1 when it fails, does not fit, or is not what it looks like."""
+    from harness.backends.openpi_import import explain
+    from harness.backends.openpi_options import read
+    from harness.show.openpi import openpi_view
+
+    words = [config_name, *context.args]
+    found = explain(words, _place(int(read(words).effective["fsdp-devices"]), gpu, None if vram_gib is None else int(vram_gib * 2**30)))
+    if recipe is not None:
+        _write(found, recipe, "recipe")
+    if job is not None:
+        _write(found, job, "job")
+    if run is not None:
+        rundir(run).write(found)
+    answer(found, as_json, openpi_view)
+    raise typer.Exit(1 if any(finding.severity == "error" for finding in found.findings) else 0)
+
+
+def _place(fsdp: int, gpu: str | None, vram_bytes: int | None) -> Any:
+    """The card named, or this machine's; None where there is neither."""
+    from harness.plan.upstream_plan import PUBLISHED, place_of
+    from harness.probe.machine import probe
+    from harness.recipe import load_recipe
+    from harness.rundir import cache_root
+
+    machine = None if gpu else probe([cache_root()])
+    try:
+        return place_of(load_recipe(PUBLISHED), machine, gpu=gpu, vram_bytes=vram_bytes, host_ram_bytes=None, fsdp=fsdp)
+    except HarnessError as error:
+        if error.code != "no-gpu":
+            raise
+        return None
+
+
+def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
+    import json
+
+    from harness.backends.openpi_job import job_of
+    from harness.recipe import recipe_from, to_yaml
+    from harness.rundir import write_atomic
+
+    if found.recipe is None:
+        raise HarnessError(
+            "recipe-inexpressible",
+            f"no recipe of ours does what openpi {found.config} does; nothing was written",
+            got=found.unknown.get("recipe"),
+            need="a command of π0.5 on LIBERO's features",
+            fix=f"leave --{what} out; or copy pi05_libero.yaml and map your features in data",
+        )
+    if path.exists():
+        raise HarnessError("file-exists", f"{path} is there already; nothing was overwritten", need="a new file", fix=f"--{what} {path.stem}-2{path.suffix}")
+    recipe = recipe_from(found.recipe, where="the imported recipe")
+    if what == "recipe":
+        write_atomic(path, to_yaml(recipe))
+    else:
+        write_atomic(path, json.dumps(job_of(recipe, found.effective, path.stem), indent=1) + "\n")

@@ -1,0 +1,44 @@
+"""Whether a run is what it says, and can be had again: verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.errors import HarnessError
+from harness.verbs.answers import answer, busy
+from harness.verbs.options import DeviceOption, JsonOption
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    other: Annotated[Path | None, typer.Argument(help="A second run: the two are compared, and nothing is computed again.")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=0, help="Steps to compute again; 0 compares the manifest only.")] = 3,
+    start: Annotated[int, typer.Option("--from", min=0, help="Begin at the checkpoint of this step instead of at step 0.")] = 0,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a run against this machine and these files, field by field, then compute its first steps again and compare them.
+
+    Exit code 0 when all is equal; 1 when something differs or cannot be told.
+    """
+    from harness.rundir import RunDir
+    from harness.show.verdict import verdict_table
+    from harness.verbs.progress import Progress
+    from harness.verification import verify_pair, verify_run
+
+    console = Progress()
+    if other is not None:
+        with busy("comparing"):
+            found = verify_pair(RunDir(run), RunDir(other))
+    else:
+        found = verify_run(RunDir(run), steps=steps, start=start, device=device, watcher=console)
+        try:
+            RunDir(run).write(found)
+        except HarnessError as error:
+            # Somebody else's run may lie where only he may write; the answer is printed all the same.
+            console.warn(f"verdict.json was not written: {error.what}")
+    answer(found, as_json, verdict_table)
+    raise typer.Exit(0 if found.verdict == "equal" else 1)

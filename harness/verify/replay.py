@@ -1,0 +1,69 @@
+"""Metrics computed again, against those that were recorded."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from harness.artifacts.verdict import Replay
+from harness.errors import HarnessError
+
+# What a step computes; the others are times.
+VALUES = ("loss", "grad_norm", "param_norm", "learning_rate")
+# On another kind of device, or with kernels that are not deterministic, matrix products round differently. bfloat16 has 8 bits of
+# mantissa (2^-9 relative a rounding); over a few steps of warm-up the loss moves by less than this, a gradient norm likewise.
+OTHER_DEVICE_TOLERANCE = 0.02
+
+
+def recorded_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Step → values of a metrics.jsonl; of a step that stands there twice, the last.
+
+    Raises: HarnessError "metrics-missing" or "metrics-invalid".
+    """
+    if not path.is_file():
+        raise HarnessError(
+            "metrics-missing", f"there is no {path}", need="the metrics of a run that was trained", fix="harness verify RUN, with a run that has begun"
+        )
+    found: dict[int, dict[str, float]] = {}
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            body: dict[str, Any] = json.loads(line)
+            found[int(body["step"])] = {name: float(body[name]) for name in VALUES}
+        except (ValueError, KeyError, TypeError) as error:
+            fix = "the file was changed or cut: nothing can be compared with it"
+            raise HarnessError("metrics-invalid", f"{path}, line {number}, is not a line of metrics", got=line[:80], fix=fix) from error
+    return found
+
+
+def compare_metrics(
+    recorded: dict[int, dict[str, float]], again: dict[int, dict[str, float]], *, start: int, tolerance: float, device: str, note: str = ""
+) -> Replay:
+    """The replay's verdict; `tolerance` is relative, and 0 means bit for bit."""
+    common = sorted(step for step in again if step in recorded)
+    if not common:
+        why = f"no step is in both: recorded {_span(recorded)}, computed again {_span(again)}"
+        return Replay(start=start, steps=0, device=device, tolerance=tolerance, largest_difference=None, status="cannot tell", note=why)
+    first, largest = None, 0.0
+    for step in common:
+        for name in VALUES:
+            was, now = recorded[step][name], again[step][name]
+            difference = _relative(was, now)
+            largest = max(largest, difference)
+            if first is None and difference > tolerance:
+                first = f"{name} of step {step}: recorded {was!r}, computed again {now!r}"
+    status = "equal" if first is None else "differs"
+    return Replay(start=start, steps=len(common), device=device, tolerance=tolerance, largest_difference=largest, status=status, first=first, note=note)
+
+
+def _relative(a: float, b: float) -> float:
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return math.inf
+    return abs(a - b) / max(abs(a), abs(b))
+
+
+def _span(steps: dict[int, dict[str, float]]) -> str:
+    return f"{min(steps)} to {max(steps)}" if steps else "none"

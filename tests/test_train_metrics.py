@@ -1,0 +1,184 @@
+"""wandb beside training: it never blocks it, never ends it, and says what it could not do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.artifacts import Metrics
+from harness.recipe import load_recipe
+from harness.rundir import RunDir
+from harness.train import metrics
+from harness.train.metrics import MetricsFile, Wandb
+
+# A call must come back at once; this is far above what it takes and far below any of wandb's own waits.
+AT_ONCE_S = 2.0
+
+
+def line(step: int) -> Metrics:
+    return Metrics(step=step, loss=1.0, grad_norm=1.0, param_norm=1.0, learning_rate=1.0, step_s=1.0, data_s=0.0, time=1.0)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    (tmp_path / "smoke-001").mkdir()
+    return RunDir(tmp_path / "smoke-001")
+
+
+def begin(run: RunDir, said: list[str], start_step: int = 0) -> Wandb:
+    before = time.monotonic()
+    sink = Wandb(run, load_recipe("smoke"), {"a": 1}, start_step=start_step, warn=said.append)
+    sink.write([line(step) for step in range(start_step, start_step + 5)])
+    assert time.monotonic() - before < AT_ONCE_S
+    return sink
+
+
+@pytest.fixture
+def blackhole() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    server = socket.create_server(("127.0.0.1", 0))
+    taken: list[socket.socket] = []
+
+    def take() -> None:
+        while True:
+            try:
+                taken.append(server.accept()[0])
+            except OSError:
+                return
+
+    threading.Thread(target=take, daemon=True).start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    server.close()
+
+
+def online(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", server)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+
+
+def offline_files(run: RunDir) -> list[Path]:
+    return sorted(run.path.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_offline_run_is_resumed_under_its_id(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sink = begin(run, said)
+    known = (run.path / metrics.WANDB_ID).read_text().strip()
+    sink.close()
+    begin(run, said, start_step=5).close()
+    assert said == []
+    assert {file.stem for file in offline_files(run)} == {f"run-{known}"}
+    assert (run.path / metrics.WANDB_ID).read_text().strip() == known
+
+
+def test_run_that_starts_anew_has_an_id_of_its_own(run: RunDir) -> None:
+    first = metrics._run_id(run, 0)
+    assert metrics._run_id(run, 5) == first
+    assert metrics._run_id(run, 0) != first
+
+
+def test_without_a_key_it_is_offline_and_never_asks(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    sink = begin(run, said)
+    sink.checkpoint(5)
+    (run.checkpoints / "5").mkdir(parents=True)
+    sink.close()
+    assert said == []
+    (file,) = offline_files(run)
+    logged = file.read_bytes()
+    assert b"grad_norm" in logged
+    assert b"checkpoint_step" in logged
+    assert str(run.checkpoints / "5").encode() in logged
+
+
+def test_disabled_starts_nothing(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a process was started"))
+    begin(run, said).close()
+    assert said == []
+    assert list(run.path.iterdir()) == []
+
+
+def test_dead_server(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    online(monkeypatch, f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(metrics, "CLOSE_S", 2.0)
+    sink = begin(run, said)
+    before = time.monotonic()
+    sink.close()
+    assert time.monotonic() - before < 2 * AT_ONCE_S + 2
+    assert any("wandb" in text and "sync" in text for text in said)
+
+
+def test_server_that_never_answers(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch, blackhole: str) -> None:
+    online(monkeypatch, blackhole)
+    monkeypatch.setattr(metrics, "CLOSE_S", 1.0)
+    sink = begin(run, said)
+    before = time.monotonic()
+    sink.close()
+    assert time.monotonic() - before < 1.0 + AT_ONCE_S + 2
+    assert any("did not end" in text for text in said)
+
+
+def test_process_that_dies_at_once(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    sink = begin(run, said)
+    sink.close()
+    assert any("wandb's process ended" in text for text in said)
+
+
+def test_program_that_is_not_there(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    begin(run, said).close()
+    assert [text for text in said if "wandb is off" in text]
+
+
+def test_process_that_takes_nothing_is_left(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # It reads nothing and does not end: the pipe fills, the queue fills, and training goes on.
+    stuck = tmp_path / "stuck"
+    stuck.write_text("#!/bin/sh\nexec sleep 100\n")
+    stuck.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stuck))
+    monkeypatch.setattr(metrics, "MOST_WAITING", 50)
+    monkeypatch.setattr(metrics, "CLOSE_S", 0.5)
+    sink = Wandb(run, load_recipe("smoke"), {}, start_step=0, warn=said.append)
+    before = time.monotonic()
+    sink.write([line(step) for step in range(5000)])
+    sink.close()
+    assert time.monotonic() - before < 2 * AT_ONCE_S
+    assert any("too slow" in text for text in said)
+    assert any("did not end" in text for text in said)
+
+
+def test_directory_that_cannot_be_written(said: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    begin(RunDir(tmp_path / "file"), said).close()
+    assert any("wandb is off" in text for text in said)
+
+
+def test_metrics_file_drops_what_is_computed_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path, start_step=0)
+    first.write([line(step) for step in range(5)])
+    first.close()
+    with path.open("ab") as file:
+        file.write(b'\xff{"step": 5, "lo')
+    second = MetricsFile(path, start_step=3)
+    second.write([line(3)])
+    second.close()
+    assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1, 2, 3]
