@@ -62,5 +62,5 @@ def test_license_is_apache() -> None:
 def test_readme_shows_what_the_commands_printed() -> None:
     text = (ROOT / "README.md").read_text()
     assert "@@" not in text
-    assert re.search(r"\$ docker compose run --rm smoke\nrun .*\n(.*\n)+?step 60/60 .*\nreport: ", text)
+    assert re.search(r"\$ docker compose run --rm smoke\nrun .*\n(.*\n)+?step 60/60 .*\nloss: .*\nreport: ", text)
     assert re.search(r"\$ docker compose run --rm --build test\n(.*\n)*?\d+ passed", text)
