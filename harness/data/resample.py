@@ -2,8 +2,7 @@
 
 Pillow makes a row of N pixels into one of M with output[m] = (Σ weight[m, k] · input[index[m, k]] + 2²¹) >> 22, along one axis and
 then along the other, and rounds to uint8 in between. So whoever has these numbers gets Pillow's pixels, on any device. Of a square
-the width comes first; of other shapes Pillow 13 takes the height first where that is less work, and some pixels differ by 1 from
-what older releases give (measured).
+the width comes first; other shapes are left to Pillow itself.
 
 Source: python-pillow/Pillow src/libImaging/Resample.c `precompute_coeffs` and `normalize_coeffs_8bpc`, release 12.
 """
