@@ -112,12 +112,15 @@ class Chain:
         self._check_unchanged("norm_stats", sha256_json(found.norm_stats))
         return self._keep(found)
 
-    def plan(self, machine: Machine, dataset: Dataset | None, *, say: Callable[[str], None] = lambda _: None, **asked: Any) -> Plan:
-        """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache. `asked`: see plan.choose.Ask."""
+    def plan(self, machine: Machine, dataset: Dataset | None, *, say: Callable[[str], None] = lambda _: None, saves: bool = True, **asked: Any) -> Plan:
+        """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache. `asked`: see plan.choose.Ask.
+
+        A replay that `saves` no checkpoint needs no disk for any.
+        """
         from harness.plan.atlas import shipped
         from harness.plan.choose import Ask, Tools, choose
 
-        free = machine.host.disks[0].free_bytes if machine.host.disks else None
+        free = machine.host.disks[0].free_bytes if machine.host.disks and saves else None
         if free is not None and self.run is not None:
             # A run that goes on overwrites checkpoints of its own.
             free += directory_bytes(self.run.checkpoints)

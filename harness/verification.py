@@ -142,7 +142,7 @@ def _plan_as_recorded(chain: Chain, manifest: Manifest, machine: Machine, datase
 
     Raises: HarnessError "no-gpu" and the planner's others, or "does-not-fit".
     """
-    plan = chain.plan(machine, dataset, device=device or (None if manifest.plan.levers.platform == "cuda" else "cpu"), exact=True)
+    plan = chain.plan(machine, dataset, device=device or (None if manifest.plan.levers.platform == "cuda" else "cpu"), exact=True, saves=False)
     if plan.chosen is None:
         fix = "verify it on a machine with the memory that the run had"
         raise HarnessError("does-not-fit", f"no plan fits {plan.device}: {plan.candidates[-1].reason}", fix=fix)

@@ -219,6 +219,20 @@ def test_the_kernels_count_of_kills(lines: str | None, expected: int | None, tmp
     assert oom_kills(tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("raised", "code"), [("MemoryError('no more')", "host-out-of-memory"), ("RuntimeError('RESOURCE_EXHAUSTED: x')", "device-out-of-memory")]
+)
+def test_the_real_trainer_tells_memory_of_the_host_from_that_of_the_device(raised: str, code: str, tmp_path: Path) -> None:
+    """The worker's own `main`, whose job cannot be read for lack of memory."""
+    script = f"""
+    from harness.train import worker
+    def fails(_): raise {raised}
+    worker.job_of = fails
+    sys.exit(worker.main())
+    """
+    assert refused(tmp_path, script).code == code
+
+
 def test_sigterm_asks_the_trainer_to_save(tmp_path: Path) -> None:
     script = """
     def stop(*_): tell("end", step=7, finished=False); sys.exit(0)

@@ -57,7 +57,8 @@ def train(job: Job, watcher: Watcher) -> Outcome:
         watcher.say("compiling the training step")
         compiled = compile_step(recipe, job.levers)
         _check_fits(compiled, job.plan)
-        _check_disk(job, watcher)
+        if job.keeps:
+            _check_disk(job, watcher)
         # 2. The state: from the last whole checkpoint, else from the recipe's weights, else fresh.
         train_key, init_key = jax.device_put(jax.random.split(jax.random.key(recipe.train.seed)), compiled.layout.replicated)
         watcher.phase("load")

@@ -1,6 +1,6 @@
 """The process that trains: `python -m harness.train.worker RUN [--without-checkpoints]` carries out what the files of the run say.
 
-Its parent (harness/supervise.py) has planned and examined the run, has set what JAX reads at its import, and watches. Every event
+Its parent (harness/supervise/run.py) has planned and examined the run, has set what JAX reads at its import, and watches. Every event
 is a line of JSON on stdout; whatever libraries write there goes to stderr.
 """
 
@@ -79,13 +79,13 @@ def main() -> int:
     except HarnessError as error:
         channel.tell("error", code=error.code, what=error.what, got=error.got, need=error.need, fix=error.fix)
         return 2
+    except MemoryError as error:
+        channel.tell("host-memory", text=str(error)[:500])
+        return 2
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         channel.tell("exhausted", text=str(error).splitlines()[0][:500])
-        return 2
-    except MemoryError as error:
-        channel.tell("host-memory", text=str(error)[:500])
         return 2
     channel.tell("end", step=outcome.step, finished=outcome.finished)
     return 0
