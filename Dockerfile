@@ -1,4 +1,5 @@
-# The pinned environment. Targets: cpu (planning, data, the smoke run), cuda (training), test (pytest, with a compiler).
+# The pinned environment. Targets: cpu (planning, data, the smoke run), cuda (training), test (pytest, with a compiler), openpi
+# (upstream's own trainer in upstream's own environment, under the harness).
 # Layers go from what changes least to what changes most: a change of the source reinstalls no dependency.
 
 # Pinned by digest, so that the system below the lock cannot drift. Ubuntu 24.04 with Python 3.12; Debian 12 or 13 also serves.
@@ -9,6 +10,9 @@ ARG CPU_LOCK_SHA256=fd95f3d259dae53a57ef6f0176c3ced28f647374db7e7f3c3ff61d69f209
 ARG CUDA_LOCK_SHA256=d308be037665f38c10814dbb125b1cb276f14cc863e14181fa9a25bb8f532c4e
 # As above, for the image that tests.
 ARG TEST_LOCK_SHA256=0c36939ce7d10314bfc837ffd53da9fe2e54e9e24444774a6fd184df7a13f361
+
+# openpi as the harness knows it: harness/plan/upstream.py names the same commit.
+ARG OPENPI_COMMIT=15a9616a00943ada6c20a0f158e3adb39df2ccac
 
 
 # What every image runs on: the system's Python and the certificates that downloads are checked with, no compiler.
@@ -129,13 +133,14 @@ RUN --mount=type=bind,target=/checkout,rw \
 ARG BASE_IMAGE
 # As above.
 ARG CPU_LOCK_SHA256
-# For the label: `git describe`, which ci/images passes. Only the client has git, so a plain `docker compose run` leaves it
-# unknown; what the source is stands in /opt/harness/revision in any case, and the run's manifest takes it from there.
+# For the label, and for whether the commit has changes on top of it: `git describe --dirty`, which ci/images passes. Only the client
+# has git, so a plain `docker compose run` leaves it unknown; what the source is stands in /opt/harness/revision in any case.
 ARG HARNESS_REVISION=unknown
 # Read by the run's manifest. The compilation cache saves a restarted run its compile time.
 # The CUDA plugin and ptxas are here for compiling only: without the nvidia-* libraries the plugin must not be started.
 ENV HARNESS_IMAGE="harness:cpu on ${BASE_IMAGE}" \
     HARNESS_LOCK_SHA256=${CPU_LOCK_SHA256} \
+    HARNESS_COMMIT=${HARNESS_REVISION} \
     JAX_COMPILATION_CACHE_DIR=/cache/jax \
     JAX_PLATFORMS=cpu
 # For `docker inspect`, long after the build.
@@ -165,12 +170,13 @@ RUN --mount=type=bind,target=/checkout,rw \
 ARG BASE_IMAGE
 # As above.
 ARG CUDA_LOCK_SHA256
-# For the label: `git describe`, which ci/images passes. Only the client has git, so a plain `docker compose run` leaves it
-# unknown; what the source is stands in /opt/harness/revision in any case, and the run's manifest takes it from there.
+# For the label, and for whether the commit has changes on top of it: `git describe --dirty`, which ci/images passes. Only the client
+# has git, so a plain `docker compose run` leaves it unknown; what the source is stands in /opt/harness/revision in any case.
 ARG HARNESS_REVISION=unknown
 # Read by the run's manifest. The compilation cache saves a restarted run its compile time. The NVIDIA toolkit gives the container what these two ask for: computing and NVML, no display.
 ENV HARNESS_IMAGE="harness:cuda on ${BASE_IMAGE}" \
     HARNESS_LOCK_SHA256=${CUDA_LOCK_SHA256} \
+    HARNESS_COMMIT=${HARNESS_REVISION} \
     JAX_COMPILATION_CACHE_DIR=/cache/jax \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
@@ -179,6 +185,57 @@ LABEL org.opencontainers.image.title="harness cuda" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${HARNESS_REVISION}" \
       harness.lock.sha256="${CUDA_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
+
+
+# What installs openpi, and its source where ci/openpi-source has placed it (the pattern matches nothing otherwise).
+FROM python AS openpi-source
+# One directory, that a change of the harness does not change: it is what the stage below depends on.
+COPY docker/openpi .openpi-sourc[e] /source/
+
+
+# Upstream's trainer and its own lock, frozen, 8 GB. In one layer, so that neither compiler nor downloads stay behind.
+FROM runtime AS openpi-environment
+# Declared here, since a global ARG is not visible inside a stage.
+ARG OPENPI_COMMIT
+# The wheels of upstream's lock bring CUDA themselves.
+RUN --mount=type=bind,from=openpi-source,source=/source,target=/source \
+    sh /source/install "${OPENPI_COMMIT}"
+
+
+# Trains with upstream's own code. The harness in /opt/venv plans, watches and reports; it never touches the GPU.
+FROM openpi-environment AS openpi
+# As in the cpu image.
+COPY --from=dependencies-cpu /opt/venv /opt/venv
+# Small, and remade only when a uid changes.
+COPY --from=users /etc/passwd /etc/group /etc/
+# The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
+COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
+# The package, as in the cpu image.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/revision /checkout >/opt/harness/revision \
+ && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
+ && chmod -R a+rX /opt/harness \
+ && install -d -o harness -g harness /runs /datasets /cache
+# Recorded below: which system this was built on, and which lock.
+ARG BASE_IMAGE
+# As above.
+ARG CPU_LOCK_SHA256
+# For the label, as in the cpu image.
+ARG HARNESS_REVISION=unknown
+# HARNESS_OPENPI is where --backend openpi looks. JAX_PLATFORMS is for the harness itself; it sets the trainer's own.
+ENV HARNESS_IMAGE="harness:openpi on ${BASE_IMAGE}" \
+    HARNESS_LOCK_SHA256=${CPU_LOCK_SHA256} \
+    HARNESS_OPENPI=/opt/openpi \
+    JAX_PLATFORMS=cpu \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness openpi" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${CPU_LOCK_SHA256}"
 # Never root by default; compose asks for "caller" instead.
 USER harness
 
@@ -209,12 +266,13 @@ WORKDIR /opt/harness
 ARG BASE_IMAGE
 # As above.
 ARG TEST_LOCK_SHA256
-# For the label: `git describe`, which ci/images passes. Only the client has git, so a plain `docker compose run` leaves it
-# unknown; what the source is stands in /opt/harness/revision in any case, and the run's manifest takes it from there.
+# For the label, and for whether the commit has changes on top of it: `git describe --dirty`, which ci/images passes. Only the client
+# has git, so a plain `docker compose run` leaves it unknown; what the source is stands in /opt/harness/revision in any case.
 ARG HARNESS_REVISION=unknown
 # The root filesystem is read-only: what tools would cache beside the source goes to the tmpfs or nowhere.
 ENV HARNESS_IMAGE="harness:test on ${BASE_IMAGE}" \
     HARNESS_LOCK_SHA256=${TEST_LOCK_SHA256} \
+    HARNESS_COMMIT=${HARNESS_REVISION} \
     HARNESS_RUNS=/tmp/runs \
     HARNESS_CACHE=/tmp/cache \
     HF_HOME=/tmp/cache/huggingface \

@@ -5,7 +5,7 @@
 Counted are matrix products of the traced step (jaxpr), two operations a multiply-add, a loop's body as often as the loop runs: the forward
 pass, what rematerialization repeats, and the backward pass. Everything else, a few percent, is left out on both sides. XLA's own cost
 analysis counts a loop's body once, so it cannot compare two programs that loop over layers. CHECKOUT is openpi at commit 15a9616, ENV has its pinned
-packages; without both only ours is counted.
+packages (torch, transformers and lerobot may be missing); without both only ours is counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import math
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,9 @@ def ours() -> int:
 
 def upstreams() -> int:
     """In openpi's environment."""
-    for name in ("lerobot", "lerobot.common", "lerobot.common.datasets", "lerobot.common.datasets.lerobot_dataset"):
-        sys.modules.setdefault(name, types.ModuleType(name))  # of the data loader, which is imported and not used
+    from openpi_absent import stand_in
+
+    stand_in()
     import dataclasses
 
     import jax

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.errors import HarnessError
 from harness.recipe import Recipe, load_recipe, to_yaml
-from harness.rundir import DATASET_PAGE, RECIPE, REPORT, RunDir, cache_root, directory_bytes, latest_run, new_run, runs_root, sha256_json, write_atomic
+from harness.rundir import DATASET_PAGE, RECIPE, REPORT, RunDir, cache_root, latest_run, new_run, runs_root, sha256_json, write_atomic
+from harness.surroundings import deterministic
 
 A = TypeVar("A", bound=Artifact)
+Backend = Literal["ours", "openpi"]
 
 
 def default_recipe() -> str:
@@ -71,11 +73,36 @@ def refuse_started(run: RunDir) -> None:
         )
 
 
+def backend_of(run: RunDir | None, asked: str | None = None) -> Backend:
+    """Whose trainer a run is carried out by: the one that it was started with, else the one asked for, else $HARNESS_BACKEND or ours.
+
+    Raises: HarnessError "run-of-another-backend", "backend-unknown".
+    """
+    manifest = run.read(Manifest) if run is not None else None
+    default = os.environ.get("HARNESS_BACKEND") or "ours"
+    if default not in get_args(Backend):
+        need = " or ".join(get_args(Backend))
+        raise HarnessError("backend-unknown", f"HARNESS_BACKEND={default} names no trainer", got=default, need=need, fix="HARNESS_BACKEND=openpi, or unset it")
+    if run is None or manifest is None:
+        return cast(Backend, asked or default)
+    own: Backend = "openpi" if manifest.upstream is not None else "ours"
+    if asked not in (None, own):
+        raise HarnessError(
+            "run-of-another-backend",
+            f"{run.path} was trained by another trainer, whose checkpoints this one does not resume from",
+            got=f"--backend {asked}",
+            need=f"--backend {own}",
+            fix="leave --backend out to go on; or a run of its own: --name NEW, with --set weights.source=… to start from its checkpoint",
+        )
+    return own
+
+
 class Chain:
     """The parts that come before training, for one run (or for none, when only the answer is wanted)."""
 
-    def __init__(self, run: RunDir | None, recipe: Recipe, *, trains: bool = False) -> None:
-        self.run, self.recipe = run, recipe
+    def __init__(self, run: RunDir | None, recipe: Recipe, *, trains: bool = False, backend: Backend = "ours", fsdp: int | None = None) -> None:
+        """`fsdp` is into how many shards openpi's trainer lays the state; our own plan finds it."""
+        self.run, self.recipe, self.backend, self._fsdp = run, recipe, backend, fsdp
         if run is not None and (trains or not run.started):
             write_atomic(run.path / RECIPE, to_yaml(recipe))
 
@@ -94,6 +121,7 @@ class Chain:
         inputs = sha256_json([self.recipe.data, self.recipe.model, str(resolved.path), resolved.revision, _signature(resolved.path)])
         current = self.run.current(Dataset, inputs) if self.run else None
         if current is not None:
+            self._check_unchanged("dataset", current.sha256)
             return current
         found = describe(self.recipe).model_copy(update={"inputs": inputs})
         self._check_unchanged("dataset", found.sha256)
@@ -107,26 +135,27 @@ class Chain:
         inputs = sha256_json([dataset.sha256, data.state, data.actions, data.normalization, data.degenerate_dimensions, self.recipe.model.action_horizon])
         current = self.run.current(NormStats, inputs) if self.run else None
         if current is not None:
+            self._check_unchanged("norm_stats", sha256_json(current.norm_stats))
             return current
         found = compute(self.recipe, dataset).model_copy(update={"inputs": inputs})
         self._check_unchanged("norm_stats", sha256_json(found.norm_stats))
         return self._keep(found)
 
-    def plan(self, machine: Machine, dataset: Dataset | None, *, say: Callable[[str], None] = lambda _: None, saves: bool = True, **asked: Any) -> Plan:
-        """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache. `asked`: see plan.choose.Ask.
-
-        A replay that `saves` no checkpoint needs no disk for any.
-        """
+    def plan(self, machine: Machine, dataset: Dataset | None, *, say: Callable[[str], None] = lambda _: None, **asked: Any) -> Plan:
+        """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache. `asked`: see plan.choose.Ask."""
+        if self.backend == "openpi":
+            return self._keep(self._plan_openpi(machine, asked.get("device")))
         from harness.plan.atlas import shipped
         from harness.plan.choose import Ask, Tools, choose
 
-        free = machine.host.disks[0].free_bytes if machine.host.disks and saves else None
-        if free is not None and self.run is not None:
-            # A run that goes on overwrites checkpoints of its own.
-            free += directory_bytes(self.run.checkpoints)
         inputs = sha256_json([self.recipe, machine, None if dataset is None else dataset.sha256, asked])
-        ask = Ask(**asked, disk_free_bytes=free)
-        return self._keep(choose(self.recipe, machine, dataset, ask, inputs=inputs, tools=Tools(shipped(), say=say)))
+        return self._keep(choose(self.recipe, machine, dataset, Ask(**asked), inputs=inputs, tools=Tools(shipped(), say=say)))
+
+    def _plan_openpi(self, machine: Machine, device: str | None) -> Plan:
+        from harness.plan.upstream_run import plan_run
+
+        inputs = sha256_json([self.recipe, machine, "openpi", device, self._fsdp])
+        return plan_run(self.recipe, machine, device, self._fsdp, inputs=inputs)
 
     def carry_out(self, plan: Plan) -> list[str]:
         """The deviations of the chosen plan; from here on the recipe is the one that it carries out, in the run's directory too."""
@@ -182,6 +211,9 @@ def prepare_jax(plan: Plan, machine: Machine) -> None:
 def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: int | None) -> None:
     """Sets the device, its share of memory, and where compiled programs are kept; JAX must not have been imported."""
     os.environ["JAX_PLATFORMS"] = platform
+    if platform == "cuda":
+        # The images set it too; a verb that was started in another way must compute the same bits.
+        os.environ["XLA_FLAGS"] = deterministic()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_root() / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -7,10 +7,13 @@ Exit codes: 0 done and good; 1 done and the answer is no; 2 could not do it.
 from __future__ import annotations
 
 import sys
+import traceback
+from typing import TextIO, cast
 
 import typer
 
 from harness.errors import HarnessError
+from harness.redact import Cleaned
 from harness.verbs import analyse, checkpoint, doctor, imports, prepare, report, status, train, verify
 
 app = typer.Typer(
@@ -41,13 +44,18 @@ app.add_typer(imports.app, name="import")
 
 
 def main() -> None:
-    """Runs the command line; a refusal is one screen on stderr and exit code 2."""
+    """Runs the command line; a refusal is one screen on stderr and exit code 2. No secret leaves by stdout or stderr."""
+    sys.stdout, sys.stderr = cast(TextIO, Cleaned(sys.stdout)), cast(TextIO, Cleaned(sys.stderr))
     try:
         app()
     except HarnessError as error:
         parts = [("got", error.got), ("need", error.need), ("fix", error.fix)]
         lines = [f"error [{error.code}] {error.what}", *(f"  {name + ':':5} {text}" for name, text in parts if text)]
         print("\n".join(lines), file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        # Python would write it past the stream above.
+        print(traceback.format_exc(), file=sys.stderr)
         sys.exit(2)
 
 

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from harness.errors import HarnessError
+from harness.redact import holds_secret
 from harness.strict import Strict, parse
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -161,6 +162,13 @@ class Recipe(Part):
     data: Data
     weights: Weights = Weights()
     train: Train
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Recipe:
+        # It is written into the run, its manifest, its checkpoints and the report; what is redacted there could not be resumed.
+        if holds_secret(self.model_dump_json()):
+            raise ValueError("a value is or holds a secret (a key, a signed or password-bearing address), which would be written into the run; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _adapters_match_who_is_trained(self) -> Recipe:

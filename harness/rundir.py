@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 
 from harness.artifacts import Artifact
 from harness.errors import HarnessError
+from harness.redact import redact
 from harness.strict import parse
 
 A = TypeVar("A", bound=Artifact)
@@ -27,6 +29,8 @@ DATASET_PAGE = "dataset.html"
 CAMERA_VIEWS = "camera_views.png"
 PREDICTED_ACTIONS = "predicted_actions.png"
 MOVED = "moved.png"
+# What a full disk, and a person's full share of one, answer.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_json(value: Any) -> str:
@@ -54,16 +58,16 @@ def _jsonable(value: Any) -> Any:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """`path` holds either its old content or all of `content`, whenever the process dies.
+    """`path` holds either its old content or all of `content`, whenever the process dies; of a text, without the secrets in it.
 
-    Raises: HarnessError "not-writable".
+    Raises: HarnessError "disk-full" or "not-writable".
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(redact(content).encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -72,13 +76,26 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise HarnessError(
-            "not-writable",
-            f"cannot write {path}: {error.strerror}",
-            got=f"uid {os.getuid()}",
-            need="a directory that this user may write, with free space",
-            fix=f"free space on, or chown $(id -u) of, {path.parent}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> HarnessError:
+    """The refusal that `error` amounts to: "disk-full", or "not-writable" for every other reason."""
+    if error.errno in _NO_SPACE:
+        return HarnessError(
+            "disk-full",
+            f"no space to write {path}; checkpoints that are whole stay whole",
+            got=error.strerror,
+            need="free space",
+            fix=f"free space in {path.parent} (old runs; harness inspect RUN --clean deletes interrupted saves), then go on with --resume",
+        )
+    return HarnessError(
+        "not-writable",
+        f"cannot write {path}: {error.strerror}",
+        got=f"uid {os.getuid()}",
+        need="a directory that this user may write",
+        fix=f"chown $(id -u) {path.parent}; in compose set HARNESS_UID and HARNESS_GID to your own ids; a read-only volume: mount it without :ro",
+    )
 
 
 class RunDir:

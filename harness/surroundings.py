@@ -2,57 +2,158 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import re
+import shutil
+import subprocess
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.artifacts import Machine
 
-# What can change a number of a run. The image holds more; the lock's hash stands for all of it.
+# What can change a number of a run, by name; the digest over all installed files stands for the rest.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "pyarrow", "pillow", "av", "sentencepiece", "wandb", "harness")
 # By name, one by one: a key or a token is in none of these.
 _ENVIRONMENT = (
     "XLA_FLAGS",
     "XLA_PYTHON_CLIENT_ALLOCATOR",
     "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_DEFAULT_DTYPE_BITS",
     "JAX_ENABLE_X64",
     "JAX_NUMPY_DTYPE_PROMOTION",
     "JAX_DISABLE_MOST_OPTIMIZATIONS",
+    "JAX_OPTIMIZATION_LEVEL",
     "JAX_DEFAULT_PRNG_IMPL",
     "JAX_THREEFRY_PARTITIONABLE",
+    "JAX_CPU_ENABLE_ASYNC_DISPATCH",
+    "JAX_DEBUG_NANS",
     "NVIDIA_TF32_OVERRIDE",
     "CUBLAS_WORKSPACE_CONFIG",
     "OMP_NUM_THREADS",
 )
+# The first times no kernel; the second leaves the choice to timing, and the choice is kept with the run (harness/train/kernels.py).
+DETERMINISTIC, _NO_RANDOM_ORDER = "--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops"
+# What an image says of itself (Dockerfile, docker/entrypoint), and what only the engine outside of it knows.
+_IMAGE = {"lock_sha256": "HARNESS_LOCK_SHA256", "source_revision": "HARNESS_REVISION", "image": "HARNESS_IMAGE", "image_id": "HARNESS_IMAGE_ID"}
+_ID_FIX = "a container cannot see its own image's id: HARNESS_IMAGE_ID=$(docker image inspect --format '{{.Id}}' harness:cuda) docker compose run ..."
 
 
 class Software(NamedTuple):
-    """None where this process cannot know; `unknown` says why."""
+    """None where this process cannot know; `unknown` says why.
+
+    `packages_sha256` is over every file that pip installed, `image_digest` over these and the system's packages: the same for each
+    build of one lock on one base, where the engine's `image_id` is another for each build.
+    """
 
     packages: dict[str, str]
     python: str
+    packages_sha256: str
     lock_sha256: str | None
+    source_sha256: str
     source_revision: str | None
+    source_dirty: bool | None
     image: str | None
+    image_id: str | None
+    image_digest: str | None
+    base_digest: str | None
     unknown: dict[str, str]
 
 
 def software_here() -> Software:
     """The software of this process; the image says its own lock, revision and name in its environment."""
-    named = {field: os.environ.get(name) for field, name in _IMAGE.items()}
+    named = {field: os.environ.get(name) or None for field, name in _IMAGE.items()}
     unknown = {field: f"{_IMAGE[field]} is not set: not in one of our images" for field, value in named.items() if value is None}
-    packages = {name: _version(name) for name in _PACKAGES}
-    return Software(packages, platform.python_version(), named["lock_sha256"], named["source_revision"], named["image"], unknown)
+    image = named["image"]
+    if image is not None and named["image_id"] is None:
+        unknown["image_id"] = _ID_FIX
+    installed = installed_digest()
+    base = re.search(r"@(sha256:[0-9a-f]{64})$", image or "")
+    if base is None:
+        unknown["base_digest"] = "not in one of our images" if image is None else f"the base was not named by its digest: {image}"
+    if image is None:
+        unknown["image_digest"] = "not in one of our images"
+    dirty, why = source_dirty()
+    if dirty is None:
+        unknown["source_dirty"] = why
+    return Software(
+        packages={name: _version(name) for name in _PACKAGES},
+        python=platform.python_version(),
+        packages_sha256=installed,
+        source_sha256=source_digest(),
+        source_dirty=dirty,
+        image_digest=None if image is None else image_digest(installed),
+        base_digest=base[1] if base else None,
+        unknown=unknown,
+        **named,
+    )
 
 
-_IMAGE = {"lock_sha256": "HARNESS_LOCK_SHA256", "source_revision": "HARNESS_REVISION", "image": "HARNESS_IMAGE"}
+def installed_digest() -> str:
+    """sha256 over what pip recorded of every file of every distribution. Ours is left out: the revision of the source stands for it."""
+    lines = []
+    for distribution in metadata.distributions():
+        name, files = distribution.metadata["Name"], distribution.read_text("RECORD") or ""
+        # Compiled Python files and pip's own notes have no hash there, and differ from one installation to the next.
+        kept = sorted(line for line in files.splitlines() if ",sha256=" in line and "direct_url.json" not in line)
+        if name != "harness":
+            lines.append(f"{name} {distribution.version} {hashlib.sha256(chr(10).join(kept).encode()).hexdigest()}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def image_digest(installed: str, root: Path = Path("/")) -> str:
+    """sha256 over the distribution's release, the version of every system package, and `installed`."""
+    release, status = ((root / name).read_text(errors="replace") if (root / name).is_file() else "" for name in ("etc/os-release", "var/lib/dpkg/status"))
+    packages = sorted("".join(re.findall(r"^(?:Package|Version|Architecture): .*$", block, re.MULTILINE)) for block in status.split("\n\n"))
+    return hashlib.sha256("\n".join([release, *packages, installed]).encode()).hexdigest()
+
+
+def source_digest(package: Path = Path(__file__).parent) -> str:
+    """sha256 over the names and contents of the files of this package, wherever it is installed."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        total.update(f"{path.relative_to(package).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def source_dirty(checkout: Path = Path(__file__).parents[1]) -> tuple[bool | None, str]:
+    """(whether the source differs from its commit, why that is not known): by what the build was told, else by git."""
+    told = os.environ.get("HARNESS_COMMIT", "")
+    if told and told != "unknown":
+        return told.endswith("-dirty"), ""
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None, "neither git nor a checkout here; ci/images tells a build what git says, a plain docker compose build does not"
+    command = ["git", "-C", str(checkout), "status", "--porcelain", "--", "harness", "docker"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return None, f"git status failed: {done.stderr.strip()[:200]}"
+    return bool(done.stdout.strip()), ""
 
 
 def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that change what is computed, as they are set."""
     return {name: environ[name] for name in _ENVIRONMENT if environ.get(name)}
+
+
+def deterministic(environ: Mapping[str, str] = os.environ) -> str:
+    """XLA_FLAGS with the flag for deterministic kernels on a GPU; where it is named already, it stays as it was set."""
+    flags = environ.get("XLA_FLAGS", "")
+    return flags if DETERMINISTIC in flags else f"{flags} {DETERMINISTIC}=true".strip()
+
+
+def is_deterministic(variables: Mapping[str, str]) -> bool:
+    """Whether a GPU computes the same bits again under these variables: by either of the flags that XLA has for it."""
+    flags = xla_flags(variables.get("XLA_FLAGS", ""))
+    return any(flags.get(name, "false").lower() in ("true", "1") for name in (DETERMINISTIC, _NO_RANDOM_ORDER))
+
+
+def xla_flags(text: str) -> dict[str, str]:
+    """Flag → value of XLA_FLAGS; of a flag that stands there twice the last value, as XLA takes it."""
+    pairs = (flag.partition("=") for flag in text.split())
+    return {name: value if equals else "true" for name, equals, value in pairs}
 
 
 def machine_facts(machine: Machine | None) -> dict[str, Any]:
@@ -66,6 +167,7 @@ def machine_facts(machine: Machine | None) -> dict[str, Any]:
         "cuda": machine.cuda_driver_version,
         "gpus": cards,
         "host": host.hostname,
+        "processor": host.processor,
         "kernel": host.kernel,
         "cores": host.cores,
         "ram_total_bytes": host.ram_total_bytes,

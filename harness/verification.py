@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from harness.artifacts import Dataset, Machine, Manifest, NormStats, Plan
+from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.artifacts.verdict import Replay, Verdict
-from harness.chain import Chain, prepare_jax
+from harness.chain import Chain, backend_of, prepare_jax
 from harness.download import is_remote, kept_tree
 from harness.errors import HarnessError
 from harness.recipe import load_recipe, recipe_from
 from harness.rundir import RECIPE, RunDir, sha256_directory, sha256_file, sha256_json
-from harness.surroundings import environment, machine_facts, software_here
-from harness.verify.fields import Found, compare, first_difference, overall
+from harness.surroundings import deterministic, environment, is_deterministic, machine_facts, software_here
+from harness.verify.fields import Found, compare, first_difference, overall, weights_digests
 from harness.verify.replay import OTHER_DEVICE_TOLERANCE, compare_metrics, recorded_metrics
 from harness.watcher import Watcher
 
-_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+A = TypeVar("A", bound=Artifact)
+
+# Written by harness/train/kernels.py; this module does not import JAX.
+_KERNELS = "kernels.pbtxt"
 
 
 def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watcher: Watcher) -> Verdict:
@@ -32,15 +36,16 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
     recorded = recorded_metrics(run.metrics) if steps else {}
     with tempfile.TemporaryDirectory(prefix="harness-verify-") as scratch:
         again = RunDir(Path(scratch) / "run")
-        chain = Chain(again, recipe_from(dict(manifest.recipe), [f"train.steps={max(start + steps, 1)}"], where=f"{run.path}/{Manifest.FILE}"), trains=True)
+        recipe = recipe_from(dict(manifest.recipe), [f"train.steps={max(start + steps, 1)}"], where=f"{run.path}/{Manifest.FILE}")
+        chain = Chain(again, recipe, trains=True, backend=backend_of(run), fsdp=manifest.plan.levers.fsdp)
         watcher.say("reading data and statistics")
         machine = chain.machine()
-        known, why = _data(chain)
+        known, dataset_sha256, why = _data(chain)
         replay = None
         if steps:
             replay = _replay(run, manifest, chain, machine, known, recorded, (start, steps), device, watcher)
         remade = again.read(Manifest)
-        found = _found(run, manifest, known, remade, machine, why)
+        found = _found(run, manifest, known, remade, machine, why)._replace(dataset_sha256=dataset_sha256)
     rows = compare(manifest, found)
     named = first_difference(rows) or (replay.first if replay is not None and replay.status == "differs" else None)
     verdict = overall(rows, [replay.status] if replay is not None else [])
@@ -53,24 +58,10 @@ def verify_pair(run: RunDir, other: RunDir) -> Verdict:
     Raises: as `verify_run`.
     """
     a, b = _manifest(run), _manifest(other)
-    weights = _weights_of(b)
-    found = Found(
-        recipe=b.recipe,
-        dataset_sha256=b.dataset_sha256,
-        norm_stats_sha256=b.norm_stats_sha256,
-        weights=weights,
-        plan=b.plan.levers.model_dump(mode="json"),
-        packages=b.packages,
-        python=b.python,
-        lock_sha256=b.lock_sha256,
-        source_revision=b.source_revision,
-        image=b.image,
-        environment=b.environment,
-        machine=b.machine,
-        device=b.device,
-        step_fingerprint=b.step_fingerprint,
-    )
-    rows = compare(a, found)
+    recorded = {name: getattr(b, name) for name in Found._fields if name in Manifest.model_fields}
+    recorded |= {"weights": weights_digests(b.weights), "leaves": b.weights.get("leaves"), "plan": b.plan.levers.model_dump(mode="json")}
+    recorded |= {"upstream": b.upstream.commit if b.upstream else None}
+    rows = compare(a, Found(**recorded, files=_files(other)))
     replay = compare_metrics(recorded_metrics(run.metrics), recorded_metrics(other.metrics), start=0, tolerance=0.0, device=b.device, note="as recorded")
     named = first_difference(rows) or replay.first
     return Verdict(run=str(run.path), against=str(other.path), fields=rows, replay=replay, verdict=overall(rows, [replay.status]), first_difference=named)
@@ -89,13 +80,23 @@ def _manifest(run: RunDir) -> Manifest:
     return found
 
 
-def _data(chain: Chain) -> tuple[tuple[Dataset, NormStats] | None, dict[str, str]]:
-    """Dataset and statistics as they are now, or why they cannot be read."""
+def _data(chain: Chain) -> tuple[tuple[Dataset, NormStats] | None, str | None, dict[str, str]]:
+    """Dataset and statistics as they are now, the hash of the dataset's bytes, and why one of them cannot be had.
+
+    Bytes that were changed often cannot be read any more; they can be hashed all the same, and that they differ is what matters.
+    """
+    from harness.data.dataset import content_hash
+    from harness.data.fetch import resolve
+
     try:
         dataset = chain.dataset()
-        return (dataset, chain.stats(dataset)), {}
+        return (dataset, chain.stats(dataset)), dataset.sha256, {}
     except HarnessError as error:
-        return None, dict.fromkeys(("dataset", "norm_stats"), f"{error.what}")
+        why = dict.fromkeys(("dataset", "dataset_revision", "norm_stats"), error.what)
+    try:
+        return None, content_hash(resolve(chain.recipe.data).path)[0], why
+    except (HarnessError, OSError):
+        return None, None, why
 
 
 def _replay(
@@ -115,26 +116,47 @@ def _replay(
     try:
         if known is None:
             raise HarnessError("dataset-unreadable", "the data cannot be read here", fix="give the data as it was")
+        if start and manifest.upstream is not None:
+            what = "openpi's loader begins anew at every resume, so its steps can be computed again from step 0 only"
+            raise HarnessError("upstream-cannot", what, got=f"--from {start}", fix="leave --from out")
         if start:
             _copy_step(run, again, start)
+        if (run.path / _KERNELS).is_file():
+            again.path.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(run.path / _KERNELS, again.path / _KERNELS)
         plan = _plan_as_recorded(chain, manifest, machine, known[0], device)
         again.write(plan)
         watcher.say(f"computing {steps} steps again on {plan.device}")
-        _train(again, plan, machine, watcher)
+        _train(again, plan, machine, watcher, any_commit=manifest.upstream is not None)
     except HarnessError as error:
         if error.code == "checkpoint-missing":
             raise
-        return compare_metrics(recorded, {}, start=start, tolerance=0.0, device="none", note=error.what).model_copy(update={"note": str(error)})
+        nothing = compare_metrics(recorded, {}, start=start, tolerance=0.0, device="none")
+        # What has changed since it was saved is an answer, not a lack of one.
+        changed = {"status": "differs", "first": error.what} if error.code == "checkpoint-damaged" and start else {}
+        return nothing.model_copy(update={"note": str(error)} | changed)
     assert plan.chosen is not None
     remade = again.read(Manifest)
     kind = remade.device if remade is not None else manifest.device
-    same = kind == manifest.device and plan.chosen.levers == manifest.plan.levers
-    exact = same and (
-        plan.chosen.levers.platform == "cpu" or all(_DETERMINISTIC in place.get("XLA_FLAGS", "") for place in (manifest.environment, environment()))
-    )
-    note = "bit for bit" if exact else "another device, plan or kernels that are not deterministic: within a tolerance"
+    why_not = None if remade is None else _why_not_exact(manifest, remade)
+    exact = remade is not None and why_not is None
+    note = "bit for bit" if exact else f"within a tolerance: {why_not or 'what it was computed on is not known'}"
     computed = {step: values for step, values in recorded_metrics(again.metrics).items() if step >= start}
     return compare_metrics(recorded, computed, start=start, tolerance=0.0 if exact else OTHER_DEVICE_TOLERANCE, device=kind, note=note)
+
+
+def _why_not_exact(manifest: Manifest, remade: Manifest) -> str | None:
+    """Why the same bits cannot be asked of this device; None when they can."""
+    if remade.device != manifest.device:
+        return f"another device, {remade.device} instead of {manifest.device}"
+    if remade.plan.levers != manifest.plan.levers:
+        return "another plan, which sums in another order"
+    if manifest.plan.levers.platform == "cpu":
+        was, now = (each.machine.get("processor") for each in (manifest, remade))
+        return None if was == now else f"another processor, {now} instead of {was}"
+    if not all(is_deterministic(each.environment) for each in (manifest, remade)):
+        return "kernels that are not deterministic"
+    return None if remade.kernels_sha256 == manifest.kernels_sha256 else "other kernels, chosen by timing"
 
 
 def _plan_as_recorded(chain: Chain, manifest: Manifest, machine: Machine, dataset: Dataset, device: str | None) -> Plan:
@@ -142,7 +164,7 @@ def _plan_as_recorded(chain: Chain, manifest: Manifest, machine: Machine, datase
 
     Raises: HarnessError "no-gpu" and the planner's others, or "does-not-fit".
     """
-    plan = chain.plan(machine, dataset, device=device or (None if manifest.plan.levers.platform == "cuda" else "cpu"), exact=True, saves=False)
+    plan = chain.plan(machine, dataset, device=device or (None if manifest.plan.levers.platform == "cuda" else "cpu"), exact=True)
     if plan.chosen is None:
         fix = "verify it on a machine with the memory that the run had"
         raise HarnessError("does-not-fit", f"no plan fits {plan.device}: {plan.candidates[-1].reason}", fix=fix)
@@ -167,7 +189,7 @@ def _copy_step(run: RunDir, again: RunDir, step: int) -> None:
     shutil.copytree(source, again.checkpoints / str(step), copy_function=link)
 
 
-def _train(run: RunDir, plan: Plan, machine: Machine, watcher: Watcher) -> None:
+def _train(run: RunDir, plan: Plan, machine: Machine, watcher: Watcher, *, any_commit: bool) -> None:
     from harness.supervise.process import Limits
     from harness.supervise.run import supervise, worker
 
@@ -175,7 +197,9 @@ def _train(run: RunDir, plan: Plan, machine: Machine, watcher: Watcher) -> None:
     try:
         prepare_jax(plan, machine)
         os.environ["WANDB_MODE"] = "disabled"
-        supervise(run, plan, watcher, look=lambda: machine, limits=Limits(), restarts=0, command=[*worker(run), "--without-checkpoints"])
+        # openpi's own trainer always saves; its commit is one of the fields that are compared.
+        command = [*worker(run, plan), "--any-commit" if any_commit else "--without-checkpoints"]
+        supervise(run, plan, watcher, look=lambda: machine, limits=Limits(), restarts=0, command=command)
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -183,6 +207,10 @@ def _train(run: RunDir, plan: Plan, machine: Machine, watcher: Watcher) -> None:
 
 def _found(run: RunDir, manifest: Manifest, known: tuple[Dataset, NormStats] | None, remade: Manifest | None, machine: Machine, why: dict[str, str]) -> Found:
     software, reasons = software_here(), dict(why)
+    # openpi's software is that of its own environment, which only openpi itself can tell.
+    theirs = manifest.upstream is not None
+    if theirs and remade is None:
+        reasons |= dict.fromkeys(("packages", "python", "lock", "upstream"), "openpi was not started here")
     recipe: dict[str, Any] | None = None
     try:
         recipe = load_recipe(str(run.path / RECIPE)).model_dump(mode="json")
@@ -191,30 +219,54 @@ def _found(run: RunDir, manifest: Manifest, known: tuple[Dataset, NormStats] | N
     weights = _weights_here(manifest, reasons)
     plan = run.read(Plan)
     if remade is None:
-        reasons |= dict.fromkeys(("device", "step_fingerprint"), "nothing was computed again from step 0")
+        computed = ("device", "kernels", "leaves", "step_fingerprint", "executable_fingerprint")
+        reasons |= dict.fromkeys(computed, "nothing was computed again")
+    elif "leaves" not in remade.weights:
+        reasons["leaves"] = "it began at a checkpoint, whose arrays were compared with their own digests"
+    on_cuda = manifest.plan.levers.platform == "cuda"
+    here = environment(os.environ | {"XLA_FLAGS": deterministic()} if on_cuda else os.environ)
     return Found(
         recipe=recipe,
+        recipe_sha256=None if recipe is None else recipe_from(dict(recipe), where="recipe").sha256(),
         dataset_sha256=known[0].sha256 if known else None,
         norm_stats_sha256=sha256_json(known[1].norm_stats) if known else None,
         weights=weights,
+        dataset_revision=known[0].revision if known else None,
+        leaves=remade.weights.get("leaves") if remade is not None else None,
+        files=_files(run),
         plan=plan.chosen.levers.model_dump(mode="json") if plan is not None and plan.chosen is not None else None,
-        packages=software.packages,
-        python=software.python,
-        lock_sha256=software.lock_sha256,
+        packages=software.packages if not theirs else remade.packages if remade else None,
+        packages_sha256=software.packages_sha256 if not theirs else remade.packages_sha256 if remade else None,
+        python=software.python if not theirs else remade.python if remade else None,
+        lock_sha256=software.lock_sha256 if not theirs else remade.lock_sha256 if remade else None,
+        upstream=remade.upstream.commit if remade and remade.upstream else None,
+        source_sha256=software.source_sha256,
         source_revision=software.source_revision,
+        base_digest=software.base_digest,
+        image_digest=software.image_digest,
+        image_id=software.image_id,
         image=software.image,
-        environment=environment(),
+        environment=remade.environment if remade is not None else here,
         machine=machine_facts(machine),
         device=remade.device if remade is not None else None,
+        kernels_sha256=remade.kernels_sha256 if remade is not None else None,
         step_fingerprint=remade.step_fingerprint if remade is not None else None,
+        executable_fingerprint=remade.executable_fingerprint if remade is not None else None,
         why=reasons,
     )
 
 
-def _weights_of(manifest: Manifest) -> dict[str, str]:
-    from harness.verify.fields import weights_digests
+def _files(run: RunDir) -> dict[str, str]:
+    """What the run's own files hold, hashed as its manifest did; a file that is gone or damaged differs."""
 
-    return weights_digests(manifest.weights)
+    def read(kind: type[A], sha256: Callable[[A], str]) -> str:
+        try:
+            artifact = run.read(kind)
+        except HarnessError as error:
+            return error.what
+        return "missing" if artifact is None else sha256(artifact)
+
+    return {Dataset.FILE: read(Dataset, lambda each: each.sha256), NormStats.FILE: read(NormStats, lambda each: sha256_json(each.norm_stats))}
 
 
 def _weights_here(manifest: Manifest, reasons: dict[str, str]) -> dict[str, str] | None:

@@ -150,14 +150,22 @@ def test_disk_full_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_disk_that_fills_up_during_the_save_leaves_the_step_before(tmp_path):
+def test_disk_that_fills_up_during_the_save_leaves_the_step_before(tmp_path, monkeypatch):
+    """tensorstore calls that a lack of resources, as JAX calls a lack of device memory."""
     params, train_state = _state()
     store = Store(tmp_path, keep_every_steps=1)
     _save(store, 1, params, train_state)
     store.wait()
-    error = store._failed(2, ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device"))
+
+    def fails():
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._checkpointer, "wait_until_finished", fails)
+        with pytest.raises(HarnessError) as caught:
+            store.wait()
     store.close()
-    assert error.code == "disk-full"
+    assert caught.value.code == "disk-full"
     assert store.steps() == [1]
 
 
@@ -261,3 +269,45 @@ def test_the_step_is_listed_only_when_it_is_whole(tmp_path):
     (tmp_path / "5").mkdir()
     (tmp_path / "6.orbax-checkpoint-tmp-0").mkdir()
     assert Store(Path(tmp_path), keep_every_steps=1).steps() == []
+
+
+def test_a_clock_that_jumps_ahead_ends_no_save(tmp_path, monkeypatch):
+    """Orbax measures its time-outs by the wall clock. Here a year passes while a save is under way."""
+    params = {f"layer{i}/w": jax.random.normal(jax.random.key(i), (500_000,)) for i in range(12)}
+    now, ahead = time.time, [0]
+    monkeypatch.setattr(time, "time", lambda: now() + ahead[0])
+    store = Store(tmp_path, keep_every_steps=1)
+    _save(store, 1, params, {"step": jnp.int32(1), "params": {}, "opt_state": ()})
+    ahead[0] = 365 * 86_400
+    store.close()
+    assert store.steps() == [1]
+
+
+def test_a_directory_that_may_not_be_written_any_more_is_told_and_the_step_before_stays(tmp_path):
+    params, train_state = _state()
+    store = Store(tmp_path / "run", keep_every_steps=1)
+    _save(store, 1, params, train_state)
+    store.wait()
+    (tmp_path / "run").chmod(0o500)
+    try:
+        if os.access(tmp_path / "run", os.W_OK):
+            pytest.skip("this user may write everywhere")
+        with pytest.raises(HarnessError) as caught:
+            _save(store, 2, params, train_state)
+        assert caught.value.code == "not-writable"
+    finally:
+        (tmp_path / "run").chmod(0o700)
+        store.close()
+    assert store.steps() == [1]
+
+
+@pytest.mark.parametrize("raised", [MemoryError("no more"), RuntimeError("RESOURCE_EXHAUSTED: out of memory")])
+def test_a_lack_of_memory_while_saving_is_not_taken_for_a_bad_disk(raised, tmp_path, monkeypatch):
+    store = Store(tmp_path, keep_every_steps=1)
+
+    def fails():
+        raise raised
+
+    monkeypatch.setattr(store._checkpointer, "wait_until_finished", fails)
+    with pytest.raises(type(raised)):
+        store.wait()

@@ -10,14 +10,19 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
-NAMES = ("smoke", "test", "train")
+NAMES = ("smoke", "smoke-openpi", "test", "train", "train-openpi")
+ON_GPUS = ("train", "train-openpi")
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
 
 
 def test_services() -> None:
     assert sorted(SERVICES) == list(NAMES)
-    assert {name: SERVICES[name]["build"]["target"] for name in NAMES} == {"train": "cuda", "smoke": "cpu", "test": "test"}
-    assert {name: SERVICES[name].get("environment", {}).get("HARNESS_RECIPE") for name in NAMES} == {"train": "pi05_libero", "smoke": "smoke", "test": None}
+    targets = {"train": "cuda", "smoke": "cpu", "test": "test", "train-openpi": "openpi", "smoke-openpi": "openpi"}
+    assert {name: SERVICES[name]["build"]["target"] for name in NAMES} == targets
+    recipes = {"train": "pi05_libero", "smoke": "smoke", "test": None, "train-openpi": "pi05_libero", "smoke-openpi": "smoke"}
+    assert {name: SERVICES[name].get("environment", {}).get("HARNESS_RECIPE") for name in NAMES} == recipes
+    backends = {name: SERVICES[name].get("environment", {}).get("HARNESS_BACKEND") for name in NAMES}
+    assert backends == {name: "openpi" if name.endswith("openpi") else None for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,22 +45,24 @@ def test_user_is_the_owner_of_the_checkout_or_chosen(name: str) -> None:
     assert SERVICES[name]["user"] == ("${HARNESS_UID:-caller}:${HARNESS_GID:-caller}" if writes_to_the_host else "harness")
 
 
-@pytest.mark.parametrize("name", ["smoke", "test"])
+@pytest.mark.parametrize("name", ["smoke", "smoke-openpi", "test"])
 def test_no_network_where_none_is_needed(name: str) -> None:
     assert SERVICES[name]["network_mode"] == "none"
     assert not set(SECRETS) & SERVICES[name]["environment"].keys()
 
 
-def test_only_train_reserves_gpus() -> None:
-    assert {name for name in NAMES if "deploy" in SERVICES[name]} == {"train"}
-    assert SERVICES["train"]["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+def test_only_training_reserves_gpus() -> None:
+    assert {name for name in NAMES if "deploy" in SERVICES[name]} == set(ON_GPUS)
+    for name in ON_GPUS:
+        assert SERVICES[name]["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
 
 
-def test_keys_come_from_outside_only() -> None:
-    assert {name: SERVICES["train"]["environment"][name] for name in SECRETS} == dict.fromkeys(SECRETS)
+@pytest.mark.parametrize("service", ON_GPUS)
+def test_keys_come_from_outside_only(service: str) -> None:
+    assert {name: SERVICES[service]["environment"][name] for name in SECRETS} == dict.fromkeys(SECRETS)
 
 
-@pytest.mark.parametrize("name", ["train", "smoke"])
+@pytest.mark.parametrize("name", ["train", "smoke", "train-openpi", "smoke-openpi"])
 def test_what_is_written_is_mounted(name: str) -> None:
     mounts = {mount["target"]: mount for mount in SERVICES[name]["volumes"]}
     assert {target for target, mount in mounts.items() if not mount.get("read_only")} == {"/runs", "/cache"}

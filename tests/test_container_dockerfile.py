@@ -6,9 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
+
+from harness.plan.upstream import COMMIT
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ("cpu", "cuda", "test")
+# Upstream's environment beside ours: what it is made of, its own lock says.
+OPENPI = ROOT / "docker/openpi/install"
 
 
 def instructions(text: str) -> list[tuple[str, str, bool]]:
@@ -95,14 +100,14 @@ def test_no_install_goes_past_the_locks() -> None:
             assert "--require-hashes" in install or {"--no-deps", "--no-index", "--no-build-isolation"} <= set(install.split())
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, "openpi"])
 def test_only_the_test_image_has_a_compiler(target: str) -> None:
     installed = " ".join(arguments for name, arguments in line_of(target) if name == "RUN" and "apt-get" in arguments)
     assert "build-essential" not in installed
     assert bool(re.search(r"\bgcc\b", installed)) == (target == "test")
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, "openpi"])
 def test_a_change_of_the_source_installs_nothing_again(target: str) -> None:
     own = stages()[target][1]
     venv = next(number for number, (name, arguments) in enumerate(own) if name == "COPY" and "/opt/venv" in arguments)
@@ -111,13 +116,48 @@ def test_a_change_of_the_source_installs_nothing_again(target: str) -> None:
     assert venv < min(source)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, "openpi"])
 def test_image_is_labelled_and_not_root(target: str) -> None:
     lines = line_of(target)
     (label,) = [arguments for name, arguments in lines if name == "LABEL"]
     assert 'org.opencontainers.image.revision="${HARNESS_REVISION}"' in label
-    assert f'harness.lock.sha256="${{{target.upper()}_LOCK_SHA256}}"' in label
+    # The harness beside openpi is that of the cpu image; the manifest has the hash of upstream's own lock.
+    assert f'harness.lock.sha256="${{{"CPU" if target == "openpi" else target.upper()}_LOCK_SHA256}}"' in label
     assert [arguments for name, arguments in lines if name == "USER"] == ["harness"]
+
+
+def test_openpi_is_the_commit_that_the_harness_knows() -> None:
+    (commit,) = [arguments.partition("=")[2] for name, arguments, _ in LINES if name == "ARG" and arguments.startswith("OPENPI_COMMIT=")]
+    assert re.fullmatch(r"[0-9a-f]{40}", commit)
+    assert commit.startswith(COMMIT)
+
+
+def test_openpi_depends_on_its_installer_alone() -> None:
+    """Eight gigabytes are not installed again because a line of the harness changed."""
+    base, own = stages()["openpi-environment"]
+    assert "dependencies" not in base
+    assert not any("/checkout" in arguments or name == "COPY" for name, arguments in own)
+    assert [arguments for name, arguments in stages()["openpi-source"][1] if name == "COPY"] == ["docker/openpi .openpi-sourc[e] /source/"]
+
+
+def test_openpi_is_installed_as_its_lock_says_and_with_hashes() -> None:
+    text = OPENPI.read_text()
+    assert "uv sync --quiet --frozen --no-dev" in text
+    assert text.count("pip install") == text.count("--require-hashes") == 2
+    assert "GIT_LFS_SKIP_SMUDGE=1" in text
+    assert '"$(git -C "$root" rev-parse HEAD)" = "$commit"' in text
+    # The compiler for evdev goes in the layer in which it came.
+    assert "build-essential" in text
+    assert text.index("apt-get purge") > text.index("uv sync")
+
+
+def test_the_one_deviation_from_openpis_lock_is_wandb() -> None:
+    pins = [line for line in (OPENPI.parent / "wandb.txt").read_text().splitlines() if line and not line.startswith(("#", " "))]
+    assert [pin.partition("==")[0] for pin in pins] == ["wandb"]
+    assert Version(pins[0].partition("==")[2].strip(" \\")) >= Version("0.24.1")
+    for name in ("wandb.txt", "uv.txt"):
+        assert "://" not in (OPENPI.parent / name).read_text()
+        assert "--hash=sha256:" in (OPENPI.parent / name).read_text()
 
 
 def test_no_layer_takes_a_secret() -> None:

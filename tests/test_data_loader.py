@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
@@ -170,3 +175,40 @@ def test_kept_images_change_nothing(sample: Made, monkeypatch: pytest.MonkeyPatc
         _assert_equal(full.batch(step), none.batch(step))
     assert (len(small._batches._pictures._kept), len(none._batches._pictures._kept)) == (3, 0)
     assert len(full._batches._pictures._kept) == 200
+
+
+def test_processes_of_the_loader_end_when_the_trainer_is_killed(tmp_path: Path) -> None:
+    """Killed, the trainer cannot tell them; left behind, they would hold memory for as long as the machine runs."""
+    script = """
+    import itertools, time
+    from harness.data.dataset import describe
+    from harness.data.loader import Loader
+    from harness.data.stats import compute
+    from harness.recipe import load_recipe
+    if __name__ == "__main__":
+        recipe = load_recipe("smoke")
+        dataset = describe(recipe)
+        for _ in Loader(recipe, dataset, compute(recipe, dataset), batch_size=4, seed=1, workers=1).iterate():
+            print("ready", flush=True)
+            time.sleep(600)
+    """
+    (tmp_path / "trains.py").write_text(textwrap.dedent(script))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]), "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen([sys.executable, str(tmp_path / "trains.py")], stdout=subprocess.PIPE, env=environment) as trainer:
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == b"ready\n"
+        children = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children").read_text().split()
+        workers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        assert workers
+        trainer.kill()
+    deadline = time.monotonic() + 120
+    while any(_lives(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [worker for worker in workers if _lives(worker)]
+
+
+def _lives(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -83,14 +84,15 @@ def test_a_good_machine_has_no_findings(tmp_path: Path) -> None:
         ({"plan": plan(None)}, {"device memory": "error"}),
         ({"environ": {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}}, {"device memory": "warning"}),
         ({"machine": on(wsl=True)}, {"WSL2": "warning"}),
-        ({"machine": on(ram_available_bytes=5 * GIB)}, {"host memory": "warning"}),
-        ({"machine": on(ram_available_bytes=5 * GIB, ram_total_bytes=5 * GIB)}, {"host memory": "error"}),
+        ({"machine": on(ram_available_bytes=3 * GIB)}, {"host memory": "warning"}),
+        ({"machine": on(ram_available_bytes=3 * GIB, ram_total_bytes=3 * GIB)}, {"host memory": "error"}),
         ({"machine": on(ram_available_bytes=None)}, {"host memory": "unknown"}),
-        ({"plan": plan(FITS.model_copy(update={"disk_bytes": 2**60}))}, {"disk": "error", "host memory": "error"}),
+        ({"plan": plan(FITS.model_copy(update={"disk_bytes": 2**60}))}, {"disk": "error"}),
         ({"machine": on(shm_bytes=64 * MIB)}, {}),
         ({"machine": on(shm_bytes=64 * MIB), "environ": {"HARNESS_LOADER_WORKERS": "2"}}, {"/dev/shm": "error"}),
         ({"limits": {"n": 1024}}, {"ulimit": "warning"}),
         ({"limits": {"f": GIB}}, {"ulimit": "warning"}),
+        ({"limits": {"u": 100}}, {"ulimit": "warning"}),
         ({"environ": {"WANDB_API_KEY": "a" * 40}}, {}),
         ({"environ": {"WANDB_API_KEY": "wandb_v1_" + "a" * 77}}, {}),
         ({"environ": {"WANDB_API_KEY": "local-" + "a" * 40}}, {}),
@@ -110,6 +112,31 @@ def test_each_check_finds_what_it_is_for(changes: dict[str, Any], expected: dict
     if "environ" in changes:
         changes = changes | {"environ": {"HOME": str(tmp_path)} | changes["environ"]}
     assert found(situation(tmp_path, **changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "save_every", "keep_every", "held", "expected"),
+    [
+        (30_000, 1_000, 5_000, [], (2, 7)),  # 5,000 … 25,000, and 29,000 while 30,000 is saved
+        (30_000, 1_000, 5_000, [5_000, 10_000, 12_000], (1, 4)),
+        (10, 100, 100, [], (1, 1)),
+        (10, 4, 1, [], (2, 3)),
+        (10, 4, 100, [4, 8], (1, 1)),
+        (10, 4, 100, [10], (0, 0)),
+    ],
+)
+def test_the_disk_holds_what_is_kept_and_one_more_while_it_is_saved(
+    steps: int, save_every: int, keep_every: int, held: list[int], expected: tuple[int, int], tmp_path: Path
+) -> None:
+    overrides = [f"train.steps={steps}", f"train.save_every_steps={save_every}", f"train.keep_every_steps={keep_every}"]
+    recipe = load_recipe("smoke", overrides)
+    assert host.more_checkpoints(recipe.train, held) == expected
+    for step in held:
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    # Of checkpoints of 1 / 3.5 of the free space three fit, of twice that one.
+    for one, fit in ((2 * shutil.disk_usage(tmp_path).free // 7, 3), (4 * shutil.disk_usage(tmp_path).free // 7, 1)):
+        case = situation(tmp_path, recipe=recipe, plan=plan(FITS.model_copy(update={"disk_bytes": 2 * one})))
+        assert found(case).get("disk") == ("error" if expected[0] > fit else "warning" if expected[1] > fit else None)
 
 
 def test_no_part_of_a_key_is_shown(tmp_path: Path) -> None:

@@ -227,11 +227,12 @@ def test_an_integrated_gpu_has_the_hosts_memory() -> None:
     assert plan.free_bytes == 100 * GIB
 
 
-def test_a_disk_without_room_for_two_checkpoints_is_a_reason() -> None:
-    machine = with_gpus(gpu(), disks=[Disk(path="/", free_bytes=GIB)])
-    plan = planned(LORA, machine, disk_free_bytes=GIB)
-    assert plan.chosen is None
-    assert all("of disk" in one.reason for one in plan.candidates if one.source == "counted" and not one.reason.startswith("needs at least"))
+def test_a_full_disk_is_no_reason_for_another_experiment() -> None:
+    """The doctor's matter: the plan tells how much it needs."""
+    room, none = (planned(LORA, with_gpus(gpu(), disks=[Disk(path="/", free_bytes=free)])) for free in (2**60, 0))
+    assert room.chosen is not None
+    assert none.chosen == room.chosen
+    assert (none.chosen.disk_bytes or 0) > GIB
 
 
 def test_broken_and_hidden_gpus_are_not_used() -> None:

@@ -15,8 +15,11 @@ MEMINFO = f"MemTotal: {64 * GIB // 1024} kB\nMemFree: 1 kB\nMemAvailable: {48 * 
 UNLIMITED_V1 = str(2**63 - 4096)
 
 
+CPUINFO = "processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nflags\t\t: fpu sse4_2 avx2 fma avx512f smep\n\nprocessor\t: 1\nmodel name\t: Other"
+
+
 def lay_out(root: Path, files: dict[str, str]) -> Path:
-    base = {"proc/meminfo": MEMINFO, "proc/version": "Linux version 6.8.0-generic", "dev/shm/.keep": ""}
+    base = {"proc/meminfo": MEMINFO, "proc/cpuinfo": CPUINFO, "proc/version": "Linux version 6.8.0-generic", "dev/shm/.keep": ""}
     for name, text in (base | files).items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,9 +115,23 @@ def test_without_limits_the_host_counts(tmp_path: Path) -> None:
     assert found.unknown == {}
 
 
+@pytest.mark.parametrize(
+    ("text", "processor"),
+    [
+        (CPUINFO, "Some CPU @ 2.00GHz (avx2 avx512f fma sse4_2)"),
+        ("CPU implementer\t: 0x41\nFeatures\t: fp asimd sve crc32", "0x41 (asimd sve)"),
+        ("processor\t: 0", None),
+    ],
+)
+def test_the_processor_and_what_changes_its_roundings(tmp_path: Path, text: str, processor: str | None) -> None:
+    found = host.read([], root=lay_out(tmp_path, {"proc/cpuinfo": text}), environ={})
+    assert found.processor == processor
+    assert ("processor" in found.unknown) == (processor is None)
+
+
 def test_nothing_readable_is_unknown_and_never_zero(tmp_path: Path) -> None:
     found = host.read([], root=tmp_path, environ={})
-    for field in ("ram_total_bytes", "ram_available_bytes", "swap_bytes", "shm_bytes", "wsl"):
+    for field in ("ram_total_bytes", "ram_available_bytes", "swap_bytes", "shm_bytes", "wsl", "processor"):
         assert getattr(found, field) is None
         assert found.unknown[field]
 

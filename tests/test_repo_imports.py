@@ -23,6 +23,7 @@ GROUND = frozenset(
         "runlock",
         "watcher",
         "surroundings",
+        "redact",
         "download",
         "listing",
         "transfer",
@@ -46,12 +47,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "checkpoint": (set(), set()),
     "train": ({"data", "model", "checkpoint"}, set()),
     "plan": (set(), {"train"}),
-    "backends": ({"plan"}, set()),
+    # Each process that starts or follows openpi reads what a trainer reads, and computes nothing.
+    "backends": ({"plan", "data", "analyse"}, {"train", "checkpoint"}),
     # The verbs. Nothing at the top but the ground, so that `harness --help` loads nothing.
     "show": (set(), set()),
     "chain": (set(), {"probe", "data", "plan", "report"}),
     "predict": ({"data", "checkpoint"}, {"model", "train"}),
-    "verification": ({"chain", "verify"}, {"supervise"}),
+    "verification": ({"chain", "verify"}, {"data", "supervise"}),
     "verbs": (set(), {*ROOMS, "chain", "predict", "verification", "show"}),
     "cli": ({"verbs"}, set()),
 }

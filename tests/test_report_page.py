@@ -18,8 +18,8 @@ from PIL import Image
 from harness import artifacts as a
 from harness.errors import HarnessError
 from harness.recipe import load_recipe, shipped_recipes
+from harness.recipes.differences import differences_from_published
 from harness.report import curves, drawings
-from harness.report.differences import differences_from_published
 from harness.report.page import render
 from harness.rundir import RunDir
 from tests.report_run import MIB, ROOT, Page, full_run, manifest, metrics, write_metrics

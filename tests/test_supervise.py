@@ -191,6 +191,29 @@ def test_a_trainer_that_hangs_is_ended_by_force(tmp_path: Path, monkeypatch: pyt
     assert "save" in error.what
 
 
+def test_between_steps_a_hang_is_told_by_their_pace(tmp_path: Path) -> None:
+    """While a save is under way there is no pace to go by."""
+    hangs = "for n in range(8): step(n)\nPHASE\ntime.sleep(600)"
+    limits = Limits(silent_s=6, silent_between_steps_s=0.5)
+    error = refused(tmp_path, 'tell("phase", name="step")\n' + hangs.replace("PHASE", ""), limits=limits, restarts=0)
+    assert error.code == "hung"
+    between = float(str(error.got).split(" for ")[1].split(" ")[0])
+    error = refused(tmp_path, 'tell("phase", name="step")\n' + hangs.replace("PHASE", 'tell("phase", name="save")'), limits=limits, restarts=0)
+    assert between < 6 <= float(str(error.got).split(" for ")[1].split(" ")[0])
+
+
+def test_a_hang_with_a_lost_gpu_is_a_lost_gpu(tmp_path: Path) -> None:
+    lost = Machine(gpus=[CARD.model_copy(update={"error": "GPU is lost"})], host=Host())
+    assert refused(tmp_path, "time.sleep(600)", limits=Limits(silent_s=0.5), look=lambda: lost).code == "gpu-lost"
+
+
+@pytest.mark.parametrize("phase", ["compile", "init", "load", "restore", "step", "save"])
+def test_a_lack_of_device_memory_names_its_phase(phase: str, tmp_path: Path) -> None:
+    error = refused(tmp_path, f'tell("phase", name="{phase}"); tell("exhausted", text="RESOURCE_EXHAUSTED: out of memory"); sys.exit(2)')
+    assert error.code == "device-out-of-memory"
+    assert f"during {phase}" in error.what
+
+
 def test_a_lost_gpu_is_named(tmp_path: Path) -> None:
     lost = Machine(gpus=[CARD.model_copy(update={"error": "GPU is lost"})], host=Host())
     assert refused(tmp_path, "os.kill(os.getpid(), signal.SIGABRT)", look=lambda: lost).code == "gpu-lost"
@@ -203,6 +226,10 @@ def test_a_kill_for_lack_of_host_memory_is_told_from_another() -> None:
     assert ending is not None
     assert ending.error.code == "host-out-of-memory"
     assert not ending.again
+    # The kernel took a process of the loader, and the trainer failed for it.
+    failed = explain(Attempt(phase="step", returncode=1, oom_killed=True), plan(), WELL)
+    assert failed is not None
+    assert failed.error.code == "host-out-of-memory"
     by_hand = explain(Attempt(phase="save", returncode=-signal.SIGKILL), plan(), WELL)
     assert by_hand is not None
     assert (by_hand.error.code, by_hand.again) == ("killed", True)
@@ -245,9 +272,15 @@ def test_sigterm_asks_the_trainer_to_save(tmp_path: Path) -> None:
     assert run(tmp_path, script)[0] == Outcome(7, False, 0)
 
 
+def test_sigterm_before_the_trainer_can_answer_loses_nothing(tmp_path: Path) -> None:
+    killer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    killer.start()
+    assert run(tmp_path, "time.sleep(60)")[0] == Outcome(0, False, 0)
+
+
 def test_a_trainer_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     """The supervisor gets SIGKILL: what it started is gone too, and with it the lock that it inherited."""
-    worker = "import os, sys, time; from harness.train.worker import _die_with_parent; _die_with_parent(int(os.environ['HARNESS_SUPERVISOR']));"
+    worker = "import os, sys, time; from harness.train.worker import die_with_parent; die_with_parent(int(os.environ['HARNESS_SUPERVISOR']));"
     worker += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     parent = "from harness.supervise.process import *; from tests.test_supervise import Listener; import sys\n"
     parent += f"attempt([sys.executable, '-c', {worker!r}], Listener(), Limits())"

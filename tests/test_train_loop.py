@@ -15,13 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from harness.artifacts import Candidate, Levers, Manifest, Memory, Plan
+from harness.artifacts import Manifest, Memory
 from harness.data.sample import sample_dataset_path
-from harness.errors import HarnessError
-from harness.recipe import load_recipe
 from harness.rundir import RunDir
-from harness.train.job import Job
-from harness.train.loop import _check_disk
 from tests.openpi_checkpoints import openpi_checkpoint
 
 SMALL = [f"--set={key}" for key in ("model.image_size=56", "data.augment=false", "train.save_every_steps=4")]
@@ -60,7 +56,8 @@ def metrics(run: Path) -> list[dict]:
 
 
 def learned(run: Path) -> list[tuple]:
-    return [tuple(line[key] for key in ("step", "loss", "grad_norm", "param_norm", "learning_rate")) for line in metrics(run)]
+    """With the digest of the frames that each step saw."""
+    return [tuple(line[key] for key in ("step", "frames", "loss", "grad_norm", "param_norm", "learning_rate")) for line in metrics(run)]
 
 
 def arrays(run: Path, step: int) -> dict[str, np.ndarray]:
@@ -144,7 +141,8 @@ def test_killed_and_resumed_is_bitwise_the_run_that_was_not(cache: Path, whole: 
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert len(metrics(run)) < STEPS
-    _, err = harness(cache, "train", "--resume", "--run", str(run))
+    # Another number of loader processes makes the same batches.
+    _, err = harness(cache, "train", "--resume", "--run", str(run), HARNESS_LOADER_WORKERS="1" if after > 4 else "0")
     assert ("resuming from the checkpoint" in err) == (after > 4)
     assert_same(run, whole)
 
@@ -163,6 +161,42 @@ def test_a_stop_request_saves_and_exits_cleanly(cache: Path, whole: Path, tmp_pa
     assert (run / "checkpoints" / str(done)).is_dir()
     harness(cache, "train", "--resume", "--run", str(run))
     assert_same(run, whole)
+
+
+def test_a_stop_before_the_first_step_loses_nothing(cache: Path, tmp_path: Path) -> None:
+    """While it plans there is no trainer to stop; told while the step is being compiled, the trainer ends before it computes anything."""
+    run = tmp_path / "early"
+    arguments = ("train", "--recipe=smoke", "--steps=1", *SMALL, "--run", str(run))
+    process = start(cache, *arguments)
+    wait_for((run / "recipe.yaml").is_file, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error [stopped]" in err
+    process = start(cache, *arguments)
+    assert process.stderr is not None
+    assert any("compiling" in line for line in process.stderr)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "stopped before its first step" in err
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_the_trainer_says_in_which_phase_it_is(cache: Path, whole: Path, tmp_path: Path) -> None:
+    """What a lack of memory, or any other end, is told with."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("checkpoints", "wandb", "metrics.jsonl"))
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(f"steps: {STEPS}\n", "steps: 1\n", 1))
+    env = os.environ | {"HARNESS_CACHE": str(cache), "WANDB_MODE": "disabled", "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "harness.train.worker", str(run)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["name"] for event in events if event["event"] == "phase"] == ["start", "compile", "init", "step", "save", "step"]
+    recipe.write_text(recipe.read_text().replace("steps: 1\n", "steps: 2\n", 1))
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert '{"event": "phase", "name": "restore"}' in done.stdout
 
 
 def test_a_finished_run_resumed_is_left_as_it_is(cache: Path, whole: Path) -> None:
@@ -230,21 +264,6 @@ def test_interrupted_saves_are_deleted_on_request_alone(cache: Path, whole: Path
     assert "deleted" in err
     assert not left.exists()
     assert (tmp_path / "checkpoints" / str(STEPS)).is_dir()
-
-
-def test_a_disk_too_small_for_the_checkpoints_is_said_before_training(tmp_path: Path) -> None:
-    """The plan's disk_bytes against the free space."""
-    job = _job_that_needs(10**15, tmp_path)
-    with pytest.raises(HarnessError) as caught:
-        _check_disk(job, None)  # type: ignore[arg-type]
-    assert caught.value.code == "disk-full"
-
-
-def _job_that_needs(disk_bytes: int, path: Path) -> Job:
-    levers = Levers(platform="cpu", microbatch=4, prompt_tokens=16, cameras=["base_0_rgb"])
-    candidate = Candidate(levers=levers, disk_bytes=disk_bytes, verdict="fits", reason="", source="compiled")
-    plan = Plan(recipe="smoke", recipe_sha256="", device="cpu", parameters_total=1, parameters_trained=1, chosen=candidate, candidates=[candidate])
-    return Job(RunDir(path), load_recipe("smoke"), plan, None, None)  # type: ignore[arg-type]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(cache: Path, tmp_path: Path) -> None:

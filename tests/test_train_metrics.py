@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Metrics
+from harness.errors import HarnessError
 from harness.recipe import load_recipe
 from harness.rundir import RunDir
-from harness.train import metrics
+from harness.train import metrics, wandb_log
 from harness.train.metrics import MetricsFile, Wandb
 
 # A call must come back at once; this is far above what it takes and far below any of wandb's own waits.
@@ -84,10 +85,57 @@ def test_offline_run_is_resumed_under_its_id(run: RunDir, said: list[str], monke
     assert (run.path / metrics.WANDB_ID).read_text().strip() == known
 
 
-def test_run_that_starts_anew_has_an_id_of_its_own(run: RunDir) -> None:
-    first = metrics._run_id(run, 0)
-    assert metrics._run_id(run, 5) == first
-    assert metrics._run_id(run, 0) != first
+def logged_steps(run: RunDir) -> list[list[int]]:
+    """The steps of which each fragment on disk holds values, in the order in which they are synced."""
+    known = (run.path / metrics.WANDB_ID).read_text().strip()
+    return [
+        [record.history.step.num for record in wandb_log.records(file) if record.WhichOneof("record_type") == "history"]
+        for file in wandb_log.fragments(run.path, known)
+    ]
+
+
+@pytest.mark.parametrize(("whole", "second"), [(True, []), (False, [2, 3, 4])], ids=["written", "lost"])
+def test_a_killed_offline_run_goes_on_without_gap_or_duplicate(
+    whole: bool, second: list[int], run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 0 to 4, of which a kill leaves all or the first few in wandb's log; then on from a checkpoint of step 3, to step 9."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    begin(run, said).close()
+    assert logged_steps(run) == [[0, 1, 2, 3, 4]]
+    if not whole:
+        (file,) = offline_files(run)
+        cut = file.read_bytes()
+        at = next(at for at in range(len(cut)) if _last_after(file, cut[:at]) == 1)
+        file.write_bytes(cut[: at + 3])
+    run.metrics.write_text("".join(line(step).model_dump_json() + "\n" for step in range(3)))
+    sink = begin(run, said, start_step=3)
+    sink.write([line(8), line(9)])
+    sink.close()
+    first, then = logged_steps(run)
+    assert first + then == list(range(10))
+    assert then[: len(second)] == second
+
+
+def _last_after(file: Path, content: bytes) -> int:
+    file.write_bytes(content)
+    steps = [record.history.step.num for record in wandb_log.records(file) if record.WhichOneof("record_type") == "history"]
+    return max(steps, default=-1)
+
+
+def test_a_run_has_one_id_also_when_it_was_killed_before_its_first_checkpoint(run: RunDir) -> None:
+    assert metrics._run_id(run) == metrics._run_id(run)
+
+
+def test_a_full_disk_is_named_when_a_line_cannot_be_written(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this kernel has no /dev/full")
+    file = MetricsFile(tmp_path / "metrics.jsonl", start_step=0)
+    file.close()
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        file._file = full
+        with pytest.raises(HarnessError) as caught:
+            file.write([line(0)])
+    assert caught.value.code == "disk-full"
 
 
 def test_without_a_key_it_is_offline_and_never_asks(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

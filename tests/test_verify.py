@@ -7,24 +7,24 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import flips
 from harness.artifacts import Manifest
 from harness.artifacts.verdict import Verdict
-from harness.data.sample import sample_dataset_path
 from harness.errors import HarnessError
-from harness.verify.fields import Found, compare, first_difference, overall
+from harness.rundir import RunDir
+from harness.verification import verify_run
+from harness.verify.fields import Found, compare, first_difference, overall, weights_digests
 from harness.verify.replay import compare_metrics, recorded_metrics
-
-SMALL = [f"--set={key}" for key in ("model.image_size=56", "data.augment=false", "train.save_every_steps=2", "train.keep_every_steps=2")]
+from tests.test_supervise import Listener
 
 
 def harness(cache: Path, *arguments: str, code: int | None = 0, **environment: str) -> str:
-    env = os.environ | {"HARNESS_CACHE": str(cache), "WANDB_MODE": "disabled"} | environment
+    env = os.environ | {"HARNESS_CACHE": str(cache), "WANDB_MODE": "disabled", "HARNESS_LOCK_SHA256": flips.LOCK} | environment
     done = subprocess.run([sys.executable, "-m", "harness.cli", *arguments], env=env, capture_output=True, text=True, timeout=300, check=False)
     assert code is None or done.returncode == code, done.stderr[-3000:] + done.stdout[-2000:]
     return done.stdout
@@ -32,11 +32,8 @@ def harness(cache: Path, *arguments: str, code: int | None = 0, **environment: s
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a trained run, its dataset and a cache of compiled programs."""
-    root = tmp_path_factory.mktemp("verify")
-    shutil.copytree(sample_dataset_path(), root / "data")
-    harness(root / "cache", "train", "--steps=4", f"--run={root / 'run'}", f"--set=data.dataset={root / 'data'}", *SMALL)
-    return root
+    """A directory with a trained run, the dataset and the weights that it was made from, and a cache of compiled programs."""
+    return flips.prepare(tmp_path_factory.mktemp("verify")).root
 
 
 def verdict(place: Path, run: Path, *arguments: str, code: int = 0, **environment: str) -> Verdict:
@@ -53,46 +50,20 @@ def test_an_untouched_run_is_equal_bit_for_bit(place: Path, tmp_path: Path) -> N
     assert found.verdict == "equal"
     assert found.replay is not None
     assert (found.replay.steps, found.replay.tolerance, found.replay.largest_difference) == (3, 0.0, 0.0)
-    assert {row.field for row in found.fields if row.status == "equal"} >= {
-        "recipe",
-        "dataset",
-        "norm_stats",
-        "weights",
-        "plan",
-        "packages",
-        "step_fingerprint",
-    }
+    same = {row.field for row in found.fields if row.status == "equal"}
+    assert same >= {"recipe", "recipe_sha256", "dataset", "norm_stats", "weights", "leaves", "plan", "files", "lock", "packages", "packages_sha256", "source"}
+    assert same >= {"environment", "device", "step_fingerprint", "executable_fingerprint"}
     assert Verdict.model_validate_json((run / "verdict.json").read_text()) == found
 
 
 def test_it_can_begin_at_a_checkpoint(place: Path, tmp_path: Path) -> None:
-    found = verdict(place, copy(place, tmp_path), "--steps=1", "--from=2", code=1)
+    found = verdict(place, copy(place, tmp_path), "--steps=1", "--from=2")
     assert found.replay is not None
-    assert (found.replay.start, found.replay.steps, found.replay.status) == (2, 1, "equal")
-    # From a checkpoint nothing is described anew, and that is said; nothing differs.
-    assert {row.field for row in found.fields if row.status == "cannot tell" and row.matters} == {"device", "step_fingerprint"}
-    assert not [row for row in found.fields if row.status == "differs" and row.matters]
-
-
-def change_recipe(run: Path, place: Path) -> None:
-    del place
-    file = run / "recipe.yaml"
-    file.write_text(file.read_text().replace("seed: 42", "seed: 43"))
-
-
-def change_data(run: Path, place: Path) -> None:
-    del run
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    file = sorted((place / "data" / "data").rglob("*.parquet"))[0]
-    table = pq.read_table(file)
-    column = table.column("actions").to_pylist()
-    column[0] = np.asarray(column[0]) + 0.5
-    index = table.schema.get_field_index("actions")
-    values = pa.array([list(map(float, row)) for row in column]).cast(table.schema.field(index).type)
-    pq.write_table(table.set_column(index, table.schema.field(index), values), file)
+    assert (found.replay.start, found.replay.steps, found.replay.largest_difference) == (2, 1, 0.0)
+    rows = {row.field: row for row in found.fields}
+    assert (rows["device"].status, rows["executable_fingerprint"].status) == ("equal", "equal")
+    # What training began with is not computed again there; the files of the weights have answered for it.
+    assert (rows["leaves"].status, rows["leaves"].matters, rows["weights"].status) == ("cannot tell", False, "equal")
 
 
 def change_metrics(run: Path, place: Path) -> None:
@@ -104,26 +75,55 @@ def change_metrics(run: Path, place: Path) -> None:
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize(("change", "first"), [(change_recipe, "recipe.train.seed"), (change_metrics, "loss of step 1")])
-def test_what_was_changed_is_named_first(change: Callable[[Path, Path], None], first: str, place: Path, tmp_path: Path) -> None:
-    run = copy(place, tmp_path)
-    change(run, place)
+# What needs no step computed again to be found, and no other source.
+FILES = [each for each in flips.FLIPS if "loss" not in each.expected and each.expected not in ("array", "source")]
+
+
+@pytest.mark.parametrize("flip", FILES, ids=lambda flip: flip.name)
+def test_what_was_flipped_is_named_first(flip: flips.Flip, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, here = copy(place, tmp_path), flips.Place(place)
+    for name, value in (("HARNESS_LOCK_SHA256", flips.LOCK), *flip.environment):
+        # The flags of these tests are the run's too; one more is the difference.
+        monkeypatch.setenv(name, f"{os.environ['XLA_FLAGS']} {value}" if name == "XLA_FLAGS" else value)
+    with flips.kept(here):
+        flip.change(here, run)
+        found = verify_run(RunDir(run), steps=0, start=0, device=None, watcher=Listener())
+    assert (found.verdict, found.first_difference) == ("differs", flip.expected)
+
+
+def test_arrays_that_differ_are_named(place: Path, tmp_path: Path) -> None:
+    run, here = copy(place, tmp_path), flips.Place(place)
+    with flips.kept(here):
+        flips.weight_value(here, run)
+        found = verdict(place, run, "--steps=1", code=1)
+    rows = {row.field: row for row in found.fields}
+    assert found.first_difference == "weights.weights"
+    assert rows["weights.weights"].note == "arrays that differ: PaliGemma/img/embedding/kernel"
+    assert [name for name in rows if name.startswith("leaves.")] == ["leaves.PaliGemma/img/embedding/kernel"]
+    assert found.replay is not None
+    assert found.replay.status == "differs"
+
+
+def test_metrics_and_checkpoints_that_were_changed(place: Path, tmp_path: Path) -> None:
+    run, here = copy(place, tmp_path), flips.Place(place)
+    change_metrics(run, place)
     found = verdict(place, run, "--steps=2", code=1)
-    assert found.verdict == "differs"
-    assert str(found.first_difference).startswith(first)
+    assert str(found.first_difference).startswith("loss of step 1")
+    flips.checkpoint_byte(here, run)
+    found = verdict(place, run, "--steps=1", "--from=2", code=1)
+    assert found.replay is not None
+    assert found.replay.status == "differs"
+    assert str(found.first_difference).startswith("array ")
 
 
-def test_a_changed_dataset_and_another_flag_are_named(place: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_other_statistics(place: Path, tmp_path: Path) -> None:
+    """They lie in the run's directory, current by what they were computed from, and are not those that it was started with."""
     run = copy(place, tmp_path)
-    kept = shutil.copytree(place / "data", tmp_path / "kept")
-    try:
-        change_data(run, place)
-        assert verdict(place, run, "--steps=0", code=1).first_difference == "dataset"
-    finally:
-        shutil.rmtree(place / "data")
-        kept.rename(place / "data")
-    found = verdict(place, run, "--steps=0", code=1, XLA_FLAGS="--xla_cpu_enable_fast_math=true")
-    assert found.first_difference == "environment.XLA_FLAGS"
+    flips.a_statistic(flips.Place(place), run)
+    sets = [f"--run={run}", "--steps=5"]
+    done = subprocess.run([sys.executable, "-m", "harness.cli", "train", "--resume", *sets], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "[norm_stats-differs]" in done.stderr
 
 
 def test_two_runs(place: Path, tmp_path: Path) -> None:
@@ -145,27 +145,80 @@ def test_what_is_no_run_is_refused(place: Path, tmp_path: Path) -> None:
 # --- the comparison itself ---
 
 
+def found_as(manifest: Manifest, **changes: Any) -> Found:
+    """What is found where everything is as the manifest says, but for `changes`."""
+    same: dict[str, Any] = {name: getattr(manifest, name) for name in Found._fields if name in Manifest.model_fields}
+    same |= {"weights": weights_digests(manifest.weights), "leaves": manifest.weights["leaves"], "plan": manifest.plan.levers.model_dump(mode="json")}
+    same |= {"files": {"dataset.json": manifest.dataset_sha256, "norm_stats.json": manifest.norm_stats_sha256}}
+    return Found(**same | changes)
+
+
 def test_a_field_that_nobody_knows_raises_no_doubt_and_one_that_only_the_run_knows_does(place: Path) -> None:
     manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(update={"lock_sha256": "a" * 64, "image": None})
-    same: dict[str, Any] = {
-        "recipe": manifest.recipe,
-        "weights": {"source": "random", "seed": "42"},
-        "plan": manifest.plan.levers.model_dump(mode="json"),
-        "lock_sha256": None,
-        "image": None,
-    }
-    same |= {name: getattr(manifest, name) for name in Found._fields if name not in same and name != "why"}
-    rows = {row.field: row for row in compare(manifest, Found(**same))}
+    rows = {row.field: row for row in compare(manifest, found_as(manifest, lock_sha256=None))}
     assert rows["lock"].status == "cannot tell"
     assert rows["lock"].matters
     assert not rows["image"].matters
     assert overall(list(rows.values()), []) == "cannot tell"
     assert first_difference(list(rows.values())) is None
     cadence = dict(manifest.recipe) | {"name": "other"}
-    rows = {row.field: row for row in compare(manifest, Found(**same | {"recipe": cadence, "lock_sha256": "a" * 64}))}
+    rows = {row.field: row for row in compare(manifest, found_as(manifest, recipe=cadence))}
     assert rows["recipe"].status == "equal"
     assert not rows["recipe.name"].matters
     assert overall(list(rows.values()), []) == "equal"
+
+
+# Cause, and what follows from it: where both differ, the cause is named.
+CAUSES = [
+    ("recipe", "dataset_sha256"),
+    ("dataset_sha256", "norm_stats_sha256"),
+    ("lock_sha256", "packages"),
+    ("packages", "norm_stats_sha256"),
+    ("source_sha256", "plan"),
+    ("weights", "leaves"),
+    ("device", "leaves"),
+    ("environment", "executable_fingerprint"),
+    ("device", "plan"),
+    ("plan", "step_fingerprint"),
+    ("kernels_sha256", "executable_fingerprint"),
+    ("step_fingerprint", "executable_fingerprint"),
+]
+
+
+@pytest.mark.parametrize(("cause", "effect"), CAUSES)
+def test_causes_are_named_before_what_follows_from_them(cause: str, effect: str, place: Path) -> None:
+    manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text())
+    levers = manifest.plan.levers.model_copy(update={"platform": "cuda"})
+    known = {"kernels_sha256": "a" * 64, "lock_sha256": "b" * 64, "plan": manifest.plan.model_copy(update={"levers": levers})}
+    manifest = manifest.model_copy(update=known)
+
+    def other(name: str) -> Any:
+        value = getattr(found_as(manifest), name)
+        return dict(value) | {"other": "x"} if isinstance(value, dict) else "x"
+
+    named = first_difference(compare(manifest, found_as(manifest, **{effect: other(effect)})))
+    assert named is not None
+    rows = compare(manifest, found_as(manifest, **{cause: other(cause), effect: other(effect)}))
+    assert first_difference(rows) == first_difference(compare(manifest, found_as(manifest, **{cause: other(cause)})))
+    assert first_difference(rows) != named
+
+
+def test_flags_are_compared_one_by_one_and_dumps_change_nothing(place: Path) -> None:
+    manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(update={"environment": {"XLA_FLAGS": "--a=1 --b"}})
+
+    def named(flags: str) -> str | None:
+        return first_difference(compare(manifest, found_as(manifest, environment={"XLA_FLAGS": flags})))
+
+    assert named("--b=true   --a=1 --xla_dump_to=/somewhere") is None
+    assert named("--a=2 --b") == "environment.XLA_FLAGS.--a"
+    assert named("--a=1") == "environment.XLA_FLAGS.--b"
+
+
+def test_two_commits_with_one_source_are_one(place: Path) -> None:
+    manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(update={"source_revision": "a" * 40})
+    rows = compare(manifest, found_as(manifest, source_revision="b" * 40))
+    assert first_difference(rows) is None
+    assert first_difference(compare(manifest, found_as(manifest, source_revision="b" * 40, source_sha256=None))) == "source_revision"
 
 
 def metrics(loss: float, step: int = 0) -> dict[int, dict[str, float]]:

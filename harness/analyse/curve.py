@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from harness.analyse import events, findings
 from harness.analyse.compare import distance
-from harness.analyse.fingerprints import about_weights
+from harness.analyse.fingerprints import about_first_loss, about_weights
 from harness.analyse.level import block_means, clipped, settle, without
 from harness.analyse.lines import Records, read_records
 from harness.analyse.pace import throughput
@@ -81,6 +81,7 @@ def analyse(
     norm = columns["param_norm"][0]
     if np.isfinite(norm) and norm > 0 and _full_rate(own, 0, steps[0]) < learning.negligible_below:
         about += about_weights(own, float(norm), named=told != "assumed")
+        about += about_first_loss(own, float(losses[0]), named=told != "assumed") if np.isfinite(losses[0]) else []
     still = findings.about_weights_moving(columns, learning)
     pace = throughput(log.records.columns if not log.run.mixed else columns, log.source.text)
     about += [*still, *findings.about_rates(columns, own), *findings.about_pace(pace), *findings.about_events(found.spikes, found.jumps)]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from harness.artifacts.curve import CurveFinding
 from harness.parameters import FINGERPRINT_TOLERANCE, RELEASED_PARAM_NORM, counts, fingerprint
 from harness.recipe import Expert, Lora, Model, Recipe
 from harness.units import format_count
+
+# Loss of step 0 and, of the four lines of the report that started this project, its standard deviation at a batch of 8.
+# Source: facts on the published recipe.
+FIRST_LOSS, _SPREAD_OF_8 = (0.085, 0.11), 0.0143
+_RELEASED, _LIBERO = "pi05_base/params", "physical-intelligence/libero"
 
 _ADAPTERS = {
     (False, False): "no adapters (a full fine-tune)",
@@ -35,6 +42,27 @@ def about_weights(recipe: Recipe, param_norm: float, *, named: bool) -> list[Cur
     severity = {"released": "info", "differs": "warning", "unknown": "info"}[answer]
     fix = "name the recipe: --recipe NAME|FILE" if answer == "differs" and not named else "check weights.source of the recipe" if answer == "differs" else None
     return [CurveFinding.model_validate({"severity": severity, "code": f"fingerprint-{answer}", "text": text, "fix": fix})]
+
+
+def about_first_loss(recipe: Recipe, loss: float, *, named: bool) -> list[CurveFinding]:
+    """Whether the loss before anything was learned is that of the released weights on LIBERO: if not, they see other data than they were made for."""
+    known = (recipe.weights.source or "").rstrip("/").endswith(_RELEASED) and recipe.data.dataset.partition("@")[0] == _LIBERO
+    if not known or recipe.data.normalization != "quantile":
+        return []
+    low, high = FIRST_LOSS
+    # A batch is a sample: of so many, its mean is off by so much.
+    spread = 3 * _SPREAD_OF_8 * math.sqrt(8 / recipe.train.global_batch)
+    told = f"the first loss, {loss:.4f}, at a batch of {recipe.train.global_batch}"
+    usual = f"{low:g} to {high:g} is usual for the released weights on LIBERO, give or take {spread:.3f} at this batch"
+    if low - spread <= loss <= high + spread:
+        return [CurveFinding(severity="info", code="first-loss-released", text=f"{told}, is where these weights begin: {usual}", steps=[])]
+    fix = "look at the statistics (harness stats --compare FILE), at data.cameras and at camera_views.png"
+    severity = "warning" if named else "info"
+    return [
+        CurveFinding.model_validate(
+            {"severity": severity, "code": "first-loss-differs", "text": f"{told}, is not where these weights begin: {usual}", "fix": fix}
+        )
+    ]
 
 
 def _forgotten_filter(param_norm: float) -> CurveFinding:

@@ -25,7 +25,7 @@ from harness.artifacts.openpi import OpenpiCommand, OptionChange
 from harness.artifacts.plan import Candidate, Levers, Plan
 from harness.artifacts.prediction import Prediction
 from harness.artifacts.status import Status
-from harness.artifacts.training import Manifest, Metrics
+from harness.artifacts.training import Manifest, Metrics, Upstream
 from harness.artifacts.verdict import Compared, Replay, Verdict
 
 __all__ = [
@@ -70,5 +70,6 @@ __all__ = [
     "Replay",
     "Statistic",
     "Status",
+    "Upstream",
     "Verdict",
 ]

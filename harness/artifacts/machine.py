@@ -56,10 +56,14 @@ class Disk(Strict):
 
 
 class Host(Strict):
-    """RAM, swap and cores are what this process may use: the cgroup's limits where there are any. `container` is a kind, or "none"."""
+    """RAM, swap and cores are what this process may use: the cgroup's limits where there are any. `container` is a kind, or "none".
+
+    `processor` is its model and its vector extensions: XLA compiles for these.
+    """
 
     hostname: str | None = None
     kernel: str | None = None
+    processor: str | None = None
     ram_total_bytes: int | None = None
     ram_available_bytes: int | None = None
     swap_bytes: int | None = None

@@ -66,10 +66,12 @@ class Candidate(Strict):
 class Plan(Artifact):
     """`usable_bytes` of each device = free - `context_bytes` - `margin_bytes`; JAX gets `memory_fraction` of its total: free - context.
 
+    `backend` is whose trainer carries it out.
     `device_uuids` are the cards that the chosen plan runs on, `device_uuid` the first. `notes` are what a person should know beside it.
     """
 
     FILE: ClassVar[str] = "plan.json"
+    backend: Literal["ours", "openpi"] = "ours"
     recipe: str
     recipe_sha256: str
     device: str

@@ -2,9 +2,11 @@
 
     python openpi_entry.py JOB.json [--check] [--any-commit]
 
-`harness import openpi … --job JOB.json` writes the job. What openpi's command line cannot say is set here: which parameters are frozen. Before the
-first step the parameters that would be trained are counted, by shapes alone, and compared with what the job means; `--check` ends there.
-Exit codes: 0 trained (or counted); 2 refused, with the reason on stderr; else openpi's own.
+`harness train --backend openpi` and `harness import openpi … --job JOB.json` write the job. What openpi's command line cannot say is set here: which
+parameters are frozen, where the checkpoints lie, and for a tiny model its sizes. Before the first step the parameters that would be trained are
+counted, by shapes alone, and compared with what the job means; `--check` ends there. The first line on stdout is JSON: what is about to be trained,
+with which software, or why nothing is ("refused").
+Exit codes: 0 trained (or counted); 2 refused, with the reason on stderr too; else openpi's own.
 
 Source: openpi scripts/train.py, src/openpi/training/config.py, commit 15a9616. The order of imports: openpi issues 831 and 1019, where the model
 before the checkpoints ends the process without a word (exit code 139).
@@ -13,17 +15,33 @@ before the checkpoints ends the process without a word (exit code 139).
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import importlib
 import json
+import os
+import platform
+import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+# The process that is to outlive this one; without it this one ends.
+PARENT = "HARNESS_SUPERVISOR"
+# What can change a number of a run; the lock's differences are told of all packages.
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "torch", "lerobot", "datasets", "augmax", "sentencepiece", "wandb")
+# Source: prctl(2), PR_SET_PDEATHSIG.
+_PARENT_DEATH_SIGNAL = 1
+
 
 class Refused(Exception):
-    """What was there, what is needed, and how to mend it."""
+    """Why nothing is trained: as the harness's own errors."""
+
+    def __init__(self, code: str, what: str, *, got: str, need: str, fix: str) -> None:
+        super().__init__(what)
+        self.said = {"code": code, "what": what, "got": got, "need": need, "fix": fix}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +61,9 @@ def config_of(job: dict[str, Any]) -> Any:
     importlib.import_module("openpi.training.checkpoints")
     from flax import nnx
 
+    if job.get("sizes"):
+        _resize(job["sizes"])
+
     configs, optimizer, weight_loaders = (importlib.import_module(f"openpi.training.{name}") for name in ("config", "optimizer", "weight_loaders"))
     base = configs.get_config(job["config"])
     weights = job["weights"]
@@ -54,7 +75,23 @@ def config_of(job: dict[str, Any]) -> Any:
         "weight_loader": weight_loaders.CheckpointWeightLoader(weights) if weights else weight_loaders.NoOpWeightLoader(),
         "data": dataclasses.replace(base.data, repo_id=job["repo_id"], assets=configs.AssetsConfig(**job["assets"])),
     }
-    return dataclasses.replace(base, **job["train"], **replaced)
+    config = dataclasses.replace(base, **job["train"], **replaced)
+    return _placed(config, Path(job["checkpoint_dir"])) if job.get("checkpoint_dir") else config
+
+
+def _placed(config: Any, directory: Path) -> Any:
+    """The same configuration with its checkpoints in `directory`; upstream puts its own name and the experiment's below a base."""
+    kind = dataclasses.make_dataclass("Placed", [], bases=(type(config),), namespace={"checkpoint_dir": property(lambda _: directory)}, frozen=True)
+    return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+
+
+def _resize(sizes: dict[str, Any]) -> None:
+    """Gives upstream's model the sizes that its configurations have no option for; its modules in memory are changed, no file is."""
+    gemma: Any = importlib.import_module("openpi.models.gemma")
+    siglip: Any = importlib.import_module("openpi.models.siglip")
+    tower = siglip.Module
+    gemma.PALIGEMMA_VOCAB_SIZE = sizes["vocab_size"]
+    siglip.Module = lambda *args, **options: tower(*args, **options | {"variant": sizes["vision"]})
 
 
 def count(config: Any) -> tuple[int, int]:
@@ -77,28 +114,89 @@ def checkout() -> Path:
     return Path(next(iter(importlib.import_module("openpi").__path__))).parents[1]
 
 
-def check_commit(job: dict[str, Any], root: Path, *, any_commit: bool) -> str:
-    """The commit of `root`, "unknown" where git does not tell."""
+def commit_of(root: Path) -> str:
+    """The commit of a checkout, with "+modified" where git says that its files are not those of it; "unknown" where nothing tells.
+
+    Without git, or in a checkout that belongs to somebody else, .git/HEAD tells the commit, and nothing tells of changes.
+    """
+    asked = _git(root, "rev-parse", "HEAD") or _head(root)
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
+    return f"{asked}+modified" if asked and changed else asked or "unknown"
+
+
+def _git(root: Path, *words: str) -> str:
     try:
-        asked = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
-        asked = ""
-    commit = asked.strip() or "unknown"
-    if commit.startswith(job["commit"]) or any_commit:
+        return ""
+
+
+def _head(root: Path) -> str:
+    try:
+        head = (root / ".git" / "HEAD").read_text().strip()
+        return (root / ".git" / head.removeprefix("ref: ")).read_text().strip() if head.startswith("ref: ") else head
+    except OSError:
+        return ""
+
+
+def check_commit(job: dict[str, Any], root: Path, *, any_commit: bool) -> str:
+    """`commit_of` the checkout.
+
+    Raises: Refused when it is not the job's, unless any may be.
+    """
+    commit = commit_of(root)
+    if any_commit or (commit.startswith(job["commit"]) and not commit.endswith("+modified")):
         return commit
-    fix = f"git -C {root} checkout {job['commit']}; or --any-commit, which is recorded"
-    raise Refused(f"openpi in {root} is at commit {commit[:12]}, and the job was made for {job['commit']}\n  fix:  {fix}")
+    raise Refused(
+        "openpi-commit-differs",
+        f"openpi in {root} is not at the commit that the job was made for",
+        got=commit[:12] + commit[40:],
+        need=job["commit"],
+        fix=f"git -C {root} checkout {job['commit']} (git stash puts changes aside); or --any-commit, which is recorded",
+    )
 
 
 def check_count(job: dict[str, Any], config: Any) -> tuple[int, int]:
-    """The counts, when they are what the job means."""
+    """The counts.
+
+    Raises: Refused when they are not what the job means.
+    """
     total, trained = count(config)
     if (total, trained) != (job["parameters_total"], job["parameters_trained"]):
         raise Refused(
-            f"openpi would train {trained:,} of {total:,} parameters\n  need: {job['parameters_trained']:,} of {job['parameters_total']:,}\n"
-            "  fix:  make the job anew from the same commit of openpi: harness import openpi … --job FILE"
+            "openpi-trains-others",
+            "openpi would train other parameters than the job means; nothing was trained",
+            got=f"{trained:,} of {total:,}",
+            need=f"{job['parameters_trained']:,} of {job['parameters_total']:,}",
+            fix="take openpi at the job's commit, without changes to its models",
         )
     return total, trained
+
+
+def software(root: Path) -> dict[str, Any]:
+    """Python, packages, the lock's sha256, and how the installed packages differ from that lock."""
+    import hashlib
+    import tomllib
+
+    installed = {_canonical(each.metadata["Name"]): each.version for each in metadata.distributions() if each.metadata["Name"]}
+    lock = root / "uv.lock"
+    locked: dict[str, set[str]] = {}
+    for package in tomllib.loads(lock.read_text()).get("package", []) if lock.is_file() else []:
+        locked.setdefault(_canonical(package["name"]), set()).add(str(package.get("version")))
+    return {
+        "python": platform.python_version(),
+        "packages": {name: installed.get(name, "not installed") for name in _PACKAGES},
+        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
+        "unlike_lock": [
+            f"{name} {version} instead of {' or '.join(sorted(locked[name]))}"
+            for name, version in sorted(installed.items())
+            if name in locked and version not in locked[name]
+        ],
+    }
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def main() -> int:
@@ -107,6 +205,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="count what would be trained, and end")
     parser.add_argument("--any-commit", action="store_true", help="with whatever commit of openpi is here")
     options = parser.parse_args()
+    _end_with_parent()
     job = json.loads(options.job.read_text())
     root = checkout()
     try:
@@ -114,16 +213,38 @@ def main() -> int:
         config = config_of(job)
         total, trained = check_count(job, config)
     except Refused as refused:
-        sys.stderr.write(f"error [openpi-entry] {refused}\n")
+        _tell({"refused": refused.said})
+        lines = [f"  {key}: {refused.said[key]}" for key in ("got", "need", "fix")]
+        sys.stderr.write("\n".join([f"error [{refused.said['code']}] {refused.said['what']}", *lines]) + "\n")
         return 2
-    told = {"commit": commit, "parameters_total": total, "parameters_trained": trained, "checkpoints": str(config.checkpoint_dir)}
-    sys.stdout.write(json.dumps(told) + "\n")
-    sys.stdout.flush()
+    counts = {"parameters_total": total, "parameters_trained": trained}
+    _tell({"commit": commit, **counts, "checkpoints": str(config.checkpoint_dir), "device": _device(), **software(root)})
     if options.check:
         return 0
     sys.path.insert(0, str(root / "scripts"))
     importlib.import_module("train").main(config)
     return 0
+
+
+def _tell(told: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.flush()
+
+
+def _device() -> str:
+    import jax
+
+    return str(jax.devices()[0].device_kind)
+
+
+def _end_with_parent() -> None:
+    """A trainer that nobody watches would hold the GPU and write into a run that somebody resumes."""
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != int(parent):
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -101,5 +101,5 @@ def _damaged(step: Path | str, why: str, *, got: str | None = None, need: str | 
         f"{step}: {why}",
         got=got and f"sha256 {got[:16]}…",
         need=need and f"sha256 {need[:16]}…",
-        fix="copy this step again from where it was made, or resume from another whole step (harness inspect --deep tells which arrays are sound)",
+        fix="copy this step again from where it was made; or move it away, and --resume goes on from the step before (inspect --deep tells what is sound)",
     )

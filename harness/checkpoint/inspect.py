@@ -14,7 +14,7 @@ from harness.artifacts import Checkpoint, GroupReport, LoraReport
 from harness.checkpoint.adapters import find_lora
 from harness.checkpoint.item import Array, Item
 from harness.checkpoint.scan import Found, find, interrupted_save, unreadable
-from harness.checkpoint.steps import Step, named_base, parameter_path, read_steps, recorded_digests, recorded_recipe
+from harness.checkpoint.steps import Step, named_base, parameter_path, read_steps, recorded_digests, recorded_recipe, recorded_trainer
 from harness.checkpoint.trained import lora_findings, trained_paths
 from harness.parameters import Group, group_of
 from harness.recipe import Recipe
@@ -101,6 +101,8 @@ def _step_findings(steps: list[Step]) -> list[str]:
 
 
 def _layout(steps: list[Step], found: Found) -> Literal["harness", "openpi"] | None:
+    if any(recorded_trainer(step) == "openpi" for step in steps):
+        return "openpi"
     if found.run or any("harness" in step.items for step in steps):
         return "harness"
     if any("params" in step.items for step in steps) or found.interrupted:

@@ -75,6 +75,15 @@ def recorded_recipe(step: Step) -> Recipe | None:
         return None
 
 
+def recorded_trainer(step: Step) -> str | None:
+    """Who wrote the step, where the harness only wrote beside it; None for its own, and for a step without its record."""
+    try:
+        trainer = json.loads((step.path / RECORD).read_text()).get("trainer")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return trainer if isinstance(trainer, str) else None
+
+
 def named_base(step: Step) -> dict[str, str] | None:
     """Source and sha256 of the weights that a step of only trained parameters lies upon; None for a full one."""
     try:

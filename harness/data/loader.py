@@ -9,8 +9,10 @@ the trainer has done so itself.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Generator, Mapping
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ _AHEAD = 2
 _MOST_THREADS = 8
 # A thread that waits for a file or for the interpreter leaves its core to another.
 _THREADS_A_CORE = 2
+_WATCH = "ends with the trainer"
 # Decoded images that stay in memory, over all processes: 2,700 frames of two cameras of 256 × 256.
 KEPT_BYTES = 1 << 30
 
@@ -124,6 +127,10 @@ class _Batches:
     def __init__(self, recipe: Recipe, pictures: Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, order: _Order) -> None:
         self._recipe, self._pictures, self._stats, self._prompts, self._order = recipe, pictures, stats, prompts, order
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        _end_with_the_trainer()
+
     def timed(self, step: int) -> tuple[Batch, float]:
         """The batch, and the seconds that making it took."""
         start = time.perf_counter()
@@ -136,6 +143,19 @@ class _Batches:
 
     def __call__(self, step: int, *, resized: bool = True) -> Batch:
         return _batch(self._recipe, self._pictures, self._stats, self._prompts, self._order(step), resized=resized)
+
+
+def _end_with_the_trainer() -> None:
+    """Lets a process of the loader end when the one that started it has, however that ended: grain's own wait for orders that never come."""
+    parent = parent_process()
+    if parent is None or any(thread.name == _WATCH for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name=_WATCH).start()
 
 
 def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], i: int) -> Batch:

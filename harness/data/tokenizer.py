@@ -38,22 +38,32 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer `name`: "sample", "paligemma" (downloaded once into the cache), or the path of a .model file.
+    """The tokenizer `name`, as `tokenizer_path` finds it.
 
     Raises: HarnessError "tokenizer-not-found" or "tokenizer-invalid", and those of a download.
+    """
+    return Tokenizer(_model(tokenizer_path(name), name), name)
+
+
+def tokenizer_path(name: str) -> Path:
+    """Where the tokenizer `name` lies: "sample", "paligemma" (downloaded once into the cache), or the path of a .model file.
+
+    Raises: HarnessError of a download.
     """
     from harness.data.sample import sample_tokenizer_path
 
     if name == "sample":
-        path = sample_tokenizer_path()
-    elif name == "paligemma":
+        return sample_tokenizer_path()
+    if name == "paligemma":
         from harness.download import fetch_file
 
-        path = fetch_file(PALIGEMMA).path
-    else:
-        path = Path(name)
+        return fetch_file(PALIGEMMA).path
+    return Path(name)
+
+
+def _model(path: Path, name: str) -> bytes:
     try:
-        model = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise HarnessError(
             "tokenizer-not-found",
@@ -62,7 +72,6 @@ def load_tokenizer(name: str) -> Tokenizer:
             need="paligemma, sample, or the path of a sentencepiece .model file",
             fix="--set data.tokenizer=paligemma",
         ) from error
-    return Tokenizer(model, name)
 
 
 def _invalid(name: str, why: str) -> HarnessError:

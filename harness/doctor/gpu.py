@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 
 from harness.artifacts import Gpu
@@ -73,7 +72,7 @@ def visible(situation: Situation) -> Iterator[Finding]:
         return
     environment = dict(situation.environ) | {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
     child = subprocess.run(
-        [sys.executable, "-c", _LIST_DEVICES], env=environment, capture_output=True, text=True, timeout=_JAX_TIMEOUT_S, check=False, cwd=os.sep
+        [situation.python, "-c", _LIST_DEVICES], env=environment, capture_output=True, text=True, timeout=_JAX_TIMEOUT_S, check=False, cwd=os.sep
     )
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]

@@ -6,18 +6,20 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import Situation, error, unknown, warning
-from harness.rundir import directory_bytes
+from harness.recipe import Train
 from harness.units import GIB, MIB, format_bytes
 
-# Python, JAX and XLA's compiler, beside what the plan and the loader hold.
-_PROCESS_BYTES = 2 * GIB
+# Python, JAX and XLA's compiler, beside what the plan of a CPU holds.
+_PROCESS_BYTES = GIB
 _SHM_BYTES = 512 * MIB
 _FILES = 4096
+# XLA's and the loader's threads count against it, and so does everything else of this user.
+_PROCESSES = 1024
 # Before this second no version of this package existed.
 _FIRST_RELEASE_S = 1_790_000_000
 _CLOCK_SLACK_S = 3600
@@ -31,35 +33,48 @@ def memory(situation: Situation) -> Iterator[Finding]:
     if host.ram_available_bytes is None:
         yield unknown("host memory", host.unknown.get("ram_available_bytes", "not known"), "free memory", "free -h")
         return
-    held = chosen.host_bytes or 0
-    on_gpu = chosen.levers.platform == "cuda"
-    # A save copies the state out of the device before it writes; on the CPU the state is copied within the same memory.
     saving = (chosen.disk_bytes or 0) // 2
-    need = held + saving + (_PROCESS_BYTES if on_gpu else 0)
+    # A save copies the state before it writes. The plan of a GPU counts that copy and the process; the plan of a CPU counts what XLA computes with.
+    need = (chosen.host_bytes or 0) + (0 if chosen.levers.platform == "cuda" else saving + _PROCESS_BYTES)
     if need > host.ram_available_bytes:
         total = host.ram_total_bytes
         ever = total is not None and need > total
         got = f"{format_bytes(host.ram_available_bytes)} available of {format_bytes(total)}"
-        what = f"{format_bytes(need)}: {format_bytes(held)} for the plan and {format_bytes(saving)} to save a checkpoint"
+        what = f"{format_bytes(need)}, of which {format_bytes(saving)} to save a checkpoint"
         fix = "more memory for the container or the machine; a plan that saves less: --recipe pi05_libero_lora, --set train.save=trained"
         yield (error if ever else warning)("host memory", got, what, fix if ever else f"close other programs; {fix}")
 
 
 def disk(situation: Situation) -> Iterator[Finding]:
-    """There is room for the checkpoints that will be kept, and for one more while it is saved."""
+    """There is room for the next two checkpoints, and for all that will be kept with one more while it is saved."""
     chosen = situation.plan.chosen if situation.plan else None
     if situation.run is None or chosen is None or chosen.disk_bytes is None:
         return
-    train, one = situation.recipe.train, chosen.disk_bytes // 2
-    free = shutil.disk_usage(_existing(situation.run)).free + directory_bytes(situation.run / "checkpoints")
+    one, directory = chosen.disk_bytes // 2, situation.run / "checkpoints"
+    held = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
+    soon, most = more_checkpoints(situation.recipe.train, held)
+    free = shutil.disk_usage(_existing(situation.run)).free
     fix = "free space there, or keep runs elsewhere: HARNESS_RUNS=DIR (in compose HARNESS_RUNS_DIR=DIR)"
-    if free < chosen.disk_bytes:
-        yield error("disk", f"{format_bytes(free)} free at {situation.run}", f"{format_bytes(chosen.disk_bytes)} for two checkpoints", fix)
-        return
-    kept = train.steps // train.keep_every_steps + 1
-    if free < one * (kept + 1):
-        need = f"{format_bytes(one * (kept + 1))} for the {kept} checkpoints that are kept and one being saved"
-        yield warning("disk", f"{format_bytes(free)} free at {situation.run}", need, f"{fix}; or keep fewer: --set train.keep_every_steps=10000")
+    got = f"{format_bytes(free)} free at {situation.run}"
+    if free < soon * one:
+        yield error("disk", got, f"{format_bytes(soon * one)} for the next checkpoints", fix)
+    elif free < most * one:
+        need = f"{format_bytes(most * one)} for the {most} checkpoints more that lie there at most, one being saved"
+        yield warning("disk", got, need, f"{fix}; or keep fewer: --set train.keep_every_steps=10000")
+
+
+def more_checkpoints(train: Train, held: Collection[int]) -> tuple[int, int]:
+    """How many checkpoints more than the `held` ones lie on the disk at most: over the next two saves, and over all that are left.
+
+    As `checkpoint.store.Store` does it: while a step is saved the last one is still there; then only multiples of `keep_every_steps` stay.
+    """
+    steps = [*range(train.save_every_steps, train.steps, train.save_every_steps), train.steps]
+    kept, counts = set(held), []
+    for step in steps:
+        if step > max(held, default=0):
+            counts.append(len(kept) + 1 - len(held))
+            kept = {one for one in kept if one % train.keep_every_steps == 0} | {step}
+    return max(counts[:2], default=0), max(counts, default=0)
 
 
 def shared_memory(situation: Situation) -> Iterator[Finding]:
@@ -74,16 +89,18 @@ def shared_memory(situation: Situation) -> Iterator[Finding]:
 
 def process_limits() -> dict[str, int]:
     """The soft limits of this process by their letter of `ulimit`; one that is not limited is left out."""
-    limits = {"n": resource.RLIMIT_NOFILE, "v": resource.RLIMIT_AS, "f": resource.RLIMIT_FSIZE}
+    limits = {"n": resource.RLIMIT_NOFILE, "u": resource.RLIMIT_NPROC, "v": resource.RLIMIT_AS, "f": resource.RLIMIT_FSIZE}
     soft = {letter: resource.getrlimit(limit)[0] for letter, limit in limits.items()}
     return {letter: value for letter, value in soft.items() if value != resource.RLIM_INFINITY}
 
 
 def limits(situation: Situation) -> Iterator[Finding]:
     """The process may open the files of a checkpoint, write them whole, and use the memory that is there."""
-    files = situation.limits.get("n", _FILES)
+    files, processes = situation.limits.get("n", _FILES), situation.limits.get("u", _PROCESSES)
     if files < _FILES:
         yield warning("ulimit", f"{files} open files", f"{_FILES}", "ulimit -n 16384 (compose.yaml has it)")
+    if processes < _PROCESSES:
+        yield warning("ulimit", f"{processes} processes and threads", f"{_PROCESSES}", "ulimit -u unlimited; in compose: no pids limit below that")
     for letter, what in (("v", "address space"), ("f", "file size")):
         if letter in situation.limits:
             yield warning("ulimit", f"{what} limited to {format_bytes(situation.limits[letter])}", "no limit", f"ulimit -{letter} unlimited")

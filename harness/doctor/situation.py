@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +14,10 @@ from harness.recipe import Recipe
 
 
 class Situation(NamedTuple):
-    """`online`: servers may be contacted. `writes` are the directories that a run writes to; `limits` those of `ulimit`, by letter."""
+    """`online`: servers may be contacted. `writes` are the directories that a run writes to; `limits` those of `ulimit`, by letter.
+
+    `python` is the interpreter of the trainer, which openpi's own brings.
+    """
 
     recipe: Recipe
     machine: Machine
@@ -26,6 +30,7 @@ class Situation(NamedTuple):
     leftovers: tuple[InterruptedSave, ...] = ()
     limits: Mapping[str, int] = MappingProxyType({})
     online: bool = False
+    python: str = sys.executable
 
     @property
     def on_gpu(self) -> bool:

@@ -2,7 +2,8 @@
 
 For the recipe as it is, and then for each approximate change of it (plan.candidates has the order), all exact levers are gone through,
 and of each the largest microbatch that fits is found; the fastest that fits is chosen, and nothing approximate is looked at while an exact plan
-fits. A plan fits when the largest of its phases, as the compiler counts it, is within the usable bytes, and its host memory and disk are there.
+fits. A plan fits when the largest of its phases, as the compiler counts it, is within the usable bytes, and its host memory is there. Its disk is told, and
+checked by the doctor: a disk can be cleared, and must never be the reason for another experiment.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ class Ask(NamedTuple):
     host_ram_bytes: int | None = None
     exact: bool = False
     recompile: bool = False
-    disk_free_bytes: int | None = None
 
 
 class Tools(NamedTuple):
@@ -72,7 +72,7 @@ def choose(
     if elsewhere:
         place = absent(ask.gpu, ask.vram_bytes, ask.host_ram_bytes)
     else:
-        place = present(recipe, machine, device=ask.device, vram_bytes=ask.vram_bytes, host_ram_bytes=ask.host_ram_bytes, disk_free_bytes=ask.disk_free_bytes)
+        place = present(recipe, machine, device=ask.device, vram_bytes=ask.vram_bytes, host_ram_bytes=ask.host_ram_bytes)
     tools = tools or Tools(shipped())
     place = _with_shared_rows(place, recipe, asked=ask.gpu is not None)
     made, chosen = _Search(recipe, place, dataset, tools, ask).run()
@@ -199,9 +199,7 @@ class _Search:
     def _candidate(self, recipe: Recipe, changes: candidates.Changes, levers: Levers) -> Candidate:
         place, on_cpu = self._place, self._place.platform == "cpu"
         host = memory.host_bytes(recipe, levers)
-        disk = 2 * memory.checkpoint_bytes(recipe)
         short = None if on_cpu else _short(host, place.host_usable_bytes, "of host memory")
-        short = short or _short(disk, place.disk_free_bytes, "of disk for two checkpoints")
         need = self._oracle.need(recipe, levers, hopeless=short is not None)
         short = _short(need.device_bytes, place.usable_bytes, "", at_least=need.source == "counted") or short
         seconds, unknown = self._told_seconds(recipe, levers)
@@ -213,7 +211,7 @@ class _Search:
             deviations=deviations(self._recipe, recipe) if changes else [],
             device_bytes=None if on_cpu else need.device_bytes,
             host_bytes=need.device_bytes if on_cpu else max(host, memory.PROCESS_BYTES + need.host_bytes),
-            disk_bytes=disk,
+            disk_bytes=2 * memory.checkpoint_bytes(recipe),
             phases=need.phases,
             seconds_per_step=seconds,
             flops_per_step=cost.flops_per_sample(recipe, levers) * recipe.train.global_batch,

@@ -13,7 +13,7 @@ from harness.recipe import Recipe
 from harness.units import GIB, MIB, format_bytes, format_count
 
 # A model of this size is trained on a GPU; on a CPU only when that is asked for in so many words.
-_CPU_PARAMETERS = 100_000_000
+CPU_PARAMETERS = 100_000_000
 # The CUDA context and the libraries' own memory take 0.5 to 1 GiB before the first buffer. Source: facts on compiling for an absent GPU.
 CONTEXT_BYTES = GIB
 # Fragmentation and autotuning scratch: one published run failed at 72.8 computed of a pool of 75 GiB, 3 % of it.
@@ -45,7 +45,6 @@ class Place(NamedTuple):
     wsl: bool = False
     cores: float | None = None
     host_usable_bytes: int | None = None
-    disk_free_bytes: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -80,19 +79,19 @@ def absent(gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None) 
     return _with_margins(place)._replace(host_usable_bytes=_host_usable(host_ram_bytes))
 
 
-def present(recipe: Recipe, machine: Machine, *, device: str | None, vram_bytes: int | None, host_ram_bytes: int | None, disk_free_bytes: int | None) -> Place:
+def present(recipe: Recipe, machine: Machine, *, device: str | None, vram_bytes: int | None, host_ram_bytes: int | None) -> Place:
     """This machine's freest card with its likes, or its CPU.
 
     Raises: HarnessError "no-gpu", "gpu-memory-unknown".
     """
     host = machine.host
     ram = host_ram_bytes if host_ram_bytes is not None else host.ram_available_bytes
-    around = Place("", "cpu", here=True, cores=host.cores, host_usable_bytes=_host_usable(ram), disk_free_bytes=disk_free_bytes)
+    around = Place("", "cpu", here=True, cores=host.cores, host_usable_bytes=_host_usable(ram))
     found = [card for gpu in machine.gpus if gpu.visible and not gpu.error for card in _cuda_devices(gpu, machine)]
     if found and device != "cpu":
         return _on_cards(around, found, vram_bytes, wsl=bool(host.wsl))
     total, _ = counts(recipe.model, recipe.train.trained)
-    if device == "cuda" or (device is None and total > _CPU_PARAMETERS):
+    if device == "cuda" or (device is None and total > CPU_PARAMETERS):
         raise HarnessError(
             "no-gpu",
             f"recipe {recipe.name} trains a model of {format_count(total)} parameters, and there is no usable GPU here",

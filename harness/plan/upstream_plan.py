@@ -125,7 +125,7 @@ def place_of(recipe: Recipe, machine: Machine | None, *, gpu: str | None, vram_b
         return place
     assert machine is not None
     try:
-        return present(recipe, machine, device="cuda", vram_bytes=vram_bytes, host_ram_bytes=host_ram_bytes, disk_free_bytes=None)
+        return present(recipe, machine, device="cuda", vram_bytes=vram_bytes, host_ram_bytes=host_ram_bytes)
     except HarnessError as error:
         if error.code != "no-gpu":
             raise
@@ -148,6 +148,7 @@ def plan_upstream(recipe: Recipe, place: Place, fsdp: int | None, *, inputs: str
     total, trained = counts(recipe.model, recipe.train.trained)
     free = place.free_bytes or 0
     return Plan(
+        backend="openpi",
         inputs=inputs,
         recipe=recipe.name,
         recipe_sha256=recipe.sha256(),

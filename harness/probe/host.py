@@ -13,6 +13,8 @@ from pathlib import Path
 from harness.artifacts import Disk, Host
 from harness.probe.cgroup import Limits, read_limits
 
+# Prefixes of the extensions that decide which instructions, and so which roundings, a compiled program has.
+VECTOR = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve")
 GROUP_MARKS = (("docker", "docker"), ("kubepods", "kubernetes"), ("containerd", "containerd"), ("libpod", "podman"), ("/lxc/", "lxc"))
 
 
@@ -25,6 +27,7 @@ def read(paths: list[Path], *, root: Path = Path("/"), environ: Mapping[str, str
     return Host(
         hostname=platform.node() or None,
         kernel=platform.release() or None,
+        processor=_processor(root, unknown),
         ram_total_bytes=total,
         ram_available_bytes=available,
         swap_bytes=_swap(memory, limits, unknown),
@@ -79,6 +82,22 @@ def _cores(limits: Limits) -> float:
     """Cores this process may run on, at most the cgroup's quota (which may be a fraction)."""
     usable = float(len(os.sched_getaffinity(0)))
     return usable if limits.cores is None else min(usable, limits.cores)
+
+
+def _processor(root: Path, unknown: dict[str, str]) -> str | None:
+    """The first processor's model, and those of its extensions that change what a compiler for it makes."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
+    except OSError as error:
+        unknown["processor"] = f"/proc/cpuinfo: {error.strerror}"
+        return None
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    model = facts.get("model name") or facts.get("CPU implementer")
+    if not model:
+        unknown["processor"] = "/proc/cpuinfo does not tell it"
+        return None
+    vector = sorted(flag for flag in (facts.get("flags") or facts.get("Features") or "").split() if flag.startswith(VECTOR))
+    return f"{model} ({' '.join(vector)})"
 
 
 def _wsl(root: Path, unknown: dict[str, str]) -> bool | None:

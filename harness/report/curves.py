@@ -93,8 +93,8 @@ def loss_tenths(rows: list[Metrics]) -> Tenths | None:
 
 
 def median_of(rows: list[Metrics], name: str) -> float | None:
-    """The median of a column, over its finite values; the first row is left out, since its step compiles."""
-    values = [value for row in rows[1:] if math.isfinite(value := getattr(row, name))]
+    """The median of a column, over its finite values, None where there is none; the first row is left out, since its step compiles."""
+    values = [value for row in rows[1:] if (value := getattr(row, name)) is not None and math.isfinite(value)]
     return median(values) if values else None
 
 

@@ -10,8 +10,8 @@ import jinja2
 from harness.artifacts import Artifact, Checkpoint, Curve, Dataset, Diagnosis, Machine, Manifest, Memory, NormStats, Plan, Prediction, Status, Verdict
 from harness.errors import HarnessError
 from harness.recipe import Recipe
+from harness.recipes.differences import PUBLISHED, Difference, differences, differences_from_published
 from harness.report import curves, drawings, sections, verdicts
-from harness.report.differences import PUBLISHED, Difference, differences, differences_from_published
 from harness.report.status import read_status
 from harness.rundir import CAMERA_VIEWS, RunDir
 from harness.units import format_bytes, format_count, format_seconds
@@ -71,6 +71,7 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
         stats=found["NormStats"],
         checkpoint=checkpoint,
         memory=found["Memory"],
+        verdict=found["Verdict"],
         curve=found["Curve"],
         claims=_claims(this, found),
         recipe=this.recipe,

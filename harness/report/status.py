@@ -88,10 +88,15 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
     step_s = _median([line.step_s for line in (recent[1:] if tail.whole and len(recent) == len(tail.lines) > 1 else recent)])
     age_s = None if last is None else max(0.0, now - last.time)
     process, saved = holder(run.path), saved_step(run.checkpoints)
-    state, reason = _living(process, step, steps, age_s, step_s) if process else _gone(run, step, steps, saved, age_s, step_s)
+    if saved is not None and plan is not None and plan.backend == "openpi":
+        # openpi names a checkpoint by the last step done, counted from 0; and it logs some steps only.
+        saved += 1
+        step = max(step, saved) if not process else step
+    every = last.mean_of_steps or 1 if last else 1
+    state, reason = _living(process, step, steps, age_s, step_s, every) if process else _gone(run, step, steps, saved, age_s, step_s)
     expected = chosen.seconds_per_step if chosen else None
     going = state in ("running", "silent", "preparing")
-    data_s = _median([line.data_s for line in recent])
+    data_s = _median([line.data_s for line in recent if line.data_s is not None])
     return Status(
         run=str(run.path),
         recipe=name,
@@ -120,12 +125,12 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
     )
 
 
-def _living(process: str, step: int, steps: int | None, age_s: float | None, step_s: float | None) -> tuple[State, str]:
-    """What a process does that holds the run."""
+def _living(process: str, step: int, steps: int | None, age_s: float | None, step_s: float | None, every: int) -> tuple[State, str]:
+    """What a process does that holds the run; it logs a line `every` so many steps."""
     if age_s is None:
         return "preparing", f"{process} holds the run; nothing is logged yet"
     said = f"the last line was written {format_seconds(age_s)} ago"
-    if age_s > _patience(step_s) and (steps is None or step < steps):
+    if age_s > _patience(step_s, every) and (steps is None or step < steps):
         return "silent", f"{process} holds the run, yet {said}; a step takes {format_seconds(step_s)}"
     return "running", f"{process} holds the run; {said}"
 
@@ -150,8 +155,8 @@ def _gone(run: RunDir, step: int, steps: int | None, saved: int | None, age_s: f
     return found
 
 
-def _patience(step_s: float | None) -> float:
-    return max(SILENT_S, SILENT_STEPS * (step_s or 0.0))
+def _patience(step_s: float | None, every: int = 1) -> float:
+    return max(SILENT_S, (SILENT_STEPS + every - 1) * (step_s or 0.0))
 
 
 def read_tail(path: Path) -> Tail:

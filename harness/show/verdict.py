@@ -18,7 +18,8 @@ def verdict_table(verdict: Verdict) -> Table:
     for row in verdict.fields:
         status = row.status if row.matters or row.status == "equal" else f"{row.status} (changes nothing)"
         style = _STYLE[row.status] if row.matters else "dim"
-        table.add_row(row.field, status, _short(row.recorded) or row.note, _short(row.found) or (row.note if row.recorded else ""), style=style)
+        found = [_short(row.found), row.note if row.recorded else ""]
+        table.add_row(row.field, status, _short(row.recorded) or row.note, "; ".join(part for part in found if part), style=style)
     if verdict.replay is not None:
         replay = verdict.replay
         what = f"{replay.steps} steps from {replay.start} on {replay.device}"

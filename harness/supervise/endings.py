@@ -50,13 +50,17 @@ def _device_memory(result: Attempt) -> Ending:
 def _gone(result: Attempt, plan: Plan, machine: Machine) -> Ending:
     """A process that ended without a word: because of us, because of its GPU, by a signal, or by an error that nobody foresaw."""
     if result.asked_to_stop and result.returncode in (-signal.SIGKILL, -signal.SIGTERM):
-        stop = "it was ended by a second signal before it had saved"
+        stop = "it was ended by a second signal before it had saved" if result.asked_to_stop > 1 else "it was killed while it stopped, before it had saved"
         return Ending(HarnessError("stopped", stop, got=f"phase {result.phase}", fix="go on from the last whole checkpoint: --resume"))
     lost = _lost_gpu(plan, machine)
     if lost is not None:
-        fix = "nvidia-smi; reset or reboot the machine, then go on with --resume"
-        return Ending(HarnessError("gpu-lost", f"the GPU was lost during {result.phase}", got=lost, need="a GPU that NVML answers for", fix=fix))
+        return _gpu_lost(result, lost)
     return _died(result)
+
+
+def _gpu_lost(result: Attempt, lost: str) -> Ending:
+    fix = "nvidia-smi; reset or reboot the machine, then go on with --resume"
+    return Ending(HarnessError("gpu-lost", f"the GPU was lost during {result.phase}", got=lost, need="a GPU that NVML answers for", fix=fix))
 
 
 def _died(result: Attempt) -> Ending:
@@ -64,9 +68,11 @@ def _died(result: Attempt) -> Ending:
     words = [line for line in result.last_words if line.strip()]
     got = f"during {result.phase}; its last words: {words[-1][:300]}" if words else f"during {result.phase}, without a word"
     number = -result.returncode
-    if result.host_memory is not None or (number == signal.SIGKILL and result.oom_killed):
+    if result.host_memory is not None or result.oom_killed:
+        # The kernel may have taken one of its processes (a loader's), which then failed the rest.
+        what = "the kernel killed the trainer for lack of host memory" if number == signal.SIGKILL else "the trainer ended for lack of host memory"
         fix = "give the container or the machine more memory (harness doctor says how much a save needs), then go on with --resume"
-        return Ending(HarnessError("host-out-of-memory", "the kernel killed the trainer for lack of host memory", got=got, fix=fix), again=False)
+        return Ending(HarnessError("host-out-of-memory", what, got=got, fix=fix), again=False)
     if number == signal.SIGKILL:
         fix = "somebody sent SIGKILL (docker kill, a batch system, the kernel of the host: dmesg | grep -i oom); go on with --resume"
         return Ending(HarnessError("killed", "the trainer was killed by a signal that cannot be caught", got=got, fix=fix), again=True)
@@ -74,9 +80,7 @@ def _died(result: Attempt) -> Ending:
         fix = "docker run --shm-size=8g (compose.yaml has it), or unset HARNESS_LOADER_WORKERS; then --resume"
         return Ending(HarnessError("bus-error", "the trainer touched memory that is not there: /dev/shm or a disk is full", got=got, fix=fix))
     if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
-        name = signal.Signals(number).name
-        fix = "go on with --resume; if it happens again, look at the driver's version (harness doctor) and at dmesg for Xid errors"
-        return Ending(HarnessError("crashed", f"the trainer crashed ({name})", got=got, fix=fix), again=True)
+        return _crashed(signal.Signals(number).name, result, got)
     if number > 0:
         name = signal.Signals(number).name
         return Ending(HarnessError("killed", f"the trainer was ended by {name}", got=got, fix="go on with --resume"), again=False)
@@ -84,12 +88,30 @@ def _died(result: Attempt) -> Ending:
     return Ending(HarnessError("trainer-failed", f"the trainer failed with exit code {result.returncode}", got=got, fix=fix))
 
 
+def _crashed(name: str, result: Attempt, got: str) -> Ending:
+    if result.phase != "import":
+        fix = "go on with --resume; if it happens again, look at the driver's version (harness doctor) and at dmesg for Xid errors"
+        return Ending(HarnessError("crashed", f"the trainer crashed ({name})", got=got, fix=fix), again=True)
+    # The phase in which openpi loads its own modules; a second attempt would load the same ones.
+    error = HarnessError(
+        "openpi-crashed-at-import",
+        f"openpi ended by {name} (exit code {128 + signal.Signals[name]}) while its modules were imported; nothing was trained",
+        got=got,
+        need="openpi's own lock, unchanged: in other versions, or in another order of import, its libraries crash upon each other",
+        fix="in its checkout: GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev; or docker compose run --rm train-openpi, whose image has it",
+    )
+    return Ending(error)
+
+
 def _stopped(result: Attempt, plan: Plan, machine: Machine) -> Ending:
+    lost = _lost_gpu(plan, machine)
+    if result.stopped_for == "hung" and lost is not None:
+        return _gpu_lost(result, lost)
     if result.stopped_for == "hung":
         error = HarnessError(
             "hung",
             f"the trainer said nothing for too long during {result.phase} and was stopped",
-            got=_lost_gpu(plan, machine) or "no step, no message",
+            got=f"no step and no message for {format_seconds(result.silent_s)}",
             need="a step or a message now and then",
             fix="nvidia-smi and dmesg tell of a hung driver or disk; go on with --resume",
         )
@@ -109,7 +131,7 @@ def _stopped(result: Attempt, plan: Plan, machine: Machine) -> Ending:
 def _why_slow(result: Attempt, machine: Machine) -> str:
     """The likeliest of the known reasons for a tenfold step, by what can be seen."""
     recent = result.steps[-5:]
-    waiting = sum(line.data_s for line in recent) / max(sum(line.step_s for line in recent), 1e-9)
+    waiting = sum(line.data_s or 0.0 for line in recent) / max(sum(line.step_s for line in recent), 1e-9)
     if waiting > 0.5:
         return f"the loader: {waiting:.0%} of the time is spent waiting for data (HARNESS_LOADER_WORKERS, a faster disk)"
     if machine.host.wsl:

@@ -18,6 +18,7 @@ from typing import Any
 
 from harness.artifacts import Metrics
 from harness.probe.cgroup import oom_kills
+from harness.redact import redact
 from harness.watcher import Watcher
 
 _POLL_S = 1.0
@@ -28,7 +29,7 @@ _GRACE_S = 60
 
 @dataclass
 class Attempt:
-    """What one process said, and how it ended. `stopped_for` is why the supervisor itself stopped it."""
+    """What one process said, and how it ended. `stopped_for` is why the supervisor itself stopped it; `asked_to_stop` counts the requests from outside."""
 
     phase: str = "start"
     error: dict[str, Any] | None = None
@@ -36,18 +37,29 @@ class Attempt:
     host_memory: str | None = None
     end: dict[str, Any] | None = None
     returncode: int = 0
-    asked_to_stop: bool = False
+    asked_to_stop: int = 0
     stopped_for: str | None = None
+    silent_s: float = 0.0
     oom_killed: bool = False
     steps: list[Metrics] = field(default_factory=list)
     last_words: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_WORDS))
 
+    @property
+    def ended_before_it_began(self) -> bool:
+        """Whether the request to stop reached a process that had not done a step yet, nor learned to answer such requests."""
+        return self.asked_to_stop > 0 and self.returncode == -signal.SIGTERM and not self.steps
+
 
 @dataclass(frozen=True)
 class Limits:
-    """When a trainer is stopped: `silent_s` without any event; steps `slower` times slower than `expected_step_s`, where that is known."""
+    """When a trainer is stopped: `silent_s` without any event (less between steps whose pace is known); steps `slower` times slower than
+    `expected_step_s`, where that is known.
+    """
 
     silent_s: float = 3600
+    # Between steps whose pace is known: at least this long, and so many times as long as the longest wait for a line so far.
+    silent_between_steps_s: float = 600
+    silent_times: float = 20
     expected_step_s: float | None = None
     slower: float = 10
     # The first steps wait for the loader and for the device to warm up.
@@ -77,7 +89,7 @@ def attempt(command: Sequence[str], watcher: Watcher, limits: Limits, *, inherit
 def _follow(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher, limits: Limits) -> None:
     """Reads events until the process has closed its stdout, or must be stopped."""
     assert child.stdout is not None
-    heard, rest = time.monotonic(), b""
+    heard, rest, longest = time.monotonic(), b"", 0.0
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         while True:
@@ -85,17 +97,27 @@ def _follow(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher, l
                 data = os.read(child.stdout.fileno(), 1 << 16)
                 if not data:
                     return
-                heard = time.monotonic()
+                now = time.monotonic()
+                if len(result.steps) > 1:
+                    longest = max(longest, now - heard)
+                heard = now
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     _note(json.loads(line), result, watcher)
                 if _too_slow(result, limits):
                     result.stopped_for = "slow"
-            elif time.monotonic() - heard > limits.silent_s:
-                result.stopped_for = "hung"
+            elif (silent := time.monotonic() - heard) > _patience(result, limits, longest):
+                result.stopped_for, result.silent_s = "hung", silent
             if result.stopped_for:
                 _stop(child, result, watcher)
                 return
+
+
+def _patience(result: Attempt, limits: Limits, longest: float) -> float:
+    """How long the process may say nothing. Compiling, loading and saving have no pace; monotonic time stands still while a machine sleeps."""
+    if result.phase != "step" or len(result.steps) < limits.steps_before_judging:
+        return limits.silent_s
+    return min(limits.silent_s, max(limits.silent_between_steps_s, limits.silent_times * longest))
 
 
 def _note(event: dict[str, Any], result: Attempt, watcher: Watcher) -> None:
@@ -148,11 +170,11 @@ def _stop(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher) -> 
 
 
 def _listen(stream: Any, last_words: deque[str]) -> None:
-    """Passes the trainer's stderr on, and keeps the end of it."""
+    """Passes the trainer's stderr on, without the secrets that a library may have put there, and keeps the end of it."""
     for line in stream:
-        text = line.decode(errors="replace").rstrip()
+        text = redact(line.decode(errors="replace").rstrip())
         last_words.append(text)
-        os.write(2, line)
+        os.write(2, text.encode() + b"\n")
 
 
 @contextmanager
@@ -162,7 +184,7 @@ def _signals_passed_on(child: subprocess.Popen[bytes], result: Attempt) -> Itera
     def pass_on(_: int, __: FrameType | None) -> None:
         if child.poll() is None:
             child.send_signal(signal.SIGKILL if result.asked_to_stop else signal.SIGTERM)
-        result.asked_to_stop = True
+        result.asked_to_stop += 1
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -22,9 +22,12 @@ class Outcome(NamedTuple):
     restarts: int
 
 
-def worker(run: RunDir) -> list[str]:
-    """The command that trains what the files of `run` say."""
-    return [sys.executable, "-m", "harness.train.worker", str(run.path)]
+_WORKERS = {"ours": "harness.train.worker", "openpi": "harness.backends.openpi_worker"}
+
+
+def worker(run: RunDir, plan: Plan) -> list[str]:
+    """The command that trains what the files of `run` say, with the plan's trainer."""
+    return [sys.executable, "-m", _WORKERS[plan.backend], str(run.path)]
 
 
 def supervise(
@@ -46,7 +49,9 @@ def supervise(
     done = 0
     while True:
         before = _whole_steps(run)
-        result = attempt(command or worker(run), watcher, limits, inherit=inherit)
+        result = attempt(command or worker(run, plan), watcher, limits, inherit=inherit)
+        if result.ended_before_it_began:
+            return Outcome(max(before, 0), False, done)
         ending = explain(result, plan, look()) if result.end is None or result.stopped_for else None
         if ending is None:
             assert result.end is not None

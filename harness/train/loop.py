@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -19,10 +18,11 @@ from harness.data.loader import Loader
 from harness.data.stats import to_openpi_json
 from harness.errors import HarnessError
 from harness.parameters import check_who_is_trained
-from harness.rundir import directory_bytes
 from harness.train.compiled import CompiledStep, compile_step
-from harness.train.feed import feed
+from harness.train.feed import feed, frames_digest
+from harness.train.first_arrays import digests_of
 from harness.train.job import Job
+from harness.train.kernels import compile_pinned
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
 from harness.train.metrics import MetricsFile, Wandb
@@ -55,19 +55,24 @@ def train(job: Job, watcher: Watcher) -> Outcome:
         # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run ends here.
         watcher.phase("compile")
         watcher.say("compiling the training step")
-        compiled = compile_step(recipe, job.levers)
+        compiled, kernels = compile_pinned(run, job.levers.platform, lambda options: compile_step(recipe, job.levers, options=options or None), watcher.warn)
         _check_fits(compiled, job.plan)
-        if job.keeps:
-            _check_disk(job, watcher)
+        if stop:
+            return Outcome(start, finished=False)
         # 2. The state: from the last whole checkpoint, else from the recipe's weights, else fresh.
         train_key, init_key = jax.device_put(jax.random.split(jax.random.key(recipe.train.seed)), compiled.layout.replicated)
-        watcher.phase("load")
+        watcher.phase("restore" if start else "init" if recipe.weights.source is None else "load")
         if start:
             watcher.say(f"resuming from the checkpoint of step {start}")
             state, manifest = restore(store, recipe, start, compiled.layout), run.read(Manifest)
+            if manifest is None:
+                # A replay from a checkpoint, in a directory of its own.
+                manifest = describe_run(job, compiled, {"source": f"checkpoint of step {start}"}, kernels)
+                run.write(manifest)
         else:
             state, weights = first_state(recipe, init_key, watcher, compiled.layout)
-            manifest = describe_run(job, compiled, weights)
+            # The digests are taken before the first step, which gives the state's buffers away.
+            manifest = describe_run(job, compiled, weights | {"leaves": digests_of(state)}, kernels)
             run.write(manifest)
         # 3. The data, from where the state stands; the order of frames depends on seed and step alone.
         loader = Loader(recipe, job.dataset, job.stats, batch_size=recipe.train.global_batch, seed=recipe.train.seed)
@@ -98,20 +103,22 @@ class _Trainer:
         self._norm_stats_json = to_openpi_json(job.stats)
         self._base = base_of(job.recipe)
         # Metrics stay on the device until they are due: reading one waits for its step.
-        self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
+        self._pending: list[tuple[int, dict[str, jax.Array], str, float]] = []
         self._flushed = time.monotonic()
 
     def run(self, state: TrainState, key: jax.Array, start: int, batches: Iterator[dict[str, Any]], stop: list[int]) -> int:
-        """The number of steps done, all of them saved."""
+        """The number of steps done, all of them saved. A request to stop that came before the first one finds nothing to save."""
         train = self._job.recipe.train
         self._flushed, measured = time.monotonic(), False
         for step in range(start, train.steps):
+            if stop and step == start:
+                return start
             before = time.monotonic()
             batch = next(batches)
             data_s = time.monotonic() - before
             inputs = feed(batch, self._compiled.layout.rows, self._job.recipe.model.image_size)
             state, values = self._compiled.run(state, inputs, key)
-            self._pending.append((step, values, data_s))
+            self._pending.append((step, values, frames_digest(batch), data_s))
             # While this step is computed the next batch goes to the device; more of them on the way would take memory that no plan counts.
             if len(self._pending) > 1:
                 jax.block_until_ready(self._pending[-2][1])
@@ -132,11 +139,13 @@ class _Trainer:
 
     def _flush(self) -> None:
         """Writes the pending metrics; a loss that is not finite ends the run, and is never saved."""
-        fetched = [(step, {name: float(value) for name, value in jax.device_get(values).items()}, data_s) for step, values, data_s in self._pending]
+        fetched = [
+            (step, {name: float(value) for name, value in jax.device_get(values).items()}, frames, data_s) for step, values, frames, data_s in self._pending
+        ]
         self._pending.clear()
         now = time.monotonic()
         step_s, self._flushed = (now - self._flushed) / len(fetched), now
-        lines = [Metrics(step=step, **values, step_s=step_s, data_s=data_s, time=time.time()) for step, values, data_s in fetched]
+        lines = [Metrics(step=step, **values, frames=frames, step_s=step_s, data_s=data_s, time=time.time()) for step, values, frames, data_s in fetched]
         finite = [line for line in lines if math.isfinite(line.loss) and math.isfinite(line.grad_norm)]
         self._metrics.write(finite)
         self._wandb.write(finite)
@@ -185,26 +194,6 @@ def _check_fits(compiled: CompiledStep, plan: Plan) -> None:
             need=f"{format_bytes(need)} by XLA's buffer assignment",
             fix="free the device's memory (harness probe shows who holds it), or train less: --recipe pi05_libero_lora",
         )
-
-
-def _check_disk(job: Job, watcher: Watcher) -> None:
-    """Two checkpoints lie on disk while the second is saved; a full disk is better met now than after a thousand steps."""
-    need = job.plan.chosen.disk_bytes if job.plan.chosen else None
-    if need is None:
-        return
-    train, free = job.recipe.train, shutil.disk_usage(job.run.path).free
-    held = directory_bytes(job.run.checkpoints)
-    if free + held < need:
-        raise HarnessError(
-            "disk-full",
-            f"{job.run.path} has no room for this run's checkpoints; nothing was trained",
-            got=f"{format_bytes(free)} free",
-            need=f"{format_bytes(need)} for two checkpoints",
-            fix="free space there, or keep runs elsewhere: HARNESS_RUNS=DIR (in compose HARNESS_RUNS_DIR=DIR)",
-        )
-    kept = need // 2 * (train.steps // train.keep_every_steps + 1)
-    if free + held < kept:
-        watcher.warn(f"{format_bytes(free)} free, and this run will keep {format_bytes(kept)} of checkpoints (train.keep_every_steps={train.keep_every_steps})")
 
 
 @contextmanager

@@ -8,18 +8,25 @@ from typing import Any
 import jax
 
 from harness.artifacts import Machine, Manifest
+from harness.artifacts.training import Distance
 from harness.parameters import counts
+from harness.recipes.differences import differences_from_published
 from harness.rundir import sha256_json
 from harness.surroundings import environment, machine_facts, software_here
 from harness.train.compiled import CompiledStep
+from harness.train.executable import executable_fingerprint
 from harness.train.job import Job
+from harness.train.kernels import Kernels
 
 
-def describe_run(job: Job, compiled: CompiledStep, weights: dict[str, Any]) -> Manifest:
+def describe_run(job: Job, compiled: CompiledStep, weights: dict[str, Any], kernels: Kernels) -> Manifest:
     """The manifest of a run that is about to start. Values of the environment are taken by name, so no secret comes along."""
     total, trained = counts(job.recipe.model, job.recipe.train.trained)
     assert job.plan.chosen is not None
     software = software_here()
+    unknown = dict(software.unknown)
+    if kernels.sha256 is None:
+        unknown["kernels_sha256"] = kernels.note
     return Manifest(
         run=job.run.path.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -33,14 +40,23 @@ def describe_run(job: Job, compiled: CompiledStep, weights: dict[str, Any]) -> M
         parameters_trained=trained,
         weights=weights,
         source_revision=software.source_revision,
+        source_sha256=software.source_sha256,
+        source_dirty=software.source_dirty,
         lock_sha256=software.lock_sha256,
         image=software.image,
+        image_id=software.image_id,
+        image_digest=software.image_digest,
+        base_digest=software.base_digest,
         packages=software.packages,
+        packages_sha256=software.packages_sha256,
         python=software.python,
         environment=environment(),
         machine=machine_facts(job.run.read(Machine)),
         device=jax.devices()[0].device_kind,
         step_fingerprint=compiled.fingerprint,
+        executable_fingerprint=executable_fingerprint(compiled.run.as_text()),
+        kernels_sha256=kernels.sha256,
         compiled_bytes=compiled.bytes,
-        unknown=software.unknown,
+        published=[Distance(**difference._asdict()) for difference in differences_from_published(job.recipe)],
+        unknown=unknown,
     )

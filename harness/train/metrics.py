@@ -21,7 +21,9 @@ from typing import Any
 from harness.artifacts import Metrics
 from harness.errors import HarnessError
 from harness.recipe import Recipe
-from harness.rundir import RunDir, directory_bytes, write_atomic
+from harness.redact import redact
+from harness.rundir import RunDir, cannot_write, directory_bytes, write_atomic
+from harness.train.wandb_process import values
 
 WANDB_ID = "wandb_id.txt"
 # What waits for a wandb that is slower than training; beyond that, values are left out of wandb, never of metrics.jsonl.
@@ -43,11 +45,20 @@ class MetricsFile:
                 except ValueError:
                     continue  # the half line of a process killed while writing
         write_atomic(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+        # Without a buffer, so that closing has nothing left to write that could fail a second time.
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, lines: list[Metrics]) -> None:
-        self._file.write("".join(line.model_dump_json() + "\n" for line in lines))
-        self._file.flush()
+        """None, when all of the lines are the kernel's.
+
+        Raises: HarnessError "disk-full" or "not-writable".
+        """
+        rest = "".join(line.model_dump_json(exclude_none=True) + "\n" for line in lines).encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def close(self) -> None:
         self._file.close()
@@ -68,7 +79,7 @@ class Wandb:
         if mode == "disabled":
             return
         try:
-            told = {"id": _run_id(run, start_step), "mode": mode, "config": config, "dir": str(self._directory), "pid": os.getpid()}
+            told = {"id": _run_id(run), "mode": mode, "config": config, "dir": str(self._directory), "pid": os.getpid(), "start_step": start_step}
             # A session of its own: Ctrl-C is for the trainer, which then ends this in its own time.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "harness.train.wandb_process"],
@@ -89,7 +100,7 @@ class Wandb:
 
     def write(self, lines: list[Metrics]) -> None:
         for line in lines:
-            self._tell({"values": line.model_dump(exclude={"step", "time"}), "step": line.step})
+            self._tell({"values": values(line), "step": line.step})
 
     def image(self, name: str, path: Path, step: int) -> None:
         self._tell({"image": name, "path": str(path.absolute()), "step": step})
@@ -141,7 +152,7 @@ class Wandb:
         assert stdin is not None
         while (told := self._waiting.get()) is not None:
             try:
-                stdin.write(json.dumps(told, default=str).encode() + b"\n")
+                stdin.write(redact(json.dumps(told, default=str)).encode() + b"\n")
                 stdin.flush()
             except (OSError, ValueError):
                 break
@@ -161,10 +172,10 @@ class Wandb:
             self._said.append(f"wandb's process ended ({status}); metrics.jsonl has everything")
 
 
-def _run_id(run: RunDir, start_step: int) -> str:
-    """The id of the run at wandb: the one it had, when it goes on."""
+def _run_id(run: RunDir) -> str:
+    """The id of the run at wandb: the one it had, also when it begins again because it was killed before its first checkpoint."""
     file = run.path / WANDB_ID
-    known = file.read_text().strip() if start_step > 0 and file.is_file() else ""
+    known = file.read_text(errors="replace").strip() if file.is_file() else ""
     if known:
         return known
     made = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))

@@ -8,7 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from harness.artifacts import Metrics
+from harness.rundir import METRICS
+from harness.train.wandb_log import last_step
 
 INIT_TIMEOUT_S = 15
 
@@ -35,10 +41,29 @@ def start(told: dict[str, Any]) -> Any:
         return wandb.init(**options, mode="offline")
 
 
-def log(run: Any, told: dict[str, Any]) -> None:
-    """Logs one message."""
+def catch_up(directory: Path, after: int, *, before: int) -> Iterator[dict[str, Any]]:
+    """What to log of the steps before this attempt that wandb does not have: the end of a container takes what it had not written yet."""
+    try:
+        lines = (directory / METRICS).read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        kept = Metrics.model_validate_json(line)
+        if after < kept.step < before:
+            yield {"values": values(kept), "step": kept.step}
+
+
+def values(line: Metrics) -> dict[str, Any]:
+    """What wandb shows of a line of metrics."""
+    return line.model_dump(exclude={"step", "time", "frames"}, exclude_none=True)
+
+
+def log(run: Any, told: dict[str, Any], after: int) -> None:
+    """Logs one message. Values up to the step `after` are there already, and the same to the last bit: they were computed a second time."""
     import wandb
 
+    if told.get("step", after + 1) <= after:
+        return
     if "values" in told:
         run.log(told["values"], step=told["step"])
     elif "image" in told:
@@ -50,15 +75,23 @@ def log(run: Any, told: dict[str, Any]) -> None:
 def main() -> None:
     """Reads until the end: of what is told, when the trainer has ended, or of the trainer itself."""
     run: Any = None
-    ended = False
+    ended, after = False, -1
     try:
         for line in sys.stdin:
             told = json.loads(line)
             ended = "finish" in told
             if ended:
                 break
-            run = start(told["start"]) if "start" in told else run
-            log(run, told)
+            if "start" in told:
+                directory = Path(told["start"]["dir"])
+                # Looked at before this attempt makes a log of its own; a server knows by itself where a run stands.
+                here = last_step(directory, told["start"]["id"])
+                run = start(told["start"])
+                after = here if run.offline else run.step - 1
+                for missing in catch_up(directory, after, before=told["start"]["start_step"]):
+                    log(run, missing, after)
+            else:
+                log(run, told, after)
     except Exception as error:
         say(f"wandb is off for the rest of this run: {type(error).__name__}: {error}")
     if run is not None:

@@ -65,8 +65,8 @@ def job_of(run: RunDir) -> Job:
 
 def main() -> int:
     """0 when the run ended as it should or was asked to stop; 2 when it could not, with the reason as an event."""
-    _die_with_parent(int(os.environ.get("HARNESS_SUPERVISOR", "0")))
-    channel = Channel(_private_stdout())
+    die_with_parent(int(os.environ.get("HARNESS_SUPERVISOR", "0")))
+    channel = Channel(private_stdout())
     try:
         job = job_of(RunDir(Path(sys.argv[1])))
         from harness.train import device
@@ -91,14 +91,14 @@ def main() -> int:
     return 0
 
 
-def _private_stdout() -> TextIO:
+def private_stdout() -> TextIO:
     """The stdout that the parent reads; what libraries print goes to stderr from here on."""
     private = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return private
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """A trainer without its supervisor would hold the GPU and write into a run that somebody resumes."""
     if not parent:
         return

@@ -7,8 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.redact import redact
+
 
 def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
+    # A table folds long words, and a secret in two lines is found by nobody.
+    artifact = type(artifact).model_validate_json(redact(artifact.model_dump_json()))
     if as_json:
         print(artifact.model_dump_json(indent=2))
     else:
@@ -45,22 +49,24 @@ def spinner(text: str) -> Iterator[Callable[[str], None]]:
     yield line
 
 
-def chain_for(run: Path | None, recipe: str | None, sets: list[str] | None, dataset: str | None) -> Any:
-    """The chain for a verb of its own: the named recipe (a run's own, when none is), with --dataset put in its place."""
-    from harness.chain import Chain, default_recipe, recipe_of
+def chain_for(run: Path | None, recipe: str | None, sets: list[str] | None, dataset: str | None, backend: str | None = None) -> Any:
+    """The chain for a verb of its own: the named recipe (a run's own, when none is), with --dataset put in its place; `backend` as `backend_of`."""
+    from harness.chain import Chain, backend_of, default_recipe, recipe_of
     from harness.recipe import load_recipe
 
     overrides = [*(sets or []), *dataset_overrides(dataset)]
     if run is None:
-        return Chain(None, load_recipe(recipe or default_recipe(), overrides))
-    return Chain(rundir(run), recipe_of(rundir(run), recipe, overrides, own_first=True))
+        return Chain(None, load_recipe(recipe or default_recipe(), overrides), backend=backend_of(None, backend))
+    own = recipe_of(rundir(run), recipe, overrides, own_first=True)
+    return Chain(rundir(run), own, backend=backend_of(rundir(run), backend))
 
 
 def dataset_overrides(dataset: str | None) -> list[str]:
     """What --dataset changes of a recipe; the revision is the new dataset's own, or none."""
     if dataset is None:
         return []
-    name, _, revision = dataset.partition("@") if not Path(dataset).exists() else (dataset, "", "")
+    # An address is no hub id; what stands before its "@" may be a password.
+    name, _, revision = dataset.partition("@") if not Path(dataset).exists() and "://" not in dataset else (dataset, "", "")
     return [f"data.dataset={name}", f"data.revision={revision or 'null'}"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from harness.errors import HarnessError
 from harness.verbs.answers import answer, busy, chain_for
 from harness.verbs.options import DatasetOption, DeviceOption, JsonOption, RecipeOption, RunOption, SetOption
+from harness.verbs.planning import Backend
 
 if TYPE_CHECKING:
     from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
@@ -23,6 +25,7 @@ def doctor(
     recipe: RecipeOption = None,
     dataset: DatasetOption = None,
     device: DeviceOption = None,
+    backend: Annotated[Backend | None, typer.Option("--backend", help="Whose trainer. Default: the run's, else $HARNESS_BACKEND, else ours.")] = None,
     online: Annotated[bool, typer.Option("--online", help="Also ask the servers of what must still be fetched whether they answer.")] = False,
     allow: AllowOption = None,
     sets: SetOption = None,
@@ -32,7 +35,7 @@ def doctor(
     """Whether a run can be expected to go well here: driver, GPU, memory, disk, clock, keys, data; every finding with its fix."""
     from harness.show.doctor import doctor_table
 
-    chain = chain_for(run, recipe, sets, dataset)
+    chain = chain_for(run, recipe, sets, dataset, backend)
     with busy("examining"):
         machine = chain.machine()
         known = _data_here(chain)
@@ -62,11 +65,21 @@ def diagnose(chain: Any, machine: Machine, made: Plan | None, known: tuple[Datas
         leftovers=tuple(_leftovers(chain.run.checkpoints)) if run is not None else (),
         limits=process_limits(),
         online=online,
+        python=_python_of(chain),
     )
     found = examine(situation, allow=allow)
     if chain.run is not None:
         chain.run.write(found)
     return found
+
+
+def _python_of(chain: Any) -> str:
+    """The interpreter that the run's trainer is started with."""
+    if chain.backend == "ours":
+        return sys.executable
+    from harness.backends.openpi_install import find_installation
+
+    return str(find_installation(any_commit=True).python)
 
 
 def _data_here(chain: Any) -> tuple[Dataset, NormStats] | None:

@@ -17,7 +17,7 @@ _POLL_S = 5.0
 
 
 class Backend(enum.StrEnum):
-    """Whose training step is planned."""
+    """Whose trainer it is."""
 
     ours = "ours"
     openpi = "openpi"

@@ -33,7 +33,9 @@ def plan(
     exact: Annotated[bool, typer.Option("--exact", help="Only plans that change nothing of the recipe; exit code 1 when none fits.")] = False,
     compile_: Annotated[bool, typer.Option("--compile", help="Ask the compiler even where the atlas knows.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until others leave the card, as far as an idle one would do better.")] = False,
-    backend: Annotated[Backend, typer.Option("--backend", help="ours; or openpi: whether upstream's own step fits, as it is configured.")] = Backend.ours,
+    backend: Annotated[
+        Backend | None, typer.Option("--backend", help="ours; or openpi: whether upstream's own step fits, as it is configured. Default: the run's, else ours.")
+    ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="What every card can train, from the atlas: a Markdown table, and a picture beside it.")] = False,
     device: DeviceOption = None,
     sets: SetOption = None,
@@ -42,16 +44,17 @@ def plan(
 ) -> None:
     """How this machine would carry out a recipe, in bytes that the compiler says; exit code 1 when it does not fit."""
     from harness.artifacts import Dataset
+    from harness.chain import backend_of
     from harness.show.plan import plan_view
 
     if matrix:
         write_matrix(run)
         return
     asked = {"gpu": gpu, "device": device, "vram_bytes": _bytes(vram_gib), "host_ram_bytes": _bytes(host_ram_gib), "exact": exact, "recompile": compile_}
-    if backend is Backend.openpi:
+    if (backend or backend_of(rundir(run) if run is not None else None)) == Backend.openpi:
         answer_for_openpi(recipe, sets, asked, run, as_json)
         return
-    chain = chain_for(run, recipe, sets, None)
+    chain = chain_for(run, recipe, sets, None, "ours")
     dataset = rundir(run).read(Dataset) if run is not None else None
     with spinner("planning") as say:
         # For a card that is not here this machine says nothing.

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.errors import HarnessError
 from harness.verbs.analyse import analyse_run
 from harness.verbs.answers import inspect_path, print_file
 from harness.verbs.doctor import AllowOption, diagnose
 from harness.verbs.options import DeviceOption, JsonOption, RecipeOption, RunOption, SetOption
+from harness.verbs.planning import Backend
 from harness.verbs.progress import Progress
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from harness.artifacts import Machine
     from harness.chain import Chain
+    from harness.recipe import Recipe
     from harness.train.job import Job
+
+BackendOption = Annotated[
+    Backend | None,
+    typer.Option("--backend", help="ours; or openpi: upstream's own trainer, in the checkout $HARNESS_OPENPI. Default: $HARNESS_BACKEND, else ours."),
+]
 
 # A run of this length can spare the minutes that a prediction takes at its end, and no prediction may take longer.
 LONG_RUN_S = 600.0
@@ -30,29 +43,67 @@ def train(
     steps: Annotated[int | None, typer.Option("--steps", help="Train up to this step instead of the recipe's.")] = None,
     device: DeviceOption = None,
     allow: AllowOption = None,
+    backend: BackendOption = None,
+    any_commit: Annotated[bool, typer.Option("--any-commit", help="Let openpi train at another commit than the one that is known here; recorded.")] = False,
     patient: Annotated[bool, typer.Option("--patient", help="Go on even when steps take ten times longer than the plan expects.")] = False,
     sets: SetOption = None,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train: probe, plan, data, stats, doctor, then the run itself, then inspect, analyse and report. Ctrl-C or SIGTERM saves and ends it."""
-    from harness.chain import Chain, find_run, recipe_of, refuse_started
+    from harness.chain import Chain, backend_of, find_run, recipe_of, refuse_started
+    from harness.plan.upstream_plan import options
     from harness.runlock import locked
 
     console = Progress()
     directory = find_run(run, name, recipe, resume=resume)
-    overrides = [*(sets or []), *([f"train.steps={steps}"] if steps is not None else [])]
+    whose = backend_of(directory, backend)
+    fsdp, sets = options(sets or []) if whose == "openpi" else (None, sets or [])
+    overrides = [*sets, *([f"train.steps={steps}"] if steps is not None else [])]
     own = recipe_of(directory, recipe, overrides, own_first=resume)
-    with locked(directory.path) as lock:
+    more = _openpi_options(own, any_commit=any_commit) if whose == "openpi" else []
+    with _stopped_at_once(), locked(directory.path) as lock:
         if not resume:
             refuse_started(directory)
-        chain = Chain(directory, own, trains=True)
+        chain = Chain(directory, own, trains=True, backend=whose, fsdp=fsdp)
         console.say(f"run {directory.path}: recipe {chain.recipe.name}, {chain.recipe.train.steps} steps")
         job, machine = _prepare(chain, console, device, allow or [])
-        _run(job, machine, console, lock, patient=patient)
-        _look_back(job, console)
+        if _run(job, machine, console, lock, more, patient=patient):
+            _look_back(job, console)
     if as_json:
         print_file(directory, "manifest.json")
+
+
+@contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """While no trainer runs, SIGTERM and Ctrl-C end the run at once: nothing is lost. A first process of a container would not hear SIGTERM by itself.
+
+    Raises: HarnessError "stopped".
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        what = f"stopped by {signal.Signals(number).name} while no step was being trained; nothing was lost"
+        raise HarnessError("stopped", what, fix="harness train --resume --run RUN")
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _openpi_options(recipe: Recipe, *, any_commit: bool) -> list[str]:
+    """Options of the process that starts openpi, when it is here and can do what the recipe says.
+
+    Raises: HarnessError "upstream-cannot" and those of `find_installation`.
+    """
+    from harness.backends.openpi_install import find_installation
+    from harness.backends.openpi_job import check_upstream_can
+
+    check_upstream_can(recipe)
+    find_installation(any_commit=any_commit)
+    return ["--any-commit"] if any_commit else []
 
 
 def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[str]) -> tuple[Job, Machine]:
@@ -75,7 +126,8 @@ def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[st
         console.warn(f"deviation from recipe {made.recipe}: {deviation}")
     total, trained = counts(chain.recipe.model, chain.recipe.train.trained)
     console.say(f"plan: {made.device}, {made.chosen.reason}; {trained:,} of {total:,} parameters trained")
-    diagnosis = diagnose(chain, machine, made, (dataset, norm_stats), allow=allow)
+    # Online: what must be fetched is fetched next, and only its own server is asked.
+    diagnosis = diagnose(chain, machine, made, (dataset, norm_stats), allow=allow, online=True)
     for finding in diagnosis.findings:
         console.warn(f"{finding.severity}, {finding.check}: {finding.got}; need: {finding.need}; fix: {finding.fix}")
     if diagnosis.errors:
@@ -84,21 +136,24 @@ def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[st
     return Job(chain.run, chain.recipe, made, dataset, norm_stats), machine
 
 
-def _run(job: Job, machine: Machine, console: Progress, lock: int, *, patient: bool) -> None:
-    """The training itself, in a process of its own that this one watches; JAX is never imported here."""
+def _run(job: Job, machine: Machine, console: Progress, lock: int, more: list[str], *, patient: bool) -> bool:
+    """Whether the run has something to look back at: the training itself, in a process of its own that this one watches; JAX is never imported here."""
     from harness.chain import prepare_jax
     from harness.probe.machine import probe
     from harness.supervise.process import Limits
-    from harness.supervise.run import supervise
+    from harness.supervise.run import supervise, worker
 
     prepare_jax(job.plan, machine)
     expected = job.plan.chosen.seconds_per_step if job.plan.chosen and job.levers.platform == "cuda" and not patient else None
     # Metrics come every log_every_steps; nothing at all for twenty times that long is a hung process.
     limits = Limits(silent_s=max(3600.0, 20 * job.recipe.train.log_every_steps * (expected or 10.0)), expected_step_s=expected)
     with console:
-        outcome = supervise(job.run, job.plan, console, look=lambda: probe([job.run.path]), limits=limits, inherit=(lock,))
+        command = [*worker(job.run, job.plan), *more]
+        outcome = supervise(job.run, job.plan, console, look=lambda: probe([job.run.path]), limits=limits, command=command, inherit=(lock,))
     if not outcome.finished:
-        console.say(f"stopped and saved at step {outcome.step} of {job.recipe.train.steps}; go on with: harness train --resume --run {job.run.path}")
+        where = f"stopped and saved at step {outcome.step} of {job.recipe.train.steps}" if outcome.step else "stopped before anything was saved"
+        console.say(f"{where}; go on with: harness train --resume --run {job.run.path}")
+    return outcome.step > 0
 
 
 def _look_back(job: Job, console: Progress) -> None:
@@ -122,6 +177,8 @@ def _predict(job: Job, console: Progress) -> None:
         return
     console.say("predicting one frame with the last checkpoint")
     command = [sys.executable, "-m", "harness.cli", "predict", str(job.run.path), "--run", str(job.run.path)]
+    # Beside openpi the harness itself may have no libraries for the GPU.
+    command += ["--device", "cpu"] if job.plan.backend == "openpi" else []
     try:
         subprocess.run(command, check=True, timeout=LONG_RUN_S, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     except (subprocess.SubprocessError, OSError) as error:

@@ -1,7 +1,7 @@
 """What a manifest claims, field by field, against what is found: ordered so that the first difference explains those after it.
 
-A recipe decides what is computed, data and weights what it is computed from, software and device in which arithmetic; the
-compiled program and the metrics follow from all of these.
+First what a run is made from: the recipe decides what is computed, data and weights what it is computed from, software, flags and
+device in which arithmetic. Then what follows from these: statistics, plan, first parameters, the program, and what XLA makes of it.
 """
 
 from __future__ import annotations
@@ -11,49 +11,117 @@ from typing import Any, NamedTuple
 
 from harness.artifacts.training import Manifest
 from harness.artifacts.verdict import Compared, Status
+from harness.surroundings import xla_flags
 
 # Cadence and names do not change what a step learns (Recipe.sha256 leaves them out too).
 _NO_MATTER = frozenset({"name", "description", "train.steps", "train.save_every_steps", "train.keep_every_steps", "train.log_every_steps", "train.save"})
+# What XLA writes down about a compilation does not change it.
+_ONLY_TELLS = "XLA_FLAGS.--xla_dump"
 
 
 class Found(NamedTuple):
-    """What was found, in place of what the manifest says; None where it could not be read, and `why` says why, by field."""
+    """What was found, in place of what the manifest says; None where it could not be read, and `why` says why, by field.
+
+    `files` are the run's own files, hashed as the manifest does it; `leaves` the arrays that training starts from.
+    """
 
     recipe: Mapping[str, Any] | None
+    recipe_sha256: str | None
     dataset_sha256: str | None
+    dataset_revision: str | None
     norm_stats_sha256: str | None
     weights: Mapping[str, str] | None
+    leaves: Mapping[str, str] | None
     plan: Mapping[str, Any] | None
-    packages: Mapping[str, str] | None
-    python: str | None
-    lock_sha256: str | None
+    files: Mapping[str, str] | None
+    source_sha256: str | None
     source_revision: str | None
+    base_digest: str | None
+    lock_sha256: str | None
+    packages: Mapping[str, str] | None
+    packages_sha256: str | None
+    python: str | None
+    image_digest: str | None
+    image_id: str | None
     image: str | None
     environment: Mapping[str, str] | None
     machine: Mapping[str, Any] | None
     device: str | None
+    kernels_sha256: str | None
     step_fingerprint: str | None
+    executable_fingerprint: str | None
+    upstream: str | None = None
     why: Mapping[str, str] = {}
 
 
 def compare(manifest: Manifest, found: Found) -> list[Compared]:
     """Every field, in the order in which differences explain one another."""
-    rows = _mapping("recipe", manifest.recipe, found.recipe, found.why, ignored=_NO_MATTER)
-    rows.append(_one("dataset", manifest.dataset_sha256, found.dataset_sha256, found.why))
-    rows.append(_one("norm_stats", manifest.norm_stats_sha256, found.norm_stats_sha256, found.why))
-    rows += _mapping("weights", weights_digests(manifest.weights), found.weights, found.why)
+    return [*_made_from(manifest, found), *_arithmetic(manifest, found), *_follows(manifest, found)]
+
+
+def _made_from(manifest: Manifest, found: Found) -> list[Compared]:
+    why = found.why
+    rows = _mapping("recipe", manifest.recipe, found.recipe, why, ignored=_NO_MATTER)
+    # The recipe as it lies there against the hash that the manifest took of it: both copies may have been changed.
+    rows.append(_one("recipe_sha256", manifest.recipe_sha256, found.recipe_sha256, why))
+    rows.append(_one("dataset", manifest.dataset_sha256, found.dataset_sha256, why))
+    # The bytes decide; a branch that has moved on is told.
+    rows.append(_one("dataset_revision", manifest.dataset_revision, found.dataset_revision, why, matters=False))
+    weights = _mapping("weights", weights_digests(manifest.weights), found.weights, why)
+    arrays = _changed(manifest.weights.get("leaves"), found.leaves)
+    if arrays and manifest.weights.get("source") != "random":
+        weights = [row.model_copy(update={"note": _some(arrays)}) if row.status == "differs" else row for row in weights]
+    return [*rows, *weights]
+
+
+def _arithmetic(manifest: Manifest, found: Found) -> list[Compared]:
+    why = found.why
+    source = _one("source", manifest.source_sha256, found.source_sha256, why)
+    rows = [
+        source,
+        # Two commits may hold one source; where the source itself is known, it decides.
+        _one("source_revision", manifest.source_revision, found.source_revision, why, matters=source.status == "cannot tell"),
+        *_upstream(manifest, found),
+        _one("base", manifest.base_digest, found.base_digest, why),
+        _one("lock", manifest.lock_sha256, found.lock_sha256, why),
+        *_mapping("packages", manifest.packages, found.packages, why),
+        _one("packages_sha256", manifest.packages_sha256, found.packages_sha256, why),
+        _one("python", manifest.python, found.python, why),
+        _one("image_digest", manifest.image_digest, found.image_digest, why),
+        # The engine's id is another for each build, and the name computes nothing.
+        _one("image_id", manifest.image_id, found.image_id, why, matters=False),
+        _one("image", manifest.image, found.image, why, matters=False),
+    ]
+    flags, here = (None if each is None else _environment(each) for each in (manifest.environment, found.environment))
+    only_tell = {key for each in (flags, here) for key in flat(each or {}) if key.startswith(_ONLY_TELLS)}
+    rows += _mapping("environment", flags, here, why, ignored=only_tell)
+    rows.append(_one("device", manifest.device, found.device, why))
+    # XLA compiles for the instructions of this very processor, and shares its work out over so many cores.
+    on_cpu = {"processor", "cores"} if manifest.plan.levers.platform == "cpu" else set()
+    for row in _mapping("machine", manifest.machine, found.machine, why):
+        rows.append(row if row.field.partition(".")[2] in on_cpu else row.model_copy(update={"matters": False}))
+    return rows
+
+
+def _upstream(manifest: Manifest, found: Found) -> list[Compared]:
+    """openpi's commit, where either was trained by openpi."""
+    recorded = manifest.upstream.commit if manifest.upstream else None
+    return [] if recorded is None and found.upstream is None else [_one("upstream", recorded, found.upstream, found.why)]
+
+
+def _follows(manifest: Manifest, found: Found) -> list[Compared]:
+    why = found.why
+    rows = [_one("norm_stats", manifest.norm_stats_sha256, found.norm_stats_sha256, why)]
     # Plans are exact: another one computes the same in another order of summation.
-    rows += _mapping("plan", manifest.plan.levers.model_dump(mode="json"), found.plan, found.why)
-    rows += _mapping("packages", manifest.packages, found.packages, found.why)
-    rows.append(_one("python", manifest.python, found.python, found.why))
-    rows.append(_one("lock", manifest.lock_sha256, found.lock_sha256, found.why))
-    rows.append(_one("source", manifest.source_revision, found.source_revision, found.why))
-    # The lock and the base stand behind the image's name; the name itself computes nothing.
-    rows.append(_one("image", manifest.image, found.image, found.why, matters=False))
-    rows += _mapping("environment", manifest.environment, found.environment, found.why)
-    rows.append(_one("device", manifest.device, found.device, found.why))
-    rows += [row.model_copy(update={"matters": False}) for row in _mapping("machine", manifest.machine, found.machine, found.why)]
-    rows.append(_one("step_fingerprint", manifest.step_fingerprint, found.step_fingerprint, found.why))
+    rows += _mapping("plan", manifest.plan.levers.model_dump(mode="json"), found.plan, why)
+    rows += _mapping("files", {"dataset.json": manifest.dataset_sha256, "norm_stats.json": manifest.norm_stats_sha256}, found.files, why)
+    leaves = _mapping("leaves", manifest.weights.get("leaves"), found.leaves, why)
+    # Where they were not computed again, files or seed have answered for them above.
+    rows += [row.model_copy(update={"matters": False}) if row.status == "cannot tell" else row for row in leaves]
+    # A plan for a GPU alone has a choice of kernels.
+    rows.append(_one("kernels", manifest.kernels_sha256, found.kernels_sha256, why, matters=manifest.plan.levers.platform == "cuda"))
+    rows.append(_one("step_fingerprint", manifest.step_fingerprint, found.step_fingerprint, why))
+    rows.append(_one("executable_fingerprint", manifest.executable_fingerprint, found.executable_fingerprint, why))
     return rows
 
 
@@ -83,6 +151,20 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not value and prefix:
         return {prefix: {}}
     return {path: leaf for key, inner in value.items() for path, leaf in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
+    """XLA's flags one by one: their order changes nothing, and a difference is one of them."""
+    return {name: xla_flags(value) if name == "XLA_FLAGS" else value for name, value in variables.items()}
+
+
+def _changed(recorded: Mapping[str, str] | None, found: Mapping[str, str] | None) -> list[str]:
+    a, b = recorded or {}, found or {}
+    return sorted(path for path in a.keys() & b.keys() if a[path] != b[path])
+
+
+def _some(names: list[str]) -> str:
+    return f"arrays that differ: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _mapping(name: str, recorded: Mapping[str, Any] | None, found: Mapping[str, Any] | None, why: Mapping[str, str], *, ignored: Any = ()) -> list[Compared]:
@@ -115,4 +197,6 @@ def _one(name: str, recorded: Any, found: Any, why: Mapping[str, str], *, matter
 
 
 def _text(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        return f"{len(value)} values"
     return None if value is None else str(value)

@@ -1,0 +1,107 @@
+"""Takes secrets out of text before it is written or shown.
+
+Known secrets are what this process was given: variables named like one, passwords in addresses, those of ~/.netrc, the hub's token file.
+Unknown ones are known by their form: a password in an address, a signed address, a token with a telling prefix. 40 hexadecimal digits alone
+are a commit as well as a key, so such a key is found by its variable or its place, not by its form.
+"""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TextIO
+from urllib.parse import quote
+
+_NAMED = re.compile(r"(?i)(?:^|_)(?:api_?key|key|token|secret|password|passwd|pass|credentials?)(?:$|_)")
+# A shorter value is more likely a word that stands in other places too.
+_SHORTEST = 8
+_MARK = "[redacted]"
+_PASSWORD = re.compile(r"://[^/\s@:]*:([^/\s@]+)@")
+_FORMS = (
+    # scheme://user:password@host, and a user alone, which is how tokens are given to git.
+    (re.compile(r"://[^/\s@\"'<>\\]+@"), f"://{_MARK}@"),
+    (re.compile(r"([?&](?:key|api_?key|token|access_token|sig|signature|password|x-(?:amz|goog)-\w+)=)[^&\s\"'<>]+", re.IGNORECASE), rf"\1{_MARK}"),
+    (re.compile(r"\b((?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{16,}"), rf"\1{_MARK}"),
+    (re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|wandb_v\d_\w{20,}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|AKIA[0-9A-Z]{16})"), _MARK),
+    # NAME=value and "name": "value", as logs of libraries print them.
+    (re.compile(r"(\b\w*(?:api_?key|token|secret|password|passwd)\b[\"']?\s*[:=]\s*[\"']?)[A-Za-z0-9_/+.-]{16,}", re.IGNORECASE), rf"\1{_MARK}"),
+)
+
+
+def redact(text: str, environ: Mapping[str, str] = os.environ) -> str:
+    """`text` with "[redacted]" in the place of every secret that is known or has the form of one."""
+    for secret in known_secrets(environ):
+        if secret in text:
+            text = text.replace(secret, _MARK)
+    for form, mark in _FORMS:
+        text = form.sub(mark, text)
+    return text
+
+
+def holds_secret(text: str) -> bool:
+    return redact(text) != text
+
+
+def known_secrets(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The secrets that this process was given, as they may stand in a text; the longest first, so that none hides in another."""
+    values = {value.strip() for name, value in environ.items() if _NAMED.search(name) and not value.startswith("/")}
+    values |= {match[1] for value in environ.values() for match in _PASSWORD.finditer(value)}
+    values |= set(_of_netrc(_changed(place := netrc_path(environ)), place)) | set(_of_file(token_file(environ)))
+    values = {value for value in values if len(value) >= _SHORTEST}
+    forms = {form for value in values for form in (value, quote(value, safe=""), json.dumps(value)[1:-1])}
+    return sorted(forms, key=lambda form: (-len(form), form))
+
+
+def netrc_path(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("NETRC") or Path(environ.get("HOME", "/")) / ".netrc")
+
+
+def token_file(environ: Mapping[str, str]) -> Path:
+    """Where the hub's client keeps its login."""
+    home = environ.get("HF_HOME") or str(Path(environ.get("HOME", "/")) / ".cache" / "huggingface")
+    return Path(environ.get("HF_TOKEN_PATH") or Path(home) / "token")
+
+
+class Cleaned:
+    """A text stream that writes what is left after `redact`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Iterator[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+def _changed(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4)
+def _of_netrc(_: float | None, path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(entry[2] for entry in netrc.netrc(str(path)).hosts.values() if entry[2])
+    except (OSError, netrc.NetrcParseError):
+        return ()
+
+
+def _of_file(path: Path) -> tuple[str, ...]:
+    try:
+        return (path.read_text(errors="replace").strip(),)
+    except OSError:
+        return ()

@@ -1,0 +1,67 @@
+"""What wandb has of a run on this disk: its transaction logs, which `wandb sync` sends later, one fragment after the other.
+
+A fragment is a log in LevelDB's form: a header of 7 bytes, then blocks of 32 KiB of records, each with a checksum; a record is a protobuf message.
+Source: wandb core/internal/transactionlog, LevelDB doc/log_format.md.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_IDENT = struct.Struct("<4sHB")
+_HEADER = struct.Struct("<IHB")
+_BLOCK = 2**15
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+def fragments(directory: Path, run_id: str) -> list[Path]:
+    """The logs of one run below its directory, oldest first: an attempt each."""
+    return sorted(directory.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"))
+
+
+def last_step(directory: Path, run_id: str) -> int:
+    """The last step that some fragment holds values of; -1 when there is none."""
+    steps = (record.history.step.num for file in fragments(directory, run_id) for record in records(file) if record.WhichOneof("record_type") == "history")
+    return max(steps, default=-1)
+
+
+def records(file: Path) -> Iterator[Any]:
+    """wandb's records up to the end, or to the first that a killed process has left unfinished, where syncing ends as well."""
+    from google.protobuf.message import DecodeError
+    from wandb.proto import wandb_internal_pb2
+
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return
+    for body in _bodies(data):
+        record = wandb_internal_pb2.Record()
+        try:
+            record.ParseFromString(body)
+        except DecodeError:
+            return
+        yield record
+
+
+def _bodies(data: bytes) -> Iterator[bytes]:
+    if len(data) < _IDENT.size or _IDENT.unpack_from(data)[0] != b":W&B":
+        return
+    at, parts = _IDENT.size, b""
+    while at + _HEADER.size <= len(data):
+        left = _BLOCK - at % _BLOCK
+        if left < _HEADER.size:
+            at += left
+            continue
+        checksum, length, kind = _HEADER.unpack_from(data, at)
+        body = data[at + _HEADER.size : at + _HEADER.size + length]
+        whole = len(body) == length and zlib.crc32(body, zlib.crc32(bytes([kind]))) == checksum
+        if not whole or kind not in (_FULL, _FIRST, _MIDDLE, _LAST):
+            return
+        at += _HEADER.size + length
+        parts = body if kind in (_FULL, _FIRST) else parts + body
+        if kind in (_FULL, _LAST):
+            yield parts
