@@ -136,6 +136,7 @@ def test_openpi_reads_the_runs_own_files(scene: Any) -> None:
     assert (Path(env["HF_LEROBOT_HOME"]) / job["repo_id"] / "meta/info.json").is_file()
     assert (Path(env["OPENPI_DATA_HOME"]) / "big_vision/paligemma_tokenizer.model").stat().st_size > 1000
     assert (env["WANDB_MODE"], env["HF_HUB_OFFLINE"]) == ("offline", "1")
+    assert env["JAX_ENABLE_COMPILATION_CACHE"] == "false"
     assert job["sizes"] == {"vision": "mu/14", "vocab_size": 512}
     assert (job["train"]["overwrite"], job["train"]["resume"]) == (False, False)
     assert job["checkpoint_dir"] == str(run.run.checkpoints.absolute())

@@ -119,6 +119,9 @@ class _Follower:
         # The harness's own package must not be found beside its entry: the entry's directory is the first of upstream's path.
         environment |= {"PYTHONSAFEPATH": "1"}
         environment.pop("PYTHONPATH", None)
+        # Upstream keeps compiled programs in ~/.cache/jax. On the CPU, what its jax 0.5.3 reads back from there computes other losses than what it
+        # compiled (2.0396 and 1.9833 at step 0 of the smoke recipe): a run would depend on whether there was one before it.
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         words: deque[str] = deque(maxlen=_LAST_WORDS)
         with (
             (self._run.path / FOLDER / "console.log").open("ab") as log,
