@@ -49,7 +49,7 @@ def test_an_untouched_run_is_equal_bit_for_bit(place: Path, tmp_path: Path) -> N
     found = verdict(place, run, "--steps=3")
     assert found.verdict == "equal"
     assert found.replay is not None
-    assert (found.replay.steps, found.replay.tolerance, found.replay.largest_difference) == (3, 0.0, 0.0)
+    assert (found.replay.steps, found.replay.tolerance, found.replay.largest_difference) == (3, 0.0, 0.0), found.replay.note
     same = {row.field for row in found.fields if row.status == "equal"}
     assert same >= {"recipe", "recipe_sha256", "dataset", "norm_stats", "weights", "leaves", "plan", "files", "lock", "packages", "packages_sha256", "source"}
     assert same >= {"environment", "device", "step_fingerprint", "executable_fingerprint"}

@@ -151,7 +151,7 @@ def _run(job: Job, machine: Machine, console: Progress, lock: int, more: list[st
         command = [*worker(job.run, job.plan), *more]
         outcome = supervise(job.run, job.plan, console, look=lambda: probe([job.run.path]), limits=limits, command=command, inherit=(lock,))
     if not outcome.finished:
-        where = f"stopped and saved at step {outcome.step} of {job.recipe.train.steps}" if outcome.step else "stopped before anything was saved"
+        where = f"stopped and saved at step {outcome.step} of {job.recipe.train.steps}" if outcome.step else "stopped before its first step was saved"
         console.say(f"{where}; go on with: harness train --resume --run {job.run.path}")
     return outcome.step > 0
 
