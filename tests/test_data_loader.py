@@ -196,15 +196,22 @@ def test_processes_of_the_loader_end_when_the_trainer_is_killed(tmp_path: Path) 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]), "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen([sys.executable, str(tmp_path / "trains.py")], stdout=subprocess.PIPE, env=environment) as trainer:
         assert trainer.stdout is not None
-        assert trainer.stdout.readline() == b"ready\n"
-        children = Path(f"/proc/{trainer.pid}/task/{trainer.pid}/children").read_text().split()
-        workers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-        assert workers
-        trainer.kill()
+        try:
+            assert trainer.stdout.readline() == b"ready\n"
+            workers = _loader_processes(trainer.pid)
+        finally:
+            trainer.kill()
+    assert workers
     deadline = time.monotonic() + 120
     while any(_lives(worker) for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [worker for worker in workers if _lives(worker)]
+
+
+def _loader_processes(trainer: int) -> list[str]:
+    """Its children that grain has spawned, whichever of its threads did."""
+    children = [child for task in Path(f"/proc/{trainer}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def _lives(pid: str) -> bool:
