@@ -15,11 +15,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.artifacts import Candidate, Levers, Memory, Plan
 from harness.checkpoint.inspect import inspect
@@ -27,9 +30,10 @@ from harness.checkpoint.store import Store
 from harness.data.dataset import describe
 from harness.data.stats import compute
 from harness.errors import HarnessError
-from harness.parameters import parameter_shapes
+from harness.parameters import EMBEDDING, parameter_shapes
 from harness.recipe import Recipe, load_recipe
 from harness.rundir import RunDir
+from harness.train import host
 from harness.train.compiled import CompiledStep, compile_step
 from harness.train.job import Job
 from harness.train.loop import train
@@ -127,10 +131,49 @@ def law_lora_trains_alike_and_its_frozen_weights_are_sharded() -> None:
     check_shards({"frozen": frozen}, 4)
 
 
+@cache
+def hosted() -> tuple[CompiledStep, TrainState, list[dict[str, float]]]:
+    """The step over four shards with everything in host memory, streamed in many pieces as the real leaves are, and where three of it lead."""
+    plan = levers(learner(), 2, **FOUR).model_copy(update={"host": ["ema", "moments", "masters"]})
+    with mock.patch.object(host, "_PIECE", 2**11):
+        step = compile_step(learner(), plan)
+    return step, *steps_of(learner(), step, 3)
+
+
+def law_a_table_in_host_memory_is_walked_through_by_its_shards() -> None:
+    """Left in one piece or gathered, it alone would be gigabytes on every device."""
+    recipe, (step, *_) = learner(), hosted()
+    rows, width = parameter_shapes(recipe.model)[EMBEDDING]
+    assert step.layout.cuttable(f"trained/{EMBEDDING}", (rows, width)) == 1
+    gathered = {dims for _, dims, name in collectives(step.run.as_text()) if name == "all-gather"}
+    assert f"{rows},{width}" not in gathered
+    assert f"f32[{2**11 // width},{width // 4}]" in step.run.as_text()
+
+
+def law_any_plan_over_shards_learns_the_same() -> None:
+    @settings(max_examples=3, deadline=None, derandomize=True, database=None)
+    @given(
+        overrides=st.sampled_from([(), (*LORA, "train.ema_decay=null")]),
+        mesh=st.sampled_from([FOUR, TWO_BY_TWO, {"devices": 2, "fsdp": 2}]),
+        accumulation_steps=st.sampled_from([1, 2]),
+        attention=st.sampled_from(["full", "chunked"]),
+        remat=st.sampled_from(["block", "none"]),
+        compute_copy=st.booleans(),
+        in_host=st.sampled_from([["ema"], ["moments"], ["ema", "moments"], ["moments", "masters"]]),
+    )
+    def check(overrides: tuple[str, ...], mesh: dict[str, int], accumulation_steps: int, in_host: list[str], **others: Any) -> None:
+        recipe = learner(*overrides)
+        parts = [part for part in in_host if part != "ema" or recipe.train.ema_decay is not None]
+        plan = levers(recipe, accumulation_steps, **mesh).model_copy(update={"host": parts, **others})
+        with mock.patch.object(host, "_PIECE", 2**11):
+            step = compile_step(recipe, plan)
+        assert_alike(three_steps(overrides, 1, **ONE), steps_of(recipe, step, 3))
+
+    check()
+
+
 def law_shards_in_host_memory_train_like_one_device_and_come_back_from_a_checkpoint() -> None:
-    recipe, plan = learner(), levers(learner(), 2, **FOUR).model_copy(update={"host": ["ema", "moments", "masters"]})
-    step = compile_step(recipe, plan)
-    state, lines = steps_of(recipe, step, 3)
+    recipe, (step, state, lines) = learner(), hosted()
     one, one_lines = three_steps((), 1, **ONE)
     assert_alike((one, one_lines), (state, lines))
     assert {x.sharding.memory_kind for tree in (state.ema, state.trained) for x in tree.values() if x.size >= SMALLEST} == {"pinned_host"}
@@ -245,15 +288,24 @@ def train_to(steps: int, run: Path, accumulation_steps: int = 1, **mesh: int) ->
     assert train(Job(RunDir(run), recipe, plan, dataset, compute(recipe, dataset)), Listener()).finished
 
 
+def collectives(text: str) -> list[tuple[str, str, str]]:
+    """(type, dimensions, operation) of every array that a compiled program sends from device to device."""
+    found = []
+    for result, name in re.findall(r"= (.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\(", text):
+        found += [(kind, dims, name) for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+    return found
+
+
 def law_no_row_travels_and_layers_are_gathered_one_at_a_time() -> None:
-    recipe, text = learner(), compiled((), 2, **FOUR).run.as_text()
-    collectives = re.findall(r"= (\S+?)\[([\d,]*)\]\S* (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\(", text)
-    assert collectives
-    names = {name for _, _, name in collectives}
-    assert "all-to-all" not in names, collectives
-    assert not [c for c in collectives if c[0] == "u8"], "images travel"
+    recipe, found = learner(), collectives(compiled((), 2, **FOUR).run.as_text())
+    assert {name for _, _, name in found} >= {"all-gather", "all-reduce"}
+    # What each device has found of everybody's tokens in its columns of the embedding table, and the gradients of that.
+    travelling = {tuple(sorted(int(n) for n in dims.split(",") if n != "1")) for _, dims, name in found if name == "all-to-all"}
+    width, rows = parameter_shapes(recipe.model)[EMBEDDING][1], BATCH // 4
+    assert travelling <= {tuple(sorted({TOKENS, width // 4})), tuple(sorted({rows, TOKENS, width // 4}))}, travelling
+    assert not [one for one in found if one[0] == "u8"], "images travel"
     whole = {shape for path, shape in parameter_shapes(recipe.model).items() if "llm/layers" in path and math.prod(shape[1:]) >= SMALLEST}
-    gathered = {tuple(int(n) for n in dims.split(",") if n) for _, dims, name in collectives if name == "all-gather"}
+    gathered = {tuple(int(n) for n in dims.split(",") if n) for _, dims, name in found if name == "all-gather"}
     assert not whole & gathered, "a stack of layers is whole on a device"
 
 
@@ -312,9 +364,11 @@ def law_the_rule_leaves_little_whole_at_the_published_size() -> None:
         for path, x in places.items():
             if "llm/layers/" in path or "encoderblock/" in path:
                 assert x.sharding.shard_shape(x.shape)[0] == x.shape[0]
-    hosted = Layout(jax.local_devices(), 4, host=["ema"])
-    table = hosted.leaf("ema/PaliGemma/llm/embedder/input_embedding", (257_152, 2048))
-    assert table.shard_shape((257_152, 2048)) == (64_288, 2048)
+    in_host = Layout(jax.local_devices(), 4, host=["ema"])
+    table = in_host.leaf(f"ema/{EMBEDDING}", (257_152, 2048))
+    assert table.shard_shape((257_152, 2048)) == (257_152, 512)
+    assert in_host.leaf(f"opt_state/1/0/nu_scale/{EMBEDDING}", (257_152, 8)).shard_shape((257_152, 8)) == (257_152, 2)
+    assert Layout(jax.local_devices()[:3], 3).leaf(f"ema/{EMBEDDING}", (257_152, 2048)).is_fully_replicated
     assert table.memory_kind == "pinned_host"
 
 

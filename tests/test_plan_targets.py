@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from harness.errors import HarnessError
 from harness.plan.cards import CARDS, find, targets
 from harness.plan.compile import _ABSENT_GPU_OPTIONS
+from harness.train import host
 from harness.units import GIB, MIB
 
 
@@ -128,3 +130,31 @@ def test_another_card_is_refused_with_the_nearest_names(written: str, near: str)
     assert caught.value.code == "gpu-unknown"
     assert near in caught.value.fix
     assert all(name in (caught.value.need or "") for name in targets())
+
+
+def test_what_lies_in_host_memory_is_copied_asynchronously_and_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three arrays in host memory, updated together: several copies are under way at once, each array comes back where it was, none is there twice."""
+    monkeypatch.setattr(host, "_PIECE", 2**16)
+    topology = topologies.get_topology_desc(platform="cuda", target_config=CARDS["rtx_4090"].target(), topology="1x1x1")
+    place = NamedSharding(topologies.make_mesh(topology, (1,), ("fsdp",)), PartitionSpec())
+    there = jax.ShapeDtypeStruct((8, 256, 256), "float32", sharding=host.in_host_memory(place))
+    here = jax.ShapeDtypeStruct(there.shape, "float32", sharding=place)
+
+    def update(state: host.Arrays, g: jax.Array) -> host.Arrays:
+        def piece(moved: host.Arrays, read: host.Arrays) -> tuple[host.Arrays, jax.Array]:
+            p, m, v = moved
+            m, v = 0.9 * m + 0.1 * read[0], 0.95 * v + 0.05 * read[0] ** 2
+            return (p - m / (jnp.sqrt(v) + 1e-8), m, v), jnp.zeros(())
+
+        return host.stream(piece, state, (g,), 3)[0]
+
+    traced = jax.jit(update, donate_argnums=0).trace((there,) * 3, here)
+    compiled = traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=_ABSENT_GPU_OPTIONS)
+    sizes, whole = compiled.memory_analysis(), 4 * 8 * 256 * 256
+    assert sizes.host_argument_size_in_bytes == sizes.host_output_size_in_bytes == sizes.host_alias_size_in_bytes == 3 * whole
+    assert sizes.temp_size_in_bytes < whole
+    events = re.findall(r"%(dynamic-slice|dynamic-update-slice)-(start|done)[\w.]* = ", compiled.as_text())
+    for name in ("dynamic-slice", "dynamic-update-slice"):
+        of_it = [event for what, event in events if what == name]
+        assert of_it[:2] == ["start", "start"], of_it
+        assert of_it.count("start") == of_it.count("done") == 3

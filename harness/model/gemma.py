@@ -29,7 +29,10 @@ _CHUNK_LOGITS = 2**24
 
 # What a layer's parameters go through just before they are used, for example the gathering of their shards from all devices.
 Fetch = Callable[[Any], Any]
-# How attention is computed: for the whole batch at once, or for a few samples at a time.
+# How attention is computed: for the whole batch at once, or for a few samples at a time. Not by cuDNN's flash attention (jax.nn.dot_product_attention): its
+# backward pass takes heads of at most 128 on Ampere and Ada, and Gemma's have 256; only Hopper's may, whose cards have the memory anyway; and JAX asks
+# the device that is here, so a step with it cannot be compiled for a card that is not. Sources: cuDNN 9.18, "Attention", support matrix;
+# jax/_src/cudnn/fused_attention_stablehlo.py, `check_is_flash_attention`, 0.10.2.
 AttentionForm = Literal["full", "chunked"]
 
 # One entry per expert; None where that expert has no tokens in this call.

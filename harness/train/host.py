@@ -1,7 +1,9 @@
 """What lies in pinned host memory between its uses, and how it goes through the device: piece by piece, in a loop, in its place.
 
 Which parts of a state lie there is a matter of where they are put (`Layout`); the step sees it in an array's type and streams it.
-A piece at a time is on the device, so XLA's answer holds no second copy of anything; copies overlap with the arithmetic of the piece.
+A piece at a time is on the device, so XLA's answer holds no second copy of anything. Copies are asynchronous (tests/test_plan_targets.py reads it off
+the compiled program): those of one piece, parameter, moments and average, are under way together, and some go back while others come or are
+computed with. The next piece begins when this one is back, so the planner counts the copies as if nothing else ran meanwhile.
 """
 
 from __future__ import annotations

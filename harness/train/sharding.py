@@ -4,9 +4,14 @@ The devices form a mesh [data, fsdp]: `data` replicas of the state, each cut int
 them. A sharded parameter is whole only while its layer is computed: it is gathered there, and its gradient is summed straight into
 shards. Left to itself, XLA's propagation gathers the activations of all devices instead (seen in the compiled step).
 
-A leaf is cut along its largest axis that `fsdp` divides, never along the layer axis that the model scans. A leaf with fewer than
-`SMALLEST` elements a layer stays whole: one more collective costs more than its bytes. Moments, average and gradients have their
-parameter's shape, so they lie where it lies.
+A leaf is cut along its largest axis that `fsdp` divides, never along the layer axis that the model scans, and the embedding table along its
+width: every device holds a part of all rows, so that it can walk through them a few at a time when they lie in host memory. A leaf with
+fewer than `SMALLEST` elements a layer stays whole: one more collective costs more than its bytes. Moments, average and gradients have
+their parameter's shape, so they lie where it lies.
+
+Gradients of a layer are summed over the devices in the type that the layer computes in, as openpi's are: with bfloat16 the sum is rounded to
+8 bits, as each product of the backward pass is anyway; over microbatches it goes on in float32. The mathematics is the recipe's (in
+float32 one device and four agree within 1e-6, tests/sharded_laws.py); in bfloat16 it is another rounding of it, not the same bits.
 
 openpi's rule (src/openpi/training/sharding.py `fsdp_sharding`, commit 15a9616) counts 4 MiB of the whole leaf in its own type, so
 a bfloat16 copy may lie elsewhere than its float32 master, and lets the layer axis be cut; gradients it leaves to the compiler.
@@ -32,7 +37,7 @@ from harness.train.host import SMALLEST as SMALLEST_ON_HOST
 SMALLEST = 2**13
 # Scanned stacks of layers: their first axis is the layer.
 _SCANNED = ("llm/layers/", "Transformer/encoderblock/")
-# Looked up by its shards: each device reads its own rows for everybody, and the results are summed. Never gathered.
+# Looked up by its shards: each device reads its own columns for everybody, and the rows found are put together. Never gathered.
 _TABLE = "input_embedding"
 _ROWS = ("data", "fsdp")
 # Where the parts of a state that may lie in host memory (`Levers.host`) stand in it.
@@ -56,7 +61,11 @@ class Layout:
     def leaf(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
         """Where the leaf at `path` lies: in the devices' own memory, or in the host's if it is of a part of the state that does (`host`)."""
         scanned = any(stack in path for stack in _SCANNED)
-        spec = (None, *self._cut_one(shape[1:])) if scanned and shape else self._cut_one(shape)
+        if path.endswith(_TABLE) and len(shape) == 2:
+            # Cut like an array that has no other axis: what is true of its width decides.
+            spec: tuple[str | None, ...] = (None, *self._cut_one(shape[1:], of=math.prod(shape)))
+        else:
+            spec = (None, *self._cut_one(shape[1:])) if scanned and shape else self._cut_one(shape)
         place = NamedSharding(self.mesh, PartitionSpec(*spec))
         return in_host_memory(place) if path.startswith(self.host) and math.prod(shape) >= SMALLEST_ON_HOST else place
 
@@ -113,10 +122,10 @@ class Layout:
         kept = (*_SCANNED, _TABLE)
         return {path: x if any(part in path for part in kept) else self.fetch(x) for path, x in params.items()}
 
-    def _cut_one(self, shape: tuple[int, ...]) -> tuple[str | None, ...]:
-        """The axes' names for an array of `shape` that has no layer axis."""
+    def _cut_one(self, shape: tuple[int, ...], of: int = 0) -> tuple[str | None, ...]:
+        """The axes' names for an array of `shape` that has no layer axis; `of` is how many elements count, if not its own."""
         axes = [axis for axis, size in enumerate(shape) if size % self.fsdp == 0]
-        if self.fsdp == 1 or not axes or math.prod(shape) < SMALLEST:
+        if self.fsdp == 1 or not axes or (of or math.prod(shape)) < SMALLEST:
             return ()
         largest = max(axes, key=lambda axis: shape[axis])
         return tuple("fsdp" if axis == largest else None for axis in range(len(shape)))
