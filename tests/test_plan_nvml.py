@@ -20,7 +20,9 @@ from harness.probe.machine import probe
 from harness.recipe import load_recipe
 from tests.test_plan_choose import Formula
 try:
-    plan = choose(load_recipe(sys.argv[1]), probe([Path(".")]), None, Ask(), tools=Tools(None, Formula()))
+    # The host of the cards, not of the tests, whose own memory may be short.
+    ask = Ask(host_ram_bytes=256 * 2**30)
+    plan = choose(load_recipe(sys.argv[1]), probe([Path(".")]), None, ask, tools=Tools(None, Formula()))
     print(plan.model_dump_json())
 except HarnessError as error:
     print(json.dumps({"code": error.code, "got": error.got}))
