@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
+from harness.received.text import for_terminal
+
 _NAMED = re.compile(r"(?i)(?:^|_)(?:api_?key|key|token|secret|password|passwd|pass|credentials?)(?:$|_)")
 # A shorter value is more likely a word that stands in other places too.
 _SHORTEST = 8
@@ -68,13 +70,13 @@ def token_file(environ: Mapping[str, str]) -> Path:
 
 
 class Cleaned:
-    """A text stream that writes what is left after `redact`."""
+    """A text stream that writes what is left after `redact`, with control characters as escapes."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redact(text))
+        self._stream.write(for_terminal(redact(text)))
         return len(text)
 
     def writelines(self, lines: Iterator[str]) -> None:

@@ -28,6 +28,7 @@ GROUND = frozenset(
         "listing",
         "transfer",
         "recipes",
+        "received",
     }
 )
 

@@ -1,4 +1,4 @@
-"""The README is short, and its map of the tree is the tree."""
+"""The README is short, and the map in docs/architecture.md is the tree."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def tree(root: Path) -> set[str]:
     return {name for name in entries if not name.startswith(".") and not name.endswith("__init__.py")}
 
 
-def tree_map(readme: str) -> set[str]:
+def tree_map(page: str) -> set[str]:
     """First word of each line of the fenced block after `<!-- tree -->`."""
-    block = re.search(r"<!-- tree -->\s*```text\n(.*?)```", readme, re.DOTALL)
-    assert block, "README.md has no fenced text block after <!-- tree -->"
+    block = re.search(r"<!-- tree -->\s*```text\n(.*?)```", page, re.DOTALL)
+    assert block, "docs/architecture.md has no fenced text block after <!-- tree -->"
     return {line.split()[0].rstrip("/") for line in block[1].splitlines() if line.strip()}
 
 
 def test_map_is_the_tree() -> None:
-    mapped, there = tree_map((ROOT / "README.md").read_text()), tree(ROOT)
+    mapped, there = tree_map((ROOT / "docs/architecture.md").read_text()), tree(ROOT)
     assert (sorted(there - mapped), sorted(mapped - there)) == ([], []), "(not on the map, not in the tree)"
 
 

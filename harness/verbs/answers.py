@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.received.text import all_visible, in_json
 from harness.redact import redact
 
 
 def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
     # A table folds long words, and a secret in two lines is found by nobody.
-    artifact = type(artifact).model_validate_json(redact(artifact.model_dump_json()))
+    text = redact(artifact.model_dump_json())
     if as_json:
-        print(artifact.model_dump_json(indent=2))
+        print(in_json(type(artifact).model_validate_json(text).model_dump_json(indent=2)))
     else:
         from rich.console import Console
 
-        Console().print(table(artifact))
+        # Its texts may be a stranger's: no table obeys one.
+        Console().print(table(type(artifact).model_validate_json(json.dumps(all_visible(json.loads(text))))))
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What somebody else made and we open: names, files, JSON and text, each through one door."""

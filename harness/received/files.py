@@ -1,0 +1,162 @@
+"""Files that may have come from somebody else, opened through one door.
+
+A run, a checkpoint or a dataset is a directory, its *root*. A file of it is opened only when it is a regular file (no FIFO, device, socket)
+that lies below the root once every link is followed, and it is read only up to the limit of its kind. Nothing is truncated, locked or
+created here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from harness.errors import HarnessError
+from harness.units import GIB, KIB, MIB, format_bytes
+
+# The most bytes that a file of each kind is read to. Real ones are far below.
+LOCK_BYTES = 64 * KIB
+MARK_BYTES = MIB
+RECIPE_BYTES = MIB
+ARTIFACT_BYTES = 64 * MIB
+PICTURE_BYTES = 32 * MIB
+METRICS_BYTES = GIB
+# How deep a tree may be and how many entries it may have, before it is called no tree of ours.
+DEEPEST = 64
+MOST_ENTRIES = 2_000_000
+
+
+class UnsafeFile(HarnessError):
+    """A file that is not opened: a link out of its root, no regular file, or larger than its kind is."""
+
+
+def stays(root: Path, path: Path) -> bool:
+    """Whether `path` lies below `root` once all links are followed (the hub cache's links to its own blobs count as below).
+
+    Raises: OSError, RuntimeError or ValueError for a path that cannot be followed.
+    """
+    target, home = path.resolve(), root.resolve()
+    if target.is_relative_to(home):
+        return True
+    # huggingface_hub keeps <cache>/snapshots/<commit>/file as a link to <cache>/blobs/<hash>.
+    snapshot = next((place for place in (home, *home.parents) if place.parent.name == "snapshots"), None)
+    return snapshot is not None and target.is_relative_to(snapshot.parent.parent / "blobs")
+
+
+def there(path: Path) -> bool:
+    """Whether something has this name, be it a link that leads nowhere: what is there is then opened, or refused by name."""
+    return os.path.lexists(path)
+
+
+def open_received(path: Path, root: Path) -> BinaryIO:
+    """The regular file `path` below `root`, open for reading.
+
+    Raises: UnsafeFile "file-leaves-root" or "file-not-regular"; OSError as `open` does.
+    """
+    check_stays(path, root)
+    real = os.path.realpath(path)
+    _check_regular(path, os.stat(real).st_mode)
+    # Between the look and the opening another file may have come: O_NONBLOCK does not wait for a FIFO's writer, O_NOFOLLOW takes no new link.
+    descriptor = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_received(path: Path, root: Path, limit_bytes: int) -> bytes:
+    """All bytes of the regular file `path` below `root`.
+
+    Raises: UnsafeFile also for more than `limit_bytes` ("file-too-large"); OSError as `open` does.
+    """
+    with open_received(path, root) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(limit_bytes + 1) if size <= limit_bytes else b""
+    if size > limit_bytes or len(data) > limit_bytes:
+        raise UnsafeFile(
+            "file-too-large",
+            f"{path} is larger than a file of its kind is; it was not read",
+            got=format_bytes(max(size, len(data))),
+            need=f"at most {format_bytes(limit_bytes)}",
+            fix=f"do not use it unless you know who made it; to look at its beginning: head -c 2000 {path}",
+        )
+    return data
+
+
+def check_stays(path: Path, root: Path) -> None:
+    """Refuses a path that links lead out of `root`.
+
+    Raises: UnsafeFile "file-leaves-root"; OSError as `os.stat` does.
+    """
+    try:
+        inside = stays(root, path)
+    except (RuntimeError, ValueError):
+        inside = False
+    if not inside:
+        raise UnsafeFile(
+            "file-leaves-root",
+            f"{path} is a link that leads out of {root}; it was not followed",
+            got=os.path.realpath(path),
+            need=f"a file inside {root}",
+            fix=f"do not use it unless you trust who made it; if the link is yours, put the files in its place: cp -rL {root} COPY",
+        )
+
+
+def walk(root: Path, *, strays: list[Path] | None = None) -> Iterator[Path]:
+    """The regular files below `root`, in no promised order; each is visited once, and no link to a directory is followed.
+
+    `strays` gets what is left out: links that lead out of `root` or nowhere, linked directories, FIFOs, devices, sockets.
+    Raises: UnsafeFile "tree-too-large" for more than 2,000,000 entries or 64 levels.
+    """
+    count = 0
+    todo = [(root, 0)]
+    while todo:
+        folder, depth = todo.pop()
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        count += len(found)
+        if count > MOST_ENTRIES or depth > DEEPEST:
+            raise UnsafeFile(
+                "tree-too-large",
+                f"{root} is no directory of a run, checkpoint or dataset: it was not read to its end",
+                got=f"more than {MOST_ENTRIES:,} entries" if count > MOST_ENTRIES else f"more than {DEEPEST} levels",
+                need=f"at most {MOST_ENTRIES:,} entries and {DEEPEST} levels",
+                fix="give the directory of the run, checkpoint or dataset itself, not one above it",
+            )
+        folders = []
+        for entry in found:
+            path = folder / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((path, depth + 1))
+            elif entry.is_file(follow_symlinks=False) or (entry.is_symlink() and _regular_inside(path, root)):
+                yield path
+            elif strays is not None:
+                strays.append(path)
+        todo += reversed(folders)
+
+
+def _regular_inside(path: Path, root: Path) -> bool:
+    try:
+        return path.is_file() and stays(root, path)
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(21, "Is a directory", str(path))
+    if not stat.S_ISREG(mode):
+        raise UnsafeFile(
+            "file-not-regular",
+            f"{path} is no regular file; it was not opened",
+            got=next((name for is_it, name in _KINDS if is_it(mode)), "another kind of file"),
+            need="a regular file",
+            fix=f"do not use this directory unless you know who made it; to see what it is: stat {path}",
+        )
+
+
+_KINDS = ((stat.S_ISFIFO, "a FIFO"), (stat.S_ISCHR, "a character device"), (stat.S_ISBLK, "a block device"), (stat.S_ISSOCK, "a socket"))

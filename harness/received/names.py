@@ -1,0 +1,60 @@
+"""Names that come from outside: validated once, here, before one of them becomes a part of a path."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from harness.received.text import controls
+
+# The longest name that Linux's filesystems take.
+_LONGEST_BYTES = 255
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def why_no_name(text: str, reserved: frozenset[str] = frozenset()) -> str | None:
+    """The reason why `text` cannot be one name inside a directory; None when it can. `reserved` are names that have a meaning there."""
+    refusals = (
+        (not text.strip(), "it is empty"),
+        (text in (".", ".."), f"{text!r} is a directory that is there already"),
+        ("/" in text or "\\" in text, "it has a separator of paths"),
+        (controls(text), "it has control characters"),
+        (
+            text != text.strip() or text.startswith(("~", "-")),
+            "it begins or ends with a blank, or begins with '~' or '-', which a shell takes for something else",
+        ),
+        (len(text.encode(errors="surrogatepass")) > _LONGEST_BYTES, f"it is longer than {_LONGEST_BYTES} bytes"),
+        (text in reserved, f"{text!r} has a meaning of its own there"),
+    )
+    return next((reason for refused, reason in refusals if refused), None)
+
+
+def why_no_relative_name(text: str) -> str | None:
+    """The reason why `text` cannot be names joined by "/", such as openpi's asset ids; None when it can."""
+    if text.startswith("/"):
+        return "it is absolute"
+    return next((reason for part in text.split("/") if (reason := why_no_name(part)) is not None), None)
+
+
+def is_commit(text: object) -> bool:
+    """Whether `text` is the whole name of a git commit, and so may stand in a command."""
+    return isinstance(text, str) and _COMMIT.fullmatch(text) is not None
+
+
+def _name(text: str) -> str:
+    if (reason := why_no_name(text)) is not None:
+        raise ValueError(f"{text!r} is no name: {reason}")
+    return text
+
+
+def _relative_name(text: str) -> str:
+    if (reason := why_no_relative_name(text)) is not None:
+        raise ValueError(f"{text!r} is no name below a directory: {reason}")
+    return text
+
+
+# The types of a recipe's or an artifact's field that becomes a part of a path.
+Name = Annotated[str, AfterValidator(_name)]
+RelativeName = Annotated[str, AfterValidator(_relative_name)]
