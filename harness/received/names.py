@@ -23,7 +23,7 @@ def why_no_name(text: str, reserved: frozenset[str] = frozenset()) -> str | None
         (controls(text), "it has control characters"),
         (
             text != text.strip() or text.startswith(("~", "-")),
-            "it begins or ends with a blank, or begins with '~' or '-', which a shell takes for something else",
+            "it begins or ends with a blank, or begins with '~' or '-'",
         ),
         (len(text.encode(errors="surrogatepass")) > _LONGEST_BYTES, f"it is longer than {_LONGEST_BYTES} bytes"),
         (text in reserved, f"{text!r} has a meaning of its own there"),
