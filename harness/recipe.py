@@ -16,6 +16,7 @@ import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from harness.errors import HarnessError
+from harness.recipes.meaning import without_cadence
 from harness.redact import holds_secret
 from harness.strict import Strict, parse
 
@@ -184,9 +185,8 @@ class Recipe(Part):
         return self
 
     def sha256(self) -> str:
-        """Hash of everything that changes what a step learns; the name, how many steps, and how often to save or log do not."""
-        cadence = {"steps", "save_every_steps", "keep_every_steps", "log_every_steps", "save"}
-        body = self.model_dump(mode="json", exclude={"name": True, "description": True, "train": cadence})
+        """Hash of everything that changes what a step learns: all keys that recipes/meaning.py does not call cadence."""
+        body = without_cadence(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

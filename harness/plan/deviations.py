@@ -1,7 +1,7 @@
 """How a changed recipe differs from the one that was asked for, in words a person can weigh. No JAX.
 
 A deviation is a different experiment: each sentence names it, the key that causes it, and what is known about its cost, or that
-nothing is. Changes that alter nothing that is learned (the name, how often to save or log) are none.
+nothing is. Which keys deviate stands in recipes/meaning.py.
 
 The figures of π0 are those of openpi's README, the users' of its issues 711 and 799. Errors are root mean squares, relative: of an update with
 8-bit moments (tests/test_train_moments.py), of weights that are normally distributed (tests/test_model_quantize.py). `TINY` is what
@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.parameters import counts
 from harness.recipe import Recipe, Trained
+from harness.recipes.meaning import changed_keys, flat, meaning
 from harness.units import format_count
 
 # Key that deviates → the error that the benchmark found on the tiny model.
@@ -28,7 +29,8 @@ TINY = {
     "train.frozen=int4": "the loss differs by 0.2 % at first and 0.1 % after 30 steps, and the parameters by 26 % of the way that they went",
 }
 
-_LEARNED_ALIKE = {"name", "description", "train.save", "train.save_every_steps", "train.keep_every_steps", "train.log_every_steps"}
+# Not another experiment, and told all the same: the run is shorter or longer, the random numbers are others.
+_TOLD = frozenset({"train.steps", "train.seed"})
 
 _WHO: dict[Trained, str] = {
     "full": "all parameters",
@@ -46,8 +48,8 @@ _WHO_COSTS: dict[Trained, str] = {
 
 def deviations(base: Recipe, changed: Recipe) -> list[str]:
     """One sentence for each way in which `changed` learns something else than `base`; none when both are the same experiment."""
-    before, after = _leaves(base.model_dump(mode="json")), _leaves(changed.model_dump(mode="json"))
-    differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} - _LEARNED_ALIKE
+    before, after = flat(base.model_dump(mode="json")), flat(changed.model_dump(mode="json"))
+    differing = {key for key in changed_keys(before, after) if meaning(key).deviates or key in _TOLD}
     sentences = []
     for prefixes, explain in _EXPLAINED:
         explained = {key for key in differing if key.startswith(prefixes)}
@@ -55,13 +57,12 @@ def deviations(base: Recipe, changed: Recipe) -> list[str]:
             differing -= explained
             sentences.append(explain(base, changed))
     sentences = [sentence for sentence in sentences if sentence]
-    return sentences + [f"{key} is {_said(after.get(key))} instead of {_said(before.get(key))}: another experiment" for key in sorted(differing)]
+    return sentences + [f"{key} is {_said(after.get(key))} instead of {_said(before.get(key))}: {_words(key)}" for key in sorted(differing)]
 
 
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {path: tree}
-    return {key: leaf for name, node in tree.items() for key, leaf in _leaves(node, f"{path}.{name}" if path else name).items()}
+def _words(key: str) -> str:
+    weight, why = meaning(key)
+    return f"{weight}, {why}"
 
 
 def _said(value: Any) -> str:

@@ -6,15 +6,14 @@ device in which arithmetic. Then what follows from these: statistics, plan, firs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from harness.artifacts.training import Manifest
 from harness.artifacts.verdict import Compared, Status
+from harness.recipes.meaning import changed_keys, flat, meaning
 from harness.surroundings import xla_flags
 
-# Cadence and names do not change what a step learns (Recipe.sha256 leaves them out too).
-_NO_MATTER = frozenset({"name", "description", "train.steps", "train.save_every_steps", "train.keep_every_steps", "train.log_every_steps", "train.save"})
 # What XLA writes down about a compilation does not change it.
 _ONLY_TELLS = "XLA_FLAGS.--xla_dump"
 
@@ -61,7 +60,7 @@ def compare(manifest: Manifest, found: Found) -> list[Compared]:
 
 def _made_from(manifest: Manifest, found: Found) -> list[Compared]:
     why = found.why
-    rows = _mapping("recipe", manifest.recipe, found.recipe, why, ignored=_NO_MATTER)
+    rows = _mapping("recipe", manifest.recipe, found.recipe, why, matters=lambda key: meaning(key).weight != "cadence")
     # The recipe as it lies there against the hash that the manifest took of it: both copies may have been changed.
     rows.append(_one("recipe_sha256", manifest.recipe_sha256, found.recipe_sha256, why))
     rows.append(_one("dataset", manifest.dataset_sha256, found.dataset_sha256, why))
@@ -94,7 +93,7 @@ def _arithmetic(manifest: Manifest, found: Found) -> list[Compared]:
     ]
     flags, here = (None if each is None else _environment(each) for each in (manifest.environment, found.environment))
     only_tell = {key for each in (flags, here) for key in flat(each or {}) if key.startswith(_ONLY_TELLS)}
-    rows += _mapping("environment", flags, here, why, ignored=only_tell)
+    rows += _mapping("environment", flags, here, why, matters=lambda name: name not in only_tell)
     rows.append(_one("device", manifest.device, found.device, why))
     # XLA compiles for the instructions of this very processor, and shares its work out over so many cores.
     on_cpu = {"processor", "cores"} if manifest.plan.levers.platform == "cpu" else set()
@@ -144,15 +143,6 @@ def overall(rows: list[Compared], others: list[Status]) -> Status:
     return "differs" if "differs" in every else "cannot tell" if "cannot tell" in every else "equal"
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` → `{"a.b": 1}`; lists are values."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    if not value and prefix:
-        return {prefix: {}}
-    return {path: leaf for key, inner in value.items() for path, leaf in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
-
-
 def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
     """XLA's flags one by one: their order changes nothing, and a difference is one of them."""
     return {name: xla_flags(value) if name == "XLA_FLAGS" else value for name, value in variables.items()}
@@ -167,15 +157,20 @@ def _some(names: list[str]) -> str:
     return f"arrays that differ: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _mapping(name: str, recorded: Mapping[str, Any] | None, found: Mapping[str, Any] | None, why: Mapping[str, str], *, ignored: Any = ()) -> list[Compared]:
+def _mapping(
+    name: str,
+    recorded: Mapping[str, Any] | None,
+    found: Mapping[str, Any] | None,
+    why: Mapping[str, str],
+    *,
+    matters: Callable[[str], bool] = lambda _: True,
+) -> list[Compared]:
     """One row for each key that differs, or a single one when none does."""
     if recorded is None or found is None:
         return [_one(name, recorded, found, why)]
     a, b = flat(recorded), flat(found)
-    changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-    rows = [
-        Compared(field=f"{name}.{key}", status="differs", recorded=_text(a.get(key)), found=_text(b.get(key)), matters=key not in ignored) for key in changed
-    ]
+    changed = changed_keys(a, b)
+    rows = [Compared(field=f"{name}.{key}", status="differs", recorded=_text(a.get(key)), found=_text(b.get(key)), matters=matters(key)) for key in changed]
     # What matters stands first.
     rows.sort(key=lambda row: not row.matters)
     return rows if any(row.matters for row in rows) else [Compared(field=name, status="equal", note=f"{len(a)} values"), *rows]

@@ -1,0 +1,92 @@
+"""What a changed key of a recipe makes of the run, and why: the one table that all others derive from.
+
+The recipe's hash leaves out what is *cadence*; the planner's deviations, the report's differences and the verdict's fields follow the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+# cadence: how long, how often, and names. Each step learns the same.
+# same mathematics: other numbers or bytes of the same experiment.
+# other data: the loss is over other samples. another experiment: something else is learned.
+Weight = Literal["another experiment", "other data", "same mathematics", "cadence"]
+HEAVIEST_FIRST: tuple[Weight, ...] = ("another experiment", "other data", "same mathematics", "cadence")
+# A change of this weight or a heavier one learns something else.
+_DEVIATES: frozenset[Weight] = frozenset({"another experiment", "other data"})
+
+
+class Meaning(NamedTuple):
+    weight: Weight
+    why: str
+
+    @property
+    def deviates(self) -> bool:
+        """Whether a run with this change learns something else."""
+        return self.weight in _DEVIATES
+
+
+# The longest prefix of a key decides.
+MEANING: dict[str, Meaning] = {
+    "": Meaning("another experiment", "changes what is learned"),
+    "name": Meaning("cadence", "only a name"),
+    "description": Meaning("cadence", "only words"),
+    "model": Meaning("another experiment", "another network"),
+    "model.paligemma.variant": Meaning("another experiment", "another language model: no released weights fit it"),
+    "model.action_expert.variant": Meaning("another experiment", "another action expert: no released weights fit it"),
+    "model.paligemma.lora": Meaning("another experiment", "adapters on the language model instead of training its weights"),
+    "model.action_expert.lora": Meaning("another experiment", "adapters on the action expert instead of training its weights"),
+    "model.prompt_tokens": Meaning("same mathematics", "padding of the prompt is masked; it matters only where prompts are cut"),
+    "model.action_horizon": Meaning("another experiment", "predicts chunks of another length"),
+    "model.compute_dtype": Meaning("another experiment", "rounds differently in every step"),
+    "data": Meaning("other data", "the loss is over other samples: not comparable number by number"),
+    "data.asset_id": Meaning("same mathematics", "only the name of the statistics in the checkpoint"),
+    "data.tokenizer": Meaning("other data", "other tokens for the same words"),
+    "data.normalization": Meaning("another experiment", "scales the actions differently, and so the loss"),
+    "data.degenerate_dimensions": Meaning("another experiment", "treats near-constant dimensions differently"),
+    "data.augment": Meaning("another experiment", "augmentation changes what the model sees"),
+    "weights": Meaning("another experiment", "starts from other weights"),
+    "train.trained": Meaning("another experiment", "trains other parameters"),
+    "train.steps": Meaning("cadence", "another length; each step is the same: compare at the same step"),
+    "train.global_batch": Meaning("another experiment", "another number of samples a step, and another noise of the gradient"),
+    "train.seed": Meaning("same mathematics", "another order and other noise of the same experiment"),
+    "train.ema_decay": Meaning("another experiment", "the deployed parameters are averaged differently, or not at all"),
+    "train.ema_every_steps": Meaning("another experiment", "the average is taken at other steps"),
+    "train.frozen": Meaning("another experiment", "frozen weights are stored coarser"),
+    "train.optimizer": Meaning("another experiment", "other updates from the same gradients"),
+    "train.optimizer.schedule": Meaning("another experiment", "another learning rate at the same step"),
+    "train.save": Meaning("cadence", "what a checkpoint holds, not what is learned"),
+    "train.save_every_steps": Meaning("cadence", "how often it is saved"),
+    "train.keep_every_steps": Meaning("cadence", "which checkpoints are kept"),
+    "train.log_every_steps": Meaning("cadence", "how often it is logged"),
+}
+
+
+def meaning(key: str) -> Meaning:
+    """The meaning of a difference in the dotted `key`."""
+    while key not in MEANING:
+        key = key.rpartition(".")[0]
+    return MEANING[key]
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by dotted key: `{"a": {"b": 1}}` → `{"a.b": 1}`. Lists are leaves, and so is an empty mapping below the top."""
+    if not isinstance(value, Mapping) or (not value and prefix):
+        return {prefix: value}
+    return {path: leaf for key, inner in value.items() for path, leaf in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The keys, sorted, in which two `flat` mappings differ; an absent key is None."""
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def without_cadence(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The nested mapping of a recipe without the keys that are cadence."""
+    kept = {}
+    for key, value in tree.items():
+        path = f"{prefix}.{key}" if prefix else key
+        if meaning(path).weight != "cadence":
+            kept[key] = without_cadence(value, path) if isinstance(value, Mapping) else value
+    return kept
