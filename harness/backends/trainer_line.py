@@ -58,7 +58,7 @@ class _Start(NamedTuple):
 
     trainer: Trainer
     program: str
-    index: int
+    behind: int
     launcher: str
 
 
@@ -75,7 +75,7 @@ def whose(words: list[str]) -> Line:
     if chosen is None or start is None:
         return _without_program(commands)
     command = commands[chosen]
-    before, arguments = command.words[: start.index], command.words[start.index :]
+    before, arguments = command.words[: start.behind], command.words[start.behind :]
     exported: dict[str, str] = {}
     for earlier in commands[:chosen]:
         if earlier.words[0] in ("export", "declare") or all(_ASSIGNMENT.fullmatch(word) for word in earlier.words):

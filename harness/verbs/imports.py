@@ -93,9 +93,10 @@ def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
     from harness.rundir import write_atomic
 
     if found.recipe is None:
+        who = "LeRobot's command" if found.trainer == "lerobot" else f"openpi {found.config}"
         raise HarnessError(
             "recipe-inexpressible",
-            f"no recipe of ours does what {found.command.partition(' ')[0] if found.trainer == 'lerobot' else f'openpi {found.config}'} does; nothing was written",
+            f"no recipe of ours does what {who} does; nothing was written",
             got=found.unknown.get("recipe"),
             need="a command of π0.5 on LIBERO's features",
             fix=f"leave --{what} out; or copy pi05_libero.yaml and map your features in data",
