@@ -77,6 +77,10 @@ def test_what_the_host_sets_for_a_network_is_passed_on_when_set(name: str) -> No
     assert {"NCCL_DEBUG", "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "NCCL_SOCKET_IFNAME", "WANDB_BASE_URL"} <= trains or (name == "fetch" and not trains)
 
 
+def test_whoever_writes_can_be_told_the_umask() -> None:
+    assert {name for name in NAMES if "HARNESS_UMASK" in SERVICES[name]["environment"]} == set(NAMES) - {"test"}
+
+
 def test_both_trainers_are_passed_the_same() -> None:
     ours, upstream = (SERVICES[name]["environment"] for name in ON_GPUS)
     assert upstream == ours | {"HARNESS_SERVICE": "train-openpi", "HARNESS_BACKEND": "openpi"}
@@ -100,7 +104,7 @@ def test_keys_come_as_files_too_and_no_file_is_needed() -> None:
     files = {name: secret["file"] for name, secret in COMPOSE["secrets"].items()}
     assert files == {name.lower(): f"${{{name}_FILE:-/dev/null}}" for name in SECRETS}
     given = {name: SERVICES[name].get("secrets", []) for name in NAMES}
-    assert given == dict.fromkeys(NAMES, []) | {"fetch": ["hf_token"]} | dict.fromkeys(ON_GPUS, ["wandb_api_key", "hf_token"])
+    assert given == {name: [] for name in NAMES} | {"fetch": ["hf_token"]} | {name: ["wandb_api_key", "hf_token"] for name in ON_GPUS}
     entrypoint = (ROOT / "docker/entrypoint").read_text()
     for name in SECRETS:
         assert f"key {name} /run/secrets/{name.lower()}\n" in entrypoint

@@ -135,6 +135,19 @@ def test_a_certificate_that_is_only_on_the_host_is_refused(image: Path) -> None:
     assert "HARNESS_CA_FILE=/on/the/host.pem docker compose run" in done.stderr
 
 
+@pytest.mark.parametrize(("umask", "mode"), [("077", 0o600), ("0027", 0o640), ("", 0o644), (None, 0o644)])
+def test_new_files_have_the_permissions_that_were_asked_for(image: Path, umask: str | None, mode: int) -> None:
+    assert start(image, "probe", **({} if umask is None else {"HARNESS_UMASK": umask})).returncode == 0
+    assert (image / "environment").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("umask", ["9", "77", "0o77", "u=rwx", "077; touch x"])
+def test_what_is_no_umask_is_refused(image: Path, umask: str) -> None:
+    done = start(image, "probe", HARNESS_UMASK=umask)
+    assert done.returncode == 2
+    assert "[umask-invalid]" in done.stderr
+
+
 def test_a_service_may_have_another_verb(image: Path) -> None:
     assert start(image, HARNESS_VERB="fetch").stdout.split("|")[0] == "fetch"
     assert start(image, "--recipe", "smoke", HARNESS_VERB="fetch").stdout.split("|")[:3] == ["fetch", "--recipe", "smoke"]

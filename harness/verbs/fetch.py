@@ -18,7 +18,7 @@ def fetch(
     as_json: JsonOption = False,
 ) -> None:
     """Brings a recipe's dataset, tokenizer and weights into the cache; afterwards its training needs no network."""
-    from harness.artifacts.fetched import Fetched
+    from harness.artifacts import Fetched
     from harness.show.fetched import fetched_view
 
     asked = chain_for(None, recipe, sets, dataset, "ours").recipe
@@ -62,7 +62,7 @@ def _part(what: Any, source: str, path: Path) -> Any:
 
     Raises: HarnessError "not-here" for a local path without anything; UnsafeFile "tree-too-large".
     """
-    from harness.artifacts.fetched import Part
+    from harness.artifacts import Part
     from harness.received.files import walk
 
     if not path.exists():
