@@ -16,7 +16,7 @@ import typer
 from harness.errors import HarnessError
 from harness.received.text import visible
 from harness.redact import Cleaned
-from harness.verbs import analyse, checkpoint, doctor, imports, prepare, report, status, train, verify
+from harness.verbs import analyse, checkpoint, doctor, fetch, imports, prepare, report, status, train, verify
 
 app = typer.Typer(
     add_completion=False,
@@ -31,6 +31,7 @@ for verb in (
     prepare.plan,
     prepare.data,
     prepare.stats,
+    fetch.fetch,
     doctor.doctor,
     train.train,
     status.status,

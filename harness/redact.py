@@ -23,7 +23,8 @@ _NAMED = re.compile(r"(?i)(?:^|_)(?:api_?key|key|token|secret|password|passwd|pa
 # A shorter value is more likely a word that stands in other places too.
 _SHORTEST = 8
 _MARK = "[redacted]"
-_PASSWORD = re.compile(r"://[^/\s@:]*:([^/\s@]+)@")
+# A proxy is also given without a scheme: me:password@host:3128.
+_PASSWORD = re.compile(r"(?:://|^)[^/\s@:]*:([^/\s@]+)@")
 _FORMS = (
     # scheme://user:password@host, and a user alone, which is how tokens are given to git.
     (re.compile(r"://[^/\s@\"'<>\\]+@"), f"://{_MARK}@"),

@@ -34,6 +34,9 @@ _ENVIRONMENT = (
     "NVIDIA_TF32_OVERRIDE",
     "CUBLAS_WORKSPACE_CONFIG",
     "OMP_NUM_THREADS",
+    # The order in which several cards add up.
+    "NCCL_ALGO",
+    "NCCL_PROTO",
 )
 # The first times no kernel; the second leaves the choice to timing, and the choice is kept with the run (harness/train/kernels.py).
 DETERMINISTIC, _NO_RANDOM_ORDER = "--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops"

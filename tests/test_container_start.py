@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.redact import known_secrets
+
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -27,7 +29,7 @@ def image(tmp_path: Path) -> Path:
     for name in ("bin", "runs", "cache"):
         (tmp_path / name).mkdir()
     command = tmp_path / "bin" / "harness"
-    command.write_text('#!/bin/sh\nprintf "%s|" "$@" "$HARNESS_REVISION" "$XLA_FLAGS"\n')
+    command.write_text('#!/bin/sh\nprintf "%s|" "$@" "$HARNESS_REVISION" "$XLA_FLAGS"\nenv >"${0%/*}/../environment"\n')
     command.chmod(0o755)
     (tmp_path / "revision").write_text(f"{COMMIT}+source.aa\n")
     return tmp_path
@@ -74,6 +76,106 @@ def test_train_refuses_a_place_it_cannot_write(image: Path, place: str) -> None:
     assert "HARNESS_UID=$(id -u) HARNESS_GID=$(id -g) docker compose run" in done.stderr
     assert start(image, "probe", **{place: str(image / "gone")}).returncode == 0
     assert start(image, "train", "--help", **{place: str(image / "gone")}).returncode == 0
+
+
+def told(image: Path) -> dict[str, str]:
+    """The environment that the command was started with."""
+    return dict(line.split("=", 1) for line in (image / "environment").read_text().splitlines() if "=" in line)
+
+
+def test_a_key_comes_from_a_file(image: Path) -> None:
+    (image / "key").write_text("  0123456789abcdef\r\nsecond line\n")
+    assert start(image, "probe", WANDB_API_KEY_FILE=str(image / "key")).returncode == 0
+    assert told(image)["WANDB_API_KEY"] == "0123456789abcdef"
+    assert "0123456789abcdef" in known_secrets(told(image))
+    assert start(image, "probe", WANDB_API_KEY_FILE=str(image / "key"), WANDB_API_KEY="of the environment").returncode == 0
+    assert told(image)["WANDB_API_KEY"] == "of the environment"
+
+
+def test_without_a_file_no_key_is_set(image: Path) -> None:
+    # /dev/null is what compose mounts then, at a place of its own.
+    assert start(image, "probe").returncode == 0
+    assert not {"WANDB_API_KEY", "HF_TOKEN"} & told(image).keys()
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_key_whose_file_cannot_be_read_is_refused(image: Path, content: str | None) -> None:
+    if content is not None:
+        (image / "key").write_text(content)
+    done = start(image, "probe", HF_TOKEN_FILE=str(image / "key"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "[secret-unreadable]: HF_TOKEN" in done.stderr
+    assert "fix:" in done.stderr
+
+
+def test_a_variable_that_is_set_to_nothing_is_not_set(image: Path) -> None:
+    names = ["HF_ENDPOINT", "HF_TOKEN", "HTTPS_PROXY", "http_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "WANDB_BASE_URL", "WANDB_API_KEY"]
+    names += ["NCCL_SOCKET_IFNAME", "HARNESS_OFFLINE", "HARNESS_LOADER_WORKERS"]
+    assert start(image, "probe", **dict.fromkeys(names, ""), CUDA_VISIBLE_DEVICES="", NCCL_DEBUG="INFO").returncode == 0
+    assert not set(names) & told(image).keys()
+    # Here nothing means: no card.
+    assert told(image)["CUDA_VISIBLE_DEVICES"] == ""
+    assert told(image)["NCCL_DEBUG"] == "INFO"
+
+
+@pytest.mark.skipif(not Path("/etc/ssl/certs/ca-certificates.crt").exists(), reason="the system has no certificates of its own here")
+def test_a_certificate_of_ones_own_is_added_to_the_systems(image: Path) -> None:
+    (image / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\nmine\n")
+    assert start(image, "probe", HARNESS_CA=str(image / "ca.pem"), SSL_CERT_FILE="/on/the/host.pem", TMPDIR=str(image)).returncode == 0
+    bundle = told(image)["SSL_CERT_FILE"]
+    assert {told(image)[name] for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")} == {bundle}
+    assert Path(bundle).read_text().endswith("-----BEGIN CERTIFICATE-----\nmine\n")
+    assert len(Path(bundle).read_bytes()) > 50_000
+
+
+def test_a_certificate_that_is_only_on_the_host_is_refused(image: Path) -> None:
+    done = start(image, "probe", SSL_CERT_FILE="/on/the/host.pem")
+    assert done.returncode == 2
+    assert "[certificate-missing]" in done.stderr
+    assert "HARNESS_CA_FILE=/on/the/host.pem docker compose run" in done.stderr
+
+
+@pytest.mark.parametrize(("umask", "mode"), [("077", 0o600), ("0027", 0o640), ("022", 0o644)])
+def test_new_files_have_the_permissions_that_were_asked_for(image: Path, umask: str, mode: int) -> None:
+    assert start(image, "probe", HARNESS_UMASK=umask).returncode == 0
+    assert (image / "environment").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("umask", ["9", "77", "0o77", "u=rwx", "077; touch x"])
+def test_what_is_no_umask_is_refused(image: Path, umask: str) -> None:
+    done = start(image, "probe", HARNESS_UMASK=umask)
+    assert done.returncode == 2
+    assert "[umask-invalid]" in done.stderr
+
+
+def test_a_service_may_have_another_verb(image: Path) -> None:
+    assert start(image, HARNESS_VERB="fetch").stdout.split("|")[0] == "fetch"
+    assert start(image, "--recipe", "smoke", HARNESS_VERB="fetch").stdout.split("|")[:3] == ["fetch", "--recipe", "smoke"]
+    assert start(image, "plan", HARNESS_VERB="fetch").stdout.split("|")[0] == "plan"
+    assert start(image, "fetch", HARNESS_CACHE=str(image / "gone")).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("kib", "group", "limit"),
+    [
+        (64 * 2**20, None, "60211m"),
+        (64 * 2**20, "max", "60211m"),
+        (64 * 2**20, str(16 * 2**30), "13516m"),
+        (64 * 2**20, str(2**63 - 4096), "60211m"),
+    ],
+)
+def test_limits_leave_the_system_its_part(tmp_path: Path, kib: int, group: str | None, limit: str) -> None:
+    (tmp_path / "meminfo").write_text(f"MemFree: 1 kB\nMemTotal:       {kib} kB\n")
+    if group is not None:
+        (tmp_path / "memory.max").write_text(group + "\n")
+    done = run(ROOT / "docker" / "limits", HARNESS_MEMINFO=str(tmp_path / "meminfo"), HARNESS_CGROUP=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, f"HARNESS_MEMORY={limit}\n")
+
+
+def test_limits_of_a_machine_with_nothing_to_spare(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 3000000 kB\n")
+    done = run(ROOT / "docker" / "limits", HARNESS_MEMINFO=str(tmp_path / "meminfo"), HARNESS_CGROUP=str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def git_index(path: Path, uid: int, gid: int, *, magic: bytes = b"DIRC") -> Path:

@@ -41,7 +41,10 @@ def test_a_value_of_the_environment_is_in_no_text(name: str, secret: str, before
 
 def test_the_longest_goes_first_and_short_words_stay() -> None:
     environ = {"A_KEY": "abcdefgh", "B_TOKEN": "abcdefghijkl", "C_KEY": "libero", "TOKENIZERS_PARALLELISM": "false-value", "PATH_KEY": "/etc/some/file"}
-    assert redact("proxy-pass-1", {"HTTPS_PROXY": "http://me:proxy-pass-1@proxy:1"}) == "[redacted]"
+    for variable in ("HTTPS_PROXY", "all_proxy", "HF_ENDPOINT", "WANDB_BASE_URL"):
+        for address in ("http://me:proxy-pass-1@proxy:1", "socks5h://me:proxy-pass-1@proxy", "me:proxy-pass-1@proxy:3128"):
+            assert redact("proxy-pass-1", {variable: address}) == "[redacted]"
+            assert "proxy-pass-1" not in redact(f"cannot reach {address}", {variable: address})
     assert redact("abcdefghijkl abcdefgh libero false-value /etc/some/file", environ) == "[redacted] [redacted] libero false-value /etc/some/file"
 
 

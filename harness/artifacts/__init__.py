@@ -19,6 +19,7 @@ from harness.artifacts.checkpoint import (
 from harness.artifacts.curve import Curve, CurveFinding
 from harness.artifacts.dataset import Comparison, Dataset, DegenerateDimension, Difference, DimensionStats, Feature, NormStats, Statistic
 from harness.artifacts.doctor import Diagnosis, Finding
+from harness.artifacts.fetched import Fetched, Part
 from harness.artifacts.machine import Disk, Gpu, GpuProcess, Host, Machine, MigDevice
 from harness.artifacts.memory import Memory
 from harness.artifacts.openpi import OpenpiCommand, OptionChange
@@ -46,6 +47,7 @@ __all__ = [
     "DimensionStats",
     "Disk",
     "Feature",
+    "Fetched",
     "Finding",
     "Gpu",
     "GpuProcess",
@@ -65,6 +67,7 @@ __all__ = [
     "NormStats",
     "OpenpiCommand",
     "OptionChange",
+    "Part",
     "Plan",
     "Prediction",
     "Replay",

@@ -15,6 +15,7 @@ from harness.errors import HarnessError
 from harness.strict import Strict, parse
 
 REQUIRED = "<required>"
+LIST = "harness import openpi --list"
 FAMILIES = {"pi05": "π0.5", "pi0": "π0", "pi0_fast": "π0-FAST"}
 
 
@@ -66,8 +67,8 @@ def find(name: str) -> Config:
         "openpi-config-unknown",
         f"openpi has no configuration {name!r}",
         got=name,
-        need=f"one of {', '.join(close or names())}",
-        fix=f"harness import openpi {close[0] if close else 'pi05_libero'}",
+        need=f"{' or '.join(close) or 'one of its configurations, such as pi05_libero'}; {LIST} prints all {len(names())}",
+        fix=f"harness import openpi {close[0]}" if close else LIST,
     )
 
 

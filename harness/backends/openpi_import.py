@@ -10,9 +10,11 @@ import shlex
 from typing import NamedTuple
 
 from harness.artifacts import Finding, OpenpiCommand, OptionChange, Plan
-from harness.backends import openpi_configs
-from harness.backends.openpi_options import Command, is_required, read
+from harness.backends import openpi_configs, openpi_pytorch
+from harness.backends.lerobot_line import explain_lerobot
+from harness.backends.openpi_options import Command, is_required, read_line, said
 from harness.backends.openpi_recipe import Translation, published_changes, translate
+from harness.backends.trainer_line import whose
 from harness.errors import HarnessError
 from harness.parameters import RELEASED_PARAM_NORM, counts, fingerprint, parameter_shapes
 from harness.plan.deviations import deviations
@@ -45,9 +47,12 @@ class Meant(NamedTuple):
 def explain(words: list[str], place: Place | None) -> OpenpiCommand:
     """What the command line does; `place` is the card that it is to run on, if one is known.
 
-    Raises: HarnessError of `openpi_options.read`, and "batch-not-divisible", "shards-not-divisible".
+    Raises: HarnessError of `trainer_line.whose` and `openpi_options.read`, and "batch-not-divisible", "shards-not-divisible".
     """
-    command = read(words)
+    line = whose(words)
+    if line.trainer == "lerobot":
+        return explain_lerobot(line)
+    command = read_line(line)
     published = openpi_configs.find(PUBLISHED).defaults
     family = "pi05" if command.effective.get("model.pi05") else command.config.family
     family = "pi0" if family == "pi05" and not command.effective.get("model.pi05") else family
@@ -61,8 +66,43 @@ def explain(words: list[str], place: Place | None) -> OpenpiCommand:
         freezes=command.config.freezes,
         changes=[OptionChange(option=name, value=now, published=was) for name, (now, was) in published_changes(command, published).items()],
         findings=_start(command),
+        trainer=line.trainer,
+        cut=line.cut,
     )
+    if line.trainer == "openpi-pytorch":
+        return _pytorch(command, base)
+    if line.launcher:
+        return _launched(command, base)
     return _pi05(command, base, place) if family == "pi05" else _another(command, base)
+
+
+def _pytorch(command: Command, base: OpenpiCommand) -> OpenpiCommand:
+    """A command of openpi's PyTorch trainer: what differs, and nothing that is known of the JAX step alone."""
+    return base.model_copy(
+        update={
+            "model": openpi_pytorch.model_name(command),
+            "freezes": False,
+            "deviations": openpi_pytorch.differences(command),
+            "findings": [*openpi_pytorch.findings(command), *base.findings],
+            "unknown": openpi_pytorch.unknown(),
+        }
+    )
+
+
+def _launched(command: Command, base: OpenpiCommand) -> OpenpiCommand:
+    """A program that a launcher of PyTorch's starts once a GPU: upstream's JAX trainer is not made for that, and others are not known here."""
+    line = command.line
+    count = "an unknown number of" if line.processes is None else line.processes
+    if line.trainer == "openpi":
+        got = f"{line.launcher} starts {line.program} {count} times: each is a whole JAX trainer on all cards that it sees, and none knows of the others"
+        check, need_ = "launcher-starts-jax", "one process: the JAX trainer uses all cards by itself"
+    else:
+        got = f"{line.launcher} starts {line.program}, which is not openpi's"
+        check, need_ = "another-trainer", "scripts/train.py, whose step is known here"
+    why = f"not known of {line.program} when {line.launcher} starts it"
+    fix = f"harness import openpi {said(command.name, command.given)}"
+    finding = Finding(severity="error", check=check, got=got, need=need_, fix=fix)
+    return base.model_copy(update={"findings": [finding, *base.findings], "unknown": dict.fromkeys(openpi_pytorch.UNKNOWN, why)})
 
 
 def _another(command: Command, base: OpenpiCommand) -> OpenpiCommand:
@@ -97,7 +137,7 @@ def _pi05(command: Command, base: OpenpiCommand, place: Place | None) -> OpenpiC
     meant = _meant(command, translated)
     if meant is None and translated.lost:
         unknown["recipe"] = "; ".join(translated.lost)
-    does = "a recipe of ours that does the same" if not translated.lost else ""
+    does = "a recipe of ours that does the same" if command.line.trainer == "openpi" else "a recipe of ours that does what scripts/train.py does"
     kept = meant.recipe if meant else recipe
     return base.model_copy(
         update={
@@ -111,7 +151,7 @@ def _pi05(command: Command, base: OpenpiCommand, place: Place | None) -> OpenpiC
             "deviations": deviations(load_recipe(PUBLISHED), recipe.model_copy(update={"name": PUBLISHED})),
             "findings": [*_who(translated, meant), *_room(plan, translated), *_weights(command, recipe.model), *base.findings, *_schedule(recipe)],
             "recipe": None if translated.lost else kept.model_dump(mode="json"),
-            "meant": meant.text if meant else does,
+            "meant": meant.text if meant else "" if translated.lost else does,
             "command_meant": meant.command if meant else None,
             "unknown": unknown,
         }
@@ -235,19 +275,14 @@ def _start(command: Command) -> list[Finding]:
         directory = f"{command.effective['checkpoint-base-dir']}/{command.name}/{command.effective['exp-name']}"
         got = f"--overwrite deletes {directory} if it is there" + ("" if "overwrite" in command.given else " (this configuration's default)")
         findings.append(Finding(severity="warning", check="overwrite", got=got, need="a new --exp-name, or --resume", fix="leave --overwrite out"))
+    if command.line.trainer == "other" and not command.line.launcher:
+        got = f"{command.line.program} is not openpi's: what is said holds if it does what scripts/train.py does"
+        findings.append(
+            Finding(
+                severity="warning", check="another-script", got=got, need="scripts/train.py", fix=f"diff {shlex.quote(command.line.program)} scripts/train.py"
+            )
+        )
     if command.environment.get("XLA_PYTHON_CLIENT_ALLOCATOR") == "platform":
         got = "XLA_PYTHON_CLIENT_ALLOCATOR=platform: every buffer is allocated anew, which is very slow, and it makes nothing smaller"
         findings.append(Finding(severity="warning", check="allocator", got=got, need="the default allocator", fix="unset XLA_PYTHON_CLIENT_ALLOCATOR"))
     return findings
-
-
-def said(name: str, options: dict[str, object]) -> str:
-    """The command line of a configuration with these options."""
-    words = [name]
-    for option, value in options.items():
-        if isinstance(value, bool):
-            parent, _, last = option.rpartition(".")
-            words.append(f"--{option}" if value else "--" + f"{parent}.no-{last}".strip("."))
-        else:
-            words += [f"--{option}", str(value)]
-    return shlex.join(words)

@@ -11,34 +11,43 @@ import shlex
 from typing import Any, NamedTuple
 
 from harness.backends import openpi_configs
-from harness.backends.openpi_configs import REQUIRED, Config, Kind
+from harness.backends.openpi_configs import LIST, REQUIRED, Config, Kind
+from harness.backends.trainer_line import Line, whose
 from harness.errors import HarnessError
 
 
 class Command(NamedTuple):
-    """`given` are the options as said, `effective` all of them with the configuration's defaults; `environment` what was set in front."""
+    """`given` are the options as said, `effective` all of them with the configuration's defaults; `line` is where they stood."""
 
     name: str
     config: Config
     given: dict[str, Any]
     effective: dict[str, Any]
-    environment: dict[str, str]
+    line: Line
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that the line sets."""
+        return self.line.environment
 
 
 def read(words: list[str]) -> Command:
     """The command that `words` are: a configuration's name and its options, or a whole line such as `NAME=value uv run scripts/train.py …`.
 
-    Raises: HarnessError "openpi-config-unknown", "openpi-option-unknown", "openpi-option-invalid", "options-contradict".
+    Raises: HarnessError of `whose`, and "openpi-config-unknown", "openpi-option-unknown", "openpi-option-invalid", "options-contradict".
     """
-    if len(words) == 1 and " " in words[0].strip():
-        words = _split(words[0])
-    environment, rest = _without_launcher(words)
+    return read_line(whose(words))
+
+
+def read_line(line: Line) -> Command:
+    """As `read`, of a line whose trainer is known; openpi's two trainers take the same options."""
+    rest = line.arguments
     if not rest or rest[0].startswith("-"):
         raise HarnessError(
             "openpi-config-unknown",
             "the configuration's name comes first: options stand behind it",
             got=rest[0] if rest else "nothing",
-            need=f"one of {', '.join(openpi_configs.names()[:12])}, …",
+            need=f"a configuration of openpi, such as pi05_libero or pi0_libero; {LIST} prints all of them",
             fix="harness import openpi pi05_libero --batch-size 8",
         )
     name, *tokens = rest
@@ -59,26 +68,7 @@ def read(words: list[str]) -> Command:
             need="one of the two",
             fix="--no-overwrite" if "overwrite" not in given else "leave --overwrite out to go on, or --resume to start anew",
         )
-    return Command(name, config, given, effective, environment)
-
-
-def _split(line: str) -> list[str]:
-    try:
-        return shlex.split(line)
-    except ValueError as error:
-        raise HarnessError("openpi-option-invalid", f"the command line cannot be read: {error}", got=line, need="closed quotes", fix="correct it") from error
-
-
-def _without_launcher(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """(variables set in front, what follows the trainer's file or, without one, everything else)."""
-    environment, rest = {}, [word for word in words if word not in ("\\", "\n", "")]
-    while rest and "=" in rest[0] and rest[0].partition("=")[0].isidentifier():
-        name, _, value = rest.pop(0).partition("=")
-        environment[name] = value
-    for index, word in enumerate(rest):
-        if word.endswith(".py"):
-            return environment, rest[index + 1 :]
-    return environment, rest
+    return Command(name, config, given, effective, line)
 
 
 def _options(tokens: list[str], name: str, config: Config) -> dict[str, Any]:
@@ -169,3 +159,15 @@ def _invalid(got: str, option: str, kind: Kind) -> HarnessError:
 def is_required(value: Any) -> bool:
     """Whether upstream refuses to start without this option."""
     return bool(value == REQUIRED)
+
+
+def said(name: str, options: dict[str, object]) -> str:
+    """The command line of a configuration with these options."""
+    words = [name]
+    for option, value in options.items():
+        if isinstance(value, bool):
+            parent, _, last = option.rpartition(".")
+            words.append(f"--{option}" if value else "--" + f"{parent}.no-{last}".strip("."))
+        else:
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)

@@ -15,8 +15,11 @@ _STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
 def openpi_view(command: OpenpiCommand) -> RenderableType:
     """What the command does, and below it what is wrong with it, each with its fix."""
     rows = [("model", command.model), ("trained", _who(command))]
+    cut = [("left out", f"the shell's own: {text}") for text in command.cut]
     if command.parameters_trained is None:
-        return Group(rows_table(f"openpi {command.command}", rows), _findings(command))
+        label = "says" if command.trainer == "lerobot" else "differs"
+        rows += [(label, text) for text in command.deviations] + cut
+        return Group(rows_table(_title(command), rows), _findings(command))
     if command.param_norm is not None:
         rows.append(("param_norm", f"{command.param_norm:.3f} at step 0, from the released weights"))
     rows.append(("needs", _bytes(command)))
@@ -26,8 +29,13 @@ def openpi_view(command: OpenpiCommand) -> RenderableType:
     if command.command_meant:
         rows.append(("openpi", command.command_meant))
     rows += [(name, f"unknown: {why}") for name, why in command.unknown.items() if name not in ("device_bytes", "fits")]
-    parts: list[RenderableType] = [rows_table(f"openpi {command.command}", rows)]
+    parts: list[RenderableType] = [rows_table(_title(command), [*rows, *cut])]
     return Group(*parts, _findings(command)) if command.findings else Group(*parts)
+
+
+def _title(command: OpenpiCommand) -> str:
+    starts = {"lerobot": "", "openpi-pytorch": "openpi scripts/train_pytorch.py "}
+    return starts.get(command.trainer, "openpi ") + command.command
 
 
 def _who(command: OpenpiCommand) -> str:

@@ -22,21 +22,26 @@ def _imports() -> None:
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def openpi(
     context: typer.Context,
-    config_name: Annotated[str, typer.Argument(help="openpi's configuration (pi05_libero), its own options behind it; or a whole line in quotes.")],
+    config_name: Annotated[
+        str | None, typer.Argument(help="openpi's configuration (pi05_libero), its own options behind it; or a whole line in quotes, LeRobot's too.")
+    ] = None,
     gpu: Annotated[str | None, typer.Option("--gpu", help="Whether it fits this card, which need not be here: rtx_a6000, or a100_80:8.")] = None,
     vram_gib: Annotated[float | None, typer.Option("--vram-gib", min=0.25, help="Whether it fits a card with so many GiB.")] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="New file for our recipe that does the same, or what was meant.")] = None,
     job: Annotated[Path | None, typer.Option("--job", help="New file from which openpi_entry.py starts openpi itself, doing that.")] = None,
+    names: Annotated[bool, typer.Option("--list", help="Print the names of openpi's configurations and what each trains, and do nothing else.")] = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What an openpi command line would train, and in how many bytes. Exit code 1 when it fails, does not fit, or is not what it looks like."""
     from harness.backends.openpi_import import explain
-    from harness.backends.openpi_options import read
     from harness.show.openpi import openpi_view
 
-    words = [config_name, *context.args]
-    found = explain(words, _place(int(read(words).effective["fsdp-devices"]), gpu, None if vram_gib is None else int(vram_gib * 2**30)))
+    if names:
+        _list()
+        return
+    words = [*([] if config_name is None else [config_name]), *context.args]
+    found = explain(words, _place(_shards(words), gpu, None if vram_gib is None else int(vram_gib * 2**30)))
     if recipe is not None:
         _write(found, recipe, "recipe")
     if job is not None:
@@ -45,6 +50,23 @@ def openpi(
         rundir(run).write(found)
     answer(found, as_json, openpi_view)
     raise typer.Exit(1 if any(finding.severity == "error" for finding in found.findings) else 0)
+
+
+def _list() -> None:
+    """Prints every configuration of openpi with its model, one a line."""
+    from harness.backends import openpi_configs
+
+    for name in openpi_configs.names():
+        print(f"{name:40} {openpi_configs.FAMILIES[openpi_configs.find(name).family]}")
+
+
+def _shards(words: list[str]) -> int:
+    """Over how many devices the line shards the model; 1 where the trainer is not openpi's."""
+    from harness.backends.openpi_options import read_line
+    from harness.backends.trainer_line import whose
+
+    line = whose(words)
+    return 1 if line.trainer == "lerobot" else int(read_line(line).effective["fsdp-devices"])
 
 
 def _place(fsdp: int, gpu: str | None, vram_bytes: int | None) -> Any:
@@ -71,9 +93,10 @@ def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
     from harness.rundir import write_atomic
 
     if found.recipe is None:
+        who = "LeRobot's command" if found.trainer == "lerobot" else f"openpi {found.config}"
         raise HarnessError(
             "recipe-inexpressible",
-            f"no recipe of ours does what openpi {found.config} does; nothing was written",
+            f"no recipe of ours does what {who} does; nothing was written",
             got=found.unknown.get("recipe"),
             need="a command of π0.5 on LIBERO's features",
             fix=f"leave --{what} out; or copy pi05_libero.yaml and map your features in data",

@@ -1,0 +1,75 @@
+"""Brings what a run needs into the cache, so that the run itself needs no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.verbs.answers import answer, chain_for, rundir, spinner
+from harness.verbs.options import DatasetOption, JsonOption, RecipeOption, RunOption, SetOption
+
+
+def fetch(
+    recipe: RecipeOption = None,
+    dataset: DatasetOption = None,
+    sets: SetOption = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Brings a recipe's dataset, tokenizer and weights into the cache; afterwards its training needs no network."""
+    from harness.artifacts import Fetched
+    from harness.show.fetched import fetched_view
+
+    asked = chain_for(None, recipe, sets, dataset, "ours").recipe
+    with spinner("fetching the dataset") as say:
+        parts = [_dataset(asked)]
+        say("fetching the tokenizer")
+        parts.append(_tokenizer(asked))
+        if asked.weights.source is not None:
+            say("fetching the weights")
+            parts.append(_weights(str(asked.weights.source), say))
+    found = Fetched(recipe=asked.name, parts=parts)
+    if run is not None:
+        rundir(run).write(found)
+    answer(found, as_json, fetched_view)
+
+
+def _dataset(recipe: Any) -> Any:
+    from harness.data.fetch import resolve
+
+    return _part("dataset", recipe.data.dataset, resolve(recipe.data).path)
+
+
+def _tokenizer(recipe: Any) -> Any:
+    from harness.data.tokenizer import tokenizer_path
+
+    return _part("tokenizer", recipe.data.tokenizer, tokenizer_path(recipe.data.tokenizer))
+
+
+def _weights(source: str, say: Any) -> Any:
+    from harness.download import fetch_tree, is_remote
+    from harness.units import format_bytes
+
+    def progress(done: int, total: int) -> None:
+        say(f"fetching the weights: {100 * done // max(total, 1)} % of {format_bytes(total)}")
+
+    return _part("weights", source, fetch_tree(source, progress=progress).path if is_remote(source) else Path(source))
+
+
+def _part(what: Any, source: str, path: Path) -> Any:
+    """A part that lies at `path`.
+
+    Raises: HarnessError "not-here" for a local path without anything; UnsafeFile "tree-too-large".
+    """
+    from harness.artifacts import Part
+    from harness.received.files import walk
+
+    if not path.exists():
+        need = "a path that exists (in a container: one that is mounted), or an address"
+        raise HarnessError("not-here", f"there is no {what} at {source}", got=str(path), need=need, fix=f"--set {_KEYS[what]}=PATH")
+    files = [path] if path.is_file() else walk(path)
+    return Part(what=what, source=source, path=str(path), bytes=sum(each.stat().st_size for each in files))
+
+
+_KEYS = {"dataset": "data.dataset", "tokenizer": "data.tokenizer", "weights": "weights.source"}
