@@ -235,7 +235,7 @@ def _from_cache(entry: Path, name: str) -> dict[str, tuple[int, str]] | None:
         if not files or (root == entry and set(files) != {name}) or any(why_no_relative_name(path) for path in files):
             return None
         return files if all((root / path).is_file() and (root / path).stat().st_size == size for path, (size, _) in files.items()) else None
-    except (OSError, UnsafeFile, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, UnsafeFile, ValueError, OverflowError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -120,11 +120,13 @@ def _why_no_address(source: str) -> str | None:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         return str(error)
-    if not host or "\\" in parts.netloc or any(part in (".", "..") for part in unquote(parts.path).split("/")):
-        return "it names no host" if not host else "a part of its path is '.' or '..', or its host has a separator"
-    if parts.fragment or (parts.scheme == "gs" and parts.query):
-        return "it has a '#' part" if parts.fragment else "it has a '?' part"
-    return None
+    refusals = (
+        (not host or "\\" in parts.netloc, "it names no host"),
+        (any(part in (".", "..") for part in unquote(parts.path).split("/")), "a part of its path is '.' or '..'"),
+        (bool(parts.fragment), "it has a '#' part"),
+        (parts.scheme == "gs" and bool(parts.query), "it has a '?' part"),
+    )
+    return next((reason for refused, reason in refusals if refused), None)
 
 
 def _ascii(url: str) -> str:
