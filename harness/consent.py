@@ -32,6 +32,11 @@ class Named(NamedTuple):
     bytes: int | None = None
 
 
+def begin() -> None:
+    """Forgets the words of the command that started this one: each command has its own."""
+    os.environ.pop(_MAY_FETCH, None)
+
+
 def hear(*, fetch: bool, offline: bool) -> None:
     """Takes the user's word from a command's --fetch and --offline; the environment's HARNESS_OFFLINE counts as --offline.
 
