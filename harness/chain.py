@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
+from harness import consent
 from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.errors import HarnessError
 from harness.recipe import Recipe, load_recipe, to_yaml
@@ -50,8 +51,11 @@ def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first
     """
     own = run.path / RECIPE
     keeps_its_own = own_first and named is None and own.is_file()
-    recipe = load_recipe(str(own) if keeps_its_own else named or default_recipe(), overrides)
-    if run.started and own.is_file() and load_recipe(str(own)).sha256() != recipe.sha256():
+    recipe = load_recipe(str(own) if keeps_its_own else named or default_recipe(), overrides, received=keeps_its_own)
+    if keeps_its_own:
+        # The package's own addresses are nobody else's, whichever run names them.
+        consent.grant_shipped()
+    if run.started and own.is_file() and load_recipe(str(own), received=True).sha256() != recipe.sha256():
         raise HarnessError(
             "run-of-another-recipe",
             f"{run.path} is a run of another recipe (or of the same with other --set)",
@@ -115,9 +119,10 @@ class Chain:
     def dataset(self) -> Dataset:
         """The dataset, read again only when the recipe's data or a file's size or time has changed."""
         from harness.data.dataset import describe
-        from harness.data.fetch import resolve
+        from harness.data.fetch import check_is_dataset, resolve
 
         resolved = resolve(self.recipe.data)
+        check_is_dataset(resolved.path)
         inputs = sha256_json([self.recipe.data, self.recipe.model, str(resolved.path), resolved.revision, _signature(resolved.path)])
         current = self.run.current(Dataset, inputs) if self.run else None
         if current is not None:

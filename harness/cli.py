@@ -13,6 +13,7 @@ from typing import TextIO, cast
 
 import typer
 
+from harness import consent
 from harness.errors import HarnessError
 from harness.received.text import visible
 from harness.redact import Cleaned
@@ -49,6 +50,7 @@ app.add_typer(imports.app, name="import")
 def main() -> None:
     """Runs the command line; a refusal is one screen on stderr and exit code 2. No secret leaves by stdout or stderr."""
     sys.stdout, sys.stderr = cast(TextIO, Cleaned(_any_text(sys.stdout))), cast(TextIO, Cleaned(_any_text(sys.stderr)))
+    consent.begin()
     try:
         app()
     except HarnessError as error:

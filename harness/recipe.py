@@ -15,11 +15,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from harness import consent
 from harness.errors import HarnessError
 from harness.recipes.meaning import without_cadence
 from harness.redact import holds_secret
 from harness.strict import Strict, parse
 
+# What data.tokenizer "paligemma" means. Source: openpi src/openpi/models/tokenizer.py, commit 15a9616.
+PALIGEMMA = "gs://big_vision/paligemma_tokenizer.model"
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 GemmaVariant = Literal["gemma_2b", "gemma_300m", "dummy"]
@@ -196,22 +199,45 @@ def shipped_recipes() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
-def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe:
+def shipped_sources() -> set[str]:
+    """Every address and hub id that the recipes inside the package name."""
+    return {source for name in shipped_recipes() for source in _sources(recipe_from(_read_yaml(name), where=name)).values() if source is not None}
+
+
+def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, received: bool = False) -> Recipe:
     """The recipe called `name_or_file` (a shipped name or a YAML file), with `key.path=value` overrides applied.
 
+    What a recipe names whom the user asks for may be fetched (`harness.consent`). `received` is a run's own recipe, which anybody may have
+    written: of that, what the overrides name.
     Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid".
     """
-    return recipe_from(_read_yaml(name_or_file), overrides, where=f"recipe {name_or_file}")
+    recipe = recipe_from(_read_yaml(name_or_file), overrides, where=f"recipe {name_or_file}")
+    if not received:
+        consent.grant(*_sources(recipe).values())
+    return recipe
 
 
 def recipe_from(data: dict[str, Any], overrides: list[str] | None = None, *, where: str) -> Recipe:
-    """The recipe that a mapping says, such as one recorded in a checkpoint, with overrides applied.
+    """The recipe that a mapping says, such as one recorded in a checkpoint, with overrides applied. What those name may be fetched.
 
     Raises: HarnessError "recipe-invalid" or "override-invalid".
     """
     for override in overrides or []:
         _apply_override(data, override)
-    return parse(Recipe, data, where=where, code="recipe-invalid", fix="correct the keys named above in the recipe or in --set")
+    recipe = parse(Recipe, data, where=where, code="recipe-invalid", fix="correct the keys named above in the recipe or in --set")
+    typed = {override.partition("=")[0] for override in overrides or []}
+    consent.grant(*(source for key, source in _sources(recipe).items() if key in typed or key.partition(".")[0] in typed))
+    return recipe
+
+
+def _sources(recipe: Recipe) -> dict[str, str | None]:
+    """Key → what it names that is fetched when it is not here."""
+    dataset, tokenizer = recipe.data.dataset.partition("@")[0], recipe.data.tokenizer
+    return {
+        "weights.source": recipe.weights.source,
+        "data.dataset": dataset if dataset != "sample" else None,
+        "data.tokenizer": PALIGEMMA if tokenizer == "paligemma" else None,
+    }
 
 
 def to_yaml(recipe: Recipe) -> str:

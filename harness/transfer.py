@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
+import re
+import shutil
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import cast
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from harness.errors import HarnessError
-from harness.listing import RemoteFile
+from harness.listing import LOCAL, RemoteFile, no_listing
 from harness.rundir import sha256_file
-from harness.units import MIB
+from harness.units import GIB, KIB, MIB, format_bytes
+from harness.web import open_url
 
 Progress = Callable[[int, int], None]
 
 _BLOCK_BYTES = MIB
 _TIMEOUT_S = 60
 _ATTEMPTS = 4
+# A page of a listing: 100,000 names with their hashes are a fifth of this.
+_PAGE_BYTES = 64 * MIB
+_PAGE_S = 300
+# No file of a checkpoint is larger. Of one whose size nobody told, the disk's last bytes are not taken.
+_MOST_BYTES = 1024 * GIB
+_LOOK_EVERY_BYTES = 64 * MIB
+_LEAVE_FREE_BYTES = 256 * MIB
+# Slower than this for so long is no transfer any more.
+_STALL_S = 600
+_STALL_BYTES = 64 * KIB
+_TAG = re.compile(r'"[!#-~]{0,256}"')
 
 
 class Meter:
@@ -85,7 +98,7 @@ def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[in
     try:
         response = _open(file.url, source, headers)
     except HTTPError as error:
-        if error.code != 416:
+        if error.code != 416 or not part.exists():
             raise
         # Nothing comes after `have`: the file is whole already, or it is another file by now.
         if error.headers.get("Content-Range", "").endswith(f"/{have}"):
@@ -93,18 +106,56 @@ def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[in
         part.unlink()
         return 0, -1
     with response:
+        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            # Another part than the one that was asked for.
+            part.unlink(missing_ok=True)
+            return 0, -1
         have = have if response.status == 206 else 0
-        length = response.headers.get("Content-Length")
-        expected = file.bytes if file.bytes is not None else (have + int(length) if length is not None else None)
+        expected = file.bytes if file.bytes is not None else _told_bytes(response, have)
+        if expected is not None and expected - have > shutil.disk_usage(part.parent).free:
+            raise OSError(errno.ENOSPC, f"{format_bytes(expected)} do not fit")
         tag = response.headers.get("ETag", "")
-        if tag and not tag.startswith("W/"):
+        if _TAG.fullmatch(tag):
             tag_file.write_text(tag)
         with part.open("ab" if have else "wb") as out:
-            while block := response.read1(_BLOCK_BYTES):
-                out.write(block)
+            for block in _blocks(response):
                 have += len(block)
+                if have > (_MOST_BYTES if expected is None else expected):
+                    out.close()
+                    part.unlink()
+                    most = f"{format_bytes(_MOST_BYTES)} at most" if expected is None else f"{expected:,} bytes"
+                    raise corrupt(f"{source} ({file.path})", f"{have:,} bytes and more", most)
+                out.write(block)
+                if expected is None:
+                    _check_room(part, have, len(block))
                 meter.update(file.path, have, expected)
     return have, have if expected is None else expected
+
+
+def _told_bytes(response: HTTPResponse, have: int) -> int | None:
+    """The bytes of the whole file by Content-Length; None when it does not tell."""
+    length = response.headers.get("Content-Length", "")
+    return have + int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else None
+
+
+def _blocks(response: HTTPResponse) -> Iterator[bytes]:
+    """The body as it comes.
+
+    Raises: TimeoutError when it all but stands still.
+    """
+    since, came = time.monotonic(), 0
+    while block := response.read1(_BLOCK_BYTES):
+        yield block
+        came += len(block)
+        if time.monotonic() - since > _STALL_S:
+            if came < _STALL_BYTES:
+                raise TimeoutError(f"{came:,} bytes in {_STALL_S} s")
+            since, came = time.monotonic(), 0
+
+
+def _check_room(part: Path, have: int, more: int) -> None:
+    if have // _LOOK_EVERY_BYTES > (have - more) // _LOOK_EVERY_BYTES and shutil.disk_usage(part.parent).free < _LEAVE_FREE_BYTES:
+        raise OSError(errno.ENOSPC, "a file whose size nobody told fills the disk")
 
 
 def _verified(file: RemoteFile, part: Path, target: Path, source: str) -> tuple[int, str]:
@@ -123,14 +174,15 @@ def _verified(file: RemoteFile, part: Path, target: Path, source: str) -> tuple[
 
 def _open(url: str, source: str, headers: dict[str, str]) -> HTTPResponse:
     try:
-        return cast(HTTPResponse, urlopen(Request(url, headers={"User-Agent": "harness", **headers}), timeout=_TIMEOUT_S, context=_tls(url)))
+        return open_url(url, headers, timeout_s=_TIMEOUT_S)
     except HTTPError as error:
+        error.close()
         if error.code in (401, 403):
             raise HarnessError(
                 "download-login",
                 f"{source} needs a login, or does not exist (HTTP {error.code})",
                 need="a public address",
-                fix="download it by hand with your account, and give the local path",
+                fix=f"download it by hand with your account, and {LOCAL}",
             ) from error
         if error.code in (404, 410):
             raise missing(source) from error
@@ -140,14 +192,17 @@ def _open(url: str, source: str, headers: dict[str, str]) -> HTTPResponse:
 
 
 def read_page(url: str, source: str) -> tuple[bytes, str] | None:
-    """(body, content type) of a small page; None when there is no such page."""
+    """(body, content type) of a page of a listing; None when there is no such page.
+
+    Raises: HarnessError "download-no-listing" for a page of more than 64 MiB, and those of a download.
+    """
     last: Exception | None = None
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(0.1 * 2**attempt)
         try:
             with _open(url, source, {}) as response:
-                return response.read(), response.headers.get_content_type()
+                return _page(response, url), response.headers.get_content_type()
         except HarnessError as error:
             if error.code == "download-missing":
                 return None
@@ -157,20 +212,19 @@ def read_page(url: str, source: str) -> tuple[bytes, str] | None:
     raise _unreachable(url, last) from last
 
 
-def _tls(url: str) -> ssl.SSLContext | None:
-    if not url.startswith("https:"):
-        return None
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile or (paths.capath and any(Path(paths.capath).iterdir())):
-        return ssl.create_default_context()
-    # A slim container has no certificate authorities of its own.
-    import certifi
-
-    return ssl.create_default_context(cafile=certifi.where())
+def _page(response: HTTPResponse, url: str) -> bytes:
+    since, body = time.monotonic(), bytearray()
+    while block := response.read1(_BLOCK_BYTES):
+        body += block
+        if len(body) > _PAGE_BYTES or time.monotonic() - since > _PAGE_S:
+            raise no_listing(url, f"a page of more than {format_bytes(_PAGE_BYTES)}" if len(body) > _PAGE_BYTES else f"no end after {_PAGE_S} s")
+    return bytes(body)
 
 
 def missing(source: str) -> HarnessError:
-    return HarnessError("download-missing", f"there is nothing at {source}", need="an existing file or directory", fix="check the address for a typing error")
+    return HarnessError(
+        "download-missing", f"there is nothing at {source}", need="an existing file or directory", fix=f"check the address for a typing error, or {LOCAL}"
+    )
 
 
 def _unreachable(url: str, error: BaseException | None) -> HarnessError:
@@ -178,7 +232,7 @@ def _unreachable(url: str, error: BaseException | None) -> HarnessError:
         "download-unreachable",
         f"cannot reach {url}: {error}",
         need="a network connection (a proxy is taken from HTTPS_PROXY)",
-        fix="check the network and try again, or copy the files by hand and give their local path",
+        fix=f"check the network and try again, or copy the files by hand and {LOCAL}",
     )
 
 

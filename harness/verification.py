@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.artifacts.verdict import Replay, Verdict
 from harness.chain import Chain, backend_of, prepare_jax
-from harness.download import is_remote, kept_tree
+from harness.download import WEIGHTS, check_may_fetch
 from harness.errors import HarnessError
 from harness.recipe import load_recipe, recipe_from
-from harness.rundir import RECIPE, RunDir, sha256_directory, sha256_file, sha256_json
+from harness.rundir import RECIPE, RunDir, sha256_json
 from harness.surroundings import deterministic, environment, is_deterministic, machine_facts, software_here
 from harness.verify.fields import Found, compare, first_difference, overall, weights_digests
+from harness.verify.initial import digests_here
 from harness.verify.replay import OTHER_DEVICE_TOLERANCE, compare_metrics, recorded_metrics
 from harness.watcher import Watcher
 
@@ -30,6 +31,7 @@ _KERNELS = "kernels.pbtxt"
 def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watcher: Watcher) -> Verdict:
     """The verdict on `run` against this machine and these files.
 
+    What the run names is read where it lies on this machine, and fetched only with the user's --fetch.
     Raises: HarnessError "not-a-run", "checkpoint-missing", "metrics-missing", "metrics-invalid".
     """
     manifest = _manifest(run)
@@ -40,12 +42,14 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
         chain = Chain(again, recipe, trains=True, backend=backend_of(run), fsdp=manifest.plan.levers.fsdp)
         watcher.say("reading data and statistics")
         machine = chain.machine()
+        weights, lack = digests_here(manifest)
         known, dataset_sha256, why = _data(chain)
         replay = None
         if steps:
             replay = _replay(run, manifest, chain, machine, known, recorded, (start, steps), device, watcher)
         remade = again.read(Manifest)
-        found = _found(run, manifest, known, remade, machine, why)._replace(dataset_sha256=dataset_sha256)
+        why |= {} if lack is None else {"weights": lack}
+        found = _found(run, manifest, known, remade, machine, why)._replace(dataset_sha256=dataset_sha256, weights=weights)
     rows = compare(manifest, found)
     named = first_difference(rows) or (replay.first if replay is not None and replay.status == "differs" else None)
     verdict = overall(rows, [replay.status] if replay is not None else [])
@@ -86,7 +90,7 @@ def _data(chain: Chain) -> tuple[tuple[Dataset, NormStats] | None, str | None, d
     Bytes that were changed often cannot be read any more; they can be hashed all the same, and that they differ is what matters.
     """
     from harness.data.dataset import content_hash
-    from harness.data.fetch import resolve
+    from harness.data.fetch import check_is_dataset, resolve
 
     try:
         dataset = chain.dataset()
@@ -94,7 +98,9 @@ def _data(chain: Chain) -> tuple[tuple[Dataset, NormStats] | None, str | None, d
     except HarnessError as error:
         why = dict.fromkeys(("dataset", "dataset_revision", "norm_stats"), error.what)
     try:
-        return None, content_hash(resolve(chain.recipe.data).path)[0], why
+        path = resolve(chain.recipe.data).path
+        check_is_dataset(path)
+        return None, content_hash(path)[0], why
     except (HarnessError, OSError):
         return None, None, why
 
@@ -116,6 +122,7 @@ def _replay(
     try:
         if known is None:
             raise HarnessError("dataset-unreadable", "the data cannot be read here", fix="give the data as it was")
+        check_may_fetch(chain.recipe.weights.source, WEIGHTS)
         if start and manifest.upstream is not None:
             what = "openpi's loader begins anew at every resume, so its steps can be computed again from step 0 only"
             raise HarnessError("upstream-cannot", what, got=f"--from {start}", fix="leave --from out")
@@ -213,10 +220,9 @@ def _found(run: RunDir, manifest: Manifest, known: tuple[Dataset, NormStats] | N
         reasons |= dict.fromkeys(("packages", "python", "lock", "upstream"), "openpi was not started here")
     recipe: dict[str, Any] | None = None
     try:
-        recipe = load_recipe(str(run.path / RECIPE)).model_dump(mode="json")
+        recipe = load_recipe(str(run.path / RECIPE), received=True).model_dump(mode="json")
     except HarnessError as error:
         reasons["recipe"] = error.what
-    weights = _weights_here(manifest, reasons)
     plan = run.read(Plan)
     if remade is None:
         computed = ("device", "kernels", "leaves", "step_fingerprint", "executable_fingerprint")
@@ -230,7 +236,7 @@ def _found(run: RunDir, manifest: Manifest, known: tuple[Dataset, NormStats] | N
         recipe_sha256=None if recipe is None else recipe_from(dict(recipe), where="recipe").sha256(),
         dataset_sha256=known[0].sha256 if known else None,
         norm_stats_sha256=sha256_json(known[1].norm_stats) if known else None,
-        weights=weights,
+        weights=None,
         dataset_revision=known[0].revision if known else None,
         leaves=remade.weights.get("leaves") if remade is not None else None,
         files=_files(run),
@@ -267,20 +273,3 @@ def _files(run: RunDir) -> dict[str, str]:
         return "missing" if artifact is None else sha256(artifact)
 
     return {Dataset.FILE: read(Dataset, lambda each: each.sha256), NormStats.FILE: read(NormStats, lambda each: sha256_json(each.norm_stats))}
-
-
-def _weights_here(manifest: Manifest, reasons: dict[str, str]) -> dict[str, str] | None:
-    """The digests of the weights as they lie here now, in the form of the manifest's own."""
-    recorded, source = manifest.weights, str(manifest.weights.get("source"))
-    if source == "random":
-        return {"source": "random", "seed": str(manifest.recipe["train"]["seed"])}
-    found: dict[str, str] = {"source": source}
-    tree = kept_tree(source) if is_remote(source) else None
-    for name in recorded.get("files", {}):
-        path = Path(name) if tree is None else tree / name
-        if not path.exists() or (is_remote(source) and tree is None):
-            reasons["weights"] = f"{source} is not on this machine" + ("; harness train fetches it" if is_remote(source) else "")
-            return None
-        short = name.rpartition("/")[2] if name.startswith("/") else name
-        found[short] = sha256_directory(path) if path.is_dir() else sha256_file(path)
-    return found

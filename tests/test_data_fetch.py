@@ -98,23 +98,26 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 
 ASK = """
-import json, sys
+import json, os, sys
 from harness.data.fetch import resolve
 from harness.data.dataset import content_hash
 from harness.errors import HarnessError
 from harness.recipe import load_recipe
 try:
-    found = resolve(load_recipe("smoke", sys.argv[1:]).data)
+    data = load_recipe("smoke", sys.argv[1:]).data
+    if "NOBODY_TYPED" in os.environ:
+        del os.environ["HARNESS_MAY_FETCH"]
+    found = resolve(data)
     print(json.dumps([str(found.path), found.source, found.revision, content_hash(found.path)[0]]))
 except HarnessError as error:
     print(json.dumps(error.code))
 """
 
 
-def _ask(endpoint: str, cache: Path, *overrides: str) -> Any:
+def _ask(endpoint: str, cache: Path, *overrides: str, **more: str) -> Any:
     """What `resolve` says in a process that knows only this hub. Its client reads the environment when it is imported."""
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "", "NO_PROXY": "*"}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "", "NO_PROXY": "*"} | more
     done = subprocess.run([sys.executable, "-c", ASK, *overrides], env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -126,6 +129,19 @@ def test_a_hub_id_is_downloaded_once_and_then_read_offline(hub: str, tmp_path: P
     assert Path(path).is_relative_to(tmp_path / "cache")
     again = _ask("http://127.0.0.1:9", tmp_path / "cache", "data.dataset=lab/robot", "data.revision=v1")
     assert again == [path, source, revision, digest]
+
+
+def test_of_what_nobody_typed_the_hub_hears_nothing_and_what_is_kept_is_used(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Hub, "log_message", lambda self, *_: asked.append(self.path))
+    nobody = {"NOBODY_TYPED": "1", "HF_TOKEN": "hf_" + "a" * 34}
+    assert _ask(hub, tmp_path / "cache", "data.dataset=lab/robot", **nobody) == "fetch-not-asked"
+    assert _ask(hub, tmp_path / "cache", "data.dataset=lab/robot", HARNESS_OFFLINE="1") == "offline"
+    assert asked == []
+    kept = _ask(hub, tmp_path / "cache", "data.dataset=lab/robot")
+    asked.clear()
+    assert _ask(hub, tmp_path / "cache", "data.dataset=lab/robot", **nobody) == kept
+    assert asked == []
 
 
 def test_a_download_that_breaks_off_is_completed(hub: str, tmp_path: Path) -> None:

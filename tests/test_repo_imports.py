@@ -27,6 +27,8 @@ GROUND = frozenset(
         "download",
         "listing",
         "transfer",
+        "web",
+        "consent",
         "recipes",
         "received",
     }

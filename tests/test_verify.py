@@ -20,6 +20,7 @@ from harness.rundir import RunDir
 from harness.verification import verify_run
 from harness.verify.fields import Found, compare, first_difference, overall, weights_digests
 from harness.verify.replay import compare_metrics, recorded_metrics
+from tests.test_download import Server
 from tests.test_supervise import Listener
 
 
@@ -133,6 +134,58 @@ def test_two_runs(place: Path, tmp_path: Path) -> None:
     change_metrics(run, place)
     found = Verdict.model_validate_json(harness(place / "cache", "verify", str(place / "run"), str(run), "--json", code=1))
     assert str(found.first_difference).startswith("loss of step 1")
+
+
+def received(place: Path, tmp_path: Path, **recipe: dict[str, Any]) -> Path:
+    """A copy of the run whose manifest's recipe says something else."""
+    run = copy(place, tmp_path)
+    body = json.loads((run / "manifest.json").read_text())
+    for section, changes in recipe.items():
+        body["recipe"][section] |= changes
+    (run / "manifest.json").write_text(json.dumps(body))
+    return run
+
+
+@pytest.mark.parametrize("steps", ["0", "1"])
+def test_verify_asks_no_server_that_only_the_run_names(steps: str, place: Path, tmp_path: Path) -> None:
+    stranger = Server()
+    try:
+        run = received(place, tmp_path, weights={"source": f"{stranger.url}/ckpt/internal"}, data={"dataset": "lab/robot", "revision": None})
+        known = {"HF_ENDPOINT": stranger.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_" + "a" * 34, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
+        found = verdict(place, run, f"--steps={steps}", code=1, HARNESS_CACHE=str(tmp_path / "cache"), **known)
+        assert stranger.requests == []
+        rows = {row.field: row for row in found.fields}
+        assert rows["dataset"].status == "cannot tell"
+        assert "lab/robot is not on this machine" in str(rows["dataset"].note)
+        assert "--fetch" in str(rows["dataset"].note)
+        verdict(place, run, "--steps=0", "--fetch", code=1, HARNESS_CACHE=str(tmp_path / "cache"), **known)
+        assert stranger.requests != []
+    finally:
+        stranger.httpd.shutdown()
+        stranger.httpd.server_close()
+
+
+@pytest.mark.parametrize("end", ["..", "%2e%2e", "lock", ""])
+def test_verify_leaves_the_cache_as_it_is_whatever_the_run_names(end: str, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache/huggingface").mkdir(parents=True)
+    (tmp_path / "cache/huggingface/data").write_text("mine")
+    run = received(place, tmp_path, weights={"source": f"http://127.0.0.1:9/ckpt/{end}"})
+    harness(tmp_path / "cache", "verify", str(run), "--steps=0", code=1)
+    assert [path.name for path in (tmp_path / "cache").rglob("*")] == ["huggingface", "data"]
+
+
+def test_a_directory_that_is_no_dataset_is_neither_listed_nor_hashed(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "secret").write_text("hunter2")
+    monkeypatch.setenv("HOME", str(home))
+    # A terabyte, which takes an hour to hash.
+    os.truncate(home / "secret", 2**40)
+    run = received(place, tmp_path, data={"dataset": "~"})
+    found = verify_run(RunDir(run), steps=0, start=0, device=None, watcher=Listener())
+    row = next(row for row in found.fields if row.field == "dataset")
+    assert (row.status, row.found) == ("cannot tell", None)
+    assert "not a LeRobot dataset" in str(row.note)
 
 
 def test_what_is_no_run_is_refused(place: Path, tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from typing import Any
 from harness.artifacts import Dataset, NormStats, Plan
 from harness.backends.openpi_job import OF_THE_RUN, job_of
 from harness.data.stats import to_openpi_json
-from harness.data.tokenizer import PALIGEMMA, load_tokenizer, tokenizer_path
-from harness.download import fetch_tree, is_remote
+from harness.data.tokenizer import load_tokenizer, tokenizer_path
+from harness.download import WEIGHTS, fetch_tree, is_remote
 from harness.errors import HarnessError
-from harness.recipe import Recipe
+from harness.recipe import PALIGEMMA, Recipe
 from harness.rundir import RunDir, cache_root, sha256_directory, write_atomic
 from harness.transfer import Progress
 
@@ -70,7 +70,7 @@ def fetch_weights(recipe: Recipe, progress: Progress | None = None) -> tuple[Pat
         path = Path(source).absolute()
         path = path / "params" if (path / "params").is_dir() else path
         return path, {"source": source, "files": {str(path): {"sha256": sha256_directory(path)}}}
-    tree = fetch_tree(source, progress=progress)
+    tree = fetch_tree(source, progress=progress, named=WEIGHTS)
     return tree.path, {"source": source, "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in tree.files.items()}}
 
 

@@ -69,6 +69,7 @@ def _other(step: Step, against: str) -> Step:
 
 def _base_source(step: Step) -> str:
     """The directory of the weights that training started from."""
+    from harness.consent import Named
     from harness.download import fetch_tree, is_remote
 
     recorded = recorded_recipe(step)
@@ -81,4 +82,4 @@ def _base_source(step: Step) -> str:
             need="weights, or another step",
             fix="--against PATH of the weights, or --against STEP",
         )
-    return str(fetch_tree(source).path) if is_remote(source) else str(source)
+    return str(fetch_tree(source, named=Named(f"the record in {step.path}", "--against DIR")).path) if is_remote(source) else str(source)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.scan import RECORD, find
+from harness.consent import Named
 from harness.download import fetch_tree, is_remote
 from harness.errors import HarnessError
 from harness.recipe import Recipe, load_recipe, recipe_from
@@ -29,7 +30,7 @@ def locate(source: str, *, progress: Progress | None = None) -> Located:
 
     Raises: HarnessError "checkpoint-interrupted" when no step is whole; those of `harness.checkpoint.inspect` and of the download.
     """
-    path = fetch_tree(source, progress=progress).path if is_remote(source) else Path(source)
+    path = fetch_tree(source, progress=progress, named=Named(local="DIR in the place of the address")).path if is_remote(source) else Path(source)
     report = inspect(path)
     whole = [step for step in report.steps if step.complete and any(item.name == "params" for item in step.items)]
     if not whole:

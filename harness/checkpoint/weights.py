@@ -13,7 +13,8 @@ import numpy as np
 from harness.checkpoint.item import METADATA
 from harness.checkpoint.leaves import BASE, Leaf, open_leaves, read_leaves
 from harness.checkpoint.scan import INTERRUPTED
-from harness.download import fetch_tree, is_remote
+from harness.consent import Named
+from harness.download import WEIGHTS, fetch_tree, is_remote
 from harness.errors import HarnessError
 from harness.rundir import sha256_directory
 
@@ -148,19 +149,23 @@ def params_directories(source: Path | str, *, base: Path | str | None = None, pr
 
     `base` says where the base is now, when it has moved.
     """
-    path = fetch_tree(str(source), progress=progress).path if is_remote(str(source)) else Path(source)
+    return _directories(source, base, progress, WEIGHTS)
+
+
+def _directories(source: Path | str, base: Path | str | None, progress: Progress | None, named: Named) -> list[Path]:
+    path = fetch_tree(str(source), progress=progress, named=named).path if is_remote(str(source)) else Path(source)
     found = find_params(path)
     record = found.parent / BASE
     if not record.is_file():
         return [found]
-    named = json.loads(record.read_text())
-    below = params_directories(base or named["source"], progress=progress)
-    if fingerprint(below[0]) != named["sha256"]:
+    recorded = json.loads(record.read_text())
+    below = _directories(base or recorded["source"], None, progress, Named(str(record), "--base DIR"))
+    if fingerprint(below[0]) != recorded["sha256"]:
         raise HarnessError(
             "weights-base-differs",
-            f"{found} holds only what was trained, on top of {named['source']}, and {below[0]} has other bytes",
+            f"{found} holds only what was trained, on top of {recorded['source']}, and {below[0]} has other bytes",
             got=fingerprint(below[0]),
-            need=named["sha256"],
+            need=recorded["sha256"],
             fix="give the weights that the run started from, or a full checkpoint of the run",
         )
     return [found, *below]

@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import consent
+from harness.consent import Named
 from harness.data.sample import sample_dataset_path
 from harness.errors import HarnessError
+from harness.received.names import why_no_relative_name
 from harness.recipe import Data
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Source: huggingface_hub utils/_validators.py `validate_repo_id`, 2.4.0.
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/(?=.{1,96}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII)
+_NAMED = Named("data.dataset of a received recipe", "--dataset DIR")
+_INFO = "meta/info.json"
 # What a cache directory answers when it cannot take a file. The network has other numbers.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -30,10 +36,11 @@ class Resolved:
 def resolve(data: Data) -> Resolved:
     """The dataset's directory, downloaded first when it is a hub id (`name/name` or `name/name@revision`).
 
-    A download is resumed where it stopped, kept under HF_HOME, and read from there when the hub cannot be reached.
+    A download is resumed where it stopped, kept under HF_HOME, and read from there when the hub cannot be reached. What nobody typed is
+    only read from there, and no server is asked (`harness.consent`).
 
     Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login", "hub-revision-missing",
-    "revision-needs-hub" or "not-writable".
+    "revision-needs-hub", "revision-invalid", "not-writable", "offline" or "fetch-not-asked".
     """
     path = sample_dataset_path() if data.dataset == "sample" else Path(data.dataset).expanduser()
     if data.dataset and path.is_dir():
@@ -55,7 +62,7 @@ def resolve(data: Data) -> Resolved:
             need="one",
             fix=f"--set data.revision={revision}, or --dataset {hub_id} without @{revision}",
         )
-    if not _HUB_ID.fullmatch(hub_id):
+    if not is_hub_id(hub_id):
         raise HarnessError(
             "dataset-not-found",
             f"there is no dataset {data.dataset!r}",
@@ -63,8 +70,69 @@ def resolve(data: Data) -> Resolved:
             need="sample, a directory that exists here (in a container: one that is mounted), or a hub id such as physical-intelligence/libero",
             fix="--dataset DIR, or --set data.dataset=physical-intelligence/libero",
         )
-    snapshot = _download(hub_id, revision or data.revision)
+    snapshot = _snapshot(hub_id, _revision(revision or data.revision))
     return Resolved(snapshot, hub_id, snapshot.name if _COMMIT.fullmatch(snapshot.name) else None)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form of a dataset's name on the hub, without a revision."""
+    return _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
+def check_is_dataset(path: Path) -> None:
+    """Refuses a directory that is no dataset by its looks, before its files are listed and read.
+
+    Raises: HarnessError "not-a-dataset".
+    """
+    if not (path / _INFO).is_file():
+        raise HarnessError(
+            "not-a-dataset",
+            f"{path} is not a LeRobot dataset: it has no {_INFO}; none of its files was read",
+            got=f"no {_INFO}",
+            need=f"a directory with {_INFO}, meta/ and data/",
+            fix="--dataset DIR, the directory of the dataset itself",
+        )
+
+
+def _revision(name: str | None) -> str | None:
+    """The revision, when it can be one: the hub's client makes a file name of it."""
+    why = why_no_relative_name(name) if name is not None else None
+    if why is not None:
+        raise HarnessError(
+            "revision-invalid",
+            f"data.revision cannot be a branch, a tag or a commit: {why}",
+            got=repr(name),
+            need="a branch, a tag or a commit of the dataset",
+            fix="--set data.revision=main",
+        )
+    return name
+
+
+def _snapshot(hub_id: str, revision: str | None) -> Path:
+    """Where the hub's cache has the dataset; what the user named himself is brought up to date first, other things only when they lack."""
+    if consent.granted_by_name(hub_id) and not consent.is_offline():
+        return _download(hub_id, revision)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, repo_type="dataset", revision=revision, local_files_only=True))
+    # The client's "not in the cache", or not whole there, is one of these.
+    except OSError:
+        consent.check(hub_id, _NAMED)
+    consent.announce(hub_id, _NAMED, _bytes_on_hub(hub_id, revision))
+    return _download(hub_id, revision)
+
+
+def _bytes_on_hub(hub_id: str, revision: str | None) -> int | None:
+    """How large the dataset is, as the hub lists it; None when it does not tell."""
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().dataset_info(hub_id, revision=revision, files_metadata=True, timeout=30).siblings or []
+    # Whatever is wrong here, the download meets it next, and has the words for it.
+    except Exception:
+        return None
+    return sum(file.size or 0 for file in files) or None
 
 
 def _download(hub_id: str, revision: str | None) -> Path:

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from harness.data.transforms import clean_prompt
 from harness.errors import HarnessError
-
-# Source: openpi src/openpi/models/tokenizer.py, commit 15a9616.
-PALIGEMMA = "gs://big_vision/paligemma_tokenizer.model"
+from harness.recipe import PALIGEMMA
 
 
 class Tokenizer:
@@ -55,9 +53,11 @@ def tokenizer_path(name: str) -> Path:
     if name == "sample":
         return sample_tokenizer_path()
     if name == "paligemma":
+        from harness.consent import Named
         from harness.download import fetch_file
 
-        return fetch_file(PALIGEMMA).path
+        named = Named('data.tokenizer of a received recipe ("paligemma")', "--set data.tokenizer=FILE.model")
+        return fetch_file(PALIGEMMA, named=named).path
     return Path(name)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from http.client import HTTPException
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from harness.artifacts.doctor import Finding
+from harness.consent import granted
 from harness.doctor.situation import Situation, error
-from harness.download import is_remote, kept_tree
+from harness.download import WEIGHTS, check_may_fetch, is_remote, kept_tree
+from harness.errors import HarnessError
+from harness.web import open_url
 
 _TIMEOUT_S = 10
 
@@ -22,7 +25,9 @@ def hub(situation: Situation) -> Iterator[Finding]:
     if situation.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         yield error("hub", f"HF_HUB_OFFLINE is set and {name} is not read yet", "the dataset on this machine", "unset HF_HUB_OFFLINE, or --dataset DIR")
         return
-    if situation.online:
+    if situation.online and not granted(name.partition("@")[0]):
+        yield error("hub", f"{name} is named by the run's recipe, and you did not ask for it", "your word, or the dataset here", "--fetch, or --dataset DIR")
+    elif situation.online:
         endpoint = situation.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         yield from _reach("hub", f"{endpoint}/api/datasets/{name.partition('@')[0]}", f"{name}@{data.revision or 'main'}", "--dataset DIR (a copy)")
 
@@ -35,6 +40,11 @@ def bucket(situation: Situation) -> Iterator[Finding]:
     # A save that goes on needs no weights: they are in its checkpoint.
     if situation.run is not None and any((situation.run / "checkpoints").glob("[0-9]*")):
         return
+    try:
+        check_may_fetch(source, WEIGHTS)
+    except HarnessError as refusal:
+        yield error("weights", refusal.what, refusal.need or "weights on this machine", refusal.fix)
+        return
     address = source
     if source.startswith("gs://"):
         name = source.removeprefix("gs://").partition("/")[0]
@@ -46,12 +56,14 @@ def bucket(situation: Situation) -> Iterator[Finding]:
 
 def _reach(check: str, address: str, what: str, otherwise: str) -> Iterator[Finding]:
     try:
-        with urlopen(Request(address, headers={"User-Agent": "harness"}), timeout=_TIMEOUT_S):
+        with open_url(address, timeout_s=_TIMEOUT_S):
             return
+    except HarnessError as refusal:
+        yield error(check, refusal.what, refusal.need or "an address that may be fetched", f"{refusal.fix}; or {otherwise}")
     except HTTPError as failure:
         if failure.code in (401, 403, 404):
             got, fix = f"the server answers {failure.code} for {what}", f"check the name; HF_TOKEN for what needs a login; or {otherwise}"
             yield error(check, got, "an address that this account may read", fix)
-    except (URLError, OSError) as failure:
+    except (URLError, HTTPException, OSError) as failure:
         reason = getattr(failure, "reason", failure)
         yield error(check, f"{what}: {reason}", "a network that reaches it, since it must be fetched", f"check network and proxy; or {otherwise}")

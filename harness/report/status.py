@@ -243,7 +243,7 @@ def _recipe(run: RunDir, manifest: Manifest | None, problems: list[str]) -> tupl
     path = run.path / RECIPE
     if path.is_file():
         try:
-            recipe = load_recipe(str(path))
+            recipe = load_recipe(str(path), received=True)
         except HarnessError as error:
             problems.append(f"{RECIPE} cannot be used: {error.what}")
         else:

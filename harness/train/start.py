@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from harness.checkpoint.weights import fingerprint as directory_sha256
 from harness.checkpoint.weights import load_params
-from harness.download import fetch_tree, is_remote
+from harness.download import WEIGHTS, fetch_tree, is_remote
 from harness.model.pi05 import Params, initialize
 from harness.model.quantize import Quantized
 from harness.parameters import fingerprint, group_of
@@ -84,7 +84,7 @@ def _load(recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout) -> t
     """(the parameters as they are kept, the norm of the kernels as they were read, where they come from)."""
     source = str(recipe.weights.source)
     if is_remote(source):
-        tree = fetch_tree(source, progress=_Percent("downloaded", watcher))
+        tree = fetch_tree(source, progress=_Percent("downloaded", watcher), named=WEIGHTS)
         path, files = tree.path, {name: {"bytes": size, "sha256": digest} for name, (size, digest) in tree.files.items()}
     else:
         path, files = Path(source), {}

@@ -60,7 +60,7 @@ def job_of(run: RunDir) -> Job:
             need=f"{RECIPE}, {Plan.FILE}, {Dataset.FILE} and {NormStats.FILE}",
             fix=f"harness train --run {run.path}, which writes them",
         )
-    return Job(run, load_recipe(str(run.path / RECIPE)), plan, dataset, stats)
+    return Job(run, load_recipe(str(run.path / RECIPE), received=True), plan, dataset, stats)
 
 
 def main() -> int:

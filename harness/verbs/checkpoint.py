@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from harness.consent import grant, hear
 from harness.errors import HarnessError
 from harness.verbs.answers import answer, busy, dataset_overrides, inspect_path
-from harness.verbs.options import DatasetOption, DeviceOption, JsonOption, OwnRecipeOption, RunOption, SetOption
+from harness.verbs.options import DatasetOption, DeviceOption, FetchOption, JsonOption, OfflineOption, OwnRecipeOption, RunOption, SetOption
 from harness.verbs.progress import Progress
 
 
@@ -21,6 +22,8 @@ def inspect(
         str | None, typer.Option("--against", help="Which parts moved since: a step's number, 'base' (the weights trained from), or a path. Writes moved.png.")
     ] = None,
     clean: Annotated[bool, typer.Option("--clean", help="Delete the interrupted saves that are safe to delete.")] = False,
+    fetch: FetchOption = False,
+    offline: OfflineOption = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -28,6 +31,7 @@ def inspect(
     from harness.rundir import RunDir
     from harness.show.checkpoint import checkpoint_table
 
+    hear(fetch=fetch, offline=offline)
     target = path or run
     if target is None:
         raise HarnessError("path-missing", "nothing to inspect", need="a run or a checkpoint directory", fix="harness inspect PATH")
@@ -59,6 +63,8 @@ def predict(
     base: Annotated[str | None, typer.Option("--base", help="Where the weights are now that a step of only trained parameters lies upon.")] = None,
     device: DeviceOption = None,
     sets: SetOption = None,
+    fetch: FetchOption = False,
+    offline: OfflineOption = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,6 +77,8 @@ def predict(
     from harness.show.prediction import prediction_table
 
     console = Progress()
+    hear(fetch=fetch, offline=offline)
+    grant(base)
     located = locate(path)
     own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(dataset)])
     machine = read([cache_root()])
@@ -95,6 +103,8 @@ def export(
     base: Annotated[str | None, typer.Option("--base", help="Where the weights are now that a step of only trained parameters lies upon.")] = None,
     recipe: OwnRecipeOption = None,
     sets: SetOption = None,
+    fetch: FetchOption = False,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge LoRA adapters into a full openpi checkpoint, which gives the same actions without them."""
@@ -104,6 +114,8 @@ def export(
     from harness.checkpoint.locate import locate, recipe_of
     from harness.units import format_bytes
 
+    hear(fetch=fetch, offline=offline)
+    grant(base)
     located = locate(step)
     own = recipe_of(located, recipe, sets)
     with busy("merging"):

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.consent import hear, is_offline
 from harness.errors import HarnessError
 from harness.verbs.answers import answer, busy, chain_for
-from harness.verbs.options import DatasetOption, DeviceOption, JsonOption, RecipeOption, RunOption, SetOption
+from harness.verbs.options import DatasetOption, DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
 from harness.verbs.planning import Backend
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ def doctor(
     online: Annotated[bool, typer.Option("--online", help="Also ask the servers of what must still be fetched whether they answer.")] = False,
     allow: AllowOption = None,
     sets: SetOption = None,
+    fetch: FetchOption = False,
+    offline: OfflineOption = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Whether a run can be expected to go well here: driver, GPU, memory, disk, clock, keys, data; every finding with its fix."""
     from harness.show.doctor import doctor_table
 
+    hear(fetch=fetch, offline=offline)
     chain = chain_for(run, recipe, sets, dataset, backend)
     with busy("examining"):
         machine = chain.machine()
@@ -64,7 +68,7 @@ def diagnose(chain: Any, machine: Machine, made: Plan | None, known: tuple[Datas
         stats=known[1] if known else None,
         leftovers=tuple(_leftovers(chain.run.checkpoints)) if run is not None else (),
         limits=process_limits(),
-        online=online,
+        online=online and not is_offline(),
         python=_python_of(chain),
     )
     found = examine(situation, allow=allow)

@@ -13,4 +13,8 @@ RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A shipped re
 OwnRecipeOption = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe or a YAML file. Default: the one that the checkpoint records.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one key of the recipe: train.seed=7 (may be given again).")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Directory, hub id[@revision], or 'sample'; instead of the recipe's.")]
+FetchOption = Annotated[
+    bool, typer.Option("--fetch", help="Also fetch what a run or checkpoint names that you did not type: datasets, weights, base weights. Each is named first.")
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="No network at all: what is not on this machine is refused. As HARNESS_OFFLINE=1.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: the GPU when there is one.")]

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from harness.consent import hear
 from harness.verbs.answers import answer, busy, chain_for, rundir, spinner
-from harness.verbs.options import DatasetOption, DeviceOption, JsonOption, RecipeOption, RunOption, SetOption
+from harness.verbs.options import DatasetOption, DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
 from harness.verbs.planning import Backend, answer_for_openpi, nowhere, wait_for_cards, write_matrix
 
 
@@ -72,6 +73,8 @@ def data(
     recipe: RecipeOption = None,
     sets: SetOption = None,
     html: Annotated[bool, typer.Option("--html", help="Also write dataset.html, a look at the data: into --run, else into this directory.")] = False,
+    fetch: FetchOption = False,
+    offline: OfflineOption = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -79,6 +82,7 @@ def data(
     from harness.chain import write_dataset_page
     from harness.show.dataset import dataset_table
 
+    hear(fetch=fetch, offline=offline)
     chain = chain_for(run, recipe, sets, dataset)
     with busy("reading the dataset"):
         found = chain.dataset()
@@ -93,12 +97,15 @@ def stats(
     recipe: RecipeOption = None,
     sets: SetOption = None,
     compare: Annotated[Path | None, typer.Option("--compare", help="Another norm_stats.json, or its directory: how far it is from ours.")] = None,
+    fetch: FetchOption = False,
+    offline: OfflineOption = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Normalization statistics of state and actions, exact, on the CPU; no image is decoded."""
     from harness.show.dataset import comparison_table, stats_table
 
+    hear(fetch=fetch, offline=offline)
     chain = chain_for(run, recipe, sets, dataset)
     with busy("reading the dataset"):
         found = chain.stats(chain.dataset())

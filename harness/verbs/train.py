@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.consent import hear
 from harness.errors import HarnessError
 from harness.verbs.analyse import analyse_run
 from harness.verbs.answers import inspect_path, print_file
 from harness.verbs.doctor import AllowOption, diagnose
-from harness.verbs.options import DeviceOption, JsonOption, RecipeOption, RunOption, SetOption
+from harness.verbs.options import DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
 from harness.verbs.planning import Backend
 from harness.verbs.progress import Progress
 
@@ -47,6 +48,8 @@ def train(
     any_commit: Annotated[bool, typer.Option("--any-commit", help="Let openpi train at another commit than the one that is known here; recorded.")] = False,
     patient: Annotated[bool, typer.Option("--patient", help="Go on even when steps take ten times longer than the plan expects.")] = False,
     sets: SetOption = None,
+    fetch: FetchOption = False,
+    offline: OfflineOption = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,6 +59,7 @@ def train(
     from harness.runlock import locked
 
     console = Progress()
+    hear(fetch=fetch, offline=offline)
     directory = find_run(run, name, recipe, resume=resume)
     whose = backend_of(directory, backend)
     fsdp, sets = options(sets or []) if whose == "openpi" else (None, sets or [])
@@ -111,6 +115,7 @@ def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[st
     from harness.parameters import counts
     from harness.train.job import Job
 
+    _check_weights(chain)
     machine, dataset = chain.machine(), chain.dataset()
     norm_stats = chain.stats(dataset)
     console.say("planning")
@@ -134,6 +139,18 @@ def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[st
         console.warn("the doctor found errors, so nothing was trained; --allow 'NAME OF THE CHECK' goes on all the same")
         raise typer.Exit(1)
     return Job(chain.run, chain.recipe, made, dataset, norm_stats), machine
+
+
+def _check_weights(chain: Chain) -> None:
+    """Refuses weights that may not be fetched before anything is computed: the trainer would refuse them minutes later.
+
+    Raises: HarnessError "fetch-not-asked", "offline", "download-address", "download-scheme".
+    """
+    from harness.download import WEIGHTS, check_may_fetch
+
+    # A run that goes on has all weights in its checkpoint, unless that holds only what was trained.
+    if chain.run is None or not any(chain.run.checkpoints.glob("[0-9]*")) or chain.recipe.train.save == "trained":
+        check_may_fetch(chain.recipe.weights.source, WEIGHTS)
 
 
 def _run(job: Job, machine: Machine, console: Progress, lock: int, more: list[str], *, patient: bool) -> bool:

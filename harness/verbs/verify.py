@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from harness.consent import hear
 from harness.errors import HarnessError
 from harness.verbs.answers import answer, busy
-from harness.verbs.options import DeviceOption, JsonOption
+from harness.verbs.options import DeviceOption, FetchOption, JsonOption, OfflineOption
 
 
 def verify(
@@ -18,6 +19,8 @@ def verify(
     steps: Annotated[int, typer.Option("--steps", min=0, help="Steps to compute again; 0 compares the manifest only.")] = 3,
     start: Annotated[int, typer.Option("--from", min=0, help="Begin at the checkpoint of this step instead of at step 0.")] = 0,
     device: DeviceOption = None,
+    fetch: FetchOption = False,
+    offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a run against this machine and these files, field by field, then compute its first steps again and compare them.
@@ -30,6 +33,7 @@ def verify(
     from harness.verification import verify_pair, verify_run
 
     console = Progress()
+    hear(fetch=fetch, offline=offline)
     if other is not None:
         with busy("comparing"):
             found = verify_pair(RunDir(run), RunDir(other))

@@ -1,0 +1,92 @@
+"""The weights that a run started from, as they lie on this machine. A received manifest names them, so only weights are looked at.
+
+A path of the manifest's is hashed when it is one of the files of the recipe's own source, and the source looks like what it should be.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.artifacts.training import Manifest
+from harness.consent import Named
+from harness.download import fetch_tree, is_remote, kept_tree
+from harness.errors import HarnessError
+from harness.received.files import MARK_BYTES, UnsafeFile, walk
+from harness.received.json import read_json
+from harness.rundir import sha256_directory, sha256_file
+
+# What an Orbax item begins with, and where a step of only trained parameters names the others: as in harness/checkpoint, which imports JAX.
+_METADATA, _BASE = "_METADATA", "harness/base.json"
+_MOST_BASES = 8
+
+
+def digests_here(manifest: Manifest) -> tuple[dict[str, str] | None, str | None]:
+    """(the digests of the weights in the form of the manifest's own, None) or (None, why they cannot be told).
+
+    They are fetched when they are not here and the user's word covers that (`harness.consent`).
+    """
+    recorded, own = manifest.weights, manifest.recipe.get("weights", {}).get("source")
+    source = recorded.get("source")
+    if source == "random" and own is None:
+        return {"source": "random", "seed": str(manifest.recipe["train"]["seed"])}, None
+    if source != own:
+        return None, f"the manifest's weights come from {source!r}, those of its recipe from {own!r}; no file was read"
+    files = recorded.get("files", {})
+    names = sorted(files) if isinstance(files, dict) else []
+    try:
+        found = _of_tree(manifest, str(source), names) if is_remote(str(source)) else _of_directories(Path(str(source)), names)
+    except HarnessError as error:
+        return None, f"{error.what}; {error.fix}"
+    except (OSError, ValueError) as error:
+        return None, f"{source} cannot be read: {error}"
+    return {"source": str(source)} | found, None
+
+
+def _of_tree(manifest: Manifest, source: str, names: list[str]) -> dict[str, str]:
+    """Name → sha256 of the files of a remote directory."""
+    files = manifest.weights.get("files", {})
+    sizes = [item.get("bytes") for item in files.values() if isinstance(item, dict)]
+    claimed = sum(size for size in sizes if isinstance(size, int)) or None
+    tree = fetch_tree(source, named=Named("the run's manifest", bytes=claimed)).path
+    there = {path.relative_to(tree).as_posix() for path in walk(tree)}
+    _check_own(names, there, source)
+    return {name: sha256_file(tree / name) for name in names}
+
+
+def _of_directories(source: Path, names: list[str]) -> dict[str, str]:
+    """Last part of the path → sha256 of the `params` directories that a local source means."""
+    there = {str(form): path for path in _params(source) for form in (path, path.absolute())}
+    _check_own(names, there, source)
+    for path in {there[name] for name in names}:
+        strays: list[Path] = []
+        for _ in walk(path, strays=strays):
+            pass
+        if strays:
+            what = f"{strays[0]} is no regular file inside of {path}, so that directory was not hashed"
+            raise HarnessError("file-leaves-root", what, fix=f"put the files in the place of the links: cp -rL {path} COPY")
+    return {name.rpartition("/")[2] if name.startswith("/") else name: sha256_directory(there[name]) for name in names}
+
+
+def _params(source: Path, bases: int = 0) -> list[Path]:
+    """The `params` directory of `source`, then those that it lies upon, as far as they are here."""
+    found = source if (source / _METADATA).is_file() else source / "params"
+    if not (found / _METADATA).is_file():
+        raise HarnessError("weights-missing", f"{source} is not on this machine, or holds no weights", fix="put the weights there, and verify again")
+    record = found.parent / _BASE
+    if not record.is_file() or bases >= _MOST_BASES:
+        return [found]
+    try:
+        below = read_json(record, found.parent, MARK_BYTES)["source"]
+        place = kept_tree(below) if is_remote(below) else Path(below)
+        return [found] if place is None else [found, *_params(place, bases + 1)]
+    except (HarnessError, UnsafeFile, OSError, ValueError, KeyError, TypeError):
+        return [found]
+
+
+def _check_own(names: list[str], there: Any, source: object) -> None:
+    """Raises: HarnessError for a name that is no file of the source; nothing is said of what lies there."""
+    for name in names:
+        if name not in there:
+            what = f"the manifest names {name!r}, which is no file of {source}; it was not read"
+            raise HarnessError("not-of-the-source", what, fix="compare with the weights that the recipe names")
