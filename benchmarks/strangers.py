@@ -177,7 +177,7 @@ def show(rows: list[Row], *, whole: bool) -> None:
 
 def _place(text: str) -> str:
     """A complaint without what differs from case to case, so that equal ones are shown once."""
-    return text.split(": '")[0].split(': "')[0] if " at " in text else text
+    return text.split(": '", maxsplit=1)[0].split(': "', maxsplit=1)[0] if " at " in text else text
 
 
 if __name__ == "__main__":

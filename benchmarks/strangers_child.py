@@ -1,4 +1,4 @@
-"""What happens in the process of one case: the verbs, without privileges, within limits, and with every call to the system told. Part of `benchmarks.strangers`."""
+"""What happens in the process of one case: the verbs, without privileges, within limits, overheard. Part of `benchmarks.strangers`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,6 @@ def live(calls: list[Call], world: World, logs: Path, pipe: int) -> None:
         threading.excepthook = noted.thread_ended
         for i, call in enumerate(calls):
             _tell(pipe, {"began": i})
-            noted.begin(call)
             code = _perform(call, noted, logs / f"{i}.out", logs / f"{i}.err")
             _tell(pipe, {"ended": i, "code": code, **noted.found})
         os._exit(0)
@@ -108,6 +107,7 @@ def _perform(call: Call, noted: _Noted, out: Path, err: Path) -> int:
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8", errors="strict") for number in (1, 2))
+    noted.begin(call)
     os.environ.update(dict(call.environment))
     os.environ.pop("FORCE_COLOR", None)
     if call.coloured:
@@ -191,7 +191,7 @@ class _Noted:
 
     def hear(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
-            self._opened(*args[:3])
+            self._opened(args[0], args[2])
         elif event in _CHANGES:
             self._changed(event, args)
         elif event in ("socket.connect", "socket.sendto"):
@@ -208,7 +208,7 @@ class _Noted:
         if self.found and text not in self.found[kind] and len(self.found[kind]) < 20:
             self.found[kind].append(text)
 
-    def _opened(self, path: Any, mode: Any, flags: Any) -> None:
+    def _opened(self, path: Any, flags: Any) -> None:
         if isinstance(path, int) or path is None:
             return
         name = os.path.abspath(os.fsdecode(path)) if isinstance(path, (str, bytes, os.PathLike)) else ""

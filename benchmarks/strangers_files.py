@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.strangers_values import Hostile, mutate_json, mutate_lines, mutate_text, mutate_yaml
 
@@ -131,81 +131,97 @@ def _gzip_bomb() -> bytes:
     return gzip.compress(line * (2**26 // len(line)), 1) * 32
 
 
+class Spot(NamedTuple):
+    """A path of the input `root` that is made into something else."""
+
+    path: Path
+    root: Path
+    rng: random.Random
+    hostile: Hostile
+
+    def link(self, target: str, *, relative: bool = False) -> None:
+        self.path.symlink_to(os.path.relpath(target, self.path.parent) if relative else target)
+
+
 def trick(path: Path, root: Path, rng: random.Random, hostile: Hostile) -> str:
     """What a file, or the directory that holds it, was made into: a link, a device, a directory, a size."""
     # A directory, now and then: but not the input itself.
-    if rng.random() < 0.3 and path.parent != root:
+    if rng.random() < 0.3 and path.parent != root and path != root:
         path = path.parent
-    action = rng.choice(sorted(_TRICKS))
-    _TRICKS[action](path, root, rng, hostile)
+    action = rng.choice(sorted([*_IN_ITS_PLACE, *_TO_IT]))
+    if action in _IN_ITS_PLACE:
+        remove(path)
+    (_IN_ITS_PLACE | _TO_IT)[action](Spot(path, root, rng, hostile))
     return f"{path.relative_to(root) if path != root else path.name}: {action}"
 
 
-def _replace(make: Callable[[Path, Path, random.Random, Hostile], None]) -> Callable[[Path, Path, random.Random, Hostile], None]:
-    def replaced(path: Path, root: Path, rng: random.Random, hostile: Hostile) -> None:
-        remove(path)
-        make(path, root, rng, hostile)
-
-    return replaced
-
-
-def _large(path: Path, root: Path, rng: random.Random, hostile: Hostile) -> None:
-    del root, rng, hostile
-    if path.is_dir():
-        path = path / "large"
+def _large(at: Spot) -> None:
+    path = at.path / "large" if at.path.is_dir() else at.path
     data = path.suffix in (".parquet", ".mp4", "") and path.name not in _JSON_NAMES
     with path.open("ab") as file:
         file.truncate(_LARGE_DATA if data else _LARGE)
 
 
-def _socket(path: Path, root: Path, rng: random.Random, hostile: Hostile) -> None:
-    del root, rng, hostile
-    place = socket.socket(socket.AF_UNIX)
-    here = os.open(".", os.O_RDONLY)
+def _socket(at: Spot) -> None:
+    place, here = socket.socket(socket.AF_UNIX), os.open(".", os.O_RDONLY)
     try:
         # A socket's path is at most 108 bytes long.
-        os.chdir(path.parent)
-        place.bind(path.name)
+        os.chdir(at.path.parent)
+        place.bind(at.path.name)
     finally:
         os.fchdir(here)
         os.close(here)
         place.close()
 
 
-def _deep(path: Path, root: Path, rng: random.Random, hostile: Hostile) -> None:
-    del root, hostile
-    path = path if path.is_dir() else path.parent
-    (path / "/".join("d" * rng.choice([80, 300]))).mkdir(parents=True)
+def _deep(at: Spot) -> None:
+    folder = at.path if at.path.is_dir() else at.path.parent
+    (folder / "/".join("d" * at.rng.choice([80, 300]))).mkdir(parents=True)
 
 
-def _swap(path: Path, root: Path, rng: random.Random, hostile: Hostile) -> None:
-    del hostile
-    other = rng.choice(files_below(root))
-    if path.is_file():
+def _swap(at: Spot) -> None:
+    other = at.rng.choice(files_below(at.root) or [at.path])
+    if at.path.is_file():
         content = other.read_bytes()
-        other.write_bytes(path.read_bytes())
-        path.write_bytes(content)
+        other.write_bytes(at.path.read_bytes())
+        at.path.write_bytes(content)
 
 
-_TRICKS: dict[str, Callable[[Path, Path, random.Random, Hostile], None]] = {
-    "link to a secret": _replace(lambda path, root, rng, hostile: path.symlink_to(rng.choice(hostile.secrets))),
-    "relative link to a secret": _replace(lambda path, root, rng, hostile: path.symlink_to(os.path.relpath(rng.choice(hostile.secrets), path.parent))),
-    "link to a place": _replace(lambda path, root, rng, hostile: path.symlink_to(os.path.relpath(rng.choice(hostile.places), path.parent))),
-    "link to a device": _replace(lambda path, root, rng, hostile: path.symlink_to(rng.choice(["/dev/zero", "/dev/stdin", "/etc/passwd", "/proc/self/mem"]))),
-    "link to itself": _replace(lambda path, root, rng, hostile: path.symlink_to(path.name)),
-    "link to its root": _replace(lambda path, root, rng, hostile: path.symlink_to(os.path.relpath(root, path.parent))),
-    "link to nothing": _replace(lambda path, root, rng, hostile: path.symlink_to(rng.choice(hostile.places) + "/new")),
-    "FIFO": _replace(lambda path, root, rng, hostile: os.mkfifo(path)),
-    "socket": _replace(_socket),
-    "directory": _replace(lambda path, root, rng, hostile: path.mkdir()),
-    "file": _replace(lambda path, root, rng, hostile: path.write_bytes(rng.choice([b"", b"{}", b"x" * 9])) and None),
-    "missing": _replace(lambda path, root, rng, hostile: None),
-    "no permission": lambda path, root, rng, hostile: path.chmod(rng.choice([0, 0o200, 0o111])),
+def _rename(at: Spot) -> None:
+    at.path.rename(at.path.with_name(at.rng.choice(_STRANGE_NAMES)))
+
+
+def _beside(at: Spot) -> None:
+    path = at.path.parent / at.rng.choice(_STRANGE_NAMES)
+    if not path.exists():
+        path.write_bytes(b"{}")
+
+
+def _content(at: Spot) -> None:
+    at.path.write_bytes(at.rng.choice([b"", b"{}", b"x" * 9]))
+
+
+_IN_ITS_PLACE: dict[str, Callable[[Spot], None]] = {
+    "link to a secret": lambda at: at.link(at.rng.choice(at.hostile.secrets)),
+    "relative link to a secret": lambda at: at.link(at.rng.choice(at.hostile.secrets), relative=True),
+    "link to a place": lambda at: at.link(at.rng.choice(at.hostile.places), relative=True),
+    "link to a device": lambda at: at.link(at.rng.choice(["/dev/zero", "/dev/stdin", "/etc/passwd", "/proc/self/mem"])),
+    "link to itself": lambda at: at.link(at.path.name),
+    "link to its root": lambda at: at.link(str(at.root), relative=True),
+    "link to nothing": lambda at: at.link(at.rng.choice(at.hostile.places) + "/new"),
+    "FIFO": lambda at: os.mkfifo(at.path),
+    "socket": _socket,
+    "directory": lambda at: at.path.mkdir(),
+    "file": _content,
+    "missing": lambda _: None,
+}
+_TO_IT: dict[str, Callable[[Spot], None]] = {
+    "no permission": lambda at: at.path.chmod(at.rng.choice([0, 0o200, 0o111])),
     "large": _large,
     "deep": _deep,
     "swapped": _swap,
-    "another name": lambda path, root, rng, hostile: path.rename(path.with_name(rng.choice(_STRANGE_NAMES)[:250])) and None,
-    "a strange name beside it": lambda path, root, rng, hostile: (path.parent / rng.choice(_STRANGE_NAMES)).write_bytes(b"{}") and None,
+    "another name": _rename,
+    "a strange name beside it": _beside,
 }
 
 

@@ -5,6 +5,7 @@ Source: tensorstore's kvstore/ocdbt/format (manifest.h, btree_codec.cc, data_fil
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import struct
@@ -28,6 +29,7 @@ _FILES = [
 ]
 
 
+@functools.cache
 def _crc_table() -> list[int]:
     table = []
     for byte in range(256):

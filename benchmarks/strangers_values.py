@@ -11,7 +11,28 @@ from typing import Any, NamedTuple
 
 # What a JSON encoder would not write is put into its text afterwards.
 _RAW = re.compile(r'"@@RAW:(.*?)@@"')
-_SENSITIVE = frozenset("source dataset path asset_id tokenizer revision base files weights device run layout name url image recipe step steps".split())
+_SENSITIVE = frozenset(
+    [
+        "source",
+        "dataset",
+        "path",
+        "asset_id",
+        "tokenizer",
+        "revision",
+        "base",
+        "files",
+        "weights",
+        "device",
+        "run",
+        "layout",
+        "name",
+        "url",
+        "image",
+        "recipe",
+        "step",
+        "steps",
+    ]
+)
 _CONTROLS = ["\x1b]0;owned\x07", "\x1b[2J\x1b[H", "\x1b]52;c;AAAA\x07", "\x9b31m", "\x00", "\r", "\x08\x08", "\u202eabc", "\u2066", "\ufeff", "\u2028", "\x7f"]
 _MARKUP = ["[/x]", "[green]equal[/green]", "[link=file:///etc/passwd]x[/link]", "[bold", "\\[", "<script>alert(1)</script>", "{{7*7}}", "{% raw %}", "%s%n"]
 _NAMES = [
@@ -39,7 +60,7 @@ _NAMES = [
 _NUMBERS: list[Any] = [0, -1, 1, 2**31, 2**53, 2**53 + 1, 2**63, -(2**63), 10**30, 1e308, -0.0, 1e-320, float("nan"), float("inf"), -float("inf"), 0.5]
 _RAW_NUMBERS = ["1e400", "-1e400", "1e-400", "0" * 40 + "1", "1" * 5000, "1_000", "0x10", "+1", ".5", "NaN", "nul", "True"]
 _DATES = ["2001-99-99", "2001-01-01", "12:30:45", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59+99:99"]
-ATOMS = ["a", " ", "1", "1,", "=", ":", "loss=", "step ", "Step 1: ", "[", "{", "\"", "\\", "a ", "0.", "-", "1e", "\t", "%|", "é", "[1:00<", "a=1 ", "/"]  # fmt: skip
+ATOMS = [*'a 1=:[{"\\-\té/', "1,", "loss=", "step ", "Step 1: ", "a ", "0.", "1e", "%|", "[1:00<", "a=1 "]
 
 
 class Hostile(NamedTuple):
@@ -215,26 +236,44 @@ def mutate_text(data: bytes, rng: random.Random, hostile: Hostile) -> bytes:
 
 
 def _change_text(data: bytes, rng: random.Random, hostile: Hostile) -> bytes:
-    action = rng.randrange(10)
     at = rng.randrange(len(data) + 1)
-    if action <= 2:
-        numbers = list(re.finditer(rb"\d[\d.]*", data[at : at + 4000]))
-        if numbers:
-            found = rng.choice(numbers)
-            new = str(rng.choice([*_NUMBERS, *_RAW_NUMBERS, "1.1.1", "-", "inf", "1K", "1M", "1e5K", hostile.text(rng)])).encode(errors="surrogatepass")
-            return data[: at + found.start()] + new + data[at + found.end() :]
-    if action <= 4:
-        word = rng.choice(ATOMS) + (rng.choice(ATOMS) if rng.random() < 0.5 else "")
-        run = (word * (rng.choice([1000, 50_000, 1_000_000]) // len(word))).encode()
-        return data[:at] + run + data[at:]
-    if action == 5:
-        return data[:at] + hostile.text(rng).encode(errors="surrogatepass") + data[at:]
-    if action == 6:
-        lines = data.splitlines(keepends=True)
-        rng.shuffle(lines)
-        return b"".join(lines)
-    if action == 7:
-        return data.replace(b"\n", rng.choice([b"\r\n", b"\r", b"\n\n", b"\x00\n", b"\x1b[0m\n"]))
-    if action == 8:
-        return data.decode(errors="replace").encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp037"]), errors="replace")
+    return rng.choice(_TEXT_CHANGES)(data, at, rng, hostile)
+
+
+def _number(data: bytes, at: int, rng: random.Random, hostile: Hostile) -> bytes:
+    numbers = list(re.finditer(rb"\d[\d.]*", data[at : at + 4000]))
+    if not numbers:
+        return data
+    found = rng.choice(numbers)
+    new = str(rng.choice([*_NUMBERS, *_RAW_NUMBERS, "1.1.1", "-", "inf", "1K", "1M", "1e5K", hostile.text(rng)]))
+    return data[: at + found.start()] + new.encode(errors="surrogatepass") + data[at + found.end() :]
+
+
+def _long_run(data: bytes, at: int, rng: random.Random, _: Hostile) -> bytes:
+    word = rng.choice(ATOMS) + (rng.choice(ATOMS) if rng.random() < 0.5 else "")
+    return data[:at] + (word * (rng.choice([1000, 50_000, 1_000_000]) // len(word))).encode() + data[at:]
+
+
+def _insert(data: bytes, at: int, rng: random.Random, hostile: Hostile) -> bytes:
+    return data[:at] + hostile.text(rng).encode(errors="surrogatepass") + data[at:]
+
+
+def _shuffle(data: bytes, _: int, rng: random.Random, __: Hostile) -> bytes:
+    lines = data.splitlines(keepends=True)
+    rng.shuffle(lines)
+    return b"".join(lines)
+
+
+def _line_ends(data: bytes, _: int, rng: random.Random, __: Hostile) -> bytes:
+    return data.replace(b"\n", rng.choice([b"\r\n", b"\r", b"\n\n", b"\x00\n", b"\x1b[0m\n"]))
+
+
+def _encoding(data: bytes, _: int, rng: random.Random, __: Hostile) -> bytes:
+    return data.decode(errors="replace").encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp037"]), errors="replace")
+
+
+def _noise(data: bytes, _: int, rng: random.Random, __: Hostile) -> bytes:
     return bytes(byte if rng.random() > 0.003 else rng.randrange(256) for byte in data[:200_000])
+
+
+_TEXT_CHANGES = [_number, _number, _number, _long_run, _long_run, _insert, _shuffle, _line_ends, _encoding, _noise]

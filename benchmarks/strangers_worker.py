@@ -25,10 +25,36 @@ from benchmarks.strangers_world import Tree, World, raw_controls
 SECONDS, BYTES = 20.0, 2**30
 PROBLEMS = ("traceback", "touched", "memory", "time", "leaked", "connected", "controls")
 # What the verbs import sooner or later, but for JAX and what starts threads.
-_IMPORTS = """harness.cli harness.plan.choose harness.report.page harness.report.status harness.analyse.curve harness.verification harness.doctor.examine
-    harness.checkpoint.inspect harness.data.stats harness.data.compare harness.data.lerobot harness.backends.openpi_import harness.download
-    harness.show.status harness.show.checkpoint harness.show.dataset harness.show.verdict harness.show.plan harness.show.doctor
-    pyarrow.parquet yaml rich.table rich.console scipy.stats PIL.PngImagePlugin av sentencepiece tensorstore""".split()
+_IMPORTS = [
+    "harness.cli",
+    "harness.plan.choose",
+    "harness.report.page",
+    "harness.report.status",
+    "harness.analyse.curve",
+    "harness.verification",
+    "harness.doctor.examine",
+    "harness.checkpoint.inspect",
+    "harness.data.stats",
+    "harness.data.compare",
+    "harness.data.lerobot",
+    "harness.backends.openpi_import",
+    "harness.download",
+    "harness.show.status",
+    "harness.show.checkpoint",
+    "harness.show.dataset",
+    "harness.show.verdict",
+    "harness.show.plan",
+    "harness.show.doctor",
+    "pyarrow.parquet",
+    "yaml",
+    "rich.table",
+    "rich.console",
+    "scipy.stats",
+    "PIL.PngImagePlugin",
+    "av",
+    "sentencepiece",
+    "tensorstore",
+]
 
 
 class Ended(NamedTuple):
@@ -77,12 +103,13 @@ def one(number: int, seed: int, place: cases.Place, logs: Path, kept: Path | Non
     world = place.world
     world.clear()
     case = cases.make(number, seed, place)
+    typed = named(case.calls)
     before, connections = world.tree(), place.servers.connections()
     # Laying out the input reads no bait; but a link of an earlier case may have been looked through.
     world.opened()
     ended = run_case(case.calls, world, logs)
     after = world.tree()
-    problems = judge(case.calls, ended, world, before, after, logs)
+    problems = judge(case.calls, ended, world, before, after, logs, typed)
     if place.servers.connections() != connections:
         problems.append(("connected", f"{place.servers.connections() - connections} connections to the trap"))
     codes = [message["code"] for message in ended.told if "code" in message]
@@ -121,11 +148,10 @@ def run_case(calls: list[Call], world: World, logs: Path) -> Ended:
     try:
         while True:
             ready, _, _ = select.select([heard, process], [], [], 0.05)
-            if heard in ready:
-                got = os.read(heard, 65_536)
-                data += got
-                deadline = time.monotonic() + SECONDS if b"began" in got else deadline
-            if process in ready and heard not in ready:
+            got = os.read(heard, 65_536) if heard in ready else b""
+            data += got
+            deadline = time.monotonic() + SECONDS if b"began" in got else deadline
+            if process in ready and not got:
                 break
             if time.monotonic() > deadline or _resident(pid) - start > 2 * BYTES:
                 why = "time" if time.monotonic() > deadline else "memory"
@@ -153,7 +179,12 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def judge(calls: list[Call], ended: Ended, world: World, before: Tree, after: Tree, logs: Path) -> list[tuple[str, str]]:
+def named(calls: list[Call]) -> set[str]:
+    """Where the paths lead that the user himself typed: what he names he may have read, also through a link."""
+    return {os.path.realpath(word) for call in calls for word in call.args if word.startswith("/")}
+
+
+def judge(calls: list[Call], ended: Ended, world: World, before: Tree, after: Tree, logs: Path, typed: set[str]) -> list[tuple[str, str]]:
     """(kind of problem, in words) of everything that a case did and should not have."""
     problems: list[tuple[str, str]] = []
     if ended.why:
@@ -165,22 +196,23 @@ def judge(calls: list[Call], ended: Ended, world: World, before: Tree, after: Tr
         problems.append(("memory", f"{calls[0].args[0]}: {ended.more_bytes >> 20} MiB more than at its start"))
     for message in ended.told:
         if "ended" in message:
-            problems += _of_call(calls[message["ended"]], message)
+            problems += _of_call(calls[message["ended"]], message, typed)
     for i, call in enumerate(calls):
         problems += _of_output(call, logs / f"{i}.out", logs / f"{i}.err", world)
     allowed = tuple(name for call in calls for name in call.writes)
     verbs = "+".join(call.args[0] for call in calls)
     problems += [("touched", f"{verbs}: {text}") for text in world.touched(before, after, allowed)]
     problems += [("leaked", f"{verbs}: {text}") for text in world.leaked(before, after)]
-    problems += [("leaked", f"{verbs}: opened {name}") for name in world.opened()]
+    problems += [("leaked", f"{verbs}: opened {name}") for name in world.opened() if str(world.root / name) not in typed]
     return list(dict.fromkeys(problems))
 
 
-def _of_call(call: Call, message: dict[str, Any]) -> list[tuple[str, str]]:
+def _of_call(call: Call, message: dict[str, Any], typed: set[str]) -> list[tuple[str, str]]:
     verb = call.args[0]
     problems = [("traceback", f"{verb}: {text}") for text in message["errors"]]
     problems += [("touched", f"{verb}: wrote {name}") for name in message["wrote"]] + [("touched", f"{verb}: started {name}") for name in message["started"]]
-    problems += [("leaked", f"{verb}: opened {name}") for name in message["read"]] + [("connected", f"{verb}: {text}") for text in message["connected"]]
+    problems += [("leaked", f"{verb}: opened {name}") for name in message["read"] if os.path.realpath(name) not in typed]
+    problems += [("connected", f"{verb}: {text}") for text in message["connected"]]
     if message["code"] not in (0, 1, 2) and not message["errors"]:
         problems.append(("traceback", f"{verb}: exit code {message['code']}"))
     return problems
