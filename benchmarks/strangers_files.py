@@ -32,7 +32,10 @@ def mutate_file(path: Path, root: Path, rng: random.Random, hostile: Hostile) ->
     """What was done, in words, to one file of the input `root`: mostly to what it says, at times to what it is."""
     kind = rng.random()
     if kind < 0.62:
-        return _mutate_content(path, rng, hostile)
+        try:
+            return _mutate_content(path, rng, hostile)
+        except Exception:  # what an earlier change has damaged is not read by any library
+            return _damage_bytes(path, rng)
     if kind < 0.80:
         return _damage_bytes(path, rng)
     return trick(path, root, rng, hostile)
@@ -146,7 +149,7 @@ class Spot(NamedTuple):
 def trick(path: Path, root: Path, rng: random.Random, hostile: Hostile) -> str:
     """What a file, or the directory that holds it, was made into: a link, a device, a directory, a size."""
     # A directory, now and then: but not the input itself.
-    if rng.random() < 0.3 and path.parent != root and path != root:
+    if rng.random() < 0.3 and root not in (path.parent, path):
         path = path.parent
     action = rng.choice(sorted([*_IN_ITS_PLACE, *_TO_IT]))
     if action in _IN_ITS_PLACE:

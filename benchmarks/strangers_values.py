@@ -11,28 +11,8 @@ from typing import Any, NamedTuple
 
 # What a JSON encoder would not write is put into its text afterwards.
 _RAW = re.compile(r'"@@RAW:(.*?)@@"')
-_SENSITIVE = frozenset(
-    [
-        "source",
-        "dataset",
-        "path",
-        "asset_id",
-        "tokenizer",
-        "revision",
-        "base",
-        "files",
-        "weights",
-        "device",
-        "run",
-        "layout",
-        "name",
-        "url",
-        "image",
-        "recipe",
-        "step",
-        "steps",
-    ]
-)
+_SENSITIVE = {"source", "dataset", "path", "asset_id", "tokenizer", "revision", "base", "files", "weights", "device", "layout", "name", "url"}
+_SENSITIVE |= {"image", "recipe", "step", "steps", "run"}
 _CONTROLS = ["\x1b]0;owned\x07", "\x1b[2J\x1b[H", "\x1b]52;c;AAAA\x07", "\x9b31m", "\x00", "\r", "\x08\x08", "\u202eabc", "\u2066", "\ufeff", "\u2028", "\x7f"]
 _MARKUP = ["[/x]", "[green]equal[/green]", "[link=file:///etc/passwd]x[/link]", "[bold", "\\[", "<script>alert(1)</script>", "{{7*7}}", "{% raw %}", "%s%n"]
 _NAMES = [

@@ -137,7 +137,7 @@ class World:
         """In words, what a new or changed file carries out: bait in its bytes, or a link."""
         found = []
         for name in after:
-            if before.get(name) == after[name]:
+            if name in self._bait or before.get(name) == after[name]:
                 continue
             path = self.root / name
             if stat.S_ISLNK(after[name][0]):
