@@ -1,0 +1,245 @@
+"""A case by its number: an honest input, what a stranger did to it, and the verbs that open it. Part of `benchmarks.strangers`."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.strangers_bases import COMMANDS, Bases
+from benchmarks.strangers_child import Call
+from benchmarks.strangers_files import files_below, mutate_file, remove, trick
+from benchmarks.strangers_ocdbt import mutate as mutate_ocdbt
+from benchmarks.strangers_pages import Servers, clean_site, mutate_site
+from benchmarks.strangers_values import Hostile, mutate_text
+from benchmarks.strangers_world import World
+
+RECEIVED = "runs/received"
+# One in so many inputs is left as it was made: what is said of it must be free of complaints too.
+_HONEST = 40
+
+
+class Case(NamedTuple):
+    number: int
+    kind: str
+    what: str
+    calls: list[Call]
+
+
+class Place(NamedTuple):
+    """Where a case is laid out, and who a stranger would like to be connected to."""
+
+    world: World
+    bases: Bases
+    servers: Servers
+    hostile: Hostile
+
+
+Option = tuple[float, Callable[[], Call]]
+
+
+def make(number: int, seed: int, place: Place) -> Case:
+    """The case of this number, laid out in the world."""
+    rng = random.Random(f"{seed}/{number}")
+    kind = kind_of(number)
+    what, options = KINDS[kind](place, rng)
+    calls = [_choose(options, rng)() for _ in range(rng.choice([1, 1, 2]))]
+    # Half of the tables are written for a terminal.
+    return Case(number, kind, what, [call._replace(coloured=rng.random() < 0.5) for call in calls])
+
+
+def kind_of(number: int) -> str:
+    """Of 50 cases in a row, so many of each kind."""
+    return _TURNS[number * 7 % len(_TURNS)]
+
+
+def _choose(options: list[Option], rng: random.Random) -> Callable[[], Call]:
+    return rng.choices([call for _, call in options], [weight for weight, _ in options])[0]
+
+
+def _spoil(root: Path, place: Place, rng: random.Random) -> str:
+    """What was done to one, at times to three, of an input's files."""
+    if rng.randrange(_HONEST) == 0:
+        return "as it was made"
+    done = []
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        files = files_below(root)
+        if files:
+            # The few files that are read first are worth more than the many that hold numbers.
+            weights = [1 if path.parent.name == "d" or path.name in ("commit_success.txt", "report.html") else 4 for path in files]
+            done.append(mutate_file(rng.choices(files, weights)[0], root, rng, place.hostile))
+    return "; ".join(done) or "nothing is left"
+
+
+def _json(rng: random.Random) -> tuple[str, ...]:
+    return ("--json",) if rng.random() < 0.3 else ()
+
+
+def run(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
+    target = place.world.received_run
+    shutil.copytree(place.bases.run, target)
+    json = _json(rng)
+    resumed: list[Option] = []
+    if rng.random() < 0.08:
+        # What training opens before anything else.
+        victim = target / rng.choice([".lock", "checkpoints", "checkpoints/3"])
+        what = trick(victim, victim, rng, place.hostile)
+        resumed = [(3, lambda: _on(target, "train", "--run", writes=(".lock",)))]
+    else:
+        what = _spoil(target, place, rng)
+    options: list[Option] = [
+        (4, lambda: _on(target, "status", *json)),
+        (4, lambda: _on(target, "inspect", *json)),
+        (1, lambda: _on(target, "inspect", "--deep", *json)),
+        (2, lambda: _on(target, "inspect", *json, "--run", writes=("checkpoint.json",))),
+        (1, lambda: _on(target, "inspect", "--against", "base", writes=("moved.png",))),
+        (2, lambda: _on(target, "analyse", *json, writes=("curve.json",))),
+        (4, lambda: _on(target, "report", writes=("report.html",))),
+        (0.5, lambda: _on(target, "report", "--output", "compare.html", str(target))),
+        (3, lambda: _on(target, "verify", "--steps", "0", *json, writes=("verdict.json",))),
+        (1, lambda: _on(target, "verify", str(target))),
+        (1, lambda: _on(target, "data", "--run", *json, writes=("dataset.json",))),
+        (1, lambda: _on(target, "stats", "--run", *json, writes=("dataset.json", "norm_stats.json"))),
+        (1, lambda: _on(target, "doctor", "--run", *json, writes=("doctor.json", "dataset.json", "norm_stats.json", "machine.json", "plan.json"))),
+        (1, lambda: _on(target, "plan", "--run", *json, writes=("plan.json", "machine.json"))),
+        (0.5, lambda: _on(target, "train", "--run", writes=(".lock",))),
+        (0.03, lambda: _on(target, "predict", writes=("predicted_actions.*", "prediction.json"))),
+        *resumed,
+    ]
+    return what, options
+
+
+def _on(target: Path, *args: str, writes: tuple[str, ...] = ()) -> Call:
+    """A verb with the received run as its last argument."""
+    return Call((*args, str(target)), tuple(f"{RECEIVED}/{name}" for name in writes))
+
+
+def checkpoint(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
+    name = rng.choice(["step", "step", "step", "zarr", "zarr3", "ocdbt", "ocdbt"])
+    target = place.world.received / name
+    shutil.copytree(place.bases.checkpoints / name, target)
+    what = mutate_ocdbt(target / "params", rng) if name == "ocdbt" and rng.random() < 0.9 else _spoil(target, place, rng)
+    path = str(target / "params" if name == "ocdbt" else target / "3" if name == "step" and rng.random() < 0.5 else target)
+    json = _json(rng)
+    exported = rng.random() < 0.8
+    return f"{name}: {what}", [
+        (4, lambda: Call(("inspect", path, *json))),
+        (3, lambda: Call(("inspect", path, "--deep", *json))),
+        (
+            1,
+            lambda: Call(
+                ("inspect", path, "--against", "base" if exported else str(place.bases.run), *json), (f"received/{name}/*moved.png", "received/*/moved.png")
+            ),
+        ),
+        (1.5, lambda: Call(("export", path, "exported"))),
+        (0.05, lambda: Call(("predict", path), (f"received/{name}/predict*", f"received/{name}/*/predict*"))),
+    ]
+
+
+def dataset(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
+    name = rng.choice(["v21", "v21", "v30", "v30", "video", "video30"])
+    target = place.world.received / "set"
+    shutil.copytree(place.bases.datasets / name, target)
+    what, json = _spoil(target, place, rng), _json(rng)
+    asked = ("--recipe", str(place.bases.small), "--dataset", str(target))
+    return f"{name}: {what}", [
+        (4, lambda: Call(("data", *asked, *json))),
+        (1, lambda: Call(("data", *asked, "--html"))),
+        (3, lambda: Call(("stats", *asked, *json))),
+        (1, lambda: Call(("doctor", *asked, *json))),
+    ]
+
+
+def log(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
+    target = place.world.received / "log"
+    shutil.copytree(place.bases.logs, target)
+    files = files_below(target)
+    path = rng.choice(files)
+    what = "as it was made" if rng.randrange(_HONEST) == 0 else mutate_file(path, target, rng, place.hostile)
+    honest, json = str(place.bases.logs / "openpi.log"), _json(rng)
+    return f"{path.name}: {what}", [
+        (8, lambda: Call(("analyse", str(path), *json))),
+        (1, lambda: Call(("analyse", honest, "--reference", str(path), *json))),
+        (1, lambda: Call(("analyse", str(path), "--reference", honest, *json))),
+    ]
+
+
+def recipe(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
+    path = place.world.received / "recipe.yaml"
+    shutil.copy(rng.choice(sorted(place.bases.recipes.iterdir())), path)
+    what, json = _spoil(place.world.received, place, rng), _json(rng)
+    data = ("--dataset", str(place.bases.datasets / "v21"))
+    return what, [
+        (3, lambda: Call(("plan", "--recipe", str(path), "--gpu", "rtx_a6000", *json))),
+        (1, lambda: Call(("plan", "--recipe", str(path), "--device", "cpu", *json))),
+        (3, lambda: Call(("data", "--recipe", str(path), *data, *json))),
+        (1, lambda: Call(("stats", "--recipe", str(path), *data, *json))),
+        (1, lambda: Call(("doctor", "--recipe", str(path), *data, *json))),
+        (1, lambda: Call(("analyse", str(place.bases.logs / "openpi.log"), "--recipe", str(path), *json))),
+        (1, lambda: Call(("import", "openpi", "pi05_libero", "--gpu", "rtx_a6000", "--recipe", str(path)))),
+    ]
+
+
+def statistics(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
+    path = place.world.received / "stats" / rng.choice(["norm_stats.json", "norm_stats.json", "stats.json"])
+    shutil.copytree(place.bases.stats, path.parent)
+    what, json = mutate_file(path, path.parent, rng, place.hostile), _json(rng)
+    asked = ("--recipe", str(place.bases.small), "--dataset", str(place.bases.datasets / "v21"))
+    return what, [
+        (4, lambda: Call(("stats", *asked, "--compare", str(path), *json))),
+        (1, lambda: Call(("stats", *asked, "--compare", str(path.parent), *json))),
+    ]
+
+
+def pages(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
+    form = rng.choice(["sums", "sums", "index", "index", "gs"])
+    source = place.bases.checkpoints / "zarr" / "7"
+    site, address = clean_site({str(path.relative_to(source)): path.read_bytes() for path in files_below(source)}, form)
+    what = "; ".join(mutate_site(site, rng, place.hostile) for _ in range(rng.choice([1, 1, 2]) if rng.randrange(_HONEST) else 0)) or "as it was made"
+    place.servers.show(site)
+    base = "" if form == "gs" else place.servers.pages
+    typed = {"environment": (("STORAGE_EMULATOR_HOST", place.servers.pages),), "servers": (place.servers.pages,)}
+    odd = rng.choice(["", "/", "/..", "/.", "//", "/params/..", "/lock", "/part", "/source.json", "/%2e%2e", "/a%00b", "/a\x1b[2J", "?x=..", "#.."])
+    one = "/params/_METADATA" if rng.random() < 0.6 else odd
+    tree = odd if rng.random() < 0.15 else ""
+    return f"{form}: {what}", [
+        (5, lambda: Call(("fetch_tree", f"{base}{address}{tree}"), **typed)),
+        (3, lambda: Call(("fetch_file", f"{base}{address}{one}"), **typed)),
+        (0.3, lambda: Call(("predict", f"{base}{address}{tree}"), **typed)),
+    ]
+
+
+def command(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
+    line = rng.choice(COMMANDS)
+    for _ in range(rng.choice([0, 1, 2])):
+        line = mutate_text(line.encode(), rng, place.hostile).decode(errors="replace")[:100_000].replace("\0", "")
+    words = (line,) if rng.random() < 0.7 else tuple(line.split())
+    return line[:60], [(1, lambda: Call(("import", "openpi", *(words or ("",)), *(("--gpu", "rtx_a6000") if rng.random() < 0.5 else ()))))]
+
+
+KINDS: dict[str, Callable[[Place, random.Random], tuple[str, list[Option]]]] = {
+    "run": run,
+    "checkpoint": checkpoint,
+    "dataset": dataset,
+    "log": log,
+    "recipe": recipe,
+    "statistics": statistics,
+    "pages": pages,
+    "command": command,
+}
+_SHARES = {"run": 13, "checkpoint": 9, "dataset": 8, "log": 7, "recipe": 5, "statistics": 3, "pages": 4, "command": 1}
+_TURNS = [kind for kind, share in _SHARES.items() for _ in range(share)]
+
+
+def keep(case: Case, place: Place, folder: Path) -> Path:
+    """Stores the input of a case: FIFOs and links as they are, holes as holes."""
+    import subprocess
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{case.number}-{case.kind}.tar"
+    remove(path)
+    names = [name for name in (RECEIVED, "received") if (place.world.root / name).exists()]
+    subprocess.run(["tar", "-cSf", str(path), "-C", str(place.world.root), *names], capture_output=True, check=False)
+    return path
