@@ -14,7 +14,7 @@ from typing import NamedTuple
 from harness.artifacts import Candidate, Dataset, Levers, Machine, Plan
 from harness.errors import HarnessError
 from harness.parameters import check_who_is_trained, counts
-from harness.plan import candidates, cost, memory
+from harness.plan import candidates, cost, memory, shared
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.busy import holders
 from harness.plan.compile import compiled
@@ -88,7 +88,8 @@ def choose(
         free_bytes=place.free_bytes,
         context_bytes=place.context_bytes,
         margin_bytes=place.margin_bytes,
-        memory_fraction=place.memory_fraction,
+        memory_fraction=place.memory_fraction if chosen is None or not place.shared else place.fraction_beside(chosen.host_bytes or 0),
+        shared_memory=place.shared,
         host_usable_bytes=place.host_usable_bytes,
         parameters_total=total,
         parameters_trained=trained,
@@ -145,7 +146,7 @@ class _Search:
         """The fastest plan that fits with these changes, and every plan looked at."""
         recipe = candidates.changed(self._recipe, changes)
         place, devices = self._place, self._place.devices
-        host = place.platform == "cuda" and not place.wsl
+        host = place.platform == "cuda" and not place.wsl and not place.shared
         sets = candidates.lever_sets(self._base, recipe, shards=sorted({1, devices}), host=host)
         best: Candidate | None = None
         best_s, tried = float("inf"), []
@@ -199,8 +200,15 @@ class _Search:
     def _candidate(self, recipe: Recipe, changes: candidates.Changes, levers: Levers) -> Candidate:
         place, on_cpu = self._place, self._place.platform == "cpu"
         host = memory.host_bytes(recipe, levers)
-        short = None if on_cpu else _short(host, place.host_usable_bytes, "of host memory")
+        together: dict[str, int] = {}
+        if place.shared:
+            short = shared.short({"save": shared.save_bytes(recipe, levers)}, place.pool_usable_bytes)
+        else:
+            short = None if on_cpu else _short(host, place.host_usable_bytes, "of host memory")
         need = self._oracle.need(recipe, levers, hopeless=short is not None)
+        if place.shared:
+            together = shared.phases(recipe, levers, need)
+            short = shared.short(together, place.pool_usable_bytes)
         short = _short(need.device_bytes, place.usable_bytes, "", at_least=need.source == "counted") or short
         seconds, unknown = self._told_seconds(recipe, levers)
         if on_cpu:
@@ -213,10 +221,11 @@ class _Search:
             host_bytes=need.device_bytes if on_cpu else max(host, memory.PROCESS_BYTES + need.host_bytes),
             disk_bytes=2 * memory.checkpoint_bytes(recipe),
             phases=need.phases,
+            shared_phases=together,
             seconds_per_step=seconds,
             flops_per_step=cost.flops_per_sample(recipe, levers) * recipe.train.global_batch,
             verdict="rejected" if short else "fits",
-            reason=short or _enough(need, place),
+            reason=short or (shared.enough(together, place.pool_usable_bytes) if together else _enough(need, place)),
             source=need.source,
             breakdown=memory.breakdown(recipe, levers, need.device_bytes, need.activations),
             unknown=unknown,
@@ -274,6 +283,8 @@ def _notes(recipe: Recipe, machine: Machine, dataset: Dataset | None, place: Pla
         return notes
     if tools.atlas is not None and tools.atlas.refused and chosen is not None and chosen.source == "compiled":
         notes.append(tools.atlas.refused)
+    if place.shared:
+        notes.append(f"{place.name} has one memory for CPU and GPU: device and host bytes of each phase are counted together, saves included")
     if place.wsl:
         notes.append("WSL2: no part of the state can lie in pinned host memory, and Windows may take 1 GiB more of the card")
     if place.host_usable_bytes is None:
