@@ -152,7 +152,9 @@ def present(recipe: Recipe, machine: Machine, *, device: str | None, vram_bytes:
     total, _ = counts(recipe.model, recipe.train.trained)
     if device == "cuda" or (device is None and total > CPU_PARAMETERS):
         mend = machine.gpu_fix or "harness probe shows what is here"
-        other = f"harness plan --recipe {shlex.quote(recipe.name)} --gpu rtx_4090 plans for a card that is not here; --recipe smoke trains a tiny model on the CPU"
+        other = (
+            f"harness plan --recipe {shlex.quote(recipe.name)} --gpu rtx_4090 plans for a card that is not here; --recipe smoke trains a tiny model on the CPU"
+        )
         raise HarnessError(
             "no-gpu",
             f"recipe {recipe.name} trains a model of {format_count(total)} parameters, and there is no usable GPU here",
