@@ -22,18 +22,8 @@ from tests.test_probe_nvml import HERE, build
 
 __all__ = ["build"]  # the fixture that compiles the stand-in
 
-REAL = "--recipe pi05_libero_lora --dataset sample --set data.tokenizer=sample --set weights.source=null --set train.global_batch=32".split()
-    "--recipe",
-    "pi05_libero_lora",
-    "--dataset",
-    "sample",
-    "--set",
-    "data.tokenizer=sample",
-    "--set",
-    "weights.source=null",
-    "--set",
-    "train.global_batch=32",
-]
+OVERRIDES = ("data.tokenizer=sample", "weights.source=null", "train.global_batch=32")
+REAL = ["--recipe", "pi05_libero_lora", "--dataset", "sample", *(word for one in OVERRIDES for word in ("--set", one))]
 DROPPED = "--xla_gpu_enable_triton_softmax_fusion=true"
 
 

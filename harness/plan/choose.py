@@ -74,6 +74,8 @@ def choose(
     else:
         place = present(recipe, machine, device=ask.device, vram_bytes=ask.vram_bytes, host_ram_bytes=ask.host_ram_bytes)
     tools = tools or Tools(shipped())
+    if tools.atlas is None or ask.recompile:
+        place = place._replace(stands_in=False)
     place = _with_shared_rows(place, recipe, asked=ask.gpu is not None)
     made, chosen = _Search(recipe, place, dataset, tools, ask).run()
     total, trained = counts(recipe.model, recipe.train.trained)
@@ -88,7 +90,9 @@ def choose(
         free_bytes=place.free_bytes,
         context_bytes=place.context_bytes,
         margin_bytes=place.margin_bytes,
-        memory_fraction=place.memory_fraction if chosen is None or not place.shared else place.fraction_beside(chosen.host_bytes or 0),
+        memory_fraction=place.memory_fraction
+        if chosen is None or not place.shared
+        else place.fraction_beside(chosen.host_bytes or 0, chosen.device_bytes or 0),
         shared_memory=place.shared,
         host_usable_bytes=place.host_usable_bytes,
         parameters_total=total,
@@ -148,6 +152,8 @@ class _Search:
         place, devices = self._place, self._place.devices
         host = place.platform == "cuda" and not place.wsl and not place.shared
         sets = candidates.lever_sets(self._base, recipe, shards=sorted({1, devices}), host=host)
+        # For a card that the atlas was not made for, what it knows of others is as good as compiling what it does not.
+        sets = [levers for levers in sets if self._is_known(recipe, levers)] or sets
         best: Candidate | None = None
         best_s, tried = float("inf"), []
         for levers in sets:
@@ -157,7 +163,9 @@ class _Search:
             found = [self._largest(recipe, changes, levers, sizes)]
             if found[0].verdict == "fits" and found[0].levers.microbatch < sizes[-1]:
                 # Attention a few samples at a time leaves room for more samples at once.
-                found.append(self._largest(recipe, changes, levers.model_copy(update={"attention": "chunked"}), sizes))
+                chunked = levers.model_copy(update={"attention": "chunked"})
+                if self._is_known(recipe, chunked):
+                    found.append(self._largest(recipe, changes, chunked, self._microbatches(recipe, chunked)))
             tried += found
             for candidate in found:
                 if candidate.verdict == "fits" and (took := self._seconds(recipe, candidate.levers)) < best_s:
@@ -171,7 +179,14 @@ class _Search:
             return sizes
         fastest = min(self._seconds(recipe, _cut(recipe, levers, size)) for size in sizes)
         enough = next(size for size in sizes if self._seconds(recipe, _cut(recipe, levers, size)) <= fastest * (1 + _WORTH))
-        return [size for size in sizes if size <= enough]
+        worth = [size for size in sizes if size <= enough]
+        known = [size for size in worth if self._place.stands_in and self._oracle.has_step(recipe, _cut(recipe, levers, size))]
+        return known or worth
+
+    def _is_known(self, recipe: Recipe, levers: Levers) -> bool:
+        """Whether the atlas knows a microbatch of these levers; true where the compiler is asked for what it does not."""
+        sizes = candidates.divisors(recipe.train.global_batch // levers.devices)
+        return not self._place.stands_in or any(self._oracle.has_step(recipe, _cut(recipe, levers, size)) for size in sizes)
 
     def _seconds(self, recipe: Recipe, levers: Levers) -> float:
         """For ranking: of a card that is not in the table the figures of its stand-in; on the CPU the fewest steps of accumulation."""
@@ -285,6 +300,7 @@ def _notes(recipe: Recipe, machine: Machine, dataset: Dataset | None, place: Pla
         notes.append(tools.atlas.refused)
     if place.shared:
         notes.append(f"{place.name} has one memory for CPU and GPU: device and host bytes of each phase are counted together, saves included")
+        notes += shared.kept(chosen, place.pool_usable_bytes) if chosen is not None else []
     if place.wsl:
         notes.append("WSL2: no part of the state can lie in pinned host memory, and Windows may take 1 GiB more of the card")
     if place.host_usable_bytes is None:

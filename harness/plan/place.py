@@ -29,8 +29,9 @@ _ALIKE = 0.9
 class Place(NamedTuple):
     """`card` holds the figures that XLA compiles for; `named` is whether they are those of this very model, `here` whether it is in this machine.
 
-    Bytes are of one device. None: not known, and then not checked. With `shared` CPU and GPU have one memory: `pool_bytes` of it
-    are free for both together, and `free_bytes` is how much of it the GPU may take.
+    With `stands_in` the atlas was made for other cards of its architecture. Bytes are of one device. None: not known, and then not
+    checked. With `shared` CPU and GPU have one memory: `pool_bytes` of it are free for both together, and `free_bytes` is how much of
+    it the GPU may take.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Place(NamedTuple):
     host_usable_bytes: int | None = None
     notes: tuple[str, ...] = ()
     shared: bool = False
+    stands_in: bool = False
     pool_bytes: int | None = None
 
     @property
@@ -67,11 +69,12 @@ class Place(NamedTuple):
             return None
         return int(1000 * (self.free_bytes - self.context_bytes) / self.total_bytes) / 1000
 
-    def fraction_beside(self, host_bytes: int) -> float | None:
-        """The share of a shared memory that JAX may take at once: what the pool has without context and `host_bytes`."""
+    def fraction_beside(self, host_bytes: int, device_bytes: int) -> float | None:
+        """The share of a shared memory that JAX may take at once: what `host_bytes` leave of the pool, and what its own largest phase needs."""
         if not self.here or not self.total_bytes or self.pool_bytes is None:
             return None
-        return max(0.001, int(1000 * (self.pool_bytes - self.context_bytes - host_bytes) / self.total_bytes) / 1000)
+        share = max(self.pool_bytes - self.context_bytes - host_bytes, device_bytes + self.margin_bytes)
+        return int(1000 * share / self.total_bytes) / 1000
 
     def idle(self) -> Place:
         """The same cards if nothing else were on them."""
@@ -91,6 +94,7 @@ def absent(gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None) 
         "cuda",
         card,
         named=key in cards.names(),
+        stands_in=key not in cards.CARDS,
         devices=count,
         free_bytes=card.memory_bytes,
         total_bytes=card.memory_bytes,
@@ -124,7 +128,8 @@ def _sharing(place: Place, vram_bytes: int | None, host_ram_bytes: int | None, a
     said = host_ram_bytes if host_ram_bytes is not None else vram_bytes
     pool = available if said is None else said
     free = pool if vram_bytes is None or pool is None else min(vram_bytes, pool)
-    total = free if said is not None or place.total_bytes is None else place.total_bytes
+    # JAX's share is one of what the kernel calls total, whatever was said.
+    total = place.total_bytes if place.here and place.total_bytes is not None else free
     return place._replace(shared=True, pool_bytes=pool, free_bytes=free, total_bytes=total, host_usable_bytes=_host_usable(pool))
 
 
@@ -255,7 +260,8 @@ def _figures(found: _Found, total: int) -> tuple[Card, bool]:
 
 
 def _with_margins(place: Place, *, wsl: bool = False) -> Place:
-    margin = max(_MARGIN_LEAST, int(_MARGIN_SHARE * (place.total_bytes or 0))) + (_WSL_MARGIN if wsl else 0)
+    taken = place.pool_bytes if place.shared else place.total_bytes
+    margin = max(_MARGIN_LEAST, int(_MARGIN_SHARE * (taken or 0))) + (_WSL_MARGIN if wsl else 0)
     return place._replace(context_bytes=CONTEXT_BYTES, margin_bytes=margin, wsl=wsl)
 
 

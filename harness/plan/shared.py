@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 
-from harness.artifacts import Levers
+from harness.artifacts import Candidate, Levers
 from harness.parameters import parameter_shapes
 from harness.plan import memory
 from harness.plan.need import Need
@@ -54,3 +54,15 @@ def enough(found: dict[str, int], pool: int | None) -> str:
     worst = max(found, key=lambda phase: found[phase])
     usable = f"{format_bytes(pool)} usable" if pool is not None else "a pool that is not known"
     return f"needs {format_bytes(found[worst])} in the phase {worst} of {usable} by CPU and GPU together"
+
+
+def kept(chosen: Candidate, pool: int | None) -> list[str]:
+    """A note where the phases fit one by one, but not what JAX has taken for the largest beside the host's part of a save.
+
+    Source: JAX documentation, "GPU memory allocation": memory that was taken is not given back, except by the allocator `platform`.
+    """
+    device, host = chosen.device_bytes or 0, chosen.host_bytes or 0
+    if pool is None or device + host <= pool:
+        return []
+    both = f"{format_bytes(device)} of the step beside {format_bytes(host)} of the host, {format_bytes(device + host)}"
+    return [f"JAX keeps what a step took while it saves: {both}; XLA_PYTHON_CLIENT_ALLOCATOR=platform gives it back between the phases, and is slower"]
