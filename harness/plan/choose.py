@@ -103,6 +103,12 @@ def choose(
     )
 
 
+def _fraction(place: Place, chosen: Candidate | None) -> float | None:
+    if chosen is None or not place.shared:
+        return place.memory_fraction
+    return place.fraction_beside(chosen.host_bytes or 0, chosen.device_bytes or 0)
+
+
 def fits_exactly(recipe: Recipe, card: str, dataset: Dataset | None, tools: Tools) -> bool:
     """Whether a plan without deviations fits the idle card, as far as the atlas knows."""
     place = absent(card, None, None)
