@@ -14,7 +14,21 @@ from typing import Any
 
 import pytest
 
-from harness.artifacts import Candidate, DegenerateDimension, DimensionStats, Finding, Gpu, GpuProcess, Host, InterruptedSave, Levers, Machine, NormStats, Plan
+from harness.artifacts import (
+    Candidate,
+    Dataset,
+    DegenerateDimension,
+    DimensionStats,
+    Finding,
+    Gpu,
+    GpuProcess,
+    Host,
+    InterruptedSave,
+    Levers,
+    Machine,
+    NormStats,
+    Plan,
+)
 from harness.doctor import examine, gpu, host
 from harness.doctor.situation import Situation
 from harness.errors import HarnessError
@@ -27,6 +41,12 @@ HOST = Host(ram_total_bytes=64 * GIB, ram_available_bytes=60 * GIB, shm_bytes=8 
 LEVERS = Levers(platform="cuda", microbatch=8, prompt_tokens=48, cameras=["base_0_rgb"])
 FITS = Candidate(levers=LEVERS, device_bytes=20 * GIB, host_bytes=4 * GIB, disk_bytes=2 * MIB, verdict="fits", reason="fits", source="compiled")
 NUMBERS = DimensionStats(mean=[0.0], std=[1.0], q01=[-1.0], q99=[1.0])
+STATS = NormStats(norm_stats={"state": NUMBERS, "actions": NUMBERS}, frames=9, action_horizon=2)
+FACTS: dict[str, Any] = {"features": {}, "cameras": {}, "sha256": "0", "longest_prompt_tokens": 9, "prompt_tokens": 16, "total_bytes": 1}
+DATASET = Dataset(source="sample", path="sample", format_version="v2.1", fps=10, episodes=2, frames=999, tasks=["one"], **FACTS)
+# The data is not here: what is looked at of it is then unknown.
+NO_DATA: dict[str, Any] = {"dataset": None, "stats": None}
+UNSEEN = {"dataset": "unknown", "statistics": "unknown"}
 # The check that starts a process of JAX on a GPU, and the two that would ask a server, are tried on their own below.
 QUIET = tuple(check for check in examine.CHECKS if check.name != "GPU and JAX")
 
@@ -47,7 +67,7 @@ def plan(chosen: Candidate | None) -> Plan:
 def situation(tmp_path: Path, **changes: Any) -> Situation:
     machine = Machine(gpus=[CARD], driver_version="570.86.15", cuda_driver_version="12.8", host=HOST)
     usual: dict[str, Any] = {"recipe": load_recipe("smoke"), "machine": machine, "environ": {"HOME": str(tmp_path)}, "plan": plan(FITS)}
-    usual |= {"run": tmp_path, "writes": (tmp_path,)}
+    usual |= {"run": tmp_path, "writes": (tmp_path,), "dataset": DATASET, "stats": STATS}
     return Situation(**(usual | changes))
 
 
@@ -67,7 +87,8 @@ def on(**changes: Any) -> Machine:
 def test_a_good_machine_has_no_findings(tmp_path: Path) -> None:
     diagnosis = examine.examine(situation(tmp_path), checks=QUIET)
     assert not diagnosis.findings
-    assert diagnosis.passed == [check.name for check in QUIET]
+    assert {*diagnosis.passed} | {*diagnosis.not_needed} == {check.name for check in QUIET}
+    assert not {*diagnosis.passed} & {*diagnosis.not_needed}
 
 
 @pytest.mark.parametrize(
@@ -78,10 +99,13 @@ def test_a_good_machine_has_no_findings(tmp_path: Path) -> None:
         ({"machine": Machine(gpus=[CARD.model_copy(update={"compute_capability": "12.0"})], driver_version="550.1", host=HOST)}, {"driver": "error"}),
         ({"machine": Machine(gpus=[CARD], host=HOST)}, {"driver": "unknown"}),
         ({"machine": card(compute_capability="5.0")}, {"compute capability": "error"}),
-        ({"machine": card(compute_capability="7.5")}, {"compute capability": "warning"}),
+        ({"machine": card(compute_capability="7.5")}, {"compute capability": "error"}),
         ({"machine": card(compute_capability=None)}, {"compute capability": "unknown"}),
         ({"machine": card(foreign_processes=[GpuProcess(pid=7, used_bytes=GIB)])}, {"device memory": "warning"}),
-        ({"plan": plan(None)}, {"device memory": "error"}),
+        ({"plan": plan(None)}, {"device memory": "error", "host memory": "unknown", "disk": "unknown", "deviation": "unknown"}),
+        ({"machine": on(wsl=None)}, {"WSL2": "unknown"}),
+        ({"machine": on(shm_bytes=None), "environ": {"HARNESS_LOADER_WORKERS": "2"}}, {"/dev/shm": "unknown"}),
+        (NO_DATA, UNSEEN),
         ({"environ": {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}}, {"device memory": "warning"}),
         ({"machine": on(wsl=True)}, {"WSL2": "warning"}),
         ({"machine": on(ram_available_bytes=3 * GIB)}, {"host memory": "warning"}),
@@ -103,7 +127,10 @@ def test_a_good_machine_has_no_findings(tmp_path: Path) -> None:
         ({"environ": {"WANDB_API_KEY": "a" * 39, "WANDB_MODE": "offline"}}, {}),
         ({"environ": {"WANDB_MODE": "online", "HOME": "/nowhere"}}, {"wandb key": "error"}),
         ({"recipe": load_recipe("smoke", ["weights.source=/nowhere/params"])}, {"weights directory": "error"}),
-        ({"recipe": load_recipe("smoke", ["data.dataset=some/where"]), "environ": {"HF_HUB_OFFLINE": "1"}}, {"hub": "error"}),
+        (
+            {"recipe": load_recipe("smoke", ["data.dataset=some/where"]), "environ": {"HF_HUB_OFFLINE": "1"}, **NO_DATA},
+            {"hub": "error"} | UNSEEN,
+        ),
         ({"recipe": load_recipe("smoke", ["model.paligemma.lora={rank: 4, alpha: 4}"])}, {"trained": "error"}),
         ({"plan": plan(FITS.model_copy(update={"deviations": ["EMA off"]}))}, {"deviation": "warning"}),
     ],
@@ -255,15 +282,16 @@ def server(status: int) -> Iterator[str]:
 def test_the_hub_is_asked_only_when_that_is_wanted(status: int, expected: dict[str, str], tmp_path: Path) -> None:
     recipe = load_recipe("smoke", ["data.dataset=some/where"])
     for address in server(status):
-        case = situation(tmp_path, recipe=recipe, environ={"HOME": str(tmp_path), "HF_ENDPOINT": address})
-        assert found(case._replace(online=True)) == expected
-        assert found(case) == {}
+        case = situation(tmp_path, recipe=recipe, environ={"HOME": str(tmp_path), "HF_ENDPOINT": address}, **NO_DATA)
+        assert found(case._replace(online=True)) == expected | UNSEEN
+        assert found(case) == {"hub": "unknown"} | UNSEEN
 
 
 def test_an_unreachable_bucket_is_an_error_unless_the_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     recipe = load_recipe("smoke", ["weights.source=http://127.0.0.1:9/params"])
     assert found(situation(tmp_path, recipe=recipe, online=True)) == {"weights": "error"}
+    assert found(situation(tmp_path, recipe=recipe)) == {"weights": "unknown"}
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     assert found(situation(tmp_path, recipe=recipe, online=True)) == {}
 

@@ -112,15 +112,13 @@ def test_a_card_is_found_by_its_key_and_by_what_the_driver_calls_it(name: str) -
     [
         ("rtx_a600", "rtx_a6000"),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "rtx_4090"),  # 16 GB, another chip
-        ("RTX 4070 Ti", "rtx_4070"),
-        ("RTX 4080 SUPER", "rtx_4080"),
+        ("RTX 4060 Ti", "rtx_4060_ti_16"),  # of 8 or of 16 GB
+        ("RTX 3080 Laptop GPU", "rtx_3080"),
         ("RTX 3060 8GB", "rtx_3060"),
         ("RTX 4090 48GB", "rtx_4090"),
         ("A100", "a100_80"),
         ("RTX 6000", "rtx_6000_ada"),  # Turing's, Ada's or Blackwell's
-        ("NVIDIA H100 PCIe", "h100"),  # fewer processors, other memory
-        ("L40", "l40s"),
-        ("gtx1080", ""),
+        ("L41", "l4"),
         ("!", ""),
     ],
 )

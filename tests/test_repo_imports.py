@@ -23,6 +23,7 @@ GROUND = frozenset(
         "runlock",
         "watcher",
         "surroundings",
+        "xla_flags",
         "redact",
         "download",
         "listing",

@@ -23,11 +23,15 @@ class Finding(Strict):
 
 
 class Diagnosis(Artifact):
-    """`passed` names the checks that found nothing; `allowed` those whose errors the person said to go on with."""
+    """`passed` names the checks that looked and found nothing; `allowed` those whose errors the person said to go on with.
+
+    `not_needed` holds the checks that had nothing to look at, each with the reason; they are not among the passed.
+    """
 
     FILE: ClassVar[str] = "doctor.json"
     findings: list[Finding]
     passed: list[str]
+    not_needed: dict[str, str] = {}
     allowed: list[str] = []
 
     @property

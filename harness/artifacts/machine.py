@@ -76,9 +76,13 @@ class Host(Strict):
 
 
 class Machine(Artifact):
+    """`gpu_error` is why no GPU can be used, `gpu_fix` what to do about it; with `gpu_missing` there may be none in this machine at all."""
+
     FILE: ClassVar[str] = "machine.json"
     gpus: list[Gpu] = []
     gpu_error: str | None = None
+    gpu_fix: str | None = None
+    gpu_missing: bool = False
     driver_version: str | None = None
     cuda_driver_version: str | None = None
     visible_devices: str | None = None

@@ -42,7 +42,8 @@ class Levers(Strict):
 class Candidate(Strict):
     """One plan. `changes` are the recipe keys that it needs changed, each explained in `deviations`; none for an exact plan.
 
-    `phases` holds the device bytes of init, load, step and save where they are known; `device_bytes` is the largest.
+    `phases` holds the device bytes of init, load, step and save where they are known; `device_bytes` is the largest. `shared_phases` holds
+    device and host bytes together, where CPU and GPU have one memory.
     `source`: what the compiler said of exactly this step (compiled, atlas), of a larger one (interpolated: never too few bytes), or,
     only where that is too much already, state and gradients as they are counted without the compiler (counted: at least so many bytes).
     """
@@ -54,6 +55,7 @@ class Candidate(Strict):
     host_bytes: int | None = None
     disk_bytes: int | None = None
     phases: dict[str, int] = {}
+    shared_phases: dict[str, int] = {}
     seconds_per_step: float | None = None
     flops_per_step: float | None = None
     verdict: Literal["fits", "rejected"]
@@ -67,6 +69,7 @@ class Plan(Artifact):
     """`usable_bytes` of each device = free - `context_bytes` - `margin_bytes`; JAX gets `memory_fraction` of its total: free - context.
 
     `backend` is whose trainer carries it out.
+    With `shared_memory` CPU and GPU have one memory, and `usable_bytes` is of both together.
     `device_uuids` are the cards that the chosen plan runs on, `device_uuid` the first. `notes` are what a person should know beside it.
     """
 
@@ -83,6 +86,7 @@ class Plan(Artifact):
     margin_bytes: int = 0
     memory_fraction: float | None = None
     host_usable_bytes: int | None = None
+    shared_memory: bool = False
     parameters_total: int
     parameters_trained: int
     chosen: Candidate | None

@@ -18,7 +18,7 @@ from harness.backends.trainer_line import whose
 from harness.errors import HarnessError
 from harness.parameters import RELEASED_PARAM_NORM, counts, fingerprint, parameter_shapes
 from harness.plan.deviations import deviations
-from harness.plan.place import Place
+from harness.plan.place import Place, option_for
 from harness.plan.upstream import COMMIT, adapters_of, model_with, need
 from harness.plan.upstream_plan import PUBLISHED, explanation, plan_upstream, setup_of
 from harness.recipe import Model, Recipe, load_recipe
@@ -226,13 +226,14 @@ def _room(plan: Plan | None, translated: Translation) -> list[Finding]:
         return []
     candidate = plan.candidates[0]
     largest = next((note for note in plan.notes if "batch" in note and "fits" in note), "")
+    recipe = f"{PUBLISHED}_lora" if explanation_of(translated) else PUBLISHED
     return [
         Finding(
             severity="error",
             check="does-not-fit",
             got=f"{format_bytes(candidate.device_bytes)} on {plan.device}, of which {format_bytes(plan.usable_bytes)} are usable",
             need=f"{format_bytes(candidate.device_bytes)} on each device",
-            fix=f"{largest or 'another card'}; or: harness plan --recipe {'pi05_libero_lora' if explanation_of(translated) else PUBLISHED} --gpu {plan.device}",
+            fix=f"{largest or 'another card'}; or: harness plan --recipe {recipe} {option_for(plan.device)}",
         )
     ]
 

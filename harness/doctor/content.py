@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness.artifacts.doctor import Finding
-from harness.doctor.situation import Situation, error, warning
+from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning
 from harness.download import is_remote
 from harness.errors import HarnessError
 from harness.parameters import check_who_is_trained
@@ -22,17 +23,11 @@ def trained(situation: Situation) -> Iterator[Finding]:
         yield error("trained", refusal.got or refusal.what, refusal.need or "adapters alone to be trained", refusal.fix)
 
 
-def deviations(situation: Situation) -> Iterator[Finding]:
-    """The plan is the recipe's own mathematics; where it is not, it says so before the run."""
-    chosen = situation.plan.chosen if situation.plan else None
-    for deviation in chosen.deviations if chosen else []:
-        yield warning("deviation", deviation, "the recipe as it is written", "harness plan --exact tells the smallest card that carries it out exactly")
-
-
 def dataset(situation: Situation) -> Iterator[Finding]:
     """The dataset holds at least one batch, and nothing that its reader stumbled over."""
     found = situation.dataset
     if found is None:
+        yield _not_here(situation, "dataset")
         return
     batch = situation.recipe.train.global_batch
     if found.frames < batch:
@@ -44,14 +39,25 @@ def dataset(situation: Situation) -> Iterator[Finding]:
 def statistics(situation: Situation) -> Iterator[Finding]:
     """No dimension of state or actions is degenerate, so that nothing explodes when it is normalized."""
     strict = situation.recipe.data.degenerate_dimensions == "error"
-    for found in situation.stats.findings if situation.stats else []:
+    if situation.stats is None:
+        yield _not_here(situation, "statistics")
+        return
+    for found in situation.stats.findings:
         largest = "" if found.largest_normalized is None else f"; the largest normalized value is {found.largest_normalized:.3g}"
         make = error if strict else warning
         yield make("statistics", f"{found.key}[{found.dimension}]: {found.problem}{largest}", "a spread that quantiles can be divided by", found.fix)
 
 
+def _not_here(situation: Situation, check: str) -> Finding:
+    name = situation.recipe.data.dataset
+    got = f"the dataset {name} is not on this machine, so nothing was looked at"
+    return unknown(check, got, "the data, to be looked at", f"harness data --dataset {shlex.quote(name)} fetches it; harness train looks before it trains")
+
+
 def leftovers(situation: Situation) -> Iterator[Finding]:
     """No interrupted save lies in the run's checkpoints; one is never resumed from, but holds disk space."""
+    if situation.run is None:
+        raise NotNeeded("no --run was named")
     for save in situation.leftovers:
         got = f"{save.path} was never finished ({', '.join(save.missing) or save.reason})"
         fix = f"harness inspect {Path(save.path).parent} --clean" if save.safe_to_delete else f"wait: {save.reason}"
@@ -61,8 +67,10 @@ def leftovers(situation: Situation) -> Iterator[Finding]:
 def weights(situation: Situation) -> Iterator[Finding]:
     """Weights that are said to lie on this machine do."""
     source = situation.recipe.weights.source
-    if source is None or is_remote(source):
-        return
+    if source is None:
+        raise NotNeeded("the recipe starts from random weights")
+    if is_remote(source):
+        raise NotNeeded("the weights are fetched; see the check of weights")
     if not Path(source).is_dir():
         fix = "mount the directory into the container, or --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
         yield error("weights", f"there is no directory {source}", "an openpi params directory", fix)

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from harness.artifacts.doctor import Diagnosis, Finding
-from harness.doctor import content, gpu, host, network, wandb_key
-from harness.doctor.situation import Situation, error, unknown
+from harness.doctor import content, gpu, host, network, planned, wandb_key
+from harness.doctor.situation import NotNeeded, Situation, error, unknown
 from harness.errors import HarnessError
 from harness.runlock import holder
 
 
 class Check(NamedTuple):
-    """`run` yields findings about a situation; nothing when all is well."""
+    """`run` yields findings about a situation; nothing when it has looked and all is well. It raises NotNeeded where it need not look."""
 
     name: str
     run: Callable[[Situation], Iterable[Finding]]
@@ -23,12 +23,16 @@ class Check(NamedTuple):
 
 def _one_run_a_directory(situation: Situation) -> Iterator[Finding]:
     """No living process trains in this run directory."""
-    who = holder(situation.run) if situation.run is not None else None
+    if situation.run is None:
+        raise NotNeeded("no --run was named")
+    who = holder(situation.run)
     if who is not None:
         yield error("run directory", who, "one process a run directory", "wait for it, or stop it (SIGTERM saves); a run of its own: --name NEW")
 
 
 CHECKS = (
+    Check("XLA flags", gpu.xla_flags, limit_s=70),
+    Check("plan", planned.plan),
     Check("driver", gpu.driver),
     Check("compute capability", gpu.capability),
     Check("GPU and JAX", gpu.visible, limit_s=100),
@@ -46,7 +50,7 @@ CHECKS = (
     Check("weights", network.bucket),
     Check("weights directory", content.weights),
     Check("trained", content.trained),
-    Check("deviation", content.deviations),
+    Check("deviation", planned.deviations),
     Check("dataset", content.dataset),
     Check("statistics", content.statistics),
     Check("interrupted save", content.leftovers),
@@ -63,20 +67,23 @@ def examine(situation: Situation, *, allow: Iterable[str] = (), checks: Iterable
     for name in allowed:
         if name not in names:
             raise HarnessError("check-unknown", f"there is no check {name!r}", got=name, need=f"one of {', '.join(names)}", fix="--allow 'NAME OF A CHECK'")
-    found = {check.name: _within(check, situation) for check in checks}
+    looked = {check.name: _within(check, situation) for check in checks}
+    not_needed = {name: answer for name, answer in looked.items() if isinstance(answer, str)}
+    found = {name: answer for name, answer in looked.items() if not isinstance(answer, str)}
     order = {"error": 0, "unknown": 1, "warning": 2}
     # A finding carries the name of its check, so that --allow can be given as it is printed.
     findings = [finding.model_copy(update={"check": name}) for name, several in found.items() for finding in several]
     return Diagnosis(
         inputs=inputs,
         findings=sorted(findings, key=lambda finding: order[finding.severity]),
-        passed=[name for name in names if not found[name]],
+        passed=[name for name, several in found.items() if not several],
+        not_needed=not_needed,
         allowed=allowed,
     )
 
 
-def _within(check: Check, situation: Situation) -> list[Finding]:
-    """The findings of one check, or that it could not be carried out in its time."""
+def _within(check: Check, situation: Situation) -> list[Finding] | str:
+    """The findings of one check, or that it could not be carried out in its time; as text why it need not look."""
     findings: list[Finding] = []
     failure: list[BaseException] = []
 
@@ -92,6 +99,8 @@ def _within(check: Check, situation: Situation) -> list[Finding]:
     thread.join(check.limit_s)
     if thread.is_alive():
         return [unknown(check.name, f"no answer within {check.limit_s:g} s", "an answer", "look for a hung disk, driver or network: dmesg | tail")]
+    if failure and isinstance(failure[0], NotNeeded):
+        return findings or str(failure[0])
     if failure:
         got = f"the check failed: {type(failure[0]).__name__}: {failure[0]}"
         return [*findings, unknown(check.name, got[:300], "an answer", "harness probe --json shows what is known")]

@@ -7,15 +7,16 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-from harness.artifacts import Gpu
+from harness.artifacts import Gpu, Machine
 from harness.artifacts.doctor import Finding
-from harness.doctor.situation import Situation, error, unknown, warning
+from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
 from harness.units import format_bytes
+from harness.xla_flags import refused_flags
 
-# Source: JAX docs/installation.md, "NVIDIA GPU" (driver for CUDA 12 on Linux; compute capability 5.2 or newer).
+# Source: JAX docs/installation.md, "NVIDIA GPU" (driver for CUDA 12 on Linux).
 _DRIVER = (525, 60, 13)
-_CAPABILITY = (5, 2)
-# The first capability with bfloat16 arithmetic. Source: CUDA C++ Programming Guide, "Compute Capabilities".
+# The first capability with bfloat16 arithmetic, in which the model is computed: the plan refuses what is older.
+# Source: CUDA C++ Programming Guide, "Compute Capabilities".
 _BFLOAT16 = (8, 0)
 # Code for Blackwell is in CUDA 12.8 and newer, whose driver is of the 570 branch. Source: CUDA Toolkit 12.8 release notes.
 _BLACKWELL, _BLACKWELL_DRIVER = (10, 0), (570,)
@@ -23,13 +24,27 @@ _JAX_TIMEOUT_S = 90
 _LIST_DEVICES = "import json, jax; print(json.dumps([[d.device_kind, d.platform] for d in jax.local_devices()]))"
 
 
+_ON_CPU = "the run is on the CPU"
+
+
+def xla_flags(situation: Situation) -> Iterator[Finding]:
+    """XLA takes the flags of the environment; it ends the process at the first that it does not know."""
+    if not situation.environ.get("XLA_FLAGS", "").strip():
+        raise NotNeeded("XLA_FLAGS is not set")
+    refused = refused_flags(situation.environ, situation.python)
+    if refused is not None:
+        yield error("XLA flags", refused.got, "flags that this XLA has", refused.fix)
+
+
 def driver(situation: Situation) -> Iterator[Finding]:
     """The driver is new enough for the CUDA that the wheels bring."""
-    machine = situation.machine
-    if not situation.on_gpu:
-        return
+    machine = _machine_of_a_gpu(situation)
     if machine.driver_version is None:
-        yield unknown("driver", machine.unknown.get("driver_version") or machine.gpu_error or "NVML does not tell", "an NVIDIA driver", "nvidia-smi")
+        if not machine.gpus and machine.gpu_error:
+            yield unknown("driver", "NVML does not start, so no version is told", "an NVIDIA driver", "mend what the check GPU and JAX names")
+        else:
+            why = machine.unknown.get("driver_version", "NVML does not tell")
+            yield unknown("driver", f"its version is not told: {why}", "an NVIDIA driver", "nvidia-smi")
         return
     version = _numbers(machine.driver_version)
     if version < _DRIVER:
@@ -42,34 +57,36 @@ def driver(situation: Situation) -> Iterator[Finding]:
 
 
 def capability(situation: Situation) -> Iterator[Finding]:
-    """The wheels hold code for this GPU, and it computes in bfloat16."""
+    """The GPU computes in bfloat16; the plan refuses one that does not."""
+    _machine_of_a_gpu(situation)
+    if not _visible(situation):
+        yield unknown("compute capability", "no usable GPU to be asked", "8.0 or newer", "mend what the check GPU and JAX names")
     for gpu in _visible(situation):
         if gpu.compute_capability is None:
-            yield unknown("compute capability", gpu.unknown.get("compute_capability", "NVML does not tell"), "5.2 or newer", "harness probe")
-            continue
-        version = _numbers(gpu.compute_capability)
-        if version < _CAPABILITY:
-            yield error("compute capability", f"{gpu.compute_capability} ({gpu.name})", "5.2 or newer", "use another GPU: CUDA_VISIBLE_DEVICES=UUID")
-        elif version < _BFLOAT16:
-            yield warning(
-                "compute capability",
-                f"{gpu.compute_capability} ({gpu.name}) has no bfloat16 arithmetic",
-                "8.0 or newer for full speed",
-                "expect it to be many times slower, or use another GPU: CUDA_VISIBLE_DEVICES=UUID",
-            )
+            yield unknown("compute capability", gpu.unknown.get("compute_capability", "NVML does not tell"), "8.0 or newer", "harness probe")
+        elif _numbers(gpu.compute_capability) < _BFLOAT16:
+            got = f"{gpu.compute_capability} ({gpu.name}): no bfloat16 arithmetic, in which the model is computed"
+            yield error("compute capability", got, "8.0 (Ampere) or newer", "use another GPU: CUDA_VISIBLE_DEVICES=UUID, or another machine")
 
 
 def visible(situation: Situation) -> Iterator[Finding]:
     """What NVML sees, JAX sees too; asked in a child process, so that this one holds no GPU memory."""
     machine = situation.machine
-    if situation.on_gpu and not _visible(situation):
-        yield error("GPU", machine.gpu_error or "no GPU that can be used", "a GPU that NVML lists", "harness probe; in compose: service train, not smoke")
+    for gpu in machine.gpus:
+        if gpu.error and len(machine.gpus) > 1:
+            yield warning("GPU", f"GPU {gpu.index}: {gpu.error}", "a GPU that answers", "do what it says; nvidia-smi shows whether that has helped")
+    _machine_of_a_gpu(situation)
+    if not _visible(situation):
+        fix = machine.gpu_fix or "harness probe; in compose: service train, not smoke"
+        yield error("GPU", machine.gpu_error or "no GPU that can be used", "a GPU that NVML lists", fix)
         return
-    broken = [gpu for gpu in machine.gpus if gpu.error]
-    for gpu in broken:
-        yield warning("GPU", f"GPU {gpu.index}: {gpu.error}", "a GPU that answers", "nvidia-smi; a lost GPU comes back after a reboot")
-    if not situation.on_gpu:
-        return
+    uncertain = machine.unknown.get("visible_devices")
+    if uncertain:
+        yield warning("GPU", uncertain, "a card that is named without doubt", "export CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the card by its uuid")
+    yield from _jax(situation)
+
+
+def _jax(situation: Situation) -> Iterator[Finding]:
     environment = dict(situation.environ) | {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
     child = subprocess.run(
         [situation.python, "-c", _LIST_DEVICES], env=environment, capture_output=True, text=True, timeout=_JAX_TIMEOUT_S, check=False, cwd=os.sep
@@ -87,8 +104,11 @@ def visible(situation: Situation) -> Iterator[Finding]:
 
 def memory(situation: Situation) -> Iterator[Finding]:
     """The plan fits the free bytes of this moment, and nobody else is about to take them."""
+    _machine_of_a_gpu(situation)
     plan = situation.plan
-    if plan is not None and plan.chosen is None:
+    if plan is None:
+        yield without_plan("device memory", situation)
+    elif plan.chosen is None:
         best = min((candidate.device_bytes for candidate in plan.candidates if candidate.device_bytes is not None), default=None)
         got = f"{format_bytes(plan.usable_bytes)} usable on {plan.device}; the smallest plan needs {format_bytes(best)}"
         yield error("device memory", got, "a plan that fits", "harness plan (what was rejected, and why); --recipe pi05_libero_lora trains less")
@@ -107,13 +127,26 @@ def memory(situation: Situation) -> Iterator[Finding]:
 
 def wsl(situation: Situation) -> Iterator[Finding]:
     """Under WSL2 the driver may spill to system memory instead of failing, 50 to 100 times slower, and without an error."""
-    if situation.machine.host.wsl and situation.on_gpu:
+    _machine_of_a_gpu(situation)
+    if situation.machine.host.wsl is None:
+        yield unknown("WSL2", situation.machine.host.unknown.get("wsl", "not known"), "whether this is WSL2", "uname -r")
+    elif situation.machine.host.wsl:
         yield warning(
             "WSL2",
             "a kernel of WSL2, where Windows decides whether a full GPU fails or spills into system memory; Linux cannot read the setting",
             "no spilling: a step would take minutes",
             "on Windows: NVIDIA Control Panel, Manage 3D settings, CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback",
         )
+
+
+def _machine_of_a_gpu(situation: Situation) -> Machine:
+    """The machine, where the run is meant for a GPU.
+
+    Raises: NotNeeded for a run on the CPU.
+    """
+    if not situation.on_gpu:
+        raise NotNeeded(_ON_CPU)
+    return situation.machine
 
 
 def _visible(situation: Situation) -> list[Gpu]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from harness.artifacts.doctor import Finding
-from harness.doctor.situation import Situation, error, unknown, warning
+from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
 from harness.recipe import Train
 from harness.units import GIB, MIB, format_bytes
 
@@ -29,13 +29,16 @@ def memory(situation: Situation) -> Iterator[Finding]:
     """Host memory holds the plan's part of the state, and one checkpoint on its way to the disk."""
     host, chosen = situation.machine.host, situation.plan.chosen if situation.plan else None
     if chosen is None:
+        yield without_plan("host memory", situation)
         return
     if host.ram_available_bytes is None:
         yield unknown("host memory", host.unknown.get("ram_available_bytes", "not known"), "free memory", "free -h")
         return
     saving = (chosen.disk_bytes or 0) // 2
     # A save copies the state before it writes. The plan of a GPU counts that copy and the process; the plan of a CPU counts what XLA computes with.
-    need = (chosen.host_bytes or 0) + (0 if chosen.levers.platform == "cuda" else saving + _PROCESS_BYTES)
+    # Where CPU and GPU have one memory, it counts both.
+    counted = max(chosen.shared_phases.values(), default=chosen.host_bytes or 0)
+    need = counted + (0 if chosen.levers.platform == "cuda" else saving + _PROCESS_BYTES)
     if need > host.ram_available_bytes:
         total = host.ram_total_bytes
         ever = total is not None and need > total
@@ -48,14 +51,18 @@ def memory(situation: Situation) -> Iterator[Finding]:
 def disk(situation: Situation) -> Iterator[Finding]:
     """There is room for the next two checkpoints, and for all that will be kept with one more while it is saved."""
     chosen = situation.plan.chosen if situation.plan else None
-    if situation.run is None or chosen is None or chosen.disk_bytes is None:
+    if chosen is None or chosen.disk_bytes is None:
+        yield without_plan("disk", situation)
         return
-    one, directory = chosen.disk_bytes // 2, situation.run / "checkpoints"
+    place = situation.run or next(iter(situation.writes), None)
+    if place is None:
+        raise NotNeeded("nothing is written")
+    one, directory = chosen.disk_bytes // 2, place / "checkpoints"
     held = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
     soon, most = more_checkpoints(situation.recipe.train, held)
-    free = shutil.disk_usage(_existing(situation.run)).free
+    free = shutil.disk_usage(_existing(place)).free
     fix = "free space there, or keep runs elsewhere: HARNESS_RUNS=DIR (in compose HARNESS_RUNS_DIR=DIR)"
-    got = f"{format_bytes(free)} free at {situation.run}"
+    got = f"{format_bytes(free)} free at {place}"
     if free < soon * one:
         yield error("disk", got, f"{format_bytes(soon * one)} for the next checkpoints", fix)
     elif free < most * one:
@@ -80,9 +87,11 @@ def more_checkpoints(train: Train, held: Collection[int]) -> tuple[int, int]:
 def shared_memory(situation: Situation) -> Iterator[Finding]:
     """/dev/shm holds the batches of loader processes; a container's default of 64 MB ends in "Bus error"."""
     if not int(_integer(situation.environ.get("HARNESS_LOADER_WORKERS"))):
-        return
+        raise NotNeeded("no loader processes: HARNESS_LOADER_WORKERS is not set")
     size = situation.machine.host.shm_bytes
-    if size is not None and size < _SHM_BYTES:
+    if size is None:
+        yield unknown("/dev/shm", situation.machine.host.unknown.get("shm_bytes", "not known"), "its size", "df -h /dev/shm")
+    elif size < _SHM_BYTES:
         fix = "docker run --shm-size=8g (compose.yaml has it), or unset HARNESS_LOADER_WORKERS"
         yield error("/dev/shm", format_bytes(size), f"{format_bytes(_SHM_BYTES)} for loader processes", fix)
 

@@ -9,7 +9,7 @@ from urllib.error import HTTPError, URLError
 
 from harness.artifacts.doctor import Finding
 from harness.consent import granted
-from harness.doctor.situation import Situation, error
+from harness.doctor.situation import NotNeeded, Situation, error, unknown
 from harness.download import WEIGHTS, check_may_fetch, is_remote, kept_tree
 from harness.errors import HarnessError
 from harness.web import open_url
@@ -21,13 +21,15 @@ def hub(situation: Situation) -> Iterator[Finding]:
     """The dataset's hub answers, when the dataset is not here yet."""
     name, data = situation.recipe.data.dataset, situation.recipe.data
     if situation.dataset is not None or name == "sample" or os.path.isdir(os.path.expanduser(name)):
-        return
+        raise NotNeeded("the dataset is on this machine")
     if situation.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         yield error("hub", f"HF_HUB_OFFLINE is set and {name} is not read yet", "the dataset on this machine", "unset HF_HUB_OFFLINE, or --dataset DIR")
         return
-    if situation.online and not granted(name.partition("@")[0]):
+    if not situation.online:
+        yield unknown("hub", f"whether {name} can be fetched was not asked", "an answer of its server", "harness doctor --online asks it")
+    elif not granted(name.partition("@")[0]):
         yield error("hub", f"{name} is named by the run's recipe, and you did not ask for it", "your word, or the dataset here", "--fetch, or --dataset DIR")
-    elif situation.online:
+    else:
         endpoint = situation.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         yield from _reach("hub", f"{endpoint}/api/datasets/{name.partition('@')[0]}", f"{name}@{data.revision or 'main'}", "--dataset DIR (a copy)")
 
@@ -35,10 +37,15 @@ def hub(situation: Situation) -> Iterator[Finding]:
 def bucket(situation: Situation) -> Iterator[Finding]:
     """The server of the weights answers, when they are not in the cache."""
     source = situation.recipe.weights.source
-    if source is None or not is_remote(source) or kept_tree(source) is not None or not situation.online:
-        return
+    if source is None or not is_remote(source):
+        raise NotNeeded("no weights are fetched")
+    if kept_tree(source) is not None:
+        raise NotNeeded("the weights are in the cache")
     # A save that goes on needs no weights: they are in its checkpoint.
     if situation.run is not None and any((situation.run / "checkpoints").glob("[0-9]*")):
+        raise NotNeeded("the run goes on from its own checkpoint")
+    if not situation.online:
+        yield unknown("weights", f"whether {source} can be fetched was not asked", "an answer of its server", "harness doctor --online asks it")
         return
     try:
         check_may_fetch(source, WEIGHTS)

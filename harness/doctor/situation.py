@@ -10,13 +10,18 @@ from typing import NamedTuple
 
 from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
 from harness.artifacts.doctor import Finding
+from harness.errors import HarnessError
+from harness.parameters import counts
 from harness.recipe import Recipe
+
+# A model of this size is trained on a GPU, as `plan.place` has it; a smaller one may be trained on the CPU.
+CPU_PARAMETERS = 100_000_000
 
 
 class Situation(NamedTuple):
     """`online`: servers may be contacted. `writes` are the directories that a run writes to; `limits` those of `ulimit`, by letter.
 
-    `python` is the interpreter of the trainer, which openpi's own brings.
+    `python` is the interpreter of the trainer, which openpi's own brings. `device` is what was asked for, and `refusal` why there is no plan.
     """
 
     recipe: Recipe
@@ -31,13 +36,22 @@ class Situation(NamedTuple):
     limits: Mapping[str, int] = MappingProxyType({})
     online: bool = False
     python: str = sys.executable
+    device: str | None = None
+    refusal: HarnessError | None = None
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the run is meant for a GPU: by its plan, or because there is one."""
+        """Whether the run is meant for a GPU: by its plan, because it was asked for, because its model is real, or because there is one."""
         if self.plan is not None and self.plan.chosen is not None:
             return self.plan.chosen.levers.platform == "cuda"
-        return any(gpu.visible for gpu in self.machine.gpus)
+        if self.device is not None:
+            return self.device != "cpu"
+        total, _ = counts(self.recipe.model, self.recipe.train.trained)
+        return total > CPU_PARAMETERS or any(gpu.visible for gpu in self.machine.gpus)
+
+
+class NotNeeded(Exception):
+    """Raised by a check that has nothing to look at in this situation; its text says why. Such a check is neither well nor unknown."""
 
 
 def error(check: str, got: object, need: str, fix: str) -> Finding:
@@ -46,6 +60,13 @@ def error(check: str, got: object, need: str, fix: str) -> Finding:
 
 def warning(check: str, got: object, need: str, fix: str) -> Finding:
     return Finding(severity="warning", check=check, got=str(got), need=need, fix=fix)
+
+
+def without_plan(check: str, situation: Situation) -> Finding:
+    """That a check which looks at the plan has none to look at."""
+    if situation.refusal is not None or situation.plan is None:
+        return unknown(check, "there is no plan to look at", "a plan", "mend what the check of the plan names")
+    return unknown(check, "no plan fits", "a plan", "mend what the check of device memory or host memory names")
 
 
 def unknown(check: str, got: object, need: str, fix: str) -> Finding:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from harness.artifacts.doctor import Finding
-from harness.doctor.situation import Situation, error, warning
+from harness.doctor.situation import NotNeeded, Situation, error, warning
 
 # Keys have 40 characters, newer ones 86; a self-hosted server puts a word and a dash before them.
 # Source: the report that started this project ("API key must be 40 characters long, yours was 86"); wandb sdk/lib/wbauth/validation.py.
@@ -24,12 +24,13 @@ def wandb_key(situation: Situation) -> Iterator[Finding]:
     """The key has the form of a key; without one the run logs offline."""
     mode = situation.environ.get("WANDB_MODE", "")
     if mode in ("offline", "disabled", "dryrun"):
-        return
+        raise NotNeeded(f"WANDB_MODE={mode}")
     where, key = _key(situation.environ)
     if not key:
         if mode == "online":
             yield error("wandb key", "WANDB_MODE=online and no key", "a key, since nobody is there to be asked", _FIX)
-        return
+            return
+        raise NotNeeded("there is no key, so the run logs offline")
     problem = _problem(key)
     if problem is not None:
         yield error("wandb key", f"{where}: {problem}", "40 characters, or 86 for a key of the newer kind", _FIX)

@@ -26,9 +26,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from typing import NamedTuple
 
 from harness.errors import HarnessError
+from harness.plan.more_cards import OTHERS, series, too_old
 from harness.units import MIB
 
 
@@ -57,6 +59,7 @@ class Card(NamedTuple):
     """A card's figures. `spelling` is a pattern of its names without case, spaces and makers' words; `sheet` is NVIDIA's document about it.
 
     Units: bandwidth in MB/s (10^6 bytes), l2 in KiB, clock (boost) in MHz, driver_mib in MiB, cuda_bytes in bytes or None where nobody's was found.
+    `tflops` (10^12 a second) is set where the rate is told and processors and clock are a stand-in's. `shared`: its memory is the host's.
     """
 
     device: str
@@ -69,6 +72,8 @@ class Card(NamedTuple):
     driver_mib: int
     cuda_bytes: int | None
     sheet: str
+    tflops: float | None = None
+    shared: bool = False
 
     @property
     def memory_bytes(self) -> int:
@@ -166,25 +171,71 @@ def targets() -> list[str]:
     return sorted(CARDS)
 
 
+def names() -> list[str]:
+    """Names of all cards that a plan can be made for."""
+    return sorted([*CARDS, *OTHERS])
+
+
 def find(name: str) -> str:
-    """The key in CARDS of a card as people write it: case, spaces, punctuation and the maker's name do not matter.
+    """The key in CARDS or OTHERS of a card as people write it: case, spaces, punctuation and the maker's name do not matter.
 
     What makes it another card does: Ti, SUPER, Laptop, PCIe where the board differs, another memory size. An A100 needs its size said.
-    Raises: HarnessError "gpu-unknown" with the nearest names.
+    Raises: HarnessError "gpu-unknown" with the nearest names, "gpu-too-old".
     """
     wanted = _plain(name)
-    for key, card in CARDS.items():
-        if re.fullmatch(card.spelling, wanted):
+    for key, spelling in _spellings().items():
+        if re.fullmatch(spelling, wanted):
             return key
-    plain = {_plain(key): key for key in CARDS} | {_plain(key).removeprefix("rtx"): key for key in CARDS}
+    old = too_old(wanted)
+    if old is not None:
+        raise _too_old(name, old)
+    plain = {_plain(key): key for key in _spellings()} | {_plain(key).removeprefix("rtx"): key for key in _spellings()}
     close = difflib.get_close_matches(wanted, plain, n=6, cutoff=0.4)
-    nearest = list(dict.fromkeys(plain[each] for each in close))[:3]
+    nearest = [f"--gpu {each}" for each in list(dict.fromkeys(plain[each] for each in close))[:3]]
+    said = [f"--gpu {shlex.quote(name)} --vram-gib X with its memory"] if series(wanted) else []
     raise HarnessError(
         "gpu-unknown",
         f"no target description for a GPU called {name!r}; a Ti, SUPER, Laptop or other memory size is another card",
         got=name,
-        need=f"one of {', '.join(targets())}",
-        fix=" or ".join(f"--gpu {each}" for each in nearest) or "--gpu with one of these names",
+        need=f"one of {', '.join(names())}",
+        fix=" or ".join([*nearest, *said]) or "--gpu with one of these names",
+    )
+
+
+def card(key: str) -> Card:
+    """The figures of a card by its key. Of one in OTHERS those that are not known are its stand-in's."""
+    if key in CARDS:
+        return CARDS[key]
+    other = OTHERS[key]
+    total = other.driver_mib * MIB
+    own = total if other.shared else total - _kept_by_the_driver(total)
+    figures = {"device": other.device, "spelling": other.spelling, "driver_mib": other.driver_mib, "cuda_bytes": own}
+    more = {"bandwidth": 1000 * other.bandwidth, "tflops": other.tflops, "shared": other.shared}
+    return CARDS[like(other.capability, total)]._replace(**figures, **more)  # type: ignore[arg-type]
+
+
+def of_series(name: str, memory_bytes: int) -> Card | None:
+    """The card that stands for one of a known series with so much memory; None where the name is of no such series."""
+    capability = series(_plain(name))
+    return None if capability is None else CARDS[like(capability, memory_bytes)]._replace(cuda_bytes=memory_bytes)
+
+
+def _kept_by_the_driver(total: int) -> int:
+    """Bytes that a program does not find: as much as on any card of CARDS, or more."""
+    return 400 * MIB + total // 200
+
+
+def _spellings() -> dict[str, str]:
+    return {key: each.spelling for key, each in CARDS.items()} | {key: each.spelling for key, each in OTHERS.items()}
+
+
+def _too_old(name: str, capability: str) -> HarnessError:
+    return HarnessError(
+        "gpu-too-old",
+        f"{name} has no bfloat16 arithmetic, in which the model is computed",
+        got=f"compute capability {capability}",
+        need="8.0 (Ampere) or newer",
+        fix="harness plan --gpu rtx_4090 shows what a newer card would do",
     )
 
 
@@ -193,16 +244,10 @@ def like(capability: tuple[int, int], memory_bytes: int) -> str:
 
     Raises: HarnessError "gpu-too-old" for one before Ampere, which has no bfloat16.
     """
-    older = [card.capability for card in CARDS.values() if card.capability <= capability]
+    older = [each.capability for each in CARDS.values() if each.capability <= capability]
     if not older:
-        raise HarnessError(
-            "gpu-too-old",
-            "this GPU has no bfloat16 arithmetic, in which the model is computed",
-            got="compute capability {}.{}".format(*capability),
-            need="8.0 (Ampere) or newer",
-            fix="harness plan --gpu NAME shows what a newer card would do",
-        )
-    alike = {key: card for key, card in CARDS.items() if card.capability == max(older)}
+        raise _too_old("this GPU", "{}.{}".format(*capability))
+    alike = {key: each for key, each in CARDS.items() if each.capability == max(older)}
     return min(alike, key=lambda key: abs(alike[key].memory_bytes - memory_bytes))
 
 
@@ -213,4 +258,4 @@ def nearest(memory_bytes: int) -> str:
 
 def _plain(name: str) -> str:
     letters = "".join(letter for letter in name.lower() if letter.isalnum())
-    return re.sub("nvidia|geforce|tesla", "", letters)
+    return re.sub(r"(\d)gib", r"\1gb", re.sub("nvidia|geforce|tesla", "", letters))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from harness.artifacts import Candidate, Dataset, Levers, Machine, Plan
 from harness.errors import HarnessError
 from harness.parameters import check_who_is_trained, counts
-from harness.plan import candidates, cost, memory
+from harness.plan import candidates, cost, memory, shared
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.busy import holders
 from harness.plan.compile import compiled
@@ -74,6 +74,8 @@ def choose(
     else:
         place = present(recipe, machine, device=ask.device, vram_bytes=ask.vram_bytes, host_ram_bytes=ask.host_ram_bytes)
     tools = tools or Tools(shipped())
+    if tools.atlas is None or ask.recompile:
+        place = place._replace(stands_in=False)
     place = _with_shared_rows(place, recipe, asked=ask.gpu is not None)
     made, chosen = _Search(recipe, place, dataset, tools, ask).run()
     total, trained = counts(recipe.model, recipe.train.trained)
@@ -88,7 +90,10 @@ def choose(
         free_bytes=place.free_bytes,
         context_bytes=place.context_bytes,
         margin_bytes=place.margin_bytes,
-        memory_fraction=place.memory_fraction,
+        memory_fraction=place.memory_fraction
+        if chosen is None or not place.shared
+        else place.fraction_beside(chosen.host_bytes or 0, chosen.device_bytes or 0),
+        shared_memory=place.shared,
         host_usable_bytes=place.host_usable_bytes,
         parameters_total=total,
         parameters_trained=trained,
@@ -96,6 +101,12 @@ def choose(
         candidates=made,
         notes=_notes(recipe, machine, dataset, place, chosen, tools, ask) if advise else [],
     )
+
+
+def _fraction(place: Place, chosen: Candidate | None) -> float | None:
+    if chosen is None or not place.shared:
+        return place.memory_fraction
+    return place.fraction_beside(chosen.host_bytes or 0, chosen.device_bytes or 0)
 
 
 def fits_exactly(recipe: Recipe, card: str, dataset: Dataset | None, tools: Tools) -> bool:
@@ -145,8 +156,10 @@ class _Search:
         """The fastest plan that fits with these changes, and every plan looked at."""
         recipe = candidates.changed(self._recipe, changes)
         place, devices = self._place, self._place.devices
-        host = place.platform == "cuda" and not place.wsl
+        host = place.platform == "cuda" and not place.wsl and not place.shared
         sets = candidates.lever_sets(self._base, recipe, shards=sorted({1, devices}), host=host)
+        # For a card that the atlas was not made for, what it knows of others is as good as compiling what it does not.
+        sets = [levers for levers in sets if self._is_known(recipe, levers)] or sets
         best: Candidate | None = None
         best_s, tried = float("inf"), []
         for levers in sets:
@@ -156,7 +169,9 @@ class _Search:
             found = [self._largest(recipe, changes, levers, sizes)]
             if found[0].verdict == "fits" and found[0].levers.microbatch < sizes[-1]:
                 # Attention a few samples at a time leaves room for more samples at once.
-                found.append(self._largest(recipe, changes, levers.model_copy(update={"attention": "chunked"}), sizes))
+                chunked = levers.model_copy(update={"attention": "chunked"})
+                if self._is_known(recipe, chunked):
+                    found.append(self._largest(recipe, changes, chunked, self._microbatches(recipe, chunked)))
             tried += found
             for candidate in found:
                 if candidate.verdict == "fits" and (took := self._seconds(recipe, candidate.levers)) < best_s:
@@ -170,7 +185,14 @@ class _Search:
             return sizes
         fastest = min(self._seconds(recipe, _cut(recipe, levers, size)) for size in sizes)
         enough = next(size for size in sizes if self._seconds(recipe, _cut(recipe, levers, size)) <= fastest * (1 + _WORTH))
-        return [size for size in sizes if size <= enough]
+        worth = [size for size in sizes if size <= enough]
+        known = [size for size in worth if self._place.stands_in and self._oracle.has_step(recipe, _cut(recipe, levers, size))]
+        return known or worth
+
+    def _is_known(self, recipe: Recipe, levers: Levers) -> bool:
+        """Whether the atlas knows a microbatch of these levers; true where the compiler is asked for what it does not."""
+        sizes = candidates.divisors(recipe.train.global_batch // levers.devices)
+        return not self._place.stands_in or any(self._oracle.has_step(recipe, _cut(recipe, levers, size)) for size in sizes)
 
     def _seconds(self, recipe: Recipe, levers: Levers) -> float:
         """For ranking: of a card that is not in the table the figures of its stand-in; on the CPU the fewest steps of accumulation."""
@@ -199,8 +221,15 @@ class _Search:
     def _candidate(self, recipe: Recipe, changes: candidates.Changes, levers: Levers) -> Candidate:
         place, on_cpu = self._place, self._place.platform == "cpu"
         host = memory.host_bytes(recipe, levers)
-        short = None if on_cpu else _short(host, place.host_usable_bytes, "of host memory")
+        together: dict[str, int] = {}
+        if place.shared:
+            short = shared.short({"save": shared.save_bytes(recipe, levers)}, place.pool_usable_bytes)
+        else:
+            short = None if on_cpu else _short(host, place.host_usable_bytes, "of host memory")
         need = self._oracle.need(recipe, levers, hopeless=short is not None)
+        if place.shared:
+            together = shared.phases(recipe, levers, need)
+            short = shared.short(together, place.pool_usable_bytes)
         short = _short(need.device_bytes, place.usable_bytes, "", at_least=need.source == "counted") or short
         seconds, unknown = self._told_seconds(recipe, levers)
         if on_cpu:
@@ -213,10 +242,11 @@ class _Search:
             host_bytes=need.device_bytes if on_cpu else max(host, memory.PROCESS_BYTES + need.host_bytes),
             disk_bytes=2 * memory.checkpoint_bytes(recipe),
             phases=need.phases,
+            shared_phases=together,
             seconds_per_step=seconds,
             flops_per_step=cost.flops_per_sample(recipe, levers) * recipe.train.global_batch,
             verdict="rejected" if short else "fits",
-            reason=short or _enough(need, place),
+            reason=short or (shared.enough(together, place.pool_usable_bytes) if together else _enough(need, place)),
             source=need.source,
             breakdown=memory.breakdown(recipe, levers, need.device_bytes, need.activations),
             unknown=unknown,
@@ -274,6 +304,9 @@ def _notes(recipe: Recipe, machine: Machine, dataset: Dataset | None, place: Pla
         return notes
     if tools.atlas is not None and tools.atlas.refused and chosen is not None and chosen.source == "compiled":
         notes.append(tools.atlas.refused)
+    if place.shared:
+        notes.append(f"{place.name} has one memory for CPU and GPU: device and host bytes of each phase are counted together, saves included")
+        notes += shared.kept(chosen, place.pool_usable_bytes) if chosen is not None else []
     if place.wsl:
         notes.append("WSL2: no part of the state can lie in pinned host memory, and Windows may take 1 GiB more of the card")
     if place.host_usable_bytes is None:

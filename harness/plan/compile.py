@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +24,7 @@ from harness.errors import HarnessError
 from harness.recipe import Recipe
 from harness.rundir import cache_root, sha256_json, write_atomic
 from harness.strict import Strict
+from harness.xla_flags import refused_flags
 
 _TIMEOUT_S = 900
 # The rooms whose code is part of the step: when a line of them changes, kept answers are void.
@@ -58,7 +62,7 @@ class Answer(Strict):
 def compiled(request: Request, *, uuids: tuple[str, ...] = ()) -> Answer:
     """XLA's answer to `request`, from the cache when nothing that changes it has changed. `uuids` are the cards here that it is for.
 
-    Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler".
+    Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler", "xla-flags-refused".
     """
     known = answered(request)
     if known is not None:
@@ -119,14 +123,35 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
             "compile-timeout", f"compiling the step took more than {_TIMEOUT_S} s", need="an idle machine", fix="try again when fewer programs run"
         ) from error
     if child.returncode != 0:
-        last = [line for line in child.stderr.strip().splitlines() if line.strip()][-1:] or ["no message"]
-        raise HarnessError(
-            "compile-failed",
-            "XLA did not compile the training step",
-            got=f"exit code {child.returncode}: {last[0][:300]}",
-            fix="check model and train of the recipe; on a GPU, that `harness probe` shows it and the driver is new enough",
-        )
+        raise _failure(child.returncode, child.stderr, environment)
     return Answer.model_validate_json(child.stdout.strip().splitlines()[-1])
+
+
+# What a dying process prints after its reason, and what its libraries print before they have one.
+_NO_REASON = re.compile(r"\s|\*\*\*|Fatal Python error: Aborted|Current thread|Thread 0x|Extension modules:|WARNING: All log|[IW]\d{4} |usage: |$")
+_REASON = re.compile(r"([\w.]+(Error|Exception)\b.*|F\d{4} .*|error \[.*|.*(out of memory|OOM|RESOURCE_EXHAUSTED).*)", re.IGNORECASE)
+
+
+def telling(stderr: str) -> str | None:
+    """The line that says why a process ended, of all that it wrote to stderr; None where there is none."""
+    lines = [line for line in stderr.splitlines() if not _NO_REASON.match(line)]
+    reasons = [line for line in lines if _REASON.match(line)] or lines
+    return reasons[-1].strip()[:300] if reasons else None
+
+
+def _failure(code: int, stderr: str, environment: Mapping[str, str]) -> HarnessError:
+    """Why the child gave no answer."""
+    refused = refused_flags(environment)
+    if refused is not None:
+        return HarnessError(
+            "xla-flags-refused", "XLA does not start with the flags of this environment", got=refused.got, need="flags that this XLA has", fix=refused.fix
+        )
+    ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    fix = "check model and train of the recipe; on a GPU, that `harness probe` shows it and the driver is new enough"
+    if code == -signal.SIGKILL:
+        fix = "give the container or the machine more memory (the kernel ends what takes too much: dmesg | tail), then try again"
+    why = telling(stderr) or "it wrote no reason; `python -c 'import jax; jax.devices()'` shows whether JAX starts at all"
+    return HarnessError("compile-failed", "XLA did not compile the training step", got=f"{ended}: {why}", fix=fix)
 
 
 def _main() -> None:

@@ -42,6 +42,8 @@ _NVLINK = {"A100-SXM": 300e9, "H100 80GB HBM3": 450e9, "H200": 450e9, "B200": 90
 
 def peak_flops(card: Card) -> float:
     """Dense bfloat16 operations a second with float32 accumulation."""
+    if card.tflops is not None:
+        return card.tflops * 1e12
     usual = _PER_CLOCK_GEFORCE if "GeForce" in card.device else _PER_CLOCK_PROFESSIONAL
     clock = _HELD_CLOCK_MHZ.get(card.capability, card.clock)
     return card.processors * _PER_CLOCK.get(card.capability, usual) * clock * 1e6

@@ -46,8 +46,9 @@ class Oracle:
         """
         usable = self._place.usable_bytes
         step = self._known(recipe, levers, "step")
-        # A bound from above that fits is an answer; one that does not fit says nothing.
-        if step is None or (step.source == "interpolated" and not hopeless and usable is not None and step.bytes["device"] > usable):
+        # A bound from above that fits is an answer; one that does not fit says nothing, and is enough only for a card that nothing was compiled for.
+        loose = step is not None and step.source == "interpolated" and usable is not None and step.bytes["device"] > usable
+        if step is None or (loose and not hopeless and not self._place.stands_in):
             least = memory.least_bytes(recipe, levers)
             if hopeless or (usable is not None and least > usable):
                 return Need(least, 0, "counted", {})
@@ -58,6 +59,10 @@ class Oracle:
             for phase in around:
                 phases[phase] = self._phase(recipe, levers, phase)
         return Need(max(phases.values()), step.bytes.get("host", 0), step.source, phases, step.activations)
+
+    def has_step(self, recipe: Recipe, levers: Levers) -> bool:
+        """Whether the step of this plan is known, or bounded, without the compiler."""
+        return self._known(recipe, levers, "step") is not None
 
     def _phase(self, recipe: Recipe, levers: Levers, phase: Phase) -> int:
         # What comes before and between steps knows nothing of batches.

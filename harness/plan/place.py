@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Literal, NamedTuple
 
 from harness.artifacts import Gpu, Machine, MigDevice
@@ -28,7 +29,9 @@ _ALIKE = 0.9
 class Place(NamedTuple):
     """`card` holds the figures that XLA compiles for; `named` is whether they are those of this very model, `here` whether it is in this machine.
 
-    Bytes are of one device. None: not known, and then not checked.
+    With `stands_in` the atlas was made for other cards of its architecture. Bytes are of one device. None: not known, and then not
+    checked. With `shared` CPU and GPU have one memory: `pool_bytes` of it are free for both together, and `free_bytes` is how much of
+    it the GPU may take.
     """
 
     name: str
@@ -46,10 +49,18 @@ class Place(NamedTuple):
     cores: float | None = None
     host_usable_bytes: int | None = None
     notes: tuple[str, ...] = ()
+    shared: bool = False
+    stands_in: bool = False
+    pool_bytes: int | None = None
 
     @property
     def usable_bytes(self) -> int | None:
         return None if self.free_bytes is None else max(0, self.free_bytes - self.context_bytes - self.margin_bytes)
+
+    @property
+    def pool_usable_bytes(self) -> int | None:
+        """Bytes that device and host may take together; None where each has its own memory."""
+        return None if self.pool_bytes is None else max(0, self.pool_bytes - self.context_bytes - self.margin_bytes)
 
     @property
     def memory_fraction(self) -> float | None:
@@ -57,6 +68,13 @@ class Place(NamedTuple):
         if not self.here or self.platform == "cpu" or not self.total_bytes or self.free_bytes is None:
             return None
         return int(1000 * (self.free_bytes - self.context_bytes) / self.total_bytes) / 1000
+
+    def fraction_beside(self, host_bytes: int, device_bytes: int) -> float | None:
+        """The share of a shared memory that JAX may take at once: what `host_bytes` leave of the pool, and what its own largest phase needs."""
+        if not self.here or not self.total_bytes or self.pool_bytes is None:
+            return None
+        share = max(self.pool_bytes - self.context_bytes - host_bytes, device_bytes + self.margin_bytes)
+        return int(1000 * share / self.total_bytes) / 1000
 
     def idle(self) -> Place:
         """The same cards if nothing else were on them."""
@@ -66,17 +84,63 @@ class Place(NamedTuple):
 def absent(gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None) -> Place:
     """The card `gpu`, "NAME" or "NAME:COUNT", idle; with `vram_bytes` the same chip with so much memory; without a name the nearest by memory.
 
-    Raises: HarnessError "gpu-unknown", "gpu-count-invalid".
+    Raises: HarnessError "gpu-unknown", "gpu-too-old", "gpu-count-invalid".
     """
     name, count = _name_and_count(gpu) if gpu else (cards.nearest(vram_bytes or 0), 1)
-    key = cards.find(name)
-    card, notes = cards.CARDS[key], []
-    if vram_bytes is not None and vram_bytes != card.memory_bytes:
-        notes.append(f"a card of {format_bytes(vram_bytes)} with the other figures of {key}")
-        card = card._replace(cuda_bytes=vram_bytes)
+    key, card, notes = _card_named(name, vram_bytes)
     title = f"a card of {format_bytes(vram_bytes)}" if gpu is None else f"{count} x {key}" if count > 1 else key
-    place = Place(title, "cuda", card, devices=count, free_bytes=card.memory_bytes, total_bytes=card.memory_bytes, notes=tuple(notes))
+    place = Place(
+        title,
+        "cuda",
+        card,
+        named=key in cards.names(),
+        stands_in=key not in cards.CARDS,
+        devices=count,
+        free_bytes=card.memory_bytes,
+        total_bytes=card.memory_bytes,
+        notes=tuple(notes),
+    )
+    if card.shared:
+        return _with_margins(_sharing(place, vram_bytes, host_ram_bytes, card.memory_bytes))
     return _with_margins(place)._replace(host_usable_bytes=_host_usable(host_ram_bytes))
+
+
+def _card_named(name: str, vram_bytes: int | None) -> tuple[str, Card, list[str]]:
+    """(key, figures, notes) of a card; with its memory said, one that is only known by its series stands for itself.
+
+    Raises: HarnessError "gpu-unknown", "gpu-too-old".
+    """
+    try:
+        key = cards.find(name)
+    except HarnessError as error:
+        card = cards.of_series(name, vram_bytes) if vram_bytes is not None and error.code == "gpu-unknown" else None
+        if card is None:
+            raise
+        return name, card, [f"{name} is not in the table of cards: taken as {card.device}'s architecture with {format_bytes(vram_bytes)}"]
+    card = cards.card(key)
+    if vram_bytes is None or vram_bytes == card.memory_bytes:
+        return key, card, []
+    return key, card._replace(cuda_bytes=vram_bytes), [f"a card of {format_bytes(vram_bytes)} with the other figures of {key}"]
+
+
+def _sharing(place: Place, vram_bytes: int | None, host_ram_bytes: int | None, available: int | None) -> Place:
+    """A place whose one memory CPU and GPU share: what was said of host memory is the pool, what was said of the card the GPU's part of it."""
+    said = host_ram_bytes if host_ram_bytes is not None else vram_bytes
+    pool = available if said is None else said
+    free = pool if vram_bytes is None or pool is None else min(vram_bytes, pool)
+    # JAX's share is one of what the kernel calls total, whatever was said.
+    total = place.total_bytes if place.here and place.total_bytes is not None else free
+    return place._replace(shared=True, pool_bytes=pool, free_bytes=free, total_bytes=total, host_usable_bytes=_host_usable(pool))
+
+
+def option_for(device: str) -> str:
+    """The option of `harness plan` that asks for a device as a plan names it: "2 x a100_80" is --gpu a100_80:2."""
+    count, cross, name = device.partition(" x ")
+    if not (cross and count.isdigit()):
+        count, name = "1", device
+    if name.startswith("a card of "):
+        return "--vram-gib " + name.removeprefix("a card of ").removesuffix(" GiB")
+    return f"--gpu {shlex.quote(name if count == '1' else f'{name}:{count}')}"
 
 
 def present(recipe: Recipe, machine: Machine, *, device: str | None, vram_bytes: int | None, host_ram_bytes: int | None) -> Place:
@@ -89,15 +153,19 @@ def present(recipe: Recipe, machine: Machine, *, device: str | None, vram_bytes:
     around = Place("", "cpu", here=True, cores=host.cores, host_usable_bytes=_host_usable(ram))
     found = [card for gpu in machine.gpus if gpu.visible and not gpu.error for card in _cuda_devices(gpu, machine)]
     if found and device != "cpu":
-        return _on_cards(around, found, vram_bytes, wsl=bool(host.wsl))
+        return _on_cards(around, found, vram_bytes, host_ram_bytes, wsl=bool(host.wsl))
     total, _ = counts(recipe.model, recipe.train.trained)
     if device == "cuda" or (device is None and total > CPU_PARAMETERS):
+        mend = machine.gpu_fix or "harness probe shows what is here"
+        other = (
+            f"harness plan --recipe {shlex.quote(recipe.name)} --gpu rtx_4090 plans for a card that is not here; --recipe smoke trains a tiny model on the CPU"
+        )
         raise HarnessError(
             "no-gpu",
             f"recipe {recipe.name} trains a model of {format_count(total)} parameters, and there is no usable GPU here",
             got=machine.gpu_error or "no GPU visible",
             need="an NVIDIA GPU (see: harness probe)",
-            fix=f"harness plan --recipe {recipe.name} --gpu rtx_4090 plans for a card that is not here; --recipe smoke trains a tiny model on the CPU",
+            fix=f"{mend}; or {other}" if machine.gpu_missing or not machine.gpu_fix else mend,
         )
     return around._replace(name="cpu", free_bytes=ram, margin_bytes=_HOST_MARGIN_BYTES)
 
@@ -117,8 +185,8 @@ def _cuda_devices(gpu: Gpu, machine: Machine) -> list[_Found]:
     name = gpu.name or f"GPU {gpu.index}"
     if gpu.mig_mode and gpu.mig_devices:
         return [_Found(gpu, mig.name or name, mig.uuid, mig.free_bytes, _offered(mig), mig=True) for mig in gpu.mig_devices if mig.visible]
-    if gpu.integrated and gpu.free_bytes is None:
-        # It shares the host's memory.
+    if gpu.integrated:
+        # Its memory is the host's, of which NVML tells nothing, or what the GPU has taken so far.
         return [_Found(gpu, name, gpu.uuid, machine.host.ram_available_bytes, machine.host.ram_total_bytes)]
     return [_Found(gpu, name, gpu.uuid, gpu.free_bytes, _offered(gpu))]
 
@@ -128,8 +196,11 @@ def _offered(card: Gpu | MigDevice) -> int | None:
     return None if card.total_bytes is None else card.total_bytes - (card.reserved_bytes or 0)
 
 
-def _on_cards(around: Place, found: list[_Found], vram_bytes: int | None, *, wsl: bool) -> Place:
-    if vram_bytes is not None:
+def _on_cards(around: Place, found: list[_Found], vram_bytes: int | None, host_ram_bytes: int | None, *, wsl: bool) -> Place:
+    said = vram_bytes if vram_bytes is not None else host_ram_bytes
+    if said is not None and all(each.gpu.integrated for each in found):
+        found = [each._replace(free=said, total=each.total or said) for each in found]
+    elif vram_bytes is not None:
         found = [each._replace(free=vram_bytes, total=vram_bytes) for each in found]
     known = [each for each in found if each.free is not None]
     if not known:
@@ -160,6 +231,8 @@ def _on_cards(around: Place, found: list[_Found], vram_bytes: int | None, *, wsl
         total_bytes=total,
         notes=tuple(notes),
     )
+    if best.gpu.integrated:
+        place = _sharing(place, vram_bytes, host_ram_bytes, best.free)
     return _with_margins(place, wsl=wsl)
 
 
@@ -170,23 +243,25 @@ def _figures(found: _Found, total: int) -> tuple[Card, bool]:
     """
     if not found.mig:
         try:
-            return cards.CARDS[cards.find(found.name)]._replace(cuda_bytes=total), True
-        except HarnessError:
-            pass
+            return cards.card(cards.find(found.name))._replace(cuda_bytes=total), True
+        except HarnessError as error:
+            if error.code != "gpu-unknown":
+                raise
     if found.gpu.compute_capability is None:
         raise HarnessError(
             "gpu-unknown",
             f"{found.name} is not in the table of cards, and NVML does not tell its compute capability",
             got=found.gpu.unknown.get("compute_capability"),
             need="the card's architecture",
-            fix="harness plan --gpu NAME for the card of the table that is most like it",
+            fix="harness plan --gpu rtx_4090, or the name of the card of the table that is most like it",
         )
     major, _, minor = found.gpu.compute_capability.partition(".")
     return cards.CARDS[cards.like((int(major), int(minor or 0)), total)]._replace(cuda_bytes=total), False
 
 
 def _with_margins(place: Place, *, wsl: bool = False) -> Place:
-    margin = max(_MARGIN_LEAST, int(_MARGIN_SHARE * (place.total_bytes or 0))) + (_WSL_MARGIN if wsl else 0)
+    taken = place.pool_bytes if place.shared else place.total_bytes
+    margin = max(_MARGIN_LEAST, int(_MARGIN_SHARE * (taken or 0))) + (_WSL_MARGIN if wsl else 0)
     return place._replace(context_bytes=CONTEXT_BYTES, margin_bytes=margin, wsl=wsl)
 
 

@@ -20,9 +20,12 @@ def probe(paths: list[Path]) -> Machine:
     uncertain = index_order_is_uncertain(reading.gpus, setting, order)
     if uncertain:
         unknown["visible_devices"] = uncertain
+    gpus = mark_visible(reading.gpus, setting)
+    none = {"gpu_error": reading.gpu_error, "gpu_fix": reading.gpu_fix} | _hidden(gpus, setting)
     return Machine(
-        gpus=mark_visible(reading.gpus, setting),
-        gpu_error=reading.gpu_error,
+        gpus=gpus,
+        **none,
+        gpu_missing=reading.gpu_missing,
         driver_version=reading.driver_version,
         cuda_driver_version=reading.cuda_driver_version,
         visible_devices=setting,
@@ -42,3 +45,13 @@ def _processes_hidden(host: Host) -> str | None:
 def usable_gpus(machine: Machine) -> list[Gpu]:
     """The GPUs that CUDA will offer to this process, without those that are broken."""
     return [gpu for gpu in machine.gpus if gpu.visible and not gpu.error]
+
+
+def _hidden(gpus: list[Gpu], setting: str | None) -> dict[str, str]:
+    """What is to be said when CUDA_VISIBLE_DEVICES hides every GPU that is whole; nothing otherwise."""
+    whole = [gpu for gpu in gpus if not gpu.error]
+    if setting is None or not whole or any(gpu.visible for gpu in whole):
+        return {}
+    listed = ", ".join(f"{gpu.index}: {gpu.name or 'a GPU'}" for gpu in whole)
+    what = f"CUDA_VISIBLE_DEVICES={setting} hides every usable GPU of this machine ({listed})"
+    return {"gpu_error": what, "gpu_fix": f"unset CUDA_VISIBLE_DEVICES, or CUDA_VISIBLE_DEVICES={whole[0].index}"}

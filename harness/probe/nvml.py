@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from harness.artifacts import Gpu, GpuProcess, MigDevice
+from harness.probe.nvml_errors import ERRORS, OLDEST, OLDEST_DRIVER, explained
 
 T = TypeVar("T")
 
-# The oldest driver that runs CUDA 12 on Linux, which the jax[cuda12] wheels are built for.
-# Source: NVIDIA, CUDA Toolkit release notes, table "CUDA Toolkit and Minimum Required Driver Version".
-OLDEST_DRIVER = (525, 60, 13)
+# NVML_ERROR_GPU_NOT_FOUND, which newer libraries say of a machine without a card; older ones count none.
+_NOT_FOUND = 28
 
 # Compute capabilities of GPUs that share the host's memory: Tegra X1, X2, Xavier, Orin, Thor (two numbers), GB10.
 # Source: NVIDIA, "CUDA GPU Compute Capability", Jetson and DGX Spark rows.
@@ -36,10 +36,15 @@ ARCHITECTURES: dict[int | None, str] = {
 
 
 class Reading(NamedTuple):
-    """What NVML told. `gpu_error` is in words; the GPUs are listed even when the driver is too old to use them."""
+    """What NVML told. `gpu_error` is in words, `gpu_fix` what to do about it; `gpu_missing`: there may be no GPU here at all.
+
+    The GPUs are listed even when the driver is too old to use them.
+    """
 
     gpus: list[Gpu]
     gpu_error: str | None = None
+    gpu_fix: str | None = None
+    gpu_missing: bool = False
     driver_version: str | None = None
     cuda_driver_version: str | None = None
     unknown: dict[str, str] = {}
@@ -56,8 +61,8 @@ def read(*, processes_hidden: str | None = None) -> Reading:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        reason = _init_failure(pynvml, error)
-        return Reading([], reason, unknown={"driver_version": reason, "cuda_driver_version": reason})
+        refused = explained(error)
+        return Reading([], *refused, unknown=dict.fromkeys(("driver_version", "cuda_driver_version"), refused.got))
     try:
         return _read(pynvml, processes_hidden)
     finally:
@@ -65,36 +70,25 @@ def read(*, processes_hidden: str | None = None) -> Reading:
             pynvml.nvmlShutdown()
 
 
-def _init_failure(nvml: Any, error: Any) -> str:
-    causes = {
-        nvml.NVML_ERROR_LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 cannot be loaded: there is no NVIDIA driver, or the container was started without a GPU "
-        "(docker needs the NVIDIA container toolkit and --gpus all)",
-        nvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded: install it on the host, or load it with modprobe nvidia (check nvidia-smi there)",
-        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the NVIDIA driver in the kernel and its libraries have different versions: restart the machine "
-        "(an update replaced the libraries only)",
-        nvml.NVML_ERROR_FUNCTION_NOT_FOUND: "the NVIDIA driver is too old: its libnvidia-ml lacks nvmlInitWithFlags; "
-        f"install {_dotted(OLDEST_DRIVER)} or newer on the host",
-        nvml.NVML_ERROR_NO_PERMISSION: "this user may not talk to the NVIDIA driver: check the permissions of /dev/nvidia*",
-        nvml.NVML_ERROR_GPU_NOT_FOUND: "the NVIDIA driver finds no GPU",
-    }
-    return causes.get(error.value, f"NVML does not start: {error}")
-
-
 def _read(nvml: Any, processes_hidden: str | None) -> Reading:
     system = _Asker(nvml)
     driver = system.text("driver_version", nvml.nvmlSystemGetDriverVersion)
     cuda = system.ask("cuda_driver_version", _cuda_driver_version, nvml)
-    count = system.ask("gpus", nvml.nvmlDeviceGetCount)
-    gpus = [_gpu(nvml, index, processes_hidden) for index in range(count or 0)]
-    too_old = _too_old(driver)
-    if too_old:
-        gpus = [gpu.model_copy(update={"error": gpu.error or too_old}) for gpu in gpus]
-    error = too_old
-    if not gpus:
-        error = system.unknown.pop("gpus", "the NVIDIA driver runs, but reports no GPU")
+    try:
+        count = nvml.nvmlDeviceGetCount()
+    except nvml.NVMLError as refusal:
+        return Reading([], *explained(refusal), driver, cuda, system.unknown)
+    if not count:
+        return Reading([], "the NVIDIA driver runs, but reports no GPU", ERRORS[_NOT_FOUND].fix, True, driver, cuda, system.unknown)
+    gpus = [_gpu(nvml, index, processes_hidden) for index in range(count)]
+    error = _too_old(driver)
+    if error:
+        gpus = [gpu.model_copy(update={"error": gpu.error or error}) for gpu in gpus]
     elif all(gpu.error for gpu in gpus):
         error = gpus[0].error
-    return Reading(gpus, error, driver, cuda, system.unknown)
+    # What is wrong with a GPU, or with an old driver, says itself what to do.
+    mend = "do what it says; harness probe shows when that has helped" if error else None
+    return Reading(gpus, error, mend, driver_version=driver, cuda_driver_version=cuda, unknown=system.unknown)
 
 
 def _cuda_driver_version(nvml: Any) -> str | None:
@@ -106,7 +100,7 @@ def _too_old(driver: str | None) -> str | None:
     numbers = tuple(int(part) for part in (driver or "").split(".") if part.isdigit())
     if not numbers or numbers >= OLDEST_DRIVER[: len(numbers)]:
         return None
-    return f"the NVIDIA driver {driver} is too old for CUDA 12: install {_dotted(OLDEST_DRIVER)} or newer on the host"
+    return f"the NVIDIA driver {driver} is too old for CUDA 12: install {OLDEST} or newer on the host"
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:
@@ -114,12 +108,16 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 
 class _Asker:
-    """Questions about one thing. A refused answer is None, and `unknown` holds the reason; after `lost` nothing more is asked."""
+    """Questions about one thing. A refused answer is None, and `unknown` holds the reason.
+
+    After `lost` nothing more is asked; `error` is the same with its cause and what to do.
+    """
 
     def __init__(self, nvml: Any) -> None:
         self.nvml = nvml
         self.unknown: dict[str, str] = {}
         self.lost: str | None = None
+        self.error: str | None = None
 
     def ask(self, field: str, function: Callable[..., T], *args: Any) -> T | None:
         if self.lost:
@@ -130,8 +128,8 @@ class _Asker:
         except self.nvml.NVMLError as error:
             self.unknown[field] = f"NVML: {error}"
             if error.value in (self.nvml.NVML_ERROR_GPU_IS_LOST, self.nvml.NVML_ERROR_RESET_REQUIRED):
-                self.lost = f"the GPU does not answer (NVML: {error}); reset it or restart the machine"
-                self.unknown[field] = self.lost
+                self.lost = f"the GPU does not answer (NVML: {error})"
+                self.unknown[field], self.error = self.lost, explained(error).in_words()
             return None
         except UnicodeDecodeError:
             self.unknown[field] = "NVML gave text that cannot be decoded"
@@ -150,9 +148,7 @@ class _Asker:
 
 def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
     asker = _Asker(nvml)
-    handle = asker.ask("handle", nvml.nvmlDeviceGetHandleByIndex, index)
-    if handle is None and not asker.lost:
-        asker.lost = f"the GPU cannot be opened ({asker.unknown['handle']})"
+    handle = asker.ask("handle", _opened, asker, index)
     asker.unknown.pop("handle", None)
     # The name and uuid first: they are what a person needs most about a card that fails half-way.
     name = asker.text("name", nvml.nvmlDeviceGetName, handle)
@@ -166,6 +162,7 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
     integrated = None if capability is None else capability in INTEGRATED
     total, free, reserved = _memory(asker, handle, shared=bool(integrated))
     mig = asker.flag("mig_mode", lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
+    instances = _mig_devices(asker, handle) if mig else []
     return Gpu(
         index=index,
         name=name,
@@ -176,13 +173,28 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
         free_bytes=free,
         reserved_bytes=reserved,
         mig_mode=mig,
-        mig_devices=_mig_devices(asker, handle) if mig else [],
+        mig_devices=instances,
         display_active=asker.flag("display_active", nvml.nvmlDeviceGetDisplayActive, handle),
         integrated=integrated,
         foreign_processes=_processes(asker, handle, processes_hidden),
-        error=asker.lost,
+        error=asker.error or (_no_instance(index, asker) if mig and not instances else None),
         unknown=asker.unknown,
     )
+
+
+def _no_instance(index: int, asker: _Asker) -> str:
+    """Why CUDA offers nothing of a card whose MIG mode is on."""
+    why = asker.unknown.get("mig_devices")
+    what = f"and its instances cannot be listed ({why})" if why else "and no instance has been made"
+    return f"MIG is on {what}; on the host: nvidia-smi mig -i {index} -cgi 0 -C makes one, nvidia-smi -i {index} -mig 0 turns MIG off"
+
+
+def _opened(asker: _Asker, index: int) -> Any:
+    try:
+        return asker.nvml.nvmlDeviceGetHandleByIndex(index)
+    except asker.nvml.NVMLError as error:
+        asker.lost, asker.error = f"the GPU cannot be opened (NVML: {error})", f"the GPU cannot be opened: {explained(error).in_words()}"
+        raise
 
 
 def _memory(asker: _Asker, handle: Any, *, shared: bool = False) -> tuple[int | None, int | None, int | None]:

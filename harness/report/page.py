@@ -110,7 +110,7 @@ def _read_run(run: RunDir) -> _Run:
             "run-missing",
             f"{run.path} holds no file of a run",
             need="a run directory, such as runs/smoke-001",
-            fix="harness train --recipe smoke, then harness report --run on the directory that it names",
+            fix="harness train --recipe smoke, then harness report runs/NAME with the directory that it names",
         )
     manifest, plan = _read(run, Manifest, problems), _read(run, Plan, problems)
     recipe = sections.recipe_of(manifest)

@@ -16,10 +16,14 @@ def machine_table(machine: Machine) -> Table:
     for gpu in machine.gpus:
         hidden = "" if gpu.visible else ", hidden by CUDA_VISIBLE_DEVICES"
         free = f"{format_bytes(gpu.free_bytes)} free of {format_bytes(gpu.total_bytes)}"
+        if gpu.integrated:
+            free = "its memory is the host's"
         rows.append((f"GPU {gpu.index}", gpu.error or f"{gpu.name} (compute capability {gpu.compute_capability}), {free}{hidden}"))
         rows += [("", f"  process {process.pid} {process.name or ''} holds {format_bytes(process.used_bytes)}") for process in gpu.foreign_processes or []]
     if not machine.gpus:
         rows.append(("GPU", machine.gpu_error or "none"))
+    if machine.gpu_fix:
+        rows.append(("what to do", machine.gpu_fix))
     rows.append(("driver", known(machine.driver_version, machine.unknown, "driver_version")))
     rows.append(("memory", f"{format_bytes(host.ram_available_bytes)} available of {format_bytes(host.ram_total_bytes)}"))
     rows.append(("cores", known(host.cores, host.unknown, "cores")))

@@ -27,7 +27,8 @@ def plan_view(plan: Plan) -> RenderableType:
 
 def _facts(plan: Plan) -> list[tuple[str, str]]:
     usable = format_bytes(plan.usable_bytes)
-    rows = [("device", f"{plan.device}, {usable} usable" + (f" of {format_bytes(plan.free_bytes)} free" if plan.context_bytes else ""))]
+    one = ", one memory for CPU and GPU" if plan.shared_memory else ""
+    rows = [("device", f"{plan.device}, {usable} usable" + (f" of {format_bytes(plan.free_bytes)} free" if plan.context_bytes else "") + one)]
     rows.append(("recipe trains", f"{format_count(plan.parameters_trained)} of {format_count(plan.parameters_total)} parameters"))
     chosen = plan.chosen
     if chosen is None:
@@ -42,7 +43,10 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     rows.append(("host memory", f"{format_bytes(chosen.host_bytes)}" + (f", with {' and '.join(levers.host)} of the state" if levers.host else "")))
     rows.append(("disk", f"{format_bytes(chosen.disk_bytes)} for two checkpoints"))
     phases = ", ".join(f"{name} {format_bytes(size)}" for name, size in chosen.phases.items())
-    return rows + ([("phases", phases)] if len(chosen.phases) > 1 else []) + [(name, f"unknown: {why}") for name, why in chosen.unknown.items()]
+    rows += [("phases", phases)] if len(chosen.phases) > 1 else []
+    together = ", ".join(f"{name} {format_bytes(size)}" for name, size in chosen.shared_phases.items())
+    rows += [("device and host", together)] if together else []
+    return rows + [(name, f"unknown: {why}") for name, why in chosen.unknown.items()]
 
 
 def _batch(levers: Levers) -> str:

@@ -44,13 +44,25 @@ def doctor(
         machine = chain.machine()
         known = _data_here(chain)
         made = _plan(chain, machine, known[0] if known else None, device)
-        found = diagnose(chain, machine, made, known, allow=allow or [], online=online)
+        found = diagnose(chain, machine, made, known, allow=allow or [], online=online, device=device)
     answer(found, as_json, doctor_table)
     raise typer.Exit(1 if found.errors else 0)
 
 
-def diagnose(chain: Any, machine: Machine, made: Plan | None, known: tuple[Dataset, NormStats] | None, *, allow: list[str], online: bool = False) -> Diagnosis:
-    """The doctor's findings about a run that is about to start; doctor.json is written when there is a run directory."""
+def diagnose(
+    chain: Any,
+    machine: Machine,
+    made: Plan | HarnessError,
+    known: tuple[Dataset, NormStats] | None,
+    *,
+    allow: list[str],
+    online: bool = False,
+    device: str | None = None,
+) -> Diagnosis:
+    """The doctor's findings about a run that is about to start; doctor.json is written when there is a run directory.
+
+    `made` is the plan, or why there is none.
+    """
     from harness.doctor.examine import examine
     from harness.doctor.host import process_limits
     from harness.doctor.situation import Situation
@@ -63,7 +75,9 @@ def diagnose(chain: Any, machine: Machine, made: Plan | None, known: tuple[Datas
         environ=os.environ,
         run=run,
         writes=(run or runs_root(), cache_root()),
-        plan=made,
+        plan=None if isinstance(made, HarnessError) else made,
+        refusal=made if isinstance(made, HarnessError) else None,
+        device=device,
         dataset=known[0] if known else None,
         stats=known[1] if known else None,
         leftovers=tuple(_leftovers(chain.run.checkpoints)) if run is not None else (),
@@ -95,14 +109,12 @@ def _data_here(chain: Any) -> tuple[Dataset, NormStats] | None:
     return found, chain.stats(found)
 
 
-def _plan(chain: Any, machine: Machine, dataset: Dataset | None, device: str | None) -> Plan | None:
-    """The plan, or None on a machine without the GPU that the recipe needs (which the check of the GPU then says)."""
+def _plan(chain: Any, machine: Machine, dataset: Dataset | None, device: str | None) -> Plan | HarnessError:
+    """The plan, or why this machine or its environment has none, which the checks then say."""
     try:
         planned: Plan = chain.plan(machine, dataset, device=device)
-    except HarnessError as error:
-        if error.code != "no-gpu":
-            raise
-        return None
+    except HarnessError as refusal:
+        return refusal
     return planned
 
 

@@ -10,6 +10,7 @@ import typer
 from harness.errors import HarnessError
 from harness.verbs.answers import answer, rundir
 from harness.verbs.options import JsonOption, RunOption
+from harness.verbs.planning import gib_bytes
 
 app = typer.Typer(no_args_is_help=True, help="What another trainer's command line would really do.", rich_markup_mode=None)
 
@@ -41,7 +42,7 @@ def openpi(
         _list()
         return
     words = [*([] if config_name is None else [config_name]), *context.args]
-    found = explain(words, _place(_shards(words), gpu, None if vram_gib is None else int(vram_gib * 2**30)))
+    found = explain(words, _place(_shards(words), gpu, gib_bytes(vram_gib)))
     if recipe is not None:
         _write(found, recipe, "recipe")
     if job is not None:

@@ -11,9 +11,12 @@ from typing import Any
 
 import typer
 
+from harness.errors import HarnessError
 from harness.verbs.answers import answer
 
 _POLL_S = 5.0
+# A PiB; no machine has it, and beyond it a float is no count of bytes.
+_MOST_GIB = 2**20
 
 
 class Backend(enum.StrEnum):
@@ -21,6 +24,18 @@ class Backend(enum.StrEnum):
 
     ours = "ours"
     openpi = "openpi"
+
+
+def gib_bytes(gib: float | None) -> int | None:
+    """Bytes of the GiB that were given, where they were.
+
+    Raises: HarnessError "memory-invalid" for what is no amount of memory.
+    """
+    if gib is None:
+        return None
+    if not gib <= _MOST_GIB:
+        raise HarnessError("memory-invalid", f"{gib} GiB is no amount of memory", got=gib, need=f"at most {_MOST_GIB:,} GiB", fix="--vram-gib 24")
+    return int(gib * 2**30)
 
 
 def nowhere() -> Any:
@@ -57,7 +72,6 @@ def answer_for_openpi(recipe: str | None, sets: list[str] | None, asked: dict[st
     Raises: HarnessError of `plan.upstream_plan`.
     """
     from harness.chain import recipe_of
-    from harness.errors import HarnessError
     from harness.plan import upstream_plan
     from harness.probe.machine import probe
     from harness.recipe import load_recipe

@@ -11,7 +11,7 @@ import typer
 from harness.consent import hear
 from harness.verbs.answers import answer, busy, chain_for, rundir, spinner
 from harness.verbs.options import DatasetOption, DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
-from harness.verbs.planning import Backend, answer_for_openpi, nowhere, wait_for_cards, write_matrix
+from harness.verbs.planning import Backend, answer_for_openpi, gib_bytes, nowhere, wait_for_cards, write_matrix
 
 
 def probe(run: RunOption = None, as_json: JsonOption = False) -> None:
@@ -51,7 +51,7 @@ def plan(
     if matrix:
         write_matrix(run)
         return
-    asked = {"gpu": gpu, "device": device, "vram_bytes": _bytes(vram_gib), "host_ram_bytes": _bytes(host_ram_gib), "exact": exact, "recompile": compile_}
+    asked = {"gpu": gpu, "device": device, "vram_bytes": gib_bytes(vram_gib), "host_ram_bytes": gib_bytes(host_ram_gib), "exact": exact, "recompile": compile_}
     if (backend or backend_of(rundir(run) if run is not None else None)) == Backend.openpi:
         answer_for_openpi(recipe, sets, asked, run, as_json)
         return
@@ -62,10 +62,6 @@ def plan(
         made = wait_for_cards(chain, dataset, asked, say) if wait else chain.plan(chain.machine() if gpu is None else nowhere(), dataset, **asked, say=say)
     answer(made, as_json, plan_view)
     raise typer.Exit(0 if made.chosen else 1)
-
-
-def _bytes(gib: float | None) -> int | None:
-    return None if gib is None else int(gib * 2**30)
 
 
 def data(

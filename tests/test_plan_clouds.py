@@ -1,0 +1,136 @@
+"""The cards that clouds rent: their names as clouds spell them, their figures, a plan for each from the atlas; what is too old, with the reason."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from harness.artifacts import Host, Machine, Plan
+from harness.errors import HarnessError
+from harness.plan import cards
+from harness.plan.atlas import shipped
+from harness.plan.cards import CARDS, card, find
+from harness.plan.choose import Ask, Tools, choose, not_asked
+from harness.plan.cost import peak_flops
+from harness.plan.more_cards import OTHERS
+from harness.plan.place import option_for
+from harness.recipe import load_recipe
+from harness.units import GIB, MIB
+from tests.test_plan_choose import Formula
+
+NOWHERE = Machine(host=Host())
+RENTED = [
+    "a10", "a10g", "a30", "l20", "l40", "rtx_4060_ti_16", "rtx_4070_ti", "rtx_4070_ti_super", "rtx_4080_super", "rtx_4090_d", "rtx_5070_ti", "rtx_5080",
+    "rtx_3080_12", "rtx_3080_ti", "a800_40", "a800_80", "h100_pcie", "h100_nvl", "h800", "h20", "gh200", "gb10", "jetson_thor",
+]  # fmt: skip
+
+
+def from_the_atlas(name: str, recipe: str, **asked: int) -> Plan:
+    return choose(load_recipe(recipe), NOWHERE, None, Ask(gpu=name, **asked), tools=Tools(shipped(), not_asked), advise=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("a10g", "a10g"), ("A10G-24GB", "a10g"), ("NVIDIA A10G", "a10g"), ("nvidia-a10g", "a10g"), ("A10", "a10"), ("NVIDIA A10 24GiB", "a10"),
+        ("rtx4060ti-16g", "rtx_4060_ti_16"), ("RTX 4060 Ti 8GB", "rtx_4060_ti_8"), ("NVIDIA GeForce RTX 4070 Ti", "rtx_4070_ti"),
+        ("RTX_4070S_Ti", "rtx_4070_ti_super"), ("RTX 4070 Ti SUPER", "rtx_4070_ti_super"), ("RTX_4080S", "rtx_4080_super"), ("4090D", "rtx_4090_d"),
+        ("NVIDIA GeForce RTX 4090 D", "rtx_4090_d"), ("NVIDIA GeForce RTX 5080", "rtx_5080"), ("5070 Ti", "rtx_5070_ti"),
+        ("RTX 3080", "rtx_3080"), ("RTX 3080 12GB", "rtx_3080_12"), ("rtx-3080-ti", "rtx_3080_ti"), ("NVIDIA L40", "l40"), ("l20", "l20"), ("A30", "a30"),
+        ("H20", "h20"), ("NVIDIA H20 96GB", "h20"), ("A800-SXM4-80GB", "a800_80"), ("NVIDIA A800 40GB Active", "a800_40"), ("H800", "h800"),
+        ("NVIDIA H800 PCIe", "h800_pcie"), ("H100 PCIe", "h100_pcie"), ("NVIDIA H100 NVL", "h100_nvl"), ("nvidia-h100-80gb", "h100"), ("GB10", "gb10"),
+        ("DGX Spark", "gb10"), ("NVIDIA GB10", "gb10"), ("Jetson AGX Thor", "jetson_thor"), ("RTX 6000 Ada", "rtx_6000_ada"), ("nvidia-l4", "l4"),
+    ],
+)  # fmt: skip
+def test_names_are_read_as_clouds_spell_them(written: str, name: str) -> None:
+    assert find(written) == name
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_a_card_is_found_by_its_key_and_by_what_the_driver_calls_it_and_by_nothing_else(name: str) -> None:
+    assert find(name) == find(OTHERS[name].device) == name
+    spellings = {key: each.spelling for key, each in CARDS.items()} | {key: each.spelling for key, each in OTHERS.items()}
+    assert [key for key, spelling in spellings.items() if re.fullmatch(spelling, name.replace("_", ""))] == [name]
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_its_figures_are_its_own_and_hang_together(name: str) -> None:
+    other, figures = OTHERS[name], card(name)
+    assert figures.device == other.device
+    assert figures.capability <= other.capability, "code for its own architecture, or for the newest before it, runs on it"
+    assert figures.memory_bytes <= other.driver_mib * MIB
+    assert figures.memory_bytes > 0.94 * other.driver_mib * MIB
+    assert peak_flops(figures) == other.tflops * 1e12
+    # No card moves a byte for fewer than 15 or more than 700 operations: a slip of a digit would.
+    assert 30 < other.tflops * 1e3 / other.bandwidth < 1000
+    assert f"device_memory_size: {figures.memory_bytes}" in figures.target()
+
+
+def test_the_driver_keeps_no_more_of_a_card_than_is_assumed() -> None:
+    for name, known in CARDS.items():
+        total = known.driver_mib * MIB
+        assert known.cuda_bytes is None or total - known.cuda_bytes <= cards._kept_by_the_driver(total) + 80 * MIB, name
+
+
+@pytest.mark.parametrize("recipe", ["pi05_libero", "pi05_libero_lora"])
+@pytest.mark.parametrize("name", RENTED)
+def test_a_plan_before_renting_is_answered_from_the_atlas(name: str, recipe: str) -> None:
+    plan = from_the_atlas(name, recipe)
+    assert plan.chosen is not None
+    assert plan.chosen.source in ("atlas", "interpolated")
+    assert plan.chosen.seconds_per_step is not None
+    assert plan.device == name
+
+
+@pytest.mark.parametrize(
+    ("written", "capability"),
+    [
+        ("T4", "7.5"), ("Tesla T4", "7.5"), ("nvidia-tesla-t4", "7.5"), ("T4G", "7.5"), ("V100", "7.0"), ("Tesla V100-SXM2-32GB", "7.0"), ("P100", "6.0"),
+        ("P40", "6.1"), ("RTX 2080 Ti", "7.5"), ("NVIDIA GeForce RTX 2070 SUPER", "7.5"), ("Quadro RTX 6000", "7.5"), ("Q_RTX_8000", "7.5"),
+        ("Quadro RTX 5000", "7.5"), ("TITAN RTX", "7.5"), ("TITAN V", "7.0"), ("GTX 1080 Ti", "6.1"), ("GTX 1660 Super", "7.5"), ("K80", "3.7"),
+        ("M60", "5.2"), ("Tesla M40", "5.2"),
+    ],
+)  # fmt: skip
+def test_a_card_without_bfloat16_is_refused_with_the_reason(written: str, capability: str) -> None:
+    for asked in ({}, {"vram_bytes": 40 * GIB}):
+        with pytest.raises(HarnessError) as caught:
+            from_the_atlas(written, "pi05_libero_lora", **asked)
+        assert caught.value.code == "gpu-too-old"
+        assert capability in (caught.value.got or "")
+        assert "bfloat16" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("written", "capability"),
+    [
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "8.9"), ("RTX 3080 Laptop", "8.6"), ("A100", "8.0"), ("RTX 4090 48GB", "8.9"), ("RTX 2000 Ada", "8.9"),
+        ("RTX A2000", "8.6"), ("H200 NVL", "9.0"), ("RTX PRO 4500 Blackwell", "12.0"), ("GB200", "10.0"), ("L2", "8.9"), ("RTX 5060", "12.0"),
+    ],
+)  # fmt: skip
+def test_a_card_of_a_known_series_is_planned_for_once_its_memory_is_said(written: str, capability: str) -> None:
+    with pytest.raises(HarnessError) as caught:
+        find(written)
+    assert caught.value.code == "gpu-unknown"
+    assert "--vram-gib" in caught.value.fix
+    plan = choose(load_recipe("pi05_libero_lora"), NOWHERE, None, Ask(gpu=written, vram_bytes=24 * GIB), tools=Tools(None, Formula()))
+    assert plan.free_bytes == 24 * GIB
+    assert plan.chosen is not None
+    assert any("not in the table" in note for note in plan.notes)
+    stands = cards.of_series(written, 24 * GIB)
+    assert stands is not None
+    assert "{}.{}".format(*stands.capability) == capability
+
+
+def test_without_a_known_series_the_memory_does_not_help() -> None:
+    with pytest.raises(HarnessError) as caught:
+        from_the_atlas("a toaster", "pi05_libero_lora", vram_bytes=24 * GIB)
+    assert caught.value.code == "gpu-unknown"
+
+
+@pytest.mark.parametrize(
+    ("device", "option"),
+    [("2 x a100_80", "--gpu a100_80:2"), ("rtx_4090", "--gpu rtx_4090"), ("a card of 24.0 GiB", "--vram-gib 24.0"), ("NVIDIA L4", "--gpu 'NVIDIA L4'")],
+)
+def test_a_device_as_a_plan_names_it_is_asked_for_by_an_option(device: str, option: str) -> None:
+    assert option_for(device) == option
