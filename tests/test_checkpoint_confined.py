@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import tensorstore as ts
-
 from harness.checkpoint.confined import outside, stray_files
+
 from harness.checkpoint.leaves import open_leaves
 from harness.errors import HarnessError
 
