@@ -108,7 +108,7 @@ def read_item(directory: Path) -> Item:
         tree = {"/".join(name.split(".")): name for name in stored}
     for path, name in tree.items():
         if outside(name) or "/" in name:
-            item.lead_out(f"{METADATA} names the array {name[:200]}", name)
+            item.lead_out(f"{METADATA} names the array {name[:200]!r}", name)
         elif name not in stored:
             item.fail(f"array {path} has no data")
         else:
@@ -170,7 +170,7 @@ def _read_ocdbt(item: Item) -> dict[str, _Stored]:
     except PermissionError:
         raise
     except LeadsOut as error:
-        item.lead_out(f"a node lies in {str(error)[:200]}", str(error))
+        item.lead_out(f"a node lies in {str(error)[:200]!r}", str(error))
         return {}
     except (OSError, UnsafeFile, *DAMAGE) as error:
         item.fail(f"{MANIFEST} or its index is damaged: {first_line(error)}")
@@ -183,7 +183,7 @@ def _read_ocdbt(item: Item) -> dict[str, _Stored]:
         if isinstance(value, Location):
             if outside(value.file):
                 strays |= {name}
-                item.lead_out(f"array {name} has its data in {value.file[:200]}", value.file)
+                item.lead_out(f"array {name} has its data in {value.file[:200]!r}", value.file)
                 continue
             reach[value.file] = max(reach.get(value.file, 0), value.end)
         values.setdefault(name, {})[rest] = value
