@@ -31,7 +31,7 @@ from harness.checkpoint.format import (
 )
 from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
-from harness.received.files import ARTIFACT_BYTES, MARK_BYTES, UnsafeFile, there
+from harness.received.files import ARTIFACT_BYTES, MARK_BYTES, UnsafeFile, stays, there
 from harness.received.json import read_json
 from harness.rundir import CHECKPOINTS
 from harness.units import format_seconds
@@ -107,11 +107,10 @@ def _fill_steps(found: Found, directory: Path) -> None:
         number = step_number(path.name)
         if number is None and INTERRUPTED not in path.name:
             continue
-        if not path.resolve().is_relative_to(found.root):
+        if not _inside(path, found.root):
             found.partial = True
-            found.findings.append(
-                f"{path.name} is a symlink that leads out of {found.root}, to {path.resolve()}; it was not followed (inspect that path itself)"
-            )
+            target = os.path.realpath(path)
+            found.findings.append(f"{path.name} is a symlink that leads out of {found.root}, to {target}; it was not followed (inspect that path itself)")
         elif not path.is_dir():
             found.findings.append(f"{path.name} is not a directory")
         elif number is None and path.is_symlink():
@@ -129,12 +128,21 @@ def _fill_steps(found: Found, directory: Path) -> None:
 def _items(found: Found, step: Path) -> dict[str, Path]:
     items = {}
     for path in sorted(step.iterdir()):
-        if not path.resolve().is_relative_to(found.root):
+        if not _inside(path, found.root):
             found.partial = True
-            found.findings.append(f"{step.name}/{path.name} is a symlink that leads out of {found.root}, to {path.resolve()}; it was not followed")
+            target = os.path.realpath(path)
+            found.findings.append(f"{step.name}/{path.name} is a symlink that leads out of {found.root}, to {target}; it was not followed")
         elif path.is_dir():
             items[path.name] = path
     return items
+
+
+def _inside(path: Path, root: Path) -> bool:
+    """Whether `path` lies below `root` once links are followed; a link that leads nowhere but to itself does not."""
+    try:
+        return stays(root, path)
+    except RuntimeError:
+        return False
 
 
 def expected_items(step: Path, items: dict[str, Path]) -> list[str]:

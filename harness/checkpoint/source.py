@@ -80,7 +80,7 @@ def find_params(path: Path) -> Path:
             "weights-missing",
             f"there is no directory {path}",
             need="an openpi params or step directory, gs://… or https://…",
-            fix=f"correct weights.source, for example {_PUBLISHED}",
+            fix=f"mount it into the container, or correct weights.source, for example {_PUBLISHED}",
         )
     if any(INTERRUPTED in part for part in (path.name, path.parent.name)) or list(path.glob(f"{PARAMS}{INTERRUPTED}*")):
         raise HarnessError(

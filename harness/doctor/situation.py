@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
 from harness.artifacts.doctor import Finding
+from harness.errors import HarnessError
 from harness.recipe import Recipe
 
 
 class Situation(NamedTuple):
     """`online`: servers may be contacted. `writes` are the directories that a run writes to; `limits` those of `ulimit`, by letter.
 
-    `python` is the interpreter of the trainer, which openpi's own brings.
+    `python` is the interpreter of the trainer, which openpi's own brings. `why_not_weights` says what keeps local weights from being the
+    recipe's start.
     """
 
     recipe: Recipe
@@ -31,6 +33,7 @@ class Situation(NamedTuple):
     limits: Mapping[str, int] = MappingProxyType({})
     online: bool = False
     python: str = sys.executable
+    why_not_weights: Callable[[Path, Recipe], HarnessError | None] | None = None
 
     @property
     def on_gpu(self) -> bool:

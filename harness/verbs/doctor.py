@@ -47,6 +47,7 @@ def doctor(
 
 def diagnose(chain: Any, machine: Machine, made: Plan | None, known: tuple[Dataset, NormStats] | None, *, allow: list[str], online: bool = False) -> Diagnosis:
     """The doctor's findings about a run that is about to start; doctor.json is written when there is a run directory."""
+    from harness.checkpoint.source import why_not
     from harness.doctor.examine import examine
     from harness.doctor.host import process_limits
     from harness.doctor.situation import Situation
@@ -66,6 +67,7 @@ def diagnose(chain: Any, machine: Machine, made: Plan | None, known: tuple[Datas
         limits=process_limits(),
         online=online,
         python=_python_of(chain),
+        why_not_weights=why_not,
     )
     found = examine(situation, allow=allow)
     if chain.run is not None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -111,10 +112,12 @@ def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[st
     from harness.parameters import counts
     from harness.train.job import Job
 
+    assert chain.run is not None
+    if not chain.run.started:
+        _check_weights(chain.recipe, allow)
     machine, dataset = chain.machine(), chain.dataset()
     norm_stats = chain.stats(dataset)
     console.say("planning")
-    assert chain.run is not None
     # A run that goes on keeps the mathematics it was started with.
     made = chain.plan(machine, dataset, device=device, exact=chain.run.started, say=console.say)
     for note in made.notes:
@@ -134,6 +137,23 @@ def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[st
         console.warn("the doctor found errors, so nothing was trained; --allow 'NAME OF THE CHECK' goes on all the same")
         raise typer.Exit(1)
     return Job(chain.run, chain.recipe, made, dataset, norm_stats), machine
+
+
+def _check_weights(recipe: Recipe, allow: list[str]) -> None:
+    """Refuses weights on this machine that cannot be the recipe's start, before anything is fetched, planned or compiled.
+
+    Raises: HarnessError of `why_not`.
+    """
+    from harness.checkpoint.source import why_not
+    from harness.download import is_remote
+
+    source = recipe.weights.source
+    # As the doctor calls this check, which can be told to let it pass.
+    if source is None or is_remote(source) or "weights directory" in allow:
+        return
+    refusal = why_not(Path(source), recipe)
+    if refusal is not None:
+        raise refusal
 
 
 def _run(job: Job, machine: Machine, console: Progress, lock: int, more: list[str], *, patient: bool) -> bool:
