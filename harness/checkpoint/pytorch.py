@@ -28,9 +28,10 @@ _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _POLICY, _STATE = "pretrained_model", "training_state"
 _MOST_FILES = 1000
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool"}
-_WAY_ON = (
-    "start from the JAX weights instead: --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params "
-    "(openpi's examples/convert_jax_model_to_pytorch.py goes from JAX to PyTorch, and openpi has nothing that goes back)"
+# Source: openpi examples/convert_jax_model_to_pytorch.py, commit 15a9616; no script of that commit goes the other way.
+_NEED = (
+    "JAX weights: a params directory as openpi's JAX trainer, or this harness, saves it. openpi's examples/convert_jax_model_to_pytorch.py "
+    "goes from JAX to PyTorch; nothing in openpi goes back"
 )
 
 
@@ -57,8 +58,8 @@ def refuse_pytorch(path: Path) -> None:
         "pytorch-checkpoint",
         f"{path} holds PyTorch weights ({found.kind}): {said if found.tensors else 'in pickles, which are not opened'}",
         got="; ".join([str(found.place), *found.unread[:3]]),
-        need="JAX weights: a params directory as openpi's JAX trainer, or this harness, saves it",
-        fix=_WAY_ON,
+        need=_NEED,
+        fix="start from the JAX weights: --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params",
     )
 
 
