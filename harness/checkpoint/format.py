@@ -11,6 +11,7 @@ Source: orbax-checkpoint 0.11.13 and 0.12.8; openpi src/openpi/training/checkpoi
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -61,6 +62,7 @@ class Location(NamedTuple):
         return self.offset + self.length
 
 
+@lru_cache(4096)
 def outside(name: str) -> bool:
     """Whether a name that an item gives to one of its files leads out of the item, or is no plain name at all."""
     return why_no_relative_name(name) is not None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from harness.checkpoint.format import CHUNK_BYTES
 from harness.received.json import parse_json
@@ -22,6 +22,8 @@ _DTYPES = re.compile(r"bool|u?int(?:2|4|8|16|32|64)|float(?:16|32|64)|bfloat16|f
 _NUMPY = re.compile(r"[<>|=]([fiucb])(\d{1,2})")
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
 _SHARDS = "sharding_indexed"
+
+V = TypeVar("V")
 
 
 class Header(NamedTuple):
@@ -53,16 +55,19 @@ class Header(NamedTuple):
 
     def key(self, index: tuple[int, ...]) -> str:
         """The key under which the chunk at `index` of the grid is stored."""
-        if not index:
-            return self.prefix.rstrip(self.separator) or "0"
-        return self.prefix + self.separator.join(map(str, index))
+        return (self.prefix + self.separator.join(map(str, index))).rstrip(self.separator) or "0"
 
-    def index_of(self, key: str) -> tuple[int, ...] | None:
-        """The place in the grid of a chunk's key; None for a key that no reader asks for."""
-        numbers = re.findall(r"\d{1,19}", key) if self.shape else []
-        index = tuple(map(int, numbers))
-        within = len(index) == len(self.shape) and all(i < n for i, n in zip(index, self.grid, strict=True))
-        return index if within and self.key(index) == key else None
+    def placed(self, values: Mapping[str, V]) -> dict[tuple[int, ...], V]:
+        """The values by their place in the grid; those whose key no reader asks for are left out."""
+        grid, start, found = self.grid, len(self.prefix) if self.shape else 0, {}
+        for key, value in values.items():
+            numbers = key[start:].split(self.separator) if grid else []
+            if all(number.isdecimal() and number.isascii() and len(number) < 20 for number in numbers):
+                index = tuple(map(int, numbers))
+                within = len(index) == len(grid) and all(i < n for i, n in zip(index, grid, strict=True))
+                if within and self.key(index) == key:
+                    found[index] = value
+        return found
 
 
 def parse_header(data: bytes, *, zarr3: bool) -> Header:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from harness.checkpoint.files import Files, files_of, stray_problem
 from harness.checkpoint.format import DAMAGE, EMPTY, MANIFEST, METADATA, ZARR2, ZARR3, Location, first_line, outside
 from harness.checkpoint.header import HEADER_BYTES, Header, itemsize, parse_header
-from harness.checkpoint.ocdbt import LeadsOut, read_index, read_value
+from harness.checkpoint.ocdbt import Entry, LeadsOut, Values, read_index
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile, read_received
 from harness.received.json import read_json
 
@@ -122,7 +122,7 @@ def _add(item: Item, path: str, name: str, stored: _Stored) -> None:
     except ValueError as error:
         item.fail(f"array {path} has a damaged zarr header: {first_line(error)}")
         return
-    chunks = {index: place for key, place in stored.values.items() if (index := header.index_of(key)) is not None}
+    chunks = header.placed(stored.values)
     item.arrays[path] = Array(path, name, header, chunks)
     expected = math.prod(header.grid)
     # Older writers leave out a chunk that is all zeros; only a newer one's metadata promises every chunk.
@@ -165,17 +165,29 @@ def _keys(parts: list[dict[str, Any]]) -> list[str]:
 
 def _read_ocdbt(item: Item) -> dict[str, _Stored]:
     """Every array of an OCDBT store; also checks that the data files reach as far as its index says."""
-    try:
-        index = read_index(item.directory, item.files.sizes)
-    except PermissionError:
-        raise
-    except LeadsOut as error:
-        item.lead_out(f"a node lies in {str(error)[:200]!r}", str(error))
-        return {}
-    except (OSError, UnsafeFile, *DAMAGE) as error:
-        item.fail(f"{MANIFEST} or its index is damaged: {first_line(error)}")
-        return {}
-    values: dict[str, dict[str, Place]] = {}
+    with Values(item.directory, item.files.sizes) as values:
+        try:
+            index = read_index(values)
+        except PermissionError:
+            raise
+        except LeadsOut as error:
+            item.lead_out(f"a node lies in {str(error)[:200]!r}", str(error))
+            return {}
+        except (OSError, UnsafeFile, *DAMAGE) as error:
+            item.fail(f"{MANIFEST} or its index is damaged: {first_line(error)}")
+            return {}
+        by_name = _by_name(item, index)
+        found = {}
+        for name, by_key in by_name.items():
+            which = next((key for key in (ZARR2, ZARR3) if key in by_key), None)
+            if which is not None:
+                found[name] = _Stored(_bytes_at(values, by_key.pop(which)), which == ZARR3, by_key)
+    return found
+
+
+def _by_name(item: Item, index: list[Entry]) -> dict[str, dict[str, Place]]:
+    """Array's name → key → place, of the arrays whose data is named inside of the item; whether it is there is a problem of the item."""
+    by_name: dict[str, dict[str, Place]] = {}
     reach: dict[str, int] = {}
     strays: set[str] = set()
     for key, value in index:
@@ -186,26 +198,21 @@ def _read_ocdbt(item: Item) -> dict[str, _Stored]:
                 item.lead_out(f"array {name} has its data in {value.file[:200]!r}", value.file)
                 continue
             reach[value.file] = max(reach.get(value.file, 0), value.end)
-        values.setdefault(name, {})[rest] = value
+        by_name.setdefault(name, {})[rest] = value
     for file, end in reach.items():
         if file not in item.files.sizes:
             item.problems.append(f"data file {file} is missing")
         elif item.files.sizes[file] < end:
             item.problems.append(f"data file {file} is truncated: {item.files.sizes[file]} bytes of at least {end}")
-    found = {}
-    for name, by_key in values.items():
-        which = next((key for key in (ZARR2, ZARR3) if key in by_key), None)
-        if which is not None and name not in strays:
-            found[name] = _Stored(_bytes_at(item, by_key.pop(which)), which == ZARR3, by_key)
-    return found
+    return {name: by_key for name, by_key in by_name.items() if name not in strays}
 
 
-def _bytes_at(item: Item, place: Place) -> bytes:
+def _bytes_at(values: Values, place: Place) -> bytes:
     """The header at `place`; empty when it is not there, which the header's reader then says."""
     if isinstance(place, bytes):
         return place
     try:
-        return read_value(item.directory, item.files.sizes, place, HEADER_BYTES)
+        return values.read(place, HEADER_BYTES)
     except PermissionError:
         raise
     except (OSError, UnsafeFile, ValueError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from harness.checkpoint.format import MANIFEST, Location, outside, parse_location
 from harness.checkpoint.packed import zstd_most
@@ -22,6 +22,7 @@ _NODE_BYTES = 16 * MIB
 _MOST_NODES = 10_000
 _MOST_ENTRIES = 300_000
 _LONGEST_KEY = 2048
+_MOST_OPEN = 64
 # Magic number and length, before two varints (version, compression), the body, and a checksum.
 _HEADER_BYTES = 12
 _CHECKSUM_BYTES = 4
@@ -38,37 +39,54 @@ class Entry(NamedTuple):
     value: bytes | Location
 
 
-def read_index(directory: Path, sizes: Mapping[str, int]) -> list[Entry]:
-    """Every value of the newest version. `sizes` are those of the item's files; a value's own location is not checked here.
+def read_index(values: Values) -> list[Entry]:
+    """Every value of the newest version of the store in the item of `values`. A value's own location is not checked here.
 
     Raises: LeadsOut; ValueError, or another of `DAMAGE`, when the index is damaged.
     """
-    return list(_Walk(directory, sizes).entries())
+    return list(_Walk(values).entries())
 
 
-def read_value(directory: Path, sizes: Mapping[str, int], place: Location, limit_bytes: int) -> bytes:
-    """The bytes at `place`, which is inside of the item.
+class Values:
+    """The bytes at the locations of an item, whose files have these `sizes`; its files stay open until it is closed."""
 
-    Raises: ValueError when they are not there, or are more than `limit_bytes`.
-    """
-    if place.file not in sizes:
-        raise ValueError(f"data file {place.file} is missing")
-    if place.end > sizes[place.file]:
-        raise ValueError(f"data file {place.file} is truncated: {sizes[place.file]} bytes of at least {place.end}")
-    if place.length > limit_bytes:
-        raise ValueError(f"{place.length} bytes where at most {limit_bytes} belong")
-    with open_received(directory / place.file, directory) as file:
+    def __init__(self, directory: Path, sizes: Mapping[str, int]) -> None:
+        self.directory, self.sizes = directory, sizes
+        self._open: dict[str, BinaryIO] = {}
+
+    def __enter__(self) -> Values:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def read(self, place: Location, limit_bytes: int) -> bytes:
+        """The bytes at `place`.
+
+        Raises: ValueError when they are not there, or are more than `limit_bytes`; OSError and UnsafeFile as `open_received`.
+        """
+        if place.file not in self.sizes:
+            raise ValueError(f"data file {place.file!r} is missing")
+        if place.end > self.sizes[place.file]:
+            raise ValueError(f"data file {place.file} is truncated: {self.sizes[place.file]} bytes of at least {place.end}")
+        if place.length > limit_bytes:
+            raise ValueError(f"{place.length} bytes where at most {limit_bytes} belong")
+        if len(self._open) >= _MOST_OPEN and place.file not in self._open:
+            self.__exit__()
+        file = self._open.get(place.file) or self._open.setdefault(place.file, open_received(self.directory / place.file, self.directory))
         file.seek(place.offset)
         return file.read(place.length)
 
 
 class _Walk:
-    def __init__(self, directory: Path, sizes: Mapping[str, int]) -> None:
+    def __init__(self, values: Values) -> None:
         import tensorstore as ts
 
-        self._ts, self._directory, self._sizes = ts, directory, sizes
+        self._ts, self._values = ts, values
         self._context = ts.Context()
-        self._base = ts.KvStore.open(directory.absolute().as_uri() + "/", context=self._context).result()
+        self._base = ts.KvStore.open(values.directory.absolute().as_uri() + "/", context=self._context).result()
         self._seen: set[Location] = set()
         self._count = 0
 
@@ -108,7 +126,7 @@ class _Walk:
 
     def _dump(self, text: str | None) -> Any:
         """The manifest, or the node at a location, decoded by tensorstore once it is known how much that unpacks to."""
-        place = Location(MANIFEST, 0, self._sizes[MANIFEST]) if text is None else parse_location(text)
+        place = Location(MANIFEST, 0, self._values.sizes[MANIFEST]) if text is None else parse_location(text)
         if outside(place.file):
             raise LeadsOut(place.file)
         if place in self._seen:
@@ -116,7 +134,7 @@ class _Walk:
         self._seen.add(place)
         if len(self._seen) > _MOST_NODES:
             raise ValueError(f"more than {_MOST_NODES} nodes")
-        _check_unpacked(read_value(self._directory, self._sizes, place, _NODE_BYTES))
+        _check_unpacked(self._values.read(place, _NODE_BYTES))
         return self._ts.ocdbt.dump(self._base, text, context=self._context).result()
 
 
