@@ -53,7 +53,7 @@ class Kept:
 
     def whole(self, run: Path) -> list[int]:
         """The steps that a resume would take for whole."""
-        from harness.checkpoint.store import is_whole
+        from harness.checkpoint.format import is_whole
 
         directory = run / "checkpoints"
         return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and is_whole(path)) if directory.is_dir() else []

@@ -67,13 +67,25 @@ def test_symlinks_that_lead_out_are_said_and_not_followed(tmp_path: Path) -> Non
     assert inspect(root / "9").partial is False  # given by name, it is what was asked for
 
 
-def test_symlinked_files_are_told(tmp_path: Path) -> None:
-    # As the hub's cache lays out a snapshot: every file is a link to a blob.
-    write_step(tmp_path / "snapshot/1", {"action_in_proj/bias": np.ones(2, np.float32)})
-    file = tmp_path / "snapshot/1/params/_METADATA"
-    file.rename(tmp_path / "blob")
-    file.symlink_to(tmp_path / "blob")
-    found = inspect(tmp_path / "snapshot")
-    assert found.steps[0].complete
-    assert found.steps[0].items[1].bytes > (tmp_path / "blob").stat().st_size
-    assert "1 files are symlinks" in found.findings[0]
+def test_the_hubs_cache_is_read_through_its_links(tmp_path: Path) -> None:
+    # As huggingface_hub lays out a snapshot: every file is a link to a blob of the same repository.
+    snapshot = tmp_path / "models--x--y/snapshots" / ("0" * 40)
+    write_step(snapshot / "1", {"action_in_proj/bias": np.ones(2, np.float32)})
+    (tmp_path / "models--x--y/blobs").mkdir()
+    for number, file in enumerate(path for path in sorted(snapshot.rglob("*")) if path.is_file()):
+        blob = tmp_path / "models--x--y/blobs" / str(number)
+        file.rename(blob)
+        file.symlink_to(blob)
+    found = inspect(snapshot, deep=True)
+    assert (found.steps[0].complete, found.non_finite, found.findings) == (True, 0, [])
+    assert found.steps[0].items[1].bytes > 100
+
+
+def test_a_file_that_is_a_link_out_of_its_item_leaves_the_step_not_whole(tmp_path: Path) -> None:
+    write_step(tmp_path / "checkpoints/1", {"action_in_proj/bias": np.ones(2, np.float32)})
+    file = tmp_path / "checkpoints/1/params/_METADATA"
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    (step,) = inspect(tmp_path / "checkpoints").steps
+    assert not step.complete
+    assert step.missing[0].startswith("params: _METADATA: links out of it")

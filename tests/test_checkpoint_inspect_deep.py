@@ -16,8 +16,9 @@ import tensorstore as ts
 from harness.artifacts import Checkpoint
 from harness.checkpoint import chunks
 from harness.checkpoint.adapters import effective_ranks
+from harness.checkpoint.format import outside
 from harness.checkpoint.inspect import inspect
-from harness.checkpoint.item import outside
+from harness.checkpoint.item import read_item
 from harness.checkpoint.moved_picture import write
 from harness.errors import HarnessError
 from harness.recipe import load_recipe
@@ -32,33 +33,35 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def store_of(values: np.ndarray, chunk: tuple[int, ...], directory: Path, compressor: dict | None) -> ts.TensorStore:
+def store_of(values: np.ndarray, chunk: tuple[int, ...], directory: Path, compressor: dict | None) -> chunks.Stored:
     spec = {"driver": "zarr", "kvstore": directory.as_uri() + "/", "metadata": {"chunks": list(chunk), "compressor": compressor}}
     store = ts.open(spec, create=True, shape=values.shape, dtype=ts.dtype(values.dtype.name)).result()
     store.write(values).result()
-    return store
+    item = read_item(directory.parent)
+    array = next(array for array in item.arrays.values() if array.name == directory.name)
+    return chunks.stored(item, array, store)
 
 
 @pytest.mark.parametrize("chunk", [(6, 5, 4), (2, 5, 4), (6, 2, 3), (4, 3, 2), (1, 1, 1)])
 @pytest.mark.parametrize("elements", [7, 20, 1000])
 def test_pieces_are_the_same_however_an_array_is_chunked(tmp_path: Path, chunk: tuple[int, ...], elements: int) -> None:
     values = normal(6, 5, 4)
-    parts = list(chunks.pieces(store_of(values, chunk, tmp_path, None), elements))
+    parts = list(chunks.pieces(store_of(values, chunk, tmp_path / "x", None), elements))
     assert np.array_equal(np.concatenate(parts), values.reshape(-1))
     assert [part.size for part in parts[:-1]] == [elements] * (len(parts) - 1)
 
 
 def test_pieces_of_a_large_single_chunk_are_decompressed_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = normal(300, 70)
-    store = store_of(values, (300, 70), tmp_path, {"id": "zstd", "level": 1})
+    store = store_of(values, (300, 70), tmp_path / "x", {"id": "zstd", "level": 1})
     monkeypatch.setattr(chunks, "PIECE_BYTES", 1024)
-    monkeypatch.setattr(chunks, "_c_order_slabs", lambda _: pytest.fail("the chunk was read whole"))
+    monkeypatch.setattr(chunks, "c_order_slabs", lambda *_: pytest.fail("the chunk was read whole"))
     assert np.array_equal(np.concatenate(list(chunks.pieces(store, 999))), values.reshape(-1))
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,)])
 def test_pieces_of_odd_shapes(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    parts = list(chunks.pieces(store_of(np.ones(shape, np.float32), tuple(max(n, 1) for n in shape), tmp_path, None)))
+    parts = list(chunks.pieces(store_of(np.ones(shape, np.float32), tuple(max(n, 1) for n in shape), tmp_path / "x", None)))
     assert sum(part.size for part in parts) == math.prod(shape)
 
 

@@ -8,8 +8,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from harness.checkpoint import chunks
+from harness.checkpoint.source import find_params
 from harness.checkpoint.store import nested
-from harness.checkpoint.weights import find_params, fingerprint, is_finite, load_params
+from harness.checkpoint.weights import fingerprint, is_finite, load_params
 from harness.errors import HarnessError
 from harness.parameters import is_trained, parameter_shapes
 from harness.recipe import Expert, Lora, Model
@@ -101,7 +102,8 @@ def test_lora_weights_in_a_model_without_adapters_are_refused(tmp_path):
     source = openpi_checkpoint("lora", tmp_path) / "2"
     with pytest.raises(HarnessError) as caught:
         load_params(source, _structs(parameter_shapes(_model("full"))))
-    assert caught.value.code == "weights-mismatch"
+    assert caught.value.code == "weights-are-adapters"
+    assert caught.value.fix.startswith(f"harness export {source} ")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -74,6 +74,8 @@ def test_links_are_followed_inside_of_the_root_only(tmp_path: Path) -> None:
     (root / "below/out").symlink_to("../../secret")
     (root / "up").symlink_to("..")
     (root / "loop").symlink_to("loop")
+    with pytest.raises(UnsafeFile):
+        open_received(root / "a\0b", root)
     assert read_received(root / "below/in", root, 10) == b"mine"
     for stray in ("below/out", "up/secret", "loop"):
         with pytest.raises((UnsafeFile, OSError)) as error:

@@ -23,6 +23,7 @@ from harness.data.stats import to_openpi_json
 from harness.data.tokenizer import load_tokenizer, tokenizer_path
 from harness.download import WEIGHTS, fetch_tree, is_remote
 from harness.errors import HarnessError
+from harness.received.names import below
 from harness.recipe import PALIGEMMA, Recipe
 from harness.rundir import RunDir, cache_root, sha256_directory, write_atomic
 from harness.transfer import Progress
@@ -36,13 +37,13 @@ _LOADER_PROCESSES = 2
 def place_files(run: RunDir, recipe: Recipe, plan: Plan, dataset: Dataset, stats: NormStats, weights: Path | None, *, resume: bool) -> dict[str, str]:
     """The environment variables that make upstream read the run's own files, which are written here; its job among them.
 
-    Raises: HarnessError "upstream-cannot", and those of the tokenizer.
+    Raises: HarnessError "upstream-cannot", "name-leads-out", and those of the tokenizer.
     """
     _check_dataset(dataset)
     home = (run.path / FOLDER).absolute()
     home.mkdir(parents=True, exist_ok=True)
     write_atomic(home / "job.json", json.dumps(_job(run, recipe, plan, home, weights, resume=resume), indent=1) + "\n")
-    write_atomic(home / "assets" / recipe.data.asset_id / "norm_stats.json", to_openpi_json(stats))
+    write_atomic(below(home / "assets", recipe.data.asset_id, "data.asset_id") / "norm_stats.json", to_openpi_json(stats))
     load_tokenizer(recipe.data.tokenizer)
     write_atomic(home / "home" / PALIGEMMA.removeprefix("gs://"), tokenizer_path(recipe.data.tokenizer).read_bytes())
     _link(home / "lerobot" / repo_id_of(recipe), Path(dataset.path).absolute())

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES, read_received, walk
 from harness.recipe import Recipe
 
 _COMMIT = "_CHECKPOINT_METADATA"
@@ -85,7 +87,7 @@ class Records:
     def _work(self) -> None:
         while (step := self._waiting.get()) is not None:
             # Upstream deletes a step when the next is whole, also under our eyes.
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, HarnessError):
                 self._write(self._checkpoints / str(step), self._record | {"step": step + 1})
 
     @staticmethod
@@ -122,4 +124,6 @@ def leaf_digests(step: Path) -> dict[str, str]:
 
 def text_digests(step: Path) -> dict[str, str]:
     """Path below the step → sha256 of the statistics that it carries."""
-    return {str(path.relative_to(step)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((step / "assets").rglob("*")) if path.is_file()}
+    assets = step / "assets"
+    files = sorted(walk(assets)) if assets.is_dir() else []
+    return {str(path.relative_to(step)): hashlib.sha256(read_received(path, assets, ARTIFACT_BYTES)).hexdigest() for path in files}

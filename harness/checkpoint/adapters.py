@@ -10,11 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.artifacts import AdapterReport, LoraReport
-from harness.checkpoint.deep import blocks
+from harness.checkpoint.deep import UNREADABLE, blocks
 from harness.checkpoint.item import Array, Item
 from harness.parameters import Group, group_of
 
 ADAPTER = re.compile(r"(?:^|[/_])lora_([ab])$")
+# Far more than adapters of π0.5 have (9 million elements at rank 16), and little enough for the factors of both to be held.
+_MOST_ELEMENTS = 2**26
+_LARGEST_RANK = 1024
 MODULES = {"language": "PaliGemma", "expert": "action expert", "vision": "vision"}
 PARTS = {"attn": "attention", "mlp": "feed-forward"}
 
@@ -79,9 +82,11 @@ def product(item: Item, parameters: Mapping[str, Array], path: str) -> Product |
     a, b = parameters[path], parameters.get(partner(path))
     if b is None or len(a.shape) < 2 or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
         return None
+    if max(a.size, b.size) > _MOST_ELEMENTS or a.shape[-1] > _LARGEST_RANK:
+        return None
     try:
         left, right = (np.concatenate(list(blocks(item, array))).astype(np.float64).reshape(array.shape) for array in (a, b))
-    except (ValueError, OSError):
+    except UNREADABLE:
         return None
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return None

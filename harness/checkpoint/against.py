@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.artifacts import Moved
 from harness.checkpoint.adapters import base_group, partner, product
+from harness.checkpoint.format import PARAMS, step_directories, step_number
 from harness.checkpoint.moved import Tree, compare
 from harness.checkpoint.scan import find
 from harness.checkpoint.steps import Step, named_base, read_steps, recorded_recipe
@@ -23,8 +24,8 @@ def moved(step: Step, against: str, recipe: Recipe | None, trained: set[str] | N
             "nothing-to-compare", f"{step.path} holds no parameters", need="a step with params", fix="give the step itself, not one of its items"
         )
     other = _other(step, against)
-    here = Tree(step.trees["params"], step.parameters, str(step.path), step.report.step)
-    there = Tree(other.trees["params"], other.parameters, str(other.path), other.report.step)
+    here = Tree(step.trees[PARAMS], step.parameters, str(step.path), step.report.step)
+    there = Tree(other.trees[PARAMS], other.parameters, str(other.path), other.report.step)
     firsts = [path for path in here.parameters if path.endswith("lora_a") and partner(path) in here.parameters and path not in there.parameters]
     products = [pair for path in firsts if (pair := product(here.item, here.parameters, path))]
     return compare(here, there, products, None if recipe is None else {path: _scale(path, recipe) for path in firsts}, trained)
@@ -43,10 +44,10 @@ def _other(step: Step, against: str) -> Step:
     sibling = step.path.parent / against
     if against == "base":
         place = Path(_base_source(step))
-    elif against.isdecimal() and sibling.is_dir():
+    elif step_number(against) is not None and sibling.is_dir():
         place = sibling
-    elif against.isdecimal() and not Path(against).exists():
-        there = sorted(int(path.name) for path in step.path.parent.iterdir() if path.name.isdecimal())
+    elif step_number(against) is not None and not Path(against).exists():
+        there = [number for number, _ in step_directories(step.path.parent)]
         raise HarnessError(
             "nothing-to-compare",
             f"there is no step {against} beside {step.path}",

@@ -1,4 +1,4 @@
-"""Reads one large zarr array in pieces, cast on the way.
+"""Reads one zarr array in pieces, cast on the way; nothing of a chunk is unpacked before it is known how large that gets.
 
 Tensorstore decodes a chunk whole, and then copies it: a leaf stored as one chunk (Orbax's default) would need twice its size
 in host memory. So a single zstd chunk is decompressed as a stream here, and a grid of chunks is read slab by slab.
@@ -8,35 +8,137 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import tensorstore as ts
 
-from harness.units import MIB
+from harness.checkpoint.format import Location
+from harness.checkpoint.header import Header, chunk_bytes, itemsize, shard_index
+from harness.checkpoint.item import Array as ItemArray
+from harness.checkpoint.item import Item, Place
+from harness.checkpoint.packed import check_packed
+from harness.received.files import open_received
+from harness.units import GIB, MIB
 
 LARGE_BYTES = 256 * MIB
 PIECE_BYTES = 64 * MIB
 _RANGE_BYTES = 16 * MIB
+_SLAB_BYTES = GIB
 
 Array = np.ndarray[Any, Any]
 
 
-def read_array(store: Any, dtype: np.dtype[Any]) -> Array:
-    """What `store` holds, as `dtype`; beside a large one are a few pieces at most in memory.
+class Stored:
+    """An array of an item, open for reading: tensorstore's `store`, and the `header` that the item's reader has found sound."""
 
-    Raises: ValueError or OSError when the data is damaged.
+    def __init__(self, store: Any, header: Header, directory: Path, chunks: Mapping[tuple[int, ...], Place]) -> None:
+        self.store, self.header, self._directory = store, header, directory
+        # The first axis that is cut; its rows of chunks are looked at one after the other, each once.
+        self._axis = next((axis for axis, count in enumerate(header.grid) if count > 1), None)
+        self._unchecked: dict[int, list[Place]] = defaultdict(list)
+        for index, place in chunks.items():
+            self._unchecked[0 if self._axis is None else index[self._axis]].append(place)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.header.shape) * itemsize(self.header.dtype)
+
+    def check(self, slab: tuple[slice, ...] = ()) -> None:
+        """Refuses chunks that unpack to more than a chunk has, of those that hold elements of `slab`.
+
+        Raises: ValueError; OSError or UnsafeFile when a file of them cannot be opened.
+        """
+        if self._axis is None or len(slab) <= self._axis or slab[self._axis].stop is None:
+            rows = list(self._unchecked)
+        else:
+            cut = self.header.chunk[self._axis]
+            rows = list(range(slab[self._axis].start // cut, -(-slab[self._axis].stop // cut)))
+        for row in rows:
+            for place in self._unchecked.pop(row, ()):
+                self._check_chunk(place)
+
+    def _check_chunk(self, place: Place) -> None:
+        if isinstance(place, bytes):
+            check_chunk(self.header, io.BytesIO(place), Location("", 0, len(place)))
+            return
+        with open_received(self._directory / place.file, self._directory) as file:
+            check_chunk(self.header, file, place)
+
+
+def check_chunk(header: Header, file: BinaryIO, place: Location) -> None:
+    """Refuses a chunk, or a shard of chunks, that unpacks to more than it should.
+
+    Raises: ValueError.
     """
-    if math.prod(store.shape) * store.dtype.numpy_dtype.itemsize <= LARGE_BYTES:
+    expected = chunk_bytes(header)
+    if header.inner is None:
+        file.seek(place.offset)
+        check_packed(file, place.length, header.codec, expected)
+        return
+    count = math.prod(-(-c // i) for c, i in zip(header.chunk, header.inner, strict=True))
+    size = 16 * count + (4 if header.index_checksum else 0)
+    if size > place.length:
+        raise ValueError("a shard is cut off")
+    file.seek(place.end - size if header.index_at_end else place.offset)
+    for offset, length in shard_index(file.read(16 * count)):
+        if offset + length > place.length:
+            raise ValueError("a shard names bytes behind its end")
+        file.seek(place.offset + offset)
+        check_packed(file, length, header.codec, expected)
+
+
+def opening(item: Item, array: ItemArray, context: ts.Context) -> Any:
+    """The future of tensorstore's view of an array of `item`, of which only metadata is read.
+
+    Raises: ValueError when the item leads out of itself: then nothing of it is opened.
+    """
+    if item.leads_out:
+        raise ValueError("its item leads out of its directory")
+    base = directory_url(item.directory)
+    inside = {"driver": "ocdbt", "base": base, "path": f"{array.name}/"}
+    kvstore = inside if item.in_ocdbt else {"driver": "file", "path": f"{item.directory.absolute() / array.name}/"}
+    return ts.open({"driver": "zarr3" if array.header.zarr3 else "zarr", "kvstore": kvstore}, open=True, read=True, context=context)
+
+
+def stored(item: Item, array: ItemArray, store: Any) -> Stored:
+    """The array, ready to be read, once `opening` is done.
+
+    Raises: ValueError when tensorstore reads another shape than the item's metadata has.
+    """
+    if tuple(store.shape) != array.shape:
+        raise ValueError(f"shape {tuple(store.shape)}, not {array.shape}")
+    return Stored(store, array.header, item.directory, array.chunks)
+
+
+def open_context() -> ts.Context:
+    """A context that keeps nothing of what was read."""
+    return ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+
+
+def directory_url(directory: Path) -> str:
+    """The directory as tensorstore's file URL."""
+    return directory.absolute().as_uri() + "/"
+
+
+def read_array(source: Stored, dtype: np.dtype[Any]) -> Array:
+    """What `source` holds, as `dtype`; beside a large one are a few pieces at most in memory.
+
+    Raises: ValueError, OSError or UnsafeFile when the data is damaged.
+    """
+    store = source.store
+    if source.nbytes <= LARGE_BYTES:
+        source.check()
         return np.asarray(cast(store, dtype).read().result())
     out = np.empty(store.shape, dtype)
-    metadata = store.spec().to_json().get("metadata", {})
-    if _is_one_stream(metadata, tuple(store.shape)):
-        _read_stream(store, metadata["compressor"]["id"], out.reshape(-1))
+    if source.header.is_one_stream:
+        _read_stream(source, out.reshape(-1))
         return out
-    _read_slabs(store, out)
+    _read_slabs(source, out)
     return out
 
 
@@ -46,28 +148,21 @@ def cast(store: Any, dtype: np.dtype[Any]) -> Any:
     return store if store.dtype == target else ts.cast(store, target)
 
 
-def _is_one_stream(metadata: dict[str, Any], shape: tuple[int, ...]) -> bool:
-    return (
-        metadata.get("zarr_format") == 2
-        and tuple(metadata["chunks"]) == shape
-        and metadata.get("order") == "C"
-        and not metadata.get("filters")
-        and (metadata["compressor"] or {}).get("id") == "zstd"
-        and not str(metadata["dtype"]).startswith(">")
-    )
-
-
-def _read_stream(store: Any, compression: str, out: Array) -> None:
+def _read_stream(source: Stored, out: Array) -> None:
     """Fills the flat `out` from a single-chunk array, piece by piece."""
-    dtype = np.dtype(store.dtype.numpy_dtype)
+    dtype = np.dtype(source.store.dtype.numpy_dtype)
     step = PIECE_BYTES // dtype.itemsize
-    with pa.CompressedInputStream(pa.PythonFile(_Chunk(store), mode="r"), compression) as stream:
+    with _stream(source) as stream:
         for start in range(0, out.size, step):
             target = out[start : start + step]
             piece = target if dtype == out.dtype else np.empty(target.size, dtype)
             _read_into(stream, piece.view(np.uint8))
             if piece is not target:
                 target[:] = cast(ts.array(piece), out.dtype).read().result()
+
+
+def _stream(source: Stored) -> Any:
+    return pa.CompressedInputStream(pa.PythonFile(_Chunk(source), mode="r"), source.header.codec)
 
 
 def _read_into(stream: Any, view: Array) -> None:
@@ -82,9 +177,9 @@ def _read_into(stream: Any, view: Array) -> None:
 class _Chunk(io.RawIOBase):
     """A chunk's bytes on disk as a file; the next range is fetched while this one is used."""
 
-    def __init__(self, store: Any) -> None:
-        self._kvstore = store.kvstore
-        self._key = ".".join("0" * len(store.shape))
+    def __init__(self, source: Stored) -> None:
+        self._kvstore = source.store.kvstore
+        self._key = source.header.key((0,) * len(source.header.shape))
         self._offset = 0
         self._here = memoryview(b"")
         self._next = self._fetch()
@@ -118,40 +213,47 @@ class _Chunk(io.RawIOBase):
         return data
 
 
-def _read_slabs(store: Any, out: Array) -> None:
+def _read_slabs(source: Stored, out: Array) -> None:
     """Fills `out` along the first axis that the chunk grid divides, two slabs in flight."""
+    store = source.store
     chunk = store.chunk_layout.read_chunk.shape
     axis = next((i for i, (size, whole) in enumerate(zip(chunk, store.shape, strict=True)) if size < whole), 0)
     row_bytes = math.prod(store.shape) // store.shape[axis] * out.dtype.itemsize
     step = chunk[axis] * max(PIECE_BYTES // (row_bytes * chunk[axis]), 1)
     before = (slice(None),) * axis
     slabs = [(*before, slice(start, min(start + step, store.shape[axis]))) for start in range(0, store.shape[axis], step)]
-    source = cast(store, out.dtype)
-    reading = source[slabs[0]].read()
+    view = cast(store, out.dtype)
+
+    def begin(slab: tuple[slice, ...]) -> Any:
+        source.check(slab)
+        return view[slab].read()
+
+    reading = begin(slabs[0])
     for slab, following in zip(slabs, [*slabs[1:], None], strict=True):
-        ahead = source[following].read() if following else None
+        ahead = begin(following) if following else None
         out[slab] = reading.result()
         reading = ahead
 
 
-def pieces(store: Any, elements: int = 2**22) -> Iterator[Array]:
-    """All elements of `store` in C order, in flat arrays of `elements` (the last may be shorter): the same however it was chunked.
+def pieces(source: Stored, elements: int = 2**22) -> Iterator[Array]:
+    """All elements of `source` in C order, in flat arrays of `elements` (the last may be shorter): the same however it was chunked.
 
-    At most a row of chunks is in memory beside a piece; a whole leaf only where its chunks cut inner axes alone.
-    Raises: ValueError or OSError when the data is damaged.
+    At most a row of chunks is in memory beside a piece, or 1 GiB of it; then chunks are unpacked more than once.
+    Raises: ValueError, OSError or UnsafeFile when the data is damaged.
     """
+    store = source.store
     dtype = np.dtype(store.dtype.numpy_dtype)
     size = math.prod(store.shape)
-    metadata = store.spec().to_json().get("metadata", {})
-    if size * dtype.itemsize > PIECE_BYTES and _is_one_stream(metadata, tuple(store.shape)):
-        with pa.CompressedInputStream(pa.PythonFile(_Chunk(store), mode="r"), metadata["compressor"]["id"]) as stream:
+    if size * dtype.itemsize > PIECE_BYTES and source.header.is_one_stream:
+        with _stream(source) as stream:
             for start in range(0, size, elements):
                 piece = np.empty(min(elements, size - start), dtype)
                 _read_into(stream, piece.view(np.uint8))
                 yield piece
         return
     piece, filled = np.empty(min(elements, size), dtype), 0
-    for slab in _c_order_slabs(store):
+    for slab in c_order_slabs(source.header.shape, source.header.inner or source.header.chunk, dtype.itemsize):
+        source.check(slab)
         flat = np.ascontiguousarray(store[slab].read().result()).reshape(-1)
         while flat.size:
             taken = min(flat.size, piece.size - filled)
@@ -162,13 +264,19 @@ def pieces(store: Any, elements: int = 2**22) -> Iterator[Array]:
                 piece, filled = np.empty(min(elements, size), dtype), 0
 
 
-def _c_order_slabs(store: Any) -> Iterator[tuple[slice, ...]]:
-    """Slabs along the first axis that is longer than 1, each made of whole chunks."""
-    axis = next((i for i, n in enumerate(store.shape) if n != 1), None)
-    if axis is None:
-        yield ()
+def c_order_slabs(shape: tuple[int, ...], chunk: tuple[int, ...], one_bytes: int, before: tuple[slice, ...] = ()) -> Iterator[tuple[slice, ...]]:
+    """Slabs below `before` that follow each other in C order, each made of whole chunks unless that were more than 1 GiB."""
+    axis = len(before)
+    if axis == len(shape):
+        yield before
         return
-    chunk = store.chunk_layout.read_chunk.shape or store.shape
-    before = (slice(None),) * axis
-    for start in range(0, store.shape[axis], chunk[axis]):
-        yield (*before, slice(start, min(start + chunk[axis], store.shape[axis])))
+    row_bytes = math.prod(shape[axis + 1 :]) * one_bytes
+    fits = row_bytes * chunk[axis] <= _SLAB_BYTES
+    step = chunk[axis] if fits else max(_SLAB_BYTES // row_bytes, 1)
+    for start in range(0, shape[axis], step):
+        slab = (*before, slice(start, min(start + step, shape[axis])))
+        # A first axis of one row is not cut by any chunk; and a row that is too large is cut along the next axis.
+        if shape[axis] == 1 or (step == 1 and row_bytes > _SLAB_BYTES):
+            yield from c_order_slabs(shape, chunk, one_bytes, slab)
+        else:
+            yield slab

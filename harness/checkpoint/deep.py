@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.artifacts import LeafReport
+from harness.checkpoint.format import DAMAGE
 from harness.checkpoint.item import Array, Item
+from harness.received.files import UnsafeFile
 
 # Elements converted to float64 at a time.
 BLOCK = 2**22
+# What ends the reading of one array and not the answer about the others.
+UNREADABLE = (OSError, UnsafeFile, MemoryError, *DAMAGE)
 
 
 class Health(NamedTuple):
@@ -33,25 +37,18 @@ def stream(item: Item) -> Iterator[tuple[Array, Health | None]]:
     for array in item.arrays.values():
         try:
             yield array, _health(blocks(item, array), holds_values(array.dtype))
-        except (ValueError, OSError):
+        except UNREADABLE:
             yield array, None
 
 
 def blocks(item: Item, array: Array) -> Iterator[np.ndarray]:
     """The elements of an array in C order, flat, `BLOCK` at a time.
 
-    Raises: ValueError or OSError when the data cannot be read.
+    Raises: one of `UNREADABLE` when the data cannot be read, or its item leads out of its directory.
     """
-    import tensorstore as ts
+    from harness.checkpoint.chunks import open_context, opening, pieces, stored
 
-    from harness.checkpoint.chunks import pieces
-
-    base = item.directory.absolute().as_uri() + "/"
-    inside_ocdbt = (item.directory / "manifest.ocdbt").is_file()
-    kvstore = {"driver": "ocdbt", "base": base, "path": f"{array.name}/"} if inside_ocdbt else f"{base}{array.name}/"
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
-    store: Any = ts.open({"driver": "zarr3" if array.zarr3 else "zarr", "kvstore": kvstore}, open=True, read=True, context=context).result()
-    return pieces(store, BLOCK)
+    return pieces(stored(item, array, opening(item, array, open_context()).result()), BLOCK)
 
 
 def holds_values(dtype: str) -> bool:

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from harness.checkpoint.format import DAMAGE, DIGESTS, outside
 from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES, read_received, there
+from harness.received.json import read_json
 
-DIGESTS = "harness/digests.json"
 # Hashing lets go of Python's lock, so leaves are hashed side by side; so many are on the host at a time.
 _THREADS = 4
 # A large leaf comes to the host in slices of its first axis, so that no second copy of 4.5 GiB stands there.
@@ -66,18 +68,21 @@ def read_digests(step: Path) -> Digests | None:
     Raises: HarnessError "checkpoint-damaged" when the sidecar is not one, or a text file is not what it says.
     """
     path = step / DIGESTS
-    if not path.is_file():
+    if not there(path):
         return None
     try:
-        body = json.loads(path.read_bytes())
+        body = read_json(path, step, ARTIFACT_BYTES)
         digests = Digests(**{key: {str(name): str(value) for name, value in body[key].items()} for key in Digests._fields})
         if any(len(value) != 64 for value in (*digests.leaves.values(), *digests.files.values())):
             raise ValueError("a sha256 has 64 digits")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *DAMAGE, AttributeError) as error:
         raise _damaged(step, f"{DIGESTS} is not a list of sha256 ({type(error).__name__})") from error
     for name, expected in digests.files.items():
+        # The sidecar may be a stranger's: what it names is compared only when it lies in the step.
+        if outside(name):
+            raise _damaged(step, f"{DIGESTS} names {name!r}, which is no file of the step")
         try:
-            found = text_digest((step / name).read_bytes())
+            found = text_digest(read_received(step / name, step, ARTIFACT_BYTES))
         except OSError as error:
             raise _damaged(step, f"{name} cannot be read: {error.strerror}") from error
         if found != expected:

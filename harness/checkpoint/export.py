@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,18 +17,22 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from harness.checkpoint.chunks import read_array
-from harness.checkpoint.item import METADATA
-from harness.checkpoint.leaves import BASE, Leaf, directory_url
-from harness.checkpoint.scan import INTERRUPTED
-from harness.checkpoint.weights import check_parameters, find_params, fingerprint, is_finite, parameter_leaves, params_directories
+from harness.checkpoint.chunks import directory_url, read_array
+from harness.checkpoint.files import refuse_strays
+from harness.checkpoint.format import ASSETS, BASE, CHUNK_BYTES, EXPORT, INTERRUPTED, METADATA, NORM_STATS, PARAMS, RECORD
+from harness.checkpoint.leaves import Leaf
+from harness.checkpoint.source import find_params
+from harness.checkpoint.weights import check_parameters, fingerprint, is_finite, parameter_leaves, params_directories
 from harness.errors import HarnessError
 from harness.parameters import group_of, parameter_shapes
+from harness.received.files import check_stays, open_received, there
+from harness.received.names import below
 from harness.recipe import Model
 from harness.rundir import write_atomic
 from harness.units import MIB, format_bytes
 
-CHUNK_BYTES = 64 * MIB
+# Beside the assets of a bucket without renames; it says nothing of the copy.
+_ORBAX_MARK = "commit_success.txt"
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -41,13 +46,13 @@ def save_params_only(
     `load_params` of it reads the rest from `base`, and refuses when that has other bytes by then.
     Raises: HarnessError "export-exists", "disk-full".
     """
-    below = params_directories(base)
-    body = {"source": str(base), "sha256": fingerprint(below[0])}
+    below(destination / ASSETS, asset_id, "data.asset_id")
+    body = {"source": str(base), "sha256": fingerprint(params_directories(base)[0])}
     with _whole_or_nothing(destination, sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in params.values())) as directory:
-        write_params(directory / "params", ((path, np.asarray(value)) for path, value in params.items()))
+        write_params(directory / PARAMS, ((path, np.asarray(value)) for path, value in params.items()))
         write_atomic(directory / BASE, json.dumps(body, indent=2) + "\n")
-        write_atomic(directory / "harness/record.json", json.dumps(record or {}, indent=2, sort_keys=True) + "\n")
-        write_atomic(directory / "assets" / asset_id / "norm_stats.json", norm_stats_json)
+        write_atomic(directory / RECORD, json.dumps(record or {}, indent=2, sort_keys=True) + "\n")
+        write_atomic(directory / ASSETS / asset_id / NORM_STATS, norm_stats_json)
     return destination
 
 
@@ -89,20 +94,41 @@ def export_openpi(source: Path, destination: Path, *, model: Model, base: str | 
             yield path, array
             del array
 
+    assets = find_params(Path(source)).parent / ASSETS
+    _check_assets(assets)
     need = sum(math.prod(shapes[path]) * (4 if path in adapters else leaves[path].dtype.itemsize) for path in kept)
     with _whole_or_nothing(destination, need) as target:
-        write_params(target / "params", arrays())
-        assets = find_params(Path(source)).parent / "assets"
-        if assets.is_dir():
-            shutil.copytree(assets, target / "assets", ignore=shutil.ignore_patterns("commit_success.txt"))
+        write_params(target / PARAMS, arrays())
+        _copy_assets(assets, target / ASSETS)
         body = {
             "source": [str(directory) for directory in directories],
             "sha256": [fingerprint(directory) for directory in directories],
             "merged": merged,
             "recipe": recipe,
         }
-        write_atomic(target / "harness/export.json", json.dumps(body, indent=2) + "\n")
+        write_atomic(target / EXPORT, json.dumps(body, indent=2) + "\n")
     return merged
+
+
+def _check_assets(assets: Path) -> None:
+    """Refuses assets that are not the step's own: an export is made to be given to others.
+
+    Raises: HarnessError "checkpoint-leads-out", "file-leaves-root".
+    """
+    if there(assets):
+        check_stays(assets, assets.parent)
+    if assets.is_dir():
+        refuse_strays(assets)
+
+
+def _copy_assets(assets: Path, target: Path) -> None:
+    """Copies the files of `assets`, each opened as what it was when it was checked."""
+    for name in refuse_strays(assets).sizes if assets.is_dir() else ():
+        if Path(name).name == _ORBAX_MARK:
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with open_received(assets / name, assets) as file, (target / name).open("xb") as copy:
+            shutil.copyfileobj(file, copy)
 
 
 def write_params(directory: Path, arrays: Iterable[tuple[str, Array]]) -> None:
@@ -175,17 +201,21 @@ def _merged(leaves: Mapping[str, Leaf], path: str, first: str, second: str, scal
 
 @contextlib.contextmanager
 def _whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
-    """A directory that becomes `destination` when the block ends well, and is removed when it does not."""
-    if destination.exists():
+    """A directory that becomes `destination` when the block ends well, and is removed when it does not.
+
+    Its name is new, so nothing of anybody else's is written to or removed; what a killed export leaves bears INTERRUPTED in its name.
+    """
+    if there(destination):
         raise HarnessError("export-exists", f"{destination} is there already", need="a new directory", fix="name another destination, or remove it")
-    temporary = destination.with_name(destination.name + INTERRUPTED)
+    temporary = destination.with_name(f"{destination.name}{INTERRUPTED}-{secrets.token_hex(8)}")
+    made = False
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         need, free = need_bytes + need_bytes // 20 + MIB, shutil.disk_usage(destination.parent).free
         if free < need:
             raise _disk_full(destination, f"{format_bytes(free)} free", f"{format_bytes(need)} free")
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
+        made = True
         yield temporary
         temporary.rename(destination)
     except (OSError, ValueError) as error:
@@ -195,7 +225,8 @@ def _whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
             "export-failed", f"cannot write {destination}: {str(error)[:300]}", need="a writable directory on a working disk", fix="name another destination"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if made:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _disk_full(destination: Path, got: str | None, need: str | None) -> HarnessError:

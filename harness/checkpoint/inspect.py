@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.artifacts import Checkpoint, GroupReport, LoraReport
 from harness.checkpoint.adapters import find_lora
+from harness.checkpoint.format import GROUPS
 from harness.checkpoint.item import Array, Item
 from harness.checkpoint.scan import Found, find, interrupted_save, unreadable
 from harness.checkpoint.steps import Step, named_base, parameter_path, read_steps, recorded_digests, recorded_recipe, recorded_trainer
 from harness.checkpoint.trained import lora_findings, trained_paths
-from harness.parameters import Group, group_of
+from harness.parameters import group_of
 from harness.recipe import Recipe
 
 if TYPE_CHECKING:
     from harness.checkpoint.deep import Health
-
-GROUPS: tuple[Group, ...] = ("vision", "language", "expert", "adapters", "projections")
 
 
 def inspect(path: Path, *, deep: bool = False, against: str | None = None, recipe: Recipe | None = None) -> Checkpoint:
@@ -32,7 +31,8 @@ def inspect(path: Path, *, deep: bool = False, against: str | None = None, recip
     number, "base" for the weights that it was trained from, or a path. `recipe` (or the one that the step itself records)
     tells who was trained where the optimizer's state does not.
     What cannot be read is a finding, and the answer is marked `partial`.
-    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "checkpoint-empty", "checkpoint-unreadable", "nothing-to-compare".
+    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "pytorch-checkpoint", "checkpoint-empty", "checkpoint-unreadable",
+    "nothing-to-compare".
     """
     found = find(path)
     steps = read_steps(found)

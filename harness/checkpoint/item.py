@@ -2,33 +2,47 @@
 
 Orbax keeps the tree in `_METADATA`, and each array as zarr (v2 or v3), inside OCDBT or as plain files. `_METADATA` has the
 shape that each process wrote, which differs from the array's when it was sharded, so shapes are read from zarr.
+Every reader of arrays begins here: what this module has not found inside of the item is not opened.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
-METADATA = "_METADATA"
-MANIFEST = "manifest.ocdbt"
-_EMPTY = ("None", "Dict", "List", "NamedTuple", "Tuple")
-_ZARR = (".zarray", "zarr.json")
+from harness.checkpoint.files import Files, files_of, stray_problem
+from harness.checkpoint.format import DAMAGE, EMPTY, MANIFEST, METADATA, ZARR2, ZARR3, Location, first_line, outside
+from harness.checkpoint.header import HEADER_BYTES, Header, itemsize, parse_header
+from harness.checkpoint.ocdbt import Entry, LeadsOut, Values, read_index
+from harness.received.files import ARTIFACT_BYTES, UnsafeFile, read_received
+from harness.received.json import read_json
+
+_MOST_ARRAYS = 50_000
+_MOST_KEYS = 64
+_LONGEST_NAME = 1024
+
+# Where one stored chunk lies, or its bytes when they stand in the index.
+Place = Location | bytes
 
 
 class Array(NamedTuple):
-    """One array as stored; `path` joins the tree's keys by "/"."""
+    """One array as stored; `path` joins the tree's keys by "/", `chunks` are those that are stored, by their place in the grid."""
 
     path: str
     name: str
-    shape: tuple[int, ...]
-    dtype: str
-    zarr3: bool
+    header: Header
+    chunks: dict[tuple[int, ...], Place]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.header.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.header.dtype
 
     @property
     def size(self) -> int:
@@ -43,7 +57,8 @@ class Array(NamedTuple):
 class Item:
     """What the metadata of an item says; `problems` is empty for one that is whole, `damaged` when the tree is not fully known.
 
-    `missing` counts the chunks that are not stored, by path: they read as zeros, which is what older writers mean by it. Of those `partly` have others.
+    `missing` counts the chunks that are not stored, by path: they read as zeros, which is what older writers mean by it. Of those `partly`
+    have others. `leads_out` are the names that lead out of the item, links among them: of such an item no array is read.
     """
 
     directory: Path
@@ -53,177 +68,176 @@ class Item:
     partly: set[str] = field(default_factory=set)
     damaged: bool = False
     fill_is_stored: bool = True
+    leads_out: list[str] = field(default_factory=list)
+    files: Files = field(default_factory=lambda: Files({}, 0.0, []))
+
+    @property
+    def in_ocdbt(self) -> bool:
+        return MANIFEST in self.files.sizes
 
     def fail(self, problem: str) -> None:
         self.problems.append(problem)
         self.damaged = True
 
+    def lead_out(self, what: str, name: str) -> None:
+        self.leads_out.append(name)
+        self.fail(f"{what}, outside of the item: it was not read")
+
+
+class _Stored(NamedTuple):
+    """One array of the store: its header, of which version, and its values by key."""
+
+    header: bytes
+    zarr3: bool
+    values: dict[str, Place]
+
 
 def read_item(directory: Path) -> Item:
-    """The item at `directory`. Whatever is missing or torn becomes a problem of it; nothing is raised but PermissionError."""
-    item = Item(directory)
-    stored = _read_ocdbt(item) if (directory / MANIFEST).is_file() else _read_files(item)
+    """The item at `directory`. Whatever is missing, torn or foreign becomes a problem of it.
+
+    Raises: OSError for what may not be read; UnsafeFile for a tree that is too large to be an item's.
+    """
+    item = Item(directory, files=files_of(directory))
+    for problem in stray_problem(item.files.strays):
+        item.fail(problem)
+    item.leads_out += item.files.strays
+    stored = _read_ocdbt(item) if item.in_ocdbt else _read_files(item)
     tree = _read_tree(item)
     if tree is None:
         # The arrays' own names hold the tree, joined by dots: better a partial answer than none.
         tree = {"/".join(name.split(".")): name for name in stored}
     for path, name in tree.items():
-        if name not in stored:
+        if outside(name) or "/" in name:
+            item.lead_out(f"{METADATA} names the array {name[:200]!r}", name)
+        elif name not in stored:
             item.fail(f"array {path} has no data")
-            continue
-        header, chunks = stored[name]
-        array, expected = _parse_zarr(path, name, header)
-        if array is None:
-            item.fail(f"array {path} has a damaged zarr header")
-            continue
-        item.arrays[path] = array
-        # Older writers leave out a chunk that is all zeros; only a newer one's metadata promises every chunk.
-        if chunks < expected:
-            item.missing[path] = expected - chunks
-            item.partly |= {path} if chunks else set()
-        if chunks < expected and item.fill_is_stored:
-            item.problems.append(f"array {path} lacks {expected - chunks} of {expected} chunks")
+        else:
+            _add(item, path, name, stored[name])
     return item
+
+
+def _add(item: Item, path: str, name: str, stored: _Stored) -> None:
+    try:
+        header = parse_header(stored.header, zarr3=stored.zarr3)
+    except ValueError as error:
+        item.fail(f"array {path} has a damaged zarr header: {first_line(error)}")
+        return
+    chunks = header.placed(stored.values)
+    item.arrays[path] = Array(path, name, header, chunks)
+    expected = math.prod(header.grid)
+    # Older writers leave out a chunk that is all zeros; only a newer one's metadata promises every chunk.
+    if len(chunks) < expected:
+        item.missing[path] = expected - len(chunks)
+        item.partly |= {path} if chunks else set()
+        if item.fill_is_stored:
+            item.problems.append(f"array {path} lacks {expected - len(chunks)} of {expected} chunks")
 
 
 def _read_tree(item: Item) -> dict[str, str] | None:
     """Path → name in the store, of every array in `_METADATA`; None when it cannot be read."""
-    try:
-        facts = json.loads((item.directory / METADATA).read_text())
-        item.fill_is_stored = bool(facts.get("store_array_data_equal_to_fill_value", False))
-        entries = facts["tree_metadata"].values()
-        keys = [[str(part["key"]) for part in entry["key_metadata"]] for entry in entries if entry["value_metadata"]["value_type"] not in _EMPTY]
-    except FileNotFoundError:
+    if METADATA not in item.files.sizes:
         item.fail(f"{METADATA} is missing")
+        return None
+    try:
+        facts = read_json(item.directory / METADATA, item.directory, ARTIFACT_BYTES)
+        item.fill_is_stored = bool(facts.get("store_array_data_equal_to_fill_value", False))
+        nodes = list(facts["tree_metadata"].values())
+        trees = [_keys(node["key_metadata"]) for node in nodes if node["value_metadata"]["value_type"] not in EMPTY]
+        if len(trees) > _MOST_ARRAYS:
+            raise ValueError(f"{len(trees)} arrays")
     except PermissionError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, UnsafeFile, *DAMAGE, AttributeError) as error:
         item.fail(f"{METADATA} is truncated or is not Orbax metadata ({type(error).__name__})")
-    else:
-        return {"/".join(parts): ".".join(parts) for parts in keys}
-    return None
+        return None
+    return {"/".join(keys): ".".join(keys) for keys in trees}
 
 
-Stored = dict[str, tuple[bytes, int]]  # array's name → its zarr header and number of chunks
+def _keys(parts: list[dict[str, Any]]) -> list[str]:
+    keys = [part["key"] for part in parts]
+    if not 0 < len(keys) <= _MOST_KEYS or not all(isinstance(key, (str, int)) for key in keys):
+        raise ValueError("keys of no tree")
+    names = list(map(str, keys))
+    if sum(map(len, names)) > _LONGEST_NAME:
+        raise ValueError("a name of no array")
+    return names
 
 
-def _read_ocdbt(item: Item) -> Stored:
-    """Every array of an OCDBT store, by walking its tree; also checks that the data files reach as far as the tree says."""
-    import tensorstore as ts
+def _read_ocdbt(item: Item) -> dict[str, _Stored]:
+    """Every array of an OCDBT store; also checks that the data files reach as far as its index says."""
+    with Values(item.directory, item.files.sizes) as values:
+        try:
+            index = read_index(values)
+        except PermissionError:
+            raise
+        except LeadsOut as error:
+            item.lead_out(f"a node lies in {str(error)[:200]!r}", str(error))
+            return {}
+        except (OSError, UnsafeFile, *DAMAGE) as error:
+            item.fail(f"{MANIFEST} or its index is damaged: {first_line(error)}")
+            return {}
+        by_name = _by_name(item, index)
+        found = {}
+        for name, by_key in by_name.items():
+            which = next((key for key in (ZARR2, ZARR3) if key in by_key), None)
+            if which is not None:
+                found[name] = _Stored(_bytes_at(values, by_key.pop(which)), which == ZARR3, by_key)
+    return found
 
-    base = ts.KvStore.open(item.directory.absolute().as_uri() + "/").result()
-    try:
-        entries = list(_ocdbt_entries(ts, base))
-    except (ValueError, KeyError, IndexError) as error:
-        item.fail(f"{MANIFEST} or its index is damaged: {_first_line(error)}")
-        return {}
-    headers: dict[str, bytes] = {}
-    chunks: dict[str, int] = {}
+
+def _by_name(item: Item, index: list[Entry]) -> dict[str, dict[str, Place]]:
+    """Array's name → key → place, of the arrays whose data is named inside of the item; whether it is there is a problem of the item."""
+    by_name: dict[str, dict[str, Place]] = {}
     reach: dict[str, int] = {}
     strays: set[str] = set()
-    for key, entry in entries:
+    for key, value in index:
         name, _, rest = key.partition("/")
-        location = entry.get("indirect_value")
-        if location:
-            file, end = _location(location)
-            if outside(file):
-                item.fail(f"array {name} has its data in {file}, outside of the item: it was not read")
-                strays.add(name)
+        if isinstance(value, Location):
+            if outside(value.file):
+                strays |= {name}
+                item.lead_out(f"array {name} has its data in {value.file[:200]!r}", value.file)
                 continue
-            reach[file] = max(reach.get(file, 0), end)
-        if rest in _ZARR:
-            headers[name] = entry["inline_value"] if not location else _value(ts, base, location)
-        elif rest != ".zattrs":
-            chunks[name] = chunks.get(name, 0) + 1
+            reach[value.file] = max(reach.get(value.file, 0), value.end)
+        by_name.setdefault(name, {})[rest] = value
     for file, end in reach.items():
-        _check_file(item, file, end)
-    return {name: (header, chunks.get(name, 0)) for name, header in headers.items() if name not in strays}
+        if file not in item.files.sizes:
+            item.problems.append(f"data file {file} is missing")
+        elif item.files.sizes[file] < end:
+            item.problems.append(f"data file {file} is truncated: {item.files.sizes[file]} bytes of at least {end}")
+    return {name: by_key for name, by_key in by_name.items() if name not in strays}
 
 
-def outside(name: str) -> bool:
-    """Whether the name of a data file would lead out of its item."""
-    return name.startswith("/") or ".." in name.split("/") or "://" in name
-
-
-def _ocdbt_entries(ts: Any, base: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, entry) of every value in the newest version."""
-    root = ts.ocdbt.dump(base).result()["versions"][-1]["root"].get("location")
-    todo = [(root, b"")] if root else []
-    while todo:
-        location, prefix = todo.pop()
-        if outside(_location(location)[0]):
-            raise ValueError(f"a node lies in {_location(location)[0]}, outside of the item")
-        node = ts.ocdbt.dump(base, location).result()
-        for entry in node["entries"]:
-            if "location" in entry:
-                todo.append((entry["location"], prefix + entry.get("subtree_common_prefix", b"")))
-            else:
-                yield (prefix + entry["key"]).decode(), entry
-
-
-def _location(text: str) -> tuple[str, int]:
-    """(file below the item, first byte after the value) of "value:<base>:<file>:<offset>:<length>"."""
-    _, folder, file, offset, length = text.split(":")
-    return unquote(folder) + unquote(file), int(offset) + int(length)
-
-
-def _value(ts: Any, base: Any, location: str) -> bytes:
+def _bytes_at(values: Values, place: Place) -> bytes:
+    """The header at `place`; empty when it is not there, which the header's reader then says."""
+    if isinstance(place, bytes):
+        return place
     try:
-        value: bytes = ts.ocdbt.dump(base, location).result()
-    except ValueError:
+        return values.read(place, HEADER_BYTES)
+    except PermissionError:
+        raise
+    except (OSError, UnsafeFile, ValueError):
         return b""
-    return value
 
 
-def _check_file(item: Item, file: str, end: int) -> None:
-    try:
-        size = (item.directory / file).stat().st_size
-    except FileNotFoundError:
-        item.problems.append(f"data file {file} is missing")
-        return
-    if size < end:
-        item.problems.append(f"data file {file} is truncated: {size} bytes of at least {end}")
-
-
-def _read_files(item: Item) -> Stored:
+def _read_files(item: Item) -> dict[str, _Stored]:
     """Every array of a store without OCDBT: one directory each."""
-    found: Stored = {}
-    for directory in sorted(path for path in item.directory.iterdir() if path.is_dir()):
-        header = next((directory / name for name in _ZARR if (directory / name).is_file()), None)
-        if header:
-            chunks = sum(1 for path in directory.rglob("*") if path.is_file() and path.name not in (*_ZARR, ".zattrs"))
-            found[directory.name] = (header.read_bytes(), chunks)
+    values: dict[str, dict[str, Location]] = {}
+    for path, size in item.files.sizes.items():
+        name, slash, rest = path.partition("/")
+        if slash:
+            values.setdefault(name, {})[rest] = Location(path, 0, size)
+    found = {name: stored for name, by_key in sorted(values.items()) if (stored := _of_files(item, by_key)) is not None}
     if not found:
         item.fail(f"{MANIFEST} is missing")
     return found
 
 
-def _parse_zarr(path: str, name: str, header: bytes) -> tuple[Array | None, int]:
-    """(the array, the number of its chunks) from a zarr v2 or v3 header."""
+def _of_files(item: Item, by_key: Mapping[str, Location]) -> _Stored | None:
+    which = next((key for key in (ZARR2, ZARR3) if key in by_key), None)
+    if which is None:
+        return None
     try:
-        facts = json.loads(header)
-        zarr3 = facts["zarr_format"] == 3
-        chunk = facts["chunk_grid"]["configuration"]["chunk_shape"] if zarr3 else facts["chunks"]
-        array = Array(path, name, tuple(int(n) for n in facts["shape"]), _dtype(facts["data_type" if zarr3 else "dtype"]), zarr3)
-        return array, math.prod(-(-n // int(c)) for n, c in zip(array.shape, chunk, strict=True))
-    except (ValueError, KeyError, TypeError, ZeroDivisionError, OverflowError, RecursionError):
-        return None, 0
-
-
-def _dtype(text: str) -> str:
-    """numpy's name: "<f4" → "float32"; names stay."""
-    match = re.fullmatch(r"[<>|=]([fiub])(\d+)", text)
-    if not match:
-        return text
-    kinds = {"f": "float", "i": "int", "u": "uint", "b": "bool"}
-    return "bool" if match[1] == "b" else f"{kinds[match[1]]}{int(match[2]) * 8}"
-
-
-def itemsize(dtype: str) -> int:
-    """Bytes of one element in memory."""
-    match = re.match(r"[a-z]+(\d+)", dtype)
-    return max(1, int(match[1]) // 8) if match else 1
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        header = read_received(item.directory / by_key[which].file, item.directory, HEADER_BYTES)
+    except UnsafeFile:
+        header = b""
+    return _Stored(header, which == ZARR3, dict(by_key))

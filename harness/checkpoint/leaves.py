@@ -7,7 +7,6 @@ Source: the item's `_METADATA` (JSON) and its zarr arrays inside OCDBT, as orbax
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -17,20 +16,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tensorstore as ts
 
-from harness.checkpoint.chunks import LARGE_BYTES, read_array
-from harness.checkpoint.confined import outside, stray_files
+from harness.checkpoint.chunks import LARGE_BYTES, Stored, open_context, opening, read_array, stored
 from harness.checkpoint.digests import check
-from harness.checkpoint.item import METADATA
+from harness.checkpoint.files import leads_out
+from harness.checkpoint.format import DAMAGE, first_line
+from harness.checkpoint.item import read_item
+from harness.checkpoint.source import damaged
 from harness.errors import HarnessError
 from harness.units import GIB
 
 IN_FLIGHT_BYTES = GIB
 _THREADS = 4
-# Beside `params` that hold only what was trained: which weights hold the rest.
-BASE = "harness/base.json"
-_EMPTY = ("None", "Dict", "List", "NamedTuple", "Tuple")
 
 Look = Callable[[str, np.ndarray[Any, Any]], None]
 
@@ -41,17 +38,11 @@ class Leaf(NamedTuple):
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    store: Any
+    store: Stored
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def chunks(self) -> int:
-        """How many chunks (of a sharded zarr3 array: shards) its data is made of."""
-        sizes = self.store.chunk_layout.write_chunk.shape or self.shape
-        return math.prod(-(-length // size) for length, size in zip(self.shape, sizes, strict=True))
 
 
 def open_leaves(directory: Path) -> dict[str, Leaf]:
@@ -59,80 +50,27 @@ def open_leaves(directory: Path) -> dict[str, Leaf]:
 
     Raises: HarnessError "checkpoint-damaged" when metadata or array data is missing or unreadable, "checkpoint-leads-out".
     """
-    names = _array_names(directory)
-    ocdbt = (directory / "manifest.ocdbt").is_file()
-    zarr3 = json.loads((directory / METADATA).read_text()).get("use_zarr3", False)
-    stray = sorted(name for name in names.values() if outside(name) or "/" in name)
-    if stray:
-        raise _leads_out(directory, stray)
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
-    chunks = _chunk_counts(directory, context) if ocdbt else None
-
-    def spec(name: str) -> dict[str, Any]:
-        kvstore = {"driver": "ocdbt", "base": directory_url(directory), "path": f"{name}/"} if ocdbt else {"driver": "file", "path": f"{directory / name}/"}
-        return {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
-
-    opening = {path: ts.open(spec(name), open=True, read=True, context=context) for path, name in names.items()}
+    try:
+        item = read_item(directory)
+    except OSError as error:
+        raise damaged(directory, f"{error.strerror}: {error.filename}") from error
+    if item.leads_out:
+        raise leads_out(directory, item.leads_out)
+    if item.problems:
+        raise damaged(directory, "; ".join(item.problems[:5]))
+    # tensorstore would read a missing chunk as zeros.
+    if item.missing:
+        raise damaged(directory, f"data is missing of {len(item.missing)} arrays: {', '.join([*item.missing][:5])}")
+    context = open_context()
+    begun = {path: opening(item, array, context) for path, array in item.arrays.items()}
     leaves = {}
-    for path, future in opening.items():
+    for path, future in begun.items():
         try:
-            store = future.result()
-        except ValueError as error:
-            raise damaged(directory, f"array {path}: {_first_line(error)}") from error
-        leaves[path] = Leaf(path, tuple(store.shape), np.dtype(store.dtype.numpy_dtype), store)
-    _check_chunks(directory, leaves, names, chunks)
+            source = stored(item, item.arrays[path], future.result())
+        except DAMAGE as error:
+            raise damaged(directory, f"array {path}: {first_line(error)}") from error
+        leaves[path] = Leaf(path, item.arrays[path].shape, np.dtype(source.store.dtype.numpy_dtype), source)
     return leaves
-
-
-def directory_url(directory: Path) -> str:
-    """The directory as tensorstore's file URL."""
-    return directory.absolute().as_uri() + "/"
-
-
-def _array_names(directory: Path) -> dict[str, str]:
-    """Path → name of the array in the item's store, without the empty nodes of the tree."""
-    try:
-        tree = json.loads((directory / METADATA).read_text())["tree_metadata"]
-        entries = [([str(part["key"]) for part in entry["key_metadata"]], entry["value_metadata"]) for entry in tree.values()]
-        return {"/".join(keys): ".".join(keys) for keys, value in entries if value["value_type"] not in _EMPTY}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(directory, f"{METADATA} is missing or is not Orbax metadata ({_first_line(error)})") from error
-
-
-def _chunk_counts(directory: Path, context: ts.Context) -> dict[str, int]:
-    """Name of an array → how many chunks of it the item holds; every file that they lie in is inside the item."""
-    try:
-        store = ts.KvStore.open({"driver": "ocdbt", "base": directory_url(directory)}, context=context).result()
-        stray = stray_files(store.base, context)
-        keys = {key.decode() for key in store.list().result()}
-    except (ValueError, KeyError) as error:
-        raise damaged(directory, _first_line(error)) from error
-    if stray:
-        raise _leads_out(directory, stray)
-    have: dict[str, int] = {}
-    for key in keys:
-        name, _, rest = key.partition("/")
-        have[name] = have.get(name, 0) + (not rest.endswith((".zarray", "zarr.json")))
-    return have
-
-
-def _check_chunks(directory: Path, leaves: Mapping[str, Leaf], names: Mapping[str, str], have: dict[str, int] | None) -> None:
-    """Refuses an item that lacks array data: tensorstore would read a missing chunk as zeros."""
-    if have is None:
-        have = {name: sum(path.is_file() and not path.name.startswith((".", "zarr.json")) for path in (directory / name).rglob("*")) for name in names.values()}
-    missing = [path for path, leaf in leaves.items() if have.get(names[path], 0) < leaf.chunks]
-    if missing:
-        raise damaged(directory, f"data is missing of {len(missing)} arrays: {', '.join(missing[:5])}")
-
-
-def _leads_out(directory: Path, stray: list[str]) -> HarnessError:
-    return HarnessError(
-        "checkpoint-leads-out",
-        f"{directory} names files outside of itself; nothing of them was read",
-        got=", ".join(stray[:3]),
-        need="a checkpoint whose files all lie in its own directory",
-        fix="do not use it: no Orbax version writes such a checkpoint; ask where it comes from",
-    )
 
 
 def read_leaves(
@@ -172,10 +110,10 @@ def read_leaves(
 def _read(leaf: Leaf, dtype: np.dtype[Any], sha256: str | None) -> np.ndarray[Any, Any]:
     try:
         array = read_array(leaf.store, dtype)
-    except (ValueError, OSError) as error:
+    except (OSError, *DAMAGE) as error:
         raise HarnessError(
             "checkpoint-damaged",
-            f"array {leaf.path} cannot be read: {_first_line(error)}",
+            f"array {leaf.path} cannot be read: {first_line(error)}",
             need="every data file of the checkpoint, whole",
             fix="copy or download the checkpoint again, or take another step",
         ) from error
@@ -190,16 +128,3 @@ def _to_device(path: str, array: np.ndarray[Any, Any], struct: jax.ShapeDtypeStr
     placed = jax.device_put(array, struct.sharding)
     # The host's copy of a large leaf must be gone before the next one is counted.
     return placed.block_until_ready() if array.nbytes > LARGE_BYTES else placed
-
-
-def damaged(directory: Path, why: str) -> HarnessError:
-    return HarnessError(
-        "checkpoint-damaged",
-        f"{directory} cannot be read: {why}",
-        need="an Orbax item with its metadata and all its data files",
-        fix="copy or download the checkpoint again, or take another step",
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.checkpoint.format import EXPORT, PARAMS, RECORD
 from harness.checkpoint.inspect import inspect
-from harness.checkpoint.scan import RECORD, find
+from harness.checkpoint.scan import find
 from harness.consent import Named
 from harness.download import fetch_tree, is_remote
 from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES, there
+from harness.received.json import read_json
 from harness.recipe import Recipe, load_recipe, recipe_from
 from harness.transfer import Progress
-
-EXPORT = "harness/export.json"
 
 
 class Located(NamedTuple):
@@ -32,7 +32,7 @@ def locate(source: str, *, progress: Progress | None = None) -> Located:
     """
     path = fetch_tree(source, progress=progress, named=Named(local="DIR in the place of the address")).path if is_remote(source) else Path(source)
     report = inspect(path)
-    whole = [step for step in report.steps if step.complete and any(item.name == "params" for item in step.items)]
+    whole = [step for step in report.steps if step.complete and any(item.name == PARAMS for item in step.items)]
     if not whole:
         lines = [f"{Path(step.path).name} lacks {', '.join(step.missing) or 'params'}" for step in report.steps]
         lines += [f"{Path(save.path).name} was never finished" for save in report.interrupted]
@@ -44,7 +44,7 @@ def locate(source: str, *, progress: Progress | None = None) -> Located:
             fix=f"take another step or run (harness inspect {source} lists what is there), or train on from an earlier one with --resume",
         )
     newest = Path(whole[-1].path)
-    is_params = newest.name == "params" and not (newest / "params").is_dir()
+    is_params = newest.name == PARAMS and not (newest / PARAMS).is_dir()
     return Located(newest.parent if is_params else newest, whole[-1].step, find(path).run)
 
 
@@ -56,7 +56,7 @@ def recipe_of(located: Located, named: str | None, overrides: list[str] | None =
     if named is not None:
         return load_recipe(named, overrides)
     for name in (RECORD, EXPORT):
-        recorded = _recorded(located.path / name)
+        recorded = _recorded(located.path, name)
         if recorded is None:
             continue
         if name == EXPORT:
@@ -72,12 +72,13 @@ def recipe_of(located: Located, named: str | None, overrides: list[str] | None =
     )
 
 
-def _recorded(path: Path) -> dict[str, Any] | None:
+def _recorded(step: Path, name: str) -> dict[str, Any] | None:
     """None when there is no file, or when it names no recipe."""
-    if not path.is_file():
+    path = step / name
+    if not there(path):
         return None
     try:
-        recipe = json.loads(path.read_text()).get("recipe")
-    except (ValueError, AttributeError) as error:
+        recipe = read_json(path, step, ARTIFACT_BYTES).get("recipe")
+    except (OSError, ValueError, AttributeError) as error:
         raise HarnessError("record-invalid", f"{path} is not a record of the harness: {error}", fix="--recipe NAME, or another step") from error
     return recipe if isinstance(recipe, dict) else None

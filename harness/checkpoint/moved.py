@@ -12,11 +12,13 @@ import numpy as np
 
 from harness.artifacts import Moved, Movement
 from harness.checkpoint.adapters import ADAPTER, Product, adapted, base_group
-from harness.checkpoint.deep import blocks, holds_values
+from harness.checkpoint.deep import UNREADABLE, blocks, holds_values
+from harness.checkpoint.format import GROUPS
 from harness.checkpoint.item import Array, Item
 from harness.parameters import group_of
 
-GROUPS = ("vision", "language", "expert", "adapters", "projections")
+# More than any network has: a first axis that is longer is not one of layers.
+_MOST_LAYERS = 1000
 _STACKED = re.compile(r"/(layers|encoderblock)/")
 _PARTS = (
     ("attention", re.compile(r"/attn/|Attention")),
@@ -55,7 +57,8 @@ def block_of(path: str) -> str:
 
 def layers_of(path: str, array: Array) -> int:
     """How many layers a stacked leaf holds, along its first axis; 1 for any other."""
-    return array.shape[0] if _STACKED.search(path) and len(array.shape) > 1 and array.size else 1
+    stacked = _STACKED.search(path) and len(array.shape) > 1 and array.size and array.shape[0] <= _MOST_LAYERS
+    return array.shape[0] if stacked else 1
 
 
 def compare(here: Tree, there: Tree, products: list[Product], scales: Mapping[str, float] | None, trained: set[str] | None = None) -> Moved:
@@ -73,7 +76,7 @@ def compare(here: Tree, there: Tree, products: list[Product], scales: Mapping[st
             continue
         try:
             sums[path] = _sums(here.item, a, there.item, b, layers_of(path, a))
-        except (ValueError, OSError):
+        except UNREADABLE:
             not_compared.append(path)
             continue
         rounded += [path] if a.dtype != b.dtype else []
@@ -140,7 +143,7 @@ def _of_product(found: Product, path: str, there: Tree, sums: Mapping[str, _Sums
     elif weight in there.parameters:
         try:
             base = _squares(there.item, there.parameters[weight], len(found.squares))
-        except (ValueError, OSError):
+        except UNREADABLE:
             return None
     else:
         return None

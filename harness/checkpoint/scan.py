@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.artifacts import Checkpoint, InterruptedSave
-from harness.checkpoint.item import MANIFEST, METADATA
+from harness.checkpoint.files import files_of, stray_problem
+from harness.checkpoint.format import (
+    ASSETS,
+    COMMIT,
+    DAMAGE,
+    HARNESS,
+    INTERRUPTED,
+    MANIFEST,
+    METADATA,
+    NORM_STATS,
+    PARAMS,
+    RECORD,
+    TRAIN_STATE,
+    TREES,
+    USUAL_ITEMS,
+    step_directories,
+    step_number,
+)
+from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES, MARK_BYTES, UnsafeFile, stays, there
+from harness.received.json import read_json
 from harness.rundir import CHECKPOINTS
 from harness.units import format_seconds
 
-INTERRUPTED = ".orbax-checkpoint-tmp"
-COMMIT = "_CHECKPOINT_METADATA"
-RECORD = "harness/record.json"
-BASE = "harness/base.json"
-TREES = ("params", "train_state")
-USUAL_ITEMS = ("assets", "params", "train_state")
 # A save writes all the time; one that has been silent for this long has stopped.
 QUIET_S = 60
 
@@ -48,14 +62,17 @@ class Found:
 def find(path: Path) -> Found:
     """Everything below `path`: a run, a checkpoint directory, one step, one interrupted save, or one item.
 
-    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "checkpoint-empty" or "checkpoint-unreadable".
+    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "pytorch-checkpoint", "checkpoint-empty" or "checkpoint-unreadable".
     """
     try:
         root = path.resolve(strict=True)
         if not root.is_dir():
+            refuse_pytorch(path)
             raise _not_a_checkpoint(path, "a file")
         found = Found(root)
         _fill(found)
+        if not any(item in items for _, _, items in found.steps for item in (*TREES, HARNESS)):
+            refuse_pytorch(path)
     except FileNotFoundError as error:
         raise HarnessError("checkpoint-missing", f"there is no {path}", fix="give a run, a checkpoint directory or a step; ls the parent directory") from error
     except (PermissionError, RuntimeError) as error:
@@ -69,13 +86,13 @@ def _fill(found: Found) -> None:
     root = found.root
     if INTERRUPTED in root.name:
         found.interrupted.append(root)
-        siblings = (int(path.name) for path in root.parent.iterdir() if path.name.isdigit() and (path / COMMIT).is_file())
+        siblings = (step for step, path in step_directories(root.parent) if (path / COMMIT).is_file())
         found.committed_sibling = max(siblings, default=None)
     elif (root / METADATA).is_file() or (root / MANIFEST).is_file():
-        found.steps.append((_step_of(root.parent), root, {"params" if root.name not in TREES else root.name: root}))
+        found.steps.append((step_number(root.parent.name), root, {PARAMS if root.name not in TREES else root.name: root}))
     elif (root / COMMIT).is_file() or any((root / name).is_dir() for name in TREES):
         found.run = next((parent for parent in root.parents[:2] if (parent / "manifest.json").is_file()), None)
-        found.steps.append((_step_of(root), root, _items(found, root)))
+        found.steps.append((step_number(root.name), root, _items(found, root)))
     else:
         if (root / CHECKPOINTS).is_dir() or (root / "manifest.json").is_file():
             found.run, root = root, root / CHECKPOINTS
@@ -87,21 +104,22 @@ def _fill(found: Found) -> None:
 
 def _fill_steps(found: Found, directory: Path) -> None:
     for path in sorted(directory.iterdir()):
-        is_step = re.fullmatch(r"\d+", path.name) is not None
-        if not is_step and INTERRUPTED not in path.name:
+        number = step_number(path.name)
+        if number is None and INTERRUPTED not in path.name:
             continue
-        if not path.resolve().is_relative_to(found.root):
+        if not _inside(path, found.root):
             found.partial = True
-            found.findings.append(
-                f"{path.name} is a symlink that leads out of {found.root}, to {path.resolve()}; it was not followed (inspect that path itself)"
-            )
+            target = os.path.realpath(path)
+            found.findings.append(f"{path.name} is a symlink that leads out of {found.root}, to {target}; it was not followed (inspect that path itself)")
         elif not path.is_dir():
             found.findings.append(f"{path.name} is not a directory")
-        elif not is_step:
+        elif number is None and path.is_symlink():
+            found.findings.append(f"{path.name} is a symlink; it was not followed")
+        elif number is None:
             found.interrupted.append(path)
         else:
             try:
-                found.steps.append((int(path.name), path, _items(found, path)))
+                found.steps.append((number, path, _items(found, path)))
             except PermissionError as error:
                 found.deny(path, error)
     found.steps.sort(key=lambda step: step[0] or 0)
@@ -110,84 +128,92 @@ def _fill_steps(found: Found, directory: Path) -> None:
 def _items(found: Found, step: Path) -> dict[str, Path]:
     items = {}
     for path in sorted(step.iterdir()):
-        if not path.resolve().is_relative_to(found.root):
+        if not _inside(path, found.root):
             found.partial = True
-            found.findings.append(f"{step.name}/{path.name} is a symlink that leads out of {found.root}, to {path.resolve()}; it was not followed")
+            target = os.path.realpath(path)
+            found.findings.append(f"{step.name}/{path.name} is a symlink that leads out of {found.root}, to {target}; it was not followed")
         elif path.is_dir():
             items[path.name] = path
     return items
 
 
-def _step_of(path: Path) -> int | None:
-    return int(path.name) if path.name.isdigit() else None
+def _inside(path: Path, root: Path) -> bool:
+    """Whether `path` lies below `root` once links are followed; a link that leads nowhere but to itself does not."""
+    try:
+        return stays(root, path)
+    except RuntimeError:
+        return False
 
 
-def expected_items(step: Path, there: dict[str, Path]) -> list[str]:
+def expected_items(step: Path, items: dict[str, Path]) -> list[str]:
     """The items that the step should have: those its own metadata names; for bare parameters just these."""
     try:
-        handlers = json.loads((step / COMMIT).read_text())["item_handlers"]
-        return sorted({*handlers, "params"})
+        handlers = read_json(step / COMMIT, step, MARK_BYTES)["item_handlers"]
+        return sorted({*map(str, handlers), PARAMS})
     except PermissionError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ["params", *(["assets"] if "train_state" in there else [])]
+    except (OSError, UnsafeFile, *DAMAGE):
+        return [PARAMS, *([ASSETS] if TRAIN_STATE in items else [])]
 
 
 def missing_marks(step: Path, items: dict[str, Path]) -> list[str]:
     """What a finished save would have left beside its items."""
-    if "train_state" not in items and not (step / COMMIT).exists():
+    if TRAIN_STATE not in items and not there(step / COMMIT):
         return []  # released weights: parameters alone, not a save of a trainer
     missing = []
     try:
-        commit = json.loads((step / COMMIT).read_text())
+        commit = read_json(step / COMMIT, step, MARK_BYTES)
         if not isinstance(commit, dict) or not commit.get("commit_timestamp_nsecs"):
             missing.append(f"{COMMIT} has no time of commit: the save was not finished")
     except FileNotFoundError:
         missing.append(f"{COMMIT}, which is written when a save is finished")
     except PermissionError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except UnsafeFile as error:
+        missing.append(f"{COMMIT}: {error.what}")
+    except (OSError, ValueError) as error:
         missing.append(f"{COMMIT} is damaged ({type(error).__name__})")
-    if "harness" in items and not (step / RECORD).is_file():
+    if HARNESS in items and not (step / RECORD).is_file():
         missing.append(RECORD)
     return missing
 
 
-def damaged_statistics(assets: Path) -> list[str]:
-    """The statistics that the step carries and that nobody can read back: without them its actions have no scale."""
+def damaged_statistics(assets: Path, names: Iterable[str]) -> list[str]:
+    """The statistics, among the files of these names, that nobody can read back: without them the step's actions have no scale."""
     damaged = []
-    for file in sorted(assets.rglob("norm_stats.json")):
+    for name in sorted(name for name in names if Path(name).name == NORM_STATS):
         try:
-            whole = isinstance(json.loads(file.read_text()), dict)
+            whole = isinstance(read_json(assets / name, assets, ARTIFACT_BYTES), dict)
         except PermissionError:
             raise
-        except (OSError, ValueError, RecursionError):
+        except (OSError, UnsafeFile, ValueError):
             whole = False
         if not whole:
-            damaged.append(f"assets: {file.relative_to(assets)} is damaged")
+            damaged.append(f"{ASSETS}: {name} is damaged")
     return damaged
 
 
 def interrupted_save(path: Path, newest_whole: int | None) -> InterruptedSave:
     """What is known of the save that was left at `path`."""
-    there = {child.name for child in path.iterdir() if child.is_dir()}
+    begun_items = {child.name for child in path.iterdir() if child.is_dir()}
     missing = [f"{COMMIT}, which is written when a save is finished"] if not (path / COMMIT).is_file() else []
     for item in USUAL_ITEMS:
-        begun = [name for name in there if name.startswith(f"{item}{INTERRUPTED}")]
+        begun = [name for name in begun_items if name.startswith(f"{item}{INTERRUPTED}")]
         if begun:
             missing.append(f"{item}: begun, not finished ({begun[0]})")
-        elif item not in there:
+        elif item not in begun_items:
             missing.append(f"{item}: not begun")
-    size, newest, _ = measure(path, path)
-    age_s = max(0.0, time.time() - newest)
+    files = files_of(path)
+    missing += stray_problem(files.strays)
+    age_s = max(0.0, time.time() - files.newest)
     safe, reason = _safe_to_delete(path, age_s, newest_whole)
-    number = re.match(r"\d+", path.name)
+    number = re.match(r"[0-9]{1,20}", path.name)
     return InterruptedSave(
         path=str(path),
-        step=int(number[0]) if number else None,
+        step=step_number(number[0]) if number else None,
         missing=missing,
         age_s=age_s,
-        bytes=size,
+        bytes=files.nbytes,
         safe_to_delete=safe,
         reason=reason,
     )
@@ -213,21 +239,6 @@ def _held_open_by(path: Path) -> int | None:
         if target.startswith(f"{path}/"):
             return int(link.parts[2])
     return None
-
-
-def measure(path: Path, root: Path) -> tuple[int, float, list[str]]:
-    """(bytes, newest modification time, symlinks that lead out of `root` or nowhere) of the files below `path`."""
-    size, newest, links = 0, path.lstat().st_mtime, []
-    for folder, _, files in os.walk(path):
-        newest = max(newest, os.lstat(folder).st_mtime)
-        for name in files:
-            file = Path(folder, name)
-            if file.is_symlink() and not (file.exists() and file.resolve().is_relative_to(root)):
-                links.append(str(file.relative_to(path)))
-            if file.exists():
-                facts = file.stat()
-                size, newest = size + facts.st_size, max(newest, facts.st_mtime)
-    return size, newest, links
 
 
 def unreadable(path: Path, error: BaseException) -> HarnessError:
@@ -260,7 +271,8 @@ def _empty(path: Path, found: Found) -> HarnessError:
         )
     if not any(found.root.iterdir()):
         return HarnessError("checkpoint-empty", f"{path} is empty", need="a directory with numbered steps", fix="give the directory that the trainer saved to")
-    nested = next((place for depth in ("*/*", "*/*/*") for place in found.root.glob(depth) if place.name.isdigit() and (place / "params").is_dir()), None)
+    below = (place for depth in ("*/*", "*/*/*") for place in found.root.glob(depth))
+    nested = next((place for place in below if step_number(place.name) is not None and (place / PARAMS).is_dir()), None)
     names = sorted(child.name for child in found.root.iterdir())
     return _not_a_checkpoint(path, f"a directory of {', '.join(names[:6])}", f"harness inspect {nested.parent}" if nested else None)
 
@@ -273,7 +285,7 @@ def delete_interrupted(found: Checkpoint) -> list[InterruptedSave]:
     deleted = []
     for save in found.interrupted:
         path = Path(save.path)
-        if save.safe_to_delete and INTERRUPTED in path.name:
+        if save.safe_to_delete and INTERRUPTED in path.name and not path.is_symlink():
             try:
                 shutil.rmtree(path)
             except OSError as error:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.artifacts import CheckpointItem, CheckpointStep
+from harness.checkpoint import source
+from harness.checkpoint.files import files_of, stray_problem
+from harness.checkpoint.format import ASSETS, DAMAGE, DIGESTS, PARAMS, RECORD, TREES
 from harness.checkpoint.item import Array, Item, read_item
-from harness.checkpoint.scan import BASE, RECORD, TREES, Found, damaged_statistics, expected_items, measure, missing_marks
+from harness.checkpoint.scan import Found, damaged_statistics, expected_items, missing_marks
+from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES, UnsafeFile
+from harness.received.json import read_json
 from harness.recipe import Recipe
 
 SHOWN = 20
-DIGESTS = "harness/digests.json"
+# What a record that is missing, torn, foreign or hostile ends in: then it says nothing.
+_NO_RECORD = (OSError, UnsafeFile, *DAMAGE, AttributeError)
 
 
 class Step(NamedTuple):
@@ -26,7 +32,7 @@ class Step(NamedTuple):
     @property
     def parameters(self) -> dict[str, Array]:
         """The parameters by path."""
-        tree = self.trees.get("params")
+        tree = self.trees.get(PARAMS)
         return {parameter_path(path): array for path, array in tree.arrays.items()} if tree else {}
 
 
@@ -40,46 +46,50 @@ def read_steps(found: Found) -> list[Step]:
     steps = []
     for number, path, items in found.steps:
         try:
-            steps.append(_read_step(found, number, path, items))
+            steps.append(_read_step(number, path, items))
         except PermissionError as error:
             found.deny(path, error)
+        except FileNotFoundError:
+            # The trainer deletes a step when the next is whole, also under our eyes.
+            if path.exists():
+                raise
     return steps
 
 
-def _read_step(found: Found, number: int | None, path: Path, items: dict[str, Path]) -> Step:
+def _read_step(number: int | None, path: Path, items: dict[str, Path]) -> Step:
     is_item = path in items.values()
     trees = {name: read_item(items[name]) for name in TREES if name in items}
+    # Each file of the step is visited once: an array item's were when it was read.
+    files = {name: trees[name].files if name in trees else files_of(place) for name, place in items.items()}
     missing = [] if is_item else missing_marks(path, items)
     if not is_item:
         missing += [f"{name}/" for name in expected_items(path, items) if name not in items]
-    missing += damaged_statistics(items["assets"]) if "assets" in items else []
-    for name, tree in trees.items():
-        missing += [f"{name}: {problem}" for problem in tree.problems[:SHOWN]]
-        if len(tree.problems) > SHOWN:
-            missing.append(f"{name}: and {len(tree.problems) - SHOWN} more problems")
-    reports = []
-    for name, place in items.items():
-        size, _, links = measure(place, found.root)
-        if links:
-            found.findings.append(f"{path.name}/{name}: {len(links)} files are symlinks out of {found.root} or to nothing (such as {links[0]})")
-        reports.append(CheckpointItem(name=name, bytes=size, arrays=len(trees[name].arrays) if name in trees else None))
-    total = measure(path, found.root)[0]
+    for name in items:
+        problems = trees[name].problems if name in trees else stray_problem(files[name].strays)
+        missing += [f"{name}: {problem}" for problem in problems[:SHOWN]]
+        if len(problems) > SHOWN:
+            missing.append(f"{name}: and {len(problems) - SHOWN} more problems")
+    missing += damaged_statistics(items[ASSETS], files[ASSETS].sizes) if ASSETS in items else []
+    arrays = {name: len(tree.arrays) for name, tree in trees.items()}
+    reports = [CheckpointItem(name=name, bytes=files[name].nbytes, arrays=arrays.get(name)) for name in items]
+    beside = 0 if is_item else sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file() and not entry.is_symlink())
+    total = beside + sum(report.bytes for report in reports)
     return Step(CheckpointStep(step=number, path=str(path), complete=not missing, items=reports, bytes=total, missing=missing), path, items, trees)
 
 
 def recorded_recipe(step: Step) -> Recipe | None:
     """The recipe that the harness wrote beside the step, when it did and this version still understands it."""
     try:
-        return Recipe.model_validate(json.loads((step.path / RECORD).read_text())["recipe"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Recipe.model_validate(_read(step, RECORD)["recipe"])
+    except _NO_RECORD:
         return None
 
 
 def recorded_trainer(step: Step) -> str | None:
     """Who wrote the step, where the harness only wrote beside it; None for its own, and for a step without its record."""
     try:
-        trainer = json.loads((step.path / RECORD).read_text()).get("trainer")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        trainer = _read(step, RECORD).get("trainer")
+    except _NO_RECORD:
         return None
     return trainer if isinstance(trainer, str) else None
 
@@ -87,16 +97,19 @@ def recorded_trainer(step: Step) -> str | None:
 def named_base(step: Step) -> dict[str, str] | None:
     """Source and sha256 of the weights that a step of only trained parameters lies upon; None for a full one."""
     try:
-        named = json.loads((step.path / BASE).read_text())
-    except (OSError, ValueError, RecursionError):
+        named = source.named_base(step.path)
+    except HarnessError:
         return None
-    return named if isinstance(named, dict) else None
+    return named._asdict() if named is not None else None
 
 
 def recorded_digests(step: Step) -> dict[str, str]:
     """Item/path → sha256 of each array as the harness saved it; empty for a step without that record."""
     try:
-        leaves = json.loads((step.path / DIGESTS).read_text())["leaves"]
-        return {str(path): str(digest) for path, digest in leaves.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {str(path): str(digest) for path, digest in _read(step, DIGESTS)["leaves"].items()}
+    except _NO_RECORD:
         return {}
+
+
+def _read(step: Step, name: str) -> Any:
+    return read_json(step.path / name, step.path, ARTIFACT_BYTES)

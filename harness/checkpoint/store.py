@@ -30,20 +30,21 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from harness.checkpoint.digests import DIGESTS, Digests, leaf_digests, read_digests, text_digest
-from harness.checkpoint.item import METADATA
-from harness.checkpoint.leaves import BASE, Leaf, damaged, open_leaves, read_leaves
-from harness.checkpoint.scan import INTERRUPTED
+from harness.checkpoint.digests import Digests, leaf_digests, read_digests, text_digest
+from harness.checkpoint.format import ASSETS, BASE, CHUNK_BYTES, DIGESTS, INTERRUPTED, NORM_STATS, PARAMS, RECORD, TREES, is_whole, whole_steps
+from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
+from harness.checkpoint.source import damaged, mismatches
 from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES, check_stays, read_received, there, walk
+from harness.received.json import read_json
+from harness.received.names import below
 from harness.units import MIB, format_bytes
 
 Params = dict[str, jax.Array]
 
-RECORD = "harness/record.json"
-# A leaf is stored in chunks of this size, so that saving and loading need no second copy of a 4.5 GiB leaf.
-CHUNK_BYTES = 64 * MIB
 # Orbax measures its time-outs by the wall clock, which may jump; a save that hangs is the supervisor's matter.
 _SAVE_TIMEOUT_S = 10**9
+_DELETED = re.compile(rf"[0-9]+{re.escape(INTERRUPTED)}-deleted-[0-9]+")
 
 
 class Restored(NamedTuple):
@@ -57,13 +58,14 @@ class _TextFiles(ocp.CheckpointHandler):
 
     def save(self, directory: Path, args: _SaveTextFiles) -> None:
         for name, text in args.files.items():
-            path = directory / name
+            path = below(Path(directory), name, "the name of a text file")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
     def restore(self, directory: Path, args: Any = None) -> dict[str, str]:
         del args
-        return {str(path.relative_to(directory)): path.read_text() for path in Path(directory).rglob("*") if path.is_file()}
+        root = Path(directory)
+        return {str(path.relative_to(root)): read_received(path, root, ARTIFACT_BYTES).decode() for path in walk(root)}
 
 
 @ocp.args.register_with_handler(_TextFiles, for_save=True, for_restore=True)
@@ -87,7 +89,7 @@ class Store:
         self._keep_last = keep_last
         self._saving: int | None = None
         # Pinned host memory is capped under WSL2, and a pool of it grows with every save (google/orbax#2090).
-        tree = {name: ocp.PyTreeCheckpointHandler(enable_pinned_host_transfer=False) for name in ("params", "train_state")}
+        tree = {name: ocp.PyTreeCheckpointHandler(enable_pinned_host_transfer=False) for name in TREES}
         # A directory that cannot be made is told at once; made in the background, its failure would be a time-out ten minutes later.
         options = ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S, create_directories_asynchronously=False)
         together = ocp.CompositeOptions(async_options=options)
@@ -109,16 +111,17 @@ class Store:
 
         `base` (source and sha256) names the weights that hold what `params` leaves out, for `load_params`.
         A failure of the save before this one is raised here.
-        Raises: HarnessError "checkpoint-exists", "disk-full", "not-writable", "save-failed".
+        Raises: HarnessError "checkpoint-exists", "disk-full", "not-writable", "save-failed", "name-leads-out", "file-leaves-root".
         """
+        below(self.directory / str(step) / ASSETS, asset_id, "data.asset_id")
         self.wait()
         items = {"params": {"params": nested(params)}, "train_state": _nested_state(train_state)}
         texts = {RECORD: json.dumps(record, indent=2, sort_keys=True) + "\n"} | ({} if base is None else {BASE: json.dumps(base) + "\n"})
-        assets = {f"{asset_id}/norm_stats.json": norm_stats_json}
+        assets = {f"{asset_id}/{NORM_STATS}": norm_stats_json}
         self._make_room(step, _nbytes(items) + sum(map(len, texts.values())) + len(norm_stats_json))
         # Before the arrays are given away to the next step: what is hashed is what was trained, not what a disk made of it.
         leaves = {f"{item}/{path}": leaf for item, tree in items.items() for path, leaf in _flat(tree).items()}
-        files = texts | {f"assets/{name}": text for name, text in assets.items()}
+        files = texts | {f"{ASSETS}/{name}": text for name, text in assets.items()}
         digests = Digests(leaf_digests(leaves), {name: text_digest(text) for name, text in files.items()})
         ours = {Path(name).name: text for name, text in (texts | {DIGESTS: digests.to_json()}).items()}
         try:
@@ -159,9 +162,12 @@ class Store:
             self._checkpointer.close()
 
     def steps(self) -> list[int]:
-        """The steps that are whole, ascending."""
-        entries = self.directory.iterdir() if self.directory.is_dir() else []
-        return sorted(int(path.name) for path in entries if re.fullmatch(r"0|[1-9]\d*", path.name) and is_whole(path))
+        """The steps that are whole, ascending.
+
+        Raises: UnsafeFile "file-leaves-root" when a link leads out of the run: then the steps are another's.
+        """
+        check_stays(self.directory, self.directory.parent)
+        return whole_steps(self.directory)
 
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
@@ -184,7 +190,7 @@ class Store:
         structs, structure = jax.tree.flatten(train_state)
         state_paths = leaf_paths(train_state)
         wanted = {
-            "params": {f"params/{key}/value": struct for key, struct in params.items()},
+            PARAMS: {f"params/{key}/value": struct for key, struct in params.items()},
             "train_state": dict(zip(state_paths, structs, strict=True)),
         }
         leaves = {item: open_leaves(path / item) for item in wanted}
@@ -202,7 +208,7 @@ class Store:
         for item, structs_of in wanted.items():
             known = None if digests is None else {leaf: digests.leaves.get(f"{item}/{leaf}", "") for leaf in structs_of}
             read = read_leaves(leaves[item], structs_of, sha256=known)
-            names = {f"params/{key}/value": key for key in params} if item == "params" else {}
+            names = {f"params/{key}/value": key for key in params} if item == PARAMS else {}
             arrays[item] = {leaf: keep(names[leaf], array) if names else array for leaf, array in read}
         return Restored(
             {key: arrays["params"][f"params/{key}/value"] for key in params},
@@ -226,11 +232,12 @@ class Store:
         """Checks destination and disk space, and renames what an interrupted save of this step left."""
         target = self.directory / str(step)
         try:
+            check_stays(self.directory, self.directory.parent)
             self.directory.mkdir(parents=True, exist_ok=True)
-            if target.exists() and is_whole(target):
+            if is_whole(target):
                 raise HarnessError("checkpoint-exists", f"{target} is there already", fix="save another step, or give the run another directory")
             for left in (target, self.directory / f"{step}{INTERRUPTED}"):
-                if left.exists():
+                if there(left):
                     left.rename(_free_name(self.directory / f"{step}{INTERRUPTED}"))
         except OSError as error:
             raise self._failed(step, error) from error
@@ -244,8 +251,10 @@ class Store:
             if step % self._keep_every_steps:
                 # Renamed first: a process that dies while it deletes leaves nothing that passes for a whole step.
                 (self.directory / str(step)).rename(_free_name(self.directory / f"{step}{INTERRUPTED}-deleted"))
-        for path in self.directory.glob(f"*{INTERRUPTED}-deleted*"):
-            shutil.rmtree(path)
+        for path in self.directory.iterdir():
+            # Only what this store has renamed; a link of such a name is left where it is.
+            if _DELETED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
 
     def _failed(self, step: int | None, error: BaseException) -> HarnessError:
         text = str(error)
@@ -306,20 +315,15 @@ def _nested_state(state: Any) -> Any:
 
 def differences(leaves: Mapping[str, Leaf], wanted: Mapping[str, Any], *, same_dtype: bool) -> list[str]:
     """One line for every missing, unexpected and mis-shaped leaf."""
-    lines = [f"{path} is missing" for path in sorted(wanted.keys() - leaves.keys())]
-    lines += [f"{path} is unexpected" for path in sorted(leaves.keys() - wanted.keys())]
-    for path in sorted(wanted.keys() & leaves.keys()):
-        leaf, struct = leaves[path], wanted[path]
-        if leaf.shape != tuple(struct.shape):
-            lines.append(f"{path} has shape {leaf.shape}, not {tuple(struct.shape)}")
-        elif same_dtype and leaf.dtype != struct.dtype:
-            lines.append(f"{path} is {leaf.dtype}, not {struct.dtype}")
-    return lines
+    lines = mismatches({path: leaf.shape for path, leaf in leaves.items()}, {path: tuple(struct.shape) for path, struct in wanted.items()})
+    both = sorted(wanted.keys() & leaves.keys()) if same_dtype else []
+    other = [path for path in both if leaves[path].shape == tuple(wanted[path].shape) and leaves[path].dtype != wanted[path].dtype]
+    return lines + [f"{path} is {leaves[path].dtype}, not {wanted[path].dtype}" for path in other]
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads((path / RECORD).read_text())
+        record = read_json(path / RECORD, path, ARTIFACT_BYTES)
     except (OSError, ValueError) as error:
         raise damaged(path, f"{RECORD} is not JSON: {error}") from error
     if not isinstance(record, dict):
@@ -330,12 +334,6 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _flat(tree: Any) -> dict[str, Any]:
     """Path on disk → leaf of an item."""
     return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-
-
-def is_whole(path: Path) -> bool:
-    """Whether `path` is a finished checkpoint of ours; reads names only."""
-    needed = ["_CHECKPOINT_METADATA", RECORD, *(f"{item}/{name}" for item in ("params", "train_state") for name in (METADATA, "manifest.ocdbt"))]
-    return all((path / name).is_file() for name in needed)
 
 
 def _no_space(text: str) -> bool:
@@ -359,7 +357,7 @@ def _nbytes(tree: Any) -> int:
 
 
 def _free_name(path: Path) -> Path:
-    return next(name for name in (path.with_name(f"{path.name}-{number}") for number in itertools.count(1)) if not name.exists())
+    return next(name for name in (path.with_name(f"{path.name}-{number}") for number in itertools.count(1)) if not there(name))
 
 
 def _disk_full(directory: Path, step: int | None, *, got: str | None, need: str | None) -> HarnessError:

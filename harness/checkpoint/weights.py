@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from harness.checkpoint.item import METADATA
-from harness.checkpoint.leaves import BASE, Leaf, open_leaves, read_leaves
-from harness.checkpoint.scan import INTERRUPTED
+from harness.checkpoint.files import refuse_strays
+from harness.checkpoint.format import BASE
+from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
+from harness.checkpoint.source import base_circular, find_params, named_base, parameter_names, refusal
 from harness.consent import Named
 from harness.download import WEIGHTS, fetch_tree, is_remote
 from harness.errors import HarnessError
@@ -20,6 +20,8 @@ from harness.rundir import sha256_directory
 
 Structs = Mapping[str, jax.ShapeDtypeStruct]
 Progress = Callable[[int, int], None]
+# A run may start from another run's trained parameters, and that from a third's.
+_DEEPEST_BASE = 8
 
 
 class Loaded(NamedTuple):
@@ -83,57 +85,17 @@ def load_params(
 
 
 def parameter_leaves(directory: Path) -> dict[str, Leaf]:
-    """Parameter path → leaf of a `params` directory, without the outer "params/" and the "/value" of flax's state.
-
-    Source: openpi src/openpi/models/model.py `restore_params`, commit 15a9616, which takes both forms.
-    """
+    """Parameter path → leaf of a `params` directory, without the outer "params/" and the "/value" of flax's state."""
     leaves = open_leaves(directory)
-    suffix = "/value" if leaves and all(path.endswith("/value") for path in leaves) else ""
-    return {path.removeprefix("params/").removesuffix(suffix): leaf for path, leaf in leaves.items()}
-
-
-def find_params(path: Path) -> Path:
-    """The `params` directory that `path` means: itself, or the one of a step directory.
-
-    Raises: HarnessError "weights-missing", "weights-step-needed", "checkpoint-interrupted", "weights-not-a-checkpoint".
-    """
-    if not path.is_dir():
-        raise HarnessError(
-            "weights-missing",
-            f"there is no directory {path}",
-            need="an openpi params or step directory, gs://… or https://…",
-            fix="correct weights.source, for example --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params",
-        )
-    if any(INTERRUPTED in part for part in (path.name, path.parent.name)) or list(path.glob(f"params{INTERRUPTED}*")):
-        raise HarnessError(
-            "checkpoint-interrupted",
-            f"{path} is a save that was never finished",
-            need="a finished checkpoint",
-            fix=f"take a finished step beside it (harness inspect {path.parent} lists them)",
-        )
-    for candidate in (path, path / "params"):
-        if (candidate / METADATA).is_file():
-            return candidate
-    steps = sorted((entry for entry in path.iterdir() if entry.name.isdecimal() and (entry / "params" / METADATA).is_file()), key=lambda entry: int(entry.name))
-    if steps:
-        raise HarnessError(
-            "weights-step-needed",
-            f"{path} holds several steps; say which",
-            got=f"steps {', '.join(entry.name for entry in steps)}",
-            need="one step directory",
-            fix=f"use {steps[-1]}",
-        )
-    raise HarnessError(
-        "weights-not-a-checkpoint",
-        f"{path} is not an openpi checkpoint: there is no {METADATA} in it or in its params directory",
-        got=", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty directory",
-        need="an Orbax params directory as openpi saves it",
-        fix="give the params directory of a checkpoint (PyTorch weights must be converted to JAX first)",
-    )
+    return {name: leaves[path] for path, name in parameter_names(leaves).items()}
 
 
 def fingerprint(directory: Path) -> str:
-    """sha256 over the names and contents of the files of a `params` directory."""
+    """sha256 over the names and contents of the files of a `params` directory.
+
+    Raises: HarnessError "checkpoint-leads-out".
+    """
+    refuse_strays(directory)
     return sha256_directory(directory)
 
 
@@ -144,51 +106,45 @@ def is_finite(array: np.ndarray[Any, Any]) -> bool:
     return all(bool(np.isfinite(flat[start : start + 2**22]).all()) for start in range(0, flat.size, 2**22))
 
 
-def params_directories(source: Path | str, *, base: Path | str | None = None, progress: Progress | None = None) -> list[Path]:
+def params_directories(source: Path | str, *, base: Path | str | None = None, progress: Progress | None = None, above: tuple[Path, ...] = ()) -> list[Path]:
     """The `params` directory of `source`, then that of its base when it holds only what was trained.
 
-    `base` says where the base is now, when it has moved.
+    `base` says where the base is now, when it has moved; `above` are the directories whose base `source` is.
+    Raises: HarnessError "weights-base-circular", "weights-base-differs", and those of `find_params` and `named_base`.
     """
-    return _directories(source, base, progress, WEIGHTS)
+    return _directories(source, base, progress, WEIGHTS, above)
 
 
-def _directories(source: Path | str, base: Path | str | None, progress: Progress | None, named: Named) -> list[Path]:
+def _directories(source: Path | str, base: Path | str | None, progress: Progress | None, named: Named, above: tuple[Path, ...]) -> list[Path]:
     path = fetch_tree(str(source), progress=progress, named=named).path if is_remote(str(source)) else Path(source)
     found = find_params(path)
-    record = found.parent / BASE
-    if not record.is_file():
+    recorded = named_base(found.parent)
+    if recorded is None:
         return [found]
-    recorded = json.loads(record.read_text())
-    below = _directories(base or recorded["source"], None, progress, Named(str(record), "--base DIR"))
-    if fingerprint(below[0]) != recorded["sha256"]:
+    if found.resolve() in above or len(above) >= _DEEPEST_BASE:
+        raise base_circular(found)
+    by_the_record = Named(str(found.parent / BASE), "--base DIR")
+    lower = _directories(base or recorded.source, None, progress, by_the_record, (*above, found.resolve()))
+    sha256 = fingerprint(lower[0])
+    if sha256 != recorded.sha256:
         raise HarnessError(
             "weights-base-differs",
-            f"{found} holds only what was trained, on top of {recorded['source']}, and {below[0]} has other bytes",
-            got=fingerprint(below[0]),
-            need=recorded["sha256"],
+            f"{found} holds only what was trained, on top of {recorded.source}, and {lower[0]} has other bytes",
+            got=sha256,
+            need=recorded.sha256,
             fix="give the weights that the run started from, or a full checkpoint of the run",
         )
-    return [found, *below]
+    return [found, *lower]
 
 
 def check_parameters(source: Path | str, leaves: Mapping[str, Leaf], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """None, when the leaves are those of a model with these shapes.
+    """Checks that the leaves are those of a model with these shapes.
 
-    Raises: HarnessError "weights-mismatch" that lists every missing, unexpected and mis-shaped parameter.
+    Raises: HarnessError "weights-are-adapters", or "weights-mismatch" that lists every missing, unexpected and mis-shaped parameter.
     """
-    lines = [f"{path} is missing" for path in sorted(shapes.keys() - leaves.keys())]
-    lines += [f"{path} is unexpected" for path in sorted(leaves.keys() - shapes.keys())]
-    lines += [
-        f"{path} has shape {leaves[path].shape}, not {shapes[path]}" for path in sorted(shapes.keys() & leaves.keys()) if leaves[path].shape != shapes[path]
-    ]
-    if lines:
-        raise HarnessError(
-            "weights-mismatch",
-            f"{source} does not hold this model's parameters: " + "; ".join(lines),
-            got=f"{len(lines)} differences ({len(leaves)} parameters in the checkpoint)",
-            need=f"the {len(shapes)} parameters of the recipe's model",
-            fix="name weights of the same model in weights.source, or set model.* (variants, lora, vision) as they were trained",
-        )
+    error = refusal(source, {path: leaf.shape for path, leaf in leaves.items()}, shapes)
+    if error is not None:
+        raise error
 
 
 def _not_finite(source: Path | str, bad: list[str]) -> HarnessError:

@@ -65,16 +65,21 @@ def leftovers(situation: Situation) -> Iterator[Finding]:
 
 
 def weights(situation: Situation) -> Iterator[Finding]:
-    """Weights that are said to lie on this machine do."""
+    """Weights that are said to lie on this machine do, and are those of the recipe's model."""
     source = situation.recipe.weights.source
     if source is None:
         raise NotNeeded("the recipe starts from random weights")
     if is_remote(source):
         raise NotNeeded("the weights are fetched; see the check of weights")
-    if not Path(source).is_dir():
+    if situation.why_not_weights is not None:
+        refusal = situation.why_not_weights(Path(source), situation.recipe)
+        if refusal is not None:
+            got = f"{refusal.what}; {refusal.got}" if refusal.got else refusal.what
+            yield error("weights", got, refusal.need or "weights of the recipe's model", refusal.fix)
+    elif not Path(source).is_dir():
         fix = "mount the directory into the container, or --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
         yield error("weights", f"there is no directory {source}", "an openpi params directory", fix)
-        return
-    with contextlib.suppress(OSError):
-        if not os.listdir(source):
-            yield error("weights", f"{source} is empty", "an openpi params directory", "download it again, whole")
+    else:
+        with contextlib.suppress(OSError):
+            if not os.listdir(source):
+                yield error("weights", f"{source} is empty", "an openpi params directory", "download it again, whole")

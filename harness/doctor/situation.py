@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -22,6 +22,7 @@ class Situation(NamedTuple):
     """`online`: servers may be contacted. `writes` are the directories that a run writes to; `limits` those of `ulimit`, by letter.
 
     `python` is the interpreter of the trainer, which openpi's own brings. `device` is what was asked for, and `refusal` why there is no plan.
+    `why_not_weights` says what keeps local weights from being the recipe's start.
     """
 
     recipe: Recipe
@@ -38,6 +39,7 @@ class Situation(NamedTuple):
     python: str = sys.executable
     device: str | None = None
     refusal: HarnessError | None = None
+    why_not_weights: Callable[[Path, Recipe], HarnessError | None] | None = None
 
     @property
     def on_gpu(self) -> bool:

@@ -37,7 +37,10 @@ def stays(root: Path, path: Path) -> bool:
 
     Raises: OSError, RuntimeError or ValueError for a path that cannot be followed.
     """
-    target, home = path.resolve(), root.resolve()
+    return _below(path.resolve(), root.resolve())
+
+
+def _below(target: Path, home: Path) -> bool:
     if target.is_relative_to(home):
         return True
     # huggingface_hub keeps <cache>/snapshots/<commit>/file as a link to <cache>/blobs/<hash>.
@@ -55,8 +58,7 @@ def open_received(path: Path, root: Path) -> BinaryIO:
 
     Raises: UnsafeFile "file-leaves-root" or "file-not-regular"; OSError as `open` does.
     """
-    check_stays(path, root)
-    real = os.path.realpath(path)
+    real = check_stays(path, root)
     _check_regular(path, os.stat(real).st_mode)
     # Between the look and the opening another file may have come: O_NONBLOCK does not wait for a FIFO's writer, O_NOFOLLOW takes no new link.
     descriptor = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
@@ -87,23 +89,25 @@ def read_received(path: Path, root: Path, limit_bytes: int) -> bytes:
     return data
 
 
-def check_stays(path: Path, root: Path) -> None:
-    """Refuses a path that links lead out of `root`.
+def check_stays(path: Path, root: Path) -> Path:
+    """Where `path` leads once all links are followed: below `root`.
 
     Raises: UnsafeFile "file-leaves-root"; OSError as `os.stat` does.
     """
+    leads: object = "a link to itself, or no path at all"
     try:
-        inside = stays(root, path)
+        leads = target = path.resolve()
+        if _below(target, root.resolve()):
+            return target
     except (RuntimeError, ValueError):
-        inside = False
-    if not inside:
-        raise UnsafeFile(
-            "file-leaves-root",
-            f"{path} is a link that leads out of {root}; it was not followed",
-            got=os.path.realpath(path),
-            need=f"a file inside {root}",
-            fix=f"do not use it unless you trust who made it; if the link is yours, put the files in its place: cp -rL {root} COPY",
-        )
+        pass
+    raise UnsafeFile(
+        "file-leaves-root",
+        f"{path} is a link that leads out of {root}; it was not followed",
+        got=leads,
+        need=f"a file inside {root}",
+        fix=f"do not use it unless you trust who made it; if the link is yours, put the files in its place: cp -rL {root} COPY",
+    )
 
 
 def walk(root: Path, *, strays: list[Path] | None = None) -> Iterator[Path]:

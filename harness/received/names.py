@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
 
+from harness.errors import HarnessError
 from harness.received.text import controls
 
 # The longest name that Linux's filesystems take.
@@ -36,6 +38,22 @@ def why_no_relative_name(text: str) -> str | None:
     if text.startswith("/"):
         return "it is absolute"
     return next((reason for part in text.split("/") if (reason := why_no_name(part)) is not None), None)
+
+
+def below(directory: Path, name: str, key: str) -> Path:
+    """`directory/name`, for a name of one or more parts that `key` gives.
+
+    Raises: HarnessError "name-leads-out" when it would not lie below the directory.
+    """
+    if (reason := why_no_relative_name(name)) is not None:
+        raise HarnessError(
+            "name-leads-out",
+            f"{key} is no name below {directory}: {reason}",
+            got=repr(name),
+            need="names joined by '/', such as physical-intelligence/libero",
+            fix=f"correct {key}",
+        )
+    return directory / name
 
 
 def is_commit(text: object) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from harness.checkpoint.leaves import BASE
+from harness.checkpoint.format import BASE
 from harness.checkpoint.store import Store
 from harness.checkpoint.weights import fingerprint, load_params, params_directories
 from harness.errors import HarnessError

@@ -63,6 +63,7 @@ def diagnose(
 
     `made` is the plan, or why there is none.
     """
+    from harness.checkpoint.source import why_not
     from harness.doctor.examine import examine
     from harness.doctor.host import process_limits
     from harness.doctor.situation import Situation
@@ -84,6 +85,7 @@ def diagnose(
         limits=process_limits(),
         online=online and not is_offline(),
         python=_python_of(chain),
+        why_not_weights=why_not,
     )
     found = examine(situation, allow=allow)
     if chain.run is not None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,11 +116,11 @@ def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[st
     from harness.parameters import counts
     from harness.train.job import Job
 
-    _check_weights(chain)
+    assert chain.run is not None
+    _check_weights(chain, allow)
     machine, dataset = chain.machine(), chain.dataset()
     norm_stats = chain.stats(dataset)
     console.say("planning")
-    assert chain.run is not None
     # A run that goes on keeps the mathematics it was started with.
     made = chain.plan(machine, dataset, device=device, exact=chain.run.started, say=console.say)
     for note in made.notes:
@@ -141,16 +142,25 @@ def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[st
     return Job(chain.run, chain.recipe, made, dataset, norm_stats), machine
 
 
-def _check_weights(chain: Chain) -> None:
-    """Refuses weights that may not be fetched before anything is computed: the trainer would refuse them minutes later.
+def _check_weights(chain: Chain, allow: list[str]) -> None:
+    """Refuses weights that may not be fetched, or that cannot be the start of the recipe, before anything is planned or compiled.
 
-    Raises: HarnessError "fetch-not-asked", "offline", "download-address", "download-scheme".
+    Raises: HarnessError "fetch-not-asked", "offline", "download-address", "download-scheme", and those of `why_not`.
     """
-    from harness.download import WEIGHTS, check_may_fetch
+    from harness.checkpoint.source import why_not
+    from harness.download import WEIGHTS, check_may_fetch, is_remote
 
+    assert chain.run is not None
+    source = chain.recipe.weights.source
     # A run that goes on has all weights in its checkpoint, unless that holds only what was trained.
-    if chain.run is None or not any(chain.run.checkpoints.glob("[0-9]*")) or chain.recipe.train.save == "trained":
-        check_may_fetch(chain.recipe.weights.source, WEIGHTS)
+    if not any(chain.run.checkpoints.glob("[0-9]*")) or chain.recipe.train.save == "trained":
+        check_may_fetch(source, WEIGHTS)
+    # As the doctor calls this check, which can be told to let it pass.
+    if chain.run.started or source is None or is_remote(source) or "weights directory" in allow:
+        return
+    refusal = why_not(Path(source), chain.recipe)
+    if refusal is not None:
+        raise refusal
 
 
 def _run(job: Job, machine: Machine, console: Progress, lock: int, more: list[str], *, patient: bool) -> bool:

@@ -1,0 +1,132 @@
+"""Checkpoints of PyTorch trainers: recognized by their names and the headers of their safetensors, never unpickled.
+
+    openpi    <exp>/<step>/{model.safetensors, optimizer.pt, metadata.pt, assets/}
+    LeRobot   <run>/checkpoints/<step>/{pretrained_model/{config.json, model.safetensors, train_config.json}, training_state/}
+    the hub   model.safetensors, or model-00001-of-00004.safetensors; adapter_model.safetensors (PEFT)
+
+Source: openpi scripts/train_pytorch.py `save_checkpoint`, commit 15a9616; lerobot src/lerobot/utils/train_utils.py and constants.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.checkpoint.format import DAMAGE, first_line, step_directories
+from harness.checkpoint.safetensors import Tensor, read_header
+from harness.errors import HarnessError
+from harness.received.files import MARK_BYTES, UnsafeFile
+from harness.received.json import read_json
+from harness.received.text import one_line
+from harness.rundir import CHECKPOINTS
+from harness.units import format_count
+
+_TENSORS = ".safetensors"
+# Pickles: opening one runs what it says. They are named and left alone.
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_POLICY, _STATE = "pretrained_model", "training_state"
+_MOST_FILES = 1000
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool"}
+# Source: openpi examples/convert_jax_model_to_pytorch.py, commit 15a9616; no script of that commit goes the other way.
+_NEED = (
+    "JAX weights: a params directory as openpi's JAX trainer, or this harness, saves it. openpi's examples/convert_jax_model_to_pytorch.py "
+    "goes from JAX to PyTorch; nothing in openpi goes back"
+)
+
+
+class Weights(NamedTuple):
+    """PyTorch weights at `place`: whose they are, and what the headers of their files say."""
+
+    place: Path
+    kind: str
+    tensors: list[Tensor]
+    unread: list[str]
+
+
+def refuse_pytorch(path: Path) -> None:
+    """Refuses `path` when it is, or holds, what a PyTorch trainer saved: a run, its checkpoints, one step, or a file.
+
+    Raises: HarnessError "pytorch-checkpoint"; OSError.
+    """
+    found = find_pytorch(path)
+    if found is None:
+        return
+    dtypes = sorted({_DTYPES.get(tensor.dtype, tensor.dtype) for tensor in found.tensors})
+    said = f"{len(found.tensors)} tensors, {format_count(sum(tensor.size for tensor in found.tensors))} parameters, {' and '.join(dtypes)}"
+    raise HarnessError(
+        "pytorch-checkpoint",
+        f"{path} holds PyTorch weights ({found.kind}): {said if found.tensors else 'in pickles, which are not opened'}",
+        got="; ".join([str(found.place), *found.unread[:3]]),
+        need=_NEED,
+        fix="start from the JAX weights: --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params",
+    )
+
+
+def find_pytorch(path: Path) -> Weights | None:
+    """The newest PyTorch weights that `path` means; None when it means none. Deletes and changes nothing.
+
+    Raises: OSError.
+    """
+    if path.is_file():
+        named = path.suffix == _TENSORS or path.suffix in _PICKLES
+        return _weights(path.resolve().parent, [path.resolve()], path) if named else None
+    for place in _places(path):
+        files = _files(place)
+        if files:
+            return _weights(place, files, place)
+    return None
+
+
+def _places(path: Path) -> Iterator[Path]:
+    """Where weights may lie below `path`, the newest step first."""
+    for step in (path, *_newest_first(path), *_newest_first(path / CHECKPOINTS)):
+        yield from (place for place in (step, step / _POLICY) if place.is_dir() and not (place.is_symlink() and place != path))
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    return [step for _, step in reversed(step_directories(directory))]
+
+
+def _files(place: Path) -> list[Path]:
+    """The files of weights directly in `place`: safetensors, or else pickles."""
+    names = sorted(entry for entry in place.iterdir() if entry.suffix == _TENSORS or entry.suffix in _PICKLES)[:_MOST_FILES]
+    tensors = [file for file in names if file.suffix == _TENSORS and file.is_file()]
+    return tensors or [file for file in names if file.is_file()]
+
+
+def _weights(root: Path, files: list[Path], place: Path) -> Weights:
+    tensors: dict[str, Tensor] = {}
+    unread = []
+    for file in files:
+        if file.suffix != _TENSORS:
+            unread.append(f"{one_line(file.name)} is a pickle")
+            continue
+        try:
+            tensors |= {tensor.name: tensor for tensor in read_header(file, root)}
+        except UnsafeFile as error:
+            unread.append(error.what)
+        except (OSError, *DAMAGE) as error:
+            unread.append(f"{one_line(file.name)} is damaged: {first_line(error)}")
+    return Weights(place, _kind(root, files), list(tensors.values()), unread)
+
+
+def _kind(place: Path, files: list[Path]) -> str:
+    if any(file.name.startswith("adapter_") for file in files) or (place / "adapter_config.json").exists():
+        return "PEFT adapters"
+    policy = _lerobot_policy(place)
+    if policy is not None or place.name == _POLICY or (place / "train_config.json").exists() or (place.parent / _STATE).is_dir():
+        return f"LeRobot {policy}" if policy else "LeRobot"
+    if (place / "optimizer.pt").exists() or (place / "metadata.pt").exists():
+        return "openpi's PyTorch trainer"
+    return "safetensors" if files[0].suffix == _TENSORS else "a pickle"
+
+
+def _lerobot_policy(place: Path) -> str | None:
+    """The policy that LeRobot's config.json beside the weights names."""
+    try:
+        config = read_json(place / "config.json", place, MARK_BYTES)
+    except (OSError, UnsafeFile, ValueError):
+        return None
+    named = config.get("type") if isinstance(config, dict) and "n_obs_steps" in config else None
+    return one_line(named)[:40] if isinstance(named, str) else None

@@ -1,0 +1,210 @@
+"""Whether weights can be what a recipe starts from, by their metadata alone: said before anything is planned, compiled or loaded. No JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.checkpoint.files import leads_out
+from harness.checkpoint.format import BASE, DAMAGE, INTERRUPTED, METADATA, PARAMS, newest_with_params, step_directories
+from harness.checkpoint.item import read_item
+from harness.checkpoint.pytorch import refuse_pytorch
+from harness.errors import HarnessError
+from harness.parameters import parameter_shapes
+from harness.received.files import MARK_BYTES, check_stays, there
+from harness.received.json import read_json
+from harness.recipe import Recipe
+from harness.rundir import CHECKPOINTS
+
+Shapes = Mapping[str, tuple[int, ...]]
+_PUBLISHED = "--set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
+
+
+class Base(NamedTuple):
+    """The weights that a checkpoint of only trained parameters lies upon."""
+
+    source: str
+    sha256: str
+
+
+def why_not(path: Path, recipe: Recipe) -> HarnessError | None:
+    """The reason why training by `recipe` cannot start from the weights at `path`; None when nothing speaks against it.
+
+    Only metadata is read. Of weights that lie upon others, the others are looked at where they lie on this machine.
+    """
+    try:
+        found = find_params(path)
+        shapes, whole = _shapes_of(found)
+    except HarnessError as error:
+        return error
+    except OSError as error:
+        return _unreadable(path, error)
+    wanted = parameter_shapes(recipe.model)
+    # Adapters begin anew where the weights have none; and what a base far away holds is not known here.
+    needed = {name: shape for name, shape in wanted.items() if name in shapes or (whole and "lora" not in name)}
+    return refusal(path, shapes, needed)
+
+
+def _shapes_of(found: Path, deepest: int = 8) -> tuple[Shapes, bool]:
+    """(shape of each parameter that is stored, whether these are all that there are)."""
+    item = read_item(found)
+    if item.leads_out:
+        raise leads_out(found, item.leads_out)
+    if item.problems or item.missing:
+        why = "; ".join(item.problems[:3]) or f"data is missing of {len(item.missing)} arrays"
+        raise damaged(found, why)
+    names = parameter_names(item.arrays)
+    shapes = {name: item.arrays[path].shape for path, name in names.items()}
+    base = named_base(found.parent)
+    if base is None:
+        return shapes, True
+    if not deepest:
+        raise base_circular(found)
+    if not Path(base.source).is_dir():
+        return shapes, False
+    below, whole = _shapes_of(find_params(Path(base.source)), deepest - 1)
+    return {**below, **shapes}, whole
+
+
+def find_params(path: Path) -> Path:
+    """The `params` directory that `path` means: itself, or the one of a step directory.
+
+    Raises: HarnessError "weights-missing", "weights-step-needed", "checkpoint-interrupted", "pytorch-checkpoint", "weights-not-a-checkpoint",
+    "file-leaves-root".
+    """
+    if not path.is_dir():
+        if path.is_file():
+            refuse_pytorch(path)
+        raise HarnessError(
+            "weights-missing",
+            f"there is no directory {path}",
+            need="an openpi params or step directory, gs://… or https://…",
+            fix=f"mount it into the container, or correct weights.source, for example {_PUBLISHED}",
+        )
+    if any(INTERRUPTED in part for part in (path.name, path.parent.name)) or list(path.glob(f"{PARAMS}{INTERRUPTED}*")):
+        raise HarnessError(
+            "checkpoint-interrupted",
+            f"{path} is a save that was never finished",
+            need="a finished checkpoint",
+            fix=f"take a finished step beside it (harness inspect {path.parent} lists them)",
+        )
+    if (path / METADATA).is_file():
+        return path
+    if (path / PARAMS / METADATA).is_file():
+        check_stays(path / PARAMS, path)
+        return path / PARAMS
+    _refuse_several(path)
+    refuse_pytorch(path)
+    raise HarnessError(
+        "weights-not-a-checkpoint",
+        f"{path} is not an openpi checkpoint: there is no {METADATA} in it or in its {PARAMS} directory",
+        got=", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty directory",
+        need="an Orbax params directory as openpi saves it",
+        fix=f"give the {PARAMS} directory of a checkpoint, for example {_PUBLISHED}",
+    )
+
+
+def _refuse_several(path: Path) -> None:
+    """Refuses a run, or a directory of steps: which of them is meant must be said."""
+    for checkpoints in (path, path / CHECKPOINTS):
+        newest = newest_with_params(checkpoints)
+        if newest is not None:
+            names = [step.name for _, step in step_directories(checkpoints) if (step / PARAMS / METADATA).is_file()]
+            raise HarnessError(
+                "weights-step-needed",
+                f"{path} is a {'run' if checkpoints != path else 'directory of steps'}, not one step of it",
+                got=f"step {names[0]}" if len(names) == 1 else f"{len(names)} steps: {', '.join(names)}",
+                need="one step directory",
+                fix=f"--set weights.source={newest}",
+            )
+
+
+def parameter_names(paths: Iterable[str]) -> dict[str, str]:
+    """Path in the item → the parameter's path, without the outer "params/" and the "/value" of flax's state.
+
+    Source: openpi src/openpi/models/model.py `restore_params`, commit 15a9616, which takes both forms.
+    """
+    known = list(paths)
+    suffix = "/value" if known and all(path.endswith("/value") for path in known) else ""
+    return {path: path.removeprefix("params/").removesuffix(suffix) for path in known}
+
+
+def mismatches(found: Shapes, wanted: Shapes) -> list[str]:
+    """One line for every missing, unexpected and mis-shaped array."""
+    lines = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
+    lines += [f"{path} is unexpected" for path in sorted(found.keys() - wanted.keys())]
+    both = sorted(wanted.keys() & found.keys())
+    return lines + [f"{path} has shape {tuple(found[path])}, not {tuple(wanted[path])}" for path in both if tuple(found[path]) != tuple(wanted[path])]
+
+
+def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError | None:
+    """The refusal of weights whose arrays are not those of a model with the shapes `wanted`; None when they are."""
+    lines = mismatches(found, wanted)
+    if not lines:
+        return None
+    adapters = [path for path in found if "lora" in path and path not in wanted]
+    if len(adapters) == len(lines):
+        step = Path(source).parent if Path(source).name == PARAMS else source
+        return HarnessError(
+            "weights-are-adapters",
+            f"{source} is a LoRA checkpoint: {len(adapters)} of its {len(found)} arrays are adapters, and the recipe's model has none",
+            got=f"adapters such as {min(adapters)}",
+            need="full weights, with the adapters merged into them; or a recipe with the same adapters",
+            fix=f"harness export {step} OUT, then --set weights.source=OUT",
+        )
+    return HarnessError(
+        "weights-mismatch",
+        f"{source} does not hold this model's parameters: " + "; ".join(lines),
+        got=f"{len(lines)} differences ({len(found)} parameters in the checkpoint)",
+        need=f"the {len(wanted)} parameters of the recipe's model",
+        fix="name weights of the same model in weights.source, or set model.* (variants, lora, vision) as they were trained",
+    )
+
+
+def named_base(step: Path) -> Base | None:
+    """The base that `step` names, when it holds only what was trained; None for full weights.
+
+    Raises: HarnessError "checkpoint-damaged" when what names it is damaged; UnsafeFile.
+    """
+    path = step / BASE
+    if not there(path):
+        return None
+    try:
+        named = read_json(path, step, MARK_BYTES)
+        return Base(_text(named["source"]), _text(named["sha256"]))
+    except (OSError, *DAMAGE) as error:
+        raise damaged(step, f"{BASE} does not name the weights below it ({type(error).__name__})") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("no text")
+    return value
+
+
+def base_circular(found: Path) -> HarnessError:
+    return HarnessError(
+        "weights-base-circular",
+        f"{found} holds only what was trained, and the weights below it lead back to itself or never end",
+        need="a base that holds all parameters",
+        fix="--base PATH of the weights that the run started from",
+    )
+
+
+def damaged(directory: Path, why: str) -> HarnessError:
+    return HarnessError(
+        "checkpoint-damaged",
+        f"{directory} cannot be read: {why}",
+        need="an Orbax item with its metadata and all its data files",
+        fix="copy or download the checkpoint again, or take another step",
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> HarnessError:
+    return HarnessError(
+        "checkpoint-unreadable",
+        f"{error.filename or path} cannot be read: {error.strerror}",
+        need="read permission on the whole checkpoint",
+        fix=f"chmod -R u+rX {path}, or run as the user who wrote it",
+    )

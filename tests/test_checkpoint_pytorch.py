@@ -1,0 +1,172 @@
+"""Checkpoints of PyTorch trainers are named, with what they hold and the way on, wherever a path points into them."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.checkpoint.inspect import inspect
+from harness.checkpoint.safetensors import read_header
+from harness.errors import HarnessError
+from harness.received.files import UnsafeFile
+from tests.item_writer import write_step
+
+F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+
+
+def write_file(path: Path, header: Any, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def tensors(path: Path, names: tuple[str, ...] = ("a", "b")) -> Path:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for number, name in enumerate(names):
+        header[name] = {"dtype": "BF16", "shape": [3, 4], "data_offsets": [24 * number, 24 * number + 24]}
+    return write_file(path, header, bytes(24 * len(names)))
+
+
+def lerobot(root: Path) -> Path:
+    step = root / "checkpoints/005000"
+    tensors(step / "pretrained_model/model.safetensors")
+    (step / "pretrained_model/config.json").write_text('{"type": "pi05", "n_obs_steps": 1}')
+    (step / "training_state").mkdir()
+    (root / "checkpoints/last").symlink_to("005000")
+    return root
+
+
+def openpi(root: Path) -> Path:
+    tensors(root / "2000/model.safetensors")
+    (root / "2000/optimizer.pt").write_bytes(b"PK")
+    (root / "2000/assets").mkdir()
+    return root
+
+
+def refused(path: Path) -> HarnessError:
+    with pytest.raises(HarnessError) as caught:
+        inspect(path)
+    assert caught.value.code == "pytorch-checkpoint"
+    return caught.value
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints", "checkpoints/005000", "checkpoints/last", "checkpoints/005000/pretrained_model"])
+def test_lerobots_are_named_from_every_level(tmp_path: Path, below: str) -> None:
+    error = refused(lerobot(tmp_path / "run") / below)
+    assert "LeRobot pi05" in error.what
+    assert "2 tensors, 24 parameters, bfloat16" in error.what
+    assert "convert_jax_model_to_pytorch" in str(error.need)
+
+
+@pytest.mark.parametrize("below", ["", "2000", "2000/model.safetensors"])
+def test_openpis_are_named_from_every_level(tmp_path: Path, below: str) -> None:
+    error = refused(openpi(tmp_path / "exp") / below)
+    assert "openpi's PyTorch trainer" in error.what
+    assert "2 tensors" in error.what
+
+
+def test_shards_are_counted_together(tmp_path: Path) -> None:
+    for number, name in enumerate("ab", 1):
+        tensors(tmp_path / f"model-0000{number}-of-00002.safetensors", (name,))
+    assert "2 tensors, 24 parameters" in refused(tmp_path).what
+
+
+def test_peft_adapters_are_named(tmp_path: Path) -> None:
+    tensors(tmp_path / "adapter_model.safetensors")
+    assert "PEFT adapters" in refused(tmp_path).what
+
+
+@pytest.mark.parametrize("name", ["model.pt", "pytorch_model.bin", "last.ckpt", "weights.pth"])
+def test_a_pickle_is_named_and_not_opened(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x").mkdir()
+    place = tmp_path / "x" / name
+    os.mkfifo(place) if name == "model.pt" else place.write_bytes(b"\x80\x02cos\nsystem\n.")
+    if name == "model.pt":
+        with pytest.raises(HarnessError) as caught:
+            inspect(tmp_path / "x")
+        assert caught.value.code == "not-a-checkpoint"
+        return
+    assert "not opened" in refused(tmp_path / "x").what
+    assert "not opened" in refused(place).what
+
+
+def test_a_checkpoint_of_ours_beside_a_pytorch_file_stays_one(tmp_path: Path) -> None:
+    write_step(tmp_path / "3", {"action_in_proj/bias": np.ones(2, np.float32)})
+    tensors(tmp_path / "3/model.safetensors")
+    tensors(tmp_path / "4/model.safetensors")
+    assert inspect(tmp_path).step == 3
+
+
+def test_nothing_of_them_is_deleted(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from harness.cli import app
+
+    openpi(tmp_path / "exp")
+    before = sorted(tmp_path.rglob("*"))
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "exp"), "--clean"])
+    assert isinstance(result.exception, HarnessError)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def _bytes(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def _sparse(path: Path) -> Path:
+    path.write_bytes(struct.pack("<Q", 2**40))
+    os.truncate(path, 2**41)
+    return path
+
+
+DAMAGED: dict[str, Callable[[Path], Path]] = {
+    "a length of 1 TB in a sparse file": _sparse,
+    "no length": lambda path: _bytes(path, b"\x01"),
+    "a length beyond the file": lambda path: _bytes(path, struct.pack("<Q", 2**63) + b"{}"),
+    "no JSON": lambda path: write_file(path, b"{x", b""),
+    "deep JSON": lambda path: write_file(path, b"[" * 100_000, b""),
+    "a list": lambda path: write_file(path, [], b""),
+    "cut off": lambda path: write_file(path, {"a": F32}, bytes(20)),
+    "more bytes": lambda path: write_file(path, {"a": F32}, bytes(30)),
+    "overlap": lambda path: write_file(path, {"a": F32, "b": F32}, bytes(24)),
+    "gap": lambda path: write_file(path, {"a": F32 | {"data_offsets": [4, 28]}}, bytes(28)),
+    "backwards": lambda path: write_file(path, {"a": F32 | {"data_offsets": [24, 0]}}, bytes(24)),
+    "negative": lambda path: write_file(path, {"a": F32 | {"shape": [-2, -3]}}, bytes(24)),
+    "huge": lambda path: write_file(path, {"a": F32 | {"shape": [2**62, 2**62]}}, bytes(24)),
+    "another size": lambda path: write_file(path, {"a": F32 | {"shape": [2, 4]}}, bytes(24)),
+    "no dtype": lambda path: write_file(path, {"a": F32 | {"dtype": "F33"}}, bytes(24)),
+    "dtype of another type": lambda path: write_file(path, {"a": F32 | {"dtype": []}}, bytes(24)),
+    "no tensor": lambda path: write_file(path, {"a": 5}, b""),
+    "one offset": lambda path: write_file(path, {"a": F32 | {"data_offsets": [0]}}, bytes(24)),
+    "fractions": lambda path: write_file(path, {"a": F32 | {"shape": [2.0, 3]}}, bytes(24)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_header_is_said(tmp_path: Path, kind: str) -> None:
+    path = DAMAGED[kind](tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"\w"):
+        read_header(path, tmp_path)
+    assert "is damaged" in str(refused(tmp_path).got)
+
+
+def test_an_empty_file_of_no_tensors_is_one(tmp_path: Path) -> None:
+    assert read_header(write_file(tmp_path / "x.safetensors", {}, b""), tmp_path) == []
+
+
+def test_a_link_out_is_not_read(tmp_path: Path) -> None:
+    secret = tensors(tmp_path / "elsewhere/secret.safetensors", ("secret",))
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step/model.safetensors").symlink_to(secret)
+    with pytest.raises(UnsafeFile):
+        read_header(tmp_path / "step/model.safetensors", tmp_path / "step")
+    assert "secret" not in refused(tmp_path / "step").what
