@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.data.paths import check_is_dataset
 from harness.data.sample import sample_dataset_path
 from harness.errors import HarnessError
 from harness.recipe import Data
@@ -33,10 +35,10 @@ def resolve(data: Data) -> Resolved:
     A download is resumed where it stopped, kept under HF_HOME, and read from there when the hub cannot be reached.
 
     Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login", "hub-revision-missing",
-    "revision-needs-hub" or "not-writable".
+    "revision-needs-hub", "not-a-dataset" or "not-writable".
     """
-    path = sample_dataset_path() if data.dataset == "sample" else Path(data.dataset).expanduser()
-    if data.dataset and path.is_dir():
+    path = sample_dataset_path() if data.dataset == "sample" else Path(os.path.expanduser(data.dataset))
+    if data.dataset and os.path.isdir(path):
         if data.revision is not None:
             raise HarnessError(
                 "revision-needs-hub",
@@ -45,6 +47,8 @@ def resolve(data: Data) -> Resolved:
                 need="null for a directory, or a hub id",
                 fix="--set data.revision=null",
             )
+        # Before anything of it is read or hashed: the name may be that of a home, or of the whole disk.
+        check_is_dataset(path)
         return Resolved(path.resolve(), data.dataset, None)
     hub_id, _, revision = data.dataset.partition("@")
     if revision and data.revision not in (None, revision):
@@ -59,7 +63,7 @@ def resolve(data: Data) -> Resolved:
         raise HarnessError(
             "dataset-not-found",
             f"there is no dataset {data.dataset!r}",
-            got="a file" if path.exists() else "no such directory here, and not of a hub id's form (name/name or name/name@revision)",
+            got="a file" if os.path.exists(path) else "no such directory here, and not of a hub id's form (name/name or name/name@revision)",
             need="sample, a directory that exists here (in a container: one that is mounted), or a hub id such as physical-intelligence/libero",
             fix="--dataset DIR, or --set data.dataset=physical-intelligence/libero",
         )

@@ -18,11 +18,17 @@ def dataset_table(dataset: Dataset) -> Table:
         ("frames", f"{dataset.frames:,}"),
         ("tasks", f"{len(dataset.tasks)}: " + "; ".join(dataset.tasks[:5]) + (" …" if len(dataset.tasks) > 5 else "")),
         ("features", ", ".join(f"{name} {feature.dtype}{feature.shape}" for name, feature in dataset.features.items())),
-        ("prompt", f"longest {dataset.longest_prompt_tokens} tokens, computed with {dataset.prompt_tokens}"),
+        ("prompt", _prompt(dataset)),
         ("size", format_bytes(dataset.total_bytes)),
         ("sha256", dataset.sha256),
     ]
     return rows_table("dataset", rows + [("finding", text) for text in dataset.findings])
+
+
+def _prompt(dataset: Dataset) -> str:
+    if dataset.longest_prompt_tokens is None:
+        return f"length unknown, computed with {dataset.prompt_tokens} tokens: {dataset.unknown.get('longest_prompt_tokens', 'not known')}"
+    return f"longest {dataset.longest_prompt_tokens} tokens, computed with {dataset.prompt_tokens}"
 
 
 def stats_table(stats: NormStats) -> Table:
