@@ -6,6 +6,7 @@ Source: huggingface/lerobot src/lerobot/datasets (formats v2.1 of release 0.3.3 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,5 +207,5 @@ def check_version(root: Path, version: str, info_path: Path) -> None:
         f"{info_path} says that the dataset is of version {version}, and its files are of another",
         got=f"codebase_version {version}, with {names}",
         need=f"codebase_version {by_files}",
-        fix=correct(info_path, f"""sed -i 's/"codebase_version": *"[^"]*"/"codebase_version": "{by_files}"/' {info_path}"""),
+        fix=f"""sed -i 's/"codebase_version": *"[^"]*"/"codebase_version": "{by_files}"/' {shlex.quote(str(info_path))}""",
     )

@@ -35,13 +35,15 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
     wrong = lacking + unfit
     there = dict.fromkeys(name for each in wrong for name in features if _fits(features, name, each.kinds))
     if lacking:
-        code, what = "dataset-feature-missing", f"the dataset {path} has no feature {' and none '.join(repr(each.name) for each in lacking)}"
+        code, what = "dataset-feature-missing", f"the dataset {path} has no feature {', '.join(repr(each.name) for each in lacking)}"
         got = ", ".join(there) or "no feature of that kind"
     else:
         code, what = "dataset-feature-invalid", "; ".join(f"feature {each.name!r} cannot be {each.key}" for each in unfit)
         got = ", ".join(f"{features[each.name].dtype} {features[each.name].shape}" for each in unfit)
     need = ", ".join(each.name for each in lacking) if lacking else ", ".join(dict.fromkeys(" or ".join(each.kinds) for each in unfit))
-    raise HarnessError(code, what, got=got, need=need, fix=_mapped(features, wanted, wrong))
+    blind = all(each.kinds == IMAGES for each in wrong) and not there and len(wrong) == sum(each.kinds == IMAGES for each in wanted)
+    fix = "--dataset with a dataset that has images or videos" if blind else _mapped(features, wanted, wrong)
+    raise HarnessError(code, what, got=got, need=need, fix=fix)
 
 
 def _fits(features: dict[str, Feature], name: str, kinds: tuple[str, ...]) -> bool:

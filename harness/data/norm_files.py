@@ -77,7 +77,9 @@ def read_norm_stats(
 def features_of(data: Data) -> dict[Key, str]:
     """The features that a recipe takes as state and actions."""
     found: dict[Key, str] = {"actions": data.actions}
-    return found if data.state is None else {"state": data.state} | found
+    if data.state is not None:
+        found["state"] = data.state
+    return found
 
 
 def _form(file: Path, body: Any) -> tuple[str, dict[str, Any]]:

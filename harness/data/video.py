@@ -179,9 +179,10 @@ def too_short(path: Path, time_s: float, nearest_s: float | None, row: str = "th
     got = "no frame" if nearest_s is None else f"nearest frame at {nearest_s:.3f} s"
     fix = another_copy(path)
     if lacks is not None:
-        got += f"; the last {lacks} of the episode's frames are not in the video"
+        frames = "frame" if lacks == 1 else "frames"
+        got += f"; the video ends {lacks} {frames} before the table"
         if hub_of(path) is None:
-            fix = correct(path, f"leave the last {lacks} rows of the episode out of the table and of meta/, or record it again")
+            fix = correct(path, f"in a copy, leave the last {lacks} {frames} of that episode out of the table and of meta/, or the episode out")
     return HarnessError(
         "video-too-short",
         f"{path} has no frame at {time_s:.3f} s, where {row} needs one",
