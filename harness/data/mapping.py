@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from harness.data.rows import BOOKKEEPING
 from harness.errors import HarnessError
 
 IMAGES, NUMBERS = ("image", "video"), ("float", "int", "uint", "bool")
+# A state that is not there is not made of something else, such as the actions.
+_OF_THE_SAME = 0.6
 
 
 class Wanted(NamedTuple):
@@ -55,18 +58,24 @@ def _fits(features: dict[str, Feature], name: str, kinds: tuple[str, ...]) -> bo
 def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Wanted]) -> str:
     """`--set` for every key that is wrong: the most alike of the features that no other key has; null where none is left and null will do."""
     taken = {each.name for each in wanted if each not in wrong}
-    pairs = []
-    for each in sorted(wrong, key=lambda one: -_likeness(features, one, taken)):
-        left = [name for name in features if _fits(features, name, each.kinds) and name not in taken]
-        # A state that is not there is not made of the actions.
-        close = difflib.get_close_matches(each.name, left, n=1, cutoff=0.5 if each.may_be_null and each.kinds == NUMBERS else 0.0)
-        chosen = close[0] if close else "null" if each.may_be_null else "FEATURE"
+    pairs = {}
+    # Who has the most alike one chooses first.
+    for each in sorted(wrong, key=lambda one: -max(_likenesses(features, one, taken).values(), default=0.0)):
+        alike = _likenesses(features, each, taken)
+        chosen = max(alike, key=alike.__getitem__, default=None)
+        if chosen is None or (each.may_be_null and each.kinds == NUMBERS and alike[chosen] < _OF_THE_SAME):
+            chosen = "null" if each.may_be_null else "FEATURE"
         taken.add(chosen)
-        pairs.append((wrong.index(each), f"--set {each.key}={shlex.quote(chosen)}"))
-    return " ".join(pair for _, pair in sorted(pairs))
+        pairs[each] = f"--set {each.key}={shlex.quote(chosen)}"
+    return " ".join(pairs[each] for each in wrong)
 
 
-def _likeness(features: dict[str, Feature], each: Wanted, taken: set[str]) -> float:
-    """How alike the nearest name is: who has the nearest one chooses first."""
+def _likenesses(features: dict[str, Feature], each: Wanted, taken: set[str]) -> dict[str, float]:
+    """How alike each feature is that fits and is not taken: the words that both names have, then their letters."""
     left = [name for name in features if _fits(features, name, each.kinds) and name not in taken]
-    return max((difflib.SequenceMatcher(None, each.name, name).ratio() for name in left), default=0.0)
+    return {name: len(_words(each.name) & _words(name)) + difflib.SequenceMatcher(None, each.name, name).ratio() for name in left}
+
+
+def _words(name: str) -> set[str]:
+    """The words of a name, without the s of a plural."""
+    return {word.removesuffix("s") for word in re.split(r"[^a-z0-9]+", name.lower()) if word}

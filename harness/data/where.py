@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from harness.data.mending import correct
 from harness.data.metadata import Metadata
 from harness.data.paths import inside
 from harness.errors import HarnessError
+from harness.received.files import walk
 
 
 def check_places(metadata: Metadata) -> None:
@@ -22,8 +24,8 @@ def check_places(metadata: Metadata) -> None:
     if metadata.version != "v3.0":
         return
     try:
-        found = {file: _rows_by_episode(metadata, file) for file in dict.fromkeys(episode.file for episode in metadata.episodes)}
-    except HarnessError:
+        found = {file: _rows_by_episode(metadata, file) for file in _files(metadata.root)}
+    except (HarnessError, OSError):
         # A file that cannot be read is what is wrong then, and its reader says so.
         return
     for episode in metadata.episodes:
@@ -39,6 +41,11 @@ def check_places(metadata: Metadata) -> None:
                     where, f"correct data/chunk_index and data/file_index of episode {episode.index}, or convert the dataset again with a newer LeRobot"
                 ),
             )
+
+
+def _files(root: Path) -> list[str]:
+    """The tables of the dataset, listed or not."""
+    return sorted(path.relative_to(root).as_posix() for path in walk(root / "data") if path.suffix == ".parquet")
 
 
 def _rows_by_episode(metadata: Metadata, file: str) -> Counter[int]:
