@@ -82,12 +82,17 @@ class Difference(Strict):
 
 
 class Reach(Strict):
-    """What our data become in one dimension when they are normalized with their statistics; `outside` is the share of frames beyond [-1, 1]."""
+    """What our data become in one dimension when they are normalized with their statistics: the ends, and our 1 % and 99 % quantiles.
+
+    `outside` is the share of frames beyond [-1, 1].
+    """
 
     key: Literal["state", "actions"]
     dimension: int
     low: float
     high: float
+    q01: float
+    q99: float
     outside: float | None
 
 

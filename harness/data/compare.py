@@ -68,11 +68,12 @@ def _differences(key: Key, dimension: int, own: DimensionStats, other: Dimension
 
 
 def _extremes(key: Key, own: DimensionStats, other: DimensionStats, count: int, mode: Normalization) -> list[Reach]:
-    """Our smallest and largest value of each shared dimension under their statistics; their spread is never negative, so order stays."""
+    """Our ends and quantiles of each shared dimension under their statistics; their spread is never negative, so order stays."""
     if own.min is None or own.max is None:
         return []
-    low, high = (normalize(np.array(values[:count], np.float32), first(other, count), mode) for values in (own.min, own.max))
-    return [Reach(key=key, dimension=d, low=float(low[d]), high=float(high[d]), outside=None) for d in range(count)]
+    ours = (own.min, own.max, own.q01, own.q99)
+    low, high, q01, q99 = (normalize(np.array(values[:count], np.float64), first(other, count), mode).tolist() for values in ours)
+    return [Reach(key=key, dimension=d, low=low[d], high=high[d], q01=q01[d], q99=q99[d], outside=None) for d in range(count)]
 
 
 def _counted(reach: list[Reach], theirs: dict[Key, DimensionStats], shared: dict[Key, int], blocks: Iterable[Block], mode: Normalization) -> list[Reach]:
@@ -88,7 +89,8 @@ def _counted(reach: list[Reach], theirs: dict[Key, DimensionStats], shared: dict
 
 def _far(one: Reach) -> str:
     outside = "" if one.outside is None else f"; {100 * one.outside:.2f} % of the frames lie outside of -1 to 1"
-    return f"{one.key}[{one.dimension}] reaches {one.low:.4g} to {one.high:.4g} when this data is normalized with their statistics{outside}"
+    reach = f"{one.low:.4g} to {one.high:.4g} (98 % of it {one.q01:.4g} to {one.q99:.4g})"
+    return f"{one.key}[{one.dimension}] reaches {reach} when this data is normalized with their statistics{outside}"
 
 
 def first(stats: DimensionStats, width: int) -> DimensionStats:

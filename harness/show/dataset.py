@@ -54,11 +54,11 @@ def comparison_table(comparison: Comparison) -> Group:
 def _reach_table(comparison: Comparison) -> Table:
     """Every dimension of our data, normalized with their statistics."""
     table = Table(title=f"this data under {comparison.form}", title_justify="left", box=None, pad_edge=False)
-    for name in ("", "from", "to", "outside -1 to 1"):
+    for name in ("", "from", "1 %", "99 %", "to", "outside -1 to 1"):
         table.add_column(name, justify="right" if name else "left")
     for one in sorted(comparison.reach, key=lambda one: (one.key != "state", one.dimension)):
         outside = "unknown" if one.outside is None else f"{100 * one.outside:.2f} %"
-        table.add_row(f"{one.key}[{one.dimension}]", f"{one.low:.4g}", f"{one.high:.4g}", outside)
+        table.add_row(f"{one.key}[{one.dimension}]", f"{one.low:.4g}", f"{one.q01:.4g}", f"{one.q99:.4g}", f"{one.high:.4g}", outside)
     return table
 
 
