@@ -155,7 +155,7 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
             need=str(file),
             fix=f"--set data.asset_id={there[0]}" if there else "give a step that was saved by training: the statistics belong to the weights",
         )
-    value = read_norm_stats(file, recipe.data.normalization, keys=("actions",)).stats["actions"]
+    value = read_norm_stats(file, recipe.data.normalization, keys=("actions",), root=located.path).stats["actions"]
     feature = recipe.data.actions
     dimensions = data.features[feature].shape[0]
     width = width_without_padding(value, dimensions)

@@ -39,17 +39,23 @@ class Theirs(NamedTuple):
 
 
 def read_norm_stats(
-    path: Path, mode: Normalization = "quantile", *, keys: tuple[Key, ...] = ("state", "actions"), names: dict[Key, str] | None = None
+    path: Path,
+    mode: Normalization = "quantile",
+    *,
+    keys: tuple[Key, ...] = ("state", "actions"),
+    names: dict[Key, str] | None = None,
+    root: Path | None = None,
 ) -> Theirs:
     """State and action statistics of a file, or of a directory that holds one. `names` are the features of a recipe, by which LeRobot's file has them.
+    `root` is the checkpoint that the file must lie in; without one a link that the user named is followed.
 
-    Raises: HarnessError "norm-stats-not-found" or "norm-stats-invalid".
+    Raises: HarnessError "norm-stats-not-found" or "norm-stats-invalid"; "file-leaves-root", "file-not-regular", "file-too-large".
     """
     file = next((path / name for name in _FILES if (path / name).is_file()), path / _FILES[0]) if path.is_dir() else path
     try:
-        # A link that the user named is followed; what it leads to is a file like any other.
-        real, lines = file.resolve(), file.suffix == ".jsonl"
-        data = read_received(real, (path if path.is_dir() else real.parent).resolve(), _MOST_LINES_BYTES if lines else _MOST_BYTES)
+        lines = file.suffix == ".jsonl"
+        inside = root or (path if path.is_dir() else file.resolve().parent)
+        data = read_received(file, inside, _MOST_LINES_BYTES if lines else _MOST_BYTES)
         body = _of_episodes(data.splitlines()) if lines else parse_json(data)
     except (OSError, RuntimeError) as error:
         raise HarnessError(
