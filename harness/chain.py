@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from harness import consent
 from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.errors import HarnessError
+from harness.received.files import walk
 from harness.recipe import Recipe, load_recipe, to_yaml
 from harness.rundir import DATASET_PAGE, RECIPE, REPORT, RunDir, cache_root, latest_run, new_run, runs_root, sha256_json, write_atomic
 from harness.surroundings import deterministic
@@ -106,7 +107,7 @@ class Chain:
 
     def __init__(self, run: RunDir | None, recipe: Recipe, *, trains: bool = False, backend: Backend = "ours", fsdp: int | None = None) -> None:
         """`fsdp` is into how many shards openpi's trainer lays the state; our own plan finds it."""
-        self.run, self.recipe, self.backend, self._fsdp = run, recipe, backend, fsdp
+        self.run, self.recipe, self.backend, self._fsdp, self._trains = run, recipe, backend, fsdp, trains
         if run is not None and (trains or not run.started):
             write_atomic(run.path / RECIPE, to_yaml(recipe))
 
@@ -118,8 +119,9 @@ class Chain:
 
     def dataset(self) -> Dataset:
         """The dataset, read again only when the recipe's data or a file's size or time has changed."""
-        from harness.data.dataset import describe
-        from harness.data.fetch import check_is_dataset, resolve
+        from harness.data.dataset import describe, measure_prompts
+        from harness.data.fetch import resolve
+        from harness.data.paths import check_is_dataset
 
         resolved = resolve(self.recipe.data)
         check_is_dataset(resolved.path)
@@ -127,8 +129,9 @@ class Chain:
         current = self.run.current(Dataset, inputs) if self.run else None
         if current is not None:
             self._check_unchanged("dataset", current.sha256)
-            return current
-        found = describe(self.recipe).model_copy(update={"inputs": inputs})
+            # The tokenizer may have come since.
+            return current if current.longest_prompt_tokens is not None else self._keep(measure_prompts(self.recipe, current, needed=self._trains))
+        found = describe(self.recipe, prompts_needed=self._trains).model_copy(update={"inputs": inputs})
         self._check_unchanged("dataset", found.sha256)
         return self._keep(found)
 
@@ -199,7 +202,7 @@ class Chain:
 
 def _signature(root: Path) -> list[Any]:
     """Path, size and time of every file: cheap to read, and other than before when a byte has been written."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    files = sorted(walk(root))
     return [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
@@ -238,8 +241,9 @@ def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
     from harness.report.dataset_page import render
 
     data, stats = chain.recipe.data, chain.stats(dataset)
-    tokenizer = load_tokenizer(data.tokenizer)
-    tokens = {task: len(tokenizer.encode(task)) for task in dataset.tasks}
+    # Unknown lengths are those of a tokenizer that is not here.
+    encode = load_tokenizer(data.tokenizer).encode if dataset.longest_prompt_tokens is not None else None
+    tokens = {task: len(encode(task)) for task in dataset.tasks} if encode is not None else {}
     frames = open_dataset(dataset.path, state=data.state, actions=data.actions)
     page = render(
         dataset,

@@ -15,10 +15,11 @@ import numpy as np
 
 from harness.artifacts import DimensionStats, Machine, Prediction
 from harness.checkpoint.locate import Located
-from harness.data.compare import read_norm_stats, width_without_padding
+from harness.data.compare import first, width_without_padding
 from harness.data.dataset import open_for
 from harness.data.lerobot import LeRobotDataset
 from harness.data.loader import one_frame
+from harness.data.norm_files import read_norm_stats
 from harness.data.transforms import unnormalize
 from harness.errors import HarnessError
 from harness.recipe import Recipe
@@ -137,7 +138,9 @@ def _index(data: LeRobotDataset, question: Question) -> int:
 
 
 def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> Stats:
-    """Statistics of state and actions from the checkpoint's own assets, without the zero padding that upstream may keep behind them.
+    """Statistics of the actions from the checkpoint's own assets, without the zero padding that upstream may keep behind them.
+
+    The state does not enter the model, so its statistics are not asked for.
 
     Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid".
     """
@@ -152,21 +155,19 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
             need=str(file),
             fix=f"--set data.asset_id={there[0]}" if there else "give a step that was saved by training: the statistics belong to the weights",
         )
-    found: Stats = {}
-    for key, value in read_norm_stats(file).items():
-        feature = getattr(recipe.data, key)
-        dimensions = data.features[feature].shape[0]
-        width = width_without_padding(value, dimensions)
-        if width != dimensions:
-            raise HarnessError(
-                "dataset-of-other-dimensions",
-                f"the checkpoint was trained on another {key} than {feature!r} of {data.path}",
-                got=f"{dimensions} dimensions in the dataset",
-                need=f"{width}, as in {file}",
-                fix=f"--dataset with a dataset of that robot, or --set data.{key}=FEATURE",
-            )
-        found[key] = DimensionStats(**{name: getattr(value, name)[:width] for name in ("mean", "std", "q01", "q99")})
-    return found
+    value = read_norm_stats(file, recipe.data.normalization, keys=("actions",), root=located.path).stats["actions"]
+    feature = recipe.data.actions
+    dimensions = data.features[feature].shape[0]
+    width = width_without_padding(value, dimensions)
+    if width != dimensions:
+        raise HarnessError(
+            "dataset-of-other-dimensions",
+            f"the checkpoint was trained on other actions than {feature!r} of {data.path}",
+            got=f"{dimensions} dimensions in the dataset",
+            need=f"{width}, as in {file}",
+            fix="--dataset with a dataset of that robot, or --set data.actions=FEATURE",
+        )
+    return {"actions": first(value, width)}
 
 
 def _sample(located: Located, recipe: Recipe, question: Question, batch: dict[str, Any], on: Place, say: Say, base: str | None) -> np.ndarray:

@@ -74,14 +74,15 @@ class Data(Part):
     """Where samples come from and how a column becomes an input.
 
     `dataset` is "sample" (the one inside the package), a directory, or a hub id. `cameras` maps each camera of the model
-    to a feature of the dataset, or to null: an absent camera is masked, and a plan need not compute it.
+    to a feature of the dataset, or to null: an absent camera is masked, and a plan need not compute it. `state` may be null
+    too: it does not enter the model, only its statistics are kept beside the weights.
     """
 
     dataset: str
     revision: str | None = None
     asset_id: str
     cameras: dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
-    state: str = "state"
+    state: str | None = "state"
     actions: str = "actions"
     tokenizer: str = "paligemma"
     normalization: Literal["quantile", "zscore"] = "quantile"

@@ -90,7 +90,8 @@ def _data(chain: Chain) -> tuple[tuple[Dataset, NormStats] | None, str | None, d
     Bytes that were changed often cannot be read any more; they can be hashed all the same, and that they differ is what matters.
     """
     from harness.data.dataset import content_hash
-    from harness.data.fetch import check_is_dataset, resolve
+    from harness.data.fetch import resolve
+    from harness.data.paths import check_is_dataset
 
     try:
         dataset = chain.dataset()

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
 
-from harness.artifacts import DimensionStats, NormStats
+from harness.artifacts import Dataset, DimensionStats, NormStats
 from harness.data.compare import compare
-from harness.data.stats import to_openpi_json
+from harness.data.lerobot import open_dataset
+from harness.data.norm_files import read_norm_stats
+from harness.data.sample import sample_dataset_path
+from harness.data.stats import compute, to_openpi_json
+from harness.data.transforms import normalize
 from harness.errors import HarnessError
+from harness.recipe import load_recipe
+from harness.show.dataset import comparison_table
 
 STATE = DimensionStats(mean=[0.0, 1.0], std=[1.0, 0.0], q01=[-2.0, 1.0], q99=[2.0, 1.0])
 ACTIONS = DimensionStats(mean=[0.5], std=[0.25], q01=[0.0], q99=[1.0])
@@ -65,6 +75,187 @@ def test_what_is_not_norm_stats_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(HarnessError) as caught:
         compare(OURS, tmp_path / "x.json")
     assert caught.value.code == "norm-stats-invalid"
+
+
+# --- what our data become under their statistics ----------------------------------------------------------------------------
+
+
+def _sample(mode: str = "quantile") -> tuple[NormStats, dict]:
+    """Statistics of the sample dataset, and what `compare` needs to count its frames."""
+    recipe = load_recipe("smoke", [f"data.normalization={mode}"])
+    opened = open_dataset(sample_dataset_path())
+    stats = compute(recipe, Dataset.model_construct(path=str(sample_dataset_path())))
+    return stats, {"mode": mode, "blocks": opened.blocks()}
+
+
+def _core(stats: NormStats) -> dict:
+    return json.loads(to_openpi_json(stats))["norm_stats"]
+
+
+def _write(path: Path, body: object) -> Path:
+    path.write_text(json.dumps(body))
+    return path
+
+
+def test_a_range_that_is_too_small_for_our_data_says_how_far_it_goes(tmp_path: Path) -> None:
+    """openpi issue 1025: q99 - q01 of 0.001 in one dimension. Against numpy's own normalization of every row."""
+    stats, rows = _sample()
+    core = _core(stats)
+    core["actions"]["q01"][2], core["actions"]["q99"][2] = 0.300, 0.301
+    found = compare(stats, _write(tmp_path / "x.json", {"norm_stats": core}), **rows)
+    worst = found.reach[0]
+    actions = open_dataset(sample_dataset_path()).columns.actions[:, 2].astype(np.float64)
+    theirs = (actions - 0.3) / (0.001 + 1e-6) * 2 - 1
+    assert (worst.key, worst.dimension) == ("actions", 2)
+    np.testing.assert_allclose([worst.low, worst.high, worst.outside], [theirs.min(), theirs.max(), (abs(theirs) > 1).mean()], rtol=1e-6)
+    assert (round(worst.q01), round(worst.q99)) == (-1645, 1069)
+    assert len(found.findings) == 1
+    assert found.findings[0].startswith("actions[2] reaches")
+
+
+@pytest.mark.parametrize("mode", ["quantile", "zscore"])
+def test_our_own_statistics_are_reached_as_the_recipe_normalizes(tmp_path: Path, mode: str) -> None:
+    stats, rows = _sample(mode)
+    found = compare(stats, _write(tmp_path / "x.json", {"norm_stats": _core(stats)}), **rows)
+    opened = open_dataset(sample_dataset_path())
+    for one in found.reach:
+        values = normalize(opened.columns.state if one.key == "state" else opened.columns.actions, stats.norm_stats[one.key], mode)[:, one.dimension]
+        np.testing.assert_allclose([one.low, one.high, one.outside], [values.min(), values.max(), (abs(values) > 1).mean()], rtol=1e-5)
+    assert len(found.reach) == 15
+    assert found.findings == []
+
+
+def test_padding_to_32_dimensions_is_left_out_of_the_reach(tmp_path: Path) -> None:
+    stats, rows = _sample()
+    padded = {key: {name: vector + [0.0] * (32 - len(vector)) for name, vector in one.items()} for key, one in _core(stats).items()}
+    found = compare(stats, _write(tmp_path / "x.json", {"norm_stats": padded}), **rows)
+    assert (found.only_theirs, found.largest_share, len(found.reach)) == ({"state": 0, "actions": 0}, 0.0, 15)
+
+
+FORMS = {
+    "openpi's norm_stats.json": lambda core: {"norm_stats": core},
+    "openpi's norm_stats.json without its wrapper `norm_stats`": lambda core: core,
+    "LeRobot's stats.json": lambda core: {
+        "observation.state": core["state"] | {"count": [100], "max": [1.0] * 8},
+        "action": core["actions"] | {"count": [100], "q50": [0.0] * 7},
+        "observation.images.top": {"mean": [[[0.4]]] * 3, "std": [[[0.2]]] * 3, "max": [[[1.0]]] * 3, "count": [100]},
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_that_people_have_are_read_and_named(tmp_path: Path, form: str) -> None:
+    stats, _ = _sample()
+    found = compare(stats, _write(tmp_path / "x.json", FORMS[form](_core(stats))))
+    assert (found.form, found.largest_share) == (form, 0.0)
+
+
+def test_the_key_action_is_the_key_actions(tmp_path: Path) -> None:
+    stats, _ = _sample()
+    core = _core(stats)
+    assert compare(stats, _write(tmp_path / "x.json", {"norm_stats": {"state": core["state"], "action": core["actions"]}})).largest_share == 0
+
+
+def test_lerobots_file_is_found_in_its_dataset_by_the_recipes_names(tmp_path: Path) -> None:
+    stats, _ = _sample()
+    core = _core(stats)
+    (tmp_path / "meta").mkdir()
+    body = {"joints": core["state"] | {"count": [1]}, "targets": core["actions"] | {"count": [1]}, "action": {"mean": [0.0], "count": [1]}}
+    _write(tmp_path / "meta/stats.json", body)
+    assert compare(stats, tmp_path, names={"state": "joints", "actions": "targets"}).largest_share == 0
+
+
+def test_the_episodes_of_a_dataset_are_put_together_where_that_suffices(tmp_path: Path) -> None:
+    """Mean and deviation of a whole follow from its parts', quantiles do not."""
+    generator = np.random.default_rng(3)
+    parts = [{"state": generator.normal(size=(n, 2)), "action": generator.normal(size=(n, 1))} for n in (5, 9, 2)]
+    lines = [
+        {"stats": {key: {"mean": x.mean(0).tolist(), "std": x.std(0).tolist(), "count": [len(x)]} for key, x in part.items()} | {"image": {"mean": [[[0.5]]]}}}
+        for part in parts
+    ]
+    (tmp_path / "episodes_stats.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = read_norm_stats(tmp_path, "zscore").stats
+    for key, name in (("state", "state"), ("actions", "action")):
+        whole = np.concatenate([part[name] for part in parts])
+        np.testing.assert_allclose(found[key].mean, whole.mean(0))
+        np.testing.assert_allclose(found[key].std, whole.std(0))
+    with pytest.raises(HarnessError) as caught:
+        read_norm_stats(tmp_path, "quantile")
+    assert "has no q01 and no q99, only mean, std" in str(caught.value.got)
+
+
+def _change(key: str, statistic: str, dimension: int | None, value: object) -> object:
+    def change(body: dict) -> None:
+        if dimension is None:
+            body[key][statistic] = value
+        else:
+            body[key][statistic][dimension] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_change("actions", "q01", 0, 1.5), "actions[0]: q01 1.5 is above q99 1"),
+        (_change("state", "q99", 1, float("nan")), "state[1]: q99 is nan"),
+        (_change("state", "q99", 1, None), "state[1]: q99 is None"),
+        (_change("state", "q01", 0, 1e400), "state[0]: q01 is inf"),
+        (_change("state", "q01", 0, "1"), "state[0]: q01 is 1"),
+        (_change("actions", "q01", None, None), "actions has no q01, only mean, std, q99"),
+        (_change("actions", "q99", None, []), "actions has no q99, only mean, std, q01"),
+        (_change("actions", "q99", None, [1.0, 2.0]), "actions.q99 has 2 values, q01 1"),
+        (_change("actions", "q99", None, {"a": 1}), "actions[0]: q99 is {'a': 1}"),
+    ],
+)
+def test_quantiles_that_mean_nothing_are_refused_by_name_and_only_where_they_are_needed(tmp_path: Path, change: object, said: str) -> None:
+    file = _file(tmp_path / "x.json", change)
+    with pytest.raises(HarnessError) as caught:
+        compare(OURS, file)
+    assert caught.value.code == "norm-stats-invalid"
+    assert said in str(caught.value.got)
+    assert compare(OURS, file, mode="zscore").form == "openpi's norm_stats.json"
+
+
+@pytest.mark.parametrize("statistic", ["mean", "std"])
+def test_zscore_needs_mean_and_std(tmp_path: Path, statistic: str) -> None:
+    file = _file(tmp_path / "x.json", _change("actions", statistic, None, None))
+    assert compare(OURS, file).largest_share is not None
+    with pytest.raises(HarnessError) as caught:
+        compare(OURS, file, mode="zscore")
+    assert f"actions has no {statistic}" in str(caught.value.got)
+
+
+def test_a_negative_deviation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError) as caught:
+        compare(OURS, _file(tmp_path / "x.json", _change("state", "std", 0, -1.0)), mode="zscore")
+    assert "state[0]: std is -1" in str(caught.value.got)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"norm_stats": ' * 5000, "1" * 100_000, '{"norm_stats": {"state": {"q01": "x"}}}', "\ud800", "null", "3"])
+def test_no_bytes_are_a_traceback(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text, errors="surrogatepass")
+    with pytest.raises(HarnessError) as caught:
+        compare(OURS, tmp_path / "x.json")
+    assert caught.value.code == "norm-stats-invalid"
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "norm_stats.json")
+    for path in (tmp_path, tmp_path / "norm_stats.json"):
+        with pytest.raises(HarnessError) as caught:
+            compare(OURS, path)
+        assert caught.value.code in ("file-not-regular", "norm-stats-not-found")
+
+
+def test_the_table_shows_ends_and_share(tmp_path: Path) -> None:
+    stats, rows = _sample()
+    core = _core(stats)
+    core["actions"]["q01"][2], core["actions"]["q99"][2] = 0.300, 0.301
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(comparison_table(compare(stats, _write(tmp_path / "x.json", {"norm_stats": core}), **rows)))
+    row = next(line for line in console.export_text().splitlines() if line.startswith("actions[2]"))
+    assert row.split() == ["actions[2]", "-1675", "-1645", "1069", "1069", "100.00", "%"]
 
 
 def test_no_file_is_refused(tmp_path: Path) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from harness.chain import Chain, write_dataset_page
 from harness.data.dataset import content_hash, describe
-from harness.data.sample import sample_dataset_path
+from harness.data.sample import sample_dataset_path, sample_tokenizer_path
 from harness.errors import HarnessError
 from harness.recipe import load_recipe
+from harness.rundir import RunDir
+from harness.show.dataset import dataset_table
 from tests import lerobot_writer as writer
 
 
@@ -65,3 +70,42 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused() -> None:
     with pytest.raises(HarnessError) as caught:
         describe(load_recipe("smoke", ["model.vocab_size=256"]))
     assert caught.value.code == "tokenizer-too-large"
+
+
+def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty cache, and no way out."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("tokenizer", ["paligemma", "/no/such.model"])
+def test_data_and_statistics_need_no_tokenizer_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str) -> None:
+    _offline(monkeypatch, tmp_path)
+    recipe = load_recipe("smoke", [f"data.tokenizer={tokenizer}"])
+    chain = Chain(RunDir(tmp_path / "run"), recipe)
+    found = chain.dataset()
+    assert found.longest_prompt_tokens is None
+    assert tokenizer in found.unknown["longest_prompt_tokens"]
+    assert found.prompt_tokens == recipe.model.prompt_tokens
+    assert found.sha256 == describe(load_recipe("smoke")).sha256
+    assert chain.stats(found).frames == 100
+    page = write_dataset_page(chain, found).read_text()
+    assert "longest_prompt_tokens is unknown" in page
+    Console(file=io.StringIO()).print(dataset_table(found))
+    # Training cannot do without it.
+    with pytest.raises(HarnessError) as caught:
+        Chain(RunDir(tmp_path / "run"), recipe, trains=True).dataset()
+    assert caught.value.code in ("download-unreachable", "tokenizer-not-found")
+
+
+def test_lengths_that_were_unknown_are_known_when_the_tokenizer_is_there(tmp_path: Path) -> None:
+    model = tmp_path / "a.model"
+    chain = Chain(RunDir(tmp_path / "run"), load_recipe("smoke", [f"data.tokenizer={model}"]))
+    before = chain.dataset()
+    shutil.copyfile(sample_tokenizer_path(), model)
+    after, sample = chain.dataset(), describe(load_recipe("smoke"))
+    assert (before.longest_prompt_tokens, before.prompt_tokens) == (None, 64)
+    assert (after.longest_prompt_tokens, after.prompt_tokens, after.unknown) == (sample.longest_prompt_tokens, 32, {})
+    assert after == chain.dataset()
+    assert after.inputs == before.inputs

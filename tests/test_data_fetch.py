@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from harness import chain
+from harness.data import dataset
 from harness.data.fetch import resolve
 from harness.errors import HarnessError
 from harness.recipe import load_recipe
@@ -99,6 +101,8 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 ASK = """
 import json, os, sys
+from harness import chain
+from harness.data import dataset
 from harness.data.fetch import resolve
 from harness.data.dataset import content_hash
 from harness.errors import HarnessError
@@ -167,6 +171,8 @@ def test_no_hub_and_no_cache(tmp_path: Path) -> None:
 
 
 def test_a_directory_wins_over_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/info.json").write_text("{}")
     found = resolve(load_recipe("smoke", [f"data.dataset={tmp_path}"]).data)
     assert (found.path, found.revision) == (tmp_path.resolve(), None)
 
@@ -177,6 +183,16 @@ def test_neither_a_directory_nor_a_hub_id(name: str) -> None:
     with pytest.raises(HarnessError) as caught:
         resolve(recipe.data.model_copy(update={"dataset": name}))
     assert caught.value.code == "dataset-not-found"
+
+
+@pytest.mark.parametrize("name", ["~", "/", "/usr", "DIR"])
+def test_a_directory_that_is_no_dataset_is_refused_before_anything_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(chain, "walk", lambda _: pytest.fail("it was walked"))
+    monkeypatch.setattr(dataset, "walk", lambda *_, **__: pytest.fail("it was walked"))
+    with pytest.raises(HarnessError) as caught:
+        chain.Chain(None, load_recipe("smoke", [f"data.dataset='{tmp_path if name == 'DIR' else name}'"])).dataset()
+    assert caught.value.code == "not-a-dataset"
 
 
 def test_a_revision_of_a_directory_is_refused(tmp_path: Path) -> None:

@@ -332,9 +332,17 @@ def test_a_camera_cannot_be_the_state(tmp_path: Path) -> None:
     assert caught.value.code == "dataset-feature-invalid"
 
 
-def test_more_state_than_the_model_has_room_for_is_refused(tmp_path: Path) -> None:
+def test_more_actions_than_the_model_has_room_for_are_refused_and_more_state_is_told(tmp_path: Path) -> None:
+    """Two actions and a state of three: the state does not enter the model, so that it refuses no robot."""
     root = writer.write(tmp_path)
-    narrow = recipe(root).model_copy(update={"model": recipe(root).model.model_copy(update={"action_dim": 2})})
+
+    def narrow(width: int) -> Recipe:
+        return recipe(root).model_copy(update={"model": recipe(root).model.model_copy(update={"action_dim": width})})
+
     with pytest.raises(HarnessError) as caught:
-        describe(narrow)
+        describe(narrow(1))
     assert caught.value.code == "action-dim-too-small"
+    assert describe(narrow(2)).findings == [
+        "observation.state has 3 dimensions, more than model.action_dim (2); it does not enter this model, so nothing of it is lost"
+    ]
+    assert describe(narrow(3)).findings == []

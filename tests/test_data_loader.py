@@ -219,3 +219,35 @@ def _lives(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def _mapped(root: Path, *more: str) -> Made:
+    names = ["data.actions=action", "data.cameras.base_0_rgb=cam", "data.cameras.left_wrist_0_rgb=null"]
+    recipe = load_recipe("smoke", [f"data.dataset={root}", *names, *more])
+    dataset = describe(recipe)
+    return recipe, dataset, compute(recipe, dataset)
+
+
+def test_a_dataset_without_a_state_has_batches_without_one(tmp_path: Path) -> None:
+    """All else is what it is with one, in threads and in processes."""
+    root = writer.write(tmp_path)
+    with_state, without = _mapped(root, "data.state=observation.state"), _mapped(root, "data.state=null")
+    assert list(without[2].norm_stats) == ["actions"]
+    assert without[2].norm_stats["actions"] == with_state[2].norm_stats["actions"]
+    expected = _loader(with_state).batch(2)
+    assert expected.pop("state").shape == (8, 32)
+    _assert_equal(_loader(without).batch(2), expected)
+
+
+def test_a_state_that_is_wider_than_the_model_keeps_its_width(tmp_path: Path) -> None:
+    """Three numbers of state, two of actions, and a model of two."""
+    made = _mapped(writer.write(tmp_path), "data.state=observation.state", "model.action_dim=2")
+    batch = _loader(made).batch(0)
+    assert (batch["state"].shape, batch["actions"].shape) == ((8, 3), (8, 10, 2))
+
+
+def test_training_asks_for_the_tokenizer_that_a_description_can_do_without(tmp_path: Path) -> None:
+    made = _mapped(writer.write(tmp_path), "data.state=observation.state", f"data.tokenizer={tmp_path / 'nothing.model'}")
+    with pytest.raises(HarnessError) as caught:
+        _loader(made)
+    assert caught.value.code == "tokenizer-not-found"

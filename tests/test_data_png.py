@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -37,13 +38,22 @@ def test_one_picture_after_another_is_its_own() -> None:
         np.testing.assert_array_equal(decode_plain(_save(image), MAX_PIXELS), image)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "I;16", "LA"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "LA"])
 def test_any_other_kind_is_left_to_pillow(mode: str) -> None:
-    image = np.zeros((5, 4), np.uint16) if mode == "I;16" else _noise(1)
     buffer = io.BytesIO()
-    (Image.fromarray(image) if mode == "I;16" else Image.fromarray(image).convert(mode)).save(buffer, format="PNG")
+    Image.fromarray(_noise(1)).convert(mode).save(buffer, format="PNG")
     assert decode_plain(buffer.getvalue(), MAX_PIXELS) is None
     assert images.decode(buffer.getvalue(), "test").shape[2] == 3
+
+
+@pytest.mark.parametrize("look", [images.decode, images.check_image])
+def test_one_channel_of_16_bits_is_refused_and_never_made_white(look: Callable[[bytes, str], object]) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((5, 4), 900, np.uint16)).save(buffer, format="PNG")
+    assert decode_plain(buffer.getvalue(), MAX_PIXELS) is None
+    with pytest.raises(HarnessError) as caught:
+        look(buffer.getvalue(), "test")
+    assert caught.value.code == "image-too-deep"
 
 
 def test_a_chunk_that_could_change_colours_is_left_to_pillow() -> None:

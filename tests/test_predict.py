@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,24 @@ def test_bad_input_is_refused(run: Path, question: Question, overrides: list[str
     assert caught.value.code == code
     if code == "weights-mismatch":
         assert caught.value.what.count("lora_") == 10
+
+
+@pytest.mark.parametrize("state", ["null", "actions"])
+def test_a_state_of_any_width_or_none_predicts_the_same(run: Path, state: str) -> None:
+    """It does not enter the model."""
+    question = Question(sampling_steps=1)
+    assert ask(run, question, f"data.state={state}").predicted == ask(run, question).predicted
+
+
+def test_statistics_that_are_a_link_out_of_the_checkpoint_are_not_read(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "step"
+    shutil.copytree(run / "checkpoints/3", copy)
+    file = next(copy.rglob("norm_stats.json"))
+    file.rename(tmp_path / "elsewhere.json")
+    file.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(HarnessError) as caught:
+        ask(copy, Question(sampling_steps=1))
+    assert caught.value.code == "file-leaves-root"
 
 
 def test_another_robots_dataset_is_refused(run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from harness.artifacts.checkpoint import (
     Movement,
 )
 from harness.artifacts.curve import Curve, CurveFinding
-from harness.artifacts.dataset import Comparison, Dataset, DegenerateDimension, Difference, DimensionStats, Feature, NormStats, Statistic
+from harness.artifacts.dataset import Comparison, Dataset, DegenerateDimension, Difference, DimensionStats, Feature, NormStats, Reach, Statistic
 from harness.artifacts.doctor import Diagnosis, Finding
 from harness.artifacts.fetched import Fetched, Part
 from harness.artifacts.machine import Disk, Gpu, GpuProcess, Host, Machine, MigDevice
@@ -70,6 +70,7 @@ __all__ = [
     "Part",
     "Plan",
     "Prediction",
+    "Reach",
     "Replay",
     "Statistic",
     "Status",

@@ -14,6 +14,8 @@ class Feature(Strict):
 
 
 class Dataset(Artifact):
+    """`longest_prompt_tokens` is None where the tokenizer is not here, and `unknown` says so; prompts then take all of the recipe's tokens."""
+
     FILE: ClassVar[str] = "dataset.json"
     source: str
     revision: str | None = None
@@ -26,14 +28,18 @@ class Dataset(Artifact):
     features: dict[str, Feature]
     cameras: dict[str, str | None]
     sha256: str
-    longest_prompt_tokens: int
+    longest_prompt_tokens: int | None
     prompt_tokens: int
     total_bytes: int
     findings: list[str] = []
+    unknown: dict[str, str] = {}
 
 
 class DimensionStats(Strict):
-    """One vector per statistic, as openpi's norm_stats.json has them (plus the exact min and max)."""
+    """One vector per statistic, as openpi's norm_stats.json has them (plus the exact min and max).
+
+    A statistic that somebody else's file lacks is an empty vector.
+    """
 
     mean: list[float]
     std: list[float]
@@ -52,7 +58,7 @@ class DegenerateDimension(Strict):
 
 
 class NormStats(Artifact):
-    """openpi reads `norm_stats` of this file; the keys beside it are ours."""
+    """openpi reads `norm_stats` of this file; the keys beside it are ours. A dataset without a state has statistics of the actions alone."""
 
     FILE: ClassVar[str] = "norm_stats.json"
     norm_stats: dict[Literal["state", "actions"], DimensionStats]
@@ -75,15 +81,33 @@ class Difference(Strict):
     share: float | None
 
 
+class Reach(Strict):
+    """What our data become in one dimension when they are normalized with their statistics: the ends, and our 1 % and 99 % quantiles.
+
+    `outside` is the share of frames beyond [-1, 1].
+    """
+
+    key: Literal["state", "actions"]
+    dimension: int
+    low: float
+    high: float
+    q01: float
+    q99: float
+    outside: float | None
+
+
 class Comparison(Artifact):
     """Every statistic that both have, the largest difference first; `only_theirs` counts dimensions that ours lack.
 
-    `inputs` is that of our statistics, and `path` is where theirs lie.
+    `inputs` is that of our statistics, `path` is where theirs lie, and `form` says what kind of file that is. The furthest `reach` comes first.
     """
 
     FILE: ClassVar[str] = "comparison.json"
     path: str
+    form: str = "openpi's norm_stats.json"
     differences: list[Difference]
     largest_share: float | None
     only_ours: dict[str, int]
     only_theirs: dict[str, int]
+    reach: list[Reach] = []
+    findings: list[str] = []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from harness.data.mending import another_copy, correct, damaged, hub_of
+from harness.data.paths import open_file
+from harness.data.unpack import TooMuch, check_footer, check_groups, check_numbers, rows_at_once
 from harness.errors import HarnessError
 
 # Arrow reports damage through several unrelated exceptions, depending on which layer meets it.
@@ -17,60 +21,129 @@ _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, Overflo
 
 # Rows that a large file is read by: some MiB.
 _BATCH_ROWS = 1 << 16
+# Rows that become dicts at a time.
+_BATCH_DICTS = 1 << 12
 
 
 def corrupt(path: Path, error: Exception | str) -> HarnessError:
     """The error for a parquet file that cannot be read."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return HarnessError("dataset-file-corrupt", f"{path} is not a whole parquet file", got=reason[:300], fix=f"delete {path} and download the dataset again")
+    return damaged("dataset-file-corrupt", f"{path} is not a whole parquet file", path, got=reason[:300])
 
 
-def open_parquet(path: Path, metadata: Any = None) -> Any:
-    """An open `pyarrow.parquet.ParquetFile`.
+def bomb(path: Path, error: TooMuch) -> HarnessError:
+    """The error for a parquet file that would unpack to more than a dataset's file does."""
+    fix = "do not use this dataset unless you know who made it; write the file again with LeRobot's own writer"
+    need = "pages and rows that belong to a recording of this size"
+    return HarnessError("dataset-file-bomb", f"{path} was not unpacked: {error}", got=f"{path.stat().st_size:,} bytes", need=need, fix=fix)
 
-    Raises: HarnessError "dataset-file-missing" or "dataset-file-corrupt".
+
+@contextmanager
+def open_parquet(root: Path, path: Path, metadata: Any = None) -> Iterator[Any]:
+    """An open `pyarrow.parquet.ParquetFile` of the dataset in `root`; its `raw` is the file below it.
+
+    Raises: HarnessError "dataset-file-missing", "dataset-file-corrupt", "dataset-file-bomb", and those of `open_file`.
     """
-    if not path.is_file():
-        raise HarnessError("dataset-file-missing", f"the dataset lacks {path}", got="no such file", fix="download the dataset again")
-    try:
-        return pq.ParquetFile(path, metadata=metadata)
-    except _DAMAGE as error:
-        raise corrupt(path, error) from error
-
-
-def read_rows(path: Path, skip: str | None = None) -> list[dict[str, Any]]:
-    """Every row as a dict, without the columns whose name starts with `skip`.
-
-    Raises: HarnessError "dataset-file-missing" or "dataset-file-corrupt".
-    """
-    with open_parquet(path) as file:
+    with open_file(root, path) as raw:
         try:
-            names = [name for name in file.schema_arrow.names if skip is None or not name.startswith(skip)]
-            rows: list[dict[str, Any]] = file.read(columns=names, use_threads=False).to_pylist()
+            check_footer(raw)
+            file = pq.ParquetFile(raw, metadata=metadata)
+        except TooMuch as error:
+            raise bomb(path, error) from error
         except _DAMAGE as error:
             raise corrupt(path, error) from error
-    return rows
+        yield Opened(file, raw)
 
 
-def read_columns(path: Path, names: list[str], pieces: list[int]) -> Iterator[dict[str, np.ndarray]]:
+class Opened(NamedTuple):
+    """`parquet` is a `pyarrow.parquet.ParquetFile`, `raw` the file that it reads."""
+
+    parquet: Any
+    raw: BinaryIO
+
+
+def read_rows(root: Path, path: Path, wanted: Callable[[Any], bool], most_rows: int) -> Iterator[dict[str, Any]]:
+    """Every row as a dict of the columns whose Arrow field is `wanted`.
+
+    Raises: HarnessError as `open_parquet`; "dataset-file-bomb" also for more than `most_rows` rows.
+    """
+    with open_parquet(root, path) as (file, raw):
+        try:
+            if file.metadata.num_rows > most_rows:
+                raise TooMuch(f"it claims {file.metadata.num_rows:,} rows, and {most_rows:,} were expected at most")
+            names = [field.name for field in file.schema_arrow if wanted(field)]
+            for group, rows in enumerate(check_groups(file.metadata)):
+                if rows:
+                    yield from (row for batch in _batches(file, raw, group, names) for row in batch.to_pylist())
+        except TooMuch as error:
+            raise bomb(path, error) from error
+        except _DAMAGE as error:
+            raise corrupt(path, error) from error
+
+
+def _batches(file: Any, raw: BinaryIO, group: int, names: list[str]) -> Iterator[Any]:
+    """Columns of a row group, a few rows at a time.
+
+    Raises: TooMuch.
+    """
+    limits = [rows_at_once(raw, file.metadata, group, name) for name in names]
+    rows = min([_BATCH_DICTS, *(rows for rows, _ in limits if rows is not None)])
+    left = sum(limit for _, limit in limits)
+    for batch in file.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
+        left -= batch.nbytes
+        if left < 0:
+            raise TooMuch(f"columns {', '.join(names)} unpack to more than {sum(limit for _, limit in limits):,} bytes")
+        yield batch
+
+
+def read_group(file: Any, raw: BinaryIO, group: int, name: str) -> Any:
+    """One column of one row group as an Arrow array.
+
+    Raises: TooMuch, and what Arrow raises.
+    """
+    rows, limit = rows_at_once(raw, file.metadata, group, name)
+    if rows is None:
+        chunks = file.read_row_group(group, columns=[name], use_threads=False).column(name)
+    else:
+        found = []
+        for batch in file.iter_batches(rows, row_groups=[group], columns=[name], use_threads=False):
+            found.append(batch.column(name))
+            if sum(array.nbytes for array in found) > limit:
+                raise TooMuch(f"column {name!r} unpacks to more than {limit:,} bytes")
+        chunks = pa.chunked_array(found)
+    # Combining would copy a single chunk as well.
+    return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+
+
+def read_columns(root: Path, path: Path, names: list[str], pieces: list[int]) -> Iterator[dict[str, np.ndarray]]:
     """The named numeric columns, in pieces of so many rows: [N] for a number a row, [N, D] for a vector a row.
 
-    Raises: HarnessError "dataset-file-missing", "dataset-file-corrupt", "dataset-rows-mismatch" when the pieces are not all of the
-    file, "dataset-feature-missing" or "dataset-feature-invalid".
+    Raises: HarnessError as `open_parquet`; "dataset-rows-mismatch" when the pieces are not all of the file,
+    "dataset-feature-missing" or "dataset-feature-invalid".
     """
-    with open_parquet(path) as file:
-        there = set(file.schema_arrow.names)
-        lacking = [name for name in names if name not in there]
+    with open_parquet(root, path) as (file, raw):
+        try:
+            schema = file.schema_arrow
+        except _DAMAGE as error:
+            raise corrupt(path, error) from error
+        lacking = [name for name in names if schema.get_field_index(name) < 0]
         if lacking:
             raise HarnessError(
                 "dataset-feature-missing",
                 f"{path} lacks columns that the metadata promises",
-                got=", ".join(sorted(there)),
+                got=", ".join(sorted(set(schema.names))),
                 need=", ".join(lacking),
-                fix="download the dataset again, or correct meta/info.json",
+                fix=correct(path, "correct the features of meta/info.json, or map others in the recipe (data.state, data.actions)"),
             )
         if file.metadata.num_rows != sum(pieces):
             raise rows_mismatch(path, file.metadata.num_rows, sum(pieces))
+        fields = [schema.field(name) for name in names]
+        for field in fields:
+            _check_numbers(path, field)
+        try:
+            check_numbers(raw, file.metadata, names, fields)
+        except TooMuch as error:
+            raise bomb(path, error) from error
         first = 0
         for table in _tables(path, file, names, pieces):
             yield {name: _numeric(path, name, table.column(name).combine_chunks(), first) for name in names}
@@ -79,7 +152,8 @@ def read_columns(path: Path, names: list[str], pieces: list[int]) -> Iterator[di
 
 def rows_mismatch(path: Path, found: int, rows: int) -> HarnessError:
     """The error for a file of other rows than the metadata says."""
-    fix = f"delete {path} and download the dataset again: table and metadata are of different states"
+    hub = hub_of(path)
+    fix = another_copy(path) if hub else correct(path, f"set what meta/ says of {path.name} to its {found} rows, or put the file there that belongs to meta/")
     return HarnessError("dataset-rows-mismatch", f"{path} has other rows than the metadata says", got=found, need=rows, fix=fix)
 
 
@@ -124,9 +198,23 @@ def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
     return _plain(path, name, array)
 
 
+def _check_numbers(path: Path, field: Any) -> None:
+    """Nothing, when a column holds one number a row, or a list of them. Looked at before it is read: another kind may unpack to anything."""
+    kind = field.type
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    if not is_number(kind):
+        raise _invalid(path, field.name, f"holds {str(field.type)[:100]}, not numbers")
+
+
+def is_number(kind: Any) -> bool:
+    """Whether an Arrow type is that of one number."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
 def _plain(path: Path, name: str, array: Any) -> np.ndarray:
     kind = array.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+    if not is_number(kind):
         raise _invalid(path, name, f"holds {kind}, not numbers")
     values: np.ndarray = array.to_numpy(zero_copy_only=False)
     return values
@@ -137,5 +225,5 @@ def _invalid(path: Path, name: str, what: str) -> HarnessError:
         "dataset-feature-invalid",
         f"{path}: column {name!r} cannot be read as numbers: {what}",
         need="one number, or a vector of one length, in every row",
-        fix="map another feature in the recipe (data.state, data.actions), or repair the dataset",
+        fix="map another feature in the recipe: --set data.state=FEATURE, --set data.actions=FEATURE",
     )

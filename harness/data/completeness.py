@@ -17,6 +17,7 @@ from harness.data.images import check_image
 from harness.data.lerobot import LeRobotDataset
 from harness.data.metadata import Episode
 from harness.data.video import packet_times, too_short
+from harness.data.videotimes import check_offsets, check_rate
 
 _THREADS = 4
 Size = tuple[int, int]
@@ -71,8 +72,8 @@ def _check_videos(dataset: LeRobotDataset, name: str) -> None:
 
 
 def _check_video(dataset: LeRobotDataset, name: str, path: Path, episodes: list[Episode], timestamps: np.ndarray) -> None:
-    """Raises HarnessError "video-too-short" for the first row that no packet is shown at."""
-    there = packet_times(path)
+    """Raises HarnessError "video-too-short", or what is behind it, for the first row that no packet is shown at."""
+    there = packet_times(dataset.path, path)
     for episode in episodes:
         wanted = episode.videos[name].start_s + timestamps[episode.first : episode.first + episode.length]
         # The packets on either side of each time; there is at least one packet.
@@ -82,4 +83,12 @@ def _check_video(dataset: LeRobotDataset, name: str, path: Path, episodes: list[
         if lacking.any():
             row = int(np.argmax(lacking))
             table = f"{dataset.place(episode.file)} row {episode.row + row}"
-            raise too_short(path, float(wanted[row]), float(nearest[row]), table)
+            check_rate(path, there, wanted, episode)
+            check_offsets(dataset, name, path, there, episodes)
+            raise too_short(path, float(wanted[row]), float(nearest[row]), table, _end_alone(there, episodes, lacking))
+
+
+def _end_alone(there: np.ndarray, episodes: list[Episode], lacking: np.ndarray) -> int | None:
+    """How many frames the file lacks, where it is the only thing of the last episode that is short of its end; None otherwise."""
+    count = int(lacking.sum())
+    return count if lacking[-count:].all() and count < len(lacking) and len(there) == sum(e.length for e in episodes) - count else None

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
-
-import numpy as np
+from typing import cast
 
 from harness.artifacts import Dataset
 from harness.data.completeness import check_cameras
 from harness.data.fetch import Resolved, resolve
 from harness.data.lerobot import LeRobotDataset, open_dataset
-from harness.data.paths import inside
-from harness.data.rows import Block
-from harness.data.tokenizer import load_tokenizer
+from harness.data.mapping import IMAGES, NUMBERS, Wanted
+from harness.data.oddities import camera_findings, check_rows
+from harness.data.paths import inside, open_file
+from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
+from harness.received.files import walk
 from harness.recipe import Recipe
-from harness.rundir import sha256_file
 
 _PROMPT_MULTIPLE = 16
 _THREADS = 4
 
 
-def describe(recipe: Recipe) -> Dataset:
+def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
     """The recipe's dataset, fetched if need be and checked as a whole: every row of its columns, every image and video of its cameras.
 
-    Raises: HarnessError of `resolve`, of `open_dataset` and of its reader, of `load_tokenizer`; "action-dim-too-small",
-    "tokenizer-too-large".
+    Without its tokenizer the lengths of the prompts are unknown; with `prompts_needed` that is refused.
+
+    Raises: HarnessError of `resolve`, of `open_dataset` and of its reader; "action-dim-too-small", "tokenizer-too-large".
     """
     resolved, dataset = open_for(recipe)
-    used, odd_rows = _check_rows(dataset)
+    rows = check_rows(dataset, recipe)
     odd_images = check_cameras(dataset, {name for name in recipe.data.cameras.values() if name is not None})
-    longest = _longest_prompt(recipe, [dataset.tasks[index] for index in used])
     sha256, total_bytes = content_hash(resolved.path)
-    rounded = -(-longest // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
-    return Dataset(
+    found = Dataset(
         source=resolved.source,
         revision=resolved.revision,
         path=str(resolved.path),
@@ -44,14 +45,39 @@ def describe(recipe: Recipe) -> Dataset:
         fps=dataset.fps,
         episodes=len(dataset.episodes),
         frames=dataset.frames,
-        tasks=[dataset.tasks[index] for index in used],
+        tasks=[dataset.tasks[index] for index in rows.tasks],
         features=dataset.features,
         cameras=dict(recipe.data.cameras),
         sha256=sha256,
-        longest_prompt_tokens=longest,
-        prompt_tokens=min(rounded, recipe.model.prompt_tokens),
+        longest_prompt_tokens=None,
+        prompt_tokens=recipe.model.prompt_tokens,
         total_bytes=total_bytes,
-        findings=[*odd_rows, *odd_images, *_findings(recipe, longest)],
+        findings=[*rows.findings, *odd_images, *camera_findings(dataset, recipe), *_state_finding(recipe, dataset)],
+    )
+    return measure_prompts(recipe, found, needed=prompts_needed)
+
+
+def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Dataset:
+    """The dataset with the lengths of its prompts; where the tokenizer is not here, and it is not `needed`, with the reason.
+
+    Raises: HarnessError "tokenizer-too-large", "tokenizer-invalid"; those of `tokenizer_of` when the lengths are needed.
+    """
+    try:
+        tokenizer = tokenizer_of(recipe)
+    except HarnessError as refusal:
+        if needed or not (refusal.code.startswith("download-") or refusal.code in ("tokenizer-not-found", "not-writable", "disk-full")):
+            raise
+        why = f"the tokenizer {recipe.data.tokenizer!r} is not here: {refusal.what}"
+        return dataset.model_copy(update={"unknown": dataset.unknown | {"longest_prompt_tokens": why}})
+    longest = max(len(tokenizer.encode(task)) for task in dataset.tasks)
+    rounded = -(-longest // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
+    return dataset.model_copy(
+        update={
+            "longest_prompt_tokens": longest,
+            "prompt_tokens": min(rounded, recipe.model.prompt_tokens),
+            "findings": [*dataset.findings, *_cut(recipe, longest)],
+            "unknown": {key: why for key, why in dataset.unknown.items() if key != "longest_prompt_tokens"},
+        }
     )
 
 
@@ -59,12 +85,11 @@ def open_for(recipe: Recipe) -> tuple[Resolved, LeRobotDataset]:
     """Where the recipe's dataset lies, and the dataset, with features that fit the recipe. No row is read.
 
     Raises: HarnessError of `resolve` and of `open_dataset`; "dataset-feature-missing", "dataset-feature-invalid",
-    "action-dim-too-small", "tokenizer-too-large".
+    "action-dim-too-small".
     """
     resolved = resolve(recipe.data)
     dataset = open_dataset(resolved.path, state=recipe.data.state, actions=recipe.data.actions)
     _check_features(recipe, dataset)
-    _check_tokenizer(recipe)
     return resolved, dataset
 
 
@@ -75,81 +100,58 @@ def content_hash(root: Path) -> tuple[str, int]:
     """
     files = sorted(_content(root), key=lambda path: path.relative_to(root).as_posix().encode())
     with ThreadPoolExecutor(_THREADS) as pool:
-        hashes = pool.map(sha256_file, files)
+        hashes = pool.map(lambda path: _sha256(root, path), files)
         total = hashlib.sha256()
         for path, digest in zip(files, hashes, strict=True):
             total.update(f"{digest} {path.relative_to(root).as_posix()}\n".encode())
     return total.hexdigest(), sum(path.stat().st_size for path in files)
 
 
+def _sha256(root: Path, path: Path) -> str:
+    with open_file(root, path) as file:
+        return hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
+
+
 def _content(root: Path) -> Iterator[Path]:
-    for path in root.rglob("*"):
-        parts = path.relative_to(root).parts
-        if len(parts) > 1 and not any(part.startswith(".") for part in parts) and path.is_file():
-            yield inside(root, "/".join(parts))
+    """What counts of a dataset. A link that leads out of it is refused; FIFOs, devices and linked directories are no content."""
+    strays: list[Path] = []
+    yield from (path for path in walk(root, strays=strays) if _counts(root, path))
+    for path in strays:
+        if _counts(root, path) and path.is_symlink() and os.path.isfile(path):
+            inside(root, path.relative_to(root).as_posix())
+
+
+def _counts(root: Path, path: Path) -> bool:
+    parts = path.relative_to(root).parts
+    return len(parts) > 1 and not any(part.startswith(".") for part in parts)
 
 
 def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
-    for camera, name in recipe.data.cameras.items():
-        if name is not None:
-            taken = {other for of, other in recipe.data.cameras.items() if other is not None and of != camera}
-            dataset.feature(name, ("image", "video"), f"data.cameras.{camera}", taken)
-    for key, name, other in (("data.state", recipe.data.state, recipe.data.actions), ("data.actions", recipe.data.actions, recipe.data.state)):
-        feature = dataset.feature(name, ("float", "int", "uint", "bool"), key, {other})
-        if len(feature.shape) != 1 or feature.shape[0] == 0:
-            raise HarnessError(
-                "dataset-feature-invalid", f"feature {name!r} is not a vector", got=feature.shape, need="one axis", fix=f"--set {key}=ANOTHER_FEATURE"
-            )
-        if feature.shape[0] > recipe.model.action_dim:
-            raise HarnessError(
-                "action-dim-too-small",
-                f"{key} is wider than the model's action_dim",
-                got=feature.shape[0],
-                need=f"at most {recipe.model.action_dim}",
-                fix=f"--set {key}=ANOTHER_FEATURE; released weights have action_dim 32",
-            )
-
-
-def _check_rows(dataset: LeRobotDataset) -> tuple[list[int], list[str]]:
-    """The task indices that frames really have, in order, and what is odd about the rows. Every row is checked on the way."""
-    used: set[int] = set()
-    odd: list[str] = []
-    for block in dataset.blocks():
-        used |= set(np.unique(block.task_index).tolist())
-        odd = odd or _other_pace(dataset, block)
-    return sorted(used), odd
-
-
-def _other_pace(dataset: LeRobotDataset, block: Block) -> list[str]:
-    """A finding when an episode's frames are not 1/fps apart: an action chunk then spans another time than the recipe's author had in mind."""
-    steps = np.diff(block.timestamp)
-    steps[np.cumsum([episode.length for episode in block.episodes])[:-1] - 1] = 1 / dataset.fps
-    wrong = np.abs(steps - 1 / dataset.fps) > 0.25 / dataset.fps
-    if not wrong.any():
-        return []
-    row = int(np.argmax(wrong))
-    place = f"{block.episodes[0].file} rows {row} and {row + 1}"
-    return [f"{place} are {steps[row]:.4g} s apart, and meta/info.json says {dataset.fps:g} frames a second ({1 / dataset.fps:.4g} s)"]
-
-
-def _check_tokenizer(recipe: Recipe) -> None:
-    tokenizer = load_tokenizer(recipe.data.tokenizer)
-    if tokenizer.vocab_size > recipe.model.vocab_size:
+    data = recipe.data
+    wanted = [Wanted(f"data.cameras.{camera}", name, IMAGES, may_be_null=True) for camera, name in data.cameras.items() if name is not None]
+    wanted += [Wanted("data.state", data.state, NUMBERS, may_be_null=True)] if data.state is not None else []
+    dataset.check_features([*wanted, Wanted("data.actions", data.actions, NUMBERS)])
+    width = dataset.features[data.actions].shape[0]
+    if width > recipe.model.action_dim:
         raise HarnessError(
-            "tokenizer-too-large",
-            f"tokenizer {recipe.data.tokenizer!r} has tokens that the model has no embedding for",
-            got=tokenizer.vocab_size,
-            need=f"at most {recipe.model.vocab_size}",
-            fix=f"--set model.vocab_size={tokenizer.vocab_size}, or another data.tokenizer",
+            "action-dim-too-small",
+            "data.actions is wider than the model's action_dim",
+            got=width,
+            need=f"at most {recipe.model.action_dim}",
+            fix="--set data.actions=ANOTHER_FEATURE; released weights have action_dim 32",
         )
 
 
-def _longest_prompt(recipe: Recipe, tasks: list[str]) -> int:
-    tokenizer = load_tokenizer(recipe.data.tokenizer)
-    return max(len(tokenizer.encode(task)) for task in tasks)
+def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
+    """What to know of a state that is wider than the model's vectors: it does not enter the model, so that nothing of it is lost."""
+    name, room = recipe.data.state, recipe.model.action_dim
+    width = 0 if name is None else dataset.features[name].shape[0]
+    if width <= room:
+        return []
+    return [f"{name} has {width} dimensions, more than model.action_dim ({room}); it does not enter this model, so nothing of it is lost"]
 
 
-def _findings(recipe: Recipe, longest: int) -> list[str]:
+def _cut(recipe: Recipe, longest: int) -> list[str]:
     limit = recipe.model.prompt_tokens
     if longest <= limit:
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from harness import consent
 from harness.consent import Named
+from harness.data.paths import check_is_dataset
 from harness.data.sample import sample_dataset_path
 from harness.errors import HarnessError
 from harness.received.names import why_no_relative_name
@@ -18,7 +20,6 @@ from harness.recipe import Data
 # Source: huggingface_hub utils/_validators.py `validate_repo_id`, 2.4.0.
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/(?=.{1,96}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII)
 _NAMED = Named("data.dataset of a received recipe", "--dataset DIR")
-_INFO = "meta/info.json"
 # What a cache directory answers when it cannot take a file. The network has other numbers.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -40,10 +41,10 @@ def resolve(data: Data) -> Resolved:
     only read from there, and no server is asked (`harness.consent`).
 
     Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login", "hub-revision-missing",
-    "revision-needs-hub", "revision-invalid", "not-writable", "offline" or "fetch-not-asked".
+    "revision-needs-hub", "revision-invalid", "not-a-dataset", "not-writable", "offline" or "fetch-not-asked".
     """
-    path = sample_dataset_path() if data.dataset == "sample" else Path(data.dataset).expanduser()
-    if data.dataset and path.is_dir():
+    path = sample_dataset_path() if data.dataset == "sample" else Path(os.path.expanduser(data.dataset))
+    if data.dataset and os.path.isdir(path):
         if data.revision is not None:
             raise HarnessError(
                 "revision-needs-hub",
@@ -52,6 +53,8 @@ def resolve(data: Data) -> Resolved:
                 need="null for a directory, or a hub id",
                 fix="--set data.revision=null",
             )
+        # Before anything of it is read or hashed: the name may be that of a home, or of the whole disk.
+        check_is_dataset(path)
         return Resolved(path.resolve(), data.dataset, None)
     hub_id, _, revision = data.dataset.partition("@")
     if revision and data.revision not in (None, revision):
@@ -66,7 +69,7 @@ def resolve(data: Data) -> Resolved:
         raise HarnessError(
             "dataset-not-found",
             f"there is no dataset {data.dataset!r}",
-            got="a file" if path.exists() else "no such directory here, and not of a hub id's form (name/name or name/name@revision)",
+            got="a file" if os.path.exists(path) else "no such directory here, and not of a hub id's form (name/name or name/name@revision)",
             need="sample, a directory that exists here (in a container: one that is mounted), or a hub id such as physical-intelligence/libero",
             fix="--dataset DIR, or --set data.dataset=physical-intelligence/libero",
         )
@@ -77,21 +80,6 @@ def resolve(data: Data) -> Resolved:
 def is_hub_id(name: str) -> bool:
     """Whether `name` has the form of a dataset's name on the hub, without a revision."""
     return _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
-
-
-def check_is_dataset(path: Path) -> None:
-    """Refuses a directory that is no dataset by its looks, before its files are listed and read.
-
-    Raises: HarnessError "not-a-dataset".
-    """
-    if not (path / _INFO).is_file():
-        raise HarnessError(
-            "not-a-dataset",
-            f"{path} is not a LeRobot dataset: it has no {_INFO}; none of its files was read",
-            got=f"no {_INFO}",
-            need=f"a directory with {_INFO}, meta/ and data/",
-            fix="--dataset DIR, the directory of the dataset itself",
-        )
 
 
 def _revision(name: str | None) -> str | None:

@@ -7,21 +7,22 @@ Source: huggingface/lerobot src/lerobot/datasets/lerobot_dataset.py (releases 0.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import threading
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.artifacts import Feature
-from harness.data.images import EncodedColumn, decode, encoded_bytes
+from harness.data.encoded import EncodedColumn, encoded_bytes
+from harness.data.images import decode
+from harness.data.mapping import IMAGES, Wanted, check_features
 from harness.data.metadata import Episode, read_metadata
 from harness.data.paths import inside
-from harness.data.rows import BOOKKEEPING, Block, read_blocks
+from harness.data.rows import Block, read_blocks
 from harness.data.video import VideoReader
 from harness.errors import HarnessError
 
@@ -29,7 +30,7 @@ from harness.errors import HarnessError
 class LeRobotDataset:
     """Made by `open_dataset`. Safe to use from several threads, and cheap to send to another process."""
 
-    def __init__(self, path: Path, state: str, actions: str) -> None:
+    def __init__(self, path: Path, state: str | None, actions: str) -> None:
         self.path = path
         self._names = (state, actions)
         self._metadata = read_metadata(path)
@@ -62,36 +63,21 @@ class LeRobotDataset:
         return self._metadata.frames
 
     @property
+    def depth(self) -> frozenset[str]:
+        """The features that the metadata call depth."""
+        return self._metadata.depth
+
+    @property
     def tasks(self) -> dict[int, str]:
         """The instruction of every task index."""
         return self._metadata.tasks
 
-    def feature(self, name: str, kinds: tuple[str, ...], key: str, taken: Collection[str] = ()) -> Feature:
-        """The feature `name`, whose dtype starts with one of `kinds`. One that is `taken` is not proposed in its place.
+    def check_features(self, wanted: list[Wanted]) -> None:
+        """Refuses features that are not there or of the wrong kind, all of them at once, with a line that maps those that fit.
 
-        Raises: HarnessError "dataset-feature-missing" with the nearest names, or "dataset-feature-invalid".
+        Raises: HarnessError "dataset-feature-missing" or "dataset-feature-invalid".
         """
-        fitting = [other for other, feature in self.features.items() if feature.dtype.startswith(kinds) and other not in BOOKKEEPING]
-        left = [other for other in fitting if other not in taken] or fitting
-        if name not in self.features:
-            nearest = difflib.get_close_matches(name, left, n=1, cutoff=0.0)
-            raise HarnessError(
-                "dataset-feature-missing",
-                f"the dataset {self.path} has no feature {name!r}",
-                got=", ".join(fitting) or "no feature of that kind",
-                need=name,
-                fix=f"--set {key}={(nearest or ['FEATURE'])[0]}",
-            )
-        if name not in fitting:
-            feature = self.features[name]
-            raise HarnessError(
-                "dataset-feature-invalid",
-                f"feature {name!r} cannot be {key}",
-                got=f"{feature.dtype} {feature.shape}",
-                need=" or ".join(kinds),
-                fix=f"--set {key}={(left or ['FEATURE'])[0]}",
-            )
-        return self.features[name]
+        check_features(self.path, self.features, wanted)
 
     def blocks(self) -> Iterator[Block]:
         """The columns, a file or a part of a large one at a time, in the order of the frames. No image is read.
@@ -102,7 +88,7 @@ class LeRobotDataset:
             yield from read_blocks(self._metadata, self._names, file, list(group))
 
     def state(self, i: int) -> np.ndarray:
-        """[S] float32."""
+        """[S] float32; S is 0 without a state."""
         row: np.ndarray = self.columns.state[self._frame(i)]
         return row
 
@@ -125,11 +111,11 @@ class LeRobotDataset:
         Raises: HarnessError "image-corrupt", "image-too-large", "image-missing", "video-corrupt", "video-too-short" or "dataset-feature-missing".
         """
         if feature not in self.features or self.features[feature].dtype not in ("image", "video"):
-            self.feature(feature, ("image", "video"), "data.cameras")
+            self.check_features([Wanted("data.cameras", feature, IMAGES)])
         if self.features[feature].dtype == "video":
             episode = self.episode_of(i)
             span = episode.videos[feature]
-            return self._video.frame(self.place(span.file), span.start_s + float(self.columns.timestamp[i]), self.fps)
+            return self._video.frame(self.path, self.place(span.file), span.start_s + float(self.columns.timestamp[i]), self.fps)
         return decode(*self.encoded(i, feature))
 
     def encoded(self, i: int, feature: str) -> tuple[bytes, str]:
@@ -143,7 +129,7 @@ class LeRobotDataset:
         where = f"{path} row {episode.row + row}, {feature}"
         dash = "-" if self.version == "v3.0" else "_"
         standard = f"images/{feature}/episode{dash}{episode.index:06d}/frame{dash}{row:06d}.png"
-        value = self._encoded.get(path, feature, episode.row + row)
+        value = self._encoded.get(self.path, path, feature, episode.row + row)
         return encoded_bytes(self.path, value, standard, where), where
 
     def episode_of(self, i: int) -> Episode:
@@ -162,7 +148,12 @@ class LeRobotDataset:
         blocks = self.blocks()
         first = next(blocks)
         names = ("state", "actions", "timestamp", "task_index")
-        whole = {name: np.empty((self.frames, *getattr(first, name).shape[1:]), getattr(first, name).dtype) for name in names}
+        try:
+            whole = {name: np.empty((self.frames, *getattr(first, name).shape[1:]), getattr(first, name).dtype) for name in names}
+        except (MemoryError, ValueError) as error:
+            need = "numbers that fit into memory"
+            fix = "correct the lengths of the episodes in meta/, or use a machine with more memory"
+            raise HarnessError("dataset-too-large", f"{self.path} claims {self.frames:,} frames", got=str(error), need=need, fix=fix) from error
         at = 0
         for block in itertools.chain([first], blocks):
             for name, values in whole.items():
@@ -196,7 +187,7 @@ class LeRobotDataset:
         self.share_memory_with(state["processes"])
 
 
-def open_dataset(path: Path | str, *, state: str = "state", actions: str = "actions") -> LeRobotDataset:
+def open_dataset(path: Path | str, *, state: str | None = "state", actions: str = "actions") -> LeRobotDataset:
     """The dataset in `path`. Only its metadata is read here; columns and images when they are asked for.
 
     Raises: HarnessError, see `read_metadata`.

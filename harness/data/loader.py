@@ -22,10 +22,10 @@ from harness.artifacts import Dataset, DimensionStats, NormStats
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.pace import Pace, workers_from_environment
 from harness.data.pictures import Pictures
-from harness.data.tokenizer import load_tokenizer
+from harness.data.tokenizer import tokenizer_of
 from harness.data.transforms import normalize, pad_last
 from harness.errors import HarnessError
-from harness.recipe import Recipe
+from harness.recipe import Data, Recipe
 
 Batch = dict[str, Any]
 Prompts = dict[int, tuple[np.ndarray, np.ndarray]]
@@ -71,8 +71,9 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """The batch of `step`.
 
-        Shapes: images {camera: uint8 [B, S, S, 3]} of the cameras that the dataset has; state float32 [B, D] and actions
-        float32 [B, H, D], normalized, then padded with zeros; tokens int32 [B, L], token_mask bool [B, L]; index int64 [B].
+        Shapes: images {camera: uint8 [B, S, S, 3]} of the cameras that the dataset has; actions float32 [B, H, D], normalized,
+        then padded with zeros; tokens int32 [B, L], token_mask bool [B, L]; index int64 [B]. Where the dataset has a state and the
+        statistics have it, state float32 [B, max(D, dimensions)], in the same way: upstream's batch has it, this model does not read it.
         """
         return self._batches(step)
 
@@ -166,21 +167,27 @@ def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Mapping[Any, Dimensio
 def _batch(recipe: Recipe, pictures: Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, index: list[int], *, resized: bool = True) -> Batch:
     config, data, width = recipe.data, pictures.data, recipe.model.action_dim
     chunks = np.stack([data.action_chunk(i, recipe.model.action_horizon)[0] for i in index])
-    states = np.stack([data.state(i) for i in index])
     tasks = [prompts[data.task_index(i)] for i in index]
     return {
         "images": {camera: pictures.get(index, name, resized=resized) for camera, name in config.cameras.items() if name is not None},
-        "state": pad_last(normalize(states, stats["state"], config.normalization), width),
         "tokens": np.stack([tokens for tokens, _ in tasks]),
         "token_mask": np.stack([mask for _, mask in tasks]),
         "actions": pad_last(normalize(chunks, stats["actions"], config.normalization), width),
         "index": np.asarray(index, np.int64),
-    }
+    } | _states(config, data, stats, width, index)
+
+
+def _states(config: Data, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], width: int, index: list[int]) -> Batch:
+    """The states, where there are some."""
+    if config.state is None or "state" not in stats:
+        return {}
+    states = normalize(np.stack([data.state(i) for i in index]), stats["state"], config.normalization)
+    return {"state": pad_last(states, max(width, states.shape[-1]))}
 
 
 def _prompts(recipe: Recipe, data: LeRobotDataset, length: int) -> Prompts:
     """Tokens [L] and mask [L] of every task, padded with 0 or cut to L."""
-    tokenizer = load_tokenizer(recipe.data.tokenizer)
+    tokenizer = tokenizer_of(recipe)
     prompts = {}
     for index, task in data.tasks.items():
         found = tokenizer.encode(task)[:length]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
+from harness.data.mending import missing, rewrite
 from harness.errors import HarnessError
+from harness.received.files import open_received, read_received, stays
 
 # LeRobot's templates use plain names with a zero-padded width. `str.format` would also take attributes and any width.
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")
@@ -24,7 +28,7 @@ def fill(template: str, values: dict[str, int | str], *, where: str) -> str:
             f"{where}: the path template {template!r} cannot be filled",
             got=", ".join(unknown) or template,
             need=f"fields {', '.join(sorted(values))}",
-            fix=f"correct the template in {where}, or download the dataset again",
+            fix=rewrite(where),
         )
     return _FIELD.sub(lambda match: str(values[match[1]]).zfill(int(match[2] or 0)), template)
 
@@ -38,7 +42,7 @@ def inside(root: Path, relative: str) -> Path:
     path = root / pure
     unsafe = "\0" in relative or "\\" in relative or pure.is_absolute() or ".." in pure.parts or not pure.parts
     try:
-        unsafe = unsafe or not _stays(root, path)
+        unsafe = unsafe or not stays(root, path)
     except (OSError, RuntimeError, ValueError):
         unsafe = True
     if unsafe:
@@ -52,9 +56,46 @@ def inside(root: Path, relative: str) -> Path:
     return path
 
 
-def _stays(root: Path, path: Path) -> bool:
-    target, home = path.resolve(), root.resolve()
-    if target.is_relative_to(home):
-        return True
-    # huggingface_hub keeps <cache>/snapshots/<commit>/file as a link to <cache>/blobs/<hash>.
-    return home.parent.name == "snapshots" and target.is_relative_to(home.parent.parent / "blobs")
+def check_is_dataset(root: Path) -> None:
+    """Refuses a directory without meta/info.json, before anything of it is read or hashed.
+
+    Raises: HarnessError "not-a-dataset".
+    """
+    if not os.path.isfile(root / "meta" / "info.json"):
+        raise HarnessError(
+            "not-a-dataset",
+            f"{root} is not a LeRobot dataset",
+            got="no meta/info.json" if os.path.isdir(root) else "no such directory",
+            need="a directory with meta/info.json, meta/ and data/",
+            fix="--dataset with the dataset's top directory, or a hub id such as physical-intelligence/libero",
+        )
+
+
+def open_file(root: Path, path: Path) -> BinaryIO:
+    """The regular file `path` of the dataset in `root`, open for reading.
+
+    Raises: HarnessError "dataset-file-missing", "dataset-file-unreadable", "file-leaves-root" or "file-not-regular".
+    """
+    try:
+        return open_received(path, root)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise missing(path) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_file(root: Path, path: Path, limit_bytes: int) -> bytes:
+    """All bytes of a file of the dataset.
+
+    Raises: HarnessError as `open_file`; "file-too-large".
+    """
+    try:
+        return read_received(path, root, limit_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise missing(path) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> HarnessError:
+    return HarnessError("dataset-file-unreadable", f"{path} cannot be read", got=error.strerror, need="a readable file", fix=f"chmod a+r {path}")

@@ -48,6 +48,11 @@ def size_of(data: bytes) -> tuple[int, int]:
     return width, height
 
 
+def is_deep_grey(data: bytes) -> bool:
+    """Whether a PNG has one channel of 16 bits, as depth images have."""
+    return data[24:26] == bytes([16, 0])
+
+
 def chunks(data: bytes) -> list[Chunk]:
     """Every chunk of a PNG, each with its place in `data`; the picture is not decoded.
 

@@ -10,8 +10,11 @@ import numpy as np
 
 from harness.artifacts import Feature
 from harness.data.columns import read_columns
-from harness.data.metadata import Episode, Metadata, invalid
+from harness.data.fields import invalid
+from harness.data.mending import correct, left_out
+from harness.data.metadata import Episode, Metadata
 from harness.data.paths import inside
+from harness.data.where import check_places
 from harness.errors import HarnessError
 
 # Rows of a large file that are in memory at a time, if no episode has more.
@@ -23,7 +26,7 @@ BOOKKEEPING = ["timestamp", "frame_index", "episode_index", "index", "task_index
 class Block:
     """Consecutive whole episodes, from the columns of one file, checked.
 
-    Shapes: state [N, S] and actions [N, A] float32; timestamp [N] float64; task_index [N] int64.
+    Shapes: state [N, S] (S is 0 without a state) and actions [N, A] float32; timestamp [N] float64; task_index [N] int64.
     """
 
     episodes: list[Episode]
@@ -33,22 +36,29 @@ class Block:
     task_index: np.ndarray
 
 
-def read_blocks(metadata: Metadata, names: tuple[str, str], file: str, episodes: list[Episode]) -> Iterator[Block]:
-    """The rows of `file`, which holds `episodes`, with the features `names` as state and actions. No image is read.
+def read_blocks(metadata: Metadata, names: tuple[str | None, str], file: str, episodes: list[Episode]) -> Iterator[Block]:
+    """The rows of `file`, which holds `episodes`, with the features `names` as state (None without one) and actions. No image is read.
 
-    Raises: HarnessError "dataset-rows-mismatch", "dataset-index-invalid", "dataset-not-finite", and those of `read_columns`.
+    Raises: HarnessError "dataset-rows-mismatch", "episode-place-wrong", "dataset-index-invalid", "dataset-not-finite", and those of
+    `read_columns`.
     """
     path = inside(metadata.root, file)
     if episodes[0].row != 0:
         raise invalid(metadata.root / "meta", f"the episodes of {file} do not follow each other", got=f"episode {episodes[0].index} after others")
     parts = _parts(episodes)
     pieces = [sum(episode.length for episode in part) for part in parts]
-    for part, numbers in zip(parts, read_columns(path, [*names, *BOOKKEEPING], pieces), strict=True):
-        # Some writers keep one number a row as a vector of length 1.
-        numbers |= {name: numbers[name].reshape(-1) for name in BOOKKEEPING}
-        _check_bookkeeping(path, part, numbers, metadata.tasks)
-        state, actions = (_vectors(path, name, numbers[name], part[0].row, metadata.features) for name in names)
-        yield Block(part, state, actions, numbers["timestamp"].astype(np.float64), numbers["task_index"].astype(np.int64))
+    columns = [*(name for name in names if name is not None), *BOOKKEEPING]
+    try:
+        for part, numbers in zip(parts, read_columns(metadata.root, path, columns, pieces), strict=True):
+            # Some writers keep one number a row as a vector of length 1.
+            numbers |= {name: numbers[name].reshape(-1) for name in BOOKKEEPING}
+            _check_bookkeeping(path, part, numbers, metadata.tasks)
+            state, actions = (_vectors(path, name, numbers, part[0].row, metadata.features) for name in names)
+            yield Block(part, state, actions, numbers["timestamp"].astype(np.float64), numbers["task_index"].astype(np.int64))
+    except HarnessError as refusal:
+        if refusal.code in ("dataset-rows-mismatch", "dataset-index-invalid"):
+            check_places(metadata)
+        raise
 
 
 def _check_bookkeeping(path: Path, episodes: list[Episode], numbers: dict[str, np.ndarray], tasks: dict[int, str]) -> None:
@@ -76,17 +86,19 @@ def _check_bookkeeping(path: Path, episodes: list[Episode], numbers: dict[str, n
         raise _bad_index(path, start + row, "task_index", task[row], f"one of the {len(tasks)} tasks of meta/")
 
 
-def _vectors(path: Path, name: str, values: np.ndarray, start: int, features: dict[str, Feature]) -> np.ndarray:
+def _vectors(path: Path, name: str | None, numbers: dict[str, np.ndarray], start: int, features: dict[str, Feature]) -> np.ndarray:
+    if name is None:
+        return np.zeros((len(numbers["index"]), 0), np.float32)
     shape = features[name].shape if name in features else []
     # [N, D]; a feature of one number a row is a vector of length 1.
-    values = values.reshape(len(values), -1)
+    values = numbers[name].reshape(len(numbers[name]), -1)
     if [values.shape[1]] != shape:
         raise HarnessError(
             "dataset-feature-invalid",
             f"{path}: feature {name!r} differs from meta/info.json",
             got=[values.shape[1]],
             need=shape,
-            fix="download the dataset again, or correct the feature's shape in meta/info.json",
+            fix=correct(path, "correct the feature's shape in meta/info.json"),
         )
     with np.errstate(over="ignore"):
         vectors = values.astype(np.float32)
@@ -98,7 +110,7 @@ def _vectors(path: Path, name: str, values: np.ndarray, start: int, features: di
             f"{path} row {start + row}: {name}[{dimension}] is not a finite number",
             got=values[row, dimension],
             need="finite numbers",
-            fix="repair that row, or leave its episode out of the dataset",
+            fix=left_out(path),
         )
     return vectors
 
@@ -117,5 +129,5 @@ def _parts(episodes: list[Episode]) -> list[list[Episode]]:
 
 
 def _bad_index(path: Path, row: int, name: str, got: object, need: object) -> HarnessError:
-    fix = f"delete {path} and download the dataset again, or rewrite it with LeRobot's own writer"
+    fix = f"number the rows anew with LeRobot's own writer, in a copy of the dataset; nothing else of {path.name} is wrong by this"
     return HarnessError("dataset-index-invalid", f"{path} row {row}: {name} is not what its place says", got=got, need=need, fix=fix)

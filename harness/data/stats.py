@@ -42,7 +42,8 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
     """
     opened = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
     horizon = recipe.model.action_horizon
-    found = _found(_blocks(opened), horizon)
+    keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")
+    found = _found(_blocks(opened), horizon, keys)
     norm_stats, findings = {}, []
     for key in cast(tuple[Key, ...], tuple(found)):
         norm_stats[key], problems = _judge(key, found[key], recipe)
@@ -103,8 +104,8 @@ def _joined(blocks: list[Block]) -> Block:
     return Block([episode for block in blocks for episode in block.episodes], *arrays)
 
 
-def _found(blocks: Callable[[], Iterator[Block]], horizon: int) -> dict[Key, DimensionStats]:
-    tallies: dict[Key, Tally] = {"state": Tally(), "actions": Tally()}
+def _found(blocks: Callable[[], Iterator[Block]], horizon: int, keys: tuple[Key, ...]) -> dict[Key, DimensionStats]:
+    tallies: dict[Key, Tally] = {key: Tally() for key in keys}
     for see in ("first", "second"):
         for block in blocks():
             weights = {"state": np.ones(len(block.state)), "actions": chunk_weights([e.length for e in block.episodes], horizon)}
@@ -231,6 +232,6 @@ def _judge(key: Key, stats: DimensionStats, recipe: Recipe) -> tuple[DimensionSt
         elif flat:
             fix = "--set data.degenerate_dimensions=pass_through keeps it as it is recorded"
         else:
-            fix = "look at the extreme frames of this dimension; leave an episode with a wrong value out"
+            fix = "look at the extreme frames of this dimension; a wrong value is best mended in a copy of the dataset"
         findings.append(DegenerateDimension(key=key, dimension=d, problem=problem, largest_normalized=float(largest), fix=fix))
     return stats.model_copy(update=changed), findings

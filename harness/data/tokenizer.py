@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.data.transforms import clean_prompt
 from harness.errors import HarnessError
-from harness.recipe import PALIGEMMA
+from harness.recipe import PALIGEMMA, Recipe
 
 
 class Tokenizer:
@@ -41,6 +41,23 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises: HarnessError "tokenizer-not-found" or "tokenizer-invalid", and those of a download.
     """
     return Tokenizer(_model(tokenizer_path(name), name), name)
+
+
+def tokenizer_of(recipe: Recipe) -> Tokenizer:
+    """The recipe's tokenizer, for each of whose tokens the model has an embedding.
+
+    Raises: HarnessError "tokenizer-too-large", and those of `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(recipe.data.tokenizer)
+    if tokenizer.vocab_size > recipe.model.vocab_size:
+        raise HarnessError(
+            "tokenizer-too-large",
+            f"tokenizer {recipe.data.tokenizer!r} has tokens that the model has no embedding for",
+            got=tokenizer.vocab_size,
+            need=f"at most {recipe.model.vocab_size}",
+            fix=f"--set model.vocab_size={tokenizer.vocab_size}, or another data.tokenizer",
+        )
+    return tokenizer
 
 
 def tokenizer_path(name: str) -> Path:

@@ -36,7 +36,7 @@ def unnormalize(x: np.ndarray, stats: DimensionStats, mode: Normalization) -> np
     Shapes: x [..., ≥ D] to [..., D].
     Raises: HarnessError "stats-shape".
     """
-    dimensions = len(stats.mean)
+    dimensions = len(stats.q01 if mode == "quantile" else stats.mean)
     low, scale = _affine(stats, mode, min(dimensions, x.shape[-1]))
     values = x[..., :dimensions].astype(np.float64)
     values = (values + 1.0) / 2.0 if mode == "quantile" else values
@@ -44,11 +44,12 @@ def unnormalize(x: np.ndarray, stats: DimensionStats, mode: Normalization) -> np
 
 
 def _affine(stats: DimensionStats, mode: Normalization, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-    if len(stats.mean) != dimensions:
+    width = len(stats.q01 if mode == "quantile" else stats.mean)
+    if width != dimensions:
         raise HarnessError(
             "stats-shape",
             "the statistics are of another number of dimensions than the data",
-            got=len(stats.mean),
+            got=width,
             need=dimensions,
             fix="harness stats with this dataset and recipe, into the same run",
         )

@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.images import MAX_PIXELS, too_large
+from harness.data.images import MAX_PIXELS, too_deep, too_large
+from harness.data.mending import another_copy, correct, damaged, hub_of
+from harness.data.mp4 import check_claims
+from harness.data.paths import open_file
 from harness.errors import HarnessError
 
 # Open files a thread keeps. Each holds a decoder of a few MiB.
 _OPEN_FILES = 16
+# Source: FFmpeg libavcodec/options_table.h `max_pixels`.
+_PIXELS = {"max_pixels": str(MAX_PIXELS)}
 
 
 class VideoReader:
@@ -23,16 +28,16 @@ class VideoReader:
     def __init__(self) -> None:
         self._local = threading.local()
 
-    def frame(self, path: Path, time_s: float, fps: float) -> np.ndarray:
+    def frame(self, root: Path, path: Path, time_s: float, fps: float) -> np.ndarray:
         """The frame shown at `time_s`: uint8 [H, W, 3]. Its own time is within a quarter of a frame of that.
 
-        Raises: HarnessError "dataset-file-missing", "video-corrupt", "video-too-short" or "image-too-large".
+        Raises: HarnessError as `open_video`; "video-too-short".
         """
         import av
 
         tolerance = 0.25 / fps
         try:
-            container, stream = self._open(path)
+            container, stream = self._open(root, path)
             # A little late, so that a key frame at this very time is found and not the one before it. Where decoding order
             # differs from showing order that may be too late: then a little early.
             for start_s in (time_s + 0.1 / fps, time_s - tolerance):
@@ -45,7 +50,7 @@ class VideoReader:
             # [H, W, 3]
             image: np.ndarray = self._reformatter().reformat(nearest, format="rgb24").to_ndarray()
             return image
-        except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
+        except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
             self._forget(path)
             raise _corrupt(path, error) from error
 
@@ -57,14 +62,14 @@ class VideoReader:
             self._local.reformatter = VideoReformatter()
         return self._local.reformatter
 
-    def _open(self, path: Path) -> tuple[Any, Any]:
+    def _open(self, root: Path, path: Path) -> tuple[Any, Any]:
         files: OrderedDict[Path, tuple[Any, Any]] | None = getattr(self._local, "files", None)
         if files is None:
             files = self._local.files = OrderedDict()
         if path in files:
             files.move_to_end(path)
             return files[path]
-        opened = open_video(path)
+        opened = open_video(root, path)
         files[path] = opened
         while len(files) > _OPEN_FILES:
             files.popitem(last=False)[1][0].close()
@@ -96,49 +101,66 @@ def _nearest(frames: Iterator[Any], time_s: float, fps: float) -> Any:
     return nearest
 
 
-def open_video(path: Path) -> tuple[Any, Any]:
-    """An open container and its video stream.
+def open_video(root: Path, path: Path) -> tuple[Any, Any]:
+    """An open container of the dataset in `root`, and its video stream. It is read as an mp4 and from this file alone, whatever it names.
 
-    Raises: HarnessError "dataset-file-missing", "video-corrupt" or "image-too-large".
+    Raises: HarnessError "dataset-file-missing", "video-corrupt", "git-lfs-pointer", "image-too-large", "image-too-deep", and those of `open_file`.
     """
     import av
 
-    if not path.is_file():
-        raise HarnessError(
-            "dataset-file-missing", f"the dataset lacks {path}", got="no such file", fix="download the dataset again, with its videos/ directory"
-        )
+    with open_file(root, path) as file:
+        try:
+            check_claims(file)
+            # FFmpeg takes the descriptor that was checked, a copy of it. Source: FFmpeg doc/protocols.texi `fd`, libavformat/mov.c `mov_options`.
+            own = {"fd": str(file.fileno()), "protocol_whitelist": "fd", "enable_drefs": "0", "use_absolute_path": "0"}
+            # The container may say another size than the pictures in it have.
+            container = av.open("fd:", format="mp4", options=own | _PIXELS)
+        except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
+            raise _corrupt(path, error) from error
     try:
-        container = av.open(str(path), format="mp4")
-        if not container.streams.video:
-            raise ValueError("no video stream")
-        stream = container.streams.video[0]
-        if stream.codec_context is None:
-            raise ValueError("no decoder for its codec")
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if stream.time_base is None or width * height == 0:
-            raise ValueError("no picture size or time base")
-    except (av.FFmpegError, ValueError, MemoryError) as error:
-        raise _corrupt(path, error) from error
-    if width * height > MAX_PIXELS:
+        return container, _stream(container, path)
+    except BaseException as error:
         container.close()
-        raise too_large(str(path), width, height)
+        if isinstance(error, (av.FFmpegError, ValueError, ArithmeticError, MemoryError)):
+            raise _corrupt(path, error) from error
+        raise
+
+
+def _stream(container: Any, path: Path) -> Any:
+    """The container's first video stream, ready to be decoded.
+
+    Raises: HarnessError "image-too-large" or "image-too-deep"; ValueError.
+    """
+    if not container.streams.video:
+        raise ValueError("no video stream")
+    stream = container.streams.video[0]
+    context = stream.codec_context
+    if context is None:
+        raise ValueError("no decoder for its codec")
+    if not stream.time_base or context.width * context.height == 0:
+        raise ValueError("no picture size or time base")
+    if context.width * context.height > MAX_PIXELS:
+        raise too_large(str(path), context.width, context.height)
+    if context.format is not None and len(context.format.components) == 1 and context.format.components[0].bits > 8:
+        raise too_deep(str(path))
     # The loader has threads of its own; more in each decoder only delay the first frame after a seek.
-    stream.codec_context.thread_count = 1
-    return container, stream
+    context.thread_count = 1
+    context.options = _PIXELS
+    return stream
 
 
-def packet_times(path: Path) -> np.ndarray:
+def packet_times(root: Path, path: Path) -> np.ndarray:
     """When each packet of the file is shown, in seconds and in order: float64 [N], at least one. Nothing is decoded.
 
-    Raises: HarnessError "dataset-file-missing", "video-corrupt" or "image-too-large".
+    Raises: HarnessError as `open_video`.
     """
     import av
 
-    container, stream = open_video(path)
+    container, stream = open_video(root, path)
     with container:
         try:
             packets = [(packet.pts, packet.is_corrupt) for packet in container.demux(stream) if packet.pts is not None]
-        except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
+        except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
             raise _corrupt(path, error) from error
         # A packet whose bytes end before it does is no frame.
         whole = [pts for pts, is_corrupt in packets if not is_corrupt]
@@ -148,17 +170,23 @@ def packet_times(path: Path) -> np.ndarray:
 
 
 def _corrupt(path: Path, error: Exception) -> HarnessError:
-    return HarnessError(
-        "video-corrupt", f"{path} cannot be decoded", got=str(error)[:200], need="a whole mp4", fix=f"delete {path} and download the dataset again"
-    )
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return damaged("video-corrupt", f"{path} cannot be decoded", path, got=reason[:200], need="a whole mp4")
 
 
-def too_short(path: Path, time_s: float, nearest_s: float | None, row: str = "the table") -> HarnessError:
-    """The error for a row of the table that has no frame."""
+def too_short(path: Path, time_s: float, nearest_s: float | None, row: str = "the table", lacks: int | None = None) -> HarnessError:
+    """The error for a row of the table that has no frame; `lacks` is how many frames the file has too few at its end, where that is all."""
+    got = "no frame" if nearest_s is None else f"nearest frame at {nearest_s:.3f} s"
+    fix = another_copy(path)
+    if lacks is not None:
+        frames = "frame" if lacks == 1 else "frames"
+        got += f"; the video ends {lacks} {frames} before the table"
+        if hub_of(path) is None:
+            fix = correct(path, f"in a copy, leave the last {lacks} {frames} of that episode out of the table and of meta/, or the episode out")
     return HarnessError(
         "video-too-short",
         f"{path} has no frame at {time_s:.3f} s, where {row} needs one",
-        got="no frame" if nearest_s is None else f"nearest frame at {nearest_s:.3f} s",
+        got=got,
         need="one frame for every row",
-        fix=f"delete {path} and download the dataset again",
+        fix=fix,
     )

@@ -92,7 +92,9 @@ def stats(
     dataset: DatasetOption = None,
     recipe: RecipeOption = None,
     sets: SetOption = None,
-    compare: Annotated[Path | None, typer.Option("--compare", help="Another norm_stats.json, or its directory: how far it is from ours.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", help="Another norm_stats.json or LeRobot's stats.json, or its directory: how far it is from ours.")
+    ] = None,
     fetch: FetchOption = False,
     offline: OfflineOption = False,
     run: RunOption = None,
@@ -104,13 +106,18 @@ def stats(
     hear(fetch=fetch, offline=offline)
     chain = chain_for(run, recipe, sets, dataset)
     with busy("reading the dataset"):
-        found = chain.stats(chain.dataset())
+        described = chain.dataset()
+        found = chain.stats(described)
     if compare is None:
         answer(found, as_json, stats_table)
         return
     from harness.data.compare import compare as compare_with
+    from harness.data.lerobot import open_dataset
+    from harness.data.norm_files import features_of
 
-    comparison = compare_with(found, compare)
+    data = chain.recipe.data
+    blocks = open_dataset(described.path, state=data.state, actions=data.actions).blocks()
+    comparison = compare_with(found, compare, mode=data.normalization, names=features_of(data), blocks=blocks)
     if run is not None:
         rundir(run).write(comparison)
     answer(comparison, as_json, comparison_table)

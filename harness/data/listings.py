@@ -1,0 +1,211 @@
+"""The lists of a dataset's episodes and tasks: JSON lines in versions 2.0 and 2.1, parquet in version 3.0.
+
+Source: huggingface/lerobot src/lerobot/datasets (formats v2.1 of release 0.3.3 and v3.0 of release 0.4.4).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from harness.artifacts import Feature
+from harness.data.columns import is_number, read_rows
+from harness.data.fields import TASK_LETTERS, integer, invalid, number, parsed, text
+from harness.data.mending import correct, missing
+from harness.data.paths import fill, inside, open_file
+from harness.errors import HarnessError
+from harness.received.files import there
+from harness.units import MIB
+
+_V2_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+_V3_EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+_V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+# DROID has 92,000 episodes, Open X-Embodiment a million over all of its datasets.
+MOST_EPISODES = MOST_TASKS = 1_000_000
+_LINE_BYTES, _LINES_BYTES = MIB, 256 * MIB
+_TASKS_LETTERS = 32 * MIB
+Listed = tuple[dict[int, str], list["Row"]]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSpan:
+    """Where one episode lies in a video file: from `start_s` for the episode's length."""
+
+    file: str
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An episode as listed, before its place among the others is known."""
+
+    index: int
+    length: int
+    file: str
+    videos: dict[str, VideoSpan]
+    first: int | None = None
+
+
+def video_features(features: dict[str, Feature]) -> list[str]:
+    """The names of the features that are videos."""
+    return [name for name, feature in features.items() if feature.dtype == "video"]
+
+
+def version_by_files(root: Path) -> str | None:
+    """The version of which the files of `meta/` are, whatever info.json says; None where they are of both, or of none."""
+    new = _episode_files(root) != [] or os.path.isfile(root / "meta/tasks.parquet")
+    old = any(os.path.isfile(root / "meta" / name) for name in ("episodes.jsonl", "tasks.jsonl"))
+    if new == old:
+        return None
+    return "v3.0" if new else "v2.1"
+
+
+# --- versions 2.0 and 2.1: JSON lines, one parquet (and one video) an episode --------------------------------------------
+
+
+def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> Listed:
+    """Tasks and episodes of `meta/tasks.jsonl` and `meta/episodes.jsonl`."""
+    where = root / "meta" / "info.json"
+    data = text(info, "data_path", where, default=_V2_DATA)
+    videos = video_features(features)
+    video = text(info, "video_path", where, default="") if videos else ""
+    chunk = integer({"chunks_size": 1000} | info, "chunks_size", str(where), least=1)
+    tasks = _tasks((line, "task", at) for line, at in _lines(root, "meta/tasks.jsonl", MOST_TASKS))
+    rows = []
+    for line, at in _lines(root, "meta/episodes.jsonl", MOST_EPISODES):
+        index = integer(line, "episode_index", at)
+        values: dict[str, int | str] = {"episode_chunk": index // chunk, "episode_index": index}
+        spans = {key: VideoSpan(fill(video, values | {"video_key": key}, where=str(where)), 0.0) for key in videos}
+        rows.append(Row(index, integer(line, "length", at), fill(data, values, where=str(where)), spans))
+    return tasks, rows
+
+
+def _lines(root: Path, relative: str, most: int) -> Iterator[tuple[dict[str, Any], str]]:
+    """The mapping of each line that is not blank, and where it stands."""
+    path = existing(root, relative)
+    read, kept = 0, 0
+    with open_file(root, path) as file:
+        for number_, line in enumerate(iter(lambda: file.readline(_LINE_BYTES + 1), b""), 1):
+            read += len(line)
+            kept += bool(line.strip())
+            if len(line) > _LINE_BYTES or read > _LINES_BYTES or kept > most:
+                got = f"line {number_} is longer than {_LINE_BYTES:,} bytes" if len(line) > _LINE_BYTES else f"more than {number_ - 1:,} lines"
+                raise invalid(path, "it is larger than any dataset's", got=got, need=f"at most {most:,} lines, {_LINES_BYTES:,} bytes")
+            if line.strip():
+                yield parsed(path, line.strip(), number_), f"{path} line {number_}"
+
+
+# --- version 3.0: parquet metadata, many episodes a file ---------------------------------------------------------------
+
+
+def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> Listed:
+    """Tasks and episodes of `meta/tasks.parquet` and `meta/episodes/`."""
+    where = root / "meta" / "info.json"
+    data = text(info, "data_path", where, default=_V3_DATA)
+    videos = video_features(features)
+    video = text(info, "video_path", where, default="") if videos else ""
+    places = ["data", *(f"videos/{key}" for key in videos)]
+    wanted = {f"{place}/{name}" for place in places for name in ("chunk_index", "file_index", "from_timestamp")}
+    wanted |= {"episode_index", "length", "dataset_from_index"}
+    declared = info.get("total_episodes")
+    left = min(declared, MOST_EPISODES) if isinstance(declared, int) and declared >= 0 else MOST_EPISODES
+    rows = []
+    for row, at in _episode_rows(root, wanted):
+        rows.append(_row_v3(row, data, dict.fromkeys(videos, video), at, str(where)))
+        # One more than promised tells that the totals differ; a million more tell nothing else.
+        if len(rows) > left:
+            break
+    return _tasks_v3(root), rows
+
+
+def _episode_rows(root: Path, wanted: set[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """The numbers that are `wanted` of every row of `meta/episodes/`, and where it stands."""
+    # Without a single one, the first is what is missing.
+    for path in _episode_files(root) or [existing(root, _V3_EPISODES)]:
+        real = inside(root, path.relative_to(root).as_posix())
+        rows = read_rows(root, real, lambda field: field.name in wanted and is_number(field.type), MOST_EPISODES)
+        yield from ((row, f"{path} row {n}") for n, row in enumerate(rows))
+
+
+def _episode_files(root: Path) -> list[Path]:
+    return sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+
+
+def _row_v3(row: dict[str, Any], data: str, videos: dict[str, str], at: str, where: str) -> Row:
+    def place(prefix: str) -> dict[str, int | str]:
+        return {name: integer(row, f"{prefix}/{name}", at) for name in ("chunk_index", "file_index")}
+
+    spans = {}
+    for key, video in videos.items():
+        start = number(row, f"videos/{key}/from_timestamp", at)
+        spans[key] = VideoSpan(fill(video, place(f"videos/{key}") | {"video_key": key}, where=where), start)
+    file = fill(data, place("data"), where=where)
+    return Row(integer(row, "episode_index", at), integer(row, "length", at), file, spans, integer(row, "dataset_from_index", at))
+
+
+def _tasks_v3(root: Path) -> dict[int, str]:
+    """The text of each task: the column `task`, else the one column of texts, which is the index of a pandas frame by a name of the writer's."""
+    path = existing(root, "meta/tasks.parquet")
+
+    def name_of(row: dict[str, Any], n: int) -> str:
+        names = [key for key, value in row.items() if key != "task_index" and isinstance(value, str)]
+        chosen = [key for key in ("task", "__index_level_0__") if key in names] or names
+        if not chosen or (len(chosen) > 1 and chosen is names):
+            what = f"row {n} has {'several texts' if names else 'no task text'}"
+            fix = correct(path, "name the column of the instructions `task`")
+            raise invalid(path, what, got=", ".join(sorted(row)), need="task_index, and the text in a column `task`", fix=fix)
+        return chosen[0]
+
+    return _tasks((row, name_of(row, n), f"{path} row {n}") for n, row in enumerate(read_rows(root, path, _is_task, MOST_TASKS)))
+
+
+def _tasks(rows: Iterator[tuple[dict[str, Any], str, str]]) -> dict[int, str]:
+    """The text of each task, of rows that say in which key it is and where they stand."""
+    tasks, letters = {}, 0
+    for row, key, at in rows:
+        found = text(row, key, at, letters=TASK_LETTERS)
+        tasks[integer(row, "task_index", at)] = found
+        letters += len(found)
+        if letters > _TASKS_LETTERS:
+            raise invalid(at, "the instructions are longer than any dataset's", need=f"at most {_TASKS_LETTERS:,} letters together")
+    return tasks
+
+
+def _is_task(field: Any) -> bool:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    return field.name == "task_index" or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def existing(root: Path, relative: str) -> Path:
+    """The path of a file that the dataset must have.
+
+    Raises: HarnessError "dataset-file-missing" or "dataset-path-unsafe".
+    """
+    path = inside(root, relative)
+    if not there(path):
+        raise missing(path, f"the dataset {root} lacks a file", need=relative)
+    return path
+
+
+def check_version(root: Path, version: str, info_path: Path) -> None:
+    """Refuses a version that the files of `meta/` are not of, so that nobody looks for files that never were.
+
+    Raises: HarnessError "dataset-version-wrong".
+    """
+    by_files = version_by_files(root)
+    if by_files is None or by_files[:2] == version[:2]:
+        return
+    names = {"v3.0": "meta/episodes/ and meta/tasks.parquet", "v2.1": "meta/episodes.jsonl and meta/tasks.jsonl"}[by_files]
+    raise HarnessError(
+        "dataset-version-wrong",
+        f"{info_path} says that the dataset is of version {version}, and its files are of another",
+        got=f"codebase_version {version}, with {names}",
+        need=f"codebase_version {by_files}",
+        fix=f"""sed -i 's/"codebase_version": *"[^"]*"/"codebase_version": "{by_files}"/' {shlex.quote(str(info_path))}""",
+    )

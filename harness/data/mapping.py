@@ -1,0 +1,81 @@
+"""The features of a dataset that a recipe asks for: whether they are there, and what maps those that are."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.artifacts import Feature
+from harness.data.rows import BOOKKEEPING
+from harness.errors import HarnessError
+
+IMAGES, NUMBERS = ("image", "video"), ("float", "int", "uint", "bool")
+# A state that is not there is not made of something else, such as the actions.
+_OF_THE_SAME = 0.6
+
+
+class Wanted(NamedTuple):
+    """A recipe's `key` asks for the feature `name`, whose dtype begins with one of `kinds`. With `may_be_null` the key can say that there is none."""
+
+    key: str
+    name: str
+    kinds: tuple[str, ...]
+    may_be_null: bool = False
+
+
+def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted]) -> None:
+    """Refuses features that are not there or of the wrong kind, all of them at once, with one line that maps those that fit.
+
+    Raises: HarnessError "dataset-feature-missing" or "dataset-feature-invalid".
+    """
+    lacking = [each for each in wanted if each.name not in features]
+    unfit = [each for each in wanted if each.name in features and not _fits(features, each.name, each.kinds)]
+    if not lacking and not unfit:
+        return
+    wrong = lacking + unfit
+    there = dict.fromkeys(name for each in wrong for name in features if _fits(features, name, each.kinds))
+    if lacking:
+        code, what = "dataset-feature-missing", f"the dataset {path} has no feature {', '.join(repr(each.name) for each in lacking)}"
+        got = ", ".join(there) or "no feature of that kind"
+    else:
+        code, what = "dataset-feature-invalid", "; ".join(f"feature {each.name!r} cannot be {each.key}" for each in unfit)
+        got = ", ".join(f"{features[each.name].dtype} {features[each.name].shape}" for each in unfit)
+    need = ", ".join(each.name for each in lacking) if lacking else ", ".join(dict.fromkeys(" or ".join(each.kinds) for each in unfit))
+    blind = all(each.kinds == IMAGES for each in wrong) and not there and len(wrong) == sum(each.kinds == IMAGES for each in wanted)
+    fix = "--dataset with a dataset that has images or videos" if blind else _mapped(features, wanted, wrong)
+    raise HarnessError(code, what, got=got, need=need, fix=fix)
+
+
+def _fits(features: dict[str, Feature], name: str, kinds: tuple[str, ...]) -> bool:
+    """Of the right kind; numbers are a vector, and none of the columns that count rows."""
+    feature = features[name]
+    return feature.dtype.startswith(kinds) and (kinds != NUMBERS or (name not in BOOKKEEPING and len(feature.shape) == 1 and feature.shape[0] > 0))
+
+
+def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Wanted]) -> str:
+    """`--set` for every key that is wrong: the most alike of the features that no other key has; null where none is left and null will do."""
+    taken = {each.name for each in wanted if each not in wrong}
+    pairs = {}
+    # Who has the most alike one chooses first.
+    for each in sorted(wrong, key=lambda one: -max(_likenesses(features, one, taken).values(), default=0.0)):
+        alike = _likenesses(features, each, taken)
+        chosen = max(alike, key=alike.__getitem__, default=None)
+        if chosen is None or (each.may_be_null and each.kinds == NUMBERS and alike[chosen] < _OF_THE_SAME):
+            chosen = "null" if each.may_be_null else "FEATURE"
+        taken.add(chosen)
+        pairs[each] = f"--set {each.key}={shlex.quote(chosen)}"
+    return " ".join(pairs[each] for each in wrong)
+
+
+def _likenesses(features: dict[str, Feature], each: Wanted, taken: set[str]) -> dict[str, float]:
+    """How alike each feature is that fits and is not taken: the words that both names have, then their letters."""
+    left = [name for name in features if _fits(features, name, each.kinds) and name not in taken]
+    return {name: len(_words(each.name) & _words(name)) + difflib.SequenceMatcher(None, each.name, name).ratio() for name in left}
+
+
+def _words(name: str) -> set[str]:
+    """The words of a name, without the s of a plural."""
+    return {word.removesuffix("s") for word in re.split(r"[^a-z0-9]+", name.lower()) if word}

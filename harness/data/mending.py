@@ -1,0 +1,93 @@
+"""What mends a dataset without losing any of it: a hub's copy can be fetched again, a recording cannot.
+
+So a file is given up only when it is damaged and a hub has it. Where metadata are wrong, the files that they speak of stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.received.files import open_received
+
+# Source: git-lfs docs/spec.md, "The Pointer".
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_EDIT = "take the episode out of a copy of the dataset (LeRobot: lerobot-edit-dataset)"
+
+
+def hub_of(path: Path) -> str | None:
+    """The hub's name of the dataset that `path` was fetched as a part of; None for a file that only lies here.
+
+    Source: huggingface_hub keeps <cache>/datasets--<owner>--<name>/snapshots/<commit>.
+    """
+    for place in (path, *path.parents):
+        cache = place.parent.parent
+        if place.parent.name == "snapshots" and cache.name.startswith("datasets--"):
+            return cache.name.removeprefix("datasets--").replace("--", "/")
+    return None
+
+
+def damaged(code: str, what: str, path: Path, *, got: object = None, need: object = None) -> HarnessError:
+    """The error for a file that is not whole; a pointer of Git LFS is named as one."""
+    if _holds_pointer(path):
+        return HarnessError(
+            "git-lfs-pointer",
+            f"{path} is a pointer of Git LFS: the file itself was not fetched with the clone",
+            got="a text of three lines",
+            need="the file",
+            fix=f"git -C {shlex.quote(str(path.parent))} lfs pull",
+        )
+    return HarnessError(code, what, got=got, need=need, fix=another_copy(path))
+
+
+def another_copy(path: Path) -> str:
+    """How to come by a whole copy of a damaged file."""
+    hub = hub_of(path)
+    if hub is not None:
+        # The snapshot's entry is a link to the blob, which a new download would link to again.
+        both = " ".join(shlex.quote(str(each)) for each in dict.fromkeys((path, Path(os.path.realpath(path)))))
+        return f"rm -f {both}; the same command then fetches this one file of {hub} again"
+    return f"copy {path.name} again from where the dataset was made; where there is no copy, keep what is here and {_EDIT}"
+
+
+def missing(path: Path, what: str | None = None, *, need: object = None) -> HarnessError:
+    """The error for a file that the dataset lacks."""
+    hub = hub_of(path)
+    if hub is not None:
+        fix = f"the same command with the network fetches what is lacking of {hub} (unset HF_HUB_OFFLINE)"
+    else:
+        fix = "copy it from where the dataset was made; of a clone: git lfs pull; what is there is left as it is"
+    return HarnessError("dataset-file-missing", what or f"the dataset lacks {path}", got="no such file", need=need, fix=fix)
+
+
+def correct(where: Path | str, how: str) -> str:
+    """The fix of metadata that are wrong while the files are whole."""
+    hub = hub_of(Path(where))
+    other = f"; or another revision of {hub}: --set data.revision=COMMIT" if hub is not None else ""
+    return f"{how}{other}; data/, videos/ and images/ are left as they are"
+
+
+def rewrite(where: Path | str) -> str:
+    """The fix of metadata that are not of LeRobot's form."""
+    return correct(where, "correct it, or rewrite meta/ with LeRobot's own writer")
+
+
+def left_out(path: Path) -> str:
+    """The fix of a frame that is not what it should be, in a file that is whole."""
+    return f"repair that row, or {_EDIT}; {path.name} itself is whole"
+
+
+def is_pointer(data: bytes) -> bool:
+    """Whether a file that begins so is a pointer of Git LFS."""
+    return data.startswith(_POINTER)
+
+
+def _holds_pointer(path: Path) -> bool:
+    try:
+        real = Path(os.path.realpath(path))
+        with open_received(real, real.parent) as file:
+            return is_pointer(file.read(len(_POINTER)))
+    except (OSError, HarnessError):
+        return False

@@ -1,0 +1,110 @@
+"""What trains badly without an error: no instruction, a camera that shows nothing, depth as colour, actions that never move."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.data.lerobot import LeRobotDataset
+from harness.data.rows import Block
+from harness.recipe import Recipe
+
+# Frames of each camera that are decoded and looked at, spread evenly over the dataset.
+SAMPLED_FRAMES = 16
+# Dimensions that a finding names, at most.
+_NAMED = 8
+
+
+class Rows(NamedTuple):
+    """The task indices that frames really have, in order, and what is odd about the rows."""
+
+    tasks: list[int]
+    findings: list[str]
+
+
+def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
+    """What the rows are like. Every row is read and checked on the way.
+
+    Raises: HarnessError of the dataset's reader.
+    """
+    frames: Counter[int] = Counter()
+    without = 0
+    pace: list[str] = []
+    blank = [index for index, task in dataset.tasks.items() if not task.strip()]
+    low, high = np.array(np.inf), np.array(-np.inf)
+    for block in dataset.blocks():
+        tasks, counts = np.unique(block.task_index, return_counts=True)
+        frames.update(dict(zip(tasks.tolist(), counts.tolist(), strict=True)))
+        without += _episodes_with(block, blank)
+        pace = pace or _other_pace(dataset, block)
+        low, high = np.minimum(low, block.actions.min(axis=0)), np.maximum(high, block.actions.max(axis=0))
+    empty = sum(frames[index] for index in blank)
+    said = [f"{empty:,} of {dataset.frames:,} frames, in {without:,} of {len(dataset.episodes):,} episodes, have no instruction (their task is empty)"]
+    return Rows(sorted(frames), [*pace, *(said if empty else []), *_still(recipe.data.actions, low, high, dataset.frames)])
+
+
+def _episodes_with(block: Block, tasks: list[int]) -> int:
+    """How many episodes of the block have a frame of one of these tasks."""
+    here = np.isin(block.task_index, tasks)
+    starts = np.cumsum([0, *(episode.length for episode in block.episodes[:-1])])
+    return int(np.logical_or.reduceat(here, starts).sum())
+
+
+def _still(name: str, low: np.ndarray, high: np.ndarray, frames: int) -> list[str]:
+    """A finding on dimensions of the actions that have one value in every frame."""
+    still = [d for d in range(len(low)) if low[d] == high[d]] if frames > 1 else []
+    if not still:
+        return []
+    values = {d: f"{low[d]:g}" for d in still}
+    if len(still) == len(low) and not low.any():
+        return [f"{name}: all {len(low)} dimensions are 0 in all {frames:,} frames; there is nothing to learn"]
+    named = ", ".join(f"{name}[{d}] is {values[d]}" for d in still[:_NAMED]) + (f" and {len(still) - _NAMED} more" if len(still) > _NAMED else "")
+    return [f"{len(still)} of {len(low)} dimensions of the actions never change in {frames:,} frames: {named}"]
+
+
+def _other_pace(dataset: LeRobotDataset, block: Block) -> list[str]:
+    """A finding when an episode's frames are not 1/fps apart: an action chunk then spans another time than the recipe's author had in mind."""
+    steps = np.diff(block.timestamp)
+    steps[np.cumsum([episode.length for episode in block.episodes])[:-1] - 1] = 1 / dataset.fps
+    wrong = np.abs(steps - 1 / dataset.fps) > 0.25 / dataset.fps
+    if not wrong.any():
+        return []
+    row = int(np.argmax(wrong))
+    place = f"{block.episodes[0].file} rows {row} and {row + 1}"
+    return [f"{place} are {steps[row]:.4g} s apart, and meta/info.json says {dataset.fps:g} frames a second ({1 / dataset.fps:.4g} s)"]
+
+
+def camera_findings(dataset: LeRobotDataset, recipe: Recipe) -> list[str]:
+    """What a person should know of the features that are mapped to cameras: one twice, depth, pictures that show nothing.
+
+    Raises: HarnessError of the dataset's reader.
+    """
+    cameras = {camera: name for camera, name in recipe.data.cameras.items() if name is not None}
+    findings = []
+    for name, count in Counter(cameras.values()).items():
+        if count > 1:
+            findings.append(f"{name} is mapped to {count} cameras: {', '.join(camera for camera, of in cameras.items() if of == name)}")
+        if name in dataset.depth or "depth" in name.lower():
+            why = "the metadata call it a depth map" if name in dataset.depth else "its name says depth"
+            findings.append(f"{name} is mapped as a colour camera, and {why}")
+        findings += _shows_nothing(dataset, name)
+    return findings
+
+
+def _shows_nothing(dataset: LeRobotDataset, name: str) -> list[str]:
+    """A finding on a camera whose sampled pictures are of one colour each, or all the same."""
+    places = np.unique(np.linspace(0, dataset.frames - 1, min(SAMPLED_FRAMES, dataset.frames)).round().astype(int))
+    plain, black, kinds = 0, 0, set()
+    for i in places:
+        image = dataset.image(int(i), name)
+        one = bool((image == image[0, 0]).all())
+        plain, black = plain + one, black + (one and not image.any())
+        kinds.add(hash(image.tobytes()))
+    looked = f"of {len(places)} sampled frames"
+    if plain:
+        return [f"{name}: {plain} {looked} are of one colour" + (f", {black} of them black" if black else "")]
+    if len(kinds) == 1 and len(places) > 1:
+        return [f"{name}: all {len(places)} sampled frames are the same picture, to the last pixel"]
+    return []

@@ -1,0 +1,62 @@
+"""Why a whole video has no frame for a row: it was recorded at another rate, or the metadata look for the episode at another time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.lerobot import LeRobotDataset
+from harness.data.mending import correct
+from harness.data.metadata import Episode
+from harness.errors import HarnessError
+
+# 29.97 frames a second are not 30: after 8 seconds they are a quarter of a frame apart.
+_SHARE = 5e-4
+
+
+def check_rate(path: Path, there: np.ndarray, wanted: np.ndarray, episode: Episode) -> None:
+    """Refuses a video of another rate than the table. `there` are the times of its frames, `wanted` those of the episode's rows, in seconds.
+
+    Raises: HarnessError "video-other-rate".
+    """
+    video, table = _rate(there), _rate(wanted)
+    if video is None or table is None or abs(video - table) <= _SHARE * table:
+        return
+    raise HarnessError(
+        "video-other-rate",
+        f"{path} was recorded at another rate than the table; both are whole",
+        got=f"{video:.4g} frames a second in the video ({len(there)} frames), {table:.4g} in the table ({episode.length} rows of episode {episode.index})",
+        need="one rate for both",
+        fix=correct(path, f"write the table anew at {video:.4g} rows a second (fps in meta/info.json too), or record camera and robot at one rate"),
+    )
+
+
+def _rate(times: np.ndarray) -> float | None:
+    """How many a second, by the median of the times between them."""
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return 1 / step if step > 0 else None
+
+
+def check_offsets(dataset: LeRobotDataset, name: str, path: Path, there: np.ndarray, episodes: list[Episode]) -> None:
+    """Refuses times at which the metadata look for the episodes of a file that has a frame for every row, elsewhere.
+
+    Source: huggingface/lerobot issue 2328, a merge that went on counting the time of the file before.
+    Raises: HarnessError "video-offset-wrong".
+    """
+    if len(there) != sum(episode.length for episode in episodes):
+        return
+    start = 0.0
+    for episode in episodes:
+        said = episode.videos[name].start_s
+        if abs(said - start) > 0.25 / dataset.fps:
+            where = dataset.path / "meta/episodes"
+            key = f"videos/{name}/from_timestamp"
+            raise HarnessError(
+                "video-offset-wrong",
+                f"{where}: episode {episode.index} is looked for at another time than it has in {path}, which is whole",
+                got=f"{key} {said:.3f} s, in a file of {len(there) / dataset.fps:.3f} s",
+                need=f"{start:.3f} s",
+                fix=correct(where, f"set {key} of episode {episode.index} to {start:.3f}, or merge the datasets again with a newer LeRobot"),
+            )
+        start += episode.length / dataset.fps

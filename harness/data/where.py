@@ -1,0 +1,57 @@
+"""Which file each episode's rows are really in, by the rows themselves: asked only where the metadata and a file disagree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.columns import open_parquet, read_columns
+from harness.data.mending import correct
+from harness.data.metadata import Metadata
+from harness.data.paths import inside
+from harness.errors import HarnessError
+from harness.received.files import walk
+
+
+def check_places(metadata: Metadata) -> None:
+    """Refuses metadata that name another file for an episode than the one that has all of its rows; the files are whole then.
+
+    Source: huggingface/lerobot issue 2401, a converter that listed the first episode of a new file in the one before.
+    Raises: HarnessError "episode-place-wrong".
+    """
+    if metadata.version != "v3.0":
+        return
+    try:
+        found = {file: _rows_by_episode(metadata, file) for file in _files(metadata.root)}
+    except (HarnessError, OSError):
+        # A file that cannot be read is what is wrong then, and its reader says so.
+        return
+    for episode in metadata.episodes:
+        places = [file for file, rows in found.items() if rows[episode.index] == episode.length]
+        if places and episode.file not in places:
+            where = metadata.root / "meta/episodes"
+            raise HarnessError(
+                "episode-place-wrong",
+                f"{where}: episode {episode.index} is listed in another file than the one that has its rows; the files are whole",
+                got=episode.file,
+                need=places[0],
+                fix=correct(
+                    where, f"correct data/chunk_index and data/file_index of episode {episode.index}, or convert the dataset again with a newer LeRobot"
+                ),
+            )
+
+
+def _files(root: Path) -> list[str]:
+    """The tables of the dataset, listed or not."""
+    return sorted(path.relative_to(root).as_posix() for path in walk(root / "data") if path.suffix == ".parquet")
+
+
+def _rows_by_episode(metadata: Metadata, file: str) -> Counter[int]:
+    path = inside(metadata.root, file)
+    with open_parquet(metadata.root, path) as (parquet, _):
+        rows = parquet.metadata.num_rows
+    numbers = next(read_columns(metadata.root, path, ["episode_index"], [rows]))["episode_index"]
+    indices, counts = np.unique(numbers[np.isfinite(numbers)], return_counts=True)
+    return Counter({int(index): int(count) for index, count in zip(indices, counts, strict=True)})
