@@ -14,9 +14,10 @@ from harness.parameters import counts
 from harness.plan import candidates, memory
 from harness.plan.candidates import changed
 from harness.plan.choose import Ask, Tools, choose
-from harness.plan.compile import Answer, Request
+from harness.plan.compile import Answer, Request, telling
 from harness.recipe import Recipe, load_recipe
 from harness.units import GIB
+from tests.test_doctor import DATASET
 from tests.tiny import tiny
 
 MACHINE = Machine(host=Host(ram_available_bytes=8 * GIB), gpu_error="no driver")
@@ -280,6 +281,14 @@ def test_a_card_with_memory_of_its_own_is_not_shared() -> None:
         assert all(not one.shared_phases for one in plan.candidates)
 
 
+@pytest.mark.parametrize("tokens", [0, -5, 10**30])
+def test_a_received_dataset_with_impossible_prompts_is_refused(tokens: int) -> None:
+    strange = DATASET.model_copy(update={"prompt_tokens": tokens})
+    with pytest.raises(HarnessError) as caught:
+        choose(LORA, MACHINE, strange, Ask(gpu="a40"), tools=Tools(None, Formula()))
+    assert caught.value.code == "artifact-invalid"
+
+
 def test_a_full_disk_is_no_reason_for_another_experiment() -> None:
     """The doctor's matter: the plan tells how much it needs."""
     room, none = (planned(LORA, with_gpus(gpu(), disks=[Disk(path="/", free_bytes=free)])) for free in (2**60, 0))
@@ -378,3 +387,26 @@ def test_the_tiny_step_compiles_for_a_card_that_is_not_here() -> None:
 def test_moments_that_cannot_be_streamed_stay_on_the_device() -> None:
     plan = planned(changed(FULL, {"train.optimizer.moments": "bfloat16"}), gpu="rtx_4090")
     assert all("moments" not in one.levers.host for one in plan.candidates if not one.changes)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("ValueError: heads differ\n", "ValueError: heads differ"),
+        (
+            'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: no\nFatal Python error: Aborted\n\nCurrent thread 0x7f:\n  File x\n',
+            "ValueError: no",
+        ),
+        ("I0000 00:00:1 cuda.cc:1] no drivers\nF1128 04:41:22 1 parse.cc:234] Check failed\n*** SIGABRT\n", "F1128 04:41:22 1 parse.cc:234] Check failed"),
+        ("jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: out of memory\nExtension modules: numpy, jaxlib (total: 2)\n", "RESOURCE_EXHAUSTED"),
+        ("error [data-invalid] a reason of ours\n", "a reason of ours"),
+        ("something nobody has seen\n", "something nobody has seen"),
+    ],
+)
+def test_why_a_compilation_ended_is_the_line_that_says_it(said: str, reason: str) -> None:
+    assert reason in str(telling(said))
+
+
+@pytest.mark.parametrize("said", ["", "\n", "I0000 00:00:1 cuda.cc:1] no drivers\n", "Extension modules: numpy\n"])
+def test_where_nothing_says_why_a_compilation_ended_nothing_is_invented(said: str) -> None:
+    assert telling(said) is None

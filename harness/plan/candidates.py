@@ -17,11 +17,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from harness.artifacts import Levers
+from harness.artifacts import Dataset, Levers
+from harness.errors import HarnessError
 from harness.parameters import check_who_is_trained
 from harness.recipe import Recipe, recipe_from
 
 Changes = dict[str, Any]
+
+# The longest prompt of a dataset that has not been read, in tokens, rounded up as the loader does. Source: facts on platforms (570 tokens
+# a sample: two cameras of 256, 10 actions, and the prompt).
+_KNOWN_PROMPTS = {"physical-intelligence/libero": 48, "sample": 32}
+# No tokenizer makes as many of a task's text; what says so is no dataset.json of ours.
+_MOST_PROMPT_TOKENS = 2**16
 
 # Upstream's adapters. Source: openpi src/openpi/models/gemma.py `get_config` (gemma_2b_lora, gemma_300m_lora), commit 15a9616.
 _UPSTREAM_LORA: Changes = {
@@ -93,3 +100,18 @@ def lever_sets(base: Levers, recipe: Recipe, *, shards: list[int], host: bool) -
 def divisors(n: int) -> list[int]:
     """Every microbatch that n rows can be cut into, ascending."""
     return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def prompt_tokens(recipe: Recipe, dataset: Dataset | None) -> int:
+    """How many prompt tokens are computed: the dataset's longest prompt where it is known, else the recipe's padding.
+
+    Raises: HarnessError "artifact-invalid" for a dataset.json whose count no tokenizer has made.
+    """
+    padded = recipe.model.prompt_tokens
+    told = dataset.prompt_tokens if dataset is not None else None
+    if told is None:
+        return min(padded, _KNOWN_PROMPTS.get(recipe.data.dataset, padded))
+    if not 0 < told <= _MOST_PROMPT_TOKENS:
+        fix = "harness data --dataset DIR --run RUN writes dataset.json anew"
+        raise HarnessError("artifact-invalid", "dataset.json has an impossible count of prompt tokens", got=told, need="a count of tokens", fix=fix)
+    return told

@@ -26,9 +26,6 @@ from harness.units import format_bytes, format_count
 
 # A larger microbatch that gains less than this share of a step is not worth a compilation.
 _WORTH = 0.05
-# The longest prompt of a dataset that has not been read, in tokens, rounded up as the loader does. Source: facts on platforms (570 tokens a
-# sample: two cameras of 256, 10 actions, and the prompt).
-_KNOWN_PROMPTS = {"physical-intelligence/libero": 48, "sample": 32}
 
 
 class Ask(NamedTuple):
@@ -131,7 +128,7 @@ class _Search:
     def __init__(self, recipe: Recipe, place: Place, dataset: Dataset | None, tools: Tools, ask: Ask) -> None:
         self._recipe, self._place, self._ask = recipe, place, ask
         self._oracle = Oracle(place, tools.atlas, tools.compile, tools.say, recompile=ask.recompile)
-        tokens = dataset.prompt_tokens if dataset else min(recipe.model.prompt_tokens, _KNOWN_PROMPTS.get(recipe.data.dataset, recipe.model.prompt_tokens))
+        tokens = candidates.prompt_tokens(recipe, dataset)
         self._base = Levers(
             platform=place.platform,
             devices=place.devices,

@@ -87,6 +87,9 @@ def of_doctor(diagnosis: Diagnosis | None) -> Claim | None:
         return None
     errors = [finding for finding in diagnosis.findings if finding.severity == "error"]
     worst = errors or [finding for finding in diagnosis.findings if finding.severity == "warning"]
+    unseen = list(dict.fromkeys(finding.check for finding in diagnosis.findings if finding.severity == "unknown"))
+    if not worst and unseen:
+        return Claim("Doctor", "open", f"{len(unseen)} checks could not be carried out", ", ".join(unseen))
     if not worst:
         return Claim("Doctor", "good", "nothing found", f"{len(diagnosis.passed)} checks passed before the run")
     kind = ("error" if errors else "warning") + ("s" if len(worst) > 1 else "") + (" allowed" if errors else "")
