@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,13 @@ def test_the_sample_is_small_enough_to_ship() -> None:
     files = [path for path in sample_dataset_path().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in [*files, sample_tokenizer_path()]) < 2_000_000
     assert max(path.stat().st_size for path in files) < 1 << 20
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_a_tokenizer_that_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    """A recipe that came with a run may name one."""
+    path = tmp_path / "x.model"
+    os.mkfifo(path) if kind == "fifo" else path.symlink_to("/dev/zero")
+    with pytest.raises(HarnessError) as caught:
+        load_tokenizer(str(path))
+    assert caught.value.code == "file-not-regular"

@@ -112,3 +112,11 @@ def test_spread_and_histogram() -> None:
     assert sum(b.episodes for b in bins) == 4
     assert (bins[0].episodes, bins[0].percent, bins[-1].episodes) == (3, 100, 1)
     assert [b.label for b in histogram([7, 7], "tokens")] == ["7 tokens"]
+
+
+def test_a_dataset_without_a_state_has_a_page_of_its_actions(tmp_path: Path) -> None:
+    changes = ["data.state=null", *MAPPED[1:]]
+    chain = Chain(RunDir(tmp_path / "run"), load_recipe("smoke", [f"data.dataset={writer.write(tmp_path / 'set')}", *changes]))
+    page = write_dataset_page(chain, chain.dataset()).read_text()
+    assert "Actions, normalized" in page
+    assert "State, normalized" not in page

@@ -17,7 +17,7 @@ from harness.data.unpack import TooMuch, check_footer, check_groups, check_numbe
 from harness.errors import HarnessError
 
 # Arrow reports damage through several unrelated exceptions, depending on which layer meets it.
-_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError, EOFError)
+_DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, MemoryError, EOFError, TypeError, RuntimeError)
 
 # Rows that a large file is read by: some MiB.
 _BATCH_ROWS = 1 << 16
@@ -45,14 +45,24 @@ def open_parquet(root: Path, path: Path, metadata: Any = None) -> Iterator[Any]:
     Raises: HarnessError "dataset-file-missing", "dataset-file-corrupt", "dataset-file-bomb", and those of `open_file`.
     """
     with open_file(root, path) as raw:
-        try:
+        with refusing(path):
             check_footer(raw)
             file = pq.ParquetFile(raw, metadata=metadata)
-        except TooMuch as error:
-            raise bomb(path, error) from error
-        except _DAMAGE as error:
-            raise corrupt(path, error) from error
         yield Opened(file, raw)
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Makes errors of ours of what is raised while a parquet file is read.
+
+    Raises: HarnessError "dataset-file-bomb" or "dataset-file-corrupt".
+    """
+    try:
+        yield
+    except TooMuch as error:
+        raise bomb(path, error) from error
+    except _DAMAGE as error:
+        raise corrupt(path, error) from error
 
 
 class Opened(NamedTuple):
@@ -67,18 +77,13 @@ def read_rows(root: Path, path: Path, wanted: Callable[[Any], bool], most_rows: 
 
     Raises: HarnessError as `open_parquet`; "dataset-file-bomb" also for more than `most_rows` rows.
     """
-    with open_parquet(root, path) as (file, raw):
-        try:
-            if file.metadata.num_rows > most_rows:
-                raise TooMuch(f"it claims {file.metadata.num_rows:,} rows, and {most_rows:,} were expected at most")
-            names = [field.name for field in file.schema_arrow if wanted(field)]
-            for group, rows in enumerate(check_groups(file.metadata)):
-                if rows:
-                    yield from (row for batch in _batches(file, raw, group, names) for row in batch.to_pylist())
-        except TooMuch as error:
-            raise bomb(path, error) from error
-        except _DAMAGE as error:
-            raise corrupt(path, error) from error
+    with open_parquet(root, path) as (file, raw), refusing(path):
+        if file.metadata.num_rows > most_rows:
+            raise TooMuch(f"it claims {file.metadata.num_rows:,} rows, and {most_rows:,} were expected at most")
+        names = [field.name for field in file.schema_arrow if wanted(field)]
+        for group, rows in enumerate(check_groups(file.metadata)):
+            if rows:
+                yield from (row for batch in _batches(file, raw, group, names) for row in batch.to_pylist())
 
 
 def _batches(file: Any, raw: BinaryIO, group: int, names: list[str]) -> Iterator[Any]:
@@ -122,10 +127,8 @@ def read_columns(root: Path, path: Path, names: list[str], pieces: list[int]) ->
     "dataset-feature-missing" or "dataset-feature-invalid".
     """
     with open_parquet(root, path) as (file, raw):
-        try:
+        with refusing(path):
             schema = file.schema_arrow
-        except _DAMAGE as error:
-            raise corrupt(path, error) from error
         lacking = [name for name in names if schema.get_field_index(name) < 0]
         if lacking:
             raise HarnessError(
@@ -140,10 +143,8 @@ def read_columns(root: Path, path: Path, names: list[str], pieces: list[int]) ->
         fields = [schema.field(name) for name in names]
         for field in fields:
             _check_numbers(path, field)
-        try:
+        with refusing(path):
             check_numbers(raw, file.metadata, names, fields)
-        except TooMuch as error:
-            raise bomb(path, error) from error
         first = 0
         for table in _tables(path, file, names, pieces):
             yield {name: _numeric(path, name, table.column(name).combine_chunks(), first) for name in names}

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.columns import bomb, corrupt, open_parquet, read_group, rows_mismatch
+from harness.data.columns import open_parquet, read_group, refusing, rows_mismatch
 from harness.data.mending import damaged, is_pointer, missing
 from harness.data.paths import inside
-from harness.data.unpack import TooMuch, check_groups
+from harness.data.unpack import check_groups
 from harness.errors import HarnessError
 from harness.received.files import read_received
 from harness.units import MIB
@@ -47,21 +47,16 @@ class EncodedColumn:
             raise rows_mismatch(path, int(ends[-1]) if len(ends) else 0, row + 1)
         group = int(np.searchsorted(ends, row, side="right"))
         column = self._column(root, path, feature, group, metadata)
-        return column[row - (int(ends[group - 1]) if group else 0)].as_py()
+        with refusing(path):
+            return column[row - (int(ends[group - 1]) if group else 0)].as_py()
 
     def _layout(self, root: Path, path: Path) -> tuple[Any, np.ndarray, frozenset[str]]:
         """The file's footer, the row after each of its row groups, and the names of its columns."""
         found = self._layouts.get(path)
         if found is None:
-            with open_parquet(root, path) as (file, _):
-                try:
-                    ends = np.cumsum(check_groups(file.metadata))
-                    found = self._layouts[path] = (file.metadata, ends, frozenset(file.schema_arrow.names))
-                except TooMuch as error:
-                    raise bomb(path, error) from error
-                # Arrow reports damage through several unrelated exceptions.
-                except Exception as error:
-                    raise corrupt(path, error) from error
+            with open_parquet(root, path) as (file, _), refusing(path):
+                ends = np.cumsum(check_groups(file.metadata))
+                found = self._layouts[path] = (file.metadata, ends, frozenset(file.schema_arrow.names))
         return found
 
     def _column(self, root: Path, path: Path, feature: str, group: int, metadata: Any) -> Any:
@@ -70,14 +65,8 @@ class EncodedColumn:
             if key in self._groups:
                 self._groups.move_to_end(key)
                 return self._groups[key]
-        with open_parquet(root, path, metadata) as (file, raw):
-            try:
-                column = read_group(file, raw, group, feature)
-            except TooMuch as error:
-                raise bomb(path, error) from error
-            # Arrow reports damage through several unrelated exceptions.
-            except Exception as error:
-                raise corrupt(path, error) from error
+        with open_parquet(root, path, metadata) as (file, raw), refusing(path):
+            column = read_group(file, raw, group, feature)
         with self._lock:
             if key not in self._groups:
                 self._groups[key] = column

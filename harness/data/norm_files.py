@@ -6,6 +6,7 @@ What normalization needs must be there and make sense; what it does not need may
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -51,10 +52,11 @@ def read_norm_stats(
 
     Raises: HarnessError "norm-stats-not-found" or "norm-stats-invalid"; "file-leaves-root", "file-not-regular", "file-too-large".
     """
-    file = next((path / name for name in _FILES if (path / name).is_file()), path / _FILES[0]) if path.is_dir() else path
+    folder = os.path.isdir(path)
+    file = next((path / name for name in _FILES if os.path.isfile(path / name)), path / _FILES[0]) if folder else path
+    lines = file.suffix == ".jsonl"
     try:
-        lines = file.suffix == ".jsonl"
-        inside = root or (path if path.is_dir() else file.resolve().parent)
+        inside = root or (path if folder else file.resolve().parent)
         data = read_received(file, inside, _MOST_LINES_BYTES if lines else _MOST_BYTES)
         body = _of_episodes(data.splitlines()) if lines else parse_json(data)
     except (OSError, RuntimeError) as error:

@@ -6,7 +6,12 @@ from pathlib import Path
 
 from harness.data.transforms import clean_prompt
 from harness.errors import HarnessError
+from harness.received.files import read_received
 from harness.recipe import PALIGEMMA, Recipe
+from harness.units import MIB
+
+# PaliGemma's, of 257,152 pieces, has 4 MiB.
+_MODEL_BYTES = 64 * MIB
 
 
 class Tokenizer:
@@ -80,12 +85,13 @@ def tokenizer_path(name: str) -> Path:
 
 def _model(path: Path, name: str) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
+        real = path.resolve()
+        return read_received(real, real.parent, _MODEL_BYTES)
+    except (OSError, RuntimeError, ValueError) as error:
         raise HarnessError(
             "tokenizer-not-found",
             f"there is no tokenizer {name!r}",
-            got=error.strerror,
+            got=getattr(error, "strerror", None) or str(error),
             need="paligemma, sample, or the path of a sentencepiece .model file",
             fix="--set data.tokenizer=paligemma",
         ) from error

@@ -72,7 +72,8 @@ def check_numbers(file: BinaryIO, metadata: Any, names: list[str], fields: list[
     size = os.fstat(file.fileno()).st_size
     check_groups(metadata)
     total = sum(metadata.num_rows * 8 * max(1, getattr(field.type, "list_size", 1)) for field in fields)
-    listed = [chunk for group in range(metadata.num_row_groups) for chunk in chunks(metadata, group, names)]
+    columns = leaves(metadata, names)
+    listed = [metadata.row_group(group).column(n) for group in range(metadata.num_row_groups) for n in columns]
     total = max(total, 8 * sum(chunk.num_values for chunk in listed))
     if total > max(NUMBERS_BYTES, NUMBERS_TIMES * size):
         raise TooMuch(f"{size:,} bytes claim {total:,} bytes of numbers")
@@ -87,7 +88,7 @@ def rows_at_once(file: BinaryIO, metadata: Any, group: int, name: str) -> tuple[
 
     Raises: TooMuch.
     """
-    listed = chunks(metadata, group, [name])
+    listed = [metadata.row_group(group).column(n) for n in leaves(metadata, [name])]
     found = [page for chunk in listed for page in pages(file, chunk)]
     packed, unpacked = sum(page.packed_bytes for page in found), sum(page.unpacked_bytes for page in found)
     limit = max(VALUES_BYTES, VALUES_TIMES * packed)
@@ -102,10 +103,10 @@ def rows_at_once(file: BinaryIO, metadata: Any, group: int, name: str) -> tuple[
     return (None if most <= limit else max(1, min(limit // 4 // max(largest, 1), limit // 64)), limit)
 
 
-def chunks(metadata: Any, group: int, names: list[str]) -> list[Any]:
-    """The column chunks of a row group that belong to the columns `names`."""
-    columns = (metadata.row_group(group).column(n) for n in range(metadata.row_group(group).num_columns))
-    return [column for column in columns if any(column.path_in_schema == name or column.path_in_schema.startswith(f"{name}.") for name in names)]
+def leaves(metadata: Any, names: list[str]) -> list[int]:
+    """The numbers of the columns that belong to the features `names`: a list or a struct has others below it."""
+    paths = (metadata.schema.column(n).path for n in range(metadata.num_columns))
+    return [n for n, path in enumerate(paths) if any(path == name or path.startswith(f"{name}.") for name in names)]
 
 
 def pages(file: BinaryIO, chunk: Any) -> Iterator[Page]:
