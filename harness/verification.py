@@ -213,7 +213,7 @@ def _found(run: RunDir, manifest: Manifest, known: tuple[Dataset, NormStats] | N
         reasons |= dict.fromkeys(("packages", "python", "lock", "upstream"), "openpi was not started here")
     recipe: dict[str, Any] | None = None
     try:
-        recipe = load_recipe(str(run.path / RECIPE)).model_dump(mode="json")
+        recipe = load_recipe(str(run.path / RECIPE), root=run.path).model_dump(mode="json")
     except HarnessError as error:
         reasons["recipe"] = error.what
     weights = _weights_here(manifest, reasons)
@@ -273,7 +273,7 @@ def _weights_here(manifest: Manifest, reasons: dict[str, str]) -> dict[str, str]
     """The digests of the weights as they lie here now, in the form of the manifest's own."""
     recorded, source = manifest.weights, str(manifest.weights.get("source"))
     if source == "random":
-        return {"source": "random", "seed": str(manifest.recipe["train"]["seed"])}
+        return {"source": "random", "seed": str(manifest.recipe["train"].get("seed"))}
     found: dict[str, str] = {"source": source}
     tree = kept_tree(source) if is_remote(source) else None
     for name in recorded.get("files", {}):

@@ -49,7 +49,7 @@ def check_json(value: Any, *, finite: bool = False) -> None:
     """
     level = [value]
     for _ in range(DEEPEST + 1):
-        children = []
+        children: list[Any] = []
         for each in level:
             if isinstance(each, dict):
                 # A half of a character cannot be encoded: UnicodeEncodeError is a ValueError.

@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -21,10 +22,9 @@ def open_to_write(path: Path, *, append: bool = False) -> int:
 
     Raises: UnsafeFile "file-not-regular" for a link, FIFO, device or socket; OSError as `os.open` does.
     """
-    try:
+    # What is not there is made below.
+    with suppress(FileNotFoundError):
         _check_regular(path, os.lstat(path).st_mode)
-    except FileNotFoundError:
-        pass  # It is made below.
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS | (os.O_APPEND if append else 0), 0o666)
     except OSError as error:

@@ -84,12 +84,12 @@ _Loader.yaml_constructors = {
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text, of JSON's types.
 
-    Raises: ValueError, also for what is said above, and for integers of more than 20 digits, NaN and infinity.
+    Raises: ValueError, also for what is said above, and for integers of more than 20 digits. Whether a number may be infinite is the schema's to say.
     """
     try:
         value = _Loader(text).get_single_data()
     # Beside its own errors PyYAML raises what its types do: KeyError for `!!bool x`, IndexError for `!!int ""`.
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(str(error)[:300]) from error
-    check_json(value, finite=True)
+    check_json(value)
     return value

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from rich.console import Group
 
 from harness.artifacts import Diagnosis
+from harness.show.rows import Row, finding_rows, rows_table
 
 _STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
 
 
-def doctor_table(diagnosis: Diagnosis) -> Table:
+def doctor_table(diagnosis: Diagnosis) -> Group:
     """What was found, worst first, each with its fix; then what is well."""
-    table = Table(title=_title(diagnosis), title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows = []
     for finding in diagnosis.findings:
         allowed = " (allowed)" if finding.severity == "error" and finding.check in diagnosis.allowed else ""
-        table.add_row(finding.severity + allowed, f"{finding.check}: {finding.got}", style=_STYLE[finding.severity])
-        table.add_row("  need", finding.need)
-        table.add_row("  fix", finding.fix)
-    table.add_row("well", ", ".join(diagnosis.passed) or "nothing", style="green")
-    return table
+        said = f"{finding.check}: {finding.got}"
+        rows += finding_rows(finding.severity + allowed, said, _STYLE[finding.severity], need=finding.need, fix=finding.fix)
+    return rows_table(_title(diagnosis), [*rows, Row("well", ", ".join(diagnosis.passed) or "nothing", "green")])
 
 
 def _title(diagnosis: Diagnosis) -> str:
