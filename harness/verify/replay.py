@@ -31,7 +31,7 @@ def recorded_metrics(path: Path) -> dict[int, dict[str, float]]:
     try:
         for line in read_lines(path, path.parent):
             if line.metrics is None:
-                raise _invalid(path, f"line {line.number}: {one_line(line.text[:80].decode(errors='replace'))}")
+                raise _invalid(path, f"line {line.number}: {one_line(line.text[:80].decode(errors='replace').strip())}")
             found[line.metrics.step] = {name: float(getattr(line.metrics, name)) for name in VALUES}
     except OSError as error:
         raise _invalid(path, error.strerror) from error
