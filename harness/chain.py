@@ -10,7 +10,9 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from harness import consent
 from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.errors import HarnessError
-from harness.received.files import walk
+from harness.received.files import there, walk
+from harness.received.names import why_no_name
+from harness.received.text import word
 from harness.recipe import Recipe, load_recipe, to_yaml
 from harness.rundir import DATASET_PAGE, RECIPE, REPORT, RunDir, cache_root, latest_run, new_run, runs_root, sha256_json, write_atomic
 from harness.surroundings import deterministic
@@ -27,10 +29,12 @@ def default_recipe() -> str:
 def find_run(run: Path | None, name: str | None, recipe: str | None, *, resume: bool) -> RunDir:
     """The run directory that a training command means: the one named, the latest of the recipe (resume), or a new one.
 
-    Raises: HarnessError "nothing-to-resume", "run-and-name".
+    Raises: HarnessError "nothing-to-resume", "run-and-name", "run-name-invalid".
     """
     if run is not None and name is not None:
         raise HarnessError("run-and-name", "--run and --name both say where the run is", fix="give one of the two")
+    if name is not None and (reason := why_no_name(name)) is not None:
+        raise HarnessError("run-name-invalid", f"--name cannot be a run's: {reason}", got=name, need="a name, or --run DIR", fix="--name smoke-2")
     if run is not None or name is not None:
         found = RunDir(run if run is not None else runs_root() / str(name))
         if resume and not found.path.is_dir():
@@ -51,12 +55,12 @@ def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first
     Raises: HarnessError "run-of-another-recipe" when the run has started with another, and those of `load_recipe`.
     """
     own = run.path / RECIPE
-    keeps_its_own = own_first and named is None and own.is_file()
-    recipe = load_recipe(str(own) if keeps_its_own else named or default_recipe(), overrides, received=keeps_its_own)
+    keeps_its_own = own_first and named is None and there(own)
+    recipe = load_recipe(str(own), overrides, root=run.path) if keeps_its_own else load_recipe(named or default_recipe(), overrides)
     if keeps_its_own:
         # The package's own addresses are nobody else's, whichever run names them.
         consent.grant_shipped()
-    if run.started and own.is_file() and load_recipe(str(own), received=True).sha256() != recipe.sha256():
+    if run.started and there(own) and load_recipe(str(own), root=run.path).sha256() != recipe.sha256():
         raise HarnessError(
             "run-of-another-recipe",
             f"{run.path} is a run of another recipe (or of the same with other --set)",
@@ -74,7 +78,7 @@ def refuse_started(run: RunDir) -> None:
             "run-exists",
             f"{run.path} has been trained already; nothing was overwritten",
             need="a new run, or --resume",
-            fix=f"add --resume to go on, or --name {run.path.name}-2 for another run",
+            fix=f"add --resume to go on, or --name {word(run.path.absolute().name)}-2 for another run",
         )
 
 

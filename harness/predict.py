@@ -22,6 +22,8 @@ from harness.data.loader import one_frame
 from harness.data.norm_files import read_norm_stats
 from harness.data.transforms import unnormalize
 from harness.errors import HarnessError
+from harness.received.files import walk
+from harness.received.text import word
 from harness.recipe import Recipe
 from harness.units import GIB, MIB, format_bytes
 
@@ -94,7 +96,7 @@ def predict(located: Located, recipe: Recipe, question: Question, on: Place, say
             "prediction-not-finite",
             f"{located.path} predicts NaN or infinity at this frame",
             need="finite actions",
-            fix=f"harness inspect {located.path} --deep, or take an earlier step",
+            fix=f"harness inspect {word(located.path)} --deep, or take an earlier step",
         )
     return Prediction(
         checkpoint=str(located.path),
@@ -142,18 +144,19 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
 
     The state does not enter the model, so its statistics are not asked for.
 
-    Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid".
+    Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid"; UnsafeFile.
     """
     assets = located.path / "assets"
     file = assets / recipe.data.asset_id / "norm_stats.json"
     if not file.is_file():
-        there = sorted(path.parent.relative_to(assets).as_posix() for path in assets.rglob("norm_stats.json"))
+        named = (path for path in walk(assets) if path.name == file.name) if assets.is_dir() else ()
+        there = sorted(path.parent.relative_to(assets).as_posix() for path in named)
         raise HarnessError(
             "asset-missing",
             f"{located.path} holds no statistics of {recipe.data.asset_id!r}",
             got=", ".join(there) or "no assets",
             need=str(file),
-            fix=f"--set data.asset_id={there[0]}" if there else "give a step that was saved by training: the statistics belong to the weights",
+            fix=f"--set {word(f'data.asset_id={there[0]}')}" if there else "give a step that was saved by training: the statistics belong to the weights",
         )
     value = read_norm_stats(file, recipe.data.normalization, keys=("actions",), root=located.path).stats["actions"]
     feature = recipe.data.actions

@@ -17,6 +17,10 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from harness import consent
 from harness.errors import HarnessError
+from harness.received.files import RECIPE_BYTES, read_received, there
+from harness.received.names import RelativeName
+from harness.received.text import one_line
+from harness.received.yaml import parse_yaml
 from harness.recipes.meaning import without_cadence
 from harness.redact import holds_secret
 from harness.strict import Strict, parse
@@ -75,12 +79,13 @@ class Data(Part):
 
     `dataset` is "sample" (the one inside the package), a directory, or a hub id. `cameras` maps each camera of the model
     to a feature of the dataset, or to null: an absent camera is masked, and a plan need not compute it. `state` may be null
-    too: it does not enter the model, only its statistics are kept beside the weights.
+    too: it does not enter the model, only its statistics are kept beside the weights. `asset_id` names the statistics inside a
+    checkpoint.
     """
 
     dataset: str
     revision: str | None = None
-    asset_id: str
+    asset_id: RelativeName
     cameras: dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
     state: str | None = "state"
     actions: str = "actions"
@@ -161,7 +166,7 @@ class Train(Part):
 
 
 class Recipe(Part):
-    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")
+    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$", max_length=100)
     description: str
     model: Model = Model()
     data: Data
@@ -202,18 +207,18 @@ def shipped_recipes() -> list[str]:
 
 def shipped_sources() -> set[str]:
     """Every address and hub id that the recipes inside the package name."""
-    return {source for name in shipped_recipes() for source in _sources(recipe_from(_read_yaml(name), where=name)).values() if source is not None}
+    return {source for name in shipped_recipes() for source in _sources(recipe_from(_read_yaml(name, None), where=name)).values() if source is not None}
 
 
-def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, received: bool = False) -> Recipe:
+def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: Path | None = None) -> Recipe:
     """The recipe called `name_or_file` (a shipped name or a YAML file), with `key.path=value` overrides applied.
 
-    What a recipe names whom the user asks for may be fetched (`harness.consent`). `received` is a run's own recipe, which anybody may have
-    written: of that, what the overrides name.
-    Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid".
+    What a recipe names whom the user asks for may be fetched (`harness.consent`), and a file that he names himself may be a link. `root` is
+    the run that the file is a part of, which anybody may have written: no link leads out of it, and only what the overrides name may be fetched.
+    Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid"; UnsafeFile.
     """
-    recipe = recipe_from(_read_yaml(name_or_file), overrides, where=f"recipe {name_or_file}")
-    if not received:
+    recipe = recipe_from(_read_yaml(name_or_file, root), overrides, where=f"recipe {name_or_file}")
+    if root is None:
         consent.grant(*_sources(recipe).values())
     return recipe
 
@@ -246,13 +251,14 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(name_or_file: str) -> dict[str, Any]:
-    if name_or_file in shipped_recipes():
-        text = resources.files("harness.recipes").joinpath(f"{name_or_file}.yaml").read_text()
-    elif Path(name_or_file).is_file():
+def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
+    path = Path(name_or_file)
+    if root is None and name_or_file in shipped_recipes():
+        text = resources.files("harness.recipes").joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
+    elif _is_there(path):
         try:
-            text = Path(name_or_file).read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_received(path, root or path.resolve().parent, RECIPE_BYTES).decode()
+        except (OSError, RuntimeError, ValueError) as error:
             raise HarnessError("recipe-invalid", f"recipe {name_or_file} cannot be read: {error}", need="a YAML file", fix="--recipe FILE.yaml") from error
     else:
         import difflib
@@ -266,12 +272,20 @@ def _read_yaml(name_or_file: str) -> dict[str, Any]:
             fix=f"--recipe {nearest[0] if nearest else shipped_recipes()[0]}",
         )
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not YAML: {error}", fix="correct the file") from error
+        data = parse_yaml(text)
+    except ValueError as error:
+        raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not YAML of a recipe: {error}", fix="correct the file") from error
     if not isinstance(data, dict):
         raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not a mapping of keys", got=type(data).__name__, fix="correct the file")
     return data
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has this name; a name that no file can have, such as one with NUL, is not there."""
+    try:
+        return there(path) and not path.is_dir()
+    except ValueError:
+        return False
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -292,11 +306,10 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 def _scalar(text: str) -> Any:
     """YAML's reading of `text`, plus the exponent form without a dot ("5e-5") that YAML 1.1 takes for a string."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise HarnessError(
-            "override-invalid", f"--set: {text!r} is not a YAML value", need="for example 100 or {rank: 16, alpha: 16.0}", fix="correct the value"
-        ) from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        what, need = f"--set: {one_line(text[:200])} is not a YAML value", "for example 100 or {rank: 16, alpha: 16.0}"
+        raise HarnessError("override-invalid", what, got=error, need=need, fix="correct the value") from error
     if isinstance(value, str):
         try:
             return float(value)

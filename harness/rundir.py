@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,10 @@ from pydantic import BaseModel
 
 from harness.artifacts import Artifact
 from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES, UnsafeFile, check_stays, read_received, stays
+from harness.received.json import read_json
+from harness.received.text import word
+from harness.received.writing import open_beside
 from harness.redact import redact
 from harness.strict import parse
 
@@ -57,23 +61,26 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"not JSON: {type(value).__name__}")
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, root: Path | None = None) -> None:
     """`path` holds either its old content or all of `content`, whenever the process dies; of a text, without the secrets in it.
 
-    Raises: HarnessError "disk-full" or "not-writable".
+    A link of that name is replaced, not followed. `root`: the directory is not left by links above it either.
+    Raises: HarnessError "disk-full" or "not-writable"; UnsafeFile "file-leaves-root".
     """
+    if root is not None:
+        check_stays(path.parent, root)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = open_beside(path)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(redact(content).encode() if isinstance(content, str) else content)
+            with os.fdopen(descriptor, "wb") as file:
+                # A name from a filesystem may hold halves of characters.
+                file.write(redact(content).encode(errors="backslashreplace") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -94,7 +101,7 @@ def cannot_write(path: Path, error: OSError) -> HarnessError:
         f"cannot write {path}: {error.strerror}",
         got=f"uid {os.getuid()}",
         need="a directory that this user may write",
-        fix=f"chown $(id -u) {path.parent}; in compose set HARNESS_UID and HARNESS_GID to your own ids; a read-only volume: mount it without :ro",
+        fix=f"chown $(id -u) {word(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own ids; a read-only volume: mount it without :ro",
     )
 
 
@@ -117,6 +124,22 @@ class RunDir:
         """Whether training has begun here: from then on the run's recipe, data and statistics are what they are."""
         return any((self.path / name).exists() for name in (MANIFEST, METRICS, CHECKPOINTS))
 
+    def check_own(self) -> None:
+        """Refuses a run of which a directory lies elsewhere: what is written, pruned or gone on from there would be somebody else's.
+
+        Raises: UnsafeFile "file-leaves-root".
+        """
+        for path in [*_entries(self.path), *(child for folder in _entries(self.path) if not folder.is_symlink() for child in _entries(folder))]:
+            if path.is_symlink() and not path.is_file() and not _stays(self.path, path):
+                target = os.path.realpath(path)
+                raise UnsafeFile(
+                    "file-leaves-root",
+                    f"{path} is a link that leads out of the run; nothing was read or written there",
+                    got=target,
+                    need=f"a run whose directories lie inside {self.path}",
+                    fix=f"if you made the link: rm {word(path)} && cp -r {word(target)} {word(path)}; if not, a run of its own: --name NEW",
+                )
+
     def write(self, artifact: Artifact) -> Path:
         path = self.path / artifact.FILE
         write_atomic(path, artifact.model_dump_json(indent=2) + "\n")
@@ -125,17 +148,26 @@ class RunDir:
     def read(self, kind: type[A]) -> A | None:
         """The artifact, or None when the file is not there.
 
-        Raises: HarnessError "artifact-invalid" for a file that is not of this form.
+        Raises: HarnessError "artifact-invalid" for a file that is not of this form, "artifact-unreadable"; UnsafeFile.
         """
         path = self.path / kind.FILE
-        if not path.is_file():
-            return None
-        fix = f"remove {path} and run the verb that writes it again"
+        fix = f"remove it and run the verb that writes it again: rm {word(path)}"
         try:
-            data = json.loads(path.read_text())
+            data = read_json(path, self.path, ARTIFACT_BYTES, finite=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except ValueError as error:
             raise HarnessError("artifact-invalid", f"{path} is not JSON: {error}", fix=fix) from error
+        except OSError as error:
+            raise HarnessError("artifact-unreadable", f"{path} cannot be read: {error.strerror}", need="a file that this user may read", fix=fix) from error
         return parse(kind, data, where=str(path), code="artifact-invalid", fix=fix)
+
+    def manifest_sha256(self) -> str | None:
+        """The sha256 of manifest.json's bytes; None when it is not there, or is no file of the run."""
+        try:
+            return hashlib.sha256(read_received(self.path / MANIFEST, self.path, ARTIFACT_BYTES)).hexdigest()
+        except (UnsafeFile, OSError):
+            return None
 
     def current(self, kind: type[A], inputs: str) -> A | None:
         """The artifact when it is there and was computed from these inputs."""
@@ -144,6 +176,20 @@ class RunDir:
         except HarnessError:
             return None
         return found if found is not None and found.inputs == inputs else None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir()) if stat.S_ISDIR(folder.lstat().st_mode) else []
+    except OSError:
+        return []
+
+
+def _stays(root: Path, path: Path) -> bool:
+    try:
+        return stays(root, path)
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def cache_root() -> Path:

@@ -11,11 +11,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from harness.errors import HarnessError
+from harness.received.files import LOCK_BYTES, open_received
+from harness.received.json import parse_json
+from harness.received.text import word
+from harness.received.writing import open_to_write
 
 LOCK = ".lock"
+# The year 5138.
+_LAST_TIME = 10**11
 # What a filesystem answers that has no locks (some network filesystems): the run goes on without one.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -25,18 +31,19 @@ def locked(run: Path) -> Iterator[int]:
     """The lock's file descriptor, while this process alone may write into the run directory.
 
     A child that inherits the descriptor holds the lock too: nobody else gets in before both have ended.
-    Raises: HarnessError "run-busy" when a living process holds it, "not-writable" when the directory cannot be written.
+    Raises: HarnessError "run-busy" when a living process holds it, "not-writable" when the directory cannot be written; UnsafeFile
+    "file-not-regular" when a link or FIFO has the lock's name.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = (run / LOCK).open("a+")
+        file = os.fdopen(open_to_write(run / LOCK), "r+b")
     except OSError as error:
         raise HarnessError(
             "not-writable",
             f"cannot write in {run}: {error.strerror}",
             got=f"uid {os.getuid()}",
             need="a run directory that this user may write",
-            fix=f"chown $(id -u) {run}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
+            fix=f"chown $(id -u) {word(run)}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
         ) from error
     with file:
         try:
@@ -47,22 +54,25 @@ def locked(run: Path) -> Iterator[int]:
                 f"another process is training in {run}",
                 got=_described(_read(file)),
                 need="one process a run directory",
-                fix=f"wait for it, or stop it (SIGTERM saves); a run of its own: --name NEW. To look at it: harness status {run}",
+                fix=f"wait for it, or stop it (SIGTERM saves); a run of its own: --name NEW. To look at it: harness status {word(run)}",
             ) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
         file.seek(0)
         file.truncate()
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}).encode())
         file.flush()
         yield file.fileno()
 
 
 def holder(run: Path) -> str | None:
-    """Who else holds the run directory, in words; None when nobody living does, or this process itself."""
+    """Who else holds the run directory, in words; None when nobody living does, or this process itself.
+
+    Raises: UnsafeFile when what has the lock's name is no file of the run.
+    """
     try:
-        file = (run / LOCK).open("r")
+        file = open_received(run / LOCK, run)
     except OSError:
         return None
     with file:
@@ -77,10 +87,24 @@ def holder(run: Path) -> str | None:
     return None
 
 
-def _read(file: TextIO) -> dict[str, object]:
+def last_host(run: Path) -> str | None:
+    """The machine of the process that last held the run, as it wrote it down.
+
+    Raises: UnsafeFile as `holder`.
+    """
+    try:
+        with open_received(run / LOCK, run) as file:
+            host = _read(file).get("host")
+    except OSError:
+        return None
+    return str(host) if host else None
+
+
+def _read(file: BinaryIO) -> dict[str, object]:
+    """What a lock's file says of its holder; nothing of one that is no lock's."""
     file.seek(0)
     try:
-        found = json.loads(file.read())
+        found = parse_json(file.read(LOCK_BYTES))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -90,6 +114,8 @@ def _described(owner: dict[str, object]) -> str:
     if not owner:
         return "a process that has not said who it is"
     since = owner.get("since")
-    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(since)) if isinstance(since, int | float) else "an unknown time"
+    # Another number is no time that a clock shows.
+    known = isinstance(since, int | float) and 0 <= since < _LAST_TIME
+    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(since)) if known else "an unknown time"  # type: ignore[arg-type]
     # A process in a container is numbered there, so the host's name stands beside the number.
     return f"process {owner.get('pid')} on {owner.get('host')}, since {started}"

@@ -11,6 +11,10 @@ from harness.errors import HarnessError
 
 T = TypeVar("T", bound="Strict")
 
+# More would tell nobody more; nor would the rest of a longer key.
+_MOST_LISTED = 100
+_LONGEST_KEY = 200
+
 
 class Strict(BaseModel):
     """A pydantic model that forbids unknown keys and does not coerce silently."""
@@ -21,21 +25,27 @@ class Strict(BaseModel):
 def parse(model: type[T], data: Any, *, where: str, code: str, fix: str) -> T:
     """`data` validated as `model`.
 
-    Raises: HarnessError(code) that lists every offending key, with the nearest known name for unknown ones.
+    Raises: HarnessError(code) that lists every offending key (of more than a hundred their number), with the nearest known name for unknown ones.
     """
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors()]
-        raise HarnessError(code, f"{where} is not valid: " + "; ".join(lines), fix=fix) from error
+        raise HarnessError(code, f"{where} is not valid: " + "; ".join(_lines(model, error)), fix=fix) from error
+
+
+def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """What is wrong, key by key; of a file in which nearly all is wrong, how much."""
+    if error.error_count() > _MOST_LISTED:
+        return [f"{error.error_count():,} keys are unknown, missing or of another form"]
+    return [_explain(model, item) for item in error.errors(include_url=False, include_input=False)]
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+    path = ".".join(str(part)[:_LONGEST_KEY] for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{path}: {item['msg']}" if path else str(item["msg"])
     known = _known_keys(model, item["loc"][:-1])
-    nearest = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(item["loc"][-1])[:_LONGEST_KEY], known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(sorted(known))}"
     return f"unknown key {path!r}: {hint}"
 

@@ -83,7 +83,7 @@ def software_here() -> Software:
     if dirty is None:
         unknown["source_dirty"] = why
     return Software(
-        packages={name: _version(name) for name in _PACKAGES},
+        packages={name: version_of(name) for name in _PACKAGES},
         python=platform.python_version(),
         packages_sha256=installed,
         source_sha256=source_digest(),
@@ -130,7 +130,7 @@ def source_dirty(checkout: Path = Path(__file__).parents[1]) -> tuple[bool | Non
     if not (checkout / ".git").exists() or shutil.which("git") is None:
         return None, "neither git nor a checkout here; ci/images tells a build what git says, a plain docker compose build does not"
     command = ["git", "-C", str(checkout), "status", "--porcelain", "--", "harness", "docker"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
         return None, f"git status failed: {done.stderr.strip()[:200]}"
     return bool(done.stdout.strip()), ""
@@ -179,7 +179,8 @@ def machine_facts(machine: Machine | None) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The installed version, or that there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 KIB = 2**10
 MIB = 2**20
 GIB = 2**30
@@ -18,8 +20,8 @@ def format_bytes(n: int | None) -> str:
 
 
 def format_seconds(s: float | None) -> str:
-    """`"3.2 s"`, `"4 min 07 s"`, `"2 h 05 min"`; `"unknown"` for None."""
-    if s is None:
+    """`"3.2 s"`, `"4 min 07 s"`, `"2 h 05 min"`; `"unknown"` for None and for what is no number."""
+    if s is None or not math.isfinite(s):
         return "unknown"
     if s < 60:
         return f"{s:.2g} s" if s < 1 else f"{s:.1f} s"

@@ -221,7 +221,7 @@ def _found(run: RunDir, manifest: Manifest, known: tuple[Dataset, NormStats] | N
         reasons |= dict.fromkeys(("packages", "python", "lock", "upstream"), "openpi was not started here")
     recipe: dict[str, Any] | None = None
     try:
-        recipe = load_recipe(str(run.path / RECIPE), received=True).model_dump(mode="json")
+        recipe = load_recipe(str(run.path / RECIPE), root=run.path).model_dump(mode="json")
     except HarnessError as error:
         reasons["recipe"] = error.what
     plan = run.read(Plan)

@@ -87,12 +87,12 @@ def test_what_the_user_types_may_be_fetched_and_what_a_run_names_may_not(monkeyp
     assert not consent.granted("https://other.example/ck")
     (tmp_path / "recipe.yaml").write_text(to_yaml(mine))
     monkeypatch.delenv("HARNESS_MAY_FETCH")
-    theirs = load_recipe(str(tmp_path / "recipe.yaml"), ["train.steps=3"], received=True)
+    theirs = load_recipe(str(tmp_path / "recipe.yaml"), ["train.steps=3"], root=tmp_path)
     recipe_from(theirs.model_dump(mode="json"), ["train.steps=3"], where="a manifest")
     assert not consent.granted("https://mine.example/ck")
     assert code_of(resolve, theirs.data.model_copy(update={"dataset": "lab/robot"})).code == "fetch-not-asked"
     # Of a run that goes on, what --set names anew is the user's word, and so is what the package itself names.
-    load_recipe(str(tmp_path / "recipe.yaml"), ["weights.source=https://new.example/ck"], received=True)
+    load_recipe(str(tmp_path / "recipe.yaml"), ["weights.source=https://new.example/ck"], root=tmp_path)
     assert consent.granted("https://new.example/ck")
     assert not consent.granted(PALIGEMMA)
     consent.grant_shipped()

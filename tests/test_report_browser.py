@@ -142,3 +142,48 @@ def test_page_without_any_step_has_no_script_to_fail(browser: Browser, tmp_path:
     browser.open(tmp_path / "page.html")
     assert browser.problems == []
     assert browser.evaluate("document.querySelectorAll('script').length") == 0
+
+
+@pytest.mark.parametrize("count", [12, 60, 1500])
+def test_one_spike_does_not_flatten_a_curve(browser: Browser, tmp_path: Path, count: int) -> None:
+    """The first gradient norm is 200 times the rest: the rest still fills the chart, and an arrow says what is left out."""
+    rows = metrics(count)
+    rows[0]["grad_norm"] *= 200
+    path = tmp_path / "spike.html"
+    path.write_text(render(full_run(tmp_path / "spike", rows=rows)))
+    browser.open(path)
+    smooth = "document.querySelector('[data-series=grad_norm] .smooth').getBBox().height"
+    assert browser.evaluate(smooth) > 80
+    arrows = "[...document.querySelectorAll('[data-series=grad_norm] .off title')].map((title) => title.textContent)"
+    found = browser.evaluate(arrows)
+    assert len(found) == 1
+    assert found[0].startswith(f"step 0: {rows[0]['grad_norm']:.4g}"[:11])
+    assert browser.evaluate("document.querySelectorAll('[data-series=learning_rate] .off').length") == 0
+
+
+def test_a_spike_of_one_run_does_not_flatten_the_others(browser: Browser, tmp_path: Path) -> None:
+    rows = metrics(60, seed=1)
+    rows[30]["loss"] *= 1000
+    runs = [full_run(tmp_path / "calm"), full_run(tmp_path / "wild", rows=rows)]
+    path = tmp_path / "both.html"
+    path.write_text(render(runs[0], runs[1:]))
+    browser.open(path)
+    assert browser.evaluate("document.querySelector('[data-series=loss] .smooth').getBBox().height") > 80
+    assert browser.evaluate("document.querySelectorAll('[data-series=loss] .off').length") == 1
+
+
+def test_curves_without_a_spike_are_shown_whole(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.evaluate("document.querySelectorAll('.chart .off').length") == 0
+
+
+def test_steps_as_large_as_steps_may_be_are_drawn(browser: Browser, tmp_path: Path) -> None:
+    rows = metrics(20)
+    for i, row in enumerate(rows):
+        row["step"] = 2**53 - 21 + i
+    path = tmp_path / "late.html"
+    path.write_text(render(full_run(tmp_path / "late", rows=rows)))
+    browser.problems.clear()
+    browser.open(path)
+    assert browser.problems == []
+    assert browser.evaluate("document.querySelectorAll('.chart .smooth').length") == 4

@@ -166,9 +166,9 @@ def test_deviations_are_shown(tmp_path: Path) -> None:
 
 def test_changed_source_is_said_and_the_commit_can_be_checked_out(tmp_path: Path) -> None:
     run = full_run(tmp_path)
-    run.write(manifest(source_revision="0a581d0+source.cef2d8"))
+    run.write(manifest(source_revision=f"{'0a581d0' + '3' * 33}+source.cef2d8"))
     text = Page(render(run)).text
-    assert "git checkout 0a581d0\n" in text
+    assert f"git checkout 0a581d0{'3' * 33}\n" in text
     assert "changes on top of it: source.cef2d8" in text
 
 

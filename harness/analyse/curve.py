@@ -176,7 +176,7 @@ def _recipe(source: Source, named: str | None, overrides: list[str]) -> tuple[Re
     if named is not None:
         return load_recipe(named, overrides), "named"
     if source.run is not None and (source.run / RECIPE).is_file():
-        return load_recipe(str(source.run / RECIPE), overrides, received=True), "run"
+        return load_recipe(str(source.run / RECIPE), overrides, root=source.run), "run"
     if source.run is not None and (manifest := RunDir(source.run).read(Manifest)) is not None:
         from harness.recipe import recipe_from
 

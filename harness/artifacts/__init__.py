@@ -27,7 +27,7 @@ from harness.artifacts.plan import Candidate, Levers, Plan
 from harness.artifacts.prediction import Prediction
 from harness.artifacts.status import Status
 from harness.artifacts.training import Manifest, Metrics, Upstream
-from harness.artifacts.verdict import Compared, Replay, Verdict
+from harness.artifacts.verdict import Compared, Replay, Verdict, Verifier
 
 __all__ = [
     "AdapterReport",
@@ -76,4 +76,5 @@ __all__ = [
     "Status",
     "Upstream",
     "Verdict",
+    "Verifier",
 ]

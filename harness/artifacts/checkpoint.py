@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from harness.artifacts.base import Artifact
 from harness.strict import Strict
+
+# A drawing has a column a layer; the deepest part of π0.5 has 27.
+MOST_LAYERS = 1_000
 
 
 class CheckpointItem(Strict):
@@ -82,7 +87,7 @@ class Movement(Strict):
     """How far some of the parameters are from those compared with: the difference's norm, theirs, its ratio, and the share of elements that differ."""
 
     name: str
-    layer: int | None = None
+    layer: int | None = Field(None, ge=0, lt=MOST_LAYERS)
     update_norm: float
     base_norm: float
     relative: float | None

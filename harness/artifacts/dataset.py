@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import model_validator
+
 from harness.artifacts.base import Artifact
 from harness.strict import Strict
 
@@ -47,6 +49,13 @@ class DimensionStats(Strict):
     q99: list[float]
     min: list[float] | None = None
     max: list[float] | None = None
+
+    @model_validator(mode="after")
+    def _of_the_same_dimensions(self) -> DimensionStats:
+        lengths = {len(each) for each in (self.mean, self.std, self.q01, self.q99, self.min, self.max) if each is not None}
+        if len(lengths) > 1:
+            raise ValueError("mean, std, q01 and q99 are not of the same dimensions")
+        return self
 
 
 class DegenerateDimension(Strict):

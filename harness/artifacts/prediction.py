@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import model_validator
+
 from harness.artifacts.base import Artifact
 
 
@@ -29,3 +31,12 @@ class Prediction(Artifact):
     recorded: list[list[float]]
     is_pad: list[bool]
     mean_absolute_error: list[float]
+
+    @model_validator(mode="after")
+    def _is_a_chunk(self) -> Prediction:
+        actions = len(self.mean_absolute_error)
+        if not self.action_horizon == len(self.predicted) == len(self.recorded) == len(self.is_pad) > 0:
+            raise ValueError("predicted, recorded and is_pad are not action_horizon long")
+        if any(len(row) != actions for row in (*self.predicted, *self.recorded)):
+            raise ValueError(f"an action has not the {actions} dimensions of mean_absolute_error")
+        return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from harness.artifacts.base import Artifact
 from harness.artifacts.plan import Candidate
@@ -32,6 +34,51 @@ class Distance(Strict):
     why: str
 
 
+class _Digest(BaseModel):
+    """What a manifest says of a file of weights, and what later versions may add."""
+
+    model_config = ConfigDict(extra="allow")
+    sha256: str
+
+
+class _Weights(BaseModel):
+    """The part of a manifest's `weights` that is computed with."""
+
+    model_config = ConfigDict(extra="allow")
+    source: str | None = None
+    files: dict[str, _Digest] = {}
+    leaves: dict[str, str] | None = None
+
+
+class _Train(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    steps: int | None = None
+
+
+class _Start(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    source: str | None = None
+
+
+class _Recipe(BaseModel):
+    """What is read of a manifest's recipe where it is of another version of the harness."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str | None = None
+    train: _Train
+    weights: _Start | None = None
+
+
+def _like(form: type[BaseModel]) -> AfterValidator:
+    """A check that a mapping has the form; it stays a mapping, with all its keys."""
+
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        form.model_validate(value)
+        return value
+
+    return AfterValidator(check)
+
+
 class Manifest(Artifact):
     """What this run is, written before step 0.
 
@@ -47,7 +94,7 @@ class Manifest(Artifact):
     FILE: ClassVar[str] = "manifest.json"
     run: str
     created: str
-    recipe: dict[str, Any]
+    recipe: Annotated[dict[str, Any], _like(_Recipe)]
     recipe_sha256: str
     plan: Candidate
     dataset_sha256: str
@@ -55,7 +102,7 @@ class Manifest(Artifact):
     norm_stats_sha256: str
     parameters_total: int
     parameters_trained: int
-    weights: dict[str, Any]
+    weights: Annotated[dict[str, Any], _like(_Weights)]
     source_revision: str | None
     lock_sha256: str | None
     image: str | None
@@ -82,12 +129,13 @@ class Manifest(Artifact):
 class Metrics(Strict):
     """One line of metrics.jsonl. `grad_norm` is before clipping; `param_norm` counts kernels, after the update.
 
+    `step` is a whole number that every reader has exactly, JavaScript too.
     `frames` is a digest of the numbers of the frames in the batch, in their order; lines of older versions have none.
     `mean_of_steps`: loss and norms are the mean over so many steps up to this one, as openpi's trainer logs them. `data_s` is None where the
     trainer does not tell it. What is None is left out of the file.
     """
 
-    step: int
+    step: int = Field(ge=0, lt=2**53, strict=True)
     loss: float
     grad_norm: float
     param_norm: float

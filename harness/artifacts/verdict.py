@@ -34,8 +34,24 @@ class Replay(Strict):
     note: str = ""
 
 
+class Verifier(Strict):
+    """Which harness gave a verdict, when, and on what. A verdict that came with a run says this of itself: it is a claim, not a proof.
+
+    `machine` holds driver, cards, processor and container, no host's name. `source_sha256` is that of the harness that verified.
+    """
+
+    time: str
+    harness: str
+    source_sha256: str
+    device: str | None
+    machine: dict[str, str | list[str] | None] = {}
+
+
 class Verdict(Artifact):
-    """`verdict` is "differs" when a field that matters or the replay differs, "cannot tell" when one of them could not be compared."""
+    """`verdict` is "differs" when a field that matters or the replay differs, "cannot tell" when one of them could not be compared.
+
+    `manifest_sha256` is that of the manifest.json that was verified: of another manifest it says nothing. Older verdicts have neither that nor `by`.
+    """
 
     FILE: ClassVar[str] = "verdict.json"
     run: str
@@ -44,3 +60,5 @@ class Verdict(Artifact):
     replay: Replay | None
     verdict: Status
     first_difference: str | None
+    manifest_sha256: str | None = None
+    by: Verifier | None = None

@@ -126,7 +126,7 @@ def commit_of(root: Path) -> str:
 
 def _git(root: Path, *words: str) -> str:
     try:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, encoding="utf-8", errors="replace", check=False).stdout.strip()
     except OSError:
         return ""
 

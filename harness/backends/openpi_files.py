@@ -23,6 +23,7 @@ from harness.data.stats import to_openpi_json
 from harness.data.tokenizer import load_tokenizer, tokenizer_path
 from harness.download import WEIGHTS, fetch_tree, is_remote
 from harness.errors import HarnessError
+from harness.received.files import check_stays
 from harness.received.names import below
 from harness.recipe import PALIGEMMA, Recipe
 from harness.rundir import RunDir, cache_root, sha256_directory, write_atomic
@@ -41,11 +42,18 @@ def place_files(run: RunDir, recipe: Recipe, plan: Plan, dataset: Dataset, stats
     """
     _check_dataset(dataset)
     home = (run.path / FOLDER).absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    write_atomic(home / "job.json", json.dumps(_job(run, recipe, plan, home, weights, resume=resume), indent=1) + "\n")
-    write_atomic(below(home / "assets", recipe.data.asset_id, "data.asset_id") / "norm_stats.json", to_openpi_json(stats))
+    # None of these leaves the run by a link that lies in it.
+    job = (
+        json.dumps(_job(run, recipe, plan, home, weights, resume=resume), indent=1)
+        + "\
+"
+    )
+    write_atomic(home / "job.json", job, root=run.path)
+    statistics = below(home / "assets", recipe.data.asset_id, "data.asset_id") / "norm_stats.json"
+    write_atomic(statistics, to_openpi_json(stats), root=run.path)
     load_tokenizer(recipe.data.tokenizer)
-    write_atomic(home / "home" / PALIGEMMA.removeprefix("gs://"), tokenizer_path(recipe.data.tokenizer).read_bytes())
+    write_atomic(home / "home" / PALIGEMMA.removeprefix("gs://"), tokenizer_path(recipe.data.tokenizer).read_bytes(), root=run.path)
+    check_stays((home / "lerobot" / repo_id_of(recipe)).parent, run.path)
     _link(home / "lerobot" / repo_id_of(recipe), Path(dataset.path).absolute())
     # lerobot writes every dataset once more, as it reads it best.
     rewritten = os.environ.get("HF_DATASETS_CACHE") or str(cache_root() / "openpi" / "datasets")

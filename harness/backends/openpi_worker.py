@@ -30,6 +30,9 @@ from harness.backends.openpi_manifest import describe_run, resumed
 from harness.backends.openpi_steps import Records, is_saving, steps_done, unfinished, whole_steps
 from harness.errors import HarnessError
 from harness.parameters import fingerprint
+from harness.received.text import for_terminal
+from harness.received.writing import open_to_write
+from harness.redact import redact
 from harness.rundir import RunDir
 
 _POLL_S = 1.0
@@ -124,7 +127,7 @@ class _Follower:
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         words: deque[str] = deque(maxlen=_LAST_WORDS)
         with (
-            (self._run.path / FOLDER / "console.log").open("ab") as log,
+            os.fdopen(open_to_write(self._run.path / FOLDER / "console.log", append=True), "r+b", buffering=0) as log,
             subprocess.Popen(command, cwd=installation.root, env=environment, start_new_session=True, **_PIPES) as child,
         ):
             try:
@@ -144,10 +147,11 @@ class _Follower:
             while True:
                 if selector.select(_POLL_S):
                     data = os.read(child.stdout.fileno(), 1 << 16)
-                    log.write(data)
-                    log.flush()
                     *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
-                    for line in (text.decode(errors="replace") for text in lines if text.strip()):
+                    if not data:
+                        lines.append(rest)
+                    for line in (for_terminal(redact(text.decode(errors="replace"))) for text in lines if text.strip()):
+                        log.write(line.encode() + b"\n")
                         words.append(line)
                         self._read(line, child)
                     if not data:

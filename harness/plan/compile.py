@@ -116,8 +116,10 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
     environment = os.environ | {"JAX_PLATFORMS": "cpu" if request.target else request.levers.platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"} | ({"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {})
     command = [sys.executable, "-m", "harness.plan.compile"]
+    # Both sides speak UTF-8, whatever the locale is: a recipe's description may hold any character.
+    pipes: dict[str, Any] = {"input": request.model_dump_json(), "capture_output": True, "encoding": "utf-8", "errors": "replace"}
     try:
-        child = subprocess.run(command, input=request.model_dump_json(), env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        child = subprocess.run(command, env=environment, timeout=_TIMEOUT_S, check=False, **pipes)
     except subprocess.TimeoutExpired as error:
         raise HarnessError(
             "compile-timeout", f"compiling the step took more than {_TIMEOUT_S} s", need="an idle machine", fix="try again when fewer programs run"
@@ -155,7 +157,7 @@ def _failure(code: int, stderr: str, environment: Mapping[str, str]) -> HarnessE
 
 
 def _main() -> None:
-    request = Request.model_validate_json(sys.stdin.read())
+    request = Request.model_validate_json(sys.stdin.buffer.read())
     from harness.train import device
 
     device.start()
@@ -179,7 +181,7 @@ def _main() -> None:
     else:
         phase = compile_phase(request.recipe, request.levers, request.phase, **extra)
         answer = Answer(bytes=phase.bytes, host_bytes=phase.host_bytes, disk_bytes=phase.disk_bytes)
-    print(answer.model_dump_json())
+    print(answer.model_dump_json(ensure_ascii=True))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.errors import HarnessError
+from harness.received.text import word
 from harness.units import GIB, KIB, MIB, format_bytes
 
 # The most bytes that a file of each kind is read to. Real ones are far below.
 LOCK_BYTES = 64 * KIB
 MARK_BYTES = MIB
 RECIPE_BYTES = MIB
-ARTIFACT_BYTES = 64 * MIB
+ARTIFACT_BYTES = 16 * MIB
 PICTURE_BYTES = 32 * MIB
 METRICS_BYTES = GIB
 # How deep a tree may be and how many entries it may have, before it is called no tree of ours.
@@ -84,7 +85,7 @@ def read_received(path: Path, root: Path, limit_bytes: int) -> bytes:
             f"{path} is larger than a file of its kind is; it was not read",
             got=format_bytes(max(size, len(data))),
             need=f"at most {format_bytes(limit_bytes)}",
-            fix=f"do not use it unless you know who made it; to look at its beginning: head -c 2000 {path}",
+            fix=f"do not use it unless you know who made it; to look at its beginning: head -c 2000 {word(path)}",
         )
     return data
 
@@ -106,7 +107,7 @@ def check_stays(path: Path, root: Path) -> Path:
         f"{path} is a link that leads out of {root}; it was not followed",
         got=leads,
         need=f"a file inside {root}",
-        fix=f"do not use it unless you trust who made it; if the link is yours, put the files in its place: cp -rL {root} COPY",
+        fix=f"do not use it unless you trust who made it; if the link is yours, put the files in its place: cp -rL {word(root)} COPY",
     )
 
 
@@ -159,7 +160,7 @@ def _check_regular(path: Path, mode: int) -> None:
             f"{path} is no regular file; it was not opened",
             got=next((name for is_it, name in _KINDS if is_it(mode)), "another kind of file"),
             need="a regular file",
-            fix=f"do not use this directory unless you know who made it; to see what it is: stat {path}",
+            fix=f"do not use this directory unless you know who made it; to see what it is: stat {word(path)}",
         )
 
 

@@ -1,8 +1,9 @@
-"""JSON from outside: bounded in depth and in the size of its numbers. Every failure is a ValueError."""
+"""JSON from outside: bounded in depth and in the size of its numbers, and of whole characters. Every failure is a ValueError."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,25 @@ DEEPEST = 100
 _MOST_DIGITS = 20
 
 
-def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text.
+def parse_json(data: bytes | str, *, finite: bool = False) -> Any:
+    """The value of a JSON text; with `finite`, of one that has no NaN and no infinity.
 
-    Raises: ValueError, also for more than 100 levels and for integers of more than 20 digits.
+    Raises: ValueError, also for more than 100 levels, for integers of more than 20 digits, and for halves of characters (lone surrogates).
     """
     try:
         value = json.loads(data, parse_int=_bounded)
     except RecursionError as error:
         raise ValueError(f"nested more than {DEEPEST} levels deep") from error
-    _check_depth(value)
+    check_json(value, finite=finite)
     return value
 
 
-def read_json(path: Path, root: Path, limit_bytes: int) -> Any:
-    """The JSON file `path` below `root`.
+def read_json(path: Path, root: Path, limit_bytes: int, *, finite: bool = False) -> Any:
+    """The JSON file `path` below `root`, as `parse_json`.
 
     Raises: ValueError as `parse_json`; UnsafeFile and OSError as `read_received`.
     """
-    return parse_json(read_received(path, root, limit_bytes))
+    return parse_json(read_received(path, root, limit_bytes), finite=finite)
 
 
 def _bounded(digits: str) -> int:
@@ -40,16 +41,29 @@ def _bounded(digits: str) -> int:
     return int(digits)
 
 
-def _check_depth(value: Any) -> None:
+def check_json(value: Any, *, finite: bool = False) -> None:
+    """Refuses a value of JSON's types that is deeper than 100 levels, has half a character, an integer of more than 20 digits,
+    or with `finite` a number that is not finite.
+
+    Raises: ValueError.
+    """
     level = [value]
-    for _ in range(DEEPEST):
-        level = [child for parent in level for child in _children(parent)]
+    for _ in range(DEEPEST + 1):
+        children: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                # A half of a character cannot be encoded: UnicodeEncodeError is a ValueError.
+                "".join(each).encode()
+                children += each.values()
+            elif isinstance(each, list):
+                children += each
+            elif isinstance(each, str):
+                each.encode()
+            elif isinstance(each, int) and abs(each) >= 10**_MOST_DIGITS:
+                raise ValueError(f"an integer of more than {_MOST_DIGITS} digits")
+            elif finite and isinstance(each, float) and not math.isfinite(each):
+                raise ValueError(f"a number that is not finite: {each}")
+        level = children
         if not level:
             return
     raise ValueError(f"nested more than {DEEPEST} levels deep")
-
-
-def _children(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [child for child in value.values() if isinstance(child, (dict, list))]
-    return [child for child in value if isinstance(child, (dict, list))] if isinstance(value, list) else []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 # C0, DEL, C1; line and paragraph separators; marks and overrides of the writing direction (Unicode bidirectional algorithm, UAX 9); lone surrogates.
@@ -51,6 +53,11 @@ def for_terminal(text: str) -> str:
         kept += [visible(text[end : match.start()]), match[0]]
         end = match.end()
     return "".join([*kept, visible(text[end:])])
+
+
+def word(text: str | Path) -> str:
+    """`text` as one word of a shell's command: quoted where it must be, and never taken for an option."""
+    return shlex.quote(f"./{text}" if str(text).startswith("-") else str(text))
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -8,37 +8,39 @@ from statistics import median
 from typing import NamedTuple
 
 from harness.artifacts import Metrics
+from harness.artifacts.metrics_lines import MOST_LINES, read_lines
 
 SERIES = {"loss": "Loss", "grad_norm": "Gradient norm", "learning_rate": "Learning rate", "step_s": "Step time, s"}
 MAX_POINTS = 2000
 
 
 class Curves(NamedTuple):
-    """`rows` by step, the later of two lines of one step; the counts say what was left out."""
+    """`rows` by step, the later of two lines of one step; the counts say what was left out. `cut`: there are more lines than are read."""
 
     rows: list[Metrics]
     unreadable_lines: int
     repeated_steps: int
+    cut: bool = False
 
 
 def read_curves(path: Path) -> Curves | None:
-    """The curves of a metrics.jsonl; None when there is none. A torn line (the trainer was killed) is counted, not fatal."""
-    if not path.is_file():
-        return None
+    """The curves of a metrics.jsonl; None when there is none. A torn line (the trainer was killed) is counted, not fatal.
+
+    Raises: UnsafeFile; OSError as `open` does.
+    """
     rows: dict[int, Metrics] = {}
-    unreadable = repeated = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            try:
-                row = Metrics.model_validate_json(line)
-            except ValueError:
+    unreadable = repeated = lines = 0
+    try:
+        for line in read_lines(path, path.parent):
+            lines, row = line.number, line.metrics
+            if row is None:
                 unreadable += 1
                 continue
             repeated += row.step in rows
             rows[row.step] = row
-    return Curves([rows[step] for step in sorted(rows)], unreadable, repeated)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Curves([rows[step] for step in sorted(rows)], unreadable, repeated, lines >= MOST_LINES)
 
 
 def series(rows: list[Metrics], most: int = MAX_POINTS) -> dict[str, list[list[float | None]]]:

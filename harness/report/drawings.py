@@ -11,6 +11,8 @@ from harness.artifacts import Moved, Prediction
 WIDTH, HEIGHT, PAD = 320, 120, 6
 # From nothing to the most that moved, in this many shades.
 SHADES = 8
+# Parts of the network that are drawn; π0.5 has some twenty.
+MOST_ROWS = 100
 # Decades of relative movement that the shades span.
 SPAN = 3.0
 
@@ -55,8 +57,8 @@ def prediction_panels(prediction: Prediction) -> list[Panel]:
 
 
 def moved_rows(moved: Moved) -> tuple[list[Row], int]:
-    """(a row a part of the network with a cell a layer, the number of layers)."""
-    names = list(dict.fromkeys(block.name for block in moved.blocks))
+    """(a row a part of the network with a cell a layer, the number of layers). The first parts, of more than a hundred."""
+    names = list(dict.fromkeys(block.name for block in moved.blocks))[:MOST_ROWS]
     layers = max((block.layer + 1 for block in moved.blocks if block.layer is not None), default=1)
     most = max((block.relative for block in moved.blocks if block.relative), default=0.0)
     cells = {(block.name, block.layer or 0): Cell(shade(block.relative, most), _words(block.layer, block.relative)) for block in moved.blocks}

@@ -72,6 +72,7 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
         checkpoint=checkpoint,
         memory=found["Memory"],
         verdict=found["Verdict"],
+        signed=_signed(run, found["Verdict"]),
         curve=found["Curve"],
         claims=_claims(this, found),
         recipe=this.recipe,
@@ -87,7 +88,7 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
         panel=(drawings.WIDTH, drawings.HEIGHT),
         moved=drawings.moved_rows(checkpoint.moved) if checkpoint and checkpoint.moved else None,
         shades=drawings.SHADES,
-        commands=sections.commands(run.path, manifest, [other.directory.path for other in beside]),
+        commands=sections.commands(run.path, manifest, this.recipe, [other.directory.path for other in beside]),
         problems=problems,
         runs=[_compared(each) for each in (this, *beside)] if beside else [],
         recipe_differences=[(other.name, _between(this.recipe, other.recipe)) for other in beside],
@@ -102,9 +103,9 @@ def _read_run(run: RunDir) -> _Run:
     kinds = (Machine, Plan, Dataset, NormStats, Manifest, Checkpoint, Prediction, Curve)
     try:
         training = curves.read_curves(run.metrics) if run.path.is_dir() else None
-    except OSError as error:
+    except (OSError, HarnessError) as error:
         training = None
-        problems.append(f"{run.metrics.name} cannot be read: {error.strerror}")
+        problems.append(f"{run.metrics.name} cannot be read: {error.what if isinstance(error, HarnessError) else error.strerror}")
     if training is None and not any((run.path / kind.FILE).exists() for kind in kinds) and not problems:
         raise HarnessError(
             "run-missing",
@@ -132,9 +133,14 @@ def _claims(this: _Run, found: dict[str, Any]) -> list[verdicts.Claim]:
         verdicts.of_checkpoint(found["Checkpoint"]),
         verdicts.of_memory(found["Memory"]),
         verdicts.of_doctor(found["Diagnosis"]),
-        verdicts.of_verdict(found["Verdict"]),
+        verdicts.of_verdict(found["Verdict"], this.directory.manifest_sha256()),
     ]
     return [claim for claim in claims if claim]
+
+
+def _signed(run: RunDir, verdict: Verdict | None) -> str:
+    """When and on what the verdict says that it was given, and whether on this manifest."""
+    return f"{verdicts.signature(verdict)}; {verdicts.binding(verdict, run.manifest_sha256())}" if verdict else ""
 
 
 def _compared(run: _Run) -> sections.Compared:
@@ -167,8 +173,8 @@ def _marks(curve: Curve | None) -> list[dict[str, Any]]:
 def _read(run: RunDir, kind: type[A], problems: list[str]) -> A | None:
     try:
         return run.read(kind)
-    except (HarnessError, OSError, RecursionError) as error:
-        problems.append(f"{kind.FILE} cannot be used: {error.what if isinstance(error, HarnessError) else error}")
+    except HarnessError as error:
+        problems.append(f"{kind.FILE} cannot be used: {error.what}")
         return None
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
-import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.artifacts import Manifest
 from harness.errors import HarnessError
 from harness.parameters import group_of, is_trained, parameter_shapes
+from harness.received.files import PICTURE_BYTES, read_received, there
+from harness.received.names import is_commit
+from harness.received.text import word
 from harness.recipe import Recipe
 from harness.rundir import RECIPE
 from harness.strict import parse
 
 # The whole page stays under 2 MB, and base64 adds a third.
 MAX_IMAGE_BYTES = 900_000
+# 4096 × 4096, as of a dataset's pictures: 48 MiB when decoded.
+MAX_PIXELS = 1 << 24
 
 
 class Share(NamedTuple):
@@ -67,22 +71,31 @@ def memory_shares(breakdown: dict[str, int]) -> list[Share]:
 
 
 def picture(path: Path, limit_bytes: int = MAX_IMAGE_BYTES) -> str | None:
-    """The picture as a data URI, made smaller when it is larger than the limit; None when there is none.
+    """The run's PNG as a data URI, made smaller when it is larger than the limit; None when there is none.
 
-    Raises: HarnessError "artifact-invalid" for a file that is no picture.
+    Raises: HarnessError "artifact-invalid" for a file that is no PNG, or one of more pixels than a camera gives; UnsafeFile.
     """
-    if not path.is_file():
+    if not there(path):
         return None
     from PIL import Image
 
+    fix = f"remove it; what wrote it writes it again: rm {word(path)}"
     try:
-        with Image.open(path) as image:
+        data = read_received(path, path.parent, PICTURE_BYTES)
+        # Pillow would take any of fifty formats for it; one of them is a program that Ghostscript runs.
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                got = f"{image.width} × {image.height}"
+                raise HarnessError("artifact-invalid", f"{path.name} is too large a picture", got=got, need=f"{MAX_PIXELS} pixels", fix=fix)
             image.load()
-            kind, data = "png", path.read_bytes()
+            kind = "png"
             if len(data) > limit_bytes:
                 kind, data = "jpeg", _smaller(image, limit_bytes)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise HarnessError("artifact-invalid", f"{path} is not a picture: {error}", fix=f"remove {path}; what wrote it writes it again") from error
+    except HarnessError:
+        raise
+    # Pillow's decoders raise nearly anything on damaged input.
+    except Exception as error:
+        raise HarnessError("artifact-invalid", f"{path.name} is not a picture: {error}", fix=fix) from error
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -102,27 +115,27 @@ class Command(NamedTuple):
     line: str
 
 
-def commands(directory: Path, manifest: Manifest | None, others: list[Path]) -> list[Command]:
+def commands(directory: Path, manifest: Manifest | None, recipe: Recipe | None, others: list[Path]) -> list[Command]:
     """What to type to get this run again, to go on with it, to look into it, and to check it."""
-    run = shlex.quote(str(directory))
+    run = word(directory)
     found = []
-    if manifest and manifest.source_revision:
-        # "<commit>+source.<hash>": the tree differed from the commit.
-        commit, _, changed = manifest.source_revision.partition("+")
+    # "<commit>+source.<hash>": the tree differed from the commit.
+    commit, _, changed = ((manifest.source_revision if manifest else None) or "").partition("+")
+    # What is no commit's whole name would be a branch of somebody's, or an option of git's.
+    if is_commit(commit):
         what = f"The commit of this run (its source had changes on top of it: {changed})" if changed else "The code of this run"
-        found.append(Command(what, f"git checkout {shlex.quote(commit)}"))
-    if (directory / RECIPE).is_file():
-        found.append(Command("Reproduce: the same recipe in a new run", f"harness train --recipe {shlex.quote(str(directory / RECIPE))}"))
+        found.append(Command(what, f"git checkout {commit}"))
+    if there(directory / RECIPE):
+        found.append(Command("Reproduce: the same recipe in a new run", f"harness train --recipe {word(directory / RECIPE)}"))
     found.append(Command("Resume: go on from the last whole checkpoint", f"harness train --resume --run {run}"))
     found.append(Command("Verify: every field against this machine, and the first steps again, bit for bit", f"harness verify {run} --steps 3"))
-    started_from = (manifest.recipe.get("weights") or {}).get("source") if manifest else None
-    against = " --against base" if started_from else ""
+    against = " --against base" if recipe and recipe.weights.source else ""
     found.append(
         Command(f"Inspect the checkpoints, every number in them{', and what moved' if against else ''}", f"harness inspect --run {run} --deep{against}")
     )
     found.append(Command("Analyse the curve: learning, or noise", f"harness analyse {run}"))
     found.append(Command("Predict: what the last checkpoint would do at a frame", f"harness predict {run} --run {run}"))
-    again = " ".join([run, *(shlex.quote(str(path)) for path in others)])
+    again = " ".join([run, *(word(path) for path in others)])
     found.append(Command("Write this page again", f"harness report {again}" if others else f"harness report --run {run}"))
     return found
 

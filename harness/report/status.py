@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import socket
@@ -13,11 +12,14 @@ from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 from harness.artifacts import Artifact, Manifest, Memory, Metrics, Plan, Status
+from harness.artifacts.metrics_lines import metrics_of
 from harness.artifacts.status import State
 from harness.errors import HarnessError
+from harness.received.files import open_received, stays, there
+from harness.received.text import word
 from harness.recipe import load_recipe
 from harness.rundir import RECIPE, RunDir, runs_root
-from harness.runlock import LOCK, holder
+from harness.runlock import LOCK, holder, last_host
 from harness.units import MIB, format_seconds
 
 A = TypeVar("A", bound=Artifact)
@@ -48,7 +50,7 @@ def newest_run() -> RunDir:
     runs = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")] if root.is_dir() else []
     if not runs:
         raise HarnessError("run-missing", f"there is no run in {root}", need="a run directory", fix="harness status RUN, or harness train --recipe smoke")
-    return RunDir(max(runs, key=lambda path: max(child.stat().st_mtime for child in (path, *path.iterdir()))))
+    return RunDir(max(runs, key=lambda path: max(child.lstat().st_mtime for child in (path, *path.iterdir()))))
 
 
 def read_status(run: RunDir, *, now: float | None = None) -> Status:
@@ -68,15 +70,15 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
             f"{run.path} cannot be read: {error.strerror}",
             got=f"uid {os.getuid()}",
             need="a run directory that this user may read",
-            fix=f"chmod -R u+rX {run.path}, or run as the user who wrote it",
+            fix=f"chmod -R u+rX {word(run.path)}, or run as the user who wrote it",
         ) from error
     if not there & {RECIPE, Manifest.FILE, Plan.FILE, run.metrics.name, LOCK}:
         raise _missing(run, ", ".join(sorted(there)[:6]) or "an empty directory")
     manifest, plan, memory = _read(run, Manifest, problems), _read(run, Plan, problems), _read(run, Memory, problems)
     try:
         tail = read_tail(run.metrics)
-    except OSError as error:
-        problems.append(f"{run.metrics.name} cannot be read: {error.strerror}")
+    except (OSError, HarnessError) as error:
+        problems.append(f"{run.metrics.name} cannot be read: {_why(error)}")
         tail = Tail([], True, 0)
     if tail.unreadable:
         problems.append(f"{tail.unreadable} lines of {run.metrics.name} are torn or of another form")
@@ -86,14 +88,14 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
     step = last.step + 1 if last else 0
     recent = tail.lines[-RECENT:]
     step_s = _median([line.step_s for line in (recent[1:] if tail.whole and len(recent) == len(tail.lines) > 1 else recent)])
-    age_s = None if last is None else max(0.0, now - last.time)
-    process, saved = holder(run.path), saved_step(run.checkpoints)
+    age_s = None if last is None or not math.isfinite(last.time) else max(0.0, now - last.time)
+    (process, owner), saved = _lock(run.path, problems), saved_step(run, problems)
     if saved is not None and plan is not None and plan.backend == "openpi":
         # openpi names a checkpoint by the last step done, counted from 0; and it logs some steps only.
         saved += 1
         step = max(step, saved) if not process else step
     every = last.mean_of_steps or 1 if last else 1
-    state, reason = _living(process, step, steps, age_s, step_s, every) if process else _gone(run, step, steps, saved, age_s, step_s)
+    state, reason = _living(process, step, steps, age_s, step_s, every) if process else _gone(run, owner, step, steps, saved, age_s, step_s)
     expected = chosen.seconds_per_step if chosen else None
     going = state in ("running", "silent", "preparing")
     data_s = _median([line.data_s for line in recent if line.data_s is not None])
@@ -107,12 +109,12 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
         saved_step=saved,
         loss=_finite(last.loss) if last else None,
         grad_norm=_finite(last.grad_norm) if last else None,
-        learning_rate=last.learning_rate if last else None,
+        learning_rate=_finite(last.learning_rate) if last else None,
         step_s=step_s,
         expected_step_s=expected,
         data_s=data_s,
         eta_s=step_s * (steps - step) if going and step_s is not None and steps is not None else None,
-        last_line_time=last.time if last else None,
+        last_line_time=_finite(last.time) if last else None,
         last_line_age_s=age_s,
         process=process,
         losses=_points(tail.lines),
@@ -135,14 +137,13 @@ def _living(process: str, step: int, steps: int | None, age_s: float | None, ste
     return "running", f"{process} holds the run; {said}"
 
 
-def _gone(run: RunDir, step: int, steps: int | None, saved: int | None, age_s: float | None, step_s: float | None) -> tuple[State, str]:
-    """How it ended, when no process holds the run."""
+def _gone(run: RunDir, owner: str | None, step: int, steps: int | None, saved: int | None, age_s: float | None, step_s: float | None) -> tuple[State, str]:
+    """How it ended, when no process holds the run; `owner` is the machine that last did."""
     said = "nothing is logged" if age_s is None else f"the last line was written {format_seconds(age_s)} ago"
-    owner = _owner(run.path)
     if owner is None and age_s is not None and age_s < _patience(step_s) and (steps is None or step < steps):
         return "unknown", f"{said}; the run has no lock, so whether a process is there cannot be told"
     elsewhere = f"; it was locked on {owner}, whose locks may not reach this machine" if owner not in (None, socket.gethostname()) else ""
-    kept = run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
+    kept = saved is not None or _any_entry(run.checkpoints)
     if steps is not None and step >= steps and ((saved or 0) >= steps or not kept):
         found: tuple[State, str] = ("finished", f"all {steps:,} steps are logged; {said}" + ("" if kept else "; there is no checkpoint"))
     elif age_s is None and saved is None:
@@ -155,18 +156,25 @@ def _gone(run: RunDir, step: int, steps: int | None, saved: int | None, age_s: f
     return found
 
 
+def _any_entry(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and any(folder.iterdir())
+    except OSError:
+        return False
+
+
 def _patience(step_s: float | None, every: int = 1) -> float:
     return max(SILENT_S, (SILENT_STEPS + every - 1) * (step_s or 0.0))
 
 
 def read_tail(path: Path) -> Tail:
     """The end of a metrics.jsonl; no line when there is no file. When a step is there twice, the later line counts."""
-    if not path.is_file():
+    if not there(path):
         return Tail([], True, 0)
-    with path.open("rb") as file:
+    with open_received(path, path.parent) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL_BYTES))
-        text = file.read()
+        text = file.read(TAIL_BYTES)
     whole = size <= TAIL_BYTES
     parts = text.split(b"\n")[0 if whole else 1 :]
     rows: dict[int, Metrics] = {}
@@ -174,20 +182,37 @@ def read_tail(path: Path) -> Tail:
     for part in parts:
         if not part.strip():
             continue
-        try:
-            line = Metrics.model_validate_json(part)
-        except ValueError:
+        line = metrics_of(part)
+        if line is None:
             unreadable += 1
-            continue
-        rows[line.step] = line
+        else:
+            rows[line.step] = line
     return Tail([rows[step] for step in sorted(rows)], whole, unreadable)
 
 
-def saved_step(checkpoints: Path) -> int | None:
-    """The newest step whose save was finished, by names alone."""
-    if not checkpoints.is_dir():
+def saved_step(run: RunDir, problems: list[str]) -> int | None:
+    """The newest step whose save was finished, by names alone; of checkpoints that lie elsewhere, none."""
+    checkpoints = run.checkpoints
+    try:
+        if not checkpoints.is_dir():
+            return None
+        if not stays(run.path, checkpoints):
+            problems.append(f"{checkpoints.name} is a link that leads out of the run; it was not followed")
+            return None
+        steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal() and (path / _COMMIT).is_file()]
+    except (OSError, RuntimeError) as error:
+        problems.append(f"{checkpoints.name} cannot be read: {error}")
         return None
-    return max((int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal() and (path / _COMMIT).is_file()), default=None)
+    return max(steps, default=None)
+
+
+def _lock(run: Path, problems: list[str]) -> tuple[str | None, str | None]:
+    """(who holds the run, the machine of who last did)."""
+    try:
+        return holder(run), last_host(run)
+    except HarnessError as error:
+        problems.append(f"{LOCK} cannot be used: {error.what}")
+        return None, None
 
 
 def _finite(value: float) -> float | None:
@@ -233,17 +258,21 @@ def _unknown(steps: int | None, memory: Memory | None, last: Metrics | None, exp
 def _read(run: RunDir, kind: type[A], problems: list[str]) -> A | None:
     try:
         return run.read(kind)
-    except (HarnessError, OSError, RecursionError) as error:
-        problems.append(f"{kind.FILE} cannot be used: {error.what if isinstance(error, HarnessError) else error}")
+    except HarnessError as error:
+        problems.append(f"{kind.FILE} cannot be used: {error.what}")
         return None
+
+
+def _why(error: OSError | HarnessError) -> str | None:
+    return error.what if isinstance(error, HarnessError) else error.strerror
 
 
 def _recipe(run: RunDir, manifest: Manifest | None, problems: list[str]) -> tuple[str | None, int | None]:
     """(name, steps) of the run's recipe: its own file, which a resume with more steps writes again, else the manifest's."""
     path = run.path / RECIPE
-    if path.is_file():
+    if there(path):
         try:
-            recipe = load_recipe(str(path), received=True)
+            recipe = load_recipe(str(path), root=run.path)
         except HarnessError as error:
             problems.append(f"{RECIPE} cannot be used: {error.what}")
         else:
@@ -264,15 +293,6 @@ def _planned(chosen: Any) -> int | None:
 def _median(values: list[float]) -> float | None:
     finite = [value for value in values if math.isfinite(value)]
     return median(finite) if finite else None
-
-
-def _owner(run: Path) -> str | None:
-    """The host of the process that last held the run."""
-    try:
-        host = json.loads((run / LOCK).read_text()).get("host")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return str(host) if host else None
 
 
 def _missing(run: RunDir, got: str) -> HarnessError:

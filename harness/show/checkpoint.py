@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Group
-from rich.table import Table
 
 from harness.artifacts import Checkpoint, GroupReport, Moved
-from harness.show.rows import rows_table
+from harness.show.rows import Cells, rows_table
 from harness.units import format_bytes, format_count, format_seconds
 
 MOST_FINDINGS = 20
@@ -45,22 +44,19 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
     rows += [("finding", text) for text in checkpoint.findings[:MOST_FINDINGS]]
     if len(checkpoint.findings) > MOST_FINDINGS:
         rows.append(("finding", f"and {len(checkpoint.findings) - MOST_FINDINGS} more (--json lists them)"))
-    tables = [rows_table(f"checkpoint {checkpoint.path}", rows)]
-    return Group(*tables, *([moved_table(checkpoint.moved)] if checkpoint.moved else []))
+    return Group(rows_table(f"checkpoint {checkpoint.path}", rows), *([moved_table(checkpoint.moved)] if checkpoint.moved else []))
 
 
-def moved_table(moved: Moved) -> Table:
+def moved_table(moved: Moved) -> Cells:
     """How far each part is from what it was compared with."""
     step = "" if moved.against_step is None else f" (step {moved.against_step})"
-    table = Table(title=f"moved since {moved.against}{step}", title_justify="left", caption_justify="left", box=None, pad_edge=False, min_width=78)
-    for name in ("part", "moved by", "relative", "elements changed"):
-        table.add_column(name, justify="left" if name == "part" else "right")
+    table = Cells(f"moved since {moved.against}{step}", ("part", "moved by", "relative", "elements changed"), min_width=78)
     for part in moved.groups:
-        table.add_row(part.name, f"{part.update_norm:.3g}", "–" if part.relative is None else f"{part.relative:.2e}", f"{part.changed:.1%}")
+        table.row(part.name, f"{part.update_norm:.3g}", "–" if part.relative is None else f"{part.relative:.2e}", f"{part.changed:.1%}")
     notes = [*moved.notes]
     notes += [f"{len(paths)} parameters {what}" for what, paths in (("are only here", moved.only_here), ("are only there", moved.only_there)) if paths]
     notes += [f"{len(moved.not_compared)} parameters could not be compared: {', '.join(moved.not_compared[:3])}"] if moved.not_compared else []
-    table.caption = "\n".join(notes) or None
+    table.note("\n".join(notes))
     return table
 
 

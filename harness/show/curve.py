@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from rich.console import Group
 
 from harness.artifacts import Curve
+from harness.show.rows import Row, finding_rows, rows_table
 from harness.show.status import sparkline
 from harness.units import format_seconds
 
@@ -12,40 +13,32 @@ _WIDTH = 60
 _STYLE = {"learning": "bold green", "not learning": "bold red", "diverged": "bold red", "inconclusive": "bold yellow", "error": "red", "warning": "yellow"}
 
 
-def curve_table(curve: Curve) -> Table:
+def curve_table(curve: Curve) -> Group:
     """The verdict with its reasons and what would make it sure, the curve, and the findings with their fixes."""
-    table = Table(title=f"loss of {curve.path}", title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("verdict", curve.verdict, style=_STYLE[curve.verdict])
-    for reason in curve.reasons:
-        table.add_row("because", reason)
-    for need in curve.needed:
-        table.add_row("to be sure", need)
-    for missing in curve.partial:
-        table.add_row("partial", missing, style="yellow")
-    table.add_row("log", f"{curve.form}, {curve.lines:,} lines, {curve.points:,} points, steps {curve.first_step:,} to {curve.last_step:,}")
-    table.add_row("loss", _line(curve.series.smooth))
+    rows = [Row("verdict", curve.verdict, _STYLE[curve.verdict])]
+    rows += [Row("because", reason) for reason in curve.reasons]
+    rows += [Row("to be sure", need) for need in curve.needed]
+    rows += [Row("partial", missing, "yellow") for missing in curve.partial]
+    rows.append(Row("log", f"{curve.form}, {curve.lines:,} lines, {curve.points:,} points, steps {curve.first_step:,} to {curve.last_step:,}"))
+    rows.append(Row("loss", _line(curve.series.smooth)))
     if curve.trend is not None:
         trend = curve.trend
         slopes = f"{trend.slope_per_1000_steps:+.3g} per 1,000 steps, 95 % interval {trend.slope_low:+.3g} to {trend.slope_high:+.3g}"
-        table.add_row("trend", f"{slopes}; as informative as {trend.effective_points:,.0f} independent points")
+        rows.append(Row("trend", f"{slopes}; as informative as {trend.effective_points:,.0f} independent points"))
     learning = curve.learning
-    table.add_row("learning rate", f"{learning.first:.2e} to {learning.last:.2e}; {learning.full_rate_steps:,.3g} steps at the peak rate ({learning.source})")
+    rates = f"{learning.first:.2e} to {learning.last:.2e}; {learning.full_rate_steps:,.3g} steps at the peak rate ({learning.source})"
+    rows.append(Row("learning rate", rates))
     if curve.plateau_from_step is not None:
-        table.add_row("plateau", f"hardly a fall since step {curve.plateau_from_step:,}")
+        rows.append(Row("plateau", f"hardly a fall since step {curve.plateau_from_step:,}"))
     for seam in curve.seams:
         disagreeing = f", {seam.disagreeing} of them with another loss" if seam.disagreeing else ""
-        table.add_row("seam", f"{seam.kind} at step {seam.step:,}, {seam.replayed} steps replayed{disagreeing}")
-    table.add_row("pace", _pace(curve))
-    for distance in curve.distances:
-        table.add_row("reference", _distance(distance.model_dump()))
+        rows.append(Row("seam", f"{seam.kind} at step {seam.step:,}, {seam.replayed} steps replayed{disagreeing}"))
+    rows.append(Row("pace", _pace(curve)))
+    rows += [Row("reference", _distance(distance.model_dump())) for distance in curve.distances]
     for finding in curve.findings:
         where = f" (steps {', '.join(f'{step:,}' for step in finding.steps)})" if finding.steps else ""
-        table.add_row(finding.severity, finding.text + where, style=_STYLE.get(finding.severity))
-        if finding.fix:
-            table.add_row("  fix", finding.fix)
-    return table
+        rows += finding_rows(finding.severity, finding.text + where, _STYLE.get(finding.severity, ""), fix=finding.fix)
+    return rows_table(f"loss of {curve.path}", rows)
 
 
 def _line(smooth: list[float | None]) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from harness.artifacts import Comparison, Dataset, NormStats, Statistic
-from harness.show.rows import rows_table
+from harness.show.rows import Cells, finding_rows, rows_table
 from harness.units import format_bytes
 
 
-def dataset_table(dataset: Dataset) -> Table:
+def dataset_table(dataset: Dataset) -> Group:
     """Counts, features and hash of a dataset."""
     rows = [
         ("source", dataset.source + (f" @ {dataset.revision}" if dataset.revision else "")),
@@ -33,41 +32,36 @@ def _prompt(dataset: Dataset) -> str:
     return f"longest {dataset.longest_prompt_tokens} tokens, computed with {dataset.prompt_tokens}"
 
 
-def stats_table(stats: NormStats) -> Table:
-    """Mean, spread and quantiles of every dimension."""
-    table = Table(title=f"statistics of {stats.frames:,} frames, horizon {stats.action_horizon}", title_justify="left", box=None, pad_edge=False)
-    for name in ("", "mean", "std", "q01", "q99"):
-        table.add_column(name, justify="right" if name else "left")
+def stats_table(stats: NormStats) -> Group:
+    """Mean, spread and quantiles of every dimension; below them what is wrong with one, and its fix."""
+    title = f"statistics of {stats.frames:,} frames, horizon {stats.action_horizon}"
+    table = Cells(title, ("dimension", "mean", "std", "q01", "q99"))
     for key, one in stats.norm_stats.items():
         for i in range(len(one.mean)):
-            table.add_row(f"{key}[{i}]", *(f"{values[i]:.4f}" for values in (one.mean, one.std, one.q01, one.q99)))
-    for finding in stats.findings:
-        table.add_row(f"{finding.key}[{finding.dimension}]", finding.problem, "", "", finding.fix)
-    return table
+            table.row(f"{key}[{i}]", *(f"{values[i]:.4f}" for values in (one.mean, one.std, one.q01, one.q99)))
+    found = [row for each in stats.findings for row in finding_rows(f"{each.key}[{each.dimension}]", each.problem, "yellow", fix=each.fix)]
+    return Group(table, rows_table("", found))
 
 
 def comparison_table(comparison: Comparison) -> Group:
     """What our data become under their statistics, then ours beside theirs."""
-    return Group(*([_reach_table(comparison)] if comparison.reach else []), _differences_table(comparison), *(Text(text) for text in comparison.findings))
+    findings = [Text(text) for text in comparison.findings]
+    return Group(*([_reach_table(comparison)] if comparison.reach else []), _differences_table(comparison), *findings)
 
 
-def _reach_table(comparison: Comparison) -> Table:
+def _reach_table(comparison: Comparison) -> Cells:
     """Every dimension of our data, normalized with their statistics."""
-    table = Table(title=f"this data under {comparison.form}", title_justify="left", box=None, pad_edge=False)
-    for name in ("", "from", "1 %", "99 %", "to", "outside -1 to 1"):
-        table.add_column(name, justify="right" if name else "left")
+    table = Cells(f"this data under {comparison.form}", ("dimension", "from", "1 %", "99 %", "to", "outside -1 to 1"))
     for one in sorted(comparison.reach, key=lambda one: (one.key != "state", one.dimension)):
         outside = "unknown" if one.outside is None else f"{100 * one.outside:.2f} %"
-        table.add_row(f"{one.key}[{one.dimension}]", f"{one.low:.4g}", f"{one.q01:.4g}", f"{one.q99:.4g}", f"{one.high:.4g}", outside)
+        table.row(f"{one.key}[{one.dimension}]", f"{one.low:.4g}", f"{one.q01:.4g}", f"{one.q99:.4g}", f"{one.high:.4g}", outside)
     return table
 
 
-def _differences_table(comparison: Comparison) -> Table:
+def _differences_table(comparison: Comparison) -> Cells:
     """Ours beside theirs, dimension by dimension; the last column is the dimension's largest difference, of our q99 - q01."""
     names: tuple[Statistic, ...] = ("mean", "std", "q01", "q99")
-    table = Table(title=f"ours → {comparison.path}", title_justify="left", box=None, pad_edge=False)
-    for name in ("", *names, "of the spread"):
-        table.add_column(name, justify="right" if name else "left")
+    table = Cells(f"ours → {comparison.path}", ("dimension", *names, "of the spread"))
     found = {(d.key, d.dimension, d.statistic): d for d in comparison.differences}
     for key, dimension in sorted({(d.key, d.dimension) for d in comparison.differences}, key=lambda pair: (pair[0] != "state", pair[1])):
         cells = [found.get((key, dimension, name)) for name in names]
@@ -75,9 +69,9 @@ def _differences_table(comparison: Comparison) -> Table:
         shares = [cell.share for cell in there if cell.share is not None]
         equal = all(cell.ours == cell.theirs for cell in there)
         largest = f"{100 * max(shares):.2f} %" if shares else "equal" if equal else "differs; ours has no spread"
-        table.add_row(f"{key}[{dimension}]", *("" if cell is None else f"{cell.ours:.4f} → {cell.theirs:.4f}" for cell in cells), largest)
+        table.row(f"{key}[{dimension}]", *("" if cell is None else f"{cell.ours:.4f} → {cell.theirs:.4f}" for cell in cells), largest)
     for whose, lacking in (("only ours", comparison.only_ours), ("only theirs", comparison.only_theirs)):
         for group, count in lacking.items():
             if count:
-                table.add_row(group, f"{count} more dimensions are {whose}")
+                table.row(group, f"{count} more dimensions are {whose}")
     return table

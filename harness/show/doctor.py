@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from rich.console import Group
 
 from harness.artifacts import Diagnosis, Finding
+from harness.show.rows import Row, finding_rows, rows_table
 
 _STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
 
 
-def doctor_table(diagnosis: Diagnosis) -> Table:
+def doctor_table(diagnosis: Diagnosis) -> Group:
     """What was found, worst first, each with its fix; then what is well, and what was not looked at because nothing needs it."""
-    table = Table(title=_title(diagnosis), title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows = []
     for names, finding in _together(diagnosis.findings):
         allowed = " (allowed)" if finding.severity == "error" and finding.check in diagnosis.allowed else ""
-        table.add_row(finding.severity + allowed, f"{names}: {finding.got}", style=_STYLE[finding.severity])
-        table.add_row("  need", finding.need)
-        table.add_row("  fix", finding.fix)
-    table.add_row("well", ", ".join(diagnosis.passed) or "nothing", style="green")
+        said = f"{names}: {finding.got}"
+        rows += finding_rows(finding.severity + allowed, said, _STYLE[finding.severity], need=finding.need, fix=finding.fix)
+    rows.append(Row("well", ", ".join(diagnosis.passed) or "nothing", "green"))
     if diagnosis.not_needed:
-        table.add_row("not needed", "; ".join(f"{name} ({why})" for name, why in diagnosis.not_needed.items()), style="dim")
-    return table
+        rows.append(Row("not needed", "; ".join(f"{name} ({why})" for name, why in diagnosis.not_needed.items()), "dim"))
+    return rows_table(_title(diagnosis), rows)
 
 
 def _together(findings: list[Finding]) -> list[tuple[str, Finding]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from rich.console import Group
 
 from harness.artifacts import Machine
 from harness.show.rows import known, rows_table
 from harness.units import format_bytes
 
 
-def machine_table(machine: Machine) -> Table:
+def machine_table(machine: Machine) -> Group:
     """The GPUs, and what the host has."""
     host = machine.host
     rows = []

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 
 from harness.artifacts import OpenpiCommand
-from harness.show.rows import rows_table
+from harness.show.rows import finding_rows, rows_table
 from harness.units import format_bytes, format_count
 
 _STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
@@ -57,12 +56,8 @@ def _error(command: OpenpiCommand, check: str) -> bool:
     return any(finding.check == check for finding in command.findings)
 
 
-def _findings(command: OpenpiCommand) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+def _findings(command: OpenpiCommand) -> Group:
+    rows = []
     for finding in command.findings:
-        table.add_row(finding.severity, f"{finding.check}: {finding.got}", style=_STYLE[finding.severity])
-        table.add_row("  need", finding.need)
-        table.add_row("  fix", finding.fix)
-    return table
+        rows += finding_rows(finding.severity, f"{finding.check}: {finding.got}", _STYLE[finding.severity], need=finding.need, fix=finding.fix)
+    return rows_table("", rows)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from harness.artifacts import Candidate, Levers, Plan
-from harness.show.rows import rows_table
+from harness.show.rows import Cells, cell, line, rows_table
 from harness.units import format_bytes, format_count, format_seconds
 
 _BAR = 60
@@ -21,7 +20,7 @@ def plan_view(plan: Plan) -> RenderableType:
     if plan.chosen is not None:
         parts.append(memory_bar(plan, plan.chosen))
     parts.append(candidates_table(plan))
-    parts += [Text(f"note: {note}") for note in plan.notes]
+    parts += [line(f"note: {note}") for note in plan.notes]
     return Group(*parts)
 
 
@@ -67,30 +66,29 @@ def memory_bar(plan: Plan, chosen: Candidate) -> RenderableType:
     for index, (name, size) in enumerate(parts):
         color, block = _COLORS[index % len(_COLORS)], "·" if name == "headroom" else _BLOCKS[index % len(_BLOCKS)]
         bar.append(block * max(1 if size else 0, round(_BAR * size / total)), style=color)
-        legend.append(Text.assemble((block, color), f" {name} {format_bytes(size)}"))
-    grid = Table.grid(padding=(0, 3))
+        legend.append(Text.assemble((block, color), cell(f" {name} {format_bytes(size)}")))
+    grid = Cells()
     for start in range(0, len(legend), 3):
-        grid.add_row(*legend[start : start + 3])
+        grid.row(*legend[start : start + 3])
     caption = Text("weights, gradients, moments and average are counted, the rest is what the compiler adds to them", style="dim")
     return Group(Text("memory of a device"), bar, grid, caption)
 
 
-def candidates_table(plan: Plan) -> Table:
+def candidates_table(plan: Plan) -> Cells:
     """One row a candidate, the chosen first."""
-    table = Table(title="plans looked at", title_justify="left")
-    table.add_column("plan", max_width=34)
-    table.add_column("micro", justify="right")
-    table.add_column("device", justify="right")
-    table.add_column("host", justify="right")
-    table.add_column("step", justify="right")
-    table.add_column("verdict", max_width=30)
+    table = Cells("plans looked at", framed=True)
+    table.show_header = True
+    table.column("plan", max_width=34)
+    for name in ("micro", "device", "host", "step"):
+        table.column(name, right=True)
+    table.column("verdict", max_width=30)
     for candidate in plan.candidates:
         chosen = candidate is plan.chosen or candidate == plan.chosen
         verdict = "chosen" if chosen else "fits, slower" if candidate.verdict == "fits" else candidate.reason.rpartition(": ")[2]
         step = format_seconds(candidate.seconds_per_step) if candidate.seconds_per_step is not None else "?"
         size = ("≥ " if candidate.source == "counted" else "") + format_bytes(candidate.device_bytes)
-        row = (plan_name(candidate), str(candidate.levers.microbatch), size, format_bytes(candidate.host_bytes), step, verdict)
-        table.add_row(*row, style="bold" if chosen else None)
+        row = (plan_name(candidate), candidate.levers.microbatch, size, format_bytes(candidate.host_bytes), step, verdict)
+        table.row(*row, style="bold" if chosen else "")
     return table
 
 
@@ -98,7 +96,7 @@ def plan_name(candidate: Candidate) -> str:
     """A plan in a few words: what it changes, and where the state lies."""
     levers = candidate.levers
     words = [_change(key, value) for key, value in candidate.changes.items() if not key.endswith(".lora")] or ["exact"]
-    if candidate.changes.get("train.trained", "").startswith("lora"):
+    if str(candidate.changes.get("train.trained")).startswith("lora"):
         words = [word for word in words if word != "no EMA"]
     words += [f"{', '.join(levers.host)} on the host"] if levers.host else []
     words += [f"{levers.fsdp} shards"] if levers.fsdp > 1 else []

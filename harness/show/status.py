@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich.table import Table
+from rich.console import Group
 
 from harness.artifacts import Status
 from harness.show.rows import rows_table
@@ -15,14 +15,14 @@ WIDTH = 30
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def status_table(status: Status) -> Table:
+def status_table(status: Status) -> Group:
     """State, progress, pace, loss and memory."""
     rows = [("state", f"{status.state}: {status.reason}"), ("progress", _progress(status))]
     if status.eta_s is not None:
         rows.append(("left", f"about {format_seconds(status.eta_s)}"))
     if status.losses:
         rows.append(("loss", f"{_number(status.loss)}  {sparkline(status.losses)}  since step {status.losses_since_step}"))
-        rows.append(("grad_norm", f"{_number(status.grad_norm)}, learning rate {status.learning_rate:.3g}"))
+        rows.append(("grad_norm", f"{_number(status.grad_norm)}, learning rate {_rate(status.learning_rate)}"))
     if status.step_s is not None:
         share = f", {status.step_s / status.expected_step_s:.2f} of the plan's {format_seconds(status.expected_step_s)}" if status.expected_step_s else ""
         rows.append(
@@ -35,6 +35,10 @@ def status_table(status: Status) -> Table:
 
 def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
+
+
+def _rate(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
 
 
 def _progress(status: Status) -> str:

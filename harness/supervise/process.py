@@ -18,6 +18,7 @@ from typing import Any
 
 from harness.artifacts import Metrics
 from harness.probe.cgroup import oom_kills
+from harness.received.text import for_terminal
 from harness.redact import redact
 from harness.watcher import Watcher
 
@@ -170,9 +171,9 @@ def _stop(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher) -> 
 
 
 def _listen(stream: Any, last_words: deque[str]) -> None:
-    """Passes the trainer's stderr on, without the secrets that a library may have put there, and keeps the end of it."""
+    """Passes the trainer's stderr on, without the secrets and controls that a library may have put there, and keeps the end of it."""
     for line in stream:
-        text = redact(line.decode(errors="replace").rstrip())
+        text = for_terminal(redact(line.decode(errors="replace").rstrip()))
         last_words.append(text)
         os.write(2, text.encode() + b"\n")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from harness.received.files import open_received, there
 from harness.rundir import RunDir, sha256_file
 
 T = TypeVar("T")
@@ -37,7 +38,9 @@ def compile_pinned(run: RunDir, platform: str, compiled: Callable[[dict[str, str
     if platform != "cuda":
         return compiled({}), Kernels(None, "a CPU's kernels are not chosen by timing")
     kept, made = run.path / KERNELS, run.path / f".new-{KERNELS}"
-    if kept.is_file():
+    if there(kept):
+        # XLA opens it by its name: that it is a file of the run is looked at before.
+        open_received(kept, run.path).close()
         known = {"xla_gpu_load_autotune_results_from": str(kept.absolute())}
         try:
             return compiled(known | {"xla_gpu_require_complete_aot_autotune_results": "True"}), Kernels(sha256_file(kept))
@@ -46,6 +49,8 @@ def compile_pinned(run: RunDir, platform: str, compiled: Callable[[dict[str, str
                 raise
             warn(f"{kept} does not hold every kernel of this program, so XLA chose some anew: numbers may differ in their last digits")
             return compiled({}), Kernels(None, f"{KERNELS} is of another program or card")
+    # XLA would follow a link of this name.
+    made.unlink(missing_ok=True)
     step = compiled({"xla_gpu_dump_autotune_results_to": str(made.absolute())})
     return step, _keep(made, kept)
 

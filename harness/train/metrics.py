@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import secrets
 import signal
 import string
@@ -19,13 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifacts import Metrics
+from harness.artifacts.metrics_lines import read_lines
 from harness.errors import HarnessError
+from harness.received.files import LOCK_BYTES, read_received, there
+from harness.received.text import word
+from harness.received.writing import open_to_write
 from harness.recipe import Recipe
 from harness.redact import redact
 from harness.rundir import RunDir, cannot_write, directory_bytes, write_atomic
 from harness.train.wandb_process import values
 
 WANDB_ID = "wandb_id.txt"
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # What waits for a wandb that is slower than training; beyond that, values are left out of wandb, never of metrics.jsonl.
 MOST_WAITING = 10_000
 # How long the end of a run waits for wandb to take what is left.
@@ -37,16 +43,14 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, start_step: int) -> None:
         """Keeps the lines before `start_step`; what a killed run wrote past its last checkpoint is computed again."""
-        kept = []
-        if path.is_file():
-            for line in path.read_text(errors="replace").splitlines():
-                try:
-                    kept += [line] if Metrics.model_validate_json(line).step < start_step else []
-                except ValueError:
-                    continue  # the half line of a process killed while writing
+        kept: list[str] = []
+        if there(path):
+            # Left out with them: the half line of a process killed while writing.
+            lines = (line for line in read_lines(path, path.parent) if line.metrics is not None and line.metrics.step < start_step)
+            kept = [line.text.decode(errors="replace").rstrip() for line in lines]
         write_atomic(path, "".join(line + "\n" for line in kept))
         # Without a buffer, so that closing has nothing left to write that could fail a second time.
-        self._path, self._file = path, path.open("ab", buffering=0)
+        self._path, self._file = path, os.fdopen(open_to_write(path, append=True), "r+b", buffering=0)
 
     def write(self, lines: list[Metrics]) -> None:
         """None, when all of the lines are the kernel's.
@@ -173,9 +177,15 @@ class Wandb:
 
 
 def _run_id(run: RunDir) -> str:
-    """The id of the run at wandb: the one it had, also when it begins again because it was killed before its first checkpoint."""
+    """The id of the run at wandb: the one it had, also when it begins again because it was killed before its first checkpoint.
+
+    Raises: HarnessError "wandb-id-invalid" for an id that is no name: files are looked for by it. UnsafeFile.
+    """
     file = run.path / WANDB_ID
-    known = file.read_text(errors="replace").strip() if file.is_file() else ""
+    known = read_received(file, run.path, LOCK_BYTES).decode(errors="replace").strip() if there(file) else ""
+    if known and not _ID.fullmatch(known):
+        need = "letters, digits, - and _"
+        raise HarnessError("wandb-id-invalid", f"{file} holds no id of a run at wandb", got=known[:80], need=need, fix=f"rm {word(file)}")
     if known:
         return known
     made = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from harness.rundir import CAMERA_VIEWS
+from harness.rundir import CAMERA_VIEWS, write_atomic
 
 _SAMPLES = 5
 
@@ -16,6 +17,7 @@ _SAMPLES = 5
 def save_camera_views(directory: Path, batch: dict[str, Any]) -> Path:
     """The PNG's path: a column a sample (five at most), a row a camera, as they enter the model before augmentation."""
     rows = [np.concatenate(list(images[:_SAMPLES]), axis=1) for images in batch["images"].values()]
-    path = directory / CAMERA_VIEWS
-    Image.fromarray(np.concatenate(rows, axis=0)).save(path)
+    path, encoded = directory / CAMERA_VIEWS, io.BytesIO()
+    Image.fromarray(np.concatenate(rows, axis=0)).save(encoded, "PNG")
+    write_atomic(path, encoded.getvalue())
     return path

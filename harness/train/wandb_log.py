@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.received.files import METRICS_BYTES, UnsafeFile, read_received
+
 _IDENT = struct.Struct("<4sHB")
 _HEADER = struct.Struct("<IHB")
 _BLOCK = 2**15
@@ -35,8 +37,8 @@ def records(file: Path) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
     try:
-        data = file.read_bytes()
-    except OSError:
+        data = read_received(file, file.parent, METRICS_BYTES)
+    except (OSError, UnsafeFile):
         return
     for body in _bodies(data):
         record = wandb_internal_pb2.Record()

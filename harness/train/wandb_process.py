@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifacts import Metrics
+from harness.artifacts.metrics_lines import read_lines
 from harness.rundir import METRICS
 from harness.train.wandb_log import last_step
 
@@ -44,13 +45,11 @@ def start(told: dict[str, Any]) -> Any:
 def catch_up(directory: Path, after: int, *, before: int) -> Iterator[dict[str, Any]]:
     """What to log of the steps before this attempt that wandb does not have: the end of a container takes what it had not written yet."""
     try:
-        lines = (directory / METRICS).read_text().splitlines()
+        for _, _, kept in read_lines(directory / METRICS, directory):
+            if kept is not None and after < kept.step < before:
+                yield {"values": values(kept), "step": kept.step}
     except OSError:
         return
-    for line in lines:
-        kept = Metrics.model_validate_json(line)
-        if after < kept.step < before:
-            yield {"values": values(kept), "step": kept.step}
 
 
 def values(line: Metrics) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 from harness.artifacts import Dataset, Metrics, NormStats, Plan
 from harness.errors import HarnessError
+from harness.received.files import there
+from harness.received.text import word
 from harness.recipe import load_recipe
 from harness.rundir import RECIPE, RunDir
 from harness.train.job import Job
@@ -50,17 +52,18 @@ class Channel:
 def job_of(run: RunDir) -> Job:
     """The job that the files of `run` describe.
 
-    Raises: HarnessError "run-incomplete" when one of them is missing.
+    Raises: HarnessError "run-incomplete" when one of them is missing; UnsafeFile when a directory of the run lies elsewhere.
     """
+    run.check_own()
     plan, dataset, stats = run.read(Plan), run.read(Dataset), run.read(NormStats)
-    if plan is None or dataset is None or stats is None or not (run.path / RECIPE).is_file():
+    if plan is None or dataset is None or stats is None or not there(run.path / RECIPE):
         raise HarnessError(
             "run-incomplete",
             f"{run.path} is not ready to be trained",
             need=f"{RECIPE}, {Plan.FILE}, {Dataset.FILE} and {NormStats.FILE}",
-            fix=f"harness train --run {run.path}, which writes them",
+            fix=f"what writes them: harness train --run {word(run.path)}",
         )
-    return Job(run, load_recipe(str(run.path / RECIPE), received=True), plan, dataset, stats)
+    return Job(run, load_recipe(str(run.path / RECIPE), root=run.path), plan, dataset, stats)
 
 
 def main() -> int:

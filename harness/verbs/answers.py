@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.received.text import all_visible, in_json
+from harness.received.text import all_visible, in_json, visible
 from harness.redact import redact
 
 
@@ -20,15 +20,16 @@ def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
     else:
         from rich.console import Console
 
-        # Its texts may be a stranger's: no table obeys one.
-        Console().print(table(type(artifact).model_validate_json(json.dumps(all_visible(json.loads(text))))))
+        # Its texts may be a stranger's: no table obeys one. Lines that hold a command are longer than the console is wide.
+        Console().print(table(type(artifact).model_validate_json(json.dumps(all_visible(json.loads(text))))), crop=False)
 
 
 @contextmanager
 def busy(text: str) -> Iterator[None]:
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(text):
+    with Console(stderr=True).status(Text(visible(text))):
         yield
 
 
@@ -36,18 +37,19 @@ def busy(text: str) -> Iterator[None]:
 def spinner(text: str) -> Iterator[Callable[[str], None]]:
     """Like `busy`, and yields what changes the text; where there is no terminal, each new text is a line."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if console.is_terminal:
-        with console.status(text) as status:
-            yield status.update
+        with console.status(Text(visible(text))) as status:
+            yield lambda new: status.update(Text(visible(new)))
         return
     said = [text]
 
     def line(new: str) -> None:
         if new != said[-1]:
             said.append(new)
-            console.print(new, markup=False)
+            console.print(Text(visible(new)))
 
     yield line
 
@@ -88,5 +90,11 @@ def inspect_path(path: Path, *, deep: bool, against: str | None = None) -> Any:
         return read(path, deep=deep, against=against)
 
 
-def print_file(run: Any, name: str) -> None:
-    print((run.path / name).read_text(), end="")
+def print_file(run: Any, kind: Any) -> None:
+    """Prints the run's artifact as JSON on stdout, as it lies there.
+
+    Raises: HarnessError as `RunDir.read`.
+    """
+    found = run.read(kind)
+    if found is not None:
+        print(in_json(found.model_dump_json(indent=2)))

@@ -74,8 +74,9 @@ def answer_for_openpi(recipe: str | None, sets: list[str] | None, asked: dict[st
     from harness.chain import recipe_of
     from harness.plan import upstream_plan
     from harness.probe.machine import probe
+    from harness.received.files import there
     from harness.recipe import load_recipe
-    from harness.rundir import RunDir, cache_root, sha256_json
+    from harness.rundir import RECIPE, RunDir, cache_root, sha256_json
     from harness.show.plan import plan_view
 
     if asked["recompile"] or asked["device"] == "cpu":
@@ -83,7 +84,7 @@ def answer_for_openpi(recipe: str | None, sets: list[str] | None, asked: dict[st
         fix = "leave --compile out" if asked["recompile"] else "leave --device cpu out, or add --gpu NAME"
         raise HarnessError("upstream-cannot", what, need="the table of compiled answers that is shipped", fix=fix)
     fsdp, overrides = upstream_plan.options(sets or [])
-    if run is not None and recipe is None and (run / "recipe.yaml").is_file():
+    if run is not None and recipe is None and there(run / RECIPE):
         own = recipe_of(RunDir(run), None, overrides, own_first=True)
     else:
         own = load_recipe(recipe or upstream_plan.PUBLISHED, overrides)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from harness.received.text import visible
+
 if TYPE_CHECKING:
-    from harness.artifacts import Metrics
+    from harness.artifacts import Finding, Metrics
+
+_STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
 
 
 class Progress:
@@ -25,7 +29,7 @@ class Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         if self._console.is_terminal:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}", markup=False))
             self._bar = Progress(*columns, console=self._console)
             self._bar.start()
         return self
@@ -36,10 +40,22 @@ class Progress:
             self._bar = None
 
     def say(self, text: str) -> None:
-        self._console.print(text)
+        self._line(text)
 
     def warn(self, text: str) -> None:
-        self._console.print(f"warning: {text}", style="yellow", markup=False)
+        self._line(f"warning: {text}", "yellow")
+
+    def finding(self, finding: Finding) -> None:
+        """What the doctor found, by its own severity, and its fix on a line of its own."""
+        self._line(f"{finding.severity}: {finding.check}: {finding.got}", _STYLE[finding.severity])
+        self._line(f"  need: {finding.need}")
+        self._line(f"  fix:  {finding.fix}")
+
+    def _line(self, text: str, style: str = "") -> None:
+        """A text that may be a stranger's: neither markup nor a terminal's control is read in it."""
+        from rich.text import Text
+
+        self._console.print(Text(visible(text), style=style))
 
     def phase(self, name: str) -> None:
         if self._bar is not None and self._task is not None and name == "save":
@@ -53,7 +69,7 @@ class Progress:
         left = format_seconds(pace * (steps - line.step - 1))
         text = f"loss {line.loss:.4f}  grad_norm {line.grad_norm:.3f}  {format_seconds(pace)} a step  {left} left"
         if self._bar is None:
-            self._console.print(f"step {line.step + 1}/{steps}  {text}", markup=False)
+            self._line(f"step {line.step + 1}/{steps}  {text}")
             return
         from harness.show.status import sparkline
 

@@ -55,6 +55,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train: probe, plan, data, stats, doctor, then the run itself, then inspect, analyse and report. Ctrl-C or SIGTERM saves and ends it."""
+    from harness.artifacts import Manifest
     from harness.chain import Chain, backend_of, find_run, recipe_of, refuse_started
     from harness.plan.upstream_plan import options
     from harness.runlock import locked
@@ -62,6 +63,7 @@ def train(
     console = Progress()
     hear(fetch=fetch, offline=offline)
     directory = find_run(run, name, recipe, resume=resume)
+    directory.check_own()
     whose = backend_of(directory, backend)
     fsdp, sets = options(sets or []) if whose == "openpi" else (None, sets or [])
     overrides = [*sets, *([f"train.steps={steps}"] if steps is not None else [])]
@@ -76,7 +78,7 @@ def train(
         if _run(job, machine, console, lock, more, patient=patient):
             _look_back(job, console)
     if as_json:
-        print_file(directory, "manifest.json")
+        print_file(directory, Manifest)
 
 
 @contextmanager
@@ -135,7 +137,7 @@ def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[st
     # Online: what must be fetched is fetched next, and only its own server is asked.
     diagnosis = diagnose(chain, machine, made, (dataset, norm_stats), allow=allow, online=True)
     for finding in diagnosis.findings:
-        console.warn(f"{finding.severity}, {finding.check}: {finding.got}; need: {finding.need}; fix: {finding.fix}")
+        console.finding(finding)
     if diagnosis.errors:
         console.warn("the doctor found errors, so nothing was trained; --allow 'NAME OF THE CHECK' goes on all the same")
         raise typer.Exit(1)
@@ -167,6 +169,7 @@ def _run(job: Job, machine: Machine, console: Progress, lock: int, more: list[st
     """Whether the run has something to look back at: the training itself, in a process of its own that this one watches; JAX is never imported here."""
     from harness.chain import prepare_jax
     from harness.probe.machine import probe
+    from harness.received.text import word
     from harness.supervise.process import Limits
     from harness.supervise.run import supervise, worker
 
@@ -179,7 +182,7 @@ def _run(job: Job, machine: Machine, console: Progress, lock: int, more: list[st
         outcome = supervise(job.run, job.plan, console, look=lambda: probe([job.run.path]), limits=limits, command=command, inherit=(lock,))
     if not outcome.finished:
         where = f"stopped and saved at step {outcome.step} of {job.recipe.train.steps}" if outcome.step else "stopped before its first step was saved"
-        console.say(f"{where}; go on with: harness train --resume --run {job.run.path}")
+        console.say(f"{where}; go on with: harness train --resume --run {word(job.run.path)}")
     return outcome.step > 0
 
 
@@ -207,7 +210,7 @@ def _predict(job: Job, console: Progress) -> None:
     # Beside openpi the harness itself may have no libraries for the GPU.
     command += ["--device", "cpu"] if job.plan.backend == "openpi" else []
     try:
-        subprocess.run(command, check=True, timeout=LONG_RUN_S, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        subprocess.run(command, check=True, timeout=LONG_RUN_S, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
     except (subprocess.SubprocessError, OSError) as error:
         said = str(getattr(error, "stderr", None) or error).strip().splitlines()
         console.warn(f"no prediction for the report: {next((text for text in said if text.startswith('error')), said[-1])}")

@@ -27,10 +27,12 @@ def verify(
 
     Exit code 0 when all is equal; 1 when something differs or cannot be told.
     """
+    from harness.probe.machine import probe
     from harness.rundir import RunDir
     from harness.show.verdict import verdict_table
     from harness.verbs.progress import Progress
     from harness.verification import verify_pair, verify_run
+    from harness.verify.binding import bound
 
     console = Progress()
     hear(fetch=fetch, offline=offline)
@@ -39,6 +41,7 @@ def verify(
             found = verify_pair(RunDir(run), RunDir(other))
     else:
         found = verify_run(RunDir(run), steps=steps, start=start, device=device, watcher=console)
+        found = bound(found, RunDir(run), probe([]))
         try:
             RunDir(run).write(found)
         except HarnessError as error:

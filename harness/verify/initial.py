@@ -29,7 +29,7 @@ def digests_here(manifest: Manifest) -> tuple[dict[str, str] | None, str | None]
     recorded, own = manifest.weights, manifest.recipe.get("weights", {}).get("source")
     source = recorded.get("source")
     if source == "random" and own is None:
-        return {"source": "random", "seed": str(manifest.recipe["train"]["seed"])}, None
+        return {"source": "random", "seed": str(manifest.recipe["train"].get("seed"))}, None
     if source != own:
         return None, f"the manifest's weights come from {source!r}, those of its recipe from {own!r}; no file was read"
     files = recorded.get("files", {})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
+from harness.artifacts.metrics_lines import read_lines
 from harness.artifacts.verdict import Replay
 from harness.errors import HarnessError
+from harness.received.files import there
+from harness.received.text import one_line
 
 # What a step computes; the others are times.
 VALUES = ("loss", "grad_norm", "param_norm", "learning_rate")
@@ -20,21 +21,26 @@ OTHER_DEVICE_TOLERANCE = 0.02
 def recorded_metrics(path: Path) -> dict[int, dict[str, float]]:
     """Step → values of a metrics.jsonl; of a step that stands there twice, the last.
 
-    Raises: HarnessError "metrics-missing" or "metrics-invalid".
+    Raises: HarnessError "metrics-missing" or "metrics-invalid"; UnsafeFile.
     """
-    if not path.is_file():
+    if not there(path):
         raise HarnessError(
             "metrics-missing", f"there is no {path}", need="the metrics of a run that was trained", fix="harness verify RUN, with a run that has begun"
         )
     found: dict[int, dict[str, float]] = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-        try:
-            body: dict[str, Any] = json.loads(line)
-            found[int(body["step"])] = {name: float(body[name]) for name in VALUES}
-        except (ValueError, KeyError, TypeError) as error:
-            fix = "the file was changed or cut: nothing can be compared with it"
-            raise HarnessError("metrics-invalid", f"{path}, line {number}, is not a line of metrics", got=line[:80], fix=fix) from error
+    try:
+        for line in read_lines(path, path.parent):
+            if line.metrics is None:
+                raise _invalid(path, f"line {line.number}: {one_line(line.text[:80].decode(errors='replace').strip())}")
+            found[line.metrics.step] = {name: float(getattr(line.metrics, name)) for name in VALUES}
+    except OSError as error:
+        raise _invalid(path, error.strerror) from error
     return found
+
+
+def _invalid(path: Path, got: str | None) -> HarnessError:
+    fix = "the file was changed or cut: nothing can be compared with it"
+    return HarnessError("metrics-invalid", f"{path} has not the lines of metrics", got=got, fix=fix)
 
 
 def compare_metrics(

@@ -24,24 +24,36 @@
     return parent.appendChild(node);
   }
 
-  // An exponential average over the points, without the pull of its starting value; gaps stay gaps.
-  function smoothed(values, weight) {
+  // An exponential average over the points, without the pull of its starting value; gaps stay gaps, and what lies off the axis does not pull.
+  function smoothed(values, weight, [low, high]) {
     let sum = 0, mass = 0;
     return values.map((value) => {
-      if (value === null) return null;
+      if (value === null || weight === 0) return value;
+      if (value < low || value > high) return mass ? sum / mass : null;
       sum = weight * sum + (1 - weight) * value;
       mass = weight * mass + (1 - weight);
       return sum / mass;
     });
   }
 
+  // The ends of an axis: of all values, unless a few of them (one in a hundred, or one) lie so far off that the rest would be flat.
+  function limits(values) {
+    if (!values.length) return [0, 1];
+    const sorted = Float64Array.from(values).sort();
+    if (sorted.length < 10) return [sorted[0], sorted.at(-1)];
+    const few = Math.max(1, Math.floor(sorted.length / 100));
+    const bottom = sorted[few], top = sorted.at(-1 - few), far = 4 * ((top - bottom) || Math.abs(top) * 0.1);
+    return [sorted.find((value) => value >= bottom - far), sorted.findLast((value) => value <= top + far)];
+  }
+
   function ticks(low, high, count) {
     const rough = (high - low) / count || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
     const unit = [1, 2, 5, 10].find((step) => step * power >= rough) * power;
-    const found = [];
-    for (let tick = Math.ceil(low / unit) * unit; tick <= high + unit * 1e-9; tick += unit) found.push(tick);
-    return found;
+    const first = Math.ceil(low / unit), number = Math.floor(high / unit + 1e-9) - first + 1;
+    // Where numbers are so large that a step changes nothing, there would be no end.
+    if (!(number >= 0 && number <= 100)) return [];
+    return Array.from({ length: number }, (_, i) => (first + i) * unit);
   }
 
   // On a logarithmic axis: round values, which are 1, 2, 5 … when they span more than a decade.
@@ -107,19 +119,19 @@
       this.height = box.height;
       this.svg.replaceChildren();
       this.weight = this.exact ? 0 : Number(slider.value);
-      const line = smoothed(this.raw, this.weight);
-      this.line = line;
-      for (const other of this.others) other.line = smoothed(other.raw, this.weight);
       const inside = within(this.steps);
-      const seen = inside.flatMap((i) => [this.raw[i], line[i]]);
-      for (const other of this.others) for (const i of within(other.steps)) seen.push(other.line[i]);
+      const seen = inside.map((i) => this.raw[i]);
+      for (const other of this.others) for (const i of within(other.steps)) seen.push(other.raw[i]);
       if (this.expected !== null) seen.push(this.expected);
       const positive = logarithmic.checked && seen.every((value) => value === null || value > 0);
       this.scale = positive ? Math.log10 : (value) => value;
-      const values = seen.filter((value) => value !== null).map(this.scale);
-      let [low, high] = values.length ? [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))] : [0, 1];
+      const [low, high] = limits(seen.filter((value) => value !== null).map(this.scale));
       const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 0.5;
       [this.low, this.high] = [low >= 0 && low - room < 0 && !positive ? 0 : low - room, high + room];
+      const range = [this.low, this.high].map((end) => (positive ? 10 ** end : end));
+      const line = smoothed(this.raw, this.weight, range);
+      this.line = line;
+      for (const other of this.others) other.line = smoothed(other.raw, this.weight, range);
       for (const tick of (positive ? logTicks : ticks)(this.low, this.high, 5)) {
         const y = this.y(tick);
         element("line", { class: "grid", x1: PAD.left, x2: this.width - PAD.right, y1: y, y2: y }, this.svg);
@@ -149,7 +161,32 @@
         const x = this.x(this.steps[i]);
         element("line", { class: "nan", x1: x, x2: x, y1: PAD.top, y2: PAD.top + 12 }, this.svg);
       }
+      this.drawOff(this.steps, this.raw, "var(--accent)");
+      for (const other of this.others) this.drawOff(other.steps, other.raw, other.colour);
       this.marks = element("g", {}, this.svg);
+    }
+
+    // Arrows at the edge for the points that lie off the axis, one for neighbours, with the farthest value beside it.
+    drawOff(steps, raw, colour) {
+      let group = [];
+      const arrow = () => {
+        if (!group.length) return;
+        const above = this.scale(raw[group[0]]) > this.high;
+        const farthest = group.reduce((a, b) => (Math.abs(raw[b]) > Math.abs(raw[a]) ? b : a));
+        const x = this.x(steps[farthest]), y = above ? PAD.top : this.height - PAD.bottom, back = above ? 7 : -7;
+        const mark = element("path", { class: "off", style: `fill: ${colour}`, d: `M${x} ${y}l4.5 ${back}h-9z` }, this.svg);
+        element("title", {}, mark, `step ${steps[farthest].toLocaleString("en")}: ${shown(raw[farthest])}, off the axis`);
+        const left = x > this.width / 2;
+        element("text", { x: x + (left ? -8 : 8), y: y + (above ? 8 : -2), "text-anchor": left ? "end" : "start", class: "said" }, this.svg, shown(raw[farthest]));
+        group = [];
+      };
+      for (const i of within(steps)) {
+        const value = raw[i] === null ? null : this.scale(raw[i]);
+        const off = value !== null && (value > this.high || value < this.low);
+        if (!off || (group.length && (value > this.high) !== (this.scale(raw[group[0]]) > this.high))) arrow();
+        if (off) group.push(i);
+      }
+      arrow();
     }
 
     path(name, indices, steps, values, style = "") {
@@ -204,8 +241,8 @@
       const both = this.weight > 0 && raw !== null;
       const found = this.others.map((other) => [other, hover === null ? other.steps.length - 1 : nearest(other.steps, hover)]).filter(([, i]) => i >= 0);
       const told = found.length
-        ? [shown(line), ...found.map(([other, i]) => shown(other.line[i]))].join(" · ")
-        : shown(raw) + (both ? ` (smoothed ${shown(line)})` : "");
+        ? [shown(line ?? raw), ...found.map(([other, i]) => shown(other.line[i] ?? other.raw[i]))].join(" · ")
+        : shown(raw) + (both && line !== null ? ` (smoothed ${shown(line)})` : "");
       this.output.textContent = `step ${this.steps[at].toLocaleString("en")}: ${told}`;
       if (hover === null) return;
       const x = this.x(this.steps[at]);

@@ -1,0 +1,95 @@
+"""YAML from outside: the values that JSON has and no others, bounded. Every failure is a ValueError.
+
+No merge keys, whose copies multiply; no dates, sets or bytes; no key that is not text. An alias counts as all that it stands for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from harness.received.json import check_json
+
+# Nodes, aliases counted as what they stand for. A recipe has less than a hundred.
+_MOST_NODES = 10_000
+_DEEPEST = 50
+_LONGEST_NUMBER = 100
+_TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
+_TAG = "tag:yaml.org,2002:"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with fewer types and with bounds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._count = self._depth = 0
+        # Of each node that is whole, how many nodes it stands for; one that names itself is not whole yet.
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """As PyYAML's, counted."""
+        is_alias, before = self.check_event(yaml.AliasEvent), self._count
+        self._depth += 1
+        self._count += 1
+        self._check_bounds()
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias:
+            if id(node) not in self._sizes:
+                raise ValueError("an alias that stands for what it lies in")
+            self._count += self._sizes[id(node)]
+            self._check_bounds()
+        elif node is not None:
+            self._sizes[id(node)] = self._count - before
+        return node
+
+    def _check_bounds(self) -> None:
+        if self._depth > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} levels deep")
+        if self._count > _MOST_NODES:
+            raise ValueError(f"more than {_MOST_NODES:,} values")
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As PyYAML's, of numbers that can be numbers: it multiplies 1:59:59… out, in a time that grows as a square."""
+        if node.tag in (f"{_TAG}int", f"{_TAG}float") and len(node.value) > _LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(node.value)} characters")
+        return super().construct_object(node, deep=deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuses what PyYAML would merge."""
+        if any(key.tag == f"{_TAG}merge" for key, _ in node.value):
+            raise ValueError("a merge key (<<); write out what it stands for")
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML's, for keys that are text."""
+        found = super().construct_mapping(node, deep=deep)
+        for key in found:
+            if not isinstance(key, str):
+                raise ValueError(f"a key that is not text: {str(key)[:40]}")
+        return found
+
+
+# What is resolved to another type (a date) stays the text that it is; what names another type by its tag is refused.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) in (*_TYPES, "merge")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_constructors = {
+    tag: constructor for tag, constructor in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag.removeprefix(_TAG) in _TYPES
+}
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, of JSON's types.
+
+    Raises: ValueError, also for what is said above, and for integers of more than 20 digits. Whether a number may be infinite is the schema's to say.
+    """
+    try:
+        value = _Loader(text).get_single_data()
+    # Beside its own errors PyYAML raises what its types do: KeyError for `!!bool x`, IndexError for `!!int ""`.
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(str(error)[:300]) from error
+    check_json(value)
+    return value

@@ -1,0 +1,25 @@
+"""A verdict bound to what it is about: the manifest's bytes, and who says so, when, on what."""
+
+from __future__ import annotations
+
+import datetime
+
+from harness.artifacts import Machine, Verdict, Verifier
+from harness.rundir import RunDir
+from harness.surroundings import machine_facts, source_digest, version_of
+
+# What a verdict says of the machine, without its name.
+_TOLD = ("driver", "cuda", "gpus", "processor", "kernel", "container")
+
+
+def bound(verdict: Verdict, run: RunDir, machine: Machine) -> Verdict:
+    """`verdict`, as this harness gave it now, on this machine, of the manifest that lies in `run`."""
+    facts = machine_facts(machine)
+    by = Verifier(
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        harness=version_of("harness"),
+        source_sha256=source_digest(),
+        device=verdict.replay.device if verdict.replay is not None and verdict.replay.steps else None,
+        machine={name: facts.get(name) for name in _TOLD},
+    )
+    return verdict.model_copy(update={"by": by, "manifest_sha256": run.manifest_sha256()})
