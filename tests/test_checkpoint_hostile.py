@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -17,7 +19,11 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pytest
+import tensorstore as ts
+from hypothesis import given
+from hypothesis import strategies as st
 
+from harness.checkpoint import chunks
 from harness.checkpoint.export import export_openpi
 from harness.checkpoint.format import BASE, outside, parse_location
 from harness.checkpoint.header import parse_header
@@ -31,7 +37,7 @@ from harness.checkpoint.weights import fingerprint, params_directories
 from harness.errors import HarnessError
 from harness.recipe import Expert, Lora, Model
 from tests.item_writer import write_item, write_step
-from tests.ocdbt_writer import write_dag, write_loop, write_value_in
+from tests.ocdbt_writer import crc32c, write_dag, write_loop, write_value_in
 from tests.openpi_checkpoints import STEP, openpi_checkpoint
 
 # Far above what any of these takes; without its bound each never ends.
@@ -222,6 +228,54 @@ def test_zstd_of_every_kind_of_block_is_bounded_from_its_headers(tmp_path: Path)
             check_packed(opened, file.stat().st_size, "zstd", max(2 * len(data), 64))
         with file.open("rb") as opened, pytest.raises(ValueError, match=r"\w"):
             check_packed(opened, file.stat().st_size - 1, "zstd", max(2 * len(data), 64))
+
+
+def zarr3_item(directory: Path, values: np.ndarray, chunk: list[int], codecs: list[dict[str, Any]]) -> Path:
+    """A plain-file item of one array in zarr v3."""
+    grid = {"name": "regular", "configuration": {"chunk_shape": chunk}}
+    spec = {"driver": "zarr3", "kvstore": f"file://{directory}/x/", "metadata": {"chunk_grid": grid, "codecs": codecs}}
+    store = ts.open(spec, create=True, shape=values.shape, dtype=ts.dtype(values.dtype.name)).result()
+    store.write(values).result()
+    entry = {"key_metadata": [{"key": "x", "key_type": 2}], "value_metadata": {"value_type": "jax.Array"}}
+    (directory / "_METADATA").write_text(json.dumps({"tree_metadata": {"('x',)": entry}, "use_zarr3": True, "store_array_data_equal_to_fill_value": True}))
+    return directory
+
+
+ZSTD = {"name": "zstd", "configuration": {"level": 1}}
+LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+SHARDS = {"name": "sharding_indexed", "configuration": {"chunk_shape": [3, 4], "codecs": [LITTLE, ZSTD]}}
+
+
+@pytest.mark.parametrize(("chunk", "codecs"), [([6, 8], [SHARDS]), ([12, 16], [LITTLE, ZSTD]), ([5, 16], [LITTLE]), ([12, 16], [SHARDS])])
+def test_zarr3_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: list[int], codecs: list[dict[str, Any]]) -> None:
+    values = np.random.default_rng(0).standard_normal((12, 16)).astype(np.float32)
+    item = zarr3_item(tmp_path / "params", values, chunk, codecs)
+    expected = hashlib.sha256(values.tobytes()).hexdigest()
+    assert [leaf.sha256 for leaf in inspect(item, deep=True).leaves] == [expected]
+    for large in (chunks.LARGE_BYTES, 1):
+        monkeypatch.setattr(chunks, "LARGE_BYTES", large)
+        monkeypatch.setattr(chunks, "PIECE_BYTES", 64)
+        (leaf,) = open_leaves(item).values()
+        np.testing.assert_array_equal(chunks.read_array(leaf.store, np.dtype(np.float32)), values)
+        assert [found.sha256 for found in inspect(item, deep=True).leaves] == [expected]
+
+
+def test_a_shard_whose_chunks_unpack_to_too_much_is_refused(tmp_path: Path) -> None:
+    item = zarr3_item(tmp_path / "params", np.ones((6, 8), np.float32), [6, 8], [SHARDS])
+    bomb = packed(bytes(2**27), "zstd") * 8
+    index = struct.pack("<QQ", 0, len(bomb)) * 4
+    (item / "x/c/0/0").write_bytes(bomb + index + struct.pack("<I", crc32c(index)))
+    assert [leaf.sha256 for leaf in inspect(item, deep=True).leaves] == [None]
+
+
+@given(shape=st.lists(st.integers(0, 5), max_size=4), cut=st.lists(st.integers(1, 5), min_size=4, max_size=4), limit=st.integers(1, 200))
+def test_slabs_follow_each_other_in_c_order_and_stay_small(shape: list[int], cut: list[int], limit: int) -> None:
+    values = np.arange(math.prod(shape)).reshape(shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "_SLAB_BYTES", limit)
+        slabs = [values[slab] for slab in chunks.c_order_slabs(tuple(shape), tuple(cut), 1)]
+    assert np.array_equal(np.concatenate([slab.reshape(-1) for slab in slabs] or [np.zeros(0)]), values.reshape(-1))
+    assert all(slab.size <= limit for slab in slabs)
 
 
 def test_a_sparse_chunk_of_a_terabyte_is_not_read(tmp_path: Path) -> None:

@@ -63,8 +63,10 @@ def _health(parts: Iterator[np.ndarray], values: bool) -> Health:
         digest.update(part.view(np.uint8).data)
         if not values:
             continue
-        block = part.astype(np.float64)
-        square = float(np.dot(block, block))
+        # A NaN is what is looked for here, and no reason for numpy to warn.
+        with np.errstate(invalid="ignore", over="ignore"):
+            block = part.astype(np.float64)
+            square = float(np.dot(block, block))
         if not math.isfinite(square):
             finite = block[np.isfinite(block)]
             non_finite += block.size - finite.size

@@ -13,7 +13,6 @@ Source: openpi src/openpi/training/checkpoints.py, commit 15a9616.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import gc
 import itertools
 import json
@@ -34,8 +33,9 @@ from harness.checkpoint.digests import Digests, leaf_digests, read_digests, text
 from harness.checkpoint.format import ASSETS, BASE, CHUNK_BYTES, DIGESTS, INTERRUPTED, NORM_STATS, PARAMS, RECORD, TREES, is_whole, whole_steps
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
 from harness.checkpoint.source import damaged, mismatches
+from harness.checkpoint.texts import SaveTextFiles, TextFiles
 from harness.errors import HarnessError
-from harness.received.files import ARTIFACT_BYTES, check_stays, read_received, there, walk
+from harness.received.files import ARTIFACT_BYTES, check_stays, there
 from harness.received.json import read_json
 from harness.received.names import below
 from harness.units import MIB, format_bytes
@@ -51,27 +51,6 @@ class Restored(NamedTuple):
     params: Params
     train_state: Any
     record: dict[str, Any]
-
-
-class _TextFiles(ocp.CheckpointHandler):
-    """An item that is a few small text files."""
-
-    def save(self, directory: Path, args: _SaveTextFiles) -> None:
-        for name, text in args.files.items():
-            path = below(Path(directory), name, "the name of a text file")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-
-    def restore(self, directory: Path, args: Any = None) -> dict[str, str]:
-        del args
-        root = Path(directory)
-        return {str(path.relative_to(root)): read_received(path, root, ARTIFACT_BYTES).decode() for path in walk(root)}
-
-
-@ocp.args.register_with_handler(_TextFiles, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _SaveTextFiles(ocp.args.CheckpointArgs):
-    files: dict[str, str]
 
 
 class Store:
@@ -93,7 +72,7 @@ class Store:
         # A directory that cannot be made is told at once; made in the background, its failure would be a time-out ten minutes later.
         options = ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S, create_directories_asynchronously=False)
         together = ocp.CompositeOptions(async_options=options)
-        handler = ocp.CompositeCheckpointHandler(composite_options=together, **tree, assets=_TextFiles(), harness=_TextFiles())
+        handler = ocp.CompositeCheckpointHandler(composite_options=together, **tree, assets=TextFiles(), harness=TextFiles())
         self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
 
     def save(
@@ -128,8 +107,8 @@ class Store:
             self._checkpointer.save(
                 self.directory / str(step),
                 args=ocp.args.Composite(
-                    assets=_SaveTextFiles(assets),
-                    harness=_SaveTextFiles(ours),
+                    assets=SaveTextFiles(assets),
+                    harness=SaveTextFiles(ours),
                     **{name: _tree_save(tree) for name, tree in items.items()},
                 ),
             )
