@@ -19,7 +19,33 @@ CALLS = {"compile", "search", "match", "fullmatch", "split", "sub", "subn", "fin
 # Patterns that are made from a value: what they are made from is this package's own text, escaped or a constant.
 MADE = {("plan/cards.py", "card.spelling"), ("rundir.py", "re.escape(name) + '-(\\\\d{3,})'"), ("analyse/lines.py", "form.pattern")}
 MB = 1_000_000
-PIECES = ["a", " ", "1", "=", "-", "0.", "a ", "1,", "1 ", ": ", "a=1 ", "step ", "step=1 loss=", "1/1 [", "\x1b]", "\x1b[", "://", "a/", "_a", '"', "\\", "{", "\n"]
+PIECES = [
+    "a",
+    " ",
+    "1",
+    "=",
+    "-",
+    "0.",
+    "a ",
+    "1,",
+    "1 ",
+    ": ",
+    "a=1 ",
+    "step ",
+    "step=1 loss=",
+    "Step 1: a=1, ",
+    "token=",
+    "1/1 [",
+    "\x1b]",
+    "\x1b[",
+    "://",
+    "a/",
+    "_a",
+    '"',
+    "\\",
+    "{",
+    "\n",
+]
 LINES = [
     b"Step 10: grad_norm=1.5705, loss=0.1146, param_norm=1803.1594",
     b"INFO 2025-11-17 21:51:55 ot_train.py:351 step:200 smpl:6K ep:9 epch:0.03 loss:0.543 grdn:2.421 lr:5.0e-06 updt_s:0.478 data_s:0.038",
@@ -66,15 +92,15 @@ def seconds(pattern: re.Pattern[Any], text: str) -> float:
     start = time.process_time()
     for _ in pattern.finditer(data):
         pass
-    pattern.match(data)
     pattern.fullmatch(data)
     return time.process_time() - start
 
 
-def over(pattern: re.Pattern[Any], piece: str, end: str) -> float | None:
+def over(pattern: re.Pattern[Any], piece: str) -> float | None:
     """Seconds of processor for the first size that takes more than one; None when a megabyte does not."""
-    for size in (20_000, MB // 5, MB):
-        taken = seconds(pattern, piece * (size // len(piece)) + end)
+    for size in (20_000, MB):
+        # What ends otherwise than it went on fails last.
+        taken = seconds(pattern, piece * (size // len(piece)) + "!")
         if taken > 1:
             return taken
     return None
@@ -84,10 +110,10 @@ def over(pattern: re.Pattern[Any], piece: str, end: str) -> float | None:
 def test_a_megabyte_of_its_worst_input_takes_a_pattern_less_than_a_second(source: str | bytes) -> None:
     pattern = re.compile(source)
     pieces = [*PIECES, *literals(source)]
-    slow = {(piece, end): taken for piece in pieces for end in ("", "!") if (taken := over(pattern, piece, end)) is not None}
+    slow = {piece: taken for piece in pieces if (taken := over(pattern, piece)) is not None}
     assert not slow
 
 
 def test_every_pattern_was_found() -> None:
     assert len(patterns()) > 40
-    assert MADE <= {(file, ast.unparse(expression)) for file, expression in calls()}
+    assert {(file, ast.unparse(expression)) for file, expression in calls()} >= MADE

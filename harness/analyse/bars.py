@@ -29,22 +29,19 @@ class Bars:
 
     def __init__(self) -> None:
         self._states: list[tuple[bytes, ...]] = []
-        self._stride = self._seen = 0
+        self._stride = 0
         self.rates: list[float] = []
 
-    def take(self, lines: list[bytes]) -> int:
-        """Reads the states of these lines; how many of the lines were nothing but a state."""
-        joined = b"\n".join(lines)
-        if b"it/s" not in joined and b"s/it" not in joined:
-            return 0
+    def take(self, lines: list[bytes], joined: bytes) -> int:
+        """Reads the states of these lines, which are also given as one text; how many there are."""
         if b"rate:" in joined and len(self.rates) < _MOST:
             rates = [(float(rate), unit) for rate, unit in _RATE.findall(joined) if _is_number(rate)]
             self.rates += [1 / rate if unit == b"it/s" else rate for rate, unit in rates if rate > 0]
-        found = _STATE.findall(joined)
-        self._states += found[:: 1 + self._stride]
-        if len(self._states) > _MOST:
+        some = b"\n".join(lines[: 1 + len(lines) // (1 + self._stride)]) if self._stride else joined
+        self._states += _STATE.findall(some)
+        while len(self._states) > _MOST:
             self._states, self._stride = self._states[::2], 2 * self._stride + 1
-        return sum(b"it/s" in line or b"s/it" in line for line in lines if b"oss" not in line)
+        return joined.count(b"it/s") + joined.count(b"s/it")
 
     def of_training(self) -> States:
         """The states of the bar that is there most often; others count files or batches."""

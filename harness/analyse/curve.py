@@ -11,8 +11,8 @@ import numpy.typing as npt
 from harness.analyse import events, findings
 from harness.analyse.compare import distance
 from harness.analyse.fingerprints import about_first_loss, about_weights
-from harness.analyse.level import block_means, clipped, settle, without
 from harness.analyse.held_out import held_out
+from harness.analyse.level import block_means, clipped, settle, without
 from harness.analyse.lines import Records, read_records
 from harness.analyse.pace import throughput
 from harness.analyse.schedule import full_rate_steps, learning_rate, thresholds
@@ -80,22 +80,11 @@ def analyse(
     finite = np.isfinite(losses)
     found = _Trend(steps[finite], losses[finite], learning, _applied(own, columns)[finite], log.records.decimals)
     lost = np.flatnonzero(finite)[-1] + 1 if finite.any() else 0
-    about = [*log.run.findings, *findings.about_reading(log.records, columns)]
-    about += findings.about_loss(steps, losses, by_rate=_rate_applied(own, columns, learning))
-    about += [*findings.about_gradients(columns, own), *findings.about_weights_finite(columns)]
     second = held_out(log.records.log.held_out)
-    about += findings.about_held_out(second)
-    norm = columns["param_norm"][0]
-    if np.isfinite(norm) and norm > 0 and _full_rate(own, 0, steps[0]) < learning.negligible_below:
-        weights = about_weights(own, float(norm), named=told != "assumed")
-        about += weights
-        # Where other weights begin is not known: nothing is said of their first loss.
-        others = any(finding.code == "fingerprint-differs" for finding in weights)
-        about += about_first_loss(own, float(losses[0]), named=told != "assumed") if np.isfinite(losses[0]) and not others else []
-    still = findings.about_weights_moving(columns, learning)
     pace = throughput(log.records.columns if not log.run.mixed else columns, log.records.bars)
-    about += [*still, *findings.about_rates(columns, own), *findings.about_pace(pace), *findings.about_events(found.spikes, found.jumps)]
-    about += _about_end(found, steps[finite])
+    still = findings.about_weights_moving(columns, learning)
+    about = [*_about_start(log, own, told, learning), *still, *findings.about_held_out(second), *findings.about_pace(pace)]
+    about += [*findings.about_events(found.spikes, found.jumps), *_about_end(found, steps[finite])]
     trend = found.test.trend() if found.test else None
     verdict = judge(
         Facts(
@@ -142,6 +131,22 @@ def analyse(
         read=Lines(understood=log.records.understood, others=log.records.filled - log.records.understood, example=log.records.strange),
         unknown={} if pace else {"throughput": "the log says nothing of time: no clock, no step times, no progress bar"},
     )
+
+
+def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> list[CurveFinding]:
+    """What the lines give away beside the trend, and what the first of them says of the weights."""
+    columns = log.run.columns
+    steps, losses, norm = columns["step"], columns["loss"], columns["param_norm"][0]
+    about = [*log.run.findings, *findings.about_reading(log.records, columns), *findings.about_rates(columns, recipe)]
+    about += findings.about_loss(steps, losses, by_rate=_rate_applied(recipe, columns, learning))
+    about += [*findings.about_gradients(columns, recipe), *findings.about_weights_finite(columns)]
+    if not (np.isfinite(norm) and norm > 0 and _full_rate(recipe, 0, steps[0]) < learning.negligible_below):
+        return about
+    weights = about_weights(recipe, float(norm), named=told != "assumed")
+    # Where other weights begin is not known: nothing is said of their first loss.
+    others = any(finding.code == "fingerprint-differs" for finding in weights)
+    first = about_first_loss(recipe, float(losses[0]), named=told != "assumed") if np.isfinite(losses[0]) and not others else []
+    return [*about, *weights, *first]
 
 
 def inputs_of(source: Source, recipe: Recipe, references: list[str]) -> str:

@@ -15,9 +15,7 @@ Floats = npt.NDArray[np.float64]
 
 FIRST_FEW = 10
 # For a loss that is lost before any rate was applied: what there is to look at, likeliest first.
-NOT_THE_RATE = (
-    "look at the weights (harness inspect CHECKPOINT --deep), the devices (the same run on one GPU), the data (harness stats), in this order"
-)
+NOT_THE_RATE = "look at the weights (harness inspect CHECKPOINT --deep), the devices (the same run on one GPU), the data (harness stats), in this order"
 
 
 def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFinding]:
@@ -61,7 +59,7 @@ def _about_steps(records: Records) -> list[CurveFinding]:
     if how is not None:
         text = f"steps are printed rounded (1K stands for 500 to 1,500); they were found again from {how.how}"
         if not how.exact:
-            text += ". No spacing explains every line: lines are missing, and a step may be wrong by as much as was rounded"
+            text += ". These lines do not settle it: a step may be wrong by as much as was rounded"
         found.append(CurveFinding(severity="info" if how.exact else "warning", code="steps-rebuilt", text=text))
     if records.log.impossible:
         text = f"{records.log.impossible:,} lines name a step that no step can be (negative, not whole, 2^53 or more); they were left out"

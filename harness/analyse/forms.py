@@ -43,9 +43,7 @@ _NUMBER = rb"[-+]?(?:\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|\.\d++(?:[eE][-+]?\d+
 # The same, told from other words by the conversion instead of by the pattern: several times faster.
 _CELL = rb"[-+\w.]{1,64}+(?:,\d{1,20}+){0,8}+(?:\.\d{1,20}+)?+"
 PAIR = re.compile(rb"(?<![\w/.])" + _QUOTE + rb"([A-Za-z_][\w/]*+)" + _QUOTE + _GAP + _QUOTE + rb"(" + _NUMBER + rb"[KMBT]?+)(?!\w|\.\w)")
-STEP = re.compile(
-    rb"(?<![A-Za-z0-9])[sS]tep" + _QUOTE + _GAP + rb"[\"'`\[]?(\d++(?:,\d{3})*+(?:\.\d++)?+(?:[KMBT](?!\w))?+)(?:\.0++)?+(/\d++)?+(?!\w|\.\w)"
-)
+STEP = re.compile(rb"(?<![A-Za-z0-9])[sS]tep" + _QUOTE + _GAP + rb"[\"'`\[]?(\d++(?:,\d{3})*+(?:\.\d++)?+(?:[KMBT](?!\w))?+)(?:\.0++)?+(/\d++)?+(?!\w|\.\w)")
 BAR = re.compile(rb"(?<![\d.])(\d++)/(\d++) \[(?:(\d++):)?(\d++):(\d\d)<")
 _PACE = re.compile(rb"(?:(?<!\d)(\d++) min )?(?<!h )(?<![\d.])(\d++(?:\.\d++)?+) s a step")
 _CLOCK = rb"(?:(?<!\d)(\d{4}-\d\d-\d\d)[T ])?(?<![\d:])(\d\d:\d\d:\d\d(?:[.,]\d{1,6})?)"

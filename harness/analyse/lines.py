@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 
 _SESSION = re.compile(rb"Running on: |resuming from the checkpoint of step|Resuming from|Restoring checkpoint")
-_SESSION_WORDS = (b"Running on: ", b"Resuming from", b"resuming from", b"Restoring checkpoint")
+_SESSION_WORDS = (b"Running on: ", b"esuming from", b"Restoring checkpoint")
 _CHUNK_LINES = 50_000
 # A log with more forms than this has none: its lines are taken apart one by one, without a pattern for each.
 _MOST_FORMS = 100
@@ -34,7 +34,8 @@ MOST_RECORDS = 2_000_000
 class Records(NamedTuple):
     """`log` holds what was read, in the order of the file. `sessions`: indices at which a program said that it starts.
 
-    `filled` of `lines` are not blank. `understood` ones were records, states of a progress bar or greetings; `strange` is one of the others, for a person to see.
+    `filled` of `lines` are not blank. `understood` ones were records, states of a progress bar or greetings; `strange` is one of
+    the others, for a person to see.
     """
 
     log: Gathered
@@ -130,27 +131,34 @@ class _Reader:
             self._table = table_of(lines)
             self._is_json = next((line for line in lines if line.strip()), b"").lstrip().startswith(b'{"')
         if self._table is not None:
-            for form, at, rows in self._table.rows(lines, begin):
-                self._values.keep(form, at, rows)
+            for form, places, rows in self._table.rows(lines, begin):
+                self._values.keep(form, places, rows)
             return
-        self._understood += self._bars.take(lines)
-        named = self._numbering.apply(lines)
-        logged, states = [], []
-        for place, line in enumerate(named, begin):
-            if b"oss" in line:
-                (states if b"it/s" in line or b"s/it" in line else logged).append((place, line))
-            elif not line or line.isspace():
-                self._blank += 1
-            elif b"ing" in line and any(word in line for word in _SESSION_WORDS):
-                self._marks.append(place)
-                self._understood += 1
-            elif self._strange is None and b"it/s" not in line and b"s/it" not in line:
-                self._strange = line
-        self._candidates.extend(line for _, line in logged[-100:])
+        joined = b"\n".join(lines)
+        has_bars = b"it/s" in joined or b"s/it" in joined
+        named = self._numbering.apply(lines, joined)
+        at = [index for index, line in enumerate(named) if b"oss" in line]
+        if len(at) < len(named):
+            self._pass_over([line for line in named if b"oss" not in line], begin, joined)
+        states = [index for index in at if b"it/s" in named[index] or b"s/it" in named[index]] if has_bars else []
+        if has_bars:
+            self._understood += self._bars.take(lines, joined) - len(states)
+        apart = set(states)
+        logged = [index for index in at if index not in apart] if apart else at
+        self._candidates.extend(named[index] for index in logged[-100:])
         for group in (logged, states):
             if group:
-                places, texts = zip(*group, strict=True)
-                self._read(list(texts), np.array(places))
+                self._read([named[index] for index in group], np.array(group) + begin)
+
+    def _pass_over(self, others: list[bytes], begin: int, joined: bytes) -> None:
+        """Counts lines that name no loss; the greetings of a program among them are marks."""
+        self._blank += sum(not line or line.isspace() for line in others)
+        if any(word in joined for word in _SESSION_WORDS):
+            marks = [place for place, line in enumerate(joined.split(b"\n"), begin) if b"oss" not in line and _SESSION.search(line)]
+            self._marks += marks
+            self._understood += len(marks)
+        if self._strange is None:
+            self._strange = next((line for line in others if line.strip() and b"it/s" not in line and b"s/it" not in line), None)
 
     def _read(self, lines: list[bytes], places: Numbers) -> None:
         """Reads candidates; the first ones one by one, to learn their form."""
@@ -198,4 +206,3 @@ class _Reader:
             pattern = re.compile(form.pattern)
             if pattern.match(line):
                 self._forms = [*self._forms[-7:], (form, pattern)]
-

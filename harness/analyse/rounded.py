@@ -7,6 +7,7 @@ Axes: N records.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ def rebuilt(steps: Floats, units: Floats, samples: Floats, sample_units: Floats)
     found, exact, spacings = steps.copy(), True, []
     edges = [0, *(np.flatnonzero(high[1:] < low[:-1]) + 1), len(steps)]
     given = _given_spacing(steps, coarse)
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+    for begin, end in pairwise(edges):
         one = slice(begin, end)
         spacing = _spacing(low[one], high[one], given)
         if spacing is None:

@@ -28,15 +28,15 @@ class Numbering:
         self._total: int | None = None
         self._epochs: int | None = None
 
-    def apply(self, lines: list[bytes]) -> list[bytes]:
-        """The same lines, `step=N` before each that lacks a step."""
-        joined = b"\n".join(lines)
+    def apply(self, lines: list[bytes], joined: bytes) -> list[bytes]:
+        """The same lines, `step=N` before each that lacks a step; `joined` is all of them as one text."""
         if not (b"oss'" in joined or b'oss"' in joined):
             self._note(lines, joined)
             return lines
         out = list(lines)
         for index, line in enumerate(lines):
-            self._look(line)
+            if b"|" in line or b"Total" in line or b"Num " in line:
+                self._look(line)
             if b"oss" not in line or b"{" not in line or STEP.search(line):
                 continue
             plain = _PLAIN.match(line)

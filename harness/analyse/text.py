@@ -40,12 +40,11 @@ class Text:
     def __iter__(self) -> Iterator[list[bytes]]:
         carry, dropping = b"", False
         for piece in self._bounded():
-            if dropping:
-                end = _first_end(piece)
-                if end < 0:
-                    continue
-                piece, dropping = piece[end:], False
-            data = carry + piece
+            begin = _first_end(piece) if dropping else 0
+            if begin < 0:
+                continue
+            dropping = False
+            data = carry + piece[begin:]
             end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, len(data) - 1)) + 1
             if end:
                 yield self._lines(data[:end])

@@ -12,7 +12,7 @@ from harness.data.sample import sample_dataset_path
 from harness.errors import HarnessError
 from harness.recipe import Data
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"(?<![\w.-])[A-Za-z0-9][\w.-]*+/[\w.-]++")
 # What a cache directory answers when it cannot take a file. The network has other numbers.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def analyse(
-    path: Annotated[str | None, typer.Argument(help="A run, a metrics.jsonl, a console log (openpi, LeRobot, transformers) or a CSV export, packed or not; - is standard input.")] = None,
+    path: Annotated[
+        str | None,
+        typer.Argument(help="A run, a metrics.jsonl, a console log (openpi, LeRobot, transformers) or a CSV export, packed or not; - is standard input."),
+    ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Recipe that the learning rates come from. Default: the run's own, else pi05_libero.")] = None,
     reference: Annotated[list[str] | None, typer.Option("--reference", help="Another run or log to measure the distance to (may be given again).")] = None,
     sets: SetOption = None,
