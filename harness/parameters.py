@@ -137,7 +137,7 @@ def group_of(path: str) -> Group:
 
 
 def _is_action_expert(path: str) -> bool:
-    return re.search(r"llm.*_1", path) is not None
+    return re.search(r"\A(?>.*?llm).*_1", path) is not None
 
 
 def is_trained(path: str, model: Model, trained: Trained) -> bool:

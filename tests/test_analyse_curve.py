@@ -238,7 +238,7 @@ def test_the_series_is_small_and_keeps_extremes() -> None:
     assert len(curve.model_dump_json()) < 500_000
 
 
-@pytest.mark.parametrize("text", ["iter 1: loss 0.5\n" * 50, "hello\n", "step,loss\n1,2\n", "<p>Step 1: do this</p>", json.dumps({"a": 1}) + "\n"])
+@pytest.mark.parametrize("text", ["iter 1: loss 0.5\n" * 50, "hello\n", "step,reward\n1,2\n", "<p>Step 1: do this</p>", json.dumps({"a": 1}) + "\n"])
 def test_a_log_of_another_program(text: str) -> None:
     with pytest.raises(HarnessError) as error:
         look(text)

@@ -6,13 +6,14 @@ import numpy as np
 
 from harness.analyse.lines import read_records
 from harness.analyse.sessions import OneRun, one_run
+from harness.analyse.source import open_source
 from tests.console_log import falling, flat, log, steps
 
 STEPS, FALLING, FLAT = steps(), falling(), flat(seed=1)
 
 
 def run(text: str) -> OneRun:
-    return one_run(read_records(text.encode(), ends_whole=True))
+    return one_run(read_records(open_source("-", text.encode()).text))
 
 
 def codes(found: OneRun) -> list[str]:

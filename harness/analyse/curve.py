@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from harness.analyse import events, findings
 from harness.analyse.compare import distance
 from harness.analyse.fingerprints import about_first_loss, about_weights
+from harness.analyse.held_out import held_out
 from harness.analyse.level import block_means, clipped, settle, without
 from harness.analyse.lines import Records, read_records
 from harness.analyse.pace import throughput
@@ -20,7 +21,7 @@ from harness.analyse.source import Source, open_source
 from harness.analyse.trend import MIN_POINTS, Test
 from harness.analyse.verdict import Facts, judge
 from harness.artifacts import Manifest
-from harness.artifacts.curve import Curve, CurveFinding, CurveSeries, Distance, Jump, Learning, Spike
+from harness.artifacts.curve import Curve, CurveFinding, CurveSeries, Distance, Jump, Learning, Lines, Spike
 from harness.errors import HarnessError
 from harness.recipe import Recipe, load_recipe
 from harness.rundir import RECIPE, RunDir, sha256_json
@@ -43,27 +44,29 @@ class Log(NamedTuple):
     run: OneRun
 
 
-def read_log(path: str, stdin: bytes | None = None) -> Log:
+def read_log(path: str, stdin: bytes | BinaryIO | None = None) -> Log:
     """The log at `path`.
 
     Raises: HarnessError "log-without-loss" when no line is a record, and those of `open_source`.
     """
     source = open_source(path, stdin)
-    records = read_records(source.text, ends_whole=source.ends_whole)
-    if not len(records.columns["step"]) or not np.isfinite(records.columns["step"]).any():
-        first = next((line for line in source.text[:2000].decode(errors="replace").splitlines() if line.strip()), "")
+    records = read_records(source.text)
+    if not len(records.columns["step"]):
+        unread = f", {records.unreadable:,} of them with a step and a loss that could not be read" if records.unreadable else ""
+        steps = f", {records.log.impossible:,} with a step that no step can be" if records.log.impossible else ""
+        held = f", {len(records.log.held_out[0]):,} with a held-out loss alone" if len(records.log.held_out[0]) else ""
         raise HarnessError(
             "log-without-loss",
-            f"no line of {source.name} names a step and a loss",
-            got=f"{records.lines:,} lines, the first {first[:80]!r}",
-            need="lines like `Step 10: grad_norm=1.2, loss=0.1, param_norm=1802.4`, or a metrics.jsonl",
-            fix="give the console log of openpi's scripts/train.py or of harness train, or a run directory",
+            f"no line of {source.name} names a step and a training loss",
+            got=f"{records.lines:,} lines{unread}{steps}{held}; one of them is {(records.strange or '')[:80]!r}",
+            need="lines like `Step 10: grad_norm=1.2, loss=0.1, param_norm=1802.4`, a metrics.jsonl, or a CSV with the columns step and loss",
+            fix="give the console log of openpi, LeRobot, transformers or harness train, a CSV export of its loss, or a run directory",
         )
     return Log(source, records, one_run(records))
 
 
 def analyse(
-    path: str, *, recipe: str | None = None, overrides: list[str] | None = None, references: list[str] | None = None, stdin: bytes | None = None
+    path: str, *, recipe: str | None = None, overrides: list[str] | None = None, references: list[str] | None = None, stdin: bytes | BinaryIO | None = None
 ) -> Curve:
     """The curve, its trend, findings and verdict.
 
@@ -73,19 +76,15 @@ def analyse(
     own, told = _recipe(log.source, recipe, overrides or [])
     columns = log.run.columns
     steps, losses = columns["step"], columns["loss"]
-    learning = _learning(own, columns, told)
+    learning = _learning(own, columns, told, counted=log.records.numbered)
     finite = np.isfinite(losses)
     found = _Trend(steps[finite], losses[finite], learning, _applied(own, columns)[finite], log.records.decimals)
     lost = np.flatnonzero(finite)[-1] + 1 if finite.any() else 0
-    about = [*log.run.findings, *findings.about_reading(log.records, columns), *findings.about_loss(steps, losses), *findings.about_gradients(columns, own)]
-    norm = columns["param_norm"][0]
-    if np.isfinite(norm) and norm > 0 and _full_rate(own, 0, steps[0]) < learning.negligible_below:
-        about += about_weights(own, float(norm), named=told != "assumed")
-        about += about_first_loss(own, float(losses[0]), named=told != "assumed") if np.isfinite(losses[0]) else []
+    second = held_out(log.records.log.held_out)
+    pace = throughput(log.records.columns if not log.run.mixed else columns, log.records.bars)
     still = findings.about_weights_moving(columns, learning)
-    pace = throughput(log.records.columns if not log.run.mixed else columns, log.source.text)
-    about += [*still, *findings.about_rates(columns, own), *findings.about_pace(pace), *findings.about_events(found.spikes, found.jumps)]
-    about += _about_end(found, steps[finite])
+    about = [*_about_start(log, own, told, learning), *still, *findings.about_held_out(second), *findings.about_pace(pace)]
+    about += [*findings.about_events(found.spikes, found.jumps), *_about_end(found, steps[finite])]
     trend = found.test.trend() if found.test else None
     verdict = judge(
         Facts(
@@ -108,12 +107,12 @@ def analyse(
     return Curve(
         inputs=inputs_of(log.source, own, references or []),
         path=log.source.name,
-        form="run" if log.source.run else "metrics" if log.source.text.lstrip().startswith(b"{") else "console",
+        form="run" if log.source.run else log.records.form,
         recipe=own.name,
         verdict=verdict.answer,
         reasons=verdict.reasons,
         needed=verdict.needed,
-        partial=[*log.source.partial, *log.run.partial],
+        partial=[*log.source.partial, *log.records.partial, *log.run.partial],
         lines=log.records.lines,
         points=len(steps),
         first_step=int(steps[0]),
@@ -128,15 +127,31 @@ def analyse(
         throughput=pace,
         distances=[_distance(reference, steps[finite], losses[finite]) for reference in references or []],
         series=_series(columns, own, found),
+        held_out=second,
+        read=Lines(understood=log.records.understood, others=log.records.filled - log.records.understood, example=log.records.strange),
         unknown={} if pace else {"throughput": "the log says nothing of time: no clock, no step times, no progress bar"},
     )
 
 
+def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> list[CurveFinding]:
+    """What the lines give away beside the trend, and what the first of them says of the weights."""
+    columns = log.run.columns
+    steps, losses, norm = columns["step"], columns["loss"], columns["param_norm"][0]
+    about = [*log.run.findings, *findings.about_reading(log.records, columns), *findings.about_rates(columns, recipe)]
+    about += findings.about_loss(steps, losses, by_rate=_rate_applied(recipe, columns, learning))
+    about += [*findings.about_gradients(columns, recipe), *findings.about_weights_finite(columns)]
+    if not (np.isfinite(norm) and norm > 0 and _full_rate(recipe, 0, steps[0]) < learning.negligible_below):
+        return about
+    weights = about_weights(recipe, float(norm), named=told != "assumed")
+    # Where other weights begin is not known: nothing is said of their first loss.
+    others = any(finding.code == "fingerprint-differs" for finding in weights)
+    first = about_first_loss(recipe, float(losses[0]), named=told != "assumed") if np.isfinite(losses[0]) and not others else []
+    return [*about, *weights, *first]
+
+
 def inputs_of(source: Source, recipe: Recipe, references: list[str]) -> str:
     """What the answer was computed from."""
-    import hashlib
-
-    return sha256_json([hashlib.sha256(source.text).hexdigest(), recipe, references])
+    return sha256_json([source.text.sha256, recipe, references])
 
 
 class _Trend:
@@ -203,10 +218,19 @@ def _full_rate(recipe: Recipe, first: float, last: float) -> float:
     return float(full_rate_steps(recipe.train.optimizer.schedule, np.array([first, max(first, last)]))[-1]) if last > first else 0.0
 
 
-def _learning(recipe: Recipe, columns: dict[str, Floats], told: str) -> Learning:
+def _rate_applied(recipe: Recipe, columns: dict[str, Floats], learning: Learning) -> bool:
+    """Whether more than a negligible learning rate was applied before the first loss that is not finite, as far as the log shows."""
+    bad = np.flatnonzero(~np.isfinite(columns["loss"]))
+    if not len(bad) or not bad[0]:
+        return False
+    return float(_applied(recipe, columns)[bad[0]]) >= learning.negligible_below
+
+
+def _learning(recipe: Recipe, columns: dict[str, Floats], told: str, *, counted: bool) -> Learning:
     logged, schedule = _logged_rates(columns), recipe.train.optimizer.schedule
     rates = learning_rate(schedule, columns["step"]) if logged is None else logged
-    negligible, enough = thresholds(recipe)
+    # Of lines that were merely counted nobody knows how many steps lie between them.
+    negligible, enough = (0.0, 0.0) if counted else thresholds(recipe)
     of_recipe = {"named": "as named", "run": "the run's own", "assumed": "assumed, since none was named"}[told]
     return Learning(
         source="rates of the log itself" if logged is not None else f"rates of recipe {recipe.name}, {of_recipe}",

@@ -72,13 +72,13 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
 def plateau(steps: Floats, values: Floats) -> int | None:
     """The step from which a curve that fell hardly does: nine tenths of the fall lie before it, a quarter of the run or more behind it.
 
-    In the later half of what lies behind it, no fall can be told from noise.
+    What lies behind it is within a tenth of the level at the end, and in its later half no fall can be told from noise.
     """
     count = min(len(values), 100)
     level = level_of(block_means(values, count)).level
     tenth = max(1, count // 10)
     end = float(level[-tenth:].mean())
-    near_end = level <= end + 0.1 * (float(level[:tenth].mean()) - end)
+    near_end = level <= end + 0.1 * min(float(level[:tenth].mean()) - end, abs(end))
     above = np.flatnonzero(~near_end)
     first = int(above[-1]) + 1 if len(above) else 0
     if first > 0.75 * count or count < 20:

@@ -7,20 +7,26 @@ import numpy.typing as npt
 
 from harness.analyse.lines import Records
 from harness.analyse.schedule import learning_rate
-from harness.artifacts.curve import CurveFinding, Jump, Learning, Spike, Throughput
+from harness.artifacts.curve import CurveFinding, HeldOut, Jump, Learning, Spike, Throughput
 from harness.recipe import Recipe
 from harness.units import format_seconds
 
 Floats = npt.NDArray[np.float64]
 
 FIRST_FEW = 10
+# For a loss that is lost before any rate was applied: what there is to look at, likeliest first.
+NOT_THE_RATE = "look at the weights (harness inspect CHECKPOINT --deep), the devices (the same run on one GPU), the data (harness stats), in this order"
 
 
 def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFinding]:
     """What was read otherwise than it stands there, and what is missing."""
-    found = []
-    if records.decimal_commas:
+    log = records.log
+    found = [*_about_steps(records)]
+    if log.decimal_commas:
         found.append(CurveFinding(severity="info", code="decimal-commas", text="numbers are written with a decimal comma (0,1146) and were read so"))
+    if log.states:
+        text = f"{log.states:,} states of a progress bar show the loss of a single step; they are another series than the log's own lines and were left out"
+        found.append(CurveFinding(severity="info", code="bar-left-out", text=text))
     if records.torn:
         found.append(
             CurveFinding(severity="info", code="last-line-torn", text="the last line is cut off and was left out: the program was writing, or was killed")
@@ -28,9 +34,9 @@ def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFin
     if records.unreadable:
         text = f"{records.unreadable:,} lines name a step and a loss that could not be read; they were left out"
         found.append(CurveFinding(severity="warning", code="lines-unreadable", text=text))
-    missing = [name for name in ("grad_norm", "param_norm") if not np.isfinite(columns[name]).any()]
+    missing = [name for name in ("grad_norm", "param_norm") if not columns[f"has_{name}"].any()]
     if missing:
-        text = f"the log has no {' and no '.join(missing)}: it is not openpi's nor the harness's own, or was filtered"
+        text = f"the log has no {' and no '.join(missing)}: it is another trainer's than openpi's and the harness's, or was filtered"
         found.append(CurveFinding(severity="info", code="columns-missing", text=text))
     gaps = np.diff(columns["step"])
     usual = float(np.median(gaps)) if len(gaps) else 0.0
@@ -47,13 +53,32 @@ def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFin
     return found
 
 
+def _about_steps(records: Records) -> list[CurveFinding]:
+    """Steps that were not printed as they are."""
+    found, how = [], records.log.rebuilt
+    if how is not None:
+        text = f"steps are printed rounded (1K stands for 500 to 1,500); they were found again from {how.how}"
+        if not how.exact:
+            text += ". These lines do not settle it: a step may be wrong by as much as was rounded"
+        found.append(CurveFinding(severity="info" if how.exact else "warning", code="steps-rebuilt", text=text))
+    if records.log.impossible:
+        text = f"{records.log.impossible:,} lines name a step that no step can be (negative, not whole, 2^53 or more); they were left out"
+        found.append(CurveFinding(severity="warning", code="steps-impossible", text=text))
+    if records.numbered:
+        text = "the lines name a loss but no step, and the log has neither a progress bar nor the number of steps: lines were counted"
+        fix = "give a log with its progress bar, or trainer_state.json's values as a CSV with a column step"
+        found.append(CurveFinding(severity="warning", code="steps-counted", text=text, fix=fix))
+    return found
+
+
 def about_gradients(columns: dict[str, Floats], recipe: Recipe) -> list[CurveFinding]:
     """Gradients that are not finite, zero, clipped all the time, leaping or growing."""
     steps, norms = columns["step"], columns["grad_norm"]
     found = []
-    bad = np.isinf(norms) | (np.isnan(norms) & np.isfinite(norms).any())
-    if bad.any() and np.isfinite(columns["loss"][bad]).any():
-        text = f"grad_norm is not finite at {int(bad.sum())} logged steps"
+    there = columns["has_grad_norm"] > 0
+    bad = ~np.isfinite(norms) & there
+    if bad.any():
+        text = f"grad_norm is there, but not finite at {int(bad.sum())} of {int(there.sum())} logged steps"
         found.append(CurveFinding(severity="warning", code="gradient-not-finite", text=text, steps=_steps(steps, np.flatnonzero(bad))))
     steps, norms = steps[np.isfinite(norms)], norms[np.isfinite(norms)]
     if not len(norms):
@@ -81,6 +106,18 @@ def about_gradients(columns: dict[str, Floats], recipe: Recipe) -> list[CurveFin
         text = f"grad_norm is {growth:.0f} times at the end what it was at the start"
         found.append(CurveFinding(severity="warning", code="gradient-grows", text=text, fix="lower train.optimizer.schedule.peak"))
     return found
+
+
+def about_weights_finite(columns: dict[str, Floats]) -> list[CurveFinding]:
+    """Whether `param_norm` is there and not finite: then the weights themselves are not."""
+    norms = columns["param_norm"]
+    bad = ~np.isfinite(norms) & (columns["has_param_norm"] > 0)
+    if not bad.any():
+        return []
+    first = int(np.flatnonzero(bad)[0])
+    since = "from the first logged step on" if first == 0 else f"from step {columns['step'][first]:.0f} on"
+    text = f"param_norm is there, but not finite at {int(bad.sum())} logged steps, {since}: the weights themselves hold values that are not finite"
+    return [CurveFinding(severity="error", code="weights-not-finite", text=text, steps=_steps(columns["step"], np.flatnonzero(bad)), fix=NOT_THE_RATE)]
 
 
 def about_weights_moving(columns: dict[str, Floats], learning: Learning) -> list[CurveFinding]:
@@ -116,8 +153,13 @@ def about_pace(pace: Throughput | None) -> list[CurveFinding]:
         return []
     found = []
     if pace.stalls:
-        longest = max(pause for _, pause in pace.stalls)
-        text = f"training stood still {_times(len(pace.stalls))}, at most for {format_seconds(longest)} (saving, evaluating, a machine asleep, or a restart)"
+        at = int(np.argmax([pause for _, pause in pace.stalls]))
+        end, longest = pace.stalls[at]
+        begin = f"between steps {pace.stalls_from[at]:,} and {end:,}" if at < len(pace.stalls_from) else f"before step {end:,}"
+        text = (
+            f"training stood still {_times(len(pace.stalls))}, {'' if len(pace.stalls) == 1 else 'longest '}for {format_seconds(longest)} {begin} "
+            "(saving, evaluating, a machine asleep, or a restart); that is no part of the pace"
+        )
         found.append(CurveFinding(severity="warning", code="stalls", text=text, steps=[step for step, _ in pace.stalls][:FIRST_FEW]))
     if pace.median_step_s > 60:
         text = f"{format_seconds(pace.median_step_s)} a step: slower than any card on which it fits; memory that spills to the host (WSL2) does this"
@@ -142,14 +184,30 @@ def about_events(spikes: list[Spike], jumps: list[Jump]) -> list[CurveFinding]:
     return found
 
 
-def about_loss(steps: Floats, losses: Floats) -> list[CurveFinding]:
-    """Losses that are not finite."""
+def about_loss(steps: Floats, losses: Floats, *, by_rate: bool) -> list[CurveFinding]:
+    """Losses that are not finite. `by_rate`: whether enough learning rate had been applied before the first that it can be the cause."""
     bad = np.flatnonzero(~np.isfinite(losses))
     if not len(bad):
         return []
     text = f"the loss is not finite at {len(bad)} of {len(losses)} logged steps, first at step {steps[bad[0]]:.0f}"
     fix = "lower train.optimizer.schedule.peak, or look at the findings of harness stats"
+    if not by_rate:
+        text += "; hardly any learning rate had been applied by then, so it is not the cause: " + (
+            "the weights, the devices or the data are" if bad[0] else "the weights, the devices or the data have it from the start"
+        )
+        fix = NOT_THE_RATE
     return [CurveFinding(severity="error", code="loss-not-finite", text=text, steps=_steps(steps, bad), fix=fix)]
+
+
+def about_held_out(curve: HeldOut | None) -> list[CurveFinding]:
+    """Whether the loss on held-out data rises from its lowest."""
+    if curve is None or curve.points < 3 or curve.last <= 1.05 * curve.lowest:
+        return []
+    text = (
+        f"the held-out loss was lowest at step {curve.lowest_at_step:,} ({curve.lowest:.4g}) and ends at {curve.last:.4g}: "
+        "what is learned after that step helps on the training data only"
+    )
+    return [CurveFinding(severity="warning", code="held-out-rises", text=text, steps=[curve.lowest_at_step])]
 
 
 def _times(count: int) -> str:

@@ -15,6 +15,8 @@ Indices = npt.NDArray[np.intp]
 
 # Of one run, `param_norm` of neighbouring logged steps is closer than this; the released weights with other adapters lie 3e-4 apart.
 _SAME_WEIGHTS = 5e-5
+# A log of more sessions than this is no log of one run after another.
+_MOST_SESSIONS = 200
 # Values of one step that agree to this many shares are the same value, rounded.
 _SAME_VALUE = 1e-3
 
@@ -38,9 +40,11 @@ def one_run(records: Records) -> OneRun:
     if echoes:
         findings.append(CurveFinding(severity="info", code="lines-repeated", text=f"{echoes:,} lines are there twice, word for word; each counts once"))
     back = np.flatnonzero(np.diff(steps) <= 0) + 1
-    if len(back) > max(5, 0.05 * len(steps)):
+    if len(back) > max(5, min(0.05 * len(steps), _MOST_SESSIONS)):
         return _disordered(columns, findings, partial)
-    starts = [0, *sorted({int(i) for i in back} | {i for i in marks if 0 < i < len(steps)} | set(_breaks_in_weights(columns)))]
+    told = {i for i in marks if 0 < i < len(steps)}
+    told = told if len(told) <= _MOST_SESSIONS else set()
+    starts = [0, *sorted({int(i) for i in back} | told | set(_breaks_in_weights(columns)))]
     seams: list[Seam] = []
     begin = 0
     for start, end in zip(starts[1:], [*starts[2:], len(steps)], strict=False):  # one session: no seam
@@ -93,8 +97,7 @@ def _breaks_in_weights(columns: dict[str, Floats]) -> list[int]:
 def _seam(columns: dict[str, Floats], begin: int, start: int, end: int) -> Seam:
     """What the session from `start` to `end` is to the run that began at `begin`."""
     steps, norms = columns["step"], columns["param_norm"]
-    before = {int(step): i for i, step in zip(range(begin, start), steps[begin:start], strict=True)}
-    twice = [(before[int(steps[i])], i) for i in range(start, end) if int(steps[i]) in before]
+    twice = _twice(steps, begin, start, end)
     differences = [_difference(columns["loss"][a], columns["loss"][b]) for a, b in twice]
     disagreeing = sum(difference > _SAME_VALUE for difference in differences)
     nearest = int(np.argmin(np.abs(steps[begin:start] - steps[start]))) + begin
@@ -106,6 +109,15 @@ def _seam(columns: dict[str, Floats], begin: int, start: int, end: int) -> Seam:
     restarts = steps[start] <= steps[begin]
     kind: Literal["resume", "restart", "another run"] = "another run" if other else "restart" if restarts else "resume"
     return Seam(step=int(steps[start]), kind=kind, replayed=len(twice), disagreeing=disagreeing, largest_difference=max(differences) if differences else None)
+
+
+def _twice(steps: Floats, begin: int, start: int, end: int) -> list[tuple[int, int]]:
+    """(index before, index after) of the steps that the session from `start` to `end` did again; of several before, the last."""
+    order = np.argsort(steps[begin:start], kind="stable")
+    before = steps[begin:start][order]
+    at = np.searchsorted(before, steps[start:end], side="right") - 1
+    found = np.flatnonzero((at >= 0) & (before[at] == steps[start:end]))
+    return [(int(order[at[i]]) + begin, start + int(i)) for i in found]
 
 
 def _difference(a: float, b: float) -> float:

@@ -98,13 +98,37 @@ class Jump(Strict):
 
 
 class Throughput(Strict):
-    """Seconds a step; `source` is what was read. `stalls` are pauses, by the step they end at."""
+    """Seconds a step; `source` is what was read. `stalls` are pauses, by the step they end at; `stalls_from` the logged steps before them.
+
+    No stall is part of the pace.
+    """
 
     source: str
     median_step_s: float
     slow_step_s: float
     data_share: float | None
     stalls: list[tuple[int, float]]
+    stalls_from: list[int] = []
+
+
+class HeldOut(Strict):
+    """The second curve: the loss on data that is not trained on, thinned to at most 2,000 points. It has no part in the verdict."""
+
+    points: int
+    first: float
+    last: float
+    lowest: float
+    lowest_at_step: int
+    step: list[int]
+    loss: list[float]
+
+
+class Lines(Strict):
+    """Lines that are not blank: how many were understood (records, states of a progress bar, greetings), how many not, and one of those."""
+
+    understood: int
+    others: int
+    example: str | None
 
 
 class Distance(Strict):
@@ -128,7 +152,7 @@ class Curve(Artifact):
 
     FILE: ClassVar[str] = "curve.json"
     path: str
-    form: Literal["run", "metrics", "console"]
+    form: Literal["run", "metrics", "console", "table"]
     recipe: str
     verdict: Literal["learning", "not learning", "diverged", "inconclusive"]
     reasons: list[str]
@@ -148,4 +172,6 @@ class Curve(Artifact):
     throughput: Throughput | None
     distances: list[Distance]
     series: CurveSeries
+    held_out: HeldOut | None = None
+    read: Lines | None = None
     unknown: dict[str, str] = {}

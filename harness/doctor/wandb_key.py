@@ -15,7 +15,7 @@ from harness.doctor.situation import NotNeeded, Situation, error, warning
 # Source: the report that started this project ("API key must be 40 characters long, yours was 86"); wandb sdk/lib/wbauth/validation.py.
 _LENGTHS = (40, 86)
 _KEY = re.compile(r"[A-Za-z0-9_]+")
-_PREFIX = re.compile(r"[A-Za-z0-9]+-")
+_PREFIX = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]++-")
 _SERVER = "https://api.wandb.ai"
 _FIX = "copy the key again from your wandb user settings: export WANDB_API_KEY=…; or WANDB_MODE=offline"
 

@@ -55,7 +55,7 @@ def _adapter_equations(equation: str) -> tuple[str, str]:
     attn_vec_einsum contracts heads N as well as H. As upstream, A then sums over the heads and so does B: the low-rank update of
     head n is A[n]·Σₘ B[m], one shared bottleneck of rank R, not one per head.
     """
-    match = re.fullmatch(r"(\w+),(\w+)->(\w+)", equation)
+    match = re.fullmatch(r"(?<!\w)(\w++),(\w++)->(\w++)", equation)
     assert match, equation
     inputs, weight, output = match.groups()
     a_axis, b_axis = weight[-2], weight[-1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich.console import Group
 
 from harness.artifacts import Curve
+from harness.artifacts.curve import HeldOut
+from harness.received.text import one_line
 from harness.show.rows import Row, finding_rows, rows_table
 from harness.show.status import sparkline
 from harness.units import format_seconds
@@ -20,7 +22,12 @@ def curve_table(curve: Curve) -> Group:
     rows += [Row("to be sure", need) for need in curve.needed]
     rows += [Row("partial", missing, "yellow") for missing in curve.partial]
     rows.append(Row("log", f"{curve.form}, {curve.lines:,} lines, {curve.points:,} points, steps {curve.first_step:,} to {curve.last_step:,}"))
+    if curve.read is not None and curve.read.others:
+        example = f", such as {one_line(curve.read.example[:80])!r}" if curve.read.example else ""
+        rows.append(Row("", f"{curve.read.understood:,} lines understood, {curve.read.others:,} not{example}"))
     rows.append(Row("loss", _line(curve.series.smooth)))
+    if curve.held_out is not None:
+        rows.append(Row("held-out loss", _second(curve.held_out)))
     if curve.trend is not None:
         trend = curve.trend
         slopes = f"{trend.slope_per_1000_steps:+.3g} per 1,000 steps, 95 % interval {trend.slope_low:+.3g} to {trend.slope_high:+.3g}"
@@ -46,6 +53,11 @@ def _line(smooth: list[float | None]) -> str:
     shown = smooth[:: max(1, -(-len(smooth) // _WIDTH))]
     ends = [f"{value:.4g}" if value is not None else "nothing" for value in (smooth[0], smooth[-1])]
     return f"{sparkline(shown)}  {ends[0]} to {ends[1]}"
+
+
+def _second(curve: HeldOut) -> str:
+    ends = f"{curve.first:.4g} to {curve.last:.4g}"
+    return f"{sparkline(curve.loss[:: max(1, -(-len(curve.loss) // _WIDTH))])}  {ends}, lowest {curve.lowest:.4g} at step {curve.lowest_at_step:,}"
 
 
 def _pace(curve: Curve) -> str:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def analyse(
-    path: Annotated[str | None, typer.Argument(help="A run, a metrics.jsonl, or a console log of openpi's form, gzipped or not; - is standard input.")] = None,
+    path: Annotated[
+        str | None,
+        typer.Argument(help="A run, a metrics.jsonl, a console log (openpi, LeRobot, transformers) or a CSV export, packed or not; - is standard input."),
+    ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Recipe that the learning rates come from. Default: the run's own, else pi05_libero.")] = None,
     reference: Annotated[list[str] | None, typer.Option("--reference", help="Another run or log to measure the distance to (may be given again).")] = None,
     sets: SetOption = None,
@@ -33,7 +36,7 @@ def analyse(
     target = path if path is not None else str(run) if run is not None else None
     if target is None:
         raise HarnessError("path-missing", "nothing to analyse", need="a run, a metrics.jsonl or a console log", fix="harness analyse PATH")
-    stdin = sys.stdin.buffer.read() if target == STDIN else None
+    stdin = sys.stdin.buffer if target == STDIN else None
     found = read(target, recipe=recipe, overrides=sets or [], references=reference or [], stdin=stdin)
     kept = run if run is not None else Path(target) if target != STDIN and Path(target).is_dir() else None
     if kept is not None:

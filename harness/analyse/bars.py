@@ -1,0 +1,64 @@
+"""States of progress bars (tqdm): how far, since when, how fast."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_MOST = 20_000
+_STATE = re.compile(rb"(?<![\d.])(\d{1,15}+)/(\d{1,15}+) \[(?:(\d{1,6}+):)?(\d{1,6}+):(\d\d)<(?:[^,\]\n]{1,20}+, {1,4}+([\d.]{1,12}+)(it/s|s/it))?")
+_RATE = re.compile(rb"rate:([\d.]{1,12}+)(it/s|s/it)")
+
+
+class States(NamedTuple):
+    """[N] each, of the bar that counts the steps, in the order of the file."""
+
+    step: Floats
+    seconds: Floats
+    shown_step_s: Floats
+
+
+class Bars:
+    """Takes the states out of lines; of very many only some are kept, spread over the log."""
+
+    def __init__(self) -> None:
+        self._states: list[tuple[bytes, ...]] = []
+        self._stride = 0
+        self.rates: list[float] = []
+
+    def take(self, lines: list[bytes], joined: bytes) -> int:
+        """Reads the states of these lines, which are also given as one text; how many there are."""
+        if b"rate:" in joined and len(self.rates) < _MOST:
+            rates = [(float(rate), unit) for rate, unit in _RATE.findall(joined) if _is_number(rate)]
+            self.rates += [1 / rate if unit == b"it/s" else rate for rate, unit in rates if rate > 0]
+        some = b"\n".join(lines[: 1 + len(lines) // (1 + self._stride)]) if self._stride else joined
+        self._states += _STATE.findall(some)
+        while len(self._states) > _MOST:
+            self._states, self._stride = self._states[::2], 2 * self._stride + 1
+        return joined.count(b"it/s") + joined.count(b"s/it")
+
+    def of_training(self) -> States:
+        """The states of the bar that is there most often; others count files or batches."""
+        if not self._states:
+            return States(np.empty(0), np.empty(0), np.empty(0))
+        total = Counter(state[1] for state in self._states).most_common(1)[0][0]
+        cells = [state for state in self._states if state[1] == total]
+        table = np.array([[float(cell or 0) for cell in (state[0], *state[2:5])] for state in cells])
+        shown = [float(rate) if _is_number(rate) and float(rate) > 0 else np.nan for *_, rate, _ in cells]
+        inverse = np.array([unit == b"it/s" for *_, unit in cells])
+        rates = np.where(inverse, 1 / np.array(shown), np.array(shown))
+        return States(table[:, 0], table[:, 1:] @ np.array([3600.0, 60.0, 1.0]), rates)
+
+
+def _is_number(text: bytes) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

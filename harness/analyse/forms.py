@@ -1,0 +1,134 @@
+"""The form of one line: which of its numbers are which values, and a pattern for the lines that are like it.
+
+Every pattern takes a time that grows with the length of its text and no faster: runs are possessive, and begin only where nothing of the run
+stands before them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+COLUMNS = (
+    "step",
+    "loss",
+    "held_out",
+    "grad_norm",
+    "param_norm",
+    "learning_rate",
+    "step_s",
+    "update_s",
+    "data_s",
+    "time",
+    "samples",
+)
+_ALIASES = {
+    "loss": "loss train_loss train/loss training_loss avg_loss train/train_loss loss/train step_loss",
+    "held_out": "eval_loss eval/loss val_loss val/loss valid_loss valid/loss validation_loss validation/loss test_loss test/loss loss/val loss/eval "
+    "eval/eval_loss heldout_loss held_out_loss",
+    "grad_norm": "grad_norm train/grad_norm gradient_norm gnorm grdn train/grdn grad/norm total_grad_norm",
+    "param_norm": "param_norm train/param_norm",
+    "learning_rate": "learning_rate train/learning_rate train/lr lr",
+    "step_s": "step_s",
+    # LeRobot's: the update alone; the wait for the batch stands beside it.
+    "update_s": "updt_s update_s train/update_s",
+    "data_s": "data_s dataloading_s train/dataloading_s",
+    "time": "_timestamp",
+    "samples": "smpl samples train/samples",
+}
+KNOWN = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
+_QUOTE = rb"[\"'`]?"
+_GAP = rb"(?:[ \t]*+[=:]|[ \t])[ \t]*+"
+_NUMBER = rb"[-+]?(?:\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|\.\d++(?:[eE][-+]?\d++)?+|[nN]a[nN]|[iI]nf(?:inity)?|null|None)"
+# The same, told from other words by the conversion instead of by the pattern: several times faster.
+_CELL = rb"[-+\w.]{1,64}+(?:,\d{1,20}+){0,8}+(?:\.\d{1,20}+)?+"
+PAIR = re.compile(rb"(?<![\w/.])" + _QUOTE + rb"([A-Za-z_][\w/]*+)" + _QUOTE + _GAP + _QUOTE + rb"(" + _NUMBER + rb"[KMBT]?+)(?!\w|\.\w)")
+STEP = re.compile(rb"(?<![A-Za-z0-9])[sS]tep" + _QUOTE + _GAP + rb"[\"'`\[]?(\d++(?:,\d{3})*+(?:\.\d++)?+(?:[KMBT](?!\w))?+)(?:\.0++)?+(/\d++)?+(?!\w|\.\w)")
+BAR = re.compile(rb"(?<![\d.])(\d++)/(\d++) \[(?:(\d++):)?(\d++):(\d\d)<")
+_PACE = re.compile(rb"(?:(?<!\d)(\d++) min )?(?<!h )(?<![\d.])(\d++(?:\.\d++)?+) s a step")
+_CLOCK = rb"(?:(?<!\d)(\d{4}-\d\d-\d\d)[T ])?(?<![\d:])(\d\d:\d\d:\d\d(?:[.,]\d{1,6})?)"
+_FIRST_CLOCK = re.compile(_CLOCK)
+_PARTS = re.compile(rb"(\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|[ \t]++)")
+
+
+class Form(NamedTuple):
+    """`fields` in the order of the line; `pattern` has one group a field. `offset`: what the first step is called. `bar`: a progress bar's state."""
+
+    fields: tuple[str, ...]
+    offset: int
+    bar: bool
+    pattern: bytes
+
+
+class _Spot(NamedTuple):
+    end: int
+    name: str
+    key: int
+
+
+def take_apart(line: bytes) -> tuple[Form, tuple[bytes, ...]] | None:
+    """(the form of this line, its values), or None when it names no step or no loss."""
+    bar = BAR.search(line)
+    step = STEP.search(line, bar.end() if bar else 0) or (None if bar else STEP.search(line))
+    is_json = line.lstrip().startswith(b"{")
+    spots = _pairs(line, bar.end() if bar else 0, is_json)
+    if step is not None:
+        spots[step.start(1)] = _Spot(step.end(1), "step", step.start())
+    elif bar is not None:
+        spots[bar.start(1)] = _Spot(bar.end(1), "step", bar.start(1))
+    else:
+        return None
+    if (pace := _PACE.search(line)) and bar is None:
+        spots[pace.start(2)] = _Spot(pace.end(2), "step_s", pace.start(2))
+        if pace[1]:
+            spots[pace.start(1)] = _Spot(pace.end(1), "step_min", pace.start(1))
+    names = {spot.name for spot in spots.values()}
+    if not names & {"loss", "held_out"}:
+        return None
+    clock = None if is_json or bar or step is None else _FIRST_CLOCK.search(line, 0, step.start())
+    one_based = step is not None and step[2] is not None and b"a step" in line
+    places = sorted(spots)
+    form = Form(
+        fields=("date", "clock") * (clock is not None) + tuple(spots[place].name for place in places),
+        offset=int(one_based),
+        bar=bar is not None,
+        pattern=_pattern(line, spots, is_json, clock is not None),
+    )
+    values = tuple(line[place : spots[place].end] for place in places)
+    return form, (*((clock[1] or b"", clock[2]) if clock else ()), *values)
+
+
+def _pairs(line: bytes, begin: int, is_json: bool) -> dict[int, _Spot]:
+    """The values that the line names, each once."""
+    spots: dict[int, _Spot] = {}
+    seen = {"step"}
+    for pair in PAIR.finditer(line, begin):
+        key = pair[1].decode().lower()
+        name = "time" if is_json and key == "time" else KNOWN.get(key)
+        # Only counts are printed with a unit.
+        rounded = pair[2][-1:] in b"KMBT"
+        if name is not None and name not in seen and len(pair[2]) <= 64 and (name == "samples" or not rounded):
+            spots[pair.start(2)] = _Spot(pair.end(2), name, pair.start())
+            seen.add(name)
+    return spots
+
+
+def _pattern(line: bytes, spots: dict[int, _Spot], is_json: bool, clock: bool) -> bytes:
+    places = sorted(spots)
+    position = min(spot.key for spot in spots.values())
+    # Only one search for a place to begin is left open: with two, a long line would be searched once for each of its places.
+    pattern = rb"(?m)^" + (rb"(?>.*?" + _CLOCK + rb")" if clock else b"")
+    if is_json:
+        position = 0
+    else:
+        pattern += rb".*?(?<![A-Za-z0-9])" if line[position : position + 1].isalnum() else rb".*?"
+    for place in places:
+        pattern += _loosened(line[position:place]) + rb"(" + _CELL + rb")"
+        position = spots[place].end
+    return pattern + rb"(?!\w).*$"
+
+
+def _loosened(text: bytes) -> bytes:
+    """The words of `text` as they are, any number for its numbers, and any blanks for its blanks."""
+    parts = _PARTS.split(text)
+    return b"".join((_NUMBER if part[:1].isdigit() else rb"[ \t]++") if i % 2 else re.escape(part) for i, part in enumerate(parts))

@@ -1,0 +1,95 @@
+"""Lines that name a loss but no step, as the Trainer of Hugging Face's transformers prints them: {'loss': 0.5, 'learning_rate': 5e-05, 'epoch': 0.1}.
+
+The step comes from the progress bar around the line, else from the epoch and the number of steps that the log states; else lines are counted.
+"""
+
+from __future__ import annotations
+
+import re
+
+from harness.analyse.forms import BAR, STEP
+
+_PLAIN = re.compile(rb"\s{0,200}+\{[^{}]{0,8000}+\}")
+_TOTAL = re.compile(rb"Total optimization steps = ([\d,]{1,20}+)")
+_EPOCHS = re.compile(rb"Num [Ee]pochs = ([\d,]{1,20}+)")
+_EPOCH = re.compile(rb"[\"']epoch[\"']: [\"']?([\d.]{1,20}+)")
+# The mean over the whole run, which ends it: no point of a curve.
+_SUMMARY = b"train_runtime"
+
+
+class Numbering:
+    """Gives lines without a step one. `counted`: their steps are only their order."""
+
+    def __init__(self) -> None:
+        self.counted = False
+        self._count = 0
+        self._bar_total: bytes | None = None
+        self._bar: int | None = None
+        self._total: int | None = None
+        self._epochs: int | None = None
+
+    def apply(self, lines: list[bytes], joined: bytes) -> list[bytes]:
+        """The same lines, `step=N` before each that lacks a step; `joined` is all of them as one text."""
+        if not (b"oss'" in joined or b'oss"' in joined):
+            self._note(lines, joined)
+            return lines
+        out = list(lines)
+        for index, line in enumerate(lines):
+            if b"|" in line or b"Total" in line or b"Num " in line:
+                self._look(line)
+            if b"oss" not in line or b"{" not in line or STEP.search(line):
+                continue
+            plain = _PLAIN.match(line)
+            if plain is None:
+                continue
+            # The summary's "train_loss" would pass for a point.
+            out[index] = b"" if _SUMMARY in line else b"step=%d " % self._step(line, lines[index + 1 : index + 4]) + line.lstrip()
+        return out
+
+    def _note(self, lines: list[bytes], joined: bytes) -> None:
+        """Looks at lines of which none is such a record: only the last state of the bar counts."""
+        if b"Total optimization steps" in joined or b"Num " in joined:
+            for line in lines:
+                self._look(line)
+        elif self._bar_total is None or b"it/s" in joined or b"s/it" in joined:
+            for line in [*lines[:3], *lines[-20:]]:
+                self._look(line)
+
+    def _look(self, line: bytes) -> None:
+        if b"/" in line and (bar := BAR.search(line)) and b"|" in line[: bar.start()] and line[: bar.start()].partition(b"%")[0].strip().isdigit():
+            # transformers' training bar has no name and comes first; those of an evaluation come after.
+            if self._bar_total is None:
+                self._bar_total = bar[2]
+            if bar[2] == self._bar_total and len(bar[1]) < 16:
+                self._bar = int(bar[1])
+        elif b"Total optimization steps" in line and (total := _TOTAL.search(line)):
+            self._total = _whole(total[1])
+        elif b"Num " in line and (epochs := _EPOCHS.search(line)):
+            self._epochs = _whole(epochs[1])
+
+    def _step(self, line: bytes, after: list[bytes]) -> int:
+        if self._bar is not None:
+            # The bar is drawn anew behind the line with the line's own step, where the state before may be one behind.
+            states = [bar for text in after if (bar := BAR.search(text)) and bar[2] == self._bar_total and len(bar[1]) < 16]
+            one_on = self._bar + 1
+            return one_on if states and int(states[0][1]) == one_on and _zeros(one_on) > _zeros(self._bar) else self._bar
+        epoch = _EPOCH.search(line)
+        if self._total and self._epochs and epoch and _is_number(epoch[1]):
+            return round(float(epoch[1]) / self._epochs * self._total)
+        self.counted = True
+        self._count += b"eval_" not in line
+        return self._count
+
+
+def _zeros(step: int) -> int:
+    """How round a step is: loggers like round ones."""
+    return len(str(step)) - len(str(step).rstrip("0"))
+
+
+def _whole(digits: bytes) -> int | None:
+    text = digits.replace(b",", b"")
+    return int(text) if text.isdigit() else None
+
+
+def _is_number(text: bytes) -> bool:
+    return text.count(b".") <= 1 and text.strip(b".") != b""

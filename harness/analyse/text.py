@@ -1,0 +1,107 @@
+"""The lines of a log from its bytes: no carriage returns, no colours, no line without end, and a progress bar on lines of its own."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+
+from harness.units import MIB, format_bytes
+
+# No record of a trainer is longer; what a line has beyond is cut.
+LONGEST_LINE = 8192
+# A log of a million lines has 80 MB. What comes after so much is not read, and that is said.
+MOST_BYTES = 512 * MIB
+_ANSI = re.compile(rb"\x1b\[[0-9;?]*+[ -/]*+[@-~]|\x1b\][^\x07\x1b]*+(?:\x07|\x1b\\)|\x1b[@-Z\\-_78=>]")
+# A bar's values behind its rate (tqdm's postfix), and what another program wrote behind them on the same line.
+_POSTFIX_END = re.compile(rb"((?:it/s|s/it), [^\]\n]{0,500}+\])(?=[^\n])")
+
+
+class Text:
+    """Lists of whole lines from pieces of bytes. After the iteration `tail` is the last line when it had no end."""
+
+    def __init__(self, pieces: Iterable[bytes], partial: list[str]) -> None:
+        self._pieces, self._partial = pieces, partial
+        self._digest = hashlib.sha256()
+        self._cut = 0
+        self.lines = 0
+        self.tail: bytes | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all bytes that were read."""
+        return self._digest.hexdigest()
+
+    def stop(self, why: str) -> None:
+        """Reads no further, and says so."""
+        self._partial.append(why)
+
+    def __iter__(self) -> Iterator[list[bytes]]:
+        carry, dropping = b"", False
+        for piece in self._bounded():
+            begin = _first_end(piece) if dropping else 0
+            if begin < 0:
+                continue
+            dropping = False
+            data = carry + piece[begin:]
+            end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, len(data) - 1)) + 1
+            if end:
+                yield self._lines(data[:end])
+            carry = data[end:]
+            if len(carry) > 8 * LONGEST_LINE:
+                carry, dropping = carry[: LONGEST_LINE + 1], True
+        if carry.strip():
+            *whole, last = self._lines(carry)
+            if whole:
+                yield whole
+            if carry.endswith(b"\r"):
+                yield [last]
+            else:
+                self.tail = last
+        if self._cut:
+            self._partial.append(f"{self._cut:,} lines of more than {LONGEST_LINE:,} bytes were cut there")
+
+    def _bounded(self) -> Iterator[bytes]:
+        left = MOST_BYTES
+        for piece in _decoded(self._pieces):
+            self._digest.update(piece)
+            if len(piece) > left:
+                yield piece[:left]
+                self._partial.append(f"the log is longer than {format_bytes(MOST_BYTES)}: what comes after was not read")
+                return
+            left -= len(piece)
+            yield piece
+
+    def _lines(self, data: bytes) -> list[bytes]:
+        if b"\x1b" in data:
+            data = _ANSI.sub(b"", data)
+        if b"\r" in data:
+            # A progress bar goes back to the start of its line: what it wrote there before is a line of its own.
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        self.lines += data.count(b"\n") + (not data.endswith(b"\n"))
+        if b"it/s" in data or b"s/it" in data:
+            data = data.replace(b"it/s]", b"it/s]\n").replace(b"s/it]", b"s/it]\n")
+            data = _POSTFIX_END.sub(rb"\1\n", data)
+        lines = data.removesuffix(b"\n").split(b"\n")
+        if max(map(len, lines)) > LONGEST_LINE:
+            self._cut += sum(len(line) > LONGEST_LINE for line in lines)
+            lines = [line[:LONGEST_LINE] for line in lines]
+        return lines
+
+
+def _first_end(piece: bytes) -> int:
+    ends = [end for end in (piece.find(b"\n"), piece.find(b"\r")) if end >= 0]
+    return min(ends, default=-1)
+
+
+def _decoded(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """UTF-16 with its mark, which PowerShell's redirection writes, as UTF-8; all else as it is."""
+    decoder: codecs.IncrementalDecoder | None = None
+    for index, piece in enumerate(pieces):
+        if index == 0 and piece.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            decoder = codecs.getincrementaldecoder("utf-16")(errors="replace")
+        if decoder is None:
+            yield piece
+        else:
+            yield decoder.decode(piece).encode(errors="replace")

@@ -1,0 +1,118 @@
+"""The bytes of a packed log, a piece at a time: gzip, bzip2, xz, zip. Nothing is unpacked that was not asked for."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import itertools
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from harness.errors import HarnessError
+from harness.units import MIB, format_bytes
+
+PIECE_BYTES = MIB
+# What an xz file may ask for its dictionary; the largest preset of the xz program takes 65 MiB.
+_MOST_XZ_BYTES = 128 * MIB
+# A zip names its members at its end: one that comes through a pipe is held whole.
+_MOST_PIPED_ZIP_BYTES = 64 * MIB
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+
+
+def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
+    """The bytes of `file`, unpacked when its first bytes say that it is packed. `partial` is told of a packed file that ends too soon.
+
+    Raises: HarnessError "log-archive" for an archive that has not exactly one file, "log-binary" for zstd.
+    """
+    head = file.read(PIECE_BYTES)
+    if head.startswith(_ZSTD):
+        raise HarnessError("log-binary", f"{name} is packed with zstd", need="text, or gzip, bzip2, xz, zip", fix=f"zstd -dc {name} | harness analyse -")
+    kind = next((kind for mark, kind in _KINDS if head.startswith(mark)), None)
+    if kind is None:
+        yield from itertools.chain([head], iter(lambda: file.read(PIECE_BYTES), b""))
+        return
+    try:
+        yield from kind(_Joined(head, file), name)
+    except _DAMAGE:
+        partial.append("the packed file is cut off or damaged: only what comes before that was read")
+
+
+class _Joined(io.RawIOBase):
+    """A file whose first bytes have been read already."""
+
+    def __init__(self, head: bytes, file: BinaryIO) -> None:
+        self._head, self.rest = head, file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data, self._head = (self._head[: len(buffer)], self._head[len(buffer) :]) if self._head else (self.rest.read(len(buffer)), b"")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _gzip(file: _Joined, _: str) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=io.BufferedReader(file)) as unpacked:
+        # `read1` gives what there is before it meets the damage.
+        yield from iter(lambda: unpacked.read1(PIECE_BYTES), b"")
+
+
+def _streams(begin: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]) -> Callable[[_Joined, str], Iterator[bytes]]:
+    """The unpacking of files that are one stream after another."""
+
+    def unpacked(file: _Joined, _: str) -> Iterator[bytes]:
+        stream = begin()
+        while True:
+            data = file.read(PIECE_BYTES) or b"" if stream.needs_input and not stream.eof else b""
+            if stream.eof:
+                data = stream.unused_data or file.read(PIECE_BYTES) or b""
+                if not data:
+                    return
+                stream = begin()
+            elif stream.needs_input and not data:
+                raise EOFError
+            yield stream.decompress(data, PIECE_BYTES)
+
+    return unpacked
+
+
+def _zip(file: _Joined, name: str) -> Iterator[bytes]:
+    if file.rest.seekable():
+        whole: BinaryIO = file.rest
+    else:
+        data = io.BufferedReader(file).read(_MOST_PIPED_ZIP_BYTES + 1)
+        if len(data) > _MOST_PIPED_ZIP_BYTES:
+            raise HarnessError(
+                "log-archive",
+                f"{name} is a zip of more than {format_bytes(_MOST_PIPED_ZIP_BYTES)} from a pipe",
+                need="a zip with a path",
+                fix="unzip -p FILE.zip | harness analyse -",
+            )
+        whole = io.BytesIO(data)
+    with zipfile.ZipFile(whole) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) != 1:
+            names = ", ".join(repr(member.filename[:80]) for member in members[:5])
+            raise HarnessError(
+                "log-archive",
+                f"{name} holds {len(members)} files",
+                got=names or "none",
+                need="an archive of one log",
+                fix=f"unzip -p {name} LOG_INSIDE | harness analyse -",
+            )
+        with archive.open(members[0]) as unpacked:
+            yield from iter(lambda: unpacked.read(PIECE_BYTES // 16), b"")
+
+
+_KINDS: tuple[tuple[bytes, Callable[[_Joined, str], Iterator[bytes]]], ...] = (
+    (b"\x1f\x8b", _gzip),
+    (b"BZh", _streams(bz2.BZ2Decompressor)),
+    (b"\xfd7zXZ\x00", _streams(lambda: lzma.LZMADecompressor(memlimit=_MOST_XZ_BYTES))),
+    (b"PK\x03\x04", _zip),
+)

@@ -1,0 +1,119 @@
+"""No regular expression of the package takes a time that grows faster than its text."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.analyse.forms import take_apart
+
+PACKAGE = Path(__file__).parents[1] / "harness"
+CALLS = {"compile", "search", "match", "fullmatch", "split", "sub", "subn", "findall", "finditer"}
+# Patterns that are made from a value: what they are made from is this package's own text, escaped or a constant.
+MADE = {("plan/cards.py", "card.spelling"), ("rundir.py", "re.escape(name) + '-(\\\\d{3,})'"), ("analyse/lines.py", "form.pattern")}
+MB = 1_000_000
+PIECES = [
+    "a",
+    " ",
+    "1",
+    "=",
+    "-",
+    "0.",
+    "a ",
+    "1,",
+    "1 ",
+    ": ",
+    "a=1 ",
+    "step ",
+    "step=1 loss=",
+    "Step 1: a=1, ",
+    "token=",
+    "1/1 [",
+    "\x1b]",
+    "\x1b[",
+    "://",
+    "a/",
+    "_a",
+    '"',
+    "\\",
+    "{",
+    "\n",
+]
+LINES = [
+    b"Step 10: grad_norm=1.5705, loss=0.1146, param_norm=1803.1594",
+    b"INFO 2025-11-17 21:51:55 ot_train.py:351 step:200 smpl:6K ep:9 epch:0.03 loss:0.543 grdn:2.421 lr:5.0e-06 updt_s:0.478 data_s:0.038",
+    b"12:30:01.500 [I] loss 0.5 at step 3  (1234:train.py:269)",
+    b'{"step":4,"loss":0.5,"grad_norm":1.0}',
+    b"Training:   0%|  | 11/8000 [00:04<53:20,  2.50it/s, loss=0.0299, lr=5.50e-08, step=11]",
+    b"Steps:   0%|  | 11/8000 [00:04<53:20,  2.50it/s, lr=5.50e-08, step_loss=0.1]",
+    b"step 3/60  loss 2.2422  grad_norm 1.794  5 min 03 s a step  4 h 40 min left",
+]
+
+
+def calls() -> Iterator[tuple[str, ast.expr]]:
+    """(file, the pattern) of every call of `re` in the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            function = getattr(node, "func", None)
+            if isinstance(node, ast.Call) and isinstance(function, ast.Attribute) and function.attr in CALLS and ast.unparse(function.value) == "re":
+                yield path.relative_to(PACKAGE).as_posix(), node.args[0]
+
+
+def evaluated(file: str, pattern: ast.expr) -> Any:
+    module = importlib.import_module("harness." + file.removesuffix(".py").replace("/", "."))
+    return eval(compile(ast.Expression(pattern), file, "eval"), dict(vars(module)))
+
+
+def patterns() -> list[Any]:
+    found = []
+    for file, expression in calls():
+        if (file, ast.unparse(expression)) in MADE:
+            continue
+        found.append(pytest.param(evaluated(file, expression), id=f"{file}:{expression.lineno}"))
+    return [*found, *(pytest.param(form[0].pattern, id=f"form of {line[:30]!r}") for line in LINES if (form := take_apart(line)))]
+
+
+def literals(source: str | bytes) -> list[str]:
+    """Words of the pattern itself: what it looks for, again and again, is its worst input."""
+    text = source.decode("latin-1") if isinstance(source, bytes) else source
+    plain = re.sub(r"\\[A-Za-z]|\(\?[^:)]*\)?|[][(){}|?*+^$\\]", "\0", text)
+    return list(dict.fromkeys(part for part in plain.split("\0") if 0 < len(part) < 40))[:6]
+
+
+def seconds(pattern: re.Pattern[Any], text: str) -> float:
+    data: Any = text.encode("utf-8", "surrogatepass") if isinstance(pattern.pattern, bytes) else text
+    start = time.process_time()
+    for _ in pattern.finditer(data):
+        pass
+    pattern.fullmatch(data)
+    return time.process_time() - start
+
+
+def over(pattern: re.Pattern[Any], piece: str) -> float | None:
+    """Seconds of processor for the first size that takes more than one; None when a megabyte does not."""
+    for size in (20_000, MB):
+        # What ends otherwise than it went on fails last.
+        taken = seconds(pattern, piece * (size // len(piece)) + "!")
+        if taken > 1:
+            return taken
+    return None
+
+
+@pytest.mark.parametrize("source", patterns())
+def test_a_megabyte_of_its_worst_input_takes_a_pattern_less_than_a_second(source: str | bytes) -> None:
+    pattern = re.compile(source)
+    pieces = [*PIECES, *literals(source)]
+    slow = {piece: taken for piece in pieces if (taken := over(pattern, piece)) is not None}
+    assert not slow
+
+
+def test_every_pattern_was_found() -> None:
+    assert len(patterns()) > 40
+    assert {(file, ast.unparse(expression)) for file, expression in calls()} >= MADE
