@@ -375,6 +375,18 @@ def test_a_store_never_touches_the_run_beside_it(tmp_path: Path) -> None:
     assert sorted(theirs.rglob("*")) == before
 
 
+def test_an_item_that_is_a_link_to_another_run_is_not_restored(tmp_path: Path) -> None:
+    step = tmp_path / "run/checkpoints/3"
+    write_step(step, {"action_in_proj/bias": np.ones(2, np.float32)}, ["action_in_proj/bias"])
+    (step / "harness").mkdir()
+    (step / "harness/record.json").write_text("{}")
+    (step / "params").rename(tmp_path / "theirs")
+    (step / "params").symlink_to(tmp_path / "theirs")
+    store = Store(step.parent, keep_every_steps=1)
+    assert store.steps() == [3]
+    assert code_of(lambda: store.restore(3, params={}, train_state={})) == "file-leaves-root"
+
+
 def test_pruning_leaves_links_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("keep")

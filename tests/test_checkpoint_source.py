@@ -130,6 +130,17 @@ def test_the_doctor_says_it(tmp_path: Path) -> None:
     assert list(weights(Situation(recipe, machine, {}, why_not_weights=lambda *_: None))) == []
 
 
+def test_train_says_it_before_it_plans(tmp_path: Path) -> None:
+    from harness.verbs.train import _check_weights
+
+    recipe = smoke(f"weights.source={step_of(smoke(*LORA), tmp_path / '7')}")
+    with pytest.raises(HarnessError) as caught:
+        _check_weights(recipe, [])
+    assert caught.value.code == "weights-are-adapters"
+    _check_weights(recipe, ["weights directory"])
+    _check_weights(smoke("weights.source=gs://somewhere/params"), [])
+
+
 def test_no_jax_is_loaded_for_it(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from harness.checkpoint.source import why_not; from harness.recipe import load_recipe; "
     code += "why_not(Path(sys.argv[1]), load_recipe('smoke')); assert not {'jax', 'orbax', 'torch'} & set(sys.modules)"

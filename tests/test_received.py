@@ -13,12 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.errors import HarnessError
 from harness.received.files import UnsafeFile, open_received, read_received, stays, walk
 from harness.received.json import parse_json, read_json
+<<<<<<< ours
 from harness.received.names import is_commit, why_no_name, why_no_relative_name
 from harness.received.text import all_visible, controls, for_terminal, in_json, one_line, visible, word
 from harness.received.writing import open_to_write
 from harness.received.yaml import parse_yaml
+=======
+from harness.received.names import below, is_commit, why_no_name, why_no_relative_name
+from harness.received.text import all_visible, controls, for_terminal, in_json, one_line, visible
+>>>>>>> theirs
 
 HOSTILE = ["", " ", ".", "..", "/", "a/b", "a\\b", "/etc", "a\0", "a\nb", "a\x1b]0;x", "a\u202eb", " a", "a ", "~", "-x", "x" * 256, "\x85", "\ud800"]
 
@@ -40,6 +46,14 @@ def test_reserved_names() -> None:
 @pytest.mark.parametrize("text", ["/a", "a/..", "../a", "a//b", "a/", "", "a/./b", "a/../../b"])
 def test_no_relative_name(text: str) -> None:
     assert why_no_relative_name(text)
+
+
+@pytest.mark.parametrize("text", ["/a", "a/..", "../a", "a//b", "", "a\0"])
+def test_a_name_below_a_directory(text: str) -> None:
+    assert below(Path("/root"), "physical-intelligence/libero", "data.asset_id") == Path("/root/physical-intelligence/libero")
+    with pytest.raises(HarnessError) as error:
+        below(Path("/root"), text, "data.asset_id")
+    assert (error.value.code, "data.asset_id" in error.value.fix) == ("name-leads-out", True)
 
 
 def test_an_asset_id_of_openpi() -> None:

@@ -43,11 +43,7 @@ def place_files(run: RunDir, recipe: Recipe, plan: Plan, dataset: Dataset, stats
     _check_dataset(dataset)
     home = (run.path / FOLDER).absolute()
     # None of these leaves the run by a link that lies in it.
-    job = (
-        json.dumps(_job(run, recipe, plan, home, weights, resume=resume), indent=1)
-        + "\
-"
-    )
+    job = json.dumps(_job(run, recipe, plan, home, weights, resume=resume), indent=1) + "\n"
     write_atomic(home / "job.json", job, root=run.path)
     statistics = below(home / "assets", recipe.data.asset_id, "data.asset_id") / "norm_stats.json"
     write_atomic(statistics, to_openpi_json(stats), root=run.path)

@@ -172,6 +172,8 @@ class Store:
             PARAMS: {f"params/{key}/value": struct for key, struct in params.items()},
             "train_state": dict(zip(state_paths, structs, strict=True)),
         }
+        for item in wanted:
+            check_stays(path / item, path)
         leaves = {item: open_leaves(path / item) for item in wanted}
         problems = [f"{item}: {line}" for item in wanted for line in differences(leaves[item], wanted[item], same_dtype=True)]
         if problems:
