@@ -137,7 +137,8 @@ def test_base_json_fetches_nothing_without_fetch(server: Server, tmp_path: Path)
     done = harness("inspect", step, "--against", "base", "--offline", HARNESS_CACHE=cache)
     assert "error [offline]" in done.stderr
     assert server.requests == []
-    done = harness("inspect", step, "--against", "base", "--fetch", HARNESS_CACHE=cache)
+    # The picture goes into --run.
+    done = harness("inspect", step, "--against", "base", "--fetch", "--run", str(tmp_path / "out"), HARNESS_CACHE=cache)
     assert f"fetching {server.url}/b/params" in done.stderr
     assert server.requests != []
 

@@ -16,15 +16,10 @@ from hypothesis import strategies as st
 from harness.errors import HarnessError
 from harness.received.files import UnsafeFile, open_received, read_received, stays, walk
 from harness.received.json import parse_json, read_json
-<<<<<<< ours
-from harness.received.names import is_commit, why_no_name, why_no_relative_name
+from harness.received.names import below, is_commit, why_no_name, why_no_relative_name
 from harness.received.text import all_visible, controls, for_terminal, in_json, one_line, visible, word
 from harness.received.writing import open_to_write
 from harness.received.yaml import parse_yaml
-=======
-from harness.received.names import below, is_commit, why_no_name, why_no_relative_name
-from harness.received.text import all_visible, controls, for_terminal, in_json, one_line, visible
->>>>>>> theirs
 
 HOSTILE = ["", " ", ".", "..", "/", "a/b", "a\\b", "/etc", "a\0", "a\nb", "a\x1b]0;x", "a\u202eb", " a", "a ", "~", "-x", "x" * 256, "\x85", "\ud800"]
 
