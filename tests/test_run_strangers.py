@@ -79,8 +79,14 @@ def directory(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("name", [*TEXTS, "camera_views.png", "prediction.json"])
-@pytest.mark.parametrize("make", [fifo, unix_socket, endless, private, itself, directory])
+KINDS = (fifo, unix_socket, endless, private, itself, directory)
+OFTEN_READ = ("manifest.json", "metrics.jsonl", ".lock")
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(fifo, name) for name in (*TEXTS, "camera_views.png", "prediction.json")] + [(make, name) for make in KINDS[1:] for name in OFTEN_READ],
+)
 def test_no_special_file_of_a_run_is_opened(run: RunDir, name: str, make: Callable[[Path], None]) -> None:
     path = run.path / name
     path.unlink(missing_ok=True)
@@ -264,11 +270,11 @@ def put(body: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 @pytest.mark.parametrize("name", sorted(kind.FILE for kind in a.Artifact.__subclasses__() if kind.FILE not in ("status.json", "openpi.json")))
 def test_no_content_of_any_artifact_brings_a_reader_down(run: RunDir, name: str) -> None:
-    """The page, the status, and what goes on with the run: forty changes of each file, another value in another place each."""
+    """The page, the status, and what goes on with the run: twelve changes of each file, another value in another place each."""
     _everything(run)
     whole, chance = (run.path / name).read_text(), random.Random(name)
     places = paths(json.loads(whole))
-    for _ in range(40):
+    for _ in range(12):
         changed = put(json.loads(whole), chance.choice(places), chance.choice([*HOSTILE, None]))
         (run.path / name).write_text(json.dumps(changed))
         for reader in ("status", "report"):
@@ -340,8 +346,8 @@ def test_the_greatest_step_is_one(run: RunDir) -> None:
     assert list(recorded_metrics(run.metrics)) == [2**53 - 1]
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm", "param_norm", "learning_rate", "step_s", "data_s", "time"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324])
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "learning_rate", "step_s", "data_s", "time"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1e308])
 def test_any_number_of_a_line_is_shown(run: RunDir, name: str, value: float) -> None:
     rows = metrics(12)
     for row in rows[3:]:
