@@ -20,6 +20,7 @@ import collections
 import contextlib
 import itertools
 import json
+import re
 import signal
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from rich.text import Text
 from benchmarks.strangers_bases import Bases
 from benchmarks.strangers_cases import KINDS, kind_of
 from benchmarks.strangers_worker import PROBLEMS, work
+from harness.received.text import one_line
 
 Row = dict[str, Any]
 _SHOWN = 60
@@ -158,13 +160,13 @@ def show(rows: list[Row], *, whole: bool) -> None:
         answered = sum(bool(row["codes"]) and all(code in (0, 1) for code in row["codes"]) for row in some)
         table.add_row(kind, *(f"{number:,}" for number in (len(some), answered, refused, *counts)))
     console.print(table)
-    places: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+    places: dict[tuple[str, str], list[Row]] = collections.defaultdict(list)
     for row in rows:
         for name, text in row["problems"]:
-            places[name, _place(text)].append(row["case"])
-    for (name, text), numbers in sorted(places.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
-        some = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
-        console.print(Text(f"{name}: {text.encode(errors='backslashreplace').decode()}  ({len(numbers)}: {some})"), soft_wrap=True)
+            places[name, _place(text)].append(row)
+    for (name, text), raised in sorted(places.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
+        numbers = ", ".join(str(row["case"]) for row in raised[:5]) + (", …" if len(raised) > 5 else "")
+        console.print(Text(one_line(f"{name}: {text}  ({len(raised)}: {numbers}; {raised[0]['what'][:80]})")), soft_wrap=True)
     bad = [row["case"] for row in rows if row["problems"]]
     if bad:
         console.print(f"{len(bad):,} cases with complaints. One again: python -m benchmarks.strangers --base DIR --only {bad[0]}", soft_wrap=True)
@@ -177,7 +179,9 @@ def show(rows: list[Row], *, whole: bool) -> None:
 
 def _place(text: str) -> str:
     """A complaint without what differs from case to case, so that equal ones are shown once."""
-    return text.split(": '", maxsplit=1)[0].split(': "', maxsplit=1)[0] if " at " in text else text
+    if ": killed" in text:
+        return text.split(": killed", maxsplit=1)[0] + ": killed"
+    return re.split(""": ["']""", text, maxsplit=1)[0] if " at " in text else text
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Bases:
         self._checkpoints()
         self._datasets()
         self._texts()
+        self._compile()
         (self.root / "whole").touch()
 
     def _train(self) -> None:
@@ -49,6 +50,10 @@ class Bases:
         _harness(self.root, "train", "--recipe", "smoke", "--steps", "3", "--run", str(self.run), *(f"--set={key}" for key in small), *LORA)
         _harness(self.root, "verify", str(self.run), "--steps", "0", good=(0, 1))
         shutil.rmtree(self.run / "wandb", ignore_errors=True)
+
+    def _compile(self) -> None:
+        """Asks the compiler what the doctor would: its answers are kept in the cache, and no case asks again."""
+        _harness(self.root, "doctor", "--recipe", str(self.small), "--dataset", str(self.datasets / "v21"), good=(0, 1))
 
     def _checkpoints(self) -> None:
         import numpy as np
@@ -78,6 +83,7 @@ class Bases:
         self.small.write_text(to_yaml(load_recipe("smoke", DATA)))
         for name in shipped_recipes():
             (self.recipes / f"{name}.yaml").write_text(to_yaml(load_recipe(name)))
+        shutil.copy(self.small, self.recipes)
         (self.recipes / "run.yaml").write_text(yaml.safe_dump(yaml.safe_load((self.run / "recipe.yaml").read_text())))
         for name, text in logs().items():
             (self.logs / name).write_bytes(text.encode())

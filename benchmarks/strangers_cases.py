@@ -86,7 +86,7 @@ def run(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
         # What training opens before anything else.
         victim = target / rng.choice([".lock", "checkpoints", "checkpoints/3"])
         what = trick(victim, victim, rng, place.hostile)
-        resumed = [(3, lambda: _on(target, "train", "--run", writes=(".lock",)))]
+        resumed = [(3, lambda: _on(target, "train", "--recipe", str(target / "recipe.yaml"), "--run", writes=(".lock",)))]
     else:
         what = _spoil(target, place, rng)
     options: list[Option] = [
@@ -100,11 +100,11 @@ def run(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
         (0.5, lambda: _on(target, "report", "--output", "compare.html", str(target))),
         (3, lambda: _on(target, "verify", "--steps", "0", *json, writes=("verdict.json",))),
         (1, lambda: _on(target, "verify", str(target))),
-        (1, lambda: _on(target, "data", "--run", *json, writes=("dataset.json",))),
-        (1, lambda: _on(target, "stats", "--run", *json, writes=("dataset.json", "norm_stats.json"))),
-        (1, lambda: _on(target, "doctor", "--run", *json, writes=("doctor.json", "dataset.json", "norm_stats.json", "machine.json", "plan.json"))),
-        (1, lambda: _on(target, "plan", "--run", *json, writes=("plan.json", "machine.json"))),
-        (0.5, lambda: _on(target, "train", "--run", writes=(".lock",))),
+        (1, lambda: _on(target, "data", *json, "--run", writes=("dataset.json",))),
+        (1, lambda: _on(target, "stats", *json, "--run", writes=("dataset.json", "norm_stats.json"))),
+        (1, lambda: _on(target, "doctor", *json, "--run", writes=("doctor.json", "dataset.json", "norm_stats.json", "machine.json", "plan.json"))),
+        (1, lambda: _on(target, "plan", *json, "--run", writes=("plan.json", "machine.json"))),
+        (0.5, lambda: _on(target, "train", "--recipe", str(target / "recipe.yaml"), "--run", writes=(".lock",))),
         (0.03, lambda: _on(target, "predict", writes=("predicted_actions.*", "prediction.json"))),
         *resumed,
     ]
@@ -159,19 +159,22 @@ def log(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
     path = rng.choice(files)
     what = "as it was made" if rng.randrange(_HONEST) == 0 else mutate_file(path, target, rng, place.hostile)
     honest, json = str(place.bases.logs / "openpi.log"), _json(rng)
+    # Where a log has become a directory, it is taken for a run.
+    curve = ("received/log/*curve.json",)
     return f"{path.name}: {what}", [
-        (8, lambda: Call(("analyse", str(path), *json))),
-        (1, lambda: Call(("analyse", honest, "--reference", str(path), *json))),
-        (1, lambda: Call(("analyse", str(path), "--reference", honest, *json))),
+        (8, lambda: Call(("analyse", str(path), *json), curve)),
+        (1, lambda: Call(("analyse", honest, "--reference", str(path), *json), curve)),
+        (1, lambda: Call(("analyse", str(path), "--reference", honest, *json), curve)),
     ]
 
 
 def recipe(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
     path = place.world.received / "recipe.yaml"
-    shutil.copy(rng.choice(sorted(place.bases.recipes.iterdir())), path)
+    source = rng.choice(sorted(place.bases.recipes.iterdir()))
+    shutil.copy(source, path)
     what, json = _spoil(place.world.received, place, rng), _json(rng)
-    data = ("--dataset", str(place.bases.datasets / "v21"))
-    return what, [
+    data = ("--dataset", str(place.bases.datasets / "v21") if source.name == "small.yaml" else "sample")
+    return f"{source.name}: {what}", [
         (3, lambda: Call(("plan", "--recipe", str(path), "--gpu", "rtx_a6000", *json))),
         (1, lambda: Call(("plan", "--recipe", str(path), "--device", "cpu", *json))),
         (3, lambda: Call(("data", "--recipe", str(path), *data, *json))),

@@ -30,8 +30,8 @@ _CHANGES = {
 }
 # Planted in the inputs, and outside of the world.
 _FORBIDDEN = ("/etc/passwd", "/dev/zero", "/proc/self/environ", "/proc/self/mem")
-# Programs that a verb may start: it asks the driver, git and the linker about this machine, and itself for other processes.
-_PROGRAMS = ("git", "nvidia-smi", "ldconfig", "uname", "lsb_release", Path(sys.executable).name)
+# Programs that a verb may start: it asks the driver, git, the linker and the fonts about this machine, and itself for other processes.
+_PROGRAMS = ("fc-list", "git", "nvidia-smi", "ldconfig", "uname", "lsb_release", Path(sys.executable).name)
 _HERE = ("127.0.0.1", "localhost", "::1", "", None)
 
 
@@ -89,15 +89,14 @@ def _confine(world: World) -> None:
 
 
 def _no_compiler() -> None:
-    """A plan that is not in the atlas asks the compiler for a minute, which no content of a file changes: here it refuses at once."""
+    """A plan that nobody has asked for before is compiled for a minute, which no content of a file changes: here that is refused at once."""
     from harness.errors import HarnessError
-    from harness.plan.choose import Tools
+    from harness.plan import compile as compiler
 
-    def refuse(*_: object, **__: object) -> object:
+    def refuse(*_: object, **__: object) -> Any:
         raise HarnessError("compile-failed", "nothing is compiled here", fix="--gpu NAME")
 
-    _, say = Tools.__new__.__defaults__ or (None, None)
-    Tools.__new__.__defaults__ = (refuse, say)
+    compiler._in_child = refuse
 
 
 def _perform(call: Call, noted: _Noted, out: Path, err: Path) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from benchmarks.strangers_values import Hostile, mutate_json, mutate_lines, mutate_text, mutate_yaml
 
 _JSON_NAMES = ("_METADATA", "_CHECKPOINT_METADATA", "_sharding", ".zarray", "zarr.json", "process_0", ".lock")
-_STRANGE_NAMES = ["a\nb", "a\x1b[2Jb", "a\\b", " ", "-rf", "\u202etxt.exe", "x" * 255, "[/x]", "<b>", "..."]
+_STRANGE_NAMES = ["a\nb", "a\x1b[2Jb", "a\\b", " ", "-rf", "\u202etxt.exe", "x" * 255, "[b]", "<b>", "..."]
 _LARGE, _LARGE_DATA = 2**40, 3 * 2**30
 
 

@@ -102,7 +102,20 @@ def one(number: int, seed: int, place: cases.Place, logs: Path, kept: Path | Non
     """The row of one case: what was tried, how it ended, and what is to be complained of."""
     world = place.world
     world.clear()
-    case = cases.make(number, seed, place)
+    try:
+        case = cases.make(number, seed, place)
+    except Exception as error:  # a mistake of this program: told like any other, and the other cases go on
+        text = f"benchmarks.strangers itself: {type(error).__name__}: {error}"
+        return {
+            "case": number,
+            "kind": cases.kind_of(number),
+            "what": "",
+            "calls": [],
+            "codes": [],
+            "problems": [("traceback", text)],
+            "seconds": 0,
+            "more_mib": 0,
+        }
     typed = named(case.calls)
     before, connections = world.tree(), place.servers.connections()
     # Laying out the input reads no bait; but a link of an earlier case may have been looked through.
@@ -184,6 +197,10 @@ def named(calls: list[Call]) -> set[str]:
     return {os.path.realpath(word) for call in calls for word in call.args if word.startswith("/")}
 
 
+def _below(path: str, typed: set[str]) -> bool:
+    return any(path == place or path.startswith(f"{place}/") for place in typed)
+
+
 def judge(calls: list[Call], ended: Ended, world: World, before: Tree, after: Tree, logs: Path, typed: set[str]) -> list[tuple[str, str]]:
     """(kind of problem, in words) of everything that a case did and should not have."""
     problems: list[tuple[str, str]] = []
@@ -198,14 +215,18 @@ def judge(calls: list[Call], ended: Ended, world: World, before: Tree, after: Tr
         if "ended" in message:
             problems += _of_call(calls[message["ended"]], message, typed)
     for i, call in enumerate(calls):
-        known = any(message.get("ended") == i and message["errors"] for message in ended.told)
-        problems += _of_output(call, logs / f"{i}.out", logs / f"{i}.err", world, known=known)
+        told = next((message for message in ended.told if message.get("ended") == i), None)
+        known, code = bool(told and told["errors"]), told["code"] if told else None
+        problems += _of_output(call, logs / f"{i}.out", logs / f"{i}.err", world, code=code, known=known)
+    if any(path.startswith(f"{world.root}/") and not path.startswith((str(world.received), str(world.received_run))) for path in typed):
+        # The user named a link to his own file: what it says is shown to him alone.
+        problems = [problem for problem in problems if problem[0] != "leaked"]
     allowed = tuple(name for call in calls for name in call.writes)
     verbs = "+".join(call.args[0] for call in calls)
     touched = world.touched(before, after, allowed)
     # What was written to had to be opened.
     changed = {text.split(" ", 1)[1] for text in touched}
-    opened = [name for name in world.opened() if name not in changed and str(world.root / name) not in typed]
+    opened = [name for name in world.opened() if name not in changed and not _below(str(world.root / name), typed)]
     problems += [("touched", f"{verbs}: {text}") for text in touched]
     problems += [("leaked", f"{verbs}: {text}") for text in [*world.leaked(before, after), *(f"opened {name}" for name in opened)]]
     return list(dict.fromkeys(problems))
@@ -222,7 +243,7 @@ def _of_call(call: Call, message: dict[str, Any], typed: set[str]) -> list[tuple
     return problems
 
 
-def _of_output(call: Call, out: Path, err: Path, world: World, *, known: bool) -> list[tuple[str, str]]:
+def _of_output(call: Call, out: Path, err: Path, world: World, *, code: int | None, known: bool) -> list[tuple[str, str]]:
     verb, problems = call.args[0], []
     for name, path in (("stdout", out), ("stderr", err)):
         data = path.read_bytes() if path.is_file() else b""
@@ -231,7 +252,9 @@ def _of_output(call: Call, out: Path, err: Path, world: World, *, known: bool) -
         text = data.decode(errors="surrogateescape")
         if found := raw_controls(text, coloured=call.coloured):
             problems.append(("controls", f"{verb}: {', '.join(found[:3])} in its {name}"))
-        if "Traceback (most recent call last)" in text and not known:
+        if name == "stderr" and code == 2 and not known and "error [" not in text and (verb != "import" or "Usage: " not in text):
+            problems.append(("traceback", f"{verb}: refused without a reason, {_last_line(text)}"))
+        elif "Traceback (most recent call last)" in text and not known:
             problems.append(("traceback", f"{verb}: {_last_line(text)}"))
     return problems
 

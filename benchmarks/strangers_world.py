@@ -65,6 +65,8 @@ class World:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / name).write_text(text.format(words[name]))
         shutil.copytree(self._run, self.root / "runs" / "best")
+        # What the compiler said of the honest run is not asked again.
+        shutil.copytree(self._run.parent / "cache" / "plans", self.root / "cache" / "plans", dirs_exist_ok=True)
         for name in ("work", "tmp", "received", "cache/matplotlib"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         # A hash tells a file of few possible contents as well as the content does.

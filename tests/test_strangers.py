@@ -39,6 +39,9 @@ class Untrained(Bases):
         full_run(self.run)
         write_step(self.run / "checkpoints" / "3", {"a/b": np.ones(3, np.float32)}, ["a/b"])
 
+    def _compile(self) -> None:
+        (self.root / "cache" / "plans").mkdir(parents=True)
+
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
@@ -93,6 +96,7 @@ def _plants(world: World, trap: str, elsewhere: Path) -> dict[str, tuple[str | N
         "an exception": ("traceback", lambda: {}["x"]),
         "an exception of a thread": ("traceback", _thread),
         "a signal": ("traceback", os.abort),
+        "a refusal without a reason": ("traceback", lambda: sys.exit(2)),
         "another exit code": ("traceback", lambda: sys.exit(7)),
         "a secret overwritten": ("touched", lambda: (root / "home/.bashrc").write_text("x")),
         "a secret's permissions": ("touched", lambda: (root / "home/.bashrc").chmod(0o666)),
@@ -102,7 +106,7 @@ def _plants(world: World, trap: str, elsewhere: Path) -> dict[str, tuple[str | N
         "an entry of the cache removed": ("touched", lambda: shutil.rmtree(root / "cache/weights")),
         "a file anywhere else": ("touched", lambda: (elsewhere / "new").write_text("x")),
         "another program": ("touched", lambda: subprocess.run(["true"], check=True)),
-        "much memory for a moment": ("memory", lambda: _hold(3 * 2**29)),
+        "much memory for a moment": ("memory", lambda: _hold(1200 * 2**20)),
         "no end": ("time", _forever),
         "a secret read": ("leaked", secret.read_text),
         "a secret opened by C": ("leaked", lambda: ctypes.CDLL(None).open(os.fsencode(secret), os.O_RDONLY)),
@@ -124,7 +128,7 @@ def _told(base: Path, root: Path) -> dict[str, tuple[str | None, list[tuple[str,
     try:
         world = World(root / "world", base / "run")
         os.environ.update(world.environment())
-        worker.SECONDS = 1.5
+        worker.SECONDS = 3.0
         (root / "logs").mkdir()
         (root / "elsewhere").mkdir()
         found = {}
