@@ -11,7 +11,7 @@ ARG CUDA_LOCK_SHA256=d308be037665f38c10814dbb125b1cb276f14cc863e14181fa9a25bb8f5
 # As above, for the image that tests.
 ARG TEST_LOCK_SHA256=0c36939ce7d10314bfc837ffd53da9fe2e54e9e24444774a6fd184df7a13f361
 
-# openpi as the harness knows it: harness/plan/upstream.py names the same commit.
+# openpi as the harness knows it: harness/openpi/table.py names the same commit.
 ARG OPENPI_COMMIT=15a9616a00943ada6c20a0f158e3adb39df2ccac
 
 

@@ -29,8 +29,8 @@ from harness.plan import atlas
 from harness.plan.cards import CARDS, targets
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request, compiled
-from harness.recipe import Recipe, load_recipe
-from harness.rundir import write_atomic
+from harness.recipe.schema import Recipe, load_recipe
+from harness.run.directory import write_atomic
 from harness.units import GIB, format_bytes
 
 FOLDER = Path(__file__).resolve().parent.parent / "harness" / "plan" / "atlas"

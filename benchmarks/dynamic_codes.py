@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.recipe import Optimizer
+from harness.recipe.schema import Optimizer
 from harness.train.optimizer import learning_rate
 
 PUBLISHED = "(the same in the published codes of 8 bits, dynamic trees)"

@@ -139,11 +139,11 @@ class datasets:
 
     @staticmethod
     def read(copy: Path, _: list[Path]) -> None:
-        from harness.chain import Chain, write_dataset_page
         from harness.data.loader import Loader
         from harness.errors import HarnessError
-        from harness.recipe import load_recipe
-        from harness.rundir import RunDir
+        from harness.flow.chain import Chain, write_dataset_page
+        from harness.recipe.schema import load_recipe
+        from harness.run.directory import RunDir
 
         names = ["state=observation.state", "actions=action", "cameras.base_0_rgb=cam", "cameras.left_wrist_0_rgb=null"]
         recipe = load_recipe("smoke", [f"data.dataset={copy}", "model.image_size=56", *(f"data.{name}" for name in names)])
@@ -177,7 +177,7 @@ class statistics:
         from harness.artifacts import Dataset
         from harness.data.sample import sample_dataset_path
         from harness.data.stats import compute
-        from harness.recipe import load_recipe
+        from harness.recipe.schema import load_recipe
         from tests.dataset_damage import norm_forms
 
         ours = compute(load_recipe("smoke"), Dataset.model_construct(path=str(sample_dataset_path())))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.recipe import load_recipe
+from harness.recipe.schema import load_recipe
 
 # Of a line of metrics, what tells the time.
 TIMES = ("step_s", "data_s", "time")
@@ -37,7 +37,7 @@ class Kept:
         import jax
 
         from harness.artifacts import Plan
-        from harness.rundir import RunDir
+        from harness.run.directory import RunDir
         from harness.train.sharding import local_layout
 
         jax.config.update("jax_platforms", "cpu")

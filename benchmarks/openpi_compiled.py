@@ -196,9 +196,9 @@ def older(target: str) -> str:
 
 
 def in_environment(point: dict[str, Any], openpi: Path, python: Path) -> dict[str, int]:
-    from harness.parameters import counts, is_trained, parameter_shapes
+    from harness.openpi.table import model_with
     from harness.plan.cards import CARDS
-    from harness.plan.upstream import model_with
+    from harness.recipe.parameters import counts, is_trained, parameter_shapes
 
     model = model_with(point["adapters"])
     frozen = [path for path in parameter_shapes(model) if not is_trained(path, model, point["trained"])]
@@ -254,7 +254,7 @@ def main() -> None:
         compared = f", {found['bytes'] / known['bytes'] - 1:+.2%} of the row" if known else ""
         print(f"{label(point)}: {found['bytes'] / GIB:.2f} GiB ({seconds:.0f} s){compared}", flush=True)
         if not done:
-            from harness.rundir import write_atomic
+            from harness.run.directory import write_atomic
 
             table = json.loads(TABLE.read_text())
             others = [row for row in table["rows"] if not is_of(row, point)]

@@ -1,4 +1,4 @@
-"""The training configurations that openpi ships, with every option of their command lines; writes harness/backends/openpi_configs.json.
+"""The training configurations that openpi ships, with every option of their command lines; writes harness/openpi/openpi_configs.json.
 
     python -m benchmarks.openpi_configs --openpi CHECKOUT --python ENV/bin/python
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 COMMIT = "15a9616"
-TABLE = Path(__file__).parent.parent / "harness/backends/openpi_configs.json"
+TABLE = Path(__file__).parent.parent / "harness/openpi/openpi_configs.json"
 REQUIRED = "<required>"
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "JAX_PLATFORMS": "cpu"}
     child = [str(options.python), str(Path(__file__).resolve()), "--child"]
     table = json.loads(subprocess.run(child, env=environment, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1])
-    from harness.rundir import write_atomic
+    from harness.run.directory import write_atomic
 
     kinds = ",\n".join(f"    {json.dumps(name)}: {json.dumps(kind)}" for name, kind in table["kinds"].items())
     configs = ",\n".join(f"    {json.dumps(name)}: {json.dumps(config)}" for name, config in table["configs"].items())

@@ -38,7 +38,7 @@ def main() -> None:
         print("skipped: give a checkout of openpi with its environment in .venv: --openpi DIR, or HARNESS_OPENPI=DIR")
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from harness.backends.openpi_install import find_installation
+    from harness.openpi.install import find_installation
 
     installation = find_installation({"HARNESS_OPENPI": str(options.openpi)})
     recipe = recipe_for(options)
@@ -61,7 +61,7 @@ def main() -> None:
 
 def recipe_for(options: argparse.Namespace) -> Any:
     """The smoke recipe, which computes in float32."""
-    from harness.recipe import load_recipe
+    from harness.recipe.schema import load_recipe
 
     lora = [f"model.{expert}.lora={{rank: {RANK}, alpha: {RANK}.0}}" for expert in ("paligemma", "action_expert")]
     who = ["train.trained=lora", "train.ema_decay=null", *lora] if options.lora else []
@@ -70,8 +70,8 @@ def recipe_for(options: argparse.Namespace) -> Any:
 
 def job(recipe: Any) -> dict[str, Any]:
     """The job of `openpi_entry`, but for the tiny adapters, which upstream has no name for: its side makes them."""
-    from harness.backends.openpi_job import OF_THE_RUN, job_of
-    from harness.parameters import counts, is_trained, parameter_shapes
+    from harness.openpi.job import OF_THE_RUN, job_of
+    from harness.recipe.parameters import counts, is_trained, parameter_shapes
 
     plain = recipe.model.model_copy(update={name: getattr(recipe.model, name).model_copy(update={"lora": None}) for name in ("paligemma", "action_expert")})
     train = recipe.train.model_copy(update={"trained": "full"})
@@ -86,9 +86,9 @@ def job(recipe: Any) -> dict[str, Any]:
 
 def inputs(recipe: Any, steps: int, scratch: Path) -> None:
     """Writes the weights and the batches that both start from."""
-    from harness.chain import Chain
     from harness.data.loader import Loader
-    from harness.parameters import parameter_shapes
+    from harness.flow.chain import Chain
+    from harness.recipe.parameters import parameter_shapes
 
     chain = Chain(None, recipe)
     dataset = chain.dataset()

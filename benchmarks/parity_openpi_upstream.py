@@ -106,8 +106,8 @@ def _without_augmentation() -> None:
 
 
 def _entry() -> Any:
-    """harness/backends/openpi_entry.py by its place: the harness is not installed here."""
-    place = Path(__file__).parents[1] / "harness/backends/openpi_entry.py"
+    """harness/openpi/entry.py by its place: the harness is not installed here."""
+    place = Path(__file__).parents[1] / "harness/openpi/entry.py"
     spec = importlib.util.spec_from_file_location("openpi_entry", place)
     assert spec is not None
     assert spec.loader is not None

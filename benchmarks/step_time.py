@@ -41,9 +41,9 @@ def ours(batch: int) -> Made:
     import jax
     import numpy as np
 
-    from harness import parameters
     from harness.artifacts import Levers
-    from harness.recipe import load_recipe
+    from harness.recipe import parameters
+    from harness.recipe.schema import load_recipe
     from harness.train.compiled import compile_step
     from harness.train.start import initializer
 

@@ -36,7 +36,7 @@ _HERE = ("127.0.0.1", "localhost", "::1", "", None)
 
 
 class Call(NamedTuple):
-    """One verb with its options, or "fetch_tree ADDRESS" and "fetch_file ADDRESS" (functions of `harness.download`).
+    """One verb with its options, or "fetch_tree ADDRESS" and "fetch_file ADDRESS" (functions of `harness.download.cache`).
 
     `writes`: what it may write, as patterns below the world. `servers`: addresses that the user himself typed.
     """
@@ -148,7 +148,7 @@ def _verb(call: Call, noted: _Noted) -> int:
 
 
 def _in_process(call: Call, noted: _Noted) -> int:
-    from harness import download
+    from harness.download import cache as download
     from harness.errors import HarnessError
 
     try:

@@ -13,11 +13,12 @@ from typing import TextIO, cast
 
 import typer
 
-from harness import consent
+from harness.download import consent
 from harness.errors import HarnessError
 from harness.received.text import visible
 from harness.redact import Cleaned
-from harness.verbs import analyse, checkpoint, doctor, fetch, imports, prepare, report, status, train, verify
+from harness.verbs import analyse, doctor, fetch, imports, prepare, report, status, train, verify
+from harness.verbs import inspect as checkpoint
 
 app = typer.Typer(
     add_completion=False,

@@ -8,8 +8,8 @@ from typing import Any
 
 import tensorstore as ts
 
-from harness.parameters import parameter_shapes
-from harness.recipe import Expert, Lora, load_recipe
+from harness.recipe.parameters import parameter_shapes
+from harness.recipe.schema import Expert, Lora, load_recipe
 
 
 def write_item(directory: Path, arrays: dict[str, Any], *, zarr3: bool = False, ocdbt: bool = True, empty: tuple[str, ...] = ()) -> None:

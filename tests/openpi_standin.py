@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.plan.upstream import COMMIT
+from harness.openpi.table import COMMIT
 from tests.openpi_checkpoints import openpi_checkpoint
 
 HEAD = COMMIT + "0" * (40 - len(COMMIT))

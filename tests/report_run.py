@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from harness import artifacts as a
-from harness.recipe import load_recipe
-from harness.rundir import RunDir
+from harness.recipe.schema import load_recipe
+from harness.run.directory import RunDir
 
 MIB = 2**20
 ROOT = Path(__file__).parent.parent

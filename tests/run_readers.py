@@ -58,9 +58,9 @@ def verb(*arguments: str) -> Callable[[Path], str]:
 def resume(run: Path) -> str:
     """What `train --resume` reads of a run, up to where it would compute."""
     from harness.artifacts import Manifest
-    from harness.chain import Chain, find_run, recipe_of
-    from harness.rundir import RunDir
-    from harness.runlock import holder, locked
+    from harness.flow.chain import Chain, find_run, recipe_of
+    from harness.run.directory import RunDir
+    from harness.run.lock import holder, locked
     from harness.train.metrics import MetricsFile, _run_id
     from harness.train.worker import job_of
 

@@ -30,12 +30,12 @@ from harness.checkpoint.store import Store
 from harness.data.dataset import describe
 from harness.data.stats import compute
 from harness.errors import HarnessError
-from harness.parameters import EMBEDDING, parameter_shapes
-from harness.recipe import Recipe, load_recipe
-from harness.rundir import RunDir
+from harness.recipe.parameters import EMBEDDING, parameter_shapes
+from harness.recipe.schema import Recipe, load_recipe
+from harness.run.directory import RunDir
+from harness.run.job import Job
 from harness.train import host
 from harness.train.compiled import CompiledStep, compile_step
-from harness.train.job import Job
 from harness.train.loop import train
 from harness.train.phases import compile_phase
 from harness.train.sharding import SMALLEST, Layout

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from harness.backends import openpi_entry
-from harness.backends.openpi_import import explain
-from harness.backends.openpi_job import job_of
 from harness.errors import HarnessError
-from harness.parameters import counts, parameter_shapes
-from harness.recipe import Recipe, load_recipe, recipe_from
+from harness.openpi import entry as openpi_entry
+from harness.openpi.imported import explain
+from harness.openpi.job import job_of
+from harness.recipe.parameters import counts, parameter_shapes
+from harness.recipe.schema import Recipe, load_recipe, recipe_from
 
 REPORT = "pi05_libero --model.paligemma-variant gemma_2b_lora --batch-size 8 --overwrite --no-wandb-enabled"
 

@@ -10,13 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.artifacts import OpenpiCommand
-from harness.backends import openpi_configs
-from harness.backends.openpi_import import explain
 from harness.cli import app
 from harness.errors import HarnessError
-from harness.parameters import counts
+from harness.openpi import configs as openpi_configs
+from harness.openpi.imported import explain
 from harness.plan.place import absent
-from harness.recipe import load_recipe
+from harness.recipe.parameters import counts
+from harness.recipe.schema import load_recipe
 from harness.units import GIB
 
 # The report's: "LoRA" at batch 8 on 48 GB, whose log shows param_norm=1803.1594.

@@ -6,9 +6,9 @@ import shlex
 
 import pytest
 
-from harness.backends import openpi_configs
-from harness.backends.openpi_options import read
 from harness.errors import HarnessError
+from harness.openpi import configs as openpi_configs
+from harness.openpi.options import read
 
 
 @pytest.mark.parametrize(

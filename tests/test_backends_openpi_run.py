@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Gpu, Host, Machine, Manifest
-from harness.backends.openpi_console import Console, is_finite, step_values
-from harness.backends.openpi_install import check_wandb, find_installation
-from harness.backends.openpi_job import check_upstream_can
-from harness.chain import backend_of
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
-from harness.plan.upstream import Setup, need
-from harness.plan.upstream_run import plan_run
-from harness.recipe import load_recipe
-from harness.report.status import read_status
-from harness.rundir import RunDir
+from harness.flow.chain import backend_of
+from harness.openpi.console import Console, is_finite, step_values
+from harness.openpi.install import check_wandb, find_installation
+from harness.openpi.job import check_upstream_can
+from harness.openpi.run import plan_run
+from harness.openpi.table import Setup, need
+from harness.recipe.schema import load_recipe
+from harness.run.directory import RunDir
+from harness.run.status import read_status
 from harness.units import GIB
 from tests.openpi_standin import HEAD, standin, started
 
@@ -60,7 +60,7 @@ def test_another_commit_is_refused_unless_any_may_be(tmp_path: Path, head: str) 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git itself tells of changes; the test image has no git, and ci/all runs this one outside of it")
 def test_a_changed_file_is_another_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.backends import openpi_install
+    from harness.openpi import install as openpi_install
 
     root = standin(tmp_path / "openpi")
     shutil.rmtree(root / ".git")

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Manifest, Metrics
-from harness.chain import Chain
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
-from harness.recipe import load_recipe
-from harness.report.status import read_status
-from harness.rundir import RunDir
+from harness.flow.chain import Chain
+from harness.recipe.schema import load_recipe
+from harness.run.directory import RunDir
+from harness.run.status import read_status
 from harness.supervise.process import Limits
 from harness.supervise.run import Outcome, supervise, worker
 from tests.openpi_standin import HEAD, standin, started

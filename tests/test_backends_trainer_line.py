@@ -10,13 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.artifacts import OpenpiCommand
-from harness.backends import openpi_configs
-from harness.backends.openpi_import import explain
-from harness.backends.openpi_options import read
-from harness.backends.shell_line import LONGEST, simple_commands
-from harness.backends.trainer_line import whose
 from harness.cli import app
 from harness.errors import HarnessError
+from harness.openpi import configs as openpi_configs
+from harness.openpi.imported import explain
+from harness.openpi.options import read
+from harness.openpi.shell_line import LONGEST, simple_commands
+from harness.openpi.trainer_line import whose
 from harness.show.openpi import openpi_view
 from tests.test_backends_openpi_import import checks
 

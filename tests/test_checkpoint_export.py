@@ -11,8 +11,8 @@ from harness.checkpoint.export import chunk_shape, export_openpi, save_params_on
 from harness.checkpoint.store import Store
 from harness.checkpoint.weights import load_params
 from harness.errors import HarnessError
-from harness.parameters import is_trained, parameter_shapes
-from harness.recipe import Expert, Lora, Model
+from harness.recipe.parameters import is_trained, parameter_shapes
+from harness.recipe.schema import Expert, Lora, Model
 from tests.openpi_checkpoints import openpi_checkpoint
 
 STATS = '{"norm_stats": {}}'

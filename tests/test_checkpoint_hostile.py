@@ -35,7 +35,7 @@ from harness.checkpoint.packed import check_packed
 from harness.checkpoint.store import Store
 from harness.checkpoint.weights import fingerprint, params_directories
 from harness.errors import HarnessError
-from harness.recipe import Expert, Lora, Model
+from harness.recipe.schema import Expert, Lora, Model
 from tests.item_writer import write_item, write_step
 from tests.ocdbt_writer import crc32c, write_dag, write_loop, write_value_in
 from tests.openpi_checkpoints import STEP, openpi_checkpoint

@@ -19,10 +19,10 @@ from harness.checkpoint.adapters import effective_ranks
 from harness.checkpoint.format import outside
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.item import read_item
-from harness.checkpoint.moved_picture import write
 from harness.errors import HarnessError
-from harness.recipe import load_recipe
+from harness.recipe.schema import load_recipe
 from harness.show.checkpoint import checkpoint_table
+from harness.show.moved_picture import write
 from tests.item_writer import write_item, write_step
 from tests.openpi_checkpoints import STEP, openpi_checkpoint
 

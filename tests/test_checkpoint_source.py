@@ -16,8 +16,8 @@ from harness.checkpoint.source import find_params, why_not
 from harness.doctor.content import weights
 from harness.doctor.situation import Situation
 from harness.errors import HarnessError
-from harness.parameters import parameter_shapes
-from harness.recipe import Recipe, load_recipe
+from harness.recipe.parameters import parameter_shapes
+from harness.recipe.schema import Recipe, load_recipe
 from tests.item_writer import write_item, write_step
 from tests.test_checkpoint_pytorch import lerobot
 
@@ -142,7 +142,7 @@ def test_train_says_it_before_it_plans(tmp_path: Path) -> None:
 
 
 def test_no_jax_is_loaded_for_it(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from harness.checkpoint.source import why_not; from harness.recipe import load_recipe; "
+    code = "import sys; from pathlib import Path; from harness.checkpoint.source import why_not; from harness.recipe.schema import load_recipe; "
     code += "why_not(Path(sys.argv[1]), load_recipe('smoke')); assert not {'jax', 'orbax', 'torch'} & set(sys.modules)"
     step = step_of(smoke(), tmp_path / "7")
     subprocess.run([sys.executable, "-c", code, str(step)], check=True, timeout=120)

@@ -12,8 +12,8 @@ from harness.checkpoint.source import find_params
 from harness.checkpoint.store import nested
 from harness.checkpoint.weights import fingerprint, is_finite, load_params
 from harness.errors import HarnessError
-from harness.parameters import is_trained, parameter_shapes
-from harness.recipe import Expert, Lora, Model
+from harness.recipe.parameters import is_trained, parameter_shapes
+from harness.recipe.schema import Expert, Lora, Model
 from tests.openpi_checkpoints import STEP, openpi_checkpoint
 
 

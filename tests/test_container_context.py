@@ -14,7 +14,7 @@ PATTERNS = [line.strip() for line in (ROOT / ".dockerignore").read_text().splitl
 # `!/ci` and `!ci` are the same to the engine, which this reading of it does not know.
 PATTERNS = [pattern.replace("!/", "!", 1) if pattern.startswith("!/") else pattern for pattern in PATTERNS]
 KEYS = (
-    *(".env", ".env.local", ".env.production", ".env_mine", ".envrc", "docker/.env", "harness/.env", "harness/backends/.env.local", "tests/fixtures/.env"),
+    *(".env", ".env.local", ".env.production", ".env_mine", ".envrc", "docker/.env", "harness/.env", "harness/openpi/.env.local", "tests/fixtures/.env"),
     *(".netrc", "_netrc", ".git-credentials", ".ssh/id_ed25519", "id_rsa", "docker/id_ed25519", "ci/server.pem", "docs/private.key", "harness/a.p12"),
     *("wandb_api_key", "hf_token", "docker/hf_token", "ci/wandb_api_key.txt", ".aws/credentials", "docker/.docker/config.json", ".huggingface/token"),
     *("secrets/anything", "harness/secrets/wandb", "benchmarks/kaggle.json", "tests/my-service-account-1.json", ".pypirc", "ci/.npmrc"),

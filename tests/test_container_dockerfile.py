@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from harness.plan.upstream import COMMIT
+from harness.openpi.table import COMMIT
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ("cpu", "cuda", "test")

@@ -18,7 +18,7 @@ from harness.data.completeness import check_cameras
 from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
 from harness.errors import HarnessError
-from harness.recipe import Recipe, load_recipe
+from harness.recipe.schema import Recipe, load_recipe
 from tests import lerobot_writer as writer
 
 # The last frame of the last episode.

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from harness.chain import Chain, write_dataset_page
 from harness.data.dataset import content_hash, describe
 from harness.data.sample import sample_dataset_path, sample_tokenizer_path
 from harness.errors import HarnessError
-from harness.recipe import load_recipe
-from harness.rundir import RunDir
+from harness.flow.chain import Chain, write_dataset_page
+from harness.recipe.schema import load_recipe
+from harness.run.directory import RunDir
 from harness.show.dataset import dataset_table
 from tests import lerobot_writer as writer
 

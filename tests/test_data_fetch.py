@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from harness import chain
 from harness.data import dataset
 from harness.data.fetch import resolve
 from harness.errors import HarnessError
-from harness.recipe import load_recipe
+from harness.flow import chain
+from harness.recipe.schema import load_recipe
 from tests import lerobot_writer as writer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

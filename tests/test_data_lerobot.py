@@ -18,7 +18,7 @@ from harness.data import columns, rows
 from harness.data.dataset import describe
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.errors import HarnessError
-from harness.recipe import Recipe, load_recipe
+from harness.recipe.schema import Recipe, load_recipe
 from tests import lerobot_writer as writer
 
 HERE = Path(__file__).parent

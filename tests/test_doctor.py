@@ -32,8 +32,8 @@ from harness.artifacts import (
 from harness.doctor import examine, gpu, host
 from harness.doctor.situation import Situation
 from harness.errors import HarnessError
-from harness.recipe import load_recipe
-from harness.runlock import holder, locked
+from harness.recipe.schema import load_recipe
+from harness.run.lock import holder, locked
 from harness.units import GIB, MIB
 
 CARD = Gpu(index=0, name="NVIDIA RTX A6000", uuid="GPU-1", compute_capability="8.6", total_bytes=48 * GIB, free_bytes=47 * GIB, foreign_processes=[])
@@ -297,7 +297,7 @@ def test_an_unreachable_bucket_is_an_error_unless_the_weights_are_kept(tmp_path:
 
 
 def in_child(code: str, directory: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", f"import sys, time; from pathlib import Path; from harness.runlock import locked\n{code}", str(directory)]
+    command = [sys.executable, "-c", f"import sys, time; from pathlib import Path; from harness.run.lock import locked\n{code}", str(directory)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

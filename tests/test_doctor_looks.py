@@ -14,9 +14,9 @@ import pytest
 from harness.doctor import examine, gpu
 from harness.doctor.situation import CPU_PARAMETERS, NotNeeded
 from harness.plan import place
-from harness.recipe import load_recipe
+from harness.recipe.schema import load_recipe
+from harness.run.xla_flags import refused_flags
 from harness.show.doctor import doctor_table
-from harness.xla_flags import refused_flags
 from tests.test_doctor import NO_DATA, QUIET, UNSEEN, card, found, on, plan, situation
 from tests.test_probe_nvml import HERE, build
 

@@ -10,8 +10,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from harness import download, transfer
-from harness.download import fetch_file, fetch_tree
+from harness.download import cache as download
+from harness.download import transfer
+from harness.download.cache import fetch_file, fetch_tree
 from harness.errors import HarnessError
 
 BLOB = bytes(range(256)) * 4096

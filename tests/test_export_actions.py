@@ -19,11 +19,11 @@ from harness.checkpoint.store import Store
 from harness.checkpoint.weights import load_params
 from harness.errors import HarnessError
 from harness.model.pi05 import bind, graph_of
-from harness.parameters import parameter_shapes
-from harness.recipe import Recipe
+from harness.recipe.parameters import parameter_shapes
+from harness.recipe.schema import Recipe
 from harness.train.state import abstract_params
 from harness.train.step import observe
-from harness.verbs.checkpoint import export
+from harness.verbs.inspect import export
 from tests.tiny import LORA, random_batch, random_params, tiny
 
 STATS = '{"norm_stats": {}}'

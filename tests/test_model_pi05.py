@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.model.pi05 import Observation, Params, bind, graph_of, initialize, time_embedding
-from harness.recipe import CAMERAS, Recipe
+from harness.recipe.schema import CAMERAS, Recipe
 from tests.tiny import LORA, random_batch, random_params, tiny
 
 

@@ -8,12 +8,12 @@ import pytest
 import typer
 
 from harness.artifacts import Gpu, GpuProcess, Machine, Plan
-from harness.chain import Chain
+from harness.flow.chain import Chain
 from harness.plan.busy import holders, idle
 from harness.plan.candidates import changed
 from harness.plan.choose import Ask, Tools, choose
-from harness.recipe import load_recipe
-from harness.rundir import RECIPE, RunDir
+from harness.recipe.schema import load_recipe
+from harness.run.directory import RECIPE, RunDir
 from harness.verbs import planning
 from tests.test_plan_choose import LORA, Formula, gpu, planned, with_gpus
 from tests.tiny import tiny

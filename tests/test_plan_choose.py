@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from harness.artifacts import Disk, Gpu, GpuProcess, Host, Machine, MigDevice, Plan
 from harness.errors import HarnessError
-from harness.parameters import counts
 from harness.plan import candidates, memory
 from harness.plan.candidates import changed
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request, telling
-from harness.recipe import Recipe, load_recipe
+from harness.recipe.parameters import counts
+from harness.recipe.schema import Recipe, load_recipe
 from harness.units import GIB
 from tests.test_doctor import DATASET
 from tests.tiny import tiny

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from benchmarks import openpi_compiled
+from harness.openpi.table import rows
 from harness.plan.cards import CARDS
-from harness.plan.upstream import rows
 
 ROOT = Path(__file__).parents[1]
 # The form of jaxlib 0.5.3: an aliased argument is one allocation, counted once.

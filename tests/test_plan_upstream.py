@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from harness.artifacts import Gpu, Host, Machine, Plan
 from harness.cli import app
 from harness.errors import HarnessError
-from harness.plan import upstream
+from harness.openpi import table as upstream
+from harness.openpi.plan import options, place_of, plan_upstream, setup_of
+from harness.openpi.table import Adapters, Setup, initialization, need, rows, state_parts, steps
 from harness.plan.place import absent
-from harness.plan.upstream import Adapters, Setup, initialization, need, rows, state_parts, steps
-from harness.plan.upstream_plan import options, place_of, plan_upstream, setup_of
-from harness.recipe import Trained, load_recipe
+from harness.recipe.schema import Trained, load_recipe
 from harness.units import GIB
 
 # Upstream's step as it is shipped, compiled for an RTX A6000: adapters, trained, average, {batch: GiB}. Rounded to 0.1 GiB.

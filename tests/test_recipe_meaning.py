@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from harness.errors import HarnessError
-from harness.plan.deviations import deviations
-from harness.recipe import Recipe, load_recipe, recipe_from
-from harness.recipes.differences import differences
-from harness.recipes.meaning import MEANING, flat, meaning, without_cadence
+from harness.recipe.deviations import deviations
+from harness.recipe.differences import differences
+from harness.recipe.meaning import MEANING, flat, meaning, without_cadence
+from harness.recipe.schema import Recipe, load_recipe, recipe_from
 
 # A recipe that has every key: adapters, weights, an average.
 BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99"])

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.chain import Chain, write_dataset_page
 from harness.data.lerobot import open_dataset
 from harness.errors import HarnessError
-from harness.recipe import load_recipe
+from harness.flow.chain import Chain, write_dataset_page
+from harness.recipe.schema import load_recipe
 from harness.report.dataset_page import HEIGHT, charts, histogram, spread, strip
-from harness.rundir import RunDir
+from harness.run.directory import RunDir
 from tests import lerobot_writer as writer
 
 MAPPED = ["data.state=observation.state", "data.actions=action", "data.cameras.base_0_rgb=cam", "data.cameras.left_wrist_0_rgb=null"]

@@ -17,11 +17,11 @@ from PIL import Image
 
 from harness import artifacts as a
 from harness.errors import HarnessError
-from harness.recipe import load_recipe, shipped_recipes
-from harness.recipes.differences import differences_from_published
+from harness.recipe.differences import differences_from_published
+from harness.recipe.schema import load_recipe, shipped_recipes
 from harness.report import curves, drawings
 from harness.report.page import render
-from harness.rundir import RunDir
+from harness.run.directory import RunDir
 from tests.report_run import MIB, ROOT, Page, full_run, manifest, metrics, write_metrics
 
 

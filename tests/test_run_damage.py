@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Dataset, NormStats
-from harness.chain import Chain
+from harness.flow.chain import Chain
 from harness.probe.machine import probe
-from harness.recipe import load_recipe
-from harness.rundir import sha256_json
-from harness.verification import verify_pair
+from harness.recipe.schema import load_recipe
+from harness.run.directory import sha256_json
+from harness.verify.run import verify_pair
 from tests.mutation import damage_file, damage_value
 from tests.report_run import full_run, manifest
 from tests.run_readers import READERS, TEXTS, outcome

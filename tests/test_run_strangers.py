@@ -20,20 +20,20 @@ from PIL import Image
 
 from harness import artifacts as a
 from harness.artifacts.metrics_lines import LINE_BYTES, read_lines
-from harness.chain import find_run
 from harness.errors import HarnessError
+from harness.flow.chain import find_run
 from harness.probe.machine import probe
-from harness.recipe import load_recipe
+from harness.recipe.schema import load_recipe
 from harness.report import sections
 from harness.report.page import render
-from harness.report.status import newest_run, read_status
-from harness.rundir import RunDir, write_atomic
-from harness.runlock import holder, locked
+from harness.run.directory import RunDir, write_atomic
+from harness.run.lock import holder, locked
+from harness.run.status import newest_run, read_status
 from harness.train.metrics import MetricsFile, _run_id
 from harness.train.worker import job_of
-from harness.verification import verify_pair
 from harness.verify.binding import bound
 from harness.verify.replay import recorded_metrics
+from harness.verify.run import verify_pair
 from tests.report_run import Page, full_run, manifest, metrics, picture
 from tests.run_readers import READERS, TEXTS, outcome, verb
 

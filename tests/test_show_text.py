@@ -25,10 +25,10 @@ from harness.show.machine import machine_table
 from harness.show.openpi import openpi_view
 from harness.show.plan import plan_view
 from harness.show.prediction import prediction_table
+from harness.show.progress import Progress
 from harness.show.status import status_table
 from harness.show.verdict import verdict_table
 from harness.verbs.answers import answer, spinner
-from harness.verbs.progress import Progress
 from tests.report_run import manifest
 
 ROOT = Path(__file__).parents[1]
@@ -224,7 +224,7 @@ def test_a_spinner_on_a_terminal_reads_no_markup(monkeypatch: pytest.MonkeyPatch
 def test_a_recipe_of_any_characters_is_compiled_under_any_encoding(tmp_path: Path, encoding: str) -> None:
     """The child that compiles is told the recipe in UTF-8, whatever the terminal's encoding is."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text((ROOT / "harness/recipes/smoke.yaml").read_text().replace("A tiny π0.5", "把碗放在盘子上 π0.5"), encoding="utf-8")
+    recipe.write_text((ROOT / "harness/recipe/smoke.yaml").read_text().replace("A tiny π0.5", "把碗放在盘子上 π0.5"), encoding="utf-8")
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT), "HARNESS_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "harness.cli", "plan", "--recipe", str(recipe), "--device", "cpu", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, check=False, cwd=tmp_path)

@@ -16,11 +16,11 @@ import pytest
 
 from harness.artifacts import Candidate, Levers, Memory, Plan, Status
 from harness.errors import HarnessError
-from harness.recipe import load_recipe, to_yaml
-from harness.report import status as module
-from harness.report.status import newest_run, read_status
-from harness.rundir import RunDir
-from harness.runlock import locked
+from harness.recipe.schema import load_recipe, to_yaml
+from harness.run import status as module
+from harness.run.directory import RunDir
+from harness.run.lock import locked
+from harness.run.status import newest_run, read_status
 from harness.show.status import sparkline, status_table
 
 ROOT = Path(__file__).parent.parent
@@ -128,7 +128,7 @@ def test_without_a_lock_a_fresh_line_leaves_it_open(tmp_path: Path) -> None:
 
 def test_killed_process_is_told_from_another_shell(tmp_path: Path) -> None:
     run = make(tmp_path, 30, saved=(20,))
-    code = "import sys, time\nfrom pathlib import Path\nfrom harness.runlock import locked\n"
+    code = "import sys, time\nfrom pathlib import Path\nfrom harness.run.lock import locked\n"
     code += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -17,7 +17,7 @@ import pytest
 from harness.artifacts import Candidate, Gpu, GpuProcess, Host, Levers, Machine, Metrics, Plan
 from harness.errors import HarnessError
 from harness.probe.cgroup import oom_kills
-from harness.rundir import RunDir
+from harness.run.directory import RunDir
 from harness.supervise import process
 from harness.supervise.endings import explain
 from harness.supervise.process import Attempt, Limits

@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from harness.plan.cards import CARDS
 from harness.plan.compile import _ABSENT_GPU_OPTIONS
-from harness.rundir import RunDir, sha256_file
-from harness.surroundings import DETERMINISTIC, deterministic, is_deterministic
+from harness.run.directory import RunDir, sha256_file
+from harness.run.surroundings import DETERMINISTIC, deterministic, is_deterministic
 from harness.train.kernels import KERNELS, compile_pinned
 
 DUMP, LOAD, ALL = "xla_gpu_dump_autotune_results_to", "xla_gpu_load_autotune_results_from", "xla_gpu_require_complete_aot_autotune_results"

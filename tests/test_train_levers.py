@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from harness.errors import HarnessError
 from harness.model import gemma
-from harness.parameters import EMBEDDING, is_cast_before_use, parameter_shapes
-from harness.recipe import Recipe
+from harness.recipe.parameters import EMBEDDING, is_cast_before_use, parameter_shapes
+from harness.recipe.schema import Recipe
 from harness.train import host
 from harness.train.accumulate import accumulate, read_copies
 from harness.train.sharding import Layout

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from harness.artifacts import Candidate, Levers, Plan
-from harness.recipe import load_recipe
-from harness.rundir import RunDir
+from harness.recipe.schema import load_recipe
+from harness.run.directory import RunDir
+from harness.run.job import Job
 from harness.train.compiled import CompiledStep
-from harness.train.job import Job
 from harness.train.memory import measure
 
 

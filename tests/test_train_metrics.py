@@ -14,8 +14,8 @@ import pytest
 
 from harness.artifacts import Metrics
 from harness.errors import HarnessError
-from harness.recipe import load_recipe
-from harness.rundir import RunDir
+from harness.recipe.schema import load_recipe
+from harness.run.directory import RunDir
 from harness.train import metrics, wandb_log
 from harness.train.metrics import MetricsFile, Wandb
 

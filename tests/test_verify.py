@@ -16,10 +16,10 @@ from benchmarks import flips
 from harness.artifacts import Manifest
 from harness.artifacts.verdict import Verdict
 from harness.errors import HarnessError
-from harness.rundir import RunDir
-from harness.verification import verify_run
+from harness.run.directory import RunDir
 from harness.verify.fields import Found, compare, first_difference, overall, weights_digests
 from harness.verify.replay import compare_metrics, recorded_metrics
+from harness.verify.run import verify_run
 from tests.test_download import Server
 from tests.test_supervise import Listener
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from harness import web
+from harness.download import web
+from harness.download.web import LINK_LOCAL, LOOPBACK, PRIVATE, PUBLIC, kind_of, kind_of_host, open_url
 from harness.errors import HarnessError
-from harness.web import LINK_LOCAL, LOOPBACK, PRIVATE, PUBLIC, kind_of, kind_of_host, open_url
 
 ADDRESSES = [
     ("8.8.8.8", PUBLIC),

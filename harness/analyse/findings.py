@@ -8,7 +8,7 @@ import numpy.typing as npt
 from harness.analyse.lines import Records
 from harness.analyse.schedule import learning_rate
 from harness.artifacts.curve import CurveFinding, HeldOut, Jump, Learning, Spike, Throughput
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 from harness.units import format_seconds
 
 Floats = npt.NDArray[np.float64]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from harness.artifacts.curve import CurveFinding
-from harness.parameters import FINGERPRINT_TOLERANCE, RELEASED_PARAM_NORM, counts, fingerprint
-from harness.recipe import Expert, Lora, Model, Recipe
+from harness.recipe.parameters import FINGERPRINT_TOLERANCE, RELEASED_PARAM_NORM, counts, fingerprint
+from harness.recipe.schema import Expert, Lora, Model, Recipe
 from harness.units import format_count
 
 # Loss of step 0 and, of the four lines of the report that started this project, its standard deviation at a batch of 8.

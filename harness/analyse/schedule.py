@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from harness.recipe import Recipe, Schedule
+from harness.recipe.schema import Recipe, Schedule
 
 Floats = npt.NDArray[np.float64]
 

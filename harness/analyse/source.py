@@ -12,7 +12,7 @@ from harness.analyse.text import Text
 from harness.analyse.unpack import pieces
 from harness.errors import HarnessError
 from harness.received.files import open_received
-from harness.rundir import METRICS
+from harness.run.directory import METRICS
 
 STDIN = "-"
 HEAD_BYTES = 65_536

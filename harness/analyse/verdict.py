@@ -9,7 +9,7 @@ from harness.analyse.events import CERTAIN, DIVERGED_RATIO, Rise
 from harness.analyse.schedule import steps_until
 from harness.analyse.trend import ERROR_RATE, MIN_POINTS
 from harness.artifacts.curve import Learning, Trend
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 
 Answer = Literal["learning", "not learning", "diverged", "inconclusive"]
 

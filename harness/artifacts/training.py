@@ -84,7 +84,7 @@ class Manifest(Artifact):
 
     `weights` is where the first state came from: source, sha256 of its files, and `leaves`, the sha256 of every array that training
     starts from. `environment` holds the variables that change what is computed, by a list of names, so that no secret comes along.
-    `image_id` is the engine's; `image_digest` is over what the image holds (`harness.surroundings.image_digest`). `machine` is what
+    `image_id` is the engine's; `image_digest` is over what the image holds (`harness.run.surroundings.image_digest`). `machine` is what
     it ran on. `step_fingerprint` is a hash of the program as it is handed to XLA, `executable_fingerprint` of what XLA made of it for
     this device with these flags; `kernels_sha256` that of the choice of kernels that autotuning made, on a GPU. `published` is the
     recipe's distance from the published one. `upstream` is None when the harness itself trains; otherwise packages, lock and Python are

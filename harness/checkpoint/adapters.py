@@ -12,7 +12,7 @@ import numpy as np
 from harness.artifacts import AdapterReport, LoraReport
 from harness.checkpoint.deep import UNREADABLE, blocks
 from harness.checkpoint.item import Array, Item
-from harness.parameters import Group, group_of
+from harness.recipe.parameters import Group, group_of
 
 ADAPTER = re.compile(r"(?:^|[/_])lora_([ab])$")
 # Far more than adapters of π0.5 have (9 million elements at rank 16), and little enough for the factors of both to be held.

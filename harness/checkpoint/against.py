@@ -11,7 +11,7 @@ from harness.checkpoint.moved import Tree, compare
 from harness.checkpoint.scan import find
 from harness.checkpoint.steps import Step, named_base, read_steps, recorded_recipe
 from harness.errors import HarnessError
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 
 
 def moved(step: Step, against: str, recipe: Recipe | None, trained: set[str] | None) -> Moved:
@@ -70,8 +70,8 @@ def _other(step: Step, against: str) -> Step:
 
 def _base_source(step: Step) -> str:
     """The directory of the weights that training started from."""
-    from harness.consent import Named
-    from harness.download import fetch_tree, is_remote
+    from harness.download.cache import fetch_tree, is_remote
+    from harness.download.consent import Named
 
     recorded = recorded_recipe(step)
     source = (named_base(step) or {}).get("source") or (recorded.weights.source if recorded else None)

@@ -24,11 +24,11 @@ from harness.checkpoint.leaves import Leaf
 from harness.checkpoint.source import find_params
 from harness.checkpoint.weights import check_parameters, fingerprint, is_finite, parameter_leaves, params_directories
 from harness.errors import HarnessError
-from harness.parameters import group_of, parameter_shapes
 from harness.received.files import check_stays, open_received, there
 from harness.received.names import below
-from harness.recipe import Model
-from harness.rundir import write_atomic
+from harness.recipe.parameters import group_of, parameter_shapes
+from harness.recipe.schema import Model
+from harness.run.directory import write_atomic
 from harness.units import MIB, format_bytes
 
 # Beside the assets of a bucket without renames; it says nothing of the copy.

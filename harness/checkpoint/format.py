@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from harness.parameters import Group
 from harness.received.names import why_no_relative_name
+from harness.recipe.parameters import Group
 from harness.units import MIB
 
 METADATA = "_METADATA"

@@ -17,8 +17,8 @@ from harness.checkpoint.item import Array, Item
 from harness.checkpoint.scan import Found, find, interrupted_save, unreadable
 from harness.checkpoint.steps import Step, named_base, parameter_path, read_steps, recorded_digests, recorded_recipe, recorded_trainer
 from harness.checkpoint.trained import lora_findings, trained_paths
-from harness.parameters import group_of
-from harness.recipe import Recipe
+from harness.recipe.parameters import group_of
+from harness.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from harness.checkpoint.deep import Health

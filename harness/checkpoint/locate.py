@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 from harness.checkpoint.format import EXPORT, PARAMS, RECORD
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.scan import find
-from harness.consent import Named
-from harness.download import fetch_tree, is_remote
+from harness.download.cache import fetch_tree, is_remote
+from harness.download.consent import Named
+from harness.download.transfer import Progress
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, there
 from harness.received.json import read_json
-from harness.recipe import Recipe, load_recipe, recipe_from
-from harness.transfer import Progress
+from harness.recipe.schema import Recipe, load_recipe, recipe_from
 
 
 class Located(NamedTuple):

@@ -15,7 +15,7 @@ from harness.checkpoint.adapters import ADAPTER, Product, adapted, base_group
 from harness.checkpoint.deep import UNREADABLE, blocks, holds_values
 from harness.checkpoint.format import GROUPS
 from harness.checkpoint.item import Array, Item
-from harness.parameters import group_of
+from harness.recipe.parameters import group_of
 
 # More than any network has: a first axis that is longer is not one of layers.
 _MOST_LAYERS = 1000

@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 from harness.received.files import MARK_BYTES, UnsafeFile
 from harness.received.json import read_json
 from harness.received.text import one_line
-from harness.rundir import CHECKPOINTS
+from harness.run.directory import CHECKPOINTS
 from harness.units import format_count
 
 _TENSORS = ".safetensors"

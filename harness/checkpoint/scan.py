@@ -33,7 +33,7 @@ from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, MARK_BYTES, UnsafeFile, stays, there
 from harness.received.json import read_json
-from harness.rundir import CHECKPOINTS
+from harness.run.directory import CHECKPOINTS
 from harness.units import format_seconds
 
 # A save writes all the time; one that has been silent for this long has stopped.

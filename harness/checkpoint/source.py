@@ -11,11 +11,11 @@ from harness.checkpoint.format import BASE, DAMAGE, INTERRUPTED, METADATA, PARAM
 from harness.checkpoint.item import read_item
 from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
-from harness.parameters import parameter_shapes
 from harness.received.files import MARK_BYTES, check_stays, there
 from harness.received.json import read_json
-from harness.recipe import Recipe
-from harness.rundir import CHECKPOINTS
+from harness.recipe.parameters import parameter_shapes
+from harness.recipe.schema import Recipe
+from harness.run.directory import CHECKPOINTS
 
 Shapes = Mapping[str, tuple[int, ...]]
 _PUBLISHED = "--set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"

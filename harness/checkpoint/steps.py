@@ -14,7 +14,7 @@ from harness.checkpoint.scan import Found, damaged_statistics, expected_items, m
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile
 from harness.received.json import read_json
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 
 SHOWN = 20
 # What a record that is missing, torn, foreign or hostile ends in: then it says nothing.

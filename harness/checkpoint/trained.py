@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from harness.artifacts import LoraReport
 from harness.checkpoint.adapters import ADAPTER, base_group
 from harness.checkpoint.item import Array, Item
-from harness.parameters import group_of, is_trained
-from harness.recipe import Recipe
+from harness.recipe.parameters import group_of, is_trained
+from harness.recipe.schema import Recipe
 from harness.units import format_count
 
 

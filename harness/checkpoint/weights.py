@@ -13,10 +13,10 @@ from harness.checkpoint.files import refuse_strays
 from harness.checkpoint.format import BASE
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
 from harness.checkpoint.source import base_circular, find_params, named_base, parameter_names, refusal
-from harness.consent import Named
-from harness.download import WEIGHTS, fetch_tree, is_remote
+from harness.download.cache import WEIGHTS, fetch_tree, is_remote
+from harness.download.consent import Named
 from harness.errors import HarnessError
-from harness.rundir import sha256_directory
+from harness.run.directory import sha256_directory
 
 Structs = Mapping[str, jax.ShapeDtypeStruct]
 Progress = Callable[[int, int], None]
@@ -51,7 +51,7 @@ def load_params(
     one is read.
     Raises: HarnessError "weights-mismatch" that lists every missing, unexpected and mis-shaped parameter,
     "weights-not-finite", "weights-missing", "weights-not-a-checkpoint", "weights-step-needed", "checkpoint-interrupted",
-    "checkpoint-damaged", "weights-base-differs", and those of `harness.download`.
+    "checkpoint-damaged", "weights-base-differs", and those of `harness.download.cache`.
     """
     directories = params_directories(source, base=base, progress=progress)
     leaves: dict[str, Leaf] = {}

@@ -20,7 +20,7 @@ from harness.data.paths import inside, open_file
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
 from harness.received.files import walk
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 
 _PROMPT_MULTIPLE = 16
 _THREADS = 4

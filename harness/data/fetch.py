@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import consent
-from harness.consent import Named
 from harness.data.paths import check_is_dataset
 from harness.data.sample import sample_dataset_path
+from harness.download import consent
+from harness.download.consent import Named
 from harness.errors import HarnessError
 from harness.received.names import why_no_relative_name
-from harness.recipe import Data
+from harness.recipe.schema import Data
 
 # Source: huggingface_hub utils/_validators.py `validate_repo_id`, 2.4.0.
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/(?=.{1,96}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII)
@@ -38,7 +38,7 @@ def resolve(data: Data) -> Resolved:
     """The dataset's directory, downloaded first when it is a hub id (`name/name` or `name/name@revision`).
 
     A download is resumed where it stopped, kept under HF_HOME, and read from there when the hub cannot be reached. What nobody typed is
-    only read from there, and no server is asked (`harness.consent`).
+    only read from there, and no server is asked (`harness.download.consent`).
 
     Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login", "hub-revision-missing",
     "revision-needs-hub", "revision-invalid", "not-a-dataset", "not-writable", "offline" or "fetch-not-asked".

@@ -25,7 +25,7 @@ from harness.data.pictures import Pictures
 from harness.data.tokenizer import tokenizer_of
 from harness.data.transforms import normalize, pad_last
 from harness.errors import HarnessError
-from harness.recipe import Data, Recipe
+from harness.recipe.schema import Data, Recipe
 
 Batch = dict[str, Any]
 Prompts = dict[int, tuple[np.ndarray, np.ndarray]]

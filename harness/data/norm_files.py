@@ -18,7 +18,7 @@ from harness.data.transforms import Normalization
 from harness.errors import HarnessError
 from harness.received.files import read_received
 from harness.received.json import parse_json
-from harness.recipe import Data
+from harness.recipe.schema import Data
 from harness.units import MIB
 
 Key = Literal["state", "actions"]

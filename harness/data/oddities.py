@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.data.lerobot import LeRobotDataset
 from harness.data.rows import Block
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 
 # Frames of each camera that are decoded and looked at, spread evenly over the dataset.
 SAMPLED_FRAMES = 16

@@ -21,7 +21,7 @@ from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.rows import Block
 from harness.data.transforms import EPSILON
 from harness.errors import HarnessError
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 
 Key = Literal["state", "actions"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.data.transforms import clean_prompt
 from harness.errors import HarnessError
 from harness.received.files import read_received
-from harness.recipe import PALIGEMMA, Recipe
+from harness.recipe.schema import PALIGEMMA, Recipe
 from harness.units import MIB
 
 # PaliGemma's, of 257,152 pieces, has 4 MiB.
@@ -75,8 +75,8 @@ def tokenizer_path(name: str) -> Path:
     if name == "sample":
         return sample_tokenizer_path()
     if name == "paligemma":
-        from harness.consent import Named
-        from harness.download import fetch_file
+        from harness.download.cache import fetch_file
+        from harness.download.consent import Named
 
         named = Named('data.tokenizer of a received recipe ("paligemma")', "--set data.tokenizer=FILE.model")
         return fetch_file(PALIGEMMA, named=named).path

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning
-from harness.download import is_remote
+from harness.download.cache import is_remote
 from harness.errors import HarnessError
-from harness.parameters import check_who_is_trained
+from harness.recipe.parameters import check_who_is_trained
 
 
 def trained(situation: Situation) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from harness.artifacts.doctor import Diagnosis, Finding
 from harness.doctor import content, gpu, host, network, planned, wandb_key
 from harness.doctor.situation import NotNeeded, Situation, error, unknown
 from harness.errors import HarnessError
-from harness.runlock import holder
+from harness.run.lock import holder
 
 
 class Check(NamedTuple):

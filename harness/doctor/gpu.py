@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from harness.artifacts import Gpu, Machine
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
+from harness.run.xla_flags import refused_flags
 from harness.units import format_bytes
-from harness.xla_flags import refused_flags
 
 # Source: JAX docs/installation.md, "NVIDIA GPU" (driver for CUDA 12 on Linux).
 _DRIVER = (525, 60, 13)

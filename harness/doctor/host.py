@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
-from harness.recipe import Train
+from harness.recipe.schema import Train
 from harness.units import GIB, MIB, format_bytes
 
 # Python, JAX and XLA's compiler, beside what the plan of a CPU holds.

@@ -8,11 +8,11 @@ from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 
 from harness.artifacts.doctor import Finding
-from harness.consent import granted
 from harness.doctor.situation import NotNeeded, Situation, error, unknown
-from harness.download import WEIGHTS, check_may_fetch, is_remote, kept_tree
+from harness.download.cache import WEIGHTS, check_may_fetch, is_remote, kept_tree
+from harness.download.consent import granted
+from harness.download.web import open_url
 from harness.errors import HarnessError
-from harness.web import open_url
 
 _TIMEOUT_S = 10
 

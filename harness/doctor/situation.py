@@ -11,8 +11,8 @@ from typing import NamedTuple
 from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
 from harness.artifacts.doctor import Finding
 from harness.errors import HarnessError
-from harness.parameters import counts
-from harness.recipe import Recipe
+from harness.recipe.parameters import counts
+from harness.recipe.schema import Recipe
 
 # A model of this size is trained on a GPU, as `plan.place` has it; a smaller one may be trained on the CPU.
 CPU_PARAMETERS = 100_000_000

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from harness.model.lora import Einsum, FeedForward
-from harness.parameters import GEMMA, GemmaSize
-from harness.recipe import Expert
+from harness.recipe.parameters import GEMMA, GemmaSize
+from harness.recipe.schema import Expert
 
 # A finite stand-in for -inf: a row whose keys are all masked stays finite. Gemma's own constant.
 _MASKED = -2.3819763e38

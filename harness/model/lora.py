@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from harness.recipe import Lora
+from harness.recipe.schema import Lora
 
 # openpi src/openpi/models/lora.py `LoRAConfig.init_fn`, commit 15a9616: both factors start random, so does their product.
 _ADAPTER_INIT = nnx.initializers.normal(stddev=0.01)

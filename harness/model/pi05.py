@@ -16,8 +16,8 @@ from flax import nnx
 
 from harness.model.gemma import AttentionForm, Fetch, Gemma, KeyValues
 from harness.model.siglip import SigLIP
-from harness.parameters import GEMMA, VISION
-from harness.recipe import CAMERAS, Model
+from harness.recipe.parameters import GEMMA, VISION
+from harness.recipe.schema import CAMERAS, Model
 
 Params = dict[str, jax.Array]
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harness.parameters import is_kernel
+from harness.recipe.parameters import is_kernel
 
 Kept = Literal["bfloat16", "int8", "int4"]
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from harness.parameters import VisionSize
+from harness.recipe.parameters import VisionSize
 
 _KERNEL = nnx.initializers.xavier_uniform()
 _EPSILON = 1e-6

@@ -21,8 +21,8 @@ from typing import Any, Literal, NamedTuple
 
 from harness.artifacts import Levers
 from harness.plan.cards import CARDS
-from harness.recipe import Recipe
-from harness.rundir import sha256_json
+from harness.recipe.schema import Recipe
+from harness.run.directory import sha256_json
 from harness.strict import Strict
 from harness.units import GIB
 

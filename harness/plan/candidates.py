@@ -19,8 +19,8 @@ from typing import Any
 
 from harness.artifacts import Dataset, Levers
 from harness.errors import HarnessError
-from harness.parameters import check_who_is_trained
-from harness.recipe import Recipe, recipe_from
+from harness.recipe.parameters import check_who_is_trained
+from harness.recipe.schema import Recipe, recipe_from
 
 Changes = dict[str, Any]
 

@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 from harness.artifacts import Candidate, Dataset, Levers, Machine, Plan
 from harness.errors import HarnessError
-from harness.parameters import check_who_is_trained, counts
 from harness.plan import candidates, cost, memory, shared
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.busy import holders
 from harness.plan.compile import compiled
-from harness.plan.deviations import deviations
 from harness.plan.need import Need, Oracle
 from harness.plan.place import Place, absent, present
-from harness.recipe import Recipe
+from harness.recipe.deviations import deviations
+from harness.recipe.parameters import check_who_is_trained, counts
+from harness.recipe.schema import Recipe
 from harness.units import format_bytes, format_count
 
 # A larger microbatch that gains less than this share of a step is not worth a compilation.

@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 from harness.artifacts import Levers
 from harness.errors import HarnessError
-from harness.recipe import Recipe
-from harness.rundir import cache_root, sha256_json, write_atomic
+from harness.recipe.schema import Recipe
+from harness.run.directory import cache_root, sha256_json, write_atomic
+from harness.run.xla_flags import refused_flags
 from harness.strict import Strict
-from harness.xla_flags import refused_flags
 
 _TIMEOUT_S = 900
 # The rooms whose code is part of the step: when a line of them changes, kept answers are void.

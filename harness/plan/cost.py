@@ -23,10 +23,10 @@ import functools
 import math
 
 from harness.artifacts import Levers
-from harness.parameters import GEMMA, VISION, group_of, is_trained, parameter_shapes
 from harness.plan.cards import Card
 from harness.plan.memory import counted, pinned_bytes, state_parts
-from harness.recipe import Model, Recipe, Trained
+from harness.recipe.parameters import GEMMA, VISION, group_of, is_trained, parameter_shapes
+from harness.recipe.schema import Model, Recipe, Trained
 
 SUSTAINED_COMPUTE = 0.4
 SUSTAINED_BYTES = 0.8

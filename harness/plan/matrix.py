@@ -11,8 +11,8 @@ from harness.errors import HarnessError
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.cards import CARDS
 from harness.plan.choose import Ask, Tools, choose, not_asked
-from harness.recipe import load_recipe
-from harness.rundir import write_atomic
+from harness.recipe.schema import load_recipe
+from harness.run.directory import write_atomic
 from harness.units import GIB, format_bytes, format_seconds
 
 RECIPES = ("pi05_libero", "pi05_libero_lora")

@@ -6,8 +6,8 @@ import functools
 import math
 
 from harness.artifacts import Levers
-from harness.parameters import counts, is_trained, parameter_shapes
-from harness.recipe import Model, Recipe, Trained
+from harness.recipe.parameters import counts, is_trained, parameter_shapes
+from harness.recipe.schema import Model, Recipe, Trained
 from harness.units import GIB
 
 # A trainer's own: Python, JAX and the CUDA libraries, and the loader with the images that it keeps (data.loader.KEPT_BYTES and its row groups).

@@ -11,7 +11,7 @@ from harness.plan import memory
 from harness.plan.atlas import Atlas, Known
 from harness.plan.compile import Request
 from harness.plan.place import Place
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 from harness.units import format_bytes
 
 _GONE = ("compile-failed", "device-unavailable", "devices-missing")

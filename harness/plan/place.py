@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 
 from harness.artifacts import Gpu, Machine, MigDevice
 from harness.errors import HarnessError
-from harness.parameters import counts
 from harness.plan import cards
 from harness.plan.cards import Card
-from harness.recipe import Recipe
+from harness.recipe.parameters import counts
+from harness.recipe.schema import Recipe
 from harness.units import GIB, MIB, format_bytes, format_count
 
 # A model of this size is trained on a GPU; on a CPU only when that is asked for in so many words.

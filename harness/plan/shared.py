@@ -10,10 +10,10 @@ import functools
 import math
 
 from harness.artifacts import Candidate, Levers
-from harness.parameters import parameter_shapes
 from harness.plan import memory
 from harness.plan.need import Need
-from harness.recipe import Model, Recipe
+from harness.recipe.parameters import parameter_shapes
+from harness.recipe.schema import Model, Recipe
 from harness.units import GIB, format_bytes
 
 # What the reader of weights holds beside the leaf that it reads: checkpoint.leaves.IN_FLIGHT_BYTES.

@@ -9,11 +9,11 @@ import jinja2
 
 from harness.artifacts import Artifact, Checkpoint, Curve, Dataset, Diagnosis, Machine, Manifest, Memory, NormStats, Plan, Prediction, Status, Verdict
 from harness.errors import HarnessError
-from harness.recipe import Recipe
-from harness.recipes.differences import PUBLISHED, Difference, differences, differences_from_published
+from harness.recipe.differences import PUBLISHED, Difference, differences, differences_from_published
+from harness.recipe.schema import Recipe
 from harness.report import curves, drawings, sections, verdicts
-from harness.report.status import read_status
-from harness.rundir import CAMERA_VIEWS, RunDir
+from harness.run.directory import CAMERA_VIEWS, RunDir
+from harness.run.status import read_status
 from harness.units import format_bytes, format_count, format_seconds
 
 A = TypeVar("A", bound=Artifact)

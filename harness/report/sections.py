@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from harness.artifacts import Manifest
 from harness.errors import HarnessError
-from harness.parameters import group_of, is_trained, parameter_shapes
 from harness.received.files import PICTURE_BYTES, read_received, there
 from harness.received.names import is_commit
 from harness.received.text import word
-from harness.recipe import Recipe
-from harness.rundir import RECIPE
+from harness.recipe.parameters import group_of, is_trained, parameter_shapes
+from harness.recipe.schema import Recipe
+from harness.run.directory import RECIPE
 from harness.strict import parse
 
 # The whole page stays under 2 MB, and base64 adds a third.

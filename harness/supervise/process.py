@@ -20,7 +20,7 @@ from harness.artifacts import Metrics
 from harness.probe.cgroup import oom_kills
 from harness.received.text import for_terminal
 from harness.redact import redact
-from harness.watcher import Watcher
+from harness.run.watcher import Watcher
 
 _POLL_S = 1.0
 _LAST_WORDS = 40

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from harness.artifacts import Candidate, Machine, Plan
-from harness.rundir import RunDir
+from harness.run.directory import RunDir
+from harness.run.watcher import Watcher
 from harness.supervise.endings import Ending, explain
 from harness.supervise.process import Limits, attempt
 from harness.units import format_bytes
-from harness.watcher import Watcher
 
 
 class Outcome(NamedTuple):
@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
     restarts: int
 
 
-_WORKERS = {"ours": "harness.train.worker", "openpi": "harness.backends.openpi_worker"}
+_WORKERS = {"ours": "harness.train.worker", "openpi": "harness.openpi.worker"}
 
 
 def worker(run: RunDir, plan: Plan) -> list[str]:

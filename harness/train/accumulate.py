@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from harness.model.pi05 import Params
-from harness.parameters import EMBEDDING
+from harness.recipe.parameters import EMBEDDING
 from harness.train.sharding import Layout
 
 # Arrays with a row for each sample.

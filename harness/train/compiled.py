@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from harness.artifacts import Levers
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 from harness.train.sharding import Layout, local_layout
 from harness.train.state import abstract_state
 from harness.train.step import make_step

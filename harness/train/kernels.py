@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from harness.received.files import open_received, there
-from harness.rundir import RunDir, sha256_file
+from harness.run.directory import RunDir, sha256_file
 
 T = TypeVar("T")
 

@@ -17,11 +17,12 @@ from harness.checkpoint.store import Store
 from harness.data.loader import Loader
 from harness.data.stats import to_openpi_json
 from harness.errors import HarnessError
-from harness.parameters import check_who_is_trained
+from harness.recipe.parameters import check_who_is_trained
+from harness.run.job import Job
+from harness.run.watcher import Watcher
 from harness.train.compiled import CompiledStep, compile_step
 from harness.train.feed import feed, frames_digest
 from harness.train.first_arrays import digests_of
-from harness.train.job import Job
 from harness.train.kernels import compile_pinned
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
@@ -31,7 +32,6 @@ from harness.train.start import first_state
 from harness.train.state import TrainState
 from harness.train.views import save_camera_views
 from harness.units import format_bytes
-from harness.watcher import Watcher
 
 
 class Outcome(NamedTuple):

@@ -9,13 +9,13 @@ import jax
 
 from harness.artifacts import Machine, Manifest
 from harness.artifacts.training import Distance
-from harness.parameters import counts
-from harness.recipes.differences import differences_from_published
-from harness.rundir import sha256_json
-from harness.surroundings import environment, machine_facts, software_here
+from harness.recipe.differences import differences_from_published
+from harness.recipe.parameters import counts
+from harness.run.directory import sha256_json
+from harness.run.job import Job
+from harness.run.surroundings import environment, machine_facts, software_here
 from harness.train.compiled import CompiledStep
 from harness.train.executable import executable_fingerprint
-from harness.train.job import Job
 from harness.train.kernels import Kernels
 
 

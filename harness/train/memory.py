@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 
 from harness.artifacts import Memory
+from harness.run.job import Job
 from harness.train.compiled import CompiledStep
-from harness.train.job import Job
 
 _ALLOCATOR = {"peak_bytes": "peak_bytes_in_use", "limit_bytes": "bytes_limit"}
 

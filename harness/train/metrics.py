@@ -25,9 +25,9 @@ from harness.errors import HarnessError
 from harness.received.files import LOCK_BYTES, read_received, there
 from harness.received.text import word
 from harness.received.writing import open_to_write
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 from harness.redact import redact
-from harness.rundir import RunDir, cannot_write, directory_bytes, write_atomic
+from harness.run.directory import RunDir, cannot_write, directory_bytes, write_atomic
 from harness.train.wandb_process import values
 
 WANDB_ID = "wandb_id.txt"

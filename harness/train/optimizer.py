@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optax
 
-from harness.recipe import Optimizer, Schedule
+from harness.recipe.schema import Optimizer, Schedule
 from harness.train.moments import scale_by_bfloat16_adam, scale_by_blockwise_adam
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.artifacts import Levers
 from harness.checkpoint.leaves import IN_FLIGHT_BYTES
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 from harness.train.compiled import device_bytes
 from harness.train.host import PINNED
 from harness.train.sharding import Layout, local_layout

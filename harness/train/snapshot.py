@@ -15,7 +15,7 @@ from harness.checkpoint.store import Store
 from harness.checkpoint.weights import fingerprint, load_params, params_directories
 from harness.errors import HarnessError
 from harness.model.quantize import Quantized
-from harness.recipe import Recipe
+from harness.recipe.schema import Recipe
 from harness.train.sharding import Layout
 from harness.train.state import TrainState, abstract_params, abstract_state, keeper
 

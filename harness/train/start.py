@@ -12,17 +12,17 @@ import jax.numpy as jnp
 
 from harness.checkpoint.weights import fingerprint as directory_sha256
 from harness.checkpoint.weights import load_params
-from harness.download import WEIGHTS, fetch_tree, is_remote
+from harness.download.cache import WEIGHTS, fetch_tree, is_remote
 from harness.model.pi05 import Params, initialize
 from harness.model.quantize import Quantized
-from harness.parameters import fingerprint, group_of
-from harness.recipe import Recipe
+from harness.recipe.parameters import fingerprint, group_of
+from harness.recipe.schema import Recipe
+from harness.run.watcher import Watcher
 from harness.train.optimizer import optimizer
 from harness.train.sharding import Layout
 from harness.train.state import TrainState, abstract_params, abstract_state, fresh_state, keeper
 from harness.train.update import kernel_norm
 from harness.units import format_bytes
-from harness.watcher import Watcher
 
 
 def first_state(recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout) -> tuple[TrainState, dict[str, Any]]:

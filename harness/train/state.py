@@ -11,8 +11,8 @@ import optax
 
 from harness.model.pi05 import Params, initialize
 from harness.model.quantize import Quantized, kept
-from harness.parameters import is_trained, parameter_shapes
-from harness.recipe import Recipe
+from harness.recipe.parameters import is_trained, parameter_shapes
+from harness.recipe.schema import Recipe
 from harness.train.optimizer import optimizer
 from harness.train.sharding import Layout
 

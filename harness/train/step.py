@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from harness.model.gemma import AttentionForm
 from harness.model.pi05 import Observation, Params, bind, graph_of
-from harness.parameters import EMBEDDING, is_cast_before_use
-from harness.recipe import Recipe
+from harness.recipe.parameters import EMBEDDING, is_cast_before_use
+from harness.recipe.schema import Recipe
 from harness.train.accumulate import Inputs, accumulate, read_copies
 from harness.train.augment import augment
 from harness.train.host import fetch, look_up, on_host, to_device

@@ -18,8 +18,8 @@ import optax
 from harness.errors import HarnessError
 from harness.model.pi05 import Params
 from harness.model.quantize import Quantized
-from harness.parameters import is_kernel
-from harness.recipe import Recipe
+from harness.recipe.parameters import is_kernel
+from harness.recipe.schema import Recipe
 from harness.train.host import Arrays, on_host, stream
 from harness.train.optimizer import adamw, learning_rate
 from harness.train.sharding import Layout

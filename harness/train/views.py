@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.rundir import CAMERA_VIEWS, write_atomic
+from harness.run.directory import CAMERA_VIEWS, write_atomic
 
 _SAMPLES = 5
 

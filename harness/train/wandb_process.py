@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.artifacts import Metrics
 from harness.artifacts.metrics_lines import read_lines
-from harness.rundir import METRICS
+from harness.run.directory import METRICS
 from harness.train.wandb_log import last_step
 
 INIT_TIMEOUT_S = 15

@@ -18,9 +18,9 @@ from harness.artifacts import Dataset, Metrics, NormStats, Plan
 from harness.errors import HarnessError
 from harness.received.files import there
 from harness.received.text import word
-from harness.recipe import load_recipe
-from harness.rundir import RECIPE, RunDir
-from harness.train.job import Job
+from harness.recipe.schema import load_recipe
+from harness.run.directory import RECIPE, RunDir
+from harness.run.job import Job
 
 # Source: prctl(2), PR_SET_PDEATHSIG.
 _PARENT_DEATH_SIGNAL = 1

@@ -30,7 +30,7 @@ def analyse(
     """Whether a run learns, from its loss: trend with its uncertainty, findings, verdict. Exit code 1 for any verdict but `learning`."""
     from harness.analyse.curve import analyse as read
     from harness.analyse.source import STDIN
-    from harness.rundir import RunDir
+    from harness.run.directory import RunDir
     from harness.show.curve import curve_table
 
     target = path if path is not None else str(run) if run is not None else None
@@ -48,7 +48,7 @@ def analyse(
 def analyse_run(run: Path) -> Curve | None:
     """The curve of a run that has just been trained, written into it; None for one that logged no step."""
     from harness.analyse.curve import analyse as read
-    from harness.rundir import RunDir
+    from harness.run.directory import RunDir
 
     try:
         found = read(str(run))

@@ -56,8 +56,8 @@ def spinner(text: str) -> Iterator[Callable[[str], None]]:
 
 def chain_for(run: Path | None, recipe: str | None, sets: list[str] | None, dataset: str | None, backend: str | None = None) -> Any:
     """The chain for a verb of its own: the named recipe (a run's own, when none is), with --dataset put in its place; `backend` as `backend_of`."""
-    from harness.chain import Chain, backend_of, default_recipe, recipe_of
-    from harness.recipe import load_recipe
+    from harness.flow.chain import Chain, backend_of, default_recipe, recipe_of
+    from harness.recipe.schema import load_recipe
 
     overrides = [*(sets or []), *dataset_overrides(dataset)]
     if run is None:
@@ -76,7 +76,7 @@ def dataset_overrides(dataset: str | None) -> list[str]:
 
 
 def rundir(path: Path) -> Any:
-    from harness.rundir import RunDir
+    from harness.run.directory import RunDir
 
     return RunDir(path)
 

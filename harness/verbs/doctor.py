@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.consent import hear, is_offline
+from harness.download.consent import hear, is_offline
 from harness.errors import HarnessError
 from harness.verbs.answers import answer, busy, chain_for
 from harness.verbs.options import DatasetOption, DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
@@ -67,7 +67,7 @@ def diagnose(
     from harness.doctor.examine import examine
     from harness.doctor.host import process_limits
     from harness.doctor.situation import Situation
-    from harness.rundir import cache_root, runs_root
+    from harness.run.directory import cache_root, runs_root
 
     run = chain.run.path if chain.run is not None else None
     situation = Situation(
@@ -97,7 +97,7 @@ def _python_of(chain: Any) -> str:
     """The interpreter that the run's trainer is started with."""
     if chain.backend == "ours":
         return sys.executable
-    from harness.backends.openpi_install import find_installation
+    from harness.openpi.install import find_installation
 
     return str(find_installation(any_commit=True).python)
 

@@ -48,7 +48,7 @@ def _tokenizer(recipe: Any) -> Any:
 
 
 def _weights(source: str, say: Any) -> Any:
-    from harness.download import fetch_tree, is_remote
+    from harness.download.cache import fetch_tree, is_remote
     from harness.units import format_bytes
 
     def progress(done: int, total: int) -> None:

@@ -35,7 +35,7 @@ def openpi(
     as_json: JsonOption = False,
 ) -> None:
     """What an openpi command line would train, and in how many bytes. Exit code 1 when it fails, does not fit, or is not what it looks like."""
-    from harness.backends.openpi_import import explain
+    from harness.openpi.imported import explain
     from harness.show.openpi import openpi_view
 
     if names:
@@ -55,7 +55,7 @@ def openpi(
 
 def _list() -> None:
     """Prints every configuration of openpi with its model, one a line."""
-    from harness.backends import openpi_configs
+    from harness.openpi import configs as openpi_configs
 
     for name in openpi_configs.names():
         print(f"{name:40} {openpi_configs.FAMILIES[openpi_configs.find(name).family]}")
@@ -63,8 +63,8 @@ def _list() -> None:
 
 def _shards(words: list[str]) -> int:
     """Over how many devices the line shards the model; 1 where the trainer is not openpi's."""
-    from harness.backends.openpi_options import read_line
-    from harness.backends.trainer_line import whose
+    from harness.openpi.options import read_line
+    from harness.openpi.trainer_line import whose
 
     line = whose(words)
     return 1 if line.trainer == "lerobot" else int(read_line(line).effective["fsdp-devices"])
@@ -72,10 +72,10 @@ def _shards(words: list[str]) -> int:
 
 def _place(fsdp: int, gpu: str | None, vram_bytes: int | None) -> Any:
     """The card named, or this machine's; None where there is neither."""
-    from harness.plan.upstream_plan import PUBLISHED, place_of
+    from harness.openpi.plan import PUBLISHED, place_of
     from harness.probe.machine import probe
-    from harness.recipe import load_recipe
-    from harness.rundir import cache_root
+    from harness.recipe.schema import load_recipe
+    from harness.run.directory import cache_root
 
     machine = None if gpu else probe([cache_root()])
     try:
@@ -89,10 +89,10 @@ def _place(fsdp: int, gpu: str | None, vram_bytes: int | None) -> Any:
 def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
     import json
 
-    from harness.backends.openpi_job import job_of
+    from harness.openpi.job import job_of
     from harness.received.text import word
-    from harness.recipe import recipe_from, to_yaml
-    from harness.rundir import write_atomic
+    from harness.recipe.schema import recipe_from, to_yaml
+    from harness.run.directory import write_atomic
 
     if found.recipe is None:
         who = "LeRobot's command" if found.trainer == "lerobot" else f"openpi {found.config}"

@@ -71,12 +71,12 @@ def answer_for_openpi(recipe: str | None, sets: list[str] | None, asked: dict[st
 
     Raises: HarnessError of `plan.upstream_plan`.
     """
-    from harness.chain import recipe_of
-    from harness.plan import upstream_plan
+    from harness.flow.chain import recipe_of
+    from harness.openpi import plan as upstream_plan
     from harness.probe.machine import probe
     from harness.received.files import there
-    from harness.recipe import load_recipe
-    from harness.rundir import RECIPE, RunDir, cache_root, sha256_json
+    from harness.recipe.schema import load_recipe
+    from harness.run.directory import RECIPE, RunDir, cache_root, sha256_json
     from harness.show.plan import plan_view
 
     if asked["recompile"] or asked["device"] == "cpu":

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.consent import hear
+from harness.download.consent import hear
 from harness.verbs.answers import answer, busy, chain_for, rundir, spinner
 from harness.verbs.options import DatasetOption, DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
 from harness.verbs.planning import Backend, answer_for_openpi, gib_bytes, nowhere, wait_for_cards, write_matrix
@@ -17,7 +17,7 @@ from harness.verbs.planning import Backend, answer_for_openpi, gib_bytes, nowher
 def probe(run: RunOption = None, as_json: JsonOption = False) -> None:
     """What this machine has: GPUs (through NVML, without JAX), memory, disk, cores, container."""
     from harness.probe.machine import probe as read
-    from harness.rundir import RunDir, cache_root, runs_root
+    from harness.run.directory import RunDir, cache_root, runs_root
     from harness.show.machine import machine_table
 
     machine = read([run or runs_root(), cache_root()])
@@ -45,7 +45,7 @@ def plan(
 ) -> None:
     """How this machine would carry out a recipe, in bytes that the compiler says; exit code 1 when it does not fit."""
     from harness.artifacts import Dataset
-    from harness.chain import backend_of
+    from harness.flow.chain import backend_of
     from harness.show.plan import plan_view
 
     if matrix:
@@ -75,7 +75,7 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """What a dataset is: format, episodes, frames, tasks, features, content hash. Every row is checked."""
-    from harness.chain import write_dataset_page
+    from harness.flow.chain import write_dataset_page
     from harness.show.dataset import dataset_table
 
     hear(fetch=fetch, offline=offline)

@@ -24,7 +24,7 @@ def report(
     import json
 
     from harness.report.page import render
-    from harness.rundir import REPORT, write_atomic
+    from harness.run.directory import REPORT, write_atomic
 
     given = [*([run] if run else []), *(paths or [])]
     if not given:

@@ -19,8 +19,8 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """How a run stands: progress, time left, loss, pace, memory; from its files, also of one that died. Exit code 1 when it died or is silent."""
-    from harness.report.status import newest_run, read_status
-    from harness.rundir import RunDir
+    from harness.run.directory import RunDir
+    from harness.run.status import newest_run, read_status
     from harness.show.status import status_table
 
     given = path or run

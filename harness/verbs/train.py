@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.consent import hear
+from harness.download.consent import hear
 from harness.errors import HarnessError
+from harness.show.progress import Progress
 from harness.verbs.analyse import analyse_run
 from harness.verbs.answers import inspect_path, print_file
 from harness.verbs.doctor import AllowOption, diagnose
 from harness.verbs.options import DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
 from harness.verbs.planning import Backend
-from harness.verbs.progress import Progress
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from harness.artifacts import Machine
-    from harness.chain import Chain
-    from harness.recipe import Recipe
-    from harness.train.job import Job
+    from harness.flow.chain import Chain
+    from harness.recipe.schema import Recipe
+    from harness.run.job import Job
 
 BackendOption = Annotated[
     Backend | None,
@@ -56,9 +56,9 @@ def train(
 ) -> None:
     """Train: probe, plan, data, stats, doctor, then the run itself, then inspect, analyse and report. Ctrl-C or SIGTERM saves and ends it."""
     from harness.artifacts import Manifest
-    from harness.chain import Chain, backend_of, find_run, recipe_of, refuse_started
-    from harness.plan.upstream_plan import options
-    from harness.runlock import locked
+    from harness.flow.chain import Chain, backend_of, find_run, recipe_of, refuse_started
+    from harness.openpi.plan import options
+    from harness.run.lock import locked
 
     console = Progress()
     hear(fetch=fetch, offline=offline)
@@ -105,8 +105,8 @@ def _openpi_options(recipe: Recipe, *, any_commit: bool) -> list[str]:
 
     Raises: HarnessError "upstream-cannot" and those of `find_installation`.
     """
-    from harness.backends.openpi_install import find_installation
-    from harness.backends.openpi_job import check_upstream_can
+    from harness.openpi.install import find_installation
+    from harness.openpi.job import check_upstream_can
 
     check_upstream_can(recipe)
     find_installation(any_commit=any_commit)
@@ -115,8 +115,8 @@ def _openpi_options(recipe: Recipe, *, any_commit: bool) -> list[str]:
 
 def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[str]) -> tuple[Job, Machine]:
     """Everything that training is made of, each part a file of the run; ends with exit code 1 when it would not go well."""
-    from harness.parameters import counts
-    from harness.train.job import Job
+    from harness.recipe.parameters import counts
+    from harness.run.job import Job
 
     assert chain.run is not None
     _check_weights(chain, allow)
@@ -150,7 +150,7 @@ def _check_weights(chain: Chain, allow: list[str]) -> None:
     Raises: HarnessError "fetch-not-asked", "offline", "download-address", "download-scheme", and those of `why_not`.
     """
     from harness.checkpoint.source import why_not
-    from harness.download import WEIGHTS, check_may_fetch, is_remote
+    from harness.download.cache import WEIGHTS, check_may_fetch, is_remote
 
     assert chain.run is not None
     source = chain.recipe.weights.source
@@ -167,7 +167,7 @@ def _check_weights(chain: Chain, allow: list[str]) -> None:
 
 def _run(job: Job, machine: Machine, console: Progress, lock: int, more: list[str], *, patient: bool) -> bool:
     """Whether the run has something to look back at: the training itself, in a process of its own that this one watches; JAX is never imported here."""
-    from harness.chain import prepare_jax
+    from harness.flow.chain import prepare_jax
     from harness.probe.machine import probe
     from harness.received.text import word
     from harness.supervise.process import Limits
@@ -188,7 +188,7 @@ def _run(job: Job, machine: Machine, console: Progress, lock: int, more: list[st
 
 def _look_back(job: Job, console: Progress) -> None:
     """What the run left behind: its checkpoint inspected, its curve analysed, its report written."""
-    from harness.chain import write_report
+    from harness.flow.chain import write_report
 
     job.run.write(inspect_path(job.run.path, deep=False))
     curve = analyse_run(job.run.path)
@@ -200,7 +200,7 @@ def _look_back(job: Job, console: Progress) -> None:
 
 def _predict(job: Job, console: Progress) -> None:
     """Lets a process of its own try the last checkpoint on a frame, for the report; not after a short run, of which that would be a large part."""
-    from harness.report.status import read_status
+    from harness.run.status import read_status
 
     status = read_status(job.run)
     if status.step < job.recipe.train.steps or (status.step_s or 0.0) * status.step < LONG_RUN_S:

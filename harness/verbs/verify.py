@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.consent import hear
+from harness.download.consent import hear
 from harness.errors import HarnessError
 from harness.verbs.answers import answer, busy
 from harness.verbs.options import DeviceOption, FetchOption, JsonOption, OfflineOption
@@ -28,11 +28,11 @@ def verify(
     Exit code 0 when all is equal; 1 when something differs or cannot be told.
     """
     from harness.probe.machine import probe
-    from harness.rundir import RunDir
+    from harness.run.directory import RunDir
+    from harness.show.progress import Progress
     from harness.show.verdict import verdict_table
-    from harness.verbs.progress import Progress
-    from harness.verification import verify_pair, verify_run
     from harness.verify.binding import bound
+    from harness.verify.run import verify_pair, verify_run
 
     console = Progress()
     hear(fetch=fetch, offline=offline)

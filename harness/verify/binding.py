@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 
 from harness.artifacts import Machine, Verdict, Verifier
-from harness.rundir import RunDir
-from harness.surroundings import machine_facts, source_digest, version_of
+from harness.run.directory import RunDir
+from harness.run.surroundings import machine_facts, source_digest, version_of
 
 # What a verdict says of the machine, without its name.
 _TOLD = ("driver", "cuda", "gpus", "processor", "kernel", "container")

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from harness.artifacts.training import Manifest
 from harness.artifacts.verdict import Compared, Status
-from harness.recipes.meaning import changed_keys, flat, meaning
-from harness.surroundings import xla_flags
+from harness.recipe.meaning import changed_keys, flat, meaning
+from harness.run.surroundings import xla_flags
 
 # What XLA writes down about a compilation does not change it.
 _ONLY_TELLS = "XLA_FLAGS.--xla_dump"

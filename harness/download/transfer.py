@@ -1,0 +1,242 @@
+"""One file over HTTP: asked for again from where a transfer broke off, and verified before it gets its name."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import re
+import shutil
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+
+from harness.download.listing import LOCAL, RemoteFile, no_listing
+from harness.download.web import open_url
+from harness.errors import HarnessError
+from harness.run.directory import sha256_file
+from harness.units import GIB, KIB, MIB, format_bytes
+
+Progress = Callable[[int, int], None]
+
+_BLOCK_BYTES = MIB
+_TIMEOUT_S = 60
+_ATTEMPTS = 4
+# A page of a listing: 100,000 names with their hashes are a fifth of this.
+_PAGE_BYTES = 64 * MIB
+_PAGE_S = 300
+# No file of a checkpoint is larger. Of one whose size nobody told, the disk's last bytes are not taken.
+_MOST_BYTES = 1024 * GIB
+_LOOK_EVERY_BYTES = 64 * MIB
+_LEAVE_FREE_BYTES = 256 * MIB
+# Slower than this for so long is no transfer any more.
+_STALL_S = 600
+_STALL_BYTES = 64 * KIB
+_TAG = re.compile(r'"[!#-~]{0,256}"')
+
+
+class Meter:
+    """Adds up what has come of each file, for the progress callback."""
+
+    def __init__(self, remote: list[RemoteFile], progress: Progress | None) -> None:
+        self._lock = threading.Lock()
+        self._progress = progress
+        self._have: dict[str, int] = {}
+        self._sizes = {file.path: file.bytes or 0 for file in remote}
+
+    def update(self, path: str, have: int, size: int | None = None) -> None:
+        with self._lock:
+            self._have[path] = have
+            self._sizes[path] = size or self._sizes[path]
+            if self._progress is not None:
+                done = sum(self._have.values())
+                self._progress(done, max(done, sum(self._sizes.values())))
+
+
+def fetch_one(file: RemoteFile, target: Path, source: str, meter: Meter) -> tuple[int, str]:
+    """(bytes, sha256) of `target`, fetched and verified; goes on from what a broken attempt left."""
+    part = target.with_name(target.name + ".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.rename(part)
+    last: Exception | None = None
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(0.1 * 2**attempt)
+        try:
+            size, expected = _append(file, part, source, meter)
+        except (HTTPException, URLError, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            last = error
+            continue
+        if size == expected:
+            return _verified(file, part, target, source)
+        last = None
+    if last is not None and not part.exists():
+        raise _unreachable(file.url, last) from last
+    raise HarnessError(
+        "download-truncated",
+        f"{file.url} broke off {_ATTEMPTS} times",
+        got=f"{part.stat().st_size:,} bytes" if part.exists() else "nothing",
+        need=f"{file.bytes:,} bytes" if file.bytes is not None else "the whole file",
+        fix="run the same command again: it goes on where this one ended",
+    )
+
+
+def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[int, int]:
+    """(bytes in `part`, bytes of the whole file) after one request for what is lacking."""
+    have = part.stat().st_size if part.exists() else 0
+    if have and have == file.bytes:
+        return have, have
+    tag_file = part.with_name(part.name + ".etag")
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    if have and tag_file.exists():
+        headers["If-Range"] = tag_file.read_text()
+    try:
+        response = _open(file.url, source, headers)
+    except HTTPError as error:
+        if error.code != 416 or not part.exists():
+            raise
+        # Nothing comes after `have`: the file is whole already, or it is another file by now.
+        if error.headers.get("Content-Range", "").endswith(f"/{have}"):
+            return have, have
+        part.unlink()
+        return 0, -1
+    with response:
+        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            # Another part than the one that was asked for.
+            part.unlink(missing_ok=True)
+            return 0, -1
+        have = have if response.status == 206 else 0
+        expected = file.bytes if file.bytes is not None else _told_bytes(response, have)
+        if expected is not None and expected - have > shutil.disk_usage(part.parent).free:
+            raise OSError(errno.ENOSPC, f"{format_bytes(expected)} do not fit")
+        tag = response.headers.get("ETag", "")
+        if _TAG.fullmatch(tag):
+            tag_file.write_text(tag)
+        with part.open("ab" if have else "wb") as out:
+            for block in _blocks(response):
+                have += len(block)
+                if have > (_MOST_BYTES if expected is None else expected):
+                    out.close()
+                    part.unlink()
+                    most = f"{format_bytes(_MOST_BYTES)} at most" if expected is None else f"{expected:,} bytes"
+                    raise corrupt(f"{source} ({file.path})", f"{have:,} bytes and more", most)
+                out.write(block)
+                if expected is None:
+                    _check_room(part, have, len(block))
+                meter.update(file.path, have, expected)
+    return have, have if expected is None else expected
+
+
+def _told_bytes(response: HTTPResponse, have: int) -> int | None:
+    """The bytes of the whole file by Content-Length; None when it does not tell."""
+    length = response.headers.get("Content-Length", "")
+    return have + int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else None
+
+
+def _blocks(response: HTTPResponse) -> Iterator[bytes]:
+    """The body as it comes.
+
+    Raises: TimeoutError when it all but stands still.
+    """
+    since, came = time.monotonic(), 0
+    while block := response.read1(_BLOCK_BYTES):
+        yield block
+        came += len(block)
+        if time.monotonic() - since > _STALL_S:
+            if came < _STALL_BYTES:
+                raise TimeoutError(f"{came:,} bytes in {_STALL_S} s")
+            since, came = time.monotonic(), 0
+
+
+def _check_room(part: Path, have: int, more: int) -> None:
+    if have // _LOOK_EVERY_BYTES > (have - more) // _LOOK_EVERY_BYTES and shutil.disk_usage(part.parent).free < _LEAVE_FREE_BYTES:
+        raise OSError(errno.ENOSPC, "a file whose size nobody told fills the disk")
+
+
+def _verified(file: RemoteFile, part: Path, target: Path, source: str) -> tuple[int, str]:
+    digest, md5 = sha256_file(part), None
+    if file.md5 is not None:
+        with part.open("rb") as data:
+            md5 = base64.b64encode(hashlib.file_digest(data, "md5").digest()).decode()
+    for got, need in ((digest, file.sha256), (md5, file.md5)):
+        if need is not None and got != need:
+            part.unlink()
+            raise corrupt(f"{source} ({file.path})", str(got), need)
+    part.with_name(part.name + ".etag").unlink(missing_ok=True)
+    part.rename(target)
+    return target.stat().st_size, digest
+
+
+def _open(url: str, source: str, headers: dict[str, str]) -> HTTPResponse:
+    try:
+        return open_url(url, headers, timeout_s=_TIMEOUT_S)
+    except HTTPError as error:
+        error.close()
+        if error.code in (401, 403):
+            raise HarnessError(
+                "download-login",
+                f"{source} needs a login, or does not exist (HTTP {error.code})",
+                need="a public address",
+                fix=f"download it by hand with your account, and {LOCAL}",
+            ) from error
+        if error.code in (404, 410):
+            raise missing(source) from error
+        if error.code == 416 or error.code >= 500 or error.code == 429:
+            raise
+        raise _unreachable(url, error) from error
+
+
+def read_page(url: str, source: str) -> tuple[bytes, str] | None:
+    """(body, content type) of a page of a listing; None when there is no such page.
+
+    Raises: HarnessError "download-no-listing" for a page of more than 64 MiB, and those of a download.
+    """
+    last: Exception | None = None
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(0.1 * 2**attempt)
+        try:
+            with _open(url, source, {}) as response:
+                return _page(response, url), response.headers.get_content_type()
+        except HarnessError as error:
+            if error.code == "download-missing":
+                return None
+            raise
+        except (HTTPException, OSError) as error:
+            last = error
+    raise _unreachable(url, last) from last
+
+
+def _page(response: HTTPResponse, url: str) -> bytes:
+    since, body = time.monotonic(), bytearray()
+    while block := response.read1(_BLOCK_BYTES):
+        body += block
+        if len(body) > _PAGE_BYTES or time.monotonic() - since > _PAGE_S:
+            raise no_listing(url, f"a page of more than {format_bytes(_PAGE_BYTES)}" if len(body) > _PAGE_BYTES else f"no end after {_PAGE_S} s")
+    return bytes(body)
+
+
+def missing(source: str) -> HarnessError:
+    return HarnessError(
+        "download-missing", f"there is nothing at {source}", need="an existing file or directory", fix=f"check the address for a typing error, or {LOCAL}"
+    )
+
+
+def _unreachable(url: str, error: BaseException | None) -> HarnessError:
+    return HarnessError(
+        "download-unreachable",
+        f"cannot reach {url}: {error}",
+        need="a network connection (a proxy is taken from HTTPS_PROXY)",
+        fix=f"check the network and try again, or copy the files by hand and {LOCAL}",
+    )
+
+
+def corrupt(source: str, got: str, need: str) -> HarnessError:
+    return HarnessError(
+        "download-corrupt", f"{source} has other bytes than it should have", got=got, need=need, fix="try again; if it stays so, the source has changed"
+    )

@@ -1,0 +1,1 @@
+"""The order of the parts: from probe to report."""

@@ -1,0 +1,129 @@
+"""The checkpoints that openpi's trainer leaves in a run: which are whole, and what the harness writes beside them.
+
+Upstream names a step by the last one done, counted from 0: the state in `19` has taken 20. Beside a whole step the harness writes
+`harness/record.json`, with the recipe, and `harness/digests.json`: a sha256 of every array as it lies on the disk, which was written by then.
+Source: openpi scripts/train.py `main`, src/openpi/training/checkpoints.py, commit 15a9616.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES, read_received, walk
+from harness.recipe.schema import Recipe
+
+_COMMIT = "_CHECKPOINT_METADATA"
+_UNDER_WAY = ".orbax-checkpoint-tmp"
+# A save that nothing was written to for so long has stopped.
+_QUIET_S = 60
+_RECORD, _DIGESTS = "record.json", "digests.json"
+
+
+def whole_steps(checkpoints: Path) -> list[int]:
+    """The names of the steps whose save was finished, ascending."""
+    names = checkpoints.iterdir() if checkpoints.is_dir() else []
+    return sorted(int(path.name) for path in names if path.name.isdecimal() and (path / _COMMIT).is_file())
+
+
+def steps_done(checkpoints: Path) -> int:
+    """How many steps the newest whole checkpoint has taken; 0 without one, and with `0` alone, from which upstream does not resume."""
+    steps = whole_steps(checkpoints)
+    return steps[-1] + 1 if steps and steps != [0] else 0
+
+
+def unfinished(checkpoints: Path) -> list[str]:
+    """The names of saves that are not finished: under way, or left by a process that was killed."""
+    return sorted(path.name for path in checkpoints.iterdir() if _UNDER_WAY in path.name) if checkpoints.is_dir() else []
+
+
+def is_saving(checkpoints: Path) -> bool:
+    """Whether one of the unfinished saves was written to of late: then it is under way, and not left by another process."""
+    newest = 0.0
+    for name in unfinished(checkpoints):
+        for folder, _, files in os.walk(checkpoints / name):
+            for place in (Path(folder), *(Path(folder, file) for file in files)):
+                # A save that becomes whole is renamed under our eyes.
+                with contextlib.suppress(OSError):
+                    newest = max(newest, place.stat().st_mtime)
+    return time.time() - newest < _QUIET_S
+
+
+class Records:
+    """Writes records and digests on a thread of its own, since a full state takes a minute to read."""
+
+    def __init__(self, checkpoints: Path, recipe: Recipe, commit: str) -> None:
+        self._checkpoints = checkpoints
+        self._record = {"trainer": "openpi", "commit": commit, "recipe": recipe.model_dump(mode="json"), "recipe_sha256": recipe.sha256()}
+        self._known: set[int] = set()
+        self._waiting: queue.Queue[int | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def look(self) -> list[int]:
+        """The steps that have become whole since the last look."""
+        new = [step for step in whole_steps(self._checkpoints) if step not in self._known]
+        for step in new:
+            self._known.add(step)
+            if not (self._checkpoints / str(step) / "harness").exists():
+                self._waiting.put(step)
+        return new
+
+    def close(self) -> None:
+        """Returns when all records are written."""
+        self.look()
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (step := self._waiting.get()) is not None:
+            # Upstream deletes a step when the next is whole, also under our eyes.
+            with contextlib.suppress(OSError, ValueError, HarnessError):
+                self._write(self._checkpoints / str(step), self._record | {"step": step + 1})
+
+    @staticmethod
+    def _write(step: Path, record: dict[str, Any]) -> None:
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+        digests = {"leaves": leaf_digests(step), "files": text_digests(step) | {f"harness/{_RECORD}": hashlib.sha256(text.encode()).hexdigest()}}
+        # In place only when it is whole: a step with half a record would not be one.
+        scratch = step / f".harness.{os.getpid()}"
+        try:
+            scratch.mkdir()
+            (scratch / _RECORD).write_text(text)
+            (scratch / _DIGESTS).write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n")
+            scratch.rename(step / "harness")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def leaf_digests(step: Path) -> dict[str, str]:
+    """Item/path → sha256 of each array as stored, its elements in C order.
+
+    Raises: OSError, ValueError when one cannot be read.
+    """
+    from harness.checkpoint.deep import stream
+    from harness.checkpoint.item import read_item
+
+    found = {}
+    for name in ("params", "train_state"):
+        for array, health in stream(read_item(step / name)):
+            if health is None:
+                raise ValueError(f"{step / name}: {array.path} cannot be read")
+            found[f"{name}/{array.path}"] = health.sha256
+    return found
+
+
+def text_digests(step: Path) -> dict[str, str]:
+    """Path below the step → sha256 of the statistics that it carries."""
+    assets = step / "assets"
+    files = sorted(walk(assets)) if assets.is_dir() else []
+    return {str(path.relative_to(step)): hashlib.sha256(read_received(path, assets, ARTIFACT_BYTES)).hexdigest() for path in files}

@@ -1,0 +1,1 @@
+"""A checkpoint on a frame of a dataset."""

@@ -1,0 +1,248 @@
+"""One frame of a dataset through a checkpoint: the actions that it would take, beside those that were recorded.
+
+Axes: H action horizon, A real dimensions of an action, D action_dim of the model.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.artifacts import DimensionStats, Machine, Prediction
+from harness.checkpoint.locate import Located
+from harness.data.compare import first, width_without_padding
+from harness.data.dataset import open_for
+from harness.data.lerobot import LeRobotDataset
+from harness.data.loader import one_frame
+from harness.data.norm_files import read_norm_stats
+from harness.data.transforms import unnormalize
+from harness.errors import HarnessError
+from harness.received.files import walk
+from harness.received.text import word
+from harness.recipe.schema import Recipe
+from harness.units import GIB, MIB, format_bytes
+
+# Not in XLA's number: the CUDA context and its libraries; on a CPU, what the process itself takes.
+_GPU_MARGIN_BYTES = int(1.5 * GIB)
+_HOST_MARGIN_BYTES = 512 * MIB
+# Plots are drawn in this many columns, of this size in inches.
+_COLUMNS, _PANEL = 2, (5.2, 2.2)
+
+Stats = dict[str, DimensionStats]
+Say = Callable[[str], None]
+
+
+class Place(NamedTuple):
+    """The device that a prediction is made on."""
+
+    platform: str
+    name: str
+    uuid: str | None
+    usable_bytes: int | None
+
+
+class Question(NamedTuple):
+    """Which frame (`frame` counts from the start of `episode`), how many Euler steps, and the seed of the first noise."""
+
+    episode: int = 0
+    frame: int = 0
+    sampling_steps: int = 10
+    seed: int = 0
+
+
+def place(machine: Machine, device: str | None) -> Place:
+    """The visible GPU with the most free memory, or the CPU when there is none or it is asked for.
+
+    Raises: HarnessError "device-unknown", "no-gpu".
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise HarnessError("device-unknown", f"there is no device {device!r}", got=device, need="cpu or cuda", fix="--device cpu")
+    cards = [card for card in machine.gpus if card.visible and not card.error]
+    if cards and device != "cpu":
+        best = max(cards, key=lambda card: card.free_bytes or 0)
+        usable = None if best.free_bytes is None else best.free_bytes - _GPU_MARGIN_BYTES
+        return Place("cuda", best.name or f"GPU {best.index}", best.uuid, usable)
+    if device == "cuda":
+        raise HarnessError("no-gpu", "there is no usable GPU here", got=machine.gpu_error or "no GPU visible", need="an NVIDIA GPU", fix="--device cpu")
+    available = machine.host.ram_available_bytes
+    return Place("cpu", "cpu", None, None if available is None else available - _HOST_MARGIN_BYTES)
+
+
+def predict(located: Located, recipe: Recipe, question: Question, on: Place, say: Say, *, base: str | None = None) -> Prediction:
+    """What the checkpoint predicts at one frame, un-normalized with the checkpoint's own statistics. The environment names the device.
+
+    `base` says where the weights are now that a step of only trained parameters lies upon.
+
+    Raises: HarnessError "sampling-steps-invalid", "episode-out-of-range", "frame-out-of-range", "asset-missing",
+    "dataset-of-other-dimensions", "does-not-fit", "prediction-not-finite", and those of the dataset and of the weights.
+    """
+    # Everything that can be wrong with the question is found before a weight is read.
+    if question.sampling_steps < 1:
+        raise HarnessError("sampling-steps-invalid", "sampling takes at least one step", got=question.sampling_steps, need="1 or more", fix="--steps 10")
+    resolved, data = open_for(recipe)
+    index = _index(data, question)
+    stats = checkpoint_stats(located, recipe, data)
+    batch = one_frame(recipe, data, stats, index)
+    recorded, is_pad = data.action_chunk(index, recipe.model.action_horizon)  # [H, A]
+    sampled = _sample(located, recipe, question, batch, on, say, base)  # [H, D]
+    predicted = unnormalize(sampled, stats["actions"], recipe.data.normalization)  # [H, A]
+    if not np.isfinite(predicted).all():
+        raise HarnessError(
+            "prediction-not-finite",
+            f"{located.path} predicts NaN or infinity at this frame",
+            need="finite actions",
+            fix=f"harness inspect {word(located.path)} --deep, or take an earlier step",
+        )
+    return Prediction(
+        checkpoint=str(located.path),
+        step=located.step,
+        dataset=resolved.source,
+        episode=question.episode,
+        frame=question.frame,
+        task=data.task(index),
+        action_horizon=recipe.model.action_horizon,
+        sampling_steps=question.sampling_steps,
+        seed=question.seed,
+        device=on.name,
+        predicted=predicted.tolist(),
+        recorded=recorded.tolist(),
+        is_pad=is_pad.tolist(),
+        mean_absolute_error=np.abs(predicted - recorded)[~is_pad].mean(axis=0).tolist(),
+    )
+
+
+def _index(data: LeRobotDataset, question: Question) -> int:
+    """The frame's number in the whole dataset."""
+    episodes = {episode.index: episode for episode in data.episodes}
+    episode = episodes.get(question.episode)
+    if episode is None:
+        raise HarnessError(
+            "episode-out-of-range",
+            f"{data.path} has no episode {question.episode}",
+            got=question.episode,
+            need=f"{min(episodes)} to {max(episodes)} ({len(episodes)} episodes)",
+            fix=f"--episode {min(max(question.episode, min(episodes)), max(episodes))}",
+        )
+    if not 0 <= question.frame < episode.length:
+        raise HarnessError(
+            "frame-out-of-range",
+            f"episode {episode.index} of {data.path} has no frame {question.frame}",
+            got=question.frame,
+            need=f"0 to {episode.length - 1}",
+            fix=f"--frame {min(max(question.frame, 0), episode.length - 1)}",
+        )
+    return episode.first + question.frame
+
+
+def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> Stats:
+    """Statistics of the actions from the checkpoint's own assets, without the zero padding that upstream may keep behind them.
+
+    The state does not enter the model, so its statistics are not asked for.
+
+    Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid"; UnsafeFile.
+    """
+    assets = located.path / "assets"
+    file = assets / recipe.data.asset_id / "norm_stats.json"
+    if not file.is_file():
+        named = (path for path in walk(assets) if path.name == file.name) if assets.is_dir() else ()
+        there = sorted(path.parent.relative_to(assets).as_posix() for path in named)
+        raise HarnessError(
+            "asset-missing",
+            f"{located.path} holds no statistics of {recipe.data.asset_id!r}",
+            got=", ".join(there) or "no assets",
+            need=str(file),
+            fix=f"--set {word(f'data.asset_id={there[0]}')}" if there else "give a step that was saved by training: the statistics belong to the weights",
+        )
+    value = read_norm_stats(file, recipe.data.normalization, keys=("actions",), root=located.path).stats["actions"]
+    feature = recipe.data.actions
+    dimensions = data.features[feature].shape[0]
+    width = width_without_padding(value, dimensions)
+    if width != dimensions:
+        raise HarnessError(
+            "dataset-of-other-dimensions",
+            f"the checkpoint was trained on other actions than {feature!r} of {data.path}",
+            got=f"{dimensions} dimensions in the dataset",
+            need=f"{width}, as in {file}",
+            fix="--dataset with a dataset of that robot, or --set data.actions=FEATURE",
+        )
+    return {"actions": first(value, width)}
+
+
+def _sample(located: Located, recipe: Recipe, question: Question, batch: dict[str, Any], on: Place, say: Say, base: str | None) -> np.ndarray:
+    """Normalized actions [H, D]. Compiled first: XLA says what it needs, before a weight is loaded."""
+    import jax
+
+    from harness.checkpoint.weights import load_params
+    from harness.model.pi05 import bind, graph_of
+    from harness.train.compiled import device_bytes
+    from harness.train.sharding import Layout
+    from harness.train.state import abstract_params, abstract_state, keeper
+    from harness.train.step import observe
+
+    graph = graph_of(recipe.model, remat=False)
+    shape = (1, recipe.model.action_horizon, recipe.model.action_dim)
+    inputs = {name: batch[name] for name in ("images", "tokens", "token_mask")}
+
+    def sample(params: dict[str, jax.Array], inputs: dict[str, Any], key: jax.Array) -> jax.Array:
+        return bind(graph, params).sample_actions(observe(inputs, None), jax.random.normal(key, shape), question.sampling_steps)
+
+    say("compiling")
+    key = jax.random.key(question.seed)
+    compiled = jax.jit(sample).lower(abstract_state(recipe).params, inputs, key).compile()
+    need = device_bytes(compiled.memory_analysis())["device"]
+    if on.usable_bytes is not None and need > on.usable_bytes:
+        raise HarnessError(
+            "does-not-fit",
+            f"sampling does not fit {on.name}; nothing was allocated",
+            got=f"{format_bytes(on.usable_bytes)} usable",
+            need=f"{format_bytes(need)} by XLA's buffer assignment",
+            fix="free the device's memory (harness probe shows who holds it)" + (", or --device cpu" if on.platform == "cuda" else ""),
+        )
+    say(f"loading the parameters of {located.path}")
+    # Through the same codes as in training: a step of only trained parameters lies upon weights that are not quantized yet.
+    params = load_params(located.path, abstract_params(recipe), base=base, keep=keeper(recipe, Layout(jax.local_devices()[:1]))).params
+    return np.asarray(compiled(params, inputs, key))[0]
+
+
+def plot(prediction: Prediction) -> bytes:
+    """A PNG: one panel a dimension, recorded and predicted over the chunk, the padding behind the episode's end in grey."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    predicted, recorded = np.array(prediction.predicted), np.array(prediction.recorded)
+    times = np.arange(len(predicted))
+    dimensions = predicted.shape[1]
+    rows = math.ceil(dimensions / _COLUMNS)
+    # A figure of its own, not pyplot's: it needs no display and leaves no state behind.
+    figure = Figure(figsize=(_COLUMNS * _PANEL[0], rows * _PANEL[1] + 0.9), layout="constrained")
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    for d, panel in enumerate(panels):
+        if d >= dimensions:
+            panel.set_axis_off()
+            continue
+        panel.plot(times, recorded[:, d], "o-", color="#1f4e79", markersize=3.5, label="recorded")
+        panel.plot(times, predicted[:, d], "s--", color="#d9730d", markersize=3.5, label="predicted")
+        if any(prediction.is_pad):
+            panel.axvspan(prediction.is_pad.index(True) - 0.5, len(times) - 0.5, color="0.9", label="past the episode's end")
+        panel.set_title(f"actions[{d}]   mean |error| {prediction.mean_absolute_error[d]:.3g}", fontsize=9)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.25)
+    step = "" if prediction.step is None else f"step {prediction.step}, "
+    figure.suptitle(f"{prediction.task}\n{step}episode {prediction.episode}, frame {prediction.frame}, seed {prediction.seed}", fontsize=10)
+    figure.supxlabel("frames after this one", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def output_directory(located: Located, run: Path | None) -> Path:
+    """Where prediction and plot go: the run that is named, else the checkpoint's own, else here."""
+    return run or located.run or Path()

@@ -1,0 +1,1 @@
+"""What is learned: the recipe, its parameters, and what a changed key means."""

@@ -1,0 +1,30 @@
+"""How a recipe differs from another, key by key, and what each difference means for comparing the two. No prose of a verdict: facts of the key."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from harness.recipe.meaning import HEAVIEST_FIRST, Weight, changed_keys, flat, meaning
+from harness.recipe.schema import Recipe, load_recipe
+
+PUBLISHED = "pi05_libero"
+
+
+class Difference(NamedTuple):
+    key: str
+    published: object
+    here: object
+    weight: Weight
+    why: str
+
+
+def differences(published: Recipe, here: Recipe) -> list[Difference]:
+    """Every key in which the two differ, names and descriptions aside; what makes another experiment comes first."""
+    before, after = (flat(each.model_dump(mode="json", exclude={"name", "description"})) for each in (published, here))
+    found = [Difference(key, before.get(key, "–"), after.get(key, "–"), *meaning(key)) for key in changed_keys(before, after)]
+    return sorted(found, key=lambda difference: HEAVIEST_FIRST.index(difference.weight))
+
+
+def differences_from_published(recipe: Recipe) -> list[Difference]:
+    """Those from the published recipe."""
+    return differences(load_recipe(PUBLISHED), recipe)

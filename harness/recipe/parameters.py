@@ -1,0 +1,221 @@
+"""Every parameter of π0.5: its path, shape, group, and whether it is trained. No JAX: the one place that all rooms ask.
+
+Paths are those of openpi's checkpoints, for example `PaliGemma/llm/layers/attn/q_einsum/w`; a suffix `_1` marks the action
+expert. Source: openpi src/openpi/models/{pi0,gemma,siglip,lora}.py and pi0_config.py `get_freeze_filter`, commit 15a9616.
+
+Axes: L layers, N query heads, K key/value heads, D width, H head dim, F mlp dim, R adapter rank.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Literal, NamedTuple
+
+from harness.errors import HarnessError
+from harness.recipe.schema import Expert, Lora, Model, Recipe, Trained
+from harness.units import format_count
+
+Group = Literal["vision", "language", "expert", "adapters", "projections"]
+Shapes = dict[str, tuple[int, ...]]
+
+# The token embedding, [V, D]: the largest parameter that belongs to no layer.
+EMBEDDING = "PaliGemma/llm/embedder/input_embedding"
+
+
+class GemmaSize(NamedTuple):
+    width: int
+    depth: int
+    mlp_dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+class VisionSize(NamedTuple):
+    width: int
+    depth: int
+    mlp_dim: int
+    heads: int
+    patch: int
+
+
+# openpi src/openpi/models/gemma.py `get_config`, siglip.py `decode_variant`, commit 15a9616.
+GEMMA: dict[str, GemmaSize] = {
+    "gemma_2b": GemmaSize(2048, 18, 16_384, 8, 1, 256),
+    "gemma_300m": GemmaSize(1024, 18, 4096, 8, 1, 256),
+    "dummy": GemmaSize(64, 4, 128, 8, 1, 16),
+}
+VISION: dict[str, VisionSize] = {
+    "So400m/14": VisionSize(1152, 27, 4304, 16, 14),
+    "Ti/14": VisionSize(192, 12, 768, 3, 14),
+    "mu/14": VisionSize(32, 1, 128, 2, 14),
+}
+
+
+def parameter_shapes(model: Model) -> Shapes:
+    """Path → shape of every parameter of `model`, in closed form."""
+    width = GEMMA[model.action_expert.variant].width
+    shapes = _vision(model) | _language(model)
+    for name, (inputs, outputs) in {
+        "action_in_proj": (model.action_dim, width),
+        "action_out_proj": (width, model.action_dim),
+        "time_mlp_in": (width, width),
+        "time_mlp_out": (width, width),
+    }.items():
+        shapes |= {f"{name}/kernel": (inputs, outputs), f"{name}/bias": (outputs,)}
+    return shapes
+
+
+def _vision(model: Model) -> Shapes:
+    size = VISION[model.vision]
+    d, layers, head_dim = size.width, size.depth, size.width // size.heads
+    tokens = (model.image_size // size.patch) ** 2
+    out_width = GEMMA[model.paligemma.variant].width
+    block: Shapes = {}
+    for norm in ("LayerNorm_0", "LayerNorm_1"):
+        block |= {f"{norm}/scale": (d,), f"{norm}/bias": (d,)}
+    for name in ("query", "key", "value"):
+        block |= {
+            f"MultiHeadDotProductAttention_0/{name}/kernel": (d, size.heads, head_dim),
+            f"MultiHeadDotProductAttention_0/{name}/bias": (size.heads, head_dim),
+        }
+    block |= {"MultiHeadDotProductAttention_0/out/kernel": (size.heads, head_dim, d), "MultiHeadDotProductAttention_0/out/bias": (d,)}
+    for name, (inputs, outputs) in {"Dense_0": (d, size.mlp_dim), "Dense_1": (size.mlp_dim, d)}.items():
+        block |= {f"MlpBlock_0/{name}/kernel": (inputs, outputs), f"MlpBlock_0/{name}/bias": (outputs,)}
+    img = {f"Transformer/encoderblock/{path}": (layers, *shape) for path, shape in block.items()}
+    img |= {
+        "Transformer/encoder_norm/scale": (d,),
+        "Transformer/encoder_norm/bias": (d,),
+        "embedding/kernel": (size.patch, size.patch, 3, d),
+        "embedding/bias": (d,),
+        "pos_embedding": (1, tokens, d),
+        "head/kernel": (d, out_width),
+        "head/bias": (out_width,),
+    }
+    return {f"PaliGemma/img/{path}": shape for path, shape in img.items()}
+
+
+def _language(model: Model) -> Shapes:
+    language, expert = GEMMA[model.paligemma.variant], GEMMA[model.action_expert.variant]
+    llm: Shapes = {"embedder/input_embedding": (model.vocab_size, language.width), "final_norm/scale": (language.width,)}
+    llm |= {"final_norm_1/Dense_0/kernel": (expert.width, 3 * expert.width), "final_norm_1/Dense_0/bias": (3 * expert.width,)}
+    for suffix, part in (("", model.paligemma), ("_1", model.action_expert)):
+        layers = GEMMA[part.variant].depth
+        llm |= {f"layers/{path}": (layers, *shape) for path, shape in _expert_block(part, suffix).items()}
+    return {f"PaliGemma/llm/{path}": shape for path, shape in llm.items()}
+
+
+def _expert_block(part: Expert, suffix: str) -> Shapes:
+    size = GEMMA[part.variant]
+    n, k, d, h, f = size.heads, size.kv_heads, size.width, size.head_dim, size.mlp_dim
+    einsums: Shapes = {"q_einsum": (n, d, h), "kv_einsum": (2, k, d, h), "attn_vec_einsum": (n, h, d)}
+    dense: Shapes = {"gating_einsum": (2, d, f), "linear": (f, d)}
+    block = {f"attn/{name}{suffix}/w": shape for name, shape in einsums.items()}
+    block |= {f"mlp{suffix}/{name}": shape for name, shape in dense.items()}
+    for norm in ("pre_attention_norm", "pre_ffw_norm"):
+        # The action expert's norms are adaptive: scale, shift and gate from the time embedding.
+        block |= {f"{norm}_1/Dense_0/kernel": (d, 3 * d), f"{norm}_1/Dense_0/bias": (3 * d,)} if suffix else {f"{norm}/scale": (d,)}
+    if part.lora:
+        r = part.lora.rank
+        for name, shape in einsums.items():
+            block |= {f"attn/{name}{suffix}/lora_a": (*shape[:-1], r), f"attn/{name}{suffix}/lora_b": (*shape[:-2], r, shape[-1])}
+        for name, shape in dense.items():
+            block |= {f"mlp{suffix}/{name}_lora_a": (*shape[:-1], r), f"mlp{suffix}/{name}_lora_b": (*shape[:-2], r, shape[-1])}
+    return block
+
+
+def group_of(path: str) -> Group:
+    """The part of the network that the parameter at `path` belongs to."""
+    if "lora" in path:
+        return "adapters"
+    if path.startswith("PaliGemma/img/"):
+        return "vision"
+    if path.startswith("PaliGemma/llm/"):
+        return "expert" if _is_action_expert(path) else "language"
+    return "projections"
+
+
+def _is_action_expert(path: str) -> bool:
+    return re.search(r"\A(?>.*?llm).*_1", path) is not None
+
+
+def is_trained(path: str, model: Model, trained: Trained) -> bool:
+    """Whether the parameter at `path` is trained; every room asks this one function.
+
+    full: everything. lora: adapters, and all that is not the language model of an adapted expert (so the vision tower and
+    the projections), as upstream's `get_freeze_filter`. lora_frozen_vision: the same without the vision tower.
+    action_expert: the action expert with its adaptive norms, and the projections.
+    """
+    group = group_of(path)
+    if trained == "full" or group == "projections":
+        return True
+    if trained == "action_expert":
+        return group == "expert" or (group == "adapters" and _is_action_expert(path))
+    if group == "vision":
+        return trained == "lora"
+    if group == "adapters":
+        return True
+    return (model.action_expert if group == "expert" else model.paligemma).lora is None
+
+
+def is_kernel(path: str, shape: tuple[int, ...]) -> bool:
+    """Whether `param_norm` counts this parameter: more than one axis, and neither bias, scale nor embedding.
+
+    Source: openpi scripts/train.py `train_step`, commit 15a9616.
+    """
+    return len(shape) > 1 and path.rsplit("/", 1)[-1] not in ("bias", "scale", "pos_embedding", "input_embedding")
+
+
+def is_cast_before_use(path: str) -> bool:
+    """Whether the model casts this parameter of a layer to the compute type before it does anything else with it. Norms' scales it does not."""
+    in_layer = "llm/layers/" in path or "encoderblock/" in path
+    return in_layer and "LayerNorm" not in path and not path.endswith("/scale")
+
+
+# `param_norm` of the released pi05_base weights at step 0, by which experts carry freshly initialized adapters of upstream's ranks.
+# Source: facts on the published recipe (computed from the released weights); 1803.159 is what the report's log shows.
+RELEASED_PARAM_NORM = {(False, False): 1802.386, (True, True): 1803.770, (True, False): 1803.159}
+# The values above lie 4e-4 apart, a bfloat16 rounding of the frozen weights moves them by less than 1e-5.
+FINGERPRINT_TOLERANCE = 5e-5
+
+
+def fingerprint(model: Model, param_norm: float) -> tuple[Literal["released", "differs", "unknown"], str]:
+    """Whether `param_norm` at step 0 is that of the released π0.5 weights in this model, and a sentence that says so."""
+    upstream = {"paligemma": (None, Lora(rank=16, alpha=16.0)), "action_expert": (None, Lora(rank=32, alpha=32.0))}
+    same = model.model_copy(update={"compute_dtype": "bfloat16", "prompt_tokens": 200, "action_horizon": 10})
+    plain = {name: getattr(same, name).model_copy(update={"lora": None}) for name in upstream}
+    known = all(getattr(same, name).lora in allowed for name, allowed in upstream.items())
+    expected = RELEASED_PARAM_NORM.get((model.paligemma.lora is not None, model.action_expert.lora is not None))
+    if same.model_copy(update=plain) != Model() or not known or expected is None:
+        return "unknown", f"param_norm {param_norm:.3f} at step 0; no fingerprint is known for this model"
+    if abs(param_norm / expected - 1) <= FINGERPRINT_TOLERANCE:
+        return "released", f"param_norm {param_norm:.3f} at step 0 is that of the released weights ({expected:.3f})"
+    return "differs", f"param_norm {param_norm:.3f} at step 0 is not that of the released weights ({expected:.3f}): these are other weights"
+
+
+def counts(model: Model, trained: Trained) -> tuple[int, int]:
+    """(parameters in all, parameters trained)."""
+    sizes = {path: math.prod(shape) for path, shape in parameter_shapes(model).items()}
+    return sum(sizes.values()), sum(n for path, n in sizes.items() if is_trained(path, model, trained))
+
+
+def check_who_is_trained(recipe: Recipe) -> None:
+    """Refuses adapters beside trained base weights: `full` with adapters is a full fine-tune that is called LoRA.
+
+    Raises: HarnessError "lora-trains-everything" with the counts.
+    """
+    model = recipe.model
+    adapted = [name for name, part in (("paligemma", model.paligemma), ("action_expert", model.action_expert)) if part.lora]
+    if recipe.train.trained not in ("full", "action_expert") or not adapted:
+        return
+    total, trained = counts(model, recipe.train.trained)
+    _, real = counts(model, "lora")
+    raise HarnessError(
+        "lora-trains-everything",
+        f"the recipe puts LoRA adapters on {' and '.join(adapted)}, yet train.trained is {recipe.train.trained!r}: the base weights under the adapters "
+        "would be trained too",
+        got=f"{format_count(trained)} of {format_count(total)} parameters trained ({trained:,})",
+        need=f"{format_count(real)} ({real:,}) trained, as LoRA is defined",
+        fix=f"--set train.trained=lora, or remove model.{adapted[0]}.lora for a full fine-tune",
+    )

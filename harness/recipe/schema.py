@@ -1,0 +1,318 @@
+"""The recipe: what is learned. How a machine carries it out is the plan's business, never the recipe's.
+
+A recipe is a YAML file; the shipped ones lie in `harness/recipe/`. The figures of the published recipe come from
+openpi src/openpi/training/config.py (`pi05_libero`) and training/optimizer.py at commit 15a9616.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from harness.download import consent
+from harness.errors import HarnessError
+from harness.received.files import RECIPE_BYTES, read_received, there
+from harness.received.names import RelativeName
+from harness.received.text import one_line
+from harness.received.yaml import parse_yaml
+from harness.recipe.meaning import without_cadence
+from harness.redact import holds_secret
+from harness.strict import Strict, parse
+
+# What data.tokenizer "paligemma" means. Source: openpi src/openpi/models/tokenizer.py, commit 15a9616.
+PALIGEMMA = "gs://big_vision/paligemma_tokenizer.model"
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+
+GemmaVariant = Literal["gemma_2b", "gemma_300m", "dummy"]
+VisionVariant = Literal["So400m/14", "Ti/14", "mu/14"]
+Trained = Literal["full", "lora", "lora_frozen_vision", "action_expert"]
+
+
+class Part(Strict):
+    """A part of a recipe: no number of it is infinite or NaN."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Lora(Part):
+    """Low-rank adapters on attention and feed-forward of one expert; their product is scaled by alpha / rank.
+
+    Upstream forgets that scale in the feed-forward; `scale_feed_forward: false` is that, for whoever must reproduce it. At
+    alpha == rank, as in all of upstream's configurations, there is no difference.
+    """
+
+    rank: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+    scale_feed_forward: bool = True
+
+    def feed_forward_scale(self) -> float:
+        return self.alpha / self.rank if self.scale_feed_forward else 1.0
+
+
+class Expert(Part):
+    variant: GemmaVariant
+    lora: Lora | None = None
+
+
+class Model(Part):
+    """π0.5's shape. Tokens: `prompt_tokens` is what the recipe pads to; a plan may compute fewer, with the same result."""
+
+    paligemma: Expert = Expert(variant="gemma_2b")
+    action_expert: Expert = Expert(variant="gemma_300m")
+    vision: VisionVariant = "So400m/14"
+    vocab_size: int = Field(257_152, gt=0)
+    image_size: int = Field(224, gt=0, multiple_of=14)
+    action_dim: int = Field(32, gt=0)
+    action_horizon: int = Field(10, gt=0)
+    prompt_tokens: int = Field(200, gt=0)
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+class Data(Part):
+    """Where samples come from and how a column becomes an input.
+
+    `dataset` is "sample" (the one inside the package), a directory, or a hub id. `cameras` maps each camera of the model
+    to a feature of the dataset, or to null: an absent camera is masked, and a plan need not compute it. `state` may be null
+    too: it does not enter the model, only its statistics are kept beside the weights. `asset_id` names the statistics inside a
+    checkpoint.
+    """
+
+    dataset: str
+    revision: str | None = None
+    asset_id: RelativeName
+    cameras: dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
+    state: str | None = "state"
+    actions: str = "actions"
+    tokenizer: str = "paligemma"
+    normalization: Literal["quantile", "zscore"] = "quantile"
+    degenerate_dimensions: Literal["error", "warn", "pass_through"] = "warn"
+    augment: bool = True
+
+    @model_validator(mode="after")
+    def _all_cameras(self) -> Data:
+        missing = [name for name in CAMERAS if name not in self.cameras]
+        if missing:
+            raise ValueError(f"cameras lacks {', '.join(missing)} (give a feature name, or null for an absent camera)")
+        if not any(self.cameras.values()):
+            raise ValueError("cameras: at least one must name a feature of the dataset")
+        return self
+
+
+class Schedule(Part):
+    """Linear warm-up from peak / (warmup_steps + 1) to peak, then a cosine to `end` over `decay_steps` in all."""
+
+    warmup_steps: int = Field(ge=0)
+    peak: float = Field(gt=0)
+    decay_steps: int = Field(gt=0)
+    end: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _warms_up_before_the_end(self) -> Schedule:
+        if self.decay_steps <= self.warmup_steps:
+            raise ValueError(f"decay_steps ({self.decay_steps}) counts from step 0 and must exceed warmup_steps ({self.warmup_steps})")
+        return self
+
+
+class Optimizer(Part):
+    """AdamW behind clipping by global norm. `moments` other than float32 are approximate: how Adam's two moments are stored."""
+
+    b1: float = Field(0.9, ge=0, lt=1)
+    b2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-10, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    schedule: Schedule
+
+
+class Weights(Part):
+    """The parameters to start from: an openpi `params` directory (local, gs:// or https://), or null for random ones."""
+
+    source: str | None = None
+
+    @field_validator("source")
+    @classmethod
+    def _no_password(cls, source: str | None) -> str | None:
+        # The recipe is written into the run, its manifest and the report.
+        if source is not None and "://" in source and "@" in source.split("://", 1)[1].split("/", 1)[0]:
+            raise ValueError("the address holds a user name or password, which would be written into the run; give it without")
+        return source
+
+
+class Train(Part):
+    """How it is trained. `save: trained` leaves the frozen parameters out of checkpoints and names the base weights instead.
+
+    `frozen` other than bfloat16 (quantized) and `ema_every_steps` other than 1 are approximate: not what upstream does.
+    """
+
+    trained: Trained
+    steps: int = Field(gt=0)
+    global_batch: int = Field(gt=0)
+    seed: int = Field(42, ge=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    ema_every_steps: int = Field(1, gt=0)
+    frozen: Literal["bfloat16", "int8", "int4"] = "bfloat16"
+    optimizer: Optimizer
+    save_every_steps: int = Field(1_000, gt=0)
+    keep_every_steps: int = Field(5_000, gt=0)
+    log_every_steps: int = Field(1, gt=0)
+    save: Literal["all", "trained"] = "all"
+
+
+class Recipe(Part):
+    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$", max_length=100)
+    description: str
+    model: Model = Model()
+    data: Data
+    weights: Weights = Weights()
+    train: Train
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Recipe:
+        # It is written into the run, its manifest, its checkpoints and the report; what is redacted there could not be resumed.
+        if holds_secret(self.model_dump_json()):
+            raise ValueError("a value is or holds a secret (a key, a signed or password-bearing address), which would be written into the run; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_match_who_is_trained(self) -> Recipe:
+        has_lora = bool(self.model.paligemma.lora or self.model.action_expert.lora)
+        if self.train.trained.startswith("lora") and not has_lora:
+            raise ValueError(f"train.trained is {self.train.trained!r} but neither model.paligemma nor model.action_expert has a lora")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_left_out_can_be_found_again(self) -> Recipe:
+        if self.train.save == "trained" and (self.weights.source is None or self.train.trained == "full"):
+            raise ValueError("train.save is 'trained', which needs weights.source (the frozen parameters are read from there) and frozen parameters")
+        return self
+
+    def sha256(self) -> str:
+        """Hash of everything that changes what a step learns: all keys that recipes/meaning.py does not call cadence."""
+        body = without_cadence(self.model_dump(mode="json"))
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    files = resources.files("harness.recipe").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def shipped_sources() -> set[str]:
+    """Every address and hub id that the recipes inside the package name."""
+    return {source for name in shipped_recipes() for source in _sources(recipe_from(_read_yaml(name, None), where=name)).values() if source is not None}
+
+
+def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: Path | None = None) -> Recipe:
+    """The recipe called `name_or_file` (a shipped name or a YAML file), with `key.path=value` overrides applied.
+
+    What a recipe names whom the user asks for may be fetched (`harness.download.consent`), and a file that he names himself may be a link. `root` is
+    the run that the file is a part of, which anybody may have written: no link leads out of it, and only what the overrides name may be fetched.
+    Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid"; UnsafeFile.
+    """
+    recipe = recipe_from(_read_yaml(name_or_file, root), overrides, where=f"recipe {name_or_file}")
+    if root is None:
+        consent.grant(*_sources(recipe).values())
+    return recipe
+
+
+def recipe_from(data: dict[str, Any], overrides: list[str] | None = None, *, where: str) -> Recipe:
+    """The recipe that a mapping says, such as one recorded in a checkpoint, with overrides applied. What those name may be fetched.
+
+    Raises: HarnessError "recipe-invalid" or "override-invalid".
+    """
+    for override in overrides or []:
+        _apply_override(data, override)
+    recipe = parse(Recipe, data, where=where, code="recipe-invalid", fix="correct the keys named above in the recipe or in --set")
+    typed = {override.partition("=")[0] for override in overrides or []}
+    consent.grant(*(source for key, source in _sources(recipe).items() if key in typed or key.partition(".")[0] in typed))
+    return recipe
+
+
+def _sources(recipe: Recipe) -> dict[str, str | None]:
+    """Key → what it names that is fetched when it is not here."""
+    dataset, tokenizer = recipe.data.dataset.partition("@")[0], recipe.data.tokenizer
+    return {
+        "weights.source": recipe.weights.source,
+        "data.dataset": dataset if dataset != "sample" else None,
+        "data.tokenizer": PALIGEMMA if tokenizer == "paligemma" else None,
+    }
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as a file that `load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
+    path = Path(name_or_file)
+    if root is None and name_or_file in shipped_recipes():
+        text = resources.files("harness.recipe").joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
+    elif _is_there(path):
+        try:
+            text = read_received(path, root or path.resolve().parent, RECIPE_BYTES).decode()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise HarnessError("recipe-invalid", f"recipe {name_or_file} cannot be read: {error}", need="a YAML file", fix="--recipe FILE.yaml") from error
+    else:
+        import difflib
+
+        nearest = difflib.get_close_matches(name_or_file, shipped_recipes(), n=1, cutoff=0.4)
+        raise HarnessError(
+            "recipe-unknown",
+            f"there is no recipe {name_or_file!r}",
+            got=name_or_file,
+            need=f"one of {', '.join(shipped_recipes())}, or a YAML file",
+            fix=f"--recipe {nearest[0] if nearest else shipped_recipes()[0]}",
+        )
+    try:
+        data = parse_yaml(text)
+    except ValueError as error:
+        raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not YAML of a recipe: {error}", fix="correct the file") from error
+    if not isinstance(data, dict):
+        raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not a mapping of keys", got=type(data).__name__, fix="correct the file")
+    return data
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has this name; a name that no file can have, such as one with NUL, is not there."""
+    try:
+        return there(path) and not path.is_dir()
+    except ValueError:
+        return False
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise HarnessError("override-invalid", f"--set {override!r} is not key=value", need="for example train.steps=100", fix="--set train.steps=100")
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise HarnessError("override-invalid", f"--set {override!r}: {part!r} holds a value, not keys", fix="check the key path in the recipe")
+    node[last] = _scalar(value)
+
+
+def _scalar(text: str) -> Any:
+    """YAML's reading of `text`, plus the exponent form without a dot ("5e-5") that YAML 1.1 takes for a string."""
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        what, need = f"--set: {one_line(text[:200])} is not a YAML value", "for example 100 or {rank: 16, alpha: 16.0}"
+        raise HarnessError("override-invalid", what, got=error, need=need, fix="correct the value") from error
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

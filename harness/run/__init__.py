@@ -1,0 +1,1 @@
+"""One run's directory: its files, its lock, its steps, how it stands."""
