@@ -30,8 +30,9 @@ from benchmarks.dynamic_codes import PUBLISHED, published_updates
 from harness.data.dataset import describe
 from harness.data.loader import Loader
 from harness.data.stats import compute
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import parameter_shapes
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.schema import Recipe
 from harness.train import update
 from harness.train.optimizer import adamw
 from harness.train.state import TrainState, fresh_state, state_from

@@ -29,7 +29,8 @@ from harness.plan import atlas
 from harness.plan.cards import CARDS, targets
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request, compiled
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Recipe
 from harness.run.directory import write_atomic
 from harness.units import GIB, format_bytes
 

@@ -42,7 +42,7 @@ def ours(directory: str, seconds: float, workers: int, warm: int, resize: bool) 
     from harness.data.dataset import describe
     from harness.data.loader import Loader
     from harness.data.stats import compute
-    from harness.recipe.schema import load_recipe
+    from harness.recipe.load import load_recipe
 
     recipe = load_recipe(RECIPE, [f"data.dataset={directory}", "model.action_horizon=10"])
     dataset = describe(recipe)

@@ -29,7 +29,7 @@ STATE, ACTIONS, HORIZON, EPISODE = 8, 7, 10, 250
 def ours(directory: str) -> dict[str, float]:
     from harness.artifacts import Dataset
     from harness.data import stats
-    from harness.recipe.schema import load_recipe
+    from harness.recipe.load import load_recipe
 
     recipe = load_recipe("smoke", [f"data.dataset={directory}", f"model.action_horizon={HORIZON}"])
     start, cpu = time.perf_counter(), time.process_time()

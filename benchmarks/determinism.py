@@ -64,7 +64,7 @@ def main() -> int:
     from harness.artifacts import Levers
     from harness.plan.cards import CARDS
     from harness.plan.compile import _ABSENT_GPU_OPTIONS
-    from harness.recipe.schema import load_recipe
+    from harness.recipe.load import load_recipe
     from harness.train.compiled import compile_step
     from harness.train.sharding import Layout
 

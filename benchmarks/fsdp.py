@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 from harness.artifacts import Levers
 from harness.plan import cards
 from harness.plan.compile import Request, compiled
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.units import GIB
 
 Phase = Literal["step", "init", "load", "save"]

@@ -141,8 +141,9 @@ class datasets:
     def read(copy: Path, _: list[Path]) -> None:
         from harness.data.loader import Loader
         from harness.errors import HarnessError
-        from harness.flow.chain import Chain, write_dataset_page
-        from harness.recipe.schema import load_recipe
+        from harness.flow.chain import Chain
+        from harness.flow.pages import write_dataset_page
+        from harness.recipe.load import load_recipe
         from harness.run.directory import RunDir
 
         names = ["state=observation.state", "actions=action", "cameras.base_0_rgb=cam", "cameras.left_wrist_0_rgb=null"]
@@ -177,7 +178,7 @@ class statistics:
         from harness.artifacts import Dataset
         from harness.data.sample import sample_dataset_path
         from harness.data.stats import compute
-        from harness.recipe.schema import load_recipe
+        from harness.recipe.load import load_recipe
         from tests.dataset_damage import norm_forms
 
         ours = compute(load_recipe("smoke"), Dataset.model_construct(path=str(sample_dataset_path())))

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import tensorstore as ts
 
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import parameter_shapes
-from harness.recipe.schema import load_recipe
 from harness.units import format_bytes
 
 CHUNK_BYTES = 64 * 2**20

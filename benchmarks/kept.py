@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 
 # Of a line of metrics, what tells the time.
 TIMES = ("step_s", "data_s", "time")

@@ -23,7 +23,7 @@ from harness.errors import HarnessError
 from harness.plan import atlas, cards
 from harness.plan.compile import Answer, Request, compiled
 from harness.plan.memory import pinned_bytes, state_parts
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.directory import cache_root, sha256_json, write_atomic
 from harness.strict import Strict
 from harness.units import GIB

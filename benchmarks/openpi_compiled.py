@@ -1,4 +1,4 @@
-"""What openpi's own training step needs on a GPU, by XLA's buffer assignment; writes harness/plan/upstream.json.
+"""What openpi's own training step needs on a GPU, by XLA's buffer assignment; writes harness/openpi/table.json.
 
     python -m benchmarks.openpi_compiled --openpi CHECKOUT --python ENV/bin/python [--only TEXT] [--again]
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 COMMIT = "15a9616"
-TABLE = Path(__file__).parent.parent / "harness/plan/upstream.json"
+TABLE = Path(__file__).parent.parent / "harness/openpi/table.json"
 GIB = 2**30
 FULL_EMA: dict[str, Any] = {"adapters": "none", "trained": "full", "ema": True}
 FULL: dict[str, Any] = {"adapters": "none", "trained": "full", "ema": False}

@@ -1,4 +1,4 @@
-"""The training configurations that openpi ships, with every option of their command lines; writes harness/openpi/openpi_configs.json.
+"""The training configurations that openpi ships, with every option of their command lines; writes harness/openpi/configs.json.
 
     python -m benchmarks.openpi_configs --openpi CHECKOUT --python ENV/bin/python
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 COMMIT = "15a9616"
-TABLE = Path(__file__).parent.parent / "harness/openpi/openpi_configs.json"
+TABLE = Path(__file__).parent.parent / "harness/openpi/configs.json"
 REQUIRED = "<required>"
 
 

@@ -49,7 +49,7 @@ def ours() -> int:
     import jax
 
     from harness.artifacts import Levers
-    from harness.recipe.schema import load_recipe
+    from harness.recipe.load import load_recipe
     from harness.train.compiled import abstract_batch
     from harness.train.state import abstract_state
     from harness.train.step import make_step

@@ -61,7 +61,7 @@ def main() -> None:
 
 def recipe_for(options: argparse.Namespace) -> Any:
     """The smoke recipe, which computes in float32."""
-    from harness.recipe.schema import load_recipe
+    from harness.recipe.load import load_recipe
 
     lora = [f"model.{expert}.lora={{rank: {RANK}, alpha: {RANK}.0}}" for expert in ("paligemma", "action_expert")]
     who = ["train.trained=lora", "train.ema_decay=null", *lora] if options.lora else []

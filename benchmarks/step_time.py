@@ -43,7 +43,7 @@ def ours(batch: int) -> Made:
 
     from harness.artifacts import Levers
     from harness.recipe import parameters
-    from harness.recipe.schema import load_recipe
+    from harness.recipe.load import load_recipe
     from harness.train.compiled import compile_step
     from harness.train.start import initializer
 

@@ -76,7 +76,7 @@ class Bases:
     def _texts(self) -> None:
         import yaml
 
-        from harness.recipe.schema import load_recipe, shipped_recipes, to_yaml
+        from harness.recipe.load import load_recipe, shipped_recipes, to_yaml
 
         for folder in (self.logs, self.recipes, self.stats):
             folder.mkdir()

@@ -17,8 +17,7 @@ from harness.download import consent
 from harness.errors import HarnessError
 from harness.received.text import visible
 from harness.redact import Cleaned
-from harness.verbs import analyse, doctor, fetch, imports, prepare, report, status, train, verify
-from harness.verbs import inspect as checkpoint
+from harness.verbs import analyse, data, doctor, export, fetch, imports, inspect, plan, predict, probe, report, stats, status, train, verify
 
 app = typer.Typer(
     add_completion=False,
@@ -29,18 +28,18 @@ app = typer.Typer(
 )
 
 for verb in (
-    prepare.probe,
-    prepare.plan,
-    prepare.data,
-    prepare.stats,
+    probe.probe,
+    plan.plan,
+    data.data,
+    stats.stats,
     fetch.fetch,
     doctor.doctor,
     train.train,
     status.status,
-    checkpoint.inspect,
+    inspect.inspect,
     analyse.analyse,
-    checkpoint.predict,
-    checkpoint.export,
+    predict.predict,
+    export.export,
     report.report,
     verify.verify,
 ):

@@ -8,8 +8,9 @@ from typing import Any
 
 import tensorstore as ts
 
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import parameter_shapes
-from harness.recipe.schema import Expert, Lora, load_recipe
+from harness.recipe.schema import Expert, Lora
 
 
 def write_item(directory: Path, arrays: dict[str, Any], *, zarr3: bool = False, ocdbt: bool = True, empty: tuple[str, ...] = ()) -> None:

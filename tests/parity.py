@@ -22,8 +22,9 @@ import numpy as np
 import optax
 
 from harness.model.pi05 import Observation, Params, bind, graph_of
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import is_trained, parameter_shapes
-from harness.recipe.schema import CAMERAS, Recipe, load_recipe
+from harness.recipe.schema import CAMERAS, Recipe
 from harness.train import device
 from harness.train.state import TrainState, state_from
 from harness.train.update import apply_gradients, kernel_norm

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from harness import artifacts as a
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 
 MIB = 2**20

@@ -58,11 +58,13 @@ def verb(*arguments: str) -> Callable[[Path], str]:
 def resume(run: Path) -> str:
     """What `train --resume` reads of a run, up to where it would compute."""
     from harness.artifacts import Manifest
-    from harness.flow.chain import Chain, find_run, recipe_of
+    from harness.flow.chain import Chain
+    from harness.flow.find import find_run, recipe_of
     from harness.run.directory import RunDir
+    from harness.run.job import job_of
     from harness.run.lock import holder, locked
-    from harness.train.metrics import MetricsFile, _run_id
-    from harness.train.worker import job_of
+    from harness.train.metrics import MetricsFile
+    from harness.train.wandb import _run_id
 
     found = find_run(run, None, None, resume=True)
     recipe = recipe_of(found, None, [], own_first=True)

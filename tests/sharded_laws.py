@@ -30,8 +30,9 @@ from harness.checkpoint.store import Store
 from harness.data.dataset import describe
 from harness.data.stats import compute
 from harness.errors import HarnessError
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import EMBEDDING, parameter_shapes
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.schema import Recipe
 from harness.run.directory import RunDir
 from harness.run.job import Job
 from harness.train import host

@@ -16,7 +16,7 @@ from harness.analyse.curve import MAX_POINTS, analyse
 from harness.analyse.schedule import full_rate_steps, learning_rate
 from harness.artifacts import Curve
 from harness.errors import HarnessError
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from tests.console_log import REPORT, falling, flat, log, steps
 
 STEPS, FALLING, FLAT = steps(), falling(), flat()

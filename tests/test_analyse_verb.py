@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Curve
-from harness.recipe.schema import load_recipe, to_yaml
+from harness.recipe.load import load_recipe, to_yaml
 from tests.console_log import REPORT, falling, flat, log, steps
 
 

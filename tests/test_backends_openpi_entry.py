@@ -16,8 +16,9 @@ from harness.errors import HarnessError
 from harness.openpi import entry as openpi_entry
 from harness.openpi.imported import explain
 from harness.openpi.job import job_of
+from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.parameters import counts, parameter_shapes
-from harness.recipe.schema import Recipe, load_recipe, recipe_from
+from harness.recipe.schema import Recipe
 
 REPORT = "pi05_libero --model.paligemma-variant gemma_2b_lora --batch-size 8 --overwrite --no-wandb-enabled"
 

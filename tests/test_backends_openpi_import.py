@@ -15,8 +15,8 @@ from harness.errors import HarnessError
 from harness.openpi import configs as openpi_configs
 from harness.openpi.imported import explain
 from harness.plan.place import absent
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import counts
-from harness.recipe.schema import load_recipe
 from harness.units import GIB
 
 # The report's: "LoRA" at batch 8 on 48 GB, whose log shows param_norm=1803.1594.

@@ -17,13 +17,13 @@ import pytest
 from harness.artifacts import Gpu, Host, Machine, Manifest
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
-from harness.flow.chain import backend_of
+from harness.flow.find import backend_of
 from harness.openpi.console import Console, is_finite, step_values
 from harness.openpi.install import check_wandb, find_installation
 from harness.openpi.job import check_upstream_can
 from harness.openpi.run import plan_run
 from harness.openpi.table import Setup, need
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.run.status import read_status
 from harness.units import GIB

@@ -18,7 +18,7 @@ from harness.artifacts import Manifest, Metrics
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.run.status import read_status
 from harness.supervise.process import Limits

@@ -17,8 +17,9 @@ import tensorstore as ts
 
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import group_of, parameter_shapes
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.schema import Recipe
 from tests.item_writer import shapes_of, write_item, write_step
 from tests.openpi_checkpoints import STEP, openpi_checkpoint
 

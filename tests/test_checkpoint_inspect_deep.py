@@ -20,7 +20,7 @@ from harness.checkpoint.format import outside
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.item import read_item
 from harness.errors import HarnessError
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.show.checkpoint import checkpoint_table
 from harness.show.moved_picture import write
 from tests.item_writer import write_item, write_step

@@ -16,8 +16,9 @@ from harness.checkpoint.source import find_params, why_not
 from harness.doctor.content import weights
 from harness.doctor.situation import Situation
 from harness.errors import HarnessError
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import parameter_shapes
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.schema import Recipe
 from tests.item_writer import write_item, write_step
 from tests.test_checkpoint_pytorch import lerobot
 
@@ -131,7 +132,7 @@ def test_the_doctor_says_it(tmp_path: Path) -> None:
 
 
 def test_train_says_it_before_it_plans(tmp_path: Path) -> None:
-    from harness.verbs.train import _check_weights
+    from harness.flow.training import _check_weights
 
     recipe = smoke(f"weights.source={step_of(smoke(*LORA), tmp_path / '7')}")
     with pytest.raises(HarnessError) as caught:

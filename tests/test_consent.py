@@ -18,7 +18,8 @@ from harness.download import consent
 from harness.download.cache import check_may_fetch, fetch_tree
 from harness.download.consent import Named
 from harness.errors import HarnessError
-from harness.recipe.schema import PALIGEMMA, load_recipe, recipe_from
+from harness.recipe.load import load_recipe, recipe_from
+from harness.recipe.schema import PALIGEMMA
 from harness.verify.initial import digests_here
 from tests.item_writer import write_step
 from tests.test_download import BLOB, TREE, Server, server
@@ -79,7 +80,7 @@ def test_offline_is_no_network_at_all(server: Server, named: Named, tmp_path: Pa
 
 
 def test_what_the_user_types_may_be_fetched_and_what_a_run_names_may_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from harness.recipe.schema import to_yaml
+    from harness.recipe.load import to_yaml
 
     mine = load_recipe("smoke", ["weights.source=https://mine.example/ck", "data.dataset=lab/robot@v1"])
     assert consent.granted("https://mine.example/ck/")
@@ -144,7 +145,7 @@ def test_base_json_fetches_nothing_without_fetch(server: Server, tmp_path: Path)
 
 
 def test_the_weights_of_a_run_that_goes_on_are_refused_before_anything_is_computed(server: Server, tmp_path: Path) -> None:
-    from harness.recipe.schema import to_yaml
+    from harness.recipe.load import to_yaml
 
     (tmp_path / "run").mkdir()
     recipe = recipe_from(load_recipe("smoke").model_dump(mode="json") | {"weights": {"source": f"{server.url}/ck/params"}}, where="a run")

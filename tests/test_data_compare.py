@@ -19,7 +19,7 @@ from harness.data.sample import sample_dataset_path
 from harness.data.stats import compute, to_openpi_json
 from harness.data.transforms import normalize
 from harness.errors import HarnessError
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.show.dataset import comparison_table
 
 STATE = DimensionStats(mean=[0.0, 1.0], std=[1.0, 0.0], q01=[-2.0, 1.0], q99=[2.0, 1.0])

@@ -18,7 +18,8 @@ from harness.data.completeness import check_cameras
 from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
 from harness.errors import HarnessError
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Recipe
 from tests import lerobot_writer as writer
 
 # The last frame of the last episode.

@@ -13,8 +13,9 @@ from rich.console import Console
 from harness.data.dataset import content_hash, describe
 from harness.data.sample import sample_dataset_path, sample_tokenizer_path
 from harness.errors import HarnessError
-from harness.flow.chain import Chain, write_dataset_page
-from harness.recipe.schema import load_recipe
+from harness.flow.chain import Chain
+from harness.flow.pages import write_dataset_page
+from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.show.dataset import dataset_table
 from tests import lerobot_writer as writer

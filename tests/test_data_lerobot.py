@@ -18,7 +18,8 @@ from harness.data import columns, rows
 from harness.data.dataset import describe
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.errors import HarnessError
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Recipe
 from tests import lerobot_writer as writer
 
 HERE = Path(__file__).parent

@@ -25,7 +25,8 @@ from harness.data.stats import compute
 from harness.data.tokenizer import load_tokenizer
 from harness.data.transforms import normalize, resize_with_pad
 from harness.errors import HarnessError
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Recipe
 from tests import lerobot_writer as writer
 
 Made = tuple[Recipe, Dataset, NormStats]

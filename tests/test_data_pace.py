@@ -13,7 +13,7 @@ from harness.data.loader import Loader
 from harness.data.pace import WORKERS, Pace, workers_from_environment
 from harness.data.stats import compute
 from harness.errors import HarnessError
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from harness.data import stats
 from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
 from harness.errors import HarnessError
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from tests import lerobot_writer as writer
 
 HERE = Path(__file__).parent

@@ -32,7 +32,7 @@ from harness.artifacts import (
 from harness.doctor import examine, gpu, host
 from harness.doctor.situation import Situation
 from harness.errors import HarnessError
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.lock import holder, locked
 from harness.units import GIB, MIB
 

@@ -14,7 +14,7 @@ import pytest
 from harness.doctor import examine, gpu
 from harness.doctor.situation import CPU_PARAMETERS, NotNeeded
 from harness.plan import place
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.xla_flags import refused_flags
 from harness.show.doctor import doctor_table
 from tests.test_doctor import NO_DATA, QUIET, UNSEEN, card, found, on, plan, situation

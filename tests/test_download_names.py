@@ -215,7 +215,7 @@ def test_links_are_found_in_linear_time(worst: str) -> None:
 
 def test_the_fix_names_the_key_that_a_local_copy_is_given_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.data.tokenizer import tokenizer_path
-    from harness.recipe.schema import load_recipe
+    from harness.recipe.load import load_recipe
 
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:9")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))

@@ -23,7 +23,7 @@ from harness.recipe.parameters import parameter_shapes
 from harness.recipe.schema import Recipe
 from harness.train.state import abstract_params
 from harness.train.step import observe
-from harness.verbs.inspect import export
+from harness.verbs.export import export
 from tests.tiny import LORA, random_batch, random_params, tiny
 
 STATS = '{"norm_stats": {}}'

@@ -11,8 +11,8 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.model.pi05 import initialize
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import check_who_is_trained, counts, is_trained, parameter_shapes
-from harness.recipe.schema import load_recipe
 from harness.train.state import abstract_params, abstract_state
 
 REFERENCE = json.loads((Path(__file__).parent / "golden" / "pi05_params.json").read_text())

@@ -12,7 +12,7 @@ from harness.artifacts import Levers
 from harness.plan import atlas
 from harness.plan.atlas import ALLOWANCE, MAKE, Atlas, AtlasFile, Entry, shipped, source_hash, step_key
 from harness.plan.candidates import changed
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 
 LORA = load_recipe("pi05_libero_lora")
 LEVERS = Levers(platform="cuda", microbatch=8, accumulation_steps=32, prompt_tokens=48, cameras=["base_0_rgb", "left_wrist_0_rgb"])

@@ -8,13 +8,13 @@ import pytest
 import typer
 
 from harness.artifacts import Gpu, GpuProcess, Machine, Plan
+from harness.flow import wait
 from harness.flow.chain import Chain
 from harness.plan.busy import holders, idle
 from harness.plan.candidates import changed
 from harness.plan.choose import Ask, Tools, choose
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.directory import RECIPE, RunDir
-from harness.verbs import planning
 from tests.test_plan_choose import LORA, Formula, gpu, planned, with_gpus
 from tests.tiny import tiny
 
@@ -48,9 +48,9 @@ def test_who_holds_a_card_is_said_and_a_desktop_is_nobody() -> None:
 
 
 def test_waiting_ends_when_the_card_is_free_and_says_for_whom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning.time, "sleep", lambda _: None)
+    monkeypatch.setattr(wait.time, "sleep", lambda _: None)
     chain, said = Chained(BUSY, BUSY, IDLE), []
-    made = planning.wait_for_cards(chain, None, {}, said.append)
+    made = wait.wait_for_cards(chain, None, {}, said.append)
     assert chain.looked == 3
     assert made.chosen.deviations == []
     assert made == chain.kept  # what lies in the run's directory is the plan that is answered
@@ -59,17 +59,17 @@ def test_waiting_ends_when_the_card_is_free_and_says_for_whom(monkeypatch: pytes
 
 @pytest.mark.parametrize("card", [gpu(), gpu(total=3, free=0.5), gpu(free=40)], ids=["idle", "hopeless either way", "enough is free"])
 def test_where_waiting_gains_nothing_nobody_waits(card: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning.time, "sleep", lambda _: pytest.fail("waited"))
-    planning.wait_for_cards(Chained(with_gpus(card, wsl=True)), None, {}, lambda _: None)
+    monkeypatch.setattr(wait.time, "sleep", lambda _: pytest.fail("waited"))
+    wait.wait_for_cards(Chained(with_gpus(card, wsl=True)), None, {}, lambda _: None)
 
 
 def test_an_interrupt_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(planning.time, "sleep", interrupt)
+    monkeypatch.setattr(wait.time, "sleep", interrupt)
     with pytest.raises(typer.Exit) as ended:
-        planning.wait_for_cards(Chained(BUSY), None, {}, lambda _: None)
+        wait.wait_for_cards(Chained(BUSY), None, {}, lambda _: None)
     assert ended.value.exit_code == 130
 
 

@@ -14,8 +14,9 @@ from harness.plan import candidates, memory
 from harness.plan.candidates import changed
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request, telling
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import counts
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.schema import Recipe
 from harness.units import GIB
 from tests.test_doctor import DATASET
 from tests.tiny import tiny

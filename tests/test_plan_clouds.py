@@ -15,7 +15,7 @@ from harness.plan.choose import Ask, Tools, choose, not_asked
 from harness.plan.cost import peak_flops
 from harness.plan.more_cards import OTHERS
 from harness.plan.place import option_for
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.units import GIB, MIB
 from tests.test_plan_choose import Formula
 

@@ -8,7 +8,7 @@ from harness.artifacts import Levers
 from harness.plan.candidates import changed
 from harness.plan.cards import CARDS
 from harness.plan.cost import LOADER_SAMPLES_PER_CORE, flops_per_sample, peak_flops, seconds_per_step
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 
 LEVERS = Levers(platform="cuda", microbatch=8, accumulation_steps=32, prompt_tokens=48, cameras=["base_0_rgb", "left_wrist_0_rgb"])
 FULL, LORA = load_recipe("pi05_libero"), load_recipe("pi05_libero_lora")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.recipe.deviations import deviations
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Recipe
 
 LORA = ["model.paligemma.lora={rank: 16, alpha: 16.0}", "model.action_expert.lora={rank: 32, alpha: 32.0}"]
 

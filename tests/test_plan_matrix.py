@@ -11,7 +11,8 @@ from harness.errors import HarnessError
 from harness.plan import matrix
 from harness.plan.atlas import Atlas
 from harness.plan.cards import CARDS
-from harness.plan.matrix import RECIPES, Cell, cells, picture, words
+from harness.plan.matrix import RECIPES, Cell, cells, words
+from harness.show.cards_picture import picture
 from harness.show.matrix import markdown
 from tests.test_plan_choose import Formula
 

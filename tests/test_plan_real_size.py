@@ -14,7 +14,7 @@ from harness.plan.atlas import ALLOWANCE, shipped
 from harness.plan.cards import CARDS
 from harness.plan.choose import Ask, Tools, choose, not_asked
 from harness.plan.compile import Request, compiled
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 
 
 @pytest.mark.real_size

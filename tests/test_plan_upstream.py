@@ -14,7 +14,8 @@ from harness.openpi import table as upstream
 from harness.openpi.plan import options, place_of, plan_upstream, setup_of
 from harness.openpi.table import Adapters, Setup, initialization, need, rows, state_parts, steps
 from harness.plan.place import absent
-from harness.recipe.schema import Trained, load_recipe
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Trained
 from harness.units import GIB
 
 # Upstream's step as it is shipped, compiled for an RTX A6000: adapters, trained, average, {batch: GiB}. Rounded to 0.1 GiB.

@@ -23,10 +23,11 @@ from harness.data.tokenizer import load_tokenizer
 from harness.data.transforms import resize_with_pad
 from harness.errors import HarnessError
 from harness.model.pi05 import Observation, bind, graph_of
-from harness.predict.predict import Place, Question, place, plot, predict
+from harness.predict.predict import Place, Question, place, predict
 from harness.report.page import render
 from harness.run.directory import RunDir
 from harness.show.prediction import prediction_table
+from harness.show.prediction_picture import plot
 from tests.lerobot_writer import write
 from tests.openpi_checkpoints import openpi_checkpoint
 from tests.tiny import random_params, tiny

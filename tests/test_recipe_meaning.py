@@ -9,8 +9,9 @@ import pytest
 from harness.errors import HarnessError
 from harness.recipe.deviations import deviations
 from harness.recipe.differences import differences
+from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.meaning import MEANING, flat, meaning, without_cadence
-from harness.recipe.schema import Recipe, load_recipe, recipe_from
+from harness.recipe.schema import Recipe
 
 # A recipe that has every key: adapters, weights, an average.
 BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99"])

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.redact import Cleaned, known_secrets, redact
 from harness.run.directory import write_atomic
 from harness.supervise.process import Limits, attempt

@@ -14,8 +14,9 @@ from PIL import Image
 
 from harness.data.lerobot import open_dataset
 from harness.errors import HarnessError
-from harness.flow.chain import Chain, write_dataset_page
-from harness.recipe.schema import load_recipe
+from harness.flow.chain import Chain
+from harness.flow.pages import write_dataset_page
+from harness.recipe.load import load_recipe
 from harness.report.dataset_page import HEIGHT, charts, histogram, spread, strip
 from harness.run.directory import RunDir
 from tests import lerobot_writer as writer

@@ -18,7 +18,7 @@ from PIL import Image
 from harness import artifacts as a
 from harness.errors import HarnessError
 from harness.recipe.differences import differences_from_published
-from harness.recipe.schema import load_recipe, shipped_recipes
+from harness.recipe.load import load_recipe, shipped_recipes
 from harness.report import curves, drawings
 from harness.report.page import render
 from harness.run.directory import RunDir

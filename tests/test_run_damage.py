@@ -11,7 +11,7 @@ import pytest
 from harness.artifacts import Dataset, NormStats
 from harness.flow.chain import Chain
 from harness.probe.machine import probe
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.directory import sha256_json
 from harness.verify.run import verify_pair
 from tests.mutation import damage_file, damage_value

@@ -21,16 +21,17 @@ from PIL import Image
 from harness import artifacts as a
 from harness.artifacts.metrics_lines import LINE_BYTES, read_lines
 from harness.errors import HarnessError
-from harness.flow.chain import find_run
+from harness.flow.find import find_run
 from harness.probe.machine import probe
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.report import sections
 from harness.report.page import render
 from harness.run.directory import RunDir, write_atomic
+from harness.run.job import job_of
 from harness.run.lock import holder, locked
 from harness.run.status import newest_run, read_status
-from harness.train.metrics import MetricsFile, _run_id
-from harness.train.worker import job_of
+from harness.train.metrics import MetricsFile
+from harness.train.wandb import _run_id
 from harness.verify.binding import bound
 from harness.verify.replay import recorded_metrics
 from harness.verify.run import verify_pair

@@ -25,10 +25,10 @@ from harness.show.machine import machine_table
 from harness.show.openpi import openpi_view
 from harness.show.plan import plan_view
 from harness.show.prediction import prediction_table
-from harness.show.progress import Progress
+from harness.show.progress import Progress, spinner
 from harness.show.status import status_table
 from harness.show.verdict import verdict_table
-from harness.verbs.answers import answer, spinner
+from harness.verbs.answers import answer
 from tests.report_run import manifest
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ import pytest
 
 from harness.artifacts import Candidate, Levers, Memory, Plan, Status
 from harness.errors import HarnessError
-from harness.recipe.schema import load_recipe, to_yaml
+from harness.recipe.load import load_recipe, to_yaml
 from harness.run import status as module
 from harness.run.directory import RunDir
 from harness.run.lock import locked

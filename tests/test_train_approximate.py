@@ -13,7 +13,8 @@ from harness.checkpoint.inspect import inspect
 from harness.checkpoint.store import Store
 from harness.checkpoint.weights import load_params
 from harness.model.quantize import Quantized
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Recipe
 from harness.train import host, update
 from harness.train.optimizer import optimizer
 from harness.train.sharding import Layout

@@ -18,7 +18,7 @@ from harness.data.dataset import describe
 from harness.data.loader import Loader
 from harness.data.resample import weights
 from harness.data.stats import compute
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.train.feed import feed, resize
 
 ROWS = jax.sharding.SingleDeviceSharding(jax.devices()[0])

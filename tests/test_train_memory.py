@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from harness.artifacts import Candidate, Levers, Plan
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.run.job import Job
 from harness.train.compiled import CompiledStep

@@ -14,10 +14,11 @@ import pytest
 
 from harness.artifacts import Metrics
 from harness.errors import HarnessError
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.train import metrics, wandb_log
-from harness.train.metrics import MetricsFile, Wandb
+from harness.train.metrics import MetricsFile
+from harness.train.wandb import Wandb
 
 # A call must come back at once; this is far above what it takes and far below any of wandb's own waits.
 AT_ONCE_S = 2.0

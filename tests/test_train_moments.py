@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from harness.recipe.schema import Optimizer, load_recipe
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Optimizer
 from harness.train import moments
 from harness.train.moments import (
     decode_first,

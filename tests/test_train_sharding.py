@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.artifacts import Candidate, Levers, Plan
-from harness.flow.chain import prepare_jax
+from harness.flow.device import prepare_jax
 from tests.sharded_laws import LAWS
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from harness.errors import HarnessError
-from harness.recipe.parameters import fingerprint
-from harness.recipe.schema import load_recipe
+from harness.recipe.fingerprint import fingerprint
+from harness.recipe.load import load_recipe
 from harness.train.sharding import Layout
 from harness.train.start import first_state
 from tests.openpi_checkpoints import openpi_checkpoint

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Recipe
 from harness.train.optimizer import learning_rate
 from harness.train.state import TrainState, state_from
 from harness.train.step import draw, make_step

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import parameter_shapes
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.schema import Recipe
 
 LORA = ["train.trained=lora", *(f"model.{expert}.lora={{rank: 4, alpha: 4.0}}" for expert in ("paligemma", "action_expert"))]
 

@@ -23,7 +23,8 @@ from harness.analyse.verdict import Facts, judge
 from harness.artifacts import Manifest
 from harness.artifacts.curve import Curve, CurveFinding, CurveSeries, Distance, Jump, Learning, Lines, Spike
 from harness.errors import HarnessError
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, sha256_json
 
 Floats = npt.NDArray[np.float64]
@@ -193,7 +194,7 @@ def _recipe(source: Source, named: str | None, overrides: list[str]) -> tuple[Re
     if source.run is not None and (source.run / RECIPE).is_file():
         return load_recipe(str(source.run / RECIPE), overrides, root=source.run), "run"
     if source.run is not None and (manifest := RunDir(source.run).read(Manifest)) is not None:
-        from harness.recipe.schema import recipe_from
+        from harness.recipe.load import recipe_from
 
         return recipe_from(dict(manifest.recipe), overrides, where=f"the manifest of {source.run}"), "run"
     return load_recipe(PUBLISHED, overrides), "assumed"

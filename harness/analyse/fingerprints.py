@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from harness.artifacts.curve import CurveFinding
-from harness.recipe.parameters import FINGERPRINT_TOLERANCE, RELEASED_PARAM_NORM, counts, fingerprint
+from harness.recipe.fingerprint import FINGERPRINT_TOLERANCE, RELEASED_PARAM_NORM, fingerprint
+from harness.recipe.parameters import counts
 from harness.recipe.schema import Expert, Lora, Model, Recipe
 from harness.units import format_count
 

@@ -14,7 +14,8 @@ from harness.download.transfer import Progress
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, there
 from harness.received.json import read_json
-from harness.recipe.schema import Recipe, load_recipe, recipe_from
+from harness.recipe.load import load_recipe, recipe_from
+from harness.recipe.schema import Recipe
 
 
 class Located(NamedTuple):

@@ -21,8 +21,10 @@ from harness.openpi.table import COMMIT, adapters_of, model_with, need
 from harness.openpi.trainer_line import whose
 from harness.plan.place import Place, option_for
 from harness.recipe.deviations import deviations
-from harness.recipe.parameters import RELEASED_PARAM_NORM, counts, fingerprint, parameter_shapes
-from harness.recipe.schema import Model, Recipe, load_recipe
+from harness.recipe.fingerprint import RELEASED_PARAM_NORM, fingerprint
+from harness.recipe.load import load_recipe
+from harness.recipe.parameters import counts, parameter_shapes
+from harness.recipe.schema import Model, Recipe
 from harness.units import format_bytes
 
 # The one shipped configuration with a filter for both experts; with these options it is π0.5's, on LIBERO as published.

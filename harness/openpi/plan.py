@@ -14,8 +14,9 @@ from harness.errors import HarnessError
 from harness.openpi.table import ADAPTERS, COMMIT, MAKE, Answer, Setup, adapters_of, batches, initialization, model_with, need, state_parts
 from harness.plan.place import Place, absent, present
 from harness.recipe.deviations import deviations
+from harness.recipe.load import load_recipe
 from harness.recipe.parameters import counts
-from harness.recipe.schema import CAMERAS, Model, Recipe, load_recipe
+from harness.recipe.schema import CAMERAS, Model, Recipe
 from harness.units import format_bytes, format_count
 
 PUBLISHED = "pi05_libero"

@@ -12,8 +12,9 @@ from harness.errors import HarnessError
 from harness.openpi.options import Command
 from harness.openpi.plan import PUBLISHED
 from harness.openpi.table import ADAPTERS
+from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.parameters import counts, parameter_shapes
-from harness.recipe.schema import Recipe, Trained, load_recipe, recipe_from
+from harness.recipe.schema import Recipe, Trained
 
 _LORA = "_lora"
 _LIBERO = "LeRobotLiberoDataConfig"

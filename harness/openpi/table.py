@@ -1,6 +1,6 @@
 """How many device bytes openpi's own training step needs, as it is shipped: from a table of what the compiler said. No JAX.
 
-`upstream.json` holds XLA's answers for upstream's `train_step` at the pinned commit, with upstream's versions, 200 prompt tokens and three cameras.
+`table.json` holds XLA's answers for upstream's `train_step` at the pinned commit, with upstream's versions, 200 prompt tokens and three cameras.
 Rows "compiled" are those of `python -m benchmarks.openpi_compiled`; rows "facts" were compiled the same way before and are rounded to 0.1 GiB.
 What lies between rows is never put below the truth:
 
@@ -93,7 +93,7 @@ class _Table(Strict):
 def rows() -> list[_Row]:
     """The table."""
     data = json.loads(resources.files("harness.openpi").joinpath("table.json").read_text())
-    return parse(_Table, data, where="upstream.json", code="upstream-table-invalid", fix=f"restore harness/plan/upstream.json, or make it anew: {MAKE}").rows
+    return parse(_Table, data, where="table.json", code="upstream-table-invalid", fix=f"restore harness/openpi/table.json, or make it anew: {MAKE}").rows
 
 
 def steps() -> list[_Row]:

@@ -31,7 +31,7 @@ from harness.openpi.manifest import describe_run, resumed
 from harness.openpi.steps import Records, is_saving, steps_done, unfinished, whole_steps
 from harness.received.text import for_terminal
 from harness.received.writing import open_to_write
-from harness.recipe.parameters import fingerprint
+from harness.recipe.fingerprint import fingerprint
 from harness.redact import redact
 from harness.run.directory import RunDir
 
@@ -53,7 +53,7 @@ class _Ended(NamedTuple):
 
 def main() -> int:
     """0 when openpi ended as it should or was asked to stop; 2 when it could not, with the reason as an event; else as openpi ended."""
-    from harness.train.worker import Channel, die_with_parent, private_stdout
+    from harness.supervise.channel import Channel, die_with_parent, private_stdout
 
     die_with_parent(int(os.environ.get("HARNESS_SUPERVISOR", "0")))
     channel = Channel(private_stdout())
@@ -68,7 +68,7 @@ class _Follower:
     """One start of openpi, followed to its end."""
 
     def __init__(self, run: RunDir, channel: Any, *, any_commit: bool) -> None:
-        from harness.train.worker import job_of
+        from harness.run.job import job_of
 
         self._job, self._channel, self._run, self._any_commit = job_of(run), channel, run, any_commit
         self._stop: list[float] = []

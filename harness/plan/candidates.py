@@ -19,8 +19,9 @@ from typing import Any
 
 from harness.artifacts import Dataset, Levers
 from harness.errors import HarnessError
+from harness.recipe.load import recipe_from
 from harness.recipe.parameters import check_who_is_trained
-from harness.recipe.schema import Recipe, recipe_from
+from harness.recipe.schema import Recipe
 
 Changes = dict[str, Any]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from harness.recipe.load import load_recipe
 from harness.recipe.meaning import HEAVIEST_FIRST, Weight, changed_keys, flat, meaning
-from harness.recipe.schema import Recipe, load_recipe
+from harness.recipe.schema import Recipe
 
 PUBLISHED = "pi05_libero"
 

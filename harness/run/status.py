@@ -17,7 +17,7 @@ from harness.artifacts.status import State
 from harness.errors import HarnessError
 from harness.received.files import open_received, stays, there
 from harness.received.text import word
-from harness.recipe.schema import load_recipe
+from harness.recipe.load import load_recipe
 from harness.run.directory import RECIPE, RunDir, runs_root
 from harness.run.lock import LOCK, holder, last_host
 from harness.units import MIB, format_seconds

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from harness.received.text import visible
@@ -78,3 +80,33 @@ class Progress:
         if self._task is None:
             self._task = self._bar.add_task(text, total=steps)
         self._bar.update(self._task, completed=line.step + 1, description=text)
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(visible(text))):
+        yield
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[Callable[[str], None]]:
+    """Like `busy`, and yields what changes the text; where there is no terminal, each new text is a line."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        with console.status(Text(visible(text))) as status:
+            yield lambda new: status.update(Text(visible(new)))
+        return
+    said = [text]
+
+    def line(new: str) -> None:
+        if new != said[-1]:
+            said.append(new)
+            console.print(Text(visible(new)))
+
+    yield line

@@ -26,11 +26,12 @@ from harness.train.first_arrays import digests_of
 from harness.train.kernels import compile_pinned
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
-from harness.train.metrics import MetricsFile, Wandb
+from harness.train.metrics import MetricsFile
 from harness.train.snapshot import base_of, restore, save
 from harness.train.start import first_state
 from harness.train.state import TrainState
 from harness.train.views import save_camera_views
+from harness.train.wandb import Wandb
 from harness.units import format_bytes
 
 

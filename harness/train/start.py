@@ -15,7 +15,8 @@ from harness.checkpoint.weights import load_params
 from harness.download.cache import WEIGHTS, fetch_tree, is_remote
 from harness.model.pi05 import Params, initialize
 from harness.model.quantize import Quantized
-from harness.recipe.parameters import fingerprint, group_of
+from harness.recipe.fingerprint import fingerprint
+from harness.recipe.parameters import group_of
 from harness.recipe.schema import Recipe
 from harness.run.watcher import Watcher
 from harness.train.optimizer import optimizer

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.errors import HarnessError
 from harness.verbs.answers import answer
 from harness.verbs.options import JsonOption, SetOption
-
-if TYPE_CHECKING:
-    from harness.artifacts import Curve
 
 
 def analyse(
@@ -43,18 +40,3 @@ def analyse(
         RunDir(kept).write(found)
     answer(found, as_json, curve_table)
     raise typer.Exit(0 if found.verdict == "learning" else 1)
-
-
-def analyse_run(run: Path) -> Curve | None:
-    """The curve of a run that has just been trained, written into it; None for one that logged no step."""
-    from harness.analyse.curve import analyse as read
-    from harness.run.directory import RunDir
-
-    try:
-        found = read(str(run))
-    except HarnessError as error:
-        if error.code not in ("run-without-metrics", "log-empty", "log-without-loss"):
-            raise
-        return None
-    RunDir(run).write(found)
-    return found

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.received.text import all_visible, in_json, visible
+from harness.received.text import all_visible, in_json
 from harness.redact import redact
 
 
@@ -24,40 +23,11 @@ def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
         Console().print(table(type(artifact).model_validate_json(json.dumps(all_visible(json.loads(text))))), crop=False)
 
 
-@contextmanager
-def busy(text: str) -> Iterator[None]:
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status(Text(visible(text))):
-        yield
-
-
-@contextmanager
-def spinner(text: str) -> Iterator[Callable[[str], None]]:
-    """Like `busy`, and yields what changes the text; where there is no terminal, each new text is a line."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if console.is_terminal:
-        with console.status(Text(visible(text))) as status:
-            yield lambda new: status.update(Text(visible(new)))
-        return
-    said = [text]
-
-    def line(new: str) -> None:
-        if new != said[-1]:
-            said.append(new)
-            console.print(Text(visible(new)))
-
-    yield line
-
-
 def chain_for(run: Path | None, recipe: str | None, sets: list[str] | None, dataset: str | None, backend: str | None = None) -> Any:
     """The chain for a verb of its own: the named recipe (a run's own, when none is), with --dataset put in its place; `backend` as `backend_of`."""
-    from harness.flow.chain import Chain, backend_of, default_recipe, recipe_of
-    from harness.recipe.schema import load_recipe
+    from harness.flow.chain import Chain
+    from harness.flow.find import backend_of, default_recipe, recipe_of
+    from harness.recipe.load import load_recipe
 
     overrides = [*(sets or []), *dataset_overrides(dataset)]
     if run is None:
@@ -79,15 +49,6 @@ def rundir(path: Path) -> Any:
     from harness.run.directory import RunDir
 
     return RunDir(path)
-
-
-def inspect_path(path: Path, *, deep: bool, against: str | None = None) -> Any:
-    from harness.checkpoint.inspect import inspect as read
-
-    if not deep and against is None:
-        return read(path)
-    with busy("reading the arrays"):
-        return read(path, deep=deep, against=against)
 
 
 def print_file(run: Any, kind: Any) -> None:

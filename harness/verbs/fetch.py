@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.verbs.answers import answer, chain_for, rundir, spinner
+from harness.show.progress import spinner
+from harness.verbs.answers import answer, chain_for, rundir
 from harness.verbs.options import DatasetOption, JsonOption, RecipeOption, RunOption, SetOption
 
 

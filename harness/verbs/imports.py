@@ -9,8 +9,7 @@ import typer
 
 from harness.errors import HarnessError
 from harness.verbs.answers import answer, rundir
-from harness.verbs.options import JsonOption, RunOption
-from harness.verbs.planning import gib_bytes
+from harness.verbs.options import JsonOption, RunOption, gib_bytes
 
 app = typer.Typer(no_args_is_help=True, help="What another trainer's command line would really do.", rich_markup_mode=None)
 
@@ -74,7 +73,7 @@ def _place(fsdp: int, gpu: str | None, vram_bytes: int | None) -> Any:
     """The card named, or this machine's; None where there is neither."""
     from harness.openpi.plan import PUBLISHED, place_of
     from harness.probe.machine import probe
-    from harness.recipe.schema import load_recipe
+    from harness.recipe.load import load_recipe
     from harness.run.directory import cache_root
 
     machine = None if gpu else probe([cache_root()])
@@ -91,7 +90,7 @@ def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
 
     from harness.openpi.job import job_of
     from harness.received.text import word
-    from harness.recipe.schema import recipe_from, to_yaml
+    from harness.recipe.load import recipe_from, to_yaml
     from harness.run.directory import write_atomic
 
     if found.recipe is None:

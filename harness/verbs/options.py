@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness.errors import HarnessError
+
+# A PiB; no machine has it, and beyond it a float is no count of bytes.
+_MOST_GIB = 2**20
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run directory; the verb's artifact is written there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the artifact as JSON on stdout, and nothing else there.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe or a YAML file. Default: $HARNESS_RECIPE, else smoke.")]
@@ -18,3 +23,25 @@ FetchOption = Annotated[
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="No network at all: what is not on this machine is refused. As HARNESS_OFFLINE=1.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: the GPU when there is one.")]
+
+
+AllowOption = Annotated[list[str] | None, typer.Option("--allow", help="Go on in spite of the errors of this check (may be given again); recorded.")]
+
+
+class Backend(enum.StrEnum):
+    """Whose trainer it is."""
+
+    ours = "ours"
+    openpi = "openpi"
+
+
+def gib_bytes(gib: float | None) -> int | None:
+    """Bytes of the GiB that were given, where they were.
+
+    Raises: HarnessError "memory-invalid" for what is no amount of memory.
+    """
+    if gib is None:
+        return None
+    if not gib <= _MOST_GIB:
+        raise HarnessError("memory-invalid", f"{gib} GiB is no amount of memory", got=gib, need=f"at most {_MOST_GIB:,} GiB", fix="--vram-gib 24")
+    return int(gib * 2**30)

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.download.consent import hear
-from harness.errors import HarnessError
+from harness.flow.training import carry_out, look_back, openpi_options, prepare, stopped_at_once
 from harness.show.progress import Progress
-from harness.verbs.analyse import analyse_run
-from harness.verbs.answers import inspect_path, print_file
-from harness.verbs.doctor import AllowOption, diagnose
-from harness.verbs.options import DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
-from harness.verbs.planning import Backend
-
-if TYPE_CHECKING:
-    from types import FrameType
-
-    from harness.artifacts import Machine
-    from harness.flow.chain import Chain
-    from harness.recipe.schema import Recipe
-    from harness.run.job import Job
+from harness.verbs.answers import print_file
+from harness.verbs.options import AllowOption, Backend, DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
 
 BackendOption = Annotated[
     Backend | None,
     typer.Option("--backend", help="ours; or openpi: upstream's own trainer, in the checkout $HARNESS_OPENPI. Default: $HARNESS_BACKEND, else ours."),
 ]
-
-# A run of this length can spare the minutes that a prediction takes at its end, and no prediction may take longer.
-LONG_RUN_S = 600.0
 
 
 def train(
@@ -56,7 +36,8 @@ def train(
 ) -> None:
     """Train: probe, plan, data, stats, doctor, then the run itself, then inspect, analyse and report. Ctrl-C or SIGTERM saves and ends it."""
     from harness.artifacts import Manifest
-    from harness.flow.chain import Chain, backend_of, find_run, recipe_of, refuse_started
+    from harness.flow.chain import Chain
+    from harness.flow.find import backend_of, find_run, recipe_of, refuse_started
     from harness.openpi.plan import options
     from harness.run.lock import locked
 
@@ -68,149 +49,14 @@ def train(
     fsdp, sets = options(sets or []) if whose == "openpi" else (None, sets or [])
     overrides = [*sets, *([f"train.steps={steps}"] if steps is not None else [])]
     own = recipe_of(directory, recipe, overrides, own_first=resume)
-    more = _openpi_options(own, any_commit=any_commit) if whose == "openpi" else []
-    with _stopped_at_once(), locked(directory.path) as lock:
+    more = openpi_options(own, any_commit=any_commit) if whose == "openpi" else []
+    with stopped_at_once(), locked(directory.path) as lock:
         if not resume:
             refuse_started(directory)
         chain = Chain(directory, own, trains=True, backend=whose, fsdp=fsdp)
         console.say(f"run {directory.path}: recipe {chain.recipe.name}, {chain.recipe.train.steps} steps")
-        job, machine = _prepare(chain, console, device, allow or [])
-        if _run(job, machine, console, lock, more, patient=patient):
-            _look_back(job, console)
+        job, machine = prepare(chain, console, device, allow or [])
+        if carry_out(job, machine, console, lock, more, patient=patient):
+            look_back(job, console)
     if as_json:
         print_file(directory, Manifest)
-
-
-@contextmanager
-def _stopped_at_once() -> Iterator[None]:
-    """While no trainer runs, SIGTERM and Ctrl-C end the run at once: nothing is lost. A first process of a container would not hear SIGTERM by itself.
-
-    Raises: HarnessError "stopped".
-    """
-
-    def stop(number: int, _: FrameType | None) -> None:
-        what = f"stopped by {signal.Signals(number).name} while no step was being trained; nothing was lost"
-        raise HarnessError("stopped", what, fix="harness train --resume --run RUN")
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _openpi_options(recipe: Recipe, *, any_commit: bool) -> list[str]:
-    """Options of the process that starts openpi, when it is here and can do what the recipe says.
-
-    Raises: HarnessError "upstream-cannot" and those of `find_installation`.
-    """
-    from harness.openpi.install import find_installation
-    from harness.openpi.job import check_upstream_can
-
-    check_upstream_can(recipe)
-    find_installation(any_commit=any_commit)
-    return ["--any-commit"] if any_commit else []
-
-
-def _prepare(chain: Chain, console: Progress, device: str | None, allow: list[str]) -> tuple[Job, Machine]:
-    """Everything that training is made of, each part a file of the run; ends with exit code 1 when it would not go well."""
-    from harness.recipe.parameters import counts
-    from harness.run.job import Job
-
-    assert chain.run is not None
-    _check_weights(chain, allow)
-    machine, dataset = chain.machine(), chain.dataset()
-    norm_stats = chain.stats(dataset)
-    console.say("planning")
-    # A run that goes on keeps the mathematics it was started with.
-    made = chain.plan(machine, dataset, device=device, exact=chain.run.started, say=console.say)
-    for note in made.notes:
-        console.warn(note)
-    if made.chosen is None:
-        console.warn(f"no plan fits {made.device}: {made.candidates[-1].reason}")
-        raise typer.Exit(1)
-    for deviation in chain.carry_out(made):
-        console.warn(f"deviation from recipe {made.recipe}: {deviation}")
-    total, trained = counts(chain.recipe.model, chain.recipe.train.trained)
-    console.say(f"plan: {made.device}, {made.chosen.reason}; {trained:,} of {total:,} parameters trained")
-    # Online: what must be fetched is fetched next, and only its own server is asked.
-    diagnosis = diagnose(chain, machine, made, (dataset, norm_stats), allow=allow, online=True)
-    for finding in diagnosis.findings:
-        console.finding(finding)
-    if diagnosis.errors:
-        console.warn("the doctor found errors, so nothing was trained; --allow 'NAME OF THE CHECK' goes on all the same")
-        raise typer.Exit(1)
-    return Job(chain.run, chain.recipe, made, dataset, norm_stats), machine
-
-
-def _check_weights(chain: Chain, allow: list[str]) -> None:
-    """Refuses weights that may not be fetched, or that cannot be the start of the recipe, before anything is planned or compiled.
-
-    Raises: HarnessError "fetch-not-asked", "offline", "download-address", "download-scheme", and those of `why_not`.
-    """
-    from harness.checkpoint.source import why_not
-    from harness.download.cache import WEIGHTS, check_may_fetch, is_remote
-
-    assert chain.run is not None
-    source = chain.recipe.weights.source
-    # A run that goes on has all weights in its checkpoint, unless that holds only what was trained.
-    if not any(chain.run.checkpoints.glob("[0-9]*")) or chain.recipe.train.save == "trained":
-        check_may_fetch(source, WEIGHTS)
-    # As the doctor calls this check, which can be told to let it pass.
-    if chain.run.started or source is None or is_remote(source) or "weights directory" in allow:
-        return
-    refusal = why_not(Path(source), chain.recipe)
-    if refusal is not None:
-        raise refusal
-
-
-def _run(job: Job, machine: Machine, console: Progress, lock: int, more: list[str], *, patient: bool) -> bool:
-    """Whether the run has something to look back at: the training itself, in a process of its own that this one watches; JAX is never imported here."""
-    from harness.flow.chain import prepare_jax
-    from harness.probe.machine import probe
-    from harness.received.text import word
-    from harness.supervise.process import Limits
-    from harness.supervise.run import supervise, worker
-
-    prepare_jax(job.plan, machine)
-    expected = job.plan.chosen.seconds_per_step if job.plan.chosen and job.levers.platform == "cuda" and not patient else None
-    # Metrics come every log_every_steps; nothing at all for twenty times that long is a hung process.
-    limits = Limits(silent_s=max(3600.0, 20 * job.recipe.train.log_every_steps * (expected or 10.0)), expected_step_s=expected)
-    with console:
-        command = [*worker(job.run, job.plan), *more]
-        outcome = supervise(job.run, job.plan, console, look=lambda: probe([job.run.path]), limits=limits, command=command, inherit=(lock,))
-    if not outcome.finished:
-        where = f"stopped and saved at step {outcome.step} of {job.recipe.train.steps}" if outcome.step else "stopped before its first step was saved"
-        console.say(f"{where}; go on with: harness train --resume --run {word(job.run.path)}")
-    return outcome.step > 0
-
-
-def _look_back(job: Job, console: Progress) -> None:
-    """What the run left behind: its checkpoint inspected, its curve analysed, its report written."""
-    from harness.flow.chain import write_report
-
-    job.run.write(inspect_path(job.run.path, deep=False))
-    curve = analyse_run(job.run.path)
-    if curve is not None:
-        console.say(f"loss: {curve.verdict}, {curve.reasons[0]}")
-    _predict(job, console)
-    console.say(f"report: {write_report(job.run)}")
-
-
-def _predict(job: Job, console: Progress) -> None:
-    """Lets a process of its own try the last checkpoint on a frame, for the report; not after a short run, of which that would be a large part."""
-    from harness.run.status import read_status
-
-    status = read_status(job.run)
-    if status.step < job.recipe.train.steps or (status.step_s or 0.0) * status.step < LONG_RUN_S:
-        return
-    console.say("predicting one frame with the last checkpoint")
-    command = [sys.executable, "-m", "harness.cli", "predict", str(job.run.path), "--run", str(job.run.path)]
-    # Beside openpi the harness itself may have no libraries for the GPU.
-    command += ["--device", "cpu"] if job.plan.backend == "openpi" else []
-    try:
-        subprocess.run(command, check=True, timeout=LONG_RUN_S, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
-    except (subprocess.SubprocessError, OSError) as error:
-        said = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        console.warn(f"no prediction for the report: {next((text for text in said if text.startswith('error')), said[-1])}")

@@ -9,7 +9,8 @@ import typer
 
 from harness.download.consent import hear
 from harness.errors import HarnessError
-from harness.verbs.answers import answer, busy
+from harness.show.progress import busy
+from harness.verbs.answers import answer
 from harness.verbs.options import DeviceOption, FetchOption, JsonOption, OfflineOption
 
 

@@ -13,8 +13,10 @@ from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, P
 from harness.artifacts.verdict import Replay, Verdict
 from harness.download.cache import WEIGHTS, check_may_fetch
 from harness.errors import HarnessError
-from harness.flow.chain import Chain, backend_of, prepare_jax
-from harness.recipe.schema import load_recipe, recipe_from
+from harness.flow.chain import Chain
+from harness.flow.device import prepare_jax
+from harness.flow.find import backend_of
+from harness.recipe.load import load_recipe, recipe_from
 from harness.run.directory import RECIPE, RunDir, sha256_json
 from harness.run.surroundings import deterministic, environment, is_deterministic, machine_facts, software_here
 from harness.run.watcher import Watcher

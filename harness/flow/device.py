@@ -1,0 +1,36 @@
+"""What JAX reads once, when it is imported: the device, its share of memory, where compiled programs are kept."""
+
+from __future__ import annotations
+
+import os
+
+from harness.artifacts import Machine, Plan
+from harness.run.directory import cache_root
+from harness.run.surroundings import deterministic
+
+
+def prepare_jax(plan: Plan, machine: Machine) -> None:
+    """Sets what JAX reads once, when it is imported, so that it starts on the plan's device."""
+    assert plan.chosen is not None
+    start_on(machine, plan.chosen.levers.platform, plan.device_uuid, plan.usable_bytes)
+    if plan.device_uuids:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(plan.device_uuids)
+    if plan.memory_fraction is not None:
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{plan.memory_fraction:.3f}"
+
+
+def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: int | None) -> None:
+    """Sets the device, its share of memory, and where compiled programs are kept; JAX must not have been imported."""
+    os.environ["JAX_PLATFORMS"] = platform
+    if platform == "cuda":
+        # The images set it too; a verb that was started in another way must compute the same bits.
+        os.environ["XLA_FLAGS"] = deterministic()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_root() / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    card = next((gpu for gpu in machine.gpus if uuid is not None and gpu.uuid == uuid), None)
+    if card is not None and card.uuid is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = card.uuid
+        if usable_bytes and card.total_bytes:
+            # JAX takes a fraction of *total* memory at its first operation; ours follows from what NVML says is free.
+            os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{usable_bytes / card.total_bytes:.3f}"

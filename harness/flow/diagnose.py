@@ -1,0 +1,98 @@
+"""What the doctor is asked about a run that is about to start."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.download.consent import is_offline
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
+    from harness.artifacts.doctor import Diagnosis
+
+
+def diagnose(
+    chain: Any,
+    machine: Machine,
+    made: Plan | HarnessError,
+    known: tuple[Dataset, NormStats] | None,
+    *,
+    allow: list[str],
+    online: bool = False,
+    device: str | None = None,
+) -> Diagnosis:
+    """The doctor's findings about a run that is about to start; doctor.json is written when there is a run directory.
+
+    `made` is the plan, or why there is none.
+    """
+    from harness.checkpoint.source import why_not
+    from harness.doctor.examine import examine
+    from harness.doctor.host import process_limits
+    from harness.doctor.situation import Situation
+    from harness.run.directory import cache_root, runs_root
+
+    run = chain.run.path if chain.run is not None else None
+    situation = Situation(
+        recipe=chain.recipe,
+        machine=machine,
+        environ=os.environ,
+        run=run,
+        writes=(run or runs_root(), cache_root()),
+        plan=None if isinstance(made, HarnessError) else made,
+        refusal=made if isinstance(made, HarnessError) else None,
+        device=device,
+        dataset=known[0] if known else None,
+        stats=known[1] if known else None,
+        leftovers=tuple(_leftovers(chain.run.checkpoints)) if run is not None else (),
+        limits=process_limits(),
+        online=online and not is_offline(),
+        python=_python_of(chain),
+        why_not_weights=why_not,
+    )
+    found = examine(situation, allow=allow)
+    if chain.run is not None:
+        chain.run.write(found)
+    return found
+
+
+def _python_of(chain: Any) -> str:
+    """The interpreter that the run's trainer is started with."""
+    if chain.backend == "ours":
+        return sys.executable
+    from harness.openpi.install import find_installation
+
+    return str(find_installation(any_commit=True).python)
+
+
+def data_here(chain: Any) -> tuple[Dataset, NormStats] | None:
+    """Dataset and statistics when the data lies on this machine; None when it would have to be fetched first."""
+    local = chain.recipe.data.dataset == "sample" or Path(chain.recipe.data.dataset).expanduser().is_dir()
+    if not local:
+        return None
+    found = chain.dataset()
+    return found, chain.stats(found)
+
+
+def plan_or_refusal(chain: Any, machine: Machine, dataset: Dataset | None, device: str | None) -> Plan | HarnessError:
+    """The plan, or why this machine or its environment has none, which the checks then say."""
+    try:
+        planned: Plan = chain.plan(machine, dataset, device=device)
+    except HarnessError as refusal:
+        return refusal
+    return planned
+
+
+def _leftovers(checkpoints: Path) -> list[InterruptedSave]:
+    from harness.checkpoint.scan import find, interrupted_save
+
+    try:
+        found = find(checkpoints) if checkpoints.is_dir() and any(checkpoints.iterdir()) else None
+    except HarnessError:
+        # A directory that holds no checkpoint at all has no interrupted one either; inspect says what it is.
+        return []
+    newest = max((step for step, _, _ in found.steps if step is not None), default=None) if found else None
+    return [interrupted_save(path, newest) for path in found.interrupted] if found else []

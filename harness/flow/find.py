@@ -1,0 +1,104 @@
+"""Which run, which recipe, whose trainer a command means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from harness.artifacts import Manifest
+from harness.download import consent
+from harness.errors import HarnessError
+from harness.received.files import there
+from harness.received.names import why_no_name
+from harness.received.text import word
+from harness.recipe.load import load_recipe
+from harness.recipe.schema import Recipe
+from harness.run.directory import RECIPE, RunDir, latest_run, new_run, runs_root
+
+Backend = Literal["ours", "openpi"]
+
+
+def default_recipe() -> str:
+    """The recipe when none is named: $HARNESS_RECIPE, which each compose service sets, else the small one."""
+    return os.environ.get("HARNESS_RECIPE", "smoke")
+
+
+def find_run(run: Path | None, name: str | None, recipe: str | None, *, resume: bool) -> RunDir:
+    """The run directory that a training command means: the one named, the latest of the recipe (resume), or a new one.
+
+    Raises: HarnessError "nothing-to-resume", "run-and-name", "run-name-invalid".
+    """
+    if run is not None and name is not None:
+        raise HarnessError("run-and-name", "--run and --name both say where the run is", fix="give one of the two")
+    if name is not None and (reason := why_no_name(name)) is not None:
+        raise HarnessError("run-name-invalid", f"--name cannot be a run's: {reason}", got=name, need="a name, or --run DIR", fix="--name smoke-2")
+    if run is not None or name is not None:
+        found = RunDir(run if run is not None else runs_root() / str(name))
+        if resume and not found.path.is_dir():
+            raise HarnessError("nothing-to-resume", f"there is no run {found.path}", need="a run directory", fix="leave --resume out, or correct the path")
+        return found
+    stem = Path(recipe or default_recipe()).stem
+    if not resume:
+        return new_run(stem)
+    latest = latest_run(stem)
+    if latest is None:
+        raise HarnessError("nothing-to-resume", f"no run of {stem} in {runs_root()}", need="a run to go on with", fix="leave --resume out, or give --run DIR")
+    return latest
+
+
+def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first: bool) -> Recipe:
+    """The recipe named, or with `own_first` the run's own when none is named; with the overrides.
+
+    Raises: HarnessError "run-of-another-recipe" when the run has started with another, and those of `load_recipe`.
+    """
+    own = run.path / RECIPE
+    keeps_its_own = own_first and named is None and there(own)
+    recipe = load_recipe(str(own), overrides, root=run.path) if keeps_its_own else load_recipe(named or default_recipe(), overrides)
+    if keeps_its_own:
+        # The package's own addresses are nobody else's, whichever run names them.
+        consent.grant_shipped()
+    if run.started and there(own) and load_recipe(str(own), root=run.path).sha256() != recipe.sha256():
+        raise HarnessError(
+            "run-of-another-recipe",
+            f"{run.path} is a run of another recipe (or of the same with other --set)",
+            got=recipe.name,
+            need=f"the recipe in {own}",
+            fix="another --run or --name for another recipe; or leave --recipe, --set and --dataset out to use this run's own",
+        )
+    return recipe
+
+
+def refuse_started(run: RunDir) -> None:
+    """Raises: HarnessError "run-exists" when the run has been trained already."""
+    if run.started:
+        raise HarnessError(
+            "run-exists",
+            f"{run.path} has been trained already; nothing was overwritten",
+            need="a new run, or --resume",
+            fix=f"add --resume to go on, or --name {word(run.path.absolute().name)}-2 for another run",
+        )
+
+
+def backend_of(run: RunDir | None, asked: str | None = None) -> Backend:
+    """Whose trainer a run is carried out by: the one that it was started with, else the one asked for, else $HARNESS_BACKEND or ours.
+
+    Raises: HarnessError "run-of-another-backend", "backend-unknown".
+    """
+    manifest = run.read(Manifest) if run is not None else None
+    default = os.environ.get("HARNESS_BACKEND") or "ours"
+    if default not in get_args(Backend):
+        need = " or ".join(get_args(Backend))
+        raise HarnessError("backend-unknown", f"HARNESS_BACKEND={default} names no trainer", got=default, need=need, fix="HARNESS_BACKEND=openpi, or unset it")
+    if run is None or manifest is None:
+        return cast(Backend, asked or default)
+    own: Backend = "openpi" if manifest.upstream is not None else "ours"
+    if asked not in (None, own):
+        raise HarnessError(
+            "run-of-another-backend",
+            f"{run.path} was trained by another trainer, whose checkpoints this one does not resume from",
+            got=f"--backend {asked}",
+            need=f"--backend {own}",
+            fix="leave --backend out to go on; or a run of its own: --name NEW, with --set weights.source=… to start from its checkpoint",
+        )
+    return own

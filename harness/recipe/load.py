@@ -1,0 +1,113 @@
+"""Recipes from files, from the package, and from --set."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.download import consent
+from harness.errors import HarnessError
+from harness.received.files import RECIPE_BYTES, read_received
+from harness.received.text import one_line
+from harness.received.yaml import parse_yaml
+from harness.recipe.schema import Recipe, _is_there, _sources
+from harness.strict import parse
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    files = resources.files("harness.recipe").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: Path | None = None) -> Recipe:
+    """The recipe called `name_or_file` (a shipped name or a YAML file), with `key.path=value` overrides applied.
+
+    What a recipe names whom the user asks for may be fetched (`harness.download.consent`), and a file that he names himself may be a link. `root` is
+    the run that the file is a part of, which anybody may have written: no link leads out of it, and only what the overrides name may be fetched.
+    Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid"; UnsafeFile.
+    """
+    recipe = recipe_from(_read_yaml(name_or_file, root), overrides, where=f"recipe {name_or_file}")
+    if root is None:
+        consent.grant(*_sources(recipe).values())
+    return recipe
+
+
+def recipe_from(data: dict[str, Any], overrides: list[str] | None = None, *, where: str) -> Recipe:
+    """The recipe that a mapping says, such as one recorded in a checkpoint, with overrides applied. What those name may be fetched.
+
+    Raises: HarnessError "recipe-invalid" or "override-invalid".
+    """
+    for override in overrides or []:
+        _apply_override(data, override)
+    recipe = parse(Recipe, data, where=where, code="recipe-invalid", fix="correct the keys named above in the recipe or in --set")
+    typed = {override.partition("=")[0] for override in overrides or []}
+    consent.grant(*(source for key, source in _sources(recipe).items() if key in typed or key.partition(".")[0] in typed))
+    return recipe
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as a file that `load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
+    path = Path(name_or_file)
+    if root is None and name_or_file in shipped_recipes():
+        text = resources.files("harness.recipe").joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
+    elif _is_there(path):
+        try:
+            text = read_received(path, root or path.resolve().parent, RECIPE_BYTES).decode()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise HarnessError("recipe-invalid", f"recipe {name_or_file} cannot be read: {error}", need="a YAML file", fix="--recipe FILE.yaml") from error
+    else:
+        import difflib
+
+        nearest = difflib.get_close_matches(name_or_file, shipped_recipes(), n=1, cutoff=0.4)
+        raise HarnessError(
+            "recipe-unknown",
+            f"there is no recipe {name_or_file!r}",
+            got=name_or_file,
+            need=f"one of {', '.join(shipped_recipes())}, or a YAML file",
+            fix=f"--recipe {nearest[0] if nearest else shipped_recipes()[0]}",
+        )
+    try:
+        data = parse_yaml(text)
+    except ValueError as error:
+        raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not YAML of a recipe: {error}", fix="correct the file") from error
+    if not isinstance(data, dict):
+        raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not a mapping of keys", got=type(data).__name__, fix="correct the file")
+    return data
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise HarnessError("override-invalid", f"--set {override!r} is not key=value", need="for example train.steps=100", fix="--set train.steps=100")
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise HarnessError("override-invalid", f"--set {override!r}: {part!r} holds a value, not keys", fix="check the key path in the recipe")
+    node[last] = _scalar(value)
+
+
+def _scalar(text: str) -> Any:
+    """YAML's reading of `text`, plus the exponent form without a dot ("5e-5") that YAML 1.1 takes for a string."""
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        what, need = f"--set: {one_line(text[:200])} is not a YAML value", "for example 100 or {rank: 16, alpha: 16.0}"
+        raise HarnessError("override-invalid", what, got=error, need=need, fix="correct the value") from error
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

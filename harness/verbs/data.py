@@ -1,0 +1,37 @@
+"""What a dataset is: data."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from harness.download.consent import hear
+from harness.show.progress import busy
+from harness.verbs.answers import answer, chain_for
+from harness.verbs.options import DatasetOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
+
+
+def data(
+    dataset: DatasetOption = None,
+    recipe: RecipeOption = None,
+    sets: SetOption = None,
+    html: Annotated[bool, typer.Option("--html", help="Also write dataset.html, a look at the data: into --run, else into this directory.")] = False,
+    fetch: FetchOption = False,
+    offline: OfflineOption = False,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a dataset is: format, episodes, frames, tasks, features, content hash. Every row is checked."""
+    from harness.flow.pages import write_dataset_page
+    from harness.show.dataset import dataset_table
+
+    hear(fetch=fetch, offline=offline)
+    chain = chain_for(run, recipe, sets, dataset)
+    with busy("reading the dataset"):
+        found = chain.dataset()
+        page = write_dataset_page(chain, found) if html else None
+    answer(found, as_json, dataset_table)
+    if page is not None:
+        print(page, file=sys.stderr if as_json else sys.stdout)
