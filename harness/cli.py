@@ -13,8 +13,8 @@ from typing import TextIO, cast
 
 import typer
 
-from harness.download import consent
 from harness.errors import HarnessError
+from harness.received import consent
 from harness.received.text import visible
 from harness.redact import Cleaned
 from harness.verbs import analyse, data, doctor, export, fetch, imports, inspect, plan, predict, probe, report, stats, status, train, verify

@@ -14,11 +14,11 @@ import pytest
 
 from harness.artifacts.training import Manifest
 from harness.data.fetch import is_hub_id, resolve
-from harness.download import consent
 from harness.download.cache import check_may_fetch, fetch_tree
-from harness.download.consent import Named
 from harness.errors import HarnessError
-from harness.recipe.load import load_recipe, recipe_from
+from harness.received import consent
+from harness.received.consent import Named
+from harness.recipe.load import load_recipe, recipe_from, shipped_sources
 from harness.recipe.schema import PALIGEMMA
 from harness.verify.initial import digests_here
 from tests.item_writer import write_step
@@ -96,7 +96,7 @@ def test_what_the_user_types_may_be_fetched_and_what_a_run_names_may_not(monkeyp
     load_recipe(str(tmp_path / "recipe.yaml"), ["weights.source=https://new.example/ck"], root=tmp_path)
     assert consent.granted("https://new.example/ck")
     assert not consent.granted(PALIGEMMA)
-    consent.grant_shipped()
+    consent.grant_shipped(shipped_sources())
     assert consent.granted(PALIGEMMA)
     assert consent.granted("gs://openpi-assets/checkpoints/pi05_base/params")
     check_may_fetch("gs://openpi-assets/checkpoints/pi05_base/params", BY)

@@ -71,7 +71,7 @@ def _other(step: Step, against: str) -> Step:
 def _base_source(step: Step) -> str:
     """The directory of the weights that training started from."""
     from harness.download.cache import fetch_tree, is_remote
-    from harness.download.consent import Named
+    from harness.received.consent import Named
 
     recorded = recorded_recipe(step)
     source = (named_base(step) or {}).get("source") or (recorded.weights.source if recorded else None)

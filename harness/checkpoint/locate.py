@@ -9,9 +9,9 @@ from harness.checkpoint.format import EXPORT, PARAMS, RECORD
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.scan import find
 from harness.download.cache import fetch_tree, is_remote
-from harness.download.consent import Named
 from harness.download.transfer import Progress
 from harness.errors import HarnessError
+from harness.received.consent import Named
 from harness.received.files import ARTIFACT_BYTES, there
 from harness.received.json import read_json
 from harness.recipe.load import load_recipe, recipe_from

@@ -11,9 +11,9 @@ from typing import Any
 
 from harness.data.paths import check_is_dataset
 from harness.data.sample import sample_dataset_path
-from harness.download import consent
-from harness.download.consent import Named
 from harness.errors import HarnessError
+from harness.received import consent
+from harness.received.consent import Named
 from harness.received.names import why_no_relative_name
 from harness.recipe.schema import Data
 
@@ -38,7 +38,7 @@ def resolve(data: Data) -> Resolved:
     """The dataset's directory, downloaded first when it is a hub id (`name/name` or `name/name@revision`).
 
     A download is resumed where it stopped, kept under HF_HOME, and read from there when the hub cannot be reached. What nobody typed is
-    only read from there, and no server is asked (`harness.download.consent`).
+    only read from there, and no server is asked (`harness.received.consent`).
 
     Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login", "hub-revision-missing",
     "revision-needs-hub", "revision-invalid", "not-a-dataset", "not-writable", "offline" or "fetch-not-asked".

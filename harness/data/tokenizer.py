@@ -76,7 +76,7 @@ def tokenizer_path(name: str) -> Path:
         return sample_tokenizer_path()
     if name == "paligemma":
         from harness.download.cache import fetch_file
-        from harness.download.consent import Named
+        from harness.received.consent import Named
 
         named = Named('data.tokenizer of a received recipe ("paligemma")', "--set data.tokenizer=FILE.model")
         return fetch_file(PALIGEMMA, named=named).path

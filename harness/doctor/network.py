@@ -10,9 +10,9 @@ from urllib.error import HTTPError, URLError
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown
 from harness.download.cache import WEIGHTS, check_may_fetch, is_remote, kept_tree
-from harness.download.consent import granted
 from harness.download.web import open_url
 from harness.errors import HarnessError
+from harness.received.consent import granted
 
 _TIMEOUT_S = 10
 

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 from urllib.parse import unquote, urlsplit
 
-from harness.download import consent
-from harness.download.consent import Named
 from harness.download.listing import LOCAL, RemoteFile, list_tree, object_url
 from harness.download.transfer import Meter, Progress, corrupt, fetch_one, missing, read_page
 from harness.download.web import check_address
 from harness.errors import HarnessError
+from harness.received import consent
+from harness.received.consent import Named
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile, walk
 from harness.received.json import read_json
 from harness.received.names import why_no_name, why_no_relative_name

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.download.consent import is_offline
 from harness.errors import HarnessError
+from harness.received.consent import is_offline
 
 if TYPE_CHECKING:
     from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from harness.artifacts import Manifest
-from harness.download import consent
 from harness.errors import HarnessError
+from harness.received import consent
 from harness.received.files import there
 from harness.received.names import why_no_name
 from harness.received.text import word
-from harness.recipe.load import load_recipe
+from harness.recipe.load import load_recipe, shipped_sources
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, latest_run, new_run, runs_root
 
@@ -57,7 +57,7 @@ def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first
     recipe = load_recipe(str(own), overrides, root=run.path) if keeps_its_own else load_recipe(named or default_recipe(), overrides)
     if keeps_its_own:
         # The package's own addresses are nobody else's, whichever run names them.
-        consent.grant_shipped()
+        consent.grant_shipped(shipped_sources())
     if run.started and there(own) and load_recipe(str(own), root=run.path).sha256() != recipe.sha256():
         raise HarnessError(
             "run-of-another-recipe",

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from harness.download import consent
 from harness.errors import HarnessError
-from harness.received.files import RECIPE_BYTES, read_received
+from harness.received import consent
+from harness.received.files import RECIPE_BYTES, read_received, there
 from harness.received.text import one_line
 from harness.received.yaml import parse_yaml
-from harness.recipe.schema import Recipe, _is_there, _sources
+from harness.recipe.schema import PALIGEMMA, Recipe
 from harness.strict import parse
 
 
@@ -26,7 +26,7 @@ def shipped_recipes() -> list[str]:
 def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: Path | None = None) -> Recipe:
     """The recipe called `name_or_file` (a shipped name or a YAML file), with `key.path=value` overrides applied.
 
-    What a recipe names whom the user asks for may be fetched (`harness.download.consent`), and a file that he names himself may be a link. `root` is
+    What a recipe names whom the user asks for may be fetched (`harness.received.consent`), and a file that he names himself may be a link. `root` is
     the run that the file is a part of, which anybody may have written: no link leads out of it, and only what the overrides name may be fetched.
     Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid"; UnsafeFile.
     """
@@ -111,3 +111,26 @@ def _scalar(text: str) -> Any:
         except ValueError:
             return value
     return value
+
+
+def shipped_sources() -> set[str]:
+    """Every address and hub id that the recipes inside the package name."""
+    return {source for name in shipped_recipes() for source in _sources(recipe_from(_read_yaml(name, None), where=name)).values() if source is not None}
+
+
+def _sources(recipe: Recipe) -> dict[str, str | None]:
+    """Key → what it names that is fetched when it is not here."""
+    dataset, tokenizer = recipe.data.dataset.partition("@")[0], recipe.data.tokenizer
+    return {
+        "weights.source": recipe.weights.source,
+        "data.dataset": dataset if dataset != "sample" else None,
+        "data.tokenizer": PALIGEMMA if tokenizer == "paligemma" else None,
+    }
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has this name; a name that no file can have, such as one with NUL, is not there."""
+    try:
+        return there(path) and not path.is_dir()
+    except ValueError:
+        return False

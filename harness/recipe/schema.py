@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from harness.received.files import there
 from harness.received.names import RelativeName
-from harness.recipe.load import _read_yaml, recipe_from, shipped_recipes
 from harness.recipe.meaning import without_cadence
 from harness.redact import holds_secret
 from harness.strict import Strict
@@ -192,26 +189,3 @@ class Recipe(Part):
         """Hash of everything that changes what a step learns: all keys that recipes/meaning.py does not call cadence."""
         body = without_cadence(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def shipped_sources() -> set[str]:
-    """Every address and hub id that the recipes inside the package name."""
-    return {source for name in shipped_recipes() for source in _sources(recipe_from(_read_yaml(name, None), where=name)).values() if source is not None}
-
-
-def _sources(recipe: Recipe) -> dict[str, str | None]:
-    """Key → what it names that is fetched when it is not here."""
-    dataset, tokenizer = recipe.data.dataset.partition("@")[0], recipe.data.tokenizer
-    return {
-        "weights.source": recipe.weights.source,
-        "data.dataset": dataset if dataset != "sample" else None,
-        "data.tokenizer": PALIGEMMA if tokenizer == "paligemma" else None,
-    }
-
-
-def _is_there(path: Path) -> bool:
-    """Whether something has this name; a name that no file can have, such as one with NUL, is not there."""
-    try:
-        return there(path) and not path.is_dir()
-    except ValueError:
-        return False

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from harness.download.consent import hear
 from harness.flow.diagnose import data_here, diagnose, plan_or_refusal
+from harness.received.consent import hear
 from harness.show.progress import busy
 from harness.verbs.answers import answer, chain_for
 from harness.verbs.options import AllowOption, Backend, DatasetOption, DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption

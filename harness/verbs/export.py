@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.download.consent import grant, hear
+from harness.received.consent import grant, hear
 from harness.show.progress import busy
 from harness.verbs.options import FetchOption, JsonOption, OfflineOption, OwnRecipeOption, SetOption
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from harness.download.consent import hear
 from harness.errors import HarnessError
 from harness.flow.training import inspect_path
+from harness.received.consent import hear
 from harness.verbs.answers import answer
 from harness.verbs.options import FetchOption, JsonOption, OfflineOption, RunOption
 

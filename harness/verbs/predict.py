@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harness.download.consent import grant, hear
+from harness.received.consent import grant, hear
 from harness.show.progress import Progress
 from harness.verbs.answers import answer, dataset_overrides
 from harness.verbs.options import DatasetOption, DeviceOption, FetchOption, JsonOption, OfflineOption, OwnRecipeOption, RunOption, SetOption

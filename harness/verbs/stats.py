@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.download.consent import hear
+from harness.received.consent import hear
 from harness.show.progress import busy
 from harness.verbs.answers import answer, chain_for, rundir
 from harness.verbs.options import DatasetOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption

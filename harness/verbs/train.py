@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from harness.download.consent import hear
 from harness.flow.training import carry_out, look_back, openpi_options, prepare, stopped_at_once
+from harness.received.consent import hear
 from harness.show.progress import Progress
 from harness.verbs.answers import print_file
 from harness.verbs.options import AllowOption, Backend, DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption

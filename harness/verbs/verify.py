@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from harness.download.consent import hear
 from harness.errors import HarnessError
+from harness.received.consent import hear
 from harness.show.progress import busy
 from harness.verbs.answers import answer
 from harness.verbs.options import DeviceOption, FetchOption, JsonOption, OfflineOption

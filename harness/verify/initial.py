@@ -10,8 +10,8 @@ from typing import Any
 
 from harness.artifacts.training import Manifest
 from harness.download.cache import fetch_tree, is_remote, kept_tree
-from harness.download.consent import Named
 from harness.errors import HarnessError
+from harness.received.consent import Named
 from harness.received.files import MARK_BYTES, UnsafeFile, walk
 from harness.received.json import read_json
 from harness.run.directory import sha256_directory, sha256_file
@@ -24,7 +24,7 @@ _MOST_BASES = 8
 def digests_here(manifest: Manifest) -> tuple[dict[str, str] | None, str | None]:
     """(the digests of the weights in the form of the manifest's own, None) or (None, why they cannot be told).
 
-    They are fetched when they are not here and the user's word covers that (`harness.download.consent`).
+    They are fetched when they are not here and the user's word covers that (`harness.received.consent`).
     """
     recorded, own = manifest.weights, manifest.recipe.get("weights", {}).get("source")
     source = recorded.get("source")

@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ OFFLINE = "HARNESS_OFFLINE"
 _MAY_FETCH = "HARNESS_MAY_FETCH"
 _ON = ("1", "true", "yes", "on")
 # Neither can be an address or a hub id: both have a blank.
-_EVERYTHING, _SHIPPED = "what any file names", "what the shipped recipes name"
+_EVERYTHING, _SHIPPED = "what any file names", "named by a shipped recipe:"
 
 
 class Named(NamedTuple):
@@ -58,9 +59,9 @@ def grant(*sources: str | None) -> None:
     _grant(*(source.rstrip("/") for source in sources if source))
 
 
-def grant_shipped() -> None:
-    """Notes that what the recipes of the package name may be fetched, as it may when such a recipe is asked for."""
-    _grant(_SHIPPED)
+def grant_shipped(sources: Iterable[str]) -> None:
+    """Notes that these, which the recipes of the package name, may be fetched, as they may when such a recipe is asked for."""
+    _grant(*(f"{_SHIPPED} {source.rstrip('/')}" for source in sources))
 
 
 def is_offline() -> bool:
@@ -70,7 +71,7 @@ def is_offline() -> bool:
 def granted(source: str) -> bool:
     """Whether the user has typed `source`, or has said --fetch."""
     words, source = _words(), source.rstrip("/")
-    return source in words or _EVERYTHING in words or (_SHIPPED in words and source in _shipped())
+    return source in words or _EVERYTHING in words or f"{_SHIPPED} {source}" in words
 
 
 def granted_by_name(source: str) -> bool:
@@ -130,10 +131,3 @@ def _words() -> list[str]:
     except ValueError:
         return []
     return [word for word in found if isinstance(word, str)] if isinstance(found, list) else []
-
-
-def _shipped() -> set[str]:
-    # The recipes' own module imports this one.
-    from harness.recipe.schema import shipped_sources
-
-    return shipped_sources()
