@@ -182,7 +182,7 @@ def too_short(path: Path, time_s: float, nearest_s: float | None, row: str = "th
         frames = "frame" if lacks == 1 else "frames"
         got += f"; the video ends {lacks} {frames} before the table"
         if hub_of(path) is None:
-            fix = correct(path, f"in a copy, leave the last {lacks} {frames} of that episode out of the table and of meta/, or the episode out")
+            fix = correct(path, f"in a copy, leave that {frames if lacks == 1 else 'end'} of the episode out of the table and of meta/, or the episode")
     return HarnessError(
         "video-too-short",
         f"{path} has no frame at {time_s:.3f} s, where {row} needs one",
