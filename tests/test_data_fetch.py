@@ -106,7 +106,7 @@ from harness.data import dataset
 from harness.data.fetch import resolve
 from harness.data.dataset import content_hash
 from harness.errors import HarnessError
-from harness.recipe import load_recipe
+from harness.recipe.load import load_recipe
 try:
     data = load_recipe("smoke", sys.argv[1:]).data
     if "NOBODY_TYPED" in os.environ:

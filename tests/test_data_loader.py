@@ -185,7 +185,7 @@ def test_processes_of_the_loader_end_when_the_trainer_is_killed(tmp_path: Path) 
     from harness.data.dataset import describe
     from harness.data.loader import Loader
     from harness.data.stats import compute
-    from harness.recipe import load_recipe
+    from harness.recipe.load import load_recipe
     if __name__ == "__main__":
         recipe = load_recipe("smoke")
         dataset = describe(recipe)

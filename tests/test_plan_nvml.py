@@ -17,7 +17,7 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.plan.choose import Ask, Tools, choose
 from harness.probe.machine import probe
-from harness.recipe import load_recipe
+from harness.recipe.load import load_recipe
 from tests.test_plan_choose import Formula
 try:
     # The host of the cards, not of the tests, whose own memory may be short.
