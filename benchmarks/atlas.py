@@ -29,6 +29,7 @@ from harness.plan import atlas
 from harness.plan.cards import CARDS, targets
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request, compiled
+from harness.plan.source import source_hash
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
 from harness.run.directory import write_atomic
@@ -51,7 +52,7 @@ class Book:
             self._take(atlas.AtlasFile.model_validate_json(self._path.read_bytes()))
 
     def _take(self, kept: atlas.AtlasFile) -> None:
-        here = (metadata.version("jaxlib"), atlas.source_hash())
+        here = (metadata.version("jaxlib"), source_hash())
         if kept.jaxlib != here[0]:
             print(f"{self._path.name}: made with jaxlib {kept.jaxlib}, all {len(kept.entries)} entries are dropped")
             return
@@ -92,7 +93,7 @@ class Book:
         return atlas.Atlas([self._file(), *others])
 
     def _file(self) -> atlas.AtlasFile:
-        return atlas.AtlasFile(jaxlib=metadata.version("jaxlib"), source=atlas.source_hash(), recipes=self._recipes, entries=self._entries)
+        return atlas.AtlasFile(jaxlib=metadata.version("jaxlib"), source=source_hash(), recipes=self._recipes, entries=self._entries)
 
     def _write(self) -> None:
         lines = ",\n".join(entry.model_dump_json() for entry in self._entries)

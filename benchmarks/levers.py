@@ -23,6 +23,7 @@ from harness.errors import HarnessError
 from harness.plan import atlas, cards
 from harness.plan.compile import Answer, Request, compiled
 from harness.plan.memory import pinned_bytes, state_parts
+from harness.plan.source import source_hash
 from harness.recipe.load import load_recipe
 from harness.run.directory import cache_root, sha256_json, write_atomic
 from harness.strict import Strict
@@ -164,7 +165,7 @@ class Book:
     def known(self, request: Request) -> Answer | None:
         """The answer for the step as it is now, or None."""
         key = _key(request)
-        return self._kept.answers.get(key) if self._kept.source.get(key) == atlas.source_hash() else None
+        return self._kept.answers.get(key) if self._kept.source.get(key) == source_hash() else None
 
     def ask(self, request: Request) -> Answer:
         """`known`, or an older answer whose program is today's, or the compiler's."""
@@ -174,7 +175,7 @@ class Book:
             answer = old if old and old.fingerprint == lowered else compiled(request)
             # Another process may have answered other rows meanwhile.
             self._kept = self._read()
-            self._kept.answers[key], self._kept.source[key] = answer, atlas.source_hash()
+            self._kept.answers[key], self._kept.source[key] = answer, source_hash()
             write_atomic(self._path, self._kept.model_dump_json(indent=1) + "\n")
         return self._kept.answers[key]
 

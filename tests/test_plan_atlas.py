@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Levers
-from harness.plan import atlas
-from harness.plan.atlas import ALLOWANCE, MAKE, Atlas, AtlasFile, Entry, shipped, source_hash, step_key
+from harness.plan import source as source_module
+from harness.plan.atlas import ALLOWANCE, MAKE, Atlas, AtlasFile, Entry, shipped, step_key
 from harness.plan.candidates import changed
+from harness.plan.source import source_hash
 from harness.recipe.load import load_recipe
 
 LORA = load_recipe("pi05_libero_lora")
@@ -94,18 +95,18 @@ def test_activations_are_what_grows_with_the_microbatch() -> None:
 
 def test_the_hash_of_the_step_sees_code_and_not_words() -> None:
     one = '"""Words."""\n# why\n\ndef f(x: int) -> int:\n    """More."""\n    return x + 1\n'
-    same = "def f(x: int) -> int:\n    # another why\n    return x + 1\n"
+    same = "from a import b\n\ndef f(x: int) -> int:\n    # another why\n    return x + 1\n"
     other = "def f(x: int) -> int:\n    return x + 2\n"
-    first, second, third = (atlas._code_lines(source, ast.parse(source)) for source in (one, same, other))
+    first, second, third = (source_module._code_lines(source, ast.parse(source)) for source in (one, same, other))
     assert first == second != third
     text = 'x = """a\nb"""'
-    assert atlas._code_lines(text, ast.parse(text)) == ['x = """a', 'b"""']
+    assert source_module._code_lines(text, ast.parse(text)) == ['x = """a', 'b"""']
 
 
 def test_the_hash_of_the_step_reads_the_modules_that_the_step_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    lines = atlas._code_lines
-    monkeypatch.setattr(atlas, "_code_lines", lambda source, tree: read.append(source) or lines(source, tree))
+    lines = source_module._code_lines
+    monkeypatch.setattr(source_module, "_code_lines", lambda source, tree: read.append(source) or lines(source, tree))
     source_hash()
     together = "\n".join(read)
     assert all(f"def {name}" in together for name in ("compile_step", "make_step", "optimizer", "augment", "parameter_shapes"))

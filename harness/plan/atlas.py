@@ -11,16 +11,14 @@ prompt tokens or a smaller global batch; such an answer is marked as interpolate
 
 from __future__ import annotations
 
-import ast
 import functools
 import json
-from collections.abc import Iterator
 from importlib import metadata, resources
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.artifacts import Levers
 from harness.plan.cards import CARDS
+from harness.plan.source import source_hash
 from harness.recipe.schema import Recipe
 from harness.run.directory import sha256_json
 from harness.strict import Strict
@@ -31,9 +29,6 @@ MAKE = "python benchmarks/atlas.py"
 REFERENCE = CARDS["rtx_a6000"]._replace(cuda_bytes=192 * GIB)
 # The share of temporary bytes by which another card's answer may lie above the reference's.
 ALLOWANCE = 0.01
-# Where the modules that make the step are found: these, and what they import of these rooms.
-_STEP_START = ("train/compiled.py", "train/phases.py", "parameters.py")
-_STEP_ROOMS = ("harness.model.", "harness.train.")
 
 
 class Entry(Strict):
@@ -128,38 +123,3 @@ def _activations(entry: Entry, alike: list[Entry]) -> int | None:
         return None
     other = max(smaller, key=lambda each: each.levers.microbatch)
     return (entry.bytes["device"] - other.bytes["device"]) * m // (m - other.levers.microbatch)
-
-
-def source_hash() -> str:
-    """Hash of the code that makes the step: the modules that its compilation imports, without comments, docstrings and blank lines."""
-    package = Path(__file__).parent.parent
-    waiting = [package / name for name in _STEP_START]
-    found: dict[str, list[str]] = {}
-    while waiting:
-        file = waiting.pop()
-        name = str(file.relative_to(package))
-        if name in found or not file.is_file():
-            continue
-        source = file.read_text()
-        tree = ast.parse(source)
-        found[name] = _code_lines(source, tree)
-        waiting += [package / imported for imported in _step_imports(tree)]
-    return sha256_json(found)
-
-
-def _step_imports(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(_STEP_ROOMS):
-            yield node.module.removeprefix("harness.").replace(".", "/") + ".py"
-
-
-def _code_lines(source: str, tree: ast.Module) -> list[str]:
-    """The lines that the interpreter acts upon. By line numbers alone, which all versions of Python agree upon."""
-    left_out: set[int] = set()
-    for node in ast.walk(tree):
-        body: Any = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            left_out.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-    lines = ((number, line.strip()) for number, line in enumerate(source.splitlines(), 1))
-    return [line for number, line in lines if number not in left_out and line and not line.startswith("#")]

@@ -7,7 +7,6 @@ imports JAX, so it holds no GPU memory.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import signal
@@ -21,15 +20,13 @@ from typing import Any, Literal
 
 from harness.artifacts import Levers
 from harness.errors import HarnessError
+from harness.plan.source import source_hash
 from harness.recipe.schema import Recipe
 from harness.run.directory import cache_root, sha256_json, write_atomic
 from harness.run.xla_flags import refused_flags
 from harness.strict import Strict
 
 _TIMEOUT_S = 900
-# The rooms whose code is part of the step: when a line of them changes, kept answers are void.
-_STEP_ROOMS = ("model", "train")
-_STEP_MODULES = ("parameters.py", "recipe.py")
 # Without the first, XLA times kernels on a GPU that is not here; without the second, targets fail at tiling.
 # Source: facts on compiling for an absent GPU, measured with jax 0.10.2.
 _ABSENT_GPU_OPTIONS = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": "False"}
@@ -91,16 +88,6 @@ def _kept(request: Request) -> Path:
 def _key(request: Request) -> str:
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
     return sha256_json({"request": request.model_dump(mode="json"), "versions": versions, "source": source_hash(), "flags": os.environ.get("XLA_FLAGS")})
-
-
-def source_hash() -> str:
-    """Hash of the code that makes the step."""
-    package = Path(__file__).parent.parent
-    files = [package / name for name in _STEP_MODULES] + [file for room in _STEP_ROOMS for file in sorted((package / room).glob("*.py"))]
-    total = hashlib.sha256()
-    for file in files:
-        total.update(file.read_bytes())
-    return total.hexdigest()
 
 
 def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
