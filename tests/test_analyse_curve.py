@@ -265,3 +265,8 @@ def test_what_was_applied_is_the_sum_of_rates() -> None:
     schedule = load_recipe("smoke").train.optimizer.schedule
     rates = learning_rate(schedule, np.arange(60.0))
     assert full_rate_steps(schedule, np.array([0.0, 59.0]))[-1] == pytest.approx((rates.sum() - rates[[0, -1]].mean()) / schedule.peak, rel=1e-3)
+
+
+def test_a_loss_of_zero_everywhere_has_no_events() -> None:
+    curve = look(log(STEPS, [0.0] * 300))
+    assert (curve.jumps, curve.spikes) == ([], [])

@@ -17,7 +17,11 @@ from harness.analyse.forms import take_apart
 PACKAGE = Path(__file__).parents[1] / "harness"
 CALLS = {"compile", "search", "match", "fullmatch", "split", "sub", "subn", "findall", "finditer"}
 # Patterns that are made from a value: what they are made from is this package's own text, escaped or a constant.
-MADE = {("plan/cards.py", "card.spelling"), ("rundir.py", "re.escape(name) + '-(\\\\d{3,})'"), ("analyse/lines.py", "form.pattern")}
+MADE = {
+    ("plan/cards.py", "card.spelling"),
+    ("rundir.py", "re.escape(name) + '-(\\\\d{3,})'"),
+    ("analyse/lines.py", "form.pattern"),
+}
 MB = 1_000_000
 PIECES = [
     "a",
@@ -77,7 +81,10 @@ def patterns() -> list[Any]:
         if (file, ast.unparse(expression)) in MADE:
             continue
         found.append(pytest.param(evaluated(file, expression), id=f"{file}:{expression.lineno}"))
-    return [*found, *(pytest.param(form[0].pattern, id=f"form of {line[:30]!r}") for line in LINES if (form := take_apart(line)))]
+    return [
+        *found,
+        *(pytest.param(form[0].pattern, id=f"form of {line[:30]!r}") for line in LINES if (form := take_apart(line))),
+    ]
 
 
 def literals(source: str | bytes) -> list[str]:

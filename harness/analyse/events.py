@@ -57,7 +57,9 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
     variance = np.maximum((left[:-reach] + left[reach:]) / (2 * reach - 4), (1e-6 * np.abs(means).max()) ** 2)
     # The noise around is taken as it is in most places: a stretch that is quiet by chance makes no changepoint.
     variance = np.maximum(variance, 0.5 * float(np.median(variance)))
-    ratio = (after - before) / np.sqrt(2 * variance * (weights @ weights))
+    error = np.sqrt(2 * variance * (weights @ weights))
+    # A loss of zero everywhere has neither noise nor a changepoint.
+    ratio = np.divide(after - before, error, out=np.zeros(len(error)), where=error > 0)
     found: list[Jump] = []
     free = np.ones(len(ratio), bool)
     for index in np.argsort(-np.abs(ratio)):

@@ -1,7 +1,7 @@
 """The form of one line: which of its numbers are which values, and a pattern for the lines that are like it.
 
-Every pattern takes a time that grows with the length of its text and no faster: runs are possessive, and begin only where nothing of the run
-stands before them.
+Every pattern takes a time that grows with the length of its text and no faster: runs are possessive, and
+begin only where nothing of the run stands before them.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ _NUMBER = rb"[-+]?(?:\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|\.\d++(?:[eE][-+]?\d+
 _CELL = rb"[-+\w.]{1,64}+(?:,\d{1,20}+){0,8}+(?:\.\d{1,20}+)?+"
 PAIR = re.compile(rb"(?<![\w/.])" + _QUOTE + rb"([A-Za-z_][\w/]*+)" + _QUOTE + _GAP + _QUOTE + rb"(" + _NUMBER + rb"[KMBT]?+)(?!\w|\.\w)")
 STEP = re.compile(rb"(?<![A-Za-z0-9])[sS]tep" + _QUOTE + _GAP + rb"[\"'`\[]?(\d++(?:,\d{3})*+(?:\.\d++)?+(?:[KMBT](?!\w))?+)(?:\.0++)?+(/\d++)?+(?!\w|\.\w)")
+# A step is named, whatever it is said to be.
+NAMED_STEP = re.compile(rb"(?<![A-Za-z0-9])[sS]tep" + _QUOTE + rb"[ \t]{0,8}+[=:]")
 BAR = re.compile(rb"(?<![\d.])(\d++)/(\d++) \[(?:(\d++):)?(\d++):(\d\d)<")
 _PACE = re.compile(rb"(?:(?<!\d)(\d++) min )?(?<!h )(?<![\d.])(\d++(?:\.\d++)?+) s a step")
 _CLOCK = rb"(?:(?<!\d)(\d{4}-\d\d-\d\d)[T ])?(?<![\d:])(\d\d:\d\d:\d\d(?:[.,]\d{1,6})?)"
@@ -52,7 +54,7 @@ _PARTS = re.compile(rb"(\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|[ \t]++)")
 
 
 class Form(NamedTuple):
-    """`fields` in the order of the line; `pattern` has one group a field. `offset`: what the first step is called. `bar`: a progress bar's state."""
+    """`fields` in the order of the line; `pattern` has one group a field. `offset` is what the first step is called."""
 
     fields: tuple[str, ...]
     offset: int
@@ -70,14 +72,14 @@ def take_apart(line: bytes) -> tuple[Form, tuple[bytes, ...]] | None:
     """(the form of this line, its values), or None when it names no step or no loss."""
     bar = BAR.search(line)
     step = STEP.search(line, bar.end() if bar else 0) or (None if bar else STEP.search(line))
+    if step is None and bar is None:
+        return None
     is_json = line.lstrip().startswith(b"{")
     spots = _pairs(line, bar.end() if bar else 0, is_json)
     if step is not None:
         spots[step.start(1)] = _Spot(step.end(1), "step", step.start())
     elif bar is not None:
         spots[bar.start(1)] = _Spot(bar.end(1), "step", bar.start(1))
-    else:
-        return None
     if (pace := _PACE.search(line)) and bar is None:
         spots[pace.start(2)] = _Spot(pace.end(2), "step_s", pace.start(2))
         if pace[1]:
@@ -116,7 +118,8 @@ def _pairs(line: bytes, begin: int, is_json: bool) -> dict[int, _Spot]:
 def _pattern(line: bytes, spots: dict[int, _Spot], is_json: bool, clock: bool) -> bytes:
     places = sorted(spots)
     position = min(spot.key for spot in spots.values())
-    # Only one search for a place to begin is left open: with two, a long line would be searched once for each of its places.
+    # Only one search for a place to begin is left open: with two, a long line would be searched once for each
+    # of its places.
     pattern = rb"(?m)^" + (rb"(?>.*?" + _CLOCK + rb")" if clock else b"")
     if is_json:
         position = 0

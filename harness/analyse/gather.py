@@ -1,4 +1,4 @@
-"""Columns from the values of lines of several forms: what was trained on, what was held out, and what cannot be.
+"""Columns from the values of lines of several forms: training, held out, and what cannot be.
 
 Axes: N records.
 """
@@ -25,10 +25,11 @@ THERE = ("grad_norm", "param_norm")
 
 
 class Gathered(NamedTuple):
-    """`columns` [N] of the training records in the order of the file, NaN where a line has no such value; `places` [N] their lines.
+    """`columns` [N] of the training records in the order of the file, NaN where a line has no value; `places` [N].
 
-    `has_…` is 1 where a line names that value, be it NaN. `held_out` is (steps, losses) of the second curve. `states` of a progress bar were
-    left out because the log has records beside them. `impossible` records have a step that no step can be.
+    `has_…` is 1 where a line names that value, be it NaN. `held_out` is (steps, losses) of the second curve.
+    `states` of a progress bar were left out because the log has records beside them. `impossible` records
+    have a step that no step can be.
     """
 
     columns: dict[str, Floats]
@@ -41,7 +42,7 @@ class Gathered(NamedTuple):
 
 
 class Values:
-    """Rows of every form, turned into numbers when as many as a chunk are together: millions of small objects cost more than they hold."""
+    """Rows of every form, turned into numbers a chunk at once: millions of small objects cost more than they hold."""
 
     def __init__(self, chunk: int) -> None:
         self._chunk, self._waiting = chunk, 0
@@ -143,7 +144,7 @@ def _times(columns: dict[str, Floats]) -> Floats:
 
 
 def _held_out(parts: list[tuple[Numbers, dict[str, Floats]]]) -> tuple[Floats, Floats]:
-    """(steps, losses) of the second curve, in order of steps; of a step that is there twice the last counts."""
+    """(steps, losses) of the second curve in order of steps; of a step that is there twice the last counts."""
     if not parts:
         return np.empty(0), np.empty(0)
     columns, _ = _together(parts)

@@ -1,7 +1,8 @@
 """Records from the lines of a log: which step, which values. Written for a million lines.
 
-The first line of a form is taken apart with care; from it comes a pattern with the same words and other numbers, which the lines after it
-are matched with in one go. Only lines that no pattern fits are taken apart again.
+The first line of a form is taken apart with care; from it comes a pattern with the same words and other
+numbers, which the lines after it are matched with in one go. Only lines that no pattern fits are taken apart
+again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.analyse.bars import Bars
-from harness.analyse.forms import PAIR, STEP, Form, take_apart
+from harness.analyse.forms import NAMED_STEP, PAIR, STEP, Form, take_apart
 from harness.analyse.gather import Gathered, Values, gathered
 from harness.analyse.stepless import Numbering
 from harness.analyse.tables import Table, table_of
@@ -32,10 +33,10 @@ MOST_RECORDS = 2_000_000
 
 
 class Records(NamedTuple):
-    """`log` holds what was read, in the order of the file. `sessions`: indices at which a program said that it starts.
+    """`log` holds what was read, in order. `sessions`: indices at which a program said that it starts.
 
-    `filled` of `lines` are not blank. `understood` ones were records, states of a progress bar or greetings; `strange` is one of
-    the others, for a person to see.
+    `filled` of `lines` are not blank. `understood` ones were records, states of a progress bar or greetings;
+    `strange` is one of the others, for a person to see.
     """
 
     log: Gathered
@@ -64,7 +65,7 @@ def read_records(text: Text) -> Records:
 
 
 def _is_torn(last: bytes, before: list[bytes]) -> bool:
-    """Whether the last line, which has no end, lacks something that the record before it has: values, digits, its closing brace."""
+    """Whether the last line, which has no end, lacks values, digits or the brace that the record before it has."""
     whole = next((line for line in reversed(before) if STEP.search(line) and PAIR.search(line)), None)
     if whole is None or not STEP.search(last):
         return False
@@ -158,7 +159,10 @@ class _Reader:
             self._marks += marks
             self._understood += len(marks)
         if self._strange is None:
-            self._strange = next((line for line in others if line.strip() and b"it/s" not in line and b"s/it" not in line), None)
+            self._strange = next(
+                (line for line in others if line.strip() and b"it/s" not in line and b"s/it" not in line),
+                None,
+            )
 
     def _read(self, lines: list[bytes], places: Numbers) -> None:
         """Reads candidates; the first ones one by one, to learn their form."""
@@ -182,6 +186,11 @@ class _Reader:
             self._read_one(line, int(place))
 
     def _read_one(self, line: bytes, place: int) -> None:
+        if b"tep" not in line and b"TEP" not in line and b"it" not in line:
+            # Neither a step nor a bar that counts them.
+            if self._strange is None and line.strip():
+                self._strange = line
+            return
         for form, pattern in reversed(self._forms):
             match = pattern.match(line)
             if match:
@@ -193,7 +202,7 @@ class _Reader:
                 self._marks.append(place)
                 self._understood += 1
                 return
-            if STEP.search(line):
+            if STEP.search(line) or (NAMED_STEP.search(line) and b"loss" in line):
                 self._unreadable += 1
                 self._strange = line
             elif self._strange is None and line.strip():

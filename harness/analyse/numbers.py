@@ -9,16 +9,20 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 ABSENT = frozenset((b"", b"null", b"None"))
+# No value of a run that lives is larger; squares of larger ones are no numbers any more.
+_LARGEST = 1e100
 _UNITS = {b"K": 1e3, b"M": 1e6, b"B": 1e9, b"T": 1e12}
 
 
 def numbers(raw: tuple[bytes, ...]) -> tuple[Floats, bool]:
     """(the values, NaN where there is none; whether some were written with a decimal comma)."""
+    commas = False
     try:
-        return np.array(raw, dtype="S").astype(np.float64), False
+        values = np.array(raw, dtype="S").astype(np.float64)
     except ValueError:
         pairs = [_number(text) for text in raw]
-        return np.array([value for value, _ in pairs]), any(comma for _, comma in pairs)
+        values, commas = np.array([value for value, _ in pairs]), any(comma for _, comma in pairs)
+    return np.where(np.abs(values) > _LARGEST, np.copysign(np.inf, values), values), commas
 
 
 def counts(raw: tuple[bytes, ...]) -> tuple[Floats, Floats]:

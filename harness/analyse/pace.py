@@ -15,7 +15,8 @@ from harness.artifacts.curve import Throughput
 
 Floats = npt.NDArray[np.float64]
 
-# A pause is a stall when the interval is this many times the usual one and this much longer, or longer by so much that no noise does it.
+# A pause is a stall when the interval is this many times the usual one and this much longer, or longer by so
+# much that no noise does it.
 STALL_RATIO, STALL_S = 5.0, 30.0
 LONG_S, LONG_RATIO = 600.0, 1.5
 MOST = 20
@@ -33,7 +34,7 @@ class _Stalls(NamedTuple):
 
 
 def throughput(columns: dict[str, Floats], bars: Bars) -> Throughput | None:
-    """The pace of the run; None when the log says nothing of time. The first step logged is left out: it compiles."""
+    """The pace of the run, without the first step logged, which compiles; None when the log says nothing of time."""
     steps, clock = columns["step"], columns["time"]
     timed = np.isfinite(clock)
     if np.isfinite(columns["update_s"]).sum() > 1:
@@ -61,7 +62,7 @@ def throughput(columns: dict[str, Floats], bars: Bars) -> Throughput | None:
 
 
 def _from_clock(steps: Floats, clock: Floats, source: str, columns: dict[str, Floats] | None, shown: Floats | None) -> Throughput | None:
-    """From pairs of step and time. Between sessions the clock or the step goes back, or a stall is seen, which is one."""
+    """From pairs of step and time. Between sessions the clock or the step goes back, or a stall is seen."""
     moved, passed = np.diff(steps), np.diff(clock)
     forward = (moved > 0) & (passed >= 0)
     # The first interval has the compilation in it, unless the log begins later.
@@ -89,7 +90,7 @@ def _from_clock(steps: Floats, clock: Floats, source: str, columns: dict[str, Fl
 
 
 def _usual(moved: Floats, passed: Floats) -> float:
-    """Seconds a step in most intervals; of two halves that differ the faster, since nothing makes a step too fast."""
+    """Seconds a step in most intervals; of two halves the faster, since nothing makes a step too fast."""
     return float(np.quantile(_grouped(moved, passed), 0.5, method="lower"))
 
 
@@ -104,7 +105,7 @@ def _stalled(moved: Floats, passed: Floats, usual: float) -> npt.NDArray[np.bool
     """[M]: whether training stood still in an interval."""
     expected = usual * moved
     pauses = passed - expected
-    spread = 1.4826 * float(np.median(np.abs(pauses)))
+    spread = 1.4826 * float(np.quantile(np.abs(pauses), 0.5, method="lower")) if len(pauses) > 1 else 0.0
     long = (pauses > LONG_S) & (passed > LONG_RATIO * expected) & (pauses > _SETTLED * spread)
     return np.asarray(((pauses > STALL_S) & (passed > STALL_RATIO * expected)) | long)
 

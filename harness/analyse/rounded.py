@@ -1,7 +1,8 @@
 """Steps that a trainer printed rounded (LeRobot's 1K, 25K, 1M), found again.
 
-Trainers log every so many steps, so the steps of one session are k f, (k+1) f, …, and each lies within the rounding of what was printed. Where
-the samples seen are printed as well, they are the steps times the batch, and tell more.
+Trainers log every so many steps, so the steps of one session are k f, (k+1) f, …, and each lies within the
+rounding of what was printed. Where the samples seen are printed as well, they are the steps times the batch,
+and tell more.
 Axes: N records.
 """
 
@@ -27,7 +28,7 @@ class Rebuilt(NamedTuple):
 
 
 def rebuilt(steps: Floats, units: Floats, samples: Floats, sample_units: Floats) -> Rebuilt | None:
-    """The steps behind printed ones; None when none was rounded. `units` are what each was rounded to, 1 for a whole number."""
+    """The steps behind printed ones; None when none was rounded. `units` are what each was rounded to, or 1."""
     coarse = units > 1
     if not coarse.any() or not np.isfinite(steps).all():
         return None
@@ -56,7 +57,7 @@ def rebuilt(steps: Floats, units: Floats, samples: Floats, sample_units: Floats)
 
 
 def _batch(low: Floats, high: Floats, samples: Floats, units: Floats) -> int | None:
-    """The only batch with which every line's samples and steps agree; of several the only multiple of 8, or the only power of 2."""
+    """The batch with which all samples and steps agree; of several the only multiple of 8 or power of 2."""
     known = np.isfinite(samples) & (low > 0) & (samples > 0)
     if not known.any() or not np.isfinite(samples).all():
         return None
@@ -66,7 +67,11 @@ def _batch(low: Floats, high: Floats, samples: Floats, units: Floats) -> int | N
     if not 1 <= least <= most or most - least > 1000:
         return None
     fitting = range(least, most + 1)
-    kinds = (list(fitting), [batch for batch in fitting if batch % 8 == 0], [batch for batch in fitting if batch & (batch - 1) == 0])
+    kinds = (
+        list(fitting),
+        [batch for batch in fitting if batch % 8 == 0],
+        [batch for batch in fitting if batch & (batch - 1) == 0],
+    )
     return next((kind[0] for kind in kinds if len(kind) == 1), None)
 
 
@@ -117,7 +122,7 @@ def _on_grid(low: Floats, high: Floats, spacing: int) -> Floats:
 
 
 def _spread(low: Floats, high: Floats) -> Floats:
-    """Lines of the same rounding, spread evenly over it: lines are missing, or were not logged at one spacing."""
+    """Lines of the same rounding, spread evenly over it: no one spacing explains them."""
     begins = np.flatnonzero(np.append(True, (np.diff(low) != 0) | (np.diff(high) != 0)))
     sizes = np.diff(np.append(begins, len(low)))
     within = np.arange(len(low)) - np.repeat(begins, sizes)

@@ -20,7 +20,7 @@ _NEED = "a run directory, its metrics.jsonl, or a console log with lines like `S
 
 
 class Source(NamedTuple):
-    """`text` is read once. `run` is the directory when the log is a run's own; `partial` grows while the text is read."""
+    """`text` is read once. `run` is the directory of a run's own log; `partial` grows while the text is read."""
 
     name: str
     text: Text
@@ -31,27 +31,51 @@ class Source(NamedTuple):
 def open_source(path: str, stdin: bytes | BinaryIO | None = None) -> Source:
     """The log at `path`; "-" is what comes on standard input.
 
-    Raises: HarnessError "log-missing", "log-unreadable", "log-empty", "log-binary", "log-archive", "run-without-metrics"; UnsafeFile for a
-    run's log that leads out of the run.
+    Raises: HarnessError "log-missing", "log-unreadable", "log-empty", "log-binary", "log-archive",
+    "run-without-metrics"; UnsafeFile for a run's log that leads out of the run.
     """
     if path == STDIN:
-        return _source("standard input", stdin if stdin is not None and not isinstance(stdin, bytes) else io.BytesIO(stdin or b""), None)
+        return _source(
+            "standard input",
+            stdin if stdin is not None and not isinstance(stdin, bytes) else io.BytesIO(stdin or b""),
+            None,
+        )
     place, run = Path(path), None
     try:
         if place.is_dir():
             run, place = place, place / METRICS
             if not place.is_file():
-                raise HarnessError("run-without-metrics", f"{run} is a directory without {METRICS}", need=_NEED, fix="harness analyse FILE for a console log")
+                raise HarnessError(
+                    "run-without-metrics",
+                    f"{run} is a directory without {METRICS}",
+                    need=_NEED,
+                    fix="harness analyse FILE for a console log",
+                )
         elif not place.exists():
-            raise HarnessError("log-missing", f"there is no {place}", need=_NEED, fix="correct the path, or pipe the log: … | harness analyse -")
+            raise HarnessError(
+                "log-missing",
+                f"there is no {place}",
+                need=_NEED,
+                fix="correct the path, or pipe the log: … | harness analyse -",
+            )
         elif not place.is_file():
-            raise HarnessError("log-unreadable", f"{place} is neither a file nor a directory", need=_NEED, fix=f"cat {place} | harness analyse -")
+            raise HarnessError(
+                "log-unreadable",
+                f"{place} is neither a file nor a directory",
+                need=_NEED,
+                fix=f"cat {place} | harness analyse -",
+            )
         # A path that somebody typed may be a link; what a run directory holds stays in it.
         real = place if run is not None else place.resolve()
         file = open_received(real, run or real.parent)
     except (OSError, ValueError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no path"
-        raise HarnessError("log-unreadable", f"cannot read {place}: {why}", need="permission to read it", fix=f"chmod u+r {place}") from error
+        raise HarnessError(
+            "log-unreadable",
+            f"cannot read {place}: {why}",
+            need="permission to read it",
+            fix=f"chmod u+r {place}",
+        ) from error
     if run is None and place.name == METRICS and (place.parent / "recipe.yaml").is_file():
         run = place.parent
     return _source(str(path), file, run)
@@ -68,7 +92,13 @@ def _source(name: str, file: BinaryIO, run: Path | None) -> Source:
             break
     head = b"".join(first)
     if not head.strip():
-        raise HarnessError("log-empty", f"{name} is empty", got=f"{len(head)} bytes", need=_NEED, fix="give the log of a run that has started")
+        raise HarnessError(
+            "log-empty",
+            f"{name} is empty",
+            got=f"{len(head)} bytes",
+            need=_NEED,
+            fix="give the log of a run that has started",
+        )
     _check_text(name, head[:HEAD_BYTES])
     return Source(name, Text(itertools.chain([head], _readable(unpacked, name)), partial), run, partial)
 
@@ -77,14 +107,24 @@ def _readable(unpacked: Iterator[bytes], name: str) -> Iterator[bytes]:
     try:
         yield from unpacked
     except OSError as error:
-        raise HarnessError("log-unreadable", f"{name} cannot be read to its end: {error.strerror}", fix="copy it to another disk and read the copy") from error
+        raise HarnessError(
+            "log-unreadable",
+            f"{name} cannot be read to its end: {error.strerror}",
+            fix="copy it to another disk and read the copy",
+        ) from error
 
 
 def _check_text(name: str, head: bytes) -> None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         head = head.decode("utf-16", errors="replace").encode(errors="replace")
     if head.count(b"\0") > len(head) // 1000 + 1 or _control_share(head) > 0.1:
-        raise HarnessError("log-binary", f"{name} is not text", got=f"begins with {head[:8].hex(' ')}", need=_NEED, fix="give the text log, plain or packed")
+        raise HarnessError(
+            "log-binary",
+            f"{name} is not text",
+            got=f"begins with {head[:8].hex(' ')}",
+            need=_NEED,
+            fix="give the text log, plain or packed",
+        )
 
 
 def _control_share(head: bytes) -> float:

@@ -1,13 +1,14 @@
-"""Lines that name a loss but no step, as the Trainer of Hugging Face's transformers prints them: {'loss': 0.5, 'learning_rate': 5e-05, 'epoch': 0.1}.
+"""Lines that name a loss but no step, as the Trainer of transformers prints them: {'loss': 0.5, 'epoch': 0.1}.
 
-The step comes from the progress bar around the line, else from the epoch and the number of steps that the log states; else lines are counted.
+The step comes from the progress bar around the line, else from the epoch and the number of steps that the log
+states; else lines are counted.
 """
 
 from __future__ import annotations
 
 import re
 
-from harness.analyse.forms import BAR, STEP
+from harness.analyse.forms import BAR, NAMED_STEP, STEP
 
 _PLAIN = re.compile(rb"\s{0,200}+\{[^{}]{0,8000}+\}")
 _TOTAL = re.compile(rb"Total optimization steps = ([\d,]{1,20}+)")
@@ -37,7 +38,7 @@ class Numbering:
         for index, line in enumerate(lines):
             if b"|" in line or b"Total" in line or b"Num " in line:
                 self._look(line)
-            if b"oss" not in line or b"{" not in line or STEP.search(line):
+            if b"oss" not in line or b"{" not in line or STEP.search(line) or NAMED_STEP.search(line):
                 continue
             plain = _PLAIN.match(line)
             if plain is None:
@@ -69,7 +70,8 @@ class Numbering:
 
     def _step(self, line: bytes, after: list[bytes]) -> int:
         if self._bar is not None:
-            # The bar is drawn anew behind the line with the line's own step, where the state before may be one behind.
+            # The bar is drawn anew behind the line with the line's own step, where the state before may be
+            # one behind.
             states = [bar for text in after if (bar := BAR.search(text)) and bar[2] == self._bar_total and len(bar[1]) < 16]
             one_on = self._bar + 1
             return one_on if states and int(states[0][1]) == one_on and _zeros(one_on) > _zeros(self._bar) else self._bar

@@ -1,4 +1,4 @@
-"""Tables of values: exports of wandb and TensorBoard as CSV, and others with a column of steps and one of losses."""
+"""Tables of values: CSV exports of wandb and TensorBoard, and others with columns of steps and losses."""
 
 from __future__ import annotations
 
@@ -14,15 +14,30 @@ from harness.analyse.forms import KNOWN, Form
 Numbers = npt.NDArray[np.int64]
 Row = tuple[bytes, ...]
 
-_STEPS = ("step", "_step", "global_step", "train/global_step", "trainer/global_step", "train/step", "training_step")
+_STEPS = (
+    "step",
+    "_step",
+    "global_step",
+    "train/global_step",
+    "trainer/global_step",
+    "train/step",
+    "training_step",
+)
 _BOUNDS = ("__min", "__max", "__step")
 _MOST_COLUMNS = 10_000
 
 
 class Table:
-    """`fields` name the columns at `places` of each row; `others` are runs that stand beside the one that is read."""
+    """`fields` name the columns at `places` of each row; `others` are runs beside the one that is read."""
 
-    def __init__(self, delimiter: str, fields: tuple[str, ...], places: tuple[int, ...], others: list[str], unnamed: bool) -> None:
+    def __init__(
+        self,
+        delimiter: str,
+        fields: tuple[str, ...],
+        places: tuple[int, ...],
+        others: list[str],
+        unnamed: bool,
+    ) -> None:
         self._delimiter, self._fields, self._places = delimiter, fields, places
         self._others, self._unnamed = others, unnamed
 

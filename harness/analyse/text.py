@@ -1,4 +1,4 @@
-"""The lines of a log from its bytes: no carriage returns, no colours, no line without end, and a progress bar on lines of its own."""
+"""The lines of a log from its bytes: no carriage returns, no colours, a progress bar on lines of its own."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from harness.units import MIB, format_bytes
 LONGEST_LINE = 8192
 # A log of a million lines has 80 MB. What comes after so much is not read, and that is said.
 MOST_BYTES = 512 * MIB
+MOST_LINES = 10_000_000
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*+[ -/]*+[@-~]|\x1b\][^\x07\x1b]*+(?:\x07|\x1b\\)|\x1b[@-Z\\-_78=>]")
-# A bar's values behind its rate (tqdm's postfix), and what another program wrote behind them on the same line.
+# A bar's values behind its rate (tqdm's postfix), and what another program wrote behind them on the same
+# line.
 _POSTFIX_END = re.compile(rb"((?:it/s|s/it), [^\]\n]{0,500}+\])(?=[^\n])")
 
 
 class Text:
-    """Lists of whole lines from pieces of bytes. After the iteration `tail` is the last line when it had no end."""
+    """Lists of whole lines from pieces of bytes; afterwards `tail` is the last line when it had no end."""
 
     def __init__(self, pieces: Iterable[bytes], partial: list[str]) -> None:
         self._pieces, self._partial = pieces, partial
@@ -49,6 +51,9 @@ class Text:
             if end:
                 yield self._lines(data[:end])
             carry = data[end:]
+            if self.lines > MOST_LINES:
+                self.stop(f"the log has more than {MOST_LINES:,} lines: what comes after was not read")
+                return self._close()
             if len(carry) > 8 * LONGEST_LINE:
                 carry, dropping = carry[: LONGEST_LINE + 1], True
         if carry.strip():
@@ -59,6 +64,9 @@ class Text:
                 yield [last]
             else:
                 self.tail = last
+        self._close()
+
+    def _close(self) -> None:
         if self._cut:
             self._partial.append(f"{self._cut:,} lines of more than {LONGEST_LINE:,} bytes were cut there")
 
@@ -77,7 +85,8 @@ class Text:
         if b"\x1b" in data:
             data = _ANSI.sub(b"", data)
         if b"\r" in data:
-            # A progress bar goes back to the start of its line: what it wrote there before is a line of its own.
+            # A progress bar goes back to the start of its line: what it wrote there before is a line of its
+            # own.
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         self.lines += data.count(b"\n") + (not data.endswith(b"\n"))
         if b"it/s" in data or b"s/it" in data:

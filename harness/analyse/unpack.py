@@ -1,4 +1,4 @@
-"""The bytes of a packed log, a piece at a time: gzip, bzip2, xz, zip. Nothing is unpacked that was not asked for."""
+"""The bytes of a packed log, a piece at a time: gzip, bzip2, xz, zip."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,17 +22,32 @@ _MOST_XZ_BYTES = 128 * MIB
 # A zip names its members at its end: one that comes through a pipe is held whole.
 _MOST_PIPED_ZIP_BYTES = 64 * MIB
 _ZSTD = b"\x28\xb5\x2f\xfd"
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+_DAMAGE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
 
 
 def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
-    """The bytes of `file`, unpacked when its first bytes say that it is packed. `partial` is told of a packed file that ends too soon.
+    """The bytes of `file`, unpacked when its first bytes say that it is packed; `partial` is told of a damaged one.
 
     Raises: HarnessError "log-archive" for an archive that has not exactly one file, "log-binary" for zstd.
     """
     head = file.read(PIECE_BYTES)
     if head.startswith(_ZSTD):
-        raise HarnessError("log-binary", f"{name} is packed with zstd", need="text, or gzip, bzip2, xz, zip", fix=f"zstd -dc {name} | harness analyse -")
+        raise HarnessError(
+            "log-binary",
+            f"{name} is packed with zstd",
+            need="text, or gzip, bzip2, xz, zip",
+            fix=f"zstd -dc {name} | harness analyse -",
+        )
     kind = next((kind for mark, kind in _KINDS if head.startswith(mark)), None)
     if kind is None:
         yield from itertools.chain([head], iter(lambda: file.read(PIECE_BYTES), b""))
@@ -63,7 +79,9 @@ def _gzip(file: _Joined, _: str) -> Iterator[bytes]:
         yield from iter(lambda: unpacked.read1(PIECE_BYTES), b"")
 
 
-def _streams(begin: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]) -> Callable[[_Joined, str], Iterator[bytes]]:
+def _streams(
+    begin: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor],
+) -> Callable[[_Joined, str], Iterator[bytes]]:
     """The unpacking of files that are one stream after another."""
 
     def unpacked(file: _Joined, _: str) -> Iterator[bytes]:
