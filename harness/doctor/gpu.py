@@ -72,9 +72,7 @@ def visible(situation: Situation) -> Iterator[Finding]:
         return
     environment = dict(situation.environ) | {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [situation.python, "-c", _LIST_DEVICES]
-    child = subprocess.run(
-        command, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=_JAX_TIMEOUT_S, check=False, cwd=os.sep
-    )
+    child = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=_JAX_TIMEOUT_S, check=False, cwd=os.sep)
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         fix = "unset LD_LIBRARY_PATH (it hides the CUDA libraries of the wheels); rebuild the image: docker compose build train"

@@ -137,9 +137,7 @@ def _living(process: str, step: int, steps: int | None, age_s: float | None, ste
     return "running", f"{process} holds the run; {said}"
 
 
-def _gone(
-    run: RunDir, owner: str | None, step: int, steps: int | None, saved: int | None, age_s: float | None, step_s: float | None
-) -> tuple[State, str]:
+def _gone(run: RunDir, owner: str | None, step: int, steps: int | None, saved: int | None, age_s: float | None, step_s: float | None) -> tuple[State, str]:
     """How it ended, when no process holds the run; `owner` is the machine that last did."""
     said = "nothing is logged" if age_s is None else f"the last line was written {format_seconds(age_s)} ago"
     if owner is None and age_s is not None and age_s < _patience(step_s) and (steps is None or step < steps):

@@ -80,7 +80,9 @@ def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
             fix=f"leave --{what} out; or copy pi05_libero.yaml and map your features in data",
         )
     if path.exists():
-        raise HarnessError("file-exists", f"{path} is there already; nothing was overwritten", need="a new file", fix=f"--{what} {word(f'{path.stem}-2{path.suffix}')}")
+        raise HarnessError(
+            "file-exists", f"{path} is there already; nothing was overwritten", need="a new file", fix=f"--{what} {word(f'{path.stem}-2{path.suffix}')}"
+        )
     recipe = recipe_from(found.recipe, where="the imported recipe")
     if what == "recipe":
         write_atomic(path, to_yaml(recipe))
