@@ -294,7 +294,8 @@ def test_metrics_are_compared_bit_for_bit_or_within_a_tolerance(recorded: Any, a
 
 
 def test_of_a_step_that_was_replayed_the_last_line_counts(tmp_path: Path) -> None:
-    lines = [json.dumps({"step": 0, "loss": loss, "grad_norm": 1, "param_norm": 1, "learning_rate": 1}) for loss in (3.0, 4.0)]
+    values = {"grad_norm": 1, "param_norm": 1, "learning_rate": 1, "step_s": 1, "time": 1}
+    lines = [json.dumps({"step": 0, "loss": loss} | values) for loss in (3.0, 4.0)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert recorded_metrics(tmp_path / "metrics.jsonl")[0]["loss"] == 4.0
     with pytest.raises(HarnessError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def recipe_from(data: dict[str, Any], overrides: list[str] | None = None, *, whe
 
     Raises: HarnessError "recipe-invalid" or "override-invalid".
     """
+    # Not the caller's own: it may be a manifest's.
+    data = copy.deepcopy(data)
     for override in overrides or []:
         _apply_override(data, override)
     recipe = parse(Recipe, data, where=where, code="recipe-invalid", fix="correct the keys named above in the recipe or in --set")

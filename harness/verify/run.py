@@ -16,6 +16,8 @@ from harness.errors import HarnessError
 from harness.flow.chain import Chain
 from harness.flow.device import prepare_jax
 from harness.flow.find import backend_of
+from harness.received.files import check_stays, walk
+from harness.received.text import word
 from harness.recipe.load import load_recipe, recipe_from
 from harness.run.directory import RECIPE, RunDir, sha256_json
 from harness.run.surroundings import deterministic, environment, is_deterministic, machine_facts, software_here
@@ -188,15 +190,24 @@ def _copy_step(run: RunDir, again: RunDir, step: int) -> None:
     if not source.is_dir():
         steps = sorted(int(path.name) for path in run.checkpoints.iterdir() if path.name.isdigit()) if run.checkpoints.is_dir() else []
         raise HarnessError("checkpoint-missing", f"{run.path} has no checkpoint of step {step}", got=f"steps {steps}", fix="--from one of these steps")
-
-    def link(a: str, b: str) -> None:
+    check_stays(source, run.path)
+    strays: list[Path] = []
+    for path in walk(source, strays=strays):
+        target = again.checkpoints / str(step) / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(a, b)
+            os.link(path.resolve(), target)
         except OSError:
             # Another filesystem: the bytes themselves.
-            shutil.copy2(a, b)
-
-    shutil.copytree(source, again.checkpoints / str(step), copy_function=link)
+            shutil.copy2(path, target)
+    if strays:
+        raise HarnessError(
+            "checkpoint-leads-out",
+            f"{source} holds what is no file of its own; nothing was computed from it",
+            got=", ".join(str(path.relative_to(source)) for path in strays[:3]),
+            need="regular files only",
+            fix=f"look at it first: harness inspect {word(source)}",
+        )
 
 
 def _train(run: RunDir, plan: Plan, machine: Machine, watcher: Watcher, *, any_commit: bool) -> None:
