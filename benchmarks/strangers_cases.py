@@ -128,9 +128,11 @@ def checkpoint(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
     what = mutate_ocdbt(target / "params", rng) if name == "ocdbt" and rng.random() < 0.9 else _spoil(target, place, rng)
     against = 1.0
     if name == "step" and rng.random() < 0.15 and (target / "3" / "harness").is_dir():
-        # Where a step of only trained parameters says that its base lies.
+        # Where a step of only trained parameters says that its base lies. A directory of this machine may well be it.
         remove(target / "3" / "harness" / "base.json")
-        (target / "3" / "harness" / "base.json").write_text(dumps({"source": place.hostile.address(rng), "sha256": "0" * rng.choice([1, 64])}))
+        (target / "3" / "harness" / "base.json").write_text(
+            dumps({"source": rng.choice([f"{place.hostile.trap}/ckpt", "gs://bucket/ckpt", *place.hostile.secrets]), "sha256": "0" * rng.choice([1, 64])})
+        )
         what, against = f"base.json names another place; {what}", 12.0
     path = str(target / "params" if name == "ocdbt" else target / "3" if name == "step" and rng.random() < 0.5 else target)
     json = _json(rng)
