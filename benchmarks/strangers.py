@@ -24,7 +24,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -52,7 +52,8 @@ def main() -> int:
     numbers = arguments.only or list(itertools.islice((n for n in itertools.count() if kind_of(n) in kinds), arguments.cases))
     rows = _before(arguments.resume, arguments.seed)
     left = [number for number in numbers if arguments.only or number not in rows]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, _stop)
     whole = True
     with tempfile.TemporaryDirectory(prefix="strangers-", ignore_cleanup_errors=True) as scratch, contextlib.ExitStack() as stack:
         console = Console(stderr=True)
@@ -61,7 +62,9 @@ def main() -> int:
         try:
             with console.status("training the honest inputs"):
                 base.make()
-            for row in _shown(_all(left, arguments, Path(scratch), base.root), len(numbers), len(numbers) - len(left), console):
+            # Whatever ends the loop, the workers have ended before their directories are removed.
+            made = stack.enter_context(contextlib.closing(_all(left, arguments, Path(scratch), base.root)))
+            for row in _shown(made, len(numbers), len(numbers) - len(left), console):
                 rows[row["case"]] = row
                 if log is not None:
                     print(json.dumps(row), file=log, flush=True)
@@ -70,6 +73,13 @@ def main() -> int:
     found = [rows[number] for number in numbers if number in rows]
     show(found, whole=whole and len(found) == len(numbers))
     return 1 if any(row["problems"] for row in found) or not whole or len(found) < len(numbers) else 0
+
+
+def _stop(*_: object) -> None:
+    """Ends the cases at the first signal; a second one does not disturb the ending."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _arguments() -> argparse.Namespace:
@@ -102,7 +112,7 @@ def _before(path: Path | None, seed: int) -> dict[int, Row]:
     return rows
 
 
-def _all(numbers: list[int], arguments: argparse.Namespace, scratch: Path, base: Path) -> Iterator[Row]:
+def _all(numbers: list[int], arguments: argparse.Namespace, scratch: Path, base: Path) -> Generator[Row]:
     """The row of each case, as the workers end them."""
     context, open_ends, workers = get_context("spawn"), dict[Connection, list[int]](), []
     kept = arguments.keep.absolute() if arguments.keep else None
@@ -170,11 +180,8 @@ def show(rows: list[Row], *, whole: bool) -> None:
     bad = [row["case"] for row in rows if row["problems"]]
     if bad:
         console.print(f"{len(bad):,} cases with complaints. One again: python -m benchmarks.strangers --base DIR --only {bad[0]}", soft_wrap=True)
-    if rows:
-        slowest, largest = max(row["seconds"] for row in rows), max(row["more_mib"] for row in rows)
-        console.print(
-            f"{len(rows):,} cases{'' if whole else ', stopped before the end'}; the slowest {slowest:.1f} s, the largest {largest:,} MiB above its start"
-        )
+    slowest, largest = (max((row[name] for row in rows), default=0) for name in ("seconds", "more_mib"))
+    console.print(f"{len(rows):,} cases{'' if whole else ', stopped before the end'}; the slowest {slowest:.1f} s, the largest {largest:,} MiB above its start")
 
 
 def _place(text: str) -> str:

@@ -82,7 +82,7 @@ class Bases:
             folder.mkdir()
         self.small.write_text(to_yaml(load_recipe("smoke", DATA)))
         for name in shipped_recipes():
-            (self.recipes / f"{name}.yaml").write_text(to_yaml(load_recipe(name)))
+            (self.recipes / f"{name}.yaml").write_text(to_yaml(load_recipe(name, ["data.tokenizer=sample"])))
         shutil.copy(self.small, self.recipes)
         (self.recipes / "run.yaml").write_text(yaml.safe_dump(yaml.safe_load((self.run / "recipe.yaml").read_text())))
         for name, text in logs().items():

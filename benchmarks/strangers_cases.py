@@ -13,7 +13,7 @@ from benchmarks.strangers_child import Call
 from benchmarks.strangers_files import files_below, mutate_file, remove, trick
 from benchmarks.strangers_ocdbt import mutate as mutate_ocdbt
 from benchmarks.strangers_pages import Servers, clean_site, mutate_site
-from benchmarks.strangers_values import Hostile, mutate_text
+from benchmarks.strangers_values import Hostile, dumps, mutate_text
 from benchmarks.strangers_world import World
 
 RECEIVED = "runs/received"
@@ -67,10 +67,15 @@ def _spoil(root: Path, place: Place, rng: random.Random) -> str:
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         files = files_below(root)
         if files:
-            # The few files that are read first are worth more than the many that hold numbers.
-            weights = [1 if path.parent.name == "d" or path.name in ("commit_success.txt", "report.html") else 4 for path in files]
-            done.append(mutate_file(rng.choices(files, weights)[0], root, rng, place.hostile))
+            done.append(mutate_file(rng.choices(files, [_worth(path, root) for path in files])[0], root, rng, place.hostile))
     return "; ".join(done) or "nothing is left"
+
+
+def _worth(path: Path, root: Path) -> int:
+    """How often a file is spoiled: the few that are read first more often than the many that hold numbers."""
+    if path.name in ("manifest.json", "recipe.yaml"):
+        return 60
+    return 1 if path.parent.name == "d" or path.name in ("commit_success.txt", "report.html") else 12 if path.parent == root else 4
 
 
 def _json(rng: random.Random) -> tuple[str, ...]:
@@ -86,7 +91,7 @@ def run(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
         # What training opens before anything else.
         victim = target / rng.choice([".lock", "checkpoints", "checkpoints/3"])
         what = trick(victim, victim, rng, place.hostile)
-        resumed = [(3, lambda: _on(target, "train", "--recipe", str(target / "recipe.yaml"), "--run", writes=(".lock",)))]
+        resumed = [(15, lambda: _on(target, "train", "--recipe", str(target / "recipe.yaml"), "--run", writes=(".lock",)))]
     else:
         what = _spoil(target, place, rng)
     options: list[Option] = [
@@ -121,6 +126,14 @@ def checkpoint(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
     target = place.world.received / name
     shutil.copytree(place.bases.checkpoints / name, target)
     what = mutate_ocdbt(target / "params", rng) if name == "ocdbt" and rng.random() < 0.9 else _spoil(target, place, rng)
+    against = 1.0
+    if name == "step" and rng.random() < 0.15 and (target / "3" / "harness").is_dir():
+        # Where a step of only trained parameters says that its base lies. A directory of this machine may well be it.
+        remove(target / "3" / "harness" / "base.json")
+        (target / "3" / "harness" / "base.json").write_text(
+            dumps({"source": rng.choice([f"{place.hostile.trap}/ckpt", "gs://bucket/ckpt", *place.hostile.secrets]), "sha256": "0" * rng.choice([1, 64])})
+        )
+        what, against = f"base.json names another place; {what}", 12.0
     path = str(target / "params" if name == "ocdbt" else target / "3" if name == "step" and rng.random() < 0.5 else target)
     json = _json(rng)
     exported = rng.random() < 0.8
@@ -128,12 +141,12 @@ def checkpoint(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
         (4, lambda: Call(("inspect", path, *json))),
         (3, lambda: Call(("inspect", path, "--deep", *json))),
         (
-            1,
+            against,
             lambda: Call(
                 ("inspect", path, "--against", "base" if exported else str(place.bases.run), *json), (f"received/{name}/*moved.png", "received/*/moved.png")
             ),
         ),
-        (1.5, lambda: Call(("export", path, "exported"))),
+        (0.7, lambda: Call(("export", path, "exported"))),
         (0.05, lambda: Call(("predict", path), (f"received/{name}/predict*", f"received/{name}/*/predict*"))),
     ]
 
@@ -203,14 +216,14 @@ def pages(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
     what = "; ".join(mutate_site(site, rng, place.hostile) for _ in range(rng.choice([1, 1, 2]) if rng.randrange(_HONEST) else 0)) or "as it was made"
     place.servers.show(site)
     base = "" if form == "gs" else place.servers.pages
-    typed = {"environment": (("STORAGE_EMULATOR_HOST", place.servers.pages),), "servers": (place.servers.pages,)}
+    typed = Call((), environment=(("STORAGE_EMULATOR_HOST", place.servers.pages),), servers=(place.servers.pages,))
     odd = rng.choice(["", "/", "/..", "/.", "//", "/params/..", "/lock", "/part", "/source.json", "/%2e%2e", "/a%00b", "/a\x1b[2J", "?x=..", "#.."])
     one = "/params/_METADATA" if rng.random() < 0.6 else odd
     tree = odd if rng.random() < 0.15 else ""
     return f"{form}: {what}", [
-        (5, lambda: Call(("fetch_tree", f"{base}{address}{tree}"), **typed)),
-        (3, lambda: Call(("fetch_file", f"{base}{address}{one}"), **typed)),
-        (0.3, lambda: Call(("predict", f"{base}{address}{tree}"), **typed)),
+        (5, lambda: typed._replace(args=("fetch_tree", f"{base}{address}{tree}"))),
+        (3, lambda: typed._replace(args=("fetch_file", f"{base}{address}{one}"))),
+        (0.3, lambda: typed._replace(args=("predict", f"{base}{address}{tree}"))),
     ]
 
 

@@ -84,7 +84,7 @@ def _confine(world: World) -> None:
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     # A server that answers 503 is asked again after a while: not what is tried here.
     wait = time.sleep
-    time.sleep = lambda seconds: wait(min(seconds, 0.002))
+    time.sleep = lambda seconds: wait(min(float(seconds), 0.002))
     _no_compiler()
 
 

@@ -72,16 +72,16 @@ def _keys(keys: list[bytes], prefixes: list[int] | None = None) -> bytes:
 def _interior(height: int, files: list[bytes], entries: list[tuple[bytes, int, int, int, int]]) -> bytes:
     """`entries`: key, length of the subtree's prefix, file, offset, length."""
     body = bytes([height]) + _table(files) + _varint(len(entries)) + _keys([e[0] for e in entries], [e[1] for e in entries])
-    columns = [[e[i] for e in entries] for i in (2, 3, 4)] + [[4] * len(entries), [192] * len(entries), [0] * len(entries)]
+    columns = [[int(e[i]) for e in entries] for i in (2, 3, 4)] + [[4] * len(entries), [192] * len(entries), [0] * len(entries)]
     return _sealed(body + b"".join(_varint(number) for column in columns for number in column))
 
 
 def _leaf(files: list[bytes], entries: list[tuple[bytes, bytes | tuple[int, int, int]]]) -> bytes:
     """`entries`: key, and the value itself or its (file, offset, length)."""
-    far = [value for _, value in entries if not isinstance(value, bytes)]
+    far: list[tuple[int, int, int]] = [value for _, value in entries if isinstance(value, tuple)]
     body = b"\0" + _table(files) + _varint(len(entries)) + _keys([key for key, _ in entries])
-    body += b"".join(_varint(len(value) if isinstance(value, bytes) else value[2]) for _, value in entries)
-    body += b"".join(_varint(0 if isinstance(value, bytes) else 1) for _, value in entries)
+    body += b"".join(_varint(value[2] if isinstance(value, tuple) else len(value)) for _, value in entries)
+    body += b"".join((b"\0" if isinstance(value, bytes) else b"\1") for _, value in entries)
     body += b"".join(_varint(value[0]) for value in far) + b"".join(_varint(value[1]) for value in far)
     return _sealed(body + b"".join(value for _, value in entries if isinstance(value, bytes)))
 

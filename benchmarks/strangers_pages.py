@@ -193,7 +193,7 @@ def _listing(page: Page, rng: random.Random, hostile: Hostile) -> bytes:
     ]
     names = names if rng.random() < 0.8 else [f"{'d/' * (i % 7)}n{i}" for i in range(rng.choice([5000, 150_000]))]
     if page.kind == "application/json":
-        sizes = rng.choice([[1], ["1"], [-1], ["x"], [10**30], ["9" * 5000], [None], [{}], [0.5], [float("nan")]])
+        sizes: list[Any] = rng.choice([[1], ["1"], [-1], ["x"], [10**30], ["9" * 5000], [None], [{}], [0.5], [float("nan")]])
         items = [{"name": f"ckpt/{name}", "size": sizes[0], "md5Hash": rng.choice([None, "x", 5, "é", ""])} for name in names]
         return json.dumps({"items": rng.choice([items, items, items * 2, {"a": 1}, "x", [1], [[]], [{}]])}).encode()
     if page.kind == "text/plain":

@@ -113,6 +113,11 @@ def _change(value: Any, rng: random.Random, hostile: Hostile) -> Any:
     holders = _holders(value)
     if not holders:
         return hostile.value(rng)
+    named = [(holder, key) for holder, key in holders if str(key) in _SENSITIVE]
+    if named and rng.random() < 0.2:
+        holder, key = rng.choice(named)
+        holder[key] = rng.choice([hostile.address(rng), {"source": hostile.address(rng), "files": {hostile.address(rng): {"sha256": "0"}}}])
+        return value
     weights = [20 if str(key) in _SENSITIVE else 1 for _, key in holders]
     holder, key = rng.choices(holders, weights)[0]
     action = rng.randrange(12)
@@ -128,8 +133,6 @@ def _change(value: Any, rng: random.Random, hostile: Hostile) -> Any:
         holder[hostile.text(rng)] = hostile.value(rng)
     elif action == 4:
         holder[key] = [holder[key]] * rng.choice([0, 2, 5000])
-    elif action == 5 and str(key) in _SENSITIVE:
-        holder[key] = hostile.address(rng)
     else:
         holder[key] = hostile.value(rng)
     return value
@@ -231,7 +234,8 @@ def _number(data: bytes, at: int, rng: random.Random, hostile: Hostile) -> bytes
 
 def _long_run(data: bytes, at: int, rng: random.Random, _: Hostile) -> bytes:
     word = rng.choice(ATOMS) + (rng.choice(ATOMS) if rng.random() < 0.5 else "")
-    return data[:at] + (word * (rng.choice([1000, 50_000, 1_000_000]) // len(word))).encode() + data[at:]
+    length: int = rng.choice([1000, 50_000, 1_000_000])
+    return data[:at] + (word * (length // len(word))).encode() + data[at:]
 
 
 def _insert(data: bytes, at: int, rng: random.Random, hostile: Hostile) -> bytes:
@@ -256,4 +260,15 @@ def _noise(data: bytes, _: int, rng: random.Random, __: Hostile) -> bytes:
     return bytes(byte if rng.random() > 0.003 else rng.randrange(256) for byte in data[:200_000])
 
 
-_TEXT_CHANGES = [_number, _number, _number, _long_run, _long_run, _insert, _shuffle, _line_ends, _encoding, _noise]
+_TEXT_CHANGES: list[Callable[[bytes, int, random.Random, Hostile], bytes]] = [
+    _number,
+    _number,
+    _number,
+    _long_run,
+    _long_run,
+    _insert,
+    _shuffle,
+    _line_ends,
+    _encoding,
+    _noise,
+]

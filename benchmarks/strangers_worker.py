@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -39,6 +40,13 @@ _IMPORTS = [
     "harness.data.lerobot",
     "harness.openpi.imported",
     "harness.download.cache",
+    "harness.data.dataset",
+    "harness.data.fetch",
+    "harness.data.completeness",
+    "harness.data.tokenizer",
+    "harness.checkpoint.chunks",
+    "harness.probe.machine",
+    "harness.show.curve",
     "harness.show.status",
     "harness.show.checkpoint",
     "harness.show.dataset",
@@ -73,7 +81,7 @@ def work(sent: Connection, root: Path, base: Path, numbers: list[int], seed: int
     bases = Bases(base)
     world = World(root / "world", bases.run)
     servers = Servers(root / "site")
-    signal.signal(signal.SIGTERM, lambda *_: (servers.close(), os._exit(143)))
+    signal.signal(signal.SIGTERM, lambda *_: _stop(servers))
     os.environ.clear()
     os.environ.update(world.environment() | {"STORAGE_EMULATOR_HOST": servers.trap})
     place = cases.Place(world, bases, servers, world.hostile(servers.trap))
@@ -89,6 +97,18 @@ def work(sent: Connection, root: Path, base: Path, numbers: list[int], seed: int
         servers.close()
 
 
+# The process of the case that is tried just now.
+_RUNNING: set[int] = set()
+
+
+def _stop(servers: Servers) -> None:
+    servers.close()
+    for pid in _RUNNING:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    os._exit(143)
+
+
 def preload() -> None:
     """Imports what the verbs will need: a process that is then forked has it at once."""
     warnings.filterwarnings("ignore", message=".*fork.*")
@@ -96,6 +116,9 @@ def preload() -> None:
         # What is not there yet, or any more, is imported by the verb.
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    # What is never collected is never written to, and so stays shared with the processes of the cases.
+    gc.collect()
+    gc.freeze()
 
 
 def one(number: int, seed: int, place: cases.Place, logs: Path, kept: Path | None) -> dict[str, Any]:
@@ -154,6 +177,7 @@ def run_case(calls: list[Call], world: World, logs: Path) -> Ended:
     if pid == 0:
         os.close(heard)
         live(calls, world, logs, told)
+    _RUNNING.add(pid)
     os.close(told)
     start, why, data = _resident(pid), "", b""
     process = os.pidfd_open(pid)
@@ -176,6 +200,7 @@ def run_case(calls: list[Call], world: World, logs: Path) -> Ended:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
+        _RUNNING.discard(pid)
         os.close(heard)
         os.close(process)
     messages = [json.loads(line) for line in data.decode(errors="replace").splitlines() if line.endswith("}")]
@@ -252,7 +277,7 @@ def _of_output(call: Call, out: Path, err: Path, world: World, *, code: int | No
         text = data.decode(errors="surrogateescape")
         if found := raw_controls(text, coloured=call.coloured):
             problems.append(("controls", f"{verb}: {', '.join(found[:3])} in its {name}"))
-        if name == "stderr" and code == 2 and not known and "error [" not in text and (verb != "import" or "Usage: " not in text):
+        if name == "stderr" and code == 2 and not known and "error [" not in text and "Error: Invalid value" not in text and verb != "import":
             problems.append(("traceback", f"{verb}: refused without a reason, {_last_line(text)}"))
         elif "Traceback (most recent call last)" in text and not known:
             problems.append(("traceback", f"{verb}: {_last_line(text)}"))

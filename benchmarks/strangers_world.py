@@ -183,7 +183,7 @@ class Notify:
         self.read()
 
     def read(self) -> list[str]:
-        found = []
+        found: list[str] = []
         while True:
             try:
                 data = os.read(self._fd, 1 << 16)
