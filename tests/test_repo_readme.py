@@ -1,4 +1,4 @@
-"""The README is short, and the map in docs/architecture.md is the tree."""
+"""The README is easy to read, and the map in docs/architecture.md is the tree."""
 
 from __future__ import annotations
 
@@ -48,8 +48,63 @@ def test_tree_without_git(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"harness", "harness/data", "README.md"}
 
 
-def test_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+def paragraphs(page: str) -> list[str]:
+    """The prose of a page as a reader sees it, one text a paragraph or item of a list. Headings, tables, code blocks and pictures are left out."""
+    text = re.sub(r"^```.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    lines = ("" if re.match(r"#|\||<", line) else re.sub(r"^\s*(?:[-*]|\d+\.) ", "\n\n", line) for line in text.splitlines())
+    return [" ".join(part.split()) for part in re.split(r"\n\s*\n", "\n".join(lines)) if part.strip()]
+
+
+def sentences(paragraph: str) -> list[str]:
+    """Its sentences. What stands in backticks is one word, and no dot in it ends a sentence."""
+    plain = re.sub(r"`[^`]*`", "code", paragraph)
+    return [part for part in re.split(r"(?<=[.!?])\s+", plain) if part]
+
+
+def test_readme_has_short_paragraphs() -> None:
+    long = {text: len(text) for text in paragraphs((ROOT / "README.md").read_text()) if len(text) > 400}
+    assert not long
+
+
+def test_readme_has_short_sentences() -> None:
+    every = [sentence for text in paragraphs((ROOT / "README.md").read_text()) for sentence in sentences(text)]
+    assert len(every) > 50
+    assert [sentence for sentence in every if len(sentence.split()) > 25] == []
+
+
+def test_prose_is_told_from_tables_code_and_pictures() -> None:
+    page = (
+        "# Title\n\nOne [link](https://a.b/c).\nTwo `x. y z`!\n\n```console\n$ code. more\n```\n\n| a | table |\n\n- an item\n- another. With two\n\n![p](x)\n"
+    )
+    assert paragraphs(page) == ["One link. Two `x. y z`!", "an item", "another. With two"]
+    assert [sentences(text) for text in paragraphs(page)] == [["One link.", "Two code!"], ["an item"], ["another.", "With two"]]
+
+
+def test_links_of_the_pages_lead_to_files() -> None:
+    broken = []
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert broken == []
+
+
+def test_contributing_is_short() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
+
+
+def test_the_list_of_tasks_names_every_script_of_ci() -> None:
+    tasks = (ROOT / "justfile").read_text()
+    assert [path.name for path in sorted((ROOT / "ci").iterdir()) if path.is_file() and f"ci/{path.name}" not in tasks] == []
+
+
+def test_the_table_of_benchmarks_names_every_program() -> None:
+    table = (ROOT / "benchmarks" / "README.md").read_text()
+    # A module that begins with the name of a program and an underscore is a part of it.
+    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if not path.stem.startswith("strangers_")}
+    assert sorted(name for name in programs if f"`{name}" not in table) == []
 
 
 def test_license_is_apache() -> None:

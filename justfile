@@ -1,0 +1,69 @@
+# Every task, one line each: `just --list` is the documentation of ci/. Each recipe only calls a script, which runs without just too.
+
+# lists the tasks
+default:
+    @just --list --unsorted
+
+# everything that must hold before a change lands, as .ci/run does; needs a container engine
+all:
+    ci/all
+
+# ruff, its formatter's check, and mypy, with what is on PATH
+check:
+    ci/check
+
+# the tests from the hash lock, without a container: just test tests/test_cli.py
+test *options:
+    ci/local test {{options}}
+
+# a verb without a container: just local train --recipe smoke
+local *arguments:
+    ci/local {{arguments}}
+
+# builds the images and fails when one is too large: just images smoke
+images *services:
+    ci/images {{services}}
+
+# the README's smoke command twice in its container, then verifies the run
+smoke:
+    ci/smoke
+
+# what the containers may do and what they left: capabilities, networks, limits, owners, keys (after smoke)
+confinement:
+    ci/confinement
+
+# two real faults in real containers: a full disk, two runs on one directory (after images)
+chaos:
+    ci/chaos
+
+# whether what the CUDA image has imports and fits together; needs no GPU
+cuda:
+    ci/cuda
+
+# compiles the real LoRA step for one absent card and compares it with the shipped atlas
+atlas:
+    ci/atlas
+
+# openpi's own trainer in its image, to the report and resumed, and 20 steps beside ours; skipped without its source
+openpi:
+    ci/openpi
+
+# places the source of openpi and lerobot for a build where GitHub is not reached: just openpi-source OPENPI LEROBOT
+openpi-source openpi lerobot:
+    ci/openpi-source {{openpi}} {{lerobot}}
+
+# writes docker/lock from pyproject.toml, and the locks' hashes into the Dockerfile: just lock --upgrade
+lock *options:
+    ci/lock {{options}}
+
+# prints the hash of all that a lock is computed from: just lock-inputs cpu
+lock-inputs name:
+    ci/lock-inputs {{name}}
+
+# writes docs/errors.md from the source: just errors --check
+errors *options:
+    python ci/make_errors.py {{options}}
+
+# cuts the dataset and trains the tokenizer that ship in the package, from a LeRobot dataset of LIBERO
+sample source *options:
+    python ci/make_sample.py {{source}} {{options}}
