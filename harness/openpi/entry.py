@@ -1,6 +1,6 @@
 """Starts openpi's own trainer from a job file, inside openpi's environment; nothing of ours is imported, and no file of openpi's is changed.
 
-    python openpi_entry.py JOB.json [--check] [--any-commit]
+    python harness/openpi/entry.py JOB.json [--check] [--any-commit]
 
 `harness train --backend openpi` and `harness import openpi … --job JOB.json` write the job. What openpi's command line cannot say is set here: which
 parameters are frozen, where the checkpoints lie, and for a tiny model its sizes. Before the first step the parameters that would be trained are

@@ -1,7 +1,7 @@
 """How a changed recipe differs from the one that was asked for, in words a person can weigh. No JAX.
 
 A deviation is a different experiment: each sentence names it, the key that causes it, and what is known about its cost, or that
-nothing is. Which keys deviate stands in recipes/meaning.py.
+nothing is. Which keys deviate stands in recipe/meaning.py.
 
 The figures of π0 are those of openpi's README, the users' of its issues 711 and 799. Errors are root mean squares, relative: of an update with
 8-bit moments (tests/test_train_moments.py), of weights that are normally distributed (tests/test_model_quantize.py). `TINY` is what

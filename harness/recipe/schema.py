@@ -186,6 +186,6 @@ class Recipe(Part):
         return self
 
     def sha256(self) -> str:
-        """Hash of everything that changes what a step learns: all keys that recipes/meaning.py does not call cadence."""
+        """Hash of everything that changes what a step learns: all keys that recipe/meaning.py does not call cadence."""
         body = without_cadence(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -28,7 +28,7 @@ def openpi(
     gpu: Annotated[str | None, typer.Option("--gpu", help="Whether it fits this card, which need not be here: rtx_a6000, or a100_80:8.")] = None,
     vram_gib: Annotated[float | None, typer.Option("--vram-gib", min=0.25, help="Whether it fits a card with so many GiB.")] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="New file for our recipe that does the same, or what was meant.")] = None,
-    job: Annotated[Path | None, typer.Option("--job", help="New file from which openpi_entry.py starts openpi itself, doing that.")] = None,
+    job: Annotated[Path | None, typer.Option("--job", help="New file from which harness/openpi/entry.py starts openpi itself, doing that.")] = None,
     names: Annotated[bool, typer.Option("--list", help="Print the names of openpi's configurations and what each trains, and do nothing else.")] = False,
     run: RunOption = None,
     as_json: JsonOption = False,
