@@ -178,3 +178,20 @@ def test_a_log_over_a_block_s_edge_loses_nothing() -> None:
     ):
         assert analyse("-", stdin=text.encode()).points == 60_000
     assert analyse("-", stdin=rows.encode("utf-16")).points == 60_000
+
+
+def test_zeros_behind_a_gzip_member_are_passed_over_a_piece_at_a_time(tmp_path: Path) -> None:
+    text = log(range(200), falling(200)).encode()
+    path = tmp_path / "padded.log.gz"
+    path.write_bytes(gzip.compress(text[: len(text) // 2]) + bytes(100) + gzip.compress(text[len(text) // 2 :]))
+    with path.open("ab") as file:
+        file.truncate(file.tell() + 2**31)
+    assert analyse(str(path)).points == 200
+
+
+def test_a_gzip_file_that_is_cut_off_is_read_to_its_end(tmp_path: Path) -> None:
+    packed = gzip.compress(log(range(2_000), falling(2_000)).encode())
+    (tmp_path / "cut.gz").write_bytes(packed[: len(packed) // 2])
+    curve = analyse(str(tmp_path / "cut.gz"))
+    assert 100 < curve.points < 2_000
+    assert any("cut off" in text for text in curve.partial)

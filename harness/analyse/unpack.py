@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import itertools
 import lzma
@@ -21,6 +20,8 @@ PIECE_BYTES = MIB
 _MOST_XZ_BYTES = 128 * MIB
 # A zip names its members at its end: one that comes through a pipe is held whole.
 _MOST_PIPED_ZIP_BYTES = 64 * MIB
+# Source: zlib.h, inflateInit2: 16 more than the window asks for a gzip header.
+_GZIP = 16 + zlib.MAX_WBITS
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _DAMAGE = (
     OSError,
@@ -74,9 +75,22 @@ class _Joined(io.RawIOBase):
 
 
 def _gzip(file: _Joined, _: str) -> Iterator[bytes]:
-    with gzip.GzipFile(fileobj=io.BufferedReader(file)) as unpacked:
-        # `read1` gives what there is before it meets the damage.
-        yield from iter(lambda: unpacked.read1(PIECE_BYTES), b"")
+    """Members one behind the other, with zeros between or after them; the standard library's reader takes such zeros one by one."""
+    member, begun = zlib.decompressobj(_GZIP), False
+    for data in iter(lambda: file.read(PIECE_BYTES), b""):
+        rest: bytes = data
+        while rest:
+            if not begun:
+                rest = rest.lstrip(b"\0")
+                begun = bool(rest)
+                continue
+            yield member.decompress(rest, PIECE_BYTES)
+            rest = member.unused_data if member.eof else member.unconsumed_tail
+            if member.eof:
+                member, begun = zlib.decompressobj(_GZIP), False
+    if begun:
+        yield member.flush()
+        raise EOFError
 
 
 def _streams(

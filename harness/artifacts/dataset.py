@@ -52,7 +52,7 @@ class DimensionStats(Strict):
 
     @model_validator(mode="after")
     def _of_the_same_dimensions(self) -> DimensionStats:
-        lengths = {len(each) for each in (self.mean, self.std, self.q01, self.q99, self.min, self.max) if each is not None}
+        lengths = {len(each) for each in (self.mean, self.std, self.q01, self.q99, self.min, self.max) if each}
         if len(lengths) > 1:
             raise ValueError("mean, std, q01 and q99 are not of the same dimensions")
         return self
@@ -74,6 +74,13 @@ class NormStats(Artifact):
     frames: int
     action_horizon: int
     findings: list[DegenerateDimension] = []
+
+    @model_validator(mode="after")
+    def _has_every_statistic(self) -> NormStats:
+        lacking = [key for key, one in self.norm_stats.items() if not all((one.mean, one.std, one.q01, one.q99))]
+        if lacking:
+            raise ValueError(f"norm_stats of {', '.join(lacking)} lack one of mean, std, q01 and q99")
+        return self
 
 
 Statistic = Literal["mean", "std", "q01", "q99"]
