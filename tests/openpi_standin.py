@@ -22,7 +22,7 @@ from pathlib import Path
 
 here = Path(__file__).parent
 sys.path.append(str(Path(sys.argv[1]).parent))
-import openpi_entry
+import entry as openpi_entry
 
 # As openpi's entry does first.
 openpi_entry._end_with_parent()

@@ -132,18 +132,25 @@ def test_the_doctor_says_it(tmp_path: Path) -> None:
 
 
 def test_train_says_it_before_it_plans(tmp_path: Path) -> None:
+    from harness.flow.chain import Chain
     from harness.flow.training import _check_weights
+    from harness.received import consent
+    from harness.run.directory import RunDir
 
-    recipe = smoke(f"weights.source={step_of(smoke(*LORA), tmp_path / '7')}")
+    def chain(source: object) -> Chain:
+        return Chain(RunDir(tmp_path / "run"), smoke(f"weights.source={source}"))
+
+    adapters = chain(step_of(smoke(*LORA), tmp_path / "7"))
     with pytest.raises(HarnessError) as caught:
-        _check_weights(recipe, [])
+        _check_weights(adapters, [])
     assert caught.value.code == "weights-are-adapters"
-    _check_weights(recipe, ["weights directory"])
-    _check_weights(smoke("weights.source=gs://somewhere/params"), [])
+    _check_weights(adapters, ["weights directory"])
+    consent.grant("gs://somewhere/params")
+    _check_weights(chain("gs://somewhere/params"), [])
 
 
 def test_no_jax_is_loaded_for_it(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from harness.checkpoint.source import why_not; from harness.recipe.schema import load_recipe; "
+    code = "import sys; from pathlib import Path; from harness.checkpoint.source import why_not; from harness.recipe.load import load_recipe; "
     code += "why_not(Path(sys.argv[1]), load_recipe('smoke')); assert not {'jax', 'orbax', 'torch'} & set(sys.modules)"
     step = step_of(smoke(), tmp_path / "7")
     subprocess.run([sys.executable, "-c", code, str(step)], check=True, timeout=120)

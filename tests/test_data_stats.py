@@ -129,7 +129,7 @@ def test_openpi_form_has_exactly_its_text() -> None:
 def test_needs_neither_jax_nor_a_decoder() -> None:
     """In a fresh process: describing the dataset may decode, computing its statistics may not import what decodes."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom harness.recipe.schema import load_recipe\nfrom harness.data import stats\n"
+        "import sys\nfrom pathlib import Path\nfrom harness.recipe.load import load_recipe\nfrom harness.data import stats\n"
         "from harness.artifacts import Dataset\nfrom harness.data.sample import sample_dataset_path\n"
         "dataset = Dataset.model_construct(path=str(sample_dataset_path()))\nstats.compute(load_recipe('smoke'), dataset)\n"
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'jax', 'jaxlib', 'PIL', 'av', 'grain', 'torch', 'tensorflow'}))"

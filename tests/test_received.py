@@ -301,11 +301,3 @@ def test_what_is_no_file_is_not_written_to(tmp_path: Path, kind: str) -> None:
 def test_one_word_of_a_command(text: str, said: str) -> None:
     assert word(text) == said
     assert word(Path(text)) == said or not text
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root lists everything")
-def test_a_directory_that_may_not_be_listed_is_named(tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0)
-    with pytest.raises(UnsafeFile) as error:
-        list(walk(tmp_path))
-    assert error.value.code == "directory-unreadable"

@@ -16,10 +16,9 @@ from harness.data.fetch import Resolved, resolve
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.mapping import IMAGES, NUMBERS, Wanted
 from harness.data.oddities import camera_findings, check_rows
-from harness.data.paths import inside, open_file
+from harness.data.paths import inside, open_file, walk_dataset
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
-from harness.received.files import walk
 from harness.recipe.schema import Recipe
 
 _PROMPT_MULTIPLE = 16
@@ -115,7 +114,7 @@ def _sha256(root: Path, path: Path) -> str:
 def _content(root: Path) -> Iterator[Path]:
     """What counts of a dataset. A link that leads out of it is refused; FIFOs, devices and linked directories are no content."""
     strays: list[Path] = []
-    yield from (path for path in walk(root, strays=strays) if _counts(root, path))
+    yield from (path for path in walk_dataset(root, strays=strays) if _counts(root, path))
     for path in strays:
         if _counts(root, path) and path.is_symlink() and os.path.isfile(path):
             inside(root, path.relative_to(root).as_posix())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from harness.data.mending import missing, rewrite
 from harness.errors import HarnessError
-from harness.received.files import open_received, read_received, stays
+from harness.received.files import open_received, read_received, stays, walk
 
 # LeRobot's templates use plain names with a zero-padded width. `str.format` would also take attributes and any width.
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")
@@ -84,6 +85,17 @@ def open_file(root: Path, path: Path) -> BinaryIO:
         raise _unreadable(path, error) from error
 
 
+def walk_dataset(root: Path, *, strays: list[Path] | None = None) -> Iterator[Path]:
+    """The files below a directory of a dataset, as `received.files.walk`.
+
+    Raises: HarnessError "dataset-file-unreadable" for a directory that may not be listed; UnsafeFile.
+    """
+    try:
+        yield from walk(root, strays=strays)
+    except PermissionError as error:
+        raise _unreadable(Path(str(error.filename)), error) from error
+
+
 def read_file(root: Path, path: Path, limit_bytes: int) -> bytes:
     """All bytes of a file of the dataset.
 
@@ -98,4 +110,4 @@ def read_file(root: Path, path: Path, limit_bytes: int) -> bytes:
 
 
 def _unreadable(path: Path, error: OSError) -> HarnessError:
-    return HarnessError("dataset-file-unreadable", f"{path} cannot be read", got=error.strerror, need="a readable file", fix=f"chmod a+r {path}")
+    return HarnessError("dataset-file-unreadable", f"{path} cannot be read", got=error.strerror, need="a readable file", fix=f"chmod a+rX {path}")

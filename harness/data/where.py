@@ -10,9 +10,8 @@ import numpy as np
 from harness.data.columns import open_parquet, read_columns
 from harness.data.mending import correct
 from harness.data.metadata import Metadata
-from harness.data.paths import inside
+from harness.data.paths import inside, walk_dataset
 from harness.errors import HarnessError
-from harness.received.files import walk
 
 
 def check_places(metadata: Metadata) -> None:
@@ -45,7 +44,7 @@ def check_places(metadata: Metadata) -> None:
 
 def _files(root: Path) -> list[str]:
     """The tables of the dataset, listed or not."""
-    return sorted(path.relative_to(root).as_posix() for path in walk(root / "data") if path.suffix == ".parquet")
+    return sorted(path.relative_to(root).as_posix() for path in walk_dataset(root / "data") if path.suffix == ".parquet")
 
 
 def _rows_by_episode(metadata: Metadata, file: str) -> Counter[int]:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.errors import HarnessError
 from harness.flow.find import Backend
-from harness.received.files import walk
 from harness.recipe.load import to_yaml
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, cache_root, runs_root, sha256_json, write_atomic
@@ -117,5 +116,7 @@ class Chain:
 
 def _signature(root: Path) -> list[Any]:
     """Path, size and time of every file: cheap to read, and other than before when a byte has been written."""
-    files = sorted(walk(root))
+    from harness.data.paths import walk_dataset
+
+    files = sorted(walk_dataset(root))
     return [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

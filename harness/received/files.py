@@ -115,13 +115,14 @@ def walk(root: Path, *, strays: list[Path] | None = None) -> Iterator[Path]:
     """The regular files below `root`, in no promised order; each is visited once, and no link to a directory is followed.
 
     `strays` gets what is left out: links that lead out of `root` or nowhere, linked directories, FIFOs, devices, sockets.
-    Raises: UnsafeFile "tree-too-large" for more than 2,000,000 entries or 64 levels, "directory-unreadable".
+    Raises: UnsafeFile "tree-too-large" for more than 2,000,000 entries or 64 levels; OSError as `os.scandir` does.
     """
     count = 0
     todo = [(root, 0)]
     while todo:
         folder, depth = todo.pop()
-        found = _entries(folder)
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
         count += len(found)
         if count > MOST_ENTRIES or depth > DEEPEST:
             raise UnsafeFile(
@@ -141,20 +142,6 @@ def walk(root: Path, *, strays: list[Path] | None = None) -> Iterator[Path]:
             elif strays is not None:
                 strays.append(path)
         todo += reversed(folders)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except PermissionError as error:
-        raise UnsafeFile(
-            "directory-unreadable",
-            f"{folder} cannot be listed: {error.strerror}",
-            got=f"uid {os.getuid()}",
-            need="read permission on every directory of it",
-            fix=f"chmod -R u+rX {word(folder)}, or run as the user who wrote it (in compose: HARNESS_UID and HARNESS_GID)",
-        ) from error
 
 
 def _regular_inside(path: Path, root: Path) -> bool:
