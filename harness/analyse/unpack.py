@@ -22,6 +22,7 @@ _MOST_XZ_BYTES = 128 * MIB
 _MOST_PIPED_ZIP_BYTES = 64 * MIB
 # Source: zlib.h, inflateInit2: 16 more than the window asks for a gzip header.
 _GZIP = 16 + zlib.MAX_WBITS
+_MOST_ZEROS = 16 * MIB
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _DAMAGE = (
     OSError,
@@ -75,14 +76,19 @@ class _Joined(io.RawIOBase):
 
 
 def _gzip(file: _Joined, _: str) -> Iterator[bytes]:
-    """Members one behind the other, with zeros between or after them; the standard library's reader takes such zeros one by one."""
-    member, begun = zlib.decompressobj(_GZIP), False
+    """Members one behind the other, with zeros between them; the standard library's reader takes such zeros one by one.
+
+    So many zeros that no tape has them end the file.
+    """
+    member, begun, zeros = zlib.decompressobj(_GZIP), False, 0
     for data in iter(lambda: file.read(PIECE_BYTES), b""):
         rest: bytes = data
         while rest:
             if not begun:
-                rest = rest.lstrip(b"\0")
-                begun = bool(rest)
+                padding, rest = len(rest), rest.lstrip(b"\0")
+                begun, zeros = bool(rest), 0 if rest else zeros + padding
+                if zeros > _MOST_ZEROS:
+                    return
                 continue
             yield member.decompress(rest, PIECE_BYTES)
             rest = member.unused_data if member.eof else member.unconsumed_tail
