@@ -16,7 +16,7 @@ from harness.artifacts import Metrics
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
-from harness.train import metrics, wandb_log
+from harness.train import wandb, wandb_log
 from harness.train.metrics import MetricsFile
 from harness.train.wandb import Wandb
 
@@ -78,17 +78,17 @@ def offline_files(run: RunDir) -> list[Path]:
 def test_offline_run_is_resumed_under_its_id(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     sink = begin(run, said)
-    known = (run.path / metrics.WANDB_ID).read_text().strip()
+    known = (run.path / wandb.WANDB_ID).read_text().strip()
     sink.close()
     begin(run, said, start_step=5).close()
     assert said == []
     assert {file.stem for file in offline_files(run)} == {f"run-{known}"}
-    assert (run.path / metrics.WANDB_ID).read_text().strip() == known
+    assert (run.path / wandb.WANDB_ID).read_text().strip() == known
 
 
 def logged_steps(run: RunDir) -> list[list[int]]:
     """The steps of which each fragment on disk holds values, in the order in which they are synced."""
-    known = (run.path / metrics.WANDB_ID).read_text().strip()
+    known = (run.path / wandb.WANDB_ID).read_text().strip()
     return [
         [record.history.step.num for record in wandb_log.records(file) if record.WhichOneof("record_type") == "history"]
         for file in wandb_log.fragments(run.path, known)
@@ -124,7 +124,7 @@ def _last_after(file: Path, content: bytes) -> int:
 
 
 def test_a_run_has_one_id_also_when_it_was_killed_before_its_first_checkpoint(run: RunDir) -> None:
-    assert metrics._run_id(run) == metrics._run_id(run)
+    assert wandb._run_id(run) == wandb._run_id(run)
 
 
 def test_a_full_disk_is_named_when_a_line_cannot_be_written(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_dead_server(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPat
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     online(monkeypatch, f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(metrics, "CLOSE_S", 2.0)
+    monkeypatch.setattr(wandb, "CLOSE_S", 2.0)
     sink = begin(run, said)
     before = time.monotonic()
     sink.close()
@@ -176,7 +176,7 @@ def test_dead_server(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPat
 
 def test_server_that_never_answers(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch, blackhole: str) -> None:
     online(monkeypatch, blackhole)
-    monkeypatch.setattr(metrics, "CLOSE_S", 1.0)
+    monkeypatch.setattr(wandb, "CLOSE_S", 1.0)
     sink = begin(run, said)
     before = time.monotonic()
     sink.close()
@@ -203,8 +203,8 @@ def test_process_that_takes_nothing_is_left(run: RunDir, said: list[str], monkey
     stuck.write_text("#!/bin/sh\nexec sleep 100\n")
     stuck.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stuck))
-    monkeypatch.setattr(metrics, "MOST_WAITING", 50)
-    monkeypatch.setattr(metrics, "CLOSE_S", 0.5)
+    monkeypatch.setattr(wandb, "MOST_WAITING", 50)
+    monkeypatch.setattr(wandb, "CLOSE_S", 0.5)
     sink = Wandb(run, load_recipe("smoke"), {}, start_step=0, warn=said.append)
     before = time.monotonic()
     sink.write([line(step) for step in range(5000)])

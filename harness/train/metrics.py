@@ -1,9 +1,8 @@
-"""Where metrics go: metrics.jsonl always, wandb when it works. A sink never blocks or kills training."""
+"""metrics.jsonl: where metrics always go."""
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from harness.artifacts import Metrics
@@ -11,13 +10,6 @@ from harness.artifacts.metrics_lines import read_lines
 from harness.received.files import there
 from harness.received.writing import open_to_write
 from harness.run.directory import cannot_write, write_atomic
-
-WANDB_ID = "wandb_id.txt"
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# What waits for a wandb that is slower than training; beyond that, values are left out of wandb, never of metrics.jsonl.
-MOST_WAITING = 10_000
-# How long the end of a run waits for wandb to take what is left.
-CLOSE_S = 30.0
 
 
 class MetricsFile:

@@ -1,10 +1,11 @@
-"""wandb's process behind a bounded queue: training never waits for it."""
+"""wandb, where metrics go when it works: a process of its own behind a bounded queue, which never blocks or kills training."""
 
 from __future__ import annotations
 
 import json
 import os
 import queue
+import re
 import secrets
 import signal
 import string
@@ -25,8 +26,14 @@ from harness.received.text import word
 from harness.recipe.schema import Recipe
 from harness.redact import redact
 from harness.run.directory import RunDir, directory_bytes, write_atomic
-from harness.train.metrics import _ID, CLOSE_S, MOST_WAITING, WANDB_ID
 from harness.train.wandb_process import values
+
+WANDB_ID = "wandb_id.txt"
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# What waits for a wandb that is slower than training; beyond that, values are left out of wandb, never of metrics.jsonl.
+MOST_WAITING = 10_000
+# How long the end of a run waits for wandb to take what is left.
+CLOSE_S = 30.0
 
 
 class Wandb:
