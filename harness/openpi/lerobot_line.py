@@ -65,7 +65,7 @@ def _policy(options: dict[str, str]) -> tuple[str, str]:
         return options["policy.type"], "--policy.type"
     path = options.get("policy.path") or options.get("policy.pretrained_path") or ""
     name = path.rstrip("/").rpartition("/")[2]
-    like = next((policy for policy in _MODELS if re.match(rf"{policy}(?![a-z0-9])", name)), "")
+    like = next((policy for policy in _MODELS if name.startswith(policy) and not name[len(policy) :][:1].isalnum()), "")
     return like, f"the name of {path}, whose config.json has the word" if path else "nothing: no --policy.type"
 
 
