@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from harness.analyse.forms import take_apart
+from harness.plan import cards, more_cards
 
 PACKAGE = Path(__file__).parents[1] / "harness"
 CALLS = {"compile", "search", "match", "fullmatch", "split", "sub", "subn", "findall", "finditer"}
 # Patterns that are made from a value: what they are made from is this package's own text, escaped or a constant.
 MADE = {
-    ("plan/cards.py", "card.spelling"),
-    ("rundir.py", "re.escape(name) + '-(\\\\d{3,})'"),
+    ("plan/cards.py", "spelling"),
+    ("plan/more_cards.py", "pattern"),
+    ("run/directory.py", "re.escape(name) + '-(\\\\d{3,})'"),
     ("analyse/lines.py", "form.pattern"),
 }
 MB = 1_000_000
@@ -83,6 +85,8 @@ def patterns() -> list[Any]:
         found.append(pytest.param(evaluated(file, expression), id=f"{file}:{expression.lineno}"))
     return [
         *found,
+        *(pytest.param(spelling, id=f"spelling of {card}") for card, spelling in cards._spellings().items()),
+        *(pytest.param(pattern, id=f"series {pattern}") for pattern, _ in (*more_cards._SERIES, *more_cards._OLD)),
         *(pytest.param(form[0].pattern, id=f"form of {line[:30]!r}") for line in LINES if (form := take_apart(line))),
     ]
 
