@@ -173,5 +173,5 @@ def dtype_name(text: str) -> str:
 
 def itemsize(dtype: str) -> int:
     """Bytes of one element in memory."""
-    match = re.match(r"[a-z]+(\d+)", dtype)
+    match = re.match(r"(?<![a-z])[a-z]++(\d+)", dtype)
     return max(1, int(match[1]) // 8) if match else 1

@@ -44,7 +44,7 @@ Params = dict[str, jax.Array]
 
 # Orbax measures its time-outs by the wall clock, which may jump; a save that hangs is the supervisor's matter.
 _SAVE_TIMEOUT_S = 10**9
-_DELETED = re.compile(rf"[0-9]+{re.escape(INTERRUPTED)}-deleted-[0-9]+")
+_DELETED = re.compile(rf"(?<![0-9])[0-9]++{re.escape(INTERRUPTED)}-deleted-[0-9]+")
 
 
 class Restored(NamedTuple):

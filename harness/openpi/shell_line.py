@@ -55,7 +55,7 @@ def as_line(words: list[str]) -> str:
     return visible(line.replace("\r\n", "\n"))
 
 
-_SIGN = re.compile(r"\d?(?:[<>]{1,3}[&|]?|&>>?)[^\s;|()]*|\|\|?&?|&&?|;{1,2}|\$\([\w./-]*|[\w./=-]+\)")
+_SIGN = re.compile(r"\d?(?:[<>]{1,3}[&|]?|&>>?)[^\s;|()]*|\|\|?&?|&&?|;{1,2}|\$\([\w./-]*|(?<![\w./=-])[\w./=-]++\)")
 
 
 def _is_sign(word: str) -> bool:

@@ -32,7 +32,7 @@ _NOT_TRAINERS = {
     "serve_policy.py": "harness import openpi pi05_libero",
     "convert_jax_model_to_pytorch.py": "harness import openpi pi05_libero",
 }
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+_ASSIGNMENT = re.compile(r"(?<!\w)([A-Za-z_]\w*+)=(.*)", re.DOTALL)
 # A line in a line in a line: `ssh host "tmux new -d 'bash -c …'"`.
 _DEEPEST = 4
 

@@ -118,13 +118,14 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
 
 # What a dying process prints after its reason, and what its libraries print before they have one.
 _NO_REASON = re.compile(r"\s|\*\*\*|Fatal Python error: Aborted|Current thread|Thread 0x|Extension modules:|WARNING: All log|[IW]\d{4} |usage: |$")
-_REASON = re.compile(r"([\w.]+(Error|Exception)\b.*|F\d{4} .*|error \[.*|.*(out of memory|OOM|RESOURCE_EXHAUSTED).*)", re.IGNORECASE)
+_REASON = re.compile(r"(?<![\w.])[\w.]++(?:(?<=Error)|(?<=Exception))\b|F\d{4} |error \[", re.IGNORECASE)
+_MEMORY = ("out of memory", "oom", "resource_exhausted")
 
 
 def telling(stderr: str) -> str | None:
     """The line that says why a process ended, of all that it wrote to stderr; None where there is none."""
     lines = [line for line in stderr.splitlines() if not _NO_REASON.match(line)]
-    reasons = [line for line in lines if _REASON.match(line)] or lines
+    reasons = [line for line in lines if _REASON.match(line) or any(word in line.lower() for word in _MEMORY)] or lines
     return reasons[-1].strip()[:300] if reasons else None
 
 
