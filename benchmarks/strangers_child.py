@@ -15,7 +15,6 @@ import time
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from benchmarks.strangers_world import World
 
@@ -169,11 +168,11 @@ class _Noted:
     def __init__(self, world: World) -> None:
         self._world = world
         self.found: dict[str, list[str]] = {}
-        self._servers: set[int | None] = set()
+        self._typed_here = False
 
     def begin(self, call: Call) -> None:
         self.found = {"errors": [], "wrote": [], "read": [], "connected": [], "started": []}
-        self._servers = {urlsplit(address).port for address in call.servers}
+        self._typed_here = bool(call.servers)
 
     def error(self, error: BaseException) -> None:
         frames = traceback.extract_tb(error.__traceback__)
@@ -228,7 +227,8 @@ class _Noted:
                     self._note("wrote", place)
 
     def _connected(self, place: Any, address: Any) -> None:
-        if place.family not in (socket.AF_INET, socket.AF_INET6) or (address[0] in _HERE and address[1] in self._servers):
+        # Whoever typed an address of this machine may be led to another of it.
+        if place.family not in (socket.AF_INET, socket.AF_INET6) or (address[0] in _HERE and self._typed_here):
             return
         self._note("connected", f"{address[0]}:{address[1]}")
         if address[0] not in _HERE:

@@ -9,17 +9,59 @@ from __future__ import annotations
 import io
 import sys
 import traceback
-from typing import TextIO, cast
+from importlib import import_module
+from typing import Any, TextIO, cast
 
 import typer
+from typer.core import TyperGroup
 
 from harness.errors import HarnessError
 from harness.received import consent
 from harness.received.text import visible
 from harness.redact import Cleaned
-from harness.verbs import analyse, data, doctor, export, fetch, imports, inspect, plan, predict, probe, report, stats, status, train, verify
+# A verb is the module of its name, and in it the function of its name; `import` is a word of Python, so its module is `imports`.
+VERBS = (
+    "probe",
+    "plan",
+    "data",
+    "stats",
+    "fetch",
+    "doctor",
+    "train",
+    "status",
+    "inspect",
+    "analyse",
+    "predict",
+    "export",
+    "report",
+    "verify",
+    "import",
+)
+
+
+class Verbs(TyperGroup):
+    """The verbs. Only the module of the verb that was typed is imported; --help and a mistyped verb import all."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        for name in (cmd_name,) if cmd_name in VERBS else VERBS:
+            if name not in self.commands:
+                self.add_command(_command(name), name)
+        return self.commands.get(cmd_name)
+
+
+def _command(name: str) -> Any:
+    if name == "import":
+        return typer.main.get_command(import_module("harness.verbs.imports").app)
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command(name)(getattr(import_module(f"harness.verbs.{name}"), name))
+    return typer.main.get_command(alone)
+
 
 app = typer.Typer(
+    cls=Verbs,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -27,24 +69,9 @@ app = typer.Typer(
     help="Fine-tune pi0.5 on the GPU you have, reproducibly: probe, plan, data, stats, doctor, train, inspect, analyse, report, verify.",
 )
 
-for verb in (
-    probe.probe,
-    plan.plan,
-    data.data,
-    stats.stats,
-    fetch.fetch,
-    doctor.doctor,
-    train.train,
-    status.status,
-    inspect.inspect,
-    analyse.analyse,
-    predict.predict,
-    export.export,
-    report.report,
-    verify.verify,
-):
-    app.command()(verb)
-app.add_typer(imports.app, name="import")
+
+@app.callback()
+def _verbs() -> None: ...
 
 
 def main() -> None:

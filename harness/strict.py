@@ -19,7 +19,8 @@ _LONGEST_KEY = 200
 class Strict(BaseModel):
     """A pydantic model that forbids unknown keys and does not coerce silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # Built when first used: a verb imports the schema of every file and reads two or three of them.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
 
 def parse(model: type[T], data: Any, *, where: str, code: str, fix: str) -> T:

@@ -16,11 +16,12 @@ import pytest
 import typer
 import typer.main
 
+from harness.cli import VERBS as NAMES
 from harness.cli import app
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = typer.main.get_command(app)
-VERBS: dict[str, Any] = COMMANDS.commands  # type: ignore[attr-defined]
+VERBS: dict[str, Any] = {name: COMMANDS.get_command(None, name) for name in NAMES}  # type: ignore[attr-defined]
 # Typer brings a click of its own; this is what it raises for words that it does not take.
 REFUSED = typer.BadParameter.__mro__[1]
 # What stands for a gap of an f-string, by a word in its expression; anything else is a path.
