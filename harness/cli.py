@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.received import consent
 from harness.received.text import visible
 from harness.redact import Cleaned
+
 # A verb is the module of its name, and in it the function of its name; `import` is a word of Python, so its module is `imports`.
 VERBS = (
     "probe",
@@ -42,14 +43,14 @@ VERBS = (
 class Verbs(TyperGroup):
     """The verbs. Only the module of the verb that was typed is imported; --help and a mistyped verb import all."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(VERBS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         for name in (cmd_name,) if cmd_name in VERBS else VERBS:
             if name not in self.commands:
                 self.add_command(_command(name), name)
-        return self.commands.get(cmd_name)
+        return super().get_command(ctx, cmd_name)
 
 
 def _command(name: str) -> Any:
