@@ -2,9 +2,11 @@
 
     python benchmarks/analyse.py [--runs 200] [--seed 0] [--lines 1000000] [--flat 0] [--wrong]
 
-The confusion table has a row for each kind of run. A verdict is right when it is one that an honest reader of that log could give who does not know
-the truth: a flat run is never learning; a run that falls is learning, or inconclusive where the noise hides the fall even from a least-squares fit that
-knows the noise exactly (the oracle, whose z is below 6). --flat N adds N flat runs and prints how often they are called learning, against the stated rate.
+The confusion table has a row for each kind of run. A verdict is right when it is one that an honest reader of
+that log could give who does not know the truth: a flat run is never learning; a run that falls is learning,
+or inconclusive where the noise hides the fall even from a least-squares fit that knows the noise exactly (the
+oracle, whose z is below 6). --flat N adds N flat runs and prints how often they are called learning, against
+the stated rate.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ def make(rng: np.random.Generator, kind: str) -> Made:
     size = float(rng.uniform(0.02, 0.3))
     unit, long_run, about = noise(rng, count)
     level, shape = np.ones(count), ""
-    if kind in ("slow decline", "resumed with replay") or (kind == "spike and recover" and rng.random() < 0.6):
+    if kind in ("slow decline", "resumed with replay") or (
+        kind == "spike and recover" and rng.random() < 0.6
+    ):
         level, shape = falling(rng, count)
     elif kind == "warm-up only" and rng.random() < 0.5:
         level, shape = 1 - float(rng.uniform(0.0, 0.3)) * np.arange(count) / count, "drifting"
@@ -101,7 +105,11 @@ def make(rng: np.random.Generator, kind: str) -> Made:
     steps = np.arange(count) * every
     text = replayed(rng, steps, loss, size) if kind == "resumed with replay" else lines(rng, steps, loss)
     return Made(
-        kind, text, right, f"{count} points every {every}, noise {100 * size:.0f} % {about}, {shape}{f', z of the oracle {oracle_z:.1f}' if falls else ''}"
+        kind,
+        text,
+        right,
+        f"{count} points every {every}, noise {100 * size:.0f} % {about},"
+        f" {shape}{f', z of the oracle {oracle_z:.1f}' if falls else ''}",
     )
 
 
@@ -121,8 +129,15 @@ def diverging(rng: np.random.Generator, loss: np.ndarray) -> tuple[np.ndarray, s
 def spiked(rng: np.random.Generator, loss: np.ndarray) -> np.ndarray:
     out, count = loss.copy(), len(loss)
     for _ in range(int(rng.integers(1, 4))):
-        at, lasts = int(rng.integers(count // 10 + 1, max(count // 10 + 2, int(0.85 * count)))), float(rng.uniform(0.3, max(1.0, 0.01 * count)))
-        out *= 1 + np.where(np.arange(count) >= at, rng.uniform(2, 20) * np.exp(-np.maximum(0, np.arange(count) - at) / lasts), 0)
+        at, lasts = (
+            int(rng.integers(count // 10 + 1, max(count // 10 + 2, int(0.85 * count)))),
+            float(rng.uniform(0.3, max(1.0, 0.01 * count))),
+        )
+        out *= 1 + np.where(
+            np.arange(count) >= at,
+            rng.uniform(2, 20) * np.exp(-np.maximum(0, np.arange(count) - at) / lasts),
+            0,
+        )
     return out
 
 
@@ -135,12 +150,16 @@ def lines(rng: np.random.Generator, steps: np.ndarray, loss: np.ndarray) -> str:
 
 def replayed(rng: np.random.Generator, steps: np.ndarray, loss: np.ndarray, size: float) -> str:
     """Two to four sessions; each begins some records before the last one ended, with other batches."""
-    cuts = sorted(rng.choice(np.arange(len(steps) // 5, len(steps) - 2), size=int(rng.integers(1, 4)), replace=False))
+    cuts = sorted(
+        rng.choice(np.arange(len(steps) // 5, len(steps) - 2), size=int(rng.integers(1, 4)), replace=False)
+    )
     text, begin = "", 0
     for cut in [*cuts, len(steps)]:
         text += lines(rng, steps[begin:cut], loss[begin:cut])
         begin = max(0, int(cut) - int(rng.integers(1, max(2, len(steps) // 10))))
-        loss = np.where(np.arange(len(loss)) < cut, loss * (1 + 0.3 * size * rng.standard_normal(len(loss))), loss)
+        loss = np.where(
+            np.arange(len(loss)) < cut, loss * (1 + 0.3 * size * rng.standard_normal(len(loss))), loss
+        )
     return text
 
 
@@ -161,11 +180,16 @@ def accuracy(runs: int, seed: int, show_wrong: bool) -> None:
         right += verdict in made.right
         strict += verdict == made.right[0]
         if show_wrong and verdict != made.right[0]:
-            print(f"  {'WRONG' if verdict not in made.right else 'unsure'} {made.kind}: {verdict}; {made.about}")
+            print(
+                f"  {'WRONG' if verdict not in made.right else 'unsure'} {made.kind}: {verdict}; {made.about}"
+            )
     print(f"{'':22}" + "".join(f"{verdict:>14}" for verdict in VERDICTS))
     for kind in KINDS:
         print(f"{kind:22}" + "".join(f"{table[kind, verdict]:>14}" for verdict in VERDICTS))
-    print(f"right: {right} of {runs} ({100 * right / runs:.1f} %; must be at least 95 %); with no inconclusive where the truth is more: {strict}")
+    print(
+        f"right: {right} of {runs} ({100 * right / runs:.1f} %; must be at least 95 %); with no inconclusive"
+        f" where the truth is more: {strict}"
+    )
 
 
 def flat_rate(runs: int, seed: int) -> None:
@@ -173,36 +197,54 @@ def flat_rate(runs: int, seed: int) -> None:
 
     rng = np.random.default_rng([seed, 1])
     learning = sum(judged(make(rng, "flat")) == "learning" for _ in range(runs))
-    print(f"flat runs called learning: {learning} of {runs} ({100 * learning / runs:.2f} %; stated {100 * ERROR_RATE:g} %)")
+    print(
+        f"flat runs called learning: {learning} of {runs} ({100 * learning / runs:.2f} %; stated"
+        f" {100 * ERROR_RATE:g} %)"
+    )
 
 
 def speed(count: int) -> None:
-    """The whole command in a process of its own, on a log of a million lines, plain and with a progress bar between the records."""
+    """The whole command in a process of its own, on a log of a million lines, plain and with a progress bar
+    between the records.
+    """
     with tempfile.TemporaryDirectory() as directory:
         rng = np.random.default_rng(0)
         loss = 0.1 * (1 + 0.1 * rng.standard_normal(count)) * (1 - 0.5 * np.arange(count) / count)
         plain = lines(rng, np.arange(count), loss)
         records = plain.splitlines()[: count // 10]
         bar = "\r  3%|▎         | {}/{} [16:40<8:03:20,  1.00it/s]" * 8
-        noisy = "".join(f"{bar.format(*[i, count] * 8)}\r\x1b[0m{record}\n" for i, record in enumerate(records))
+        noisy = "".join(
+            f"{bar.format(*[i, count] * 8)}\r\x1b[0m{record}\n" for i, record in enumerate(records)
+        )
         for name, text in (("records", plain), ("records among a progress bar", noisy)):
             path = Path(directory) / "log.gz"
             path.write_bytes(gzip.compress(text.encode(), 1))
             count_lines = text.count("\n") + text.count("\r")
             start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            done = subprocess.run([sys.executable, "-m", "harness.cli", "analyse", str(path), "--json"], stdout=subprocess.DEVNULL, check=False)
+            done = subprocess.run(
+                [sys.executable, "-m", "harness.cli", "analyse", str(path), "--json"],
+                stdout=subprocess.DEVNULL,
+                check=False,
+            )
             wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            print(f"{count_lines:,} lines, {name}: {wall:.2f} s, of processors {cpu:.2f} s, exit code {done.returncode} (must be below 5 s a million lines)")
+            print(
+                f"{count_lines:,} lines, {name}: {wall:.2f} s, of processors {cpu:.2f} s, exit code"
+                f" {done.returncode} (must be below 5 s a million lines)"
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--flat", type=int, default=0)
     parser.add_argument("--lines", type=int, default=1_000_000)
-    parser.add_argument("--wrong", action="store_true", help="print every run whose verdict is not the best one")
+    parser.add_argument(
+        "--wrong", action="store_true", help="print every run whose verdict is not the best one"
+    )
     options = parser.parse_args()
     if options.runs:
         accuracy(options.runs, options.seed, options.wrong)

@@ -1,10 +1,12 @@
-"""What the approximate levers do to training, on the tiny model: loss and parameters with each of them beside the run without.
+"""What the approximate levers do to training, on the tiny model: loss and parameters with each of them beside
+the run without.
 
     python -m benchmarks.approximate_levers [--steps 30] [--only NAME ...]
 
-The smoke recipe (a π0.5 of 0.54 M parameters, images of 56 pixels, batches of 2, no augmentation, average off unless it is the lever) learns the sample
-dataset from the same random parameters, with the same batches and noise. The result, with what the figures mean, is benchmarks/approximate_levers.md;
-with --only it is printed and not written. About a minute a row on two cores, most of it compilation.
+The smoke recipe (a π0.5 of 0.54 M parameters, images of 56 pixels, batches of 2, no augmentation, average off
+unless it is the lever) learns the sample dataset from the same random parameters, with the same batches and
+noise. The result, with what the figures mean, is benchmarks/approximate_levers.md; with --only it is printed
+and not written. About a minute a row on two cores, most of it compilation.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Each program runs for seconds: LLVM's optimization costs more than it saves.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +44,10 @@ from harness.train.step import make_step
 
 FILE = Path(__file__).with_suffix(".md")
 COMMON = ["model.image_size=56", "data.augment=false", "train.global_batch=2"]
-OFF, LORA = ["train.ema_decay=null"], [f"model.{expert}.lora={{rank: 4, alpha: 4.0}}" for expert in ("paligemma", "action_expert")]
+OFF, LORA = (
+    ["train.ema_decay=null"],
+    [f"model.{expert}.lora={{rank: 4, alpha: 4.0}}" for expert in ("paligemma", "action_expert")],
+)
 FROZEN = [*OFF, *LORA, "train.trained=lora_frozen_vision"]
 EMA = ["train.ema_decay=0.9"]
 RATE = "train.optimizer.schedule.peak=3.0000003e-3"
@@ -49,7 +56,9 @@ Params = dict[str, np.ndarray[Any, Any]]
 
 
 class Lever(NamedTuple):
-    """Recipe keys of the run without, and those that the lever adds; `noise` disturbs the moments of the float32 optimizer instead."""
+    """Recipe keys of the run without, and those that the lever adds; `noise` disturbs the moments of the
+    float32 optimizer instead.
+    """
 
     base: list[str]
     adds: list[str] = []
@@ -80,14 +89,31 @@ class Run(NamedTuple):
 
 def train(recipe: Recipe, steps: int, noise: float = 0.0) -> Run:
     dataset = describe(recipe)
-    loader = Loader(recipe, dataset, compute(recipe, dataset), batch_size=recipe.train.global_batch, seed=recipe.train.seed)
+    loader = Loader(
+        recipe,
+        dataset,
+        compute(recipe, dataset),
+        batch_size=recipe.train.global_batch,
+        seed=recipe.train.seed,
+    )
     state = jax.jit(lambda: start(recipe))()
     first, losses, moments = deployed(state), [], []
-    with mock.patch.object(update, "adamw", noisy(noise)) if noise else mock.patch.object(update, "adamw", adamw), closing(loader.iterate(0)) as batches:
+    with (
+        (
+            mock.patch.object(update, "adamw", noisy(noise))
+            if noise
+            else mock.patch.object(update, "adamw", adamw)
+        ),
+        closing(loader.iterate(0)) as batches,
+    ):
         step = jax.jit(make_step(recipe), donate_argnums=0)
         for _ in range(steps):
             batch = next(batches)
-            state, metrics = step(state, {name: batch[name] for name in ("images", "tokens", "token_mask", "actions")}, jax.random.key(1))
+            state, metrics = step(
+                state,
+                {name: batch[name] for name in ("images", "tokens", "token_mask", "actions")},
+                jax.random.key(1),
+            )
             losses.append(float(metrics["loss"]))
             moments.append({path: np.asarray(x) for path, x in state.opt_state[1][0].mu.items()})
     return Run(np.array(losses), first, deployed(state), moments)
@@ -103,7 +129,12 @@ def noisy(share: float) -> Callable[..., optax.GradientTransformation]:
             updates, (adam, *others) = exact.update(grads, state, params)
             leaves, structure = jax.tree.flatten((adam.mu, adam.nu))
             keys = jax.random.split(jax.random.fold_in(jax.random.key(0), adam.count), len(leaves))
-            mu, nu = structure.unflatten([x * (1 + share * jax.random.normal(key, x.shape)) for x, key in zip(leaves, keys, strict=True)])
+            mu, nu = structure.unflatten(
+                [
+                    x * (1 + share * jax.random.normal(key, x.shape))
+                    for x, key in zip(leaves, keys, strict=True)
+                ]
+            )
             return updates, (adam._replace(mu=mu, nu=nu), *others)
 
         return optax.GradientTransformation(exact.init, updated)
@@ -112,20 +143,29 @@ def noisy(share: float) -> Callable[..., optax.GradientTransformation]:
 
 
 def start(recipe: Recipe) -> TrainState:
-    """Fresh parameters; with adapters small random ones, since a fresh model's gates are zero, and frozen ones would hide the network behind them."""
+    """Fresh parameters; with adapters small random ones, since a fresh model's gates are zero, and frozen
+    ones would hide the network behind them.
+    """
     if recipe.train.trained == "full":
         return fresh_state(recipe, jax.random.key(0))
     shapes, rng = parameter_shapes(recipe.model), np.random.default_rng(0)
-    return state_from({path: jnp.asarray(0.05 * rng.standard_normal(shape), jnp.float32) for path, shape in shapes.items()}, recipe)
+    return state_from(
+        {path: jnp.asarray(0.05 * rng.standard_normal(shape), jnp.float32) for path, shape in shapes.items()},
+        recipe,
+    )
 
 
 def deployed(state: TrainState) -> Params:
     """What was trained, as it is deployed: the average where there is one."""
-    return {path: np.asarray(value) for path, value in (state.trained if state.ema is None else state.ema).items()}
+    return {
+        path: np.asarray(value) for path, value in (state.trained if state.ema is None else state.ema).items()
+    }
 
 
 def distance(one: Params, other: Params) -> float:
-    return float(np.sqrt(sum(np.sum(np.square(value.astype(np.float64) - other[path])) for path, value in one.items())))
+    return float(
+        np.sqrt(sum(np.sum(np.square(value.astype(np.float64) - other[path])) for path, value in one.items()))
+    )
 
 
 def figures(exact: Run, changed: Run) -> tuple[float, float, float]:
@@ -136,12 +176,19 @@ def figures(exact: Run, changed: Run) -> tuple[float, float, float]:
 
 
 def gradients_of(exact: Run, b1: float) -> list[Params]:
-    """The clipped gradients that the optimizer of a run got, by its first moments: g = (m - b1·m_before) / (1 - b1)."""
+    """The clipped gradients that the optimizer of a run got, by its first moments: g = (m - b1·m_before) / (1
+    - b1).
+    """
     before = [{path: np.zeros_like(x) for path, x in exact.moments[0].items()}, *exact.moments[:-1]]
-    return [{path: (m[path] - b1 * earlier[path]) / (1 - b1) for path in m} for m, earlier in zip(exact.moments, before, strict=True)]
+    return [
+        {path: (m[path] - b1 * earlier[path]) / (1 - b1) for path in m}
+        for m, earlier in zip(exact.moments, before, strict=True)
+    ]
 
 
-def updates_of(optimizer: optax.GradientTransformation, gradients: list[Params], params: Params) -> list[Params]:
+def updates_of(
+    optimizer: optax.GradientTransformation, gradients: list[Params], params: Params
+) -> list[Params]:
     """What an optimizer makes of these gradients, one after the other, at parameters that stay."""
     state, step, made = optimizer.init(params), jax.jit(optimizer.update), []
     for g in gradients:
@@ -153,7 +200,16 @@ def updates_of(optimizer: optax.GradientTransformation, gradients: list[Params],
 def update_error(made: list[Params], exact: list[Params]) -> float:
     """Root mean square over the steps of |u - u'| / |u|."""
     zero = {path: np.zeros_like(x) for path, x in exact[0].items()}
-    return float(np.sqrt(np.mean([(distance(one, other) / distance(other, zero)) ** 2 for one, other in zip(made, exact, strict=True)])))
+    return float(
+        np.sqrt(
+            np.mean(
+                [
+                    (distance(one, other) / distance(other, zero)) ** 2
+                    for one, other in zip(made, exact, strict=True)
+                ]
+            )
+        )
+    )
 
 
 def table(steps: int, names: list[str]) -> str:
@@ -172,7 +228,9 @@ def table(steps: int, names: list[str]) -> str:
         if any("moments" in key for key in lever.adds) or lever.noise:
             told = f"{100 * error_of(exact, lever):.1f} %"
         first, last, apart = figures(exact, changed)
-        lines.append(f"| {name} | {told} | {100 * first:+.2f} % | {100 * last:+.2f} % | {100 * apart:.1f} % |")
+        lines.append(
+            f"| {name} | {told} | {100 * first:+.2f} % | {100 * last:+.2f} % | {100 * apart:.1f} % |"
+        )
         print(lines[-1], flush=True)
         if name == "train.optimizer.moments=int8":
             lines.append(f"| {PUBLISHED} | {100 * error_of(exact, None):.1f} % | | | |")
@@ -181,14 +239,18 @@ def table(steps: int, names: list[str]) -> str:
 
 
 def error_of(exact: Run, lever: Lever | None) -> float:
-    """`update_error` of a lever on the gradients of the run without; None stands for the published codes of 8 bits."""
+    """`update_error` of a lever on the gradients of the run without; None stands for the published codes of 8
+    bits.
+    """
     recipe = load_recipe("smoke", [*COMMON, *OFF]).train
     gradients = gradients_of(exact, recipe.optimizer.b1)
     right = updates_of(adamw(recipe.optimizer, recipe.seed), gradients, exact.first)
     if lever is None:
         return update_error(published_updates(recipe.optimizer, gradients, exact.first), right)
     changed = load_recipe("smoke", [*COMMON, *OFF, *lever.adds]).train
-    return update_error(updates_of(noisy(lever.noise)(changed.optimizer, changed.seed), gradients, exact.first), right)
+    return update_error(
+        updates_of(noisy(lever.noise)(changed.optimizer, changed.seed), gradients, exact.first), right
+    )
 
 
 _HEAD = """\
@@ -211,7 +273,9 @@ a lever that rounds; *update* and the losses do. A tiny model says nothing about
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--only", nargs="*", choices=list(LEVERS), default=[])
     arguments = parser.parse_args()

@@ -1,13 +1,16 @@
-"""Makes the atlas: asks the compiler all that `harness plan --gpu` needs to answer for the shipped recipes on every card, and keeps it.
+"""Makes the atlas: asks the compiler all that `harness plan --gpu` needs to answer for the shipped recipes on
+every card, and keeps it.
 
-    python benchmarks/atlas.py [--cards rtx_4090,a100_80] [--recipes smoke,pi05_libero] [--minutes 60] [--spread]
+    python benchmarks/atlas.py [--cards rtx_4090,a100_80] [--recipes smoke,pi05_libero] [--minutes 60]
+    [--spread]
 
-Writes harness/plan/atlas/RECIPE.json after every answer, so that it can be stopped and started again: what is known is not asked twice.
-Answers of an older version of the step are first compared: where the program that is lowered today has the same fingerprint they are
-stamped anew, the others are dropped and asked again. Cards come in the order of `CARDS_FIRST`. For each card a plan is made as `harness plan`
-makes it, with any amount of host memory and with 32 GiB of it, so that only what the search really asks is compiled.
-`--spread` compiles one entry for several cards instead, and prints how far they lie apart: why there is one class of cards.
-Some 80 answers in all, each about 20 s on two idle cores.
+Writes harness/plan/atlas/RECIPE.json after every answer, so that it can be stopped and started again: what is
+known is not asked twice. Answers of an older version of the step are first compared: where the program that
+is lowered today has the same fingerprint they are stamped anew, the others are dropped and asked again. Cards
+come in the order of `CARDS_FIRST`. For each card a plan is made as `harness plan` makes it, with any amount
+of host memory and with 32 GiB of it, so that only what the search really asks is compiled. `--spread`
+compiles one entry for several cards instead, and prints how far they lie apart: why there is one class of
+cards. Some 80 answers in all, each about 20 s on two idle cores.
 """
 
 from __future__ import annotations
@@ -54,7 +57,10 @@ class Book:
     def _take(self, kept: atlas.AtlasFile) -> None:
         here = (metadata.version("jaxlib"), source_hash())
         if kept.jaxlib != here[0]:
-            print(f"{self._path.name}: made with jaxlib {kept.jaxlib}, all {len(kept.entries)} entries are dropped")
+            print(
+                f"{self._path.name}: made with jaxlib {kept.jaxlib}, all {len(kept.entries)} entries are"
+                " dropped"
+            )
             return
         self._recipes = kept.recipes
         if kept.source == here[1]:
@@ -66,8 +72,15 @@ class Book:
             if time.monotonic() > self._until:
                 raise TimeoutError
             recipe = Recipe.model_validate(kept.recipes[entry.recipe])
-            same = compiled(_request(recipe, entry.levers, "step", only_lower=True)).fingerprint == entry.fingerprint
-            print(f"{self._path.name} {number}/{len(steps)}: {'the same program' if same else 'another program, dropped'}", flush=True)
+            same = (
+                compiled(_request(recipe, entry.levers, "step", only_lower=True)).fingerprint
+                == entry.fingerprint
+            )
+            print(
+                f"{self._path.name} {number}/{len(steps)}:"
+                f" {'the same program' if same else 'another program, dropped'}",
+                flush=True,
+            )
             self._entries += [entry] if same else []
         self._write()
 
@@ -77,23 +90,43 @@ class Book:
         begun = time.monotonic()
         answer = compiled(_request(request.recipe, request.levers, request.phase))
         key = atlas.step_key(request.recipe)
-        entry = atlas.Entry(recipe=key, levers=request.levers, phase=request.phase, bytes=answer.bytes, fingerprint=answer.fingerprint)
+        entry = atlas.Entry(
+            recipe=key,
+            levers=request.levers,
+            phase=request.phase,
+            bytes=answer.bytes,
+            fingerprint=answer.fingerprint,
+        )
         self._recipes[key] = request.recipe.model_dump(mode="json")
         self._entries.append(entry)
         self._write()
         size = answer.bytes["device"] + int(atlas.ALLOWANCE * answer.bytes["temp"])
         levers = request.levers
-        what = f"{request.recipe.train.trained} {request.phase} {levers.microbatch} x {levers.accumulation_steps}, host {levers.host}"
+        what = (
+            f"{request.recipe.train.trained} {request.phase} {levers.microbatch} x"
+            f" {levers.accumulation_steps}, host {levers.host}"
+        )
         print(f"  {what}: {format_bytes(size)} in {time.monotonic() - begun:.0f} s", flush=True)
         return answer.model_copy(update={"bytes": answer.bytes | {"device": size}})
 
     def known(self) -> atlas.Atlas:
-        """What this book holds, and what the books of other recipes hold: one recipe changed is often another."""
-        others = [atlas.AtlasFile.model_validate_json(path.read_bytes()) for path in sorted(FOLDER.glob("*.json")) if path != self._path]
+        """What this book holds, and what the books of other recipes hold: one recipe changed is often
+        another.
+        """
+        others = [
+            atlas.AtlasFile.model_validate_json(path.read_bytes())
+            for path in sorted(FOLDER.glob("*.json"))
+            if path != self._path
+        ]
         return atlas.Atlas([self._file(), *others])
 
     def _file(self) -> atlas.AtlasFile:
-        return atlas.AtlasFile(jaxlib=metadata.version("jaxlib"), source=source_hash(), recipes=self._recipes, entries=self._entries)
+        return atlas.AtlasFile(
+            jaxlib=metadata.version("jaxlib"),
+            source=source_hash(),
+            recipes=self._recipes,
+            entries=self._entries,
+        )
 
     def _write(self) -> None:
         lines = ",\n".join(entry.model_dump_json() for entry in self._entries)
@@ -102,7 +135,9 @@ class Book:
 
 
 def _request(recipe: Recipe, levers: Levers, phase: str, *, only_lower: bool = False) -> Request:
-    return Request(recipe=recipe, levers=levers, phase=phase, target=atlas.REFERENCE.target(), only_lower=only_lower)
+    return Request(
+        recipe=recipe, levers=levers, phase=phase, target=atlas.REFERENCE.target(), only_lower=only_lower
+    )
 
 
 def make(recipes: list[str], cards: list[str], until: float) -> int:
@@ -113,7 +148,14 @@ def make(recipes: list[str], cards: list[str], until: float) -> int:
         for card in cards:
             for ram in (None, 32 * GIB):
                 try:
-                    chosen = choose(load_recipe(name), nobody, None, Ask(gpu=card, host_ram_bytes=ram), tools=Tools(book.known(), book), advise=False).chosen
+                    chosen = choose(
+                        load_recipe(name),
+                        nobody,
+                        None,
+                        Ask(gpu=card, host_ram_bytes=ram),
+                        tools=Tools(book.known(), book),
+                        advise=False,
+                    ).chosen
                 except HarnessError as error:
                     # The others are still worth having.
                     print(f"{name} on {card}: {error}", flush=True)
@@ -128,14 +170,22 @@ def spread() -> None:
     recipe = load_recipe("pi05_libero_lora", ["train.global_batch=32"])
     cameras = [camera for camera, feature in recipe.data.cameras.items() if feature]
     levers = Levers(platform="cuda", microbatch=32, prompt_tokens=48, cameras=cameras)
-    sizes = {card: compiled(Request(recipe=recipe, levers=levers, target=CARDS[card].target())).bytes for card in SPREAD}
+    sizes = {
+        card: compiled(Request(recipe=recipe, levers=levers, target=CARDS[card].target())).bytes
+        for card in SPREAD
+    }
     reference = compiled(_request(recipe, levers, "step")).bytes
     for card, size in (sizes | {"the reference": reference}).items():
-        print(f"{card:14} {size['device'] / GIB:8.3f} GiB  {size['device'] / reference['device']:.4f}  temporary {size['temp'] / reference['temp']:.4f}")
+        print(
+            f"{card:14} {size['device'] / GIB:8.3f} GiB  {size['device'] / reference['device']:.4f} "
+            f" temporary {size['temp'] / reference['temp']:.4f}"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cards", default=",".join(dict.fromkeys([*CARDS_FIRST, *targets()])))
     parser.add_argument("--recipes", default=",".join(RECIPES))
     parser.add_argument("--minutes", type=float, default=600.0)
@@ -145,7 +195,11 @@ def main() -> None:
         spread()
         return
     try:
-        failed = make(arguments.recipes.split(","), arguments.cards.split(","), time.monotonic() + 60 * arguments.minutes)
+        failed = make(
+            arguments.recipes.split(","),
+            arguments.cards.split(","),
+            time.monotonic() + 60 * arguments.minutes,
+        )
         sys.exit(1 if failed else 0)
     except TimeoutError:
         print("out of time: the same command goes on from here")

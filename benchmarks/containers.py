@@ -1,4 +1,5 @@
-"""Runs of the smoke recipe in real containers, confined as compose.yaml confines them: started, watched from the host's files, ended, resumed, compared.
+"""Runs of the smoke recipe in real containers, confined as compose.yaml confines them: started, watched from
+the host's files, ended, resumed, compared.
 
 Needs Python and a `docker` command, and nothing of the harness itself.
 """
@@ -19,13 +20,23 @@ TIMES = ("step_s", "data_s", "time")
 SMALL = [
     "--recipe=smoke",
     f"--steps={STEPS}",
-    *(f"--set={key}" for key in ("model.image_size=56", "data.augment=false", f"train.save_every_steps={SAVE_EVERY}", "train.keep_every_steps=1")),
+    *(
+        f"--set={key}"
+        for key in (
+            "model.image_size=56",
+            "data.augment=false",
+            f"train.save_every_steps={SAVE_EVERY}",
+            "train.keep_every_steps=1",
+        )
+    ),
 ]
 _PATIENCE_S = 600
 
 
 class Ended(NamedTuple):
-    """How a container ended: its exit code, what it said, and whether the engine saw the kernel kill for memory."""
+    """How a container ended: its exit code, what it said, and whether the engine saw the kernel kill for
+    memory.
+    """
 
     code: int
     said: str
@@ -38,16 +49,48 @@ class Image:
     def __init__(self, name: str, source: Path | None) -> None:
         self.name, self._mount = name, []
         if source is not None:
-            where = docker("run", "--rm", "--entrypoint", "python", name, "-c", "import harness, os; print(os.path.dirname(harness.__file__))")
+            where = docker(
+                "run",
+                "--rm",
+                "--entrypoint",
+                "python",
+                name,
+                "-c",
+                "import harness, os; print(os.path.dirname(harness.__file__))",
+            )
             self._mount = ["--volume", f"{source.absolute() / 'harness'}:{where.strip()}:ro"]
 
     def options(self, *, runs: str, cache: Path, mode: str = "rw", tini: bool = True) -> list[str]:
         """What `docker run` takes before the image, as in compose.yaml."""
         return [
             *(["--init"] if tini else []),
-            *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true", "--network", "none"),
-            *("--tmpfs", "/tmp:exec,mode=1777", "--shm-size", "256m", "--user", f"{os.getuid()}:{os.getgid()}"),
-            *("--env", "WANDB_MODE=offline", "--env", "HF_HUB_OFFLINE=1", "--volume", f"{runs}:/runs:{mode}", "--volume", f"{cache}:/cache"),
+            *(
+                "--read-only",
+                "--cap-drop",
+                "ALL",
+                "--security-opt",
+                "no-new-privileges:true",
+                "--network",
+                "none",
+            ),
+            *(
+                "--tmpfs",
+                "/tmp:exec,mode=1777",
+                "--shm-size",
+                "256m",
+                "--user",
+                f"{os.getuid()}:{os.getgid()}",
+            ),
+            *(
+                "--env",
+                "WANDB_MODE=offline",
+                "--env",
+                "HF_HUB_OFFLINE=1",
+                "--volume",
+                f"{runs}:/runs:{mode}",
+                "--volume",
+                f"{cache}:/cache",
+            ),
             *self._mount,
         ]
 
@@ -98,7 +141,14 @@ class Box:
 
     def supervisor(self) -> int:
         rows = (row.split(None, 1) for row in docker("top", self.id, "-eo", "pid,args").splitlines()[1:])
-        return next((int(pid) for pid, arguments in rows if "bin/harness train" in arguments and "init" not in arguments), 0)
+        return next(
+            (
+                int(pid)
+                for pid, arguments in rows
+                if "bin/harness train" in arguments and "init" not in arguments
+            ),
+            0,
+        )
 
 
 def docker(*arguments: str) -> str:
@@ -127,7 +177,11 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def steps(run: Path) -> list[int]:
     """The steps that have been renamed into place."""
     directory = run / "checkpoints"
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.is_dir() else []
+    return (
+        sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+        if directory.is_dir()
+        else []
+    )
 
 
 def saving(run: Path) -> bool:
@@ -137,17 +191,33 @@ def saving(run: Path) -> bool:
 
 def digests(run: Path, step: int) -> dict[str, str]:
     """Array → sha256, as the save has taken it."""
-    found: dict[str, str] = json.loads((run / "checkpoints" / str(step) / "harness" / "digests.json").read_text())["leaves"]
+    found: dict[str, str] = json.loads(
+        (run / "checkpoints" / str(step) / "harness" / "digests.json").read_text()
+    )["leaves"]
     return found
 
 
 def unsound(image: Image, run: Path, cache: Path, step: int) -> list[str]:
     """What is wrong with a checkpoint when all of its arrays are read and compared with their sha256."""
     options = image.options(runs=str(run.parent), cache=cache)
-    command = ["docker", "run", "--rm", *options, image.name, "inspect", f"/runs/{run.name}/checkpoints/{step}", "--deep", "--json"]
+    command = [
+        "docker",
+        "run",
+        "--rm",
+        *options,
+        image.name,
+        "inspect",
+        f"/runs/{run.name}/checkpoints/{step}",
+        "--deep",
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.stdout.startswith("{"):
         return [done.stderr.strip()[-300:]]
     found = json.loads(done.stdout)
     whole = [one["complete"] for one in found["steps"]] == [True]
-    return [text for text in found["findings"] if "sha256" in text or "cannot be read" in text or "no stored data" in text] + ([] if whole else ["not whole"])
+    return [
+        text
+        for text in found["findings"]
+        if "sha256" in text or "cannot be read" in text or "no stored data" in text
+    ] + ([] if whole else ["not whole"])

@@ -1,9 +1,11 @@
-"""Damages the text files of a run in N ways, one file each, and reads the run with every verb that looks at one, and as a resume would.
+"""Damages the text files of a run in N ways, one file each, and reads the run with every verb that looks at
+one, and as a resume would.
 
     python -m benchmarks.damage_artifacts [--times 10000] [--minutes M] [--processes 2] [--seed 0]
 
-Half of the damages change bytes, the other half a value of a file that stays JSON. Every reader must answer, or refuse with our own error: what a
-file says is not protected by a hash, so a changed number is read as it stands. Prints a table of outcomes by reader. Exit code 1 when anything else came up.
+Half of the damages change bytes, the other half a value of a file that stays JSON. Every reader must answer,
+or refuse with our own error: what a file says is not protected by a hash, so a changed number is read as it
+stands. Prints a table of outcomes by reader. Exit code 1 when anything else came up.
 """
 
 from __future__ import annotations
@@ -32,7 +34,12 @@ _REPORT_EVERY = 10
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--times", type=int, default=10_000)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes, with the damages done by then")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="stop after so many minutes, with the damages done by then",
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -41,7 +48,10 @@ def main() -> int:
     bad: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         run = make(Path(scratch) / "smoke-001")
-        counts = [arguments.times // arguments.processes + (i < arguments.times % arguments.processes) for i in range(arguments.processes)]
+        counts = [
+            arguments.times // arguments.processes + (i < arguments.times % arguments.processes)
+            for i in range(arguments.processes)
+        ]
         until = time.time() + 60 * arguments.minutes
         jobs = [(run, count, f"{arguments.seed}/{i}", until) for i, count in enumerate(counts)]
         with get_context("spawn").Pool(arguments.processes) as pool:
@@ -51,16 +61,35 @@ def main() -> int:
                     table[reader].update(counter)
     for reader, counter in table.items():
         print(f"{reader}: " + ", ".join(f"{result} {count}" for result, count in counter.most_common()))
-    print("\n".join(bad[:50]) or f"\n{sum(table['status'].values())} damages, {sum(map(sum, (c.values() for c in table.values())))} readings: no crash")
+    print(
+        "\n".join(bad[:50])
+        or f"\n{sum(table['status'].values())} damages, {sum(map(sum, (c.values() for c in table.values())))} readings: no crash"
+    )
     return 1 if bad else 0
 
 
 def make(run: Path) -> Path:
     """A small run with every file that a run may have."""
-    small = [f"--set={key}" for key in ("model.image_size=56", "data.augment=false", "train.save_every_steps=4")]
-    train = [sys.executable, "-m", "harness.cli", "train", "--recipe=smoke", "--steps=8", *small, f"--run={run}"]
+    small = [
+        f"--set={key}" for key in ("model.image_size=56", "data.augment=false", "train.save_every_steps=4")
+    ]
+    train = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        "train",
+        "--recipe=smoke",
+        "--steps=8",
+        *small,
+        f"--run={run}",
+    ]
     subprocess.run(train, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    subprocess.run([sys.executable, "-m", "harness.cli", "verify", str(run), "--steps=0"], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "harness.cli", "verify", str(run), "--steps=0"],
+        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     missing = [name for name in TEXTS if not (run / name).is_file()]
     if missing:
         raise SystemExit(f"the run lacks {missing}")

@@ -1,9 +1,10 @@
-"""Damages a checkpoint in N ways, one file each, and restores it: how often that is refused, and whether other data is ever restored.
+"""Damages a checkpoint in N ways, one file each, and restores it: how often that is refused, and whether
+other data is ever restored.
 
     python -m benchmarks.damage_checkpoints [--times 10000] [--seed 0]
 
-Prints tables of outcomes by kind of damage and by kind of file. Exit code 1 when other data was restored, a changed byte of an array
-was not noticed, or anything but our own error came up.
+Prints tables of outcomes by kind of damage and by kind of file. Exit code 1 when other data was restored, a
+changed byte of an array was not noticed, or anything but our own error came up.
 "as saved": the damage is in bytes that restoring does not read, or swapped a file with itself.
 """
 
@@ -37,7 +38,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         saved, copy = Path(scratch) / "saved", Path(scratch) / "copy"
         store = Store(saved, keep_every_steps=1)
-        store.save(STEP, params=PARAMS, train_state=STATE, norm_stats_json='{"norm_stats": {}}', asset_id="lab/libero", record={"position": 17})
+        store.save(
+            STEP,
+            params=PARAMS,
+            train_state=STATE,
+            norm_stats_json='{"norm_stats": {}}',
+            asset_id="lab/libero",
+            record={"position": 17},
+        )
         store.close()
         used = bytes_in_use(saved, str(STEP))
         for number in range(arguments.times):
@@ -66,7 +74,9 @@ def main() -> int:
 
 
 def kind_of_file(done: str, used: dict[str, list[tuple[int, int]]]) -> str:
-    """What stands in the file that was damaged; of the files of arrays, whether a byte was changed that the checkpoint's newest version refers to."""
+    """What stands in the file that was damaged; of the files of arrays, whether a byte was changed that the
+    checkpoint's newest version refers to.
+    """
     what, _, path = done.rpartition(" of ")
     kind, _, at = what.partition(" at ")
     parts = Path(path).parts
@@ -75,7 +85,11 @@ def kind_of_file(done: str, used: dict[str, list[tuple[int, int]]]) -> str:
     if kind not in ("flip a bit", "change a byte"):
         return "arrays and their index, other damage"
     inside = any(start <= int(at) < end for start, end in used.get(path, []))
-    return "arrays and their index, a byte in use" if inside else "arrays and their index, a byte that nothing refers to"
+    return (
+        "arrays and their index, a byte in use"
+        if inside
+        else "arrays and their index, a byte that nothing refers to"
+    )
 
 
 def bytes_in_use(root: Path, step: str) -> dict[str, list[tuple[int, int]]]:
@@ -86,9 +100,13 @@ def bytes_in_use(root: Path, step: str) -> dict[str, list[tuple[int, int]]]:
 
         def note(location: str, item: str = item) -> None:
             _, inner, name, offset, length = location.split(":")
-            used[f"{step}/{item}/{unquote(inner)}{unquote(name)}"].append((int(offset), int(offset) + int(length)))
+            used[f"{step}/{item}/{unquote(inner)}{unquote(name)}"].append(
+                (int(offset), int(offset) + int(length))
+            )
 
-        newest = max(ts.ocdbt.dump(base).result()["versions"], key=lambda version: version["generation_number"])
+        newest = max(
+            ts.ocdbt.dump(base).result()["versions"], key=lambda version: version["generation_number"]
+        )
         nodes = [newest["root"]["location"]]
         while nodes:
             note(nodes[-1])

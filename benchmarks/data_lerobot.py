@@ -1,11 +1,14 @@
-"""The other side of data_loader.py and data_stats.py: LeRobot's reader behind torch, as openpi uses it. Needs only its environment.
+"""The other side of data_loader.py and data_stats.py: LeRobot's reader behind torch, as openpi uses it.
+
+Needs only its environment.
 
     PYTHON data_lerobot.py loader|stats DIR [--seconds 20] [--resize] [--backend pyav|torchcodec]
 
-PYTHON is of an environment with lerobot 0.3.3. Prints one line of JSON. `loader` shuffles and counts samples a second, after the first
-batches. `stats` goes through the frames in order, as openpi's statistics do, and gives each batch to running sums and histograms.
-Source: openpi src/openpi/training/data_loader.py, src/openpi/policies/libero_policy.py, scripts/compute_norm_stats.py,
-src/openpi/shared/normalize.py, commit 15a9616.
+PYTHON is of an environment with lerobot 0.3.3. Prints one line of JSON. `loader` shuffles and counts samples
+a second, after the first batches. `stats` goes through the frames in order, as openpi's statistics do, and
+gives each batch to running sums and histograms.
+Source: openpi src/openpi/training/data_loader.py, src/openpi/policies/libero_policy.py,
+scripts/compute_norm_stats.py, src/openpi/shared/normalize.py, commit 15a9616.
 """
 
 from __future__ import annotations
@@ -39,7 +42,11 @@ class AsOpenpi(torch.utils.data.Dataset):
         images = {}
         for camera in CAMERAS:
             image = np.ascontiguousarray((255 * item[camera].numpy()).astype(np.uint8).transpose(1, 2, 0))
-            images[camera] = np.asarray(Image.fromarray(image).resize((SIZE, SIZE), resample=Image.BILINEAR)) if self.resize else image
+            images[camera] = (
+                np.asarray(Image.fromarray(image).resize((SIZE, SIZE), resample=Image.BILINEAR))
+                if self.resize
+                else image
+            )
         return images | {"state": item["state"].numpy(), "actions": item["actions"].numpy()}
 
 
@@ -54,7 +61,9 @@ class Running:
         if self.edges is None:
             self.mean, self.squares = values.mean(axis=0), (values**2).mean(axis=0)
             self.low, self.high = values.min(axis=0), values.max(axis=0)
-            self.edges = [np.linspace(a - 1e-10, b + 1e-10, BINS + 1) for a, b in zip(self.low, self.high, strict=True)]
+            self.edges = [
+                np.linspace(a - 1e-10, b + 1e-10, BINS + 1) for a, b in zip(self.low, self.high, strict=True)
+            ]
             self.counts = [np.zeros(BINS) for _ in self.edges]
         low, high = np.minimum(self.low, values.min(axis=0)), np.maximum(self.high, values.max(axis=0))
         if (low < self.low).any() or (high > self.high).any():
@@ -84,7 +93,9 @@ def identity(items: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("loader", "stats"))
     parser.add_argument("directory")
     parser.add_argument("--seconds", type=float, default=20)
@@ -92,7 +103,12 @@ def main() -> None:
     parser.add_argument("--backend", choices=("pyav", "torchcodec"), default=None)
     options = parser.parse_args()
     start = time.perf_counter()
-    inner = LeRobotDataset("local/data", root=options.directory, delta_timestamps={"actions": [t / 10 for t in range(HORIZON)]}, video_backend=options.backend)
+    inner = LeRobotDataset(
+        "local/data",
+        root=options.directory,
+        delta_timestamps={"actions": [t / 10 for t in range(HORIZON)]},
+        video_backend=options.backend,
+    )
     opened_s = time.perf_counter() - start
     plain = options.what == "loader" and not options.resize
     loader = torch.utils.data.DataLoader(
@@ -121,7 +137,10 @@ def main() -> None:
             if time.perf_counter() - begun >= options.seconds:
                 break
     found = {"frames": frames, "seconds": time.perf_counter() - begun, "cpu_s": cpu_seconds() - cpu}
-    print(json.dumps(found | {"opened_s": opened_s, "total": len(inner), "backend": inner.video_backend}), flush=True)
+    print(
+        json.dumps(found | {"opened_s": opened_s, "total": len(inner), "backend": inner.video_backend}),
+        flush=True,
+    )
     # They hold batches that nobody will take, and would wait with them.
     for worker in batches._workers:
         worker.kill()

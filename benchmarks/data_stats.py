@@ -1,11 +1,14 @@
-"""Statistics: against openpi's way through LeRobot's reader, the cost a frame as the dataset grows, and the memory for ten million frames.
+"""Statistics: against openpi's way through LeRobot's reader, the cost a frame as the dataset grows, and the
+memory for ten million frames.
 
-    python benchmarks/data_stats.py [DIR --lerobot PYTHON] [--seconds 20] [--rounds 3] [--grow 100000,1000000,10000000]
+    python benchmarks/data_stats.py [DIR --lerobot PYTHON] [--seconds 20] [--rounds 3] [--grow
+    100000,1000000,10000000]
 
-DIR is a dataset of benchmarks/data_make.py; PYTHON is of an environment with lerobot 0.3.3 (without DIR and --lerobot that comparison is
-left out). openpi goes through every frame in order, decodes all images and updates running sums and histograms; after the first batches
-its cost a frame is constant, so it is measured for --seconds and multiplied by the number of frames. Ours is the whole `harness
-stats` computation, measured in a fresh process, from opening the dataset to the result. --grow makes numbers in memory, block by block, in
+DIR is a dataset of benchmarks/data_make.py; PYTHON is of an environment with lerobot 0.3.3 (without DIR and
+--lerobot that comparison is left out). openpi goes through every frame in order, decodes all images and
+updates running sums and histograms; after the first batches its cost a frame is constant, so it is measured
+for --seconds and multiplied by the number of frames. Ours is the whole `harness stats` computation, measured
+in a fresh process, from opening the dataset to the result. --grow makes numbers in memory, block by block, in
 place of files: what is measured is the statistics themselves.
 """
 
@@ -34,11 +37,17 @@ def ours(directory: str) -> dict[str, float]:
     recipe = load_recipe("smoke", [f"data.dataset={directory}", f"model.action_horizon={HORIZON}"])
     start, cpu = time.perf_counter(), time.process_time()
     found = stats.compute(recipe, Dataset.model_construct(path=directory))
-    return {"seconds": time.perf_counter() - start, "cpu_s": time.process_time() - cpu, "frames": found.frames}
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_s": time.process_time() - cpu,
+        "frames": found.frames,
+    }
 
 
 def grown(frames: int) -> dict[str, float]:
-    """The same passes over `frames` made-up rows; a block is made anew each time, so that only one is ever there."""
+    """The same passes over `frames` made-up rows; a block is made anew each time, so that only one is ever
+    there.
+    """
     from harness.data import stats
 
     weights = stats.chunk_weights([EPISODE], HORIZON)
@@ -55,7 +64,12 @@ def grown(frames: int) -> dict[str, float]:
                 for part, shares in stats._slices(values, block_weights):
                     see(part, shares)
         tally.result()
-    return {"seconds": time.perf_counter() - start - made_s, "frames": frames, "peak_bytes": peak_bytes(), "imports_bytes": before}
+    return {
+        "seconds": time.perf_counter() - start - made_s,
+        "frames": frames,
+        "peak_bytes": peak_bytes(),
+        "imports_bytes": before,
+    }
 
 
 def peak_bytes() -> int:
@@ -64,12 +78,21 @@ def peak_bytes() -> int:
 
 
 def run(command: list[str]) -> dict[str, float]:
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", nargs="?")
     parser.add_argument("--lerobot", metavar="PYTHON")
     parser.add_argument("--seconds", type=float, default=20)
@@ -82,28 +105,56 @@ def main() -> None:
         print(json.dumps(ours(options.directory) if options.child == "ours" else grown(options.frames)))
         return
     if options.directory is None or options.lerobot is None:
-        print("The comparison with openpi's way is skipped: it needs DIR (benchmarks/data_make.py) and --lerobot PYTHON (lerobot 0.3.3)")
+        print(
+            "The comparison with openpi's way is skipped: it needs DIR (benchmarks/data_make.py) and"
+            " --lerobot PYTHON (lerobot 0.3.3)"
+        )
     else:
         against_openpi(options)
     for frames in map(int, filter(None, options.grow.split(","))):
         found = run([sys.executable, __file__, "--child", "grown", "--frames", str(frames)])
         cost = f"{found['seconds']:7.2f} s, {1e6 * found['seconds'] / frames:.2f} µs a frame"
-        print(f"{frames:>11,} frames: {cost}, peak {found['peak_bytes'] / 1e6:.0f} MB of which {found['imports_bytes'] / 1e6:.0f} MB are imports")
+        print(
+            f"{frames:>11,} frames: {cost}, peak {found['peak_bytes'] / 1e6:.0f} MB of which"
+            f" {found['imports_bytes'] / 1e6:.0f} MB are imports"
+        )
 
 
 def against_openpi(options: argparse.Namespace) -> None:
-    theirs = [options.lerobot, str(Path(__file__).with_name("data_lerobot.py")), "stats", options.directory, "--seconds", str(options.seconds)]
+    theirs = [
+        options.lerobot,
+        str(Path(__file__).with_name("data_lerobot.py")),
+        "stats",
+        options.directory,
+        "--seconds",
+        str(options.seconds),
+    ]
     mine, other = [], []
     for _ in range(options.rounds):
         other.append(run(theirs))
         mine.append(run([sys.executable, __file__, options.directory, "--child", "ours"]))
-    ratios = [their["seconds"] / their["frames"] * their["total"] / our["seconds"] for their, our in zip(other, mine, strict=True)]
+    ratios = [
+        their["seconds"] / their["frames"] * their["total"] / our["seconds"]
+        for their, our in zip(other, mine, strict=True)
+    ]
     their_s = statistics.median(turn["seconds"] / turn["frames"] * turn["total"] for turn in other)
     our_s = statistics.median(turn["seconds"] for turn in mine)
-    print(f"{mine[0]['frames']:,} frames: openpi's way {their_s:.1f} s (two workers, extrapolated), harness {our_s:.3f} s")
-    print(f"harness is {statistics.median(ratios):.0f} times faster ({min(ratios):.0f} to {max(ratios):.0f}; must be at least 200)")
-    cpu = [their["cpu_s"] / their["frames"] * their["total"] / our["cpu_s"] for their, our in zip(other, mine, strict=True)]
-    print(f"and takes {statistics.median(cpu):.0f} times less processor time ({min(cpu):.0f} to {max(cpu):.0f}), which does not depend on what else runs here")
+    print(
+        f"{mine[0]['frames']:,} frames: openpi's way {their_s:.1f} s (two workers, extrapolated), harness"
+        f" {our_s:.3f} s"
+    )
+    print(
+        f"harness is {statistics.median(ratios):.0f} times faster ({min(ratios):.0f} to {max(ratios):.0f};"
+        " must be at least 200)"
+    )
+    cpu = [
+        their["cpu_s"] / their["frames"] * their["total"] / our["cpu_s"]
+        for their, our in zip(other, mine, strict=True)
+    ]
+    print(
+        f"and takes {statistics.median(cpu):.0f} times less processor time ({min(cpu):.0f} to"
+        f" {max(cpu):.0f}), which does not depend on what else runs here"
+    )
 
 
 if __name__ == "__main__":

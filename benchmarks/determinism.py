@@ -1,11 +1,16 @@
-"""What deterministic kernels make of the training step for a card that is not here: memory and kernels, by XLA's own account.
+"""What deterministic kernels make of the training step for a card that is not here: memory and kernels, by
+XLA's own account.
 
-    python -m benchmarks.determinism [--recipe pi05_libero_lora] [--gpu rtx_4090] [--microbatch 8] [--accumulation 4]
+    python -m benchmarks.determinism [--recipe pi05_libero_lora] [--gpu rtx_4090] [--microbatch 8]
+    [--accumulation 4]
 
-No time on a GPU is measured here: there is none. Compiled, so without autotuning, are the same step with and without
---xla_gpu_deterministic_ops. What the flag costs besides is that XLA times no kernel on the card and takes the first that fits
-(`harness/train/kernels.py`), and that can only be measured on one (XLA tells no bytes moved and no operations of a
-program for an absent card). On a CPU the flag changes nothing, which the last row shows: the same executable.
+No time on a GPU is measured here: there is none. Compiled, so without autotuning, are the same step with and
+without
+--xla_gpu_deterministic_ops. What the flag costs besides is that XLA times no kernel on the card and takes the
+first that fits
+(`harness/train/kernels.py`), and that can only be measured on one (XLA tells no bytes moved and no operations
+of a program for an absent card). On a CPU the flag changes nothing, which the last row shows: the same
+executable.
 """
 
 from __future__ import annotations
@@ -22,7 +27,10 @@ CAMERAS = ["base_0_rgb", "left_wrist_0_rgb"]
 
 
 class Compiled(NamedTuple):
-    """`kernels`: launches in the program's text, a loop's body once. `scatters`: those that XLA left as they are, and loops in their place."""
+    """`kernels`: launches in the program's text, a loop's body once.
+
+    `scatters`: those that XLA left as they are, and loops in their place.
+    """
 
     device_bytes: int
     kernels: int
@@ -51,7 +59,10 @@ def look(step: Any) -> Compiled:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.determinism", description="Deterministic kernels, compiled for a card that is not here.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.determinism",
+        description="Deterministic kernels, compiled for a card that is not here.",
+    )
     parser.add_argument("--recipe", default="pi05_libero_lora")
     parser.add_argument("--gpu", default="rtx_4090")
     parser.add_argument("--microbatch", type=int, default=8)
@@ -69,15 +80,30 @@ def main() -> int:
     from harness.train.sharding import Layout
 
     recipe = load_recipe(options.recipe, [f"train.global_batch={options.microbatch * options.accumulation}"])
-    levers = Levers(platform="cuda", microbatch=options.microbatch, accumulation_steps=options.accumulation, prompt_tokens=48, cameras=CAMERAS)
-    topology = topologies.get_topology_desc(platform="cuda", target_config=CARDS[options.gpu].target(), topology="1x1x1")
+    levers = Levers(
+        platform="cuda",
+        microbatch=options.microbatch,
+        accumulation_steps=options.accumulation,
+        prompt_tokens=48,
+        cameras=CAMERAS,
+    )
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=CARDS[options.gpu].target(), topology="1x1x1"
+    )
     layout = Layout(topology.devices, levers.fsdp, levers.host)
     rows = {}
     for flag in ("False", "True"):
         print(f"compiling with {FLAG}={flag}", file=sys.stderr)
-        rows[flag] = look(compile_step(recipe, levers, layout=layout, options=_ABSENT_GPU_OPTIONS | {FLAG: flag}, platform="cuda"))
+        rows[flag] = look(
+            compile_step(
+                recipe, levers, layout=layout, options=_ABSENT_GPU_OPTIONS | {FLAG: flag}, platform="cuda"
+            )
+        )
     plain, same = rows["False"], rows["True"]
-    print(f"{options.recipe}, {options.microbatch} x {options.accumulation} samples, compiled for {options.gpu}; no time was measured\n")
+    print(
+        f"{options.recipe}, {options.microbatch} x {options.accumulation} samples, compiled for"
+        f" {options.gpu}; no time was measured\n"
+    )
     print("| by XLA's account | as it comes | deterministic | ratio |\n| --- | --- | --- | --- |")
     for name, was, now in zip(Compiled._fields[:-1], plain[:-1], same[:-1], strict=True):
         print(f"| {name} | {was:,.0f} | {now:,.0f} | {f'{now / was:.4f}' if was else ''} |")

@@ -1,10 +1,11 @@
-"""Plants keys everywhere a key may stand, trains the small model, and looks for them in every byte that was written; meanwhile, who listens.
+"""Plants keys everywhere a key may stand, trains the small model, and looks for them in every byte that was
+written; meanwhile, who listens.
 
     python -m benchmarks.exposure [--scratch DIR] [--workers 0|1]
 
-Every file of the run, the cache and the home directory, and all output, are searched for each key, plain and as base64. While it trains, the
-sockets of all its processes are read from /proc: what listens on a port, and what on a socket of the file system. Exit code 1 when a key
-or a listening port is found.
+Every file of the run, the cache and the home directory, and all output, are searched for each key, plain and
+as base64. While it trains, the sockets of all its processes are read from /proc: what listens on a port, and
+what on a socket of the file system. Exit code 1 when a key or a listening port is found.
 """
 
 from __future__ import annotations
@@ -38,18 +39,40 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         root = Path(scratch)
-        environment = planted(root) | {"WANDB_MODE": arguments.wandb, "HARNESS_LOADER_WORKERS": str(arguments.workers)}
-        sets = [f"--set={key}" for key in ("model.image_size=56", "data.augment=false", "train.save_every_steps=3")]
+        environment = planted(root) | {
+            "WANDB_MODE": arguments.wandb,
+            "HARNESS_LOADER_WORKERS": str(arguments.workers),
+        }
+        sets = [
+            f"--set={key}"
+            for key in ("model.image_size=56", "data.augment=false", "train.save_every_steps=3")
+        ]
         output, listening = watched(root, ["train", "--steps=6", f"--run={root / 'run'}", *sets], environment)
-        for verb in (["verify", str(root / "run"), "--steps=1"], ["inspect", str(root / "run"), "--deep"], ["report", "--run", str(root / "run")]):
+        for verb in (
+            ["verify", str(root / "run"), "--steps=1"],
+            ["inspect", str(root / "run"), "--deep"],
+            ["report", "--run", str(root / "run")],
+        ):
             output += said(verb, environment)
         output += said(["train", f"--set=name={KEYS['HF_TOKEN']}"], environment)
         output += said(["data", "--dataset", f"https://user:{KEYS['HTTPS_PROXY']}@host/x"], environment)
-        files = [path for path in root.rglob("*") if path.is_file() and path.parent != root / "home" and path.name != "token"]
+        files = [
+            path
+            for path in root.rglob("*")
+            if path.is_file() and path.parent != root / "home" and path.name != "token"
+        ]
         found = [f"{name} in the output" for name, key in KEYS.items() if holds(output, key)]
-        found += [f"{name} in {path.relative_to(root)}" for path in files for name, key in KEYS.items() if holds(path.read_bytes(), key)]
+        found += [
+            f"{name} in {path.relative_to(root)}"
+            for path in files
+            for name, key in KEYS.items()
+            if holds(path.read_bytes(), key)
+        ]
     print("| what | result |\n| --- | --- |")
-    print(f"| planted keys | {len(KEYS)}, in {len(files)} files and {len(output):,} bytes of output: {'; '.join(found) or 'none found'} |")
+    print(
+        f"| planted keys | {len(KEYS)}, in {len(files)} files and {len(output):,} bytes of output:"
+        f" {'; '.join(found) or 'none found'} |"
+    )
     ports = sorted(each for each in listening if each.startswith("port"))
     print(f"| listening ports | {'; '.join(ports) or 'none'} |")
     print(f"| listening sockets of the file system | {'; '.join(sorted(listening - set(ports))) or 'none'} |")
@@ -65,11 +88,22 @@ def planted(root: Path) -> dict[str, str]:
     (home / ".cache/huggingface/token").write_text(KEYS["LOGIN"])
     known = {name: KEYS[name] for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY")}
     proxy = {"HTTPS_PROXY": f"http://user:{KEYS['HTTPS_PROXY']}@127.0.0.1:9"}
-    return os.environ | known | proxy | {"HOME": str(home), "HARNESS_CACHE": str(root / "cache"), "JAX_PLATFORMS": "cpu"}
+    return (
+        os.environ
+        | known
+        | proxy
+        | {
+            "HOME": str(home),
+            "HARNESS_CACHE": str(root / "cache"),
+            "JAX_PLATFORMS": "cpu",
+        }
+    )
 
 
 def said(verb: list[str], environment: dict[str, str]) -> bytes:
-    done = subprocess.run([sys.executable, "-m", "harness.cli", *verb], env=environment, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", *verb], env=environment, capture_output=True, check=False
+    )
     return done.stdout + done.stderr
 
 
@@ -77,13 +111,20 @@ def watched(root: Path, verb: list[str], environment: dict[str, str]) -> tuple[b
     """(all output, what listened while it ran)."""
     listening: set[str] = set()
     with (root / "output").open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "harness.cli", *verb], env=environment, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness.cli", *verb],
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
         while process.poll() is None:
             listening |= listeners(process.pid)
             time.sleep(0.2)
     output = (root / "output").read_bytes()
     if process.returncode != 0:
-        raise SystemExit(f"the run ended with {process.returncode}:\n{output.decode(errors='replace')[-3000:]}")
+        raise SystemExit(
+            f"the run ended with {process.returncode}:\n{output.decode(errors='replace')[-3000:]}"
+        )
     return output, listening
 
 
@@ -94,7 +135,10 @@ def listeners(root_pid: int) -> set[str]:
         try:
             program = Path(f"/proc/{pid}/comm").read_text().strip()
             held = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
-            tables = {name: Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6", "unix")}
+            tables = {
+                name: Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+                for name in ("tcp", "tcp6", "unix")
+            }
         except OSError:
             continue
         for name in ("tcp", "tcp6"):
@@ -111,7 +155,11 @@ def listeners(root_pid: int) -> set[str]:
 def family(pid: int) -> list[int]:
     """`pid` and all that came of it, also what has left its session."""
     try:
-        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
     except OSError:
         return [pid]
     return [pid, *(each for child in children for each in family(child))]

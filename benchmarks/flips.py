@@ -2,8 +2,9 @@
 
     python -m benchmarks.flips [--scratch DIR] [--only TEXT] [--skip-pairs]
 
-A small model on a copy of the packaged sample, from weights on disk. The untouched run must be equal, bit for bit; every flip must be named
-first, both against the changed files (`verify RUN`) and between two runs that were really trained (`verify A B`). Exit code 1 when one is not.
+A small model on a copy of the packaged sample, from weights on disk. The untouched run must be equal, bit for
+bit; every flip must be named first, both against the changed files (`verify RUN`) and between two runs that
+were really trained (`verify A B`). Exit code 1 when one is not.
 """
 
 from __future__ import annotations
@@ -55,8 +56,15 @@ class Flip(NamedTuple):
     environment: tuple[tuple[str, str], ...] = ()
 
 
-def harness(place: Place, *arguments: str, environment: tuple[tuple[str, str], ...] = ()) -> subprocess.CompletedProcess[str]:
-    known = {"HARNESS_CACHE": str(place.root / "cache"), "WANDB_MODE": "disabled", "JAX_PLATFORMS": "cpu", "HARNESS_LOCK_SHA256": LOCK}
+def harness(
+    place: Place, *arguments: str, environment: tuple[tuple[str, str], ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    known = {
+        "HARNESS_CACHE": str(place.root / "cache"),
+        "WANDB_MODE": "disabled",
+        "JAX_PLATFORMS": "cpu",
+        "HARNESS_LOCK_SHA256": LOCK,
+    }
     command = [sys.executable, "-m", "harness.cli", *arguments]
     told = {name: value.replace("{root}", str(place.root)) for name, value in environment}
     return subprocess.run(command, env=os.environ | known | told, capture_output=True, text=True, check=False)
@@ -127,7 +135,10 @@ def rewrite(file: Path, column: str, change: Callable[[Any], Any]) -> None:
     table = pq.read_table(file)
     index, values = table.schema.get_field_index(column), table.column(column).to_pylist()
     values[0] = change(values[0])
-    pq.write_table(table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type)), file)
+    pq.write_table(
+        table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type)),
+        file,
+    )
 
 
 def one_pixel(place: Place, _: Path) -> None:
@@ -157,7 +168,9 @@ def meta(place: Place, _: Path) -> None:
 
 def weight_byte(place: Place, _: Path) -> None:
     """A byte in the middle of the largest file, which holds array data."""
-    flip_byte(max(place.weights.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0), 0.5)
+    flip_byte(
+        max(place.weights.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0), 0.5
+    )
 
 
 def weight_value(place: Place, _: Path) -> None:
@@ -239,16 +252,30 @@ def nothing(_: Place, __: Path) -> None:
 FLIPS = [
     Flip("seed, in recipe.yaml", "recipe.train.seed", replace("recipe.yaml", "seed: 42", "seed: 43")),
     Flip("seed, in recipe.yaml and manifest.json", "recipe_sha256", seed_in_both),
-    Flip("learning rate, in recipe.yaml", "recipe.train.optimizer.schedule.peak", replace("recipe.yaml", "peak: 0.003", "peak: 0.00300001")),
+    Flip(
+        "learning rate, in recipe.yaml",
+        "recipe.train.optimizer.schedule.peak",
+        replace("recipe.yaml", "peak: 0.003", "peak: 0.00300001"),
+    ),
     Flip("dataset: one bit of the image data", "dataset", image_byte),
     Flip("dataset: one pixel, by one", "dataset", one_pixel),
     Flip("dataset: one state value, by 0.001", "dataset", state_value),
     Flip("dataset: a full stop in meta/", "dataset", meta),
     Flip("weights: one bit of a file", "weights.weights", weight_byte),
     Flip("weights: one number", "weights.weights", weight_value),
-    Flip("XLA flag", f"environment.XLA_FLAGS.{FAST_MATH.partition('=')[0]}", nothing, environment=(("XLA_FLAGS", FAST_MATH),)),
+    Flip(
+        "XLA flag",
+        f"environment.XLA_FLAGS.{FAST_MATH.partition('=')[0]}",
+        nothing,
+        environment=(("XLA_FLAGS", FAST_MATH),),
+    ),
     Flip("lock", "lock", nothing, environment=(("HARNESS_LOCK_SHA256", OTHER_LOCK),)),
-    Flip("source: a comment in one module", "source", a_comment, environment=(("PYTHONSAFEPATH", "1"), ("PYTHONPATH", "{root}/source"))),
+    Flip(
+        "source: a comment in one module",
+        "source",
+        a_comment,
+        environment=(("PYTHONSAFEPATH", "1"), ("PYTHONPATH", "{root}/source")),
+    ),
     Flip("a lever of plan.json", "plan.remat", replace("plan.json", '"remat": "block"', '"remat": "none"')),
     Flip("norm_stats.json of the run", "files.norm_stats.json", a_statistic),
     Flip("last digits of a loss", "loss of step 1", last_digit),
@@ -273,14 +300,24 @@ PAIRS = [
     Pair("dataset: one pixel, by one", "dataset", one_pixel),
     Pair("dataset: one state value, by 0.001", "dataset", state_value),
     Pair("weights: one number", "weights.weights", weight_value),
-    Pair("XLA flag", f"environment.XLA_FLAGS.{FAST_MATH.partition('=')[0]}", environment=(("XLA_FLAGS", FAST_MATH),)),
+    Pair(
+        "XLA flag",
+        f"environment.XLA_FLAGS.{FAST_MATH.partition('=')[0]}",
+        environment=(("XLA_FLAGS", FAST_MATH),),
+    ),
     Pair("lock", "lock", environment=(("HARNESS_LOCK_SHA256", OTHER_LOCK),)),
-    Pair("plan: 2 microbatches of 2", "plan.accumulation_steps", levers=(("microbatch", 2), ("accumulation_steps", 2))),
+    Pair(
+        "plan: 2 microbatches of 2",
+        "plan.accumulation_steps",
+        levers=(("microbatch", 2), ("accumulation_steps", 2)),
+    ),
 ]
 
 
 def other_run(place: Place, pair: Pair, run: Path) -> None:
-    """Trains the other run; with other levers, by the trainer itself on the files of a run that has not begun."""
+    """Trains the other run; with other levers, by the trainer itself on the files of a run that has not
+    begun.
+    """
     if not pair.levers:
         train(place, run, f"weights.source={place.weights}", *pair.sets, environment=pair.environment)
         return
@@ -291,7 +328,12 @@ def other_run(place: Place, pair: Pair, run: Path) -> None:
     body["chosen"]["levers"] |= dict(pair.levers)
     (run / "plan.json").write_text(json.dumps(body))
     known = {"JAX_PLATFORMS": "cpu", "WANDB_MODE": "disabled", "HARNESS_LOCK_SHA256": LOCK}
-    subprocess.run([sys.executable, "-m", "harness.train.worker", str(run)], env=os.environ | known, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "harness.train.worker", str(run)],
+        env=os.environ | known,
+        check=True,
+        capture_output=True,
+    )
 
 
 def main() -> int:
@@ -308,15 +350,29 @@ def main() -> int:
         for start, what in ((0, "nothing"), (2, "nothing, from the checkpoint of step 2")):
             found = verdict(place, str(place.run), "--steps=2", f"--from={start}")
             replay = found["replay"]
-            bitwise = (replay["status"], replay["tolerance"], replay["largest_difference"], replay["steps"]) == ("equal", 0.0, 0.0, 2)
+            bitwise = (
+                replay["status"],
+                replay["tolerance"],
+                replay["largest_difference"],
+                replay["steps"],
+            ) == ("equal", 0.0, 0.0, 2)
             wrong += found["verdict"] != "equal" or not bitwise
-            print(f"| RUN | {what} | {found['first_difference']} | None | {found['verdict']}, {replay['steps']} steps {replay['note']} |", flush=True)
+            print(
+                f"| RUN | {what} | {found['first_difference']} | None | {found['verdict']}, {replay['steps']}"
+                f" steps {replay['note']} |",
+                flush=True,
+            )
         for flip in [each for each in FLIPS if arguments.only in each.name]:
             run = place.root / "flipped"
             shutil.copytree(place.run, run)
             with kept(place):
                 flip.change(place, run)
-                wrong += report("RUN", flip.name, flip.expected, verdict(place, str(run), *flip.arguments, environment=flip.environment))
+                wrong += report(
+                    "RUN",
+                    flip.name,
+                    flip.expected,
+                    verdict(place, str(run), *flip.arguments, environment=flip.environment),
+                )
             shutil.rmtree(run)
         for pair in [each for each in PAIRS if arguments.only in each.name and not arguments.skip_pairs]:
             run = place.root / "other"
@@ -334,7 +390,11 @@ def report(kind: str, name: str, expected: str, found: dict[str, Any]) -> bool:
     note = next((f" ({row['note']})" for row in found["fields"] if row["field"] == first and row["note"]), "")
     # Where no field but a value is named, its figures follow.
     right = first == expected or first.startswith(f"{expected} ") or first.startswith(f"{expected}:")
-    print(f"| {kind} | {name} | {first[:90]}{note} | {'as expected' if right else f'WRONG, not {expected}'} | {found['verdict']} |", flush=True)
+    print(
+        f"| {kind} | {name} | {first[:90]}{note} | {'as expected' if right else f'WRONG, not {expected}'} |"
+        f" {found['verdict']} |",
+        flush=True,
+    )
     return not right
 
 

@@ -1,9 +1,11 @@
-"""The published recipe over several cards: GiB a device by XLA's buffer assignment, for the step and what a run needs besides it.
+"""The published recipe over several cards: GiB a device by XLA's buffer assignment, for the step and what a
+run needs besides it.
 
     python -m benchmarks.fsdp [--only a40]
 
-Nothing runs on a GPU; none need be here. A row takes about two minutes on two cores, and is kept in the plan cache (HARNESS_CACHE). openpi's own
-step over 2 x A100-80 with fsdp 2 at batch 256 compiles to 72.8 GiB a device (benchmarks/openpi_compiled.py).
+Nothing runs on a GPU; none need be here. A row takes about two minutes on two cores, and is kept in the plan
+cache (HARNESS_CACHE). openpi's own step over 2 x A100-80 with fsdp 2 at batch 256 compiles to 72.8 GiB a
+device (benchmarks/openpi_compiled.py).
 """
 
 from __future__ import annotations
@@ -28,15 +30,27 @@ class Row(NamedTuple):
 
 
 # Global batch 256 in every row; the first card's rows differ in how the batch is cut.
-ROWS = [Row("a40", 8, 8, 4), Row("a40", 8, 8, 32), Row("a100_80", 2, 2, 16), Row("a100_80", 2, 2, 128), Row("a40", 4, 2, 8)]
+ROWS = [
+    Row("a40", 8, 8, 4),
+    Row("a40", 8, 8, 32),
+    Row("a100_80", 2, 2, 16),
+    Row("a100_80", 2, 2, 128),
+    Row("a40", 4, 2, 8),
+]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fsdp", description="Compile the published recipe over several cards.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fsdp", description="Compile the published recipe over several cards."
+    )
     parser.add_argument("--only", choices=sorted({row.card for row in ROWS}), help="rows of this card alone")
     only = parser.parse_args().only
     recipe = load_recipe("pi05_libero")
-    print("| cards | fsdp | microbatch | step | init | load | save |\n| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    print(
+        "| cards | fsdp | microbatch | step | init | load | save |\n| --- | --- | --- | --- | --- | --- |"
+        " --- |",
+        flush=True,
+    )
     for row in ROWS:
         if only not in (None, row.card):
             continue
@@ -51,7 +65,10 @@ def main() -> None:
             cameras=[camera for camera, feature in recipe.data.cameras.items() if feature],
         )
         target = cards.CARDS[row.card].target()
-        found = [compiled(Request(recipe=recipe, levers=levers, target=target, phase=phase)).bytes["device"] for phase in get_args(Phase)]
+        found = [
+            compiled(Request(recipe=recipe, levers=levers, target=target, phase=phase)).bytes["device"]
+            for phase in get_args(Phase)
+        ]
         sizes = " | ".join(f"{size / GIB:.1f}" for size in found)
         print(f"| {row.devices} x {row.card} | {row.fsdp} | {row.microbatch} | {sizes} |", flush=True)
 

@@ -1,10 +1,13 @@
-"""Damages datasets and statistics in N ways each and reads them as `data`, `stats`, the loader and `stats --compare` do.
+"""Damages datasets and statistics in N ways each and reads them as `data`, `stats`, the loader and `stats
+--compare` do.
 
-    python -m benchmarks.fuzz_data [--times 2000] [--seed 0] [--limit-s 20] [--limit-gib 1.5] [--only datasets|statistics]
+    python -m benchmarks.fuzz_data [--times 2000] [--seed 0] [--limit-s 20] [--limit-gib 1.5] [--only
+    datasets|statistics]
 
-Each must end in an answer or in one of our own errors: no other exception, no crash of a library, within the time, within the memory.
-Cases run one after another in a process that is started again when it dies. Prints counts by outcome, and how to run one case again:
-`--first N --times 1` with the same seed. Exit code 1 for any traceback, hang or crash.
+Each must end in an answer or in one of our own errors: no other exception, no crash of a library, within the
+time, within the memory. Cases run one after another in a process that is started again when it dies. Prints
+counts by outcome, and how to run one case again: `--first N --times 1` with the same seed. Exit code 1 for
+any traceback, hang or crash.
 """
 
 from __future__ import annotations
@@ -50,16 +53,32 @@ def watch(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     console = Console()
-    table = Table("", "accepted", "refused", "traceback", "hang", "crash", title=f"{arguments.times:,} each, seed {arguments.seed}", title_justify="left")
+    table = Table(
+        "",
+        "accepted",
+        "refused",
+        "traceback",
+        "hang",
+        "crash",
+        title=f"{arguments.times:,} each, seed {arguments.seed}",
+        title_justify="left",
+    )
     bad, codes = [], collections.Counter[str]()
     for kind in [arguments.only] if arguments.only else KINDS:
         counts: collections.Counter[str] = collections.Counter()
-        for case in track(outcomes(kind, arguments), total=arguments.times, description=kind, console=Console(stderr=True)):
+        for case in track(
+            outcomes(kind, arguments), total=arguments.times, description=kind, console=Console(stderr=True)
+        ):
             counts[case["outcome"]] += 1
             codes[case.get("code", "")] += 1
             if case["outcome"] in ("traceback", "hang", "crash"):
-                bad.append(f"{kind} {case['number']}: {case['outcome']} after {case.get('done', '?')}\n{case.get('text', '')}")
-        table.add_row(kind, *(f"{counts[name]:,}" for name in ("accepted", "refused", "traceback", "hang", "crash")))
+                bad.append(
+                    f"{kind} {case['number']}: {case['outcome']} after"
+                    f" {case.get('done', '?')}\n{case.get('text', '')}"
+                )
+        table.add_row(
+            kind, *(f"{counts[name]:,}" for name in ("accepted", "refused", "traceback", "hang", "crash"))
+        )
     console.print(table)
     console.print(", ".join(f"{code} {count}" for code, count in codes.most_common() if code), markup=False)
     for text in bad[:20]:
@@ -68,12 +87,29 @@ def watch(arguments: argparse.Namespace) -> int:
 
 
 def outcomes(kind: str, arguments: argparse.Namespace) -> Any:
-    """What came of each case, in order. A process that says nothing for too long is ended, and its case is a hang; one that dies, a crash."""
+    """What came of each case, in order.
+
+    A process that says nothing for too long is ended, and its case is a hang; one that dies, a crash.
+    """
     number, end = arguments.first, arguments.first + arguments.times
     while number < end:
-        options = ["--child", kind, "--seed", arguments.seed, "--first", number, "--times", end - number, "--limit-gib", arguments.limit_gib]
+        options = [
+            "--child",
+            kind,
+            "--seed",
+            arguments.seed,
+            "--first",
+            number,
+            "--times",
+            end - number,
+            "--limit-gib",
+            arguments.limit_gib,
+        ]
         command = [sys.executable, "-m", "benchmarks.fuzz_data", *map(str, options)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child, selectors.DefaultSelector() as ready:
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child,
+            selectors.DefaultSelector() as ready,
+        ):
             assert child.stdout is not None
             assert child.stderr is not None
             ready.register(child.stdout, selectors.EVENT_READ)
@@ -146,8 +182,15 @@ class datasets:
         from harness.recipe.load import load_recipe
         from harness.run.directory import RunDir
 
-        names = ["state=observation.state", "actions=action", "cameras.base_0_rgb=cam", "cameras.left_wrist_0_rgb=null"]
-        recipe = load_recipe("smoke", [f"data.dataset={copy}", "model.image_size=56", *(f"data.{name}" for name in names)])
+        names = [
+            "state=observation.state",
+            "actions=action",
+            "cameras.base_0_rgb=cam",
+            "cameras.left_wrist_0_rgb=null",
+        ]
+        recipe = load_recipe(
+            "smoke", [f"data.dataset={copy}", "model.image_size=56", *(f"data.{name}" for name in names)]
+        )
         with tempfile.TemporaryDirectory() as run:
             chain = Chain(RunDir(run), recipe)
             try:
@@ -171,7 +214,9 @@ def _hash(recipe: Any) -> None:
 
 
 class statistics:
-    """Statistics of the sample in every form that people have, compared with ours under both normalizations."""
+    """Statistics of the sample in every form that people have, compared with ours under both
+    normalizations.
+    """
 
     @staticmethod
     def prepare(_: Path) -> tuple[Any, list[Any]]:
@@ -205,7 +250,11 @@ class statistics:
         for path in (copy, copy / "norm_stats.json"):
             for mode in ("quantile", "zscore"):
                 try:
-                    comparison_table(compare(prepared[0], path, mode=mode, blocks=open_dataset(sample_dataset_path()).blocks()))  # type: ignore[arg-type]
+                    comparison_table(
+                        compare(
+                            prepared[0], path, mode=mode, blocks=open_dataset(sample_dataset_path()).blocks()
+                        )
+                    )  # type: ignore[arg-type]
                 except HarnessError as refusal:
                     refused.append(refusal)
         if refused:

@@ -1,4 +1,5 @@
-"""Command lines changed at random, given to `harness import openpi`: each must end in an answer or in one HarnessError, in seconds.
+"""Command lines changed at random, given to `harness import openpi`: each must end in an answer or in one
+HarnessError, in seconds.
 
 python -m benchmarks.fuzz_import [LINES] [--seed N]        default 1,000 lines; exit code 1 for a traceback or a line of over 20 s
 """
@@ -24,21 +25,75 @@ from harness.errors import HarnessError
 _LONGEST_S = 20
 LINES = (
     "pi05_libero --exp-name libero_lora --model.paligemma-variant gemma_2b_lora --batch-size 8 --overwrite",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 uv run scripts/train.py pi05_libero --exp-name=x --ema-decay None 2>&1 | tee logs/x.txt",
+    (
+        "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 uv run scripts/train.py pi05_libero --exp-name=x --ema-decay None"
+        " 2>&1 | tee logs/x.txt"
+    ),
     "nohup uv run scripts/train.py pi0_libero_low_mem_finetune --model.pi05 --exp-name=x > log.txt 2>&1 &",
-    "CUDA_VISIBLE_DEVICES=0,1 uv run torchrun --standalone --nnodes=1 --nproc_per_node=2 scripts/train_pytorch.py pi05_libero --exp_name a",
-    "python -m torch.distributed.run --nproc-per-node 8 scripts/train_pytorch.py pi0_aloha_sim --exp_name y --pytorch-weight-path /w",
-    "accelerate launch --multi_gpu --num_processes=2 $(which lerobot-train) --dataset.repo_id=me/ds --policy.type=pi05 --batch_size=8",
-    "lerobot-train --dataset.repo_id=me/ds --policy.path=lerobot/pi05_base --steps=3000 --peft.method_type=LORA",
-    "cd openpi && source .venv/bin/activate; bash -c 'python scripts/train.py pi05_libero --exp-name \"a b\" --fsdp-devices 4'",
-    "export HF_HUB_OFFLINE=1\nuv run scripts/train.py pi05_droid \\\n  --exp-name x \\\n  --data.repo-id me/droid # a comment\n",
+    (
+        "CUDA_VISIBLE_DEVICES=0,1 uv run torchrun --standalone --nnodes=1 --nproc_per_node=2"
+        " scripts/train_pytorch.py pi05_libero --exp_name a"
+    ),
+    (
+        "python -m torch.distributed.run --nproc-per-node 8 scripts/train_pytorch.py pi0_aloha_sim --exp_name"
+        " y --pytorch-weight-path /w"
+    ),
+    (
+        "accelerate launch --multi_gpu --num_processes=2 $(which lerobot-train) --dataset.repo_id=me/ds"
+        " --policy.type=pi05 --batch_size=8"
+    ),
+    (
+        "lerobot-train --dataset.repo_id=me/ds --policy.path=lerobot/pi05_base --steps=3000"
+        " --peft.method_type=LORA"
+    ),
+    (
+        "cd openpi && source .venv/bin/activate; bash -c 'python scripts/train.py pi05_libero --exp-name \"a"
+        " b\" --fsdp-devices 4'"
+    ),
+    (
+        "export HF_HUB_OFFLINE=1\nuv run scripts/train.py pi05_droid \\\n  --exp-name x \\\n  --data.repo-id"
+        " me/droid # a comment\n"
+    ),
 )
-_SIGNS = (*"'\"`$()<>|&;\\#\n\t{}=-!*~ \x00\x1b\u202e\ud800é", "$(", "2>&1", "&&", "||", "<(", "${", "\\\n", "--", "--no-", "=", "-m", "<<EOF", ".py")
-_VALUES = ("0", "-1", "9" * 25, "1e309", "nan", "None", "True", "", "../..", "[1,2]", "a" * 3000, "½", "0x10", "1_0", "-inf")
+_SIGNS = (
+    *"'\"`$()<>|&;\\#\n\t{}=-!*~ \x00\x1b\u202e\ud800é",
+    "$(",
+    "2>&1",
+    "&&",
+    "||",
+    "<(",
+    "${",
+    "\\\n",
+    "--",
+    "--no-",
+    "=",
+    "-m",
+    "<<EOF",
+    ".py",
+)
+_VALUES = (
+    "0",
+    "-1",
+    "9" * 25,
+    "1e309",
+    "nan",
+    "None",
+    "True",
+    "",
+    "../..",
+    "[1,2]",
+    "a" * 3000,
+    "½",
+    "0x10",
+    "1_0",
+    "-inf",
+)
 
 
 def changed(rng: random.Random) -> str:
-    """One of LINES with one to six changes: a letter, a word, a sign, a value, a cut, a line within a line."""
+    """One of LINES with one to six changes: a letter, a word, a sign, a value, a cut, a line within a
+    line.
+    """
     line = rng.choice(LINES)
     for _ in range(rng.randint(1, 6)):
         words, place = line.split(" "), rng.randrange(len(line) + 1)
@@ -53,15 +108,23 @@ def changed(rng: random.Random) -> str:
         elif kind == 3:
             line = " ".join([*words[:word], rng.choice(rng.choice(LINES).split(" ")), *words[word:]])
         elif kind == 4:
-            line = " ".join([*words[:word], words[word].partition("=")[0] + "=" + rng.choice(_VALUES), *words[word + 1 :]])
+            line = " ".join(
+                [*words[:word], words[word].partition("=")[0] + "=" + rng.choice(_VALUES), *words[word + 1 :]]
+            )
         elif kind == 5:
             line = " ".join([*words[: word + 1], rng.choice(_VALUES), *words[word + 2 :]])
         elif kind == 6:
             line = line[:place]
         elif kind == 7:
-            line = rng.choice(("bash -lc '{}'", 'ssh host "{}"', "$ {}", "(base) me@box:~/x$ {}", "{0}\n{0}", "( {} )")).format(line)
+            line = rng.choice(
+                ("bash -lc '{}'", 'ssh host "{}"', "$ {}", "(base) me@box:~/x$ {}", "{0}\n{0}", "( {} )")
+            ).format(line)
         else:
-            line = line[:place] + chr(rng.choice((rng.randrange(0x20), rng.randrange(0x80, 0x2FFF)))) + line[place:]
+            line = (
+                line[:place]
+                + chr(rng.choice((rng.randrange(0x20), rng.randrange(0x80, 0x2FFF))))
+                + line[place:]
+            )
     return line
 
 
@@ -95,7 +158,10 @@ def main() -> int:
     slowest, bad = 0.0, 0
     for number in range(chosen.lines):
         line = changed(rng)
-        arguments = [*(line.split(" ") if rng.random() < 0.3 else [line]), *rng.choice(([], ["--json"], ["--gpu", "rtx_4090"]))]
+        arguments = [
+            *(line.split(" ") if rng.random() < 0.3 else [line]),
+            *rng.choice(([], ["--json"], ["--gpu", "rtx_4090"])),
+        ]
         start = time.monotonic()
         signal.alarm(_LONGEST_S)
         try:

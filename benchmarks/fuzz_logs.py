@@ -2,8 +2,9 @@
 
     python benchmarks/fuzz_logs.py [--count 10000] [--seed 0] [--limit 20] [--only SEEDLOG] [--keep DIR]
 
-Seed logs of every form that people post are made here; each case is one of them with a few mutations of its bytes, lines, numbers or packing.
-A case is good when it ends within --limit seconds in an answer or in a HarnessError. Exit code 1 when one is not; --keep DIR writes those there.
+Seed logs of every form that people post are made here; each case is one of them with a few mutations of its
+bytes, lines, numbers or packing. A case is good when it ends within --limit seconds in an answer or in a
+HarnessError. Exit code 1 when one is not; --keep DIR writes those there.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ def rounded(count: float) -> str:
 
 
 def openpi(rng: random.Random, steps: int = 6000) -> str:
-    rows = [f"Step {s}: grad_norm={1 + rng.random():.4f}, loss={curve(s, rng):.4f}, param_norm={1802.386 + s * 1e-5:.4f}" for s in range(0, steps, 100)]
+    rows = [
+        f"Step {s}: grad_norm={1 + rng.random():.4f}, loss={curve(s, rng):.4f},"
+        f" param_norm={1802.386 + s * 1e-5:.4f}"
+        for s in range(0, steps, 100)
+    ]
     return "\n".join(rows) + "\n"
 
 
@@ -66,7 +71,10 @@ def openpi_bars(rng: random.Random) -> str:
         clock += 659 + (18_000 if s == 2300 else 0)
         if s % 500 == 0:
             passed = f"{clock // 3600}:{clock // 60 % 60:02d}:{clock % 60:02d}"
-            text += f"\r {s // 150}%|##   | {s}/15000 [{passed}<23:48:14,  6.59s/it]14:00:49.191 [I] Deleted step 0.\n"
+            text += (
+                f"\r {s // 150}%|##   | {s}/15000 [{passed}<23:48:14,  6.59s/it]14:00:49.191 [I] Deleted step"
+                " 0.\n"
+            )
         if s == 3000:
             text += "12:00:00.000 [I] Running on: host (1:train.py:196)\n"
         text += f"Step {s}: grad_norm=0.3, loss={curve(s, rng):.4f}, param_norm={1378 + s * 4e-4:.4f}   \n"
@@ -78,7 +86,10 @@ def pytorch(rng: random.Random, bars: bool = True) -> str:
     for s in range(0, 8000, 20):
         clock = f"{13 + s // 9000}:{s * 2 // 300 % 60:02d}:{s * 2 // 5 % 60:02d}"
         if s % 100 == 0:
-            text += f"{clock}.400 [I] step={s} loss={curve(s, rng):.4f} lr={5e-9 * (s + 1):.2e} grad_norm=1.20 time=40.0s    (1:train_pytorch.py:560)\n"
+            text += (
+                f"{clock}.400 [I] step={s} loss={curve(s, rng):.4f} lr={5e-9 * (s + 1):.2e} grad_norm=1.20"
+                " time=40.0s    (1:train_pytorch.py:560)\n"
+            )
         if bars:
             values = f"loss={curve(s, rng) * 2:.4f}, lr=5e-09, step={s + 1}"
             passed = f"{s // 150:02d}:{s * 2 // 5 % 60:02d}"
@@ -99,7 +110,10 @@ def lerobot(
     for s in range(every, steps + 1, every):
         values = "loss:nan grdn:nan" if nan else f"loss:{curve(s, rng):.3f} grdn:2.421"
         clock = f"2025-11-{17 + s // 90_000} {s // 3600 % 24:02d}:{s // 60 % 60:02d}:{s % 60:02d}"
-        seen = f"step:{rounded(s)} smpl:{rounded(s * batch)} ep:{rounded(s * batch / 700)} epch:{s * batch / 2e5:.2f}"
+        seen = (
+            f"step:{rounded(s)} smpl:{rounded(s * batch)} ep:{rounded(s * batch / 700)}"
+            f" epch:{s * batch / 2e5:.2f}"
+        )
         text += f"INFO {clock} ot_train.py:351 {seen} {values} lr:2.5e-05 updt_s:0.478 data_s:0.038\n"
         if evaluates and s % (5 * every) == 0:
             text += f"INFO {clock} ot_train.py:402 step {s}: eval_loss={0.12 + s * 1e-5:.4f}\n"
@@ -108,7 +122,11 @@ def lerobot(
 
 def transformers(rng: random.Random, *, bars: bool = True, quoted: bool = False, totals: bool = False) -> str:
     """The lines of Hugging Face's Trainer, which name no step."""
-    text = "***** Running training *****\n  Num Epochs = 10\n  Total optimization steps = 1,000\n" if totals else ""
+    text = (
+        "***** Running training *****\n  Num Epochs = 10\n  Total optimization steps = 1,000\n"
+        if totals
+        else ""
+    )
     quote = "'" if quoted else ""
     for s in range(1001):
         if bars:
@@ -120,21 +138,37 @@ def transformers(rng: random.Random, *, bars: bool = True, quoted: bool = False,
                 "learning_rate": "5e-05",
                 "epoch": f"{s / 100:.4g}",
             }
-            text += "\r" + " " * 30 + "\r{" * bars + "{" * (not bars) + ", ".join(f"'{key}': {quote}{value}{quote}" for key, value in values.items()) + "}\n"
+            text += (
+                "\r"
+                + " " * 30
+                + "\r{" * bars
+                + "{" * (not bars)
+                + ", ".join(f"'{key}': {quote}{value}{quote}" for key, value in values.items())
+                + "}\n"
+            )
         if s and s % 200 == 0:
-            text += f"{{'eval_loss': {quote}{curve(s, rng):.4f}{quote}, 'eval_runtime': 1.2, 'epoch': {s / 100}}}\n"
+            text += (
+                f"{{'eval_loss': {quote}{curve(s, rng):.4f}{quote}, 'eval_runtime': 1.2, 'epoch':"
+                f" {s / 100}}}\n"
+            )
     return text + "{'train_runtime': 1000.1, 'train_loss': 0.3, 'epoch': 10.0}\n"
 
 
 def accelerate(rng: random.Random) -> str:
     bars = (
-        f"\rSteps:  {s // 10}%|#  | {s}/1000 [{s // 60:02d}:{s % 60:02d}<10:00,  1.00it/s, lr=1e-5, step_loss={curve(3 * s, rng):.4f}]" for s in range(1000)
+        f"\rSteps:  {s // 10}%|#  | {s}/1000 [{s // 60:02d}:{s % 60:02d}<10:00,  1.00it/s, lr=1e-5,"
+        f" step_loss={curve(3 * s, rng):.4f}]"
+        for s in range(1000)
     )
     return "".join(bars) + "\n"
 
 
 def accelerate_lines(rng: random.Random) -> str:
-    rows = (f"11/17/2025 21:{s // 60:02d}:{s % 60:02d} - INFO - __main__ - Step: {s}, Loss: {curve(3 * s, rng):.4f}, LR: 1e-5\n" for s in range(1000))
+    rows = (
+        f"11/17/2025 21:{s // 60:02d}:{s % 60:02d} - INFO - __main__ - Step: {s}, Loss:"
+        f" {curve(3 * s, rng):.4f}, LR: 1e-5\n"
+        for s in range(1000)
+    )
     return "".join(rows)
 
 
@@ -161,12 +195,16 @@ def wandb_table(rng: random.Random) -> str:
 
 
 def tensorboard_table(rng: random.Random) -> str:
-    return "Wall time,Step,Value\n" + "".join(f"{1.7e9 + s},{s},{curve(s, rng)}\n" for s in range(0, 9000, 30))
+    return "Wall time,Step,Value\n" + "".join(
+        f"{1.7e9 + s},{s},{curve(s, rng)}\n" for s in range(0, 9000, 30)
+    )
 
 
 def notes(rng: random.Random) -> str:
     rows = (
-        f"- step `{s}`: `grad_norm={3 - s / 200:.4f}`, `loss={curve(9 * s, rng):.4f}`, `param_norm={1803.77 + s * 1e-5:.4f}`\n" for s in range(100, 400, 25)
+        f"- step `{s}`: `grad_norm={3 - s / 200:.4f}`, `loss={curve(9 * s, rng):.4f}`,"
+        f" `param_norm={1803.77 + s * 1e-5:.4f}`\n"
+        for s in range(100, 400, 25)
     )
     return "".join(rows)
 
@@ -179,7 +217,9 @@ SEEDS: dict[str, Callable[[random.Random], str]] = {
     "pytorch": lambda rng: pytorch(rng, bars=False),
     "pytorch tee": pytorch,
     "lerobot": lerobot,
-    "lerobot tail": lambda rng: "".join(line + "\n" for line in lerobot(rng).splitlines() if "K smpl" in line),
+    "lerobot tail": lambda rng: "".join(
+        line + "\n" for line in lerobot(rng).splitlines() if "K smpl" in line
+    ),
     "lerobot eval": lambda rng: lerobot(rng, every=20, batch=8, steps=900, evaluates=True),
     "lerobot nan": lambda rng: lerobot(rng, steps=1000, nan=True),
     "lerobot millions": lambda rng: lerobot(rng, every=20_000, steps=2_000_000),
@@ -229,7 +269,11 @@ def every_like_number_changed(data: bytes, rng: random.Random) -> bytes:
             b'"step": ',
         )
     )
-    return data.replace(key, key + rng.choice(NUMBERS)) if rng.random() < 0.7 else data.replace(key, rng.choice(WORDS))
+    return (
+        data.replace(key, key + rng.choice(NUMBERS))
+        if rng.random() < 0.7
+        else data.replace(key, rng.choice(WORDS))
+    )
 
 
 def lines_changed(data: bytes, rng: random.Random) -> bytes:
@@ -362,7 +406,9 @@ def case(index: int, seed: int, only: str | None) -> tuple[str, bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=20.0, help="seconds a case")
@@ -392,7 +438,10 @@ def main() -> None:
             )
     for answer, count in answers.most_common():
         print(f"{count:>8,}  {answer}")
-    print(f"{options.count:,} mutated logs, {bad} with a traceback or hang; the slowest took {slowest[0]:.1f} s (case {slowest[1]})")
+    print(
+        f"{options.count:,} mutated logs, {bad} with a traceback or hang; the slowest took {slowest[0]:.1f} s"
+        f" (case {slowest[1]})"
+    )
     raise SystemExit(bool(bad))
 
 

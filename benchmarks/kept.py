@@ -48,18 +48,32 @@ class Kept:
         self._lines, self._lock, self._sound = metrics(whole), threading.Lock(), set[tuple[Path, int, int]]()
         self._digests = {step: digests(whole, step) for step in self.whole(whole)}
         corrupt, _ = self.compare(whole)
-        if corrupt or [line["step"] for line in self._lines] != list(range(steps)) or sorted(self._digests) != list(range(1, steps + 1)):
-            raise SystemExit(f"the uninterrupted run is not whole: {corrupt}, {len(self._lines)} lines, checkpoints {sorted(self._digests)}")
+        if (
+            corrupt
+            or [line["step"] for line in self._lines] != list(range(steps))
+            or sorted(self._digests) != list(range(1, steps + 1))
+        ):
+            raise SystemExit(
+                f"the uninterrupted run is not whole: {corrupt}, {len(self._lines)} lines, checkpoints"
+                f" {sorted(self._digests)}"
+            )
 
     def whole(self, run: Path) -> list[int]:
         """The steps that a resume would take for whole."""
         from harness.checkpoint.format import is_whole
 
         directory = run / "checkpoints"
-        return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and is_whole(path)) if directory.is_dir() else []
+        return (
+            sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and is_whole(path))
+            if directory.is_dir()
+            else []
+        )
 
     def compare(self, run: Path, *, again: bool = False) -> tuple[list[str], list[str]]:
-        """(checkpoints that do not load, what differs from the uninterrupted run). What was found sound is not read `again` unless told."""
+        """(checkpoints that do not load, what differs from the uninterrupted run).
+
+        What was found sound is not read `again` unless told.
+        """
         corrupt, differs = [], []
         for step in self.whole(run):
             key = (run, step, (run / "checkpoints" / str(step)).stat().st_ino)
@@ -75,7 +89,10 @@ class Kept:
             self._sound.add(key)
         lines = metrics(run)
         if lines != self._lines[: len(lines)]:
-            at = next((i for i, (a, b) in enumerate(zip(lines, self._lines, strict=False)) if a != b), len(self._lines))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(lines, self._lines, strict=False)) if a != b),
+                len(self._lines),
+            )
             differs.append(f"line {at} of metrics: {lines[at]}")
         return corrupt, differs
 
@@ -94,5 +111,7 @@ class Kept:
 
 def digests(run: Path, step: int) -> dict[str, str]:
     """Path → sha256 of every array of a checkpoint, as its save has taken it."""
-    found: dict[str, str] = json.loads((run / "checkpoints" / str(step) / "harness" / "digests.json").read_text())["leaves"]
+    found: dict[str, str] = json.loads(
+        (run / "checkpoints" / str(step) / "harness" / "digests.json").read_text()
+    )["leaves"]
     return found

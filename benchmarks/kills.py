@@ -1,13 +1,16 @@
-"""Kills runs with SIGKILL at random times of their whole life, resumes them every time, and compares them with one that was never killed.
+"""Kills runs with SIGKILL at random times of their whole life, resumes them every time, and compares them
+with one that was never killed.
 
     python -m benchmarks.kills [--kills 100] [--shards 2] [--seed 0] [--scratch DIR]
 
-A small model on the packaged sample, a checkpoint every step. Half of the kills wait for a save to begin and fall into it; the others fall at
-any time of the start (planning, compiling, loading) or between steps; one run in six compiles with an empty cache. Most kills take the supervisor,
-with which the trainer dies; every third takes the trainer alone, and the supervisor goes on by itself. Attempts differ in their number of
-loader processes. After every kill each checkpoint that is kept is restored as a resume would, which checks every array against its sha256, and
-these are compared with the uninterrupted run's of the same step; so are the lines of metrics, with the digest of the frames that each step
-saw. Of each run that ends, all of that again. Exit code 1 when anything differs or is lost. Progress goes to stderr, the table to stdout.
+A small model on the packaged sample, a checkpoint every step. Half of the kills wait for a save to begin and
+fall into it; the others fall at any time of the start (planning, compiling, loading) or between steps; one
+run in six compiles with an empty cache. Most kills take the supervisor, with which the trainer dies; every
+third takes the trainer alone, and the supervisor goes on by itself. Attempts differ in their number of loader
+processes. After every kill each checkpoint that is kept is restored as a resume would, which checks every
+array against its sha256, and these are compared with the uninterrupted run's of the same step; so are the
+lines of metrics, with the digest of the frames that each step saw. Of each run that ends, all of that again.
+Exit code 1 when anything differs or is lost. Progress goes to stderr, the table to stdout.
 """
 
 from __future__ import annotations
@@ -64,9 +67,15 @@ def main() -> int:
         say(f"the uninterrupted run of {STEPS} steps")
         start_s = uninterrupted(root)
         kept = Kept(root / "whole", STEPS)
-        counts = [arguments.kills // arguments.shards + (i < arguments.kills % arguments.shards) for i in range(arguments.shards)]
+        counts = [
+            arguments.kills // arguments.shards + (i < arguments.kills % arguments.shards)
+            for i in range(arguments.shards)
+        ]
         with ThreadPoolExecutor(arguments.shards) as pool:
-            shards = [pool.submit(Shard(root, i, random.Random(f"{arguments.seed}/{i}"), kept, start_s).go, count) for i, count in enumerate(counts)]
+            shards = [
+                pool.submit(Shard(root, i, random.Random(f"{arguments.seed}/{i}"), kept, start_s).go, count)
+                for i, count in enumerate(counts)
+            ]
             done = [shard.result() for shard in shards]
     kills = [kill for one, _ in done for kill in one]
     wrong = [text for _, problems in done for text in problems]
@@ -75,14 +84,26 @@ def main() -> int:
 
 def report(kills: list[Kill], wrong: list[str]) -> int:
     """Prints the table; the exit code."""
-    print("| killed during | kills | of these the trainer alone | exact resumes | lost checkpoints | corrupt loads |")
+    print(
+        "| killed during | kills | of these the trainer alone | exact resumes | lost checkpoints | corrupt"
+        " loads |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     for phase in ("start", "step", "save", None):
         those = [kill for kill in kills if phase in (kill.phase, None)]
-        alone, exact = sum(kill.victim == "trainer" for kill in those), sum(not kill.differs for kill in those)
-        print(f"| {phase or 'all'} | {len(those)} | {alone} | {exact} | {sum(len(kill.lost) for kill in those)} | {sum(len(kill.corrupt) for kill in those)} |")
+        alone, exact = (
+            sum(kill.victim == "trainer" for kill in those),
+            sum(not kill.differs for kill in those),
+        )
+        print(
+            f"| {phase or 'all'} | {len(those)} | {alone} | {exact} | {sum(len(kill.lost) for kill in those)}"
+            f" | {sum(len(kill.corrupt) for kill in those)} |"
+        )
     print(f"\nloader processes: {dict(collections.Counter(kill.workers or 'threads' for kill in kills))}")
-    print("\n".join(wrong) or "every run that ended equals the uninterrupted one: metrics, frames, every array of every kept checkpoint")
+    print(
+        "\n".join(wrong)
+        or "every run that ended equals the uninterrupted one: metrics, frames, every array of every kept checkpoint"
+    )
     bad = [kill for kill in kills if kill.lost or kill.corrupt or kill.differs]
     print("\n".join(map(str, bad)), end="\n" if bad else "")
     return 1 if bad or wrong else 0
@@ -93,12 +114,22 @@ def say(text: str) -> None:
 
 
 def uninterrupted(root: Path) -> float:
-    """Seconds from the start of a run to its first line of metrics, when everything is compiled; the run keeps every step."""
+    """Seconds from the start of a run to its first line of metrics, when everything is compiled; the run
+    keeps every step.
+    """
     command = start_command(root / "first", resume=False)
-    subprocess.run(command, env=environment(root, "", root / "jax"), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command,
+        env=environment(root, "", root / "jax"),
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     began, whole = time.monotonic(), root / "whole"
     keeps = start_command(whole, resume=False, keep_every=1)
-    with subprocess.Popen(keeps, env=environment(root, "", root / "jax"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        keeps, env=environment(root, "", root / "jax"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         while not metrics(whole) and process.poll() is None:
             time.sleep(_POLL_S)
         took = time.monotonic() - began
@@ -108,12 +139,28 @@ def uninterrupted(root: Path) -> float:
 
 
 def start_command(run: Path, *, resume: bool, keep_every: int = KEEP_EVERY) -> list[str]:
-    command = [sys.executable, "-m", "harness.cli", "train", f"--run={run}", "--recipe=smoke", f"--steps={STEPS}"]
-    return [*command[:5], "--resume"] if resume else [*command, *SMALL, f"--set=train.keep_every_steps={keep_every}"]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        "train",
+        f"--run={run}",
+        "--recipe=smoke",
+        f"--steps={STEPS}",
+    ]
+    return (
+        [*command[:5], "--resume"]
+        if resume
+        else [*command, *SMALL, f"--set=train.keep_every_steps={keep_every}"]
+    )
 
 
 def environment(root: Path, workers: str, compiled: Path) -> dict[str, str]:
-    given = {"HARNESS_CACHE": str(root / "cache"), "WANDB_MODE": "disabled", "JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    given = {
+        "HARNESS_CACHE": str(root / "cache"),
+        "WANDB_MODE": "disabled",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+    }
     return os.environ | given | ({"HARNESS_LOADER_WORKERS": workers} if workers else {})
 
 
@@ -121,7 +168,13 @@ class Shard:
     """Runs that are killed one after the other."""
 
     def __init__(self, root: Path, number: int, chance: random.Random, kept: Kept, start_s: float) -> None:
-        self._root, self._number, self._chance, self._kept, self._start_s = root, number, chance, kept, start_s
+        self._root, self._number, self._chance, self._kept, self._start_s = (
+            root,
+            number,
+            chance,
+            kept,
+            start_s,
+        )
         self._run, self._runs, self._process = root / f"killed-{number}-0", 0, None
         self._workers, self._log = "", root / f"log-{number}"
 
@@ -149,9 +202,16 @@ class Shard:
         self._workers = self._chance.choice(WORKERS)
         cold = self._runs % _COLD_RUNS == self._number
         compiled = self._root / (f"{self._run.name}-jax" if cold else "jax")
-        resume = (self._run / "recipe.yaml").is_file() and any((self._run / name).exists() for name in ("manifest.json", "metrics.jsonl", "checkpoints"))
+        resume = (self._run / "recipe.yaml").is_file() and any(
+            (self._run / name).exists() for name in ("manifest.json", "metrics.jsonl", "checkpoints")
+        )
         command = start_command(self._run, resume=resume)
-        self._process = subprocess.Popen(command, env=environment(self._root, self._workers, compiled), stdout=subprocess.DEVNULL, stderr=self._log.open("ab"))
+        self._process = subprocess.Popen(
+            command,
+            env=environment(self._root, self._workers, compiled),
+            stdout=subprocess.DEVNULL,
+            stderr=self._log.open("ab"),
+        )
 
     def _kill_once(self) -> Kill | None:
         """One kill, or None when the run ended before."""
@@ -171,8 +231,21 @@ class Shard:
             self._process.kill()
             self._process.wait()
         gone(trainer)
-        phase = "save" if leftovers(self._run) - old else "step" if len(metrics(self._run)) > max([*before, 0]) else "start"
-        kill = Kill(phase, victim, self._workers, max(self._kept.whole(self._run), default=0), self._lost(before), *self._kept.compare(self._run))
+        phase = (
+            "save"
+            if leftovers(self._run) - old
+            else "step"
+            if len(metrics(self._run)) > max([*before, 0])
+            else "start"
+        )
+        kill = Kill(
+            phase,
+            victim,
+            self._workers,
+            max(self._kept.whole(self._run), default=0),
+            self._lost(before),
+            *self._kept.compare(self._run),
+        )
         if victim == "trainer":
             self._process.send_signal(signal.SIGCONT)
         return kill
@@ -181,7 +254,9 @@ class Shard:
         """Checkpoints that were whole, must be kept, and are not there any more."""
         now = self._kept.whole(self._run)
         must = [step for step in before if step % KEEP_EVERY == 0]
-        return sorted({*must} - {*now}) + ([max(before)] if before and max(now, default=0) < max(before) else [])
+        return sorted({*must} - {*now}) + (
+            [max(before)] if before and max(now, default=0) < max(before) else []
+        )
 
     def _wait(self, moment: str) -> bool:
         """Whether the run still goes on when its moment has come."""
@@ -207,14 +282,23 @@ class Shard:
         code = self._process.wait()
         if code == 2 and len(metrics(self._run)) < STEPS:
             # The supervisor had gone on as often as it may, or without getting further; now a person goes on.
-            why = next((line for line in reversed(self._log.read_text().splitlines()) if line.startswith("error")), "no reason given")
+            why = next(
+                (line for line in reversed(self._log.read_text().splitlines()) if line.startswith("error")),
+                "no reason given",
+            )
             say(f"{self._run.name}: the supervisor gave up: {why}")
             self._process = None
             return [] if "[killed]" in why else [f"{self._run.name}: {why}"]
         corrupt, differs = self._kept.compare(self._run, again=True)
-        problems = [f"{self._run.name}: {text}" for text in (*corrupt, *differs, *([f"exit code {code}"] if code else []))]
+        problems = [
+            f"{self._run.name}: {text}"
+            for text in (*corrupt, *differs, *([f"exit code {code}"] if code else []))
+        ]
         if max(self._kept.whole(self._run), default=0) != STEPS or len(metrics(self._run)) != STEPS:
-            problems.append(f"{self._run.name}: {len(metrics(self._run))} lines, checkpoints {self._kept.whole(self._run)}")
+            problems.append(
+                f"{self._run.name}: {len(metrics(self._run))} lines, checkpoints"
+                f" {self._kept.whole(self._run)}"
+            )
         say(f"{self._run.name} ended: {problems or 'equal to the uninterrupted run'}")
         shutil.rmtree(self._run)
         self._runs += 1
@@ -237,7 +321,14 @@ def trainer_of(supervisor: int) -> int | None:
     """The process id of the trainer that a supervisor has started."""
     try:
         children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-        return next((int(child) for child in children if b"harness.train.worker" in Path(f"/proc/{child}/cmdline").read_bytes()), None)
+        return next(
+            (
+                int(child)
+                for child in children
+                if b"harness.train.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+            ),
+            None,
+        )
     except OSError:
         return None
 

@@ -1,10 +1,12 @@
-"""What each lever of a plan saves: GiB by XLA's buffer assignment for a card that need not be here, written to benchmarks/levers.md.
+"""What each lever of a plan saves: GiB by XLA's buffer assignment for a card that need not be here, written
+to benchmarks/levers.md.
 
     python -m benchmarks.levers [--minutes 5] [--only TEXT]
 
-Compiles the step of every row that has no answer yet, one to four minutes each on two idle cores, until `--minutes` are over, and writes the table of
-all answers; run it again to go on. Answers are kept in levers.json of the cache (HARNESS_CACHE). After a change of the step's code a row is lowered
-again, which is quick, and compiled again only where the program has become another one.
+Compiles the step of every row that has no answer yet, one to four minutes each on two idle cores, until
+`--minutes` are over, and writes the table of all answers; run it again to go on. Answers are kept in
+levers.json of the cache (HARNESS_CACHE). After a change of the step's code a row is lowered again, which is
+quick, and compiled again only where the program has become another one.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class Row(NamedTuple):
     def request(self, section: Section, *, only_lower: bool = False) -> Request:
         levers = Levers.model_validate({**BASE, **self.levers})
         recipe = load_recipe(section.recipe, [*section.overrides, *self.adds])
-        return Request(recipe=recipe, levers=levers, target=cards.CARDS[self.card].target(), only_lower=only_lower)
+        return Request(
+            recipe=recipe, levers=levers, target=cards.CARDS[self.card].target(), only_lower=only_lower
+        )
 
 
 class Section(NamedTuple):
@@ -67,7 +71,11 @@ class Section(NamedTuple):
 
 
 def rows_of(microbatch: int, batch: int, **levers: Any) -> dict[str, Any]:
-    return {"microbatch": microbatch, "accumulation_steps": batch // (microbatch * levers.get("devices", 1)), **levers}
+    return {
+        "microbatch": microbatch,
+        "accumulation_steps": batch // (microbatch * levers.get("devices", 1)),
+        **levers,
+    }
 
 
 def _eight(microbatch: int, **levers: Any) -> dict[str, Any]:
@@ -81,13 +89,26 @@ SECTIONS = [
         (),
         "130.4 GiB",
         [
-            Row("openpi's tokens, the batch at once, in-place update", "a100_80", rows_of(256, 256, **AS_OPENPI)),
+            Row(
+                "openpi's tokens, the batch at once, in-place update",
+                "a100_80",
+                rows_of(256, 256, **AS_OPENPI),
+            ),
             Row("fewer tokens", "a100_80", rows_of(256, 256)),
             Row("+ accumulation into one gradient buffer", "a100_80", rows_of(8, 256), 68.0),
-            Row("(+ bfloat16 compute copy, masters on the device)", "a100_80", rows_of(8, 256, compute_copy=True)),
+            Row(
+                "(+ bfloat16 compute copy, masters on the device)",
+                "a100_80",
+                rows_of(8, 256, compute_copy=True),
+            ),
             Row("+ EMA in host memory", "a100_80", rows_of(8, 256, host=["ema"])),
             Row("+ moments in host memory", "rtx_a6000", rows_of(8, 256, host=["ema", "moments"]), 42.0),
-            Row("+ masters in host memory, bfloat16 copy on the device", "rtx_4090", rows_of(4, 256, host=EVERYTHING, compute_copy=True), 21.5),
+            Row(
+                "+ masters in host memory, bfloat16 copy on the device",
+                "rtx_4090",
+                rows_of(4, 256, host=EVERYTHING, compute_copy=True),
+                21.5,
+            ),
         ],
     ),
     Section(
@@ -99,7 +120,11 @@ SECTIONS = [
             Row("FSDP over 8, no accumulation", "a40", _eight(32)),
             Row("+ accumulation", "a40", _eight(4)),
             Row("+ EMA and moments in host memory", "a40", _eight(4, host=["ema", "moments"])),
-            Row("+ masters in host memory, bfloat16 copy on the devices", "a40", _eight(4, host=EVERYTHING, compute_copy=True)),
+            Row(
+                "+ masters in host memory, bfloat16 copy on the devices",
+                "a40",
+                _eight(4, host=EVERYTHING, compute_copy=True),
+            ),
         ],
     ),
     Section(
@@ -112,7 +137,11 @@ SECTIONS = [
             Row("+ 8-bit moments", "rtx_a6000", rows_of(4, 32), adds=INT8),
             Row("+ 8-bit moments in host memory", "rtx_5090", rows_of(4, 32, host=["moments"]), 27.0, INT8),
             Row(
-                "+ masters in host memory, bfloat16 copy on the device", "rtx_5090", rows_of(4, 32, host=["moments", "masters"], compute_copy=True), 27.0, INT8
+                "+ masters in host memory, bfloat16 copy on the device",
+                "rtx_5090",
+                rows_of(4, 32, host=["moments", "masters"], compute_copy=True),
+                27.0,
+                INT8,
             ),
         ],
     ),
@@ -183,17 +212,31 @@ class Book:
 def _key(request: Request) -> str:
     recipe = request.recipe
     learned = {"step": atlas.step_key(recipe), "batch": recipe.train.global_batch}
-    return sha256_json({**learned, "levers": request.levers.model_dump(mode="json"), "target": request.target})
+    return sha256_json(
+        {**learned, "levers": request.levers.model_dump(mode="json"), "target": request.target}
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.levers", description="Compile the plans of benchmarks/levers.md and write it.")
-    parser.add_argument("--minutes", type=float, default=600.0, help="begin no compile after so many minutes (default: all are done)")
-    parser.add_argument("--only", default="", help="compile only rows that contain this text in their section, plan or card")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.levers",
+        description="Compile the plans of benchmarks/levers.md and write it.",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=600.0,
+        help="begin no compile after so many minutes (default: all are done)",
+    )
+    parser.add_argument(
+        "--only", default="", help="compile only rows that contain this text in their section, plan or card"
+    )
     options = parser.parse_args()
     end, book = time.monotonic() + 60 * options.minutes, Book()
     # Those with a target first.
-    for section, row in sorted(((each, row) for each in SECTIONS for row in each.rows), key=lambda one: one[1].target is None):
+    for section, row in sorted(
+        ((each, row) for each in SECTIONS for row in each.rows), key=lambda one: one[1].target is None
+    ):
         if options.only in f"{section.title} {row.what} {row.card}" and time.monotonic() < end:
             begun = time.monotonic()
             try:
@@ -201,7 +244,10 @@ def main() -> None:
             except HarnessError as error:
                 # The others are still worth having.
                 told = str(error)
-            print(f"{section.title}, {row.what}: {told} on {row.card} ({time.monotonic() - begun:.0f} s)", flush=True)
+            print(
+                f"{section.title}, {row.what}: {told} on {row.card} ({time.monotonic() - begun:.0f} s)",
+                flush=True,
+            )
             FILE.write_text("\n".join([_HEAD, *(_table(each, book) for each in SECTIONS)]))
 
 
@@ -224,23 +270,39 @@ quantized frozen weights are approximations (benchmarks/approximate_levers.md).
 
 def _table(section: Section, book: Book) -> str:
     lines = [f"## {section.title}", "", f"openpi's step: {section.openpi}.", ""]
-    lines += ["| plan | microbatch x accumulation | card | counted | planned | compiled | target | in place | host |"]
+    lines += [
+        "| plan | microbatch x accumulation | card | counted | planned | compiled | target | in place |"
+        " host |"
+    ]
     lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for row in section.rows:
         request = row.request(section)
         answer, levers = book.known(request), request.levers
         counted = sum(state_parts(request.recipe, levers).values())
         target = "" if row.target is None else f"≤ {row.target:g}"
-        device, alias = ("not compiled yet", "") if answer is None else (f"**{_gib(answer.bytes['device'])}**", _gib(answer.bytes["alias"]))
-        host = pinned_bytes(request.recipe, levers) if answer is None else answer.bytes["host"] * levers.devices
+        device, alias = (
+            ("not compiled yet", "")
+            if answer is None
+            else (f"**{_gib(answer.bytes['device'])}**", _gib(answer.bytes["alias"]))
+        )
+        host = (
+            pinned_bytes(request.recipe, levers) if answer is None else answer.bytes["host"] * levers.devices
+        )
         cut = f"{levers.microbatch} x {levers.accumulation_steps}"
-        lines.append(f"| {row.what} | {cut} | {row.card} | {_gib(counted)} | {_planned(request)} | {device} | {target} | {alias} | {_gib(host)} |")
+        lines.append(
+            f"| {row.what} | {cut} | {row.card} | {_gib(counted)} | {_planned(request)} | {device} | {target}"
+            f" | {alias} | {_gib(host)} |"
+        )
     return "\n".join([*lines, ""])
 
 
 def _planned(request: Request) -> str:
     known = atlas.shipped().look_up(request.recipe, request.levers)
-    return "–" if known is None else ("≤ " if known.source == "interpolated" else "") + _gib(known.bytes["device"])
+    return (
+        "–"
+        if known is None
+        else ("≤ " if known.source == "interpolated" else "") + _gib(known.bytes["device"])
+    )
 
 
 def _gib(size: int) -> str:

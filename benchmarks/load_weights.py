@@ -2,9 +2,10 @@
 
     python benchmarks/load_weights.py [--gib 2] [--rounds 3] [--chunk-mib 0] [--dtype float32] [--cold]
 
-Writes a checkpoint of that size in openpi's layout to a temporary directory (leaves of π0.5's proportions; one chunk a
-leaf, as openpi saves, unless --chunk-mib), then loads it alternately in fresh processes. `--cold` drops the page cache before each
-(needs root). Prints seconds, throughput, the ratio, and peak host memory above the loaded parameters.
+Writes a checkpoint of that size in openpi's layout to a temporary directory (leaves of π0.5's proportions;
+one chunk a leaf, as openpi saves, unless --chunk-mib), then loads it alternately in fresh processes. `--cold`
+drops the page cache before each (needs root). Prints seconds, throughput, the ratio, and peak host memory
+above the loaded parameters.
 """
 
 from __future__ import annotations
@@ -24,13 +25,20 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 GIB = 2**30
 # Shares of the leaves: the largest is a third, as gating_einsum is of PaliGemma's language model.
-SHARES = {"llm/gating": 0.34, "llm/linear": 0.17, "embedder": 0.16, "expert/gating": 0.1, "img/dense_0": 0.08, "img/dense_1": 0.08} | {
-    f"small/{i}": 0.07 / 32 for i in range(32)
-}
+SHARES = {
+    "llm/gating": 0.34,
+    "llm/linear": 0.17,
+    "embedder": 0.16,
+    "expert/gating": 0.1,
+    "img/dense_0": 0.08,
+    "img/dense_1": 0.08,
+} | {f"small/{i}": 0.07 / 32 for i in range(32)}
 
 
 def shapes(gib: float) -> dict[str, tuple[int, int]]:
-    return {f"{name}/kernel": (max(int(share * gib * GIB / 4 / 2048), 1), 2048) for name, share in SHARES.items()}
+    return {
+        f"{name}/kernel": (max(int(share * gib * GIB / 4 / 2048), 1), 2048) for name, share in SHARES.items()
+    }
 
 
 def write(directory: Path, gib: float, chunk_mib: int) -> None:
@@ -40,12 +48,18 @@ def write(directory: Path, gib: float, chunk_mib: int) -> None:
     from harness.checkpoint.store import nested
 
     rng = np.random.default_rng(0)
-    tree = {"params": nested({path: 0.02 * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes(gib).items()})}
+    tree = {
+        "params": nested(
+            {path: 0.02 * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes(gib).items()}
+        )
+    }
     arguments = ocp.SaveArgs(chunk_byte_size=chunk_mib * 2**20 or None)
     import jax
 
     with ocp.PyTreeCheckpointer() as writer:
-        writer.save(directory, args=ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: arguments, tree)))
+        writer.save(
+            directory, args=ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: arguments, tree))
+        )
 
 
 def with_harness(directory: Path, gib: float, dtype: str) -> int:
@@ -54,7 +68,10 @@ def with_harness(directory: Path, gib: float, dtype: str) -> int:
 
     from harness.checkpoint.weights import load_params
 
-    loaded = load_params(directory, {path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for path, shape in shapes(gib).items()})
+    loaded = load_params(
+        directory,
+        {path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for path, shape in shapes(gib).items()},
+    )
     return sum(array.block_until_ready().nbytes for array in loaded.params.values())
 
 
@@ -63,10 +80,16 @@ def with_tensorstore(directory: Path, gib: float, dtype: str) -> int:
 
     def spec(path: str) -> dict[str, object]:
         name = ".".join(["params", *path.split("/"), "value"])
-        return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": directory.as_uri() + "/", "path": f"{name}/"}}
+        return {
+            "driver": "zarr",
+            "kvstore": {"driver": "ocdbt", "base": directory.as_uri() + "/", "path": f"{name}/"},
+        }
 
     context = ts.Context()
-    stores = [future.result() for future in [ts.open(spec(path), open=True, read=True, context=context) for path in shapes(gib)]]
+    stores = [
+        future.result()
+        for future in [ts.open(spec(path), open=True, read=True, context=context) for path in shapes(gib)]
+    ]
     arrays = [future.result() for future in [ts.cast(store, ts.dtype(dtype)).read() for store in stores]]
     return sum(array.nbytes for array in arrays)
 
@@ -94,12 +117,26 @@ def measure(how: str, directory: Path, options: argparse.Namespace) -> dict[str,
     if options.cold:
         os.sync()
         Path("/proc/sys/vm/drop_caches").write_text("3")
-    command = [sys.executable, __file__, "--child", how, str(directory), "--gib", str(options.gib), "--dtype", options.dtype]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        how,
+        str(directory),
+        "--gib",
+        str(options.gib),
+        "--dtype",
+        options.dtype,
+    ]
+    return json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gib", type=float, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chunk-mib", type=int, default=0)
@@ -125,8 +162,14 @@ def main() -> None:
     seconds = {how: statistics.median(run["seconds"] for run in found) for how, found in runs.items()}
     for how, found in runs.items():
         extra = max(run["extra_bytes"] for run in found)
-        print(f"{how:12} {seconds[how]:6.2f} s  {nbytes / seconds[how] / 1e9:5.2f} GB/s  peak above the loaded parameters {extra / GIB:5.2f} GiB")
-    print(f"largest leaf {largest / GIB:.2f} GiB; ratio of throughputs {seconds['tensorstore'] / seconds['harness']:.2f} (must be at least 0.70)")
+        print(
+            f"{how:12} {seconds[how]:6.2f} s  {nbytes / seconds[how] / 1e9:5.2f} GB/s  peak above the loaded"
+            f" parameters {extra / GIB:5.2f} GiB"
+        )
+    print(
+        f"largest leaf {largest / GIB:.2f} GiB; ratio of throughputs"
+        f" {seconds['tensorstore'] / seconds['harness']:.2f} (must be at least 0.70)"
+    )
 
 
 if __name__ == "__main__":

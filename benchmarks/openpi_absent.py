@@ -1,7 +1,9 @@
-"""Stand-ins for packages that openpi's trainer imports and its JAX training step never uses: torch, transformers, lerobot.
+"""Stand-ins for packages that openpi's trainer imports and its JAX training step never uses: torch,
+transformers, lerobot.
 
-For benchmarks that run inside openpi's environment; what is installed there is used. They need its pinned jax, flax, optax, orbax-checkpoint and
-augmax, and what those import; torch alone would be some gigabytes for the import statement of a type.
+For benchmarks that run inside openpi's environment; what is installed there is used. They need its pinned
+jax, flax, optax, orbax-checkpoint and augmax, and what those import; torch alone would be some gigabytes for
+the import statement of a type.
 """
 
 from __future__ import annotations
@@ -27,7 +29,14 @@ class _Nothing(type):
 
 
 def _nothing(name: str) -> Any:
-    return _Nothing(name, (), {"__init__": lambda *_, **__: None, "__call__": lambda self, *given, **_: given[0] if given else self})
+    return _Nothing(
+        name,
+        (),
+        {
+            "__init__": lambda *_, **__: None,
+            "__call__": lambda self, *given, **_: given[0] if given else self,
+        },
+    )
 
 
 class _Module(types.ModuleType):
@@ -41,9 +50,15 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, packages: Sequence[str]) -> None:
         self._packages = packages
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
         del path, target
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in self._packages else None
+        return (
+            importlib.machinery.ModuleSpec(name, self, is_package=True)
+            if name.partition(".")[0] in self._packages
+            else None
+        )
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return _Module(spec.name)

@@ -1,14 +1,17 @@
-"""What openpi's own training step needs on a GPU, by XLA's buffer assignment; writes harness/openpi/table.json.
+"""What openpi's own training step needs on a GPU, by XLA's buffer assignment; writes
+harness/openpi/table.json.
 
     python -m benchmarks.openpi_compiled --openpi CHECKOUT --python ENV/bin/python [--only TEXT] [--again]
 
-Upstream's `train_step` is compiled as it is shipped (scripts/train.py, its pins), with abstract arrays, for cards that are not here; no GPU, no
-weights and no data are needed. CHECKOUT is openpi at the commit below; ENV holds its pinned jax, flax and optax, jax-cuda12-plugin and
-jax-cuda12-pjrt of the same version, ptxas on its PATH or nvidia-cuda-nvcc-cu12. The data loader is imported but not used: where lerobot
-is not installed, an empty module stands in for it.
+Upstream's `train_step` is compiled as it is shipped (scripts/train.py, its pins), with abstract arrays, for
+cards that are not here; no GPU, no weights and no data are needed. CHECKOUT is openpi at the commit below;
+ENV holds its pinned jax, flax and optax, jax-cuda12-plugin and jax-cuda12-pjrt of the same version, ptxas on
+its PATH or nvidia-cuda-nvcc-cu12. The data loader is imported but not used: where lerobot is not installed,
+an empty module stands in for it.
 
-Rows that are there already are skipped, so an interrupted run goes on; `--again` compiles them once more and prints how far the two are
-apart, without writing. A point takes 1 to 3 minutes on two cores and up to 8 GB of memory. Without --openpi and --python it says so, and nothing is done.
+Rows that are there already are skipped, so an interrupted run goes on; `--again` compiles them once more and
+prints how far the two are apart, without writing. A point takes 1 to 3 minutes on two cores and up to 8 GB of
+memory. Without --openpi and --python it says so, and nothing is done.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ FULL: dict[str, Any] = {"adapters": "none", "trained": "full", "ema": False}
 LORA: dict[str, Any] = {"adapters": "both", "trained": "lora", "ema": False}
 FROZEN_VISION: dict[str, Any] = {"adapters": "both", "trained": "lora_frozen_vision", "ema": False}
 EXPERT: dict[str, Any] = {"adapters": "none", "trained": "action_expert", "ema": False}
-# What is trained where the adapters are there but no filter is: the mistake of the report, with one and with both adapters.
+# What is trained where the adapters are there but no filter is: the mistake of the report, with one and with
+# both adapters.
 UNFILTERED: dict[str, Any] = {"adapters": "paligemma", "trained": "full", "ema": True}
 BOTH_UNFILTERED: dict[str, Any] = {"adapters": "both", "trained": "full", "ema": True}
 PALIGEMMA_LORA: dict[str, Any] = {"adapters": "paligemma", "trained": "lora", "ema": False}
@@ -41,8 +45,13 @@ PALIGEMMA_LORA: dict[str, Any] = {"adapters": "paligemma", "trained": "lora", "e
 def points() -> list[dict[str, Any]]:
     """What is compiled, the most useful first: who is trained, global batch, devices, shards, card."""
 
-    def on(card: str, who: dict[str, Any], *batches: int, fsdp: int = 1, devices: int = 0, phase: str = "step") -> list[dict[str, Any]]:
-        return [{**who, "phase": phase, "batch": batch, "devices": devices or fsdp, "fsdp": fsdp, "card": card} for batch in batches]
+    def on(
+        card: str, who: dict[str, Any], *batches: int, fsdp: int = 1, devices: int = 0, phase: str = "step"
+    ) -> list[dict[str, Any]]:
+        return [
+            {**who, "phase": phase, "batch": batch, "devices": devices or fsdp, "fsdp": fsdp, "card": card}
+            for batch in batches
+        ]
 
     return [
         *on("rtx_a6000", LORA, 8),
@@ -71,14 +80,21 @@ def points() -> list[dict[str, Any]]:
 
 
 def compile_point(point: dict[str, Any], frozen: list[str], trained: int, target: str) -> None:
-    """Compiles upstream's step for `target`; runs inside upstream's environment, where nothing of ours is installed."""
+    """Compiles upstream's step for `target`; runs inside upstream's environment, where nothing of ours is
+    installed.
+    """
     import dataclasses
     import types
 
     try:
         import lerobot.common.datasets.lerobot_dataset  # noqa: F401
     except ImportError:
-        for name in ("lerobot", "lerobot.common", "lerobot.common.datasets", "lerobot.common.datasets.lerobot_dataset"):
+        for name in (
+            "lerobot",
+            "lerobot.common",
+            "lerobot.common.datasets",
+            "lerobot.common.datasets.lerobot_dataset",
+        ):
             sys.modules[name] = types.ModuleType(name)
     import jax
     import train as upstream  # scripts/train.py; it imports openpi
@@ -88,7 +104,12 @@ def compile_point(point: dict[str, Any], frozen: list[str], trained: int, target
     from openpi.training import config as configs
     from openpi.training import sharding
 
-    lora = {"none": (), "paligemma": ("paligemma",), "action_expert": ("action_expert",), "both": ("paligemma", "action_expert")}[point["adapters"]]
+    lora = {
+        "none": (),
+        "paligemma": ("paligemma",),
+        "action_expert": ("action_expert",),
+        "both": ("paligemma", "action_expert"),
+    }[point["adapters"]]
     model = pi0_config.Pi0Config(
         pi05=True,
         action_horizon=10,
@@ -111,7 +132,9 @@ def compile_point(point: dict[str, Any], frozen: list[str], trained: int, target
         exp_name="compiled",
     )
     devices, fsdp = point["devices"], point["fsdp"]
-    topology = topologies.get_topology_desc(platform="cuda", target_config=older(target), topology=f"1x1x{devices}")
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=older(target), topology=f"1x1x{devices}"
+    )
     mesh = topologies.make_mesh(topology, (devices // fsdp, fsdp), (sharding.BATCH_AXIS, sharding.FSDP_AXIS))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     by_sample = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.DATA_AXIS))
@@ -126,9 +149,14 @@ def compile_point(point: dict[str, Any], frozen: list[str], trained: int, target
         return
 
     def placed(tree: Any, shardings: Any) -> Any:
-        return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings)
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings
+        )
 
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype, sharding=by_sample), model.inputs_spec(batch_size=point["batch"]))
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype, sharding=by_sample),
+        model.inputs_spec(batch_size=point["batch"]),
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = jax.jit(
         lambda rng, state, batch: upstream.train_step(config, rng, state, batch),
@@ -137,15 +165,21 @@ def compile_point(point: dict[str, Any], frozen: list[str], trained: int, target
         donate_argnums=(1,),
     )
     with sharding.set_mesh(mesh):
-        arguments = (jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated), placed(state, state_sharding), batch)
+        arguments = (
+            jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated),
+            placed(state, state_sharding),
+            batch,
+        )
         lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))
     lowered.compile(compiler_options=options)
 
 
 def compile_init(upstream: Any, config: Any, mesh: Any, options: dict[str, str]) -> None:
-    """Compiles what upstream runs before the first step: the state, made from the released weights that lie whole on each device in float32.
+    """Compiles what upstream runs before the first step: the state, made from the released weights that lie
+    whole on each device in float32.
 
-    The function is local to upstream's own; it is met where that hands it to `jax.jit`, with descriptions of arrays in place of weights.
+    The function is local to upstream's own; it is met where that hands it to `jax.jit`, with descriptions of
+    arrays in place of weights.
     """
     import jax
 
@@ -157,12 +191,16 @@ def compile_init(upstream: Any, config: Any, mesh: Any, options: dict[str, str])
 
     def released(_: Any, params: Any) -> Any:
         flat = upstream.traverse_util.flatten_dict(params)
-        return upstream.traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if not any("lora" in part for part in path)})
+        return upstream.traverse_util.unflatten_dict(
+            {path: leaf for path, leaf in flat.items() if not any("lora" in part for part in path)}
+        )
 
     def met(function: Any, **how: Any) -> Any:
         def compile_it(rng: Any, weights: Any) -> Any:
             arguments = jax.tree.map(whole, (jax.eval_shape(lambda: rng), weights))
-            jit(function, **how).trace(*arguments).lower(lowering_platforms=("cuda",)).compile(compiler_options=options)
+            jit(function, **how).trace(*arguments).lower(lowering_platforms=("cuda",)).compile(
+                compiler_options=options
+            )
 
         return compile_it
 
@@ -175,23 +213,41 @@ def compile_init(upstream: Any, config: Any, mesh: Any, options: dict[str, str])
 
 
 def assigned(dump: Path) -> dict[str, int]:
-    """Bytes of the largest program that XLA wrote its buffer assignment of into `dump`, and what of them is arguments and temporary.
+    """Bytes of the largest program that XLA wrote its buffer assignment of into `dump`, and what of them is
+    arguments and temporary.
 
-    jaxlib 0.5.3 does not tell the sizes of a program for an absent card; they are argument + output - alias + temp, as newer ones add up.
+    jaxlib 0.5.3 does not tell the sizes of a program for an absent card; they are argument + output - alias +
+    temp, as newer ones add up.
     """
     programs = []
     for file in dump.glob("*buffer-assignment.txt"):
         with file.open() as lines:
-            sizes = [(int(found[1]), line) for line in lines if (found := re.match(r"allocation \d+: size (\d+), ", line))]
+            sizes = [
+                (int(found[1]), line)
+                for line in lines
+                if (found := re.match(r"allocation \d+: size (\d+), ", line))
+            ]
         arguments = sum(size for size, line in sizes if ", parameter " in line)
         temporary = sum(size for size, line in sizes if "preallocated-temp" in line)
-        programs.append({"bytes": sum(size for size, _ in sizes), "arguments": arguments, "temporary": temporary})
+        programs.append(
+            {"bytes": sum(size for size, _ in sizes), "arguments": arguments, "temporary": temporary}
+        )
     return max(programs, key=lambda program: program["bytes"])
 
 
 def older(target: str) -> str:
-    """A target as jaxlib 0.5.3 reads it: without the fields that came later, none of which says how much memory there is."""
-    later = ("thread_dim_limit_", "device_address_bits", "name:", "driver_version", "runtime_version", "compile_time_toolkit_version", "dnn_version:")
+    """A target as jaxlib 0.5.3 reads it: without the fields that came later, none of which says how much
+    memory there is.
+    """
+    later = (
+        "thread_dim_limit_",
+        "device_address_bits",
+        "name:",
+        "driver_version",
+        "runtime_version",
+        "compile_time_toolkit_version",
+        "dnn_version:",
+    )
     return "\n".join(line for line in target.splitlines() if not line.strip().startswith(later))
 
 
@@ -202,15 +258,27 @@ def in_environment(point: dict[str, Any], openpi: Path, python: Path) -> dict[st
 
     model = model_with(point["adapters"])
     frozen = [path for path in parameter_shapes(model) if not is_trained(path, model, point["trained"])]
-    request = {"point": point, "frozen": frozen, "trained": counts(model, point["trained"])[1], "target": CARDS[point["card"]].target()}
+    request = {
+        "point": point,
+        "frozen": frozen,
+        "trained": counts(model, point["trained"])[1],
+        "target": CARDS[point["card"]].target(),
+    }
     paths = [openpi / "scripts", openpi / "src", openpi / "packages/openpi-client/src"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    # Upstream's run-time types know arrays, not the descriptions of arrays that a lowering without arrays passes around.
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "JAX_PLATFORMS": "cpu",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    # Upstream's run-time types know arrays, not the descriptions of arrays that a lowering without arrays
+    # passes around.
     environment["JAXTYPING_DISABLE"] = "1"
     command = [str(python), str(Path(__file__).resolve()), "--child"]
     with tempfile.TemporaryDirectory() as dump:
         environment["XLA_FLAGS"] = f"--xla_dump_to={dump} --xla_dump_hlo_as_text"
-        done = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, input=json.dumps(request), env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise SystemExit(f"{label(point)}: exit code {done.returncode}\n{done.stderr[-3000:]}")
         return assigned(Path(dump))
@@ -222,7 +290,10 @@ def is_of(row: dict[str, Any], point: dict[str, Any]) -> bool:
 
 def label(point: dict[str, Any]) -> str:
     who = f"{point['adapters']}+{point['trained']}{'+ema' if point['ema'] else ''}"
-    return f"{who} {point['phase']} batch {point['batch']} on {point['devices']} x {point['card']} fsdp {point['fsdp']}"
+    return (
+        f"{who} {point['phase']} batch {point['batch']} on {point['devices']} x {point['card']} fsdp"
+        f" {point['fsdp']}"
+    )
 
 
 def main() -> None:
@@ -231,14 +302,24 @@ def main() -> None:
     parser.add_argument("--python", type=Path, help="the python of its environment")
     parser.add_argument("--only", default="", help="points whose label contains this text")
     parser.add_argument("--limit", type=int, default=None, help="stop after so many points")
-    parser.add_argument("--again", action="store_true", help="compile rows that are there once more and compare")
+    parser.add_argument(
+        "--again", action="store_true", help="compile rows that are there once more and compare"
+    )
     options = parser.parse_args()
     if options.openpi is None or options.python is None:
-        print("skipped: needs --openpi CHECKOUT and --python ENV/bin/python (see the top of this file)", file=sys.stderr)
+        print(
+            "skipped: needs --openpi CHECKOUT and --python ENV/bin/python (see the top of this file)",
+            file=sys.stderr,
+        )
         return
-    head = subprocess.run(["git", "-C", str(options.openpi), "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    head = subprocess.run(
+        ["git", "-C", str(options.openpi), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     if not head.startswith(COMMIT):
-        raise SystemExit(f"{options.openpi} is at {head[:7] or 'no commit'}; the table is of {COMMIT}: git -C {options.openpi} checkout {COMMIT}")
+        raise SystemExit(
+            f"{options.openpi} is at {head[:7] or 'no commit'}; the table is of {COMMIT}: git -C"
+            f" {options.openpi} checkout {COMMIT}"
+        )
     compiled = 0
     for point in points():
         table = json.loads(TABLE.read_text())
@@ -260,7 +341,11 @@ def main() -> None:
             others = [row for row in table["rows"] if not is_of(row, point)]
             table["rows"] = [*others, {**point, **found, "source": "compiled"}]
             lines = ",\n".join("    " + json.dumps(row) for row in table["rows"])
-            head_lines = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in table.items() if key != "rows")
+            head_lines = "".join(
+                f"  {json.dumps(key)}: {json.dumps(value)},\n"
+                for key, value in table.items()
+                if key != "rows"
+            )
             write_atomic(TABLE, f'{{\n{head_lines}  "rows": [\n{lines}\n  ]\n}}\n')
 
 

@@ -1,9 +1,10 @@
-"""The training configurations that openpi ships, with every option of their command lines; writes harness/openpi/configs.json.
+"""The training configurations that openpi ships, with every option of their command lines; writes
+harness/openpi/configs.json.
 
     python -m benchmarks.openpi_configs --openpi CHECKOUT --python ENV/bin/python
 
-ENV holds what openpi's training/config.py imports; where lerobot is not installed, an empty module stands in for it. Without both options it says so,
-and nothing is done.
+ENV holds what openpi's training/config.py imports; where lerobot is not installed, an empty module stands in
+for it. Without both options it says so, and nothing is done.
 """
 
 from __future__ import annotations
@@ -24,11 +25,18 @@ REQUIRED = "<required>"
 
 
 def described() -> dict[str, Any]:
-    """Kinds of options, and of each configuration its model, whether it freezes, and its defaults; runs inside upstream's environment."""
+    """Kinds of options, and of each configuration its model, whether it freezes, and its defaults; runs
+    inside upstream's environment.
+    """
     try:
         import lerobot.common.datasets.lerobot_dataset  # noqa: F401
     except ImportError:
-        for name in ("lerobot", "lerobot.common", "lerobot.common.datasets", "lerobot.common.datasets.lerobot_dataset"):
+        for name in (
+            "lerobot",
+            "lerobot.common",
+            "lerobot.common.datasets",
+            "lerobot.common.datasets.lerobot_dataset",
+        ):
             sys.modules[name] = types.ModuleType(name)
     from flax import nnx
     from openpi.training import config as configs
@@ -39,7 +47,12 @@ def described() -> dict[str, Any]:
         defaults: dict[str, Any] = {}
         walk(config, "", defaults, kinds)
         freezes = not isinstance(config.freeze_filter, nnx.Nothing)
-        found[name] = {"family": config.model.model_type.value, "freezes": freezes, "data": type(config.data).__name__, "defaults": defaults}
+        found[name] = {
+            "family": config.model.model_type.value,
+            "freezes": freezes,
+            "data": type(config.data).__name__,
+            "defaults": defaults,
+        }
     return {"kinds": kinds, "configs": found}
 
 
@@ -59,7 +72,13 @@ def walk(node: Any, prefix: str, defaults: dict[str, Any], kinds: dict[str, Any]
         kind = kind_of(hint)
         # Two models have other choices of one option: the longer list, which holds the shorter.
         kinds[option] = max(kinds.get(option, kind), kind, key=lambda one: len(one.get("choices", [])))
-        defaults[option] = REQUIRED if "MISSING" in repr(value) else value if isinstance(value, str | int | float | None) else repr(value)
+        defaults[option] = (
+            REQUIRED
+            if "MISSING" in repr(value)
+            else value
+            if isinstance(value, str | int | float | None)
+            else repr(value)
+        )
 
 
 def kind_of(hint: Any) -> dict[str, Any]:
@@ -79,20 +98,37 @@ def main() -> None:
     parser.add_argument("--python", type=Path, help="the python of its environment")
     options = parser.parse_args()
     if options.openpi is None or options.python is None:
-        print("skipped: needs --openpi CHECKOUT and --python ENV/bin/python (see the top of this file)", file=sys.stderr)
+        print(
+            "skipped: needs --openpi CHECKOUT and --python ENV/bin/python (see the top of this file)",
+            file=sys.stderr,
+        )
         return
-    head = subprocess.run(["git", "-C", str(options.openpi), "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    head = subprocess.run(
+        ["git", "-C", str(options.openpi), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     if not head.startswith(COMMIT):
-        raise SystemExit(f"{options.openpi} is at {head[:7] or 'no commit'}; the table is of {COMMIT}: git -C {options.openpi} checkout {COMMIT}")
+        raise SystemExit(
+            f"{options.openpi} is at {head[:7] or 'no commit'}; the table is of {COMMIT}: git -C"
+            f" {options.openpi} checkout {COMMIT}"
+        )
     paths = [options.openpi / "src", options.openpi / "packages/openpi-client/src"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "JAX_PLATFORMS": "cpu"}
     child = [str(options.python), str(Path(__file__).resolve()), "--child"]
-    table = json.loads(subprocess.run(child, env=environment, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1])
+    table = json.loads(
+        subprocess.run(child, env=environment, capture_output=True, text=True, check=True)
+        .stdout.strip()
+        .splitlines()[-1]
+    )
     from harness.run.directory import write_atomic
 
     kinds = ",\n".join(f"    {json.dumps(name)}: {json.dumps(kind)}" for name, kind in table["kinds"].items())
-    configs = ",\n".join(f"    {json.dumps(name)}: {json.dumps(config)}" for name, config in table["configs"].items())
-    write_atomic(TABLE, f'{{\n  "commit": "{COMMIT}",\n  "kinds": {{\n{kinds}\n  }},\n  "configs": {{\n{configs}\n  }}\n}}\n')
+    configs = ",\n".join(
+        f"    {json.dumps(name)}: {json.dumps(config)}" for name, config in table["configs"].items()
+    )
+    write_atomic(
+        TABLE,
+        f'{{\n  "commit": "{COMMIT}",\n  "kinds": {{\n{kinds}\n  }},\n  "configs": {{\n{configs}\n  }}\n}}\n',
+    )
     print(f"{len(table['configs'])} configurations, {len(table['kinds'])} options")
 
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.operations [--openpi CHECKOUT --python ENV/bin/python]
 
-Counted are matrix products of the traced step (jaxpr), two operations a multiply-add, a loop's body as often as the loop runs: the forward
-pass, what rematerialization repeats, and the backward pass. Everything else, a few percent, is left out on both sides. XLA's own cost
-analysis counts a loop's body once, so it cannot compare two programs that loop over layers. CHECKOUT is openpi at commit 15a9616, ENV has its pinned
-packages (torch, transformers and lerobot may be missing); without both only ours is counted.
+Counted are matrix products of the traced step (jaxpr), two operations a multiply-add, a loop's body as often
+as the loop runs: the forward pass, what rematerialization repeats, and the backward pass. Everything else, a
+few percent, is left out on both sides. XLA's own cost analysis counts a loop's body once, so it cannot
+compare two programs that loop over layers. CHECKOUT is openpi at commit 15a9616, ENV has its pinned packages
+(torch, transformers and lerobot may be missing); without both only ours is counted.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def products(jaxpr: Any) -> int:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+            total += (
+                2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+            )
         elif equation.primitive.name == "conv_general_dilated":
             out, kernel = equation.outvars[0].aval.shape, equation.invars[1].aval.shape
             features = equation.params["dimension_numbers"].rhs_spec[0]
@@ -57,7 +60,14 @@ def ours() -> int:
     recipe = load_recipe("pi05_libero")
     levers = Levers(platform="cpu", microbatch=BATCH, prompt_tokens=PROMPT_TOKENS, cameras=CAMERAS)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return products(jax.make_jaxpr(make_step(recipe))(abstract_state(recipe), abstract_batch(recipe, levers), key).jaxpr) // BATCH
+    return (
+        products(
+            jax.make_jaxpr(make_step(recipe))(
+                abstract_state(recipe), abstract_batch(recipe, levers), key
+            ).jaxpr
+        )
+        // BATCH
+    )
 
 
 def upstreams() -> int:
@@ -75,15 +85,22 @@ def upstreams() -> int:
     config = dataclasses.replace(configs.get_config("pi05_libero"), batch_size=BATCH, exp_name="counted")
     mesh = sharding.make_mesh(1)
     state, _ = upstream.init_train_state(config, jax.random.key(0), mesh, resume=True)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), config.model.inputs_spec(batch_size=BATCH))
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype),
+        config.model.inputs_spec(batch_size=BATCH),
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     with sharding.set_mesh(mesh):
-        traced = jax.jit(lambda rng, state, batch: upstream.train_step(config, rng, state, batch)).trace(key, state, batch)
+        traced = jax.jit(lambda rng, state, batch: upstream.train_step(config, rng, state, batch)).trace(
+            key, state, batch
+        )
     return products(traced.jaxpr.jaxpr) // BATCH
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.operations", description="Operations a sample, ours and openpi's.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.operations", description="Operations a sample, ours and openpi's."
+    )
     parser.add_argument("--openpi", type=Path, help="a checkout of openpi")
     parser.add_argument("--python", type=Path, help="the python of its environment")
     options = parser.parse_args()
@@ -92,12 +109,23 @@ def main() -> None:
     if options.openpi is None or options.python is None:
         print("openpi  skipped: needs --openpi CHECKOUT and --python ENV/bin/python")
         return
-    paths = [options.openpi / "scripts", options.openpi / "src", options.openpi / "packages/openpi-client/src"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "JAX_PLATFORMS": "cpu", "JAXTYPING_DISABLE": "1"}
+    paths = [
+        options.openpi / "scripts",
+        options.openpi / "src",
+        options.openpi / "packages/openpi-client/src",
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "JAX_PLATFORMS": "cpu",
+        "JAXTYPING_DISABLE": "1",
+    }
     command = [str(options.python), str(Path(__file__).resolve()), "--child"]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     theirs = int(done.stdout.split()[-1])
-    print(f"openpi  {theirs / 1e12:.3f} Top a sample (3 cameras, 200 prompt tokens)\nratio   {mine / theirs:.3f}")
+    print(
+        f"openpi  {theirs / 1e12:.3f} Top a sample (3 cameras, 200 prompt tokens)\nratio  "
+        f" {mine / theirs:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""openpi's side of parity_openpi.py, run by openpi's own interpreter: its training step on given weights and batches. Writes upstream.json.
+"""openpi's side of parity_openpi.py, run by openpi's own interpreter: its training step on given weights and
+batches. Writes upstream.json.
 
 CHECKOUT/.venv/bin/python parity_openpi_upstream.py SCRATCH
 """
@@ -28,7 +29,9 @@ class Given:
 
         stored = np.load(self.file)
         shapes = traverse_util.flatten_dict(params, sep="/")
-        return traverse_util.unflatten_dict({path: stored[path].astype(struct.dtype) for path, struct in shapes.items()}, sep="/")
+        return traverse_util.unflatten_dict(
+            {path: stored[path].astype(struct.dtype) for path, struct in shapes.items()}, sep="/"
+        )
 
 
 def main() -> None:
@@ -37,7 +40,9 @@ def main() -> None:
     entry = _entry()
     importlib.import_module("openpi.training.checkpoints")
     _adapters(job["rank"])
-    job["train"] = {name: value for name, value in job["train"].items() if value is not None or name == "ema_decay"}
+    job["train"] = {
+        name: value for name, value in job["train"].items() if value is not None or name == "ema_decay"
+    }
     config = dataclasses.replace(entry.config_of(job), weight_loader=Given(scratch / "weights.npz"))
     entry.check_count(job, config)
     if not job["augment"]:
@@ -62,7 +67,9 @@ def steps(train: Any, config: Any, scratch: Path, count: int) -> list[dict[str, 
     rows = []
     for step in range(count):
         stored = np.load(scratch / f"batch_{step}.npz")
-        images = {name.removeprefix("image/"): stored[name] for name in stored.files if name.startswith("image/")}
+        images = {
+            name.removeprefix("image/"): stored[name] for name in stored.files if name.startswith("image/")
+        }
         present = np.ones(len(stored["state"]), bool)
         masked = next(iter(images.values()))
         batch = {
@@ -74,7 +81,9 @@ def steps(train: Any, config: Any, scratch: Path, count: int) -> list[dict[str, 
             "tokenized_prompt_mask": _padded(stored["token_mask"], config.model.max_token_len),
         }
         with sharding.set_mesh(mesh):
-            state, info = step_once(train_rng, state, (model.Observation.from_dict(batch), stored["actions"].astype(np.float32)))
+            state, info = step_once(
+                train_rng, state, (model.Observation.from_dict(batch), stored["actions"].astype(np.float32))
+            )
         rows.append({name: float(value) for name, value in info.items()})
     return rows
 
@@ -102,7 +111,9 @@ def _without_augmentation() -> None:
     from openpi.models import model
 
     original = model.preprocess_observation
-    model.preprocess_observation = lambda rng, observation, **options: original(rng, observation, **options | {"train": False})
+    model.preprocess_observation = lambda rng, observation, **options: original(
+        rng, observation, **options | {"train": False}
+    )
 
 
 def _entry() -> Any:

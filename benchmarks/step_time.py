@@ -2,18 +2,21 @@
 
     python -m benchmarks.step_time [--openpi CHECKOUT --python ENV/bin/python] [--rounds 7] [--batch 2]
 
-Both train a π0.5 of the same sizes (SIZES, small widths; the same number of parameters, which is checked) on a batch as LIBERO's has it: two cameras of
-224 pixels, 256 tokens each, a prompt of 20 tokens and 10 actions. openpi's step is as it is shipped (scripts/train.py `train_step`, jitted and donated
-as its main does): three cameras, the third of zeros and masked, the prompt padded to 200. Ours is what `harness train` runs: two cameras, the prompt
-padded to 48. Both augment the images, rematerialize, clip, and update AdamW and the average of all parameters, in float32, for which a CPU has
-instructions. Each runs under its own pinned JAX, so the ratio holds the compiler's part as well.
+Both train a π0.5 of the same sizes (SIZES, small widths; the same number of parameters, which is checked) on
+a batch as LIBERO's has it: two cameras of 224 pixels, 256 tokens each, a prompt of 20 tokens and 10 actions.
+openpi's step is as it is shipped (scripts/train.py `train_step`, jitted and donated as its main does): three
+cameras, the third of zeros and masked, the prompt padded to 200. Ours is what `harness train` runs: two
+cameras, the prompt padded to 48. Both augment the images, rematerialize, clip, and update AdamW and the
+average of all parameters, in float32, for which a CPU has instructions. Each runs under its own pinned JAX,
+so the ratio holds the compiler's part as well.
 
-That the two compute the same loss and gradients, that a masked camera and padding change nothing, is not timed here but tested, against arrays that
-openpi's own code made (tests/test_model_parity.py).
+That the two compute the same loss and gradients, that a masked camera and padding change nothing, is not
+timed here but tested, against arrays that openpi's own code made (tests/test_model_parity.py).
 
-Each side is a process that compiles once and then waits; rounds of a step alternate between them, so both see the same machine. Printed is
-the median of the rounds' ratios, with the smallest and the largest. CHECKOUT is openpi at commit 15a9616, ENV has its pinned packages (torch,
-transformers and lerobot may be missing). Without both it says so, and nothing is measured.
+Each side is a process that compiles once and then waits; rounds of a step alternate between them, so both see
+the same machine. Printed is the median of the rounds' ratios, with the smallest and the largest. CHECKOUT is
+openpi at commit 15a9616, ENV has its pinned packages (torch, transformers and lerobot may be missing).
+Without both it says so, and nothing is measured.
 """
 
 from __future__ import annotations
@@ -28,9 +31,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Width, depth, mlp_dim, heads, kv_heads, head_dim of the two experts; width, depth, mlp_dim, heads, patch of the vision tower: published
-# proportions (the feed-forward 8 and 4 times the width, eight heads that share their keys), an eighth of the width.
-SIZES: dict[str, tuple[int, ...]] = {"gemma_2b": (256, 6, 2048, 8, 1, 32), "gemma_300m": (128, 6, 512, 8, 1, 32), "So400m/14": (144, 6, 538, 8, 14)}
+# Width, depth, mlp_dim, heads, kv_heads, head_dim of the two experts; width, depth, mlp_dim, heads, patch of
+# the vision tower: published proportions (the feed-forward 8 and 4 times the width, eight heads that share
+# their keys), an eighth of the width.
+SIZES: dict[str, tuple[int, ...]] = {
+    "gemma_2b": (256, 6, 2048, 8, 1, 32),
+    "gemma_300m": (128, 6, 512, 8, 1, 32),
+    "So400m/14": (144, 6, 538, 8, 14),
+}
 VOCABULARY = 4096
 PROMPT, PADDED, PADDED_BY_OPENPI = 20, 48, 200
 # A step, and how many parameters it trains.
@@ -52,8 +60,14 @@ def ours(batch: int) -> Made:
     parameters.VISION["So400m/14"] = parameters.VisionSize(*SIZES["So400m/14"])
     sizes = [f"model.vocab_size={VOCABULARY}", "model.compute_dtype=float32", f"train.global_batch={batch}"]
     recipe, cameras = load_recipe("pi05_libero", sizes), ["base_0_rgb", "left_wrist_0_rgb"]
-    step = compile_step(recipe, Levers(platform="cpu", microbatch=batch, prompt_tokens=PADDED, cameras=cameras))
-    made, rng, key = [initializer(recipe, step.layout)(jax.random.key(0))], np.random.default_rng(0), jax.random.key(1)
+    step = compile_step(
+        recipe, Levers(platform="cpu", microbatch=batch, prompt_tokens=PADDED, cameras=cameras)
+    )
+    made, rng, key = (
+        [initializer(recipe, step.layout)(jax.random.key(0))],
+        np.random.default_rng(0),
+        jax.random.key(1),
+    )
     inputs = {
         "images": {camera: rng.integers(0, 256, (batch, 224, 224, 3), np.uint8) for camera in cameras},
         "tokens": rng.integers(0, VOCABULARY, (batch, PADDED), np.int32),
@@ -89,20 +103,40 @@ def upstreams(batch: int) -> Made:
     gemma.PALIGEMMA_VOCAB_SIZE = VOCABULARY
     gemma.get_config = lambda variant: gemma.Config(*SIZES[variant])
     width, depth, mlp_dim, heads, patch = SIZES["So400m/14"]
-    siglip.decode_variant = lambda _: {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": heads, "patch_size": (patch, patch)}
+    siglip.decode_variant = lambda _: {
+        "width": width,
+        "depth": depth,
+        "mlp_dim": mlp_dim,
+        "num_heads": heads,
+        "patch_size": (patch, patch),
+    }
     shipped = configs.get_config("pi05_libero")
     model = dataclasses.replace(shipped.model, dtype="float32")
-    config = dataclasses.replace(shipped, model=model, batch_size=batch, exp_name="timed", weight_loader=NoOpWeightLoader())
+    config = dataclasses.replace(
+        shipped, model=model, batch_size=batch, exp_name="timed", weight_loader=NoOpWeightLoader()
+    )
     mesh = sharding.make_mesh(1)
     state, places = upstream.init_train_state(config, jax.random.key(0), mesh, resume=False)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.DATA_AXIS))
-    step = jax.jit(functools.partial(upstream.train_step, config), in_shardings=(whole, places, rows), out_shardings=(places, whole), donate_argnums=(1,))
+    step = jax.jit(
+        functools.partial(upstream.train_step, config),
+        in_shardings=(whole, places, rows),
+        out_shardings=(places, whole),
+        donate_argnums=(1,),
+    )
     made, rng, key = [state], np.random.default_rng(0), jax.random.key(1)
-    images = {name: rng.uniform(-1, 1, (batch, 224, 224, 3)).astype(np.float32) for name in ("base_0_rgb", "left_wrist_0_rgb")}
+    images = {
+        name: rng.uniform(-1, 1, (batch, 224, 224, 3)).astype(np.float32)
+        for name in ("base_0_rgb", "left_wrist_0_rgb")
+    }
     observation = Observation(
         images={**images, "right_wrist_0_rgb": np.zeros((batch, 224, 224, 3), np.float32)},
-        image_masks={"base_0_rgb": np.ones(batch, bool), "left_wrist_0_rgb": np.ones(batch, bool), "right_wrist_0_rgb": np.zeros(batch, bool)},
+        image_masks={
+            "base_0_rgb": np.ones(batch, bool),
+            "left_wrist_0_rgb": np.ones(batch, bool),
+            "right_wrist_0_rgb": np.zeros(batch, bool),
+        },
         state=np.zeros((batch, 32), np.float32),
         tokenized_prompt=rng.integers(0, VOCABULARY, (batch, PADDED_BY_OPENPI)).astype(np.int32),
         tokenized_prompt_mask=np.tile(np.arange(PADDED_BY_OPENPI) < PROMPT, (batch, 1)),
@@ -142,7 +176,9 @@ def asked(process: subprocess.Popen[str], line: str = "") -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_time", description="Step time on the CPU, ours and openpi's.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step_time", description="Step time on the CPU, ours and openpi's."
+    )
     parser.add_argument("--openpi", type=Path, help="a checkout of openpi")
     parser.add_argument("--python", type=Path, help="the python of its environment")
     parser.add_argument("--rounds", type=int, default=7)
@@ -152,21 +188,38 @@ def main() -> None:
         print("skipped: needs --openpi CHECKOUT and --python ENV/bin/python")
         return
     here = Path(__file__).resolve()
-    upstream = [options.openpi / "scripts", options.openpi / "src", options.openpi / "packages/openpi-client/src"]
+    upstream = [
+        options.openpi / "scripts",
+        options.openpi / "src",
+        options.openpi / "packages/openpi-client/src",
+    ]
     sides = {"ours": (sys.executable, [here.parent.parent]), "openpi": (str(options.python), upstream)}
     children, sizes = {}, {}
     for side, (python, paths) in sides.items():
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "JAX_PLATFORMS": "cpu", "JAXTYPING_DISABLE": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "JAX_PLATFORMS": "cpu",
+            "JAXTYPING_DISABLE": "1",
+        }
         command = [python, str(here), "--child", side, str(options.batch)]
-        children[side] = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        children[side] = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         sizes[side] = asked(children[side])
     if sizes["ours"] != sizes["openpi"]:
-        sys.exit(f"not the same model: {sizes['ours']:,.0f} parameters are ours, {sizes['openpi']:,.0f} openpi's")
-    rounds = [{side: asked(process, "step\n") for side, process in children.items()} for _ in range(options.rounds)]
+        sys.exit(
+            f"not the same model: {sizes['ours']:,.0f} parameters are ours, {sizes['openpi']:,.0f} openpi's"
+        )
+    rounds = [
+        {side: asked(process, "step\n") for side, process in children.items()} for _ in range(options.rounds)
+    ]
     for process in children.values():
         process.communicate()
     ratios = [one["openpi"] / one["ours"] for one in rounds]
-    print(f"{sizes['ours']:,.0f} parameters, batch {options.batch}, {os.cpu_count()} cores, {options.rounds} rounds")
+    print(
+        f"{sizes['ours']:,.0f} parameters, batch {options.batch}, {os.cpu_count()} cores, {options.rounds}"
+        " rounds"
+    )
     for side in sides:
         print(f"{side:7} {statistics.median(one[side] for one in rounds):.2f} s a step")
     print(f"ours is {statistics.median(ratios):.2f} times faster ({min(ratios):.2f}-{max(ratios):.2f})")

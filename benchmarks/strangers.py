@@ -1,16 +1,21 @@
-"""Opens 20,000 files of strangers with every verb that would open such a thing, and watches that they do no harm.
+"""Opens 20,000 files of strangers with every verb that would open such a thing, and watches that they do no
+harm.
 
-    python -m benchmarks.strangers [--cases 20000] [--seed 0] [--processes 2] [--kinds run,checkpoint,...] [--only N ...]
+    python -m benchmarks.strangers [--cases 20000] [--seed 0] [--processes 2] [--kinds run,checkpoint,...]
+    [--only N ...]
                                    [--base DIR] [--resume FILE] [--keep DIR]
 
-A case is an honest input (a run, a checkpoint, a dataset, a log, a recipe, statistics, a web server, a command line) with one to three parts spoiled:
-values, bytes, links, devices, sizes, pages. The verbs run in a process of their own for each case. Complaints: an exception that is no HarnessError;
-a file made, changed or removed outside of the run, its destination and the cache; over 1 GiB more memory than at the start; over 20 s a verb; a file of
-the user's that was opened or whose content went out; a connection to anybody but the address typed; control characters in the output.
-Prints a table by kind, then the numbers of the cases with complaints. Exit code 1 when there is one.
+A case is an honest input (a run, a checkpoint, a dataset, a log, a recipe, statistics, a web server, a
+command line) with one to three parts spoiled: values, bytes, links, devices, sizes, pages. The verbs run in a
+process of their own for each case. Complaints: an exception that is no HarnessError; a file made, changed or
+removed outside of the run, its destination and the cache; over 1 GiB more memory than at the start; over 20 s
+a verb; a file of the user's that was opened or whose content went out; a connection to anybody but the
+address typed; control characters in the output. Prints a table by kind, then the numbers of the cases with
+complaints. Exit code 1 when there is one.
 
-About 2 minutes for the honest inputs (--base DIR keeps them; `--only` needs the same to try the same case again), then 6 to 12 cases a second on two cores:
-half an hour to an hour in all. --resume FILE gets a line a case, and cases in it are not tried again. Linux only.
+About 2 minutes for the honest inputs (--base DIR keeps them; `--only` needs the same to try the same case
+again), then 6 to 12 cases a second on two cores: half an hour to an hour in all. --resume FILE gets a line a
+case, and cases in it are not tried again. Linux only.
 """
 
 from __future__ import annotations
@@ -49,13 +54,18 @@ def main() -> int:
     kinds = set(arguments.kinds.split(",")) if arguments.kinds else set(KINDS)
     if unknown := kinds - set(KINDS):
         raise SystemExit(f"--kinds: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
-    numbers = arguments.only or list(itertools.islice((n for n in itertools.count() if kind_of(n) in kinds), arguments.cases))
+    numbers = arguments.only or list(
+        itertools.islice((n for n in itertools.count() if kind_of(n) in kinds), arguments.cases)
+    )
     rows = _before(arguments.resume, arguments.seed)
     left = [number for number in numbers if arguments.only or number not in rows]
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, _stop)
     whole = True
-    with tempfile.TemporaryDirectory(prefix="strangers-", ignore_cleanup_errors=True) as scratch, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="strangers-", ignore_cleanup_errors=True) as scratch,
+        contextlib.ExitStack() as stack,
+    ):
         console = Console(stderr=True)
         base = Bases(arguments.base or Path(scratch) / "base")
         log = stack.enter_context(arguments.resume.open("a")) if arguments.resume else None
@@ -90,7 +100,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kinds", help=f"some of {','.join(KINDS)}; default: all")
     parser.add_argument("--only", type=int, nargs="+", help="the cases of these numbers, and no others")
     parser.add_argument("--base", type=Path, help="where the honest inputs are kept")
-    parser.add_argument("--resume", type=Path, help="a line of JSON a case; those that are in it already are not tried again")
+    parser.add_argument(
+        "--resume", type=Path, help="a line of JSON a case; those that are in it already are not tried again"
+    )
     parser.add_argument("--keep", type=Path, help="store the inputs of the cases with complaints here")
     return parser.parse_args()
 
@@ -146,7 +158,13 @@ def _all(numbers: list[int], arguments: argparse.Namespace, scratch: Path, base:
 
 def _shown(rows: Iterator[Row], count: int, done: int, console: Console) -> Iterator[Row]:
     """The rows, with a bar on the way; where there is no terminal, a line every 500 cases."""
-    columns = (TextColumn("cases"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("cases"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
     bad = 0
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=count, completed=done)
@@ -165,7 +183,9 @@ def show(rows: list[Row], *, whole: bool) -> None:
     kinds = [*dict.fromkeys(row["kind"] for row in rows)]
     for kind in [*sorted(kinds), "all"]:
         some = [row for row in rows if kind in (row["kind"], "all")]
-        counts = [sum(any(name == problem for name, _ in row["problems"]) for row in some) for problem in PROBLEMS]
+        counts = [
+            sum(any(name == problem for name, _ in row["problems"]) for row in some) for problem in PROBLEMS
+        ]
         refused = sum(2 in row["codes"] for row in some)
         answered = sum(bool(row["codes"]) and all(code in (0, 1) for code in row["codes"]) for row in some)
         table.add_row(kind, *(f"{number:,}" for number in (len(some), answered, refused, *counts)))
@@ -176,12 +196,22 @@ def show(rows: list[Row], *, whole: bool) -> None:
             places[name, _place(text)].append(row)
     for (name, text), raised in sorted(places.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
         numbers = ", ".join(str(row["case"]) for row in raised[:5]) + (", …" if len(raised) > 5 else "")
-        console.print(Text(one_line(f"{name}: {text}  ({len(raised)}: {numbers}; {raised[0]['what'][:80]})")), soft_wrap=True)
+        console.print(
+            Text(one_line(f"{name}: {text}  ({len(raised)}: {numbers}; {raised[0]['what'][:80]})")),
+            soft_wrap=True,
+        )
     bad = [row["case"] for row in rows if row["problems"]]
     if bad:
-        console.print(f"{len(bad):,} cases with complaints. One again: python -m benchmarks.strangers --base DIR --only {bad[0]}", soft_wrap=True)
+        console.print(
+            f"{len(bad):,} cases with complaints. One again: python -m benchmarks.strangers --base DIR --only"
+            f" {bad[0]}",
+            soft_wrap=True,
+        )
     slowest, largest = (max((row[name] for row in rows), default=0) for name in ("seconds", "more_mib"))
-    console.print(f"{len(rows):,} cases{'' if whole else ', stopped before the end'}; the slowest {slowest:.1f} s, the largest {largest:,} MiB above its start")
+    console.print(
+        f"{len(rows):,} cases{'' if whole else ', stopped before the end'}; the slowest {slowest:.1f} s, the"
+        f" largest {largest:,} MiB above its start"
+    )
 
 
 def _place(text: str) -> str:

@@ -1,4 +1,7 @@
-"""A case by its number: an honest input, what a stranger did to it, and the verbs that open it. Part of `benchmarks.strangers`."""
+"""A case by its number: an honest input, what a stranger did to it, and the verbs that open it.
+
+Part of `benchmarks.strangers`.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,11 @@ def _spoil(root: Path, place: Place, rng: random.Random) -> str:
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         files = files_below(root)
         if files:
-            done.append(mutate_file(rng.choices(files, [_worth(path, root) for path in files])[0], root, rng, place.hostile))
+            done.append(
+                mutate_file(
+                    rng.choices(files, [_worth(path, root) for path in files])[0], root, rng, place.hostile
+                )
+            )
     return "; ".join(done) or "nothing is left"
 
 
@@ -75,7 +82,13 @@ def _worth(path: Path, root: Path) -> int:
     """How often a file is spoiled: the few that are read first more often than the many that hold numbers."""
     if path.name in ("manifest.json", "recipe.yaml"):
         return 60
-    return 1 if path.parent.name == "d" or path.name in ("commit_success.txt", "report.html") else 12 if path.parent == root else 4
+    return (
+        1
+        if path.parent.name == "d" or path.name in ("commit_success.txt", "report.html")
+        else 12
+        if path.parent == root
+        else 4
+    )
 
 
 def _json(rng: random.Random) -> tuple[str, ...]:
@@ -91,7 +104,14 @@ def run(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
         # What training opens before anything else.
         victim = target / rng.choice([".lock", "checkpoints", "checkpoints/3"])
         what = trick(victim, victim, rng, place.hostile)
-        resumed = [(15, lambda: _on(target, "train", "--recipe", str(target / "recipe.yaml"), "--run", writes=(".lock",)))]
+        resumed = [
+            (
+                15,
+                lambda: _on(
+                    target, "train", "--recipe", str(target / "recipe.yaml"), "--run", writes=(".lock",)
+                ),
+            )
+        ]
     else:
         what = _spoil(target, place, rng)
     options: list[Option] = [
@@ -107,9 +127,21 @@ def run(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
         (1, lambda: _on(target, "verify", str(target))),
         (1, lambda: _on(target, "data", *json, "--run", writes=("dataset.json",))),
         (1, lambda: _on(target, "stats", *json, "--run", writes=("dataset.json", "norm_stats.json"))),
-        (1, lambda: _on(target, "doctor", *json, "--run", writes=("doctor.json", "dataset.json", "norm_stats.json", "machine.json", "plan.json"))),
+        (
+            1,
+            lambda: _on(
+                target,
+                "doctor",
+                *json,
+                "--run",
+                writes=("doctor.json", "dataset.json", "norm_stats.json", "machine.json", "plan.json"),
+            ),
+        ),
         (1, lambda: _on(target, "plan", *json, "--run", writes=("plan.json", "machine.json"))),
-        (0.5, lambda: _on(target, "train", "--recipe", str(target / "recipe.yaml"), "--run", writes=(".lock",))),
+        (
+            0.5,
+            lambda: _on(target, "train", "--recipe", str(target / "recipe.yaml"), "--run", writes=(".lock",)),
+        ),
         (0.03, lambda: _on(target, "predict", writes=("predicted_actions.*", "prediction.json"))),
         *resumed,
     ]
@@ -125,16 +157,34 @@ def checkpoint(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
     name = rng.choice(["step", "step", "step", "zarr", "zarr3", "ocdbt", "ocdbt"])
     target = place.world.received / name
     shutil.copytree(place.bases.checkpoints / name, target)
-    what = mutate_ocdbt(target / "params", rng) if name == "ocdbt" and rng.random() < 0.9 else _spoil(target, place, rng)
+    what = (
+        mutate_ocdbt(target / "params", rng)
+        if name == "ocdbt" and rng.random() < 0.9
+        else _spoil(target, place, rng)
+    )
     against = 1.0
     if name == "step" and rng.random() < 0.15 and (target / "3" / "harness").is_dir():
-        # Where a step of only trained parameters says that its base lies. A directory of this machine may well be it.
+        # Where a step of only trained parameters says that its base lies. A directory of this machine may
+        # well be it.
         remove(target / "3" / "harness" / "base.json")
         (target / "3" / "harness" / "base.json").write_text(
-            dumps({"source": rng.choice([f"{place.hostile.trap}/ckpt", "gs://bucket/ckpt", *place.hostile.secrets]), "sha256": "0" * rng.choice([1, 64])})
+            dumps(
+                {
+                    "source": rng.choice(
+                        [f"{place.hostile.trap}/ckpt", "gs://bucket/ckpt", *place.hostile.secrets]
+                    ),
+                    "sha256": "0" * rng.choice([1, 64]),
+                }
+            )
         )
         what, against = f"base.json names another place; {what}", 12.0
-    path = str(target / "params" if name == "ocdbt" else target / "3" if name == "step" and rng.random() < 0.5 else target)
+    path = str(
+        target / "params"
+        if name == "ocdbt"
+        else target / "3"
+        if name == "step" and rng.random() < 0.5
+        else target
+    )
     json = _json(rng)
     exported = rng.random() < 0.8
     return f"{name}: {what}", [
@@ -143,7 +193,8 @@ def checkpoint(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
         (
             against,
             lambda: Call(
-                ("inspect", path, "--against", "base" if exported else str(place.bases.run), *json), (f"received/{name}/*moved.png", "received/*/moved.png")
+                ("inspect", path, "--against", "base" if exported else str(place.bases.run), *json),
+                (f"received/{name}/*moved.png", "received/*/moved.png"),
             ),
         ),
         (0.7, lambda: Call(("export", path, "exported"))),
@@ -212,12 +263,39 @@ def statistics(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
 def pages(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
     form = rng.choice(["sums", "sums", "index", "index", "gs"])
     source = place.bases.checkpoints / "zarr" / "7"
-    site, address = clean_site({str(path.relative_to(source)): path.read_bytes() for path in files_below(source)}, form)
-    what = "; ".join(mutate_site(site, rng, place.hostile) for _ in range(rng.choice([1, 1, 2]) if rng.randrange(_HONEST) else 0)) or "as it was made"
+    site, address = clean_site(
+        {str(path.relative_to(source)): path.read_bytes() for path in files_below(source)}, form
+    )
+    what = (
+        "; ".join(
+            mutate_site(site, rng, place.hostile)
+            for _ in range(rng.choice([1, 1, 2]) if rng.randrange(_HONEST) else 0)
+        )
+        or "as it was made"
+    )
     place.servers.show(site)
     base = "" if form == "gs" else place.servers.pages
-    typed = Call((), environment=(("STORAGE_EMULATOR_HOST", place.servers.pages),), servers=(place.servers.pages,))
-    odd = rng.choice(["", "/", "/..", "/.", "//", "/params/..", "/lock", "/part", "/source.json", "/%2e%2e", "/a%00b", "/a\x1b[2J", "?x=..", "#.."])
+    typed = Call(
+        (), environment=(("STORAGE_EMULATOR_HOST", place.servers.pages),), servers=(place.servers.pages,)
+    )
+    odd = rng.choice(
+        [
+            "",
+            "/",
+            "/..",
+            "/.",
+            "//",
+            "/params/..",
+            "/lock",
+            "/part",
+            "/source.json",
+            "/%2e%2e",
+            "/a%00b",
+            "/a\x1b[2J",
+            "?x=..",
+            "#..",
+        ]
+    )
     one = "/params/_METADATA" if rng.random() < 0.6 else odd
     tree = odd if rng.random() < 0.15 else ""
     return f"{form}: {what}", [
@@ -230,9 +308,25 @@ def pages(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
 def command(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
     line = rng.choice(COMMANDS)
     for _ in range(rng.choice([0, 1, 2])):
-        line = mutate_text(line.encode(), rng, place.hostile).decode(errors="replace")[:100_000].replace("\0", "")
+        line = (
+            mutate_text(line.encode(), rng, place.hostile)
+            .decode(errors="replace")[:100_000]
+            .replace("\0", "")
+        )
     words = (line,) if rng.random() < 0.7 else tuple(line.split())
-    return line[:60], [(1, lambda: Call(("import", "openpi", *(words or ("",)), *(("--gpu", "rtx_a6000") if rng.random() < 0.5 else ()))))]
+    return line[:60], [
+        (
+            1,
+            lambda: Call(
+                (
+                    "import",
+                    "openpi",
+                    *(words or ("",)),
+                    *(("--gpu", "rtx_a6000") if rng.random() < 0.5 else ()),
+                )
+            ),
+        )
+    ]
 
 
 KINDS: dict[str, Callable[[Place, random.Random], tuple[str, list[Option]]]] = {
@@ -245,7 +339,16 @@ KINDS: dict[str, Callable[[Place, random.Random], tuple[str, list[Option]]]] = {
     "pages": pages,
     "command": command,
 }
-_SHARES = {"run": 13, "checkpoint": 9, "dataset": 8, "log": 7, "recipe": 5, "statistics": 3, "pages": 4, "command": 1}
+_SHARES = {
+    "run": 13,
+    "checkpoint": 9,
+    "dataset": 8,
+    "log": 7,
+    "recipe": 5,
+    "statistics": 3,
+    "pages": 4,
+    "command": 1,
+}
 _TURNS = [kind for kind, share in _SHARES.items() for _ in range(share)]
 
 
@@ -257,5 +360,7 @@ def keep(case: Case, place: Place, folder: Path) -> Path:
     path = folder / f"{case.number}-{case.kind}.tar"
     remove(path)
     names = [name for name in (RECEIVED, "received") if (place.world.root / name).exists()]
-    subprocess.run(["tar", "-cSf", str(path), "-C", str(place.world.root), *names], capture_output=True, check=False)
+    subprocess.run(
+        ["tar", "-cSf", str(path), "-C", str(place.world.root), *names], capture_output=True, check=False
+    )
     return path

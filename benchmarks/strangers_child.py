@@ -1,4 +1,7 @@
-"""What happens in the process of one case: the verbs, without privileges, within limits, overheard. Part of `benchmarks.strangers`."""
+"""What happens in the process of one case: the verbs, without privileges, within limits, overheard.
+
+Part of `benchmarks.strangers`.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +26,26 @@ _FILE_BYTES = 2**30
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Audit event → which of its arguments are paths that change.
 _CHANGES = {
-    **dict.fromkeys(("os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.chown"), slice(0, 1)),
+    **dict.fromkeys(
+        ("os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.chown"), slice(0, 1)
+    ),
     **dict.fromkeys(("os.rename", "os.link"), slice(0, 2)),
     "os.symlink": slice(1, 2),
 }
 # Planted in the inputs, and outside of the world.
 _FORBIDDEN = ("/etc/passwd", "/dev/zero", "/proc/self/environ", "/proc/self/mem")
-# Programs that a verb may start: it asks the driver, git, the linker and the fonts about this machine, and itself for other processes.
+# Programs that a verb may start: it asks the driver, git, the linker and the fonts about this machine, and
+# itself for other processes.
 _PROGRAMS = ("fc-list", "git", "nvidia-smi", "ldconfig", "uname", "lsb_release", Path(sys.executable).name)
 _HERE = ("127.0.0.1", "localhost", "::1", "", None)
 
 
 class Call(NamedTuple):
-    """One verb with its options, or "fetch_tree ADDRESS" and "fetch_file ADDRESS" (functions of `harness.download.cache`).
+    """One verb with its options, or "fetch_tree ADDRESS" and "fetch_file ADDRESS" (functions of
+    `harness.download.cache`).
 
-    `writes`: what it may write, as patterns below the world. `servers`: addresses that the user himself typed.
+    `writes`: what it may write, as patterns below the world. `servers`: addresses that the user himself
+    typed.
     """
 
     args: tuple[str, ...]
@@ -48,7 +56,10 @@ class Call(NamedTuple):
 
 
 def live(calls: list[Call], world: World, logs: Path, pipe: int) -> None:
-    """Makes the calls one after another, and tells `pipe` of each when it begins and when it has ended. Never returns."""
+    """Makes the calls one after another, and tells `pipe` of each when it begins and when it has ended.
+
+    Never returns.
+    """
     try:
         _confine(world)
         noted = _Noted(world)
@@ -88,7 +99,9 @@ def _confine(world: World) -> None:
 
 
 def _no_compiler() -> None:
-    """A plan that nobody has asked for before is compiled for a minute, which no content of a file changes: here that is refused at once."""
+    """A plan that nobody has asked for before is compiled for a minute, which no content of a file changes:
+    here that is refused at once.
+    """
     from harness.errors import HarnessError
     from harness.plan import compile as compiler
 
@@ -104,14 +117,19 @@ def _perform(call: Call, noted: _Noted, out: Path, err: Path) -> int:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(descriptor, number)
         os.close(descriptor)
-    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8", errors="strict") for number in (1, 2))
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8", errors="strict")
+        for number in (1, 2)
+    )
     noted.begin(call)
     os.environ.update(dict(call.environment))
     os.environ.pop("FORCE_COLOR", None)
     if call.coloured:
         os.environ["FORCE_COLOR"] = "1"
     try:
-        return _in_process(call, noted) if call.args[0] in ("fetch_tree", "fetch_file") else _verb(call, noted)
+        return (
+            _in_process(call, noted) if call.args[0] in ("fetch_tree", "fetch_file") else _verb(call, noted)
+        )
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -198,7 +216,13 @@ class _Noted:
             self._note("connected", f"asked for the address of {args[0]}")
             raise socket.gaierror(-3, "no network here")
         elif event in ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system"):
-            program = args[0] if isinstance(args[0], str) else os.fsdecode(args[0]) if isinstance(args[0], bytes) else str(args[0])
+            program = (
+                args[0]
+                if isinstance(args[0], str)
+                else os.fsdecode(args[0])
+                if isinstance(args[0], bytes)
+                else str(args[0])
+            )
             if Path(program).name not in _PROGRAMS:
                 self._note("started", program)
 
@@ -228,7 +252,9 @@ class _Noted:
 
     def _connected(self, place: Any, address: Any) -> None:
         # Whoever typed an address of this machine may be led to another of it.
-        if place.family not in (socket.AF_INET, socket.AF_INET6) or (address[0] in _HERE and self._typed_here):
+        if place.family not in (socket.AF_INET, socket.AF_INET6) or (
+            address[0] in _HERE and self._typed_here
+        ):
             return
         self._note("connected", f"{address[0]}:{address[1]}")
         if address[0] not in _HERE:

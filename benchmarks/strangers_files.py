@@ -23,13 +23,23 @@ _LARGE, _LARGE_DATA = 2**40, 3 * 2**30
 
 
 def files_below(root: Path) -> list[Path]:
-    """The regular files of a tree, in an order that does not depend on names made by chance (those of OCDBT's data files)."""
+    """The regular files of a tree, in an order that does not depend on names made by chance (those of OCDBT's
+    data files).
+    """
     found = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
-    return sorted(found, key=lambda path: (str(path.parent.relative_to(root)) if path.parent.name == "d" else str(path.relative_to(root)), path.stat().st_size))
+    return sorted(
+        found,
+        key=lambda path: (
+            str(path.parent.relative_to(root)) if path.parent.name == "d" else str(path.relative_to(root)),
+            path.stat().st_size,
+        ),
+    )
 
 
 def mutate_file(path: Path, root: Path, rng: random.Random, hostile: Hostile) -> str:
-    """What was done, in words, to one file of the input `root`: mostly to what it says, at times to what it is."""
+    """What was done, in words, to one file of the input `root`: mostly to what it says, at times to what it
+    is.
+    """
     kind = rng.random()
     if kind < 0.62:
         try:
@@ -54,7 +64,11 @@ def _mutate_content(path: Path, rng: random.Random, hostile: Hostile) -> str:
     elif path.suffix == ".png":
         new = _other_picture(data, rng)
     elif path.suffix == ".gz":
-        new = gzip.compress(mutate_text(gzip.decompress(data), rng, hostile), 1) if rng.random() < 0.7 else _gzip_bomb()
+        new = (
+            gzip.compress(mutate_text(gzip.decompress(data), rng, hostile), 1)
+            if rng.random() < 0.7
+            else _gzip_bomb()
+        )
     elif path.suffix in (".log", ".txt", ".csv", ".html", ".md"):
         new = mutate_text(data, rng, hostile)
     else:
@@ -69,14 +83,18 @@ def _damage_bytes(path: Path, rng: random.Random) -> str:
     if action == "flip" and data:
         for _ in range(rng.choice([1, 2, 8])):
             # The footer holds parquet's and mp4's structure: half of the hits go there.
-            at = rng.randrange(len(data)) if rng.random() < 0.5 else max(0, len(data) - 1 - rng.randrange(600))
+            at = (
+                rng.randrange(len(data)) if rng.random() < 0.5 else max(0, len(data) - 1 - rng.randrange(600))
+            )
             data[at] = rng.choice([0, 255, rng.randrange(256)])
     elif action == "cut":
         del data[rng.randrange(len(data) + 1) :]
     elif action == "grow":
         data += rng.randbytes(rng.choice([1, 64, 4096]))
     else:
-        data[:] = {"empty": b"", "noise": rng.randbytes(300), "zeros": bytes(len(data))}.get(action, bytes(data))
+        data[:] = {"empty": b"", "noise": rng.randbytes(300), "zeros": bytes(len(data))}.get(
+            action, bytes(data)
+        )
     path.write_bytes(data)
     return f"{path.name}: bytes, {action}"
 
@@ -92,7 +110,12 @@ def _mutate_parquet(path: Path, rng: random.Random, hostile: Hostile) -> str:
     if action == "drop":
         table = table.drop_columns([name])
     elif action == "rename":
-        table = table.rename_columns([hostile.text(rng).encode(errors="replace").decode() if i == at else old for i, old in enumerate(table.column_names)])
+        table = table.rename_columns(
+            [
+                hostile.text(rng).encode(errors="replace").decode() if i == at else old
+                for i, old in enumerate(table.column_names)
+            ]
+        )
     elif action == "repeat":
         table = pa.concat_tables([table] * rng.choice([0, 2, 500]))
     elif action == "reverse":
@@ -102,7 +125,12 @@ def _mutate_parquet(path: Path, rng: random.Random, hostile: Hostile) -> str:
         table = pa.table({other: pa.nulls(3_000_000, table[other].type) for other in table.column_names})
     else:
         text = hostile.text(rng).encode(errors="replace").decode()
-        value: Any = {"text": text, "nan": float("nan"), "huge": rng.choice([2**62, -1, 2**53]), "none": None}[action]
+        value: Any = {
+            "text": text,
+            "nan": float("nan"),
+            "huge": rng.choice([2**62, -1, 2**53]),
+            "none": None,
+        }[action]
         table = table.set_column(at, name, pa.array([value] * rows))
     pq.write_table(table, path)
     return f"{path.name}: column {name!r}, {action}"
@@ -113,12 +141,19 @@ def _other_picture(data: bytes, rng: random.Random) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     wide = rng.choice([20_000, 2**31 - 1])
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", wide, 20_000, 1, 0, 0, 0, 0)) + chunk(b"IDAT", _zeros()) + chunk(b"IEND", b"")
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", wide, 20_000, 1, 0, 0, 0, 0))
+        + chunk(b"IDAT", _zeros())
+        + chunk(b"IEND", b"")
+    )
     text = b"\x89PNG\r\n\x1a\n" + chunk(b"iTXt", b"a\0\1\0\0\0" + _zeros())
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n%%EOF\n"
     tiff = b"II*\0\x08\0\0\0\xff\xff" + rng.randbytes(400)
     gif = b"GIF89a\xff\xff\xff\xff" + rng.randbytes(400)
-    return rng.choice([bomb, text + data[8:], eps, tiff, gif, data[:50] + rng.randbytes(200), b"BM" + rng.randbytes(300)])
+    return rng.choice(
+        [bomb, text + data[8:], eps, tiff, gif, data[:50] + rng.randbytes(200), b"BM" + rng.randbytes(300)]
+    )
 
 
 @functools.cache
@@ -208,7 +243,9 @@ _IN_ITS_PLACE: dict[str, Callable[[Spot], None]] = {
     "link to a secret": lambda at: at.link(at.rng.choice(at.hostile.secrets)),
     "relative link to a secret": lambda at: at.link(at.rng.choice(at.hostile.secrets), relative=True),
     "link to a place": lambda at: at.link(at.rng.choice(at.hostile.places), relative=True),
-    "link to a device": lambda at: at.link(at.rng.choice(["/dev/zero", "/dev/stdin", "/etc/passwd", "/proc/self/mem"])),
+    "link to a device": lambda at: at.link(
+        at.rng.choice(["/dev/zero", "/dev/stdin", "/etc/passwd", "/proc/self/mem"])
+    ),
     "link to itself": lambda at: at.link(at.path.name),
     "link to its root": lambda at: at.link(str(at.root), relative=True),
     "link to nothing": lambda at: at.link(at.rng.choice(at.hostile.places) + "/new"),

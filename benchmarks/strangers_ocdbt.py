@@ -1,4 +1,6 @@
-"""OCDBT stores of a stranger: nodes written by hand, and bytes changed under a checksum that is right. Part of `benchmarks.strangers`.
+"""OCDBT stores of a stranger: nodes written by hand, and bytes changed under a checksum that is right.
+
+Part of `benchmarks.strangers`.
 
 Source: tensorstore's kvstore/ocdbt/format (manifest.h, btree_codec.cc, data_file_id_codec.cc).
 """
@@ -13,8 +15,20 @@ from pathlib import Path
 from typing import Any
 
 _NODE = struct.pack(">I", 0x0CDB20DE)
-_ZARRAY = {"chunks": [4], "compressor": None, "dtype": "|u1", "fill_value": None, "filters": None, "order": "C", "shape": [4], "zarr_format": 2}
-_TREE = {"key_metadata": [{"key": "x", "key_type": 2}], "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False}}
+_ZARRAY = {
+    "chunks": [4],
+    "compressor": None,
+    "dtype": "|u1",
+    "fill_value": None,
+    "filters": None,
+    "order": "C",
+    "shape": [4],
+    "zarr_format": 2,
+}
+_TREE = {
+    "key_metadata": [{"key": "x", "key_type": 2}],
+    "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False},
+}
 _FILES = [
     b"d/\0x",
     b"",
@@ -62,17 +76,37 @@ def _sealed(body: bytes) -> bytes:
 
 def _table(files: list[bytes]) -> bytes:
     zeros = b"\0" * (len(files) - 1 if files else 0)
-    return _varint(len(files)) + zeros + b"".join(_varint(len(name)) for name in files) + b"\0" * len(files) + b"".join(files)
+    return (
+        _varint(len(files))
+        + zeros
+        + b"".join(_varint(len(name)) for name in files)
+        + b"\0" * len(files)
+        + b"".join(files)
+    )
 
 
 def _keys(keys: list[bytes], prefixes: list[int] | None = None) -> bytes:
-    return b"\0" * (len(keys) - 1) + b"".join(map(_varint, map(len, keys))) + b"".join(map(_varint, prefixes or [])) + b"".join(keys)
+    return (
+        b"\0" * (len(keys) - 1)
+        + b"".join(map(_varint, map(len, keys)))
+        + b"".join(map(_varint, prefixes or []))
+        + b"".join(keys)
+    )
 
 
 def _interior(height: int, files: list[bytes], entries: list[tuple[bytes, int, int, int, int]]) -> bytes:
     """`entries`: key, length of the subtree's prefix, file, offset, length."""
-    body = bytes([height]) + _table(files) + _varint(len(entries)) + _keys([e[0] for e in entries], [e[1] for e in entries])
-    columns = [[int(e[i]) for e in entries] for i in (2, 3, 4)] + [[4] * len(entries), [192] * len(entries), [0] * len(entries)]
+    body = (
+        bytes([height])
+        + _table(files)
+        + _varint(len(entries))
+        + _keys([e[0] for e in entries], [e[1] for e in entries])
+    )
+    columns = [[int(e[i]) for e in entries] for i in (2, 3, 4)] + [
+        [4] * len(entries),
+        [192] * len(entries),
+        [0] * len(entries),
+    ]
     return _sealed(body + b"".join(_varint(number) for column in columns for number in column))
 
 
@@ -91,11 +125,17 @@ def write_template(item: Path) -> None:
     import tensorstore as ts
 
     config = {"max_decoded_node_bytes": 60, "max_inline_value_bytes": 100, "compression": None}
-    store: Any = ts.KvStore.open({"driver": "ocdbt", "base": f"{item.absolute().as_uri()}/", "config": config}).result()
+    store: Any = ts.KvStore.open(
+        {"driver": "ocdbt", "base": f"{item.absolute().as_uri()}/", "config": config}
+    ).result()
     with ts.Transaction() as transaction:
         for i in range(6):
             store.with_transaction(transaction)[f"a{i}/.zarray"] = json.dumps(_ZARRAY).encode()[:90]
-    tree = {"tree_metadata": {"('x',)": _TREE}, "use_zarr3": False, "store_array_data_equal_to_fill_value": True}
+    tree = {
+        "tree_metadata": {"('x',)": _TREE},
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+    }
     (item / "_METADATA").write_text(json.dumps(tree))
 
 

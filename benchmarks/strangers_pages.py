@@ -1,4 +1,7 @@
-"""A stranger's web server on this machine: pages as a case says, and a trap that counts who connects. Part of `benchmarks.strangers`."""
+"""A stranger's web server on this machine: pages as a case says, and a trap that counts who connects.
+
+Part of `benchmarks.strangers`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from benchmarks.strangers_values import Hostile, mutate_json, mutate_text
 
 
 class Page(NamedTuple):
-    """One answer. `endless`: the body is sent again and again; `any_query`: it is the answer whatever stands behind the "?"."""
+    """One answer.
+
+    `endless`: the body is sent again and again; `any_query`: it is the answer whatever stands behind the "?".
+    """
 
     body: bytes = b""
     kind: str = "text/html"
@@ -34,12 +40,16 @@ Site = dict[str, Page]
 
 
 class Servers:
-    """Two servers in a process of their own: `pages` answers from the site that was written last; `trap` answers nothing and counts."""
+    """Two servers in a process of their own: `pages` answers from the site that was written last; `trap`
+    answers nothing and counts.
+    """
 
     def __init__(self, site: Path) -> None:
         self._site = site
         self._count = mmap.mmap(-1, 8)
-        pages, trap = (ThreadingHTTPServer(("127.0.0.1", 0), handler) for handler in (_pages(site), _trap(self._count)))
+        pages, trap = (
+            ThreadingHTTPServer(("127.0.0.1", 0), handler) for handler in (_pages(site), _trap(self._count))
+        )
         self.pages, self.trap = (f"http://127.0.0.1:{server.server_address[1]}" for server in (pages, trap))
         self.pid = os.fork()
         if self.pid == 0:
@@ -117,11 +127,20 @@ def _pages(place: Path) -> type[BaseHTTPRequestHandler]:
 
 
 def clean_site(files: dict[str, bytes], form: str) -> tuple[Site, str]:
-    """A site that is what it says, and the address below the server: with SHA256SUMS, with index pages, or as Google's storage."""
+    """A site that is what it says, and the address below the server: with SHA256SUMS, with index pages, or as
+    Google's storage.
+    """
     if form == "gs":
         items = [{"name": f"ckpt/{name}", "size": str(len(body))} for name, body in files.items()]
         site = {"/storage/v1/b/bucket/o": Page(json.dumps({"items": items}).encode(), "application/json")}
-        return site | {f"/storage/v1/b/bucket/o/ckpt/{name}": Page(body, "application/octet-stream") for name, body in files.items()}, "gs://bucket/ckpt"
+        return (
+            site
+            | {
+                f"/storage/v1/b/bucket/o/ckpt/{name}": Page(body, "application/octet-stream")
+                for name, body in files.items()
+            },
+            "gs://bucket/ckpt",
+        )
     site = {f"/ckpt/{name}": Page(body, "application/octet-stream") for name, body in files.items()}
     if form == "sums":
         text = "".join(f"{hashlib.sha256(body).hexdigest()}  {name}\n" for name, body in files.items())
@@ -133,7 +152,9 @@ def clean_site(files: dict[str, bytes], form: str) -> tuple[Site, str]:
             folders.setdefault("/".join(parts[:i]), set()).add(part + ("/" if i < len(parts) - 1 else ""))
     for folder, names in folders.items():
         links = "".join(f'<li><a href="{name}">{name}</a></li>' for name in ["../", *sorted(names)])
-        site[f"/ckpt/{folder}/" if folder else "/ckpt/"] = Page(f"<html><body><ul>{links}</ul></body></html>".encode())
+        site[f"/ckpt/{folder}/" if folder else "/ckpt/"] = Page(
+            f"<html><body><ul>{links}</ul></body></html>".encode()
+        )
     return site, "/ckpt"
 
 
@@ -143,16 +164,40 @@ def mutate_site(site: Site, rng: random.Random, hostile: Hostile) -> str:
     path = rng.choice(listings if rng.random() < 0.6 else sorted(site))
     page = site[path]
     action = rng.choice(
-        ["content", "content", "content", "names", "names", "names", "endless", "redirect", "redirect", "status", "header", "header", "gone", "loop"]
+        [
+            "content",
+            "content",
+            "content",
+            "names",
+            "names",
+            "names",
+            "endless",
+            "redirect",
+            "redirect",
+            "status",
+            "header",
+            "header",
+            "gone",
+            "loop",
+        ]
     )
     if action == "content":
-        new = mutate_json(page.body, rng, hostile) if page.kind == "application/json" else mutate_text(page.body, rng, hostile)
+        new = (
+            mutate_json(page.body, rng, hostile)
+            if page.kind == "application/json"
+            else mutate_text(page.body, rng, hostile)
+        )
         site[path] = page._replace(body=new)
     elif action == "names":
         site[path] = page._replace(body=_listing(page, rng, hostile))
     elif action == "endless":
         if path in listings:
-            site[path] = page._replace(body=rng.choice([page.body, b" " * 65_536, b"[" * 65_536, b"0" * 65_536, b"<a href='x'>" * 5000]), endless=True)
+            site[path] = page._replace(
+                body=rng.choice(
+                    [page.body, b" " * 65_536, b"[" * 65_536, b"0" * 65_536, b"<a href='x'>" * 5000]
+                ),
+                endless=True,
+            )
     elif action == "redirect":
         inside = [f"{path}/..", path, "/ckpt/", "//127.0.0.1/x", "/ckpt/../../x", "/\r\nX: y"]
         outside = [
@@ -163,9 +208,16 @@ def mutate_site(site: Site, rng: random.Random, hostile: Hostile) -> str:
             "http://[::1",
             *(f"file://{p}" for p in hostile.secrets),
         ]
-        site[path] = Page(status=rng.choice([301, 302, 303, 307, 308]), headers=(("Location", rng.choice([*inside, *outside])),))
+        site[path] = Page(
+            status=rng.choice([301, 302, 303, 307, 308]),
+            headers=(("Location", rng.choice([*inside, *outside])),),
+        )
     elif action == "status":
-        site[path] = page._replace(status=rng.choice([100, 199, 201, 204, 206, 300, 304, 400, 401, 403, 416, 429, 500, 503, 599, 700]))
+        site[path] = page._replace(
+            status=rng.choice(
+                [100, 199, 201, 204, 206, 300, 304, 400, 401, 403, 416, 429, 500, 503, 599, 700]
+            )
+        )
     elif action == "header":
         name, values = rng.choice(_HEADERS)
         site[path] = page._replace(headers=((name, rng.choice(values)),))
@@ -178,7 +230,10 @@ def mutate_site(site: Site, rng: random.Random, hostile: Hostile) -> str:
 
 _HEADERS: list[tuple[str, list[str]]] = [
     ("Content-Length", ["-1", "0", "1", "10", "9" * 30, "x", "1e400", "99999999", "5, 6"]),
-    ("Content-Type", ["", "text/html; charset=\x1b[2J", "text/html; charset=utf-7", "application/json", "x" * 70_000]),
+    (
+        "Content-Type",
+        ["", "text/html; charset=\x1b[2J", "text/html; charset=utf-7", "application/json", "x" * 70_000],
+    ),
     ("Content-Range", ["bytes 0-1/10", "bytes */3", "bytes x-y/z", "bytes 5-4/" + "9" * 30]),
     ("Content-Encoding", ["gzip", "br", "\x1b"]),
     ("Transfer-Encoding", ["chunked", "identity", "gzip, chunked"]),
@@ -189,13 +244,35 @@ _HEADERS: list[tuple[str, list[str]]] = [
 def _listing(page: Page, rng: random.Random, hostile: Hostile) -> bytes:
     """A listing with hostile names in the form of the page; at times very many of them."""
     names = [
-        rng.choice([hostile.text(rng), "a/" * 50 + "x", "../" * 9 + "x", "x/../y", "%2e%2e/x", "..%2f..%2fx", "C:\\x", "a\0b", "SHA256SUMS", "source.json"])
+        rng.choice(
+            [
+                hostile.text(rng),
+                "a/" * 50 + "x",
+                "../" * 9 + "x",
+                "x/../y",
+                "%2e%2e/x",
+                "..%2f..%2fx",
+                "C:\\x",
+                "a\0b",
+                "SHA256SUMS",
+                "source.json",
+            ]
+        )
     ]
-    names = names if rng.random() < 0.8 else [f"{'d/' * (i % 7)}n{i}" for i in range(rng.choice([5000, 150_000]))]
+    names = (
+        names if rng.random() < 0.8 else [f"{'d/' * (i % 7)}n{i}" for i in range(rng.choice([5000, 150_000]))]
+    )
     if page.kind == "application/json":
-        sizes: list[Any] = rng.choice([[1], ["1"], [-1], ["x"], [10**30], ["9" * 5000], [None], [{}], [0.5], [float("nan")]])
-        items = [{"name": f"ckpt/{name}", "size": sizes[0], "md5Hash": rng.choice([None, "x", 5, "é", ""])} for name in names]
-        return json.dumps({"items": rng.choice([items, items, items * 2, {"a": 1}, "x", [1], [[]], [{}]])}).encode()
+        sizes: list[Any] = rng.choice(
+            [[1], ["1"], [-1], ["x"], [10**30], ["9" * 5000], [None], [{}], [0.5], [float("nan")]]
+        )
+        items = [
+            {"name": f"ckpt/{name}", "size": sizes[0], "md5Hash": rng.choice([None, "x", 5, "é", ""])}
+            for name in names
+        ]
+        return json.dumps(
+            {"items": rng.choice([items, items, items * 2, {"a": 1}, "x", [1], [[]], [{}]])}
+        ).encode()
     if page.kind == "text/plain":
         digest = hashlib.sha256(b"").hexdigest()
         return page.body + "".join(f"{digest}  {name}\n" for name in names).encode(errors="surrogatepass")
@@ -209,7 +286,9 @@ def _loop(site: Site, path: str, page: Page) -> None:
             body = json.loads(page.body)
         except ValueError:
             return
-        site[path] = page._replace(body=json.dumps((body if isinstance(body, dict) else {}) | {"nextPageToken": "more"}).encode())
+        site[path] = page._replace(
+            body=json.dumps((body if isinstance(body, dict) else {}) | {"nextPageToken": "more"}).encode()
+        )
     else:
         site["*"] = Page(b'<a href="a/">a</a><a href="b/">b</a><a href="c/">c</a>')
         site.pop("/ckpt/SHA256SUMS", None)

@@ -1,4 +1,7 @@
-"""Hostile values, and texts (JSON, YAML, logs) in which one part was put in another's place. Part of `benchmarks.strangers`."""
+"""Hostile values, and texts (JSON, YAML, logs) in which one part was put in another's place.
+
+Part of `benchmarks.strangers`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,47 @@ from typing import Any, NamedTuple
 
 # What a JSON encoder would not write is put into its text afterwards.
 _RAW = re.compile(r'"@@RAW:(.*?)@@"')
-_SENSITIVE = {"source", "dataset", "path", "asset_id", "tokenizer", "revision", "base", "files", "weights", "device", "layout", "name", "url"}
+_SENSITIVE = {
+    "source",
+    "dataset",
+    "path",
+    "asset_id",
+    "tokenizer",
+    "revision",
+    "base",
+    "files",
+    "weights",
+    "device",
+    "layout",
+    "name",
+    "url",
+}
 _SENSITIVE |= {"image", "recipe", "step", "steps", "run"}
-_CONTROLS = ["\x1b]0;owned\x07", "\x1b[2J\x1b[H", "\x1b]52;c;AAAA\x07", "\x9b31m", "\x00", "\r", "\x08\x08", "\u202eabc", "\u2066", "\ufeff", "\u2028", "\x7f"]
-_MARKUP = ["[/x]", "[green]equal[/green]", "[link=file:///etc/passwd]x[/link]", "[bold", "\\[", "<script>alert(1)</script>", "{{7*7}}", "{% raw %}", "%s%n"]
+_CONTROLS = [
+    "\x1b]0;owned\x07",
+    "\x1b[2J\x1b[H",
+    "\x1b]52;c;AAAA\x07",
+    "\x9b31m",
+    "\x00",
+    "\r",
+    "\x08\x08",
+    "\u202eabc",
+    "\u2066",
+    "\ufeff",
+    "\u2028",
+    "\x7f",
+]
+_MARKUP = [
+    "[/x]",
+    "[green]equal[/green]",
+    "[link=file:///etc/passwd]x[/link]",
+    "[bold",
+    "\\[",
+    "<script>alert(1)</script>",
+    "{{7*7}}",
+    "{% raw %}",
+    "%s%n",
+]
 _NAMES = [
     "",
     ".",
@@ -37,8 +77,38 @@ _NAMES = [
     "x/",
     "//x",
 ]
-_NUMBERS: list[Any] = [0, -1, 1, 2**31, 2**53, 2**53 + 1, 2**63, -(2**63), 10**30, 1e308, -0.0, 1e-320, float("nan"), float("inf"), -float("inf"), 0.5]
-_RAW_NUMBERS = ["1e400", "-1e400", "1e-400", "0" * 40 + "1", "1" * 5000, "1_000", "0x10", "+1", ".5", "NaN", "nul", "True"]
+_NUMBERS: list[Any] = [
+    0,
+    -1,
+    1,
+    2**31,
+    2**53,
+    2**53 + 1,
+    2**63,
+    -(2**63),
+    10**30,
+    1e308,
+    -0.0,
+    1e-320,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    0.5,
+]
+_RAW_NUMBERS = [
+    "1e400",
+    "-1e400",
+    "1e-400",
+    "0" * 40 + "1",
+    "1" * 5000,
+    "1_000",
+    "0x10",
+    "+1",
+    ".5",
+    "NaN",
+    "nul",
+    "True",
+]
 _DATES = ["2001-99-99", "2001-01-01", "12:30:45", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59+99:99"]
 ATOMS = [*'a 1=:[{"\\-\té/', "1,", "loss=", "step ", "Step 1: ", "a ", "0.", "1e", "%|", "[1:00<", "a=1 "]
 
@@ -60,12 +130,34 @@ class Hostile(NamedTuple):
             return rng.choice(_NAMES)
         if kind == 3:
             return self.address(rng)
-        return rng.choice(_CONTROLS) + rng.choice(["x", "loss", "task"]) + rng.choice([*_CONTROLS, *_MARKUP]) if kind == 4 else rng.choice(_DATES)
+        return (
+            rng.choice(_CONTROLS) + rng.choice(["x", "loss", "task"]) + rng.choice([*_CONTROLS, *_MARKUP])
+            if kind == 4
+            else rng.choice(_DATES)
+        )
 
     def address(self, rng: random.Random) -> str:
-        """A place that no received file may have opened: a secret, a device, a directory of the user's, an address."""
-        remote = [f"{self.trap}/ckpt/..", f"{self.trap}/internal/admin", f"{self.trap}/ckpt/params", "gs://bucket/..", "gs://bucket/ckpt", "https://10.0.0.1/x"]
-        local = ["/etc/passwd", "/dev/zero", "/proc/self/environ", "~", "/", *self.secrets, *self.places, *(f"file://{path}" for path in self.secrets)]
+        """A place that no received file may have opened: a secret, a device, a directory of the user's, an
+        address.
+        """
+        remote = [
+            f"{self.trap}/ckpt/..",
+            f"{self.trap}/internal/admin",
+            f"{self.trap}/ckpt/params",
+            "gs://bucket/..",
+            "gs://bucket/ckpt",
+            "https://10.0.0.1/x",
+        ]
+        local = [
+            "/etc/passwd",
+            "/dev/zero",
+            "/proc/self/environ",
+            "~",
+            "/",
+            *self.secrets,
+            *self.places,
+            *(f"file://{path}" for path in self.secrets),
+        ]
         return rng.choice(remote if rng.random() < 0.5 else local)
 
     def value(self, rng: random.Random) -> Any:
@@ -77,9 +169,32 @@ class Hostile(NamedTuple):
         if kind == 6:
             return f"@@RAW:{rng.choice(_RAW_NUMBERS)}@@"
         if kind == 7:
-            return rng.choice([None, True, False, [], {}, [[]], {"": None}, [None] * 3, {"source": self.address(rng)}, "\ud800", "x\udfff"])
+            return rng.choice(
+                [
+                    None,
+                    True,
+                    False,
+                    [],
+                    {},
+                    [[]],
+                    {"": None},
+                    [None] * 3,
+                    {"source": self.address(rng)},
+                    "\ud800",
+                    "x\udfff",
+                ]
+            )
         if kind == 8:
-            return rng.choice([_deep("["), _deep('{"a":'), ["x"] * 20_000, "A" * 1_000_000, list(range(1000)), {str(i): i for i in range(3000)}])
+            return rng.choice(
+                [
+                    _deep("["),
+                    _deep('{"a":'),
+                    ["x"] * 20_000,
+                    "A" * 1_000_000,
+                    list(range(1000)),
+                    {str(i): i for i in range(3000)},
+                ]
+            )
         return self.address(rng)
 
 
@@ -116,7 +231,12 @@ def _change(value: Any, rng: random.Random, hostile: Hostile) -> Any:
     named = [(holder, key) for holder, key in holders if str(key) in _SENSITIVE]
     if named and rng.random() < 0.2:
         holder, key = rng.choice(named)
-        holder[key] = rng.choice([hostile.address(rng), {"source": hostile.address(rng), "files": {hostile.address(rng): {"sha256": "0"}}}])
+        holder[key] = rng.choice(
+            [
+                hostile.address(rng),
+                {"source": hostile.address(rng), "files": {hostile.address(rng): {"sha256": "0"}}},
+            ]
+        )
         return value
     weights = [20 if str(key) in _SENSITIVE else 1 for _, key in holders]
     holder, key = rng.choices(holders, weights)[0]
@@ -144,7 +264,13 @@ def _holders(value: Any) -> list[tuple[Any, Any]]:
     todo = [value]
     while todo:
         item = todo.pop()
-        pairs = list(item.items()) if isinstance(item, dict) else list(enumerate(item)) if isinstance(item, list) else []
+        pairs = (
+            list(item.items())
+            if isinstance(item, dict)
+            else list(enumerate(item))
+            if isinstance(item, list)
+            else []
+        )
         found += [(item, key) for key, _ in pairs]
         todo += [child for _, child in pairs]
     return found
@@ -157,7 +283,20 @@ def mutate_lines(data: bytes, rng: random.Random, hostile: Hostile) -> bytes:
         at = rng.randrange(len(lines))
         action = rng.randrange(5)
         if action == 0:
-            lines.insert(at, rng.choice([b"", b"{", b"[]", b"null", b"\xff\xfe", b"1e400", hostile.text(rng).encode(errors="surrogatepass")]))
+            lines.insert(
+                at,
+                rng.choice(
+                    [
+                        b"",
+                        b"{",
+                        b"[]",
+                        b"null",
+                        b"\xff\xfe",
+                        b"1e400",
+                        hostile.text(rng).encode(errors="surrogatepass"),
+                    ]
+                ),
+            )
         elif action == 1:
             lines[at:at] = [lines[at]] * 2000
         else:
@@ -179,7 +318,16 @@ def mutate_yaml(data: bytes, rng: random.Random, hostile: Hostile) -> bytes:
         lambda: text + "x: &a [*a]\n",
         lambda: text + "? [1, 2]\n: x\n? {a: b}\n: y\n",
         lambda: (
-            text + rng.choice(["x: !!python/object/apply:os.system [id]\n", "x: !!binary '///'\n", "x: !!set {a, b}\n", "x: !!omap [a: 1]\n", "x: !nope 1\n"])
+            text
+            + rng.choice(
+                [
+                    "x: !!python/object/apply:os.system [id]\n",
+                    "x: !!binary '///'\n",
+                    "x: !!set {a, b}\n",
+                    "x: !!omap [a: 1]\n",
+                    "x: !nope 1\n",
+                ]
+            )
         ),
         lambda: text + "x: " + "[" * rng.choice([50, 500, 20_000]) + "\n",
         lambda: text + text,
@@ -190,19 +338,27 @@ def mutate_yaml(data: bytes, rng: random.Random, hostile: Hostile) -> bytes:
         lambda: "x: " + "9" * 5000 + "\n" + text,
         lambda: _other_value(text, rng, hostile),
     ]
-    return rng.choice([*tricks, tricks[-1], tricks[-1]])().encode(rng.choice(["utf-8"] * 9 + ["utf-16"]), errors="surrogatepass")
+    return rng.choice([*tricks, tricks[-1], tricks[-1]])().encode(
+        rng.choice(["utf-8"] * 9 + ["utf-16"]), errors="surrogatepass"
+    )
 
 
 def _other_value(text: str, rng: random.Random, hostile: Hostile) -> str:
     lines = text.splitlines()
     at = rng.choice([i for i, line in enumerate(lines) if ": " in line])
     value = hostile.value(rng)
-    lines[at] = lines[at].split(": ")[0] + ": " + (value if isinstance(value, str) and not value.startswith("@@") else dumps(value))
+    lines[at] = (
+        lines[at].split(": ")[0]
+        + ": "
+        + (value if isinstance(value, str) and not value.startswith("@@") else dumps(value))
+    )
     return "\n".join(lines) + "\n"
 
 
 def _merge_bomb(levels: int) -> str:
-    rows = ["a0: &a0 {k0: 1, k1: 2}"] + [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}], k{i}: 1}}" for i in range(1, levels)]
+    rows = ["a0: &a0 {k0: 1, k1: 2}"] + [
+        f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}], k{i}: 1}}" for i in range(1, levels)
+    ]
     return "\n".join(rows) + "\n"
 
 
@@ -228,7 +384,9 @@ def _number(data: bytes, at: int, rng: random.Random, hostile: Hostile) -> bytes
     if not numbers:
         return data
     found = rng.choice(numbers)
-    new = str(rng.choice([*_NUMBERS, *_RAW_NUMBERS, "1.1.1", "-", "inf", "1K", "1M", "1e5K", hostile.text(rng)]))
+    new = str(
+        rng.choice([*_NUMBERS, *_RAW_NUMBERS, "1.1.1", "-", "inf", "1K", "1M", "1e5K", hostile.text(rng)])
+    )
     return data[: at + found.start()] + new.encode(errors="surrogatepass") + data[at + found.end() :]
 
 
@@ -253,7 +411,9 @@ def _line_ends(data: bytes, _: int, rng: random.Random, __: Hostile) -> bytes:
 
 
 def _encoding(data: bytes, _: int, rng: random.Random, __: Hostile) -> bytes:
-    return data.decode(errors="replace").encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp037"]), errors="replace")
+    return data.decode(errors="replace").encode(
+        rng.choice(["utf-16", "utf-32", "utf-8-sig", "cp037"]), errors="replace"
+    )
 
 
 def _noise(data: bytes, _: int, rng: random.Random, __: Hostile) -> bytes:

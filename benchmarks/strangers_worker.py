@@ -1,4 +1,6 @@
-"""One worker: it imports the harness once, and starts a process of its own for each case, which it then judges. Part of `benchmarks.strangers`."""
+"""One worker: it imports the harness once, and starts a process of its own for each case, which it then
+judges. Part of `benchmarks.strangers`.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ _IMPORTS = [
 
 
 class Ended(NamedTuple):
-    """How a process ended: what it told, its highest memory above that of its start, and the call that it died or was killed in."""
+    """How a process ended: what it told, its highest memory above that of its start, and the call that it
+    died or was killed in.
+    """
 
     told: list[dict[str, Any]]
     more_bytes: int
@@ -168,7 +172,9 @@ def one(number: int, seed: int, place: cases.Place, logs: Path, kept: Path | Non
 
 
 def run_case(calls: list[Call], world: World, logs: Path) -> Ended:
-    """How the process that made these calls ended; killed when a call takes 20 s, or when it holds 2 GiB more than at its start."""
+    """How the process that made these calls ended; killed when a call takes 20 s, or when it holds 2 GiB more
+    than at its start.
+    """
     for path in logs.iterdir():
         remove(path)
     heard, told = os.pipe()
@@ -204,10 +210,22 @@ def run_case(calls: list[Call], world: World, logs: Path) -> Ended:
         os.close(heard)
         os.close(process)
     messages = [json.loads(line) for line in data.decode(errors="replace").splitlines() if line.endswith("}")]
-    left = [m["began"] for m in messages if "began" in m and not any(other.get("ended") == m["began"] for other in messages)]
+    left = [
+        m["began"]
+        for m in messages
+        if "began" in m and not any(other.get("ended") == m["began"] for other in messages)
+    ]
     code = os.waitstatus_to_exitcode(status)
-    why = why or ("" if code == 0 else next((m["failed"] for m in messages if "failed" in m), f"it ended with {code}"))
-    return Ended(messages, max(usage.ru_maxrss * 1024 - start, 0), left[0] if left else None, why, time.monotonic() - began)
+    why = why or (
+        "" if code == 0 else next((m["failed"] for m in messages if "failed" in m), f"it ended with {code}")
+    )
+    return Ended(
+        messages,
+        max(usage.ru_maxrss * 1024 - start, 0),
+        left[0] if left else None,
+        why,
+        time.monotonic() - began,
+    )
 
 
 def _resident(pid: int) -> int:
@@ -218,12 +236,16 @@ def _resident(pid: int) -> int:
 
 
 def named(calls: list[Call]) -> set[str]:
-    """Where the paths lead that the user himself typed: what he names he may have read, also through a link."""
+    """Where the paths lead that the user himself typed: what he names he may have read, also through a
+    link.
+    """
     return {_lies(word) for call in calls for word in call.args if word.startswith("/")}
 
 
 def _lies(path: str) -> str:
-    """Where a path leads; a process's own place in /proc by that name, since the verbs run in another process."""
+    """Where a path leads; a process's own place in /proc by that name, since the verbs run in another
+    process.
+    """
     return re.sub(r"^/proc/\d+/", "/proc/self/", os.path.realpath(path))
 
 
@@ -231,16 +253,29 @@ def _below(path: str, typed: set[str]) -> bool:
     return any(path == place or path.startswith(f"{place}/") for place in typed)
 
 
-def judge(calls: list[Call], ended: Ended, world: World, before: Tree, after: Tree, logs: Path, typed: set[str]) -> list[tuple[str, str]]:
+def judge(
+    calls: list[Call], ended: Ended, world: World, before: Tree, after: Tree, logs: Path, typed: set[str]
+) -> list[tuple[str, str]]:
     """(kind of problem, in words) of everything that a case did and should not have."""
     problems: list[tuple[str, str]] = []
     if ended.why:
         kind = ended.why if ended.why in ("time", "memory") else "traceback"
         verb = calls[ended.unfinished].args[0] if ended.unfinished is not None else "?"
         # A verb that holds too much memory, or never ends, was ended by us.
-        problems.append((kind, f"{verb}: killed, {ended.seconds:.0f} s, {ended.more_bytes >> 20} MiB more" if kind != "traceback" else f"{verb}: {ended.why}"))
+        problems.append(
+            (
+                kind,
+                (
+                    f"{verb}: killed, {ended.seconds:.0f} s, {ended.more_bytes >> 20} MiB more"
+                    if kind != "traceback"
+                    else f"{verb}: {ended.why}"
+                ),
+            )
+        )
     elif ended.more_bytes > BYTES:
-        problems.append(("memory", f"{calls[0].args[0]}: {ended.more_bytes >> 20} MiB more than at its start"))
+        problems.append(
+            ("memory", f"{calls[0].args[0]}: {ended.more_bytes >> 20} MiB more than at its start")
+        )
     for message in ended.told:
         if "ended" in message:
             problems += _of_call(calls[message["ended"]], message, typed)
@@ -248,7 +283,11 @@ def judge(calls: list[Call], ended: Ended, world: World, before: Tree, after: Tr
         told = next((message for message in ended.told if message.get("ended") == i), None)
         known, code = bool(told and told["errors"]), told["code"] if told else None
         problems += _of_output(call, logs / f"{i}.out", logs / f"{i}.err", world, code=code, known=known)
-    if any(path.startswith(f"{world.root}/") and not path.startswith((str(world.received), str(world.received_run))) for path in typed):
+    if any(
+        path.startswith(f"{world.root}/")
+        and not path.startswith((str(world.received), str(world.received_run)))
+        for path in typed
+    ):
         # The user named a link to his own file: what it says is shown to him alone.
         problems = [problem for problem in problems if problem[0] != "leaked"]
     allowed = tuple(name for call in calls for name in call.writes)
@@ -256,16 +295,23 @@ def judge(calls: list[Call], ended: Ended, world: World, before: Tree, after: Tr
     touched = world.touched(before, after, allowed)
     # What was written to had to be opened.
     changed = {text.split(" ", 1)[1] for text in touched}
-    opened = [name for name in world.opened() if name not in changed and not _below(str(world.root / name), typed)]
+    opened = [
+        name for name in world.opened() if name not in changed and not _below(str(world.root / name), typed)
+    ]
     problems += [("touched", f"{verbs}: {text}") for text in touched]
-    problems += [("leaked", f"{verbs}: {text}") for text in [*world.leaked(before, after), *(f"opened {name}" for name in opened)]]
+    problems += [
+        ("leaked", f"{verbs}: {text}")
+        for text in [*world.leaked(before, after), *(f"opened {name}" for name in opened)]
+    ]
     return list(dict.fromkeys(problems))
 
 
 def _of_call(call: Call, message: dict[str, Any], typed: set[str]) -> list[tuple[str, str]]:
     verb = call.args[0]
     problems = [("traceback", f"{verb}: {text}") for text in message["errors"]]
-    problems += [("touched", f"{verb}: wrote {name}") for name in message["wrote"]] + [("touched", f"{verb}: started {name}") for name in message["started"]]
+    problems += [("touched", f"{verb}: wrote {name}") for name in message["wrote"]] + [
+        ("touched", f"{verb}: started {name}") for name in message["started"]
+    ]
     problems += [("leaked", f"{verb}: opened {name}") for name in message["read"] if _lies(name) not in typed]
     problems += [("connected", f"{verb}: {text}") for text in message["connected"]]
     if message["code"] not in (0, 1, 2) and not message["errors"]:
@@ -273,7 +319,9 @@ def _of_call(call: Call, message: dict[str, Any], typed: set[str]) -> list[tuple
     return problems
 
 
-def _of_output(call: Call, out: Path, err: Path, world: World, *, code: int | None, known: bool) -> list[tuple[str, str]]:
+def _of_output(
+    call: Call, out: Path, err: Path, world: World, *, code: int | None, known: bool
+) -> list[tuple[str, str]]:
     verb, problems = call.args[0], []
     for name, path in (("stdout", out), ("stderr", err)):
         data = path.read_bytes() if path.is_file() else b""
@@ -282,7 +330,14 @@ def _of_output(call: Call, out: Path, err: Path, world: World, *, code: int | No
         text = data.decode(errors="surrogateescape")
         if found := raw_controls(text, coloured=call.coloured):
             problems.append(("controls", f"{verb}: {', '.join(found[:3])} in its {name}"))
-        if name == "stderr" and code == 2 and not known and "error [" not in text and "Error: Invalid value" not in text and verb != "import":
+        if (
+            name == "stderr"
+            and code == 2
+            and not known
+            and "error [" not in text
+            and "Error: Invalid value" not in text
+            and verb != "import"
+        ):
             problems.append(("traceback", f"{verb}: refused without a reason, {_last_line(text)}"))
         elif "Traceback (most recent call last)" in text and not known:
             problems.append(("traceback", f"{verb}: {_last_line(text)}"))
@@ -290,5 +345,9 @@ def _of_output(call: Call, out: Path, err: Path, world: World, *, code: int | No
 
 
 def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if re.match(r"\w[\w.]*(?:Error|Exception|Warning|Exit)\b", line)]
+    lines = [
+        line
+        for line in text.strip().splitlines()
+        if re.match(r"\w[\w.]*(?:Error|Exception|Warning|Exit)\b", line)
+    ]
     return f"Traceback, {(lines or [text.strip()[-200:]])[-1][:200]}"

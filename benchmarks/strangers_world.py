@@ -23,7 +23,8 @@ from pathlib import Path
 from benchmarks.strangers_files import remove
 from benchmarks.strangers_values import Hostile
 
-# path → what tells whether it was touched; a change of content that leaves all of these alone does not exist, for ctime cannot be set.
+# path → what tells whether it was touched; a change of content that leaves all of these alone does not exist,
+# for ctime cannot be set.
 Tree = dict[str, tuple[int, ...]]
 _FREE = ("work/*", "tmp/*")
 _IN_OPEN, _IN_ISDIR, _IN_Q_OVERFLOW = 0x20, 0x40000000, 0x4000
@@ -42,7 +43,9 @@ _SECRETS = {
 }
 # Our own tables, without colours, links and titles of others.
 _SGR = re.compile(r"\x1b\[(?:[0-9;]{0,32}m|[0-9]{0,4}[ABCDGK]|\?25[lh])|\r")
-_CONTROL = re.compile(r"(?![\n\t])[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(
+    r"(?![\n\t])[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _MOST_SCANNED = 8 * 2**20
 
 
@@ -66,7 +69,9 @@ class World:
             (self.root / name).write_text(text.format(words[name]))
         shutil.copytree(self._run, self.root / "runs" / "best")
         # What the compiler said of the honest run is not asked again.
-        shutil.copytree(self._run.parent / "cache" / "plans", self.root / "cache" / "plans", dirs_exist_ok=True)
+        shutil.copytree(
+            self._run.parent / "cache" / "plans", self.root / "cache" / "plans", dirs_exist_ok=True
+        )
         for name in ("work", "tmp", "received", "cache/matplotlib"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         # A hash tells a file of few possible contents as well as the content does.
@@ -74,7 +79,12 @@ class World:
         self.tokens = [token.encode() for token in [*words.values(), *digests]]
         if self._notify is not None:
             self._notify.close()
-        self._notify = Notify([self.root / name for name in ("home", "runs/best", "datasets", "cache/weights", "cache/huggingface")])
+        self._notify = Notify(
+            [
+                self.root / name
+                for name in ("home", "runs/best", "datasets", "cache/weights", "cache/huggingface")
+            ]
+        )
         self._bait = self.tree()
 
     def clear(self) -> None:
@@ -89,8 +99,20 @@ class World:
         self.opened()
 
     def hostile(self, trap: str) -> Hostile:
-        secrets = tuple(str(self.root / name) for name in _SECRETS if name not in ("home/.netrc", "datasets/own/meta/info.json"))
-        places = ("home", "home/.ssh", "runs/best", "runs/best/checkpoints", "datasets/own", "cache", "cache/weights")
+        secrets = tuple(
+            str(self.root / name)
+            for name in _SECRETS
+            if name not in ("home/.netrc", "datasets/own/meta/info.json")
+        )
+        places = (
+            "home",
+            "home/.ssh",
+            "runs/best",
+            "runs/best/checkpoints",
+            "datasets/own",
+            "cache",
+            "cache/weights",
+        )
         return Hostile(secrets, tuple(str(self.root / name) for name in places), trap)
 
     def environment(self) -> dict[str, str]:
@@ -102,9 +124,23 @@ class World:
             "HARNESS_CACHE": cache,
             "HARNESS_DATASETS": str(self.root / "datasets"),
         }
-        own |= {"TMPDIR": str(self.root / "tmp"), "MPLCONFIGDIR": f"{cache}/matplotlib", "HF_HOME": f"{cache}/huggingface"}
-        kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV") if name in os.environ}
-        fixed = {"JAX_PLATFORMS": "cpu", "WANDB_MODE": "offline", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        own |= {
+            "TMPDIR": str(self.root / "tmp"),
+            "MPLCONFIGDIR": f"{cache}/matplotlib",
+            "HF_HOME": f"{cache}/huggingface",
+        }
+        kept = {
+            name: os.environ[name]
+            for name in ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+            if name in os.environ
+        }
+        fixed = {
+            "JAX_PLATFORMS": "cpu",
+            "WANDB_MODE": "offline",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
         return kept | own | fixed | {"PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
 
     def tree(self) -> Tree:
@@ -119,7 +155,13 @@ class World:
                     found[name] = (about.st_mode, about.st_ino)
                     todo.append(entry.path)
                 else:
-                    found[name] = (about.st_mode, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+                    found[name] = (
+                        about.st_mode,
+                        about.st_ino,
+                        about.st_size,
+                        about.st_mtime_ns,
+                        about.st_ctime_ns,
+                    )
         return found
 
     def opened(self) -> list[str]:
@@ -129,10 +171,22 @@ class World:
         return sorted({name for name in found if Path(name).name not in _READ_TO_REDACT})
 
     def touched(self, before: Tree, after: Tree, allowed: tuple[str, ...]) -> list[str]:
-        """In words, what was made, changed or removed that no verb may touch; `allowed` are patterns of what this one writes."""
-        found = [f"removed {name}" for name in before.keys() - after.keys() if not _matches(name, (*_FREE, *allowed))]
-        found += [f"changed {name}" for name in before.keys() & after.keys() if before[name] != after[name] and not _matches(name, (*_FREE, *allowed))]
-        made = [name for name in after.keys() - before.keys() if not _matches(name, (*_FREE, "cache/*", *allowed))]
+        """In words, what was made, changed or removed that no verb may touch; `allowed` are patterns of what
+        this one writes.
+        """
+        found = [
+            f"removed {name}"
+            for name in before.keys() - after.keys()
+            if not _matches(name, (*_FREE, *allowed))
+        ]
+        found += [
+            f"changed {name}"
+            for name in before.keys() & after.keys()
+            if before[name] != after[name] and not _matches(name, (*_FREE, *allowed))
+        ]
+        made = [
+            name for name in after.keys() - before.keys() if not _matches(name, (*_FREE, "cache/*", *allowed))
+        ]
         return sorted(found + [f"made {name}" for name in made])
 
     def leaked(self, before: Tree, after: Tree) -> list[str]:
@@ -154,7 +208,9 @@ class World:
     def escaped(self, path: str) -> bool:
         """Whether a path that was written to lies outside of this world."""
         place = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
-        return not place.startswith((f"{self.root}/", "/dev/null", "/dev/tty", "/proc/self/", f"/proc/{os.getpid()}/", "/dev/shm/"))
+        return not place.startswith(
+            (f"{self.root}/", "/dev/null", "/dev/tty", "/proc/self/", f"/proc/{os.getpid()}/", "/dev/shm/")
+        )
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -162,7 +218,9 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def raw_controls(text: str, *, coloured: bool) -> list[str]:
-    """The control characters of an output that a terminal would obey; what rich writes itself is allowed where colours were asked for."""
+    """The control characters of an output that a terminal would obey; what rich writes itself is allowed
+    where colours were asked for.
+    """
     return sorted({repr(found) for found in _CONTROL.findall(_SGR.sub("", text) if coloured else text)})
 
 

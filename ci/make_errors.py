@@ -3,7 +3,8 @@
     python ci/make_errors.py            writes the page
     python ci/make_errors.py --check    exit code 1 when the page is not what the source says
 
-Read from the syntax tree, so that nothing is imported. What a message takes from the moment (a path, a number) stands as `…`.
+Read from the syntax tree, so that nothing is imported. What a message takes from the moment (a path, a
+number) stands as `…`.
 """
 
 from __future__ import annotations
@@ -64,8 +65,14 @@ def _answers() -> dict[str, list[ast.expr]]:
     """What each function of the package returns, by its name: a fix is often put together by one."""
     found: dict[str, list[ast.expr]] = {}
     for path in sorted((ROOT / "harness").rglob("*.py")):
-        for function in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)):
-            returned = [node.value for node in _own(function) if isinstance(node, ast.Return) and node.value is not None]
+        for function in (
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
+        ):
+            returned = [
+                node.value
+                for node in _own(function)
+                if isinstance(node, ast.Return) and node.value is not None
+            ]
             if function.returns is not None and ast.unparse(function.returns) == "str":
                 found.setdefault(function.name, []).extend(returned)
     return found
@@ -75,13 +82,33 @@ def raised_in(path: Path) -> list[Raised]:
     """Every error that the module makes."""
     tree, found = ast.parse(path.read_text()), []
     for scope in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Module)]:
-        known = {target.id: node.value for node in ast.walk(scope) if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
-        calls = (node for node in _own(scope) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _RAISED)
+        known = {
+            target.id: node.value
+            for node in ast.walk(scope)
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        calls = (
+            node
+            for node in _own(scope)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _RAISED
+        )
         for call in calls:
             named = {keyword.arg: keyword.value for keyword in call.keywords}
-            code, what = (call.args[i] if len(call.args) > i else named.get(name) for i, name in enumerate(("code", "what")))
+            code, what = (
+                call.args[i] if len(call.args) > i else named.get(name)
+                for i, name in enumerate(("code", "what"))
+            )
             for one in text_of(code, known).split(" / "):
-                found.append(Raised(one, text_of(what, known), text_of(named.get("fix"), known), str(path.relative_to(ROOT))))
+                found.append(
+                    Raised(
+                        one,
+                        text_of(what, known),
+                        text_of(named.get("fix"), known),
+                        str(path.relative_to(ROOT)),
+                    )
+                )
     return found
 
 
@@ -108,7 +135,10 @@ def page() -> str:
 
 
 def _row(code: str, all_of: list[Raised]) -> str:
-    texts = (list(dict.fromkeys(_cell(text) for text in column)) for column in zip(*((each.what, each.fix, each.module) for each in all_of), strict=True))
+    texts = (
+        list(dict.fromkeys(_cell(text) for text in column))
+        for column in zip(*((each.what, each.fix, each.module) for each in all_of), strict=True)
+    )
     return f"| `{code}` | " + " | ".join("<br>".join(column) for column in texts) + " |\n"
 
 

@@ -22,14 +22,15 @@ from PIL import Image
 
 from harness.data.lerobot import LeRobotDataset, open_dataset
 
-# (episode, first row, rows): one clip a task, each around the moment when the gripper closes (0, 4, 8) or opens (2, 11).
+# (episode, first row, rows): one clip a task, each around the moment when the gripper closes (0, 4, 8) or
+# opens (2, 11).
 CLIPS = ((0, 24, 20), (2, 88, 20), (4, 29, 20), (8, 36, 20), (11, 103, 20))
 CAMERAS = ("image", "wrist_image")
 JPEG_QUALITY = 85
 VOCABULARY = 512
 
-# The instructions of LIBERO's four suites (spatial, object, goal, 10). Source: Lifelong-Robot-Learning/LIBERO,
-# libero/libero/benchmark/libero_suite_task_map.py.
+# The instructions of LIBERO's four suites (spatial, object, goal, 10). Source:
+# Lifelong-Robot-Learning/LIBERO, libero/libero/benchmark/libero_suite_task_map.py.
 _SPATIAL = (
     "between the plate and the ramekin", "next to the ramekin", "from table center", "on the cookie box", "in the top drawer of the wooden cabinet",
     "on the ramekin", "next to the cookie box", "on the stove", "next to the plate", "on the wooden cabinet",
@@ -62,7 +63,9 @@ _GOAL_AND_10 = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "harness" / "data")
     arguments = parser.parse_args()
@@ -85,21 +88,35 @@ def cut_dataset(source: Path, out: Path) -> None:
         task = dataset.task(start)
         tasks += [task] if task not in tasks else []
         columns, images = _columns(dataset, start, length, episode=index, first=total, task=tasks.index(task))
-        pq.write_table(_table(columns), out / "data" / "chunk-000" / f"episode_{index:06d}.parquet", compression="zstd", use_dictionary=False)
+        pq.write_table(
+            _table(columns),
+            out / "data" / "chunk-000" / f"episode_{index:06d}.parquet",
+            compression="zstd",
+            use_dictionary=False,
+        )
         episodes.append({"episode_index": index, "tasks": [task], "length": length})
         statistics.append({"episode_index": index, "stats": _statistics(columns, images)})
         total += length
     _lines(out / "meta" / "episodes.jsonl", episodes)
     _lines(out / "meta" / "episodes_stats.jsonl", statistics)
     _lines(out / "meta" / "tasks.jsonl", [{"task_index": i, "task": task} for i, task in enumerate(tasks)])
-    (out / "meta" / "info.json").write_text(json.dumps(_info(dataset, len(CLIPS), total, len(tasks)), indent=4) + "\n")
+    (out / "meta" / "info.json").write_text(
+        json.dumps(_info(dataset, len(CLIPS), total, len(tasks)), indent=4) + "\n"
+    )
     (out / "README.md").write_text(_readme(dataset, episodes))
 
 
-def _columns(dataset: LeRobotDataset, start: int, length: int, *, episode: int, first: int, task: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _columns(
+    dataset: LeRobotDataset, start: int, length: int, *, episode: int, first: int, task: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     frames = range(start, start + length)
     images = {name: np.stack([dataset.image(i, name) for i in frames]) for name in CAMERAS}
-    columns: dict[str, Any] = {name: [{"bytes": _jpeg(image), "path": f"frame_{row:06d}.jpg"} for row, image in enumerate(images[name])] for name in CAMERAS}
+    columns: dict[str, Any] = {
+        name: [
+            {"bytes": _jpeg(image), "path": f"frame_{row:06d}.jpg"} for row, image in enumerate(images[name])
+        ]
+        for name in CAMERAS
+    }
     columns |= {
         "state": np.stack([dataset.state(i) for i in frames]),
         "actions": np.stack([dataset.action_chunk(i, 1)[0][0] for i in frames]),
@@ -127,12 +144,18 @@ def _table(columns: dict[str, Any]) -> pa.Table:
             features[name] = {"_type": "Image"}
         elif values.ndim == 2:
             arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-            features[name] = {"feature": {"dtype": "float32", "_type": "Value"}, "length": values.shape[1], "_type": "Sequence"}
+            features[name] = {
+                "feature": {"dtype": "float32", "_type": "Value"},
+                "length": values.shape[1],
+                "_type": "Sequence",
+            }
         else:
             arrays[name] = pa.array(values)
             features[name] = {"dtype": str(values.dtype), "_type": "Value"}
     # LeRobot opens the files with Hugging Face datasets, which learns from this that `image` holds images.
-    return pa.table(arrays).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    return pa.table(arrays).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
 
 
 def _statistics(columns: dict[str, Any], images: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -141,19 +164,30 @@ def _statistics(columns: dict[str, Any], images: dict[str, np.ndarray]) -> dict[
         if name in CAMERAS:
             # One value a channel, of the range [0, 1], in the shape [3, 1, 1].
             pixels = images[name].reshape(-1, 3).astype(np.float64) / 255
-            found[name] = {key: getattr(pixels, key)(axis=0).reshape(3, 1, 1).tolist() for key in ("min", "max", "mean", "std")}
+            found[name] = {
+                key: getattr(pixels, key)(axis=0).reshape(3, 1, 1).tolist()
+                for key in ("min", "max", "mean", "std")
+            }
         else:
             numbers = values.reshape(len(values), -1).astype(np.float64)
-            found[name] = {key: getattr(numbers, key)(axis=0).tolist() for key in ("min", "max", "mean", "std")}
+            found[name] = {
+                key: getattr(numbers, key)(axis=0).tolist() for key in ("min", "max", "mean", "std")
+            }
         found[name]["count"] = [len(values)]
     return found
 
 
 def _info(dataset: LeRobotDataset, episodes: int, frames: int, tasks: int) -> dict[str, Any]:
     camera = {"dtype": "image", "shape": [256, 256, 3], "names": ["height", "width", "channel"]}
-    vectors = {name: {"dtype": "float32", "shape": dataset.features[name].shape, "names": [name]} for name in ("state", "actions")}
+    vectors = {
+        name: {"dtype": "float32", "shape": dataset.features[name].shape, "names": [name]}
+        for name in ("state", "actions")
+    }
     numbers: dict[str, Any] = {"timestamp": {"dtype": "float32", "shape": [1], "names": None}}
-    numbers |= {name: {"dtype": "int64", "shape": [1], "names": None} for name in ("frame_index", "episode_index", "index", "task_index")}
+    numbers |= {
+        name: {"dtype": "int64", "shape": [1], "names": None}
+        for name in ("frame_index", "episode_index", "index", "task_index")
+    }
     return {
         "codebase_version": "v2.1",
         "robot_type": "panda",
@@ -172,7 +206,10 @@ def _info(dataset: LeRobotDataset, episodes: int, frames: int, tasks: int) -> di
 
 
 def _readme(dataset: LeRobotDataset, episodes: list[dict[str, Any]]) -> str:
-    rows = [f"| {index} | {source} | {first} to {first + length - 1} | {episodes[index]['tasks'][0]} |" for index, (source, first, length) in enumerate(CLIPS)]
+    rows = [
+        f"| {index} | {source} | {first} to {first + length - 1} | {episodes[index]['tasks'][0]} |"
+        for index, (source, first, length) in enumerate(CLIPS)
+    ]
     return f"""# Sample dataset
 
 {sum(length for _, _, length in CLIPS)} frames of the LIBERO benchmark's own simulator (MuJoCo 3.3.7, robosuite 1.4.0, LIBERO at 8f1084e).

@@ -1,6 +1,7 @@
 """The command line: the verbs in the order in which a run meets them. Only `verbs` and this module print.
 
-stdout carries what was asked for (with --json the artifact and nothing else); logs, progress and errors go to stderr.
+stdout carries what was asked for (with --json the artifact and nothing else); logs, progress and errors go to
+stderr.
 Exit codes: 0 done and good; 1 done and the answer is no; 2 could not do it.
 """
 
@@ -20,7 +21,8 @@ from harness.received import consent
 from harness.received.text import visible
 from harness.redact import Cleaned
 
-# A verb is the module of its name, and in it the function of its name; `import` is a word of Python, so its module is `imports`.
+# A verb is the module of its name, and in it the function of its name; `import` is a word of Python, so its
+# module is `imports`.
 VERBS = (
     "probe",
     "plan",
@@ -41,7 +43,10 @@ VERBS = (
 
 
 class Verbs(TyperGroup):
-    """The verbs. Only the module of the verb that was typed is imported; --help and a mistyped verb import all."""
+    """The verbs.
+
+    Only the module of the verb that was typed is imported; --help and a mistyped verb import all.
+    """
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(VERBS)
@@ -67,7 +72,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fine-tune pi0.5 on the GPU you have, reproducibly: probe, plan, data, stats, doctor, train, inspect, analyse, report, verify.",
+    help=(
+        "Fine-tune pi0.5 on the GPU you have, reproducibly: probe, plan, data, stats, doctor, train, inspect,"
+        " analyse, report, verify."
+    ),
 )
 
 
@@ -76,14 +84,23 @@ def _verbs() -> None: ...
 
 
 def main() -> None:
-    """Runs the command line; a refusal is one screen on stderr and exit code 2. No secret leaves by stdout or stderr."""
-    sys.stdout, sys.stderr = cast(TextIO, Cleaned(_any_text(sys.stdout))), cast(TextIO, Cleaned(_any_text(sys.stderr)))
+    """Runs the command line; a refusal is one screen on stderr and exit code 2.
+
+    No secret leaves by stdout or stderr.
+    """
+    sys.stdout, sys.stderr = (
+        cast(TextIO, Cleaned(_any_text(sys.stdout))),
+        cast(TextIO, Cleaned(_any_text(sys.stderr))),
+    )
     consent.begin()
     try:
         app()
     except HarnessError as error:
         parts = [("got", error.got), ("need", error.need), ("fix", error.fix)]
-        lines = [f"error [{error.code}] {_part(error.what)}", *(f"  {name + ':':5} {_part(text)}" for name, text in parts if text)]
+        lines = [
+            f"error [{error.code}] {_part(error.what)}",
+            *(f"  {name + ':':5} {_part(text)}" for name, text in parts if text),
+        ]
         print("\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except Exception:
@@ -93,12 +110,16 @@ def main() -> None:
 
 
 def _part(text: str) -> str:
-    """One part of an error: what a file's text broke into lines is indented, so that it is not taken for another part."""
+    """One part of an error: what a file's text broke into lines is indented, so that it is not taken for
+    another part.
+    """
     return visible(text).replace("\n", "\n        ")
 
 
 def _any_text(stream: TextIO) -> TextIO:
-    """The stream, which writes as an escape what its encoding lacks (Chinese in Latin-1), instead of ending the verb."""
+    """The stream, which writes as an escape what its encoding lacks (Chinese in Latin-1), instead of ending
+    the verb.
+    """
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream

@@ -6,8 +6,8 @@ from __future__ import annotations
 class HarnessError(Exception):
     """A refusal that a person can act on.
 
-    `code` is stable (tests and tools match it); the prose is not. `fix` is a command to type or a key to change.
-    The command line prints all five parts and exits with 2.
+    `code` is stable (tests and tools match it); the prose is not. `fix` is a command to type or a key to
+    change. The command line prints all five parts and exits with 2.
     """
 
     def __init__(self, code: str, what: str, *, got: object = None, need: object = None, fix: str) -> None:
@@ -20,11 +20,16 @@ class HarnessError(Exception):
 
     def __str__(self) -> str:
         parts = [f"[{self.code}] {self.what}"]
-        parts += [f"{name}: {text}" for name, text in (("got", self.got), ("need", self.need), ("fix", self.fix)) if text]
+        parts += [
+            f"{name}: {text}"
+            for name, text in (("got", self.got), ("need", self.need), ("fix", self.fix))
+            if text
+        ]
         return "; ".join(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process borders (loader workers), and Exception's own pickling forgets keyword arguments.
+        # Errors cross process borders (loader workers), and Exception's own pickling forgets keyword
+        # arguments.
         return _rebuild, (self.code, self.what, self.got, self.need, self.fix)
 
 

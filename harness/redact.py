@@ -1,8 +1,9 @@
 """Takes secrets out of text before it is written or shown.
 
-Known secrets are what this process was given: variables named like one, passwords in addresses, those of ~/.netrc, the hub's token file.
-Unknown ones are known by their form: a password in an address, a signed address, a token with a telling prefix. 40 hexadecimal digits alone
-are a commit as well as a key, so such a key is found by its variable or its place, not by its form.
+Known secrets are what this process was given: variables named like one, passwords in addresses, those of
+~/.netrc, the hub's token file. Unknown ones are known by their form: a password in an address, a signed
+address, a token with a telling prefix. 40 hexadecimal digits alone are a commit as well as a key, so such a
+key is found by its variable or its place, not by its form.
 """
 
 from __future__ import annotations
@@ -28,11 +29,28 @@ _PASSWORD = re.compile(r"(?:://|^)[^/\s@:]*:([^/\s@]+)@")
 _FORMS = (
     # scheme://user:password@host, and a user alone, which is how tokens are given to git.
     (re.compile(r"://[^/\s@\"'<>\\]+@"), f"://{_MARK}@"),
-    (re.compile(r"([?&](?:key|api_?key|token|access_token|sig|signature|password|x-(?:amz|goog)-\w+)=)[^&\s\"'<>]+", re.IGNORECASE), rf"\1{_MARK}"),
+    (
+        re.compile(
+            r"([?&](?:key|api_?key|token|access_token|sig|signature|password|x-(?:amz|goog)-\w+)=)[^&\s\"'<>]+",
+            re.IGNORECASE,
+        ),
+        rf"\1{_MARK}",
+    ),
     (re.compile(r"\b((?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{16,}"), rf"\1{_MARK}"),
-    (re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|wandb_v\d_\w{20,}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|AKIA[0-9A-Z]{16})"), _MARK),
+    (
+        re.compile(
+            r"\b(?:hf_[A-Za-z0-9]{30,}|wandb_v\d_\w{20,}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|AKIA[0-9A-Z]{16})"
+        ),
+        _MARK,
+    ),
     # NAME=value and "name": "value", as logs of libraries print them.
-    (re.compile(r"(\b\w*(?:api_?key|token|secret|password|passwd)\b[\"']?\s*[:=]\s*[\"']?)[A-Za-z0-9_/+.-]{16,}", re.IGNORECASE), rf"\1{_MARK}"),
+    (
+        re.compile(
+            r"(\b\w*(?:api_?key|token|secret|password|passwd)\b[\"']?\s*[:=]\s*[\"']?)[A-Za-z0-9_/+.-]{16,}",
+            re.IGNORECASE,
+        ),
+        rf"\1{_MARK}",
+    ),
 )
 
 
@@ -51,10 +69,16 @@ def holds_secret(text: str) -> bool:
 
 
 def known_secrets(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The secrets that this process was given, as they may stand in a text; the longest first, so that none hides in another."""
-    values = {value.strip() for name, value in environ.items() if _NAMED.search(name) and not value.startswith("/")}
+    """The secrets that this process was given, as they may stand in a text; the longest first, so that none
+    hides in another.
+    """
+    values = {
+        value.strip() for name, value in environ.items() if _NAMED.search(name) and not value.startswith("/")
+    }
     values |= {match[1] for value in environ.values() for match in _PASSWORD.finditer(value)}
-    values |= set(_of_netrc(_changed(place := netrc_path(environ)), place)) | set(_of_file(token_file(environ)))
+    values |= set(_of_netrc(_changed(place := netrc_path(environ)), place)) | set(
+        _of_file(token_file(environ))
+    )
     values = {value for value in values if len(value) >= _SHORTEST}
     forms = {form for value in values for form in (value, quote(value, safe=""), json.dumps(value)[1:-1])}
     return sorted(forms, key=lambda form: (-len(form), form))

@@ -26,12 +26,15 @@ class Strict(BaseModel):
 def parse(model: type[T], data: Any, *, where: str, code: str, fix: str) -> T:
     """`data` validated as `model`.
 
-    Raises: HarnessError(code) that lists every offending key (of more than a hundred their number), with the nearest known name for unknown ones.
+    Raises: HarnessError(code) that lists every offending key (of more than a hundred their number), with the
+    nearest known name for unknown ones.
     """
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise HarnessError(code, f"{where} is not valid: " + "; ".join(_lines(model, error)), fix=fix) from error
+        raise HarnessError(
+            code, f"{where} is not valid: " + "; ".join(_lines(model, error)), fix=fix
+        ) from error
 
 
 def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:

@@ -1,4 +1,6 @@
-"""A real headless browser for tests, spoken to over a pipe in the DevTools protocol: no driver, no port, no network."""
+"""A real headless browser for tests, spoken to over a pipe in the DevTools protocol: no driver, no port, no
+network.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,17 @@ PATIENCE_S = 60
 
 def browser_path() -> str | None:
     """$HARNESS_TEST_BROWSER, else the first Chromium on the path."""
-    return os.environ.get("HARNESS_TEST_BROWSER") or next((found for name in NAMES if (found := shutil.which(name))), None)
+    return os.environ.get("HARNESS_TEST_BROWSER") or next(
+        (found for name in NAMES if (found := shutil.which(name))), None
+    )
 
 
 class Browser:
-    """One page. `problems` collects what the console, uncaught exceptions and blocked loads say; `requests` what it would load."""
+    """One page.
+
+    `problems` collects what the console, uncaught exceptions and blocked loads say; `requests` what it would
+    load.
+    """
 
     def __init__(self) -> None:
         path = browser_path()
@@ -37,25 +45,52 @@ class Browser:
             os.dup2(inward, 3)
             os.dup2(outward, 4)
 
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run"]
-        command = [path, *options, f"--user-data-dir={self._profile}", "--remote-debugging-pipe", "about:blank"]
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+            "--no-first-run",
+        ]
+        command = [
+            path,
+            *options,
+            f"--user-data-dir={self._profile}",
+            "--remote-debugging-pipe",
+            "about:blank",
+        ]
         nothing = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, preexec_fn=wire, pass_fds=(3, 4), stdin=nothing, stdout=nothing, stderr=nothing)  # noqa: PLW1509
+        self._process = subprocess.Popen(  # noqa: PLW1509
+            command, preexec_fn=wire, pass_fds=(3, 4), stdin=nothing, stdout=nothing, stderr=nothing
+        )
         os.close(to_browser)
         os.close(from_browser)
         self._number, self._buffer, self._session = 0, b"", None
         self.problems: list[str] = []
         self.requests: list[str] = []
-        target = next(each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page")
-        self._session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
+        target = next(
+            each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page"
+        )
+        self._session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        self.call(
+            "Network.emulateNetworkConditions",
+            offline=True,
+            latency=0,
+            downloadThroughput=0,
+            uploadThroughput=0,
+        )
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """What the browser answers."""
         self._number += 1
-        message = {"id": self._number, "method": method, "params": params} | ({"sessionId": self._session} if self._session else {})
+        message = {"id": self._number, "method": method, "params": params} | (
+            {"sessionId": self._session} if self._session else {}
+        )
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._next()
@@ -87,8 +122,17 @@ class Browser:
 
     def open(self, page: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Shows the page, laid out for this width, and waits until it has loaded and run its scripts."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.call("Page.navigate", url=page.absolute().as_uri())
         while self._next().get("method") != "Page.loadEventFired":
             pass

@@ -1,7 +1,7 @@
 """One rule for every test: no GPU, no network, no account; and XLA compiles fast rather than well.
 
-A test of a law compiles many small programs and runs each once, so LLVM's optimization costs more than it saves. Processes that a
-test starts inherit this. Equal programs are compiled once a session.
+A test of a law compiles many small programs and runs each once, so LLVM's optimization costs more than it
+saves. Processes that a test starts inherit this. Equal programs are compiled once a session.
 """
 
 from __future__ import annotations

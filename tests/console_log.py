@@ -13,12 +13,22 @@ Step 15: grad_norm=1.2791, loss=0.0824, param_norm=1803.1594
 """
 
 
-def log(steps: Iterable[int], losses: Iterable[float], *, param_norm: float = 1802.386, drift: float = 1e-5, grad_norms: Sequence[float] | None = None) -> str:
+def log(
+    steps: Iterable[int],
+    losses: Iterable[float],
+    *,
+    param_norm: float = 1802.386,
+    drift: float = 1e-5,
+    grad_norms: Sequence[float] | None = None,
+) -> str:
     """One line a step; the norm of the weights moves by `drift` a step."""
     pairs = list(zip(steps, losses, strict=True))
     norms = grad_norms if grad_norms is not None else [1.2] * len(pairs)
     rows = zip(pairs, norms, strict=True)
-    return "".join(f"Step {s}: grad_norm={g:.4f}, loss={v:.4f}, param_norm={param_norm + drift * s:.4f}\n" for (s, v), g in rows)
+    return "".join(
+        f"Step {s}: grad_norm={g:.4f}, loss={v:.4f}, param_norm={param_norm + drift * s:.4f}\n"
+        for (s, v), g in rows
+    )
 
 
 def steps(count: int = 300, every: int = 100) -> list[int]:

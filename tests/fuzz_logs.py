@@ -8,7 +8,9 @@ from types import ModuleType
 
 
 def fuzz_logs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_fuzz_logs", Path(__file__).parents[1] / "benchmarks/fuzz_logs.py")
+    spec = importlib.util.spec_from_file_location(
+        "benchmark_fuzz_logs", Path(__file__).parents[1] / "benchmarks/fuzz_logs.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,6 @@
-"""Checkpoints made for tests without Orbax and without openpi: items written by tensorstore, steps of any shape."""
+"""Checkpoints made for tests without Orbax and without openpi: items written by tensorstore, steps of any
+shape.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from harness.recipe.parameters import parameter_shapes
 from harness.recipe.schema import Expert, Lora
 
 
-def write_item(directory: Path, arrays: dict[str, Any], *, zarr3: bool = False, ocdbt: bool = True, empty: tuple[str, ...] = ()) -> None:
+def write_item(
+    directory: Path,
+    arrays: dict[str, Any],
+    *,
+    zarr3: bool = False,
+    ocdbt: bool = True,
+    empty: tuple[str, ...] = (),
+) -> None:
     """An Orbax item made without Orbax: path → an array, or (shape, dtype) for one with no data at all."""
     directory.mkdir(parents=True)
     base = directory.absolute().as_uri() + "/"
@@ -28,14 +37,23 @@ def write_item(directory: Path, arrays: dict[str, Any], *, zarr3: bool = False, 
             store.write(value).result()
     entries = [(path, "jax.Array") for path in arrays] + [(path, "None") for path in empty]
     tree = {
-        str(tuple(path.split("/"))): {"key_metadata": [{"key": key, "key_type": 2} for key in path.split("/")], "value_metadata": {"value_type": kind}}
+        str(tuple(path.split("/"))): {
+            "key_metadata": [{"key": key, "key_type": 2} for key in path.split("/")],
+            "value_metadata": {"value_type": kind},
+        }
         for path, kind in entries
     }
     promised = not any(isinstance(value, tuple) for value in arrays.values())
-    (directory / "_METADATA").write_text(json.dumps({"tree_metadata": tree, "use_zarr3": zarr3, "store_array_data_equal_to_fill_value": promised}))
+    (directory / "_METADATA").write_text(
+        json.dumps(
+            {"tree_metadata": tree, "use_zarr3": zarr3, "store_array_data_equal_to_fill_value": promised}
+        )
+    )
 
 
-def write_step(step: Path, params: dict[str, Any], trained: list[str] | None = None, *, ema: bool = False) -> None:
+def write_step(
+    step: Path, params: dict[str, Any], trained: list[str] | None = None, *, ema: bool = False
+) -> None:
     """A whole step in openpi's layout; no train_state when `trained` is None."""
     write_item(step / "params", {f"params/{path}/value": value for path, value in params.items()})
     (step / "assets").mkdir()
@@ -45,12 +63,19 @@ def write_step(step: Path, params: dict[str, Any], trained: list[str] | None = N
     state |= {f"params/{path}/value": value for path, value in params.items()} if ema else {}
     write_item(step / "train_state", state, empty=("ema_params", "opt_state/0"))
     handlers = dict.fromkeys(("assets", "params", "train_state"), "handler")
-    (step / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": handlers, "commit_timestamp_nsecs": 1}))
+    (step / "_CHECKPOINT_METADATA").write_text(
+        json.dumps({"item_handlers": handlers, "commit_timestamp_nsecs": 1})
+    )
 
 
 def shapes_of(*, paligemma: int | None, expert: int | None) -> dict[str, Any]:
     """Declared arrays of the tiny model with adapters of these ranks."""
     model = load_recipe("smoke").model
     ranks = {"paligemma": paligemma, "action_expert": expert}
-    parts = {name: Expert(variant="dummy", lora=Lora(rank=rank, alpha=rank) if rank else None) for name, rank in ranks.items()}
-    return {path: (shape, "float32") for path, shape in parameter_shapes(model.model_copy(update=parts)).items()}
+    parts = {
+        name: Expert(variant="dummy", lora=Lora(rank=rank, alpha=rank) if rank else None)
+        for name, rank in ranks.items()
+    }
+    return {
+        path: (shape, "float32") for path, shape in parameter_shapes(model.model_copy(update=parts)).items()
+    }

@@ -1,4 +1,6 @@
-"""Writes small LeRobot datasets of every supported form, so that the reader is tested against another hand's files."""
+"""Writes small LeRobot datasets of every supported form, so that the reader is tested against another hand's
+files.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ TASKS = ["put the bowl on the stove", "open the drawer"]
 
 
 def frame(i: int) -> np.ndarray:
-    """The picture of global frame i: a grey level that tells i, and an orientation (red left, blue right). uint8 [48, 64, 3]."""
+    """The picture of global frame i: a grey level that tells i, and an orientation (red left, blue right).
+    uint8 [48, 64, 3].
+    """
     image = np.full((*SIZE, 3), 20 + 8 * (i % 28), np.uint8)
     image[:12, :16] = (250, 10, 10)
     image[:12, 48:] = (10, 10, 250)
@@ -26,11 +30,23 @@ def frame(i: int) -> np.ndarray:
 
 def numbers(frames: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(5)
-    return generator.normal(size=(frames, STATE)).astype(np.float32), generator.normal(size=(frames, ACTIONS)).astype(np.float32)
+    return generator.normal(size=(frames, STATE)).astype(np.float32), generator.normal(
+        size=(frames, ACTIONS)
+    ).astype(np.float32)
 
 
-def write(root: Path, *, version: str = "v2.1", lengths: tuple[int, ...] = (7, 5, 4), images: str = "parquet", codec: str = "libx264") -> Path:
-    """A dataset with one camera `cam`. `images`: "parquet", "files" (no column), "paths" (a column of paths) or "video"."""
+def write(
+    root: Path,
+    *,
+    version: str = "v2.1",
+    lengths: tuple[int, ...] = (7, 5, 4),
+    images: str = "parquet",
+    codec: str = "libx264",
+) -> Path:
+    """A dataset with one camera `cam`.
+
+    `images`: "parquet", "files" (no column), "paths" (a column of paths) or "video".
+    """
     frames = sum(lengths)
     state, actions = numbers(frames)
     firsts = np.cumsum((0, *lengths[:-1]))
@@ -38,11 +54,17 @@ def write(root: Path, *, version: str = "v2.1", lengths: tuple[int, ...] = (7, 5
     for episode, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
         rows = range(first, first + length)
         columns = {
-            "observation.state": pa.FixedSizeListArray.from_arrays(pa.array(state[first : first + length].reshape(-1)), STATE),
+            "observation.state": pa.FixedSizeListArray.from_arrays(
+                pa.array(state[first : first + length].reshape(-1)), STATE
+            ),
             # v2.0 files hold lists of no fixed length, and doubles.
-            "action": pa.array(actions[first : first + length].astype(np.float64).tolist())
-            if version == "v2.0"
-            else pa.FixedSizeListArray.from_arrays(pa.array(actions[first : first + length].reshape(-1)), ACTIONS),
+            "action": (
+                pa.array(actions[first : first + length].astype(np.float64).tolist())
+                if version == "v2.0"
+                else pa.FixedSizeListArray.from_arrays(
+                    pa.array(actions[first : first + length].reshape(-1)), ACTIONS
+                )
+            ),
             "timestamp": pa.array((np.arange(length) / FPS).astype(np.float32)),
             "frame_index": pa.array(range(length)),
             "episode_index": pa.array([episode] * length),
@@ -69,7 +91,9 @@ def png(image: np.ndarray) -> bytes:
 def _images(root: Path, version: str, images: str, episode: int, rows: list[int]) -> pa.Array | None:
     cell = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     if images == "parquet":
-        return pa.array([{"bytes": png(frame(i)), "path": f"frame_{n:06d}.png"} for n, i in enumerate(rows)], type=cell)
+        return pa.array(
+            [{"bytes": png(frame(i)), "path": f"frame_{n:06d}.png"} for n, i in enumerate(rows)], type=cell
+        )
     if images == "video":
         return None
     dash = "-" if version == "v3.0" else "_"
@@ -77,13 +101,23 @@ def _images(root: Path, version: str, images: str, episode: int, rows: list[int]
     for name, i in zip(names, rows, strict=True):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png(frame(i)))
-    return None if images == "files" else pa.array([{"bytes": None, "path": f"/home/somebody/set/{name}"} for name in names], type=cell)
+    return (
+        None
+        if images == "files"
+        else pa.array([{"bytes": None, "path": f"/home/somebody/set/{name}"} for name in names], type=cell)
+    )
 
 
-def _info(root: Path, version: str, lengths: tuple[int, ...], images: str, data_path: str, video_path: str) -> None:
+def _info(
+    root: Path, version: str, lengths: tuple[int, ...], images: str, data_path: str, video_path: str
+) -> None:
     number = {"dtype": "int64", "shape": [1], "names": None}
     features = {
-        "cam": {"dtype": "video" if images == "video" else "image", "shape": [*SIZE, 3], "names": ["height", "width", "channel"]},
+        "cam": {
+            "dtype": "video" if images == "video" else "image",
+            "shape": [*SIZE, 3],
+            "names": ["height", "width", "channel"],
+        },
         "observation.state": {"dtype": "float32", "shape": [STATE], "names": None},
         "action": {"dtype": "float32", "shape": [ACTIONS], "names": None},
         "timestamp": {"dtype": "float32", "shape": [1], "names": None},
@@ -102,25 +136,42 @@ def _info(root: Path, version: str, lengths: tuple[int, ...], images: str, data_
     (root / "meta" / "info.json").write_text(json.dumps(info))
 
 
-def _write_v2(root: Path, version: str, tables: list[pa.Table], lengths: tuple[int, ...], images: str) -> None:
+def _write_v2(
+    root: Path, version: str, tables: list[pa.Table], lengths: tuple[int, ...], images: str
+) -> None:
     for name in ("data/chunk-000", "meta"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for episode, table in enumerate(tables):
         pq.write_table(table, root / f"data/chunk-000/episode_{episode:06d}.parquet")
-    (root / "meta/tasks.jsonl").write_text("".join(json.dumps({"task_index": i, "task": task}) + "\n" for i, task in enumerate(TASKS)))
-    rows = [{"episode_index": e, "tasks": [TASKS[e % 2]], "length": length} for e, length in enumerate(lengths)]
+    (root / "meta/tasks.jsonl").write_text(
+        "".join(json.dumps({"task_index": i, "task": task}) + "\n" for i, task in enumerate(TASKS))
+    )
+    rows = [
+        {"episode_index": e, "tasks": [TASKS[e % 2]], "length": length} for e, length in enumerate(lengths)
+    ]
     (root / "meta/episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-    _info(root, version, lengths, images, data, "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4")
+    _info(
+        root,
+        version,
+        lengths,
+        images,
+        data,
+        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    )
 
 
-def _write_v3(root: Path, tables: list[pa.Table], lengths: tuple[int, ...], firsts: np.ndarray, images: str) -> None:
+def _write_v3(
+    root: Path, tables: list[pa.Table], lengths: tuple[int, ...], firsts: np.ndarray, images: str
+) -> None:
     """The last episode lies in a file of its own, the others share one, with a row group each."""
     for name in ("data/chunk-000", "meta/episodes/chunk-000"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for file, group in ((0, tables[:-1]), (1, tables[-1:])):
         if group:
-            with pq.ParquetWriter(root / f"data/chunk-000/file-{file:03d}.parquet", group[0].schema) as writer:
+            with pq.ParquetWriter(
+                root / f"data/chunk-000/file-{file:03d}.parquet", group[0].schema
+            ) as writer:
                 for table in group:
                     writer.write_table(table)
     last = len(lengths) - 1
@@ -136,9 +187,18 @@ def _write_v3(root: Path, tables: list[pa.Table], lengths: tuple[int, ...], firs
         "stats/action/min": [[0.0]] * len(lengths),
     }
     pq.write_table(pa.table(episodes), root / "meta/episodes/chunk-000/file-000.parquet")
-    pq.write_table(pa.table({"task_index": range(len(TASKS)), "__index_level_0__": TASKS}), root / "meta/tasks.parquet")
+    pq.write_table(
+        pa.table({"task_index": range(len(TASKS)), "__index_level_0__": TASKS}), root / "meta/tasks.parquet"
+    )
     data = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-    _info(root, "v3.0", lengths, images, data, "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4")
+    _info(
+        root,
+        "v3.0",
+        lengths,
+        images,
+        data,
+        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+    )
 
 
 def _videos(root: Path, version: str, lengths: tuple[int, ...], firsts: np.ndarray, codec: str) -> None:
@@ -146,7 +206,9 @@ def _videos(root: Path, version: str, lengths: tuple[int, ...], firsts: np.ndarr
         encode(root / "videos/cam/chunk-000/file-000.mp4", range(sum(lengths)), codec)
     else:
         for episode, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
-            encode(root / f"videos/chunk-000/cam/episode_{episode:06d}.mp4", range(first, first + length), codec)
+            encode(
+                root / f"videos/chunk-000/cam/episode_{episode:06d}.mp4", range(first, first + length), codec
+            )
 
 
 def encode(path: Path, frames: range, codec: str) -> None:
@@ -156,7 +218,9 @@ def encode(path: Path, frames: range, codec: str) -> None:
         stream = container.add_stream(codec, rate=FPS)
         stream.height, stream.width = SIZE
         stream.pix_fmt = "yuv420p"
-        stream.options = {"g": "40", "crf": "10"} | ({"preset": "10", "svtav1-params": "logical-processors=1"} if codec == "libsvtav1" else {})
+        stream.options = {"g": "40", "crf": "10"} | (
+            {"preset": "10", "svtav1-params": "logical-processors=1"} if codec == "libsvtav1" else {}
+        )
         for i in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame(i), format="rgb24")))
         container.mux(stream.encode(None))

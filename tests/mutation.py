@@ -18,7 +18,16 @@ def damage(directory: Path, chance: random.Random) -> str:
 def damage_file(victim: Path, chance: random.Random, *, others: list[Path] | None = None) -> str:
     """What was done, in words, to a file; `others` are those that it may be swapped with."""
     data = bytearray(victim.read_bytes())
-    kinds = ["flip a bit", "flip a bit", "change a byte", "zero a block", "cut short", "lengthen", "empty", "remove"]
+    kinds = [
+        "flip a bit",
+        "flip a bit",
+        "change a byte",
+        "zero a block",
+        "cut short",
+        "lengthen",
+        "empty",
+        "remove",
+    ]
     kind = chance.choice([*kinds, *(["swap with another"] if others else [])])
     at = chance.randrange(max(len(data), 1))
     if kind == "flip a bit" and data:
@@ -68,7 +77,9 @@ STRANGE: tuple[Any, ...] = (
 
 
 def damage_value(file: Path, chance: random.Random) -> str:
-    """What was done, in words, to one value of a JSON file, or of one line of a JSONL file, which stays JSON."""
+    """What was done, in words, to one value of a JSON file, or of one line of a JSONL file, which stays
+    JSON.
+    """
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
     number = chance.randrange(len(lines))
     body = json.loads(lines[number])

@@ -1,6 +1,7 @@
 """OCDBT stores of a stranger, byte by byte: trees that no writer makes.
 
-Source: tensorstore kvstore/ocdbt/format (manifest.cc, btree_codec.cc, data_file_id_codec.cc, codec_util.cc), version 0.1.86.
+Source: tensorstore kvstore/ocdbt/format (manifest.cc, btree_codec.cc, data_file_id_codec.cc, codec_util.cc),
+version 0.1.86.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import NamedTuple
 import tensorstore as ts
 
 _NODE = 0x0CDB20DE
-_HEADER = {"chunks": [4], "compressor": None, "dtype": "|u1", "fill_value": None, "filters": None, "order": "C", "shape": [4], "zarr_format": 2}
+_HEADER = {
+    "chunks": [4],
+    "compressor": None,
+    "dtype": "|u1",
+    "fill_value": None,
+    "filters": None,
+    "order": "C",
+    "shape": [4],
+    "zarr_format": 2,
+}
 
 
 class Place(NamedTuple):
@@ -50,7 +60,13 @@ def interior(height: int, files: list[bytes], children: list[tuple[bytes, Place]
     """A node above others: (first key, place) of each."""
     keys = [key for key, _ in children]
     columns = [[place[i] for _, place in children] for i in range(3)] + [[1] * len(children)] * 3
-    return _sealed(bytes([height]) + _files(files) + varint(len(children)) + _keys(keys, prefixes=True) + b"".join(map(varints, columns)))
+    return _sealed(
+        bytes([height])
+        + _files(files)
+        + varint(len(children))
+        + _keys(keys, prefixes=True)
+        + b"".join(map(varints, columns))
+    )
 
 
 def leaf(files: list[bytes], values: list[tuple[bytes, bytes | Place]]) -> bytes:
@@ -58,7 +74,14 @@ def leaf(files: list[bytes], values: list[tuple[bytes, bytes | Place]]) -> bytes
     away = [value for _, value in values if isinstance(value, Place)]
     lengths = [value.length if isinstance(value, Place) else len(value) for _, value in values]
     kinds = [int(isinstance(value, Place)) for _, value in values]
-    body = bytes([0]) + _files(files) + varint(len(values)) + _keys([key for key, _ in values]) + varints(lengths) + varints(kinds)
+    body = (
+        bytes([0])
+        + _files(files)
+        + varint(len(values))
+        + _keys([key for key, _ in values])
+        + varints(lengths)
+        + varints(kinds)
+    )
     body += varints([place.file for place in away]) + varints([place.offset for place in away])
     return _sealed(body + b"".join(value for _, value in values if isinstance(value, bytes)))
 
@@ -71,7 +94,13 @@ def _sealed(body: bytes) -> bytes:
 
 def _files(names: list[bytes]) -> bytes:
     count = len(names)
-    return varint(count) + varints([0] * max(count - 1, 0)) + varints([len(name) for name in names]) + varints([0] * count) + b"".join(names)
+    return (
+        varint(count)
+        + varints([0] * max(count - 1, 0))
+        + varints([len(name) for name in names])
+        + varints([0] * count)
+        + b"".join(names)
+    )
 
 
 def _keys(keys: list[bytes], *, prefixes: bool = False) -> bytes:
@@ -80,11 +109,15 @@ def _keys(keys: list[bytes], *, prefixes: bool = False) -> bytes:
 
 
 class Store:
-    """A store written by tensorstore whose root node is then another: `data` is its data file, `root` where the manifest says the root is."""
+    """A store written by tensorstore whose root node is then another: `data` is its data file, `root` where
+    the manifest says the root is.
+    """
 
     def __init__(self, directory: Path) -> None:
         config = {"max_decoded_node_bytes": 60, "max_inline_value_bytes": 100, "compression": None}
-        store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{directory}/", "config": config}).result()
+        store = ts.KvStore.open(
+            {"driver": "ocdbt", "base": f"file://{directory}/", "config": config}
+        ).result()
         with ts.Transaction() as transaction:
             for number in range(6):
                 store.with_transaction(transaction)[f"a{number}/.zarray"] = b"{}"
@@ -100,12 +133,18 @@ class Store:
         return place
 
     def put_root(self, make: Callable[[bytes], bytes]) -> None:
-        """Replaces the root by what `make` returns for some padding, which must bring it to the root's length."""
+        """Replaces the root by what `make` returns for some padding, which must bring it to the root's
+        length.
+        """
         node = next(node for pad in range(200) if len(node := make(b"k" * pad)) == self.root.length)
         self.data[self.root.offset : self.root.offset + self.root.length] = node
         (self.directory / self.name.decode()).write_bytes(self.data)
         entry = {"key_metadata": [{"key": "x", "key_type": 2}], "value_metadata": {"value_type": "jax.Array"}}
-        tree = {"tree_metadata": {"('x',)": entry}, "use_zarr3": False, "store_array_data_equal_to_fill_value": True}
+        tree = {
+            "tree_metadata": {"('x',)": entry},
+            "use_zarr3": False,
+            "store_array_data_equal_to_fill_value": True,
+        }
         (self.directory / "_METADATA").write_text(json.dumps(tree))
 
 
@@ -127,7 +166,9 @@ def write_dag(directory: Path, levels: int = 40) -> None:
 def write_value_in(directory: Path, target: bytes) -> None:
     """An item whose one array has its data in the file `target`."""
     store = Store(directory)
-    place = store.append(leaf([target], [(b"x/.zarray", json.dumps(_HEADER).encode()), (b"x/0", Place(0, 0, 4))]))
+    place = store.append(
+        leaf([target], [(b"x/.zarray", json.dumps(_HEADER).encode()), (b"x/0", Place(0, 0, 4))])
+    )
     for height in range(1, store.height):
         place = store.append(interior(height, [store.name], [(b"x", place)]))
     store.put_root(lambda pad: interior(store.height, [store.name], [(b"x" + pad, place)]))

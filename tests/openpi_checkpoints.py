@@ -1,6 +1,8 @@
-"""Checkpoints that openpi's own code wrote, for tests: `full` (step 4, with EMA) and `lora` (step 2, and step 6 interrupted).
+"""Checkpoints that openpi's own code wrote, for tests: `full` (step 4, with EMA) and `lora` (step 2, and step
+6 interrupted).
 
-They lie in `golden/` with files above 1 MiB cut in parts, and the largest data file of the interrupted save cut short.
+They lie in `golden/` with files above 1 MiB cut in parts, and the largest data file of the interrupted save
+cut short.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""A checkout that stands in for openpi's, for tests: its interpreter prints what openpi prints and leaves the checkpoints that openpi leaves.
+"""A checkout that stands in for openpi's, for tests: its interpreter prints what openpi prints and leaves the
+checkpoints that openpi leaves.
 
-Checkpoints are a copy of one that openpi's own code wrote (golden/), renamed into place as Orbax does. What goes wrong is said in standin.json.
+Checkpoints are a copy of one that openpi's own code wrote (golden/), renamed into place as Orbax does. What
+goes wrong is said in standin.json.
 """
 
 from __future__ import annotations

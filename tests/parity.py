@@ -2,8 +2,8 @@
 
     python -m tests.parity tests/golden/pi05_tiny.npz
 
-The file's form and the tolerances: parameters and inputs come from RandomState(first 4 bytes of sha256(salt + path)), so that only
-results are stored; both kinds (`full`, `lora`) that the file holds are checked.
+The file's form and the tolerances: parameters and inputs come from RandomState(first 4 bytes of sha256(salt +
+path)), so that only results are stored; both kinds (`full`, `lora`) that the file holds are checked.
 """
 
 from __future__ import annotations
@@ -29,8 +29,16 @@ from harness.train import device
 from harness.train.state import TrainState, state_from
 from harness.train.update import apply_gradients, kernel_norm
 
-TOLERANCES = {"loss": 1e-5, "masked camera": 1e-5, "absent camera": 1e-5, "sample_actions": 1e-4, "grad_l2": 1e-4, "train_history": 1e-4}
-# Gradients that are zero in exact arithmetic (a key's bias; a norm whose output is not read) are noise in both programs.
+TOLERANCES = {
+    "loss": 1e-5,
+    "masked camera": 1e-5,
+    "absent camera": 1e-5,
+    "sample_actions": 1e-4,
+    "grad_l2": 1e-4,
+    "train_history": 1e-4,
+}
+# Gradients that are zero in exact arithmetic (a key's bias; a norm whose output is not read) are noise in
+# both programs.
 NOISE_FLOOR = 1e-7
 
 
@@ -65,7 +73,10 @@ def leaf(salt: str, path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def recipe_for(golden: Golden, kind: str) -> Recipe:
     """The tiny model of the golden file, with the optimizer of its training history."""
-    lora = f"{{rank: {golden.rank}, alpha: {golden.alpha}, scale_feed_forward: {str(golden.scale_feed_forward).lower()}}}"
+    lora = (
+        f"{{rank: {golden.rank}, alpha: {golden.alpha}, scale_feed_forward:"
+        f" {str(golden.scale_feed_forward).lower()}}}"
+    )
     adapters = [f"model.{expert}.lora={lora}" for expert in ("paligemma", "action_expert")]
     overrides = [
         f"model.vision={golden.vision}",
@@ -119,7 +130,9 @@ def check(golden: Golden, kind: str) -> list[Figure]:
     recipe = recipe_for(golden, kind)
     shapes = {path: tuple(shape) for path, shape in json.loads(str(stored[f"{kind}/shapes"])).items()}
     if shapes != parameter_shapes(recipe.model):
-        raise SystemExit(f"{kind}: the file's parameters are not this model's; give its --horizon, --vision, --rank")
+        raise SystemExit(
+            f"{kind}: the file's parameters are not this model's; give its --horizon, --vision, --rank"
+        )
     trained = {path for path in shapes if is_trained(path, recipe.model, recipe.train.trained)}
     if trained != set(json.loads(str(stored[f"{kind}/trainable"]))):
         raise SystemExit(f"{kind}: the file trains other parameters than ours")
@@ -132,7 +145,11 @@ def check(golden: Golden, kind: str) -> list[Figure]:
 
 def _forward(golden: Golden, kind: str, recipe: Recipe, params: Params, stored: Any) -> list[Figure]:
     graph, batch = graph_of(recipe.model), inputs(golden)
-    loss = jax.jit(lambda params, observation: bind(graph, params).loss(observation, batch.actions, batch.noise, batch.time))
+    loss = jax.jit(
+        lambda params, observation: bind(graph, params).loss(
+            observation, batch.actions, batch.noise, batch.time
+        )
+    )
     sample = jax.jit(lambda params, observation: bind(graph, params).sample_actions(observation, batch.noise))
     want = stored[f"{kind}/loss"]
     other = stored[f"{kind}/loss_masked_camera_changed"]
@@ -143,7 +160,11 @@ def _forward(golden: Golden, kind: str, recipe: Recipe, params: Params, stored: 
         _relative(f"{kind} loss", "loss", loss(params, batch.observation), want),
         _relative(f"{kind} loss, masked camera changed", "masked camera", changed, other),
         _relative(f"{kind} loss, masked camera left out", "absent camera", absent, want),
-        Figure(f"{kind} sample_actions (absolute)", float(np.abs(actions - stored[f"{kind}/sample_actions"]).max()), TOLERANCES["sample_actions"]),
+        Figure(
+            f"{kind} sample_actions (absolute)",
+            float(np.abs(actions - stored[f"{kind}/sample_actions"]).max()),
+            TOLERANCES["sample_actions"],
+        ),
     ]
 
 
@@ -151,27 +172,41 @@ def _training(golden: Golden, kind: str, recipe: Recipe, params: Params, stored:
     graph, batch = graph_of(recipe.model), inputs(golden)
 
     def mean_loss(trained: Params, frozen: Params) -> jax.Array:
-        return bind(graph, trained | frozen).loss(batch.observation, batch.actions, batch.noise, batch.time).mean()
+        return (
+            bind(graph, trained | frozen)
+            .loss(batch.observation, batch.actions, batch.noise, batch.time)
+            .mean()
+        )
 
     @jax.jit
     def step(state: TrainState, frozen_ema: Params) -> tuple[TrainState, Params, Params, jax.Array]:
         value, grads = jax.value_and_grad(mean_loss)(state.trained, state.frozen)
         moved, metrics = apply_gradients(recipe, state, value, grads)
-        # The stored norm is of upstream's average of *all* parameters, and upstream averages the frozen ones in bfloat16, where
-        # 0.9·x + 0.1·x is not x. Ours keeps no average of what does not move; to compare the norm, do here as upstream does.
+        # The stored norm is of upstream's average of *all* parameters, and upstream averages the frozen ones
+        # in bfloat16, where 0.9·x + 0.1·x is not x. Ours keeps no average of what does not move; to compare
+        # the norm, do here as upstream does.
         frozen_ema = jax.tree.map(lambda old, new: 0.9 * old + (1 - 0.9) * new, frozen_ema, moved.frozen)
         ema_norm = optax.tree.norm((moved.ema, frozen_ema)).astype(jnp.float32)
-        return moved, frozen_ema, grads, jnp.stack([metrics["loss"], metrics["grad_norm"], kernel_norm(moved.params), ema_norm])
+        return (
+            moved,
+            frozen_ema,
+            grads,
+            jnp.stack([metrics["loss"], metrics["grad_norm"], kernel_norm(moved.params), ema_norm]),
+        )
 
     state = state_from(params, recipe)
     frozen_ema = state.frozen
     _, _, grads, _ = step(state, frozen_ema)
-    worst = max((_gradient_error(grads[path], float(stored[f"{kind}/grad_l2/{path}"])), path) for path in grads)
+    worst = max(
+        (_gradient_error(grads[path], float(stored[f"{kind}/grad_l2/{path}"])), path) for path in grads
+    )
     rows = []
     for _ in range(len(stored[f"{kind}/train_history"])):
         state, frozen_ema, _, row = step(state, frozen_ema)
         rows.append(row)
-    history = _relative(f"{kind} train_history", "train_history", np.stack(rows), stored[f"{kind}/train_history"])
+    history = _relative(
+        f"{kind} train_history", "train_history", np.stack(rows), stored[f"{kind}/train_history"]
+    )
     return [Figure(f"{kind} grad_l2", worst[0], TOLERANCES["grad_l2"], worst[1]), history]
 
 
@@ -192,17 +227,24 @@ def kinds(file: Path) -> list[str]:
 def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     device.start()
-    parser = argparse.ArgumentParser(prog="python -m tests.parity", description="Compare our π0.5 with a golden file made by openpi's code.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.parity",
+        description="Compare our π0.5 with a golden file made by openpi's code.",
+    )
     parser.add_argument("file", type=Path, help="golden file (npz)")
     parser.add_argument("--salt", default="", help="prepended to each path before hashing (default: none)")
     parser.add_argument("--horizon", type=int, default=10, help="action horizon (default: 10)")
-    parser.add_argument("--vision", choices=("mu/14", "Ti/14"), default="Ti/14", help="vision tower (default: Ti/14)")
+    parser.add_argument(
+        "--vision", choices=("mu/14", "Ti/14"), default="Ti/14", help="vision tower (default: Ti/14)"
+    )
     parser.add_argument("--rank", type=int, default=4, help="rank of the adapters (default: 4)")
     parser.add_argument("--alpha", type=float, help="alpha of the adapters (default: the rank)")
     options = vars(parser.parse_args())
     if not options["file"].is_file():
         raise SystemExit(f"there is no file {options['file']}")
-    golden = Golden(**options | {"alpha": float(options["rank"] if options["alpha"] is None else options["alpha"])})
+    golden = Golden(
+        **options | {"alpha": float(options["rank"] if options["alpha"] is None else options["alpha"])}
+    )
     passes = [report(golden, kind) for kind in kinds(golden.file)]
     if not passes:
         print(f"FAIL {golden.file} holds neither full nor lora figures")
@@ -212,18 +254,25 @@ def main() -> None:
 def report(golden: Golden, kind: str) -> bool:
     """Prints the figures of one kind; whether all pass.
 
-    When alpha is not the rank, openpi's own feed-forward (which forgets alpha / rank) and ours are two models. A file that ours does not
-    reproduce is then held against openpi's, and which of the two made it is said.
+    When alpha is not the rank, openpi's own feed-forward (which forgets alpha / rank) and ours are two
+    models. A file that ours does not reproduce is then held against openpi's, and which of the two made it is
+    said.
     """
     figures = check(golden, kind)
     if kind == "lora" and golden.alpha != golden.rank and not all(figure.passes for figure in figures):
         unscaled = check(golden._replace(scale_feed_forward=False), kind)
         if all(figure.passes for figure in unscaled):
-            print("     lora: the file was made without alpha / rank in the feed-forward (as openpi has it): scale_feed_forward=false")
+            print(
+                "     lora: the file was made without alpha / rank in the feed-forward (as openpi has it):"
+                " scale_feed_forward=false"
+            )
             figures = unscaled
     for figure in figures:
         verdict = "ok  " if figure.passes else "FAIL"
-        print(f"{verdict} {figure.name:40} largest error {figure.error:.1e}   tolerance {figure.tolerance:.0e}   {figure.where}")
+        print(
+            f"{verdict} {figure.name:40} largest error {figure.error:.1e}   tolerance {figure.tolerance:.0e} "
+            f"  {figure.where}"
+        )
     return all(figure.passes for figure in figures)
 
 

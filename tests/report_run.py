@@ -1,4 +1,6 @@
-"""Run directories for tests of the report, made through the artifacts' own classes, and a reader of the page."""
+"""Run directories for tests of the report, made through the artifacts' own classes, and a reader of the
+page.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ def manifest(recipe_name: str = "smoke", **changes: Any) -> a.Manifest:
     lora = recipe_name.endswith("lora")
     plan = a.Candidate(
         levers=a.Levers(
-            platform="cuda" if lora else "cpu", microbatch=8, accumulation_steps=32 if lora else 1, prompt_tokens=48, cameras=["base_0_rgb", "left_wrist_0_rgb"]
+            platform="cuda" if lora else "cpu",
+            microbatch=8,
+            accumulation_steps=32 if lora else 1,
+            prompt_tokens=48,
+            cameras=["base_0_rgb", "left_wrist_0_rgb"],
         ),
         device_bytes=19_756_849_562 if lora else 187 * MIB,
         host_bytes=3 * 1024 * MIB,
@@ -34,7 +40,13 @@ def manifest(recipe_name: str = "smoke", **changes: Any) -> a.Manifest:
         verdict="fits",
         reason="the first exact plan that fits",
         source="compiled",
-        breakdown={"parameters": 6 * 1024 * MIB, "moments": 3560 * MIB, "gradients": 1780 * MIB, "activations": 5200 * MIB, "headroom": 2048 * MIB},
+        breakdown={
+            "parameters": 6 * 1024 * MIB,
+            "moments": 3560 * MIB,
+            "gradients": 1780 * MIB,
+            "activations": 5200 * MIB,
+            "headroom": 2048 * MIB,
+        },
     )
     values: dict[str, Any] = {
         "run": "smoke-001",
@@ -84,7 +96,9 @@ def metrics(count: int, *, every: int = 1, seed: int = 0) -> list[dict[str, floa
 
 def picture(width: int = 672, height: int = 448) -> bytes:
     image = Image.new("RGB", (width, height))
-    image.putdata([((x * 255) // width, (y * 255) // height, 128) for y in range(height) for x in range(width)])
+    image.putdata(
+        [((x * 255) // width, (y * 255) // height, 128) for y in range(height) for x in range(width)]
+    )
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -93,7 +107,13 @@ def picture(width: int = 672, height: int = 448) -> bytes:
 def full_run(path: Path, recipe_name: str = "smoke", rows: list[dict[str, float]] | None = None) -> RunDir:
     run = RunDir(path)
     path.mkdir(parents=True, exist_ok=True)
-    host = a.Host(cores=16, ram_total_bytes=128 * 1024 * MIB, ram_available_bytes=100 * 1024 * MIB, container="docker", wsl=False)
+    host = a.Host(
+        cores=16,
+        ram_total_bytes=128 * 1024 * MIB,
+        ram_available_bytes=100 * 1024 * MIB,
+        container="docker",
+        wsl=False,
+    )
     gpu = a.Gpu(index=0, name="NVIDIA RTX A6000", total_bytes=51_527_024_640, free_bytes=51_010_404_352)
     stats = a.DimensionStats(mean=[0.1] * 7, std=[0.5] * 7, q01=[-1.0] * 7, q99=[1.0] * 7)
     made = manifest(recipe_name)
@@ -129,10 +149,26 @@ def full_run(path: Path, recipe_name: str = "smoke", rows: list[dict[str, float]
         )
     )
     finding = a.DegenerateDimension(
-        key="state", dimension=7, problem="q99 - q01 is 2e-7", largest_normalized=-3200.0, fix="--set data.degenerate_dimensions=pass_through"
+        key="state",
+        dimension=7,
+        problem="q99 - q01 is 2e-7",
+        largest_normalized=-3200.0,
+        fix="--set data.degenerate_dimensions=pass_through",
     )
-    run.write(a.NormStats(norm_stats={"state": stats, "actions": stats}, frames=1456, action_horizon=10, findings=[finding]))
-    group = a.GroupReport(parameters=414_803_696, bytes=1_659_214_784, arrays=23, dtypes=["float32"], trained=414_803_696, non_finite=0, norm=812.4)
+    run.write(
+        a.NormStats(
+            norm_stats={"state": stats, "actions": stats}, frames=1456, action_horizon=10, findings=[finding]
+        )
+    )
+    group = a.GroupReport(
+        parameters=414_803_696,
+        bytes=1_659_214_784,
+        arrays=23,
+        dtypes=["float32"],
+        trained=414_803_696,
+        non_finite=0,
+        norm=812.4,
+    )
     run.write(
         a.Checkpoint(
             path=str(run.checkpoints),
@@ -142,7 +178,10 @@ def full_run(path: Path, recipe_name: str = "smoke", rows: list[dict[str, float]
                     step=1000,
                     path="1000",
                     complete=True,
-                    items=[a.CheckpointItem(name="params", bytes=9 * MIB), a.CheckpointItem(name="train_state", bytes=9 * MIB)],
+                    items=[
+                        a.CheckpointItem(name="params", bytes=9 * MIB),
+                        a.CheckpointItem(name="train_state", bytes=9 * MIB),
+                    ],
                     bytes=18 * MIB,
                 )
             ],
@@ -158,7 +197,11 @@ def full_run(path: Path, recipe_name: str = "smoke", rows: list[dict[str, float]
                 )
             ],
             step=1000,
-            lora=a.LoraReport(present=True, rank={"PaliGemma attention": 16, "action expert attention": 32}, parameters=49_987_584),
+            lora=a.LoraReport(
+                present=True,
+                rank={"PaliGemma attention": 16, "action expert attention": 32},
+                parameters=49_987_584,
+            ),
             parameters={"vision": group, "language": group},
             parameters_total=829_607_392,
             ema=False,
@@ -193,7 +236,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.loads += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
+        ]
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
         if tag not in self.VOID:
             self.open.append(tag)

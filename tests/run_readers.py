@@ -1,4 +1,6 @@
-"""All that reads a run's files: the verbs that look at a run, and what a resume reads before it computes anything."""
+"""All that reads a run's files: the verbs that look at a run, and what a resume reads before it computes
+anything.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ TEXTS = (
 
 
 def outcome(reader: Callable[[Path], str], run: Path) -> str:
-    """What the reader answers: its exit code, or the code of its refusal. Whatever else it raises is raised."""
+    """What the reader answers: its exit code, or the code of its refusal.
+
+    Whatever else it raises is raised.
+    """
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return reader(run)

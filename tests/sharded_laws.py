@@ -1,4 +1,6 @@
-"""Laws of a run over several devices. They need four, so they run in a process of their own: `python -m tests.sharded_laws [LAW …]`.
+"""Laws of a run over several devices.
+
+They need four, so they run in a process of their own: `python -m tests.sharded_laws [LAW …]`.
 
 It prints one JSON line, law → "ok" or what went wrong; test_train_sharding.py reads it.
 """
@@ -47,9 +49,14 @@ from tests.openpi_checkpoints import openpi_checkpoint
 from tests.tiny import LORA, random_batch, random_params, tiny
 
 ONE, FOUR, TWO_BY_TWO = {"devices": 1, "fsdp": 1}, {"devices": 4, "fsdp": 4}, {"devices": 4, "fsdp": 2}
-# The sample dataset's prompts are padded to so many tokens: the loop compiles the same programs as the laws do.
+# The sample dataset's prompts are padded to so many tokens: the loop compiles the same programs as the laws
+# do.
 BATCH, TOKENS = 8, 32
-LEARNS = ["train.global_batch=8", "train.optimizer.eps=1.0e-4", "train.optimizer.schedule={warmup_steps: 1, peak: 1.0e-3, decay_steps: 10, end: 0.0}"]
+LEARNS = [
+    "train.global_batch=8",
+    "train.optimizer.eps=1.0e-4",
+    "train.optimizer.schedule={warmup_steps: 1, peak: 1.0e-3, decay_steps: 10, end: 0.0}",
+]
 
 
 class Listener:
@@ -66,7 +73,14 @@ class Listener:
 def levers(recipe: Recipe, accumulation_steps: int = 1, **mesh: int) -> Levers:
     cameras = [camera for camera, feature in recipe.data.cameras.items() if feature]
     microbatch = BATCH // (mesh["devices"] * accumulation_steps)
-    return Levers(platform="cpu", microbatch=microbatch, accumulation_steps=accumulation_steps, prompt_tokens=TOKENS, cameras=cameras, **mesh)
+    return Levers(
+        platform="cpu",
+        microbatch=microbatch,
+        accumulation_steps=accumulation_steps,
+        prompt_tokens=TOKENS,
+        cameras=cameras,
+        **mesh,
+    )
 
 
 def layout(devices: int, fsdp: int) -> Layout:
@@ -79,29 +93,47 @@ def learner(*overrides: str) -> Recipe:
 
 
 @cache
-def compiled(recipe_overrides: tuple[str, ...], accumulation_steps: int, devices: int, fsdp: int) -> CompiledStep:
+def compiled(
+    recipe_overrides: tuple[str, ...], accumulation_steps: int, devices: int, fsdp: int
+) -> CompiledStep:
     recipe = learner(*recipe_overrides)
     return compile_step(recipe, levers(recipe, accumulation_steps, devices=devices, fsdp=fsdp))
 
 
 @cache
-def three_steps(recipe_overrides: tuple[str, ...], accumulation_steps: int, devices: int, fsdp: int) -> tuple[TrainState, list[dict[str, float]]]:
-    return steps_of(learner(*recipe_overrides), compiled(recipe_overrides, accumulation_steps, devices, fsdp), 3)
+def three_steps(
+    recipe_overrides: tuple[str, ...], accumulation_steps: int, devices: int, fsdp: int
+) -> tuple[TrainState, list[dict[str, float]]]:
+    return steps_of(
+        learner(*recipe_overrides), compiled(recipe_overrides, accumulation_steps, devices, fsdp), 3
+    )
 
 
 def steps_of(recipe: Recipe, step: CompiledStep, count: int) -> tuple[TrainState, list[dict[str, float]]]:
     expected = step.layout.placed(abstract_params(recipe))
-    params = {path: jax.device_put(jnp.asarray(value, expected[path].dtype), expected[path].sharding) for path, value in random_params(recipe).items()}
-    state, key = surround(params, recipe, step.layout), jax.device_put(jax.random.key(5), step.layout.replicated)
+    params = {
+        path: jax.device_put(jnp.asarray(value, expected[path].dtype), expected[path].sharding)
+        for path, value in random_params(recipe).items()
+    }
+    state, key = (
+        surround(params, recipe, step.layout),
+        jax.device_put(jax.random.key(5), step.layout.replicated),
+    )
     lines = []
     for i in range(count):
-        state, metrics = step.run(state, jax.device_put(random_batch(recipe, BATCH, TOKENS, seed=i), step.layout.rows), key)
+        state, metrics = step.run(
+            state, jax.device_put(random_batch(recipe, BATCH, TOKENS, seed=i), step.layout.rows), key
+        )
         lines.append({name: float(value) for name, value in metrics.items()})
     return state, lines
 
 
-def assert_alike(one: tuple[TrainState, list[dict[str, float]]], many: tuple[TrainState, list[dict[str, float]]]) -> None:
-    """Metrics and trained parameters within 1e-6, relative to the metric and to the parameter's largest entry."""
+def assert_alike(
+    one: tuple[TrainState, list[dict[str, float]]], many: tuple[TrainState, list[dict[str, float]]]
+) -> None:
+    """Metrics and trained parameters within 1e-6, relative to the metric and to the parameter's largest
+    entry.
+    """
     assert len({line["loss"] for line in one[1]}) == 3
     for a, b in zip(one[1], many[1], strict=True):
         for name, value in a.items():
@@ -114,7 +146,9 @@ def assert_alike(one: tuple[TrainState, list[dict[str, float]]], many: tuple[Tra
 
 def same_within(recipe_overrides: tuple[str, ...], accumulation_steps: int, mesh: dict[str, int]) -> None:
     one, start = three_steps(recipe_overrides, 1, **ONE), random_params(learner(*recipe_overrides))
-    assert max(float(np.abs(np.asarray(x) - start[path]).max()) for path, x in one[0].trained.items()) > 1e-3, "nothing was trained"
+    assert (
+        max(float(np.abs(np.asarray(x) - start[path]).max()) for path, x in one[0].trained.items()) > 1e-3
+    ), "nothing was trained"
     assert_alike(one, three_steps(recipe_overrides, accumulation_steps, **mesh))
 
 
@@ -134,7 +168,9 @@ def law_lora_trains_alike_and_its_frozen_weights_are_sharded() -> None:
 
 @cache
 def hosted() -> tuple[CompiledStep, TrainState, list[dict[str, float]]]:
-    """The step over four shards with everything in host memory, streamed in many pieces as the real leaves are, and where three of it lead."""
+    """The step over four shards with everything in host memory, streamed in many pieces as the real leaves
+    are, and where three of it lead.
+    """
     plan = levers(learner(), 2, **FOUR).model_copy(update={"host": ["ema", "moments", "masters"]})
     with mock.patch.object(host, "_PIECE", 2**11):
         step = compile_step(learner(), plan)
@@ -162,7 +198,13 @@ def law_any_plan_over_shards_learns_the_same() -> None:
         compute_copy=st.booleans(),
         in_host=st.sampled_from([["ema"], ["moments"], ["ema", "moments"], ["moments", "masters"]]),
     )
-    def check(overrides: tuple[str, ...], mesh: dict[str, int], accumulation_steps: int, in_host: list[str], **others: Any) -> None:
+    def check(
+        overrides: tuple[str, ...],
+        mesh: dict[str, int],
+        accumulation_steps: int,
+        in_host: list[str],
+        **others: Any,
+    ) -> None:
         recipe = learner(*overrides)
         parts = [part for part in in_host if part != "ema" or recipe.train.ema_decay is not None]
         plan = levers(recipe, accumulation_steps, **mesh).model_copy(update={"host": parts, **others})
@@ -177,11 +219,23 @@ def law_shards_in_host_memory_train_like_one_device_and_come_back_from_a_checkpo
     recipe, (step, state, lines) = learner(), hosted()
     one, one_lines = three_steps((), 1, **ONE)
     assert_alike((one, one_lines), (state, lines))
-    assert {x.sharding.memory_kind for tree in (state.ema, state.trained) for x in tree.values() if x.size >= SMALLEST} == {"pinned_host"}
+    assert {
+        x.sharding.memory_kind
+        for tree in (state.ema, state.trained)
+        for x in tree.values()
+        if x.size >= SMALLEST
+    } == {"pinned_host"}
     check_shards(state, 4)
     with tempfile.TemporaryDirectory() as directory:
         store = Store(directory, keep_every_steps=100)
-        save(store, state, step=3, norm_stats_json="{}", asset_id="sample", record={"recipe_sha256": recipe.sha256()})
+        save(
+            store,
+            state,
+            step=3,
+            norm_stats_json="{}",
+            asset_id="sample",
+            record={"recipe_sha256": recipe.sha256()},
+        )
         store.wait()
         for place in (step.layout, layout(**ONE)):
             restored = restore(store, recipe, 3, place)
@@ -191,7 +245,9 @@ def law_shards_in_host_memory_train_like_one_device_and_come_back_from_a_checkpo
 
 
 def check_shards(tree: Any, fsdp: int) -> None:
-    """Every leaf lies in shards that are as large as the rule says; the rule is written here once more, from its sentence."""
+    """Every leaf lies in shards that are as large as the rule says; the rule is written here once more, from
+    its sentence.
+    """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     cut = 0
     for keys, x in leaves:
@@ -259,11 +315,20 @@ def law_a_resumed_step_is_bitwise_the_step_that_went_on() -> None:
     with tempfile.TemporaryDirectory() as directory:
         store = Store(directory, keep_every_steps=100)
         state = jax.tree.map(jnp.copy, three_steps((), 2, **FOUR)[0])
-        save(store, state, step=3, norm_stats_json="{}", asset_id="sample", record={"recipe_sha256": recipe.sha256()})
+        save(
+            store,
+            state,
+            step=3,
+            norm_stats_json="{}",
+            asset_id="sample",
+            record={"recipe_sha256": recipe.sha256()},
+        )
         store.wait()
         restored = restore(store, recipe, 3, step.layout)
         store.close()
-        jax.tree.map(np.testing.assert_array_equal, step.run(state, batch, key), step.run(restored, batch, key))
+        jax.tree.map(
+            np.testing.assert_array_equal, step.run(state, batch, key), step.run(restored, batch, key)
+        )
 
 
 def law_a_run_goes_on_with_another_number_of_devices() -> None:
@@ -276,7 +341,10 @@ def law_a_run_goes_on_with_another_number_of_devices() -> None:
         assert (memory.devices, memory.step, memory.compiled) == (4, 2, compiled((), 2, **FOUR).bytes)
         train_to(3, moved, **ONE)
         train_to(3, stayed, **ONE)
-        for a, b in zip(*(map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) for run in (moved, stayed)), strict=True):
+        for a, b in zip(
+            *(map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) for run in (moved, stayed)),
+            strict=True,
+        ):
             for name in ("loss", "grad_norm", "param_norm"):
                 assert abs(a[name] / b[name] - 1) <= 1e-6, (name, a, b)
 
@@ -284,15 +352,27 @@ def law_a_run_goes_on_with_another_number_of_devices() -> None:
 def train_to(steps: int, run: Path, accumulation_steps: int = 1, **mesh: int) -> None:
     recipe = learner(f"train.steps={steps}", "train.save_every_steps=2")
     dataset = describe(recipe)
-    chosen = Candidate(levers=levers(recipe, accumulation_steps, **mesh), verdict="fits", reason="", source="compiled")
-    plan = Plan(recipe="smoke", recipe_sha256="", device="cpu", parameters_total=1, parameters_trained=1, chosen=chosen, candidates=[chosen])
+    chosen = Candidate(
+        levers=levers(recipe, accumulation_steps, **mesh), verdict="fits", reason="", source="compiled"
+    )
+    plan = Plan(
+        recipe="smoke",
+        recipe_sha256="",
+        device="cpu",
+        parameters_total=1,
+        parameters_trained=1,
+        chosen=chosen,
+        candidates=[chosen],
+    )
     assert train(Job(RunDir(run), recipe, plan, dataset, compute(recipe, dataset)), Listener()).finished
 
 
 def collectives(text: str) -> list[tuple[str, str, str]]:
     """(type, dimensions, operation) of every array that a compiled program sends from device to device."""
     found = []
-    for result, name in re.findall(r"= (.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\(", text):
+    for result, name in re.findall(
+        r"= (.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\(", text
+    ):
         found += [(kind, dims, name) for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", result)]
     return found
 
@@ -300,13 +380,27 @@ def collectives(text: str) -> list[tuple[str, str, str]]:
 def law_no_row_travels_and_layers_are_gathered_one_at_a_time() -> None:
     recipe, found = learner(), collectives(compiled((), 2, **FOUR).run.as_text())
     assert {name for _, _, name in found} >= {"all-gather", "all-reduce"}
-    # What each device has found of everybody's tokens in its columns of the embedding table, and the gradients of that.
-    travelling = {tuple(sorted(int(n) for n in dims.split(",") if n != "1")) for _, dims, name in found if name == "all-to-all"}
+    # What each device has found of everybody's tokens in its columns of the embedding table, and the
+    # gradients of that.
+    travelling = {
+        tuple(sorted(int(n) for n in dims.split(",") if n != "1"))
+        for _, dims, name in found
+        if name == "all-to-all"
+    }
     width, rows = parameter_shapes(recipe.model)[EMBEDDING][1], BATCH // 4
-    assert travelling <= {tuple(sorted({TOKENS, width // 4})), tuple(sorted({rows, TOKENS, width // 4}))}, travelling
+    assert travelling <= {
+        tuple(sorted({TOKENS, width // 4})),
+        tuple(sorted({rows, TOKENS, width // 4})),
+    }, travelling
     assert not [one for one in found if one[0] == "u8"], "images travel"
-    whole = {shape for path, shape in parameter_shapes(recipe.model).items() if "llm/layers" in path and math.prod(shape[1:]) >= SMALLEST}
-    gathered = {tuple(int(n) for n in dims.split(",") if n) for _, dims, name in found if name == "all-gather"}
+    whole = {
+        shape
+        for path, shape in parameter_shapes(recipe.model).items()
+        if "llm/layers" in path and math.prod(shape[1:]) >= SMALLEST
+    }
+    gathered = {
+        tuple(int(n) for n in dims.split(",") if n) for _, dims, name in found if name == "all-gather"
+    }
     assert not whole & gathered, "a stack of layers is whole on a device"
 
 
@@ -348,7 +442,14 @@ def law_a_save_stages_what_is_foreseen() -> None:
     try:
         with tempfile.TemporaryDirectory() as directory:
             store = Store(directory, keep_every_steps=100)
-            save(store, three_steps((), 2, **FOUR)[0], step=3, norm_stats_json="{}", asset_id="sample", record={})
+            save(
+                store,
+                three_steps((), 2, **FOUR)[0],
+                step=3,
+                norm_stats_json="{}",
+                asset_id="sample",
+                record={},
+            )
             before_return = sum(staged)
             store.close()
     finally:
@@ -368,7 +469,10 @@ def law_the_rule_leaves_little_whole_at_the_published_size() -> None:
     in_host = Layout(jax.local_devices(), 4, host=["ema"])
     table = in_host.leaf(f"ema/{EMBEDDING}", (257_152, 2048))
     assert table.shard_shape((257_152, 2048)) == (257_152, 512)
-    assert in_host.leaf(f"opt_state/1/0/nu_scale/{EMBEDDING}", (257_152, 8)).shard_shape((257_152, 8)) == (257_152, 2)
+    assert in_host.leaf(f"opt_state/1/0/nu_scale/{EMBEDDING}", (257_152, 8)).shard_shape((257_152, 8)) == (
+        257_152,
+        2,
+    )
     assert Layout(jax.local_devices()[:3], 3).leaf(f"ema/{EMBEDDING}", (257_152, 2048)).is_fully_replicated
     assert table.memory_kind == "pinned_host"
 
@@ -381,7 +485,9 @@ def law_a_plan_for_more_devices_than_there_are_is_refused() -> None:
     assert caught.value.code == "devices-missing"
 
 
-LAWS: dict[str, Callable[[], None]] = {name.removeprefix("law_"): law for name, law in list(globals().items()) if name.startswith("law_")}
+LAWS: dict[str, Callable[[], None]] = {
+    name.removeprefix("law_"): law for name, law in list(globals().items()) if name.startswith("law_")
+}
 
 
 def _verdict(law: Callable[[], None]) -> str:

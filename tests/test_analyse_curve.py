@@ -32,7 +32,9 @@ def codes(curve: Curve) -> set[str]:
 
 def benchmark() -> ModuleType:
     """benchmarks/analyse.py, which makes runs of known truth."""
-    spec = importlib.util.spec_from_file_location("benchmark_analyse", Path(__file__).parents[1] / "benchmarks/analyse.py")
+    spec = importlib.util.spec_from_file_location(
+        "benchmark_analyse", Path(__file__).parents[1] / "benchmarks/analyse.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -65,7 +67,9 @@ def test_runs_of_known_truth(kind_offset: int) -> None:
 
 
 def test_flat_runs_are_called_learning_no_more_often_than_stated() -> None:
-    """600 flat curves with noise of any memory: at a rate of 1 % more than 15 of them have a chance below one in a thousand."""
+    """600 flat curves with noise of any memory: at a rate of 1 % more than 15 of them have a chance below one
+    in a thousand.
+    """
     rng = np.random.default_rng(3)
     called = 0
     for _ in range(600):
@@ -93,7 +97,9 @@ def test_the_interval_holds_the_slope() -> None:
     rng = np.random.default_rng(1)
     held = 0
     for _ in range(60):
-        found = trend.Test(np.arange(100.0), 1 - 0.002 * np.arange(100) + 0.1 * rng.standard_normal(100)).trend()
+        found = trend.Test(
+            np.arange(100.0), 1 - 0.002 * np.arange(100) + 0.1 * rng.standard_normal(100)
+        ).trend()
         held += found.slope_low <= -2.0 <= found.slope_high
     assert held >= 52
 
@@ -131,11 +137,16 @@ def test_verdicts(losses: np.ndarray, verdict: str) -> None:
 def test_a_fall_while_no_rate_is_applied_is_not_learning() -> None:
     text = log(range(300), falling(), drift=0.0)
     assert look(text).verdict == "inconclusive"
-    assert look(text, recipe="pi05_libero", overrides=["train.optimizer.schedule.warmup_steps=10"]).verdict == "learning"
+    assert (
+        look(text, recipe="pi05_libero", overrides=["train.optimizer.schedule.warmup_steps=10"]).verdict
+        == "learning"
+    )
 
 
 def test_the_rates_of_the_log_count_more_than_those_of_the_recipe() -> None:
-    rows = "".join(f"step={s} loss={v:.4f} lr=5.00e-05 grad_norm=1.2\n" for s, v in zip(range(300), FALLING, strict=True))
+    rows = "".join(
+        f"step={s} loss={v:.4f} lr=5.00e-05 grad_norm=1.2\n" for s, v in zip(range(300), FALLING, strict=True)
+    )
     curve = look(rows)
     assert curve.verdict == "learning"
     assert "rates-of-another-recipe" in codes(curve)
@@ -148,7 +159,10 @@ def test_a_plateau_is_told_of_a_run_that_learned() -> None:
     assert curve.verdict == "learning"
     assert curve.plateau_from_step is not None
     assert 3000 < curve.plateau_from_step < 12_000
-    assert look(log(STEPS, np.linspace(0.1, 0.05, 300) * flat(seed=3, noise=0.05) / 0.1)).plateau_from_step is None
+    assert (
+        look(log(STEPS, np.linspace(0.1, 0.05, 300) * flat(seed=3, noise=0.05) / 0.1)).plateau_from_step
+        is None
+    )
 
 
 def test_events_are_found_where_they_are() -> None:
@@ -177,13 +191,21 @@ def test_events_are_found_where_they_are() -> None:
 )
 def test_findings(options: dict[str, object], code: str) -> None:
     assert code in codes(look(log(STEPS, FALLING, **options)))  # type: ignore[arg-type]
-    assert code not in codes(look(log(STEPS, FALLING, param_norm=1802.387 if code == "fingerprint-released" else 1802.386))) or code == "fingerprint-released"
+    assert (
+        code
+        not in codes(
+            look(log(STEPS, FALLING, param_norm=1802.387 if code == "fingerprint-released" else 1802.386))
+        )
+        or code == "fingerprint-released"
+    )
 
 
 def test_a_fingerprint_is_that_of_the_recipe_named() -> None:
     text = log(STEPS, FALLING, param_norm=1803.770)
     assert "fingerprint-released" in codes(look(text, recipe="pi05_libero_lora"))
-    finding = next(f for f in look(text, recipe="pi05_libero").findings if f.code == "fingerprint-of-another-recipe")
+    finding = next(
+        f for f in look(text, recipe="pi05_libero").findings if f.code == "fingerprint-of-another-recipe"
+    )
     assert finding.severity == "error"
 
 
@@ -194,12 +216,17 @@ def test_pace_from_clocks_bars_and_step_times() -> None:
         return f"{second // 3600 % 24:02d}:{second % 3600 // 60:02d}:{second % 60:02d}"
 
     # Over midnight, with one pause of 3,000 s.
-    stamped = "".join(f"{clock(80_000 + 70 * i + 3000 * (i > 100))}.000 [I] {line}\n" for i, line in enumerate(lines))
+    stamped = "".join(
+        f"{clock(80_000 + 70 * i + 3000 * (i > 100))}.000 [I] {line}\n" for i, line in enumerate(lines)
+    )
     pace = look(stamped).throughput
     assert pace is not None
     assert pace.median_step_s == pytest.approx(0.7)
     assert pace.stalls == [(10_100, pytest.approx(3000))]
-    bars = "".join(f"\r 1%|x| {100 * i}/30000 [{i * 50 // 60}:{i * 50 % 60:02d}<1:00:00, 2.00it/s]\r{line}\n" for i, line in enumerate(lines[:70]))
+    bars = "".join(
+        f"\r 1%|x| {100 * i}/30000 [{i * 50 // 60}:{i * 50 % 60:02d}<1:00:00, 2.00it/s]\r{line}\n"
+        for i, line in enumerate(lines[:70])
+    )
     pace = look(bars).throughput
     assert pace is not None
     assert pace.median_step_s == pytest.approx(0.5)
@@ -220,7 +247,13 @@ def test_references(tmp_path: Path) -> None:
         write("short", FALLING[:3]),
     ]
     distances = look(log(STEPS, FALLING), references=references).distances
-    assert [distance.answer for distance in distances] == ["identical", "within noise", "higher", "within noise", "too little in common"]
+    assert [distance.answer for distance in distances] == [
+        "identical",
+        "within noise",
+        "higher",
+        "within noise",
+        "too little in common",
+    ]
     assert distances[0].identical == 300
     assert distances[2].mean_difference == pytest.approx(0.25, abs=0.05)
     with pytest.raises(HarnessError) as error:
@@ -238,7 +271,16 @@ def test_the_series_is_small_and_keeps_extremes() -> None:
     assert len(curve.model_dump_json()) < 500_000
 
 
-@pytest.mark.parametrize("text", ["iter 1: loss 0.5\n" * 50, "hello\n", "step,reward\n1,2\n", "<p>Step 1: do this</p>", json.dumps({"a": 1}) + "\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "iter 1: loss 0.5\n" * 50,
+        "hello\n",
+        "step,reward\n1,2\n",
+        "<p>Step 1: do this</p>",
+        json.dumps({"a": 1}) + "\n",
+    ],
+)
 def test_a_log_of_another_program(text: str) -> None:
     with pytest.raises(HarnessError) as error:
         look(text)
@@ -256,15 +298,21 @@ def test_the_schedule_is_optax_s() -> None:
     for name in ("pi05_libero", "smoke"):
         schedule = load_recipe(name).train.optimizer.schedule
         first = schedule.peak / (schedule.warmup_steps + 1)
-        theirs = optax.warmup_cosine_decay_schedule(first, schedule.peak, schedule.warmup_steps, schedule.decay_steps, schedule.end)
+        theirs = optax.warmup_cosine_decay_schedule(
+            first, schedule.peak, schedule.warmup_steps, schedule.decay_steps, schedule.end
+        )
         at = np.array([0.0, 1, 4, 5, 6, 30, 59, 60, 100, 9999, 10_000, 500_000])
-        assert learning_rate(schedule, at) == pytest.approx([float(theirs(int(step))) for step in at], rel=5e-4)
+        assert learning_rate(schedule, at) == pytest.approx(
+            [float(theirs(int(step))) for step in at], rel=5e-4
+        )
 
 
 def test_what_was_applied_is_the_sum_of_rates() -> None:
     schedule = load_recipe("smoke").train.optimizer.schedule
     rates = learning_rate(schedule, np.arange(60.0))
-    assert full_rate_steps(schedule, np.array([0.0, 59.0]))[-1] == pytest.approx((rates.sum() - rates[[0, -1]].mean()) / schedule.peak, rel=1e-3)
+    assert full_rate_steps(schedule, np.array([0.0, 59.0]))[-1] == pytest.approx(
+        (rates.sum() - rates[[0, -1]].mean()) / schedule.peak, rel=1e-3
+    )
 
 
 def test_a_loss_of_zero_everywhere_has_no_events() -> None:

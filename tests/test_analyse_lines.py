@@ -28,31 +28,72 @@ def read(text: str | bytes) -> lines_module.Records:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("Step 10: grad_norm=1.5705, loss=0.1146, param_norm=1803.1594", {"step": 10, "loss": 0.1146, "grad_norm": 1.5705, "param_norm": 1803.1594}),
-        ("Step 10: grad_norm=1,5705, loss=0,1146, param_norm=1803,1594", {"step": 10, "loss": 0.1146, "grad_norm": 1.5705, "param_norm": 1803.1594}),
-        ("Step 1,000: loss=0.1146, param_norm=1,803.1594", {"step": 1000, "loss": 0.1146, "param_norm": 1803.1594}),
+        (
+            "Step 10: grad_norm=1.5705, loss=0.1146, param_norm=1803.1594",
+            {"step": 10, "loss": 0.1146, "grad_norm": 1.5705, "param_norm": 1803.1594},
+        ),
+        (
+            "Step 10: grad_norm=1,5705, loss=0,1146, param_norm=1803,1594",
+            {"step": 10, "loss": 0.1146, "grad_norm": 1.5705, "param_norm": 1803.1594},
+        ),
+        (
+            "Step 1,000: loss=0.1146, param_norm=1,803.1594",
+            {"step": 1000, "loss": 0.1146, "param_norm": 1803.1594},
+        ),
         ("Step 10: loss=nan, grad_norm=inf", {"step": 10, "loss": np.nan, "grad_norm": np.inf}),
         ("Step 10: loss=1.2e-05", {"step": 10, "loss": 1.2e-5}),
         ("\x1b[32mStep 10\x1b[0m: loss=\x1b[1;31m0.5\x1b[0m", {"step": 10, "loss": 0.5}),
         (BAR + "\rStep 10: loss=0.5", {"step": 10, "loss": 0.5}),
         (BAR[1:] + " Step 10: loss=0.5", {"step": 10, "loss": 0.5}),
-        ("step 3/60  loss 2.2422  grad_norm 1.794  0.59 s a step  33.8 s left", {"step": 2, "loss": 2.2422, "grad_norm": 1.794, "step_s": 0.59}),
-        ("step 3/60  loss 2.2422  grad_norm 1.794  5 min 03 s a step  4 h 40 min left", {"step": 2, "loss": 2.2422, "grad_norm": 1.794, "step_s": 303}),
-        ("step 3/60  loss 2.2422  grad_norm 1.794  2 h 05 min a step", {"step": 2, "loss": 2.2422, "grad_norm": 1.794}),
-        ("step=100 loss=0.0231 lr=1.00e-06 grad_norm=1.22 time=12.3s", {"step": 100, "loss": 0.0231, "learning_rate": 1e-6, "grad_norm": 1.22}),
-        ('{"loss": 0.5, "_step": 4, "_timestamp": 1700000000.5}', {"step": 4, "loss": 0.5, "time": 1700000000.5}),
+        (
+            "step 3/60  loss 2.2422  grad_norm 1.794  0.59 s a step  33.8 s left",
+            {"step": 2, "loss": 2.2422, "grad_norm": 1.794, "step_s": 0.59},
+        ),
+        (
+            "step 3/60  loss 2.2422  grad_norm 1.794  5 min 03 s a step  4 h 40 min left",
+            {"step": 2, "loss": 2.2422, "grad_norm": 1.794, "step_s": 303},
+        ),
+        (
+            "step 3/60  loss 2.2422  grad_norm 1.794  2 h 05 min a step",
+            {"step": 2, "loss": 2.2422, "grad_norm": 1.794},
+        ),
+        (
+            "step=100 loss=0.0231 lr=1.00e-06 grad_norm=1.22 time=12.3s",
+            {"step": 100, "loss": 0.0231, "learning_rate": 1e-6, "grad_norm": 1.22},
+        ),
+        (
+            '{"loss": 0.5, "_step": 4, "_timestamp": 1700000000.5}',
+            {"step": 4, "loss": 0.5, "time": 1700000000.5},
+        ),
         ('{"step":4,"loss":null,"grad_norm":NaN}', {"step": 4, "loss": np.nan, "grad_norm": np.nan}),
-        ("12:30:01.500 [I] Step 10: loss=0.5  (1234:train.py:269)", {"step": 10, "loss": 0.5, "time": 45001.5}),
+        (
+            "12:30:01.500 [I] Step 10: loss=0.5  (1234:train.py:269)",
+            {"step": 10, "loss": 0.5, "time": 45001.5},
+        ),
         ("2026-01-02T00:00:01Z Step 10: loss=0.5", {"step": 10, "loss": 0.5, "time": 1767312001.0}),
     ],
 )
 def test_a_line(line: str, expected: dict[str, float]) -> None:
     columns = read(line + "\n").columns
-    found = {name: values[0] for name, values in columns.items() if len(values) and not (np.isnan(values[0]) and name not in expected) and "has_" not in name}
+    found = {
+        name: values[0]
+        for name, values in columns.items()
+        if len(values) and not (np.isnan(values[0]) and name not in expected) and "has_" not in name
+    }
     assert found == pytest.approx(expected, nan_ok=True)
 
 
-@pytest.mark.parametrize("line", ["steps 3 loss 3", "step one: loss=1", "Epoch 3 loss=0.1", "Step 3: accuracy=0.1", "loss=0.3", "5 steps to the loss"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "steps 3 loss 3",
+        "step one: loss=1",
+        "Epoch 3 loss=0.1",
+        "Step 3: accuracy=0.1",
+        "loss=0.3",
+        "5 steps to the loss",
+    ],
+)
 def test_a_line_that_is_no_record(line: str) -> None:
     assert not len(read(line + "\n").columns["step"])
 

@@ -17,7 +17,8 @@ from harness.plan import cards, more_cards
 
 PACKAGE = Path(__file__).parents[1] / "harness"
 CALLS = {"compile", "search", "match", "fullmatch", "split", "sub", "subn", "findall", "finditer"}
-# Patterns that are made from a value: what they are made from is this package's own text, escaped or a constant.
+# Patterns that are made from a value: what they are made from is this package's own text, escaped or a
+# constant.
 MADE = {
     ("plan/cards.py", "spelling"),
     ("plan/more_cards.py", "pattern"),
@@ -54,7 +55,10 @@ PIECES = [
 ]
 LINES = [
     b"Step 10: grad_norm=1.5705, loss=0.1146, param_norm=1803.1594",
-    b"INFO 2025-11-17 21:51:55 ot_train.py:351 step:200 smpl:6K ep:9 epch:0.03 loss:0.543 grdn:2.421 lr:5.0e-06 updt_s:0.478 data_s:0.038",
+    (
+        b"INFO 2025-11-17 21:51:55 ot_train.py:351 step:200 smpl:6K ep:9 epch:0.03 loss:0.543 grdn:2.421"
+        b" lr:5.0e-06 updt_s:0.478 data_s:0.038"
+    ),
     b"12:30:01.500 [I] loss 0.5 at step 3  (1234:train.py:269)",
     b'{"step":4,"loss":0.5,"grad_norm":1.0}',
     b"Training:   0%|  | 11/8000 [00:04<53:20,  2.50it/s, loss=0.0299, lr=5.50e-08, step=11]",
@@ -68,7 +72,12 @@ def calls() -> Iterator[tuple[str, ast.expr, ast.expr | None]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             function = getattr(node, "func", None)
-            if isinstance(node, ast.Call) and isinstance(function, ast.Attribute) and function.attr in CALLS and ast.unparse(function.value) == "re":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(function, ast.Attribute)
+                and function.attr in CALLS
+                and ast.unparse(function.value) == "re"
+            ):
                 yield path.relative_to(PACKAGE).as_posix(), node.args[0], flags_of(node, function.attr)
 
 
@@ -89,13 +98,24 @@ def patterns() -> list[Any]:
             continue
         source = evaluated(file, expression)
         # What is compiled elsewhere was seen there.
-        pattern = source if isinstance(source, re.Pattern) else re.compile(source, 0 if flags is None else evaluated(file, flags))
+        pattern = (
+            source
+            if isinstance(source, re.Pattern)
+            else re.compile(source, 0 if flags is None else evaluated(file, flags))
+        )
         found.append(pytest.param(pattern, id=f"{file}:{expression.lineno}"))
     return [
         *found,
         *(pytest.param(spelling, id=f"spelling of {card}") for card, spelling in cards._spellings().items()),
-        *(pytest.param(pattern, id=f"series {pattern}") for pattern, _ in (*more_cards._SERIES, *more_cards._OLD)),
-        *(pytest.param(form[0].pattern, id=f"form of {line[:30]!r}") for line in LINES if (form := take_apart(line))),
+        *(
+            pytest.param(pattern, id=f"series {pattern}")
+            for pattern, _ in (*more_cards._SERIES, *more_cards._OLD)
+        ),
+        *(
+            pytest.param(form[0].pattern, id=f"form of {line[:30]!r}")
+            for line in LINES
+            if (form := take_apart(line))
+        ),
     ]
 
 
@@ -126,7 +146,9 @@ def over(pattern: re.Pattern[Any], piece: str) -> float | None:
 
 
 @pytest.mark.parametrize("source", patterns())
-def test_a_megabyte_of_its_worst_input_takes_a_pattern_less_than_a_second(source: str | bytes | re.Pattern[Any]) -> None:
+def test_a_megabyte_of_its_worst_input_takes_a_pattern_less_than_a_second(
+    source: str | bytes | re.Pattern[Any],
+) -> None:
     pattern = re.compile(source)
     pieces = [*PIECES, *literals(pattern.pattern)]
     slow = {piece: taken for piece in pieces if (taken := over(pattern, piece)) is not None}

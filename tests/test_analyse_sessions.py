@@ -45,7 +45,11 @@ def test_a_resume_that_goes_on_bit_for_bit_has_nothing_to_say() -> None:
 
 
 def test_a_session_that_only_its_greeting_tells() -> None:
-    found = run(log(STEPS[:100], FALLING[:100]) + "12:00:00.000 [I] Running on: host (1:train.py:196)\n" + log(STEPS[100:], FALLING[100:]))
+    found = run(
+        log(STEPS[:100], FALLING[:100])
+        + "12:00:00.000 [I] Running on: host (1:train.py:196)\n"
+        + log(STEPS[100:], FALLING[100:])
+    )
     assert seams(found) == [("resume", 10_000, 0, 0)]
 
 
@@ -71,7 +75,9 @@ def test_another_run_is_not_this_one() -> None:
 
 
 def test_two_runs_that_wrote_at_once() -> None:
-    pairs = zip(log(STEPS, FLAT).splitlines(), log(STEPS, FALLING, param_norm=1803.77).splitlines(), strict=True)
+    pairs = zip(
+        log(STEPS, FLAT).splitlines(), log(STEPS, FALLING, param_norm=1803.77).splitlines(), strict=True
+    )
     found = run("".join(f"{a}\n{b}\n" for a, b in pairs))
     assert found.mixed
     assert codes(found) == ["mixed-runs"]

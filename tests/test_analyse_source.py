@@ -1,4 +1,7 @@
-"""Logs from strangers: packed, endless, torn, special files. Time and memory stay bounded, and what was left out is said."""
+"""Logs from strangers: packed, endless, torn, special files.
+
+Time and memory stay bounded, and what was left out is said.
+"""
 
 from __future__ import annotations
 
@@ -183,7 +186,9 @@ def test_a_log_over_a_block_s_edge_loses_nothing() -> None:
 def test_zeros_behind_a_gzip_member_are_passed_over_a_piece_at_a_time(tmp_path: Path) -> None:
     text = log(range(200), falling(200)).encode()
     path = tmp_path / "padded.log.gz"
-    path.write_bytes(gzip.compress(text[: len(text) // 2]) + bytes(100) + gzip.compress(text[len(text) // 2 :]))
+    path.write_bytes(
+        gzip.compress(text[: len(text) // 2]) + bytes(100) + gzip.compress(text[len(text) // 2 :])
+    )
     with path.open("ab") as file:
         file.truncate(file.tell() + 2**31)
     assert analyse(str(path)).points == 200

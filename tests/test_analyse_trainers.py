@@ -74,7 +74,10 @@ def test_any_frequency_and_batch(every: int, batch: int, last: int) -> None:
     whole = lerobot(every=every, batch=batch, steps=last)
     right = list(range(every, last + 1, every))
     assert look(whole).series.step == right
-    assert look("".join(tail(whole).splitlines(keepends=True)[-150:])).series.step == right[-min(150, len(tail(whole).splitlines())) :]
+    assert (
+        look("".join(tail(whole).splitlines(keepends=True)[-150:])).series.step
+        == right[-min(150, len(tail(whole).splitlines())) :]
+    )
 
 
 def test_samples_settle_what_the_steps_do_not_say() -> None:
@@ -99,7 +102,9 @@ def test_the_pace_is_lerobot_s_update_time() -> None:
     assert pace is not None
     assert pace.median_step_s == pytest.approx(0.478)
     assert pace.data_share == pytest.approx(0.038 / 0.516)
-    bare = "".join(line.partition("ot_train.py:351 ")[2] + "\n" for line in lerobot().splitlines() if "step:" in line)
+    bare = "".join(
+        line.partition("ot_train.py:351 ")[2] + "\n" for line in lerobot().splitlines() if "step:" in line
+    )
     pace = look(bare).throughput
     assert pace is not None
     assert (pace.median_step_s, pace.source) == (pytest.approx(0.478), "step times")
@@ -118,7 +123,12 @@ def test_a_second_curve_is_shown_as_one() -> None:
     assert curve.held_out.step == list(range(100, 901, 100))
     assert curve.held_out.loss[0] == pytest.approx(0.121)
     assert not codes(curve) & {"lines-unreadable", "steps-out-of-order", "mixed-runs"}
-    rising = look("".join(f"step {s}: loss={1 / (1 + s / 50):.4f} val_loss={0.1 + abs(s - 100) / 1000:.4f}\n" for s in range(0, 400, 10)))
+    rising = look(
+        "".join(
+            f"step {s}: loss={1 / (1 + s / 50):.4f} val_loss={0.1 + abs(s - 100) / 1000:.4f}\n"
+            for s in range(0, 400, 10)
+        )
+    )
     assert rising.held_out is not None
     assert (rising.held_out.lowest_at_step, rising.held_out.points) == (100, 40)
     assert "lowest at step 100" in finding(rising, "held-out-rises")
@@ -176,7 +186,12 @@ def test_tables_of_wandb_and_tensorboard() -> None:
     two = look('"Step","a - loss","b - loss"\n' + "".join(f'"{s}","{1 / (s + 1)}","5"\n' for s in range(50)))
     assert any("'b'" in told for told in two.partial)
     assert two.series.loss[0] == 1.0
-    gaps = look("step;loss;val_loss\n" + "".join(f"{s};{0.5 - s / 1000};{'0,25' if s % 10 == 0 else ''}\n".replace(".", ",") for s in range(100)))
+    gaps = look(
+        "step;loss;val_loss\n"
+        + "".join(
+            f"{s};{0.5 - s / 1000};{'0,25' if s % 10 == 0 else ''}\n".replace(".", ",") for s in range(100)
+        )
+    )
     assert (gaps.points, gaps.held_out and gaps.held_out.points) == (100, 10)
 
 
@@ -196,7 +211,8 @@ def test_a_gradient_norm_that_is_there_as_nan_is_there() -> None:
     "text",
     [
         seed("openpi nan"),
-        "Step 0: grad_norm=1.8, loss=0.9, param_norm=1803.77\n" + "Step 1: grad_norm=nan, loss=nan, param_norm=nan\n",
+        "Step 0: grad_norm=1.8, loss=0.9, param_norm=1803.77\n"
+        + "Step 1: grad_norm=nan, loss=nan, param_norm=nan\n",
     ],
 )
 def test_a_loss_that_is_lost_before_any_rate_was_applied_is_not_blamed_on_the_rate(text: str) -> None:
@@ -206,7 +222,9 @@ def test_a_loss_that_is_lost_before_any_rate_was_applied_is_not_blamed_on_the_ra
 
 
 def test_a_loss_that_is_lost_late_is() -> None:
-    assert "schedule.peak" in finding(look(log(steps(), np.where(np.arange(300) < 250, falling(), np.nan))), "loss-not-finite")
+    assert "schedule.peak" in finding(
+        look(log(steps(), np.where(np.arange(300) < 250, falling(), np.nan))), "loss-not-finite"
+    )
 
 
 def test_a_stall_is_named_with_its_length_and_is_no_part_of_the_pace() -> None:
@@ -222,7 +240,11 @@ def test_a_stall_is_named_with_its_length_and_is_no_part_of_the_pace() -> None:
 
 def test_few_states_with_a_stall_between_them() -> None:
     bars = ((1004, "2:00:49"), (2004, "3:50:39"), (3004, "10:40:29"), (4004, "12:30:19"))
-    text = "".join(f"\r 6%|# | {s}/15000 [{t}<23:48:14,  6.59s/it]14:00:49.191 [I] Deleted step 0.\nStep {s - 4}: loss=0.0{9 - s // 1000}\n" for s, t in bars)
+    text = "".join(
+        f"\r 6%|# | {s}/15000 [{t}<23:48:14,  6.59s/it]14:00:49.191 [I] Deleted step 0.\nStep {s - 4}:"
+        f" loss=0.0{9 - s // 1000}\n"
+        for s, t in bars
+    )
     for count in (2, 3, 4):
         pace = look("\n".join(text.splitlines()[: 3 * count])).throughput
         assert pace is not None

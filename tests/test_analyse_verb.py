@@ -16,20 +16,34 @@ from tests.console_log import REPORT, falling, flat, log, steps
 
 def harness(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness.cli", "analyse", *arguments]
-    return subprocess.run(command, env=os.environ | {"COLUMNS": "400"}, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command,
+        env=os.environ | {"COLUMNS": "400"},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def run_directory(path: Path) -> Path:
     path.mkdir()
     (path / "recipe.yaml").write_text(to_yaml(load_recipe("smoke")))
     line = '{{"step":{s},"loss":{v:.5f},"grad_norm":1.0,"param_norm":{n},"learning_rate":0.003,"step_s":0.5,"data_s":0.3,"time":{t}}}\n'
-    rows = [line.format(s=s, v=v, n=69.6 + s / 100, t=1_700_000_000 + s / 2) for s, v in enumerate(falling(60))]
+    rows = [
+        line.format(s=s, v=v, n=69.6 + s / 100, t=1_700_000_000 + s / 2) for s, v in enumerate(falling(60))
+    ]
     (path / "metrics.jsonl").write_text("".join(rows))
     return path
 
 
 def test_exit_codes_and_json_from_a_pipe() -> None:
-    for text, code, verdict in ((log(steps(), falling()), 0, "learning"), (log(steps(), flat()), 1, "not learning"), (REPORT, 1, "inconclusive")):
+    for text, code, verdict in (
+        (log(steps(), falling()), 0, "learning"),
+        (log(steps(), flat()), 1, "not learning"),
+        (REPORT, 1, "inconclusive"),
+    ):
         done = harness("-", "--json", stdin=text)
         assert done.returncode == code, done.stderr
         assert Curve.model_validate_json(done.stdout).verdict == verdict
@@ -60,7 +74,14 @@ def test_a_log_without_a_run_writes_nothing(tmp_path: Path) -> None:
 def test_the_table_says_verdict_reason_need_and_fix(tmp_path: Path) -> None:
     (tmp_path / "train.log").write_text(REPORT)
     out = harness(str(tmp_path / "train.log")).stdout
-    for words in ("inconclusive", "because", "to be sure", "freeze_filter", "harness train --recipe pi05_libero_lora", "1803.159"):
+    for words in (
+        "inconclusive",
+        "because",
+        "to be sure",
+        "freeze_filter",
+        "harness train --recipe pi05_libero_lora",
+        "1803.159",
+    ):
         assert words in out
 
 

@@ -1,4 +1,6 @@
-"""The job file, and openpi's trainer started from it; a small package of the same names stands in for openpi."""
+"""The job file, and openpi's trainer started from it; a small package of the same names stands in for
+openpi.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from harness.recipe.schema import Recipe
 
 REPORT = "pi05_libero --model.paligemma-variant gemma_2b_lora --batch-size 8 --overwrite --no-wandb-enabled"
 
-# As upstream's: the model's configuration, and a command line's, are frozen dataclasses; the filter decides who is trained.
+# As upstream's: the model's configuration, and a command line's, are frozen dataclasses; the filter decides
+# who is trained.
 CONFIG = """
 import dataclasses, sys
 import jax.numpy as jnp
@@ -136,7 +139,11 @@ def start(checkout: Path, job: dict[str, Any], *options: str) -> subprocess.Comp
     file = checkout / "job.json"
     file.write_text(json.dumps(job))
     # No git above the checkout is to be asked, whatever lies there.
-    environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "JAX_PLATFORMS": "cpu", "GIT_DIR": str(checkout / "nowhere")}
+    environment = os.environ | {
+        "PYTHONPATH": str(checkout / "src"),
+        "JAX_PLATFORMS": "cpu",
+        "GIT_DIR": str(checkout / "nowhere"),
+    }
     command = [sys.executable, str(Path(openpi_entry.__file__)), str(file), *options]
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
@@ -164,7 +171,13 @@ def test_openpi_is_started_with_the_filter(checkout: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[0])
     assert (told["parameters_total"], told["parameters_trained"], told["commit"]) == (10, 3, "unknown")
-    assert json.loads((checkout / "trained.json").read_text()) == ["x", 8, "me/data", "gs://somewhere/params", 11]
+    assert json.loads((checkout / "trained.json").read_text()) == [
+        "x",
+        8,
+        "me/data",
+        "gs://somewhere/params",
+        11,
+    ]
 
 
 def test_nothing_is_trained_when_the_count_is_another(checkout: Path) -> None:
@@ -212,14 +225,20 @@ def job_for(line: str) -> tuple[dict[str, Any], Recipe]:
 
 def test_the_job_of_the_report_is_lora() -> None:
     job, recipe = job_for(REPORT)
-    assert (job["parameters_total"], job["parameters_trained"]) == counts(recipe.model, "lora") == (3_381_303_056, 872_771_344)
+    assert (
+        (job["parameters_total"], job["parameters_trained"])
+        == counts(recipe.model, "lora")
+        == (3_381_303_056, 872_771_344)
+    )
     assert job["model"]["paligemma_variant"] == "gemma_2b_lora"
     assert job["model"]["action_expert_variant"] == "gemma_300m"
     assert job["train"]["ema_decay"] is None
     assert job["train"]["exp_name"] == "named"
     assert (job["train"]["overwrite"], job["train"]["wandb_enabled"]) == (True, False)
     assert "PaliGemma/llm/layers/attn/q_einsum/w" in job["frozen"]
-    assert not any("lora" in path or path.startswith("PaliGemma/img/") or "_1" in path for path in job["frozen"])
+    assert not any(
+        "lora" in path or path.startswith("PaliGemma/img/") or "_1" in path for path in job["frozen"]
+    )
 
 
 def test_the_job_of_the_published_command_freezes_nothing() -> None:
@@ -228,10 +247,18 @@ def test_the_job_of_the_published_command_freezes_nothing() -> None:
     assert job["parameters_trained"] == 3_353_433_872
     assert job["train"]["ema_decay"] == recipe.train.ema_decay == 0.999
     assert job["train"]["batch_size"] == 256
-    assert job["lr_schedule"] == {"warmup_steps": 10_000, "peak_lr": 5e-5, "decay_steps": 1_000_000, "decay_lr": 5e-5}
+    assert job["lr_schedule"] == {
+        "warmup_steps": 10_000,
+        "peak_lr": 5e-5,
+        "decay_steps": 1_000_000,
+        "decay_lr": 5e-5,
+    }
 
 
-@pytest.mark.parametrize("override", ["train.optimizer.moments=int8", "train.frozen=int8", "model.paligemma.lora={rank: 8, alpha: 8.0}"])
+@pytest.mark.parametrize(
+    "override",
+    ["train.optimizer.moments=int8", "train.frozen=int8", "model.paligemma.lora={rank: 8, alpha: 8.0}"],
+)
 def test_a_job_of_what_openpi_has_not_is_refused(override: str) -> None:
     options = explain(["pi05_libero"], None).effective
     with pytest.raises(HarnessError) as caught:

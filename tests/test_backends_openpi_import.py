@@ -20,10 +20,13 @@ from harness.recipe.parameters import counts
 from harness.units import GIB
 
 # The report's: "LoRA" at batch 8 on 48 GB, whose log shows param_norm=1803.1594.
-REPORT = "pi05_libero --exp-name libero_lora --model.paligemma-variant gemma_2b_lora --batch-size 8 --overwrite"
+REPORT = (
+    "pi05_libero --exp-name libero_lora --model.paligemma-variant gemma_2b_lora --batch-size 8 --overwrite"
+)
 REAL_LORA = (
-    "pi0_libero_low_mem_finetune --exp-name x --model.pi05 --model.action-horizon 10 --model.max-token-len 200 --data.no-extra-delta-transform "
-    "--weight-loader.params-path gs://openpi-assets/checkpoints/pi05_base/params"
+    "pi0_libero_low_mem_finetune --exp-name x --model.pi05 --model.action-horizon 10 --model.max-token-len"
+    " 200 --data.no-extra-delta-transform --weight-loader.params-path"
+    " gs://openpi-assets/checkpoints/pi05_base/params"
 )
 
 
@@ -37,7 +40,11 @@ def checks(command: OpenpiCommand, severity: str = "error") -> list[str]:
 
 def test_the_report() -> None:
     found = asked(REPORT, "rtx_a6000")
-    assert (found.trained, found.parameters_trained, found.parameters_total) == ("full", 3_381_303_056, 3_381_303_056)
+    assert (found.trained, found.parameters_trained, found.parameters_total) == (
+        "full",
+        3_381_303_056,
+        3_381_303_056,
+    )
     assert found.device_bytes == pytest.approx(65.9 * GIB, rel=0.03)
     assert found.fits is False
     assert found.param_norm == pytest.approx(1803.1594, abs=1e-3)
@@ -67,7 +74,10 @@ def test_the_published_command() -> None:
 
 
 def test_both_adapters_without_a_filter() -> None:
-    found = asked("pi05_libero --exp-name x --model.paligemma-variant gemma_2b_lora --model.action-expert-variant gemma_300m_lora")
+    found = asked(
+        "pi05_libero --exp-name x --model.paligemma-variant gemma_2b_lora --model.action-expert-variant"
+        " gemma_300m_lora"
+    )
     assert found.parameters_trained == 3_403_421_456
     assert "466,957,072" in found.findings[0].need
     assert found.param_norm == pytest.approx(1803.770)
@@ -76,7 +86,9 @@ def test_both_adapters_without_a_filter() -> None:
 
 
 def test_the_command_that_is_meant_is_real_lora() -> None:
-    """The command that is advised is explained as LoRA in turn; openpi itself counts the same for it (tried at the commit)."""
+    """The command that is advised is explained as LoRA in turn; openpi itself counts the same for it (tried
+    at the commit).
+    """
     for line in (REPORT, REPORT + " --model.action-expert-variant gemma_300m_lora"):
         meant = asked(line).command_meant
         assert meant is not None
@@ -106,7 +118,17 @@ def test_a_filter_over_an_expert_without_adapters_has_no_name() -> None:
     assert {"recipe", "device_bytes"} <= found.unknown.keys()
 
 
-@pytest.mark.parametrize("name", ["pi0_libero", "pi0_libero_low_mem_finetune", "pi0_fast_libero", "pi0_fast_libero_low_mem_finetune", "pi0_aloha", "debug"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pi0_libero",
+        "pi0_libero_low_mem_finetune",
+        "pi0_fast_libero",
+        "pi0_fast_libero_low_mem_finetune",
+        "pi0_aloha",
+        "debug",
+    ],
+)
 def test_another_model_is_said_plainly(name: str) -> None:
     found = asked(f"{name} --exp-name x")
     assert found.model in ("π0", "π0-FAST")
@@ -122,7 +144,9 @@ def test_pi05_options_make_it_another_model_or_pi05() -> None:
     assert "weights-of-another-model" in checks(found)
 
 
-@pytest.mark.parametrize("name", [name for name in openpi_configs.names() if openpi_configs.find(name).family == "pi05"])
+@pytest.mark.parametrize(
+    "name", [name for name in openpi_configs.names() if openpi_configs.find(name).family == "pi05"]
+)
 def test_every_pi05_configuration_is_counted(name: str) -> None:
     found = asked(f"{name} --exp-name x")
     assert found.parameters_trained == found.parameters_total
@@ -135,7 +159,13 @@ def test_every_pi05_configuration_is_counted(name: str) -> None:
         assert "device_bytes" in found.unknown
 
 
-@pytest.mark.parametrize("words", ["--model.action-expert-variant gemma_2b", "--model.paligemma-variant dummy --model.action-expert-variant dummy"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--model.action-expert-variant gemma_2b",
+        "--model.paligemma-variant dummy --model.action-expert-variant dummy",
+    ],
+)
 def test_weights_that_do_not_fit_the_model(words: str) -> None:
     found = asked(f"pi05_libero --exp-name x {words}")
     assert checks(found)[0] == "weights-of-another-model"
@@ -149,12 +179,16 @@ def test_training_from_random_weights_is_an_error() -> None:
 
 
 def test_what_stops_or_deletes_is_told() -> None:
-    found = asked("XLA_PYTHON_CLIENT_ALLOCATOR=platform uv run scripts/train.py pi05_libero --num-train-steps 100")
+    found = asked(
+        "XLA_PYTHON_CLIENT_ALLOCATOR=platform uv run scripts/train.py pi05_libero --num-train-steps 100"
+    )
     assert checks(found, "warning") == ["required-option", "allocator", "ends-in-warm-up"]
 
 
 def test_shards_are_planned() -> None:
-    assert asked("pi05_libero --exp-name x --fsdp-devices 2").device_bytes == pytest.approx(72.8 * GIB, rel=0.03)
+    assert asked("pi05_libero --exp-name x --fsdp-devices 2").device_bytes == pytest.approx(
+        72.8 * GIB, rel=0.03
+    )
     with pytest.raises(HarnessError) as caught:
         asked("pi05_libero --exp-name x --fsdp-devices 8 --batch-size 4")
     assert (caught.value.code, caught.value.fix) == ("batch-not-divisible", "--batch-size 8")
@@ -189,7 +223,14 @@ def test_the_verb(tmp_path: Path) -> None:
     assert json.loads(text)["parameters_trained"] == 3_381_303_056
     assert OpenpiCommand.model_validate_json((tmp_path / "openpi.json").read_text()).config == "pi05_libero"
     assert run(*shlex.split(REAL_LORA), "--batch-size", "8", "--gpu", "rtx4090")[0] == 0
-    assert run("uv run scripts/train.py pi05_libero --exp-name=x --batch-size=32 --ema-decay None", "--vram-gib", "80")[0] == 0
+    assert (
+        run(
+            "uv run scripts/train.py pi05_libero --exp-name=x --batch-size=32 --ema-decay None",
+            "--vram-gib",
+            "80",
+        )[0]
+        == 0
+    )
 
 
 def test_the_verb_writes_the_recipe_that_was_meant(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""openpi's command line, read as its own parser reads it: each case here was tried on openpi itself (commit 15a9616, tyro 1.0)."""
+"""openpi's command line, read as its own parser reads it: each case here was tried on openpi itself (commit
+15a9616, tyro 1.0).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ from harness.openpi.options import read
         "pi05_libero --exp_name=x --batch_size=8",
         "pi05_libero --batch-size 16 --exp-name x --batch-size 8",
         "uv run scripts/train.py pi05_libero --exp-name=x --batch-size=8",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 uv run --frozen scripts/train.py pi05_libero --exp-name x --batch-size 8",
+        (
+            "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 uv run --frozen scripts/train.py pi05_libero --exp-name x"
+            " --batch-size 8"
+        ),
         "python /home/me/openpi/scripts/train.py pi05_libero --exp-name x \\\n --batch-size 8",
     ],
 )
@@ -84,7 +89,11 @@ def test_what_openpi_refuses_is_refused(words: str, code: str) -> None:
 
 
 def test_the_nearest_option_is_the_fix() -> None:
-    for written, meant in (("--batch-siz", "--batch-size"), ("--paligemma-variant", "--model.paligemma-variant"), ("--peak-lr", "--lr-schedule.peak-lr")):
+    for written, meant in (
+        ("--batch-siz", "--batch-size"),
+        ("--paligemma-variant", "--model.paligemma-variant"),
+        ("--peak-lr", "--lr-schedule.peak-lr"),
+    ):
         with pytest.raises(HarnessError) as caught:
             read(["pi05_libero", written, "1"])
         assert caught.value.fix == meant
@@ -104,7 +113,10 @@ def test_a_configuration_that_is_not_there(name: str) -> None:
     assert "libero" in caught.value.fix
 
 
-@pytest.mark.parametrize("words", [[], ["--exp-name", "x", "pi05_libero"], ["uv", "run", "train.py"], ['pi05_libero --exp-name "x']])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--exp-name", "x", "pi05_libero"], ["uv", "run", "train.py"], ['pi05_libero --exp-name "x']],
+)
 def test_a_line_without_a_configuration(words: list[str]) -> None:
     with pytest.raises(HarnessError) as caught:
         read(words)

@@ -1,4 +1,6 @@
-"""`train --backend openpi`: where openpi is found, what it cannot do, whose run it is, its plan, its console, and the chain around it."""
+"""`train --backend openpi`: where openpi is found, what it cannot do, whose run it is, its plan, its console,
+and the chain around it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,14 @@ from harness.units import GIB
 from tests.openpi_standin import HEAD, standin, started
 
 ROOT = Path(__file__).parents[1]
-CARD = Gpu(index=0, uuid="GPU-1", name="NVIDIA RTX A6000", total_bytes=48 * GIB, free_bytes=48 * GIB, compute_capability="8.6")
+CARD = Gpu(
+    index=0,
+    uuid="GPU-1",
+    name="NVIDIA RTX A6000",
+    total_bytes=48 * GIB,
+    free_bytes=48 * GIB,
+    compute_capability="8.6",
+)
 
 
 def code_of(call: Any) -> str:
@@ -58,15 +67,26 @@ def test_another_commit_is_refused_unless_any_may_be(tmp_path: Path, head: str) 
     assert find_installation({"HARNESS_OPENPI": str(root)}, any_commit=True).commit == (head or "unknown")
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="git itself tells of changes; the test image has no git, and ci/all runs this one outside of it")
+@pytest.mark.skipif(
+    shutil.which("git") is None,
+    reason="git itself tells of changes; the test image has no git, and ci/all runs this one outside of it",
+)
 def test_a_changed_file_is_another_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.openpi import install as openpi_install
 
     root = standin(tmp_path / "openpi")
     shutil.rmtree(root / ".git")
-    for command in (["init", "-q"], ["add", "scripts", "src"], ["-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "a"]):
-        subprocess.run(["git", "-C", str(root), *command], check=True, env=os.environ | {"GIT_CONFIG_GLOBAL": os.devnull})
-    monkeypatch.setattr(openpi_install, "COMMIT", (root / ".git/refs/heads").iterdir().__next__().read_text()[:7])
+    for command in (
+        ["init", "-q"],
+        ["add", "scripts", "src"],
+        ["-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "a"],
+    ):
+        subprocess.run(
+            ["git", "-C", str(root), *command], check=True, env=os.environ | {"GIT_CONFIG_GLOBAL": os.devnull}
+        )
+    monkeypatch.setattr(
+        openpi_install, "COMMIT", (root / ".git/refs/heads").iterdir().__next__().read_text()[:7]
+    )
     assert find_installation({"HARNESS_OPENPI": str(root)}).is_pinned
     (root / "scripts/train.py").write_text("changed")
     assert code_of(lambda: find_installation({"HARNESS_OPENPI": str(root)})) == "openpi-commit-differs"
@@ -99,7 +119,13 @@ def test_what_openpi_has_not_is_refused_with_what_it_has(override: str) -> None:
 
 @pytest.mark.parametrize(
     ("version", "length", "mode", "goes"),
-    [("0.19.11", 86, None, False), ("0.19.11", 40, None, True), ("0.19.11", 0, None, True), ("0.24.2", 86, None, True), ("0.19.11", 86, "offline", True)],
+    [
+        ("0.19.11", 86, None, False),
+        ("0.19.11", 40, None, True),
+        ("0.19.11", 0, None, True),
+        ("0.24.2", 86, None, True),
+        ("0.19.11", 86, "offline", True),
+    ],
 )
 def test_wandb_takes_the_key_or_is_too_old(version: str, length: int, mode: str | None, goes: bool) -> None:
     environ = {"WANDB_API_KEY": "k" * length} | ({} if mode is None else {"WANDB_MODE": mode})
@@ -121,12 +147,19 @@ def test_a_run_keeps_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_small_model_is_planned_for_the_cpu() -> None:
     made = plan_run(load_recipe("smoke"), Machine(host=Host(ram_available_bytes=8 * GIB)), None, None)
     assert made.chosen is not None
-    assert (made.backend, made.chosen.levers.platform, made.chosen.source, made.chosen.deviations) == ("openpi", "cpu", "counted", [])
+    assert (made.backend, made.chosen.levers.platform, made.chosen.source, made.chosen.deviations) == (
+        "openpi",
+        "cpu",
+        "counted",
+        [],
+    )
     # float32 weights, two moments, average and gradients.
     assert made.chosen.host_bytes == 5 * 4 * made.parameters_total
 
 
-@pytest.mark.parametrize(("recipe", "batch", "fits"), [("pi05_libero_lora", 8, True), ("pi05_libero", 8, False)])
+@pytest.mark.parametrize(
+    ("recipe", "batch", "fits"), [("pi05_libero_lora", 8, True), ("pi05_libero", 8, False)]
+)
 def test_a_real_model_has_the_bytes_of_the_table(recipe: str, batch: int, fits: bool) -> None:
     own = load_recipe(recipe, [f"train.global_batch={batch}"])
     made = plan_run(own, Machine(gpus=[CARD], host=Host(ram_available_bytes=64 * GIB)), None, None)
@@ -140,7 +173,14 @@ def test_a_real_model_has_the_bytes_of_the_table(recipe: str, batch: int, fits: 
 
 
 def test_a_large_model_needs_a_gpu() -> None:
-    assert code_of(lambda: plan_run(load_recipe("pi05_libero"), Machine(host=Host(ram_available_bytes=900 * GIB)), None, None)) == "no-gpu"
+    assert (
+        code_of(
+            lambda: plan_run(
+                load_recipe("pi05_libero"), Machine(host=Host(ram_available_bytes=900 * GIB)), None, None
+            )
+        )
+        == "no-gpu"
+    )
 
 
 def test_what_openpi_logs_is_read_back() -> None:
@@ -151,11 +191,15 @@ def test_what_openpi_logs_is_read_back() -> None:
     last, clock = -1, 100.0
     for _ in range(50):
         step, clock = last + rng.randint(1, 9), clock + rng.random()
-        values = {name: rng.random() * 10 ** rng.randint(-3, 4) for name in ("grad_norm", "loss", "param_norm")}
+        values = {
+            name: rng.random() * 10 ** rng.randint(-3, 4) for name in ("grad_norm", "loss", "param_norm")
+        }
         text = f"Step {step}: " + ", ".join(f"{name}={value:.4f}" for name, value in values.items())
         line = console.read(rng.choice(["", "\x1b[A", "  3%|▎ | 3/60 "]) + text, clock)
         assert line is not None
-        assert {name: getattr(line, name) for name in values} == {name: float(f"{value:.4f}") for name, value in values.items()}
+        assert {name: getattr(line, name) for name in values} == {
+            name: float(f"{value:.4f}") for name, value in values.items()
+        }
         assert (line.step, line.mean_of_steps, is_finite(line)) == (step, step - last, True)
         last = step
     # A line that is there twice, as bars repeat them, counts once.
@@ -180,7 +224,9 @@ def test_other_lines_are_no_steps(text: str) -> None:
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "NaN"])
 def test_what_is_not_finite_is_read_as_that(value: str) -> None:
-    line = Console(load_recipe("smoke"), start=0).read(f"Step 0: grad_norm=1.0, loss={value}, param_norm=1.0", 0.0)
+    line = Console(load_recipe("smoke"), start=0).read(
+        f"Step 0: grad_norm=1.0, loss={value}, param_norm=1.0", 0.0
+    )
     assert line is not None
     assert not math.isfinite(line.loss)
     assert not is_finite(line)
@@ -194,7 +240,9 @@ def harness(tmp_path: Path, *words: str, **variables: str) -> subprocess.Complet
         "WANDB_MODE": "disabled",
     }
     command = [sys.executable, "-m", "harness.cli", *words]
-    return subprocess.run(command, env=environment | variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=environment | variables, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_chain_from_probe_to_report(tmp_path: Path) -> None:
@@ -203,7 +251,9 @@ def test_the_chain_from_probe_to_report(tmp_path: Path) -> None:
     done = harness(tmp_path, "train", "--backend", "openpi", *options, HARNESS_OPENPI=str(openpi))
     assert done.returncode == 0, done.stderr
     names = {"machine", "plan", "dataset", "norm_stats", "doctor", "manifest", "checkpoint", "curve"}
-    assert {f"{name}.json" for name in names} | {"metrics.jsonl", "report.html", "recipe.yaml"} <= {file.name for file in path.iterdir()}
+    assert {f"{name}.json" for name in names} | {"metrics.jsonl", "report.html", "recipe.yaml"} <= {
+        file.name for file in path.iterdir()
+    }
     assert "step 4/4" in done.stderr
     assert json.loads((path / "plan.json").read_text())["backend"] == "openpi"
     assert started(openpi)[0]["env"]["JAX_PLATFORMS"] == "cpu"
@@ -226,7 +276,9 @@ def test_the_chain_from_probe_to_report(tmp_path: Path) -> None:
     equal = harness(tmp_path, "verify", str(path), "--steps", "3", "--json", HARNESS_OPENPI=str(openpi))
     verdict = json.loads(equal.stdout)
     assert (verdict["verdict"], verdict["replay"]["steps"], verdict["first_difference"]) == ("equal", 3, None)
-    later = json.loads(harness(tmp_path, "verify", str(path), "--from", "4", "--json", HARNESS_OPENPI=str(openpi)).stdout)
+    later = json.loads(
+        harness(tmp_path, "verify", str(path), "--from", "4", "--json", HARNESS_OPENPI=str(openpi)).stdout
+    )
     assert later["verdict"] == "cannot tell"
 
 
@@ -238,9 +290,22 @@ def test_the_chain_from_probe_to_report(tmp_path: Path) -> None:
         (("--set", "fsdp=2"), "upstream-cannot"),
     ],
 )
-def test_options_that_contradict_are_refused_before_anything_is_read(tmp_path: Path, words: tuple[str, ...], code: str) -> None:
+def test_options_that_contradict_are_refused_before_anything_is_read(
+    tmp_path: Path, words: tuple[str, ...], code: str
+) -> None:
     openpi = standin(tmp_path / "openpi")
-    done = harness(tmp_path, "train", "--backend", "openpi", "--recipe", "smoke", "--device", "cpu", *words, HARNESS_OPENPI=str(openpi))
+    done = harness(
+        tmp_path,
+        "train",
+        "--backend",
+        "openpi",
+        "--recipe",
+        "smoke",
+        "--device",
+        "cpu",
+        *words,
+        HARNESS_OPENPI=str(openpi),
+    )
     assert done.returncode == 2
     assert f"[{code}]" in done.stderr
     assert not (openpi / "started.jsonl").exists()

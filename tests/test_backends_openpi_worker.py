@@ -1,4 +1,6 @@
-"""openpi under the supervisor, with a stand-in that prints and saves as openpi does: its metrics, its checkpoints, and every way in which it ends."""
+"""openpi under the supervisor, with a stand-in that prints and saves as openpi does: its metrics, its
+checkpoints, and every way in which it ends.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,12 @@ from harness.supervise.run import Outcome, supervise, worker
 from tests.openpi_standin import HEAD, standin, started
 
 # Not in the test's own process: a signal that is passed on would reach it.
-RECIPE = ["train.steps=7", "train.save_every_steps=3", "train.keep_every_steps=100", "train.log_every_steps=1"]
+RECIPE = [
+    "train.steps=7",
+    "train.save_every_steps=3",
+    "train.keep_every_steps=100",
+    "train.log_every_steps=1",
+]
 
 
 class Listener:
@@ -73,7 +80,15 @@ class Scene:
 
     def train(self, *more: str, restarts: int = 0, limits: Limits | None = None) -> Outcome:
         command = [*worker(self.run, self.plan), *more]
-        return supervise(self.run, self.plan, self.listener, look=lambda: self.machine, limits=limits or Limits(), restarts=restarts, command=command)
+        return supervise(
+            self.run,
+            self.plan,
+            self.listener,
+            look=lambda: self.machine,
+            limits=limits or Limits(),
+            restarts=restarts,
+            command=command,
+        )
 
     def ends_with(self, *more: str, restarts: int = 0) -> HarnessError:
         with pytest.raises(HarnessError) as caught:
@@ -112,7 +127,14 @@ def test_a_run_from_start_to_end(scene: Any) -> None:
     assert [line["loss"] for line in run.lines()] == [round(2 / (1 + 0.3 * step), 4) for step in range(7)]
     assert run.lines()[0]["learning_rate"] == pytest.approx(3e-3 / 6)
     assert "data_s" not in run.lines()[0]
-    assert [text.partition(" ")[2] for text in run.listener.heard if text.startswith("phase")] == ["import", "start", "load", "compile", "step", "save"]
+    assert [text.partition(" ")[2] for text in run.listener.heard if text.startswith("phase")] == [
+        "import",
+        "start",
+        "load",
+        "compile",
+        "step",
+        "save",
+    ]
     assert run.manifest.upstream is not None
     assert run.manifest.upstream.commit == HEAD
     assert run.manifest.upstream.unlike_lock == ["wandb 0.24.2 instead of 0.19.11"]
@@ -128,7 +150,9 @@ def test_openpi_reads_the_runs_own_files(scene: Any) -> None:
     run.train()
     (once,) = started(run.openpi)
     job, env = once["job"], once["env"]
-    stats = json.loads((Path(job["assets"]["assets_dir"]) / job["assets"]["asset_id"] / "norm_stats.json").read_text())["norm_stats"]
+    stats = json.loads(
+        (Path(job["assets"]["assets_dir"]) / job["assets"]["asset_id"] / "norm_stats.json").read_text()
+    )["norm_stats"]
     ours = json.loads((run.run.path / "norm_stats.json").read_text())["norm_stats"]
     assert {key: {name: stats[key][name] for name in ("mean", "std", "q01", "q99")} for key in stats} == {
         key: {name: ours[key][name] for name in ("mean", "std", "q01", "q99")} for key in ours
@@ -191,7 +215,14 @@ def test_means_over_several_steps_say_so(scene: Any) -> None:
     assert read_status(run.run).state == "finished"
 
 
-@pytest.mark.parametrize("plan", [{"signal_at_import": int(signal.SIGSEGV)}, {"exit_at_import": 139}, {"signal_at_import": int(signal.SIGABRT)}])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"signal_at_import": int(signal.SIGSEGV)},
+        {"exit_at_import": 139},
+        {"signal_at_import": int(signal.SIGABRT)},
+    ],
+)
 def test_a_crash_at_import_is_told_as_one(scene: Any, plan: dict[str, int]) -> None:
     run = scene(**plan)
     error = run.ends_with(restarts=3)
@@ -233,7 +264,10 @@ def test_a_kill_before_the_first_checkpoint_starts_anew(scene: Any) -> None:
         ({"nan_at": 4}, "loss-not-finite"),
         ({"disk_full": 3}, "disk-full"),
         ({"error_at": 2}, "trainer-failed"),
-        ({"refused": {"code": "openpi-trains-others", "what": "w", "got": "g", "need": "n", "fix": "f"}}, "openpi-trains-others"),
+        (
+            {"refused": {"code": "openpi-trains-others", "what": "w", "got": "g", "need": "n", "fix": "f"}},
+            "openpi-trains-others",
+        ),
         ({"signal_at": 4, "signal": int(signal.SIGSEGV)}, "crashed"),
     ],
 )
@@ -261,7 +295,9 @@ def test_an_interrupted_save_is_said_and_not_resumed_from(scene: Any) -> None:
     run.ends_with()
     assert (run.run.checkpoints / "6.orbax-checkpoint-tmp-1").is_dir()
     assert len(inspect(run.run.path).interrupted) == 1
-    os.rename(run.run.checkpoints / "6.orbax-checkpoint-tmp-1", run.run.checkpoints / "6.orbax-checkpoint-tmp-0")
+    os.rename(
+        run.run.checkpoints / "6.orbax-checkpoint-tmp-1", run.run.checkpoints / "6.orbax-checkpoint-tmp-0"
+    )
     run.train()
     assert any("6.orbax-checkpoint-tmp-0 was never finished" in text for text in run.listener.heard)
     assert run.manifest.upstream is not None
@@ -288,7 +324,10 @@ def test_a_stop_says_what_is_lost(scene: Any) -> None:
     outcome = run.train()
     thread.join()
     assert (outcome.step, outcome.finished) == (41, False)
-    assert any("saves nothing when it is stopped: the last whole checkpoint is after 41 steps" in text for text in run.listener.heard)
+    assert any(
+        "saves nothing when it is stopped: the last whole checkpoint is after 41 steps" in text
+        for text in run.listener.heard
+    )
     assert read_status(run.run).saved_step == 41
 
 
@@ -314,7 +353,10 @@ def test_a_stop_waits_for_the_save_under_way(scene: Any) -> None:
 def test_a_trainer_whose_watcher_is_gone_ends(scene: Any) -> None:
     run = scene(step_s=300)
     command = worker(run.run, run.plan)
-    environment = os.environ | {"HARNESS_SUPERVISOR": str(os.getpid()), "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {
+        "HARNESS_SUPERVISOR": str(os.getpid()),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
     assert process.stdout is not None
     while b'"compile"' not in process.stdout.readline():
@@ -349,11 +391,15 @@ def test_the_first_line_is_held_against_known_weights(scene: Any, tmp_path: Path
     # The tiny model has no fingerprint; that is said, and kept in the manifest with the norm.
     assert run.manifest.weights["fingerprint"] == "unknown"
     assert "1234.568" in run.manifest.weights["param_norm"]
-    assert run.manifest.weights["files"] == {str(weights): {"sha256": run.manifest.weights["files"][str(weights)]["sha256"]}}
+    assert run.manifest.weights["files"] == {
+        str(weights): {"sha256": run.manifest.weights["files"][str(weights)]["sha256"]}
+    }
     assert started(run.openpi)[0]["job"]["weights"] == str(weights)
 
 
-def test_a_key_that_its_wandb_refuses_is_met_before_training(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_its_wandb_refuses_is_met_before_training(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "k" * 86)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     run = scene(wandb="0.19.11")

@@ -21,8 +21,14 @@ from harness.show.openpi import openpi_view
 from tests.test_backends_openpi_import import checks
 
 PLAIN = "uv run scripts/train.py pi05_libero --exp-name=x --batch-size=8"
-TORCH = "uv run torchrun --standalone --nnodes=1 --nproc_per_node=6 scripts/train_pytorch.py pi05_libero --exp_name x"
-LEROBOT = "--dataset.repo_id=me/ds --policy.type=pi05 --policy.pretrained_path=lerobot/pi05_base --steps=3000 --batch_size=32"
+TORCH = (
+    "uv run torchrun --standalone --nnodes=1 --nproc_per_node=6 scripts/train_pytorch.py pi05_libero"
+    " --exp_name x"
+)
+LEROBOT = (
+    "--dataset.repo_id=me/ds --policy.type=pi05 --policy.pretrained_path=lerobot/pi05_base --steps=3000"
+    " --batch_size=32"
+)
 
 
 def both(line: str) -> list[OpenpiCommand]:
@@ -44,7 +50,10 @@ def both(line: str) -> list[OpenpiCommand]:
         (f"export WANDB_API_KEY=0123456789 ; {PLAIN}", ["export WANDB_API_KEY=…"]),
         (f"CUDA_VISIBLE_DEVICES=0 XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 {PLAIN}", []),
         (f"CUDA_VISIBLE_DEVICES=0 nohup env A=b {PLAIN} &", ["&"]),
-        (f"uv run scripts/compute_norm_stats.py --config-name pi05_libero && {PLAIN}", ["uv run scripts/compute_norm_stats.py --config-name pi05_libero"]),
+        (
+            f"uv run scripts/compute_norm_stats.py --config-name pi05_libero && {PLAIN}",
+            ["uv run scripts/compute_norm_stats.py --config-name pi05_libero"],
+        ),
         ("pi05_libero --exp-name=x --batch-size=8 2>&1 | tee x", ["2>&1", "| tee x"]),
     ],
 )
@@ -75,7 +84,11 @@ def test_what_the_shell_does_is_cut_and_named(line: str, cut: list[str]) -> None
 )
 def test_a_line_is_found_where_people_put_it(line: str) -> None:
     found = explain([line], None)
-    assert (found.config, found.options, found.trainer) == ("pi05_libero", {"exp-name": "x", "batch-size": 8}, "openpi")
+    assert (found.config, found.options, found.trainer) == (
+        "pi05_libero",
+        {"exp-name": "x", "batch-size": 8},
+        "openpi",
+    )
 
 
 @pytest.mark.parametrize("asked", ["$(touch {})", "`touch {}`", '"$(touch {})"'])
@@ -100,7 +113,12 @@ def test_a_quoted_sign_is_a_value() -> None:
         (TORCH.replace("nnodes=1", "nnodes=2"), 12),
         (TORCH.replace("uv run torchrun", "python -m torch.distributed.run"), 6),
         (TORCH.replace("--nproc_per_node=6", "--nproc-per-node 6"), 6),
-        (TORCH.replace("torchrun --standalone --nnodes=1 --nproc_per_node=6", "accelerate launch --num_processes 6"), 6),
+        (
+            TORCH.replace(
+                "torchrun --standalone --nnodes=1 --nproc_per_node=6", "accelerate launch --num_processes 6"
+            ),
+            6,
+        ),
         (TORCH.replace("torchrun --standalone --nnodes=1 --nproc_per_node=6", "accelerate launch"), None),
         ("python scripts/train_pytorch.py pi05_libero --exp_name x", 1),
         (f"CUDA_VISIBLE_DEVICES=0,1 nohup {TORCH} > log 2>&1 &", 6),
@@ -110,9 +128,25 @@ def test_the_pytorch_trainer_is_another_trainer(line: str, processes: int | None
     for found in both(line):
         assert found.trainer == "openpi-pytorch"
         assert checks(found)[0] == "another-trainer"
-        nothing = (found.trained, found.parameters_total, found.parameters_trained, found.param_norm, found.device_bytes, found.fits, found.plan, found.recipe)
+        nothing = (
+            found.trained,
+            found.parameters_total,
+            found.parameters_trained,
+            found.param_norm,
+            found.device_bytes,
+            found.fits,
+            found.plan,
+            found.recipe,
+        )
         assert nothing == (None,) * 8
-        assert {"trained", "parameters_trained", "param_norm", "device_bytes", "fits", "recipe"} <= found.unknown.keys()
+        assert {
+            "trained",
+            "parameters_trained",
+            "param_norm",
+            "device_bytes",
+            "fits",
+            "recipe",
+        } <= found.unknown.keys()
         assert "the same" not in found.meant
         texts = " ".join(found.deviations)
         for said in ("no average", "no FSDP", "bfloat16", "--pytorch-weight-path"):
@@ -123,12 +157,25 @@ def test_the_pytorch_trainer_is_another_trainer(line: str, processes: int | None
 
 def test_what_the_pytorch_trainer_ignores_is_said() -> None:
     found = explain([TORCH], None)
-    assert "252 in all" in next(finding.got for finding in found.findings if finding.check == "batch-not-divisible")
+    assert "252 in all" in next(
+        finding.got for finding in found.findings if finding.check == "batch-not-divisible"
+    )
     assert "weights-placeholder" in checks(found)
-    lora = explain(["python scripts/train_pytorch.py pi05_aloha --exp_name x --model.paligemma-variant gemma_2b_lora"], None)
+    lora = explain(
+        ["python scripts/train_pytorch.py pi05_aloha --exp_name x --model.paligemma-variant gemma_2b_lora"],
+        None,
+    )
     assert {"random-weights", "lora-trains-everything"} <= set(checks(lora))
-    assert "pytorch-cannot" in checks(explain(["python scripts/train_pytorch.py pi0_fast_libero --exp_name x"], None))
-    ready = explain(["python scripts/train_pytorch.py pi05_libero --exp_name x --pytorch-weight-path /w --pytorch-training-precision float32"], None)
+    assert "pytorch-cannot" in checks(
+        explain(["python scripts/train_pytorch.py pi0_fast_libero --exp_name x"], None)
+    )
+    ready = explain(
+        [
+            "python scripts/train_pytorch.py pi05_libero --exp_name x --pytorch-weight-path /w"
+            " --pytorch-training-precision float32"
+        ],
+        None,
+    )
     assert checks(ready) == ["another-trainer"]
     assert "float32" in ready.deviations[0]
 
@@ -159,9 +206,15 @@ def test_a_script_of_ones_own_is_said_to_be_one() -> None:
         (f"python -m lerobot.scripts.train {LEROBOT}", "batch 32"),
         (f"python lerobot/scripts/train.py {LEROBOT}", "batch 32"),
         (f"uv run python src/lerobot/scripts/lerobot_train.py {LEROBOT}", "batch 32"),
-        (f"accelerate launch --multi_gpu --num_processes=2 $(which lerobot-train) {LEROBOT}", "32 in each of 2 processes, 64 in all"),
+        (
+            f"accelerate launch --multi_gpu --num_processes=2 $(which lerobot-train) {LEROBOT}",
+            "32 in each of 2 processes, 64 in all",
+        ),
         (f"accelerate launch $(which lerobot-train) {LEROBOT}", "does not say how many"),
-        (f"accelerate launch --num_processes=4 -m lerobot.scripts.lerobot_train {LEROBOT} 2>&1 | tee x", "128 in all"),
+        (
+            f"accelerate launch --num_processes=4 -m lerobot.scripts.lerobot_train {LEROBOT} 2>&1 | tee x",
+            "128 in all",
+        ),
     ],
 )
 def test_lerobots_command_is_recognized(line: str, batch: str) -> None:
@@ -187,14 +240,29 @@ def test_another_policy_of_lerobots_is_not_trained_here() -> None:
     assert explain(["lerobot-train --config_path=me/run"], None).model == "unknown"
 
 
-@pytest.mark.parametrize("program", ["scripts/compute_norm_stats.py --config-name x", "lerobot-record --x=1", "scripts/serve_policy.py policy:checkpoint"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "scripts/compute_norm_stats.py --config-name x",
+        "lerobot-record --x=1",
+        "scripts/serve_policy.py policy:checkpoint",
+    ],
+)
 def test_what_trains_nothing_is_said_to(program: str) -> None:
     with pytest.raises(HarnessError) as caught:
         whose([f"uv run {program}"])
     assert caught.value.code == "not-a-trainer"
 
 
-@pytest.mark.parametrize("line", ["pi05_libero --exp-name 'x", 'pi05_libero --exp-name "x', "pi05_libero --exp-name $(x", "pi05_libero --exp-name `x"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pi05_libero --exp-name 'x",
+        'pi05_libero --exp-name "x',
+        "pi05_libero --exp-name $(x",
+        "pi05_libero --exp-name `x",
+    ],
+)
 def test_what_is_not_closed_is_refused(line: str) -> None:
     with pytest.raises(HarnessError) as caught:
         read([line])
@@ -218,7 +286,27 @@ def test_bytes_that_are_no_text_are_answered() -> None:
     assert "\x1b" not in str(found.options["exp-name"])
 
 
-@pytest.mark.parametrize("piece", [" ", "$", "(", "`x`", "\\", "'a'", "$(", "<a", "a@", "bash -c 'train ", '"', "x=", "--a ", "> ", "; ", "\n"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        " ",
+        "$",
+        "(",
+        "`x`",
+        "\\",
+        "'a'",
+        "$(",
+        "<a",
+        "a@",
+        "bash -c 'train ",
+        '"',
+        "x=",
+        "--a ",
+        "> ",
+        "; ",
+        "\n",
+    ],
+)
 def test_the_longest_line_is_read_in_seconds(piece: str) -> None:
     line = (piece * LONGEST)[:LONGEST]
     start = time.monotonic()

@@ -25,7 +25,10 @@ def merged_item(item: Path, base: str) -> ts.KvStore:
     config = {"max_inline_value_bytes": 1, "compression": None}
 
     def open_at(path: Path) -> ts.KvStore:
-        return ts.KvStore.open({"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}, "config": config}, context=context).result()
+        return ts.KvStore.open(
+            {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}, "config": config},
+            context=context,
+        ).result()
 
     child, parent = open_at(item / base), open_at(item)
     child["k/0"] = b"data of the array"
@@ -51,7 +54,21 @@ def test_a_node_that_names_a_file_outside_is_found(target: bytes, tmp_path: Path
     assert found.startswith(target.decode())
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "file:///etc/passwd", "", "a\\..\\b", "d/\0x", "d//x", "d/./x", "d/"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret",
+        "/etc/passwd",
+        "a/../../b",
+        "file:///etc/passwd",
+        "",
+        "a\\..\\b",
+        "d/\0x",
+        "d//x",
+        "d/./x",
+        "d/",
+    ],
+)
 def test_names_that_lead_out(name: str) -> None:
     assert outside(name)
 

@@ -1,4 +1,6 @@
-"""Every leaf and text of a checkpoint has a sha256, and what has changed since it was saved is never restored."""
+"""Every leaf and text of a checkpoint has a sha256, and what has changed since it was saved is never
+restored.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,22 @@ STATE = {"step": jnp.int32(STEP), "params": PARAMS, "opt_state": optax.adamw(1e-
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run") / "checkpoints"
     store = Store(directory, keep_every_steps=1)
-    store.save(STEP, params=PARAMS, train_state=STATE, norm_stats_json='{"norm_stats": {}}', asset_id="lab/libero", record={"position": 17})
+    store.save(
+        STEP,
+        params=PARAMS,
+        train_state=STATE,
+        norm_stats_json='{"norm_stats": {}}',
+        asset_id="lab/libero",
+        record={"position": 17},
+    )
     store.close()
     return directory
 
 
 def structs(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
 
 
 def restore(directory: Path) -> Restored:
@@ -61,7 +72,9 @@ def test_every_leaf_and_text_has_a_digest_of_its_own_bytes(saved: Path) -> None:
     assert len(found.leaves) == len(jax.tree.leaves((PARAMS, STATE)))
     expected = digest(np.asarray(PARAMS["PaliGemma/llm/layers/mlp/linear"]))
     assert found.leaves["params/params/PaliGemma/llm/layers/mlp/linear/value"] == expected
-    assert found.leaves["train_state/opt_state/0/mu/action_in_proj/bias/value"] == digest(np.zeros(5, np.float32))
+    assert found.leaves["train_state/opt_state/0/mu/action_in_proj/bias/value"] == digest(
+        np.zeros(5, np.float32)
+    )
     assert set(found.files) == {RECORD, "assets/lab/libero/norm_stats.json"}
 
 
@@ -76,7 +89,10 @@ def test_other_values_that_read_well_are_refused(saved: Path, tmp_path: Path) ->
     """Orbax's own restore takes them without a word: nothing but the digest can tell."""
     copy = shutil.copytree(saved, tmp_path / "checkpoints")
     path = "params.PaliGemma.llm.layers.attn.q_einsum.w.value/"
-    spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": (copy / str(STEP) / "params").as_uri() + "/", "path": path}}
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "ocdbt", "base": (copy / str(STEP) / "params").as_uri() + "/", "path": path},
+    }
     array = ts.open(spec, open=True).result()
     array[2, 3, 4].write(0.5).result()
     with pytest.raises(HarnessError) as caught:
@@ -116,16 +132,27 @@ def outcome(directory: Path) -> str:
         found = restore(directory)
     except HarnessError as error:
         return error.code
-    same = bits((found.params, found.train_state)) == bits((PARAMS, STATE)) and found.record == {"position": 17}
+    same = bits((found.params, found.train_state)) == bits((PARAMS, STATE)) and found.record == {
+        "position": 17
+    }
     return "as saved" if same else "other data"
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_damage_passes_for_the_checkpoint(seed: int, saved: Path, tmp_path: Path) -> None:
-    """Ten damages each; benchmarks/damage_checkpoints.py does ten thousand. Damage to what is not read leaves it as saved."""
+    """Ten damages each; benchmarks/damage_checkpoints.py does ten thousand.
+
+    Damage to what is not read leaves it as saved.
+    """
     chance = random.Random(seed)
     for _ in range(10):
         copy = shutil.copytree(saved, tmp_path / "checkpoints")
         done = damage(copy, chance)
-        assert outcome(copy) in ("as saved", "checkpoint-damaged", "checkpoint-missing", "checkpoint-mismatch", "checkpoint-leads-out"), done
+        assert outcome(copy) in (
+            "as saved",
+            "checkpoint-damaged",
+            "checkpoint-missing",
+            "checkpoint-mismatch",
+            "checkpoint-leads-out",
+        ), done
         shutil.rmtree(copy)

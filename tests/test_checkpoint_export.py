@@ -29,13 +29,18 @@ def _model(alpha=8.0, rank=4, expert_rank=2):
 
 
 def _without_adapters(model):
-    return model.model_copy(update={"paligemma": Expert(variant="dummy"), "action_expert": Expert(variant="dummy")})
+    return model.model_copy(
+        update={"paligemma": Expert(variant="dummy"), "action_expert": Expert(variant="dummy")}
+    )
 
 
 def _params(model, seed=0):
     rng = np.random.RandomState(seed)
     frozen = {path: not is_trained(path, model, "lora") for path in parameter_shapes(model)}
-    return {path: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16 if frozen[path] else jnp.float32) for path, shape in parameter_shapes(model).items()}
+    return {
+        path: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16 if frozen[path] else jnp.float32)
+        for path, shape in parameter_shapes(model).items()
+    }
 
 
 def _structs(shapes):
@@ -47,7 +52,14 @@ def step(tmp_path):
     """A step of a LoRA run, as the trainer saves it, with its parameters."""
     params = _params(_model())
     store = Store(tmp_path / "run", keep_every_steps=1)
-    store.save(5, params=params, train_state={"step": jnp.int32(5), "params": {}, "opt_state": ()}, norm_stats_json=STATS, asset_id="lab/libero", record={})
+    store.save(
+        5,
+        params=params,
+        train_state={"step": jnp.int32(5), "params": {}, "opt_state": ()},
+        norm_stats_json=STATS,
+        asset_id="lab/libero",
+        record={},
+    )
     store.close()
     return tmp_path / "run/5", params
 
@@ -59,15 +71,23 @@ def test_merged_weights_are_base_plus_scaled_product(step, tmp_path):
     loaded = load_params(tmp_path / "out", _structs(parameter_shapes(_without_adapters(model))))
 
     def expected(w, a, b, scale):
-        return np.asarray(w, np.float64) + scale * np.einsum("...ir,...ro->...io", np.asarray(a, np.float64), np.asarray(b, np.float64))
+        return np.asarray(w, np.float64) + scale * np.einsum(
+            "...ir,...ro->...io", np.asarray(a, np.float64), np.asarray(b, np.float64)
+        )
 
     layers = "PaliGemma/llm/layers"
     for name in ("q_einsum", "kv_einsum", "attn_vec_einsum"):
         for suffix, scale in (("", 2.0), ("_1", 3.0)):
             path = f"{layers}/attn/{name}{suffix}"
             w, a, b = (params[f"{path}/{part}"] for part in ("w", "lora_a", "lora_b"))
-            # attn_vec_einsum contracts heads, and so does each factor: every head of A meets the sum over the heads of B.
-            want = expected(w, a, np.asarray(b, np.float64).sum(axis=1, keepdims=True) if name == "attn_vec_einsum" else b, scale)
+            # attn_vec_einsum contracts heads, and so does each factor: every head of A meets the sum over the
+            # heads of B.
+            want = expected(
+                w,
+                a,
+                np.asarray(b, np.float64).sum(axis=1, keepdims=True) if name == "attn_vec_einsum" else b,
+                scale,
+            )
             np.testing.assert_allclose(loaded.params[f"{path}/w"], want, rtol=1e-5, atol=1e-5)
     for name in ("gating_einsum", "linear"):
         for suffix, scale in (("", 2.0), ("_1", 3.0)):
@@ -92,21 +112,33 @@ def test_adapters_whose_b_is_zero_change_nothing(tmp_path):
 
 
 def test_golden_lora_checkpoint_exports(tmp_path):
-    model = _model(alpha=4).model_copy(update={"action_expert": Expert(variant="dummy", lora=Lora(rank=4, alpha=4))})
+    model = _model(alpha=4).model_copy(
+        update={"action_expert": Expert(variant="dummy", lora=Lora(rank=4, alpha=4))}
+    )
     export_openpi(openpi_checkpoint("lora", tmp_path) / "2", tmp_path / "out", model=model)
     assert not load_params(tmp_path / "out", _structs(parameter_shapes(_without_adapters(model)))).initialized
     assert list((tmp_path / "out/assets").rglob("norm_stats.json"))
 
 
 def test_what_is_written_leaf_by_leaf_is_read_by_orbax(tmp_path):
-    arrays = {"a/b/kernel": np.arange(12, dtype=np.float32).reshape(3, 4), "a/scale": np.asarray(jnp.ones((5,), jnp.bfloat16)), "c": np.float32(3).reshape(())}
+    arrays = {
+        "a/b/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
+        "a/scale": np.asarray(jnp.ones((5,), jnp.bfloat16)),
+        "c": np.float32(3).reshape(()),
+    }
     write_params(tmp_path / "params", arrays.items())
     with ocp.PyTreeCheckpointer() as reader:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         item = {"params": reader.metadata(tmp_path / "params").item_metadata.tree["params"]}
         arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=sharding), item)
-        tree = reader.restore(tmp_path / "params", args=ocp.args.PyTreeRestore(item=item, restore_args=arguments))["params"]
-    for path, node in (("a/b/kernel", tree["a"]["b"]["kernel"]), ("a/scale", tree["a"]["scale"]), ("c", tree["c"])):
+        tree = reader.restore(
+            tmp_path / "params", args=ocp.args.PyTreeRestore(item=item, restore_args=arguments)
+        )["params"]
+    for path, node in (
+        ("a/b/kernel", tree["a"]["b"]["kernel"]),
+        ("a/scale", tree["a"]["scale"]),
+        ("c", tree["c"]),
+    ):
         assert node["value"].dtype == arrays[path].dtype
         np.testing.assert_array_equal(node["value"], arrays[path])
 
@@ -114,9 +146,17 @@ def test_what_is_written_leaf_by_leaf_is_read_by_orbax(tmp_path):
 def _trained_only(step, tmp_path):
     params, model = step[1], _model()
     base = {path: x for path, x in params.items() if "lora" not in path}
-    write_params(tmp_path / "base/params", ((path, np.asarray(x.astype(jnp.float32))) for path, x in base.items()))
+    write_params(
+        tmp_path / "base/params", ((path, np.asarray(x.astype(jnp.float32))) for path, x in base.items())
+    )
     trained = {path: x for path, x in params.items() if is_trained(path, model, "lora")}
-    return save_params_only(tmp_path / "trained", trained, base=str(tmp_path / "base"), norm_stats_json=STATS, asset_id="lab/libero")
+    return save_params_only(
+        tmp_path / "trained",
+        trained,
+        base=str(tmp_path / "base"),
+        norm_stats_json=STATS,
+        asset_id="lab/libero",
+    )
 
 
 def test_trained_parameters_alone_load_on_top_of_their_base(step, tmp_path):

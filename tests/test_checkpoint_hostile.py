@@ -1,4 +1,6 @@
-"""Checkpoints of a stranger: none of their files leads out, hangs, takes memory without end, or ends in a traceback."""
+"""Checkpoints of a stranger: none of their files leads out, hangs, takes memory without end, or ends in a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def code_of(call: Callable[[], Any]) -> str:
 
 def inspect_in_4_gb(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = f"ulimit -v 4000000; exec {sys.executable} -m harness.cli inspect {path} {' '.join(options)}"
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=HANG_S * 4, check=False)
+    return subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=HANG_S * 4, check=False
+    )
 
 
 @pytest.mark.parametrize("write", [write_loop, write_dag])
@@ -68,7 +72,9 @@ def test_an_index_that_never_ends_is_damaged(tmp_path: Path, write: Callable[[Pa
     assert time.monotonic() - start < HANG_S
 
 
-@pytest.mark.parametrize("target", [b"d/\0x", b"", b"d\\..\\x", b"../x", b"/etc/passwd", b"d/./x", b"d//x", b"a\nb"])
+@pytest.mark.parametrize(
+    "target", [b"d/\0x", b"", b"d\\..\\x", b"../x", b"/etc/passwd", b"d/./x", b"d//x", b"a\nb"]
+)
 def test_both_readers_refuse_data_that_is_named_outside(tmp_path: Path, target: bytes) -> None:
     write_value_in(tmp_path / "params", target)
     step = inspect(tmp_path / "params", deep=True).steps[0]
@@ -77,7 +83,10 @@ def test_both_readers_refuse_data_that_is_named_outside(tmp_path: Path, target: 
     assert code_of(lambda: open_leaves(tmp_path / "params")) == "checkpoint-leads-out"
 
 
-@pytest.mark.parametrize("text", ["", "a:b", "btreenode::d/x:0:-1", "btreenode::d/x:x:1", f"btreenode::d/x:{2**63}:1", "a:b:c:d:e:f"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "a:b", "btreenode::d/x:0:-1", "btreenode::d/x:x:1", f"btreenode::d/x:{2**63}:1", "a:b:c:d:e:f"],
+)
 def test_no_location(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse_location(text)
@@ -89,7 +98,11 @@ def test_escaped_dots_are_a_plain_name(tmp_path: Path) -> None:
 
 
 def a_step(tmp_path: Path, *, ocdbt: bool = False) -> Path:
-    write_item(tmp_path / "7/params", {"params/action_in_proj/bias/value": np.arange(40, dtype=np.uint8)}, ocdbt=ocdbt)
+    write_item(
+        tmp_path / "7/params",
+        {"params/action_in_proj/bias/value": np.arange(40, dtype=np.uint8)},
+        ocdbt=ocdbt,
+    )
     return tmp_path / "7"
 
 
@@ -110,9 +123,19 @@ def test_a_chunk_that_is_a_link_out_is_read_by_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ocdbt", [True, False])
 @pytest.mark.parametrize("kind", ["fifo", "device", "link out", "loop"])
 @pytest.mark.parametrize(
-    "name", ["params/_METADATA", "params/more", "_CHECKPOINT_METADATA", "harness/record.json", "harness/digests.json", "harness/base.json"]
+    "name",
+    [
+        "params/_METADATA",
+        "params/more",
+        "_CHECKPOINT_METADATA",
+        "harness/record.json",
+        "harness/digests.json",
+        "harness/base.json",
+    ],
 )
-def test_special_files_and_links_are_named_and_not_opened(tmp_path: Path, name: str, kind: str, ocdbt: bool) -> None:
+def test_special_files_and_links_are_named_and_not_opened(
+    tmp_path: Path, name: str, kind: str, ocdbt: bool
+) -> None:
     step = a_step(tmp_path, ocdbt=ocdbt)
     (step / "harness").mkdir()
     (step / "harness/record.json").write_text("{}")
@@ -171,7 +194,15 @@ def test_headers_that_no_array_of_a_model_has(tmp_path: Path, changes: dict[str,
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"zarr_format": ' + "9" * 5000 + "}", "nul", "[]", "5", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")]
+    "text",
+    [
+        "[" * 100_000,
+        '{"zarr_format": ' + "9" * 5000 + "}",
+        "nul",
+        "[]",
+        "5",
+        "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+    ],
 )
 def test_a_header_that_is_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
@@ -192,18 +223,29 @@ def packed(data: bytes, codec: str) -> bytes:
 
 
 @pytest.mark.parametrize("codec", ["zstd", "blosc"])
-def test_a_chunk_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path: Path, codec: str) -> None:
+def test_a_chunk_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
+    tmp_path: Path, codec: str
+) -> None:
     step = zarr(tmp_path, shape=[40], chunks=[40], compressor={"id": codec})
     chunk = step / "params/params.action_in_proj.bias.value/0"
     chunk.write_bytes(packed(bytes(40), codec) if codec == "zstd" else chunk.read_bytes())
     assert inspect(step, deep=True).leaves[0].sha256 is not None
     bomb = packed(bytes(2**27), "zstd")
     # Frames follow one another: together these unpack to 12 GiB.
-    chunk.write_bytes(bomb * 96 if codec == "zstd" else struct.pack("<BBBBIII", 2, 1, 0, 1, 2**31, 2**18, 40) + bytes(24))
+    chunk.write_bytes(
+        bomb * 96 if codec == "zstd" else struct.pack("<BBBBIII", 2, 1, 0, 1, 2**31, 2**18, 40) + bytes(24)
+    )
     found = inspect(step, deep=True)
     assert [leaf.sha256 for leaf in found.leaves] == [None]
     assert (
-        code_of(lambda: list(read_leaves(leaves := open_leaves(step / "params"), {path: _struct(leaf) for path, leaf in leaves.items()})))
+        code_of(
+            lambda: list(
+                read_leaves(
+                    leaves := open_leaves(step / "params"),
+                    {path: _struct(leaf) for path, leaf in leaves.items()},
+                )
+            )
+        )
         == "checkpoint-damaged"
     )
 
@@ -221,7 +263,13 @@ def test_codecs_that_orbax_does_not_write_are_not_unpacked(tmp_path: Path, codec
 
 def test_zstd_of_every_kind_of_block_is_bounded_from_its_headers(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    for data in (bytes(10**6), random.bytes(10**6), np.repeat(random.integers(0, 9, 10**5), 10).astype(np.uint8).tobytes(), b"", b"x"):
+    for data in (
+        bytes(10**6),
+        random.bytes(10**6),
+        np.repeat(random.integers(0, 9, 10**5), 10).astype(np.uint8).tobytes(),
+        b"",
+        b"x",
+    ):
         file = tmp_path / "frames"
         file.write_bytes(packed(data, "zstd") * 2)
         with file.open("rb") as opened:
@@ -233,11 +281,23 @@ def test_zstd_of_every_kind_of_block_is_bounded_from_its_headers(tmp_path: Path)
 def zarr3_item(directory: Path, values: np.ndarray, chunk: list[int], codecs: list[dict[str, Any]]) -> Path:
     """A plain-file item of one array in zarr v3."""
     grid = {"name": "regular", "configuration": {"chunk_shape": chunk}}
-    spec = {"driver": "zarr3", "kvstore": f"file://{directory}/x/", "metadata": {"chunk_grid": grid, "codecs": codecs}}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": f"file://{directory}/x/",
+        "metadata": {"chunk_grid": grid, "codecs": codecs},
+    }
     store = ts.open(spec, create=True, shape=values.shape, dtype=ts.dtype(values.dtype.name)).result()
     store.write(values).result()
     entry = {"key_metadata": [{"key": "x", "key_type": 2}], "value_metadata": {"value_type": "jax.Array"}}
-    (directory / "_METADATA").write_text(json.dumps({"tree_metadata": {"('x',)": entry}, "use_zarr3": True, "store_array_data_equal_to_fill_value": True}))
+    (directory / "_METADATA").write_text(
+        json.dumps(
+            {
+                "tree_metadata": {"('x',)": entry},
+                "use_zarr3": True,
+                "store_array_data_equal_to_fill_value": True,
+            }
+        )
+    )
     return directory
 
 
@@ -246,8 +306,13 @@ LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 SHARDS = {"name": "sharding_indexed", "configuration": {"chunk_shape": [3, 4], "codecs": [LITTLE, ZSTD]}}
 
 
-@pytest.mark.parametrize(("chunk", "codecs"), [([6, 8], [SHARDS]), ([12, 16], [LITTLE, ZSTD]), ([5, 16], [LITTLE]), ([12, 16], [SHARDS])])
-def test_zarr3_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: list[int], codecs: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "codecs"),
+    [([6, 8], [SHARDS]), ([12, 16], [LITTLE, ZSTD]), ([5, 16], [LITTLE]), ([12, 16], [SHARDS])],
+)
+def test_zarr3_is_read_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: list[int], codecs: list[dict[str, Any]]
+) -> None:
     values = np.random.default_rng(0).standard_normal((12, 16)).astype(np.float32)
     item = zarr3_item(tmp_path / "params", values, chunk, codecs)
     expected = hashlib.sha256(values.tobytes()).hexdigest()
@@ -268,13 +333,21 @@ def test_a_shard_whose_chunks_unpack_to_too_much_is_refused(tmp_path: Path) -> N
     assert [leaf.sha256 for leaf in inspect(item, deep=True).leaves] == [None]
 
 
-@given(shape=st.lists(st.integers(0, 5), max_size=4), cut=st.lists(st.integers(1, 5), min_size=4, max_size=4), limit=st.integers(1, 200))
-def test_slabs_follow_each_other_in_c_order_and_stay_small(shape: list[int], cut: list[int], limit: int) -> None:
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=4),
+    cut=st.lists(st.integers(1, 5), min_size=4, max_size=4),
+    limit=st.integers(1, 200),
+)
+def test_slabs_follow_each_other_in_c_order_and_stay_small(
+    shape: list[int], cut: list[int], limit: int
+) -> None:
     values = np.arange(math.prod(shape)).reshape(shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "_SLAB_BYTES", limit)
         slabs = [values[slab] for slab in chunks.c_order_slabs(tuple(shape), tuple(cut), 1)]
-    assert np.array_equal(np.concatenate([slab.reshape(-1) for slab in slabs] or [np.zeros(0)]), values.reshape(-1))
+    assert np.array_equal(
+        np.concatenate([slab.reshape(-1) for slab in slabs] or [np.zeros(0)]), values.reshape(-1)
+    )
     assert all(slab.size <= limit for slab in slabs)
 
 
@@ -284,7 +357,17 @@ def test_a_sparse_chunk_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
     assert [leaf.sha256 for leaf in inspect(step, deep=True).leaves] == [None]
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "{}", '{"source": 5, "sha256": "x"}', "null", '{"source": "a\\u0000b", "sha256": "x"}', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "{}",
+        '{"source": 5, "sha256": "x"}',
+        "null",
+        '{"source": "a\\u0000b", "sha256": "x"}',
+        "\x00\xff",
+    ],
+)
 def test_a_base_that_is_none(tmp_path: Path, text: str) -> None:
     step = a_step(tmp_path)
     (step / "harness").mkdir()
@@ -301,7 +384,12 @@ def test_a_base_that_names_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"tree_metadata": [[]]}, {"tree_metadata": {"a": {"key_metadata": [{"key": {}}], "value_metadata": {"value_type": "x"}}}}, []]
+    "change",
+    [
+        {"tree_metadata": [[]]},
+        {"tree_metadata": {"a": {"key_metadata": [{"key": {}}], "value_metadata": {"value_type": "x"}}}},
+        [],
+    ],
 )
 def test_metadata_of_another_form(tmp_path: Path, change: Any) -> None:
     step = a_step(tmp_path)
@@ -338,7 +426,10 @@ def test_an_export_carries_nothing_that_leaves_the_step(tmp_path: Path, what: st
         os.mkfifo(step / "assets/pipe")
     else:
         (step / "assets/norm").symlink_to(home if what == "directory" else home / "id_ed25519")
-    assert code_of(lambda: export_openpi(step, tmp_path / "out", model=lora_model())) in ("checkpoint-leads-out", "file-leaves-root")
+    assert code_of(lambda: export_openpi(step, tmp_path / "out", model=lora_model())) in (
+        "checkpoint-leads-out",
+        "file-leaves-root",
+    )
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
 
 
@@ -349,7 +440,10 @@ def test_an_export_removes_nothing_of_anybody_else(tmp_path: Path) -> None:
     kept.write_text("keep")
     export_openpi(step, tmp_path / "out", model=lora_model())
     assert kept.read_text() == "keep"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out")) == ["out", "out.orbax-checkpoint-tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out")) == [
+        "out",
+        "out.orbax-checkpoint-tmp",
+    ]
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~_umask()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     assert code_of(lambda: export_openpi(step, tmp_path / "dangling", model=lora_model())) == "export-exists"

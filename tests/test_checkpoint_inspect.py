@@ -1,4 +1,6 @@
-"""`inspect` on checkpoints that openpi's own code wrote, on ours, and on items written here with tensorstore alone."""
+"""`inspect` on checkpoints that openpi's own code wrote, on ours, and on items written here with tensorstore
+alone.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_openpi_full(tmp_path: Path) -> None:
     assert "non_finite" in found.unknown
     sizes = {item.name: item.bytes for item in found.steps[0].items}
     step = tmp_path / "openpi_checkpoint_full" / str(STEP["full"])
-    assert sizes["params"] == sum(file.stat().st_size for file in (step / "params").rglob("*") if file.is_file())
+    assert sizes["params"] == sum(
+        file.stat().st_size for file in (step / "params").rglob("*") if file.is_file()
+    )
 
 
 def test_openpi_lora(tmp_path: Path) -> None:
@@ -62,8 +66,18 @@ def test_openpi_lora(tmp_path: Path) -> None:
     assert [(step.step, step.complete) for step in found.steps] == [(STEP["lora"], True)]
     assert found.lora.present is True
     assert set(found.lora.rank.values()) == {4}
-    assert set(found.lora.rank) == {"PaliGemma attention", "PaliGemma feed-forward", "action expert attention", "action expert feed-forward"}
-    assert (found.lora.parameters, found.parameters_total, found.parameters_trained, found.ema) == (64_512, 608_672, 118_944, False)
+    assert set(found.lora.rank) == {
+        "PaliGemma attention",
+        "PaliGemma feed-forward",
+        "action expert attention",
+        "action expert feed-forward",
+    }
+    assert (found.lora.parameters, found.parameters_total, found.parameters_trained, found.ema) == (
+        64_512,
+        608_672,
+        118_944,
+        False,
+    )
     assert {name: group.trained for name, group in found.parameters.items()} == {
         "vision": 41_920,
         "language": 0,
@@ -105,15 +119,39 @@ def test_save_that_may_be_under_way_is_not_safe_to_delete(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("break_it", "word"),
     [
-        (lambda step: (step / "params/_METADATA").write_text((step / "params/_METADATA").read_text()[:500]), "_METADATA is truncated"),
+        (
+            lambda step: (step / "params/_METADATA").write_text(
+                (step / "params/_METADATA").read_text()[:500]
+            ),
+            "_METADATA is truncated",
+        ),
         (lambda step: (step / "params/_METADATA").unlink(), "_METADATA is missing"),
         (lambda step: (step / "train_state/_METADATA").write_text("[]"), "train_state: _METADATA"),
-        (lambda step: (step / "train_state/manifest.ocdbt").write_bytes(b"junk"), "manifest.ocdbt or its index is damaged"),
-        (lambda step: max((step / "params").rglob("d/*"), key=lambda file: file.stat().st_size).unlink(), "is missing"),
-        (lambda step: os.truncate(max((step / "params").rglob("d/*"), key=lambda file: file.stat().st_size), 100), "is truncated: 100 bytes"),
+        (
+            lambda step: (step / "train_state/manifest.ocdbt").write_bytes(b"junk"),
+            "manifest.ocdbt or its index is damaged",
+        ),
+        (
+            lambda step: max((step / "params").rglob("d/*"), key=lambda file: file.stat().st_size).unlink(),
+            "is missing",
+        ),
+        (
+            lambda step: os.truncate(
+                max((step / "params").rglob("d/*"), key=lambda file: file.stat().st_size), 100
+            ),
+            "is truncated: 100 bytes",
+        ),
         (lambda step: (step / "_CHECKPOINT_METADATA").unlink(), "_CHECKPOINT_METADATA"),
-        (lambda step: (step / "_CHECKPOINT_METADATA").write_text('{"item_handlers": {}, "commit_timestamp_nsecs": null}'), "no time of commit"),
-        (lambda step: (step / "train_state").rename(step / "train_state.orbax-checkpoint-tmp-3"), "train_state/"),
+        (
+            lambda step: (step / "_CHECKPOINT_METADATA").write_text(
+                '{"item_handlers": {}, "commit_timestamp_nsecs": null}'
+            ),
+            "no time of commit",
+        ),
+        (
+            lambda step: (step / "train_state").rename(step / "train_state.orbax-checkpoint-tmp-3"),
+            "train_state/",
+        ),
     ],
 )
 def test_damage_is_found_by_metadata_and_the_rest_is_told(tmp_path: Path, break_it: Any, word: str) -> None:
@@ -131,13 +169,22 @@ def test_parameters_without_any_readable_index(tmp_path: Path) -> None:
     root = openpi_checkpoint("full", tmp_path)
     (root / str(STEP["full"]) / "params" / "manifest.ocdbt").unlink()
     found = inspect(root)
-    assert (found.steps[0].complete, found.partial, found.lora.present, found.parameters_total) == (False, True, None, None)
+    assert (found.steps[0].complete, found.partial, found.lora.present, found.parameters_total) == (
+        False,
+        True,
+        None,
+        None,
+    )
     assert found.unknown["lora"]
 
 
 def test_newest_whole_step_is_described(tmp_path: Path) -> None:
     for step, value in ((5, 1.0), (20, 2.0), (100, 3.0)):
-        write_step(tmp_path / str(step), {"action_in_proj/bias": np.full(4, value, np.float32)}, ["action_in_proj/bias"])
+        write_step(
+            tmp_path / str(step),
+            {"action_in_proj/bias": np.full(4, value, np.float32)},
+            ["action_in_proj/bias"],
+        )
     (tmp_path / "100/train_state/_METADATA").unlink()
     found = inspect(tmp_path, deep=True)
     assert [(step.step, step.complete) for step in found.steps] == [(5, True), (20, True), (100, False)]
@@ -190,9 +237,18 @@ def test_half_an_adapter_is_a_finding(tmp_path: Path) -> None:
 def test_real_size_by_metadata(tmp_path: Path) -> None:
     # 42 GB of declared arrays without any data: shapes come from the zarr headers alone.
     shapes = parameter_shapes(load_recipe("pi05_libero").model)
-    write_step(tmp_path / "1000", {path: (shape, "float32") for path, shape in shapes.items()}, list(shapes), ema=True)
+    write_step(
+        tmp_path / "1000",
+        {path: (shape, "float32") for path, shape in shapes.items()},
+        list(shapes),
+        ema=True,
+    )
     found = inspect(tmp_path)
-    assert (found.steps[0].complete, found.parameters_total, found.parameters_trained) == (True, 3_353_433_872, 3_353_433_872)
+    assert (found.steps[0].complete, found.parameters_total, found.parameters_trained) == (
+        True,
+        3_353_433_872,
+        3_353_433_872,
+    )
     assert found.parameters["vision"].bytes == 4 * found.parameters["vision"].parameters
     assert found.steps[0].bytes < 2**20
 
@@ -201,7 +257,10 @@ def test_real_size_by_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ocdbt", [False, True])
 def test_every_array_format_is_read(tmp_path: Path, zarr3: bool, ocdbt: bool) -> None:
     values = np.arange(24, dtype=np.float32).reshape(4, 6)
-    arrays = {"params/time_mlp_in/kernel/value": values, "params/time_mlp_in/bias/value": np.ones(3, ml_dtypes.bfloat16)}
+    arrays = {
+        "params/time_mlp_in/kernel/value": values,
+        "params/time_mlp_in/bias/value": np.ones(3, ml_dtypes.bfloat16),
+    }
     write_item(tmp_path / "params", arrays, zarr3=zarr3, ocdbt=ocdbt)
     found = inspect(tmp_path, deep=True)
     assert found.steps[0].missing == []
@@ -213,7 +272,9 @@ def test_every_array_format_is_read(tmp_path: Path, zarr3: bool, ocdbt: bool) ->
 def test_missing_chunks_are_counted(tmp_path: Path) -> None:
     write_item(tmp_path / "params", {"params/time_mlp_in/bias/value": np.ones(3, np.float32)}, ocdbt=False)
     (tmp_path / "params" / "params.time_mlp_in.bias.value" / "0").unlink()
-    assert inspect(tmp_path).steps[0].missing == ["params: array params/time_mlp_in/bias/value lacks 1 of 1 chunks"]
+    assert inspect(tmp_path).steps[0].missing == [
+        "params: array params/time_mlp_in/bias/value lacks 1 of 1 chunks"
+    ]
 
 
 def test_deep_tree_of_many_keys(tmp_path: Path) -> None:
@@ -224,7 +285,9 @@ def test_deep_tree_of_many_keys(tmp_path: Path) -> None:
     metadata = (directory / "_METADATA").read_text()
     shallow = ts.KvStore.open({"driver": "ocdbt", "base": directory.as_uri() + "/"}).result()
     deep = {"max_decoded_node_bytes": 500, "max_inline_value_bytes": 1}
-    store = ts.KvStore.open({"driver": "ocdbt", "base": (tmp_path / "deep/params").as_uri() + "/", "config": deep}).result()
+    store = ts.KvStore.open(
+        {"driver": "ocdbt", "base": (tmp_path / "deep/params").as_uri() + "/", "config": deep}
+    ).result()
     for key in shallow.list().result():
         store.write(key, shallow.read(key).result().value).result()
     (tmp_path / "deep/params/_METADATA").write_text(metadata)
@@ -236,9 +299,16 @@ def test_deep_tree_of_many_keys(tmp_path: Path) -> None:
 
 def test_deep_finds_what_is_not_finite(tmp_path: Path) -> None:
     good, bad = np.ones(8, np.float32), np.array([1, np.nan, np.inf, -np.inf, 2], ml_dtypes.bfloat16)
-    write_step(tmp_path / "1", {"action_in_proj/bias": good, "PaliGemma/img/pos_embedding": bad}, ["action_in_proj/bias"])
+    write_step(
+        tmp_path / "1",
+        {"action_in_proj/bias": good, "PaliGemma/img/pos_embedding": bad},
+        ["action_in_proj/bias"],
+    )
     found = inspect(tmp_path, deep=True)
-    assert {name: group.non_finite for name, group in found.parameters.items()} == {"vision": 3, "projections": 0}
+    assert {name: group.non_finite for name, group in found.parameters.items()} == {
+        "vision": 3,
+        "projections": 0,
+    }
     assert found.parameters["vision"].norm == pytest.approx(math.sqrt(5))
     assert found.non_finite == 3
     assert "PaliGemma/img/pos_embedding" in found.findings[0]
@@ -252,10 +322,17 @@ def test_deep_norms_equal_what_openpi_saved(tmp_path: Path) -> None:
     for key in ts.KvStore.open({"driver": "ocdbt", "base": base}).result().list().result():
         name = key.decode().partition("/")[0]
         if key.endswith(b"/.zarray"):
-            values = ts.open({"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}).result().read().result()
+            values = (
+                ts.open({"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}})
+                .result()
+                .read()
+                .result()
+            )
             group = group_of(name.removeprefix("params.").replace(".", "/"))
             squares[group] = squares.get(group, 0.0) + float((np.asarray(values, np.float64) ** 2).sum())
-    assert {name: group.norm for name, group in found.parameters.items()} == pytest.approx({name: math.sqrt(total) for name, total in squares.items()})
+    assert {name: group.norm for name, group in found.parameters.items()} == pytest.approx(
+        {name: math.sqrt(total) for name, total in squares.items()}
+    )
     assert found.non_finite == 0
 
 
@@ -271,12 +348,23 @@ def test_deep_names_arrays_that_cannot_be_read(tmp_path: Path) -> None:
 def test_released_weights_alone_are_whole_and_need_a_recipe_to_tell_who_was_trained(tmp_path: Path) -> None:
     write_step(tmp_path / "pi05_base", shapes_of(paligemma=16, expert=32))
     found = inspect(tmp_path / "pi05_base")
-    assert (found.steps[0].step, found.steps[0].complete, found.parameters_trained, found.ema) == (None, True, None, None)
+    assert (found.steps[0].step, found.steps[0].complete, found.parameters_trained, found.ema) == (
+        None,
+        True,
+        None,
+        None,
+    )
     assert {"step", "parameters_trained", "ema"} <= set(found.unknown)
     assert inspect(tmp_path / "pi05_base" / "params").parameters_total == found.parameters_total
     smoke, lora = load_recipe("smoke"), load_recipe("pi05_libero_lora")
     recipe = Recipe.model_validate(
-        lora.model_dump() | {"model": smoke.model.model_dump() | {"paligemma": {"variant": "dummy", "lora": {"rank": 16, "alpha": 16}}}}
+        lora.model_dump()
+        | {
+            "model": (
+                smoke.model.model_dump()
+                | {"paligemma": {"variant": "dummy", "lora": {"rank": 16, "alpha": 16}}}
+            )
+        }
     )
     trained = inspect(tmp_path / "pi05_base", recipe=recipe).parameters
     assert (trained["adapters"].trained, trained["language"].trained) == (trained["adapters"].parameters, 0)
@@ -295,8 +383,17 @@ def test_our_own_checkpoint_in_a_run(tmp_path: Path) -> None:
     recipe = Recipe.model_validate(smoke)
     run = tmp_path / "smoke-001"
     store = Store(run / "checkpoints", keep_every_steps=10)
-    state = jax.tree.map(lambda leaf: jax.numpy.asarray(np.ones(leaf.shape, leaf.dtype)), abstract_state(recipe))
-    save(store, state, step=10, norm_stats_json="{}", asset_id="sample", record={"recipe": recipe.model_dump(mode="json")})
+    state = jax.tree.map(
+        lambda leaf: jax.numpy.asarray(np.ones(leaf.shape, leaf.dtype)), abstract_state(recipe)
+    )
+    save(
+        store,
+        state,
+        step=10,
+        norm_stats_json="{}",
+        asset_id="sample",
+        record={"recipe": recipe.model_dump(mode="json")},
+    )
     store.close()
     (run / "manifest.json").write_text("{}")
     trained = sum(leaf.size for leaf in state.trained.values())
@@ -340,7 +437,16 @@ def test_directory_above_is_refused_with_the_one_that_was_meant(tmp_path: Path) 
 
 def test_starts_without_jax_and_orbax(tmp_path: Path) -> None:
     root = openpi_checkpoint("full", tmp_path)
-    code = "import sys; from pathlib import Path; from harness.checkpoint.inspect import inspect; inspect(Path(sys.argv[1]), deep=True); "
+    code = (
+        "import sys; from pathlib import Path; from harness.checkpoint.inspect import inspect;"
+        " inspect(Path(sys.argv[1]), deep=True); "
+    )
     code += "sys.exit(bool({'jax', 'orbax', 'flax'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code, str(root)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 0

@@ -16,7 +16,9 @@ from tests.item_writer import write_step
 from tests.openpi_checkpoints import STEP, openpi_checkpoint
 
 
-@pytest.mark.parametrize("closed", [".", "{step}", "{step}/params", "{step}/params/_METADATA", "{step}/_CHECKPOINT_METADATA"])
+@pytest.mark.parametrize(
+    "closed", [".", "{step}", "{step}/params", "{step}/params/_METADATA", "{step}/_CHECKPOINT_METADATA"]
+)
 def test_no_permission(tmp_path: Path, closed: str) -> None:
     root = openpi_checkpoint("full", tmp_path)
     with _not_root(tmp_path, root / closed.format(step=STEP["full"])), pytest.raises(HarnessError) as caught:
@@ -37,7 +39,11 @@ def test_no_permission_for_one_step_does_not_hide_the_others(tmp_path: Path) -> 
 @contextlib.contextmanager
 def _not_root(inside: Path, closed: Path) -> Iterator[None]:
     """`closed` has no permission bits, and this process no right to overlook that."""
-    above = [place for place in (inside, *inside.parents) if place.stat().st_mode & 0o005 != 0o005 and place.stat().st_uid == os.getuid()]
+    above = [
+        place
+        for place in (inside, *inside.parents)
+        if place.stat().st_mode & 0o005 != 0o005 and place.stat().st_uid == os.getuid()
+    ]
     modes = {place: place.stat().st_mode for place in (*above, closed)}
     user = os.geteuid()
     for place in above:

@@ -1,4 +1,6 @@
-"""Checkpoints of PyTorch trainers are named, with what they hold and the way on, wherever a path points into them."""
+"""Checkpoints of PyTorch trainers are named, with what they hold and the way on, wherever a path points into
+them.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,10 @@ def refused(path: Path) -> HarnessError:
     return caught.value
 
 
-@pytest.mark.parametrize("below", ["", "checkpoints", "checkpoints/005000", "checkpoints/last", "checkpoints/005000/pretrained_model"])
+@pytest.mark.parametrize(
+    "below",
+    ["", "checkpoints", "checkpoints/005000", "checkpoints/last", "checkpoints/005000/pretrained_model"],
+)
 def test_lerobots_are_named_from_every_level(tmp_path: Path, below: str) -> None:
     error = refused(lerobot(tmp_path / "run") / below)
     assert "LeRobot pi05" in error.what

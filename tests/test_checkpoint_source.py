@@ -1,4 +1,6 @@
-"""What keeps weights from being a recipe's start is said by their metadata alone, before anything is planned or compiled."""
+"""What keeps weights from being a recipe's start is said by their metadata alone, before anything is planned
+or compiled.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,15 @@ def smoke(*overrides: str) -> Recipe:
 
 def step_of(recipe: Recipe, step: Path, *, leave_out: str = "nothing") -> Path:
     """A step that holds the parameters of the recipe's model, with no data."""
-    shapes = {path: (shape, "float32") for path, shape in parameter_shapes(recipe.model).items() if leave_out not in path}
-    write_item(step / "params", {f"params/{path}/value": np.zeros(shape, np.float32) for path, (shape, _) in shapes.items()})
+    shapes = {
+        path: (shape, "float32")
+        for path, shape in parameter_shapes(recipe.model).items()
+        if leave_out not in path
+    }
+    write_item(
+        step / "params",
+        {f"params/{path}/value": np.zeros(shape, np.float32) for path, (shape, _) in shapes.items()},
+    )
     return step
 
 
@@ -49,7 +58,10 @@ def test_adapters_as_a_full_start_name_the_export(tmp_path: Path) -> None:
     for given in (step, step / "params"):
         error = why_not(given, smoke())
         assert error is not None
-        assert (error.code, error.fix) == ("weights-are-adapters", f"harness export {step} OUT, then --set weights.source=OUT")
+        assert (error.code, error.fix) == (
+            "weights-are-adapters",
+            f"harness export {step} OUT, then --set weights.source=OUT",
+        )
     assert why_not(step, smoke(*LORA)) is None
 
 
@@ -62,7 +74,11 @@ def test_another_action_dim_names_the_arrays(tmp_path: Path) -> None:
 
 def test_a_run_and_a_directory_of_steps_name_their_newest_whole_step(tmp_path: Path) -> None:
     for step in ("5", "20", "100"):
-        write_step(tmp_path / "run/checkpoints" / step, {"action_in_proj/bias": np.ones(2, np.float32)}, ["action_in_proj/bias"])
+        write_step(
+            tmp_path / "run/checkpoints" / step,
+            {"action_in_proj/bias": np.ones(2, np.float32)},
+            ["action_in_proj/bias"],
+        )
     (tmp_path / "run/checkpoints/100/_CHECKPOINT_METADATA").unlink()
     (tmp_path / "run/checkpoints/300").symlink_to("5")
     for given in (tmp_path / "run", tmp_path / "run/checkpoints"):
@@ -81,7 +97,9 @@ def test_one_step_is_called_one(tmp_path: Path) -> None:
     assert "several" not in caught.value.what
 
 
-@pytest.mark.parametrize("below", ["", "checkpoints/005000", "checkpoints/005000/pretrained_model/model.safetensors"])
+@pytest.mark.parametrize(
+    "below", ["", "checkpoints/005000", "checkpoints/005000/pretrained_model/model.safetensors"]
+)
 def test_pytorch_weights_are_named(tmp_path: Path, below: str) -> None:
     error = why_not(lerobot(tmp_path / "run") / below, smoke())
     assert error is not None
@@ -119,7 +137,11 @@ def test_missing_and_damaged_weights(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     found = {name: why_not(tmp_path / name, smoke()) for name in ("nowhere", "empty", "7")}
     codes = {name: error and error.code for name, error in found.items()}
-    assert codes == {"nowhere": "weights-missing", "empty": "weights-not-a-checkpoint", "7": "checkpoint-damaged"}
+    assert codes == {
+        "nowhere": "weights-missing",
+        "empty": "weights-not-a-checkpoint",
+        "7": "checkpoint-damaged",
+    }
 
 
 def test_the_doctor_says_it(tmp_path: Path) -> None:
@@ -150,7 +172,13 @@ def test_train_says_it_before_it_plans(tmp_path: Path) -> None:
 
 
 def test_no_jax_is_loaded_for_it(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from harness.checkpoint.source import why_not; from harness.recipe.load import load_recipe; "
-    code += "why_not(Path(sys.argv[1]), load_recipe('smoke')); assert not {'jax', 'orbax', 'torch'} & set(sys.modules)"
+    code = (
+        "import sys; from pathlib import Path; from harness.checkpoint.source import why_not; from"
+        " harness.recipe.load import load_recipe; "
+    )
+    code += (
+        "why_not(Path(sys.argv[1]), load_recipe('smoke')); assert not {'jax', 'orbax', 'torch'} &"
+        " set(sys.modules)"
+    )
     step = step_of(smoke(), tmp_path / "7")
     subprocess.run([sys.executable, "-c", code, str(step)], check=True, timeout=120)

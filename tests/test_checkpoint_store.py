@@ -29,16 +29,29 @@ def _state(seed=0):
     }
     trained = {path: params[path] for path in ("PaliGemma/llm/layers/attn/q_einsum/w", "action_in_proj/bias")}
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3)))
-    train_state = {"step": jnp.int32(3), "params": {path: value * 2 for path, value in params.items()}, "opt_state": optimizer.init(trained)}
+    train_state = {
+        "step": jnp.int32(3),
+        "params": {path: value * 2 for path, value in params.items()},
+        "opt_state": optimizer.init(trained),
+    }
     return params, train_state
 
 
 def _structs(tree):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
 
 
 def _save(store, step, params, train_state, **record):
-    store.save(step, params=params, train_state=train_state, norm_stats_json=STATS, asset_id="lab/libero", record=record)
+    store.save(
+        step,
+        params=params,
+        train_state=train_state,
+        norm_stats_json=STATS,
+        asset_id="lab/libero",
+        record=record,
+    )
 
 
 def _same_bits(a, b):
@@ -66,16 +79,25 @@ def test_layout_is_openpis(tmp_path):
     store = Store(tmp_path, keep_every_steps=10)
     _save(store, 3, params, train_state)
     store.close()
-    assert {path.name for path in (tmp_path / "3").iterdir()} >= {"params", "train_state", "assets", "_CHECKPOINT_METADATA"}
+    assert {path.name for path in (tmp_path / "3").iterdir()} >= {
+        "params",
+        "train_state",
+        "assets",
+        "_CHECKPOINT_METADATA",
+    }
     assert (tmp_path / "3/assets/lab/libero/norm_stats.json").read_text() == STATS
     import orbax.checkpoint as ocp
 
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.restore(tmp_path / "3/params")
         state = reader.restore(tmp_path / "3/train_state")
-    np.testing.assert_array_equal(tree["params"]["action_in_proj"]["bias"]["value"], params["action_in_proj/bias"])
+    np.testing.assert_array_equal(
+        tree["params"]["action_in_proj"]["bias"]["value"], params["action_in_proj/bias"]
+    )
     assert state["step"] == 3
-    assert set(state["opt_state"][1][0]["mu"]["PaliGemma"]["llm"]["layers"]["attn"]["q_einsum"]["w"]) == {"value"}
+    assert set(state["opt_state"][1][0]["mu"]["PaliGemma"]["llm"]["layers"]["attn"]["q_einsum"]["w"]) == {
+        "value"
+    }
 
 
 def test_donating_what_is_being_saved_does_not_change_it(tmp_path):
@@ -87,7 +109,11 @@ def test_donating_what_is_being_saved_does_not_change_it(tmp_path):
     live = params.pop("a/w")
     for _ in range(5):
         live = step(live)
-    found = store.restore(1, params=structs, train_state={"step": jax.ShapeDtypeStruct((), jnp.int32), "params": {}, "opt_state": ()})
+    found = store.restore(
+        1,
+        params=structs,
+        train_state={"step": jax.ShapeDtypeStruct((), jnp.int32), "params": {}, "opt_state": ()},
+    )
     store.close()
     assert not np.asarray(found.params["a/w"]).any()
 
@@ -220,7 +246,11 @@ store.wait()
 
 
 def test_kill_minus_nine_during_a_save_leaves_the_step_before(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
     assert child.stdout.readline() == b"saved\n"
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("2.orbax-checkpoint-tmp/params*/ocdbt.process_0/d/*")):
@@ -236,7 +266,9 @@ def test_kill_minus_nine_during_a_save_leaves_the_step_before(tmp_path):
     structs = {f"layer{i}/w": jax.ShapeDtypeStruct((1000,), jnp.float32) for i in range(20)}
     state = {"step": jax.ShapeDtypeStruct((), jnp.int32), "params": {}, "opt_state": ()}
     found = store.restore(1, params=structs, train_state=state)
-    _same_bits(found.params, {f"layer{i}/w": jax.random.normal(jax.random.key(i), (1000,)) for i in range(20)})
+    _same_bits(
+        found.params, {f"layer{i}/w": jax.random.normal(jax.random.key(i), (1000,)) for i in range(20)}
+    )
     with pytest.raises(HarnessError, match="interrupted"):
         store.restore(2, params=structs, train_state=state)
 
@@ -301,7 +333,9 @@ def test_a_directory_that_may_not_be_written_any_more_is_told_and_the_step_befor
     assert store.steps() == [1]
 
 
-@pytest.mark.parametrize("raised", [MemoryError("no more"), RuntimeError("RESOURCE_EXHAUSTED: out of memory")])
+@pytest.mark.parametrize(
+    "raised", [MemoryError("no more"), RuntimeError("RESOURCE_EXHAUSTED: out of memory")]
+)
 def test_a_lack_of_memory_while_saving_is_not_taken_for_a_bad_disk(raised, tmp_path, monkeypatch):
     store = Store(tmp_path, keep_every_steps=1)
 

@@ -16,7 +16,9 @@ from tests import lerobot_writer as writer
 
 def harness(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness.cli", *arguments]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def test_json_is_the_artifact_and_nothing_else(tmp_path: Path) -> None:
@@ -55,13 +57,24 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
         (["plan", "--recipe=pi05_libero"], "no-gpu", "--gpu"),
         (["inspect"], "path-missing", "harness inspect PATH"),
         (["report", "--run=nowhere"], "run-missing", "harness report"),
-        (["plan", "--set=model.paligemma.lora={rank: 4, alpha: 4}"], "lora-trains-everything", "train.trained=lora"),
+        (
+            ["plan", "--set=model.paligemma.lora={rank: 4, alpha: 4}"],
+            "lora-trains-everything",
+            "train.trained=lora",
+        ),
     ],
 )
-def test_bad_input_is_one_screen_with_the_fix(arguments: list[str], code: str, says: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_screen_with_the_fix(
+    arguments: list[str], code: str, says: str, tmp_path: Path
+) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00bin")
     arguments = [argument.replace("BINARY", str(tmp_path / "binary.yaml")) for argument in arguments]
-    done = harness(*arguments, HARNESS_RUNS=str(tmp_path / "runs"), HARNESS_CACHE=str(tmp_path / "cache"), HARNESS_RECIPE="smoke")
+    done = harness(
+        *arguments,
+        HARNESS_RUNS=str(tmp_path / "runs"),
+        HARNESS_CACHE=str(tmp_path / "cache"),
+        HARNESS_RECIPE="smoke",
+    )
     assert done.returncode == 2
     assert f"[{code}]" in done.stderr
     assert says in done.stderr
@@ -82,9 +95,21 @@ def test_a_broken_dataset_leaves_nothing_behind(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set")
     path = root / "data/chunk-000/episode_000001.parquet"
     path.write_bytes(path.read_bytes()[:-10])
-    mapped = ["--set=data.state=observation.state", "--set=data.actions=action", "--set=data.cameras.base_0_rgb=cam"]
+    mapped = [
+        "--set=data.state=observation.state",
+        "--set=data.actions=action",
+        "--set=data.cameras.base_0_rgb=cam",
+    ]
     for verb in (["data", "--html"], ["stats", "--compare", str(tmp_path)]):
-        done = harness(*verb, "--dataset", str(root), *mapped, "--set=data.cameras.left_wrist_0_rgb=null", "--run", str(tmp_path / "run"))
+        done = harness(
+            *verb,
+            "--dataset",
+            str(root),
+            *mapped,
+            "--set=data.cameras.left_wrist_0_rgb=null",
+            "--run",
+            str(tmp_path / "run"),
+        )
         assert done.returncode == 2
         assert "[dataset-file-corrupt]" in done.stderr
         assert "episode_000001.parquet" in done.stderr
@@ -109,7 +134,11 @@ def test_statistics_beside_others(tmp_path: Path) -> None:
     done = harness("stats", "--run", str(tmp_path), "--compare", str(other), "--json")
     assert done.returncode == 0, done.stderr
     found = Comparison.model_validate_json(done.stdout)
-    assert (found.differences[0].key, found.differences[0].dimension, found.differences[0].statistic) == ("actions", 3, "mean")
+    assert (found.differences[0].key, found.differences[0].dimension, found.differences[0].statistic) == (
+        "actions",
+        3,
+        "mean",
+    )
     assert sum(d.ours != d.theirs for d in found.differences) == 1
     assert Comparison.model_validate_json((tmp_path / "comparison.json").read_text()) == found
     assert "actions[3]" in harness("stats", "--run", str(tmp_path), "--compare", str(other)).stdout
@@ -152,7 +181,9 @@ def test_quick_verbs_do_not_import_jax(arguments: list[str]) -> None:
 
 def test_a_plan_that_does_not_fit_exits_1_and_says_by_how_much(tmp_path: Path) -> None:
     """A model far larger than any memory: rejected by the compiler's figure."""
-    done = harness("plan", "--json", "--device=cpu", "--set=model.vocab_size=2000000000", HARNESS_CACHE=str(tmp_path))
+    done = harness(
+        "plan", "--json", "--device=cpu", "--set=model.vocab_size=2000000000", HARNESS_CACHE=str(tmp_path)
+    )
     assert done.returncode == 1, done.stderr
     plan = json.loads(done.stdout)
     assert plan["chosen"] is None

@@ -44,7 +44,9 @@ def code_of(call: object, *arguments: object, **options: object) -> HarnessError
     return caught.value
 
 
-def test_what_a_file_names_is_refused_by_name_and_size_and_fetched_after_the_users_word(server: Server, tmp_path: Path) -> None:
+def test_what_a_file_names_is_refused_by_name_and_size_and_fetched_after_the_users_word(
+    server: Server, tmp_path: Path
+) -> None:
     server.files |= TREE
     source = f"{server.url}/ck/params"
     error = code_of(fetch_tree, source, cache=tmp_path, named=BY)
@@ -61,7 +63,9 @@ def test_what_a_file_names_is_refused_by_name_and_size_and_fetched_after_the_use
     assert server.requests == []
 
 
-def test_the_source_and_its_size_are_said_before_the_transfer(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_source_and_its_size_are_said_before_the_transfer(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     server.files |= TREE
     consent.hear(fetch=True, offline=False)
     fetch_tree("gs://bucket/ck/params", cache=tmp_path, named=BY)
@@ -79,7 +83,9 @@ def test_offline_is_no_network_at_all(server: Server, named: Named, tmp_path: Pa
     assert code_of(consent.hear, fetch=True, offline=False).code == "fetch-and-offline"
 
 
-def test_what_the_user_types_may_be_fetched_and_what_a_run_names_may_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_the_user_types_may_be_fetched_and_what_a_run_names_may_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from harness.recipe.load import to_yaml
 
     mine = load_recipe("smoke", ["weights.source=https://mine.example/ck", "data.dataset=lab/robot@v1"])
@@ -92,7 +98,8 @@ def test_what_the_user_types_may_be_fetched_and_what_a_run_names_may_not(monkeyp
     recipe_from(theirs.model_dump(mode="json"), ["train.steps=3"], where="a manifest")
     assert not consent.granted("https://mine.example/ck")
     assert code_of(resolve, theirs.data.model_copy(update={"dataset": "lab/robot"})).code == "fetch-not-asked"
-    # Of a run that goes on, what --set names anew is the user's word, and so is what the package itself names.
+    # Of a run that goes on, what --set names anew is the user's word, and so is what the package itself
+    # names.
     load_recipe(str(tmp_path / "recipe.yaml"), ["weights.source=https://new.example/ck"], root=tmp_path)
     assert consent.granted("https://new.example/ck")
     assert not consent.granted(PALIGEMMA)
@@ -104,7 +111,19 @@ def test_what_the_user_types_may_be_fetched_and_what_a_run_names_may_not(monkeyp
 
 
 @pytest.mark.parametrize(
-    "name", ["lab/..", "../lab", "lab/-x", "lab/a--b", "lab/a..b", "läb/x", "lab/robot/extra", "lab/x.", "a" * 97 + "/x", "lab/" + "a" * 97]
+    "name",
+    [
+        "lab/..",
+        "../lab",
+        "lab/-x",
+        "lab/a--b",
+        "lab/a..b",
+        "läb/x",
+        "lab/robot/extra",
+        "lab/x.",
+        "a" * 97 + "/x",
+        "lab/" + "a" * 97,
+    ],
 )
 def test_what_the_hub_would_not_take_is_no_hub_id(name: str) -> None:
     assert not is_hub_id(name)
@@ -118,7 +137,12 @@ def test_a_revision_is_no_path(revision: str) -> None:
 
 def harness(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "harness.cli", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -127,8 +151,14 @@ def test_base_json_fetches_nothing_without_fetch(server: Server, tmp_path: Path)
     write_step(tmp_path / "base/1", arrays)
     write_step(tmp_path / "run/7", arrays)
     (tmp_path / "run/7/harness").mkdir(exist_ok=True)
-    (tmp_path / "run/7/harness/base.json").write_text(json.dumps({"source": f"{server.url}/b/params", "sha256": "0"}))
-    server.files = {f"b/{path.relative_to(tmp_path / 'base/1')}": path.read_bytes() for path in (tmp_path / "base/1").rglob("*") if path.is_file()}
+    (tmp_path / "run/7/harness/base.json").write_text(
+        json.dumps({"source": f"{server.url}/b/params", "sha256": "0"})
+    )
+    server.files = {
+        f"b/{path.relative_to(tmp_path / 'base/1')}": path.read_bytes()
+        for path in (tmp_path / "base/1").rglob("*")
+        if path.is_file()
+    }
     step, cache = str(tmp_path / "run/7"), str(tmp_path / "cache")
     done = harness("inspect", step, "--against", "base", HARNESS_CACHE=cache)
     assert done.returncode == 2
@@ -139,16 +169,23 @@ def test_base_json_fetches_nothing_without_fetch(server: Server, tmp_path: Path)
     assert "error [offline]" in done.stderr
     assert server.requests == []
     # The picture goes into --run.
-    done = harness("inspect", step, "--against", "base", "--fetch", "--run", str(tmp_path / "out"), HARNESS_CACHE=cache)
+    done = harness(
+        "inspect", step, "--against", "base", "--fetch", "--run", str(tmp_path / "out"), HARNESS_CACHE=cache
+    )
     assert f"fetching {server.url}/b/params" in done.stderr
     assert server.requests != []
 
 
-def test_the_weights_of_a_run_that_goes_on_are_refused_before_anything_is_computed(server: Server, tmp_path: Path) -> None:
+def test_the_weights_of_a_run_that_goes_on_are_refused_before_anything_is_computed(
+    server: Server, tmp_path: Path
+) -> None:
     from harness.recipe.load import to_yaml
 
     (tmp_path / "run").mkdir()
-    recipe = recipe_from(load_recipe("smoke").model_dump(mode="json") | {"weights": {"source": f"{server.url}/ck/params"}}, where="a run")
+    recipe = recipe_from(
+        load_recipe("smoke").model_dump(mode="json") | {"weights": {"source": f"{server.url}/ck/params"}},
+        where="a run",
+    )
     (tmp_path / "run/recipe.yaml").write_text(to_yaml(recipe))
     done = harness("train", "--resume", "--run", str(tmp_path / "run"), HARNESS_CACHE=str(tmp_path / "cache"))
     assert "error [fetch-not-asked]" in done.stderr
@@ -204,7 +241,9 @@ def test_weights_that_link_to_other_files_are_not_hashed(tmp_path: Path) -> None
     assert "not hashed" in str(lack)
 
 
-def test_of_fetched_weights_only_files_of_the_tree_are_hashed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_fetched_weights_only_files_of_the_tree_are_hashed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     server.files |= TREE
     source = "gs://bucket/ck/params"

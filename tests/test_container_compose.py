@@ -1,4 +1,6 @@
-"""compose.yaml confines every service, gives the GPU to those that train, passes on what a network needs, and carries no secret."""
+"""compose.yaml confines every service, gives the GPU to those that train, passes on what a network needs, and
+carries no secret.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,42 @@ ON_GPUS = ("train", "train-openpi")
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
 # What a person sets on the host for a mirror, a proxy, a certificate, a wandb of her own.
 OF_NETWORKS = (
-    *("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_ENABLE_HF_TRANSFER", "HARNESS_OFFLINE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    *(
+        "HF_ENDPOINT",
+        "HF_HUB_OFFLINE",
+        "HF_HUB_ENABLE_HF_TRANSFER",
+        "HARNESS_OFFLINE",
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+    ),
+    *(
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+    ),
 )
 
 
 def test_services() -> None:
     assert sorted(SERVICES) == list(NAMES)
-    targets = {"train": "cuda", "smoke": "cpu", "fetch": "cpu", "test": "test", "train-openpi": "openpi", "smoke-openpi": "openpi"}
+    targets = {
+        "train": "cuda",
+        "smoke": "cpu",
+        "fetch": "cpu",
+        "test": "test",
+        "train-openpi": "openpi",
+        "smoke-openpi": "openpi",
+    }
     assert {name: SERVICES[name]["build"]["target"] for name in NAMES} == targets
-    recipes = {"smoke": "smoke", "test": None, "smoke-openpi": "smoke"} | dict.fromkeys(("train", "fetch", "train-openpi"), "pi05_libero")
+    recipes = {"smoke": "smoke", "test": None, "smoke-openpi": "smoke"} | dict.fromkeys(
+        ("train", "fetch", "train-openpi"), "pi05_libero"
+    )
     assert {name: SERVICES[name].get("environment", {}).get("HARNESS_RECIPE") for name in NAMES} == recipes
     backends = {name: SERVICES[name].get("environment", {}).get("HARNESS_BACKEND") for name in NAMES}
     assert backends == {name: "openpi" if name.endswith("openpi") else None for name in NAMES}
@@ -52,7 +80,9 @@ def test_service_is_confined(name: str) -> None:
 def test_user_is_the_owner_of_the_checkout_or_chosen(name: str) -> None:
     writes_to_the_host = any(mount["target"] == "/runs" for mount in SERVICES[name].get("volumes", []))
     assert writes_to_the_host == (name != "test")
-    assert SERVICES[name]["user"] == ("${HARNESS_UID:-caller}:${HARNESS_GID:-caller}" if writes_to_the_host else "harness")
+    assert SERVICES[name]["user"] == (
+        "${HARNESS_UID:-caller}:${HARNESS_GID:-caller}" if writes_to_the_host else "harness"
+    )
 
 
 @pytest.mark.parametrize("name", ["smoke", "smoke-openpi", "test"])
@@ -74,11 +104,19 @@ def test_what_the_host_sets_for_a_network_is_passed_on_when_set(name: str) -> No
     # None, and not "": a variable that is set to nothing is an address without a name to a library.
     assert {variable: environment[variable] for variable in OF_NETWORKS} == dict.fromkeys(OF_NETWORKS)
     trains = {variable for variable in environment if variable.startswith(("NCCL_", "WANDB_"))}
-    assert {"NCCL_DEBUG", "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "NCCL_SOCKET_IFNAME", "WANDB_BASE_URL"} <= trains or (name == "fetch" and not trains)
+    assert {
+        "NCCL_DEBUG",
+        "NCCL_P2P_DISABLE",
+        "NCCL_IB_DISABLE",
+        "NCCL_SOCKET_IFNAME",
+        "WANDB_BASE_URL",
+    } <= trains or (name == "fetch" and not trains)
 
 
 def test_whoever_writes_can_be_told_the_umask() -> None:
-    assert {name for name in NAMES if "HARNESS_UMASK" in SERVICES[name]["environment"]} == set(NAMES) - {"test"}
+    assert {name for name in NAMES if "HARNESS_UMASK" in SERVICES[name]["environment"]} == set(NAMES) - {
+        "test"
+    }
 
 
 def test_both_trainers_are_passed_the_same() -> None:
@@ -89,7 +127,9 @@ def test_both_trainers_are_passed_the_same() -> None:
 def test_no_variable_has_a_value_that_the_host_cannot_change() -> None:
     ours = {"HARNESS_SERVICE", "HARNESS_RECIPE", "HARNESS_BACKEND", "HARNESS_VERB"}
     for name in ("fetch", *ON_GPUS):
-        assert {variable for variable, value in SERVICES[name]["environment"].items() if value is not None} <= ours
+        assert {
+            variable for variable, value in SERVICES[name]["environment"].items() if value is not None
+        } <= ours
 
 
 def test_every_variable_is_in_its_table() -> None:
@@ -104,7 +144,9 @@ def test_keys_come_as_files_too_and_no_file_is_needed() -> None:
     files = {name: secret["file"] for name, secret in COMPOSE["secrets"].items()}
     assert files == {name.lower(): f"${{{name}_FILE:-/dev/null}}" for name in SECRETS}
     given = {name: SERVICES[name].get("secrets", []) for name in NAMES}
-    assert given == {name: [] for name in NAMES} | {"fetch": ["hf_token"]} | {name: ["wandb_api_key", "hf_token"] for name in ON_GPUS}
+    assert given == {name: [] for name in NAMES} | {"fetch": ["hf_token"]} | {
+        name: ["wandb_api_key", "hf_token"] for name in ON_GPUS
+    }
     entrypoint = (ROOT / "docker/entrypoint").read_text()
     for name in SECRETS:
         assert f"key {name} /run/secrets/{name.lower()}\n" in entrypoint
@@ -121,7 +163,9 @@ def test_a_certificate_is_mounted_where_the_entrypoint_looks() -> None:
 def test_only_training_reserves_gpus() -> None:
     assert {name for name in NAMES if "deploy" in SERVICES[name]} == set(ON_GPUS)
     for name in ON_GPUS:
-        assert SERVICES[name]["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+        assert SERVICES[name]["deploy"]["resources"]["reservations"]["devices"] == [
+            {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+        ]
 
 
 @pytest.mark.parametrize("service", ON_GPUS)

@@ -1,4 +1,6 @@
-"""The Dockerfile's conventions, read from its text: pinned base, hashes, no compiler at run time, a reason for every line."""
+"""The Dockerfile's conventions, read from its text: pinned base, hashes, no compiler at run time, a reason
+for every line.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ OPENPI = ROOT / "docker/openpi/install"
 
 
 def instructions(text: str) -> list[tuple[str, str, bool]]:
-    """(name, arguments, whether a comment stands right above) of every instruction, continued lines joined."""
+    """(name, arguments, whether a comment stands right above) of every instruction, continued lines
+    joined.
+    """
     found: list[tuple[str, str, bool]] = []
     commented = continued = False
     for line in text.splitlines():
@@ -70,14 +74,18 @@ def test_every_instruction_says_why() -> None:
 
 
 def test_base_image_is_pinned_by_digest() -> None:
-    default = next(arguments for name, arguments, _ in LINES if name == "ARG" and arguments.startswith("BASE_IMAGE="))
+    default = next(
+        arguments for name, arguments, _ in LINES if name == "ARG" and arguments.startswith("BASE_IMAGE=")
+    )
     assert re.fullmatch(r"BASE_IMAGE=nvidia/cuda:12\.9\.1-base-ubuntu24\.04@sha256:[0-9a-f]{64}", default)
     outside = {base for base, _ in stages().values()} - set(stages())
     assert outside == {"${BASE_IMAGE}"}
 
 
 def test_old_builders_can_read_it() -> None:
-    """Engine 20.10's built-in frontend: no frontend of one's own, no here-documents, no COPY --link or named contexts."""
+    """Engine 20.10's built-in frontend: no frontend of one's own, no here-documents, no COPY --link or named
+    contexts.
+    """
     text = (ROOT / "Dockerfile").read_text()
     assert not re.search(r"^#\s*syntax\s*=", text, re.MULTILINE)
     assert not re.search(r"<<-?['\"]?[A-Z]", text)
@@ -91,18 +99,26 @@ def test_dependencies_come_from_the_lock_with_hashes(target: str) -> None:
     assert "pip install" in runs[0]
     assert "--require-hashes" in runs[0]
     assert "sha256sum --check" in runs[0]
-    assert f"docker/lock/{target}.txt /lock.txt" in [arguments for name, arguments in stages()[f"dependencies-{target}"][1] if name == "COPY"]
+    assert f"docker/lock/{target}.txt /lock.txt" in [
+        arguments for name, arguments in stages()[f"dependencies-{target}"][1] if name == "COPY"
+    ]
 
 
 def test_no_install_goes_past_the_locks() -> None:
     for name, arguments, _ in LINES:
         for install in re.findall(r"pip install.*?(?=&&|$)", arguments if name == "RUN" else ""):
-            assert "--require-hashes" in install or {"--no-deps", "--no-index", "--no-build-isolation"} <= set(install.split())
+            assert "--require-hashes" in install or {
+                "--no-deps",
+                "--no-index",
+                "--no-build-isolation",
+            } <= set(install.split())
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "openpi"])
 def test_only_the_test_image_has_a_compiler(target: str) -> None:
-    installed = " ".join(arguments for name, arguments in line_of(target) if name == "RUN" and "apt-get" in arguments)
+    installed = " ".join(
+        arguments for name, arguments in line_of(target) if name == "RUN" and "apt-get" in arguments
+    )
     assert "build-essential" not in installed
     assert bool(re.search(r"\bgcc\b", installed)) == (target == "test")
 
@@ -110,8 +126,14 @@ def test_only_the_test_image_has_a_compiler(target: str) -> None:
 @pytest.mark.parametrize("target", [*TARGETS, "openpi"])
 def test_a_change_of_the_source_installs_nothing_again(target: str) -> None:
     own = stages()[target][1]
-    venv = next(number for number, (name, arguments) in enumerate(own) if name == "COPY" and "/opt/venv" in arguments)
-    source = [number for number, (_, arguments) in enumerate(own) if "target=/checkout" in arguments or arguments.startswith(". ")]
+    venv = next(
+        number for number, (name, arguments) in enumerate(own) if name == "COPY" and "/opt/venv" in arguments
+    )
+    source = [
+        number
+        for number, (_, arguments) in enumerate(own)
+        if "target=/checkout" in arguments or arguments.startswith(". ")
+    ]
     assert source
     assert venv < min(source)
 
@@ -122,12 +144,18 @@ def test_image_is_labelled_and_not_root(target: str) -> None:
     (label,) = [arguments for name, arguments in lines if name == "LABEL"]
     assert 'org.opencontainers.image.revision="${HARNESS_REVISION}"' in label
     # The harness beside openpi is that of the cpu image; the manifest has the hash of upstream's own lock.
-    assert f'harness.lock.sha256="${{{"CPU" if target == "openpi" else target.upper()}_LOCK_SHA256}}"' in label
+    assert (
+        f'harness.lock.sha256="${{{"CPU" if target == "openpi" else target.upper()}_LOCK_SHA256}}"' in label
+    )
     assert [arguments for name, arguments in lines if name == "USER"] == ["harness"]
 
 
 def test_openpi_is_the_commit_that_the_harness_knows() -> None:
-    (commit,) = [arguments.partition("=")[2] for name, arguments, _ in LINES if name == "ARG" and arguments.startswith("OPENPI_COMMIT=")]
+    (commit,) = [
+        arguments.partition("=")[2]
+        for name, arguments, _ in LINES
+        if name == "ARG" and arguments.startswith("OPENPI_COMMIT=")
+    ]
     assert re.fullmatch(r"[0-9a-f]{40}", commit)
     assert commit.startswith(COMMIT)
 
@@ -137,7 +165,9 @@ def test_openpi_depends_on_its_installer_alone() -> None:
     base, own = stages()["openpi-environment"]
     assert "dependencies" not in base
     assert not any("/checkout" in arguments or name == "COPY" for name, arguments in own)
-    assert [arguments for name, arguments in stages()["openpi-source"][1] if name == "COPY"] == ["docker/openpi .openpi-sourc[e] /source/"]
+    assert [arguments for name, arguments in stages()["openpi-source"][1] if name == "COPY"] == [
+        "docker/openpi .openpi-sourc[e] /source/"
+    ]
 
 
 def test_openpi_is_installed_as_its_lock_says_and_with_hashes() -> None:
@@ -152,7 +182,11 @@ def test_openpi_is_installed_as_its_lock_says_and_with_hashes() -> None:
 
 
 def test_the_one_deviation_from_openpis_lock_is_wandb() -> None:
-    pins = [line for line in (OPENPI.parent / "wandb.txt").read_text().splitlines() if line and not line.startswith(("#", " "))]
+    pins = [
+        line
+        for line in (OPENPI.parent / "wandb.txt").read_text().splitlines()
+        if line and not line.startswith(("#", " "))
+    ]
     assert [pin.partition("==")[0] for pin in pins] == ["wandb"]
     assert Version(pins[0].partition("==")[2].strip(" \\")) >= Version("0.24.1")
     for name in ("wandb.txt", "uv.txt"):

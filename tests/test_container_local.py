@@ -11,21 +11,31 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def local(tmp_path: Path, *arguments: str, python: str = "exit 1", system: str = "Linux-x86_64") -> subprocess.CompletedProcess[str]:
+def local(
+    tmp_path: Path, *arguments: str, python: str = "exit 1", system: str = "Linux-x86_64"
+) -> subprocess.CompletedProcess[str]:
     """ci/local with a `python3` whose whole program is `python`, on a machine of this kind."""
     bin_ = tmp_path / "bin"
     bin_.mkdir(exist_ok=True)
     kernel, _, machine = system.partition("-")
-    for name, body in {"python3": python, "uname": f"case $1 in -s) echo {kernel};; -m) echo {machine};; esac"}.items():
+    for name, body in {
+        "python3": python,
+        "uname": f"case $1 in -s) echo {kernel};; -m) echo {machine};; esac",
+    }.items():
         (bin_ / name).write_text(f"#!/bin/sh\n{body}\n")
         (bin_ / name).chmod(0o755)
     env = {"PATH": f"{bin_}:{os.environ['PATH']}", "HARNESS_VENV": str(tmp_path / "venv")}
-    return subprocess.run([ROOT / "ci" / "local", *arguments], capture_output=True, text=True, check=False, env=env)
+    return subprocess.run(
+        [ROOT / "ci" / "local", *arguments], capture_output=True, text=True, check=False, env=env
+    )
 
 
 def answers(version: str, *, in_range: bool, venv: bool) -> str:
     """A python3 that tells its version, whether that is in range, and whether it has venv."""
-    checks = f'*"sys.exit"*) exit {0 if in_range else 1};; *ensurepip*) exit {0 if venv else 1};; *) echo {version};;'
+    checks = (
+        f'*"sys.exit"*) exit {0 if in_range else 1};; *ensurepip*) exit {0 if venv else 1};; *) echo'
+        f" {version};;"
+    )
     return f'case "$2" in {checks} esac'
 
 

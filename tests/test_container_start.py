@@ -1,4 +1,6 @@
-"""docker/entrypoint, docker/owner and docker/revision as a shell runs them, with a stand-in for the harness command."""
+"""docker/entrypoint, docker/owner and docker/revision as a shell runs them, with a stand-in for the harness
+command.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"], **env})
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"], **env},
+    )
 
 
 @pytest.fixture
@@ -29,14 +37,20 @@ def image(tmp_path: Path) -> Path:
     for name in ("bin", "runs", "cache"):
         (tmp_path / name).mkdir()
     command = tmp_path / "bin" / "harness"
-    command.write_text('#!/bin/sh\nprintf "%s|" "$@" "$HARNESS_REVISION" "$XLA_FLAGS"\nenv >"${0%/*}/../environment"\n')
+    command.write_text(
+        '#!/bin/sh\nprintf "%s|" "$@" "$HARNESS_REVISION" "$XLA_FLAGS"\nenv >"${0%/*}/../environment"\n'
+    )
     command.chmod(0o755)
     (tmp_path / "revision").write_text(f"{COMMIT}+source.aa\n")
     return tmp_path
 
 
 def start(image: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    places = {"HARNESS_RUNS": str(image / "runs"), "HARNESS_CACHE": str(image / "cache"), "PATH": f"{image}/bin:{os.environ['PATH']}"}
+    places = {
+        "HARNESS_RUNS": str(image / "runs"),
+        "HARNESS_CACHE": str(image / "cache"),
+        "PATH": f"{image}/bin:{os.environ['PATH']}",
+    }
     return run(image / "docker" / "entrypoint", *arguments, **(places | env))
 
 
@@ -58,7 +72,10 @@ def test_arguments(image: Path, given: list[str], became: list[str]) -> None:
 
 
 def test_revision_and_xla_flags_reach_the_command(image: Path) -> None:
-    assert start(image, "probe").stdout.split("|")[1:3] == [f"{COMMIT}+source.aa", "--xla_gpu_deterministic_ops=true"]
+    assert start(image, "probe").stdout.split("|")[1:3] == [
+        f"{COMMIT}+source.aa",
+        "--xla_gpu_deterministic_ops=true",
+    ]
     assert start(image, "probe", XLA_FLAGS="--mine").stdout.split("|")[2] == "--mine"
 
 
@@ -80,7 +97,9 @@ def test_train_refuses_a_place_it_cannot_write(image: Path, place: str) -> None:
 
 def told(image: Path) -> dict[str, str]:
     """The environment that the command was started with."""
-    return dict(line.split("=", 1) for line in (image / "environment").read_text().splitlines() if "=" in line)
+    return dict(
+        line.split("=", 1) for line in (image / "environment").read_text().splitlines() if "=" in line
+    )
 
 
 def test_a_key_comes_from_a_file(image: Path) -> None:
@@ -88,7 +107,12 @@ def test_a_key_comes_from_a_file(image: Path) -> None:
     assert start(image, "probe", WANDB_API_KEY_FILE=str(image / "key")).returncode == 0
     assert told(image)["WANDB_API_KEY"] == "0123456789abcdef"
     assert "0123456789abcdef" in known_secrets(told(image))
-    assert start(image, "probe", WANDB_API_KEY_FILE=str(image / "key"), WANDB_API_KEY="of the environment").returncode == 0
+    assert (
+        start(
+            image, "probe", WANDB_API_KEY_FILE=str(image / "key"), WANDB_API_KEY="of the environment"
+        ).returncode
+        == 0
+    )
     assert told(image)["WANDB_API_KEY"] == "of the environment"
 
 
@@ -109,21 +133,50 @@ def test_a_key_whose_file_cannot_be_read_is_refused(image: Path, content: str | 
 
 
 def test_a_variable_that_is_set_to_nothing_is_not_set(image: Path) -> None:
-    names = ["HF_ENDPOINT", "HF_TOKEN", "HTTPS_PROXY", "http_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "WANDB_BASE_URL", "WANDB_API_KEY"]
+    names = [
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+        "HTTPS_PROXY",
+        "http_proxy",
+        "no_proxy",
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "WANDB_BASE_URL",
+        "WANDB_API_KEY",
+    ]
     names += ["NCCL_SOCKET_IFNAME", "HARNESS_OFFLINE", "HARNESS_LOADER_WORKERS"]
-    assert start(image, "probe", **dict.fromkeys(names, ""), CUDA_VISIBLE_DEVICES="", NCCL_DEBUG="INFO").returncode == 0
+    assert (
+        start(
+            image, "probe", **dict.fromkeys(names, ""), CUDA_VISIBLE_DEVICES="", NCCL_DEBUG="INFO"
+        ).returncode
+        == 0
+    )
     assert not set(names) & told(image).keys()
     # Here nothing means: no card.
     assert told(image)["CUDA_VISIBLE_DEVICES"] == ""
     assert told(image)["NCCL_DEBUG"] == "INFO"
 
 
-@pytest.mark.skipif(not Path("/etc/ssl/certs/ca-certificates.crt").exists(), reason="the system has no certificates of its own here")
+@pytest.mark.skipif(
+    not Path("/etc/ssl/certs/ca-certificates.crt").exists(),
+    reason="the system has no certificates of its own here",
+)
 def test_a_certificate_of_ones_own_is_added_to_the_systems(image: Path) -> None:
     (image / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\nmine\n")
-    assert start(image, "probe", HARNESS_CA=str(image / "ca.pem"), SSL_CERT_FILE="/on/the/host.pem", TMPDIR=str(image)).returncode == 0
+    assert (
+        start(
+            image,
+            "probe",
+            HARNESS_CA=str(image / "ca.pem"),
+            SSL_CERT_FILE="/on/the/host.pem",
+            TMPDIR=str(image),
+        ).returncode
+        == 0
+    )
     bundle = told(image)["SSL_CERT_FILE"]
-    assert {told(image)[name] for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")} == {bundle}
+    assert {told(image)[name] for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")} == {
+        bundle
+    }
     assert Path(bundle).read_text().endswith("-----BEGIN CERTIFICATE-----\nmine\n")
     assert len(Path(bundle).read_bytes()) > 50_000
 
@@ -150,7 +203,11 @@ def test_what_is_no_umask_is_refused(image: Path, umask: str) -> None:
 
 def test_a_service_may_have_another_verb(image: Path) -> None:
     assert start(image, HARNESS_VERB="fetch").stdout.split("|")[0] == "fetch"
-    assert start(image, "--recipe", "smoke", HARNESS_VERB="fetch").stdout.split("|")[:3] == ["fetch", "--recipe", "smoke"]
+    assert start(image, "--recipe", "smoke", HARNESS_VERB="fetch").stdout.split("|")[:3] == [
+        "fetch",
+        "--recipe",
+        "smoke",
+    ]
     assert start(image, "plan", HARNESS_VERB="fetch").stdout.split("|")[0] == "plan"
     assert start(image, "fetch", HARNESS_CACHE=str(image / "gone")).returncode == 2
 
@@ -168,18 +225,24 @@ def test_limits_leave_the_system_its_part(tmp_path: Path, kib: int, group: str |
     (tmp_path / "meminfo").write_text(f"MemFree: 1 kB\nMemTotal:       {kib} kB\n")
     if group is not None:
         (tmp_path / "memory.max").write_text(group + "\n")
-    done = run(ROOT / "docker" / "limits", HARNESS_MEMINFO=str(tmp_path / "meminfo"), HARNESS_CGROUP=str(tmp_path))
+    done = run(
+        ROOT / "docker" / "limits", HARNESS_MEMINFO=str(tmp_path / "meminfo"), HARNESS_CGROUP=str(tmp_path)
+    )
     assert (done.returncode, done.stdout) == (0, f"HARNESS_MEMORY={limit}\n")
 
 
 def test_limits_of_a_machine_with_nothing_to_spare(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 3000000 kB\n")
-    done = run(ROOT / "docker" / "limits", HARNESS_MEMINFO=str(tmp_path / "meminfo"), HARNESS_CGROUP=str(tmp_path))
+    done = run(
+        ROOT / "docker" / "limits", HARNESS_MEMINFO=str(tmp_path / "meminfo"), HARNESS_CGROUP=str(tmp_path)
+    )
     assert (done.returncode, done.stdout) == (1, "")
 
 
 def git_index(path: Path, uid: int, gid: int, *, magic: bytes = b"DIRC") -> Path:
-    """An index of one entry, by git's own description of the format: ten words, of which uid and gid are the 8th and 9th."""
+    """An index of one entry, by git's own description of the format: ten words, of which uid and gid are the
+    8th and 9th.
+    """
     entry = struct.pack(">10I20sH", 1, 2, 3, 4, 5, 6, 0o100644, uid, gid, 7, bytes(20), 1) + b"a" + bytes(1)
     path.write_bytes(magic + struct.pack(">2I", 2, 1) + entry)
     return path
@@ -187,22 +250,35 @@ def git_index(path: Path, uid: int, gid: int, *, magic: bytes = b"DIRC") -> Path
 
 @pytest.mark.parametrize(("uid", "gid"), [(0, 0), (1000, 1000), (31415, 100), (4_000_000_000, 2**32 - 2)])
 def test_owner_is_read_from_the_index(tmp_path: Path, uid: int, gid: int) -> None:
-    assert run("sh", ROOT / "docker" / "owner", git_index(tmp_path / "index", uid, gid)).stdout == f"{uid} {gid}\n"
+    assert (
+        run("sh", ROOT / "docker" / "owner", git_index(tmp_path / "index", uid, gid)).stdout
+        == f"{uid} {gid}\n"
+    )
 
 
 def test_owner_without_an_index_is_the_first_user(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"DIRC" + bytes(8))
     (tmp_path / "empty").touch()
-    for index in (tmp_path / "none", tmp_path / "short", tmp_path / "empty", git_index(tmp_path / "other", 5, 5, magic=b"PACK")):
+    for index in (
+        tmp_path / "none",
+        tmp_path / "short",
+        tmp_path / "empty",
+        git_index(tmp_path / "other", 5, 5, magic=b"PACK"),
+    ):
         assert run("sh", ROOT / "docker" / "owner", index).stdout == "1000 1000\n"
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="git itself writes this index; the test image has no git")
+@pytest.mark.skipif(
+    shutil.which("git") is None, reason="git itself writes this index; the test image has no git"
+)
 def test_owner_is_what_git_writes(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for command in (["init", "-q"], ["add", "file"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    assert run("sh", ROOT / "docker" / "owner", tmp_path / ".git" / "index").stdout == f"{os.getuid()} {os.getgid()}\n"
+    assert (
+        run("sh", ROOT / "docker" / "owner", tmp_path / ".git" / "index").stdout
+        == f"{os.getuid()} {os.getgid()}\n"
+    )
 
 
 @pytest.fixture
@@ -224,7 +300,9 @@ def revision(checkout: Path) -> tuple[str, str]:
 def test_revision_is_the_commit_wherever_git_keeps_it(checkout: Path) -> None:
     assert revision(checkout)[0] == COMMIT
     (checkout / ".git/refs/heads/main").unlink()
-    (checkout / ".git/packed-refs").write_text(f"# pack-refs\n{'f' * 40} refs/heads/other\n{COMMIT} refs/heads/main\n")
+    (checkout / ".git/packed-refs").write_text(
+        f"# pack-refs\n{'f' * 40} refs/heads/other\n{COMMIT} refs/heads/main\n"
+    )
     assert revision(checkout)[0] == COMMIT
     (checkout / ".git/HEAD").write_text(f"{'a' * 40}\n")
     assert revision(checkout)[0] == "a" * 40

@@ -44,7 +44,16 @@ def test_the_same_statistics_differ_by_nothing(tmp_path: Path) -> None:
 
 
 def test_the_largest_difference_comes_first_as_a_share_of_the_spread(tmp_path: Path) -> None:
-    found = compare(OURS, _file(tmp_path / "x.json", lambda body: (body["state"]["q99"].__setitem__(0, 3.0), body["actions"]["mean"].__setitem__(0, 0.6))))
+    found = compare(
+        OURS,
+        _file(
+            tmp_path / "x.json",
+            lambda body: (
+                body["state"]["q99"].__setitem__(0, 3.0),
+                body["actions"]["mean"].__setitem__(0, 0.6),
+            ),
+        ),
+    )
     first, second = found.differences[:2]
     assert (first.key, first.dimension, first.statistic, first.share) == ("state", 0, "q99", 0.25)
     assert (second.key, second.statistic) == ("actions", "mean")
@@ -68,7 +77,14 @@ def test_zero_padding_is_no_dimension_but_values_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"norm_stats": {"state": 3}}', '{"norm_stats": {"state": {"mean": [1], "std": [1, 2], "q01": [1], "q99": [1]}}}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"norm_stats": {"state": 3}}',
+        '{"norm_stats": {"state": {"mean": [1], "std": [1, 2], "q01": [1], "q99": [1]}}}',
+    ],
 )
 def test_what_is_not_norm_stats_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
@@ -77,7 +93,8 @@ def test_what_is_not_norm_stats_is_refused(tmp_path: Path, text: str) -> None:
     assert caught.value.code == "norm-stats-invalid"
 
 
-# --- what our data become under their statistics ----------------------------------------------------------------------------
+# --- what our data become under their statistics
+# ----------------------------------------------------------------------------
 
 
 def _sample(mode: str = "quantile") -> tuple[NormStats, dict]:
@@ -98,7 +115,10 @@ def _write(path: Path, body: object) -> Path:
 
 
 def test_a_range_that_is_too_small_for_our_data_says_how_far_it_goes(tmp_path: Path) -> None:
-    """openpi issue 1025: q99 - q01 of 0.001 in one dimension. Against numpy's own normalization of every row."""
+    """openpi issue 1025: q99 - q01 of 0.001 in one dimension.
+
+    Against numpy's own normalization of every row.
+    """
     stats, rows = _sample()
     core = _core(stats)
     core["actions"]["q01"][2], core["actions"]["q99"][2] = 0.300, 0.301
@@ -107,7 +127,11 @@ def test_a_range_that_is_too_small_for_our_data_says_how_far_it_goes(tmp_path: P
     actions = open_dataset(sample_dataset_path()).columns.actions[:, 2].astype(np.float64)
     theirs = (actions - 0.3) / (0.001 + 1e-6) * 2 - 1
     assert (worst.key, worst.dimension) == ("actions", 2)
-    np.testing.assert_allclose([worst.low, worst.high, worst.outside], [theirs.min(), theirs.max(), (abs(theirs) > 1).mean()], rtol=1e-6)
+    np.testing.assert_allclose(
+        [worst.low, worst.high, worst.outside],
+        [theirs.min(), theirs.max(), (abs(theirs) > 1).mean()],
+        rtol=1e-6,
+    )
     assert (round(worst.q01), round(worst.q99)) == (-1645, 1069)
     assert len(found.findings) == 1
     assert found.findings[0].startswith("actions[2] reaches")
@@ -119,15 +143,26 @@ def test_our_own_statistics_are_reached_as_the_recipe_normalizes(tmp_path: Path,
     found = compare(stats, _write(tmp_path / "x.json", {"norm_stats": _core(stats)}), **rows)
     opened = open_dataset(sample_dataset_path())
     for one in found.reach:
-        values = normalize(opened.columns.state if one.key == "state" else opened.columns.actions, stats.norm_stats[one.key], mode)[:, one.dimension]
-        np.testing.assert_allclose([one.low, one.high, one.outside], [values.min(), values.max(), (abs(values) > 1).mean()], rtol=1e-5)
+        values = normalize(
+            opened.columns.state if one.key == "state" else opened.columns.actions,
+            stats.norm_stats[one.key],
+            mode,
+        )[:, one.dimension]
+        np.testing.assert_allclose(
+            [one.low, one.high, one.outside],
+            [values.min(), values.max(), (abs(values) > 1).mean()],
+            rtol=1e-5,
+        )
     assert len(found.reach) == 15
     assert found.findings == []
 
 
 def test_padding_to_32_dimensions_is_left_out_of_the_reach(tmp_path: Path) -> None:
     stats, rows = _sample()
-    padded = {key: {name: vector + [0.0] * (32 - len(vector)) for name, vector in one.items()} for key, one in _core(stats).items()}
+    padded = {
+        key: {name: vector + [0.0] * (32 - len(vector)) for name, vector in one.items()}
+        for key, one in _core(stats).items()
+    }
     found = compare(stats, _write(tmp_path / "x.json", {"norm_stats": padded}), **rows)
     assert (found.only_theirs, found.largest_share, len(found.reach)) == ({"state": 0, "actions": 0}, 0.0, 15)
 
@@ -138,7 +173,12 @@ FORMS = {
     "LeRobot's stats.json": lambda core: {
         "observation.state": core["state"] | {"count": [100], "max": [1.0] * 8},
         "action": core["actions"] | {"count": [100], "q50": [0.0] * 7},
-        "observation.images.top": {"mean": [[[0.4]]] * 3, "std": [[[0.2]]] * 3, "max": [[[1.0]]] * 3, "count": [100]},
+        "observation.images.top": {
+            "mean": [[[0.4]]] * 3,
+            "std": [[[0.2]]] * 3,
+            "max": [[[1.0]]] * 3,
+            "count": [100],
+        },
     },
 }
 
@@ -153,14 +193,24 @@ def test_the_forms_that_people_have_are_read_and_named(tmp_path: Path, form: str
 def test_the_key_action_is_the_key_actions(tmp_path: Path) -> None:
     stats, _ = _sample()
     core = _core(stats)
-    assert compare(stats, _write(tmp_path / "x.json", {"norm_stats": {"state": core["state"], "action": core["actions"]}})).largest_share == 0
+    assert (
+        compare(
+            stats,
+            _write(tmp_path / "x.json", {"norm_stats": {"state": core["state"], "action": core["actions"]}}),
+        ).largest_share
+        == 0
+    )
 
 
 def test_lerobots_file_is_found_in_its_dataset_by_the_recipes_names(tmp_path: Path) -> None:
     stats, _ = _sample()
     core = _core(stats)
     (tmp_path / "meta").mkdir()
-    body = {"joints": core["state"] | {"count": [1]}, "targets": core["actions"] | {"count": [1]}, "action": {"mean": [0.0], "count": [1]}}
+    body = {
+        "joints": core["state"] | {"count": [1]},
+        "targets": core["actions"] | {"count": [1]},
+        "action": {"mean": [0.0], "count": [1]},
+    }
     _write(tmp_path / "meta/stats.json", body)
     assert compare(stats, tmp_path, names={"state": "joints", "actions": "targets"}).largest_share == 0
 
@@ -168,9 +218,19 @@ def test_lerobots_file_is_found_in_its_dataset_by_the_recipes_names(tmp_path: Pa
 def test_the_episodes_of_a_dataset_are_put_together_where_that_suffices(tmp_path: Path) -> None:
     """Mean and deviation of a whole follow from its parts', quantiles do not."""
     generator = np.random.default_rng(3)
-    parts = [{"state": generator.normal(size=(n, 2)), "action": generator.normal(size=(n, 1))} for n in (5, 9, 2)]
+    parts = [
+        {"state": generator.normal(size=(n, 2)), "action": generator.normal(size=(n, 1))} for n in (5, 9, 2)
+    ]
     lines = [
-        {"stats": {key: {"mean": x.mean(0).tolist(), "std": x.std(0).tolist(), "count": [len(x)]} for key, x in part.items()} | {"image": {"mean": [[[0.5]]]}}}
+        {
+            "stats": (
+                {
+                    key: {"mean": x.mean(0).tolist(), "std": x.std(0).tolist(), "count": [len(x)]}
+                    for key, x in part.items()
+                }
+                | {"image": {"mean": [[[0.5]]]}}
+            )
+        }
         for part in parts
     ]
     (tmp_path / "episodes_stats.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -208,7 +268,9 @@ def _change(key: str, statistic: str, dimension: int | None, value: object) -> o
         (_change("actions", "q99", None, {"a": 1}), "actions[0]: q99 is {'a': 1}"),
     ],
 )
-def test_quantiles_that_mean_nothing_are_refused_by_name_and_only_where_they_are_needed(tmp_path: Path, change: object, said: str) -> None:
+def test_quantiles_that_mean_nothing_are_refused_by_name_and_only_where_they_are_needed(
+    tmp_path: Path, change: object, said: str
+) -> None:
     file = _file(tmp_path / "x.json", change)
     with pytest.raises(HarnessError) as caught:
         compare(OURS, file)
@@ -232,7 +294,18 @@ def test_a_negative_deviation_is_refused(tmp_path: Path) -> None:
     assert "state[0]: std is -1" in str(caught.value.got)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"norm_stats": ' * 5000, "1" * 100_000, '{"norm_stats": {"state": {"q01": "x"}}}', "\ud800", "null", "3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"norm_stats": ' * 5000,
+        "1" * 100_000,
+        '{"norm_stats": {"state": {"q01": "x"}}}',
+        "\ud800",
+        "null",
+        "3",
+    ],
+)
 def test_no_bytes_are_a_traceback(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text, errors="surrogatepass")
     with pytest.raises(HarnessError) as caught:

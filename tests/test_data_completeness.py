@@ -27,7 +27,13 @@ LAST = {"v2.1": ("data/chunk-000/episode_000002.parquet", 3), "v3.0": ("data/chu
 
 
 def _recipe(root: Path, **changes: str) -> Recipe:
-    keys = {"dataset": str(root), "state": "observation.state", "actions": "action", "cameras.base_0_rgb": "cam", "cameras.left_wrist_0_rgb": "null"} | changes
+    keys = {
+        "dataset": str(root),
+        "state": "observation.state",
+        "actions": "action",
+        "cameras.base_0_rgb": "cam",
+        "cameras.left_wrist_0_rgb": "null",
+    } | changes
     return load_recipe("smoke", [f"data.{key}={value}" for key, value in keys.items()])
 
 
@@ -39,7 +45,12 @@ def _replace(path: Path, row: int, cell: bytes) -> None:
     table = pq.read_table(path)
     cells = table.column("cam").to_pylist()
     cells[row] = {"bytes": cell, "path": None}
-    pq.write_table(table.set_column(table.schema.get_field_index("cam"), "cam", pa.array(cells, table.schema.field("cam").type)), path)
+    pq.write_table(
+        table.set_column(
+            table.schema.get_field_index("cam"), "cam", pa.array(cells, table.schema.field("cam").type)
+        ),
+        path,
+    )
 
 
 def _jpeg() -> bytes:
@@ -109,9 +120,14 @@ def test_a_shape_with_channels_first_is_no_finding(tmp_path: Path) -> None:
 
 
 def _cut_at_the_front_index(path: Path) -> None:
-    """The same video with its index in front, as some encoders write, and the end of its data gone: the index still promises all."""
+    """The same video with its index in front, as some encoders write, and the end of its data gone: the index
+    still promises all.
+    """
     ready = path.with_suffix(".front.mp4")
-    with av.open(str(path)) as source, av.open(str(ready), "w", format="mp4", options={"movflags": "faststart"}) as target:
+    with (
+        av.open(str(path)) as source,
+        av.open(str(ready), "w", format="mp4", options={"movflags": "faststart"}) as target,
+    ):
         stream = source.streams.video[0]
         copy = target.add_stream_from_template(stream)
         for packet in source.demux(stream):

@@ -47,7 +47,9 @@ def test_the_hash_changes_with_any_file_and_any_name(tmp_path: Path) -> None:
 
 
 def test_the_hash_does_not_depend_on_who_copied_the_files(tmp_path: Path) -> None:
-    """Another order of creation, other times and modes, a downloader's notes, a README, and links into a hub cache."""
+    """Another order of creation, other times and modes, a downloader's notes, a README, and links into a hub
+    cache.
+    """
     root = writer.write(tmp_path / "set")
     snapshot, blobs = tmp_path / "cache/snapshots/0123", tmp_path / "cache/blobs"
     blobs.mkdir(parents=True)
@@ -64,7 +66,10 @@ def test_the_hash_does_not_depend_on_who_copied_the_files(tmp_path: Path) -> Non
 
 def test_the_same_data_elsewhere_has_the_same_hash(tmp_path: Path) -> None:
     shutil.copytree(sample_dataset_path(), tmp_path / "elsewhere")
-    assert describe(load_recipe("smoke", [f"data.dataset={tmp_path / 'elsewhere'}"])).sha256 == describe(load_recipe("smoke")).sha256
+    assert (
+        describe(load_recipe("smoke", [f"data.dataset={tmp_path / 'elsewhere'}"])).sha256
+        == describe(load_recipe("smoke")).sha256
+    )
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused() -> None:
@@ -81,7 +86,9 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["paligemma", "/no/such.model"])
-def test_data_and_statistics_need_no_tokenizer_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str) -> None:
+def test_data_and_statistics_need_no_tokenizer_and_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
+) -> None:
     _offline(monkeypatch, tmp_path)
     recipe = load_recipe("smoke", [f"data.tokenizer={tokenizer}"])
     chain = Chain(RunDir(tmp_path / "run"), recipe)
@@ -107,6 +114,10 @@ def test_lengths_that_were_unknown_are_known_when_the_tokenizer_is_there(tmp_pat
     shutil.copyfile(sample_tokenizer_path(), model)
     after, sample = chain.dataset(), describe(load_recipe("smoke"))
     assert (before.longest_prompt_tokens, before.prompt_tokens) == (None, 64)
-    assert (after.longest_prompt_tokens, after.prompt_tokens, after.unknown) == (sample.longest_prompt_tokens, 32, {})
+    assert (after.longest_prompt_tokens, after.prompt_tokens, after.unknown) == (
+        sample.longest_prompt_tokens,
+        32,
+        {},
+    )
     assert after == chain.dataset()
     assert after.inputs == before.inputs

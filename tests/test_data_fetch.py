@@ -1,4 +1,6 @@
-"""Datasets by name: the real hub client against a small hub of our own on localhost, in processes of their own."""
+"""Datasets by name: the real hub client against a small hub of our own on localhost, in processes of their
+own.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,11 @@ class Hub(BaseHTTPRequestHandler):
         if revision not in (COMMIT, "main", "v1"):
             return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body=body)
         content = (self.root / name).read_bytes()
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+        }
         if body and name in self.broken:
             self.broken.discard(name)
             self.send_response(200)
@@ -71,9 +77,21 @@ class Hub(BaseHTTPRequestHandler):
         files = sorted(p for p in self.root.rglob("*") if p.is_file())
         answer: Any
         if parts[0] == "tree":
-            answer = [{"type": "file", "path": p.relative_to(self.root).as_posix(), "size": p.stat().st_size, "oid": "0" * 40} for p in files]
+            answer = [
+                {
+                    "type": "file",
+                    "path": p.relative_to(self.root).as_posix(),
+                    "size": p.stat().st_size,
+                    "oid": "0" * 40,
+                }
+                for p in files
+            ]
         else:
-            answer = {"id": "lab/robot", "sha": COMMIT, "siblings": [{"rfilename": p.relative_to(self.root).as_posix()} for p in files]}
+            answer = {
+                "id": "lab/robot",
+                "sha": COMMIT,
+                "siblings": [{"rfilename": p.relative_to(self.root).as_posix()} for p in files],
+            }
         return self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, body=body)
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], *, body: bool) -> None:
@@ -119,10 +137,27 @@ except HarnessError as error:
 
 
 def _ask(endpoint: str, cache: Path, *overrides: str, **more: str) -> Any:
-    """What `resolve` says in a process that knows only this hub. Its client reads the environment when it is imported."""
+    """What `resolve` says in a process that knows only this hub.
+
+    Its client reads the environment when it is imported.
+    """
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "", "NO_PROXY": "*"} | more
-    done = subprocess.run([sys.executable, "-c", ASK, *overrides], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    environment |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(cache),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "",
+        "NO_PROXY": "*",
+    } | more
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *overrides],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -135,7 +170,9 @@ def test_a_hub_id_is_downloaded_once_and_then_read_offline(hub: str, tmp_path: P
     assert again == [path, source, revision, digest]
 
 
-def test_of_what_nobody_typed_the_hub_hears_nothing_and_what_is_kept_is_used(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_what_nobody_typed_the_hub_hears_nothing_and_what_is_kept_is_used(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
     monkeypatch.setattr(Hub, "log_message", lambda self, *_: asked.append(self.path))
     nobody = {"NOBODY_TYPED": "1", "HF_TOKEN": "hf_" + "a" * 34}
@@ -177,7 +214,9 @@ def test_a_directory_wins_over_the_hub(tmp_path: Path) -> None:
     assert (found.path, found.revision) == (tmp_path.resolve(), None)
 
 
-@pytest.mark.parametrize("name", ["nothing", "./no/such/place", "/no/such/place", "a b/c", "", "lab/robot/extra"])
+@pytest.mark.parametrize(
+    "name", ["nothing", "./no/such/place", "/no/such/place", "a b/c", "", "lab/robot/extra"]
+)
 def test_neither_a_directory_nor_a_hub_id(name: str) -> None:
     recipe = load_recipe("smoke")
     with pytest.raises(HarnessError) as caught:
@@ -186,11 +225,15 @@ def test_neither_a_directory_nor_a_hub_id(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["~", "/", "/usr", "DIR"])
-def test_a_directory_that_is_no_dataset_is_refused_before_anything_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_directory_that_is_no_dataset_is_refused_before_anything_is_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(paths, "walk", lambda *_, **__: pytest.fail("it was walked"))
     with pytest.raises(HarnessError) as caught:
-        chain.Chain(None, load_recipe("smoke", [f"data.dataset='{tmp_path if name == 'DIR' else name}'"])).dataset()
+        chain.Chain(
+            None, load_recipe("smoke", [f"data.dataset='{tmp_path if name == 'DIR' else name}'"])
+        ).dataset()
     assert caught.value.code == "not-a-dataset"
 
 

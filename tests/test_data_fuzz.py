@@ -1,4 +1,6 @@
-"""Damaged files of every kind: the reader answers with data or with a HarnessError, never with anything else."""
+"""Damaged files of every kind: the reader answers with data or with a HarnessError, never with anything
+else.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,24 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-BUDGET = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+BUDGET = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @pytest.fixture(scope="module")
 def originals() -> Iterator[dict[str, Path]]:
     with tempfile.TemporaryDirectory() as place:
-        yield {name: writer.write(Path(place) / name, version="v2.1" if name == "video" else name, images=kind, lengths=(3, 2)) for name, kind in FORMS.items()}
+        yield {
+            name: writer.write(
+                Path(place) / name, version="v2.1" if name == "video" else name, images=kind, lengths=(3, 2)
+            )
+            for name, kind in FORMS.items()
+        }
 
 
 def _read_all(root: Path) -> None:
@@ -59,18 +72,29 @@ def _copy(root: Path, place: str) -> Path:
 def test_changed_bytes_of_any_file(originals: dict[str, Path], form: str, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = _copy(originals[form], place)
-        path = data.draw(st.sampled_from(sorted(p for p in root.rglob("*") if p.is_file() and "001" not in p.name)))
+        path = data.draw(
+            st.sampled_from(sorted(p for p in root.rglob("*") if p.is_file() and "001" not in p.name))
+        )
         content = bytearray(path.read_bytes())
         for _ in range(data.draw(st.integers(1, 8))):
             # The footer holds parquet's and mp4's structure: half of the hits go there.
-            at = data.draw(st.integers(0, len(content) - 1) | st.integers(max(0, len(content) - 600), len(content) - 1))
+            at = data.draw(
+                st.integers(0, len(content) - 1) | st.integers(max(0, len(content) - 600), len(content) - 1)
+            )
             content[at] = data.draw(st.integers(0, 255))
-        path.write_bytes(bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2, len(content) - 1]))]))
+        path.write_bytes(
+            bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2, len(content) - 1]))])
+        )
         _read_all(root)
 
 
 @BUDGET
-@given(key=st.sampled_from(["codebase_version", "fps", "features", "data_path", "video_path", "chunks_size", "total_frames"]), value=JSON)
+@given(
+    key=st.sampled_from(
+        ["codebase_version", "fps", "features", "data_path", "video_path", "chunks_size", "total_frames"]
+    ),
+    value=JSON,
+)
 def test_any_value_in_info(originals: dict[str, Path], key: str, value: Any) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = _copy(originals["v2.1"], place)
@@ -80,7 +104,10 @@ def test_any_value_in_info(originals: dict[str, Path], key: str, value: Any) -> 
 
 
 @BUDGET
-@given(name=st.sampled_from(["episodes", "tasks"]), rows=st.lists(st.dictionaries(st.sampled_from(["episode_index", "length", "task_index", "task"]), JSON)))
+@given(
+    name=st.sampled_from(["episodes", "tasks"]),
+    rows=st.lists(st.dictionaries(st.sampled_from(["episode_index", "length", "task_index", "task"]), JSON)),
+)
 def test_any_rows_in_the_lists(originals: dict[str, Path], name: str, rows: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = _copy(originals["v2.1"], place)
@@ -89,7 +116,12 @@ def test_any_rows_in_the_lists(originals: dict[str, Path], name: str, rows: list
 
 
 @BUDGET
-@given(template=st.lists(st.sampled_from([*"abx{}./:0!\\\0", "{episode_index:06d}", "../", "{video_key}", "videos/"]), max_size=12).map("".join))
+@given(
+    template=st.lists(
+        st.sampled_from([*"abx{}./:0!\\\0", "{episode_index:06d}", "../", "{video_key}", "videos/"]),
+        max_size=12,
+    ).map("".join)
+)
 def test_any_path_template(originals: dict[str, Path], template: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = _copy(originals["video"], place)
@@ -99,7 +131,12 @@ def test_any_path_template(originals: dict[str, Path], template: str) -> None:
 
 
 @BUDGET
-@given(content=st.binary(max_size=200), header=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"BM", b"RIFF\x00\x01\x00\x00WEBPVP8 "]))
+@given(
+    content=st.binary(max_size=200),
+    header=st.sampled_from(
+        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"BM", b"RIFF\x00\x01\x00\x00WEBPVP8 "]
+    ),
+)
 def test_any_bytes_as_an_image(content: bytes, header: bytes) -> None:
     with contextlib.suppress(HarnessError):
         images.decode(header + content, "fuzz")

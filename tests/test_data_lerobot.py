@@ -1,4 +1,6 @@
-"""The dataset reader: LeRobot's own answers (golden), every form of storage, and every way a dataset can be broken."""
+"""The dataset reader: LeRobot's own answers (golden), every form of storage, and every way a dataset can be
+broken.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,25 @@ from harness.recipe.schema import Recipe
 from tests import lerobot_writer as writer
 
 HERE = Path(__file__).parent
-FORMS = [("v2.0", "parquet"), ("v2.1", "parquet"), ("v3.0", "parquet"), ("v2.1", "files"), ("v2.1", "paths"), ("v3.0", "files"), ("v3.0", "paths")]
+FORMS = [
+    ("v2.0", "parquet"),
+    ("v2.1", "parquet"),
+    ("v3.0", "parquet"),
+    ("v2.1", "files"),
+    ("v2.1", "paths"),
+    ("v3.0", "files"),
+    ("v3.0", "paths"),
+]
 
 
 def recipe(root: Path, **changes: str) -> Recipe:
-    keys = {"dataset": str(root), "state": "observation.state", "actions": "action", "cameras.base_0_rgb": "cam", "cameras.left_wrist_0_rgb": "null"} | changes
+    keys = {
+        "dataset": str(root),
+        "state": "observation.state",
+        "actions": "action",
+        "cameras.base_0_rgb": "cam",
+        "cameras.left_wrist_0_rgb": "null",
+    } | changes
     return load_recipe("smoke", [f"data.{key}={value}" for key, value in keys.items()])
 
 
@@ -50,7 +66,11 @@ def test_equals_what_lerobots_reader_returns(version: str) -> None:
         image = data.image(int(i), "image").astype(np.float32) / np.float32(255)
         wrist = data.image(int(i), "wrist_image").astype(np.float32) / np.float32(255)
         np.testing.assert_array_equal(image.transpose(2, 0, 1)[:, :4, :4], golden["image_corner"][n])
-        np.testing.assert_allclose([image.mean(), image.std(), wrist.mean()], [golden[k][n] for k in ("image_mean", "image_std", "wrist_mean")], rtol=1e-5)
+        np.testing.assert_allclose(
+            [image.mean(), image.std(), wrist.mean()],
+            [golden[k][n] for k in ("image_mean", "image_std", "wrist_mean")],
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize(("version", "images"), FORMS)
@@ -113,7 +133,9 @@ def test_numbers_are_read_without_the_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 @pytest.mark.parametrize("batch_rows", [1, 3, 100])
-def test_a_large_file_is_read_in_parts_of_whole_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, batch_rows: int) -> None:
+def test_a_large_file_is_read_in_parts_of_whole_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, batch_rows: int
+) -> None:
     monkeypatch.setattr(rows, "BLOCK_ROWS", 4)
     monkeypatch.setattr(columns, "_BATCH_ROWS", batch_rows)
     data = opened(writer.write(tmp_path, version=version, lengths=(3, 1, 7, 2, 2, 5)))
@@ -136,7 +158,9 @@ def test_a_large_file_is_read_in_parts_of_whole_episodes(tmp_path: Path, monkeyp
         ("timestamp", 10, float("nan"), "dataset-index-invalid"),
     ],
 )
-def test_a_row_is_named_by_its_place_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, row: int, value: object, code: str) -> None:
+def test_a_row_is_named_by_its_place_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, row: int, value: object, code: str
+) -> None:
     """Whichever part of a large file it is in."""
     monkeypatch.setattr(rows, "BLOCK_ROWS", 4)
     root = writer.write(tmp_path, version="v3.0", lengths=(3, 1, 7, 2, 2, 5))
@@ -147,7 +171,8 @@ def test_a_row_is_named_by_its_place_in_the_file(tmp_path: Path, monkeypatch: py
     assert f"row {row}" in caught.value.what
 
 
-# --- broken datasets -----------------------------------------------------------------------------------------------------
+# --- broken datasets
+# -----------------------------------------------------------------------------------------------------
 
 
 def _change(path: Path, column: str, change: Callable[[list], list]) -> None:
@@ -173,7 +198,12 @@ def _bomb() -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 FIRST = "data/chunk-000/episode_000000.parquet"
@@ -192,37 +222,94 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object]]] = {
     "zero episodes": ("dataset-empty", lambda root: (root / "meta/episodes.jsonl").write_text("")),
     "an episode of no frames": (
         "dataset-metadata-invalid",
-        lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length": 0, "tasks": []}'),
+        lambda root: (root / "meta/episodes.jsonl").write_text(
+            '{"episode_index": 0, "length": 0, "tasks": []}'
+        ),
     ),
     "an episode twice": (
         "dataset-metadata-invalid",
-        lambda root: (root / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length": 7}\n{"episode_index": 0, "length": 7}'),
+        lambda root: (root / "meta/episodes.jsonl").write_text(
+            '{"episode_index": 0, "length": 7}\n{"episode_index": 0, "length": 7}'
+        ),
     ),
     "totals differ": ("dataset-rows-mismatch", lambda root: _info(root, total_frames=17)),
-    "path outside": ("dataset-path-unsafe", lambda root: _info(root, data_path="../episode_{episode_index:06d}.parquet")),
+    "path outside": (
+        "dataset-path-unsafe",
+        lambda root: _info(root, data_path="../episode_{episode_index:06d}.parquet"),
+    ),
     "absolute path": ("dataset-path-unsafe", lambda root: _info(root, data_path="/etc/passwd")),
-    "template with an attribute": ("dataset-metadata-invalid", lambda root: _info(root, data_path="data/{episode_index.__class__}")),
-    "template of a huge width": ("dataset-metadata-invalid", lambda root: _info(root, data_path="data/{episode_index:0999999999d}")),
-    "a link outside": ("dataset-path-unsafe", lambda root: ((root / FIRST).unlink(), (root / FIRST).symlink_to("/etc/passwd"))),
+    "template with an attribute": (
+        "dataset-metadata-invalid",
+        lambda root: _info(root, data_path="data/{episode_index.__class__}"),
+    ),
+    "template of a huge width": (
+        "dataset-metadata-invalid",
+        lambda root: _info(root, data_path="data/{episode_index:0999999999d}"),
+    ),
+    "a link outside": (
+        "dataset-path-unsafe",
+        lambda root: ((root / FIRST).unlink(), (root / FIRST).symlink_to("/etc/passwd")),
+    ),
     "missing parquet": ("dataset-file-missing", lambda root: (root / SECOND).unlink()),
-    "truncated parquet": ("dataset-file-corrupt", lambda root: (root / SECOND).write_bytes((root / SECOND).read_bytes()[:-100])),
+    "truncated parquet": (
+        "dataset-file-corrupt",
+        lambda root: (root / SECOND).write_bytes((root / SECOND).read_bytes()[:-100]),
+    ),
     "empty parquet": ("dataset-file-corrupt", lambda root: (root / SECOND).write_bytes(b"")),
-    "wrong row count": ("dataset-rows-mismatch", lambda root: pq.write_table(pq.read_table(root / SECOND).slice(0, 4), root / SECOND)),
-    "files exchanged": ("dataset-rows-mismatch", lambda root: (root / SECOND).write_bytes((root / FIRST).read_bytes())),
-    "a column is missing": ("dataset-feature-missing", lambda root: pq.write_table(pq.read_table(root / SECOND).drop_columns("action"), root / SECOND)),
+    "wrong row count": (
+        "dataset-rows-mismatch",
+        lambda root: pq.write_table(pq.read_table(root / SECOND).slice(0, 4), root / SECOND),
+    ),
+    "files exchanged": (
+        "dataset-rows-mismatch",
+        lambda root: (root / SECOND).write_bytes((root / FIRST).read_bytes()),
+    ),
+    "a column is missing": (
+        "dataset-feature-missing",
+        lambda root: pq.write_table(pq.read_table(root / SECOND).drop_columns("action"), root / SECOND),
+    ),
     "duplicate indices": ("dataset-index-invalid", lambda root: _change(root / SECOND, "index", _set(2, 8))),
-    "frame_index wrong": ("dataset-index-invalid", lambda root: _change(root / SECOND, "frame_index", _set(2, 1))),
-    "episode_index wrong": ("dataset-index-invalid", lambda root: _change(root / SECOND, "episode_index", _set(2, 0))),
+    "frame_index wrong": (
+        "dataset-index-invalid",
+        lambda root: _change(root / SECOND, "frame_index", _set(2, 1)),
+    ),
+    "episode_index wrong": (
+        "dataset-index-invalid",
+        lambda root: _change(root / SECOND, "episode_index", _set(2, 0)),
+    ),
     "unknown task": ("dataset-index-invalid", lambda root: _change(root / SECOND, "task_index", _set(2, 9))),
-    "NaN timestamp": ("dataset-index-invalid", lambda root: _change(root / SECOND, "timestamp", _set(2, float("nan")))),
-    "NaN action": ("dataset-not-finite", lambda root: _change(root / SECOND, "action", _set(3, [0.0, float("nan")]))),
-    "infinite state": ("dataset-not-finite", lambda root: _change(root / SECOND, "observation.state", _set(3, [0.0, float("inf"), 1.0]))),
+    "NaN timestamp": (
+        "dataset-index-invalid",
+        lambda root: _change(root / SECOND, "timestamp", _set(2, float("nan"))),
+    ),
+    "NaN action": (
+        "dataset-not-finite",
+        lambda root: _change(root / SECOND, "action", _set(3, [0.0, float("nan")])),
+    ),
+    "infinite state": (
+        "dataset-not-finite",
+        lambda root: _change(root / SECOND, "observation.state", _set(3, [0.0, float("inf"), 1.0])),
+    ),
     "null action": ("dataset-feature-invalid", lambda root: _change(root / SECOND, "action", _set(3, None))),
-    "corrupt PNG": ("image-corrupt", lambda root: _change(root / FIRST, "cam", _set(0, {"bytes": writer.png(writer.frame(0))[:90], "path": None}))),
-    "not an image": ("image-corrupt", lambda root: _change(root / FIRST, "cam", _set(0, {"bytes": b"GIF89a", "path": None}))),
-    "decompression bomb": ("image-too-large", lambda root: _change(root / FIRST, "cam", _set(0, {"bytes": _bomb(), "path": None}))),
+    "corrupt PNG": (
+        "image-corrupt",
+        lambda root: _change(
+            root / FIRST, "cam", _set(0, {"bytes": writer.png(writer.frame(0))[:90], "path": None})
+        ),
+    ),
+    "not an image": (
+        "image-corrupt",
+        lambda root: _change(root / FIRST, "cam", _set(0, {"bytes": b"GIF89a", "path": None})),
+    ),
+    "decompression bomb": (
+        "image-too-large",
+        lambda root: _change(root / FIRST, "cam", _set(0, {"bytes": _bomb(), "path": None})),
+    ),
     "no image": ("image-missing", lambda root: _change(root / FIRST, "cam", _set(0, None))),
-    "image path outside": ("dataset-path-unsafe", lambda root: _change(root / FIRST, "cam", _set(0, {"bytes": None, "path": "../../etc/passwd"}))),
+    "image path outside": (
+        "dataset-path-unsafe",
+        lambda root: _change(root / FIRST, "cam", _set(0, {"bytes": None, "path": "../../etc/passwd"})),
+    ),
 }
 
 
@@ -241,15 +328,36 @@ def test_a_broken_dataset_is_refused(tmp_path: Path, name: str) -> None:
 V3_DATA, V3_EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 BROKEN_V3: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no episodes": ("dataset-file-missing", lambda root: (root / V3_EPISODES).unlink()),
-    "truncated episodes": ("dataset-file-corrupt", lambda root: (root / V3_EPISODES).write_bytes((root / V3_EPISODES).read_bytes()[:-50])),
-    "zero episodes": ("dataset-empty", lambda root: pq.write_table(pq.read_table(root / V3_EPISODES).slice(0, 0), root / V3_EPISODES)),
+    "truncated episodes": (
+        "dataset-file-corrupt",
+        lambda root: (root / V3_EPISODES).write_bytes((root / V3_EPISODES).read_bytes()[:-50]),
+    ),
+    "zero episodes": (
+        "dataset-empty",
+        lambda root: pq.write_table(pq.read_table(root / V3_EPISODES).slice(0, 0), root / V3_EPISODES),
+    ),
     "missing data file": ("dataset-file-missing", lambda root: (root / V3_DATA).unlink()),
-    "truncated data file": ("dataset-file-corrupt", lambda root: (root / V3_DATA).write_bytes((root / V3_DATA).read_bytes()[:-50])),
-    "wrong row count": ("dataset-rows-mismatch", lambda root: pq.write_table(pq.read_table(root / V3_DATA).slice(0, 11), root / V3_DATA)),
+    "truncated data file": (
+        "dataset-file-corrupt",
+        lambda root: (root / V3_DATA).write_bytes((root / V3_DATA).read_bytes()[:-50]),
+    ),
+    "wrong row count": (
+        "dataset-rows-mismatch",
+        lambda root: pq.write_table(pq.read_table(root / V3_DATA).slice(0, 11), root / V3_DATA),
+    ),
     "duplicate indices": ("dataset-index-invalid", lambda root: _change(root / V3_DATA, "index", _set(8, 7))),
-    "NaN action": ("dataset-not-finite", lambda root: _change(root / V3_DATA, "action", _set(9, [0.0, float("nan")]))),
-    "corrupt PNG": ("image-corrupt", lambda root: _change(root / V3_DATA, "cam", _set(0, {"bytes": b"\x89PNG\r\n\x1a\n", "path": None}))),
-    "decompression bomb": ("image-too-large", lambda root: _change(root / V3_DATA, "cam", _set(0, {"bytes": _bomb(), "path": None}))),
+    "NaN action": (
+        "dataset-not-finite",
+        lambda root: _change(root / V3_DATA, "action", _set(9, [0.0, float("nan")])),
+    ),
+    "corrupt PNG": (
+        "image-corrupt",
+        lambda root: _change(root / V3_DATA, "cam", _set(0, {"bytes": b"\x89PNG\r\n\x1a\n", "path": None})),
+    ),
+    "decompression bomb": (
+        "image-too-large",
+        lambda root: _change(root / V3_DATA, "cam", _set(0, {"bytes": _bomb(), "path": None})),
+    ),
 }
 
 
@@ -265,12 +373,22 @@ def test_a_broken_dataset_of_version_3_is_refused(tmp_path: Path, name: str) -> 
     assert caught.value.fix
 
 
-@pytest.mark.parametrize(("version", "place"), [("v2.1", "episode_000001.parquet row 2"), ("v3.0", "file-000.parquet row 9")])
-@pytest.mark.parametrize(("cell", "code"), [(writer.png(writer.frame(0))[:90], "image-corrupt"), (_bomb(), "image-too-large")])
-def test_an_image_that_cannot_be_decoded_is_named_with_file_and_row(tmp_path: Path, version: str, place: str, cell: bytes, code: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "place"), [("v2.1", "episode_000001.parquet row 2"), ("v3.0", "file-000.parquet row 9")]
+)
+@pytest.mark.parametrize(
+    ("cell", "code"), [(writer.png(writer.frame(0))[:90], "image-corrupt"), (_bomb(), "image-too-large")]
+)
+def test_an_image_that_cannot_be_decoded_is_named_with_file_and_row(
+    tmp_path: Path, version: str, place: str, cell: bytes, code: str
+) -> None:
     """Frame 9 is row 2 of the second episode, wherever that is stored."""
     root = writer.write(tmp_path, version=version)
-    _change(root / (SECOND if version == "v2.1" else V3_DATA), "cam", _set(int(place[-1]), {"bytes": cell, "path": None}))
+    _change(
+        root / (SECOND if version == "v2.1" else V3_DATA),
+        "cam",
+        _set(int(place[-1]), {"bytes": cell, "path": None}),
+    )
     assert opened(root).image(8, "cam").shape == (48, 64, 3)
     with pytest.raises(HarnessError) as caught:
         opened(root).image(9, "cam")
@@ -318,8 +436,13 @@ def test_v3_episodes_that_do_not_follow_each_other_are_refused(tmp_path: Path) -
     assert caught.value.code == "dataset-rows-mismatch"
 
 
-@pytest.mark.parametrize(("key", "value", "nearest"), [("cameras.base_0_rgb", "camera", "cam"), ("state", "observation.stat", "observation.state")])
-def test_a_feature_that_is_not_there_gets_the_nearest_name(tmp_path: Path, key: str, value: str, nearest: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "nearest"),
+    [("cameras.base_0_rgb", "camera", "cam"), ("state", "observation.stat", "observation.state")],
+)
+def test_a_feature_that_is_not_there_gets_the_nearest_name(
+    tmp_path: Path, key: str, value: str, nearest: str
+) -> None:
     root = writer.write(tmp_path)
     with pytest.raises(HarnessError) as caught:
         describe(recipe(root, **{key: value}))
@@ -338,12 +461,15 @@ def test_more_actions_than_the_model_has_room_for_are_refused_and_more_state_is_
     root = writer.write(tmp_path)
 
     def narrow(width: int) -> Recipe:
-        return recipe(root).model_copy(update={"model": recipe(root).model.model_copy(update={"action_dim": width})})
+        return recipe(root).model_copy(
+            update={"model": recipe(root).model.model_copy(update={"action_dim": width})}
+        )
 
     with pytest.raises(HarnessError) as caught:
         describe(narrow(1))
     assert caught.value.code == "action-dim-too-small"
     assert describe(narrow(2)).findings == [
-        "observation.state has 3 dimensions, more than model.action_dim (2); it does not enter this model, so nothing of it is lost"
+        "observation.state has 3 dimensions, more than model.action_dim (2); it does not enter this model, so"
+        " nothing of it is lost"
     ]
     assert describe(narrow(3)).findings == []

@@ -45,7 +45,11 @@ def _loader(made: Made, **options: Any) -> Loader:
 
 def _leaves(batch: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     for key, value in batch.items():
-        yield from ((f"{key}/{camera}", image) for camera, image in value.items()) if isinstance(value, dict) else ((key, value),)
+        yield from (
+            ((f"{key}/{camera}", image) for camera, image in value.items())
+            if isinstance(value, dict)
+            else ((key, value),)
+        )
 
 
 def _assert_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -71,10 +75,19 @@ def test_a_batch_holds_what_the_dataset_has_at_its_index(sample: Made) -> None:
         "index": ("int64", (8,)),
     }
     for n, i in enumerate(batch["index"].tolist()):
-        np.testing.assert_array_equal(batch["images"]["left_wrist_0_rgb"][n], resize_with_pad(data.image(i, "wrist_image"), 224))
-        np.testing.assert_array_equal(batch["state"][n, :8], normalize(data.state(i), stats.norm_stats["state"], "quantile"))
-        np.testing.assert_array_equal(batch["actions"][n, :, :7], normalize(data.action_chunk(i, 10)[0], stats.norm_stats["actions"], "quantile"))
-        assert batch["tokens"][n][batch["token_mask"][n]].tolist() == load_tokenizer("sample").encode(data.task(i))
+        np.testing.assert_array_equal(
+            batch["images"]["left_wrist_0_rgb"][n], resize_with_pad(data.image(i, "wrist_image"), 224)
+        )
+        np.testing.assert_array_equal(
+            batch["state"][n, :8], normalize(data.state(i), stats.norm_stats["state"], "quantile")
+        )
+        np.testing.assert_array_equal(
+            batch["actions"][n, :, :7],
+            normalize(data.action_chunk(i, 10)[0], stats.norm_stats["actions"], "quantile"),
+        )
+        assert batch["tokens"][n][batch["token_mask"][n]].tolist() == load_tokenizer("sample").encode(
+            data.task(i)
+        )
         assert not batch["tokens"][n][~batch["token_mask"][n]].any()
     assert not batch["state"][:, 8:].any()
     assert not batch["actions"][..., 7:].any()
@@ -112,7 +125,10 @@ def test_images_as_stored_are_resized_to_the_same_batches(sample: Made, workers:
     for step, batch in enumerate(found, 5):
         for camera, images in batch["images"].items():
             assert images.shape == (8, 256, 256, 3), camera
-        resized = {camera: np.stack([resize_with_pad(image, 224) for image in images]) for camera, images in batch["images"].items()}
+        resized = {
+            camera: np.stack([resize_with_pad(image, 224) for image in images])
+            for camera, images in batch["images"].items()
+        }
         _assert_equal(batch | {"images": resized}, _loader(sample).batch(step))
 
 
@@ -125,7 +141,11 @@ def test_shards_partition_the_global_batch(sample: Made) -> None:
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [({"batch_size": 101}, "dataset-smaller-than-batch"), ({"shards": 3}, "batch-not-divisible"), ({"shard": 2, "shards": 2}, "batch-not-divisible")],
+    [
+        ({"batch_size": 101}, "dataset-smaller-than-batch"),
+        ({"shards": 3}, "batch-not-divisible"),
+        ({"shard": 2, "shards": 2}, "batch-not-divisible"),
+    ],
 )
 def test_a_batch_that_cannot_be_made_is_refused(sample: Made, options: dict[str, int], code: str) -> None:
     with pytest.raises(HarnessError) as caught:
@@ -143,7 +163,12 @@ def test_another_dataset_than_described_is_refused(sample: Made) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_image_arrives_as_its_own_error(tmp_path: Path, workers: int) -> None:
     root = writer.write(tmp_path, images="files")
-    mapped = ["data.state=observation.state", "data.actions=action", "data.cameras.base_0_rgb=cam", "data.cameras.left_wrist_0_rgb=null"]
+    mapped = [
+        "data.state=observation.state",
+        "data.actions=action",
+        "data.cameras.base_0_rgb=cam",
+        "data.cameras.left_wrist_0_rgb=null",
+    ]
     recipe = load_recipe("smoke", [f"data.dataset={root}", *mapped])
     dataset = describe(recipe)
     (root / "images/cam/episode_000001/frame_000002.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -179,7 +204,9 @@ def test_kept_images_change_nothing(sample: Made, monkeypatch: pytest.MonkeyPatc
 
 
 def test_processes_of_the_loader_end_when_the_trainer_is_killed(tmp_path: Path) -> None:
-    """Killed, the trainer cannot tell them; left behind, they would hold memory for as long as the machine runs."""
+    """Killed, the trainer cannot tell them; left behind, they would hold memory for as long as the machine
+    runs.
+    """
     script = """
     import itertools, time
     from harness.data.dataset import describe
@@ -194,8 +221,13 @@ def test_processes_of_the_loader_end_when_the_trainer_is_killed(tmp_path: Path) 
             time.sleep(600)
     """
     (tmp_path / "trains.py").write_text(textwrap.dedent(script))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]), "JAX_PLATFORMS": "cpu"}
-    with subprocess.Popen([sys.executable, str(tmp_path / "trains.py")], stdout=subprocess.PIPE, env=environment) as trainer:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "JAX_PLATFORMS": "cpu",
+    }
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "trains.py")], stdout=subprocess.PIPE, env=environment
+    ) as trainer:
         assert trainer.stdout is not None
         try:
             assert trainer.stdout.readline() == b"ready\n"
@@ -211,7 +243,11 @@ def test_processes_of_the_loader_end_when_the_trainer_is_killed(tmp_path: Path) 
 
 def _loader_processes(trainer: int) -> list[str]:
     """Its children that grain has spawned, whichever of its threads did."""
-    children = [child for task in Path(f"/proc/{trainer}/task").iterdir() for child in (task / "children").read_text().split()]
+    children = [
+        child
+        for task in Path(f"/proc/{trainer}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
     return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
@@ -248,7 +284,9 @@ def test_a_state_that_is_wider_than_the_model_keeps_its_width(tmp_path: Path) ->
 
 
 def test_training_asks_for_the_tokenizer_that_a_description_can_do_without(tmp_path: Path) -> None:
-    made = _mapped(writer.write(tmp_path), "data.state=observation.state", f"data.tokenizer={tmp_path / 'nothing.model'}")
+    made = _mapped(
+        writer.write(tmp_path), "data.state=observation.state", f"data.tokenizer={tmp_path / 'nothing.model'}"
+    )
     with pytest.raises(HarnessError) as caught:
         _loader(made)
     assert caught.value.code == "tokenizer-not-found"

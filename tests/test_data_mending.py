@@ -1,4 +1,6 @@
-"""What is wrong with a dataset is told apart, and no fix loses a recording: whole files stay, and only a hub's copy is fetched again."""
+"""What is wrong with a dataset is told apart, and no fix loses a recording: whole files stay, and only a
+hub's copy is fetched again.
+"""
 
 from __future__ import annotations
 
@@ -103,11 +105,16 @@ def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path: Path, images: str, file:
     assert (words[:2], words[3:], Path(words[2]).is_dir()) == (["git", "-C"], ["lfs", "pull"], True)
 
 
-# --- versions ---------------------------------------------------------------------------------------------------------------
+# --- versions
+# ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("version", "said"), [("v3.0", "v2.1"), ("v3.0", "v2.0"), ("v2.1", "v3.0"), ("v2.0", "v3.0")])
-def test_a_wrong_version_is_recognized_from_the_files_and_its_fix_mends_it(tmp_path: Path, version: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "said"), [("v3.0", "v2.1"), ("v3.0", "v2.0"), ("v2.1", "v3.0"), ("v2.0", "v3.0")]
+)
+def test_a_wrong_version_is_recognized_from_the_files_and_its_fix_mends_it(
+    tmp_path: Path, version: str, said: str
+) -> None:
     root = writer.write(tmp_path / "a set", version=version)
     _info(root, codebase_version=said)
     refusal = _refusal(root)
@@ -123,12 +130,19 @@ def test_files_of_both_versions_are_read_as_info_says(tmp_path: Path) -> None:
     assert describe(recipe(root)).format_version == "v3.0"
 
 
-# --- metadata that are wrong while the files are whole ----------------------------------------------------------------------
+# --- metadata that are wrong while the files are whole
+# ----------------------------------------------------------------------
 
 
 def test_whole_floats_are_counts(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set", version="v3.0")
-    _episodes(root, lambda rows: [row.update({key: float(value) for key, value in row.items() if isinstance(value, int)}) for row in rows])
+    _episodes(
+        root,
+        lambda rows: [
+            row.update({key: float(value) for key, value in row.items() if isinstance(value, int)})
+            for row in rows
+        ],
+    )
     assert describe(recipe(root)).frames == 16
 
 
@@ -154,7 +168,10 @@ def test_an_episode_that_is_listed_in_the_file_before_is_told_with_its_right_fil
     refusal = _refusal(root)
     assert refusal.code == "episode-place-wrong"
     assert "episode 2" in refusal.what
-    assert (refusal.got, refusal.need) == ("data/chunk-000/file-000.parquet", "data/chunk-000/file-001.parquet")
+    assert (refusal.got, refusal.need) == (
+        "data/chunk-000/file-000.parquet",
+        "data/chunk-000/file-001.parquet",
+    )
 
 
 def test_rows_that_are_nowhere_are_no_matter_of_the_place(tmp_path: Path) -> None:
@@ -174,7 +191,9 @@ def test_rows_that_are_nowhere_are_no_matter_of_the_place(tmp_path: Path) -> Non
         ({"number": [1, 2]}, "no task text"),
     ],
 )
-def test_the_text_of_a_task_is_found_beside_others(tmp_path: Path, columns: dict, want: list[str] | str) -> None:
+def test_the_text_of_a_task_is_found_beside_others(
+    tmp_path: Path, columns: dict, want: list[str] | str
+) -> None:
     root = writer.write(tmp_path / "set", version="v3.0")
     pq.write_table(pa.table({"task_index": [0, 1]} | columns), root / "meta/tasks.parquet")
     if isinstance(want, list):
@@ -184,11 +203,19 @@ def test_the_text_of_a_task_is_found_beside_others(tmp_path: Path, columns: dict
 
 
 def _two_clips(root: Path, start_s: Callable[[int], float]) -> Path:
-    """Videos in two files: episode 0 in the first, episodes 1 and 2 in the second, from where `start_s` says."""
+    """Videos in two files: episode 0 in the first, episodes 1 and 2 in the second, from where `start_s`
+    says.
+    """
     writer.write(root, version="v3.0", images="video")
     writer.encode(root / CLIP / "file-000.mp4", range(7), "libx264")
     writer.encode(root / CLIP / "file-001.mp4", range(7, 16), "libx264")
-    _episodes(root, lambda rows: [row.update({"videos/cam/file_index": int(n > 0), "videos/cam/from_timestamp": start_s(n)}) for n, row in enumerate(rows)])
+    _episodes(
+        root,
+        lambda rows: [
+            row.update({"videos/cam/file_index": int(n > 0), "videos/cam/from_timestamp": start_s(n)})
+            for n, row in enumerate(rows)
+        ],
+    )
     return root
 
 
@@ -209,7 +236,9 @@ def test_a_camera_of_another_rate_is_told_with_both(tmp_path: Path) -> None:
     _at_rate(path, range(0, 20, 2), 5)
     refusal = _refusal(root)
     assert refusal.code == "video-other-rate"
-    assert "5 frames a second in the video (10 frames), 10 in the table (20 rows of episode 0)" in str(refusal.got)
+    assert "5 frames a second in the video (10 frames), 10 in the table (20 rows of episode 0)" in str(
+        refusal.got
+    )
 
 
 def test_a_rate_that_is_nearly_the_tables_is_told_where_it_drifts_away(tmp_path: Path) -> None:
@@ -241,7 +270,8 @@ def _at_rate(path: Path, frames: range, rate: float) -> None:
         container.mux(stream.encode(None))
 
 
-# --- features ---------------------------------------------------------------------------------------------------------------
+# --- features
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_all_features_that_are_not_there_are_said_at_once_and_the_fix_maps_them(tmp_path: Path) -> None:
@@ -276,16 +306,30 @@ def test_a_dataset_without_a_state_is_mapped_to_none(tmp_path: Path) -> None:
 def _data(*arguments: str) -> subprocess.CompletedProcess[str]:
     import sys
 
-    return subprocess.run([sys.executable, "-m", "harness.cli", "data", *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "harness.cli", "data", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
-# --- what trains badly ------------------------------------------------------------------------------------------------------
+# --- what trains badly
+# ------------------------------------------------------------------------------------------------------
 
 
 def _cells(path: Path, column: str, change: Callable[[list], list]) -> None:
     table = pq.read_table(path)
     field = table.schema.field(column)
-    pq.write_table(table.set_column(table.schema.get_field_index(column), field, pa.array(change(table.column(column).to_pylist()), field.type)), path)
+    pq.write_table(
+        table.set_column(
+            table.schema.get_field_index(column),
+            field,
+            pa.array(change(table.column(column).to_pylist()), field.type),
+        ),
+        path,
+    )
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
@@ -294,51 +338,94 @@ def test_frames_without_an_instruction_are_counted(tmp_path: Path, version: str,
     """The second task is that of the second episode alone."""
     root = writer.write(tmp_path / "set", version=version)
     if version == "v3.0":
-        pq.write_table(pa.table({"task_index": [0, 1], "task": [writer.TASKS[0], text]}), root / "meta/tasks.parquet")
+        pq.write_table(
+            pa.table({"task_index": [0, 1], "task": [writer.TASKS[0], text]}), root / "meta/tasks.parquet"
+        )
     else:
-        (root / "meta/tasks.jsonl").write_text("".join(json.dumps({"task_index": n, "task": t}) + "\n" for n, t in enumerate((writer.TASKS[0], text))))
-    assert describe(recipe(root)).findings == ["5 of 16 frames, in 1 of 3 episodes, have no instruction (their task is empty)"]
+        (root / "meta/tasks.jsonl").write_text(
+            "".join(
+                json.dumps({"task_index": n, "task": t}) + "\n" for n, t in enumerate((writer.TASKS[0], text))
+            )
+        )
+    assert describe(recipe(root)).findings == [
+        "5 of 16 frames, in 1 of 3 episodes, have no instruction (their task is empty)"
+    ]
 
 
 @pytest.mark.parametrize(
     ("picture", "said"),
     [
-        (lambda _: np.zeros((*writer.SIZE, 3), np.uint8), "cam: 16 of 16 sampled frames are of one colour, 16 of them black"),
-        (lambda n: np.full((*writer.SIZE, 3), n % 7 + 1, np.uint8), "cam: 16 of 16 sampled frames are of one colour"),
+        (
+            lambda _: np.zeros((*writer.SIZE, 3), np.uint8),
+            "cam: 16 of 16 sampled frames are of one colour, 16 of them black",
+        ),
+        (
+            lambda n: np.full((*writer.SIZE, 3), n % 7 + 1, np.uint8),
+            "cam: 16 of 16 sampled frames are of one colour",
+        ),
         (lambda _: writer.frame(3), "cam: all 16 sampled frames are the same picture, to the last pixel"),
     ],
 )
-def test_a_camera_that_shows_nothing_is_a_finding(tmp_path: Path, picture: Callable[[int], np.ndarray], said: str) -> None:
+def test_a_camera_that_shows_nothing_is_a_finding(
+    tmp_path: Path, picture: Callable[[int], np.ndarray], said: str
+) -> None:
     root = writer.write(tmp_path / "set")
     for path in root.rglob("*.parquet"):
-        _cells(path, "cam", lambda cells: [{"bytes": writer.png(picture(n)), "path": None} for n in range(len(cells))])
+        _cells(
+            path,
+            "cam",
+            lambda cells: [{"bytes": writer.png(picture(n)), "path": None} for n in range(len(cells))],
+        )
     assert describe(recipe(root)).findings == [said]
 
 
 def test_a_camera_that_is_mapped_twice_is_a_finding(tmp_path: Path) -> None:
-    (finding,) = describe(recipe(writer.write(tmp_path / "set"), **{"cameras.left_wrist_0_rgb": "cam"})).findings
+    (finding,) = describe(
+        recipe(writer.write(tmp_path / "set"), **{"cameras.left_wrist_0_rgb": "cam"})
+    ).findings
     assert finding == "cam is mapped to 2 cameras: base_0_rgb, left_wrist_0_rgb"
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_depth_as_a_camera_is_refused_where_it_would_be_white_and_told_where_it_is_grey(tmp_path: Path, bits: int) -> None:
+def test_depth_as_a_camera_is_refused_where_it_would_be_white_and_told_where_it_is_grey(
+    tmp_path: Path, bits: int
+) -> None:
     root = writer.write(tmp_path / "set")
-    depth = (np.arange(48 * 64).reshape(48, 64) % 251).astype(np.uint8) if bits == 8 else (np.arange(48 * 64).reshape(48, 64) + 300).astype(np.uint16)
+    depth = (
+        (np.arange(48 * 64).reshape(48, 64) % 251).astype(np.uint8)
+        if bits == 8
+        else (np.arange(48 * 64).reshape(48, 64) + 300).astype(np.uint16)
+    )
     for path in root.rglob("*.parquet"):
-        _cells(path, "cam", lambda cells: [{"bytes": writer.png(np.roll(depth, n, 1)), "path": None} for n in range(len(cells))])
+        _cells(
+            path,
+            "cam",
+            lambda cells: [
+                {"bytes": writer.png(np.roll(depth, n, 1)), "path": None} for n in range(len(cells))
+            ],
+        )
     info = json.loads((root / "meta/info.json").read_text())
     info["features"]["cam"] |= {"shape": [48, 64, 1], "info": {"video.is_depth_map": True}}
     (root / "meta/info.json").write_text(json.dumps(info))
     if bits == 16:
         assert _refusal(root).code == "image-too-deep"
     else:
-        assert describe(recipe(root)).findings == ["cam is mapped as a colour camera, and the metadata call it a depth map"]
+        assert describe(recipe(root)).findings == [
+            "cam is mapped as a colour camera, and the metadata call it a depth map"
+        ]
 
 
 def test_a_grey_camera_is_a_camera(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set")
     for path in root.rglob("*.parquet"):
-        _cells(path, "cam", lambda cells: [{"bytes": writer.png(np.roll(writer.frame(n)[..., 0], n)), "path": None} for n in range(len(cells))])
+        _cells(
+            path,
+            "cam",
+            lambda cells: [
+                {"bytes": writer.png(np.roll(writer.frame(n)[..., 0], n)), "path": None}
+                for n in range(len(cells))
+            ],
+        )
     assert describe(recipe(root)).findings == []
 
 
@@ -352,7 +439,13 @@ def test_depth_in_a_video_is_refused(tmp_path: Path) -> None:
         stream.height, stream.width, stream.pix_fmt = *writer.SIZE, "gray12le"
         stream.options = {"x265-params": "log-level=none"}
         for n in range(7):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full(writer.SIZE, 400 + n, np.uint16), format="gray16le").reformat(format="gray12le")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(
+                        np.full(writer.SIZE, 400 + n, np.uint16), format="gray16le"
+                    ).reformat(format="gray12le")
+                )
+            )
         container.mux(stream.encode(None))
     assert _refusal(root).code == "image-too-deep"
 
@@ -361,10 +454,15 @@ def test_depth_in_a_video_is_refused(tmp_path: Path) -> None:
     ("value", "said"),
     [
         (lambda _: [0.0, 0.0], "action: all 2 dimensions are 0 in all 16 frames; there is nothing to learn"),
-        (lambda a: [a[0], 0.5], "1 of 2 dimensions of the actions never change in 16 frames: action[1] is 0.5"),
+        (
+            lambda a: [a[0], 0.5],
+            "1 of 2 dimensions of the actions never change in 16 frames: action[1] is 0.5",
+        ),
     ],
 )
-def test_actions_that_never_change_are_a_finding(tmp_path: Path, value: Callable[[list], list], said: str) -> None:
+def test_actions_that_never_change_are_a_finding(
+    tmp_path: Path, value: Callable[[list], list], said: str
+) -> None:
     root = writer.write(tmp_path / "set")
     for path in root.rglob("*.parquet"):
         _cells(path, "action", lambda cells: [value(cell) for cell in cells])

@@ -48,7 +48,10 @@ def test_says_nothing_before_it_knows(dataset: Dataset) -> None:
 
 
 def test_advises_images_only_where_there_is_video(dataset: Dataset) -> None:
-    video = {name: feature.model_copy(update={"dtype": "video"} if feature.dtype == "image" else {}) for name, feature in dataset.features.items()}
+    video = {
+        name: feature.model_copy(update={"dtype": "video"} if feature.dtype == "image" else {})
+        for name, feature in dataset.features.items()
+    }
     as_video = _pace(dataset.model_copy(update={"features": video}), 1.0).bottleneck(0.1)
     as_images = _pace(dataset, 1.0).bottleneck(0.1)
     assert as_video is not None
@@ -67,7 +70,10 @@ def test_advises_other_images_where_the_cores_resize_them(dataset: Dataset, size
 
 @pytest.mark.parametrize("shape", [[480, 640, 3], [3, 480, 640]])
 def test_advises_square_images_whatever_the_order_of_the_shape(dataset: Dataset, shape: list[int]) -> None:
-    wide = {name: feature.model_copy(update={"shape": shape} if feature.dtype == "image" else {}) for name, feature in dataset.features.items()}
+    wide = {
+        name: feature.model_copy(update={"shape": shape} if feature.dtype == "image" else {})
+        for name, feature in dataset.features.items()
+    }
     advice = _pace(dataset.model_copy(update={"features": wide}), 1.0).bottleneck(0.1)
     assert advice is not None
     assert "448 × 448" in advice
@@ -82,11 +88,15 @@ def test_the_batches_that_are_used_are_the_ones_measured(dataset: Dataset, worke
         found = list(islice(batches, 20))
         assert loader.bottleneck(1e9) is None
         assert loader.bottleneck(1e-9) is not None
-    assert [batch["index"].tolist() for batch in found] == [loader.batch(step)["index"].tolist() for step in range(20)]
+    assert [batch["index"].tolist() for batch in found] == [
+        loader.batch(step)["index"].tolist() for step in range(20)
+    ]
 
 
 @pytest.mark.parametrize(("text", "workers"), [(None, 0), ("", 0), ("3", 3)])
-def test_workers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, text: str | None, workers: int) -> None:
+def test_workers_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, text: str | None, workers: int
+) -> None:
     monkeypatch.delenv(WORKERS, raising=False)
     if text is not None:
         monkeypatch.setenv(WORKERS, text)

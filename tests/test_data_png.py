@@ -62,7 +62,14 @@ def test_a_chunk_that_could_change_colours_is_left_to_pillow() -> None:
 
 def test_damage_is_left_to_pillow() -> None:
     data = _save(_noise(2))
-    for damaged in (data[:-1], data[: len(data) // 2], data + b"x", data[:60] + bytes([data[60] ^ 1]) + data[61:], b"", data[:20]):
+    for damaged in (
+        data[:-1],
+        data[: len(data) // 2],
+        data + b"x",
+        data[:60] + bytes([data[60] ^ 1]) + data[61:],
+        b"",
+        data[:20],
+    ):
         assert decode_plain(damaged, MAX_PIXELS) is None
 
 
@@ -73,7 +80,12 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 def _made(width: int, height: int, *data: bytes) -> bytes:
     """A PNG of these data chunks, with every checksum right."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + b"".join(_chunk(b"IDAT", body) for body in data) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + b"".join(_chunk(b"IDAT", body) for body in data)
+        + _chunk(b"IEND", b"")
+    )
 
 
 def test_a_header_that_claims_more_than_the_data_can_hold() -> None:

@@ -1,4 +1,6 @@
-"""Statistics: the golden values, an independent line of numpy over chunks that are really built, and the degenerate cases."""
+"""Statistics: the golden values, an independent line of numpy over chunks that are really built, and the
+degenerate cases.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from harness.recipe.load import load_recipe
 from tests import lerobot_writer as writer
 
 HERE = Path(__file__).parent
-MAPPED = ["data.state=observation.state", "data.actions=action", "data.cameras.base_0_rgb=cam", "data.cameras.left_wrist_0_rgb=null"]
+MAPPED = [
+    "data.state=observation.state",
+    "data.actions=action",
+    "data.cameras.base_0_rgb=cam",
+    "data.cameras.left_wrist_0_rgb=null",
+]
 
 
 def _artifact(root: Path) -> Dataset:
@@ -35,13 +42,17 @@ def test_equals_the_exact_golden_values(version: str) -> None:
     golden = json.loads((HERE / "golden" / f"lerobot_{version}_image_norm_stats.json").read_text())["exact"]
     for key, values in golden.items():
         for name, value in values.items():
-            np.testing.assert_allclose(getattr(found.norm_stats[key], name), value, rtol=0, atol=1e-6, err_msg=f"{key} {name}")
+            np.testing.assert_allclose(
+                getattr(found.norm_stats[key], name), value, rtol=0, atol=1e-6, err_msg=f"{key} {name}"
+            )
     assert (found.frames, found.action_horizon) == (52, 10)
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 10])
 @pytest.mark.parametrize("block_rows", [1, 6, 1 << 18])
-def test_equals_numpy_over_chunks_that_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, horizon: int, block_rows: int) -> None:
+def test_equals_numpy_over_chunks_that_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, horizon: int, block_rows: int
+) -> None:
     """Also in several passes over blocks that hold less than the dataset."""
     monkeypatch.setattr(stats, "BLOCK_ROWS", block_rows)
     root = writer.write(tmp_path, lengths=(7, 1, 12, 4))
@@ -49,7 +60,10 @@ def test_equals_numpy_over_chunks_that_are_built(tmp_path: Path, monkeypatch: py
     found = stats.compute(recipe, describe(recipe))
     data = open_dataset(root, state="observation.state", actions="action")
     chunks = np.concatenate([data.action_chunk(i, horizon)[0] for i in range(data.frames)])
-    for key, values in (("state", writer.numbers(24)[0].astype(np.float64)), ("actions", chunks.astype(np.float64))):
+    for key, values in (
+        ("state", writer.numbers(24)[0].astype(np.float64)),
+        ("actions", chunks.astype(np.float64)),
+    ):
         got = found.norm_stats[key]
         np.testing.assert_allclose(got.mean, values.mean(axis=0), rtol=0, atol=1e-12)
         np.testing.assert_allclose(got.std, values.std(axis=0), rtol=0, atol=1e-12)
@@ -59,14 +73,18 @@ def test_equals_numpy_over_chunks_that_are_built(tmp_path: Path, monkeypatch: py
         np.testing.assert_array_equal(got.max, values.max(axis=0))
 
 
-@pytest.mark.parametrize("values", [[0.0], [-0.0, 0.0, -1e-38, 3e38, -3e38], [1.0, 1.0, 1.0, 2.0], list(np.linspace(-2, 5, 301))])
+@pytest.mark.parametrize(
+    "values", [[0.0], [-0.0, 0.0, -1e-38, 3e38, -3e38], [1.0, 1.0, 1.0, 2.0], list(np.linspace(-2, 5, 301))]
+)
 def test_quantiles_of_awkward_values(values: list[float]) -> None:
     column = np.array(values, np.float32)[:, None]
     tally = stats.Tally()
     tally.first(column, np.ones(len(column)))
     tally.second(column, np.ones(len(column)))
     found = tally.result()
-    np.testing.assert_allclose(found.q01 + found.q99, np.quantile(column[:, 0].astype(np.float64), [0.01, 0.99]), rtol=1e-12)
+    np.testing.assert_allclose(
+        found.q01 + found.q99, np.quantile(column[:, 0].astype(np.float64), [0.01, 0.99]), rtol=1e-12
+    )
 
 
 def test_weights_count_the_places_in_chunks() -> None:
@@ -121,18 +139,34 @@ def test_degenerate_dimensions_can_be_an_error_or_pass_through(tmp_path: Path) -
 def test_openpi_form_has_exactly_its_text() -> None:
     """The text that openpi's own serializer wrote for these numbers."""
     one = DimensionStats(mean=[0.0], std=[1.0], q01=[-1.0], q99=[1.5], min=[-2.0], max=[2.0])
-    body = ",\n".join(f'      "{name}": [\n        {value}\n      ]' for name, value in (("mean", 0.0), ("std", 1.0), ("q01", -1.0), ("q99", 1.5)))
-    expected = '{\n  "norm_stats": {\n    "state": {\n' + body + '\n    },\n    "actions": {\n' + body + "\n    }\n  }\n}"
-    assert stats.to_openpi_json(NormStats(norm_stats={"state": one, "actions": one}, frames=1, action_horizon=1)) == expected
+    body = ",\n".join(
+        f'      "{name}": [\n        {value}\n      ]'
+        for name, value in (("mean", 0.0), ("std", 1.0), ("q01", -1.0), ("q99", 1.5))
+    )
+    expected = (
+        '{\n  "norm_stats": {\n    "state": {\n'
+        + body
+        + '\n    },\n    "actions": {\n'
+        + body
+        + "\n    }\n  }\n}"
+    )
+    assert (
+        stats.to_openpi_json(NormStats(norm_stats={"state": one, "actions": one}, frames=1, action_horizon=1))
+        == expected
+    )
 
 
 def test_needs_neither_jax_nor_a_decoder() -> None:
-    """In a fresh process: describing the dataset may decode, computing its statistics may not import what decodes."""
+    """In a fresh process: describing the dataset may decode, computing its statistics may not import what
+    decodes.
+    """
     code = (
-        "import sys\nfrom pathlib import Path\nfrom harness.recipe.load import load_recipe\nfrom harness.data import stats\n"
-        "from harness.artifacts import Dataset\nfrom harness.data.sample import sample_dataset_path\n"
-        "dataset = Dataset.model_construct(path=str(sample_dataset_path()))\nstats.compute(load_recipe('smoke'), dataset)\n"
-        "print(sorted({m.split('.')[0] for m in sys.modules} & {'jax', 'jaxlib', 'PIL', 'av', 'grain', 'torch', 'tensorflow'}))"
+        "import sys\nfrom pathlib import Path\nfrom harness.recipe.load import load_recipe\nfrom harness.data"
+        " import stats\nfrom harness.artifacts import Dataset\nfrom harness.data.sample import"
+        " sample_dataset_path\ndataset ="
+        " Dataset.model_construct(path=str(sample_dataset_path()))\nstats.compute(load_recipe('smoke'),"
+        " dataset)\nprint(sorted({m.split('.')[0] for m in sys.modules} & {'jax', 'jaxlib', 'PIL', 'av',"
+        " 'grain', 'torch', 'tensorflow'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

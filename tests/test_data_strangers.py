@@ -39,7 +39,8 @@ def _code(look: Callable[[], object]) -> str:
     return caught.value.code
 
 
-# --- special files and links -----------------------------------------------------------------------------------------------
+# --- special files and links
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,8 @@ def test_what_is_no_content_changes_no_hash(tmp_path: Path) -> None:
     assert _code(lambda: content_hash(root)) == "dataset-path-unsafe"
 
 
-# --- metadata --------------------------------------------------------------------------------------------------------------
+# --- metadata
+# --------------------------------------------------------------------------------------------------------------
 
 INFO = {
     "chunks_size of 0": {"chunks_size": 0},
@@ -134,7 +136,9 @@ def test_a_claim_in_the_metadata_is_refused(tmp_path: Path, name: str) -> None:
     assert len(str(caught.value)) < 3000
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1e400", '{"fps": 1e99999}', "\xff", '"\\ud800"'])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "1e400", '{"fps": 1e99999}', "\xff", '"\\ud800"']
+)
 @pytest.mark.parametrize("file", ["info.json", "tasks.jsonl", "episodes.jsonl"])
 def test_no_json_is_a_traceback(tmp_path: Path, file: str, text: str) -> None:
     root = writer.write(tmp_path / "set")
@@ -142,7 +146,9 @@ def test_no_json_is_a_traceback(tmp_path: Path, file: str, text: str) -> None:
     assert _code(lambda: read_metadata(root)).startswith("dataset-")
 
 
-def test_a_line_without_an_end_and_lines_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_an_end_and_lines_without_end_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = writer.write(tmp_path / "set")
     path = root / "meta/episodes.jsonl"
     lines = path.read_text()
@@ -161,17 +167,23 @@ def test_a_length_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
     info = json.loads((root / "meta/info.json").read_text())
     del info["total_frames"]
     (root / "meta/info.json").write_text(json.dumps(info))
-    assert _code(lambda: open_dataset(root, state="observation.state", actions="action").columns) in ("dataset-too-large", "dataset-rows-mismatch")
+    assert _code(lambda: open_dataset(root, state="observation.state", actions="action").columns) in (
+        "dataset-too-large",
+        "dataset-rows-mismatch",
+    )
 
 
-# --- parquet ---------------------------------------------------------------------------------------------------------------
+# --- parquet
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def _limited(code: str, limit_gib: float = 1.5) -> subprocess.CompletedProcess[str]:
     """A program that has so much address space, in a process of its own."""
     limit = int(limit_gib * 2**30)
     start = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit}))\n"
-    return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", start + code], capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def _read(root: Path) -> str:
@@ -193,7 +205,10 @@ def test_an_episodes_table_of_millions_of_rows_is_not_unpacked(tmp_path: Path) -
     table = pq.read_table(root / V3_EPISODES)
     rows = 8_000_000
     same = {
-        name: pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), table.column(name).slice(0, 1).combine_chunks()) for name in table.column_names
+        name: pa.DictionaryArray.from_arrays(
+            pa.array(np.zeros(rows, np.int8)), table.column(name).slice(0, 1).combine_chunks()
+        )
+        for name in table.column_names
     }
     same = {name: value.dictionary_decode() for name, value in same.items() if not name.startswith("stats/")}
     pq.write_table(pa.table(same), root / V3_EPISODES, compression="zstd", row_group_size=rows)
@@ -209,7 +224,12 @@ def test_one_large_value_a_million_times_is_not_unpacked(tmp_path: Path, column:
     value, rows = "x" * 1_000_000, 200_000
     indices = pa.array(np.zeros(rows, np.int32))
     if column == "task":
-        table = pa.table({"task_index": pa.array(range(rows)), "task": pa.DictionaryArray.from_arrays(indices, pa.array([value]))})
+        table = pa.table(
+            {
+                "task_index": pa.array(range(rows)),
+                "task": pa.DictionaryArray.from_arrays(indices, pa.array([value])),
+            }
+        )
         pq.write_table(table, root / "meta/tasks.parquet", compression="zstd")
     else:
         pictures = pa.DictionaryArray.from_arrays(indices, pa.array([value.encode()]))
@@ -234,7 +254,9 @@ except HarnessError as error:
 def test_a_dictionary_of_few_large_values_is_read_as_ever(tmp_path: Path) -> None:
     """A camera that stands still: one picture for all frames, some 300 MB if each had its own."""
     picture = np.random.default_rng(0).bytes(1_500_000)
-    cells = pa.DictionaryArray.from_arrays(pa.array(np.zeros(150, np.int32)), pa.array([picture])).dictionary_decode()
+    cells = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(150, np.int32)), pa.array([picture])
+    ).dictionary_decode()
     pq.write_table(pa.table({"cam": cells}), tmp_path / "x.parquet")
     with columns.open_parquet(tmp_path, tmp_path / "x.parquet") as (file, raw):
         rows, _ = unpack.rows_at_once(raw, file.metadata, 0, "cam")
@@ -244,9 +266,14 @@ def test_a_dictionary_of_few_large_values_is_read_as_ever(tmp_path: Path) -> Non
 
 def test_numbers_that_a_small_file_claims_are_not_unpacked(tmp_path: Path) -> None:
     rows = 20_000_000
-    pq.write_table(pa.table({"x": pa.array(np.zeros(rows, np.int64))}), tmp_path / "x.parquet", row_group_size=rows)
+    pq.write_table(
+        pa.table({"x": pa.array(np.zeros(rows, np.int64))}), tmp_path / "x.parquet", row_group_size=rows
+    )
     assert (tmp_path / "x.parquet").stat().st_size < 100_000
-    assert _code(lambda: next(columns.read_columns(tmp_path, tmp_path / "x.parquet", ["x"], [rows]))) == "dataset-file-bomb"
+    assert (
+        _code(lambda: next(columns.read_columns(tmp_path, tmp_path / "x.parquet", ["x"], [rows])))
+        == "dataset-file-bomb"
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,17 +286,34 @@ def test_numbers_that_a_small_file_claims_are_not_unpacked(tmp_path: Path) -> No
         pa.array([["x" * 10], ["y"]], pa.list_(pa.string())),
     ],
 )
-def test_a_column_that_holds_no_numbers_is_refused_before_it_is_read(tmp_path: Path, values: pa.Array) -> None:
+def test_a_column_that_holds_no_numbers_is_refused_before_it_is_read(
+    tmp_path: Path, values: pa.Array
+) -> None:
     pq.write_table(pa.table({"x": values}), tmp_path / "x.parquet")
-    assert _code(lambda: next(columns.read_columns(tmp_path, tmp_path / "x.parquet", ["x"], [2]))) in ("dataset-feature-invalid",)
+    assert _code(lambda: next(columns.read_columns(tmp_path, tmp_path / "x.parquet", ["x"], [2]))) in (
+        "dataset-feature-invalid",
+    )
 
 
 def test_the_pages_are_those_that_the_footer_speaks_of(tmp_path: Path) -> None:
     """Against pyarrow's own sums, for every form in which it writes pages."""
-    table = pa.table({"a": pa.array(np.arange(50_000)), "v": pa.array([[float(i), 1.0] for i in range(50_000)]), "s": [str(i % 7) * 9 for i in range(50_000)]})
+    table = pa.table(
+        {
+            "a": pa.array(np.arange(50_000)),
+            "v": pa.array([[float(i), 1.0] for i in range(50_000)]),
+            "s": [str(i % 7) * 9 for i in range(50_000)],
+        }
+    )
     for version in ("1.0", "2.0"):
         for compression in ("snappy", "zstd", "none"):
-            pq.write_table(table, tmp_path / "x.parquet", data_page_version=version, compression=compression, data_page_size=4096, row_group_size=20_000)
+            pq.write_table(
+                table,
+                tmp_path / "x.parquet",
+                data_page_version=version,
+                compression=compression,
+                data_page_size=4096,
+                row_group_size=20_000,
+            )
             with columns.open_parquet(tmp_path, tmp_path / "x.parquet") as (file, raw):
                 for group in range(file.metadata.num_row_groups):
                     for leaf in unpack.leaves(file.metadata, ["a", "v", "s"]):
@@ -289,11 +333,21 @@ def test_a_page_that_claims_more_than_its_bytes_can_hold_is_refused(tmp_path: Pa
         data_page_size=1 << 28,
         row_group_size=1 << 28,
     )
-    assert _code(lambda: next(columns.read_columns(tmp_path, tmp_path / "x.parquet", ["x"], [100_000_000]))) == "dataset-file-bomb"
+    assert (
+        _code(lambda: next(columns.read_columns(tmp_path, tmp_path / "x.parquet", ["x"], [100_000_000])))
+        == "dataset-file-bomb"
+    )
 
 
 @pytest.mark.parametrize(
-    "header", [b"\x15" * 40, b"\x00", b"\x1c" * 5000, b"\x19\xff\xff\xff\xff\x0f", b"\x15\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"]
+    "header",
+    [
+        b"\x15" * 40,
+        b"\x00",
+        b"\x1c" * 5000,
+        b"\x19\xff\xff\xff\xff\x0f",
+        b"\x15\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    ],
 )
 def test_any_bytes_are_no_header_of_a_page(tmp_path: Path, header: bytes) -> None:
     class Chunk:
@@ -304,16 +358,25 @@ def test_any_bytes_are_no_header_of_a_page(tmp_path: Path, header: bytes) -> Non
         list(unpack.pages(file, Chunk))
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------------
+# --- pictures
+# --------------------------------------------------------------------------------------------------------------
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _png(*between: bytes, header: bytes = struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0), data: bytes | None = None) -> bytes:
+def _png(
+    *between: bytes, header: bytes = struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0), data: bytes | None = None
+) -> bytes:
     pixels = zlib.compress(bytes(4 * 13)) if data is None else data
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + b"".join(between) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + b"".join(between)
+        + _chunk(b"IDAT", pixels)
+        + _chunk(b"IEND", b"")
+    )
 
 
 FULL = zlib.compress(bytes(300_000_000), 9)
@@ -325,7 +388,8 @@ PNGS = {
     "interlaced and huge": _png(header=struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 1), data=FULL),
     "16 bits and huge": _png(header=struct.pack(">IIBBBBB", 60_000, 60_000, 16, 6, 0, 0, 0), data=FULL),
     "many frames, each huge": _png(
-        _chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)), _chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 60_000, 60_000, 0, 0, 1, 1, 0, 0))
+        _chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)),
+        _chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 60_000, 60_000, 0, 0, 1, 1, 0, 0)),
     ),
     "as claimed": _bomb(),
 }
@@ -361,7 +425,8 @@ def test_only_the_named_formats_are_opened(kind: str) -> None:
     assert _code(lambda: images.decode(buffer.getvalue(), "x")) == "image-corrupt"
 
 
-# --- videos ----------------------------------------------------------------------------------------------------------------
+# --- videos
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _patched(path: Path, box: bytes, at: int, value: int) -> None:
@@ -372,15 +437,26 @@ def _patched(path: Path, box: bytes, at: int, value: int) -> None:
 
 
 CLAIMS = {
-    "a size for four billion frames": lambda path: (_patched(path, b"stsz", 4, 7), _patched(path, b"stsz", 8, 2**32 - 1)),
+    "a size for four billion frames": lambda path: (
+        _patched(path, b"stsz", 4, 7),
+        _patched(path, b"stsz", 8, 2**32 - 1),
+    ),
     "a duration for four billion frames": lambda path: _patched(path, b"stts", 8, 2**32 - 1),
     "an edit list of a million parts": lambda path: _patched(path, b"elst", 4, 1_000_000),
     "a box of moving fragments": lambda path: path.write_bytes(
-        path.read_bytes() + struct.pack(">I4s", 28, b"moof") + struct.pack(">I4sIII", 20, b"trun", 0, 2**31, 0)
+        path.read_bytes()
+        + struct.pack(">I4s", 28, b"moof")
+        + struct.pack(">I4sIII", 20, b"trun", 0, 2**31, 0)
     ),
-    "a compressed header": lambda path: path.write_bytes(path.read_bytes() + struct.pack(">I4sI4s", 16, b"moov", 8, b"cmov")),
-    "a thousand tracks": lambda path: path.write_bytes(path.read_bytes() + struct.pack(">I4s", 8008, b"moov") + struct.pack(">I4s", 8, b"trak") * 1000),
-    "boxes without end": lambda path: path.write_bytes(path.read_bytes() + struct.pack(">I4s", 8, b"free") * 200_000),
+    "a compressed header": lambda path: path.write_bytes(
+        path.read_bytes() + struct.pack(">I4sI4s", 16, b"moov", 8, b"cmov")
+    ),
+    "a thousand tracks": lambda path: path.write_bytes(
+        path.read_bytes() + struct.pack(">I4s", 8008, b"moov") + struct.pack(">I4s", 8, b"trak") * 1000
+    ),
+    "boxes without end": lambda path: path.write_bytes(
+        path.read_bytes() + struct.pack(">I4s", 8, b"free") * 200_000
+    ),
 }
 
 
@@ -388,7 +464,10 @@ CLAIMS = {
 def test_a_video_that_claims_too_much_is_refused_before_it_is_indexed(tmp_path: Path, name: str) -> None:
     root = writer.write(tmp_path / "set", images="video")
     CLAIMS[name](root / VIDEO)
-    with (root / VIDEO).open("rb") as file, pytest.raises(ValueError, match=r"it claims|it has more|compressed"):
+    with (
+        (root / VIDEO).open("rb") as file,
+        pytest.raises(ValueError, match=r"it claims|it has more|compressed"),
+    ):
         mp4.check_claims(file)
     assert _code(lambda: describe(recipe(root))) == "video-corrupt"
 
@@ -401,7 +480,9 @@ def test_a_whole_video_claims_what_it_has(tmp_path: Path) -> None:
 
 
 def test_a_video_reads_no_other_file(tmp_path: Path) -> None:
-    """A data reference of the mp4 names another file, as QuickTime's reference movies do: its pictures are not taken from there."""
+    """A data reference of the mp4 names another file, as QuickTime's reference movies do: its pictures are
+    not taken from there.
+    """
     root = writer.write(tmp_path / "set", images="video")
     data = (root / VIDEO).read_bytes()
     whole = open_video(root, root / VIDEO)[0]
@@ -410,14 +491,25 @@ def test_a_video_reads_no_other_file(tmp_path: Path) -> None:
     at = data.rindex(b"dref") - 4
     # An alias record of QuickTime with the absolute path, in place of "in this file".
     name = str(other).encode()
-    alias = bytes(4) + bytes(6) + bytes(130) + bytes(10) + struct.pack(">HH", 2, len(name)) + name + b"\0" * (len(name) % 2) + struct.pack(">h", -1)
+    alias = (
+        bytes(4)
+        + bytes(6)
+        + bytes(130)
+        + bytes(10)
+        + struct.pack(">HH", 2, len(name))
+        + name
+        + b"\0" * (len(name) % 2)
+        + struct.pack(">h", -1)
+    )
     entry = struct.pack(">I4sI", 12 + len(alias), b"alis", 0) + alias
     box = struct.pack(">I4sII", 16 + len(entry), b"dref", 0, 1) + entry
     old = int.from_bytes(data[at : at + 4], "big")
     changed = bytearray(data[:at] + box + data[at + old :])
     for parent in (b"dinf", b"minf", b"mdia", b"trak", b"moov"):
         place = bytes(changed).rindex(parent) - 4
-        changed[place : place + 4] = struct.pack(">I", int.from_bytes(changed[place : place + 4], "big") + len(box) - old)
+        changed[place : place + 4] = struct.pack(
+            ">I", int.from_bytes(changed[place : place + 4], "big") + len(box) - old
+        )
     (root / VIDEO).write_bytes(bytes(changed))
     other.write_bytes(data)
     with av.open(str(root / VIDEO), options={"enable_drefs": "1", "use_absolute_path": "1"}) as trusting:
@@ -425,10 +517,15 @@ def test_a_video_reads_no_other_file(tmp_path: Path) -> None:
     assert _code(lambda: describe(recipe(root))) == "video-corrupt"
 
 
-def test_a_video_of_pictures_larger_than_it_says_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_of_pictures_larger_than_it_says_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = writer.write(tmp_path / "set", images="video")
     monkeypatch.setattr("harness.data.video._PIXELS", {"max_pixels": "1000"})
-    assert _code(lambda: open_dataset(root, state="observation.state", actions="action").image(0, "cam")) in ("video-corrupt", "image-too-large")
+    assert _code(lambda: open_dataset(root, state="observation.state", actions="action").image(0, "cam")) in (
+        "video-corrupt",
+        "image-too-large",
+    )
 
 
 def test_a_row_of_a_video_may_be_looked_for_at_any_time(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def test_any_text_can_be_encoded() -> None:
 
 
 def test_a_path_is_a_tokenizer() -> None:
-    assert load_tokenizer(str(sample_tokenizer_path())).encode("open the drawer") == load_tokenizer("sample").encode("open the drawer")
+    assert load_tokenizer(str(sample_tokenizer_path())).encode("open the drawer") == load_tokenizer(
+        "sample"
+    ).encode("open the drawer")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a model", b"\0" * 100])

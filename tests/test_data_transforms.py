@@ -15,7 +15,11 @@ STATS = DimensionStats(mean=[1.0, -2.0], std=[2.0, 0.0], q01=[-1.0, 3.0], q99=[3
 
 def test_normalize_by_quantile_and_zscore() -> None:
     x = np.array([[3.0, 3.0], [1.0, 4.0]], np.float32)
-    np.testing.assert_allclose(normalize(x, STATS, "quantile"), [[4 / 4.000001 * 2 - 1, -1], [2 / 4.000001 * 2 - 1, 1e6 * 2 - 1]], rtol=1e-6)
+    np.testing.assert_allclose(
+        normalize(x, STATS, "quantile"),
+        [[4 / 4.000001 * 2 - 1, -1], [2 / 4.000001 * 2 - 1, 1e6 * 2 - 1]],
+        rtol=1e-6,
+    )
     np.testing.assert_allclose(normalize(x, STATS, "zscore"), [[2 / 2.000001, 5e6], [0, 6e6]], rtol=1e-6)
     assert normalize(x, STATS, "quantile").dtype == np.float32
 
@@ -35,12 +39,19 @@ def test_statistics_of_another_dataset_are_refused() -> None:
     assert caught.value.code == "stats-shape"
 
 
-@pytest.mark.parametrize(("height", "width", "top", "left"), [(256, 256, 0, 0), (480, 640, 28, 0), (100, 50, 0, 56), (224, 224, 0, 0)])
+@pytest.mark.parametrize(
+    ("height", "width", "top", "left"),
+    [(256, 256, 0, 0), (480, 640, 28, 0), (100, 50, 0, 56), (224, 224, 0, 0)],
+)
 def test_resize_with_pad_keeps_the_aspect(height: int, width: int, top: int, left: int) -> None:
     image = np.random.default_rng(0).integers(1, 256, (height, width, 3), np.uint8)
     out = resize_with_pad(image, 224)
     inner = 224 - 2 * left, 224 - 2 * top
-    expected = np.asarray(Image.fromarray(image).resize(inner, Image.Resampling.BILINEAR)) if (height, width) != (224, 224) else image
+    expected = (
+        np.asarray(Image.fromarray(image).resize(inner, Image.Resampling.BILINEAR))
+        if (height, width) != (224, 224)
+        else image
+    )
     np.testing.assert_array_equal(out[top : 224 - top, left : 224 - left], expected)
     assert out.shape == (224, 224, 3)
     assert not out[:top].any()

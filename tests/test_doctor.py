@@ -1,4 +1,6 @@
-"""The doctor: each check finds what it is for, says nothing when all is well, and hides no other when it fails."""
+"""The doctor: each check finds what it is for, says nothing when all is well, and hides no other when it
+fails.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +38,58 @@ from harness.recipe.load import load_recipe
 from harness.run.lock import holder, locked
 from harness.units import GIB, MIB
 
-CARD = Gpu(index=0, name="NVIDIA RTX A6000", uuid="GPU-1", compute_capability="8.6", total_bytes=48 * GIB, free_bytes=47 * GIB, foreign_processes=[])
-HOST = Host(ram_total_bytes=64 * GIB, ram_available_bytes=60 * GIB, shm_bytes=8 * GIB, cores=8, wsl=False, container="docker")
+CARD = Gpu(
+    index=0,
+    name="NVIDIA RTX A6000",
+    uuid="GPU-1",
+    compute_capability="8.6",
+    total_bytes=48 * GIB,
+    free_bytes=47 * GIB,
+    foreign_processes=[],
+)
+HOST = Host(
+    ram_total_bytes=64 * GIB,
+    ram_available_bytes=60 * GIB,
+    shm_bytes=8 * GIB,
+    cores=8,
+    wsl=False,
+    container="docker",
+)
 LEVERS = Levers(platform="cuda", microbatch=8, prompt_tokens=48, cameras=["base_0_rgb"])
-FITS = Candidate(levers=LEVERS, device_bytes=20 * GIB, host_bytes=4 * GIB, disk_bytes=2 * MIB, verdict="fits", reason="fits", source="compiled")
+FITS = Candidate(
+    levers=LEVERS,
+    device_bytes=20 * GIB,
+    host_bytes=4 * GIB,
+    disk_bytes=2 * MIB,
+    verdict="fits",
+    reason="fits",
+    source="compiled",
+)
 NUMBERS = DimensionStats(mean=[0.0], std=[1.0], q01=[-1.0], q99=[1.0])
 STATS = NormStats(norm_stats={"state": NUMBERS, "actions": NUMBERS}, frames=9, action_horizon=2)
-FACTS: dict[str, Any] = {"features": {}, "cameras": {}, "sha256": "0", "longest_prompt_tokens": 9, "prompt_tokens": 16, "total_bytes": 1}
-DATASET = Dataset(source="sample", path="sample", format_version="v2.1", fps=10, episodes=2, frames=999, tasks=["one"], **FACTS)
+FACTS: dict[str, Any] = {
+    "features": {},
+    "cameras": {},
+    "sha256": "0",
+    "longest_prompt_tokens": 9,
+    "prompt_tokens": 16,
+    "total_bytes": 1,
+}
+DATASET = Dataset(
+    source="sample",
+    path="sample",
+    format_version="v2.1",
+    fps=10,
+    episodes=2,
+    frames=999,
+    tasks=["one"],
+    **FACTS,
+)
 # The data is not here: what is looked at of it is then unknown.
 NO_DATA: dict[str, Any] = {"dataset": None, "stats": None}
 UNSEEN = {"dataset": "unknown", "statistics": "unknown"}
-# The check that starts a process of JAX on a GPU, and the two that would ask a server, are tried on their own below.
+# The check that starts a process of JAX on a GPU, and the two that would ask a server, are tried on their own
+# below.
 QUIET = tuple(check for check in examine.CHECKS if check.name != "GPU and JAX")
 
 
@@ -66,7 +108,12 @@ def plan(chosen: Candidate | None) -> Plan:
 
 def situation(tmp_path: Path, **changes: Any) -> Situation:
     machine = Machine(gpus=[CARD], driver_version="570.86.15", cuda_driver_version="12.8", host=HOST)
-    usual: dict[str, Any] = {"recipe": load_recipe("smoke"), "machine": machine, "environ": {"HOME": str(tmp_path)}, "plan": plan(FITS)}
+    usual: dict[str, Any] = {
+        "recipe": load_recipe("smoke"),
+        "machine": machine,
+        "environ": {"HOME": str(tmp_path)},
+        "plan": plan(FITS),
+    }
     usual |= {"run": tmp_path, "writes": (tmp_path,), "dataset": DATASET, "stats": STATS}
     return Situation(**(usual | changes))
 
@@ -96,15 +143,33 @@ def test_a_good_machine_has_no_findings(tmp_path: Path) -> None:
     [
         ({"machine": Machine(gpus=[CARD], driver_version="520.61.05", host=HOST)}, {"driver": "error"}),
         ({"machine": Machine(gpus=[CARD], driver_version="525.60.13", host=HOST)}, {}),
-        ({"machine": Machine(gpus=[CARD.model_copy(update={"compute_capability": "12.0"})], driver_version="550.1", host=HOST)}, {"driver": "error"}),
+        (
+            {
+                "machine": Machine(
+                    gpus=[CARD.model_copy(update={"compute_capability": "12.0"})],
+                    driver_version="550.1",
+                    host=HOST,
+                )
+            },
+            {"driver": "error"},
+        ),
         ({"machine": Machine(gpus=[CARD], host=HOST)}, {"driver": "unknown"}),
         ({"machine": card(compute_capability="5.0")}, {"compute capability": "error"}),
         ({"machine": card(compute_capability="7.5")}, {"compute capability": "error"}),
         ({"machine": card(compute_capability=None)}, {"compute capability": "unknown"}),
-        ({"machine": card(foreign_processes=[GpuProcess(pid=7, used_bytes=GIB)])}, {"device memory": "warning"}),
-        ({"plan": plan(None)}, {"device memory": "error", "host memory": "unknown", "disk": "unknown", "deviation": "unknown"}),
+        (
+            {"machine": card(foreign_processes=[GpuProcess(pid=7, used_bytes=GIB)])},
+            {"device memory": "warning"},
+        ),
+        (
+            {"plan": plan(None)},
+            {"device memory": "error", "host memory": "unknown", "disk": "unknown", "deviation": "unknown"},
+        ),
         ({"machine": on(wsl=None)}, {"WSL2": "unknown"}),
-        ({"machine": on(shm_bytes=None), "environ": {"HARNESS_LOADER_WORKERS": "2"}}, {"/dev/shm": "unknown"}),
+        (
+            {"machine": on(shm_bytes=None), "environ": {"HARNESS_LOADER_WORKERS": "2"}},
+            {"/dev/shm": "unknown"},
+        ),
         (NO_DATA, UNSEEN),
         ({"environ": {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}}, {"device memory": "warning"}),
         ({"machine": on(wsl=True)}, {"WSL2": "warning"}),
@@ -113,7 +178,10 @@ def test_a_good_machine_has_no_findings(tmp_path: Path) -> None:
         ({"machine": on(ram_available_bytes=None)}, {"host memory": "unknown"}),
         ({"plan": plan(FITS.model_copy(update={"disk_bytes": 2**60}))}, {"disk": "error"}),
         ({"machine": on(shm_bytes=64 * MIB)}, {}),
-        ({"machine": on(shm_bytes=64 * MIB), "environ": {"HARNESS_LOADER_WORKERS": "2"}}, {"/dev/shm": "error"}),
+        (
+            {"machine": on(shm_bytes=64 * MIB), "environ": {"HARNESS_LOADER_WORKERS": "2"}},
+            {"/dev/shm": "error"},
+        ),
         ({"limits": {"n": 1024}}, {"ulimit": "warning"}),
         ({"limits": {"f": GIB}}, {"ulimit": "warning"}),
         ({"limits": {"u": 100}}, {"ulimit": "warning"}),
@@ -126,16 +194,28 @@ def test_a_good_machine_has_no_findings(tmp_path: Path) -> None:
         ({"environ": {"WANDB_API_KEY": "a" * 40 + "\n"}}, {"wandb key": "error"}),
         ({"environ": {"WANDB_API_KEY": "a" * 39, "WANDB_MODE": "offline"}}, {}),
         ({"environ": {"WANDB_MODE": "online", "HOME": "/nowhere"}}, {"wandb key": "error"}),
-        ({"recipe": load_recipe("smoke", ["weights.source=/nowhere/params"])}, {"weights directory": "error"}),
         (
-            {"recipe": load_recipe("smoke", ["data.dataset=some/where"]), "environ": {"HF_HUB_OFFLINE": "1"}, **NO_DATA},
+            {"recipe": load_recipe("smoke", ["weights.source=/nowhere/params"])},
+            {"weights directory": "error"},
+        ),
+        (
+            {
+                "recipe": load_recipe("smoke", ["data.dataset=some/where"]),
+                "environ": {"HF_HUB_OFFLINE": "1"},
+                **NO_DATA,
+            },
             {"hub": "error"} | UNSEEN,
         ),
-        ({"recipe": load_recipe("smoke", ["model.paligemma.lora={rank: 4, alpha: 4}"])}, {"trained": "error"}),
+        (
+            {"recipe": load_recipe("smoke", ["model.paligemma.lora={rank: 4, alpha: 4}"])},
+            {"trained": "error"},
+        ),
         ({"plan": plan(FITS.model_copy(update={"deviations": ["EMA off"]}))}, {"deviation": "warning"}),
     ],
 )
-def test_each_check_finds_what_it_is_for(changes: dict[str, Any], expected: dict[str, str], tmp_path: Path) -> None:
+def test_each_check_finds_what_it_is_for(
+    changes: dict[str, Any], expected: dict[str, str], tmp_path: Path
+) -> None:
     if "environ" in changes:
         changes = changes | {"environ": {"HOME": str(tmp_path)} | changes["environ"]}
     assert found(situation(tmp_path, **changes)) == expected
@@ -155,15 +235,24 @@ def test_each_check_finds_what_it_is_for(changes: dict[str, Any], expected: dict
 def test_the_disk_holds_what_is_kept_and_one_more_while_it_is_saved(
     steps: int, save_every: int, keep_every: int, held: list[int], expected: tuple[int, int], tmp_path: Path
 ) -> None:
-    overrides = [f"train.steps={steps}", f"train.save_every_steps={save_every}", f"train.keep_every_steps={keep_every}"]
+    overrides = [
+        f"train.steps={steps}",
+        f"train.save_every_steps={save_every}",
+        f"train.keep_every_steps={keep_every}",
+    ]
     recipe = load_recipe("smoke", overrides)
     assert host.more_checkpoints(recipe.train, held) == expected
     for step in held:
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
     # Of checkpoints of 1 / 3.5 of the free space three fit, of twice that one.
-    for one, fit in ((2 * shutil.disk_usage(tmp_path).free // 7, 3), (4 * shutil.disk_usage(tmp_path).free // 7, 1)):
+    for one, fit in (
+        (2 * shutil.disk_usage(tmp_path).free // 7, 3),
+        (4 * shutil.disk_usage(tmp_path).free // 7, 1),
+    ):
         case = situation(tmp_path, recipe=recipe, plan=plan(FITS.model_copy(update={"disk_bytes": 2 * one})))
-        assert found(case).get("disk") == ("error" if expected[0] > fit else "warning" if expected[1] > fit else None)
+        assert found(case).get("disk") == (
+            "error" if expected[0] > fit else "warning" if expected[1] > fit else None
+        )
 
 
 def test_no_part_of_a_key_is_shown(tmp_path: Path) -> None:
@@ -175,19 +264,37 @@ def test_no_part_of_a_key_is_shown(tmp_path: Path) -> None:
 
 def test_a_netrc_key_is_looked_at_when_it_would_be_used(tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {'a' * 30}\n")
-    assert found(situation(tmp_path, environ={"HOME": str(tmp_path), "WANDB_MODE": "online"})) == {"wandb key": "error"}
+    assert found(situation(tmp_path, environ={"HOME": str(tmp_path), "WANDB_MODE": "online"})) == {
+        "wandb key": "error"
+    }
 
 
 def test_degenerate_statistics_stop_the_run_only_when_the_recipe_says_so(tmp_path: Path) -> None:
-    bad = DegenerateDimension(key="actions", dimension=3, problem="constant", largest_normalized=None, fix="--set data.normalization=zscore")
-    stats = NormStats(norm_stats={"state": NUMBERS, "actions": NUMBERS}, frames=9, action_horizon=2, findings=[bad])
+    bad = DegenerateDimension(
+        key="actions",
+        dimension=3,
+        problem="constant",
+        largest_normalized=None,
+        fix="--set data.normalization=zscore",
+    )
+    stats = NormStats(
+        norm_stats={"state": NUMBERS, "actions": NUMBERS}, frames=9, action_horizon=2, findings=[bad]
+    )
     assert found(situation(tmp_path, stats=stats)) == {"statistics": "warning"}
     strict = load_recipe("smoke", ["data.degenerate_dimensions=error"])
     assert found(situation(tmp_path, stats=stats, recipe=strict)) == {"statistics": "error"}
 
 
 def test_an_interrupted_save_is_named_with_the_command_that_removes_it(tmp_path: Path) -> None:
-    save = InterruptedSave(path=f"{tmp_path}/5.orbax-checkpoint-tmp", step=5, missing=["params"], age_s=9, bytes=1, safe_to_delete=True, reason="old")
+    save = InterruptedSave(
+        path=f"{tmp_path}/5.orbax-checkpoint-tmp",
+        step=5,
+        missing=["params"],
+        age_s=9,
+        bytes=1,
+        safe_to_delete=True,
+        reason="old",
+    )
     [finding] = examine.examine(situation(tmp_path, leftovers=(save,)), checks=QUIET).findings
     assert finding.check == "interrupted save"
     assert "--clean" in finding.fix
@@ -217,9 +324,18 @@ def test_a_clock_of_another_age_is_an_error(tmp_path: Path, monkeypatch: pytest.
 def test_jax_is_asked_in_a_process_of_its_own(tmp_path: Path) -> None:
     """Here is no GPU: JAX cannot start on one, and says why; this process has not imported it."""
     child = "import sys; from tests.test_doctor import *; c = situation(Path(sys.argv[1]));"
-    child += "f = list(gpu.visible(c)); assert [x.severity for x in f] == ['error'] and 'jax' not in sys.modules, f"
+    child += (
+        "f = list(gpu.visible(c)); assert [x.severity for x in f] == ['error'] and 'jax' not in"
+        " sys.modules, f"
+    )
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, "-c", child, str(tmp_path)], env=environment, cwd=Path(__file__).parents[1], check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", child, str(tmp_path)],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        check=True,
+        timeout=120,
+    )
 
 
 def test_a_gpu_that_is_lost_and_one_that_is_missing(tmp_path: Path) -> None:
@@ -236,9 +352,16 @@ def test_a_check_that_hangs_or_breaks_hides_no_other(tmp_path: Path) -> None:
     def breaks(case: Situation) -> list[Finding]:
         raise OSError(f"no answer from {case.run}")
 
-    checks = (examine.Check("hangs", hangs, limit_s=0.2), examine.Check("breaks", breaks), examine.Check("limits", host.limits))
+    checks = (
+        examine.Check("hangs", hangs, limit_s=0.2),
+        examine.Check("breaks", breaks),
+        examine.Check("limits", host.limits),
+    )
     diagnosis = examine.examine(situation(tmp_path), checks=checks)
-    assert {finding.check: finding.severity for finding in diagnosis.findings} == {"hangs": "unknown", "breaks": "unknown"}
+    assert {finding.check: finding.severity for finding in diagnosis.findings} == {
+        "hangs": "unknown",
+        "breaks": "unknown",
+    }
     assert diagnosis.passed == ["limits"]
 
 
@@ -254,7 +377,13 @@ def test_an_error_can_be_allowed_and_is_recorded(tmp_path: Path) -> None:
 
 
 def test_every_finding_names_its_check_and_a_fix(tmp_path: Path) -> None:
-    case = situation(tmp_path, plan=plan(None), environ={"WANDB_API_KEY": "x"}, machine=on(wsl=True), limits={"n": 9, "v": 9})
+    case = situation(
+        tmp_path,
+        plan=plan(None),
+        environ={"WANDB_API_KEY": "x"},
+        machine=on(wsl=True),
+        limits={"n": 9, "v": 9},
+    )
     findings = examine.examine(case, checks=QUIET).findings
     assert len(findings) >= 5
     assert all(finding.fix and finding.check in {check.name for check in QUIET} for finding in findings)
@@ -279,15 +408,21 @@ def server(status: int) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, {}), (404, {"hub": "error"}), (500, {})])
-def test_the_hub_is_asked_only_when_that_is_wanted(status: int, expected: dict[str, str], tmp_path: Path) -> None:
+def test_the_hub_is_asked_only_when_that_is_wanted(
+    status: int, expected: dict[str, str], tmp_path: Path
+) -> None:
     recipe = load_recipe("smoke", ["data.dataset=some/where"])
     for address in server(status):
-        case = situation(tmp_path, recipe=recipe, environ={"HOME": str(tmp_path), "HF_ENDPOINT": address}, **NO_DATA)
+        case = situation(
+            tmp_path, recipe=recipe, environ={"HOME": str(tmp_path), "HF_ENDPOINT": address}, **NO_DATA
+        )
         assert found(case._replace(online=True)) == expected | UNSEEN
         assert found(case) == {"hub": "unknown"} | UNSEEN
 
 
-def test_an_unreachable_bucket_is_an_error_unless_the_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_bucket_is_an_error_unless_the_weights_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     recipe = load_recipe("smoke", ["weights.source=http://127.0.0.1:9/params"])
     assert found(situation(tmp_path, recipe=recipe, online=True)) == {"weights": "error"}
@@ -297,7 +432,12 @@ def test_an_unreachable_bucket_is_an_error_unless_the_weights_are_kept(tmp_path:
 
 
 def in_child(code: str, directory: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", f"import sys, time; from pathlib import Path; from harness.run.lock import locked\n{code}", str(directory)]
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys, time; from pathlib import Path; from harness.run.lock import locked\n{code}",
+        str(directory),
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

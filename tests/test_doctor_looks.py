@@ -1,4 +1,6 @@
-"""The doctor never says well of what it did not look at: a GPU that cannot be used, data that is not here, flags that XLA has dropped."""
+"""The doctor never says well of what it did not look at: a GPU that cannot be used, data that is not here,
+flags that XLA has dropped.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,34 @@ from tests.test_probe_nvml import HERE, build
 __all__ = ["build"]  # the fixture that compiles the stand-in
 
 OVERRIDES = ("data.tokenizer=sample", "weights.source=null", "train.global_batch=32")
-REAL = ["--recipe", "pi05_libero_lora", "--dataset", "sample", *(word for one in OVERRIDES for word in ("--set", one))]
+REAL = [
+    "--recipe",
+    "pi05_libero_lora",
+    "--dataset",
+    "sample",
+    *(word for one in OVERRIDES for word in ("--set", one)),
+]
 DROPPED = "--xla_gpu_enable_triton_softmax_fusion=true"
 
 
 def harness(*arguments: str, library: Path, scenario: Path, **environment: str) -> tuple[int, str]:
     """(exit code, stdout and stderr) of a verb on the machine of the scenario."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("CUDA_", "JAX_PLATFORMS", "XLA_"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("CUDA_", "JAX_PLATFORMS", "XLA_"))
+    }
     settings = kept | {"LD_LIBRARY_PATH": str(library), "NVML_SCENARIO": str(scenario)} | environment
     command = [sys.executable, "-m", "harness.cli", *arguments]
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=300, cwd=HERE.parent.parent)
+    done = subprocess.run(
+        command,
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=HERE.parent.parent,
+    )
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done.returncode, done.stdout + done.stderr
 
@@ -59,7 +79,9 @@ def unknown_error(folder: Path) -> Path:
     ],
 )
 @pytest.mark.parametrize("asked", [[], ["--device", "cuda"]], ids=["no device named", "cuda"])
-def test_without_a_usable_gpu_the_doctor_says_so_with_the_reason(build: Any, scenario: str, says: str, mends: str, asked: list[str], tmp_path: Path) -> None:
+def test_without_a_usable_gpu_the_doctor_says_so_with_the_reason(
+    build: Any, scenario: str, says: str, mends: str, asked: list[str], tmp_path: Path
+) -> None:
     path = unknown_error(tmp_path) if scenario == "unknown999" else HERE / f"{scenario}.txt"
     code, text = harness("doctor", "--json", *REAL, *asked, library=build(), scenario=path)
     assert code == 1
@@ -68,11 +90,17 @@ def test_without_a_usable_gpu_the_doctor_says_so_with_the_reason(build: Any, sce
     assert list(errors) == ["GPU and JAX"]
     assert says in errors["GPU and JAX"]["got"]
     assert mends in errors["GPU and JAX"]["fix"]
-    assert not {"GPU and JAX", "compute capability", "device memory", "host memory", "disk", "plan"} & {*answer["passed"]}
+    assert not {"GPU and JAX", "compute capability", "device memory", "host memory", "disk", "plan"} & {
+        *answer["passed"]
+    }
 
 
-def test_a_container_that_lost_its_card_is_told_to_start_again_and_not_to_plan_for_another(build: Any, tmp_path: Path) -> None:
-    code, text = harness("plan", "--recipe", "pi05_libero_lora", library=build(), scenario=unknown_error(tmp_path))
+def test_a_container_that_lost_its_card_is_told_to_start_again_and_not_to_plan_for_another(
+    build: Any, tmp_path: Path
+) -> None:
+    code, text = harness(
+        "plan", "--recipe", "pi05_libero_lora", library=build(), scenario=unknown_error(tmp_path)
+    )
     assert code == 2
     assert "start the container again" in text
     assert "rtx_4090" not in text
@@ -81,7 +109,9 @@ def test_a_container_that_lost_its_card_is_told_to_start_again_and_not_to_plan_f
 @pytest.mark.parametrize("verb", ["plan", "doctor"])
 def test_the_variable_that_hides_the_only_card_is_named(build: Any, verb: str) -> None:
     arguments = [verb, *(REAL if verb == "doctor" else ["--recipe", "pi05_libero_lora"])]
-    code, text = harness(*arguments, library=build(), scenario=HERE / "idle_48gb.txt", CUDA_VISIBLE_DEVICES="1", COLUMNS="300")
+    code, text = harness(
+        *arguments, library=build(), scenario=HERE / "idle_48gb.txt", CUDA_VISIBLE_DEVICES="1", COLUMNS="300"
+    )
     assert code == (1 if verb == "doctor" else 2)
     assert "CUDA_VISIBLE_DEVICES=1 hides every usable GPU" in text
     assert "unset CUDA_VISIBLE_DEVICES" in text
@@ -91,7 +121,12 @@ def test_the_variable_that_hides_the_only_card_is_named(build: Any, verb: str) -
 @pytest.mark.parametrize("verb", ["plan", "doctor"])
 def test_a_card_without_bfloat16_is_refused_by_both(build: Any, verb: str, tmp_path: Path) -> None:
     scenario = tmp_path / "t4.txt"
-    scenario.write_text((HERE / "idle_48gb.txt").read_text().replace("NVIDIA RTX A6000", "Tesla T4").replace("capability 8.6", "capability 7.5"))
+    scenario.write_text(
+        (HERE / "idle_48gb.txt")
+        .read_text()
+        .replace("NVIDIA RTX A6000", "Tesla T4")
+        .replace("capability 8.6", "capability 7.5")
+    )
     arguments = [verb, *(REAL if verb == "doctor" else ["--recipe", "pi05_libero_lora"])]
     code, text = harness(*arguments, library=build(), scenario=scenario, COLUMNS="300")
     assert code == (1 if verb == "doctor" else 2)
@@ -101,9 +136,15 @@ def test_a_card_without_bfloat16_is_refused_by_both(build: Any, verb: str, tmp_p
 
 def test_mig_without_an_instance_is_no_device(build: Any, tmp_path: Path) -> None:
     scenario = tmp_path / "mig.txt"
-    kept = [line for line in (HERE / "mig.txt").read_text().splitlines() if not line.startswith(("gpu 1 ", "gpu 0 mig "))]
+    kept = [
+        line
+        for line in (HERE / "mig.txt").read_text().splitlines()
+        if not line.startswith(("gpu 1 ", "gpu 0 mig "))
+    ]
     scenario.write_text("\n".join(kept).replace("count 2", "count 1") + "\n")
-    code, text = harness("plan", "--recipe", "pi05_libero_lora", library=build(), scenario=scenario, COLUMNS="300")
+    code, text = harness(
+        "plan", "--recipe", "pi05_libero_lora", library=build(), scenario=scenario, COLUMNS="300"
+    )
     assert code == 2
     assert "MIG is on and no instance has been made" in text
     assert "nvidia-smi -i 0 -mig 0" in text
@@ -146,14 +187,20 @@ def test_a_check_that_need_not_look_is_neither_well_nor_a_finding(tmp_path: Path
 
 @pytest.mark.parametrize("capability", ["5.0", "7.0", "7.5"])
 def test_what_the_plan_refuses_is_an_error_of_the_doctor(capability: str, tmp_path: Path) -> None:
-    assert found(situation(tmp_path, machine=card(compute_capability=capability))) == {"compute capability": "error"}
+    assert found(situation(tmp_path, machine=card(compute_capability=capability))) == {
+        "compute capability": "error"
+    }
 
 
 @pytest.mark.parametrize(
     ("flags", "named", "kept"),
     [
         (DROPPED, DROPPED, "unset XLA_FLAGS"),
-        (f"--xla_gpu_deterministic_ops=true {DROPPED}", DROPPED, "export XLA_FLAGS='--xla_gpu_deterministic_ops=true'"),
+        (
+            f"--xla_gpu_deterministic_ops=true {DROPPED}",
+            DROPPED,
+            "export XLA_FLAGS='--xla_gpu_deterministic_ops=true'",
+        ),
         ("--xla_gpu_autotune_level=much", "--xla_gpu_autotune_level=much", "unset XLA_FLAGS"),
         ("nonsense", "nonsense", "unset XLA_FLAGS"),
     ],
@@ -171,8 +218,17 @@ def test_flags_that_xla_takes_are_no_finding() -> None:
 
 
 def test_doctor_and_train_name_the_dropped_flag(tmp_path: Path) -> None:
-    own = {"HARNESS_CACHE": str(tmp_path / "cache"), "HARNESS_RUNS": str(tmp_path / "runs"), "XLA_FLAGS": DROPPED, "JAX_PLATFORMS": "cpu", "COLUMNS": "300"}
-    for arguments, expected in ((["doctor", "--recipe", "smoke"], 1), (["train", "--recipe", "smoke", "--name", "x", "--steps", "1"], 2)):
+    own = {
+        "HARNESS_CACHE": str(tmp_path / "cache"),
+        "HARNESS_RUNS": str(tmp_path / "runs"),
+        "XLA_FLAGS": DROPPED,
+        "JAX_PLATFORMS": "cpu",
+        "COLUMNS": "300",
+    }
+    for arguments, expected in (
+        (["doctor", "--recipe", "smoke"], 1),
+        (["train", "--recipe", "smoke", "--name", "x", "--steps", "1"], 2),
+    ):
         code, text = harness(*arguments, library=tmp_path, scenario=tmp_path, **own)
         assert code == expected
         assert DROPPED in text

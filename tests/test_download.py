@@ -75,9 +75,16 @@ class Server:
     def send_listing(self, http, query):
         prefix, page = query["prefix"][0], int(query.get("pageToken", ["0"])[0])
         names = sorted(name for name in self.files if name.startswith(prefix))
-        md5 = {name: base64.b64encode(hashlib.md5(b"x" if self.wrong_md5 else self.files[name]).digest()).decode() for name in names}
+        md5 = {
+            name: (
+                base64.b64encode(hashlib.md5(b"x" if self.wrong_md5 else self.files[name]).digest()).decode()
+            )
+            for name in names
+        }
         items = [{"name": name, "size": str(len(self.files[name])), "md5Hash": md5[name]} for name in names]
-        body = {"items": items[2 * page : 2 * page + 2]} | ({"nextPageToken": str(page + 1)} if 2 * page + 2 < len(items) else {})
+        body = {"items": items[2 * page : 2 * page + 2]} | (
+            {"nextPageToken": str(page + 1)} if 2 * page + 2 < len(items) else {}
+        )
         self.send(http, json.dumps(body).encode(), content_type="application/json")
 
     def send_index(self, http, prefix):
@@ -89,9 +96,15 @@ class Server:
         page = f'<a href="../">up</a><a href="?C=N">sort</a><a href="/elsewhere">x</a>{links}'
         return self.send(http, page.encode(), content_type="text/html; charset=utf-8")
 
-    def send(self, http, body, *, status=200, headers=None, cut=None, content_type="application/octet-stream"):
+    def send(
+        self, http, body, *, status=200, headers=None, cut=None, content_type="application/octet-stream"
+    ):
         http.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), "Content-Type": content_type, **(headers or {})}.items():
+        for name, value in {
+            "Content-Length": str(len(body)),
+            "Content-Type": content_type,
+            **(headers or {}),
+        }.items():
             http.send_header(name, value)
         http.end_headers()
         http.wfile.write(body[:cut])
@@ -112,7 +125,11 @@ def server(monkeypatch):
 
 def _whole(cache):
     """Everything in the cache that a reader could take for a whole file."""
-    return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.name != "lock" and "part" not in path.parts[-2:] and path.suffix != ".part")
+    return sorted(
+        path.name
+        for path in cache.rglob("*")
+        if path.is_file() and path.name != "lock" and "part" not in path.parts[-2:] and path.suffix != ".part"
+    )
 
 
 def test_file_is_fetched_once_and_then_needs_no_network(server, tmp_path):
@@ -180,7 +197,13 @@ def test_a_file_that_changed_since_is_fetched_anew(server, tmp_path, ranges):
 
 @pytest.mark.parametrize(
     ("status", "code"),
-    [(401, "download-login"), (403, "download-login"), (404, "download-missing"), (500, "download-unreachable"), (400, "download-unreachable")],
+    [
+        (401, "download-login"),
+        (403, "download-login"),
+        (404, "download-missing"),
+        (500, "download-unreachable"),
+        (400, "download-unreachable"),
+    ],
 )
 def test_refusals(server, tmp_path, status, code):
     server.status["/w.bin"] = status
@@ -208,7 +231,9 @@ def test_unreachable(tmp_path, monkeypatch):
     assert caught.value.code == "download-unreachable"
 
 
-@pytest.mark.parametrize("source", ["http://example.com/w.bin", "ftp://example.com/w.bin", "s3://bucket/w.bin"])
+@pytest.mark.parametrize(
+    "source", ["http://example.com/w.bin", "ftp://example.com/w.bin", "s3://bucket/w.bin"]
+)
 def test_schemes_that_are_not_taken(source, tmp_path):
     with pytest.raises(HarnessError) as caught:
         fetch_file(source, cache=tmp_path)
@@ -245,14 +270,24 @@ def test_a_tree_larger_than_the_disk_is_not_begun(server, tmp_path, monkeypatch)
     assert not any("alt=media" in path for path, _ in server.requests)
 
 
-TREE = {"ck/params/_METADATA": b"{}", "ck/params/d/abc": BLOB, "ck/params/d/e f": b"odd", "ck/params/ocdbt.process_0/manifest.ocdbt": b"m" * 100}
-FILES = {path.removeprefix("ck/params/"): (len(body), hashlib.sha256(body).hexdigest()) for path, body in TREE.items()}
+TREE = {
+    "ck/params/_METADATA": b"{}",
+    "ck/params/d/abc": BLOB,
+    "ck/params/d/e f": b"odd",
+    "ck/params/ocdbt.process_0/manifest.ocdbt": b"m" * 100,
+}
+FILES = {
+    path.removeprefix("ck/params/"): (len(body), hashlib.sha256(body).hexdigest())
+    for path, body in TREE.items()
+}
 
 
 def test_bucket_is_listed_page_by_page_and_fetched(server, tmp_path):
     server.files |= TREE | {"ck/params/": b"", "ck/params2/other": b"x"}
     seen = []
-    tree = fetch_tree("gs://bucket/ck/params", cache=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    tree = fetch_tree(
+        "gs://bucket/ck/params", cache=tmp_path, progress=lambda done, total: seen.append((done, total))
+    )
     assert tree.files == FILES
     assert (tree.path / "d/abc").read_bytes() == BLOB
     assert {str(path.relative_to(tree.path)) for path in tree.path.rglob("*") if path.is_file()} == set(FILES)

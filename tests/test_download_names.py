@@ -1,4 +1,6 @@
-"""Names that an address, a server or a sidecar gives are never paths: none leads out of the cache entry, and none removes anything beside it."""
+"""Names that an address, a server or a sidecar gives are never paths: none leads out of the cache entry, and
+none removes anything beside it.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,43 @@ from tests.test_download import FILES, TREE, Server, server
 __all__ = ["server"]
 
 # What an address may end in that no entry of the cache may be called.
-ENDS = ["..", ".", "../..", "%2e%2e", "%2E.", "a%2Fb", "a%2f..%2f..", "lock", "part", "source.json", "%6cock", "a%00", "a%0ab", "a\\b", "~x", "-x", "x" * 300]
+ENDS = [
+    "..",
+    ".",
+    "../..",
+    "%2e%2e",
+    "%2E.",
+    "a%2Fb",
+    "a%2f..%2f..",
+    "lock",
+    "part",
+    "source.json",
+    "%6cock",
+    "a%00",
+    "a%0ab",
+    "a\\b",
+    "~x",
+    "-x",
+    "x" * 300,
+]
 # Whole addresses that are none.
-ADDRESSES = ["gs://bucket/..", "gs://bucket/a/../..", "gs://bucket/a?x", "gs://bucket/a#x", "gs:///a", "https:///a", "https://host:99999/a", "https://[::1/a"]
-ADDRESSES += ["https://host/a\0", "https://host/a\n", " https://host/a", "https://host/a\x1b[2J", "https://host/" + "a/" * 3000]
+ADDRESSES = [
+    "gs://bucket/..",
+    "gs://bucket/a/../..",
+    "gs://bucket/a?x",
+    "gs://bucket/a#x",
+    "gs:///a",
+    "https:///a",
+    "https://host:99999/a",
+    "https://[::1/a",
+]
+ADDRESSES += [
+    "https://host/a\0",
+    "https://host/a\n",
+    " https://host/a",
+    "https://host/a\x1b[2J",
+    "https://host/" + "a/" * 3000,
+]
 
 
 def files_of(cache: Path) -> dict[str, str]:
@@ -31,8 +66,12 @@ def files_of(cache: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("fetch", [fetch_file, fetch_tree])
 @pytest.mark.parametrize("end", [*ENDS, *(f"{end}/" for end in ENDS[:4])])
-def test_no_address_names_anything_beside_its_own_entry(server: Server, fetch: Callable[..., object], end: str, tmp_path: Path) -> None:
-    server.answer = lambda http: server.send(http, f"{hashlib.sha256(b'x').hexdigest()}  f\n".encode() if "SUMS" in http.path else b"x")
+def test_no_address_names_anything_beside_its_own_entry(
+    server: Server, fetch: Callable[..., object], end: str, tmp_path: Path
+) -> None:
+    server.answer = lambda http: server.send(
+        http, f"{hashlib.sha256(b'x').hexdigest()}  f\n".encode() if "SUMS" in http.path else b"x"
+    )
     cache = tmp_path / "cache"
     (cache / "huggingface").mkdir(parents=True)
     (cache / "huggingface/data").write_text("mine")
@@ -47,7 +86,9 @@ def test_no_address_names_anything_beside_its_own_entry(server: Server, fetch: C
 
 @pytest.mark.parametrize("fetch", [fetch_file, fetch_tree])
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_what_is_no_address_is_refused_before_anything_is_made(fetch: Callable[..., object], address: str, tmp_path: Path) -> None:
+def test_what_is_no_address_is_refused_before_anything_is_made(
+    fetch: Callable[..., object], address: str, tmp_path: Path
+) -> None:
     with pytest.raises(HarnessError) as caught:
         fetch(address, cache=tmp_path / "cache")
     assert caught.value.code == "download-address"
@@ -61,7 +102,9 @@ def test_an_entry_of_an_older_harness_is_used_as_it_is(tmp_path: Path) -> None:
     (entry / "params/d").mkdir(parents=True)
     (entry / "params/d/a").write_text("abc")
     (entry / "lock").touch()
-    (entry / "source.json").write_text(json.dumps({"source": source, "files": {"d/a": {"bytes": 3, "sha256": "0" * 64}}}))
+    (entry / "source.json").write_text(
+        json.dumps({"source": source, "files": {"d/a": {"bytes": 3, "sha256": "0" * 64}}})
+    )
     assert fetch_tree(source, cache=tmp_path).path == kept_tree(source, cache=tmp_path) == entry / "params"
 
 
@@ -71,11 +114,23 @@ def test_a_sidecar_that_names_files_elsewhere_counts_as_none(name: str, tmp_path
     entry = tmp_path / f"params-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     (entry / "params").mkdir(parents=True)
     (tmp_path / "secret").write_text("abc")
-    (entry / "source.json").write_text(json.dumps({"source": source, "files": {name: {"bytes": 3, "sha256": "0" * 64}}}))
+    (entry / "source.json").write_text(
+        json.dumps({"source": source, "files": {name: {"bytes": 3, "sha256": "0" * 64}}})
+    )
     assert kept_tree(source, cache=tmp_path) is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"files": 1}', '{"files": {"a": 1}}', "[" * 100_000, '{"files": {"a": {"bytes": 1e999, "sha256": ""}}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"files": 1}',
+        '{"files": {"a": 1}}',
+        "[" * 100_000,
+        '{"files": {"a": {"bytes": 1e999, "sha256": ""}}}',
+    ],
+)
 def test_a_sidecar_that_is_none_counts_as_none(text: str, tmp_path: Path) -> None:
     source = "https://nowhere.invalid/ck/params"
     entry = tmp_path / f"params-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
@@ -84,12 +139,28 @@ def test_a_sidecar_that_is_none_counts_as_none(text: str, tmp_path: Path) -> Non
     assert kept_tree(source, cache=tmp_path) is None
 
 
-NAMES = [["../x"], ["/x"], ["a/../../x"], ["a//b"], ["a/"], ["./a/./b"], ["a\\b"], ["a\x1b[2J"], ["-rf"], ["a/~"], [" a"], ["a" * 300], ["a/" * 40 + "b"]]
+NAMES = [
+    ["../x"],
+    ["/x"],
+    ["a/../../x"],
+    ["a//b"],
+    ["a/"],
+    ["./a/./b"],
+    ["a\\b"],
+    ["a\x1b[2J"],
+    ["-rf"],
+    ["a/~"],
+    [" a"],
+    ["a" * 300],
+    ["a/" * 40 + "b"],
+]
 TWICE = [["a", "a"], ["a", "a/b"], ["a/b", "a"], ["a", "a.part"], ["a", "a.part.etag"], ["a", "a.part/b"]]
 
 
 @pytest.mark.parametrize("names", [*NAMES, *TWICE], ids=lambda names: repr(names)[:30])
-def test_a_listing_whose_names_cannot_lie_in_one_directory_is_refused(server: Server, names: list[str], tmp_path: Path) -> None:
+def test_a_listing_whose_names_cannot_lie_in_one_directory_is_refused(
+    server: Server, names: list[str], tmp_path: Path
+) -> None:
     server.index_pages = False
     server.files = {"t/SHA256SUMS": "".join(f"{'0' * 64}  {name}\n" for name in names).encode()}
     with pytest.raises(HarnessError) as caught:
@@ -138,7 +209,12 @@ def test_a_listing_without_an_end_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (caught.value.code, len(asked)) == ("download-no-listing", 50)
     # An index page whose every directory has another one.
     with pytest.raises(HarnessError) as caught:
-        list_tree("https://host/t", lambda url: None if url.endswith("SUMS") else (b'<a href="a/">a</a><a href="b/">b</a>', "text/html"))
+        list_tree(
+            "https://host/t",
+            lambda url: (
+                None if url.endswith("SUMS") else (b'<a href="a/">a</a><a href="b/">b</a>', "text/html")
+            ),
+        )
     assert caught.value.code == "download-no-listing"
 
 
@@ -150,7 +226,9 @@ def test_a_listing_of_too_many_files_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert caught.value.code == "download-no-listing"
 
 
-def test_a_page_without_an_end_is_refused_and_not_kept_in_memory(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_without_an_end_is_refused_and_not_kept_in_memory(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transfer, "_PAGE_BYTES", 2**20)
     server.answer = endless
     with pytest.raises(HarnessError) as caught:
@@ -181,7 +259,9 @@ def test_a_body_longer_than_the_bucket_says_is_left_there(server: Server, tmp_pa
     assert kept <= sum(size for size, _ in FILES.values()) + 2**20
 
 
-def test_a_file_whose_size_nobody_tells_leaves_the_disk_some_room(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_whose_size_nobody_tells_leaves_the_disk_some_room(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transfer, "_LOOK_EVERY_BYTES", 2**20)
     monkeypatch.setattr(transfer, "_LEAVE_FREE_BYTES", 2**60)
     server.answer = endless
@@ -192,7 +272,9 @@ def test_a_file_whose_size_nobody_tells_leaves_the_disk_some_room(server: Server
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "9" * 40, "1" + "0" * 18])
-def test_a_length_that_is_none_or_a_lie_is_an_error_and_no_traceback(server: Server, length: str, tmp_path: Path) -> None:
+def test_a_length_that_is_none_or_a_lie_is_an_error_and_no_traceback(
+    server: Server, length: str, tmp_path: Path
+) -> None:
     server.answer = lambda http: (
         server.send(http, b"abc", headers={"Content-Length": length, "ETag": '"é\r\n b"'}),
         setattr(http, "close_connection", True),
@@ -205,7 +287,9 @@ def test_a_length_that_is_none_or_a_lie_is_an_error_and_no_traceback(server: Ser
     assert code in ("whole", "download-truncated", "download-no-space", "download-unreachable")
 
 
-@pytest.mark.parametrize("worst", ["<a ", '<a href="', "<a href='", "<a " + "href " * 8, "<a href=", "<" + "a" * 9 + " href"])
+@pytest.mark.parametrize(
+    "worst", ["<a ", '<a href="', "<a href='", "<a " + "href " * 8, "<a href=", "<" + "a" * 9 + " href"]
+)
 def test_links_are_found_in_linear_time(worst: str) -> None:
     page = worst * (2**20 // len(worst))
     start = time.monotonic()
@@ -213,7 +297,9 @@ def test_links_are_found_in_linear_time(worst: str) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_the_fix_names_the_key_that_a_local_copy_is_given_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fix_names_the_key_that_a_local_copy_is_given_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from harness.data.tokenizer import tokenizer_path
     from harness.recipe.load import load_recipe
 

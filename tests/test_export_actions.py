@@ -33,16 +33,29 @@ ADAPTERS = {"alpha-is-rank": ((4, 4.0), (4, 4.0)), "alpha-is-not-rank": ((4, 10.
 
 def lora(kind: str) -> Recipe:
     parts = zip(("paligemma", "action_expert"), ADAPTERS[kind], strict=True)
-    return tiny("train.trained=lora", *(f"model.{expert}.lora={{rank: {rank}, alpha: {alpha}}}" for expert, (rank, alpha) in parts))
+    return tiny(
+        "train.trained=lora",
+        *(f"model.{expert}.lora={{rank: {rank}, alpha: {alpha}}}" for expert, (rank, alpha) in parts),
+    )
 
 
 def save(directory: Path, recipe: Recipe) -> Path:
     """One step as training saves it: what is frozen in bfloat16, adapters far from zero."""
     types = abstract_params(recipe)
-    params = {path: jnp.asarray(value * (4 if "lora" in path else 1), types[path].dtype) for path, value in random_params(recipe).items()}
+    params = {
+        path: jnp.asarray(value * (4 if "lora" in path else 1), types[path].dtype)
+        for path, value in random_params(recipe).items()
+    }
     store = Store(directory, keep_every_steps=1)
     record = {"step": 6, "recipe": recipe.model_dump(mode="json")}
-    store.save(6, params=params, train_state={"step": jnp.int32(6), "params": {}, "opt_state": ()}, norm_stats_json=STATS, asset_id="sample", record=record)
+    store.save(
+        6,
+        params=params,
+        train_state={"step": jnp.int32(6), "params": {}, "opt_state": ()},
+        norm_stats_json=STATS,
+        asset_id="sample",
+        record=record,
+    )
     store.close()
     return directory / "6"
 
@@ -52,8 +65,12 @@ def actor(recipe: Recipe, source: Path) -> Callable[[str], np.ndarray]:
     params = load_params(source, abstract_params(recipe)).params
     batch = random_batch(recipe, batch=2)
     noise = np.random.default_rng(1).standard_normal((2, 10, 32)).astype(np.float32)
-    sample = jax.jit(lambda params: bind(graph_of(recipe.model), params).sample_actions(observe(batch, None), noise, 3))
-    return lambda name: np.asarray(sample({path: jnp.zeros_like(x) if name and path.endswith(name) else x for path, x in params.items()}))
+    sample = jax.jit(
+        lambda params: bind(graph_of(recipe.model), params).sample_actions(observe(batch, None), noise, 3)
+    )
+    return lambda name: np.asarray(
+        sample({path: jnp.zeros_like(x) if name and path.endswith(name) else x for path, x in params.items()})
+    )
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -69,8 +86,16 @@ def test_merged_and_unmerged_give_the_same_actions(kind: str, tmp_path: Path) ->
     act = actor(recipe, step)
     before = act("")
     np.testing.assert_allclose(actor(full, tmp_path / "full")(""), before, rtol=0, atol=1e-5)
-    # Adapters that did nothing would pass as well: each kind of weight must matter by far more than the tolerance.
-    for name in ("q_einsum/lora_b", "kv_einsum/lora_b", "attn_vec_einsum/lora_b", "gating_einsum_lora_b", "linear_lora_b", "attn_vec_einsum_1/lora_b"):
+    # Adapters that did nothing would pass as well: each kind of weight must matter by far more than the
+    # tolerance.
+    for name in (
+        "q_einsum/lora_b",
+        "kv_einsum/lora_b",
+        "attn_vec_einsum/lora_b",
+        "gating_einsum_lora_b",
+        "linear_lora_b",
+        "attn_vec_einsum_1/lora_b",
+    ):
         assert np.abs(act(name) - before).max() > 1e-3, name
     assert (tmp_path / "full/assets/sample/norm_stats.json").read_text() == STATS
 

@@ -42,7 +42,11 @@ def test_local_weights_are_measured_below_their_directory_alone(tmp_path: Path) 
     (tmp_path / "weights" / "a").write_bytes(bytes(1000))
     (tmp_path / "mine").write_bytes(bytes(5000))
     (tmp_path / "weights" / "b").symlink_to(tmp_path / "mine")
-    (part,) = [part for part in fetched("--recipe", "smoke", "--set", f"weights.source={tmp_path}/weights").parts if part.what == "weights"]
+    (part,) = [
+        part
+        for part in fetched("--recipe", "smoke", "--set", f"weights.source={tmp_path}/weights").parts
+        if part.what == "weights"
+    ]
     assert part.bytes == 1000
 
 
@@ -54,6 +58,9 @@ def test_a_tree_without_end_is_not_walked(tmp_path: Path) -> None:
 
 
 def test_no_jax_is_loaded() -> None:
-    program = "import sys\nfrom harness.cli import app\napp(['fetch', '--recipe', 'smoke'], standalone_mode=False)\nprint('jax' in sys.modules)"
+    program = (
+        "import sys\nfrom harness.cli import app\napp(['fetch', '--recipe', 'smoke'],"
+        " standalone_mode=False)\nprint('jax' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"

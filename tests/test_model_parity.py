@@ -1,4 +1,6 @@
-"""Our model against numbers made by openpi's own code (tests/parity.py does the work and is runnable by hand)."""
+"""Our model against numbers made by openpi's own code (tests/parity.py does the work and is runnable by
+hand).
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,14 @@ def test_by_hand_exits_1_when_a_figure_is_off(tmp_path: Path) -> None:
     wrong = {key: value for key, value in stored.items() if key.startswith("full/")}
     wrong["full/loss"] = wrong["full/loss"] * 1.001
     np.savez(tmp_path / "wrong.npz", **wrong)
-    done = subprocess.run([sys.executable, "-m", "tests.parity", str(tmp_path / "wrong.npz")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.parity", str(tmp_path / "wrong.npz")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
-    assert [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("FAIL")] == [["FAIL", "full", "loss"], ["FAIL", "full", "loss,"]]
+    assert [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("FAIL")] == [
+        ["FAIL", "full", "loss"],
+        ["FAIL", "full", "loss,"],
+    ]

@@ -14,7 +14,9 @@ from tests.tiny import LORA, random_batch, random_params, tiny
 
 def observe(recipe: Recipe, seed: int = 0) -> Observation:
     batch = random_batch(recipe, batch=2, seed=seed)
-    images = {camera: jnp.asarray(image / 127.5 - 1, jnp.float32) for camera, image in batch["images"].items()}
+    images = {
+        camera: jnp.asarray(image / 127.5 - 1, jnp.float32) for camera, image in batch["images"].items()
+    }
     masks = {camera: jnp.ones(2, bool) for camera in images}
     return Observation(images, masks, jnp.asarray(batch["tokens"]), jnp.asarray(batch["token_mask"]))
 
@@ -31,7 +33,10 @@ def test_a_masked_camera_changes_nothing_whether_computed_or_left_out() -> None:
     params, seen = random_params(recipe), observe(recipe)
     third = CAMERAS[2]
     computed = [
-        seen._replace(images=seen.images | {third: jnp.full((2, 56, 56, 3), value)}, image_masks=seen.image_masks | {third: jnp.zeros(2, bool)})
+        seen._replace(
+            images=seen.images | {third: jnp.full((2, 56, 56, 3), value)},
+            image_masks=seen.image_masks | {third: jnp.zeros(2, bool)},
+        )
         for value in (-1.0, 0.7)
     ]
     first, second, left_out = (loss(recipe, params, observation) for observation in (*computed, seen))
@@ -42,7 +47,10 @@ def test_a_masked_camera_changes_nothing_whether_computed_or_left_out() -> None:
 def test_prompt_padding_changes_nothing() -> None:
     recipe = tiny()
     params, seen = random_params(recipe), observe(recipe)
-    padded = seen._replace(tokens=jnp.pad(seen.tokens, ((0, 0), (0, 24)), constant_values=3), token_mask=jnp.pad(seen.token_mask, ((0, 0), (0, 24))))
+    padded = seen._replace(
+        tokens=jnp.pad(seen.tokens, ((0, 0), (0, 24)), constant_values=3),
+        token_mask=jnp.pad(seen.token_mask, ((0, 0), (0, 24))),
+    )
     np.testing.assert_allclose(loss(recipe, params, padded), loss(recipe, params, seen), rtol=1e-5)
 
 
@@ -59,23 +67,38 @@ def test_an_unmasked_camera_and_a_real_token_do_change_the_result() -> None:
 def test_rematerialization_is_exact() -> None:
     recipe = tiny()
     params, seen = random_params(recipe), observe(recipe)
-    np.testing.assert_allclose(loss(recipe, params, seen, remat=True), loss(recipe, params, seen, remat=False), rtol=1e-6)
+    np.testing.assert_allclose(
+        loss(recipe, params, seen, remat=True), loss(recipe, params, seen, remat=False), rtol=1e-6
+    )
 
 
 def test_lora_with_zero_b_is_the_identity() -> None:
     base, adapted = tiny(), tiny(*LORA)
     params = random_params(adapted)
-    zeroed = {path: np.zeros_like(value) if path.endswith("lora_b") else value for path, value in params.items()}
+    zeroed = {
+        path: np.zeros_like(value) if path.endswith("lora_b") else value for path, value in params.items()
+    }
     without = {path: value for path, value in params.items() if "lora" not in path}
-    np.testing.assert_allclose(loss(adapted, zeroed, observe(base)), loss(base, without, observe(base)), rtol=1e-6)
+    np.testing.assert_allclose(
+        loss(adapted, zeroed, observe(base)), loss(base, without, observe(base)), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("part", ["attn", "mlp"])
 def test_doubling_alpha_doubles_the_update_of_attention_and_of_feed_forward(part: str) -> None:
     """alpha scales A·B, so twice the alpha equals twice B; checked for each part alone."""
-    once, twice = tiny(*LORA), tiny("train.trained=lora", *(f"model.{e}.lora={{rank: 4, alpha: 8.0}}" for e in ("paligemma", "action_expert")))
+    once, twice = (
+        tiny(*LORA),
+        tiny(
+            "train.trained=lora",
+            *(f"model.{e}.lora={{rank: 4, alpha: 8.0}}" for e in ("paligemma", "action_expert")),
+        ),
+    )
     params = random_params(once)
-    only = {path: np.zeros_like(value) if path.endswith("lora_b") and part not in path else value for path, value in params.items()}
+    only = {
+        path: np.zeros_like(value) if path.endswith("lora_b") and part not in path else value
+        for path, value in params.items()
+    }
     doubled = {path: 2 * value if path.endswith("lora_b") else value for path, value in only.items()}
     seen = observe(once)
     np.testing.assert_allclose(loss(twice, only, seen), loss(once, doubled, seen), rtol=1e-5)
@@ -89,16 +112,24 @@ def test_bfloat16_compute_is_within_two_percent_of_float32() -> None:
 
 
 def test_sampling_with_the_prefix_cache_is_the_velocity_of_the_whole_model() -> None:
-    """One Euler step from t = 1 moves by minus the velocity there, which the loss without a cache squares; two steps halve and repeat."""
+    """One Euler step from t = 1 moves by minus the velocity there, which the loss without a cache squares;
+    two steps halve and repeat.
+    """
     recipe = tiny()
     model, seen = bind(graph_of(recipe.model), random_params(recipe)), observe(recipe)
     noise = jax.random.normal(jax.random.key(2), (2, recipe.model.action_horizon, recipe.model.action_dim))
     one = model.sample_actions(seen, noise, steps=1) - noise
     # With actions = noise, x_t is the noise and the target of the velocity is 0.
-    np.testing.assert_allclose(jnp.mean(jnp.square(one), axis=-1), model.loss(seen, noise, noise, jnp.ones(2)), rtol=1e-4)
+    np.testing.assert_allclose(
+        jnp.mean(jnp.square(one), axis=-1), model.loss(seen, noise, noise, jnp.ones(2)), rtol=1e-4
+    )
     middle = noise + one / 2
     second = model.sample_actions(seen, noise, steps=2) - middle
-    np.testing.assert_allclose(jnp.mean(jnp.square(2 * second), axis=-1), model.loss(seen, middle, middle, jnp.full(2, 0.5)), rtol=1e-3)
+    np.testing.assert_allclose(
+        jnp.mean(jnp.square(2 * second), axis=-1),
+        model.loss(seen, middle, middle, jnp.full(2, 0.5)),
+        rtol=1e-3,
+    )
 
 
 def test_initialization_is_upstreams() -> None:
@@ -124,5 +155,11 @@ def test_time_embedding_periods() -> None:
     t = jnp.array([0.001, 1.0])
     got = np.asarray(time_embedding(t, 8))
     periods = np.array([4e-3, 4e-2, 4e-1, 4.0])
-    want = np.concatenate([np.sin(2 * np.pi * np.asarray(t)[:, None] / periods), np.cos(2 * np.pi * np.asarray(t)[:, None] / periods)], axis=-1)
+    want = np.concatenate(
+        [
+            np.sin(2 * np.pi * np.asarray(t)[:, None] / periods),
+            np.cos(2 * np.pi * np.asarray(t)[:, None] / periods),
+        ],
+        axis=-1,
+    )
     np.testing.assert_allclose(got, want, atol=2e-4)

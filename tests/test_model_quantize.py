@@ -1,4 +1,6 @@
-"""Frozen kernels in 8 and 4 bits: numpy written independently, and the laws that checkpoints and the model rely on."""
+"""Frozen kernels in 8 and 4 bits: numpy written independently, and the laws that checkpoints and the model
+rely on.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def weights(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def test_nf4_is_made_of_quantiles_of_the_normal_distribution() -> None:
-    """Appendix E: 8 positive and 7 negative quantiles, evenly spaced between 1/2 and 0.9677083, 0 and scaled to 1."""
+    """Appendix E: 8 positive and 7 negative quantiles, evenly spaced between 1/2 and 0.9677083, 0 and scaled
+    to 1.
+    """
     offset, quantile = 0.9677083, NormalDist().inv_cdf
     positive = [quantile(p) for p in np.linspace(offset, 0.5, 9)[:-1]]
     negative = [-quantile(p) for p in np.linspace(offset, 0.5, 8)[:-1]]
@@ -37,7 +41,9 @@ def test_nf4_is_made_of_quantiles_of_the_normal_distribution() -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("shape", "axis", "block"), SHAPES)
-def test_each_weight_becomes_the_nearest_value_of_its_block(shape: tuple[int, ...], axis: int, block: int, bits: int) -> None:
+def test_each_weight_becomes_the_nearest_value_of_its_block(
+    shape: tuple[int, ...], axis: int, block: int, bits: int
+) -> None:
     w = weights(shape)
     q = quantize(jnp.asarray(w), axis, bits)
     assert q.shape == shape
@@ -50,13 +56,19 @@ def test_each_weight_becomes_the_nearest_value_of_its_block(shape: tuple[int, ..
     tie = np.abs(np.abs(dense - blocks) - np.abs(nearest - blocks)) <= 2**-8 * np.abs(blocks) + 1e-12
     assert (np.isclose(dense, nearest, rtol=2**-8, atol=0) | tie).all()
     rows = np.arange(len(blocks)), np.abs(blocks).argmax(-1)
-    np.testing.assert_array_equal(np.abs(dense[rows]), scale[:, 0])  # the largest is exact (NF4 and 127 reach both ends)
+    np.testing.assert_array_equal(
+        np.abs(dense[rows]), scale[:, 0]
+    )  # the largest is exact (NF4 and 127 reach both ends)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("shape", "axis", "block"), SHAPES)
-def test_what_was_dequantized_quantizes_to_the_same_codes(shape: tuple[int, ...], axis: int, block: int, bits: int) -> None:
-    """Checkpoints hold the dequantized weights: this is why a resumed run is the run that was not interrupted."""
+def test_what_was_dequantized_quantizes_to_the_same_codes(
+    shape: tuple[int, ...], axis: int, block: int, bits: int
+) -> None:
+    """Checkpoints hold the dequantized weights: this is why a resumed run is the run that was not
+    interrupted.
+    """
     del block
     w = weights(shape, seed=1)
     w[..., 0, 0] = 0
@@ -65,7 +77,9 @@ def test_what_was_dequantized_quantizes_to_the_same_codes(shape: tuple[int, ...]
     np.testing.assert_array_equal(q.codes, again.codes)
     np.testing.assert_array_equal(q.scale, again.scale)
     np.testing.assert_array_equal(np.asarray(jax.jit(Quantized.dense)(q)), q.on_host())
-    np.testing.assert_allclose(jax.jit(Quantized.squares)(q), np.sum(np.square(q.on_host().astype(np.float64))), rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(Quantized.squares)(q), np.sum(np.square(q.on_host().astype(np.float64))), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -112,15 +126,26 @@ def test_kernels_of_the_real_model_are_blocked_along_what_a_product_sums_over() 
         axis = axes[path]
         assert axis is not None
         assert shapes[path][axis] == size
-    assert all("lora" in path or path.endswith(("bias", "scale", "pos_embedding", "action_in_proj/kernel", "img/embedding/kernel")) for path in dense)
+    assert all(
+        "lora" in path
+        or path.endswith(("bias", "scale", "pos_embedding", "action_in_proj/kernel", "img/embedding/kernel"))
+        for path in dense
+    )
     # No stacked kernel is blocked along its layers.
-    assert all(axis is None or len(shapes[path]) + axis > 0 for path, axis in axes.items() if "layers/" in path or "encoderblock/" in path)
+    assert all(
+        axis is None or len(shapes[path]) + axis > 0
+        for path, axis in axes.items()
+        if "layers/" in path or "encoderblock/" in path
+    )
 
 
 def test_only_frozen_kernels_change_and_bfloat16_changes_nothing() -> None:
     w = jnp.ones((2, 64, 8))
     assert isinstance(kept("PaliGemma/llm/layers/mlp/linear", w, "int4"), Quantized)
-    for path, how in (("PaliGemma/llm/layers/mlp/linear", "bfloat16"), ("PaliGemma/llm/final_norm/scale", "int4")):
+    for path, how in (
+        ("PaliGemma/llm/layers/mlp/linear", "bfloat16"),
+        ("PaliGemma/llm/final_norm/scale", "int4"),
+    ):
         value = kept(path, w, how)  # type: ignore[arg-type]
         assert isinstance(value, jax.Array)
         assert value.dtype == jnp.bfloat16
@@ -130,13 +155,22 @@ def test_only_frozen_kernels_change_and_bfloat16_changes_nothing() -> None:
 
 def test_the_model_with_codes_is_the_model_with_the_weights_that_a_checkpoint_holds() -> None:
     recipe = tiny(*LORA)
-    params = {path: kept(path, jnp.asarray(x), "int4") if "lora" not in path else jnp.asarray(x) for path, x in random_params(recipe).items()}
-    params |= {path: jnp.asarray(x) for path, x in random_params(recipe).items() if path.startswith(("action_", "time_"))}
+    params = {
+        path: kept(path, jnp.asarray(x), "int4") if "lora" not in path else jnp.asarray(x)
+        for path, x in random_params(recipe).items()
+    }
+    params |= {
+        path: jnp.asarray(x)
+        for path, x in random_params(recipe).items()
+        if path.startswith(("action_", "time_"))
+    }
     dense = {path: x.dense() if isinstance(x, Quantized) else x for path, x in params.items()}
     assert sum(isinstance(x, Quantized) for x in params.values()) > 15
     graph, rng = graph_of(recipe.model, remat=False), np.random.default_rng(0)
     image = jnp.asarray(rng.uniform(-1, 1, (1, 56, 56, 3)), jnp.float32)
-    observation = Observation({"base_0_rgb": image}, {"base_0_rgb": jnp.ones(1, bool)}, jnp.arange(8)[None], jnp.ones((1, 8), bool))
+    observation = Observation(
+        {"base_0_rgb": image}, {"base_0_rgb": jnp.ones(1, bool)}, jnp.arange(8)[None], jnp.ones((1, 8), bool)
+    )
     actions, noise = (jnp.asarray(rng.standard_normal((1, 10, 32)), jnp.float32) for _ in range(2))
     loss = jax.jit(lambda params: bind(graph, params).loss(observation, actions, noise, jnp.full(1, 0.5)))
     np.testing.assert_allclose(loss(params), loss(dense), rtol=1e-6)

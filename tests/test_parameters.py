@@ -23,8 +23,12 @@ PALIGEMMA_LORA = "model.paligemma.lora={rank: 16, alpha: 16.0}"
 def test_real_size_names_shapes_dtypes_and_who_is_trained(recipe: str, key: str) -> None:
     loaded, want = load_recipe(recipe), REFERENCE[key]["parameters"]
     made = jax.eval_shape(lambda key: initialize(loaded.model, key), jax.random.key(0))
-    assert {path: (list(leaf.shape), str(leaf.dtype)) for path, leaf in made.items()} == {p: (v["shape"], v["dtype"]) for p, v in want.items()}
-    assert {path: is_trained(path, loaded.model, loaded.train.trained) for path in want} == {p: v["trained"] for p, v in want.items()}
+    assert {path: (list(leaf.shape), str(leaf.dtype)) for path, leaf in made.items()} == {
+        p: (v["shape"], v["dtype"]) for p, v in want.items()
+    }
+    assert {path: is_trained(path, loaded.model, loaded.train.trained) for path in want} == {
+        p: v["trained"] for p, v in want.items()
+    }
 
 
 @pytest.mark.parametrize("recipe", ["pi05_libero", "pi05_libero_lora", "smoke"])
@@ -40,8 +44,16 @@ def test_closed_form_is_what_the_model_makes(recipe: str) -> None:
         ([], "full", (3_353_433_872, 3_353_433_872)),
         ([], "action_expert", (3_353_433_872, 430_098_464)),
         ([PALIGEMMA_LORA], "lora", (3_381_303_056, 872_771_344)),
-        ([PALIGEMMA_LORA, "model.action_expert.lora={rank: 32, alpha: 32.0}"], "lora", (3_403_421_456, 466_957_072)),
-        ([PALIGEMMA_LORA, "model.action_expert.lora={rank: 32, alpha: 32.0}"], "lora_frozen_vision", (3_403_421_456, 52_153_376)),
+        (
+            [PALIGEMMA_LORA, "model.action_expert.lora={rank: 32, alpha: 32.0}"],
+            "lora",
+            (3_403_421_456, 466_957_072),
+        ),
+        (
+            [PALIGEMMA_LORA, "model.action_expert.lora={rank: 32, alpha: 32.0}"],
+            "lora_frozen_vision",
+            (3_403_421_456, 52_153_376),
+        ),
     ],
 )
 def test_counts(overrides: list[str], trained: str, want: tuple[int, int]) -> None:

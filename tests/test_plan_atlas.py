@@ -1,4 +1,6 @@
-"""The atlas: what it answers, what it bounds, what it refuses; and that the shipped one is of this version of the step."""
+"""The atlas: what it answers, what it bounds, what it refuses; and that the shipped one is of this version of
+the step.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,35 @@ from harness.plan.source import source_hash
 from harness.recipe.load import load_recipe
 
 LORA = load_recipe("pi05_libero_lora")
-LEVERS = Levers(platform="cuda", microbatch=8, accumulation_steps=32, prompt_tokens=48, cameras=["base_0_rgb", "left_wrist_0_rgb"])
+LEVERS = Levers(
+    platform="cuda",
+    microbatch=8,
+    accumulation_steps=32,
+    prompt_tokens=48,
+    cameras=["base_0_rgb", "left_wrist_0_rgb"],
+)
 
 
 def entry(device: int, **levers: Any) -> Entry:
-    return Entry(recipe=step_key(LORA), levers=LEVERS.model_copy(update=levers), bytes={"device": device, "temp": device // 2}, fingerprint=str(device))
+    return Entry(
+        recipe=step_key(LORA),
+        levers=LEVERS.model_copy(update=levers),
+        bytes={"device": device, "temp": device // 2},
+        fingerprint=str(device),
+    )
 
 
 def atlas_of(*entries: Entry, jaxlib: str | None = None, source: str | None = None) -> Atlas:
-    return Atlas([AtlasFile(jaxlib=jaxlib or metadata.version("jaxlib"), source=source or source_hash(), recipes={}, entries=list(entries))])
+    return Atlas(
+        [
+            AtlasFile(
+                jaxlib=jaxlib or metadata.version("jaxlib"),
+                source=source or source_hash(),
+                recipes={},
+                entries=list(entries),
+            )
+        ]
+    )
 
 
 def allowed(device: int) -> int:
@@ -39,11 +61,18 @@ def test_an_entry_answers_its_own_question_with_the_allowance_for_other_cards() 
 
 @pytest.mark.parametrize(
     "smaller",
-    [{"microbatch": 4, "accumulation_steps": 64}, {"microbatch": 4, "accumulation_steps": 2}, {"prompt_tokens": 32}, {"accumulation_steps": 4}],
+    [
+        {"microbatch": 4, "accumulation_steps": 64},
+        {"microbatch": 4, "accumulation_steps": 2},
+        {"prompt_tokens": 32},
+        {"accumulation_steps": 4},
+    ],
     ids=["microbatch", "microbatch and global batch", "prompt", "global batch"],
 )
 def test_an_entry_bounds_what_is_smaller_and_that_is_marked(smaller: dict[str, int]) -> None:
-    known = atlas_of(entry(1000), entry(2000, microbatch=16, accumulation_steps=16)).look_up(LORA, LEVERS.model_copy(update=smaller))
+    known = atlas_of(entry(1000), entry(2000, microbatch=16, accumulation_steps=16)).look_up(
+        LORA, LEVERS.model_copy(update=smaller)
+    )
     assert known is not None
     assert (known.source, known.bytes["device"]) == ("interpolated", allowed(1000))
 
@@ -71,13 +100,19 @@ def test_another_recipe_is_another_question(changes: dict[str, Any]) -> None:
     assert atlas_of(entry(1000)).look_up(changed(LORA, changes), LEVERS) is None
 
 
-@pytest.mark.parametrize("changes", [{"train.seed": 7}, {"train.steps": 10}, {"train.global_batch": 64}, {"data.dataset": "sample"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"train.seed": 7}, {"train.steps": 10}, {"train.global_batch": 64}, {"data.dataset": "sample"}],
+    ids=str,
+)
 def test_what_does_not_change_the_step_does_not_change_the_question(changes: dict[str, Any]) -> None:
     assert atlas_of(entry(1000)).look_up(changed(LORA, changes), LEVERS) is not None
 
 
 @pytest.mark.parametrize("stamp", [{"jaxlib": "0.0.1"}, {"source": "of another step"}])
-def test_entries_of_another_compiler_or_another_step_are_refused_with_the_command_that_mends_it(stamp: dict[str, str]) -> None:
+def test_entries_of_another_compiler_or_another_step_are_refused_with_the_command_that_mends_it(
+    stamp: dict[str, str],
+) -> None:
     stale = atlas_of(entry(1000), **stamp)
     assert stale.look_up(LORA, LEVERS) is None
     assert MAKE in stale.refused
@@ -97,25 +132,38 @@ def test_the_hash_of_the_step_sees_code_and_not_words() -> None:
     one = '"""Words."""\n# why\n\ndef f(x: int) -> int:\n    """More."""\n    return x + 1\n'
     same = "from a import b\n\ndef f(x: int) -> int:\n    # another why\n    return x + 1\n"
     other = "def f(x: int) -> int:\n    return x + 2\n"
-    first, second, third = (source_module._code_lines(source, ast.parse(source)) for source in (one, same, other))
+    first, second, third = (
+        source_module._code_lines(source, ast.parse(source)) for source in (one, same, other)
+    )
     assert first == second != third
     text = 'x = """a\nb"""'
     assert source_module._code_lines(text, ast.parse(text)) == ['x = """a', 'b"""']
 
 
-def test_the_hash_of_the_step_reads_the_modules_that_the_step_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_of_the_step_reads_the_modules_that_the_step_is_made_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     read: list[str] = []
     lines = source_module._code_lines
-    monkeypatch.setattr(source_module, "_code_lines", lambda source, tree: read.append(source) or lines(source, tree))
+    monkeypatch.setattr(
+        source_module, "_code_lines", lambda source, tree: read.append(source) or lines(source, tree)
+    )
     source_hash()
     together = "\n".join(read)
-    assert all(f"def {name}" in together for name in ("compile_step", "make_step", "optimizer", "augment", "parameter_shapes"))
+    assert all(
+        f"def {name}" in together
+        for name in ("compile_step", "make_step", "optimizer", "augment", "parameter_shapes")
+    )
     assert "class Pi05" in together
     assert "def iterate" not in together
 
 
 def test_the_shipped_atlas_is_of_this_step_and_this_compiler() -> None:
-    """When this fails, the step has changed: python benchmarks/atlas.py, which compares and compiles only what has become another program."""
-    files = [file for file in (resources.files("harness.plan") / "atlas").iterdir() if file.name.endswith(".json")]
+    """When this fails, the step has changed: python benchmarks/atlas.py, which compares and compiles only
+    what has become another program.
+    """
+    files = [
+        file for file in (resources.files("harness.plan") / "atlas").iterdir() if file.name.endswith(".json")
+    ]
     assert files
     assert shipped().refused == "", MAKE

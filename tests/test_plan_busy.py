@@ -57,7 +57,11 @@ def test_waiting_ends_when_the_card_is_free_and_says_for_whom(monkeypatch: pytes
     assert "4711" in said[-1]
 
 
-@pytest.mark.parametrize("card", [gpu(), gpu(total=3, free=0.5), gpu(free=40)], ids=["idle", "hopeless either way", "enough is free"])
+@pytest.mark.parametrize(
+    "card",
+    [gpu(), gpu(total=3, free=0.5), gpu(free=40)],
+    ids=["idle", "hopeless either way", "enough is free"],
+)
 def test_where_waiting_gains_nothing_nobody_waits(card: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wait.time, "sleep", lambda _: pytest.fail("waited"))
     wait.wait_for_cards(Chained(with_gpus(card, wsl=True)), None, {}, lambda _: None)
@@ -79,7 +83,11 @@ def test_an_approximate_plan_changes_the_recipe_of_the_run_and_says_how(tmp_path
     assert plan.chosen.changes
     chain = Chain(RunDir(tmp_path), load_recipe("pi05_libero"), trains=True)
     assert chain.carry_out(plan) == plan.chosen.deviations != []
-    assert chain.recipe == changed(load_recipe("pi05_libero"), plan.chosen.changes) == load_recipe(str(tmp_path / RECIPE))
+    assert (
+        chain.recipe
+        == changed(load_recipe("pi05_libero"), plan.chosen.changes)
+        == load_recipe(str(tmp_path / RECIPE))
+    )
 
 
 def test_an_exact_plan_leaves_the_recipe_alone(tmp_path: Any) -> None:

@@ -1,4 +1,6 @@
-"""The rule by which a plan is chosen, against a compiler that is played by a formula; and the real compiler on the tiny recipe."""
+"""The rule by which a plan is chosen, against a compiler that is played by a formula; and the real compiler
+on the tiny recipe.
+"""
 
 from __future__ import annotations
 
@@ -53,17 +55,39 @@ def with_gpus(*gpus: Gpu, **host: Any) -> Machine:
     return Machine(host=Host(**{"ram_available_bytes": 256 * GIB, "cores": 16.0} | host), gpus=list(gpus))
 
 
-def gpu(index: int = 0, name: str = "NVIDIA RTX A6000", capability: str = "8.6", total: int = 48, free: float | None = None, **more: Any) -> Gpu:
+def gpu(
+    index: int = 0,
+    name: str = "NVIDIA RTX A6000",
+    capability: str = "8.6",
+    total: int = 48,
+    free: float | None = None,
+    **more: Any,
+) -> Gpu:
     free_bytes = int((total if free is None else free) * GIB)
-    return Gpu(index=index, name=name, uuid=f"GPU-{index}", compute_capability=capability, total_bytes=total * GIB, free_bytes=free_bytes, **more)
+    return Gpu(
+        index=index,
+        name=name,
+        uuid=f"GPU-{index}",
+        compute_capability=capability,
+        total_bytes=total * GIB,
+        free_bytes=free_bytes,
+        **more,
+    )
 
 
 FULL, LORA = load_recipe("pi05_libero"), load_recipe("pi05_libero_lora")
 
 
 @settings(deadline=None, max_examples=60)
-@given(vram=st.floats(6, 200), ram=st.floats(8, 300), recipe=st.sampled_from([FULL, LORA]), batch=st.sampled_from([1, 6, 32, 250, 256]))
-def test_a_chosen_plan_fits_and_a_rejected_one_says_by_how_much_it_does_not(vram: float, ram: float, recipe: Recipe, batch: int) -> None:
+@given(
+    vram=st.floats(6, 200),
+    ram=st.floats(8, 300),
+    recipe=st.sampled_from([FULL, LORA]),
+    batch=st.sampled_from([1, 6, 32, 250, 256]),
+)
+def test_a_chosen_plan_fits_and_a_rejected_one_says_by_how_much_it_does_not(
+    vram: float, ram: float, recipe: Recipe, batch: int
+) -> None:
     recipe = changed(recipe, {"train.global_batch": batch})
     plan = planned(recipe, gpu="rtx_a6000", vram_bytes=int(vram * GIB), host_ram_bytes=int(ram * GIB))
     assert plan.usable_bytes is not None
@@ -87,8 +111,16 @@ def test_a_chosen_plan_fits_and_a_rejected_one_says_by_how_much_it_does_not(vram
         assert plan.chosen.verdict == "fits"
         assert bool(plan.chosen.changes) == bool(plan.chosen.deviations)
         # Nothing that deviates less fits.
-        assert not [one for one in plan.candidates if one.verdict == "fits" and len(one.changes) < len(plan.chosen.changes)]
-        peers = [one.seconds_per_step for one in plan.candidates if one.verdict == "fits" and one.changes == plan.chosen.changes]
+        assert not [
+            one
+            for one in plan.candidates
+            if one.verdict == "fits" and len(one.changes) < len(plan.chosen.changes)
+        ]
+        peers = [
+            one.seconds_per_step
+            for one in plan.candidates
+            if one.verdict == "fits" and one.changes == plan.chosen.changes
+        ]
         assert plan.chosen.seconds_per_step == min(s for s in peers if s is not None)
     else:
         assert plan.notes
@@ -120,7 +152,9 @@ def test_host_memory_that_is_not_there_is_not_planned_with() -> None:
     plan = planned(FULL, gpu="rtx_4090", host_ram_bytes=64 * GIB)
     assert plan.chosen is not None
     assert plan.chosen.changes["train.ema_decay"] is None
-    exact = next(one for one in plan.candidates if not one.changes and one.levers.host == ["ema", "moments", "masters"])
+    exact = next(
+        one for one in plan.candidates if not one.changes and one.levers.host == ["ema", "moments", "masters"]
+    )
     assert "of host memory" in exact.reason
     assert "too much" in exact.reason
 
@@ -151,7 +185,13 @@ def test_usable_is_what_is_free_less_context_and_margin_and_jax_gets_the_rest_of
 
 
 def test_the_freest_of_several_cards_is_taken_and_who_holds_the_other_is_said() -> None:
-    busy = gpu(0, "NVIDIA GeForce RTX 3090", total=24, free=1, foreign_processes=[GpuProcess(pid=4711, name="python", used_bytes=20 * GIB)])
+    busy = gpu(
+        0,
+        "NVIDIA GeForce RTX 3090",
+        total=24,
+        free=1,
+        foreign_processes=[GpuProcess(pid=4711, name="python", used_bytes=20 * GIB)],
+    )
     plan = planned(LORA, with_gpus(busy, gpu(1, "NVIDIA GeForce RTX 3090", total=24)))
     assert plan.device_uuid == "GPU-1"
     assert plan.device_uuids == ["GPU-1"]
@@ -185,7 +225,9 @@ def test_a_count_of_cards_is_a_number_from_one(count: str) -> None:
 
 
 def test_a_card_that_is_not_in_the_table_is_matched_by_architecture_with_its_own_memory() -> None:
-    plan = planned(LORA, with_gpus(gpu(name="NVIDIA GeForce RTX 4090 Laptop GPU", capability="8.9", total=16)))
+    plan = planned(
+        LORA, with_gpus(gpu(name="NVIDIA GeForce RTX 4090 Laptop GPU", capability="8.9", total=16))
+    )
     assert any("not in the table" in note for note in plan.notes)
     assert plan.usable_bytes is not None
     assert plan.usable_bytes < 16 * GIB
@@ -194,9 +236,17 @@ def test_a_card_that_is_not_in_the_table_is_matched_by_architecture_with_its_own
 
 
 def test_a_mig_instance_is_a_device_of_its_own() -> None:
-    part = MigDevice(uuid="MIG-1", name="NVIDIA A100-SXM4-80GB MIG 3g.40gb", total_bytes=40 * GIB, free_bytes=39 * GIB)
+    part = MigDevice(
+        uuid="MIG-1", name="NVIDIA A100-SXM4-80GB MIG 3g.40gb", total_bytes=40 * GIB, free_bytes=39 * GIB
+    )
     other = part.model_copy(update={"uuid": "MIG-2", "visible": False})
-    card = Gpu(index=0, name="NVIDIA A100-SXM4-80GB", compute_capability="8.0", mig_mode=True, mig_devices=[other, part])
+    card = Gpu(
+        index=0,
+        name="NVIDIA A100-SXM4-80GB",
+        compute_capability="8.0",
+        mig_mode=True,
+        mig_devices=[other, part],
+    )
     plan = planned(LORA, with_gpus(card))
     assert plan.device_uuids == ["MIG-1"]
     assert plan.free_bytes == 39 * GIB
@@ -205,7 +255,15 @@ def test_a_mig_instance_is_a_device_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("card", "code"),
     [
-        (Gpu(index=0, name="NVIDIA L4", compute_capability="8.9", unknown={"free_bytes": "NVML contradicts itself"}), "gpu-memory-unknown"),
+        (
+            Gpu(
+                index=0,
+                name="NVIDIA L4",
+                compute_capability="8.9",
+                unknown={"free_bytes": "NVML contradicts itself"},
+            ),
+            "gpu-memory-unknown",
+        ),
         (gpu(name="Tesla V100", capability="7.0", total=32), "gpu-too-old"),
         (gpu(name="a new card").model_copy(update={"compute_capability": None}), "gpu-unknown"),
     ],
@@ -218,7 +276,9 @@ def test_a_card_about_which_too_little_is_known_is_refused(card: Gpu, code: str)
 
 
 def test_the_memory_that_nvml_does_not_tell_can_be_said() -> None:
-    card = Gpu(index=0, name="NVIDIA L4", compute_capability="8.9", unknown={"free_bytes": "NVML contradicts itself"})
+    card = Gpu(
+        index=0, name="NVIDIA L4", compute_capability="8.9", unknown={"free_bytes": "NVML contradicts itself"}
+    )
     plan = planned(LORA, with_gpus(card), vram_bytes=20 * GIB)
     assert plan.free_bytes == 20 * GIB
 
@@ -239,20 +299,26 @@ def test_a_received_dataset_with_impossible_prompts_is_refused(tokens: int) -> N
 
 def test_a_full_disk_is_no_reason_for_another_experiment() -> None:
     """The doctor's matter: the plan tells how much it needs."""
-    room, none = (planned(LORA, with_gpus(gpu(), disks=[Disk(path="/", free_bytes=free)])) for free in (2**60, 0))
+    room, none = (
+        planned(LORA, with_gpus(gpu(), disks=[Disk(path="/", free_bytes=free)])) for free in (2**60, 0)
+    )
     assert room.chosen is not None
     assert none.chosen == room.chosen
     assert (none.chosen.disk_bytes or 0) > GIB
 
 
 def test_the_reason_why_no_gpu_can_be_used_comes_with_its_own_mend() -> None:
-    lost = MACHINE.model_copy(update={"gpu_error": "NVML: Unknown Error: lost", "gpu_fix": "start the container again"})
+    lost = MACHINE.model_copy(
+        update={"gpu_error": "NVML: Unknown Error: lost", "gpu_fix": "start the container again"}
+    )
     with pytest.raises(HarnessError) as caught:
         planned(FULL, lost)
     assert caught.value.fix == "start the container again"
     with pytest.raises(HarnessError) as caught:
         planned(FULL, lost.model_copy(update={"gpu_missing": True}))
-    assert "start the container again; or harness plan --recipe pi05_libero --gpu rtx_4090" in caught.value.fix
+    assert (
+        "start the container again; or harness plan --recipe pi05_libero --gpu rtx_4090" in caught.value.fix
+    )
 
 
 def test_broken_and_hidden_gpus_are_not_used() -> None:
@@ -317,7 +383,9 @@ def test_without_the_compiler_for_gpus_only_the_atlas_can_answer(monkeypatch: py
 
 @pytest.mark.usefixtures("_cache")
 def test_a_recipe_that_cannot_be_compiled_is_one_error() -> None:
-    torn = load_recipe("smoke", ["model.action_expert.variant=gemma_300m"])  # heads of another size than the language model's
+    torn = load_recipe(
+        "smoke", ["model.action_expert.variant=gemma_300m"]
+    )  # heads of another size than the language model's
     with pytest.raises(HarnessError) as caught:
         choose(torn, MACHINE, None, Ask(gpu="RTX A6000", recompile=True))
     assert caught.value.code == "compile-failed"

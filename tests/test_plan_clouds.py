@@ -1,4 +1,6 @@
-"""The cards that clouds rent: their names as clouds spell them, their figures, a plan for each from the atlas; what is too old, with the reason."""
+"""The cards that clouds rent: their names as clouds spell them, their figures, a plan for each from the
+atlas; what is too old, with the reason.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,14 @@ RENTED = [
 
 
 def from_the_atlas(name: str, recipe: str, **asked: int) -> Plan:
-    return choose(load_recipe(recipe), NOWHERE, None, Ask(gpu=name, **asked), tools=Tools(shipped(), not_asked), advise=False)  # type: ignore[arg-type]
+    return choose(
+        load_recipe(recipe),
+        NOWHERE,
+        None,
+        Ask(gpu=name, **asked),
+        tools=Tools(shipped(), not_asked),
+        advise=False,
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -50,15 +59,21 @@ def test_names_are_read_as_clouds_spell_them(written: str, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_a_card_is_found_by_its_key_and_by_what_the_driver_calls_it_and_by_nothing_else(name: str) -> None:
     assert find(name) == find(OTHERS[name].device) == name
-    spellings = {key: each.spelling for key, each in CARDS.items()} | {key: each.spelling for key, each in OTHERS.items()}
-    assert [key for key, spelling in spellings.items() if re.fullmatch(spelling, name.replace("_", ""))] == [name]
+    spellings = {key: each.spelling for key, each in CARDS.items()} | {
+        key: each.spelling for key, each in OTHERS.items()
+    }
+    assert [key for key, spelling in spellings.items() if re.fullmatch(spelling, name.replace("_", ""))] == [
+        name
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_its_figures_are_its_own_and_hang_together(name: str) -> None:
     other, figures = OTHERS[name], card(name)
     assert figures.device == other.device
-    assert figures.capability <= other.capability, "code for its own architecture, or for the newest before it, runs on it"
+    assert figures.capability <= other.capability, (
+        "code for its own architecture, or for the newest before it, runs on it"
+    )
     assert figures.memory_bytes <= other.driver_mib * MIB
     assert figures.memory_bytes > 0.94 * other.driver_mib * MIB
     assert peak_flops(figures) == other.tflops * 1e12
@@ -70,7 +85,10 @@ def test_its_figures_are_its_own_and_hang_together(name: str) -> None:
 def test_the_driver_keeps_no_more_of_a_card_than_is_assumed() -> None:
     for name, known in CARDS.items():
         total = known.driver_mib * MIB
-        assert known.cuda_bytes is None or total - known.cuda_bytes <= cards._kept_by_the_driver(total) + 80 * MIB, name
+        assert (
+            known.cuda_bytes is None
+            or total - known.cuda_bytes <= cards._kept_by_the_driver(total) + 80 * MIB
+        ), name
 
 
 @pytest.mark.parametrize("recipe", ["pi05_libero", "pi05_libero_lora"])
@@ -108,12 +126,20 @@ def test_a_card_without_bfloat16_is_refused_with_the_reason(written: str, capabi
         ("RTX A2000", "8.6"), ("H200 NVL", "9.0"), ("RTX PRO 4500 Blackwell", "12.0"), ("GB200", "10.0"), ("L2", "8.9"), ("RTX 5060", "12.0"),
     ],
 )  # fmt: skip
-def test_a_card_of_a_known_series_is_planned_for_once_its_memory_is_said(written: str, capability: str) -> None:
+def test_a_card_of_a_known_series_is_planned_for_once_its_memory_is_said(
+    written: str, capability: str
+) -> None:
     with pytest.raises(HarnessError) as caught:
         find(written)
     assert caught.value.code == "gpu-unknown"
     assert "--vram-gib" in caught.value.fix
-    plan = choose(load_recipe("pi05_libero_lora"), NOWHERE, None, Ask(gpu=written, vram_bytes=24 * GIB), tools=Tools(None, Formula()))
+    plan = choose(
+        load_recipe("pi05_libero_lora"),
+        NOWHERE,
+        None,
+        Ask(gpu=written, vram_bytes=24 * GIB),
+        tools=Tools(None, Formula()),
+    )
     assert plan.free_bytes == 24 * GIB
     assert plan.chosen is not None
     assert any("not in the table" in note for note in plan.notes)
@@ -130,7 +156,12 @@ def test_without_a_known_series_the_memory_does_not_help() -> None:
 
 @pytest.mark.parametrize(
     ("device", "option"),
-    [("2 x a100_80", "--gpu a100_80:2"), ("rtx_4090", "--gpu rtx_4090"), ("a card of 24.0 GiB", "--vram-gib 24.0"), ("NVIDIA L4", "--gpu 'NVIDIA L4'")],
+    [
+        ("2 x a100_80", "--gpu a100_80:2"),
+        ("rtx_4090", "--gpu rtx_4090"),
+        ("a card of 24.0 GiB", "--vram-gib 24.0"),
+        ("NVIDIA L4", "--gpu 'NVIDIA L4'"),
+    ],
 )
 def test_a_device_as_a_plan_names_it_is_asked_for_by_an_option(device: str, option: str) -> None:
     assert option_for(device) == option

@@ -12,11 +12,23 @@ from harness.plan.compile import telling
     [
         ("ValueError: heads differ\n", "ValueError: heads differ"),
         (
-            'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: no\nFatal Python error: Aborted\n\nCurrent thread 0x7f:\n  File x\n',
+            (
+                'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: no\nFatal Python'
+                " error: Aborted\n\nCurrent thread 0x7f:\n  File x\n"
+            ),
             "ValueError: no",
         ),
-        ("I0000 00:00:1 cuda.cc:1] no drivers\nF1128 04:41:22 1 parse.cc:234] Check failed\n*** SIGABRT\n", "F1128 04:41:22 1 parse.cc:234] Check failed"),
-        ("jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: out of memory\nExtension modules: numpy, jaxlib (total: 2)\n", "RESOURCE_EXHAUSTED"),
+        (
+            "I0000 00:00:1 cuda.cc:1] no drivers\nF1128 04:41:22 1 parse.cc:234] Check failed\n*** SIGABRT\n",
+            "F1128 04:41:22 1 parse.cc:234] Check failed",
+        ),
+        (
+            (
+                "jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: out of memory\nExtension modules: numpy, jaxlib"
+                " (total: 2)\n"
+            ),
+            "RESOURCE_EXHAUSTED",
+        ),
         ("error [data-invalid] a reason of ours\n", "a reason of ours"),
         ("something nobody has seen\n", "something nobody has seen"),
     ],
@@ -25,6 +37,8 @@ def test_why_a_compilation_ended_is_the_line_that_says_it(said: str, reason: str
     assert reason in str(telling(said))
 
 
-@pytest.mark.parametrize("said", ["", "\n", "I0000 00:00:1 cuda.cc:1] no drivers\n", "Extension modules: numpy\n"])
+@pytest.mark.parametrize(
+    "said", ["", "\n", "I0000 00:00:1 cuda.cc:1] no drivers\n", "Extension modules: numpy\n"]
+)
 def test_where_nothing_says_why_a_compilation_ended_nothing_is_invented(said: str) -> None:
     assert telling(said) is None

@@ -1,4 +1,6 @@
-"""The cost model: the documented peaks of the cards, operations counted another way, and what must order plans."""
+"""The cost model: the documented peaks of the cards, operations counted another way, and what must order
+plans.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ from harness.plan.cards import CARDS
 from harness.plan.cost import LOADER_SAMPLES_PER_CORE, flops_per_sample, peak_flops, seconds_per_step
 from harness.recipe.load import load_recipe
 
-LEVERS = Levers(platform="cuda", microbatch=8, accumulation_steps=32, prompt_tokens=48, cameras=["base_0_rgb", "left_wrist_0_rgb"])
+LEVERS = Levers(
+    platform="cuda",
+    microbatch=8,
+    accumulation_steps=32,
+    prompt_tokens=48,
+    cameras=["base_0_rgb", "left_wrist_0_rgb"],
+)
 FULL, LORA = load_recipe("pi05_libero"), load_recipe("pi05_libero_lora")
 A4090 = CARDS["rtx_4090"]
 
@@ -26,7 +34,9 @@ def test_the_peak_is_that_of_the_documents(card: str, tflops: float) -> None:
 
 
 def test_operations_are_those_counted_by_hand() -> None:
-    """Full: forward, forward again, two products backward, for 2 x parameters x tokens; by the parts' sizes as published, attention aside."""
+    """Full: forward, forward again, two products backward, for 2 x parameters x tokens; by the parts' sizes
+    as published, attention aside.
+    """
     tokens, patches = 512 + 48, 512
     language = 18 * (2048 * 256 * (8 + 2 + 8) + 3 * 2048 * 16_384)
     expert = 18 * (1024 * 256 * (8 + 2 + 8) + 3 * 1024 * 4096)
@@ -37,7 +47,11 @@ def test_operations_are_those_counted_by_hand() -> None:
 
 
 def test_what_is_not_trained_costs_less() -> None:
-    some = [changed(FULL, {"train.trained": "action_expert"}), changed(LORA, {"train.trained": "lora_frozen_vision"}), LORA]
+    some = [
+        changed(FULL, {"train.trained": "action_expert"}),
+        changed(LORA, {"train.trained": "lora_frozen_vision"}),
+        LORA,
+    ]
     who = [flops_per_sample(recipe, LEVERS) for recipe in some]
     assert who == sorted(who)
     assert who[-1] < flops_per_sample(FULL, LEVERS)
@@ -55,7 +69,9 @@ def test_what_is_not_trained_costs_less() -> None:
     ],
 )
 def test_plans_of_one_recipe_are_ordered(slower: dict, faster: dict) -> None:
-    a, b = (seconds_per_step(FULL, LEVERS.model_copy(update=levers), A4090, None) for levers in (slower, faster))
+    a, b = (
+        seconds_per_step(FULL, LEVERS.model_copy(update=levers), A4090, None) for levers in (slower, faster)
+    )
     assert a > b
 
 

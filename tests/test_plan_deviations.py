@@ -1,4 +1,6 @@
-"""What a changed recipe is said to deviate in: each key by name, what it means, and nothing that does not change what is learned."""
+"""What a changed recipe is said to deviate in: each key by name, what it means, and nothing that does not
+change what is learned.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ def changed(*overrides: str, base: str = "pi05_libero") -> tuple[Recipe, Recipe]
     return load_recipe(base), load_recipe(base, list(overrides))
 
 
-@pytest.mark.parametrize("overrides", [[], ["name=other", "description=x"], ["train.save_every_steps=7", "train.log_every_steps=7"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["name=other", "description=x"], ["train.save_every_steps=7", "train.log_every_steps=7"]],
+)
 def test_the_same_experiment_has_none(overrides: list[str]) -> None:
     assert deviations(*changed(*overrides)) == []
 
@@ -28,13 +33,27 @@ def test_the_same_experiment_has_none(overrides: list[str]) -> None:
         ("train.ema_decay=null", ["train.ema_decay=null", "0.999", "last ones are deployed"]),
         ("train.ema_every_steps=8", ["train.ema_every_steps=8", "decay^8", "left out"]),
         ("train.ema_decay=0.99", ["train.ema_decay=0.99", "0.999"]),
-        ("train.global_batch=64", ["train.global_batch=64", "instead of 256", "noisier, by a factor of 2.0", "1,920,000 samples instead of 7,680,000"]),
+        (
+            "train.global_batch=64",
+            [
+                "train.global_batch=64",
+                "instead of 256",
+                "noisier, by a factor of 2.0",
+                "1,920,000 samples instead of 7,680,000",
+            ],
+        ),
         ("train.steps=500", ["train.steps=500", "30,000", "inside the warm-up of 10,000"]),
         ("train.seed=7", ["train.seed=7", "other random numbers"]),
-        ("train.trained=action_expert", ["train.trained=action_expert", "430.1 M of 3.35 B", "instead of 3.35 B", "not known"]),
+        (
+            "train.trained=action_expert",
+            ["train.trained=action_expert", "430.1 M of 3.35 B", "instead of 3.35 B", "not known"],
+        ),
         ("data.augment=false", ["data.augment is False instead of True", "another experiment"]),
         ("train.optimizer.b2=0.999", ["train.optimizer.b2 is 0.999 instead of 0.95"]),
-        ("data.cameras.left_wrist_0_rgb=null", ["data.cameras.left_wrist_0_rgb is absent instead of wrist_image"]),
+        (
+            "data.cameras.left_wrist_0_rgb=null",
+            ["data.cameras.left_wrist_0_rgb is absent instead of wrist_image"],
+        ),
     ],
 )
 def test_each_key_is_named_and_explained(override: str, says: list[str]) -> None:
@@ -57,12 +76,31 @@ def test_lora_instead_of_full_is_one_deviation_with_counts(trained: str, says: l
 
 
 def test_several_changes_are_several_sentences_the_greatest_first() -> None:
-    sentences = deviations(*changed(*LORA, "train.trained=lora_frozen_vision", "train.frozen=int4", "train.ema_decay=null", "train.global_batch=32"))
-    assert [sentence.partition("=")[0] for sentence in sentences] == ["train.trained", "train.frozen", "train.ema_decay", "train.global_batch"]
+    sentences = deviations(
+        *changed(
+            *LORA,
+            "train.trained=lora_frozen_vision",
+            "train.frozen=int4",
+            "train.ema_decay=null",
+            "train.global_batch=32",
+        )
+    )
+    assert [sentence.partition("=")[0] for sentence in sentences] == [
+        "train.trained",
+        "train.frozen",
+        "train.ema_decay",
+        "train.global_batch",
+    ]
 
 
 def test_other_adapters_are_named() -> None:
-    (sentence,) = deviations(*changed("model.paligemma.lora.rank=8", "model.paligemma.lora.scale_feed_forward=false", base="pi05_libero_lora"))
+    (sentence,) = deviations(
+        *changed(
+            "model.paligemma.lora.rank=8",
+            "model.paligemma.lora.scale_feed_forward=false",
+            base="pi05_libero_lora",
+        )
+    )
     assert "rank 8 alpha 16 (not applied in the feed-forward) on paligemma" in sentence
     assert "rank 16 alpha 16 on paligemma" in sentence
 

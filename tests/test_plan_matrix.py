@@ -1,4 +1,6 @@
-"""The table of cards: every card and recipe of it, in Markdown and as a picture; what the atlas does not know is said so."""
+"""The table of cards: every card and recipe of it, in Markdown and as a picture; what the atlas does not know
+is said so.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def table(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
 
 
 def test_the_table_has_every_card_by_memory_and_larger_ones_deviate_no_more(table: list[Cell]) -> None:
-    assert [cell.card for cell in table if cell.recipe == RECIPES[0]] == sorted(CARDS, key=lambda key: (CARDS[key].memory_bytes, key))
+    assert [cell.card for cell in table if cell.recipe == RECIPES[0]] == sorted(
+        CARDS, key=lambda key: (CARDS[key].memory_bytes, key)
+    )
     full = [len(cell.plan.deviations) for cell in table if cell.recipe == "pi05_libero" and cell.plan]
     assert full == sorted(full, reverse=True)
     assert full[-1] == 0

@@ -1,4 +1,6 @@
-"""From NVML to a plan: the C stand-in for libnvidia-ml, the real nvidia-ml-py, the real rule; only the compiler is played."""
+"""From NVML to a plan: the C stand-in for libnvidia-ml, the real nvidia-ml-py, the real rule; only the
+compiler is played.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,13 @@ def test_a_mig_instance_is_not_taken_for_the_whole_card(build: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scenario", "code"), [("lying", "gpu-memory-unknown"), ("not_supported", "gpu-memory-unknown"), ("no_driver", "no-gpu"), ("no_gpu", "no-gpu")]
+    ("scenario", "code"),
+    [
+        ("lying", "gpu-memory-unknown"),
+        ("not_supported", "gpu-memory-unknown"),
+        ("no_driver", "no-gpu"),
+        ("no_gpu", "no-gpu"),
+    ],
 )
 def test_where_nothing_is_known_nothing_is_invented(build: Any, scenario: str, code: str) -> None:
     refused = planned(build, scenario)

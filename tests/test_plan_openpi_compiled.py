@@ -1,4 +1,6 @@
-"""The benchmark that compiles upstream's step: what it reads of XLA's buffer assignment, and that it does nothing without openpi."""
+"""The benchmark that compiles upstream's step: what it reads of XLA's buffer assignment, and that it does
+nothing without openpi.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,15 @@ allocation 7: size 71303184, preallocated-temp:
 
 def test_bytes_are_the_sum_of_the_largest_programs_allocations(tmp_path: Path) -> None:
     (tmp_path / "module_0002.jit_step.gpu_after_optimizations-buffer-assignment.txt").write_text(ASSIGNMENT)
-    (tmp_path / "module_0001.jit_key.gpu_after_optimizations-buffer-assignment.txt").write_text("allocation 0: size 8, parameter 0\n")
+    (tmp_path / "module_0001.jit_key.gpu_after_optimizations-buffer-assignment.txt").write_text(
+        "allocation 0: size 8, parameter 0\n"
+    )
     found = openpi_compiled.assigned(tmp_path)
-    assert found == {"bytes": 67108864 + 100 + 16 + 4 + 71303184, "arguments": 67108864 + 100, "temporary": 71303184}
+    assert found == {
+        "bytes": 67108864 + 100 + 16 + 4 + 71303184,
+        "arguments": 67108864 + 100,
+        "temporary": 71303184,
+    }
 
 
 def test_the_old_compiler_gets_a_target_that_it_can_read() -> None:
@@ -48,6 +56,12 @@ def test_points_are_said_once_and_rows_are_points() -> None:
 
 def test_without_openpi_nothing_is_done() -> None:
     for name in ("openpi_compiled", "openpi_configs"):
-        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0
         assert "skipped" in done.stderr

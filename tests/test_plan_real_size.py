@@ -1,4 +1,5 @@
-"""The real-size LoRA step, compiled for one card and compared with the shipped atlas: that the trainer's CUDA path lowers and compiles, without a GPU.
+"""The real-size LoRA step, compiled for one card and compared with the shipped atlas: that the trainer's CUDA
+path lowers and compiles, without a GPU.
 
 About a minute, so it is not run by default: `ci/atlas`, or `python -m pytest -m real_size`.
 """
@@ -19,11 +20,20 @@ from harness.recipe.load import load_recipe
 
 @pytest.mark.real_size
 @pytest.mark.timeout(900)
-def test_the_compiler_says_of_the_real_lora_step_what_the_atlas_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_says_of_the_real_lora_step_what_the_atlas_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
     recipe = load_recipe("pi05_libero_lora")
-    plan = choose(recipe, Machine(host=Host()), None, Ask(gpu="rtx_4090"), tools=Tools(shipped(), not_asked), advise=False)
+    plan = choose(
+        recipe,
+        Machine(host=Host()),
+        None,
+        Ask(gpu="rtx_4090"),
+        tools=Tools(shipped(), not_asked),
+        advise=False,
+    )
     assert plan.chosen is not None
     assert plan.chosen.source == "atlas"
     kept = shipped().look_up(recipe, plan.chosen.levers)

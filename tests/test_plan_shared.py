@@ -1,4 +1,6 @@
-"""One memory for CPU and GPU (GB10, Jetson): each phase counts once what it takes of device and host, saves included."""
+"""One memory for CPU and GPU (GB10, Jetson): each phase counts once what it takes of device and host, saves
+included.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ POOLS = [
 
 @pytest.mark.parametrize(("recipe", "pool", "exact"), POOLS)
 @pytest.mark.parametrize("here", [True, False], ids=["in this machine", "not here"])
-def test_where_cpu_and_gpu_have_one_memory_each_phase_is_counted_once_saves_included(recipe: Recipe, pool: int, exact: bool, here: bool) -> None:
+def test_where_cpu_and_gpu_have_one_memory_each_phase_is_counted_once_saves_included(
+    recipe: Recipe, pool: int, exact: bool, here: bool
+) -> None:
     """GB10: pi05_libero needs 104 GiB of the pool while it saves, LoRA 25.4."""
     card = Gpu(index=0, name="NVIDIA GB10", uuid="GPU-0", compute_capability="12.1", integrated=True)
     machine = with_gpus(card, ram_available_bytes=100 * GIB, ram_total_bytes=120 * GIB) if here else MACHINE
@@ -41,8 +45,13 @@ def test_where_cpu_and_gpu_have_one_memory_each_phase_is_counted_once_saves_incl
     assert first.shared_phases["save"] / GIB == pytest.approx(needed, abs=0.1)
     assert exact or "in the phase save" in first.reason
     if here:
-        # What JAX takes at once is enough for it, and of the same memory; where it is the host's too while it saves, that is said.
-        taken, device, host = (plan.memory_fraction or 0) * 120 * GIB, plan.chosen.device_bytes or 0, plan.chosen.host_bytes or 0
+        # What JAX takes at once is enough for it, and of the same memory; where it is the host's too while it
+        # saves, that is said.
+        taken, device, host = (
+            (plan.memory_fraction or 0) * 120 * GIB,
+            plan.chosen.device_bytes or 0,
+            plan.chosen.host_bytes or 0,
+        )
         assert device <= taken <= pool * GIB
         assert any("JAX keeps" in note for note in plan.notes) == (device + host > plan.usable_bytes)
 
@@ -51,7 +60,10 @@ def test_on_a_shared_memory_what_is_said_of_the_card_bounds_its_part_of_the_pool
     plan = planned(LORA, gpu="gb10", vram_bytes=12 * GIB, host_ram_bytes=110 * GIB)
     assert plan.usable_bytes is not None
     assert plan.usable_bytes < 12 * GIB
-    assert all(one.device_bytes is None or one.device_bytes <= plan.usable_bytes or one.verdict == "rejected" for one in plan.candidates)
+    assert all(
+        one.device_bytes is None or one.device_bytes <= plan.usable_bytes or one.verdict == "rejected"
+        for one in plan.candidates
+    )
     assert planned(LORA, gpu="gb10", vram_bytes=60 * GIB).free_bytes == 60 * GIB
 
 

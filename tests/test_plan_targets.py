@@ -1,4 +1,6 @@
-"""The cards that are not here: XLA compiles for each, their names are read as people write them, their figures hang together."""
+"""The cards that are not here: XLA compiles for each, their names are read as people write them, their
+figures hang together.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ def test_a_step_compiles_for_every_card(name: str) -> None:
     place = NamedSharding(topologies.make_mesh(topology, (1,), ("fsdp",)), PartitionSpec())
     step = jax.jit(jax.value_and_grad(lambda w, x: ((x @ w) ** 2).mean()), out_shardings=place)
     shape = jax.ShapeDtypeStruct((64, 64), "float32", sharding=place)
-    compiled = step.trace(shape, shape).lower(lowering_platforms=("cuda",)).compile(compiler_options=_ABSENT_GPU_OPTIONS)
+    compiled = (
+        step.trace(shape, shape)
+        .lower(lowering_platforms=("cuda",))
+        .compile(compiler_options=_ABSENT_GPU_OPTIONS)
+    )
     sizes = compiled.memory_analysis()
     assert sizes.argument_size_in_bytes == 2 * 64 * 64 * 4
     assert sizes.temp_size_in_bytes > 0
@@ -75,7 +81,11 @@ def test_a_card_has_the_memory_it_is_sold_with(name: str, gib: int) -> None:
 
 def test_faster_cards_are_faster() -> None:
     for figure in ("bandwidth", "clock", "processors"):
-        assert getattr(CARDS["rtx_3060"], figure) < getattr(CARDS["rtx_4080"], figure) < getattr(CARDS["rtx_4090"], figure)
+        assert (
+            getattr(CARDS["rtx_3060"], figure)
+            < getattr(CARDS["rtx_4080"], figure)
+            < getattr(CARDS["rtx_4090"], figure)
+        )
     by_bandwidth = sorted(CARDS, key=lambda name: CARDS[name].bandwidth)
     assert by_bandwidth[0] == "l4"
     assert by_bandwidth[-6:] == ["rtx_pro_6000", "rtx_5090", "a100_80", "h100", "h200", "b200"]
@@ -104,7 +114,9 @@ def test_names_of_cards_are_read_as_people_write_them(written: str, name: str) -
 @pytest.mark.parametrize("name", sorted(CARDS))
 def test_a_card_is_found_by_its_key_and_by_what_the_driver_calls_it(name: str) -> None:
     assert find(name) == find(CARDS[name].device) == name
-    assert [key for key, card in CARDS.items() if re.fullmatch(card.spelling, name.replace("_", ""))] == [name]
+    assert [key for key, card in CARDS.items() if re.fullmatch(card.spelling, name.replace("_", ""))] == [
+        name
+    ]
 
 
 @pytest.mark.parametrize(
@@ -130,10 +142,16 @@ def test_another_card_is_refused_with_the_nearest_names(written: str, near: str)
     assert all(name in (caught.value.need or "") for name in targets())
 
 
-def test_what_lies_in_host_memory_is_copied_asynchronously_and_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three arrays in host memory, updated together: several copies are under way at once, each array comes back where it was, none is there twice."""
+def test_what_lies_in_host_memory_is_copied_asynchronously_and_a_piece_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of three arrays in host memory, updated together: several copies are under way at once, each array
+    comes back where it was, none is there twice.
+    """
     monkeypatch.setattr(host, "_PIECE", 2**16)
-    topology = topologies.get_topology_desc(platform="cuda", target_config=CARDS["rtx_4090"].target(), topology="1x1x1")
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=CARDS["rtx_4090"].target(), topology="1x1x1"
+    )
     place = NamedSharding(topologies.make_mesh(topology, (1,), ("fsdp",)), PartitionSpec())
     there = jax.ShapeDtypeStruct((8, 256, 256), "float32", sharding=host.in_host_memory(place))
     here = jax.ShapeDtypeStruct(there.shape, "float32", sharding=place)
@@ -149,7 +167,12 @@ def test_what_lies_in_host_memory_is_copied_asynchronously_and_a_piece_at_a_time
     traced = jax.jit(update, donate_argnums=0).trace((there,) * 3, here)
     compiled = traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=_ABSENT_GPU_OPTIONS)
     sizes, whole = compiled.memory_analysis(), 4 * 8 * 256 * 256
-    assert sizes.host_argument_size_in_bytes == sizes.host_output_size_in_bytes == sizes.host_alias_size_in_bytes == 3 * whole
+    assert (
+        sizes.host_argument_size_in_bytes
+        == sizes.host_output_size_in_bytes
+        == sizes.host_alias_size_in_bytes
+        == 3 * whole
+    )
     assert sizes.temp_size_in_bytes < whole
     events = re.findall(r"%(dynamic-slice|dynamic-update-slice)-(start|done)[\w.]* = ", compiled.as_text())
     for name in ("dynamic-slice", "dynamic-update-slice"):

@@ -18,7 +18,8 @@ from harness.recipe.load import load_recipe
 from harness.recipe.schema import Trained
 from harness.units import GIB
 
-# Upstream's step as it is shipped, compiled for an RTX A6000: adapters, trained, average, {batch: GiB}. Rounded to 0.1 GiB.
+# Upstream's step as it is shipped, compiled for an RTX A6000: adapters, trained, average, {batch: GiB}.
+# Rounded to 0.1 GiB.
 COMPILED: list[tuple[Adapters, Trained, bool, dict[int, float]]] = [
     ("none", "full", True, {8: 65.7, 32: 68.8, 256: 130.4}),
     ("none", "full", False, {1: 52.3, 8: 53.2, 32: 56.3, 64: 63.6}),
@@ -33,12 +34,24 @@ ADAPTED = ["model.paligemma.lora={rank: 16, alpha: 16.0}"]
 def plan_for(gpu: str | None, *sets: str, recipe: str = "pi05_libero", vram_gib: float | None = None) -> Plan:
     fsdp, overrides = options(sets)
     asked = load_recipe(recipe, overrides)
-    place = place_of(asked, None, gpu=gpu, vram_bytes=None if vram_gib is None else int(vram_gib * GIB), host_ram_bytes=None, fsdp=fsdp)
+    place = place_of(
+        asked,
+        None,
+        gpu=gpu,
+        vram_bytes=None if vram_gib is None else int(vram_gib * GIB),
+        host_ram_bytes=None,
+        fsdp=fsdp,
+    )
     return plan_upstream(asked, place, fsdp)
 
 
 @pytest.mark.parametrize(
-    ("setup", "gib"), [(Setup(adapters, trained, ema, batch), gib) for adapters, trained, ema, sizes in COMPILED for batch, gib in sizes.items()]
+    ("setup", "gib"),
+    [
+        (Setup(adapters, trained, ema, batch), gib)
+        for adapters, trained, ema, sizes in COMPILED
+        for batch, gib in sizes.items()
+    ],
 )
 def test_bytes_are_those_of_the_compiler(setup: Setup, gib: float) -> None:
     assert need(setup).bytes == pytest.approx(gib * GIB, rel=0.03)
@@ -52,7 +65,9 @@ def test_two_shards_of_the_published_recipe() -> None:
 def test_the_counted_state_is_what_the_compiler_takes_as_arguments(row: upstream._Row) -> None:
     images = 3 * 224 * 224 * 3 * 4
     assert row.arguments is not None
-    assert sum(state_parts(row.setup).values()) + images * row.batch // row.devices == pytest.approx(row.arguments, rel=2e-3)
+    assert sum(state_parts(row.setup).values()) + images * row.batch // row.devices == pytest.approx(
+        row.arguments, rel=2e-3
+    )
 
 
 def test_the_counted_initialization_is_the_compilers() -> None:
@@ -63,11 +78,17 @@ def test_the_counted_initialization_is_the_compilers() -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in steps() if row.source == "compiled"], ids=str)
-def test_without_its_row_no_answer_is_below_the_compiler(row: upstream._Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_row_no_answer_is_below_the_compiler(
+    row: upstream._Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each compiled row is taken away, and what is then said of it must not be less."""
     others = [other for other in steps() if other.setup != row.setup]
     monkeypatch.setattr(upstream, "steps", lambda: others)
-    larger = any(other.batch > row.batch and other.setup._replace(batch=0, ema=False) == row.setup._replace(batch=0, ema=False) for other in others)
+    larger = any(
+        other.batch > row.batch
+        and other.setup._replace(batch=0, ema=False) == row.setup._replace(batch=0, ema=False)
+        for other in others
+    )
     if row.devices == 1 and row.trained != "full" and not larger:
         with pytest.raises(HarnessError, match="upstream-not-compiled"):
             need(row.setup)
@@ -103,7 +124,9 @@ def test_more_samples_never_need_less() -> None:
         ("a100_80:8", None, "pi05_libero", ["fsdp=8"], True),
     ],
 )
-def test_what_fits_where(gpu: str | None, vram_gib: float | None, recipe: str, sets: list[str], fits: bool) -> None:
+def test_what_fits_where(
+    gpu: str | None, vram_gib: float | None, recipe: str, sets: list[str], fits: bool
+) -> None:
     made = plan_for(gpu, *sets, recipe=recipe, vram_gib=vram_gib)
     assert (made.chosen is not None) == fits
     assert made.candidates[0].verdict == ("fits" if fits else "rejected")
@@ -230,7 +253,9 @@ def test_the_verb_answers_with_its_exit_code() -> None:
     refused = CliRunner().invoke(app, [*command, "--set", "global_batch=8"])
     assert refused.exit_code == 1
     assert json.loads(refused.stdout)["candidates"][0]["device_bytes"] == pytest.approx(65.7 * GIB, rel=0.03)
-    taken = CliRunner().invoke(app, [*command, "--recipe", "pi05_libero_lora", "--set", "global_batch=8", "--set", "fsdp=1"])
+    taken = CliRunner().invoke(
+        app, [*command, "--recipe", "pi05_libero_lora", "--set", "global_batch=8", "--set", "fsdp=1"]
+    )
     assert taken.exit_code == 0
     assert Plan.model_validate_json(taken.stdout).chosen is not None
 
@@ -240,13 +265,22 @@ def test_an_absent_card_is_idle() -> None:
 
 
 def machine_with(count: int, free: int) -> Machine:
-    card = {"name": "NVIDIA RTX A6000", "compute_capability": "8.6", "total_bytes": 48 * GIB, "free_bytes": free}
-    return Machine(gpus=[Gpu(index=index, uuid=f"GPU-{index}", **card) for index in range(count)], host=Host())
+    card = {
+        "name": "NVIDIA RTX A6000",
+        "compute_capability": "8.6",
+        "total_bytes": 48 * GIB,
+        "free_bytes": free,
+    }
+    return Machine(
+        gpus=[Gpu(index=index, uuid=f"GPU-{index}", **card) for index in range(count)], host=Host()
+    )
 
 
 def test_upstream_takes_all_cards_of_this_machine() -> None:
     recipe = load_recipe("pi05_libero_lora", ["train.global_batch=8"])
-    place = place_of(recipe, machine_with(2, 47 * GIB), gpu=None, vram_bytes=None, host_ram_bytes=None, fsdp=None)
+    place = place_of(
+        recipe, machine_with(2, 47 * GIB), gpu=None, vram_bytes=None, host_ram_bytes=None, fsdp=None
+    )
     made = plan_upstream(recipe, place, None)
     assert made.candidates[0].levers.devices == 2
     assert made.candidates[0].levers.microbatch == 4
@@ -259,12 +293,21 @@ def test_upstream_takes_all_cards_of_this_machine() -> None:
 def test_what_others_hold_is_not_usable() -> None:
     recipe = load_recipe("pi05_libero_lora", ["train.global_batch=8"])
     for free, fits in ((47 * GIB, True), (15 * GIB, False)):
-        place = place_of(recipe, machine_with(1, free), gpu=None, vram_bytes=None, host_ram_bytes=None, fsdp=None)
+        place = place_of(
+            recipe, machine_with(1, free), gpu=None, vram_bytes=None, host_ram_bytes=None, fsdp=None
+        )
         assert (plan_upstream(recipe, place, None).chosen is not None) == fits
 
 
 def test_no_card_is_said() -> None:
     with pytest.raises(HarnessError) as caught:
-        place_of(load_recipe("pi05_libero"), Machine(host=Host()), gpu=None, vram_bytes=None, host_ram_bytes=None, fsdp=None)
+        place_of(
+            load_recipe("pi05_libero"),
+            Machine(host=Host()),
+            gpu=None,
+            vram_bytes=None,
+            host_ram_bytes=None,
+            fsdp=None,
+        )
     assert caught.value.code == "no-gpu"
     assert "--gpu" in caught.value.fix

@@ -1,4 +1,6 @@
-"""`harness predict`: one frame through a checkpoint equals the same computed by hand; bad input is named before a weight is read."""
+"""`harness predict`: one frame through a checkpoint equals the same computed by hand; bad input is named
+before a weight is read.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,17 @@ ALL = {camera: feature for camera, feature in tiny().data.cameras.items() if fea
 def stats_json() -> str:
     """Statistics that no run of ours would compute: the prediction must come from the checkpoint's own."""
     return json.dumps(
-        {"norm_stats": {key: {"mean": [0.0] * len(LOW[key]), "std": [1.0] * len(LOW[key]), "q01": [*LOW[key]], "q99": [*HIGH[key]]} for key in LOW}}
+        {
+            "norm_stats": {
+                key: {
+                    "mean": [0.0] * len(LOW[key]),
+                    "std": [1.0] * len(LOW[key]),
+                    "q01": [*LOW[key]],
+                    "q99": [*HIGH[key]],
+                }
+                for key in LOW
+            }
+        }
     )
 
 
@@ -51,7 +63,14 @@ def save(directory: Path, step: int) -> None:
     store = Store(directory, keep_every_steps=1)
     record = {"step": step, "recipe": recipe.model_dump(mode="json")}
     train_state = {"step": jnp.int32(step), "params": {}, "opt_state": ()}
-    store.save(step, params=params, train_state=train_state, norm_stats_json=stats_json(), asset_id=recipe.data.asset_id, record=record)
+    store.save(
+        step,
+        params=params,
+        train_state=train_state,
+        norm_stats_json=stats_json(),
+        asset_id=recipe.data.asset_id,
+        record=record,
+    )
     store.close()
 
 
@@ -64,7 +83,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def ask(source: Path, question: Question, *overrides: str, recipe: str | None = None, on: Place = CPU) -> Prediction:
+def ask(
+    source: Path, question: Question, *overrides: str, recipe: str | None = None, on: Place = CPU
+) -> Prediction:
     located = locate(str(source))
     return predict(located, recipe_of(located, recipe, list(overrides)), question, on, lambda _: None)
 
@@ -73,17 +94,26 @@ def by_hand(seed: int, sampling_steps: int, params_seed: int, frame: int) -> np.
     """The same frame without the loader, the step or the transforms: [H, 7]."""
     recipe, data = tiny(), open_dataset(sample_dataset_path())
     tokens = load_tokenizer("sample").encode(data.task(frame))
-    images = {camera: jnp.asarray(resize_with_pad(data.image(frame, feature), 56)[None] / 127.5 - 1.0, jnp.float32) for camera, feature in ALL.items()}
+    images = {
+        camera: jnp.asarray(resize_with_pad(data.image(frame, feature), 56)[None] / 127.5 - 1.0, jnp.float32)
+        for camera, feature in ALL.items()
+    }
     masks = dict.fromkeys(images, jnp.ones(1, bool))
-    observation = Observation(images, masks, jnp.asarray([tokens], jnp.int32), jnp.ones((1, len(tokens)), bool))
+    observation = Observation(
+        images, masks, jnp.asarray([tokens], jnp.int32), jnp.ones((1, len(tokens)), bool)
+    )
     noise = jax.random.normal(jax.random.key(seed), (1, 10, 32))
     params = {path: jnp.asarray(value) for path, value in random_params(recipe, seed=params_seed).items()}
-    actions = np.asarray(bind(graph_of(recipe.model), params).sample_actions(observation, noise, sampling_steps))[0, :, :7]
+    actions = np.asarray(
+        bind(graph_of(recipe.model), params).sample_actions(observation, noise, sampling_steps)
+    )[0, :, :7]
     return (actions.astype(np.float64) + 1) / 2 * (HIGH["actions"] - LOW["actions"] + 1e-6) + LOW["actions"]
 
 
 def test_it_is_what_the_model_gives_for_that_frame(run: Path) -> None:
-    """The newest step of a run; a frame near the episode's end, so that the error must leave the padding out."""
+    """The newest step of a run; a frame near the episode's end, so that the error must leave the padding
+    out.
+    """
     data = open_dataset(sample_dataset_path())
     episode = data.episodes[2]
     frame = episode.length - 4
@@ -100,7 +130,9 @@ def test_it_is_what_the_model_gives_for_that_frame(run: Path) -> None:
 def test_one_step_of_it_and_another_seed_give_other_actions(run: Path) -> None:
     first = ask(run / "checkpoints/3", Question(sampling_steps=2))
     assert first.step == 3
-    assert first == ask(run / "checkpoints/3/params", Question(sampling_steps=2)).model_copy(update={"step": 3})
+    assert first == ask(run / "checkpoints/3/params", Question(sampling_steps=2)).model_copy(
+        update={"step": 3}
+    )
     assert first.predicted != ask(run / "checkpoints/3", Question(sampling_steps=2, seed=1)).predicted
     assert first.predicted != ask(run, Question(sampling_steps=2)).predicted
 
@@ -114,7 +146,9 @@ def test_a_checkpoint_of_openpi_needs_a_recipe_and_its_asset_id(tmp_path: Path) 
         ask(directory, Question(), recipe="smoke")
     assert caught.value.code == "asset-missing"
     assert "physical-intelligence/libero" in caught.value.fix
-    found = ask(directory, Question(sampling_steps=1), "data.asset_id=physical-intelligence/libero", recipe="smoke")
+    found = ask(
+        directory, Question(sampling_steps=1), "data.asset_id=physical-intelligence/libero", recipe="smoke"
+    )
     assert found.step == 4
     assert np.shape(found.predicted) == (10, 7)
 
@@ -167,7 +201,12 @@ def test_statistics_that_are_a_link_out_of_the_checkpoint_are_not_read(run: Path
 def test_another_robots_dataset_is_refused(run: Path, tmp_path: Path) -> None:
     """Three numbers of state and two of actions, under names of its own."""
     other = write(tmp_path / "other")
-    names = ["data.state=observation.state", "data.actions=action", "data.cameras.base_0_rgb=cam", "data.cameras.left_wrist_0_rgb=null"]
+    names = [
+        "data.state=observation.state",
+        "data.actions=action",
+        "data.cameras.base_0_rgb=cam",
+        "data.cameras.left_wrist_0_rgb=null",
+    ]
     with pytest.raises(HarnessError) as caught:
         ask(run, Question(), f"data.dataset={other}", *names)
     assert caught.value.code == "dataset-of-other-dimensions"
@@ -246,11 +285,20 @@ def test_plot_and_table_take_any_chunk(horizon: int, dimensions: int) -> None:
 
 
 def harness(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "harness.cli", *arguments], env=os.environ, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "harness.cli", *arguments],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def test_the_verb_prints_the_artifact_and_writes_what_the_report_shows(run: Path, tmp_path: Path) -> None:
-    done = harness("predict", str(run), "--episode=1", "--frame=2", "--steps=2", "--json", "--run", str(tmp_path))
+    done = harness(
+        "predict", str(run), "--episode=1", "--frame=2", "--steps=2", "--json", "--run", str(tmp_path)
+    )
     assert done.returncode == 0, done.stderr
     printed = Prediction.model_validate_json(done.stdout)
     assert Prediction.model_validate_json((tmp_path / "prediction.json").read_text()) == printed
@@ -259,7 +307,8 @@ def test_the_verb_prints_the_artifact_and_writes_what_the_report_shows(run: Path
     assert "predicted_actions.png" in done.stderr
     page = render(RunDir(tmp_path))
     assert "episode 1, frame 2 of sample" in page
-    # One panel a dimension of the actions, each with a line for what was recorded and one for what is predicted.
+    # One panel a dimension of the actions, each with a line for what was recorded and one for what is
+    # predicted.
     assert page.count("<polyline") == 2 * len(printed.predicted[0])
 
 

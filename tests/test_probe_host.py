@@ -1,4 +1,6 @@
-"""The host probe on laid-out machines: /proc, /sys/fs/cgroup and the marks of containers below a temporary root."""
+"""The host probe on laid-out machines: /proc, /sys/fs/cgroup and the marks of containers below a temporary
+root.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,26 @@ from harness.probe import host
 from harness.probe.cgroup import Limits, read_limits
 
 GIB = 2**30
-MEMINFO = f"MemTotal: {64 * GIB // 1024} kB\nMemFree: 1 kB\nMemAvailable: {48 * GIB // 1024} kB\nSwapTotal: {8 * GIB // 1024} kB\nHugePages_Total: 0\n"
+MEMINFO = (
+    f"MemTotal: {64 * GIB // 1024} kB\nMemFree: 1 kB\nMemAvailable: {48 * GIB // 1024} kB\nSwapTotal:"
+    f" {8 * GIB // 1024} kB\nHugePages_Total: 0\n"
+)
 UNLIMITED_V1 = str(2**63 - 4096)
 
 
-CPUINFO = "processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nflags\t\t: fpu sse4_2 avx2 fma avx512f smep\n\nprocessor\t: 1\nmodel name\t: Other"
+CPUINFO = (
+    "processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nflags\t\t: fpu sse4_2 avx2 fma avx512f"
+    " smep\n\nprocessor\t: 1\nmodel name\t: Other"
+)
 
 
 def lay_out(root: Path, files: dict[str, str]) -> Path:
-    base = {"proc/meminfo": MEMINFO, "proc/cpuinfo": CPUINFO, "proc/version": "Linux version 6.8.0-generic", "dev/shm/.keep": ""}
+    base = {
+        "proc/meminfo": MEMINFO,
+        "proc/cpuinfo": CPUINFO,
+        "proc/version": "Linux version 6.8.0-generic",
+        "dev/shm/.keep": "",
+    }
     for name, text in (base | files).items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +43,10 @@ def lay_out(root: Path, files: dict[str, str]) -> Path:
 V2 = "sys/fs/cgroup"
 CGROUPS: dict[str, tuple[dict[str, str], Limits]] = {
     "none": ({}, Limits()),
-    "v2 without limits": ({"proc/self/cgroup": "0::/", f"{V2}/memory.max": "max", f"{V2}/cpu.max": "max 100000"}, Limits()),
+    "v2 without limits": (
+        {"proc/self/cgroup": "0::/", f"{V2}/memory.max": "max", f"{V2}/cpu.max": "max 100000"},
+        Limits(),
+    ),
     "v2 in a container": (
         {
             "proc/self/cgroup": "0::/",
@@ -110,7 +126,11 @@ def test_limits_of_the_cgroup_replace_those_of_the_host(tmp_path: Path) -> None:
 
 def test_without_limits_the_host_counts(tmp_path: Path) -> None:
     found = host.read([], root=lay_out(tmp_path, {}), environ={})
-    assert (found.ram_total_bytes, found.ram_available_bytes, found.swap_bytes) == (64 * GIB, 48 * GIB, 8 * GIB)
+    assert (found.ram_total_bytes, found.ram_available_bytes, found.swap_bytes) == (
+        64 * GIB,
+        48 * GIB,
+        8 * GIB,
+    )
     assert found.cores == len(os.sched_getaffinity(0))
     assert found.unknown == {}
 
@@ -123,7 +143,9 @@ def test_without_limits_the_host_counts(tmp_path: Path) -> None:
         ("processor\t: 0", None),
     ],
 )
-def test_the_processor_and_what_changes_its_roundings(tmp_path: Path, text: str, processor: str | None) -> None:
+def test_the_processor_and_what_changes_its_roundings(
+    tmp_path: Path, text: str, processor: str | None
+) -> None:
     found = host.read([], root=lay_out(tmp_path, {"proc/cpuinfo": text}), environ={})
     assert found.processor == processor
     assert ("processor" in found.unknown) == (processor is None)
@@ -167,7 +189,9 @@ def test_wsl(tmp_path: Path, files: dict[str, str], wsl: bool) -> None:
 
 def test_disk_of_a_directory_that_is_not_there_yet(tmp_path: Path) -> None:
     here, later = host.read([tmp_path, tmp_path / "runs" / "later"], environ={}).disks
-    assert later.total_bytes == here.total_bytes == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
+    assert (
+        later.total_bytes == here.total_bytes == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
+    )
     assert later.writable is True
 
 

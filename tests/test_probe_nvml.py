@@ -1,6 +1,8 @@
-"""The real nvidia-ml-py against a C stand-in for libnvidia-ml.so.1, one process a scenario, compared with golden JSON.
+"""The real nvidia-ml-py against a C stand-in for libnvidia-ml.so.1, one process a scenario, compared with
+golden JSON.
 
-After a deliberate change: `HARNESS_WRITE_GOLDEN=1 python -m pytest tests/test_probe_nvml.py`, then read the difference.
+After a deliberate change: `HARNESS_WRITE_GOLDEN=1 python -m pytest tests/test_probe_nvml.py`, then read the
+difference.
 """
 
 from __future__ import annotations
@@ -43,7 +45,20 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if defines not in built:
             folder = tmp_path_factory.mktemp("nvml")
             flags = [f"-D{name}" for name in defines]
-            subprocess.run(["cc", "-Wall", "-Werror", "-shared", "-fPIC", *flags, "-o", folder / "libnvidia-ml.so.1", HERE / "stand_in.c"], check=True)
+            subprocess.run(
+                [
+                    "cc",
+                    "-Wall",
+                    "-Werror",
+                    "-shared",
+                    "-fPIC",
+                    *flags,
+                    "-o",
+                    folder / "libnvidia-ml.so.1",
+                    HERE / "stand_in.c",
+                ],
+                check=True,
+            )
             built[defines] = folder
         return built[defines]
 
@@ -53,8 +68,19 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def run(code: str, library: Path, scenario: str | Path, *arguments: str, **environment: str) -> Any:
     path = scenario if isinstance(scenario, Path) else HERE / f"{scenario}.txt"
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("CUDA_")}
-    settings = inherited | {"LD_LIBRARY_PATH": str(library), "NVML_SCENARIO": str(path), "PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run([sys.executable, "-c", code, *arguments], env=settings, capture_output=True, text=True, check=False, timeout=60)
+    settings = (
+        inherited
+        | {"LD_LIBRARY_PATH": str(library), "NVML_SCENARIO": str(path), "PYTHONPATH": str(ROOT)}
+        | environment
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -127,12 +153,30 @@ def test_many_gpus_each_answering_differently(build: Any, tmp_path: Path) -> Non
     # The rule, not the examples: any single question may fail with any error, and the others stay answered.
     base = (HERE / "idle_48gb.txt").read_text()
     keys = ("name", "uuid", "architecture", "capability", "memory", "display", "compute", "graphics")
-    fields = ("name", "uuid", "architecture", "compute_capability", "total_bytes", "display_active", "foreign_processes", "foreign_processes")
+    fields = (
+        "name",
+        "uuid",
+        "architecture",
+        "compute_capability",
+        "total_bytes",
+        "display_active",
+        "foreign_processes",
+        "foreign_processes",
+    )
     for error in (3, 4, 999):
-        lines = [line for line in base.splitlines() if not line.startswith(("gpu", "count"))] + [f"count {len(keys)}"]
+        lines = [line for line in base.splitlines() if not line.startswith(("gpu", "count"))] + [
+            f"count {len(keys)}"
+        ]
         for index, key in enumerate(keys):
-            own = [line.replace("gpu 0 ", f"gpu {index} ") for line in base.splitlines() if line.startswith("gpu 0 ")]
-            lines += [f"gpu {index} {key} !{error}" if line.startswith(f"gpu {index} {key} ") else line for line in own]
+            own = [
+                line.replace("gpu 0 ", f"gpu {index} ")
+                for line in base.splitlines()
+                if line.startswith("gpu 0 ")
+            ]
+            lines += [
+                f"gpu {index} {key} !{error}" if line.startswith(f"gpu {index} {key} ") else line
+                for line in own
+            ]
         scenario = tmp_path / "scenario.txt"
         scenario.write_text("\n".join(lines))
         for gpu, field in zip(read(build(), scenario)["gpus"], fields, strict=True):
@@ -174,7 +218,14 @@ def test_only_the_named_mig_instance_is_visible(build: Any) -> None:
 
 def test_index_order_is_doubted_only_when_cards_differ(build: Any, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed.txt"
-    mixed.write_text((HERE / "two_one_busy.txt").read_text().replace("gpu 1 name NVIDIA GeForce RTX 3090", "gpu 1 name NVIDIA RTX A6000"))
+    mixed.write_text(
+        (HERE / "two_one_busy.txt")
+        .read_text()
+        .replace("gpu 1 name NVIDIA GeForce RTX 3090", "gpu 1 name NVIDIA RTX A6000")
+    )
     assert "visible_devices" in run(PROBE, build(), mixed, CUDA_VISIBLE_DEVICES="0")["unknown"]
-    assert "visible_devices" not in run(PROBE, build(), mixed, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID")["unknown"]
+    assert (
+        "visible_devices"
+        not in run(PROBE, build(), mixed, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID")["unknown"]
+    )
     assert "visible_devices" not in run(PROBE, build(), "two_one_busy", CUDA_VISIBLE_DEVICES="0")["unknown"]

@@ -1,4 +1,6 @@
-"""Every error of NVML has words: a cause and what to do, in the table, on its page, and from the C stand-in through the real nvidia-ml-py."""
+"""Every error of NVML has words: a cause and what to do, in the table, on its page, and from the C stand-in
+through the real nvidia-ml-py.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,28 @@ NUMBERS = {name: getattr(pynvml, name) for name in dir(pynvml) if name.startswit
 
 
 def test_the_table_has_every_error_that_nvidia_ml_py_knows() -> None:
-    assert {number: words.name for number, words in ERRORS.items()} == {number: name.removeprefix("NVML_ERROR_") for name, number in NUMBERS.items()}
+    assert {number: words.name for number, words in ERRORS.items()} == {
+        number: name.removeprefix("NVML_ERROR_") for name, number in NUMBERS.items()
+    }
 
 
 def test_the_page_is_the_table() -> None:
-    """After a change: python -c "from harness.probe.nvml_errors import page; print(page(), end='')" > docs/nvml.md"""
+    """After a change: python -c "from harness.probe.nvml_errors import page; print(page(), end='')" >
+    docs/nvml.md
+    """
     assert (ROOT / "docs/nvml.md").read_text() == page()
 
 
 @pytest.mark.parametrize("number", sorted(set(ERRORS)))
-def test_an_nvml_that_does_not_start_is_told_with_its_cause_and_what_to_do(build: Any, number: int, tmp_path: Path) -> None:
+def test_an_nvml_that_does_not_start_is_told_with_its_cause_and_what_to_do(
+    build: Any, number: int, tmp_path: Path
+) -> None:
     scenario = tmp_path / "refuses.txt"
     scenario.write_text(f"init !{number}\n")
-    if number in (3, 5):  # "not supported" is how the stand-in says that nothing is wrong; 5 is a success to nvidia-ml-py
+    if number in (
+        3,
+        5,
+    ):  # "not supported" is how the stand-in says that nothing is wrong; 5 is a success to nvidia-ml-py
         scenario.write_text(f"driver 550.1\ncount !{number}\n")
     got = read(build(), scenario)
     assert got["gpus"] == []
@@ -39,7 +50,9 @@ def test_an_nvml_that_does_not_start_is_told_with_its_cause_and_what_to_do(build
 
 
 @pytest.mark.parametrize("number", [2, 4, 10, 15, 16, 17, 999])
-def test_a_card_that_cannot_be_opened_is_told_with_its_cause_and_what_to_do(build: Any, number: int, tmp_path: Path) -> None:
+def test_a_card_that_cannot_be_opened_is_told_with_its_cause_and_what_to_do(
+    build: Any, number: int, tmp_path: Path
+) -> None:
     scenario = tmp_path / "one.txt"
     scenario.write_text((HERE / "idle_48gb.txt").read_text() + f"gpu 0 handle !{number}\n")
     got = read(build(), scenario)

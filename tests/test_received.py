@@ -1,4 +1,6 @@
-"""What others made is opened through one door: names that are no paths, files below their root, bounded JSON, text that steers nothing."""
+"""What others made is opened through one door: names that are no paths, files below their root, bounded JSON,
+text that steers nothing.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,27 @@ from harness.received.text import all_visible, controls, for_terminal, in_json, 
 from harness.received.writing import open_to_write
 from harness.received.yaml import parse_yaml
 
-HOSTILE = ["", " ", ".", "..", "/", "a/b", "a\\b", "/etc", "a\0", "a\nb", "a\x1b]0;x", "a\u202eb", " a", "a ", "~", "-x", "x" * 256, "\x85", "\ud800"]
+HOSTILE = [
+    "",
+    " ",
+    ".",
+    "..",
+    "/",
+    "a/b",
+    "a\\b",
+    "/etc",
+    "a\0",
+    "a\nb",
+    "a\x1b]0;x",
+    "a\u202eb",
+    " a",
+    "a ",
+    "~",
+    "-x",
+    "x" * 256,
+    "\x85",
+    "\ud800",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -45,7 +67,9 @@ def test_no_relative_name(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["/a", "a/..", "../a", "a//b", "", "a\0"])
 def test_a_name_below_a_directory(text: str) -> None:
-    assert below(Path("/root"), "physical-intelligence/libero", "data.asset_id") == Path("/root/physical-intelligence/libero")
+    assert below(Path("/root"), "physical-intelligence/libero", "data.asset_id") == Path(
+        "/root/physical-intelligence/libero"
+    )
     with pytest.raises(HarnessError) as error:
         below(Path("/root"), text, "data.asset_id")
     assert (error.value.code, "data.asset_id" in error.value.fix) == ("name-leads-out", True)
@@ -64,7 +88,17 @@ def test_a_name_stays_in_its_directory(text: str) -> None:
 
 def test_commits() -> None:
     assert is_commit("15a9616f3c1d5ba8e7f1d9d6f0a3c2b1e4d5f6a7")
-    assert not any(is_commit(text) for text in ("--upload-pack=x", "15a9616", None, 5, "A" * 40, "15a9616f3c1d5ba8e7f1d9d6f0a3c2b1e4d5f6a7\n"))
+    assert not any(
+        is_commit(text)
+        for text in (
+            "--upload-pack=x",
+            "15a9616",
+            None,
+            5,
+            "A" * 40,
+            "15a9616f3c1d5ba8e7f1d9d6f0a3c2b1e4d5f6a7\n",
+        )
+    )
 
 
 def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
@@ -92,7 +126,9 @@ def test_links_are_followed_inside_of_the_root_only(tmp_path: Path) -> None:
     for stray in ("below/out", "up/secret", "loop"):
         with pytest.raises((UnsafeFile, OSError)) as error:
             read_received(root / stray, root, 10)
-        assert stray == "loop" or (isinstance(error.value, UnsafeFile) and error.value.code == "file-leaves-root")
+        assert stray == "loop" or (
+            isinstance(error.value, UnsafeFile) and error.value.code == "file-leaves-root"
+        )
     # The root itself may be a link: its owner made it.
     (tmp_path / "link").symlink_to(root)
     assert read_received(tmp_path / "link/file", tmp_path / "link", 10) == b"mine"
@@ -140,7 +176,11 @@ def test_a_walk_visits_each_file_once_and_names_what_it_left(tmp_path: Path) -> 
     (root / "out").symlink_to("/etc/hostname")
     os.mkfifo(root / "fifo")
     strays: list[Path] = []
-    assert sorted(str(path.relative_to(root)) for path in walk(root, strays=strays)) == ["a/b/one", "a/two", "in"]
+    assert sorted(str(path.relative_to(root)) for path in walk(root, strays=strays)) == [
+        "a/b/one",
+        "a/two",
+        "in",
+    ]
     assert sorted(path.name for path in strays) == ["fifo", "loop", "out"]
 
 
@@ -152,7 +192,18 @@ def test_a_tree_that_is_too_deep(tmp_path: Path) -> None:
     assert error.value.code == "tree-too-large"
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 200 + "]" * 200, '{"a":' * 200 + "1" + "}" * 200, "1" * 5_000, "9" * 21, "{", "\ud800"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[" * 200 + "]" * 200,
+        '{"a":' * 200 + "1" + "}" * 200,
+        "1" * 5_000,
+        "9" * 21,
+        "{",
+        "\ud800",
+    ],
+)
 def test_json_is_bounded(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - each failure is one, by contract
         parse_json(text)
@@ -182,7 +233,17 @@ def test_our_own_colours_and_cursor_pass_and_nothing_else_does() -> None:
     ours = "\x1b[1;32mequal\x1b[0m\r\x1b[2K\x1b[1A\x1b[?25l"
     assert for_terminal(ours) == ours
     # Title, clipboard, hyperlink, clear screen, another charset, device control.
-    for bad in ("\x1b]0;x\x07", "\x1b]52;c;eA==\x07", "\x1b]8;;http://x\x1b\\", "\x1b[2J", "\x1b[H", "\x1b(0", "\x1bP", "\x9b2J", "\x1b[?1049h"):
+    for bad in (
+        "\x1b]0;x\x07",
+        "\x1b]52;c;eA==\x07",
+        "\x1b]8;;http://x\x1b\\",
+        "\x1b[2J",
+        "\x1b[H",
+        "\x1b(0",
+        "\x1bP",
+        "\x9b2J",
+        "\x1b[?1049h",
+    ):
         assert not set("\x1b\x9b") & set(for_terminal(bad))
 
 
@@ -210,8 +271,12 @@ def test_yaml_of_jsons_types(text: str, value: object) -> None:
     assert parse_yaml(text) == value
 
 
-BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
-MERGES = "m0: &m0 {a: 1}\n" + "".join(f"m{i}: &m{i} {{<<: [{','.join([f'*m{i - 1}'] * 10)}]}}\n" for i in range(1, 12))
+BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30)
+)
+MERGES = "m0: &m0 {a: 1}\n" + "".join(
+    f"m{i}: &m{i} {{<<: [{','.join([f'*m{i - 1}'] * 10)}]}}\n" for i in range(1, 12)
+)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +362,9 @@ def test_what_is_no_file_is_not_written_to(tmp_path: Path, kind: str) -> None:
     assert kind != "link" or outside.read_text() == "mine"
 
 
-@pytest.mark.parametrize(("text", "said"), [("a b", "'a b'"), ("-x", "./-x"), ("runs/a", "runs/a"), ("$(x)", "'$(x)'"), ("", "''")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("a b", "'a b'"), ("-x", "./-x"), ("runs/a", "runs/a"), ("$(x)", "'$(x)'"), ("", "''")]
+)
 def test_one_word_of_a_command(text: str, said: str) -> None:
     assert word(text) == said
     assert word(Path(text)) == said or not text

@@ -1,4 +1,6 @@
-"""What a changed key means is said once: hash, deviations, differences and the verdict's fields agree, over every key of the schema."""
+"""What a changed key means is said once: hash, deviations, differences and the verdict's fields agree, over
+every key of the schema.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,21 @@ BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99"])
 KEYS = sorted(flat(BASE.model_dump(mode="json")))
 # One of these is valid for each key, and other than what is there.
 VALUES: tuple[Any, ...] = (
-    *(True, False, 7, 28, 99_000, 0.5, 1e-9, "other", "gs://bucket/other", "lora_frozen_vision", "float32", "bfloat16", "int8"),
+    *(
+        True,
+        False,
+        7,
+        28,
+        99_000,
+        0.5,
+        1e-9,
+        "other",
+        "gs://bucket/other",
+        "lora_frozen_vision",
+        "float32",
+        "bfloat16",
+        "int8",
+    ),
     *("dummy", "mu/14", "zscore", "error", "pass_through", "trained", "all"),
 )
 # Told though it is no other experiment: the run is shorter, the random numbers are others.
@@ -49,8 +65,13 @@ def test_every_place_says_the_same_of_a_changed_key(key: str) -> None:
     assert (other.sha256() == BASE.sha256()) == (weight == "cadence")
     assert bool(deviations(BASE, other)) == (meaning(key).deviates or key in TOLD)
     if key not in ("name", "description"):
-        assert [(each.key, each.weight, each.why) for each in differences(BASE, other)] == [(key, weight, why)]
-    before, after = flat(without_cadence(BASE.model_dump(mode="json"))), flat(without_cadence(other.model_dump(mode="json")))
+        assert [(each.key, each.weight, each.why) for each in differences(BASE, other)] == [
+            (key, weight, why)
+        ]
+    before, after = (
+        flat(without_cadence(BASE.model_dump(mode="json"))),
+        flat(without_cadence(other.model_dump(mode="json"))),
+    )
     assert (before == after) == (weight == "cadence")
 
 
@@ -67,4 +88,7 @@ def test_a_deviation_that_no_function_explains_says_the_words_of_the_table() -> 
 def test_the_hash_of_a_published_recipe_is_what_it_was() -> None:
     # Runs of earlier versions resume under this one: their recipe's hash may not move.
     assert load_recipe("smoke").sha256() == "84977628ba3b5986986bd86005bd2f2824b57b13790cfad0b47917251ed48ae5"
-    assert load_recipe("pi05_libero").sha256() == "5ee329d453e14dc83387393212845b27b7fe99fe31daf4c06db93bbfbdd4720e"
+    assert (
+        load_recipe("pi05_libero").sha256()
+        == "5ee329d453e14dc83387393212845b27b7fe99fe31daf4c06db93bbfbdd4720e"
+    )

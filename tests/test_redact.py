@@ -1,4 +1,6 @@
-"""No secret is written or shown: known ones by their value, unknown ones by their form; and what is no secret stays as it is."""
+"""No secret is written or shown: known ones by their value, unknown ones by their form; and what is no secret
+stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,23 @@ HUB = "hf_" + "Ab1" * 12
 COMMIT = "15a9616f3c1d5ba8e7f1d9d6f0a3c2b1e4d5f6a7"
 
 
-@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "DB_PASSWORD", "MY_SECRET"])
-@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=90), st.text(max_size=20), st.text(max_size=20))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "WANDB_API_KEY",
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "GITHUB_TOKEN",
+        "DB_PASSWORD",
+        "MY_SECRET",
+    ],
+)
+@given(
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=90),
+    st.text(max_size=20),
+    st.text(max_size=20),
+)
 def test_a_value_of_the_environment_is_in_no_text(name: str, secret: str, before: str, after: str) -> None:
     environ = {name: "x" + secret}
     cleaned = redact(f"{before}x{secret}{after}", environ)
@@ -40,12 +57,25 @@ def test_a_value_of_the_environment_is_in_no_text(name: str, secret: str, before
 
 
 def test_the_longest_goes_first_and_short_words_stay() -> None:
-    environ = {"A_KEY": "abcdefgh", "B_TOKEN": "abcdefghijkl", "C_KEY": "libero", "TOKENIZERS_PARALLELISM": "false-value", "PATH_KEY": "/etc/some/file"}
+    environ = {
+        "A_KEY": "abcdefgh",
+        "B_TOKEN": "abcdefghijkl",
+        "C_KEY": "libero",
+        "TOKENIZERS_PARALLELISM": "false-value",
+        "PATH_KEY": "/etc/some/file",
+    }
     for variable in ("HTTPS_PROXY", "all_proxy", "HF_ENDPOINT", "WANDB_BASE_URL"):
-        for address in ("http://me:proxy-pass-1@proxy:1", "socks5h://me:proxy-pass-1@proxy", "me:proxy-pass-1@proxy:3128"):
+        for address in (
+            "http://me:proxy-pass-1@proxy:1",
+            "socks5h://me:proxy-pass-1@proxy",
+            "me:proxy-pass-1@proxy:3128",
+        ):
             assert redact("proxy-pass-1", {variable: address}) == "[redacted]"
             assert "proxy-pass-1" not in redact(f"cannot reach {address}", {variable: address})
-    assert redact("abcdefghijkl abcdefgh libero false-value /etc/some/file", environ) == "[redacted] [redacted] libero false-value /etc/some/file"
+    assert (
+        redact("abcdefghijkl abcdefgh libero false-value /etc/some/file", environ)
+        == "[redacted] [redacted] libero false-value /etc/some/file"
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +157,9 @@ def test_a_recipe_cannot_hold_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 def command(*arguments: str, code: str | None = None, **environment: str) -> str:
     """All that a command writes to stdout and stderr."""
     start = ["-m", "harness.cli", *arguments] if code is None else ["-c", code, *arguments]
-    done = subprocess.run([sys.executable, *start], env=os.environ | environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *start], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2, done.stderr
     return done.stdout + done.stderr
 
@@ -135,19 +167,32 @@ def command(*arguments: str, code: str | None = None, **environment: str) -> str
 @pytest.mark.parametrize("key", [SHORT, LONG], ids=["40", "86"])
 def test_errors_of_the_command_line_show_no_key(key: str, tmp_path: Path) -> None:
     secret: dict[str, str] = {"WANDB_API_KEY": key, "HOME": str(tmp_path)}
-    for arguments in (["verify", f"/nowhere/{key}"], ["data", "--dataset", key], ["train", key], ["train", "--set", f"{key}"], ["plan", f"--{key}"]):
+    for arguments in (
+        ["verify", f"/nowhere/{key}"],
+        ["data", "--dataset", key],
+        ["train", key],
+        ["train", "--set", f"{key}"],
+        ["plan", f"--{key}"],
+    ):
         said = command(*arguments, **secret)
         assert key not in said
         assert "redacted" in said or "holds a secret" in said, (arguments, said)
-    crash = "import sys, harness.cli as c\ndef app(): raise RuntimeError(f'401 Unauthorized for {sys.argv[1]}')\nc.app = app\nc.main()"
+    crash = (
+        "import sys, harness.cli as c\ndef app(): raise RuntimeError(f'401 Unauthorized for"
+        " {sys.argv[1]}')\nc.app = app\nc.main()"
+    )
     said = command(key, code=crash, **secret)
     assert key not in said
     assert "RuntimeError: 401 Unauthorized for [redacted]" in said
 
 
-def test_last_words_of_a_trainer_show_no_key(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_last_words_of_a_trainer_show_no_key(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SHORT)
-    ended = attempt([sys.executable, "-c", f"raise RuntimeError('refused {SHORT} and {HUB}')"], Listener(), Limits())
+    ended = attempt(
+        [sys.executable, "-c", f"raise RuntimeError('refused {SHORT} and {HUB}')"], Listener(), Limits()
+    )
     assert ended.last_words[-1] == "RuntimeError: refused [redacted] and [redacted]"
     said = capfd.readouterr().err
     assert SHORT not in said

@@ -34,7 +34,8 @@ def g(a):
 
 def test_every_error_has_a_fix() -> None:
     made = [each for path in sorted((ROOT / "harness").rglob("*.py")) for each in make_errors.raised_in(path)]
-    # A code that stands as "…" is handed on: it was named where it was made. These four take their fix from a value that is made elsewhere.
+    # A code that stands as "…" is handed on: it was named where it was made. These four take their fix from a
+    # value that is made elsewhere.
     computed = {"image-missing", "not-a-trainer", "xla-flags-refused", "fetch-not-asked"}
     assert {each.code for each in made if each.code != "…" and not each.fix.strip(" …")} <= computed
     assert len({each.code for each in made}) > 140

@@ -1,6 +1,8 @@
-"""Fixes that are printed are commands that run: each one in the source is collected, its gaps filled, and parsed by the real command line.
+"""Fixes that are printed are commands that run: each one in the source is collected, its gaps filled, and
+parsed by the real command line.
 
-Nothing is executed. A command begins with `harness VERB` and ends where the prose begins again; an option that stands alone must be one of some verb.
+Nothing is executed. A command begins with `harness VERB` and ends where the prose begins again; an option
+that stands alone must be one of some verb.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ GAPS = (
     (r"count|rows|devices|step|frames|number|rank|alpha|value|batch|_s\b|bytes|episode|limit|only", "2"),
     (r"PUBLISHED|recipe", "pi05_libero"),
 )
-# Options of other programs that a fix may name, each with its program in the same text; those of openpi's backend are openpi's.
+# Options of other programs that a fix may name, each with its program in the same text; those of openpi's
+# backend are openpi's.
 OTHERS = {
     "docker", "nvidia-smi", "timedatectl", "hwclock", "pip", "git", "xla", "XLA", "modprobe", "CDI", "python", "chown", "scripts/", "torchrun",
     "huggingface-cli", "hf ", "gcloud", "openpi", "curl", "rsync", "tar ", "dmesg", "apt",
@@ -71,10 +74,22 @@ def gap(part: ast.expr) -> str:
 
 
 def texts(path: Path) -> Iterator[Text]:
-    """Every text of a module that may be shown: no docstrings, no help of options, no parts of a larger text."""
+    """Every text of a module that may be shown: no docstrings, no help of options, no parts of a larger
+    text.
+    """
     tree = ast.parse(path.read_text())
-    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node) if part is not node}
-    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+    inner = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in ast.walk(node)
+        if part is not node
+    }
+    docs = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
     fixes = set(fix_ids(tree))
     for node in ast.walk(tree):
         text = filled(node) if isinstance(node, ast.expr) and id(node) not in inner | docs else None
@@ -83,7 +98,9 @@ def texts(path: Path) -> Iterator[Text]:
 
 
 def fix_ids(tree: ast.AST) -> Iterator[int]:
-    """What is given as `fix=…`, or assigned to a name of a fix, or the last argument of a finding; with all strings inside of it."""
+    """What is given as `fix=…`, or assigned to a name of a fix, or the last argument of a finding; with all
+    strings inside of it.
+    """
     for node in ast.walk(tree):
         found: list[ast.expr] = []
         if isinstance(node, ast.Call):
@@ -92,7 +109,14 @@ def fix_ids(tree: ast.AST) -> Iterator[int]:
             found += node.args[3:4] if name in ("error", "warning", "unknown") else []
         elif isinstance(node, ast.Assign | ast.AugAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found = [node.value] if any(isinstance(target, ast.Name) and re.search("fix|mend", target.id, re.IGNORECASE) for target in targets) else []
+            found = (
+                [node.value]
+                if any(
+                    isinstance(target, ast.Name) and re.search("fix|mend", target.id, re.IGNORECASE)
+                    for target in targets
+                )
+                else []
+            )
         yield from (id(part) for value in found for part in ast.walk(value))
 
 
@@ -113,9 +137,17 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def own_words(command: Any, rest: str) -> list[str]:
-    """The options with their values, and what can be an argument: a path, a name in capitals, a name with a digit; not the prose behind them."""
-    options = {name: param for param in command.params for name in param.opts if param.param_type_name == "option"}
-    room = sum(param.nargs if param.nargs > 0 else 9 for param in command.params if param.param_type_name == "argument")
+    """The options with their values, and what can be an argument: a path, a name in capitals, a name with a
+    digit; not the prose behind them.
+    """
+    options = {
+        name: param for param in command.params for name in param.opts if param.param_type_name == "option"
+    }
+    room = sum(
+        param.nargs if param.nargs > 0 else 9
+        for param in command.params
+        if param.param_type_name == "argument"
+    )
     try:
         words = shlex.split(rest)
     except ValueError:
@@ -139,7 +171,10 @@ def own_words(command: Any, rest: str) -> list[str]:
 
 
 def problem(words: list[str]) -> str | None:
-    """Why the command line does not take these words; None where it does. What only lacks an argument that prose names is taken."""
+    """Why the command line does not take these words; None where it does.
+
+    What only lacks an argument that prose names is taken.
+    """
     command, rest = VERBS[words[0]], words[1:]
     if hasattr(command, "commands"):
         command, rest = command.commands[rest[0]], rest[1:]
@@ -156,7 +191,9 @@ def problem(words: list[str]) -> str | None:
 SAID = [(each.place, words) for each in TEXTS for words in commands(each.text)]
 
 
-@pytest.mark.parametrize(("place", "words"), SAID, ids=lambda value: value if isinstance(value, str) else " ".join(value))
+@pytest.mark.parametrize(
+    ("place", "words"), SAID, ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
 def test_a_command_that_is_printed_is_one_that_the_command_line_takes(place: str, words: list[str]) -> None:
     assert problem(words) is None, f"{place}: harness {shlex.join(words)}"
 
@@ -167,7 +204,12 @@ def test_enough_was_collected_to_be_worth_the_name() -> None:
 
 
 def test_an_option_that_a_fix_names_is_an_option_of_some_verb() -> None:
-    known = {name for command in walk(COMMANDS) for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    known = {
+        name
+        for command in walk(COMMANDS)
+        for param in command.params
+        for name in (*param.opts, *param.secondary_opts)
+    }
     strange = {
         f"{each.place}: {option} in {each.text!r}"
         for each in TEXTS
@@ -187,8 +229,22 @@ def walk(command: Any) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("text", "refused"),
     [
-        (filled(ast.parse("f'or: harness plan --recipe pi05_libero --gpu {plan.device}'", mode="eval").body) or "", True),
-        (filled(ast.parse("f'or: harness plan --recipe pi05_libero {option_for(plan.device)}'", mode="eval").body) or "", False),
+        (
+            filled(
+                ast.parse("f'or: harness plan --recipe pi05_libero --gpu {plan.device}'", mode="eval").body
+            )
+            or "",
+            True,
+        ),
+        (
+            filled(
+                ast.parse(
+                    "f'or: harness plan --recipe pi05_libero {option_for(plan.device)}'", mode="eval"
+                ).body
+            )
+            or "",
+            False,
+        ),
         ("harness plan --gpus rtx_4090", True),
         ("harness plan --vram-gib much", True),
         ("harness plan --vram-gib X says how much", False),

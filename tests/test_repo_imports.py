@@ -1,4 +1,6 @@
-"""Who may import whom, who may import JAX, and who may print: read from the source, so that nothing is imported by looking."""
+"""Who may import whom, who may import JAX, and who may print: read from the source, so that nothing is
+imported by looking.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,25 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # What everybody may use, lowest first.
-GROUND = frozenset({"errors", "units", "received", "redact", "strict", "recipe", "artifacts", "run", "download"})
-ROOMS = {"probe", "data", "analyse", "report", "supervise", "doctor", "model", "checkpoint", "train", "plan", "openpi", "predict", "flow", "verify"}
+GROUND = frozenset(
+    {"errors", "units", "received", "redact", "strict", "recipe", "artifacts", "run", "download"}
+)
+ROOMS = {
+    "probe",
+    "data",
+    "analyse",
+    "report",
+    "supervise",
+    "doctor",
+    "model",
+    "checkpoint",
+    "train",
+    "plan",
+    "openpi",
+    "predict",
+    "flow",
+    "verify",
+}
 
 # Room → the rooms beside the ground and itself that it may import. A second set: only inside functions.
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
@@ -33,22 +52,29 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     # Tables and pictures of artifacts; two pictures need the names of what they draw.
     "show": ({"checkpoint", "plan"}, set()),
     # Nothing heavy at the top, so that `harness --help` loads nothing.
-    "flow": ({"show"}, {"analyse", "checkpoint", "data", "doctor", "openpi", "plan", "probe", "report", "supervise"}),
+    "flow": (
+        {"show"},
+        {"analyse", "checkpoint", "data", "doctor", "openpi", "plan", "probe", "report", "supervise"},
+    ),
     "verify": ({"flow"}, {"data", "supervise"}),
     "verbs": ({"flow", "show"}, ROOMS),
     "cli": ({"verbs"}, set()),
 }
-# These start in well under a second and never hold a GPU: no JAX at the top of any of their modules, not even through a library.
+# These start in well under a second and never hold a GPU: no JAX at the top of any of their modules, not even
+# through a library.
 NO_JAX = (GROUND | ROOMS | {"show", "verbs", "cli"}) - {"model", "checkpoint", "train"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "chex"}
-# The verbs print for people; the other runs as a process of its own, and its answer to its parent is a line on stdout.
+# The verbs print for people; the other runs as a process of its own, and its answer to its parent is a line
+# on stdout.
 PRINTS = {"cli", "plan.compile"} | {f"verbs.{path.stem}" for path in (ROOT / "harness/verbs").glob("*.py")}
 
 MODULES = sorted((ROOT / "harness").rglob("*.py"))
 
 
 def dotted(path: Path) -> str:
-    """`harness/data/stats.py` → `data.stats`; a package's `__init__` is the package; harness itself is the empty name."""
+    """`harness/data/stats.py` → `data.stats`; a package's `__init__` is the package; harness itself is the
+    empty name.
+    """
     parts = path.relative_to(ROOT / "harness").with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -58,7 +84,10 @@ def room(name: str) -> str:
 
 
 def imports(tree: ast.AST, package: list[str], *, inside: bool = False) -> Iterator[tuple[str, bool]]:
-    """(imported module, whether inside a function), relative imports resolved. `from harness import x` counts as harness.x."""
+    """(imported module, whether inside a function), relative imports resolved.
+
+    `from harness import x` counts as harness.x.
+    """
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, inside) for alias in node.names)
@@ -130,7 +159,10 @@ def test_the_check_sees_a_violation(name: str, source: str) -> None:
         ("plan.compile", "def f():\n    import jax\n    from harness.train.step import train_step"),
         ("verbs.train", "def train():\n    from harness.train import loop"),
         ("train.loop", "import jax\nfrom harness.data.loader import Loader\nfrom . import step"),
-        ("data.stats", "import numpy\nfrom harness.errors import HarnessError\nfrom .lerobot import open_dataset"),
+        (
+            "data.stats",
+            "import numpy\nfrom harness.errors import HarnessError\nfrom .lerobot import open_dataset",
+        ),
     ],
 )
 def test_the_check_lets_the_allowed_pass(name: str, source: str) -> None:
@@ -140,15 +172,28 @@ def test_the_check_lets_the_allowed_pass(name: str, source: str) -> None:
 def test_nothing_before_train_loads_jax() -> None:
     """By importing for real: a library may import JAX where our own source does not."""
     names = [f"harness.{dotted(path)}" for path in MODULES if room(dotted(path)) in NO_JAX and dotted(path)]
-    code = f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n    assert 'jax' not in sys.modules, name"
+    code = (
+        f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n    assert 'jax'"
+        " not in sys.modules, name"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if dotted(path) not in PRINTS], ids=lambda path: dotted(path) or "harness")
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES if dotted(path) not in PRINTS],
+    ids=lambda path: dotted(path) or "harness",
+)
 def test_only_the_command_line_prints(path: Path) -> None:
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    assert [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"] == []
+    calls = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    assert [
+        call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"
+    ] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: dotted(path) or "harness")

@@ -1,4 +1,6 @@
-"""The locks are those of pyproject.toml, serve every supported Python on Linux, and name no place to download from."""
+"""The locks are those of pyproject.toml, serve every supported Python on Linux, and name no place to download
+from.
+"""
 
 from __future__ import annotations
 
@@ -55,13 +57,26 @@ def version(pin: Requirement) -> Version:
 
 def environment(python: str) -> Environment:
     there = default_environment()
-    there.update(python_version=python, python_full_version=f"{python}.9", sys_platform="linux", platform_machine="x86_64")
-    there.update(platform_system="Linux", os_name="posix", implementation_name="cpython", platform_python_implementation="CPython")
+    there.update(
+        python_version=python,
+        python_full_version=f"{python}.9",
+        sys_platform="linux",
+        platform_machine="x86_64",
+    )
+    there.update(
+        platform_system="Linux",
+        os_name="posix",
+        implementation_name="cpython",
+        platform_python_implementation="CPython",
+    )
     return there
 
 
 def on(name: str, python: str) -> dict[str, Version]:
-    """What the lock installs with this Python on x86-64 Linux. Two pins of one package at once would stop pip."""
+    """What the lock installs with this Python on x86-64 Linux.
+
+    Two pins of one package at once would stop pip.
+    """
     chosen: dict[str, Version] = {}
     for pin, _ in pins(name):
         if pin.marker is None or pin.marker.evaluate({**environment(python)}):
@@ -73,8 +88,12 @@ def on(name: str, python: str) -> dict[str, Version]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_lock_was_made_from_this_pyproject(name: str) -> None:
-    done = subprocess.run([sys.executable, ROOT / "ci" / "lock-inputs", name], capture_output=True, text=True, check=True)
-    assert lock_text(name).splitlines()[0] == f"# pyproject sha256:{done.stdout.strip()}", "pyproject.toml has changed: run ci/lock"
+    done = subprocess.run(
+        [sys.executable, ROOT / "ci" / "lock-inputs", name], capture_output=True, text=True, check=True
+    )
+    assert lock_text(name).splitlines()[0] == f"# pyproject sha256:{done.stdout.strip()}", (
+        "pyproject.toml has changed: run ci/lock"
+    )
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -82,7 +101,9 @@ def test_lock_was_made_from_this_pyproject(name: str) -> None:
 def test_lock_satisfies_every_requirement(name: str, python: str) -> None:
     there = on(name, python)
     for requirement in required(name):
-        assert requirement.specifier.contains(there[canonicalize_name(requirement.name)], prereleases=True), requirement
+        assert requirement.specifier.contains(there[canonicalize_name(requirement.name)], prereleases=True), (
+            requirement
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +127,10 @@ def test_every_pin_has_a_hash(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_lock_names_no_place(name: str) -> None:
-    assert re.findall(r"\S*(?:://|--index|--find-links|--extra-index|@ file|/home/|/tmp/)\S*", lock_text(name)) == []
+    assert (
+        re.findall(r"\S*(?:://|--index|--find-links|--extra-index|@ file|/home/|/tmp/)\S*", lock_text(name))
+        == []
+    )
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -121,7 +145,11 @@ def test_locks_agree(python: str) -> None:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_what_each_lock_is_for(python: str) -> None:
     cpu, cuda, test = (on(name, python) for name in NAMES)
-    assert not [name for name in cpu if name.startswith("nvidia-") and name not in ("nvidia-ml-py", "nvidia-cuda-nvcc-cu12")]
+    assert not [
+        name
+        for name in cpu
+        if name.startswith("nvidia-") and name not in ("nvidia-ml-py", "nvidia-cuda-nvcc-cu12")
+    ]
     assert {"jax-cuda12-plugin", "jax-cuda12-pjrt"} <= cpu.keys() & cuda.keys() & test.keys()
     assert {"nvidia-cudnn-cu12", "nvidia-nccl-cu12"} <= cuda.keys()
     # 86-character keys are accepted from 0.22.3 on, and the project asks for more.

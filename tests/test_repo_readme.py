@@ -13,14 +13,26 @@ PASSING = re.compile(r"__pycache__|.*\.egg-info|build|dist|wandb|revision")
 
 
 def tree(root: Path) -> set[str]:
-    """Top-level entries and the entries of harness/, without hidden ones and package marks; what git ignores does not count."""
+    """Top-level entries and the entries of harness/, without hidden ones and package marks; what git ignores
+    does not count.
+    """
     command = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False) if shutil.which("git") else None
+    listed = (
+        subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        if shutil.which("git")
+        else None
+    )
     if listed and listed.returncode == 0:
         paths = [Path(name) for name in listed.stdout.split("\0") if name and (root / name).exists()]
     else:
-        paths = [path.relative_to(root) for path in [*root.iterdir(), *(root / "harness").iterdir()] if not PASSING.fullmatch(path.name)]
-    entries = {path.parts[0] for path in paths} | {"/".join(path.parts[:2]) for path in paths if path.parts[0] == "harness" and len(path.parts) > 1}
+        paths = [
+            path.relative_to(root)
+            for path in [*root.iterdir(), *(root / "harness").iterdir()]
+            if not PASSING.fullmatch(path.name)
+        ]
+    entries = {path.parts[0] for path in paths} | {
+        "/".join(path.parts[:2]) for path in paths if path.parts[0] == "harness" and len(path.parts) > 1
+    }
     return {name for name in entries if not name.startswith(".") and not name.endswith("__init__.py")}
 
 
@@ -37,23 +49,39 @@ def test_map_is_the_tree() -> None:
 
 
 def test_map_is_read_line_by_line() -> None:
-    text = "x\n<!-- tree -->\n```text\nDockerfile        images\nharness/          the package\n\nharness/data/     data\n```\n"
+    text = (
+        "x\n<!-- tree -->\n```text\nDockerfile        images\nharness/          the package\n\nharness/data/ "
+        "    data\n```\n"
+    )
     assert tree_map(text) == {"Dockerfile", "harness", "harness/data"}
 
 
 def test_tree_without_git(tmp_path: Path) -> None:
-    for name in ("harness/data/x.py", "harness/__init__.py", "harness/__pycache__/y.pyc", "harness.egg-info/z", "README.md", ".gitignore"):
+    for name in (
+        "harness/data/x.py",
+        "harness/__init__.py",
+        "harness/__pycache__/y.pyc",
+        "harness.egg-info/z",
+        "README.md",
+        ".gitignore",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert tree(tmp_path) == {"harness", "harness/data", "README.md"}
 
 
 def paragraphs(page: str) -> list[str]:
-    """The prose of a page as a reader sees it, one text a paragraph or item of a list. Headings, tables, code blocks and pictures are left out."""
+    """The prose of a page as a reader sees it, one text a paragraph or item of a list.
+
+    Headings, tables, code blocks and pictures are left out.
+    """
     text = re.sub(r"^```.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    lines = ("" if re.match(r"#|\||<", line) else re.sub(r"^\s*(?:[-*]|\d+\.) ", "\n\n", line) for line in text.splitlines())
+    lines = (
+        "" if re.match(r"#|\||<", line) else re.sub(r"^\s*(?:[-*]|\d+\.) ", "\n\n", line)
+        for line in text.splitlines()
+    )
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", "\n".join(lines)) if part.strip()]
 
 
@@ -69,17 +97,24 @@ def test_readme_has_short_paragraphs() -> None:
 
 
 def test_readme_has_short_sentences() -> None:
-    every = [sentence for text in paragraphs((ROOT / "README.md").read_text()) for sentence in sentences(text)]
+    every = [
+        sentence for text in paragraphs((ROOT / "README.md").read_text()) for sentence in sentences(text)
+    ]
     assert len(every) > 50
     assert [sentence for sentence in every if len(sentence.split()) > 25] == []
 
 
 def test_prose_is_told_from_tables_code_and_pictures() -> None:
     page = (
-        "# Title\n\nOne [link](https://a.b/c).\nTwo `x. y z`!\n\n```console\n$ code. more\n```\n\n| a | table |\n\n- an item\n- another. With two\n\n![p](x)\n"
+        "# Title\n\nOne [link](https://a.b/c).\nTwo `x. y z`!\n\n```console\n$ code. more\n```\n\n| a | table"
+        " |\n\n- an item\n- another. With two\n\n![p](x)\n"
     )
     assert paragraphs(page) == ["One link. Two `x. y z`!", "an item", "another. With two"]
-    assert [sentences(text) for text in paragraphs(page)] == [["One link.", "Two code!"], ["an item"], ["another.", "With two"]]
+    assert [sentences(text) for text in paragraphs(page)] == [
+        ["One link.", "Two code!"],
+        ["an item"],
+        ["another.", "With two"],
+    ]
 
 
 def test_links_of_the_pages_lead_to_files() -> None:
@@ -97,13 +132,19 @@ def test_contributing_is_short() -> None:
 
 def test_the_list_of_tasks_names_every_script_of_ci() -> None:
     tasks = (ROOT / "justfile").read_text()
-    assert [path.name for path in sorted((ROOT / "ci").iterdir()) if path.is_file() and f"ci/{path.name}" not in tasks] == []
+    assert [
+        path.name
+        for path in sorted((ROOT / "ci").iterdir())
+        if path.is_file() and f"ci/{path.name}" not in tasks
+    ] == []
 
 
 def test_the_table_of_benchmarks_names_every_program() -> None:
     table = (ROOT / "benchmarks" / "README.md").read_text()
     # A module that begins with the name of a program and an underscore is a part of it.
-    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if not path.stem.startswith("strangers_")}
+    programs = {
+        path.stem for path in (ROOT / "benchmarks").glob("*.py") if not path.stem.startswith("strangers_")
+    }
     assert sorted(name for name in programs if f"`{name}" not in table) == []
 
 
@@ -117,5 +158,7 @@ def test_license_is_apache() -> None:
 def test_readme_shows_what_the_commands_printed() -> None:
     text = (ROOT / "README.md").read_text()
     assert "@@" not in text
-    assert re.search(r"\$ docker compose run --rm smoke\nrun .*\n(.*\n)+?step 60/60 .*\nloss: .*\nreport: ", text)
+    assert re.search(
+        r"\$ docker compose run --rm smoke\nrun .*\n(.*\n)+?step 60/60 .*\nloss: .*\nreport: ", text
+    )
     assert re.search(r"\$ docker compose run --rm --build test\n(.*\n)*?\d+ passed", text)

@@ -1,4 +1,6 @@
-"""The report in a real headless browser: nothing in the console, nothing loaded, readable on a phone, in the dark and on paper."""
+"""The report in a real headless browser: nothing in the console, nothing loaded, readable on a phone, in the
+dark and on paper.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from harness.report.page import render
 from tests.browser import Browser, browser_path
 from tests.report_run import full_run, metrics
 
-pytestmark = pytest.mark.skipif(browser_path() is None, reason="no Chromium on this machine (apt-get install chromium, or HARNESS_TEST_BROWSER=PATH)")
+pytestmark = pytest.mark.skipif(
+    browser_path() is None,
+    reason="no Chromium on this machine (apt-get install chromium, or HARNESS_TEST_BROWSER=PATH)",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +33,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
     run = full_run(root / "pi05_libero_lora-003", "pi05_libero_lora", metrics(400, every=10))
     wave = [[0.1 * i + d for d in range(7)] for i in range(10)]
-    question = {"episode": 0, "frame": 0, "task": "open the drawer", "action_horizon": 10, "sampling_steps": 10, "seed": 0}
-    answer = {"predicted": wave, "recorded": wave[::-1], "is_pad": [False] * 8 + [True] * 2, "mean_absolute_error": [0.5] * 7}
+    question = {
+        "episode": 0,
+        "frame": 0,
+        "task": "open the drawer",
+        "action_horizon": 10,
+        "sampling_steps": 10,
+        "seed": 0,
+    }
+    answer = {
+        "predicted": wave,
+        "recorded": wave[::-1],
+        "is_pad": [False] * 8 + [True] * 2,
+        "mean_absolute_error": [0.5] * 7,
+    }
     run.write(Prediction(checkpoint="x", step=1000, dataset="sample", device="cpu", **question, **answer))
     path = root / "one.html"
     path.write_text(render(run))
@@ -46,23 +63,33 @@ def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False), (320, True)])
-def test_renders_without_network_and_without_a_word_in_the_console(browser: Browser, page: Path, width: int, dark: bool) -> None:
+def test_renders_without_network_and_without_a_word_in_the_console(
+    browser: Browser, page: Path, width: int, dark: bool
+) -> None:
     browser.problems.clear()
     browser.requests.clear()
     browser.open(page, width=width, dark=dark)
-    drawn = browser.evaluate("[...document.querySelectorAll('.chart svg')].map((svg) => svg.querySelectorAll('path').length)")
+    drawn = browser.evaluate(
+        "[...document.querySelectorAll('.chart svg')].map((svg) => svg.querySelectorAll('path').length)"
+    )
     assert browser.problems == []
     assert [url for url in browser.requests if not url.startswith(("data:", "file:"))] == []
     assert len(drawn) == 4
     assert all(drawn)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    outside = "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll, svg') && e.getBoundingClientRect().right > innerWidth + 1)"
+    outside = (
+        "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll, svg') &&"
+        " e.getBoundingClientRect().right > innerWidth + 1)"
+    )
     assert browser.evaluate(f"{outside}.map((e) => e.outerHTML.slice(0, 80))") == []
 
 
 def test_text_is_readable_on_a_phone(browser: Browser, page: Path) -> None:
     browser.open(page, width=390, height=844)
-    small = "[...document.querySelectorAll('main p, main td, main li, main pre')].filter((e) => parseFloat(getComputedStyle(e).fontSize) < 11).length"
+    small = (
+        "[...document.querySelectorAll('main p, main td, main li, main pre')].filter((e) =>"
+        " parseFloat(getComputedStyle(e).fontSize) < 11).length"
+    )
     assert browser.evaluate(small) == 0
     assert browser.evaluate("visualViewport.scale") == 1
 
@@ -71,7 +98,11 @@ def test_colours_follow_the_dark(browser: Browser, page: Path) -> None:
     found = []
     for dark in (False, True):
         browser.open(page, dark=dark)
-        found.append(browser.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"))
+        found.append(
+            browser.evaluate(
+                "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+            )
+        )
     light, night = found
     assert light[0] != night[0]
     assert light[1] != night[1]
@@ -81,7 +112,8 @@ def test_hover_reads_the_curve_and_a_drag_zooms(browser: Browser, page: Path) ->
     browser.open(page)
     browser.evaluate("document.querySelector('.chart').scrollIntoView()")
     left, top, width = browser.evaluate(
-        "(() => { const b = document.querySelector('.chart svg').getBoundingClientRect(); return [b.left, b.top, b.width]; })()"
+        "(() => { const b = document.querySelector('.chart svg').getBoundingClientRect(); return [b.left,"
+        " b.top, b.width]; })()"
     )
     browser.mouse("mouseMoved", left + width / 2, top + 60)
     told = browser.evaluate("document.querySelector('.chart output').textContent")
@@ -104,7 +136,10 @@ def test_smoothing_changes_the_line_and_not_the_points(browser: Browser, page: P
         return str(browser.evaluate(f"document.querySelector('.chart .{name}').getAttribute('d')"))
 
     def smooth(value: float) -> None:
-        browser.evaluate(f"(() => {{ const s = document.getElementById('smoothing'); s.value = {value}; s.dispatchEvent(new Event('input')); }})()")
+        browser.evaluate(
+            f"(() => {{ const s = document.getElementById('smoothing'); s.value = {value};"
+            " s.dispatchEvent(new Event('input')); })()"
+        )
 
     smooth(0.5)
     some, raw = drawn("smooth"), drawn("raw")
@@ -119,7 +154,10 @@ def test_several_runs_lie_over_each_other(browser: Browser, overlay: Path) -> No
     browser.problems.clear()
     browser.open(overlay)
     assert browser.problems == []
-    colours = browser.evaluate("[...document.querySelector('.chart').querySelectorAll('.other')].map((path) => getComputedStyle(path).stroke)")
+    colours = browser.evaluate(
+        "[...document.querySelector('.chart').querySelectorAll('.other')].map((path) =>"
+        " getComputedStyle(path).stroke)"
+    )
     assert len(set(colours)) == 2
     assert browser.evaluate("document.querySelector('.chart output').textContent").count("·") == 2
 
@@ -131,7 +169,10 @@ def test_prints(browser: Browser, page: Path) -> None:
     assert len(printed) > 50_000
     browser.call("Emulation.setEmulatedMedia", media="print")
     assert browser.evaluate("getComputedStyle(document.querySelector('.controls')).display") == "none"
-    assert browser.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        browser.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor")
+        == "rgb(255, 255, 255)"
+    )
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
@@ -146,7 +187,9 @@ def test_page_without_any_step_has_no_script_to_fail(browser: Browser, tmp_path:
 
 @pytest.mark.parametrize("count", [12, 60, 1500])
 def test_one_spike_does_not_flatten_a_curve(browser: Browser, tmp_path: Path, count: int) -> None:
-    """The first gradient norm is 200 times the rest: the rest still fills the chart, and an arrow says what is left out."""
+    """The first gradient norm is 200 times the rest: the rest still fills the chart, and an arrow says what
+    is left out.
+    """
     rows = metrics(count)
     rows[0]["grad_norm"] *= 200
     path = tmp_path / "spike.html"
@@ -154,7 +197,10 @@ def test_one_spike_does_not_flatten_a_curve(browser: Browser, tmp_path: Path, co
     browser.open(path)
     smooth = "document.querySelector('[data-series=grad_norm] .smooth').getBBox().height"
     assert browser.evaluate(smooth) > 80
-    arrows = "[...document.querySelectorAll('[data-series=grad_norm] .off title')].map((title) => title.textContent)"
+    arrows = (
+        "[...document.querySelectorAll('[data-series=grad_norm] .off title')].map((title) =>"
+        " title.textContent)"
+    )
     found = browser.evaluate(arrows)
     assert len(found) == 1
     assert found[0].startswith(f"step 0: {rows[0]['grad_norm']:.4g}"[:11])

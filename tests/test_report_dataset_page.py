@@ -21,7 +21,12 @@ from harness.report.dataset_page import HEIGHT, charts, histogram, spread, strip
 from harness.run.directory import RunDir
 from tests import lerobot_writer as writer
 
-MAPPED = ["data.state=observation.state", "data.actions=action", "data.cameras.base_0_rgb=cam", "data.cameras.left_wrist_0_rgb=null"]
+MAPPED = [
+    "data.state=observation.state",
+    "data.actions=action",
+    "data.cameras.base_0_rgb=cam",
+    "data.cameras.left_wrist_0_rgb=null",
+]
 VOID = {"meta", "img", "rect", "path", "br", "i"}
 
 
@@ -117,7 +122,10 @@ def test_spread_and_histogram() -> None:
 
 def test_a_dataset_without_a_state_has_a_page_of_its_actions(tmp_path: Path) -> None:
     changes = ["data.state=null", *MAPPED[1:]]
-    chain = Chain(RunDir(tmp_path / "run"), load_recipe("smoke", [f"data.dataset={writer.write(tmp_path / 'set')}", *changes]))
+    chain = Chain(
+        RunDir(tmp_path / "run"),
+        load_recipe("smoke", [f"data.dataset={writer.write(tmp_path / 'set')}", *changes]),
+    )
     page = write_dataset_page(chain, chain.dataset()).read_text()
     assert "Actions, normalized" in page
     assert "State, normalized" not in page

@@ -34,7 +34,15 @@ def test_full_page_is_well_formed_and_self_contained(tmp_path: Path) -> None:
     assert not re.search(r"url\(|fetch\(|XMLHttpRequest|import\(", html)
     assert page.handlers == []
     assert len(html.encode()) < 2_000_000
-    for expected in ("smoke-001", "544,160", "0a581d0f3c", "put the bowl on the plate", "q99 - q01 is 2e-7", "interrupted", "harness train --resume"):
+    for expected in (
+        "smoke-001",
+        "544,160",
+        "0a581d0f3c",
+        "put the bowl on the plate",
+        "q99 - q01 is 2e-7",
+        "interrupted",
+        "harness train --resume",
+    ):
         assert expected in page.text
     assert "There is no" not in page.text
 
@@ -53,7 +61,15 @@ def test_curves_on_the_page_are_the_logged_ones(tmp_path: Path) -> None:
 
 def test_each_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     whole = full_run(tmp_path / "whole")
-    for name in ("dataset.json", "norm_stats.json", "checkpoint.json", "machine.json", "metrics.jsonl", "camera_views.png", "manifest.json"):
+    for name in (
+        "dataset.json",
+        "norm_stats.json",
+        "checkpoint.json",
+        "machine.json",
+        "metrics.jsonl",
+        "camera_views.png",
+        "manifest.json",
+    ):
         run = full_run(tmp_path / f"without_{name}")
         (run.path / name).unlink()
         page = Page(render(run))
@@ -95,7 +111,16 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     hostile = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
     run = full_run(tmp_path / "smoke-001")
     recipe = load_recipe("smoke").model_dump(mode="json") | {"description": hostile, "name": "x"}
-    run.write(manifest("smoke", recipe=recipe, device=hostile, packages={hostile: hostile}, weights={"source": hostile}, source_revision=hostile))
+    run.write(
+        manifest(
+            "smoke",
+            recipe=recipe,
+            device=hostile,
+            packages={hostile: hostile},
+            weights={"source": hostile},
+            source_revision=hostile,
+        )
+    )
     clean, dirty = Page(render(full_run(tmp_path / "clean"))), Page(render(run))
     assert dirty.tags == clean.tags
     assert dirty.handlers == []
@@ -180,12 +205,34 @@ def test_claims_are_marked_by_their_evidence(tmp_path: Path) -> None:
     checkpoint = run.read(a.Checkpoint)
     assert checkpoint is not None
     run.write(checkpoint.model_copy(update={"parameters_trained": 544_160, "interrupted": []}))
-    run.write(a.Verdict(run="x", against="y", fields=[], replay=None, verdict="differs", first_difference="train.seed was 42 and is 43"))
-    memory: dict[str, Any] = {"device": "cpu", "devices": 1, "breakdown": {}, "source": "compiled", "compiled": {"device": 5}, "step": 9, "host_peak_bytes": 7}
+    run.write(
+        a.Verdict(
+            run="x",
+            against="y",
+            fields=[],
+            replay=None,
+            verdict="differs",
+            first_difference="train.seed was 42 and is 43",
+        )
+    )
+    memory: dict[str, Any] = {
+        "device": "cpu",
+        "devices": 1,
+        "breakdown": {},
+        "source": "compiled",
+        "compiled": {"device": 5},
+        "step": 9,
+        "host_peak_bytes": 7,
+    }
     run.write(a.Memory(**memory, predicted_bytes=10 * MIB, peak_bytes=15 * MIB, limit_bytes=40 * MIB))
     html = render(run)
     text = Page(html).text
-    assert {name: mark for mark, name in re.findall(r'<li class="is-(\w+)"><i aria-hidden="true"></i><div><b>([^:<]+):', html)} == {
+    assert {
+        name: mark
+        for mark, name in re.findall(
+            r'<li class="is-(\w+)"><i aria-hidden="true"></i><div><b>([^:<]+):', html
+        )
+    } == {
         "Run": "good",
         "Learning": "open",
         "Who was trained": "good",
@@ -208,7 +255,10 @@ def test_another_number_of_trained_parameters_than_the_recipe_says_is_bad(tmp_pa
 def test_differences_say_which_matter() -> None:
     published = load_recipe("pi05_libero")
     assert differences_from_published(published) == []
-    changed = load_recipe("pi05_libero", ["train.seed=7", "train.global_batch=32", "train.save_every_steps=10", "data.dataset=mine"])
+    changed = load_recipe(
+        "pi05_libero",
+        ["train.seed=7", "train.global_batch=32", "train.save_every_steps=10", "data.dataset=mine"],
+    )
     found = {each.key: each.weight for each in differences_from_published(changed)}
     assert found == {
         "train.seed": "same mathematics",
@@ -216,7 +266,12 @@ def test_differences_say_which_matter() -> None:
         "train.global_batch": "another experiment",
         "data.dataset": "other data",
     }
-    assert [each.weight for each in differences_from_published(changed)] == ["another experiment", "other data", "same mathematics", "cadence"]
+    assert [each.weight for each in differences_from_published(changed)] == [
+        "another experiment",
+        "other data",
+        "same mathematics",
+        "cadence",
+    ]
 
 
 def test_every_key_of_every_shipped_recipe_has_a_meaning() -> None:
@@ -257,9 +312,30 @@ def test_eight_long_runs_stay_under_two_megabytes(tmp_path: Path) -> None:
 
 def test_prediction_is_drawn(tmp_path: Path) -> None:
     run = full_run(tmp_path / "smoke-001")
-    question: dict[str, Any] = {"episode": 3, "frame": 4, "task": "open <b>it</b>", "action_horizon": 2, "sampling_steps": 10, "seed": 0}
-    answer: dict[str, Any] = {"predicted": [[0.0, 5.0], [1.0, 5.0]], "recorded": [[1.0, 5.0], [0.0, 5.0]], "is_pad": [False, True]}
-    run.write(a.Prediction(checkpoint="x", step=9, dataset="sample", device="cpu", mean_absolute_error=[1.0, 0.0], **question, **answer))
+    question: dict[str, Any] = {
+        "episode": 3,
+        "frame": 4,
+        "task": "open <b>it</b>",
+        "action_horizon": 2,
+        "sampling_steps": 10,
+        "seed": 0,
+    }
+    answer: dict[str, Any] = {
+        "predicted": [[0.0, 5.0], [1.0, 5.0]],
+        "recorded": [[1.0, 5.0], [0.0, 5.0]],
+        "is_pad": [False, True],
+    }
+    run.write(
+        a.Prediction(
+            checkpoint="x",
+            step=9,
+            dataset="sample",
+            device="cpu",
+            mean_absolute_error=[1.0, 0.0],
+            **question,
+            **answer,
+        )
+    )
     html = render(run)
     assert html.count("<polyline") == 4
     assert "open <b>it</b>" in Page(html).text
@@ -280,8 +356,18 @@ def test_moved_is_on_the_page(tmp_path: Path) -> None:
     checkpoint = run.read(a.Checkpoint)
     assert checkpoint is not None
     one = {"update_norm": 0.5, "base_norm": 1.0, "relative": 0.5, "changed": 1.0, "parameters": 4}
-    blocks = [a.Movement(name="expert attention", layer=layer, **one) for layer in range(3)] + [a.Movement(name="time_mlp_in", **one)]
-    moved = a.Moved(against="base", against_step=None, groups=[a.Movement(name="expert", **one)], blocks=blocks, only_here=[], only_there=[], not_compared=[])
+    blocks = [a.Movement(name="expert attention", layer=layer, **one) for layer in range(3)] + [
+        a.Movement(name="time_mlp_in", **one)
+    ]
+    moved = a.Moved(
+        against="base",
+        against_step=None,
+        groups=[a.Movement(name="expert", **one)],
+        blocks=blocks,
+        only_here=[],
+        only_there=[],
+        not_compared=[],
+    )
     run.write(checkpoint.model_copy(update={"moved": moved}))
     html = render(run)
     assert html.count('class="s"') == 4
@@ -300,7 +386,14 @@ def test_the_verb_writes_one_page_or_an_overlay(tmp_path: Path) -> None:
 
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "harness.cli", "report", *words]
-        return subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     assert call(str(runs[0].path)).stdout.strip() == str(runs[0].path / "report.html")
     assert call("--run", str(runs[1].path)).stdout.strip() == str(runs[1].path / "report.html")

@@ -1,4 +1,6 @@
-"""What stands in the files of a run that somebody else sent: no content brings a reader down, and what it claims is shown as a claim."""
+"""What stands in the files of a run that somebody else sent: no content brings a reader down, and what it
+claims is shown as a claim.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def run(tmp_path: Path) -> RunDir:
     return made
 
 
-# What a person may have put into a file that verbs show, reads as what it is, or is refused by name; `None` leaves the key out.
+# What a person may have put into a file that verbs show, reads as what it is, or is refused by name; `None`
+# leaves the key out.
 HOSTILE: list[Any] = [
     "x",
     "",
@@ -70,7 +73,9 @@ HOSTILE: list[Any] = [
 
 def paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place in a JSON value."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
     return [at, *(path for key, child in children for path in paths(child, (*at, key)))]
 
 
@@ -87,9 +92,18 @@ def put(body: Any, path: tuple[Any, ...], value: Any) -> Any:
     return body
 
 
-@pytest.mark.parametrize("name", sorted(kind.FILE for kind in a.Artifact.__subclasses__() if kind.FILE not in ("status.json", "openpi.json", "fetched.json")))
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        kind.FILE
+        for kind in a.Artifact.__subclasses__()
+        if kind.FILE not in ("status.json", "openpi.json", "fetched.json")
+    ),
+)
 def test_no_content_of_any_artifact_brings_a_reader_down(run: RunDir, name: str) -> None:
-    """The page, the status, and what goes on with the run: twelve changes of each file, another value in another place each."""
+    """The page, the status, and what goes on with the run: twelve changes of each file, another value in
+    another place each.
+    """
     _everything(run)
     whole, chance = (run.path / name).read_text(), random.Random(name)
     places = paths(json.loads(whole))
@@ -103,19 +117,44 @@ def test_no_content_of_any_artifact_brings_a_reader_down(run: RunDir, name: str)
 def _everything(run: RunDir) -> None:
     """Gives the run the artifacts that it lacks."""
     wave = [[0.1 * i] * 7 for i in range(10)]
-    question = {"episode": 0, "frame": 0, "task": "open the drawer", "action_horizon": 10, "sampling_steps": 10, "seed": 0}
+    question = {
+        "episode": 0,
+        "frame": 0,
+        "task": "open the drawer",
+        "action_horizon": 10,
+        "sampling_steps": 10,
+        "seed": 0,
+    }
     answer = {"predicted": wave, "recorded": wave, "is_pad": [False] * 10, "mean_absolute_error": [0.5] * 7}
     run.write(a.Prediction(checkpoint="x", step=1, dataset="sample", device="cpu", **question, **answer))
     found = a.Finding(severity="warning", check="disk", got="little", need="more", fix="df")
     run.write(a.Diagnosis(findings=[found], passed=["clock"]))
-    bytes_ = {"predicted_bytes": 10, "breakdown": {"a": 1}, "compiled": {"device": 3}, "peak_bytes": 5, "limit_bytes": 9, "host_peak_bytes": 4}
+    bytes_ = {
+        "predicted_bytes": 10,
+        "breakdown": {"a": 1},
+        "compiled": {"device": 3},
+        "peak_bytes": 5,
+        "limit_bytes": 9,
+        "host_peak_bytes": 4,
+    }
     run.write(a.Memory(device="cpu", devices=1, source="compiled", step=3, **bytes_))
     one = a.Difference(key="state", dimension=0, statistic="mean", ours=1.0, theirs=2.0, share=None)
     run.write(a.Comparison(path="x", differences=[one], largest_share=None, only_ours={}, only_theirs={}))
-    moved = a.Movement(name="vision", layer=3, update_norm=1.0, base_norm=2.0, relative=0.5, changed=0.1, parameters=4)
+    moved = a.Movement(
+        name="vision", layer=3, update_norm=1.0, base_norm=2.0, relative=0.5, changed=0.1, parameters=4
+    )
     checkpoint = run.read(a.Checkpoint)
     assert checkpoint
-    told = a.Moved(against="x", against_step=1, groups=[moved], blocks=[moved], only_here=[], only_there=[], not_compared=[], notes=["n"])
+    told = a.Moved(
+        against="x",
+        against_step=1,
+        groups=[moved],
+        blocks=[moved],
+        only_here=[],
+        only_there=[],
+        not_compared=[],
+        notes=["n"],
+    )
     run.write(checkpoint.model_copy(update={"moved": told}))
     run.write(bound(verify_pair(run, run), run, probe([])))
     analysed = outcome(READERS["analyse"], run.path)
@@ -134,7 +173,16 @@ def _everything(run: RunDir) -> None:
         b"9" * 10**5,
         b'{"a": 1e400}',
     ],
-    ids=["deep list", "deep mapping", "bytes", "empty", "null", "a hundred thousand keys", "digits", "infinite"],
+    ids=[
+        "deep list",
+        "deep mapping",
+        "bytes",
+        "empty",
+        "null",
+        "a hundred thousand keys",
+        "digits",
+        "infinite",
+    ],
 )
 @pytest.mark.parametrize("name", ["manifest.json", "norm_stats.json", "verdict.json"])
 def test_no_text_of_a_file_brings_a_reader_down(run: RunDir, name: str, content: bytes) -> None:
@@ -146,14 +194,27 @@ def test_no_text_of_a_file_brings_a_reader_down(run: RunDir, name: str, content:
     assert len(problems) < 100_000
 
 
-LINE = {"step": 1, "loss": 1.0, "grad_norm": 1.0, "param_norm": 1.0, "learning_rate": 1.0, "step_s": 1.0, "time": 1.0}
+LINE = {
+    "step": 1,
+    "loss": 1.0,
+    "grad_norm": 1.0,
+    "param_norm": 1.0,
+    "learning_rate": 1.0,
+    "step_s": 1.0,
+    "time": 1.0,
+}
 
 
-@pytest.mark.parametrize("step", ["1e400", "9007199254740992", "100000000000000000", "-1", "1.5", "true", '"1"', "NaN", "9" * 5000])
+@pytest.mark.parametrize(
+    "step", ["1e400", "9007199254740992", "100000000000000000", "-1", "1.5", "true", '"1"', "NaN", "9" * 5000]
+)
 def test_a_step_is_a_whole_number_that_every_reader_has_exactly(run: RunDir, step: str) -> None:
     run.metrics.write_text(json.dumps(LINE).replace('"step": 1', f'"step": {step}') + "\n")
     assert read_status(run).step == 0
-    assert "1 lines of metrics.jsonl are torn" in Page(render(run)).text or "no step was logged" in Page(render(run)).text
+    assert (
+        "1 lines of metrics.jsonl are torn" in Page(render(run)).text
+        or "no step was logged" in Page(render(run)).text
+    )
     with pytest.raises(HarnessError) as caught:
         recorded_metrics(run.metrics)
     assert caught.value.code == "metrics-invalid"
@@ -179,7 +240,13 @@ def test_any_number_of_a_line_is_shown(run: RunDir, name: str, value: float) -> 
 def test_a_line_without_an_end_costs_no_memory_and_hides_no_other(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with path.open("wb") as file:
-        file.write(json.dumps(LINE).encode() + b"\n" + b"x" * (40 * LINE_BYTES) + b"\n" + json.dumps(LINE | {"step": 2}).encode())
+        file.write(
+            json.dumps(LINE).encode()
+            + b"\n"
+            + b"x" * (40 * LINE_BYTES)
+            + b"\n"
+            + json.dumps(LINE | {"step": 2}).encode()
+        )
     lines = list(read_lines(path, tmp_path))
     assert [line.metrics.step if line.metrics else None for line in lines] == [1, None, 2]
     assert max(len(line.text) for line in lines) <= LINE_BYTES + 1
@@ -187,7 +254,20 @@ def test_a_line_without_an_end_costs_no_memory_and_hides_no_other(tmp_path: Path
     assert len(path.read_bytes().splitlines()) == 1
 
 
-@pytest.mark.parametrize("text", ["x: 2001-99-99", "x: &a [*a]", "<<: {a: 1}", "[" * 9999, "\0", "? [a]\n: 1", "1: 2", "x: !!binary aGk=", "x" * (2 << 20)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x: 2001-99-99",
+        "x: &a [*a]",
+        "<<: {a: 1}",
+        "[" * 9999,
+        "\0",
+        "? [a]\n: 1",
+        "1: 2",
+        "x: !!binary aGk=",
+        "x" * (2 << 20),
+    ],
+)
 def test_a_recipe_file_may_hold_anything(run: RunDir, text: str) -> None:
     (run.path / "recipe.yaml").write_text(text)
     for reader in READERS.values():
@@ -195,7 +275,9 @@ def test_a_recipe_file_may_hold_anything(run: RunDir, text: str) -> None:
     assert any("recipe.yaml cannot be used" in finding for finding in read_status(run).findings)
 
 
-@pytest.mark.parametrize("asset_id", ["/tmp/x", "../../x", "a/../../x", "", ".", "a//b", "~/x", "a\0", "x/" * 200 + "y" * 300])
+@pytest.mark.parametrize(
+    "asset_id", ["/tmp/x", "../../x", "a/../../x", "", ".", "a//b", "~/x", "a\0", "x/" * 200 + "y" * 300]
+)
 def test_an_asset_id_is_no_path_out_of_the_checkpoint(asset_id: str) -> None:
     with pytest.raises(HarnessError) as caught:
         load_recipe("smoke", [f"data.asset_id={json.dumps(asset_id)}"])
@@ -203,7 +285,10 @@ def test_an_asset_id_is_no_path_out_of_the_checkpoint(asset_id: str) -> None:
 
 
 def test_the_asset_ids_of_openpi_are_taken() -> None:
-    assert load_recipe("smoke", ["data.asset_id=physical-intelligence/libero"]).data.asset_id == "physical-intelligence/libero"
+    assert (
+        load_recipe("smoke", ["data.asset_id=physical-intelligence/libero"]).data.asset_id
+        == "physical-intelligence/libero"
+    )
 
 
 def test_pillow_is_given_no_other_format_than_png(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +296,11 @@ def test_pillow_is_given_no_other_format_than_png(run: RunDir, monkeypatch: pyte
     called: list[str] = []
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: called.append("gs"))
     views = run.path / "camera_views.png"
-    for content in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", _encoded("JPEG"), _encoded("GIF")):
+    for content in (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
+        _encoded("JPEG"),
+        _encoded("GIF"),
+    ):
         views.write_bytes(content)
         assert "camera_views.png is not a picture" in Page(render(run)).text
     assert called == []
@@ -247,14 +336,31 @@ def test_a_drawing_is_as_large_as_the_network_and_not_as_a_file_says(run: RunDir
         body["moved"]["blocks"][0]["layer"] = layer
         (run.path / "checkpoint.json").write_text(json.dumps(body))
         assert "checkpoint.json cannot be used" in Page(render(run)).text
-    body["moved"]["blocks"] = [body["moved"]["blocks"][0] | {"name": f"part {i}", "layer": i % 1000} for i in range(20_000)]
+    body["moved"]["blocks"] = [
+        body["moved"]["blocks"][0] | {"name": f"part {i}", "layer": i % 1000} for i in range(20_000)
+    ]
     (run.path / "checkpoint.json").write_text(json.dumps(body))
     assert len(render(run)) < 20 * 2**20
 
 
 def test_a_verdict_that_came_with_a_run_is_a_claim(run: RunDir) -> None:
-    replay = a.Replay(start=0, steps=3, device="H100", tolerance=0.0, largest_difference=0.0, status="equal", note="bit for bit")
-    forged = a.Verdict(run="x", against="this machine and these files", fields=[], replay=replay, verdict="equal", first_difference=None)
+    replay = a.Replay(
+        start=0,
+        steps=3,
+        device="H100",
+        tolerance=0.0,
+        largest_difference=0.0,
+        status="equal",
+        note="bit for bit",
+    )
+    forged = a.Verdict(
+        run="x",
+        against="this machine and these files",
+        fields=[],
+        replay=replay,
+        verdict="equal",
+        first_difference=None,
+    )
     run.write(forged)
     html, text = render(run), Page(render(run)).text
     assert "Verified: claimed: equal" in text
@@ -278,12 +384,22 @@ def test_a_verdict_is_bound_to_its_manifest_and_says_who_when_and_on_what(run: R
 
 
 def test_a_verdict_of_an_older_harness_is_read(run: RunDir) -> None:
-    body = {"run": "x", "against": "y", "fields": [], "replay": None, "verdict": "cannot tell", "first_difference": None}
+    body = {
+        "run": "x",
+        "against": "y",
+        "fields": [],
+        "replay": None,
+        "verdict": "cannot tell",
+        "first_difference": None,
+    }
     (run.path / "verdict.json").write_text(json.dumps(body))
     assert run.read(a.Verdict)
 
 
-@pytest.mark.parametrize("revision", ["--upload-pack=x", "main", "0a581d0", "-b", "a" * 39, "g" * 40, "; rm -rf ~", "0" * 40 + "\n"])
+@pytest.mark.parametrize(
+    "revision",
+    ["--upload-pack=x", "main", "0a581d0", "-b", "a" * 39, "g" * 40, "; rm -rf ~", "0" * 40 + "\n"],
+)
 def test_what_is_no_commit_stands_in_no_command(run: RunDir, revision: str) -> None:
     run.write(manifest(source_revision=revision))
     assert "git checkout" not in Page(render(run)).text
@@ -294,7 +410,9 @@ def test_a_path_in_a_command_is_one_word(tmp_path: Path) -> None:
     assert f"harness verify '{run.path}' --steps 3" in Page(render(run)).text
 
 
-def test_a_run_below_here_whose_name_begins_with_a_dash_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_below_here_whose_name_begins_with_a_dash_is_no_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full_run(tmp_path / "--json")
     monkeypatch.chdir(tmp_path)
     assert "harness verify ./--json --steps 3" in Page(render(RunDir("--json"))).text

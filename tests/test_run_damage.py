@@ -1,4 +1,6 @@
-"""Damaged files of a run: every verb that looks at one answers, or refuses with our own error; so does a resume."""
+"""Damaged files of a run: every verb that looks at one answers, or refuses with our own error; so does a
+resume.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (directory.path / name).unlink()
     chain = Chain(directory, load_recipe("smoke"), trains=True)
     dataset = chain.dataset()
-    directory.write(manifest(dataset_sha256=dataset.sha256, norm_stats_sha256=sha256_json(chain.stats(dataset).norm_stats)))
+    directory.write(
+        manifest(
+            dataset_sha256=dataset.sha256, norm_stats_sha256=sha256_json(chain.stats(dataset).norm_stats)
+        )
+    )
     directory.write(probe([directory.path]))
     directory.write(verify_pair(directory, directory))
     (directory.path / ".lock").write_text('{"pid": 1, "host": "x", "since": 1.0}')
@@ -39,14 +45,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_no_damage_brings_a_reader_down(seed: int, run: Path, tmp_path: Path) -> None:
-    """Fifteen damages each; benchmarks/damage_artifacts.py does thousands. A page with its drawings is made of one of them."""
+    """Fifteen damages each; benchmarks/damage_artifacts.py does thousands.
+
+    A page with its drawings is made of one of them.
+    """
     chance = random.Random(seed)
     there = [name for name in TEXTS if (run / name).is_file()]
     assert len(there) > 10
     for number in range(15):
         copy = shutil.copytree(run, tmp_path / "smoke-001")
         victim = copy / chance.choice(there)
-        done = damage_value(victim, chance) if victim.suffix in (".json", ".jsonl") and chance.random() < 0.5 else damage_file(victim, chance)
+        done = (
+            damage_value(victim, chance)
+            if victim.suffix in (".json", ".jsonl") and chance.random() < 0.5
+            else damage_file(victim, chance)
+        )
         for name, reader in READERS.items():
             if name != "report" or number == 0:
                 assert outcome(reader, copy) != "a refusal without a fix", done
@@ -60,6 +73,11 @@ def test_the_readers_read(run: Path, tmp_path: Path) -> None:
     # It has no checkpoint to inspect, and nobody would take its sixty lines for learning.
     assert whole.pop("inspect") == "checkpoint-empty"
     assert whole.pop("status").startswith("exit code")
-    assert whole == {"analyse": "exit code 1", "verify": "exit code 0", "report": "exit code 0", "resume": "exit code 0"}
+    assert whole == {
+        "analyse": "exit code 1",
+        "verify": "exit code 0",
+        "report": "exit code 0",
+        "resume": "exit code 0",
+    }
     (copy / "manifest.json").write_text("{")
     assert outcome(READERS["verify"], copy) == "artifact-invalid"

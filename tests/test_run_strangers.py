@@ -71,7 +71,8 @@ OFTEN_READ = ("manifest.json", "metrics.jsonl", ".lock")
 
 @pytest.mark.parametrize(
     ("make", "name"),
-    [(fifo, name) for name in (*TEXTS, "camera_views.png", "prediction.json")] + [(make, name) for make in KINDS[1:] for name in OFTEN_READ],
+    [(fifo, name) for name in (*TEXTS, "camera_views.png", "prediction.json")]
+    + [(make, name) for make in KINDS[1:] for name in OFTEN_READ],
 )
 def test_no_special_file_of_a_run_is_opened(run: RunDir, name: str, make: Callable[[Path], None]) -> None:
     path = run.path / name
@@ -87,7 +88,9 @@ def test_no_special_file_of_a_run_is_opened(run: RunDir, name: str, make: Callab
 
 
 @pytest.mark.parametrize("make", [fifo, unix_socket, endless, private, directory])
-def test_a_lock_that_is_no_file_is_neither_followed_nor_emptied(run: RunDir, make: Callable[[Path], None]) -> None:
+def test_a_lock_that_is_no_file_is_neither_followed_nor_emptied(
+    run: RunDir, make: Callable[[Path], None]
+) -> None:
     make(run.path / ".lock")
     with pytest.raises(HarnessError) as caught, locked(run.path):
         pass
@@ -108,7 +111,17 @@ def test_a_lock_that_leads_nowhere_makes_no_file_there(run: RunDir) -> None:
     assert not target.exists()
 
 
-@pytest.mark.parametrize("text", ['{"pid": 1, "host": "x", "since": 1e300}', '{"since": NaN}', "[" * 9999, "[]", '{"host": 7}', "x" * 10**6])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"pid": 1, "host": "x", "since": 1e300}',
+        '{"since": NaN}',
+        "[" * 9999,
+        "[]",
+        '{"host": 7}',
+        "x" * 10**6,
+    ],
+)
 def test_a_lock_may_hold_anything(run: RunDir, text: str) -> None:
     (run.path / ".lock").write_text(text)
     read_status(run)
@@ -119,7 +132,9 @@ def test_a_lock_may_hold_anything(run: RunDir, text: str) -> None:
 
 @pytest.mark.parametrize("name", ["checkpoints", "wandb", "openpi", "openpi/home", "checkpoints/7"])
 @pytest.mark.parametrize("target", ["../../other/checkpoints", "/", "../../not there"])
-def test_a_run_whose_directories_lie_elsewhere_is_not_gone_on_with(run: RunDir, name: str, target: str) -> None:
+def test_a_run_whose_directories_lie_elsewhere_is_not_gone_on_with(
+    run: RunDir, name: str, target: str
+) -> None:
     other = run.path.parent.parent / "other" / "checkpoints" / "2"
     other.mkdir(parents=True)
     path = run.path / name
@@ -145,7 +160,9 @@ def test_train_neither_resumes_nor_prunes_a_siblings_checkpoints(run: RunDir, mo
 
 
 def test_a_run_of_ones_own_is_gone_on_with(run: RunDir) -> None:
-    """wandb keeps links inside of its directory; a run may be reached by a link; the dataset of openpi's trainer lies elsewhere."""
+    """wandb keeps links inside of its directory; a run may be reached by a link; the dataset of openpi's
+    trainer lies elsewhere.
+    """
     (run.path / "wandb" / "run-1").mkdir(parents=True)
     (run.path / "wandb" / "latest-run").symlink_to("run-1")
     dataset = run.path / "openpi" / "lerobot" / "libero"
@@ -205,7 +222,9 @@ def test_an_id_of_wandb_is_no_path(run: RunDir, text: str) -> None:
     assert caught.value.code == "wandb-id-invalid"
 
 
-def test_links_that_lead_nowhere_do_not_hide_the_newest_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_that_lead_nowhere_do_not_hide_the_newest_run(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HARNESS_RUNS", str(run.path.parent))
     (run.path / "dangling").symlink_to("nowhere")
     assert newest_run().path == run.path

@@ -1,4 +1,6 @@
-"""What is shown is text: no markup is read in data, nothing in it steers a terminal, and no fix is cut off at the width of a pipe."""
+"""What is shown is text: no markup is read in data, nothing in it steers a terminal, and no fix is cut off at
+the width of a pipe.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,23 @@ from tests.report_run import manifest
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "[/x][green]equal[/green] :boom: \x1b[2J\x1b]0;t\x07 \u202e \x9b1A end"
-FIX = "harness train --set data.degenerate_dimensions=pass_through --run 'runs/a name with blanks' --recipe pi05_libero_lora --allow 'compute capability'"
+FIX = (
+    "harness train --set data.degenerate_dimensions=pass_through --run 'runs/a name with blanks' --recipe"
+    " pi05_libero_lora --allow 'compute capability'"
+)
 
 
 def curve() -> a.Curve:
-    rates = {"source": HOSTILE, "first": 1.0, "last": 1.0, "peak": 1.0, "warmup_steps": 1, "full_rate_steps": 1.0, "negligible_below": 0.0, "enough_from": 1.0}
+    rates = {
+        "source": HOSTILE,
+        "first": 1.0,
+        "last": 1.0,
+        "peak": 1.0,
+        "warmup_steps": 1,
+        "full_rate_steps": 1.0,
+        "negligible_below": 0.0,
+        "enough_from": 1.0,
+    }
     series = {name: [1.0] for name in ("loss", "low", "high", "smooth", "grad_norm", "learning_rate")}
     counts = {"lines": 1, "points": 1, "first_step": 0, "last_step": 1}
     return a.Curve(
@@ -65,9 +79,27 @@ def curve() -> a.Curve:
 
 def checkpoint() -> a.Checkpoint:
     part = a.Movement(name=HOSTILE, update_norm=1.0, base_norm=1.0, relative=None, changed=0.5, parameters=1)
-    moved = a.Moved(against=HOSTILE, against_step=None, groups=[part], blocks=[], only_here=[HOSTILE], only_there=[], not_compared=[HOSTILE], notes=[HOSTILE])
-    save = a.InterruptedSave(path=HOSTILE, step=None, missing=[HOSTILE], age_s=1.0, bytes=1, safe_to_delete=False, reason=HOSTILE)
-    step = a.CheckpointStep(step=1, path=HOSTILE, complete=False, items=[a.CheckpointItem(name=HOSTILE, bytes=1)], bytes=1, missing=[HOSTILE])
+    moved = a.Moved(
+        against=HOSTILE,
+        against_step=None,
+        groups=[part],
+        blocks=[],
+        only_here=[HOSTILE],
+        only_there=[],
+        not_compared=[HOSTILE],
+        notes=[HOSTILE],
+    )
+    save = a.InterruptedSave(
+        path=HOSTILE, step=None, missing=[HOSTILE], age_s=1.0, bytes=1, safe_to_delete=False, reason=HOSTILE
+    )
+    step = a.CheckpointStep(
+        step=1,
+        path=HOSTILE,
+        complete=False,
+        items=[a.CheckpointItem(name=HOSTILE, bytes=1)],
+        bytes=1,
+        missing=[HOSTILE],
+    )
     group = a.GroupReport(parameters=1, bytes=1, arrays=1, dtypes=[HOSTILE])
     return a.Checkpoint(
         path=HOSTILE,
@@ -85,19 +117,42 @@ def checkpoint() -> a.Checkpoint:
 
 def stats() -> a.NormStats:
     one = a.DimensionStats(mean=[0.0], std=[1.0], q01=[0.0], q99=[1.0])
-    finding = a.DegenerateDimension(key="state", dimension=0, problem=HOSTILE, largest_normalized=None, fix=FIX)
-    return a.NormStats(norm_stats={"state": one, "actions": one}, frames=1, action_horizon=1, findings=[finding])
+    finding = a.DegenerateDimension(
+        key="state", dimension=0, problem=HOSTILE, largest_normalized=None, fix=FIX
+    )
+    return a.NormStats(
+        norm_stats={"state": one, "actions": one}, frames=1, action_horizon=1, findings=[finding]
+    )
 
 
 def comparison() -> a.Comparison:
-    found = [a.Difference(key="state", dimension=0, statistic=name, ours=0.0, theirs=1.0, share=None) for name in ("mean", "std", "q01", "q99")]
-    return a.Comparison(path=HOSTILE, differences=found, largest_share=None, only_ours={HOSTILE: 1}, only_theirs={})
+    found = [
+        a.Difference(key="state", dimension=0, statistic=name, ours=0.0, theirs=1.0, share=None)
+        for name in ("mean", "std", "q01", "q99")
+    ]
+    return a.Comparison(
+        path=HOSTILE, differences=found, largest_share=None, only_ours={HOSTILE: 1}, only_theirs={}
+    )
 
 
 def dataset() -> a.Dataset:
     counts = {"episodes": 1, "frames": 1, "longest_prompt_tokens": 1, "prompt_tokens": 1, "total_bytes": 1}
-    names = {"source": HOSTILE, "revision": HOSTILE, "path": HOSTILE, "format_version": HOSTILE, "sha256": HOSTILE, "tasks": [HOSTILE], "findings": [HOSTILE]}
-    return a.Dataset(fps=10, features={HOSTILE: a.Feature(dtype=HOSTILE, shape=[1])}, cameras={HOSTILE: HOSTILE}, **names, **counts)
+    names = {
+        "source": HOSTILE,
+        "revision": HOSTILE,
+        "path": HOSTILE,
+        "format_version": HOSTILE,
+        "sha256": HOSTILE,
+        "tasks": [HOSTILE],
+        "findings": [HOSTILE],
+    }
+    return a.Dataset(
+        fps=10,
+        features={HOSTILE: a.Feature(dtype=HOSTILE, shape=[1])},
+        cameras={HOSTILE: HOSTILE},
+        **names,
+        **counts,
+    )
 
 
 def finding() -> a.Finding:
@@ -106,36 +161,93 @@ def finding() -> a.Finding:
 
 def machine() -> a.Machine:
     gpu = a.Gpu(index=0, name=HOSTILE, foreign_processes=[a.GpuProcess(pid=1, name=HOSTILE)])
-    return a.Machine(gpus=[gpu], driver_version=HOSTILE, host=a.Host(container=HOSTILE, disks=[a.Disk(path=HOSTILE)]))
+    return a.Machine(
+        gpus=[gpu], driver_version=HOSTILE, host=a.Host(container=HOSTILE, disks=[a.Disk(path=HOSTILE)])
+    )
 
 
 def openpi() -> a.OpenpiCommand:
-    names = {"commit": "x", "command": HOSTILE, "config": HOSTILE, "model": HOSTILE, "deviations": [HOSTILE], "meant": HOSTILE, "command_meant": HOSTILE}
-    return a.OpenpiCommand(options={}, effective={}, freezes=False, parameters_trained=1, parameters_total=1, findings=[finding()], **names)
+    names = {
+        "commit": "x",
+        "command": HOSTILE,
+        "config": HOSTILE,
+        "model": HOSTILE,
+        "deviations": [HOSTILE],
+        "meant": HOSTILE,
+        "command_meant": HOSTILE,
+    }
+    return a.OpenpiCommand(
+        options={},
+        effective={},
+        freezes=False,
+        parameters_trained=1,
+        parameters_total=1,
+        findings=[finding()],
+        **names,
+    )
 
 
 def plan() -> a.Plan:
-    changes = {"changes": {HOSTILE: HOSTILE, "train.trained": 7}, "deviations": [HOSTILE], "breakdown": {HOSTILE: 9}, "unknown": {HOSTILE: HOSTILE}}
+    changes = {
+        "changes": {HOSTILE: HOSTILE, "train.trained": 7},
+        "deviations": [HOSTILE],
+        "breakdown": {HOSTILE: 9},
+        "unknown": {HOSTILE: HOSTILE},
+    }
     chosen = manifest().plan.model_copy(update=changes | {"reason": HOSTILE})
     counts = {"parameters_total": 1, "parameters_trained": 1}
-    return a.Plan(recipe=HOSTILE, recipe_sha256="0", device=HOSTILE, chosen=chosen, candidates=[chosen], notes=[HOSTILE], **counts)
+    return a.Plan(
+        recipe=HOSTILE,
+        recipe_sha256="0",
+        device=HOSTILE,
+        chosen=chosen,
+        candidates=[chosen],
+        notes=[HOSTILE],
+        **counts,
+    )
 
 
 def prediction() -> a.Prediction:
     question = {"episode": 0, "frame": 0, "action_horizon": 2, "sampling_steps": 1, "seed": 0}
-    chunk = {"predicted": [[0.0]] * 2, "recorded": [[1.0]] * 2, "is_pad": [False, True], "mean_absolute_error": [1.0]}
-    return a.Prediction(checkpoint=HOSTILE, step=1, dataset=HOSTILE, task=HOSTILE, device=HOSTILE, **question, **chunk)
+    chunk = {
+        "predicted": [[0.0]] * 2,
+        "recorded": [[1.0]] * 2,
+        "is_pad": [False, True],
+        "mean_absolute_error": [1.0],
+    }
+    return a.Prediction(
+        checkpoint=HOSTILE, step=1, dataset=HOSTILE, task=HOSTILE, device=HOSTILE, **question, **chunk
+    )
 
 
 def status() -> a.Status:
-    names = {"run": HOSTILE, "recipe": HOSTILE, "reason": HOSTILE, "findings": [HOSTILE], "unknown": {"peak_bytes": HOSTILE}}
-    return a.Status(state="died", step=1, steps=2, saved_step=None, losses=[1.0], losses_since_step=0, **names)
+    names = {
+        "run": HOSTILE,
+        "recipe": HOSTILE,
+        "reason": HOSTILE,
+        "findings": [HOSTILE],
+        "unknown": {"peak_bytes": HOSTILE},
+    }
+    return a.Status(
+        state="died", step=1, steps=2, saved_step=None, losses=[1.0], losses_since_step=0, **names
+    )
 
 
 def verdict() -> a.Verdict:
     field = a.Compared(field=HOSTILE, status="equal", recorded=HOSTILE, found=HOSTILE, note=HOSTILE)
-    replay = a.Replay(start=0, steps=1, device=HOSTILE, tolerance=0.0, largest_difference=0.0, status="equal", first=HOSTILE, note=HOSTILE)
-    return a.Verdict(run=HOSTILE, against=HOSTILE, fields=[field], replay=replay, verdict="equal", first_difference=HOSTILE)
+    replay = a.Replay(
+        start=0,
+        steps=1,
+        device=HOSTILE,
+        tolerance=0.0,
+        largest_difference=0.0,
+        status="equal",
+        first=HOSTILE,
+        note=HOSTILE,
+    )
+    return a.Verdict(
+        run=HOSTILE, against=HOSTILE, fields=[field], replay=replay, verdict="equal", first_difference=HOSTILE
+    )
 
 
 TABLES: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
@@ -157,7 +269,9 @@ NAMES = [table.__name__ for _, table in TABLES]
 
 def shown(renderable: Any, width: int, *, color: bool = False) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width, force_terminal=color, color_system="truecolor" if color else None).print(renderable, crop=False)
+    Console(
+        file=stream, width=width, force_terminal=color, color_system="truecolor" if color else None
+    ).print(renderable, crop=False)
     return stream.getvalue()
 
 
@@ -174,13 +288,24 @@ def test_no_table_obeys_what_it_shows(make: Callable[[], Any], table: Callable[[
 @pytest.mark.parametrize("width", [80, 40])
 @pytest.mark.parametrize(("make", "table"), TABLES, ids=NAMES)
 def test_no_table_cuts_a_text_off(make: Callable[[], Any], table: Callable[[Any], Any], width: int) -> None:
-    """The one sign that a text is cut off; `verify` shortens long values by itself, and `data` a long list of tasks."""
+    """The one sign that a text is cut off; `verify` shortens long values by itself, and `data` a long list of
+    tasks.
+    """
     if table is not verdict_table:
         assert "…" not in shown(table(make()), width)
 
 
-@pytest.mark.parametrize(("make", "table"), [pair for pair in TABLES if pair[1].__name__ in ("curve_table", "stats_table", "doctor_table", "openpi_view")])
-def test_a_fix_stands_on_one_line_however_narrow_the_terminal(make: Callable[[], Any], table: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize(
+    ("make", "table"),
+    [
+        pair
+        for pair in TABLES
+        if pair[1].__name__ in ("curve_table", "stats_table", "doctor_table", "openpi_view")
+    ],
+)
+def test_a_fix_stands_on_one_line_however_narrow_the_terminal(
+    make: Callable[[], Any], table: Callable[[Any], Any]
+) -> None:
     assert FIX in shown(table(make()), 80)
 
 
@@ -190,11 +315,17 @@ def test_a_fix_is_whole_in_what_a_verb_prints_into_a_pipe(capsys: pytest.Capture
 
 
 def test_every_table_is_made_of_the_cells_that_are_text() -> None:
-    """A new table cannot forget it: only show/rows.py knows rich's own table, and no other module reads markup."""
+    """A new table cannot forget it: only show/rows.py knows rich's own table, and no other module reads
+    markup.
+    """
     for path in [*(ROOT / "harness/show").glob("*.py"), *(ROOT / "harness/verbs").glob("*.py")]:
         tree = ast.parse(path.read_text())
-        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | {
+            node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
+        }
+        names |= {
+            alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
         assert "from_markup" not in names, path
         if path.name != "rows.py":
             assert not names & {"Table", "add_row", "add_column", "Panel", "Markdown"}, path
@@ -224,9 +355,26 @@ def test_a_spinner_on_a_terminal_reads_no_markup(monkeypatch: pytest.MonkeyPatch
 def test_a_recipe_of_any_characters_is_compiled_under_any_encoding(tmp_path: Path, encoding: str) -> None:
     """The child that compiles is told the recipe in UTF-8, whatever the terminal's encoding is."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text((ROOT / "harness/recipe/smoke.yaml").read_text().replace("A tiny π0.5", "把碗放在盘子上 π0.5"), encoding="utf-8")
-    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT), "HARNESS_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "harness.cli", "plan", "--recipe", str(recipe), "--device", "cpu", "--json"]
+    recipe.write_text(
+        (ROOT / "harness/recipe/smoke.yaml").read_text().replace("A tiny π0.5", "把碗放在盘子上 π0.5"),
+        encoding="utf-8",
+    )
+    environment = os.environ | {
+        "PYTHONIOENCODING": encoding,
+        "PYTHONPATH": str(ROOT),
+        "HARNESS_CACHE": str(tmp_path / "cache"),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        "plan",
+        "--recipe",
+        str(recipe),
+        "--device",
+        "cpu",
+        "--json",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert json.loads(done.stdout)["chosen"]

@@ -28,17 +28,40 @@ NOW = 1_790_000_000.0
 
 
 def line(step: int, **changes: float) -> dict[str, float]:
-    values = {"step": step, "loss": 2.0 / (step + 1), "grad_norm": 1.0, "param_norm": 1.0, "learning_rate": 1e-4, "step_s": 2.0, "data_s": 0.1}
+    values = {
+        "step": step,
+        "loss": 2.0 / (step + 1),
+        "grad_norm": 1.0,
+        "param_norm": 1.0,
+        "learning_rate": 1e-4,
+        "step_s": 2.0,
+        "data_s": 0.1,
+    }
     return values | {"time": NOW - 100 + step} | changes
 
 
-def make(path: Path, steps: int, *, saved: tuple[int, ...] = (), expected: float | None = None, of: int = 60) -> RunDir:
+def make(
+    path: Path, steps: int, *, saved: tuple[int, ...] = (), expected: float | None = None, of: int = 60
+) -> RunDir:
     path.mkdir(parents=True, exist_ok=True)
     run = RunDir(path)
     (path / "recipe.yaml").write_text(to_yaml(load_recipe("smoke", [f"train.steps={of}"])))
     levers = Levers(platform="cpu", microbatch=8, prompt_tokens=48, cameras=["base_0_rgb"])
-    chosen = Candidate(levers=levers, host_bytes=10**9, seconds_per_step=expected, verdict="fits", reason="it fits", source="compiled")
-    plan: dict[str, Any] = {"recipe": "smoke", "recipe_sha256": "0", "device": "cpu", "parameters_total": 1, "parameters_trained": 1}
+    chosen = Candidate(
+        levers=levers,
+        host_bytes=10**9,
+        seconds_per_step=expected,
+        verdict="fits",
+        reason="it fits",
+        source="compiled",
+    )
+    plan: dict[str, Any] = {
+        "recipe": "smoke",
+        "recipe_sha256": "0",
+        "device": "cpu",
+        "parameters_total": 1,
+        "parameters_trained": 1,
+    }
     run.write(Plan(**plan, chosen=chosen, candidates=[chosen]))
     write(run, [line(step) for step in range(steps)])
     for step in saved:
@@ -94,7 +117,15 @@ def test_nothing_logged_yet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "saved", "state"),
-    [(60, (60,), "finished"), (60, (), "finished"), (60, (40,), "died"), (30, (20, 30), "stopped"), (30, (20,), "died"), (30, (), "died"), (0, (), "died")],
+    [
+        (60, (60,), "finished"),
+        (60, (), "finished"),
+        (60, (40,), "died"),
+        (30, (20, 30), "stopped"),
+        (30, (20,), "died"),
+        (30, (), "died"),
+        (0, (), "died"),
+    ],
 )
 def test_how_a_run_ended(tmp_path: Path, steps: int, saved: tuple[int, ...], state: str) -> None:
     run = make(tmp_path, steps, saved=saved)
@@ -130,7 +161,9 @@ def test_killed_process_is_told_from_another_shell(tmp_path: Path) -> None:
     run = make(tmp_path, 30, saved=(20,))
     code = "import sys, time\nfrom pathlib import Path\nfrom harness.run.lock import locked\n"
     code += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     process.stdout.readline()
     alive = read_status(run, now=NOW - 60)
@@ -160,7 +193,15 @@ def test_first_step_which_compiles_is_not_in_the_pace(tmp_path: Path) -> None:
 def test_memory_of_the_run(tmp_path: Path) -> None:
     run = make(tmp_path, 10)
     assert (read_status(run).predicted_bytes, read_status(run).peak_bytes) == (10**9, None)
-    body: dict[str, Any] = {"device": "cpu", "devices": 1, "breakdown": {}, "source": "compiled", "compiled": {}, "step": 1, "host_peak_bytes": 7}
+    body: dict[str, Any] = {
+        "device": "cpu",
+        "devices": 1,
+        "breakdown": {},
+        "source": "compiled",
+        "compiled": {},
+        "step": 1,
+        "host_peak_bytes": 7,
+    }
     run.write(Memory(**body, predicted_bytes=5, peak_bytes=6, limit_bytes=8))
     found = read_status(run)
     assert (found.predicted_bytes, found.peak_bytes, found.limit_bytes) == (5, 6, 8)
@@ -254,6 +295,8 @@ def test_the_verb(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert Status.model_validate_json(done.stdout).state == "died"
-    watched = subprocess.run([*command, "--watch", "0.2"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    watched = subprocess.run(
+        [*command, "--watch", "0.2"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
     assert watched.returncode == 1
     assert "died" in watched.stdout

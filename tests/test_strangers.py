@@ -1,4 +1,6 @@
-"""`benchmarks.strangers` sees what it looks for: each kind of harm, planted, is told; the honest and the refused are not."""
+"""`benchmarks.strangers` sees what it looks for: each kind of harm, planted, is told; the honest and the
+refused are not.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,10 @@ def _plants(world: World, trap: str, elsewhere: Path) -> dict[str, tuple[str | N
 
 
 def _told(base: Path, root: Path) -> dict[str, tuple[str | None, list[tuple[str, str]], str]]:
-    """Name of a plant → what it must raise, and what was told of it. In a process that has no threads to fork."""
+    """Name of a plant → what it must raise, and what was told of it.
+
+    In a process that has no threads to fork.
+    """
     from harness import cli
 
     servers = Servers(root / "site")
@@ -150,15 +155,31 @@ def _told(base: Path, root: Path) -> dict[str, tuple[str | None, list[tuple[str,
 def test_each_kind_of_harm_is_told_and_nothing_else(bases: Bases, tmp_path: Path) -> None:
     with get_context("spawn").Pool(1) as pool:
         found = pool.apply(_told, (bases.root, tmp_path))
-    wrong = {name: told for name, (need, *told) in found.items() if {kind for kind, _ in told[0]} != ({need} if need else set())}
+    wrong = {
+        name: told
+        for name, (need, *told) in found.items()
+        if {kind for kind, _ in told[0]} != ({need} if need else set())
+    }
     assert not wrong, json.dumps(wrong, indent=1)
     assert set(worker.PROBLEMS) == {need for need, *_ in found.values() if need}
 
 
 def test_cases_of_every_kind_are_tried_and_told_one_a_line(bases: Bases, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-m", "benchmarks.strangers", "--base", str(bases.root), "--processes", "1", "--resume", str(rows)]
-    done = subprocess.run([*command, "--cases", "20"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.strangers",
+        "--base",
+        str(bases.root),
+        "--processes",
+        "1",
+        "--resume",
+        str(rows),
+    ]
+    done = subprocess.run(
+        [*command, "--cases", "20"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     made = [json.loads(line) for line in rows.read_text().splitlines()]
     assert [row["case"] for row in made] == list(range(20)), done.stderr
     assert {row["kind"] for row in made} == set(KINDS)
@@ -173,7 +194,9 @@ def test_equal_numbers_are_equal_cases_of_the_promised_shares() -> None:
     assert {kind: kinds.count(kind) for kind in KINDS}["run"] == 13
 
 
-@pytest.mark.parametrize("text", ["\x1b]0;x\x07", "\x9b31m", "a\rb", "\u202e", "\x00", "\x1b]8;;http://x\x1b\\y"])
+@pytest.mark.parametrize(
+    "text", ["\x1b]0;x\x07", "\x9b31m", "a\rb", "\u202e", "\x00", "\x1b]8;;http://x\x1b\\y"]
+)
 def test_controls_are_seen_where_no_colours_were_asked_for(text: str) -> None:
     assert raw_controls(text, coloured=False)
 

@@ -1,4 +1,6 @@
-"""The supervisor, with scripted trainers in real processes: what it passes on, what it says of each end, and when it goes on."""
+"""The supervisor, with scripted trainers in real processes: what it passes on, what it says of each end, and
+when it goes on.
+"""
 
 from __future__ import annotations
 
@@ -60,14 +62,28 @@ class Listener:
 
 def candidate(**changes: Any) -> Candidate:
     levers = Levers(platform="cuda", microbatch=8, prompt_tokens=48, cameras=["base_0_rgb"])
-    body: dict[str, Any] = {"levers": levers, "device_bytes": 20 * GIB, "seconds_per_step": 0.1, "verdict": "fits", "reason": "fits", "source": "compiled"}
+    body: dict[str, Any] = {
+        "levers": levers,
+        "device_bytes": 20 * GIB,
+        "seconds_per_step": 0.1,
+        "verdict": "fits",
+        "reason": "fits",
+        "source": "compiled",
+    }
     return Candidate(**(body | changes))
 
 
 def plan(*others: Candidate, **chosen: Any) -> Plan:
     first = candidate(**chosen)
     return Plan(
-        recipe="r", recipe_sha256="0", device="card", device_uuid="GPU-1", parameters_total=1, parameters_trained=1, chosen=first, candidates=[first, *others]
+        recipe="r",
+        recipe_sha256="0",
+        device="card",
+        device_uuid="GPU-1",
+        parameters_total=1,
+        parameters_trained=1,
+        chosen=first,
+        candidates=[first, *others],
     )
 
 
@@ -91,16 +107,26 @@ def attempts(tmp_path: Path) -> int:
 
 def test_what_the_trainer_says_is_passed_on_in_its_order(tmp_path: Path) -> None:
     outcome, listener = run(
-        tmp_path, 'tell("phase", name="compile"); tell("say", text="a"); step(0); tell("warn", text="b"); tell("end", step=1, finished=True)'
+        tmp_path,
+        'tell("phase", name="compile"); tell("say", text="a"); step(0); tell("warn", text="b"); tell("end",'
+        " step=1, finished=True)",
     )
     assert outcome == Outcome(1, True, 0)
     assert listener.heard == ["phase compile", "say a", "step 0/100", "warn b"]
 
 
 def test_a_refusal_of_the_trainer_is_raised_as_it_was_and_not_tried_again(tmp_path: Path) -> None:
-    script = 'save(5); tell("error", code="loss-not-finite", what="w", got="g", need=None, fix="f"); sys.exit(2)'
+    script = (
+        'save(5); tell("error", code="loss-not-finite", what="w", got="g", need=None, fix="f"); sys.exit(2)'
+    )
     error = refused(tmp_path, script)
-    assert (error.code, error.what, error.got, error.need, error.fix) == ("loss-not-finite", "w", "g", None, "f")
+    assert (error.code, error.what, error.got, error.need, error.fix) == (
+        "loss-not-finite",
+        "w",
+        "g",
+        None,
+        "f",
+    )
     assert attempts(tmp_path) == 1
 
 
@@ -114,10 +140,16 @@ def test_a_refusal_of_the_trainer_is_raised_as_it_was_and_not_tried_again(tmp_pa
         ("os.kill(os.getpid(), signal.SIGHUP)", "killed", 1),
         ("save(1); raise ValueError('no such thing')", "trainer-failed", 1),
         ("save(1); tell('host-memory', text='m'); sys.exit(2)", "host-out-of-memory", 1),
-        ("tell('exhausted', text='RESOURCE_EXHAUSTED: out of memory'); sys.exit(2)", "device-out-of-memory", 1),
+        (
+            "tell('exhausted', text='RESOURCE_EXHAUSTED: out of memory'); sys.exit(2)",
+            "device-out-of-memory",
+            1,
+        ),
     ],
 )
-def test_each_end_has_its_name_and_is_tried_again_only_where_that_makes_sense(script: str, code: str, times: int, tmp_path: Path) -> None:
+def test_each_end_has_its_name_and_is_tried_again_only_where_that_makes_sense(
+    script: str, code: str, times: int, tmp_path: Path
+) -> None:
     error = refused(tmp_path, 'tell("phase", name="step"); ' + script)
     assert error.code == code
     assert error.fix
@@ -135,7 +167,9 @@ def test_it_goes_on_from_the_last_checkpoint_and_says_so(tmp_path: Path) -> None
     assert any(text.startswith("warn") and "attempt 2 of 3" in text for text in listener.heard)
 
 
-def test_the_last_words_of_a_failed_trainer_are_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_last_words_of_a_failed_trainer_are_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     error = refused(tmp_path, "raise ValueError('the very reason')")
     assert "the very reason" in str(error.got)
     assert "the very reason" in capfd.readouterr().err
@@ -173,13 +207,22 @@ def test_ten_times_slower_is_stopped_after_it_has_saved_with_the_likely_cause(tm
     assert "loader" in str(error.got)
     assert (tmp_path / "checkpoints" / "9").is_dir()
     wsl = Machine(gpus=[CARD], host=Host(wsl=True))
-    assert "Sysmem" in str(refused(tmp_path, script.replace("SHARE", "0.1"), limits=limits, look=lambda: wsl).got)
-    busy = Machine(gpus=[CARD.model_copy(update={"foreign_processes": [GpuProcess(pid=77)]})], host=Host(wsl=False))
-    assert "77" in str(refused(tmp_path, script.replace("SHARE", "0.1"), limits=limits, look=lambda: busy).got)
+    assert "Sysmem" in str(
+        refused(tmp_path, script.replace("SHARE", "0.1"), limits=limits, look=lambda: wsl).got
+    )
+    busy = Machine(
+        gpus=[CARD.model_copy(update={"foreign_processes": [GpuProcess(pid=77)]})], host=Host(wsl=False)
+    )
+    assert "77" in str(
+        refused(tmp_path, script.replace("SHARE", "0.1"), limits=limits, look=lambda: busy).got
+    )
 
 
 def test_a_slow_start_alone_is_no_reason_to_stop(tmp_path: Path) -> None:
-    script = 'step(0, step_s=50.0); step(1, step_s=50.0)\nfor n in range(2, 12): step(n, step_s=0.5)\ntell("end", step=12, finished=True)'
+    script = (
+        'step(0, step_s=50.0); step(1, step_s=50.0)\nfor n in range(2, 12): step(n, step_s=0.5)\ntell("end",'
+        " step=12, finished=True)"
+    )
     assert run(tmp_path, script, limits=Limits(expected_step_s=0.1))[0].finished
 
 
@@ -195,21 +238,35 @@ def test_between_steps_a_hang_is_told_by_their_pace(tmp_path: Path) -> None:
     """While a save is under way there is no pace to go by."""
     hangs = "for n in range(8): step(n)\nPHASE\ntime.sleep(600)"
     limits = Limits(silent_s=6, silent_between_steps_s=0.5)
-    error = refused(tmp_path, 'tell("phase", name="step")\n' + hangs.replace("PHASE", ""), limits=limits, restarts=0)
+    error = refused(
+        tmp_path, 'tell("phase", name="step")\n' + hangs.replace("PHASE", ""), limits=limits, restarts=0
+    )
     assert error.code == "hung"
     between = float(str(error.got).split(" for ")[1].split(" ")[0])
-    error = refused(tmp_path, 'tell("phase", name="step")\n' + hangs.replace("PHASE", 'tell("phase", name="save")'), limits=limits, restarts=0)
+    error = refused(
+        tmp_path,
+        'tell("phase", name="step")\n' + hangs.replace("PHASE", 'tell("phase", name="save")'),
+        limits=limits,
+        restarts=0,
+    )
     assert between < 6 <= float(str(error.got).split(" for ")[1].split(" ")[0])
 
 
 def test_a_hang_with_a_lost_gpu_is_a_lost_gpu(tmp_path: Path) -> None:
     lost = Machine(gpus=[CARD.model_copy(update={"error": "GPU is lost"})], host=Host())
-    assert refused(tmp_path, "time.sleep(600)", limits=Limits(silent_s=0.5), look=lambda: lost).code == "gpu-lost"
+    assert (
+        refused(tmp_path, "time.sleep(600)", limits=Limits(silent_s=0.5), look=lambda: lost).code
+        == "gpu-lost"
+    )
 
 
 @pytest.mark.parametrize("phase", ["compile", "init", "load", "restore", "step", "save"])
 def test_a_lack_of_device_memory_names_its_phase(phase: str, tmp_path: Path) -> None:
-    error = refused(tmp_path, f'tell("phase", name="{phase}"); tell("exhausted", text="RESOURCE_EXHAUSTED: out of memory"); sys.exit(2)')
+    error = refused(
+        tmp_path,
+        f'tell("phase", name="{phase}"); tell("exhausted", text="RESOURCE_EXHAUSTED: out of memory");'
+        " sys.exit(2)",
+    )
     assert error.code == "device-out-of-memory"
     assert f"during {phase}" in error.what
 
@@ -217,7 +274,12 @@ def test_a_lack_of_device_memory_names_its_phase(phase: str, tmp_path: Path) -> 
 def test_a_lost_gpu_is_named(tmp_path: Path) -> None:
     lost = Machine(gpus=[CARD.model_copy(update={"error": "GPU is lost"})], host=Host())
     assert refused(tmp_path, "os.kill(os.getpid(), signal.SIGABRT)", look=lambda: lost).code == "gpu-lost"
-    assert refused(tmp_path, "sys.exit(1)", look=lambda: Machine(gpus=[], gpu_error="no driver", host=Host())).code == "gpu-lost"
+    assert (
+        refused(
+            tmp_path, "sys.exit(1)", look=lambda: Machine(gpus=[], gpu_error="no driver", host=Host())
+        ).code
+        == "gpu-lost"
+    )
 
 
 def test_a_kill_for_lack_of_host_memory_is_told_from_another() -> None:
@@ -247,9 +309,15 @@ def test_the_kernels_count_of_kills(lines: str | None, expected: int | None, tmp
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [("MemoryError('no more')", "host-out-of-memory"), ("RuntimeError('RESOURCE_EXHAUSTED: x')", "device-out-of-memory")]
+    ("raised", "code"),
+    [
+        ("MemoryError('no more')", "host-out-of-memory"),
+        ("RuntimeError('RESOURCE_EXHAUSTED: x')", "device-out-of-memory"),
+    ],
 )
-def test_the_real_trainer_tells_memory_of_the_host_from_that_of_the_device(raised: str, code: str, tmp_path: Path) -> None:
+def test_the_real_trainer_tells_memory_of_the_host_from_that_of_the_device(
+    raised: str, code: str, tmp_path: Path
+) -> None:
     """The worker's own `main`, whose job cannot be read for lack of memory."""
     script = f"""
     from harness.train import worker
@@ -280,17 +348,28 @@ def test_sigterm_before_the_trainer_can_answer_loses_nothing(tmp_path: Path) -> 
 
 def test_a_trainer_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     """The supervisor gets SIGKILL: what it started is gone too, and with it the lock that it inherited."""
-    worker = "import os, sys, time; from harness.train.worker import die_with_parent; die_with_parent(int(os.environ['HARNESS_SUPERVISOR']));"
+    worker = (
+        "import os, sys, time; from harness.train.worker import die_with_parent;"
+        " die_with_parent(int(os.environ['HARNESS_SUPERVISOR']));"
+    )
     worker += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    parent = "from harness.supervise.process import *; from tests.test_supervise import Listener; import sys\n"
+    parent = (
+        "from harness.supervise.process import *; from tests.test_supervise import Listener; import sys\n"
+    )
     parent += f"attempt([sys.executable, '-c', {worker!r}], Listener(), Limits())"
     supervisor = subprocess.Popen([sys.executable, "-c", parent], cwd=Path(__file__).parents[1])
     deadline = time.monotonic() + 60
-    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
+    while (
+        not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     child = int((tmp_path / "pid").read_text())
     supervisor.kill()
     supervisor.wait()
-    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().rpartition(")")[2][:3] and time.monotonic() < deadline:
+    while (
+        Path(f"/proc/{child}").exists()
+        and "Z" not in Path(f"/proc/{child}/stat").read_text().rpartition(")")[2][:3]
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     assert time.monotonic() < deadline

@@ -27,10 +27,14 @@ ROWS = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 def _noise(shape: tuple[int, ...]) -> np.ndarray:
     """Pixels of all values, many of them at the ends, where rounding and clipping show."""
     random = np.random.default_rng(3)
-    return np.where(random.random(shape) < 0.3, random.choice([0, 255], shape), random.integers(0, 256, shape)).astype(np.uint8)
+    return np.where(
+        random.random(shape) < 0.3, random.choice([0, 255], shape), random.integers(0, 256, shape)
+    ).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("side", "size"), [(256, 224), (480, 224), (100, 224), (1000, 25), (225, 224), (1, 5), (5, 1)])
+@pytest.mark.parametrize(
+    ("side", "size"), [(256, 224), (480, 224), (100, 224), (1000, 25), (225, 224), (1, 5), (5, 1)]
+)
 def test_equals_pillow(side: int, size: int) -> None:
     images = _noise((2, side, side, 3))
     expected = np.stack([transforms.resize_with_pad(image, size) for image in images])
@@ -44,8 +48,13 @@ def test_equals_pillow_for_any_square(side: int, size: int) -> None:
     np.testing.assert_array_equal(resize(images, size)[0], transforms.resize_with_pad(images[0], size))
 
 
-@pytest.mark.parametrize(("stored", "travels"), [((256, 256), True), ((240, 320), False), ((448, 448), True), ((449, 449), False), ((200, 200), True)])
-def test_only_what_the_device_resizes_as_well_travels_as_stored(stored: tuple[int, int], travels: bool) -> None:
+@pytest.mark.parametrize(
+    ("stored", "travels"),
+    [((256, 256), True), ((240, 320), False), ((448, 448), True), ((449, 449), False), ((200, 200), True)],
+)
+def test_only_what_the_device_resizes_as_well_travels_as_stored(
+    stored: tuple[int, int], travels: bool
+) -> None:
     class Data:
         def image(self, _i: int, _feature: str) -> np.ndarray:
             return _noise((*stored, 3))
@@ -94,6 +103,16 @@ assert not any(word in program for word in ("all-gather", "all-reduce", "all-to-
 
 
 def test_every_device_resizes_its_own_rows() -> None:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = subprocess.run([sys.executable, "-c", FOUR], env=environment, capture_output=True, text=True, timeout=240, check=False)
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", FOUR],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,6 @@
-"""The choice of kernels: written at the first compilation, asked for at every other, and the flags are those of this jaxlib."""
+"""The choice of kernels: written at the first compilation, asked for at every other, and the flags are those
+of this jaxlib.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ from harness.run.directory import RunDir, sha256_file
 from harness.run.surroundings import DETERMINISTIC, deterministic, is_deterministic
 from harness.train.kernels import KERNELS, compile_pinned
 
-DUMP, LOAD, ALL = "xla_gpu_dump_autotune_results_to", "xla_gpu_load_autotune_results_from", "xla_gpu_require_complete_aot_autotune_results"
+DUMP, LOAD, ALL = (
+    "xla_gpu_dump_autotune_results_to",
+    "xla_gpu_load_autotune_results_from",
+    "xla_gpu_require_complete_aot_autotune_results",
+)
 
 
 class Xla:
@@ -30,7 +36,9 @@ class Xla:
         if DUMP in options:
             Path(options[DUMP]).write_text(self.program)
         if options.get(ALL) == "True" and Path(options[LOAD]).read_text() != self.program:
-            raise RuntimeError("NOT_FOUND: Failed to get configs. No cached config found for HLO instr: %fusion")
+            raise RuntimeError(
+                "NOT_FOUND: Failed to get configs. No cached config found for HLO instr: %fusion"
+            )
         return f"executable of {self.program}"
 
 
@@ -67,7 +75,10 @@ def test_an_error_of_another_kind_is_not_taken_for_it(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
-    assert compile_pinned(RunDir(tmp_path), "cpu", lambda options: options, print) == ({}, (None, "a CPU's kernels are not chosen by timing"))
+    assert compile_pinned(RunDir(tmp_path), "cpu", lambda options: options, print) == (
+        {},
+        (None, "a CPU's kernels are not chosen by timing"),
+    )
     _, kernels = compile_pinned(RunDir(tmp_path), "cuda", lambda _: None, print)
     assert kernels.sha256 is None
     assert kernels.note
@@ -77,7 +88,12 @@ def test_the_flag_is_added_where_nobody_has_decided() -> None:
     assert deterministic({}) == f"{DETERMINISTIC}=true"
     assert deterministic({"XLA_FLAGS": "--a=1"}) == f"--a=1 {DETERMINISTIC}=true"
     assert deterministic({"XLA_FLAGS": f"{DETERMINISTIC}=false"}) == f"{DETERMINISTIC}=false"
-    for flags, same in ((f"{DETERMINISTIC}=true", True), (f"{DETERMINISTIC}=false", False), ("", False), ("--xla_gpu_exclude_nondeterministic_ops", True)):
+    for flags, same in (
+        (f"{DETERMINISTIC}=true", True),
+        (f"{DETERMINISTIC}=false", False),
+        ("", False),
+        ("--xla_gpu_exclude_nondeterministic_ops", True),
+    ):
         assert is_deterministic({"XLA_FLAGS": flags}) is same
 
 
@@ -86,28 +102,41 @@ def test_the_flag_is_added_where_nobody_has_decided() -> None:
 
 @pytest.fixture(scope="module")
 def lowered() -> Any:
-    topology = topologies.get_topology_desc(platform="cuda", target_config=CARDS["rtx_a6000"].target(), topology="1x1x1")
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=CARDS["rtx_a6000"].target(), topology="1x1x1"
+    )
     place = NamedSharding(topologies.make_mesh(topology, (1,), ("fsdp",)), PartitionSpec())
     step = jax.jit(jax.grad(lambda w, i: (w[i] @ w).sum()), out_shardings=place)
-    shapes = jax.ShapeDtypeStruct((64, 64), "float32", sharding=place), jax.ShapeDtypeStruct((8,), "int32", sharding=place)
+    shapes = (
+        jax.ShapeDtypeStruct((64, 64), "float32", sharding=place),
+        jax.ShapeDtypeStruct((8,), "int32", sharding=place),
+    )
     return step.trace(*shapes).lower(lowering_platforms=("cuda",))
 
 
 def test_jaxlib_knows_the_flags(lowered: Any, tmp_path: Path) -> None:
     """An unknown flag in XLA_FLAGS ends the process; as an option of a compilation it is an error."""
-    known = {"xla_gpu_deterministic_ops": "True", "xla_gpu_exclude_nondeterministic_ops": "True", DUMP: str(tmp_path / "a.pbtxt")}
+    known = {
+        "xla_gpu_deterministic_ops": "True",
+        "xla_gpu_exclude_nondeterministic_ops": "True",
+        DUMP: str(tmp_path / "a.pbtxt"),
+    }
     lowered.compile(compiler_options=_ABSENT_GPU_OPTIONS | known)
     with pytest.raises(Exception, match="xla_gpu_no_such_flag"):
         lowered.compile(compiler_options=_ABSENT_GPU_OPTIONS | {"xla_gpu_no_such_flag": "True"})
 
 
 def test_xla_refuses_a_program_whose_kernels_are_not_on_file(lowered: Any, tmp_path: Path) -> None:
-    """With timing on, as on a real card: there is no choice on file, so it must be refused in the words that are looked for."""
+    """With timing on, as on a real card: there is no choice on file, so it must be refused in the words that
+    are looked for.
+    """
     timed = {"xla_gpu_enable_triton_gemm": "False"}
 
     def compiled(options: dict[str, str]) -> None:
         # The file itself is read once a process, so its content is not what is tried here.
-        lowered.compile(compiler_options=timed | {name: value for name, value in options.items() if name == ALL})
+        lowered.compile(
+            compiler_options=timed | {name: value for name, value in options.items() if name == ALL}
+        )
 
     (tmp_path / KERNELS).write_text("")
     warned: list[str] = []
@@ -117,5 +146,8 @@ def test_xla_refuses_a_program_whose_kernels_are_not_on_file(lowered: Any, tmp_p
 
 
 def test_deterministic_scatters_are_another_program(lowered: Any) -> None:
-    plain, same = (lowered.compile(compiler_options=_ABSENT_GPU_OPTIONS | {"xla_gpu_deterministic_ops": flag}).as_text() for flag in ("False", "True"))
+    plain, same = (
+        lowered.compile(compiler_options=_ABSENT_GPU_OPTIONS | {"xla_gpu_deterministic_ops": flag}).as_text()
+        for flag in ("False", "True")
+    )
     assert len(same) > len(plain)

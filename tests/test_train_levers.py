@@ -1,7 +1,8 @@
 """Laws of the exact levers: whatever a plan spends, three steps of a recipe learn the same.
 
-Equal bit for bit where the order of operations is; else within 1e-6 relative to the largest entry, in float32. Adam's eps is 1e-4: at 1e-8 it
-would divide rounding noise by rounding noise for gradients that are zero in exact arithmetic (a key's bias).
+Equal bit for bit where the order of operations is; else within 1e-6 relative to the largest entry, in
+float32. Adam's eps is 1e-4: at 1e-8 it would divide rounding noise by rounding noise for gradients that are
+zero in exact arithmetic (a key's bias).
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from harness.train.state import TrainState, state_from
 from harness.train.step import make_step
 from tests.tiny import LORA, random_batch, random_params, tiny
 
-LEARNS = ("train.optimizer.eps=1.0e-4", "train.optimizer.schedule={warmup_steps: 1, peak: 1.0e-3, decay_steps: 10, end: 0.0}", "train.ema_decay=0.9")
+LEARNS = (
+    "train.optimizer.eps=1.0e-4",
+    "train.optimizer.schedule={warmup_steps: 1, peak: 1.0e-3, decay_steps: 10, end: 0.0}",
+    "train.ema_decay=0.9",
+)
 # A moment of a gradient that is zero in exact arithmetic is below this.
 NOISE = 1e-12
 EVERYTHING = ("ema", "moments", "masters")
@@ -40,29 +45,46 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @functools.cache
-def run(overrides: tuple[str, ...] = (), *, in_host: tuple[str, ...] = (), **levers: Any) -> tuple[TrainState, list[dict[str, float]]]:
+def run(
+    overrides: tuple[str, ...] = (), *, in_host: tuple[str, ...] = (), **levers: Any
+) -> tuple[TrainState, list[dict[str, float]]]:
     """The state after three steps, and their metrics."""
     recipe = tiny(*LEARNS, *overrides)
     layout = Layout(jax.local_devices()[:1], host=in_host)
     state = state_from({path: jnp.asarray(value) for path, value in random_params(recipe).items()}, recipe)
     places = layout.of(state)
-    step = jax.jit(make_step(recipe, layout=layout, **levers), donate_argnums=0, out_shardings=(places, layout.replicated))
+    step = jax.jit(
+        make_step(recipe, layout=layout, **levers),
+        donate_argnums=0,
+        out_shardings=(places, layout.replicated),
+    )
     state, lines = jax.device_put(state, places), []
     for i in range(3):
         state, metrics = step(state, random_batch(recipe, seed=i), jax.random.key(5))
         lines.append({name: float(value) for name, value in metrics.items()})
     kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state)}
-    assert kinds == ({"device", "pinned_host"} if in_host else {"device"})  # a step leaves everything where it was
+    assert kinds == (
+        {"device", "pinned_host"} if in_host else {"device"}
+    )  # a step leaves everything where it was
     return jax.device_get(state), lines
 
 
-def check(one: tuple[TrainState, list[dict[str, float]]], other: tuple[TrainState, list[dict[str, float]]], *, bitwise: bool = False) -> None:
+def check(
+    one: tuple[TrainState, list[dict[str, float]]],
+    other: tuple[TrainState, list[dict[str, float]]],
+    *,
+    bitwise: bool = False,
+) -> None:
     (state, lines), (changed, other_lines) = one, other
-    for (keys, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(changed), strict=True):
+    for (keys, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(changed), strict=True
+    ):
         if bitwise:
             np.testing.assert_array_equal(a, b, err_msg=str(keys))
         else:
-            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(a).max(initial=0) + NOISE, err_msg=str(keys))
+            np.testing.assert_allclose(
+                a, b, rtol=1e-6, atol=1e-6 * np.abs(a).max(initial=0) + NOISE, err_msg=str(keys)
+            )
     for line, other_line in zip(lines, other_lines, strict=True):
         assert line == pytest.approx(other_line, rel=0 if bitwise else 1e-6)
 
@@ -75,7 +97,9 @@ def test_equal_bit_for_bit(lever: dict[str, Any]) -> None:
 def test_a_compute_copy_in_bfloat16_is_the_cast_that_the_model_would_make() -> None:
     """Two layers, two microbatches: value and summed gradient with the copy are those with the cast."""
     keys = jax.random.split(jax.random.key(0), 3)
-    w, x, y = (jax.random.normal(key, shape) for key, shape in zip(keys, [(2, 8, 8), (4, 8), (4, 8)], strict=True))
+    w, x, y = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, [(2, 8, 8), (4, 8), (4, 8)], strict=True)
+    )
 
     def loss(params: dict[str, Any], inputs: dict[str, Any]) -> jax.Array:
         def layer(x: jax.Array, w: Any) -> tuple[jax.Array, None]:
@@ -87,7 +111,9 @@ def test_a_compute_copy_in_bfloat16_is_the_cast_that_the_model_would_make() -> N
     @functools.partial(jax.jit, static_argnums=0)
     def run(copied: bool, w: jax.Array) -> tuple[jax.Array, Any]:
         given, copies = ({}, {"w": w.astype(jnp.bfloat16)}) if copied else ({"w": w}, {})
-        return accumulate(loss, given, copies, None, {}, {"x": x, "y": y}, 2, Layout(jax.local_devices()[:1]), vocabulary=0)
+        return accumulate(
+            loss, given, copies, None, {}, {"x": x, "y": y}, 2, Layout(jax.local_devices()[:1]), vocabulary=0
+        )
 
     (value, gradient), (copied_value, copied_gradient) = run(False, w), run(True, w)
     assert copied_gradient["w"].dtype == jnp.float32
@@ -108,19 +134,30 @@ def test_equal_but_for_the_order_of_summation(lever: dict[str, Any]) -> None:
 
 @settings(max_examples=3, deadline=None, derandomize=True, database=None)
 @given(
-    overrides=st.sampled_from([(), tuple(LORA), (*LORA, "train.trained=lora_frozen_vision"), ("train.ema_decay=null", "train.trained=action_expert")]),
+    overrides=st.sampled_from(
+        [
+            (),
+            tuple(LORA),
+            (*LORA, "train.trained=lora_frozen_vision"),
+            ("train.ema_decay=null", "train.trained=action_expert"),
+        ]
+    ),
     accumulation_steps=st.sampled_from([1, 2, 4]),
     remat=st.booleans(),
     attention=st.sampled_from(["full", "chunked"]),
     compute_copy=st.booleans(),
     in_host=st.sampled_from([(), ("ema",), ("moments",), ("moments", "masters"), EVERYTHING]),
 )
-def test_any_plan_learns_the_same(overrides: tuple[str, ...], in_host: tuple[str, ...], **levers: Any) -> None:
+def test_any_plan_learns_the_same(
+    overrides: tuple[str, ...], in_host: tuple[str, ...], **levers: Any
+) -> None:
     in_host = tuple(part for part in in_host if part != "ema" or "train.ema_decay=null" not in overrides)
     check(run(overrides), run(overrides, in_host=in_host, **levers))
 
 
-def test_attention_is_cut_into_chunks_at_the_real_size_and_not_below_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_cut_into_chunks_at_the_real_size_and_not_below_one_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, (6, 5, heads, 4)) for key, heads in zip(keys, (2, 1, 1), strict=True))
     mask = jnp.tril(jnp.ones((6, 5, 5), bool))
@@ -132,16 +169,33 @@ def test_attention_is_cut_into_chunks_at_the_real_size_and_not_below_one_sample(
 
 
 def test_what_the_model_casts_is_known_by_name() -> None:
-    """Changing a parameter by less than bfloat16 can tell changes a bfloat16 model only where the parameter is used in float32."""
+    """Changing a parameter by less than bfloat16 can tell changes a bfloat16 model only where the parameter
+    is used in float32.
+    """
     recipe = tiny(*LORA)
-    layers = [path for path in parameter_shapes(recipe.model) if "llm/layers/" in path or "encoderblock/" in path]
+    layers = [
+        path for path in parameter_shapes(recipe.model) if "llm/layers/" in path or "encoderblock/" in path
+    ]
     used_in_float32 = [path for path in layers if not is_cast_before_use(path)]
-    assert {path.rsplit("/", 2)[-2] for path in used_in_float32} == {"LayerNorm_0", "LayerNorm_1", "pre_attention_norm", "pre_ffw_norm"}
+    assert {path.rsplit("/", 2)[-2] for path in used_in_float32} == {
+        "LayerNorm_0",
+        "LayerNorm_1",
+        "pre_attention_norm",
+        "pre_ffw_norm",
+    }
     assert not is_cast_before_use(EMBEDDING)
 
 
 @pytest.mark.parametrize(
-    ("shape", "cuttable"), [((18, 2, 2048, 16_384), 4), ((257_152, 2048), 2), ((18, 16_384, 2048), 3), ((18, 2, 2048, 16_384), 2), ((1_152,), 1), ((3, 7), 2)]
+    ("shape", "cuttable"),
+    [
+        ((18, 2, 2048, 16_384), 4),
+        ((257_152, 2048), 2),
+        ((18, 16_384, 2048), 3),
+        ((18, 2, 2048, 16_384), 2),
+        ((1_152,), 1),
+        ((3, 7), 2),
+    ],
 )
 def test_pieces_tile_a_leaf(shape: tuple[int, ...], cuttable: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_PIECE", 2**23)
@@ -167,8 +221,17 @@ def test_a_checkpoint_of_one_plan_goes_on_under_another(tmp_path: Any) -> None:
     for in_host in ((), EVERYTHING):
         layout = Layout(jax.local_devices()[:1], host=in_host)
         store = Store(tmp_path / str(len(in_host)), keep_every_steps=1)
-        state = state_from({path: jnp.asarray(value) for path, value in random_params(recipe).items()}, recipe)
-        save(store, jax.device_put(state, layout.of(state)), step=1, norm_stats_json="{}", asset_id="a", record={"recipe_sha256": recipe.sha256()})
+        state = state_from(
+            {path: jnp.asarray(value) for path, value in random_params(recipe).items()}, recipe
+        )
+        save(
+            store,
+            jax.device_put(state, layout.of(state)),
+            step=1,
+            norm_stats_json="{}",
+            asset_id="a",
+            record={"recipe_sha256": recipe.sha256()},
+        )
         other = Layout(jax.local_devices()[:1], host=() if in_host else EVERYTHING)
         states[in_host] = restore(store, recipe, 1, other)
         for x, place in zip(jax.tree.leaves(states[in_host]), jax.tree.leaves(other.of(state)), strict=True):

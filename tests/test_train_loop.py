@@ -57,7 +57,10 @@ def metrics(run: Path) -> list[dict]:
 
 def learned(run: Path) -> list[tuple]:
     """With the digest of the frames that each step saw."""
-    return [tuple(line[key] for key in ("step", "frames", "loss", "grad_norm", "param_norm", "learning_rate")) for line in metrics(run)]
+    return [
+        tuple(line[key] for key in ("step", "frames", "loss", "grad_norm", "param_norm", "learning_rate"))
+        for line in metrics(run)
+    ]
 
 
 def arrays(run: Path, step: int) -> dict[str, np.ndarray]:
@@ -69,7 +72,10 @@ def arrays(run: Path, step: int) -> dict[str, np.ndarray]:
         while stack:
             path, node = stack.pop()
             if isinstance(node, dict | list | tuple):
-                stack += [(f"{path}/{key}", child) for key, child in (node.items() if isinstance(node, dict) else enumerate(node))]
+                stack += [
+                    (f"{path}/{key}", child)
+                    for key, child in (node.items() if isinstance(node, dict) else enumerate(node))
+                ]
             elif node is not None:
                 found[path] = np.asarray(node)
     return found
@@ -89,7 +95,9 @@ def assert_same(one: Path, other: Path) -> None:
 def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    harness(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run), WANDB_MODE="offline")
+    harness(
+        cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run), WANDB_MODE="offline"
+    )
     return run
 
 
@@ -132,23 +140,32 @@ def test_wandb_offline_holds_metrics_and_camera_views(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [2, 7])
-def test_killed_and_resumed_is_bitwise_the_run_that_was_not(cache: Path, whole: Path, tmp_path: Path, after: int) -> None:
+def test_killed_and_resumed_is_bitwise_the_run_that_was_not(
+    cache: Path, whole: Path, tmp_path: Path, after: int
+) -> None:
     """Killed before the first checkpoint, and after one."""
     run = tmp_path / "killed"
     process = start(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run))
-    # A checkpoint is written in the background: step 4's is whole before step 9 at the latest, when the next save begins.
-    wait_for(lambda: len(metrics(run)) >= after and (after <= 4 or (run / "checkpoints" / "4").is_dir()), process)
+    # A checkpoint is written in the background: step 4's is whole before step 9 at the latest, when the next
+    # save begins.
+    wait_for(
+        lambda: len(metrics(run)) >= after and (after <= 4 or (run / "checkpoints" / "4").is_dir()), process
+    )
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert len(metrics(run)) < STEPS
     # Another number of loader processes makes the same batches.
-    _, err = harness(cache, "train", "--resume", "--run", str(run), HARNESS_LOADER_WORKERS="1" if after > 4 else "0")
+    _, err = harness(
+        cache, "train", "--resume", "--run", str(run), HARNESS_LOADER_WORKERS="1" if after > 4 else "0"
+    )
     assert ("resuming from the checkpoint" in err) == (after > 4)
     assert_same(run, whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_request_saves_and_exits_cleanly(cache: Path, whole: Path, tmp_path: Path, number: int) -> None:
+def test_a_stop_request_saves_and_exits_cleanly(
+    cache: Path, whole: Path, tmp_path: Path, number: int
+) -> None:
     run = tmp_path / "stopped"
     process = start(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run))
     wait_for(lambda: len(metrics(run)) >= 2, process)
@@ -164,7 +181,9 @@ def test_a_stop_request_saves_and_exits_cleanly(cache: Path, whole: Path, tmp_pa
 
 
 def test_a_stop_before_the_first_step_loses_nothing(cache: Path, tmp_path: Path) -> None:
-    """While it plans there is no trainer to stop; told while the step is being compiled, the trainer ends before it computes anything."""
+    """While it plans there is no trainer to stop; told while the step is being compiled, the trainer ends
+    before it computes anything.
+    """
     run = tmp_path / "early"
     arguments = ("train", "--recipe=smoke", "--steps=1", *SMALL, "--run", str(run))
     process = start(cache, *arguments)
@@ -189,11 +208,23 @@ def test_the_trainer_says_in_which_phase_it_is(cache: Path, whole: Path, tmp_pat
     shutil.copytree(whole, run, ignore=shutil.ignore_patterns("checkpoints", "wandb", "metrics.jsonl"))
     recipe = run / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace(f"steps: {STEPS}\n", "steps: 1\n", 1))
-    env = os.environ | {"HARNESS_CACHE": str(cache), "WANDB_MODE": "disabled", "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"), "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {
+        "HARNESS_CACHE": str(cache),
+        "WANDB_MODE": "disabled",
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-m", "harness.train.worker", str(run)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [event["name"] for event in events if event["event"] == "phase"] == ["start", "compile", "init", "step", "save", "step"]
+    assert [event["name"] for event in events if event["event"] == "phase"] == [
+        "start",
+        "compile",
+        "init",
+        "step",
+        "save",
+        "step",
+    ]
     recipe.write_text(recipe.read_text().replace("steps: 1\n", "steps: 2\n", 1))
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert '{"event": "phase", "name": "restore"}' in done.stdout
@@ -216,13 +247,32 @@ def test_a_trained_run_is_not_trained_over(cache: Path, whole: Path) -> None:
 
 def test_another_recipe_in_the_same_directory_is_refused(cache: Path, whole: Path) -> None:
     before = (whole / "recipe.yaml").read_bytes()
-    _, err = harness(cache, "train", "--recipe=smoke", "--resume", "--set=train.seed=7", *SMALL, "--run", str(whole), code=2)
+    _, err = harness(
+        cache,
+        "train",
+        "--recipe=smoke",
+        "--resume",
+        "--set=train.seed=7",
+        *SMALL,
+        "--run",
+        str(whole),
+        code=2,
+    )
     assert "run-of-another-recipe" in err
     assert (whole / "recipe.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("arguments", [["stats", "--set=model.action_horizon=5"], ["data", "--recipe=pi05_libero"], ["plan", "--set=train.seed=7"]])
-def test_other_verbs_do_not_write_another_recipe_into_a_started_run(cache: Path, whole: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["stats", "--set=model.action_horizon=5"],
+        ["data", "--recipe=pi05_libero"],
+        ["plan", "--set=train.seed=7"],
+    ],
+)
+def test_other_verbs_do_not_write_another_recipe_into_a_started_run(
+    cache: Path, whole: Path, arguments: list[str]
+) -> None:
     files = [whole / name for name in ("recipe.yaml", "dataset.json", "norm_stats.json", "plan.json")]
     before = [file.read_bytes() for file in files]
     _, err = harness(cache, *arguments, "--run", str(whole), code=2)
@@ -232,12 +282,20 @@ def test_other_verbs_do_not_write_another_recipe_into_a_started_run(cache: Path,
     assert [file.read_bytes() for file in files] == before
 
 
-def test_a_dataset_that_has_changed_is_refused_on_resume_and_nothing_is_overwritten(cache: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_has_changed_is_refused_on_resume_and_nothing_is_overwritten(
+    cache: Path, tmp_path: Path
+) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(sample_dataset_path(), data)
-    harness(cache, "train", "--recipe=smoke", "--steps=1", *SMALL, f"--set=data.dataset={data}", "--run", str(run))
-    before = {name: (run / name).read_bytes() for name in ("dataset.json", "norm_stats.json", "manifest.json")}
-    (data / "meta" / "tasks.jsonl").write_text((data / "meta" / "tasks.jsonl").read_text().replace("stove", "plate"))
+    harness(
+        cache, "train", "--recipe=smoke", "--steps=1", *SMALL, f"--set=data.dataset={data}", "--run", str(run)
+    )
+    before = {
+        name: (run / name).read_bytes() for name in ("dataset.json", "norm_stats.json", "manifest.json")
+    }
+    (data / "meta" / "tasks.jsonl").write_text(
+        (data / "meta" / "tasks.jsonl").read_text().replace("stove", "plate")
+    )
     _, err = harness(cache, "train", "--resume", "--steps=2", "--run", str(run), code=2)
     assert "dataset-differs" in err
     assert {name: (run / name).read_bytes() for name in before} == before
@@ -268,17 +326,31 @@ def test_interrupted_saves_are_deleted_on_request_alone(cache: Path, whole: Path
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "nan"
-    poison = ["--set=train.optimizer.schedule={warmup_steps: 0, peak: 1.0e+30, decay_steps: 12, end: 1.0e+30}"]
-    _, err = harness(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, *poison, "--run", str(run), code=2)
+    poison = [
+        "--set=train.optimizer.schedule={warmup_steps: 0, peak: 1.0e+30, decay_steps: 12, end: 1.0e+30}"
+    ]
+    _, err = harness(
+        cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, *poison, "--run", str(run), code=2
+    )
     assert "loss-not-finite" in err
     for line in metrics(run):
         assert np.isfinite(line["loss"])
 
 
-def test_a_real_recipe_without_a_gpu_is_refused_and_never_falls_back_to_the_cpu(cache: Path, tmp_path: Path) -> None:
+def test_a_real_recipe_without_a_gpu_is_refused_and_never_falls_back_to_the_cpu(
+    cache: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "big"
     _, err = harness(
-        cache, "train", "--recipe=pi05_libero", "--set=data.dataset=sample", "--set=data.tokenizer=sample", "--run", str(run), code=2, CUDA_VISIBLE_DEVICES=""
+        cache,
+        "train",
+        "--recipe=pi05_libero",
+        "--set=data.dataset=sample",
+        "--set=data.tokenizer=sample",
+        "--run",
+        str(run),
+        code=2,
+        CUDA_VISIBLE_DEVICES="",
     )
     assert "no-gpu" in err
     assert not (run / "checkpoints").exists()

@@ -17,14 +17,28 @@ from harness.train.memory import measure
 
 
 def job(platform: str, **known: Any) -> Job:
-    levers = Levers(platform=platform, devices=2, fsdp=2, microbatch=2, prompt_tokens=16, cameras=["base_0_rgb"])  # type: ignore[arg-type]
-    chosen = Candidate(levers=levers, verdict="fits", reason="", source="atlas", breakdown={"state": 7}, **known)
-    plan = Plan(recipe="smoke", recipe_sha256="", device="x", parameters_total=1, parameters_trained=1, chosen=chosen, candidates=[chosen])
+    levers = Levers(
+        platform=platform, devices=2, fsdp=2, microbatch=2, prompt_tokens=16, cameras=["base_0_rgb"]
+    )  # type: ignore[arg-type]
+    chosen = Candidate(
+        levers=levers, verdict="fits", reason="", source="atlas", breakdown={"state": 7}, **known
+    )
+    plan = Plan(
+        recipe="smoke",
+        recipe_sha256="",
+        device="x",
+        parameters_total=1,
+        parameters_trained=1,
+        chosen=chosen,
+        candidates=[chosen],
+    )
     return Job(RunDir("run"), load_recipe("smoke"), plan, None, None)  # type: ignore[arg-type]
 
 
 def compiled(*stats: dict[str, int] | None) -> CompiledStep:
-    devices = np.array([SimpleNamespace(device_kind="NVIDIA A40", memory_stats=lambda one=one: one) for one in stats])
+    devices = np.array(
+        [SimpleNamespace(device_kind="NVIDIA A40", memory_stats=lambda one=one: one) for one in stats]
+    )
     layout = SimpleNamespace(mesh=SimpleNamespace(devices=devices), devices=len(stats))
     return CompiledStep(None, {"device": 11}, None, "", layout)  # type: ignore[arg-type]
 
@@ -32,7 +46,12 @@ def compiled(*stats: dict[str, int] | None) -> CompiledStep:
 def test_the_peak_is_that_of_the_fullest_device() -> None:
     stats = [{"peak_bytes_in_use": peak, "bytes_limit": 100} for peak in (12, 15)]
     memory = measure(job("cuda", device_bytes=13), compiled(*stats), 4)
-    assert (memory.predicted_bytes, memory.compiled["device"], memory.peak_bytes, memory.limit_bytes) == (13, 11, 15, 100)
+    assert (memory.predicted_bytes, memory.compiled["device"], memory.peak_bytes, memory.limit_bytes) == (
+        13,
+        11,
+        15,
+        100,
+    )
     assert (memory.step, memory.devices, memory.breakdown, memory.source) == (4, 2, {"state": 7}, "atlas")
     assert memory.unknown == {}
 

@@ -25,7 +25,16 @@ AT_ONCE_S = 2.0
 
 
 def line(step: int) -> Metrics:
-    return Metrics(step=step, loss=1.0, grad_norm=1.0, param_norm=1.0, learning_rate=1.0, step_s=1.0, data_s=0.0, time=1.0)
+    return Metrics(
+        step=step,
+        loss=1.0,
+        grad_norm=1.0,
+        param_norm=1.0,
+        learning_rate=1.0,
+        step_s=1.0,
+        data_s=0.0,
+        time=1.0,
+    )
 
 
 @pytest.fixture
@@ -75,7 +84,9 @@ def offline_files(run: RunDir) -> list[Path]:
     return sorted(run.path.glob("wandb/offline-run-*/run-*.wandb"))
 
 
-def test_offline_run_is_resumed_under_its_id(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_run_is_resumed_under_its_id(
+    run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     sink = begin(run, said)
     known = (run.path / wandb.WANDB_ID).read_text().strip()
@@ -90,7 +101,11 @@ def logged_steps(run: RunDir) -> list[list[int]]:
     """The steps of which each fragment on disk holds values, in the order in which they are synced."""
     known = (run.path / wandb.WANDB_ID).read_text().strip()
     return [
-        [record.history.step.num for record in wandb_log.records(file) if record.WhichOneof("record_type") == "history"]
+        [
+            record.history.step.num
+            for record in wandb_log.records(file)
+            if record.WhichOneof("record_type") == "history"
+        ]
         for file in wandb_log.fragments(run.path, known)
     ]
 
@@ -99,7 +114,9 @@ def logged_steps(run: RunDir) -> list[list[int]]:
 def test_a_killed_offline_run_goes_on_without_gap_or_duplicate(
     whole: bool, second: list[int], run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps 0 to 4, of which a kill leaves all or the first few in wandb's log; then on from a checkpoint of step 3, to step 9."""
+    """Steps 0 to 4, of which a kill leaves all or the first few in wandb's log; then on from a checkpoint of
+    step 3, to step 9.
+    """
     monkeypatch.setenv("WANDB_MODE", "offline")
     begin(run, said).close()
     assert logged_steps(run) == [[0, 1, 2, 3, 4]]
@@ -119,7 +136,11 @@ def test_a_killed_offline_run_goes_on_without_gap_or_duplicate(
 
 def _last_after(file: Path, content: bytes) -> int:
     file.write_bytes(content)
-    steps = [record.history.step.num for record in wandb_log.records(file) if record.WhichOneof("record_type") == "history"]
+    steps = [
+        record.history.step.num
+        for record in wandb_log.records(file)
+        if record.WhichOneof("record_type") == "history"
+    ]
     return max(steps, default=-1)
 
 
@@ -139,7 +160,9 @@ def test_a_full_disk_is_named_when_a_line_cannot_be_written(tmp_path: Path) -> N
     assert caught.value.code == "disk-full"
 
 
-def test_without_a_key_it_is_offline_and_never_asks(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_it_is_offline_and_never_asks(
+    run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     sink = begin(run, said)
@@ -174,7 +197,9 @@ def test_dead_server(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPat
     assert any("wandb" in text and "sync" in text for text in said)
 
 
-def test_server_that_never_answers(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch, blackhole: str) -> None:
+def test_server_that_never_answers(
+    run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch, blackhole: str
+) -> None:
     online(monkeypatch, blackhole)
     monkeypatch.setattr(wandb, "CLOSE_S", 1.0)
     sink = begin(run, said)
@@ -197,7 +222,9 @@ def test_program_that_is_not_there(run: RunDir, said: list[str], monkeypatch: py
     assert [text for text in said if "wandb is off" in text]
 
 
-def test_process_that_takes_nothing_is_left(run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_process_that_takes_nothing_is_left(
+    run: RunDir, said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     # It reads nothing and does not end: the pipe fills, the queue fills, and training goes on.
     stuck = tmp_path / "stuck"
     stuck.write_text("#!/bin/sh\nexec sleep 100\n")

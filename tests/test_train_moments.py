@@ -33,7 +33,10 @@ SHAPES = [(4096,), (3, 256), (5, 300), (2, 7, 72), (4, 1152), (1, 17)]
 
 def blocks_of(x: np.ndarray) -> list[tuple[slice, np.ndarray]]:
     """Where each block of the last axis lies, and the block, in float64."""
-    return [(slice(start, start + 256), x[..., start : start + 256].astype(np.float64)) for start in range(0, x.shape[-1], 256)]
+    return [
+        (slice(start, start + 256), x[..., start : start + 256].astype(np.float64))
+        for start in range(0, x.shape[-1], 256)
+    ]
 
 
 def numpy_second(v: np.ndarray) -> np.ndarray:
@@ -41,7 +44,9 @@ def numpy_second(v: np.ndarray) -> np.ndarray:
     kept = np.zeros(v.shape)
     for where, block in blocks_of(v):
         scale = block.max(-1, keepdims=True)
-        root = np.where(block > 0, np.maximum(np.rint(255 * (block / np.where(scale > 0, scale, 1)) ** 0.125), 1), 0)
+        root = np.where(
+            block > 0, np.maximum(np.rint(255 * (block / np.where(scale > 0, scale, 1)) ** 0.125), 1), 0
+        )
         kept[..., where] = (root / 255) ** 8 * scale
     return kept
 
@@ -64,16 +69,27 @@ def spread(shape: tuple[int, ...], low: float, high: float, seed: int = 0) -> np
 def test_the_second_moment_becomes_the_nearest_code_of_its_block(shape: tuple[int, ...]) -> None:
     v = spread(shape, -12, 2)
     codes, scale = encode_second(jnp.asarray(v))
-    assert (codes.dtype, codes.shape, scale.shape) == (jnp.uint8, shape, (*shape[:-1], math.ceil(shape[-1] / 256)))
+    assert (codes.dtype, codes.shape, scale.shape) == (
+        jnp.uint8,
+        shape,
+        (*shape[:-1], math.ceil(shape[-1] / 256)),
+    )
     back = np.asarray(decode_second(codes, scale))
     for k, (where, block) in enumerate(blocks_of(v)):
         np.testing.assert_array_equal(scale[..., k], v[..., where].max(-1))
         table = (np.arange(256) / 255) ** 8
-        places = np.maximum(np.abs((block / block.max(-1, keepdims=True))[..., None] ** 0.125 - np.arange(256) / 255).argmin(-1), 1)
+        places = np.maximum(
+            np.abs((block / block.max(-1, keepdims=True))[..., None] ** 0.125 - np.arange(256) / 255).argmin(
+                -1
+            ),
+            1,
+        )
         # Halfway between two codes either is right; float32 and float64 may differ there.
         assert (np.abs(np.asarray(codes, np.int64)[..., where] - places) <= 1).all()
         assert (np.asarray(codes)[..., where] == places).mean() > 0.99
-        np.testing.assert_allclose(back[..., where], table[np.asarray(codes)[..., where]] * block.max(-1, keepdims=True), rtol=1e-5)
+        np.testing.assert_allclose(
+            back[..., where], table[np.asarray(codes)[..., where]] * block.max(-1, keepdims=True), rtol=1e-5
+        )
 
 
 def test_the_root_of_a_second_moment_is_off_by_what_is_stated() -> None:
@@ -89,12 +105,18 @@ def test_the_root_of_a_second_moment_is_off_by_what_is_stated() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_first_moment_is_kept_in_units_of_the_second_ones_root(shape: tuple[int, ...]) -> None:
-    """Off by at most half a code of its block, whatever the size of its own gradients; and never of the other sign."""
+    """Off by at most half a code of its block, whatever the size of its own gradients; and never of the other
+    sign.
+    """
     v = spread(shape, -12, 2)
     w = np.random.default_rng(1).uniform(-1.2, 1.2, shape)
     m = (w * np.sqrt(v)).astype(np.float32)
     codes, scale = encode_first(jnp.asarray(m), jnp.asarray(v))
-    assert (codes.dtype, codes.shape, scale.shape) == (jnp.int8, shape, (*shape[:-1], math.ceil(shape[-1] / 256)))
+    assert (codes.dtype, codes.shape, scale.shape) == (
+        jnp.int8,
+        shape,
+        (*shape[:-1], math.ceil(shape[-1] / 256)),
+    )
     back = np.asarray(decode_first(codes, scale, jnp.asarray(v)), np.float64)
     for where, block in blocks_of(w):
         largest = np.abs(block).max(-1, keepdims=True)
@@ -134,12 +156,17 @@ def test_all_codes_survive_being_decoded_and_encoded() -> None:
 
 
 def test_no_gradient_however_it_jumps_blows_an_update_up() -> None:
-    """Over 20 decades in a block and 9 in time, where codes are coarse: m is kept in units of the v that is kept, so neither is lost without the other."""
+    """Over 20 decades in a block and 9 in time, where codes are coarse: m is kept in units of the v that is
+    kept, so neither is lost without the other.
+    """
     transform, g = scale_by_blockwise_adam(B1, B2, EPS), spread((8, 640), -18, 3)
     bound = (1 - B1) / math.sqrt((1 - B2) * (1 - B1**2 / B2))
     state = transform.init({"a": jnp.zeros(g.shape)})
     for t in range(1, 30):
-        sign, size = np.random.default_rng(t).choice([-1, 1], g.shape), 10.0 ** np.random.default_rng(t).uniform(-6, 3)
+        sign, size = (
+            np.random.default_rng(t).choice([-1, 1], g.shape),
+            10.0 ** np.random.default_rng(t).uniform(-6, 3),
+        )
         updates, state = transform.update({"a": jnp.asarray(sign * g * size, jnp.float32)}, state)
         corrections = math.sqrt(1 - B2**t) / (1 - B1**t)
         assert np.isfinite(updates["a"]).all()
@@ -167,7 +194,9 @@ def test_the_update_follows_its_equation_in_numpy() -> None:
         np.testing.assert_allclose(updates["a"], expected, rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(updates["small"], np.ones(7), rtol=1e-5)
         kept_v = np.asarray(decode_second(state.nu["a"], state.nu_scale["a"]), np.float64)
-        kept_m = np.asarray(decode_first(state.mu["a"], state.mu_scale["a"], jnp.asarray(kept_v, jnp.float32)), np.float64)
+        kept_m = np.asarray(
+            decode_first(state.mu["a"], state.mu_scale["a"], jnp.asarray(kept_v, jnp.float32)), np.float64
+        )
         # By the formula, but for a code or two in a thousand that lie halfway.
         assert np.isclose(kept_v, numpy_second(v), rtol=1e-4).mean() > 0.99
         assert np.isclose(kept_m, numpy_first(m, kept_v), rtol=1e-3, atol=1e-12).mean() > 0.99
@@ -177,7 +206,11 @@ def test_the_update_follows_its_equation_in_numpy() -> None:
 @pytest.mark.parametrize("kind", ["int8", "bfloat16"])
 def test_the_first_update_is_exactly_adams(kind: str) -> None:
     """Nothing has been rounded yet."""
-    transform = scale_by_blockwise_adam(B1, B2, EPS) if kind == "int8" else scale_by_bfloat16_adam(B1, B2, EPS, seed=0)
+    transform = (
+        scale_by_blockwise_adam(B1, B2, EPS)
+        if kind == "int8"
+        else scale_by_bfloat16_adam(B1, B2, EPS, seed=0)
+    )
     (g,) = gradients(1)
     params = {"a": jnp.zeros(g.shape)}
     adam = optax.scale_by_adam(B1, B2, EPS)
@@ -189,7 +222,11 @@ def test_the_first_update_is_exactly_adams(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "limit"), [("int8", 0.03), ("bfloat16", 0.01)])
 def test_the_error_of_an_update_stays_bounded(kind: str, limit: float) -> None:
     """Forty steps on gradients over two decades: root mean square error of the update relative to Adam's."""
-    transform = scale_by_blockwise_adam(B1, B2, EPS) if kind == "int8" else scale_by_bfloat16_adam(B1, B2, EPS, seed=0)
+    transform = (
+        scale_by_blockwise_adam(B1, B2, EPS)
+        if kind == "int8"
+        else scale_by_bfloat16_adam(B1, B2, EPS, seed=0)
+    )
     adam, params = optax.scale_by_adam(B1, B2, EPS), {"a": jnp.zeros((8, 640))}
     state, exact_state = transform.init(params), adam.init(params)
     update, exact_update = jax.jit(transform.update), jax.jit(adam.update)
@@ -204,13 +241,18 @@ def test_the_error_of_an_update_stays_bounded(kind: str, limit: float) -> None:
 def test_stochastic_rounding_is_right_on_average(value: float) -> None:
     """Over all 65,536 values of the bits: the mean is the value, and only its two neighbours occur."""
     x = np.float32(value)
-    rounded = np.asarray(stochastic_bfloat16(jnp.full(65_536, x), jnp.arange(65_536, dtype=jnp.uint32)), np.float64)
+    rounded = np.asarray(
+        stochastic_bfloat16(jnp.full(65_536, x), jnp.arange(65_536, dtype=jnp.uint32)), np.float64
+    )
     assert len(set(rounded)) <= 2
     assert rounded.mean() == pytest.approx(float(x), rel=1e-7)
 
 
 def test_stochastic_rounding_leaves_what_is_not_finite() -> None:
-    out = np.asarray(stochastic_bfloat16(jnp.array([jnp.inf, -jnp.inf, jnp.nan]), jnp.full(3, 65_535, jnp.uint32)), np.float32)
+    out = np.asarray(
+        stochastic_bfloat16(jnp.array([jnp.inf, -jnp.inf, jnp.nan]), jnp.full(3, 65_535, jnp.uint32)),
+        np.float32,
+    )
     assert out[0] == np.inf
     assert out[1] == -np.inf
     assert np.isnan(out[2])
@@ -223,7 +265,10 @@ def test_random_rounding_depends_on_seed_step_and_leaf_alone() -> None:
     def moved(seed: int, count: int) -> dict[str, np.ndarray]:
         transform = scale_by_bfloat16_adam(B1, B2, EPS, seed)
         state = transform.init(params)._replace(count=jnp.int32(count))
-        return {path: np.asarray(x, np.float32) for path, x in transform.update({"a": g, "b": g}, state)[1].mu.items()}
+        return {
+            path: np.asarray(x, np.float32)
+            for path, x in transform.update({"a": g, "b": g}, state)[1].mu.items()
+        }
 
     one = moved(1, 5)
     np.testing.assert_array_equal(one["a"], moved(1, 5)["a"])
@@ -244,12 +289,18 @@ def test_slicing_does_not_change_8_bit_moments(monkeypatch: pytest.MonkeyPatch) 
     transform, params, (g,) = scale_by_blockwise_adam(B1, B2, EPS), {"a": jnp.zeros((8, 640))}, gradients(1)
     whole = transform.update({"a": jnp.asarray(g)}, transform.init(params))
     monkeypatch.setattr(moments, "_SLICE", 3 * 640)
-    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(transform.update({"a": jnp.asarray(g)}, transform.init(params))), strict=True):
+    for one, other in zip(
+        jax.tree.leaves(whole),
+        jax.tree.leaves(transform.update({"a": jnp.asarray(g)}, transform.init(params))),
+        strict=True,
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def recipe(kind: str) -> Optimizer:
-    return load_recipe("smoke", [f"train.optimizer.moments={kind}", "train.optimizer.weight_decay=0.1"]).train.optimizer
+    return load_recipe(
+        "smoke", [f"train.optimizer.moments={kind}", "train.optimizer.weight_decay=0.1"]
+    ).train.optimizer
 
 
 @pytest.mark.parametrize("kind", ["int8", "bfloat16"])
@@ -257,7 +308,10 @@ def test_the_optimizer_clips_decays_and_schedules_as_with_exact_moments(kind: st
     params = {"a/w": jnp.asarray(gradients(1, seed=3)[0]) * 100}
     grads = {"a/w": jnp.asarray(gradients(1)[0]) * 1e4}  # far above clip_norm
     ours, exact = optimizer(recipe(kind), 0), optimizer(recipe("float32"))
-    (one, state), (other, _) = ours.update(grads, ours.init(params), params), exact.update(grads, exact.init(params), params)
+    (one, state), (other, _) = (
+        ours.update(grads, ours.init(params), params),
+        exact.update(grads, exact.init(params), params),
+    )
     np.testing.assert_allclose(one["a/w"], other["a/w"], rtol=1e-5)
     bits = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape == (8, 640)}
     assert bits == ({jnp.dtype("int8"), jnp.dtype("uint8")} if kind == "int8" else {jnp.dtype("bfloat16")})

@@ -1,4 +1,6 @@
-"""Training over several devices: the laws of tests/sharded_laws.py, in one process that has four; and how a real run gets its cards."""
+"""Training over several devices: the laws of tests/sharded_laws.py, in one process that has four; and how a
+real run gets its cards.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,17 @@ from tests.sharded_laws import LAWS
 
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, str]:
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    # A collective of XLA's CPU backend blocks a thread of a pool that has one a core: on two cores four devices would wait for each other.
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    )
+    # A collective of XLA's CPU backend blocks a thread of a pool that has one a core: on two cores four
+    # devices would wait for each other.
     environment = os.environ | {"XLA_FLAGS": flags, "NPROC": "32"}
     command = [sys.executable, "-m", "tests.sharded_laws"]
-    child = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=False
+    )
     assert child.returncode == 0, child.stderr[-3000:]
     return json.loads(child.stdout.splitlines()[-1])
 
@@ -35,7 +43,9 @@ def test_law(law: str, verdicts: dict[str, str]) -> None:
 def test_a_plan_over_several_cards_starts_jax_on_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.setenv(name, "")
-    levers = Levers(platform="cuda", devices=2, fsdp=2, microbatch=1, prompt_tokens=16, cameras=["base_0_rgb"])
+    levers = Levers(
+        platform="cuda", devices=2, fsdp=2, microbatch=1, prompt_tokens=16, cameras=["base_0_rgb"]
+    )
     chosen = Candidate(levers=levers, verdict="fits", reason="", source="atlas")
     uuids = ["GPU-b", "GPU-a"]
     plan = Plan(recipe="x", recipe_sha256="", device="x", device_uuid="GPU-b", device_uuids=uuids, memory_fraction=0.9, parameters_total=1,

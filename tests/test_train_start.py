@@ -45,11 +45,18 @@ PALIGEMMA_LORA = ["model.paligemma.lora={rank: 16, alpha: 16.0}", "train.trained
         ("pi05_libero_lora", [], 1803.770, "released"),
         ("pi05_libero_lora", [], 1802.386, "differs"),
         ("pi05_libero", PALIGEMMA_LORA, 1803.1594, "released"),
-        ("pi05_libero", ["model.paligemma.lora={rank: 8, alpha: 8.0}", "train.trained=lora"], 1803.1594, "unknown"),
+        (
+            "pi05_libero",
+            ["model.paligemma.lora={rank: 8, alpha: 8.0}", "train.trained=lora"],
+            1803.1594,
+            "unknown",
+        ),
         ("smoke", [], 100.0, "unknown"),
     ],
 )
-def test_fingerprints_of_the_released_weights(recipe: str, overrides: list[str], norm: float, want: str) -> None:
+def test_fingerprints_of_the_released_weights(
+    recipe: str, overrides: list[str], norm: float, want: str
+) -> None:
     verdict, sentence = fingerprint(load_recipe(recipe, overrides).model, norm)
     assert verdict == want
     assert f"{norm:.3f}" in sentence
@@ -69,12 +76,16 @@ def test_an_openpi_checkpoint_starts_a_full_run_and_a_lora_run(openpi_full_param
     np.testing.assert_array_equal(state.trained[vision], adapted.trained[vision])
     base = "PaliGemma/llm/layers/attn/q_einsum/w"
     np.testing.assert_array_equal(state.trained[base].astype("bfloat16"), adapted.frozen[base])
-    assert float(np.std(adapted.trained["PaliGemma/llm/layers/mlp/linear_lora_a"])) == pytest.approx(0.01, rel=0.1)
+    assert float(np.std(adapted.trained["PaliGemma/llm/layers/mlp/linear_lora_a"])) == pytest.approx(
+        0.01, rel=0.1
+    )
     assert not listener.warned
 
 
 def test_weights_of_another_model_are_refused_with_every_difference(openpi_full_params: Path) -> None:
-    recipe = load_recipe("smoke", [f"weights.source={openpi_full_params}", "model.vocab_size=500", "model.vision=Ti/14"])
+    recipe = load_recipe(
+        "smoke", [f"weights.source={openpi_full_params}", "model.vocab_size=500", "model.vision=Ti/14"]
+    )
     with pytest.raises(HarnessError) as caught:
         first_state(recipe, jax.random.key(0), Listener(), Layout(jax.local_devices()[:1]))
     assert caught.value.code == "weights-mismatch"

@@ -26,7 +26,10 @@ def run(recipe: Recipe, steps: int = 3, **levers: int) -> tuple[TrainState, list
 
 
 def test_accumulation_equals_one_big_batch() -> None:
-    recipe = tiny("train.optimizer.eps=1.0e-4", "train.optimizer.schedule={warmup_steps: 1, peak: 1.0e-3, decay_steps: 10, end: 0.0}")
+    recipe = tiny(
+        "train.optimizer.eps=1.0e-4",
+        "train.optimizer.schedule={warmup_steps: 1, peak: 1.0e-3, decay_steps: 10, end: 0.0}",
+    )
     (big, big_lines), (small, small_lines) = run(recipe), run(recipe, accumulation_steps=4)
     for one, other in zip(big_lines, small_lines, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
@@ -37,7 +40,9 @@ def test_accumulation_equals_one_big_batch() -> None:
 
 def test_augmentation_is_drawn_before_the_cut_into_microbatches() -> None:
     recipe = tiny("data.augment=true")
-    assert run(recipe, 1)[1][0]["loss"] == pytest.approx(run(recipe, 1, accumulation_steps=2)[1][0]["loss"], rel=1e-5)
+    assert run(recipe, 1)[1][0]["loss"] == pytest.approx(
+        run(recipe, 1, accumulation_steps=2)[1][0]["loss"], rel=1e-5
+    )
     assert run(recipe, 1)[1][0]["loss"] != pytest.approx(run(tiny(), 1)[1][0]["loss"], rel=1e-5)
 
 
@@ -79,6 +84,8 @@ def test_time_is_beta_between_a_thousandth_and_one() -> None:
 def test_the_published_schedule() -> None:
     rate = learning_rate(load_recipe("pi05_libero").train.optimizer.schedule)
     assert float(rate(0)) == pytest.approx(5e-5 / 10_001, rel=1e-3)
-    assert float(rate(15)) == pytest.approx(8e-8, rel=0.01)  # the report's last line: nothing can have been learned
+    assert float(rate(15)) == pytest.approx(
+        8e-8, rel=0.01
+    )  # the report's last line: nothing can have been learned
     assert float(rate(10_000)) == pytest.approx(5e-5)
     assert float(rate(29_999)) == pytest.approx(5e-5)

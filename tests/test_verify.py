@@ -1,4 +1,6 @@
-"""Verify: a run of our own is equal in every field and bit for bit; whatever was changed afterwards is named first."""
+"""Verify: a run of our own is equal in every field and bit for bit; whatever was changed afterwards is named
+first.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +27,35 @@ from tests.test_supervise import Listener
 
 
 def harness(cache: Path, *arguments: str, code: int | None = 0, **environment: str) -> str:
-    env = os.environ | {"HARNESS_CACHE": str(cache), "WANDB_MODE": "disabled", "HARNESS_LOCK_SHA256": flips.LOCK} | environment
-    done = subprocess.run([sys.executable, "-m", "harness.cli", *arguments], env=env, capture_output=True, text=True, timeout=300, check=False)
+    env = (
+        os.environ
+        | {"HARNESS_CACHE": str(cache), "WANDB_MODE": "disabled", "HARNESS_LOCK_SHA256": flips.LOCK}
+        | environment
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert code is None or done.returncode == code, done.stderr[-3000:] + done.stdout[-2000:]
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a trained run, the dataset and the weights that it was made from, and a cache of compiled programs."""
+    """A directory with a trained run, the dataset and the weights that it was made from, and a cache of
+    compiled programs.
+    """
     return flips.prepare(tmp_path_factory.mktemp("verify")).root
 
 
 def verdict(place: Path, run: Path, *arguments: str, code: int = 0, **environment: str) -> Verdict:
-    return Verdict.model_validate_json(harness(place / "cache", "verify", str(run), "--json", *arguments, code=code, **environment))
+    return Verdict.model_validate_json(
+        harness(place / "cache", "verify", str(run), "--json", *arguments, code=code, **environment)
+    )
 
 
 def copy(place: Path, tmp_path: Path) -> Path:
@@ -50,9 +67,26 @@ def test_an_untouched_run_is_equal_bit_for_bit(place: Path, tmp_path: Path) -> N
     found = verdict(place, run, "--steps=3")
     assert found.verdict == "equal"
     assert found.replay is not None
-    assert (found.replay.steps, found.replay.tolerance, found.replay.largest_difference) == (3, 0.0, 0.0), found.replay.note
+    assert (found.replay.steps, found.replay.tolerance, found.replay.largest_difference) == (
+        3,
+        0.0,
+        0.0,
+    ), found.replay.note
     same = {row.field for row in found.fields if row.status == "equal"}
-    assert same >= {"recipe", "recipe_sha256", "dataset", "norm_stats", "weights", "leaves", "plan", "files", "lock", "packages", "packages_sha256", "source"}
+    assert same >= {
+        "recipe",
+        "recipe_sha256",
+        "dataset",
+        "norm_stats",
+        "weights",
+        "leaves",
+        "plan",
+        "files",
+        "lock",
+        "packages",
+        "packages_sha256",
+        "source",
+    }
     assert same >= {"environment", "device", "step_fingerprint", "executable_fingerprint"}
     assert Verdict.model_validate_json((run / "verdict.json").read_text()) == found
 
@@ -64,7 +98,11 @@ def test_it_can_begin_at_a_checkpoint(place: Path, tmp_path: Path) -> None:
     rows = {row.field: row for row in found.fields}
     assert (rows["device"].status, rows["executable_fingerprint"].status) == ("equal", "equal")
     # What training began with is not computed again there; the files of the weights have answered for it.
-    assert (rows["leaves"].status, rows["leaves"].matters, rows["weights"].status) == ("cannot tell", False, "equal")
+    assert (rows["leaves"].status, rows["leaves"].matters, rows["weights"].status) == (
+        "cannot tell",
+        False,
+        "equal",
+    )
 
 
 def change_metrics(run: Path, place: Path) -> None:
@@ -77,11 +115,15 @@ def change_metrics(run: Path, place: Path) -> None:
 
 
 # What needs no step computed again to be found, and no other source.
-FILES = [each for each in flips.FLIPS if "loss" not in each.expected and each.expected not in ("array", "source")]
+FILES = [
+    each for each in flips.FLIPS if "loss" not in each.expected and each.expected not in ("array", "source")
+]
 
 
 @pytest.mark.parametrize("flip", FILES, ids=lambda flip: flip.name)
-def test_what_was_flipped_is_named_first(flip: flips.Flip, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_flipped_is_named_first(
+    flip: flips.Flip, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, here = copy(place, tmp_path), flips.Place(place)
     for name, value in (("HARNESS_LOCK_SHA256", flips.LOCK), *flip.environment):
         # The flags of these tests are the run's too; one more is the difference.
@@ -118,21 +160,32 @@ def test_metrics_and_checkpoints_that_were_changed(place: Path, tmp_path: Path) 
 
 
 def test_a_run_does_not_go_on_with_other_statistics(place: Path, tmp_path: Path) -> None:
-    """They lie in the run's directory, current by what they were computed from, and are not those that it was started with."""
+    """They lie in the run's directory, current by what they were computed from, and are not those that it was
+    started with.
+    """
     run = copy(place, tmp_path)
     flips.a_statistic(flips.Place(place), run)
     sets = [f"--run={run}", "--steps=5"]
-    done = subprocess.run([sys.executable, "-m", "harness.cli", "train", "--resume", *sets], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "train", "--resume", *sets],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert "[norm_stats-differs]" in done.stderr
 
 
 def test_two_runs(place: Path, tmp_path: Path) -> None:
     run = copy(place, tmp_path)
-    found = Verdict.model_validate_json(harness(place / "cache", "verify", str(place / "run"), str(run), "--json"))
+    found = Verdict.model_validate_json(
+        harness(place / "cache", "verify", str(place / "run"), str(run), "--json")
+    )
     assert found.verdict == "equal"
     change_metrics(run, place)
-    found = Verdict.model_validate_json(harness(place / "cache", "verify", str(place / "run"), str(run), "--json", code=1))
+    found = Verdict.model_validate_json(
+        harness(place / "cache", "verify", str(place / "run"), str(run), "--json", code=1)
+    )
     assert str(found.first_difference).startswith("loss of step 1")
 
 
@@ -150,9 +203,22 @@ def received(place: Path, tmp_path: Path, **recipe: dict[str, Any]) -> Path:
 def test_verify_asks_no_server_that_only_the_run_names(steps: str, place: Path, tmp_path: Path) -> None:
     stranger = Server()
     try:
-        run = received(place, tmp_path, weights={"source": f"{stranger.url}/ckpt/internal"}, data={"dataset": "lab/robot", "revision": None})
-        known = {"HF_ENDPOINT": stranger.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_" + "a" * 34, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
-        found = verdict(place, run, f"--steps={steps}", code=1, HARNESS_CACHE=str(tmp_path / "cache"), **known)
+        run = received(
+            place,
+            tmp_path,
+            weights={"source": f"{stranger.url}/ckpt/internal"},
+            data={"dataset": "lab/robot", "revision": None},
+        )
+        known = {
+            "HF_ENDPOINT": stranger.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "hf_" + "a" * 34,
+            "HF_HOME": str(tmp_path / "hf"),
+            "NO_PROXY": "*",
+        }
+        found = verdict(
+            place, run, f"--steps={steps}", code=1, HARNESS_CACHE=str(tmp_path / "cache"), **known
+        )
         assert stranger.requests == []
         rows = {row.field: row for row in found.fields}
         assert rows["dataset"].status == "cannot tell"
@@ -166,7 +232,9 @@ def test_verify_asks_no_server_that_only_the_run_names(steps: str, place: Path, 
 
 
 @pytest.mark.parametrize("end", ["..", "%2e%2e", "lock", ""])
-def test_verify_leaves_the_cache_as_it_is_whatever_the_run_names(end: str, place: Path, tmp_path: Path) -> None:
+def test_verify_leaves_the_cache_as_it_is_whatever_the_run_names(
+    end: str, place: Path, tmp_path: Path
+) -> None:
     (tmp_path / "cache/huggingface").mkdir(parents=True)
     (tmp_path / "cache/huggingface/data").write_text("mine")
     run = received(place, tmp_path, weights={"source": f"http://127.0.0.1:9/ckpt/{end}"})
@@ -174,7 +242,9 @@ def test_verify_leaves_the_cache_as_it_is_whatever_the_run_names(end: str, place
     assert [path.name for path in (tmp_path / "cache").rglob("*")] == ["huggingface", "data"]
 
 
-def test_a_directory_that_is_no_dataset_is_neither_listed_nor_hashed(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_is_no_dataset_is_neither_listed_nor_hashed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "secret").write_text("hunter2")
@@ -200,14 +270,24 @@ def test_what_is_no_run_is_refused(place: Path, tmp_path: Path) -> None:
 
 def found_as(manifest: Manifest, **changes: Any) -> Found:
     """What is found where everything is as the manifest says, but for `changes`."""
-    same: dict[str, Any] = {name: getattr(manifest, name) for name in Found._fields if name in Manifest.model_fields}
-    same |= {"weights": weights_digests(manifest.weights), "leaves": manifest.weights["leaves"], "plan": manifest.plan.levers.model_dump(mode="json")}
-    same |= {"files": {"dataset.json": manifest.dataset_sha256, "norm_stats.json": manifest.norm_stats_sha256}}
+    same: dict[str, Any] = {
+        name: getattr(manifest, name) for name in Found._fields if name in Manifest.model_fields
+    }
+    same |= {
+        "weights": weights_digests(manifest.weights),
+        "leaves": manifest.weights["leaves"],
+        "plan": manifest.plan.levers.model_dump(mode="json"),
+    }
+    same |= {
+        "files": {"dataset.json": manifest.dataset_sha256, "norm_stats.json": manifest.norm_stats_sha256}
+    }
     return Found(**same | changes)
 
 
 def test_a_field_that_nobody_knows_raises_no_doubt_and_one_that_only_the_run_knows_does(place: Path) -> None:
-    manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(update={"lock_sha256": "a" * 64, "image": None})
+    manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(
+        update={"lock_sha256": "a" * 64, "image": None}
+    )
     rows = {row.field: row for row in compare(manifest, found_as(manifest, lock_sha256=None))}
     assert rows["lock"].status == "cannot tell"
     assert rows["lock"].matters
@@ -242,7 +322,11 @@ CAUSES = [
 def test_causes_are_named_before_what_follows_from_them(cause: str, effect: str, place: Path) -> None:
     manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text())
     levers = manifest.plan.levers.model_copy(update={"platform": "cuda"})
-    known = {"kernels_sha256": "a" * 64, "lock_sha256": "b" * 64, "plan": manifest.plan.model_copy(update={"levers": levers})}
+    known = {
+        "kernels_sha256": "a" * 64,
+        "lock_sha256": "b" * 64,
+        "plan": manifest.plan.model_copy(update={"levers": levers}),
+    }
     manifest = manifest.model_copy(update=known)
 
     def other(name: str) -> Any:
@@ -252,12 +336,16 @@ def test_causes_are_named_before_what_follows_from_them(cause: str, effect: str,
     named = first_difference(compare(manifest, found_as(manifest, **{effect: other(effect)})))
     assert named is not None
     rows = compare(manifest, found_as(manifest, **{cause: other(cause), effect: other(effect)}))
-    assert first_difference(rows) == first_difference(compare(manifest, found_as(manifest, **{cause: other(cause)})))
+    assert first_difference(rows) == first_difference(
+        compare(manifest, found_as(manifest, **{cause: other(cause)}))
+    )
     assert first_difference(rows) != named
 
 
 def test_flags_are_compared_one_by_one_and_dumps_change_nothing(place: Path) -> None:
-    manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(update={"environment": {"XLA_FLAGS": "--a=1 --b"}})
+    manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(
+        update={"environment": {"XLA_FLAGS": "--a=1 --b"}}
+    )
 
     def named(flags: str) -> str | None:
         return first_difference(compare(manifest, found_as(manifest, environment={"XLA_FLAGS": flags})))
@@ -268,10 +356,15 @@ def test_flags_are_compared_one_by_one_and_dumps_change_nothing(place: Path) -> 
 
 
 def test_two_commits_with_one_source_are_one(place: Path) -> None:
-    manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(update={"source_revision": "a" * 40})
+    manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(
+        update={"source_revision": "a" * 40}
+    )
     rows = compare(manifest, found_as(manifest, source_revision="b" * 40))
     assert first_difference(rows) is None
-    assert first_difference(compare(manifest, found_as(manifest, source_revision="b" * 40, source_sha256=None))) == "source_revision"
+    assert (
+        first_difference(compare(manifest, found_as(manifest, source_revision="b" * 40, source_sha256=None)))
+        == "source_revision"
+    )
 
 
 def metrics(loss: float, step: int = 0) -> dict[int, dict[str, float]]:
@@ -289,7 +382,9 @@ def metrics(loss: float, step: int = 0) -> dict[int, dict[str, float]]:
         (metrics(1.0), metrics(1.0, step=5), 0.0, "cannot tell"),
     ],
 )
-def test_metrics_are_compared_bit_for_bit_or_within_a_tolerance(recorded: Any, again: Any, tolerance: float, status: str) -> None:
+def test_metrics_are_compared_bit_for_bit_or_within_a_tolerance(
+    recorded: Any, again: Any, tolerance: float, status: str
+) -> None:
     assert compare_metrics(recorded, again, start=0, tolerance=tolerance, device="cpu").status == status
 
 

@@ -1,4 +1,6 @@
-"""Redirects: never from https to plain http, never into a private network, wherever a name leads; real servers, and a name service of our own."""
+"""Redirects: never from https to plain http, never into a private network, wherever a name leads; real
+servers, and a name service of our own.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +129,11 @@ def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A name service of our own; whatever is connected to is this machine."""
-    known = {"public.test.example": "93.184.216.34", "rebinds.test.example": "10.0.0.7", "meta.test.example": "169.254.169.254"}
+    known = {
+        "public.test.example": "93.184.216.34",
+        "rebinds.test.example": "10.0.0.7",
+        "meta.test.example": "169.254.169.254",
+    }
     real_info, real_connection = socket.getaddrinfo, socket.create_connection
 
     def getaddrinfo(host: str, port: int, *args: Any, **options: Any) -> Any:
@@ -157,16 +163,37 @@ def test_a_typed_local_address_may_redirect_to_itself(places: Places) -> None:
 
 
 @pytest.mark.usefixtures("names")
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "2130706433", "10.1.2.3", "169.254.169.254", "localhost", "printer", "0"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "2130706433",
+        "10.1.2.3",
+        "169.254.169.254",
+        "localhost",
+        "printer",
+        "0",
+    ],
+)
 def test_a_public_address_leads_to_no_private_one(places: Places, host: str) -> None:
-    assert refused(f"http://public.test.example:{places.port}/to?https://{host}:{places.port}/end") == "download-redirect"
+    assert (
+        refused(f"http://public.test.example:{places.port}/to?https://{host}:{places.port}/end")
+        == "download-redirect"
+    )
     assert len(places.asked) == 1
 
 
 @pytest.mark.usefixtures("names")
 @pytest.mark.parametrize("host", ["rebinds.test.example", "meta.test.example"])
-def test_a_public_name_that_resolves_to_a_private_address_is_not_connected_to(places: Places, host: str) -> None:
-    assert refused(f"http://public.test.example:{places.port}/to?https://{host}:{places.port}/end") == "download-redirect"
+def test_a_public_name_that_resolves_to_a_private_address_is_not_connected_to(
+    places: Places, host: str
+) -> None:
+    assert (
+        refused(f"http://public.test.example:{places.port}/to?https://{host}:{places.port}/end")
+        == "download-redirect"
+    )
     assert len(places.asked) == 1
 
 
@@ -175,7 +202,10 @@ def test_a_local_address_leads_to_no_other_network_of_the_user(places: Places) -
     assert refused(f"http://127.0.0.1:{places.port}/to?https://192.168.1.1/") == "download-redirect"
 
 
-@pytest.mark.parametrize("target", ["http://example.com/", "ftp://127.0.0.1/x", "file:///etc/passwd", "gs://bucket/x", "http://127.0.0.2/"])
+@pytest.mark.parametrize(
+    "target",
+    ["http://example.com/", "ftp://127.0.0.1/x", "file:///etc/passwd", "gs://bucket/x", "http://127.0.0.2/"],
+)
 def test_a_redirect_to_another_scheme_is_not_followed(places: Places, target: str) -> None:
     code = None
     try:
@@ -196,7 +226,9 @@ def test_redirects_have_an_end(places: Places) -> None:
 
 
 @pytest.mark.usefixtures("names")
-def test_behind_a_proxy_names_and_literal_addresses_are_looked_at(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_behind_a_proxy_names_and_literal_addresses_are_looked_at(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The proxy is this machine, which is the user's choice; the address that it is asked for is not."""
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{places.port}")
     with open_url("http://public.test.example/end", timeout_s=10) as response:
@@ -210,9 +242,26 @@ def test_behind_a_proxy_names_and_literal_addresses_are_looked_at(places: Places
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
-def test_https_is_not_left_by_a_redirect(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_https_is_not_left_by_a_redirect(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, certificate = tmp_path / "k.pem", tmp_path / "c.pem"
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"]
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
     subprocess.run([*made, "-addext", "subjectAltName=DNS:localhost"], check=True, stderr=subprocess.DEVNULL)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)

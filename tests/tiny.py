@@ -8,7 +8,10 @@ from harness.recipe.load import load_recipe
 from harness.recipe.parameters import parameter_shapes
 from harness.recipe.schema import Recipe
 
-LORA = ["train.trained=lora", *(f"model.{expert}.lora={{rank: 4, alpha: 4.0}}" for expert in ("paligemma", "action_expert"))]
+LORA = [
+    "train.trained=lora",
+    *(f"model.{expert}.lora={{rank: 4, alpha: 4.0}}" for expert in ("paligemma", "action_expert")),
+]
 
 
 def tiny(*overrides: str) -> Recipe:
@@ -32,4 +35,7 @@ def random_batch(recipe: Recipe, batch: int = 4, tokens: int = 16, seed: int = 0
 def random_params(recipe: Recipe, seed: int = 0) -> dict:
     """Small random parameters, none of them zero, so that every one has a gradient worth comparing."""
     rng = np.random.default_rng(seed)
-    return {path: (0.05 * rng.standard_normal(shape)).astype(np.float32) for path, shape in parameter_shapes(recipe.model).items()}
+    return {
+        path: (0.05 * rng.standard_normal(shape)).astype(np.float32)
+        for path, shape in parameter_shapes(recipe.model).items()
+    }

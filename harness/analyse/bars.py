@@ -12,7 +12,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _MOST = 20_000
-_STATE = re.compile(rb"(?<![\d.])(\d{1,15}+)/(\d{1,15}+) \[(?:(\d{1,6}+):)?(\d{1,6}+):(\d\d)<(?:[^,\]\n]{1,20}+, {1,4}+([\d.]{1,12}+)(it/s|s/it))?")
+_STATE = re.compile(
+    rb"(?<![\d.])(\d{1,15}+)/(\d{1,15}+) \[(?:(\d{1,6}+):)?(\d{1,6}+):(\d\d)<(?:[^,\]\n]{1,20}+,"
+    rb" {1,4}+([\d.]{1,12}+)(it/s|s/it))?"
+)
 _RATE = re.compile(rb"rate:([\d.]{1,12}+)(it/s|s/it)")
 
 

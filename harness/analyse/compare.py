@@ -16,16 +16,23 @@ _STRETCHES = 20
 
 
 def distance(name: str, steps: Floats, losses: Floats, their_steps: Floats, their_losses: Floats) -> Distance:
-    """The difference of two curves over the steps that both cover, as a share of the reference's level, with a 95 % interval.
+    """The difference of two curves over the steps that both cover, as a share of the reference's level, with
+    a 95 % interval.
 
-    Where both log the same steps these are compared one by one, else the reference is interpolated between its own.
+    Where both log the same steps these are compared one by one, else the reference is interpolated between
+    its own.
     """
     common = np.intersect1d(steps, their_steps)
     identical = 0
     if len(common):
-        ours, theirs = losses[np.searchsorted(steps, common)], their_losses[np.searchsorted(their_steps, common)]
+        ours, theirs = (
+            losses[np.searchsorted(steps, common)],
+            their_losses[np.searchsorted(their_steps, common)],
+        )
         identical = int((ours == theirs).sum())
-    at = common if len(common) >= MIN_COMMON else steps[(steps >= their_steps[0]) & (steps <= their_steps[-1])]
+    at = (
+        common if len(common) >= MIN_COMMON else steps[(steps >= their_steps[0]) & (steps <= their_steps[-1])]
+    )
     if len(at) < MIN_COMMON:
         return _nothing(name, len(common), identical)
     ours, theirs = np.interp(at, steps, losses), np.interp(at, their_steps, their_losses)
@@ -33,7 +40,8 @@ def distance(name: str, steps: Floats, losses: Floats, their_steps: Floats, thei
     away = (ours - theirs) / scale
     test = Test(at, clipped(away, level_of(away)))
     mean = float(test.values.mean())
-    # The shape that was tested is a straight line; a mean of as many points is as uncertain, and its quantile the same within a few percent.
+    # The shape that was tested is a straight line; a mean of as many points is as uncertain, and its quantile
+    # the same within a few percent.
     half = test.line()[2] * float(np.sqrt(test.found.long_run[0] / test.blocks))
     parts = np.array_split(np.arange(len(at)), min(_STRETCHES, max(1, len(at) // 4)))
     stretches = [float(test_part.mean()) for test_part in (away[part] for part in parts)]
@@ -50,7 +58,15 @@ def distance(name: str, steps: Floats, losses: Floats, their_steps: Floats, thei
         high=mean + half,
         largest_difference=stretches[worst],
         largest_at_step=int(at[parts[worst][0]]),
-        answer="identical" if same else "within noise" if abs(mean) <= half else "higher" if mean > 0 else "lower",
+        answer=(
+            "identical"
+            if same
+            else "within noise"
+            if abs(mean) <= half
+            else "higher"
+            if mean > 0
+            else "lower"
+        ),
     )
 
 

@@ -31,7 +31,8 @@ Floats = npt.NDArray[np.float64]
 
 PUBLISHED = "pi05_libero"
 MAX_POINTS = 2_000
-# The first logged steps are left out of the trend: openpi's first value is of one step where the others are averages, and compilers warm up.
+# The first logged steps are left out of the trend: openpi's first value is of one step where the others are
+# averages, and compilers warm up.
 _FIRST_SHARE = 0.02
 # As share of what is negligible altogether: what the loss does before that is left out as well.
 _BEFORE = 0.1
@@ -53,21 +54,45 @@ def read_log(path: str, stdin: bytes | BinaryIO | None = None) -> Log:
     source = open_source(path, stdin)
     records = read_records(source.text)
     if not len(records.columns["step"]):
-        unread = f", {records.unreadable:,} of them with a step and a loss that could not be read" if records.unreadable else ""
-        steps = f", {records.log.impossible:,} with a step that no step can be" if records.log.impossible else ""
-        held = f", {len(records.log.held_out[0]):,} with a held-out loss alone" if len(records.log.held_out[0]) else ""
+        unread = (
+            f", {records.unreadable:,} of them with a step and a loss that could not be read"
+            if records.unreadable
+            else ""
+        )
+        steps = (
+            f", {records.log.impossible:,} with a step that no step can be" if records.log.impossible else ""
+        )
+        held = (
+            f", {len(records.log.held_out[0]):,} with a held-out loss alone"
+            if len(records.log.held_out[0])
+            else ""
+        )
         raise HarnessError(
             "log-without-loss",
             f"no line of {source.name} names a step and a training loss",
-            got=f"{records.lines:,} lines{unread}{steps}{held}; one of them is {(records.strange or '')[:80]!r}",
-            need="lines like `Step 10: grad_norm=1.2, loss=0.1, param_norm=1802.4`, a metrics.jsonl, or a CSV with the columns step and loss",
-            fix="give the console log of openpi, LeRobot, transformers or harness train, a CSV export of its loss, or a run directory",
+            got=(
+                f"{records.lines:,} lines{unread}{steps}{held}; one of them is"
+                f" {(records.strange or '')[:80]!r}"
+            ),
+            need=(
+                "lines like `Step 10: grad_norm=1.2, loss=0.1, param_norm=1802.4`, a metrics.jsonl, or a CSV"
+                " with the columns step and loss"
+            ),
+            fix=(
+                "give the console log of openpi, LeRobot, transformers or harness train, a CSV export of its"
+                " loss, or a run directory"
+            ),
         )
     return Log(source, records, one_run(records))
 
 
 def analyse(
-    path: str, *, recipe: str | None = None, overrides: list[str] | None = None, references: list[str] | None = None, stdin: bytes | BinaryIO | None = None
+    path: str,
+    *,
+    recipe: str | None = None,
+    overrides: list[str] | None = None,
+    references: list[str] | None = None,
+    stdin: bytes | BinaryIO | None = None,
 ) -> Curve:
     """The curve, its trend, findings and verdict.
 
@@ -79,12 +104,19 @@ def analyse(
     steps, losses = columns["step"], columns["loss"]
     learning = _learning(own, columns, told, counted=log.records.numbered)
     finite = np.isfinite(losses)
-    found = _Trend(steps[finite], losses[finite], learning, _applied(own, columns)[finite], log.records.decimals)
+    found = _Trend(
+        steps[finite], losses[finite], learning, _applied(own, columns)[finite], log.records.decimals
+    )
     lost = np.flatnonzero(finite)[-1] + 1 if finite.any() else 0
     second = held_out(log.records.log.held_out)
     pace = throughput(log.records.columns if not log.run.mixed else columns, log.records.bars)
     still = findings.about_weights_moving(columns, learning)
-    about = [*_about_start(log, own, told, learning), *still, *findings.about_held_out(second), *findings.about_pace(pace)]
+    about = [
+        *_about_start(log, own, told, learning),
+        *still,
+        *findings.about_held_out(second),
+        *findings.about_pace(pace),
+    ]
     about += [*findings.about_events(found.spikes, found.jumps), *_about_end(found, steps[finite])]
     trend = found.test.trend() if found.test else None
     verdict = judge(
@@ -129,8 +161,16 @@ def analyse(
         distances=[_distance(reference, steps[finite], losses[finite]) for reference in references or []],
         series=_series(columns, own, found),
         held_out=second,
-        read=Lines(understood=log.records.understood, others=log.records.filled - log.records.understood, example=log.records.strange),
-        unknown={} if pace else {"throughput": "the log says nothing of time: no clock, no step times, no progress bar"},
+        read=Lines(
+            understood=log.records.understood,
+            others=log.records.filled - log.records.understood,
+            example=log.records.strange,
+        ),
+        unknown=(
+            {}
+            if pace
+            else {"throughput": "the log says nothing of time: no clock, no step times, no progress bar"}
+        ),
     )
 
 
@@ -138,7 +178,11 @@ def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> lis
     """What the lines give away beside the trend, and what the first of them says of the weights."""
     columns = log.run.columns
     steps, losses, norm = columns["step"], columns["loss"], columns["param_norm"][0]
-    about = [*log.run.findings, *findings.about_reading(log.records, columns), *findings.about_rates(columns, recipe)]
+    about = [
+        *log.run.findings,
+        *findings.about_reading(log.records, columns),
+        *findings.about_rates(columns, recipe),
+    ]
     about += findings.about_loss(steps, losses, by_rate=_rate_applied(recipe, columns, learning))
     about += [*findings.about_gradients(columns, recipe), *findings.about_weights_finite(columns)]
     if not (np.isfinite(norm) and norm > 0 and _full_rate(recipe, 0, steps[0]) < learning.negligible_below):
@@ -146,7 +190,11 @@ def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> lis
     weights = about_weights(recipe, float(norm), named=told != "assumed")
     # Where other weights begin is not known: nothing is said of their first loss.
     others = any(finding.code == "fingerprint-differs" for finding in weights)
-    first = about_first_loss(recipe, float(losses[0]), named=told != "assumed") if np.isfinite(losses[0]) and not others else []
+    first = (
+        about_first_loss(recipe, float(losses[0]), named=told != "assumed")
+        if np.isfinite(losses[0]) and not others
+        else []
+    )
     return [*about, *weights, *first]
 
 
@@ -158,7 +206,9 @@ def inputs_of(source: Source, recipe: Recipe, references: list[str]) -> str:
 class _Trend:
     """What the finite losses of one run amount to."""
 
-    def __init__(self, steps: Floats, losses: Floats, learning: Learning, applied: Floats, decimals: int | None) -> None:
+    def __init__(
+        self, steps: Floats, losses: Floats, learning: Learning, applied: Floats, decimals: int | None
+    ) -> None:
         self._steps, self._losses = steps, losses
         self.test: Test | None = None
         self.rise: events.Rise | None = None
@@ -212,15 +262,25 @@ def _applied(recipe: Recipe, columns: dict[str, Floats]) -> Floats:
     """[N] steps at the recipe's peak rate that had been applied since the first logged step."""
     logged, peak = _logged_rates(columns), recipe.train.optimizer.schedule.peak
     applied = full_rate_steps(recipe.train.optimizer.schedule, columns["step"], logged)
-    return applied if logged is None else applied * max(float(logged.max()), 1e-300) / max(peak, float(logged.max()))
+    return (
+        applied
+        if logged is None
+        else applied * max(float(logged.max()), 1e-300) / max(peak, float(logged.max()))
+    )
 
 
 def _full_rate(recipe: Recipe, first: float, last: float) -> float:
-    return float(full_rate_steps(recipe.train.optimizer.schedule, np.array([first, max(first, last)]))[-1]) if last > first else 0.0
+    return (
+        float(full_rate_steps(recipe.train.optimizer.schedule, np.array([first, max(first, last)]))[-1])
+        if last > first
+        else 0.0
+    )
 
 
 def _rate_applied(recipe: Recipe, columns: dict[str, Floats], learning: Learning) -> bool:
-    """Whether more than a negligible learning rate was applied before the first loss that is not finite, as far as the log shows."""
+    """Whether more than a negligible learning rate was applied before the first loss that is not finite, as
+    far as the log shows.
+    """
     bad = np.flatnonzero(~np.isfinite(columns["loss"]))
     if not len(bad) or not bad[0]:
         return False
@@ -232,9 +292,13 @@ def _learning(recipe: Recipe, columns: dict[str, Floats], told: str, *, counted:
     rates = learning_rate(schedule, columns["step"]) if logged is None else logged
     # Of lines that were merely counted nobody knows how many steps lie between them.
     negligible, enough = (0.0, 0.0) if counted else thresholds(recipe)
-    of_recipe = {"named": "as named", "run": "the run's own", "assumed": "assumed, since none was named"}[told]
+    of_recipe = {"named": "as named", "run": "the run's own", "assumed": "assumed, since none was named"}[
+        told
+    ]
     return Learning(
-        source="rates of the log itself" if logged is not None else f"rates of recipe {recipe.name}, {of_recipe}",
+        source=(
+            "rates of the log itself" if logged is not None else f"rates of recipe {recipe.name}, {of_recipe}"
+        ),
         first=float(rates[0]),
         last=float(rates[-1]),
         peak=schedule.peak,
@@ -250,15 +314,29 @@ def _about_end(found: _Trend, steps: Floats) -> list[CurveFinding]:
     rise = found.rise
     if rise is None or rise.diverged or not 0 < rise.tail < events.EXPLODED_POINTS:
         return []
-    text = f"the last {rise.tail} logged point{'s' * (rise.tail > 1)} lie far above the rest: a spike, or a divergence that begins; more points will tell"
-    return [CurveFinding(severity="warning", code="spike-at-the-end", text=text, steps=[int(step) for step in steps[-rise.tail :]])]
+    text = (
+        f"the last {rise.tail} logged point{'s' * (rise.tail > 1)} lie far above the rest: a spike, or a"
+        " divergence that begins; more points will tell"
+    )
+    return [
+        CurveFinding(
+            severity="warning",
+            code="spike-at-the-end",
+            text=text,
+            steps=[int(step) for step in steps[-rise.tail :]],
+        )
+    ]
 
 
 def _distance(reference: str, steps: Floats, losses: Floats) -> Distance:
     columns = read_log(reference).run.columns
     finite = np.isfinite(columns["loss"])
     if not finite.any() or not len(steps):
-        raise HarnessError("reference-without-loss", f"{reference} or the log has no finite loss to compare", fix="give another --reference")
+        raise HarnessError(
+            "reference-without-loss",
+            f"{reference} or the log has no finite loss to compare",
+            fix="give another --reference",
+        )
     return distance(str(Path(reference)), steps, losses, columns["step"][finite], columns["loss"][finite])
 
 

@@ -19,8 +19,8 @@ Floats = npt.NDArray[np.float64]
 MOST = 20
 # In standard errors of the gap between two lines.
 JUMP = 5.5
-# A loss that ends at twice its best level, or above its first and at 1.5 times its best, has diverged when the rise is certain; below that it
-# merely does not learn.
+# A loss that ends at twice its best level, or above its first and at 1.5 times its best, has diverged when
+# the rise is certain; below that it merely does not learn.
 DIVERGED_RATIO, ABOVE_START_RATIO, CERTAIN = 2.0, 1.5, 0.001
 # So many times the best level, for three points at the end, needs no test.
 EXPLODED_RATIO, EXPLODED_POINTS = 3.0, 3
@@ -28,10 +28,19 @@ EXPLODED_RATIO, EXPLODED_POINTS = 3.0, 3
 
 def spikes(steps: Floats, values: Floats, level: Level, found: list[Excursion]) -> list[Spike]:
     """The highest of the excursions that came back, in order of steps."""
-    back = [one for one in found if one.first > 0 and one.last < len(values) - 1 and one.height > 0.2 * abs(level.level[one.first])]
+    back = [
+        one
+        for one in found
+        if one.first > 0 and one.last < len(values) - 1 and one.height > 0.2 * abs(level.level[one.first])
+    ]
     highest = sorted(back, key=lambda one: -one.height)[:MOST]
     return [
-        Spike(first_step=int(steps[e.first]), last_step=int(steps[e.last]), top=float(values[e.first : e.last + 1].max()), height=e.height)
+        Spike(
+            first_step=int(steps[e.first]),
+            last_step=int(steps[e.last]),
+            top=float(values[e.first : e.last + 1].max()),
+            height=e.height,
+        )
         for e in sorted(highest, key=lambda one: one.first)
     ]
 
@@ -39,7 +48,8 @@ def spikes(steps: Floats, values: Floats, level: Level, found: list[Excursion]) 
 def jumps(steps: Floats, values: Floats) -> list[Jump]:
     """Where the level changes from one point to the next by more than its noise and its trend explain.
 
-    Two straight lines are laid through the stretches before and after each candidate; their gap there is compared with its standard error.
+    Two straight lines are laid through the stretches before and after each candidate; their gap there is
+    compared with its standard error.
     """
     count = min(len(values), 400)
     reach = max(6, count // 10)
@@ -55,7 +65,8 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
     lines = np.stack([np.full(reach, 1 / np.sqrt(reach)), x / np.sqrt(x @ x)])
     left = (windows**2).sum(axis=1) - ((windows @ lines.T) ** 2).sum(axis=1)
     variance = np.maximum((left[:-reach] + left[reach:]) / (2 * reach - 4), (1e-6 * np.abs(means).max()) ** 2)
-    # The noise around is taken as it is in most places: a stretch that is quiet by chance makes no changepoint.
+    # The noise around is taken as it is in most places: a stretch that is quiet by chance makes no
+    # changepoint.
     variance = np.maximum(variance, 0.5 * float(np.median(variance)))
     error = np.sqrt(2 * variance * (weights @ weights))
     # A loss of zero everywhere has neither noise nor a changepoint.
@@ -66,15 +77,19 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
         if abs(ratio[index]) < JUMP or len(found) == MOST:
             break
         if free[index] and abs(after[index] - before[index]) > 0.05 * abs(before[index]):
-            found.append(Jump(step=int(places[index + reach]), before=float(before[index]), after=float(after[index])))
+            found.append(
+                Jump(step=int(places[index + reach]), before=float(before[index]), after=float(after[index]))
+            )
         free[max(0, index - reach) : index + reach + 1] = False
     return sorted(found, key=lambda jump: jump.step)
 
 
 def plateau(steps: Floats, values: Floats) -> int | None:
-    """The step from which a curve that fell hardly does: nine tenths of the fall lie before it, a quarter of the run or more behind it.
+    """The step from which a curve that fell hardly does: nine tenths of the fall lie before it, a quarter of
+    the run or more behind it.
 
-    What lies behind it is within a tenth of the level at the end, and in its later half no fall can be told from noise.
+    What lies behind it is within a tenth of the level at the end, and in its later half no fall can be told
+    from noise.
     """
     count = min(len(values), 100)
     level = level_of(block_means(values, count)).level
@@ -87,11 +102,18 @@ def plateau(steps: Floats, values: Floats) -> int | None:
         return None
     index = int(np.ceil(first * len(values) / count))
     later = (index + len(values)) // 2
-    return int(steps[index]) if len(values) - later >= 10 and Test(steps[later:], values[later:]).p_fall() > ERROR_RATE else None
+    return (
+        int(steps[index])
+        if len(values) - later >= 10 and Test(steps[later:], values[later:]).p_fall() > ERROR_RATE
+        else None
+    )
 
 
 class Rise(NamedTuple):
-    """Where the loss ends against its best level before. `tail`: how many points at the end are far above that level."""
+    """Where the loss ends against its best level before.
+
+    `tail`: how many points at the end are far above that level.
+    """
 
     best: float
     best_step: int
@@ -103,7 +125,9 @@ class Rise(NamedTuple):
 
 
 def rise(steps: Floats, raw: Floats, test: Test) -> Rise | None:
-    """Whether the curve ends far above its best; `raw` are the values as logged, `test` the curve without spikes."""
+    """Whether the curve ends far above its best; `raw` are the values as logged, `test` the curve without
+    spikes.
+    """
     if len(raw) < 6 or not (raw > 0).all():
         return None
     level = level_of(raw)

@@ -1,4 +1,6 @@
-"""What the values of a log give away beside their trend: gradients, weights, rates, pace, and what could not be read."""
+"""What the values of a log give away beside their trend: gradients, weights, rates, pace, and what could not
+be read.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ Floats = npt.NDArray[np.float64]
 
 FIRST_FEW = 10
 # For a loss that is lost before any rate was applied: what there is to look at, likeliest first.
-NOT_THE_RATE = "look at the weights (harness inspect CHECKPOINT --deep), the devices (the same run on one GPU), the data (harness stats), in this order"
+NOT_THE_RATE = (
+    "look at the weights (harness inspect CHECKPOINT --deep), the devices (the same run on one GPU), the data"
+    " (harness stats), in this order"
+)
 
 
 def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFinding]:
@@ -23,20 +28,38 @@ def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFin
     log = records.log
     found = [*_about_steps(records)]
     if log.decimal_commas:
-        found.append(CurveFinding(severity="info", code="decimal-commas", text="numbers are written with a decimal comma (0,1146) and were read so"))
+        found.append(
+            CurveFinding(
+                severity="info",
+                code="decimal-commas",
+                text="numbers are written with a decimal comma (0,1146) and were read so",
+            )
+        )
     if log.states:
-        text = f"{log.states:,} states of a progress bar show the loss of a single step; they are another series than the log's own lines and were left out"
+        text = (
+            f"{log.states:,} states of a progress bar show the loss of a single step; they are another series"
+            " than the log's own lines and were left out"
+        )
         found.append(CurveFinding(severity="info", code="bar-left-out", text=text))
     if records.torn:
         found.append(
-            CurveFinding(severity="info", code="last-line-torn", text="the last line is cut off and was left out: the program was writing, or was killed")
+            CurveFinding(
+                severity="info",
+                code="last-line-torn",
+                text="the last line is cut off and was left out: the program was writing, or was killed",
+            )
         )
     if records.unreadable:
-        text = f"{records.unreadable:,} lines name a step and a loss that could not be read; they were left out"
+        text = (
+            f"{records.unreadable:,} lines name a step and a loss that could not be read; they were left out"
+        )
         found.append(CurveFinding(severity="warning", code="lines-unreadable", text=text))
     missing = [name for name in ("grad_norm", "param_norm") if not columns[f"has_{name}"].any()]
     if missing:
-        text = f"the log has no {' and no '.join(missing)}: it is another trainer's than openpi's and the harness's, or was filtered"
+        text = (
+            f"the log has no {' and no '.join(missing)}: it is another trainer's than openpi's and the"
+            " harness's, or was filtered"
+        )
         found.append(CurveFinding(severity="info", code="columns-missing", text=text))
     gaps = np.diff(columns["step"])
     usual = float(np.median(gaps)) if len(gaps) else 0.0
@@ -46,7 +69,10 @@ def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFin
             CurveFinding(
                 severity="info",
                 code="steps-missing",
-                text=f"{len(wide)} gap{'s' * (len(wide) != 1)} in the steps, of up to {gaps.max():,.0f} steps where {usual:,.0f} are usual",
+                text=(
+                    f"{len(wide)} gap{'s' * (len(wide) != 1)} in the steps, of up to {gaps.max():,.0f} steps"
+                    f" where {usual:,.0f} are usual"
+                ),
                 steps=_steps(columns["step"], wide),
             )
         )
@@ -60,12 +86,20 @@ def _about_steps(records: Records) -> list[CurveFinding]:
         text = f"steps are printed rounded (1K stands for 500 to 1,500); they were found again from {how.how}"
         if not how.exact:
             text += ". These lines do not settle it: a step may be wrong by as much as was rounded"
-        found.append(CurveFinding(severity="info" if how.exact else "warning", code="steps-rebuilt", text=text))
+        found.append(
+            CurveFinding(severity="info" if how.exact else "warning", code="steps-rebuilt", text=text)
+        )
     if records.log.impossible:
-        text = f"{records.log.impossible:,} lines name a step that no step can be (negative, not whole, 2^53 or more); they were left out"
+        text = (
+            f"{records.log.impossible:,} lines name a step that no step can be (negative, not whole, 2^53 or"
+            " more); they were left out"
+        )
         found.append(CurveFinding(severity="warning", code="steps-impossible", text=text))
     if records.numbered:
-        text = "the lines name a loss but no step, and the log has neither a progress bar nor the number of steps: lines were counted"
+        text = (
+            "the lines name a loss but no step, and the log has neither a progress bar nor the number of"
+            " steps: lines were counted"
+        )
         fix = "give a log with its progress bar, or trainer_state.json's values as a CSV with a column step"
         found.append(CurveFinding(severity="warning", code="steps-counted", text=text, fix=fix))
     return found
@@ -79,32 +113,70 @@ def about_gradients(columns: dict[str, Floats], recipe: Recipe) -> list[CurveFin
     bad = ~np.isfinite(norms) & there
     if bad.any():
         text = f"grad_norm is there, but not finite at {int(bad.sum())} of {int(there.sum())} logged steps"
-        found.append(CurveFinding(severity="warning", code="gradient-not-finite", text=text, steps=_steps(steps, np.flatnonzero(bad))))
+        found.append(
+            CurveFinding(
+                severity="warning",
+                code="gradient-not-finite",
+                text=text,
+                steps=_steps(steps, np.flatnonzero(bad)),
+            )
+        )
     steps, norms = steps[np.isfinite(norms)], norms[np.isfinite(norms)]
     if not len(norms):
         return found
     zero = np.flatnonzero(norms == 0)
     if len(zero):
-        text = f"grad_norm is exactly 0 at {len(zero)} of {len(norms)} logged steps: nothing was trained there"
-        found.append(CurveFinding(severity="error", code="gradient-zero", text=text, steps=_steps(steps, zero), fix="see who is trained: harness inspect"))
+        text = (
+            f"grad_norm is exactly 0 at {len(zero)} of {len(norms)} logged steps: nothing was trained there"
+        )
+        found.append(
+            CurveFinding(
+                severity="error",
+                code="gradient-zero",
+                text=text,
+                steps=_steps(steps, zero),
+                fix="see who is trained: harness inspect",
+            )
+        )
     clip = recipe.train.optimizer.clip_norm
     over = float((norms > clip).mean())
     if over > 0.5:
-        text = f"grad_norm is above the clip of {clip:g} at {100 * over:.0f} % of the logged steps: there the update has a fixed length, whatever the loss does"
+        text = (
+            f"grad_norm is above the clip of {clip:g} at {100 * over:.0f} % of the logged steps: there the"
+            " update has a fixed length, whatever the loss does"
+        )
         found.append(CurveFinding(severity="info", code="gradient-clipped", text=text))
     if len(norms) < 12:
         return found
     usual = float(np.median(norms)) or 1e-12
-    near = np.array([np.median(norms[max(0, i - 10) : i + 11]) for i in np.flatnonzero(norms > 5 * usual)[:1000]])
-    leaps = np.flatnonzero(norms > 5 * usual)[:1000][norms[norms > 5 * usual][:1000] > 5 * near] if len(near) else np.empty(0, int)
+    near = np.array(
+        [np.median(norms[max(0, i - 10) : i + 11]) for i in np.flatnonzero(norms > 5 * usual)[:1000]]
+    )
+    leaps = (
+        np.flatnonzero(norms > 5 * usual)[:1000][norms[norms > 5 * usual][:1000] > 5 * near]
+        if len(near)
+        else np.empty(0, int)
+    )
     if len(leaps):
-        text = f"{len(leaps)} logged steps have a grad_norm of more than 5 times that around them, up to {norms[leaps].max():.4g} (usual {usual:.4g})"
-        found.append(CurveFinding(severity="warning", code="gradient-leaps", text=text, steps=_steps(steps, leaps)))
+        text = (
+            f"{len(leaps)} logged steps have a grad_norm of more than 5 times that around them, up to"
+            f" {norms[leaps].max():.4g} (usual {usual:.4g})"
+        )
+        found.append(
+            CurveFinding(severity="warning", code="gradient-leaps", text=text, steps=_steps(steps, leaps))
+        )
     tenth = max(1, len(norms) // 10)
     growth = float(np.median(norms[-tenth:])) / (float(np.median(norms[:tenth])) or 1e-12)
     if growth > 10:
         text = f"grad_norm is {growth:.0f} times at the end what it was at the start"
-        found.append(CurveFinding(severity="warning", code="gradient-grows", text=text, fix="lower train.optimizer.schedule.peak"))
+        found.append(
+            CurveFinding(
+                severity="warning",
+                code="gradient-grows",
+                text=text,
+                fix="lower train.optimizer.schedule.peak",
+            )
+        )
     return found
 
 
@@ -116,8 +188,19 @@ def about_weights_finite(columns: dict[str, Floats]) -> list[CurveFinding]:
         return []
     first = int(np.flatnonzero(bad)[0])
     since = "from the first logged step on" if first == 0 else f"from step {columns['step'][first]:.0f} on"
-    text = f"param_norm is there, but not finite at {int(bad.sum())} logged steps, {since}: the weights themselves hold values that are not finite"
-    return [CurveFinding(severity="error", code="weights-not-finite", text=text, steps=_steps(columns["step"], np.flatnonzero(bad)), fix=NOT_THE_RATE)]
+    text = (
+        f"param_norm is there, but not finite at {int(bad.sum())} logged steps, {since}: the weights"
+        " themselves hold values that are not finite"
+    )
+    return [
+        CurveFinding(
+            severity="error",
+            code="weights-not-finite",
+            text=text,
+            steps=_steps(columns["step"], np.flatnonzero(bad)),
+            fix=NOT_THE_RATE,
+        )
+    ]
 
 
 def about_weights_moving(columns: dict[str, Floats], learning: Learning) -> list[CurveFinding]:
@@ -125,10 +208,16 @@ def about_weights_moving(columns: dict[str, Floats], learning: Learning) -> list
     norms = columns["param_norm"][np.isfinite(columns["param_norm"])]
     if len(norms) < 8 or np.ptp(norms) > 0 or learning.full_rate_steps < learning.enough_from:
         return []
-    text = f"param_norm is {norms[0]:.4f} at every one of {len(norms)} logged steps, to the last digit: the weights do not move"
+    text = (
+        f"param_norm is {norms[0]:.4f} at every one of {len(norms)} logged steps, to the last digit: the"
+        " weights do not move"
+    )
     return [
         CurveFinding(
-            severity="warning", code="weights-do-not-move", text=text, fix="see who is trained: train.trained in the recipe, harness inspect on a checkpoint"
+            severity="warning",
+            code="weights-do-not-move",
+            text=text,
+            fix="see who is trained: train.trained in the recipe, harness inspect on a checkpoint",
         )
     ]
 
@@ -144,7 +233,15 @@ def about_rates(columns: dict[str, Floats], recipe: Recipe) -> list[CurveFinding
     at = int(np.flatnonzero(off)[0])
     here = f"{rates[known][at]:.3g} at step {steps[known][at]:.0f}, not {expected[at]:.3g}"
     text = f"the log's learning rates are not those of recipe {recipe.name}: {here}; the log's count"
-    return [CurveFinding(severity="info", code="rates-of-another-recipe", text=text, steps=[int(steps[known][at])], fix="--recipe NAME|FILE")]
+    return [
+        CurveFinding(
+            severity="info",
+            code="rates-of-another-recipe",
+            text=text,
+            steps=[int(steps[known][at])],
+            fix="--recipe NAME|FILE",
+        )
+    ]
 
 
 def about_pace(pace: Throughput | None) -> list[CurveFinding]:
@@ -155,18 +252,44 @@ def about_pace(pace: Throughput | None) -> list[CurveFinding]:
     if pace.stalls:
         at = int(np.argmax([pause for _, pause in pace.stalls]))
         end, longest = pace.stalls[at]
-        begin = f"between steps {pace.stalls_from[at]:,} and {end:,}" if at < len(pace.stalls_from) else f"before step {end:,}"
-        text = (
-            f"training stood still {_times(len(pace.stalls))}, {'' if len(pace.stalls) == 1 else 'longest '}for {format_seconds(longest)} {begin} "
-            "(saving, evaluating, a machine asleep, or a restart); that is no part of the pace"
+        begin = (
+            f"between steps {pace.stalls_from[at]:,} and {end:,}"
+            if at < len(pace.stalls_from)
+            else f"before step {end:,}"
         )
-        found.append(CurveFinding(severity="warning", code="stalls", text=text, steps=[step for step, _ in pace.stalls][:FIRST_FEW]))
+        text = (
+            f"training stood still {_times(len(pace.stalls))},"
+            f" {'' if len(pace.stalls) == 1 else 'longest '}for {format_seconds(longest)} {begin} (saving,"
+            " evaluating, a machine asleep, or a restart); that is no part of the pace"
+        )
+        found.append(
+            CurveFinding(
+                severity="warning",
+                code="stalls",
+                text=text,
+                steps=[step for step, _ in pace.stalls][:FIRST_FEW],
+            )
+        )
     if pace.median_step_s > 60:
-        text = f"{format_seconds(pace.median_step_s)} a step: slower than any card on which it fits; memory that spills to the host (WSL2) does this"
-        found.append(CurveFinding(severity="warning", code="steps-slow", text=text, fix="harness plan --gpu NAME says what fits the card"))
+        text = (
+            f"{format_seconds(pace.median_step_s)} a step: slower than any card on which it fits; memory that"
+            " spills to the host (WSL2) does this"
+        )
+        found.append(
+            CurveFinding(
+                severity="warning",
+                code="steps-slow",
+                text=text,
+                fix="harness plan --gpu NAME says what fits the card",
+            )
+        )
     if pace.data_share is not None and pace.data_share > 0.3:
         text = f"{100 * pace.data_share:.0f} % of the time was spent waiting for batches"
-        found.append(CurveFinding(severity="warning", code="loader-sets-pace", text=text, fix="HARNESS_LOADER_WORKERS=4"))
+        found.append(
+            CurveFinding(
+                severity="warning", code="loader-sets-pace", text=text, fix="HARNESS_LOADER_WORKERS=4"
+            )
+        )
     return found
 
 
@@ -177,26 +300,52 @@ def about_events(spikes: list[Spike], jumps: list[Jump]) -> list[CurveFinding]:
         worst = max(spikes, key=lambda spike: spike.height)
         where = f"the highest {worst.top:.4g} at steps {worst.first_step} to {worst.last_step}"
         text = f"the loss spiked {_times(len(spikes))} and came back, {where}"
-        found.append(CurveFinding(severity="info", code="spikes", text=text, steps=[spike.first_step for spike in spikes][:FIRST_FEW]))
+        found.append(
+            CurveFinding(
+                severity="info",
+                code="spikes",
+                text=text,
+                steps=[spike.first_step for spike in spikes][:FIRST_FEW],
+            )
+        )
     if jumps:
-        text = "the level of the loss changes at once: " + ", ".join(f"{jump.before:.4g} to {jump.after:.4g} at step {jump.step}" for jump in jumps[:3])
-        found.append(CurveFinding(severity="info", code="changepoints", text=text, steps=[jump.step for jump in jumps][:FIRST_FEW]))
+        text = "the level of the loss changes at once: " + ", ".join(
+            f"{jump.before:.4g} to {jump.after:.4g} at step {jump.step}" for jump in jumps[:3]
+        )
+        found.append(
+            CurveFinding(
+                severity="info",
+                code="changepoints",
+                text=text,
+                steps=[jump.step for jump in jumps][:FIRST_FEW],
+            )
+        )
     return found
 
 
 def about_loss(steps: Floats, losses: Floats, *, by_rate: bool) -> list[CurveFinding]:
-    """Losses that are not finite. `by_rate`: whether enough learning rate had been applied before the first that it can be the cause."""
+    """Losses that are not finite.
+
+    `by_rate`: whether enough learning rate had been applied before the first that it can be the cause.
+    """
     bad = np.flatnonzero(~np.isfinite(losses))
     if not len(bad):
         return []
-    text = f"the loss is not finite at {len(bad)} of {len(losses)} logged steps, first at step {steps[bad[0]]:.0f}"
+    text = (
+        f"the loss is not finite at {len(bad)} of {len(losses)} logged steps, first at step"
+        f" {steps[bad[0]]:.0f}"
+    )
     fix = "lower train.optimizer.schedule.peak, or look at the findings of harness stats"
     if not by_rate:
         text += "; hardly any learning rate had been applied by then, so it is not the cause: " + (
-            "the weights, the devices or the data are" if bad[0] else "the weights, the devices or the data have it from the start"
+            "the weights, the devices or the data are"
+            if bad[0]
+            else "the weights, the devices or the data have it from the start"
         )
         fix = NOT_THE_RATE
-    return [CurveFinding(severity="error", code="loss-not-finite", text=text, steps=_steps(steps, bad), fix=fix)]
+    return [
+        CurveFinding(severity="error", code="loss-not-finite", text=text, steps=_steps(steps, bad), fix=fix)
+    ]
 
 
 def about_held_out(curve: HeldOut | None) -> list[CurveFinding]:
@@ -204,8 +353,8 @@ def about_held_out(curve: HeldOut | None) -> list[CurveFinding]:
     if curve is None or curve.points < 3 or curve.last <= 1.05 * curve.lowest:
         return []
     text = (
-        f"the held-out loss was lowest at step {curve.lowest_at_step:,} ({curve.lowest:.4g}) and ends at {curve.last:.4g}: "
-        "what is learned after that step helps on the training data only"
+        f"the held-out loss was lowest at step {curve.lowest_at_step:,} ({curve.lowest:.4g}) and ends at"
+        f" {curve.last:.4g}: what is learned after that step helps on the training data only"
     )
     return [CurveFinding(severity="warning", code="held-out-rises", text=text, steps=[curve.lowest_at_step])]
 

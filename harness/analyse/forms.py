@@ -24,8 +24,10 @@ COLUMNS = (
 )
 _ALIASES = {
     "loss": "loss train_loss train/loss training_loss avg_loss train/train_loss loss/train step_loss",
-    "held_out": "eval_loss eval/loss val_loss val/loss valid_loss valid/loss validation_loss validation/loss test_loss test/loss loss/val loss/eval "
-    "eval/eval_loss heldout_loss held_out_loss",
+    "held_out": (
+        "eval_loss eval/loss val_loss val/loss valid_loss valid/loss validation_loss validation/loss"
+        " test_loss test/loss loss/val loss/eval eval/eval_loss heldout_loss held_out_loss"
+    ),
     "grad_norm": "grad_norm train/grad_norm gradient_norm gnorm grdn train/grdn grad/norm total_grad_norm",
     "param_norm": "param_norm train/param_norm",
     "learning_rate": "learning_rate train/learning_rate train/lr lr",
@@ -42,8 +44,23 @@ _GAP = rb"(?:[ \t]*+[=:]|[ \t])[ \t]*+"
 _NUMBER = rb"[-+]?(?:\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|\.\d++(?:[eE][-+]?\d++)?+|[nN]a[nN]|[iI]nf(?:inity)?|null|None)"
 # The same, told from other words by the conversion instead of by the pattern: several times faster.
 _CELL = rb"[-+\w.]{1,64}+(?:,\d{1,20}+){0,8}+(?:\.\d{1,20}+)?+"
-PAIR = re.compile(rb"(?<![\w/.])" + _QUOTE + rb"([A-Za-z_][\w/]*+)" + _QUOTE + _GAP + _QUOTE + rb"(" + _NUMBER + rb"[KMBT]?+)(?!\w|\.\w)")
-STEP = re.compile(rb"(?<![A-Za-z0-9])[sS]tep" + _QUOTE + _GAP + rb"[\"'`\[]?(\d++(?:,\d{3})*+(?:\.\d++)?+(?:[KMBT](?!\w))?+)(?:\.0++)?+(/\d++)?+(?!\w|\.\w)")
+PAIR = re.compile(
+    rb"(?<![\w/.])"
+    + _QUOTE
+    + rb"([A-Za-z_][\w/]*+)"
+    + _QUOTE
+    + _GAP
+    + _QUOTE
+    + rb"("
+    + _NUMBER
+    + rb"[KMBT]?+)(?!\w|\.\w)"
+)
+STEP = re.compile(
+    rb"(?<![A-Za-z0-9])[sS]tep"
+    + _QUOTE
+    + _GAP
+    + rb"[\"'`\[]?(\d++(?:,\d{3})*+(?:\.\d++)?+(?:[KMBT](?!\w))?+)(?:\.0++)?+(/\d++)?+(?!\w|\.\w)"
+)
 # A step is named, whatever it is said to be.
 NAMED_STEP = re.compile(rb"(?<![A-Za-z0-9])[sS]tep" + _QUOTE + rb"[ \t]{0,8}+[=:]")
 BAR = re.compile(rb"(?<![\d.])(\d++)/(\d++) \[(?:(\d++):)?(\d++):(\d\d)<")
@@ -54,7 +71,10 @@ _PARTS = re.compile(rb"(\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|[ \t]++)")
 
 
 class Form(NamedTuple):
-    """`fields` in the order of the line; `pattern` has one group a field. `offset` is what the first step is called."""
+    """`fields` in the order of the line; `pattern` has one group a field.
+
+    `offset` is what the first step is called.
+    """
 
     fields: tuple[str, ...]
     offset: int
@@ -109,7 +129,12 @@ def _pairs(line: bytes, begin: int, is_json: bool) -> dict[int, _Spot]:
         name = "time" if is_json and key == "time" else KNOWN.get(key)
         # Only counts are printed with a unit.
         rounded = pair[2][-1:] in b"KMBT"
-        if name is not None and name not in seen and len(pair[2]) <= 64 and (name == "samples" or not rounded):
+        if (
+            name is not None
+            and name not in seen
+            and len(pair[2]) <= 64
+            and (name == "samples" or not rounded)
+        ):
             spots[pair.start(2)] = _Spot(pair.end(2), name, pair.start())
             seen.add(name)
     return spots
@@ -134,4 +159,7 @@ def _pattern(line: bytes, spots: dict[int, _Spot], is_json: bool, clock: bool) -
 def _loosened(text: bytes) -> bytes:
     """The words of `text` as they are, any number for its numbers, and any blanks for its blanks."""
     parts = _PARTS.split(text)
-    return b"".join((_NUMBER if part[:1].isdigit() else rb"[ \t]++") if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    return b"".join(
+        (_NUMBER if part[:1].isdigit() else rb"[ \t]++") if i % 2 else re.escape(part)
+        for i, part in enumerate(parts)
+    )

@@ -25,7 +25,8 @@ THERE = ("grad_norm", "param_norm")
 
 
 class Gathered(NamedTuple):
-    """`columns` [N] of the training records in the order of the file, NaN where a line has no value; `places` [N].
+    """`columns` [N] of the training records in the order of the file, NaN where a line has no value; `places`
+    [N].
 
     `has_…` is 1 where a line names that value, be it NaN. `held_out` is (steps, losses) of the second curve.
     `states` of a progress bar were left out because the log has records beside them. `impossible` records
@@ -42,7 +43,9 @@ class Gathered(NamedTuple):
 
 
 class Values:
-    """Rows of every form, turned into numbers a chunk at once: millions of small objects cost more than they hold."""
+    """Rows of every form, turned into numbers a chunk at once: millions of small objects cost more than they
+    hold.
+    """
 
     def __init__(self, chunk: int) -> None:
         self._chunk, self._waiting = chunk, 0
@@ -110,13 +113,19 @@ def gathered(values: Values) -> Gathered:
     if how is not None:
         columns["step"] = how.steps
     # A record whose step cannot be read at all is as impossible as one below zero.
-    possible = (columns["step"] >= 0) & (columns["step"] < MOST_STEP) & (columns["step"] == np.floor(columns["step"]))
+    possible = (
+        (columns["step"] >= 0)
+        & (columns["step"] < MOST_STEP)
+        & (columns["step"] == np.floor(columns["step"]))
+    )
     held_out = _held_out([(at, found) for _, at, found in parts if "held_out" in found])
     keep = possible
     if not is_log and len(places):
         # A bar draws one state many times; the last counts.
         keep = possible & np.append(np.diff(columns["step"]) != 0, True)
-    kept = {name: column[keep] for name, column in columns.items() if name in COLUMNS or name.startswith("has_")}
+    kept = {
+        name: column[keep] for name, column in columns.items() if name in COLUMNS or name.startswith("has_")
+    }
     return Gathered(kept, places[keep], held_out, states, int((~possible).sum()), how, values.decimal_commas)
 
 
@@ -144,7 +153,9 @@ def _times(columns: dict[str, Floats]) -> Floats:
 
 
 def _held_out(parts: list[tuple[Numbers, dict[str, Floats]]]) -> tuple[Floats, Floats]:
-    """(steps, losses) of the second curve in order of steps; of a step that is there twice the last counts."""
+    """(steps, losses) of the second curve in order of steps; of a step that is there twice the last
+    counts.
+    """
     if not parts:
         return np.empty(0), np.empty(0)
     columns, _ = _together(parts)

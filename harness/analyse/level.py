@@ -36,12 +36,22 @@ class Excursion(NamedTuple):
 
 
 def level_of(values: Floats) -> Level:
-    """A running median that leaves anything monotone as it is, and does not follow a spike of up to a twelfth of the curve."""
+    """A running median that leaves anything monotone as it is, and does not follow a spike of up to a twelfth
+    of the curve.
+    """
     count = len(values)
-    edges = np.linspace(0, count, min(count, BLOCKS) + 1).astype(int) if count >= 3 * BLOCKS else np.arange(count + 1)
+    edges = (
+        np.linspace(0, count, min(count, BLOCKS) + 1).astype(int)
+        if count >= 3 * BLOCKS
+        else np.arange(count + 1)
+    )
     middles = (edges[1:] + edges[:-1] - 1) / 2
     medians = np.array([np.median(values[a:b]) for a, b in pairwise(edges)])
-    width = max(1, min(9, len(medians) // 3) | 1) if len(medians) > BLOCKS // 2 else max(1, min(7, len(medians) // 3) | 1)
+    width = (
+        max(1, min(9, len(medians) // 3) | 1)
+        if len(medians) > BLOCKS // 2
+        else max(1, min(7, len(medians) // 3) | 1)
+    )
     level = np.interp(np.arange(count), middles, _running_median(medians, width))
     away = np.abs(values - level)
     overall = _MAD * float(np.median(away))
@@ -53,7 +63,9 @@ def level_of(values: Floats) -> Level:
 
 
 def settle(values: Floats) -> tuple[Level, list[Excursion]]:
-    """The level, and the excursions from it; found twice, the second time from the level without the first ones."""
+    """The level, and the excursions from it; found twice, the second time from the level without the first
+    ones.
+    """
     level = level_of(values)
     keep = without(excursions(values, level), len(values))
     if not keep.all():
@@ -66,7 +78,13 @@ def settle(values: Floats) -> tuple[Level, list[Excursion]]:
 def _running_median(values: Floats, width: int) -> Floats:
     """Centred medians of `width` values (odd); near the ends the window shrinks on both sides."""
     half = width // 2
-    return np.array([np.median(values[i - reach : i + reach + 1]) for i in range(len(values)) if (reach := min(half, i, len(values) - 1 - i)) >= 0])
+    return np.array(
+        [
+            np.median(values[i - reach : i + reach + 1])
+            for i in range(len(values))
+            if (reach := min(half, i, len(values) - 1 - i)) >= 0
+        ]
+    )
 
 
 def excursions(values: Floats, level: Level) -> list[Excursion]:
@@ -87,11 +105,17 @@ def excursions(values: Floats, level: Level) -> list[Excursion]:
         while last + 1 < len(values) and raised[last + 1]:
             last += 1
         found.append(Excursion(first, last, 0.0))
-    return [e._replace(height=float((values[e.first : e.last + 1] - level.level[e.first : e.last + 1]).max())) for e in found]
+    return [
+        e._replace(height=float((values[e.first : e.last + 1] - level.level[e.first : e.last + 1]).max()))
+        for e in found
+    ]
 
 
 def without(excursions_: list[Excursion], count: int) -> Mask:
-    """[N]: True where a point counts for the trend. Excursions that touch an end stay in, and so do all when they are more than two fifths of the curve."""
+    """[N]: True where a point counts for the trend.
+
+    Excursions that touch an end stay in, and so do all when they are more than two fifths of the curve.
+    """
     keep = np.ones(count, bool)
     for one in excursions_:
         if one.first > 0 and one.last < count - 1:
@@ -100,7 +124,9 @@ def without(excursions_: list[Excursion], count: int) -> Mask:
 
 
 def clipped(values: Floats, level: Level) -> Floats:
-    """The values, none further than CLIP deviations from the level: what heavy tails add says nothing of the trend."""
+    """The values, none further than CLIP deviations from the level: what heavy tails add says nothing of the
+    trend.
+    """
     reach = CLIP * level.noise
     return np.where(level.noise > 0, np.clip(values, level.level - reach, level.level + reach), values)
 

@@ -24,7 +24,9 @@ from harness.analyse.text import Text
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 
-_SESSION = re.compile(rb"Running on: |resuming from the checkpoint of step|Resuming from|Restoring checkpoint")
+_SESSION = re.compile(
+    rb"Running on: |resuming from the checkpoint of step|Resuming from|Restoring checkpoint"
+)
 _SESSION_WORDS = (b"Running on: ", b"esuming from", b"Restoring checkpoint")
 _CHUNK_LINES = 50_000
 # A log with more forms than this has none: its lines are taken apart one by one, without a pattern for each.
@@ -65,12 +67,16 @@ def read_records(text: Text) -> Records:
 
 
 def _is_torn(last: bytes, before: list[bytes]) -> bool:
-    """Whether the last line, which has no end, lacks values, digits or the brace that the record before it has."""
+    """Whether the last line, which has no end, lacks values, digits or the brace that the record before it
+    has.
+    """
     whole = next((line for line in reversed(before) if STEP.search(line) and PAIR.search(line)), None)
     if whole is None or not STEP.search(last):
         return False
     here, there = PAIR.findall(last), PAIR.findall(whole)
-    if [key for key, _ in here] != [key for key, _ in there] or whole.rstrip().endswith(b"}") != last.rstrip().endswith(b"}"):
+    if [key for key, _ in here] != [key for key, _ in there] or whole.rstrip().endswith(
+        b"}"
+    ) != last.rstrip().endswith(b"}"):
         return True
     if not there or b"{" in whole:
         return False
@@ -99,7 +105,9 @@ class _Reader:
         for lines in self._text:
             self._take(lines)
             if self._values.count > MOST_RECORDS:
-                self._text.stop(f"the log has more than {MOST_RECORDS:,} records: what comes after was not read")
+                self._text.stop(
+                    f"the log has more than {MOST_RECORDS:,} records: what comes after was not read"
+                )
                 break
         last = self._text.tail
         if last is not None and self._table is None and _is_torn(last, list(self._candidates)):
@@ -141,7 +149,9 @@ class _Reader:
         at = [index for index, line in enumerate(named) if b"oss" in line]
         if len(at) < len(named):
             self._pass_over([line for line in named if b"oss" not in line], begin, joined)
-        states = [index for index in at if b"it/s" in named[index] or b"s/it" in named[index]] if has_bars else []
+        states = (
+            [index for index in at if b"it/s" in named[index] or b"s/it" in named[index]] if has_bars else []
+        )
         if has_bars:
             self._understood += self._bars.take(lines, joined) - len(states)
         apart = set(states)
@@ -155,7 +165,11 @@ class _Reader:
         """Counts lines that name no loss; the greetings of a program among them are marks."""
         self._blank += sum(not line or line.isspace() for line in others)
         if any(word in joined for word in _SESSION_WORDS):
-            marks = [place for place, line in enumerate(joined.split(b"\n"), begin) if b"oss" not in line and _SESSION.search(line)]
+            marks = [
+                place
+                for place, line in enumerate(joined.split(b"\n"), begin)
+                if b"oss" not in line and _SESSION.search(line)
+            ]
             self._marks += marks
             self._understood += len(marks)
         if self._strange is None:
@@ -174,7 +188,9 @@ class _Reader:
             for form, pattern in self._forms[:-4:-1]:
                 found = pattern.findall(joined)
                 if len(found) == len(lines):
-                    self._values.keep(form, places, found if isinstance(found[0], tuple) else [(one,) for one in found])
+                    self._values.keep(
+                        form, places, found if isinstance(found[0], tuple) else [(one,) for one in found]
+                    )
                     return
         if len(lines) > 2000 and self._forms:
             # Something else is among them: only its neighbourhood is read line by line.

@@ -1,8 +1,10 @@
-"""How much a flat loss can look like a falling one, given that its noise remembers itself from point to point.
+"""How much a flat loss can look like a falling one, given that its noise remembers itself from point to
+point.
 
-The null is a flat line with first-order autoregressive noise of unknown memory. Statistics are contrasts with falling shapes over the long-run
-standard deviation of what a smooth curve leaves over. Their law is simulated, with the memory drawn from a prior, and the draws
-whose measured memory is nearest to the data's are kept: what is not known about the memory is thereby in the answer.
+The null is a flat line with first-order autoregressive noise of unknown memory. Statistics are contrasts with
+falling shapes over the long-run standard deviation of what a smooth curve leaves over. Their law is
+simulated, with the memory drawn from a prior, and the draws whose measured memory is nearest to the data's
+are kept: what is not known about the memory is thereby in the answer.
 
 Axes: S simulated curves, K points, C shapes.
 """
@@ -19,7 +21,8 @@ Floats = npt.NDArray[np.float64]
 
 DRAWS = 8_000
 NEAREST = 1_000
-# Memory has a prior of Beta(1, b) on [0, 0.97]: with few points the data say little of it, so there the prior is flat.
+# Memory has a prior of Beta(1, b) on [0, 0.97]: with few points the data say little of it, so there the prior
+# is flat.
 _TOP, _FEW = 0.97, 40
 
 
@@ -49,7 +52,9 @@ def _simulated(points: int) -> Null:
 
 
 def _simulate(points: int, profile: Floats | None) -> Null:
-    """Flat curves of `points` points, seeded; `profile` [K] is the noise's size along the curve where that is not constant."""
+    """Flat curves of `points` points, seeded; `profile` [K] is the noise's size along the curve where that is
+    not constant.
+    """
     generator = np.random.default_rng(20_260)
     memory = generator.beta(1.0, 1.0 if points < _FEW else 1.5, DRAWS) * _TOP
     noise = generator.standard_normal((DRAWS, points))
@@ -61,10 +66,11 @@ def _simulate(points: int, profile: Floats | None) -> Null:
 
 
 def measure(curves: Floats, floor: float = 0.0) -> Measured:
-    """t = ⟨shape, curve⟩ / sqrt(long-run variance) for each falling shape; `floor` is a variance that noise has at least.
+    """t = ⟨shape, curve⟩ / sqrt(long-run variance) for each falling shape; `floor` is a variance that noise
+    has at least.
 
-    The long-run variance is that of AR(1) noise, s²·(1+r)/(1-r), or that of means of eight points where it is larger (noise with
-    a slow and a fast part).
+    The long-run variance is that of AR(1) noise, s²·(1+r)/(1-r), or that of means of eight points where it is
+    larger (noise with a slow and a fast part).
     """
     points = curves.shape[1]
     smooth, shapes = _smooth_basis(points), falling_shapes(points)
@@ -82,11 +88,15 @@ def measure(curves: Floats, floor: float = 0.0) -> Measured:
 
 
 def chance(null: Null, found: Measured) -> float:
-    """How often a flat curve falls at least as clearly, in the shape that fits it best, as the one curve in `found`."""
+    """How often a flat curve falls at least as clearly, in the shape that fits it best, as the one curve in
+    `found`.
+    """
     near = null.t[nearest(null, found)]
     ranks = np.sort(near, axis=0)
     count = len(near)
-    theirs = np.array([count - np.searchsorted(ranks[:, c], near[:, c], "left") for c in range(near.shape[1])]).min(axis=0)
+    theirs = np.array(
+        [count - np.searchsorted(ranks[:, c], near[:, c], "left") for c in range(near.shape[1])]
+    ).min(axis=0)
     ours = min(count - int(np.searchsorted(ranks[:, c], found.t[0, c], "left")) for c in range(near.shape[1]))
     return (int((theirs <= ours).sum()) + 1) / (count + 1)
 

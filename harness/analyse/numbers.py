@@ -60,13 +60,18 @@ def _number(text: bytes) -> tuple[float, bool]:
 
 def clock_seconds(dates: tuple[bytes, ...], clocks: tuple[bytes, ...]) -> tuple[Floats, Mask]:
     """(seconds, of the day where a clock has no date; which ones have a date)."""
-    digits = np.array([clock[:8] for clock in clocks], dtype="S8").view(np.uint8).reshape(-1, 8).astype(np.float64) - 48
+    digits = (
+        np.array([clock[:8] for clock in clocks], dtype="S8").view(np.uint8).reshape(-1, 8).astype(np.float64)
+        - 48
+    )
     seconds = digits @ np.array([36_000, 3600, 0, 600, 60, 0, 10, 1], float)
     seconds += np.array([float(b"0." + clock[9:]) if len(clock) > 9 else 0.0 for clock in clocks])
     dated = np.array([bool(date) for date in dates])
     if dated.any():
         try:
-            days = np.array([date.decode() or "1970-01-01" for date in dates], dtype="U10").astype("datetime64[D]")
+            days = np.array([date.decode() or "1970-01-01" for date in dates], dtype="U10").astype(
+                "datetime64[D]"
+            )
         except ValueError:
             return np.full(len(seconds), np.nan), dated
         seconds = seconds + days.astype(np.float64) * 86_400

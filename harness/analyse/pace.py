@@ -34,14 +34,20 @@ class _Stalls(NamedTuple):
 
 
 def throughput(columns: dict[str, Floats], bars: Bars) -> Throughput | None:
-    """The pace of the run, without the first step logged, which compiles; None when the log says nothing of time."""
+    """The pace of the run, without the first step logged, which compiles; None when the log says nothing of
+    time.
+    """
     steps, clock = columns["step"], columns["time"]
     timed = np.isfinite(clock)
     if np.isfinite(columns["update_s"]).sum() > 1:
         # LeRobot logs the update and the wait for its batch; the clock also has the saves in it.
         by_clock = _from_clock(steps[timed], clock[timed], "", None, None) if timed.sum() > 2 else None
         return _from_steps(steps, columns["update_s"], columns, by_clock)
-    if timed.sum() > 2 and (found := _from_clock(steps[timed], clock[timed], "times of the records", columns, None)) is not None:
+    if (
+        timed.sum() > 2
+        and (found := _from_clock(steps[timed], clock[timed], "times of the records", columns, None))
+        is not None
+    ):
         return found
     if np.isfinite(columns["step_s"]).sum() > 1:
         return _from_steps(steps, columns["step_s"], columns, None)
@@ -61,7 +67,9 @@ def throughput(columns: dict[str, Floats], bars: Bars) -> Throughput | None:
     return None
 
 
-def _from_clock(steps: Floats, clock: Floats, source: str, columns: dict[str, Floats] | None, shown: Floats | None) -> Throughput | None:
+def _from_clock(
+    steps: Floats, clock: Floats, source: str, columns: dict[str, Floats] | None, shown: Floats | None
+) -> Throughput | None:
     """From pairs of step and time. Between sessions the clock or the step goes back, or a stall is seen."""
     moved, passed = np.diff(steps), np.diff(clock)
     forward = (moved > 0) & (passed >= 0)
@@ -112,10 +120,14 @@ def _stalled(moved: Floats, passed: Floats, usual: float) -> npt.NDArray[np.bool
 
 def _worst(begins: Floats, ends: Floats, pauses: Floats) -> _Stalls:
     kept = sorted(np.argsort(-pauses)[:MOST])
-    return _Stalls([int(begins[i]) for i in kept], [int(ends[i]) for i in kept], [float(pauses[i]) for i in kept])
+    return _Stalls(
+        [int(begins[i]) for i in kept], [int(ends[i]) for i in kept], [float(pauses[i]) for i in kept]
+    )
 
 
-def _from_steps(steps: Floats, step_s: Floats, columns: dict[str, Floats], by_clock: Throughput | None) -> Throughput:
+def _from_steps(
+    steps: Floats, step_s: Floats, columns: dict[str, Floats], by_clock: Throughput | None
+) -> Throughput:
     """From the times that the trainer itself took; `by_clock` knows of the stalls between them."""
     known = np.isfinite(step_s)
     known[0] &= known.sum() < 3
@@ -139,7 +151,11 @@ def _data_share(columns: dict[str, Floats] | None) -> float | None:
     if columns is None:
         return None
     # The harness's step has the wait in it; LeRobot's update has not.
-    whole = columns["update_s"] + columns["data_s"] if np.isfinite(columns["update_s"]).any() else columns["step_s"]
+    whole = (
+        columns["update_s"] + columns["data_s"]
+        if np.isfinite(columns["update_s"]).any()
+        else columns["step_s"]
+    )
     both = np.isfinite(columns["data_s"]) & np.isfinite(whole)
     both[:1] = False
     total = float(whole[both].sum())

@@ -28,7 +28,10 @@ class Rebuilt(NamedTuple):
 
 
 def rebuilt(steps: Floats, units: Floats, samples: Floats, sample_units: Floats) -> Rebuilt | None:
-    """The steps behind printed ones; None when none was rounded. `units` are what each was rounded to, or 1."""
+    """The steps behind printed ones; None when none was rounded.
+
+    `units` are what each was rounded to, or 1.
+    """
     coarse = units > 1
     if not coarse.any() or not np.isfinite(steps).all():
         return None
@@ -50,7 +53,9 @@ def rebuilt(steps: Floats, units: Floats, samples: Floats, sample_units: Floats)
             found[one] = _on_grid(low[one], high[one], spacing)
             spacings.append(spacing)
             # From few lines many spacings fit; the roundest is then a guess.
-            exact &= spacing == given or bool((high - low)[[begin, end - 1]].sum() <= spacing * (end - begin - 1))
+            exact &= spacing == given or bool(
+                (high - low)[[begin, end - 1]].sum() <= spacing * (end - begin - 1)
+            )
     every = f"one line every {spacings[0]:,} steps" if spacings and exact else "their order"
     how = f"samples ÷ a batch of {batch:,}, {every}" if batch is not None else every
     return Rebuilt(found, how, exact)

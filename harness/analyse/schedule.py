@@ -9,7 +9,8 @@ from harness.recipe.schema import Recipe, Schedule
 
 Floats = npt.NDArray[np.float64]
 
-# Less than this many steps at the peak rate cannot show in the loss of a fine-tune; from so many on, a healthy one shows.
+# Less than this many steps at the peak rate cannot show in the loss of a fine-tune; from so many on, a
+# healthy one shows.
 NEGLIGIBLE_STEPS, ENOUGH_STEPS = 10.0, 200.0
 # For recipes that are short as a whole: shares of what they apply altogether.
 NEGLIGIBLE_SHARE, ENOUGH_SHARE = 0.01, 0.2
@@ -17,7 +18,8 @@ _FINE = 200_000
 
 
 def learning_rate(schedule: Schedule, steps: Floats) -> Floats:
-    """Linear from peak / (warmup + 1) to peak, then a cosine down to `end`; the rate of the update that step `s` makes.
+    """Linear from peak / (warmup + 1) to peak, then a cosine down to `end`; the rate of the update that step
+    `s` makes.
 
     Source: openpi src/openpi/training/optimizer.py `CosineDecaySchedule`, commit 15a9616.
     """
@@ -30,7 +32,8 @@ def learning_rate(schedule: Schedule, steps: Floats) -> Floats:
 
 
 def full_rate_steps(schedule: Schedule, steps: Floats, logged: Floats | None = None) -> Floats:
-    """How many steps at the peak rate come to what was applied from the first of `steps` up to each of them (sorted).
+    """How many steps at the peak rate come to what was applied from the first of `steps` up to each of them
+    (sorted).
 
     `logged`: the rates that the log itself gives at these steps, which then count instead of the schedule's.
     """
@@ -38,7 +41,11 @@ def full_rate_steps(schedule: Schedule, steps: Floats, logged: Floats | None = N
         return steps
     peak = schedule.peak if logged is None else max(float(np.nanmax(logged)), 1e-300)
     if logged is None:
-        grid = np.unique(np.concatenate([np.linspace(steps[0], steps[-1], min(_FINE, int(steps[-1] - steps[0]) + 1)), steps]))
+        grid = np.unique(
+            np.concatenate(
+                [np.linspace(steps[0], steps[-1], min(_FINE, int(steps[-1] - steps[0]) + 1)), steps]
+            )
+        )
         rates = learning_rate(schedule, grid)
     else:
         grid, rates = steps, logged
@@ -47,13 +54,17 @@ def full_rate_steps(schedule: Schedule, steps: Floats, logged: Floats | None = N
 
 
 def thresholds(recipe: Recipe) -> tuple[float, float]:
-    """(below which what was applied is negligible, from which a healthy run would show), in steps at the peak rate."""
+    """(below which what was applied is negligible, from which a healthy run would show), in steps at the peak
+    rate.
+    """
     planned = float(full_rate_steps(recipe.train.optimizer.schedule, np.array([0.0, recipe.train.steps]))[-1])
     return min(NEGLIGIBLE_STEPS, NEGLIGIBLE_SHARE * planned), min(ENOUGH_STEPS, ENOUGH_SHARE * planned)
 
 
 def steps_until(schedule: Schedule, first: int, amount: float) -> int | None:
-    """The first step by which `amount` of steps at the peak rate has been applied since `first`; None when that is a million steps away."""
+    """The first step by which `amount` of steps at the peak rate has been applied since `first`; None when
+    that is a million steps away.
+    """
     steps = np.arange(first, first + 1_000_001, dtype=np.float64)
     applied = np.concatenate([[0.0], np.cumsum(learning_rate(schedule, steps)[:-1])]) / schedule.peak
     index = int(np.searchsorted(applied, amount))

@@ -1,4 +1,6 @@
-"""One run from a log of several sessions: seams, steps that are there twice, and logs in which more than one run is mixed."""
+"""One run from a log of several sessions: seams, steps that are there twice, and logs in which more than one
+run is mixed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from harness.artifacts.curve import CurveFinding, Seam
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
-# Of one run, `param_norm` of neighbouring logged steps is closer than this; the released weights with other adapters lie 3e-4 apart.
+# Of one run, `param_norm` of neighbouring logged steps is closer than this; the released weights with other
+# adapters lie 3e-4 apart.
 _SAME_WEIGHTS = 5e-5
 # A log of more sessions than this is no log of one run after another.
 _MOST_SESSIONS = 200
@@ -22,7 +25,10 @@ _SAME_VALUE = 1e-3
 
 
 class OneRun(NamedTuple):
-    """`columns` sorted by step, each step once, the last of several; all of one run. `mixed`: other runs were in the log."""
+    """`columns` sorted by step, each step once, the last of several; all of one run.
+
+    `mixed`: other runs were in the log.
+    """
 
     columns: dict[str, Floats]
     seams: list[Seam]
@@ -38,7 +44,13 @@ def one_run(records: Records) -> OneRun:
     findings: list[CurveFinding] = []
     partial: list[str] = []
     if echoes:
-        findings.append(CurveFinding(severity="info", code="lines-repeated", text=f"{echoes:,} lines are there twice, word for word; each counts once"))
+        findings.append(
+            CurveFinding(
+                severity="info",
+                code="lines-repeated",
+                text=f"{echoes:,} lines are there twice, word for word; each counts once",
+            )
+        )
     back = np.flatnonzero(np.diff(steps) <= 0) + 1
     if len(back) > max(5, min(0.05 * len(steps), _MOST_SESSIONS)):
         return _disordered(columns, findings, partial)
@@ -55,13 +67,19 @@ def one_run(records: Records) -> OneRun:
     others = [seam for seam in seams if seam.kind == "another run"]
     if begin:
         runs = 1 + sum(seam.kind != "resume" for seam in seams)
-        partial.append(f"the log holds {runs} runs; the answer is about the last, {len(steps) - begin:,} of {len(steps):,} records")
+        partial.append(
+            f"the log holds {runs} runs; the answer is about the last, {len(steps) - begin:,} of"
+            f" {len(steps):,} records"
+        )
     if others:
         findings.append(
             CurveFinding(
                 severity="error",
                 code="mixed-runs",
-                text="runs with different weights are in this log: param_norm is another where the step goes back",
+                text=(
+                    "runs with different weights are in this log: param_norm is another where the step goes"
+                    " back"
+                ),
                 steps=[seam.step for seam in others],
                 fix="give each run's log on its own",
             )
@@ -71,7 +89,9 @@ def one_run(records: Records) -> OneRun:
 
 
 def _without_echoes(records: Records) -> tuple[dict[str, Floats], list[int], int]:
-    """(columns of records with a step, session marks as indices into them, how many records said again what the one before said)."""
+    """(columns of records with a step, session marks as indices into them, how many records said again what
+    the one before said).
+    """
     known = np.isfinite(records.columns["step"])
     table = np.stack([records.columns[name] for name in ("step", "loss", "grad_norm", "param_norm")])
     same = np.zeros(len(known), bool)
@@ -105,14 +125,26 @@ def _seam(columns: dict[str, Floats], begin: int, start: int, end: int) -> Seam:
     # From session to session the norm may move as it does from one logged step to the next.
     moves = np.abs(np.diff(norms[begin:start])) if start - begin > 2 else np.zeros(1)
     usual = float(np.nanmax(moves)) if np.isfinite(moves).any() else 0.0
-    other = bool(known and abs(norms[nearest] - norms[start]) > max(_SAME_WEIGHTS * abs(norms[nearest]), 2 * usual))
+    other = bool(
+        known and abs(norms[nearest] - norms[start]) > max(_SAME_WEIGHTS * abs(norms[nearest]), 2 * usual)
+    )
     restarts = steps[start] <= steps[begin]
-    kind: Literal["resume", "restart", "another run"] = "another run" if other else "restart" if restarts else "resume"
-    return Seam(step=int(steps[start]), kind=kind, replayed=len(twice), disagreeing=disagreeing, largest_difference=max(differences) if differences else None)
+    kind: Literal["resume", "restart", "another run"] = (
+        "another run" if other else "restart" if restarts else "resume"
+    )
+    return Seam(
+        step=int(steps[start]),
+        kind=kind,
+        replayed=len(twice),
+        disagreeing=disagreeing,
+        largest_difference=max(differences) if differences else None,
+    )
 
 
 def _twice(steps: Floats, begin: int, start: int, end: int) -> list[tuple[int, int]]:
-    """(index before, index after) of the steps that the session from `start` to `end` did again; of several before, the last."""
+    """(index before, index after) of the steps that the session from `start` to `end` did again; of several
+    before, the last.
+    """
     order = np.argsort(steps[begin:start], kind="stable")
     before = steps[begin:start][order]
     at = np.searchsorted(before, steps[start:end], side="right") - 1
@@ -139,37 +171,59 @@ def _about_replays(seams: list[Seam]) -> list[CurveFinding]:
     findings = []
     differing = [seam for seam in seams if seam.kind == "resume" and seam.disagreeing]
     if differing:
-        total, replayed = sum(seam.disagreeing for seam in differing), sum(seam.replayed for seam in differing)
+        total, replayed = (
+            sum(seam.disagreeing for seam in differing),
+            sum(seam.replayed for seam in differing),
+        )
         findings.append(
             CurveFinding(
                 severity="warning",
                 code="replay-disagrees",
-                text=f"{total} of {replayed} steps that were computed again after a resume have another loss: the resume did not go on bit for bit "
-                "(openpi sees its first batches again). The later values are used",
+                text=(
+                    f"{total} of {replayed} steps that were computed again after a resume have another loss:"
+                    " the resume did not go on bit for bit (openpi sees its first batches again). The later"
+                    " values are used"
+                ),
                 steps=[seam.step for seam in differing][:10],
             )
         )
     restarted = [seam for seam in seams if seam.kind == "restart"]
     if restarted:
         text = "the run was started again from its first step; what came before is left out"
-        findings.append(CurveFinding(severity="warning", code="restarted", text=text, steps=[seam.step for seam in restarted][:10]))
+        findings.append(
+            CurveFinding(
+                severity="warning", code="restarted", text=text, steps=[seam.step for seam in restarted][:10]
+            )
+        )
     return findings
 
 
 def _disordered(columns: dict[str, Floats], findings: list[CurveFinding], partial: list[str]) -> OneRun:
-    """Steps that go to and fro: one run's lines in another order, or the lines of two runs that wrote at the same time."""
+    """Steps that go to and fro: one run's lines in another order, or the lines of two runs that wrote at the
+    same time.
+    """
     steps, norms = columns["step"], columns["param_norm"]
     order = np.argsort(steps, kind="stable")
     repeated = np.diff(steps[order]) == 0
     apart = np.abs(np.diff(norms[order])) > _SAME_WEIGHTS * np.abs(norms[order][1:])
     losses_differ = np.abs(np.diff(columns["loss"][order])) > _SAME_VALUE * np.abs(columns["loss"][order][1:])
-    mixed = bool(repeated.sum() > 0.3 * len(steps) and (apart[repeated].mean() > 0.5 or losses_differ[repeated].mean() > 0.5))
+    mixed = bool(
+        repeated.sum() > 0.3 * len(steps)
+        and (apart[repeated].mean() > 0.5 or losses_differ[repeated].mean() > 0.5)
+    )
     if mixed:
         text = "two runs wrote into this log at the same time: most steps are there twice, with other values"
-        findings.append(CurveFinding(severity="error", code="mixed-runs", text=text, fix="give each run's log on its own"))
-        partial.append("the lines of several runs cannot be told apart; the last value of each step was taken")
+        findings.append(
+            CurveFinding(severity="error", code="mixed-runs", text=text, fix="give each run's log on its own")
+        )
+        partial.append(
+            "the lines of several runs cannot be told apart; the last value of each step was taken"
+        )
     else:
-        text = "steps go to and fro in this log; it was put in order of steps, and of a step that is there twice the last counts"
+        text = (
+            "steps go to and fro in this log; it was put in order of steps, and of a step that is there twice"
+            " the last counts"
+        )
         findings.append(CurveFinding(severity="warning", code="steps-out-of-order", text=text))
         partial.append("the lines were not in order of steps, so sessions cannot be told apart")
     return OneRun(_last_of_each_step(columns, 0), [], findings, partial, mixed)

@@ -16,11 +16,17 @@ from harness.run.directory import METRICS
 
 STDIN = "-"
 HEAD_BYTES = 65_536
-_NEED = "a run directory, its metrics.jsonl, or a console log with lines like `Step 10: grad_norm=1.2, loss=0.1, param_norm=1802.4`"
+_NEED = (
+    "a run directory, its metrics.jsonl, or a console log with lines like `Step 10: grad_norm=1.2, loss=0.1,"
+    " param_norm=1802.4`"
+)
 
 
 class Source(NamedTuple):
-    """`text` is read once. `run` is the directory of a run's own log; `partial` grows while the text is read."""
+    """`text` is read once.
+
+    `run` is the directory of a run's own log; `partial` grows while the text is read.
+    """
 
     name: str
     text: Text

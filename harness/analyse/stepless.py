@@ -1,4 +1,5 @@
-"""Lines that name a loss but no step, as the Trainer of transformers prints them: {'loss': 0.5, 'epoch': 0.1}.
+"""Lines that name a loss but no step, as the Trainer of transformers prints them: {'loss': 0.5, 'epoch':
+0.1}.
 
 The step comes from the progress bar around the line, else from the epoch and the number of steps that the log
 states; else lines are counted.
@@ -44,7 +45,11 @@ class Numbering:
             if plain is None:
                 continue
             # The summary's "train_loss" would pass for a point.
-            out[index] = b"" if _SUMMARY in line else b"step=%d " % self._step(line, lines[index + 1 : index + 4]) + line.lstrip()
+            out[index] = (
+                b""
+                if _SUMMARY in line
+                else b"step=%d " % self._step(line, lines[index + 1 : index + 4]) + line.lstrip()
+            )
         return out
 
     def _note(self, lines: list[bytes], joined: bytes) -> None:
@@ -57,7 +62,12 @@ class Numbering:
                 self._look(line)
 
     def _look(self, line: bytes) -> None:
-        if b"/" in line and (bar := BAR.search(line)) and b"|" in line[: bar.start()] and line[: bar.start()].partition(b"%")[0].strip().isdigit():
+        if (
+            b"/" in line
+            and (bar := BAR.search(line))
+            and b"|" in line[: bar.start()]
+            and line[: bar.start()].partition(b"%")[0].strip().isdigit()
+        ):
             # transformers' training bar has no name and comes first; those of an evaluation come after.
             if self._bar_total is None:
                 self._bar_total = bar[2]
@@ -72,9 +82,17 @@ class Numbering:
         if self._bar is not None:
             # The bar is drawn anew behind the line with the line's own step, where the state before may be
             # one behind.
-            states = [bar for text in after if (bar := BAR.search(text)) and bar[2] == self._bar_total and len(bar[1]) < 16]
+            states = [
+                bar
+                for text in after
+                if (bar := BAR.search(text)) and bar[2] == self._bar_total and len(bar[1]) < 16
+            ]
             one_on = self._bar + 1
-            return one_on if states and int(states[0][1]) == one_on and _zeros(one_on) > _zeros(self._bar) else self._bar
+            return (
+                one_on
+                if states and int(states[0][1]) == one_on and _zeros(one_on) > _zeros(self._bar)
+                else self._bar
+            )
         epoch = _EPOCH.search(line)
         if self._total and self._epochs and epoch and _is_number(epoch[1]):
             return round(float(epoch[1]) / self._epochs * self._total)

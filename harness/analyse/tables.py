@@ -45,10 +45,15 @@ class Table:
         """What of the table is not in the answer, or was taken on trust."""
         told = []
         if self._unnamed:
-            told.append("the file does not say which curve its column Value is; it was read as the training loss")
+            told.append(
+                "the file does not say which curve its column Value is; it was read as the training loss"
+            )
         if self._others:
             names = ", ".join(repr(name) for name in self._others[:5])
-            told.append(f"the table holds {1 + len(self._others)} runs; the answer is about the first, not about {names}")
+            told.append(
+                f"the table holds {1 + len(self._others)} runs; the answer is about the first, not about"
+                f" {names}"
+            )
         return told
 
     def rows(self, lines: list[bytes], begin: int) -> Iterator[tuple[Form, Numbers, list[Row]]]:
@@ -103,7 +108,12 @@ def _columns(names: list[str]) -> tuple[tuple[str, ...], tuple[int, ...], list[s
         # TensorBoard's file does not say which curve it is.
         places = (steps, lowered.index("value"), lowered.index("wall time"))
         return ("step", "loss", "time"), places, [], True
-    named = [_Named(place, field, run) for place, name in enumerate(names) if (parsed := _field(name)) for field, run in [parsed]]
+    named = [
+        _Named(place, field, run)
+        for place, name in enumerate(names)
+        if (parsed := _field(name))
+        for field, run in [parsed]
+    ]
     losses = [one for one in named if one.name == "loss"] or [one for one in named if one.name == "held_out"]
     if not losses:
         return None

@@ -76,7 +76,9 @@ class Text:
             self._digest.update(piece)
             if len(piece) > left:
                 yield piece[:left]
-                self._partial.append(f"the log is longer than {format_bytes(MOST_BYTES)}: what comes after was not read")
+                self._partial.append(
+                    f"the log is longer than {format_bytes(MOST_BYTES)}: what comes after was not read"
+                )
                 return
             left -= len(piece)
             yield piece

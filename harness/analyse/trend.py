@@ -16,14 +16,18 @@ ERROR_RATE = 0.01
 BLOCKS = 128
 MIN_POINTS = 8
 ESTIMATOR = (
-    "Least squares on the means of at most 128 stretches (spikes that came back left out, single points clipped at 3 deviations of the noise); "
-    "interval from simulated flat curves with AR(1) noise whose measured memory is nearest to this curve's, the memory itself being unknown; p_flat from the "
-    "clearest of three falling shapes (straight, and two early ones), against the clearest in each simulated curve"
+    "Least squares on the means of at most 128 stretches (spikes that came back left out, single points"
+    " clipped at 3 deviations of the noise); interval from simulated flat curves with AR(1) noise whose"
+    " measured memory is nearest to this curve's, the memory itself being unknown; p_flat from the clearest"
+    " of three falling shapes (straight, and two early ones), against the clearest in each simulated curve"
 )
 
 
 class Test:
-    """One curve against flat ones. `steps` and `values` [N] hold what counts for the trend, in order of steps."""
+    """One curve against flat ones.
+
+    `steps` and `values` [N] hold what counts for the trend, in order of steps.
+    """
 
     def __init__(self, steps: Floats, values: Floats, resolution: float = 0.0) -> None:
         self.blocks = min(len(values), BLOCKS)
@@ -60,10 +64,23 @@ class Test:
         slope, error, reach = self.line()
         tenth = max(1, self.blocks // 10)
         start, end = float(self.values[:tenth].mean()), float(self.values[-tenth:].mean())
-        scale = float(self.steps[-1] - self.steps[0]) * self.blocks / max(1, self.blocks - 1) / (abs(start) or 1.0)
-        rest = self._spread - np.interp(np.arange(self._points), (np.arange(self.blocks) + 0.5) * self._points / self.blocks - 0.5, self.values)
+        scale = (
+            float(self.steps[-1] - self.steps[0])
+            * self.blocks
+            / max(1, self.blocks - 1)
+            / (abs(start) or 1.0)
+        )
+        rest = self._spread - np.interp(
+            np.arange(self._points),
+            (np.arange(self.blocks) + 0.5) * self._points / self.blocks - 0.5,
+            self.values,
+        )
         of_mean = float(self.found.long_run[0]) / self.blocks
-        own = float(rest.var()) if self._points > 2 * self.blocks else float(self.found.long_run[0]) * _share_of_white(float(self.found.memory[0]))
+        own = (
+            float(rest.var())
+            if self._points > 2 * self.blocks
+            else float(self.found.long_run[0]) * _share_of_white(float(self.found.memory[0]))
+        )
         return Trend(
             slope_per_1000_steps=1000 * slope,
             slope_low=1000 * (slope - reach * error),
@@ -83,7 +100,9 @@ class Test:
         )
 
     def _profile(self, values: Floats) -> Floats | None:
-        """The noise's size along the curve, where it certainly is not the same all along: a straight line through its logarithm."""
+        """The noise's size along the curve, where it certainly is not the same all along: a straight line
+        through its logarithm.
+        """
         jumps = np.abs(np.diff(values))
         known = jumps > 0
         if known.sum() < 20:

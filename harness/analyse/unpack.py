@@ -38,7 +38,8 @@ _DAMAGE = (
 
 
 def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
-    """The bytes of `file`, unpacked when its first bytes say that it is packed; `partial` is told of a damaged one.
+    """The bytes of `file`, unpacked when its first bytes say that it is packed; `partial` is told of a
+    damaged one.
 
     Raises: HarnessError "log-archive" for an archive that has not exactly one file, "log-binary" for zstd.
     """
@@ -70,13 +71,18 @@ class _Joined(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data, self._head = (self._head[: len(buffer)], self._head[len(buffer) :]) if self._head else (self.rest.read(len(buffer)), b"")
+        data, self._head = (
+            (self._head[: len(buffer)], self._head[len(buffer) :])
+            if self._head
+            else (self.rest.read(len(buffer)), b"")
+        )
         buffer[: len(data)] = data
         return len(data)
 
 
 def _gzip(file: _Joined, _: str) -> Iterator[bytes]:
-    """Members one behind the other, with zeros between them; the standard library's reader takes such zeros one by one.
+    """Members one behind the other, with zeros between them; the standard library's reader takes such zeros
+    one by one.
 
     So many zeros that no tape has them end the file.
     """

@@ -13,14 +13,19 @@ from harness.recipe.schema import Recipe
 
 Answer = Literal["learning", "not learning", "diverged", "inconclusive"]
 
-# A fall of less than this share of the loss is no learning, however certain; one of more than the second would have shown in a healthy run.
+# A fall of less than this share of the loss is no learning, however certain; one of more than the second
+# would have shown in a healthy run.
 SMALLEST_FALL, EXPECTED_FALL = 0.01, 0.20
-# No run is said not to learn whose loss seems to fall, though not surely: less likely than this in a flat one.
+# No run is said not to learn whose loss seems to fall, though not surely: less likely than this in a flat
+# one.
 SEEMS = 0.05
 
 
 class Facts(NamedTuple):
-    """All that the verdict rests on. `usable` points count for the trend; `lost_at` is the step from which the loss is not finite to the end."""
+    """All that the verdict rests on.
+
+    `usable` points count for the trend; `lost_at` is the step from which the loss is not finite to the end.
+    """
 
     recipe: Recipe
     first_step: int
@@ -50,9 +55,15 @@ def judge(facts: Facts) -> Verdict:
         return Verdict("diverged", [f"the loss is not finite from step {facts.lost_at} to the end"], [])
     rise = facts.rise
     # Short of an explosion, a loss cannot have diverged by what was hardly applied.
-    possible = rise is not None and (rise.p > CERTAIN or facts.learning.full_rate_steps >= facts.learning.negligible_below)
+    possible = rise is not None and (
+        rise.p > CERTAIN or facts.learning.full_rate_steps >= facts.learning.negligible_below
+    )
     if rise is not None and possible and rise.diverged and facts.points >= MIN_POINTS:
-        how = f"a flat loss does so in at most {100 * rise.p:.2g} % of runs" if rise.p <= CERTAIN else f"all of the last {rise.tail} points are far above it"
+        how = (
+            f"a flat loss does so in at most {100 * rise.p:.2g} % of runs"
+            if rise.p <= CERTAIN
+            else f"all of the last {rise.tail} points are far above it"
+        )
         where = f"{rise.ratio:.1f} times its best level of {rise.best:.4g} (near step {rise.best_step})"
         return Verdict("diverged", [f"the loss ends at {rise.end:.4g}, {where}; {how}"], [])
     if facts.mixed:
@@ -71,17 +82,31 @@ def _too_little(facts: Facts) -> Verdict | None:
     learning, reasons, needed = facts.learning, [], []
     if facts.usable < MIN_POINTS or facts.trend is None:
         count = f"{facts.points} point{'s' * (facts.points != 1)}"
-        reasons.append(f"{count}, of which {facts.usable} can show a trend: with fewer than {MIN_POINTS} the noise cannot be told from one")
+        reasons.append(
+            f"{count}, of which {facts.usable} can show a trend: with fewer than {MIN_POINTS} the noise"
+            " cannot be told from one"
+        )
         needed.append(f"at least {MIN_POINTS} logged points, better 40")
     if learning.full_rate_steps < learning.negligible_below:
-        warming = f", in a warm-up of {learning.warmup_steps:,} steps" if facts.last_step < learning.warmup_steps else ""
-        rate = f"{learning.last:.1e} at step {facts.last_step}{warming} (peak {learning.peak:.1e})"
-        change = f"the change of the loss from {facts.first_loss:.4g} to {facts.last_loss:.4g}" if facts.points > 1 else "the loss"
-        reasons.append(
-            f"hardly any learning rate has been applied: it is {rate}; together the logged steps are {learning.full_rate_steps:.2g} steps at the peak rate, "
-            f"so {change} is noise between batches, not learning"
+        warming = (
+            f", in a warm-up of {learning.warmup_steps:,} steps"
+            if facts.last_step < learning.warmup_steps
+            else ""
         )
-        needed += _until(facts, learning.negligible_below, "the first step at which a change could be learning")
+        rate = f"{learning.last:.1e} at step {facts.last_step}{warming} (peak {learning.peak:.1e})"
+        change = (
+            f"the change of the loss from {facts.first_loss:.4g} to {facts.last_loss:.4g}"
+            if facts.points > 1
+            else "the loss"
+        )
+        reasons.append(
+            f"hardly any learning rate has been applied: it is {rate}; together the logged steps are"
+            f" {learning.full_rate_steps:.2g} steps at the peak rate, so {change} is noise between batches,"
+            " not learning"
+        )
+        needed += _until(
+            facts, learning.negligible_below, "the first step at which a change could be learning"
+        )
     if not reasons:
         return None
     if facts.trend is not None:
@@ -103,33 +128,52 @@ def _falls(trend: Trend) -> bool:
 def _learning(facts: Facts, trend: Trend) -> Verdict:
     rate = f"{100 * trend.p_flat:.2g} % of runs (stated rate {100 * ERROR_RATE:g} %)"
     reasons = [_described(trend), f"a flat loss with such noise falls so clearly in at most {rate}"]
-    reasons.append(f"the learning rate applied comes to {facts.learning.full_rate_steps:,.0f} steps at the peak rate ({facts.learning.source})")
+    reasons.append(
+        f"the learning rate applied comes to {facts.learning.full_rate_steps:,.0f} steps at the peak rate"
+        f" ({facts.learning.source})"
+    )
     return Verdict("learning", reasons, [])
 
 
 def _no_fall(facts: Facts, trend: Trend) -> Verdict:
     learning, reasons = facts.learning, [_described(trend)]
     if facts.p_rise <= ERROR_RATE and trend.end_loss > trend.start_loss:
-        reasons.append(f"the loss rises: a flat one would do so in {100 * facts.p_rise:.2g} % of runs, though not to {DIVERGED_RATIO:g} times its best level")
+        reasons.append(
+            f"the loss rises: a flat one would do so in {100 * facts.p_rise:.2g} % of runs, though not to"
+            f" {DIVERGED_RATIO:g} times its best level"
+        )
         return Verdict("not learning", reasons, [])
-    excluded = trend.fall_high < EXPECTED_FALL and (trend.p_flat > SEEMS or trend.fall_high < EXPECTED_FALL / 2)
+    excluded = trend.fall_high < EXPECTED_FALL and (
+        trend.p_flat > SEEMS or trend.fall_high < EXPECTED_FALL / 2
+    )
     if facts.still and trend.p_flat > SEEMS:
         reasons.append("the weights do not move")
         return Verdict("not learning", reasons, [])
     if learning.full_rate_steps < learning.enough_from:
         applied = f"only {learning.full_rate_steps:,.0f} steps at the peak rate have been applied"
         reasons.append(f"{applied}, and a healthy run need not show before {learning.enough_from:,.0f}")
-        return Verdict("inconclusive", reasons, [*_until(facts, learning.enough_from, "by which a healthy run shows"), *_points_needed(facts, trend)])
+        return Verdict(
+            "inconclusive",
+            reasons,
+            [
+                *_until(facts, learning.enough_from, "by which a healthy run shows"),
+                *_points_needed(facts, trend),
+            ],
+        )
     if excluded:
         applied = f"{learning.full_rate_steps:,.0f} steps at the peak rate should have brought one"
-        reasons.append(f"a fall of {100 * EXPECTED_FALL:g} % or more over these steps is excluded, and {applied}")
+        reasons.append(
+            f"a fall of {100 * EXPECTED_FALL:g} % or more over these steps is excluded, and {applied}"
+        )
         return Verdict("not learning", reasons, [])
     reasons.append(f"the noise hides a fall of up to {100 * trend.fall_high:.0f} %")
     return Verdict("inconclusive", reasons, _points_needed(facts, trend))
 
 
 def _points_needed(facts: Facts, trend: Trend) -> list[str]:
-    """How long the log must be so that a fall of EXPECTED_FALL, or the one seen where that is more, would show in nine runs of ten."""
+    """How long the log must be so that a fall of EXPECTED_FALL, or the one seen where that is more, would
+    show in nine runs of ten.
+    """
     half = (trend.fall_high - trend.fall_low) / 2
     target = max(EXPECTED_FALL, trend.fall)
     # From a 95 % interval of two sides to one side of 1 % with a power of 90 %.
@@ -138,7 +182,10 @@ def _points_needed(facts: Facts, trend: Trend) -> list[str]:
         return ["a longer log"]
     points = math.ceil(facts.usable * factor)
     every = (facts.last_step - facts.first_step) / max(1, facts.points - 1)
-    return [f"about {points:,} points at this noise, {_round(points * every):,} steps at this interval, to see a fall of {100 * target:.0f} %"]
+    return [
+        f"about {points:,} points at this noise, {_round(points * every):,} steps at this interval, to see a"
+        f" fall of {100 * target:.0f} %"
+    ]
 
 
 def _round(value: float) -> int:
@@ -150,6 +197,7 @@ def _described(trend: Trend) -> str:
     memory = f", autocorrelation {trend.autocorrelation:.2f}" if trend.autocorrelation > 0.2 else ""
     interval = f"95 % interval {100 * trend.fall_low:.1f} % to {100 * trend.fall_high:.1f} %"
     return (
-        f"loss {trend.start_loss:.4g} at the start, {trend.end_loss:.4g} at the end; a straight line falls by {100 * trend.fall:.1f} % ({interval}); "
-        f"noise {100 * trend.noise / (abs(trend.start_loss) or 1.0):.1f} % a point{memory}"
+        f"loss {trend.start_loss:.4g} at the start, {trend.end_loss:.4g} at the end; a straight line falls by"
+        f" {100 * trend.fall:.1f} % ({interval}); noise"
+        f" {100 * trend.noise / (abs(trend.start_loss) or 1.0):.1f} % a point{memory}"
     )

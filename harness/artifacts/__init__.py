@@ -1,6 +1,7 @@
 """The schema of every file of a run directory. Verbs talk to each other through these and nothing else.
 
-An unknown value is `None`, and `unknown[<field>]` says why; it is never a made-up 0. Bytes are `int`, times seconds.
+An unknown value is `None`, and `unknown[<field>]` says why; it is never a made-up 0. Bytes are `int`, times
+seconds.
 """
 
 from harness.artifacts.base import Artifact
@@ -17,7 +18,17 @@ from harness.artifacts.checkpoint import (
     Movement,
 )
 from harness.artifacts.curve import Curve, CurveFinding
-from harness.artifacts.dataset import Comparison, Dataset, DegenerateDimension, Difference, DimensionStats, Feature, NormStats, Reach, Statistic
+from harness.artifacts.dataset import (
+    Comparison,
+    Dataset,
+    DegenerateDimension,
+    Difference,
+    DimensionStats,
+    Feature,
+    NormStats,
+    Reach,
+    Statistic,
+)
 from harness.artifacts.doctor import Diagnosis, Finding
 from harness.artifacts.fetched import Fetched, Part
 from harness.artifacts.machine import Disk, Gpu, GpuProcess, Host, Machine, MigDevice

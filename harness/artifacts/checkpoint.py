@@ -55,9 +55,12 @@ class GroupReport(Strict):
 
 
 class LeafReport(Strict):
-    """One array, as `inspect --deep` read it. `sha256` is that of its elements in C order as stored, so it does not depend on chunks or files.
+    """One array, as `inspect --deep` read it.
 
-    `norm` is None for codes (integers), which are not values; `missing_chunks` of its stored pieces are not there and were read as zeros.
+    `sha256` is that of its elements in C order as stored, so it does not depend on chunks or files.
+
+    `norm` is None for codes (integers), which are not values; `missing_chunks` of its stored pieces are not
+    there and were read as zeros.
     """
 
     item: str
@@ -71,9 +74,12 @@ class LeafReport(Strict):
 
 
 class AdapterReport(Strict):
-    """One pair of adapters. `effective_rank` is [least, median, most] over its layers of exp(entropy of the singular values) of A·B.
+    """One pair of adapters.
 
-    `product_norm` is the norm of A·B before the factor alpha/rank; `relative` is that norm over the adapted weight's, where that is stored too.
+    `effective_rank` is [least, median, most] over its layers of exp(entropy of the singular values) of A·B.
+
+    `product_norm` is the norm of A·B before the factor alpha/rank; `relative` is that norm over the adapted
+    weight's, where that is stored too.
     """
 
     path: str
@@ -84,7 +90,9 @@ class AdapterReport(Strict):
 
 
 class Movement(Strict):
-    """How far some of the parameters are from those compared with: the difference's norm, theirs, its ratio, and the share of elements that differ."""
+    """How far some of the parameters are from those compared with: the difference's norm, theirs, its ratio,
+    and the share of elements that differ.
+    """
 
     name: str
     layer: int | None = Field(None, ge=0, lt=MOST_LAYERS)
@@ -96,10 +104,13 @@ class Movement(Strict):
 
 
 class Moved(Strict):
-    """Which parts of the network moved, and by how much. `groups` are those of `parameters`; `blocks` are finer, layer by layer.
+    """Which parts of the network moved, and by how much.
 
-    Adapters that the other does not have count as what they add to the weights, A·B times alpha/rank. `notes` say how it was compared.
-    `only_here` and `only_there` are parameters that the other does not have; `not_compared` have another shape, or cannot be read.
+    `groups` are those of `parameters`; `blocks` are finer, layer by layer.
+
+    Adapters that the other does not have count as what they add to the weights, A·B times alpha/rank. `notes`
+    say how it was compared. `only_here` and `only_there` are parameters that the other does not have;
+    `not_compared` have another shape, or cannot be read.
     """
 
     against: str
@@ -113,9 +124,12 @@ class Moved(Strict):
 
 
 class Checkpoint(Artifact):
-    """`lora`, `parameters` and what follows describe `step`, the newest whole one. `partial`: something could not be read; `unknown` says what.
+    """`lora`, `parameters` and what follows describe `step`, the newest whole one.
 
-    `base` names the weights that a step of only trained parameters lies upon. `leaves` and `adapters` come with --deep, `moved` with --against.
+    `partial`: something could not be read; `unknown` says what.
+
+    `base` names the weights that a step of only trained parameters lies upon. `leaves` and `adapters` come
+    with --deep, `moved` with --against.
     """
 
     FILE: ClassVar[str] = "checkpoint.json"

@@ -9,7 +9,10 @@ from harness.strict import Strict
 
 
 class CurveFinding(Strict):
-    """Something about a log that a person should know. `steps` are the first few steps it was seen at; `fix` is null where there is nothing to mend."""
+    """Something about a log that a person should know.
+
+    `steps` are the first few steps it was seen at; `fix` is null where there is nothing to mend.
+    """
 
     severity: Literal["error", "warning", "info"]
     code: str
@@ -21,7 +24,8 @@ class CurveFinding(Strict):
 class CurveSeries(Strict):
     """The curve, thinned to at most 2,000 stretches of equal length; every list has one entry a stretch.
 
-    `loss` is the mean of a stretch, `low` and `high` its extremes, `smooth` a Gaussian-weighted mean that leaves spikes out.
+    `loss` is the mean of a stretch, `low` and `high` its extremes, `smooth` a Gaussian-weighted mean that
+    leaves spikes out.
     """
 
     step: list[int]
@@ -36,8 +40,8 @@ class CurveSeries(Strict):
 class Trend(Strict):
     """How the loss falls over the logged steps. Intervals hold 95 %, one-sided rates as stated.
 
-    `fall` is the total fall of a straight line, as a share of the loss at the start; `p_flat` is how often a flat run with noise of
-    this autocorrelation would look at least as much like falling.
+    `fall` is the total fall of a straight line, as a share of the loss at the start; `p_flat` is how often a
+    flat run with noise of this autocorrelation would look at least as much like falling.
     """
 
     slope_per_1000_steps: float
@@ -58,7 +62,10 @@ class Trend(Strict):
 
 
 class Learning(Strict):
-    """How much learning rate was applied over the logged steps, in steps at the peak rate. `source` says where the rates come from."""
+    """How much learning rate was applied over the logged steps, in steps at the peak rate.
+
+    `source` says where the rates come from.
+    """
 
     source: str
     first: float
@@ -71,7 +78,10 @@ class Learning(Strict):
 
 
 class Seam(Strict):
-    """Where one session of training ends in the log and another begins. `replayed` steps are there twice, `disagreeing` with other values."""
+    """Where one session of training ends in the log and another begins.
+
+    `replayed` steps are there twice, `disagreeing` with other values.
+    """
 
     step: int
     kind: Literal["resume", "restart", "another run"]
@@ -98,7 +108,9 @@ class Jump(Strict):
 
 
 class Throughput(Strict):
-    """Seconds a step; `source` is what was read. `stalls` are pauses, by the step they end at; `stalls_from` the logged steps before them.
+    """Seconds a step; `source` is what was read.
+
+    `stalls` are pauses, by the step they end at; `stalls_from` the logged steps before them.
 
     No stall is part of the pace.
     """
@@ -112,7 +124,10 @@ class Throughput(Strict):
 
 
 class HeldOut(Strict):
-    """The second curve: the loss on data that is not trained on, thinned to at most 2,000 points. It has no part in the verdict."""
+    """The second curve: the loss on data that is not trained on, thinned to at most 2,000 points.
+
+    It has no part in the verdict.
+    """
 
     points: int
     first: float
@@ -124,7 +139,9 @@ class HeldOut(Strict):
 
 
 class Lines(Strict):
-    """Lines that are not blank: how many were understood (records, states of a progress bar, greetings), how many not, and one of those."""
+    """Lines that are not blank: how many were understood (records, states of a progress bar, greetings), how
+    many not, and one of those.
+    """
 
     understood: int
     others: int
@@ -132,7 +149,10 @@ class Lines(Strict):
 
 
 class Distance(Strict):
-    """How far this curve is from a reference, over the steps that both have. Differences are shares of the reference's level."""
+    """How far this curve is from a reference, over the steps that both have.
+
+    Differences are shares of the reference's level.
+    """
 
     reference: str
     first_step: int | None
@@ -148,7 +168,10 @@ class Distance(Strict):
 
 
 class Curve(Artifact):
-    """`verdict` with its reasons, and what it would take to be sure. `partial` says what of the log is not in the answer."""
+    """`verdict` with its reasons, and what it would take to be sure.
+
+    `partial` says what of the log is not in the answer.
+    """
 
     FILE: ClassVar[str] = "curve.json"
     path: str

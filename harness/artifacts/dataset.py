@@ -16,7 +16,9 @@ class Feature(Strict):
 
 
 class Dataset(Artifact):
-    """`longest_prompt_tokens` is None where the tokenizer is not here, and `unknown` says so; prompts then take all of the recipe's tokens."""
+    """`longest_prompt_tokens` is None where the tokenizer is not here, and `unknown` says so; prompts then
+    take all of the recipe's tokens.
+    """
 
     FILE: ClassVar[str] = "dataset.json"
     source: str
@@ -52,7 +54,9 @@ class DimensionStats(Strict):
 
     @model_validator(mode="after")
     def _of_the_same_dimensions(self) -> DimensionStats:
-        lengths = {len(each) for each in (self.mean, self.std, self.q01, self.q99, self.min, self.max) if each}
+        lengths = {
+            len(each) for each in (self.mean, self.std, self.q01, self.q99, self.min, self.max) if each
+        }
         if len(lengths) > 1:
             raise ValueError("mean, std, q01 and q99 are not of the same dimensions")
         return self
@@ -67,7 +71,10 @@ class DegenerateDimension(Strict):
 
 
 class NormStats(Artifact):
-    """openpi reads `norm_stats` of this file; the keys beside it are ours. A dataset without a state has statistics of the actions alone."""
+    """openpi reads `norm_stats` of this file; the keys beside it are ours.
+
+    A dataset without a state has statistics of the actions alone.
+    """
 
     FILE: ClassVar[str] = "norm_stats.json"
     norm_stats: dict[Literal["state", "actions"], DimensionStats]
@@ -77,7 +84,9 @@ class NormStats(Artifact):
 
     @model_validator(mode="after")
     def _has_every_statistic(self) -> NormStats:
-        lacking = [key for key, one in self.norm_stats.items() if not all((one.mean, one.std, one.q01, one.q99))]
+        lacking = [
+            key for key, one in self.norm_stats.items() if not all((one.mean, one.std, one.q01, one.q99))
+        ]
         if lacking:
             raise ValueError(f"norm_stats of {', '.join(lacking)} lack one of mean, std, q01 and q99")
         return self
@@ -98,7 +107,8 @@ class Difference(Strict):
 
 
 class Reach(Strict):
-    """What our data become in one dimension when they are normalized with their statistics: the ends, and our 1 % and 99 % quantiles.
+    """What our data become in one dimension when they are normalized with their statistics: the ends, and our
+    1 % and 99 % quantiles.
 
     `outside` is the share of frames beyond [-1, 1].
     """
@@ -113,9 +123,11 @@ class Reach(Strict):
 
 
 class Comparison(Artifact):
-    """Every statistic that both have, the largest difference first; `only_theirs` counts dimensions that ours lack.
+    """Every statistic that both have, the largest difference first; `only_theirs` counts dimensions that ours
+    lack.
 
-    `inputs` is that of our statistics, `path` is where theirs lie, and `form` says what kind of file that is. The furthest `reach` comes first.
+    `inputs` is that of our statistics, `path` is where theirs lie, and `form` says what kind of file that is.
+    The furthest `reach` comes first.
     """
 
     FILE: ClassVar[str] = "comparison.json"

@@ -9,10 +9,12 @@ from harness.strict import Strict
 
 
 class Finding(Strict):
-    """What one check found. `fix` is a command to type, a key to change, or a setting to look for; it is never left out.
+    """What one check found.
 
-    "error": the run would fail, or would not be what it says. "warning": it may be slow, or may fail later. "unknown": the check could
-    not be carried out, and `got` says why.
+    `fix` is a command to type, a key to change, or a setting to look for; it is never left out.
+
+    "error": the run would fail, or would not be what it says. "warning": it may be slow, or may fail later.
+    "unknown": the check could not be carried out, and `got` says why.
     """
 
     severity: Literal["error", "warning", "unknown"]
@@ -23,9 +25,11 @@ class Finding(Strict):
 
 
 class Diagnosis(Artifact):
-    """`passed` names the checks that looked and found nothing; `allowed` those whose errors the person said to go on with.
+    """`passed` names the checks that looked and found nothing; `allowed` those whose errors the person said
+    to go on with.
 
-    `not_needed` holds the checks that had nothing to look at, each with the reason; they are not among the passed.
+    `not_needed` holds the checks that had nothing to look at, each with the reason; they are not among the
+    passed.
     """
 
     FILE: ClassVar[str] = "doctor.json"
@@ -37,4 +41,8 @@ class Diagnosis(Artifact):
     @property
     def errors(self) -> list[Finding]:
         """The findings that stop a run."""
-        return [finding for finding in self.findings if finding.severity == "error" and finding.check not in self.allowed]
+        return [
+            finding
+            for finding in self.findings
+            if finding.severity == "error" and finding.check not in self.allowed
+        ]

@@ -56,7 +56,9 @@ class Disk(Strict):
 
 
 class Host(Strict):
-    """RAM, swap and cores are what this process may use: the cgroup's limits where there are any. `container` is a kind, or "none".
+    """RAM, swap and cores are what this process may use: the cgroup's limits where there are any.
+
+    `container` is a kind, or "none".
 
     `processor` is its model and its vector extensions: XLA compiles for these.
     """
@@ -76,7 +78,9 @@ class Host(Strict):
 
 
 class Machine(Artifact):
-    """`gpu_error` is why no GPU can be used, `gpu_fix` what to do about it; with `gpu_missing` there may be none in this machine at all."""
+    """`gpu_error` is why no GPU can be used, `gpu_fix` what to do about it; with `gpu_missing` there may be
+    none in this machine at all.
+    """
 
     FILE: ClassVar[str] = "machine.json"
     gpus: list[Gpu] = []

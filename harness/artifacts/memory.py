@@ -1,4 +1,6 @@
-"""memory.json: what the plan foresaw, what the compiler said on the device in hand, and what was in use in the end."""
+"""memory.json: what the plan foresaw, what the compiler said on the device in hand, and what was in use in
+the end.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,13 @@ from harness.artifacts.base import Artifact
 
 
 class Memory(Artifact):
-    """`compiled` is of one device: argument, output, alias, temp, device. `step` counts the steps done when the rest was read.
+    """`compiled` is of one device: argument, output, alias, temp, device.
 
-    `predicted_bytes`, `breakdown` and `source` are the plan's. `peak_bytes` and `limit_bytes` are the allocator's, of the fullest device,
-    since the process started; on a CPU the device is the host, whose peak is the process's own resident memory.
+    `step` counts the steps done when the rest was read.
+
+    `predicted_bytes`, `breakdown` and `source` are the plan's. `peak_bytes` and `limit_bytes` are the
+    allocator's, of the fullest device, since the process started; on a CPU the device is the host, whose peak
+    is the process's own resident memory.
     """
 
     FILE: ClassVar[str] = "memory.json"

@@ -1,4 +1,6 @@
-"""The lines of a metrics.jsonl, read one by one: what is no line of metrics is counted or refused by the reader, and costs no memory."""
+"""The lines of a metrics.jsonl, read one by one: what is no line of metrics is counted or refused by the
+reader, and costs no memory.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ MOST_LINES = 500_000
 
 
 class Line(NamedTuple):
-    """`number` counts from 1; `metrics` is None for a line that was torn, or is of another form, or longer than any of ours."""
+    """`number` counts from 1; `metrics` is None for a line that was torn, or is of another form, or longer
+    than any of ours.
+    """
 
     number: int
     text: bytes

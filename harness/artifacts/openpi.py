@@ -19,11 +19,15 @@ class OptionChange(Strict):
 
 
 class OpenpiCommand(Artifact):
-    """`options` are those given, `effective` all of them. `trained` names who is trained as recipes do, where they have a name for it.
+    """`options` are those given, `effective` all of them.
 
-    `param_norm` is what the log must show at step 0, from the released weights. `plan` holds the bytes: for the card asked for or found, else for none
-    (`device` "none"), where `device_bytes` is known and whether it fits is not. `recipe` is ours that does what `meant` says. `trainer` is whose program
-    the line starts: of the others than openpi's JAX trainer `deviations` are the ways in which it differs. `cut` are the shell's own parts of the line.
+    `trained` names who is trained as recipes do, where they have a name for it.
+
+    `param_norm` is what the log must show at step 0, from the released weights. `plan` holds the bytes: for
+    the card asked for or found, else for none (`device` "none"), where `device_bytes` is known and whether it
+    fits is not. `recipe` is ours that does what `meant` says. `trainer` is whose program the line starts: of
+    the others than openpi's JAX trainer `deviations` are the ways in which it differs. `cut` are the shell's
+    own parts of the line.
     """
 
     FILE: ClassVar[str] = "openpi.json"

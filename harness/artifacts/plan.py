@@ -11,13 +11,17 @@ from harness.strict import Strict
 
 
 class Levers(Strict):
-    """How the step is carried out. All of these are exact: they do not change what the recipe says is learned.
+    """How the step is carried out.
 
-    global batch = microbatch x accumulation_steps x devices. `devices` hold `devices / fsdp` replicas of the state, each in `fsdp` shards.
-    Gradients of all microbatches are summed in one float32 buffer. `remat` "block" keeps a layer's input and computes the layer again in the backward
-    pass. `attention` "chunked" holds the logits of a few samples at a time. `compute_copy` makes, once a step, bfloat16 copies of what the model would
-    cast to bfloat16 in every microbatch. `host` names the parts of the state that lie in pinned host memory between their uses and pass through the
-    device in pieces: not with bfloat16 moments, whose rounding is random by place; of masters the device always has the copy.
+    All of these are exact: they do not change what the recipe says is learned.
+
+    global batch = microbatch x accumulation_steps x devices. `devices` hold `devices / fsdp` replicas of the
+    state, each in `fsdp` shards. Gradients of all microbatches are summed in one float32 buffer. `remat`
+    "block" keeps a layer's input and computes the layer again in the backward pass. `attention` "chunked"
+    holds the logits of a few samples at a time. `compute_copy` makes, once a step, bfloat16 copies of what
+    the model would cast to bfloat16 in every microbatch. `host` names the parts of the state that lie in
+    pinned host memory between their uses and pass through the device in pieces: not with bfloat16 moments,
+    whose rounding is random by place; of masters the device always has the copy.
     """
 
     platform: Literal["cpu", "cuda"]
@@ -40,12 +44,16 @@ class Levers(Strict):
 
 
 class Candidate(Strict):
-    """One plan. `changes` are the recipe keys that it needs changed, each explained in `deviations`; none for an exact plan.
+    """One plan.
 
-    `phases` holds the device bytes of init, load, step and save where they are known; `device_bytes` is the largest. `shared_phases` holds
-    device and host bytes together, where CPU and GPU have one memory.
-    `source`: what the compiler said of exactly this step (compiled, atlas), of a larger one (interpolated: never too few bytes), or,
-    only where that is too much already, state and gradients as they are counted without the compiler (counted: at least so many bytes).
+    `changes` are the recipe keys that it needs changed, each explained in `deviations`; none for an exact
+    plan.
+
+    `phases` holds the device bytes of init, load, step and save where they are known; `device_bytes` is the
+    largest. `shared_phases` holds device and host bytes together, where CPU and GPU have one memory.
+    `source`: what the compiler said of exactly this step (compiled, atlas), of a larger one (interpolated:
+    never too few bytes), or, only where that is too much already, state and gradients as they are counted
+    without the compiler (counted: at least so many bytes).
     """
 
     levers: Levers
@@ -66,11 +74,13 @@ class Candidate(Strict):
 
 
 class Plan(Artifact):
-    """`usable_bytes` of each device = free - `context_bytes` - `margin_bytes`; JAX gets `memory_fraction` of its total: free - context.
+    """`usable_bytes` of each device = free - `context_bytes` - `margin_bytes`; JAX gets `memory_fraction` of
+    its total: free - context.
 
     `backend` is whose trainer carries it out.
     With `shared_memory` CPU and GPU have one memory, and `usable_bytes` is of both together.
-    `device_uuids` are the cards that the chosen plan runs on, `device_uuid` the first. `notes` are what a person should know beside it.
+    `device_uuids` are the cards that the chosen plan runs on, `device_uuid` the first. `notes` are what a
+    person should know beside it.
     """
 
     FILE: ClassVar[str] = "plan.json"

@@ -12,8 +12,8 @@ from harness.artifacts.base import Artifact
 class Prediction(Artifact):
     """What a checkpoint would do at one frame, beside what was done there, in the dataset's own units.
 
-    `predicted` and `recorded` are [action_horizon][actions]. `is_pad` marks times past the episode's end, where the last action
-    is repeated; `mean_absolute_error`, one a dimension, leaves them out.
+    `predicted` and `recorded` are [action_horizon][actions]. `is_pad` marks times past the episode's end,
+    where the last action is repeated; `mean_absolute_error`, one a dimension, leaves them out.
     """
 
     FILE: ClassVar[str] = "prediction.json"

@@ -1,4 +1,7 @@
-"""What `status` answers about a run, going on, ended or died. Nothing is written: it is true for the moment in which it was read."""
+"""What `status` answers about a run, going on, ended or died.
+
+Nothing is written: it is true for the moment in which it was read.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ State = Literal["preparing", "running", "silent", "finished", "stopped", "died",
 
 
 class Status(Artifact):
-    """`step` counts the steps that are logged, of `steps`. Seconds a step are medians of the last logged ones, `expected_step_s` is the plan's.
+    """`step` counts the steps that are logged, of `steps`.
 
-    "silent": the process lives, and has not written for much longer than a step takes. "stopped": it ended before the last step and saved.
-    "died": it ended and what it did since `saved_step` is lost. "unknown": nothing tells whether a process is there.
+    Seconds a step are medians of the last logged ones, `expected_step_s` is the plan's.
+
+    "silent": the process lives, and has not written for much longer than a step takes. "stopped": it ended
+    before the last step and saved. "died": it ended and what it did since `saved_step` is lost. "unknown":
+    nothing tells whether a process is there.
     """
 
     FILE: ClassVar[str] = "status.json"

@@ -12,10 +12,13 @@ from harness.strict import Strict
 
 
 class Upstream(Strict):
-    """openpi's own trainer, where that is what trains. `commit` is the checkout's, "unknown" where nothing tells; `pinned` the one the harness knows.
+    """openpi's own trainer, where that is what trains.
 
-    `unlike_lock` are packages of another version than openpi's lock has. `notes` say what else is not as upstream would have it, and
-    what the run went through that its own resume does: such as batches that were seen again.
+    `commit` is the checkout's, "unknown" where nothing tells; `pinned` the one the harness knows.
+
+    `unlike_lock` are packages of another version than openpi's lock has. `notes` say what else is not as
+    upstream would have it, and what the run went through that its own resume does: such as batches that were
+    seen again.
     """
 
     commit: str
@@ -82,13 +85,15 @@ def _like(form: type[BaseModel]) -> AfterValidator:
 class Manifest(Artifact):
     """What this run is, written before step 0.
 
-    `weights` is where the first state came from: source, sha256 of its files, and `leaves`, the sha256 of every array that training
-    starts from. `environment` holds the variables that change what is computed, by a list of names, so that no secret comes along.
-    `image_id` is the engine's; `image_digest` is over what the image holds (`harness.run.surroundings.image_digest`). `machine` is what
-    it ran on. `step_fingerprint` is a hash of the program as it is handed to XLA, `executable_fingerprint` of what XLA made of it for
-    this device with these flags; `kernels_sha256` that of the choice of kernels that autotuning made, on a GPU. `published` is the
-    recipe's distance from the published one. `upstream` is None when the harness itself trains; otherwise packages, lock and Python are
-    those of openpi's environment, and there is no compiled program of ours. `unknown` says why a field is None.
+    `weights` is where the first state came from: source, sha256 of its files, and `leaves`, the sha256 of
+    every array that training starts from. `environment` holds the variables that change what is computed, by
+    a list of names, so that no secret comes along. `image_id` is the engine's; `image_digest` is over what
+    the image holds (`harness.run.surroundings.image_digest`). `machine` is what it ran on. `step_fingerprint`
+    is a hash of the program as it is handed to XLA, `executable_fingerprint` of what XLA made of it for this
+    device with these flags; `kernels_sha256` that of the choice of kernels that autotuning made, on a GPU.
+    `published` is the recipe's distance from the published one. `upstream` is None when the harness itself
+    trains; otherwise packages, lock and Python are those of openpi's environment, and there is no compiled
+    program of ours. `unknown` says why a field is None.
     """
 
     FILE: ClassVar[str] = "manifest.json"
@@ -127,12 +132,15 @@ class Manifest(Artifact):
 
 
 class Metrics(Strict):
-    """One line of metrics.jsonl. `grad_norm` is before clipping; `param_norm` counts kernels, after the update.
+    """One line of metrics.jsonl.
+
+    `grad_norm` is before clipping; `param_norm` counts kernels, after the update.
 
     `step` is a whole number that every reader has exactly, JavaScript too.
-    `frames` is a digest of the numbers of the frames in the batch, in their order; lines of older versions have none.
-    `mean_of_steps`: loss and norms are the mean over so many steps up to this one, as openpi's trainer logs them. `data_s` is None where the
-    trainer does not tell it. What is None is left out of the file.
+    `frames` is a digest of the numbers of the frames in the batch, in their order; lines of older versions
+    have none. `mean_of_steps`: loss and norms are the mean over so many steps up to this one, as openpi's
+    trainer logs them. `data_s` is None where the trainer does not tell it. What is None is left out of the
+    file.
     """
 
     step: int = Field(ge=0, lt=2**53, strict=True)

@@ -11,7 +11,10 @@ Status = Literal["equal", "differs", "cannot tell"]
 
 
 class Compared(Strict):
-    """One field of a run's manifest. `matters`: a difference here changes what is computed; others are told and explain nothing."""
+    """One field of a run's manifest.
+
+    `matters`: a difference here changes what is computed; others are told and explain nothing.
+    """
 
     field: str
     status: Status
@@ -22,7 +25,10 @@ class Compared(Strict):
 
 
 class Replay(Strict):
-    """Metrics of `steps` steps from step `start`, computed again. `first` is the first value that is not within `tolerance` (0: bit for bit)."""
+    """Metrics of `steps` steps from step `start`, computed again.
+
+    `first` is the first value that is not within `tolerance` (0: bit for bit).
+    """
 
     start: int
     steps: int
@@ -35,9 +41,12 @@ class Replay(Strict):
 
 
 class Verifier(Strict):
-    """Which harness gave a verdict, when, and on what. A verdict that came with a run says this of itself: it is a claim, not a proof.
+    """Which harness gave a verdict, when, and on what.
 
-    `machine` holds driver, cards, processor and container, no host's name. `source_sha256` is that of the harness that verified.
+    A verdict that came with a run says this of itself: it is a claim, not a proof.
+
+    `machine` holds driver, cards, processor and container, no host's name. `source_sha256` is that of the
+    harness that verified.
     """
 
     time: str
@@ -48,9 +57,11 @@ class Verifier(Strict):
 
 
 class Verdict(Artifact):
-    """`verdict` is "differs" when a field that matters or the replay differs, "cannot tell" when one of them could not be compared.
+    """`verdict` is "differs" when a field that matters or the replay differs, "cannot tell" when one of them
+    could not be compared.
 
-    `manifest_sha256` is that of the manifest.json that was verified: of another manifest it says nothing. Older verdicts have neither that nor `by`.
+    `manifest_sha256` is that of the manifest.json that was verified: of another manifest it says nothing.
+    Older verdicts have neither that nor `by`.
     """
 
     FILE: ClassVar[str] = "verdict.json"

@@ -1,4 +1,6 @@
-"""LoRA adapters of a parameter tree: found by the tree's own paths, never by file names; and what their product amounts to."""
+"""LoRA adapters of a parameter tree: found by the tree's own paths, never by file names; and what their
+product amounts to.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from harness.checkpoint.item import Array, Item
 from harness.recipe.parameters import Group, group_of
 
 ADAPTER = re.compile(r"(?:^|[/_])lora_([ab])$")
-# Far more than adapters of π0.5 have (9 million elements at rank 16), and little enough for the factors of both to be held.
+# Far more than adapters of π0.5 have (9 million elements at rank 16), and little enough for the factors of
+# both to be held.
 _MOST_ELEMENTS = 2**26
 _LARGEST_RANK = 1024
 MODULES = {"language": "PaliGemma", "expert": "action expert", "vision": "vision"}
@@ -23,7 +26,9 @@ PARTS = {"attn": "attention", "mlp": "feed-forward"}
 
 
 def find_lora(parameters: Mapping[str, Array]) -> tuple[LoraReport, list[str]]:
-    """(adapters and their rank per module, findings): the rank is the last axis of each `lora_a`; a module whose ranks differ is listed leaf by leaf."""
+    """(adapters and their rank per module, findings): the rank is the last axis of each `lora_a`; a module
+    whose ranks differ is listed leaf by leaf.
+    """
     adapters = {path: array for path, array in parameters.items() if ADAPTER.search(path)}
     ranks: dict[str, dict[str, int]] = defaultdict(dict)
     findings = []
@@ -34,13 +39,20 @@ def find_lora(parameters: Mapping[str, Array]) -> tuple[LoraReport, list[str]]:
         elif len(array.shape) < 2 or len(adapters[other].shape) < 2:
             findings.append(f"adapter {path} is not a matrix")
         elif path.endswith("a") and array.shape[-1] != adapters[other].shape[-2]:
-            findings.append(f"adapter {path} has rank {array.shape[-1]}, its partner {adapters[other].shape[-2]}")
+            findings.append(
+                f"adapter {path} has rank {array.shape[-1]}, its partner {adapters[other].shape[-2]}"
+            )
         if path.endswith("a") and array.shape:
             ranks[_module(path)][ADAPTER.sub("", path)] = array.shape[-1]
     rank: dict[str, int] = {}
     for module, found in sorted(ranks.items()):
         rank |= {module: next(iter(found.values()))} if len(set(found.values())) == 1 else found
-    return LoraReport(present=bool(adapters), rank=rank, parameters=sum(array.size for array in adapters.values())), findings
+    return (
+        LoraReport(
+            present=bool(adapters), rank=rank, parameters=sum(array.size for array in adapters.values())
+        ),
+        findings,
+    )
 
 
 def partner(path: str) -> str:
@@ -50,7 +62,11 @@ def partner(path: str) -> str:
 
 def adapted(path: str) -> str:
     """The weight that the adapter at `path` adapts."""
-    return path.removesuffix("/" + path.rpartition("/")[2]) + "/w" if path.endswith(("/lora_a", "/lora_b")) else ADAPTER.sub("", path)
+    return (
+        path.removesuffix("/" + path.rpartition("/")[2]) + "/w"
+        if path.endswith(("/lora_a", "/lora_b"))
+        else ADAPTER.sub("", path)
+    )
 
 
 def base_group(path: str) -> Group:
@@ -59,14 +75,18 @@ def base_group(path: str) -> Group:
 
 
 def _module(path: str) -> str:
-    """ "PaliGemma attention" for `PaliGemma/llm/layers/attn/q_einsum/lora_a`; the path itself in another tree."""
+    """ "PaliGemma attention" for `PaliGemma/llm/layers/attn/q_einsum/lora_a`; the path itself in another
+    tree.
+    """
     part = re.search(r"/(attn|mlp)(_1)?/", path)
     base = base_group(path)
     return f"{MODULES[base]} {PARTS[part[1]]}" if part and base in MODULES else ADAPTER.sub("", path)
 
 
 class Product(NamedTuple):
-    """A·B of one pair: sums of squares of its elements, an entry a layer, and singular values [matrices, rank]."""
+    """A·B of one pair: sums of squares of its elements, an entry a layer, and singular values [matrices,
+    rank].
+    """
 
     path: str
     rank: int
@@ -75,9 +95,11 @@ class Product(NamedTuple):
 
 
 def product(item: Item, parameters: Mapping[str, Array], path: str) -> Product | None:
-    """What the pair whose first half is `path` adds to its weight, before alpha/rank; None when it is no pair, or cannot be read.
+    """What the pair whose first half is `path` adds to its weight, before alpha/rank; None when it is no
+    pair, or cannot be read.
 
-    The singular values of A·B are those of Ra·Rbᵀ, where A = Qa·Ra and Bᵀ = Qb·Rb: no matrix is larger than the adapters.
+    The singular values of A·B are those of Ra·Rbᵀ, where A = Qa·Ra and Bᵀ = Qb·Rb: no matrix is larger than
+    the adapters.
     """
     a, b = parameters[path], parameters.get(partner(path))
     if b is None or len(a.shape) < 2 or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
@@ -85,7 +107,10 @@ def product(item: Item, parameters: Mapping[str, Array], path: str) -> Product |
     if max(a.size, b.size) > _MOST_ELEMENTS or a.shape[-1] > _LARGEST_RANK:
         return None
     try:
-        left, right = (np.concatenate(list(blocks(item, array))).astype(np.float64).reshape(array.shape) for array in (a, b))
+        left, right = (
+            np.concatenate(list(blocks(item, array))).astype(np.float64).reshape(array.shape)
+            for array in (a, b)
+        )
     except UNREADABLE:
         return None
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
@@ -97,7 +122,9 @@ def product(item: Item, parameters: Mapping[str, Array], path: str) -> Product |
     singular: np.ndarray = np.linalg.svd(ra @ rb.swapaxes(-1, -2), compute_uv=False)
     singular = singular.reshape(-1, singular.shape[-1])
     layers = a.shape[0] if len(a.shape) > 2 else 1
-    return Product(ADAPTER.sub("", path), a.shape[-1], (singular**2).reshape(layers, -1).sum(axis=1), singular)
+    return Product(
+        ADAPTER.sub("", path), a.shape[-1], (singular**2).reshape(layers, -1).sum(axis=1), singular
+    )
 
 
 def effective_ranks(singular: np.ndarray) -> np.ndarray:
@@ -117,4 +144,10 @@ def report(found: Product, weight_norm: float | None) -> AdapterReport:
     norm = float(np.sqrt(found.squares.sum()))
     ranks = effective_ranks(found.singular)
     spread = (float(ranks.min()), float(np.median(ranks)), float(ranks.max())) if norm else None
-    return AdapterReport(path=found.path, rank=found.rank, effective_rank=spread, product_norm=norm, relative=norm / weight_norm if weight_norm else None)
+    return AdapterReport(
+        path=found.path,
+        rank=found.rank,
+        effective_rank=spread,
+        product_norm=norm,
+        relative=norm / weight_norm if weight_norm else None,
+    )

@@ -1,4 +1,6 @@
-"""What a step is compared with: another step, the weights that it was trained from, or any other parameters."""
+"""What a step is compared with: another step, the weights that it was trained from, or any other
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,34 @@ from harness.recipe.schema import Recipe
 
 
 def moved(step: Step, against: str, recipe: Recipe | None, trained: set[str] | None) -> Moved:
-    """How far the step's parameters, of which `trained` were trained, are from those that `against` names: a step's number, "base", or a path.
+    """How far the step's parameters, of which `trained` were trained, are from those that `against` names: a
+    step's number, "base", or a path.
 
     Raises: HarnessError "nothing-to-compare", and those of `find` and of the download.
     """
     if not step.parameters:
         raise HarnessError(
-            "nothing-to-compare", f"{step.path} holds no parameters", need="a step with params", fix="give the step itself, not one of its items"
+            "nothing-to-compare",
+            f"{step.path} holds no parameters",
+            need="a step with params",
+            fix="give the step itself, not one of its items",
         )
     other = _other(step, against)
     here = Tree(step.trees[PARAMS], step.parameters, str(step.path), step.report.step)
     there = Tree(other.trees[PARAMS], other.parameters, str(other.path), other.report.step)
-    firsts = [path for path in here.parameters if path.endswith("lora_a") and partner(path) in here.parameters and path not in there.parameters]
+    firsts = [
+        path
+        for path in here.parameters
+        if path.endswith("lora_a") and partner(path) in here.parameters and path not in there.parameters
+    ]
     products = [pair for path in firsts if (pair := product(here.item, here.parameters, path))]
-    return compare(here, there, products, None if recipe is None else {path: _scale(path, recipe) for path in firsts}, trained)
+    return compare(
+        here,
+        there,
+        products,
+        None if recipe is None else {path: _scale(path, recipe) for path in firsts},
+        trained,
+    )
 
 
 def _scale(path: str, recipe: Recipe) -> float:
@@ -53,7 +69,11 @@ def _other(step: Step, against: str) -> Step:
             f"there is no step {against} beside {step.path}",
             got=f"steps {', '.join(map(str, there))}",
             need="one of these, 'base', or a path",
-            fix=f"--against {there[0]}" if len(there) > 1 else "--against base, or a path; keep more steps with train.keep_every_steps",
+            fix=(
+                f"--against {there[0]}"
+                if len(there) > 1
+                else "--against base, or a path; keep more steps with train.keep_every_steps"
+            ),
         )
     else:
         place = Path(against)
@@ -83,4 +103,8 @@ def _base_source(step: Step) -> str:
             need="weights, or another step",
             fix="--against PATH of the weights, or --against STEP",
         )
-    return str(fetch_tree(source, named=Named(f"the record in {step.path}", "--against DIR")).path) if is_remote(source) else str(source)
+    return (
+        str(fetch_tree(source, named=Named(f"the record in {step.path}", "--against DIR")).path)
+        if is_remote(source)
+        else str(source)
+    )

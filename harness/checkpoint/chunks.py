@@ -1,7 +1,9 @@
-"""Reads one zarr array in pieces, cast on the way; nothing of a chunk is unpacked before it is known how large that gets.
+"""Reads one zarr array in pieces, cast on the way; nothing of a chunk is unpacked before it is known how
+large that gets.
 
-Tensorstore decodes a chunk whole, and then copies it: a leaf stored as one chunk (Orbax's default) would need twice its size
-in host memory. So a single zstd chunk is decompressed as a stream here, and a grid of chunks is read slab by slab.
+Tensorstore decodes a chunk whole, and then copies it: a leaf stored as one chunk (Orbax's default) would need
+twice its size in host memory. So a single zstd chunk is decompressed as a stream here, and a grid of chunks
+is read slab by slab.
 """
 
 from __future__ import annotations
@@ -34,9 +36,13 @@ Array = np.ndarray[Any, Any]
 
 
 class Stored:
-    """An array of an item, open for reading: tensorstore's `store`, and the `header` that the item's reader has found sound."""
+    """An array of an item, open for reading: tensorstore's `store`, and the `header` that the item's reader
+    has found sound.
+    """
 
-    def __init__(self, store: Any, header: Header, directory: Path, chunks: Mapping[tuple[int, ...], Place]) -> None:
+    def __init__(
+        self, store: Any, header: Header, directory: Path, chunks: Mapping[tuple[int, ...], Place]
+    ) -> None:
         self.store, self.header, self._directory = store, header, directory
         # The first axis that is cut; its rows of chunks are looked at one after the other, each once.
         self._axis = next((axis for axis, count in enumerate(header.grid) if count > 1), None)
@@ -101,8 +107,15 @@ def opening(item: Item, array: ItemArray, context: ts.Context) -> Any:
         raise ValueError("its item leads out of its directory")
     base = directory_url(item.directory)
     inside = {"driver": "ocdbt", "base": base, "path": f"{array.name}/"}
-    kvstore = inside if item.in_ocdbt else {"driver": "file", "path": f"{item.directory.absolute() / array.name}/"}
-    return ts.open({"driver": "zarr3" if array.header.zarr3 else "zarr", "kvstore": kvstore}, open=True, read=True, context=context)
+    kvstore = (
+        inside if item.in_ocdbt else {"driver": "file", "path": f"{item.directory.absolute() / array.name}/"}
+    )
+    return ts.open(
+        {"driver": "zarr3" if array.header.zarr3 else "zarr", "kvstore": kvstore},
+        open=True,
+        read=True,
+        context=context,
+    )
 
 
 def stored(item: Item, array: ItemArray, store: Any) -> Stored:
@@ -217,11 +230,16 @@ def _read_slabs(source: Stored, out: Array) -> None:
     """Fills `out` along the first axis that the chunk grid divides, two slabs in flight."""
     store = source.store
     chunk = store.chunk_layout.read_chunk.shape
-    axis = next((i for i, (size, whole) in enumerate(zip(chunk, store.shape, strict=True)) if size < whole), 0)
+    axis = next(
+        (i for i, (size, whole) in enumerate(zip(chunk, store.shape, strict=True)) if size < whole), 0
+    )
     row_bytes = math.prod(store.shape) // store.shape[axis] * out.dtype.itemsize
     step = chunk[axis] * max(PIECE_BYTES // (row_bytes * chunk[axis]), 1)
     before = (slice(None),) * axis
-    slabs = [(*before, slice(start, min(start + step, store.shape[axis]))) for start in range(0, store.shape[axis], step)]
+    slabs = [
+        (*before, slice(start, min(start + step, store.shape[axis])))
+        for start in range(0, store.shape[axis], step)
+    ]
     view = cast(store, out.dtype)
 
     def begin(slab: tuple[slice, ...]) -> Any:
@@ -236,9 +254,11 @@ def _read_slabs(source: Stored, out: Array) -> None:
 
 
 def pieces(source: Stored, elements: int = 2**22) -> Iterator[Array]:
-    """All elements of `source` in C order, in flat arrays of `elements` (the last may be shorter): the same however it was chunked.
+    """All elements of `source` in C order, in flat arrays of `elements` (the last may be shorter): the same
+    however it was chunked.
 
-    At most a row of chunks is in memory beside a piece, or 1 GiB of it; then chunks are unpacked more than once.
+    At most a row of chunks is in memory beside a piece, or 1 GiB of it; then chunks are unpacked more than
+    once.
     Raises: ValueError, OSError or UnsafeFile when the data is damaged.
     """
     store = source.store
@@ -252,7 +272,9 @@ def pieces(source: Stored, elements: int = 2**22) -> Iterator[Array]:
                 yield piece
         return
     piece, filled = np.empty(min(elements, size), dtype), 0
-    for slab in c_order_slabs(source.header.shape, source.header.inner or source.header.chunk, dtype.itemsize):
+    for slab in c_order_slabs(
+        source.header.shape, source.header.inner or source.header.chunk, dtype.itemsize
+    ):
         source.check(slab)
         flat = np.ascontiguousarray(store[slab].read().result()).reshape(-1)
         while flat.size:
@@ -264,8 +286,12 @@ def pieces(source: Stored, elements: int = 2**22) -> Iterator[Array]:
                 piece, filled = np.empty(min(elements, size), dtype), 0
 
 
-def c_order_slabs(shape: tuple[int, ...], chunk: tuple[int, ...], one_bytes: int, before: tuple[slice, ...] = ()) -> Iterator[tuple[slice, ...]]:
-    """Slabs below `before` that follow each other in C order, each made of whole chunks unless that were more than 1 GiB."""
+def c_order_slabs(
+    shape: tuple[int, ...], chunk: tuple[int, ...], one_bytes: int, before: tuple[slice, ...] = ()
+) -> Iterator[tuple[slice, ...]]:
+    """Slabs below `before` that follow each other in C order, each made of whole chunks unless that were more
+    than 1 GiB.
+    """
     axis = len(before)
     if axis == len(shape):
         yield before
@@ -275,7 +301,8 @@ def c_order_slabs(shape: tuple[int, ...], chunk: tuple[int, ...], one_bytes: int
     step = chunk[axis] if fits else max(_SLAB_BYTES // row_bytes, 1)
     for start in range(0, shape[axis], step):
         slab = (*before, slice(start, min(start + step, shape[axis])))
-        # A first axis of one row is not cut by any chunk; and a row that is too large is cut along the next axis.
+        # A first axis of one row is not cut by any chunk; and a row that is too large is cut along the next
+        # axis.
         if shape[axis] == 1 or (step == 1 and row_bytes > _SLAB_BYTES):
             yield from c_order_slabs(shape, chunk, one_bytes, slab)
         else:

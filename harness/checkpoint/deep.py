@@ -1,4 +1,6 @@
-"""Streams the arrays of an item: non-finite counts, norms and digests, a few MiB at a time whatever the size of a leaf."""
+"""Streams the arrays of an item: non-finite counts, norms and digests, a few MiB at a time whatever the size
+of a leaf.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ UNREADABLE = (OSError, UnsafeFile, MemoryError, *DAMAGE)
 
 
 class Health(NamedTuple):
-    """`squares` is the sum of squares of the finite elements, in float64; None for codes, which are not values. `sha256` is that of the elements as stored."""
+    """`squares` is the sum of squares of the finite elements, in float64; None for codes, which are not
+    values. `sha256` is that of the elements as stored.
+    """
 
     non_finite: int
     squares: float | None

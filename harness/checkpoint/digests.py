@@ -1,6 +1,7 @@
 """A sha256 for every leaf and text file of a checkpoint, in a sidecar of ours: Orbax's own metadata has none.
 
-A leaf's digest is that of its elements in C order, in the dtype in which it is stored, whatever its chunks and compression.
+A leaf's digest is that of its elements in C order, in the dtype in which it is stored, whatever its chunks
+and compression.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def text_digest(text: str | bytes) -> str:
 
 
 def read_digests(step: Path) -> Digests | None:
-    """The sidecar of a step after its text files were compared with it; None for a step that has none (not ours, or an older one).
+    """The sidecar of a step after its text files were compared with it; None for a step that has none (not
+    ours, or an older one).
 
     Raises: HarnessError "checkpoint-damaged" when the sidecar is not one, or a text file is not what it says.
     """
@@ -72,7 +74,9 @@ def read_digests(step: Path) -> Digests | None:
         return None
     try:
         body = read_json(path, step, ARTIFACT_BYTES)
-        digests = Digests(**{key: {str(name): str(value) for name, value in body[key].items()} for key in Digests._fields})
+        digests = Digests(
+            **{key: {str(name): str(value) for name, value in body[key].items()} for key in Digests._fields}
+        )
         if any(len(value) != 64 for value in (*digests.leaves.values(), *digests.files.values())):
             raise ValueError("a sha256 has 64 digits")
     except (OSError, *DAMAGE, AttributeError) as error:
@@ -91,7 +95,7 @@ def read_digests(step: Path) -> Digests | None:
 
 
 def check(path: str, array: np.ndarray[Any, Any], expected: str) -> None:
-    """Nothing, when the array read from `path` is the one that was saved.
+    """Checks that the array read from `path` is the one that was saved.
 
     Raises: HarnessError "checkpoint-damaged".
     """
@@ -106,5 +110,8 @@ def _damaged(step: Path | str, why: str, *, got: str | None = None, need: str | 
         f"{step}: {why}",
         got=got and f"sha256 {got[:16]}…",
         need=need and f"sha256 {need[:16]}…",
-        fix="copy this step again from where it was made; or move it away, and --resume goes on from the step before (inspect --deep tells what is sound)",
+        fix=(
+            "copy this step again from where it was made; or move it away, and --resume goes on from the step"
+            " before (inspect --deep tells what is sound)"
+        ),
     )

@@ -1,4 +1,5 @@
-"""Writes parameters alone: only what was trained (beside a named base), or a full openpi checkpoint with adapters merged.
+"""Writes parameters alone: only what was trained (beside a named base), or a full openpi checkpoint with
+adapters merged.
 
 Leaves are written one at a time, so that host memory holds the largest leaf and not the model.
 """
@@ -19,10 +20,26 @@ import tensorstore as ts
 
 from harness.checkpoint.chunks import directory_url, read_array
 from harness.checkpoint.files import refuse_strays
-from harness.checkpoint.format import ASSETS, BASE, CHUNK_BYTES, EXPORT, INTERRUPTED, METADATA, NORM_STATS, PARAMS, RECORD
+from harness.checkpoint.format import (
+    ASSETS,
+    BASE,
+    CHUNK_BYTES,
+    EXPORT,
+    INTERRUPTED,
+    METADATA,
+    NORM_STATS,
+    PARAMS,
+    RECORD,
+)
 from harness.checkpoint.leaves import Leaf
 from harness.checkpoint.source import find_params
-from harness.checkpoint.weights import check_parameters, fingerprint, is_finite, parameter_leaves, params_directories
+from harness.checkpoint.weights import (
+    check_parameters,
+    fingerprint,
+    is_finite,
+    parameter_leaves,
+    params_directories,
+)
 from harness.errors import HarnessError
 from harness.received.files import check_stays, open_received, there
 from harness.received.names import below
@@ -39,16 +56,25 @@ Shape = tuple[int, ...]
 
 
 def save_params_only(
-    destination: Path, params: Mapping[str, Any], *, base: str, norm_stats_json: str, asset_id: str, record: dict[str, Any] | None = None
+    destination: Path,
+    params: Mapping[str, Any],
+    *,
+    base: str,
+    norm_stats_json: str,
+    asset_id: str,
+    record: dict[str, Any] | None = None,
 ) -> Path:
-    """`destination`, which then holds only `params` (what was trained) and names `base`, the weights that the run started from.
+    """`destination`, which then holds only `params` (what was trained) and names `base`, the weights that the
+    run started from.
 
     `load_params` of it reads the rest from `base`, and refuses when that has other bytes by then.
     Raises: HarnessError "export-exists", "disk-full".
     """
     below(destination / ASSETS, asset_id, "data.asset_id")
     body = {"source": str(base), "sha256": fingerprint(params_directories(base)[0])}
-    with _whole_or_nothing(destination, sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in params.values())) as directory:
+    with _whole_or_nothing(
+        destination, sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in params.values())
+    ) as directory:
         write_params(directory / PARAMS, ((path, np.asarray(value)) for path, value in params.items()))
         write_atomic(directory / BASE, json.dumps(body, indent=2) + "\n")
         write_atomic(directory / RECORD, json.dumps(record or {}, indent=2, sort_keys=True) + "\n")
@@ -56,15 +82,24 @@ def save_params_only(
     return destination
 
 
-def export_openpi(source: Path, destination: Path, *, model: Model, base: str | Path | None = None, recipe: Mapping[str, Any] | None = None) -> list[str]:
-    """Paths of the merged weights; `destination` then holds `params` and `assets` as openpi reads them, without adapters.
+def export_openpi(
+    source: Path,
+    destination: Path,
+    *,
+    model: Model,
+    base: str | Path | None = None,
+    recipe: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Paths of the merged weights; `destination` then holds `params` and `assets` as openpi reads them,
+    without adapters.
 
         w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
         w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    for attn_vec_einsum, whose heads share one bottleneck
 
-    `source` is a step directory, or one of `save_params_only` (`base` says where its base is now, when it has moved).
-    `recipe` is written down beside the result.
-    Raises: HarnessError "export-exists", "export-rank", "export-nothing-to-merge", "disk-full", "weights-not-finite", and those of `load_params`.
+    `source` is a step directory, or one of `save_params_only` (`base` says where its base is now, when it has
+    moved). `recipe` is written down beside the result.
+    Raises: HarnessError "export-exists", "export-rank", "export-nothing-to-merge", "disk-full",
+    "weights-not-finite", and those of `load_params`.
     """
     directories = params_directories(source, base=base)
     leaves: dict[str, Leaf] = {}
@@ -86,17 +121,26 @@ def export_openpi(source: Path, destination: Path, *, model: Model, base: str | 
 
     def arrays() -> Iterator[tuple[str, Array]]:
         for path in kept:
-            array = _merged(leaves, path, *adapters[path]) if path in adapters else read_array(leaves[path].store, leaves[path].dtype)
+            array = (
+                _merged(leaves, path, *adapters[path])
+                if path in adapters
+                else read_array(leaves[path].store, leaves[path].dtype)
+            )
             if not is_finite(array):
                 raise HarnessError(
-                    "weights-not-finite", f"{source} holds NaN or infinity in {path}", need="finite weights", fix="export an earlier step of that run"
+                    "weights-not-finite",
+                    f"{source} holds NaN or infinity in {path}",
+                    need="finite weights",
+                    fix="export an earlier step of that run",
                 )
             yield path, array
             del array
 
     assets = find_params(Path(source)).parent / ASSETS
     _check_assets(assets)
-    need = sum(math.prod(shapes[path]) * (4 if path in adapters else leaves[path].dtype.itemsize) for path in kept)
+    need = sum(
+        math.prod(shapes[path]) * (4 if path in adapters else leaves[path].dtype.itemsize) for path in kept
+    )
     with _whole_or_nothing(destination, need) as target:
         write_params(target / PARAMS, arrays())
         _copy_assets(assets, target / ASSETS)
@@ -132,9 +176,11 @@ def _copy_assets(assets: Path, target: Path) -> None:
 
 
 def write_params(directory: Path, arrays: Iterable[tuple[str, Array]]) -> None:
-    """None; `directory` is then an Orbax item {"params": {… {"value": array}}}, written one leaf after the other.
+    """None; `directory` is then an Orbax item {"params": {… {"value": array}}}, written one leaf after the
+    other.
 
-    Source: the files that orbax-checkpoint 0.11.13 and 0.12.8 write for such a tree (OCDBT, zarr v2, zstd level 1).
+    Source: the files that orbax-checkpoint 0.11.13 and 0.12.8 write for such a tree (OCDBT, zarr v2, zstd
+    level 1).
     """
     directory.mkdir(parents=True)
     context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
@@ -147,13 +193,24 @@ def write_params(directory: Path, arrays: Iterable[tuple[str, Array]]) -> None:
             "kvstore": {"driver": "ocdbt", "base": directory_url(directory), "path": ".".join(keys) + "/"},
             "metadata": {"chunks": list(chunk), "compressor": {"id": "zstd", "level": 1}},
         }
-        store = ts.open(spec, create=True, dtype=ts.dtype(array.dtype.name), shape=array.shape, context=context).result()
+        store = ts.open(
+            spec, create=True, dtype=ts.dtype(array.dtype.name), shape=array.shape, context=context
+        ).result()
         store.write(array).result()
         tree[str(keys)] = {
             "key_metadata": [{"key": key, "key_type": 2} for key in keys],
-            "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False, "write_shape": list(chunk)},
+            "value_metadata": {
+                "value_type": "jax.Array",
+                "skip_deserialize": False,
+                "write_shape": list(chunk),
+            },
         }
-    body = {"tree_metadata": tree, "use_zarr3": False, "store_array_data_equal_to_fill_value": True, "custom_metadata": None}
+    body = {
+        "tree_metadata": tree,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
     write_atomic(directory / METADATA, json.dumps(body))
 
 
@@ -175,7 +232,9 @@ def _adapters(model: Model, leaves: Mapping[str, Leaf]) -> dict[str, tuple[str, 
         if not first.endswith("lora_a"):
             continue
         # Einsums hold `w` beside `lora_a`; the feed-forward's adapters carry the weight's name in front.
-        path = f"{first.removesuffix('lora_a')}w" if first.endswith("/lora_a") else first.removesuffix("_lora_a")
+        path = (
+            f"{first.removesuffix('lora_a')}w" if first.endswith("/lora_a") else first.removesuffix("_lora_a")
+        )
         lora = (model.action_expert if group_of(path) == "expert" else model.paligemma).lora
         rank = leaves[first].shape[-1]
         if lora is None or lora.rank != rank:
@@ -184,15 +243,22 @@ def _adapters(model: Model, leaves: Mapping[str, Leaf]) -> dict[str, tuple[str, 
                 f"{first} has rank {rank}, the recipe says {lora.rank if lora else 'no adapters'}",
                 fix="export with the recipe that the run was trained with",
             )
-        found[path] = (first, f"{first.removesuffix('a')}b", lora.feed_forward_scale() if "/mlp" in path else lora.alpha / lora.rank)
+        found[path] = (
+            first,
+            f"{first.removesuffix('a')}b",
+            lora.feed_forward_scale() if "/mlp" in path else lora.alpha / lora.rank,
+        )
     return found
 
 
 def _merged(leaves: Mapping[str, Leaf], path: str, first: str, second: str, scale: float) -> Array:
-    """w + scale · a @ b in float32, layer by layer: the product of a whole stack would double a 4.5 GiB leaf."""
+    """w + scale · a @ b in float32, layer by layer: the product of a whole stack would double a 4.5 GiB
+    leaf.
+    """
     w, a, b = (read_array(leaves[name].store, np.dtype(np.float32)) for name in (path, first, second))
     if "/attn_vec_einsum" in path:
-        # It sums over heads, and so does each of its two factors: x·A has no head left to choose a B by (harness/model/lora.py).
+        # It sums over heads, and so does each of its two factors: x·A has no head left to choose a B by
+        # (harness/model/lora.py).
         b = b.sum(axis=1, keepdims=True)  # [L, 1, R, D]
     for layer in range(w.shape[0]):
         w[layer] += scale * np.matmul(a[layer], b[layer])
@@ -203,10 +269,16 @@ def _merged(leaves: Mapping[str, Leaf], path: str, first: str, second: str, scal
 def _whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
     """A directory that becomes `destination` when the block ends well, and is removed when it does not.
 
-    Its name is new, so nothing of anybody else's is written to or removed; what a killed export leaves bears INTERRUPTED in its name.
+    Its name is new, so nothing of anybody else's is written to or removed; what a killed export leaves bears
+    INTERRUPTED in its name.
     """
     if there(destination):
-        raise HarnessError("export-exists", f"{destination} is there already", need="a new directory", fix="name another destination, or remove it")
+        raise HarnessError(
+            "export-exists",
+            f"{destination} is there already",
+            need="a new directory",
+            fix="name another destination, or remove it",
+        )
     temporary = destination.with_name(f"{destination.name}{INTERRUPTED}-{secrets.token_hex(8)}")
     made = False
     try:
@@ -222,7 +294,10 @@ def _whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
         if "No space left" in str(error):
             raise _disk_full(destination, None, None) from error
         raise HarnessError(
-            "export-failed", f"cannot write {destination}: {str(error)[:300]}", need="a writable directory on a working disk", fix="name another destination"
+            "export-failed",
+            f"cannot write {destination}: {str(error)[:300]}",
+            need="a writable directory on a working disk",
+            fix="name another destination",
         ) from error
     finally:
         if made:
@@ -231,5 +306,9 @@ def _whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
 
 def _disk_full(destination: Path, got: str | None, need: str | None) -> HarnessError:
     return HarnessError(
-        "disk-full", f"no space for {destination}; nothing was left there", got=got, need=need, fix=f"free space in {destination.parent}, or name another disk"
+        "disk-full",
+        f"no space for {destination}; nothing was left there",
+        got=got,
+        need=need,
+        fix=f"free space in {destination.parent}, or name another disk",
     )

@@ -1,4 +1,6 @@
-"""The files of a step or an item: their sizes, the newest change, and what lies there without being a file of it."""
+"""The files of a step or an item: their sizes, the newest change, and what lies there without being a file of
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ _SHOWN = 3
 
 
 class Files(NamedTuple):
-    """`sizes`: name below the directory → bytes. `strays`: links out of the directory or nowhere, FIFOs, devices, sockets."""
+    """`sizes`: name below the directory → bytes.
+
+    `strays`: links out of the directory or nowhere, FIFOs, devices, sockets.
+    """
 
     sizes: dict[str, int]
     newest: float
@@ -25,7 +30,8 @@ class Files(NamedTuple):
 
 
 def files_of(directory: Path) -> Files:
-    """The files below `directory`, each visited once; nothing is opened and no link to a directory is followed.
+    """The files below `directory`, each visited once; nothing is opened and no link to a directory is
+    followed.
 
     Raises: OSError; UnsafeFile for a tree that is too large to be a checkpoint's.
     """
@@ -55,10 +61,15 @@ def leads_out(directory: Path, names: Iterable[str]) -> HarnessError:
     listed = list(names)
     return HarnessError(
         "checkpoint-leads-out",
-        f"{directory} names files outside of itself, or has links or special files in place of its own; nothing was read",
-        got=", ".join(listed[:_SHOWN]) + (f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""),
+        f"{directory} names files outside of itself, or has links or special files in place of its own;"
+        " nothing was read",
+        got=", ".join(listed[:_SHOWN])
+        + (f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""),
         need="a checkpoint whose files all lie in its own directory",
-        fix=f"do not use it unless you know who made it; if the links are yours, put the files in their place: cp -rL {directory} COPY",
+        fix=(
+            "do not use it unless you know who made it; if the links are yours, put the files in their"
+            f" place: cp -rL {directory} COPY"
+        ),
     )
 
 

@@ -1,4 +1,6 @@
-"""What a step and an item have on disk: the names, what a name may be, which steps are whole. No JAX, no tensorstore.
+"""What a step and an item have on disk: the names, what a name may be, which steps are whole.
+
+No JAX, no tensorstore.
 
     <checkpoints>/<step>/_CHECKPOINT_METADATA         written when the save is finished
                         /params, /train_state         Orbax items: `_METADATA`, and zarr arrays inside OCDBT or as plain files
@@ -64,12 +66,15 @@ class Location(NamedTuple):
 
 @lru_cache(4096)
 def outside(name: str) -> bool:
-    """Whether a name that an item gives to one of its files leads out of the item, or is no plain name at all."""
+    """Whether a name that an item gives to one of its files leads out of the item, or is no plain name at
+    all.
+    """
     return why_no_relative_name(name) is not None
 
 
 def parse_location(text: str) -> Location:
-    """The place that OCDBT writes as "kind:base:file:offset:length"; base and file are percent-encoded, base may be empty.
+    """The place that OCDBT writes as "kind:base:file:offset:length"; base and file are percent-encoded, base
+    may be empty.
 
     Raises: ValueError.
     """
@@ -81,13 +86,19 @@ def parse_location(text: str) -> Location:
 
 
 def step_number(name: str) -> int | None:
-    """The step that a directory's name says; None for another name. Orbax may write it with zeros in front."""
+    """The step that a directory's name says; None for another name.
+
+    Orbax may write it with zeros in front.
+    """
     number = int(name) if re.fullmatch(r"[0-9]{1,20}", name) else _MOST_STEPS
     return number if number < _MOST_STEPS else None
 
 
 def step_directories(checkpoints: Path) -> list[tuple[int, Path]]:
-    """(step, directory) of every step, whole or not, ascending. A link is none: it may belong to another run."""
+    """(step, directory) of every step, whole or not, ascending.
+
+    A link is none: it may belong to another run.
+    """
     entries = checkpoints.iterdir() if checkpoints.is_dir() else []
     numbered = [(step, path) for path in entries if (step := step_number(path.name)) is not None]
     return sorted((step, path) for step, path in numbered if path.is_dir() and not path.is_symlink())
@@ -100,7 +111,9 @@ def is_whole(step: Path) -> bool:
 
 
 def whole_steps(checkpoints: Path) -> list[int]:
-    """The steps of ours that a run can resume from, ascending, each in the directory that bears its plain number."""
+    """The steps of ours that a run can resume from, ascending, each in the directory that bears its plain
+    number.
+    """
     return [step for step, path in step_directories(checkpoints) if path.name == str(step) and is_whole(path)]
 
 

@@ -1,4 +1,7 @@
-"""The header of one zarr array, v2 or v3: what it declares, within what an array of a model can be. A few bytes of it could ask for any memory."""
+"""The header of one zarr array, v2 or v3: what it declares, within what an array of a model can be.
+
+A few bytes of it could ask for any memory.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ _ARRAY_BYTES = 32 * GIB
 _WHOLE_BYTES = 512 * MIB
 _MOST_CHUNKS = 200_000
 _MOST_AXES = 32
-_DTYPES = re.compile(r"bool|u?int(?:2|4|8|16|32|64)|float(?:16|32|64)|bfloat16|float8_[a-z0-9]+|complex(?:64|128)")
+_DTYPES = re.compile(
+    r"bool|u?int(?:2|4|8|16|32|64)|float(?:16|32|64)|bfloat16|float8_[a-z0-9]+|complex(?:64|128)"
+)
 _NUMPY = re.compile(r"[<>|=]([fiucb])(\d{1,2})")
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
 _SHARDS = "sharding_indexed"
@@ -27,9 +32,12 @@ V = TypeVar("V")
 
 
 class Header(NamedTuple):
-    """`chunk` is the shape of what one key stores: a chunk, or a shard of `inner` chunks. `codec` packs the (inner) chunks.
+    """`chunk` is the shape of what one key stores: a chunk, or a shard of `inner` chunks.
 
-    `in_order`: elements are stored in C order and in this machine's byte order, so that a chunk can be read as a stream.
+    `codec` packs the (inner) chunks.
+
+    `in_order`: elements are stored in C order and in this machine's byte order, so that a chunk can be read
+    as a stream.
     """
 
     shape: tuple[int, ...]
@@ -92,7 +100,17 @@ def _v2(facts: dict[str, Any]) -> Header:
         raise ValueError("no zarr header (separator or order)")
     in_order = facts["order"] == "C" and not facts.get("filters") and not dtype.startswith(">")
     codec = None if compressor is None else str(compressor["id"])
-    return Header(_sizes(facts["shape"]), dtype_name(dtype), False, _sizes(facts["chunks"]), None, codec, in_order, separator, "")
+    return Header(
+        _sizes(facts["shape"]),
+        dtype_name(dtype),
+        False,
+        _sizes(facts["chunks"]),
+        None,
+        codec,
+        in_order,
+        separator,
+        "",
+    )
 
 
 def _v3(facts: dict[str, Any]) -> Header:
@@ -108,11 +126,27 @@ def _v3(facts: dict[str, Any]) -> Header:
         names = [codec["name"] for codec in shards["index_codecs"]]
         if len(codecs) > 1 or names not in (["bytes"], ["bytes", "crc32c"]):
             raise ValueError("shards with an index that Orbax does not write")
-        inner, at_end, checksum = _sizes(shards["chunk_shape"]), shards.get("index_location", "end") == "end", "crc32c" in names
+        inner, at_end, checksum = (
+            _sizes(shards["chunk_shape"]),
+            shards.get("index_location", "end") == "end",
+            "crc32c" in names,
+        )
         codecs = shards["codecs"]
     codec, in_order = _codecs(codecs)
     prefix = f"c{separator}" if default else ""
-    return Header(_sizes(facts["shape"]), dtype_name(facts["data_type"]), True, chunk, inner, codec, in_order, separator, prefix, at_end, checksum)
+    return Header(
+        _sizes(facts["shape"]),
+        dtype_name(facts["data_type"]),
+        True,
+        chunk,
+        inner,
+        codec,
+        in_order,
+        separator,
+        prefix,
+        at_end,
+        checksum,
+    )
 
 
 def _codecs(codecs: list[dict[str, Any]]) -> tuple[str | None, bool]:
@@ -121,7 +155,11 @@ def _codecs(codecs: list[dict[str, Any]]) -> tuple[str | None, bool]:
     packing = [name for name in names if name not in ("bytes", "transpose", "crc32c")]
     if len(packing) > 1 or names.count("bytes") != 1:
         raise ValueError(f"codecs {', '.join(map(str, names))[:100]}, which Orbax does not write")
-    little = all(codec.get("configuration", {}).get("endian", "little") == "little" for codec in codecs if codec["name"] == "bytes")
+    little = all(
+        codec.get("configuration", {}).get("endian", "little") == "little"
+        for codec in codecs
+        if codec["name"] == "bytes"
+    )
     return (str(packing[0]) if packing else None), little and not {"transpose", "crc32c"} & set(names)
 
 
@@ -137,7 +175,11 @@ def _check_sizes(header: Header) -> None:
         raise ValueError("chunks that do not divide the array")
     size, chunk = (math.prod(sizes) * one for sizes in (header.shape, header.chunk))
     unpacked = math.prod(header.inner) * one if header.inner is not None else chunk
-    inner = math.prod(-(-c // i) for c, i in zip(header.chunk, header.inner, strict=True)) if header.inner is not None else 1
+    inner = (
+        math.prod(-(-c // i) for c, i in zip(header.chunk, header.inner, strict=True))
+        if header.inner is not None
+        else 1
+    )
     if size > _ARRAY_BYTES:
         raise ValueError(f"an array of {size} bytes")
     if math.prod(header.grid) * inner > _MOST_CHUNKS:

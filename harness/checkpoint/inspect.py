@@ -1,6 +1,8 @@
-"""What a checkpoint holds and whether it is whole, ours or openpi's, by metadata; with `deep`, whether its numbers are sound.
+"""What a checkpoint holds and whether it is whole, ours or openpi's, by metadata; with `deep`, whether its
+numbers are sound.
 
-Starts in well under a second: no JAX, no Orbax. LoRA is found in the tree, who was trained in the optimizer's state.
+Starts in well under a second: no JAX, no Orbax. LoRA is found in the tree, who was trained in the optimizer's
+state.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from harness.checkpoint.adapters import find_lora
 from harness.checkpoint.format import GROUPS
 from harness.checkpoint.item import Array, Item
 from harness.checkpoint.scan import Found, find, interrupted_save, unreadable
-from harness.checkpoint.steps import Step, named_base, parameter_path, read_steps, recorded_digests, recorded_recipe, recorded_trainer
+from harness.checkpoint.steps import (
+    Step,
+    named_base,
+    parameter_path,
+    read_steps,
+    recorded_digests,
+    recorded_recipe,
+    recorded_trainer,
+)
 from harness.checkpoint.trained import lora_findings, trained_paths
 from harness.recipe.parameters import group_of
 from harness.recipe.schema import Recipe
@@ -24,20 +34,25 @@ if TYPE_CHECKING:
     from harness.checkpoint.deep import Health
 
 
-def inspect(path: Path, *, deep: bool = False, against: str | None = None, recipe: Recipe | None = None) -> Checkpoint:
+def inspect(
+    path: Path, *, deep: bool = False, against: str | None = None, recipe: Recipe | None = None
+) -> Checkpoint:
     """The checkpoint at `path`: a run, a checkpoint directory, one step, or one item of a step.
 
-    `deep` reads every array. `against` names what the parameters are compared with: another step of this checkpoint by its
-    number, "base" for the weights that it was trained from, or a path. `recipe` (or the one that the step itself records)
-    tells who was trained where the optimizer's state does not.
+    `deep` reads every array. `against` names what the parameters are compared with: another step of this
+    checkpoint by its number, "base" for the weights that it was trained from, or a path. `recipe` (or the one
+    that the step itself records) tells who was trained where the optimizer's state does not.
     What cannot be read is a finding, and the answer is marked `partial`.
-    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "pytorch-checkpoint", "checkpoint-empty", "checkpoint-unreadable",
-    "nothing-to-compare".
+    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "pytorch-checkpoint", "checkpoint-empty",
+    "checkpoint-unreadable", "nothing-to-compare".
     """
     found = find(path)
     steps = read_steps(found)
     try:
-        newest = max((s.report.step for s in steps if s.report.complete and s.report.step is not None), default=found.committed_sibling)
+        newest = max(
+            (s.report.step for s in steps if s.report.complete and s.report.step is not None),
+            default=found.committed_sibling,
+        )
         interrupted = [interrupted_save(place, newest) for place in found.interrupted]
     except PermissionError as error:
         raise unreadable(path, error) from error
@@ -45,18 +60,36 @@ def inspect(path: Path, *, deep: bool = False, against: str | None = None, recip
         raise unreadable(path, found.denied) from found.denied
     findings = [*found.findings, *_step_findings(steps)]
     partial = found.partial
-    base: dict[str, object] = {"path": str(path), "layout": _layout(steps, found), "steps": [s.report for s in steps], "interrupted": interrupted}
+    base: dict[str, object] = {
+        "path": str(path),
+        "layout": _layout(steps, found),
+        "steps": [s.report for s in steps],
+        "interrupted": interrupted,
+    }
     described = next((s for s in reversed(steps) if s.report.complete), None)
     if described is None:
-        described, partial = next((s for s in reversed(steps) if s.trees.get("params") and s.trees["params"].arrays), None), True
+        described, partial = (
+            next((s for s in reversed(steps) if s.trees.get("params") and s.trees["params"].arrays), None),
+            True,
+        )
     if described is None:
         reason = "no step has readable parameters"
-        unknown = dict.fromkeys(("step", "lora", "parameters_total", "parameters_trained", "ema", "non_finite"), reason)
-        nothing = {"lora": LoraReport(present=None), "parameters": {}, "partial": True, "findings": findings, "unknown": unknown}
+        unknown = dict.fromkeys(
+            ("step", "lora", "parameters_total", "parameters_trained", "ema", "non_finite"), reason
+        )
+        nothing = {
+            "lora": LoraReport(present=None),
+            "parameters": {},
+            "partial": True,
+            "findings": findings,
+            "unknown": unknown,
+        }
         return Checkpoint.model_validate(base | nothing)
     read = _describe(described, recipe or recorded_recipe(described), deep=deep, against=against)
     partial = partial or bool(read.pop("partial"))
-    return Checkpoint.model_validate(base | read | {"partial": partial, "findings": findings + read["findings"]})
+    return Checkpoint.model_validate(
+        base | read | {"partial": partial, "findings": findings + read["findings"]}
+    )
 
 
 def _describe(step: Step, recipe: Recipe | None, *, deep: bool, against: str | None) -> dict[str, Any]:
@@ -87,7 +120,9 @@ def _describe(step: Step, recipe: Recipe | None, *, deep: bool, against: str | N
         "lora": lora,
         "parameters": _groups(parameters, trained, health),
         "parameters_total": sum(array.size for array in parameters.values()),
-        "parameters_trained": None if trained is None else sum(parameters[p].size for p in trained if p in parameters),
+        "parameters_trained": (
+            None if trained is None else sum(parameters[p].size for p in trained if p in parameters)
+        ),
         "ema": _ema(step, unknown),
         "base": (named_base(step) or {}).get("source"),
         "partial": tree.damaged or unread,
@@ -97,7 +132,11 @@ def _describe(step: Step, recipe: Recipe | None, *, deep: bool, against: str | N
 
 
 def _step_findings(steps: list[Step]) -> list[str]:
-    return [f"step {s.report.step} is not whole: {'; '.join(s.report.missing[:3])}" for s in steps if not s.report.complete]
+    return [
+        f"step {s.report.step} is not whole: {'; '.join(s.report.missing[:3])}"
+        for s in steps
+        if not s.report.complete
+    ]
 
 
 def _layout(steps: list[Step], found: Found) -> Literal["harness", "openpi"] | None:
@@ -126,47 +165,90 @@ def _health(step: Step) -> dict[tuple[str, str], Health | None]:
     return {(name, array.path): found for name, tree in step.trees.items() for array, found in stream(tree)}
 
 
-def _deep_fields(step: Step, health: Mapping[tuple[str, str], Health | None]) -> tuple[dict[str, Any], list[str]]:
+def _deep_fields(
+    step: Step, health: Mapping[tuple[str, str], Health | None]
+) -> tuple[dict[str, Any], list[str]]:
     """(fields of `Checkpoint` that need the arrays, findings)."""
     from harness.checkpoint.adapters import adapted, partner, product, report
     from harness.checkpoint.deep import leaf_reports
 
     findings = []
-    bad = [f"{name}:{parameter_path(path)}" for (name, path), found in health.items() if found and found.non_finite]
+    bad = [
+        f"{name}:{parameter_path(path)}"
+        for (name, path), found in health.items()
+        if found and found.non_finite
+    ]
     unread = [f"{name}:{parameter_path(path)}" for (name, path), found in health.items() if found is None]
     if bad:
         findings.append(f"{len(bad)} arrays hold NaN or infinite values: {', '.join(bad[:5])}")
     if unread:
         findings.append(f"partial: {len(unread)} arrays cannot be read: {', '.join(unread[:5])}")
     saved = recorded_digests(step)
-    changed = [f"{name}/{path}" for (name, path), found in health.items() if found and saved.get(f"{name}/{path}", found.sha256) != found.sha256]
+    changed = [
+        f"{name}/{path}"
+        for (name, path), found in health.items()
+        if found and saved.get(f"{name}/{path}", found.sha256) != found.sha256
+    ]
     if changed:
-        findings.append(f"{len(changed)} arrays are not those that were saved (their sha256 differ): {', '.join(changed[:5])}")
+        findings.append(
+            f"{len(changed)} arrays are not those that were saved (their sha256 differ):"
+            f" {', '.join(changed[:5])}"
+        )
     findings += _gaps("train_state", step.trees.get("train_state"))
-    empty = [path for tree in step.trees.values() for path in tree.missing if path not in tree.partly and not tree.fill_is_stored]
+    empty = [
+        path
+        for tree in step.trees.values()
+        for path in tree.missing
+        if path not in tree.partly and not tree.fill_is_stored
+    ]
     if empty:
-        findings.append(f"{len(empty)} arrays have no stored data at all and were read as zeros: {', '.join(empty[:5])}")
+        findings.append(
+            f"{len(empty)} arrays have no stored data at all and were read as zeros: {', '.join(empty[:5])}"
+        )
     adapters = []
-    norms = {parameter_path(path): found.norm for (name, path), found in health.items() if name == "params" and found}
-    for path in (path for path in step.parameters if path.endswith("lora_a") and partner(path) in step.parameters):
+    norms = {
+        parameter_path(path): found.norm
+        for (name, path), found in health.items()
+        if name == "params" and found
+    }
+    for path in (
+        path for path in step.parameters if path.endswith("lora_a") and partner(path) in step.parameters
+    ):
         pair = product(step.trees["params"], step.parameters, path)
         adapters += [report(pair, norms.get(adapted(path)))] if pair else []
     if adapters and not any(each.product_norm for each in adapters):
         findings.append("the product of every pair of adapters is zero: they have learned nothing")
-    leaves = [leaf for name, tree in step.trees.items() for leaf in leaf_reports(name, tree, {p: health[name, p] for p in tree.arrays})]
-    return {"leaves": leaves, "adapters": adapters, "non_finite": sum(found.non_finite for found in health.values() if found)}, findings
+    leaves = [
+        leaf
+        for name, tree in step.trees.items()
+        for leaf in leaf_reports(name, tree, {p: health[name, p] for p in tree.arrays})
+    ]
+    return {
+        "leaves": leaves,
+        "adapters": adapters,
+        "non_finite": sum(found.non_finite for found in health.values() if found),
+    }, findings
 
 
 def _gaps(name: str, tree: Item | None) -> list[str]:
-    """Arrays of which only some chunks are stored, where the format lets a writer leave out chunks of zeros: a loss looks the same."""
+    """Arrays of which only some chunks are stored, where the format lets a writer leave out chunks of zeros:
+    a loss looks the same.
+    """
     if tree is None or tree.fill_is_stored:
         return []
     cut = [path for path in tree.missing if path in tree.partly]
-    what = f"{name}: {len(cut)} arrays lack some of their chunks, which read as zeros; unless they were zeros, data is lost: {', '.join(cut[:5])}"
+    what = (
+        f"{name}: {len(cut)} arrays lack some of their chunks, which read as zeros; unless they were zeros,"
+        f" data is lost: {', '.join(cut[:5])}"
+    )
     return [what] if cut else []
 
 
-def _groups(parameters: Mapping[str, Array], trained: set[str] | None, health: Mapping[tuple[str, str], Health | None] | None) -> dict[str, GroupReport]:
+def _groups(
+    parameters: Mapping[str, Array],
+    trained: set[str] | None,
+    health: Mapping[tuple[str, str], Health | None] | None,
+) -> dict[str, GroupReport]:
     reports: dict[str, GroupReport] = {}
     for group in GROUPS:
         members = {path: array for path, array in parameters.items() if group_of(path) == group}
@@ -180,7 +262,11 @@ def _groups(parameters: Mapping[str, Array], trained: set[str] | None, health: M
             bytes=sum(array.nbytes for array in members.values()),
             arrays=len(members),
             dtypes=sorted({array.dtype for array in members.values()}),
-            trained=None if trained is None else sum(array.size for path, array in members.items() if path in trained),
+            trained=(
+                None
+                if trained is None
+                else sum(array.size for path, array in members.items() if path in trained)
+            ),
             non_finite=None if known is None else sum(found.non_finite for found in known),
             norm=math.sqrt(math.fsum(squares)) if squares else None,
         )

@@ -1,8 +1,11 @@
-"""One Orbax PyTree item by its metadata: names, shapes, dtypes, and whether all of its data is there. No JAX, no Orbax.
+"""One Orbax PyTree item by its metadata: names, shapes, dtypes, and whether all of its data is there.
 
-Orbax keeps the tree in `_METADATA`, and each array as zarr (v2 or v3), inside OCDBT or as plain files. `_METADATA` has the
-shape that each process wrote, which differs from the array's when it was sharded, so shapes are read from zarr.
-Every reader of arrays begins here: what this module has not found inside of the item is not opened.
+No JAX, no Orbax.
+
+Orbax keeps the tree in `_METADATA`, and each array as zarr (v2 or v3), inside OCDBT or as plain files.
+`_METADATA` has the shape that each process wrote, which differs from the array's when it was sharded, so
+shapes are read from zarr. Every reader of arrays begins here: what this module has not found inside of the
+item is not opened.
 """
 
 from __future__ import annotations
@@ -14,7 +17,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.checkpoint.files import Files, files_of, stray_problem
-from harness.checkpoint.format import DAMAGE, EMPTY, MANIFEST, METADATA, ZARR2, ZARR3, Location, first_line, outside
+from harness.checkpoint.format import (
+    DAMAGE,
+    EMPTY,
+    MANIFEST,
+    METADATA,
+    ZARR2,
+    ZARR3,
+    Location,
+    first_line,
+    outside,
+)
 from harness.checkpoint.header import HEADER_BYTES, Header, itemsize, parse_header
 from harness.checkpoint.ocdbt import Entry, LeadsOut, Values, read_index
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile, read_received
@@ -29,7 +42,9 @@ Place = Location | bytes
 
 
 class Array(NamedTuple):
-    """One array as stored; `path` joins the tree's keys by "/", `chunks` are those that are stored, by their place in the grid."""
+    """One array as stored; `path` joins the tree's keys by "/", `chunks` are those that are stored, by their
+    place in the grid.
+    """
 
     path: str
     name: str
@@ -55,10 +70,12 @@ class Array(NamedTuple):
 
 @dataclass
 class Item:
-    """What the metadata of an item says; `problems` is empty for one that is whole, `damaged` when the tree is not fully known.
+    """What the metadata of an item says; `problems` is empty for one that is whole, `damaged` when the tree
+    is not fully known.
 
-    `missing` counts the chunks that are not stored, by path: they read as zeros, which is what older writers mean by it. Of those `partly`
-    have others. `leads_out` are the names that lead out of the item, links among them: of such an item no array is read.
+    `missing` counts the chunks that are not stored, by path: they read as zeros, which is what older writers
+    mean by it. Of those `partly` have others. `leads_out` are the names that lead out of the item, links
+    among them: of such an item no array is read.
     """
 
     directory: Path
@@ -142,7 +159,9 @@ def _read_tree(item: Item) -> dict[str, str] | None:
         facts = read_json(item.directory / METADATA, item.directory, ARTIFACT_BYTES)
         item.fill_is_stored = bool(facts.get("store_array_data_equal_to_fill_value", False))
         nodes = list(facts["tree_metadata"].values())
-        trees = [_keys(node["key_metadata"]) for node in nodes if node["value_metadata"]["value_type"] not in EMPTY]
+        trees = [
+            _keys(node["key_metadata"]) for node in nodes if node["value_metadata"]["value_type"] not in EMPTY
+        ]
         if len(trees) > _MOST_ARRAYS:
             raise ValueError(f"{len(trees)} arrays")
     except PermissionError:
@@ -186,7 +205,9 @@ def _read_ocdbt(item: Item) -> dict[str, _Stored]:
 
 
 def _by_name(item: Item, index: list[Entry]) -> dict[str, dict[str, Place]]:
-    """Array's name → key → place, of the arrays whose data is named inside of the item; whether it is there is a problem of the item."""
+    """Array's name → key → place, of the arrays whose data is named inside of the item; whether it is there
+    is a problem of the item.
+    """
     by_name: dict[str, dict[str, Place]] = {}
     reach: dict[str, int] = {}
     strays: set[str] = set()
@@ -203,7 +224,9 @@ def _by_name(item: Item, index: list[Entry]) -> dict[str, dict[str, Place]]:
         if file not in item.files.sizes:
             item.problems.append(f"data file {file} is missing")
         elif item.files.sizes[file] < end:
-            item.problems.append(f"data file {file} is truncated: {item.files.sizes[file]} bytes of at least {end}")
+            item.problems.append(
+                f"data file {file} is truncated: {item.files.sizes[file]} bytes of at least {end}"
+            )
     return {name: by_key for name, by_key in by_name.items() if name not in strays}
 
 
@@ -226,7 +249,11 @@ def _read_files(item: Item) -> dict[str, _Stored]:
         name, slash, rest = path.partition("/")
         if slash:
             values.setdefault(name, {})[rest] = Location(path, 0, size)
-    found = {name: stored for name, by_key in sorted(values.items()) if (stored := _of_files(item, by_key)) is not None}
+    found = {
+        name: stored
+        for name, by_key in sorted(values.items())
+        if (stored := _of_files(item, by_key)) is not None
+    }
     if not found:
         item.fail(f"{MANIFEST} is missing")
     return found

@@ -1,8 +1,9 @@
 """Reads one Orbax PyTree item leaf by leaf, each straight into its sharding and dtype.
 
-Orbax's own restore holds what it reads in host memory until all is read; here a window of bytes bounds that, so a card
-with 48 GB can be filled from a host with 8. Paths are the tree's keys joined by "/".
-Source: the item's `_METADATA` (JSON) and its zarr arrays inside OCDBT, as orbax-checkpoint 0.11.13 and 0.12.8 write them.
+Orbax's own restore holds what it reads in host memory until all is read; here a window of bytes bounds that,
+so a card with 48 GB can be filled from a host with 8. Paths are the tree's keys joined by "/".
+Source: the item's `_METADATA` (JSON) and its zarr arrays inside OCDBT, as orbax-checkpoint 0.11.13 and 0.12.8
+write them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Leaf(NamedTuple):
 def open_leaves(directory: Path) -> dict[str, Leaf]:
     """Path → leaf of every array in an Orbax PyTree item; reads metadata only.
 
-    Raises: HarnessError "checkpoint-damaged" when metadata or array data is missing or unreadable, "checkpoint-leads-out".
+    Raises: HarnessError "checkpoint-damaged" when metadata or array data is missing or unreadable,
+    "checkpoint-leads-out".
     """
     try:
         item = read_item(directory)
@@ -60,7 +62,9 @@ def open_leaves(directory: Path) -> dict[str, Leaf]:
         raise damaged(directory, "; ".join(item.problems[:5]))
     # tensorstore would read a missing chunk as zeros.
     if item.missing:
-        raise damaged(directory, f"data is missing of {len(item.missing)} arrays: {', '.join([*item.missing][:5])}")
+        raise damaged(
+            directory, f"data is missing of {len(item.missing)} arrays: {', '.join([*item.missing][:5])}"
+        )
     context = open_context()
     begun = {path: opening(item, array, context) for path, array in item.arrays.items()}
     leaves = {}
@@ -74,16 +78,24 @@ def open_leaves(directory: Path) -> dict[str, Leaf]:
 
 
 def read_leaves(
-    leaves: Mapping[str, Leaf], wanted: Mapping[str, jax.ShapeDtypeStruct], look: Look | None = None, *, sha256: Mapping[str, str] | None = None
+    leaves: Mapping[str, Leaf],
+    wanted: Mapping[str, jax.ShapeDtypeStruct],
+    look: Look | None = None,
+    *,
+    sha256: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
-    """(path, array) of every wanted leaf, in the sharding and dtype of its ShapeDtypeStruct; shapes must agree already.
+    """(path, array) of every wanted leaf, in the sharding and dtype of its ShapeDtypeStruct; shapes must
+    agree already.
 
-    `look` sees each leaf on the host, before it goes to the device. `sha256` says what some leaves must be; a leaf that is cast
-    while it is read is not compared.
+    `look` sees each leaf on the host, before it goes to the device. `sha256` says what some leaves must be; a
+    leaf that is cast while it is read is not compared.
     Raises: HarnessError "checkpoint-damaged".
     """
     known = sha256 or {}
-    sizes = {path: math.prod(struct.shape) * max(np.dtype(struct.dtype).itemsize, leaves[path].dtype.itemsize) for path, struct in wanted.items()}
+    sizes = {
+        path: math.prod(struct.shape) * max(np.dtype(struct.dtype).itemsize, leaves[path].dtype.itemsize)
+        for path, struct in wanted.items()
+    }
     budget = max(sizes.values(), default=0) + IN_FLIGHT_BYTES
     window: deque[tuple[str, Future[Any], int]] = deque()
     in_flight = 0
@@ -97,7 +109,13 @@ def read_leaves(
                     yield done, _to_device(done, future.result(), wanted[done], look)
                     del future
                     in_flight -= freed
-                window.append((path, pool.submit(_read, leaves[path], np.dtype(wanted[path].dtype), known.get(path)), cost))
+                window.append(
+                    (
+                        path,
+                        pool.submit(_read, leaves[path], np.dtype(wanted[path].dtype), known.get(path)),
+                        cost,
+                    )
+                )
                 in_flight += cost
             while window:
                 done, future, _ = window.popleft()
@@ -122,7 +140,9 @@ def _read(leaf: Leaf, dtype: np.dtype[Any], sha256: str | None) -> np.ndarray[An
     return array
 
 
-def _to_device(path: str, array: np.ndarray[Any, Any], struct: jax.ShapeDtypeStruct, look: Look | None) -> jax.Array:
+def _to_device(
+    path: str, array: np.ndarray[Any, Any], struct: jax.ShapeDtypeStruct, look: Look | None
+) -> jax.Array:
     if look is not None:
         look(path, array)
     placed = jax.device_put(array, struct.sharding)

@@ -19,7 +19,9 @@ from harness.recipe.schema import Recipe
 
 
 class Located(NamedTuple):
-    """`path` is a step directory, or where a lone `params` directory lies; `run` the run that saved it, where there is one."""
+    """`path` is a step directory, or where a lone `params` directory lies; `run` the run that saved it, where
+    there is one.
+    """
 
     path: Path
     step: int | None
@@ -27,22 +29,35 @@ class Located(NamedTuple):
 
 
 def locate(source: str, *, progress: Progress | None = None) -> Located:
-    """The newest whole step of `source`: a run, a checkpoint directory, one step or its `params`; local, gs:// or https://.
+    """The newest whole step of `source`: a run, a checkpoint directory, one step or its `params`; local,
+    gs:// or https://.
 
-    Raises: HarnessError "checkpoint-interrupted" when no step is whole; those of `harness.checkpoint.inspect` and of the download.
+    Raises: HarnessError "checkpoint-interrupted" when no step is whole; those of `harness.checkpoint.inspect`
+    and of the download.
     """
-    path = fetch_tree(source, progress=progress, named=Named(local="DIR in the place of the address")).path if is_remote(source) else Path(source)
+    path = (
+        fetch_tree(source, progress=progress, named=Named(local="DIR in the place of the address")).path
+        if is_remote(source)
+        else Path(source)
+    )
     report = inspect(path)
-    whole = [step for step in report.steps if step.complete and any(item.name == PARAMS for item in step.items)]
+    whole = [
+        step for step in report.steps if step.complete and any(item.name == PARAMS for item in step.items)
+    ]
     if not whole:
-        lines = [f"{Path(step.path).name} lacks {', '.join(step.missing) or 'params'}" for step in report.steps]
+        lines = [
+            f"{Path(step.path).name} lacks {', '.join(step.missing) or 'params'}" for step in report.steps
+        ]
         lines += [f"{Path(save.path).name} was never finished" for save in report.interrupted]
         raise HarnessError(
             "checkpoint-interrupted",
             f"{source} has no whole checkpoint",
             got="; ".join(lines),
             need="a step whose save was finished",
-            fix=f"take another step or run (harness inspect {source} lists what is there), or train on from an earlier one with --resume",
+            fix=(
+                f"take another step or run (harness inspect {source} lists what is there), or train on from"
+                " an earlier one with --resume"
+            ),
         )
     newest = Path(whole[-1].path)
     is_params = newest.name == PARAMS and not (newest / PARAMS).is_dir()
@@ -50,7 +65,8 @@ def locate(source: str, *, progress: Progress | None = None) -> Located:
 
 
 def recipe_of(located: Located, named: str | None, overrides: list[str] | None = None) -> Recipe:
-    """The recipe called `named`, or else the one that the step records; a merged export's is the recorded one without adapters.
+    """The recipe called `named`, or else the one that the step records; a merged export's is the recorded one
+    without adapters.
 
     Raises: HarnessError "recipe-needed", "record-invalid", and those of `load_recipe`.
     """
@@ -81,5 +97,9 @@ def _recorded(step: Path, name: str) -> dict[str, Any] | None:
     try:
         recipe = read_json(path, step, ARTIFACT_BYTES).get("recipe")
     except (OSError, ValueError, AttributeError) as error:
-        raise HarnessError("record-invalid", f"{path} is not a record of the harness: {error}", fix="--recipe NAME, or another step") from error
+        raise HarnessError(
+            "record-invalid",
+            f"{path} is not a record of the harness: {error}",
+            fix="--recipe NAME, or another step",
+        ) from error
     return recipe if isinstance(recipe, dict) else None

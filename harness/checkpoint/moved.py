@@ -1,4 +1,6 @@
-"""Which parts of the network moved between two sets of parameters, and by how much; both are streamed, so no leaf is ever whole in memory."""
+"""Which parts of the network moved between two sets of parameters, and by how much; both are streamed, so no
+leaf is ever whole in memory.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Tree(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over a leaf, an entry a layer: squares of the difference and of the other's values, and how many elements differ."""
+    """Sums over a leaf, an entry a layer: squares of the difference and of the other's values, and how many
+    elements differ.
+    """
 
     update: np.ndarray
     base: np.ndarray
@@ -61,8 +65,16 @@ def layers_of(path: str, array: Array) -> int:
     return array.shape[0] if stacked else 1
 
 
-def compare(here: Tree, there: Tree, products: list[Product], scales: Mapping[str, float] | None, trained: set[str] | None = None) -> Moved:
-    """How far `here` is from `there`. `products` are those of the adapters of `here`, `scales` their alpha/rank by path where it is known.
+def compare(
+    here: Tree,
+    there: Tree,
+    products: list[Product],
+    scales: Mapping[str, float] | None,
+    trained: set[str] | None = None,
+) -> Moved:
+    """How far `here` is from `there`.
+
+    `products` are those of the adapters of `here`, `scales` their alpha/rank by path where it is known.
 
     `trained` are the paths of which a movement is to be expected.
     """
@@ -80,17 +92,40 @@ def compare(here: Tree, there: Tree, products: list[Product], scales: Mapping[st
             not_compared.append(path)
             continue
         rounded += [path] if a.dtype != b.dtype else []
-    notes = [f"{len(rounded)} parameters are stored in another dtype there: the finer was rounded to the coarser first"] if rounded else []
-    new = [each for each in products if f"{each.path}/lora_a" not in there.parameters and f"{each.path}_lora_a" not in there.parameters]
-    sums |= {path: found for each in new if (found := _of_product(each, path := _adapter_path(here, each), there, sums, scales))}
+    notes = (
+        [
+            f"{len(rounded)} parameters are stored in another dtype there: the finer was rounded to the"
+            " coarser first"
+        ]
+        if rounded
+        else []
+    )
+    new = [
+        each
+        for each in products
+        if f"{each.path}/lora_a" not in there.parameters and f"{each.path}_lora_a" not in there.parameters
+    ]
+    sums |= {
+        path: found
+        for each in new
+        if (found := _of_product(each, path := _adapter_path(here, each), there, sums, scales))
+    }
     if new:
-        known = "times alpha/rank of the recipe" if scales is not None else "without alpha/rank, which no recipe here tells"
-        notes.append(f"adapters, which are not there, count as A·B {known}, against the weight that they adapt")
+        known = (
+            "times alpha/rank of the recipe"
+            if scales is not None
+            else "without alpha/rank, which no recipe here tells"
+        )
+        notes.append(
+            f"adapters, which are not there, count as A·B {known}, against the weight that they adapt"
+        )
     if sums and not any(found.update.any() for found in sums.values()):
         notes.append("nothing moved: every number that was compared is the same")
     still = sorted(path for path in trained or () if path in sums and not sums[path].update.any())
     if still:
-        notes.append(f"{len(still)} arrays were trained, and yet no number of them moved: {', '.join(still[:5])}")
+        notes.append(
+            f"{len(still)} arrays were trained, and yet no number of them moved: {', '.join(still[:5])}"
+        )
     return Moved(
         against=there.origin,
         against_step=there.step,
@@ -132,11 +167,17 @@ def _rounded(part: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _adapter_path(here: Tree, found: Product) -> str:
-    return next(path for path in (f"{found.path}/lora_a", f"{found.path}_lora_a", "lora_a") if path in here.parameters)
+    return next(
+        path for path in (f"{found.path}/lora_a", f"{found.path}_lora_a", "lora_a") if path in here.parameters
+    )
 
 
-def _of_product(found: Product, path: str, there: Tree, sums: Mapping[str, _Sums], scales: Mapping[str, float] | None) -> _Sums | None:
-    """What a pair of adapters adds, as a movement of the weight that it adapts; None when that weight is nowhere to be read."""
+def _of_product(
+    found: Product, path: str, there: Tree, sums: Mapping[str, _Sums], scales: Mapping[str, float] | None
+) -> _Sums | None:
+    """What a pair of adapters adds, as a movement of the weight that it adapts; None when that weight is
+    nowhere to be read.
+    """
     weight = adapted(path)
     if weight in sums:
         base = sums[weight].base
@@ -166,7 +207,11 @@ def _squares(item: Item, array: Array, layers: int) -> np.ndarray:
 
 
 def _movements(members: Mapping[str, list[str]], sums: Mapping[str, _Sums]) -> list[Movement]:
-    return [_movement(name, None, [(sums[path], slice(None)) for path in paths]) for name, paths in members.items() if paths]
+    return [
+        _movement(name, None, [(sums[path], slice(None)) for path in paths])
+        for name, paths in members.items()
+        if paths
+    ]
 
 
 def _blocks(sums: Mapping[str, _Sums]) -> Iterator[Movement]:
@@ -176,14 +221,25 @@ def _blocks(sums: Mapping[str, _Sums]) -> Iterator[Movement]:
         layers = len(found.update)
         stacked = layers > 1 or _STACKED.search(path) is not None
         for layer in range(layers):
-            parts.setdefault(block_of(path), {}).setdefault(layer if stacked else None, []).append((found, slice(layer, layer + 1)))
-    for name in sorted(parts, key=lambda name: (next((i for i, group in enumerate(GROUPS) if name.startswith(group)), len(GROUPS)), name)):
+            parts.setdefault(block_of(path), {}).setdefault(layer if stacked else None, []).append(
+                (found, slice(layer, layer + 1))
+            )
+    for name in sorted(
+        parts,
+        key=lambda name: (
+            next((i for i, group in enumerate(GROUPS) if name.startswith(group)), len(GROUPS)),
+            name,
+        ),
+    ):
         for key, members in sorted(parts[name].items(), key=lambda pair: -1 if pair[0] is None else pair[0]):
             yield _movement(name, key, members)
 
 
 def _movement(name: str, layer: int | None, members: list[tuple[_Sums, slice]]) -> Movement:
-    update, base, changed = (math.fsum(float(getattr(found, field)[part].sum()) for found, part in members) for field in ("update", "base", "changed"))
+    update, base, changed = (
+        math.fsum(float(getattr(found, field)[part].sum()) for found, part in members)
+        for field in ("update", "base", "changed")
+    )
     elements = sum(found.elements * len(found.update[part]) // len(found.update) for found, part in members)
     relative = math.sqrt(update / base) if base else None
     return Movement(

@@ -1,7 +1,10 @@
-"""The index of an OCDBT store, walked once: which keys it has, and where each value lies. A stranger may have written it.
+"""The index of an OCDBT store, walked once: which keys it has, and where each value lies.
 
-A manifest names the root of a B+tree; each node names the file, offset and length of the nodes or values below it. In a sound tree
-the heights fall by one and nothing is named twice; a store where that is not so is damaged, however few bytes it has.
+A stranger may have written it.
+
+A manifest names the root of a B+tree; each node names the file, offset and length of the nodes or values
+below it. In a sound tree the heights fall by one and nothing is named twice; a store where that is not so is
+damaged, however few bytes it has.
 Source: tensorstore kvstore/ocdbt/format (manifest.h, btree.h, codec_util.cc), version 0.1.86.
 """
 
@@ -40,7 +43,9 @@ class Entry(NamedTuple):
 
 
 def read_index(values: Values) -> list[Entry]:
-    """Every value of the newest version of the store in the item of `values`. A value's own location is not checked here.
+    """Every value of the newest version of the store in the item of `values`.
+
+    A value's own location is not checked here.
 
     Raises: LeadsOut; ValueError, or another of `DAMAGE`, when the index is damaged.
     """
@@ -48,7 +53,9 @@ def read_index(values: Values) -> list[Entry]:
 
 
 class Values:
-    """The bytes at the locations of an item, whose files have these `sizes`; its files stay open until it is closed."""
+    """The bytes at the locations of an item, whose files have these `sizes`; its files stay open until it is
+    closed.
+    """
 
     def __init__(self, directory: Path, sizes: Mapping[str, int]) -> None:
         self.directory, self.sizes = directory, sizes
@@ -65,17 +72,22 @@ class Values:
     def read(self, place: Location, limit_bytes: int) -> bytes:
         """The bytes at `place`.
 
-        Raises: ValueError when they are not there, or are more than `limit_bytes`; OSError and UnsafeFile as `open_received`.
+        Raises: ValueError when they are not there, or are more than `limit_bytes`; OSError and UnsafeFile as
+        `open_received`.
         """
         if place.file not in self.sizes:
             raise ValueError(f"data file {place.file!r} is missing")
         if place.end > self.sizes[place.file]:
-            raise ValueError(f"data file {place.file} is truncated: {self.sizes[place.file]} bytes of at least {place.end}")
+            raise ValueError(
+                f"data file {place.file} is truncated: {self.sizes[place.file]} bytes of at least {place.end}"
+            )
         if place.length > limit_bytes:
             raise ValueError(f"{place.length} bytes where at most {limit_bytes} belong")
         if len(self._open) >= _MOST_OPEN and place.file not in self._open:
             self.__exit__()
-        file = self._open.get(place.file) or self._open.setdefault(place.file, open_received(self.directory / place.file, self.directory))
+        file = self._open.get(place.file) or self._open.setdefault(
+            place.file, open_received(self.directory / place.file, self.directory)
+        )
         file.seek(place.offset)
         return file.read(place.length)
 
@@ -86,7 +98,9 @@ class _Walk:
 
         self._ts, self._values = ts, values
         self._context = ts.Context()
-        self._base = ts.KvStore.open(values.directory.absolute().as_uri() + "/", context=self._context).result()
+        self._base = ts.KvStore.open(
+            values.directory.absolute().as_uri() + "/", context=self._context
+        ).result()
         self._seen: set[Location] = set()
         self._count = 0
 
@@ -96,7 +110,10 @@ class _Walk:
             raise ValueError("a manifest in several files, which Orbax does not write")
         newest = manifest["versions"][-1]
         # A reader of the newest version does not follow the others, but they are of the same manifest.
-        others = [*manifest["version_tree_nodes"], *(version["root"] for version in manifest["versions"][:-1])]
+        others = [
+            *manifest["version_tree_nodes"],
+            *(version["root"] for version in manifest["versions"][:-1]),
+        ]
         for other in others:
             if "location" in other and outside(name := parse_location(other["location"]).file):
                 raise LeadsOut(name)
@@ -119,13 +136,17 @@ class _Walk:
                 if len(key) > _LONGEST_KEY:
                     raise ValueError(f"a key of {len(key)} bytes")
                 if "location" in entry:
-                    todo.append((entry["location"], prefix + entry.get("subtree_common_prefix", b""), height - 1))
+                    todo.append(
+                        (entry["location"], prefix + entry.get("subtree_common_prefix", b""), height - 1)
+                    )
                 else:
                     value = entry["indirect_value"] if "indirect_value" in entry else entry["inline_value"]
                     yield Entry(key.decode(), parse_location(value) if isinstance(value, str) else value)
 
     def _dump(self, text: str | None) -> Any:
-        """The manifest, or the node at a location, decoded by tensorstore once it is known how much that unpacks to."""
+        """The manifest, or the node at a location, decoded by tensorstore once it is known how much that
+        unpacks to.
+        """
         place = Location(MANIFEST, 0, self._values.sizes[MANIFEST]) if text is None else parse_location(text)
         if outside(place.file):
             raise LeadsOut(place.file)

@@ -1,4 +1,5 @@
-"""How much packed bytes unpack to at most, read from their headers: a few bytes can stand for any amount of memory.
+"""How much packed bytes unpack to at most, read from their headers: a few bytes can stand for any amount of
+memory.
 
 tensorstore unpacks all of a chunk before it looks whether the chunk is as large as it should be.
 Source: zstd, doc/zstd_compression_format.md 0.4.3 (RFC 8878); c-blosc 1.21, README_CHUNK_FORMAT.rst.
@@ -18,14 +19,17 @@ _FRAME = 0xFD2FB528
 _SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 _BLOCK_BYTES = 128 * KIB
 _RAW, _RLE, _COMPRESSED = 0, 1, 2
-# A compressed block counts as a full one. Encoders also cut smaller ones: when the bound is above this, the frames are unpacked to be counted.
+# A compressed block counts as a full one. Encoders also cut smaller ones: when the bound is above this, the
+# frames are unpacked to be counted.
 _SLACK_BYTES = 32 * MIB
 _WINDOW_BYTES = 128 * MIB
 _BLOSC_HEADER_BYTES = 16
 
 
 def check_packed(file: BinaryIO, length: int, codec: str | None, expected_bytes: int) -> None:
-    """Refuses the `length` bytes at the file's position when they do not unpack to `expected_bytes` at most. The position is lost.
+    """Refuses the `length` bytes at the file's position when they do not unpack to `expected_bytes` at most.
+
+    The position is lost.
 
     Raises: ValueError.
     """

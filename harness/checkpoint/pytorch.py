@@ -1,10 +1,12 @@
-"""Checkpoints of PyTorch trainers: recognized by their names and the headers of their safetensors, never unpickled.
+"""Checkpoints of PyTorch trainers: recognized by their names and the headers of their safetensors, never
+unpickled.
 
     openpi    <exp>/<step>/{model.safetensors, optimizer.pt, metadata.pt, assets/}
     LeRobot   <run>/checkpoints/<step>/{pretrained_model/{config.json, model.safetensors, train_config.json}, training_state/}
     the hub   model.safetensors, or model-00001-of-00004.safetensors; adapter_model.safetensors (PEFT)
 
-Source: openpi scripts/train_pytorch.py `save_checkpoint`, commit 15a9616; lerobot src/lerobot/utils/train_utils.py and constants.py.
+Source: openpi scripts/train_pytorch.py `save_checkpoint`, commit 15a9616; lerobot
+src/lerobot/utils/train_utils.py and constants.py.
 """
 
 from __future__ import annotations
@@ -27,11 +29,21 @@ _TENSORS = ".safetensors"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _POLICY, _STATE = "pretrained_model", "training_state"
 _MOST_FILES = 1000
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool"}
-# Source: openpi examples/convert_jax_model_to_pytorch.py, commit 15a9616; no script of that commit goes the other way.
+_DTYPES = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F64": "float64",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+# Source: openpi examples/convert_jax_model_to_pytorch.py, commit 15a9616; no script of that commit goes the
+# other way.
 _NEED = (
-    "JAX weights: a params directory as openpi's JAX trainer, or this harness, saves it. openpi's examples/convert_jax_model_to_pytorch.py "
-    "goes from JAX to PyTorch; nothing in openpi goes back"
+    "JAX weights: a params directory as openpi's JAX trainer, or this harness, saves it. openpi's"
+    " examples/convert_jax_model_to_pytorch.py goes from JAX to PyTorch; nothing in openpi goes back"
 )
 
 
@@ -45,7 +57,8 @@ class Weights(NamedTuple):
 
 
 def refuse_pytorch(path: Path) -> None:
-    """Refuses `path` when it is, or holds, what a PyTorch trainer saved: a run, its checkpoints, one step, or a file.
+    """Refuses `path` when it is, or holds, what a PyTorch trainer saved: a run, its checkpoints, one step, or
+    a file.
 
     Raises: HarnessError "pytorch-checkpoint"; OSError.
     """
@@ -53,13 +66,19 @@ def refuse_pytorch(path: Path) -> None:
     if found is None:
         return
     dtypes = sorted({_DTYPES.get(tensor.dtype, tensor.dtype) for tensor in found.tensors})
-    said = f"{len(found.tensors)} tensors, {format_count(sum(tensor.size for tensor in found.tensors))} parameters, {' and '.join(dtypes)}"
+    said = (
+        f"{len(found.tensors)} tensors, {format_count(sum(tensor.size for tensor in found.tensors))}"
+        f" parameters, {' and '.join(dtypes)}"
+    )
     raise HarnessError(
         "pytorch-checkpoint",
-        f"{path} holds PyTorch weights ({found.kind}): {said if found.tensors else 'in pickles, which are not opened'}",
+        f"{path} holds PyTorch weights ({found.kind}):"
+        f" {said if found.tensors else 'in pickles, which are not opened'}",
         got="; ".join([str(found.place), *found.unread[:3]]),
         need=_NEED,
-        fix="start from the JAX weights: --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params",
+        fix=(
+            "start from the JAX weights: --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
+        ),
     )
 
 
@@ -81,7 +100,11 @@ def find_pytorch(path: Path) -> Weights | None:
 def _places(path: Path) -> Iterator[Path]:
     """Where weights may lie below `path`, the newest step first."""
     for step in (path, *_newest_first(path), *_newest_first(path / CHECKPOINTS)):
-        yield from (place for place in (step, step / _POLICY) if place.is_dir() and not (place.is_symlink() and place != path))
+        yield from (
+            place
+            for place in (step, step / _POLICY)
+            if place.is_dir() and not (place.is_symlink() and place != path)
+        )
 
 
 def _newest_first(directory: Path) -> list[Path]:
@@ -90,7 +113,9 @@ def _newest_first(directory: Path) -> list[Path]:
 
 def _files(place: Path) -> list[Path]:
     """The files of weights directly in `place`: safetensors, or else pickles."""
-    names = sorted(entry for entry in place.iterdir() if entry.suffix == _TENSORS or entry.suffix in _PICKLES)[:_MOST_FILES]
+    names = sorted(
+        entry for entry in place.iterdir() if entry.suffix == _TENSORS or entry.suffix in _PICKLES
+    )[:_MOST_FILES]
     tensors = [file for file in names if file.suffix == _TENSORS and file.is_file()]
     return tensors or [file for file in names if file.is_file()]
 
@@ -115,7 +140,12 @@ def _kind(place: Path, files: list[Path]) -> str:
     if any(file.name.startswith("adapter_") for file in files) or (place / "adapter_config.json").exists():
         return "PEFT adapters"
     policy = _lerobot_policy(place)
-    if policy is not None or place.name == _POLICY or (place / "train_config.json").exists() or (place.parent / _STATE).is_dir():
+    if (
+        policy is not None
+        or place.name == _POLICY
+        or (place / "train_config.json").exists()
+        or (place.parent / _STATE).is_dir()
+    ):
         return f"LeRobot {policy}" if policy else "LeRobot"
     if (place / "optimizer.pt").exists() or (place / "metadata.pt").exists():
         return "openpi's PyTorch trainer"

@@ -1,6 +1,9 @@
-"""The header of a safetensors file: names, shapes and dtypes of its tensors. No tensor is read, and nothing is unpickled.
+"""The header of a safetensors file: names, shapes and dtypes of its tensors.
 
-    8 bytes, the header's length as a little-endian number; the header, JSON; then the tensors' bytes, without gaps
+No tensor is read, and nothing is unpickled.
+
+    8 bytes, the header's length as a little-endian number; the header, JSON; then the tensors' bytes, without
+    gaps
 
 Source: huggingface/safetensors README.md, "Format"; safetensors/src/tensor.rs `Metadata::validate`.
 """
@@ -39,7 +42,8 @@ class Tensor(NamedTuple):
 def read_header(path: Path, root: Path) -> list[Tensor]:
     """The tensors of the file `path` below `root`, in the order of their bytes.
 
-    Raises: ValueError when the header is damaged, or does not fit the file; UnsafeFile and OSError as `open_received`.
+    Raises: ValueError when the header is damaged, or does not fit the file; UnsafeFile and OSError as
+    `open_received`.
     """
     with open_received(path, root) as file:
         size = os.fstat(file.fileno()).st_size
@@ -57,7 +61,10 @@ def read_header(path: Path, root: Path) -> list[Tensor]:
             raise ValueError("tensors that overlap, or leave a gap")
         end = stop
     if end != size - 8 - length:
-        raise ValueError(f"tensors of {end} bytes in a file that has {size - 8 - length} for them: it is cut off, or not the file that it was")
+        raise ValueError(
+            f"tensors of {end} bytes in a file that has {size - 8 - length} for them: it is cut off, or not"
+            " the file that it was"
+        )
     return [tensor for _, _, tensor in placed]
 
 

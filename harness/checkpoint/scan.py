@@ -1,4 +1,7 @@
-"""What lies in a checkpoint directory: whole steps, interrupted saves, links that lead out. Reads names and sizes only."""
+"""What lies in a checkpoint directory: whole steps, interrupted saves, links that lead out.
+
+Reads names and sizes only.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,8 @@ class Found:
 def find(path: Path) -> Found:
     """Everything below `path`: a run, a checkpoint directory, one step, one interrupted save, or one item.
 
-    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "pytorch-checkpoint", "checkpoint-empty" or "checkpoint-unreadable".
+    Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "pytorch-checkpoint", "checkpoint-empty" or
+    "checkpoint-unreadable".
     """
     try:
         root = path.resolve(strict=True)
@@ -74,7 +78,11 @@ def find(path: Path) -> Found:
         if not any(item in items for _, _, items in found.steps for item in (*TREES, HARNESS)):
             refuse_pytorch(path)
     except FileNotFoundError as error:
-        raise HarnessError("checkpoint-missing", f"there is no {path}", fix="give a run, a checkpoint directory or a step; ls the parent directory") from error
+        raise HarnessError(
+            "checkpoint-missing",
+            f"there is no {path}",
+            fix="give a run, a checkpoint directory or a step; ls the parent directory",
+        ) from error
     except (PermissionError, RuntimeError) as error:
         raise unreadable(path, error) from error
     if not found.steps and not found.interrupted and not found.partial:
@@ -89,9 +97,13 @@ def _fill(found: Found) -> None:
         siblings = (step for step, path in step_directories(root.parent) if (path / COMMIT).is_file())
         found.committed_sibling = max(siblings, default=None)
     elif (root / METADATA).is_file() or (root / MANIFEST).is_file():
-        found.steps.append((step_number(root.parent.name), root, {PARAMS if root.name not in TREES else root.name: root}))
+        found.steps.append(
+            (step_number(root.parent.name), root, {PARAMS if root.name not in TREES else root.name: root})
+        )
     elif (root / COMMIT).is_file() or any((root / name).is_dir() for name in TREES):
-        found.run = next((parent for parent in root.parents[:2] if (parent / "manifest.json").is_file()), None)
+        found.run = next(
+            (parent for parent in root.parents[:2] if (parent / "manifest.json").is_file()), None
+        )
         found.steps.append((step_number(root.name), root, _items(found, root)))
     else:
         if (root / CHECKPOINTS).is_dir() or (root / "manifest.json").is_file():
@@ -110,7 +122,10 @@ def _fill_steps(found: Found, directory: Path) -> None:
         if not _inside(path, found.root):
             found.partial = True
             target = os.path.realpath(path)
-            found.findings.append(f"{path.name} is a symlink that leads out of {found.root}, to {target}; it was not followed (inspect that path itself)")
+            found.findings.append(
+                f"{path.name} is a symlink that leads out of {found.root}, to {target}; it was not followed"
+                " (inspect that path itself)"
+            )
         elif not path.is_dir():
             found.findings.append(f"{path.name} is not a directory")
         elif number is None and path.is_symlink():
@@ -131,14 +146,19 @@ def _items(found: Found, step: Path) -> dict[str, Path]:
         if not _inside(path, found.root):
             found.partial = True
             target = os.path.realpath(path)
-            found.findings.append(f"{step.name}/{path.name} is a symlink that leads out of {found.root}, to {target}; it was not followed")
+            found.findings.append(
+                f"{step.name}/{path.name} is a symlink that leads out of {found.root}, to {target}; it was"
+                " not followed"
+            )
         elif path.is_dir():
             items[path.name] = path
     return items
 
 
 def _inside(path: Path, root: Path) -> bool:
-    """Whether `path` lies below `root` once links are followed; a link that leads nowhere but to itself does not."""
+    """Whether `path` lies below `root` once links are followed; a link that leads nowhere but to itself does
+    not.
+    """
     try:
         return stays(root, path)
     except RuntimeError:
@@ -179,7 +199,9 @@ def missing_marks(step: Path, items: dict[str, Path]) -> list[str]:
 
 
 def damaged_statistics(assets: Path, names: Iterable[str]) -> list[str]:
-    """The statistics, among the files of these names, that nobody can read back: without them the step's actions have no scale."""
+    """The statistics, among the files of these names, that nobody can read back: without them the step's
+    actions have no scale.
+    """
     damaged = []
     for name in sorted(name for name in names if Path(name).name == NORM_STATS):
         try:
@@ -224,9 +246,22 @@ def _safe_to_delete(path: Path, age_s: float, newest_whole: int | None) -> tuple
     if holder is not None:
         return False, f"process {holder} has a file in it open: a save may be under way"
     if age_s < QUIET_S:
-        return False, f"written to {format_seconds(age_s)} ago: a save may be under way; look again in {QUIET_S} s"
-    after = f"training resumes from step {newest_whole}" if newest_whole is not None else "no whole step is beside it, so training starts anew"
-    return True, f"nothing was written to it for {format_seconds(age_s)}, and nothing resumes from an interrupted save; {after}"
+        return (
+            False,
+            f"written to {format_seconds(age_s)} ago: a save may be under way; look again in {QUIET_S} s",
+        )
+    after = (
+        f"training resumes from step {newest_whole}"
+        if newest_whole is not None
+        else "no whole step is beside it, so training starts anew"
+    )
+    return (
+        True,
+        (
+            f"nothing was written to it for {format_seconds(age_s)}, and nothing resumes from an interrupted"
+            f" save; {after}"
+        ),
+    )
 
 
 def _held_open_by(path: Path) -> int | None:
@@ -244,10 +279,13 @@ def _held_open_by(path: Path) -> int | None:
 def unreadable(path: Path, error: BaseException) -> HarnessError:
     return HarnessError(
         "checkpoint-unreadable",
-        f"{getattr(error, 'filename', None) or path} cannot be read: {getattr(error, 'strerror', None) or error}",
+        f"{getattr(error, 'filename', None) or path} cannot be read:"
+        f" {getattr(error, 'strerror', None) or error}",
         got=f"uid {os.getuid()}",
         need="read permission on the whole checkpoint",
-        fix=f"chmod -R u+rX {path}, or run as the user who wrote it (in compose: HARNESS_UID and HARNESS_GID)",
+        fix=(
+            f"chmod -R u+rX {path}, or run as the user who wrote it (in compose: HARNESS_UID and HARNESS_GID)"
+        ),
     )
 
 
@@ -270,11 +308,20 @@ def _empty(path: Path, found: Found) -> HarnessError:
             fix=f"harness train --resume --run {found.run}",
         )
     if not any(found.root.iterdir()):
-        return HarnessError("checkpoint-empty", f"{path} is empty", need="a directory with numbered steps", fix="give the directory that the trainer saved to")
+        return HarnessError(
+            "checkpoint-empty",
+            f"{path} is empty",
+            need="a directory with numbered steps",
+            fix="give the directory that the trainer saved to",
+        )
     below = (place for depth in ("*/*", "*/*/*") for place in found.root.glob(depth))
-    nested = next((place for place in below if step_number(place.name) is not None and (place / PARAMS).is_dir()), None)
+    nested = next(
+        (place for place in below if step_number(place.name) is not None and (place / PARAMS).is_dir()), None
+    )
     names = sorted(child.name for child in found.root.iterdir())
-    return _not_a_checkpoint(path, f"a directory of {', '.join(names[:6])}", f"harness inspect {nested.parent}" if nested else None)
+    return _not_a_checkpoint(
+        path, f"a directory of {', '.join(names[:6])}", f"harness inspect {nested.parent}" if nested else None
+    )
 
 
 def delete_interrupted(found: Checkpoint) -> list[InterruptedSave]:

@@ -1,4 +1,6 @@
-"""Whether weights can be what a recipe starts from, by their metadata alone: said before anything is planned, compiled or loaded. No JAX."""
+"""Whether weights can be what a recipe starts from, by their metadata alone: said before anything is planned,
+compiled or loaded. No JAX.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.checkpoint.files import leads_out
-from harness.checkpoint.format import BASE, DAMAGE, INTERRUPTED, METADATA, PARAMS, newest_with_params, step_directories
+from harness.checkpoint.format import (
+    BASE,
+    DAMAGE,
+    INTERRUPTED,
+    METADATA,
+    PARAMS,
+    newest_with_params,
+    step_directories,
+)
 from harness.checkpoint.item import read_item
 from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
@@ -29,9 +39,11 @@ class Base(NamedTuple):
 
 
 def why_not(path: Path, recipe: Recipe) -> HarnessError | None:
-    """The reason why training by `recipe` cannot start from the weights at `path`; None when nothing speaks against it.
+    """The reason why training by `recipe` cannot start from the weights at `path`; None when nothing speaks
+    against it.
 
-    Only metadata is read. Of weights that lie upon others, the others are looked at where they lie on this machine.
+    Only metadata is read. Of weights that lie upon others, the others are looked at where they lie on this
+    machine.
     """
     try:
         found = find_params(path)
@@ -42,7 +54,9 @@ def why_not(path: Path, recipe: Recipe) -> HarnessError | None:
         return _unreadable(path, error)
     wanted = parameter_shapes(recipe.model)
     # Adapters begin anew where the weights have none; and what a base far away holds is not known here.
-    needed = {name: shape for name, shape in wanted.items() if name in shapes or (whole and "lora" not in name)}
+    needed = {
+        name: shape for name, shape in wanted.items() if name in shapes or (whole and "lora" not in name)
+    }
     return refusal(path, shapes, needed)
 
 
@@ -70,8 +84,8 @@ def _shapes_of(found: Path, deepest: int = 8) -> tuple[Shapes, bool]:
 def find_params(path: Path) -> Path:
     """The `params` directory that `path` means: itself, or the one of a step directory.
 
-    Raises: HarnessError "weights-missing", "weights-step-needed", "checkpoint-interrupted", "pytorch-checkpoint", "weights-not-a-checkpoint",
-    "file-leaves-root".
+    Raises: HarnessError "weights-missing", "weights-step-needed", "checkpoint-interrupted",
+    "pytorch-checkpoint", "weights-not-a-checkpoint", "file-leaves-root".
     """
     if not path.is_dir():
         if path.is_file():
@@ -82,7 +96,9 @@ def find_params(path: Path) -> Path:
             need="an openpi params or step directory, gs://… or https://…",
             fix=f"mount it into the container, or correct weights.source, for example {_PUBLISHED}",
         )
-    if any(INTERRUPTED in part for part in (path.name, path.parent.name)) or list(path.glob(f"{PARAMS}{INTERRUPTED}*")):
+    if any(INTERRUPTED in part for part in (path.name, path.parent.name)) or list(
+        path.glob(f"{PARAMS}{INTERRUPTED}*")
+    ):
         raise HarnessError(
             "checkpoint-interrupted",
             f"{path} is a save that was never finished",
@@ -110,7 +126,9 @@ def _refuse_several(path: Path) -> None:
     for checkpoints in (path, path / CHECKPOINTS):
         newest = newest_with_params(checkpoints)
         if newest is not None:
-            names = [step.name for _, step in step_directories(checkpoints) if (step / PARAMS / METADATA).is_file()]
+            names = [
+                step.name for _, step in step_directories(checkpoints) if (step / PARAMS / METADATA).is_file()
+            ]
             raise HarnessError(
                 "weights-step-needed",
                 f"{path} is a {'run' if checkpoints != path else 'directory of steps'}, not one step of it",
@@ -135,11 +153,17 @@ def mismatches(found: Shapes, wanted: Shapes) -> list[str]:
     lines = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
     lines += [f"{path} is unexpected" for path in sorted(found.keys() - wanted.keys())]
     both = sorted(wanted.keys() & found.keys())
-    return lines + [f"{path} has shape {tuple(found[path])}, not {tuple(wanted[path])}" for path in both if tuple(found[path]) != tuple(wanted[path])]
+    return lines + [
+        f"{path} has shape {tuple(found[path])}, not {tuple(wanted[path])}"
+        for path in both
+        if tuple(found[path]) != tuple(wanted[path])
+    ]
 
 
 def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError | None:
-    """The refusal of weights whose arrays are not those of a model with the shapes `wanted`; None when they are."""
+    """The refusal of weights whose arrays are not those of a model with the shapes `wanted`; None when they
+    are.
+    """
     lines = mismatches(found, wanted)
     if not lines:
         return None
@@ -148,7 +172,8 @@ def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError |
         step = Path(source).parent if Path(source).name == PARAMS else source
         return HarnessError(
             "weights-are-adapters",
-            f"{source} is a LoRA checkpoint: {len(adapters)} of its {len(found)} arrays are adapters, and the recipe's model has none",
+            f"{source} is a LoRA checkpoint: {len(adapters)} of its {len(found)} arrays are adapters, and the"
+            " recipe's model has none",
             got=f"adapters such as {min(adapters)}",
             need="full weights, with the adapters merged into them; or a recipe with the same adapters",
             fix=f"harness export {step} OUT, then --set weights.source=OUT",
@@ -158,7 +183,10 @@ def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError |
         f"{source} does not hold this model's parameters: " + "; ".join(lines),
         got=f"{len(lines)} differences ({len(found)} parameters in the checkpoint)",
         need=f"the {len(wanted)} parameters of the recipe's model",
-        fix="name weights of the same model in weights.source, or set model.* (variants, lora, vision) as they were trained",
+        fix=(
+            "name weights of the same model in weights.source, or set model.* (variants, lora, vision) as"
+            " they were trained"
+        ),
     )
 
 

@@ -1,4 +1,6 @@
-"""The steps of a checkpoint directory as their metadata has them: what each holds, what it lacks, and what it records of itself."""
+"""The steps of a checkpoint directory as their metadata has them: what each holds, what it lacks, and what it
+records of itself.
+"""
 
 from __future__ import annotations
 
@@ -72,13 +74,28 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path]) -> Step:
     missing += damaged_statistics(items[ASSETS], files[ASSETS].sizes) if ASSETS in items else []
     arrays = {name: len(tree.arrays) for name, tree in trees.items()}
     reports = [CheckpointItem(name=name, bytes=files[name].nbytes, arrays=arrays.get(name)) for name in items]
-    beside = 0 if is_item else sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file() and not entry.is_symlink())
+    beside = (
+        0
+        if is_item
+        else sum(
+            entry.stat().st_size for entry in path.iterdir() if entry.is_file() and not entry.is_symlink()
+        )
+    )
     total = beside + sum(report.bytes for report in reports)
-    return Step(CheckpointStep(step=number, path=str(path), complete=not missing, items=reports, bytes=total, missing=missing), path, items, trees)
+    return Step(
+        CheckpointStep(
+            step=number, path=str(path), complete=not missing, items=reports, bytes=total, missing=missing
+        ),
+        path,
+        items,
+        trees,
+    )
 
 
 def recorded_recipe(step: Step) -> Recipe | None:
-    """The recipe that the harness wrote beside the step, when it did and this version still understands it."""
+    """The recipe that the harness wrote beside the step, when it did and this version still understands
+    it.
+    """
     try:
         return Recipe.model_validate(_read(step, RECORD)["recipe"])
     except _NO_RECORD:
@@ -86,7 +103,9 @@ def recorded_recipe(step: Step) -> Recipe | None:
 
 
 def recorded_trainer(step: Step) -> str | None:
-    """Who wrote the step, where the harness only wrote beside it; None for its own, and for a step without its record."""
+    """Who wrote the step, where the harness only wrote beside it; None for its own, and for a step without
+    its record.
+    """
     try:
         trainer = _read(step, RECORD).get("trainer")
     except _NO_RECORD:
@@ -95,7 +114,9 @@ def recorded_trainer(step: Step) -> str | None:
 
 
 def named_base(step: Step) -> dict[str, str] | None:
-    """Source and sha256 of the weights that a step of only trained parameters lies upon; None for a full one."""
+    """Source and sha256 of the weights that a step of only trained parameters lies upon; None for a full
+    one.
+    """
     try:
         named = source.named_base(step.path)
     except HarnessError:

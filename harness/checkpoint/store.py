@@ -1,4 +1,5 @@
-"""Training checkpoints in openpi's layout: saved in the background, renamed into place when whole, restored leaf by leaf.
+"""Training checkpoints in openpi's layout: saved in the background, renamed into place when whole, restored
+leaf by leaf.
 
     <step>/params                                PyTree {"params": {… {"value": array}}}: the EMA parameters when there is EMA
     <step>/train_state                           PyTree {"step", "params" (the raw ones, when there is EMA), "opt_state"}
@@ -30,7 +31,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from harness.checkpoint.digests import Digests, leaf_digests, read_digests, text_digest
-from harness.checkpoint.format import ASSETS, BASE, CHUNK_BYTES, DIGESTS, INTERRUPTED, NORM_STATS, PARAMS, RECORD, TREES, is_whole, whole_steps
+from harness.checkpoint.format import (
+    ASSETS,
+    BASE,
+    CHUNK_BYTES,
+    DIGESTS,
+    INTERRUPTED,
+    NORM_STATS,
+    PARAMS,
+    RECORD,
+    TREES,
+    is_whole,
+    whole_steps,
+)
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
 from harness.checkpoint.source import damaged, mismatches
 from harness.checkpoint.texts import SaveTextFiles, TextFiles
@@ -42,7 +55,8 @@ from harness.units import MIB, format_bytes
 
 Params = dict[str, jax.Array]
 
-# Orbax measures its time-outs by the wall clock, which may jump; a save that hangs is the supervisor's matter.
+# Orbax measures its time-outs by the wall clock, which may jump; a save that hangs is the supervisor's
+# matter.
 _SAVE_TIMEOUT_S = 10**9
 _DELETED = re.compile(rf"(?<![0-9])[0-9]++{re.escape(INTERRUPTED)}-deleted-[0-9]+")
 
@@ -56,12 +70,13 @@ class Restored(NamedTuple):
 class Store:
     """The checkpoint directory of one run.
 
-    Kept are the last `keep_last` steps and every multiple of `keep_every_steps`. An interrupted save is never listed,
-    restored from or deleted: when its step is saved again it is renamed out of the way.
+    Kept are the last `keep_last` steps and every multiple of `keep_every_steps`. An interrupted save is never
+    listed, restored from or deleted: when its step is saved again it is renamed out of the way.
     """
 
     def __init__(self, directory: Path | str, *, keep_every_steps: int, keep_last: int = 1) -> None:
-        # Orbax logs every failure with many tracebacks before it raises; what it raises becomes one HarnessError here.
+        # Orbax logs every failure with many tracebacks before it raises; what it raises becomes one
+        # HarnessError here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory = Path(directory).absolute()
         self._keep_every_steps = keep_every_steps
@@ -69,10 +84,13 @@ class Store:
         self._saving: int | None = None
         # Pinned host memory is capped under WSL2, and a pool of it grows with every save (google/orbax#2090).
         tree = {name: ocp.PyTreeCheckpointHandler(enable_pinned_host_transfer=False) for name in TREES}
-        # A directory that cannot be made is told at once; made in the background, its failure would be a time-out ten minutes later.
+        # A directory that cannot be made is told at once; made in the background, its failure would be a
+        # time-out ten minutes later.
         options = ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S, create_directories_asynchronously=False)
         together = ocp.CompositeOptions(async_options=options)
-        handler = ocp.CompositeCheckpointHandler(composite_options=together, **tree, assets=TextFiles(), harness=TextFiles())
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=together, **tree, assets=TextFiles(), harness=TextFiles()
+        )
         self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
 
     def save(
@@ -86,20 +104,26 @@ class Store:
         record: dict[str, Any],
         base: dict[str, str] | None = None,
     ) -> None:
-        """None, as soon as the arrays are copied to the host; the files are written in the background.
+        """Saves a step. Returns once the arrays are on the host; the files are written in the background.
 
         `base` (source and sha256) names the weights that hold what `params` leaves out, for `load_params`.
         A failure of the save before this one is raised here.
-        Raises: HarnessError "checkpoint-exists", "disk-full", "not-writable", "save-failed", "name-leads-out", "file-leaves-root".
+        Raises: HarnessError "checkpoint-exists", "disk-full", "not-writable", "save-failed",
+        "name-leads-out", "file-leaves-root".
         """
         below(self.directory / str(step) / ASSETS, asset_id, "data.asset_id")
         self.wait()
         items = {"params": {"params": nested(params)}, "train_state": _nested_state(train_state)}
-        texts = {RECORD: json.dumps(record, indent=2, sort_keys=True) + "\n"} | ({} if base is None else {BASE: json.dumps(base) + "\n"})
+        texts = {RECORD: json.dumps(record, indent=2, sort_keys=True) + "\n"} | (
+            {} if base is None else {BASE: json.dumps(base) + "\n"}
+        )
         assets = {f"{asset_id}/{NORM_STATS}": norm_stats_json}
         self._make_room(step, _nbytes(items) + sum(map(len, texts.values())) + len(norm_stats_json))
-        # Before the arrays are given away to the next step: what is hashed is what was trained, not what a disk made of it.
-        leaves = {f"{item}/{path}": leaf for item, tree in items.items() for path, leaf in _flat(tree).items()}
+        # Before the arrays are given away to the next step: what is hashed is what was trained, not what a
+        # disk made of it.
+        leaves = {
+            f"{item}/{path}": leaf for item, tree in items.items() for path, leaf in _flat(tree).items()
+        }
         files = texts | {f"{ASSETS}/{name}": text for name, text in assets.items()}
         digests = Digests(leaf_digests(leaves), {name: text_digest(text) for name, text in files.items()})
         ours = {Path(name).name: text for name, text in (texts | {DIGESTS: digests.to_json()}).items()}
@@ -117,7 +141,7 @@ class Store:
         self._saving = step
 
     def wait(self) -> None:
-        """None, when the save under way is whole on disk and older steps are pruned.
+        """Waits until the save under way is whole on disk, then prunes older steps.
 
         Raises: HarnessError "disk-full" or "save-failed" of the save under way; steps before it stay whole.
         """
@@ -125,8 +149,11 @@ class Store:
         try:
             self._checkpointer.wait_until_finished()
         except Exception as error:
-            # Memory of the host or of the device is the supervisor's to name; tensorstore calls a full disk a lack of resources too.
-            if isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in str(error) and not _no_space(str(error))):
+            # Memory of the host or of the device is the supervisor's to name; tensorstore calls a full disk a
+            # lack of resources too.
+            if isinstance(error, MemoryError) or (
+                "RESOURCE_EXHAUSTED" in str(error) and not _no_space(str(error))
+            ):
                 raise
             raise self._failed(step, error) from error
         if step is not None:
@@ -134,7 +161,7 @@ class Store:
             _give_back_memory()
 
     def close(self) -> None:
-        """None, after `wait`; the store cannot save any more."""
+        """Waits for the last save. The store cannot save any more."""
         try:
             self.wait()
         finally:
@@ -159,10 +186,11 @@ class Store:
         train_state: Any,
         keep: Callable[[str, jax.Array], Any] = lambda _, array: array,
     ) -> Restored:
-        """The checkpoint of `step`, bit for bit, each leaf in the sharding of its ShapeDtypeStruct; of a parameter what `keep` makes of it.
+        """The checkpoint of `step`, bit for bit, each leaf in the sharding of its ShapeDtypeStruct; of a
+        parameter what `keep` makes of it.
 
-        Raises: HarnessError "checkpoint-missing", "checkpoint-damaged", or "checkpoint-mismatch" that lists every missing,
-        unexpected and mis-shaped leaf.
+        Raises: HarnessError "checkpoint-missing", "checkpoint-damaged", or "checkpoint-mismatch" that lists
+        every missing, unexpected and mis-shaped leaf.
         """
         self.wait()
         path = self._whole(step)
@@ -175,7 +203,11 @@ class Store:
         for item in wanted:
             check_stays(path / item, path)
         leaves = {item: open_leaves(path / item) for item in wanted}
-        problems = [f"{item}: {line}" for item in wanted for line in differences(leaves[item], wanted[item], same_dtype=True)]
+        problems = [
+            f"{item}: {line}"
+            for item in wanted
+            for line in differences(leaves[item], wanted[item], same_dtype=True)
+        ]
         if problems:
             raise HarnessError(
                 "checkpoint-mismatch",
@@ -187,7 +219,11 @@ class Store:
         digests = read_digests(path)
         arrays = {}
         for item, structs_of in wanted.items():
-            known = None if digests is None else {leaf: digests.leaves.get(f"{item}/{leaf}", "") for leaf in structs_of}
+            known = (
+                None
+                if digests is None
+                else {leaf: digests.leaves.get(f"{item}/{leaf}", "") for leaf in structs_of}
+            )
             read = read_leaves(leaves[item], structs_of, sha256=known)
             names = {f"params/{key}/value": key for key in params} if item == PARAMS else {}
             arrays[item] = {leaf: keep(names[leaf], array) if names else array for leaf, array in read}
@@ -203,7 +239,8 @@ class Store:
         interrupted = sorted(path.name for path in self.directory.glob(f"{step}{INTERRUPTED}*"))
         raise HarnessError(
             "checkpoint-missing",
-            f"{self.directory} has no whole checkpoint of step {step}" + (f" (interrupted: {', '.join(interrupted)})" if interrupted else ""),
+            f"{self.directory} has no whole checkpoint of step {step}"
+            + (f" (interrupted: {', '.join(interrupted)})" if interrupted else ""),
             got=f"whole steps {self.steps()}",
             need="a step whose save was finished",
             fix="resume from one of the whole steps, or start a new run",
@@ -216,7 +253,11 @@ class Store:
             check_stays(self.directory, self.directory.parent)
             self.directory.mkdir(parents=True, exist_ok=True)
             if is_whole(target):
-                raise HarnessError("checkpoint-exists", f"{target} is there already", fix="save another step, or give the run another directory")
+                raise HarnessError(
+                    "checkpoint-exists",
+                    f"{target} is there already",
+                    fix="save another step, or give the run another directory",
+                )
             for left in (target, self.directory / f"{step}{INTERRUPTED}"):
                 if there(left):
                     left.rename(_free_name(self.directory / f"{step}{INTERRUPTED}"))
@@ -230,8 +271,11 @@ class Store:
         steps = self.steps()
         for step in steps[: max(len(steps) - self._keep_last, 0)]:
             if step % self._keep_every_steps:
-                # Renamed first: a process that dies while it deletes leaves nothing that passes for a whole step.
-                (self.directory / str(step)).rename(_free_name(self.directory / f"{step}{INTERRUPTED}-deleted"))
+                # Renamed first: a process that dies while it deletes leaves nothing that passes for a whole
+                # step.
+                (self.directory / str(step)).rename(
+                    _free_name(self.directory / f"{step}{INTERRUPTED}-deleted")
+                )
         for path in self.directory.iterdir():
             # Only what this store has renamed; a link of such a name is left where it is.
             if _DELETED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
@@ -240,15 +284,23 @@ class Store:
     def _failed(self, step: int | None, error: BaseException) -> HarnessError:
         text = str(error)
         if _no_space(text):
-            # This process wrote it and knows that it is worthless; what it holds is the space that is lacking.
+            # This process wrote it and knows that it is worthless; what it holds is the space that is
+            # lacking.
             shutil.rmtree(self.directory / f"{step}{INTERRUPTED}", ignore_errors=True)
             return _disk_full(self.directory, step, got=None, need=None)
-        if isinstance(error, PermissionError) or "Read-only file system" in text or "Permission denied" in text:
+        if (
+            isinstance(error, PermissionError)
+            or "Read-only file system" in text
+            or "Permission denied" in text
+        ):
             return HarnessError(
                 "not-writable",
                 f"cannot write the checkpoint of step {step} in {self.directory}",
                 need="a directory that this user may write",
-                fix=f"chown $(id -u) {self.directory}; in compose set HARNESS_UID and HARNESS_GID to your own ids",
+                fix=(
+                    f"chown $(id -u) {self.directory}; in compose set HARNESS_UID and HARNESS_GID to your"
+                    " own ids"
+                ),
             )
         return HarnessError(
             "save-failed",
@@ -276,7 +328,9 @@ def leaf_paths(tree: Any) -> list[str]:
 
 
 def _path(keys: tuple[Any, ...]) -> str:
-    names = [str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name))) for key in keys]
+    names = [
+        str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name))) for key in keys
+    ]
     return "/".join(names) + ("/value" if "/" in names[-1] else "")
 
 
@@ -289,16 +343,25 @@ def _nested_state(state: Any) -> Any:
     def nest(node: Any) -> Any:
         if not is_flat(node):
             return node
-        return {key: leaf for key, leaf in node.items() if "/" not in key} | nested({key: leaf for key, leaf in node.items() if "/" in key})
+        return {key: leaf for key, leaf in node.items() if "/" not in key} | nested(
+            {key: leaf for key, leaf in node.items() if "/" in key}
+        )
 
     return jax.tree.map(nest, state, is_leaf=is_flat)
 
 
 def differences(leaves: Mapping[str, Leaf], wanted: Mapping[str, Any], *, same_dtype: bool) -> list[str]:
     """One line for every missing, unexpected and mis-shaped leaf."""
-    lines = mismatches({path: leaf.shape for path, leaf in leaves.items()}, {path: tuple(struct.shape) for path, struct in wanted.items()})
+    lines = mismatches(
+        {path: leaf.shape for path, leaf in leaves.items()},
+        {path: tuple(struct.shape) for path, struct in wanted.items()},
+    )
     both = sorted(wanted.keys() & leaves.keys()) if same_dtype else []
-    other = [path for path in both if leaves[path].shape == tuple(wanted[path].shape) and leaves[path].dtype != wanted[path].dtype]
+    other = [
+        path
+        for path in both
+        if leaves[path].shape == tuple(wanted[path].shape) and leaves[path].dtype != wanted[path].dtype
+    ]
     return lines + [f"{path} is {leaves[path].dtype}, not {wanted[path].dtype}" for path in other]
 
 
@@ -323,22 +386,33 @@ def _no_space(text: str) -> bool:
 
 
 def _give_back_memory() -> None:
-    """Returns to the system what the copies of a save have left with the C library, whose many arenas keep it otherwise: 2 % of the state a save."""
+    """Returns to the system what the copies of a save have left with the C library, whose many arenas keep it
+    otherwise: 2 % of the state a save.
+    """
     gc.collect()
     with suppress(AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tree_save(tree: Any) -> ocp.args.PyTreeSave:
-    return ocp.args.PyTreeSave(tree, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree))
+    return ocp.args.PyTreeSave(
+        tree, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    )
 
 
 def _nbytes(tree: Any) -> int:
-    return sum(math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, "dtype", np.int64)).itemsize for leaf in jax.tree.leaves(tree))
+    return sum(
+        math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, "dtype", np.int64)).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _free_name(path: Path) -> Path:
-    return next(name for name in (path.with_name(f"{path.name}-{number}") for number in itertools.count(1)) if not there(name))
+    return next(
+        name
+        for name in (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+        if not there(name)
+    )
 
 
 def _disk_full(directory: Path, step: int | None, *, got: str | None, need: str | None) -> HarnessError:
@@ -347,5 +421,8 @@ def _disk_full(directory: Path, step: int | None, *, got: str | None, need: str 
         f"no space for the checkpoint of step {step} in {directory}; the steps before it are whole",
         got=got and f"{got} free",
         need=need and f"{need} free",
-        fix=f"free space in {directory} (delete old runs, or interrupted saves: {directory}/*{INTERRUPTED}*), then go on with --resume",
+        fix=(
+            f"free space in {directory} (delete old runs, or interrupted saves: {directory}/*{INTERRUPTED}*),"
+            " then go on with --resume"
+        ),
     )

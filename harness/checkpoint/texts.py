@@ -1,4 +1,6 @@
-"""An Orbax item that is a few small text files: the statistics beside the parameters, and what the harness writes down."""
+"""An Orbax item that is a few small text files: the statistics beside the parameters, and what the harness
+writes down.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ class TextFiles(ocp.CheckpointHandler):
     def restore(self, directory: Path, args: Any = None) -> dict[str, str]:
         del args
         root = Path(directory)
-        return {str(path.relative_to(root)): read_received(path, root, ARTIFACT_BYTES).decode() for path in walk(root)}
+        return {
+            str(path.relative_to(root)): read_received(path, root, ARTIFACT_BYTES).decode()
+            for path in walk(root)
+        }
 
 
 @ocp.args.register_with_handler(TextFiles, for_save=True, for_restore=True)

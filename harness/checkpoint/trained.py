@@ -1,4 +1,6 @@
-"""Who was trained, read from what the optimizer keeps; and the mistake of calling it LoRA while the weights under the adapters are trained too."""
+"""Who was trained, read from what the optimizer keeps; and the mistake of calling it LoRA while the weights
+under the adapters are trained too.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,12 @@ from harness.recipe.schema import Recipe
 from harness.units import format_count
 
 
-def trained_paths(parameters: Mapping[str, Array], state: Item | None, recipe: Recipe | None) -> tuple[set[str] | None, str]:
-    """(paths of the parameters that were trained, or None; why None): those that the optimizer keeps state of, however it stores it."""
+def trained_paths(
+    parameters: Mapping[str, Array], state: Item | None, recipe: Recipe | None
+) -> tuple[set[str] | None, str]:
+    """(paths of the parameters that were trained, or None; why None): those that the optimizer keeps state
+    of, however it stores it.
+    """
     if state and not state.damaged:
         found = _named_in(state.arrays, parameters)
         if found:
@@ -52,6 +58,7 @@ def lora_findings(parameters: Mapping[str, Array], trained: set[str] | None, lor
     who = "all" if count == total else f"{format_count(count)} of"
     beneath = sum(parameters[path].size for path in under)
     return [
-        f"lora-trains-everything: the tree has LoRA adapters ({format_count(lora.parameters)} parameters), yet {who} {format_count(total)} parameters were "
-        f"trained, {format_count(beneath)} of them weights under the adapters: this is not a LoRA run"
+        f"lora-trains-everything: the tree has LoRA adapters ({format_count(lora.parameters)} parameters),"
+        f" yet {who} {format_count(total)} parameters were trained, {format_count(beneath)} of them weights"
+        " under the adapters: this is not a LoRA run"
     ]

@@ -1,4 +1,6 @@
-"""Loads openpi's parameters: released weights, openpi's checkpoints and ours, each leaf straight into its sharding and dtype."""
+"""Loads openpi's parameters: released weights, openpi's checkpoints and ours, each leaf straight into its
+sharding and dtype.
+"""
 
 from __future__ import annotations
 
@@ -46,19 +48,26 @@ def load_params(
 ) -> Loaded:
     """Every expected parameter: read from `source`, or made by `initialize` where it is missing and may be.
 
-    `source` is a `params` directory, a step directory, or one that holds only what was trained (its base is then read
-    too, from `base` when it has moved there); local, gs:// or https://. `keep` makes of each array what is kept of it, before the next
-    one is read.
+    `source` is a `params` directory, a step directory, or one that holds only what was trained (its base is
+    then read too, from `base` when it has moved there); local, gs:// or https://. `keep` makes of each array
+    what is kept of it, before the next one is read.
     Raises: HarnessError "weights-mismatch" that lists every missing, unexpected and mis-shaped parameter,
-    "weights-not-finite", "weights-missing", "weights-not-a-checkpoint", "weights-step-needed", "checkpoint-interrupted",
-    "checkpoint-damaged", "weights-base-differs", and those of `harness.download.cache`.
+    "weights-not-finite", "weights-missing", "weights-not-a-checkpoint", "weights-step-needed",
+    "checkpoint-interrupted", "checkpoint-damaged", "weights-base-differs", and those of
+    `harness.download.cache`.
     """
     directories = params_directories(source, base=base, progress=progress)
     leaves: dict[str, Leaf] = {}
     for directory in reversed(directories):
         leaves |= parameter_leaves(directory)
-    missing = [path for path in expected if path not in leaves and initialize is not None and allow_missing(path)]
-    check_parameters(source, leaves, {path: tuple(struct.shape) for path, struct in expected.items() if path not in missing})
+    missing = [
+        path for path in expected if path not in leaves and initialize is not None and allow_missing(path)
+    ]
+    check_parameters(
+        source,
+        leaves,
+        {path: tuple(struct.shape) for path, struct in expected.items() if path not in missing},
+    )
 
     found = {path: expected[path] for path in expected if path in leaves}
     total, done, bad = sum(leaves[path].nbytes for path in found), 0, []
@@ -85,7 +94,9 @@ def load_params(
 
 
 def parameter_leaves(directory: Path) -> dict[str, Leaf]:
-    """Parameter path → leaf of a `params` directory, without the outer "params/" and the "/value" of flax's state."""
+    """Parameter path → leaf of a `params` directory, without the outer "params/" and the "/value" of flax's
+    state.
+    """
     leaves = open_leaves(directory)
     return {name: leaves[path] for path, name in parameter_names(leaves).items()}
 
@@ -106,17 +117,34 @@ def is_finite(array: np.ndarray[Any, Any]) -> bool:
     return all(bool(np.isfinite(flat[start : start + 2**22]).all()) for start in range(0, flat.size, 2**22))
 
 
-def params_directories(source: Path | str, *, base: Path | str | None = None, progress: Progress | None = None, above: tuple[Path, ...] = ()) -> list[Path]:
+def params_directories(
+    source: Path | str,
+    *,
+    base: Path | str | None = None,
+    progress: Progress | None = None,
+    above: tuple[Path, ...] = (),
+) -> list[Path]:
     """The `params` directory of `source`, then that of its base when it holds only what was trained.
 
     `base` says where the base is now, when it has moved; `above` are the directories whose base `source` is.
-    Raises: HarnessError "weights-base-circular", "weights-base-differs", and those of `find_params` and `named_base`.
+    Raises: HarnessError "weights-base-circular", "weights-base-differs", and those of `find_params` and
+    `named_base`.
     """
     return _directories(source, base, progress, WEIGHTS, above)
 
 
-def _directories(source: Path | str, base: Path | str | None, progress: Progress | None, named: Named, above: tuple[Path, ...]) -> list[Path]:
-    path = fetch_tree(str(source), progress=progress, named=named).path if is_remote(str(source)) else Path(source)
+def _directories(
+    source: Path | str,
+    base: Path | str | None,
+    progress: Progress | None,
+    named: Named,
+    above: tuple[Path, ...],
+) -> list[Path]:
+    path = (
+        fetch_tree(str(source), progress=progress, named=named).path
+        if is_remote(str(source))
+        else Path(source)
+    )
     found = find_params(path)
     recorded = named_base(found.parent)
     if recorded is None:
@@ -129,7 +157,8 @@ def _directories(source: Path | str, base: Path | str | None, progress: Progress
     if sha256 != recorded.sha256:
         raise HarnessError(
             "weights-base-differs",
-            f"{found} holds only what was trained, on top of {recorded.source}, and {lower[0]} has other bytes",
+            f"{found} holds only what was trained, on top of {recorded.source}, and {lower[0]} has other"
+            " bytes",
             got=sha256,
             need=recorded.sha256,
             fix="give the weights that the run started from, or a full checkpoint of the run",
@@ -137,10 +166,13 @@ def _directories(source: Path | str, base: Path | str | None, progress: Progress
     return [found, *lower]
 
 
-def check_parameters(source: Path | str, leaves: Mapping[str, Leaf], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_parameters(
+    source: Path | str, leaves: Mapping[str, Leaf], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     """Checks that the leaves are those of a model with these shapes.
 
-    Raises: HarnessError "weights-are-adapters", or "weights-mismatch" that lists every missing, unexpected and mis-shaped parameter.
+    Raises: HarnessError "weights-are-adapters", or "weights-mismatch" that lists every missing, unexpected
+    and mis-shaped parameter.
     """
     error = refusal(source, {path: leaf.shape for path, leaf in leaves.items()}, shapes)
     if error is not None:

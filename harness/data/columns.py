@@ -17,7 +17,17 @@ from harness.data.unpack import TooMuch, check_footer, check_groups, check_numbe
 from harness.errors import HarnessError
 
 # Arrow reports damage through several unrelated exceptions, depending on which layer meets it.
-_DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, MemoryError, EOFError, TypeError, RuntimeError)
+_DAMAGE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    EOFError,
+    TypeError,
+    RuntimeError,
+)
 
 # Rows that a large file is read by: some MiB.
 _BATCH_ROWS = 1 << 16
@@ -33,16 +43,25 @@ def corrupt(path: Path, error: Exception | str) -> HarnessError:
 
 def bomb(path: Path, error: TooMuch) -> HarnessError:
     """The error for a parquet file that would unpack to more than a dataset's file does."""
-    fix = "do not use this dataset unless you know who made it; write the file again with LeRobot's own writer"
+    fix = (
+        "do not use this dataset unless you know who made it; write the file again with LeRobot's own writer"
+    )
     need = "pages and rows that belong to a recording of this size"
-    return HarnessError("dataset-file-bomb", f"{path} was not unpacked: {error}", got=f"{path.stat().st_size:,} bytes", need=need, fix=fix)
+    return HarnessError(
+        "dataset-file-bomb",
+        f"{path} was not unpacked: {error}",
+        got=f"{path.stat().st_size:,} bytes",
+        need=need,
+        fix=fix,
+    )
 
 
 @contextmanager
 def open_parquet(root: Path, path: Path, metadata: Any = None) -> Iterator[Any]:
     """An open `pyarrow.parquet.ParquetFile` of the dataset in `root`; its `raw` is the file below it.
 
-    Raises: HarnessError "dataset-file-missing", "dataset-file-corrupt", "dataset-file-bomb", and those of `open_file`.
+    Raises: HarnessError "dataset-file-missing", "dataset-file-corrupt", "dataset-file-bomb", and those of
+    `open_file`.
     """
     with open_file(root, path) as raw:
         with refusing(path):
@@ -72,14 +91,18 @@ class Opened(NamedTuple):
     raw: BinaryIO
 
 
-def read_rows(root: Path, path: Path, wanted: Callable[[Any], bool], most_rows: int) -> Iterator[dict[str, Any]]:
+def read_rows(
+    root: Path, path: Path, wanted: Callable[[Any], bool], most_rows: int
+) -> Iterator[dict[str, Any]]:
     """Every row as a dict of the columns whose Arrow field is `wanted`.
 
     Raises: HarnessError as `open_parquet`; "dataset-file-bomb" also for more than `most_rows` rows.
     """
     with open_parquet(root, path) as (file, raw), refusing(path):
         if file.metadata.num_rows > most_rows:
-            raise TooMuch(f"it claims {file.metadata.num_rows:,} rows, and {most_rows:,} were expected at most")
+            raise TooMuch(
+                f"it claims {file.metadata.num_rows:,} rows, and {most_rows:,} were expected at most"
+            )
         names = [field.name for field in file.schema_arrow if wanted(field)]
         for group, rows in enumerate(check_groups(file.metadata)):
             if rows:
@@ -97,7 +120,9 @@ def _batches(file: Any, raw: BinaryIO, group: int, names: list[str]) -> Iterator
     for batch in file.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
         left -= batch.nbytes
         if left < 0:
-            raise TooMuch(f"columns {', '.join(names)} unpack to more than {sum(limit for _, limit in limits):,} bytes")
+            raise TooMuch(
+                f"columns {', '.join(names)} unpack to more than {sum(limit for _, limit in limits):,} bytes"
+            )
         yield batch
 
 
@@ -120,8 +145,11 @@ def read_group(file: Any, raw: BinaryIO, group: int, name: str) -> Any:
     return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
 
 
-def read_columns(root: Path, path: Path, names: list[str], pieces: list[int]) -> Iterator[dict[str, np.ndarray]]:
-    """The named numeric columns, in pieces of so many rows: [N] for a number a row, [N, D] for a vector a row.
+def read_columns(
+    root: Path, path: Path, names: list[str], pieces: list[int]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The named numeric columns, in pieces of so many rows: [N] for a number a row, [N, D] for a vector a
+    row.
 
     Raises: HarnessError as `open_parquet`; "dataset-rows-mismatch" when the pieces are not all of the file,
     "dataset-feature-missing" or "dataset-feature-invalid".
@@ -136,7 +164,11 @@ def read_columns(root: Path, path: Path, names: list[str], pieces: list[int]) ->
                 f"{path} lacks columns that the metadata promises",
                 got=", ".join(sorted(set(schema.names))),
                 need=", ".join(lacking),
-                fix=correct(path, "correct the features of meta/info.json, or map others in the recipe (data.state, data.actions)"),
+                fix=correct(
+                    path,
+                    "correct the features of meta/info.json, or map others in the recipe (data.state,"
+                    " data.actions)",
+                ),
             )
         if file.metadata.num_rows != sum(pieces):
             raise rows_mismatch(path, file.metadata.num_rows, sum(pieces))
@@ -154,17 +186,37 @@ def read_columns(root: Path, path: Path, names: list[str], pieces: list[int]) ->
 def rows_mismatch(path: Path, found: int, rows: int) -> HarnessError:
     """The error for a file of other rows than the metadata says."""
     hub = hub_of(path)
-    fix = another_copy(path) if hub else correct(path, f"set what meta/ says of {path.name} to its {found} rows, or put the file there that belongs to meta/")
-    return HarnessError("dataset-rows-mismatch", f"{path} has other rows than the metadata says", got=found, need=rows, fix=fix)
+    fix = (
+        another_copy(path)
+        if hub
+        else correct(
+            path,
+            f"set what meta/ says of {path.name} to its {found} rows, or put the file there that belongs to"
+            " meta/",
+        )
+    )
+    return HarnessError(
+        "dataset-rows-mismatch",
+        f"{path} has other rows than the metadata says",
+        got=found,
+        need=rows,
+        fix=fix,
+    )
 
 
 def _tables(path: Path, file: Any, names: list[str], pieces: list[int]) -> Iterator[Any]:
-    """A valid table for each piece. A file of one piece is read at once, a larger one only as far as the next piece needs."""
+    """A valid table for each piece.
+
+    A file of one piece is read at once, a larger one only as far as the next piece needs.
+    """
     try:
         if len(pieces) == 1:
             batches = iter([file.read(columns=names, use_threads=False)])
         else:
-            batches = (pa.Table.from_batches([batch]) for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False))
+            batches = (
+                pa.Table.from_batches([batch])
+                for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False)
+            )
         held = next(batches)
         for rows in pieces:
             while held.num_rows < rows:
@@ -184,12 +236,21 @@ def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
     rows = len(array)
     if array.null_count:
-        raise _invalid(path, name, f"row {first + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))} is null")
+        raise _invalid(
+            path,
+            name,
+            f"row {first + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))} is null",
+        )
     kind = array.type
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         lengths = np.asarray(array.value_lengths()) if rows else np.zeros(0, np.int64)
         if rows and (lengths != lengths[0]).any():
-            raise _invalid(path, name, f"row {first + int(np.argmax(lengths != lengths[0]))} has another number of values than row {first}")
+            raise _invalid(
+                path,
+                name,
+                f"row {first + int(np.argmax(lengths != lengths[0]))} has another number of values than row"
+                f" {first}",
+            )
         flat = array.flatten()
         width = int(lengths[0]) if rows else 0
         if flat.null_count:
@@ -200,7 +261,10 @@ def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
 
 
 def _check_numbers(path: Path, field: Any) -> None:
-    """Nothing, when a column holds one number a row, or a list of them. Looked at before it is read: another kind may unpack to anything."""
+    """Checks that a column holds one number a row, or a list of them.
+
+    Looked at before it is read: another kind may unpack to anything.
+    """
     kind = field.type
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type

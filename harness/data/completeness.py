@@ -1,7 +1,7 @@
 """Whether every image and every video of a dataset's cameras is whole, by structure: nothing is decoded.
 
-Of a PNG that is the size it claims, its chunks and their checksums; of another image its header and its end; of an mp4 one packet
-for every row of the table, each with all of its bytes.
+Of a PNG that is the size it claims, its chunks and their checksums; of another image its header and its end;
+of an mp4 one packet for every row of the table, each with all of its bytes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ Size = tuple[int, int]
 
 
 def check_cameras(dataset: LeRobotDataset, names: Iterable[str]) -> list[str]:
-    """What a person should know of the features `names`, which are whole: images of other sizes than the metadata says.
+    """What a person should know of the features `names`, which are whole: images of other sizes than the
+    metadata says.
 
-    Raises: HarnessError "image-corrupt", "image-too-large", "image-missing", "video-corrupt" or "video-too-short", with file and row;
-    "dataset-file-missing", "dataset-file-corrupt" and "dataset-path-unsafe".
+    Raises: HarnessError "image-corrupt", "image-too-large", "image-missing", "video-corrupt" or
+    "video-too-short", with file and row; "dataset-file-missing", "dataset-file-corrupt" and
+    "dataset-path-unsafe".
     """
     findings = []
     for name in sorted(names):
@@ -59,7 +61,10 @@ def _other_sizes(dataset: LeRobotDataset, name: str, sizes: Counter[Size]) -> li
     if not others:
         return []
     (height, width), most = max(others.items(), key=lambda item: item[1])
-    return [f"{name}: {sum(others.values())} of {sizes.total()} images are not of the metadata's shape {shape}; {most} are {height} × {width}"]
+    return [
+        f"{name}: {sum(others.values())} of {sizes.total()} images are not of the metadata's shape {shape};"
+        f" {most} are {height} × {width}"
+    ]
 
 
 def _check_videos(dataset: LeRobotDataset, name: str) -> None:
@@ -68,27 +73,48 @@ def _check_videos(dataset: LeRobotDataset, name: str) -> None:
         files.setdefault(episode.videos[name].file, []).append(episode)
     timestamps = dataset.columns.timestamp
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda item: _check_video(dataset, name, dataset.place(item[0]), item[1], timestamps), files.items()))
+        list(
+            pool.map(
+                lambda item: _check_video(dataset, name, dataset.place(item[0]), item[1], timestamps),
+                files.items(),
+            )
+        )
 
 
-def _check_video(dataset: LeRobotDataset, name: str, path: Path, episodes: list[Episode], timestamps: np.ndarray) -> None:
-    """Raises HarnessError "video-too-short", or what is behind it, for the first row that no packet is shown at."""
+def _check_video(
+    dataset: LeRobotDataset, name: str, path: Path, episodes: list[Episode], timestamps: np.ndarray
+) -> None:
+    """Raises HarnessError "video-too-short", or what is behind it, for the first row that no packet is shown
+    at.
+    """
     there = packet_times(dataset.path, path)
     for episode in episodes:
         wanted = episode.videos[name].start_s + timestamps[episode.first : episode.first + episode.length]
         # The packets on either side of each time; there is at least one packet.
         right = np.clip(np.searchsorted(there, wanted), 0, len(there) - 1)
-        nearest = np.where(np.abs(there[right] - wanted) < np.abs(there[right - 1] - wanted), there[right], there[right - 1])
+        nearest = np.where(
+            np.abs(there[right] - wanted) < np.abs(there[right - 1] - wanted), there[right], there[right - 1]
+        )
         lacking = np.abs(nearest - wanted) > 0.25 / dataset.fps
         if lacking.any():
             row = int(np.argmax(lacking))
             table = f"{dataset.place(episode.file)} row {episode.row + row}"
             check_rate(path, there, wanted, episode)
             check_offsets(dataset, name, path, there, episodes)
-            raise too_short(path, float(wanted[row]), float(nearest[row]), table, _end_alone(there, episodes, lacking))
+            raise too_short(
+                path, float(wanted[row]), float(nearest[row]), table, _end_alone(there, episodes, lacking)
+            )
 
 
 def _end_alone(there: np.ndarray, episodes: list[Episode], lacking: np.ndarray) -> int | None:
-    """How many frames the file lacks, where it is the only thing of the last episode that is short of its end; None otherwise."""
+    """How many frames the file lacks, where it is the only thing of the last episode that is short of its
+    end; None otherwise.
+    """
     count = int(lacking.sum())
-    return count if lacking[-count:].all() and count < len(lacking) and len(there) == sum(e.length for e in episodes) - count else None
+    return (
+        count
+        if lacking[-count:].all()
+        and count < len(lacking)
+        and len(there) == sum(e.length for e in episodes) - count
+        else None
+    )

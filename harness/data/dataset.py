@@ -26,11 +26,13 @@ _THREADS = 4
 
 
 def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
-    """The recipe's dataset, fetched if need be and checked as a whole: every row of its columns, every image and video of its cameras.
+    """The recipe's dataset, fetched if need be and checked as a whole: every row of its columns, every image
+    and video of its cameras.
 
     Without its tokenizer the lengths of the prompts are unknown; with `prompts_needed` that is refused.
 
-    Raises: HarnessError of `resolve`, of `open_dataset` and of its reader; "action-dim-too-small", "tokenizer-too-large".
+    Raises: HarnessError of `resolve`, of `open_dataset` and of its reader; "action-dim-too-small",
+    "tokenizer-too-large".
     """
     resolved, dataset = open_for(recipe)
     rows = check_rows(dataset, recipe)
@@ -51,20 +53,30 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
         longest_prompt_tokens=None,
         prompt_tokens=recipe.model.prompt_tokens,
         total_bytes=total_bytes,
-        findings=[*rows.findings, *odd_images, *camera_findings(dataset, recipe), *_state_finding(recipe, dataset)],
+        findings=[
+            *rows.findings,
+            *odd_images,
+            *camera_findings(dataset, recipe),
+            *_state_finding(recipe, dataset),
+        ],
     )
     return measure_prompts(recipe, found, needed=prompts_needed)
 
 
 def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Dataset:
-    """The dataset with the lengths of its prompts; where the tokenizer is not here, and it is not `needed`, with the reason.
+    """The dataset with the lengths of its prompts; where the tokenizer is not here, and it is not `needed`,
+    with the reason.
 
-    Raises: HarnessError "tokenizer-too-large", "tokenizer-invalid"; those of `tokenizer_of` when the lengths are needed.
+    Raises: HarnessError "tokenizer-too-large", "tokenizer-invalid"; those of `tokenizer_of` when the lengths
+    are needed.
     """
     try:
         tokenizer = tokenizer_of(recipe)
     except HarnessError as refusal:
-        if needed or not (refusal.code.startswith("download-") or refusal.code in ("tokenizer-not-found", "not-writable", "disk-full")):
+        if needed or not (
+            refusal.code.startswith("download-")
+            or refusal.code in ("tokenizer-not-found", "not-writable", "disk-full")
+        ):
             raise
         why = f"the tokenizer {recipe.data.tokenizer!r} is not here: {refusal.what}"
         return dataset.model_copy(update={"unknown": dataset.unknown | {"longest_prompt_tokens": why}})
@@ -83,8 +95,8 @@ def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Datase
 def open_for(recipe: Recipe) -> tuple[Resolved, LeRobotDataset]:
     """Where the recipe's dataset lies, and the dataset, with features that fit the recipe. No row is read.
 
-    Raises: HarnessError of `resolve` and of `open_dataset`; "dataset-feature-missing", "dataset-feature-invalid",
-    "action-dim-too-small".
+    Raises: HarnessError of `resolve` and of `open_dataset`; "dataset-feature-missing",
+    "dataset-feature-invalid", "action-dim-too-small".
     """
     resolved = resolve(recipe.data)
     dataset = open_dataset(resolved.path, state=recipe.data.state, actions=recipe.data.actions)
@@ -95,7 +107,8 @@ def open_for(recipe: Recipe) -> tuple[Resolved, LeRobotDataset]:
 def content_hash(root: Path) -> tuple[str, int]:
     """Hash and size of all data and metadata: every file below a directory of `root`, but hidden ones.
 
-    It depends on the names and the bytes alone. A README, a licence and a downloader's own notes do not count.
+    It depends on the names and the bytes alone. A README, a licence and a downloader's own notes do not
+    count.
     """
     files = sorted(_content(root), key=lambda path: path.relative_to(root).as_posix().encode())
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -112,7 +125,10 @@ def _sha256(root: Path, path: Path) -> str:
 
 
 def _content(root: Path) -> Iterator[Path]:
-    """What counts of a dataset. A link that leads out of it is refused; FIFOs, devices and linked directories are no content."""
+    """What counts of a dataset.
+
+    A link that leads out of it is refused; FIFOs, devices and linked directories are no content.
+    """
     strays: list[Path] = []
     yield from (path for path in walk_dataset(root, strays=strays) if _counts(root, path))
     for path in strays:
@@ -127,7 +143,11 @@ def _counts(root: Path, path: Path) -> bool:
 
 def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
     data = recipe.data
-    wanted = [Wanted(f"data.cameras.{camera}", name, IMAGES, may_be_null=True) for camera, name in data.cameras.items() if name is not None]
+    wanted = [
+        Wanted(f"data.cameras.{camera}", name, IMAGES, may_be_null=True)
+        for camera, name in data.cameras.items()
+        if name is not None
+    ]
     wanted += [Wanted("data.state", data.state, NUMBERS, may_be_null=True)] if data.state is not None else []
     dataset.check_features([*wanted, Wanted("data.actions", data.actions, NUMBERS)])
     width = dataset.features[data.actions].shape[0]
@@ -142,16 +162,24 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
 
 
 def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
-    """What to know of a state that is wider than the model's vectors: it does not enter the model, so that nothing of it is lost."""
+    """What to know of a state that is wider than the model's vectors: it does not enter the model, so that
+    nothing of it is lost.
+    """
     name, room = recipe.data.state, recipe.model.action_dim
     width = 0 if name is None else dataset.features[name].shape[0]
     if width <= room:
         return []
-    return [f"{name} has {width} dimensions, more than model.action_dim ({room}); it does not enter this model, so nothing of it is lost"]
+    return [
+        f"{name} has {width} dimensions, more than model.action_dim ({room}); it does not enter this model,"
+        " so nothing of it is lost"
+    ]
 
 
 def _cut(recipe: Recipe, longest: int) -> list[str]:
     limit = recipe.model.prompt_tokens
     if longest <= limit:
         return []
-    return [f"the longest prompt has {longest} tokens and is cut to {limit}, as upstream does; --set model.prompt_tokens={longest} keeps all of it"]
+    return [
+        f"the longest prompt has {longest} tokens and is cut to {limit}, as upstream does; --set"
+        f" model.prompt_tokens={longest} keeps all of it"
+    ]

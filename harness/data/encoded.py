@@ -19,8 +19,9 @@ from harness.units import MIB
 
 # The largest picture of MAX_PIXELS is 48 MiB where nothing compresses it.
 MOST_BYTES = 64 * MIB
-# Encoded images stay in memory, so that a row group is read once and not for each of its frames: this share of what is free.
-# They are a third of the size of resized ones, and reading a row group for one image costs more than decoding it.
+# Encoded images stay in memory, so that a row group is read once and not for each of its frames: this share
+# of what is free. They are a third of the size of resized ones, and reading a row group for one image costs
+# more than decoding it.
 CACHE_SHARE = 0.25
 
 
@@ -36,7 +37,8 @@ class EncodedColumn:
         self._lock = threading.Lock()
 
     def get(self, root: Path, path: Path, feature: str, row: int) -> Any:
-        """The value at `row`: a dict of bytes and path, bytes, a path, or None when the table has no such column.
+        """The value at `row`: a dict of bytes and path, bytes, a path, or None when the table has no such
+        column.
 
         Raises: HarnessError "dataset-file-missing", "dataset-file-corrupt" or "dataset-rows-mismatch".
         """
@@ -95,7 +97,9 @@ def available_bytes() -> int:
 
 
 def _cgroup(name: str) -> int | None:
-    """A number of the cgroup (version 2) that a container sees as its own; None when there is none, or no limit."""
+    """A number of the cgroup (version 2) that a container sees as its own; None when there is none, or no
+    limit.
+    """
     try:
         text = (Path("/sys/fs/cgroup") / name).read_text().strip()
     except OSError:
@@ -104,7 +108,8 @@ def _cgroup(name: str) -> int | None:
 
 
 def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:
-    """The encoded image that a parquet cell means: its own bytes, the file it names, or the file at LeRobot's standard place.
+    """The encoded image that a parquet cell means: its own bytes, the file it names, or the file at LeRobot's
+    standard place.
 
     Raises: HarnessError "image-missing", "dataset-path-unsafe", "file-not-regular" or "file-too-large".
     """
@@ -119,12 +124,16 @@ def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:
     except OSError as error:
         lacking = missing(path)
         what = f"{where}: neither the table nor a file holds the image"
-        raise HarnessError("image-missing", what, got=error.strerror, need=relative, fix=lacking.fix) from error
+        raise HarnessError(
+            "image-missing", what, got=error.strerror, need=relative, fix=lacking.fix
+        ) from error
     if is_pointer(data):
         raise damaged("image-corrupt", f"{where}: the image cannot be decoded", path)
     return data
 
 
 def _inside_part(name: str, standard: str) -> str:
-    """`name`, or its last part from images/ on: LeRobot's writer notes where the file lay on its own machine."""
+    """`name`, or its last part from images/ on: LeRobot's writer notes where the file lay on its own
+    machine.
+    """
     return standard if name.replace("\\", "/").endswith("/" + standard) else name

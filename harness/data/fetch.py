@@ -1,4 +1,6 @@
-"""Where a recipe's dataset lies on this machine: inside the package, in a directory, or in the hub's cache."""
+"""Where a recipe's dataset lies on this machine: inside the package, in a directory, or in the hub's
+cache.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,28 @@ from harness.received.names import why_no_relative_name
 from harness.recipe.schema import Data
 
 # Source: huggingface_hub utils/_validators.py `validate_repo_id`, 2.4.0.
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/(?=.{1,96}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII)
+_HUB_ID = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/(?=.{1,96}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII
+)
 _NAMED = Named("data.dataset of a received recipe", "--dataset DIR")
 # What a cache directory answers when it cannot take a file. The network has other numbers.
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+_UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """`revision` is the hub's commit, whatever name it was asked by; None when the dataset is not from the hub."""
+    """`revision` is the hub's commit, whatever name it was asked by; None when the dataset is not from the
+    hub.
+    """
 
     path: Path
     source: str
@@ -37,11 +51,12 @@ class Resolved:
 def resolve(data: Data) -> Resolved:
     """The dataset's directory, downloaded first when it is a hub id (`name/name` or `name/name@revision`).
 
-    A download is resumed where it stopped, kept under HF_HOME, and read from there when the hub cannot be reached. What nobody typed is
-    only read from there, and no server is asked (`harness.received.consent`).
+    A download is resumed where it stopped, kept under HF_HOME, and read from there when the hub cannot be
+    reached. What nobody typed is only read from there, and no server is asked (`harness.received.consent`).
 
-    Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login", "hub-revision-missing",
-    "revision-needs-hub", "revision-invalid", "not-a-dataset", "not-writable", "offline" or "fetch-not-asked".
+    Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login",
+    "hub-revision-missing", "revision-needs-hub", "revision-invalid", "not-a-dataset", "not-writable",
+    "offline" or "fetch-not-asked".
     """
     path = sample_dataset_path() if data.dataset == "sample" else Path(os.path.expanduser(data.dataset))
     if data.dataset and os.path.isdir(path):
@@ -69,8 +84,15 @@ def resolve(data: Data) -> Resolved:
         raise HarnessError(
             "dataset-not-found",
             f"there is no dataset {data.dataset!r}",
-            got="a file" if os.path.exists(path) else "no such directory here, and not of a hub id's form (name/name or name/name@revision)",
-            need="sample, a directory that exists here (in a container: one that is mounted), or a hub id such as physical-intelligence/libero",
+            got=(
+                "a file"
+                if os.path.exists(path)
+                else "no such directory here, and not of a hub id's form (name/name or name/name@revision)"
+            ),
+            need=(
+                "sample, a directory that exists here (in a container: one that is mounted), or a hub id such"
+                " as physical-intelligence/libero"
+            ),
             fix="--dataset DIR, or --set data.dataset=physical-intelligence/libero",
         )
     snapshot = _snapshot(hub_id, _revision(revision or data.revision))
@@ -97,7 +119,9 @@ def _revision(name: str | None) -> str | None:
 
 
 def _snapshot(hub_id: str, revision: str | None) -> Path:
-    """Where the hub's cache has the dataset; what the user named himself is brought up to date first, other things only when they lack."""
+    """Where the hub's cache has the dataset; what the user named himself is brought up to date first, other
+    things only when they lack.
+    """
     if consent.granted_by_name(hub_id) and not consent.is_offline():
         return _download(hub_id, revision)
     from huggingface_hub import snapshot_download
@@ -116,7 +140,9 @@ def _bytes_on_hub(hub_id: str, revision: str | None) -> int | None:
     from huggingface_hub import HfApi
 
     try:
-        files = HfApi().dataset_info(hub_id, revision=revision, files_metadata=True, timeout=30).siblings or []
+        files = (
+            HfApi().dataset_info(hub_id, revision=revision, files_metadata=True, timeout=30).siblings or []
+        )
     # Whatever is wrong here, the download meets it next, and has the words for it.
     except Exception:
         return None
@@ -137,13 +163,20 @@ def _download(hub_id: str, revision: str | None) -> Path:
             fix=f"--set data.revision=main, or a commit from the history of {hub_id} on the hub",
         ) from error
     except errors.GatedRepoError as error:
-        raise HarnessError("hub-login", f"the hub's dataset {hub_id} needs a login", fix="set HF_TOKEN to a token of an account that may read it") from error
+        raise HarnessError(
+            "hub-login",
+            f"the hub's dataset {hub_id} needs a login",
+            fix="set HF_TOKEN to a token of an account that may read it",
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise HarnessError(
             "hub-not-found",
             f"the hub has no dataset {hub_id} that this account may read, and there is no such directory",
             got=hub_id,
-            fix="check the spelling of --dataset; for a private dataset set HF_TOKEN; for a directory, mount it into the container",
+            fix=(
+                "check the spelling of --dataset; for a private dataset set HF_TOKEN; for a directory, mount"
+                " it into the container"
+            ),
         ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
         raise _unreachable(hub_id, revision, error) from error
@@ -165,12 +198,20 @@ def _download(hub_id: str, revision: str | None) -> Path:
 def _unreachable(hub_id: str, revision: str | None, error: Any) -> HarnessError:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    reason = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else (str(error).strip().splitlines() or [type(error).__name__])[0].removeprefix("Got: ")[:200]
+    reason = (
+        "HF_HUB_OFFLINE is set"
+        if HF_HUB_OFFLINE
+        else (str(error).strip().splitlines() or [type(error).__name__])[0].removeprefix("Got: ")[:200]
+    )
     again = "unset HF_HUB_OFFLINE" if HF_HUB_OFFLINE else "try again (downloads resume)"
     return HarnessError(
         "hub-unreachable",
-        f"there is no directory {hub_id} here, so it is a hub id; the hub cannot be reached, and the cache does not hold it",
+        f"there is no directory {hub_id} here, so it is a hub id; the hub cannot be reached, and the cache"
+        " does not hold it",
         got=reason,
         need=f"{hub_id} at {revision or 'its default branch'}",
-        fix=f"{again}; or name a directory that holds the dataset: --dataset DIR (in a container: one that is mounted)",
+        fix=(
+            f"{again}; or name a directory that holds the dataset: --dataset DIR (in a container: one that is"
+            " mounted)"
+        ),
     )

@@ -1,4 +1,6 @@
-"""Values of a dataset's metadata, each checked: its kind, its size, and that a file name or a prompt can hold it."""
+"""Values of a dataset's metadata, each checked: its kind, its size, and that a file name or a prompt can hold
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,17 @@ NAME_LETTERS, TASK_LETTERS = 1024, 64 * 1024
 _LEAST_FPS, _MOST_FPS = 1e-3, 1e6
 
 
-def invalid(where: Path | str, what: str, *, got: object = None, need: object = None, fix: str | None = None) -> HarnessError:
+def invalid(
+    where: Path | str, what: str, *, got: object = None, need: object = None, fix: str | None = None
+) -> HarnessError:
     """The error for metadata that is not of LeRobot's form."""
-    return HarnessError("dataset-metadata-invalid", f"{where}: {what}", got=None if got is None else str(got)[:300], need=need, fix=fix or rewrite(where))
+    return HarnessError(
+        "dataset-metadata-invalid",
+        f"{where}: {what}",
+        got=None if got is None else str(got)[:300],
+        need=need,
+        fix=fix or rewrite(where),
+    )
 
 
 def parsed(path: Path, raw: bytes, line: int | None = None) -> dict[str, Any]:
@@ -33,14 +43,18 @@ def parsed(path: Path, raw: bytes, line: int | None = None) -> dict[str, Any]:
     except ValueError as error:
         what = f"{path}: not JSON{f' in line {line}' if line else ''}: {str(error)[:300]}"
         refusal = damaged("dataset-metadata-invalid", what, path)
-        raise refusal if refusal.code == "git-lfs-pointer" else invalid(path, what.removeprefix(f"{path}: ")) from error
+        raise (
+            refusal if refusal.code == "git-lfs-pointer" else invalid(path, what.removeprefix(f"{path}: "))
+        ) from error
     if not isinstance(value, dict):
         raise invalid(path, "not a mapping", got=type(value).__name__)
     return value
 
 
 def integer(row: dict[str, Any], key: str, where: str, least: int = 0) -> int:
-    """A count. pandas makes floats of integers where one of them is missing: 0.0 is 0, and what is missing is named."""
+    """A count. pandas makes floats of integers where one of them is missing: 0.0 is 0, and what is missing is
+    named.
+    """
     value = row.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -53,17 +67,25 @@ def number(row: dict[str, Any], key: str, where: Path | str) -> float:
     """A time ≥ 0 s, or frames a second."""
     value = row.get(key)
     low, high = (_LEAST_FPS, _MOST_FPS) if key == "fps" else (0.0, 1e15)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not (math.isfinite(value) and low <= value <= high):
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not (math.isfinite(value) and low <= value <= high)
+    ):
         raise invalid(where, f"{key} is not a number from {low:g} to {high:g}", got=_shown(value))
     return float(value)
 
 
-def text(row: dict[str, Any], key: str, where: Path | str, default: str | None = None, letters: int = NAME_LETTERS) -> str:
+def text(
+    row: dict[str, Any], key: str, where: Path | str, default: str | None = None, letters: int = NAME_LETTERS
+) -> str:
     """A text of at most so many letters."""
     value = row.get(key)
     value = default if value is None and default else value
     # A lone surrogate is legal in JSON, and neither a file name nor a prompt can hold it.
-    if not isinstance(value, str) or (not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value)):
+    if not isinstance(value, str) or (
+        not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value)
+    ):
         raise invalid(where, f"{key} is not a text", got=_shown(value))
     if len(value) > letters:
         raise invalid(where, f"{key} is too long", got=f"{len(value):,} letters", need=f"at most {letters:,}")
@@ -72,4 +94,12 @@ def text(row: dict[str, Any], key: str, where: Path | str, default: str | None =
 
 def _shown(value: object) -> str:
     """`value` as an error shows it; integers of any size have a text, but not a quick one."""
-    return "nothing" if value is None else f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > 2**64 else repr(value)[:200]
+    return (
+        "nothing"
+        if value is None
+        else (
+            f"an integer of {value.bit_length()} bits"
+            if isinstance(value, int) and abs(value) > 2**64
+            else repr(value)[:200]
+        )
+    )

@@ -12,14 +12,16 @@ from harness.errors import HarnessError
 # 4096 × 4096: more than any robot camera gives, and 48 MiB when decoded.
 MAX_PIXELS = 1 << 24
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-# Pillow's modes of one channel of more than 8 bits. Its conversion to RGB cuts at 255, so that a depth image becomes all white.
+# Pillow's modes of one channel of more than 8 bits. Its conversion to RGB cuts at 255, so that a depth image
+# becomes all white.
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
     """The image in `data` as RGB, uint8 [H, W, 3].
 
-    Raises: HarnessError "image-corrupt", "image-too-deep" or "image-too-large", before a too large image is decoded.
+    Raises: HarnessError "image-corrupt", "image-too-deep" or "image-too-large", before a too large image is
+    decoded.
     """
     from PIL import Image
 
@@ -87,7 +89,10 @@ def image_corrupt(where: str, error: Exception) -> HarnessError:
         f"{where}: the image cannot be decoded",
         got=str(error)[:200],
         need="a whole " + ", ".join(_FORMATS) + " image",
-        fix="put the image there again from where the recording lies, or take the episode out of a copy of the dataset (LeRobot: lerobot-edit-dataset)",
+        fix=(
+            "put the image there again from where the recording lies, or take the episode out of a copy of"
+            " the dataset (LeRobot: lerobot-edit-dataset)"
+        ),
     )
 
 
@@ -98,16 +103,25 @@ def too_large(where: str, width: int | None, height: int | None) -> HarnessError
         f"{where}: the image is too large to be a camera's",
         got="over Pillow's limit" if width is None else f"{width} × {height}",
         need=f"at most {MAX_PIXELS} pixels",
-        fix="resize the dataset's images, or take the episode out of a copy of the dataset (LeRobot: lerobot-edit-dataset)",
+        fix=(
+            "resize the dataset's images, or take the episode out of a copy of the dataset (LeRobot:"
+            " lerobot-edit-dataset)"
+        ),
     )
 
 
 def too_deep(where: str) -> HarnessError:
-    """The error for an image of one channel of more than 8 bits, such as depth: as a colour it would be white nearly everywhere."""
+    """The error for an image of one channel of more than 8 bits, such as depth: as a colour it would be white
+    nearly everywhere.
+    """
     return HarnessError(
         "image-too-deep",
-        f"{where}: the image has one channel of more than 8 bits, as depth has; every value above 255 would become white",
+        f"{where}: the image has one channel of more than 8 bits, as depth has; every value above 255 would"
+        " become white",
         got="16 bits or more, one channel",
         need="a camera's image, 8 bits a channel",
-        fix="map a colour camera instead (data.cameras), or write the depth as an 8-bit image that spans its range",
+        fix=(
+            "map a colour camera instead (data.cameras), or write the depth as an 8-bit image that spans its"
+            " range"
+        ),
     )

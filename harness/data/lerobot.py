@@ -73,16 +73,20 @@ class LeRobotDataset:
         return self._metadata.tasks
 
     def check_features(self, wanted: list[Wanted]) -> None:
-        """Refuses features that are not there or of the wrong kind, all of them at once, with a line that maps those that fit.
+        """Refuses features that are not there or of the wrong kind, all of them at once, with a line that
+        maps those that fit.
 
         Raises: HarnessError "dataset-feature-missing" or "dataset-feature-invalid".
         """
         check_features(self.path, self.features, wanted)
 
     def blocks(self) -> Iterator[Block]:
-        """The columns, a file or a part of a large one at a time, in the order of the frames. No image is read.
+        """The columns, a file or a part of a large one at a time, in the order of the frames.
 
-        Raises: HarnessError "dataset-rows-mismatch", "dataset-index-invalid", "dataset-not-finite", and those of `read_columns`.
+        No image is read.
+
+        Raises: HarnessError "dataset-rows-mismatch", "dataset-index-invalid", "dataset-not-finite", and those
+        of `read_columns`.
         """
         for file, group in itertools.groupby(self.episodes, key=lambda episode: episode.file):
             yield from read_blocks(self._metadata, self._names, file, list(group))
@@ -93,7 +97,9 @@ class LeRobotDataset:
         return row
 
     def action_chunk(self, i: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-        """Actions [H, A] float32 from frame i on, and [H] bool: past the episode's end, where its last action repeats."""
+        """Actions [H, A] float32 from frame i on, and [H] bool: past the episode's end, where its last action
+        repeats.
+        """
         episode = self.episode_of(i)
         wanted = np.arange(i, i + horizon)
         last = episode.first + episode.length - 1
@@ -108,20 +114,24 @@ class LeRobotDataset:
     def image(self, i: int, feature: str) -> np.ndarray:
         """uint8 [H, W, 3].
 
-        Raises: HarnessError "image-corrupt", "image-too-large", "image-missing", "video-corrupt", "video-too-short" or "dataset-feature-missing".
+        Raises: HarnessError "image-corrupt", "image-too-large", "image-missing", "video-corrupt",
+        "video-too-short" or "dataset-feature-missing".
         """
         if feature not in self.features or self.features[feature].dtype not in ("image", "video"):
             self.check_features([Wanted("data.cameras", feature, IMAGES)])
         if self.features[feature].dtype == "video":
             episode = self.episode_of(i)
             span = episode.videos[feature]
-            return self._video.frame(self.path, self.place(span.file), span.start_s + float(self.columns.timestamp[i]), self.fps)
+            return self._video.frame(
+                self.path, self.place(span.file), span.start_s + float(self.columns.timestamp[i]), self.fps
+            )
         return decode(*self.encoded(i, feature))
 
     def encoded(self, i: int, feature: str) -> tuple[bytes, str]:
         """The image as it is stored, in the table or in a file, and where that is: file and row.
 
-        Raises: HarnessError "image-missing", "dataset-path-unsafe", "dataset-file-missing" or "dataset-file-corrupt".
+        Raises: HarnessError "image-missing", "dataset-path-unsafe", "dataset-file-missing" or
+        "dataset-file-corrupt".
         """
         episode = self.episode_of(i)
         row = i - episode.first
@@ -149,11 +159,20 @@ class LeRobotDataset:
         first = next(blocks)
         names = ("state", "actions", "timestamp", "task_index")
         try:
-            whole = {name: np.empty((self.frames, *getattr(first, name).shape[1:]), getattr(first, name).dtype) for name in names}
+            whole = {
+                name: np.empty((self.frames, *getattr(first, name).shape[1:]), getattr(first, name).dtype)
+                for name in names
+            }
         except (MemoryError, ValueError) as error:
             need = "numbers that fit into memory"
             fix = "correct the lengths of the episodes in meta/, or use a machine with more memory"
-            raise HarnessError("dataset-too-large", f"{self.path} claims {self.frames:,} frames", got=str(error), need=need, fix=fix) from error
+            raise HarnessError(
+                "dataset-too-large",
+                f"{self.path} claims {self.frames:,} frames",
+                got=str(error),
+                need=need,
+                fix=fix,
+            ) from error
         at = 0
         for block in itertools.chain([first], blocks):
             for name, values in whole.items():
@@ -187,7 +206,9 @@ class LeRobotDataset:
         self.share_memory_with(state["processes"])
 
 
-def open_dataset(path: Path | str, *, state: str | None = "state", actions: str = "actions") -> LeRobotDataset:
+def open_dataset(
+    path: Path | str, *, state: str | None = "state", actions: str = "actions"
+) -> LeRobotDataset:
     """The dataset in `path`. Only its metadata is read here; columns and images when they are asked for.
 
     Raises: HarnessError, see `read_metadata`.

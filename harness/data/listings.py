@@ -58,7 +58,9 @@ def video_features(features: dict[str, Feature]) -> list[str]:
 
 
 def version_by_files(root: Path) -> str | None:
-    """The version of which the files of `meta/` are, whatever info.json says; None where they are of both, or of none."""
+    """The version of which the files of `meta/` are, whatever info.json says; None where they are of both, or
+    of none.
+    """
     new = _episode_files(root) != [] or os.path.isfile(root / "meta/tasks.parquet")
     old = any(os.path.isfile(root / "meta" / name) for name in ("episodes.jsonl", "tasks.jsonl"))
     if new == old:
@@ -66,7 +68,8 @@ def version_by_files(root: Path) -> str | None:
     return "v3.0" if new else "v2.1"
 
 
-# --- versions 2.0 and 2.1: JSON lines, one parquet (and one video) an episode --------------------------------------------
+# --- versions 2.0 and 2.1: JSON lines, one parquet (and one video) an episode
+# --------------------------------------------
 
 
 def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> Listed:
@@ -81,7 +84,9 @@ def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
     for line, at in _lines(root, "meta/episodes.jsonl", MOST_EPISODES):
         index = integer(line, "episode_index", at)
         values: dict[str, int | str] = {"episode_chunk": index // chunk, "episode_index": index}
-        spans = {key: VideoSpan(fill(video, values | {"video_key": key}, where=str(where)), 0.0) for key in videos}
+        spans = {
+            key: VideoSpan(fill(video, values | {"video_key": key}, where=str(where)), 0.0) for key in videos
+        }
         rows.append(Row(index, integer(line, "length", at), fill(data, values, where=str(where)), spans))
     return tasks, rows
 
@@ -95,13 +100,23 @@ def _lines(root: Path, relative: str, most: int) -> Iterator[tuple[dict[str, Any
             read += len(line)
             kept += bool(line.strip())
             if len(line) > _LINE_BYTES or read > _LINES_BYTES or kept > most:
-                got = f"line {number_} is longer than {_LINE_BYTES:,} bytes" if len(line) > _LINE_BYTES else f"more than {number_ - 1:,} lines"
-                raise invalid(path, "it is larger than any dataset's", got=got, need=f"at most {most:,} lines, {_LINES_BYTES:,} bytes")
+                got = (
+                    f"line {number_} is longer than {_LINE_BYTES:,} bytes"
+                    if len(line) > _LINE_BYTES
+                    else f"more than {number_ - 1:,} lines"
+                )
+                raise invalid(
+                    path,
+                    "it is larger than any dataset's",
+                    got=got,
+                    need=f"at most {most:,} lines, {_LINES_BYTES:,} bytes",
+                )
             if line.strip():
                 yield parsed(path, line.strip(), number_), f"{path} line {number_}"
 
 
-# --- version 3.0: parquet metadata, many episodes a file ---------------------------------------------------------------
+# --- version 3.0: parquet metadata, many episodes a file
+# ---------------------------------------------------------------
 
 
 def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> Listed:
@@ -111,7 +126,9 @@ def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
     videos = video_features(features)
     video = text(info, "video_path", where, default="") if videos else ""
     places = ["data", *(f"videos/{key}" for key in videos)]
-    wanted = {f"{place}/{name}" for place in places for name in ("chunk_index", "file_index", "from_timestamp")}
+    wanted = {
+        f"{place}/{name}" for place in places for name in ("chunk_index", "file_index", "from_timestamp")
+    }
     wanted |= {"episode_index", "length", "dataset_from_index"}
     declared = info.get("total_episodes")
     left = min(declared, MOST_EPISODES) if isinstance(declared, int) and declared >= 0 else MOST_EPISODES
@@ -129,7 +146,9 @@ def _episode_rows(root: Path, wanted: set[str]) -> Iterator[tuple[dict[str, Any]
     # Without a single one, the first is what is missing.
     for path in _episode_files(root) or [existing(root, _V3_EPISODES)]:
         real = inside(root, path.relative_to(root).as_posix())
-        rows = read_rows(root, real, lambda field: field.name in wanted and is_number(field.type), MOST_EPISODES)
+        rows = read_rows(
+            root, real, lambda field: field.name in wanted and is_number(field.type), MOST_EPISODES
+        )
         yield from ((row, f"{path} row {n}") for n, row in enumerate(rows))
 
 
@@ -146,11 +165,19 @@ def _row_v3(row: dict[str, Any], data: str, videos: dict[str, str], at: str, whe
         start = number(row, f"videos/{key}/from_timestamp", at)
         spans[key] = VideoSpan(fill(video, place(f"videos/{key}") | {"video_key": key}, where=where), start)
     file = fill(data, place("data"), where=where)
-    return Row(integer(row, "episode_index", at), integer(row, "length", at), file, spans, integer(row, "dataset_from_index", at))
+    return Row(
+        integer(row, "episode_index", at),
+        integer(row, "length", at),
+        file,
+        spans,
+        integer(row, "dataset_from_index", at),
+    )
 
 
 def _tasks_v3(root: Path) -> dict[int, str]:
-    """The text of each task: the column `task`, else the one column of texts, which is the index of a pandas frame by a name of the writer's."""
+    """The text of each task: the column `task`, else the one column of texts, which is the index of a pandas
+    frame by a name of the writer's.
+    """
     path = existing(root, "meta/tasks.parquet")
 
     def name_of(row: dict[str, Any], n: int) -> str:
@@ -159,10 +186,19 @@ def _tasks_v3(root: Path) -> dict[int, str]:
         if not chosen or (len(chosen) > 1 and chosen is names):
             what = f"row {n} has {'several texts' if names else 'no task text'}"
             fix = correct(path, "name the column of the instructions `task`")
-            raise invalid(path, what, got=", ".join(sorted(row)), need="task_index, and the text in a column `task`", fix=fix)
+            raise invalid(
+                path,
+                what,
+                got=", ".join(sorted(row)),
+                need="task_index, and the text in a column `task`",
+                fix=fix,
+            )
         return chosen[0]
 
-    return _tasks((row, name_of(row, n), f"{path} row {n}") for n, row in enumerate(read_rows(root, path, _is_task, MOST_TASKS)))
+    return _tasks(
+        (row, name_of(row, n), f"{path} row {n}")
+        for n, row in enumerate(read_rows(root, path, _is_task, MOST_TASKS))
+    )
 
 
 def _tasks(rows: Iterator[tuple[dict[str, Any], str, str]]) -> dict[int, str]:
@@ -173,7 +209,11 @@ def _tasks(rows: Iterator[tuple[dict[str, Any], str, str]]) -> dict[int, str]:
         tasks[integer(row, "task_index", at)] = found
         letters += len(found)
         if letters > _TASKS_LETTERS:
-            raise invalid(at, "the instructions are longer than any dataset's", need=f"at most {_TASKS_LETTERS:,} letters together")
+            raise invalid(
+                at,
+                "the instructions are longer than any dataset's",
+                need=f"at most {_TASKS_LETTERS:,} letters together",
+            )
     return tasks
 
 
@@ -201,7 +241,10 @@ def check_version(root: Path, version: str, info_path: Path) -> None:
     by_files = version_by_files(root)
     if by_files is None or by_files[:2] == version[:2]:
         return
-    names = {"v3.0": "meta/episodes/ and meta/tasks.parquet", "v2.1": "meta/episodes.jsonl and meta/tasks.jsonl"}[by_files]
+    names = {
+        "v3.0": "meta/episodes/ and meta/tasks.parquet",
+        "v2.1": "meta/episodes.jsonl and meta/tasks.jsonl",
+    }[by_files]
     raise HarnessError(
         "dataset-version-wrong",
         f"{info_path} says that the dataset is of version {version}, and its files are of another",

@@ -2,8 +2,8 @@
 
 Legend: B frames a batch (of this shard), H action horizon, D action_dim, L prompt tokens, S image size.
 
-Grain gives the order and the threads or processes. It imports JAX, so it is imported only where a loader is made; by then
-the trainer has done so itself.
+Grain gives the order and the threads or processes. It imports JAX, so it is imported only where a loader is
+made; by then the trainer has done so itself.
 """
 
 from __future__ import annotations
@@ -44,14 +44,25 @@ KEPT_BYTES = 1 << 30
 class Loader:
     """Shard `shard` of `shards` of every global batch of `batch_size` frames.
 
-    `workers` is 0 for threads in this process, which start at once, or a number of processes for fast accelerators; None
-    is what $HARNESS_LOADER_WORKERS says. It changes when a batch is ready, never what is in it.
+    `workers` is 0 for threads in this process, which start at once, or a number of processes for fast
+    accelerators; None is what $HARNESS_LOADER_WORKERS says. It changes when a batch is ready, never what is
+    in it.
 
-    Raises: HarnessError "dataset-smaller-than-batch", "batch-not-divisible", "dataset-changed", "stats-shape" or "loader-workers-invalid".
+    Raises: HarnessError "dataset-smaller-than-batch", "batch-not-divisible", "dataset-changed", "stats-shape"
+    or "loader-workers-invalid".
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, stats: NormStats, *, batch_size: int, seed: int, workers: int | None = None, shard: int = 0, shards: int = 1
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        stats: NormStats,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int | None = None,
+        shard: int = 0,
+        shards: int = 1,
     ) -> None:
         data = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
         _check(data, dataset, batch_size, shard, shards)
@@ -62,30 +73,40 @@ class Loader:
         self._pace = Pace(dataset, share, self._workers or self._threads, recipe.model.image_size)
         data.share_memory_with(self._workers)
         pictures = Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, self._workers))
-        self._batches = _Batches(recipe, pictures, stats.norm_stats, _prompts(recipe, data, dataset.prompt_tokens), order)
+        self._batches = _Batches(
+            recipe, pictures, stats.norm_stats, _prompts(recipe, data, dataset.prompt_tokens), order
+        )
 
     def bottleneck(self, step_s: float) -> str | None:
-        """What to tell, once, when steps of `step_s` seconds wait for this loader; else None. It goes by the last batches made."""
+        """What to tell, once, when steps of `step_s` seconds wait for this loader; else None.
+
+        It goes by the last batches made.
+        """
         return self._pace.bottleneck(step_s)
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`.
 
-        Shapes: images {camera: uint8 [B, S, S, 3]} of the cameras that the dataset has; actions float32 [B, H, D], normalized,
-        then padded with zeros; tokens int32 [B, L], token_mask bool [B, L]; index int64 [B]. Where the dataset has a state and the
-        statistics have it, state float32 [B, max(D, dimensions)], in the same way: upstream's batch has it, this model does not read it.
+        Shapes: images {camera: uint8 [B, S, S, 3]} of the cameras that the dataset has; actions float32 [B,
+        H, D], normalized, then padded with zeros; tokens int32 [B, L], token_mask bool [B, L]; index int64
+        [B]. Where the dataset has a state and the statistics have it, state float32 [B, max(D, dimensions)],
+        in the same way: upstream's batch has it, this model does not read it.
         """
         return self._batches(step)
 
     def iterate(self, start_step: int = 0, *, resized: bool = True) -> Generator[Batch, None, None]:
-        """The batches from `start_step` on, without end, made ahead off this thread; `close()` ends what makes them.
+        """The batches from `start_step` on, without end, made ahead off this thread; `close()` ends what
+        makes them.
 
-        Without `resized` an image may come as the dataset stores it, uint8 [B, H, W, 3]: the device resizes it, to the same pixels.
+        Without `resized` an image may come as the dataset stores it, uint8 [B, H, W, 3]: the device resizes
+        it, to the same pixels.
         """
         import grain
         from absl import flags
 
-        steps = grain.MapDataset.range(start_step, _LAST_STEP).map(self._batches.timed if resized else self._batches.timed_as_stored)
+        steps = grain.MapDataset.range(start_step, _LAST_STEP).map(
+            self._batches.timed if resized else self._batches.timed_as_stored
+        )
         if self._workers == 0:
             options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads + 1)
             batches = iter(steps.to_iter_dataset(options))
@@ -94,7 +115,11 @@ class Loader:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             alone = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-            batches = iter(alone.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_AHEAD)))
+            batches = iter(
+                alone.mp_prefetch(
+                    grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_AHEAD)
+                )
+            )
         try:
             for batch, seconds in batches:
                 self._pace.made(seconds)
@@ -105,7 +130,10 @@ class Loader:
 
 
 class _Order:
-    """Which frames a step has. Every epoch is a permutation of its own; a batch may begin in one and end in the next."""
+    """Which frames a step has.
+
+    Every epoch is a permutation of its own; a batch may begin in one and end in the next.
+    """
 
     def __init__(self, frames: int, seed: int, batch_size: int, places: range) -> None:
         self._frames, self._seed, self._batch_size, self._places = frames, seed, batch_size, places
@@ -125,8 +153,21 @@ class _Order:
 class _Batches:
     """The function from step to batch. Picklable, so that processes can have it."""
 
-    def __init__(self, recipe: Recipe, pictures: Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, order: _Order) -> None:
-        self._recipe, self._pictures, self._stats, self._prompts, self._order = recipe, pictures, stats, prompts, order
+    def __init__(
+        self,
+        recipe: Recipe,
+        pictures: Pictures,
+        stats: Mapping[Any, DimensionStats],
+        prompts: Prompts,
+        order: _Order,
+    ) -> None:
+        self._recipe, self._pictures, self._stats, self._prompts, self._order = (
+            recipe,
+            pictures,
+            stats,
+            prompts,
+            order,
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -143,11 +184,15 @@ class _Batches:
         return self(step, resized=False), time.perf_counter() - start
 
     def __call__(self, step: int, *, resized: bool = True) -> Batch:
-        return _batch(self._recipe, self._pictures, self._stats, self._prompts, self._order(step), resized=resized)
+        return _batch(
+            self._recipe, self._pictures, self._stats, self._prompts, self._order(step), resized=resized
+        )
 
 
 def _end_with_the_trainer() -> None:
-    """Lets a process of the loader end when the one that started it has, however that ended: grain's own wait for orders that never come."""
+    """Lets a process of the loader end when the one that started it has, however that ended: grain's own wait
+    for orders that never come.
+    """
     parent = parent_process()
     if parent is None or any(thread.name == _WATCH for thread in threading.enumerate()):
         return
@@ -161,15 +206,33 @@ def _end_with_the_trainer() -> None:
 
 def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], i: int) -> Batch:
     """The batch that holds frame `i` alone, as `Loader.batch` would make it."""
-    return _batch(recipe, Pictures(data, recipe.model.image_size, 0), stats, _prompts(recipe, data, recipe.model.prompt_tokens), [i])
+    return _batch(
+        recipe,
+        Pictures(data, recipe.model.image_size, 0),
+        stats,
+        _prompts(recipe, data, recipe.model.prompt_tokens),
+        [i],
+    )
 
 
-def _batch(recipe: Recipe, pictures: Pictures, stats: Mapping[Any, DimensionStats], prompts: Prompts, index: list[int], *, resized: bool = True) -> Batch:
+def _batch(
+    recipe: Recipe,
+    pictures: Pictures,
+    stats: Mapping[Any, DimensionStats],
+    prompts: Prompts,
+    index: list[int],
+    *,
+    resized: bool = True,
+) -> Batch:
     config, data, width = recipe.data, pictures.data, recipe.model.action_dim
     chunks = np.stack([data.action_chunk(i, recipe.model.action_horizon)[0] for i in index])
     tasks = [prompts[data.task_index(i)] for i in index]
     return {
-        "images": {camera: pictures.get(index, name, resized=resized) for camera, name in config.cameras.items() if name is not None},
+        "images": {
+            camera: pictures.get(index, name, resized=resized)
+            for camera, name in config.cameras.items()
+            if name is not None
+        },
         "tokens": np.stack([tokens for tokens, _ in tasks]),
         "token_mask": np.stack([mask for _, mask in tasks]),
         "actions": pad_last(normalize(chunks, stats["actions"], config.normalization), width),
@@ -177,7 +240,9 @@ def _batch(recipe: Recipe, pictures: Pictures, stats: Mapping[Any, DimensionStat
     } | _states(config, data, stats, width, index)
 
 
-def _states(config: Data, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], width: int, index: list[int]) -> Batch:
+def _states(
+    config: Data, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], width: int, index: list[int]
+) -> Batch:
     """The states, where there are some."""
     if config.state is None or "state" not in stats:
         return {}

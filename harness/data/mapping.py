@@ -18,7 +18,10 @@ _OF_THE_SAME = 0.6
 
 
 class Wanted(NamedTuple):
-    """A recipe's `key` asks for the feature `name`, whose dtype begins with one of `kinds`. With `may_be_null` the key can say that there is none."""
+    """A recipe's `key` asks for the feature `name`, whose dtype begins with one of `kinds`.
+
+    With `may_be_null` the key can say that there is none.
+    """
 
     key: str
     name: str
@@ -27,7 +30,8 @@ class Wanted(NamedTuple):
 
 
 def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted]) -> None:
-    """Refuses features that are not there or of the wrong kind, all of them at once, with one line that maps those that fit.
+    """Refuses features that are not there or of the wrong kind, all of them at once, with one line that maps
+    those that fit.
 
     Raises: HarnessError "dataset-feature-missing" or "dataset-feature-invalid".
     """
@@ -38,13 +42,27 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
     wrong = lacking + unfit
     there = dict.fromkeys(name for each in wrong for name in features if _fits(features, name, each.kinds))
     if lacking:
-        code, what = "dataset-feature-missing", f"the dataset {path} has no feature {', '.join(repr(each.name) for each in lacking)}"
+        code, what = (
+            "dataset-feature-missing",
+            f"the dataset {path} has no feature {', '.join(repr(each.name) for each in lacking)}",
+        )
         got = ", ".join(there) or "no feature of that kind"
     else:
-        code, what = "dataset-feature-invalid", "; ".join(f"feature {each.name!r} cannot be {each.key}" for each in unfit)
+        code, what = (
+            "dataset-feature-invalid",
+            "; ".join(f"feature {each.name!r} cannot be {each.key}" for each in unfit),
+        )
         got = ", ".join(f"{features[each.name].dtype} {features[each.name].shape}" for each in unfit)
-    need = ", ".join(each.name for each in lacking) if lacking else ", ".join(dict.fromkeys(" or ".join(each.kinds) for each in unfit))
-    blind = all(each.kinds == IMAGES for each in wrong) and not there and len(wrong) == sum(each.kinds == IMAGES for each in wanted)
+    need = (
+        ", ".join(each.name for each in lacking)
+        if lacking
+        else ", ".join(dict.fromkeys(" or ".join(each.kinds) for each in unfit))
+    )
+    blind = (
+        all(each.kinds == IMAGES for each in wrong)
+        and not there
+        and len(wrong) == sum(each.kinds == IMAGES for each in wanted)
+    )
     fix = "--dataset with a dataset that has images or videos" if blind else _mapped(features, wanted, wrong)
     raise HarnessError(code, what, got=got, need=need, fix=fix)
 
@@ -52,11 +70,15 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
 def _fits(features: dict[str, Feature], name: str, kinds: tuple[str, ...]) -> bool:
     """Of the right kind; numbers are a vector, and none of the columns that count rows."""
     feature = features[name]
-    return feature.dtype.startswith(kinds) and (kinds != NUMBERS or (name not in BOOKKEEPING and len(feature.shape) == 1 and feature.shape[0] > 0))
+    return feature.dtype.startswith(kinds) and (
+        kinds != NUMBERS or (name not in BOOKKEEPING and len(feature.shape) == 1 and feature.shape[0] > 0)
+    )
 
 
 def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Wanted]) -> str:
-    """`--set` for every key that is wrong: the most alike of the features that no other key has; null where none is left and null will do."""
+    """`--set` for every key that is wrong: the most alike of the features that no other key has; null where
+    none is left and null will do.
+    """
     taken = {each.name for each in wanted if each not in wrong}
     pairs = {}
     # Who has the most alike one chooses first.
@@ -71,9 +93,14 @@ def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Want
 
 
 def _likenesses(features: dict[str, Feature], each: Wanted, taken: set[str]) -> dict[str, float]:
-    """How alike each feature is that fits and is not taken: the words that both names have, then their letters."""
+    """How alike each feature is that fits and is not taken: the words that both names have, then their
+    letters.
+    """
     left = [name for name in features if _fits(features, name, each.kinds) and name not in taken]
-    return {name: len(_words(each.name) & _words(name)) + difflib.SequenceMatcher(None, each.name, name).ratio() for name in left}
+    return {
+        name: len(_words(each.name) & _words(name)) + difflib.SequenceMatcher(None, each.name, name).ratio()
+        for name in left
+    }
 
 
 def _words(name: str) -> set[str]:

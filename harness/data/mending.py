@@ -1,6 +1,7 @@
 """What mends a dataset without losing any of it: a hub's copy can be fetched again, a recording cannot.
 
-So a file is given up only when it is damaged and a hub has it. Where metadata are wrong, the files that they speak of stay as they are.
+So a file is given up only when it is damaged and a hub has it. Where metadata are wrong, the files that they
+speak of stay as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _EDIT = "take the episode out of a copy of the dataset (LeRobot: lerobot-edit-da
 
 
 def hub_of(path: Path) -> str | None:
-    """The hub's name of the dataset that `path` was fetched as a part of; None for a file that only lies here.
+    """The hub's name of the dataset that `path` was fetched as a part of; None for a file that only lies
+    here.
 
     Source: huggingface_hub keeps <cache>/datasets--<owner>--<name>/snapshots/<commit>.
     """
@@ -47,9 +49,14 @@ def another_copy(path: Path) -> str:
     hub = hub_of(path)
     if hub is not None:
         # The snapshot's entry is a link to the blob, which a new download would link to again.
-        both = " ".join(shlex.quote(str(each)) for each in dict.fromkeys((path, Path(os.path.realpath(path)))))
+        both = " ".join(
+            shlex.quote(str(each)) for each in dict.fromkeys((path, Path(os.path.realpath(path))))
+        )
         return f"rm -f {both}; the same command then fetches this one file of {hub} again"
-    return f"copy {path.name} again from where the dataset was made; where there is no copy, keep what is here and {_EDIT}"
+    return (
+        f"copy {path.name} again from where the dataset was made; where there is no copy, keep what is here"
+        f" and {_EDIT}"
+    )
 
 
 def missing(path: Path, what: str | None = None, *, need: object = None) -> HarnessError:
@@ -58,8 +65,13 @@ def missing(path: Path, what: str | None = None, *, need: object = None) -> Harn
     if hub is not None:
         fix = f"the same command with the network fetches what is lacking of {hub} (unset HF_HUB_OFFLINE)"
     else:
-        fix = "copy it from where the dataset was made; of a clone: git lfs pull; what is there is left as it is"
-    return HarnessError("dataset-file-missing", what or f"the dataset lacks {path}", got="no such file", need=need, fix=fix)
+        fix = (
+            "copy it from where the dataset was made; of a clone: git lfs pull; what is there is left as"
+            " it is"
+        )
+    return HarnessError(
+        "dataset-file-missing", what or f"the dataset lacks {path}", got="no such file", need=need, fix=fix
+    )
 
 
 def correct(where: Path | str, how: str) -> str:

@@ -54,8 +54,9 @@ class Metadata:
 def read_metadata(root: Path) -> Metadata:
     """The metadata of the dataset in `root`, checked for agreement with itself.
 
-    Raises: HarnessError "not-a-dataset", "dataset-format-unsupported", "dataset-version-wrong", "dataset-metadata-invalid",
-    "dataset-rows-mismatch", "dataset-empty", "git-lfs-pointer", and those of the files that are read.
+    Raises: HarnessError "not-a-dataset", "dataset-format-unsupported", "dataset-version-wrong",
+    "dataset-metadata-invalid", "dataset-rows-mismatch", "dataset-empty", "git-lfs-pointer", and those of the
+    files that are read.
     """
     check_is_dataset(root)
     info_path = inside(root, "meta/info.json")
@@ -67,7 +68,13 @@ def read_metadata(root: Path) -> Metadata:
     read = read_v3 if version == "v3.0" else read_v2
     tasks, rows = read(root, info, features)
     if not rows:
-        raise HarnessError("dataset-empty", f"{root} has no episodes", got=0, need="at least one episode", fix="--dataset with a dataset that has episodes")
+        raise HarnessError(
+            "dataset-empty",
+            f"{root} has no episodes",
+            got=0,
+            need="at least one episode",
+            fix="--dataset with a dataset that has episodes",
+        )
     episodes = _place(root, rows)
     depth = frozenset(name for name, value in info["features"].items() if _is_depth(value))
     found = Metadata(root, version, fps, features, tasks, episodes, depth)
@@ -78,7 +85,9 @@ def read_metadata(root: Path) -> Metadata:
 def _is_depth(feature: dict[str, Any]) -> bool:
     """Source: LeRobot notes `video.is_depth_map` (or `is_depth_map`) in the info of a feature."""
     info = feature.get("info") or feature.get("video_info")
-    return isinstance(info, dict) and any(key.endswith("is_depth_map") and value is True for key, value in info.items())
+    return isinstance(info, dict) and any(
+        key.endswith("is_depth_map") and value is True for key, value in info.items()
+    )
 
 
 def _place(root: Path, rows: list[Row]) -> list[Episode]:
@@ -86,21 +95,38 @@ def _place(root: Path, rows: list[Row]) -> list[Episode]:
     first, next_row, episodes = 0, dict[str, int](), []
     for position, row in enumerate(rows):
         if row.index != position:
-            how = "number the episodes anew without a hole, or take one out of a whole copy (LeRobot: lerobot-edit-dataset)"
+            how = (
+                "number the episodes anew without a hole, or take one out of a whole copy (LeRobot:"
+                " lerobot-edit-dataset)"
+            )
             fix = correct(root / "meta", how)
-            raise invalid(root / "meta", "episodes are not numbered 0, 1, 2 …", got=row.index, need=position, fix=fix)
+            raise invalid(
+                root / "meta", "episodes are not numbered 0, 1, 2 …", got=row.index, need=position, fix=fix
+            )
         if row.length <= 0:
-            raise invalid(root / "meta", f"episode {row.index} has no frames", got=row.length, need="a positive length")
+            raise invalid(
+                root / "meta", f"episode {row.index} has no frames", got=row.length, need="a positive length"
+            )
         if row.first is not None and row.first != first:
-            raise _mismatch(root / "meta", f"episode {row.index} starts at the wrong frame", got=row.first, need=first)
-        episodes.append(Episode(row.index, first, row.length, row.file, next_row.get(row.file, 0), row.videos))
+            raise _mismatch(
+                root / "meta", f"episode {row.index} starts at the wrong frame", got=row.first, need=first
+            )
+        episodes.append(
+            Episode(row.index, first, row.length, row.file, next_row.get(row.file, 0), row.videos)
+        )
         next_row[row.file] = next_row.get(row.file, 0) + row.length
         first += row.length
     return episodes
 
 
 def _mismatch(where: Path, what: str, *, got: object, need: object) -> HarnessError:
-    return HarnessError("dataset-rows-mismatch", f"{where}: {what}", got=got, need=need, fix=correct(where, "correct the counts in meta/, which disagree"))
+    return HarnessError(
+        "dataset-rows-mismatch",
+        f"{where}: {what}",
+        got=got,
+        need=need,
+        fix=correct(where, "correct the counts in meta/, which disagree"),
+    )
 
 
 def _check_totals(info: dict[str, Any], path: Path, found: Metadata) -> None:
@@ -120,7 +146,10 @@ def _version(info: dict[str, Any], path: Path) -> str:
             f"{path}: this LeRobot format is not one that the harness reads",
             got=version,
             need=", ".join(VERSIONS),
-            fix="convert the dataset to v3.0 with LeRobot's converter, or pin a revision of it in a supported format (data.revision)",
+            fix=(
+                "convert the dataset to v3.0 with LeRobot's converter, or pin a revision of it in a supported"
+                " format (data.revision)"
+            ),
         )
     return version
 
@@ -129,7 +158,9 @@ def _features(info: dict[str, Any], path: Path) -> dict[str, Feature]:
     declared = info.get("features")
     if not isinstance(declared, dict) or not 0 < len(declared) <= _MOST_FEATURES:
         got = f"{len(declared):,}" if isinstance(declared, dict) else type(declared).__name__
-        raise invalid(path, "no features", got=got, need=f"a mapping of 1 to {_MOST_FEATURES:,} feature names")
+        raise invalid(
+            path, "no features", got=got, need=f"a mapping of 1 to {_MOST_FEATURES:,} feature names"
+        )
     features = {}
     for name, value in declared.items():
         shape = value.get("shape") if isinstance(value, dict) else None

@@ -1,8 +1,10 @@
 """What an mp4 claims, read from its boxes before FFmpeg makes an index of it: tracks and samples.
 
-A few bytes can claim billions of samples (one size for all, one duration for all), and FFmpeg's index has 24 bytes for each.
+A few bytes can claim billions of samples (one size for all, one duration for all), and FFmpeg's index has 24
+bytes for each.
 
-Source: ISO/IEC 14496-12, 8.6 to 8.8; FFmpeg libavformat/mov.c `mov_build_index`, `mov_read_trun`, `mov_fix_index`.
+Source: ISO/IEC 14496-12, 8.6 to 8.8; FFmpeg libavformat/mov.c `mov_build_index`, `mov_read_trun`,
+`mov_fix_index`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Statistics that somebody else wrote: openpi's norm_stats.json, with or without its wrapper, and LeRobot's stats.json and episodes_stats.jsonl.
+"""Statistics that somebody else wrote: openpi's norm_stats.json, with or without its wrapper, and LeRobot's
+stats.json and episodes_stats.jsonl.
 
-What normalization needs must be there and make sense; what it does not need may be missing, and is an empty vector then.
+What normalization needs must be there and make sense; what it does not need may be missing, and is an empty
+vector then.
 """
 
 from __future__ import annotations
@@ -25,8 +27,17 @@ Key = Literal["state", "actions"]
 STATISTICS: tuple[Statistic, ...] = ("mean", "std", "q01", "q99")
 _NEEDED: dict[Normalization, tuple[Statistic, ...]] = {"quantile": ("q01", "q99"), "zscore": ("mean", "std")}
 # The names that openpi, LeRobot and people give them; a recipe's own names come first.
-_NAMES: dict[Key, tuple[str, ...]] = {"state": ("state", "observation.state"), "actions": ("actions", "action")}
-_FILES = ("norm_stats.json", "meta/stats.json", "stats.json", "meta/episodes_stats.jsonl", "episodes_stats.jsonl")
+_NAMES: dict[Key, tuple[str, ...]] = {
+    "state": ("state", "observation.state"),
+    "actions": ("actions", "action"),
+}
+_FILES = (
+    "norm_stats.json",
+    "meta/stats.json",
+    "stats.json",
+    "meta/episodes_stats.jsonl",
+    "episodes_stats.jsonl",
+)
 _MOST_BYTES, _MOST_LINES_BYTES = 64 * MIB, 256 * MIB
 _MOST_DIMENSIONS = 65_536
 
@@ -47,13 +58,19 @@ def read_norm_stats(
     names: dict[Key, str] | None = None,
     root: Path | None = None,
 ) -> Theirs:
-    """State and action statistics of a file, or of a directory that holds one. `names` are the features of a recipe, by which LeRobot's file has them.
-    `root` is the checkpoint that the file must lie in; without one a link that the user named is followed.
+    """State and action statistics of a file, or of a directory that holds one. `names` are the features of a
+    recipe, by which LeRobot's file has them. `root` is the checkpoint that the file must lie in; without one
+    a link that the user named is followed.
 
-    Raises: HarnessError "norm-stats-not-found" or "norm-stats-invalid"; "file-leaves-root", "file-not-regular", "file-too-large".
+    Raises: HarnessError "norm-stats-not-found" or "norm-stats-invalid"; "file-leaves-root",
+    "file-not-regular", "file-too-large".
     """
     folder = os.path.isdir(path)
-    file = next((path / name for name in _FILES if os.path.isfile(path / name)), path / _FILES[0]) if folder else path
+    file = (
+        next((path / name for name in _FILES if os.path.isfile(path / name)), path / _FILES[0])
+        if folder
+        else path
+    )
     lines = file.suffix == ".jsonl"
     try:
         inside = root or (path if folder else file.resolve().parent)
@@ -77,7 +94,11 @@ def read_norm_stats(
         own = (names or {}).get(key)
         name = next((each for each in ((own,) if own else ()) + _NAMES[key] if each in found), None)
         if name is None:
-            raise _invalid(file, f"{form} without {key}: it has {', '.join(map(str, list(found)[:20])) or 'nothing'}", f"statistics of {key}")
+            raise _invalid(
+                file,
+                f"{form} without {key}: it has {', '.join(map(str, list(found)[:20])) or 'nothing'}",
+                f"statistics of {key}",
+            )
         stats[key] = _vectors(file, form, name, found[name], mode)
     return Theirs(file, form, stats)
 
@@ -96,13 +117,17 @@ def _form(file: Path, body: Any) -> tuple[str, dict[str, Any]]:
         return "openpi's norm_stats.json", body["norm_stats"]
     if isinstance(body, dict):
         named = {name for names in _NAMES.values() for name in names} & set(body)
-        lerobot = any(isinstance(value, dict) and ("count" in value or "max" in value) for value in body.values())
+        lerobot = any(
+            isinstance(value, dict) and ("count" in value or "max" in value) for value in body.values()
+        )
         if lerobot:
             return "LeRobot's stats.json", body
         if named:
             return "openpi's norm_stats.json without its wrapper `norm_stats`", body
     got = ", ".join(map(str, list(body)[:20])) if isinstance(body, dict) else type(body).__name__
-    raise _invalid(file, f"it holds {got or 'nothing'}", "norm_stats with state and actions, or LeRobot's stats.json")
+    raise _invalid(
+        file, f"it holds {got or 'nothing'}", "norm_stats with state and actions, or LeRobot's stats.json"
+    )
 
 
 def _vectors(file: Path, form: str, name: str, value: Any, mode: Normalization) -> DimensionStats:
@@ -112,21 +137,36 @@ def _vectors(file: Path, form: str, name: str, value: Any, mode: Normalization) 
     """
     if not isinstance(value, dict):
         raise _invalid(file, f"{form}: {name} is {type(value).__name__}", "mean, std, q01 and q99")
-    vectors = {statistic: _vector(file, name, statistic, value.get(statistic), needed=statistic in _NEEDED[mode]) for statistic in STATISTICS}
+    vectors = {
+        statistic: _vector(file, name, statistic, value.get(statistic), needed=statistic in _NEEDED[mode])
+        for statistic in STATISTICS
+    }
     lacking = [statistic for statistic in _NEEDED[mode] if not vectors[statistic]]
     if lacking:
         got = ", ".join(statistic for statistic in value if vectors.get(statistic)) or "none of them"
-        what = f"{form}: {name} has no {' and no '.join(lacking)}, only {got}" + ("; its min and max are no quantiles" if "max" in value else "")
+        what = f"{form}: {name} has no {' and no '.join(lacking)}, only {got}" + (
+            "; its min and max are no quantiles" if "max" in value else ""
+        )
         raise _invalid(file, what, f"{' and '.join(_NEEDED[mode])}, which {mode} normalization needs")
     width = len(vectors[_NEEDED[mode][0]])
     for statistic, vector in vectors.items():
         if vector and len(vector) != width:
             if statistic in _NEEDED[mode]:
-                raise _invalid(file, f"{name}.{statistic} has {len(vector)} values, {_NEEDED[mode][0]} {width}", "vectors of one length")
+                raise _invalid(
+                    file,
+                    f"{name}.{statistic} has {len(vector)} values, {_NEEDED[mode][0]} {width}",
+                    "vectors of one length",
+                )
             vectors[statistic] = []
-    for d, (low, high) in enumerate(zip(vectors["q01"], vectors["q99"], strict=True) if mode == "quantile" else ()):
+    for d, (low, high) in enumerate(
+        zip(vectors["q01"], vectors["q99"], strict=True) if mode == "quantile" else ()
+    ):
         if low > high:
-            raise _invalid(file, f"{name}[{d}]: q01 {low:g} is above q99 {high:g}", "q01 ≤ q99 in every dimension: the two are exchanged")
+            raise _invalid(
+                file,
+                f"{name}[{d}]: q01 {low:g} is above q99 {high:g}",
+                "q01 ≤ q99 in every dimension: the two are exchanged",
+            )
     for d, std in enumerate(vectors["std"] if mode == "zscore" else ()):
         if std < 0:
             raise _invalid(file, f"{name}[{d}]: std is {std:g}", "std ≥ 0 in every dimension")
@@ -134,22 +174,37 @@ def _vectors(file: Path, form: str, name: str, value: Any, mode: Normalization) 
 
 
 def _vector(file: Path, name: str, statistic: str, value: Any, *, needed: bool) -> list[float]:
-    """The numbers of one statistic; empty where it is not there, or is no vector of numbers and not needed."""
+    """The numbers of one statistic; empty where it is not there, or is no vector of numbers and not
+    needed.
+    """
     if value is None:
         return []
     value = value if isinstance(value, list) else [value]
-    wrong = next((d for d, x in enumerate(value) if isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x)), None)
+    wrong = next(
+        (
+            d
+            for d, x in enumerate(value)
+            if isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x)
+        ),
+        None,
+    )
     if wrong is None and len(value) <= _MOST_DIMENSIONS:
         return [float(x) for x in value]
     if not needed:
         return []
     if wrong is None:
         raise _invalid(file, f"{name}.{statistic} has {len(value):,} values", f"at most {_MOST_DIMENSIONS:,}")
-    raise _invalid(file, f"{name}[{wrong}]: {statistic} is {str(value[wrong])[:50]}", f"a finite number in every dimension of {statistic}")
+    raise _invalid(
+        file,
+        f"{name}[{wrong}]: {statistic} is {str(value[wrong])[:50]}",
+        f"a finite number in every dimension of {statistic}",
+    )
 
 
 def _of_episodes(lines: Iterable[bytes]) -> dict[str, Any]:
-    """Mean and standard deviation over all episodes of LeRobot's episodes_stats.jsonl. Quantiles of a whole are not made of its parts'.
+    """Mean and standard deviation over all episodes of LeRobot's episodes_stats.jsonl.
+
+    Quantiles of a whole are not made of its parts'.
 
     Raises: ValueError.
     """
@@ -167,24 +222,40 @@ def _of_episodes(lines: Iterable[bytes]) -> dict[str, Any]:
                 held = sums.setdefault(name, [0.0, np.zeros_like(one[1]), np.zeros_like(one[1])])
                 if held[1].shape != one[1].shape:
                     raise ValueError(f"line {number}: {name} has another number of dimensions")
-                held[0], held[1], held[2] = held[0] + one[0], held[1] + one[0] * one[1], held[2] + one[0] * (one[2] ** 2 + one[1] ** 2)
+                held[0], held[1], held[2] = (
+                    held[0] + one[0],
+                    held[1] + one[0] * one[1],
+                    held[2] + one[0] * (one[2] ** 2 + one[1] ** 2),
+                )
     found = {}
     for name, (count, first, second) in sums.items():
         mean = first / count
-        found[name] = {"mean": mean.tolist(), "std": np.sqrt(np.maximum(second / count - mean**2, 0)).tolist(), "count": [count]}
+        found[name] = {
+            "mean": mean.tolist(),
+            "std": np.sqrt(np.maximum(second / count - mean**2, 0)).tolist(),
+            "count": [count],
+        }
     return found
 
 
 def _moments(value: Any) -> tuple[float, np.ndarray, np.ndarray] | None:
-    """Count, mean and std of one feature in one episode; None for what is no vector of numbers, such as a camera's."""
+    """Count, mean and std of one feature in one episode; None for what is no vector of numbers, such as a
+    camera's.
+    """
     if not isinstance(value, dict):
         return None
     try:
-        count, mean, std = (np.atleast_1d(np.asarray(value.get(key), np.float64)) for key in ("count", "mean", "std"))
+        count, mean, std = (
+            np.atleast_1d(np.asarray(value.get(key), np.float64)) for key in ("count", "mean", "std")
+        )
     except (TypeError, ValueError):
         return None
     good = mean.ndim == std.ndim == 1 and mean.shape == std.shape and count.size == 1 and count[0] > 0
-    return (float(count[0]), mean, std) if good and np.isfinite(mean).all() and np.isfinite(std).all() and np.isfinite(count).all() else None
+    return (
+        (float(count[0]), mean, std)
+        if good and np.isfinite(mean).all() and np.isfinite(std).all() and np.isfinite(count).all()
+        else None
+    )
 
 
 def _invalid(file: Path, got: str, need: str) -> HarnessError:

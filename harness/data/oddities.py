@@ -1,4 +1,6 @@
-"""What trains badly without an error: no instruction, a camera that shows nothing, depth as colour, actions that never move."""
+"""What trains badly without an error: no instruction, a camera that shows nothing, depth as colour, actions
+that never move.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,14 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
         pace = pace or _other_pace(dataset, block)
         low, high = np.minimum(low, block.actions.min(axis=0)), np.maximum(high, block.actions.max(axis=0))
     empty = sum(frames[index] for index in blank)
-    said = [f"{empty:,} of {dataset.frames:,} frames, in {without:,} of {len(dataset.episodes):,} episodes, have no instruction (their task is empty)"]
-    return Rows(sorted(frames), [*pace, *(said if empty else []), *_still(recipe.data.actions, low, high, dataset.frames)])
+    said = [
+        f"{empty:,} of {dataset.frames:,} frames, in {without:,} of {len(dataset.episodes):,} episodes, have"
+        " no instruction (their task is empty)"
+    ]
+    return Rows(
+        sorted(frames),
+        [*pace, *(said if empty else []), *_still(recipe.data.actions, low, high, dataset.frames)],
+    )
 
 
 def _episodes_with(block: Block, tasks: list[int]) -> int:
@@ -59,13 +67,21 @@ def _still(name: str, low: np.ndarray, high: np.ndarray, frames: int) -> list[st
         return []
     values = {d: f"{low[d]:g}" for d in still}
     if len(still) == len(low) and not low.any():
-        return [f"{name}: all {len(low)} dimensions are 0 in all {frames:,} frames; there is nothing to learn"]
-    named = ", ".join(f"{name}[{d}] is {values[d]}" for d in still[:_NAMED]) + (f" and {len(still) - _NAMED} more" if len(still) > _NAMED else "")
-    return [f"{len(still)} of {len(low)} dimensions of the actions never change in {frames:,} frames: {named}"]
+        return [
+            f"{name}: all {len(low)} dimensions are 0 in all {frames:,} frames; there is nothing to learn"
+        ]
+    named = ", ".join(f"{name}[{d}] is {values[d]}" for d in still[:_NAMED]) + (
+        f" and {len(still) - _NAMED} more" if len(still) > _NAMED else ""
+    )
+    return [
+        f"{len(still)} of {len(low)} dimensions of the actions never change in {frames:,} frames: {named}"
+    ]
 
 
 def _other_pace(dataset: LeRobotDataset, block: Block) -> list[str]:
-    """A finding when an episode's frames are not 1/fps apart: an action chunk then spans another time than the recipe's author had in mind."""
+    """A finding when an episode's frames are not 1/fps apart: an action chunk then spans another time than
+    the recipe's author had in mind.
+    """
     steps = np.diff(block.timestamp)
     steps[np.cumsum([episode.length for episode in block.episodes])[:-1] - 1] = 1 / dataset.fps
     wrong = np.abs(steps - 1 / dataset.fps) > 0.25 / dataset.fps
@@ -73,11 +89,15 @@ def _other_pace(dataset: LeRobotDataset, block: Block) -> list[str]:
         return []
     row = int(np.argmax(wrong))
     place = f"{block.episodes[0].file} rows {row} and {row + 1}"
-    return [f"{place} are {steps[row]:.4g} s apart, and meta/info.json says {dataset.fps:g} frames a second ({1 / dataset.fps:.4g} s)"]
+    return [
+        f"{place} are {steps[row]:.4g} s apart, and meta/info.json says {dataset.fps:g} frames a second"
+        f" ({1 / dataset.fps:.4g} s)"
+    ]
 
 
 def camera_findings(dataset: LeRobotDataset, recipe: Recipe) -> list[str]:
-    """What a person should know of the features that are mapped to cameras: one twice, depth, pictures that show nothing.
+    """What a person should know of the features that are mapped to cameras: one twice, depth, pictures that
+    show nothing.
 
     Raises: HarnessError of the dataset's reader.
     """
@@ -85,7 +105,10 @@ def camera_findings(dataset: LeRobotDataset, recipe: Recipe) -> list[str]:
     findings = []
     for name, count in Counter(cameras.values()).items():
         if count > 1:
-            findings.append(f"{name} is mapped to {count} cameras: {', '.join(camera for camera, of in cameras.items() if of == name)}")
+            findings.append(
+                f"{name} is mapped to {count} cameras:"
+                f" {', '.join(camera for camera, of in cameras.items() if of == name)}"
+            )
         if name in dataset.depth or "depth" in name.lower():
             why = "the metadata call it a depth map" if name in dataset.depth else "its name says depth"
             findings.append(f"{name} is mapped as a colour camera, and {why}")
@@ -95,7 +118,9 @@ def camera_findings(dataset: LeRobotDataset, recipe: Recipe) -> list[str]:
 
 def _shows_nothing(dataset: LeRobotDataset, name: str) -> list[str]:
     """A finding on a camera whose sampled pictures are of one colour each, or all the same."""
-    places = np.unique(np.linspace(0, dataset.frames - 1, min(SAMPLED_FRAMES, dataset.frames)).round().astype(int))
+    places = np.unique(
+        np.linspace(0, dataset.frames - 1, min(SAMPLED_FRAMES, dataset.frames)).round().astype(int)
+    )
     plain, black, kinds = 0, 0, set()
     for i in places:
         image = dataset.image(int(i), name)

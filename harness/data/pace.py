@@ -44,8 +44,8 @@ class Pace:
             return None
         self._told = True
         return (
-            f"the loader, not the device, sets the pace: it makes {pace:.1f} samples a second, and a step of {self._samples} takes {step_s:.2f} s. "
-            + "; ".join(self._advice())
+            f"the loader, not the device, sets the pace: it makes {pace:.1f} samples a second, and a step of"
+            f" {self._samples} takes {step_s:.2f} s. " + "; ".join(self._advice())
         )
 
     def _advice(self) -> list[str]:
@@ -60,7 +60,10 @@ class Pace:
             advice.append("a dataset with images in parquet instead of video decodes one frame for one frame")
         if not all(travels(*_height_and_width(feature), self._size) for feature in used):
             most = math.isqrt(MOST_TIMES) * self._size
-            advice.append(f"square images of at most {most} × {most} are resized by the device, and these by the cores: store them so")
+            advice.append(
+                f"square images of at most {most} × {most} are resized by the device, and these by the cores:"
+                " store them so"
+            )
         return advice
 
 
@@ -78,6 +81,10 @@ def workers_from_environment() -> int:
     text = os.environ.get(WORKERS) or "0"
     if not text.isdigit() or int(text) > 256:
         raise HarnessError(
-            "loader-workers-invalid", f"{WORKERS} is not a number of processes", got=text, need="0 to 256", fix=f"unset {WORKERS}, or {WORKERS}=4"
+            "loader-workers-invalid",
+            f"{WORKERS} is not a number of processes",
+            got=text,
+            need="0 to 256",
+            fix=f"unset {WORKERS}, or {WORKERS}=4",
         )
     return int(text)

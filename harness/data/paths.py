@@ -12,7 +12,8 @@ from harness.data.mending import missing, rewrite
 from harness.errors import HarnessError
 from harness.received.files import open_received, read_received, stays, walk
 
-# LeRobot's templates use plain names with a zero-padded width. `str.format` would also take attributes and any width.
+# LeRobot's templates use plain names with a zero-padded width. `str.format` would also take attributes and
+# any width.
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")
 
 
@@ -22,7 +23,11 @@ def fill(template: str, values: dict[str, int | str], *, where: str) -> str:
     Raises: HarnessError "dataset-metadata-invalid" for an unknown field or any other brace.
     """
     rest = _FIELD.sub("", template)
-    unknown = [match[1] for match in _FIELD.finditer(template) if match[1] not in values or (match[2] and not isinstance(values[match[1]], int))]
+    unknown = [
+        match[1]
+        for match in _FIELD.finditer(template)
+        if match[1] not in values or (match[2] and not isinstance(values[match[1]], int))
+    ]
     if unknown or "{" in rest or "}" in rest:
         raise HarnessError(
             "dataset-metadata-invalid",
@@ -41,7 +46,9 @@ def inside(root: Path, relative: str) -> Path:
     """
     pure = PurePosixPath(relative)
     path = root / pure
-    unsafe = "\0" in relative or "\\" in relative or pure.is_absolute() or ".." in pure.parts or not pure.parts
+    unsafe = (
+        "\0" in relative or "\\" in relative or pure.is_absolute() or ".." in pure.parts or not pure.parts
+    )
     try:
         unsafe = unsafe or not stays(root, path)
     except (OSError, RuntimeError, ValueError):
@@ -52,7 +59,10 @@ def inside(root: Path, relative: str) -> Path:
             f"the dataset {root} names a file outside its own directory",
             got=relative,
             need="a relative path inside the dataset",
-            fix="do not use this dataset unless you trust it; if a link inside it is yours, replace it by the files (cp -rL)",
+            fix=(
+                "do not use this dataset unless you trust it; if a link inside it is yours, replace it by the"
+                " files (cp -rL)"
+            ),
         )
     return path
 
@@ -68,14 +78,17 @@ def check_is_dataset(root: Path) -> None:
             f"{root} is not a LeRobot dataset",
             got="no meta/info.json" if os.path.isdir(root) else "no such directory",
             need="a directory with meta/info.json, meta/ and data/",
-            fix="--dataset with the dataset's top directory, or a hub id such as physical-intelligence/libero",
+            fix=(
+                "--dataset with the dataset's top directory, or a hub id such as physical-intelligence/libero"
+            ),
         )
 
 
 def open_file(root: Path, path: Path) -> BinaryIO:
     """The regular file `path` of the dataset in `root`, open for reading.
 
-    Raises: HarnessError "dataset-file-missing", "dataset-file-unreadable", "file-leaves-root" or "file-not-regular".
+    Raises: HarnessError "dataset-file-missing", "dataset-file-unreadable", "file-leaves-root" or
+    "file-not-regular".
     """
     try:
         return open_received(path, root)
@@ -110,4 +123,10 @@ def read_file(root: Path, path: Path, limit_bytes: int) -> bytes:
 
 
 def _unreadable(path: Path, error: OSError) -> HarnessError:
-    return HarnessError("dataset-file-unreadable", f"{path} cannot be read", got=error.strerror, need="a readable file", fix=f"chmod a+rX {path}")
+    return HarnessError(
+        "dataset-file-unreadable",
+        f"{path} cannot be read",
+        got=error.strerror,
+        need="a readable file",
+        fix=f"chmod a+rX {path}",
+    )

@@ -1,7 +1,9 @@
-"""PNG without Pillow: the structure of any, and the pixels of those that LeRobot writes, the same as Pillow's in less than half of the time.
+"""PNG without Pillow: the structure of any, and the pixels of those that LeRobot writes, the same as Pillow's
+in less than half of the time.
 
-Decoded here is only what leaves no room for interpretation: 8-bit RGB, not interlaced, no chunk but header, data and end, every
-checksum right. ISA-L inflates it and FFmpeg undoes the filters. Anything else is Pillow's, which also says what is wrong with it.
+Decoded here is only what leaves no room for interpretation: 8-bit RGB, not interlaced, no chunk but header,
+data and end, every checksum right. ISA-L inflates it and FFmpeg undoes the filters. Anything else is
+Pillow's, which also says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ def chunks(data: bytes) -> list[Chunk]:
 
 
 def decode_plain(data: bytes, most_pixels: int) -> np.ndarray | None:
-    """The picture, uint8 [H, W, 3], or None when it is not of the plain kind, not whole, or larger than `most_pixels`."""
+    """The picture, uint8 [H, W, 3], or None when it is not of the plain kind, not whole, or larger than
+    `most_pixels`.
+    """
     if not is_png(data) or data[24:29] != _PLAIN:
         return None
     width, height = size_of(data)
@@ -112,7 +116,9 @@ def _inflate(deflated: bytes, size: int) -> bytes | None:
 
 
 def _unfilter(header: bytes, rows: bytes, adler: bytes, size: tuple[int, int]) -> np.ndarray | None:
-    """The picture whose filtered rows these are, by FFmpeg, which gets them as a PNG of blocks that are only stored."""
+    """The picture whose filtered rows these are, by FFmpeg, which gets them as a PNG of blocks that are only
+    stored.
+    """
     import av
 
     codec = getattr(_LOCAL, "codec", None)
@@ -127,7 +133,12 @@ def _unfilter(header: bytes, rows: bytes, adler: bytes, size: tuple[int, int]) -
     except av.FFmpegError:
         _LOCAL.codec = None
         return None
-    if len(frames) != 1 or frames[0].format.name != "rgb24" or (frames[0].width, frames[0].height) != size or frames[0].is_corrupt:
+    if (
+        len(frames) != 1
+        or frames[0].format.name != "rgb24"
+        or (frames[0].width, frames[0].height) != size
+        or frames[0].is_corrupt
+    ):
         _LOCAL.codec = None
         return None
     # [H, W, 3]
@@ -136,7 +147,9 @@ def _unfilter(header: bytes, rows: bytes, adler: bytes, size: tuple[int, int]) -
 
 
 def _stored_png(header: bytes, rows: bytes, adler: bytes) -> bytes:
-    """FFmpeg looks at no chunk's checksum, so that of the data is left 0; `adler` is that of the rows, which the original had."""
+    """FFmpeg looks at no chunk's checksum, so that of the data is left 0; `adler` is that of the rows, which
+    the original had.
+    """
     view = memoryview(rows)
     parts: list[bytes | memoryview] = [b"\x78\x01"]
     for at in range(0, len(rows), _STORED):

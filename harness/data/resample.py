@@ -1,10 +1,11 @@
 """Bilinear resizing as Pillow does it, as numbers: what each output pixel is made of, exact to the last bit.
 
-Pillow makes a row of N pixels into one of M with output[m] = (Σ weight[m, k] · input[index[m, k]] + 2²¹) >> 22, along one axis and
-then along the other, and rounds to uint8 in between. So whoever has these numbers gets Pillow's pixels, on any device. Of a square
-the width comes first; other shapes are left to Pillow itself.
+Pillow makes a row of N pixels into one of M with output[m] = (Σ weight[m, k] · input[index[m, k]] + 2²¹) >>
+22, along one axis and then along the other, and rounds to uint8 in between. So whoever has these numbers gets
+Pillow's pixels, on any device. Of a square the width comes first; other shapes are left to Pillow itself.
 
-Source: python-pillow/Pillow src/libImaging/Resample.c `precompute_coeffs` and `normalize_coeffs_8bpc`, release 12.
+Source: python-pillow/Pillow src/libImaging/Resample.c `precompute_coeffs` and `normalize_coeffs_8bpc`,
+release 12.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Fit(NamedTuple):
 
 
 def fit(height: int, width: int, size: int) -> Fit:
-    """How a picture of height × width goes into a square of `size` with its proportions kept, as openpi's resize_with_pad."""
+    """How a picture of height × width goes into a square of `size` with its proportions kept, as openpi's
+    resize_with_pad.
+    """
     ratio = max(width / size, height / size)
     # A very long image would vanish: keep one pixel.
     small = max(1, int(height / ratio)), max(1, int(width / ratio))
@@ -40,7 +43,8 @@ def fit(height: int, width: int, size: int) -> Fit:
 def weights(before: int, after: int) -> tuple[np.ndarray, np.ndarray]:
     """Which pixels make each of `after` pixels out of `before`, and how much of each.
 
-    Shapes: index [after, K] int32, within the row; weight [after, K] int32 in units of 2⁻²², 0 where a pixel has fewer than K.
+    Shapes: index [after, K] int32, within the row; weight [after, K] int32 in units of 2⁻²², 0 where a pixel
+    has fewer than K.
     """
     scale = before / after
     support = max(scale, 1.0)

@@ -1,4 +1,6 @@
-"""The numbers of a dataset's rows, checked: state and actions, and that every row says itself which one it is."""
+"""The numbers of a dataset's rows, checked: state and actions, and that every row says itself which one it
+is.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ BOOKKEEPING = ["timestamp", "frame_index", "episode_index", "index", "task_index
 class Block:
     """Consecutive whole episodes, from the columns of one file, checked.
 
-    Shapes: state [N, S] (S is 0 without a state) and actions [N, A] float32; timestamp [N] float64; task_index [N] int64.
+    Shapes: state [N, S] (S is 0 without a state) and actions [N, A] float32; timestamp [N] float64;
+    task_index [N] int64.
     """
 
     episodes: list[Episode]
@@ -36,15 +39,22 @@ class Block:
     task_index: np.ndarray
 
 
-def read_blocks(metadata: Metadata, names: tuple[str | None, str], file: str, episodes: list[Episode]) -> Iterator[Block]:
-    """The rows of `file`, which holds `episodes`, with the features `names` as state (None without one) and actions. No image is read.
+def read_blocks(
+    metadata: Metadata, names: tuple[str | None, str], file: str, episodes: list[Episode]
+) -> Iterator[Block]:
+    """The rows of `file`, which holds `episodes`, with the features `names` as state (None without one) and
+    actions. No image is read.
 
-    Raises: HarnessError "dataset-rows-mismatch", "episode-place-wrong", "dataset-index-invalid", "dataset-not-finite", and those of
-    `read_columns`.
+    Raises: HarnessError "dataset-rows-mismatch", "episode-place-wrong", "dataset-index-invalid",
+    "dataset-not-finite", and those of `read_columns`.
     """
     path = inside(metadata.root, file)
     if episodes[0].row != 0:
-        raise invalid(metadata.root / "meta", f"the episodes of {file} do not follow each other", got=f"episode {episodes[0].index} after others")
+        raise invalid(
+            metadata.root / "meta",
+            f"the episodes of {file} do not follow each other",
+            got=f"episode {episodes[0].index} after others",
+        )
     parts = _parts(episodes)
     pieces = [sum(episode.length for episode in part) for part in parts]
     columns = [*(name for name in names if name is not None), *BOOKKEEPING]
@@ -54,14 +64,22 @@ def read_blocks(metadata: Metadata, names: tuple[str | None, str], file: str, ep
             numbers |= {name: numbers[name].reshape(-1) for name in BOOKKEEPING}
             _check_bookkeeping(path, part, numbers, metadata.tasks)
             state, actions = (_vectors(path, name, numbers, part[0].row, metadata.features) for name in names)
-            yield Block(part, state, actions, numbers["timestamp"].astype(np.float64), numbers["task_index"].astype(np.int64))
+            yield Block(
+                part,
+                state,
+                actions,
+                numbers["timestamp"].astype(np.float64),
+                numbers["task_index"].astype(np.int64),
+            )
     except HarnessError as refusal:
         if refusal.code in ("dataset-rows-mismatch", "dataset-index-invalid"):
             check_places(metadata)
         raise
 
 
-def _check_bookkeeping(path: Path, episodes: list[Episode], numbers: dict[str, np.ndarray], tasks: dict[int, str]) -> None:
+def _check_bookkeeping(
+    path: Path, episodes: list[Episode], numbers: dict[str, np.ndarray], tasks: dict[int, str]
+) -> None:
     first, start = episodes[0].first, episodes[0].row
     expected = {
         "index": np.arange(first, first + len(numbers["index"])),
@@ -77,16 +95,32 @@ def _check_bookkeeping(path: Path, episodes: list[Episode], numbers: dict[str, n
     timestamp, task = numbers["timestamp"], numbers["task_index"]
     for name in ("timestamp", "task_index"):
         if numbers[name].shape != expected["index"].shape:
-            raise _bad_index(path, start, name, f"{len(numbers[name])} values", f"one for each of {len(expected['index'])} rows")
+            raise _bad_index(
+                path,
+                start,
+                name,
+                f"{len(numbers[name])} values",
+                f"one for each of {len(expected['index'])} rows",
+            )
     if not np.isfinite(timestamp).all():
-        raise _bad_index(path, start + int(np.argmin(np.isfinite(timestamp))), "timestamp", "not a finite number", "seconds")
+        raise _bad_index(
+            path,
+            start + int(np.argmin(np.isfinite(timestamp))),
+            "timestamp",
+            "not a finite number",
+            "seconds",
+        )
     unknown = ~np.isin(task, list(tasks))
     if unknown.any():
         row = int(np.argmax(unknown))
-        raise _bad_index(path, start + row, "task_index", task[row], f"one of the {len(tasks)} tasks of meta/")
+        raise _bad_index(
+            path, start + row, "task_index", task[row], f"one of the {len(tasks)} tasks of meta/"
+        )
 
 
-def _vectors(path: Path, name: str | None, numbers: dict[str, np.ndarray], start: int, features: dict[str, Feature]) -> np.ndarray:
+def _vectors(
+    path: Path, name: str | None, numbers: dict[str, np.ndarray], start: int, features: dict[str, Feature]
+) -> np.ndarray:
     if name is None:
         return np.zeros((len(numbers["index"]), 0), np.float32)
     shape = features[name].shape if name in features else []
@@ -129,5 +163,14 @@ def _parts(episodes: list[Episode]) -> list[list[Episode]]:
 
 
 def _bad_index(path: Path, row: int, name: str, got: object, need: object) -> HarnessError:
-    fix = f"number the rows anew with LeRobot's own writer, in a copy of the dataset; nothing else of {path.name} is wrong by this"
-    return HarnessError("dataset-index-invalid", f"{path} row {row}: {name} is not what its place says", got=got, need=need, fix=fix)
+    fix = (
+        "number the rows anew with LeRobot's own writer, in a copy of the dataset; nothing else of"
+        f" {path.name} is wrong by this"
+    )
+    return HarnessError(
+        "dataset-index-invalid",
+        f"{path} row {row}: {name} is not what its place says",
+        got=got,
+        need=need,
+        fix=fix,
+    )

@@ -1,8 +1,9 @@
-"""Exact statistics of states and of padded action chunks, from the columns alone: no image is decoded, no JAX.
+"""Exact statistics of states and of padded action chunks, from the columns alone: no image is decoded, no
+JAX.
 
-Frame p of an episode is in min(p + 1, horizon) of its action chunks, and the last one also in their padding. So every value
-has a weight, and no chunk is built. Quantiles are found by the digits of the float32 values (radix selection), in two passes
-and a memory that does not grow with the dataset; nothing is approximated.
+Frame p of an episode is in min(p + 1, horizon) of its action chunks, and the last one also in their padding.
+So every value has a weight, and no chunk is built. Quantiles are found by the digits of the float32 values
+(radix selection), in two passes and a memory that does not grow with the dataset; nothing is approximated.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ QUANTILES = (0.01, 0.99)
 BLOCK_ROWS = 1 << 18
 # A spread below this share of the values' own size is measurement noise, not movement.
 TINY_SHARE = 1e-4
-# A model input beyond this is 10 times what a value within the quantiles can be: usually one outlier, or a spread that is too small.
+# A model input beyond this is 10 times what a value within the quantiles can be: usually one outlier, or a
+# spread that is too small.
 LARGE_NORMALIZED = 10.0
 _DIGIT = 1 << 16
 
 
 def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
-    """Mean, std (of the population), 1 % and 99 % quantile (linear between neighbours), min and max of each dimension.
+    """Mean, std (of the population), 1 % and 99 % quantile (linear between neighbours), min and max of each
+    dimension.
 
     Raises: HarnessError "stats-degenerate" when the recipe says so; those of the dataset's reader.
     """
@@ -61,7 +64,10 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
 
 def to_openpi_json(stats: NormStats) -> str:
     """The text of a norm_stats.json as openpi writes it: mean, std, q01 and q99 only."""
-    body = {key: {name: getattr(value, name) for name in ("mean", "std", "q01", "q99")} for key, value in stats.norm_stats.items()}
+    body = {
+        key: {name: getattr(value, name) for name in ("mean", "std", "q01", "q99")}
+        for key, value in stats.norm_stats.items()
+    }
     return json.dumps({"norm_stats": body}, indent=2)
 
 
@@ -86,7 +92,9 @@ def _blocks(dataset: LeRobotDataset) -> Callable[[], Iterator[Block]]:
 
 
 def _coalesced(blocks: Iterator[Block]) -> Iterator[Block]:
-    """Blocks of at least BLOCK_ROWS rows (but the last), so that the work for each is not lost in overhead."""
+    """Blocks of at least BLOCK_ROWS rows (but the last), so that the work for each is not lost in
+    overhead.
+    """
     held: list[Block] = []
     rows = 0
     for block in blocks:
@@ -100,15 +108,23 @@ def _coalesced(blocks: Iterator[Block]) -> Iterator[Block]:
 
 
 def _joined(blocks: list[Block]) -> Block:
-    arrays = [np.concatenate([getattr(b, name) for b in blocks]) for name in ("state", "actions", "timestamp", "task_index")]
+    arrays = [
+        np.concatenate([getattr(b, name) for b in blocks])
+        for name in ("state", "actions", "timestamp", "task_index")
+    ]
     return Block([episode for block in blocks for episode in block.episodes], *arrays)
 
 
-def _found(blocks: Callable[[], Iterator[Block]], horizon: int, keys: tuple[Key, ...]) -> dict[Key, DimensionStats]:
+def _found(
+    blocks: Callable[[], Iterator[Block]], horizon: int, keys: tuple[Key, ...]
+) -> dict[Key, DimensionStats]:
     tallies: dict[Key, Tally] = {key: Tally() for key in keys}
     for see in ("first", "second"):
         for block in blocks():
-            weights = {"state": np.ones(len(block.state)), "actions": chunk_weights([e.length for e in block.episodes], horizon)}
+            weights = {
+                "state": np.ones(len(block.state)),
+                "actions": chunk_weights([e.length for e in block.episodes], horizon),
+            }
             for key, tally in tallies.items():
                 for values, shares in _slices(getattr(block, key), weights[key]):
                     getattr(tally, see)(values, shares)
@@ -116,27 +132,40 @@ def _found(blocks: Callable[[], Iterator[Block]], horizon: int, keys: tuple[Key,
 
 
 def _slices(values: np.ndarray, weights: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same rows, a few at a time: float64 copies of a whole block would be the largest thing in memory."""
+    """The same rows, a few at a time: float64 copies of a whole block would be the largest thing in
+    memory.
+    """
     for start in range(0, len(values), _DIGIT):
         yield values[start : start + _DIGIT], weights[start : start + _DIGIT]
 
 
 class Tally:
-    """Exact statistics of rows that are seen twice, in the same order: all of them by `first`, then all of them by `second`.
+    """Exact statistics of rows that are seen twice, in the same order: all of them by `first`, then all of
+    them by `second`.
 
     Shapes: values [N, D] and the weight of each row [N].
     """
 
     def __init__(self) -> None:
-        self._total, self._sums, self._squares, self._counts = 0.0, np.zeros(1), np.zeros(1), np.zeros((1, _DIGIT))
+        self._total, self._sums, self._squares, self._counts = (
+            0.0,
+            np.zeros(1),
+            np.zeros(1),
+            np.zeros((1, _DIGIT)),
+        )
         self._low, self._high = np.array(np.inf), np.array(-np.inf)
 
     def first(self, values: np.ndarray, weights: np.ndarray) -> None:
         """Sums, extremes, and the upper digit of every value."""
         self._total += weights.sum()
         self._sums = self._sums + weights @ values.astype(np.float64)
-        self._low, self._high = np.minimum(self._low, values.min(axis=0)), np.maximum(self._high, values.max(axis=0))
-        self._counts = self._counts + np.stack([np.bincount(_digits(column)[0], weights, _DIGIT) for column in values.T])
+        self._low, self._high = (
+            np.minimum(self._low, values.min(axis=0)),
+            np.maximum(self._high, values.max(axis=0)),
+        )
+        self._counts = self._counts + np.stack(
+            [np.bincount(_digits(column)[0], weights, _DIGIT) for column in values.T]
+        )
 
     def second(self, values: np.ndarray, weights: np.ndarray) -> None:
         """Squares about the mean, and the lower digit of what shares its upper one with a quantile."""
@@ -150,9 +179,18 @@ class Tally:
     def result(self) -> DimensionStats:
         """The statistics of what has been seen."""
         rows = zip(self._places, self._lower, self._upper, strict=True)
-        q01, q99 = np.array([_between(row, bins, before, self._ranks, self._total) for row, bins, before in rows]).T
+        q01, q99 = np.array(
+            [_between(row, bins, before, self._ranks, self._total) for row, bins, before in rows]
+        ).T
         std = np.sqrt(self._squares / self._total)
-        vectors = {"mean": self._mean, "std": std, "q01": q01, "q99": q99, "min": self._low, "max": self._high}
+        vectors = {
+            "mean": self._mean,
+            "std": std,
+            "q01": q01,
+            "q99": q99,
+            "min": self._low,
+            "max": self._high,
+        }
         return DimensionStats(**{name: vector.tolist() for name, vector in vectors.items()})
 
     @cached_property
@@ -193,17 +231,25 @@ def _value(upper: int, lower: int) -> float:
     return float(np.array(bits, np.uint32).view(np.float32))
 
 
-def _between(places: np.ndarray, lower: dict[int, np.ndarray], before: np.ndarray, ranks: np.ndarray, total: float) -> list[float]:
+def _between(
+    places: np.ndarray, lower: dict[int, np.ndarray], before: np.ndarray, ranks: np.ndarray, total: float
+) -> list[float]:
     """Each quantile of one dimension, from the two order statistics around it."""
     order = []
     for place, rank in zip(places, ranks, strict=True):
         offset = rank - (before[place - 1] if place else 0)
-        order.append(_value(int(place), int(np.searchsorted(np.cumsum(lower[int(place)]), offset, side="right"))))
+        order.append(
+            _value(int(place), int(np.searchsorted(np.cumsum(lower[int(place)]), offset, side="right")))
+        )
     fractions = [(total - 1) * q % 1 for q in QUANTILES]
-    return [order[2 * n] + (order[2 * n + 1] - order[2 * n]) * fraction for n, fraction in enumerate(fractions)]
+    return [
+        order[2 * n] + (order[2 * n + 1] - order[2 * n]) * fraction for n, fraction in enumerate(fractions)
+    ]
 
 
-def _judge(key: Key, stats: DimensionStats, recipe: Recipe) -> tuple[DimensionStats, list[DegenerateDimension]]:
+def _judge(
+    key: Key, stats: DimensionStats, recipe: Recipe
+) -> tuple[DimensionStats, list[DegenerateDimension]]:
     """The statistics as the recipe wants them, and what is wrong with them."""
     quantile = recipe.data.normalization == "quantile"
     passed = recipe.data.degenerate_dimensions == "pass_through"
@@ -213,7 +259,14 @@ def _judge(key: Key, stats: DimensionStats, recipe: Recipe) -> tuple[DimensionSt
     findings = []
     for d, (low, high) in enumerate(zip(stats.min, stats.max, strict=True)):
         spread = stats.q99[d] - stats.q01[d] if quantile else stats.std[d]
-        ends = [(x - stats.q01[d]) / (spread + EPSILON) * 2 - 1 if quantile else (x - stats.mean[d]) / (spread + EPSILON) for x in (low, high)]
+        ends = [
+            (
+                (x - stats.q01[d]) / (spread + EPSILON) * 2 - 1
+                if quantile
+                else (x - stats.mean[d]) / (spread + EPSILON)
+            )
+            for x in (low, high)
+        ]
         largest = max(abs(end) for end in ends)
         name = "q99 - q01" if quantile else "std"
         flat = spread <= TINY_SHARE * max(abs(low), abs(high))
@@ -222,16 +275,29 @@ def _judge(key: Key, stats: DimensionStats, recipe: Recipe) -> tuple[DimensionSt
         elif flat:
             problem = f"has a tiny {name} of {spread:.3g} within {low:g} to {high:g}"
         elif largest > LARGE_NORMALIZED:
-            problem = f"reaches {largest:.3g} when normalized: {name} is {spread:.3g}, the values go from {low:g} to {high:g}"
+            problem = (
+                f"reaches {largest:.3g} when normalized: {name} is {spread:.3g}, the values go from {low:g}"
+                f" to {high:g}"
+            )
         else:
             continue
         if flat and passed:
             for statistic, neutral in (("mean", 0.0), ("std", 1.0), ("q01", -1.0), ("q99", 1.0)):
                 changed[statistic][d] = neutral
-            largest, fix = max(abs(low), abs(high)), "passed through without normalization, as data.degenerate_dimensions says"
+            largest, fix = (
+                max(abs(low), abs(high)),
+                "passed through without normalization, as data.degenerate_dimensions says",
+            )
         elif flat:
             fix = "--set data.degenerate_dimensions=pass_through keeps it as it is recorded"
         else:
-            fix = "look at the extreme frames of this dimension; a wrong value is best mended in a copy of the dataset"
-        findings.append(DegenerateDimension(key=key, dimension=d, problem=problem, largest_normalized=float(largest), fix=fix))
+            fix = (
+                "look at the extreme frames of this dimension; a wrong value is best mended in a copy of the"
+                " dataset"
+            )
+        findings.append(
+            DegenerateDimension(
+                key=key, dimension=d, problem=problem, largest_normalized=float(largest), fix=fix
+            )
+        )
     return stats.model_copy(update=changed), findings

@@ -1,4 +1,6 @@
-"""Prompts to tokens, with sentencepiece: the PaliGemma tokenizer, the small one of the package, or any .model file."""
+"""Prompts to tokens, with sentencepiece: the PaliGemma tokenizer, the small one of the package, or any .model
+file.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,14 @@ class Tokenizer:
     def encode(self, prompt: str) -> list[int]:
         """BOS, the cleaned prompt, and a newline that is encoded by itself. The state is not part of it.
 
-        Source: openpi src/openpi/models/tokenizer.py `PaligemmaTokenizer.tokenize` without a state, commit 15a9616.
+        Source: openpi src/openpi/models/tokenizer.py `PaligemmaTokenizer.tokenize` without a state, commit
+        15a9616.
         """
-        return [self._bos, *self._processor.EncodeAsIds(clean_prompt(prompt)), *self._processor.EncodeAsIds("\n")]
+        return [
+            self._bos,
+            *self._processor.EncodeAsIds(clean_prompt(prompt)),
+            *self._processor.EncodeAsIds("\n"),
+        ]
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -66,7 +73,8 @@ def tokenizer_of(recipe: Recipe) -> Tokenizer:
 
 
 def tokenizer_path(name: str) -> Path:
-    """Where the tokenizer `name` lies: "sample", "paligemma" (downloaded once into the cache), or the path of a .model file.
+    """Where the tokenizer `name` lies: "sample", "paligemma" (downloaded once into the cache), or the path of
+    a .model file.
 
     Raises: HarnessError of a download.
     """
@@ -102,5 +110,8 @@ def _invalid(name: str, why: str) -> HarnessError:
         "tokenizer-invalid",
         f"tokenizer {name!r} is not a sentencepiece model: {why[:200]}",
         need="a sentencepiece .model file with a BOS token",
-        fix="--set data.tokenizer=paligemma, or name another .model file; delete a damaged download from the cache",
+        fix=(
+            "--set data.tokenizer=paligemma, or name another .model file; delete a damaged download from the"
+            " cache"
+        ),
     )

@@ -1,6 +1,7 @@
 """From a dataset's values to the model's inputs, and back. numpy and Pillow only.
 
-Source: openpi src/openpi/transforms.py and packages/openpi-client/src/openpi_client/image_tools.py, commit 15a9616.
+Source: openpi src/openpi/transforms.py and packages/openpi-client/src/openpi_client/image_tools.py, commit
+15a9616.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from harness.errors import HarnessError
 
 Normalization = Literal["quantile", "zscore"]
 
-# Keeps a constant dimension from dividing by zero. Upstream's value, so that its checkpoints mean the same here.
+# Keeps a constant dimension from dividing by zero. Upstream's value, so that its checkpoints mean the same
+# here.
 EPSILON = 1e-6
 
 
@@ -78,7 +80,9 @@ def resize_with_pad(image: np.ndarray, size: int) -> np.ndarray:
     if (height, width) == (size, size):
         return image
     small = fit(height, width, size)
-    resized = np.asarray(Image.fromarray(image).resize((small.width, small.height), resample=Image.Resampling.BILINEAR))
+    resized = np.asarray(
+        Image.fromarray(image).resize((small.width, small.height), resample=Image.Resampling.BILINEAR)
+    )
     if resized.shape[:2] == (size, size):
         return resized
     square = np.zeros((size, size, 3), np.uint8)

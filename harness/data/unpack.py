@@ -1,8 +1,11 @@
-"""What a parquet file unpacks to, known before it is unpacked: rows by its footer, pages by their own headers.
+"""What a parquet file unpacks to, known before it is unpacked: rows by its footer, pages by their own
+headers.
 
-A footer may say one thing and the pages another, and a dictionary makes many large values of one: so pages are looked at as well.
+A footer may say one thing and the pages another, and a dictionary makes many large values of one: so pages
+are looked at as well.
 
-Source: apache/parquet-format src/main/thrift/parquet.thrift `PageHeader`, Encodings.md; apache/thrift doc/specs/thrift-compact-protocol.md.
+Source: apache/parquet-format src/main/thrift/parquet.thrift `PageHeader`, Encodings.md; apache/thrift
+doc/specs/thrift-compact-protocol.md.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from harness.units import GIB, KIB, MIB
 
 # Numbers of one file: every number is 8 bytes here. A recording's floats do not compress to a sixty-fourth.
 NUMBERS_BYTES, NUMBERS_TIMES = 128 * MIB, 64
-# Pictures and texts of one row group: encoded pictures do not compress again, but a still camera's may be one picture many times.
+# Pictures and texts of one row group: encoded pictures do not compress again, but a still camera's may be one
+# picture many times.
 VALUES_BYTES, VALUES_TIMES = 256 * MIB, 8
 # One page, which is unpacked as a whole.
 PAGE_BYTES, PAGE_TIMES = 64 * MIB, 16
@@ -25,7 +29,8 @@ FOOTER_BYTES = 32 * MIB
 _HEADER_BYTES = 16 * KIB
 _MOST_HEADER_BYTES = MIB
 _DEEPEST = 16
-# Encodings that make more bytes of values than the page has: both kinds of dictionary, and strings that begin as the one before.
+# Encodings that make more bytes of values than the page has: both kinds of dictionary, and strings that begin
+# as the one before.
 _MULTIPLYING = {2, 7, 8}
 
 
@@ -65,7 +70,9 @@ def check_groups(metadata: Any) -> list[int]:
 
 
 def check_numbers(file: BinaryIO, metadata: Any, names: list[str], fields: list[Any]) -> None:
-    """Refuses columns of numbers that unpack to more than a recording of this size has. `fields` are their Arrow fields.
+    """Refuses columns of numbers that unpack to more than a recording of this size has.
+
+    `fields` are their Arrow fields.
 
     Raises: TooMuch.
     """
@@ -73,7 +80,9 @@ def check_numbers(file: BinaryIO, metadata: Any, names: list[str], fields: list[
     check_groups(metadata)
     total = sum(metadata.num_rows * 8 * max(1, getattr(field.type, "list_size", 1)) for field in fields)
     columns = leaves(metadata, names)
-    listed = [metadata.row_group(group).column(n) for group in range(metadata.num_row_groups) for n in columns]
+    listed = [
+        metadata.row_group(group).column(n) for group in range(metadata.num_row_groups) for n in columns
+    ]
     total = max(total, 8 * sum(chunk.num_values for chunk in listed))
     if total > max(NUMBERS_BYTES, NUMBERS_TIMES * size):
         raise TooMuch(f"{size:,} bytes claim {total:,} bytes of numbers")
@@ -84,7 +93,8 @@ def check_numbers(file: BinaryIO, metadata: Any, names: list[str], fields: list[
 
 
 def rows_at_once(file: BinaryIO, metadata: Any, group: int, name: str) -> tuple[int | None, int]:
-    """(rows of the column `name` that may be read at once, None for all of the row group; the most bytes that they may be together).
+    """(rows of the column `name` that may be read at once, None for all of the row group; the most bytes that
+    they may be together).
 
     Raises: TooMuch.
     """
@@ -104,9 +114,15 @@ def rows_at_once(file: BinaryIO, metadata: Any, group: int, name: str) -> tuple[
 
 
 def leaves(metadata: Any, names: list[str]) -> list[int]:
-    """The numbers of the columns that belong to the features `names`: a list or a struct has others below it."""
+    """The numbers of the columns that belong to the features `names`: a list or a struct has others below
+    it.
+    """
     paths = (metadata.schema.column(n).path for n in range(metadata.num_columns))
-    return [n for n, path in enumerate(paths) if any(path == name or path.startswith(f"{name}.") for name in names)]
+    return [
+        n
+        for n, path in enumerate(paths)
+        if any(path == name or path.startswith(f"{name}.") for name in names)
+    ]
 
 
 def pages(file: BinaryIO, chunk: Any) -> Iterator[Page]:
@@ -144,7 +160,9 @@ def _page(file: BinaryIO, at: int, end: int) -> tuple[Page, int]:
             length *= 4
             if length > _MOST_HEADER_BYTES or len(data) == end - at:
                 raise TooMuch("the header of a page cannot be read") from None
-    body: dict[int, Any] = next((header[field] for field in (5, 7, 8) if isinstance(header.get(field), dict)), {})
+    body: dict[int, Any] = next(
+        (header[field] for field in (5, 7, 8) if isinstance(header.get(field), dict)), {}
+    )
     encoding = body.get(4 if 8 in header else 2, 0)
     # A dictionary has no rows of its own.
     numbers = [header.get(2), header.get(3), body.get(1, 0)]

@@ -38,8 +38,8 @@ class VideoReader:
         tolerance = 0.25 / fps
         try:
             container, stream = self._open(root, path)
-            # A little late, so that a key frame at this very time is found and not the one before it. Where decoding order
-            # differs from showing order that may be too late: then a little early.
+            # A little late, so that a key frame at this very time is found and not the one before it. Where
+            # decoding order differs from showing order that may be too late: then a little early.
             for start_s in (time_s + 0.1 / fps, time_s - tolerance):
                 container.seek(max(0, int(start_s / stream.time_base)), stream=stream, backward=True)
                 nearest = _nearest(container.decode(stream), time_s, fps)
@@ -95,24 +95,34 @@ def _nearest(frames: Iterator[Any], time_s: float, fps: float) -> Any:
             continue
         if nearest is None or abs(frame.time - time_s) < abs(nearest.time - time_s):
             nearest = frame
-        # Tables hold times as float32: a hundredth of a frame before is this frame, and decoding another would be for nothing.
+        # Tables hold times as float32: a hundredth of a frame before is this frame, and decoding another
+        # would be for nothing.
         if frame.time >= time_s - 0.01 / fps:
             break
     return nearest
 
 
 def open_video(root: Path, path: Path) -> tuple[Any, Any]:
-    """An open container of the dataset in `root`, and its video stream. It is read as an mp4 and from this file alone, whatever it names.
+    """An open container of the dataset in `root`, and its video stream.
 
-    Raises: HarnessError "dataset-file-missing", "video-corrupt", "git-lfs-pointer", "image-too-large", "image-too-deep", and those of `open_file`.
+    It is read as an mp4 and from this file alone, whatever it names.
+
+    Raises: HarnessError "dataset-file-missing", "video-corrupt", "git-lfs-pointer", "image-too-large",
+    "image-too-deep", and those of `open_file`.
     """
     import av
 
     with open_file(root, path) as file:
         try:
             check_claims(file)
-            # FFmpeg takes the descriptor that was checked, a copy of it. Source: FFmpeg doc/protocols.texi `fd`, libavformat/mov.c `mov_options`.
-            own = {"fd": str(file.fileno()), "protocol_whitelist": "fd", "enable_drefs": "0", "use_absolute_path": "0"}
+            # FFmpeg takes the descriptor that was checked, a copy of it. Source: FFmpeg doc/protocols.texi
+            # `fd`, libavformat/mov.c `mov_options`.
+            own = {
+                "fd": str(file.fileno()),
+                "protocol_whitelist": "fd",
+                "enable_drefs": "0",
+                "use_absolute_path": "0",
+            }
             # The container may say another size than the pictures in it have.
             container = av.open("fd:", format="mp4", options=own | _PIXELS)
         except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
@@ -141,7 +151,11 @@ def _stream(container: Any, path: Path) -> Any:
         raise ValueError("no picture size or time base")
     if context.width * context.height > MAX_PIXELS:
         raise too_large(str(path), context.width, context.height)
-    if context.format is not None and len(context.format.components) == 1 and context.format.components[0].bits > 8:
+    if (
+        context.format is not None
+        and len(context.format.components) == 1
+        and context.format.components[0].bits > 8
+    ):
         raise too_deep(str(path))
     # The loader has threads of its own; more in each decoder only delay the first frame after a seek.
     context.thread_count = 1
@@ -150,7 +164,9 @@ def _stream(container: Any, path: Path) -> Any:
 
 
 def packet_times(root: Path, path: Path) -> np.ndarray:
-    """When each packet of the file is shown, in seconds and in order: float64 [N], at least one. Nothing is decoded.
+    """When each packet of the file is shown, in seconds and in order: float64 [N], at least one.
+
+    Nothing is decoded.
 
     Raises: HarnessError as `open_video`.
     """
@@ -159,7 +175,11 @@ def packet_times(root: Path, path: Path) -> np.ndarray:
     container, stream = open_video(root, path)
     with container:
         try:
-            packets = [(packet.pts, packet.is_corrupt) for packet in container.demux(stream) if packet.pts is not None]
+            packets = [
+                (packet.pts, packet.is_corrupt)
+                for packet in container.demux(stream)
+                if packet.pts is not None
+            ]
         except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
             raise _corrupt(path, error) from error
         # A packet whose bytes end before it does is no frame.
@@ -174,15 +194,23 @@ def _corrupt(path: Path, error: Exception) -> HarnessError:
     return damaged("video-corrupt", f"{path} cannot be decoded", path, got=reason[:200], need="a whole mp4")
 
 
-def too_short(path: Path, time_s: float, nearest_s: float | None, row: str = "the table", lacks: int | None = None) -> HarnessError:
-    """The error for a row of the table that has no frame; `lacks` is how many frames the file has too few at its end, where that is all."""
+def too_short(
+    path: Path, time_s: float, nearest_s: float | None, row: str = "the table", lacks: int | None = None
+) -> HarnessError:
+    """The error for a row of the table that has no frame; `lacks` is how many frames the file has too few at
+    its end, where that is all.
+    """
     got = "no frame" if nearest_s is None else f"nearest frame at {nearest_s:.3f} s"
     fix = another_copy(path)
     if lacks is not None:
         frames = "frame" if lacks == 1 else "frames"
         got += f"; the video ends {lacks} {frames} before the table"
         if hub_of(path) is None:
-            fix = correct(path, f"in a copy, leave that {frames if lacks == 1 else 'end'} of the episode out of the table and of meta/, or the episode")
+            fix = correct(
+                path,
+                f"in a copy, leave that {frames if lacks == 1 else 'end'} of the episode out of the table and"
+                " of meta/, or the episode",
+            )
     return HarnessError(
         "video-too-short",
         f"{path} has no frame at {time_s:.3f} s, where {row} needs one",

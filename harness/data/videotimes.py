@@ -1,4 +1,6 @@
-"""Why a whole video has no frame for a row: it was recorded at another rate, or the metadata look for the episode at another time."""
+"""Why a whole video has no frame for a row: it was recorded at another rate, or the metadata look for the
+episode at another time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _SHARE = 5e-4
 
 
 def check_rate(path: Path, there: np.ndarray, wanted: np.ndarray, episode: Episode) -> None:
-    """Refuses a video of another rate than the table. `there` are the times of its frames, `wanted` those of the episode's rows, in seconds.
+    """Refuses a video of another rate than the table.
+
+    `there` are the times of its frames, `wanted` those of the episode's rows, in seconds.
 
     Raises: HarnessError "video-other-rate".
     """
@@ -26,9 +30,16 @@ def check_rate(path: Path, there: np.ndarray, wanted: np.ndarray, episode: Episo
     raise HarnessError(
         "video-other-rate",
         f"{path} was recorded at another rate than the table; both are whole",
-        got=f"{video:.4g} frames a second in the video ({len(there)} frames), {table:.4g} in the table ({episode.length} rows of episode {episode.index})",
+        got=(
+            f"{video:.4g} frames a second in the video ({len(there)} frames), {table:.4g} in the table"
+            f" ({episode.length} rows of episode {episode.index})"
+        ),
         need="one rate for both",
-        fix=correct(path, f"write the table anew at {video:.4g} rows a second (fps in meta/info.json too), or record camera and robot at one rate"),
+        fix=correct(
+            path,
+            f"write the table anew at {video:.4g} rows a second (fps in meta/info.json too), or record camera"
+            " and robot at one rate",
+        ),
     )
 
 
@@ -38,8 +49,11 @@ def _rate(times: np.ndarray) -> float | None:
     return 1 / step if step > 0 else None
 
 
-def check_offsets(dataset: LeRobotDataset, name: str, path: Path, there: np.ndarray, episodes: list[Episode]) -> None:
-    """Refuses times at which the metadata look for the episodes of a file that has a frame for every row, elsewhere.
+def check_offsets(
+    dataset: LeRobotDataset, name: str, path: Path, there: np.ndarray, episodes: list[Episode]
+) -> None:
+    """Refuses times at which the metadata look for the episodes of a file that has a frame for every row,
+    elsewhere.
 
     Source: huggingface/lerobot issue 2328, a merge that went on counting the time of the file before.
     Raises: HarnessError "video-offset-wrong".
@@ -54,9 +68,14 @@ def check_offsets(dataset: LeRobotDataset, name: str, path: Path, there: np.ndar
             key = f"videos/{name}/from_timestamp"
             raise HarnessError(
                 "video-offset-wrong",
-                f"{where}: episode {episode.index} is looked for at another time than it has in {path}, which is whole",
+                f"{where}: episode {episode.index} is looked for at another time than it has in {path}, which"
+                " is whole",
                 got=f"{key} {said:.3f} s, in a file of {len(there) / dataset.fps:.3f} s",
                 need=f"{start:.3f} s",
-                fix=correct(where, f"set {key} of episode {episode.index} to {start:.3f}, or merge the datasets again with a newer LeRobot"),
+                fix=correct(
+                    where,
+                    f"set {key} of episode {episode.index} to {start:.3f}, or merge the datasets again with a"
+                    " newer LeRobot",
+                ),
             )
         start += episode.length / dataset.fps

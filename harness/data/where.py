@@ -1,4 +1,6 @@
-"""Which file each episode's rows are really in, by the rows themselves: asked only where the metadata and a file disagree."""
+"""Which file each episode's rows are really in, by the rows themselves: asked only where the metadata and a
+file disagree.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ from harness.errors import HarnessError
 
 
 def check_places(metadata: Metadata) -> None:
-    """Refuses metadata that name another file for an episode than the one that has all of its rows; the files are whole then.
+    """Refuses metadata that name another file for an episode than the one that has all of its rows; the files
+    are whole then.
 
-    Source: huggingface/lerobot issue 2401, a converter that listed the first episode of a new file in the one before.
+    Source: huggingface/lerobot issue 2401, a converter that listed the first episode of a new file in the one
+    before.
     Raises: HarnessError "episode-place-wrong".
     """
     if metadata.version != "v3.0":
@@ -33,18 +37,23 @@ def check_places(metadata: Metadata) -> None:
             where = metadata.root / "meta/episodes"
             raise HarnessError(
                 "episode-place-wrong",
-                f"{where}: episode {episode.index} is listed in another file than the one that has its rows; the files are whole",
+                f"{where}: episode {episode.index} is listed in another file than the one that has its rows;"
+                " the files are whole",
                 got=episode.file,
                 need=places[0],
                 fix=correct(
-                    where, f"correct data/chunk_index and data/file_index of episode {episode.index}, or convert the dataset again with a newer LeRobot"
+                    where,
+                    f"correct data/chunk_index and data/file_index of episode {episode.index}, or convert the"
+                    " dataset again with a newer LeRobot",
                 ),
             )
 
 
 def _files(root: Path) -> list[str]:
     """The tables of the dataset, listed or not."""
-    return sorted(path.relative_to(root).as_posix() for path in walk_dataset(root / "data") if path.suffix == ".parquet")
+    return sorted(
+        path.relative_to(root).as_posix() for path in walk_dataset(root / "data") if path.suffix == ".parquet"
+    )
 
 
 def _rows_by_episode(metadata: Metadata, file: str) -> Counter[int]:

@@ -20,7 +20,12 @@ def trained(situation: Situation) -> Iterator[Finding]:
     try:
         check_who_is_trained(situation.recipe)
     except HarnessError as refusal:
-        yield error("trained", refusal.got or refusal.what, refusal.need or "adapters alone to be trained", refusal.fix)
+        yield error(
+            "trained",
+            refusal.got or refusal.what,
+            refusal.need or "adapters alone to be trained",
+            refusal.fix,
+        )
 
 
 def dataset(situation: Situation) -> Iterator[Finding]:
@@ -31,9 +36,19 @@ def dataset(situation: Situation) -> Iterator[Finding]:
         return
     batch = situation.recipe.train.global_batch
     if found.frames < batch:
-        yield error("dataset", f"{found.frames} frames", f"at least one batch of {batch}", f"--set train.global_batch={found.frames}, or more data")
+        yield error(
+            "dataset",
+            f"{found.frames} frames",
+            f"at least one batch of {batch}",
+            f"--set train.global_batch={found.frames}, or more data",
+        )
     for text in found.findings:
-        yield warning("dataset", text, "a dataset without findings", f"harness data --dataset {found.source} --html shows it")
+        yield warning(
+            "dataset",
+            text,
+            "a dataset without findings",
+            f"harness data --dataset {found.source} --html shows it",
+        )
 
 
 def statistics(situation: Situation) -> Iterator[Finding]:
@@ -43,15 +58,29 @@ def statistics(situation: Situation) -> Iterator[Finding]:
         yield _not_here(situation, "statistics")
         return
     for found in situation.stats.findings:
-        largest = "" if found.largest_normalized is None else f"; the largest normalized value is {found.largest_normalized:.3g}"
+        largest = (
+            ""
+            if found.largest_normalized is None
+            else f"; the largest normalized value is {found.largest_normalized:.3g}"
+        )
         make = error if strict else warning
-        yield make("statistics", f"{found.key}[{found.dimension}]: {found.problem}{largest}", "a spread that quantiles can be divided by", found.fix)
+        yield make(
+            "statistics",
+            f"{found.key}[{found.dimension}]: {found.problem}{largest}",
+            "a spread that quantiles can be divided by",
+            found.fix,
+        )
 
 
 def _not_here(situation: Situation, check: str) -> Finding:
     name = situation.recipe.data.dataset
     got = f"the dataset {name} is not on this machine, so nothing was looked at"
-    return unknown(check, got, "the data, to be looked at", f"harness data --dataset {shlex.quote(name)} fetches it; harness train looks before it trains")
+    return unknown(
+        check,
+        got,
+        "the data, to be looked at",
+        f"harness data --dataset {shlex.quote(name)} fetches it; harness train looks before it trains",
+    )
 
 
 def leftovers(situation: Situation) -> Iterator[Finding]:
@@ -60,7 +89,11 @@ def leftovers(situation: Situation) -> Iterator[Finding]:
         raise NotNeeded("no --run was named")
     for save in situation.leftovers:
         got = f"{save.path} was never finished ({', '.join(save.missing) or save.reason})"
-        fix = f"harness inspect {Path(save.path).parent} --clean" if save.safe_to_delete else f"wait: {save.reason}"
+        fix = (
+            f"harness inspect {Path(save.path).parent} --clean"
+            if save.safe_to_delete
+            else f"wait: {save.reason}"
+        )
         yield warning("interrupted save", got, "whole checkpoints only", fix)
 
 
@@ -77,9 +110,14 @@ def weights(situation: Situation) -> Iterator[Finding]:
             got = f"{refusal.what}; {refusal.got}" if refusal.got else refusal.what
             yield error("weights", got, refusal.need or "weights of the recipe's model", refusal.fix)
     elif not Path(source).is_dir():
-        fix = "mount the directory into the container, or --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
+        fix = (
+            "mount the directory into the container, or --set"
+            " weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
+        )
         yield error("weights", f"there is no directory {source}", "an openpi params directory", fix)
     else:
         with contextlib.suppress(OSError):
             if not os.listdir(source):
-                yield error("weights", f"{source} is empty", "an openpi params directory", "download it again, whole")
+                yield error(
+                    "weights", f"{source} is empty", "an openpi params directory", "download it again, whole"
+                )

@@ -1,4 +1,6 @@
-"""All checks, one after the other, each within its time; a check that fails to check says so and hides no other."""
+"""All checks, one after the other, each within its time; a check that fails to check says so and hides no
+other.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from harness.run.lock import holder
 
 
 class Check(NamedTuple):
-    """`run` yields findings about a situation; nothing when it has looked and all is well. It raises NotNeeded where it need not look."""
+    """`run` yields findings about a situation; nothing when it has looked and all is well.
+
+    It raises NotNeeded where it need not look.
+    """
 
     name: str
     run: Callable[[Situation], Iterable[Finding]]
@@ -27,7 +32,12 @@ def _one_run_a_directory(situation: Situation) -> Iterator[Finding]:
         raise NotNeeded("no --run was named")
     who = holder(situation.run)
     if who is not None:
-        yield error("run directory", who, "one process a run directory", "wait for it, or stop it (SIGTERM saves); a run of its own: --name NEW")
+        yield error(
+            "run directory",
+            who,
+            "one process a run directory",
+            "wait for it, or stop it (SIGTERM saves); a run of its own: --name NEW",
+        )
 
 
 CHECKS = (
@@ -57,7 +67,9 @@ CHECKS = (
 )
 
 
-def examine(situation: Situation, *, allow: Iterable[str] = (), checks: Iterable[Check] = CHECKS, inputs: str = "") -> Diagnosis:
+def examine(
+    situation: Situation, *, allow: Iterable[str] = (), checks: Iterable[Check] = CHECKS, inputs: str = ""
+) -> Diagnosis:
     """What all checks find; `allow` names checks whose errors do not stop the run.
 
     Raises: HarnessError "check-unknown" for a name in `allow` that no check has.
@@ -66,13 +78,21 @@ def examine(situation: Situation, *, allow: Iterable[str] = (), checks: Iterable
     names = [check.name for check in checks]
     for name in allowed:
         if name not in names:
-            raise HarnessError("check-unknown", f"there is no check {name!r}", got=name, need=f"one of {', '.join(names)}", fix="--allow 'NAME OF A CHECK'")
+            raise HarnessError(
+                "check-unknown",
+                f"there is no check {name!r}",
+                got=name,
+                need=f"one of {', '.join(names)}",
+                fix="--allow 'NAME OF A CHECK'",
+            )
     looked = {check.name: _within(check, situation) for check in checks}
     not_needed = {name: answer for name, answer in looked.items() if isinstance(answer, str)}
     found = {name: answer for name, answer in looked.items() if not isinstance(answer, str)}
     order = {"error": 0, "unknown": 1, "warning": 2}
     # A finding carries the name of its check, so that --allow can be given as it is printed.
-    findings = [finding.model_copy(update={"check": name}) for name, several in found.items() for finding in several]
+    findings = [
+        finding.model_copy(update={"check": name}) for name, several in found.items() for finding in several
+    ]
     return Diagnosis(
         inputs=inputs,
         findings=sorted(findings, key=lambda finding: order[finding.severity]),
@@ -83,7 +103,9 @@ def examine(situation: Situation, *, allow: Iterable[str] = (), checks: Iterable
 
 
 def _within(check: Check, situation: Situation) -> list[Finding] | str:
-    """The findings of one check, or that it could not be carried out in its time; as text why it need not look."""
+    """The findings of one check, or that it could not be carried out in its time; as text why it need not
+    look.
+    """
     findings: list[Finding] = []
     failure: list[BaseException] = []
 
@@ -93,15 +115,26 @@ def _within(check: Check, situation: Situation) -> list[Finding] | str:
         except Exception as caught:
             failure.append(caught)
 
-    # A thread of its own, and a daemon: a hung disk or driver must hold up neither the other checks nor the end of the process.
+    # A thread of its own, and a daemon: a hung disk or driver must hold up neither the other checks nor the
+    # end of the process.
     thread = threading.Thread(target=work, daemon=True, name=f"doctor {check.name}")
     thread.start()
     thread.join(check.limit_s)
     if thread.is_alive():
-        return [unknown(check.name, f"no answer within {check.limit_s:g} s", "an answer", "look for a hung disk, driver or network: dmesg | tail")]
+        return [
+            unknown(
+                check.name,
+                f"no answer within {check.limit_s:g} s",
+                "an answer",
+                "look for a hung disk, driver or network: dmesg | tail",
+            )
+        ]
     if failure and isinstance(failure[0], NotNeeded):
         return findings or str(failure[0])
     if failure:
         got = f"the check failed: {type(failure[0]).__name__}: {failure[0]}"
-        return [*findings, unknown(check.name, got[:300], "an answer", "harness probe --json shows what is known")]
+        return [
+            *findings,
+            unknown(check.name, got[:300], "an answer", "harness probe --json shows what is known"),
+        ]
     return findings

@@ -1,4 +1,6 @@
-"""Checks of GPU and driver, from what NVML said before JAX was started, and from JAX itself in a process of its own."""
+"""Checks of GPU and driver, from what NVML said before JAX was started, and from JAX itself in a process of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,17 @@ from harness.units import format_bytes
 
 # Source: JAX docs/installation.md, "NVIDIA GPU" (driver for CUDA 12 on Linux).
 _DRIVER = (525, 60, 13)
-# The first capability with bfloat16 arithmetic, in which the model is computed: the plan refuses what is older.
+# The first capability with bfloat16 arithmetic, in which the model is computed: the plan refuses what is
+# older.
 # Source: CUDA C++ Programming Guide, "Compute Capabilities".
 _BFLOAT16 = (8, 0)
-# Code for Blackwell is in CUDA 12.8 and newer, whose driver is of the 570 branch. Source: CUDA Toolkit 12.8 release notes.
+# Code for Blackwell is in CUDA 12.8 and newer, whose driver is of the 570 branch. Source: CUDA Toolkit 12.8
+# release notes.
 _BLACKWELL, _BLACKWELL_DRIVER = (10, 0), (570,)
 _JAX_TIMEOUT_S = 90
-_LIST_DEVICES = "import json, jax; print(json.dumps([[d.device_kind, d.platform] for d in jax.local_devices()]))"
+_LIST_DEVICES = (
+    "import json, jax; print(json.dumps([[d.device_kind, d.platform] for d in jax.local_devices()]))"
+)
 
 
 _ON_CPU = "the run is on the CPU"
@@ -41,7 +47,12 @@ def driver(situation: Situation) -> Iterator[Finding]:
     machine = _machine_of_a_gpu(situation)
     if machine.driver_version is None:
         if not machine.gpus and machine.gpu_error:
-            yield unknown("driver", "NVML does not start, so no version is told", "an NVIDIA driver", "mend what the check GPU and JAX names")
+            yield unknown(
+                "driver",
+                "NVML does not start, so no version is told",
+                "an NVIDIA driver",
+                "mend what the check GPU and JAX names",
+            )
         else:
             why = machine.unknown.get("driver_version", "NVML does not tell")
             yield unknown("driver", f"its version is not told: {why}", "an NVIDIA driver", "nvidia-smi")
@@ -49,24 +60,52 @@ def driver(situation: Situation) -> Iterator[Finding]:
     version = _numbers(machine.driver_version)
     if version < _DRIVER:
         need = ".".join(map(str, _DRIVER))
-        yield error("driver", machine.driver_version, f"{need} or newer, for CUDA 12", "install a newer NVIDIA driver on the host (not in the container)")
+        yield error(
+            "driver",
+            machine.driver_version,
+            f"{need} or newer, for CUDA 12",
+            "install a newer NVIDIA driver on the host (not in the container)",
+        )
     for gpu in _visible(situation):
         capability = _numbers(gpu.compute_capability or "")
         if capability >= _BLACKWELL and version < _BLACKWELL_DRIVER:
-            yield error("driver", f"{machine.driver_version} with {gpu.name}", "570 or newer for Blackwell", "install a newer NVIDIA driver on the host")
+            yield error(
+                "driver",
+                f"{machine.driver_version} with {gpu.name}",
+                "570 or newer for Blackwell",
+                "install a newer NVIDIA driver on the host",
+            )
 
 
 def capability(situation: Situation) -> Iterator[Finding]:
     """The GPU computes in bfloat16; the plan refuses one that does not."""
     _machine_of_a_gpu(situation)
     if not _visible(situation):
-        yield unknown("compute capability", "no usable GPU to be asked", "8.0 or newer", "mend what the check GPU and JAX names")
+        yield unknown(
+            "compute capability",
+            "no usable GPU to be asked",
+            "8.0 or newer",
+            "mend what the check GPU and JAX names",
+        )
     for gpu in _visible(situation):
         if gpu.compute_capability is None:
-            yield unknown("compute capability", gpu.unknown.get("compute_capability", "NVML does not tell"), "8.0 or newer", "harness probe")
+            yield unknown(
+                "compute capability",
+                gpu.unknown.get("compute_capability", "NVML does not tell"),
+                "8.0 or newer",
+                "harness probe",
+            )
         elif _numbers(gpu.compute_capability) < _BFLOAT16:
-            got = f"{gpu.compute_capability} ({gpu.name}): no bfloat16 arithmetic, in which the model is computed"
-            yield error("compute capability", got, "8.0 (Ampere) or newer", "use another GPU: CUDA_VISIBLE_DEVICES=UUID, or another machine")
+            got = (
+                f"{gpu.compute_capability} ({gpu.name}): no bfloat16 arithmetic, in which the model is"
+                " computed"
+            )
+            yield error(
+                "compute capability",
+                got,
+                "8.0 (Ampere) or newer",
+                "use another GPU: CUDA_VISIBLE_DEVICES=UUID, or another machine",
+            )
 
 
 def visible(situation: Situation) -> Iterator[Finding]:
@@ -74,7 +113,12 @@ def visible(situation: Situation) -> Iterator[Finding]:
     machine = situation.machine
     for gpu in machine.gpus:
         if gpu.error and len(machine.gpus) > 1:
-            yield warning("GPU", f"GPU {gpu.index}: {gpu.error}", "a GPU that answers", "do what it says; nvidia-smi shows whether that has helped")
+            yield warning(
+                "GPU",
+                f"GPU {gpu.index}: {gpu.error}",
+                "a GPU that answers",
+                "do what it says; nvidia-smi shows whether that has helped",
+            )
     _machine_of_a_gpu(situation)
     if not _visible(situation):
         fix = machine.gpu_fix or "harness probe; in compose: service train, not smoke"
@@ -82,23 +126,49 @@ def visible(situation: Situation) -> Iterator[Finding]:
         return
     uncertain = machine.unknown.get("visible_devices")
     if uncertain:
-        yield warning("GPU", uncertain, "a card that is named without doubt", "export CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the card by its uuid")
+        yield warning(
+            "GPU",
+            uncertain,
+            "a card that is named without doubt",
+            "export CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the card by its uuid",
+        )
     yield from _jax(situation)
 
 
 def _jax(situation: Situation) -> Iterator[Finding]:
-    environment = dict(situation.environ) | {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = dict(situation.environ) | {
+        "JAX_PLATFORMS": "cuda",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
     command = [situation.python, "-c", _LIST_DEVICES]
-    child = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=_JAX_TIMEOUT_S, check=False, cwd=os.sep)
+    child = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=_JAX_TIMEOUT_S,
+        check=False,
+        cwd=os.sep,
+    )
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-        fix = "unset LD_LIBRARY_PATH (it hides the CUDA libraries of the wheels); rebuild the image: docker compose build train"
+        fix = (
+            "unset LD_LIBRARY_PATH (it hides the CUDA libraries of the wheels); rebuild the image: docker"
+            " compose build train"
+        )
         yield error("JAX", last[:300], "JAX to start on the GPU that NVML sees", fix)
         return
     seen = len(json.loads(child.stdout.strip().splitlines()[-1]))
     expected = sum(len(gpu.mig_devices) or 1 for gpu in _visible(situation))
     if seen < expected:
-        yield warning("JAX", f"{seen} devices", f"{expected}, as NVML sees them", "unset CUDA_VISIBLE_DEVICES, or name the devices that you want by uuid")
+        yield warning(
+            "JAX",
+            f"{seen} devices",
+            f"{expected}, as NVML sees them",
+            "unset CUDA_VISIBLE_DEVICES, or name the devices that you want by uuid",
+        )
 
 
 def memory(situation: Situation) -> Iterator[Finding]:
@@ -108,33 +178,56 @@ def memory(situation: Situation) -> Iterator[Finding]:
     if plan is None:
         yield without_plan("device memory", situation)
     elif plan.chosen is None:
-        best = min((candidate.device_bytes for candidate in plan.candidates if candidate.device_bytes is not None), default=None)
-        got = f"{format_bytes(plan.usable_bytes)} usable on {plan.device}; the smallest plan needs {format_bytes(best)}"
-        yield error("device memory", got, "a plan that fits", "harness plan (what was rejected, and why); --recipe pi05_libero_lora trains less")
+        best = min(
+            (candidate.device_bytes for candidate in plan.candidates if candidate.device_bytes is not None),
+            default=None,
+        )
+        got = (
+            f"{format_bytes(plan.usable_bytes)} usable on {plan.device}; the smallest plan needs"
+            f" {format_bytes(best)}"
+        )
+        yield error(
+            "device memory",
+            got,
+            "a plan that fits",
+            "harness plan (what was rejected, and why); --recipe pi05_libero_lora trains less",
+        )
     for gpu in _visible(situation):
         for process in gpu.foreign_processes or []:
             yield warning(
                 "device memory",
-                f"process {process.pid} {process.name or ''} holds {format_bytes(process.used_bytes)} of GPU {gpu.index}",
+                f"process {process.pid} {process.name or ''} holds {format_bytes(process.used_bytes)} of GPU"
+                f" {gpu.index}",
                 "a GPU of its own: what another process takes during the run is lacking then",
                 "stop it, or use another GPU: CUDA_VISIBLE_DEVICES=UUID",
             )
     if situation.environ.get("XLA_PYTHON_CLIENT_ALLOCATOR") == "platform":
         # Source: JAX documentation, "GPU memory allocation": very slow, not for general use.
-        yield warning("device memory", "XLA_PYTHON_CLIENT_ALLOCATOR=platform", "JAX's own pool", "unset XLA_PYTHON_CLIENT_ALLOCATOR: it is many times slower")
+        yield warning(
+            "device memory",
+            "XLA_PYTHON_CLIENT_ALLOCATOR=platform",
+            "JAX's own pool",
+            "unset XLA_PYTHON_CLIENT_ALLOCATOR: it is many times slower",
+        )
 
 
 def wsl(situation: Situation) -> Iterator[Finding]:
-    """Under WSL2 the driver may spill to system memory instead of failing, 50 to 100 times slower, and without an error."""
+    """Under WSL2 the driver may spill to system memory instead of failing, 50 to 100 times slower, and
+    without an error.
+    """
     _machine_of_a_gpu(situation)
     if situation.machine.host.wsl is None:
-        yield unknown("WSL2", situation.machine.host.unknown.get("wsl", "not known"), "whether this is WSL2", "uname -r")
+        yield unknown(
+            "WSL2", situation.machine.host.unknown.get("wsl", "not known"), "whether this is WSL2", "uname -r"
+        )
     elif situation.machine.host.wsl:
         yield warning(
             "WSL2",
-            "a kernel of WSL2, where Windows decides whether a full GPU fails or spills into system memory; Linux cannot read the setting",
+            "a kernel of WSL2, where Windows decides whether a full GPU fails or spills into system memory;"
+            " Linux cannot read the setting",
             "no spilling: a step would take minutes",
-            "on Windows: NVIDIA Control Panel, Manage 3D settings, CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback",
+            "on Windows: NVIDIA Control Panel, Manage 3D settings, CUDA - Sysmem Fallback Policy: Prefer No"
+            " Sysmem Fallback",
         )
 
 

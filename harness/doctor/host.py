@@ -32,11 +32,13 @@ def memory(situation: Situation) -> Iterator[Finding]:
         yield without_plan("host memory", situation)
         return
     if host.ram_available_bytes is None:
-        yield unknown("host memory", host.unknown.get("ram_available_bytes", "not known"), "free memory", "free -h")
+        yield unknown(
+            "host memory", host.unknown.get("ram_available_bytes", "not known"), "free memory", "free -h"
+        )
         return
     saving = (chosen.disk_bytes or 0) // 2
-    # A save copies the state before it writes. The plan of a GPU counts that copy and the process; the plan of a CPU counts what XLA computes with.
-    # Where CPU and GPU have one memory, it counts both.
+    # A save copies the state before it writes. The plan of a GPU counts that copy and the process; the plan
+    # of a CPU counts what XLA computes with. Where CPU and GPU have one memory, it counts both.
     counted = max(chosen.shared_phases.values(), default=chosen.host_bytes or 0)
     need = counted + (0 if chosen.levers.platform == "cuda" else saving + _PROCESS_BYTES)
     if need > host.ram_available_bytes:
@@ -44,12 +46,19 @@ def memory(situation: Situation) -> Iterator[Finding]:
         ever = total is not None and need > total
         got = f"{format_bytes(host.ram_available_bytes)} available of {format_bytes(total)}"
         what = f"{format_bytes(need)}, of which {format_bytes(saving)} to save a checkpoint"
-        fix = "more memory for the container or the machine; a plan that saves less: --recipe pi05_libero_lora, --set train.save=trained"
-        yield (error if ever else warning)("host memory", got, what, fix if ever else f"close other programs; {fix}")
+        fix = (
+            "more memory for the container or the machine; a plan that saves less: --recipe pi05_libero_lora,"
+            " --set train.save=trained"
+        )
+        yield (error if ever else warning)(
+            "host memory", got, what, fix if ever else f"close other programs; {fix}"
+        )
 
 
 def disk(situation: Situation) -> Iterator[Finding]:
-    """There is room for the next two checkpoints, and for all that will be kept with one more while it is saved."""
+    """There is room for the next two checkpoints, and for all that will be kept with one more while it is
+    saved.
+    """
     chosen = situation.plan.chosen if situation.plan else None
     if chosen is None or chosen.disk_bytes is None:
         yield without_plan("disk", situation)
@@ -58,7 +67,11 @@ def disk(situation: Situation) -> Iterator[Finding]:
     if place is None:
         raise NotNeeded("nothing is written")
     one, directory = chosen.disk_bytes // 2, place / "checkpoints"
-    held = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
+    held = (
+        [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+        if directory.is_dir()
+        else []
+    )
     soon, most = more_checkpoints(situation.recipe.train, held)
     free = shutil.disk_usage(_existing(place)).free
     fix = "free space there, or keep runs elsewhere: HARNESS_RUNS=DIR (in compose HARNESS_RUNS_DIR=DIR)"
@@ -66,14 +79,19 @@ def disk(situation: Situation) -> Iterator[Finding]:
     if free < soon * one:
         yield error("disk", got, f"{format_bytes(soon * one)} for the next checkpoints", fix)
     elif free < most * one:
-        need = f"{format_bytes(most * one)} for the {most} checkpoints more that lie there at most, one being saved"
+        need = (
+            f"{format_bytes(most * one)} for the {most} checkpoints more that lie there at most, one being"
+            " saved"
+        )
         yield warning("disk", got, need, f"{fix}; or keep fewer: --set train.keep_every_steps=10000")
 
 
 def more_checkpoints(train: Train, held: Collection[int]) -> tuple[int, int]:
-    """How many checkpoints more than the `held` ones lie on the disk at most: over the next two saves, and over all that are left.
+    """How many checkpoints more than the `held` ones lie on the disk at most: over the next two saves, and
+    over all that are left.
 
-    As `checkpoint.store.Store` does it: while a step is saved the last one is still there; then only multiples of `keep_every_steps` stay.
+    As `checkpoint.store.Store` does it: while a step is saved the last one is still there; then only
+    multiples of `keep_every_steps` stay.
     """
     steps = [*range(train.save_every_steps, train.steps, train.save_every_steps), train.steps]
     kept, counts = set(held), []
@@ -90,7 +108,12 @@ def shared_memory(situation: Situation) -> Iterator[Finding]:
         raise NotNeeded("no loader processes: HARNESS_LOADER_WORKERS is not set")
     size = situation.machine.host.shm_bytes
     if size is None:
-        yield unknown("/dev/shm", situation.machine.host.unknown.get("shm_bytes", "not known"), "its size", "df -h /dev/shm")
+        yield unknown(
+            "/dev/shm",
+            situation.machine.host.unknown.get("shm_bytes", "not known"),
+            "its size",
+            "df -h /dev/shm",
+        )
     elif size < _SHM_BYTES:
         fix = "docker run --shm-size=8g (compose.yaml has it), or unset HARNESS_LOADER_WORKERS"
         yield error("/dev/shm", format_bytes(size), f"{format_bytes(_SHM_BYTES)} for loader processes", fix)
@@ -98,7 +121,12 @@ def shared_memory(situation: Situation) -> Iterator[Finding]:
 
 def process_limits() -> dict[str, int]:
     """The soft limits of this process by their letter of `ulimit`; one that is not limited is left out."""
-    limits = {"n": resource.RLIMIT_NOFILE, "u": resource.RLIMIT_NPROC, "v": resource.RLIMIT_AS, "f": resource.RLIMIT_FSIZE}
+    limits = {
+        "n": resource.RLIMIT_NOFILE,
+        "u": resource.RLIMIT_NPROC,
+        "v": resource.RLIMIT_AS,
+        "f": resource.RLIMIT_FSIZE,
+    }
     soft = {letter: resource.getrlimit(limit)[0] for letter, limit in limits.items()}
     return {letter: value for letter, value in soft.items() if value != resource.RLIM_INFINITY}
 
@@ -109,22 +137,48 @@ def limits(situation: Situation) -> Iterator[Finding]:
     if files < _FILES:
         yield warning("ulimit", f"{files} open files", f"{_FILES}", "ulimit -n 16384 (compose.yaml has it)")
     if processes < _PROCESSES:
-        yield warning("ulimit", f"{processes} processes and threads", f"{_PROCESSES}", "ulimit -u unlimited; in compose: no pids limit below that")
+        yield warning(
+            "ulimit",
+            f"{processes} processes and threads",
+            f"{_PROCESSES}",
+            "ulimit -u unlimited; in compose: no pids limit below that",
+        )
     for letter, what in (("v", "address space"), ("f", "file size")):
         if letter in situation.limits:
-            yield warning("ulimit", f"{what} limited to {format_bytes(situation.limits[letter])}", "no limit", f"ulimit -{letter} unlimited")
+            yield warning(
+                "ulimit",
+                f"{what} limited to {format_bytes(situation.limits[letter])}",
+                "no limit",
+                f"ulimit -{letter} unlimited",
+            )
 
 
 def clock(situation: Situation) -> Iterator[Finding]:
-    """The clock is of this age (else every https connection fails), and not behind what the run has written."""
+    """The clock is of this age (else every https connection fails), and not behind what the run has
+    written.
+    """
     now = time.time()
     fix = "set the clock: timedatectl set-ntp true; under WSL2 after a sleep: sudo hwclock -s"
     if now < _FIRST_RELEASE_S:
-        yield error("clock", time.strftime("%Y-%m-%d", time.gmtime(now)), "today's date: certificates are not yet valid then", fix)
-    files = [path for path in situation.run.iterdir() if path.is_file()] if situation.run and situation.run.is_dir() else []
+        yield error(
+            "clock",
+            time.strftime("%Y-%m-%d", time.gmtime(now)),
+            "today's date: certificates are not yet valid then",
+            fix,
+        )
+    files = (
+        [path for path in situation.run.iterdir() if path.is_file()]
+        if situation.run and situation.run.is_dir()
+        else []
+    )
     newest = max((path.stat().st_mtime for path in files), default=0.0)
     if newest > now + _CLOCK_SLACK_S:
-        yield warning("clock", f"the run has files of {format(newest - now, '.0f')} s from now", "a clock that does not jump", fix)
+        yield warning(
+            "clock",
+            f"the run has files of {format(newest - now, '.0f')} s from now",
+            "a clock that does not jump",
+            fix,
+        )
 
 
 def writable(situation: Situation) -> Iterator[Finding]:
@@ -137,7 +191,12 @@ def writable(situation: Situation) -> Iterator[Finding]:
             probe.unlink()
         except OSError as failure:
             fix = f"chown $(id -u) {there}; in compose HARNESS_UID=$(id -u) HARNESS_GID=$(id -g)"
-            yield error("writable", f"{path}: {failure.strerror} for uid {os.getuid()}", "a directory that this user may write", fix)
+            yield error(
+                "writable",
+                f"{path}: {failure.strerror} for uid {os.getuid()}",
+                "a directory that this user may write",
+                fix,
+            )
 
 
 def _existing(path: Path) -> Path:

@@ -1,4 +1,7 @@
-"""Checks that what must still be fetched can be reached. Nothing is contacted when nothing is missing, or when that is not wanted."""
+"""Checks that what must still be fetched can be reached.
+
+Nothing is contacted when nothing is missing, or when that is not wanted.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,35 @@ def hub(situation: Situation) -> Iterator[Finding]:
     if situation.dataset is not None or name == "sample" or os.path.isdir(os.path.expanduser(name)):
         raise NotNeeded("the dataset is on this machine")
     if situation.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        yield error("hub", f"HF_HUB_OFFLINE is set and {name} is not read yet", "the dataset on this machine", "unset HF_HUB_OFFLINE, or --dataset DIR")
+        yield error(
+            "hub",
+            f"HF_HUB_OFFLINE is set and {name} is not read yet",
+            "the dataset on this machine",
+            "unset HF_HUB_OFFLINE, or --dataset DIR",
+        )
         return
     if not situation.online:
-        yield unknown("hub", f"whether {name} can be fetched was not asked", "an answer of its server", "harness doctor --online asks it")
+        yield unknown(
+            "hub",
+            f"whether {name} can be fetched was not asked",
+            "an answer of its server",
+            "harness doctor --online asks it",
+        )
     elif not granted(name.partition("@")[0]):
-        yield error("hub", f"{name} is named by the run's recipe, and you did not ask for it", "your word, or the dataset here", "--fetch, or --dataset DIR")
+        yield error(
+            "hub",
+            f"{name} is named by the run's recipe, and you did not ask for it",
+            "your word, or the dataset here",
+            "--fetch, or --dataset DIR",
+        )
     else:
         endpoint = situation.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        yield from _reach("hub", f"{endpoint}/api/datasets/{name.partition('@')[0]}", f"{name}@{data.revision or 'main'}", "--dataset DIR (a copy)")
+        yield from _reach(
+            "hub",
+            f"{endpoint}/api/datasets/{name.partition('@')[0]}",
+            f"{name}@{data.revision or 'main'}",
+            "--dataset DIR (a copy)",
+        )
 
 
 def bucket(situation: Situation) -> Iterator[Finding]:
@@ -45,7 +68,12 @@ def bucket(situation: Situation) -> Iterator[Finding]:
     if situation.run is not None and any((situation.run / "checkpoints").glob("[0-9]*")):
         raise NotNeeded("the run goes on from its own checkpoint")
     if not situation.online:
-        yield unknown("weights", f"whether {source} can be fetched was not asked", "an answer of its server", "harness doctor --online asks it")
+        yield unknown(
+            "weights",
+            f"whether {source} can be fetched was not asked",
+            "an answer of its server",
+            "harness doctor --online asks it",
+        )
         return
     try:
         check_may_fetch(source, WEIGHTS)
@@ -56,7 +84,11 @@ def bucket(situation: Situation) -> Iterator[Finding]:
     if source.startswith("gs://"):
         name = source.removeprefix("gs://").partition("/")[0]
         emulator = situation.environ.get("STORAGE_EMULATOR_HOST", "")
-        base = (emulator if "://" in emulator else f"http://{emulator}").rstrip("/") if emulator else "https://storage.googleapis.com"
+        base = (
+            (emulator if "://" in emulator else f"http://{emulator}").rstrip("/")
+            if emulator
+            else "https://storage.googleapis.com"
+        )
         address = f"{base}/storage/v1/b/{name}/o?maxResults=1"
     yield from _reach("weights", address, source, "--set weights.source=DIR (a copy on this machine)")
 
@@ -66,11 +98,24 @@ def _reach(check: str, address: str, what: str, otherwise: str) -> Iterator[Find
         with open_url(address, timeout_s=_TIMEOUT_S):
             return
     except HarnessError as refusal:
-        yield error(check, refusal.what, refusal.need or "an address that may be fetched", f"{refusal.fix}; or {otherwise}")
+        yield error(
+            check,
+            refusal.what,
+            refusal.need or "an address that may be fetched",
+            f"{refusal.fix}; or {otherwise}",
+        )
     except HTTPError as failure:
         if failure.code in (401, 403, 404):
-            got, fix = f"the server answers {failure.code} for {what}", f"check the name; HF_TOKEN for what needs a login; or {otherwise}"
+            got, fix = (
+                f"the server answers {failure.code} for {what}",
+                f"check the name; HF_TOKEN for what needs a login; or {otherwise}",
+            )
             yield error(check, got, "an address that this account may read", fix)
     except (URLError, HTTPException, OSError) as failure:
         reason = getattr(failure, "reason", failure)
-        yield error(check, f"{what}: {reason}", "a network that reaches it, since it must be fetched", f"check network and proxy; or {otherwise}")
+        yield error(
+            check,
+            f"{what}: {reason}",
+            "a network that reaches it, since it must be fetched",
+            f"check network and proxy; or {otherwise}",
+        )

@@ -22,7 +22,12 @@ def plan(situation: Situation) -> Iterator[Finding]:
     if other is not None:
         # Of its words only what no other check says: how to plan for a card that is not here.
         elsewhere = refusal.fix.rpartition("; or ")[2] if "harness plan" in refusal.fix else ""
-        yield unknown("plan", f"none could be made: see {other}", "a plan", f"mend what the check {other} names" + (f"; {elsewhere}" if elsewhere else ""))
+        yield unknown(
+            "plan",
+            f"none could be made: see {other}",
+            "a plan",
+            f"mend what the check {other} names" + (f"; {elsewhere}" if elsewhere else ""),
+        )
         return
     got = f"[{refusal.code}] {refusal.what}" + (f": {refusal.got}" if refusal.got else "")
     yield error("plan", got, refusal.need or "a plan", refusal.fix)
@@ -35,4 +40,9 @@ def deviations(situation: Situation) -> Iterator[Finding]:
         yield without_plan("deviation", situation)
         return
     for deviation in chosen.deviations:
-        yield warning("deviation", deviation, "the recipe as it is written", "harness plan --exact tells the smallest card that carries it out exactly")
+        yield warning(
+            "deviation",
+            deviation,
+            "the recipe as it is written",
+            "harness plan --exact tells the smallest card that carries it out exactly",
+        )

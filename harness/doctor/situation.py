@@ -1,4 +1,7 @@
-"""What the checks look at: the files of a run, the machine, and the environment. A part that is not known yet is None."""
+"""What the checks look at: the files of a run, the machine, and the environment.
+
+A part that is not known yet is None.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,13 @@ CPU_PARAMETERS = 100_000_000
 
 
 class Situation(NamedTuple):
-    """`online`: servers may be contacted. `writes` are the directories that a run writes to; `limits` those of `ulimit`, by letter.
+    """`online`: servers may be contacted.
 
-    `python` is the interpreter of the trainer, which openpi's own brings. `device` is what was asked for, and `refusal` why there is no plan.
-    `why_not_weights` says what keeps local weights from being the recipe's start.
+    `writes` are the directories that a run writes to; `limits` those of `ulimit`, by letter.
+
+    `python` is the interpreter of the trainer, which openpi's own brings. `device` is what was asked for, and
+    `refusal` why there is no plan. `why_not_weights` says what keeps local weights from being the recipe's
+    start.
     """
 
     recipe: Recipe
@@ -43,7 +49,9 @@ class Situation(NamedTuple):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the run is meant for a GPU: by its plan, because it was asked for, because its model is real, or because there is one."""
+        """Whether the run is meant for a GPU: by its plan, because it was asked for, because its model is
+        real, or because there is one.
+        """
         if self.plan is not None and self.plan.chosen is not None:
             return self.plan.chosen.levers.platform == "cuda"
         if self.device is not None:
@@ -53,7 +61,10 @@ class Situation(NamedTuple):
 
 
 class NotNeeded(Exception):
-    """Raised by a check that has nothing to look at in this situation; its text says why. Such a check is neither well nor unknown."""
+    """Raised by a check that has nothing to look at in this situation; its text says why.
+
+    Such a check is neither well nor unknown.
+    """
 
 
 def error(check: str, got: object, need: str, fix: str) -> Finding:
@@ -67,8 +78,12 @@ def warning(check: str, got: object, need: str, fix: str) -> Finding:
 def without_plan(check: str, situation: Situation) -> Finding:
     """That a check which looks at the plan has none to look at."""
     if situation.refusal is not None or situation.plan is None:
-        return unknown(check, "there is no plan to look at", "a plan", "mend what the check of the plan names")
-    return unknown(check, "no plan fits", "a plan", "mend what the check of device memory or host memory names")
+        return unknown(
+            check, "there is no plan to look at", "a plan", "mend what the check of the plan names"
+        )
+    return unknown(
+        check, "no plan fits", "a plan", "mend what the check of device memory or host memory names"
+    )
 
 
 def unknown(check: str, got: object, need: str, fix: str) -> Finding:

@@ -12,7 +12,8 @@ from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, warning
 
 # Keys have 40 characters, newer ones 86; a self-hosted server puts a word and a dash before them.
-# Source: the report that started this project ("API key must be 40 characters long, yours was 86"); wandb sdk/lib/wbauth/validation.py.
+# Source: the report that started this project ("API key must be 40 characters long, yours was 86"); wandb
+# sdk/lib/wbauth/validation.py.
 _LENGTHS = (40, 86)
 _KEY = re.compile(r"[A-Za-z0-9_]+")
 _PREFIX = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]++-")
@@ -28,14 +29,23 @@ def wandb_key(situation: Situation) -> Iterator[Finding]:
     where, key = _key(situation.environ)
     if not key:
         if mode == "online":
-            yield error("wandb key", "WANDB_MODE=online and no key", "a key, since nobody is there to be asked", _FIX)
+            yield error(
+                "wandb key", "WANDB_MODE=online and no key", "a key, since nobody is there to be asked", _FIX
+            )
             return
         raise NotNeeded("there is no key, so the run logs offline")
     problem = _problem(key)
     if problem is not None:
-        yield error("wandb key", f"{where}: {problem}", "40 characters, or 86 for a key of the newer kind", _FIX)
+        yield error(
+            "wandb key", f"{where}: {problem}", "40 characters, or 86 for a key of the newer kind", _FIX
+        )
     elif where != "WANDB_API_KEY" and mode != "online":
-        yield warning("wandb key", f"there is one in {where}, which is not used", "WANDB_API_KEY to log online", "export WANDB_API_KEY, or WANDB_MODE=online")
+        yield warning(
+            "wandb key",
+            f"there is one in {where}, which is not used",
+            "WANDB_API_KEY to log online",
+            "export WANDB_API_KEY, or WANDB_MODE=online",
+        )
 
 
 def _key(environ: Mapping[str, str]) -> tuple[str, str | None]:

@@ -1,8 +1,10 @@
-"""Files and directories from gs://, https:// or a local path, through a cache that never passes a part for the whole.
+"""Files and directories from gs://, https:// or a local path, through a cache that never passes a part for
+the whole.
 
-An entry of the cache is a directory: `lock`, `part/` (what has come so far; a later call goes on from there), the file or
-directory itself, renamed into place when every size and hash is right, and `source.json` with all sizes and sha256.
-Only inside of an entry is anything ever removed. What an address or a server calls it becomes a name there once it is known to be one.
+An entry of the cache is a directory: `lock`, `part/` (what has come so far; a later call goes on from there),
+the file or directory itself, renamed into place when every size and hash is right, and `source.json` with all
+sizes and sha256. Only inside of an entry is anything ever removed. What an address or a server calls it
+becomes a name there once it is known to be one.
 """
 
 from __future__ import annotations
@@ -61,13 +63,20 @@ def is_remote(source: str) -> bool:
 
 
 def fetch_file(
-    source: str | Path, *, cache: Path | None = None, progress: Progress | None = None, sha256: str | None = None, named: Named = _TYPED
+    source: str | Path,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    sha256: str | None = None,
+    named: Named = _TYPED,
 ) -> Downloaded:
-    """The file `source`, local; with `sha256` it must have that hash. A second call needs no network, and no word of the user's.
+    """The file `source`, local; with `sha256` it must have that hash.
+
+    A second call needs no network, and no word of the user's.
 
     Raises: HarnessError "download-missing", "download-login", "download-unreachable", "download-truncated",
-    "download-corrupt", "download-no-space", "download-not-writable", "download-scheme", "download-address", "download-redirect";
-    "offline" and "fetch-not-asked".
+    "download-corrupt", "download-no-space", "download-not-writable", "download-scheme", "download-address",
+    "download-redirect"; "offline" and "fetch-not-asked".
     """
     source = str(source)
     if not is_remote(source):
@@ -95,11 +104,13 @@ def fetch_file(
             return Downloaded(entry / name, *files[name])
 
 
-def fetch_tree(source: str | Path, *, cache: Path | None = None, progress: Progress | None = None, named: Named = _TYPED) -> DownloadedTree:
+def fetch_tree(
+    source: str | Path, *, cache: Path | None = None, progress: Progress | None = None, named: Named = _TYPED
+) -> DownloadedTree:
     """The directory `source`, local. A second call needs no network, and no word of the user's.
 
-    gs:// is listed anonymously. https:// is listed by the server's index page, or by a file SHA256SUMS in the directory
-    (which also verifies it).
+    gs:// is listed anonymously. https:// is listed by the server's index page, or by a file SHA256SUMS in the
+    directory (which also verifies it).
     Raises: as `fetch_file`, and HarnessError "download-no-listing".
     """
     source = str(source)
@@ -107,7 +118,10 @@ def fetch_tree(source: str | Path, *, cache: Path | None = None, progress: Progr
         if not Path(source).is_dir():
             raise missing(source)
         found = sorted(walk(Path(source)))
-        return DownloadedTree(Path(source), {str(path.relative_to(source)): (path.stat().st_size, sha256_file(path)) for path in found})
+        return DownloadedTree(
+            Path(source),
+            {str(path.relative_to(source)): (path.stat().st_size, sha256_file(path)) for path in found},
+        )
     source = source.rstrip("/")
     with _naming(named):
         name = _name(source, "tree")
@@ -129,7 +143,9 @@ def fetch_tree(source: str | Path, *, cache: Path | None = None, progress: Progr
 
 
 def kept_tree(source: str, *, cache: Path | None = None) -> Path | None:
-    """Where `fetch_tree` has left the whole of a remote directory; None when it would have to fetch something. No network, no lock."""
+    """Where `fetch_tree` has left the whole of a remote directory; None when it would have to fetch
+    something. No network, no lock.
+    """
     source = source.rstrip("/")
     try:
         entry, name = _place(source, cache), _name(source, "tree")
@@ -151,7 +167,8 @@ def check_may_fetch(source: str | None, named: Named) -> None:
 
 
 def _name(source: str, otherwise: str) -> str:
-    """The name of the content of `source` inside its entry: the last part of the address, or `otherwise` when it has no path.
+    """The name of the content of `source` inside its entry: the last part of the address, or `otherwise` when
+    it has no path.
 
     Raises: HarnessError "download-address", "download-scheme".
     """
@@ -174,7 +191,9 @@ def _name(source: str, otherwise: str) -> str:
 
 def _place(source: str, cache: Path | None) -> Path:
     """The entry of `source`, whose address is checked: a directory right below the cache."""
-    return (cache or cache_root()) / f"{_name(source, 'root')}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    return (
+        cache or cache_root()
+    ) / f"{_name(source, 'root')}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
 
 
 @contextlib.contextmanager
@@ -204,7 +223,10 @@ def _entry(source: str, cache: Path | None) -> Iterator[Path]:
 
 
 def _locked(entry: Path) -> TextIO:
-    """The open lock of an entry, held. Another process may have removed the entry while this one waited: then once more."""
+    """The open lock of an entry, held.
+
+    Another process may have removed the entry while this one waited: then once more.
+    """
     while True:
         entry.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(entry / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -232,15 +254,29 @@ def _from_cache(entry: Path, name: str) -> dict[str, tuple[int, str]] | None:
         told = read_json(entry / SIDECAR, entry, ARTIFACT_BYTES)["files"]
         files = {str(path): (int(item["bytes"]), str(item["sha256"])) for path, item in told.items()}
         root = entry if (entry / name).is_file() else entry / name
-        if not files or (root == entry and set(files) != {name}) or any(why_no_relative_name(path) for path in files):
+        if (
+            not files
+            or (root == entry and set(files) != {name})
+            or any(why_no_relative_name(path) for path in files)
+        ):
             return None
-        return files if all((root / path).is_file() and (root / path).stat().st_size == size for path, (size, _) in files.items()) else None
+        return (
+            files
+            if all(
+                (root / path).is_file() and (root / path).stat().st_size == size
+                for path, (size, _) in files.items()
+            )
+            else None
+        )
     except (OSError, UnsafeFile, ValueError, OverflowError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _commit(entry: Path, made: Path, name: str, source: str, files: dict[str, tuple[int, str]]) -> None:
-    body = {"source": source, "files": {path: {"bytes": size, "sha256": digest} for path, (size, digest) in sorted(files.items())}}
+    body = {
+        "source": source,
+        "files": {path: {"bytes": size, "sha256": digest} for path, (size, digest) in sorted(files.items())},
+    }
     write_atomic(entry / SIDECAR, json.dumps(body, indent=2) + "\n")
     _remove(entry, name)
     made.rename(entry / name)
@@ -259,7 +295,9 @@ def _remove(entry: Path, name: str) -> None:
 
 
 def _clear(part: Path, names: set[str]) -> None:
-    """Removes what an earlier call left below `part` of files that are not among `names`, and directories that are empty."""
+    """Removes what an earlier call left below `part` of files that are not among `names`, and directories
+    that are empty.
+    """
     left = sorted(part.rglob("*"), reverse=True) if part.is_dir() else []
     for path in left:
         if path.is_dir() and not path.is_symlink():
@@ -269,7 +307,9 @@ def _clear(part: Path, names: set[str]) -> None:
             path.unlink()
 
 
-def _fetch_all(source: str, remote: list[RemoteFile], entry: Path, progress: Progress | None) -> dict[str, tuple[int, str]]:
+def _fetch_all(
+    source: str, remote: list[RemoteFile], entry: Path, progress: Progress | None
+) -> dict[str, tuple[int, str]]:
     """Relative path → (bytes, sha256) of the files, all of them whole under `part/`."""
     part, meter = entry / _PART, Meter(remote, progress)
     _clear(part, {str(part / file.path) for file in remote})
@@ -279,7 +319,9 @@ def _fetch_all(source: str, remote: list[RemoteFile], entry: Path, progress: Pro
         _remove(entry, _PART)
         raise _no_space(entry, source, format_bytes(need), format_bytes(free))
     with ThreadPoolExecutor(_THREADS) as pool:
-        futures = {file.path: pool.submit(fetch_one, file, part / file.path, source, meter) for file in remote}
+        futures = {
+            file.path: pool.submit(fetch_one, file, part / file.path, source, meter) for file in remote
+        }
         try:
             return {path: future.result() for path, future in futures.items()}
         except BaseException as error:

@@ -33,7 +33,10 @@ _MAX_S = 900
 _BESIDE = ("", ".part", ".part.etag")
 _LONGEST_PATH, _DEEPEST_PATH = 1024, 32
 # The address of a link. Linear: no part of it goes past a "<", and every part is bounded.
-_LINK = re.compile(r"""<a\s[^<>]{0,2000}?\bhref\s{0,8}=\s{0,8}(?:"([^"<>]{0,4096})"|'([^'<>]{0,4096})'|([^\s"'<>]{1,4096}))""", re.IGNORECASE)
+_LINK = re.compile(
+    r"""<a\s[^<>]{0,2000}?\bhref\s{0,8}=\s{0,8}(?:"([^"<>]{0,4096})"|'([^'<>]{0,4096})'|([^\s"'<>]{1,4096}))""",
+    re.IGNORECASE,
+)
 
 
 class RemoteFile(NamedTuple):
@@ -49,7 +52,8 @@ class RemoteFile(NamedTuple):
 def list_tree(source: str, read: Read) -> list[RemoteFile]:
     """The files below the directory `source`; `read` gets a small page.
 
-    Raises: HarnessError "download-no-listing" when the server does not tell what is there, or when it cannot be a directory's files.
+    Raises: HarnessError "download-no-listing" when the server does not tell what is there, or when it cannot
+    be a directory's files.
     """
     if source.startswith(f"{_GCS}/"):
         source = "gs://" + source.removeprefix(f"{_GCS}/")
@@ -86,7 +90,10 @@ def _bounded(source: str, read: Read) -> Read:
         nonlocal pages
         pages += 1
         if pages > _MAX_PAGES or time.monotonic() - since > _MAX_S:
-            raise no_listing(source, f"more than {_MAX_PAGES:,} pages" if pages > _MAX_PAGES else f"no end after {_MAX_S} s")
+            raise no_listing(
+                source,
+                f"more than {_MAX_PAGES:,} pages" if pages > _MAX_PAGES else f"no end after {_MAX_S} s",
+            )
         return read(url)
 
     return page
@@ -136,7 +143,9 @@ def _gcs_page(body: bytes, source: str) -> tuple[list[dict[str, Any]], str]:
     try:
         page = parse_json(body)
         items, token = page.get("items", []), page.get("nextPageToken", "")
-        sound = isinstance(token, str) and all(isinstance(item["name"], str) and re.fullmatch("[0-9]{1,18}", str(item["size"])) for item in items)
+        sound = isinstance(token, str) and all(
+            isinstance(item["name"], str) and re.fullmatch("[0-9]{1,18}", str(item["size"])) for item in items
+        )
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise no_listing(source, f"a page that is no list of objects ({type(error).__name__})") from error
     if not sound:
@@ -149,11 +158,17 @@ def _gcs_file(item: dict[str, Any], bucket: str, prefix: str, source: str) -> Re
         raise no_listing(source, f"{one_line(item['name'][:80])!r}, which is not below it")
     md5 = item.get("md5Hash")
     url = object_url(f"gs://{bucket}/{quote(item['name'], safe='/')}")
-    return RemoteFile(item["name"].removeprefix(prefix), url, int(item["size"]), md5=md5 if isinstance(md5, str) else None)
+    return RemoteFile(
+        item["name"].removeprefix(prefix), url, int(item["size"]), md5=md5 if isinstance(md5, str) else None
+    )
 
 
 def _from_sums(source: str, text: str) -> Iterator[RemoteFile]:
-    matches = [re.fullmatch(r"([0-9a-f]{64}) [ *](?:\./)?(.+)", line) for line in re.split("\r?\n", text) if line.strip()]
+    matches = [
+        re.fullmatch(r"([0-9a-f]{64}) [ *](?:\./)?(.+)", line)
+        for line in re.split("\r?\n", text)
+        if line.strip()
+    ]
     if not matches or None in matches:
         raise no_listing(source, f"{SUMS} is not what sha256sum writes")
     for match in matches:
@@ -190,11 +205,17 @@ def _from_index(url: str, below: str, read: Read, depth: int) -> Iterator[Remote
 def _safe(path: str, source: str) -> str:
     """`path`, when it can be names joined by "/" below a directory of ours."""
     reason = why_no_relative_name(path)
-    if reason is None and (len(path.encode(errors="surrogatepass")) > _LONGEST_PATH or path.count("/") >= _DEEPEST_PATH):
+    if reason is None and (
+        len(path.encode(errors="surrogatepass")) > _LONGEST_PATH or path.count("/") >= _DEEPEST_PATH
+    ):
         reason = f"it is longer than {_LONGEST_PATH:,} bytes or deeper than {_DEEPEST_PATH} directories"
     if reason is not None:
         shown = one_line(path[:120])
-        raise HarnessError("download-no-listing", f"{source} lists {shown!r}, which is no name below a directory: {reason}", fix="do not use this source")
+        raise HarnessError(
+            "download-no-listing",
+            f"{source} lists {shown!r}, which is no name below a directory: {reason}",
+            fix="do not use this source",
+        )
     return path
 
 
@@ -205,5 +226,8 @@ def no_listing(source: str, got: str) -> HarnessError:
         f"{source} does not tell which files it holds",
         got=one_line(got),
         need=f"a gs:// address, an index page, or a file {SUMS} in the directory",
-        fix=f"on the server: find . -type f ! -name {SUMS} | xargs sha256sum > {SUMS}; or copy the directory, and {LOCAL}",
+        fix=(
+            f"on the server: find . -type f ! -name {SUMS} | xargs sha256sum > {SUMS}; or copy the directory,"
+            f" and {LOCAL}"
+        ),
     )

@@ -1,4 +1,6 @@
-"""One file over HTTP: asked for again from where a transfer broke off, and verified before it gets its name."""
+"""One file over HTTP: asked for again from where a transfer broke off, and verified before it gets its
+name.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,9 @@ def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[in
         part.unlink()
         return 0, -1
     with response:
-        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        if response.status == 206 and not response.headers.get("Content-Range", "").startswith(
+            f"bytes {have}-"
+        ):
             # Another part than the one that was asked for.
             part.unlink(missing_ok=True)
             return 0, -1
@@ -123,7 +127,9 @@ def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[in
                 if have > (_MOST_BYTES if expected is None else expected):
                     out.close()
                     part.unlink()
-                    most = f"{format_bytes(_MOST_BYTES)} at most" if expected is None else f"{expected:,} bytes"
+                    most = (
+                        f"{format_bytes(_MOST_BYTES)} at most" if expected is None else f"{expected:,} bytes"
+                    )
                     raise corrupt(f"{source} ({file.path})", f"{have:,} bytes and more", most)
                 out.write(block)
                 if expected is None:
@@ -154,7 +160,10 @@ def _blocks(response: HTTPResponse) -> Iterator[bytes]:
 
 
 def _check_room(part: Path, have: int, more: int) -> None:
-    if have // _LOOK_EVERY_BYTES > (have - more) // _LOOK_EVERY_BYTES and shutil.disk_usage(part.parent).free < _LEAVE_FREE_BYTES:
+    if (
+        have // _LOOK_EVERY_BYTES > (have - more) // _LOOK_EVERY_BYTES
+        and shutil.disk_usage(part.parent).free < _LEAVE_FREE_BYTES
+    ):
         raise OSError(errno.ENOSPC, "a file whose size nobody told fills the disk")
 
 
@@ -217,13 +226,23 @@ def _page(response: HTTPResponse, url: str) -> bytes:
     while block := response.read1(_BLOCK_BYTES):
         body += block
         if len(body) > _PAGE_BYTES or time.monotonic() - since > _PAGE_S:
-            raise no_listing(url, f"a page of more than {format_bytes(_PAGE_BYTES)}" if len(body) > _PAGE_BYTES else f"no end after {_PAGE_S} s")
+            raise no_listing(
+                url,
+                (
+                    f"a page of more than {format_bytes(_PAGE_BYTES)}"
+                    if len(body) > _PAGE_BYTES
+                    else f"no end after {_PAGE_S} s"
+                ),
+            )
     return bytes(body)
 
 
 def missing(source: str) -> HarnessError:
     return HarnessError(
-        "download-missing", f"there is nothing at {source}", need="an existing file or directory", fix=f"check the address for a typing error, or {LOCAL}"
+        "download-missing",
+        f"there is nothing at {source}",
+        need="an existing file or directory",
+        fix=f"check the address for a typing error, or {LOCAL}",
     )
 
 
@@ -238,5 +257,9 @@ def _unreachable(url: str, error: BaseException | None) -> HarnessError:
 
 def corrupt(source: str, got: str, need: str) -> HarnessError:
     return HarnessError(
-        "download-corrupt", f"{source} has other bytes than it should have", got=got, need=need, fix="try again; if it stays so, the source has changed"
+        "download-corrupt",
+        f"{source} has other bytes than it should have",
+        got=got,
+        need=need,
+        fix="try again; if it stays so, the source has changed",
     )

@@ -1,7 +1,9 @@
-"""One request over HTTP, whose redirects stay where the given address may lead: never from https to plain http, never into a private network.
+"""One request over HTTP, whose redirects stay where the given address may lead: never from https to plain
+http, never into a private network.
 
-A host's name is resolved once, and the connection goes to an address that was looked at. Behind a proxy (HTTPS_PROXY, HTTP_PROXY) the proxy
-resolves the names: then only what the name, or an address in its place, tells by itself is looked at.
+A host's name is resolved once, and the connection goes to an address that was looked at. Behind a proxy
+(HTTPS_PROXY, HTTP_PROXY) the proxy resolves the names: then only what the name, or an address in its place,
+tells by itself is looked at.
 """
 
 from __future__ import annotations
@@ -36,7 +38,17 @@ PUBLIC, LOOPBACK, LINK_LOCAL, PRIVATE = "public", "loopback", "link-local", "pri
 _MOST_REDIRECTS = 5
 _LONGEST_ADDRESS = 4096
 # Names that no public server has. Source: RFC 6761, RFC 6762, RFC 8375, and ICANN's reservation of .internal.
-_PRIVATE_NAMES = ("localdomain", "local", "internal", "intranet", "lan", "home", "corp", "private", "home.arpa")
+_PRIVATE_NAMES = (
+    "localdomain",
+    "local",
+    "internal",
+    "intranet",
+    "lan",
+    "home",
+    "corp",
+    "private",
+    "home.arpa",
+)
 # 64:ff9b::/96 without its last 32 bits. Source: RFC 6052.
 _NAT64 = 0x64FF9B << 64
 # Forms such as 2130706433, 0x7f.1 or 127.1, which the C library takes for an IPv4 address.
@@ -46,12 +58,21 @@ _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+)){0,3}"
 def open_url(url: str, headers: dict[str, str] | None = None, *, timeout_s: float) -> HTTPResponse:
     """The response to a GET of `url`, after at most five redirects.
 
-    Raises: HarnessError "download-address", "download-scheme", "download-redirect"; HTTPError, URLError, HTTPException, OSError.
+    Raises: HarnessError "download-address", "download-scheme", "download-redirect"; HTTPError, URLError,
+    HTTPException, OSError.
     """
     request = Request(_ascii(url), headers={"User-Agent": "harness", **(headers or {})})
     trip, opener = _Trip(url), OpenerDirector()
     # Only what is needed: no ftp, no file, no data.
-    handlers = (ProxyHandler(), _Http(trip), _Https(trip), _Redirects(trip), HTTPDefaultErrorHandler(), HTTPErrorProcessor(), UnknownHandler())
+    handlers = (
+        ProxyHandler(),
+        _Http(trip),
+        _Https(trip),
+        _Redirects(trip),
+        HTTPDefaultErrorHandler(),
+        HTTPErrorProcessor(),
+        UnknownHandler(),
+    )
     for handler in handlers:
         opener.add_handler(handler)
     return cast(HTTPResponse, opener.open(request, timeout=timeout_s))
@@ -65,7 +86,12 @@ def check_address(source: str) -> None:
     why = _why_no_address(source)
     if why is not None:
         fix = "correct the address, or download it by hand and give the local path"
-        raise HarnessError("download-address", f"{one_line(source[:200])} is no address of a file or a directory: {why}", need="https://HOST/PATH", fix=fix)
+        raise HarnessError(
+            "download-address",
+            f"{one_line(source[:200])} is no address of a file or a directory: {why}",
+            need="https://HOST/PATH",
+            fix=fix,
+        )
     parts = urlsplit(source)
     if parts.scheme in ("gs", "https") or (parts.scheme == "http" and parts.hostname in LOCAL_HOSTS):
         return
@@ -74,12 +100,18 @@ def check_address(source: str) -> None:
         f"cannot download from {source}",
         got=f"{parts.scheme}://",
         need="a local path, gs://… or https://…",
-        fix="use https:// instead of http://" if parts.scheme == "http" else "download it by hand, and give the local path",
+        fix=(
+            "use https:// instead of http://"
+            if parts.scheme == "http"
+            else "download it by hand, and give the local path"
+        ),
     )
 
 
 def kind_of(address: str) -> str:
-    """Where an IP address leads: "public", "loopback", "link-local" (a cloud's metadata among them) or "private"."""
+    """Where an IP address leads: "public", "loopback", "link-local" (a cloud's metadata among them) or
+    "private".
+    """
     ip = _embedded(ip_address(address.partition("%")[0]))
     if ip.is_loopback or ip.is_unspecified:
         return LOOPBACK
@@ -89,7 +121,9 @@ def kind_of(address: str) -> str:
 
 
 def kind_of_host(host: str) -> str:
-    """Where a host leads by its name alone, which may be an address in any form; "public" when the name does not tell."""
+    """Where a host leads by its name alone, which may be an address in any form; "public" when the name does
+    not tell.
+    """
     host = unquote(host).strip("[]").rstrip(".").lower()
     try:
         return kind_of(socket.inet_ntoa(socket.inet_aton(host)) if _NUMERIC.fullmatch(host) else host)
@@ -122,7 +156,10 @@ def _why_no_address(source: str) -> str | None:
         return str(error)
     refusals = (
         (not host or "\\" in parts.netloc, "it names no host"),
-        (any(part in (".", "..") for part in unquote(parts.path).split("/")), "a part of its path is '.' or '..'"),
+        (
+            any(part in (".", "..") for part in unquote(parts.path).split("/")),
+            "a part of its path is '.' or '..'",
+        ),
         (bool(parts.fragment), "it has a '#' part"),
         (parts.scheme == "gs" and bool(parts.query), "it has a '?' part"),
     )
@@ -134,13 +171,20 @@ def _ascii(url: str) -> str:
     try:
         parts = urlsplit(url)
         host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
-        return urlunsplit((parts.scheme, host, *(quote(part, safe=string.punctuation) for part in parts[2:4]), ""))
+        return urlunsplit(
+            (parts.scheme, host, *(quote(part, safe=string.punctuation) for part in parts[2:4]), "")
+        )
     except ValueError as error:
-        raise HarnessError("download-address", f"{one_line(url[:200])} is no address: {error}", fix="correct the address") from error
+        raise HarnessError(
+            "download-address", f"{one_line(url[:200])} is no address: {error}", fix="correct the address"
+        ) from error
 
 
 class _Trip:
-    """One request and its redirects. The address that was given decides which kinds of others it may lead to."""
+    """One request and its redirects.
+
+    The address that was given decides which kinds of others it may lead to.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -165,8 +209,15 @@ class _Trip:
                 "download-scheme",
                 f"{self.url} redirects to {one_line(new[:200])}; that was not followed",
                 got=f"{parts.scheme}://",
-                need="https://, as the address that was given" if was.scheme == "https" else "https://, or http:// on this machine",
-                fix="do not use this source unless you trust the other address; then give that one, with https://",
+                need=(
+                    "https://, as the address that was given"
+                    if was.scheme == "https"
+                    else "https://, or http:// on this machine"
+                ),
+                fix=(
+                    "do not use this source unless you trust the other address; then give that one, with"
+                    " https://"
+                ),
             )
         self.check(host, kind_of_host(host))
 
@@ -178,9 +229,14 @@ class _Trip:
         if self._redirected and kind not in self._kinds:
             raise HarnessError(
                 "download-redirect",
-                f"{self.url} redirects to {one_line(host)}, which is not on the public internet; that was not followed",
+                f"{self.url} redirects to {one_line(host)}, which is not on the public internet; that was not"
+                " followed",
                 got=f"a {kind} address",
-                need="a public address, since the given one is public" if self._kinds == {PUBLIC} else f"an address that is {' or '.join(sorted(self._kinds))}",
+                need=(
+                    "a public address, since the given one is public"
+                    if self._kinds == {PUBLIC}
+                    else f"an address that is {' or '.join(sorted(self._kinds))}"
+                ),
                 fix="do not use this source; when the other server is your own, give its address itself",
             )
 
@@ -191,7 +247,9 @@ class _Redirects(HTTPRedirectHandler):
     def __init__(self, trip: _Trip) -> None:
         self._trip = trip
 
-    def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str) -> Request | None:
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
         # The caller would read the body, which need not have an end.
         fp.close()
         try:
@@ -199,7 +257,11 @@ class _Redirects(HTTPRedirectHandler):
                 raise ValueError("control characters")
             self._trip.redirect(req.full_url, newurl)
         except ValueError as error:
-            raise HarnessError("download-redirect", f"{self._trip.url} redirects to what is no address: {error}", fix="do not use this source") from error
+            raise HarnessError(
+                "download-redirect",
+                f"{self._trip.url} redirects to what is no address: {error}",
+                fix="do not use this source",
+            ) from error
         found = super().redirect_request(req, fp, code, msg, headers, newurl)
         if found is not None:
             # Meant for the proxy alone, which the next host may not be behind.
@@ -222,10 +284,14 @@ class _Https(HTTPSHandler):
         self._trip = trip
 
     def https_open(self, req: Request) -> HTTPResponse:
-        return self.do_open(cast(Any, partial(_connection, HTTPSConnection, self._trip, req)), req, context=_tls())
+        return self.do_open(
+            cast(Any, partial(_connection, HTTPSConnection, self._trip, req)), req, context=_tls()
+        )
 
 
-def _connection(kind: type[HTTPConnection], trip: _Trip, request: Request, host: str, **options: Any) -> HTTPConnection:
+def _connection(
+    kind: type[HTTPConnection], trip: _Trip, request: Request, host: str, **options: Any
+) -> HTTPConnection:
     """A connection that looks at the address that it goes to; to a proxy, which the user chose, as it is."""
     made = kind(host, **options)
     if not request.has_proxy() and getattr(request, "_tunnel_host", None) is None:

@@ -1,4 +1,6 @@
-"""The chain from probe to report: each part reads files of the run and writes one more, or finds its own still current."""
+"""The chain from probe to report: each part reads files of the run and writes one more, or finds its own
+still current.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ A = TypeVar("A", bound=Artifact)
 class Chain:
     """The parts that come before training, for one run (or for none, when only the answer is wanted)."""
 
-    def __init__(self, run: RunDir | None, recipe: Recipe, *, trains: bool = False, backend: Backend = "ours", fsdp: int | None = None) -> None:
+    def __init__(
+        self,
+        run: RunDir | None,
+        recipe: Recipe,
+        *,
+        trains: bool = False,
+        backend: Backend = "ours",
+        fsdp: int | None = None,
+    ) -> None:
         """`fsdp` is into how many shards openpi's trainer lays the state; our own plan finds it."""
         self.run, self.recipe, self.backend, self._fsdp, self._trains = run, recipe, backend, fsdp, trains
         if run is not None and (trains or not run.started):
@@ -39,12 +49,24 @@ class Chain:
 
         resolved = resolve(self.recipe.data)
         check_is_dataset(resolved.path)
-        inputs = sha256_json([self.recipe.data, self.recipe.model, str(resolved.path), resolved.revision, _signature(resolved.path)])
+        inputs = sha256_json(
+            [
+                self.recipe.data,
+                self.recipe.model,
+                str(resolved.path),
+                resolved.revision,
+                _signature(resolved.path),
+            ]
+        )
         current = self.run.current(Dataset, inputs) if self.run else None
         if current is not None:
             self._check_unchanged("dataset", current.sha256)
             # The tokenizer may have come since.
-            return current if current.longest_prompt_tokens is not None else self._keep(measure_prompts(self.recipe, current, needed=self._trains))
+            return (
+                current
+                if current.longest_prompt_tokens is not None
+                else self._keep(measure_prompts(self.recipe, current, needed=self._trains))
+            )
         found = describe(self.recipe, prompts_needed=self._trains).model_copy(update={"inputs": inputs})
         self._check_unchanged("dataset", found.sha256)
         return self._keep(found)
@@ -54,7 +76,16 @@ class Chain:
         from harness.data.stats import compute
 
         data = self.recipe.data
-        inputs = sha256_json([dataset.sha256, data.state, data.actions, data.normalization, data.degenerate_dimensions, self.recipe.model.action_horizon])
+        inputs = sha256_json(
+            [
+                dataset.sha256,
+                data.state,
+                data.actions,
+                data.normalization,
+                data.degenerate_dimensions,
+                self.recipe.model.action_horizon,
+            ]
+        )
         current = self.run.current(NormStats, inputs) if self.run else None
         if current is not None:
             self._check_unchanged("norm_stats", sha256_json(current.norm_stats))
@@ -63,15 +94,29 @@ class Chain:
         self._check_unchanged("norm_stats", sha256_json(found.norm_stats))
         return self._keep(found)
 
-    def plan(self, machine: Machine, dataset: Dataset | None, *, say: Callable[[str], None] = lambda _: None, **asked: Any) -> Plan:
-        """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache. `asked`: see plan.choose.Ask."""
+    def plan(
+        self,
+        machine: Machine,
+        dataset: Dataset | None,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        **asked: Any,
+    ) -> Plan:
+        """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache.
+
+        `asked`: see plan.choose.Ask.
+        """
         if self.backend == "openpi":
             return self._keep(self._plan_openpi(machine, asked.get("device")))
         from harness.plan.atlas import shipped
         from harness.plan.choose import Ask, Tools, choose
 
         inputs = sha256_json([self.recipe, machine, None if dataset is None else dataset.sha256, asked])
-        return self._keep(choose(self.recipe, machine, dataset, Ask(**asked), inputs=inputs, tools=Tools(shipped(), say=say)))
+        return self._keep(
+            choose(
+                self.recipe, machine, dataset, Ask(**asked), inputs=inputs, tools=Tools(shipped(), say=say)
+            )
+        )
 
     def _plan_openpi(self, machine: Machine, device: str | None) -> Plan:
         from harness.openpi.run import plan_run
@@ -80,7 +125,9 @@ class Chain:
         return plan_run(self.recipe, machine, device, self._fsdp, inputs=inputs)
 
     def carry_out(self, plan: Plan) -> list[str]:
-        """The deviations of the chosen plan; from here on the recipe is the one that it carries out, in the run's directory too."""
+        """The deviations of the chosen plan; from here on the recipe is the one that it carries out, in the
+        run's directory too.
+        """
         from harness.plan.candidates import changed
 
         assert plan.chosen is not None
@@ -102,7 +149,8 @@ class Chain:
         if was != sha256:
             raise HarnessError(
                 f"{what}-differs",
-                f"{self.run.path} was started with another {what}: {self.recipe.data.dataset} has changed since; nothing was overwritten",
+                f"{self.run.path} was started with another {what}: {self.recipe.data.dataset} has changed"
+                " since; nothing was overwritten",
                 got=f"sha256 {sha256[:16]}",
                 need=f"sha256 {was[:16]} of the run's manifest",
                 fix="restore the data, or start a run of its own: --name NEW without --resume",
@@ -115,7 +163,9 @@ class Chain:
 
 
 def _signature(root: Path) -> list[Any]:
-    """Path, size and time of every file: cheap to read, and other than before when a byte has been written."""
+    """Path, size and time of every file: cheap to read, and other than before when a byte has been
+    written.
+    """
     from harness.data.paths import walk_dataset
 
     files = sorted(walk_dataset(root))

@@ -1,4 +1,6 @@
-"""What JAX reads once, when it is imported: the device, its share of memory, where compiled programs are kept."""
+"""What JAX reads once, when it is imported: the device, its share of memory, where compiled programs are
+kept.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def prepare_jax(plan: Plan, machine: Machine) -> None:
 
 
 def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: int | None) -> None:
-    """Sets the device, its share of memory, and where compiled programs are kept; JAX must not have been imported."""
+    """Sets the device, its share of memory, and where compiled programs are kept; JAX must not have been
+    imported.
+    """
     os.environ["JAX_PLATFORMS"] = platform
     if platform == "cuda":
         # The images set it too; a verb that was started in another way must compute the same bits.
@@ -32,5 +36,6 @@ def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: in
     if card is not None and card.uuid is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = card.uuid
         if usable_bytes and card.total_bytes:
-            # JAX takes a fraction of *total* memory at its first operation; ours follows from what NVML says is free.
+            # JAX takes a fraction of *total* memory at its first operation; ours follows from what NVML says
+            # is free.
             os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{usable_bytes / card.total_bytes:.3f}"

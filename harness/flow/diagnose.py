@@ -25,7 +25,8 @@ def diagnose(
     online: bool = False,
     device: str | None = None,
 ) -> Diagnosis:
-    """The doctor's findings about a run that is about to start; doctor.json is written when there is a run directory.
+    """The doctor's findings about a run that is about to start; doctor.json is written when there is a run
+    directory.
 
     `made` is the plan, or why there is none.
     """
@@ -69,7 +70,9 @@ def _python_of(chain: Any) -> str:
 
 
 def data_here(chain: Any) -> tuple[Dataset, NormStats] | None:
-    """Dataset and statistics when the data lies on this machine; None when it would have to be fetched first."""
+    """Dataset and statistics when the data lies on this machine; None when it would have to be fetched
+    first.
+    """
     local = chain.recipe.data.dataset == "sample" or Path(chain.recipe.data.dataset).expanduser().is_dir()
     if not local:
         return None
@@ -77,7 +80,9 @@ def data_here(chain: Any) -> tuple[Dataset, NormStats] | None:
     return found, chain.stats(found)
 
 
-def plan_or_refusal(chain: Any, machine: Machine, dataset: Dataset | None, device: str | None) -> Plan | HarnessError:
+def plan_or_refusal(
+    chain: Any, machine: Machine, dataset: Dataset | None, device: str | None
+) -> Plan | HarnessError:
     """The plan, or why this machine or its environment has none, which the checks then say."""
     try:
         planned: Plan = chain.plan(machine, dataset, device=device)

@@ -25,36 +25,60 @@ def default_recipe() -> str:
 
 
 def find_run(run: Path | None, name: str | None, recipe: str | None, *, resume: bool) -> RunDir:
-    """The run directory that a training command means: the one named, the latest of the recipe (resume), or a new one.
+    """The run directory that a training command means: the one named, the latest of the recipe (resume), or a
+    new one.
 
     Raises: HarnessError "nothing-to-resume", "run-and-name", "run-name-invalid".
     """
     if run is not None and name is not None:
-        raise HarnessError("run-and-name", "--run and --name both say where the run is", fix="give one of the two")
+        raise HarnessError(
+            "run-and-name", "--run and --name both say where the run is", fix="give one of the two"
+        )
     if name is not None and (reason := why_no_name(name)) is not None:
-        raise HarnessError("run-name-invalid", f"--name cannot be a run's: {reason}", got=name, need="a name, or --run DIR", fix="--name smoke-2")
+        raise HarnessError(
+            "run-name-invalid",
+            f"--name cannot be a run's: {reason}",
+            got=name,
+            need="a name, or --run DIR",
+            fix="--name smoke-2",
+        )
     if run is not None or name is not None:
         found = RunDir(run if run is not None else runs_root() / str(name))
         if resume and not found.path.is_dir():
-            raise HarnessError("nothing-to-resume", f"there is no run {found.path}", need="a run directory", fix="leave --resume out, or correct the path")
+            raise HarnessError(
+                "nothing-to-resume",
+                f"there is no run {found.path}",
+                need="a run directory",
+                fix="leave --resume out, or correct the path",
+            )
         return found
     stem = Path(recipe or default_recipe()).stem
     if not resume:
         return new_run(stem)
     latest = latest_run(stem)
     if latest is None:
-        raise HarnessError("nothing-to-resume", f"no run of {stem} in {runs_root()}", need="a run to go on with", fix="leave --resume out, or give --run DIR")
+        raise HarnessError(
+            "nothing-to-resume",
+            f"no run of {stem} in {runs_root()}",
+            need="a run to go on with",
+            fix="leave --resume out, or give --run DIR",
+        )
     return latest
 
 
 def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first: bool) -> Recipe:
     """The recipe named, or with `own_first` the run's own when none is named; with the overrides.
 
-    Raises: HarnessError "run-of-another-recipe" when the run has started with another, and those of `load_recipe`.
+    Raises: HarnessError "run-of-another-recipe" when the run has started with another, and those of
+    `load_recipe`.
     """
     own = run.path / RECIPE
     keeps_its_own = own_first and named is None and there(own)
-    recipe = load_recipe(str(own), overrides, root=run.path) if keeps_its_own else load_recipe(named or default_recipe(), overrides)
+    recipe = (
+        load_recipe(str(own), overrides, root=run.path)
+        if keeps_its_own
+        else load_recipe(named or default_recipe(), overrides)
+    )
     if keeps_its_own:
         # The package's own addresses are nobody else's, whichever run names them.
         consent.grant_shipped(shipped_sources())
@@ -64,7 +88,10 @@ def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first
             f"{run.path} is a run of another recipe (or of the same with other --set)",
             got=recipe.name,
             need=f"the recipe in {own}",
-            fix="another --run or --name for another recipe; or leave --recipe, --set and --dataset out to use this run's own",
+            fix=(
+                "another --run or --name for another recipe; or leave --recipe, --set and --dataset out to"
+                " use this run's own"
+            ),
         )
     return recipe
 
@@ -81,7 +108,8 @@ def refuse_started(run: RunDir) -> None:
 
 
 def backend_of(run: RunDir | None, asked: str | None = None) -> Backend:
-    """Whose trainer a run is carried out by: the one that it was started with, else the one asked for, else $HARNESS_BACKEND or ours.
+    """Whose trainer a run is carried out by: the one that it was started with, else the one asked for, else
+    $HARNESS_BACKEND or ours.
 
     Raises: HarnessError "run-of-another-backend", "backend-unknown".
     """
@@ -89,7 +117,13 @@ def backend_of(run: RunDir | None, asked: str | None = None) -> Backend:
     default = os.environ.get("HARNESS_BACKEND") or "ours"
     if default not in get_args(Backend):
         need = " or ".join(get_args(Backend))
-        raise HarnessError("backend-unknown", f"HARNESS_BACKEND={default} names no trainer", got=default, need=need, fix="HARNESS_BACKEND=openpi, or unset it")
+        raise HarnessError(
+            "backend-unknown",
+            f"HARNESS_BACKEND={default} names no trainer",
+            got=default,
+            need=need,
+            fix="HARNESS_BACKEND=openpi, or unset it",
+        )
     if run is None or manifest is None:
         return cast(Backend, asked or default)
     own: Backend = "openpi" if manifest.upstream is not None else "ours"
@@ -99,6 +133,9 @@ def backend_of(run: RunDir | None, asked: str | None = None) -> Backend:
             f"{run.path} was trained by another trainer, whose checkpoints this one does not resume from",
             got=f"--backend {asked}",
             need=f"--backend {own}",
-            fix="leave --backend out to go on; or a run of its own: --name NEW, with --set weights.source=… to start from its checkpoint",
+            fix=(
+                "leave --backend out to go on; or a run of its own: --name NEW, with --set weights.source=…"
+                " to start from its checkpoint"
+            ),
         )
     return own

@@ -26,7 +26,9 @@ def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
         stats,
         frames,
         tokens,
-        lambda key, values: normalize(values, stats.norm_stats["state" if key == "state" else "actions"], data.normalization),
+        lambda key, values: normalize(
+            values, stats.norm_stats["state" if key == "state" else "actions"], data.normalization
+        ),
         data.normalization,
     )
     path = (chain.run.path if chain.run else Path()) / DATASET_PAGE

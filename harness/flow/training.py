@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from harness.recipe.schema import Recipe
     from harness.run.job import Job
 
-# A run of this length can spare the minutes that a prediction takes at its end, and no prediction may take longer.
+# A run of this length can spare the minutes that a prediction takes at its end, and no prediction may take
+# longer.
 LONG_RUN_S = 600.0
 
 
 @contextmanager
 def stopped_at_once() -> Iterator[None]:
-    """While no trainer runs, SIGTERM and Ctrl-C end the run at once: nothing is lost. A first process of a container would not hear SIGTERM by itself.
+    """While no trainer runs, SIGTERM and Ctrl-C end the run at once: nothing is lost.
+
+    A first process of a container would not hear SIGTERM by itself.
 
     Raises: HarnessError "stopped".
     """
@@ -61,7 +64,9 @@ def openpi_options(recipe: Recipe, *, any_commit: bool) -> list[str]:
 
 
 def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str]) -> tuple[Job, Machine]:
-    """Everything that training is made of, each part a file of the run; ends with exit code 1 when it would not go well."""
+    """Everything that training is made of, each part a file of the run; ends with exit code 1 when it would
+    not go well.
+    """
     from harness.recipe.parameters import counts
     from harness.run.job import Job
 
@@ -86,15 +91,20 @@ def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str
     for finding in diagnosis.findings:
         console.finding(finding)
     if diagnosis.errors:
-        console.warn("the doctor found errors, so nothing was trained; --allow 'NAME OF THE CHECK' goes on all the same")
+        console.warn(
+            "the doctor found errors, so nothing was trained; --allow 'NAME OF THE CHECK' goes on all the"
+            " same"
+        )
         raise typer.Exit(1)
     return Job(chain.run, chain.recipe, made, dataset, norm_stats), machine
 
 
 def _check_weights(chain: Chain, allow: list[str]) -> None:
-    """Refuses weights that may not be fetched, or that cannot be the start of the recipe, before anything is planned or compiled.
+    """Refuses weights that may not be fetched, or that cannot be the start of the recipe, before anything is
+    planned or compiled.
 
-    Raises: HarnessError "fetch-not-asked", "offline", "download-address", "download-scheme", and those of `why_not`.
+    Raises: HarnessError "fetch-not-asked", "offline", "download-address", "download-scheme", and those of
+    `why_not`.
     """
     from harness.checkpoint.source import why_not
     from harness.download.cache import WEIGHTS, check_may_fetch, is_remote
@@ -112,8 +122,12 @@ def _check_weights(chain: Chain, allow: list[str]) -> None:
         raise refusal
 
 
-def carry_out(job: Job, machine: Machine, console: Progress, lock: int, more: list[str], *, patient: bool) -> bool:
-    """Whether the run has something to look back at: the training itself, in a process of its own that this one watches; JAX is never imported here."""
+def carry_out(
+    job: Job, machine: Machine, console: Progress, lock: int, more: list[str], *, patient: bool
+) -> bool:
+    """Whether the run has something to look back at: the training itself, in a process of its own that this
+    one watches; JAX is never imported here.
+    """
     from harness.flow.device import prepare_jax
     from harness.probe.machine import probe
     from harness.received.text import word
@@ -121,14 +135,33 @@ def carry_out(job: Job, machine: Machine, console: Progress, lock: int, more: li
     from harness.supervise.run import supervise, worker
 
     prepare_jax(job.plan, machine)
-    expected = job.plan.chosen.seconds_per_step if job.plan.chosen and job.levers.platform == "cuda" and not patient else None
+    expected = (
+        job.plan.chosen.seconds_per_step
+        if job.plan.chosen and job.levers.platform == "cuda" and not patient
+        else None
+    )
     # Metrics come every log_every_steps; nothing at all for twenty times that long is a hung process.
-    limits = Limits(silent_s=max(3600.0, 20 * job.recipe.train.log_every_steps * (expected or 10.0)), expected_step_s=expected)
+    limits = Limits(
+        silent_s=max(3600.0, 20 * job.recipe.train.log_every_steps * (expected or 10.0)),
+        expected_step_s=expected,
+    )
     with console:
         command = [*worker(job.run, job.plan), *more]
-        outcome = supervise(job.run, job.plan, console, look=lambda: probe([job.run.path]), limits=limits, command=command, inherit=(lock,))
+        outcome = supervise(
+            job.run,
+            job.plan,
+            console,
+            look=lambda: probe([job.run.path]),
+            limits=limits,
+            command=command,
+            inherit=(lock,),
+        )
     if not outcome.finished:
-        where = f"stopped and saved at step {outcome.step} of {job.recipe.train.steps}" if outcome.step else "stopped before its first step was saved"
+        where = (
+            f"stopped and saved at step {outcome.step} of {job.recipe.train.steps}"
+            if outcome.step
+            else "stopped before its first step was saved"
+        )
         console.say(f"{where}; go on with: harness train --resume --run {word(job.run.path)}")
     return outcome.step > 0
 
@@ -146,7 +179,9 @@ def look_back(job: Job, console: Progress) -> None:
 
 
 def _predict(job: Job, console: Progress) -> None:
-    """Lets a process of its own try the last checkpoint on a frame, for the report; not after a short run, of which that would be a large part."""
+    """Lets a process of its own try the last checkpoint on a frame, for the report; not after a short run, of
+    which that would be a large part.
+    """
     from harness.run.status import read_status
 
     status = read_status(job.run)
@@ -157,10 +192,21 @@ def _predict(job: Job, console: Progress) -> None:
     # Beside openpi the harness itself may have no libraries for the GPU.
     command += ["--device", "cpu"] if job.plan.backend == "openpi" else []
     try:
-        subprocess.run(command, check=True, timeout=LONG_RUN_S, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+        subprocess.run(
+            command,
+            check=True,
+            timeout=LONG_RUN_S,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
     except (subprocess.SubprocessError, OSError) as error:
         said = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        console.warn(f"no prediction for the report: {next((text for text in said if text.startswith('error')), said[-1])}")
+        console.warn(
+            "no prediction for the report:"
+            f" {next((text for text in said if text.startswith('error')), said[-1])}"
+        )
 
 
 def analyse_run(run: Path) -> Curve | None:

@@ -19,7 +19,8 @@ def nowhere() -> Any:
 
 
 def wait_for_cards(chain: Any, dataset: Any, asked: dict[str, Any], say: Callable[[str], None]) -> Any:
-    """The plan as soon as it deviates no more than that of the idle card; at once where nothing is held by others. Ctrl-C ends it.
+    """The plan as soon as it deviates no more than that of the idle card; at once where nothing is held by
+    others. Ctrl-C ends it.
 
     Raises: HarnessError of `choose`.
     """
@@ -30,7 +31,11 @@ def wait_for_cards(chain: Any, dataset: Any, asked: dict[str, Any], say: Callabl
         held = holders(machine)
         best = chain.plan(idle(machine), dataset, **asked, say=say) if held else None
         made = chain.plan(machine, dataset, **asked, say=say)
-        if best is None or best.chosen is None or (made.chosen is not None and len(made.chosen.deviations) <= len(best.chosen.deviations)):
+        if (
+            best is None
+            or best.chosen is None
+            or (made.chosen is not None and len(made.chosen.deviations) <= len(best.chosen.deviations))
+        ):
             return made
         say(f"waiting: {held}; Ctrl-C ends this")
         try:

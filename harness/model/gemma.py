@@ -1,10 +1,12 @@
-"""Two Gemma experts that share one attention: the language model reads images and prompt, the action expert the actions.
+"""Two Gemma experts that share one attention: the language model reads images and prompt, the action expert
+the actions.
 
-Sources: Gemma (https://arxiv.org/abs/2403.08295), π0.5 (https://arxiv.org/abs/2504.16054); openpi src/openpi/models/gemma.py at commit 15a9616
-for the numerics and for every parameter's name. Names of the second expert end in `_1`.
+Sources: Gemma (https://arxiv.org/abs/2403.08295), π0.5 (https://arxiv.org/abs/2504.16054); openpi
+src/openpi/models/gemma.py at commit 15a9616 for the numerics and for every parameter's name. Names of the
+second expert end in `_1`.
 
-Axes: L layers, B batch, T query tokens, S key/value tokens, N query heads, K key/value heads, G query heads per key/value
-head, D width, H head dim.
+Axes: L layers, B batch, T query tokens, S key/value tokens, N query heads, K key/value heads, G query heads
+per key/value head, D width, H head dim.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ _EPSILON = 1e-6
 # Logits of a chunk of `attend_in_chunks`: 64 MiB in float32, six samples of the published recipe.
 _CHUNK_LOGITS = 2**24
 
-# What a layer's parameters go through just before they are used, for example the gathering of their shards from all devices.
+# What a layer's parameters go through just before they are used, for example the gathering of their shards
+# from all devices.
 Fetch = Callable[[Any], Any]
-# How attention is computed: for the whole batch at once, or for a few samples at a time. Not by cuDNN's flash attention (jax.nn.dot_product_attention): its
-# backward pass takes heads of at most 128 on Ampere and Ada, and Gemma's have 256; only Hopper's may, whose cards have the memory anyway; and JAX asks
-# the device that is here, so a step with it cannot be compiled for a card that is not. Sources: cuDNN 9.18, "Attention", support matrix;
-# jax/_src/cudnn/fused_attention_stablehlo.py, `check_is_flash_attention`, 0.10.2.
+# How attention is computed: for the whole batch at once, or for a few samples at a time. Not by cuDNN's flash
+# attention (jax.nn.dot_product_attention): its backward pass takes heads of at most 128 on Ampere and Ada,
+# and Gemma's have 256; only Hopper's may, whose cards have the memory anyway; and JAX asks the device that is
+# here, so a step with it cannot be compiled for a card that is not. Sources: cuDNN 9.18, "Attention", support
+# matrix; jax/_src/cudnn/fused_attention_stablehlo.py, `check_is_flash_attention`, 0.10.2.
 AttentionForm = Literal["full", "chunked"]
 
 # One entry per expert; None where that expert has no tokens in this call.
@@ -57,7 +61,9 @@ class RMSNorm(nnx.Module):
 
 
 class Modulation(nnx.Module):
-    """condition·kernel + bias → scale, shift and gate, [B, 3D]; zero at first, so the norm starts as a plain one."""
+    """condition·kernel + bias → scale, shift and gate, [B, 3D]; zero at first, so the norm starts as a plain
+    one.
+    """
 
     def __init__(self, *shape: int) -> None:
         *layers, width = shape
@@ -69,13 +75,17 @@ class Modulation(nnx.Module):
 
 
 class AdaptiveRMSNorm(nnx.Module):
-    """x / rms(x) * (1 + scale) + shift, and a gate for the residual branch, all from the time embedding (adaRMS)."""
+    """x / rms(x) * (1 + scale) + shift, and a gate for the residual branch, all from the time embedding
+    (adaRMS).
+    """
 
     def __init__(self, *shape: int) -> None:
         self.Dense_0 = Modulation(*shape)
 
     def __call__(self, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scale, shift, gate = jnp.split(self.Dense_0(condition, x.dtype)[:, None, :], 3, axis=-1)  # [B, 1, D] each
+        scale, shift, gate = jnp.split(
+            self.Dense_0(condition, x.dtype)[:, None, :], 3, axis=-1
+        )  # [B, 1, D] each
         return (_unit_rms(x) * (1 + scale) + shift).astype(x.dtype), gate
 
 
@@ -100,7 +110,8 @@ def apply_rope(x: jax.Array, positions: jax.Array) -> jax.Array:
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """softmax(q·kᵀ)·v with logits and softmax in float32; q comes scaled.
 
-    Shapes: q [B, T, N, H]; k, v [B, S, K, H] with N a multiple of K; mask bool [B, T, S]; result [B, T, N, H].
+    Shapes: q [B, T, N, H]; k, v [B, S, K, H] with N a multiple of K; mask bool [B, T, S]; result [B, T, N,
+    H].
     """
     b, t, n, h = q.shape
     grouped = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
@@ -110,7 +121,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
 
 def attend_in_chunks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`attend`, a few samples at a time: float32 logits exist for these only, and again for these only in the backward pass.
+    """`attend`, a few samples at a time: float32 logits exist for these only, and again for these only in the
+    backward pass.
 
     Chunk i has samples i, i + n, i + 2n, …: each of several devices then works on samples that it holds.
     """
@@ -132,13 +144,29 @@ class Attention(nnx.Module):
         for suffix, expert in zip(("", "_1"), experts, strict=True):
             s = GEMMA[expert.variant]
             make = {"layers": s.depth, "lora": expert.lora, "rngs": rngs}
-            setattr(self, f"q_einsum{suffix}", Einsum(shape=(s.heads, s.width, s.head_dim), in_axis=-2, batch_axes=1, **make))
-            setattr(self, f"kv_einsum{suffix}", Einsum(shape=(2, s.kv_heads, s.width, s.head_dim), in_axis=-2, batch_axes=2, **make))
-            setattr(self, f"attn_vec_einsum{suffix}", Einsum(shape=(s.heads, s.head_dim, s.width), in_axis=(-3, -2), batch_axes=0, **make))
+            setattr(
+                self,
+                f"q_einsum{suffix}",
+                Einsum(shape=(s.heads, s.width, s.head_dim), in_axis=-2, batch_axes=1, **make),
+            )
+            setattr(
+                self,
+                f"kv_einsum{suffix}",
+                Einsum(shape=(2, s.kv_heads, s.width, s.head_dim), in_axis=-2, batch_axes=2, **make),
+            )
+            setattr(
+                self,
+                f"attn_vec_einsum{suffix}",
+                Einsum(shape=(s.heads, s.head_dim, s.width), in_axis=(-3, -2), batch_axes=0, **make),
+            )
         self.query_scale = GEMMA[experts[0].variant].head_dim ** -0.5
 
-    def __call__(self, xs: PerExpert, positions: jax.Array, mask: jax.Array, cache: KeyValues | None, *, last: bool) -> tuple[PerExpert, KeyValues]:
-        """With `last`, the language model's tokens are keys and values only: they ask nothing, and their result is None."""
+    def __call__(
+        self, xs: PerExpert, positions: jax.Array, mask: jax.Array, cache: KeyValues | None, *, last: bool
+    ) -> tuple[PerExpert, KeyValues]:
+        """With `last`, the language model's tokens are keys and values only: they ask nothing, and their
+        result is None.
+        """
         present = [(suffix, x) for suffix, x in zip(("", "_1"), xs, strict=True) if x is not None]
         asking = [(suffix, x) for suffix, x in present if suffix or not last]
         silent = sum(x.shape[1] for _, x in present) - sum(x.shape[1] for _, x in asking)
@@ -153,13 +181,17 @@ class Attention(nnx.Module):
         outputs: dict[str, jax.Array | None] = {"": None, "_1": None}
         start = 0
         for suffix, x in asking:
-            outputs[suffix] = getattr(self, f"attn_vec_einsum{suffix}")("BTNH,NHD->BTD", encoded[:, start : start + x.shape[1]])
+            outputs[suffix] = getattr(self, f"attn_vec_einsum{suffix}")(
+                "BTNH,NHD->BTD", encoded[:, start : start + x.shape[1]]
+            )
             start += x.shape[1]
         return (outputs[""], outputs["_1"]), KeyValues(k, v)
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each behind a norm; the action expert's residual branches are gated by adaRMS."""
+    """Attention and feed-forward, each behind a norm; the action expert's residual branches are gated by
+    adaRMS.
+    """
 
     def __init__(self, experts: tuple[Expert, Expert], attention: AttentionForm, rngs: nnx.Rngs) -> None:
         self.attn = Attention(experts, attention, rngs)
@@ -168,21 +200,39 @@ class Block(nnx.Module):
             norm = AdaptiveRMSNorm if suffix else RMSNorm
             setattr(self, f"pre_attention_norm{suffix}", norm(s.depth, s.width))
             setattr(self, f"pre_ffw_norm{suffix}", norm(s.depth, s.width))
-            setattr(self, f"mlp{suffix}", FeedForward(s.depth, s.width, s.mlp_dim, lora=expert.lora, rngs=rngs))
+            setattr(
+                self, f"mlp{suffix}", FeedForward(s.depth, s.width, s.mlp_dim, lora=expert.lora, rngs=rngs)
+            )
 
     def __call__(
-        self, xs: PerExpert, positions: jax.Array, mask: jax.Array, condition: jax.Array | None, cache: KeyValues | None, *, last: bool = False
+        self,
+        xs: PerExpert,
+        positions: jax.Array,
+        mask: jax.Array,
+        condition: jax.Array | None,
+        cache: KeyValues | None,
+        *,
+        last: bool = False,
     ) -> tuple[PerExpert, KeyValues]:
-        """The tokens after this layer and its keys and values. In the `last` layer nobody reads the language model's tokens: they end here."""
+        """The tokens after this layer and its keys and values.
+
+        In the `last` layer nobody reads the language model's tokens: they end here.
+        """
         normed, gates = self._norm("pre_attention_norm", xs, condition)
         attended, kv = self.attn(normed, positions, mask, cache, last=last)
         xs = _residual((None, xs[1]) if last else xs, attended, gates)
         normed, gates = self._norm("pre_ffw_norm", xs, condition)
-        fed = tuple(None if x is None else getattr(self, f"mlp{suffix}")(x) for suffix, x in zip(("", "_1"), normed, strict=True))
+        fed = tuple(
+            None if x is None else getattr(self, f"mlp{suffix}")(x)
+            for suffix, x in zip(("", "_1"), normed, strict=True)
+        )
         return _residual(xs, (fed[0], fed[1]), gates), kv
 
     def _norm(self, name: str, xs: PerExpert, condition: jax.Array | None) -> tuple[PerExpert, PerExpert]:
-        pairs = [(None, None) if x is None else getattr(self, name + suffix)(x, condition) for suffix, x in zip(("", "_1"), xs, strict=True)]
+        pairs = [
+            (None, None) if x is None else getattr(self, name + suffix)(x, condition)
+            for suffix, x in zip(("", "_1"), xs, strict=True)
+        ]
         return (pairs[0][0], pairs[1][0]), (pairs[0][1], pairs[1][1])
 
 
@@ -202,7 +252,9 @@ class Embedder(nnx.Module):
         self.input_embedding = nnx.Param(nnx.initializers.normal()(rngs.params(), (vocab_size, width)))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        x = self.input_embedding[tokens].astype(self.input_embedding.dtype)  # the rows of a quantized table become dense here
+        x = self.input_embedding[tokens].astype(
+            self.input_embedding.dtype
+        )  # the rows of a quantized table become dense here
         return x * jnp.sqrt(x.shape[-1]).astype(x.dtype)
 
 
@@ -210,7 +262,15 @@ class Gemma(nnx.Module):
     """All layers of both experts, as one scan over the layer axis."""
 
     def __init__(
-        self, experts: tuple[Expert, Expert], vocab_size: int, *, dtype: jnp.dtype, remat: bool, attention: AttentionForm, fetch: Fetch, rngs: nnx.Rngs
+        self,
+        experts: tuple[Expert, Expert],
+        vocab_size: int,
+        *,
+        dtype: jnp.dtype,
+        remat: bool,
+        attention: AttentionForm,
+        fetch: Fetch,
+        rngs: nnx.Rngs,
     ) -> None:
         sizes: list[GemmaSize] = [GEMMA[expert.variant] for expert in experts]
         self.embedder = Embedder(vocab_size, sizes[0].width, rngs)
@@ -241,22 +301,36 @@ class Gemma(nnx.Module):
         condition: jax.Array,
         cache: KeyValues | None = None,
     ) -> jax.Array:
-        """The action expert's output [B, suffix tokens, D_1], beside the prefix itself or its cached keys and values."""
+        """The action expert's output [B, suffix tokens, D_1], beside the prefix itself or its cached keys and
+        values.
+        """
         xs = (None if prefix is None else prefix.astype(self.dtype), suffix.astype(self.dtype))
         (_, x), _ = self._scan(xs, positions, mask, condition, cache, keep=False)
         assert x is not None
         return self.final_norm_1(x, condition)[0]
 
     def _scan(
-        self, xs: PerExpert, positions: jax.Array, mask: jax.Array, condition: jax.Array | None, cache: KeyValues | None, *, keep: bool
+        self,
+        xs: PerExpert,
+        positions: jax.Array,
+        mask: jax.Array,
+        condition: jax.Array | None,
+        cache: KeyValues | None,
+        *,
+        keep: bool,
     ) -> tuple[PerExpert, KeyValues | None]:
-        """All layers but the last as one loop, then the last, of which only what the action head reads is computed (all of it for `keep`)."""
+        """All layers but the last as one loop, then the last, of which only what the action head reads is
+        computed (all of it for `keep`).
+        """
         graph, stacked = nnx.split(self.layers)
         depth = jax.tree.leaves(stacked)[0].shape[0]
 
         def layer(xs: PerExpert, i: jax.Array | int, *, last: bool) -> tuple[PerExpert, KeyValues | None]:
-            # Taken from the whole stack: a slice of it, or a stack without its last layer, would be a second copy of the parameters.
-            one, cached = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), (stacked, cache))
+            # Taken from the whole stack: a slice of it, or a stack without its last layer, would be a second
+            # copy of the parameters.
+            one, cached = jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), (stacked, cache)
+            )
             xs, kv = nnx.merge(graph, self.fetch(one))(xs, positions, mask, condition, cached, last=last)
             return xs, kv if keep else None
 

@@ -1,9 +1,10 @@
 """Weights with optional low-rank adapters, for one expert's attention and feed-forward.
 
-y = x·W + (alpha / rank) · (x·A)·B, on the last two axes of W. LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685.
+y = x·W + (alpha / rank) · (x·A)·B, on the last two axes of W. LoRA: Hu et al. 2021,
+https://arxiv.org/abs/2106.09685.
 
-Parameters carry a leading layer axis L; inside the scan over layers a module sees one layer's slice, so `__call__` is
-written for one layer.
+Parameters carry a leading layer axis L; inside the scan over layers a module sees one layer's slice, so
+`__call__` is written for one layer.
 
 Axes: L layers, B batch, T tokens, D width, F mlp dim, R adapter rank.
 """
@@ -19,7 +20,8 @@ from flax import nnx
 
 from harness.recipe.schema import Lora
 
-# openpi src/openpi/models/lora.py `LoRAConfig.init_fn`, commit 15a9616: both factors start random, so does their product.
+# openpi src/openpi/models/lora.py `LoRAConfig.init_fn`, commit 15a9616: both factors start random, so does
+# their product.
 _ADAPTER_INIT = nnx.initializers.normal(stddev=0.01)
 
 
@@ -30,10 +32,20 @@ def _lecun(in_axis: int | Sequence[int], batch_axes: int) -> nnx.initializers.In
 class Einsum(nnx.Module):
     """einsum(equation, x, W), with adapters when `lora` is given.
 
-    `in_axis` names the contracted axes of the weight from the end; `batch_axes` counts its leading independent axes.
+    `in_axis` names the contracted axes of the weight from the end; `batch_axes` counts its leading
+    independent axes.
     """
 
-    def __init__(self, layers: int, shape: Sequence[int], *, in_axis: int | Sequence[int], batch_axes: int, lora: Lora | None, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        layers: int,
+        shape: Sequence[int],
+        *,
+        in_axis: int | Sequence[int],
+        batch_axes: int,
+        lora: Lora | None,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.w = nnx.Param(_lecun(in_axis, 1 + batch_axes)(rngs.params(), (layers, *shape)))
         self.scale = lora.alpha / lora.rank if lora else None
         if lora:
@@ -52,23 +64,26 @@ class Einsum(nnx.Module):
 def _adapter_equations(equation: str) -> tuple[str, str]:
     """The two einsums of x·A·B: the weight's last axis becomes R in A, its last but one becomes R in B.
 
-    attn_vec_einsum contracts heads N as well as H. As upstream, A then sums over the heads and so does B: the low-rank update of
-    head n is A[n]·Σₘ B[m], one shared bottleneck of rank R, not one per head.
+    attn_vec_einsum contracts heads N as well as H. As upstream, A then sums over the heads and so does B: the
+    low-rank update of head n is A[n]·Σₘ B[m], one shared bottleneck of rank R, not one per head.
     """
     match = re.fullmatch(r"(?<!\w)(\w++),(\w++)->(\w++)", equation)
     assert match, equation
     inputs, weight, output = match.groups()
     a_axis, b_axis = weight[-2], weight[-1]
     hidden = output.replace(b_axis, "R")
-    return f"{inputs},{weight.replace(b_axis, 'R')}->{hidden}", f"{hidden},{weight.replace(a_axis, 'R')}->{output}"
+    return (
+        f"{inputs},{weight.replace(b_axis, 'R')}->{hidden}",
+        f"{hidden},{weight.replace(a_axis, 'R')}->{output}",
+    )
 
 
 class FeedForward(nnx.Module):
     """(gelu(x·W_gate) * (x·W_up))·W_down, each product with adapters when `lora` is given.
 
     Shapes: x [B, T, D]; gating_einsum [2, D, F]; linear [F, D].
-    Source: openpi src/openpi/models/lora.py `FeedForward`, commit 15a9616, which forgets alpha / rank here (see
-    `recipe.Lora.scale_feed_forward`).
+    Source: openpi src/openpi/models/lora.py `FeedForward`, commit 15a9616, which forgets alpha / rank here
+    (see `recipe.Lora.scale_feed_forward`).
     """
 
     def __init__(self, layers: int, width: int, hidden: int, *, lora: Lora | None, rngs: nnx.Rngs) -> None:
@@ -89,7 +104,9 @@ class FeedForward(nnx.Module):
         return self._product(hidden, self.linear[...], adapters)
 
     def _gating(self, x: jax.Array, i: int) -> jax.Array:
-        adapters = (self.gating_einsum_lora_a[i], self.gating_einsum_lora_b[i]) if self.scale is not None else None
+        adapters = (
+            (self.gating_einsum_lora_a[i], self.gating_einsum_lora_b[i]) if self.scale is not None else None
+        )
         return self._product(x, self.gating_einsum[i], adapters)
 
     def _product(self, x: jax.Array, w: jax.Array, adapters: tuple[jax.Array, jax.Array] | None) -> jax.Array:

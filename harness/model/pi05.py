@@ -1,7 +1,9 @@
 """π0.5: images and prompt condition a flow-matching action expert.
 
-x_t = t·noise + (1 - t)·actions; the model predicts noise - actions, so t = 1 is noise and sampling walks from 1 to 0.
-Sources: π0.5, https://arxiv.org/abs/2504.16054; openpi src/openpi/models/pi0.py at commit 15a9616 for numerics and names.
+x_t = t·noise + (1 - t)·actions; the model predicts noise - actions, so t = 1 is noise and sampling walks from
+1 to 0.
+Sources: π0.5, https://arxiv.org/abs/2504.16054; openpi src/openpi/models/pi0.py at commit 15a9616 for
+numerics and names.
 
 Axes: B batch, C cameras, P patches, T prompt tokens, A action horizon, E action dim, D width.
 """
@@ -25,7 +27,8 @@ Params = dict[str, jax.Array]
 class Observation(NamedTuple):
     """What the policy sees. A camera that is left out is one whose mask is False: the result is the same.
 
-    Shapes: images float32 [B, S, S, 3] in [-1, 1]; image_masks bool [B]; tokens int32 [B, T]; token_mask bool [B, T].
+    Shapes: images float32 [B, S, S, 3] in [-1, 1]; image_masks bool [B]; tokens int32 [B, T]; token_mask bool
+    [B, T].
     """
 
     images: dict[str, jax.Array]
@@ -48,22 +51,49 @@ class Linear(nnx.Module):
 class Pi05(nnx.Module):
     """The whole model; `remat` recomputes each block in the backward pass instead of keeping its activations.
 
-    `fetch` gets one layer's parameters (a tree of arrays without the layer axis) just before they are used, and again when they are recomputed.
+    `fetch` gets one layer's parameters (a tree of arrays without the layer axis) just before they are used,
+    and again when they are recomputed.
     """
 
-    def __init__(self, model: Model, *, rngs: nnx.Rngs, remat: bool = True, attention: AttentionForm = "full", fetch: Fetch = lambda layer: layer) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        rngs: nnx.Rngs,
+        remat: bool = True,
+        attention: AttentionForm = "full",
+        fetch: Fetch = lambda layer: layer,
+    ) -> None:
         dtype = jnp.dtype(model.compute_dtype)
         language, expert = GEMMA[model.paligemma.variant], GEMMA[model.action_expert.variant]
         self.PaliGemma = nnx.Dict(
-            llm=Gemma((model.paligemma, model.action_expert), model.vocab_size, dtype=dtype, remat=remat, attention=attention, fetch=fetch, rngs=rngs),
-            img=SigLIP(VISION[model.vision], model.image_size, language.width, dtype=dtype, remat=remat, fetch=fetch, rngs=rngs),
+            llm=Gemma(
+                (model.paligemma, model.action_expert),
+                model.vocab_size,
+                dtype=dtype,
+                remat=remat,
+                attention=attention,
+                fetch=fetch,
+                rngs=rngs,
+            ),
+            img=SigLIP(
+                VISION[model.vision],
+                model.image_size,
+                language.width,
+                dtype=dtype,
+                remat=remat,
+                fetch=fetch,
+                rngs=rngs,
+            ),
         )
         self.action_in_proj = Linear(model.action_dim, expert.width, rngs)
         self.time_mlp_in = Linear(expert.width, expert.width, rngs)
         self.time_mlp_out = Linear(expert.width, expert.width, rngs)
         self.action_out_proj = Linear(expert.width, model.action_dim, rngs)
 
-    def loss(self, observation: Observation, actions: jax.Array, noise: jax.Array, time: jax.Array) -> jax.Array:
+    def loss(
+        self, observation: Observation, actions: jax.Array, noise: jax.Array, time: jax.Array
+    ) -> jax.Array:
         """mean over E of (predicted velocity - (noise - actions))², [B, A].
 
         Shapes: actions, noise [B, A, E]; time [B] in (0, 1].
@@ -102,7 +132,9 @@ class Pi05(nnx.Module):
     ) -> jax.Array:
         condition = self._embed_time(time)
         x = self.action_in_proj(x_t)
-        out = self.PaliGemma["llm"].actions(prefix, x, positions=positions, mask=mask, condition=condition, cache=cache)
+        out = self.PaliGemma["llm"].actions(
+            prefix, x, positions=positions, mask=mask, condition=condition, cache=cache
+        )
         return self.action_out_proj(out)
 
     def _embed_prefix(self, observation: Observation) -> tuple[jax.Array, jax.Array]:
@@ -125,7 +157,9 @@ class Pi05(nnx.Module):
 
 
 def time_embedding(time: jax.Array, width: int) -> jax.Array:
-    """[sin(2πt/p), cos(2πt/p)] with width/2 periods p spaced geometrically from 4e-3 to 4; [B] → [B, width]."""
+    """[sin(2πt/p), cos(2πt/p)] with width/2 periods p spaced geometrically from 4e-3 to 4; [B] → [B,
+    width].
+    """
     low, high = 4e-3, 4.0
     period = low * (high / low) ** jnp.linspace(0.0, 1.0, width // 2)
     angle = time[:, None] * (1.0 / period * 2 * jnp.pi)
@@ -133,7 +167,9 @@ def time_embedding(time: jax.Array, width: int) -> jax.Array:
 
 
 def _attention_mask(prefix_mask: jax.Array, horizon: int) -> jax.Array:
-    """Prefix tokens see the prefix; actions see the prefix and each other; padding sees and is seen by nothing. [B, S, S]."""
+    """Prefix tokens see the prefix; actions see the prefix and each other; padding sees and is seen by
+    nothing. [B, S, S].
+    """
     p = prefix_mask.shape[1]
     valid = _with_actions(prefix_mask, horizon)
     is_action = jnp.arange(p + horizon) >= p
@@ -141,7 +177,9 @@ def _attention_mask(prefix_mask: jax.Array, horizon: int) -> jax.Array:
 
 
 def _positions(prefix_mask: jax.Array, horizon: int) -> jax.Array:
-    """Consecutive numbers for real tokens only, so that leaving out padding or an absent camera shifts nothing. [B, S]."""
+    """Consecutive numbers for real tokens only, so that leaving out padding or an absent camera shifts
+    nothing. [B, S].
+    """
     return jnp.cumsum(_with_actions(prefix_mask, horizon), axis=1) - 1
 
 
@@ -149,17 +187,27 @@ def _with_actions(prefix_mask: jax.Array, horizon: int) -> jax.Array:
     return jnp.concatenate([prefix_mask, jnp.ones((prefix_mask.shape[0], horizon), bool)], axis=1)
 
 
-def graph_of(model: Model, *, remat: bool = True, attention: AttentionForm = "full", fetch: Fetch = lambda layer: layer) -> nnx.GraphDef[Pi05]:
+def graph_of(
+    model: Model, *, remat: bool = True, attention: AttentionForm = "full", fetch: Fetch = lambda layer: layer
+) -> nnx.GraphDef[Pi05]:
     """The model's structure without its parameters; nothing is allocated."""
-    return nnx.split(nnx.eval_shape(lambda: Pi05(model, rngs=nnx.Rngs(0), remat=remat, attention=attention, fetch=fetch)))[0]
+    return nnx.split(
+        nnx.eval_shape(lambda: Pi05(model, rngs=nnx.Rngs(0), remat=remat, attention=attention, fetch=fetch))
+    )[0]
 
 
 def bind(graph: nnx.GraphDef[Pi05], params: Params) -> Pi05:
     """The model with these parameters (path → array)."""
-    return nnx.merge(graph, nnx.from_flat_state({tuple(path.split("/")): nnx.Param(value) for path, value in params.items()}))
+    return nnx.merge(
+        graph,
+        nnx.from_flat_state({tuple(path.split("/")): nnx.Param(value) for path, value in params.items()}),
+    )
 
 
 def initialize(model: Model, key: jax.Array) -> Params:
-    """Fresh float32 parameters (path → array), as upstream initializes them. Jit it and take what is needed: XLA drops the rest."""
+    """Fresh float32 parameters (path → array), as upstream initializes them.
+
+    Jit it and take what is needed: XLA drops the rest.
+    """
     _, state = nnx.split(Pi05(model, rngs=nnx.Rngs(key)))
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}

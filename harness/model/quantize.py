@@ -1,9 +1,12 @@
-"""Frozen kernels in 8 or 4 bits, made bfloat16 again where they are used: inside the loop over layers only one layer is ever dense.
+"""Frozen kernels in 8 or 4 bits, made bfloat16 again where they are used: inside the loop over layers only
+one layer is ever dense.
 
-value = code value · scale, rounded to bfloat16; scale = max |w| over a block along the axis that a product sums over, so that the
-errors inside one block share it. The largest weight of a block is kept exactly, and quantizing what was dequantized gives the same codes: a
-checkpoint may hold the dequantized bfloat16 weights and nothing is lost.
-Source: QLoRA, https://arxiv.org/abs/2305.14314, with plain bfloat16 scales in place of its double quantization.
+value = code value · scale, rounded to bfloat16; scale = max |w| over a block along the axis that a product
+sums over, so that the errors inside one block share it. The largest weight of a block is kept exactly, and
+quantizing what was dequantized gives the same codes: a checkpoint may hold the dequantized bfloat16 weights
+and nothing is lost.
+Source: QLoRA, https://arxiv.org/abs/2305.14314, with plain bfloat16 scales in place of its double
+quantization.
 """
 
 from __future__ import annotations
@@ -38,10 +41,12 @@ _SLICE = 2**24
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A kernel as codes and scales; it stands where the model expects an array that it casts (`astype`) before use.
+    """A kernel as codes and scales; it stands where the model expects an array that it casts (`astype`)
+    before use.
 
-    `axis`, counted from the end, is the blocked one. With 4 bits a byte of `codes` holds the entries i and i + n/2 of that axis in its low and
-    high half. Shapes, blocked axis last: codes int8 [..., n] or uint8 [..., n/2]; scale bfloat16 [..., K].
+    `axis`, counted from the end, is the blocked one. With 4 bits a byte of `codes` holds the entries i and i
+    + n/2 of that axis in its low and high half. Shapes, blocked axis last: codes int8 [..., n] or uint8 [...,
+    n/2]; scale bfloat16 [..., K].
     """
 
     codes: jax.Array
@@ -84,7 +89,9 @@ class Quantized:
         return jnp.moveaxis(dense.reshape(codes.shape), -1, self.axis)
 
     def squares(self) -> jax.Array:
-        """The sum of the squares of the dense kernel, float32; dense is one entry of its first axis at a time."""
+        """The sum of the squares of the dense kernel, float32; dense is one entry of its first axis at a
+        time.
+        """
 
         def of(one: Quantized) -> jax.Array:
             return jnp.sum(jnp.square(one.astype(jnp.float32)))
@@ -92,7 +99,9 @@ class Quantized:
         return jnp.sum(jax.lax.map(of, self)) if self.ndim + self.axis else of(self)
 
     def on_host(self) -> np.ndarray[Any, Any]:
-        """`dense`, in host memory: dequantized on the device piece by piece, so that only a piece of it is ever dense there."""
+        """`dense`, in host memory: dequantized on the device piece by piece, so that only a piece of it is
+        ever dense there.
+        """
         out = np.empty(self.shape, self.dtype)
         rows = max(1, _SLICE * self.shape[0] // self.codes.size) if self.ndim + self.axis else self.shape[0]
         for start in range(0, self.shape[0], rows):
@@ -104,10 +113,11 @@ _dense = jax.jit(Quantized.dense)
 
 
 def contraction_axis(path: str, shape: tuple[int, ...]) -> int | None:
-    """The axis, counted from the end, along which the kernel at `path` is cut into blocks; None where it stays dense.
+    """The axis, counted from the end, along which the kernel at `path` is cut into blocks; None where it
+    stays dense.
 
-    Norms, biases, position embeddings and adapters stay dense, and so does the patch embedding, which is small and used in float32. The token
-    table is read by rows, so it is blocked along a row.
+    Norms, biases, position embeddings and adapters stay dense, and so does the patch embedding, which is
+    small and used in float32. The token table is read by rows, so it is blocked along a row.
     """
     if path.endswith("/input_embedding"):
         axis = -1
@@ -119,7 +129,9 @@ def contraction_axis(path: str, shape: tuple[int, ...]) -> int | None:
 
 
 def kept(path: str, value: jax.Array | Quantized, how: Kept) -> jax.Array | Quantized:
-    """The frozen parameter as it is kept: bfloat16, or its codes where `how` says so and the parameter is a kernel."""
+    """The frozen parameter as it is kept: bfloat16, or its codes where `how` says so and the parameter is a
+    kernel.
+    """
     axis = None if how == "bfloat16" else contraction_axis(path, value.shape)
     if isinstance(value, Quantized) or axis is None:
         return value if isinstance(value, Quantized) else value.astype(jnp.bfloat16)
@@ -127,7 +139,10 @@ def kept(path: str, value: jax.Array | Quantized, how: Kept) -> jax.Array | Quan
 
 
 def quantize(w: jax.Array, axis: int, bits: int) -> Quantized:
-    """argmin over codes of |w - code value · scale|, with scale = max |w| of the block. `axis` is negative."""
+    """argmin over codes of |w - code value · scale|, with scale = max |w| of the block.
+
+    `axis` is negative.
+    """
 
     def rows(w: jax.Array) -> Quantized:
         return _quantize(w.astype(jnp.bfloat16), axis, bits)

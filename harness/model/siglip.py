@@ -1,7 +1,8 @@
 """SigLIP's vision tower: one image to one token per patch, in the language model's width.
 
-Sources: Zhai et al. 2023, https://arxiv.org/abs/2303.15343; openpi src/openpi/models/siglip.py at commit 15a9616 for the numerics
-(patches and position embedding in float32, the rest in the compute type) and for every parameter's name.
+Sources: Zhai et al. 2023, https://arxiv.org/abs/2303.15343; openpi src/openpi/models/siglip.py at commit
+15a9616 for the numerics (patches and position embedding in float32, the rest in the compute type) and for
+every parameter's name.
 
 Axes: B batch, P patches, D width, N heads, H head dim, L layers.
 """
@@ -24,7 +25,9 @@ _EPSILON = 1e-6
 def _flat_xavier(key: jax.Array, layers: int, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> jax.Array:
     """Xavier over the matrix that a multi-axis projection flattens to, independently for each layer."""
     rows, columns = _product(inputs), _product(outputs)
-    init = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=-2, out_axis=-1, batch_axis=(0,))
+    init = nnx.initializers.variance_scaling(
+        1.0, "fan_avg", "uniform", in_axis=-2, out_axis=-1, batch_axis=(0,)
+    )
     return init(key, (layers, rows, columns)).reshape(layers, *inputs, *outputs)
 
 
@@ -54,7 +57,15 @@ class LayerNorm(nnx.Module):
 class Projection(nnx.Module):
     """x·kernel + bias in x's type; kernel [L, *inputs, *outputs] contracts all the input axes."""
 
-    def __init__(self, layers: int, inputs: tuple[int, ...], outputs: tuple[int, ...], *, bias_std: float, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        layers: int,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *,
+        bias_std: float,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.kernel = nnx.Param(_flat_xavier(rngs.params(), layers, inputs, outputs))
         self.bias = nnx.Param(bias_std * jax.random.normal(rngs.params(), (layers, *outputs)))
         self.contracted = len(inputs)
@@ -127,14 +138,18 @@ class PatchEmbedding(nnx.Module):
 
     def __init__(self, size: VisionSize, rngs: nnx.Rngs) -> None:
         shape = (size.patch, size.patch, 3, size.width)
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=-1)(rngs.params(), shape))
+        self.kernel = nnx.Param(
+            nnx.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=-1)(rngs.params(), shape)
+        )
         self.bias = nnx.Param(jnp.zeros(size.width))
 
     def __call__(self, image: jax.Array) -> jax.Array:
         patch, _, channels, width = self.kernel.shape
         b, h, w, _ = image.shape
         x = image.reshape(b, h // patch, patch, w // patch, patch, channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // patch) * (w // patch), patch * patch * channels)  # [B, P, patch²·3]
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(
+            b, (h // patch) * (w // patch), patch * patch * channels
+        )  # [B, P, patch²·3]
         return x @ self.kernel.reshape(-1, width) + self.bias
 
 
@@ -153,11 +168,21 @@ class SigLIP(nnx.Module):
     """Image float32 [B, S, S, 3] in [-1, 1] → tokens [B, P, out_width] in the compute type."""
 
     def __init__(
-        self, size: VisionSize, image_size: int, out_width: int, *, dtype: jnp.dtype, remat: bool, fetch: Callable[[Any], Any], rngs: nnx.Rngs
+        self,
+        size: VisionSize,
+        image_size: int,
+        out_width: int,
+        *,
+        dtype: jnp.dtype,
+        remat: bool,
+        fetch: Callable[[Any], Any],
+        rngs: nnx.Rngs,
     ) -> None:
         patches = (image_size // size.patch) ** 2
         self.embedding = PatchEmbedding(size, rngs)
-        self.pos_embedding = nnx.Param(size.width**-0.5 * jax.random.normal(rngs.params(), (1, patches, size.width)))
+        self.pos_embedding = nnx.Param(
+            size.width**-0.5 * jax.random.normal(rngs.params(), (1, patches, size.width))
+        )
         self.Transformer = Transformer(size, remat=remat, fetch=fetch, rngs=rngs)
         self.head = Head(size.width, out_width)
         self.dtype = dtype

@@ -1,6 +1,8 @@
-"""The training configurations that openpi ships at the pinned commit: their options, defaults, and whether they freeze anything.
+"""The training configurations that openpi ships at the pinned commit: their options, defaults, and whether
+they freeze anything.
 
-Source: openpi src/openpi/training/config.py and training/misc, commit 15a9616, read by `python -m benchmarks.openpi_configs`.
+Source: openpi src/openpi/training/config.py and training/misc, commit 15a9616, read by `python -m
+benchmarks.openpi_configs`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class Kind(Strict):
 
 
 class Config(Strict):
-    """`data` is upstream's class of the dataset's reader; `defaults` has every option that this configuration's command line knows."""
+    """`data` is upstream's class of the dataset's reader; `defaults` has every option that this
+    configuration's command line knows.
+    """
 
     family: Literal["pi05", "pi0", "pi0_fast"]
     freezes: bool
@@ -45,7 +49,13 @@ class _Table(Strict):
 @functools.cache
 def _table() -> _Table:
     data = json.loads(resources.files("harness.openpi").joinpath("configs.json").read_text())
-    return parse(_Table, data, where="configs.json", code="openpi-table-invalid", fix="restore harness/openpi/configs.json from the repository")
+    return parse(
+        _Table,
+        data,
+        where="configs.json",
+        code="openpi-table-invalid",
+        fix="restore harness/openpi/configs.json from the repository",
+    )
 
 
 def names() -> list[str]:
@@ -67,7 +77,10 @@ def find(name: str) -> Config:
         "openpi-config-unknown",
         f"openpi has no configuration {name!r}",
         got=name,
-        need=f"{' or '.join(close) or 'one of its configurations, such as pi05_libero'}; {LIST} prints all {len(names())}",
+        need=(
+            f"{' or '.join(close) or 'one of its configurations, such as pi05_libero'}; {LIST} prints all"
+            f" {len(names())}"
+        ),
         fix=f"harness import openpi {close[0]}" if close else LIST,
     )
 

@@ -1,15 +1,17 @@
-"""Starts openpi's own trainer from a job file, inside openpi's environment; nothing of ours is imported, and no file of openpi's is changed.
+"""Starts openpi's own trainer from a job file, inside openpi's environment; nothing of ours is imported, and
+no file of openpi's is changed.
 
     python harness/openpi/entry.py JOB.json [--check] [--any-commit]
 
-`harness train --backend openpi` and `harness import openpi … --job JOB.json` write the job. What openpi's command line cannot say is set here: which
-parameters are frozen, where the checkpoints lie, and for a tiny model its sizes. Before the first step the parameters that would be trained are
-counted, by shapes alone, and compared with what the job means; `--check` ends there. The first line on stdout is JSON: what is about to be trained,
-with which software, or why nothing is ("refused").
+`harness train --backend openpi` and `harness import openpi … --job JOB.json` write the job. What openpi's
+command line cannot say is set here: which parameters are frozen, where the checkpoints lie, and for a tiny
+model its sizes. Before the first step the parameters that would be trained are counted, by shapes alone, and
+compared with what the job means; `--check` ends there. The first line on stdout is JSON: what is about to be
+trained, with which software, or why nothing is ("refused").
 Exit codes: 0 trained (or counted); 2 refused, with the reason on stderr too; else openpi's own.
 
-Source: openpi scripts/train.py, src/openpi/training/config.py, commit 15a9616. The order of imports: openpi issues 831 and 1019, where the model
-before the checkpoints ends the process without a word (exit code 139).
+Source: openpi scripts/train.py, src/openpi/training/config.py, commit 15a9616. The order of imports: openpi
+issues 831 and 1019, where the model before the checkpoints ends the process without a word (exit code 139).
 """
 
 from __future__ import annotations
@@ -31,7 +33,21 @@ from typing import Any
 # The process that is to outlive this one; without it this one ends.
 PARENT = "HARNESS_SUPERVISOR"
 # What can change a number of a run; the lock's differences are told of all packages.
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "torch", "lerobot", "datasets", "augmax", "sentencepiece", "wandb")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorstore",
+    "numpy",
+    "torch",
+    "lerobot",
+    "datasets",
+    "augmax",
+    "sentencepiece",
+    "wandb",
+)
 # Source: prctl(2), PR_SET_PDEATHSIG.
 _PARENT_DEATH_SIGNAL = 1
 
@@ -64,7 +80,10 @@ def config_of(job: dict[str, Any]) -> Any:
     if job.get("sizes"):
         _resize(job["sizes"])
 
-    configs, optimizer, weight_loaders = (importlib.import_module(f"openpi.training.{name}") for name in ("config", "optimizer", "weight_loaders"))
+    configs, optimizer, weight_loaders = (
+        importlib.import_module(f"openpi.training.{name}")
+        for name in ("config", "optimizer", "weight_loaders")
+    )
     base = configs.get_config(job["config"])
     weights = job["weights"]
     replaced = {
@@ -72,21 +91,35 @@ def config_of(job: dict[str, Any]) -> Any:
         "freeze_filter": Frozen(frozenset(job["frozen"])) if job["frozen"] else nnx.Nothing(),
         "lr_schedule": optimizer.CosineDecaySchedule(**job["lr_schedule"]),
         "optimizer": optimizer.AdamW(**job["optimizer"]),
-        "weight_loader": weight_loaders.CheckpointWeightLoader(weights) if weights else weight_loaders.NoOpWeightLoader(),
-        "data": dataclasses.replace(base.data, repo_id=job["repo_id"], assets=configs.AssetsConfig(**job["assets"])),
+        "weight_loader": (
+            weight_loaders.CheckpointWeightLoader(weights) if weights else weight_loaders.NoOpWeightLoader()
+        ),
+        "data": dataclasses.replace(
+            base.data, repo_id=job["repo_id"], assets=configs.AssetsConfig(**job["assets"])
+        ),
     }
     config = dataclasses.replace(base, **job["train"], **replaced)
     return _placed(config, Path(job["checkpoint_dir"])) if job.get("checkpoint_dir") else config
 
 
 def _placed(config: Any, directory: Path) -> Any:
-    """The same configuration with its checkpoints in `directory`; upstream puts its own name and the experiment's below a base."""
-    kind = dataclasses.make_dataclass("Placed", [], bases=(type(config),), namespace={"checkpoint_dir": property(lambda _: directory)}, frozen=True)
+    """The same configuration with its checkpoints in `directory`; upstream puts its own name and the
+    experiment's below a base.
+    """
+    kind = dataclasses.make_dataclass(
+        "Placed",
+        [],
+        bases=(type(config),),
+        namespace={"checkpoint_dir": property(lambda _: directory)},
+        frozen=True,
+    )
     return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
 
 
 def _resize(sizes: dict[str, Any]) -> None:
-    """Gives upstream's model the sizes that its configurations have no option for; its modules in memory are changed, no file is."""
+    """Gives upstream's model the sizes that its configurations have no option for; its modules in memory are
+    changed, no file is.
+    """
     gemma: Any = importlib.import_module("openpi.models.gemma")
     siglip: Any = importlib.import_module("openpi.models.siglip")
     tower = siglip.Module
@@ -115,9 +148,11 @@ def checkout() -> Path:
 
 
 def commit_of(root: Path) -> str:
-    """The commit of a checkout, with "+modified" where git says that its files are not those of it; "unknown" where nothing tells.
+    """The commit of a checkout, with "+modified" where git says that its files are not those of it; "unknown"
+    where nothing tells.
 
-    Without git, or in a checkout that belongs to somebody else, .git/HEAD tells the commit, and nothing tells of changes.
+    Without git, or in a checkout that belongs to somebody else, .git/HEAD tells the commit, and nothing tells
+    of changes.
     """
     asked = _git(root, "rev-parse", "HEAD") or _head(root)
     changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
@@ -126,7 +161,13 @@ def commit_of(root: Path) -> str:
 
 def _git(root: Path, *words: str) -> str:
     try:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, encoding="utf-8", errors="replace", check=False).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        ).stdout.strip()
     except OSError:
         return ""
 
@@ -134,7 +175,11 @@ def _git(root: Path, *words: str) -> str:
 def _head(root: Path) -> str:
     try:
         head = (root / ".git" / "HEAD").read_text().strip()
-        return (root / ".git" / head.removeprefix("ref: ")).read_text().strip() if head.startswith("ref: ") else head
+        return (
+            (root / ".git" / head.removeprefix("ref: ")).read_text().strip()
+            if head.startswith("ref: ")
+            else head
+        )
     except OSError:
         return ""
 
@@ -152,7 +197,10 @@ def check_commit(job: dict[str, Any], root: Path, *, any_commit: bool) -> str:
         f"openpi in {root} is not at the commit that the job was made for",
         got=commit[:12] + commit[40:],
         need=job["commit"],
-        fix=f"git -C {root} checkout {job['commit']} (git stash puts changes aside); or --any-commit, which is recorded",
+        fix=(
+            f"git -C {root} checkout {job['commit']} (git stash puts changes aside); or --any-commit, which"
+            " is recorded"
+        ),
     )
 
 
@@ -178,7 +226,11 @@ def software(root: Path) -> dict[str, Any]:
     import hashlib
     import tomllib
 
-    installed = {_canonical(each.metadata["Name"]): each.version for each in metadata.distributions() if each.metadata["Name"]}
+    installed = {
+        _canonical(each.metadata["Name"]): each.version
+        for each in metadata.distributions()
+        if each.metadata["Name"]
+    }
     lock = root / "uv.lock"
     locked: dict[str, set[str]] = {}
     for package in tomllib.loads(lock.read_text()).get("package", []) if lock.is_file() else []:
@@ -218,7 +270,15 @@ def main() -> int:
         sys.stderr.write("\n".join([f"error [{refused.said['code']}] {refused.said['what']}", *lines]) + "\n")
         return 2
     counts = {"parameters_total": total, "parameters_trained": trained}
-    _tell({"commit": commit, **counts, "checkpoints": str(config.checkpoint_dir), "device": _device(), **software(root)})
+    _tell(
+        {
+            "commit": commit,
+            **counts,
+            "checkpoints": str(config.checkpoint_dir),
+            "device": _device(),
+            **software(root),
+        }
+    )
     if options.check:
         return 0
     sys.path.insert(0, str(root / "scripts"))

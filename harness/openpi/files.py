@@ -1,4 +1,5 @@
-"""What openpi's trainer reads, put where it looks: dataset, tokenizer, statistics and weights, all of them those of the run. Nothing is fetched by it.
+"""What openpi's trainer reads, put where it looks: dataset, tokenizer, statistics and weights, all of them
+those of the run. Nothing is fetched by it.
 
     <run>/openpi/job.json                                   what `openpi_entry` is to do
     <run>/openpi/assets/<asset_id>/norm_stats.json          our statistics in its format
@@ -6,7 +7,8 @@
     <run>/openpi/home/big_vision/paligemma_tokenizer.model  the recipe's tokenizer, by the name under which upstream has one
     <run>/openpi/console.log                                all that it wrote
 
-Source: openpi src/openpi/shared/download.py `maybe_download`, training/config.py `create_base_config`; lerobot at 0cf8648 constants.py.
+Source: openpi src/openpi/shared/download.py `maybe_download`, training/config.py `create_base_config`;
+lerobot at 0cf8648 constants.py.
 """
 
 from __future__ import annotations
@@ -30,13 +32,24 @@ from harness.recipe.schema import PALIGEMMA, Recipe
 from harness.run.directory import RunDir, cache_root, sha256_directory, write_atomic
 
 FOLDER = "openpi"
-# lerobot at the commit of upstream's lock. Source: lerobot common/datasets/lerobot_dataset.py `CODEBASE_VERSION`.
+# lerobot at the commit of upstream's lock. Source: lerobot common/datasets/lerobot_dataset.py
+# `CODEBASE_VERSION`.
 _FORMATS = ("v2.0", "v2.1")
 _LOADER_PROCESSES = 2
 
 
-def place_files(run: RunDir, recipe: Recipe, plan: Plan, dataset: Dataset, stats: NormStats, weights: Path | None, *, resume: bool) -> dict[str, str]:
-    """The environment variables that make upstream read the run's own files, which are written here; its job among them.
+def place_files(
+    run: RunDir,
+    recipe: Recipe,
+    plan: Plan,
+    dataset: Dataset,
+    stats: NormStats,
+    weights: Path | None,
+    *,
+    resume: bool,
+) -> dict[str, str]:
+    """The environment variables that make upstream read the run's own files, which are written here; its job
+    among them.
 
     Raises: HarnessError "upstream-cannot", "name-leads-out", and those of the tokenizer.
     """
@@ -48,12 +61,20 @@ def place_files(run: RunDir, recipe: Recipe, plan: Plan, dataset: Dataset, stats
     statistics = below(home / "assets", recipe.data.asset_id, "data.asset_id") / "norm_stats.json"
     write_atomic(statistics, to_openpi_json(stats), root=run.path)
     load_tokenizer(recipe.data.tokenizer)
-    write_atomic(home / "home" / PALIGEMMA.removeprefix("gs://"), tokenizer_path(recipe.data.tokenizer).read_bytes(), root=run.path)
+    write_atomic(
+        home / "home" / PALIGEMMA.removeprefix("gs://"),
+        tokenizer_path(recipe.data.tokenizer).read_bytes(),
+        root=run.path,
+    )
     check_stays((home / "lerobot" / repo_id_of(recipe)).parent, run.path)
     _link(home / "lerobot" / repo_id_of(recipe), Path(dataset.path).absolute())
     # lerobot writes every dataset once more, as it reads it best.
     rewritten = os.environ.get("HF_DATASETS_CACHE") or str(cache_root() / "openpi" / "datasets")
-    places = {"OPENPI_DATA_HOME": str(home / "home"), "HF_LEROBOT_HOME": str(home / "lerobot"), "HF_DATASETS_CACHE": rewritten}
+    places = {
+        "OPENPI_DATA_HOME": str(home / "home"),
+        "HF_LEROBOT_HOME": str(home / "lerobot"),
+        "HF_DATASETS_CACHE": rewritten,
+    }
     return places | {"HF_HUB_OFFLINE": "1"} | _wandb(run)
 
 
@@ -76,10 +97,15 @@ def fetch_weights(recipe: Recipe, progress: Progress | None = None) -> tuple[Pat
         path = path / "params" if (path / "params").is_dir() else path
         return path, {"source": source, "files": {str(path): {"sha256": sha256_directory(path)}}}
     tree = fetch_tree(source, progress=progress, named=WEIGHTS)
-    return tree.path, {"source": source, "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in tree.files.items()}}
+    return tree.path, {
+        "source": source,
+        "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in tree.files.items()},
+    }
 
 
-def _job(run: RunDir, recipe: Recipe, plan: Plan, home: Path, weights: Path | None, *, resume: bool) -> dict[str, Any]:
+def _job(
+    run: RunDir, recipe: Recipe, plan: Plan, home: Path, weights: Path | None, *, resume: bool
+) -> dict[str, Any]:
     assert plan.chosen is not None
     options = dict.fromkeys(OF_THE_RUN) | {
         "exp-name": run.path.absolute().name,
@@ -94,7 +120,11 @@ def _job(run: RunDir, recipe: Recipe, plan: Plan, home: Path, weights: Path | No
         "data.assets.assets-dir": str(home / "assets"),
     }
     made = job_of(recipe, options, run.path.name)
-    return made | {"repo_id": repo_id_of(recipe), "weights": None if weights is None else str(weights), "checkpoint_dir": str(run.checkpoints.absolute())}
+    return made | {
+        "repo_id": repo_id_of(recipe),
+        "weights": None if weights is None else str(weights),
+        "checkpoint_dir": str(run.checkpoints.absolute()),
+    }
 
 
 def _check_dataset(dataset: Dataset) -> None:
@@ -113,7 +143,10 @@ def _check_dataset(dataset: Dataset) -> None:
             "openpi's reader of videos needs FFmpeg's libraries, and they are not here",
             got=f"{', '.join(videos)} as video",
             need="libavutil and its like, or a dataset with images",
-            fix="apt-get install ffmpeg (the image has none); a dataset with images in parquet, as LIBERO's is; or --backend ours",
+            fix=(
+                "apt-get install ffmpeg (the image has none); a dataset with images in parquet, as LIBERO's"
+                " is; or --backend ours"
+            ),
         )
 
 

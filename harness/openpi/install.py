@@ -1,4 +1,7 @@
-"""Where openpi itself is installed: a checkout with its own environment in it, as `uv sync` makes one. Nothing of it is imported here."""
+"""Where openpi itself is installed: a checkout with its own environment in it, as `uv sync` makes one.
+
+Nothing of it is imported here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from harness.openpi.table import COMMIT
 
 VARIABLE = "HARNESS_OPENPI"
 # What upstream's README says, with the commit in its place and without what training does not need.
-INSTALL = f"git clone https://github.com/Physical-Intelligence/openpi DIR && cd DIR && git checkout {COMMIT} && GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev"
+INSTALL = (
+    f"git clone https://github.com/Physical-Intelligence/openpi DIR && cd DIR && git checkout {COMMIT} &&"
+    " GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev"
+)
 IN_CONTAINER = "docker compose run --rm train-openpi, whose image has it"
 
 # The first wandb that takes keys of more than 40 characters. Source: facts on the report's troubles.
@@ -39,7 +45,11 @@ def find_installation(environ: Mapping[str, str] = os.environ, *, any_commit: bo
     """
     named = environ.get(VARIABLE)
     root = Path(named).expanduser().absolute() if named else None
-    if root is None or not (root / "scripts" / "train.py").is_file() or not (root / "src" / "openpi").is_dir():
+    if (
+        root is None
+        or not (root / "scripts" / "train.py").is_file()
+        or not (root / "src" / "openpi").is_dir()
+    ):
         raise HarnessError(
             "openpi-missing",
             "--backend openpi trains with openpi itself, and it is not here",
@@ -54,7 +64,10 @@ def find_installation(environ: Mapping[str, str] = os.environ, *, any_commit: bo
             f"{root} is a checkout of openpi without its environment",
             got=f"no {python}",
             need="openpi's own lock, installed",
-            fix=f"cd {root} && GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev (evdev needs build-essential and python3-dev); or {IN_CONTAINER}",
+            fix=(
+                f"cd {root} && GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev (evdev needs build-essential"
+                f" and python3-dev); or {IN_CONTAINER}"
+            ),
         )
     found = Installation(root, python, commit_of(root))
     if not found.is_pinned and not any_commit:
@@ -63,13 +76,17 @@ def find_installation(environ: Mapping[str, str] = os.environ, *, any_commit: bo
             f"openpi in {root} is not at the commit that the harness knows; nothing was trained",
             got=found.commit[:12] + found.commit[40:],
             need=f"{COMMIT}, without changes",
-            fix=f"git -C {root} checkout {COMMIT} (git stash puts changes aside); or --any-commit, which is recorded",
+            fix=(
+                f"git -C {root} checkout {COMMIT} (git stash puts changes aside); or --any-commit, which is"
+                " recorded"
+            ),
         )
     return found
 
 
 def check_wandb(version: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Upstream's lock has a wandb that knows no keys of 86 characters; it would end the run after its data were loaded.
+    """Upstream's lock has a wandb that knows no keys of 86 characters; it would end the run after its data
+    were loaded.
 
     Raises: HarnessError "wandb-too-old".
     """
@@ -83,5 +100,8 @@ def check_wandb(version: str, environ: Mapping[str, str] = os.environ) -> None:
             "openpi's environment has a wandb that refuses keys of this length; nothing was trained",
             got=f"wandb {version or 'unknown'}, a key of {len(key)} characters",
             need=f"wandb {'.'.join(map(str, _NEW_KEYS))} or newer",
-            fix="uv pip install --no-deps 'wandb>=0.24.1,<0.25' in openpi's checkout (recorded), the image's train-openpi, or WANDB_MODE=offline",
+            fix=(
+                "uv pip install --no-deps 'wandb>=0.24.1,<0.25' in openpi's checkout (recorded), the image's"
+                " train-openpi, or WANDB_MODE=offline"
+            ),
         )

@@ -1,6 +1,8 @@
-"""The job from which `openpi_entry` starts openpi's own trainer: a recipe of ours in upstream's words, with the freeze filter written out.
+"""The job from which `openpi_entry` starts openpi's own trainer: a recipe of ours in upstream's words, with
+the freeze filter written out.
 
-Source of the names: openpi src/openpi/training/{config,optimizer}.py, models/{gemma,siglip,pi0_config}.py and policies/libero_policy.py, commit 15a9616.
+Source of the names: openpi src/openpi/training/{config,optimizer}.py, models/{gemma,siglip,pi0_config}.py and
+policies/libero_policy.py, commit 15a9616.
 """
 
 from __future__ import annotations
@@ -14,13 +16,25 @@ from harness.recipe.parameters import counts, is_trained, parameter_shapes
 from harness.recipe.schema import Model, Recipe
 
 # What upstream's configuration says of a run and a recipe of ours does not.
-OF_THE_RUN = ("exp-name", "project-name", "assets-base-dir", "checkpoint-base-dir", "num-workers", "overwrite", "resume", "wandb-enabled", "fsdp-devices")
+OF_THE_RUN = (
+    "exp-name",
+    "project-name",
+    "assets-base-dir",
+    "checkpoint-base-dir",
+    "num-workers",
+    "overwrite",
+    "resume",
+    "wandb-enabled",
+    "fsdp-devices",
+)
 # The columns that upstream's reader of LIBERO takes, whatever the dataset calls them.
 _CAMERAS = {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image", "right_wrist_0_rgb": None}
 
 
 def job_of(recipe: Recipe, options: dict[str, Any], run_name: str) -> dict[str, Any]:
-    """What `openpi_entry` reads. `options` are a command's effective ones; `run_name` stands where they name no experiment.
+    """What `openpi_entry` reads.
+
+    `options` are a command's effective ones; `run_name` stands where they name no experiment.
 
     Raises: HarnessError "upstream-cannot" for what openpi's trainer has not.
     """
@@ -34,7 +48,9 @@ def job_of(recipe: Recipe, options: dict[str, Any], run_name: str) -> dict[str, 
         "config": PUBLISHED,
         "parameters_total": total,
         "parameters_trained": trained,
-        "frozen": sorted(path for path in parameter_shapes(model) if not is_trained(path, model, train.trained)),
+        "frozen": sorted(
+            path for path in parameter_shapes(model) if not is_trained(path, model, train.trained)
+        ),
         "sizes": sizes_of(model),
         "model": {
             "dtype": model.compute_dtype,
@@ -53,29 +69,39 @@ def job_of(recipe: Recipe, options: dict[str, Any], run_name: str) -> dict[str, 
             "decay_steps": schedule.decay_steps,
             "decay_lr": schedule.end,
         },
-        "optimizer": {"b1": adam.b1, "b2": adam.b2, "eps": adam.eps, "weight_decay": adam.weight_decay, "clip_gradient_norm": adam.clip_norm},
-        "train": of_the_run
-        | {
-            "exp_name": run_name if options["exp-name"].startswith("<") else options["exp-name"],
-            "ema_decay": train.ema_decay,
-            "seed": train.seed,
-            "batch_size": train.global_batch,
-            "num_train_steps": train.steps,
-            "log_interval": train.log_every_steps,
-            "save_interval": train.save_every_steps,
-            "keep_period": train.keep_every_steps,
+        "optimizer": {
+            "b1": adam.b1,
+            "b2": adam.b2,
+            "eps": adam.eps,
+            "weight_decay": adam.weight_decay,
+            "clip_gradient_norm": adam.clip_norm,
         },
+        "train": (
+            of_the_run
+            | {
+                "exp_name": run_name if options["exp-name"].startswith("<") else options["exp-name"],
+                "ema_decay": train.ema_decay,
+                "seed": train.seed,
+                "batch_size": train.global_batch,
+                "num_train_steps": train.steps,
+                "log_interval": train.log_every_steps,
+                "save_interval": train.save_every_steps,
+                "keep_period": train.keep_every_steps,
+            }
+        ),
     }
 
 
 def sizes_of(model: Model) -> dict[str, Any]:
-    """The sizes for which upstream's configurations have no option, where they are not the published ones; else empty."""
+    """The sizes for which upstream's configurations have no option, where they are not the published ones;
+    else empty.
+    """
     own, published = ({"vision": each.vision, "vocab_size": each.vocab_size} for each in (model, Model()))
     return own if own != published else {}
 
 
 def check_upstream_can(recipe: Recipe) -> None:
-    """Nothing, when openpi's trainer can do what `recipe` says.
+    """Checks that openpi's trainer can do what `recipe` says.
 
     Raises: HarnessError "upstream-cannot" with the first key that it cannot.
     """
@@ -95,7 +121,13 @@ def check_upstream_can(recipe: Recipe) -> None:
     for key, got, need in only:
         if got != need:
             said = "null" if need is None else str(need).lower() if isinstance(need, bool) else str(need)
-            raise HarnessError("upstream-cannot", f"openpi's trainer has no {key} but {said}", got=got, need=said, fix=f"--set {key}={said}, or --backend ours")
+            raise HarnessError(
+                "upstream-cannot",
+                f"openpi's trainer has no {key} but {said}",
+                got=got,
+                need=said,
+                fix=f"--set {key}={said}, or --backend ours",
+            )
 
 
 def _variant(recipe: Recipe, expert: str) -> str:
@@ -104,8 +136,16 @@ def _variant(recipe: Recipe, expert: str) -> str:
         return str(part.variant)
     upstream = ADAPTERS[expert]
     if part.variant == "dummy" or (part.lora.rank, part.lora.alpha) != (upstream.rank, upstream.alpha):
-        need = f"rank {upstream.rank}, alpha {upstream.alpha} on {Model().paligemma.variant if expert == 'paligemma' else 'gemma_300m'}"
+        need = (
+            f"rank {upstream.rank}, alpha {upstream.alpha} on"
+            f" {Model().paligemma.variant if expert == 'paligemma' else 'gemma_300m'}"
+        )
         got = f"rank {part.lora.rank}, alpha {part.lora.alpha} on {part.variant}"
-        fix = f"--set 'model.{expert}.lora={{rank: {upstream.rank}, alpha: {upstream.alpha}}}', or --backend ours"
-        raise HarnessError("upstream-cannot", f"openpi has one kind of adapter on {expert}", got=got, need=need, fix=fix)
+        fix = (
+            f"--set 'model.{expert}.lora={{rank: {upstream.rank}, alpha: {upstream.alpha}}}', or --backend"
+            " ours"
+        )
+        raise HarnessError(
+            "upstream-cannot", f"openpi has one kind of adapter on {expert}", got=got, need=need, fix=fix
+        )
     return f"{part.variant}_lora"

@@ -1,7 +1,9 @@
-"""What LeRobot's training command says of itself, and what comes nearest to it here. Its defaults are its version's, which no line names.
+"""What LeRobot's training command says of itself, and what comes nearest to it here.
 
-Source: LeRobot src/lerobot/configs/train.py and src/lerobot/policies/pi05/configuration_pi05.py (names of options), and
-docs/source/multi_gpu_training.mdx (a batch a process), commit 0e587e5.
+Its defaults are its version's, which no line names.
+
+Source: LeRobot src/lerobot/configs/train.py and src/lerobot/policies/pi05/configuration_pi05.py (names of
+options), and docs/source/multi_gpu_training.mdx (a batch a process), commit 0e587e5.
 """
 
 from __future__ import annotations
@@ -29,8 +31,12 @@ def explain_lerobot(line: Line) -> OpenpiCommand:
     options = read_options(line.arguments)
     policy, why = _policy(options)
     model = _MODELS.get(policy, policy or "unknown")
-    unsaid = "LeRobot's own, of a version that the line does not name; nothing of it was compiled or counted here"
-    recipe = "LeRobot's defaults, its features and its data order are its own: none of our recipes does the same"
+    unsaid = (
+        "LeRobot's own, of a version that the line does not name; nothing of it was compiled or counted here"
+    )
+    recipe = (
+        "LeRobot's defaults, its features and its data order are its own: none of our recipes does the same"
+    )
     return OpenpiCommand(
         commit="",
         trainer="lerobot",
@@ -39,11 +45,18 @@ def explain_lerobot(line: Line) -> OpenpiCommand:
         model=model,
         options=dict(options),
         effective={},
-        freezes=any(_is_true(options.get(name)) for name in ("policy.freeze_vision_encoder", "policy.train_expert_only")),
+        freezes=any(
+            _is_true(options.get(name))
+            for name in ("policy.freeze_vision_encoder", "policy.train_expert_only")
+        ),
         deviations=_said(options, line, policy),
         findings=[_another(options, line, policy, why)],
         cut=line.cut,
-        unknown=dict.fromkeys(_UNKNOWN, unsaid) | {"recipe": recipe, "commit": "the line does not say which LeRobot it starts"},
+        unknown=dict.fromkeys(_UNKNOWN, unsaid)
+        | {
+            "recipe": recipe,
+            "commit": "the line does not say which LeRobot it starts",
+        },
     )
 
 
@@ -60,13 +73,21 @@ def read_options(words: list[str]) -> dict[str, str]:
 
 
 def _policy(options: dict[str, str]) -> tuple[str, str]:
-    """(LeRobot's name of the policy, from where it is known); an empty name where only a file of the checkpoint says it."""
+    """(LeRobot's name of the policy, from where it is known); an empty name where only a file of the
+    checkpoint says it.
+    """
     if "policy.type" in options:
         return options["policy.type"], "--policy.type"
     path = options.get("policy.path") or options.get("policy.pretrained_path") or ""
     name = path.rstrip("/").rpartition("/")[2]
-    like = next((policy for policy in _MODELS if name.startswith(policy) and not name[len(policy) :][:1].isalnum()), "")
-    return like, f"the name of {path}, whose config.json has the word" if path else "nothing: no --policy.type"
+    like = next(
+        (policy for policy in _MODELS if name.startswith(policy) and not name[len(policy) :][:1].isalnum()),
+        "",
+    )
+    return (
+        like,
+        f"the name of {path}, whose config.json has the word" if path else "nothing: no --policy.type",
+    )
 
 
 def _said(options: dict[str, str], line: Line, policy: str) -> list[str]:
@@ -74,20 +95,37 @@ def _said(options: dict[str, str], line: Line, policy: str) -> list[str]:
     texts = []
     dataset = options.get("dataset.repo_id") or options.get("dataset.root")
     if dataset:
-        texts.append(f"dataset {dataset}" + (f", episodes {options['dataset.episodes']}" if "dataset.episodes" in options else ""))
+        texts.append(
+            f"dataset {dataset}"
+            + (f", episodes {options['dataset.episodes']}" if "dataset.episodes" in options else "")
+        )
     start = options.get("policy.pretrained_path") or options.get("policy.path")
-    texts.append(f"weights from {start}" if start else "no weights named: neither --policy.path nor --policy.pretrained_path")
+    texts.append(
+        f"weights from {start}"
+        if start
+        else "no weights named: neither --policy.path nor --policy.pretrained_path"
+    )
     texts.append(f"{options['steps']} steps" if "steps" in options else "steps: LeRobot's default")
     texts.append(_batch(options, line))
     if any(name.startswith("peft.") for name in options):
-        texts.append("LoRA or another adapter of PEFT: " + ", ".join(f"--{name}={value}" for name, value in options.items() if name.startswith("peft.")))
+        texts.append(
+            "LoRA or another adapter of PEFT: "
+            + ", ".join(f"--{name}={value}" for name, value in options.items() if name.startswith("peft."))
+        )
     if _is_true(options.get("policy.train_expert_only")):
         texts.append("the action expert and the projections alone are trained (train_expert_only)")
     elif _is_true(options.get("policy.freeze_vision_encoder")):
         texts.append("the vision tower is frozen (freeze_vision_encoder)")
-    texts += [f"{text}: {options[name]}" for name, text in (("policy.dtype", "weights in"), ("config_path", "more options in the file")) if name in options]
+    texts += [
+        f"{text}: {options[name]}"
+        for name, text in (("policy.dtype", "weights in"), ("config_path", "more options in the file"))
+        if name in options
+    ]
     if policy == "pi05":
-        texts.append("LeRobot's π0.5 writes the state into the prompt and keeps no average; the published recipe here does the reverse")
+        texts.append(
+            "LeRobot's π0.5 writes the state into the prompt and keeps no average; the published recipe here"
+            " does the reverse"
+        )
     return texts
 
 
@@ -106,10 +144,16 @@ def _batch(options: dict[str, str], line: Line) -> str:
 def _another(options: dict[str, str], line: Line, policy: str, why: str) -> Finding:
     if policy == "pi05":
         got, fix = f"LeRobot's command, policy pi05 (by {why})", _nearest(options, line)
-        need = "a recipe of ours; the nearest is below, with your cameras, state and actions mapped by --set data.cameras.… (harness data shows their names)"
+        need = (
+            "a recipe of ours; the nearest is below, with your cameras, state and actions mapped by --set"
+            " data.cameras.… (harness data shows their names)"
+        )
     elif policy:
         got, fix = f"LeRobot's command, policy {policy} (by {why})", "harness import openpi pi05_libero"
-        need = "a policy that is trained here, which is π0.5 alone; LeRobot itself trains this one, and harness analyse reads its log"
+        need = (
+            "a policy that is trained here, which is π0.5 alone; LeRobot itself trains this one, and harness"
+            " analyse reads its log"
+        )
     else:
         got, fix = f"LeRobot's command; its policy is known by {why}", "harness import openpi pi05_libero"
         need = "--policy.type or --policy.path; here π0.5 alone is trained"
@@ -117,7 +161,9 @@ def _another(options: dict[str, str], line: Line, policy: str, why: str) -> Find
 
 
 def _nearest(options: dict[str, str], line: Line) -> str:
-    """The command of ours that comes nearest: the same data, batch, horizon and steps, as far as the options say them."""
+    """The command of ours that comes nearest: the same data, batch, horizon and steps, as far as the options
+    say them.
+    """
     adapters = any(name.startswith("peft.") for name in options)
     words = ["harness", "train", "--recipe", "pi05_libero_lora" if adapters else "pi05_libero"]
     if _is_count(options.get("steps", "")):

@@ -18,7 +18,14 @@ from harness.run.surroundings import environment, machine_facts, software_here
 _NOT_OURS = "openpi compiles its step itself"
 
 
-def describe_run(run: RunDir, recipe: Recipe, plan: Plan, data: tuple[Dataset, NormStats], told: dict[str, Any], weights: dict[str, Any]) -> Manifest:
+def describe_run(
+    run: RunDir,
+    recipe: Recipe,
+    plan: Plan,
+    data: tuple[Dataset, NormStats],
+    told: dict[str, Any],
+    weights: dict[str, Any],
+) -> Manifest:
     """The manifest of a run that is about to start; `told` is what `openpi_entry` said of itself."""
     dataset, stats = data
     total, trained = counts(recipe.model, recipe.train.trained)
@@ -52,9 +59,13 @@ def describe_run(run: RunDir, recipe: Recipe, plan: Plan, data: tuple[Dataset, N
         step_fingerprint=None,
         compiled_bytes={},
         published=[Distance(**difference._asdict()) for difference in differences_from_published(recipe)],
-        upstream=Upstream(commit=told["commit"], pinned=COMMIT, unlike_lock=told["unlike_lock"], notes=_notes(recipe, told)),
+        upstream=Upstream(
+            commit=told["commit"], pinned=COMMIT, unlike_lock=told["unlike_lock"], notes=_notes(recipe, told)
+        ),
         unknown=software.unknown
-        | dict.fromkeys(("step_fingerprint", "executable_fingerprint", "kernels_sha256", "compiled_bytes"), _NOT_OURS)
+        | dict.fromkeys(
+            ("step_fingerprint", "executable_fingerprint", "kernels_sha256", "compiled_bytes"), _NOT_OURS
+        )
         | {"packages_sha256": "openpi's environment is told by its packages and its lock"},
     )
 
@@ -63,8 +74,9 @@ def resumed(manifest: Manifest, step: int, batch: int) -> tuple[Manifest, str]:
     """(the manifest with a note, the note) of a run that goes on from `step`."""
     assert manifest.upstream is not None
     note = (
-        f"resumed at step {step}: openpi's loader begins anew, so the batches of the steps from 0 on ({batch} frames each, in the order of the same seed) "
-        "are seen again, and this is not the run that was never interrupted"
+        f"resumed at step {step}: openpi's loader begins anew, so the batches of the steps from 0 on ({batch}"
+        " frames each, in the order of the same seed) are seen again, and this is not the run that was never"
+        " interrupted"
     )
     upstream = manifest.upstream.model_copy(update={"notes": [*manifest.upstream.notes, note]})
     return manifest.model_copy(update={"upstream": upstream}), note
@@ -76,5 +88,8 @@ def _notes(recipe: Recipe, told: dict[str, Any]) -> list[str]:
         notes.append(f"openpi is at {told['commit']} instead of {COMMIT}, which was allowed (--any-commit)")
     sizes = sizes_of(recipe.model)
     if sizes:
-        notes.append(f"openpi's model was given other sizes in memory: {', '.join(f'{name} {value}' for name, value in sizes.items())}")
+        notes.append(
+            "openpi's model was given other sizes in memory:"
+            f" {', '.join(f'{name} {value}' for name, value in sizes.items())}"
+        )
     return notes

@@ -1,7 +1,8 @@
 """An openpi command line, read as upstream's own parser reads it.
 
-Hyphens and underscores are the same; a value follows its option or an equals sign; the last of several counts; a flag takes no value, and its
-opposite has `no-` before the last part of its name. Source: tyro 1.0 with openpi src/openpi/training/config.py `cli`, commit 15a9616, tried by hand.
+Hyphens and underscores are the same; a value follows its option or an equals sign; the last of several
+counts; a flag takes no value, and its opposite has `no-` before the last part of its name. Source: tyro 1.0
+with openpi src/openpi/training/config.py `cli`, commit 15a9616, tried by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from harness.openpi.trainer_line import Line, whose
 
 
 class Command(NamedTuple):
-    """`given` are the options as said, `effective` all of them with the configuration's defaults; `line` is where they stood."""
+    """`given` are the options as said, `effective` all of them with the configuration's defaults; `line` is
+    where they stood.
+    """
 
     name: str
     config: Config
@@ -32,9 +35,11 @@ class Command(NamedTuple):
 
 
 def read(words: list[str]) -> Command:
-    """The command that `words` are: a configuration's name and its options, or a whole line such as `NAME=value uv run scripts/train.py …`.
+    """The command that `words` are: a configuration's name and its options, or a whole line such as
+    `NAME=value uv run scripts/train.py …`.
 
-    Raises: HarnessError of `whose`, and "openpi-config-unknown", "openpi-option-unknown", "openpi-option-invalid", "options-contradict".
+    Raises: HarnessError of `whose`, and "openpi-config-unknown", "openpi-option-unknown",
+    "openpi-option-invalid", "options-contradict".
     """
     return read_line(whose(words))
 
@@ -58,15 +63,24 @@ def read_line(line: Line) -> Command:
         if effective[option] < 1:
             need = "a count from 1"
             raise HarnessError(
-                "openpi-option-invalid", f"--{option} does not take that value", got=effective[option], need=need, fix=f"--{option} {config.defaults[option]}"
+                "openpi-option-invalid",
+                f"--{option} does not take that value",
+                got=effective[option],
+                need=need,
+                fix=f"--{option} {config.defaults[option]}",
             )
     if effective["resume"] and effective["overwrite"]:
         raise HarnessError(
             "options-contradict",
             "--resume goes on with a run and --overwrite deletes it: openpi refuses both together",
-            got="--resume --overwrite" + (f" ({name} overwrites by default)" if "overwrite" not in given else ""),
+            got="--resume --overwrite"
+            + (f" ({name} overwrites by default)" if "overwrite" not in given else ""),
             need="one of the two",
-            fix="--no-overwrite" if "overwrite" not in given else "leave --overwrite out to go on, or --resume to start anew",
+            fix=(
+                "--no-overwrite"
+                if "overwrite" not in given
+                else "leave --overwrite out to go on, or --resume to start anew"
+            ),
         )
     return Command(name, config, given, effective, line)
 
@@ -106,7 +120,11 @@ def _known(written: str, name: str, config: Config) -> tuple[str, bool]:
         return written, False
     parent, _, last = written.rpartition(".")
     positive = f"{parent}.{last.removeprefix('no-')}".strip(".")
-    if last.startswith("no-") and positive in config.defaults and openpi_configs.kind_of(positive).type == "bool":
+    if (
+        last.startswith("no-")
+        and positive in config.defaults
+        and openpi_configs.kind_of(positive).type == "bool"
+    ):
         return positive, True
     if written in ("freeze-filter", "trainable-filter"):
         raise HarnessError(
@@ -114,7 +132,10 @@ def _known(written: str, name: str, config: Config) -> tuple[str, bool]:
             "who is frozen cannot be said on openpi's command line: the filter is part of a configuration",
             got=f"--{written}",
             need="a configuration that has one, such as pi0_libero_low_mem_finetune",
-            fix="harness import openpi pi0_libero_low_mem_finetune --model.pi05 …; or the recipe pi05_libero_lora",
+            fix=(
+                "harness import openpi pi0_libero_low_mem_finetune --model.pi05 …; or the recipe"
+                " pi05_libero_lora"
+            ),
         )
     close = difflib.get_close_matches(written, config.defaults, n=3, cutoff=0.5)
     # Most often the group is forgotten: --paligemma-variant for --model.paligemma-variant.
@@ -124,7 +145,8 @@ def _known(written: str, name: str, config: Config) -> tuple[str, bool]:
         "openpi-option-unknown",
         f"openpi's {name} has no option --{written}",
         got=f"--{written}",
-        need=" or ".join(f"--{option}" for option in close[:3]) or "an option that `scripts/train.py NAME --help` lists",
+        need=" or ".join(f"--{option}" for option in close[:3])
+        or "an option that `scripts/train.py NAME --help` lists",
         fix=f"--{close[0]}" if close else "leave it out",
     )
 
@@ -148,12 +170,28 @@ def _invalid(got: str, option: str, kind: Kind) -> HarnessError:
     if kind.type == "bool":
         parent, _, last = option.rpartition(".")
         opposite = f"{parent}.no-{last}".strip(".")
-        return HarnessError("openpi-option-invalid", f"--{option} is a flag and takes no value", got=got, need=f"--{option} or --{opposite}", fix=f"--{option}")
-    need = ", ".join(kind.choices) if kind.choices else {"int": "a whole number", "float": "a number"}.get(kind.type, "a value")
+        return HarnessError(
+            "openpi-option-invalid",
+            f"--{option} is a flag and takes no value",
+            got=got,
+            need=f"--{option} or --{opposite}",
+            fix=f"--{option}",
+        )
+    need = (
+        ", ".join(kind.choices)
+        if kind.choices
+        else {"int": "a whole number", "float": "a number"}.get(kind.type, "a value")
+    )
     need += ", or None" if kind.optional else ""
     near = difflib.get_close_matches(got, kind.choices, n=1, cutoff=0.3)
     value = near[0] if near else {"int": "8", "float": "5e-5"}.get(kind.type, "VALUE")
-    return HarnessError("openpi-option-invalid", f"--{option} does not take that value", got=got, need=need, fix=f"--{option} {value}")
+    return HarnessError(
+        "openpi-option-invalid",
+        f"--{option} does not take that value",
+        got=got,
+        need=need,
+        fix=f"--{option} {value}",
+    )
 
 
 def is_required(value: Any) -> bool:

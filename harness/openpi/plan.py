@@ -1,7 +1,9 @@
-"""Whether openpi's own trainer fits, for exactly the configuration asked for: nothing is searched, nothing is changed. No JAX.
+"""Whether openpi's own trainer fits, for exactly the configuration asked for: nothing is searched, nothing is
+changed. No JAX.
 
-The device bytes are those of plan.upstream. Usable is 90 % of the card, the pool that upstream's README sets (XLA_PYTHON_CLIENT_MEM_FRACTION=0.9),
-and never more than what is free without a context and a margin; the one published failure, two A100-80 with a pool of 75 GiB, lies above that line.
+The device bytes are those of plan.upstream. Usable is 90 % of the card, the pool that upstream's README sets
+(XLA_PYTHON_CLIENT_MEM_FRACTION=0.9), and never more than what is free without a context and a margin; the one
+published failure, two A100-80 with a pool of 75 GiB, lies above that line.
 """
 
 from __future__ import annotations
@@ -11,7 +13,19 @@ from collections.abc import Iterable
 
 from harness.artifacts import Candidate, Levers, Machine, Plan
 from harness.errors import HarnessError
-from harness.openpi.table import ADAPTERS, COMMIT, MAKE, Answer, Setup, adapters_of, batches, initialization, model_with, need, state_parts
+from harness.openpi.table import (
+    ADAPTERS,
+    COMMIT,
+    MAKE,
+    Answer,
+    Setup,
+    adapters_of,
+    batches,
+    initialization,
+    model_with,
+    need,
+    state_parts,
+)
 from harness.plan.place import Place, absent, present
 from harness.recipe.deviations import deviations
 from harness.recipe.load import load_recipe
@@ -23,14 +37,30 @@ PUBLISHED = "pi05_libero"
 # Source: openpi README.md, "Training", commit 15a9616.
 POOL_FRACTION = 0.9
 _BARE = {"global_batch": "train.global_batch", "ema": "train.ema_decay"}
-# The same in the words of upstream's command line. Source: openpi src/openpi/training/config.py `TrainConfig`, commit 15a9616.
-_UPSTREAMS = {"batch_size": "global_batch", "ema_decay": "ema", "fsdp_devices": "fsdp", "num_train_steps": "train.steps", "seed": "train.seed"}
+# The same in the words of upstream's command line. Source: openpi src/openpi/training/config.py
+# `TrainConfig`, commit 15a9616.
+_UPSTREAMS = {
+    "batch_size": "global_batch",
+    "ema_decay": "ema",
+    "fsdp_devices": "fsdp",
+    "num_train_steps": "train.steps",
+    "seed": "train.seed",
+}
 _VARIANTS = {"model.paligemma_variant": "gemma_2b", "model.action_expert_variant": "gemma_300m"}
-_EMA_WORDS = {"on": "0.999", "true": "0.999", "yes": "0.999", "off": "null", "false": "null", "none": "null", "no": "null"}
+_EMA_WORDS = {
+    "on": "0.999",
+    "true": "0.999",
+    "yes": "0.999",
+    "off": "null",
+    "false": "null",
+    "none": "null",
+    "no": "null",
+}
 
 
 def options(sets: Iterable[str]) -> tuple[int | None, list[str]]:
-    """(fsdp, the rest as recipe overrides): `global_batch=B`, `fsdp=F` and `ema=on|off|DECAY` are said without a path here, or as upstream says them.
+    """(fsdp, the rest as recipe overrides): `global_batch=B`, `fsdp=F` and `ema=on|off|DECAY` are said
+    without a path here, or as upstream says them.
 
     Raises: HarnessError "override-invalid".
     """
@@ -43,12 +73,20 @@ def options(sets: Iterable[str]) -> tuple[int | None, list[str]]:
             overrides.append(one)
         elif key == "fsdp":
             if not value.isdigit() or not 1 <= int(value) <= 1024:
-                raise HarnessError("override-invalid", f"--set {one!r}: into how many shards?", got=value, need="a count from 1", fix="--set fsdp=2")
+                raise HarnessError(
+                    "override-invalid",
+                    f"--set {one!r}: into how many shards?",
+                    got=value,
+                    need="a count from 1",
+                    fix="--set fsdp=2",
+                )
             fsdp = int(value)
         elif key in _VARIANTS:
             overrides.append(_variant(key, value))
         elif key in _BARE:
-            overrides.append(f"{_BARE[key]}={_EMA_WORDS.get(value.lower(), value) if key == 'ema' else value}")
+            overrides.append(
+                f"{_BARE[key]}={_EMA_WORDS.get(value.lower(), value) if key == 'ema' else value}"
+            )
         elif "." in key or key in Recipe.model_fields:
             overrides.append(f"{key}={value}")
         else:
@@ -56,7 +94,8 @@ def options(sets: Iterable[str]) -> tuple[int | None, list[str]]:
             nearest = (difflib.get_close_matches(key, known, n=1, cutoff=0.4) or ["global_batch"])[0]
             raise HarnessError(
                 "override-invalid",
-                f"--set {one!r}: {written!r} is neither an option of --backend openpi nor a key of the recipe",
+                f"--set {one!r}: {written!r} is neither an option of --backend openpi nor a key of the"
+                " recipe",
                 need=f"{', '.join([*_BARE, 'fsdp'])}, or a path such as train.seed",
                 fix=f"--set {nearest}={value}",
             )
@@ -72,14 +111,19 @@ def _variant(key: str, value: str) -> str:
         return f"model.{name}.lora={{rank: {ADAPTERS[name].rank}, alpha: {ADAPTERS[name].alpha}}}"
     need = f"{plain} or {plain}_lora"
     raise HarnessError(
-        "override-invalid", f"--set {key}={value}: bytes are known for another {name} only", got=value, need=need, fix=f"--set {key}={plain}_lora"
+        "override-invalid",
+        f"--set {key}={value}: bytes are known for another {name} only",
+        got=value,
+        need=need,
+        fix=f"--set {key}={plain}_lora",
     )
 
 
 def setup_of(recipe: Recipe, devices: int, fsdp: int) -> Setup:
     """What of `recipe` changes the bytes of upstream's step.
 
-    Raises: HarnessError "upstream-cannot" for what upstream has not, "upstream-not-compiled" for another model than LIBERO's.
+    Raises: HarnessError "upstream-cannot" for what upstream has not, "upstream-not-compiled" for another
+    model than LIBERO's.
     """
     train, model = recipe.train, recipe.model
     for key, got, only in (
@@ -88,18 +132,31 @@ def setup_of(recipe: Recipe, devices: int, fsdp: int) -> Setup:
         ("train.ema_every_steps", train.ema_every_steps, 1),
     ):
         if got != only:
-            raise HarnessError("upstream-cannot", f"openpi's trainer has no {key} but {only}", got=got, need=only, fix=f"--set {key}={only}, or --backend ours")
+            raise HarnessError(
+                "upstream-cannot",
+                f"openpi's trainer has no {key} but {only}",
+                got=got,
+                need=only,
+                fix=f"--set {key}={only}, or --backend ours",
+            )
     for name, lora in ADAPTERS.items():
         asked = getattr(model, name).lora
         if asked is not None and (asked.rank, asked.alpha) != (lora.rank, lora.alpha):
             fix = f"--set 'model.{name}.lora={{rank: {lora.rank}, alpha: {lora.alpha}}}', or --backend ours"
-            raise HarnessError("upstream-cannot", f"openpi has one kind of adapter on {name}", got=f"rank {asked.rank}", need=f"rank {lora.rank}", fix=fix)
+            raise HarnessError(
+                "upstream-cannot",
+                f"openpi has one kind of adapter on {name}",
+                got=f"rank {asked.rank}",
+                need=f"rank {lora.rank}",
+                fix=fix,
+            )
     adapters = adapters_of(model)
     differing = _differing(model, model_with(adapters))
     if differing:
         raise HarnessError(
             "upstream-not-compiled",
-            f"upstream's step has been compiled for the model of {PUBLISHED}, and this is another: {', '.join(differing)}",
+            f"upstream's step has been compiled for the model of {PUBLISHED}, and this is another:"
+            f" {', '.join(differing)}",
             need="the published model: no bytes are known for another",
             fix=f"--recipe {PUBLISHED} or {PUBLISHED}_lora; --backend ours compiles any model",
         )
@@ -114,8 +171,17 @@ def _differing(model: Model, published: Model) -> list[str]:
     return [f"model.{key} {ours[key]} instead of {theirs[key]}" for key in ours if ours[key] != theirs[key]]
 
 
-def place_of(recipe: Recipe, machine: Machine | None, *, gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None, fsdp: int | None) -> Place:
-    """The cards asked for, as many as shards are when no count is said; or this machine's, of which JAX takes all.
+def place_of(
+    recipe: Recipe,
+    machine: Machine | None,
+    *,
+    gpu: str | None,
+    vram_bytes: int | None,
+    host_ram_bytes: int | None,
+    fsdp: int | None,
+) -> Place:
+    """The cards asked for, as many as shards are when no count is said; or this machine's, of which JAX takes
+    all.
 
     Raises: HarnessError "no-gpu", "gpu-unknown", "gpu-memory-unknown".
     """
@@ -131,7 +197,13 @@ def place_of(recipe: Recipe, machine: Machine | None, *, gpu: str | None, vram_b
         if error.code != "no-gpu":
             raise
         what = "openpi's trainer is planned for GPUs, and there is none to be used here"
-        raise HarnessError("no-gpu", what, got=error.got, need=error.need, fix="--gpu rtx_4090 or --vram-gib 24 plans for a card that is not here") from error
+        raise HarnessError(
+            "no-gpu",
+            what,
+            got=error.got,
+            need=error.need,
+            fix="--gpu rtx_4090 or --vram-gib 24 plans for a card that is not here",
+        ) from error
 
 
 def plan_upstream(recipe: Recipe, place: Place, fsdp: int | None, *, inputs: str = "") -> Plan:
@@ -141,7 +213,8 @@ def plan_upstream(recipe: Recipe, place: Place, fsdp: int | None, *, inputs: str
     """
     setup = setup_of(recipe, place.devices, fsdp or 1)
     answer = need(setup)
-    # With many shards and few samples, the released weights that lie whole on each device at first are the most.
+    # With many shards and few samples, the released weights that lie whole on each device at first are the
+    # most.
     answer = answer._replace(bytes=max(answer.bytes, initialization(setup)))
     usable = usable_bytes(place)
     fits = answer.bytes <= usable
@@ -204,12 +277,17 @@ def _candidate(recipe: Recipe, setup: Setup, answer: Answer, usable: int) -> Can
         reason=f"{explained}; {reason}" if explained else reason,
         source=answer.source,
         breakdown=parts | {"activations and workspace": answer.bytes - sum(parts.values())},
-        unknown={"seconds_per_step": "no cost model of upstream's step", "host_bytes": "upstream's loader and its saving are not modelled"},
+        unknown={
+            "seconds_per_step": "no cost model of upstream's step",
+            "host_bytes": "upstream's loader and its saving are not modelled",
+        },
     )
 
 
 def explanation(setup: Setup) -> str:
-    """What would really be trained where adapters are there and no filter is; empty where nothing is to be explained."""
+    """What would really be trained where adapters are there and no filter is; empty where nothing is to be
+    explained.
+    """
     if setup.adapters == "none" or setup.trained != "full":
         return ""
     model = model_with(setup.adapters)
@@ -217,26 +295,47 @@ def explanation(setup: Setup) -> str:
     _, real = counts(model, "lora")
     where = "both experts" if setup.adapters == "both" else setup.adapters
     return (
-        f"this is not LoRA: there are adapters on {where}, but no freeze filter, so all {trained:,} of {total:,} parameters are trained, with their moments"
-        f"{' and average' if setup.ema else ''}; LoRA trains {real:,}"
+        f"this is not LoRA: there are adapters on {where}, but no freeze filter, so all {trained:,} of"
+        f" {total:,} parameters are trained, with their moments{' and average' if setup.ema else ''}; LoRA"
+        f" trains {real:,}"
     )
 
 
 def _notes(recipe: Recipe, setup: Setup, answer: Answer, usable: int, *, fits: bool) -> list[str]:
-    notes = [f"openpi's own step at commit {COMMIT}, as it is shipped: {recipe.model.prompt_tokens} prompt tokens and {len(CAMERAS)} cameras computed"]
+    notes = [
+        f"openpi's own step at commit {COMMIT}, as it is shipped: {recipe.model.prompt_tokens} prompt tokens"
+        f" and {len(CAMERAS)} cameras computed"
+    ]
     if answer.how:
-        notes.append(f"the bytes are {answer.how}" + (f"; {MAKE} compiles more" if answer.source == "interpolated" else ""))
+        notes.append(
+            f"the bytes are {answer.how}"
+            + (f"; {MAKE} compiles more" if answer.source == "interpolated" else "")
+        )
     pool = f"XLA_PYTHON_CLIENT_MEM_FRACTION={POOL_FRACTION}"
-    notes.append(f"usable is a pool of {POOL_FRACTION:.0%} of the card: start openpi with {pool} (JAX takes 75 % by itself)")
+    notes.append(
+        f"usable is a pool of {POOL_FRACTION:.0%} of the card: start openpi with {pool} (JAX takes 75 % by"
+        " itself)"
+    )
     if explanation(setup):
         real = need(setup._replace(trained="lora", ema=False)) if setup.adapters == "both" else None
         bytes_ = f", {format_bytes(real.bytes)} at this batch" if real else ""
-        notes.append(f"real LoRA: --recipe {PUBLISHED}_lora{bytes_}; no option of openpi's sets a freeze filter on {PUBLISHED} (see harness import openpi)")
+        notes.append(
+            f"real LoRA: --recipe {PUBLISHED}_lora{bytes_}; no option of openpi's sets a freeze filter on"
+            f" {PUBLISHED} (see harness import openpi)"
+        )
     if not fits:
         fitting = [batch for batch in batches(setup) if need(setup._replace(batch=batch)).bytes <= usable]
-        notes.append(f"the largest batch of this that fits: {max(fitting)}" if fitting else "no batch of this fits")
-        notes.append("without --backend openpi, harness plan says what our own step needs for the same recipe, which is less")
+        notes.append(
+            f"the largest batch of this that fits: {max(fitting)}" if fitting else "no batch of this fits"
+        )
+        notes.append(
+            "without --backend openpi, harness plan says what our own step needs for the same recipe, which"
+            " is less"
+        )
     elif setup.trained != "full":
         _, trained = counts(recipe.model, recipe.train.trained)
-        notes.append(f"{format_count(trained)} parameters are trained only with a freeze filter, which belongs to a configuration: pi05_libero has none")
+        notes.append(
+            f"{format_count(trained)} parameters are trained only with a freeze filter, which belongs to a"
+            " configuration: pi05_libero has none"
+        )
     return notes

@@ -1,7 +1,9 @@
-"""What openpi's PyTorch trainer does with a configuration, and how that differs from its JAX trainer. It is another program with other numbers.
+"""What openpi's PyTorch trainer does with a configuration, and how that differs from its JAX trainer.
 
-Source: openpi scripts/train_pytorch.py, src/openpi/models_pytorch/*.py, src/openpi/training/data_loader.py and README.md ("PyTorch Support",
-"Precision Settings"), commit 15a9616.
+It is another program with other numbers.
+
+Source: openpi scripts/train_pytorch.py, src/openpi/models_pytorch/*.py, src/openpi/training/data_loader.py
+and README.md ("PyTorch Support", "Precision Settings"), commit 15a9616.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ UNKNOWN = (
 
 def unknown() -> dict[str, str]:
     """Why nothing that is known of the JAX step is said of this trainer."""
-    why = f"{SCRIPT} is another program: its step is PyTorch's, and what is known here is that of scripts/train.py"
+    why = (
+        f"{SCRIPT} is another program: its step is PyTorch's, and what is known here is that of"
+        " scripts/train.py"
+    )
     return dict.fromkeys(UNKNOWN, why) | {
         "trained": "every parameter of the PyTorch model: it has neither adapters nor a freeze filter",
         "parameters_trained": "every parameter; how many the PyTorch model has is not known here",
@@ -45,15 +50,23 @@ def differences(command: Command) -> list[str]:
         "bfloat16": "weights and both moments in bfloat16 (norms and the patch embedding in float32)",
     }.get(str(precision), f"precision {precision}")
     texts = [
-        f"{bits}; the JAX trainer keeps both in float32 and computes in {options.get('model.dtype', 'bfloat16')}",
+        (
+            f"{bits}; the JAX trainer keeps both in float32 and computes in"
+            f" {options.get('model.dtype', 'bfloat16')}"
+        ),
         _shared(command),
-        "weights of the start come from --pytorch-weight-path alone; the configuration's weight loader is not used",
+        (
+            "weights of the start come from --pytorch-weight-path alone; the configuration's weight loader is"
+            " not used"
+        ),
         "one crop, rotation, brightness and contrast a batch; the JAX trainer draws them for each picture",
         "noise, times and order of the data are PyTorch's own draws: no step equals one of the JAX trainer",
         "checkpoints are model.safetensors and optimizer.pt; all are kept, whatever --keep-period says",
     ]
     if options.get("ema-decay") is not None:
-        average = f"no average of the weights: the configuration's ema_decay of {options['ema-decay']} is not used"
+        average = (
+            f"no average of the weights: the configuration's ema_decay of {options['ema-decay']} is not used"
+        )
         texts.insert(1, average)
     return texts
 
@@ -61,18 +74,30 @@ def differences(command: Command) -> list[str]:
 def _shared(command: Command) -> str:
     """What each of the processes holds."""
     count = command.line.processes
-    said = "a number of processes that the line does not say" if count is None else f"{count} process{'es' if count > 1 else ''}"
+    said = (
+        "a number of processes that the line does not say"
+        if count is None
+        else f"{count} process{'es' if count > 1 else ''}"
+    )
     sharded = int(command.effective["fsdp-devices"])
     ignored = f"; --fsdp-devices {sharded} is not used" if sharded > 1 else ""
     return f"no FSDP: {said}, each with the whole model, its gradients and both moments{ignored}"
 
 
 def findings(command: Command) -> list[Finding]:
-    """What stops this trainer, or makes it train something else than the line looks like; first of all that it is another trainer."""
+    """What stops this trainer, or makes it train something else than the line looks like; first of all that
+    it is another trainer.
+    """
     options = command.effective
     own = {name: value for name, value in command.given.items() if not name.startswith("pytorch-")}
     count = command.line.processes
-    times = "" if count == 1 else f", started {'an unknown number of' if count is None else count} times by {command.line.launcher}"
+    times = (
+        ""
+        if count == 1
+        else (
+            f", started {'an unknown number of' if count is None else count} times by {command.line.launcher}"
+        )
+    )
     found = [
         Finding(
             severity="error",
@@ -82,25 +107,48 @@ def findings(command: Command) -> list[Finding]:
             fix=f"harness import openpi {said(command.name, own)}",
         )
     ]
-    return [*found, *_stops(command), *_weights(options.get("pytorch-weight-path")), *_lora(command), *_batch(int(options["batch-size"]), count)]
+    return [
+        *found,
+        *_stops(command),
+        *_weights(options.get("pytorch-weight-path")),
+        *_lora(command),
+        *_batch(int(options["batch-size"]), count),
+    ]
 
 
 def _stops(command: Command) -> list[Finding]:
     """Configurations that this trainer does not take."""
     if command.config.family == "pi0_fast":
-        got, fix = f"{command.name} is of π0-FAST, which has no PyTorch model", "harness import openpi pi05_libero"
+        got, fix = (
+            f"{command.name} is of π0-FAST, which has no PyTorch model",
+            "harness import openpi pi05_libero",
+        )
     elif command.effective.get("data.rlds-data-dir") is not None or "RLDS" in command.config.data:
-        got, fix = f"{command.name} reads RLDS, for which the PyTorch trainer has no loader", f"harness import openpi {command.name}"
+        got, fix = (
+            f"{command.name} reads RLDS, for which the PyTorch trainer has no loader",
+            f"harness import openpi {command.name}",
+        )
     else:
         return []
-    return [Finding(severity="error", check="pytorch-cannot", got=got, need="a configuration that the PyTorch trainer takes", fix=fix)]
+    return [
+        Finding(
+            severity="error",
+            check="pytorch-cannot",
+            got=got,
+            need="a configuration that the PyTorch trainer takes",
+            fix=fix,
+        )
+    ]
 
 
 def _weights(path: object) -> list[Finding]:
     if path is not None and not str(path).startswith(_PLACEHOLDER):
         return []
     if path is None:
-        got = "no --pytorch-weight-path: training starts from random weights, whatever the configuration's weight loader names"
+        got = (
+            "no --pytorch-weight-path: training starts from random weights, whatever the configuration's"
+            " weight loader names"
+        )
     else:
         got = f"--pytorch-weight-path is {path}, a text to be replaced: openpi stops when it loads it"
     return [
@@ -108,20 +156,38 @@ def _weights(path: object) -> list[Finding]:
             severity="error",
             check="random-weights" if path is None else "weights-placeholder",
             got=got,
-            need="a directory with model.safetensors, made by openpi's examples/convert_jax_model_to_pytorch.py",
+            need=(
+                "a directory with model.safetensors, made by openpi's"
+                " examples/convert_jax_model_to_pytorch.py"
+            ),
             fix="--pytorch-weight-path DIRECTORY",
         )
     ]
 
 
 def _lora(command: Command) -> list[Finding]:
-    adapted = [name for name in ("model.paligemma-variant", "model.action-expert-variant") if str(command.effective.get(name)).endswith(_LORA)]
+    adapted = [
+        name
+        for name in ("model.paligemma-variant", "model.action-expert-variant")
+        if str(command.effective.get(name)).endswith(_LORA)
+    ]
     if not adapted and not command.config.freezes:
         return []
     words = [f"--{name} {command.effective[name]}" for name in adapted]
-    got = f"{' and '.join(words) or command.name}: the PyTorch model has no adapters and freezes nothing, so everything is trained"
+    got = (
+        f"{' and '.join(words) or command.name}: the PyTorch model has no adapters and freezes nothing, so"
+        " everything is trained"
+    )
     fix = "harness plan --recipe pi05_libero_lora"
-    return [Finding(severity="error", check="lora-trains-everything", got=got, need="a trainer with LoRA, if this is to be LoRA", fix=fix)]
+    return [
+        Finding(
+            severity="error",
+            check="lora-trains-everything",
+            got=got,
+            need="a trainer with LoRA, if this is to be LoRA",
+            fix=fix,
+        )
+    ]
 
 
 def _batch(batch: int, processes: int | None) -> list[Finding]:
@@ -131,7 +197,15 @@ def _batch(batch: int, processes: int | None) -> list[Finding]:
     each = batch // processes
     got = f"--batch-size {batch} over {processes} processes: {each} in each, {each * processes} in all"
     fix = f"--batch-size {max(1, each) * processes}"
-    return [Finding(severity="warning", check="batch-not-divisible", got=got, need=f"a multiple of {processes}", fix=fix)]
+    return [
+        Finding(
+            severity="warning",
+            check="batch-not-divisible",
+            got=got,
+            need=f"a multiple of {processes}",
+            fix=fix,
+        )
+    ]
 
 
 def model_name(command: Command) -> str:

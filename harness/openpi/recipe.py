@@ -1,6 +1,7 @@
 """An openpi command as a recipe of ours, and what of it a recipe cannot say.
 
-Source of the variants and of the freeze filter: openpi src/openpi/models/{gemma,pi0_config}.py, commit 15a9616.
+Source of the variants and of the freeze filter: openpi src/openpi/models/{gemma,pi0_config}.py, commit
+15a9616.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _LIBERO = "LeRobotLiberoDataConfig"
 
 
 class Translation(NamedTuple):
-    """`recipe` does what the command does but for `lost`, each a sentence; `trained` is None where recipes have no name for who is trained."""
+    """`recipe` does what the command does but for `lost`, each a sentence; `trained` is None where recipes
+    have no name for who is trained.
+    """
 
     recipe: Recipe
     trained: Trained | None
@@ -37,23 +40,37 @@ def translate(command: Command) -> Translation:
     """
     options = command.effective
     data = load_recipe(PUBLISHED).model_dump(mode="json")
-    data["name"], data["description"] = f"openpi_{command.name}", f"What openpi does when it is started with: {command.name}"
+    data["name"], data["description"] = (
+        f"openpi_{command.name}",
+        f"What openpi does when it is started with: {command.name}",
+    )
     data["model"] = data["model"] | _model(options)
     trained = _trained(command)
     data["train"] = data["train"] | _train(options) | {"trained": trained or "full"}
-    data["data"] = data["data"] | {"dataset": str(options.get("data.repo-id")), "asset_id": str(options.get("data.assets.asset-id") or options["data.repo-id"])}
+    data["data"] = data["data"] | {
+        "dataset": str(options.get("data.repo-id")),
+        "asset_id": str(options.get("data.assets.asset-id") or options["data.repo-id"]),
+    }
     data["weights"] = {"source": options.get("weight-loader.params-path")}
     lost = _lost(command, trained)
     try:
         recipe = recipe_from(data, where=f"the recipe of openpi {command.name}")
     except HarnessError as error:
         raise HarnessError(
-            "openpi-option-invalid", error.what, need="values that a run can be made of", fix="correct the option that the key above names"
+            "openpi-option-invalid",
+            error.what,
+            need="values that a run can be made of",
+            fix="correct the option that the key above names",
         ) from error
     total, count = counts(recipe.model, "full")
     if command.config.freezes:
-        # The filters that are shipped freeze the language model, both experts, but for adapters. Source: pi0_config.py `get_freeze_filter`.
-        count = sum(math.prod(shape) for path, shape in parameter_shapes(recipe.model).items() if "llm" not in path or "lora" in path)
+        # The filters that are shipped freeze the language model, both experts, but for adapters. Source:
+        # pi0_config.py `get_freeze_filter`.
+        count = sum(
+            math.prod(shape)
+            for path, shape in parameter_shapes(recipe.model).items()
+            if "llm" not in path or "lora" in path
+        )
     return Translation(recipe, trained, total, count, lost)
 
 
@@ -68,7 +85,10 @@ def _model(options: dict[str, Any]) -> dict[str, Any]:
         variant = str(options[f"model.{name.replace('_', '-')}-variant"])
         # An adapter's rank goes with the variant, not with the expert that it is put on.
         own = next((each for each in ADAPTERS if variant == _VARIANT[each] + _LORA), None)
-        model[name] = {"variant": variant.removesuffix(_LORA), "lora": (ADAPTERS[own] if own else lora).model_dump() if variant.endswith(_LORA) else None}
+        model[name] = {
+            "variant": variant.removesuffix(_LORA),
+            "lora": (ADAPTERS[own] if own else lora).model_dump() if variant.endswith(_LORA) else None,
+        }
     return model
 
 
@@ -76,7 +96,10 @@ _VARIANT = {"paligemma": "gemma_2b", "action_expert": "gemma_300m"}
 
 
 def _trained(command: Command) -> Trained | None:
-    adapted = [str(command.effective[f"model.{name}-variant"]).endswith(_LORA) for name in ("paligemma", "action-expert")]
+    adapted = [
+        str(command.effective[f"model.{name}-variant"]).endswith(_LORA)
+        for name in ("paligemma", "action-expert")
+    ]
     if not command.config.freezes:
         return "full"
     # The filters that are shipped freeze both experts but for adapters: that is LoRA where both carry some.
@@ -112,19 +135,45 @@ def _train(options: dict[str, Any]) -> dict[str, Any]:
 def _lost(command: Command, trained: Trained | None) -> list[str]:
     options, lost = command.effective, []
     if command.config.data != _LIBERO:
-        lost.append(f"its data are read by openpi's {command.config.data}, whose cameras and features are not LIBERO's")
+        lost.append(
+            f"its data are read by openpi's {command.config.data}, whose cameras and features are not"
+            " LIBERO's"
+        )
     if options.get("data.extra-delta-transform"):
         lost.append("actions are made relative to the state (extra_delta_transform); here they never are")
     if options.get("model.discrete-state-input"):
-        lost.append("the state is written into the prompt (discrete_state_input); here it is not, as in the published recipe")
+        lost.append(
+            "the state is written into the prompt (discrete_state_input); here it is not, as in the published"
+            " recipe"
+        )
     if trained is None:
-        lost.append("its freeze filter freezes experts that carry no adapters, for which recipes have no name")
+        lost.append(
+            "its freeze filter freezes experts that carry no adapters, for which recipes have no name"
+        )
     return lost
 
 
 def published_changes(command: Command, published: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Option → (value, the published configuration's), of those that say what is learned or with what."""
-    cosmetic = ("project-name", "exp-name", "assets-base-dir", "checkpoint-base-dir", "overwrite", "resume", "wandb-enabled", "policy-metadata", "num-workers")
+    cosmetic = (
+        "project-name",
+        "exp-name",
+        "assets-base-dir",
+        "checkpoint-base-dir",
+        "overwrite",
+        "resume",
+        "wandb-enabled",
+        "policy-metadata",
+        "num-workers",
+    )
     options = command.effective
-    names = [name for name in dict.fromkeys([*options, *published]) if name not in cosmetic and not name.startswith(("pytorch-", "model.pytorch-"))]
-    return {name: (options.get(name), published.get(name)) for name in names if options.get(name) != published.get(name)}
+    names = [
+        name
+        for name in dict.fromkeys([*options, *published])
+        if name not in cosmetic and not name.startswith(("pytorch-", "model.pytorch-"))
+    ]
+    return {
+        name: (options.get(name), published.get(name))
+        for name in names
+        if options.get(name) != published.get(name)
+    }

@@ -1,7 +1,9 @@
-"""The plan of a run that upstream's own trainer is to carry out here: by the table of what the compiler said, and for a tiny model by counting. No JAX.
+"""The plan of a run that upstream's own trainer is to carry out here: by the table of what the compiler said,
+and for a tiny model by counting. No JAX.
 
-The table holds the published model alone. A model so small that it may be trained on a CPU needs no compiler's answer: what is counted is its state
-and gradients, and that the work beside them is not known is said.
+The table holds the published model alone. A model so small that it may be trained on a CPU needs no
+compiler's answer: what is counted is its state and gradients, and that the work beside them is not known is
+said.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from harness.recipe.schema import CAMERAS, Recipe
 from harness.units import format_bytes, format_count
 
 
-def plan_run(recipe: Recipe, machine: Machine, device: str | None, fsdp: int | None, *, inputs: str = "") -> Plan:
-    """Upstream's step of `recipe` on this machine's cards, or of a tiny model on its CPU; with `backend` "openpi".
+def plan_run(
+    recipe: Recipe, machine: Machine, device: str | None, fsdp: int | None, *, inputs: str = ""
+) -> Plan:
+    """Upstream's step of `recipe` on this machine's cards, or of a tiny model on its CPU; with `backend`
+    "openpi".
 
     Raises: HarnessError as `plan_upstream` and `place_of`, and "upstream-cannot" for shards of a tiny model.
     """
@@ -32,12 +37,20 @@ def plan_run(recipe: Recipe, machine: Machine, device: str | None, fsdp: int | N
         return made.model_copy(update={"memory_fraction": fraction} | _as_asked(made))
     place = present(recipe, machine, device=device, vram_bytes=None, host_ram_bytes=None)
     if (fsdp or 1) > 1:
-        raise HarnessError("upstream-cannot", "a tiny model is not worth sharding", got=f"fsdp={fsdp}", need="fsdp=1", fix="leave --set fsdp out")
+        raise HarnessError(
+            "upstream-cannot",
+            "a tiny model is not worth sharding",
+            got=f"fsdp={fsdp}",
+            need="fsdp=1",
+            fix="leave --set fsdp out",
+        )
     return _counted(recipe, place, inputs)
 
 
 def _as_asked(made: Plan) -> dict[str, Any]:
-    """The candidates without deviations: those of `plan_upstream` are from the published recipe, and here it is the recipe that is carried out."""
+    """The candidates without deviations: those of `plan_upstream` are from the published recipe, and here it
+    is the recipe that is carried out.
+    """
     candidates = [candidate.model_copy(update={"deviations": []}) for candidate in made.candidates]
     return {"candidates": candidates, "chosen": candidates[0] if made.chosen is not None else None}
 
@@ -45,7 +58,11 @@ def _as_asked(made: Plan) -> dict[str, Any]:
 def _counted(recipe: Recipe, place: Place, inputs: str) -> Plan:
     total, trained = counts(recipe.model, recipe.train.trained)
     frozen = total - trained
-    weights, moments, average = 4 * trained + 2 * frozen, 8 * trained, (4 * trained + 2 * frozen) * (recipe.train.ema_decay is not None)
+    weights, moments, average = (
+        4 * trained + 2 * frozen,
+        8 * trained,
+        (4 * trained + 2 * frozen) * (recipe.train.ema_decay is not None),
+    )
     state = weights + moments + average
     held = state + 4 * trained
     on_cpu = place.platform == "cpu"
@@ -62,9 +79,21 @@ def _counted(recipe: Recipe, place: Place, inputs: str) -> Plan:
         host_bytes=held if on_cpu else None,
         disk_bytes=2 * state,
         verdict="fits" if fits else "rejected",
-        reason=f"openpi's own step of a tiny model ({format_count(total)} parameters): state and gradients are {format_bytes(held)}, its work is not known",
+        reason=(
+            f"openpi's own step of a tiny model ({format_count(total)} parameters): state and gradients are"
+            f" {format_bytes(held)}, its work is not known"
+        ),
         source="counted",
-        breakdown={name: size for name, size in {"weights": weights, "moments": moments, "ema": average, "gradients": 4 * trained}.items() if size},
+        breakdown={
+            name: size
+            for name, size in {
+                "weights": weights,
+                "moments": moments,
+                "ema": average,
+                "gradients": 4 * trained,
+            }.items()
+            if size
+        },
         unknown={"seconds_per_step": "no cost model of upstream's step"},
     )
     return Plan(

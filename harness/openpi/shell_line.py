@@ -1,7 +1,10 @@
-"""A line as people paste it from a terminal or a script: its simple commands, and the shell's own parts beside them. Nothing is ever run.
+"""A line as people paste it from a terminal or a script: its simple commands, and the shell's own parts
+beside them. Nothing is ever run.
 
-Quotes, escapes, continued lines, comments, redirections, pipes, lists, groups and substitutions are told apart; variables stay as they are written.
-Source: POSIX Shell Command Language, sections 2.2 to 2.9; the redirections `&>` and `|&` and process substitution are bash's.
+Quotes, escapes, continued lines, comments, redirections, pipes, lists, groups and substitutions are told
+apart; variables stay as they are written.
+Source: POSIX Shell Command Language, sections 2.2 to 2.9; the redirections `&>` and `|&` and process
+substitution are bash's.
 """
 
 from __future__ import annotations
@@ -29,12 +32,18 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 # `(base) me@box:~/openpi$ `, `$ `, `>>> `: what a terminal wrote before the line.
-_PROMPT = re.compile(r"(?:\([\w.-]{1,80}\) {1,3})?(?:[\w.-]{1,80}@[^\s$#%]{1,200}(?: [~/][^\s$#%]{0,200})?)? {0,3}(?:[$#%❯➜]|>>>) ")
+_PROMPT = re.compile(
+    r"(?:\([\w.-]{1,80}\) {1,3})?(?:[\w.-]{1,80}@[^\s$#%]{1,200}(?: [~/][^\s$#%]{0,200})?)?"
+    r" {0,3}(?:[$#%❯➜]|>>>) "
+)
 _KEYWORDS = {"do", "then", "else", "if", "while", "until", "!", "{", "}", "done", "fi", "time"}
 
 
 class Simple(NamedTuple):
-    """One simple command. `before` and `after` are the operators around it; `redirections` and `substitutions` are its own."""
+    """One simple command.
+
+    `before` and `after` are the operators around it; `redirections` and `substitutions` are its own.
+    """
 
     words: list[str]
     before: str
@@ -43,19 +52,29 @@ class Simple(NamedTuple):
     substitutions: list[str]
 
     def said(self) -> str:
-        """The command with the operator in front of it; values of variables are left out, since a key may be one."""
+        """The command with the operator in front of it; values of variables are left out, since a key may be
+        one.
+        """
         words = [re.sub(r"^([A-Za-z_]\w*)=.*", r"\1=…", word, flags=re.DOTALL) for word in self.words]
         return " ".join([self.before.replace("\n", ""), *words]).strip()
 
 
 def as_line(words: list[str]) -> str:
-    """The line that `words` are: itself when it is one, else the words of a shell or of `shlex.split`, the shell's own signs unquoted."""
-    line = words[0] if len(words) == 1 else " ".join(word if _is_sign(word) else shlex.quote(word) for word in words if word.strip())
+    """The line that `words` are: itself when it is one, else the words of a shell or of `shlex.split`, the
+    shell's own signs unquoted.
+    """
+    line = (
+        words[0]
+        if len(words) == 1
+        else " ".join(word if _is_sign(word) else shlex.quote(word) for word in words if word.strip())
+    )
     # A terminal's control characters, and bytes that are no text, stand as escapes from here on.
     return visible(line.replace("\r\n", "\n"))
 
 
-_SIGN = re.compile(r"\d?(?:[<>]{1,3}[&|]?|&>>?)[^\s;|()]*|\|\|?&?|&&?|;{1,2}|\$\([\w./-]*|(?<![\w./=-])[\w./=-]++\)")
+_SIGN = re.compile(
+    r"\d?(?:[<>]{1,3}[&|]?|&>>?)[^\s;|()]*|\|\|?&?|&&?|;{1,2}|\$\([\w./-]*|(?<![\w./=-])[\w./=-]++\)"
+)
 
 
 def _is_sign(word: str) -> bool:
@@ -65,7 +84,8 @@ def _is_sign(word: str) -> bool:
 def simple_commands(line: str) -> list[Simple]:
     """The simple commands of `line`, in order; those without a word are left out.
 
-    Raises: HarnessError "openpi-option-invalid" for quotes or brackets that are not closed, and for a line without an end.
+    Raises: HarnessError "openpi-option-invalid" for quotes or brackets that are not closed, and for a line
+    without an end.
     """
     if len(line) > LONGEST:
         raise _refusal(f"it has {len(line):,} characters", line[:80], f"at most {LONGEST:,}")
@@ -77,7 +97,9 @@ def simple_commands(line: str) -> list[Simple]:
 
 
 class _Reader:
-    """Where in the line we are, the word and the command that are being read, and the commands that are complete."""
+    """Where in the line we are, the word and the command that are being read, and the commands that are
+    complete.
+    """
 
     def __init__(self, line: str) -> None:
         self.line, self.position = line, 0
@@ -147,7 +169,9 @@ class _Reader:
             self._words.append(word)
 
     def _end_command(self, operator: str) -> None:
-        self.commands.append(Simple(self._words, self._before, operator, self._redirections, self._substitutions))
+        self.commands.append(
+            Simple(self._words, self._before, operator, self._redirections, self._substitutions)
+        )
         self._start(operator)
 
     def _start(self, before: str) -> None:
@@ -167,4 +191,10 @@ def _plain(kind: str, text: str) -> str:
 
 
 def _refusal(why: str, got: str, need: str) -> HarnessError:
-    return HarnessError("openpi-option-invalid", f"the command line cannot be read: {why}", got=got, need=need, fix="correct it")
+    return HarnessError(
+        "openpi-option-invalid",
+        f"the command line cannot be read: {why}",
+        got=got,
+        need=need,
+        fix="correct it",
+    )

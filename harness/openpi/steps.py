@@ -1,7 +1,9 @@
-"""The checkpoints that openpi's trainer leaves in a run: which are whole, and what the harness writes beside them.
+"""The checkpoints that openpi's trainer leaves in a run: which are whole, and what the harness writes beside
+them.
 
-Upstream names a step by the last one done, counted from 0: the state in `19` has taken 20. Beside a whole step the harness writes
-`harness/record.json`, with the recipe, and `harness/digests.json`: a sha256 of every array as it lies on the disk, which was written by then.
+Upstream names a step by the last one done, counted from 0: the state in `19` has taken 20. Beside a whole
+step the harness writes `harness/record.json`, with the recipe, and `harness/digests.json`: a sha256 of every
+array as it lies on the disk, which was written by then.
 Source: openpi scripts/train.py `main`, src/openpi/training/checkpoints.py, commit 15a9616.
 """
 
@@ -36,18 +38,26 @@ def whole_steps(checkpoints: Path) -> list[int]:
 
 
 def steps_done(checkpoints: Path) -> int:
-    """How many steps the newest whole checkpoint has taken; 0 without one, and with `0` alone, from which upstream does not resume."""
+    """How many steps the newest whole checkpoint has taken; 0 without one, and with `0` alone, from which
+    upstream does not resume.
+    """
     steps = whole_steps(checkpoints)
     return steps[-1] + 1 if steps and steps != [0] else 0
 
 
 def unfinished(checkpoints: Path) -> list[str]:
     """The names of saves that are not finished: under way, or left by a process that was killed."""
-    return sorted(path.name for path in checkpoints.iterdir() if _UNDER_WAY in path.name) if checkpoints.is_dir() else []
+    return (
+        sorted(path.name for path in checkpoints.iterdir() if _UNDER_WAY in path.name)
+        if checkpoints.is_dir()
+        else []
+    )
 
 
 def is_saving(checkpoints: Path) -> bool:
-    """Whether one of the unfinished saves was written to of late: then it is under way, and not left by another process."""
+    """Whether one of the unfinished saves was written to of late: then it is under way, and not left by
+    another process.
+    """
     newest = 0.0
     for name in unfinished(checkpoints):
         for folder, _, files in os.walk(checkpoints / name):
@@ -63,7 +73,12 @@ class Records:
 
     def __init__(self, checkpoints: Path, recipe: Recipe, commit: str) -> None:
         self._checkpoints = checkpoints
-        self._record = {"trainer": "openpi", "commit": commit, "recipe": recipe.model_dump(mode="json"), "recipe_sha256": recipe.sha256()}
+        self._record = {
+            "trainer": "openpi",
+            "commit": commit,
+            "recipe": recipe.model_dump(mode="json"),
+            "recipe_sha256": recipe.sha256(),
+        }
         self._known: set[int] = set()
         self._waiting: queue.Queue[int | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -93,7 +108,10 @@ class Records:
     @staticmethod
     def _write(step: Path, record: dict[str, Any]) -> None:
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-        digests = {"leaves": leaf_digests(step), "files": text_digests(step) | {f"harness/{_RECORD}": hashlib.sha256(text.encode()).hexdigest()}}
+        digests = {
+            "leaves": leaf_digests(step),
+            "files": text_digests(step) | {f"harness/{_RECORD}": hashlib.sha256(text.encode()).hexdigest()},
+        }
         # In place only when it is whole: a step with half a record would not be one.
         scratch = step / f".harness.{os.getpid()}"
         try:
@@ -126,4 +144,7 @@ def text_digests(step: Path) -> dict[str, str]:
     """Path below the step → sha256 of the statistics that it carries."""
     assets = step / "assets"
     files = sorted(walk(assets)) if assets.is_dir() else []
-    return {str(path.relative_to(step)): hashlib.sha256(read_received(path, assets, ARTIFACT_BYTES)).hexdigest() for path in files}
+    return {
+        str(path.relative_to(step)): hashlib.sha256(read_received(path, assets, ARTIFACT_BYTES)).hexdigest()
+        for path in files
+    }

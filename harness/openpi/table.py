@@ -1,17 +1,26 @@
-"""How many device bytes openpi's own training step needs, as it is shipped: from a table of what the compiler said. No JAX.
+"""How many device bytes openpi's own training step needs, as it is shipped: from a table of what the compiler
+said. No JAX.
 
-`table.json` holds XLA's answers for upstream's `train_step` at the pinned commit, with upstream's versions, 200 prompt tokens and three cameras.
-Rows "compiled" are those of `python -m benchmarks.openpi_compiled`; rows "facts" were compiled the same way before and are rounded to 0.1 GiB.
-What lies between rows is never put below the truth:
+`table.json` holds XLA's answers for upstream's `train_step` at the pinned commit, with upstream's versions,
+200 prompt tokens and three cameras. Rows "compiled" are those of `python -m benchmarks.openpi_compiled`; rows
+"facts" were compiled the same way before and are rounded to 0.1 GiB. What lies between rows is never put
+below the truth:
 
-- Between two batches: the larger one's bytes. The curve is neither straight nor convex (LoRA: 16.1, 18.6, 21.3, 30.9 GiB at 1, 8, 32, 64), so a chord
-  could lie below it. Beyond the largest batch nothing is said: not even a full fine-tune's work bounds LoRA's (at 256 80 and 91 GiB).
-- The average (EMA): a copy of all parameters beside the state, added to or taken from the row that has it otherwise.
-- Adapters beside trained base weights: the bytes without them, and their weights, gradients, moments and average.
-- Several devices: the state of each, counted by upstream's rule of sharding, and the work of its share of the batch on one device; with shards the
-  step also holds parameters that it has gathered: the largest array is added (two shards at 256: 79.7 GiB compiled, 82.7 counted so).
+- Between two batches: the larger one's bytes. The curve is neither straight nor convex (LoRA: 16.1, 18.6,
+  21.3, 30.9 GiB at 1, 8, 32, 64), so a chord
+  could lie below it. Beyond the largest batch nothing is said: not even a full fine-tune's work bounds LoRA's
+  (at 256 80 and 91 GiB).
+- The average (EMA): a copy of all parameters beside the state, added to or taken from the row that has it
+  otherwise.
+- Adapters beside trained base weights: the bytes without them, and their weights, gradients, moments and
+  average.
+- Several devices: the state of each, counted by upstream's rule of sharding, and the work of its share of the
+  batch on one device; with shards the
+  step also holds parameters that it has gathered: the largest array is added (two shards at 256: 79.7 GiB
+  compiled, 82.7 counted so).
 
-Source: openpi scripts/train.py, src/openpi/training/sharding.py `fsdp_sharding`, src/openpi/models/pi0_config.py, commit 15a9616.
+Source: openpi scripts/train.py, src/openpi/training/sharding.py `fsdp_sharding`,
+src/openpi/models/pi0_config.py, commit 15a9616.
 """
 
 from __future__ import annotations
@@ -32,12 +41,14 @@ COMMIT = "15a9616"
 # The card whose answers stand for all; rows of others show how little the card changes.
 _CARD = "rtx_a6000"
 MAKE = "python -m benchmarks.openpi_compiled"
-# Upstream's two adapters; another rank cannot be asked for. Source: openpi src/openpi/models/gemma.py `get_config`.
+# Upstream's two adapters; another rank cannot be asked for. Source: openpi src/openpi/models/gemma.py
+# `get_config`.
 ADAPTERS = {"paligemma": Lora(rank=16, alpha=16.0), "action_expert": Lora(rank=32, alpha=32.0)}
 # Arrays below this size are kept whole on every device. Source: sharding.py `fsdp_sharding`.
 _SHARDED_FROM = 4 * MIB
 
-# With a sharded state XLA keeps more of the activations, so what is counted for shards holds as far as it was checked against the compiler.
+# With a sharded state XLA keeps more of the activations, so what is counted for shards holds as far as it was
+# checked against the compiler.
 _SHARDED_ROWS = 128
 # Answers for one setup that are further apart than this are both told.
 _APART = 0.03
@@ -46,7 +57,10 @@ Adapters = Literal["none", "paligemma", "action_expert", "both"]
 
 
 class Setup(NamedTuple):
-    """All that changes the bytes of upstream's step. `batch` is global; `devices` hold `devices / fsdp` copies of the state in `fsdp` shards each."""
+    """All that changes the bytes of upstream's step.
+
+    `batch` is global; `devices` hold `devices / fsdp` copies of the state in `fsdp` shards each.
+    """
 
     adapters: Adapters
     trained: Trained
@@ -57,7 +71,9 @@ class Setup(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Bytes of each device; `how` says from which rows an interpolated answer comes, and of a compiled one what else was found."""
+    """Bytes of each device; `how` says from which rows an interpolated answer comes, and of a compiled one
+    what else was found.
+    """
 
     bytes: int
     source: Literal["atlas", "interpolated"]
@@ -93,7 +109,13 @@ class _Table(Strict):
 def rows() -> list[_Row]:
     """The table."""
     data = json.loads(resources.files("harness.openpi").joinpath("table.json").read_text())
-    return parse(_Table, data, where="table.json", code="upstream-table-invalid", fix=f"restore harness/openpi/table.json, or make it anew: {MAKE}").rows
+    return parse(
+        _Table,
+        data,
+        where="table.json",
+        code="upstream-table-invalid",
+        fix=f"restore harness/openpi/table.json, or make it anew: {MAKE}",
+    ).rows
 
 
 def steps() -> list[_Row]:
@@ -104,14 +126,26 @@ def steps() -> list[_Row]:
 def model_with(adapters: Adapters) -> Model:
     """Upstream's π0.5 of LIBERO with these adapters."""
     model = Model()
-    parts = {name: getattr(model, name).model_copy(update={"lora": lora}) for name, lora in ADAPTERS.items() if adapters in (name, "both")}
+    parts = {
+        name: getattr(model, name).model_copy(update={"lora": lora})
+        for name, lora in ADAPTERS.items()
+        if adapters in (name, "both")
+    }
     return model.model_copy(update=parts)
 
 
 def adapters_of(model: Model) -> Adapters:
     """Which experts of `model` carry adapters."""
     present = [name for name in ADAPTERS if getattr(model, name).lora is not None]
-    return "both" if len(present) == 2 else "paligemma" if "paligemma" in present else "action_expert" if present else "none"
+    return (
+        "both"
+        if len(present) == 2
+        else "paligemma"
+        if "paligemma" in present
+        else "action_expert"
+        if present
+        else "none"
+    )
 
 
 def state_parts(setup: Setup) -> dict[str, int]:
@@ -132,7 +166,10 @@ def state_parts(setup: Setup) -> dict[str, int]:
 
 def _largest_array(setup: Setup) -> int:
     model = model_with(setup.adapters)
-    return max(math.prod(shape) * (4 if is_trained(path, model, setup.trained) else 2) for path, shape in parameter_shapes(model).items())
+    return max(
+        math.prod(shape) * (4 if is_trained(path, model, setup.trained) else 2)
+        for path, shape in parameter_shapes(model).items()
+    )
 
 
 def _on_device(shape: tuple[int, ...], itemsize: int, fsdp: int) -> int:
@@ -164,7 +201,11 @@ def need(setup: Setup) -> Answer:
         return Answer(alone, "interpolated", how)
     work = alone - sum(state_parts(setup._replace(fsdp=1)).values())
     per_device = sum(state_parts(setup).values()) + work + (_largest_array(setup) if setup.fsdp > 1 else 0)
-    return Answer(per_device, "interpolated", f"its share of the state, and the work of batch {local} on one device" + (f" ({how})" if how else ""))
+    return Answer(
+        per_device,
+        "interpolated",
+        f"its share of the state, and the work of batch {local} on one device" + (f" ({how})" if how else ""),
+    )
 
 
 def _apart(same: list[_Row]) -> str:
@@ -182,7 +223,8 @@ def batches(setup: Setup) -> list[int]:
 
 
 def initialization(setup: Setup) -> int:
-    """Bytes of each device before the first step: the state, and where that is sharded, the released weights whole beside it.
+    """Bytes of each device before the first step: the state, and where that is sharded, the released weights
+    whole beside it.
 
     On one device the weights become the state's. Upstream converts what is frozen before it reaches a device.
     """
@@ -194,16 +236,21 @@ def _check_shares(setup: Setup) -> None:
     if setup.devices % setup.fsdp:
         raise HarnessError(
             "shards-not-divisible",
-            f"fsdp={setup.fsdp} shards cannot be laid over {setup.devices} devices: upstream refuses it when it starts",
+            f"fsdp={setup.fsdp} shards cannot be laid over {setup.devices} devices: upstream refuses it when"
+            " it starts",
             got=f"{setup.devices} devices",
             need=f"a multiple of {setup.fsdp} devices",
             fix=f"--set fsdp={math.gcd(setup.devices, setup.fsdp)}, or --gpu NAME:{setup.fsdp}",
         )
     if setup.batch % setup.devices:
-        below, above = setup.batch // setup.devices * setup.devices, -(-setup.batch // setup.devices) * setup.devices
+        below, above = (
+            setup.batch // setup.devices * setup.devices,
+            -(-setup.batch // setup.devices) * setup.devices,
+        )
         raise HarnessError(
             "batch-not-divisible",
-            f"{setup.devices} devices cannot share a global batch of {setup.batch} equally: upstream refuses it when it starts",
+            f"{setup.devices} devices cannot share a global batch of {setup.batch} equally: upstream refuses"
+            " it when it starts",
             got=f"{setup.batch} rows",
             need=f"a multiple of {setup.devices}",
             fix=f"--set global_batch={below or above}",
@@ -215,26 +262,48 @@ def _on_one_device(setup: Setup) -> tuple[int, str]:
     curve = _curve(setup)
     if setup.batch in curve:
         compiled = any(row.setup == setup for row in steps())
-        return curve[setup.batch], "" if compiled else "those of the nearest that was compiled, and the parts that differ, counted"
+        return curve[setup.batch], (
+            "" if compiled else "those of the nearest that was compiled, and the parts that differ, counted"
+        )
     larger = [batch for batch in curve if batch > setup.batch]
     if larger:
         return curve[min(larger)], f"those of batch {min(larger)}, the next that was compiled"
     raise HarnessError(
         "upstream-not-compiled",
-        f"upstream's step for this choice of what is trained has not been compiled for a batch of {setup.batch} a device",
+        "upstream's step for this choice of what is trained has not been compiled for a batch of"
+        f" {setup.batch} a device",
         got=f"{setup.trained}, adapters on {setup.adapters}, {setup.batch} rows a device",
-        need=f"at most {max(curve)} a device" if curve else "what is trained in pi05_libero or pi05_libero_lora",
-        fix=f"--set global_batch={max(curve)}, or more devices" if curve else "--recipe pi05_libero_lora, or --backend ours",
+        need=(
+            f"at most {max(curve)} a device"
+            if curve
+            else "what is trained in pi05_libero or pi05_libero_lora"
+        ),
+        fix=(
+            f"--set global_batch={max(curve)}, or more devices"
+            if curve
+            else "--recipe pi05_libero_lora, or --backend ours"
+        ),
     )
 
 
 def _curve(setup: Setup) -> dict[int, int]:
-    """Batch → bytes on one device: rows of exactly this, those that differ in the average alone, and of a full fine-tune those without adapters."""
-    alike = [row for row in steps() if row.card == _CARD and row.setup._replace(batch=0, ema=False) == setup._replace(batch=0, ema=False)]
+    """Batch → bytes on one device: rows of exactly this, those that differ in the average alone, and of a
+    full fine-tune those without adapters.
+    """
+    alike = [
+        row
+        for row in steps()
+        if row.card == _CARD and row.setup._replace(batch=0, ema=False) == setup._replace(batch=0, ema=False)
+    ]
     copy = state_parts(setup._replace(ema=True))["ema"]
     derived = {row.batch: row.bytes + (copy if setup.ema else -copy) for row in alike if row.ema != setup.ema}
     if setup.trained == "full" and setup.adapters != "none":
         plain = setup._replace(adapters="none")
-        more = sum(state_parts(setup).values()) - sum(state_parts(plain).values()) + state_parts(setup)["weights"] - state_parts(plain)["weights"]
+        more = (
+            sum(state_parts(setup).values())
+            - sum(state_parts(plain).values())
+            + state_parts(setup)["weights"]
+            - state_parts(plain)["weights"]
+        )
         derived = {batch: size + more for batch, size in _curve(plain).items()} | derived
     return dict(sorted((derived | {row.batch: row.bytes for row in alike if row.ema == setup.ema}).items()))

@@ -1,7 +1,9 @@
-"""Whose trainer a command line starts, how many times, and with which arguments: openpi's in JAX or PyTorch, LeRobot's, or another.
+"""Whose trainer a command line starts, how many times, and with which arguments: openpi's in JAX or PyTorch,
+LeRobot's, or another.
 
-Sources: openpi scripts/train.py and scripts/train_pytorch.py, commit 15a9616; LeRobot pyproject.toml [project.scripts] and
-docs/source/multi_gpu_training.mdx, commit 0e587e5; PyTorch torch/distributed/run.py and accelerate/commands/launch.py (names of options).
+Sources: openpi scripts/train.py and scripts/train_pytorch.py, commit 15a9616; LeRobot pyproject.toml
+[project.scripts] and docs/source/multi_gpu_training.mdx, commit 0e587e5; PyTorch torch/distributed/run.py and
+accelerate/commands/launch.py (names of options).
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ _DEEPEST = 4
 class Line(NamedTuple):
     """`arguments` are the trainer's own, its configuration first where it is openpi's.
 
-    `program` is the script, module or command ("" where the line begins with the configuration), `launcher` what starts it once a GPU ("" for none),
-    `processes` how many times in all (None where the line does not say), `environment` the variables that it sets, `cut` the shell's own parts.
+    `program` is the script, module or command ("" where the line begins with the configuration), `launcher`
+    what starts it once a GPU ("" for none), `processes` how many times in all (None where the line does not
+    say), `environment` the variables that it sets, `cut` the shell's own parts.
     """
 
     trainer: Trainer
@@ -63,7 +66,8 @@ class _Start(NamedTuple):
 
 
 def whose(words: list[str]) -> Line:
-    """The trainer's command in `words`, which are a configuration's name and its options, or a whole line (or script) as it is pasted.
+    """The trainer's command in `words`, which are a configuration's name and its options, or a whole line (or
+    script) as it is pasted.
 
     Raises: HarnessError "openpi-option-invalid" of `shell_line`, and "not-a-trainer".
     """
@@ -78,30 +82,42 @@ def whose(words: list[str]) -> Line:
     before, arguments = command.words[: start.behind], command.words[start.behind :]
     exported: dict[str, str] = {}
     for earlier in commands[:chosen]:
-        if earlier.words[0] in ("export", "declare") or all(_ASSIGNMENT.fullmatch(word) for word in earlier.words):
+        if earlier.words[0] in ("export", "declare") or all(
+            _ASSIGNMENT.fullmatch(word) for word in earlier.words
+        ):
             exported |= _assigned(earlier.words)
     trainer = start.trainer
-    if trainer in ("openpi", "other") and any(word.startswith(("--policy.", "--dataset.")) for word in arguments):
+    if trainer in ("openpi", "other") and any(
+        word.startswith(("--policy.", "--dataset.")) for word in arguments
+    ):
         trainer = "lerobot"
     cut = _cut(command, [*commands[:chosen], *commands[chosen + 1 :]])
     processes = _processes(before, start.launcher)
-    return Line(trainer, start.program, arguments, start.launcher, processes, exported | _assigned(before), cut)
+    return Line(
+        trainer, start.program, arguments, start.launcher, processes, exported | _assigned(before), cut
+    )
 
 
 def _unwrapped(commands: list[Simple], depth: int = 0) -> list[Simple]:
-    """`commands`, with a line that stands in a word (`bash -c "…"`) in the place of its command, where that line has the trainer."""
+    """`commands`, with a line that stands in a word (`bash -c "…"`) in the place of its command, where that
+    line has the trainer.
+    """
     found = []
     for command in commands:
         inner: list[Simple] = []
         if depth < _DEEPEST and _start(command.words) is None:
             lines = (word for word in command.words if len(word.split()) > 1 and "train" in word)
             inner = next((each for each in (_inside(line, depth) for line in lines) if each), [])
-        found += [each._replace(redirections=each.redirections + command.redirections) for each in inner] or [command]
+        found += [each._replace(redirections=each.redirections + command.redirections) for each in inner] or [
+            command
+        ]
     return found
 
 
 def _inside(line: str, depth: int) -> list[Simple]:
-    """The commands of a line that is one word of another; none where it starts no trainer, or is a text and no line."""
+    """The commands of a line that is one word of another; none where it starts no trainer, or is a text and
+    no line.
+    """
     try:
         inner = _unwrapped(simple_commands(line), depth + 1)
     except HarnessError:
@@ -120,7 +136,11 @@ def _start(words: list[str]) -> _Start | None:
         word = words[index]
         name = re.split(r"[/\\]", word)[-1].removesuffix(".exe")
         follows = words[index - 1] if index else ""
-        if name in ("torchrun", "deepspeed") or (name == "accelerate" and "launch" in words[index + 1 : index + 2]) or (follows == "-m" and word in _LAUNCHERS):
+        if (
+            name in ("torchrun", "deepspeed")
+            or (name == "accelerate" and "launch" in words[index + 1 : index + 2])
+            or (follows == "-m" and word in _LAUNCHERS)
+        ):
             launcher = word if follows == "-m" else name
             continue
         trainer = _module(word) if follows in ("-m", "--module") else _program(word, name)
@@ -162,19 +182,25 @@ def _trainer(name: str) -> Trainer:
 
 
 def _without_program(commands: list[Simple]) -> Line:
-    """A configuration and its options, without a program: the first command that begins with one, else the first of all.
+    """A configuration and its options, without a program: the first command that begins with one, else the
+    first of all.
 
     Raises: HarnessError "not-a-trainer" for openpi's and LeRobot's other programs.
     """
     bodies = [[word for word in command.words if not _ASSIGNMENT.fullmatch(word)] for command in commands]
-    first = next((index for index, body in enumerate(bodies) if body and body[0] in openpi_configs.names()), None)
+    first = next(
+        (index for index, body in enumerate(bodies) if body and body[0] in openpi_configs.names()), None
+    )
     if not commands:
         return Line("openpi", "", [], "", 1, {}, [])
     if first is None:
         _check_trains([word for body in bodies for word in body])
         first = 0
     command = commands[first]
-    length = next((index for index, word in enumerate(command.words) if not _ASSIGNMENT.fullmatch(word)), len(command.words))
+    length = next(
+        (index for index, word in enumerate(command.words) if not _ASSIGNMENT.fullmatch(word)),
+        len(command.words),
+    )
     cut = _cut(command, [*commands[:first], *commands[first + 1 :]])
     return Line("openpi", "", command.words[length:], "", 1, _assigned(command.words[:length]), cut)
 
@@ -199,12 +225,25 @@ def _assigned(words: list[str]) -> dict[str, str]:
 
 def _cut(command: Simple, others: list[Simple]) -> list[str]:
     """What is the shell's and not the trainer's, each as it stood in the line."""
-    cut = [*command.redirections, *(["&"] if command.after == "&" else []), *(other.said() for other in others)]
-    return [*cut, *(f"{text} (not run: it stands as it is)" for text in command.substitutions if "lerobot-train" not in text)]
+    cut = [
+        *command.redirections,
+        *(["&"] if command.after == "&" else []),
+        *(other.said() for other in others),
+    ]
+    return [
+        *cut,
+        *(
+            f"{text} (not run: it stands as it is)"
+            for text in command.substitutions
+            if "lerobot-train" not in text
+        ),
+    ]
 
 
 def _processes(before: list[str], launcher: str) -> int | None:
-    """How many processes the launcher starts in all; 1 without one, None where the line leaves it to a file or to the machine."""
+    """How many processes the launcher starts in all; 1 without one, None where the line leaves it to a file
+    or to the machine.
+    """
     if not launcher:
         return 1
     each = _option(before, _LAUNCHERS[launcher])

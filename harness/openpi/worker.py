@@ -1,8 +1,11 @@
-"""The process that lets openpi train: `python -m harness.openpi.worker RUN [--any-commit]` starts it on what the files of the run say.
+"""The process that lets openpi train: `python -m harness.openpi.worker RUN [--any-commit]` starts it on what
+the files of the run say.
 
-It stands where the harness's own trainer stands (harness/train/worker.py): its parent watches it, and an event is a line of JSON on stdout. openpi is
-its child. What openpi writes becomes metrics and phases, and goes to stderr and openpi/console.log; its end becomes this process's end: killed by a
-signal, so is this one, for the parent to explain. openpi itself saves nothing when it is asked to stop; what waits is a save under way.
+It stands where the harness's own trainer stands (harness/train/worker.py): its parent watches it, and an
+event is a line of JSON on stdout. openpi is its child. What openpi writes becomes metrics and phases, and
+goes to stderr and openpi/console.log; its end becomes this process's end: killed by a signal, so is this one,
+for the parent to explain. openpi itself saves nothing when it is asked to stop; what waits is a save under
+way.
 """
 
 from __future__ import annotations
@@ -52,7 +55,9 @@ class _Ended(NamedTuple):
 
 
 def main() -> int:
-    """0 when openpi ended as it should or was asked to stop; 2 when it could not, with the reason as an event; else as openpi ended."""
+    """0 when openpi ended as it should or was asked to stop; 2 when it could not, with the reason as an
+    event; else as openpi ended.
+    """
     from harness.supervise.channel import Channel, die_with_parent, private_stdout
 
     die_with_parent(int(os.environ.get("HARNESS_SUPERVISOR", "0")))
@@ -92,7 +97,9 @@ class _Follower:
         resume = self._prepare_checkpoints()
         job = self._job
         places = place_files(self._run, recipe, job.plan, job.dataset, job.stats, weights, resume=resume)
-        previous = {number: signal.signal(number, self._note_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {
+            number: signal.signal(number, self._note_stop) for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             ended = self._follow(installation, places)
         finally:
@@ -108,7 +115,10 @@ class _Follower:
         """Whether upstream is to resume; what it will make of what lies there is said."""
         checkpoints, steps = self._run.checkpoints, whole_steps(self._run.checkpoints)
         for name in unfinished(checkpoints):
-            self._channel.warn(f"{name} was never finished; openpi does not resume from it and does not remove it (harness inspect --clean does)")
+            self._channel.warn(
+                f"{name} was never finished; openpi does not resume from it and does not remove it (harness"
+                " inspect --clean does)"
+            )
         if checkpoints.is_dir() and not self._begun:
             what = "only step 0 is whole, from which openpi does not resume" if steps else "no step is whole"
             self._channel.warn(f"{checkpoints} is there, and {what}: openpi starts anew")
@@ -117,18 +127,29 @@ class _Follower:
     def _follow(self, installation: Installation, places: dict[str, str]) -> _Ended:
         """openpi's end."""
         job = self._run.path / FOLDER / "job.json"
-        command = [str(installation.python), str(Path(openpi_entry.__file__)), str(job.absolute()), *(["--any-commit"] if self._any_commit else [])]
+        command = [
+            str(installation.python),
+            str(Path(openpi_entry.__file__)),
+            str(job.absolute()),
+            *(["--any-commit"] if self._any_commit else []),
+        ]
         environment = os.environ | places | {openpi_entry.PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-        # The harness's own package must not be found beside its entry: the entry's directory is the first of upstream's path.
+        # The harness's own package must not be found beside its entry: the entry's directory is the first of
+        # upstream's path.
         environment |= {"PYTHONSAFEPATH": "1"}
         environment.pop("PYTHONPATH", None)
-        # Upstream keeps compiled programs in ~/.cache/jax. On the CPU, what its jax 0.5.3 reads back from there computes other losses than what it
-        # compiled (2.0396 and 1.9833 at step 0 of the smoke recipe): a run would depend on whether there was one before it.
+        # Upstream keeps compiled programs in ~/.cache/jax. On the CPU, what its jax 0.5.3 reads back from
+        # there computes other losses than what it compiled (2.0396 and 1.9833 at step 0 of the smoke recipe):
+        # a run would depend on whether there was one before it.
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         words: deque[str] = deque(maxlen=_LAST_WORDS)
         with (
-            os.fdopen(open_to_write(self._run.path / FOLDER / "console.log", append=True), "r+b", buffering=0) as log,
-            subprocess.Popen(command, cwd=installation.root, env=environment, start_new_session=True, **_PIPES) as child,
+            os.fdopen(
+                open_to_write(self._run.path / FOLDER / "console.log", append=True), "r+b", buffering=0
+            ) as log,
+            subprocess.Popen(
+                command, cwd=installation.root, env=environment, start_new_session=True, **_PIPES
+            ) as child,
         ):
             try:
                 self._listen(child, log, words)
@@ -150,7 +171,9 @@ class _Follower:
                     *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
                     if not data:
                         lines.append(rest)
-                    for line in (for_terminal(redact(text.decode(errors="replace"))) for text in lines if text.strip()):
+                    for line in (
+                        for_terminal(redact(text.decode(errors="replace"))) for text in lines if text.strip()
+                    ):
                         log.write(line.encode() + b"\n")
                         words.append(line)
                         self._read(line, child)
@@ -200,7 +223,10 @@ class _Follower:
         assert manifest.upstream is not None
         for note in [*manifest.upstream.unlike_lock, *manifest.upstream.notes] if not self._begun else []:
             self._channel.warn(f"not as upstream has it: {note}")
-        self._channel.say(f"openpi {told['commit'][:12]} trains {told['parameters_trained']:,} of {told['parameters_total']:,} parameters on {told['device']}")
+        self._channel.say(
+            f"openpi {told['commit'][:12]} trains {told['parameters_trained']:,} of"
+            f" {told['parameters_total']:,} parameters on {told['device']}"
+        )
         self._metrics = MetricsFile(run.metrics, start_step=self._begun)
         self._records = Records(run.checkpoints, job.recipe, told["commit"])
 
@@ -213,19 +239,34 @@ class _Follower:
             child.kill()
             raise HarnessError(
                 "loss-not-finite",
-                f"openpi's loss or a norm is not finite at step {line.step}, so it was stopped: it would go on, and save",
-                got=f"loss {line.loss}, grad_norm {line.grad_norm}, param_norm {line.param_norm} (mean over {line.mean_of_steps} steps)",
+                f"openpi's loss or a norm is not finite at step {line.step}, so it was stopped: it would go"
+                " on, and save",
+                got=(
+                    f"loss {line.loss}, grad_norm {line.grad_norm}, param_norm {line.param_norm} (mean over"
+                    f" {line.mean_of_steps} steps)"
+                ),
                 need="finite numbers",
-                fix="lower train.optimizer.schedule.peak, or look at harness stats; harness inspect --deep tells whether the last checkpoint is sound",
+                fix=(
+                    "lower train.optimizer.schedule.peak, or look at harness stats; harness inspect --deep"
+                    " tells whether the last checkpoint is sound"
+                ),
             )
         if self._metrics is not None:
             self._metrics.write([line])
         self._channel.step(line, self._job.recipe.train.steps)
-        manifest = self._run.read(Manifest) if line.step == 0 and self._job.recipe.weights.source is not None else None
+        manifest = (
+            self._run.read(Manifest)
+            if line.step == 0 and self._job.recipe.weights.source is not None
+            else None
+        )
         if manifest is not None:
             verdict, sentence = fingerprint(self._job.recipe.model, line.param_norm)
             (self._channel.warn if verdict == "differs" else self._channel.say)(sentence)
-            self._run.write(manifest.model_copy(update={"weights": manifest.weights | {"fingerprint": verdict, "param_norm": sentence}}))
+            self._run.write(
+                manifest.model_copy(
+                    update={"weights": manifest.weights | {"fingerprint": verdict, "param_norm": sentence}}
+                )
+            )
 
     def _look(self) -> None:
         for step in self._records.look() if self._records is not None else []:
@@ -243,7 +284,10 @@ class _Follower:
         if ended.stopped:
             lost = self._console.next_step - done
             saved = f"the last whole checkpoint is after {done} steps" if done else "no checkpoint was whole"
-            self._channel.warn(f"openpi saves nothing when it is stopped: {saved}, and {max(0, lost)} steps since then are lost")
+            self._channel.warn(
+                f"openpi saves nothing when it is stopped: {saved}, and {max(0, lost)} steps since then are"
+                " lost"
+            )
             self._channel.tell("end", step=done, finished=done >= steps)
             return 0
         if ended.returncode == 0:
@@ -255,8 +299,16 @@ class _Follower:
             return 2
         full = next((text for text in ended.words if "No space left on device" in text), None)
         if full is not None:
-            fix = "free space there; the interrupted save is recognized, and harness inspect --clean removes it; then --resume"
-            raise HarnessError("disk-full", f"{self._run.path} is on a full disk: openpi could not save", got=full[:300], fix=fix)
+            fix = (
+                "free space there; the interrupted save is recognized, and harness inspect --clean removes"
+                " it; then --resume"
+            )
+            raise HarnessError(
+                "disk-full",
+                f"{self._run.path} is on a full disk: openpi could not save",
+                got=full[:300],
+                fix=fix,
+            )
         return _end_likewise(ended.returncode)
 
     def _whole_run(self) -> int:
@@ -265,8 +317,16 @@ class _Follower:
 
 
 def _end_likewise(returncode: int) -> int:
-    """Ends this process as openpi ended: by the same signal, also where a shell in between has made a number above 128 of it."""
-    number = -returncode if returncode < 0 else returncode - _SIGNALS_OF_A_SHELL if returncode > _SIGNALS_OF_A_SHELL else 0
+    """Ends this process as openpi ended: by the same signal, also where a shell in between has made a number
+    above 128 of it.
+    """
+    number = (
+        -returncode
+        if returncode < 0
+        else returncode - _SIGNALS_OF_A_SHELL
+        if returncode > _SIGNALS_OF_A_SHELL
+        else 0
+    )
     if number in set(signal.Signals):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(number, signal.SIG_DFL) if number not in (signal.SIGKILL, signal.SIGSTOP) else None

@@ -1,12 +1,15 @@
-"""The atlas: what XLA said of the real step, kept in the package, so that a plan for any card is known in a moment and without JAX.
+"""The atlas: what XLA said of the real step, kept in the package, so that a plan for any card is known in a
+moment and without JAX.
 
-One class of cards. The same program compiled for an RTX A4000, A6000, A40, 4090, 5090, A100 and H100 differs by 0.4 % of its bytes
-(LoRA, 32 samples: 17.37 to 17.44 GiB), as much within one compute capability as between them, and the A4000's answer stays the same though it
-exceeds that card's memory. So every entry is compiled once, for a card whose memory sets no limit, and 1 % of its temporary bytes is added.
+One class of cards. The same program compiled for an RTX A4000, A6000, A40, 4090, 5090, A100 and H100 differs
+by 0.4 % of its bytes (LoRA, 32 samples: 17.37 to 17.44 GiB), as much within one compute capability as between
+them, and the A4000's answer stays the same though it exceeds that card's memory. So every entry is compiled
+once, for a card whose memory sets no limit, and 1 % of its temporary bytes is added.
 
-An entry answers exactly its own question. It also bounds, from above, each one that differs from it only by fewer samples at once, fewer
-prompt tokens or a smaller global batch; such an answer is marked as interpolated. Entries of another jaxlib or another step are refused.
-`python benchmarks/atlas.py` makes the files, and says how the figures above were found (--spread).
+An entry answers exactly its own question. It also bounds, from above, each one that differs from it only by
+fewer samples at once, fewer prompt tokens or a smaller global batch; such an answer is marked as
+interpolated. Entries of another jaxlib or another step are refused. `python benchmarks/atlas.py` makes the
+files, and says how the figures above were found (--spread).
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ ALLOWANCE = 0.01
 
 
 class Entry(Strict):
-    """One answer. `recipe` is the `step_key` of the recipe asked about, `fingerprint` that of the lowered program."""
+    """One answer.
+
+    `recipe` is the `step_key` of the recipe asked about, `fingerprint` that of the lowered program.
+    """
 
     recipe: str
     levers: Levers
@@ -42,7 +48,10 @@ class Entry(Strict):
 
 
 class AtlasFile(Strict):
-    """The entries that one run of the benchmark has stamped: made with this jaxlib, of this step. `recipes` are those asked about, by `step_key`."""
+    """The entries that one run of the benchmark has stamped: made with this jaxlib, of this step.
+
+    `recipes` are those asked about, by `step_key`.
+    """
 
     jaxlib: str
     source: str
@@ -51,7 +60,9 @@ class AtlasFile(Strict):
 
 
 class Known(NamedTuple):
-    """Bytes by name (device, temp, host, …), with the allowance in device; `activations`: how many of them grow with the microbatch, if known."""
+    """Bytes by name (device, temp, host, …), with the allowance in device; `activations`: how many of them
+    grow with the microbatch, if known.
+    """
 
     bytes: dict[str, int]
     source: Literal["atlas", "interpolated", "compiled"]
@@ -68,8 +79,14 @@ class Atlas:
         self._entries: dict[str, list[Entry]] = {}
         for file in files:
             if (file.jaxlib, file.source) != (here, source):
-                changed = f"jaxlib {file.jaxlib}, here {here}" if file.jaxlib != here else "another version of the step"
-                self.refused = f"the atlas was made with {changed}: its answers are not used; {MAKE} makes it anew"
+                changed = (
+                    f"jaxlib {file.jaxlib}, here {here}"
+                    if file.jaxlib != here
+                    else "another version of the step"
+                )
+                self.refused = (
+                    f"the atlas was made with {changed}: its answers are not used; {MAKE} makes it anew"
+                )
                 continue
             for entry in file.entries:
                 self._entries.setdefault(_key(entry.recipe, entry.levers, entry.phase), []).append(entry)
@@ -77,33 +94,52 @@ class Atlas:
     def look_up(self, recipe: Recipe, levers: Levers, phase: str = "step") -> Known | None:
         """The answer, or the least that bounds it from above."""
         alike = self._entries.get(_key(step_key(recipe), levers, phase), [])
-        bounds = [entry for entry in alike if _size(entry.levers) == _size(levers)] or [entry for entry in alike if _covers(entry.levers, levers)]
+        bounds = [entry for entry in alike if _size(entry.levers) == _size(levers)] or [
+            entry for entry in alike if _covers(entry.levers, levers)
+        ]
         if not bounds:
             return None
         least = min(bounds, key=lambda entry: entry.bytes["device"])
         exact = _size(least.levers) == _size(levers)
         sizes = least.bytes | {"device": least.bytes["device"] + int(ALLOWANCE * least.bytes["temp"])}
-        return Known(sizes, "atlas" if exact else "interpolated", least.fingerprint, _activations(least, alike))
+        return Known(
+            sizes, "atlas" if exact else "interpolated", least.fingerprint, _activations(least, alike)
+        )
 
 
 @functools.cache
 def shipped() -> Atlas:
     """The atlas of the package."""
     folder = resources.files("harness.plan") / "atlas"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name) if folder.is_dir() else []
+    files = (
+        sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
+        if folder.is_dir()
+        else []
+    )
     return Atlas([AtlasFile.model_validate_json(file.read_bytes()) for file in files])
 
 
 def step_key(recipe: Recipe) -> str:
-    """Hash of all in a recipe that changes the step's memory; rates, decays, seeds and the data's origin do not."""
+    """Hash of all in a recipe that changes the step's memory; rates, decays, seeds and the data's origin do
+    not.
+    """
     train, model = recipe.train, recipe.model.model_dump(mode="json", exclude={"prompt_tokens"})
-    learned = {"trained": train.trained, "frozen": train.frozen, "moments": train.optimizer.moments, "ema": train.ema_decay is not None}
-    return sha256_json({"model": model, "augment": recipe.data.augment, "ema_every": train.ema_every_steps > 1, **learned})
+    learned = {
+        "trained": train.trained,
+        "frozen": train.frozen,
+        "moments": train.optimizer.moments,
+        "ema": train.ema_decay is not None,
+    }
+    return sha256_json(
+        {"model": model, "augment": recipe.data.augment, "ema_every": train.ema_every_steps > 1, **learned}
+    )
 
 
 def _key(recipe: str, levers: Levers, phase: str) -> str:
     """What must be equal; of the sizes, only whether gradients are accumulated at all."""
-    kept = levers.model_dump(mode="json", exclude={"microbatch", "accumulation_steps", "prompt_tokens", "platform"})
+    kept = levers.model_dump(
+        mode="json", exclude={"microbatch", "accumulation_steps", "prompt_tokens", "platform"}
+    )
     return json.dumps([recipe, phase, levers.accumulation_steps > 1, kept], sort_keys=True)
 
 
@@ -116,9 +152,13 @@ def _covers(larger: Levers, smaller: Levers) -> bool:
 
 
 def _activations(entry: Entry, alike: list[Entry]) -> int | None:
-    """Bytes by which the answer grows from no sample at once to its own number, by the nearest smaller microbatch."""
+    """Bytes by which the answer grows from no sample at once to its own number, by the nearest smaller
+    microbatch.
+    """
     m, tokens, rows = _size(entry.levers)
-    smaller = [other for other in alike if other.levers.microbatch < m and _size(other.levers)[1:] == (tokens, rows)]
+    smaller = [
+        other for other in alike if other.levers.microbatch < m and _size(other.levers)[1:] == (tokens, rows)
+    ]
     if not smaller:
         return None
     other = max(smaller, key=lambda each: each.levers.microbatch)

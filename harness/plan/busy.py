@@ -11,12 +11,23 @@ _NOTEWORTHY_BYTES = 2 * GIB
 
 def holders(machine: Machine) -> str:
     """A sentence for each visible card of which others hold a lot; empty when there is none."""
-    return "; ".join(_sentence(gpu) for gpu in machine.gpus if gpu.visible and not gpu.error and _held(gpu) > _NOTEWORTHY_BYTES)
+    return "; ".join(
+        _sentence(gpu)
+        for gpu in machine.gpus
+        if gpu.visible and not gpu.error and _held(gpu) > _NOTEWORTHY_BYTES
+    )
 
 
 def idle(machine: Machine) -> Machine:
     """The same machine with nobody else on its cards."""
-    gpus = [gpu if gpu.total_bytes is None else gpu.model_copy(update={"free_bytes": gpu.total_bytes - (gpu.reserved_bytes or 0)}) for gpu in machine.gpus]
+    gpus = [
+        (
+            gpu
+            if gpu.total_bytes is None
+            else gpu.model_copy(update={"free_bytes": gpu.total_bytes - (gpu.reserved_bytes or 0)})
+        )
+        for gpu in machine.gpus
+    ]
     return machine.model_copy(update={"gpus": gpus})
 
 
@@ -27,6 +38,15 @@ def _held(gpu: Gpu) -> int:
 
 
 def _sentence(gpu: Gpu) -> str:
-    names = [f"{process.name or 'a process'} (pid {process.pid}) {format_bytes(process.used_bytes)}" for process in gpu.foreign_processes or []]
-    why = gpu.unknown.get("foreign_processes") or gpu.unknown.get("foreign_processes.used_bytes") or "NVML lists no process"
-    return f"GPU {gpu.index} ({gpu.name}): {format_bytes(_held(gpu))} are held by " + (", ".join(names) if names else f"others that are not visible ({why})")
+    names = [
+        f"{process.name or 'a process'} (pid {process.pid}) {format_bytes(process.used_bytes)}"
+        for process in gpu.foreign_processes or []
+    ]
+    why = (
+        gpu.unknown.get("foreign_processes")
+        or gpu.unknown.get("foreign_processes.used_bytes")
+        or "NVML lists no process"
+    )
+    return f"GPU {gpu.index} ({gpu.name}): {format_bytes(_held(gpu))} are held by " + (
+        ", ".join(names) if names else f"others that are not visible ({why})"
+    )

@@ -1,7 +1,8 @@
-"""Which plans there are, in the order in which they are tried: every exact lever before the first approximate change.
+"""Which plans there are, in the order in which they are tried: every exact lever before the first approximate
+change.
 
-Exact plans differ in where the state lies and how attention is computed. Approximate changes come in a stated order, least deviation
-first, each with all exact levers again:
+Exact plans differ in where the state lies and how attention is computed. Approximate changes come in a stated
+order, least deviation first, each with all exact levers again:
 
 1. no average of the parameters (the same training, the last parameters are deployed)
 2. Adam's moments in 8 bits (the same parameters trained, each update slightly off)
@@ -9,7 +10,8 @@ first, each with all exact levers again:
 4. LoRA with the vision tower frozen
 5. frozen weights in 8 bits, then in 4 bits (the network under the adapters is another one)
 
-The global batch is never made smaller: accumulation reaches every batch, so that would only be a shorter experiment.
+The global batch is never made smaller: accumulation reaches every batch, so that would only be a shorter
+experiment.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from harness.recipe.schema import Recipe
 
 Changes = dict[str, Any]
 
-# The longest prompt of a dataset that has not been read, in tokens, rounded up as the loader does. Source: facts on platforms (570 tokens
-# a sample: two cameras of 256, 10 actions, and the prompt).
+# The longest prompt of a dataset that has not been read, in tokens, rounded up as the loader does. Source:
+# facts on platforms (570 tokens a sample: two cameras of 256, 10 actions, and the prompt).
 _KNOWN_PROMPTS = {"physical-intelligence/libero": 48, "sample": 32}
 # No tokenizer makes as many of a task's text; what says so is no dataset.json of ours.
 _MOST_PROMPT_TOKENS = 2**16
 
-# Upstream's adapters. Source: openpi src/openpi/models/gemma.py `get_config` (gemma_2b_lora, gemma_300m_lora), commit 15a9616.
+# Upstream's adapters. Source: openpi src/openpi/models/gemma.py `get_config` (gemma_2b_lora,
+# gemma_300m_lora), commit 15a9616.
 _UPSTREAM_LORA: Changes = {
     "train.trained": "lora",
     "train.ema_decay": None,
@@ -84,7 +87,8 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
 
 
 def lever_sets(base: Levers, recipe: Recipe, *, shards: list[int], host: bool) -> list[Levers]:
-    """Where the state may lie, cheapest first: on the devices, whole before sharded; then in host memory, what is least used moved first.
+    """Where the state may lie, cheapest first: on the devices, whole before sharded; then in host memory,
+    what is least used moved first.
 
     Moments in bfloat16 are rounded at random, and cannot be streamed from host memory.
     """
@@ -95,7 +99,11 @@ def lever_sets(base: Levers, recipe: Recipe, *, shards: list[int], host: bool) -
     moved = [average] if average else []
     if recipe.train.optimizer.moments != "bfloat16":
         moved += [[*average, "moments"], [*average, "moments", "masters"]]
-    return spread + [levers.model_copy(update={"host": names, "compute_copy": "masters" in names}) for levers in spread for names in moved]
+    return spread + [
+        levers.model_copy(update={"host": names, "compute_copy": "masters" in names})
+        for levers in spread
+        for names in moved
+    ]
 
 
 def divisors(n: int) -> list[int]:
@@ -104,7 +112,8 @@ def divisors(n: int) -> list[int]:
 
 
 def prompt_tokens(recipe: Recipe, dataset: Dataset | None) -> int:
-    """How many prompt tokens are computed: the dataset's longest prompt where it is known, else the recipe's padding.
+    """How many prompt tokens are computed: the dataset's longest prompt where it is known, else the recipe's
+    padding.
 
     Raises: HarnessError "artifact-invalid" for a dataset.json whose count no tokenizer has made.
     """
@@ -114,5 +123,11 @@ def prompt_tokens(recipe: Recipe, dataset: Dataset | None) -> int:
         return min(padded, _KNOWN_PROMPTS.get(recipe.data.dataset, padded))
     if not 0 < told <= _MOST_PROMPT_TOKENS:
         fix = "harness data --dataset DIR --run RUN writes dataset.json anew"
-        raise HarnessError("artifact-invalid", "dataset.json has an impossible count of prompt tokens", got=told, need="a count of tokens", fix=fix)
+        raise HarnessError(
+            "artifact-invalid",
+            "dataset.json has an impossible count of prompt tokens",
+            got=told,
+            need="a count of tokens",
+            fix=fix,
+        )
     return told

@@ -1,24 +1,34 @@
-"""The cards that a plan can be made for without having one: a table of figures, and the text that XLA's compiler reads.
+"""The cards that a plan can be made for without having one: a table of figures, and the text that XLA's
+compiler reads.
 
-Two totals of memory are known for most cards. `driver_mib` is what nvidia-smi prints; `cuda_bytes` is what a CUDA program is told
-(XLA's `device_memory_size`), 0.3 to 0.8 GiB less because the driver keeps some. Drivers differ by tens of MiB, one by 140; the
-smallest figure found is taken. For the A4000 none was found: there the driver's total stands in, too large by what the driver keeps.
-Data-center cards have ECC on, the others off, as they are sold. Boards of one chip and memory are one card here: A100 SXM and PCIe,
-the three RTX PRO 6000; a PCIe, server or Max-Q board may have a lower clock and bandwidth, not another size.
+Two totals of memory are known for most cards. `driver_mib` is what nvidia-smi prints; `cuda_bytes` is what a
+CUDA program is told (XLA's `device_memory_size`), 0.3 to 0.8 GiB less because the driver keeps some. Drivers
+differ by tens of MiB, one by 140; the smallest figure found is taken. For the A4000 none was found: there the
+driver's total stands in, too large by what the driver keeps. Data-center cards have ECC on, the others off,
+as they are sold. Boards of one chip and memory are one card here: A100 SXM and PCIe, the three RTX PRO 6000;
+a PCIe, server or Max-Q board may have a lower clock and bandwidth, not another size.
 
 Source, by figure:
-- XLA's target descriptions (openxla/xla, xla/backends/gpu/target_config/specs) agree in every figure with the rows RTX A6000, A100 40
-  and 80 (SXM), H100 SXM and B200. With H200 but for memory (there the nominal 141 GiB; here what PyTorch printed on one) and L2 (there
-  50 MiB; PyTorch printed 60). With RTX PRO 6000 but for memory (there the nominal 96 GiB) and shared memory (there 128 KiB, which counts
-  the L1 cache; programs on compute capability 12.0 print 100).
-- deviceQuery (NVIDIA's cuda-samples) printed on the card and published by its owner: processors, L2, clock of RTX 3060, 3070, 4090, 5090,
-  A4000, A40, L4, L40S and RTX 3090, and the bandwidth, which is memory clock x 2 x bus width. Of clocks, the sheet's: overclocked boards print more.
-- PyTorch printed processors and L2 of the A5000; a benchmark log its bandwidth. Its clock (1695 MHz) is not confirmed by anything read.
-- RTX 4070, RTX 4080 and RTX 6000 Ada, all but memory: pages that quote NVIDIA's document; the documents named in the rows are where the
+- XLA's target descriptions (openxla/xla, xla/backends/gpu/target_config/specs) agree in every figure with the
+  rows RTX A6000, A100 40
+  and 80 (SXM), H100 SXM and B200. With H200 but for memory (there the nominal 141 GiB; here what PyTorch
+  printed on one) and L2 (there 50 MiB; PyTorch printed 60). With RTX PRO 6000 but for memory (there the
+  nominal 96 GiB) and shared memory (there 128 KiB, which counts the L1 cache; programs on compute capability
+  12.0 print 100).
+- deviceQuery (NVIDIA's cuda-samples) printed on the card and published by its owner: processors, L2, clock of
+  RTX 3060, 3070, 4090, 5090,
+  A4000, A40, L4, L40S and RTX 3090, and the bandwidth, which is memory clock x 2 x bus width. Of clocks, the
+  sheet's: overclocked boards print more.
+- PyTorch printed processors and L2 of the A5000; a benchmark log its bandwidth. Its clock (1695 MHz) is not
+  confirmed by anything read.
+- RTX 4070, RTX 4080 and RTX 6000 Ada, all but memory: pages that quote NVIDIA's document; the documents named
+  in the rows are where the
   figures come from and were not themselves opened. The 4080's bandwidth is 22.4 Gbit/s x 256 bit.
 - `driver_mib`: nvidia-smi tables published by owners, for every card.
-- `cuda_bytes`: deviceQuery, PyTorch, llama.cpp or TensorRT as published by owners (in whole MiB where printed so), or XLA's description.
-- Limits of a compute capability: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" (shared memory of all six
+- `cuda_bytes`: deviceQuery, PyTorch, llama.cpp or TensorRT as published by owners (in whole MiB where printed
+  so), or XLA's description.
+- Limits of a compute capability: CUDA C++ Programming Guide, "Technical Specifications per Compute
+  Capability" (shared memory of all six
   as quoted from it). 8.0, 8.6, 9.0 and 10.0 agree with XLA's descriptions in every limit.
 """
 
@@ -35,7 +45,9 @@ from harness.units import MIB
 
 
 class _Limits(NamedTuple):
-    """What one multiprocessor of a compute capability offers: float32 lanes, resident threads, bytes of shared memory (all; one block's most)."""
+    """What one multiprocessor of a compute capability offers: float32 lanes, resident threads, bytes of
+    shared memory (all; one block's most).
+    """
 
     lanes: int
     threads: int
@@ -44,7 +56,8 @@ class _Limits(NamedTuple):
     accelerated: bool = False
 
 
-# Hopper and data-center Blackwell have instructions of their own architecture only ("9.0a"), which XLA uses when it may.
+# Hopper and data-center Blackwell have instructions of their own architecture only ("9.0a"), which XLA uses
+# when it may.
 _LIMITS = {
     (8, 0): _Limits(64, 2048, 167_936, 166_912),
     (8, 6): _Limits(128, 1536, 102_400, 101_376),
@@ -56,10 +69,14 @@ _LIMITS = {
 
 
 class Card(NamedTuple):
-    """A card's figures. `spelling` is a pattern of its names without case, spaces and makers' words; `sheet` is NVIDIA's document about it.
+    """A card's figures.
 
-    Units: bandwidth in MB/s (10^6 bytes), l2 in KiB, clock (boost) in MHz, driver_mib in MiB, cuda_bytes in bytes or None where nobody's was found.
-    `tflops` (10^12 a second) is set where the rate is told and processors and clock are a stand-in's. `shared`: its memory is the host's.
+    `spelling` is a pattern of its names without case, spaces and makers' words; `sheet` is NVIDIA's document
+    about it.
+
+    Units: bandwidth in MB/s (10^6 bytes), l2 in KiB, clock (boost) in MHz, driver_mib in MiB, cuda_bytes in
+    bytes or None where nobody's was found. `tflops` (10^12 a second) is set where the rate is told and
+    processors and clock are a stand-in's. `shared`: its memory is the host's.
     """
 
     device: str
@@ -87,7 +104,8 @@ class Card(NamedTuple):
         return _TEMPLATE.format(
             card=self,
             limits=limits,
-            capability=f"major: {major} minor: {minor}" + (" feature_extension: ACCELERATED_FEATURES" if limits.accelerated else ""),
+            capability=f"major: {major} minor: {minor}"
+            + (" feature_extension: ACCELERATED_FEATURES" if limits.accelerated else ""),
             bandwidth=self.bandwidth * 10**6,
             l2=self.l2 * 1024,
             clock=f"{self.clock / 1000:g}",
@@ -177,9 +195,11 @@ def names() -> list[str]:
 
 
 def find(name: str) -> str:
-    """The key in CARDS or OTHERS of a card as people write it: case, spaces, punctuation and the maker's name do not matter.
+    """The key in CARDS or OTHERS of a card as people write it: case, spaces, punctuation and the maker's name
+    do not matter.
 
-    What makes it another card does: Ti, SUPER, Laptop, PCIe where the board differs, another memory size. An A100 needs its size said.
+    What makes it another card does: Ti, SUPER, Laptop, PCIe where the board differs, another memory size. An
+    A100 needs its size said.
     Raises: HarnessError "gpu-unknown" with the nearest names, "gpu-too-old".
     """
     wanted = _plain(name)
@@ -189,13 +209,16 @@ def find(name: str) -> str:
     old = too_old(wanted)
     if old is not None:
         raise _too_old(name, old)
-    plain = {_plain(key): key for key in _spellings()} | {_plain(key).removeprefix("rtx"): key for key in _spellings()}
+    plain = {_plain(key): key for key in _spellings()} | {
+        _plain(key).removeprefix("rtx"): key for key in _spellings()
+    }
     close = difflib.get_close_matches(wanted, plain, n=6, cutoff=0.4)
     nearest = [f"--gpu {each}" for each in list(dict.fromkeys(plain[each] for each in close))[:3]]
     said = [f"--gpu {shlex.quote(name)} --vram-gib X with its memory"] if series(wanted) else []
     raise HarnessError(
         "gpu-unknown",
-        f"no target description for a GPU called {name!r}; a Ti, SUPER, Laptop or other memory size is another card",
+        f"no target description for a GPU called {name!r}; a Ti, SUPER, Laptop or other memory size is"
+        " another card",
         got=name,
         need=f"one of {', '.join(names())}",
         fix=" or ".join([*nearest, *said]) or "--gpu with one of these names",
@@ -209,15 +232,26 @@ def card(key: str) -> Card:
     other = OTHERS[key]
     total = other.driver_mib * MIB
     own = total if other.shared else total - _kept_by_the_driver(total)
-    figures = {"device": other.device, "spelling": other.spelling, "driver_mib": other.driver_mib, "cuda_bytes": own}
+    figures = {
+        "device": other.device,
+        "spelling": other.spelling,
+        "driver_mib": other.driver_mib,
+        "cuda_bytes": own,
+    }
     more = {"bandwidth": 1000 * other.bandwidth, "tflops": other.tflops, "shared": other.shared}
     return CARDS[like(other.capability, total)]._replace(**figures, **more)  # type: ignore[arg-type]
 
 
 def of_series(name: str, memory_bytes: int) -> Card | None:
-    """The card that stands for one of a known series with so much memory; None where the name is of no such series."""
+    """The card that stands for one of a known series with so much memory; None where the name is of no such
+    series.
+    """
     capability = series(_plain(name))
-    return None if capability is None else CARDS[like(capability, memory_bytes)]._replace(cuda_bytes=memory_bytes)
+    return (
+        None
+        if capability is None
+        else CARDS[like(capability, memory_bytes)]._replace(cuda_bytes=memory_bytes)
+    )
 
 
 def _kept_by_the_driver(total: int) -> int:
@@ -226,7 +260,9 @@ def _kept_by_the_driver(total: int) -> int:
 
 
 def _spellings() -> dict[str, str]:
-    return {key: each.spelling for key, each in CARDS.items()} | {key: each.spelling for key, each in OTHERS.items()}
+    return {key: each.spelling for key, each in CARDS.items()} | {
+        key: each.spelling for key, each in OTHERS.items()
+    }
 
 
 def _too_old(name: str, capability: str) -> HarnessError:
@@ -240,7 +276,8 @@ def _too_old(name: str, capability: str) -> HarnessError:
 
 
 def like(capability: tuple[int, int], memory_bytes: int) -> str:
-    """The key of the card that stands for one that is not in the table: of its architecture, else of the newest before it; the nearest in memory.
+    """The key of the card that stands for one that is not in the table: of its architecture, else of the
+    newest before it; the nearest in memory.
 
     Raises: HarnessError "gpu-too-old" for one before Ampere, which has no bfloat16.
     """

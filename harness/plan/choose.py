@@ -1,9 +1,10 @@
 """The plan: how this machine, or a card that is not here, carries out a recipe.
 
-For the recipe as it is, and then for each approximate change of it (plan.candidates has the order), all exact levers are gone through,
-and of each the largest microbatch that fits is found; the fastest that fits is chosen, and nothing approximate is looked at while an exact plan
-fits. A plan fits when the largest of its phases, as the compiler counts it, is within the usable bytes, and its host memory is there. Its disk is told, and
-checked by the doctor: a disk can be cleared, and must never be the reason for another experiment.
+For the recipe as it is, and then for each approximate change of it (plan.candidates has the order), all exact
+levers are gone through, and of each the largest microbatch that fits is found; the fastest that fits is
+chosen, and nothing approximate is looked at while an exact plan fits. A plan fits when the largest of its
+phases, as the compiler counts it, is within the usable bytes, and its host memory is there. Its disk is told,
+and checked by the doctor: a disk can be cleared, and must never be the reason for another experiment.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _WORTH = 0.05
 
 
 class Ask(NamedTuple):
-    """What a person asks of the planner beside the recipe. `gpu` is for a card that is not here; `recompile` asks the compiler even where the atlas knows."""
+    """What a person asks of the planner beside the recipe.
+
+    `gpu` is for a card that is not here; `recompile` asks the compiler even where the atlas knows.
+    """
 
     gpu: str | None = None
     device: str | None = None
@@ -40,7 +44,9 @@ class Ask(NamedTuple):
 
 
 class Tools(NamedTuple):
-    """Who answers: the shipped atlas (None: no atlas), the compiler, and whom to tell what is being compiled."""
+    """Who answers: the shipped atlas (None: no atlas), the compiler, and whom to tell what is being
+    compiled.
+    """
 
     atlas: Atlas | None
     compile: Callable[..., object] = compiled
@@ -59,17 +65,22 @@ def choose(
 ) -> Plan:
     """The plan of `recipe` for this machine's GPUs, for its CPU, or for the card that `ask` names.
 
-    `advise` adds notes, for which other cards are looked at. `dataset` tells the longest prompt; without it the one known of that dataset,
-    else the recipe's own padding is computed.
-    Raises: HarnessError "no-gpu", "gpu-unknown", "gpu-count-invalid", "gpu-memory-unknown", "gpu-too-old", "more-devices-than-rows",
-    "compile-failed", "compile-timeout", "no-target-compiler", "lora-trains-everything".
+    `advise` adds notes, for which other cards are looked at. `dataset` tells the longest prompt; without it
+    the one known of that dataset, else the recipe's own padding is computed.
+    Raises: HarnessError "no-gpu", "gpu-unknown", "gpu-count-invalid", "gpu-memory-unknown", "gpu-too-old",
+    "more-devices-than-rows", "compile-failed", "compile-timeout", "no-target-compiler",
+    "lora-trains-everything".
     """
     check_who_is_trained(recipe)
-    elsewhere = ask.gpu is not None or (ask.vram_bytes is not None and not machine.gpus and ask.device != "cpu")
+    elsewhere = ask.gpu is not None or (
+        ask.vram_bytes is not None and not machine.gpus and ask.device != "cpu"
+    )
     if elsewhere:
         place = absent(ask.gpu, ask.vram_bytes, ask.host_ram_bytes)
     else:
-        place = present(recipe, machine, device=ask.device, vram_bytes=ask.vram_bytes, host_ram_bytes=ask.host_ram_bytes)
+        place = present(
+            recipe, machine, device=ask.device, vram_bytes=ask.vram_bytes, host_ram_bytes=ask.host_ram_bytes
+        )
     tools = tools or Tools(shipped())
     if tools.atlas is None or ask.recompile:
         place = place._replace(stands_in=False)
@@ -87,9 +98,11 @@ def choose(
         free_bytes=place.free_bytes,
         context_bytes=place.context_bytes,
         margin_bytes=place.margin_bytes,
-        memory_fraction=place.memory_fraction
-        if chosen is None or not place.shared
-        else place.fraction_beside(chosen.host_bytes or 0, chosen.device_bytes or 0),
+        memory_fraction=(
+            place.memory_fraction
+            if chosen is None or not place.shared
+            else place.fraction_beside(chosen.host_bytes or 0, chosen.device_bytes or 0)
+        ),
         shared_memory=place.shared,
         host_usable_bytes=place.host_usable_bytes,
         parameters_total=total,
@@ -119,7 +132,11 @@ def not_asked(*_: object, **__: object) -> object:
 
     Raises: HarnessError "not-in-atlas".
     """
-    raise HarnessError("not-in-atlas", "the atlas does not know, and the compiler is not asked here", fix="harness plan --compile")
+    raise HarnessError(
+        "not-in-atlas",
+        "the atlas does not know, and the compiler is not asked here",
+        fix="harness plan --compile",
+    )
 
 
 class _Search:
@@ -155,7 +172,8 @@ class _Search:
         place, devices = self._place, self._place.devices
         host = place.platform == "cuda" and not place.wsl and not place.shared
         sets = candidates.lever_sets(self._base, recipe, shards=sorted({1, devices}), host=host)
-        # For a card that the atlas was not made for, what it knows of others is as good as compiling what it does not.
+        # For a card that the atlas was not made for, what it knows of others is as good as compiling what it
+        # does not.
         sets = [levers for levers in sets if self._is_known(recipe, levers)] or sets
         best: Candidate | None = None
         best_s, tried = float("inf"), []
@@ -181,23 +199,39 @@ class _Search:
         if self._place.card is None:
             return sizes
         fastest = min(self._seconds(recipe, _cut(recipe, levers, size)) for size in sizes)
-        enough = next(size for size in sizes if self._seconds(recipe, _cut(recipe, levers, size)) <= fastest * (1 + _WORTH))
+        enough = next(
+            size
+            for size in sizes
+            if self._seconds(recipe, _cut(recipe, levers, size)) <= fastest * (1 + _WORTH)
+        )
         worth = [size for size in sizes if size <= enough]
-        known = [size for size in worth if self._place.stands_in and self._oracle.has_step(recipe, _cut(recipe, levers, size))]
+        known = [
+            size
+            for size in worth
+            if self._place.stands_in and self._oracle.has_step(recipe, _cut(recipe, levers, size))
+        ]
         return known or worth
 
     def _is_known(self, recipe: Recipe, levers: Levers) -> bool:
-        """Whether the atlas knows a microbatch of these levers; true where the compiler is asked for what it does not."""
+        """Whether the atlas knows a microbatch of these levers; true where the compiler is asked for what it
+        does not.
+        """
         sizes = candidates.divisors(recipe.train.global_batch // levers.devices)
-        return not self._place.stands_in or any(self._oracle.has_step(recipe, _cut(recipe, levers, size)) for size in sizes)
+        return not self._place.stands_in or any(
+            self._oracle.has_step(recipe, _cut(recipe, levers, size)) for size in sizes
+        )
 
     def _seconds(self, recipe: Recipe, levers: Levers) -> float:
-        """For ranking: of a card that is not in the table the figures of its stand-in; on the CPU the fewest steps of accumulation."""
+        """For ranking: of a card that is not in the table the figures of its stand-in; on the CPU the fewest
+        steps of accumulation.
+        """
         if self._place.card is None:
             return float(levers.accumulation_steps)
         return cost.seconds_per_step(recipe, levers, self._place.card, self._place.cores)
 
-    def _largest(self, recipe: Recipe, changes: candidates.Changes, levers: Levers, sizes: list[int]) -> Candidate:
+    def _largest(
+        self, recipe: Recipe, changes: candidates.Changes, levers: Levers, sizes: list[int]
+    ) -> Candidate:
         """The plan of the largest microbatch that fits, or the rejected one of the smallest."""
         first = self._candidate(recipe, changes, _cut(recipe, levers, sizes[-1]))
         if first.verdict == "fits" or len(sizes) == 1:
@@ -243,7 +277,8 @@ class _Search:
             seconds_per_step=seconds,
             flops_per_step=cost.flops_per_sample(recipe, levers) * recipe.train.global_batch,
             verdict="rejected" if short else "fits",
-            reason=short or (shared.enough(together, place.pool_usable_bytes) if together else _enough(need, place)),
+            reason=short
+            or (shared.enough(together, place.pool_usable_bytes) if together else _enough(need, place)),
             source=need.source,
             breakdown=memory.breakdown(recipe, levers, need.device_bytes, need.activations),
             unknown=unknown,
@@ -258,7 +293,12 @@ class _Search:
 
 
 def _cut(recipe: Recipe, levers: Levers, microbatch: int) -> Levers:
-    return levers.model_copy(update={"microbatch": microbatch, "accumulation_steps": recipe.train.global_batch // (levers.devices * microbatch)})
+    return levers.model_copy(
+        update={
+            "microbatch": microbatch,
+            "accumulation_steps": recipe.train.global_batch // (levers.devices * microbatch),
+        }
+    )
 
 
 def _short(need: int, have: int | None, what: str, *, at_least: bool = False) -> str | None:
@@ -266,12 +306,17 @@ def _short(need: int, have: int | None, what: str, *, at_least: bool = False) ->
     if have is None or need <= have:
         return None
     least = "at least " if at_least else ""
-    return f"needs {least}{format_bytes(need)} {what}".rstrip() + f" of {format_bytes(have)} usable: {least}{format_bytes(need - have)} too much"
+    return (
+        f"needs {least}{format_bytes(need)} {what}".rstrip()
+        + f" of {format_bytes(have)} usable: {least}{format_bytes(need - have)} too much"
+    )
 
 
 def _enough(need: Need, place: Place) -> str:
     usable = place.usable_bytes
-    return f"needs {format_bytes(need.device_bytes)}" + (f" of {format_bytes(usable)} usable" if usable is not None else "; how much is usable is not known")
+    return f"needs {format_bytes(need.device_bytes)}" + (
+        f" of {format_bytes(usable)} usable" if usable is not None else "; how much is usable is not known"
+    )
 
 
 def _with_shared_rows(place: Place, recipe: Recipe, *, asked: bool) -> Place:
@@ -291,21 +336,38 @@ def _with_shared_rows(place: Place, recipe: Recipe, *, asked: bool) -> Place:
     share = max(n for n in range(1, place.devices + 1) if rows % n == 0)
     if share == place.devices:
         return place
-    note = f"{share} of {place.devices} devices are used: a global batch of {rows} cannot be shared equally by more"
+    note = (
+        f"{share} of {place.devices} devices are used: a global batch of {rows} cannot be shared equally by"
+        " more"
+    )
     return place._replace(devices=share, notes=(*place.notes, note))
 
 
-def _notes(recipe: Recipe, machine: Machine, dataset: Dataset | None, place: Place, chosen: Candidate | None, tools: Tools, ask: Ask) -> list[str]:
+def _notes(
+    recipe: Recipe,
+    machine: Machine,
+    dataset: Dataset | None,
+    place: Place,
+    chosen: Candidate | None,
+    tools: Tools,
+    ask: Ask,
+) -> list[str]:
     notes = list(place.notes)
     if place.platform == "cpu":
         return notes
     if tools.atlas is not None and tools.atlas.refused and chosen is not None and chosen.source == "compiled":
         notes.append(tools.atlas.refused)
     if place.shared:
-        notes.append(f"{place.name} has one memory for CPU and GPU: device and host bytes of each phase are counted together, saves included")
+        notes.append(
+            f"{place.name} has one memory for CPU and GPU: device and host bytes of each phase are counted"
+            " together, saves included"
+        )
         notes += shared.kept(chosen, place.pool_usable_bytes) if chosen is not None else []
     if place.wsl:
-        notes.append("WSL2: no part of the state can lie in pinned host memory, and Windows may take 1 GiB more of the card")
+        notes.append(
+            "WSL2: no part of the state can lie in pinned host memory, and Windows may take 1 GiB more of the"
+            " card"
+        )
     if place.host_usable_bytes is None:
         notes.append("host memory is not checked: it is not known; --host-ram-gib X says how much there is")
     held = holders(machine) if place.here else ""
@@ -314,7 +376,10 @@ def _notes(recipe: Recipe, machine: Machine, dataset: Dataset | None, place: Pla
     if chosen is None or chosen.changes:
         notes.append(_smallest_card(recipe, dataset, tools))
     if chosen is not None and chosen.changes and not ask.exact:
-        notes.append(f"this is not recipe {recipe.name} but an approximation of it ({format_count(len(chosen.deviations))} deviations); --exact refuses it")
+        notes.append(
+            f"this is not recipe {recipe.name} but an approximation of it"
+            f" ({format_count(len(chosen.deviations))} deviations); --exact refuses it"
+        )
     return notes
 
 
@@ -324,9 +389,15 @@ def _smallest_card(recipe: Recipe, dataset: Dataset | None, tools: Tools) -> str
     for key in sorted(CARDS, key=lambda key: CARDS[key].memory_bytes):
         try:
             if fits_exactly(recipe, key, dataset, tools):
-                return f"the smallest card that carries out recipe {recipe.name} exactly: {key} ({format_bytes(CARDS[key].memory_bytes)})"
+                return (
+                    f"the smallest card that carries out recipe {recipe.name} exactly: {key}"
+                    f" ({format_bytes(CARDS[key].memory_bytes)})"
+                )
         except HarnessError as error:
             if error.code != "not-in-atlas":
                 raise
-            return "which card would carry the recipe out exactly is not in the atlas; harness plan --gpu NAME --exact asks the compiler"
+            return (
+                "which card would carry the recipe out exactly is not in the atlas; harness plan --gpu NAME"
+                " --exact asks the compiler"
+            )
     return f"no single card of the table carries out recipe {recipe.name} exactly"

@@ -1,7 +1,7 @@
 """What the compiler says a plan needs: the real step, compiled in a process of its own, the answer kept.
 
-The child is `python -m harness.plan.compile`: a request as JSON on stdin, the answer as JSON on stdout. The parent never
-imports JAX, so it holds no GPU memory.
+The child is `python -m harness.plan.compile`: a request as JSON on stdin, the answer as JSON on stdout. The
+parent never imports JAX, so it holds no GPU memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _ABSENT_GPU_OPTIONS = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gem
 
 
 class Request(Strict):
-    """`target` is a GpuTargetConfigProto in text form for a card that is not here, or None for the device of `levers.platform` here.
+    """`target` is a GpuTargetConfigProto in text form for a card that is not here, or None for the device of
+    `levers.platform` here.
 
     `phase`: the step, or what a run needs besides it (`harness.train.phases`). `only_lower` asks for the
     fingerprint of a step for a `target` alone, without bytes.
@@ -47,7 +48,10 @@ class Request(Strict):
 
 
 class Answer(Strict):
-    """`bytes` are those of one device. `host_bytes` and `disk_bytes`, the machine's, are known for phases other than the step."""
+    """`bytes` are those of one device.
+
+    `host_bytes` and `disk_bytes`, the machine's, are known for phases other than the step.
+    """
 
     bytes: dict[str, int]
     flops: float | None = None
@@ -57,7 +61,9 @@ class Answer(Strict):
 
 
 def compiled(request: Request, *, uuids: tuple[str, ...] = ()) -> Answer:
-    """XLA's answer to `request`, from the cache when nothing that changes it has changed. `uuids` are the cards here that it is for.
+    """XLA's answer to `request`, from the cache when nothing that changes it has changed.
+
+    `uuids` are the cards here that it is for.
 
     Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler", "xla-flags-refused".
     """
@@ -87,7 +93,14 @@ def _kept(request: Request) -> Path:
 
 def _key(request: Request) -> str:
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
-    return sha256_json({"request": request.model_dump(mode="json"), "versions": versions, "source": source_hash(), "flags": os.environ.get("XLA_FLAGS")})
+    return sha256_json(
+        {
+            "request": request.model_dump(mode="json"),
+            "versions": versions,
+            "source": source_hash(),
+            "flags": os.environ.get("XLA_FLAGS"),
+        }
+    )
 
 
 def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
@@ -97,19 +110,36 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
             "the compiler for NVIDIA GPUs is not installed here, and the atlas does not know this plan",
             got="no package jax-cuda12-plugin",
             need="jax-cuda12-plugin and jax-cuda12-pjrt of the version of jax",
-            fix=f"pip install jax-cuda12-plugin=={metadata.version('jax')} jax-cuda12-pjrt=={metadata.version('jax')}; the images and ci/local have them",
+            fix=(
+                f"pip install jax-cuda12-plugin=={metadata.version('jax')}"
+                f" jax-cuda12-pjrt=={metadata.version('jax')}; the images and ci/local have them"
+            ),
         )
-    # The compiler for an absent GPU runs on the CPU; a child on a real GPU must not take the memory that the trainer will need.
-    environment = os.environ | {"JAX_PLATFORMS": "cpu" if request.target else request.levers.platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"} | ({"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {})
+    # The compiler for an absent GPU runs on the CPU; a child on a real GPU must not take the memory that the
+    # trainer will need.
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu" if request.target else request.levers.platform,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"} | (
+        {"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {}
+    )
     command = [sys.executable, "-m", "harness.plan.compile"]
     # Both sides speak UTF-8, whatever the locale is: a recipe's description may hold any character.
-    pipes: dict[str, Any] = {"input": request.model_dump_json(), "capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    pipes: dict[str, Any] = {
+        "input": request.model_dump_json(),
+        "capture_output": True,
+        "encoding": "utf-8",
+        "errors": "replace",
+    }
     try:
         child = subprocess.run(command, env=environment, timeout=_TIMEOUT_S, check=False, **pipes)
     except subprocess.TimeoutExpired as error:
         raise HarnessError(
-            "compile-timeout", f"compiling the step took more than {_TIMEOUT_S} s", need="an idle machine", fix="try again when fewer programs run"
+            "compile-timeout",
+            f"compiling the step took more than {_TIMEOUT_S} s",
+            need="an idle machine",
+            fix="try again when fewer programs run",
         ) from error
     if child.returncode != 0:
         raise _failure(child.returncode, child.stderr, environment)
@@ -117,7 +147,10 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
 
 
 # What a dying process prints after its reason, and what its libraries print before they have one.
-_NO_REASON = re.compile(r"\s|\*\*\*|Fatal Python error: Aborted|Current thread|Thread 0x|Extension modules:|WARNING: All log|[IW]\d{4} |usage: |$")
+_NO_REASON = re.compile(
+    r"\s|\*\*\*|Fatal Python error: Aborted|Current thread|Thread 0x|Extension modules:|WARNING: All"
+    r" log|[IW]\d{4} |usage: |$"
+)
 _REASON = re.compile(r"(?<![\w.])[\w.]++(?:(?<=Error)|(?<=Exception))\b|F\d{4} |error \[", re.IGNORECASE)
 _MEMORY = ("out of memory", "oom", "resource_exhausted")
 
@@ -125,7 +158,9 @@ _MEMORY = ("out of memory", "oom", "resource_exhausted")
 def telling(stderr: str) -> str | None:
     """The line that says why a process ended, of all that it wrote to stderr; None where there is none."""
     lines = [line for line in stderr.splitlines() if not _NO_REASON.match(line)]
-    reasons = [line for line in lines if _REASON.match(line) or any(word in line.lower() for word in _MEMORY)] or lines
+    reasons = [
+        line for line in lines if _REASON.match(line) or any(word in line.lower() for word in _MEMORY)
+    ] or lines
     return reasons[-1].strip()[:300] if reasons else None
 
 
@@ -134,14 +169,29 @@ def _failure(code: int, stderr: str, environment: Mapping[str, str]) -> HarnessE
     refused = refused_flags(environment)
     if refused is not None:
         return HarnessError(
-            "xla-flags-refused", "XLA does not start with the flags of this environment", got=refused.got, need="flags that this XLA has", fix=refused.fix
+            "xla-flags-refused",
+            "XLA does not start with the flags of this environment",
+            got=refused.got,
+            need="flags that this XLA has",
+            fix=refused.fix,
         )
     ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    fix = "check model and train of the recipe; on a GPU, that `harness probe` shows it and the driver is new enough"
+    fix = (
+        "check model and train of the recipe; on a GPU, that `harness probe` shows it and the driver is new"
+        " enough"
+    )
     if code == -signal.SIGKILL:
-        fix = "give the container or the machine more memory (the kernel ends what takes too much: dmesg | tail), then try again"
-    why = telling(stderr) or "it wrote no reason; `python -c 'import jax; jax.devices()'` shows whether JAX starts at all"
-    return HarnessError("compile-failed", "XLA did not compile the training step", got=f"{ended}: {why}", fix=fix)
+        fix = (
+            "give the container or the machine more memory (the kernel ends what takes too much: dmesg |"
+            " tail), then try again"
+        )
+    why = (
+        telling(stderr)
+        or "it wrote no reason; `python -c 'import jax; jax.devices()'` shows whether JAX starts at all"
+    )
+    return HarnessError(
+        "compile-failed", "XLA did not compile the training step", got=f"{ended}: {why}", fix=fix
+    )
 
 
 def _main() -> None:
@@ -158,8 +208,14 @@ def _main() -> None:
 
         from harness.train.sharding import Layout
 
-        topology = topologies.get_topology_desc(platform="cuda", target_config=request.target, topology=f"1x1x{request.levers.devices}")
-        extra = {"layout": Layout(topology.devices, request.levers.fsdp, request.levers.host), "options": _ABSENT_GPU_OPTIONS, "platform": "cuda"}
+        topology = topologies.get_topology_desc(
+            platform="cuda", target_config=request.target, topology=f"1x1x{request.levers.devices}"
+        )
+        extra = {
+            "layout": Layout(topology.devices, request.levers.fsdp, request.levers.host),
+            "options": _ABSENT_GPU_OPTIONS,
+            "platform": "cuda",
+        }
     if request.only_lower:
         _, fingerprint = lower_step(request.recipe, request.levers, extra["layout"], extra["platform"])
         answer = Answer(bytes={}, fingerprint=fingerprint)

@@ -1,4 +1,5 @@
-"""How long a step is predicted to take: a stated model, not a measurement; its use is to rank plans of one recipe on one card.
+"""How long a step is predicted to take: a stated model, not a measurement; its use is to rank plans of one
+recipe on one card.
 
     step = accumulation x (max(operations / sustained rate, weight traffic / memory bandwidth) + launches)     the microbatches
          + state traffic / memory bandwidth                                                       the update
@@ -6,15 +7,18 @@
          + gathered and summed bytes / link                                                       several devices
     and never less than the loader needs for the global batch.
 
-Sustained is 0.4 of a card's dense bfloat16 peak, and 0.8 of the nominal bandwidth of its memory and of its link; a layer's pass is taken for 30 kernels
-of 5 µs each, which is what makes a small microbatch slow: assumptions, to be corrected by the step times of real runs.
-The peak is multiprocessors x operations a clock x boost clock; so computed it agrees with the dense bfloat16 rate (float32
-accumulation) of the cards' documents, to 2.5 percent:
+Sustained is 0.4 of a card's dense bfloat16 peak, and 0.8 of the nominal bandwidth of its memory and of its
+link; a layer's pass is taken for 30 kernels of 5 µs each, which is what makes a small microbatch slow:
+assumptions, to be corrected by the step times of real runs. The peak is multiprocessors x operations a clock
+x boost clock; so computed it agrees with the dense bfloat16 rate (float32 accumulation) of the cards'
+documents, to 2.5 percent:
 RTX 3060 25.5, 4090 165, 5090 210, A6000 155, L4 121, L40S 366, A100 312 TFLOP/s.
 
-Source: tensor-core operations a clock and multiprocessor: the white papers named in plan.cards. GeForce cards run them at half rate when
-they accumulate in float32. Hopper and B200 do not hold their boost clock: their documents' 989 and 2250 TFLOP/s are at the clocks below.
-Link: PCIe 4.0 x16 is 31.5 GB/s each way, 5.0 x16 63 GB/s (PCI-SIG); NVLink of the SXM boards, each way, by their documents.
+Source: tensor-core operations a clock and multiprocessor: the white papers named in plan.cards. GeForce cards
+run them at half rate when they accumulate in float32. Hopper and B200 do not hold their boost clock: their
+documents' 989 and 2250 TFLOP/s are at the clocks below.
+Link: PCIe 4.0 x16 is 31.5 GB/s each way, 5.0 x16 63 GB/s (PCI-SIG); NVLink of the SXM boards, each way, by
+their documents.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ from harness.recipe.schema import Model, Recipe, Trained
 SUSTAINED_COMPUTE = 0.4
 SUSTAINED_BYTES = 0.8
 LAUNCHES_S = 30 * 5e-6
-# Samples of two 256-pixel images a second and core: an assumption on the low side; benchmarks/data_loader.py measures it, a run says when it is less.
+# Samples of two 256-pixel images a second and core: an assumption on the low side; benchmarks/data_loader.py
+# measures it, a run says when it is less.
 LOADER_SAMPLES_PER_CORE = 150.0
 _PER_CLOCK = {(8, 0): 2048, (9, 0): 4096, (10, 0): 8192}
 _PER_CLOCK_PROFESSIONAL, _PER_CLOCK_GEFORCE = 1024, 512
@@ -60,12 +65,19 @@ def device_link(card: Card) -> float:
 
 
 def flops_per_sample(recipe: Recipe, levers: Levers) -> float:
-    """Operations of one sample, forward and backward: 2 for each kernel element and token, 4·T·S·N·H a layer for attention.
+    """Operations of one sample, forward and backward: 2 for each kernel element and token, 4·T·S·N·H a layer
+    for attention.
 
-    Where gradients pass, a block's forward is done again (`remat` block) and its inputs' gradients are computed; those of its kernels
-    only where these are trained.
+    Where gradients pass, a block's forward is done again (`remat` block) and its inputs' gradients are
+    computed; those of its kernels only where these are trained.
     """
-    return _flops(recipe.model, recipe.train.trained, len(levers.cameras), levers.prompt_tokens, 1 if levers.remat == "block" else 0)
+    return _flops(
+        recipe.model,
+        recipe.train.trained,
+        len(levers.cameras),
+        levers.prompt_tokens,
+        1 if levers.remat == "block" else 0,
+    )
 
 
 @functools.cache
@@ -87,21 +99,32 @@ def _flops(model: Model, trained: Trained, cameras: int, prompt_tokens: int, aga
     # The products that hold no parameters; their backward pass costs twice the forward.
     attended = {part: 3 + again if _gradient_passes(trained, part) else 1 for part in ("vision", "language")}
     images = 4.0 * tokens["vision"] * patches * vision.width * vision.depth
-    joint = 4.0 * (prefix * prefix + actions * (prefix + actions)) * language.heads * language.head_dim * language.depth
+    joint = (
+        4.0
+        * (prefix * prefix + actions * (prefix + actions))
+        * language.heads
+        * language.head_dim
+        * language.depth
+    )
     return total + images * attended["vision"] + joint * attended["language"]
 
 
 def _gradient_passes(trained: Trained, part: str) -> bool:
-    """Whether anything at or before this part of the network is trained, so that a gradient must pass through it."""
+    """Whether anything at or before this part of the network is trained, so that a gradient must pass through
+    it.
+    """
     return {"vision": trained in ("full", "lora"), "language": trained != "action_expert"}.get(part, True)
 
 
 def seconds_per_step(recipe: Recipe, levers: Levers, card: Card, cores: float | None) -> float:
-    """Predicted seconds of one optimizer step on `levers.devices` such cards; `cores` of the host make the batches (None: not counted)."""
+    """Predicted seconds of one optimizer step on `levers.devices` such cards; `cores` of the host make the
+    batches (None: not counted).
+    """
     bandwidth, link = card.bandwidth * 1e6 * SUSTAINED_BYTES, device_link(card) * SUSTAINED_BYTES
     total, trained = counted(recipe.model, recipe.train.trained)
     compute = levers.microbatch * flops_per_sample(recipe, levers) / (peak_flops(card) * SUSTAINED_COMPUTE)
-    # Forward, recomputed forward and backward read the weights in bfloat16; a gradient is added to the buffer of gradients.
+    # Forward, recomputed forward and backward read the weights in bfloat16; a gradient is added to the buffer
+    # of gradients.
     traffic = 3 * 2.0 * total + 3 * 4.0 * trained
     step = levers.accumulation_steps * (max(compute, traffic / bandwidth) + _launches(recipe, levers))
     parts = state_parts(recipe, levers.model_copy(update={"host": []}))
@@ -109,18 +132,35 @@ def seconds_per_step(recipe: Recipe, levers: Levers, card: Card, cores: float | 
     # Each offloaded byte comes to the card and goes back, over each card's own link.
     step += 2 * pinned_bytes(recipe, levers) / levers.devices / (host_link(card) * SUSTAINED_BYTES)
     step += _exchanged(levers, total, trained) / link
-    return step if cores is None else max(step, levers.microbatch * levers.accumulation_steps * levers.devices / (LOADER_SAMPLES_PER_CORE * cores))
+    return (
+        step
+        if cores is None
+        else max(
+            step,
+            levers.microbatch
+            * levers.accumulation_steps
+            * levers.devices
+            / (LOADER_SAMPLES_PER_CORE * cores),
+        )
+    )
 
 
 def _launches(recipe: Recipe, levers: Levers) -> float:
     """Seconds that a microbatch's kernels take to be started, however few samples there are."""
-    vision, language = VISION[recipe.model.vision].depth * len(levers.cameras), GEMMA[recipe.model.paligemma.variant].depth
-    passes = {part: 4 if _gradient_passes(recipe.train.trained, part) else 1 for part in ("vision", "language")}
+    vision, language = (
+        VISION[recipe.model.vision].depth * len(levers.cameras),
+        GEMMA[recipe.model.paligemma.variant].depth,
+    )
+    passes = {
+        part: 4 if _gradient_passes(recipe.train.trained, part) else 1 for part in ("vision", "language")
+    }
     return LAUNCHES_S * (vision * passes["vision"] + language * passes["language"])
 
 
 def _exchanged(levers: Levers, total: int, trained: int) -> float:
-    """Bytes that each card sends: gradients summed over all once a microbatch, shards of the weights gathered twice a microbatch."""
+    """Bytes that each card sends: gradients summed over all once a microbatch, shards of the weights gathered
+    twice a microbatch.
+    """
     share = (levers.devices - 1) / levers.devices
     gathered = 2 * 2.0 * total * (levers.fsdp - 1) / levers.fsdp
     return levers.accumulation_steps * (share * 2 * 4.0 * trained + gathered)

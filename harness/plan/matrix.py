@@ -1,4 +1,6 @@
-"""The table of cards: what each can train, with any amount of host memory, and how long a step is predicted to take. From the atlas alone."""
+"""The table of cards: what each can train, with any amount of host memory, and how long a step is predicted
+to take. From the atlas alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from harness.units import format_bytes, format_seconds
 
 RECIPES = ("pi05_libero", "pi05_libero_lora")
 # Red, blue and green that stay apart for color-blind eyes; grey for what the atlas does not know.
-_COLORS = {"exact": "#2a7f62", "exact, host memory": "#7fb069", "approximate": "#e6aa68", "nothing fits": "#c8553d", "not in the atlas": "#c9c9c9"}
+_COLORS = {
+    "exact": "#2a7f62",
+    "exact, host memory": "#7fb069",
+    "approximate": "#e6aa68",
+    "nothing fits": "#c8553d",
+    "not in the atlas": "#c9c9c9",
+}
 
 
 class Cell(NamedTuple):
@@ -37,14 +45,23 @@ def cells(atlas: Atlas | None = None) -> list[Cell]:
     """
     known = atlas or shipped()
     if known.refused:
-        raise HarnessError("atlas-stale", known.refused, need="an atlas of this version", fix="python benchmarks/atlas.py")
+        raise HarnessError(
+            "atlas-stale", known.refused, need="an atlas of this version", fix="python benchmarks/atlas.py"
+        )
     cards = sorted(CARDS, key=lambda key: (CARDS[key].memory_bytes, key))
     return [_cell(card, recipe, known) for card in cards for recipe in RECIPES]
 
 
 def _cell(card: str, recipe: str, known: Atlas) -> Cell:
     try:
-        chosen = choose(load_recipe(recipe), Machine(host=Host()), None, Ask(gpu=card), tools=Tools(known, not_asked), advise=False).chosen
+        chosen = choose(
+            load_recipe(recipe),
+            Machine(host=Host()),
+            None,
+            Ask(gpu=card),
+            tools=Tools(known, not_asked),
+            advise=False,
+        ).chosen
     except HarnessError as error:
         if error.code != "not-in-atlas":
             raise
@@ -65,13 +82,18 @@ def words(cell: Cell) -> str:
         return cell.verdict
     host = f" + {format_bytes(cell.plan.host_bytes)} host" if cell.plan.levers.host else ""
     change = f"{short_changes(cell.plan)}: " if cell.plan.changes else ""
-    return f"{change}{format_bytes(cell.plan.device_bytes)}{host}, {format_seconds(cell.plan.seconds_per_step)} a step"
+    return (
+        f"{change}{format_bytes(cell.plan.device_bytes)}{host}, {format_seconds(cell.plan.seconds_per_step)}"
+        " a step"
+    )
 
 
 def short_changes(plan: Candidate) -> str:
     """The changes of an approximate plan in a few words."""
     changes = plan.changes
-    trained = {"lora": "LoRA", "lora_frozen_vision": "LoRA, vision frozen"}.get(changes.get("train.trained", ""), "")
+    trained = {"lora": "LoRA", "lora_frozen_vision": "LoRA, vision frozen"}.get(
+        changes.get("train.trained", ""), ""
+    )
     moments = "8-bit moments" if "train.optimizer.moments" in changes else ""
     frozen = f"{changes['train.frozen']} weights" if "train.frozen" in changes else ""
     parts = [part for part in (trained, moments, frozen) if part]

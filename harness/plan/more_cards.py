@@ -1,12 +1,14 @@
 """Cards that clouds and shops have beside those of `plan.cards`, and the series that a name belongs to.
 
-Of these only the figures that a plan needs are known: memory, bandwidth, operations. The compiler's other figures are those of the card
-of `plan.cards` that stands for them: of the same compute capability, the nearest in memory. The atlas answers for them as for all.
+Of these only the figures that a plan needs are known: memory, bandwidth, operations. The compiler's other
+figures are those of the card of `plan.cards` that stands for them: of the same compute capability, the
+nearest in memory. The atlas answers for them as for all.
 
-Source: capability: NVIDIA, "CUDA GPU Compute Capability". driver_mib: nvidia-smi tables published by owners. bandwidth (GB/s) and tflops
-(dense bfloat16, accumulated in float32): NVIDIA's data sheet or page of the card; where it names only figures with sparsity, half of them.
-Of GeForce, tensor operations a clock x boost clock as in `plan.cost`. Of A10G: 70 as AWS and NVIDIA's brief tell (half an A10's).
-Of boards that share the host's memory: what the kernel leaves (`free` of owners), less than the memory that is sold.
+Source: capability: NVIDIA, "CUDA GPU Compute Capability". driver_mib: nvidia-smi tables published by owners.
+bandwidth (GB/s) and tflops (dense bfloat16, accumulated in float32): NVIDIA's data sheet or page of the card;
+where it names only figures with sparsity, half of them. Of GeForce, tensor operations a clock x boost clock
+as in `plan.cost`. Of A10G: 70 as AWS and NVIDIA's brief tell (half an A10's). Of boards that share the host's
+memory: what the kernel leaves (`free` of owners), less than the memory that is sold.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from typing import NamedTuple
 
 
 class Other(NamedTuple):
-    """`spelling` as in plan.cards. `shared`: its memory is the host's, and driver_mib then what the kernel calls total."""
+    """`spelling` as in plan.cards.
+
+    `shared`: its memory is the host's, and driver_mib then what the kernel calls total.
+    """
 
     device: str
     spelling: str
@@ -79,7 +84,8 @@ OTHERS: dict[str, Other] = {
 }
 # fmt: on
 
-# What a name without case, spaces and makers' words begins with → its architecture, where the card itself is in no table.
+# What a name without case, spaces and makers' words begins with → its architecture, where the card itself is
+# in no table.
 _SERIES: tuple[tuple[str, tuple[int, int]], ...] = (
     (r"(rtx)?pro\d{3,4}|(rtx)?50[5-9]0", (12, 0)),
     (r"(rtx)?\d{4}(sff)?ada|(rtx)?40[5-9]0|l(2|4|20|40)(?!\d)", (8, 9)),
@@ -92,7 +98,10 @@ _SERIES: tuple[tuple[str, tuple[int, int]], ...] = (
 )
 # Before Ampere. Source: as above; Tesla, Quadro, GeForce and TITAN rows of 7.5 and older.
 _OLD: tuple[tuple[str, str], ...] = (
-    (r"t4g?(?!\d)|(quadro)?t\d{3,4}|(rtx)?20[5-8]0|(gtx?)?16[2-8]0|titanrtx|q?(quadro)?rtx[3-8]000(?!ada)", "7.5"),
+    (
+        r"t4g?(?!\d)|(quadro)?t\d{3,4}|(rtx)?20[5-8]0|(gtx?)?16[2-8]0|titanrtx|q?(quadro)?rtx[3-8]000(?!ada)",
+        "7.5",
+    ),
     (r"v100s?(?!\d)|titanv|quadrogv100|gv100", "7.0"),
     (r"p100(?!\d)|quadrogp100", "6.0"),
     (r"p(4|6|40)(?!\d)|(gtx?)?10[1-8]0|titanxp|quadrop\d+", "6.1"),
@@ -102,7 +111,9 @@ _OLD: tuple[tuple[str, str], ...] = (
 
 
 def series(plain: str) -> tuple[int, int] | None:
-    """The compute capability of the series that a card's name belongs to; None where it is of no series that is known."""
+    """The compute capability of the series that a card's name belongs to; None where it is of no series that
+    is known.
+    """
     return next((capability for pattern, capability in _SERIES if re.match(pattern, plain)), None)
 
 

@@ -1,4 +1,6 @@
-"""What one plan needs: from the atlas, else from the compiler, else, when state and gradients are too much already, from counting."""
+"""What one plan needs: from the atlas, else from the compiler, else, when state and gradients are too much
+already, from counting.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ Source = Literal["atlas", "compiled", "interpolated", "counted"]
 
 
 class Need(NamedTuple):
-    """`device_bytes` is the largest of `phases`; `host_bytes` are those that the compiled program keeps in host memory."""
+    """`device_bytes` is the largest of `phases`; `host_bytes` are those that the compiled program keeps in
+    host memory.
+    """
 
     device_bytes: int
     host_bytes: int
@@ -32,7 +36,15 @@ class Need(NamedTuple):
 class Oracle:
     """Answers for one place; what has been asked once is not asked again."""
 
-    def __init__(self, place: Place, atlas: Atlas | None, compile: Callable[..., Any], say: Callable[[str], None], *, recompile: bool) -> None:
+    def __init__(
+        self,
+        place: Place,
+        atlas: Atlas | None,
+        compile: Callable[..., Any],
+        say: Callable[[str], None],
+        *,
+        recompile: bool,
+    ) -> None:
         self._place, self._compile = place, compile
         # For the CPU there is one question, and it is answered in seconds.
         self._say = say if place.platform == "cuda" else lambda _: None
@@ -40,14 +52,22 @@ class Oracle:
         self._told: dict[tuple[str, str, str], Known] = {}
 
     def need(self, recipe: Recipe, levers: Levers, *, hopeless: bool = False) -> Need:
-        """The need of this plan: of its step, and where that fits of the phases around it. A `hopeless` plan, refused already, is not compiled.
+        """The need of this plan: of its step, and where that fits of the phases around it.
+
+        A `hopeless` plan, refused already, is not compiled.
 
         Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler".
         """
         usable = self._place.usable_bytes
         step = self._known(recipe, levers, "step")
-        # A bound from above that fits is an answer; one that does not fit says nothing, and is enough only for a card that nothing was compiled for.
-        loose = step is not None and step.source == "interpolated" and usable is not None and step.bytes["device"] > usable
+        # A bound from above that fits is an answer; one that does not fit says nothing, and is enough only
+        # for a card that nothing was compiled for.
+        loose = (
+            step is not None
+            and step.source == "interpolated"
+            and usable is not None
+            and step.bytes["device"] > usable
+        )
         if step is None or (loose and not hopeless and not self._place.stands_in):
             least = memory.least_bytes(recipe, levers)
             if hopeless or (usable is not None and least > usable):
@@ -66,7 +86,9 @@ class Oracle:
 
     def _phase(self, recipe: Recipe, levers: Levers, phase: Phase) -> int:
         # What comes before and between steps knows nothing of batches.
-        alike = levers.model_copy(update={"microbatch": 1, "accumulation_steps": 1, "prompt_tokens": 1, "attention": "full"})
+        alike = levers.model_copy(
+            update={"microbatch": 1, "accumulation_steps": 1, "prompt_tokens": 1, "attention": "full"}
+        )
         known = self._known(recipe, alike, phase) or self._compiled(recipe, alike, phase)
         return known.bytes["device"]
 
@@ -88,9 +110,12 @@ class Oracle:
         place = self._place
         if place.here:
             try:
-                return self._compile(Request(recipe=recipe, levers=levers, phase=phase), uuids=place.uuids[: levers.devices])
+                return self._compile(
+                    Request(recipe=recipe, levers=levers, phase=phase), uuids=place.uuids[: levers.devices]
+                )
             except HarnessError as error:
-                # NVML may know a card that JAX cannot start on in this moment; its description is compiled for instead.
+                # NVML may know a card that JAX cannot start on in this moment; its description is compiled
+                # for instead.
                 if place.card is None or error.code not in _GONE:
                     raise
         assert place.card is not None

@@ -1,4 +1,6 @@
-"""Where a plan is to run: this machine's cards or its CPU, or a card that is not here; and how many bytes of it are ours."""
+"""Where a plan is to run: this machine's cards or its CPU, or a card that is not here; and how many bytes of
+it are ours.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,14 @@ from harness.units import GIB, MIB, format_bytes, format_count
 
 # A model of this size is trained on a GPU; on a CPU only when that is asked for in so many words.
 CPU_PARAMETERS = 100_000_000
-# The CUDA context and the libraries' own memory take 0.5 to 1 GiB before the first buffer. Source: facts on compiling for an absent GPU.
+# The CUDA context and the libraries' own memory take 0.5 to 1 GiB before the first buffer. Source: facts on
+# compiling for an absent GPU.
 CONTEXT_BYTES = GIB
-# Fragmentation and autotuning scratch: one published run failed at 72.8 computed of a pool of 75 GiB, 3 % of it.
+# Fragmentation and autotuning scratch: one published run failed at 72.8 computed of a pool of 75 GiB, 3 % of
+# it.
 _MARGIN_SHARE, _MARGIN_LEAST = 0.03, GIB // 2
-# Under WSL2 Windows takes from the card at any time, and the driver then spills to host memory instead of failing.
+# Under WSL2 Windows takes from the card at any time, and the driver then spills to host memory instead of
+# failing.
 _WSL_MARGIN = GIB
 _HOST_MARGIN_BYTES = 512 * MIB
 # Of the same model, a card with this share of the freest one's memory takes part.
@@ -27,11 +32,12 @@ _ALIKE = 0.9
 
 
 class Place(NamedTuple):
-    """`card` holds the figures that XLA compiles for; `named` is whether they are those of this very model, `here` whether it is in this machine.
+    """`card` holds the figures that XLA compiles for; `named` is whether they are those of this very model,
+    `here` whether it is in this machine.
 
-    With `stands_in` the atlas was made for other cards of its architecture. Bytes are of one device. None: not known, and then not
-    checked. With `shared` CPU and GPU have one memory: `pool_bytes` of it are free for both together, and `free_bytes` is how much of
-    it the GPU may take.
+    With `stands_in` the atlas was made for other cards of its architecture. Bytes are of one device. None:
+    not known, and then not checked. With `shared` CPU and GPU have one memory: `pool_bytes` of it are free
+    for both together, and `free_bytes` is how much of it the GPU may take.
     """
 
     name: str
@@ -55,22 +61,34 @@ class Place(NamedTuple):
 
     @property
     def usable_bytes(self) -> int | None:
-        return None if self.free_bytes is None else max(0, self.free_bytes - self.context_bytes - self.margin_bytes)
+        return (
+            None
+            if self.free_bytes is None
+            else max(0, self.free_bytes - self.context_bytes - self.margin_bytes)
+        )
 
     @property
     def pool_usable_bytes(self) -> int | None:
         """Bytes that device and host may take together; None where each has its own memory."""
-        return None if self.pool_bytes is None else max(0, self.pool_bytes - self.context_bytes - self.margin_bytes)
+        return (
+            None
+            if self.pool_bytes is None
+            else max(0, self.pool_bytes - self.context_bytes - self.margin_bytes)
+        )
 
     @property
     def memory_fraction(self) -> float | None:
-        """The share of the card's total that JAX may take: all that is free but the context; the margin is for fragmentation inside of it."""
+        """The share of the card's total that JAX may take: all that is free but the context; the margin is
+        for fragmentation inside of it.
+        """
         if not self.here or self.platform == "cpu" or not self.total_bytes or self.free_bytes is None:
             return None
         return int(1000 * (self.free_bytes - self.context_bytes) / self.total_bytes) / 1000
 
     def fraction_beside(self, host_bytes: int, device_bytes: int) -> float | None:
-        """The share of a shared memory that JAX may take at once: what `host_bytes` leave of the pool, and what its own largest phase needs."""
+        """The share of a shared memory that JAX may take at once: what `host_bytes` leave of the pool, and
+        what its own largest phase needs.
+        """
         if not self.here or not self.total_bytes or self.pool_bytes is None:
             return None
         share = max(self.pool_bytes - self.context_bytes - host_bytes, device_bytes + self.margin_bytes)
@@ -82,13 +100,16 @@ class Place(NamedTuple):
 
 
 def absent(gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None) -> Place:
-    """The card `gpu`, "NAME" or "NAME:COUNT", idle; with `vram_bytes` the same chip with so much memory; without a name the nearest by memory.
+    """The card `gpu`, "NAME" or "NAME:COUNT", idle; with `vram_bytes` the same chip with so much memory;
+    without a name the nearest by memory.
 
     Raises: HarnessError "gpu-unknown", "gpu-too-old", "gpu-count-invalid".
     """
     name, count = _name_and_count(gpu) if gpu else (cards.nearest(vram_bytes or 0), 1)
     key, card, notes = _card_named(name, vram_bytes)
-    title = f"a card of {format_bytes(vram_bytes)}" if gpu is None else f"{count} x {key}" if count > 1 else key
+    title = (
+        f"a card of {format_bytes(vram_bytes)}" if gpu is None else f"{count} x {key}" if count > 1 else key
+    )
     place = Place(
         title,
         "cuda",
@@ -106,35 +127,59 @@ def absent(gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None) 
 
 
 def _card_named(name: str, vram_bytes: int | None) -> tuple[str, Card, list[str]]:
-    """(key, figures, notes) of a card; with its memory said, one that is only known by its series stands for itself.
+    """(key, figures, notes) of a card; with its memory said, one that is only known by its series stands for
+    itself.
 
     Raises: HarnessError "gpu-unknown", "gpu-too-old".
     """
     try:
         key = cards.find(name)
     except HarnessError as error:
-        card = cards.of_series(name, vram_bytes) if vram_bytes is not None and error.code == "gpu-unknown" else None
+        card = (
+            cards.of_series(name, vram_bytes)
+            if vram_bytes is not None and error.code == "gpu-unknown"
+            else None
+        )
         if card is None:
             raise
-        return name, card, [f"{name} is not in the table of cards: taken as {card.device}'s architecture with {format_bytes(vram_bytes)}"]
+        return (
+            name,
+            card,
+            [
+                f"{name} is not in the table of cards: taken as {card.device}'s architecture with"
+                f" {format_bytes(vram_bytes)}"
+            ],
+        )
     card = cards.card(key)
     if vram_bytes is None or vram_bytes == card.memory_bytes:
         return key, card, []
-    return key, card._replace(cuda_bytes=vram_bytes), [f"a card of {format_bytes(vram_bytes)} with the other figures of {key}"]
+    return (
+        key,
+        card._replace(cuda_bytes=vram_bytes),
+        [f"a card of {format_bytes(vram_bytes)} with the other figures of {key}"],
+    )
 
 
-def _sharing(place: Place, vram_bytes: int | None, host_ram_bytes: int | None, available: int | None) -> Place:
-    """A place whose one memory CPU and GPU share: what was said of host memory is the pool, what was said of the card the GPU's part of it."""
+def _sharing(
+    place: Place, vram_bytes: int | None, host_ram_bytes: int | None, available: int | None
+) -> Place:
+    """A place whose one memory CPU and GPU share: what was said of host memory is the pool, what was said of
+    the card the GPU's part of it.
+    """
     said = host_ram_bytes if host_ram_bytes is not None else vram_bytes
     pool = available if said is None else said
     free = pool if vram_bytes is None or pool is None else min(vram_bytes, pool)
     # JAX's share is one of what the kernel calls total, whatever was said.
     total = place.total_bytes if place.here and place.total_bytes is not None else free
-    return place._replace(shared=True, pool_bytes=pool, free_bytes=free, total_bytes=total, host_usable_bytes=_host_usable(pool))
+    return place._replace(
+        shared=True, pool_bytes=pool, free_bytes=free, total_bytes=total, host_usable_bytes=_host_usable(pool)
+    )
 
 
 def option_for(device: str) -> str:
-    """The option of `harness plan` that asks for a device as a plan names it: "2 x a100_80" is --gpu a100_80:2."""
+    """The option of `harness plan` that asks for a device as a plan names it: "2 x a100_80" is --gpu
+    a100_80:2.
+    """
     count, cross, name = device.partition(" x ")
     if not (cross and count.isdigit()):
         count, name = "1", device
@@ -143,7 +188,14 @@ def option_for(device: str) -> str:
     return f"--gpu {shlex.quote(name if count == '1' else f'{name}:{count}')}"
 
 
-def present(recipe: Recipe, machine: Machine, *, device: str | None, vram_bytes: int | None, host_ram_bytes: int | None) -> Place:
+def present(
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    device: str | None,
+    vram_bytes: int | None,
+    host_ram_bytes: int | None,
+) -> Place:
     """This machine's freest card with its likes, or its CPU.
 
     Raises: HarnessError "no-gpu", "gpu-memory-unknown".
@@ -151,18 +203,22 @@ def present(recipe: Recipe, machine: Machine, *, device: str | None, vram_bytes:
     host = machine.host
     ram = host_ram_bytes if host_ram_bytes is not None else host.ram_available_bytes
     around = Place("", "cpu", here=True, cores=host.cores, host_usable_bytes=_host_usable(ram))
-    found = [card for gpu in machine.gpus if gpu.visible and not gpu.error for card in _cuda_devices(gpu, machine)]
+    found = [
+        card for gpu in machine.gpus if gpu.visible and not gpu.error for card in _cuda_devices(gpu, machine)
+    ]
     if found and device != "cpu":
         return _on_cards(around, found, vram_bytes, host_ram_bytes, wsl=bool(host.wsl))
     total, _ = counts(recipe.model, recipe.train.trained)
     if device == "cuda" or (device is None and total > CPU_PARAMETERS):
         mend = machine.gpu_fix or "harness probe shows what is here"
         other = (
-            f"harness plan --recipe {shlex.quote(recipe.name)} --gpu rtx_4090 plans for a card that is not here; --recipe smoke trains a tiny model on the CPU"
+            f"harness plan --recipe {shlex.quote(recipe.name)} --gpu rtx_4090 plans for a card that is not"
+            " here; --recipe smoke trains a tiny model on the CPU"
         )
         raise HarnessError(
             "no-gpu",
-            f"recipe {recipe.name} trains a model of {format_count(total)} parameters, and there is no usable GPU here",
+            f"recipe {recipe.name} trains a model of {format_count(total)} parameters, and there is no usable"
+            " GPU here",
             got=machine.gpu_error or "no GPU visible",
             need="an NVIDIA GPU (see: harness probe)",
             fix=f"{mend}; or {other}" if machine.gpu_missing or not machine.gpu_fix else mend,
@@ -184,7 +240,11 @@ class _Found(NamedTuple):
 def _cuda_devices(gpu: Gpu, machine: Machine) -> list[_Found]:
     name = gpu.name or f"GPU {gpu.index}"
     if gpu.mig_mode and gpu.mig_devices:
-        return [_Found(gpu, mig.name or name, mig.uuid, mig.free_bytes, _offered(mig), mig=True) for mig in gpu.mig_devices if mig.visible]
+        return [
+            _Found(gpu, mig.name or name, mig.uuid, mig.free_bytes, _offered(mig), mig=True)
+            for mig in gpu.mig_devices
+            if mig.visible
+        ]
     if gpu.integrated:
         # Its memory is the host's, of which NVML tells nothing, or what the GPU has taken so far.
         return [_Found(gpu, name, gpu.uuid, machine.host.ram_available_bytes, machine.host.ram_total_bytes)]
@@ -196,7 +256,9 @@ def _offered(card: Gpu | MigDevice) -> int | None:
     return None if card.total_bytes is None else card.total_bytes - (card.reserved_bytes or 0)
 
 
-def _on_cards(around: Place, found: list[_Found], vram_bytes: int | None, host_ram_bytes: int | None, *, wsl: bool) -> Place:
+def _on_cards(
+    around: Place, found: list[_Found], vram_bytes: int | None, host_ram_bytes: int | None, *, wsl: bool
+) -> Place:
     said = vram_bytes if vram_bytes is not None else host_ram_bytes
     if said is not None and all(each.gpu.integrated for each in found):
         found = [each._replace(free=said, total=each.total or said) for each in found]
@@ -207,19 +269,37 @@ def _on_cards(around: Place, found: list[_Found], vram_bytes: int | None, host_r
         gpu = found[0].gpu
         raise HarnessError(
             "gpu-memory-unknown",
-            f"NVML does not tell how much memory is free on {found[0].name}, so nothing can be planned for it",
+            f"NVML does not tell how much memory is free on {found[0].name}, so nothing can be planned"
+            " for it",
             got=gpu.unknown.get("free_bytes") or gpu.unknown.get("total_bytes") or "no figure",
             need="free bytes",
-            fix="--vram-gib X says how many GiB are free; or harness plan --gpu NAME for an idle card of this kind",
+            fix=(
+                "--vram-gib X says how many GiB are free; or harness plan --gpu NAME for an idle card of this"
+                " kind"
+            ),
         )
     best = max(known, key=lambda each: each.free or 0)
-    likes = [each for each in known if each.name == best.name and (each.free or 0) >= _ALIKE * (best.free or 0) and not each.mig and not best.mig] or [best]
+    likes = [
+        each
+        for each in known
+        if each.name == best.name
+        and (each.free or 0) >= _ALIKE * (best.free or 0)
+        and not each.mig
+        and not best.mig
+    ] or [best]
     likes.sort(key=lambda each: each is not best)
     total = min(each.total or each.free or 0 for each in likes)
     card, named = _figures(best, total)
-    notes = [f"{each.name} (GPU {each.gpu.index}) is left out: NVML does not tell its free memory" for each in found if each.free is None]
+    notes = [
+        f"{each.name} (GPU {each.gpu.index}) is left out: NVML does not tell its free memory"
+        for each in found
+        if each.free is None
+    ]
     if not named:
-        notes.append(f"{best.name} is not in the table of cards: taken as {card.device}'s architecture with its own {format_bytes(total)}")
+        notes.append(
+            f"{best.name} is not in the table of cards: taken as {card.device}'s architecture with its own"
+            f" {format_bytes(total)}"
+        )
     place = around._replace(
         name=best.name if len(likes) == 1 else f"{len(likes)} x {best.name}",
         platform="cuda",
@@ -274,5 +354,11 @@ def _name_and_count(gpu: str) -> tuple[str, int]:
     if not colon:
         return gpu, 1
     if not count.isdigit() or not 1 <= int(count) <= 1024:
-        raise HarnessError("gpu-count-invalid", f"--gpu {gpu!r}: how many cards?", got=count, need="NAME or NAME:COUNT, a count from 1", fix=f"--gpu {name}:2")
+        raise HarnessError(
+            "gpu-count-invalid",
+            f"--gpu {gpu!r}: how many cards?",
+            got=count,
+            need="NAME or NAME:COUNT, a count from 1",
+            fix=f"--gpu {name}:2",
+        )
     return name, int(count)

@@ -1,7 +1,9 @@
-"""One memory for CPU and GPU (GB10, Jetson): what a phase takes of the device and what it takes of the host come from the same pool.
+"""One memory for CPU and GPU (GB10, Jetson): what a phase takes of the device and what it takes of the host
+come from the same pool.
 
-There is no second place to put anything: a save's copy of the state lies beside the state itself, and no part of the state is moved to the host.
-Grace-Hopper is not such a machine: its GPU has memory of its own, and NVML tells it.
+There is no second place to put anything: a save's copy of the state lies beside the state itself, and no part
+of the state is moved to the host. Grace-Hopper is not such a machine: its GPU has memory of its own, and NVML
+tells it.
 """
 
 from __future__ import annotations
@@ -26,14 +28,22 @@ def _largest_leaf_bytes(model: Model) -> int:
 
 
 def save_bytes(recipe: Recipe, levers: Levers) -> int:
-    """Bytes of the pool while a checkpoint is saved, as they are counted without a compiler: the state, its copy, and the process."""
+    """Bytes of the pool while a checkpoint is saved, as they are counted without a compiler: the state, its
+    copy, and the process.
+    """
     parts = memory.state_parts(recipe, levers)
     return parts["weights"] + parts["moments"] + parts["ema"] + memory.host_bytes(recipe, levers)
 
 
 def phases(recipe: Recipe, levers: Levers, need: Need) -> dict[str, int]:
-    """Bytes of the pool in each phase: the device's, by the compiler where it was asked, and the host's. A save is always among them."""
-    beside = {"load": _largest_leaf_bytes(recipe.model) + _IN_FLIGHT_BYTES, "save": memory.checkpoint_bytes(recipe)}
+    """Bytes of the pool in each phase: the device's, by the compiler where it was asked, and the host's.
+
+    A save is always among them.
+    """
+    beside = {
+        "load": _largest_leaf_bytes(recipe.model) + _IN_FLIGHT_BYTES,
+        "save": memory.checkpoint_bytes(recipe),
+    }
     held = memory.PROCESS_BYTES + memory.pinned_bytes(recipe, levers)
     device = need.phases or {"step": need.device_bytes}
     found = {phase: size + held + beside.get(phase, 0) for phase, size in device.items()}
@@ -46,7 +56,10 @@ def short(found: dict[str, int], pool: int | None) -> str | None:
     if pool is None or found[worst] <= pool:
         return None
     too_much = f"{format_bytes(found[worst] - pool)} too much"
-    return f"needs {format_bytes(found[worst])} in the phase {worst} of {format_bytes(pool)} usable by CPU and GPU together: {too_much}"
+    return (
+        f"needs {format_bytes(found[worst])} in the phase {worst} of {format_bytes(pool)} usable by CPU and"
+        f" GPU together: {too_much}"
+    )
 
 
 def enough(found: dict[str, int], pool: int | None) -> str:
@@ -57,12 +70,20 @@ def enough(found: dict[str, int], pool: int | None) -> str:
 
 
 def kept(chosen: Candidate, pool: int | None) -> list[str]:
-    """A note where the phases fit one by one, but not what JAX has taken for the largest beside the host's part of a save.
+    """A note where the phases fit one by one, but not what JAX has taken for the largest beside the host's
+    part of a save.
 
-    Source: JAX documentation, "GPU memory allocation": memory that was taken is not given back, except by the allocator `platform`.
+    Source: JAX documentation, "GPU memory allocation": memory that was taken is not given back, except by the
+    allocator `platform`.
     """
     device, host = chosen.device_bytes or 0, chosen.host_bytes or 0
     if pool is None or device + host <= pool:
         return []
-    both = f"{format_bytes(device)} of the step beside {format_bytes(host)} of the host, {format_bytes(device + host)}"
-    return [f"JAX keeps what a step took while it saves: {both}; XLA_PYTHON_CLIENT_ALLOCATOR=platform gives it back between the phases, and is slower"]
+    both = (
+        f"{format_bytes(device)} of the step beside {format_bytes(host)} of the host,"
+        f" {format_bytes(device + host)}"
+    )
+    return [
+        f"JAX keeps what a step took while it saves: {both}; XLA_PYTHON_CLIENT_ALLOCATOR=platform gives it"
+        " back between the phases, and is slower"
+    ]

@@ -15,7 +15,8 @@ _ROOMS = ("harness.model.", "harness.train.")
 
 
 def source_hash() -> str:
-    """Hash of the code that makes the step: the modules that its compilation imports, without comments, docstrings, imports and blank lines.
+    """Hash of the code that makes the step: the modules that its compilation imports, without comments,
+    docstrings, imports and blank lines.
 
     Where a module lies and what it is called changes nothing.
     """
@@ -40,14 +41,21 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 
 def _code_lines(source: str, tree: ast.Module) -> list[str]:
-    """The lines that the interpreter acts upon. By line numbers alone, which all versions of Python agree upon."""
+    """The lines that the interpreter acts upon.
+
+    By line numbers alone, which all versions of Python agree upon.
+    """
     left_out: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
         body: Any = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        if (
+            isinstance(first, ast.Expr)
+            and isinstance(first.value, ast.Constant)
+            and isinstance(first.value.value, str)
+        ):
             left_out.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     lines = ((number, line.strip()) for number, line in enumerate(source.splitlines(), 1))
     return [line for number, line in lines if number not in left_out and line and not line.startswith("#")]

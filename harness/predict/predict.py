@@ -1,4 +1,5 @@
-"""One frame of a dataset through a checkpoint: the actions that it would take, beside those that were recorded.
+"""One frame of a dataset through a checkpoint: the actions that it would take, beside those that were
+recorded.
 
 Axes: H action horizon, A real dimensions of an action, D action_dim of the model.
 """
@@ -43,7 +44,9 @@ class Place(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Which frame (`frame` counts from the start of `episode`), how many Euler steps, and the seed of the first noise."""
+    """Which frame (`frame` counts from the start of `episode`), how many Euler steps, and the seed of the
+    first noise.
+    """
 
     episode: int = 0
     frame: int = 0
@@ -57,29 +60,52 @@ def place(machine: Machine, device: str | None) -> Place:
     Raises: HarnessError "device-unknown", "no-gpu".
     """
     if device not in (None, "cpu", "cuda"):
-        raise HarnessError("device-unknown", f"there is no device {device!r}", got=device, need="cpu or cuda", fix="--device cpu")
+        raise HarnessError(
+            "device-unknown",
+            f"there is no device {device!r}",
+            got=device,
+            need="cpu or cuda",
+            fix="--device cpu",
+        )
     cards = [card for card in machine.gpus if card.visible and not card.error]
     if cards and device != "cpu":
         best = max(cards, key=lambda card: card.free_bytes or 0)
         usable = None if best.free_bytes is None else best.free_bytes - _GPU_MARGIN_BYTES
         return Place("cuda", best.name or f"GPU {best.index}", best.uuid, usable)
     if device == "cuda":
-        raise HarnessError("no-gpu", "there is no usable GPU here", got=machine.gpu_error or "no GPU visible", need="an NVIDIA GPU", fix="--device cpu")
+        raise HarnessError(
+            "no-gpu",
+            "there is no usable GPU here",
+            got=machine.gpu_error or "no GPU visible",
+            need="an NVIDIA GPU",
+            fix="--device cpu",
+        )
     available = machine.host.ram_available_bytes
     return Place("cpu", "cpu", None, None if available is None else available - _HOST_MARGIN_BYTES)
 
 
-def predict(located: Located, recipe: Recipe, question: Question, on: Place, say: Say, *, base: str | None = None) -> Prediction:
-    """What the checkpoint predicts at one frame, un-normalized with the checkpoint's own statistics. The environment names the device.
+def predict(
+    located: Located, recipe: Recipe, question: Question, on: Place, say: Say, *, base: str | None = None
+) -> Prediction:
+    """What the checkpoint predicts at one frame, un-normalized with the checkpoint's own statistics.
+
+    The environment names the device.
 
     `base` says where the weights are now that a step of only trained parameters lies upon.
 
-    Raises: HarnessError "sampling-steps-invalid", "episode-out-of-range", "frame-out-of-range", "asset-missing",
-    "dataset-of-other-dimensions", "does-not-fit", "prediction-not-finite", and those of the dataset and of the weights.
+    Raises: HarnessError "sampling-steps-invalid", "episode-out-of-range", "frame-out-of-range",
+    "asset-missing", "dataset-of-other-dimensions", "does-not-fit", "prediction-not-finite", and those of the
+    dataset and of the weights.
     """
     # Everything that can be wrong with the question is found before a weight is read.
     if question.sampling_steps < 1:
-        raise HarnessError("sampling-steps-invalid", "sampling takes at least one step", got=question.sampling_steps, need="1 or more", fix="--steps 10")
+        raise HarnessError(
+            "sampling-steps-invalid",
+            "sampling takes at least one step",
+            got=question.sampling_steps,
+            need="1 or more",
+            fix="--steps 10",
+        )
     resolved, data = open_for(recipe)
     index = _index(data, question)
     stats = checkpoint_stats(located, recipe, data)
@@ -136,7 +162,8 @@ def _index(data: LeRobotDataset, question: Question) -> int:
 
 
 def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> Stats:
-    """Statistics of the actions from the checkpoint's own assets, without the zero padding that upstream may keep behind them.
+    """Statistics of the actions from the checkpoint's own assets, without the zero padding that upstream may
+    keep behind them.
 
     The state does not enter the model, so its statistics are not asked for.
 
@@ -152,9 +179,15 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
             f"{located.path} holds no statistics of {recipe.data.asset_id!r}",
             got=", ".join(there) or "no assets",
             need=str(file),
-            fix=f"--set {word(f'data.asset_id={there[0]}')}" if there else "give a step that was saved by training: the statistics belong to the weights",
+            fix=(
+                f"--set {word(f'data.asset_id={there[0]}')}"
+                if there
+                else "give a step that was saved by training: the statistics belong to the weights"
+            ),
         )
-    value = read_norm_stats(file, recipe.data.normalization, keys=("actions",), root=located.path).stats["actions"]
+    value = read_norm_stats(file, recipe.data.normalization, keys=("actions",), root=located.path).stats[
+        "actions"
+    ]
     feature = recipe.data.actions
     dimensions = data.features[feature].shape[0]
     width = width_without_padding(value, dimensions)
@@ -169,7 +202,15 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
     return {"actions": first(value, width)}
 
 
-def _sample(located: Located, recipe: Recipe, question: Question, batch: dict[str, Any], on: Place, say: Say, base: str | None) -> np.ndarray:
+def _sample(
+    located: Located,
+    recipe: Recipe,
+    question: Question,
+    batch: dict[str, Any],
+    on: Place,
+    say: Say,
+    base: str | None,
+) -> np.ndarray:
     """Normalized actions [H, D]. Compiled first: XLA says what it needs, before a weight is loaded."""
     import jax
 
@@ -185,7 +226,9 @@ def _sample(located: Located, recipe: Recipe, question: Question, batch: dict[st
     inputs = {name: batch[name] for name in ("images", "tokens", "token_mask")}
 
     def sample(params: dict[str, jax.Array], inputs: dict[str, Any], key: jax.Array) -> jax.Array:
-        return bind(graph, params).sample_actions(observe(inputs, None), jax.random.normal(key, shape), question.sampling_steps)
+        return bind(graph, params).sample_actions(
+            observe(inputs, None), jax.random.normal(key, shape), question.sampling_steps
+        )
 
     say("compiling")
     key = jax.random.key(question.seed)
@@ -197,11 +240,15 @@ def _sample(located: Located, recipe: Recipe, question: Question, batch: dict[st
             f"sampling does not fit {on.name}; nothing was allocated",
             got=f"{format_bytes(on.usable_bytes)} usable",
             need=f"{format_bytes(need)} by XLA's buffer assignment",
-            fix="free the device's memory (harness probe shows who holds it)" + (", or --device cpu" if on.platform == "cuda" else ""),
+            fix="free the device's memory (harness probe shows who holds it)"
+            + (", or --device cpu" if on.platform == "cuda" else ""),
         )
     say(f"loading the parameters of {located.path}")
-    # Through the same codes as in training: a step of only trained parameters lies upon weights that are not quantized yet.
-    params = load_params(located.path, abstract_params(recipe), base=base, keep=keeper(recipe, Layout(jax.local_devices()[:1]))).params
+    # Through the same codes as in training: a step of only trained parameters lies upon weights that are not
+    # quantized yet.
+    params = load_params(
+        located.path, abstract_params(recipe), base=base, keep=keeper(recipe, Layout(jax.local_devices()[:1]))
+    ).params
     return np.asarray(compiled(params, inputs, key))[0]
 
 

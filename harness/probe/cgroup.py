@@ -1,4 +1,5 @@
-"""Limits of the control groups that this process is in, versions 1 and 2, of all ancestors: the tightest counts.
+"""Limits of the control groups that this process is in, versions 1 and 2, of all ancestors: the tightest
+counts.
 
 Source: Linux Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """
@@ -9,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-# Version 1 writes "no limit" as the largest multiple of the page size in 63 bits; nothing real comes near half of that.
+# Version 1 writes "no limit" as the largest multiple of the page size in 63 bits; nothing real comes near
+# half of that.
 UNLIMITED_V1_BYTES = 2**62
 
 
@@ -29,12 +31,18 @@ def read_limits(root: Path) -> Limits:
     for controllers, group in _memberships(root):
         if not controllers:
             # Alone, version 2 is mounted at the top; beside version 1, below "unified".
-            found += [_version_2(place) for top in (mount, mount / "unified") for place in _with_ancestors(top, group)]
+            found += [
+                _version_2(place)
+                for top in (mount, mount / "unified")
+                for place in _with_ancestors(top, group)
+            ]
         if "memory" in controllers:
             found += [_version_1_memory(place) for place in _with_ancestors(mount / "memory", group)]
         if "cpu" in controllers:
             tops = (mount / "cpu", mount / "cpu,cpuacct")
-            found += [Limits(cores=_quota_cores(place)) for top in tops for place in _with_ancestors(top, group)]
+            found += [
+                Limits(cores=_quota_cores(place)) for top in tops for place in _with_ancestors(top, group)
+            ]
     cores = [limits.cores for limits in found if limits.cores is not None]
     return Limits(
         memory_bytes=_least(limits.memory_bytes for limits in found),
@@ -71,7 +79,9 @@ def _with_ancestors(top: Path, group: str) -> list[Path]:
 def _version_2(place: Path) -> Limits:
     limit = _number(place / "memory.max")
     used = _number(place / "memory.current")
-    left = None if limit is None or used is None else max(0, limit - used + _reclaimable(place, "inactive_file"))
+    left = (
+        None if limit is None or used is None else max(0, limit - used + _reclaimable(place, "inactive_file"))
+    )
     quota, _, period = _text(place / "cpu.max").partition(" ")
     cores = int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
     return Limits(limit, left, _number(place / "memory.swap.max"), cores)
@@ -91,7 +101,9 @@ def _version_1_memory(place: Path) -> Limits:
 def _reclaimable(place: Path, key: str) -> int:
     """Page cache that the kernel gives back before it kills anybody."""
     lines = (line.split() for line in _text(place / "memory.stat").splitlines())
-    return next((int(words[1]) for words in lines if len(words) == 2 and words[0] == key and words[1].isdigit()), 0)
+    return next(
+        (int(words[1]) for words in lines if len(words) == 2 and words[0] == key and words[1].isdigit()), 0
+    )
 
 
 def _quota_cores(place: Path) -> float | None:
@@ -113,13 +125,20 @@ def _text(path: Path) -> str:
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
-    """How often the kernel has killed a process of these groups for lack of memory; None where no group counts it.
+    """How often the kernel has killed a process of these groups for lack of memory; None where no group
+    counts it.
 
     Source: cgroup-v2.rst, `memory.events`; cgroup-v1/memory.rst, `memory.oom_control`.
     """
     mount, counts = root / "sys/fs/cgroup", []
     for controllers, group in _memberships(root):
-        names = ("memory.events",) if not controllers else ("memory.oom_control",) if "memory" in controllers else ()
+        names = (
+            ("memory.events",)
+            if not controllers
+            else ("memory.oom_control",)
+            if "memory" in controllers
+            else ()
+        )
         tops = (mount, mount / "unified") if not controllers else (mount / "memory",)
         places = [place / name for top in tops for place in _with_ancestors(top, group) for name in names]
         counts += [count for place in places if (count := _oom_kill(place)) is not None]

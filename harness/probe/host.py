@@ -1,4 +1,5 @@
-"""What this process may use of the host: memory, swap, cores, disks, /dev/shm; and whether that host is WSL2 or a container.
+"""What this process may use of the host: memory, swap, cores, disks, /dev/shm; and whether that host is WSL2
+or a container.
 
 Every file is read below `root`, so that a test can lay out another machine. Linux only, as the container is.
 """
@@ -15,7 +16,13 @@ from harness.probe.cgroup import Limits, read_limits
 
 # Prefixes of the extensions that decide which instructions, and so which roundings, a compiled program has.
 VECTOR = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve")
-GROUP_MARKS = (("docker", "docker"), ("kubepods", "kubernetes"), ("containerd", "containerd"), ("libpod", "podman"), ("/lxc/", "lxc"))
+GROUP_MARKS = (
+    ("docker", "docker"),
+    ("kubepods", "kubernetes"),
+    ("containerd", "containerd"),
+    ("libpod", "podman"),
+    ("/lxc/", "lxc"),
+)
 
 
 def read(paths: list[Path], *, root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Host:
@@ -45,16 +52,24 @@ def _meminfo(root: Path, unknown: dict[str, str]) -> dict[str, int]:
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError as error:
-        unknown |= dict.fromkeys(("ram_total_bytes", "ram_available_bytes", "swap_bytes"), f"/proc/meminfo: {error.strerror}")
+        unknown |= dict.fromkeys(
+            ("ram_total_bytes", "ram_available_bytes", "swap_bytes"), f"/proc/meminfo: {error.strerror}"
+        )
         return {}
     pairs = (line.partition(":") for line in lines)
-    return {key: int(value.split()[0]) * 1024 for key, _, value in pairs if value.split()[:1] and value.split()[0].isdigit()}
+    return {
+        key: int(value.split()[0]) * 1024
+        for key, _, value in pairs
+        if value.split()[:1] and value.split()[0].isdigit()
+    }
 
 
 def _ram(memory: dict[str, int], limits: Limits, unknown: dict[str, str]) -> tuple[int | None, int | None]:
     """(total, available) bytes: the host's, or the cgroup's where it allows less."""
     totals = [value for value in (memory.get("MemTotal"), limits.memory_bytes) if value is not None]
-    available = [value for value in (memory.get("MemAvailable"), limits.memory_left_bytes) if value is not None]
+    available = [
+        value for value in (memory.get("MemAvailable"), limits.memory_left_bytes) if value is not None
+    ]
     for field, values in (("ram_total_bytes", totals), ("ram_available_bytes", available)):
         if not values:
             unknown.setdefault(field, "/proc/meminfo does not tell it")
@@ -96,7 +111,11 @@ def _processor(root: Path, unknown: dict[str, str]) -> str | None:
     if not model:
         unknown["processor"] = "/proc/cpuinfo does not tell it"
         return None
-    vector = sorted(flag for flag in (facts.get("flags") or facts.get("Features") or "").split() if flag.startswith(VECTOR))
+    vector = sorted(
+        flag
+        for flag in (facts.get("flags") or facts.get("Features") or "").split()
+        if flag.startswith(VECTOR)
+    )
     return f"{model} ({' '.join(vector)})"
 
 
@@ -138,7 +157,9 @@ def _disk(path: Path) -> Disk:
 
     `free_bytes` is what a user without root's reserve may fill.
     """
-    there = next((place for place in (path.absolute(), *path.absolute().parents) if place.exists()), Path("/"))
+    there = next(
+        (place for place in (path.absolute(), *path.absolute().parents) if place.exists()), Path("/")
+    )
     writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     try:
         facts = os.statvfs(there)
@@ -147,4 +168,9 @@ def _disk(path: Path) -> Disk:
         reason = f"{there}: {error.strerror}"
     if reason:
         return Disk(path=str(path), writable=writable, unknown={"total_bytes": reason, "free_bytes": reason})
-    return Disk(path=str(path), total_bytes=facts.f_blocks * facts.f_frsize, free_bytes=facts.f_bavail * facts.f_frsize, writable=writable)
+    return Disk(
+        path=str(path),
+        total_bytes=facts.f_blocks * facts.f_frsize,
+        free_bytes=facts.f_bavail * facts.f_frsize,
+        writable=writable,
+    )

@@ -1,4 +1,7 @@
-"""The machine as one artifact: the GPUs by NVML, the host by /proc and cgroups. No JAX, and nothing is allocated."""
+"""The machine as one artifact: the GPUs by NVML, the host by /proc and cgroups.
+
+No JAX, and nothing is allocated.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from harness.probe.visible import index_order_is_uncertain, mark_visible
 
 
 def probe(paths: list[Path]) -> Machine:
-    """What this machine has; `paths` are the directories whose disks a run will fill (they need not exist yet)."""
+    """What this machine has; `paths` are the directories whose disks a run will fill (they need not exist
+    yet).
+    """
     host = host_probe.read(paths)
     reading = nvml.read(processes_hidden=_processes_hidden(host))
     setting, order = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUDA_DEVICE_ORDER")
@@ -54,4 +59,7 @@ def _hidden(gpus: list[Gpu], setting: str | None) -> dict[str, str]:
         return {}
     listed = ", ".join(f"{gpu.index}: {gpu.name or 'a GPU'}" for gpu in whole)
     what = f"CUDA_VISIBLE_DEVICES={setting} hides every usable GPU of this machine ({listed})"
-    return {"gpu_error": what, "gpu_fix": f"unset CUDA_VISIBLE_DEVICES, or CUDA_VISIBLE_DEVICES={whole[0].index}"}
+    return {
+        "gpu_error": what,
+        "gpu_fix": f"unset CUDA_VISIBLE_DEVICES, or CUDA_VISIBLE_DEVICES={whole[0].index}",
+    }

@@ -1,6 +1,9 @@
-"""GPUs as NVML reports them, before and without JAX. The only user of pynvml; NVML is open only inside `read`.
+"""GPUs as NVML reports them, before and without JAX.
 
-An answer that NVML refuses, or that contradicts itself, is None with a reason. One broken GPU does not hide the others.
+The only user of pynvml; NVML is open only inside `read`.
+
+An answer that NVML refuses, or that contradicts itself, is None with a reason. One broken GPU does not hide
+the others.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ T = TypeVar("T")
 # NVML_ERROR_GPU_NOT_FOUND, which newer libraries say of a machine without a card; older ones count none.
 _NOT_FOUND = 28
 
-# Compute capabilities of GPUs that share the host's memory: Tegra X1, X2, Xavier, Orin, Thor (two numbers), GB10.
+# Compute capabilities of GPUs that share the host's memory: Tegra X1, X2, Xavier, Orin, Thor (two numbers),
+# GB10.
 # Source: NVIDIA, "CUDA GPU Compute Capability", Jetson and DGX Spark rows.
 INTEGRATED = {"5.3", "6.2", "7.2", "8.7", "10.1", "11.0", "12.1"}
 
@@ -36,7 +40,9 @@ ARCHITECTURES: dict[int | None, str] = {
 
 
 class Reading(NamedTuple):
-    """What NVML told. `gpu_error` is in words, `gpu_fix` what to do about it; `gpu_missing`: there may be no GPU here at all.
+    """What NVML told.
+
+    `gpu_error` is in words, `gpu_fix` what to do about it; `gpu_missing`: there may be no GPU here at all.
 
     The GPUs are listed even when the driver is too old to use them.
     """
@@ -62,7 +68,9 @@ def read(*, processes_hidden: str | None = None) -> Reading:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         refused = explained(error)
-        return Reading([], *refused, unknown=dict.fromkeys(("driver_version", "cuda_driver_version"), refused.got))
+        return Reading(
+            [], *refused, unknown=dict.fromkeys(("driver_version", "cuda_driver_version"), refused.got)
+        )
     try:
         return _read(pynvml, processes_hidden)
     finally:
@@ -79,7 +87,15 @@ def _read(nvml: Any, processes_hidden: str | None) -> Reading:
     except nvml.NVMLError as refusal:
         return Reading([], *explained(refusal), driver, cuda, system.unknown)
     if not count:
-        return Reading([], "the NVIDIA driver runs, but reports no GPU", ERRORS[_NOT_FOUND].fix, True, driver, cuda, system.unknown)
+        return Reading(
+            [],
+            "the NVIDIA driver runs, but reports no GPU",
+            ERRORS[_NOT_FOUND].fix,
+            True,
+            driver,
+            cuda,
+            system.unknown,
+        )
     gpus = [_gpu(nvml, index, processes_hidden) for index in range(count)]
     error = _too_old(driver)
     if error:
@@ -156,9 +172,13 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
     number = asker.ask("architecture", nvml.nvmlDeviceGetArchitecture, handle)
     if number is not None and number not in ARCHITECTURES:
         asker.unknown["architecture"] = f"NVML's architecture number {number} is newer than this harness"
-    capability = asker.ask("compute_capability", lambda: _dotted(nvml.nvmlDeviceGetCudaComputeCapability(handle)))
+    capability = asker.ask(
+        "compute_capability", lambda: _dotted(nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    )
     if capability is None:
-        asker.unknown["integrated"] = asker.lost or "NVML tells it only through the compute capability, which is unknown"
+        asker.unknown["integrated"] = (
+            asker.lost or "NVML tells it only through the compute capability, which is unknown"
+        )
     integrated = None if capability is None else capability in INTEGRATED
     total, free, reserved = _memory(asker, handle, shared=bool(integrated))
     mig = asker.flag("mig_mode", lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
@@ -186,19 +206,27 @@ def _no_instance(index: int, asker: _Asker) -> str:
     """Why CUDA offers nothing of a card whose MIG mode is on."""
     why = asker.unknown.get("mig_devices")
     what = f"and its instances cannot be listed ({why})" if why else "and no instance has been made"
-    return f"MIG is on {what}; on the host: nvidia-smi mig -i {index} -cgi 0 -C makes one, nvidia-smi -i {index} -mig 0 turns MIG off"
+    return (
+        f"MIG is on {what}; on the host: nvidia-smi mig -i {index} -cgi 0 -C makes one, nvidia-smi -i {index}"
+        " -mig 0 turns MIG off"
+    )
 
 
 def _opened(asker: _Asker, index: int) -> Any:
     try:
         return asker.nvml.nvmlDeviceGetHandleByIndex(index)
     except asker.nvml.NVMLError as error:
-        asker.lost, asker.error = f"the GPU cannot be opened (NVML: {error})", f"the GPU cannot be opened: {explained(error).in_words()}"
+        asker.lost, asker.error = (
+            f"the GPU cannot be opened (NVML: {error})",
+            f"the GPU cannot be opened: {explained(error).in_words()}",
+        )
         raise
 
 
 def _memory(asker: _Asker, handle: Any, *, shared: bool = False) -> tuple[int | None, int | None, int | None]:
-    """(total, free, reserved) bytes; each None, with a reason, where NVML gives none or contradicts itself."""
+    """(total, free, reserved) bytes; each None, with a reason, where NVML gives none or contradicts
+    itself.
+    """
     info = asker.ask("total_bytes", _memory_info, asker.nvml, handle)
     if info is None:
         reason = asker.unknown["total_bytes"]
@@ -218,7 +246,9 @@ def _memory(asker: _Asker, handle: Any, *, shared: bool = False) -> tuple[int | 
         asker.unknown |= dict.fromkeys(("total_bytes", "free_bytes", "reserved_bytes"), wrong)
         return None, None, None
     if reserved is None:
-        asker.unknown["reserved_bytes"] = "this driver counts reserved memory as used (it lacks nvmlDeviceGetMemoryInfo_v2)"
+        asker.unknown["reserved_bytes"] = (
+            "this driver counts reserved memory as used (it lacks nvmlDeviceGetMemoryInfo_v2)"
+        )
     return total, free, reserved
 
 
@@ -249,7 +279,16 @@ def _mig_devices(asker: _Asker, handle: Any) -> list[MigDevice]:
         name = own.text("name", nvml.nvmlDeviceGetName, mig)
         uuid = own.text("uuid", nvml.nvmlDeviceGetUUID, mig)
         total, free, reserved = _memory(own, mig)
-        found.append(MigDevice(uuid=uuid, name=name, total_bytes=total, free_bytes=free, reserved_bytes=reserved, unknown=own.unknown))
+        found.append(
+            MigDevice(
+                uuid=uuid,
+                name=name,
+                total_bytes=total,
+                free_bytes=free,
+                reserved_bytes=reserved,
+                unknown=own.unknown,
+            )
+        )
     return found
 
 
@@ -267,20 +306,31 @@ def _processes(asker: _Asker, handle: Any, hidden: str | None) -> list[GpuProces
     if graphics is None:
         if not found:
             return None
-        asker.unknown["foreign_processes"] = f"graphics processes are missing ({asker.unknown['foreign_processes']})"
+        asker.unknown["foreign_processes"] = (
+            f"graphics processes are missing ({asker.unknown['foreign_processes']})"
+        )
     if not found and hidden:
         asker.unknown["foreign_processes"] = hidden
         return None
-    processes = [GpuProcess(pid=pid, name=_process_name(nvml, pid), used_bytes=found[pid].usedGpuMemory) for pid in sorted(found)]
+    processes = [
+        GpuProcess(pid=pid, name=_process_name(nvml, pid), used_bytes=found[pid].usedGpuMemory)
+        for pid in sorted(found)
+    ]
     if any(process.name is None for process in processes):
-        asker.unknown["foreign_processes.name"] = "NVML does not tell the name of each process to this user, or in this container"
+        asker.unknown["foreign_processes.name"] = (
+            "NVML does not tell the name of each process to this user, or in this container"
+        )
     if any(process.used_bytes is None for process in processes):
-        asker.unknown["foreign_processes.used_bytes"] = "NVML does not tell the memory of each process here (so it is under WSL2)"
+        asker.unknown["foreign_processes.used_bytes"] = (
+            "NVML does not tell the memory of each process here (so it is under WSL2)"
+        )
     return processes
 
 
 def _running(nvml: Any, kind: str, handle: Any) -> list[Any]:
-    newest, older = (getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses{version}") for version in ("_v3", "_v2"))
+    newest, older = (
+        getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses{version}") for version in ("_v3", "_v2")
+    )
     try:
         processes: list[Any] = newest(handle)
     except nvml.NVMLError as error:

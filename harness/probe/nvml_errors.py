@@ -1,8 +1,10 @@
-"""What each error of NVML usually means for a person who wants to train, and what to do; docs/nvml.md is the page of it.
+"""What each error of NVML usually means for a person who wants to train, and what to do; docs/nvml.md is the
+page of it.
 
-Source: names and numbers: nvidia-ml-py (pynvml.py, `NVML_ERROR_*`); causes: NVIDIA, NVML API Reference, "nvmlReturn_t".
-Of 18: nvidia-docker issue 1730, jax discussion 17777. Of 999: NVIDIA Container Toolkit, "Troubleshooting", section
-"Containers losing access to GPUs with error: Failed to initialize NVML: Unknown Error".
+Source: names and numbers: nvidia-ml-py (pynvml.py, `NVML_ERROR_*`); causes: NVIDIA, NVML API Reference,
+"nvmlReturn_t".
+Of 18: nvidia-docker issue 1730, jax discussion 17777. Of 999: NVIDIA Container Toolkit, "Troubleshooting",
+section "Containers losing access to GPUs with error: Failed to initialize NVML: Unknown Error".
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ _UPDATE = f"install driver {OLDEST} or newer on the host (not in the container)"
 _OURS = "nothing on your side: send the output of harness probe --json to the harness's makers"
 _RESET = "nvidia-smi --gpu-reset on the host when nothing runs there, else restart the machine"
 _AGAIN = (
-    "start the container again; so that it does not come back: run it with --device nvidia.com/gpu=all (CDI), or set "
-    '"exec-opts": ["native.cgroupdriver=cgroupfs"] in the host\'s /etc/docker/daemon.json'
+    "start the container again; so that it does not come back: run it with --device nvidia.com/gpu=all (CDI),"
+    ' or set "exec-opts": ["native.cgroupdriver=cgroupfs"] in the host\'s /etc/docker/daemon.json'
 )
 
 ERRORS: dict[int, Words] = {
@@ -43,18 +45,21 @@ ERRORS: dict[int, Words] = {
     ),
     2: Words(
         "INVALID_ARGUMENT",
-        "the driver does not take this question: it is of another version than nvidia-ml-py, or the card is gone",
+        "the driver does not take this question: it is of another version than nvidia-ml-py, or the card is"
+        " gone",
         "nvidia-smi -L shows the cards that are there",
     ),
     3: Words(
         "NOT_SUPPORTED",
-        "this card or its driver does not tell it: integrated GPUs have no memory of their own, WSL2 hides processes",
+        "this card or its driver does not tell it: integrated GPUs have no memory of their own, WSL2 hides"
+        " processes",
         "nothing: what is not told is left unknown; --vram-gib X says the memory",
     ),
     4: Words(
         "NO_PERMISSION",
         "this user may not talk to the NVIDIA driver",
-        "check the permissions of /dev/nvidia*: ls -l /dev/nvidia*; in a container, that it was started with --gpus all",
+        "check the permissions of /dev/nvidia*: ls -l /dev/nvidia*; in a container, that it was started with"
+        " --gpus all",
     ),
     5: Words(
         "ALREADY_INITIALIZED",
@@ -94,8 +99,10 @@ ERRORS: dict[int, Words] = {
     ),
     12: Words(
         "LIBRARY_NOT_FOUND",
-        "libnvidia-ml.so.1 cannot be loaded: there is no NVIDIA driver, or the container was started without a GPU",
-        "install the NVIDIA driver; docker needs the NVIDIA container toolkit and --gpus all (in compose: service train, not smoke)",
+        "libnvidia-ml.so.1 cannot be loaded: there is no NVIDIA driver, or the container was started without"
+        " a GPU",
+        "install the NVIDIA driver; docker needs the NVIDIA container toolkit and --gpus all (in compose:"
+        " service train, not smoke)",
         elsewhere=True,
     ),
     13: Words(
@@ -121,11 +128,13 @@ ERRORS: dict[int, Words] = {
     17: Words(
         "OPERATING_SYSTEM",
         "the operating system or its cgroups blocked the request",
-        "start the container with --gpus all (or the pod with nvidia.com/gpu: 1), so that it may open /dev/nvidia*",
+        "start the container with --gpus all (or the pod with nvidia.com/gpu: 1), so that it may open"
+        " /dev/nvidia*",
     ),
     18: Words(
         "LIB_RM_VERSION_MISMATCH",
-        "the NVIDIA driver in the kernel and its libraries have different versions: an update replaced the libraries only",
+        "the NVIDIA driver in the kernel and its libraries have different versions: an update replaced the"
+        " libraries only",
         "restart the machine; or without a restart, when nothing uses the card: sudo rmmod nvidia_uvm "
         "nvidia_drm nvidia_modeset nvidia, then sudo modprobe nvidia; then start the container again",
     ),
@@ -177,7 +186,8 @@ ERRORS: dict[int, Words] = {
     28: Words(
         "GPU_NOT_FOUND",
         "the NVIDIA driver finds no GPU",
-        "lspci | grep -i nvidia on the host: a card that is not there is not plugged in, or is given to a virtual machine",
+        "lspci | grep -i nvidia on the host: a card that is not there is not plugged in, or is given to a"
+        " virtual machine",
         elsewhere=True,
     ),
     29: Words(
@@ -201,7 +211,9 @@ ERRORS: dict[int, Words] = {
 
 
 class Refusal(NamedTuple):
-    """What happened and its usual cause, what to do, and whether there may be no GPU in this machine at all."""
+    """What happened and its usual cause, what to do, and whether there may be no GPU in this machine at
+    all.
+    """
 
     got: str
     fix: str
@@ -215,13 +227,19 @@ def explained(error: Any) -> Refusal:
     """An NVMLError in words; NVML's own text where the table lacks its number."""
     words, text = ERRORS.get(error.value), str(error).rstrip(".")
     if words is None:
-        return Refusal(f"NVML: {text} (error {error.value})", "nvidia-smi; where that does not answer either, restart the machine", missing=False)
+        return Refusal(
+            f"NVML: {text} (error {error.value})",
+            "nvidia-smi; where that does not answer either, restart the machine",
+            missing=False,
+        )
     return Refusal(f"NVML: {text}: {words.cause}", words.fix, words.elsewhere)
 
 
 def page() -> str:
     """docs/nvml.md: one line an error."""
-    lines = [f"| {number} | `{words.name}` | {words.cause} | {words.fix} |" for number, words in ERRORS.items()]
+    lines = [
+        f"| {number} | `{words.name}` | {words.cause} | {words.fix} |" for number, words in ERRORS.items()
+    ]
     return "\n".join([_HEAD, *lines, ""])
 
 

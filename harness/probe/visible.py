@@ -8,7 +8,8 @@ from harness.artifacts import Gpu
 def mark_visible(gpus: list[Gpu], setting: str | None) -> list[Gpu]:
     """The same GPUs with `visible` set, on their MIG instances too.
 
-    None: all. Otherwise CUDA reads the list up to the first entry that names no device, so "" and "-1" hide everything.
+    None: all. Otherwise CUDA reads the list up to the first entry that names no device, so "" and "-1" hide
+    everything.
     Source: CUDA programming guide, "CUDA environment variables".
     """
     if setting is None:
@@ -28,18 +29,32 @@ def mark_visible(gpus: list[Gpu], setting: str | None) -> list[Gpu]:
 
 
 def _marked(gpu: Gpu, index: int, whole: set[int], instances: set[tuple[int, int]]) -> Gpu:
-    migs = [mig.model_copy(update={"visible": index in whole or (index, slot) in instances}) for slot, mig in enumerate(gpu.mig_devices)]
-    return gpu.model_copy(update={"visible": index in whole or any(mig.visible for mig in migs), "mig_devices": migs})
+    migs = [
+        mig.model_copy(update={"visible": index in whole or (index, slot) in instances})
+        for slot, mig in enumerate(gpu.mig_devices)
+    ]
+    return gpu.model_copy(
+        update={"visible": index in whole or any(mig.visible for mig in migs), "mig_devices": migs}
+    )
 
 
 def _named(gpus: list[Gpu], entry: str) -> tuple[int, int | None] | None:
-    """(position of the GPU, position of its MIG instance or None); None when the entry names none, or more than one."""
+    """(position of the GPU, position of its MIG instance or None); None when the entry names none, or more
+    than one.
+    """
     if entry.isdigit():
         return next(((position, None) for position, gpu in enumerate(gpus) if gpu.index == int(entry)), None)
     if not entry.upper().startswith(("GPU-", "MIG-")):
         return None
-    matches: list[tuple[int, int | None]] = [(position, None) for position, gpu in enumerate(gpus) if _begins(gpu.uuid, entry)]
-    matches += [(position, slot) for position, gpu in enumerate(gpus) for slot, mig in enumerate(gpu.mig_devices) if _begins(mig.uuid, entry)]
+    matches: list[tuple[int, int | None]] = [
+        (position, None) for position, gpu in enumerate(gpus) if _begins(gpu.uuid, entry)
+    ]
+    matches += [
+        (position, slot)
+        for position, gpu in enumerate(gpus)
+        for slot, mig in enumerate(gpu.mig_devices)
+        if _begins(mig.uuid, entry)
+    ]
     return matches[0] if len(matches) == 1 else None
 
 
@@ -48,7 +63,8 @@ def _begins(uuid: str | None, entry: str) -> bool:
 
 
 def index_order_is_uncertain(gpus: list[Gpu], setting: str | None, order: str | None) -> str | None:
-    """Why an index in CUDA_VISIBLE_DEVICES may mean another card than the one NVML gives that index; None when it cannot.
+    """Why an index in CUDA_VISIBLE_DEVICES may mean another card than the one NVML gives that index; None
+    when it cannot.
 
     Unless CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA counts the fastest card first, NVML counts by PCI bus.
     """
@@ -56,6 +72,6 @@ def index_order_is_uncertain(gpus: list[Gpu], setting: str | None, order: str | 
     if not by_index or order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) < 2:
         return None
     return (
-        "CUDA_VISIBLE_DEVICES is by index and the cards differ: CUDA counts the fastest first, here they are counted by PCI bus; "
-        "set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the card by its uuid"
+        "CUDA_VISIBLE_DEVICES is by index and the cards differ: CUDA counts the fastest first, here they are"
+        " counted by PCI bus; set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the card by its uuid"
     )

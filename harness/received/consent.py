@@ -1,7 +1,8 @@
-"""By whose word something is fetched: what the user typed himself, and with --fetch also what a file names that somebody else made.
+"""By whose word something is fetched: what the user typed himself, and with --fetch also what a file names
+that somebody else made.
 
-The words lie in the environment, so that the processes of a run inherit them: HARNESS_OFFLINE, which the user may set too, and
-HARNESS_MAY_FETCH, which only this module writes.
+The words lie in the environment, so that the processes of a run inherit them: HARNESS_OFFLINE, which the user
+may set too, and HARNESS_MAY_FETCH, which only this module writes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _EVERYTHING, _SHIPPED = "what any file names", "named by a shipped recipe:"
 
 
 class Named(NamedTuple):
-    """Who names a source: `by` is the file, None for the user himself. `local` is how he gives a copy of his own; `bytes` the claimed size."""
+    """Who names a source: `by` is the file, None for the user himself.
+
+    `local` is how he gives a copy of his own; `bytes` the claimed size.
+    """
 
     by: str | None = None
     local: str = ""
@@ -39,12 +43,17 @@ def begin() -> None:
 
 
 def hear(*, fetch: bool, offline: bool) -> None:
-    """Takes the user's word from a command's --fetch and --offline; the environment's HARNESS_OFFLINE counts as --offline.
+    """Takes the user's word from a command's --fetch and --offline; the environment's HARNESS_OFFLINE counts
+    as --offline.
 
     Raises: HarnessError "fetch-and-offline".
     """
     if fetch and (offline or is_offline()):
-        raise HarnessError("fetch-and-offline", "--fetch asks for the network, and --offline (or HARNESS_OFFLINE) forbids it", fix="give one of the two")
+        raise HarnessError(
+            "fetch-and-offline",
+            "--fetch asks for the network, and --offline (or HARNESS_OFFLINE) forbids it",
+            fix="give one of the two",
+        )
     if fetch:
         _grant(_EVERYTHING)
     if offline or is_offline():
@@ -55,12 +64,16 @@ def hear(*, fetch: bool, offline: bool) -> None:
 
 
 def grant(*sources: str | None) -> None:
-    """Notes that the user himself typed these addresses or hub ids: they may be fetched, by the processes that are started too."""
+    """Notes that the user himself typed these addresses or hub ids: they may be fetched, by the processes
+    that are started too.
+    """
     _grant(*(source.rstrip("/") for source in sources if source))
 
 
 def grant_shipped(sources: Iterable[str]) -> None:
-    """Notes that these, which the recipes of the package name, may be fetched, as they may when such a recipe is asked for."""
+    """Notes that these, which the recipes of the package name, may be fetched, as they may when such a recipe
+    is asked for.
+    """
     _grant(*(f"{_SHIPPED} {source.rstrip('/')}" for source in sources))
 
 
@@ -97,7 +110,8 @@ def check(source: str, named: Named) -> None:
     if named.by is not None and not granted(source):
         raise HarnessError(
             "fetch-not-asked",
-            f"{source}{size} is not on this machine; {named.by} names it, you did not, so nothing was fetched without --fetch",
+            f"{source}{size} is not on this machine; {named.by} names it, you did not, so nothing was fetched"
+            " without --fetch",
             got=f"named by {named.by}",
             need="your word that it may be fetched, or a copy in the cache",
             fix=f"{_again()}{local}",

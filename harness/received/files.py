@@ -1,8 +1,8 @@
 """Files that may have come from somebody else, opened through one door.
 
-A run, a checkpoint or a dataset is a directory, its *root*. A file of it is opened only when it is a regular file (no FIFO, device, socket)
-that lies below the root once every link is followed, and it is read only up to the limit of its kind. Nothing is truncated, locked or
-created here.
+A run, a checkpoint or a dataset is a directory, its *root*. A file of it is opened only when it is a regular
+file (no FIFO, device, socket) that lies below the root once every link is followed, and it is read only up to
+the limit of its kind. Nothing is truncated, locked or created here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class UnsafeFile(HarnessError):
 
 
 def stays(root: Path, path: Path) -> bool:
-    """Whether `path` lies below `root` once all links are followed (the hub cache's links to its own blobs count as below).
+    """Whether `path` lies below `root` once all links are followed (the hub cache's links to its own blobs
+    count as below).
 
     Raises: OSError, RuntimeError or ValueError for a path that cannot be followed.
     """
@@ -50,7 +51,9 @@ def _below(target: Path, home: Path) -> bool:
 
 
 def there(path: Path) -> bool:
-    """Whether something has this name, be it a link that leads nowhere: what is there is then opened, or refused by name."""
+    """Whether something has this name, be it a link that leads nowhere: what is there is then opened, or
+    refused by name.
+    """
     return os.path.lexists(path)
 
 
@@ -61,7 +64,8 @@ def open_received(path: Path, root: Path) -> BinaryIO:
     """
     real = check_stays(path, root)
     _check_regular(path, os.stat(real).st_mode)
-    # Between the look and the opening another file may have come: O_NONBLOCK does not wait for a FIFO's writer, O_NOFOLLOW takes no new link.
+    # Between the look and the opening another file may have come: O_NONBLOCK does not wait for a FIFO's
+    # writer, O_NOFOLLOW takes no new link.
     descriptor = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)
@@ -85,7 +89,10 @@ def read_received(path: Path, root: Path, limit_bytes: int) -> bytes:
             f"{path} is larger than a file of its kind is; it was not read",
             got=format_bytes(max(size, len(data))),
             need=f"at most {format_bytes(limit_bytes)}",
-            fix=f"do not use it unless you know who made it; to look at its beginning: head -c 2000 {word(path)}",
+            fix=(
+                "do not use it unless you know who made it; to look at its beginning: head -c 2000"
+                f" {word(path)}"
+            ),
         )
     return data
 
@@ -107,15 +114,21 @@ def check_stays(path: Path, root: Path) -> Path:
         f"{path} is a link that leads out of {root}; it was not followed",
         got=leads,
         need=f"a file inside {root}",
-        fix=f"do not use it unless you trust who made it; if the link is yours, put the files in its place: cp -rL {word(root)} COPY",
+        fix=(
+            "do not use it unless you trust who made it; if the link is yours, put the files in its place:"
+            f" cp -rL {word(root)} COPY"
+        ),
     )
 
 
 def walk(root: Path, *, strays: list[Path] | None = None) -> Iterator[Path]:
-    """The regular files below `root`, in no promised order; each is visited once, and no link to a directory is followed.
+    """The regular files below `root`, in no promised order; each is visited once, and no link to a directory
+    is followed.
 
-    `strays` gets what is left out: links that lead out of `root` or nowhere, linked directories, FIFOs, devices, sockets.
-    Raises: UnsafeFile "tree-too-large" for more than 2,000,000 entries or 64 levels; OSError as `os.scandir` does.
+    `strays` gets what is left out: links that lead out of `root` or nowhere, linked directories, FIFOs,
+    devices, sockets.
+    Raises: UnsafeFile "tree-too-large" for more than 2,000,000 entries or 64 levels; OSError as `os.scandir`
+    does.
     """
     count = 0
     todo = [(root, 0)]
@@ -128,7 +141,11 @@ def walk(root: Path, *, strays: list[Path] | None = None) -> Iterator[Path]:
             raise UnsafeFile(
                 "tree-too-large",
                 f"{root} is no directory of a run, checkpoint or dataset: it was not read to its end",
-                got=f"more than {MOST_ENTRIES:,} entries" if count > MOST_ENTRIES else f"more than {DEEPEST} levels",
+                got=(
+                    f"more than {MOST_ENTRIES:,} entries"
+                    if count > MOST_ENTRIES
+                    else f"more than {DEEPEST} levels"
+                ),
                 need=f"at most {MOST_ENTRIES:,} entries and {DEEPEST} levels",
                 fix="give the directory of the run, checkpoint or dataset itself, not one above it",
             )
@@ -160,8 +177,15 @@ def _check_regular(path: Path, mode: int) -> None:
             f"{path} is no regular file; it was not opened",
             got=next((name for is_it, name in _KINDS if is_it(mode)), "another kind of file"),
             need="a regular file",
-            fix=f"do not use this directory unless you know who made it; to see what it is: stat {word(path)}",
+            fix=(
+                f"do not use this directory unless you know who made it; to see what it is: stat {word(path)}"
+            ),
         )
 
 
-_KINDS = ((stat.S_ISFIFO, "a FIFO"), (stat.S_ISCHR, "a character device"), (stat.S_ISBLK, "a block device"), (stat.S_ISSOCK, "a socket"))
+_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISSOCK, "a socket"),
+)

@@ -1,4 +1,7 @@
-"""JSON from outside: bounded in depth and in the size of its numbers, and of whole characters. Every failure is a ValueError."""
+"""JSON from outside: bounded in depth and in the size of its numbers, and of whole characters.
+
+Every failure is a ValueError.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ _MOST_DIGITS = 20
 def parse_json(data: bytes | str, *, finite: bool = False) -> Any:
     """The value of a JSON text; with `finite`, of one that has no NaN and no infinity.
 
-    Raises: ValueError, also for more than 100 levels, for integers of more than 20 digits, and for halves of characters (lone surrogates).
+    Raises: ValueError, also for more than 100 levels, for integers of more than 20 digits, and for halves of
+    characters (lone surrogates).
     """
     try:
         value = json.loads(data, parse_int=_bounded)
@@ -42,8 +46,8 @@ def _bounded(digits: str) -> int:
 
 
 def check_json(value: Any, *, finite: bool = False) -> None:
-    """Refuses a value of JSON's types that is deeper than 100 levels, has half a character, an integer of more than 20 digits,
-    or with `finite` a number that is not finite.
+    """Refuses a value of JSON's types that is deeper than 100 levels, has half a character, an integer of
+    more than 20 digits, or with `finite` a number that is not finite.
 
     Raises: ValueError.
     """

@@ -17,7 +17,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def why_no_name(text: str, reserved: frozenset[str] = frozenset()) -> str | None:
-    """The reason why `text` cannot be one name inside a directory; None when it can. `reserved` are names that have a meaning there."""
+    """The reason why `text` cannot be one name inside a directory; None when it can.
+
+    `reserved` are names that have a meaning there.
+    """
     refusals = (
         (not text.strip(), "it is empty"),
         (text in (".", ".."), f"{text!r} is a directory that is there already"),
@@ -27,7 +30,10 @@ def why_no_name(text: str, reserved: frozenset[str] = frozenset()) -> str | None
             text != text.strip() or text.startswith(("~", "-")),
             "it begins or ends with a blank, or begins with '~' or '-'",
         ),
-        (len(text.encode(errors="surrogatepass")) > _LONGEST_BYTES, f"it is longer than {_LONGEST_BYTES} bytes"),
+        (
+            len(text.encode(errors="surrogatepass")) > _LONGEST_BYTES,
+            f"it is longer than {_LONGEST_BYTES} bytes",
+        ),
         (text in reserved, f"{text!r} has a meaning of its own there"),
     )
     return next((reason for refused, reason in refusals if refused), None)

@@ -1,4 +1,6 @@
-"""Files that the harness writes into a directory that may have come from somebody else: made there, or refused; no link leads the bytes elsewhere."""
+"""Files that the harness writes into a directory that may have come from somebody else: made there, or
+refused; no link leads the bytes elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,14 @@ from harness.errors import HarnessError
 from harness.received.files import UnsafeFile
 from harness.received.text import word
 
-# As `open` has them: no signal is waited for, no program that is started later inherits them, no link is followed.
+# As `open` has them: no signal is waited for, no program that is started later inherits them, no link is
+# followed.
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def open_to_write(path: Path, *, append: bool = False) -> int:
-    """The descriptor of the regular file `path`, open for reading and writing; made when it is not there, and never truncated here.
+    """The descriptor of the regular file `path`, open for reading and writing; made when it is not there, and
+    never truncated here.
 
     Raises: UnsafeFile "file-not-regular" for a link, FIFO, device or socket; OSError as `os.open` does.
     """
@@ -39,7 +43,8 @@ def open_to_write(path: Path, *, append: bool = False) -> int:
 
 
 def open_beside(path: Path) -> tuple[int, Path]:
-    """(descriptor, name) of a new file in the directory of `path`, to be renamed to `path` when it is whole; its mode follows the umask.
+    """(descriptor, name) of a new file in the directory of `path`, to be renamed to `path` when it is whole;
+    its mode follows the umask.
 
     Raises: OSError as `os.open` does.
     """
@@ -49,7 +54,16 @@ def open_beside(path: Path) -> tuple[int, Path]:
 
 def _check_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise _refusal(path, "a link" if stat.S_ISLNK(mode) else "a directory" if stat.S_ISDIR(mode) else "a FIFO, device or socket")
+        raise _refusal(
+            path,
+            (
+                "a link"
+                if stat.S_ISLNK(mode)
+                else "a directory"
+                if stat.S_ISDIR(mode)
+                else "a FIFO, device or socket"
+            ),
+        )
 
 
 def _refusal(path: Path, got: str) -> HarnessError:

@@ -1,6 +1,7 @@
 """YAML from outside: the values that JSON has and no others, bounded. Every failure is a ValueError.
 
-No merge keys, whose copies multiply; no dates, sets or bytes; no key that is not text. An alias counts as all that it stands for.
+No merge keys, whose copies multiply; no dates, sets or bytes; no key that is not text. An alias counts as all
+that it stands for.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class _Loader(yaml.SafeLoader):
             raise ValueError(f"more than {_MOST_NODES:,} values")
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """As PyYAML's, of numbers that can be numbers: it multiplies 1:59:59… out, in a time that grows as a square."""
+        """As PyYAML's, of numbers that can be numbers: it multiplies 1:59:59… out, in a time that grows as a
+        square.
+        """
         if node.tag in (f"{_TAG}int", f"{_TAG}float") and len(node.value) > _LONGEST_NUMBER:
             raise ValueError(f"a number of {len(node.value)} characters")
         return super().construct_object(node, deep=deep)
@@ -71,24 +74,29 @@ class _Loader(yaml.SafeLoader):
         return found
 
 
-# What is resolved to another type (a date) stays the text that it is; what names another type by its tag is refused.
+# What is resolved to another type (a date) stays the text that it is; what names another type by its tag is
+# refused.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) in (*_TYPES, "merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.yaml_constructors = {
-    tag: constructor for tag, constructor in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag.removeprefix(_TAG) in _TYPES
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.removeprefix(_TAG) in _TYPES
 }
 
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text, of JSON's types.
 
-    Raises: ValueError, also for what is said above, and for integers of more than 20 digits. Whether a number may be infinite is the schema's to say.
+    Raises: ValueError, also for what is said above, and for integers of more than 20 digits. Whether a number
+    may be infinite is the schema's to say.
     """
     try:
         value = _Loader(text).get_single_data()
-    # Beside its own errors PyYAML raises what its types do: KeyError for `!!bool x`, IndexError for `!!int ""`.
+    # Beside its own errors PyYAML raises what its types do: KeyError for `!!bool x`, IndexError for `!!int
+    # ""`.
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(str(error)[:300]) from error
     check_json(value)

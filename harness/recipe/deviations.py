@@ -1,11 +1,12 @@
 """How a changed recipe differs from the one that was asked for, in words a person can weigh. No JAX.
 
-A deviation is a different experiment: each sentence names it, the key that causes it, and what is known about its cost, or that
-nothing is. Which keys deviate stands in recipe/meaning.py.
+A deviation is a different experiment: each sentence names it, the key that causes it, and what is known about
+its cost, or that nothing is. Which keys deviate stands in recipe/meaning.py.
 
-The figures of π0 are those of openpi's README, the users' of its issues 711 and 799. Errors are root mean squares, relative: of an update with
-8-bit moments (tests/test_train_moments.py), of weights that are normally distributed (tests/test_model_quantize.py). `TINY` is what
-`python -m benchmarks.approximate_levers` printed for the tiny model.
+The figures of π0 are those of openpi's README, the users' of its issues 711 and 799. Errors are root mean
+squares, relative: of an update with 8-bit moments (tests/test_train_moments.py), of weights that are normally
+distributed (tests/test_model_quantize.py). `TINY` is what `python -m benchmarks.approximate_levers` printed
+for the tiny model.
 """
 
 from __future__ import annotations
@@ -20,13 +21,28 @@ from harness.units import format_count
 
 # Key that deviates → the error that the benchmark found on the tiny model.
 TINY = {
-    "train.optimizer.moments=int8": "an update is off by 1.2 %, the loss differs by 0.2 % after 30 steps, and the parameters by 63 % of the way that they "
-    "went (noise of 1 % on exact moments: by 54 %)",
-    "train.optimizer.moments=bfloat16": "the loss differs by 0.2 % after 30 steps, and the parameters by 18 % of the way that they went",
-    "train.ema_every_steps": "(decay 0.9, every 8 steps) the parameters that are deployed after 30 steps differ by 12 % of the way that they went",
-    "train.ema_decay": "(decay 0.9) the parameters that are deployed after 30 steps differ by 35 % of the way that they went",
-    "train.frozen=int8": "the loss differs by less than 0.01 % after 30 steps, and the parameters by 2 % of the way that they went",
-    "train.frozen=int4": "the loss differs by 0.2 % at first and 0.1 % after 30 steps, and the parameters by 26 % of the way that they went",
+    "train.optimizer.moments=int8": (
+        "an update is off by 1.2 %, the loss differs by 0.2 % after 30 steps, and the parameters by 63 % of"
+        " the way that they went (noise of 1 % on exact moments: by 54 %)"
+    ),
+    "train.optimizer.moments=bfloat16": (
+        "the loss differs by 0.2 % after 30 steps, and the parameters by 18 % of the way that they went"
+    ),
+    "train.ema_every_steps": (
+        "(decay 0.9, every 8 steps) the parameters that are deployed after 30 steps differ by 12 % of the way"
+        " that they went"
+    ),
+    "train.ema_decay": (
+        "(decay 0.9) the parameters that are deployed after 30 steps differ by 35 % of the way that they went"
+    ),
+    "train.frozen=int8": (
+        "the loss differs by less than 0.01 % after 30 steps, and the parameters by 2 % of the way that they"
+        " went"
+    ),
+    "train.frozen=int4": (
+        "the loss differs by 0.2 % at first and 0.1 % after 30 steps, and the parameters by 26 % of the way"
+        " that they went"
+    ),
 }
 
 # Not another experiment, and told all the same: the run is shorter or longer, the random numbers are others.
@@ -40,14 +56,25 @@ _WHO: dict[Trained, str] = {
 }
 _WHO_COSTS: dict[Trained, str] = {
     "full": "this is more than the recipe trains",
-    "lora": "LIBERO success published for π0: 92.4 % full, 90.9 % LoRA; for π0.5 none is published, users report 1 to 65 %",
-    "lora_frozen_vision": "what it costs in success is not known: upstream keeps the vision tower trained, and users of its LoRA report 1 to 65 %",
-    "action_expert": "what it costs in success is not known: neither images nor instructions are read any better than before",
+    "lora": (
+        "LIBERO success published for π0: 92.4 % full, 90.9 % LoRA; for π0.5 none is published, users report"
+        " 1 to 65 %"
+    ),
+    "lora_frozen_vision": (
+        "what it costs in success is not known: upstream keeps the vision tower trained, and users of its"
+        " LoRA report 1 to 65 %"
+    ),
+    "action_expert": (
+        "what it costs in success is not known: neither images nor instructions are read any better than"
+        " before"
+    ),
 }
 
 
 def deviations(base: Recipe, changed: Recipe) -> list[str]:
-    """One sentence for each way in which `changed` learns something else than `base`; none when both are the same experiment."""
+    """One sentence for each way in which `changed` learns something else than `base`; none when both are the
+    same experiment.
+    """
     before, after = flat(base.model_dump(mode="json")), flat(changed.model_dump(mode="json"))
     differing = {key for key in changed_keys(before, after) if meaning(key).deviates or key in _TOLD}
     sentences = []
@@ -57,7 +84,10 @@ def deviations(base: Recipe, changed: Recipe) -> list[str]:
             differing -= explained
             sentences.append(explain(base, changed))
     sentences = [sentence for sentence in sentences if sentence]
-    return sentences + [f"{key} is {_said(after.get(key))} instead of {_said(before.get(key))}: {_words(key)}" for key in sorted(differing)]
+    return sentences + [
+        f"{key} is {_said(after.get(key))} instead of {_said(before.get(key))}: {_words(key)}"
+        for key in sorted(differing)
+    ]
 
 
 def _words(key: str) -> str:
@@ -74,19 +104,33 @@ def _who_is_trained(base: Recipe, changed: Recipe) -> str:
     (_, before), (total, after) = (counts(recipe.model, recipe.train.trained) for recipe in (base, changed))
     adapters = _adapters(changed)
     if was == now:
-        return f"other adapters: {adapters or 'none'} instead of {_adapters(base) or 'none'}, {format_count(after)} instead of {format_count(before)} trained"
+        return (
+            f"other adapters: {adapters or 'none'} instead of {_adapters(base) or 'none'},"
+            f" {format_count(after)} instead of {format_count(before)} trained"
+        )
     bfloat16 = "" if now == "full" else "; what is frozen is kept in bfloat16"
     return (
-        f"train.trained={now}: {_WHO[now]}{f' ({adapters})' if adapters else ''} instead of {_WHO[was]}: {format_count(after)} of {format_count(total)} "
-        f"parameters trained instead of {format_count(before)}{bfloat16}; {_WHO_COSTS[now]}"
+        f"train.trained={now}: {_WHO[now]}{f' ({adapters})' if adapters else ''} instead of {_WHO[was]}:"
+        f" {format_count(after)} of {format_count(total)} parameters trained instead of"
+        f" {format_count(before)}{bfloat16}; {_WHO_COSTS[now]}"
     )
 
 
 def _adapters(recipe: Recipe) -> str:
     model = recipe.model
-    ranks = {name: part.lora for name, part in (("paligemma", model.paligemma), ("action_expert", model.action_expert))}
-    forgets = {name: "" if lora is None or lora.scale_feed_forward else " (not applied in the feed-forward)" for name, lora in ranks.items()}
-    return ", ".join(f"rank {lora.rank} alpha {lora.alpha:g}{forgets[name]} on {name}" for name, lora in ranks.items() if lora)
+    ranks = {
+        name: part.lora
+        for name, part in (("paligemma", model.paligemma), ("action_expert", model.action_expert))
+    }
+    forgets = {
+        name: "" if lora is None or lora.scale_feed_forward else " (not applied in the feed-forward)"
+        for name, lora in ranks.items()
+    }
+    return ", ".join(
+        f"rank {lora.rank} alpha {lora.alpha:g}{forgets[name]} on {name}"
+        for name, lora in ranks.items()
+        if lora
+    )
 
 
 def _average(base: Recipe, changed: Recipe) -> str:
@@ -95,17 +139,27 @@ def _average(base: Recipe, changed: Recipe) -> str:
     if was.ema_decay is None and now.ema_decay is None:
         return ""
     if now.ema_decay is None:
-        return f"train.ema_decay=null: no average of the parameters (decay {was.ema_decay}); the last ones are deployed instead, which are noisier" + _on_tiny(
-            "train.ema_decay"
+        return (
+            f"train.ema_decay=null: no average of the parameters (decay {was.ema_decay}); the last ones are"
+            " deployed instead, which are noisier" + _on_tiny("train.ema_decay")
         )
     if was.ema_decay is None:
-        return f"train.ema_decay={now.ema_decay}: an average of the parameters is deployed instead of the last ones"
-    decay = "" if was.ema_decay == now.ema_decay else f"train.ema_decay={now.ema_decay} instead of {was.ema_decay}: another average is deployed"
+        return (
+            f"train.ema_decay={now.ema_decay}: an average of the parameters is deployed instead of the last"
+            " ones"
+        )
+    decay = (
+        ""
+        if was.ema_decay == now.ema_decay
+        else f"train.ema_decay={now.ema_decay} instead of {was.ema_decay}: another average is deployed"
+    )
     if was.ema_every_steps == now.ema_every_steps:
         return decay
     every = (
-        f"train.ema_every_steps={now.ema_every_steps} instead of {was.ema_every_steps}: the average takes every {now.ema_every_steps}th step's parameters with "
-        f"decay^{now.ema_every_steps}; the weights of the average sum to the same, the parameters in between are left out" + _on_tiny("train.ema_every_steps")
+        f"train.ema_every_steps={now.ema_every_steps} instead of {was.ema_every_steps}: the average takes"
+        f" every {now.ema_every_steps}th step's parameters with decay^{now.ema_every_steps}; the weights of"
+        " the average sum to the same, the parameters in between are left out"
+        + _on_tiny("train.ema_every_steps")
     )
     return f"{decay}; {every}" if decay else every
 
@@ -113,9 +167,14 @@ def _average(base: Recipe, changed: Recipe) -> str:
 def _moments(base: Recipe, changed: Recipe) -> str:
     how = {
         "float32": "Adam's moments are kept exactly",
-        "bfloat16": "Adam's moments are kept in bfloat16, rounded at random so that they stay right on average; each is off by up to 0.8 %",
-        "int8": "Adam's moments are kept in 8 bits, in blocks of 256 that share a scale; an update is off by 2 to 3 % where a block's gradients lie "
-        "within two decades",
+        "bfloat16": (
+            "Adam's moments are kept in bfloat16, rounded at random so that they stay right on average; each"
+            " is off by up to 0.8 %"
+        ),
+        "int8": (
+            "Adam's moments are kept in 8 bits, in blocks of 256 that share a scale; an update is off by 2 to"
+            " 3 % where a block's gradients lie within two decades"
+        ),
     }
     key = "train.optimizer.moments"
     now = changed.train.optimizer.moments
@@ -128,10 +187,14 @@ def _frozen(base: Recipe, changed: Recipe) -> str:
         return ""
     how = {
         "bfloat16": "frozen weights are kept in bfloat16, as upstream does",
-        "int8": "frozen kernels are kept in 8 bits, in blocks of 64 that share a scale, and are off by 0.6 %; what is trained learns on slightly another "
-        "network, which is what is saved",
-        "int4": "frozen kernels are kept in 4 bits (NF4, blocks of 64, as QLoRA does), and are off by 9 %; what is trained learns on another network, "
-        "which is what is saved",
+        "int8": (
+            "frozen kernels are kept in 8 bits, in blocks of 64 that share a scale, and are off by 0.6 %;"
+            " what is trained learns on slightly another network, which is what is saved"
+        ),
+        "int4": (
+            "frozen kernels are kept in 4 bits (NF4, blocks of 64, as QLoRA does), and are off by 9 %; what"
+            " is trained learns on another network, which is what is saved"
+        ),
     }
     now = changed.train.frozen
     return f"train.frozen={now} instead of {base.train.frozen}: {how[now]}" + _on_tiny(f"train.frozen={now}")
@@ -139,21 +202,37 @@ def _frozen(base: Recipe, changed: Recipe) -> str:
 
 def _global_batch(base: Recipe, changed: Recipe) -> str:
     was, now = base.train.global_batch, changed.train.global_batch
-    samples = f"{changed.train.steps:,} steps then see {now * changed.train.steps:,} samples instead of {was * base.train.steps:,}"
+    samples = (
+        f"{changed.train.steps:,} steps then see {now * changed.train.steps:,} samples instead of"
+        f" {was * base.train.steps:,}"
+    )
     noise = "gradients are noisier" if now < was else "gradients are less noisy"
-    rate = ", at the same learning rate" if base.train.optimizer.schedule == changed.train.optimizer.schedule else ""
-    return f"train.global_batch={now} instead of {was}: {noise}, by a factor of {(max(was, now) / min(was, now)) ** 0.5:.1f}{rate}; {samples}"
+    rate = (
+        ", at the same learning rate"
+        if base.train.optimizer.schedule == changed.train.optimizer.schedule
+        else ""
+    )
+    return (
+        f"train.global_batch={now} instead of {was}: {noise}, by a factor of"
+        f" {(max(was, now) / min(was, now)) ** 0.5:.1f}{rate}; {samples}"
+    )
 
 
 def _steps(base: Recipe, changed: Recipe) -> str:
     was, now = base.train.steps, changed.train.steps
     warmup = changed.train.optimizer.schedule.warmup_steps
     ends = f"; the run ends inside the warm-up of {warmup:,} steps" if now <= warmup else ""
-    return f"train.steps={now:,} instead of {was:,}: each step is the recipe's, the run is {'shorter' if now < was else 'longer'}{ends}"
+    return (
+        f"train.steps={now:,} instead of {was:,}: each step is the recipe's, the run is"
+        f" {'shorter' if now < was else 'longer'}{ends}"
+    )
 
 
 def _seed(base: Recipe, changed: Recipe) -> str:
-    return f"train.seed={changed.train.seed} instead of {base.train.seed}: the same experiment with other random numbers and another order of frames"
+    return (
+        f"train.seed={changed.train.seed} instead of {base.train.seed}: the same experiment with other random"
+        " numbers and another order of frames"
+    )
 
 
 def _on_tiny(key: str) -> str:

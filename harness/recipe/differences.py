@@ -1,4 +1,7 @@
-"""How a recipe differs from another, key by key, and what each difference means for comparing the two. No prose of a verdict: facts of the key."""
+"""How a recipe differs from another, key by key, and what each difference means for comparing the two.
+
+No prose of a verdict: facts of the key.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,16 @@ class Difference(NamedTuple):
 
 
 def differences(published: Recipe, here: Recipe) -> list[Difference]:
-    """Every key in which the two differ, names and descriptions aside; what makes another experiment comes first."""
-    before, after = (flat(each.model_dump(mode="json", exclude={"name", "description"})) for each in (published, here))
-    found = [Difference(key, before.get(key, "–"), after.get(key, "–"), *meaning(key)) for key in changed_keys(before, after)]
+    """Every key in which the two differ, names and descriptions aside; what makes another experiment comes
+    first.
+    """
+    before, after = (
+        flat(each.model_dump(mode="json", exclude={"name", "description"})) for each in (published, here)
+    )
+    found = [
+        Difference(key, before.get(key, "–"), after.get(key, "–"), *meaning(key))
+        for key in changed_keys(before, after)
+    ]
     return sorted(found, key=lambda difference: HEAVIEST_FIRST.index(difference.weight))
 
 

@@ -25,10 +25,12 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: Path | None = None) -> Recipe:
-    """The recipe called `name_or_file` (a shipped name or a YAML file), with `key.path=value` overrides applied.
+    """The recipe called `name_or_file` (a shipped name or a YAML file), with `key.path=value` overrides
+    applied.
 
-    What a recipe names whom the user asks for may be fetched (`harness.received.consent`), and a file that he names himself may be a link. `root` is
-    the run that the file is a part of, which anybody may have written: no link leads out of it, and only what the overrides name may be fetched.
+    What a recipe names whom the user asks for may be fetched (`harness.received.consent`), and a file that he
+    names himself may be a link. `root` is the run that the file is a part of, which anybody may have written:
+    no link leads out of it, and only what the overrides name may be fetched.
     Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid"; UnsafeFile.
     """
     recipe = recipe_from(_read_yaml(name_or_file, root), overrides, where=f"recipe {name_or_file}")
@@ -38,7 +40,9 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: 
 
 
 def recipe_from(data: dict[str, Any], overrides: list[str] | None = None, *, where: str) -> Recipe:
-    """The recipe that a mapping says, such as one recorded in a checkpoint, with overrides applied. What those name may be fetched.
+    """The recipe that a mapping says, such as one recorded in a checkpoint, with overrides applied.
+
+    What those name may be fetched.
 
     Raises: HarnessError "recipe-invalid" or "override-invalid".
     """
@@ -46,9 +50,21 @@ def recipe_from(data: dict[str, Any], overrides: list[str] | None = None, *, whe
     data = copy.deepcopy(data)
     for override in overrides or []:
         _apply_override(data, override)
-    recipe = parse(Recipe, data, where=where, code="recipe-invalid", fix="correct the keys named above in the recipe or in --set")
+    recipe = parse(
+        Recipe,
+        data,
+        where=where,
+        code="recipe-invalid",
+        fix="correct the keys named above in the recipe or in --set",
+    )
     typed = {override.partition("=")[0] for override in overrides or []}
-    consent.grant(*(source for key, source in _sources(recipe).items() if key in typed or key.partition(".")[0] in typed))
+    consent.grant(
+        *(
+            source
+            for key, source in _sources(recipe).items()
+            if key in typed or key.partition(".")[0] in typed
+        )
+    )
     return recipe
 
 
@@ -65,7 +81,12 @@ def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
         try:
             text = read_received(path, root or path.resolve().parent, RECIPE_BYTES).decode()
         except (OSError, RuntimeError, ValueError) as error:
-            raise HarnessError("recipe-invalid", f"recipe {name_or_file} cannot be read: {error}", need="a YAML file", fix="--recipe FILE.yaml") from error
+            raise HarnessError(
+                "recipe-invalid",
+                f"recipe {name_or_file} cannot be read: {error}",
+                need="a YAML file",
+                fix="--recipe FILE.yaml",
+            ) from error
     else:
         import difflib
 
@@ -80,16 +101,30 @@ def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
     try:
         data = parse_yaml(text)
     except ValueError as error:
-        raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not YAML of a recipe: {error}", fix="correct the file") from error
+        raise HarnessError(
+            "recipe-invalid",
+            f"recipe {name_or_file} is not YAML of a recipe: {error}",
+            fix="correct the file",
+        ) from error
     if not isinstance(data, dict):
-        raise HarnessError("recipe-invalid", f"recipe {name_or_file} is not a mapping of keys", got=type(data).__name__, fix="correct the file")
+        raise HarnessError(
+            "recipe-invalid",
+            f"recipe {name_or_file} is not a mapping of keys",
+            got=type(data).__name__,
+            fix="correct the file",
+        )
     return data
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise HarnessError("override-invalid", f"--set {override!r} is not key=value", need="for example train.steps=100", fix="--set train.steps=100")
+        raise HarnessError(
+            "override-invalid",
+            f"--set {override!r} is not key=value",
+            need="for example train.steps=100",
+            fix="--set train.steps=100",
+        )
     *parents, last = key.split(".")
     node: Any = data
     for part in parents:
@@ -97,16 +132,25 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             node[part] = {}
         node = node[part]
         if not isinstance(node, dict):
-            raise HarnessError("override-invalid", f"--set {override!r}: {part!r} holds a value, not keys", fix="check the key path in the recipe")
+            raise HarnessError(
+                "override-invalid",
+                f"--set {override!r}: {part!r} holds a value, not keys",
+                fix="check the key path in the recipe",
+            )
     node[last] = _scalar(value)
 
 
 def _scalar(text: str) -> Any:
-    """YAML's reading of `text`, plus the exponent form without a dot ("5e-5") that YAML 1.1 takes for a string."""
+    """YAML's reading of `text`, plus the exponent form without a dot ("5e-5") that YAML 1.1 takes for a
+    string.
+    """
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        what, need = f"--set: {one_line(text[:200])} is not a YAML value", "for example 100 or {rank: 16, alpha: 16.0}"
+        what, need = (
+            f"--set: {one_line(text[:200])} is not a YAML value",
+            "for example 100 or {rank: 16, alpha: 16.0}",
+        )
         raise HarnessError("override-invalid", what, got=error, need=need, fix="correct the value") from error
     if isinstance(value, str):
         try:
@@ -118,7 +162,12 @@ def _scalar(text: str) -> Any:
 
 def shipped_sources() -> set[str]:
     """Every address and hub id that the recipes inside the package name."""
-    return {source for name in shipped_recipes() for source in _sources(recipe_from(_read_yaml(name, None), where=name)).values() if source is not None}
+    return {
+        source
+        for name in shipped_recipes()
+        for source in _sources(recipe_from(_read_yaml(name, None), where=name)).values()
+        if source is not None
+    }
 
 
 def _sources(recipe: Recipe) -> dict[str, str | None]:

@@ -1,6 +1,7 @@
 """What a changed key of a recipe makes of the run, and why: the one table that all others derive from.
 
-The recipe's hash leaves out what is *cadence*; the planner's deviations, the report's differences and the verdict's fields follow the same weights.
+The recipe's hash leaves out what is *cadence*; the planner's deviations, the report's differences and the
+verdict's fields follow the same weights.
 """
 
 from __future__ import annotations
@@ -33,25 +34,41 @@ MEANING: dict[str, Meaning] = {
     "name": Meaning("cadence", "only a name"),
     "description": Meaning("cadence", "only words"),
     "model": Meaning("another experiment", "another network"),
-    "model.paligemma.variant": Meaning("another experiment", "another language model: no released weights fit it"),
-    "model.action_expert.variant": Meaning("another experiment", "another action expert: no released weights fit it"),
-    "model.paligemma.lora": Meaning("another experiment", "adapters on the language model instead of training its weights"),
-    "model.action_expert.lora": Meaning("another experiment", "adapters on the action expert instead of training its weights"),
-    "model.prompt_tokens": Meaning("same mathematics", "padding of the prompt is masked; it matters only where prompts are cut"),
+    "model.paligemma.variant": Meaning(
+        "another experiment", "another language model: no released weights fit it"
+    ),
+    "model.action_expert.variant": Meaning(
+        "another experiment", "another action expert: no released weights fit it"
+    ),
+    "model.paligemma.lora": Meaning(
+        "another experiment", "adapters on the language model instead of training its weights"
+    ),
+    "model.action_expert.lora": Meaning(
+        "another experiment", "adapters on the action expert instead of training its weights"
+    ),
+    "model.prompt_tokens": Meaning(
+        "same mathematics", "padding of the prompt is masked; it matters only where prompts are cut"
+    ),
     "model.action_horizon": Meaning("another experiment", "predicts chunks of another length"),
     "model.compute_dtype": Meaning("another experiment", "rounds differently in every step"),
     "data": Meaning("other data", "the loss is over other samples: not comparable number by number"),
     "data.asset_id": Meaning("same mathematics", "only the name of the statistics in the checkpoint"),
     "data.tokenizer": Meaning("other data", "other tokens for the same words"),
     "data.normalization": Meaning("another experiment", "scales the actions differently, and so the loss"),
-    "data.degenerate_dimensions": Meaning("another experiment", "treats near-constant dimensions differently"),
+    "data.degenerate_dimensions": Meaning(
+        "another experiment", "treats near-constant dimensions differently"
+    ),
     "data.augment": Meaning("another experiment", "augmentation changes what the model sees"),
     "weights": Meaning("another experiment", "starts from other weights"),
     "train.trained": Meaning("another experiment", "trains other parameters"),
     "train.steps": Meaning("cadence", "another length; each step is the same: compare at the same step"),
-    "train.global_batch": Meaning("another experiment", "another number of samples a step, and another noise of the gradient"),
+    "train.global_batch": Meaning(
+        "another experiment", "another number of samples a step, and another noise of the gradient"
+    ),
     "train.seed": Meaning("same mathematics", "another order and other noise of the same experiment"),
-    "train.ema_decay": Meaning("another experiment", "the deployed parameters are averaged differently, or not at all"),
+    "train.ema_decay": Meaning(
+        "another experiment", "the deployed parameters are averaged differently, or not at all"
+    ),
     "train.ema_every_steps": Meaning("another experiment", "the average is taken at other steps"),
     "train.frozen": Meaning("another experiment", "frozen weights are stored coarser"),
     "train.optimizer": Meaning("another experiment", "other updates from the same gradients"),
@@ -71,10 +88,17 @@ def meaning(key: str) -> Meaning:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings by dotted key: `{"a": {"b": 1}}` → `{"a.b": 1}`. Lists are leaves, and so is an empty mapping below the top."""
+    """The leaves of nested mappings by dotted key: `{"a": {"b": 1}}` → `{"a.b": 1}`.
+
+    Lists are leaves, and so is an empty mapping below the top.
+    """
     if not isinstance(value, Mapping) or (not value and prefix):
         return {prefix: value}
-    return {path: leaf for key, inner in value.items() for path, leaf in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {
+        path: leaf
+        for key, inner in value.items()
+        for path, leaf in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,10 @@
-"""Every parameter of π0.5: its path, shape, group, and whether it is trained. No JAX: the one place that all rooms ask.
+"""Every parameter of π0.5: its path, shape, group, and whether it is trained.
 
-Paths are those of openpi's checkpoints, for example `PaliGemma/llm/layers/attn/q_einsum/w`; a suffix `_1` marks the action
-expert. Source: openpi src/openpi/models/{pi0,gemma,siglip,lora}.py and pi0_config.py `get_freeze_filter`, commit 15a9616.
+No JAX: the one place that all rooms ask.
+
+Paths are those of openpi's checkpoints, for example `PaliGemma/llm/layers/attn/q_einsum/w`; a suffix `_1`
+marks the action expert. Source: openpi src/openpi/models/{pi0,gemma,siglip,lora}.py and pi0_config.py
+`get_freeze_filter`, commit 15a9616.
 
 Axes: L layers, N query heads, K key/value heads, D width, H head dim, F mlp dim, R adapter rank.
 """
@@ -80,7 +83,10 @@ def _vision(model: Model) -> Shapes:
             f"MultiHeadDotProductAttention_0/{name}/kernel": (d, size.heads, head_dim),
             f"MultiHeadDotProductAttention_0/{name}/bias": (size.heads, head_dim),
         }
-    block |= {"MultiHeadDotProductAttention_0/out/kernel": (size.heads, head_dim, d), "MultiHeadDotProductAttention_0/out/bias": (d,)}
+    block |= {
+        "MultiHeadDotProductAttention_0/out/kernel": (size.heads, head_dim, d),
+        "MultiHeadDotProductAttention_0/out/bias": (d,),
+    }
     for name, (inputs, outputs) in {"Dense_0": (d, size.mlp_dim), "Dense_1": (size.mlp_dim, d)}.items():
         block |= {f"MlpBlock_0/{name}/kernel": (inputs, outputs), f"MlpBlock_0/{name}/bias": (outputs,)}
     img = {f"Transformer/encoderblock/{path}": (layers, *shape) for path, shape in block.items()}
@@ -98,8 +104,14 @@ def _vision(model: Model) -> Shapes:
 
 def _language(model: Model) -> Shapes:
     language, expert = GEMMA[model.paligemma.variant], GEMMA[model.action_expert.variant]
-    llm: Shapes = {"embedder/input_embedding": (model.vocab_size, language.width), "final_norm/scale": (language.width,)}
-    llm |= {"final_norm_1/Dense_0/kernel": (expert.width, 3 * expert.width), "final_norm_1/Dense_0/bias": (3 * expert.width,)}
+    llm: Shapes = {
+        "embedder/input_embedding": (model.vocab_size, language.width),
+        "final_norm/scale": (language.width,),
+    }
+    llm |= {
+        "final_norm_1/Dense_0/kernel": (expert.width, 3 * expert.width),
+        "final_norm_1/Dense_0/bias": (3 * expert.width,),
+    }
     for suffix, part in (("", model.paligemma), ("_1", model.action_expert)):
         layers = GEMMA[part.variant].depth
         llm |= {f"layers/{path}": (layers, *shape) for path, shape in _expert_block(part, suffix).items()}
@@ -115,13 +127,23 @@ def _expert_block(part: Expert, suffix: str) -> Shapes:
     block |= {f"mlp{suffix}/{name}": shape for name, shape in dense.items()}
     for norm in ("pre_attention_norm", "pre_ffw_norm"):
         # The action expert's norms are adaptive: scale, shift and gate from the time embedding.
-        block |= {f"{norm}_1/Dense_0/kernel": (d, 3 * d), f"{norm}_1/Dense_0/bias": (3 * d,)} if suffix else {f"{norm}/scale": (d,)}
+        block |= (
+            {f"{norm}_1/Dense_0/kernel": (d, 3 * d), f"{norm}_1/Dense_0/bias": (3 * d,)}
+            if suffix
+            else {f"{norm}/scale": (d,)}
+        )
     if part.lora:
         r = part.lora.rank
         for name, shape in einsums.items():
-            block |= {f"attn/{name}{suffix}/lora_a": (*shape[:-1], r), f"attn/{name}{suffix}/lora_b": (*shape[:-2], r, shape[-1])}
+            block |= {
+                f"attn/{name}{suffix}/lora_a": (*shape[:-1], r),
+                f"attn/{name}{suffix}/lora_b": (*shape[:-2], r, shape[-1]),
+            }
         for name, shape in dense.items():
-            block |= {f"mlp{suffix}/{name}_lora_a": (*shape[:-1], r), f"mlp{suffix}/{name}_lora_b": (*shape[:-2], r, shape[-1])}
+            block |= {
+                f"mlp{suffix}/{name}_lora_a": (*shape[:-1], r),
+                f"mlp{suffix}/{name}_lora_b": (*shape[:-2], r, shape[-1]),
+            }
     return block
 
 
@@ -143,9 +165,9 @@ def _is_action_expert(path: str) -> bool:
 def is_trained(path: str, model: Model, trained: Trained) -> bool:
     """Whether the parameter at `path` is trained; every room asks this one function.
 
-    full: everything. lora: adapters, and all that is not the language model of an adapted expert (so the vision tower and
-    the projections), as upstream's `get_freeze_filter`. lora_frozen_vision: the same without the vision tower.
-    action_expert: the action expert with its adaptive norms, and the projections.
+    full: everything. lora: adapters, and all that is not the language model of an adapted expert (so the
+    vision tower and the projections), as upstream's `get_freeze_filter`. lora_frozen_vision: the same without
+    the vision tower. action_expert: the action expert with its adaptive norms, and the projections.
     """
     group = group_of(path)
     if trained == "full" or group == "projections":
@@ -164,11 +186,18 @@ def is_kernel(path: str, shape: tuple[int, ...]) -> bool:
 
     Source: openpi scripts/train.py `train_step`, commit 15a9616.
     """
-    return len(shape) > 1 and path.rsplit("/", 1)[-1] not in ("bias", "scale", "pos_embedding", "input_embedding")
+    return len(shape) > 1 and path.rsplit("/", 1)[-1] not in (
+        "bias",
+        "scale",
+        "pos_embedding",
+        "input_embedding",
+    )
 
 
 def is_cast_before_use(path: str) -> bool:
-    """Whether the model casts this parameter of a layer to the compute type before it does anything else with it. Norms' scales it does not."""
+    """Whether the model casts this parameter of a layer to the compute type before it does anything else with
+    it. Norms' scales it does not.
+    """
     in_layer = "llm/layers/" in path or "encoderblock/" in path
     return in_layer and "LayerNorm" not in path and not path.endswith("/scale")
 
@@ -180,20 +209,25 @@ def counts(model: Model, trained: Trained) -> tuple[int, int]:
 
 
 def check_who_is_trained(recipe: Recipe) -> None:
-    """Refuses adapters beside trained base weights: `full` with adapters is a full fine-tune that is called LoRA.
+    """Refuses adapters beside trained base weights: `full` with adapters is a full fine-tune that is called
+    LoRA.
 
     Raises: HarnessError "lora-trains-everything" with the counts.
     """
     model = recipe.model
-    adapted = [name for name, part in (("paligemma", model.paligemma), ("action_expert", model.action_expert)) if part.lora]
+    adapted = [
+        name
+        for name, part in (("paligemma", model.paligemma), ("action_expert", model.action_expert))
+        if part.lora
+    ]
     if recipe.train.trained not in ("full", "action_expert") or not adapted:
         return
     total, trained = counts(model, recipe.train.trained)
     _, real = counts(model, "lora")
     raise HarnessError(
         "lora-trains-everything",
-        f"the recipe puts LoRA adapters on {' and '.join(adapted)}, yet train.trained is {recipe.train.trained!r}: the base weights under the adapters "
-        "would be trained too",
+        f"the recipe puts LoRA adapters on {' and '.join(adapted)}, yet train.trained is"
+        f" {recipe.train.trained!r}: the base weights under the adapters would be trained too",
         got=f"{format_count(trained)} of {format_count(total)} parameters trained ({trained:,})",
         need=f"{format_count(real)} ({real:,}) trained, as LoRA is defined",
         fix=f"--set train.trained=lora, or remove model.{adapted[0]}.lora for a full fine-tune",

@@ -1,7 +1,7 @@
 """The recipe: what is learned. How a machine carries it out is the plan's business, never the recipe's.
 
-A recipe is a YAML file; the shipped ones lie in `harness/recipe/`. The figures of the published recipe come from
-openpi src/openpi/training/config.py (`pi05_libero`) and training/optimizer.py at commit 15a9616.
+A recipe is a YAML file; the shipped ones lie in `harness/recipe/`. The figures of the published recipe come
+from openpi src/openpi/training/config.py (`pi05_libero`) and training/optimizer.py at commit 15a9616.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Part(Strict):
 class Lora(Part):
     """Low-rank adapters on attention and feed-forward of one expert; their product is scaled by alpha / rank.
 
-    Upstream forgets that scale in the feed-forward; `scale_feed_forward: false` is that, for whoever must reproduce it. At
-    alpha == rank, as in all of upstream's configurations, there is no difference.
+    Upstream forgets that scale in the feed-forward; `scale_feed_forward: false` is that, for whoever must
+    reproduce it. At alpha == rank, as in all of upstream's configurations, there is no difference.
     """
 
     rank: int = Field(gt=0)
@@ -53,7 +53,10 @@ class Expert(Part):
 
 
 class Model(Part):
-    """π0.5's shape. Tokens: `prompt_tokens` is what the recipe pads to; a plan may compute fewer, with the same result."""
+    """π0.5's shape.
+
+    Tokens: `prompt_tokens` is what the recipe pads to; a plan may compute fewer, with the same result.
+    """
 
     paligemma: Expert = Expert(variant="gemma_2b")
     action_expert: Expert = Expert(variant="gemma_300m")
@@ -69,10 +72,10 @@ class Model(Part):
 class Data(Part):
     """Where samples come from and how a column becomes an input.
 
-    `dataset` is "sample" (the one inside the package), a directory, or a hub id. `cameras` maps each camera of the model
-    to a feature of the dataset, or to null: an absent camera is masked, and a plan need not compute it. `state` may be null
-    too: it does not enter the model, only its statistics are kept beside the weights. `asset_id` names the statistics inside a
-    checkpoint.
+    `dataset` is "sample" (the one inside the package), a directory, or a hub id. `cameras` maps each camera
+    of the model to a feature of the dataset, or to null: an absent camera is masked, and a plan need not
+    compute it. `state` may be null too: it does not enter the model, only its statistics are kept beside the
+    weights. `asset_id` names the statistics inside a checkpoint.
     """
 
     dataset: str
@@ -90,14 +93,18 @@ class Data(Part):
     def _all_cameras(self) -> Data:
         missing = [name for name in CAMERAS if name not in self.cameras]
         if missing:
-            raise ValueError(f"cameras lacks {', '.join(missing)} (give a feature name, or null for an absent camera)")
+            raise ValueError(
+                f"cameras lacks {', '.join(missing)} (give a feature name, or null for an absent camera)"
+            )
         if not any(self.cameras.values()):
             raise ValueError("cameras: at least one must name a feature of the dataset")
         return self
 
 
 class Schedule(Part):
-    """Linear warm-up from peak / (warmup_steps + 1) to peak, then a cosine to `end` over `decay_steps` in all."""
+    """Linear warm-up from peak / (warmup_steps + 1) to peak, then a cosine to `end` over `decay_steps` in
+    all.
+    """
 
     warmup_steps: int = Field(ge=0)
     peak: float = Field(gt=0)
@@ -107,12 +114,18 @@ class Schedule(Part):
     @model_validator(mode="after")
     def _warms_up_before_the_end(self) -> Schedule:
         if self.decay_steps <= self.warmup_steps:
-            raise ValueError(f"decay_steps ({self.decay_steps}) counts from step 0 and must exceed warmup_steps ({self.warmup_steps})")
+            raise ValueError(
+                f"decay_steps ({self.decay_steps}) counts from step 0 and must exceed warmup_steps"
+                f" ({self.warmup_steps})"
+            )
         return self
 
 
 class Optimizer(Part):
-    """AdamW behind clipping by global norm. `moments` other than float32 are approximate: how Adam's two moments are stored."""
+    """AdamW behind clipping by global norm.
+
+    `moments` other than float32 are approximate: how Adam's two moments are stored.
+    """
 
     b1: float = Field(0.9, ge=0, lt=1)
     b2: float = Field(0.95, ge=0, lt=1)
@@ -124,7 +137,9 @@ class Optimizer(Part):
 
 
 class Weights(Part):
-    """The parameters to start from: an openpi `params` directory (local, gs:// or https://), or null for random ones."""
+    """The parameters to start from: an openpi `params` directory (local, gs:// or https://), or null for
+    random ones.
+    """
 
     source: str | None = None
 
@@ -133,14 +148,20 @@ class Weights(Part):
     def _no_password(cls, source: str | None) -> str | None:
         # The recipe is written into the run, its manifest and the report.
         if source is not None and "://" in source and "@" in source.split("://", 1)[1].split("/", 1)[0]:
-            raise ValueError("the address holds a user name or password, which would be written into the run; give it without")
+            raise ValueError(
+                "the address holds a user name or password, which would be written into the run; give it"
+                " without"
+            )
         return source
 
 
 class Train(Part):
-    """How it is trained. `save: trained` leaves the frozen parameters out of checkpoints and names the base weights instead.
+    """How it is trained.
 
-    `frozen` other than bfloat16 (quantized) and `ema_every_steps` other than 1 are approximate: not what upstream does.
+    `save: trained` leaves the frozen parameters out of checkpoints and names the base weights instead.
+
+    `frozen` other than bfloat16 (quantized) and `ema_every_steps` other than 1 are approximate: not what
+    upstream does.
     """
 
     trained: Trained
@@ -167,25 +188,37 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _no_secret(self) -> Recipe:
-        # It is written into the run, its manifest, its checkpoints and the report; what is redacted there could not be resumed.
+        # It is written into the run, its manifest, its checkpoints and the report; what is redacted there
+        # could not be resumed.
         if holds_secret(self.model_dump_json()):
-            raise ValueError("a value is or holds a secret (a key, a signed or password-bearing address), which would be written into the run; leave it out")
+            raise ValueError(
+                "a value is or holds a secret (a key, a signed or password-bearing address), which would be"
+                " written into the run; leave it out"
+            )
         return self
 
     @model_validator(mode="after")
     def _adapters_match_who_is_trained(self) -> Recipe:
         has_lora = bool(self.model.paligemma.lora or self.model.action_expert.lora)
         if self.train.trained.startswith("lora") and not has_lora:
-            raise ValueError(f"train.trained is {self.train.trained!r} but neither model.paligemma nor model.action_expert has a lora")
+            raise ValueError(
+                f"train.trained is {self.train.trained!r} but neither model.paligemma nor model.action_expert"
+                " has a lora"
+            )
         return self
 
     @model_validator(mode="after")
     def _what_is_left_out_can_be_found_again(self) -> Recipe:
         if self.train.save == "trained" and (self.weights.source is None or self.train.trained == "full"):
-            raise ValueError("train.save is 'trained', which needs weights.source (the frozen parameters are read from there) and frozen parameters")
+            raise ValueError(
+                "train.save is 'trained', which needs weights.source (the frozen parameters are read from"
+                " there) and frozen parameters"
+            )
         return self
 
     def sha256(self) -> str:
-        """Hash of everything that changes what a step learns: all keys that recipe/meaning.py does not call cadence."""
+        """Hash of everything that changes what a step learns: all keys that recipe/meaning.py does not call
+        cadence.
+        """
         body = without_cadence(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,6 @@
-"""The training curves of a run, small enough for a page: metrics.jsonl read line by line, thinned without losing extremes."""
+"""The training curves of a run, small enough for a page: metrics.jsonl read line by line, thinned without
+losing extremes.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,20 @@ from typing import NamedTuple
 from harness.artifacts import Metrics
 from harness.artifacts.metrics_lines import MOST_LINES, read_lines
 
-SERIES = {"loss": "Loss", "grad_norm": "Gradient norm", "learning_rate": "Learning rate", "step_s": "Step time, s"}
+SERIES = {
+    "loss": "Loss",
+    "grad_norm": "Gradient norm",
+    "learning_rate": "Learning rate",
+    "step_s": "Step time, s",
+}
 MAX_POINTS = 2000
 
 
 class Curves(NamedTuple):
-    """`rows` by step, the later of two lines of one step; the counts say what was left out. `cut`: there are more lines than are read."""
+    """`rows` by step, the later of two lines of one step; the counts say what was left out.
+
+    `cut`: there are more lines than are read.
+    """
 
     rows: list[Metrics]
     unreadable_lines: int
@@ -24,7 +34,9 @@ class Curves(NamedTuple):
 
 
 def read_curves(path: Path) -> Curves | None:
-    """The curves of a metrics.jsonl; None when there is none. A torn line (the trainer was killed) is counted, not fatal.
+    """The curves of a metrics.jsonl; None when there is none.
+
+    A torn line (the trainer was killed) is counted, not fatal.
 
     Raises: UnsafeFile; OSError as `open` does.
     """
@@ -56,7 +68,9 @@ def series(rows: list[Metrics], most: int = MAX_POINTS) -> dict[str, list[list[f
 
 
 def _thinned(steps: list[int], values: list[float], most: int) -> list[list[float | None]]:
-    """At most about `most`: the least and the greatest of each stretch, and every stretch's first non-finite value."""
+    """At most about `most`: the least and the greatest of each stretch, and every stretch's first non-finite
+    value.
+    """
     stretch = max(1, math.ceil(len(values) / (most // 2)))
     kept: set[int] = set()
     if stretch < 3:
@@ -64,10 +78,15 @@ def _thinned(steps: list[int], values: list[float], most: int) -> list[list[floa
     for start in range(0, len(values), stretch) if not kept else ():
         indices = range(start, min(start + stretch, len(values)))
         finite = [i for i in indices if math.isfinite(values[i])]
-        kept |= {min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)} if finite else set()
+        kept |= (
+            {min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)} if finite else set()
+        )
         kept |= set([i for i in indices if not math.isfinite(values[i])][:1])
     order = sorted(kept | ({0, len(values) - 1} if values else set()))
-    return [[steps[i] for i in order], [float(f"{values[i]:.6g}") if math.isfinite(values[i]) else None for i in order]]
+    return [
+        [steps[i] for i in order],
+        [float(f"{values[i]:.6g}") if math.isfinite(values[i]) else None for i in order],
+    ]
 
 
 class Tenths(NamedTuple):
@@ -95,7 +114,9 @@ def loss_tenths(rows: list[Metrics]) -> Tenths | None:
 
 
 def median_of(rows: list[Metrics], name: str) -> float | None:
-    """The median of a column, over its finite values, None where there is none; the first row is left out, since its step compiles."""
+    """The median of a column, over its finite values, None where there is none; the first row is left out,
+    since its step compiles.
+    """
     values = [value for row in rows[1:] if (value := getattr(row, name)) is not None and math.isfinite(value)]
     return median(values) if values else None
 

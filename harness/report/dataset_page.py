@@ -1,4 +1,5 @@
-"""A look at the data: one HTML page of episodes, camera strips, states, actions and prompts that needs no network and no script.
+"""A look at the data: one HTML page of episodes, camera strips, states, actions and prompts that needs no
+network and no script.
 
 It is given what it shows: the reader of the dataset, and how values are normalized.
 """
@@ -103,8 +104,17 @@ class Bin(NamedTuple):
     percent: float
 
 
-def render(dataset: Dataset, stats: NormStats, frames: Frames, tokens: dict[str, int], normalized: Normalized, mode: str) -> str:
-    """The page as HTML, under 2 MB. `tokens` is the length of each task's prompt; `mode` names the normalization.
+def render(
+    dataset: Dataset,
+    stats: NormStats,
+    frames: Frames,
+    tokens: dict[str, int],
+    normalized: Normalized,
+    mode: str,
+) -> str:
+    """The page as HTML, under 2 MB.
+
+    `tokens` is the length of each task's prompt; `mode` names the normalization.
 
     Raises: HarnessError of the dataset's reader, when a picture that is shown cannot be read.
     """
@@ -118,7 +128,11 @@ def render(dataset: Dataset, stats: NormStats, frames: Frames, tokens: dict[str,
         dataset=dataset,
         stats=stats,
         shown=shown,
-        charts={key: charts(key, getattr(frames.columns, key), episodes, stats, normalized) for key in ("state", "actions") if key in stats.norm_stats},
+        charts={
+            key: charts(key, getattr(frames.columns, key), episodes, stats, normalized)
+            for key in ("state", "actions")
+            if key in stats.norm_stats
+        },
         mode=mode,
         lengths=histogram(lengths, "frames"),
         shortest=min(lengths),
@@ -141,8 +155,13 @@ def _show(dataset: Dataset, frames: Frames, episode: EpisodeSpan, of: int) -> Sh
     cameras = [(camera, feature) for camera, feature in dataset.cameras.items() if feature is not None]
     budget = MAX_IMAGE_BYTES // max(1, of * len(cameras))
     places = spread(range(episode.first, episode.first + episode.length), STRIP_FRAMES)
-    strips = [Strip(f"{camera} ({feature})", strip([frames.image(i, feature) for i in places], budget)) for camera, feature in cameras]
-    return Shown(episode.index, episode.length, episode.length / dataset.fps, frames.task(episode.first), strips)
+    strips = [
+        Strip(f"{camera} ({feature})", strip([frames.image(i, feature) for i in places], budget))
+        for camera, feature in cameras
+    ]
+    return Shown(
+        episode.index, episode.length, episode.length / dataset.fps, frames.task(episode.first), strips
+    )
 
 
 def strip(images: list[np.ndarray], budget: int) -> str:
@@ -154,7 +173,9 @@ def strip(images: list[np.ndarray], budget: int) -> str:
         small = [Image.fromarray(image) for image in images]
         for picture in small:
             picture.thumbnail((size * 2, size))
-        sheet = Image.new("RGB", (sum(p.width for p in small) + 2 * (len(small) - 1), max(p.height for p in small)), "white")
+        sheet = Image.new(
+            "RGB", (sum(p.width for p in small) + 2 * (len(small) - 1), max(p.height for p in small)), "white"
+        )
         left = 0
         for picture in small:
             sheet.paste(picture, (left, 0))
@@ -166,7 +187,9 @@ def strip(images: list[np.ndarray], budget: int) -> str:
         size //= 2
 
 
-def charts(key: str, values: np.ndarray, episodes: list[EpisodeSpan], stats: NormStats, normalized: Normalized) -> list[Chart]:
+def charts(
+    key: str, values: np.ndarray, episodes: list[EpisodeSpan], stats: NormStats, normalized: Normalized
+) -> list[Chart]:
     """One chart a dimension: the shown episodes' normalized values over their frames.
 
     Shapes: values [N, D].
@@ -186,14 +209,22 @@ def charts(key: str, values: np.ndarray, episodes: list[EpisodeSpan], stats: Nor
             points = zip(x, y[episode.first + places], strict=True)
             lines.append(Line(colour, "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)))
         low, high = float(values[:, d].min()), float(values[:, d].max())
-        finding = next((f"{f.problem}; {f.fix}" for f in stats.findings if (f.key, f.dimension) == (key, d)), None)
+        finding = next(
+            (f"{f.problem}; {f.fix}" for f in stats.findings if (f.key, f.dimension) == (key, d)), None
+        )
         found.append(
             Chart(
                 f"{key}[{d}]",
                 lines,
                 HEIGHT / 2 * (1 - 1 / edge),
                 HEIGHT / 2 * (1 + 1 / edge),
-                [("min", low), ("q01", one.q01[d]), ("mean", one.mean[d]), ("q99", one.q99[d]), ("max", high)],
+                [
+                    ("min", low),
+                    ("q01", one.q01[d]),
+                    ("mean", one.mean[d]),
+                    ("q99", one.q99[d]),
+                    ("max", high),
+                ],
                 100 * float((np.abs(column) > 1).mean()),
                 finding,
             )
@@ -219,7 +250,13 @@ def histogram(values: list[int], unit: str) -> list[Bin]:
 
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters: dict[str, Any] = {"bytes": format_bytes, "seconds": format_seconds, "number": lambda value: f"{value:.3g}".replace("-", "−").replace("e−0", "e−")}
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    filters: dict[str, Any] = {
+        "bytes": format_bytes,
+        "seconds": format_seconds,
+        "number": lambda value: f"{value:.3g}".replace("-", "−").replace("e−0", "e−"),
+    }
     environment.filters |= filters
     return environment.get_template("dataset.html.j2")

@@ -1,4 +1,6 @@
-"""Drawings that the page makes of numbers, as coordinates for inline SVG: so that they follow its colours, in the dark and on paper."""
+"""Drawings that the page makes of numbers, as coordinates for inline SVG: so that they follow its colours, in
+the dark and on paper.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ SPAN = 3.0
 
 
 class Panel(NamedTuple):
-    """One action dimension: points of two polylines, and where the padding behind the episode's end begins."""
+    """One action dimension: points of two polylines, and where the padding behind the episode's end
+    begins.
+    """
 
     name: str
     recorded: str
@@ -51,22 +55,48 @@ def prediction_panels(prediction: Prediction) -> list[Panel]:
         lines = [[row[d] for row in rows] for rows in (prediction.recorded, prediction.predicted)]
         low, high = min(map(min, lines)), max(map(max, lines))
         span = high - low or 1.0
-        points = [" ".join(f"{PAD + i * step:.1f},{HEIGHT - PAD - (v - low) / span * (HEIGHT - 2 * PAD):.1f}" for i, v in enumerate(line)) for line in lines]
-        panels.append(Panel(f"actions[{d}]", points[0], points[1], None if ends is None else PAD + (ends - 0.5) * step, low, high, error))
+        points = [
+            " ".join(
+                f"{PAD + i * step:.1f},{HEIGHT - PAD - (v - low) / span * (HEIGHT - 2 * PAD):.1f}"
+                for i, v in enumerate(line)
+            )
+            for line in lines
+        ]
+        panels.append(
+            Panel(
+                f"actions[{d}]",
+                points[0],
+                points[1],
+                None if ends is None else PAD + (ends - 0.5) * step,
+                low,
+                high,
+                error,
+            )
+        )
     return panels
 
 
 def moved_rows(moved: Moved) -> tuple[list[Row], int]:
-    """(a row a part of the network with a cell a layer, the number of layers). The first parts, of more than a hundred."""
+    """(a row a part of the network with a cell a layer, the number of layers).
+
+    The first parts, of more than a hundred.
+    """
     names = list(dict.fromkeys(block.name for block in moved.blocks))[:MOST_ROWS]
     layers = max((block.layer + 1 for block in moved.blocks if block.layer is not None), default=1)
     most = max((block.relative for block in moved.blocks if block.relative), default=0.0)
-    cells = {(block.name, block.layer or 0): Cell(shade(block.relative, most), _words(block.layer, block.relative)) for block in moved.blocks}
-    return [Row(name, [cells.get((name, layer), Cell(None, "")) for layer in range(layers)]) for name in names], layers
+    cells = {
+        (block.name, block.layer or 0): Cell(shade(block.relative, most), _words(block.layer, block.relative))
+        for block in moved.blocks
+    }
+    return [
+        Row(name, [cells.get((name, layer), Cell(None, "")) for layer in range(layers)]) for name in names
+    ], layers
 
 
 def shade(relative: float | None, most: float) -> int | None:
-    """The shade of a relative movement, on a logarithmic scale of SPAN decades below `most`; at least 1 for what moved at all."""
+    """The shade of a relative movement, on a logarithmic scale of SPAN decades below `most`; at least 1 for
+    what moved at all.
+    """
     if relative is None:
         return None
     if not relative or not most:

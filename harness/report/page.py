@@ -1,4 +1,7 @@
-"""The report of a run: one HTML page that needs no network. It reads the run's files, and says what is not there."""
+"""The report of a run: one HTML page that needs no network.
+
+It reads the run's files, and says what is not there.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,21 @@ from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 
-from harness.artifacts import Artifact, Checkpoint, Curve, Dataset, Diagnosis, Machine, Manifest, Memory, NormStats, Plan, Prediction, Status, Verdict
+from harness.artifacts import (
+    Artifact,
+    Checkpoint,
+    Curve,
+    Dataset,
+    Diagnosis,
+    Machine,
+    Manifest,
+    Memory,
+    NormStats,
+    Plan,
+    Prediction,
+    Status,
+    Verdict,
+)
 from harness.errors import HarnessError
 from harness.recipe.differences import PUBLISHED, Difference, differences, differences_from_published
 from harness.recipe.schema import Recipe
@@ -45,17 +62,26 @@ class _Run(NamedTuple):
 
 
 def render(run: RunDir, others: list[RunDir] | None = None) -> str:
-    """The report of `run` as HTML: scripts, styles, data and pictures inline, under 2 MB; with the curves of `others` laid over its own.
+    """The report of `run` as HTML: scripts, styles, data and pictures inline, under 2 MB; with the curves of
+    `others` laid over its own.
 
     A file that is missing or damaged is named on the page in the place of what it would have shown.
-    Raises: HarnessError "run-missing" when a directory is not there or holds no file of a run; "too-many-runs".
+    Raises: HarnessError "run-missing" when a directory is not there or holds no file of a run;
+    "too-many-runs".
     """
     if len(others or []) >= MOST_RUNS:
         raise HarnessError(
-            "too-many-runs", "so many curves cannot be told apart", got=1 + len(others or []), need=f"at most {MOST_RUNS}", fix="give fewer runs"
+            "too-many-runs",
+            "so many curves cannot be told apart",
+            got=1 + len(others or []),
+            need=f"at most {MOST_RUNS}",
+            fix="give fewer runs",
         )
     this, beside = _read_run(run), [_read_run(other) for other in others or []]
-    problems = [*this.problems, *(f"{other.name}: {problem}" for other in beside for problem in other.problems)]
+    problems = [
+        *this.problems,
+        *(f"{other.name}: {problem}" for other in beside for problem in other.problems),
+    ]
     kinds = (Machine, Dataset, NormStats, Checkpoint, Prediction, Memory, Curve, Diagnosis, Verdict)
     found: dict[str, Any] = {kind.__name__: _read(run, kind, problems) for kind in kinds}
     manifest, plan, checkpoint = this.manifest, this.plan, found["Checkpoint"]
@@ -77,7 +103,11 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
         claims=_claims(this, found),
         recipe=this.recipe,
         groups=sections.parameter_shares(this.recipe) if this.recipe else [],
-        compiled=", ".join(f"{part} {format_bytes(n)}" for part, n in manifest.compiled_bytes.items()) if manifest else "",
+        compiled=(
+            ", ".join(f"{part} {format_bytes(n)}" for part, n in manifest.compiled_bytes.items())
+            if manifest
+            else ""
+        ),
         shares=sections.memory_shares(chosen.breakdown) if chosen else [],
         differences=differences_from_published(this.recipe) if this.recipe else [],
         published=PUBLISHED,
@@ -88,7 +118,9 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
         panel=(drawings.WIDTH, drawings.HEIGHT),
         moved=drawings.moved_rows(checkpoint.moved) if checkpoint and checkpoint.moved else None,
         shades=drawings.SHADES,
-        commands=sections.commands(run.path, manifest, this.recipe, [other.directory.path for other in beside]),
+        commands=sections.commands(
+            run.path, manifest, this.recipe, [other.directory.path for other in beside]
+        ),
         problems=problems,
         runs=[_compared(each) for each in (this, *beside)] if beside else [],
         recipe_differences=[(other.name, _between(this.recipe, other.recipe)) for other in beside],
@@ -105,18 +137,26 @@ def _read_run(run: RunDir) -> _Run:
         training = curves.read_curves(run.metrics) if run.path.is_dir() else None
     except (OSError, HarnessError) as error:
         training = None
-        problems.append(f"{run.metrics.name} cannot be read: {error.what if isinstance(error, HarnessError) else error.strerror}")
+        problems.append(
+            f"{run.metrics.name} cannot be read:"
+            f" {error.what if isinstance(error, HarnessError) else error.strerror}"
+        )
     if training is None and not any((run.path / kind.FILE).exists() for kind in kinds) and not problems:
         raise HarnessError(
             "run-missing",
             f"{run.path} holds no file of a run",
             need="a run directory, such as runs/smoke-001",
-            fix="harness train --recipe smoke, then harness report runs/NAME with the directory that it names",
+            fix=(
+                "harness train --recipe smoke, then harness report runs/NAME with the directory that it names"
+            ),
         )
     manifest, plan = _read(run, Manifest, problems), _read(run, Plan, problems)
     recipe = sections.recipe_of(manifest)
     if manifest and not recipe:
-        problems.append("the manifest's recipe is of another version of the harness: who is trained and the differences are not shown")
+        problems.append(
+            "the manifest's recipe is of another version of the harness: who is trained and the differences"
+            " are not shown"
+        )
     try:
         status = read_status(run)
     except HarnessError:
@@ -140,7 +180,11 @@ def _claims(this: _Run, found: dict[str, Any]) -> list[verdicts.Claim]:
 
 def _signed(run: RunDir, verdict: Verdict | None) -> str:
     """When and on what the verdict says that it was given, and whether on this manifest."""
-    return f"{verdicts.signature(verdict)}; {verdicts.binding(verdict, run.manifest_sha256())}" if verdict else ""
+    return (
+        f"{verdicts.signature(verdict)}; {verdicts.binding(verdict, run.manifest_sha256())}"
+        if verdict
+        else ""
+    )
 
 
 def _compared(run: _Run) -> sections.Compared:
@@ -164,9 +208,18 @@ def _marks(curve: Curve | None) -> list[dict[str, Any]]:
     """Steps that the analysis points at, to be drawn in the curves."""
     if curve is None:
         return []
-    found = [{"step": seam.step, "kind": seam.kind, "text": f"{seam.kind}, {seam.replayed} steps replayed"} for seam in curve.seams]
-    found += [{"step": spike.first_step, "kind": "spike", "text": f"spike to {spike.top:.3g}"} for spike in curve.spikes]
-    found += [{"step": jump.step, "kind": "jump", "text": f"level from {jump.before:.3g} to {jump.after:.3g}"} for jump in curve.jumps]
+    found = [
+        {"step": seam.step, "kind": seam.kind, "text": f"{seam.kind}, {seam.replayed} steps replayed"}
+        for seam in curve.seams
+    ]
+    found += [
+        {"step": spike.first_step, "kind": "spike", "text": f"spike to {spike.top:.3g}"}
+        for spike in curve.spikes
+    ]
+    found += [
+        {"step": jump.step, "kind": "jump", "text": f"level from {jump.before:.3g} to {jump.after:.3g}"}
+        for jump in curve.jumps
+    ]
     return found[:100]
 
 
@@ -209,8 +262,16 @@ def _smoothing(points: int) -> float:
 
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"bytes": format_bytes, "count": format_count, "seconds": format_seconds, "number": _number, "plain": _plain}
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "bytes": format_bytes,
+        "count": format_count,
+        "seconds": format_seconds,
+        "number": _number,
+        "plain": _plain,
+    }
     return environment.get_template("report.html.j2")
 
 
@@ -223,4 +284,6 @@ def _plain(value: object) -> str:
     """A value of a recipe as a person would write it there."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    )

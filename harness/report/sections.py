@@ -1,4 +1,6 @@
-"""What the sections of the report show, taken from the artifacts: comparisons and shares, no prose and no HTML."""
+"""What the sections of the report show, taken from the artifacts: comparisons and shares, no prose and no
+HTML.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,13 @@ def recipe_of(manifest: Manifest | None) -> Recipe | None:
     if manifest is None:
         return None
     try:
-        return parse(Recipe, manifest.recipe, where="the manifest's recipe", code="artifact-invalid", fix="use the harness that made the run")
+        return parse(
+            Recipe,
+            manifest.recipe,
+            where="the manifest's recipe",
+            code="artifact-invalid",
+            fix="use the harness that made the run",
+        )
     except HarnessError:
         return None
 
@@ -61,19 +69,25 @@ def parameter_shares(recipe: Recipe) -> list[Share]:
         total[group] = total.get(group, 0) + size
         trained[group] = trained.get(group, 0) + size * is_trained(path, recipe.model, recipe.train.trained)
     everything = sum(total.values())
-    return sorted((Share(group, n, everything, trained[group]) for group, n in total.items()), key=lambda share: -share.value)
+    return sorted(
+        (Share(group, n, everything, trained[group]) for group, n in total.items()),
+        key=lambda share: -share.value,
+    )
 
 
 def memory_shares(breakdown: dict[str, int]) -> list[Share]:
     """What the plan's memory is made of, largest first."""
     total = sum(breakdown.values())
-    return sorted((Share(name, n, total) for name, n in breakdown.items() if n > 0), key=lambda share: -share.value)
+    return sorted(
+        (Share(name, n, total) for name, n in breakdown.items() if n > 0), key=lambda share: -share.value
+    )
 
 
 def picture(path: Path, limit_bytes: int = MAX_IMAGE_BYTES) -> str | None:
     """The run's PNG as a data URI, made smaller when it is larger than the limit; None when there is none.
 
-    Raises: HarnessError "artifact-invalid" for a file that is no PNG, or one of more pixels than a camera gives; UnsafeFile.
+    Raises: HarnessError "artifact-invalid" for a file that is no PNG, or one of more pixels than a camera
+    gives; UnsafeFile.
     """
     if not there(path):
         return None
@@ -86,7 +100,13 @@ def picture(path: Path, limit_bytes: int = MAX_IMAGE_BYTES) -> str | None:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.width * image.height > MAX_PIXELS:
                 got = f"{image.width} × {image.height}"
-                raise HarnessError("artifact-invalid", f"{path.name} is too large a picture", got=got, need=f"{MAX_PIXELS} pixels", fix=fix)
+                raise HarnessError(
+                    "artifact-invalid",
+                    f"{path.name} is too large a picture",
+                    got=got,
+                    need=f"{MAX_PIXELS} pixels",
+                    fix=fix,
+                )
             image.load()
             kind = "png"
             if len(data) > limit_bytes:
@@ -115,7 +135,9 @@ class Command(NamedTuple):
     line: str
 
 
-def commands(directory: Path, manifest: Manifest | None, recipe: Recipe | None, others: list[Path]) -> list[Command]:
+def commands(
+    directory: Path, manifest: Manifest | None, recipe: Recipe | None, others: list[Path]
+) -> list[Command]:
     """What to type to get this run again, to go on with it, to look into it, and to check it."""
     run = word(directory)
     found = []
@@ -123,20 +145,45 @@ def commands(directory: Path, manifest: Manifest | None, recipe: Recipe | None, 
     commit, _, changed = ((manifest.source_revision if manifest else None) or "").partition("+")
     # What is no commit's whole name would be a branch of somebody's, or an option of git's.
     if is_commit(commit):
-        what = f"The commit of this run (its source had changes on top of it: {changed})" if changed else "The code of this run"
+        what = (
+            f"The commit of this run (its source had changes on top of it: {changed})"
+            if changed
+            else "The code of this run"
+        )
         found.append(Command(what, f"git checkout {commit}"))
     if there(directory / RECIPE):
-        found.append(Command("Reproduce: the same recipe in a new run", f"harness train --recipe {word(directory / RECIPE)}"))
-    found.append(Command("Resume: go on from the last whole checkpoint", f"harness train --resume --run {run}"))
-    found.append(Command("Verify: every field against this machine, and the first steps again, bit for bit", f"harness verify {run} --steps 3"))
+        found.append(
+            Command(
+                "Reproduce: the same recipe in a new run",
+                f"harness train --recipe {word(directory / RECIPE)}",
+            )
+        )
+    found.append(
+        Command("Resume: go on from the last whole checkpoint", f"harness train --resume --run {run}")
+    )
+    found.append(
+        Command(
+            "Verify: every field against this machine, and the first steps again, bit for bit",
+            f"harness verify {run} --steps 3",
+        )
+    )
     against = " --against base" if recipe and recipe.weights.source else ""
     found.append(
-        Command(f"Inspect the checkpoints, every number in them{', and what moved' if against else ''}", f"harness inspect --run {run} --deep{against}")
+        Command(
+            f"Inspect the checkpoints, every number in them{', and what moved' if against else ''}",
+            f"harness inspect --run {run} --deep{against}",
+        )
     )
     found.append(Command("Analyse the curve: learning, or noise", f"harness analyse {run}"))
-    found.append(Command("Predict: what the last checkpoint would do at a frame", f"harness predict {run} --run {run}"))
+    found.append(
+        Command("Predict: what the last checkpoint would do at a frame", f"harness predict {run} --run {run}")
+    )
     again = " ".join([run, *(word(path) for path in others)])
-    found.append(Command("Write this page again", f"harness report {again}" if others else f"harness report --run {run}"))
+    found.append(
+        Command(
+            "Write this page again", f"harness report {again}" if others else f"harness report --run {run}"
+        )
+    )
     return found
 
 

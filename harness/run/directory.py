@@ -62,7 +62,8 @@ def _jsonable(value: Any) -> Any:
 
 
 def write_atomic(path: Path, content: str | bytes, *, root: Path | None = None) -> None:
-    """`path` holds either its old content or all of `content`, whenever the process dies; of a text, without the secrets in it.
+    """`path` holds either its old content or all of `content`, whenever the process dies; of a text, without
+    the secrets in it.
 
     A link of that name is replaced, not followed. `root`: the directory is not left by links above it either.
     Raises: HarnessError "disk-full" or "not-writable"; UnsafeFile "file-leaves-root".
@@ -75,7 +76,9 @@ def write_atomic(path: Path, content: str | bytes, *, root: Path | None = None) 
         try:
             with os.fdopen(descriptor, "wb") as file:
                 # A name from a filesystem may hold halves of characters.
-                file.write(redact(content).encode(errors="backslashreplace") if isinstance(content, str) else content)
+                file.write(
+                    redact(content).encode(errors="backslashreplace") if isinstance(content, str) else content
+                )
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -94,14 +97,20 @@ def cannot_write(path: Path, error: OSError) -> HarnessError:
             f"no space to write {path}; checkpoints that are whole stay whole",
             got=error.strerror,
             need="free space",
-            fix=f"free space in {path.parent} (old runs; harness inspect RUN --clean deletes interrupted saves), then go on with --resume",
+            fix=(
+                f"free space in {path.parent} (old runs; harness inspect RUN --clean deletes interrupted"
+                " saves), then go on with --resume"
+            ),
         )
     return HarnessError(
         "not-writable",
         f"cannot write {path}: {error.strerror}",
         got=f"uid {os.getuid()}",
         need="a directory that this user may write",
-        fix=f"chown $(id -u) {word(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own ids; a read-only volume: mount it without :ro",
+        fix=(
+            f"chown $(id -u) {word(path.parent)}; in compose set HARNESS_UID and HARNESS_GID to your own ids;"
+            " a read-only volume: mount it without :ro"
+        ),
     )
 
 
@@ -121,15 +130,26 @@ class RunDir:
 
     @property
     def started(self) -> bool:
-        """Whether training has begun here: from then on the run's recipe, data and statistics are what they are."""
+        """Whether training has begun here: from then on the run's recipe, data and statistics are what they
+        are.
+        """
         return any((self.path / name).exists() for name in (MANIFEST, METRICS, CHECKPOINTS))
 
     def check_own(self) -> None:
-        """Refuses a run of which a directory lies elsewhere: what is written, pruned or gone on from there would be somebody else's.
+        """Refuses a run of which a directory lies elsewhere: what is written, pruned or gone on from there
+        would be somebody else's.
 
         Raises: UnsafeFile "file-leaves-root".
         """
-        for path in [*_entries(self.path), *(child for folder in _entries(self.path) if not folder.is_symlink() for child in _entries(folder))]:
+        for path in [
+            *_entries(self.path),
+            *(
+                child
+                for folder in _entries(self.path)
+                if not folder.is_symlink()
+                for child in _entries(folder)
+            ),
+        ]:
             if path.is_symlink() and not path.is_file() and not _stays(self.path, path):
                 target = os.path.realpath(path)
                 raise UnsafeFile(
@@ -137,7 +157,10 @@ class RunDir:
                     f"{path} is a link that leads out of the run; nothing was read or written there",
                     got=target,
                     need=f"a run whose directories lie inside {self.path}",
-                    fix=f"if you made the link: rm {word(path)} && cp -r {word(target)} {word(path)}; if not, a run of its own: --name NEW",
+                    fix=(
+                        f"if you made the link: rm {word(path)} && cp -r {word(target)} {word(path)}; if not,"
+                        " a run of its own: --name NEW"
+                    ),
                 )
 
     def write(self, artifact: Artifact) -> Path:
@@ -148,7 +171,8 @@ class RunDir:
     def read(self, kind: type[A]) -> A | None:
         """The artifact, or None when the file is not there.
 
-        Raises: HarnessError "artifact-invalid" for a file that is not of this form, "artifact-unreadable"; UnsafeFile.
+        Raises: HarnessError "artifact-invalid" for a file that is not of this form, "artifact-unreadable";
+        UnsafeFile.
         """
         path = self.path / kind.FILE
         fix = f"remove it and run the verb that writes it again: rm {word(path)}"
@@ -159,7 +183,12 @@ class RunDir:
         except ValueError as error:
             raise HarnessError("artifact-invalid", f"{path} is not JSON: {error}", fix=fix) from error
         except OSError as error:
-            raise HarnessError("artifact-unreadable", f"{path} cannot be read: {error.strerror}", need="a file that this user may read", fix=fix) from error
+            raise HarnessError(
+                "artifact-unreadable",
+                f"{path} cannot be read: {error.strerror}",
+                need="a file that this user may read",
+                fix=fix,
+            ) from error
         return parse(kind, data, where=str(path), code="artifact-invalid", fix=fix)
 
     def manifest_sha256(self) -> str | None:

@@ -14,7 +14,10 @@ from harness.run.directory import RECIPE, RunDir
 
 
 class Job(NamedTuple):
-    """Everything that a run is made of; all of it lies as files in the run directory. A replay `keeps` no checkpoint."""
+    """Everything that a run is made of; all of it lies as files in the run directory.
+
+    A replay `keeps` no checkpoint.
+    """
 
     run: RunDir
     recipe: Recipe
@@ -32,7 +35,8 @@ class Job(NamedTuple):
 def job_of(run: RunDir) -> Job:
     """The job that the files of `run` describe.
 
-    Raises: HarnessError "run-incomplete" when one of them is missing; UnsafeFile when a directory of the run lies elsewhere.
+    Raises: HarnessError "run-incomplete" when one of them is missing; UnsafeFile when a directory of the run
+    lies elsewhere.
     """
     run.check_own()
     plan, dataset, stats = run.read(Plan), run.read(Dataset), run.read(NormStats)

@@ -1,4 +1,7 @@
-"""One process a run directory. The kernel holds the lock, so a process that dies, however it dies, lets go of it."""
+"""One process a run directory.
+
+The kernel holds the lock, so a process that dies, however it dies, lets go of it.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ def locked(run: Path) -> Iterator[int]:
     """The lock's file descriptor, while this process alone may write into the run directory.
 
     A child that inherits the descriptor holds the lock too: nobody else gets in before both have ended.
-    Raises: HarnessError "run-busy" when a living process holds it, "not-writable" when the directory cannot be written; UnsafeFile
-    "file-not-regular" when a link or FIFO has the lock's name.
+    Raises: HarnessError "run-busy" when a living process holds it, "not-writable" when the directory cannot
+    be written; UnsafeFile "file-not-regular" when a link or FIFO has the lock's name.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -54,14 +57,19 @@ def locked(run: Path) -> Iterator[int]:
                 f"another process is training in {run}",
                 got=_described(_read(file)),
                 need="one process a run directory",
-                fix=f"wait for it, or stop it (SIGTERM saves); a run of its own: --name NEW. To look at it: harness status {word(run)}",
+                fix=(
+                    "wait for it, or stop it (SIGTERM saves); a run of its own: --name NEW. To look at it:"
+                    f" harness status {word(run)}"
+                ),
             ) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
         file.seek(0)
         file.truncate()
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}).encode())
+        file.write(
+            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}).encode()
+        )
         file.flush()
         yield file.fileno()
 

@@ -47,16 +47,28 @@ def newest_run() -> RunDir:
     Raises: HarnessError "run-missing".
     """
     root = runs_root()
-    runs = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")] if root.is_dir() else []
+    runs = (
+        [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if root.is_dir()
+        else []
+    )
     if not runs:
-        raise HarnessError("run-missing", f"there is no run in {root}", need="a run directory", fix="harness status RUN, or harness train --recipe smoke")
-    return RunDir(max(runs, key=lambda path: max(child.lstat().st_mtime for child in (path, *path.iterdir()))))
+        raise HarnessError(
+            "run-missing",
+            f"there is no run in {root}",
+            need="a run directory",
+            fix="harness status RUN, or harness train --recipe smoke",
+        )
+    return RunDir(
+        max(runs, key=lambda path: max(child.lstat().st_mtime for child in (path, *path.iterdir())))
+    )
 
 
 def read_status(run: RunDir, *, now: float | None = None) -> Status:
     """How the run stands at `now` (the clock's time by default).
 
-    Raises: HarnessError "run-missing" when the directory is not there or holds no file of a run; "run-unreadable".
+    Raises: HarnessError "run-missing" when the directory is not there or holds no file of a run;
+    "run-unreadable".
     """
     now = time.time() if now is None else now
     problems: list[str] = []
@@ -74,7 +86,11 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
         ) from error
     if not there & {RECIPE, Manifest.FILE, Plan.FILE, run.metrics.name, LOCK}:
         raise _missing(run, ", ".join(sorted(there)[:6]) or "an empty directory")
-    manifest, plan, memory = _read(run, Manifest, problems), _read(run, Plan, problems), _read(run, Memory, problems)
+    manifest, plan, memory = (
+        _read(run, Manifest, problems),
+        _read(run, Plan, problems),
+        _read(run, Memory, problems),
+    )
     try:
         tail = read_tail(run.metrics)
     except (OSError, HarnessError) as error:
@@ -87,7 +103,12 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
     last = tail.lines[-1] if tail.lines else None
     step = last.step + 1 if last else 0
     recent = tail.lines[-RECENT:]
-    step_s = _median([line.step_s for line in (recent[1:] if tail.whole and len(recent) == len(tail.lines) > 1 else recent)])
+    step_s = _median(
+        [
+            line.step_s
+            for line in (recent[1:] if tail.whole and len(recent) == len(tail.lines) > 1 else recent)
+        ]
+    )
     age_s = None if last is None or not math.isfinite(last.time) else max(0.0, now - last.time)
     (process, owner), saved = _lock(run.path, problems), saved_step(run, problems)
     if saved is not None and plan is not None and plan.backend == "openpi":
@@ -95,7 +116,11 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
         saved += 1
         step = max(step, saved) if not process else step
     every = last.mean_of_steps or 1 if last else 1
-    state, reason = _living(process, step, steps, age_s, step_s, every) if process else _gone(run, owner, step, steps, saved, age_s, step_s)
+    state, reason = (
+        _living(process, step, steps, age_s, step_s, every)
+        if process
+        else _gone(run, owner, step, steps, saved, age_s, step_s)
+    )
     expected = chosen.seconds_per_step if chosen else None
     going = state in ("running", "silent", "preparing")
     data_s = _median([line.data_s for line in recent if line.data_s is not None])
@@ -127,7 +152,9 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
     )
 
 
-def _living(process: str, step: int, steps: int | None, age_s: float | None, step_s: float | None, every: int) -> tuple[State, str]:
+def _living(
+    process: str, step: int, steps: int | None, age_s: float | None, step_s: float | None, every: int
+) -> tuple[State, str]:
     """What a process does that holds the run; it logs a line `every` so many steps."""
     if age_s is None:
         return "preparing", f"{process} holds the run; nothing is logged yet"
@@ -137,22 +164,50 @@ def _living(process: str, step: int, steps: int | None, age_s: float | None, ste
     return "running", f"{process} holds the run; {said}"
 
 
-def _gone(run: RunDir, owner: str | None, step: int, steps: int | None, saved: int | None, age_s: float | None, step_s: float | None) -> tuple[State, str]:
+def _gone(
+    run: RunDir,
+    owner: str | None,
+    step: int,
+    steps: int | None,
+    saved: int | None,
+    age_s: float | None,
+    step_s: float | None,
+) -> tuple[State, str]:
     """How it ended, when no process holds the run; `owner` is the machine that last did."""
     said = "nothing is logged" if age_s is None else f"the last line was written {format_seconds(age_s)} ago"
     if owner is None and age_s is not None and age_s < _patience(step_s) and (steps is None or step < steps):
         return "unknown", f"{said}; the run has no lock, so whether a process is there cannot be told"
-    elsewhere = f"; it was locked on {owner}, whose locks may not reach this machine" if owner not in (None, socket.gethostname()) else ""
+    elsewhere = (
+        f"; it was locked on {owner}, whose locks may not reach this machine"
+        if owner not in (None, socket.gethostname())
+        else ""
+    )
     kept = saved is not None or _any_entry(run.checkpoints)
     if steps is not None and step >= steps and ((saved or 0) >= steps or not kept):
-        found: tuple[State, str] = ("finished", f"all {steps:,} steps are logged; {said}" + ("" if kept else "; there is no checkpoint"))
+        found: tuple[State, str] = (
+            "finished",
+            f"all {steps:,} steps are logged; {said}" + ("" if kept else "; there is no checkpoint"),
+        )
     elif age_s is None and saved is None:
         found = ("died" if owner else "stopped", f"no process holds the run, and {said}{elsewhere}")
     elif saved is not None and saved >= step:
-        found = ("stopped", f"no process holds the run; it is saved up to its last step, {step:,}; {said}{elsewhere}")
+        found = (
+            "stopped",
+            f"no process holds the run; it is saved up to its last step, {step:,}; {said}{elsewhere}",
+        )
     else:
-        lost = f"the last whole checkpoint is of step {saved:,}" if saved is not None else "it saved no checkpoint"
-        found = ("died", f"no process holds the run, and what it did up to step {step:,} was not saved: {lost}; {said}{elsewhere}")
+        lost = (
+            f"the last whole checkpoint is of step {saved:,}"
+            if saved is not None
+            else "it saved no checkpoint"
+        )
+        found = (
+            "died",
+            (
+                f"no process holds the run, and what it did up to step {step:,} was not saved: {lost};"
+                f" {said}{elsewhere}"
+            ),
+        )
     return found
 
 
@@ -168,7 +223,10 @@ def _patience(step_s: float | None, every: int = 1) -> float:
 
 
 def read_tail(path: Path) -> Tail:
-    """The end of a metrics.jsonl; no line when there is no file. When a step is there twice, the later line counts."""
+    """The end of a metrics.jsonl; no line when there is no file.
+
+    When a step is there twice, the later line counts.
+    """
     if not there(path):
         return Tail([], True, 0)
     with open_received(path, path.parent) as file:
@@ -199,7 +257,11 @@ def saved_step(run: RunDir, problems: list[str]) -> int | None:
         if not stays(run.path, checkpoints):
             problems.append(f"{checkpoints.name} is a link that leads out of the run; it was not followed")
             return None
-        steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal() and (path / _COMMIT).is_file()]
+        steps = [
+            int(path.name)
+            for path in checkpoints.iterdir()
+            if path.name.isdecimal() and (path / _COMMIT).is_file()
+        ]
     except (OSError, RuntimeError) as error:
         problems.append(f"{checkpoints.name} cannot be read: {error}")
         return None
@@ -229,9 +291,15 @@ def _points(lines: list[Metrics]) -> list[float | None]:
 def _pace(step_s: float | None, expected: float | None, data_s: float | None) -> list[str]:
     found = []
     if step_s and expected and step_s > 2 * expected:
-        found.append(f"a step takes {format_seconds(step_s)}, {step_s / expected:.1f} times what the plan expects ({format_seconds(expected)})")
+        found.append(
+            f"a step takes {format_seconds(step_s)}, {step_s / expected:.1f} times what the plan expects"
+            f" ({format_seconds(expected)})"
+        )
     if step_s and data_s and data_s > 0.2 * step_s:
-        found.append(f"{data_s / step_s:.0%} of a step is waiting for data: more loader workers (HARNESS_LOADER_WORKERS) or a faster disk")
+        found.append(
+            f"{data_s / step_s:.0%} of a step is waiting for data: more loader workers"
+            " (HARNESS_LOADER_WORKERS) or a faster disk"
+        )
     return found
 
 
@@ -240,7 +308,9 @@ def _sense(lines: list[Metrics]) -> list[str]:
     return [f"{len(bad)} logged steps are not finite, the first of them step {bad[0]}"] if bad else []
 
 
-def _unknown(steps: int | None, memory: Memory | None, last: Metrics | None, expected: float | None) -> dict[str, str]:
+def _unknown(
+    steps: int | None, memory: Memory | None, last: Metrics | None, expected: float | None
+) -> dict[str, str]:
     unknown = {}
     if steps is None:
         unknown["steps"] = f"there is no readable {RECIPE} and no readable {Manifest.FILE}"
@@ -268,7 +338,9 @@ def _why(error: OSError | HarnessError) -> str | None:
 
 
 def _recipe(run: RunDir, manifest: Manifest | None, problems: list[str]) -> tuple[str | None, int | None]:
-    """(name, steps) of the run's recipe: its own file, which a resume with more steps writes again, else the manifest's."""
+    """(name, steps) of the run's recipe: its own file, which a resume with more steps writes again, else the
+    manifest's.
+    """
     path = run.path / RECIPE
     if there(path):
         try:
@@ -297,5 +369,9 @@ def _median(values: list[float]) -> float | None:
 
 def _missing(run: RunDir, got: str) -> HarnessError:
     return HarnessError(
-        "run-missing", f"{run.path} is no run", got=got, need="a run directory, such as runs/smoke-001", fix="ls runs; harness status runs/NAME"
+        "run-missing",
+        f"{run.path} is no run",
+        got=got,
+        need="a run directory, such as runs/smoke-001",
+        fix="ls runs; harness status runs/NAME",
     )

@@ -1,4 +1,7 @@
-"""What surrounds a run and can change its numbers: packages, image, environment variables, machine. Recorded before it, compared after it."""
+"""What surrounds a run and can change its numbers: packages, image, environment variables, machine.
+
+Recorded before it, compared after it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,21 @@ from typing import Any, NamedTuple
 from harness.artifacts import Machine
 
 # What can change a number of a run, by name; the digest over all installed files stands for the rest.
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "pyarrow", "pillow", "av", "sentencepiece", "wandb", "harness")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "grain",
+    "pyarrow",
+    "pillow",
+    "av",
+    "sentencepiece",
+    "wandb",
+    "harness",
+)
 # By name, one by one: a key or a token is in none of these.
 _ENVIRONMENT = (
     "XLA_FLAGS",
@@ -38,18 +55,28 @@ _ENVIRONMENT = (
     "NCCL_ALGO",
     "NCCL_PROTO",
 )
-# The first times no kernel; the second leaves the choice to timing, and the choice is kept with the run (harness/train/kernels.py).
+# The first times no kernel; the second leaves the choice to timing, and the choice is kept with the run
+# (harness/train/kernels.py).
 DETERMINISTIC, _NO_RANDOM_ORDER = "--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops"
 # What an image says of itself (Dockerfile, docker/entrypoint), and what only the engine outside of it knows.
-_IMAGE = {"lock_sha256": "HARNESS_LOCK_SHA256", "source_revision": "HARNESS_REVISION", "image": "HARNESS_IMAGE", "image_id": "HARNESS_IMAGE_ID"}
-_ID_FIX = "a container cannot see its own image's id: HARNESS_IMAGE_ID=$(docker image inspect --format '{{.Id}}' harness:cuda) docker compose run ..."
+_IMAGE = {
+    "lock_sha256": "HARNESS_LOCK_SHA256",
+    "source_revision": "HARNESS_REVISION",
+    "image": "HARNESS_IMAGE",
+    "image_id": "HARNESS_IMAGE_ID",
+}
+_ID_FIX = (
+    "a container cannot see its own image's id: HARNESS_IMAGE_ID=$(docker image inspect --format '{{.Id}}'"
+    " harness:cuda) docker compose run ..."
+)
 
 
 class Software(NamedTuple):
     """None where this process cannot know; `unknown` says why.
 
-    `packages_sha256` is over every file that pip installed, `image_digest` over these and the system's packages: the same for each
-    build of one lock on one base, where the engine's `image_id` is another for each build.
+    `packages_sha256` is over every file that pip installed, `image_digest` over these and the system's
+    packages: the same for each build of one lock on one base, where the engine's `image_id` is another for
+    each build.
     """
 
     packages: dict[str, str]
@@ -69,14 +96,20 @@ class Software(NamedTuple):
 def software_here() -> Software:
     """The software of this process; the image says its own lock, revision and name in its environment."""
     named = {field: os.environ.get(name) or None for field, name in _IMAGE.items()}
-    unknown = {field: f"{_IMAGE[field]} is not set: not in one of our images" for field, value in named.items() if value is None}
+    unknown = {
+        field: f"{_IMAGE[field]} is not set: not in one of our images"
+        for field, value in named.items()
+        if value is None
+    }
     image = named["image"]
     if image is not None and named["image_id"] is None:
         unknown["image_id"] = _ID_FIX
     installed = installed_digest()
     base = re.search(r"@(sha256:[0-9a-f]{64})$", image or "")
     if base is None:
-        unknown["base_digest"] = "not in one of our images" if image is None else f"the base was not named by its digest: {image}"
+        unknown["base_digest"] = (
+            "not in one of our images" if image is None else f"the base was not named by its digest: {image}"
+        )
     if image is None:
         unknown["image_digest"] = "not in one of our images"
     dirty, why = source_dirty()
@@ -96,21 +129,35 @@ def software_here() -> Software:
 
 
 def installed_digest() -> str:
-    """sha256 over what pip recorded of every file of every distribution. Ours is left out: the revision of the source stands for it."""
+    """sha256 over what pip recorded of every file of every distribution.
+
+    Ours is left out: the revision of the source stands for it.
+    """
     lines = []
     for distribution in metadata.distributions():
         name, files = distribution.metadata["Name"], distribution.read_text("RECORD") or ""
-        # Compiled Python files and pip's own notes have no hash there, and differ from one installation to the next.
-        kept = sorted(line for line in files.splitlines() if ",sha256=" in line and "direct_url.json" not in line)
+        # Compiled Python files and pip's own notes have no hash there, and differ from one installation to
+        # the next.
+        kept = sorted(
+            line for line in files.splitlines() if ",sha256=" in line and "direct_url.json" not in line
+        )
         if name != "harness":
-            lines.append(f"{name} {distribution.version} {hashlib.sha256(chr(10).join(kept).encode()).hexdigest()}")
+            lines.append(
+                f"{name} {distribution.version} {hashlib.sha256(chr(10).join(kept).encode()).hexdigest()}"
+            )
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def image_digest(installed: str, root: Path = Path("/")) -> str:
     """sha256 over the distribution's release, the version of every system package, and `installed`."""
-    release, status = ((root / name).read_text(errors="replace") if (root / name).is_file() else "" for name in ("etc/os-release", "var/lib/dpkg/status"))
-    packages = sorted("".join(re.findall(r"^(?:Package|Version|Architecture): .*$", block, re.MULTILINE)) for block in status.split("\n\n"))
+    release, status = (
+        (root / name).read_text(errors="replace") if (root / name).is_file() else ""
+        for name in ("etc/os-release", "var/lib/dpkg/status")
+    )
+    packages = sorted(
+        "".join(re.findall(r"^(?:Package|Version|Architecture): .*$", block, re.MULTILINE))
+        for block in status.split("\n\n")
+    )
     return hashlib.sha256("\n".join([release, *packages, installed]).encode()).hexdigest()
 
 
@@ -118,17 +165,27 @@ def source_digest(package: Path = Path(__file__).parent) -> str:
     """sha256 over the names and contents of the files of this package, wherever it is installed."""
     total = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
-        total.update(f"{path.relative_to(package).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        total.update(
+            f"{path.relative_to(package).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
     return total.hexdigest()
 
 
 def source_dirty(checkout: Path = Path(__file__).parents[1]) -> tuple[bool | None, str]:
-    """(whether the source differs from its commit, why that is not known): by what the build was told, else by git."""
+    """(whether the source differs from its commit, why that is not known): by what the build was told, else
+    by git.
+    """
     told = os.environ.get("HARNESS_COMMIT", "")
     if told and told != "unknown":
         return told.endswith("-dirty"), ""
     if not (checkout / ".git").exists() or shutil.which("git") is None:
-        return None, "neither git nor a checkout here; ci/images tells a build what git says, a plain docker compose build does not"
+        return (
+            None,
+            (
+                "neither git nor a checkout here; ci/images tells a build what git says, a plain docker"
+                " compose build does not"
+            ),
+        )
     command = ["git", "-C", str(checkout), "status", "--porcelain", "--", "harness", "docker"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
@@ -142,15 +199,21 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def deterministic(environ: Mapping[str, str] = os.environ) -> str:
-    """XLA_FLAGS with the flag for deterministic kernels on a GPU; where it is named already, it stays as it was set."""
+    """XLA_FLAGS with the flag for deterministic kernels on a GPU; where it is named already, it stays as it
+    was set.
+    """
     flags = environ.get("XLA_FLAGS", "")
     return flags if DETERMINISTIC in flags else f"{flags} {DETERMINISTIC}=true".strip()
 
 
 def is_deterministic(variables: Mapping[str, str]) -> bool:
-    """Whether a GPU computes the same bits again under these variables: by either of the flags that XLA has for it."""
+    """Whether a GPU computes the same bits again under these variables: by either of the flags that XLA has
+    for it.
+    """
     flags = xla_flags(variables.get("XLA_FLAGS", ""))
-    return any(flags.get(name, "false").lower() in ("true", "1") for name in (DETERMINISTIC, _NO_RANDOM_ORDER))
+    return any(
+        flags.get(name, "false").lower() in ("true", "1") for name in (DETERMINISTIC, _NO_RANDOM_ORDER)
+    )
 
 
 def xla_flags(text: str) -> dict[str, str]:
@@ -163,7 +226,9 @@ def machine_facts(machine: Machine | None) -> dict[str, Any]:
     """Driver, cards and host, without what changes from minute to minute."""
     if machine is None:
         return {}
-    cards = [f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus if gpu.visible and not gpu.error]
+    cards = [
+        f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus if gpu.visible and not gpu.error
+    ]
     host = machine.host
     return {
         "driver": machine.driver_version,

@@ -1,4 +1,7 @@
-"""Whether XLA takes the flags of this environment. It ends the process at the first that it does not know, so it is asked in a child."""
+"""Whether XLA takes the flags of this environment.
+
+It ends the process at the first that it does not know, so it is asked in a child.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import NamedTuple
 
 _TIMEOUT_S = 60
 _START = "import jax; jax.devices()"
-# Source: openxla/xla, xla/parse_flags_from_env.cc and xla/tsl/util/command_line_flags.cc: what they log before they end the process.
+# Source: openxla/xla, xla/parse_flags_from_env.cc and xla/tsl/util/command_line_flags.cc: what they log
+# before they end the process.
 _UNKNOWN = re.compile(r"Unknown flags? in XLA_FLAGS:((?: +\S+)+)")
 _VALUE = re.compile(r"Couldn't interpret value \S* for flag ([\w-]+)")
 _FILE = re.compile(r"Could not open file \"([^\"\n]*)\" to read flags")
@@ -32,9 +36,14 @@ def refused_flags(environ: Mapping[str, str], python: str = sys.executable) -> R
     flags = environ.get("XLA_FLAGS", "")
     if not flags.strip():
         return None
-    # XLA reads its flags on any device; the CPU's is the quickest, and holds no GPU. A log level would hide which value is wrong.
-    own = {name: value for name, value in environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"} | {"JAX_PLATFORMS": "cpu"}
-    child = subprocess.run([python, "-c", _START], env=own, capture_output=True, timeout=_TIMEOUT_S, check=False, cwd=os.sep)
+    # XLA reads its flags on any device; the CPU's is the quickest, and holds no GPU. A log level would hide
+    # which value is wrong.
+    own = {name: value for name, value in environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"} | {
+        "JAX_PLATFORMS": "cpu"
+    }
+    child = subprocess.run(
+        [python, "-c", _START], env=own, capture_output=True, timeout=_TIMEOUT_S, check=False, cwd=os.sep
+    )
     return _refused(flags, child.stderr.decode(errors="replace")) if child.returncode else None
 
 
@@ -42,12 +51,20 @@ def _refused(flags: str, said: str) -> Refused | None:
     unknown, value, file = _UNKNOWN.search(said), _VALUE.search(said), _FILE.search(said)
     if unknown:
         named = unknown[1].split()
-        return Refused(f"XLA_FLAGS has what this XLA does not know: {' '.join(named)}", _without(flags, named))
+        return Refused(
+            f"XLA_FLAGS has what this XLA does not know: {' '.join(named)}", _without(flags, named)
+        )
     if value:
         named = [flag for flag in flags.split() if flag.partition("=")[0].lstrip("-") == value[1]]
-        return Refused(f"XLA_FLAGS has a value that XLA cannot read: {' '.join(named) or value[1]}", _without(flags, named))
+        return Refused(
+            f"XLA_FLAGS has a value that XLA cannot read: {' '.join(named) or value[1]}",
+            _without(flags, named),
+        )
     if file:
-        return Refused(f"XLA_FLAGS={flags} is taken for the name of a file with flags, since it does not begin with --", "unset XLA_FLAGS")
+        return Refused(
+            f"XLA_FLAGS={flags} is taken for the name of a file with flags, since it does not begin with --",
+            "unset XLA_FLAGS",
+        )
     return None
 
 

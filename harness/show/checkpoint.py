@@ -17,45 +17,106 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
     for step in checkpoint.steps:
         state = "whole" if step.complete else f"incomplete, lacks {', '.join(step.missing)}"
         name = "step" if step.step is None else f"step {step.step}"
-        rows.append((name, f"{state}, {format_bytes(step.bytes)}: " + ", ".join(f"{item.name} {format_bytes(item.bytes)}" for item in step.items)))
+        rows.append(
+            (
+                name,
+                f"{state}, {format_bytes(step.bytes)}: "
+                + ", ".join(f"{item.name} {format_bytes(item.bytes)}" for item in step.items),
+            )
+        )
     for save in checkpoint.interrupted:
         advice = "safe to delete" if save.safe_to_delete else "do not delete"
-        rows.append(("interrupted", f"{save.path}, {format_seconds(save.age_s)} old, lacks {', '.join(save.missing) or 'its end'}: {advice}, {save.reason}"))
+        rows.append(
+            (
+                "interrupted",
+                (
+                    f"{save.path}, {format_seconds(save.age_s)} old, lacks"
+                    f" {', '.join(save.missing) or 'its end'}: {advice}, {save.reason}"
+                ),
+            )
+        )
     if checkpoint.step is not None and len(checkpoint.steps) > 1:
         rows.append(("described", f"step {checkpoint.step}"))
     rows += [(name, _group(group)) for name, group in checkpoint.parameters.items()]
-    trained = "" if checkpoint.parameters_trained is None else f", {format_count(checkpoint.parameters_trained)} trained"
+    trained = (
+        ""
+        if checkpoint.parameters_trained is None
+        else f", {format_count(checkpoint.parameters_trained)} trained"
+    )
     rows.append(("parameters", format_count(checkpoint.parameters_total) + trained))
     if checkpoint.base is not None:
         rows.append(("base", f"holds only what was trained; the rest is in {checkpoint.base}"))
     rows.append(("LoRA", _lora(checkpoint)))
-    ema = {None: "unknown", True: "params holds the average, train_state the raw parameters", False: "none"}[checkpoint.ema]
+    ema = {None: "unknown", True: "params holds the average, train_state the raw parameters", False: "none"}[
+        checkpoint.ema
+    ]
     rows.append(("EMA", ema))
     if checkpoint.leaves:
         read = [leaf for leaf in checkpoint.leaves if leaf.sha256]
-        finite = "all finite" if not checkpoint.non_finite else f"{checkpoint.non_finite:,} elements not finite"
-        rows.append(("arrays", f"{len(read)} of {len(checkpoint.leaves)} read, {finite}; --json lists the sha256 and norm of each"))
+        finite = (
+            "all finite" if not checkpoint.non_finite else f"{checkpoint.non_finite:,} elements not finite"
+        )
+        rows.append(
+            (
+                "arrays",
+                (
+                    f"{len(read)} of {len(checkpoint.leaves)} read, {finite}; --json lists the sha256 and norm of"
+                    " each"
+                ),
+            )
+        )
     for adapter in checkpoint.adapters:
-        rank = "zero" if adapter.effective_rank is None else "effective rank {:.1f} ({:.1f} to {:.1f})".format(*(adapter.effective_rank[i] for i in (1, 0, 2)))
+        rank = (
+            "zero"
+            if adapter.effective_rank is None
+            else "effective rank {:.1f} ({:.1f} to {:.1f})".format(
+                *(adapter.effective_rank[i] for i in (1, 0, 2))
+            )
+        )
         share = "" if adapter.relative is None else f", {adapter.relative:.2%} of the weight's"
-        rows.append(("adapter", f"{adapter.path}: {rank} of {adapter.rank}, norm of A·B {adapter.product_norm:.3g}{share}"))
+        rows.append(
+            (
+                "adapter",
+                f"{adapter.path}: {rank} of {adapter.rank}, norm of A·B {adapter.product_norm:.3g}{share}",
+            )
+        )
     if checkpoint.partial:
         rows.append(("partial", "something could not be read: this answer is not the whole"))
     rows += [("finding", text) for text in checkpoint.findings[:MOST_FINDINGS]]
     if len(checkpoint.findings) > MOST_FINDINGS:
         rows.append(("finding", f"and {len(checkpoint.findings) - MOST_FINDINGS} more (--json lists them)"))
-    return Group(rows_table(f"checkpoint {checkpoint.path}", rows), *([moved_table(checkpoint.moved)] if checkpoint.moved else []))
+    return Group(
+        rows_table(f"checkpoint {checkpoint.path}", rows),
+        *([moved_table(checkpoint.moved)] if checkpoint.moved else []),
+    )
 
 
 def moved_table(moved: Moved) -> Cells:
     """How far each part is from what it was compared with."""
     step = "" if moved.against_step is None else f" (step {moved.against_step})"
-    table = Cells(f"moved since {moved.against}{step}", ("part", "moved by", "relative", "elements changed"), min_width=78)
+    table = Cells(
+        f"moved since {moved.against}{step}",
+        ("part", "moved by", "relative", "elements changed"),
+        min_width=78,
+    )
     for part in moved.groups:
-        table.row(part.name, f"{part.update_norm:.3g}", "–" if part.relative is None else f"{part.relative:.2e}", f"{part.changed:.1%}")
+        table.row(
+            part.name,
+            f"{part.update_norm:.3g}",
+            "–" if part.relative is None else f"{part.relative:.2e}",
+            f"{part.changed:.1%}",
+        )
     notes = [*moved.notes]
-    notes += [f"{len(paths)} parameters {what}" for what, paths in (("are only here", moved.only_here), ("are only there", moved.only_there)) if paths]
-    notes += [f"{len(moved.not_compared)} parameters could not be compared: {', '.join(moved.not_compared[:3])}"] if moved.not_compared else []
+    notes += [
+        f"{len(paths)} parameters {what}"
+        for what, paths in (("are only here", moved.only_here), ("are only there", moved.only_there))
+        if paths
+    ]
+    notes += (
+        [f"{len(moved.not_compared)} parameters could not be compared: {', '.join(moved.not_compared[:3])}"]
+        if moved.not_compared
+        else []
+    )
     table.note("\n".join(notes))
     return table
 
@@ -64,7 +125,10 @@ def _group(group: GroupReport) -> str:
     trained = f", {format_count(group.trained)} trained" if group.trained is not None else ""
     finite = f", {group.non_finite} not finite" if group.non_finite else ""
     norm = f", norm {group.norm:.4g}" if group.norm is not None else ""
-    return f"{format_count(group.parameters)} parameters{trained}, {format_bytes(group.bytes)}, {', '.join(group.dtypes)}{norm}{finite}"
+    return (
+        f"{format_count(group.parameters)} parameters{trained}, {format_bytes(group.bytes)},"
+        f" {', '.join(group.dtypes)}{norm}{finite}"
+    )
 
 
 def _lora(checkpoint: Checkpoint) -> str:
@@ -72,4 +136,6 @@ def _lora(checkpoint: Checkpoint) -> str:
         return "unknown"
     if not checkpoint.lora.present:
         return "none"
-    return f"{format_count(checkpoint.lora.parameters)} parameters, " + ", ".join(f"{name} rank {rank}" for name, rank in checkpoint.lora.rank.items())
+    return f"{format_count(checkpoint.lora.parameters)} parameters, " + ", ".join(
+        f"{name} rank {rank}" for name, rank in checkpoint.lora.rank.items()
+    )

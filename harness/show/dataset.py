@@ -17,8 +17,16 @@ def dataset_table(dataset: Dataset) -> Group:
         ("format", f"LeRobot {dataset.format_version}, {dataset.fps:g} fps"),
         ("episodes", f"{dataset.episodes:,}"),
         ("frames", f"{dataset.frames:,}"),
-        ("tasks", f"{len(dataset.tasks)}: " + "; ".join(dataset.tasks[:5]) + (" …" if len(dataset.tasks) > 5 else "")),
-        ("features", ", ".join(f"{name} {feature.dtype}{feature.shape}" for name, feature in dataset.features.items())),
+        (
+            "tasks",
+            f"{len(dataset.tasks)}: "
+            + "; ".join(dataset.tasks[:5])
+            + (" …" if len(dataset.tasks) > 5 else ""),
+        ),
+        (
+            "features",
+            ", ".join(f"{name} {feature.dtype}{feature.shape}" for name, feature in dataset.features.items()),
+        ),
         ("prompt", _prompt(dataset)),
         ("size", format_bytes(dataset.total_bytes)),
         ("sha256", dataset.sha256),
@@ -28,7 +36,10 @@ def dataset_table(dataset: Dataset) -> Group:
 
 def _prompt(dataset: Dataset) -> str:
     if dataset.longest_prompt_tokens is None:
-        return f"length unknown, computed with {dataset.prompt_tokens} tokens: {dataset.unknown.get('longest_prompt_tokens', 'not known')}"
+        return (
+            f"length unknown, computed with {dataset.prompt_tokens} tokens:"
+            f" {dataset.unknown.get('longest_prompt_tokens', 'not known')}"
+        )
     return f"longest {dataset.longest_prompt_tokens} tokens, computed with {dataset.prompt_tokens}"
 
 
@@ -38,38 +49,65 @@ def stats_table(stats: NormStats) -> Group:
     table = Cells(title, ("dimension", "mean", "std", "q01", "q99"))
     for key, one in stats.norm_stats.items():
         for i in range(len(one.mean)):
-            table.row(f"{key}[{i}]", *(f"{values[i]:.4f}" for values in (one.mean, one.std, one.q01, one.q99)))
-    found = [row for each in stats.findings for row in finding_rows(f"{each.key}[{each.dimension}]", each.problem, "yellow", fix=each.fix)]
+            table.row(
+                f"{key}[{i}]", *(f"{values[i]:.4f}" for values in (one.mean, one.std, one.q01, one.q99))
+            )
+    found = [
+        row
+        for each in stats.findings
+        for row in finding_rows(f"{each.key}[{each.dimension}]", each.problem, "yellow", fix=each.fix)
+    ]
     return Group(table, rows_table("", found))
 
 
 def comparison_table(comparison: Comparison) -> Group:
     """What our data become under their statistics, then ours beside theirs."""
     findings = [Text(text) for text in comparison.findings]
-    return Group(*([_reach_table(comparison)] if comparison.reach else []), _differences_table(comparison), *findings)
+    return Group(
+        *([_reach_table(comparison)] if comparison.reach else []), _differences_table(comparison), *findings
+    )
 
 
 def _reach_table(comparison: Comparison) -> Cells:
     """Every dimension of our data, normalized with their statistics."""
-    table = Cells(f"this data under {comparison.form}", ("dimension", "from", "1 %", "99 %", "to", "outside -1 to 1"))
+    table = Cells(
+        f"this data under {comparison.form}", ("dimension", "from", "1 %", "99 %", "to", "outside -1 to 1")
+    )
     for one in sorted(comparison.reach, key=lambda one: (one.key != "state", one.dimension)):
         outside = "unknown" if one.outside is None else f"{100 * one.outside:.2f} %"
-        table.row(f"{one.key}[{one.dimension}]", f"{one.low:.4g}", f"{one.q01:.4g}", f"{one.q99:.4g}", f"{one.high:.4g}", outside)
+        table.row(
+            f"{one.key}[{one.dimension}]",
+            f"{one.low:.4g}",
+            f"{one.q01:.4g}",
+            f"{one.q99:.4g}",
+            f"{one.high:.4g}",
+            outside,
+        )
     return table
 
 
 def _differences_table(comparison: Comparison) -> Cells:
-    """Ours beside theirs, dimension by dimension; the last column is the dimension's largest difference, of our q99 - q01."""
+    """Ours beside theirs, dimension by dimension; the last column is the dimension's largest difference, of
+    our q99 - q01.
+    """
     names: tuple[Statistic, ...] = ("mean", "std", "q01", "q99")
     table = Cells(f"ours → {comparison.path}", ("dimension", *names, "of the spread"))
     found = {(d.key, d.dimension, d.statistic): d for d in comparison.differences}
-    for key, dimension in sorted({(d.key, d.dimension) for d in comparison.differences}, key=lambda pair: (pair[0] != "state", pair[1])):
+    for key, dimension in sorted(
+        {(d.key, d.dimension) for d in comparison.differences}, key=lambda pair: (pair[0] != "state", pair[1])
+    ):
         cells = [found.get((key, dimension, name)) for name in names]
         there = [cell for cell in cells if cell is not None]
         shares = [cell.share for cell in there if cell.share is not None]
         equal = all(cell.ours == cell.theirs for cell in there)
-        largest = f"{100 * max(shares):.2f} %" if shares else "equal" if equal else "differs; ours has no spread"
-        table.row(f"{key}[{dimension}]", *("" if cell is None else f"{cell.ours:.4f} → {cell.theirs:.4f}" for cell in cells), largest)
+        largest = (
+            f"{100 * max(shares):.2f} %" if shares else "equal" if equal else "differs; ours has no spread"
+        )
+        table.row(
+            f"{key}[{dimension}]",
+            *("" if cell is None else f"{cell.ours:.4f} → {cell.theirs:.4f}" for cell in cells),
+            largest,
+        )
     for whose, lacking in (("only ours", comparison.only_ours), ("only theirs", comparison.only_theirs)):
         for group, count in lacking.items():
             if count:

@@ -11,15 +11,25 @@ _STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
 
 
 def doctor_table(diagnosis: Diagnosis) -> Group:
-    """What was found, worst first, each with its fix; then what is well, and what was not looked at because nothing needs it."""
+    """What was found, worst first, each with its fix; then what is well, and what was not looked at because
+    nothing needs it.
+    """
     rows = []
     for names, finding in _together(diagnosis.findings):
         allowed = " (allowed)" if finding.severity == "error" and finding.check in diagnosis.allowed else ""
         said = f"{names}: {finding.got}"
-        rows += finding_rows(finding.severity + allowed, said, _STYLE[finding.severity], need=finding.need, fix=finding.fix)
+        rows += finding_rows(
+            finding.severity + allowed, said, _STYLE[finding.severity], need=finding.need, fix=finding.fix
+        )
     rows.append(Row("well", ", ".join(diagnosis.passed) or "nothing", "green"))
     if diagnosis.not_needed:
-        rows.append(Row("not needed", "; ".join(f"{name} ({why})" for name, why in diagnosis.not_needed.items()), "dim"))
+        rows.append(
+            Row(
+                "not needed",
+                "; ".join(f"{name} ({why})" for name, why in diagnosis.not_needed.items()),
+                "dim",
+            )
+        )
     return rows_table(_title(diagnosis), rows)
 
 
@@ -32,10 +42,14 @@ def _together(findings: list[Finding]) -> list[tuple[str, Finding]]:
 
 
 def _title(diagnosis: Diagnosis) -> str:
-    counts = {"error": len(diagnosis.errors)} | {kind: _count(diagnosis, kind) for kind in ("warning", "unknown")}
+    counts = {"error": len(diagnosis.errors)} | {
+        kind: _count(diagnosis, kind) for kind in ("warning", "unknown")
+    }
     named = [f"{number} {kind}{'s' * (number != 1 and kind != 'unknown')}" for kind, number in counts.items()]
     allowed = _count(diagnosis, "error") - len(diagnosis.errors)
-    return ", ".join([*named, *([f"{allowed} allowed"] if allowed else []), f"{len(diagnosis.passed)} checks well"])
+    return ", ".join(
+        [*named, *([f"{allowed} allowed"] if allowed else []), f"{len(diagnosis.passed)} checks well"]
+    )
 
 
 def _count(diagnosis: Diagnosis, severity: str) -> int:

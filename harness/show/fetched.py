@@ -11,5 +11,7 @@ from harness.units import format_bytes
 
 def fetched_view(fetched: Fetched) -> RenderableType:
     """Each part with its size and place."""
-    rows: list[tuple[str, str]] = [(part.what, f"{part.source}: {format_bytes(part.bytes)} in {part.path}") for part in fetched.parts]
+    rows: list[tuple[str, str]] = [
+        (part.what, f"{part.source}: {format_bytes(part.bytes)} in {part.path}") for part in fetched.parts
+    ]
     return rows_table(f"here for {fetched.recipe}", rows)

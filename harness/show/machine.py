@@ -18,16 +18,35 @@ def machine_table(machine: Machine) -> Group:
         free = f"{format_bytes(gpu.free_bytes)} free of {format_bytes(gpu.total_bytes)}"
         if gpu.integrated:
             free = "its memory is the host's"
-        rows.append((f"GPU {gpu.index}", gpu.error or f"{gpu.name} (compute capability {gpu.compute_capability}), {free}{hidden}"))
-        rows += [("", f"  process {process.pid} {process.name or ''} holds {format_bytes(process.used_bytes)}") for process in gpu.foreign_processes or []]
+        rows.append(
+            (
+                f"GPU {gpu.index}",
+                gpu.error or f"{gpu.name} (compute capability {gpu.compute_capability}), {free}{hidden}",
+            )
+        )
+        rows += [
+            ("", f"  process {process.pid} {process.name or ''} holds {format_bytes(process.used_bytes)}")
+            for process in gpu.foreign_processes or []
+        ]
     if not machine.gpus:
         rows.append(("GPU", machine.gpu_error or "none"))
     if machine.gpu_fix:
         rows.append(("what to do", machine.gpu_fix))
     rows.append(("driver", known(machine.driver_version, machine.unknown, "driver_version")))
-    rows.append(("memory", f"{format_bytes(host.ram_available_bytes)} available of {format_bytes(host.ram_total_bytes)}"))
+    rows.append(
+        (
+            "memory",
+            f"{format_bytes(host.ram_available_bytes)} available of {format_bytes(host.ram_total_bytes)}",
+        )
+    )
     rows.append(("cores", known(host.cores, host.unknown, "cores")))
     rows.append(("/dev/shm", format_bytes(host.shm_bytes)))
-    rows += [(f"disk {disk.path}", f"{format_bytes(disk.free_bytes)} free" + ("" if disk.writable else ", not writable")) for disk in host.disks]
+    rows += [
+        (
+            f"disk {disk.path}",
+            f"{format_bytes(disk.free_bytes)} free" + ("" if disk.writable else ", not writable"),
+        )
+        for disk in host.disks
+    ]
     rows.append(("container", f"{host.container or 'unknown'}" + (", WSL2" if host.wsl else "")))
     return rows_table("machine", rows)

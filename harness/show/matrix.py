@@ -12,6 +12,9 @@ def markdown(table: Sequence[Any], words: Callable[[Any], str], memory: Callable
     lines = [f"| card | memory | {' | '.join(recipes)} |", f"| --- | --- |{' --- |' * len(recipes)}"]
     for card in dict.fromkeys(cell.card for cell in table):
         of = {cell.recipe: cell for cell in table if cell.card == card}
-        told = [("**exact** " if of[recipe].verdict.startswith("exact") else "") + words(of[recipe]) for recipe in recipes]
+        told = [
+            ("**exact** " if of[recipe].verdict.startswith("exact") else "") + words(of[recipe])
+            for recipe in recipes
+        ]
         lines.append(f"| {card} | {memory(card)} | {' | '.join(told)} |")
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""What moved, as a picture: a row a part of the network, a column a layer, the colour how far it moved relative to its size."""
+"""What moved, as a picture: a row a part of the network, a column a layer, the colour how far it moved
+relative to its size.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,16 @@ def write(checkpoint: Checkpoint, inspected: Path, run: Path | None) -> Path:
 
 
 def grid(moved: Moved) -> tuple[list[str], int, np.ndarray]:
-    """(names of the rows, number of layers, relative movement [rows, layers]); NaN where there is no such layer. A part without layers has one column."""
+    """(names of the rows, number of layers, relative movement [rows, layers]); NaN where there is no such
+    layer. A part without layers has one column.
+    """
     names = list(dict.fromkeys(block.name for block in moved.blocks))
     layers = max((block.layer + 1 for block in moved.blocks if block.layer is not None), default=1)
     values = np.full((len(names), layers), np.nan)
     totals: dict[tuple[int, int], list[float]] = {}
     for block in moved.blocks:
-        # A part may have leaves in layers and one beside them, such as the last norm: that one stands in the first column of its own row's end.
+        # A part may have leaves in layers and one beside them, such as the last norm: that one stands in the
+        # first column of its own row's end.
         column = block.layer if block.layer is not None else 0
         entry = totals.setdefault((names.index(block.name), column), [0.0, 0.0])
         entry[0] += block.update_norm**2
@@ -51,23 +56,44 @@ def draw(moved: Moved, title: str) -> bytes:
     positive = values[np.isfinite(values) & (values > 0)]
     low, high = (float(positive.min()), float(positive.max())) if positive.size else (1e-6, 1e-5)
     # A figure of its own, not pyplot's: it needs no display and leaves no state behind.
-    figure = Figure(figsize=(3.6 + max(layers, 12) * _COLUMN_INCHES, 1.9 + len(names) * _ROW_INCHES), layout="constrained")
+    figure = Figure(
+        figsize=(3.6 + max(layers, 12) * _COLUMN_INCHES, 1.9 + len(names) * _ROW_INCHES), layout="constrained"
+    )
     panel, bars = figure.subplots(1, 2, width_ratios=[max(layers, 8), 6])
     colours = LogNorm(max(low, high * 1e-4), max(high, low * 1.01))
     shape = {"edgecolors": "white", "linewidth": 0.5}
     edges = np.arange(layers + 1), np.arange(len(names) + 1)
-    panel.pcolormesh(*edges, np.ma.masked_where(values != 0, np.zeros_like(values)), cmap=ListedColormap(["#e4e4e4"]), **shape)
-    mesh = panel.pcolormesh(*edges, np.ma.masked_invalid(np.where(values > 0, values, np.nan)), norm=colours, cmap="viridis", **shape)
+    panel.pcolormesh(
+        *edges,
+        np.ma.masked_where(values != 0, np.zeros_like(values)),
+        cmap=ListedColormap(["#e4e4e4"]),
+        **shape,
+    )
+    mesh = panel.pcolormesh(
+        *edges,
+        np.ma.masked_invalid(np.where(values > 0, values, np.nan)),
+        norm=colours,
+        cmap="viridis",
+        **shape,
+    )
     panel.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8)
     panel.invert_yaxis()
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("layer (a part without layers has one column); grey did not move", fontsize=8)
     panel.tick_params(labelsize=8)
-    figure.colorbar(mesh, ax=panel, location="top", shrink=0.7, aspect=40).set_label("norm of the update / norm of the weights", fontsize=8)
+    figure.colorbar(mesh, ax=panel, location="top", shrink=0.7, aspect=40).set_label(
+        "norm of the update / norm of the weights", fontsize=8
+    )
     widths = [math.log10(group.relative / low) + 1 if group.relative else 0.0 for group in moved.groups]
     bars.barh([group.name for group in moved.groups], widths, height=0.6, color="#1f4e79")
     for row, (group, width) in enumerate(zip(moved.groups, widths, strict=True)):
-        words = "unknown" if group.relative is None else f"{group.relative:.1e}" if group.relative else "did not move"
+        words = (
+            "unknown"
+            if group.relative is None
+            else f"{group.relative:.1e}"
+            if group.relative
+            else "did not move"
+        )
         bars.text(width + 0.05, row, words, va="center", fontsize=8)
     bars.set_xlim(0, max([*widths, 1.0]) * 1.6)
     bars.set_ylim(max(len(moved.groups), 10) - 0.5, -0.5)

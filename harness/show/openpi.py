@@ -24,10 +24,19 @@ def openpi_view(command: OpenpiCommand) -> RenderableType:
     rows.append(("needs", _bytes(command)))
     rows += [("deviation", text) for text in command.deviations]
     if command.meant:
-        rows.append(("meant" if command.command_meant or _error(command, "lora-trains-everything") else "recipe", command.meant))
+        rows.append(
+            (
+                "meant" if command.command_meant or _error(command, "lora-trains-everything") else "recipe",
+                command.meant,
+            )
+        )
     if command.command_meant:
         rows.append(("openpi", command.command_meant))
-    rows += [(name, f"unknown: {why}") for name, why in command.unknown.items() if name not in ("device_bytes", "fits")]
+    rows += [
+        (name, f"unknown: {why}")
+        for name, why in command.unknown.items()
+        if name not in ("device_bytes", "fits")
+    ]
     parts: list[RenderableType] = [rows_table(_title(command), [*rows, *cut])]
     return Group(*parts, _findings(command)) if command.findings else Group(*parts)
 
@@ -40,7 +49,10 @@ def _title(command: OpenpiCommand) -> str:
 def _who(command: OpenpiCommand) -> str:
     if command.parameters_trained is None:
         return f"unknown: {command.unknown.get('parameters_trained', 'no reason given')}"
-    return f"{command.parameters_trained:,} of {command.parameters_total:,} parameters ({format_count(command.parameters_trained)})"
+    return (
+        f"{command.parameters_trained:,} of {command.parameters_total:,} parameters"
+        f" ({format_count(command.parameters_trained)})"
+    )
 
 
 def _bytes(command: OpenpiCommand) -> str:
@@ -49,7 +61,10 @@ def _bytes(command: OpenpiCommand) -> str:
     size = f"{format_bytes(command.device_bytes)} on each device"
     if command.plan is None:
         return f"{size} (no card named: --gpu NAME says whether it fits)"
-    return f"{size}; {command.plan.device} has {format_bytes(command.plan.usable_bytes)} usable: {'fits' if command.fits else 'does not fit'}"
+    return (
+        f"{size}; {command.plan.device} has {format_bytes(command.plan.usable_bytes)} usable:"
+        f" {'fits' if command.fits else 'does not fit'}"
+    )
 
 
 def _error(command: OpenpiCommand, check: str) -> bool:
@@ -59,5 +74,11 @@ def _error(command: OpenpiCommand, check: str) -> bool:
 def _findings(command: OpenpiCommand) -> Group:
     rows = []
     for finding in command.findings:
-        rows += finding_rows(finding.severity, f"{finding.check}: {finding.got}", _STYLE[finding.severity], need=finding.need, fix=finding.fix)
+        rows += finding_rows(
+            finding.severity,
+            f"{finding.check}: {finding.got}",
+            _STYLE[finding.severity],
+            need=finding.need,
+            fix=finding.fix,
+        )
     return rows_table("", rows)

@@ -1,4 +1,6 @@
-"""The plan for a terminal of 100 columns: what was chosen, what its memory is made of, what was rejected and why. Nothing is printed here."""
+"""The plan for a terminal of 100 columns: what was chosen, what its memory is made of, what was rejected and
+why. Nothing is printed here.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +29,44 @@ def plan_view(plan: Plan) -> RenderableType:
 def _facts(plan: Plan) -> list[tuple[str, str]]:
     usable = format_bytes(plan.usable_bytes)
     one = ", one memory for CPU and GPU" if plan.shared_memory else ""
-    rows = [("device", f"{plan.device}, {usable} usable" + (f" of {format_bytes(plan.free_bytes)} free" if plan.context_bytes else "") + one)]
-    rows.append(("recipe trains", f"{format_count(plan.parameters_trained)} of {format_count(plan.parameters_total)} parameters"))
+    rows = [
+        (
+            "device",
+            f"{plan.device}, {usable} usable"
+            + (f" of {format_bytes(plan.free_bytes)} free" if plan.context_bytes else "")
+            + one,
+        )
+    ]
+    rows.append(
+        (
+            "recipe trains",
+            f"{format_count(plan.parameters_trained)} of {format_count(plan.parameters_total)} parameters",
+        )
+    )
     chosen = plan.chosen
     if chosen is None:
         return [*rows, ("chosen", "nothing: no plan fits")]
     levers = chosen.levers
-    rows.append(("chosen", f"{'exact' if not chosen.deviations else 'approximate'}: {chosen.reason} ({chosen.source})"))
+    rows.append(
+        (
+            "chosen",
+            f"{'exact' if not chosen.deviations else 'approximate'}: {chosen.reason} ({chosen.source})",
+        )
+    )
     rows += [("deviation", text) for text in chosen.deviations]
     rows.append(("batch", _batch(levers)))
     rows.append(("sample", f"{levers.prompt_tokens} prompt tokens, cameras {', '.join(levers.cameras)}"))
     if chosen.seconds_per_step is not None:
-        rows.append(("predicted", f"{format_seconds(chosen.seconds_per_step)} a step (cost model, not measured)"))
-    rows.append(("host memory", f"{format_bytes(chosen.host_bytes)}" + (f", with {' and '.join(levers.host)} of the state" if levers.host else "")))
+        rows.append(
+            ("predicted", f"{format_seconds(chosen.seconds_per_step)} a step (cost model, not measured)")
+        )
+    rows.append(
+        (
+            "host memory",
+            f"{format_bytes(chosen.host_bytes)}"
+            + (f", with {' and '.join(levers.host)} of the state" if levers.host else ""),
+        )
+    )
     rows.append(("disk", f"{format_bytes(chosen.disk_bytes)} for two checkpoints"))
     phases = ", ".join(f"{name} {format_bytes(size)}" for name, size in chosen.phases.items())
     rows += [("phases", phases)] if len(chosen.phases) > 1 else []
@@ -49,7 +76,11 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _batch(levers: Levers) -> str:
-    devices = f" x {levers.devices} devices" + (f" (state in {levers.fsdp} shards)" if levers.fsdp > 1 else "") if levers.devices > 1 else ""
+    devices = (
+        f" x {levers.devices} devices" + (f" (state in {levers.fsdp} shards)" if levers.fsdp > 1 else "")
+        if levers.devices > 1
+        else ""
+    )
     rows = levers.microbatch * levers.accumulation_steps * levers.devices
     return f"{rows} = microbatch {levers.microbatch} x {levers.accumulation_steps} accumulated{devices}"
 
@@ -64,13 +95,19 @@ def memory_bar(plan: Plan, chosen: Candidate) -> RenderableType:
     total = sum(size for _, size in parts) or 1
     bar, legend = Text(), []
     for index, (name, size) in enumerate(parts):
-        color, block = _COLORS[index % len(_COLORS)], "·" if name == "headroom" else _BLOCKS[index % len(_BLOCKS)]
+        color, block = (
+            _COLORS[index % len(_COLORS)],
+            "·" if name == "headroom" else _BLOCKS[index % len(_BLOCKS)],
+        )
         bar.append(block * max(1 if size else 0, round(_BAR * size / total)), style=color)
         legend.append(Text.assemble((block, color), cell(f" {name} {format_bytes(size)}")))
     grid = Cells()
     for start in range(0, len(legend), 3):
         grid.row(*legend[start : start + 3])
-    caption = Text("weights, gradients, moments and average are counted, the rest is what the compiler adds to them", style="dim")
+    caption = Text(
+        "weights, gradients, moments and average are counted, the rest is what the compiler adds to them",
+        style="dim",
+    )
     return Group(Text("memory of a device"), bar, grid, caption)
 
 
@@ -84,10 +121,23 @@ def candidates_table(plan: Plan) -> Cells:
     table.column("verdict", max_width=30)
     for candidate in plan.candidates:
         chosen = candidate is plan.chosen or candidate == plan.chosen
-        verdict = "chosen" if chosen else "fits, slower" if candidate.verdict == "fits" else candidate.reason.rpartition(": ")[2]
+        verdict = (
+            "chosen"
+            if chosen
+            else "fits, slower"
+            if candidate.verdict == "fits"
+            else candidate.reason.rpartition(": ")[2]
+        )
         step = format_seconds(candidate.seconds_per_step) if candidate.seconds_per_step is not None else "?"
         size = ("≥ " if candidate.source == "counted" else "") + format_bytes(candidate.device_bytes)
-        row = (plan_name(candidate), candidate.levers.microbatch, size, format_bytes(candidate.host_bytes), step, verdict)
+        row = (
+            plan_name(candidate),
+            candidate.levers.microbatch,
+            size,
+            format_bytes(candidate.host_bytes),
+            step,
+            verdict,
+        )
         table.row(*row, style="bold" if chosen else "")
     return table
 
@@ -95,7 +145,9 @@ def candidates_table(plan: Plan) -> Cells:
 def plan_name(candidate: Candidate) -> str:
     """A plan in a few words: what it changes, and where the state lies."""
     levers = candidate.levers
-    words = [_change(key, value) for key, value in candidate.changes.items() if not key.endswith(".lora")] or ["exact"]
+    words = [
+        _change(key, value) for key, value in candidate.changes.items() if not key.endswith(".lora")
+    ] or ["exact"]
     if str(candidate.changes.get("train.trained")).startswith("lora"):
         words = [word for word in words if word != "no EMA"]
     words += [f"{', '.join(levers.host)} on the host"] if levers.host else []

@@ -14,7 +14,9 @@ _COLUMNS, _PANEL = 2, (5.2, 2.2)
 
 
 def plot(prediction: Prediction) -> bytes:
-    """A PNG: one panel a dimension, recorded and predicted over the chunk, the padding behind the episode's end in grey."""
+    """A PNG: one panel a dimension, recorded and predicted over the chunk, the padding behind the episode's
+    end in grey.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -32,13 +34,22 @@ def plot(prediction: Prediction) -> bytes:
         panel.plot(times, recorded[:, d], "o-", color="#1f4e79", markersize=3.5, label="recorded")
         panel.plot(times, predicted[:, d], "s--", color="#d9730d", markersize=3.5, label="predicted")
         if any(prediction.is_pad):
-            panel.axvspan(prediction.is_pad.index(True) - 0.5, len(times) - 0.5, color="0.9", label="past the episode's end")
+            panel.axvspan(
+                prediction.is_pad.index(True) - 0.5,
+                len(times) - 0.5,
+                color="0.9",
+                label="past the episode's end",
+            )
         panel.set_title(f"actions[{d}]   mean |error| {prediction.mean_absolute_error[d]:.3g}", fontsize=9)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.25)
     step = "" if prediction.step is None else f"step {prediction.step}, "
-    figure.suptitle(f"{prediction.task}\n{step}episode {prediction.episode}, frame {prediction.frame}, seed {prediction.seed}", fontsize=10)
+    figure.suptitle(
+        f"{prediction.task}\n{step}episode {prediction.episode}, frame {prediction.frame}, seed"
+        f" {prediction.seed}",
+        fontsize=10,
+    )
     figure.supxlabel("frames after this one", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", fontsize=8)

@@ -31,7 +31,12 @@ class Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         if self._console.is_terminal:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}", markup=False))
+            columns = (
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.description}", markup=False),
+            )
             self._bar = Progress(*columns, console=self._console)
             self._bar.start()
         return self
@@ -69,7 +74,10 @@ class Progress:
         self._recent.append(line.step_s)
         pace = sorted(self._recent)[len(self._recent) // 2]
         left = format_seconds(pace * (steps - line.step - 1))
-        text = f"loss {line.loss:.4f}  grad_norm {line.grad_norm:.3f}  {format_seconds(pace)} a step  {left} left"
+        text = (
+            f"loss {line.loss:.4f}  grad_norm {line.grad_norm:.3f}  {format_seconds(pace)} a step  {left}"
+            " left"
+        )
         if self._bar is None:
             self._line(f"step {line.step + 1}/{steps}  {text}")
             return

@@ -1,4 +1,8 @@
-"""What every table is made of. A cell is text and nothing else: no markup is read in it, no character of it steers a terminal, none is cut off."""
+"""What every table is made of.
+
+A cell is text and nothing else: no markup is read in it, no character of it steers a terminal, none is cut
+off.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +22,54 @@ def cell(value: object, style: str = "") -> Text:
 
 
 def line(value: object, style: str = "") -> Text:
-    """A line that is never broken: a command in it can be copied as a whole, also from a pipe that takes itself for 80 columns."""
+    """A line that is never broken: a command in it can be copied as a whole, also from a pipe that takes
+    itself for 80 columns.
+    """
     return Text(visible(str(value)), style=style, no_wrap=True, overflow="ignore")
 
 
 class Cells(Table):
     """A table without a frame whose cells, headings, title and caption are text."""
 
-    def __init__(self, title: str = "", columns: Iterable[str] = (), *, framed: bool = False, min_width: int | None = None) -> None:
+    def __init__(
+        self,
+        title: str = "",
+        columns: Iterable[str] = (),
+        *,
+        framed: bool = False,
+        min_width: int | None = None,
+    ) -> None:
         """`columns` are headings: the first one stands left, the others right."""
         look = {} if framed else {"box": None, "pad_edge": False}
-        super().__init__(title_justify="left", caption_justify="left", show_header=bool(columns), min_width=min_width, **look)  # type: ignore[arg-type]
+        super().__init__(
+            title_justify="left",
+            caption_justify="left",
+            show_header=bool(columns),
+            min_width=min_width,
+            **look,
+        )  # type: ignore[arg-type]
         self.title = cell(title, "italic") if title else None
         for number, name in enumerate(columns):
             self.column(name, right=number > 0)
 
-    def column(self, heading: str = "", *, right: bool = False, style: str = "", whole: bool = False, max_width: int | None = None) -> None:
+    def column(
+        self,
+        heading: str = "",
+        *,
+        right: bool = False,
+        style: str = "",
+        whole: bool = False,
+        max_width: int | None = None,
+    ) -> None:
         """Adds a column. `whole`: its cells are short, and never folded."""
-        self.add_column(cell(heading), justify="right" if right else "left", style=style, no_wrap=whole, overflow="fold", max_width=max_width)
+        self.add_column(
+            cell(heading),
+            justify="right" if right else "left",
+            style=style,
+            no_wrap=whole,
+            overflow="fold",
+            max_width=max_width,
+        )
 
     def row(self, *values: object, style: str = "") -> None:
         """Adds a row."""
@@ -73,7 +107,9 @@ def rows_table(title: str, rows: Iterable[tuple[str, str] | Row]) -> Group:
     return Group(*parts)
 
 
-def finding_rows(severity: str, text: str, style: str, *, need: str = "", fix: str | None = None) -> list[Row]:
+def finding_rows(
+    severity: str, text: str, style: str, *, need: str = "", fix: str | None = None
+) -> list[Row]:
     """A finding, what it needs, and its fix."""
     rows = [Row(severity, text, style)]
     rows += [Row("  need", need)] if need else []

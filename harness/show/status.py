@@ -21,16 +21,39 @@ def status_table(status: Status) -> Group:
     if status.eta_s is not None:
         rows.append(("left", f"about {format_seconds(status.eta_s)}"))
     if status.losses:
-        rows.append(("loss", f"{_number(status.loss)}  {sparkline(status.losses)}  since step {status.losses_since_step}"))
-        rows.append(("grad_norm", f"{_number(status.grad_norm)}, learning rate {_rate(status.learning_rate)}"))
-    if status.step_s is not None:
-        share = f", {status.step_s / status.expected_step_s:.2f} of the plan's {format_seconds(status.expected_step_s)}" if status.expected_step_s else ""
         rows.append(
-            ("pace", f"{format_seconds(status.step_s)} a step{share or ', the plan expects nothing'}; waiting for data {format_seconds(status.data_s)}")
+            (
+                "loss",
+                f"{_number(status.loss)}  {sparkline(status.losses)}  since step {status.losses_since_step}",
+            )
+        )
+        rows.append(
+            ("grad_norm", f"{_number(status.grad_norm)}, learning rate {_rate(status.learning_rate)}")
+        )
+    if status.step_s is not None:
+        share = (
+            f", {status.step_s / status.expected_step_s:.2f} of the plan's"
+            f" {format_seconds(status.expected_step_s)}"
+            if status.expected_step_s
+            else ""
+        )
+        rows.append(
+            (
+                "pace",
+                (
+                    f"{format_seconds(status.step_s)} a step{share or ', the plan expects nothing'}; waiting for"
+                    f" data {format_seconds(status.data_s)}"
+                ),
+            )
         )
     rows.append(("memory", _memory(status)))
-    rows.append(("saved", "no whole checkpoint" if status.saved_step is None else f"step {status.saved_step:,}"))
-    return rows_table(f"run {status.run}" + (f", recipe {status.recipe}" if status.recipe else ""), rows + [("finding", text) for text in status.findings])
+    rows.append(
+        ("saved", "no whole checkpoint" if status.saved_step is None else f"step {status.saved_step:,}")
+    )
+    return rows_table(
+        f"run {status.run}" + (f", recipe {status.recipe}" if status.recipe else ""),
+        rows + [("finding", text) for text in status.findings],
+    )
 
 
 def _number(value: float | None) -> str:
@@ -45,7 +68,10 @@ def _progress(status: Status) -> str:
     if status.steps is None:
         return f"{status.step:,} steps logged, of an unknown number"
     share = min(1.0, status.step / status.steps) if status.steps else 0.0
-    return f"{'━' * round(share * WIDTH)}{'─' * (WIDTH - round(share * WIDTH))} {status.step:,} of {status.steps:,} steps, {share:.0%}"
+    return (
+        f"{'━' * round(share * WIDTH)}{'─' * (WIDTH - round(share * WIDTH))} {status.step:,} of"
+        f" {status.steps:,} steps, {share:.0%}"
+    )
 
 
 def _memory(status: Status) -> str:
@@ -61,4 +87,11 @@ def sparkline(values: Sequence[float | None]) -> str:
     finite = [value for value in values if value is not None and math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     top = len(_BLOCKS) - 1
-    return "".join("×" if v is None or not math.isfinite(v) else _BLOCKS[round((v - low) / (high - low) * top) if high > low else 0] for v in values)
+    return "".join(
+        (
+            "×"
+            if v is None or not math.isfinite(v)
+            else _BLOCKS[round((v - low) / (high - low) * top) if high > low else 0]
+        )
+        for v in values
+    )

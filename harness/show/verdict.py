@@ -10,7 +10,9 @@ _WIDTH = 34
 
 
 def verdict_table(verdict: Verdict) -> Cells:
-    """Every field with its status, then the replay, then the verdict and the first difference that explains the rest."""
+    """Every field with its status, then the replay, then the verdict and the first difference that explains
+    the rest.
+    """
     table = Cells(f"{verdict.run} against {verdict.against}")
     table.show_header = True
     for name in ("field", "status", "recorded", "found"):
@@ -19,14 +21,32 @@ def verdict_table(verdict: Verdict) -> Cells:
         status = row.status if row.matters or row.status == "equal" else f"{row.status} (changes nothing)"
         style = _STYLE[row.status] if row.matters else "dim"
         found = [_short(row.found), row.note if row.recorded else ""]
-        table.row(row.field, status, _short(row.recorded) or row.note, "; ".join(part for part in found if part), style=style)
+        table.row(
+            row.field,
+            status,
+            _short(row.recorded) or row.note,
+            "; ".join(part for part in found if part),
+            style=style,
+        )
     if verdict.replay is not None:
         replay = verdict.replay
         what = f"{replay.steps} steps from {replay.start} on {replay.device}"
-        table.row("metrics", replay.status, replay.first or what, replay.note if replay.first is None else what, style=_STYLE[replay.status])
+        table.row(
+            "metrics",
+            replay.status,
+            replay.first or what,
+            replay.note if replay.first is None else what,
+            style=_STYLE[replay.status],
+        )
     table.add_section()
     explains = verdict.first_difference or ""
-    table.row("verdict", verdict.verdict, explains and f"first difference: {explains}", "", style=_STYLE[verdict.verdict])
+    table.row(
+        "verdict",
+        verdict.verdict,
+        explains and f"first difference: {explains}",
+        "",
+        style=_STYLE[verdict.verdict],
+    )
     return table
 
 

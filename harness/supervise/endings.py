@@ -12,7 +12,9 @@ from harness.units import format_seconds
 
 
 class Ending(NamedTuple):
-    """`again`: another attempt from the last whole checkpoint may go further; `smaller`: only with a plan that needs less of the device."""
+    """`again`: another attempt from the last whole checkpoint may go further; `smaller`: only with a plan
+    that needs less of the device.
+    """
 
     error: HarnessError
     again: bool = False
@@ -20,7 +22,10 @@ class Ending(NamedTuple):
 
 
 def explain(result: Attempt, plan: Plan, machine: Machine) -> Ending | None:
-    """The ending of an attempt, or None when it ended as it should or as it was asked to. `machine` was probed after the end."""
+    """The ending of an attempt, or None when it ended as it should or as it was asked to.
+
+    `machine` was probed after the end.
+    """
     if result.stopped_for is not None:
         return _stopped(result, plan, machine)
     if result.error is not None:
@@ -33,7 +38,9 @@ def explain(result: Attempt, plan: Plan, machine: Machine) -> Ending | None:
 
 
 def _refusal(error: dict[str, str | None]) -> HarnessError:
-    return HarnessError(str(error["code"]), str(error["what"]), got=error["got"], need=error["need"], fix=str(error["fix"]))
+    return HarnessError(
+        str(error["code"]), str(error["what"]), got=error["got"], need=error["need"], fix=str(error["fix"])
+    )
 
 
 def _device_memory(result: Attempt) -> Ending:
@@ -48,10 +55,23 @@ def _device_memory(result: Attempt) -> Ending:
 
 
 def _gone(result: Attempt, plan: Plan, machine: Machine) -> Ending:
-    """A process that ended without a word: because of us, because of its GPU, by a signal, or by an error that nobody foresaw."""
+    """A process that ended without a word: because of us, because of its GPU, by a signal, or by an error
+    that nobody foresaw.
+    """
     if result.asked_to_stop and result.returncode in (-signal.SIGKILL, -signal.SIGTERM):
-        stop = "it was ended by a second signal before it had saved" if result.asked_to_stop > 1 else "it was killed while it stopped, before it had saved"
-        return Ending(HarnessError("stopped", stop, got=f"phase {result.phase}", fix="go on from the last whole checkpoint: --resume"))
+        stop = (
+            "it was ended by a second signal before it had saved"
+            if result.asked_to_stop > 1
+            else "it was killed while it stopped, before it had saved"
+        )
+        return Ending(
+            HarnessError(
+                "stopped",
+                stop,
+                got=f"phase {result.phase}",
+                fix="go on from the last whole checkpoint: --resume",
+            )
+        )
     lost = _lost_gpu(plan, machine)
     if lost is not None:
         return _gpu_lost(result, lost)
@@ -60,45 +80,96 @@ def _gone(result: Attempt, plan: Plan, machine: Machine) -> Ending:
 
 def _gpu_lost(result: Attempt, lost: str) -> Ending:
     fix = "nvidia-smi; reset or reboot the machine, then go on with --resume"
-    return Ending(HarnessError("gpu-lost", f"the GPU was lost during {result.phase}", got=lost, need="a GPU that NVML answers for", fix=fix))
+    return Ending(
+        HarnessError(
+            "gpu-lost",
+            f"the GPU was lost during {result.phase}",
+            got=lost,
+            need="a GPU that NVML answers for",
+            fix=fix,
+        )
+    )
 
 
 def _died(result: Attempt) -> Ending:
     """A process that ended by a signal, or by an error that nobody foresaw."""
     words = [line for line in result.last_words if line.strip()]
-    got = f"during {result.phase}; its last words: {words[-1][:300]}" if words else f"during {result.phase}, without a word"
+    got = (
+        f"during {result.phase}; its last words: {words[-1][:300]}"
+        if words
+        else f"during {result.phase}, without a word"
+    )
     number = -result.returncode
     if result.host_memory is not None or result.oom_killed:
         # The kernel may have taken one of its processes (a loader's), which then failed the rest.
-        what = "the kernel killed the trainer for lack of host memory" if number == signal.SIGKILL else "the trainer ended for lack of host memory"
-        fix = "give the container or the machine more memory (harness doctor says how much a save needs), then go on with --resume"
+        what = (
+            "the kernel killed the trainer for lack of host memory"
+            if number == signal.SIGKILL
+            else "the trainer ended for lack of host memory"
+        )
+        fix = (
+            "give the container or the machine more memory (harness doctor says how much a save needs), then"
+            " go on with --resume"
+        )
         return Ending(HarnessError("host-out-of-memory", what, got=got, fix=fix), again=False)
     if number == signal.SIGKILL:
-        fix = "somebody sent SIGKILL (docker kill, a batch system, the kernel of the host: dmesg | grep -i oom); go on with --resume"
-        return Ending(HarnessError("killed", "the trainer was killed by a signal that cannot be caught", got=got, fix=fix), again=True)
+        fix = (
+            "somebody sent SIGKILL (docker kill, a batch system, the kernel of the host: dmesg | grep -i"
+            " oom); go on with --resume"
+        )
+        return Ending(
+            HarnessError(
+                "killed", "the trainer was killed by a signal that cannot be caught", got=got, fix=fix
+            ),
+            again=True,
+        )
     if number == signal.SIGBUS:
         fix = "docker run --shm-size=8g (compose.yaml has it), or unset HARNESS_LOADER_WORKERS; then --resume"
-        return Ending(HarnessError("bus-error", "the trainer touched memory that is not there: /dev/shm or a disk is full", got=got, fix=fix))
+        return Ending(
+            HarnessError(
+                "bus-error",
+                "the trainer touched memory that is not there: /dev/shm or a disk is full",
+                got=got,
+                fix=fix,
+            )
+        )
     if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
         return _crashed(signal.Signals(number).name, result, got)
     if number > 0:
         name = signal.Signals(number).name
-        return Ending(HarnessError("killed", f"the trainer was ended by {name}", got=got, fix="go on with --resume"), again=False)
+        return Ending(
+            HarnessError("killed", f"the trainer was ended by {name}", got=got, fix="go on with --resume"),
+            again=False,
+        )
     fix = "the lines above are what it wrote; go on with --resume once the cause is mended"
-    return Ending(HarnessError("trainer-failed", f"the trainer failed with exit code {result.returncode}", got=got, fix=fix))
+    return Ending(
+        HarnessError(
+            "trainer-failed", f"the trainer failed with exit code {result.returncode}", got=got, fix=fix
+        )
+    )
 
 
 def _crashed(name: str, result: Attempt, got: str) -> Ending:
     if result.phase != "import":
-        fix = "go on with --resume; if it happens again, look at the driver's version (harness doctor) and at dmesg for Xid errors"
+        fix = (
+            "go on with --resume; if it happens again, look at the driver's version (harness doctor) and at"
+            " dmesg for Xid errors"
+        )
         return Ending(HarnessError("crashed", f"the trainer crashed ({name})", got=got, fix=fix), again=True)
     # The phase in which openpi loads its own modules; a second attempt would load the same ones.
     error = HarnessError(
         "openpi-crashed-at-import",
-        f"openpi ended by {name} (exit code {128 + signal.Signals[name]}) while its modules were imported; nothing was trained",
+        f"openpi ended by {name} (exit code {128 + signal.Signals[name]}) while its modules were imported;"
+        " nothing was trained",
         got=got,
-        need="openpi's own lock, unchanged: in other versions, or in another order of import, its libraries crash upon each other",
-        fix="in its checkout: GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev; or docker compose run --rm train-openpi, whose image has it",
+        need=(
+            "openpi's own lock, unchanged: in other versions, or in another order of import, its libraries"
+            " crash upon each other"
+        ),
+        fix=(
+            "in its checkout: GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev; or docker compose run --rm"
+            " train-openpi, whose image has it"
+        ),
     )
     return Ending(error)
 
@@ -133,9 +204,15 @@ def _why_slow(result: Attempt, machine: Machine) -> str:
     recent = result.steps[-5:]
     waiting = sum(line.data_s or 0.0 for line in recent) / max(sum(line.step_s for line in recent), 1e-9)
     if waiting > 0.5:
-        return f"the loader: {waiting:.0%} of the time is spent waiting for data (HARNESS_LOADER_WORKERS, a faster disk)"
+        return (
+            f"the loader: {waiting:.0%} of the time is spent waiting for data (HARNESS_LOADER_WORKERS, a"
+            " faster disk)"
+        )
     if machine.host.wsl:
-        return "GPU memory spilled into system memory (on Windows: CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback)"
+        return (
+            "GPU memory spilled into system memory (on Windows: CUDA - Sysmem Fallback Policy: Prefer No"
+            " Sysmem Fallback)"
+        )
     others = [process for gpu in machine.gpus if gpu.visible for process in gpu.foreign_processes or []]
     if others:
         return f"another process computes on the GPU (process {others[0].pid} {others[0].name or ''})"
@@ -143,7 +220,9 @@ def _why_slow(result: Attempt, machine: Machine) -> str:
 
 
 def _lost_gpu(plan: Plan, machine: Machine) -> str | None:
-    """What NVML says of the plan's GPU, when that is no longer a GPU; None when it is well, or when there was none."""
+    """What NVML says of the plan's GPU, when that is no longer a GPU; None when it is well, or when there was
+    none.
+    """
     if plan.device_uuid is None:
         return None
     found = next((gpu for gpu in machine.gpus if gpu.uuid == plan.device_uuid), None)

@@ -1,4 +1,7 @@
-"""One attempt: a trainer in a process of its own, what it says, and how it ended. This process never imports JAX."""
+"""One attempt: a trainer in a process of its own, what it says, and how it ended.
+
+This process never imports JAX.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ _GRACE_S = 60
 
 @dataclass
 class Attempt:
-    """What one process said, and how it ended. `stopped_for` is why the supervisor itself stopped it; `asked_to_stop` counts the requests from outside."""
+    """What one process said, and how it ended.
+
+    `stopped_for` is why the supervisor itself stopped it; `asked_to_stop` counts the requests from outside.
+    """
 
     phase: str = "start"
     error: dict[str, Any] | None = None
@@ -47,18 +53,21 @@ class Attempt:
 
     @property
     def ended_before_it_began(self) -> bool:
-        """Whether the request to stop reached a process that had not done a step yet, nor learned to answer such requests."""
+        """Whether the request to stop reached a process that had not done a step yet, nor learned to answer
+        such requests.
+        """
         return self.asked_to_stop > 0 and self.returncode == -signal.SIGTERM and not self.steps
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a trainer is stopped: `silent_s` without any event (less between steps whose pace is known); steps `slower` times slower than
-    `expected_step_s`, where that is known.
+    """When a trainer is stopped: `silent_s` without any event (less between steps whose pace is known); steps
+    `slower` times slower than `expected_step_s`, where that is known.
     """
 
     silent_s: float = 3600
-    # Between steps whose pace is known: at least this long, and so many times as long as the longest wait for a line so far.
+    # Between steps whose pace is known: at least this long, and so many times as long as the longest wait for
+    # a line so far.
     silent_between_steps_s: float = 600
     silent_times: float = 20
     expected_step_s: float | None = None
@@ -67,13 +76,24 @@ class Limits:
     steps_before_judging: int = 5
 
 
-def attempt(command: Sequence[str], watcher: Watcher, limits: Limits, *, inherit: Sequence[int] = ()) -> Attempt:
-    """The ended attempt of `command`, whose stdout is a line of JSON an event. SIGTERM and Ctrl-C are passed on to it."""
+def attempt(
+    command: Sequence[str], watcher: Watcher, limits: Limits, *, inherit: Sequence[int] = ()
+) -> Attempt:
+    """The ended attempt of `command`, whose stdout is a line of JSON an event.
+
+    SIGTERM and Ctrl-C are passed on to it.
+    """
     result, kills = Attempt(), oom_kills()
     environment = os.environ | {"HARNESS_SUPERVISOR": str(os.getpid())}
     # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on once.
     child = subprocess.Popen(
-        list(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True, pass_fds=tuple(inherit), bufsize=0
+        list(command),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+        pass_fds=tuple(inherit),
+        bufsize=0,
     )
     assert child.stderr is not None
     ears = threading.Thread(target=_listen, args=(child.stderr, result.last_words), daemon=True)
@@ -115,7 +135,10 @@ def _follow(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher, l
 
 
 def _patience(result: Attempt, limits: Limits, longest: float) -> float:
-    """How long the process may say nothing. Compiling, loading and saving have no pace; monotonic time stands still while a machine sleeps."""
+    """How long the process may say nothing.
+
+    Compiling, loading and saving have no pace; monotonic time stands still while a machine sleeps.
+    """
     if result.phase != "step" or len(result.steps) < limits.steps_before_judging:
         return limits.silent_s
     return min(limits.silent_s, max(limits.silent_between_steps_s, limits.silent_times * longest))
@@ -145,7 +168,10 @@ def _note(event: dict[str, Any], result: Attempt, watcher: Watcher) -> None:
 
 
 def _too_slow(result: Attempt, limits: Limits) -> bool:
-    expected, recent = limits.expected_step_s, [line.step_s for line in result.steps[2:]][-limits.steps_before_judging :]
+    expected, recent = (
+        limits.expected_step_s,
+        [line.step_s for line in result.steps[2:]][-limits.steps_before_judging :],
+    )
     if expected is None or len(recent) < limits.steps_before_judging:
         return False
     return sorted(recent)[len(recent) // 2] > limits.slower * expected
@@ -171,7 +197,9 @@ def _stop(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher) -> 
 
 
 def _listen(stream: Any, last_words: deque[str]) -> None:
-    """Passes the trainer's stderr on, without the secrets and controls that a library may have put there, and keeps the end of it."""
+    """Passes the trainer's stderr on, without the secrets and controls that a library may have put there, and
+    keeps the end of it.
+    """
     for line in stream:
         text = for_terminal(redact(line.decode(errors="replace").rstrip()))
         last_words.append(text)

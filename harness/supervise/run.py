@@ -1,4 +1,6 @@
-"""A run watched from start to end: attempts that go on from the last whole checkpoint, and words for whatever ends it."""
+"""A run watched from start to end: attempts that go on from the last whole checkpoint, and words for whatever
+ends it.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +43,12 @@ def supervise(
     command: Sequence[str] | None = None,
     inherit: Sequence[int] = (),
 ) -> Outcome:
-    """Where the run stands when it ends as it should. `look` probes the machine; the trainer inherits the file descriptors `inherit`.
+    """Where the run stands when it ends as it should.
 
-    Raises: HarnessError of the trainer, or "device-out-of-memory", "host-out-of-memory", "killed", "crashed", "bus-error", "hung",
-    "ten-times-slower", "gpu-lost", "trainer-failed" or "stopped".
+    `look` probes the machine; the trainer inherits the file descriptors `inherit`.
+
+    Raises: HarnessError of the trainer, or "device-out-of-memory", "host-out-of-memory", "killed", "crashed",
+    "bus-error", "hung", "ten-times-slower", "gpu-lost", "trainer-failed" or "stopped".
     """
     done = 0
     while True:
@@ -57,16 +61,27 @@ def supervise(
             assert result.end is not None
             return Outcome(result.end["step"], result.end["finished"], done)
         smaller = _smaller(plan) if ending.smaller else None
-        # A second attempt that saves nothing new would end as this one did, unless it is carried out in another way.
+        # A second attempt that saves nothing new would end as this one did, unless it is carried out in
+        # another way.
         went_further = done == 0 or _whole_steps(run) > before
-        if not _goes_on(ending, smaller, went_further=went_further) or done >= restarts or result.asked_to_stop:
+        if (
+            not _goes_on(ending, smaller, went_further=went_further)
+            or done >= restarts
+            or result.asked_to_stop
+        ):
             raise ending.error
         done += 1
-        watcher.warn(f"{ending.error.what} ({ending.error.got}); going on from the last whole checkpoint, attempt {done + 1} of {restarts + 1}")
+        watcher.warn(
+            f"{ending.error.what} ({ending.error.got}); going on from the last whole checkpoint, attempt"
+            f" {done + 1} of {restarts + 1}"
+        )
         if smaller is not None:
             plan = plan.model_copy(update={"chosen": smaller})
             run.write(plan)
-            watcher.warn(f"with the next plan of the same mathematics, which needs {format_bytes(smaller.device_bytes)} of the device: {smaller.reason}")
+            watcher.warn(
+                "with the next plan of the same mathematics, which needs"
+                f" {format_bytes(smaller.device_bytes)} of the device: {smaller.reason}"
+            )
 
 
 def _goes_on(ending: Ending, smaller: Candidate | None, *, went_further: bool) -> bool:
@@ -74,14 +89,18 @@ def _goes_on(ending: Ending, smaller: Candidate | None, *, went_further: bool) -
 
 
 def _smaller(plan: Plan) -> Candidate | None:
-    """The largest of the plans that fit, change the recipe in the same way, and need less of the device than the chosen one."""
+    """The largest of the plans that fit, change the recipe in the same way, and need less of the device than
+    the chosen one.
+    """
     chosen = plan.chosen
     if chosen is None or chosen.device_bytes is None:
         return None
     same = [
         candidate
         for candidate in plan.candidates
-        if candidate.verdict == "fits" and candidate.changes == chosen.changes and (candidate.device_bytes or chosen.device_bytes) < chosen.device_bytes
+        if candidate.verdict == "fits"
+        and candidate.changes == chosen.changes
+        and (candidate.device_bytes or chosen.device_bytes) < chosen.device_bytes
     ]
     return max(same, key=lambda candidate: candidate.device_bytes or 0, default=None)
 

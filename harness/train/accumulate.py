@@ -1,13 +1,15 @@
-"""Gradients of a global batch, microbatch by microbatch, summed in one float32 buffer that the backward pass adds to where it lies.
+"""Gradients of a global batch, microbatch by microbatch, summed in one float32 buffer that the backward pass
+adds to where it lies.
 
-A backward pass that returns its gradients needs a second buffer of that size (12.5 GiB for π0.5) to add them from. JAX can give it
-references to add to instead: the gradient of one layer is then the most that exists beside the sum.
+A backward pass that returns its gradients needs a second buffer of that size (12.5 GiB for π0.5) to add them
+from. JAX can give it references to add to instead: the gradient of one layer is then the most that exists
+beside the sum.
 
-The token embedding is looked up before the model is differentiated: the model gets the embeddings of its own tokens as a small table,
-and what these gather is added into a table of zeros once, at the end.
+The token embedding is looked up before the model is differentiated: the model gets the embeddings of its own
+tokens as a small table, and what these gather is added into a table of zeros once, at the end.
 
-A parameter may be handed over as its copy in the compute type, which is what the model's own cast would make of it. The gradient is
-then that of the copy, cast to float32: the transpose of the cast.
+A parameter may be handed over as its copy in the compute type, which is what the model's own cast would make
+of it. The gradient is then that of the copy, cast to float32: the transpose of the cast.
 
 Axes: B global batch, K accumulation steps, M microbatch (B = K·M), T prompt tokens, V vocabulary, D width.
 """
@@ -31,22 +33,36 @@ Loss = Callable[[Params, Inputs], jax.Array]
 
 
 class Copied(NamedTuple):
-    """A stacked parameter as its copy in the compute type; `gradient` has no value that is read, only a gradient, in float32."""
+    """A stacked parameter as its copy in the compute type; `gradient` has no value that is read, only a
+    gradient, in float32.
+    """
 
     copy: jax.Array
     gradient: jax.Array
 
 
 def accumulate(
-    loss: Loss, trained: Params, copies: Params, embedded: jax.Array | None, frozen: Params, inputs: Inputs, steps: int, place: Layout, vocabulary: int
+    loss: Loss,
+    trained: Params,
+    copies: Params,
+    embedded: jax.Array | None,
+    frozen: Params,
+    inputs: Inputs,
+    steps: int,
+    place: Layout,
+    vocabulary: int,
 ) -> tuple[jax.Array, Params]:
-    """(mean loss, its float32 gradient) over `steps` microbatches; the gradient has the paths of `trained`, of `copies` and the embedding's.
+    """(mean loss, its float32 gradient) over `steps` microbatches; the gradient has the paths of `trained`,
+    of `copies` and the embedding's.
 
-    `copies` are parameters in the compute type; `embedded` are the embeddings of all tokens, [B, T, D], None when they are not trained.
+    `copies` are parameters in the compute type; `embedded` are the embeddings of all tokens, [B, T, D], None
+    when they are not trained.
     """
     cut, lookup = place.microbatches((inputs, embedded), steps)  # [K, M, ...]
     shapes = {path: x.shape for path, x in (trained | copies).items()}
-    total = jax.tree.map(jax.new_ref, place.constrain({path: jnp.zeros(shape, jnp.float32) for path, shape in shapes.items()}))
+    total = jax.tree.map(
+        jax.new_ref, place.constrain({path: jnp.zeros(shape, jnp.float32) for path, shape in shapes.items()})
+    )
     unread = {path: jnp.zeros(x.shape, jnp.float32) for path, x in copies.items()}
 
     def add(value: jax.Array, one: tuple[Inputs, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
@@ -74,7 +90,9 @@ def accumulate(
 
 def read_copies(layer: Any) -> Any:
     """A layer's parameters with each `Copied` as the model reads it."""
-    return jax.tree.map(lambda x: _read(*x) if isinstance(x, Copied) else x, layer, is_leaf=lambda x: isinstance(x, Copied))
+    return jax.tree.map(
+        lambda x: _read(*x) if isinstance(x, Copied) else x, layer, is_leaf=lambda x: isinstance(x, Copied)
+    )
 
 
 _read: jax.custom_vjp[jax.Array] = jax.custom_vjp(lambda copy, _gradient: copy)

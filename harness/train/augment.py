@@ -1,12 +1,16 @@
-"""Training augmentation of camera images, on the device, in distribution (and key for key) what the published recipe does.
+"""Training augmentation of camera images, on the device, in distribution (and key for key) what the published
+recipe does.
 
-Upstream asks augmax 0.4.1 for: crop 95 %, resize back, rotate ±5° (not on wrist cameras), then ColorJitter(brightness 0.3,
-contrast 0.4, saturation 0.5). What augmax really computes with these, read from its source and reproduced here:
+Upstream asks augmax 0.4.1 for: crop 95 %, resize back, rotate ±5° (not on wrist cameras), then
+ColorJitter(brightness 0.3, contrast 0.4, saturation 0.5). What augmax really computes with these, read from
+its source and reproduced here:
 - the three geometric steps are one bilinear warp with zeros outside;
 - the jitter happens for half of the images (its default p = 0.5);
-- brightness and contrast act on HSV's value; the hue moves by up to ±0.1 (its default, in turns); the saturation does not
+- brightness and contrast act on HSV's value; the hue moves by up to ±0.1 (its default, in turns); the
+  saturation does not
   change, because augmax drops the result of that adjustment.
-Sources: openpi src/openpi/models/model.py `preprocess_observation`, commit 15a9616; augmax 0.4.1 geometric.py, colorspace.py.
+Sources: openpi src/openpi/models/model.py `preprocess_observation`, commit 15a9616; augmax 0.4.1
+geometric.py, colorspace.py.
 
 Axes: B batch, S image side.
 """
@@ -29,7 +33,13 @@ def augment(keys: jax.Array, images: dict[str, jax.Array]) -> dict[str, jax.Arra
 
     Shapes: keys [B]; images [B, S, S, 3].
     """
-    return {camera: jax.vmap(_wrist_camera if "wrist" in camera else _base_camera)(keys, image / 2.0 + 0.5) * 2.0 - 1.0 for camera, image in images.items()}
+    return {
+        camera: (
+            jax.vmap(_wrist_camera if "wrist" in camera else _base_camera)(keys, image / 2.0 + 0.5) * 2.0
+            - 1.0
+        )
+        for camera, image in images.items()
+    }
 
 
 def _base_camera(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -43,7 +53,9 @@ def _wrist_camera(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def warp(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Random crop to 95 %, stretched back and rotated by up to 5°, in one bilinear resampling; [S, S, 3] → [S, S, 3]."""
+    """Random crop to 95 %, stretched back and rotated by up to 5°, in one bilinear resampling; [S, S, 3] →
+    [S, S, 3].
+    """
     side = image.shape[0]
     crop_key, _, rotate_key = jax.random.split(key, 3)  # the middle one is the resize's, which draws nothing
     cropped = int(side * _CROP)
@@ -53,12 +65,18 @@ def warp(key: jax.Array, image: jax.Array) -> jax.Array:
     rotation = jnp.array([[jnp.cos(theta), jnp.sin(theta)], [-jnp.sin(theta), jnp.cos(theta)]])
     center = side / 2 - 0.5
     grid = jnp.mgrid[0:side, 0:side].reshape(2, -1) - center
-    source = rotation @ grid * (cropped / side) + shift[:, None] + center  # where each output pixel comes from
-    return jax.vmap(lambda c: jax.scipy.ndimage.map_coordinates(c, source, order=1, mode="constant"), -1, -1)(image).reshape(image.shape)
+    source = (
+        rotation @ grid * (cropped / side) + shift[:, None] + center
+    )  # where each output pixel comes from
+    return jax.vmap(lambda c: jax.scipy.ndimage.map_coordinates(c, source, order=1, mode="constant"), -1, -1)(
+        image
+    ).reshape(image.shape)
 
 
 def jitter(key: jax.Array, image: jax.Array) -> jax.Array:
-    """For half of the keys: brightness and contrast of HSV's value, and a turn of the hue; [S, S, 3] in [0, 1]."""
+    """For half of the keys: brightness and contrast of HSV's value, and a turn of the hue; [S, S, 3] in [0,
+    1].
+    """
     brightness, contrast, hue, *_ = jax.random.split(key, 5)
     h, s, v = _to_hsv(image)
     v = _brighten(v, jax.random.uniform(brightness, minval=-_BRIGHTNESS, maxval=_BRIGHTNESS))
@@ -84,7 +102,9 @@ def _to_hsv(rgb: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     v, spread = rgb.max(-1), rgb.max(-1) - rgb.min(-1)
     brightest = jnp.argmax(rgb, -1)
     second, third = (jnp.take_along_axis(rgb, ((brightest + i) % 3)[..., None], -1)[..., 0] for i in (1, 2))
-    hue = jnp.where(spread == 0, 0.0, (2 * brightest + (second - third) / jnp.where(spread == 0, 1.0, spread)) / 6)
+    hue = jnp.where(
+        spread == 0, 0.0, (2 * brightest + (second - third) / jnp.where(spread == 0, 1.0, spread)) / 6
+    )
     return hue, jnp.where(v == 0, 0.0, spread / jnp.where(v == 0, 1.0, v)), v
 
 

@@ -1,4 +1,7 @@
-"""The training step, compiled, and what XLA's own buffer assignment says it needs. Nothing is allocated here."""
+"""The training step, compiled, and what XLA's own buffer assignment says it needs.
+
+Nothing is allocated here.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from harness.train.step import make_step
 
 
 class CompiledStep(NamedTuple):
-    """`run(state, batch, key)` donates the state. `bytes`, of one device: argument, output, alias, temp, device (their sum, less alias).
+    """`run(state, batch, key)` donates the state.
+
+    `bytes`, of one device: argument, output, alias, temp, device (their sum, less alias).
 
     `layout` says where the state and the batch must lie.
     """
@@ -29,21 +34,32 @@ class CompiledStep(NamedTuple):
 
 
 def compile_step(
-    recipe: Recipe, levers: Levers, *, layout: Layout | None = None, options: dict[str, str] | None = None, platform: str | None = None
+    recipe: Recipe,
+    levers: Levers,
+    *,
+    layout: Layout | None = None,
+    options: dict[str, str] | None = None,
+    platform: str | None = None,
 ) -> CompiledStep:
-    """The step of `recipe` carried out with `levers`, for this process's own devices, or for `layout` over those of a topology.
+    """The step of `recipe` carried out with `levers`, for this process's own devices, or for `layout` over
+    those of a topology.
 
-    Device bytes are argument + output - alias + temp of XLA's memory analysis. The fingerprint is a hash of the lowered program.
+    Device bytes are argument + output - alias + temp of XLA's memory analysis. The fingerprint is a hash of
+    the lowered program.
     Raises: HarnessError "devices-missing".
     Source: facts on compiling for a GPU that is not here; jax.stages.Compiled.memory_analysis.
     """
     layout = layout or local_layout(levers)
     lowered, fingerprint = lower_step(recipe, levers, layout, platform)
     compiled = lowered.compile(compiler_options=options)
-    return CompiledStep(compiled, device_bytes(compiled.memory_analysis()), _flops(compiled), fingerprint, layout)
+    return CompiledStep(
+        compiled, device_bytes(compiled.memory_analysis()), _flops(compiled), fingerprint, layout
+    )
 
 
-def lower_step(recipe: Recipe, levers: Levers, layout: Layout, platform: str | None = None) -> tuple[Any, str]:
+def lower_step(
+    recipe: Recipe, levers: Levers, layout: Layout, platform: str | None = None
+) -> tuple[Any, str]:
     """(the step as it is handed to XLA, its fingerprint)."""
     step = make_step(
         recipe,
@@ -54,7 +70,9 @@ def lower_step(recipe: Recipe, levers: Levers, layout: Layout, platform: str | N
         layout=layout,
     )
     state = layout.placed(abstract_state(recipe))
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.rows), abstract_batch(recipe, levers))
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.rows), abstract_batch(recipe, levers)
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
     # The state goes out as it came in, so that every buffer of it is updated in its place.
@@ -77,10 +95,15 @@ def abstract_batch(recipe: Recipe, levers: Levers) -> dict[str, Any]:
 
 
 def device_bytes(analysis: Any) -> dict[str, int]:
-    """argument, output, alias and temp of XLA's memory analysis, and what they come to: `device` there, `host` in pinned host memory."""
+    """argument, output, alias and temp of XLA's memory analysis, and what they come to: `device` there,
+    `host` in pinned host memory.
+    """
 
     def parts(prefix: str) -> dict[str, int]:
-        return {name: int(getattr(analysis, f"{prefix}{name}_size_in_bytes")) for name in ("argument", "output", "alias", "temp")}
+        return {
+            name: int(getattr(analysis, f"{prefix}{name}_size_in_bytes"))
+            for name in ("argument", "output", "alias", "temp")
+        }
 
     def total(part: dict[str, int]) -> int:
         return part["argument"] + part["output"] - part["alias"] + part["temp"]

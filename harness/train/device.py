@@ -13,11 +13,14 @@ from harness.errors import HarnessError
 
 
 def start() -> str:
-    """The kind of the first device, for example "NVIDIA RTX A6000" or "cpu"; JAX_PLATFORMS has been set before.
+    """The kind of the first device, for example "NVIDIA RTX A6000" or "cpu"; JAX_PLATFORMS has been set
+    before.
 
-    Raises: HarnessError "device-unavailable" when JAX cannot start there. It never takes another device instead.
+    Raises: HarnessError "device-unavailable" when JAX cannot start there. It never takes another device
+    instead.
     """
-    # On a machine without a GPU the NVIDIA plugin logs a traceback, and its C++ part writes to fd 2 before logging is set up.
+    # On a machine without a GPU the NVIDIA plugin logs a traceback, and its C++ part writes to fd 2 before
+    # logging is set up.
     for name in ("jax._src.xla_bridge", "absl"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _held_back_stderr() as said:
@@ -31,7 +34,10 @@ def start() -> str:
                 f"JAX cannot start on {os.environ.get('JAX_PLATFORMS', 'its device')}: {error}",
                 got=(said().strip().splitlines() or ["no further message"])[-1][:300],
                 need="a driver and CUDA libraries that match (harness probe shows the driver)",
-                fix="use the cuda image (docker compose run --rm train), or --device cpu with the smoke recipe",
+                fix=(
+                    "use the cuda image (docker compose run --rm train), or --device cpu with the smoke"
+                    " recipe"
+                ),
             ) from error
 
 

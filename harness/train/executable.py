@@ -7,10 +7,17 @@ import re
 
 
 def executable_fingerprint(text: str) -> str:
-    """sha256 of an optimized program's text, less what tells where its source lies: another machine of the same kind compiles the same."""
+    """sha256 of an optimized program's text, less what tells where its source lies: another machine of the
+    same kind compiles the same.
+    """
     body = text.split("\n\n")
-    # The tables of file names, functions and stack frames stand before the first computation, each a block of its own.
-    kept = [block for block in body if not block.startswith(("FileNames", "FunctionNames", "FileLocations", "StackFrames"))]
+    # The tables of file names, functions and stack frames stand before the first computation, each a block of
+    # its own.
+    kept = [
+        block
+        for block in body
+        if not block.startswith(("FileNames", "FunctionNames", "FileLocations", "StackFrames"))
+    ]
     return hashlib.sha256(_ORIGIN.sub("", "\n\n".join(kept)).encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """A batch of the loader on its way to the device, where its images get the model's size.
 
-Resizing there costs the host nothing, and gives the pixels that Pillow gives: the same integers in the same order.
+Resizing there costs the host nothing, and gives the pixels that Pillow gives: the same integers in the same
+order.
 """
 
 from __future__ import annotations
@@ -18,24 +19,31 @@ _INPUTS = ("images", "tokens", "token_mask", "actions")
 
 
 def feed(batch: dict[str, Any], rows: Any, size: int) -> dict[str, Any]:
-    """What the training step takes of a batch, on the devices of the sharding `rows`, images uint8 {camera: [B, size, size, 3]}.
+    """What the training step takes of a batch, on the devices of the sharding `rows`, images uint8 {camera:
+    [B, size, size, 3]}.
 
     Nothing waits here: copies and the resizing of one batch go on while the step before is computed.
     """
     inputs = jax.device_put({name: batch[name] for name in _INPUTS}, rows)
     square = (size, size)
-    images = {camera: x if x.shape[1:3] == square else resize(x, size, rows) for camera, x in inputs["images"].items()}
+    images = {
+        camera: x if x.shape[1:3] == square else resize(x, size, rows)
+        for camera, x in inputs["images"].items()
+    }
     return inputs | {"images": images}
 
 
 def frames_digest(batch: dict[str, Any]) -> str:
-    """16 hexadecimal digits of the sha256 of the batch's frame numbers, in their order: which frames a step has seen, in a line of metrics."""
+    """16 hexadecimal digits of the sha256 of the batch's frame numbers, in their order: which frames a step
+    has seen, in a line of metrics.
+    """
     return hashlib.sha256(batch["index"].astype("<i8").tobytes()).hexdigest()[:16]
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def resize(images: jax.Array, size: int, rows: Any = None) -> jax.Array:
-    """`harness.data.transforms.resize_with_pad` of square pictures, to the last bit; `rows` is where the result lies.
+    """`harness.data.transforms.resize_with_pad` of square pictures, to the last bit; `rows` is where the
+    result lies.
 
     Shapes: uint8 [B, H, H, 3] to [B, size, size, 3].
     """
@@ -55,5 +63,7 @@ def _resample(images: jax.Array, axis: int, after: int) -> jax.Array:
     shape[axis] = after
     total = jnp.full((), 1 << (BITS - 1), jnp.int32)
     for k in range(index.shape[1]):
-        total = total + jnp.take(images, index[:, k], axis=axis).astype(jnp.int32) * weight[:, k].reshape(shape)
+        total = total + jnp.take(images, index[:, k], axis=axis).astype(jnp.int32) * weight[:, k].reshape(
+            shape
+        )
     return jnp.clip(total >> BITS, 0, 255).astype(jnp.uint8)

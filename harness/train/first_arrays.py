@@ -14,9 +14,14 @@ from harness.train.state import TrainState
 def digests_of(state: TrainState) -> dict[str, str]:
     """Path → sha256 of every parameter; of a quantized one, of the weights that it stands for."""
     everything: dict[str, Any] = {**state.trained, **state.frozen}
-    there = {path: value for path, value in everything.items() if not isinstance(value, Quantized) and value.sharding.memory_kind != "pinned_host"}
+    there = {
+        path: value
+        for path, value in everything.items()
+        if not isinstance(value, Quantized) and value.sharding.memory_kind != "pinned_host"
+    }
     found = leaf_digests(there)
-    # One at a time on the host: those that are made there, and those that lie there and cannot be sliced as on a device.
+    # One at a time on the host: those that are made there, and those that lie there and cannot be sliced as
+    # on a device.
     for path in everything.keys() - there.keys():
         value = everything[path]
         found[path] = digest(value.on_host() if isinstance(value, Quantized) else np.asarray(value))

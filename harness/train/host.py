@@ -1,9 +1,12 @@
-"""What lies in pinned host memory between its uses, and how it goes through the device: piece by piece, in a loop, in its place.
+"""What lies in pinned host memory between its uses, and how it goes through the device: piece by piece, in a
+loop, in its place.
 
-Which parts of a state lie there is a matter of where they are put (`Layout`); the step sees it in an array's type and streams it.
-A piece at a time is on the device, so XLA's answer holds no second copy of anything. Copies are asynchronous (tests/test_plan_targets.py reads it off
-the compiled program): those of one piece, parameter, moments and average, are under way together, and some go back while others come or are
-computed with. The next piece begins when this one is back, so the planner counts the copies as if nothing else ran meanwhile.
+Which parts of a state lie there is a matter of where they are put (`Layout`); the step sees it in an array's
+type and streams it. A piece at a time is on the device, so XLA's answer holds no second copy of anything.
+Copies are asynchronous (tests/test_plan_targets.py reads it off the compiled program): those of one piece,
+parameter, moments and average, are under way together, and some go back while others come or are computed
+with. The next piece begins when this one is back, so the planner counts the copies as if nothing else ran
+meanwhile.
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ from jax.sharding import NamedSharding
 from harness.errors import HarnessError
 
 PINNED = "pinned_host"
-# Smaller leaves (norms, biases) stay on the device: together they are a few MiB, and each would be a transfer of its own.
+# Smaller leaves (norms, biases) stay on the device: together they are a few MiB, and each would be a transfer
+# of its own.
 SMALLEST = 2**13
-# Elements of a piece: 32 MiB in float32. The update holds about ten pieces at a time: four that came, four that go, one under way.
+# Elements of a piece: 32 MiB in float32. The update holds about ten pieces at a time: four that came, four
+# that go, one under way.
 _PIECE = 2**23
 
 Arrays = tuple[jax.Array, ...]
 
 
 class _AbsentHostMemory(NamedSharding):
-    """A place in the host memory of a device that is not here: JAX's own forgets the memory's kind, which such a device cannot confirm."""
+    """A place in the host memory of a device that is not here: JAX's own forgets the memory's kind, which
+    such a device cannot confirm.
+    """
 
     @property
     def memory_kind(self) -> str:
@@ -51,7 +58,8 @@ def in_host_memory(sharding: NamedSharding) -> NamedSharding:
     except ValueError as error:
         raise HarnessError(
             "no-pinned-memory",
-            "the plan keeps parts of the state in pinned host memory, which this device does not offer to JAX",
+            "the plan keeps parts of the state in pinned host memory, which this device does not offer"
+            " to JAX",
             got=str(error)[:200],
             need="a device with pinned host memory (NVIDIA GPUs under Linux have it)",
             fix="harness plan again, for a plan without levers.host",
@@ -60,7 +68,9 @@ def in_host_memory(sharding: NamedSharding) -> NamedSharding:
 
 
 def result_place(sharding: NamedSharding) -> NamedSharding | None:
-    """What jit is to be told about a result of that place: for a device that is not here XLA takes the memory's kind from the program alone."""
+    """What jit is to be told about a result of that place: for a device that is not here XLA takes the
+    memory's kind from the program alone.
+    """
     return None if isinstance(sharding, _AbsentHostMemory) else sharding
 
 
@@ -74,11 +84,14 @@ def to_device(x: jax.Array) -> jax.Array:
     return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
 
 
-def stream(function: Callable[[Arrays, Arrays], tuple[Arrays, jax.Array]], moved: Arrays, read: Arrays, cuttable: int) -> tuple[Arrays, jax.Array]:
-    """(moved anew, sum of the scalars) by `function(pieces of moved, pieces of read) → (new pieces, a scalar)`, each array in its place.
+def stream(
+    function: Callable[[Arrays, Arrays], tuple[Arrays, jax.Array]], moved: Arrays, read: Arrays, cuttable: int
+) -> tuple[Arrays, jax.Array]:
+    """(moved anew, sum of the scalars) by `function(pieces of moved, pieces of read) → (new pieces, a
+    scalar)`, each array in its place.
 
-    All arrays have one shape, but for the length of their last axis, which is never cut; the first `cuttable` axes may be. The order of pieces, and
-    so of the sum, is fixed.
+    All arrays have one shape, but for the length of their last axis, which is never cut; the first `cuttable`
+    axes may be. The order of pieces, and so of the sum, is fixed.
     """
     shape = moved[0].shape
     sizes = piece_of(shape, cuttable)
@@ -88,10 +101,21 @@ def stream(function: Callable[[Arrays, Arrays], tuple[Arrays, jax.Array]], moved
     def one(i: jax.Array, carried: tuple[Arrays, jax.Array]) -> tuple[Arrays, jax.Array]:
         arrays, total = carried
         start = [index * size for index, size in zip(jnp.unravel_index(i, counts), sizes, strict=True)]
-        pieces, others = (tuple(to_device(jax.lax.dynamic_slice(x, start, (*sizes[:-1], x.shape[-1]))) for x in group) for group in (arrays, read))
+        pieces, others = (
+            tuple(to_device(jax.lax.dynamic_slice(x, start, (*sizes[:-1], x.shape[-1]))) for x in group)
+            for group in (arrays, read)
+        )
         new, scalar = function(pieces, others)
-        back = (jax.device_put(x, jax.memory.Space.Host) if there else x for x, there in zip(new, hosted, strict=True))
-        return tuple(jax.lax.dynamic_update_slice(x, piece, start) for x, piece in zip(arrays, back, strict=True)), total + scalar
+        back = (
+            jax.device_put(x, jax.memory.Space.Host) if there else x
+            for x, there in zip(new, hosted, strict=True)
+        )
+        return (
+            tuple(
+                jax.lax.dynamic_update_slice(x, piece, start) for x, piece in zip(arrays, back, strict=True)
+            ),
+            total + scalar,
+        )
 
     done: tuple[Arrays, jax.Array] = jax.lax.fori_loop(0, math.prod(counts), one, (moved, jnp.zeros(())))
     return done
@@ -99,12 +123,19 @@ def stream(function: Callable[[Arrays, Arrays], tuple[Arrays, jax.Array]], moved
 
 def fetch(x: jax.Array, dtype: Any, cuttable: int) -> jax.Array:
     """Inside jit: an array of the host on the device, cast to `dtype` piece by piece."""
-    cast, _ = stream(lambda _, read: ((read[0].astype(dtype),), jnp.zeros(())), (jnp.zeros(x.shape, dtype),), (x,), cuttable)
+    cast, _ = stream(
+        lambda _, read: ((read[0].astype(dtype),), jnp.zeros(())),
+        (jnp.zeros(x.shape, dtype),),
+        (x,),
+        cuttable,
+    )
     return cast[0]
 
 
 def look_up(table: jax.Array, rows: jax.Array) -> jax.Array:
-    """Inside jit: table[rows] of a table in host memory, [V, D] → [..., D]; all of it passes by, a piece at a time."""
+    """Inside jit: table[rows] of a table in host memory, [V, D] → [..., D]; all of it passes by, a piece at a
+    time.
+    """
     sizes = piece_of(table.shape, 1)
 
     def one(i: jax.Array, found: jax.Array) -> jax.Array:
@@ -112,12 +143,16 @@ def look_up(table: jax.Array, rows: jax.Array) -> jax.Array:
         inside = (rows >= i * sizes[0]) & (rows < (i + 1) * sizes[0])
         return jnp.where(inside[..., None], piece[jnp.clip(rows - i * sizes[0], 0, sizes[0] - 1)], found)
 
-    found: jax.Array = jax.lax.fori_loop(0, table.shape[0] // sizes[0], one, jnp.zeros((*rows.shape, table.shape[1]), table.dtype))
+    found: jax.Array = jax.lax.fori_loop(
+        0, table.shape[0] // sizes[0], one, jnp.zeros((*rows.shape, table.shape[1]), table.dtype)
+    )
     return found
 
 
 def piece_of(shape: Sequence[int], cuttable: int) -> list[int]:
-    """The shape of a piece: whole axes from the right, of no more than about `_PIECE` elements; each axis is cut into equal parts."""
+    """The shape of a piece: whole axes from the right, of no more than about `_PIECE` elements; each axis is
+    cut into equal parts.
+    """
     sizes = list(shape)
     for axis in range(min(cuttable, len(shape) - 1)):
         if math.prod(sizes) <= _PIECE:

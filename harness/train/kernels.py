@@ -1,8 +1,11 @@
-"""The choice of kernels that XLA makes by timing on a GPU, kept with a run, so that a resume and a verification run the same ones.
+"""The choice of kernels that XLA makes by timing on a GPU, kept with a run, so that a resume and a
+verification run the same ones.
 
-Two runs of one program on one card may otherwise pick other kernels, which round differently. With --xla_gpu_deterministic_ops XLA times
-nothing, and takes the first kernel that fits; the choice is kept all the same.
-Source: XLA docs/determinism.md and docs/persisted_autotuning.md; the flags are checked against jaxlib in tests/test_train_kernels.py.
+Two runs of one program on one card may otherwise pick other kernels, which round differently. With
+--xla_gpu_deterministic_ops XLA times nothing, and takes the first kernel that fits; the choice is kept all
+the same.
+Source: XLA docs/determinism.md and docs/persisted_autotuning.md; the flags are checked against jaxlib in
+tests/test_train_kernels.py.
 """
 
 from __future__ import annotations
@@ -30,10 +33,14 @@ class Kernels(NamedTuple):
     note: str = ""
 
 
-def compile_pinned(run: RunDir, platform: str, compiled: Callable[[dict[str, str]], T], warn: Callable[[str], None]) -> tuple[T, Kernels]:
-    """(what `compiled` makes of XLA's options, the kernels in it): those that the run has on file, or new ones, put there.
+def compile_pinned(
+    run: RunDir, platform: str, compiled: Callable[[dict[str, str]], T], warn: Callable[[str], None]
+) -> tuple[T, Kernels]:
+    """(what `compiled` makes of XLA's options, the kernels in it): those that the run has on file, or new
+    ones, put there.
 
-    A program whose kernels are not all on file (another plan, another card) is compiled with those that are, and that is warned of.
+    A program whose kernels are not all on file (another plan, another card) is compiled with those that are,
+    and that is warned of.
     """
     if platform != "cuda":
         return compiled({}), Kernels(None, "a CPU's kernels are not chosen by timing")
@@ -43,11 +50,16 @@ def compile_pinned(run: RunDir, platform: str, compiled: Callable[[dict[str, str
         open_received(kept, run.path).close()
         known = {"xla_gpu_load_autotune_results_from": str(kept.absolute())}
         try:
-            return compiled(known | {"xla_gpu_require_complete_aot_autotune_results": "True"}), Kernels(sha256_file(kept))
+            return compiled(known | {"xla_gpu_require_complete_aot_autotune_results": "True"}), Kernels(
+                sha256_file(kept)
+            )
         except Exception as error:
             if not _is_about_kernels(error):
                 raise
-            warn(f"{kept} does not hold every kernel of this program, so XLA chose some anew: numbers may differ in their last digits")
+            warn(
+                f"{kept} does not hold every kernel of this program, so XLA chose some anew: numbers may"
+                " differ in their last digits"
+            )
             return compiled({}), Kernels(None, f"{KERNELS} is of another program or card")
     # XLA would follow a link of this name.
     made.unlink(missing_ok=True)
@@ -58,7 +70,10 @@ def compile_pinned(run: RunDir, platform: str, compiled: Callable[[dict[str, str
 def _keep(made: Path, kept: Path) -> Kernels:
     """Renamed only when it is whole: XLA writes it at the end of a compilation, in place."""
     if not made.is_file():
-        return Kernels(None, "XLA wrote no choice of kernels (the compiled program came from a cache, or nothing was timed)")
+        return Kernels(
+            None,
+            "XLA wrote no choice of kernels (the compiled program came from a cache, or nothing was timed)",
+        )
     with made.open("rb") as file:
         os.fsync(file.fileno())
     made.replace(kept)

@@ -41,9 +41,11 @@ class Outcome(NamedTuple):
 
 
 def train(job: Job, watcher: Watcher) -> Outcome:
-    """Where the run stands when it ends: at its last step, or where SIGTERM or Ctrl-C asked it to stop, saved either way.
+    """Where the run stands when it ends: at its last step, or where SIGTERM or Ctrl-C asked it to stop, saved
+    either way.
 
-    Raises: HarnessError "does-not-fit", "loss-not-finite", and those of the loader, the weights and the checkpoints.
+    Raises: HarnessError "does-not-fit", "loss-not-finite", and those of the loader, the weights and the
+    checkpoints.
     """
     recipe, run = job.recipe, job.run
     check_who_is_trained(recipe)
@@ -53,15 +55,23 @@ def train(job: Job, watcher: Watcher) -> Outcome:
         watcher.say(f"already trained to step {start}; nothing to do (--steps N trains further)")
         return Outcome(start, finished=True)
     with _stop_requests() as stop:
-        # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run ends here.
+        # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run
+        #    ends here.
         watcher.phase("compile")
         watcher.say("compiling the training step")
-        compiled, kernels = compile_pinned(run, job.levers.platform, lambda options: compile_step(recipe, job.levers, options=options or None), watcher.warn)
+        compiled, kernels = compile_pinned(
+            run,
+            job.levers.platform,
+            lambda options: compile_step(recipe, job.levers, options=options or None),
+            watcher.warn,
+        )
         _check_fits(compiled, job.plan)
         if stop:
             return Outcome(start, finished=False)
         # 2. The state: from the last whole checkpoint, else from the recipe's weights, else fresh.
-        train_key, init_key = jax.device_put(jax.random.split(jax.random.key(recipe.train.seed)), compiled.layout.replicated)
+        train_key, init_key = jax.device_put(
+            jax.random.split(jax.random.key(recipe.train.seed)), compiled.layout.replicated
+        )
         watcher.phase("restore" if start else "init" if recipe.weights.source is None else "load")
         if start:
             watcher.say(f"resuming from the checkpoint of step {start}")
@@ -76,9 +86,17 @@ def train(job: Job, watcher: Watcher) -> Outcome:
             manifest = describe_run(job, compiled, weights | {"leaves": digests_of(state)}, kernels)
             run.write(manifest)
         # 3. The data, from where the state stands; the order of frames depends on seed and step alone.
-        loader = Loader(recipe, job.dataset, job.stats, batch_size=recipe.train.global_batch, seed=recipe.train.seed)
+        loader = Loader(
+            recipe, job.dataset, job.stats, batch_size=recipe.train.global_batch, seed=recipe.train.seed
+        )
         metrics = MetricsFile(run.metrics, start_step=start)
-        wandb = Wandb(run, recipe, manifest.model_dump(mode="json") if manifest else {}, start_step=start, warn=watcher.warn)
+        wandb = Wandb(
+            run,
+            recipe,
+            manifest.model_dump(mode="json") if manifest else {},
+            start_step=start,
+            warn=watcher.warn,
+        )
         if start == 0:
             wandb.image("camera_views", save_camera_views(run.path, loader.batch(0)), 0)
         # 4. Steps, until the last one or until asked to stop.
@@ -98,7 +116,16 @@ def train(job: Job, watcher: Watcher) -> Outcome:
 class _Trainer:
     """The steps of one run, with what they are recorded by."""
 
-    def __init__(self, job: Job, watcher: Watcher, compiled: CompiledStep, store: Store, metrics: MetricsFile, wandb: Wandb, loader: Loader) -> None:
+    def __init__(
+        self,
+        job: Job,
+        watcher: Watcher,
+        compiled: CompiledStep,
+        store: Store,
+        metrics: MetricsFile,
+        wandb: Wandb,
+        loader: Loader,
+    ) -> None:
         self._job, self._watcher, self._compiled, self._loader = job, watcher, compiled, loader
         self._store, self._metrics, self._wandb = store, metrics, wandb
         self._norm_stats_json = to_openpi_json(job.stats)
@@ -107,8 +134,18 @@ class _Trainer:
         self._pending: list[tuple[int, dict[str, jax.Array], str, float]] = []
         self._flushed = time.monotonic()
 
-    def run(self, state: TrainState, key: jax.Array, start: int, batches: Iterator[dict[str, Any]], stop: list[int]) -> int:
-        """The number of steps done, all of them saved. A request to stop that came before the first one finds nothing to save."""
+    def run(
+        self,
+        state: TrainState,
+        key: jax.Array,
+        start: int,
+        batches: Iterator[dict[str, Any]],
+        stop: list[int],
+    ) -> int:
+        """The number of steps done, all of them saved.
+
+        A request to stop that came before the first one finds nothing to save.
+        """
         train = self._job.recipe.train
         self._flushed, measured = time.monotonic(), False
         for step in range(start, train.steps):
@@ -120,7 +157,8 @@ class _Trainer:
             inputs = feed(batch, self._compiled.layout.rows, self._job.recipe.model.image_size)
             state, values = self._compiled.run(state, inputs, key)
             self._pending.append((step, values, frames_digest(batch), data_s))
-            # While this step is computed the next batch goes to the device; more of them on the way would take memory that no plan counts.
+            # While this step is computed the next batch goes to the device; more of them on the way would
+            # take memory that no plan counts.
             if len(self._pending) > 1:
                 jax.block_until_ready(self._pending[-2][1])
             done = step + 1
@@ -141,12 +179,16 @@ class _Trainer:
     def _flush(self) -> None:
         """Writes the pending metrics; a loss that is not finite ends the run, and is never saved."""
         fetched = [
-            (step, {name: float(value) for name, value in jax.device_get(values).items()}, frames, data_s) for step, values, frames, data_s in self._pending
+            (step, {name: float(value) for name, value in jax.device_get(values).items()}, frames, data_s)
+            for step, values, frames, data_s in self._pending
         ]
         self._pending.clear()
         now = time.monotonic()
         step_s, self._flushed = (now - self._flushed) / len(fetched), now
-        lines = [Metrics(step=step, **values, frames=frames, step_s=step_s, data_s=data_s, time=time.time()) for step, values, frames, data_s in fetched]
+        lines = [
+            Metrics(step=step, **values, frames=frames, step_s=step_s, data_s=data_s, time=time.time())
+            for step, values, frames, data_s in fetched
+        ]
         finite = [line for line in lines if math.isfinite(line.loss) and math.isfinite(line.grad_norm)]
         self._metrics.write(finite)
         self._wandb.write(finite)
@@ -161,7 +203,10 @@ class _Trainer:
                 "loss-not-finite",
                 f"step {bad.step}: loss or gradient is not finite, so the update was not kept",
                 got=f"loss {bad.loss}, grad_norm {bad.grad_norm}",
-                fix="lower train.optimizer.schedule.peak, or look at the findings of harness stats; the last whole checkpoint is as it was",
+                fix=(
+                    "lower train.optimizer.schedule.peak, or look at the findings of harness stats; the last"
+                    " whole checkpoint is as it was"
+                ),
             )
 
     def _measure(self, done: int) -> bool:
@@ -169,7 +214,10 @@ class _Trainer:
         memory = measure(self._job, self._compiled, done)
         self._job.run.write(memory)
         if memory.peak_bytes is not None:
-            self._watcher.say(f"peak {format_bytes(memory.peak_bytes)} in use on a device; the compiler said {format_bytes(memory.compiled['device'])}")
+            self._watcher.say(
+                f"peak {format_bytes(memory.peak_bytes)} in use on a device; the compiler said"
+                f" {format_bytes(memory.compiled['device'])}"
+            )
         return True
 
     def _save(self, state: TrainState, step: int) -> None:
@@ -181,7 +229,15 @@ class _Trainer:
             "plan": job.levers.model_dump(mode="json"),
             "data": {"seed": job.recipe.train.seed, "next_step": step, "dataset_sha256": job.dataset.sha256},
         }
-        save(self._store, state, step=step, norm_stats_json=self._norm_stats_json, asset_id=job.recipe.data.asset_id, record=record, base=self._base)
+        save(
+            self._store,
+            state,
+            step=step,
+            norm_stats_json=self._norm_stats_json,
+            asset_id=job.recipe.data.asset_id,
+            record=record,
+            base=self._base,
+        )
         self._wandb.checkpoint(step)
 
 
@@ -193,13 +249,18 @@ def _check_fits(compiled: CompiledStep, plan: Plan) -> None:
             f"the compiled step does not fit {plan.device}; nothing was allocated",
             got=f"{format_bytes(usable)} usable",
             need=f"{format_bytes(need)} by XLA's buffer assignment",
-            fix="free the device's memory (harness probe shows who holds it), or train less: --recipe pi05_libero_lora",
+            fix=(
+                "free the device's memory (harness probe shows who holds it), or train less: --recipe"
+                " pi05_libero_lora"
+            ),
         )
 
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or Ctrl-C; a second signal ends the process as it would without us."""
+    """A list that is empty until SIGTERM or Ctrl-C; a second signal ends the process as it would without
+    us.
+    """
     received: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:

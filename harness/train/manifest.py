@@ -1,4 +1,6 @@
-"""What a run is, collected before its first step: recipe, plan, data, weights, software, device, compiled program."""
+"""What a run is, collected before its first step: recipe, plan, data, weights, software, device, compiled
+program.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from harness.train.kernels import Kernels
 
 
 def describe_run(job: Job, compiled: CompiledStep, weights: dict[str, Any], kernels: Kernels) -> Manifest:
-    """The manifest of a run that is about to start. Values of the environment are taken by name, so no secret comes along."""
+    """The manifest of a run that is about to start.
+
+    Values of the environment are taken by name, so no secret comes along.
+    """
     total, trained = counts(job.recipe.model, job.recipe.train.trained)
     assert job.plan.chosen is not None
     software = software_here()

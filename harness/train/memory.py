@@ -17,7 +17,9 @@ def measure(job: Job, compiled: CompiledStep, step: int) -> Memory:
     assert plan is not None
     devices = compiled.layout.mesh.devices.flat
     stats = [device.memory_stats() or {} for device in devices]
-    found = {name: max((one[key] for one in stats if key in one), default=None) for name, key in _ALLOCATOR.items()}
+    found = {
+        name: max((one[key] for one in stats if key in one), default=None) for name, key in _ALLOCATOR.items()
+    }
     kind = str(devices[0].device_kind)
     return Memory(
         device=kind,
@@ -30,5 +32,9 @@ def measure(job: Job, compiled: CompiledStep, step: int) -> Memory:
         **found,
         # Linux counts it in KiB; getrusage(2).
         host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        unknown={name: f"JAX's allocator on {kind} keeps no such figure" for name, value in found.items() if value is None},
+        unknown={
+            name: f"JAX's allocator on {kind} keeps no such figure"
+            for name, value in found.items()
+            if value is None
+        },
     )

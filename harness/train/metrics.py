@@ -16,18 +16,24 @@ class MetricsFile:
     """metrics.jsonl: one line a step, no gap and no duplicate, also over a resume."""
 
     def __init__(self, path: Path, *, start_step: int) -> None:
-        """Keeps the lines before `start_step`; what a killed run wrote past its last checkpoint is computed again."""
+        """Keeps the lines before `start_step`; what a killed run wrote past its last checkpoint is computed
+        again.
+        """
         kept: list[str] = []
         if there(path):
             # Left out with them: the half line of a process killed while writing.
-            lines = (line for line in read_lines(path, path.parent) if line.metrics is not None and line.metrics.step < start_step)
+            lines = (
+                line
+                for line in read_lines(path, path.parent)
+                if line.metrics is not None and line.metrics.step < start_step
+            )
             kept = [line.text.decode(errors="replace").rstrip() for line in lines]
         write_atomic(path, "".join(line + "\n" for line in kept))
         # Without a buffer, so that closing has nothing left to write that could fail a second time.
         self._path, self._file = path, os.fdopen(open_to_write(path, append=True), "r+b", buffering=0)
 
     def write(self, lines: list[Metrics]) -> None:
-        """None, when all of the lines are the kernel's.
+        """Writes the lines; returns when the operating system has them all.
 
         Raises: HarnessError "disk-full" or "not-writable".
         """

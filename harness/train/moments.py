@@ -1,7 +1,9 @@
-"""Adam with its two moments in less than float32: 8 bits in blocks that share a scale, or bfloat16 rounded at random.
+"""Adam with its two moments in less than float32: 8 bits in blocks that share a scale, or bfloat16 rounded at
+random.
 
-Both are optax transformations in the place of `optax.scale_by_adam`. The update is that of exact moments; what is kept of them for
-the next step is rounded. Leaves are worked through in slices, in place: a float32 copy exists of one slice, never of a moment.
+Both are optax transformations in the place of `optax.scale_by_adam`. The update is that of exact moments;
+what is kept of them for the next step is rounded. Leaves are worked through in slices, in place: a float32
+copy exists of one slice, never of a moment.
 
 Axes: D a leaf's last axis, K = ceil(D / 256) blocks of at most 256 along it.
 """
@@ -18,7 +20,8 @@ import jax.numpy as jnp
 import optax
 
 BLOCK = 256
-# Smaller leaves (norms, biases) stay in float32. Source: bitsandbytes bitsandbytes/optim/optimizer.py, `min_8bit_size`.
+# Smaller leaves (norms, biases) stay in float32. Source: bitsandbytes bitsandbytes/optim/optimizer.py,
+# `min_8bit_size`.
 _SMALLEST = 4096
 # Elements of a leaf that are in float32 at a time: 32 MiB a buffer, about eight of them.
 _SLICE = 2**23
@@ -27,10 +30,12 @@ Arrays = tuple[jax.Array, ...]
 
 
 def encode_second(v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(codes, scale) of v >= 0: code = round(255 · (v / scale)^(1/8)), at least 1 where v > 0; scale = max v over each block.
+    """(codes, scale) of v >= 0: code = round(255 · (v / scale)^(1/8)), at least 1 where v > 0; scale = max v
+    over each block.
 
-    An Adam update reads sqrt(v), which is off by at most about 2 / code: 0.8 % at a block's largest value, 2.5 % at 10^-4 of it. So a parameter
-    with small gradients beside others with large ones keeps its own step size. The range goes down to 10^-19 of the scale.
+    An Adam update reads sqrt(v), which is off by at most about 2 / code: 0.8 % at a block's largest value,
+    2.5 % at 10^-4 of it. So a parameter with small gradients beside others with large ones keeps its own step
+    size. The range goes down to 10^-19 of the scale.
     Shapes: v float32 [..., D]; codes uint8 [..., D]; scale float32 [..., K].
     """
     blocks = _blocks(v)  # [..., K, 256]
@@ -47,11 +52,13 @@ def decode_second(codes: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def encode_first(m: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(codes, scale) of w = m / sqrt(v), 0 where v is: code = round(127 · w / scale), scale = max |w| over each block.
+    """(codes, scale) of w = m / sqrt(v), 0 where v is: code = round(127 · w / scale), scale = max |w| over
+    each block.
 
-    w is what Adam moves a parameter by, but for the corrections of the first steps: by Cauchy and Schwarz |w| is at most
-    (1 - b1) / sqrt((1 - b2)·(1 - b1²/b2)), 1.2 for 0.9 and 0.95, whatever the gradient's size. So evenly spaced codes serve all parameters of a
-    block alike, and every one of them is off by at most scale / 254. `v` is the second moment as it will be decoded: its error cancels in w · sqrt(v).
+    w is what Adam moves a parameter by, but for the corrections of the first steps: by Cauchy and Schwarz |w|
+    is at most (1 - b1) / sqrt((1 - b2)·(1 - b1²/b2)), 1.2 for 0.9 and 0.95, whatever the gradient's size. So
+    evenly spaced codes serve all parameters of a block alike, and every one of them is off by at most scale /
+    254. `v` is the second moment as it will be decoded: its error cancels in w · sqrt(v).
     Shapes: m, v float32 [..., D]; codes int8 [..., D]; scale float32 [..., K].
     """
     size = jnp.sqrt(v)
@@ -81,8 +88,9 @@ def _unblocked(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 class BlockwiseAdamState(NamedTuple):
-    """`mu` (int8) and `nu` (uint8): codes in the shape of their parameter, with float32 scales [..., K] beside them; a small leaf has its
-    moments themselves, in float32, without scale."""
+    """`mu` (int8) and `nu` (uint8): codes in the shape of their parameter, with float32 scales [..., K]
+    beside them; a small leaf has its moments themselves, in float32, without scale.
+    """
 
     count: jax.Array
     mu: Any
@@ -92,12 +100,14 @@ class BlockwiseAdamState(NamedTuple):
 
 
 def scale_by_blockwise_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """v ← b2·D(v) + (1 - b2)·g²; m ← b1·D(m) + (1 - b1)·g; u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps); keep E(v) and E(m).
+    """v ← b2·D(v) + (1 - b2)·g²; m ← b1·D(m) + (1 - b1)·g; u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) +
+    eps); keep E(v) and E(m).
 
-    E and D are `encode_second` and `decode_second` of v, and of m `encode_first` and `decode_first`, in units of the root of the decoded v. At the
-    first step u is exactly Adam's.
-    The published codes (dynamic trees in blocks, https://arxiv.org/abs/2110.02861, bitsandbytes) round m and v each by itself at the same number of
-    bytes: on the gradients of a training run these make the update 2 to 6 times as wrong (benchmarks/approximate_levers.md).
+    E and D are `encode_second` and `decode_second` of v, and of m `encode_first` and `decode_first`, in units
+    of the root of the decoded v. At the first step u is exactly Adam's.
+    The published codes (dynamic trees in blocks, https://arxiv.org/abs/2110.02861, bitsandbytes) round m and
+    v each by itself at the same number of bytes: on the gradients of a training run these make the update 2
+    to 6 times as wrong (benchmarks/approximate_levers.md).
     """
 
     def init(params: optax.Params) -> BlockwiseAdamState:
@@ -105,26 +115,40 @@ def scale_by_blockwise_adam(b1: float, b2: float, eps: float) -> optax.GradientT
             return jnp.zeros(p.shape, dtype if _is_quantized(p) else jnp.float32)
 
         def scale(p: jax.Array) -> jax.Array | None:
-            return jnp.zeros((*p.shape[:-1], -(-p.shape[-1] // BLOCK)), jnp.float32) if _is_quantized(p) else None
+            return (
+                jnp.zeros((*p.shape[:-1], -(-p.shape[-1] // BLOCK)), jnp.float32)
+                if _is_quantized(p)
+                else None
+            )
 
-        mu, nu = (jax.tree.map(functools.partial(codes, dtype=dtype), params) for dtype in (jnp.int8, jnp.uint8))
+        mu, nu = (
+            jax.tree.map(functools.partial(codes, dtype=dtype), params) for dtype in (jnp.int8, jnp.uint8)
+        )
         # Two trees of their own: a state is donated, and one buffer cannot be given away twice.
-        return BlockwiseAdamState(jnp.zeros((), jnp.int32), mu, nu, jax.tree.map(scale, params), jax.tree.map(scale, params))
+        return BlockwiseAdamState(
+            jnp.zeros((), jnp.int32), mu, nu, jax.tree.map(scale, params), jax.tree.map(scale, params)
+        )
 
-    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> tuple[optax.Updates, BlockwiseAdamState]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, BlockwiseAdamState]:
         del params
         assert isinstance(state, BlockwiseAdamState)
         count = optax.safe_increment(state.count)
         adam = _Adam(b1, b2, eps, count)
 
-        def quantized(_: jax.Array, g: jax.Array, mu: jax.Array, nu: jax.Array, mu_scale: jax.Array, nu_scale: jax.Array) -> Arrays:
+        def quantized(
+            _: jax.Array, g: jax.Array, mu: jax.Array, nu: jax.Array, mu_scale: jax.Array, nu_scale: jax.Array
+        ) -> Arrays:
             kept = decode_second(nu, nu_scale)
             u, m, v = adam(g, decode_first(mu, mu_scale, kept), kept)
             nu, nu_scale = encode_second(v)
             mu, mu_scale = encode_first(m, decode_second(nu, nu_scale))
             return u.astype(g.dtype), mu, nu, mu_scale, nu_scale
 
-        def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array, mu_scale: jax.Array | None, nu_scale: jax.Array | None) -> tuple[jax.Array | None, ...]:
+        def leaf(
+            g: jax.Array, mu: jax.Array, nu: jax.Array, mu_scale: jax.Array | None, nu_scale: jax.Array | None
+        ) -> tuple[jax.Array | None, ...]:
             if mu_scale is None or nu_scale is None:
                 return (*adam(g, mu, nu), None, None)
             return in_slices(quantized, (g, mu, nu, mu_scale, nu_scale))
@@ -135,10 +159,12 @@ def scale_by_blockwise_adam(b1: float, b2: float, eps: float) -> optax.GradientT
 
 
 def scale_by_bfloat16_adam(b1: float, b2: float, eps: float, seed: int) -> optax.GradientTransformation:
-    """m ← b1·m + (1 - b1)·g; v ← b2·v + (1 - b2)·g²; u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps); keep R(m), R(v).
+    """m ← b1·m + (1 - b1)·g; v ← b2·v + (1 - b2)·g²; u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps);
+    keep R(m), R(v).
 
-    R(x) is one of the two bfloat16 neighbours of x, the nearer the likelier, so that E[R(x)] = x: rounding to nearest would lose every
-    contribution below 0.2 % of the moment. The random bits are a function of `seed`, the step and the leaf's place in the tree.
+    R(x) is one of the two bfloat16 neighbours of x, the nearer the likelier, so that E[R(x)] = x: rounding to
+    nearest would lose every contribution below 0.2 % of the moment. The random bits are a function of `seed`,
+    the step and the leaf's place in the tree.
     Source: stochastic rounding as in https://arxiv.org/abs/1502.02551.
     """
 
@@ -146,12 +172,18 @@ def scale_by_bfloat16_adam(b1: float, b2: float, eps: float, seed: int) -> optax
         mu, nu = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.bfloat16), params) for _ in range(2))
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
-    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
         del params
         assert isinstance(state, optax.ScaleByAdamState)
         count = optax.safe_increment(state.count)
         adam = _Adam(b1, b2, eps, count)
-        keys = iter(jax.random.split(jax.random.fold_in(jax.random.key(seed), state.count), len(jax.tree.leaves(updates))))
+        keys = iter(
+            jax.random.split(
+                jax.random.fold_in(jax.random.key(seed), state.count), len(jax.tree.leaves(updates))
+            )
+        )
 
         def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array) -> Arrays:
             key = next(keys)
@@ -159,7 +191,11 @@ def scale_by_bfloat16_adam(b1: float, b2: float, eps: float, seed: int) -> optax
             def rounded(start: jax.Array, g: jax.Array, mu: jax.Array, nu: jax.Array) -> Arrays:
                 u, m, v = adam(g, mu.astype(jnp.float32), nu.astype(jnp.float32))
                 bits = jax.random.bits(jax.random.fold_in(key, start), g.shape, jnp.uint32)
-                return u.astype(g.dtype), stochastic_bfloat16(m, bits & 0xFFFF), stochastic_bfloat16(v, bits >> 16)
+                return (
+                    u.astype(g.dtype),
+                    stochastic_bfloat16(m, bits & 0xFFFF),
+                    stochastic_bfloat16(v, bits >> 16),
+                )
 
             return in_slices(rounded, (g, mu, nu))
 
@@ -169,7 +205,9 @@ def scale_by_bfloat16_adam(b1: float, b2: float, eps: float, seed: int) -> optax
 
 
 def stochastic_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
-    """The bfloat16 below |x| plus one unit where the 16 bits cut off, plus `bits` (uniform in 0 … 65535), carry over; NaN and infinity stay."""
+    """The bfloat16 below |x| plus one unit where the 16 bits cut off, plus `bits` (uniform in 0 … 65535),
+    carry over; NaN and infinity stay.
+    """
     pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
     rounded = jax.lax.bitcast_convert_type((pattern + bits) & jnp.uint32(0xFFFF0000), jnp.float32)
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
@@ -193,10 +231,11 @@ class _Adam(NamedTuple):
 
 
 def in_slices(function: Callable[..., Arrays], arrays: Arrays) -> Arrays:
-    """function(first row, *slices) → new slices, over all rows of `arrays`, each result in the place of its argument.
+    """function(first row, *slices) → new slices, over all rows of `arrays`, each result in the place of its
+    argument.
 
-    Rows are all axes but the last, flattened. The loop carries the arrays, so XLA updates them where they lie: a scan that returned
-    new arrays would hold every one of them twice.
+    Rows are all axes but the last, flattened. The loop carries the arrays, so XLA updates them where they
+    lie: a scan that returned new arrays would hold every one of them twice.
     """
     rows, width = math.prod(arrays[0].shape[:-1]), max(arrays[0].shape[-1:], default=1)
     size = _slice_rows(rows, width)
@@ -205,7 +244,8 @@ def in_slices(function: Callable[..., Arrays], arrays: Arrays) -> Arrays:
     def move(start: jax.Array | int, count: int, carried: Arrays) -> Arrays:
         slices = (jax.lax.dynamic_slice_in_dim(x, start, count, 0) for x in carried)
         return tuple(
-            jax.lax.dynamic_update_slice_in_dim(x, new, start, 0) for x, new in zip(carried, function(jnp.asarray(start, jnp.int32), *slices), strict=True)
+            jax.lax.dynamic_update_slice_in_dim(x, new, start, 0)
+            for x, new in zip(carried, function(jnp.asarray(start, jnp.int32), *slices), strict=True)
         )
 
     if rows <= size:
@@ -218,17 +258,27 @@ def in_slices(function: Callable[..., Arrays], arrays: Arrays) -> Arrays:
 
 
 def _slice_rows(rows: int, width: int) -> int:
-    """Rows of a slice: a divisor of `rows` where there is one not much below the most that are wanted, so that no shorter slice is left over."""
+    """Rows of a slice: a divisor of `rows` where there is one not much below the most that are wanted, so
+    that no shorter slice is left over.
+    """
     most = max(1, _SLICE // width)
     return next((size for size in range(min(most, rows), most // 4, -1) if rows % size == 0), most)
 
 
-def _over_leaves(leaf: Callable[..., tuple[Any, ...]], updates: optax.Updates, count: jax.Array, state: Any) -> tuple[optax.Updates, Any]:
-    """(new updates, new state) by `leaf` of each update and what the state's trees hold at its place, which may be None."""
+def _over_leaves(
+    leaf: Callable[..., tuple[Any, ...]], updates: optax.Updates, count: jax.Array, state: Any
+) -> tuple[optax.Updates, Any]:
+    """(new updates, new state) by `leaf` of each update and what the state's trees hold at its place, which
+    may be None.
+    """
     gradients, structure = jax.tree.flatten(updates)
     columns = [structure.flatten_up_to(tree) for tree in state[1:]]
     moved = [leaf(g, *kept) for g, *kept in zip(gradients, *columns, strict=True)]
-    trees = [structure.unflatten(column) for column in zip(*moved, strict=True)] if moved else [updates, *state[1:]]
+    trees = (
+        [structure.unflatten(column) for column in zip(*moved, strict=True)]
+        if moved
+        else [updates, *state[1:]]
+    )
     return trees[0], type(state)(count, *trees[1:])
 
 

@@ -23,7 +23,10 @@ def learning_rate(schedule: Schedule) -> optax.Schedule:
 
 
 def optimizer(recipe: Optimizer, seed: int = 0) -> optax.GradientTransformation:
-    """`adamw` of gradients clipped by their global norm. The step clips leaf by leaf instead, in the place of this chain's first state."""
+    """`adamw` of gradients clipped by their global norm.
+
+    The step clips leaf by leaf instead, in the place of this chain's first state.
+    """
     return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), adamw(recipe, seed))
 
 
@@ -37,5 +40,11 @@ def adamw(recipe: Optimizer, seed: int = 0) -> optax.GradientTransformation:
     if recipe.moments == "float32":
         return optax.adamw(rate, b1=recipe.b1, b2=recipe.b2, eps=recipe.eps, weight_decay=recipe.weight_decay)
     int8 = recipe.moments == "int8"
-    adam = scale_by_blockwise_adam(recipe.b1, recipe.b2, recipe.eps) if int8 else scale_by_bfloat16_adam(recipe.b1, recipe.b2, recipe.eps, seed)
-    return optax.chain(adam, optax.add_decayed_weights(recipe.weight_decay), optax.scale_by_learning_rate(rate))
+    adam = (
+        scale_by_blockwise_adam(recipe.b1, recipe.b2, recipe.eps)
+        if int8
+        else scale_by_bfloat16_adam(recipe.b1, recipe.b2, recipe.eps, seed)
+    )
+    return optax.chain(
+        adam, optax.add_decayed_weights(recipe.weight_decay), optax.scale_by_learning_rate(rate)
+    )

@@ -1,4 +1,7 @@
-"""What a run needs besides its step: to initialize, to load weights, to save. Compiled where there is a program, counted where there is none."""
+"""What a run needs besides its step: to initialize, to load weights, to save.
+
+Compiled where there is a program, counted where there is none.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ _STORED_ITEMSIZE = 4
 
 
 class CompiledPhase(NamedTuple):
-    """`bytes`, of one device: argument, output, alias, temp, device (their sum, less alias). Host and disk are the whole machine's."""
+    """`bytes`, of one device: argument, output, alias, temp, device (their sum, less alias).
+
+    Host and disk are the whole machine's.
+    """
 
     bytes: dict[str, int]
     host_bytes: int
@@ -32,13 +38,21 @@ class CompiledPhase(NamedTuple):
 
 
 def compile_phase(
-    recipe: Recipe, levers: Levers, phase: Phase, *, layout: Layout | None = None, options: dict[str, str] | None = None, platform: str | None = None
+    recipe: Recipe,
+    levers: Levers,
+    phase: Phase,
+    *,
+    layout: Layout | None = None,
+    options: dict[str, str] | None = None,
+    platform: str | None = None,
 ) -> CompiledPhase:
-    """What `phase` of a run needs, over this process's own devices, or over those of a topology that `layout` is made of.
+    """What `phase` of a run needs, over this process's own devices, or over those of a topology that `layout`
+    is made of.
 
-    init: random parameters and the state around them. load: the state around parameters that were read leaf by leaf into their
-    shards, with the bytes that the reader holds; disk is the download's. save: the state, and its copy on the host, which Orbax takes
-    whole before it writes; disk is one checkpoint's, before compression.
+    init: random parameters and the state around them. load: the state around parameters that were read leaf
+    by leaf into their shards, with the bytes that the reader holds; disk is the download's. save: the state,
+    and its copy on the host, which Orbax takes whole before it writes; disk is one checkpoint's, before
+    compression.
     Raises: HarnessError "devices-missing".
     """
     layout = layout or local_layout(levers)
@@ -46,7 +60,9 @@ def compile_phase(
         return _save(recipe, layout)
     if phase == "init":
         key = jax.eval_shape(lambda: jax.random.key(0))
-        traced = initializer(recipe, layout).trace(jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated))
+        traced = initializer(recipe, layout).trace(
+            jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
+        )
     else:
         traced = optimizer_starter(recipe, layout).trace()
     lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
@@ -60,13 +76,20 @@ def _load(recipe: Recipe, layout: Layout, moments: dict[str, int]) -> CompiledPh
     trained = {path: _device_bytes(x, layout.leaf(path, x.shape)) for path, x in state.trained.items()}
     resident = sum(trained.values()) + sum(_parts(state.frozen, layout.of(state.frozen)))
     ema = sum(_parts({"ema": state.ema}, layout.of({"ema": state.ema})))
-    # One leaf is on the device twice on its way to the host, and a frozen one that is quantized there is whole for a moment.
+    # One leaf is on the device twice on its way to the host, and a frozen one that is quantized there is
+    # whole for a moment.
     passing = max(trained.values()) if layout.host else 0
-    dense = max((_device_bytes(x, layout.leaf(path, x.shape)) for path, x in params.items() if path in state.frozen), default=0)
+    dense = max(
+        (_device_bytes(x, layout.leaf(path, x.shape)) for path, x in params.items() if path in state.frozen),
+        default=0,
+    )
     temp = max(moments["temp"], passing, dense if recipe.train.frozen != "bfloat16" else 0)
     found = {"argument": resident, "output": ema + moments["output"], "alias": 0, "temp": temp}
     sizes = [math.prod(x.shape) * max(np.dtype(x.dtype).itemsize, _STORED_ITEMSIZE) for x in params.values()]
-    host, disk = min(sum(sizes), max(sizes) + IN_FLIGHT_BYTES), sum(math.prod(x.shape) for x in params.values()) * _STORED_ITEMSIZE
+    host, disk = (
+        min(sum(sizes), max(sizes) + IN_FLIGHT_BYTES),
+        sum(math.prod(x.shape) for x in params.values()) * _STORED_ITEMSIZE,
+    )
     return CompiledPhase(found | {"device": sum(found.values())}, host, disk)
 
 
@@ -74,22 +97,42 @@ def _save(recipe: Recipe, layout: Layout) -> CompiledPhase:
     state = abstract_state(recipe)
     places = layout.of(state)
     held = sum(_parts(state, places))
-    # Of an array that several devices hold, each copies its part to the host, and cuts it out on the device first.
-    cut = sum(size // copies for size, copies in zip(_parts(state, places), _copies(state, places), strict=True) if copies > 1)
-    whole = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(saved(state, only_trained=recipe.train.save == "trained")))
-    return CompiledPhase({"argument": held, "output": 0, "alias": 0, "temp": cut, "device": held + cut}, whole, whole)
+    # Of an array that several devices hold, each copies its part to the host, and cuts it out on the device
+    # first.
+    cut = sum(
+        size // copies
+        for size, copies in zip(_parts(state, places), _copies(state, places), strict=True)
+        if copies > 1
+    )
+    whole = sum(
+        math.prod(x.shape) * np.dtype(x.dtype).itemsize
+        for x in jax.tree.leaves(saved(state, only_trained=recipe.train.save == "trained"))
+    )
+    return CompiledPhase(
+        {"argument": held, "output": 0, "alias": 0, "temp": cut, "device": held + cut}, whole, whole
+    )
 
 
 def _parts(tree: Any, places: Any) -> list[int]:
     """Bytes that each leaf takes on one device."""
-    return [_device_bytes(x, place) for x, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)]
+    return [
+        _device_bytes(x, place)
+        for x, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
+    ]
 
 
 def _device_bytes(x: Any, place: jax.sharding.NamedSharding) -> int:
-    return 0 if place.memory_kind == PINNED else math.prod(place.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
+    return (
+        0
+        if place.memory_kind == PINNED
+        else math.prod(place.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
+    )
 
 
 def _copies(tree: Any, places: Any) -> list[int]:
     """How many devices hold the same part of each leaf."""
     leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
-    return [len(place.device_set) * math.prod(place.shard_shape(x.shape)) // max(math.prod(x.shape), 1) for x, place in leaves]
+    return [
+        len(place.device_set) * math.prod(place.shard_shape(x.shape)) // max(math.prod(x.shape), 1)
+        for x, place in leaves
+    ]

@@ -1,7 +1,7 @@
 """Between the training state and a checkpoint: what is saved, and the state that comes back bit for bit.
 
-Quantized frozen kernels are saved as the bfloat16 weights that they stand for, so that `params` is openpi's and holds the network that
-was trained; on the way back they become the same codes.
+Quantized frozen kernels are saved as the bfloat16 weights that they stand for, so that `params` is openpi's
+and holds the network that was trained; on the way back they become the same codes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from harness.train.state import TrainState, abstract_params, abstract_state, kee
 
 
 def base_of(recipe: Recipe) -> dict[str, str] | None:
-    """The weights that checkpoints of this recipe leave the frozen parameters to, or None when they hold all of them."""
+    """The weights that checkpoints of this recipe leave the frozen parameters to, or None when they hold all
+    of them.
+    """
     if recipe.train.save == "all":
         return None
     source = str(recipe.weights.source)
@@ -29,23 +31,44 @@ def base_of(recipe: Recipe) -> dict[str, str] | None:
 
 
 def save(
-    store: Store, state: TrainState, *, step: int, norm_stats_json: str, asset_id: str, record: dict[str, Any], base: dict[str, str] | None = None
+    store: Store,
+    state: TrainState,
+    *,
+    step: int,
+    norm_stats_json: str,
+    asset_id: str,
+    record: dict[str, Any],
+    base: dict[str, str] | None = None,
 ) -> None:
-    """Starts the save of `state`; the parameters to deploy (the average, where there is one) are openpi's `params`.
+    """Starts the save of `state`; the parameters to deploy (the average, where there is one) are openpi's
+    `params`.
 
     With `base`, only what was trained is saved.
     """
     params, rest = saved(state, only_trained=base is not None)
-    store.save(step, params=params, train_state=rest, norm_stats_json=norm_stats_json, asset_id=asset_id, record=record, base=base)
+    store.save(
+        step,
+        params=params,
+        train_state=rest,
+        norm_stats_json=norm_stats_json,
+        asset_id=asset_id,
+        record=record,
+        base=base,
+    )
 
 
 def restore(store: Store, recipe: Recipe, step: int, layout: Layout) -> TrainState:
-    """The state that `save` was given, each leaf read straight into its shards; how many devices saved it does not matter.
+    """The state that `save` was given, each leaf read straight into its shards; how many devices saved it
+    does not matter.
 
-    Raises: HarnessError "recipe-differs" when another recipe wrote it, and those of `Store.restore` and `load_params`.
+    Raises: HarnessError "recipe-differs" when another recipe wrote it, and those of `Store.restore` and
+    `load_params`.
     """
     shapes = layout.placed(abstract_state(recipe))
-    dense, keep = layout.placed(abstract_params(recipe)) | (shapes.trained if shapes.ema is None else shapes.ema), keeper(recipe, layout)
+    dense, keep = (
+        layout.placed(abstract_params(recipe)) | (shapes.trained if shapes.ema is None else shapes.ema),
+        keeper(recipe, layout),
+    )
     directory = store.directory / str(step)
     left_out = (directory / BASE).is_file()
     params = {path: dense[path] for path in shapes.trained} if left_out else dense
@@ -56,7 +79,10 @@ def restore(store: Store, recipe: Recipe, step: int, layout: Layout) -> TrainSta
             f"{directory} was written by another recipe",
             got=str(restored.record.get("recipe_sha256"))[:12],
             need=recipe.sha256()[:12],
-            fix="resume with the recipe and --set options of the run's recipe.yaml, or give the new recipe a run of its own",
+            fix=(
+                "resume with the recipe and --set options of the run's recipe.yaml, or give the new recipe a"
+                " run of its own"
+            ),
         )
     trained = {path: value for path, value in restored.params.items() if path in shapes.trained}
     everything = load_params(directory, dense, keep=keep).params if left_out else restored.params
@@ -72,16 +98,30 @@ def restore(store: Store, recipe: Recipe, step: int, layout: Layout) -> TrainSta
 
 
 def saved(state: TrainState, *, only_trained: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a checkpoint of `state` holds: its `params`, all of them or only those trained, and its `train_state`."""
-    return {path: _stored(value) for path, value in state.averaged.items() if path in state.trained or not only_trained}, _rest(state)
+    """What a checkpoint of `state` holds: its `params`, all of them or only those trained, and its
+    `train_state`.
+    """
+    return {
+        path: _stored(value)
+        for path, value in state.averaged.items()
+        if path in state.trained or not only_trained
+    }, _rest(state)
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "params": {} if state.ema is None else state.trained, "opt_state": state.opt_state}
+    return {
+        "step": state.step,
+        "params": {} if state.ema is None else state.trained,
+        "opt_state": state.opt_state,
+    }
 
 
 def _stored(value: Any) -> Any:
     """An array as a checkpoint holds it; of an abstract state, its shape and type."""
     if not isinstance(value, Quantized):
         return value
-    return jax.ShapeDtypeStruct(value.shape, value.dtype) if isinstance(value.codes, jax.ShapeDtypeStruct) else value.on_host()
+    return (
+        jax.ShapeDtypeStruct(value.shape, value.dtype)
+        if isinstance(value.codes, jax.ShapeDtypeStruct)
+        else value.on_host()
+    )

@@ -26,8 +26,11 @@ from harness.train.update import kernel_norm
 from harness.units import format_bytes
 
 
-def first_state(recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout) -> tuple[TrainState, dict[str, Any]]:
-    """The state at step 0, in its shards from the start, and where its parameters come from (for the manifest).
+def first_state(
+    recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state at step 0, in its shards from the start, and where its parameters come from (for the
+    manifest).
 
     Raises: HarnessError of the download and of the weights.
     """
@@ -43,17 +46,24 @@ def first_state(recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout
 
 def initializer(recipe: Recipe, layout: Layout) -> Any:
     """The jitted function from a key to the state at step 0 around random parameters."""
-    return jax.jit(lambda key: layout.put(fresh_state(recipe, key)), out_shardings=layout.results(abstract_state(recipe)))
+    return jax.jit(
+        lambda key: layout.put(fresh_state(recipe, key)), out_shardings=layout.results(abstract_state(recipe))
+    )
 
 
 def surround(params: Params, recipe: Recipe, layout: Layout) -> TrainState:
-    """The state at step 0 around parameters that lie on the devices as the state keeps them; they become part of it.
+    """The state at step 0 around parameters that lie on the devices as the state keeps them; they become part
+    of it.
 
     What goes to host memory goes leaf by leaf, so that no part of the state is on the device twice.
     """
     shapes = abstract_state(recipe)
     places = layout.of(shapes)
-    ema = None if shapes.ema is None else {path: _moved(jnp.copy(params[path]), places.ema[path]) for path in shapes.ema}
+    ema = (
+        None
+        if shapes.ema is None
+        else {path: _moved(jnp.copy(params[path]), places.ema[path]) for path in shapes.ema}
+    )
     opt_state = optimizer_starter(recipe, layout)()
     trained = {path: _moved(params[path], places.trained[path]) for path in shapes.trained}
     step = jax.device_put(jnp.zeros((), jnp.int32), places.step)
@@ -61,12 +71,16 @@ def surround(params: Params, recipe: Recipe, layout: Layout) -> TrainState:
 
 
 def optimizer_starter(recipe: Recipe, layout: Layout) -> Any:
-    """The jitted function, of nothing, to the optimizer's state at step 0: no parameter's value changes it."""
+    """The jitted function, of nothing, to the optimizer's state at step 0: no parameter's value changes
+    it.
+    """
     shapes = abstract_state(recipe)
 
     def start() -> Any:
         zeros = {path: jnp.zeros(x.shape, x.dtype) for path, x in shapes.trained.items()}
-        return layout.put({"opt_state": optimizer(recipe.train.optimizer, recipe.train.seed).init(zeros)})["opt_state"]
+        return layout.put({"opt_state": optimizer(recipe.train.optimizer, recipe.train.seed).init(zeros)})[
+            "opt_state"
+        ]
 
     return jax.jit(start, out_shardings=layout.results({"opt_state": shapes.opt_state})["opt_state"])
 
@@ -81,12 +95,17 @@ def _moved(x: jax.Array, place: jax.sharding.NamedSharding) -> jax.Array:
     return there
 
 
-def _load(recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout) -> tuple[Params, float, dict[str, Any]]:
+def _load(
+    recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout
+) -> tuple[Params, float, dict[str, Any]]:
     """(the parameters as they are kept, the norm of the kernels as they were read, where they come from)."""
     source = str(recipe.weights.source)
     if is_remote(source):
         tree = fetch_tree(source, progress=_Percent("downloaded", watcher), named=WEIGHTS)
-        path, files = tree.path, {name: {"bytes": size, "sha256": digest} for name, (size, digest) in tree.files.items()}
+        path, files = (
+            tree.path,
+            {name: {"bytes": size, "sha256": digest} for name, (size, digest) in tree.files.items()},
+        )
     else:
         path, files = Path(source), {}
     keep, norm, quantized = keeper(recipe, layout), jax.jit(kernel_norm), []
@@ -105,10 +124,21 @@ def _load(recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout) -> t
         keep=note,
         progress=_Percent("loaded", watcher),
     )
-    digests = files or {str(directory): {"sha256": directory_sha256(directory)} for directory in loaded.sources}
+    digests = files or {
+        str(directory): {"sha256": directory_sha256(directory)} for directory in loaded.sources
+    }
     dense = {path: value for path, value in loaded.params.items() if not isinstance(value, Quantized)}
     param_norm = math.hypot(float(norm(dense)), *quantized)
-    return loaded.params, param_norm, {"source": source, "files": digests, "restored": len(loaded.restored), "initialized": loaded.initialized}
+    return (
+        loaded.params,
+        param_norm,
+        {
+            "source": source,
+            "files": digests,
+            "restored": len(loaded.restored),
+            "initialized": loaded.initialized,
+        },
+    )
 
 
 class _Percent:
@@ -128,6 +158,9 @@ def _initializer(recipe: Recipe, key: jax.Array) -> Callable[[str, jax.ShapeDtyp
     """Initializes one parameter as upstream would; XLA drops the computation of all others."""
 
     def one(path: str, struct: jax.ShapeDtypeStruct) -> jax.Array:
-        return jax.jit(lambda key: initialize(recipe.model, key)[path].astype(struct.dtype), out_shardings=struct.sharding)(key)
+        return jax.jit(
+            lambda key: initialize(recipe.model, key)[path].astype(struct.dtype),
+            out_shardings=struct.sharding,
+        )(key)
 
     return one

@@ -18,7 +18,8 @@ from harness.train.sharding import Layout
 
 
 class TrainState(NamedTuple):
-    """`trained` is float32, `frozen` bfloat16 as upstream stores it, or quantized; `ema` averages the trained ones, or is None.
+    """`trained` is float32, `frozen` bfloat16 as upstream stores it, or quantized; `ema` averages the trained
+    ones, or is None.
 
     The average of a frozen parameter is the parameter itself, so it is not kept twice.
     """
@@ -49,16 +50,25 @@ def parameter_dtype(path: str, recipe: Recipe) -> Any:
 
 def abstract_params(recipe: Recipe) -> dict[str, jax.ShapeDtypeStruct]:
     """Path → shape and type of every parameter, as a checkpoint stores it."""
-    return {path: jax.ShapeDtypeStruct(shape, parameter_dtype(path, recipe)) for path, shape in parameter_shapes(recipe.model).items()}
+    return {
+        path: jax.ShapeDtypeStruct(shape, parameter_dtype(path, recipe))
+        for path, shape in parameter_shapes(recipe.model).items()
+    }
 
 
 def state_from(params: Params, recipe: Recipe) -> TrainState:
     """The state at step 0 around these parameters (jit it, or jax.eval_shape it)."""
-    trained = {p: v.astype(jnp.float32) for p, v in params.items() if is_trained(p, recipe.model, recipe.train.trained)}
+    trained = {
+        p: v.astype(jnp.float32)
+        for p, v in params.items()
+        if is_trained(p, recipe.model, recipe.train.trained)
+    }
     frozen = {p: kept(p, v, recipe.train.frozen) for p, v in params.items() if p not in trained}
     # A copy, since the step donates its state: two names for one buffer could not both be given away.
     ema = None if recipe.train.ema_decay is None else jax.tree.map(jnp.copy, trained)
-    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, optimizer(recipe.train.optimizer).init(trained), ema)
+    return TrainState(
+        jnp.zeros((), jnp.int32), trained, frozen, optimizer(recipe.train.optimizer).init(trained), ema
+    )
 
 
 def fresh_state(recipe: Recipe, key: jax.Array) -> TrainState:
@@ -72,9 +82,11 @@ def abstract_state(recipe: Recipe) -> TrainState:
 
 
 def keeper(recipe: Recipe, layout: Layout) -> Callable[[str, jax.Array], Any]:
-    """keep(path, array) → what the state keeps of a parameter that was read: codes of a kernel that is frozen and quantized, else the array.
+    """keep(path, array) → what the state keeps of a parameter that was read: codes of a kernel that is frozen
+    and quantized, else the array.
 
-    Given to a reader of weights, it makes each leaf small before the next one comes, so that the dense weights never lie on the device together.
+    Given to a reader of weights, it makes each leaf small before the next one comes, so that the dense
+    weights never lie on the device together.
     """
     frozen = abstract_state(recipe).frozen
     places = layout.of(frozen)

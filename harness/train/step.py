@@ -1,9 +1,11 @@
 """The training step: one batch in, the state moved on by one optimizer update, and what a person watches.
 
-The global batch is cut into `accumulation_steps` microbatches, whose gradients are summed in one buffer in a fixed order.
-All randomness is drawn for the whole batch before it is cut, so the cut changes nothing but the order of summation.
+The global batch is cut into `accumulation_steps` microbatches, whose gradients are summed in one buffer in a
+fixed order. All randomness is drawn for the whole batch before it is cut, so the cut changes nothing but the
+order of summation.
 
-Axes: B global batch, M microbatch, K accumulation steps (B = K·M), A action horizon, E action dim, T prompt tokens, D width.
+Axes: B global batch, M microbatch, K accumulation steps (B = K·M), A action horizon, E action dim, T prompt
+tokens, D width.
 """
 
 from __future__ import annotations
@@ -41,38 +43,64 @@ def make_step(
 ) -> Step:
     """step(state, batch, key) → (state, metrics); jit it with the state donated.
 
-    batch: images uint8 {camera: [B, S, S, 3]}, tokens int32 [B, T], token_mask bool [B, T], actions float32 [B, A, E]. A camera that
-    is not there is computed as if masked, at no cost. metrics: loss, grad_norm (before clipping), param_norm (kernels, after
-    the update), learning_rate. `layout` says where on several devices everything lies; without it there is one. The other options are
-    those of `Levers`; what of the state lies in host memory is seen from the state.
+    batch: images uint8 {camera: [B, S, S, 3]}, tokens int32 [B, T], token_mask bool [B, T], actions float32
+    [B, A, E]. A camera that is not there is computed as if masked, at no cost. metrics: loss, grad_norm
+    (before clipping), param_norm (kernels, after the update), learning_rate. `layout` says where on several
+    devices everything lies; without it there is one. The other options are those of `Levers`; what of the
+    state lies in host memory is seen from the state.
     """
     place = layout or Layout(jax.local_devices()[:1])
-    graph = graph_of(recipe.model, remat=remat, attention=attention, fetch=lambda layer: place.fetch(read_copies(layer)))
+    graph = graph_of(
+        recipe.model, remat=remat, attention=attention, fetch=lambda layer: place.fetch(read_copies(layer))
+    )
 
     def loss(params: Params, inputs: Inputs) -> jax.Array:
         observation = observe(inputs, inputs["augment"] if recipe.data.augment else None)
-        return bind(graph, place.fetch_outside_layers(params)).loss(observation, inputs["actions"], inputs["noise"], inputs["time"]).mean()
+        return (
+            bind(graph, place.fetch_outside_layers(params))
+            .loss(observation, inputs["actions"], inputs["noise"], inputs["time"])
+            .mean()
+        )
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         inputs = {name: batch[name] for name in ("images", "tokens", "token_mask", "actions")}
         inputs |= place.constrain_rows(draw(jax.random.fold_in(key, state.step), inputs["actions"].shape))
         given, copies, embedded = _readable(recipe, state.trained, inputs["tokens"], compute_copy, place)
-        value, grads = accumulate(loss, given, copies, embedded, state.frozen, inputs, accumulation_steps, place, recipe.model.vocab_size)
+        value, grads = accumulate(
+            loss,
+            given,
+            copies,
+            embedded,
+            state.frozen,
+            inputs,
+            accumulation_steps,
+            place,
+            recipe.model.vocab_size,
+        )
         return apply_gradients(recipe, state, value, grads, place)
 
     return step
 
 
-def _readable(recipe: Recipe, trained: Params, tokens: jax.Array, compute_copy: bool, place: Layout) -> tuple[Params, Params, jax.Array | None]:
-    """What the model reads of the trained parameters: (float32 ones, copies in the compute type, embeddings of the tokens [B, T, D]).
+def _readable(
+    recipe: Recipe, trained: Params, tokens: jax.Array, compute_copy: bool, place: Layout
+) -> tuple[Params, Params, jax.Array | None]:
+    """What the model reads of the trained parameters: (float32 ones, copies in the compute type, embeddings
+    of the tokens [B, T, D]).
 
-    A parameter in host memory is read as its copy where the model would cast it before use, whether or not `compute_copy` asks for it.
+    A parameter in host memory is read as its copy where the model would cast it before use, whether or not
+    `compute_copy` asks for it.
     """
     dtype = jnp.dtype(recipe.model.compute_dtype)
     table = trained.get(EMBEDDING)
     others = {path: x for path, x in trained.items() if path != EMBEDDING}
-    copied = {path: x for path, x in others.items() if is_cast_before_use(path) and (compute_copy or on_host(x))}
-    copies = {path: fetch(x, dtype, place.cuttable(path, x.shape)) if on_host(x) else x.astype(dtype) for path, x in copied.items()}
+    copied = {
+        path: x for path, x in others.items() if is_cast_before_use(path) and (compute_copy or on_host(x))
+    }
+    copies = {
+        path: fetch(x, dtype, place.cuttable(path, x.shape)) if on_host(x) else x.astype(dtype)
+        for path, x in copied.items()
+    }
     given = {path: to_device(x) for path, x in others.items() if path not in copied}
     if table is None:
         return given, copies, None
@@ -80,7 +108,8 @@ def _readable(recipe: Recipe, trained: Params, tokens: jax.Array, compute_copy: 
 
 
 def draw(key: jax.Array, shape: tuple[int, ...]) -> Noise:
-    """All randomness of one step for actions of `shape` [B, A, E]: a key a sample, noise, and t ~ 0.999·Beta(1.5, 1) + 0.001.
+    """All randomness of one step for actions of `shape` [B, A, E]: a key a sample, noise, and t ~
+    0.999·Beta(1.5, 1) + 0.001.
 
     Source: openpi src/openpi/models/pi0.py `compute_loss`, commit 15a9616.
     """
@@ -93,8 +122,14 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> Noise:
 
 
 def observe(batch: Batch, keys: jax.Array | None) -> Observation:
-    """What the policy sees of a batch; `keys`, one a sample, draw the augmentation, None leaves the images as they are."""
+    """What the policy sees of a batch; `keys`, one a sample, draw the augmentation, None leaves the images as
+    they are.
+    """
     # Images travel as uint8, a quarter of the bytes; they become float here, on the device.
-    images = {camera: image.astype(jnp.float32) / 255.0 * 2.0 - 1.0 for camera, image in batch["images"].items()}
+    images = {
+        camera: image.astype(jnp.float32) / 255.0 * 2.0 - 1.0 for camera, image in batch["images"].items()
+    }
     masks = {camera: jnp.ones(image.shape[0], bool) for camera, image in images.items()}
-    return Observation(images if keys is None else augment(keys, images), masks, batch["tokens"], batch["token_mask"])
+    return Observation(
+        images if keys is None else augment(keys, images), masks, batch["tokens"], batch["token_mask"]
+    )

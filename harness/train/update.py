@@ -1,7 +1,8 @@
 """The optimizer's update and the average's, leaf by leaf and each array in its place.
 
-The gradients' global norm comes first; the clip is part of each leaf's update, so there is no clipped second copy of the gradients.
-What lies in host memory is streamed: a leaf's parameters, moments and average pass through the device together, a piece at a time.
+The gradients' global norm comes first; the clip is part of each leaf's update, so there is no clipped second
+copy of the gradients. What lies in host memory is streamed: a leaf's parameters, moments and average pass
+through the device together, a piece at a time.
 
 Axes: none are named here; an update is elementwise.
 """
@@ -28,7 +29,9 @@ from harness.train.state import TrainState
 Clip = Callable[[jax.Array], jax.Array]
 
 
-def apply_gradients(recipe: Recipe, state: TrainState, loss: jax.Array, grads: Params, place: Layout | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
+def apply_gradients(
+    recipe: Recipe, state: TrainState, loss: jax.Array, grads: Params, place: Layout | None = None
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One clipped AdamW update and one update of the average; metrics are those of `make_step`."""
     place = place or Layout(jax.local_devices()[:1])
     norm = optax.tree.norm(grads)
@@ -38,7 +41,11 @@ def apply_gradients(recipe: Recipe, state: TrainState, loss: jax.Array, grads: P
     resident = [path for path in state.trained if path not in streamed]
     # 1. What lies on the device, in one go.
     adam = adamw(recipe.train.optimizer, recipe.train.seed)
-    updates, moved_moments = adam.update({path: clip(grads[path]) for path in resident}, _only(moments, resident), _only(state.trained, resident))
+    updates, moved_moments = adam.update(
+        {path: clip(grads[path]) for path in resident},
+        _only(moments, resident),
+        _only(state.trained, resident),
+    )
     trained = optax.apply_updates(_only(state.trained, resident), updates)
     ema, squares = dict(state.ema or {}), jnp.zeros(())
     here = [path for path in resident if path in ema and not on_host(ema[path])]
@@ -47,10 +54,14 @@ def apply_gradients(recipe: Recipe, state: TrainState, loss: jax.Array, grads: P
     # 2. What does not, leaf by leaf.
     for path in resident:
         if path in ema and path not in here:
-            ema[path] = _stream_average(recipe, ema[path], trained[path], state.step + 1, place.cuttable(path, trained[path].shape))
+            ema[path] = _stream_average(
+                recipe, ema[path], trained[path], state.step + 1, place.cuttable(path, trained[path].shape)
+            )
     for path in streamed:
         one = {path: state.trained[path]}
-        moved, average, its_moments, square = _stream_leaf(recipe, one, ema.get(path), _only(moments, [path]), clip, grads[path], state.step + 1, place)
+        moved, average, its_moments, square = _stream_leaf(
+            recipe, one, ema.get(path), _only(moments, [path]), clip, grads[path], state.step + 1, place
+        )
         trained, moved_moments = trained | moved, _joined(moved_moments, its_moments)
         squares += square if is_kernel(path, moved[path].shape) else 0.0
         if average is not None:
@@ -58,18 +69,33 @@ def apply_gradients(recipe: Recipe, state: TrainState, loss: jax.Array, grads: P
     metrics = {
         "loss": loss,
         "grad_norm": norm,
-        "param_norm": jnp.sqrt(jnp.square(kernel_norm(_only(trained, resident) | state.frozen)) + squares) if streamed else kernel_norm(trained | state.frozen),
+        "param_norm": (
+            jnp.sqrt(jnp.square(kernel_norm(_only(trained, resident) | state.frozen)) + squares)
+            if streamed
+            else kernel_norm(trained | state.frozen)
+        ),
         "learning_rate": jnp.asarray(learning_rate(recipe.train.optimizer.schedule)(state.step), jnp.float32),
     }
     trained = {path: trained[path] for path in state.trained}
-    return TrainState(state.step + 1, trained, state.frozen, (unclipped, moved_moments), ema if state.ema is not None else None), metrics
+    return (
+        TrainState(
+            state.step + 1,
+            trained,
+            state.frozen,
+            (unclipped, moved_moments),
+            ema if state.ema is not None else None,
+        ),
+        metrics,
+    )
 
 
 def averaged(recipe: Recipe, ema: Params, trained: Params, done: jax.Array) -> Params:
-    """ema ← d·ema + (1 - d)·parameters with d = decay^k, at every k-th step (`ema_every_steps`); between them it stays.
+    """ema ← d·ema + (1 - d)·parameters with d = decay^k, at every k-th step (`ema_every_steps`); between them
+    it stays.
 
-    k = 1 is the recipe's average. With k > 1 the weight of the past is the same after every k-th step, and the k - 1 parameters in
-    between are left out; after n steps the average is that of step n - n mod k. `done` counts the steps with this one.
+    k = 1 is the recipe's average. With k > 1 the weight of the past is the same after every k-th step, and
+    the k - 1 parameters in between are left out; after n steps the average is that of step n - n mod k.
+    `done` counts the steps with this one.
     """
     every = recipe.train.ema_every_steps
     decay = (recipe.train.ema_decay or 0.0) ** every
@@ -81,16 +107,24 @@ def averaged(recipe: Recipe, ema: Params, trained: Params, done: jax.Array) -> P
 
 
 def kernel_norm(params: Params) -> jax.Array:
-    """L2 norm of all kernels (see `is_kernel`): the fingerprint that tells which weights a run started from."""
+    """L2 norm of all kernels (see `is_kernel`): the fingerprint that tells which weights a run started
+    from.
+    """
     kernels = [value for path, value in params.items() if is_kernel(path, value.shape)]
-    norm = optax.tree.norm([value.astype(jnp.float32) for value in kernels if not isinstance(value, Quantized)])
+    norm = optax.tree.norm(
+        [value.astype(jnp.float32) for value in kernels if not isinstance(value, Quantized)]
+    )
     quantized = [value.squares() for value in kernels if isinstance(value, Quantized)]
     return jnp.sqrt(jnp.square(norm) + sum(quantized)) if quantized else norm
 
 
 def _clip(norm: jax.Array, most: float) -> Clip:
-    """g → g where norm < most, else g / norm · most: optax.clip_by_global_norm of one leaf, operation for operation."""
-    return lambda g: jax.lax.select(jnp.broadcast_to(norm < most, g.shape), g, g / norm.astype(g.dtype) * most)
+    """g → g where norm < most, else g / norm · most: optax.clip_by_global_norm of one leaf, operation for
+    operation.
+    """
+    return lambda g: jax.lax.select(
+        jnp.broadcast_to(norm < most, g.shape), g, g / norm.astype(g.dtype) * most
+    )
 
 
 def _is_streamed(path: str, state: TrainState) -> bool:
@@ -98,7 +132,9 @@ def _is_streamed(path: str, state: TrainState) -> bool:
     return any(on_host(x) for x in [state.trained[path], *jax.tree.leaves(_only(state.opt_state, [path])[1])])
 
 
-def _stream_average(recipe: Recipe, ema: jax.Array, trained: jax.Array, done: jax.Array, cuttable: int) -> jax.Array:
+def _stream_average(
+    recipe: Recipe, ema: jax.Array, trained: jax.Array, done: jax.Array, cuttable: int
+) -> jax.Array:
     def piece(moved: Arrays, read: Arrays) -> tuple[Arrays, jax.Array]:
         return (averaged(recipe, {"": moved[0]}, {"": read[0]}, done)[""],), jnp.zeros(())
 
@@ -106,34 +142,54 @@ def _stream_average(recipe: Recipe, ema: jax.Array, trained: jax.Array, done: ja
 
 
 def _stream_leaf(
-    recipe: Recipe, trained: Params, ema: jax.Array | None, moments: Any, clip: Clip, grads: jax.Array, done: jax.Array, place: Layout
+    recipe: Recipe,
+    trained: Params,
+    ema: jax.Array | None,
+    moments: Any,
+    clip: Clip,
+    grads: jax.Array,
+    done: jax.Array,
+    place: Layout,
 ) -> tuple[Params, jax.Array | None, Any, jax.Array]:
     """(parameter, average, moments, sum of the squares of the parameter), moved on."""
     ((path, parameter),) = trained.items()
     leaves, structure = jax.tree.flatten(moments)
     # The moments, and the scales of 8-bit ones, which have the parameter's axes but the last.
-    large = [i for i, x in enumerate(leaves) if x.ndim == parameter.ndim and x.shape[:-1] == parameter.shape[:-1]]
+    large = [
+        i for i, x in enumerate(leaves) if x.ndim == parameter.ndim and x.shape[:-1] == parameter.shape[:-1]
+    ]
     if recipe.train.optimizer.moments == "bfloat16":
         raise HarnessError(
             "plan-invalid",
             f"moments in {recipe.train.optimizer.moments} are not streamed from host memory",
             got="levers.host with moments or masters",
             need="moments in float32 or int8, or only the average (ema) in host memory",
-            fix="harness plan again; for moments or masters in host memory --set train.optimizer.moments=int8",
+            fix=(
+                "harness plan again; for moments or masters in host memory --set train.optimizer.moments=int8"
+            ),
         )
     adam = adamw(recipe.train.optimizer, recipe.train.seed)
 
     def piece(moved: Arrays, read: Arrays) -> tuple[Arrays, jax.Array]:
         old = {path: moved[0]}
-        state = structure.unflatten([moved[1 + large.index(i)] if i in large else x for i, x in enumerate(leaves)])
+        state = structure.unflatten(
+            [moved[1 + large.index(i)] if i in large else x for i, x in enumerate(leaves)]
+        )
         updates, state = adam.update({path: clip(read[0])}, state, old)
         new = optax.apply_updates(old, updates)
         average = () if ema is None else (averaged(recipe, {path: moved[-1]}, new, done)[path],)
         after = jax.tree.leaves(state)
         return (new[path], *(after[i] for i in large), *average), jnp.sum(jnp.square(new[path]))
 
-    moved, squares = stream(piece, (parameter, *(leaves[i] for i in large), *(() if ema is None else (ema,))), (grads,), place.cuttable(path, parameter.shape))
-    after = structure.unflatten([moved[1 + large.index(i)] if i in large else x for i, x in enumerate(leaves)])
+    moved, squares = stream(
+        piece,
+        (parameter, *(leaves[i] for i in large), *(() if ema is None else (ema,))),
+        (grads,),
+        place.cuttable(path, parameter.shape),
+    )
+    after = structure.unflatten(
+        [moved[1 + large.index(i)] if i in large else x for i, x in enumerate(leaves)]
+    )
     return {path: moved[0]}, None if ema is None else moved[-1], after, squares
 
 
@@ -143,9 +199,15 @@ def _is_by_path(node: Any) -> bool:
 
 def _only(tree: Any, paths: list[str]) -> Any:
     """`tree` with every dict over parameters' paths cut down to `paths`."""
-    return jax.tree.map(lambda node: {path: node[path] for path in paths} if _is_by_path(node) else node, tree, is_leaf=_is_by_path)
+    return jax.tree.map(
+        lambda node: {path: node[path] for path in paths} if _is_by_path(node) else node,
+        tree,
+        is_leaf=_is_by_path,
+    )
 
 
 def _joined(tree: Any, more: Any) -> Any:
     """`tree` with what `more` has of other paths; what has no path is that of `tree`."""
-    return jax.tree.map(lambda node, other: node | other if _is_by_path(node) else node, tree, more, is_leaf=_is_by_path)
+    return jax.tree.map(
+        lambda node, other: node | other if _is_by_path(node) else node, tree, more, is_leaf=_is_by_path
+    )

@@ -15,7 +15,9 @@ _SAMPLES = 5
 
 
 def save_camera_views(directory: Path, batch: dict[str, Any]) -> Path:
-    """The PNG's path: a column a sample (five at most), a row a camera, as they enter the model before augmentation."""
+    """The PNG's path: a column a sample (five at most), a row a camera, as they enter the model before
+    augmentation.
+    """
     rows = [np.concatenate(list(images[:_SAMPLES]), axis=1) for images in batch["images"].values()]
     path, encoded = directory / CAMERA_VIEWS, io.BytesIO()
     Image.fromarray(np.concatenate(rows, axis=0)).save(encoded, "PNG")

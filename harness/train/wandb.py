@@ -1,4 +1,6 @@
-"""wandb, where metrics go when it works: a process of its own behind a bounded queue, which never blocks or kills training."""
+"""wandb, where metrics go when it works: a process of its own behind a bounded queue, which never blocks or
+kills training.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +32,30 @@ from harness.train.wandb_process import values
 
 WANDB_ID = "wandb_id.txt"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# What waits for a wandb that is slower than training; beyond that, values are left out of wandb, never of metrics.jsonl.
+# What waits for a wandb that is slower than training; beyond that, values are left out of wandb, never of
+# metrics.jsonl.
 MOST_WAITING = 10_000
 # How long the end of a run waits for wandb to take what is left.
 CLOSE_S = 30.0
 
 
 class Wandb:
-    """wandb in the mode that its own environment variables say; offline when there is no key, so it never asks for one.
+    """wandb in the mode that its own environment variables say; offline when there is no key, so it never
+    asks for one.
 
-    It runs in a process of its own. Every call here returns at once; what it has to say is warned of at the next one.
+    It runs in a process of its own. Every call here returns at once; what it has to say is warned of at the
+    next one.
     """
 
-    def __init__(self, run: RunDir, recipe: Recipe, config: dict[str, Any], *, start_step: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        recipe: Recipe,
+        config: dict[str, Any],
+        *,
+        start_step: int,
+        warn: Callable[[str], None],
+    ) -> None:
         self._warn, self._process, self._left_out = warn, None, 0
         self._directory = run.path.absolute()
         self._said: deque[str] = deque()
@@ -51,7 +64,14 @@ class Wandb:
         if mode == "disabled":
             return
         try:
-            told = {"id": _run_id(run), "mode": mode, "config": config, "dir": str(self._directory), "pid": os.getpid(), "start_step": start_step}
+            told = {
+                "id": _run_id(run),
+                "mode": mode,
+                "config": config,
+                "dir": str(self._directory),
+                "pid": os.getpid(),
+                "start_step": start_step,
+            }
             # A session of its own: Ctrl-C is for the trainer, which then ends this in its own time.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "harness.train.wandb_process"],
@@ -63,7 +83,11 @@ class Wandb:
         except (OSError, HarnessError) as error:
             warn(f"wandb is off for this run: {error}")
             return
-        told |= {"project": os.environ.get("WANDB_PROJECT", "pi05-harness"), "name": self._directory.name, "tags": [recipe.name]}
+        told |= {
+            "project": os.environ.get("WANDB_PROJECT", "pi05-harness"),
+            "name": self._directory.name,
+            "tags": [recipe.name],
+        }
         self._writer = threading.Thread(target=self._pass_on, daemon=True)
         self._reader = threading.Thread(target=self._listen, daemon=True)
         self._writer.start()
@@ -97,7 +121,10 @@ class Wandb:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            self._said.append(f"wandb did not end within {CLOSE_S:.0f} s and was left; later: wandb sync {self._directory}/wandb/*run-*")
+            self._said.append(
+                f"wandb did not end within {CLOSE_S:.0f} s and was left; later: wandb sync"
+                f" {self._directory}/wandb/*run-*"
+            )
         self._reader.join(1.0)
         if self._left_out:
             self._said.append(f"wandb was too slow: {self._left_out} values are only in metrics.jsonl")
@@ -145,7 +172,8 @@ class Wandb:
 
 
 def _run_id(run: RunDir) -> str:
-    """The id of the run at wandb: the one it had, also when it begins again because it was killed before its first checkpoint.
+    """The id of the run at wandb: the one it had, also when it begins again because it was killed before its
+    first checkpoint.
 
     Raises: HarnessError "wandb-id-invalid" for an id that is no name: files are looked for by it. UnsafeFile.
     """
@@ -153,7 +181,13 @@ def _run_id(run: RunDir) -> str:
     known = read_received(file, run.path, LOCK_BYTES).decode(errors="replace").strip() if there(file) else ""
     if known and not _ID.fullmatch(known):
         need = "letters, digits, - and _"
-        raise HarnessError("wandb-id-invalid", f"{file} holds no id of a run at wandb", got=known[:80], need=need, fix=f"rm {word(file)}")
+        raise HarnessError(
+            "wandb-id-invalid",
+            f"{file} holds no id of a run at wandb",
+            got=known[:80],
+            need=need,
+            fix=f"rm {word(file)}",
+        )
     if known:
         return known
     made = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
@@ -164,5 +198,11 @@ def _run_id(run: RunDir) -> str:
 def _checkpoints(run: Path) -> dict[str, dict[str, Any]]:
     """Step → path and bytes of the checkpoints that are there."""
     directory = RunDir(run).checkpoints
-    steps = sorted((path for path in directory.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name)) if directory.is_dir() else []
+    steps = (
+        sorted(
+            (path for path in directory.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name)
+        )
+        if directory.is_dir()
+        else []
+    )
     return {path.name: {"path": str(path), "bytes": directory_bytes(path)} for path in steps}

@@ -1,6 +1,8 @@
-"""What wandb has of a run on this disk: its transaction logs, which `wandb sync` sends later, one fragment after the other.
+"""What wandb has of a run on this disk: its transaction logs, which `wandb sync` sends later, one fragment
+after the other.
 
-A fragment is a log in LevelDB's form: a header of 7 bytes, then blocks of 32 KiB of records, each with a checksum; a record is a protobuf message.
+A fragment is a log in LevelDB's form: a header of 7 bytes, then blocks of 32 KiB of records, each with a
+checksum; a record is a protobuf message.
 Source: wandb core/internal/transactionlog, LevelDB doc/log_format.md.
 """
 
@@ -27,12 +29,19 @@ def fragments(directory: Path, run_id: str) -> list[Path]:
 
 def last_step(directory: Path, run_id: str) -> int:
     """The last step that some fragment holds values of; -1 when there is none."""
-    steps = (record.history.step.num for file in fragments(directory, run_id) for record in records(file) if record.WhichOneof("record_type") == "history")
+    steps = (
+        record.history.step.num
+        for file in fragments(directory, run_id)
+        for record in records(file)
+        if record.WhichOneof("record_type") == "history"
+    )
     return max(steps, default=-1)
 
 
 def records(file: Path) -> Iterator[Any]:
-    """wandb's records up to the end, or to the first that a killed process has left unfinished, where syncing ends as well."""
+    """wandb's records up to the end, or to the first that a killed process has left unfinished, where syncing
+    ends as well.
+    """
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 

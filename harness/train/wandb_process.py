@@ -1,6 +1,8 @@
-"""wandb in a process of its own, told what to log by lines of JSON on stdin; what it has to say it answers on stdout.
+"""wandb in a process of its own, told what to log by lines of JSON on stdin; what it has to say it answers on
+stdout.
 
-Whatever happens here (a server that hangs, a full disk, a crash) happens to this process; the trainer never waits for it.
+Whatever happens here (a server that hangs, a full disk, a crash) happens to this process; the trainer never
+waits for it.
 """
 
 from __future__ import annotations
@@ -30,20 +32,35 @@ def start(told: dict[str, Any]) -> Any:
     import wandb
 
     logging.getLogger("wandb").setLevel(logging.ERROR)
-    settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, disable_git=True, save_code=False, x_stats_pid=told["pid"])
-    options: dict[str, Any] = {key: told[key] for key in ("id", "project", "name", "tags", "config", "dir")} | {"settings": settings, "resume": "allow"}
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=INIT_TIMEOUT_S,
+        disable_git=True,
+        save_code=False,
+        x_stats_pid=told["pid"],
+    )
+    options: dict[str, Any] = {
+        key: told[key] for key in ("id", "project", "name", "tags", "config", "dir")
+    } | {"settings": settings, "resume": "allow"}
     if told["mode"] == "offline":
         return wandb.init(**options, mode="offline")
     try:
         return wandb.init(**options, mode=told["mode"])
     except Exception as error:
-        # No network, or a key that the server refuses: the run is logged all the same, and can be synced later.
-        say(f"wandb does not answer ({type(error).__name__}), so it logs offline; later: wandb sync {told['dir']}/wandb/offline-run-*")
+        # No network, or a key that the server refuses: the run is logged all the same, and can be synced
+        # later.
+        say(
+            f"wandb does not answer ({type(error).__name__}), so it logs offline; later: wandb sync"
+            f" {told['dir']}/wandb/offline-run-*"
+        )
         return wandb.init(**options, mode="offline")
 
 
 def catch_up(directory: Path, after: int, *, before: int) -> Iterator[dict[str, Any]]:
-    """What to log of the steps before this attempt that wandb does not have: the end of a container takes what it had not written yet."""
+    """What to log of the steps before this attempt that wandb does not have: the end of a container takes
+    what it had not written yet.
+    """
     try:
         for _, _, kept in read_lines(directory / METRICS, directory):
             if kept is not None and after < kept.step < before:
@@ -58,7 +75,11 @@ def values(line: Metrics) -> dict[str, Any]:
 
 
 def log(run: Any, told: dict[str, Any], after: int) -> None:
-    """Logs one message. Values up to the step `after` are there already, and the same to the last bit: they were computed a second time."""
+    """Logs one message.
+
+    Values up to the step `after` are there already, and the same to the last bit: they were computed a second
+    time.
+    """
     import wandb
 
     if told.get("step", after + 1) <= after:
@@ -83,7 +104,8 @@ def main() -> None:
                 break
             if "start" in told:
                 directory = Path(told["start"]["dir"])
-                # Looked at before this attempt makes a log of its own; a server knows by itself where a run stands.
+                # Looked at before this attempt makes a log of its own; a server knows by itself where a run
+                # stands.
                 here = last_step(directory, told["start"]["id"])
                 run = start(told["start"])
                 after = here if run.offline else run.step - 1

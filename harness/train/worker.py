@@ -1,7 +1,8 @@
-"""The process that trains: `python -m harness.train.worker RUN [--without-checkpoints]` carries out what the files of the run say.
+"""The process that trains: `python -m harness.train.worker RUN [--without-checkpoints]` carries out what the
+files of the run say.
 
-Its parent (harness/supervise/run.py) has planned and examined the run, has set what JAX reads at its import, and watches. Every event
-is a line of JSON on stdout; whatever libraries write there goes to stderr.
+Its parent (harness/supervise/run.py) has planned and examined the run, has set what JAX reads at its import,
+and watches. Every event is a line of JSON on stdout; whatever libraries write there goes to stderr.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from harness.supervise.channel import Channel, die_with_parent, private_stdout
 
 
 def main() -> int:
-    """0 when the run ended as it should or was asked to stop; 2 when it could not, with the reason as an event."""
+    """0 when the run ended as it should or was asked to stop; 2 when it could not, with the reason as an
+    event.
+    """
     die_with_parent(int(os.environ.get("HARNESS_SUPERVISOR", "0")))
     channel = Channel(private_stdout())
     try:

@@ -1,4 +1,6 @@
-"""How a verb answers: an artifact as JSON or as a table on stdout, the chain behind it, and a spinner on stderr."""
+"""How a verb answers: an artifact as JSON or as a table on stdout, the chain behind it, and a spinner on
+stderr.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,32 @@ def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
     else:
         from rich.console import Console
 
-        # Its texts may be a stranger's: no table obeys one. Lines that hold a command are longer than the console is wide.
-        Console().print(table(type(artifact).model_validate_json(json.dumps(all_visible(json.loads(text))))), crop=False)
+        # Its texts may be a stranger's: no table obeys one. Lines that hold a command are longer than the
+        # console is wide.
+        Console().print(
+            table(type(artifact).model_validate_json(json.dumps(all_visible(json.loads(text))))), crop=False
+        )
 
 
-def chain_for(run: Path | None, recipe: str | None, sets: list[str] | None, dataset: str | None, backend: str | None = None) -> Any:
-    """The chain for a verb of its own: the named recipe (a run's own, when none is), with --dataset put in its place; `backend` as `backend_of`."""
+def chain_for(
+    run: Path | None,
+    recipe: str | None,
+    sets: list[str] | None,
+    dataset: str | None,
+    backend: str | None = None,
+) -> Any:
+    """The chain for a verb of its own: the named recipe (a run's own, when none is), with --dataset put in
+    its place; `backend` as `backend_of`.
+    """
     from harness.flow.chain import Chain
     from harness.flow.find import backend_of, default_recipe, recipe_of
     from harness.recipe.load import load_recipe
 
     overrides = [*(sets or []), *dataset_overrides(dataset)]
     if run is None:
-        return Chain(None, load_recipe(recipe or default_recipe(), overrides), backend=backend_of(None, backend))
+        return Chain(
+            None, load_recipe(recipe or default_recipe(), overrides), backend=backend_of(None, backend)
+        )
     own = recipe_of(rundir(run), recipe, overrides, own_first=True)
     return Chain(rundir(run), own, backend=backend_of(rundir(run), backend))
 
@@ -41,7 +56,9 @@ def dataset_overrides(dataset: str | None) -> list[str]:
     if dataset is None:
         return []
     # An address is no hub id; what stands before its "@" may be a password.
-    name, _, revision = dataset.partition("@") if not Path(dataset).exists() and "://" not in dataset else (dataset, "", "")
+    name, _, revision = (
+        dataset.partition("@") if not Path(dataset).exists() and "://" not in dataset else (dataset, "", "")
+    )
     return [f"data.dataset={name}", f"data.revision={revision or 'null'}"]
 
 

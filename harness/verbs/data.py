@@ -10,14 +10,28 @@ import typer
 from harness.received.consent import hear
 from harness.show.progress import busy
 from harness.verbs.answers import answer, chain_for
-from harness.verbs.options import DatasetOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
+from harness.verbs.options import (
+    DatasetOption,
+    FetchOption,
+    JsonOption,
+    OfflineOption,
+    RecipeOption,
+    RunOption,
+    SetOption,
+)
 
 
 def data(
     dataset: DatasetOption = None,
     recipe: RecipeOption = None,
     sets: SetOption = None,
-    html: Annotated[bool, typer.Option("--html", help="Also write dataset.html, a look at the data: into --run, else into this directory.")] = False,
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html",
+            help="Also write dataset.html, a look at the data: into --run, else into this directory.",
+        ),
+    ] = False,
     fetch: FetchOption = False,
     offline: OfflineOption = False,
     run: RunOption = None,

@@ -10,15 +10,36 @@ from harness.flow.diagnose import data_here, diagnose, plan_or_refusal
 from harness.received.consent import hear
 from harness.show.progress import busy
 from harness.verbs.answers import answer, chain_for
-from harness.verbs.options import AllowOption, Backend, DatasetOption, DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
+from harness.verbs.options import (
+    AllowOption,
+    Backend,
+    DatasetOption,
+    DeviceOption,
+    FetchOption,
+    JsonOption,
+    OfflineOption,
+    RecipeOption,
+    RunOption,
+    SetOption,
+)
 
 
 def doctor(
     recipe: RecipeOption = None,
     dataset: DatasetOption = None,
     device: DeviceOption = None,
-    backend: Annotated[Backend | None, typer.Option("--backend", help="Whose trainer. Default: the run's, else $HARNESS_BACKEND, else ours.")] = None,
-    online: Annotated[bool, typer.Option("--online", help="Also ask the servers of what must still be fetched whether they answer.")] = False,
+    backend: Annotated[
+        Backend | None,
+        typer.Option(
+            "--backend", help="Whose trainer. Default: the run's, else $HARNESS_BACKEND, else ours."
+        ),
+    ] = None,
+    online: Annotated[
+        bool,
+        typer.Option(
+            "--online", help="Also ask the servers of what must still be fetched whether they answer."
+        ),
+    ] = False,
     allow: AllowOption = None,
     sets: SetOption = None,
     fetch: FetchOption = False,
@@ -26,7 +47,9 @@ def doctor(
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Whether a run can be expected to go well here: driver, GPU, memory, disk, clock, keys, data; every finding with its fix."""
+    """Whether a run can be expected to go well here: driver, GPU, memory, disk, clock, keys, data; every
+    finding with its fix.
+    """
     from harness.show.doctor import doctor_table
 
     hear(fetch=fetch, offline=offline)

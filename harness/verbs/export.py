@@ -15,7 +15,12 @@ from harness.verbs.options import FetchOption, JsonOption, OfflineOption, OwnRec
 def export(
     step: Annotated[str, typer.Argument(help="A step of a LoRA run (or the run: its newest whole step).")],
     destination: Annotated[Path, typer.Argument(help="New directory for the full openpi checkpoint.")],
-    base: Annotated[str | None, typer.Option("--base", help="Where the weights are now that a step of only trained parameters lies upon.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", help="Where the weights are now that a step of only trained parameters lies upon."
+        ),
+    ] = None,
     recipe: OwnRecipeOption = None,
     sets: SetOption = None,
     fetch: FetchOption = False,
@@ -34,9 +39,16 @@ def export(
     located = locate(step)
     own = recipe_of(located, recipe, sets)
     with busy("merging"):
-        merged = export_openpi(located.path, destination, model=own.model, base=base, recipe=own.model_dump(mode="json"))
+        merged = export_openpi(
+            located.path, destination, model=own.model, base=base, recipe=own.model_dump(mode="json")
+        )
     size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
     if as_json:
-        print(json.dumps({"path": str(destination), "source": str(located.path), "merged": merged, "bytes": size}, indent=2))
+        print(
+            json.dumps(
+                {"path": str(destination), "source": str(located.path), "merged": merged, "bytes": size},
+                indent=2,
+            )
+        )
     else:
         print(f"{destination}: {located.path} with {len(merged)} weights merged, {format_bytes(size)}")

@@ -18,7 +18,9 @@ def fetch(
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Brings a recipe's dataset, tokenizer and weights into the cache; afterwards its training needs no network."""
+    """Brings a recipe's dataset, tokenizer and weights into the cache; afterwards its training needs no
+    network.
+    """
     from harness.artifacts import Fetched
     from harness.show.fetched import fetched_view
 
@@ -55,7 +57,9 @@ def _weights(source: str, say: Any) -> Any:
     def progress(done: int, total: int) -> None:
         say(f"fetching the weights: {100 * done // max(total, 1)} % of {format_bytes(total)}")
 
-    return _part("weights", source, fetch_tree(source, progress=progress).path if is_remote(source) else Path(source))
+    return _part(
+        "weights", source, fetch_tree(source, progress=progress).path if is_remote(source) else Path(source)
+    )
 
 
 def _part(what: Any, source: str, path: Path) -> Any:
@@ -68,7 +72,13 @@ def _part(what: Any, source: str, path: Path) -> Any:
 
     if not path.exists():
         need = "a path that exists (in a container: one that is mounted), or an address"
-        raise HarnessError("not-here", f"there is no {what} at {source}", got=str(path), need=need, fix=f"--set {_KEYS[what]}=PATH")
+        raise HarnessError(
+            "not-here",
+            f"there is no {what} at {source}",
+            got=str(path),
+            need=need,
+            fix=f"--set {_KEYS[what]}=PATH",
+        )
     files = [path] if path.is_file() else walk(path)
     return Part(what=what, source=source, path=str(path), bytes=sum(each.stat().st_size for each in files))
 

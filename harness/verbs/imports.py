@@ -11,7 +11,9 @@ from harness.errors import HarnessError
 from harness.verbs.answers import answer, rundir
 from harness.verbs.options import JsonOption, RunOption, gib_bytes
 
-app = typer.Typer(no_args_is_help=True, help="What another trainer's command line would really do.", rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True, help="What another trainer's command line would really do.", rich_markup_mode=None
+)
 
 
 @app.callback()
@@ -23,17 +25,47 @@ def _imports() -> None:
 def openpi(
     context: typer.Context,
     config_name: Annotated[
-        str | None, typer.Argument(help="openpi's configuration (pi05_libero), its own options behind it; or a whole line in quotes, LeRobot's too.")
+        str | None,
+        typer.Argument(
+            help=(
+                "openpi's configuration (pi05_libero), its own options behind it; or a whole line in quotes,"
+                " LeRobot's too."
+            )
+        ),
     ] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Whether it fits this card, which need not be here: rtx_a6000, or a100_80:8.")] = None,
-    vram_gib: Annotated[float | None, typer.Option("--vram-gib", min=0.25, help="Whether it fits a card with so many GiB.")] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="New file for our recipe that does the same, or what was meant.")] = None,
-    job: Annotated[Path | None, typer.Option("--job", help="New file from which harness/openpi/entry.py starts openpi itself, doing that.")] = None,
-    names: Annotated[bool, typer.Option("--list", help="Print the names of openpi's configurations and what each trains, and do nothing else.")] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu", help="Whether it fits this card, which need not be here: rtx_a6000, or a100_80:8."
+        ),
+    ] = None,
+    vram_gib: Annotated[
+        float | None, typer.Option("--vram-gib", min=0.25, help="Whether it fits a card with so many GiB.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="New file for our recipe that does the same, or what was meant."),
+    ] = None,
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            "--job", help="New file from which harness/openpi/entry.py starts openpi itself, doing that."
+        ),
+    ] = None,
+    names: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            help="Print the names of openpi's configurations and what each trains, and do nothing else.",
+        ),
+    ] = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What an openpi command line would train, and in how many bytes. Exit code 1 when it fails, does not fit, or is not what it looks like."""
+    """What an openpi command line would train, and in how many bytes.
+
+    Exit code 1 when it fails, does not fit, or is not what it looks like.
+    """
     from harness.openpi.imported import explain
     from harness.show.openpi import openpi_view
 
@@ -78,7 +110,9 @@ def _place(fsdp: int, gpu: str | None, vram_bytes: int | None) -> Any:
 
     machine = None if gpu else probe([cache_root()])
     try:
-        return place_of(load_recipe(PUBLISHED), machine, gpu=gpu, vram_bytes=vram_bytes, host_ram_bytes=None, fsdp=fsdp)
+        return place_of(
+            load_recipe(PUBLISHED), machine, gpu=gpu, vram_bytes=vram_bytes, host_ram_bytes=None, fsdp=fsdp
+        )
     except HarnessError as error:
         if error.code != "no-gpu":
             raise
@@ -104,7 +138,10 @@ def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
         )
     if path.exists():
         raise HarnessError(
-            "file-exists", f"{path} is there already; nothing was overwritten", need="a new file", fix=f"--{what} {word(f'{path.stem}-2{path.suffix}')}"
+            "file-exists",
+            f"{path} is there already; nothing was overwritten",
+            need="a new file",
+            fix=f"--{what} {word(f'{path.stem}-2{path.suffix}')}",
         )
     recipe = recipe_from(found.recipe, where="the imported recipe")
     if what == "recipe":

@@ -16,25 +16,53 @@ from harness.verbs.options import FetchOption, JsonOption, OfflineOption, RunOpt
 
 
 def inspect(
-    path: Annotated[Path | None, typer.Argument(help="A run, a checkpoint directory or one step of it, ours or openpi's. Default: --run.")] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Read the arrays too: values that are not finite, norms, a sha256 of each, adapters' rank.")] = False,
-    against: Annotated[
-        str | None, typer.Option("--against", help="Which parts moved since: a step's number, 'base' (the weights trained from), or a path. Writes moved.png.")
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A run, a checkpoint directory or one step of it, ours or openpi's. Default: --run."
+        ),
     ] = None,
-    clean: Annotated[bool, typer.Option("--clean", help="Delete the interrupted saves that are safe to delete.")] = False,
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep",
+            help="Read the arrays too: values that are not finite, norms, a sha256 of each, adapters' rank.",
+        ),
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            help=(
+                "Which parts moved since: a step's number, 'base' (the weights trained from), or a path."
+                " Writes moved.png."
+            ),
+        ),
+    ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Delete the interrupted saves that are safe to delete.")
+    ] = False,
     fetch: FetchOption = False,
     offline: OfflineOption = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a checkpoint holds: steps whole and interrupted, parameters by group, adapters. Exit code 1 when none is whole and sound."""
+    """What a checkpoint holds: steps whole and interrupted, parameters by group, adapters.
+
+    Exit code 1 when none is whole and sound.
+    """
     from harness.run.directory import RunDir
     from harness.show.checkpoint import checkpoint_table
 
     hear(fetch=fetch, offline=offline)
     target = path or run
     if target is None:
-        raise HarnessError("path-missing", "nothing to inspect", need="a run or a checkpoint directory", fix="harness inspect PATH")
+        raise HarnessError(
+            "path-missing",
+            "nothing to inspect",
+            need="a run or a checkpoint directory",
+            fix="harness inspect PATH",
+        )
     if clean:
         from harness.checkpoint.scan import delete_interrupted
 

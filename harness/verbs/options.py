@@ -12,20 +12,57 @@ from harness.errors import HarnessError
 
 # A PiB; no machine has it, and beyond it a float is no count of bytes.
 _MOST_GIB = 2**20
-RunOption = Annotated[Path | None, typer.Option("--run", help="Run directory; the verb's artifact is written there.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the artifact as JSON on stdout, and nothing else there.")]
-RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe or a YAML file. Default: $HARNESS_RECIPE, else smoke.")]
-OwnRecipeOption = Annotated[str | None, typer.Option("--recipe", help="A shipped recipe or a YAML file. Default: the one that the checkpoint records.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one key of the recipe: train.seed=7 (may be given again).")]
-DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Directory, hub id[@revision], or 'sample'; instead of the recipe's.")]
-FetchOption = Annotated[
-    bool, typer.Option("--fetch", help="Also fetch what a run or checkpoint names that you did not type: datasets, weights, base weights. Each is named first.")
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Run directory; the verb's artifact is written there.")
 ]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="No network at all: what is not on this machine is refused. As HARNESS_OFFLINE=1.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: the GPU when there is one.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the artifact as JSON on stdout, and nothing else there.")
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", help="A shipped recipe or a YAML file. Default: $HARNESS_RECIPE, else smoke."),
+]
+OwnRecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", help="A shipped recipe or a YAML file. Default: the one that the checkpoint records."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one key of the recipe: train.seed=7 (may be given again)."),
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option("--dataset", help="Directory, hub id[@revision], or 'sample'; instead of the recipe's."),
+]
+FetchOption = Annotated[
+    bool,
+    typer.Option(
+        "--fetch",
+        help=(
+            "Also fetch what a run or checkpoint names that you did not type: datasets, weights, base"
+            " weights. Each is named first."
+        ),
+    ),
+]
+OfflineOption = Annotated[
+    bool,
+    typer.Option(
+        "--offline", help="No network at all: what is not on this machine is refused. As HARNESS_OFFLINE=1."
+    ),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu or cuda; default: the GPU when there is one.")
+]
 
 
-AllowOption = Annotated[list[str] | None, typer.Option("--allow", help="Go on in spite of the errors of this check (may be given again); recorded.")]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow", help="Go on in spite of the errors of this check (may be given again); recorded."
+    ),
+]
 
 
 class Backend(enum.StrEnum):
@@ -43,5 +80,11 @@ def gib_bytes(gib: float | None) -> int | None:
     if gib is None:
         return None
     if not gib <= _MOST_GIB:
-        raise HarnessError("memory-invalid", f"{gib} GiB is no amount of memory", got=gib, need=f"at most {_MOST_GIB:,} GiB", fix="--vram-gib 24")
+        raise HarnessError(
+            "memory-invalid",
+            f"{gib} GiB is no amount of memory",
+            got=gib,
+            need=f"at most {_MOST_GIB:,} GiB",
+            fix="--vram-gib 24",
+        )
     return int(gib * 2**30)

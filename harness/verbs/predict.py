@@ -9,18 +9,39 @@ import typer
 from harness.received.consent import grant, hear
 from harness.show.progress import Progress
 from harness.verbs.answers import answer, dataset_overrides
-from harness.verbs.options import DatasetOption, DeviceOption, FetchOption, JsonOption, OfflineOption, OwnRecipeOption, RunOption, SetOption
+from harness.verbs.options import (
+    DatasetOption,
+    DeviceOption,
+    FetchOption,
+    JsonOption,
+    OfflineOption,
+    OwnRecipeOption,
+    RunOption,
+    SetOption,
+)
 
 
 def predict(
-    path: Annotated[str, typer.Argument(help="A run, a checkpoint directory or one step of it, ours or openpi's; local, gs:// or https://.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help=(
+                "A run, a checkpoint directory or one step of it, ours or openpi's; local, gs:// or https://."
+            )
+        ),
+    ],
     episode: Annotated[int, typer.Option("--episode", help="Episode of the dataset.")] = 0,
     frame: Annotated[int, typer.Option("--frame", help="Frame of that episode, from 0.")] = 0,
     steps: Annotated[int, typer.Option("--steps", help="Euler steps from noise to actions.")] = 10,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise that sampling starts from.")] = 0,
     dataset: DatasetOption = None,
     recipe: OwnRecipeOption = None,
-    base: Annotated[str | None, typer.Option("--base", help="Where the weights are now that a step of only trained parameters lies upon.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", help="Where the weights are now that a step of only trained parameters lies upon."
+        ),
+    ] = None,
     device: DeviceOption = None,
     sets: SetOption = None,
     fetch: FetchOption = False,
@@ -28,7 +49,9 @@ def predict(
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a checkpoint would do at one frame of a dataset, printed and plotted beside what was recorded there."""
+    """What a checkpoint would do at one frame of a dataset, printed and plotted beside what was recorded
+    there.
+    """
     from harness.checkpoint.locate import locate, recipe_of
     from harness.flow.device import start_on
     from harness.predict import predict as prediction
@@ -49,7 +72,9 @@ def predict(
     from harness.train import device as jax_device
 
     jax_device.start()
-    predicted = prediction.predict(located, own, prediction.Question(episode, frame, steps, seed), place, console.say, base=base)
+    predicted = prediction.predict(
+        located, own, prediction.Question(episode, frame, steps, seed), place, console.say, base=base
+    )
     directory = RunDir(prediction.output_directory(located, run))
     picture = directory.path / PREDICTED_ACTIONS
     write_atomic(picture, plot(predicted))

@@ -10,7 +10,15 @@ import typer
 from harness.received.consent import hear
 from harness.show.progress import busy
 from harness.verbs.answers import answer, chain_for, rundir
-from harness.verbs.options import DatasetOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
+from harness.verbs.options import (
+    DatasetOption,
+    FetchOption,
+    JsonOption,
+    OfflineOption,
+    RecipeOption,
+    RunOption,
+    SetOption,
+)
 
 
 def stats(
@@ -18,7 +26,13 @@ def stats(
     recipe: RecipeOption = None,
     sets: SetOption = None,
     compare: Annotated[
-        Path | None, typer.Option("--compare", help="Another norm_stats.json or LeRobot's stats.json, or its directory: how far it is from ours.")
+        Path | None,
+        typer.Option(
+            "--compare",
+            help=(
+                "Another norm_stats.json or LeRobot's stats.json, or its directory: how far it is from ours."
+            ),
+        ),
     ] = None,
     fetch: FetchOption = False,
     offline: OfflineOption = False,

@@ -13,12 +13,23 @@ from harness.verbs.options import JsonOption, RunOption
 
 
 def status(
-    path: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run directory. Default: --run, else the run that was written to last.")] = None,
-    watch: Annotated[float | None, typer.Option("--watch", min=0.2, help="Look again every so many seconds, until the run ends.")] = None,
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]", help="A run directory. Default: --run, else the run that was written to last."
+        ),
+    ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option("--watch", min=0.2, help="Look again every so many seconds, until the run ends."),
+    ] = None,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How a run stands: progress, time left, loss, pace, memory; from its files, also of one that died. Exit code 1 when it died or is silent."""
+    """How a run stands: progress, time left, loss, pace, memory; from its files, also of one that died.
+
+    Exit code 1 when it died or is silent.
+    """
     from harness.run.directory import RunDir
     from harness.run.status import newest_run, read_status
     from harness.show.status import status_table

@@ -10,31 +10,69 @@ from harness.flow.training import carry_out, look_back, openpi_options, prepare,
 from harness.received.consent import hear
 from harness.show.progress import Progress
 from harness.verbs.answers import print_file
-from harness.verbs.options import AllowOption, Backend, DeviceOption, FetchOption, JsonOption, OfflineOption, RecipeOption, RunOption, SetOption
+from harness.verbs.options import (
+    AllowOption,
+    Backend,
+    DeviceOption,
+    FetchOption,
+    JsonOption,
+    OfflineOption,
+    RecipeOption,
+    RunOption,
+    SetOption,
+)
 
 BackendOption = Annotated[
     Backend | None,
-    typer.Option("--backend", help="ours; or openpi: upstream's own trainer, in the checkout $HARNESS_OPENPI. Default: $HARNESS_BACKEND, else ours."),
+    typer.Option(
+        "--backend",
+        help=(
+            "ours; or openpi: upstream's own trainer, in the checkout $HARNESS_OPENPI. Default:"
+            " $HARNESS_BACKEND, else ours."
+        ),
+    ),
 ]
 
 
 def train(
     recipe: RecipeOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole checkpoint (of --run, --name, or the recipe's latest run).")] = False,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run below $HARNESS_RUNS (default ./runs).")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Train up to this step instead of the recipe's.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the last whole checkpoint (of --run, --name, or the recipe's latest run).",
+        ),
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run below $HARNESS_RUNS (default ./runs).")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Train up to this step instead of the recipe's.")
+    ] = None,
     device: DeviceOption = None,
     allow: AllowOption = None,
     backend: BackendOption = None,
-    any_commit: Annotated[bool, typer.Option("--any-commit", help="Let openpi train at another commit than the one that is known here; recorded.")] = False,
-    patient: Annotated[bool, typer.Option("--patient", help="Go on even when steps take ten times longer than the plan expects.")] = False,
+    any_commit: Annotated[
+        bool,
+        typer.Option(
+            "--any-commit",
+            help="Let openpi train at another commit than the one that is known here; recorded.",
+        ),
+    ] = False,
+    patient: Annotated[
+        bool,
+        typer.Option("--patient", help="Go on even when steps take ten times longer than the plan expects."),
+    ] = False,
     sets: SetOption = None,
     fetch: FetchOption = False,
     offline: OfflineOption = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train: probe, plan, data, stats, doctor, then the run itself, then inspect, analyse and report. Ctrl-C or SIGTERM saves and ends it."""
+    """Train: probe, plan, data, stats, doctor, then the run itself, then inspect, analyse and report.
+
+    Ctrl-C or SIGTERM saves and ends it.
+    """
     from harness.artifacts import Manifest
     from harness.flow.chain import Chain
     from harness.flow.find import backend_of, find_run, recipe_of, refuse_started

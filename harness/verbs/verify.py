@@ -16,15 +16,22 @@ from harness.verbs.options import DeviceOption, FetchOption, JsonOption, Offline
 
 def verify(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    other: Annotated[Path | None, typer.Argument(help="A second run: the two are compared, and nothing is computed again.")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=0, help="Steps to compute again; 0 compares the manifest only.")] = 3,
-    start: Annotated[int, typer.Option("--from", min=0, help="Begin at the checkpoint of this step instead of at step 0.")] = 0,
+    other: Annotated[
+        Path | None, typer.Argument(help="A second run: the two are compared, and nothing is computed again.")
+    ] = None,
+    steps: Annotated[
+        int, typer.Option("--steps", min=0, help="Steps to compute again; 0 compares the manifest only.")
+    ] = 3,
+    start: Annotated[
+        int, typer.Option("--from", min=0, help="Begin at the checkpoint of this step instead of at step 0.")
+    ] = 0,
     device: DeviceOption = None,
     fetch: FetchOption = False,
     offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a run against this machine and these files, field by field, then compute its first steps again and compare them.
+    """Check a run against this machine and these files, field by field, then compute its first steps again
+    and compare them.
 
     Exit code 0 when all is equal; 1 when something differs or cannot be told.
     """

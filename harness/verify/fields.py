@@ -1,7 +1,9 @@
-"""What a manifest claims, field by field, against what is found: ordered so that the first difference explains those after it.
+"""What a manifest claims, field by field, against what is found: ordered so that the first difference
+explains those after it.
 
-First what a run is made from: the recipe decides what is computed, data and weights what it is computed from, software, flags and
-device in which arithmetic. Then what follows from these: statistics, plan, first parameters, the program, and what XLA makes of it.
+First what a run is made from: the recipe decides what is computed, data and weights what it is computed from,
+software, flags and device in which arithmetic. Then what follows from these: statistics, plan, first
+parameters, the program, and what XLA makes of it.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ _ONLY_TELLS = "XLA_FLAGS.--xla_dump"
 
 
 class Found(NamedTuple):
-    """What was found, in place of what the manifest says; None where it could not be read, and `why` says why, by field.
+    """What was found, in place of what the manifest says; None where it could not be read, and `why` says
+    why, by field.
 
-    `files` are the run's own files, hashed as the manifest does it; `leaves` the arrays that training starts from.
+    `files` are the run's own files, hashed as the manifest does it; `leaves` the arrays that training starts
+    from.
     """
 
     recipe: Mapping[str, Any] | None
@@ -60,16 +64,24 @@ def compare(manifest: Manifest, found: Found) -> list[Compared]:
 
 def _made_from(manifest: Manifest, found: Found) -> list[Compared]:
     why = found.why
-    rows = _mapping("recipe", manifest.recipe, found.recipe, why, matters=lambda key: meaning(key).weight != "cadence")
-    # The recipe as it lies there against the hash that the manifest took of it: both copies may have been changed.
+    rows = _mapping(
+        "recipe", manifest.recipe, found.recipe, why, matters=lambda key: meaning(key).weight != "cadence"
+    )
+    # The recipe as it lies there against the hash that the manifest took of it: both copies may have been
+    # changed.
     rows.append(_one("recipe_sha256", manifest.recipe_sha256, found.recipe_sha256, why))
     rows.append(_one("dataset", manifest.dataset_sha256, found.dataset_sha256, why))
     # The bytes decide; a branch that has moved on is told.
-    rows.append(_one("dataset_revision", manifest.dataset_revision, found.dataset_revision, why, matters=False))
+    rows.append(
+        _one("dataset_revision", manifest.dataset_revision, found.dataset_revision, why, matters=False)
+    )
     weights = _mapping("weights", weights_digests(manifest.weights), found.weights, why)
     arrays = _changed(manifest.weights.get("leaves"), found.leaves)
     if arrays and manifest.weights.get("source") != "random":
-        weights = [row.model_copy(update={"note": _some(arrays)}) if row.status == "differs" else row for row in weights]
+        weights = [
+            row.model_copy(update={"note": _some(arrays)}) if row.status == "differs" else row
+            for row in weights
+        ]
     return [*rows, *weights]
 
 
@@ -79,7 +91,13 @@ def _arithmetic(manifest: Manifest, found: Found) -> list[Compared]:
     rows = [
         source,
         # Two commits may hold one source; where the source itself is known, it decides.
-        _one("source_revision", manifest.source_revision, found.source_revision, why, matters=source.status == "cannot tell"),
+        _one(
+            "source_revision",
+            manifest.source_revision,
+            found.source_revision,
+            why,
+            matters=source.status == "cannot tell",
+        ),
         *_upstream(manifest, found),
         _one("base", manifest.base_digest, found.base_digest, why),
         _one("lock", manifest.lock_sha256, found.lock_sha256, why),
@@ -91,21 +109,29 @@ def _arithmetic(manifest: Manifest, found: Found) -> list[Compared]:
         _one("image_id", manifest.image_id, found.image_id, why, matters=False),
         _one("image", manifest.image, found.image, why, matters=False),
     ]
-    flags, here = (None if each is None else _environment(each) for each in (manifest.environment, found.environment))
+    flags, here = (
+        None if each is None else _environment(each) for each in (manifest.environment, found.environment)
+    )
     only_tell = {key for each in (flags, here) for key in flat(each or {}) if key.startswith(_ONLY_TELLS)}
     rows += _mapping("environment", flags, here, why, matters=lambda name: name not in only_tell)
     rows.append(_one("device", manifest.device, found.device, why))
     # XLA compiles for the instructions of this very processor, and shares its work out over so many cores.
     on_cpu = {"processor", "cores"} if manifest.plan.levers.platform == "cpu" else set()
     for row in _mapping("machine", manifest.machine, found.machine, why):
-        rows.append(row if row.field.partition(".")[2] in on_cpu else row.model_copy(update={"matters": False}))
+        rows.append(
+            row if row.field.partition(".")[2] in on_cpu else row.model_copy(update={"matters": False})
+        )
     return rows
 
 
 def _upstream(manifest: Manifest, found: Found) -> list[Compared]:
     """openpi's commit, where either was trained by openpi."""
     recorded = manifest.upstream.commit if manifest.upstream else None
-    return [] if recorded is None and found.upstream is None else [_one("upstream", recorded, found.upstream, found.why)]
+    return (
+        []
+        if recorded is None and found.upstream is None
+        else [_one("upstream", recorded, found.upstream, found.why)]
+    )
 
 
 def _follows(manifest: Manifest, found: Found) -> list[Compared]:
@@ -113,23 +139,46 @@ def _follows(manifest: Manifest, found: Found) -> list[Compared]:
     rows = [_one("norm_stats", manifest.norm_stats_sha256, found.norm_stats_sha256, why)]
     # Plans are exact: another one computes the same in another order of summation.
     rows += _mapping("plan", manifest.plan.levers.model_dump(mode="json"), found.plan, why)
-    rows += _mapping("files", {"dataset.json": manifest.dataset_sha256, "norm_stats.json": manifest.norm_stats_sha256}, found.files, why)
+    rows += _mapping(
+        "files",
+        {"dataset.json": manifest.dataset_sha256, "norm_stats.json": manifest.norm_stats_sha256},
+        found.files,
+        why,
+    )
     leaves = _mapping("leaves", manifest.weights.get("leaves"), found.leaves, why)
     # Where they were not computed again, files or seed have answered for them above.
-    rows += [row.model_copy(update={"matters": False}) if row.status == "cannot tell" else row for row in leaves]
+    rows += [
+        row.model_copy(update={"matters": False}) if row.status == "cannot tell" else row for row in leaves
+    ]
     # A plan for a GPU alone has a choice of kernels.
-    rows.append(_one("kernels", manifest.kernels_sha256, found.kernels_sha256, why, matters=manifest.plan.levers.platform == "cuda"))
+    rows.append(
+        _one(
+            "kernels",
+            manifest.kernels_sha256,
+            found.kernels_sha256,
+            why,
+            matters=manifest.plan.levers.platform == "cuda",
+        )
+    )
     rows.append(_one("step_fingerprint", manifest.step_fingerprint, found.step_fingerprint, why))
-    rows.append(_one("executable_fingerprint", manifest.executable_fingerprint, found.executable_fingerprint, why))
+    rows.append(
+        _one("executable_fingerprint", manifest.executable_fingerprint, found.executable_fingerprint, why)
+    )
     return rows
 
 
 def weights_digests(weights: Mapping[str, Any]) -> dict[str, str]:
-    """File or directory → sha256 of a manifest's `weights`; the seed for random ones. A local path is named by its last part."""
+    """File or directory → sha256 of a manifest's `weights`; the seed for random ones.
+
+    A local path is named by its last part.
+    """
     if weights.get("source") == "random":
         return {"source": "random", "seed": str(weights.get("seed"))}
     files = weights.get("files", {})
-    return {"source": str(weights.get("source"))} | {name.rpartition("/")[2] if name.startswith("/") else name: item["sha256"] for name, item in files.items()}
+    return {"source": str(weights.get("source"))} | {
+        name.rpartition("/")[2] if name.startswith("/") else name: item["sha256"]
+        for name, item in files.items()
+    }
 
 
 def first_difference(rows: list[Compared]) -> str | None:
@@ -154,7 +203,9 @@ def _changed(recorded: Mapping[str, str] | None, found: Mapping[str, str] | None
 
 
 def _some(names: list[str]) -> str:
-    return f"arrays that differ: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"arrays that differ: {', '.join(names[:3])}" + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )
 
 
 def _mapping(
@@ -170,10 +221,23 @@ def _mapping(
         return [_one(name, recorded, found, why)]
     a, b = flat(recorded), flat(found)
     changed = changed_keys(a, b)
-    rows = [Compared(field=f"{name}.{key}", status="differs", recorded=_text(a.get(key)), found=_text(b.get(key)), matters=matters(key)) for key in changed]
+    rows = [
+        Compared(
+            field=f"{name}.{key}",
+            status="differs",
+            recorded=_text(a.get(key)),
+            found=_text(b.get(key)),
+            matters=matters(key),
+        )
+        for key in changed
+    ]
     # What matters stands first.
     rows.sort(key=lambda row: not row.matters)
-    return rows if any(row.matters for row in rows) else [Compared(field=name, status="equal", note=f"{len(a)} values"), *rows]
+    return (
+        rows
+        if any(row.matters for row in rows)
+        else [Compared(field=name, status="equal", note=f"{len(a)} values"), *rows]
+    )
 
 
 def _one(name: str, recorded: Any, found: Any, why: Mapping[str, str], *, matters: bool = True) -> Compared:
@@ -188,7 +252,13 @@ def _one(name: str, recorded: Any, found: Any, why: Mapping[str, str], *, matter
             matters=matters and not (recorded is None and found is None),
             note=note,
         )
-    return Compared(field=name, status="equal" if recorded == found else "differs", recorded=_text(recorded), found=_text(found), matters=matters)
+    return Compared(
+        field=name,
+        status="equal" if recorded == found else "differs",
+        recorded=_text(recorded),
+        found=_text(found),
+        matters=matters,
+    )
 
 
 def _text(value: Any) -> str | None:

@@ -1,6 +1,9 @@
-"""The weights that a run started from, as they lie on this machine. A received manifest names them, so only weights are looked at.
+"""The weights that a run started from, as they lie on this machine.
 
-A path of the manifest's is hashed when it is one of the files of the recipe's own source, and the source looks like what it should be.
+A received manifest names them, so only weights are looked at.
+
+A path of the manifest's is hashed when it is one of the files of the recipe's own source, and the source
+looks like what it should be.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from harness.received.files import MARK_BYTES, UnsafeFile, walk
 from harness.received.json import read_json
 from harness.run.directory import sha256_directory, sha256_file
 
-# What an Orbax item begins with, and where a step of only trained parameters names the others: as in harness/checkpoint, which imports JAX.
+# What an Orbax item begins with, and where a step of only trained parameters names the others: as in
+# harness/checkpoint, which imports JAX.
 _METADATA, _BASE = "_METADATA", "harness/base.json"
 _MOST_BASES = 8
 
 
 def digests_here(manifest: Manifest) -> tuple[dict[str, str] | None, str | None]:
-    """(the digests of the weights in the form of the manifest's own, None) or (None, why they cannot be told).
+    """(the digests of the weights in the form of the manifest's own, None) or (None, why they cannot be
+    told).
 
     They are fetched when they are not here and the user's word covers that (`harness.received.consent`).
     """
@@ -31,11 +36,21 @@ def digests_here(manifest: Manifest) -> tuple[dict[str, str] | None, str | None]
     if source == "random" and own is None:
         return {"source": "random", "seed": str(manifest.recipe["train"].get("seed"))}, None
     if source != own:
-        return None, f"the manifest's weights come from {source!r}, those of its recipe from {own!r}; no file was read"
+        return (
+            None,
+            (
+                f"the manifest's weights come from {source!r}, those of its recipe from {own!r}; no file was"
+                " read"
+            ),
+        )
     files = recorded.get("files", {})
     names = sorted(files) if isinstance(files, dict) else []
     try:
-        found = _of_tree(manifest, str(source), names) if is_remote(str(source)) else _of_directories(Path(str(source)), names)
+        found = (
+            _of_tree(manifest, str(source), names)
+            if is_remote(str(source))
+            else _of_directories(Path(str(source)), names)
+        )
     except HarnessError as error:
         return None, f"{error.what}; {error.fix}"
     except (OSError, ValueError) as error:
@@ -64,15 +79,24 @@ def _of_directories(source: Path, names: list[str]) -> dict[str, str]:
             pass
         if strays:
             what = f"{strays[0]} is no regular file inside of {path}, so that directory was not hashed"
-            raise HarnessError("file-leaves-root", what, fix=f"put the files in the place of the links: cp -rL {path} COPY")
-    return {name.rpartition("/")[2] if name.startswith("/") else name: sha256_directory(there[name]) for name in names}
+            raise HarnessError(
+                "file-leaves-root", what, fix=f"put the files in the place of the links: cp -rL {path} COPY"
+            )
+    return {
+        name.rpartition("/")[2] if name.startswith("/") else name: sha256_directory(there[name])
+        for name in names
+    }
 
 
 def _params(source: Path, bases: int = 0) -> list[Path]:
     """The `params` directory of `source`, then those that it lies upon, as far as they are here."""
     found = source if (source / _METADATA).is_file() else source / "params"
     if not (found / _METADATA).is_file():
-        raise HarnessError("weights-missing", f"{source} is not on this machine, or holds no weights", fix="put the weights there, and verify again")
+        raise HarnessError(
+            "weights-missing",
+            f"{source} is not on this machine, or holds no weights",
+            fix="put the weights there, and verify again",
+        )
     record = found.parent / _BASE
     if not record.is_file() or bases >= _MOST_BASES:
         return [found]
@@ -89,4 +113,6 @@ def _check_own(names: list[str], there: Any, source: object) -> None:
     for name in names:
         if name not in there:
             what = f"the manifest names {name!r}, which is no file of {source}; it was not read"
-            raise HarnessError("not-of-the-source", what, fix="compare with the weights that the recipe names")
+            raise HarnessError(
+                "not-of-the-source", what, fix="compare with the weights that the recipe names"
+            )

@@ -13,8 +13,9 @@ from harness.received.text import one_line
 
 # What a step computes; the others are times.
 VALUES = ("loss", "grad_norm", "param_norm", "learning_rate")
-# On another kind of device, or with kernels that are not deterministic, matrix products round differently. bfloat16 has 8 bits of
-# mantissa (2^-9 relative a rounding); over a few steps of warm-up the loss moves by less than this, a gradient norm likewise.
+# On another kind of device, or with kernels that are not deterministic, matrix products round differently.
+# bfloat16 has 8 bits of mantissa (2^-9 relative a rounding); over a few steps of warm-up the loss moves by
+# less than this, a gradient norm likewise.
 OTHER_DEVICE_TOLERANCE = 0.02
 
 
@@ -25,13 +26,18 @@ def recorded_metrics(path: Path) -> dict[int, dict[str, float]]:
     """
     if not there(path):
         raise HarnessError(
-            "metrics-missing", f"there is no {path}", need="the metrics of a run that was trained", fix="harness verify RUN, with a run that has begun"
+            "metrics-missing",
+            f"there is no {path}",
+            need="the metrics of a run that was trained",
+            fix="harness verify RUN, with a run that has begun",
         )
     found: dict[int, dict[str, float]] = {}
     try:
         for line in read_lines(path, path.parent):
             if line.metrics is None:
-                raise _invalid(path, f"line {line.number}: {one_line(line.text[:80].decode(errors='replace').strip())}")
+                raise _invalid(
+                    path, f"line {line.number}: {one_line(line.text[:80].decode(errors='replace').strip())}"
+                )
             found[line.metrics.step] = {name: float(getattr(line.metrics, name)) for name in VALUES}
     except OSError as error:
         raise _invalid(path, error.strerror) from error
@@ -44,13 +50,27 @@ def _invalid(path: Path, got: str | None) -> HarnessError:
 
 
 def compare_metrics(
-    recorded: dict[int, dict[str, float]], again: dict[int, dict[str, float]], *, start: int, tolerance: float, device: str, note: str = ""
+    recorded: dict[int, dict[str, float]],
+    again: dict[int, dict[str, float]],
+    *,
+    start: int,
+    tolerance: float,
+    device: str,
+    note: str = "",
 ) -> Replay:
     """The replay's verdict; `tolerance` is relative, and 0 means bit for bit."""
     common = sorted(step for step in again if step in recorded)
     if not common:
         why = f"no step is in both: recorded {_span(recorded)}, computed again {_span(again)}"
-        return Replay(start=start, steps=0, device=device, tolerance=tolerance, largest_difference=None, status="cannot tell", note=why)
+        return Replay(
+            start=start,
+            steps=0,
+            device=device,
+            tolerance=tolerance,
+            largest_difference=None,
+            status="cannot tell",
+            note=why,
+        )
     first, largest = None, 0.0
     for step in common:
         for name in VALUES:
@@ -60,7 +80,16 @@ def compare_metrics(
             if first is None and difference > tolerance:
                 first = f"{name} of step {step}: recorded {was!r}, computed again {now!r}"
     status = "equal" if first is None else "differs"
-    return Replay(start=start, steps=len(common), device=device, tolerance=tolerance, largest_difference=largest, status=status, first=first, note=note)
+    return Replay(
+        start=start,
+        steps=len(common),
+        device=device,
+        tolerance=tolerance,
+        largest_difference=largest,
+        status=status,
+        first=first,
+        note=note,
+    )
 
 
 def _relative(a: float, b: float) -> float:

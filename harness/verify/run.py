@@ -1,4 +1,6 @@
-"""A verification from its parts: what the run's manifest says, what is found here, and its first steps computed once more."""
+"""A verification from its parts: what the run's manifest says, what is found here, and its first steps
+computed once more.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from harness.received.files import check_stays, walk
 from harness.received.text import word
 from harness.recipe.load import load_recipe, recipe_from
 from harness.run.directory import RECIPE, RunDir, sha256_json
-from harness.run.surroundings import deterministic, environment, is_deterministic, machine_facts, software_here
+from harness.run.surroundings import (
+    deterministic,
+    environment,
+    is_deterministic,
+    machine_facts,
+    software_here,
+)
 from harness.run.watcher import Watcher
 from harness.verify.fields import Found, compare, first_difference, overall, weights_digests
 from harness.verify.initial import digests_here
@@ -42,7 +50,11 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
     recorded = recorded_metrics(run.metrics) if steps else {}
     with tempfile.TemporaryDirectory(prefix="harness-verify-") as scratch:
         again = RunDir(Path(scratch) / "run")
-        recipe = recipe_from(dict(manifest.recipe), [f"train.steps={max(start + steps, 1)}"], where=f"{run.path}/{Manifest.FILE}")
+        recipe = recipe_from(
+            dict(manifest.recipe),
+            [f"train.steps={max(start + steps, 1)}"],
+            where=f"{run.path}/{Manifest.FILE}",
+        )
         chain = Chain(again, recipe, trains=True, backend=backend_of(run), fsdp=manifest.plan.levers.fsdp)
         watcher.say("reading data and statistics")
         machine = chain.machine()
@@ -53,11 +65,22 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
             replay = _replay(run, manifest, chain, machine, known, recorded, (start, steps), device, watcher)
         remade = again.read(Manifest)
         why |= {} if lack is None else {"weights": lack}
-        found = _found(run, manifest, known, remade, machine, why)._replace(dataset_sha256=dataset_sha256, weights=weights)
+        found = _found(run, manifest, known, remade, machine, why)._replace(
+            dataset_sha256=dataset_sha256, weights=weights
+        )
     rows = compare(manifest, found)
-    named = first_difference(rows) or (replay.first if replay is not None and replay.status == "differs" else None)
+    named = first_difference(rows) or (
+        replay.first if replay is not None and replay.status == "differs" else None
+    )
     verdict = overall(rows, [replay.status] if replay is not None else [])
-    return Verdict(run=str(run.path), against="this machine and these files", fields=rows, replay=replay, verdict=verdict, first_difference=named)
+    return Verdict(
+        run=str(run.path),
+        against="this machine and these files",
+        fields=rows,
+        replay=replay,
+        verdict=verdict,
+        first_difference=named,
+    )
 
 
 def verify_pair(run: RunDir, other: RunDir) -> Verdict:
@@ -67,12 +90,30 @@ def verify_pair(run: RunDir, other: RunDir) -> Verdict:
     """
     a, b = _manifest(run), _manifest(other)
     recorded = {name: getattr(b, name) for name in Found._fields if name in Manifest.model_fields}
-    recorded |= {"weights": weights_digests(b.weights), "leaves": b.weights.get("leaves"), "plan": b.plan.levers.model_dump(mode="json")}
+    recorded |= {
+        "weights": weights_digests(b.weights),
+        "leaves": b.weights.get("leaves"),
+        "plan": b.plan.levers.model_dump(mode="json"),
+    }
     recorded |= {"upstream": b.upstream.commit if b.upstream else None}
     rows = compare(a, Found(**recorded, files=_files(other)))
-    replay = compare_metrics(recorded_metrics(run.metrics), recorded_metrics(other.metrics), start=0, tolerance=0.0, device=b.device, note="as recorded")
+    replay = compare_metrics(
+        recorded_metrics(run.metrics),
+        recorded_metrics(other.metrics),
+        start=0,
+        tolerance=0.0,
+        device=b.device,
+        note="as recorded",
+    )
     named = first_difference(rows) or replay.first
-    return Verdict(run=str(run.path), against=str(other.path), fields=rows, replay=replay, verdict=overall(rows, [replay.status]), first_difference=named)
+    return Verdict(
+        run=str(run.path),
+        against=str(other.path),
+        fields=rows,
+        replay=replay,
+        verdict=overall(rows, [replay.status]),
+        first_difference=named,
+    )
 
 
 def _manifest(run: RunDir) -> Manifest:
@@ -89,9 +130,11 @@ def _manifest(run: RunDir) -> Manifest:
 
 
 def _data(chain: Chain) -> tuple[tuple[Dataset, NormStats] | None, str | None, dict[str, str]]:
-    """Dataset and statistics as they are now, the hash of the dataset's bytes, and why one of them cannot be had.
+    """Dataset and statistics as they are now, the hash of the dataset's bytes, and why one of them cannot be
+    had.
 
-    Bytes that were changed often cannot be read any more; they can be hashed all the same, and that they differ is what matters.
+    Bytes that were changed often cannot be read any more; they can be hashed all the same, and that they
+    differ is what matters.
     """
     from harness.data.dataset import content_hash
     from harness.data.fetch import resolve
@@ -126,10 +169,15 @@ def _replay(
     assert again is not None
     try:
         if known is None:
-            raise HarnessError("dataset-unreadable", "the data cannot be read here", fix="give the data as it was")
+            raise HarnessError(
+                "dataset-unreadable", "the data cannot be read here", fix="give the data as it was"
+            )
         check_may_fetch(chain.recipe.weights.source, WEIGHTS)
         if start and manifest.upstream is not None:
-            what = "openpi's loader begins anew at every resume, so its steps can be computed again from step 0 only"
+            what = (
+                "openpi's loader begins anew at every resume, so its steps can be computed again from step 0"
+                " only"
+            )
             raise HarnessError("upstream-cannot", what, got=f"--from {start}", fix="leave --from out")
         if start:
             _copy_step(run, again, start)
@@ -145,16 +193,27 @@ def _replay(
             raise
         nothing = compare_metrics(recorded, {}, start=start, tolerance=0.0, device="none")
         # What has changed since it was saved is an answer, not a lack of one.
-        changed = {"status": "differs", "first": error.what} if error.code == "checkpoint-damaged" and start else {}
+        changed = (
+            {"status": "differs", "first": error.what} if error.code == "checkpoint-damaged" and start else {}
+        )
         return nothing.model_copy(update={"note": str(error)} | changed)
     assert plan.chosen is not None
     remade = again.read(Manifest)
     kind = remade.device if remade is not None else manifest.device
     why_not = None if remade is None else _why_not_exact(manifest, remade)
     exact = remade is not None and why_not is None
-    note = "bit for bit" if exact else f"within a tolerance: {why_not or 'what it was computed on is not known'}"
+    note = (
+        "bit for bit" if exact else f"within a tolerance: {why_not or 'what it was computed on is not known'}"
+    )
     computed = {step: values for step, values in recorded_metrics(again.metrics).items() if step >= start}
-    return compare_metrics(recorded, computed, start=start, tolerance=0.0 if exact else OTHER_DEVICE_TOLERANCE, device=kind, note=note)
+    return compare_metrics(
+        recorded,
+        computed,
+        start=start,
+        tolerance=0.0 if exact else OTHER_DEVICE_TOLERANCE,
+        device=kind,
+        note=note,
+    )
 
 
 def _why_not_exact(manifest: Manifest, remade: Manifest) -> str | None:
@@ -171,15 +230,24 @@ def _why_not_exact(manifest: Manifest, remade: Manifest) -> str | None:
     return None if remade.kernels_sha256 == manifest.kernels_sha256 else "other kernels, chosen by timing"
 
 
-def _plan_as_recorded(chain: Chain, manifest: Manifest, machine: Machine, dataset: Dataset, device: str | None) -> Plan:
+def _plan_as_recorded(
+    chain: Chain, manifest: Manifest, machine: Machine, dataset: Dataset, device: str | None
+) -> Plan:
     """This machine's plan, carried out with the levers of the run where the platform is the same.
 
     Raises: HarnessError "no-gpu" and the planner's others, or "does-not-fit".
     """
-    plan = chain.plan(machine, dataset, device=device or (None if manifest.plan.levers.platform == "cuda" else "cpu"), exact=True)
+    plan = chain.plan(
+        machine,
+        dataset,
+        device=device or (None if manifest.plan.levers.platform == "cuda" else "cpu"),
+        exact=True,
+    )
     if plan.chosen is None:
         fix = "verify it on a machine with the memory that the run had"
-        raise HarnessError("does-not-fit", f"no plan fits {plan.device}: {plan.candidates[-1].reason}", fix=fix)
+        raise HarnessError(
+            "does-not-fit", f"no plan fits {plan.device}: {plan.candidates[-1].reason}", fix=fix
+        )
     if plan.chosen.levers.platform != manifest.plan.levers.platform:
         return plan
     return plan.model_copy(update={"chosen": plan.chosen.model_copy(update={"levers": manifest.plan.levers})})
@@ -188,8 +256,17 @@ def _plan_as_recorded(chain: Chain, manifest: Manifest, machine: Machine, datase
 def _copy_step(run: RunDir, again: RunDir, step: int) -> None:
     source = run.checkpoints / str(step)
     if not source.is_dir():
-        steps = sorted(int(path.name) for path in run.checkpoints.iterdir() if path.name.isdigit()) if run.checkpoints.is_dir() else []
-        raise HarnessError("checkpoint-missing", f"{run.path} has no checkpoint of step {step}", got=f"steps {steps}", fix="--from one of these steps")
+        steps = (
+            sorted(int(path.name) for path in run.checkpoints.iterdir() if path.name.isdigit())
+            if run.checkpoints.is_dir()
+            else []
+        )
+        raise HarnessError(
+            "checkpoint-missing",
+            f"{run.path} has no checkpoint of step {step}",
+            got=f"steps {steps}",
+            fix="--from one of these steps",
+        )
     check_stays(source, run.path)
     strays: list[Path] = []
     for path in walk(source, strays=strays):
@@ -226,7 +303,14 @@ def _train(run: RunDir, plan: Plan, machine: Machine, watcher: Watcher, *, any_c
         os.environ.update(before)
 
 
-def _found(run: RunDir, manifest: Manifest, known: tuple[Dataset, NormStats] | None, remade: Manifest | None, machine: Machine, why: dict[str, str]) -> Found:
+def _found(
+    run: RunDir,
+    manifest: Manifest,
+    known: tuple[Dataset, NormStats] | None,
+    remade: Manifest | None,
+    machine: Machine,
+    why: dict[str, str],
+) -> Found:
     software, reasons = software_here(), dict(why)
     # openpi's software is that of its own environment, which only openpi itself can tell.
     theirs = manifest.upstream is not None
@@ -254,9 +338,15 @@ def _found(run: RunDir, manifest: Manifest, known: tuple[Dataset, NormStats] | N
         dataset_revision=known[0].revision if known else None,
         leaves=remade.weights.get("leaves") if remade is not None else None,
         files=_files(run),
-        plan=plan.chosen.levers.model_dump(mode="json") if plan is not None and plan.chosen is not None else None,
+        plan=(
+            plan.chosen.levers.model_dump(mode="json")
+            if plan is not None and plan.chosen is not None
+            else None
+        ),
         packages=software.packages if not theirs else remade.packages if remade else None,
-        packages_sha256=software.packages_sha256 if not theirs else remade.packages_sha256 if remade else None,
+        packages_sha256=(
+            software.packages_sha256 if not theirs else remade.packages_sha256 if remade else None
+        ),
         python=software.python if not theirs else remade.python if remade else None,
         lock_sha256=software.lock_sha256 if not theirs else remade.lock_sha256 if remade else None,
         upstream=remade.upstream.commit if remade and remade.upstream else None,
@@ -286,4 +376,7 @@ def _files(run: RunDir) -> dict[str, str]:
             return error.what
         return "missing" if artifact is None else sha256(artifact)
 
-    return {Dataset.FILE: read(Dataset, lambda each: each.sha256), NormStats.FILE: read(NormStats, lambda each: sha256_json(each.norm_stats))}
+    return {
+        Dataset.FILE: read(Dataset, lambda each: each.sha256),
+        NormStats.FILE: read(NormStats, lambda each: sha256_json(each.norm_stats)),
+    }
