@@ -28,13 +28,18 @@ from pathlib import Path
 
 UNITS = ("", "K", "M", "B")
 NUMBERS = (
-    b"nan", b"NaN", b"inf", b"-inf", b"Infinity", b"1e400", b"-1", b"0", b"-0.0", b"1e308", b"5e-324", b"9007199254740993", b"1" * 400, b"1e-400",
-    b"None", b"null", b"", b"1K", b"999K", b"1.5M", b"0x10", b"1_000", b"1,000", b"1.000,5", b"\xd9\xa1", b"18446744073709551616",
+    b"nan", b"NaN", b"inf", b"-inf", b"Infinity", b"1e400", b"-1", b"0", b"-0.0", b"1e308", b"5e-324",
+    b"9007199254740993", b"1" * 400, b"1e-400",
+    b"None", b"null", b"", b"1K", b"999K", b"1.5M", b"0x10", b"1_000", b"1,000", b"1.000,5", b"\xd9\xa1",
+    b"18446744073709551616",
 )  # fmt: skip
 WORDS = (
-    b"\r", b"\n", b"\0", b"\x1b[31m", b"\x1b]0;x\x07", b"\xff\xfe", b"\xef\xbb\xbf", b"\x1f\x8b", b"loss=", b"step=", b"Step 5: loss=0.1", b"{", b"}", b'"',
-    b"'", b"=", b"=" * 5000, b"a" * 20_000, b" " * 20_000, b"1" * 20_000, b"it/s]", b"10/100 [00:10<01:00, 1.0it/s]", b"1/1 [99:99:99<", b"smpl:1K", b",",
-    b"Running on: ", b"eval_loss=0.5 ", b"Num Epochs = 0", b"Total optimization steps = 0", b"99:99:99", b"2026-99-99 10:00:00 ", b"\xf0\x9f\x92\xa5",
+    b"\r", b"\n", b"\0", b"\x1b[31m", b"\x1b]0;x\x07", b"\xff\xfe", b"\xef\xbb\xbf", b"\x1f\x8b", b"loss=",
+    b"step=", b"Step 5: loss=0.1", b"{", b"}", b'"',
+    b"'", b"=", b"=" * 5000, b"a" * 20_000, b" " * 20_000, b"1" * 20_000, b"it/s]",
+    b"10/100 [00:10<01:00, 1.0it/s]", b"1/1 [99:99:99<", b"smpl:1K", b",",
+    b"Running on: ", b"eval_loss=0.5 ", b"Num Epochs = 0", b"Total optimization steps = 0", b"99:99:99",
+    b"2026-99-99 10:00:00 ", b"\xf0\x9f\x92\xa5",
 )  # fmt: skip
 
 

@@ -22,9 +22,11 @@ PAGE = ROOT / "docs" / "errors.md"
 _RAISED = ("HarnessError", "UnsafeFile")
 _HEAD = """# Errors, by code
 
-`harness` ends with exit code 2 and one message: `error [CODE] what`, then `got`, `need` and `fix`. The codes are stable. Look yours up here.
+`harness` ends with exit code 2 and one message: `error [CODE] what`, then `got`, `need` and `fix`.
+The codes are stable. Look yours up here.
 
-`python ci/make_errors.py` writes this page from the source, and a test keeps it current. `…` stands for what the moment fills in.
+`python ci/make_errors.py` writes this page from the source, and a test keeps it current.
+`…` stands for what the moment fills in.
 
 | code | what it says | fix | raised in |
 | --- | --- | --- | --- |

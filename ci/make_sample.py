@@ -32,11 +32,13 @@ VOCABULARY = 512
 # The instructions of LIBERO's four suites (spatial, object, goal, 10). Source:
 # Lifelong-Robot-Learning/LIBERO, libero/libero/benchmark/libero_suite_task_map.py.
 _SPATIAL = (
-    "between the plate and the ramekin", "next to the ramekin", "from table center", "on the cookie box", "in the top drawer of the wooden cabinet",
+    "between the plate and the ramekin", "next to the ramekin", "from table center", "on the cookie box",
+    "in the top drawer of the wooden cabinet",
     "on the ramekin", "next to the cookie box", "on the stove", "next to the plate", "on the wooden cabinet",
 )  # fmt: skip
 _OBJECT = (
-    "alphabet soup", "cream cheese", "salad dressing", "bbq sauce", "ketchup", "tomato sauce", "butter", "milk", "chocolate pudding", "orange juice",
+    "alphabet soup", "cream cheese", "salad dressing", "bbq sauce", "ketchup", "tomato sauce", "butter",
+    "milk", "chocolate pudding", "orange juice",
 )  # fmt: skip
 _GOAL_AND_10 = (
     "open the middle drawer of the cabinet",
@@ -224,7 +226,7 @@ human demonstrations, and this is not the published `physical-intelligence/liber
 Each clip is contiguous, {dataset.fps:g} frames a second, with one action a frame. Images went through AV1 video, then JPEG
 at quality {JPEG_QUALITY}; both cameras are rotated by 180 degrees, as openpi's LIBERO client does.
 Made by `ci/make_sample.py`. LIBERO is MIT licensed (https://github.com/Lifelong-Robot-Learning/LIBERO).
-"""
+"""  # noqa: E501
 
 
 def _lines(path: Path, rows: list[dict[str, Any]]) -> None:

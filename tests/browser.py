@@ -61,8 +61,13 @@ class Browser:
             "about:blank",
         ]
         nothing = subprocess.DEVNULL
-        self._process = subprocess.Popen(  # noqa: PLW1509
-            command, preexec_fn=wire, pass_fds=(3, 4), stdin=nothing, stdout=nothing, stderr=nothing
+        self._process = subprocess.Popen(
+            command,
+            preexec_fn=wire,  # noqa: PLW1509
+            pass_fds=(3, 4),
+            stdin=nothing,
+            stdout=nothing,
+            stderr=nothing,
         )
         os.close(to_browser)
         os.close(from_browser)

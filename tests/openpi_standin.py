@@ -31,7 +31,8 @@ openpi_entry._end_with_parent()
 plan = json.loads((here / "standin.json").read_text())
 job = json.loads(Path(sys.argv[2]).read_text())
 train, checkpoints = job["train"], Path(job["checkpoint_dir"])
-(here / "started.jsonl").open("a").write(json.dumps({"argv": sys.argv[1:], "job": job, "env": dict(os.environ), "pid": os.getpid()}) + "\\n")
+started = {"argv": sys.argv[1:], "job": job, "env": dict(os.environ), "pid": os.getpid()}
+(here / "started.jsonl").open("a").write(json.dumps(started) + "\\n")
 attempt = len((here / "started.jsonl").read_text().splitlines())
 say = lambda *words: print(*words, flush=True)
 
@@ -49,17 +50,20 @@ if happens("signal_at_import"):
     os.kill(os.getpid(), plan["signal_at_import"])
 if happens("exit_at_import"):
     sys.exit(plan["exit_at_import"])
-told = {"commit": plan["commit"], "parameters_total": job["parameters_total"], "parameters_trained": job["parameters_trained"], "device": "cpu"}
-told |= {"checkpoints": str(checkpoints), "python": "3.11.9", "packages": {"jax": "0.5.3", "wandb": plan.get("wandb", "0.19.11")}, "lock_sha256": "ab" * 32}
+told = {"commit": plan["commit"], "device": "cpu", "checkpoints": str(checkpoints), "python": "3.11.9"}
+told |= {name: job[name] for name in ("parameters_total", "parameters_trained")}
+told |= {"packages": {"jax": "0.5.3", "wandb": plan.get("wandb", "0.19.11")}, "lock_sha256": "ab" * 32}
 told |= {"unlike_lock": plan.get("unlike_lock", [])}
 say(json.dumps(told))
 say("10:00:00.000 [I] Running on: machine                       (1:train.py:196)")
-steps = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()) if checkpoints.is_dir() else []
+saved = checkpoints.iterdir() if checkpoints.is_dir() else []
+steps = sorted(int(path.name) for path in saved if path.name.isdigit())
 if checkpoints.is_dir() and not train["resume"]:
     raise FileExistsError(f"Checkpoint directory {checkpoints} already exists.")
 checkpoints.mkdir(parents=True, exist_ok=True)
 start = steps[-1] + 1 if steps and steps != [0] else 0
-say("10:00:01.000 [I] Initialized data loader:\\n[0].images['base_0_rgb']: (4, 224, 224, 3)@float32 (1:train.py:228)")
+batch = "[0].images['base_0_rgb']: (4, 224, 224, 3)@float32"
+say(f"10:00:01.000 [I] Initialized data loader:\\n{batch} (1:train.py:228)")
 say("10:00:02.000 [I] Initialized train state:\\nPaliGemma: x (1:train.py:240)")
 
 
@@ -88,9 +92,11 @@ for step in range(start, train["num_train_steps"]):
     pending.append(math.nan if happens("nan_at", step) else 2.0 / (1 + 0.3 * (step - start)))
     if step % train["log_interval"] == 0:
         mean = sum(pending) / len(pending)
-        say(f"Step {step}: grad_norm={2 * mean:.4f}, loss={mean:.4f}, param_norm={plan.get('param_norm', 69.5708):.4f}")
+        norm = plan.get("param_norm", 69.5708)
+        say(f"Step {step}: grad_norm={2 * mean:.4f}, loss={mean:.4f}, param_norm={norm:.4f}")
         pending = []
-    say(f"10:00:03.000 [I] Progress on: {step}.0it/{train['num_train_steps']}.0it rate:1.0s/it (1:tqdm_logging.py:145)")
+    done = f"{step}.0it/{train['num_train_steps']}.0it"
+    say(f"10:00:03.000 [I] Progress on: {done} rate:1.0s/it (1:tqdm_logging.py:145)")
     if (step % train["save_interval"] == 0 and step > start) or step == train["num_train_steps"] - 1:
         save(step)
 say("10:00:09.000 [I] Waiting for checkpoint manager to finish (1:train.py:277)")

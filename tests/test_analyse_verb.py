@@ -30,7 +30,10 @@ def harness(*arguments: str, stdin: str | None = None) -> subprocess.CompletedPr
 def run_directory(path: Path) -> Path:
     path.mkdir()
     (path / "recipe.yaml").write_text(to_yaml(load_recipe("smoke")))
-    line = '{{"step":{s},"loss":{v:.5f},"grad_norm":1.0,"param_norm":{n},"learning_rate":0.003,"step_s":0.5,"data_s":0.3,"time":{t}}}\n'
+    line = (
+        '{{"step":{s},"loss":{v:.5f},"grad_norm":1.0,"param_norm":{n},"learning_rate":0.003,'
+        '"step_s":0.5,"data_s":0.3,"time":{t}}}\n'
+    )
     rows = [
         line.format(s=s, v=v, n=69.6 + s / 100, t=1_700_000_000 + s / 2) for s, v in enumerate(falling(60))
     ]

@@ -113,7 +113,8 @@ TRAIN = """
 import json
 
 def main(config):
-    said = [config.exp_name, config.batch_size, config.data.repo_id, config.weight_loader.params_path, config.lr_schedule.warmup_steps]
+    said = [config.exp_name, config.batch_size, config.data.repo_id, config.weight_loader.params_path]
+    said += [config.lr_schedule.warmup_steps]
     open("trained.json", "w").write(json.dumps(said))
 """
 

@@ -117,9 +117,12 @@ def test_kernels_of_the_real_model_are_blocked_along_what_a_product_sums_over() 
     dense = {path for path, axis in axes.items() if axis is None}
     llm, img = "PaliGemma/llm/layers", "PaliGemma/img/Transformer/encoderblock"
     wanted = {
-        f"{llm}/attn/q_einsum/w": 2048, f"{llm}/attn/attn_vec_einsum_1/w": 256, f"{llm}/mlp/linear": 16_384, f"{llm}/mlp_1/gating_einsum": 1024,
-        f"{img}/MultiHeadDotProductAttention_0/query/kernel": 1152, f"{img}/MultiHeadDotProductAttention_0/out/kernel": 72,
-        f"{img}/MlpBlock_0/Dense_1/kernel": 4304, "PaliGemma/llm/embedder/input_embedding": 2048, "PaliGemma/img/head/kernel": 1152,
+        f"{llm}/attn/q_einsum/w": 2048, f"{llm}/attn/attn_vec_einsum_1/w": 256,
+        f"{llm}/mlp/linear": 16_384, f"{llm}/mlp_1/gating_einsum": 1024,
+        f"{img}/MultiHeadDotProductAttention_0/query/kernel": 1152,
+        f"{img}/MultiHeadDotProductAttention_0/out/kernel": 72,
+        f"{img}/MlpBlock_0/Dense_1/kernel": 4304, "PaliGemma/llm/embedder/input_embedding": 2048,
+        "PaliGemma/img/head/kernel": 1152,
         f"{llm}/pre_ffw_norm_1/Dense_0/kernel": 1024,
     }  # fmt: skip
     for path, size in wanted.items():

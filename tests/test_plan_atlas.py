@@ -80,8 +80,10 @@ def test_an_entry_bounds_what_is_smaller_and_that_is_marked(smaller: dict[str, i
 @pytest.mark.parametrize(
     "other",
     [
-        {"microbatch": 16, "accumulation_steps": 16}, {"prompt_tokens": 64}, {"accumulation_steps": 33}, {"accumulation_steps": 1}, {"remat": "none"},
-        {"cameras": ["base_0_rgb"]}, {"host": ["moments"]}, {"compute_copy": True}, {"devices": 2}, {"devices": 2, "fsdp": 2}, {"attention": "chunked"},
+        {"microbatch": 16, "accumulation_steps": 16}, {"prompt_tokens": 64}, {"accumulation_steps": 33},
+        {"accumulation_steps": 1}, {"remat": "none"},
+        {"cameras": ["base_0_rgb"]}, {"host": ["moments"]}, {"compute_copy": True}, {"devices": 2},
+        {"devices": 2, "fsdp": 2}, {"attention": "chunked"},
     ],
     ids=str,
 )  # fmt: skip
@@ -92,7 +94,8 @@ def test_an_entry_says_nothing_of_what_is_larger_or_otherwise(other: dict[str, A
 
 @pytest.mark.parametrize(
     "changes",
-    [{"train.trained": "lora_frozen_vision"}, {"train.ema_decay": 0.9}, {"train.optimizer.moments": "int8"}, {"train.frozen": "int8"}, {"data.augment": False},
+    [{"train.trained": "lora_frozen_vision"}, {"train.ema_decay": 0.9}, {"train.optimizer.moments": "int8"},
+     {"train.frozen": "int8"}, {"data.augment": False},
      {"model.action_horizon": 50}, {"model.vision": "mu/14"}],
     ids=str,
 )  # fmt: skip

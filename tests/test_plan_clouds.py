@@ -23,8 +23,10 @@ from tests.test_plan_choose import Formula
 
 NOWHERE = Machine(host=Host())
 RENTED = [
-    "a10", "a10g", "a30", "l20", "l40", "rtx_4060_ti_16", "rtx_4070_ti", "rtx_4070_ti_super", "rtx_4080_super", "rtx_4090_d", "rtx_5070_ti", "rtx_5080",
-    "rtx_3080_12", "rtx_3080_ti", "a800_40", "a800_80", "h100_pcie", "h100_nvl", "h800", "h20", "gh200", "gb10", "jetson_thor",
+    "a10", "a10g", "a30", "l20", "l40", "rtx_4060_ti_16", "rtx_4070_ti", "rtx_4070_ti_super",
+    "rtx_4080_super", "rtx_4090_d", "rtx_5070_ti", "rtx_5080",
+    "rtx_3080_12", "rtx_3080_ti", "a800_40", "a800_80", "h100_pcie", "h100_nvl", "h800", "h20", "gh200",
+    "gb10", "jetson_thor",
 ]  # fmt: skip
 
 
@@ -42,14 +44,22 @@ def from_the_atlas(name: str, recipe: str, **asked: int) -> Plan:
 @pytest.mark.parametrize(
     ("written", "name"),
     [
-        ("a10g", "a10g"), ("A10G-24GB", "a10g"), ("NVIDIA A10G", "a10g"), ("nvidia-a10g", "a10g"), ("A10", "a10"), ("NVIDIA A10 24GiB", "a10"),
-        ("rtx4060ti-16g", "rtx_4060_ti_16"), ("RTX 4060 Ti 8GB", "rtx_4060_ti_8"), ("NVIDIA GeForce RTX 4070 Ti", "rtx_4070_ti"),
-        ("RTX_4070S_Ti", "rtx_4070_ti_super"), ("RTX 4070 Ti SUPER", "rtx_4070_ti_super"), ("RTX_4080S", "rtx_4080_super"), ("4090D", "rtx_4090_d"),
-        ("NVIDIA GeForce RTX 4090 D", "rtx_4090_d"), ("NVIDIA GeForce RTX 5080", "rtx_5080"), ("5070 Ti", "rtx_5070_ti"),
-        ("RTX 3080", "rtx_3080"), ("RTX 3080 12GB", "rtx_3080_12"), ("rtx-3080-ti", "rtx_3080_ti"), ("NVIDIA L40", "l40"), ("l20", "l20"), ("A30", "a30"),
-        ("H20", "h20"), ("NVIDIA H20 96GB", "h20"), ("A800-SXM4-80GB", "a800_80"), ("NVIDIA A800 40GB Active", "a800_40"), ("H800", "h800"),
-        ("NVIDIA H800 PCIe", "h800_pcie"), ("H100 PCIe", "h100_pcie"), ("NVIDIA H100 NVL", "h100_nvl"), ("nvidia-h100-80gb", "h100"), ("GB10", "gb10"),
-        ("DGX Spark", "gb10"), ("NVIDIA GB10", "gb10"), ("Jetson AGX Thor", "jetson_thor"), ("RTX 6000 Ada", "rtx_6000_ada"), ("nvidia-l4", "l4"),
+        ("a10g", "a10g"), ("A10G-24GB", "a10g"), ("NVIDIA A10G", "a10g"), ("nvidia-a10g", "a10g"),
+        ("A10", "a10"), ("NVIDIA A10 24GiB", "a10"),
+        ("rtx4060ti-16g", "rtx_4060_ti_16"), ("RTX 4060 Ti 8GB", "rtx_4060_ti_8"),
+        ("NVIDIA GeForce RTX 4070 Ti", "rtx_4070_ti"),
+        ("RTX_4070S_Ti", "rtx_4070_ti_super"), ("RTX 4070 Ti SUPER", "rtx_4070_ti_super"),
+        ("RTX_4080S", "rtx_4080_super"), ("4090D", "rtx_4090_d"),
+        ("NVIDIA GeForce RTX 4090 D", "rtx_4090_d"), ("NVIDIA GeForce RTX 5080", "rtx_5080"),
+        ("5070 Ti", "rtx_5070_ti"),
+        ("RTX 3080", "rtx_3080"), ("RTX 3080 12GB", "rtx_3080_12"), ("rtx-3080-ti", "rtx_3080_ti"),
+        ("NVIDIA L40", "l40"), ("l20", "l20"), ("A30", "a30"),
+        ("H20", "h20"), ("NVIDIA H20 96GB", "h20"), ("A800-SXM4-80GB", "a800_80"),
+        ("NVIDIA A800 40GB Active", "a800_40"), ("H800", "h800"),
+        ("NVIDIA H800 PCIe", "h800_pcie"), ("H100 PCIe", "h100_pcie"), ("NVIDIA H100 NVL", "h100_nvl"),
+        ("nvidia-h100-80gb", "h100"), ("GB10", "gb10"),
+        ("DGX Spark", "gb10"), ("NVIDIA GB10", "gb10"), ("Jetson AGX Thor", "jetson_thor"),
+        ("RTX 6000 Ada", "rtx_6000_ada"), ("nvidia-l4", "l4"),
     ],
 )  # fmt: skip
 def test_names_are_read_as_clouds_spell_them(written: str, name: str) -> None:
@@ -104,9 +114,12 @@ def test_a_plan_before_renting_is_answered_from_the_atlas(name: str, recipe: str
 @pytest.mark.parametrize(
     ("written", "capability"),
     [
-        ("T4", "7.5"), ("Tesla T4", "7.5"), ("nvidia-tesla-t4", "7.5"), ("T4G", "7.5"), ("V100", "7.0"), ("Tesla V100-SXM2-32GB", "7.0"), ("P100", "6.0"),
-        ("P40", "6.1"), ("RTX 2080 Ti", "7.5"), ("NVIDIA GeForce RTX 2070 SUPER", "7.5"), ("Quadro RTX 6000", "7.5"), ("Q_RTX_8000", "7.5"),
-        ("Quadro RTX 5000", "7.5"), ("TITAN RTX", "7.5"), ("TITAN V", "7.0"), ("GTX 1080 Ti", "6.1"), ("GTX 1660 Super", "7.5"), ("K80", "3.7"),
+        ("T4", "7.5"), ("Tesla T4", "7.5"), ("nvidia-tesla-t4", "7.5"), ("T4G", "7.5"), ("V100", "7.0"),
+        ("Tesla V100-SXM2-32GB", "7.0"), ("P100", "6.0"),
+        ("P40", "6.1"), ("RTX 2080 Ti", "7.5"), ("NVIDIA GeForce RTX 2070 SUPER", "7.5"),
+        ("Quadro RTX 6000", "7.5"), ("Q_RTX_8000", "7.5"),
+        ("Quadro RTX 5000", "7.5"), ("TITAN RTX", "7.5"), ("TITAN V", "7.0"), ("GTX 1080 Ti", "6.1"),
+        ("GTX 1660 Super", "7.5"), ("K80", "3.7"),
         ("M60", "5.2"), ("Tesla M40", "5.2"),
     ],
 )  # fmt: skip
@@ -122,8 +135,10 @@ def test_a_card_without_bfloat16_is_refused_with_the_reason(written: str, capabi
 @pytest.mark.parametrize(
     ("written", "capability"),
     [
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", "8.9"), ("RTX 3080 Laptop", "8.6"), ("A100", "8.0"), ("RTX 4090 48GB", "8.9"), ("RTX 2000 Ada", "8.9"),
-        ("RTX A2000", "8.6"), ("H200 NVL", "9.0"), ("RTX PRO 4500 Blackwell", "12.0"), ("GB200", "10.0"), ("L2", "8.9"), ("RTX 5060", "12.0"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "8.9"), ("RTX 3080 Laptop", "8.6"), ("A100", "8.0"),
+        ("RTX 4090 48GB", "8.9"), ("RTX 2000 Ada", "8.9"),
+        ("RTX A2000", "8.6"), ("H200 NVL", "9.0"), ("RTX PRO 4500 Blackwell", "12.0"), ("GB200", "10.0"),
+        ("L2", "8.9"), ("RTX 5060", "12.0"),
     ],
 )  # fmt: skip
 def test_a_card_of_a_known_series_is_planned_for_once_its_memory_is_said(

@@ -26,7 +26,8 @@ A4090 = CARDS["rtx_4090"]
 # Dense bfloat16 TFLOP/s with float32 accumulation, of the documents that plan.cards names.
 @pytest.mark.parametrize(
     ("card", "tflops"),
-    [("rtx_3060", 25.6), ("rtx_3090", 71), ("rtx_4090", 165.2), ("rtx_5090", 209.5), ("rtx_a6000", 154.8), ("a40", 149.7), ("l4", 121), ("l40s", 362),
+    [("rtx_3060", 25.6), ("rtx_3090", 71), ("rtx_4090", 165.2), ("rtx_5090", 209.5), ("rtx_a6000", 154.8),
+     ("a40", 149.7), ("l4", 121), ("l40s", 362),
      ("rtx_6000_ada", 364), ("a100_80", 312), ("h100", 989), ("b200", 2250)],
 )  # fmt: skip
 def test_the_peak_is_that_of_the_documents(card: str, tflops: float) -> None:

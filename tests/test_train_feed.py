@@ -92,7 +92,8 @@ from harness.train.feed import feed, resize
 from harness.train.sharding import Layout
 rows = Layout(jax.devices(), 2).rows
 images = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3)).astype(np.uint8)
-inputs = feed({"images": {"cam": images}, "tokens": images[:, 0, 0], "token_mask": images[:, 0, 0] > 9, "actions": images[:, 0]}, rows, 35)
+tokens = {"tokens": images[:, 0, 0], "token_mask": images[:, 0, 0] > 9}
+inputs = feed({"images": {"cam": images}, **tokens, "actions": images[:, 0]}, rows, 35)
 found = inputs["images"]["cam"]
 assert found.sharding.is_equivalent_to(rows, 4), found.sharding
 assert [shard.data.shape for shard in found.addressable_shards] == [(2, 35, 35, 3)] * 4

@@ -48,8 +48,9 @@ def test_a_plan_over_several_cards_starts_jax_on_all_of_them(monkeypatch: pytest
     )
     chosen = Candidate(levers=levers, verdict="fits", reason="", source="atlas")
     uuids = ["GPU-b", "GPU-a"]
-    plan = Plan(recipe="x", recipe_sha256="", device="x", device_uuid="GPU-b", device_uuids=uuids, memory_fraction=0.9, parameters_total=1,
-                parameters_trained=1, chosen=chosen, candidates=[chosen])  # fmt: skip
+    plan = Plan(recipe="x", recipe_sha256="", device="x", device_uuid="GPU-b", device_uuids=uuids,
+                memory_fraction=0.9, parameters_total=1, parameters_trained=1,
+                chosen=chosen, candidates=[chosen])  # fmt: skip
     prepare_jax(plan, SimpleNamespace(gpus=[]))  # type: ignore[arg-type]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
     assert (os.environ["JAX_PLATFORMS"], os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"]) == ("cuda", "0.900")

@@ -41,7 +41,10 @@ _ALIASES = {
 KNOWN = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
 _QUOTE = rb"[\"'`]?"
 _GAP = rb"(?:[ \t]*+[=:]|[ \t])[ \t]*+"
-_NUMBER = rb"[-+]?(?:\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|\.\d++(?:[eE][-+]?\d++)?+|[nN]a[nN]|[iI]nf(?:inity)?|null|None)"
+_NUMBER = (
+    rb"[-+]?(?:\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|\.\d++(?:[eE][-+]?\d++)?+"
+    rb"|[nN]a[nN]|[iI]nf(?:inity)?|null|None)"
+)
 # The same, told from other words by the conversion instead of by the pattern: several times faster.
 _CELL = rb"[-+\w.]{1,64}+(?:,\d{1,20}+){0,8}+(?:\.\d{1,20}+)?+"
 PAIR = re.compile(

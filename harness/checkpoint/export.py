@@ -94,7 +94,8 @@ def export_openpi(
     without adapters.
 
         w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
-        w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    for attn_vec_einsum, whose heads share one bottleneck
+        w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]
+            (attn_vec_einsum, whose heads share one bottleneck)
 
     `source` is a step directory, or one of `save_params_only` (`base` says where its base is now, when it has
     moved). `recipe` is written down beside the result.

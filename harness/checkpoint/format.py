@@ -3,7 +3,7 @@
 No JAX, no tensorstore.
 
     <checkpoints>/<step>/_CHECKPOINT_METADATA         written when the save is finished
-                        /params, /train_state         Orbax items: `_METADATA`, and zarr arrays inside OCDBT or as plain files
+                        /params, /train_state         Orbax items: `_METADATA`, zarr arrays, in OCDBT or plain
                         /assets/<asset_id>/norm_stats.json
                         /harness/*.json               what the harness writes beside them
 

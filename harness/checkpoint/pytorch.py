@@ -2,7 +2,8 @@
 unpickled.
 
     openpi    <exp>/<step>/{model.safetensors, optimizer.pt, metadata.pt, assets/}
-    LeRobot   <run>/checkpoints/<step>/{pretrained_model/{config.json, model.safetensors, train_config.json}, training_state/}
+    LeRobot   <run>/checkpoints/<step>/pretrained_model/{config.json, model.safetensors, train_config.json}
+              <run>/checkpoints/<step>/training_state/
     the hub   model.safetensors, or model-00001-of-00004.safetensors; adapter_model.safetensors (PEFT)
 
 Source: openpi scripts/train_pytorch.py `save_checkpoint`, commit 15a9616; lerobot

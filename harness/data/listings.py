@@ -250,5 +250,8 @@ def check_version(root: Path, version: str, info_path: Path) -> None:
         f"{info_path} says that the dataset is of version {version}, and its files are of another",
         got=f"codebase_version {version}, with {names}",
         need=f"codebase_version {by_files}",
-        fix=f"""sed -i 's/"codebase_version": *"[^"]*"/"codebase_version": "{by_files}"/' {shlex.quote(str(info_path))}""",
+        fix=(
+            f"""sed -i 's/"codebase_version": *"[^"]*"/"codebase_version": "{by_files}"/' """
+            f"{shlex.quote(str(info_path))}"
+        ),
     )

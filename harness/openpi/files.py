@@ -4,7 +4,7 @@ those of the run. Nothing is fetched by it.
     <run>/openpi/job.json                                   what `openpi_entry` is to do
     <run>/openpi/assets/<asset_id>/norm_stats.json          our statistics in its format
     <run>/openpi/lerobot/<repo_id>                          a link to the dataset
-    <run>/openpi/home/big_vision/paligemma_tokenizer.model  the recipe's tokenizer, by the name under which upstream has one
+    <run>/openpi/home/big_vision/paligemma_tokenizer.model  the recipe's tokenizer, by upstream's name
     <run>/openpi/console.log                                all that it wrote
 
 Source: openpi src/openpi/shared/download.py `maybe_download`, training/config.py `create_base_config`;

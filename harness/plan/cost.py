@@ -1,10 +1,10 @@
 """How long a step is predicted to take: a stated model, not a measurement; its use is to rank plans of one
 recipe on one card.
 
-    step = accumulation x (max(operations / sustained rate, weight traffic / memory bandwidth) + launches)     the microbatches
-         + state traffic / memory bandwidth                                                       the update
-         + offloaded bytes / link                                                                 counted as if nothing overlapped
-         + gathered and summed bytes / link                                                       several devices
+    step = accumulation x (max(operations / sustained rate, weight traffic / memory bandwidth) + launches)
+         + state traffic / memory bandwidth            the update
+         + offloaded bytes / link                      counted as if nothing overlapped
+         + gathered and summed bytes / link            several devices
     and never less than the loader needs for the global batch.
 
 Sustained is 0.4 of a card's dense bfloat16 peak, and 0.8 of the nominal bandwidth of its memory and of its

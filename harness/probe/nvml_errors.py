@@ -246,7 +246,8 @@ def page() -> str:
 _HEAD = """\
 # What NVML's errors mean
 
-NVML is the NVIDIA driver's library behind `nvidia-smi`; `harness probe`, `plan` and `doctor` ask it which cards there are.
+NVML is the NVIDIA driver's library behind `nvidia-smi`.
+`harness probe`, `plan` and `doctor` ask it which cards there are.
 Each error that it can answer with, its usual cause, and what to do; the harness prints the same words.
 `harness/probe/nvml_errors.py` is this table, and a test keeps them equal.
 

@@ -59,10 +59,7 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
         rows.append(
             (
                 "arrays",
-                (
-                    f"{len(read)} of {len(checkpoint.leaves)} read, {finite}; --json lists the sha256 and norm of"
-                    " each"
-                ),
+                f"{len(read)} of {len(checkpoint.leaves)} read, {finite}; --json: sha256 and norm of each",
             )
         )
     for adapter in checkpoint.adapters:

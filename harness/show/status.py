@@ -40,10 +40,8 @@ def status_table(status: Status) -> Group:
         rows.append(
             (
                 "pace",
-                (
-                    f"{format_seconds(status.step_s)} a step{share or ', the plan expects nothing'}; waiting for"
-                    f" data {format_seconds(status.data_s)}"
-                ),
+                f"{format_seconds(status.step_s)} a step{share or ', the plan expects nothing'};"
+                f" waiting for data {format_seconds(status.data_s)}",
             )
         )
     rows.append(("memory", _memory(status)))
