@@ -36,11 +36,17 @@ def files_below(root: Path) -> list[Path]:
     )
 
 
+_MOST_READ_BYTES = 64 << 20
+
+
 def mutate_file(path: Path, root: Path, rng: random.Random, hostile: Hostile) -> str:
     """What was done, in words, to one file of the input `root`: mostly to what it says, at times to what it
     is.
     """
     kind = rng.random()
+    if path.is_file() and path.stat().st_size > _MOST_READ_BYTES:
+        # An earlier change has made it one hole, which nobody reads whole.
+        kind = 1.0
     if kind < 0.62:
         try:
             return _mutate_content(path, rng, hostile)

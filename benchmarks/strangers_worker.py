@@ -7,12 +7,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import itertools
 import json
 import os
 import re
 import select
 import signal
 import time
+import traceback
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +26,7 @@ from benchmarks.strangers_child import Call, live
 from benchmarks.strangers_files import remove
 from benchmarks.strangers_pages import Servers
 from benchmarks.strangers_world import Tree, World, raw_controls
+from harness.received.yaml import parse_yaml
 
 SECONDS, BYTES = 20.0, 2**30
 PROBLEMS = ("traceback", "touched", "memory", "time", "leaked", "connected", "controls")
@@ -101,6 +104,7 @@ def work(sent: Connection, root: Path, base: Path, numbers: list[int], seed: int
         servers.close()
 
 
+_NAMED = (("data", "dataset"), ("data", "tokenizer"), ("weights", "source"))
 # The process of the case that is tried just now.
 _RUNNING: set[int] = set()
 
@@ -132,7 +136,9 @@ def one(number: int, seed: int, place: cases.Place, logs: Path, kept: Path | Non
     try:
         case = cases.make(number, seed, place)
     except Exception as error:  # a mistake of this program: told like any other, and the other cases go on
-        text = f"benchmarks.strangers itself: {type(error).__name__}: {error}"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{Path(frame.filename).name}:{frame.lineno}"
+        text = f"benchmarks.strangers itself, {at}: {type(error).__name__}: {error}"
         return {
             "case": number,
             "kind": cases.kind_of(number),
@@ -242,6 +248,25 @@ def named(calls: list[Call]) -> set[str]:
     return {_lies(word) for call in calls for word in call.args if word.startswith("/")}
 
 
+def _sources(calls: list[Call]) -> set[str]:
+    """Local files that recipes which the user typed name as their own sources."""
+    found: set[str] = set()
+    for call in calls:
+        for option, word in itertools.pairwise(call.args):
+            if option == "--recipe" and call.args[0] != "import":
+                # It may be a FIFO or a device by now.
+                if not Path(word).is_file():
+                    continue
+                with (
+                    contextlib.suppress(OSError, ValueError, RecursionError, AttributeError),
+                    open(word, "rb") as file,
+                ):
+                    recipe = parse_yaml(file.read(1_000_000).decode())
+                    values = [recipe.get(part, {}).get(key) for part, key in _NAMED]
+                    found |= {_lies(value) for value in values if isinstance(value, str) and value[:1] == "/"}
+    return found
+
+
 def _lies(path: str) -> str:
     """Where a path leads; a process's own place in /proc by that name, since the verbs run in another
     process.
@@ -295,8 +320,12 @@ def judge(
     touched = world.touched(before, after, allowed)
     # What was written to had to be opened.
     changed = {text.split(" ", 1)[1] for text in touched}
+    # What a recipe that the user typed calls its tokenizer, dataset or weights is opened, and not shown.
+    may_open = typed | _sources(calls)
     opened = [
-        name for name in world.opened() if name not in changed and not _below(str(world.root / name), typed)
+        name
+        for name in world.opened()
+        if name not in changed and not _below(str(world.root / name), may_open)
     ]
     problems += [("touched", f"{verbs}: {text}") for text in touched]
     problems += [

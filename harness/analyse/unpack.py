@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import io
-import itertools
 import lzma
 import struct
 import zipfile
@@ -41,9 +40,18 @@ def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
     """The bytes of `file`, unpacked when its first bytes say that it is packed; `partial` is told of a
     damaged one.
 
-    Raises: HarnessError "log-archive" for an archive that has not exactly one file, "log-binary" for zstd.
+    Raises: HarnessError "log-archive" for an archive that has not exactly one file, "log-binary" for zstd,
+    "log-unreadable" when the system cannot read its first bytes.
     """
-    head = file.read(PIECE_BYTES)
+    try:
+        head = file.read(PIECE_BYTES)
+    except OSError as error:
+        raise HarnessError(
+            "log-unreadable",
+            f"cannot read {name}: {error.strerror}",
+            need="a file whose bytes the system can read",
+            fix="copy the log to this machine's own disk, and give the copy",
+        ) from error
     if head.startswith(_ZSTD):
         raise HarnessError(
             "log-binary",
@@ -53,7 +61,11 @@ def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
         )
     kind = next((kind for mark, kind in _KINDS if head.startswith(mark)), None)
     if kind is None:
-        yield from itertools.chain([head], iter(lambda: file.read(PIECE_BYTES), b""))
+        yield head
+        try:
+            yield from iter(lambda: file.read(PIECE_BYTES), b"")
+        except OSError as error:
+            partial.append(f"the file cannot be read to its end: {error.strerror}")
         return
     try:
         yield from kind(_Joined(head, file), name)

@@ -61,7 +61,10 @@ def analyse(
         )
     stdin = sys.stdin.buffer if target == STDIN else None
     found = read(target, recipe=recipe, overrides=sets or [], references=reference or [], stdin=stdin)
-    kept = run if run is not None else Path(target) if target != STDIN and Path(target).is_dir() else None
+    kept = run
+    if run is None and target != STDIN and Path(target).is_dir() and not Path(target).is_symlink():
+        # A link may be somebody else's, and lead to a run that nobody named; --run names it.
+        kept = Path(target)
     if kept is not None:
         RunDir(kept).write(found)
     answer(found, as_json, curve_table)

@@ -121,6 +121,7 @@ def _place(fsdp: int, gpu: str | None, vram_bytes: int | None) -> Any:
 
 def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
     import json
+    import os
 
     from harness.openpi.job import job_of
     from harness.received.text import word
@@ -136,7 +137,8 @@ def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
             need="a command of π0.5 on LIBERO's features",
             fix=f"leave --{what} out; or copy pi05_libero.yaml and map your features in data",
         )
-    if path.exists():
+    # A link that leads nowhere is there too.
+    if os.path.lexists(path):
         raise HarnessError(
             "file-exists",
             f"{path} is there already; nothing was overwritten",
