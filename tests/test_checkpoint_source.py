@@ -171,6 +171,25 @@ def test_train_says_it_before_it_plans(tmp_path: Path) -> None:
     _check_weights(chain("gs://somewhere/params"), [])
 
 
+def test_the_doctor_plans_nothing_for_weights_that_cannot_be_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.doctor.planned import plan
+    from harness.flow.chain import Chain
+    from harness.flow.diagnose import plan_or_refusal
+
+    planned: list[object] = []
+    monkeypatch.setattr(Chain, "plan", lambda *args, **_: planned.append(args) or "a plan")
+    machine = Machine.model_construct(gpus=[])
+    chain = Chain(None, smoke(f"weights.source={step_of(smoke(*LORA), tmp_path / '7')}"))
+    made = plan_or_refusal(chain, machine, None, None, allow=[])
+    assert isinstance(made, HarnessError)
+    assert not planned
+    (said,) = plan(Situation(chain.recipe, machine, {}, refusal=made))
+    assert (said.severity, "weights directory" in said.got) == ("unknown", True)
+    assert plan_or_refusal(chain, machine, None, None, allow=["weights directory"]) == "a plan"
+
+
 def test_no_jax_is_loaded_for_it(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from harness.checkpoint.source import why_not; from"

@@ -8,7 +8,12 @@ from harness.artifacts.doctor import Finding
 from harness.doctor.situation import Situation, error, unknown, warning, without_plan
 
 # Refusals of the planner that another check says in full, with its own words.
-_SAID_BY = {"no-gpu": "GPU and JAX", "gpu-too-old": "compute capability", "xla-flags-refused": "XLA flags"}
+_SAID_BY = {
+    "no-gpu": "GPU and JAX",
+    "gpu-too-old": "compute capability",
+    "xla-flags-refused": "XLA flags",
+    "weights-first": "weights directory",
+}
 
 
 def plan(situation: Situation) -> Iterator[Finding]:

@@ -81,9 +81,24 @@ def data_here(chain: Any) -> tuple[Dataset, NormStats] | None:
 
 
 def plan_or_refusal(
-    chain: Any, machine: Machine, dataset: Dataset | None, device: str | None
+    chain: Any, machine: Machine, dataset: Dataset | None, device: str | None, *, allow: list[str]
 ) -> Plan | HarnessError:
-    """The plan, or why this machine or its environment has none, which the checks then say."""
+    """The plan, or why this machine or its environment has none, which the checks then say.
+
+    None is made, and nothing compiled, for weights on this machine that cannot be the recipe's start, unless
+    `allow` lets them pass.
+    """
+    from harness.checkpoint.source import why_not
+    from harness.download.cache import is_remote
+
+    source = chain.recipe.weights.source
+    looked_at = source is not None and not is_remote(source) and "weights directory" not in allow
+    if looked_at and why_not(Path(source), chain.recipe) is not None:
+        return HarnessError(
+            "weights-first",
+            "nothing is planned with weights that cannot be the recipe's start",
+            fix="mend what the check of the weights names",
+        )
     try:
         planned: Plan = chain.plan(machine, dataset, device=device)
     except HarnessError as refusal:

@@ -57,7 +57,7 @@ def doctor(
     with busy("examining"):
         machine = chain.machine()
         known = data_here(chain)
-        made = plan_or_refusal(chain, machine, known[0] if known else None, device)
+        made = plan_or_refusal(chain, machine, known[0] if known else None, device, allow=allow or [])
         found = diagnose(chain, machine, made, known, allow=allow or [], online=online, device=device)
     answer(found, as_json, doctor_table)
     raise typer.Exit(1 if found.errors else 0)
