@@ -60,7 +60,7 @@ class Kept:
 
     def whole(self, run: Path) -> list[int]:
         """The steps that a resume would take for whole."""
-        from harness.checkpoint.format import is_whole
+        from harness.run.steps import is_whole
 
         directory = run / "checkpoints"
         return (

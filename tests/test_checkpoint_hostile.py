@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 
 from harness.checkpoint import chunks
 from harness.checkpoint.export import export_openpi
-from harness.checkpoint.format import BASE, outside, parse_location
+from harness.checkpoint.format import outside, parse_location
+from harness.run.steps import BASE
 from harness.checkpoint.header import parse_header
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.item import read_item

@@ -31,10 +31,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from harness.checkpoint.digests import Digests, leaf_digests, read_digests, text_digest
-from harness.checkpoint.format import (
+from harness.checkpoint.format import CHUNK_BYTES
+from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
+from harness.checkpoint.source import damaged, mismatches
+from harness.checkpoint.texts import SaveTextFiles, TextFiles
+from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES, check_stays, there
+from harness.received.json import read_json
+from harness.received.names import below
+from harness.run.steps import (
     ASSETS,
     BASE,
-    CHUNK_BYTES,
     DIGESTS,
     INTERRUPTED,
     NORM_STATS,
@@ -44,13 +51,6 @@ from harness.checkpoint.format import (
     is_whole,
     whole_steps,
 )
-from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
-from harness.checkpoint.source import damaged, mismatches
-from harness.checkpoint.texts import SaveTextFiles, TextFiles
-from harness.errors import HarnessError
-from harness.received.files import ARTIFACT_BYTES, check_stays, there
-from harness.received.json import read_json
-from harness.received.names import below
 from harness.units import MIB, format_bytes
 
 Params = dict[str, jax.Array]
