@@ -1,6 +1,4 @@
-"""The marks of a finished save: what a step has beside its arrays, what it lacks of that, and what a run lacks
-to resume from it.
-"""
+"""The marks of a finished save: what a step has beside its arrays, and what a run lacks to resume from it."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ Save, status, inspect, resume and the supervisor ask here and nowhere else. Only
 and Orbax, so that a process that holds no GPU may ask.
 
     <checkpoints>/<step>/_CHECKPOINT_METADATA         written when the save is finished
-                        /params, /train_state         Orbax items, each with its `_METADATA` and `manifest.ocdbt`
+                        /params, /train_state         Orbax items: `_METADATA`, and arrays in `manifest.ocdbt`
                         /assets/<asset_id>/norm_stats.json
                         /harness/*.json               what the harness writes beside them
     <checkpoints>/<step>.orbax-checkpoint-tmp…        a save under way, or one whose process died
@@ -38,7 +38,7 @@ EXPORT = f"{HARNESS}/export.json"
 # Beside `params` that hold only what was trained: which weights hold the rest.
 BASE = f"{HARNESS}/base.json"
 
-# What is there when a save is finished. openpi writes no file of ours, and may keep its arrays in another way.
+# What a finished save has. openpi writes no file of ours, and may keep its arrays in another way.
 _MARKS: dict[Backend, tuple[str, ...]] = {
     "ours": (COMMIT, RECORD, *(f"{item}/{name}" for item in TREES for name in (METADATA, OCDBT_MANIFEST))),
     "openpi": (COMMIT,),
@@ -113,7 +113,7 @@ def steps_taken(step: int, backend: Backend = "ours") -> int:
 
 
 def resumes_after(checkpoints: Path, backend: Backend = "ours") -> int:
-    """How many steps a resume has behind it; 0 when it starts anew, as openpi does where only `0` is whole."""
+    """How many steps a resume has behind it; 0 when it starts anew, as openpi does when `0` is alone."""
     steps = whole_steps(checkpoints, backend)
     return steps_taken(steps[-1], backend) if steps and steps != [0] else 0
 

@@ -21,7 +21,7 @@ from harness.flow.find import backend_of
 from harness.received.files import check_stays, walk
 from harness.received.text import word
 from harness.recipe.load import load_recipe, recipe_from
-from harness.run.directory import RECIPE, RunDir, sha256_json
+from harness.run.directory import KERNELS, RECIPE, RunDir, sha256_json
 from harness.run.surroundings import (
     deterministic,
     environment,
@@ -35,9 +35,6 @@ from harness.verify.initial import digests_here
 from harness.verify.replay import OTHER_DEVICE_TOLERANCE, compare_metrics, recorded_metrics
 
 A = TypeVar("A", bound=Artifact)
-
-# Written by harness/train/kernels.py; this module does not import JAX.
-_KERNELS = "kernels.pbtxt"
 
 
 def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watcher: Watcher) -> Verdict:
@@ -181,9 +178,9 @@ def _replay(
             raise HarnessError("upstream-cannot", what, got=f"--from {start}", fix="leave --from out")
         if start:
             _copy_step(run, again, start)
-        if (run.path / _KERNELS).is_file():
+        if (run.path / KERNELS).is_file():
             again.path.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(run.path / _KERNELS, again.path / _KERNELS)
+            shutil.copy2(run.path / KERNELS, again.path / KERNELS)
         plan = _plan_as_recorded(chain, manifest, machine, known[0], device)
         again.write(plan)
         watcher.say(f"computing {steps} steps again on {plan.device}")
