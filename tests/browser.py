@@ -61,7 +61,7 @@ class Browser:
             "about:blank",
         ]
         nothing = subprocess.DEVNULL
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: PLW1509
             command, preexec_fn=wire, pass_fds=(3, 4), stdin=nothing, stdout=nothing, stderr=nothing
         )
         os.close(to_browser)
