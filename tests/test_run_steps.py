@@ -449,7 +449,7 @@ def test_a_file_name_stands_in_one_module() -> None:
         "def f(p):\n    return f'{p}/harness/base.json'",
         "def f(run):\n    return run / 'checkpoints'",
         "def f(p):\n    return p.name.isdigit()",
-        "def f(p):\n    names = [x.name for x in p.iterdir()]\n    return [int(n) for n in names if n.isdecimal()]",
+        "def f(p):\n    all = [x.name for x in p.iterdir()]\n    return [x for x in all if x.isdecimal()]",
         "def f(p):\n    return any(p.glob('[0-9]*'))",
         "def f(p):\n    return '.orbax-checkpoint-tmp' in p.name",
     ],
