@@ -60,14 +60,9 @@ class Kept:
 
     def whole(self, run: Path) -> list[int]:
         """The steps that a resume would take for whole."""
-        from harness.checkpoint.format import is_whole
+        from harness.run.steps import whole_steps
 
-        directory = run / "checkpoints"
-        return (
-            sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and is_whole(path))
-            if directory.is_dir()
-            else []
-        )
+        return whole_steps(run / "checkpoints")
 
     def compare(self, run: Path, *, again: bool = False) -> tuple[list[str], list[str]]:
         """(checkpoints that do not load, what differs from the uninterrupted run).

@@ -45,7 +45,7 @@ def write(directory: Path, gib: float, chunk_mib: int) -> None:
     import numpy as np
     import orbax.checkpoint as ocp
 
-    from harness.checkpoint.store import nested
+    from harness.checkpoint.paths import nested
 
     rng = np.random.default_rng(0)
     tree = {

@@ -19,8 +19,9 @@ import tensorstore as ts
 
 from harness.checkpoint import digests as digests_module
 from harness.checkpoint.digests import DIGESTS, digest, read_digests
-from harness.checkpoint.store import RECORD, Restored, Store
+from harness.checkpoint.store import Restored, Store
 from harness.errors import HarnessError
+from harness.run.steps import RECORD
 from tests.mutation import damage
 
 STEP = 3

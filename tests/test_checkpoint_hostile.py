@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from harness.checkpoint import chunks
 from harness.checkpoint.export import export_openpi
-from harness.checkpoint.format import BASE, outside, parse_location
+from harness.checkpoint.format import outside, parse_location
 from harness.checkpoint.header import parse_header
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.item import read_item
@@ -38,6 +38,7 @@ from harness.checkpoint.store import Store
 from harness.checkpoint.weights import fingerprint, params_directories
 from harness.errors import HarnessError
 from harness.recipe.schema import Expert, Lora, Model
+from harness.run.steps import BASE
 from tests.item_writer import write_item, write_step
 from tests.ocdbt_writer import crc32c, write_dag, write_loop, write_value_in
 from tests.openpi_checkpoints import STEP, openpi_checkpoint

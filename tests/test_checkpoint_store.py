@@ -14,7 +14,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from harness.checkpoint import store as store_module
-from harness.checkpoint.store import Store, leaf_paths, nested
+from harness.checkpoint.paths import leaf_paths, nested
+from harness.checkpoint.store import Store
 from harness.errors import HarnessError
 
 STATS = '{"norm_stats": {}}'

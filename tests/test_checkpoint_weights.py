@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from harness.checkpoint import chunks
+from harness.checkpoint.paths import nested
 from harness.checkpoint.source import find_params
-from harness.checkpoint.store import nested
 from harness.checkpoint.weights import fingerprint, is_finite, load_params
 from harness.errors import HarnessError
 from harness.recipe.parameters import is_trained, parameter_shapes

@@ -37,6 +37,7 @@ from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.run.lock import holder, locked
 from harness.units import GIB, MIB
+from tests.step_writer import put_step
 
 CARD = Gpu(
     index=0,
@@ -243,7 +244,7 @@ def test_the_disk_holds_what_is_kept_and_one_more_while_it_is_saved(
     recipe = load_recipe("smoke", overrides)
     assert host.more_checkpoints(recipe.train, held) == expected
     for step in held:
-        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        put_step(tmp_path / "checkpoints", step)
     # Of checkpoints of 1 / 3.5 of the free space three fit, of twice that one.
     for one, fit in (
         (2 * shutil.disk_usage(tmp_path).free // 7, 3),
@@ -427,7 +428,10 @@ def test_an_unreachable_bucket_is_an_error_unless_the_weights_are_kept(
     recipe = load_recipe("smoke", ["weights.source=http://127.0.0.1:9/params"])
     assert found(situation(tmp_path, recipe=recipe, online=True)) == {"weights": "error"}
     assert found(situation(tmp_path, recipe=recipe)) == {"weights": "unknown"}
-    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    # A save that was killed leaves nothing to go on from.
+    (tmp_path / "checkpoints" / "10.orbax-checkpoint-tmp-0").mkdir(parents=True)
+    assert found(situation(tmp_path, recipe=recipe, online=True)) == {"weights": "error"}
+    put_step(tmp_path / "checkpoints", 10)
     assert found(situation(tmp_path, recipe=recipe, online=True)) == {}
 
 

@@ -17,11 +17,12 @@ import pytest
 from harness.artifacts import Candidate, Levers, Memory, Plan, Status
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe, to_yaml
-from harness.run import status as module
+from harness.run import tail as module
 from harness.run.directory import RunDir
 from harness.run.lock import locked
 from harness.run.status import newest_run, read_status
 from harness.show.status import sparkline, status_table
+from tests.step_writer import put_step
 
 ROOT = Path(__file__).parent.parent
 NOW = 1_790_000_000.0
@@ -65,8 +66,7 @@ def make(
     run.write(Plan(**plan, chosen=chosen, candidates=[chosen]))
     write(run, [line(step) for step in range(steps)])
     for step in saved:
-        (run.checkpoints / str(step)).mkdir(parents=True)
-        (run.checkpoints / str(step) / "_CHECKPOINT_METADATA").write_text("{}")
+        put_step(run.checkpoints, step)
     return run
 
 

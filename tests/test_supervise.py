@@ -31,6 +31,7 @@ WELL = Machine(gpus=[CARD], host=Host(wsl=False))
 TELL = """
 import json, os, signal, sys, time
 from pathlib import Path
+from tests.step_writer import put_step
 run = Path(sys.argv[1])
 attempts = run / "attempts"
 attempts.write_text(attempts.read_text() + "x" if attempts.exists() else "x")
@@ -39,7 +40,7 @@ def tell(event, **body): print(json.dumps({"event": event} | body), flush=True)
 def step(n, step_s=0.1, data_s=0.0):
     line = dict.fromkeys(("loss", "grad_norm", "param_norm", "learning_rate", "time"), 1.0)
     tell("step", line=line | {"step": n, "step_s": step_s, "data_s": data_s}, steps=100)
-def save(n): (run / "checkpoints" / str(n)).mkdir(parents=True, exist_ok=True)
+def save(n): put_step(run / "checkpoints", n)
 """
 
 

@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from harness.plan.cards import CARDS
 from harness.plan.compile import _ABSENT_GPU_OPTIONS
-from harness.run.directory import RunDir, sha256_file
+from harness.run.directory import KERNELS, RunDir, sha256_file
 from harness.run.surroundings import DETERMINISTIC, deterministic, is_deterministic
-from harness.train.kernels import KERNELS, compile_pinned
+from harness.train.kernels import compile_pinned
 
 DUMP, LOAD, ALL = (
     "xla_gpu_dump_autotune_results_to",

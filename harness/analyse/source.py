@@ -12,7 +12,7 @@ from harness.analyse.text import Text
 from harness.analyse.unpack import pieces
 from harness.errors import HarnessError
 from harness.received.files import open_received
-from harness.run.directory import METRICS
+from harness.run.directory import METRICS, RECIPE
 
 STDIN = "-"
 HEAD_BYTES = 65_536
@@ -82,7 +82,7 @@ def open_source(path: str, stdin: bytes | BinaryIO | None = None) -> Source:
             need="permission to read it",
             fix=f"chmod u+r {place}",
         ) from error
-    if run is None and place.name == METRICS and (place.parent / "recipe.yaml").is_file():
+    if run is None and place.name == METRICS and (place.parent / RECIPE).is_file():
         run = place.parent
     return _source(str(path), file, run)
 

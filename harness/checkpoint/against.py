@@ -8,12 +8,12 @@ from pathlib import Path
 
 from harness.artifacts import Moved
 from harness.checkpoint.adapters import base_group, partner, product
-from harness.checkpoint.format import PARAMS, step_directories, step_number
 from harness.checkpoint.moved import Tree, compare
 from harness.checkpoint.scan import find
 from harness.checkpoint.steps import Step, named_base, read_steps, recorded_recipe
 from harness.errors import HarnessError
 from harness.recipe.schema import Recipe
+from harness.run.steps import PARAMS, step_directories, step_number
 
 
 def moved(step: Step, against: str, recipe: Recipe | None, trained: set[str] | None) -> Moved:

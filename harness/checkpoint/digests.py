@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from harness.checkpoint.format import DAMAGE, DIGESTS, outside
+from harness.checkpoint.format import DAMAGE, outside
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, read_received, there
 from harness.received.json import read_json
+from harness.run.steps import DIGESTS
 
 # Hashing lets go of Python's lock, so leaves are hashed side by side; so many are on the host at a time.
 _THREADS = 4

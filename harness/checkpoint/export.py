@@ -20,17 +20,7 @@ import tensorstore as ts
 
 from harness.checkpoint.chunks import directory_url, read_array
 from harness.checkpoint.files import refuse_strays
-from harness.checkpoint.format import (
-    ASSETS,
-    BASE,
-    CHUNK_BYTES,
-    EXPORT,
-    INTERRUPTED,
-    METADATA,
-    NORM_STATS,
-    PARAMS,
-    RECORD,
-)
+from harness.checkpoint.format import CHUNK_BYTES
 from harness.checkpoint.leaves import Leaf
 from harness.checkpoint.source import find_params
 from harness.checkpoint.weights import (
@@ -46,6 +36,7 @@ from harness.received.names import below
 from harness.recipe.parameters import group_of, parameter_shapes
 from harness.recipe.schema import Model
 from harness.run.directory import write_atomic
+from harness.run.steps import ASSETS, BASE, EXPORT, INTERRUPTED, METADATA, NORM_STATS, PARAMS, RECORD
 from harness.units import MIB, format_bytes
 
 # Beside the assets of a bucket without renames; it says nothing of the copy.

@@ -50,8 +50,8 @@ def inspect(
     steps = read_steps(found)
     try:
         newest = max(
-            (s.report.step for s in steps if s.report.complete and s.report.step is not None),
-            default=found.committed_sibling,
+            (s.report.step for s in steps if s.resumable and s.report.step is not None),
+            default=found.whole_sibling,
         )
         interrupted = [interrupted_save(place, newest) for place in found.interrupted]
     except PermissionError as error:

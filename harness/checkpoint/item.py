@@ -17,21 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.checkpoint.files import Files, files_of, stray_problem
-from harness.checkpoint.format import (
-    DAMAGE,
-    EMPTY,
-    MANIFEST,
-    METADATA,
-    ZARR2,
-    ZARR3,
-    Location,
-    first_line,
-    outside,
-)
+from harness.checkpoint.format import DAMAGE, EMPTY, ZARR2, ZARR3, Location, first_line, outside
 from harness.checkpoint.header import HEADER_BYTES, Header, itemsize, parse_header
 from harness.checkpoint.ocdbt import Entry, LeadsOut, Values, read_index
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile, read_received
 from harness.received.json import read_json
+from harness.run.steps import METADATA, OCDBT_MANIFEST
 
 _MOST_ARRAYS = 50_000
 _MOST_KEYS = 64
@@ -90,7 +81,7 @@ class Item:
 
     @property
     def in_ocdbt(self) -> bool:
-        return MANIFEST in self.files.sizes
+        return OCDBT_MANIFEST in self.files.sizes
 
     def fail(self, problem: str) -> None:
         self.problems.append(problem)
@@ -193,7 +184,7 @@ def _read_ocdbt(item: Item) -> dict[str, _Stored]:
             item.lead_out(f"a node lies in {str(error)[:200]!r}", str(error))
             return {}
         except (OSError, UnsafeFile, *DAMAGE) as error:
-            item.fail(f"{MANIFEST} or its index is damaged: {first_line(error)}")
+            item.fail(f"{OCDBT_MANIFEST} or its index is damaged: {first_line(error)}")
             return {}
         by_name = _by_name(item, index)
         found = {}
@@ -255,7 +246,7 @@ def _read_files(item: Item) -> dict[str, _Stored]:
         if (stored := _of_files(item, by_key)) is not None
     }
     if not found:
-        item.fail(f"{MANIFEST} is missing")
+        item.fail(f"{OCDBT_MANIFEST} is missing")
     return found
 
 

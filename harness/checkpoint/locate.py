@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.checkpoint.format import EXPORT, PARAMS, RECORD
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.scan import find
 from harness.download.cache import fetch_tree, is_remote
@@ -16,6 +15,7 @@ from harness.received.files import ARTIFACT_BYTES, there
 from harness.received.json import read_json
 from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.schema import Recipe
+from harness.run.steps import EXPORT, PARAMS, RECORD
 
 
 class Located(NamedTuple):

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from harness.checkpoint.format import MANIFEST, Location, outside, parse_location
+from harness.checkpoint.format import Location, outside, parse_location
 from harness.checkpoint.packed import zstd_most
 from harness.received.files import open_received
+from harness.run.steps import OCDBT_MANIFEST
 from harness.units import MIB
 
 # Orbax keeps a whole tree in one node: 1 MiB for π0.5. tensorstore's own nodes have at most 8 MiB.
@@ -147,7 +148,11 @@ class _Walk:
         """The manifest, or the node at a location, decoded by tensorstore once it is known how much that
         unpacks to.
         """
-        place = Location(MANIFEST, 0, self._values.sizes[MANIFEST]) if text is None else parse_location(text)
+        place = (
+            Location(OCDBT_MANIFEST, 0, self._values.sizes[OCDBT_MANIFEST])
+            if text is None
+            else parse_location(text)
+        )
         if outside(place.file):
             raise LeadsOut(place.file)
         if place in self._seen:

@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.checkpoint.format import DAMAGE, first_line, step_directories
+from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.safetensors import Tensor, read_header
 from harness.errors import HarnessError
 from harness.received.files import MARK_BYTES, UnsafeFile
 from harness.received.json import read_json
 from harness.received.text import one_line
 from harness.run.directory import CHECKPOINTS
+from harness.run.steps import step_directories
 from harness.units import format_count
 
 _TENSORS = ".safetensors"

@@ -6,41 +6,38 @@ Reads names and sizes only.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.artifacts import Checkpoint, InterruptedSave
+from harness.artifacts import Checkpoint, InterruptedSave, Manifest
+from harness.artifacts.plan import Backend
 from harness.checkpoint.files import files_of, stray_problem
-from harness.checkpoint.format import (
-    ASSETS,
-    COMMIT,
-    DAMAGE,
-    HARNESS,
-    INTERRUPTED,
-    MANIFEST,
-    METADATA,
-    NORM_STATS,
-    PARAMS,
-    RECORD,
-    TRAIN_STATE,
-    TREES,
-    USUAL_ITEMS,
-    step_directories,
-    step_number,
-)
 from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
-from harness.received.files import ARTIFACT_BYTES, MARK_BYTES, UnsafeFile, stays, there
-from harness.received.json import read_json
-from harness.run.directory import CHECKPOINTS
+from harness.received.files import stays
+from harness.run.directory import CHECKPOINTS, MANIFEST, RunDir
+from harness.run.steps import (
+    COMMIT,
+    HARNESS,
+    INTERRUPTED,
+    METADATA,
+    OCDBT_MANIFEST,
+    PARAMS,
+    TREES,
+    USUAL_ITEMS,
+    interrupted_step,
+    is_interrupted,
+    newest_step,
+    step_number,
+)
 from harness.units import format_seconds
 
 # A save writes all the time; one that has been silent for this long has stopped.
 QUIET_S = 60
+# What openpi leaves, every trainer leaves: so much is asked of a step that is no run's.
+ANYBODY: Backend = "openpi"
 
 
 @dataclass
@@ -53,7 +50,9 @@ class Found:
     interrupted: list[Path] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     partial: bool = False
-    committed_sibling: int | None = None
+    # Whose run resumes from these steps; None where they are no run's.
+    backend: Backend | None = None
+    whole_sibling: int | None = None
     denied: PermissionError | None = None
 
     def deny(self, step: Path, error: PermissionError) -> None:
@@ -92,32 +91,42 @@ def find(path: Path) -> Found:
 
 def _fill(found: Found) -> None:
     root = found.root
-    if INTERRUPTED in root.name:
+    if is_interrupted(root.name):
         found.interrupted.append(root)
-        siblings = (step for step, path in step_directories(root.parent) if (path / COMMIT).is_file())
-        found.committed_sibling = max(siblings, default=None)
-    elif (root / METADATA).is_file() or (root / MANIFEST).is_file():
+        found.backend = _backend_at(root.parent)
+        found.whole_sibling = newest_step(root.parent, found.backend or ANYBODY)
+    elif (root / METADATA).is_file() or (root / OCDBT_MANIFEST).is_file():
         found.steps.append(
             (step_number(root.parent.name), root, {PARAMS if root.name not in TREES else root.name: root})
         )
     elif (root / COMMIT).is_file() or any((root / name).is_dir() for name in TREES):
-        found.run = next(
-            (parent for parent in root.parents[:2] if (parent / "manifest.json").is_file()), None
-        )
-        found.steps.append((step_number(root.name), root, _items(found, root)))
+        found.run = next((parent for parent in root.parents[:2] if (parent / MANIFEST).is_file()), None)
+        number = step_number(root.name)
+        found.backend = None if number is None else _backend_at(root.parent)
+        found.steps.append((number, root, _items(found, root)))
     else:
-        if (root / CHECKPOINTS).is_dir() or (root / "manifest.json").is_file():
+        if (root / CHECKPOINTS).is_dir() or (root / MANIFEST).is_file():
             found.run, root = root, root / CHECKPOINTS
-        elif (root.parent / "manifest.json").is_file():
+        elif (root.parent / MANIFEST).is_file():
             found.run = root.parent
+        found.backend = _backend_at(root)
         if root.is_dir():
             _fill_steps(found, root)
+
+
+def _backend_at(directory: Path) -> Backend | None:
+    """Whose trainer saves in `directory`; None when it is no run's, or no manifest says so."""
+    try:
+        manifest = RunDir(directory.parent).read(Manifest) if directory.name == CHECKPOINTS else None
+    except HarnessError:
+        return None
+    return None if manifest is None else manifest.backend
 
 
 def _fill_steps(found: Found, directory: Path) -> None:
     for path in sorted(directory.iterdir()):
         number = step_number(path.name)
-        if number is None and INTERRUPTED not in path.name:
+        if number is None and not is_interrupted(path.name):
             continue
         if not _inside(path, found.root):
             found.partial = True
@@ -165,56 +174,6 @@ def _inside(path: Path, root: Path) -> bool:
         return False
 
 
-def expected_items(step: Path, items: dict[str, Path]) -> list[str]:
-    """The items that the step should have: those its own metadata names; for bare parameters just these."""
-    try:
-        handlers = read_json(step / COMMIT, step, MARK_BYTES)["item_handlers"]
-        return sorted({*map(str, handlers), PARAMS})
-    except PermissionError:
-        raise
-    except (OSError, UnsafeFile, *DAMAGE):
-        return [PARAMS, *([ASSETS] if TRAIN_STATE in items else [])]
-
-
-def missing_marks(step: Path, items: dict[str, Path]) -> list[str]:
-    """What a finished save would have left beside its items."""
-    if TRAIN_STATE not in items and not there(step / COMMIT):
-        return []  # released weights: parameters alone, not a save of a trainer
-    missing = []
-    try:
-        commit = read_json(step / COMMIT, step, MARK_BYTES)
-        if not isinstance(commit, dict) or not commit.get("commit_timestamp_nsecs"):
-            missing.append(f"{COMMIT} has no time of commit: the save was not finished")
-    except FileNotFoundError:
-        missing.append(f"{COMMIT}, which is written when a save is finished")
-    except PermissionError:
-        raise
-    except UnsafeFile as error:
-        missing.append(f"{COMMIT}: {error.what}")
-    except (OSError, ValueError) as error:
-        missing.append(f"{COMMIT} is damaged ({type(error).__name__})")
-    if HARNESS in items and not (step / RECORD).is_file():
-        missing.append(RECORD)
-    return missing
-
-
-def damaged_statistics(assets: Path, names: Iterable[str]) -> list[str]:
-    """The statistics, among the files of these names, that nobody can read back: without them the step's
-    actions have no scale.
-    """
-    damaged = []
-    for name in sorted(name for name in names if Path(name).name == NORM_STATS):
-        try:
-            whole = isinstance(read_json(assets / name, assets, ARTIFACT_BYTES), dict)
-        except PermissionError:
-            raise
-        except (OSError, UnsafeFile, ValueError):
-            whole = False
-        if not whole:
-            damaged.append(f"{ASSETS}: {name} is damaged")
-    return damaged
-
-
 def interrupted_save(path: Path, newest_whole: int | None) -> InterruptedSave:
     """What is known of the save that was left at `path`."""
     begun_items = {child.name for child in path.iterdir() if child.is_dir()}
@@ -229,10 +188,9 @@ def interrupted_save(path: Path, newest_whole: int | None) -> InterruptedSave:
     missing += stray_problem(files.strays)
     age_s = max(0.0, time.time() - files.newest)
     safe, reason = _safe_to_delete(path, age_s, newest_whole)
-    number = re.match(r"[0-9]{1,20}", path.name)
     return InterruptedSave(
         path=str(path),
-        step=step_number(number[0]) if number else None,
+        step=interrupted_step(path.name),
         missing=missing,
         age_s=age_s,
         bytes=files.nbytes,
@@ -332,7 +290,7 @@ def delete_interrupted(found: Checkpoint) -> list[InterruptedSave]:
     deleted = []
     for save in found.interrupted:
         path = Path(save.path)
-        if save.safe_to_delete and INTERRUPTED in path.name and not path.is_symlink():
+        if save.safe_to_delete and is_interrupted(path.name) and not path.is_symlink():
             try:
                 shutil.rmtree(path)
             except OSError as error:

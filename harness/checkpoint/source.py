@@ -9,15 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.checkpoint.files import leads_out
-from harness.checkpoint.format import (
-    BASE,
-    DAMAGE,
-    INTERRUPTED,
-    METADATA,
-    PARAMS,
-    newest_with_params,
-    step_directories,
-)
+from harness.checkpoint.format import DAMAGE
 from harness.checkpoint.item import read_item
 from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
@@ -26,6 +18,7 @@ from harness.received.json import read_json
 from harness.recipe.parameters import parameter_shapes
 from harness.recipe.schema import Recipe
 from harness.run.directory import CHECKPOINTS
+from harness.run.steps import BASE, INTERRUPTED, METADATA, PARAMS, is_interrupted, is_whole, step_directories
 
 Shapes = Mapping[str, tuple[int, ...]]
 _PUBLISHED = "--set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
@@ -96,9 +89,7 @@ def find_params(path: Path) -> Path:
             need="an openpi params or step directory, gs://… or https://…",
             fix=f"mount it into the container, or correct weights.source, for example {_PUBLISHED}",
         )
-    if any(INTERRUPTED in part for part in (path.name, path.parent.name)) or list(
-        path.glob(f"{PARAMS}{INTERRUPTED}*")
-    ):
+    if any(map(is_interrupted, (path.name, path.parent.name))) or list(path.glob(f"{PARAMS}{INTERRUPTED}*")):
         raise HarnessError(
             "checkpoint-interrupted",
             f"{path} is a save that was never finished",
@@ -124,11 +115,11 @@ def find_params(path: Path) -> Path:
 def _refuse_several(path: Path) -> None:
     """Refuses a run, or a directory of steps: which of them is meant must be said."""
     for checkpoints in (path, path / CHECKPOINTS):
-        newest = newest_with_params(checkpoints)
-        if newest is not None:
-            names = [
-                step.name for _, step in step_directories(checkpoints) if (step / PARAMS / METADATA).is_file()
-            ]
+        steps = [path for _, path in step_directories(checkpoints) if (path / PARAMS / METADATA).is_file()]
+        if steps:
+            names = [step.name for step in steps]
+            # Training can start from any of them, best from one whose save was finished.
+            newest = ([step for step in steps if is_whole(step, "openpi")] or steps)[-1]
             raise HarnessError(
                 "weights-step-needed",
                 f"{path} is a {'run' if checkpoints != path else 'directory of steps'}, not one step of it",

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.artifacts import CheckpointItem, CheckpointStep
+from harness.artifacts.plan import Backend
 from harness.checkpoint import source
 from harness.checkpoint.files import files_of, stray_problem
-from harness.checkpoint.format import ASSETS, DAMAGE, DIGESTS, PARAMS, RECORD, TREES
+from harness.checkpoint.format import DAMAGE
 from harness.checkpoint.item import Array, Item, read_item
-from harness.checkpoint.scan import Found, damaged_statistics, expected_items, missing_marks
+from harness.checkpoint.marks import damaged_statistics, expected_items, missing_marks, missing_to_resume
+from harness.checkpoint.scan import ANYBODY, Found
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile
 from harness.received.json import read_json
 from harness.recipe.schema import Recipe
+from harness.run.steps import ASSETS, DIGESTS, PARAMS, RECORD, TREES, is_own, is_whole
 
 SHOWN = 20
 # What a record that is missing, torn, foreign or hostile ends in: then it says nothing.
@@ -30,6 +33,8 @@ class Step(NamedTuple):
     path: Path
     items: dict[str, Path]
     trees: dict[str, Item]
+    # Whether a run resumes from it, which looks at names only.
+    resumable: bool
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -48,7 +53,7 @@ def read_steps(found: Found) -> list[Step]:
     steps = []
     for number, path, items in found.steps:
         try:
-            steps.append(_read_step(number, path, items))
+            steps.append(_read_step(number, path, items, found.backend))
         except PermissionError as error:
             found.deny(path, error)
         except FileNotFoundError:
@@ -58,12 +63,12 @@ def read_steps(found: Found) -> list[Step]:
     return steps
 
 
-def _read_step(number: int | None, path: Path, items: dict[str, Path]) -> Step:
+def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: Backend | None) -> Step:
     is_item = path in items.values()
     trees = {name: read_item(items[name]) for name in TREES if name in items}
     # Each file of the step is visited once: an array item's were when it was read.
     files = {name: trees[name].files if name in trees else files_of(place) for name, place in items.items()}
-    missing = [] if is_item else missing_marks(path, items)
+    missing = [] if is_item else missing_marks(path, items, backend)
     if not is_item:
         missing += [f"{name}/" for name in expected_items(path, items) if name not in items]
     for name in items:
@@ -72,6 +77,7 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path]) -> Step:
         if len(problems) > SHOWN:
             missing.append(f"{name}: and {len(problems) - SHOWN} more problems")
     missing += damaged_statistics(items[ASSETS], files[ASSETS].sizes) if ASSETS in items else []
+    missing += missing_to_resume(path, backend, missing) if backend is not None else []
     arrays = {name: len(tree.arrays) for name, tree in trees.items()}
     reports = [CheckpointItem(name=name, bytes=files[name].nbytes, arrays=arrays.get(name)) for name in items]
     beside = (
@@ -89,6 +95,7 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path]) -> Step:
         path,
         items,
         trees,
+        is_own(path, backend or ANYBODY) and is_whole(path, backend or ANYBODY),
     )
 
 

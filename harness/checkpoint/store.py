@@ -18,7 +18,6 @@ import gc
 import itertools
 import json
 import logging
-import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -27,30 +26,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from harness.checkpoint.digests import Digests, leaf_digests, read_digests, text_digest
-from harness.checkpoint.format import (
-    ASSETS,
-    BASE,
-    CHUNK_BYTES,
-    DIGESTS,
-    INTERRUPTED,
-    NORM_STATS,
-    PARAMS,
-    RECORD,
-    TREES,
-    is_whole,
-    whole_steps,
-)
+from harness.checkpoint.failures import disk_full, no_space, save_failure
+from harness.checkpoint.format import CHUNK_BYTES
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
+from harness.checkpoint.paths import flat, leaf_paths, nbytes, nested, nested_state
 from harness.checkpoint.source import damaged, mismatches
 from harness.checkpoint.texts import SaveTextFiles, TextFiles
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, check_stays, there
 from harness.received.json import read_json
 from harness.received.names import below
+from harness.run.steps import (
+    ASSETS,
+    BASE,
+    DIGESTS,
+    INTERRUPTED,
+    NORM_STATS,
+    PARAMS,
+    RECORD,
+    TRAIN_STATE,
+    TREES,
+    is_whole,
+    whole_steps,
+)
 from harness.units import MIB, format_bytes
 
 Params = dict[str, jax.Array]
@@ -113,17 +114,15 @@ class Store:
         """
         below(self.directory / str(step) / ASSETS, asset_id, "data.asset_id")
         self.wait()
-        items = {"params": {"params": nested(params)}, "train_state": _nested_state(train_state)}
+        items = {PARAMS: {"params": nested(params)}, TRAIN_STATE: nested_state(train_state)}
         texts = {RECORD: json.dumps(record, indent=2, sort_keys=True) + "\n"} | (
             {} if base is None else {BASE: json.dumps(base) + "\n"}
         )
         assets = {f"{asset_id}/{NORM_STATS}": norm_stats_json}
-        self._make_room(step, _nbytes(items) + sum(map(len, texts.values())) + len(norm_stats_json))
+        self._make_room(step, nbytes(items) + sum(map(len, texts.values())) + len(norm_stats_json))
         # Before the arrays are given away to the next step: what is hashed is what was trained, not what a
         # disk made of it.
-        leaves = {
-            f"{item}/{path}": leaf for item, tree in items.items() for path, leaf in _flat(tree).items()
-        }
+        leaves = {f"{item}/{path}": leaf for item, tree in items.items() for path, leaf in flat(tree).items()}
         files = texts | {f"{ASSETS}/{name}": text for name, text in assets.items()}
         digests = Digests(leaf_digests(leaves), {name: text_digest(text) for name, text in files.items()})
         ours = {Path(name).name: text for name, text in (texts | {DIGESTS: digests.to_json()}).items()}
@@ -152,7 +151,7 @@ class Store:
             # Memory of the host or of the device is the supervisor's to name; tensorstore calls a full disk a
             # lack of resources too.
             if isinstance(error, MemoryError) or (
-                "RESOURCE_EXHAUSTED" in str(error) and not _no_space(str(error))
+                "RESOURCE_EXHAUSTED" in str(error) and not no_space(str(error))
             ):
                 raise
             raise self._failed(step, error) from error
@@ -198,7 +197,7 @@ class Store:
         state_paths = leaf_paths(train_state)
         wanted = {
             PARAMS: {f"params/{key}/value": struct for key, struct in params.items()},
-            "train_state": dict(zip(state_paths, structs, strict=True)),
+            TRAIN_STATE: dict(zip(state_paths, structs, strict=True)),
         }
         for item in wanted:
             check_stays(path / item, path)
@@ -228,8 +227,8 @@ class Store:
             names = {f"params/{key}/value": key for key in params} if item == PARAMS else {}
             arrays[item] = {leaf: keep(names[leaf], array) if names else array for leaf, array in read}
         return Restored(
-            {key: arrays["params"][f"params/{key}/value"] for key in params},
-            jax.tree.unflatten(structure, [arrays["train_state"][key] for key in state_paths]),
+            {key: arrays[PARAMS][f"params/{key}/value"] for key in params},
+            jax.tree.unflatten(structure, [arrays[TRAIN_STATE][key] for key in state_paths]),
             _read_record(path),
         )
 
@@ -265,7 +264,7 @@ class Store:
             raise self._failed(step, error) from error
         free, need = shutil.disk_usage(self.directory).free, need_bytes + need_bytes // 20 + MIB
         if free < need:
-            raise _disk_full(self.directory, step, got=format_bytes(free), need=format_bytes(need))
+            raise disk_full(self.directory, step, got=format_bytes(free), need=format_bytes(need))
 
     def _prune(self) -> None:
         steps = self.steps()
@@ -283,71 +282,12 @@ class Store:
 
     def _failed(self, step: int | None, error: BaseException) -> HarnessError:
         text = str(error)
-        if _no_space(text):
+        if no_space(text):
             # This process wrote it and knows that it is worthless; what it holds is the space that is
             # lacking.
             shutil.rmtree(self.directory / f"{step}{INTERRUPTED}", ignore_errors=True)
-            return _disk_full(self.directory, step, got=None, need=None)
-        if (
-            isinstance(error, PermissionError)
-            or "Read-only file system" in text
-            or "Permission denied" in text
-        ):
-            return HarnessError(
-                "not-writable",
-                f"cannot write the checkpoint of step {step} in {self.directory}",
-                need="a directory that this user may write",
-                fix=(
-                    f"chown $(id -u) {self.directory}; in compose set HARNESS_UID and HARNESS_GID to your"
-                    " own ids"
-                ),
-            )
-        return HarnessError(
-            "save-failed",
-            f"the checkpoint of step {step} was not saved: {text[:300] or type(error).__name__}",
-            need=f"a working disk at {self.directory}",
-            fix=f"check the disk, then go on with --resume from step {self.latest()}",
-        )
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a/b": x}` → `{"a": {"b": {"value": x}}}`, the form of flax's state that openpi saves."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = {"value": leaf}
-    return tree
-
-
-def leaf_paths(tree: Any) -> list[str]:
-    """The path on disk of every leaf of a training state, in the order of `jax.tree.leaves`."""
-    return [_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
-def _path(keys: tuple[Any, ...]) -> str:
-    names = [
-        str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name))) for key in keys
-    ]
-    return "/".join(names) + ("/value" if "/" in names[-1] else "")
-
-
-def _nested_state(state: Any) -> Any:
-    """`state` with every dict over parameter paths nested."""
-
-    def is_flat(node: Any) -> bool:
-        return isinstance(node, dict) and any("/" in key for key in node)
-
-    def nest(node: Any) -> Any:
-        if not is_flat(node):
-            return node
-        return {key: leaf for key, leaf in node.items() if "/" not in key} | nested(
-            {key: leaf for key, leaf in node.items() if "/" in key}
-        )
-
-    return jax.tree.map(nest, state, is_leaf=is_flat)
+            return disk_full(self.directory, step, got=None, need=None)
+        return save_failure(self.directory, step, error, self.latest)
 
 
 def differences(leaves: Mapping[str, Leaf], wanted: Mapping[str, Any], *, same_dtype: bool) -> list[str]:
@@ -375,16 +315,6 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _flat(tree: Any) -> dict[str, Any]:
-    """Path on disk → leaf of an item."""
-    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-
-
-def _no_space(text: str) -> bool:
-    """Whether the message of a library tells of a full disk, or of a person's full share of one."""
-    return any(words in text for words in ("No space left", "ENOSPC", "Disk quota exceeded"))
-
-
 def _give_back_memory() -> None:
     """Returns to the system what the copies of a save have left with the C library, whose many arenas keep it
     otherwise: 2 % of the state a save.
@@ -400,29 +330,9 @@ def _tree_save(tree: Any) -> ocp.args.PyTreeSave:
     )
 
 
-def _nbytes(tree: Any) -> int:
-    return sum(
-        math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, "dtype", np.int64)).itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
 def _free_name(path: Path) -> Path:
     return next(
         name
         for name in (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
         if not there(name)
-    )
-
-
-def _disk_full(directory: Path, step: int | None, *, got: str | None, need: str | None) -> HarnessError:
-    return HarnessError(
-        "disk-full",
-        f"no space for the checkpoint of step {step} in {directory}; the steps before it are whole",
-        got=got and f"{got} free",
-        need=need and f"{need} free",
-        fix=(
-            f"free space in {directory} (delete old runs, or interrupted saves: {directory}/*{INTERRUPTED}*),"
-            " then go on with --resume"
-        ),
     )

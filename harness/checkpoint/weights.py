@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from harness.checkpoint.files import refuse_strays
-from harness.checkpoint.format import BASE
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
 from harness.checkpoint.source import base_circular, find_params, named_base, parameter_names, refusal
 from harness.download.cache import WEIGHTS, fetch_tree, is_remote
 from harness.errors import HarnessError
 from harness.received.consent import Named
 from harness.run.directory import sha256_directory
+from harness.run.steps import BASE
 
 Structs = Mapping[str, jax.ShapeDtypeStruct]
 Progress = Callable[[int, int], None]

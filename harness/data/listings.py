@@ -18,7 +18,7 @@ from harness.artifacts import Feature
 from harness.data.columns import is_number, read_rows
 from harness.data.fields import TASK_LETTERS, integer, invalid, number, parsed, text
 from harness.data.mending import correct, missing
-from harness.data.paths import fill, inside, open_file
+from harness.data.paths import EPISODES, INFO, fill, inside, open_file
 from harness.errors import HarnessError
 from harness.received.files import there
 from harness.units import MIB
@@ -74,7 +74,7 @@ def version_by_files(root: Path) -> str | None:
 
 def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> Listed:
     """Tasks and episodes of `meta/tasks.jsonl` and `meta/episodes.jsonl`."""
-    where = root / "meta" / "info.json"
+    where = root / INFO
     data = text(info, "data_path", where, default=_V2_DATA)
     videos = video_features(features)
     video = text(info, "video_path", where, default="") if videos else ""
@@ -121,7 +121,7 @@ def _lines(root: Path, relative: str, most: int) -> Iterator[tuple[dict[str, Any
 
 def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> Listed:
     """Tasks and episodes of `meta/tasks.parquet` and `meta/episodes/`."""
-    where = root / "meta" / "info.json"
+    where = root / INFO
     data = text(info, "data_path", where, default=_V3_DATA)
     videos = video_features(features)
     video = text(info, "video_path", where, default="") if videos else ""
@@ -153,7 +153,7 @@ def _episode_rows(root: Path, wanted: set[str]) -> Iterator[tuple[dict[str, Any]
 
 
 def _episode_files(root: Path) -> list[Path]:
-    return sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+    return sorted((root / EPISODES).glob("*/*.parquet"))
 
 
 def _row_v3(row: dict[str, Any], data: str, videos: dict[str, str], at: str, where: str) -> Row:

@@ -13,7 +13,7 @@ from harness.artifacts import Feature
 from harness.data.fields import invalid, number, parsed, text
 from harness.data.listings import Row, VideoSpan, check_version, read_v2, read_v3
 from harness.data.mending import correct
-from harness.data.paths import check_is_dataset, inside, read_file
+from harness.data.paths import INFO, check_is_dataset, inside, read_file
 from harness.errors import HarnessError
 from harness.units import MIB
 
@@ -59,7 +59,7 @@ def read_metadata(root: Path) -> Metadata:
     files that are read.
     """
     check_is_dataset(root)
-    info_path = inside(root, "meta/info.json")
+    info_path = inside(root, INFO)
     info = parsed(info_path, read_file(root, info_path, _INFO_BYTES))
     version = _version(info, info_path)
     fps = number(info, "fps", info_path)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from harness.artifacts import DimensionStats, Statistic
+from harness.artifacts import DimensionStats, NormStats, Statistic
 from harness.data.transforms import Normalization
 from harness.errors import HarnessError
 from harness.received.files import read_received
@@ -32,7 +32,7 @@ _NAMES: dict[Key, tuple[str, ...]] = {
     "actions": ("actions", "action"),
 }
 _FILES = (
-    "norm_stats.json",
+    NormStats.FILE,
     "meta/stats.json",
     "stats.json",
     "meta/episodes_stats.jsonl",

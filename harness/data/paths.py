@@ -12,6 +12,8 @@ from harness.data.mending import missing, rewrite
 from harness.errors import HarnessError
 from harness.received.files import open_received, read_received, stays, walk
 
+# What every LeRobot dataset has, and where version 3.0 lists its episodes.
+INFO, EPISODES = "meta/info.json", "meta/episodes"
 # LeRobot's templates use plain names with a zero-padded width. `str.format` would also take attributes and
 # any width.
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")
@@ -72,7 +74,7 @@ def check_is_dataset(root: Path) -> None:
 
     Raises: HarnessError "not-a-dataset".
     """
-    if not os.path.isfile(root / "meta" / "info.json"):
+    if not os.path.isfile(root / INFO):
         raise HarnessError(
             "not-a-dataset",
             f"{root} is not a LeRobot dataset",

@@ -11,6 +11,7 @@ import numpy as np
 from harness.data.lerobot import LeRobotDataset
 from harness.data.mending import correct
 from harness.data.metadata import Episode
+from harness.data.paths import EPISODES
 from harness.errors import HarnessError
 
 # 29.97 frames a second are not 30: after 8 seconds they are a quarter of a frame apart.
@@ -64,7 +65,7 @@ def check_offsets(
     for episode in episodes:
         said = episode.videos[name].start_s
         if abs(said - start) > 0.25 / dataset.fps:
-            where = dataset.path / "meta/episodes"
+            where = dataset.path / EPISODES
             key = f"videos/{name}/from_timestamp"
             raise HarnessError(
                 "video-offset-wrong",

@@ -12,7 +12,7 @@ import numpy as np
 from harness.data.columns import open_parquet, read_columns
 from harness.data.mending import correct
 from harness.data.metadata import Metadata
-from harness.data.paths import inside, walk_dataset
+from harness.data.paths import EPISODES, inside, walk_dataset
 from harness.errors import HarnessError
 
 
@@ -34,7 +34,7 @@ def check_places(metadata: Metadata) -> None:
     for episode in metadata.episodes:
         places = [file for file, rows in found.items() if rows[episode.index] == episode.length]
         if places and episode.file not in places:
-            where = metadata.root / "meta/episodes"
+            where = metadata.root / EPISODES
             raise HarnessError(
                 "episode-place-wrong",
                 f"{where}: episode {episode.index} is listed in another file than the one that has its rows;"

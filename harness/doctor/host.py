@@ -12,6 +12,8 @@ from pathlib import Path
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
 from harness.recipe.schema import Train
+from harness.run.directory import RunDir
+from harness.run.steps import whole_steps
 from harness.units import GIB, MIB, format_bytes
 
 # Python, JAX and XLA's compiler, beside what the plan of a CPU holds.
@@ -66,12 +68,7 @@ def disk(situation: Situation) -> Iterator[Finding]:
     place = situation.run or next(iter(situation.writes), None)
     if place is None:
         raise NotNeeded("nothing is written")
-    one, directory = chosen.disk_bytes // 2, place / "checkpoints"
-    held = (
-        [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
-        if directory.is_dir()
-        else []
-    )
+    one, held = chosen.disk_bytes // 2, whole_steps(RunDir(place).checkpoints, situation.backend)
     soon, most = more_checkpoints(situation.recipe.train, held)
     free = shutil.disk_usage(_existing(place)).free
     fix = "free space there, or keep runs elsewhere: HARNESS_RUNS=DIR (in compose HARNESS_RUNS_DIR=DIR)"

@@ -16,6 +16,8 @@ from harness.download.cache import WEIGHTS, check_may_fetch, is_remote, kept_tre
 from harness.download.web import open_url
 from harness.errors import HarnessError
 from harness.received.consent import granted
+from harness.run.directory import RunDir
+from harness.run.steps import newest_step
 
 _TIMEOUT_S = 10
 
@@ -65,7 +67,8 @@ def bucket(situation: Situation) -> Iterator[Finding]:
     if kept_tree(source) is not None:
         raise NotNeeded("the weights are in the cache")
     # A save that goes on needs no weights: they are in its checkpoint.
-    if situation.run is not None and any((situation.run / "checkpoints").glob("[0-9]*")):
+    run = situation.run
+    if run is not None and newest_step(RunDir(run).checkpoints, situation.backend) is not None:
         raise NotNeeded("the run goes on from its own checkpoint")
     if not situation.online:
         yield unknown(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
 from harness.artifacts.doctor import Finding
+from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
 from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
@@ -26,7 +27,7 @@ class Situation(NamedTuple):
 
     `writes` are the directories that a run writes to; `limits` those of `ulimit`, by letter.
 
-    `python` is the interpreter of the trainer, which openpi's own brings. `device` is what was asked for, and
+    `backend` is whose trainer it is; `python` its interpreter, which openpi's own brings. `device` is what was asked for, and
     `refusal` why there is no plan. `why_not_weights` says what keeps local weights from being the recipe's
     start.
     """
@@ -46,6 +47,7 @@ class Situation(NamedTuple):
     device: str | None = None
     refusal: HarnessError | None = None
     why_not_weights: Callable[[Path, Recipe], HarnessError | None] | None = None
+    backend: Backend = "ours"
 
     @property
     def on_gpu(self) -> bool:

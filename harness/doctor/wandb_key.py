@@ -5,11 +5,11 @@ from __future__ import annotations
 import netrc
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, warning
+from harness.redact import netrc_path
 
 # Keys have 40 characters, newer ones 86; a self-hosted server puts a word and a dash before them.
 # Source: the report that started this project ("API key must be 40 characters long, yours was 86"); wandb
@@ -51,7 +51,7 @@ def wandb_key(situation: Situation) -> Iterator[Finding]:
 def _key(environ: Mapping[str, str]) -> tuple[str, str | None]:
     if "WANDB_API_KEY" in environ:
         return "WANDB_API_KEY", environ["WANDB_API_KEY"]
-    path = Path(environ.get("NETRC") or Path(environ.get("HOME", "/")) / ".netrc")
+    path = netrc_path(environ)
     host = urlsplit(environ.get("WANDB_BASE_URL") or _SERVER).hostname or ""
     try:
         entry = netrc.netrc(str(path)).authenticators(host)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 from urllib.parse import unquote, urlsplit
 
-from harness.download.listing import LOCAL, RemoteFile, list_tree, object_url
+from harness.download.listing import LOCAL, PART, TAG, RemoteFile, list_tree, object_url
 from harness.download.transfer import Meter, Progress, corrupt, fetch_one, missing, read_page
 from harness.download.web import check_address
 from harness.errors import HarnessError
@@ -303,7 +303,7 @@ def _clear(part: Path, names: set[str]) -> None:
         if path.is_dir() and not path.is_symlink():
             with contextlib.suppress(OSError):
                 path.rmdir()
-        elif str(path).removesuffix(".etag").removesuffix(".part") not in names:
+        elif str(path).removesuffix(TAG).removesuffix(PART) not in names:
             path.unlink()
 
 

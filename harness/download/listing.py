@@ -29,8 +29,9 @@ _MAX_DEPTH = 8
 _MAX_FILES = 100_000
 _MAX_PAGES = 2_000
 _MAX_S = 900
-# A file's name and what `harness.download.transfer` keeps beside it.
-_BESIDE = ("", ".part", ".part.etag")
+# Behind the name of a file that is not whole yet; and behind that, its version in the server's words.
+PART, TAG = ".part", ".etag"
+_BESIDE = ("", PART, PART + TAG)
 _LONGEST_PATH, _DEEPEST_PATH = 1024, 32
 # The address of a link. Linear: no part of it goes past a "<", and every part is bounded.
 _LINK = re.compile(

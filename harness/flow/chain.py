@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
+from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
-from harness.flow.find import Backend
 from harness.recipe.load import to_yaml
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, cache_root, runs_root, sha256_json, write_atomic

@@ -13,6 +13,7 @@ from harness.received.consent import is_offline
 if TYPE_CHECKING:
     from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
     from harness.artifacts.doctor import Diagnosis
+    from harness.artifacts.plan import Backend
 
 
 def diagnose(
@@ -48,11 +49,12 @@ def diagnose(
         device=device,
         dataset=known[0] if known else None,
         stats=known[1] if known else None,
-        leftovers=tuple(_leftovers(chain.run.checkpoints)) if run is not None else (),
+        leftovers=tuple(_leftovers(chain.run.checkpoints, chain.backend)) if run is not None else (),
         limits=process_limits(),
         online=online and not is_offline(),
         python=_python_of(chain),
         why_not_weights=why_not,
+        backend=chain.backend,
     )
     found = examine(situation, allow=allow)
     if chain.run is not None:
@@ -106,13 +108,16 @@ def plan_or_refusal(
     return planned
 
 
-def _leftovers(checkpoints: Path) -> list[InterruptedSave]:
+def _leftovers(checkpoints: Path, backend: Backend) -> list[InterruptedSave]:
     from harness.checkpoint.scan import find, interrupted_save
+    from harness.run.steps import newest_step
 
     try:
         found = find(checkpoints) if checkpoints.is_dir() and any(checkpoints.iterdir()) else None
     except HarnessError:
         # A directory that holds no checkpoint at all has no interrupted one either; inspect says what it is.
         return []
-    newest = max((step for step, _, _ in found.steps if step is not None), default=None) if found else None
-    return [interrupted_save(path, newest) for path in found.interrupted] if found else []
+    if found is None or not found.interrupted:
+        return []
+    newest = newest_step(checkpoints, backend)
+    return [interrupted_save(path, newest) for path in found.interrupted]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 from harness.artifacts import Manifest
+from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
 from harness.received import consent
 from harness.received.files import there
@@ -15,8 +16,6 @@ from harness.received.text import word
 from harness.recipe.load import load_recipe, shipped_sources
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, latest_run, new_run, runs_root
-
-Backend = Literal["ours", "openpi"]
 
 
 def default_recipe() -> str:
@@ -126,7 +125,7 @@ def backend_of(run: RunDir | None, asked: str | None = None) -> Backend:
         )
     if run is None or manifest is None:
         return cast(Backend, asked or default)
-    own: Backend = "openpi" if manifest.upstream is not None else "ours"
+    own = manifest.backend
     if asked not in (None, own):
         raise HarnessError(
             "run-of-another-backend",

@@ -108,11 +108,13 @@ def _check_weights(chain: Chain, allow: list[str]) -> None:
     """
     from harness.checkpoint.source import why_not
     from harness.download.cache import WEIGHTS, check_may_fetch, is_remote
+    from harness.run.steps import newest_step
 
     assert chain.run is not None
     source = chain.recipe.weights.source
     # A run that goes on has all weights in its checkpoint, unless that holds only what was trained.
-    if not any(chain.run.checkpoints.glob("[0-9]*")) or chain.recipe.train.save == "trained":
+    goes_on = newest_step(chain.run.checkpoints, chain.backend) is not None
+    if not goes_on or chain.recipe.train.save == "trained":
         check_may_fetch(source, WEIGHTS)
     # As the doctor calls this check, which can be told to let it pass.
     if chain.run.started or source is None or is_remote(source) or "weights directory" in allow:

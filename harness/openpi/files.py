@@ -30,8 +30,10 @@ from harness.received.files import check_stays
 from harness.received.names import below
 from harness.recipe.schema import PALIGEMMA, Recipe
 from harness.run.directory import RunDir, cache_root, sha256_directory, write_atomic
+from harness.run.steps import ASSETS, NORM_STATS, PARAMS
 
 FOLDER = "openpi"
+JOB = "job.json"
 # lerobot at the commit of upstream's lock. Source: lerobot common/datasets/lerobot_dataset.py
 # `CODEBASE_VERSION`.
 _FORMATS = ("v2.0", "v2.1")
@@ -57,8 +59,8 @@ def place_files(
     home = (run.path / FOLDER).absolute()
     # None of these leaves the run by a link that lies in it.
     job = json.dumps(_job(run, recipe, plan, home, weights, resume=resume), indent=1) + "\n"
-    write_atomic(home / "job.json", job, root=run.path)
-    statistics = below(home / "assets", recipe.data.asset_id, "data.asset_id") / "norm_stats.json"
+    write_atomic(home / JOB, job, root=run.path)
+    statistics = below(home / ASSETS, recipe.data.asset_id, "data.asset_id") / NORM_STATS
     write_atomic(statistics, to_openpi_json(stats), root=run.path)
     load_tokenizer(recipe.data.tokenizer)
     write_atomic(
@@ -94,7 +96,7 @@ def fetch_weights(recipe: Recipe, progress: Progress | None = None) -> tuple[Pat
         return None, {"source": "random", "seed": recipe.train.seed}
     if not is_remote(source):
         path = Path(source).absolute()
-        path = path / "params" if (path / "params").is_dir() else path
+        path = path / PARAMS if (path / PARAMS).is_dir() else path
         return path, {"source": source, "files": {str(path): {"sha256": sha256_directory(path)}}}
     tree = fetch_tree(source, progress=progress, named=WEIGHTS)
     return tree.path, {
@@ -110,14 +112,14 @@ def _job(
     options = dict.fromkeys(OF_THE_RUN) | {
         "exp-name": run.path.absolute().name,
         "project-name": os.environ.get("WANDB_PROJECT") or "pi05-harness",
-        "assets-base-dir": str(home / "assets"),
+        "assets-base-dir": str(home / ASSETS),
         "checkpoint-base-dir": str(run.path.absolute()),
         "num-workers": int(os.environ.get("HARNESS_LOADER_WORKERS") or _LOADER_PROCESSES),
         "overwrite": False,
         "resume": resume,
         "wandb-enabled": os.environ.get("WANDB_MODE") != "disabled",
         "fsdp-devices": plan.chosen.levers.fsdp,
-        "data.assets.assets-dir": str(home / "assets"),
+        "data.assets.assets-dir": str(home / ASSETS),
     }
     made = job_of(recipe, options, run.path.name)
     return made | {

@@ -1,8 +1,7 @@
-"""The checkpoints that openpi's trainer leaves in a run: which are whole, and what the harness writes beside
-them.
+"""The checkpoints that openpi's trainer leaves in a run: whether one is being saved, and what the harness
+writes beside them.
 
-Upstream names a step by the last one done, counted from 0: the state in `19` has taken 20. Beside a whole
-step the harness writes `harness/record.json`, with the recipe, and `harness/digests.json`: a sha256 of every
+Beside a whole step the harness writes `harness/record.json`, with the recipe, and `harness/digests.json`: a sha256 of every
 array as it lies on the disk, which was written by then.
 Source: openpi scripts/train.py `main`, src/openpi/training/checkpoints.py, commit 15a9616.
 """
@@ -23,35 +22,19 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, read_received, walk
 from harness.recipe.schema import Recipe
+from harness.run.steps import (
+    ASSETS,
+    DIGESTS,
+    HARNESS,
+    RECORD,
+    TREES,
+    interrupted_saves,
+    steps_taken,
+    whole_steps,
+)
 
-_COMMIT = "_CHECKPOINT_METADATA"
-_UNDER_WAY = ".orbax-checkpoint-tmp"
 # A save that nothing was written to for so long has stopped.
 _QUIET_S = 60
-_RECORD, _DIGESTS = "record.json", "digests.json"
-
-
-def whole_steps(checkpoints: Path) -> list[int]:
-    """The names of the steps whose save was finished, ascending."""
-    names = checkpoints.iterdir() if checkpoints.is_dir() else []
-    return sorted(int(path.name) for path in names if path.name.isdecimal() and (path / _COMMIT).is_file())
-
-
-def steps_done(checkpoints: Path) -> int:
-    """How many steps the newest whole checkpoint has taken; 0 without one, and with `0` alone, from which
-    upstream does not resume.
-    """
-    steps = whole_steps(checkpoints)
-    return steps[-1] + 1 if steps and steps != [0] else 0
-
-
-def unfinished(checkpoints: Path) -> list[str]:
-    """The names of saves that are not finished: under way, or left by a process that was killed."""
-    return (
-        sorted(path.name for path in checkpoints.iterdir() if _UNDER_WAY in path.name)
-        if checkpoints.is_dir()
-        else []
-    )
 
 
 def is_saving(checkpoints: Path) -> bool:
@@ -59,8 +42,8 @@ def is_saving(checkpoints: Path) -> bool:
     another process.
     """
     newest = 0.0
-    for name in unfinished(checkpoints):
-        for folder, _, files in os.walk(checkpoints / name):
+    for save in interrupted_saves(checkpoints):
+        for folder, _, files in os.walk(save):
             for place in (Path(folder), *(Path(folder, file) for file in files)):
                 # A save that becomes whole is renamed under our eyes.
                 with contextlib.suppress(OSError):
@@ -86,10 +69,10 @@ class Records:
 
     def look(self) -> list[int]:
         """The steps that have become whole since the last look."""
-        new = [step for step in whole_steps(self._checkpoints) if step not in self._known]
+        new = [step for step in whole_steps(self._checkpoints, "openpi") if step not in self._known]
         for step in new:
             self._known.add(step)
-            if not (self._checkpoints / str(step) / "harness").exists():
+            if not (self._checkpoints / str(step) / HARNESS).exists():
                 self._waiting.put(step)
         return new
 
@@ -103,22 +86,24 @@ class Records:
         while (step := self._waiting.get()) is not None:
             # Upstream deletes a step when the next is whole, also under our eyes.
             with contextlib.suppress(OSError, ValueError, HarnessError):
-                self._write(self._checkpoints / str(step), self._record | {"step": step + 1})
+                self._write(
+                    self._checkpoints / str(step), self._record | {"step": steps_taken(step, "openpi")}
+                )
 
     @staticmethod
     def _write(step: Path, record: dict[str, Any]) -> None:
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"
         digests = {
             "leaves": leaf_digests(step),
-            "files": text_digests(step) | {f"harness/{_RECORD}": hashlib.sha256(text.encode()).hexdigest()},
+            "files": text_digests(step) | {RECORD: hashlib.sha256(text.encode()).hexdigest()},
         }
         # In place only when it is whole: a step with half a record would not be one.
-        scratch = step / f".harness.{os.getpid()}"
+        scratch = step / f".{HARNESS}.{os.getpid()}"
         try:
             scratch.mkdir()
-            (scratch / _RECORD).write_text(text)
-            (scratch / _DIGESTS).write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n")
-            scratch.rename(step / "harness")
+            (scratch / Path(RECORD).name).write_text(text)
+            (scratch / Path(DIGESTS).name).write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n")
+            scratch.rename(step / HARNESS)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -132,7 +117,7 @@ def leaf_digests(step: Path) -> dict[str, str]:
     from harness.checkpoint.item import read_item
 
     found = {}
-    for name in ("params", "train_state"):
+    for name in TREES:
         for array, health in stream(read_item(step / name)):
             if health is None:
                 raise ValueError(f"{step / name}: {array.path} cannot be read")
@@ -142,7 +127,7 @@ def leaf_digests(step: Path) -> dict[str, str]:
 
 def text_digests(step: Path) -> dict[str, str]:
     """Path below the step → sha256 of the statistics that it carries."""
-    assets = step / "assets"
+    assets = step / ASSETS
     files = sorted(walk(assets)) if assets.is_dir() else []
     return {
         str(path.relative_to(step)): hashlib.sha256(read_received(path, assets, ARTIFACT_BYTES)).hexdigest()

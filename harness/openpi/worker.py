@@ -28,15 +28,16 @@ from harness.artifacts import Manifest, Metrics
 from harness.errors import HarnessError
 from harness.openpi import entry as openpi_entry
 from harness.openpi.console import Console, is_finite
-from harness.openpi.files import FOLDER, fetch_weights, place_files
+from harness.openpi.files import FOLDER, JOB, fetch_weights, place_files
 from harness.openpi.install import Installation, check_wandb, find_installation
 from harness.openpi.manifest import describe_run, resumed
-from harness.openpi.steps import Records, is_saving, steps_done, unfinished, whole_steps
+from harness.openpi.steps import Records, is_saving
 from harness.received.text import for_terminal
 from harness.received.writing import open_to_write
 from harness.recipe.fingerprint import fingerprint
 from harness.redact import redact
 from harness.run.directory import RunDir
+from harness.run.steps import interrupted_saves, resumes_after, steps_taken, whole_steps
 
 _POLL_S = 1.0
 # A stop waits so long for a save under way: a full state of 42 GB to a slow disk.
@@ -80,7 +81,7 @@ class _Follower:
         self._is_chatter = False
         self._weights: dict[str, Any] = {}
         self._told: dict[str, Any] | None = None
-        self._begun = steps_done(run.checkpoints)
+        self._begun = resumes_after(run.checkpoints, "openpi")
         self._console = Console(self._job.recipe, start=self._begun)
         self._records: Records | None = None
         self._metrics: Any = None
@@ -113,10 +114,10 @@ class _Follower:
 
     def _prepare_checkpoints(self) -> bool:
         """Whether upstream is to resume; what it will make of what lies there is said."""
-        checkpoints, steps = self._run.checkpoints, whole_steps(self._run.checkpoints)
-        for name in unfinished(checkpoints):
+        checkpoints, steps = self._run.checkpoints, whole_steps(self._run.checkpoints, "openpi")
+        for save in interrupted_saves(checkpoints):
             self._channel.warn(
-                f"{name} was never finished; openpi does not resume from it and does not remove it (harness"
+                f"{save.name} was never finished; openpi does not resume from it and does not remove it (harness"
                 " inspect --clean does)"
             )
         if checkpoints.is_dir() and not self._begun:
@@ -126,7 +127,7 @@ class _Follower:
 
     def _follow(self, installation: Installation, places: dict[str, str]) -> _Ended:
         """openpi's end."""
-        job = self._run.path / FOLDER / "job.json"
+        job = self._run.path / FOLDER / JOB
         command = [
             str(installation.python),
             str(Path(openpi_entry.__file__)),
@@ -270,7 +271,9 @@ class _Follower:
 
     def _look(self) -> None:
         for step in self._records.look() if self._records is not None else []:
-            self._channel.say(f"openpi has saved step {step}, the state after {step + 1} steps")
+            self._channel.say(
+                f"openpi has saved step {step}, the state after {steps_taken(step, 'openpi')} steps"
+            )
 
     def _note_stop(self, _: int, __: FrameType | None) -> None:
         self._stop.append(time.monotonic())
@@ -280,7 +283,7 @@ class _Follower:
         return not is_saving(self._run.checkpoints) or time.monotonic() - self._stop[0] > _SAVE_S
 
     def _end(self, ended: _Ended) -> int:
-        done, steps = steps_done(self._run.checkpoints), self._job.recipe.train.steps
+        done, steps = resumes_after(self._run.checkpoints, "openpi"), self._job.recipe.train.steps
         if ended.stopped:
             lost = self._console.next_step - done
             saved = f"the last whole checkpoint is after {done} steps" if done else "no checkpoint was whole"
@@ -313,7 +316,7 @@ class _Follower:
 
     def _whole_run(self) -> int:
         """All steps, of a run that ended well after a single step: upstream calls its only checkpoint 0."""
-        return 1 if whole_steps(self._run.checkpoints) == [0] else 0
+        return 1 if whole_steps(self._run.checkpoints, "openpi") == [0] else 0
 
 
 def _end_likewise(returncode: int) -> int:

@@ -24,6 +24,7 @@ from harness.errors import HarnessError
 from harness.received.files import walk
 from harness.received.text import word
 from harness.recipe.schema import Recipe
+from harness.run.steps import ASSETS, NORM_STATS
 from harness.units import GIB, MIB, format_bytes
 
 # Not in XLA's number: the CUDA context and its libraries; on a CPU, what the process itself takes.
@@ -169,8 +170,8 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
 
     Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid"; UnsafeFile.
     """
-    assets = located.path / "assets"
-    file = assets / recipe.data.asset_id / "norm_stats.json"
+    assets = located.path / ASSETS
+    file = assets / recipe.data.asset_id / NORM_STATS
     if not file.is_file():
         named = (path for path in walk(assets) if path.name == file.name) if assets.is_dir() else ()
         there = sorted(path.parent.relative_to(assets).as_posix() for path in named)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from harness.artifacts import Artifact
+from harness.artifacts import Artifact, Manifest
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile, check_stays, read_received, stays
 from harness.received.json import read_json
@@ -25,7 +25,7 @@ from harness.strict import parse
 A = TypeVar("A", bound=Artifact)
 
 METRICS = "metrics.jsonl"
-MANIFEST = "manifest.json"
+MANIFEST = Manifest.FILE
 CHECKPOINTS = "checkpoints"
 RECIPE = "recipe.yaml"
 REPORT = "report.html"
@@ -33,6 +33,8 @@ DATASET_PAGE = "dataset.html"
 CAMERA_VIEWS = "camera_views.png"
 PREDICTED_ACTIONS = "predicted_actions.png"
 MOVED = "moved.png"
+# The choice of kernels that XLA made by timing; as text, which XLA writes when the name ends so.
+KERNELS = "kernels.pbtxt"
 # What a full disk, and a person's full share of one, answer.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

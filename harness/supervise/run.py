@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from harness.artifacts import Candidate, Machine, Plan
 from harness.run.directory import RunDir
+from harness.run.steps import resumes_after
 from harness.run.watcher import Watcher
 from harness.supervise.endings import Ending, explain
 from harness.supervise.process import Limits, attempt
@@ -52,10 +53,10 @@ def supervise(
     """
     done = 0
     while True:
-        before = _whole_steps(run)
+        before = resumes_after(run.checkpoints, plan.backend)
         result = attempt(command or worker(run, plan), watcher, limits, inherit=inherit)
         if result.ended_before_it_began:
-            return Outcome(max(before, 0), False, done)
+            return Outcome(before, False, done)
         ending = explain(result, plan, look()) if result.end is None or result.stopped_for else None
         if ending is None:
             assert result.end is not None
@@ -63,7 +64,7 @@ def supervise(
         smaller = _smaller(plan) if ending.smaller else None
         # A second attempt that saves nothing new would end as this one did, unless it is carried out in
         # another way.
-        went_further = done == 0 or _whole_steps(run) > before
+        went_further = done == 0 or resumes_after(run.checkpoints, plan.backend) > before
         if (
             not _goes_on(ending, smaller, went_further=went_further)
             or done >= restarts
@@ -103,9 +104,3 @@ def _smaller(plan: Plan) -> Candidate | None:
         and (candidate.device_bytes or chosen.device_bytes) < chosen.device_bytes
     ]
     return max(same, key=lambda candidate: candidate.device_bytes or 0, default=None)
-
-
-def _whole_steps(run: RunDir) -> int:
-    """The newest checkpoint by name: Orbax renames a step into place when it is whole."""
-    names = [path.name for path in run.checkpoints.iterdir()] if run.checkpoints.is_dir() else []
-    return max((int(name) for name in names if name.isdigit()), default=-1)

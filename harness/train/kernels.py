@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from harness.received.files import open_received, there
-from harness.run.directory import RunDir, sha256_file
+from harness.run.directory import KERNELS, RunDir, sha256_file
 
 T = TypeVar("T")
 
-# As text, which XLA writes when the name ends so.
-KERNELS = "kernels.pbtxt"
 # What XLA says when a program needs a choice that the file does not hold, or when it cannot read the file.
 _NOT_THERE = ("autotun", "No cached config", "AOT result")
 

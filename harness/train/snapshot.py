@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 
-from harness.checkpoint.format import BASE
 from harness.checkpoint.store import Store
 from harness.checkpoint.weights import fingerprint, load_params, params_directories
 from harness.errors import HarnessError
 from harness.model.quantize import Quantized
 from harness.recipe.schema import Recipe
+from harness.run.steps import BASE
 from harness.train.sharding import Layout
 from harness.train.state import TrainState, abstract_params, abstract_state, keeper
 

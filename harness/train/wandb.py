@@ -28,6 +28,7 @@ from harness.received.text import word
 from harness.recipe.schema import Recipe
 from harness.redact import redact
 from harness.run.directory import RunDir, directory_bytes, write_atomic
+from harness.run.steps import whole_steps
 from harness.train.wandb_process import values
 
 WANDB_ID = "wandb_id.txt"
@@ -196,13 +197,7 @@ def _run_id(run: RunDir) -> str:
 
 
 def _checkpoints(run: Path) -> dict[str, dict[str, Any]]:
-    """Step → path and bytes of the checkpoints that are there."""
+    """Step → path and bytes of the whole checkpoints that are there."""
     directory = RunDir(run).checkpoints
-    steps = (
-        sorted(
-            (path for path in directory.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name)
-        )
-        if directory.is_dir()
-        else []
-    )
-    return {path.name: {"path": str(path), "bytes": directory_bytes(path)} for path in steps}
+    places = {str(step): directory / str(step) for step in whole_steps(directory)}
+    return {name: {"path": str(path), "bytes": directory_bytes(path)} for name, path in places.items()}

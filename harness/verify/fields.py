@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from harness.artifacts import Dataset, NormStats
 from harness.artifacts.training import Manifest
 from harness.artifacts.verdict import Compared, Status
 from harness.recipe.meaning import changed_keys, flat, meaning
@@ -141,7 +142,7 @@ def _follows(manifest: Manifest, found: Found) -> list[Compared]:
     rows += _mapping("plan", manifest.plan.levers.model_dump(mode="json"), found.plan, why)
     rows += _mapping(
         "files",
-        {"dataset.json": manifest.dataset_sha256, "norm_stats.json": manifest.norm_stats_sha256},
+        {Dataset.FILE: manifest.dataset_sha256, NormStats.FILE: manifest.norm_stats_sha256},
         found.files,
         why,
     )

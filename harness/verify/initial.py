@@ -18,10 +18,8 @@ from harness.received.consent import Named
 from harness.received.files import MARK_BYTES, UnsafeFile, walk
 from harness.received.json import read_json
 from harness.run.directory import sha256_directory, sha256_file
+from harness.run.steps import BASE, METADATA, PARAMS
 
-# What an Orbax item begins with, and where a step of only trained parameters names the others: as in
-# harness/checkpoint, which imports JAX.
-_METADATA, _BASE = "_METADATA", "harness/base.json"
 _MOST_BASES = 8
 
 
@@ -90,14 +88,14 @@ def _of_directories(source: Path, names: list[str]) -> dict[str, str]:
 
 def _params(source: Path, bases: int = 0) -> list[Path]:
     """The `params` directory of `source`, then those that it lies upon, as far as they are here."""
-    found = source if (source / _METADATA).is_file() else source / "params"
-    if not (found / _METADATA).is_file():
+    found = source if (source / METADATA).is_file() else source / PARAMS
+    if not (found / METADATA).is_file():
         raise HarnessError(
             "weights-missing",
             f"{source} is not on this machine, or holds no weights",
             fix="put the weights there, and verify again",
         )
-    record = found.parent / _BASE
+    record = found.parent / BASE
     if not record.is_file() or bases >= _MOST_BASES:
         return [found]
     try:

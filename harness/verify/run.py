@@ -4,40 +4,22 @@ computed once more.
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
-from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
-from harness.artifacts.verdict import Replay, Verdict
-from harness.download.cache import WEIGHTS, check_may_fetch
+from harness.artifacts import Dataset, Manifest, NormStats
+from harness.artifacts.verdict import Verdict
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
-from harness.flow.device import prepare_jax
 from harness.flow.find import backend_of
-from harness.received.files import check_stays, walk
-from harness.received.text import word
-from harness.recipe.load import load_recipe, recipe_from
-from harness.run.directory import RECIPE, RunDir, sha256_json
-from harness.run.surroundings import (
-    deterministic,
-    environment,
-    is_deterministic,
-    machine_facts,
-    software_here,
-)
+from harness.recipe.load import recipe_from
+from harness.run.directory import RunDir
 from harness.run.watcher import Watcher
+from harness.verify.again import Again
 from harness.verify.fields import Found, compare, first_difference, overall, weights_digests
+from harness.verify.found import files_of, found_here
 from harness.verify.initial import digests_here
-from harness.verify.replay import OTHER_DEVICE_TOLERANCE, compare_metrics, recorded_metrics
-
-A = TypeVar("A", bound=Artifact)
-
-# Written by harness/train/kernels.py; this module does not import JAX.
-_KERNELS = "kernels.pbtxt"
+from harness.verify.replay import compare_metrics, recorded_metrics
 
 
 def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watcher: Watcher) -> Verdict:
@@ -62,10 +44,12 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
         known, dataset_sha256, why = _data(chain)
         replay = None
         if steps:
-            replay = _replay(run, manifest, chain, machine, known, recorded, (start, steps), device, watcher)
+            dataset = known[0] if known else None
+            again_from = Again(run, manifest, chain, machine, dataset, device, watcher)
+            replay = again_from.replay(recorded, start, steps)
         remade = again.read(Manifest)
         why |= {} if lack is None else {"weights": lack}
-        found = _found(run, manifest, known, remade, machine, why)._replace(
+        found = found_here(run, manifest, known, remade, machine, why)._replace(
             dataset_sha256=dataset_sha256, weights=weights
         )
     rows = compare(manifest, found)
@@ -96,7 +80,7 @@ def verify_pair(run: RunDir, other: RunDir) -> Verdict:
         "plan": b.plan.levers.model_dump(mode="json"),
     }
     recorded |= {"upstream": b.upstream.commit if b.upstream else None}
-    rows = compare(a, Found(**recorded, files=_files(other)))
+    rows = compare(a, Found(**recorded, files=files_of(other)))
     replay = compare_metrics(
         recorded_metrics(run.metrics),
         recorded_metrics(other.metrics),
@@ -151,232 +135,3 @@ def _data(chain: Chain) -> tuple[tuple[Dataset, NormStats] | None, str | None, d
         return None, content_hash(path)[0], why
     except (HarnessError, OSError):
         return None, None, why
-
-
-def _replay(
-    run: RunDir,
-    manifest: Manifest,
-    chain: Chain,
-    machine: Machine,
-    known: tuple[Dataset, NormStats] | None,
-    recorded: dict[int, dict[str, float]],
-    span: tuple[int, int],
-    device: str | None,
-    watcher: Watcher,
-) -> Replay:
-    """The steps from `span[0]` on computed again, in a process of their own, and compared."""
-    (start, steps), again = span, chain.run
-    assert again is not None
-    try:
-        if known is None:
-            raise HarnessError(
-                "dataset-unreadable", "the data cannot be read here", fix="give the data as it was"
-            )
-        check_may_fetch(chain.recipe.weights.source, WEIGHTS)
-        if start and manifest.upstream is not None:
-            what = (
-                "openpi's loader begins anew at every resume, so its steps can be computed again from step 0"
-                " only"
-            )
-            raise HarnessError("upstream-cannot", what, got=f"--from {start}", fix="leave --from out")
-        if start:
-            _copy_step(run, again, start)
-        if (run.path / _KERNELS).is_file():
-            again.path.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(run.path / _KERNELS, again.path / _KERNELS)
-        plan = _plan_as_recorded(chain, manifest, machine, known[0], device)
-        again.write(plan)
-        watcher.say(f"computing {steps} steps again on {plan.device}")
-        _train(again, plan, machine, watcher, any_commit=manifest.upstream is not None)
-    except HarnessError as error:
-        if error.code == "checkpoint-missing":
-            raise
-        nothing = compare_metrics(recorded, {}, start=start, tolerance=0.0, device="none")
-        # What has changed since it was saved is an answer, not a lack of one.
-        changed = (
-            {"status": "differs", "first": error.what} if error.code == "checkpoint-damaged" and start else {}
-        )
-        return nothing.model_copy(update={"note": str(error)} | changed)
-    assert plan.chosen is not None
-    remade = again.read(Manifest)
-    kind = remade.device if remade is not None else manifest.device
-    why_not = None if remade is None else _why_not_exact(manifest, remade)
-    exact = remade is not None and why_not is None
-    note = (
-        "bit for bit" if exact else f"within a tolerance: {why_not or 'what it was computed on is not known'}"
-    )
-    computed = {step: values for step, values in recorded_metrics(again.metrics).items() if step >= start}
-    return compare_metrics(
-        recorded,
-        computed,
-        start=start,
-        tolerance=0.0 if exact else OTHER_DEVICE_TOLERANCE,
-        device=kind,
-        note=note,
-    )
-
-
-def _why_not_exact(manifest: Manifest, remade: Manifest) -> str | None:
-    """Why the same bits cannot be asked of this device; None when they can."""
-    if remade.device != manifest.device:
-        return f"another device, {remade.device} instead of {manifest.device}"
-    if remade.plan.levers != manifest.plan.levers:
-        return "another plan, which sums in another order"
-    if manifest.plan.levers.platform == "cpu":
-        was, now = (each.machine.get("processor") for each in (manifest, remade))
-        return None if was == now else f"another processor, {now} instead of {was}"
-    if not all(is_deterministic(each.environment) for each in (manifest, remade)):
-        return "kernels that are not deterministic"
-    return None if remade.kernels_sha256 == manifest.kernels_sha256 else "other kernels, chosen by timing"
-
-
-def _plan_as_recorded(
-    chain: Chain, manifest: Manifest, machine: Machine, dataset: Dataset, device: str | None
-) -> Plan:
-    """This machine's plan, carried out with the levers of the run where the platform is the same.
-
-    Raises: HarnessError "no-gpu" and the planner's others, or "does-not-fit".
-    """
-    plan = chain.plan(
-        machine,
-        dataset,
-        device=device or (None if manifest.plan.levers.platform == "cuda" else "cpu"),
-        exact=True,
-    )
-    if plan.chosen is None:
-        fix = "verify it on a machine with the memory that the run had"
-        raise HarnessError(
-            "does-not-fit", f"no plan fits {plan.device}: {plan.candidates[-1].reason}", fix=fix
-        )
-    if plan.chosen.levers.platform != manifest.plan.levers.platform:
-        return plan
-    return plan.model_copy(update={"chosen": plan.chosen.model_copy(update={"levers": manifest.plan.levers})})
-
-
-def _copy_step(run: RunDir, again: RunDir, step: int) -> None:
-    source = run.checkpoints / str(step)
-    if not source.is_dir():
-        steps = (
-            sorted(int(path.name) for path in run.checkpoints.iterdir() if path.name.isdigit())
-            if run.checkpoints.is_dir()
-            else []
-        )
-        raise HarnessError(
-            "checkpoint-missing",
-            f"{run.path} has no checkpoint of step {step}",
-            got=f"steps {steps}",
-            fix="--from one of these steps",
-        )
-    check_stays(source, run.path)
-    strays: list[Path] = []
-    for path in walk(source, strays=strays):
-        target = again.checkpoints / str(step) / path.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path.resolve(), target)
-        except OSError:
-            # Another filesystem: the bytes themselves.
-            shutil.copy2(path, target)
-    if strays:
-        raise HarnessError(
-            "checkpoint-leads-out",
-            f"{source} holds what is no file of its own; nothing was computed from it",
-            got=", ".join(str(path.relative_to(source)) for path in strays[:3]),
-            need="regular files only",
-            fix=f"look at it first: harness inspect {word(source)}",
-        )
-
-
-def _train(run: RunDir, plan: Plan, machine: Machine, watcher: Watcher, *, any_commit: bool) -> None:
-    from harness.supervise.process import Limits
-    from harness.supervise.run import supervise, worker
-
-    before = dict(os.environ)
-    try:
-        prepare_jax(plan, machine)
-        os.environ["WANDB_MODE"] = "disabled"
-        # openpi's own trainer always saves; its commit is one of the fields that are compared.
-        command = [*worker(run, plan), "--any-commit" if any_commit else "--without-checkpoints"]
-        supervise(run, plan, watcher, look=lambda: machine, limits=Limits(), restarts=0, command=command)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _found(
-    run: RunDir,
-    manifest: Manifest,
-    known: tuple[Dataset, NormStats] | None,
-    remade: Manifest | None,
-    machine: Machine,
-    why: dict[str, str],
-) -> Found:
-    software, reasons = software_here(), dict(why)
-    # openpi's software is that of its own environment, which only openpi itself can tell.
-    theirs = manifest.upstream is not None
-    if theirs and remade is None:
-        reasons |= dict.fromkeys(("packages", "python", "lock", "upstream"), "openpi was not started here")
-    recipe: dict[str, Any] | None = None
-    try:
-        recipe = load_recipe(str(run.path / RECIPE), root=run.path).model_dump(mode="json")
-    except HarnessError as error:
-        reasons["recipe"] = error.what
-    plan = run.read(Plan)
-    if remade is None:
-        computed = ("device", "kernels", "leaves", "step_fingerprint", "executable_fingerprint")
-        reasons |= dict.fromkeys(computed, "nothing was computed again")
-    elif "leaves" not in remade.weights:
-        reasons["leaves"] = "it began at a checkpoint, whose arrays were compared with their own digests"
-    on_cuda = manifest.plan.levers.platform == "cuda"
-    here = environment(os.environ | {"XLA_FLAGS": deterministic()} if on_cuda else os.environ)
-    return Found(
-        recipe=recipe,
-        recipe_sha256=None if recipe is None else recipe_from(dict(recipe), where="recipe").sha256(),
-        dataset_sha256=known[0].sha256 if known else None,
-        norm_stats_sha256=sha256_json(known[1].norm_stats) if known else None,
-        weights=None,
-        dataset_revision=known[0].revision if known else None,
-        leaves=remade.weights.get("leaves") if remade is not None else None,
-        files=_files(run),
-        plan=(
-            plan.chosen.levers.model_dump(mode="json")
-            if plan is not None and plan.chosen is not None
-            else None
-        ),
-        packages=software.packages if not theirs else remade.packages if remade else None,
-        packages_sha256=(
-            software.packages_sha256 if not theirs else remade.packages_sha256 if remade else None
-        ),
-        python=software.python if not theirs else remade.python if remade else None,
-        lock_sha256=software.lock_sha256 if not theirs else remade.lock_sha256 if remade else None,
-        upstream=remade.upstream.commit if remade and remade.upstream else None,
-        source_sha256=software.source_sha256,
-        source_revision=software.source_revision,
-        base_digest=software.base_digest,
-        image_digest=software.image_digest,
-        image_id=software.image_id,
-        image=software.image,
-        environment=remade.environment if remade is not None else here,
-        machine=machine_facts(machine),
-        device=remade.device if remade is not None else None,
-        kernels_sha256=remade.kernels_sha256 if remade is not None else None,
-        step_fingerprint=remade.step_fingerprint if remade is not None else None,
-        executable_fingerprint=remade.executable_fingerprint if remade is not None else None,
-        why=reasons,
-    )
-
-
-def _files(run: RunDir) -> dict[str, str]:
-    """What the run's own files hold, hashed as its manifest did; a file that is gone or damaged differs."""
-
-    def read(kind: type[A], sha256: Callable[[A], str]) -> str:
-        try:
-            artifact = run.read(kind)
-        except HarnessError as error:
-            return error.what
-        return "missing" if artifact is None else sha256(artifact)
-
-    return {
-        Dataset.FILE: read(Dataset, lambda each: each.sha256),
-        NormStats.FILE: read(NormStats, lambda each: sha256_json(each.norm_stats)),
-    }

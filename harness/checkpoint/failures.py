@@ -1,0 +1,50 @@
+"""Why a checkpoint was not saved, as the refusal that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.run.steps import INTERRUPTED
+
+
+def save_failure(
+    directory: Path, step: int | None, error: BaseException, latest: Callable[[], int | None]
+) -> HarnessError:
+    """The refusal "not-writable" or "save-failed" that `error` amounts to, for any error but a full disk.
+
+    `latest` finds the newest whole step.
+    """
+    text = str(error)
+    if isinstance(error, PermissionError) or "Read-only file system" in text or "Permission denied" in text:
+        return HarnessError(
+            "not-writable",
+            f"cannot write the checkpoint of step {step} in {directory}",
+            need="a directory that this user may write",
+            fix=(f"chown $(id -u) {directory}; in compose set HARNESS_UID and HARNESS_GID to your own ids"),
+        )
+    return HarnessError(
+        "save-failed",
+        f"the checkpoint of step {step} was not saved: {text[:300] or type(error).__name__}",
+        need=f"a working disk at {directory}",
+        fix=f"check the disk, then go on with --resume from step {latest()}",
+    )
+
+
+def no_space(text: str) -> bool:
+    """Whether the message of a library tells of a full disk, or of a person's full share of one."""
+    return any(words in text for words in ("No space left", "ENOSPC", "Disk quota exceeded"))
+
+
+def disk_full(directory: Path, step: int | None, *, got: str | None, need: str | None) -> HarnessError:
+    return HarnessError(
+        "disk-full",
+        f"no space for the checkpoint of step {step} in {directory}; the steps before it are whole",
+        got=got and f"{got} free",
+        need=need and f"{need} free",
+        fix=(
+            f"free space in {directory} (delete old runs, or interrupted saves: {directory}/*{INTERRUPTED}*),"
+            " then go on with --resume"
+        ),
+    )

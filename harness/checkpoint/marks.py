@@ -1,0 +1,84 @@
+"""The marks of a finished save: what a step has beside its arrays, and what a run lacks to resume from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.artifacts.plan import Backend
+from harness.checkpoint.format import DAMAGE
+from harness.received.files import ARTIFACT_BYTES, MARK_BYTES, UnsafeFile, there
+from harness.received.json import read_json
+from harness.run.steps import (
+    ASSETS,
+    COMMIT,
+    HARNESS,
+    NORM_STATS,
+    PARAMS,
+    RECORD,
+    TRAIN_STATE,
+    is_own,
+    missing,
+    step_number,
+)
+
+
+def expected_items(step: Path, items: dict[str, Path]) -> list[str]:
+    """The items that the step should have: those its own metadata names; for bare parameters just these."""
+    try:
+        handlers = read_json(step / COMMIT, step, MARK_BYTES)["item_handlers"]
+        return sorted({*map(str, handlers), PARAMS})
+    except PermissionError:
+        raise
+    except (OSError, UnsafeFile, *DAMAGE):
+        return [PARAMS, *([ASSETS] if TRAIN_STATE in items else [])]
+
+
+def missing_marks(step: Path, items: dict[str, Path], backend: Backend | None) -> list[str]:
+    """What a finished save would have left beside its items, in a run of `backend` or in none."""
+    if backend is None and TRAIN_STATE not in items and not there(step / COMMIT):
+        return []  # released weights: parameters alone, not a save of a trainer
+    lacking = []
+    try:
+        commit = read_json(step / COMMIT, step, MARK_BYTES)
+        if not isinstance(commit, dict) or not commit.get("commit_timestamp_nsecs"):
+            lacking.append(f"{COMMIT} has no time of commit: the save was not finished")
+    except FileNotFoundError:
+        lacking.append(f"{COMMIT}, which is written when a save is finished")
+    except PermissionError:
+        raise
+    except UnsafeFile as error:
+        lacking.append(f"{COMMIT}: {error.what}")
+    except (OSError, ValueError) as error:
+        lacking.append(f"{COMMIT} is damaged ({type(error).__name__})")
+    if HARNESS in items and not (step / RECORD).is_file():
+        lacking.append(RECORD)
+    return lacking
+
+
+def missing_to_resume(step: Path, backend: Backend, said: Iterable[str]) -> list[str]:
+    """What a run of `backend` lacks to resume from `step`, beside what is `said` of it already."""
+    known = {COMMIT, *(text.partition(":")[0].removesuffix("/") for text in said)}
+    lacking = [
+        name for name in missing(step, backend) if name not in known and name.partition("/")[0] not in known
+    ]
+    if not is_own(step, backend):
+        lacking.append(f"a directory of its own called {step_number(step.name)}: a run resumes from no other")
+    return lacking
+
+
+def damaged_statistics(assets: Path, names: Iterable[str]) -> list[str]:
+    """The statistics, among the files of these names, that nobody can read back: without them the step's
+    actions have no scale.
+    """
+    damaged = []
+    for name in sorted(name for name in names if Path(name).name == NORM_STATS):
+        try:
+            whole = isinstance(read_json(assets / name, assets, ARTIFACT_BYTES), dict)
+        except PermissionError:
+            raise
+        except (OSError, UnsafeFile, ValueError):
+            whole = False
+        if not whole:
+            damaged.append(f"{ASSETS}: {name} is damaged")
+    return damaged

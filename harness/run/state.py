@@ -1,0 +1,106 @@
+"""The state of a run in a word, and why: by who holds it, what it logged, and what it saved."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.artifacts.status import State
+from harness.units import format_seconds
+
+# A process may write nothing for this many of its steps, and at least this long: saving, a resume's compile.
+SILENT_STEPS, SILENT_S = 20, 120.0
+
+
+class Standing(NamedTuple):
+    """What is known of a run. `process` holds it; `owner` is the machine that last did. `step` of `steps` are
+    logged, a line `every` so many, the last `age_s` ago; after `saved` steps its state was saved.
+    """
+
+    process: str | None
+    owner: str | None
+    step: int
+    steps: int | None
+    saved: int | None
+    age_s: float | None
+    step_s: float | None
+    every: int
+    checkpoints: Path
+
+    def state(self) -> tuple[State, str]:
+        """The word and its reason."""
+        return self._living(self.process) if self.process else self._gone()
+
+    def _living(self, process: str) -> tuple[State, str]:
+        if self.age_s is None:
+            return "preparing", f"{process} holds the run; nothing is logged yet"
+        if self.age_s > _patience(self.step_s, self.every) and not self._all_logged:
+            return (
+                "silent",
+                f"{process} holds the run, yet {self._said}; a step takes {format_seconds(self.step_s)}",
+            )
+        return "running", f"{process} holds the run; {self._said}"
+
+    def _gone(self) -> tuple[State, str]:
+        """How it ended: no process holds the run."""
+        said, step, saved = self._said, self.step, self.saved
+        if (
+            self.owner is None
+            and self.age_s is not None
+            and self.age_s < _patience(self.step_s)
+            and not self._all_logged
+        ):
+            return "unknown", f"{said}; the run has no lock, so whether a process is there cannot be told"
+        elsewhere = (
+            f"; it was locked on {self.owner}, whose locks may not reach this machine"
+            if self.owner not in (None, socket.gethostname())
+            else ""
+        )
+        kept = saved is not None or _any_entry(self.checkpoints)
+        if self._all_logged and self.steps is not None and ((saved or 0) >= self.steps or not kept):
+            without = "" if kept else "; there is no checkpoint"
+            return "finished", f"all {self.steps:,} steps are logged; {said}{without}"
+        if self.age_s is None and saved is None:
+            return (
+                "died" if self.owner else "stopped",
+                f"no process holds the run, and {said}{elsewhere}",
+            )
+        if saved is not None and saved >= step:
+            return (
+                "stopped",
+                f"no process holds the run; it is saved up to its last step, {step:,}; {said}{elsewhere}",
+            )
+        lost = (
+            f"the last whole checkpoint is of step {saved:,}"
+            if saved is not None
+            else "it saved no checkpoint"
+        )
+        return (
+            "died",
+            f"no process holds the run, and what it did up to step {step:,} was not saved: {lost};"
+            f" {said}{elsewhere}",
+        )
+
+    @property
+    def _all_logged(self) -> bool:
+        return self.steps is not None and self.step >= self.steps
+
+    @property
+    def _said(self) -> str:
+        return (
+            "nothing is logged"
+            if self.age_s is None
+            else f"the last line was written {format_seconds(self.age_s)} ago"
+        )
+
+
+def _any_entry(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and any(folder.iterdir())
+    except OSError:
+        return False
+
+
+def _patience(step_s: float | None, every: int = 1) -> float:
+    return max(SILENT_S, (SILENT_STEPS + every - 1) * (step_s or 0.0))

@@ -1,0 +1,111 @@
+"""What is found here in the place of what a run's manifest says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
+from harness.errors import HarnessError
+from harness.recipe.load import load_recipe, recipe_from
+from harness.run.directory import RECIPE, RunDir, sha256_json
+from harness.run.surroundings import deterministic, environment, machine_facts, software_here
+from harness.verify.fields import Found
+
+A = TypeVar("A", bound=Artifact)
+
+
+def found_here(
+    run: RunDir,
+    manifest: Manifest,
+    known: tuple[Dataset, NormStats] | None,
+    remade: Manifest | None,
+    machine: Machine,
+    why: Mapping[str, str],
+) -> Found:
+    """What `run` and this machine are now.
+
+    `known` are data and statistics, `remade` is the manifest of the steps that were computed again, and `why`
+    says why a field cannot be told.
+    """
+    recipe, why_not_recipe = _recipe(run)
+    plan = run.read(Plan)
+    levers = plan.chosen.levers if plan is not None and plan.chosen is not None else None
+    on_cuda = manifest.plan.levers.platform == "cuda"
+    here = environment(os.environ | {"XLA_FLAGS": deterministic()} if on_cuda else os.environ)
+    return Found(
+        recipe=recipe,
+        recipe_sha256=None if recipe is None else recipe_from(dict(recipe), where="recipe").sha256(),
+        dataset_sha256=known[0].sha256 if known else None,
+        norm_stats_sha256=sha256_json(known[1].norm_stats) if known else None,
+        weights=None,
+        dataset_revision=known[0].revision if known else None,
+        leaves=remade.weights.get("leaves") if remade is not None else None,
+        files=files_of(run),
+        plan=None if levers is None else levers.model_dump(mode="json"),
+        **_software(manifest, remade),
+        upstream=remade.upstream.commit if remade and remade.upstream else None,
+        environment=remade.environment if remade is not None else here,
+        machine=machine_facts(machine),
+        device=remade.device if remade is not None else None,
+        kernels_sha256=remade.kernels_sha256 if remade is not None else None,
+        step_fingerprint=remade.step_fingerprint if remade is not None else None,
+        executable_fingerprint=remade.executable_fingerprint if remade is not None else None,
+        why=dict(why) | _why_not(manifest, remade) | why_not_recipe,
+    )
+
+
+def _recipe(run: RunDir) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """(the run's own recipe, {}), or (None, why it cannot be read)."""
+    try:
+        return load_recipe(str(run.path / RECIPE), root=run.path).model_dump(mode="json"), {}
+    except HarnessError as error:
+        return None, {"recipe": error.what}
+
+
+def _software(manifest: Manifest, remade: Manifest | None) -> dict[str, Any]:
+    """The fields of `Found` that say which software this is."""
+    software = software_here()
+    # openpi's software is that of its own environment, which only openpi itself can tell.
+    theirs = remade if manifest.backend == "openpi" else software
+    return {
+        "packages": theirs.packages if theirs is not None else None,
+        "packages_sha256": theirs.packages_sha256 if theirs is not None else None,
+        "python": theirs.python if theirs is not None else None,
+        "lock_sha256": theirs.lock_sha256 if theirs is not None else None,
+        "source_sha256": software.source_sha256,
+        "source_revision": software.source_revision,
+        "base_digest": software.base_digest,
+        "image_digest": software.image_digest,
+        "image_id": software.image_id,
+        "image": software.image,
+    }
+
+
+def _why_not(manifest: Manifest, remade: Manifest | None) -> dict[str, str]:
+    """Why a field cannot be told that only a computation tells."""
+    if remade is not None:
+        begun = "it began at a checkpoint, whose arrays were compared with their own digests"
+        return {} if "leaves" in remade.weights else {"leaves": begun}
+    computed = ("device", "kernels", "leaves", "step_fingerprint", "executable_fingerprint")
+    theirs = ("packages", "python", "lock", "upstream") if manifest.backend == "openpi" else ()
+    return dict.fromkeys(theirs, "openpi was not started here") | dict.fromkeys(
+        computed, "nothing was computed again"
+    )
+
+
+def files_of(run: RunDir) -> dict[str, str]:
+    """What the run's own files hold, hashed as its manifest did; a file that is gone or damaged differs."""
+
+    def read(kind: type[A], sha256: Callable[[A], str]) -> str:
+        try:
+            artifact = run.read(kind)
+        except HarnessError as error:
+            return error.what
+        return "missing" if artifact is None else sha256(artifact)
+
+    return {
+        Dataset.FILE: read(Dataset, lambda each: each.sha256),
+        NormStats.FILE: read(NormStats, lambda each: sha256_json(each.norm_stats)),
+    }
