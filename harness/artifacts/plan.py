@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from harness.artifacts.base import Artifact
 from harness.strict import Strict
 
+# Whose trainer carries a plan out.
+Backend = Literal["ours", "openpi"]
+
 
 class Levers(Strict):
     """How the step is carried out.
@@ -84,7 +87,7 @@ class Plan(Artifact):
     """
 
     FILE: ClassVar[str] = "plan.json"
-    backend: Literal["ours", "openpi"] = "ours"
+    backend: Backend = "ours"
     recipe: str
     recipe_sha256: str
     device: str

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from harness.artifacts.base import Artifact
-from harness.artifacts.plan import Candidate
+from harness.artifacts.plan import Backend, Candidate
 from harness.strict import Strict
 
 
@@ -129,6 +129,11 @@ class Manifest(Artifact):
     published: list[Distance] = []
     upstream: Upstream | None = None
     unknown: dict[str, str] = {}
+
+    @property
+    def backend(self) -> Backend:
+        """Whose trainer the run was started with."""
+        return "ours" if self.upstream is None else "openpi"
 
 
 class Metrics(Strict):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +17,7 @@ from harness.errors import HarnessError
 from harness.recipe.parameters import check_who_is_trained
 from harness.run.job import Job
 from harness.run.watcher import Watcher
+from harness.supervise.signals import stop_requests
 from harness.train.compiled import CompiledStep, compile_step
 from harness.train.feed import feed, frames_digest
 from harness.train.first_arrays import digests_of
@@ -56,7 +54,9 @@ def train(job: Job, watcher: Watcher) -> Outcome:
     if start >= recipe.train.steps:
         watcher.say(f"already trained to step {start}; nothing to do (--steps N trains further)")
         return Outcome(start, finished=True)
-    with _stop_requests() as stop:
+    stop: list[int] = []
+    # A second signal ends the process as it would without us.
+    with stop_requests(stop.append, once=True):
         # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run
         #    ends here.
         program = _compiled(job, watcher)
@@ -283,22 +283,3 @@ def _check_fits(compiled: CompiledStep, plan: Plan) -> None:
                 " pi05_libero_lora"
             ),
         )
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or Ctrl-C; a second signal ends the process as it would without
-    us.
-    """
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -17,7 +17,8 @@ from harness.download.cache import WEIGHTS, check_may_fetch
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
 from harness.flow.device import prepare_jax
-from harness.flow.find import backend_of
+from harness.flow.find import trainer_of
+from harness.flow.trainer import Trainer
 from harness.received.files import check_stays, walk
 from harness.received.text import word
 from harness.recipe.load import load_recipe, recipe_from
@@ -55,7 +56,8 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
             [f"train.steps={max(start + steps, 1)}"],
             where=f"{run.path}/{Manifest.FILE}",
         )
-        chain = Chain(again, recipe, trains=True, backend=backend_of(run), fsdp=manifest.plan.levers.fsdp)
+        trainer = trainer_of(run).with_shards(manifest.plan.levers.fsdp)
+        chain = Chain(again, recipe, trains=True, trainer=trainer)
         watcher.say("reading data and statistics")
         machine = chain.machine()
         weights, lack = digests_here(manifest)
@@ -173,12 +175,7 @@ def _replay(
                 "dataset-unreadable", "the data cannot be read here", fix="give the data as it was"
             )
         check_may_fetch(chain.recipe.weights.source, WEIGHTS)
-        if start and manifest.upstream is not None:
-            what = (
-                "openpi's loader begins anew at every resume, so its steps can be computed again from step 0"
-                " only"
-            )
-            raise HarnessError("upstream-cannot", what, got=f"--from {start}", fix="leave --from out")
+        trainer = chain.trainer.again(start)
         if start:
             _copy_step(run, again, start)
         if (run.path / _KERNELS).is_file():
@@ -187,7 +184,7 @@ def _replay(
         plan = _plan_as_recorded(chain, manifest, machine, known[0], device)
         again.write(plan)
         watcher.say(f"computing {steps} steps again on {plan.device}")
-        _train(again, plan, machine, watcher, any_commit=manifest.upstream is not None)
+        _train(again, plan, trainer, machine, watcher)
     except HarnessError as error:
         if error.code == "checkpoint-missing":
             raise
@@ -287,17 +284,15 @@ def _copy_step(run: RunDir, again: RunDir, step: int) -> None:
         )
 
 
-def _train(run: RunDir, plan: Plan, machine: Machine, watcher: Watcher, *, any_commit: bool) -> None:
+def _train(run: RunDir, plan: Plan, trainer: Trainer, machine: Machine, watcher: Watcher) -> None:
     from harness.supervise.process import Limits
-    from harness.supervise.run import supervise, worker
+    from harness.supervise.run import supervise
 
     before = dict(os.environ)
     try:
         prepare_jax(plan, machine)
         os.environ["WANDB_MODE"] = "disabled"
-        # openpi's own trainer always saves; its commit is one of the fields that are compared.
-        command = [*worker(run, plan), "--any-commit" if any_commit else "--without-checkpoints"]
-        supervise(run, plan, watcher, look=lambda: machine, limits=Limits(), restarts=0, command=command)
+        supervise(run, plan, trainer, watcher, look=lambda: machine, limits=Limits(), restarts=0)
     finally:
         os.environ.clear()
         os.environ.update(before)
