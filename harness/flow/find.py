@@ -117,7 +117,7 @@ def trainer_of(run: RunDir | None, asked: Backend | None = None) -> Trainer:
     Raises: HarnessError "run-of-another-backend", "backend-unknown".
     """
     manifest = run.read(Manifest) if run is not None else None
-    default = os.environ.get("HARNESS_BACKEND") or "ours"
+    default = os.environ.get("HARNESS_BACKEND") or OURS.name
     if default not in TRAINERS:
         raise HarnessError(
             "backend-unknown",
