@@ -77,7 +77,8 @@ def main() -> int:
     from harness.plan.compile import _ABSENT_GPU_OPTIONS
     from harness.recipe.load import load_recipe
     from harness.train.compiled import compile_step
-    from harness.train.sharding import Layout
+    from harness.train.setup import setup_of
+    from harness.train.sharding import Layout, local_layout
 
     recipe = load_recipe(options.recipe, [f"train.global_batch={options.microbatch * options.accumulation}"])
     levers = Levers(
@@ -90,14 +91,12 @@ def main() -> int:
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=CARDS[options.gpu].target(), topology="1x1x1"
     )
-    layout = Layout(topology.devices, levers.fsdp, levers.host)
+    setup = setup_of(recipe, Layout(topology.devices, levers.fsdp, levers.host))
     rows = {}
     for flag in ("False", "True"):
         print(f"compiling with {FLAG}={flag}", file=sys.stderr)
         rows[flag] = look(
-            compile_step(
-                recipe, levers, layout=layout, options=_ABSENT_GPU_OPTIONS | {FLAG: flag}, platform="cuda"
-            )
+            compile_step(setup, levers, options=_ABSENT_GPU_OPTIONS | {FLAG: flag}, platform="cuda")
         )
     plain, same = rows["False"], rows["True"]
     print(
@@ -110,7 +109,8 @@ def main() -> int:
     print(f"| the same executable | | {'yes' if plain.fingerprint == same.fingerprint else 'no'} | |")
     small = load_recipe("smoke", ["model.image_size=56", "data.augment=false"])
     on_cpu = Levers(platform="cpu", microbatch=small.train.global_batch, prompt_tokens=32, cameras=CAMERAS)
-    here = {look(compile_step(small, on_cpu, options={FLAG: flag})).fingerprint for flag in ("False", "True")}
+    setup = setup_of(small, local_layout(on_cpu))
+    here = {look(compile_step(setup, on_cpu, options={FLAG: flag})).fingerprint for flag in ("False", "True")}
     print(f"| the same executable on this CPU (smoke) | | {'yes' if len(here) == 1 else 'no'} | |")
     return 0
 

@@ -38,13 +38,14 @@ class Kept:
 
         from harness.artifacts import Plan
         from harness.run.directory import RunDir
+        from harness.train.setup import setup_of
         from harness.train.sharding import local_layout
 
         jax.config.update("jax_platforms", "cpu")
         plan = RunDir(whole).read(Plan)
         assert plan is not None
         assert plan.chosen is not None
-        self._recipe, self._layout = load_recipe(str(whole / "recipe.yaml")), local_layout(plan.chosen.levers)
+        self._setup = setup_of(load_recipe(str(whole / "recipe.yaml")), local_layout(plan.chosen.levers))
         self._lines, self._lock, self._sound = metrics(whole), threading.Lock(), set[tuple[Path, int, int]]()
         self._digests = {step: digests(whole, step) for step in self.whole(whole)}
         corrupt, _ = self.compare(whole)
@@ -99,7 +100,7 @@ class Kept:
         with self._lock:
             store = Store(run / "checkpoints", keep_every_steps=1)
             try:
-                restore(store, self._recipe, step, self._layout)
+                restore(store, self._setup, step)
             finally:
                 store.close()
 

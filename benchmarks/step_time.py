@@ -53,6 +53,8 @@ def ours(batch: int) -> Made:
     from harness.recipe import parameters
     from harness.recipe.load import load_recipe
     from harness.train.compiled import compile_step
+    from harness.train.setup import setup_of
+    from harness.train.sharding import local_layout
     from harness.train.start import initializer
 
     for name in ("gemma_2b", "gemma_300m"):
@@ -60,11 +62,10 @@ def ours(batch: int) -> Made:
     parameters.VISION["So400m/14"] = parameters.VisionSize(*SIZES["So400m/14"])
     sizes = [f"model.vocab_size={VOCABULARY}", "model.compute_dtype=float32", f"train.global_batch={batch}"]
     recipe, cameras = load_recipe("pi05_libero", sizes), ["base_0_rgb", "left_wrist_0_rgb"]
-    step = compile_step(
-        recipe, Levers(platform="cpu", microbatch=batch, prompt_tokens=PADDED, cameras=cameras)
-    )
+    levers = Levers(platform="cpu", microbatch=batch, prompt_tokens=PADDED, cameras=cameras)
+    step = compile_step(setup_of(recipe, local_layout(levers)), levers)
     made, rng, key = (
-        [initializer(recipe, step.layout)(jax.random.key(0))],
+        [initializer(step.setup)(jax.random.key(0))],
         np.random.default_rng(0),
         jax.random.key(1),
     )

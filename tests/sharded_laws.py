@@ -41,10 +41,11 @@ from harness.train import host
 from harness.train.compiled import CompiledStep, compile_step
 from harness.train.loop import train
 from harness.train.phases import compile_phase
-from harness.train.sharding import SMALLEST, Layout
+from harness.train.setup import setup_of
+from harness.train.sharding import SMALLEST, Layout, local_layout
 from harness.train.snapshot import restore, save
 from harness.train.start import first_state, initializer, surround
-from harness.train.state import TrainState, abstract_params, abstract_state
+from harness.train.state import TrainState, abstract_params
 from tests.openpi_checkpoints import openpi_checkpoint
 from tests.tiny import LORA, random_batch, random_params, tiny
 
@@ -97,7 +98,12 @@ def compiled(
     recipe_overrides: tuple[str, ...], accumulation_steps: int, devices: int, fsdp: int
 ) -> CompiledStep:
     recipe = learner(*recipe_overrides)
-    return compile_step(recipe, levers(recipe, accumulation_steps, devices=devices, fsdp=fsdp))
+    return here(recipe, levers(recipe, accumulation_steps, devices=devices, fsdp=fsdp))
+
+
+def here(recipe: Recipe, plan: Levers) -> CompiledStep:
+    """The step on this process's own devices."""
+    return compile_step(setup_of(recipe, local_layout(plan)), plan)
 
 
 @cache
@@ -110,19 +116,17 @@ def three_steps(
 
 
 def steps_of(recipe: Recipe, step: CompiledStep, count: int) -> tuple[TrainState, list[dict[str, float]]]:
-    expected = step.layout.placed(abstract_params(recipe))
+    place = step.setup.layout
+    expected = place.placed(step.setup.shapes.params)
     params = {
         path: jax.device_put(jnp.asarray(value, expected[path].dtype), expected[path].sharding)
         for path, value in random_params(recipe).items()
     }
-    state, key = (
-        surround(params, recipe, step.layout),
-        jax.device_put(jax.random.key(5), step.layout.replicated),
-    )
+    state, key = surround(params, step.setup), jax.device_put(jax.random.key(5), place.replicated)
     lines = []
     for i in range(count):
         state, metrics = step.run(
-            state, jax.device_put(random_batch(recipe, BATCH, TOKENS, seed=i), step.layout.rows), key
+            state, jax.device_put(random_batch(recipe, BATCH, TOKENS, seed=i), place.rows), key
         )
         lines.append({name: float(value) for name, value in metrics.items()})
     return state, lines
@@ -173,7 +177,7 @@ def hosted() -> tuple[CompiledStep, TrainState, list[dict[str, float]]]:
     """
     plan = levers(learner(), 2, **FOUR).model_copy(update={"host": ["ema", "moments", "masters"]})
     with mock.patch.object(host, "_PIECE", 2**11):
-        step = compile_step(learner(), plan)
+        step = here(learner(), plan)
     return step, *steps_of(learner(), step, 3)
 
 
@@ -181,7 +185,7 @@ def law_a_table_in_host_memory_is_walked_through_by_its_shards() -> None:
     """Left in one piece or gathered, it alone would be gigabytes on every device."""
     recipe, (step, *_) = learner(), hosted()
     rows, width = parameter_shapes(recipe.model)[EMBEDDING]
-    assert step.layout.cuttable(f"trained/{EMBEDDING}", (rows, width)) == 1
+    assert step.setup.layout.cuttable(f"trained/{EMBEDDING}", (rows, width)) == 1
     gathered = {dims for _, dims, name in collectives(step.run.as_text()) if name == "all-gather"}
     assert f"{rows},{width}" not in gathered
     assert f"f32[{2**11 // width},{width // 4}]" in step.run.as_text()
@@ -209,7 +213,7 @@ def law_any_plan_over_shards_learns_the_same() -> None:
         parts = [part for part in in_host if part != "ema" or recipe.train.ema_decay is not None]
         plan = levers(recipe, accumulation_steps, **mesh).model_copy(update={"host": parts, **others})
         with mock.patch.object(host, "_PIECE", 2**11):
-            step = compile_step(recipe, plan)
+            step = here(recipe, plan)
         assert_alike(three_steps(overrides, 1, **ONE), steps_of(recipe, step, 3))
 
     check()
@@ -237,8 +241,8 @@ def law_shards_in_host_memory_train_like_one_device_and_come_back_from_a_checkpo
             record={"recipe_sha256": recipe.sha256()},
         )
         store.wait()
-        for place in (step.layout, layout(**ONE)):
-            restored = restore(store, recipe, 3, place)
+        for place in (step.setup.layout, layout(**ONE)):
+            restored = restore(store, setup_of(recipe, place), 3)
             jax.tree.map(np.testing.assert_array_equal, restored, state)
             assert jax.tree.map(lambda x: x.sharding, restored) == place.of(state)
         store.close()
@@ -265,10 +269,10 @@ def check_shards(tree: Any, fsdp: int) -> None:
 
 def law_a_random_state_is_in_shards_and_the_same_on_any_number_of_devices() -> None:
     recipe = learner()
-    made = {fsdp: initializer(recipe, layout(4, fsdp))(jax.random.key(3)) for fsdp in (4, 2)}
+    made = {fsdp: initializer(setup_of(recipe, layout(4, fsdp)))(jax.random.key(3)) for fsdp in (4, 2)}
     for fsdp, state in made.items():
         check_shards(state, fsdp)
-    one = initializer(recipe, layout(**ONE))(jax.random.key(3))
+    one = initializer(setup_of(recipe, layout(**ONE)))(jax.random.key(3))
     for state in made.values():
         jax.tree.map(np.testing.assert_array_equal, state, one)
 
@@ -282,9 +286,9 @@ def law_weights_are_loaded_into_shards() -> None:
     with tempfile.TemporaryDirectory() as directory:
         source = openpi_checkpoint("full", Path(directory)) / "4" / "params"
         recipe = load_recipe("smoke", [f"weights.source={source}"])
-        state, _ = first_state(recipe, jax.random.key(0), Listener(), layout(**FOUR))
+        state, _ = first_state(setup_of(recipe, layout(**FOUR)), jax.random.key(0), Listener())
         check_shards(state, 4)
-        one, _ = first_state(recipe, jax.random.key(0), Listener(), layout(**ONE))
+        one, _ = first_state(setup_of(recipe, layout(**ONE)), jax.random.key(0), Listener())
         jax.tree.map(np.testing.assert_array_equal, state, one)
 
 
@@ -299,7 +303,7 @@ def law_a_run_saved_on_any_number_of_devices_resumes_on_any_other() -> None:
             save(store, state, step=3, norm_stats_json="{}", asset_id="sample", record=record)
             store.wait()
             for reader in meshes:
-                restored = restore(store, recipe, 3, layout(**reader))
+                restored = restore(store, setup_of(recipe, layout(**reader)), 3)
                 jax.tree.map(np.testing.assert_array_equal, restored, state)
                 if reader["devices"] == 4:
                     check_shards(restored, reader["fsdp"])
@@ -310,8 +314,8 @@ def law_a_run_saved_on_any_number_of_devices_resumes_on_any_other() -> None:
 
 def law_a_resumed_step_is_bitwise_the_step_that_went_on() -> None:
     recipe, step = learner(), compiled((), 2, **FOUR)
-    key = jax.device_put(jax.random.key(5), step.layout.replicated)
-    batch = jax.device_put(random_batch(recipe, BATCH, TOKENS, seed=9), step.layout.rows)
+    key = jax.device_put(jax.random.key(5), step.setup.layout.replicated)
+    batch = jax.device_put(random_batch(recipe, BATCH, TOKENS, seed=9), step.setup.layout.rows)
     with tempfile.TemporaryDirectory() as directory:
         store = Store(directory, keep_every_steps=100)
         state = jax.tree.map(jnp.copy, three_steps((), 2, **FOUR)[0])
@@ -324,7 +328,7 @@ def law_a_resumed_step_is_bitwise_the_step_that_went_on() -> None:
             record={"recipe_sha256": recipe.sha256()},
         )
         store.wait()
-        restored = restore(store, recipe, 3, step.layout)
+        restored = restore(store, step.setup, 3)
         store.close()
         jax.tree.map(
             np.testing.assert_array_equal, step.run(state, batch, key), step.run(restored, batch, key)
@@ -405,10 +409,9 @@ def law_no_row_travels_and_layers_are_gathered_one_at_a_time() -> None:
 
 
 def law_a_device_holds_its_part_of_the_state() -> None:
-    recipe = learner()
     for mesh in (ONE, FOUR):
-        step, state = compiled((), 2 if mesh is FOUR else 1, **mesh), abstract_state(recipe)
-        whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+        step = compiled((), 2 if mesh is FOUR else 1, **mesh)
+        whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(step.setup.shapes.state))
         held = step.bytes["alias"]
         assert held < whole * (0.35 if mesh is FOUR else 1.01), (held, whole)
         assert held >= whole / mesh["devices"]
@@ -417,13 +420,13 @@ def law_a_device_holds_its_part_of_the_state() -> None:
 def law_phases_need_the_state_once() -> None:
     recipe = learner()
     for mesh in (ONE, FOUR):
-        plan = levers(recipe, **mesh)
+        setup = setup_of(recipe, layout(**mesh))
         state = compiled((), 2 if mesh is FOUR else 1, **mesh).bytes["alias"]
-        load, saving = compile_phase(recipe, plan, "load"), compile_phase(recipe, plan, "save")
+        load, saving = compile_phase(setup, "load"), compile_phase(setup, "save")
         assert state <= load.bytes["device"] < 1.1 * state
         assert saving.bytes["argument"] == state
-        assert state <= compile_phase(recipe, plan, "init").bytes["output"] < 1.1 * state
-        whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract_state(recipe)))
+        assert state <= compile_phase(setup, "init").bytes["output"] < 1.1 * state
+        whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(setup.shapes.state))
         assert saving.host_bytes == saving.disk_bytes == whole
 
 
@@ -454,7 +457,8 @@ def law_a_save_stages_what_is_foreseen() -> None:
             store.close()
     finally:
         replica_slices.transfer_arrays_to_host = original
-    assert before_return == sum(staged) == compile_phase(recipe, levers(recipe, **FOUR), "save").host_bytes
+    foreseen = compile_phase(setup_of(recipe, layout(**FOUR)), "save").host_bytes
+    assert before_return == sum(staged) == foreseen
 
 
 def law_the_rule_leaves_little_whole_at_the_published_size() -> None:
@@ -481,7 +485,7 @@ def law_a_plan_for_more_devices_than_there_are_is_refused() -> None:
     recipe = learner()
     plan = levers(recipe, **ONE).model_copy(update={"devices": 8, "fsdp": 8})
     with pytest.raises(HarnessError) as caught:
-        compile_step(recipe, plan)
+        here(recipe, plan)
     assert caught.value.code == "devices-missing"
 
 

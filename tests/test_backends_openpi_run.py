@@ -19,7 +19,7 @@ import pytest
 from harness.artifacts import Gpu, Host, Machine, Manifest
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
-from harness.flow.find import backend_of
+from harness.flow.find import trainer_of
 from harness.openpi.console import Console, is_finite, step_values
 from harness.openpi.install import check_wandb, find_installation
 from harness.openpi.job import check_upstream_can
@@ -137,11 +137,15 @@ def test_wandb_takes_the_key_or_is_too_old(version: str, length: int, mode: str 
 
 def test_a_run_keeps_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDir(tmp_path)
-    assert (backend_of(run), backend_of(run, "openpi"), backend_of(None)) == ("ours", "openpi", "ours")
+
+    def names() -> list[str]:
+        return [each.name for each in (trainer_of(run), trainer_of(run, "ours"), trainer_of(run, "openpi"))]
+
+    assert [*names(), trainer_of(None).name] == ["ours", "ours", "openpi", "ours"]
     monkeypatch.setenv("HARNESS_BACKEND", "openpi")
-    assert (backend_of(run), backend_of(run, "ours"), backend_of(None)) == ("openpi", "ours", "openpi")
+    assert [*names(), trainer_of(None).name] == ["openpi", "ours", "openpi", "openpi"]
     monkeypatch.setenv("HARNESS_BACKEND", "torch")
-    assert code_of(lambda: backend_of(run)) == "backend-unknown"
+    assert code_of(lambda: trainer_of(run)) == "backend-unknown"
 
 
 def test_a_small_model_is_planned_for_the_cpu() -> None:

@@ -20,11 +20,12 @@ from harness.artifacts import Manifest, Metrics
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
+from harness.flow.trainer_openpi import Openpi
 from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.run.status import read_status
 from harness.supervise.process import Limits
-from harness.supervise.run import Outcome, supervise, worker
+from harness.supervise.run import Outcome, supervise
 from tests.openpi_standin import HEAD, standin, started
 
 # Not in the test's own process: a signal that is passed on would reach it.
@@ -72,27 +73,26 @@ class Scene:
         self.prepare()
 
     def prepare(self, *overrides: str) -> None:
-        chain = Chain(self.run, load_recipe("smoke", [*RECIPE, *overrides]), trains=True, backend="openpi")
+        chain = Chain(self.run, load_recipe("smoke", [*RECIPE, *overrides]), trains=True, trainer=Openpi())
         dataset = chain.dataset()
         chain.stats(dataset)
         self.plan = chain.plan(chain.machine(), dataset, device="cpu")
         self.machine = chain.machine()
 
-    def train(self, *more: str, restarts: int = 0, limits: Limits | None = None) -> Outcome:
-        command = [*worker(self.run, self.plan), *more]
+    def train(self, *, any_commit: bool = False, restarts: int = 0, limits: Limits | None = None) -> Outcome:
         return supervise(
             self.run,
             self.plan,
+            Openpi(any_commit=any_commit),
             self.listener,
             look=lambda: self.machine,
             limits=limits or Limits(),
             restarts=restarts,
-            command=command,
         )
 
-    def ends_with(self, *more: str, restarts: int = 0) -> HarnessError:
+    def ends_with(self, *, restarts: int = 0) -> HarnessError:
         with pytest.raises(HarnessError) as caught:
-            self.train(*more, restarts=restarts)
+            self.train(restarts=restarts)
         return caught.value
 
     def lines(self) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def _known(tmp_path: Path) -> Path:
     """A run with the sample's dataset.json and norm_stats.json, made once for all tests."""
     known = tmp_path.parent / "known"
     if not known.is_dir():
-        chain = Chain(RunDir(known), load_recipe("smoke", RECIPE), backend="openpi")
+        chain = Chain(RunDir(known), load_recipe("smoke", RECIPE), trainer=Openpi())
         chain.stats(chain.dataset())
     return known
 
@@ -352,7 +352,7 @@ def test_a_stop_waits_for_the_save_under_way(scene: Any) -> None:
 
 def test_a_trainer_whose_watcher_is_gone_ends(scene: Any) -> None:
     run = scene(step_s=300)
-    command = worker(run.run, run.plan)
+    command = Openpi().command(run.run)
     environment = os.environ | {
         "HARNESS_SUPERVISOR": str(os.getpid()),
         "PYTHONPATH": str(Path(__file__).parents[1]),
@@ -374,7 +374,7 @@ def test_another_commit_is_refused_or_recorded(scene: Any) -> None:
     run = scene(commit="f" * 40)
     (run.openpi / ".git/HEAD").write_text("f" * 40 + "\n")
     assert run.ends_with().code == "openpi-commit-differs"
-    assert run.train("--any-commit").finished
+    assert run.train(any_commit=True).finished
     assert run.manifest.upstream is not None
     assert run.manifest.upstream.commit == "f" * 40
     assert any("--any-commit" in note for note in run.manifest.upstream.notes)

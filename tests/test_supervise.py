@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -88,12 +88,22 @@ def plan(*others: Candidate, **chosen: Any) -> Plan:
     )
 
 
+class Scripted(NamedTuple):
+    """A trainer that is a script."""
+
+    script: str
+
+    def command(self, run: RunDir) -> list[str]:
+        return [sys.executable, "-c", TELL + textwrap.dedent(self.script), str(run.path)]
+
+    def crashed(self, *_: str) -> None: ...
+
+
 def run(tmp_path: Path, script: str, **options: Any) -> tuple[Outcome, Listener]:
     listener = Listener()
     usual: dict[str, Any] = {"look": lambda: WELL, "limits": Limits(), "restarts": 2}
     made = options.pop("plan", plan())
-    command = [sys.executable, "-c", TELL + textwrap.dedent(script), str(tmp_path)]
-    return supervise(RunDir(tmp_path), made, listener, command=command, **(usual | options)), listener
+    return supervise(RunDir(tmp_path), made, Scripted(script), listener, **(usual | options)), listener
 
 
 def refused(tmp_path: Path, script: str, **options: Any) -> HarnessError:
@@ -350,8 +360,7 @@ def test_sigterm_before_the_trainer_can_answer_loses_nothing(tmp_path: Path) -> 
 def test_a_trainer_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     """The supervisor gets SIGKILL: what it started is gone too, and with it the lock that it inherited."""
     worker = (
-        "import os, sys, time; from harness.train.worker import die_with_parent;"
-        " die_with_parent(int(os.environ['HARNESS_SUPERVISOR']));"
+        "import os, time; from harness.supervise.signals import die_with_supervisor; die_with_supervisor();"
     )
     worker += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     parent = (

@@ -19,10 +19,11 @@ from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
 from harness.train import host, update
 from harness.train.optimizer import optimizer
+from harness.train.setup import keeper, setup_of
 from harness.train.sharding import Layout
 from harness.train.snapshot import restore, save
 from harness.train.start import first_state
-from harness.train.state import TrainState, abstract_params, abstract_state, keeper, state_from
+from harness.train.state import TrainState, abstract_params, abstract_state, state_from
 from harness.train.step import make_step
 from harness.train.update import averaged
 from tests.openpi_checkpoints import openpi_checkpoint
@@ -67,8 +68,8 @@ def assert_same(one: object, other: object) -> None:
 @pytest.mark.parametrize("lever", list(LEVERS))
 def test_resume_is_bitwise_and_the_checkpoint_is_openpis(lever: str, tmp_path: Path) -> None:
     recipe = tiny(*SMALL, "train.trained=action_expert", *LEVERS[lever])
-    layout = Layout(jax.devices()[:1])
-    places = layout.of(abstract_state(recipe))
+    setup = setup_of(recipe, Layout(jax.devices()[:1]))
+    places = setup.layout.of(setup.shapes.state)
     step, begun = (
         jax.jit(make_step(recipe), out_shardings=(places, None)),
         jax.device_put(start(recipe), places),
@@ -89,7 +90,7 @@ def test_resume_is_bitwise_and_the_checkpoint_is_openpis(lever: str, tmp_path: P
         record={"recipe_sha256": recipe.sha256(), "recipe": recipe.model_dump(mode="json")},
     )
     store.wait()
-    back = restore(store, recipe, 1, layout)
+    back = restore(store, setup, 1)
     assert_same(back, state)
     assert_same(run(step, back, recipe, range(1, 3)), whole)
     # The parameters are dense, in openpi's types, and those that were trained against; who was trained shows
@@ -172,7 +173,7 @@ def test_on_parameters_that_stand_still_every_k_steps_is_every_step() -> None:
 def test_weights_that_are_read_are_quantized_leaf_by_leaf_into_the_codes_of_the_state() -> None:
     recipe = tiny(*LORA, "train.frozen=int8")
     params = {path: jnp.asarray(value) for path, value in random_params(recipe).items()}
-    keep = keeper(recipe, Layout(jax.devices()[:1]))
+    keep = keeper(setup_of(recipe, Layout(jax.devices()[:1])))
     kept = {
         path: keep(path, value.astype(abstract_params(recipe)[path].dtype)) for path, value in params.items()
     }
@@ -221,7 +222,8 @@ def test_the_fingerprint_is_that_of_the_weights_as_they_were_read(tmp_path: Path
     said = []
     for frozen in ("bfloat16", "int4"):
         recipe = load_recipe("smoke", [f"weights.source={source}", *LORA, f"train.frozen={frozen}"])
-        state, provenance = first_state(recipe, jax.random.key(0), Silent(), Layout(jax.devices()[:1]))
+        setup = setup_of(recipe, Layout(jax.devices()[:1]))
+        state, provenance = first_state(setup, jax.random.key(0), Silent())
         said.append(provenance["param_norm"])
         assert any(isinstance(x, Quantized) for x in state.frozen.values()) == (frozen == "int4")
     assert said[0] == said[1]

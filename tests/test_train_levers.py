@@ -23,6 +23,7 @@ from harness.recipe.parameters import EMBEDDING, is_cast_before_use, parameter_s
 from harness.recipe.schema import Recipe
 from harness.train import host
 from harness.train.accumulate import accumulate, read_copies
+from harness.train.setup import setup_of
 from harness.train.sharding import Layout
 from harness.train.state import TrainState, state_from
 from harness.train.step import make_step
@@ -233,7 +234,7 @@ def test_a_checkpoint_of_one_plan_goes_on_under_another(tmp_path: Any) -> None:
             record={"recipe_sha256": recipe.sha256()},
         )
         other = Layout(jax.local_devices()[:1], host=() if in_host else EVERYTHING)
-        states[in_host] = restore(store, recipe, 1, other)
+        states[in_host] = restore(store, setup_of(recipe, other), 1)
         for x, place in zip(jax.tree.leaves(states[in_host]), jax.tree.leaves(other.of(state)), strict=True):
             assert x.sharding.memory_kind == place.memory_kind
         store.close()

@@ -11,6 +11,8 @@ import pytest
 from harness.errors import HarnessError
 from harness.recipe.fingerprint import fingerprint
 from harness.recipe.load import load_recipe
+from harness.recipe.schema import Recipe
+from harness.train.setup import Setup, setup_of
 from harness.train.sharding import Layout
 from harness.train.start import first_state
 from tests.openpi_checkpoints import openpi_checkpoint
@@ -62,15 +64,19 @@ def test_fingerprints_of_the_released_weights(
     assert f"{norm:.3f}" in sentence
 
 
+def on_one(recipe: Recipe) -> Setup:
+    return setup_of(recipe, Layout(jax.local_devices()[:1]))
+
+
 def test_an_openpi_checkpoint_starts_a_full_run_and_a_lora_run(openpi_full_params: Path) -> None:
     listener = Listener()
     full = load_recipe("smoke", [f"weights.source={openpi_full_params}"])
-    state, provenance = first_state(full, jax.random.key(0), listener, Layout(jax.local_devices()[:1]))
+    state, provenance = first_state(on_one(full), jax.random.key(0), listener)
     assert provenance["fingerprint"] == "unknown"
     assert provenance["initialized"] == []
     assert len(next(iter(provenance["files"].values()))["sha256"]) == 64
     lora = load_recipe("smoke", [f"weights.source={openpi_full_params}", *LORA])
-    adapted, provenance = first_state(lora, jax.random.key(0), listener, Layout(jax.local_devices()[:1]))
+    adapted, provenance = first_state(on_one(lora), jax.random.key(0), listener)
     assert sorted(provenance["initialized"]) == sorted(path for path in adapted.trained if "lora" in path)
     vision = "PaliGemma/img/embedding/kernel"
     np.testing.assert_array_equal(state.trained[vision], adapted.trained[vision])
@@ -87,7 +93,7 @@ def test_weights_of_another_model_are_refused_with_every_difference(openpi_full_
         "smoke", [f"weights.source={openpi_full_params}", "model.vocab_size=500", "model.vision=Ti/14"]
     )
     with pytest.raises(HarnessError) as caught:
-        first_state(recipe, jax.random.key(0), Listener(), Layout(jax.local_devices()[:1]))
+        first_state(on_one(recipe), jax.random.key(0), Listener())
     assert caught.value.code == "weights-mismatch"
     assert "input_embedding" in caught.value.what
     assert "pos_embedding" in caught.value.what

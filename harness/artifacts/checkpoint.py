@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from harness.artifacts.base import Artifact
 from harness.strict import Strict
 
+# Who wrote a checkpoint.
+Layout = Literal["harness", "openpi"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 # A drawing has a column a layer; the deepest part of π0.5 has 27.
 MOST_LAYERS = 1_000
 
@@ -134,7 +137,7 @@ class Checkpoint(Artifact):
 
     FILE: ClassVar[str] = "checkpoint.json"
     path: str
-    layout: Literal["harness", "openpi"] | None
+    layout: Layout | None
     steps: list[CheckpointStep]
     interrupted: list[InterruptedSave]
     step: int | None = None

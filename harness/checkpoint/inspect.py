@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from harness.artifacts import Checkpoint, GroupReport, LoraReport
+from harness.artifacts.checkpoint import LAYOUTS, Layout
 from harness.checkpoint.adapters import find_lora
 from harness.checkpoint.format import GROUPS
 from harness.checkpoint.item import Array, Item
@@ -139,9 +140,11 @@ def _step_findings(steps: list[Step]) -> list[str]:
     ]
 
 
-def _layout(steps: list[Step], found: Found) -> Literal["harness", "openpi"] | None:
-    if any(recorded_trainer(step) == "openpi" for step in steps):
-        return "openpi"
+def _layout(steps: list[Step], found: Found) -> Layout | None:
+    recorded = {recorded_trainer(step) for step in steps}
+    for layout in LAYOUTS:
+        if layout in recorded:
+            return layout
     if found.run or any("harness" in step.items for step in steps):
         return "harness"
     if any("params" in step.items for step in steps) or found.interrupted:

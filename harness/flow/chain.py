@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
-from harness.recipe.load import to_yaml
+from harness.flow.find import default_recipe, recipe_of, trainer_of
+from harness.flow.trainer import Trainer
+from harness.flow.trainer_ours import OURS
+from harness.recipe.load import load_recipe, to_yaml
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, cache_root, runs_root, sha256_json, write_atomic
 
@@ -22,16 +25,9 @@ class Chain:
     """The parts that come before training, for one run (or for none, when only the answer is wanted)."""
 
     def __init__(
-        self,
-        run: RunDir | None,
-        recipe: Recipe,
-        *,
-        trains: bool = False,
-        backend: Backend = "ours",
-        fsdp: int | None = None,
+        self, run: RunDir | None, recipe: Recipe, *, trains: bool = False, trainer: Trainer = OURS
     ) -> None:
-        """`fsdp` is into how many shards openpi's trainer lays the state; our own plan finds it."""
-        self.run, self.recipe, self.backend, self._fsdp, self._trains = run, recipe, backend, fsdp, trains
+        self.run, self.recipe, self.trainer, self._trains = run, recipe, trainer, trains
         if run is not None and (trains or not run.started):
             write_atomic(run.path / RECIPE, to_yaml(recipe))
 
@@ -106,23 +102,7 @@ class Chain:
 
         `asked`: see plan.choose.Ask.
         """
-        if self.backend == "openpi":
-            return self._keep(self._plan_openpi(machine, asked.get("device")))
-        from harness.plan.atlas import shipped
-        from harness.plan.choose import Ask, Tools, choose
-
-        inputs = sha256_json([self.recipe, machine, None if dataset is None else dataset.sha256, asked])
-        return self._keep(
-            choose(
-                self.recipe, machine, dataset, Ask(**asked), inputs=inputs, tools=Tools(shipped(), say=say)
-            )
-        )
-
-    def _plan_openpi(self, machine: Machine, device: str | None) -> Plan:
-        from harness.openpi.run import plan_run
-
-        inputs = sha256_json([self.recipe, machine, "openpi", device, self._fsdp])
-        return plan_run(self.recipe, machine, device, self._fsdp, inputs=inputs)
+        return self._keep(self.trainer.plan(self.recipe, machine, dataset, say, asked))
 
     def carry_out(self, plan: Plan) -> list[str]:
         """The deviations of the chosen plan; from here on the recipe is the one that it carries out, in the
@@ -160,6 +140,20 @@ class Chain:
         if self.run is not None:
             self.run.write(artifact)
         return artifact
+
+
+def chain_for(
+    run: Path | None, recipe: str | None, overrides: list[str], asked: Backend | None = None
+) -> Chain:
+    """The chain for a verb of its own: the named recipe (a run's own, when none is), with the overrides;
+    `asked` is whose trainer, as in `trainer_of`.
+    """
+    if run is None:
+        return Chain(
+            None, load_recipe(recipe or default_recipe(), overrides), trainer=trainer_of(None, asked)
+        )
+    own = recipe_of(RunDir(run), recipe, overrides, own_first=True)
+    return Chain(RunDir(run), own, trainer=trainer_of(RunDir(run), asked))
 
 
 def _signature(root: Path) -> list[Any]:

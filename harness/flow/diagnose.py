@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ def diagnose(
         leftovers=tuple(_leftovers(chain.run.checkpoints, chain.backend)) if run is not None else (),
         limits=process_limits(),
         online=online and not is_offline(),
-        python=_python_of(chain),
+        python=chain.trainer.python(),
         why_not_weights=why_not,
         backend=chain.backend,
     )
@@ -60,15 +59,6 @@ def diagnose(
     if chain.run is not None:
         chain.run.write(found)
     return found
-
-
-def _python_of(chain: Any) -> str:
-    """The interpreter that the run's trainer is started with."""
-    if chain.backend == "ours":
-        return sys.executable
-    from harness.openpi.install import find_installation
-
-    return str(find_installation(any_commit=True).python)
 
 
 def data_here(chain: Any) -> tuple[Dataset, NormStats] | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import cast, get_args
 
 from harness.artifacts import Manifest
 from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
+from harness.flow.trainer import Trainer
+from harness.flow.trainer_openpi import Openpi
+from harness.flow.trainer_ours import OURS
 from harness.received import consent
 from harness.received.files import there
 from harness.received.names import why_no_name
@@ -16,6 +18,8 @@ from harness.received.text import word
 from harness.recipe.load import load_recipe, shipped_sources
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, latest_run, new_run, runs_root
+
+TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (OURS, Openpi())}
 
 
 def default_recipe() -> str:
@@ -106,25 +110,24 @@ def refuse_started(run: RunDir) -> None:
         )
 
 
-def backend_of(run: RunDir | None, asked: str | None = None) -> Backend:
-    """Whose trainer a run is carried out by: the one that it was started with, else the one asked for, else
-    $HARNESS_BACKEND or ours.
+def trainer_of(run: RunDir | None, asked: Backend | None = None) -> Trainer:
+    """The trainer that carries a run out: the one that it was started with, else the one asked for, else
+    $HARNESS_BACKEND's or ours.
 
     Raises: HarnessError "run-of-another-backend", "backend-unknown".
     """
     manifest = run.read(Manifest) if run is not None else None
-    default = os.environ.get("HARNESS_BACKEND") or "ours"
-    if default not in get_args(Backend):
-        need = " or ".join(get_args(Backend))
+    default = os.environ.get("HARNESS_BACKEND") or OURS.name
+    if default not in TRAINERS:
         raise HarnessError(
             "backend-unknown",
             f"HARNESS_BACKEND={default} names no trainer",
             got=default,
-            need=need,
+            need=" or ".join(TRAINERS),
             fix="HARNESS_BACKEND=openpi, or unset it",
         )
     if run is None or manifest is None:
-        return cast(Backend, asked or default)
+        return TRAINERS[asked or default]
     own = manifest.backend
     if asked not in (None, own):
         raise HarnessError(
@@ -137,4 +140,4 @@ def backend_of(run: RunDir | None, asked: str | None = None) -> Backend:
                 " to start from its checkpoint"
             ),
         )
-    return own
+    return TRAINERS[own]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,11 +16,11 @@ from harness.flow.diagnose import diagnose
 from harness.show.progress import Progress, busy
 
 if TYPE_CHECKING:
-    from types import FrameType
+    import signal
 
     from harness.artifacts import Curve, Machine
     from harness.flow.chain import Chain
-    from harness.recipe.schema import Recipe
+    from harness.flow.trainer import Trainer
     from harness.run.job import Job
 
 # A run of this length can spare the minutes that a prediction takes at its end, and no prediction may take
@@ -38,29 +37,14 @@ def stopped_at_once() -> Iterator[None]:
     Raises: HarnessError "stopped".
     """
 
-    def stop(number: int, _: FrameType | None) -> None:
-        what = f"stopped by {signal.Signals(number).name} while no step was being trained; nothing was lost"
+    from harness.supervise.signals import stop_requests
+
+    def stop(heard: signal.Signals) -> None:
+        what = f"stopped by {heard.name} while no step was being trained; nothing was lost"
         raise HarnessError("stopped", what, fix="harness train --resume --run RUN")
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with stop_requests(stop):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def openpi_options(recipe: Recipe, *, any_commit: bool) -> list[str]:
-    """Options of the process that starts openpi, when it is here and can do what the recipe says.
-
-    Raises: HarnessError "upstream-cannot" and those of `find_installation`.
-    """
-    from harness.openpi.install import find_installation
-    from harness.openpi.job import check_upstream_can
-
-    check_upstream_can(recipe)
-    find_installation(any_commit=any_commit)
-    return ["--any-commit"] if any_commit else []
 
 
 def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str]) -> tuple[Job, Machine]:
@@ -113,7 +97,7 @@ def _check_weights(chain: Chain, allow: list[str]) -> None:
     assert chain.run is not None
     source = chain.recipe.weights.source
     # A run that goes on has all weights in its checkpoint, unless that holds only what was trained.
-    goes_on = newest_step(chain.run.checkpoints, chain.backend) is not None
+    goes_on = newest_step(chain.run.checkpoints, chain.trainer.name) is not None
     if not goes_on or chain.recipe.train.save == "trained":
         check_may_fetch(source, WEIGHTS)
     # As the doctor calls this check, which can be told to let it pass.
@@ -125,7 +109,7 @@ def _check_weights(chain: Chain, allow: list[str]) -> None:
 
 
 def carry_out(
-    job: Job, machine: Machine, console: Progress, lock: int, more: list[str], *, patient: bool
+    job: Job, machine: Machine, trainer: Trainer, console: Progress, lock: int, *, patient: bool
 ) -> bool:
     """Whether the run has something to look back at: the training itself, in a process of its own that this
     one watches; JAX is never imported here.
@@ -134,7 +118,7 @@ def carry_out(
     from harness.probe.machine import probe
     from harness.received.text import word
     from harness.supervise.process import Limits
-    from harness.supervise.run import supervise, worker
+    from harness.supervise.run import supervise
 
     prepare_jax(job.plan, machine)
     expected = (
@@ -148,14 +132,13 @@ def carry_out(
         expected_step_s=expected,
     )
     with console:
-        command = [*worker(job.run, job.plan), *more]
         outcome = supervise(
             job.run,
             job.plan,
+            trainer,
             console,
             look=lambda: probe([job.run.path]),
             limits=limits,
-            command=command,
             inherit=(lock,),
         )
     if not outcome.finished:
@@ -168,7 +151,7 @@ def carry_out(
     return outcome.step > 0
 
 
-def look_back(job: Job, console: Progress) -> None:
+def look_back(job: Job, trainer: Trainer, console: Progress) -> None:
     """What the run left behind: its checkpoint inspected, its curve analysed, its report written."""
     from harness.flow.pages import write_report
 
@@ -176,11 +159,11 @@ def look_back(job: Job, console: Progress) -> None:
     curve = analyse_run(job.run.path)
     if curve is not None:
         console.say(f"loss: {curve.verdict}, {curve.reasons[0]}")
-    _predict(job, console)
+    _predict(job, trainer, console)
     console.say(f"report: {write_report(job.run)}")
 
 
-def _predict(job: Job, console: Progress) -> None:
+def _predict(job: Job, trainer: Trainer, console: Progress) -> None:
     """Lets a process of its own try the last checkpoint on a frame, for the report; not after a short run, of
     which that would be a large part.
     """
@@ -191,8 +174,7 @@ def _predict(job: Job, console: Progress) -> None:
         return
     console.say("predicting one frame with the last checkpoint")
     command = [sys.executable, "-m", "harness.cli", "predict", str(job.run.path), "--run", str(job.run.path)]
-    # Beside openpi the harness itself may have no libraries for the GPU.
-    command += ["--device", "cpu"] if job.plan.backend == "openpi" else []
+    command += trainer.predict_options
     try:
         subprocess.run(
             command,

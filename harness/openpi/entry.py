@@ -30,8 +30,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# The process that is to outlive this one; without it this one ends.
+# The variable that names the process without which this one ends: `SUPERVISOR` of supervise/signals.py.
 PARENT = "HARNESS_SUPERVISOR"
+# The key of the first line under which a refusal stands.
+REFUSED = "refused"
 # What can change a number of a run; the lock's differences are told of all packages.
 _PACKAGES = (
     "jax",
@@ -265,7 +267,7 @@ def main() -> int:
         config = config_of(job)
         total, trained = check_count(job, config)
     except Refused as refused:
-        _tell({"refused": refused.said})
+        _tell({REFUSED: refused.said})
         lines = [f"  {key}: {refused.said[key]}" for key in ("got", "need", "fix")]
         sys.stderr.write("\n".join([f"error [{refused.said['code']}] {refused.said['what']}", *lines]) + "\n")
         return 2
@@ -298,7 +300,12 @@ def _device() -> str:
 
 
 def _end_with_parent() -> None:
-    """A trainer that nobody watches would hold the GPU and write into a run that somebody resumes."""
+    """Ties this process to the one that `PARENT` names, if any.
+
+    A trainer that nobody watches would hold the GPU and write into a run that somebody resumes.
+    """
+    # As `die_with_supervisor` of harness/supervise/signals.py. It stands here a second time because openpi's
+    # interpreter finds neither our package nor the libraries that it imports.
     parent = os.environ.get(PARENT)
     if parent is None:
         return

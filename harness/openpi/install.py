@@ -6,6 +6,7 @@ Nothing of it is imported here.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from harness.openpi.entry import commit_of
 from harness.openpi.table import COMMIT
 
 VARIABLE = "HARNESS_OPENPI"
+# The phase of a run in which openpi loads its own modules.
+IMPORT = "import"
 # What upstream's README says, with the commit in its place and without what training does not need.
 INSTALL = (
     f"git clone https://github.com/Physical-Intelligence/openpi DIR && cd DIR && git checkout {COMMIT} &&"
@@ -105,3 +108,23 @@ def check_wandb(version: str, environ: Mapping[str, str] = os.environ) -> None:
                 " train-openpi, or WANDB_MODE=offline"
             ),
         )
+
+
+def crashed_at_import(name: str, got: str) -> HarnessError:
+    """Why openpi ended by the signal `name` in the phase `IMPORT`; a second attempt would load the same
+    modules.
+    """
+    return HarnessError(
+        "openpi-crashed-at-import",
+        f"openpi ended by {name} (exit code {128 + signal.Signals[name]}) while its modules were imported;"
+        " nothing was trained",
+        got=got,
+        need=(
+            "openpi's own lock, unchanged: in other versions, or in another order of import, its libraries"
+            " crash upon each other"
+        ),
+        fix=(
+            "in its checkout: GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev; or docker compose run --rm"
+            " train-openpi, whose image has it"
+        ),
+    )

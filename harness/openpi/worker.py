@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import selectors
 import signal
 import subprocess
@@ -21,7 +20,6 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 from harness.artifacts import Manifest, Metrics
@@ -29,7 +27,7 @@ from harness.errors import HarnessError
 from harness.openpi import entry as openpi_entry
 from harness.openpi.console import Console, is_finite
 from harness.openpi.files import FOLDER, JOB, fetch_weights, place_files
-from harness.openpi.install import Installation, check_wandb, find_installation
+from harness.openpi.install import IMPORT, Installation, check_wandb, find_installation
 from harness.openpi.manifest import describe_run, resumed
 from harness.openpi.steps import Records, is_saving
 from harness.received.text import for_terminal
@@ -59,14 +57,15 @@ def main() -> int:
     """0 when openpi ended as it should or was asked to stop; 2 when it could not, with the reason as an
     event; else as openpi ended.
     """
-    from harness.supervise.channel import Channel, die_with_parent, private_stdout
+    from harness.supervise.channel import Channel, private_stdout
+    from harness.supervise.signals import die_with_supervisor
 
-    die_with_parent(int(os.environ.get("HARNESS_SUPERVISOR", "0")))
+    die_with_supervisor()
     channel = Channel(private_stdout())
     try:
         return _Follower(RunDir(Path(sys.argv[1])), channel, any_commit="--any-commit" in sys.argv).run()
     except HarnessError as error:
-        channel.tell("error", code=error.code, what=error.what, got=error.got, need=error.need, fix=error.fix)
+        channel.error(error)
         return 2
 
 
@@ -87,25 +86,23 @@ class _Follower:
         self._metrics: Any = None
 
     def run(self) -> int:
+        from harness.supervise.signals import stop_requests
+
         recipe, channel = self._job.recipe, self._channel
         if self._begun >= recipe.train.steps:
             channel.say(f"already trained to step {self._begun}; nothing to do (--steps N trains further)")
-            channel.tell("end", step=self._begun, finished=True)
+            channel.end(self._begun, finished=True)
             return 0
-        channel.phase("import")
+        channel.phase(IMPORT)
         installation = find_installation(any_commit=self._any_commit)
         weights, self._weights = fetch_weights(recipe)
         resume = self._prepare_checkpoints()
         job = self._job
         places = place_files(self._run, recipe, job.plan, job.dataset, job.stats, weights, resume=resume)
-        previous = {
-            number: signal.signal(number, self._note_stop) for number in (signal.SIGTERM, signal.SIGINT)
-        }
         try:
-            ended = self._follow(installation, places)
+            with stop_requests(lambda _: self._stop.append(time.monotonic())):
+                ended = self._follow(installation, places)
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
             if self._metrics is not None:
                 self._metrics.close()
             if self._records is not None:
@@ -210,8 +207,8 @@ class _Follower:
         from harness.train.metrics import MetricsFile
 
         self._told = told
-        if "refused" in told:
-            raise HarnessError(**told["refused"])
+        if openpi_entry.REFUSED in told:
+            raise HarnessError(**told[openpi_entry.REFUSED])
         check_wandb(told["packages"].get("wandb", ""))
         job, run = self._job, self._run
         known = run.read(Manifest)
@@ -275,9 +272,6 @@ class _Follower:
                 f"openpi has saved step {step}, the state after {steps_taken(step, 'openpi')} steps"
             )
 
-    def _note_stop(self, _: int, __: FrameType | None) -> None:
-        self._stop.append(time.monotonic())
-
     def _may_stop(self) -> bool:
         """Whether no save is under way, or one has been for too long."""
         return not is_saving(self._run.checkpoints) or time.monotonic() - self._stop[0] > _SAVE_S
@@ -291,14 +285,14 @@ class _Follower:
                 f"openpi saves nothing when it is stopped: {saved}, and {max(0, lost)} steps since then are"
                 " lost"
             )
-            self._channel.tell("end", step=done, finished=done >= steps)
+            self._channel.end(done, finished=done >= steps)
             return 0
         if ended.returncode == 0:
-            self._channel.tell("end", step=max(done, self._whole_run()), finished=True)
+            self._channel.end(max(done, self._whole_run()), finished=True)
             return 0
         exhausted = next((text for text in ended.words if "RESOURCE_EXHAUSTED" in text), None)
         if exhausted is not None:
-            self._channel.tell("exhausted", text=exhausted[:500])
+            self._channel.exhausted(exhausted)
             return 2
         full = next((text for text in ended.words if "No space left on device" in text), None)
         if full is not None:
@@ -323,6 +317,8 @@ def _end_likewise(returncode: int) -> int:
     """Ends this process as openpi ended: by the same signal, also where a shell in between has made a number
     above 128 of it.
     """
+    from harness.supervise.signals import end_by
+
     number = (
         -returncode
         if returncode < 0
@@ -331,9 +327,7 @@ def _end_likewise(returncode: int) -> int:
         else 0
     )
     if number in set(signal.Signals):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(number, signal.SIG_DFL) if number not in (signal.SIGKILL, signal.SIGSTOP) else None
-        os.kill(os.getpid(), number)
+        end_by(number)
     return returncode if returncode > 0 else 1
 
 

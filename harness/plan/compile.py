@@ -201,31 +201,35 @@ def _main() -> None:
     device.start()
     from harness.train.compiled import compile_step, lower_step
     from harness.train.phases import compile_phase
+    from harness.train.setup import setup_of
+    from harness.train.sharding import local_layout
 
-    extra: dict[str, Any] = {}
-    if request.target:
-        from jax.experimental import topologies
-
-        from harness.train.sharding import Layout
-
-        topology = topologies.get_topology_desc(
-            platform="cuda", target_config=request.target, topology=f"1x1x{request.levers.devices}"
-        )
-        extra = {
-            "layout": Layout(topology.devices, request.levers.fsdp, request.levers.host),
-            "options": _ABSENT_GPU_OPTIONS,
-            "platform": "cuda",
-        }
+    levers = request.levers
+    layout = _absent(request.target, levers) if request.target else local_layout(levers)
+    setup = setup_of(request.recipe, layout)
+    options, platform = (_ABSENT_GPU_OPTIONS, "cuda") if request.target else (None, None)
     if request.only_lower:
-        _, fingerprint = lower_step(request.recipe, request.levers, extra["layout"], extra["platform"])
+        _, fingerprint = lower_step(setup, levers, platform)
         answer = Answer(bytes={}, fingerprint=fingerprint)
     elif request.phase == "step":
-        step = compile_step(request.recipe, request.levers, **extra)
+        step = compile_step(setup, levers, options=options, platform=platform)
         answer = Answer(bytes=step.bytes, flops=step.flops, fingerprint=step.fingerprint)
     else:
-        phase = compile_phase(request.recipe, request.levers, request.phase, **extra)
+        phase = compile_phase(setup, request.phase, options=options, platform=platform)
         answer = Answer(bytes=phase.bytes, host_bytes=phase.host_bytes, disk_bytes=phase.disk_bytes)
     print(answer.model_dump_json(ensure_ascii=True))
+
+
+def _absent(target: str, levers: Levers) -> Any:
+    """The layout over cards that are not here."""
+    from jax.experimental import topologies
+
+    from harness.train.sharding import Layout
+
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=target, topology=f"1x1x{levers.devices}"
+    )
+    return Layout(topology.devices, levers.fsdp, levers.host)
 
 
 if __name__ == "__main__":

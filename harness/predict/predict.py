@@ -218,10 +218,11 @@ def _sample(
     from harness.checkpoint.weights import load_params
     from harness.model.pi05 import bind, graph_of
     from harness.train.compiled import device_bytes
+    from harness.train.setup import keeper, setup_of
     from harness.train.sharding import Layout
-    from harness.train.state import abstract_params, abstract_state, keeper
     from harness.train.step import observe
 
+    setup = setup_of(recipe, Layout(jax.local_devices()[:1]))
     graph = graph_of(recipe.model, remat=False)
     shape = (1, recipe.model.action_horizon, recipe.model.action_dim)
     inputs = {name: batch[name] for name in ("images", "tokens", "token_mask")}
@@ -233,7 +234,7 @@ def _sample(
 
     say("compiling")
     key = jax.random.key(question.seed)
-    compiled = jax.jit(sample).lower(abstract_state(recipe).params, inputs, key).compile()
+    compiled = jax.jit(sample).lower(setup.shapes.state.params, inputs, key).compile()
     need = device_bytes(compiled.memory_analysis())["device"]
     if on.usable_bytes is not None and need > on.usable_bytes:
         raise HarnessError(
@@ -247,9 +248,7 @@ def _sample(
     say(f"loading the parameters of {located.path}")
     # Through the same codes as in training: a step of only trained parameters lies upon weights that are not
     # quantized yet.
-    params = load_params(
-        located.path, abstract_params(recipe), base=base, keep=keeper(recipe, Layout(jax.local_devices()[:1]))
-    ).params
+    params = load_params(located.path, setup.shapes.params, base=base, keep=keeper(setup)).params
     return np.asarray(compiled(params, inputs, key))[0]
 
 

@@ -46,8 +46,8 @@ class Cells(Table):
             caption_justify="left",
             show_header=bool(columns),
             min_width=min_width,
-            **look,
-        )  # type: ignore[arg-type]
+            **look,  # type: ignore[arg-type]
+        )
         self.title = cell(title, "italic") if title else None
         for number, name in enumerate(columns):
             self.column(name, right=number > 0)

@@ -1,41 +1,126 @@
-"""Both ends' protocol between a trainer and its supervisor: events as lines of JSON on a private stdout."""
+"""The protocol between a trainer and its supervisor, both ends: an event is a line of JSON on a private
+stdout.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import enum
 import json
 import os
-import signal
-import sys
-from typing import Any, TextIO
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TextIO
 
 from harness.artifacts import Metrics
+from harness.errors import HarnessError
+from harness.run.watcher import Watcher
 
-# Source: prctl(2), PR_SET_PDEATHSIG.
-_PARENT_DEATH_SIGNAL = 1
+# Of what a library said.
+_MOST_CHARACTERS = 500
+
+
+class Event(enum.StrEnum):
+    SAY = "say"
+    WARN = "warn"
+    PHASE = "phase"
+    STEP = "step"
+    ERROR = "error"
+    EXHAUSTED = "exhausted"
+    HOST_MEMORY = "host-memory"
+    END = "end"
 
 
 class Channel:
-    """Tells the parent how it goes; a `Watcher`."""
+    """The trainer's end; a `Watcher`.
+
+    After `error`, `exhausted`, `host_memory` or `end` nothing more is told.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
-    def tell(self, event: str, **body: Any) -> None:
+    def say(self, text: str) -> None:
+        self._tell(Event.SAY, text=text)
+
+    def warn(self, text: str) -> None:
+        self._tell(Event.WARN, text=text)
+
+    def phase(self, name: str) -> None:
+        self._tell(Event.PHASE, name=name)
+
+    def step(self, line: Metrics, steps: int) -> None:
+        self._tell(Event.STEP, line=line.model_dump(mode="json"), steps=steps)
+
+    def error(self, error: HarnessError) -> None:
+        self._tell(
+            Event.ERROR, code=error.code, what=error.what, got=error.got, need=error.need, fix=error.fix
+        )
+
+    def exhausted(self, text: str) -> None:
+        """The device has no memory left."""
+        self._tell(Event.EXHAUSTED, text=text[:_MOST_CHARACTERS])
+
+    def host_memory(self, text: str) -> None:
+        """The host has no memory left."""
+        self._tell(Event.HOST_MEMORY, text=text[:_MOST_CHARACTERS])
+
+    def end(self, step: int, *, finished: bool) -> None:
+        self._tell(Event.END, step=step, finished=finished)
+
+    def _tell(self, event: Event, **body: Any) -> None:
         self._out.write(json.dumps({"event": event} | body) + "\n")
         self._out.flush()
 
-    def say(self, text: str) -> None:
-        self.tell("say", text=text)
 
-    def warn(self, text: str) -> None:
-        self.tell("warn", text=text)
+class End(NamedTuple):
+    """`step` is where the run stands, saved."""
 
-    def phase(self, name: str) -> None:
-        self.tell("phase", name=name)
+    step: int
+    finished: bool
 
-    def step(self, line: Metrics, steps: int) -> None:
-        self.tell("step", line=line.model_dump(mode="json"), steps=steps)
+
+@dataclass
+class Heard:
+    """The supervisor's end: what a trainer has told so far."""
+
+    phase: str = "start"
+    error: HarnessError | None = None
+    exhausted: str | None = None
+    host_memory: str | None = None
+    end: End | None = None
+    steps: list[Metrics] = field(default_factory=list)
+
+    def take(self, line: bytes, watcher: Watcher) -> None:
+        """Notes the event of a line, and passes on what a watcher is told.
+
+        An event of another name is of another version, and is left out.
+        """
+        event = json.loads(line)
+        kind = event.pop("event")
+        if kind == Event.SAY:
+            watcher.say(event["text"])
+        elif kind == Event.WARN:
+            watcher.warn(event["text"])
+        elif kind == Event.PHASE:
+            self.phase = event["name"]
+            watcher.phase(self.phase)
+        elif kind == Event.STEP:
+            metrics = Metrics.model_validate(event["line"])
+            self.steps.append(metrics)
+            watcher.step(metrics, event["steps"])
+        elif kind == Event.ERROR:
+            self.error = HarnessError(
+                str(event["code"]),
+                str(event["what"]),
+                got=event["got"],
+                need=event["need"],
+                fix=str(event["fix"]),
+            )
+        elif kind == Event.EXHAUSTED:
+            self.exhausted = event["text"]
+        elif kind == Event.HOST_MEMORY:
+            self.host_memory = event["text"]
+        elif kind == Event.END:
+            self.end = End(event["step"], event["finished"])
 
 
 def private_stdout() -> TextIO:
@@ -43,12 +128,3 @@ def private_stdout() -> TextIO:
     private = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return private
-
-
-def die_with_parent(parent: int) -> None:
-    """A trainer without its supervisor would hold the GPU and write into a run that somebody resumes."""
-    if not parent:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(2)

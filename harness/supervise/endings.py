@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import NamedTuple
 
 from harness.artifacts import Machine, Plan
 from harness.errors import HarnessError
 from harness.supervise.process import Attempt
 from harness.units import format_seconds
+
+# (phase, name of the signal, what was seen) → why, where a trainer knows more than that it crashed.
+Crashed = Callable[[str, str, str], HarnessError | None]
 
 
 class Ending(NamedTuple):
@@ -21,26 +25,22 @@ class Ending(NamedTuple):
     smaller: bool = False
 
 
-def explain(result: Attempt, plan: Plan, machine: Machine) -> Ending | None:
+def explain(
+    result: Attempt, plan: Plan, machine: Machine, crashed: Crashed = lambda *_: None
+) -> Ending | None:
     """The ending of an attempt, or None when it ended as it should or as it was asked to.
 
-    `machine` was probed after the end.
+    `machine` was probed after the end; `crashed` is what the trainer itself knows of a crash.
     """
     if result.stopped_for is not None:
         return _stopped(result, plan, machine)
     if result.error is not None:
-        return Ending(_refusal(result.error))
+        return Ending(result.error)
     if result.exhausted is not None:
         return _device_memory(result)
     if result.end is not None and result.returncode == 0:
         return None
-    return _gone(result, plan, machine)
-
-
-def _refusal(error: dict[str, str | None]) -> HarnessError:
-    return HarnessError(
-        str(error["code"]), str(error["what"]), got=error["got"], need=error["need"], fix=str(error["fix"])
-    )
+    return _gone(result, plan, machine, crashed)
 
 
 def _device_memory(result: Attempt) -> Ending:
@@ -54,7 +54,7 @@ def _device_memory(result: Attempt) -> Ending:
     return Ending(error, again=True, smaller=True)
 
 
-def _gone(result: Attempt, plan: Plan, machine: Machine) -> Ending:
+def _gone(result: Attempt, plan: Plan, machine: Machine, crashed: Crashed) -> Ending:
     """A process that ended without a word: because of us, because of its GPU, by a signal, or by an error
     that nobody foresaw.
     """
@@ -75,7 +75,7 @@ def _gone(result: Attempt, plan: Plan, machine: Machine) -> Ending:
     lost = _lost_gpu(plan, machine)
     if lost is not None:
         return _gpu_lost(result, lost)
-    return _died(result)
+    return _died(result, crashed)
 
 
 def _gpu_lost(result: Attempt, lost: str) -> Ending:
@@ -91,7 +91,7 @@ def _gpu_lost(result: Attempt, lost: str) -> Ending:
     )
 
 
-def _died(result: Attempt) -> Ending:
+def _died(result: Attempt, crashed: Crashed) -> Ending:
     """A process that ended by a signal, or by an error that nobody foresaw."""
     words = [line for line in result.last_words if line.strip()]
     got = (
@@ -134,7 +134,7 @@ def _died(result: Attempt) -> Ending:
             )
         )
     if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
-        return _crashed(signal.Signals(number).name, result, got)
+        return _crashed(signal.Signals(number).name, result, got, crashed)
     if number > 0:
         name = signal.Signals(number).name
         return Ending(
@@ -149,29 +149,15 @@ def _died(result: Attempt) -> Ending:
     )
 
 
-def _crashed(name: str, result: Attempt, got: str) -> Ending:
-    if result.phase != "import":
-        fix = (
-            "go on with --resume; if it happens again, look at the driver's version (harness doctor) and at"
-            " dmesg for Xid errors"
-        )
-        return Ending(HarnessError("crashed", f"the trainer crashed ({name})", got=got, fix=fix), again=True)
-    # The phase in which openpi loads its own modules; a second attempt would load the same ones.
-    error = HarnessError(
-        "openpi-crashed-at-import",
-        f"openpi ended by {name} (exit code {128 + signal.Signals[name]}) while its modules were imported;"
-        " nothing was trained",
-        got=got,
-        need=(
-            "openpi's own lock, unchanged: in other versions, or in another order of import, its libraries"
-            " crash upon each other"
-        ),
-        fix=(
-            "in its checkout: GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev; or docker compose run --rm"
-            " train-openpi, whose image has it"
-        ),
+def _crashed(name: str, result: Attempt, got: str, crashed: Crashed) -> Ending:
+    error = crashed(result.phase, name, got)
+    if error is not None:
+        return Ending(error)
+    fix = (
+        "go on with --resume; if it happens again, look at the driver's version (harness doctor) and at"
+        " dmesg for Xid errors"
     )
-    return Ending(error)
+    return Ending(HarnessError("crashed", f"the trainer crashed ({name})", got=got, fix=fix), again=True)
 
 
 def _stopped(result: Attempt, plan: Plan, machine: Machine) -> Ending:

@@ -5,7 +5,6 @@ This process never imports JAX.
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import signal
@@ -13,17 +12,16 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
-from harness.artifacts import Metrics
 from harness.probe.cgroup import oom_kills
 from harness.received.text import for_terminal
 from harness.redact import redact
 from harness.run.watcher import Watcher
+from harness.supervise.channel import Heard
+from harness.supervise.signals import SUPERVISOR, stop_requests
 
 _POLL_S = 1.0
 _LAST_WORDS = 40
@@ -32,23 +30,17 @@ _GRACE_S = 60
 
 
 @dataclass
-class Attempt:
-    """What one process said, and how it ended.
+class Attempt(Heard):
+    """What one process told, and how it ended.
 
     `stopped_for` is why the supervisor itself stopped it; `asked_to_stop` counts the requests from outside.
     """
 
-    phase: str = "start"
-    error: dict[str, Any] | None = None
-    exhausted: str | None = None
-    host_memory: str | None = None
-    end: dict[str, Any] | None = None
     returncode: int = 0
     asked_to_stop: int = 0
     stopped_for: str | None = None
     silent_s: float = 0.0
     oom_killed: bool = False
-    steps: list[Metrics] = field(default_factory=list)
     last_words: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_WORDS))
 
     @property
@@ -84,7 +76,7 @@ def attempt(
     SIGTERM and Ctrl-C are passed on to it.
     """
     result, kills = Attempt(), oom_kills()
-    environment = os.environ | {"HARNESS_SUPERVISOR": str(os.getpid())}
+    environment = os.environ | {SUPERVISOR: str(os.getpid())}
     # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on once.
     child = subprocess.Popen(
         list(command),
@@ -98,7 +90,14 @@ def attempt(
     assert child.stderr is not None
     ears = threading.Thread(target=_listen, args=(child.stderr, result.last_words), daemon=True)
     ears.start()
-    with _signals_passed_on(child, result):
+
+    def pass_on(_: signal.Signals) -> None:
+        """Asks the trainer to save and end; the second time it is ended at once."""
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL if result.asked_to_stop else signal.SIGTERM)
+        result.asked_to_stop += 1
+
+    with stop_requests(pass_on):
         _follow(child, result, watcher, limits)
     result.returncode = child.wait()
     ears.join(timeout=5)
@@ -124,7 +123,7 @@ def _follow(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher, l
                 heard = now
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
-                    _note(json.loads(line), result, watcher)
+                    result.take(line, watcher)
                 if _too_slow(result, limits):
                     result.stopped_for = "slow"
             elif (silent := time.monotonic() - heard) > _patience(result, limits, longest):
@@ -142,29 +141,6 @@ def _patience(result: Attempt, limits: Limits, longest: float) -> float:
     if result.phase != "step" or len(result.steps) < limits.steps_before_judging:
         return limits.silent_s
     return min(limits.silent_s, max(limits.silent_between_steps_s, limits.silent_times * longest))
-
-
-def _note(event: dict[str, Any], result: Attempt, watcher: Watcher) -> None:
-    kind = event.pop("event")
-    if kind == "say":
-        watcher.say(event["text"])
-    elif kind == "warn":
-        watcher.warn(event["text"])
-    elif kind == "phase":
-        result.phase = event["name"]
-        watcher.phase(event["name"])
-    elif kind == "step":
-        line = Metrics.model_validate(event["line"])
-        result.steps.append(line)
-        watcher.step(line, event["steps"])
-    elif kind == "error":
-        result.error = event
-    elif kind == "exhausted":
-        result.exhausted = event["text"]
-    elif kind == "host-memory":
-        result.host_memory = event["text"]
-    elif kind == "end":
-        result.end = event
 
 
 def _too_slow(result: Attempt, limits: Limits) -> bool:
@@ -193,7 +169,7 @@ def _stop(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher) -> 
     rest += child.stdout.read() or b""
     for line in rest.split(b"\n"):
         if line.startswith(b"{") and line.endswith(b"}"):
-            _note(json.loads(line), result, watcher)
+            result.take(line, watcher)
 
 
 def _listen(stream: Any, last_words: deque[str]) -> None:
@@ -204,20 +180,3 @@ def _listen(stream: Any, last_words: deque[str]) -> None:
         text = for_terminal(redact(line.decode(errors="replace").rstrip()))
         last_words.append(text)
         os.write(2, text.encode() + b"\n")
-
-
-@contextmanager
-def _signals_passed_on(child: subprocess.Popen[bytes], result: Attempt) -> Iterator[None]:
-    """SIGTERM and Ctrl-C ask the trainer to save and end; a second one ends it at once."""
-
-    def pass_on(_: int, __: FrameType | None) -> None:
-        if child.poll() is None:
-            child.send_signal(signal.SIGKILL if result.asked_to_stop else signal.SIGTERM)
-        result.asked_to_stop += 1
-
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -4,11 +4,11 @@ ends it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from harness.artifacts import Candidate, Machine, Plan
+from harness.errors import HarnessError
 from harness.run.directory import RunDir
 from harness.run.steps import resumes_after
 from harness.run.watcher import Watcher
@@ -25,23 +25,25 @@ class Outcome(NamedTuple):
     restarts: int
 
 
-_WORKERS = {"ours": "harness.train.worker", "openpi": "harness.openpi.worker"}
+class Trainer(Protocol):
+    """A trainer as its supervisor knows it; flow/trainer.py has all of it."""
 
+    def command(self, run: RunDir) -> list[str]:
+        """The command that trains what the files of `run` say."""
 
-def worker(run: RunDir, plan: Plan) -> list[str]:
-    """The command that trains what the files of `run` say, with the plan's trainer."""
-    return [sys.executable, "-m", _WORKERS[plan.backend], str(run.path)]
+    def crashed(self, phase: str, name: str, got: str) -> HarnessError | None:
+        """What a crash in that phase by the signal `name` means, where this trainer knows more of it."""
 
 
 def supervise(
     run: RunDir,
     plan: Plan,
+    trainer: Trainer,
     watcher: Watcher,
     *,
     look: Callable[[], Machine],
     limits: Limits,
     restarts: int = 3,
-    command: Sequence[str] | None = None,
     inherit: Sequence[int] = (),
 ) -> Outcome:
     """Where the run stands when it ends as it should.
@@ -54,13 +56,17 @@ def supervise(
     done = 0
     while True:
         before = resumes_after(run.checkpoints, plan.backend)
-        result = attempt(command or worker(run, plan), watcher, limits, inherit=inherit)
+        result = attempt(trainer.command(run), watcher, limits, inherit=inherit)
         if result.ended_before_it_began:
             return Outcome(before, False, done)
-        ending = explain(result, plan, look()) if result.end is None or result.stopped_for else None
+        ending = (
+            explain(result, plan, look(), trainer.crashed)
+            if result.end is None or result.stopped_for
+            else None
+        )
         if ending is None:
             assert result.end is not None
-            return Outcome(result.end["step"], result.end["finished"], done)
+            return Outcome(*result.end, done)
         smaller = _smaller(plan) if ending.smaller else None
         # A second attempt that saves nothing new would end as this one did, unless it is carried out in
         # another way.

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 
 from harness.artifacts import Levers
 from harness.recipe.schema import Recipe
-from harness.train.sharding import Layout, local_layout
-from harness.train.state import abstract_state
+from harness.train.setup import Setup
 from harness.train.step import make_step
 
 
@@ -23,44 +22,34 @@ class CompiledStep(NamedTuple):
 
     `bytes`, of one device: argument, output, alias, temp, device (their sum, less alias).
 
-    `layout` says where the state and the batch must lie.
+    `setup` says what it was made for, and where the state and the batch must lie.
     """
 
     run: Any
     bytes: dict[str, int]
     flops: float | None
     fingerprint: str
-    layout: Layout
+    setup: Setup
 
 
 def compile_step(
-    recipe: Recipe,
-    levers: Levers,
-    *,
-    layout: Layout | None = None,
-    options: dict[str, str] | None = None,
-    platform: str | None = None,
+    setup: Setup, levers: Levers, *, options: dict[str, str] | None = None, platform: str | None = None
 ) -> CompiledStep:
-    """The step of `recipe` carried out with `levers`, for this process's own devices, or for `layout` over
-    those of a topology.
+    """The step of `setup` carried out with `levers`, for the devices of its layout, which need not be here.
 
     Device bytes are argument + output - alias + temp of XLA's memory analysis. The fingerprint is a hash of
     the lowered program.
-    Raises: HarnessError "devices-missing".
     Source: facts on compiling for a GPU that is not here; jax.stages.Compiled.memory_analysis.
     """
-    layout = layout or local_layout(levers)
-    lowered, fingerprint = lower_step(recipe, levers, layout, platform)
+    lowered, fingerprint = lower_step(setup, levers, platform)
     compiled = lowered.compile(compiler_options=options)
-    return CompiledStep(
-        compiled, device_bytes(compiled.memory_analysis()), _flops(compiled), fingerprint, layout
-    )
+    sizes = device_bytes(compiled.memory_analysis())
+    return CompiledStep(compiled, sizes, _flops(compiled), fingerprint, setup)
 
 
-def lower_step(
-    recipe: Recipe, levers: Levers, layout: Layout, platform: str | None = None
-) -> tuple[Any, str]:
+def lower_step(setup: Setup, levers: Levers, platform: str | None = None) -> tuple[Any, str]:
     """(the step as it is handed to XLA, its fingerprint)."""
+    recipe, shapes, layout = setup
     step = make_step(
         recipe,
         accumulation_steps=levers.accumulation_steps,
@@ -69,14 +58,14 @@ def lower_step(
         compute_copy=levers.compute_copy,
         layout=layout,
     )
-    state = layout.placed(abstract_state(recipe))
+    state = layout.placed(shapes.state)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.rows), abstract_batch(recipe, levers)
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
     # The state goes out as it came in, so that every buffer of it is updated in its place.
-    out = (layout.results(abstract_state(recipe)), layout.replicated)
+    out = (layout.results(shapes.state), layout.replicated)
     traced = jax.jit(step, donate_argnums=0, out_shardings=out).trace(state, batch, key)
     lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
     return lowered, hashlib.sha256(lowered.as_text().encode()).hexdigest()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +17,16 @@ from harness.errors import HarnessError
 from harness.recipe.parameters import check_who_is_trained
 from harness.run.job import Job
 from harness.run.watcher import Watcher
+from harness.supervise.signals import stop_requests
 from harness.train.compiled import CompiledStep, compile_step
 from harness.train.feed import feed, frames_digest
 from harness.train.first_arrays import digests_of
-from harness.train.kernels import compile_pinned
+from harness.train.kernels import Kernels, compile_pinned
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
 from harness.train.metrics import MetricsFile
+from harness.train.setup import setup_of
+from harness.train.sharding import local_layout
 from harness.train.snapshot import base_of, restore, save
 from harness.train.start import first_state
 from harness.train.state import TrainState
@@ -54,53 +54,33 @@ def train(job: Job, watcher: Watcher) -> Outcome:
     if start >= recipe.train.steps:
         watcher.say(f"already trained to step {start}; nothing to do (--steps N trains further)")
         return Outcome(start, finished=True)
-    with _stop_requests() as stop:
+    stop: list[int] = []
+    # A second signal ends the process as it would without us.
+    with stop_requests(stop.append, once=True):
         # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run
         #    ends here.
-        watcher.phase("compile")
-        watcher.say("compiling the training step")
-        compiled, kernels = compile_pinned(
-            run,
-            job.levers.platform,
-            lambda options: compile_step(recipe, job.levers, options=options or None),
-            watcher.warn,
-        )
-        _check_fits(compiled, job.plan)
+        program = _compiled(job, watcher)
         if stop:
             return Outcome(start, finished=False)
         # 2. The state: from the last whole checkpoint, else from the recipe's weights, else fresh.
         train_key, init_key = jax.device_put(
-            jax.random.split(jax.random.key(recipe.train.seed)), compiled.layout.replicated
+            jax.random.split(jax.random.key(recipe.train.seed)), program.step.setup.layout.replicated
         )
-        watcher.phase("restore" if start else "init" if recipe.weights.source is None else "load")
-        if start:
-            watcher.say(f"resuming from the checkpoint of step {start}")
-            state, manifest = restore(store, recipe, start, compiled.layout), run.read(Manifest)
-            if manifest is None:
-                # A replay from a checkpoint, in a directory of its own.
-                manifest = describe_run(job, compiled, {"source": f"checkpoint of step {start}"}, kernels)
-                run.write(manifest)
-        else:
-            state, weights = first_state(recipe, init_key, watcher, compiled.layout)
-            # The digests are taken before the first step, which gives the state's buffers away.
-            manifest = describe_run(job, compiled, weights | {"leaves": digests_of(state)}, kernels)
-            run.write(manifest)
+        state, manifest = (
+            _resumed(job, program, store, start, watcher)
+            if start
+            else _begun(job, program, init_key, watcher)
+        )
         # 3. The data, from where the state stands; the order of frames depends on seed and step alone.
         loader = Loader(
             recipe, job.dataset, job.stats, batch_size=recipe.train.global_batch, seed=recipe.train.seed
         )
         metrics = MetricsFile(run.metrics, start_step=start)
-        wandb = Wandb(
-            run,
-            recipe,
-            manifest.model_dump(mode="json") if manifest else {},
-            start_step=start,
-            warn=watcher.warn,
-        )
+        wandb = Wandb(run, recipe, manifest.model_dump(mode="json"), start_step=start, warn=watcher.warn)
         if start == 0:
             wandb.image("camera_views", save_camera_views(run.path, loader.batch(0)), 0)
         # 4. Steps, until the last one or until asked to stop.
-        trainer = _Trainer(job, watcher, compiled, store, metrics, wandb, loader)
+        trainer = _Trainer(job, watcher, program.step, store, metrics, wandb, loader)
         batches = loader.iterate(start, resized=False)
         watcher.phase("step")
         try:
@@ -111,6 +91,55 @@ def train(job: Job, watcher: Watcher) -> Outcome:
             store.close()
             wandb.close()
     return Outcome(step, finished=step == recipe.train.steps)
+
+
+class _Program(NamedTuple):
+    step: CompiledStep
+    kernels: Kernels
+
+
+def _compiled(job: Job, watcher: Watcher) -> _Program:
+    """The program of a step, which fits the plan's device.
+
+    Raises: HarnessError "devices-missing", "does-not-fit".
+    """
+    watcher.phase("compile")
+    watcher.say("compiling the training step")
+    setup = setup_of(job.recipe, local_layout(job.levers))
+    program = _Program(
+        *compile_pinned(
+            job.run,
+            job.levers.platform,
+            lambda options: compile_step(setup, job.levers, options=options or None),
+            watcher.warn,
+        )
+    )
+    _check_fits(program.step, job.plan)
+    return program
+
+
+def _resumed(
+    job: Job, program: _Program, store: Store, start: int, watcher: Watcher
+) -> tuple[TrainState, Manifest]:
+    """(the state of the checkpoint of step `start`, the run's manifest)."""
+    watcher.phase("restore")
+    watcher.say(f"resuming from the checkpoint of step {start}")
+    state, manifest = restore(store, program.step.setup, start), job.run.read(Manifest)
+    if manifest is None:
+        # A replay from a checkpoint, in a directory of its own.
+        manifest = describe_run(job, program.step, {"source": f"checkpoint of step {start}"}, program.kernels)
+        job.run.write(manifest)
+    return state, manifest
+
+
+def _begun(job: Job, program: _Program, key: jax.Array, watcher: Watcher) -> tuple[TrainState, Manifest]:
+    """(the state at step 0, the run's new manifest)."""
+    watcher.phase("init" if job.recipe.weights.source is None else "load")
+    state, weights = first_state(program.step.setup, key, watcher)
+    # The digests are taken before the first step, which gives the state's buffers away.
+    manifest = describe_run(job, program.step, weights | {"leaves": digests_of(state)}, program.kernels)
+    job.run.write(manifest)
+    return state, manifest
 
 
 class _Trainer:
@@ -154,7 +183,7 @@ class _Trainer:
             before = time.monotonic()
             batch = next(batches)
             data_s = time.monotonic() - before
-            inputs = feed(batch, self._compiled.layout.rows, self._job.recipe.model.image_size)
+            inputs = feed(batch, self._compiled.setup.layout.rows, self._job.recipe.model.image_size)
             state, values = self._compiled.run(state, inputs, key)
             self._pending.append((step, values, frames_digest(batch), data_s))
             # While this step is computed the next batch goes to the device; more of them on the way would
@@ -254,22 +283,3 @@ def _check_fits(compiled: CompiledStep, plan: Plan) -> None:
                 " pi05_libero_lora"
             ),
         )
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or Ctrl-C; a second signal ends the process as it would without
-    us.
-    """
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

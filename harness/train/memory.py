@@ -15,7 +15,8 @@ def measure(job: Job, compiled: CompiledStep, step: int) -> Memory:
     """What is known of memory after `step` steps."""
     plan = job.plan.chosen
     assert plan is not None
-    devices = compiled.layout.mesh.devices.flat
+    layout = compiled.setup.layout
+    devices = layout.mesh.devices.flat
     stats = [device.memory_stats() or {} for device in devices]
     found = {
         name: max((one[key] for one in stats if key in one), default=None) for name, key in _ALLOCATOR.items()
@@ -23,7 +24,7 @@ def measure(job: Job, compiled: CompiledStep, step: int) -> Memory:
     kind = str(devices[0].device_kind)
     return Memory(
         device=kind,
-        devices=compiled.layout.devices,
+        devices=layout.devices,
         predicted_bytes=plan.host_bytes if plan.levers.platform == "cpu" else plan.device_bytes,
         breakdown=plan.breakdown,
         source=plan.source,

@@ -11,15 +11,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from harness.artifacts import Levers
 from harness.checkpoint.leaves import IN_FLIGHT_BYTES
-from harness.recipe.schema import Recipe
 from harness.train.compiled import device_bytes
 from harness.train.host import PINNED
-from harness.train.sharding import Layout, local_layout
+from harness.train.setup import Setup
 from harness.train.snapshot import saved
 from harness.train.start import initializer, optimizer_starter
-from harness.train.state import abstract_params, abstract_state
 
 Phase = Literal["init", "load", "save"]
 # Released weights are float32.
@@ -38,41 +35,32 @@ class CompiledPhase(NamedTuple):
 
 
 def compile_phase(
-    recipe: Recipe,
-    levers: Levers,
-    phase: Phase,
-    *,
-    layout: Layout | None = None,
-    options: dict[str, str] | None = None,
-    platform: str | None = None,
+    setup: Setup, phase: Phase, *, options: dict[str, str] | None = None, platform: str | None = None
 ) -> CompiledPhase:
-    """What `phase` of a run needs, over this process's own devices, or over those of a topology that `layout`
-    is made of.
+    """What `phase` of a run needs, over the devices of the setup's layout, which need not be here.
 
     init: random parameters and the state around them. load: the state around parameters that were read leaf
     by leaf into their shards, with the bytes that the reader holds; disk is the download's. save: the state,
     and its copy on the host, which Orbax takes whole before it writes; disk is one checkpoint's, before
     compression.
-    Raises: HarnessError "devices-missing".
     """
-    layout = layout or local_layout(levers)
     if phase == "save":
-        return _save(recipe, layout)
+        return _save(setup)
     if phase == "init":
         key = jax.eval_shape(lambda: jax.random.key(0))
-        traced = initializer(recipe, layout).trace(
-            jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
+        traced = initializer(setup).trace(
+            jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=setup.layout.replicated)
         )
     else:
-        traced = optimizer_starter(recipe, layout).trace()
+        traced = optimizer_starter(setup).trace()
     lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
     found = device_bytes(lowered.compile(compiler_options=options).memory_analysis())
-    return CompiledPhase(found, 0, 0) if phase == "init" else _load(recipe, layout, found)
+    return CompiledPhase(found, 0, 0) if phase == "init" else _load(setup, found)
 
 
-def _load(recipe: Recipe, layout: Layout, moments: dict[str, int]) -> CompiledPhase:
+def _load(setup: Setup, moments: dict[str, int]) -> CompiledPhase:
     """Parameters and average around `moments`, the program that makes the optimizer's state."""
-    state, params = abstract_state(recipe), abstract_params(recipe)
+    layout, (params, state) = setup.layout, setup.shapes
     trained = {path: _device_bytes(x, layout.leaf(path, x.shape)) for path, x in state.trained.items()}
     resident = sum(trained.values()) + sum(_parts(state.frozen, layout.of(state.frozen)))
     ema = sum(_parts({"ema": state.ema}, layout.of({"ema": state.ema})))
@@ -83,7 +71,7 @@ def _load(recipe: Recipe, layout: Layout, moments: dict[str, int]) -> CompiledPh
         (_device_bytes(x, layout.leaf(path, x.shape)) for path, x in params.items() if path in state.frozen),
         default=0,
     )
-    temp = max(moments["temp"], passing, dense if recipe.train.frozen != "bfloat16" else 0)
+    temp = max(moments["temp"], passing, dense if setup.recipe.train.frozen != "bfloat16" else 0)
     found = {"argument": resident, "output": ema + moments["output"], "alias": 0, "temp": temp}
     sizes = [math.prod(x.shape) * max(np.dtype(x.dtype).itemsize, _STORED_ITEMSIZE) for x in params.values()]
     host, disk = (
@@ -93,9 +81,9 @@ def _load(recipe: Recipe, layout: Layout, moments: dict[str, int]) -> CompiledPh
     return CompiledPhase(found | {"device": sum(found.values())}, host, disk)
 
 
-def _save(recipe: Recipe, layout: Layout) -> CompiledPhase:
-    state = abstract_state(recipe)
-    places = layout.of(state)
+def _save(setup: Setup) -> CompiledPhase:
+    state = setup.shapes.state
+    places = setup.layout.of(state)
     held = sum(_parts(state, places))
     # Of an array that several devices hold, each copies its part to the host, and cuts it out on the device
     # first.
@@ -106,7 +94,7 @@ def _save(recipe: Recipe, layout: Layout) -> CompiledPhase:
     )
     whole = sum(
         math.prod(x.shape) * np.dtype(x.dtype).itemsize
-        for x in jax.tree.leaves(saved(state, only_trained=recipe.train.save == "trained"))
+        for x in jax.tree.leaves(saved(state, only_trained=setup.recipe.train.save == "trained"))
     )
     return CompiledPhase(
         {"argument": held, "output": 0, "alias": 0, "temp": cut, "device": held + cut}, whole, whole

@@ -16,8 +16,8 @@ from harness.errors import HarnessError
 from harness.model.quantize import Quantized
 from harness.recipe.schema import Recipe
 from harness.run.steps import BASE
-from harness.train.sharding import Layout
-from harness.train.state import TrainState, abstract_params, abstract_state, keeper
+from harness.train.setup import Setup, keeper
+from harness.train.state import TrainState
 
 
 def base_of(recipe: Recipe) -> dict[str, str] | None:
@@ -57,18 +57,16 @@ def save(
     )
 
 
-def restore(store: Store, recipe: Recipe, step: int, layout: Layout) -> TrainState:
+def restore(store: Store, setup: Setup, step: int) -> TrainState:
     """The state that `save` was given, each leaf read straight into its shards; how many devices saved it
     does not matter.
 
     Raises: HarnessError "recipe-differs" when another recipe wrote it, and those of `Store.restore` and
     `load_params`.
     """
-    shapes = layout.placed(abstract_state(recipe))
-    dense, keep = (
-        layout.placed(abstract_params(recipe)) | (shapes.trained if shapes.ema is None else shapes.ema),
-        keeper(recipe, layout),
-    )
+    recipe, layout, keep = setup.recipe, setup.layout, keeper(setup)
+    shapes = layout.placed(setup.shapes.state)
+    dense = layout.placed(setup.shapes.params) | (shapes.trained if shapes.ema is None else shapes.ema)
     directory = store.directory / str(step)
     left_out = (directory / BASE).is_file()
     params = {path: dense[path] for path in shapes.trained} if left_out else dense

@@ -20,69 +20,69 @@ from harness.recipe.parameters import group_of
 from harness.recipe.schema import Recipe
 from harness.run.watcher import Watcher
 from harness.train.optimizer import optimizer
-from harness.train.sharding import Layout
-from harness.train.state import TrainState, abstract_params, abstract_state, fresh_state, keeper
+from harness.train.setup import Setup, keeper
+from harness.train.state import TrainState, fresh_state
 from harness.train.update import kernel_norm
 from harness.units import format_bytes
 
 
-def first_state(
-    recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout
-) -> tuple[TrainState, dict[str, Any]]:
+def first_state(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[TrainState, dict[str, Any]]:
     """The state at step 0, in its shards from the start, and where its parameters come from (for the
     manifest).
 
     Raises: HarnessError of the download and of the weights.
     """
+    recipe = setup.recipe
     if recipe.weights.source is None:
         watcher.say("initializing random parameters")
-        return initializer(recipe, layout)(key), {"source": "random", "seed": recipe.train.seed}
+        return initializer(setup)(key), {"source": "random", "seed": recipe.train.seed}
     watcher.say(f"loading weights from {recipe.weights.source}")
-    params, norm, provenance = _load(recipe, key, watcher, layout)
+    params, norm, provenance = _load(setup, key, watcher)
     verdict, sentence = fingerprint(recipe.model, norm)
     (watcher.warn if verdict == "differs" else watcher.say)(sentence)
-    return surround(params, recipe, layout), provenance | {"fingerprint": verdict, "param_norm": sentence}
+    return surround(params, setup), provenance | {"fingerprint": verdict, "param_norm": sentence}
 
 
-def initializer(recipe: Recipe, layout: Layout) -> Any:
+def initializer(setup: Setup) -> Any:
     """The jitted function from a key to the state at step 0 around random parameters."""
+    recipe, shapes, layout = setup
     return jax.jit(
-        lambda key: layout.put(fresh_state(recipe, key)), out_shardings=layout.results(abstract_state(recipe))
+        lambda key: layout.put(fresh_state(recipe, key)), out_shardings=layout.results(shapes.state)
     )
 
 
-def surround(params: Params, recipe: Recipe, layout: Layout) -> TrainState:
+def surround(params: Params, setup: Setup) -> TrainState:
     """The state at step 0 around parameters that lie on the devices as the state keeps them; they become part
     of it.
 
     What goes to host memory goes leaf by leaf, so that no part of the state is on the device twice.
     """
-    shapes = abstract_state(recipe)
-    places = layout.of(shapes)
+    shapes = setup.shapes.state
+    places = setup.layout.of(shapes)
     ema = (
         None
         if shapes.ema is None
         else {path: _moved(jnp.copy(params[path]), places.ema[path]) for path in shapes.ema}
     )
-    opt_state = optimizer_starter(recipe, layout)()
+    opt_state = optimizer_starter(setup)()
     trained = {path: _moved(params[path], places.trained[path]) for path in shapes.trained}
     step = jax.device_put(jnp.zeros((), jnp.int32), places.step)
     return TrainState(step, trained, {path: params[path] for path in shapes.frozen}, opt_state, ema)
 
 
-def optimizer_starter(recipe: Recipe, layout: Layout) -> Any:
+def optimizer_starter(setup: Setup) -> Any:
     """The jitted function, of nothing, to the optimizer's state at step 0: no parameter's value changes
     it.
     """
-    shapes = abstract_state(recipe)
+    recipe, shapes, layout = setup
 
     def start() -> Any:
-        zeros = {path: jnp.zeros(x.shape, x.dtype) for path, x in shapes.trained.items()}
+        zeros = {path: jnp.zeros(x.shape, x.dtype) for path, x in shapes.state.trained.items()}
         return layout.put({"opt_state": optimizer(recipe.train.optimizer, recipe.train.seed).init(zeros)})[
             "opt_state"
         ]
 
-    return jax.jit(start, out_shardings=layout.results({"opt_state": shapes.opt_state})["opt_state"])
+    return jax.jit(start, out_shardings=layout.results({"opt_state": shapes.state.opt_state})["opt_state"])
 
 
 def _moved(x: jax.Array, place: jax.sharding.NamedSharding) -> jax.Array:
@@ -95,11 +95,9 @@ def _moved(x: jax.Array, place: jax.sharding.NamedSharding) -> jax.Array:
     return there
 
 
-def _load(
-    recipe: Recipe, key: jax.Array, watcher: Watcher, layout: Layout
-) -> tuple[Params, float, dict[str, Any]]:
+def _load(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[Params, float, dict[str, Any]]:
     """(the parameters as they are kept, the norm of the kernels as they were read, where they come from)."""
-    source = str(recipe.weights.source)
+    source = str(setup.recipe.weights.source)
     if is_remote(source):
         tree = fetch_tree(source, progress=_Percent("downloaded", watcher), named=WEIGHTS)
         path, files = (
@@ -108,7 +106,7 @@ def _load(
         )
     else:
         path, files = Path(source), {}
-    keep, norm, quantized = keeper(recipe, layout), jax.jit(kernel_norm), []
+    keep, norm, quantized = keeper(setup), jax.jit(kernel_norm), []
 
     def note(path: str, array: jax.Array) -> Any:
         small = keep(path, array)
@@ -118,8 +116,8 @@ def _load(
 
     loaded = load_params(
         path,
-        layout.placed(abstract_params(recipe)),
-        initialize=_initializer(recipe, key),
+        setup.layout.placed(setup.shapes.params),
+        initialize=_initializer(setup.recipe, key),
         allow_missing=lambda path: group_of(path) == "adapters",
         keep=note,
         progress=_Percent("loaded", watcher),

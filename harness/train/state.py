@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from harness.model.pi05 import Params, initialize
-from harness.model.quantize import Quantized, kept
+from harness.model.quantize import kept
 from harness.recipe.parameters import is_trained, parameter_shapes
 from harness.recipe.schema import Recipe
 from harness.train.optimizer import optimizer
-from harness.train.sharding import Layout
 
 
 class TrainState(NamedTuple):
@@ -77,23 +75,8 @@ def fresh_state(recipe: Recipe, key: jax.Array) -> TrainState:
 
 
 def abstract_state(recipe: Recipe) -> TrainState:
-    """The state's shapes and types, from the closed form; nothing is allocated."""
-    return jax.eval_shape(lambda params: state_from(params, recipe), abstract_params(recipe))
+    """The state's shapes and types, from the closed form; nothing is allocated.
 
-
-def keeper(recipe: Recipe, layout: Layout) -> Callable[[str, jax.Array], Any]:
-    """keep(path, array) → what the state keeps of a parameter that was read: codes of a kernel that is frozen
-    and quantized, else the array.
-
-    Given to a reader of weights, it makes each leaf small before the next one comes, so that the dense
-    weights never lie on the device together.
+    `setup_of` asks once; whoever needs them has a `Setup`.
     """
-    frozen = abstract_state(recipe).frozen
-    places = layout.of(frozen)
-
-    def keep(path: str, array: jax.Array) -> Any:
-        if not isinstance(frozen.get(path), Quantized):
-            return array
-        return jax.jit(lambda x: kept(path, x, recipe.train.frozen), out_shardings=places[path])(array)
-
-    return keep
+    return jax.eval_shape(lambda params: state_from(params, recipe), abstract_params(recipe))

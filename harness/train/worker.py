@@ -7,21 +7,21 @@ and watches. Every event is a line of JSON on stdout; whatever libraries write t
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.run.directory import RunDir
 from harness.run.job import job_of
-from harness.supervise.channel import Channel, die_with_parent, private_stdout
+from harness.supervise.channel import Channel, private_stdout
+from harness.supervise.signals import die_with_supervisor
 
 
 def main() -> int:
     """0 when the run ended as it should or was asked to stop; 2 when it could not, with the reason as an
     event.
     """
-    die_with_parent(int(os.environ.get("HARNESS_SUPERVISOR", "0")))
+    die_with_supervisor()
     channel = Channel(private_stdout())
     try:
         job = job_of(RunDir(Path(sys.argv[1])))
@@ -33,17 +33,17 @@ def main() -> int:
 
         outcome = train(job._replace(keeps="--without-checkpoints" not in sys.argv), channel)
     except HarnessError as error:
-        channel.tell("error", code=error.code, what=error.what, got=error.got, need=error.need, fix=error.fix)
+        channel.error(error)
         return 2
     except MemoryError as error:
-        channel.tell("host-memory", text=str(error)[:500])
+        channel.host_memory(str(error))
         return 2
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        channel.tell("exhausted", text=str(error).splitlines()[0][:500])
+        channel.exhausted(str(error).splitlines()[0])
         return 2
-    channel.tell("end", step=outcome.step, finished=outcome.finished)
+    channel.end(outcome.step, finished=outcome.finished)
     return 0
 
 

@@ -28,29 +28,6 @@ def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
         )
 
 
-def chain_for(
-    run: Path | None,
-    recipe: str | None,
-    sets: list[str] | None,
-    dataset: str | None,
-    backend: str | None = None,
-) -> Any:
-    """The chain for a verb of its own: the named recipe (a run's own, when none is), with --dataset put in
-    its place; `backend` as `backend_of`.
-    """
-    from harness.flow.chain import Chain
-    from harness.flow.find import backend_of, default_recipe, recipe_of
-    from harness.recipe.load import load_recipe
-
-    overrides = [*(sets or []), *dataset_overrides(dataset)]
-    if run is None:
-        return Chain(
-            None, load_recipe(recipe or default_recipe(), overrides), backend=backend_of(None, backend)
-        )
-    own = recipe_of(rundir(run), recipe, overrides, own_first=True)
-    return Chain(rundir(run), own, backend=backend_of(rundir(run), backend))
-
-
 def dataset_overrides(dataset: str | None) -> list[str]:
     """What --dataset changes of a recipe; the revision is the new dataset's own, or none."""
     if dataset is None:

@@ -9,7 +9,7 @@ import typer
 
 from harness.received.consent import hear
 from harness.show.progress import busy
-from harness.verbs.answers import answer, chain_for
+from harness.verbs.answers import answer, dataset_overrides
 from harness.verbs.options import (
     DatasetOption,
     FetchOption,
@@ -38,11 +38,12 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """What a dataset is: format, episodes, frames, tasks, features, content hash. Every row is checked."""
+    from harness.flow.chain import chain_for
     from harness.flow.pages import write_dataset_page
     from harness.show.dataset import dataset_table
 
     hear(fetch=fetch, offline=offline)
-    chain = chain_for(run, recipe, sets, dataset)
+    chain = chain_for(run, recipe, [*(sets or []), *dataset_overrides(dataset)])
     with busy("reading the dataset"):
         found = chain.dataset()
         page = write_dataset_page(chain, found) if html else None

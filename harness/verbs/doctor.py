@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from harness.artifacts.plan import Backend
 from harness.flow.diagnose import data_here, diagnose, plan_or_refusal
 from harness.received.consent import hear
 from harness.show.progress import busy
-from harness.verbs.answers import answer, chain_for
+from harness.verbs.answers import answer, dataset_overrides
 from harness.verbs.options import (
     AllowOption,
-    Backend,
     DatasetOption,
     DeviceOption,
     FetchOption,
@@ -50,10 +50,11 @@ def doctor(
     """Whether a run can be expected to go well here: driver, GPU, memory, disk, clock, keys, data; every
     finding with its fix.
     """
+    from harness.flow.chain import chain_for
     from harness.show.doctor import doctor_table
 
     hear(fetch=fetch, offline=offline)
-    chain = chain_for(run, recipe, sets, dataset, backend)
+    chain = chain_for(run, recipe, [*(sets or []), *dataset_overrides(dataset)], backend)
     with busy("examining"):
         machine = chain.machine()
         known = data_here(chain)

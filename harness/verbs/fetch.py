@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.show.progress import spinner
-from harness.verbs.answers import answer, chain_for, rundir
+from harness.verbs.answers import answer, dataset_overrides, rundir
 from harness.verbs.options import DatasetOption, JsonOption, RecipeOption, RunOption, SetOption
 
 
@@ -22,9 +22,10 @@ def fetch(
     network.
     """
     from harness.artifacts import Fetched
+    from harness.flow.chain import chain_for
     from harness.show.fetched import fetched_view
 
-    asked = chain_for(None, recipe, sets, dataset, "ours").recipe
+    asked = chain_for(None, recipe, [*(sets or []), *dataset_overrides(dataset)]).recipe
     with spinner("fetching the dataset") as say:
         parts = [_dataset(asked)]
         say("fetching the tokenizer")

@@ -14,34 +14,37 @@ from harness.received.consent import hear
 from harness.verbs.answers import answer
 from harness.verbs.options import FetchOption, JsonOption, OfflineOption, RunOption
 
+PathArgument = Annotated[
+    Path | None,
+    typer.Argument(help="A run, a checkpoint directory or one step of it, ours or openpi's. Default: --run."),
+]
+DeepOption = Annotated[
+    bool,
+    typer.Option(
+        "--deep",
+        help="Read the arrays too: values that are not finite, norms, a sha256 of each, adapters' rank.",
+    ),
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        help=(
+            "Which parts moved since: a step's number, 'base' (the weights trained from), or a path. Writes"
+            " moved.png."
+        ),
+    ),
+]
+CleanOption = Annotated[
+    bool, typer.Option("--clean", help="Delete the interrupted saves that are safe to delete.")
+]
+
 
 def inspect(
-    path: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A run, a checkpoint directory or one step of it, ours or openpi's. Default: --run."
-        ),
-    ] = None,
-    deep: Annotated[
-        bool,
-        typer.Option(
-            "--deep",
-            help="Read the arrays too: values that are not finite, norms, a sha256 of each, adapters' rank.",
-        ),
-    ] = False,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against",
-            help=(
-                "Which parts moved since: a step's number, 'base' (the weights trained from), or a path."
-                " Writes moved.png."
-            ),
-        ),
-    ] = None,
-    clean: Annotated[
-        bool, typer.Option("--clean", help="Delete the interrupted saves that are safe to delete.")
-    ] = False,
+    path: PathArgument = None,
+    deep: DeepOption = False,
+    against: AgainstOption = None,
+    clean: CleanOption = False,
     fetch: FetchOption = False,
     offline: OfflineOption = False,
     run: RunOption = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -55,21 +54,12 @@ OfflineOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu or cuda; default: the GPU when there is one.")
 ]
-
-
 AllowOption = Annotated[
     list[str] | None,
     typer.Option(
         "--allow", help="Go on in spite of the errors of this check (may be given again); recorded."
     ),
 ]
-
-
-class Backend(enum.StrEnum):
-    """Whose trainer it is."""
-
-    ours = "ours"
-    openpi = "openpi"
 
 
 def gib_bytes(gib: float | None) -> int | None:

@@ -9,7 +9,7 @@ import typer
 
 from harness.received.consent import hear
 from harness.show.progress import busy
-from harness.verbs.answers import answer, chain_for, rundir
+from harness.verbs.answers import answer, dataset_overrides, rundir
 from harness.verbs.options import (
     DatasetOption,
     FetchOption,
@@ -40,10 +40,11 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Normalization statistics of state and actions, exact, on the CPU; no image is decoded."""
+    from harness.flow.chain import chain_for
     from harness.show.dataset import comparison_table, stats_table
 
     hear(fetch=fetch, offline=offline)
-    chain = chain_for(run, recipe, sets, dataset)
+    chain = chain_for(run, recipe, [*(sets or []), *dataset_overrides(dataset)])
     with busy("reading the dataset"):
         described = chain.dataset()
         found = chain.stats(described)

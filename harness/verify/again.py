@@ -13,6 +13,7 @@ from harness.download.cache import WEIGHTS, check_may_fetch
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
 from harness.flow.device import prepare_jax
+from harness.flow.trainer import Trainer
 from harness.received.files import check_stays, walk
 from harness.received.text import word
 from harness.run.directory import KERNELS, RunDir
@@ -84,18 +85,13 @@ class Again(NamedTuple):
 
         Raises: HarnessError of whatever keeps them from being computed.
         """
-        run, made, upstream = self.run, self._made, self.manifest.backend == "openpi"
+        run, made = self.run, self._made
         if self.dataset is None:
             raise HarnessError(
                 "dataset-unreadable", "the data cannot be read here", fix="give the data as it was"
             )
         check_may_fetch(self.chain.recipe.weights.source, WEIGHTS)
-        if start and upstream:
-            what = (
-                "openpi's loader begins anew at every resume, so its steps can be computed again from step 0"
-                " only"
-            )
-            raise HarnessError("upstream-cannot", what, got=f"--from {start}", fix="leave --from out")
+        trainer = self.chain.trainer.again(start)
         if start:
             _copy_step(run, made, start)
         if (run.path / KERNELS).is_file():
@@ -104,7 +100,7 @@ class Again(NamedTuple):
         plan = self._plan_as_recorded(self.dataset)
         made.write(plan)
         self.watcher.say(f"computing {steps} steps again on {plan.device}")
-        _train(made, plan, self.machine, self.watcher, any_commit=upstream)
+        _train(made, plan, trainer, self.machine, self.watcher)
 
     def _plan_as_recorded(self, dataset: Dataset) -> Plan:
         """This machine's plan, carried out with the levers of the run where the platform is the same.
@@ -172,17 +168,15 @@ def _copy_step(run: RunDir, again: RunDir, step: int) -> None:
         )
 
 
-def _train(run: RunDir, plan: Plan, machine: Machine, watcher: Watcher, *, any_commit: bool) -> None:
+def _train(run: RunDir, plan: Plan, trainer: Trainer, machine: Machine, watcher: Watcher) -> None:
     from harness.supervise.process import Limits
-    from harness.supervise.run import supervise, worker
+    from harness.supervise.run import supervise
 
     before = dict(os.environ)
     try:
         prepare_jax(plan, machine)
         os.environ["WANDB_MODE"] = "disabled"
-        # openpi's own trainer always saves; its commit is one of the fields that are compared.
-        command = [*worker(run, plan), "--any-commit" if any_commit else "--without-checkpoints"]
-        supervise(run, plan, watcher, look=lambda: machine, limits=Limits(), restarts=0, command=command)
+        supervise(run, plan, trainer, watcher, look=lambda: machine, limits=Limits(), restarts=0)
     finally:
         os.environ.clear()
         os.environ.update(before)

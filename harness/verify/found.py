@@ -68,7 +68,7 @@ def _software(manifest: Manifest, remade: Manifest | None) -> dict[str, Any]:
     """The fields of `Found` that say which software this is."""
     software = software_here()
     # openpi's software is that of its own environment, which only openpi itself can tell.
-    theirs = remade if manifest.backend == "openpi" else software
+    theirs = remade if manifest.upstream is not None else software
     return {
         "packages": theirs.packages if theirs is not None else None,
         "packages_sha256": theirs.packages_sha256 if theirs is not None else None,
@@ -89,7 +89,7 @@ def _why_not(manifest: Manifest, remade: Manifest | None) -> dict[str, str]:
         begun = "it began at a checkpoint, whose arrays were compared with their own digests"
         return {} if "leaves" in remade.weights else {"leaves": begun}
     computed = ("device", "kernels", "leaves", "step_fingerprint", "executable_fingerprint")
-    theirs = ("packages", "python", "lock", "upstream") if manifest.backend == "openpi" else ()
+    theirs = ("packages", "python", "lock", "upstream") if manifest.upstream is not None else ()
     return dict.fromkeys(theirs, "openpi was not started here") | dict.fromkeys(
         computed, "nothing was computed again"
     )

@@ -11,7 +11,7 @@ from harness.artifacts import Dataset, Manifest, NormStats
 from harness.artifacts.verdict import Verdict
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
-from harness.flow.find import backend_of
+from harness.flow.find import trainer_of
 from harness.recipe.load import recipe_from
 from harness.run.directory import RunDir
 from harness.run.watcher import Watcher
@@ -37,7 +37,8 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
             [f"train.steps={max(start + steps, 1)}"],
             where=f"{run.path}/{Manifest.FILE}",
         )
-        chain = Chain(again, recipe, trains=True, backend=backend_of(run), fsdp=manifest.plan.levers.fsdp)
+        trainer = trainer_of(run).with_shards(manifest.plan.levers.fsdp)
+        chain = Chain(again, recipe, trains=True, trainer=trainer)
         watcher.say("reading data and statistics")
         machine = chain.machine()
         weights, lack = digests_here(manifest)
