@@ -36,7 +36,7 @@ class Meant(NamedTuple):
 
 
 def meant_by(command: Command, translated: Translation) -> Meant | None:
-    """LoRA, where adapters are there and everything is trained; None where the command does what was meant."""
+    """LoRA, where adapters are there and everything is trained; None where the command does what is meant."""
     recipe = translated.recipe
     if adapters_of(recipe.model) == "none" or translated.trained != "full" or translated.lost:
         return None
