@@ -94,7 +94,7 @@ def export_openpi(
     without adapters.
 
         w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
-        w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    for attn_vec_einsum, whose heads share one bottleneck
+        w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    attn_vec_einsum: its heads share one bottleneck
 
     `source` is a step directory, or one of `save_params_only` (`base` says where its base is now, when it has
     moved). `recipe` is written down beside the result.
@@ -118,31 +118,13 @@ def export_openpi(
         )
     kept = [path for path in shapes if "lora" not in path]
     merged = [path for path in kept if path in adapters]
-
-    def arrays() -> Iterator[tuple[str, Array]]:
-        for path in kept:
-            array = (
-                _merged(leaves, path, *adapters[path])
-                if path in adapters
-                else read_array(leaves[path].store, leaves[path].dtype)
-            )
-            if not is_finite(array):
-                raise HarnessError(
-                    "weights-not-finite",
-                    f"{source} holds NaN or infinity in {path}",
-                    need="finite weights",
-                    fix="export an earlier step of that run",
-                )
-            yield path, array
-            del array
-
     assets = find_params(Path(source)).parent / ASSETS
     _check_assets(assets)
     need = sum(
         math.prod(shapes[path]) * (4 if path in adapters else leaves[path].dtype.itemsize) for path in kept
     )
     with _whole_or_nothing(destination, need) as target:
-        write_params(target / PARAMS, arrays())
+        write_params(target / PARAMS, _arrays(source, leaves, kept, adapters))
         _copy_assets(assets, target / ASSETS)
         body = {
             "source": [str(directory) for directory in directories],
@@ -152,6 +134,34 @@ def export_openpi(
         }
         write_atomic(target / EXPORT, json.dumps(body, indent=2) + "\n")
     return merged
+
+
+def _arrays(
+    source: Path,
+    leaves: Mapping[str, Leaf],
+    kept: Iterable[str],
+    adapters: Mapping[str, tuple[str, str, float]],
+) -> Iterator[tuple[str, Array]]:
+    """The `kept` parameters of `source`, adapters merged, one after the other.
+
+    Raises: HarnessError "weights-not-finite".
+    """
+    for path in kept:
+        array = (
+            _merged(leaves, path, *adapters[path])
+            if path in adapters
+            else read_array(leaves[path].store, leaves[path].dtype)
+        )
+        if not is_finite(array):
+            raise HarnessError(
+                "weights-not-finite",
+                f"{source} holds NaN or infinity in {path}",
+                need="finite weights",
+                fix="export an earlier step of that run",
+            )
+        yield path, array
+        # Before the next leaf is read, so that two are never held.
+        del array
 
 
 def _check_assets(assets: Path) -> None:
