@@ -94,7 +94,7 @@ def export_openpi(
     without adapters.
 
         w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
-        w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    attn_vec_einsum: its heads share one bottleneck
+        w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    attn_vec_einsum: heads share a bottleneck
 
     `source` is a step directory, or one of `save_params_only` (`base` says where its base is now, when it has
     moved). `recipe` is written down beside the result.
