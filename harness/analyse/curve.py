@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.analyse import events, findings
-from harness.analyse.compare import distance
+from harness.analyse.distance import distance
 from harness.analyse.fingerprints import about_first_loss, about_weights
 from harness.analyse.gradients import about_gradients
 from harness.analyse.held_out import held_out

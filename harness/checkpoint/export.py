@@ -35,7 +35,7 @@ from harness.checkpoint.leaves import Leaf
 from harness.checkpoint.source import find_params
 from harness.checkpoint.weights import (
     check_parameters,
-    fingerprint,
+    directory_sha256,
     is_finite,
     parameter_leaves,
     params_directories,
@@ -71,7 +71,7 @@ def save_params_only(
     Raises: HarnessError "export-exists", "disk-full".
     """
     below(destination / ASSETS, asset_id, "data.asset_id")
-    body = {"source": str(base), "sha256": fingerprint(params_directories(base)[0])}
+    body = {"source": str(base), "sha256": directory_sha256(params_directories(base)[0])}
     with _whole_or_nothing(
         destination, sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in params.values())
     ) as directory:
@@ -128,7 +128,7 @@ def export_openpi(
         _copy_assets(assets, target / ASSETS)
         body = {
             "source": [str(directory) for directory in directories],
-            "sha256": [fingerprint(directory) for directory in directories],
+            "sha256": [directory_sha256(directory) for directory in directories],
             "merged": merged,
             "recipe": recipe,
         }

@@ -22,7 +22,7 @@ from harness.openpi.table import COMMIT, adapters_of, need
 from harness.openpi.trainer_line import whose
 from harness.plan.place import Place
 from harness.recipe.deviations import deviations
-from harness.recipe.fingerprint import RELEASED_PARAM_NORM, fingerprint
+from harness.recipe.fingerprint import RELEASED_PARAM_NORM, norm_verdict
 from harness.recipe.load import load_recipe
 
 
@@ -125,7 +125,7 @@ def _pi05(command: Command, base: OpenpiCommand, place: Place | None) -> OpenpiC
     adapters = adapters_of(recipe.model)
     weights = command.effective.get("weight-loader.params-path")
     norm = RELEASED_PARAM_NORM.get((adapters in ("paligemma", "both"), adapters in ("action_expert", "both")))
-    if norm is None or fingerprint(recipe.model, norm)[0] != "released" or "pi05_base" not in str(weights):
+    if norm is None or norm_verdict(recipe.model, norm)[0] != "released" or "pi05_base" not in str(weights):
         unknown["param_norm"] = (
             "known for the weights of pi05_base in the published model alone, with adapters on PaliGemma, on"
             " both experts or on none"

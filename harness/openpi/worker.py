@@ -34,7 +34,7 @@ from harness.openpi.manifest import describe_run, resumed
 from harness.openpi.steps import Records, is_saving, steps_done, unfinished, whole_steps
 from harness.received.text import for_terminal
 from harness.received.writing import open_to_write
-from harness.recipe.fingerprint import fingerprint
+from harness.recipe.fingerprint import norm_verdict
 from harness.redact import redact
 from harness.run.directory import RunDir
 
@@ -260,7 +260,7 @@ class _Follower:
             else None
         )
         if manifest is not None:
-            verdict, sentence = fingerprint(self._job.recipe.model, line.param_norm)
+            verdict, sentence = norm_verdict(self._job.recipe.model, line.param_norm)
             (self._channel.warn if verdict == "differs" else self._channel.say)(sentence)
             self._run.write(
                 manifest.model_copy(

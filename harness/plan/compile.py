@@ -37,7 +37,7 @@ class Request(Strict):
     `levers.platform` here.
 
     `phase`: the step, or what a run needs besides it (`harness.train.phases`). `only_lower` asks for the
-    fingerprint of a step for a `target` alone, without bytes.
+    hash of the lowered program of a step for a `target` alone, without bytes.
     """
 
     recipe: Recipe
@@ -217,8 +217,8 @@ def _main() -> None:
             "platform": "cuda",
         }
     if request.only_lower:
-        _, fingerprint = lower_step(request.recipe, request.levers, extra["layout"], extra["platform"])
-        answer = Answer(bytes={}, fingerprint=fingerprint)
+        _, program_sha256 = lower_step(request.recipe, request.levers, extra["layout"], extra["platform"])
+        answer = Answer(bytes={}, fingerprint=program_sha256)
     elif request.phase == "step":
         step = compile_step(request.recipe, request.levers, **extra)
         answer = Answer(bytes=step.bytes, flops=step.flops, fingerprint=step.fingerprint)
