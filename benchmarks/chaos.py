@@ -15,132 +15,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+from benchmarks.chaos_disks import (
+    closed_directory,
+    full_disk_before_a_save,
+    full_disk_during_a_save,
+    read_only_volume,
+    small_disk,
+)
+from benchmarks.chaos_stage import Stage, Verdict
 from benchmarks.containers import (
     SAVE_EVERY,
-    SMALL,
-    STEPS,
     Box,
-    Ended,
     Image,
-    digests,
     docker,
     metrics,
     saving,
-    steps,
-    unsound,
 )
-
-
-class Verdict(NamedTuple):
-    """`ended` is the disturbed container's; `problems` what is not as it should be."""
-
-    ended: str
-    words: str
-    problems: list[str]
-
-
-class Stage:
-    """Where runs are made: `runs` and `cache` on the host's disk, and the run that nothing disturbed."""
-
-    def __init__(self, image: Image, root: Path) -> None:
-        self.image, self.runs, self.cache, self.root = image, root / "runs", root / "cache", root
-        self.whole = self.runs / "whole"
-        for path in (self.runs, self.cache):
-            path.mkdir()
-
-    def run(
-        self,
-        name: str,
-        *arguments: str,
-        options: Sequence[str] = (),
-        runs: str | None = None,
-        mode: str = "rw",
-        tini: bool = True,
-    ) -> Box:
-        """A container that trains `name`."""
-        given = [
-            *self.image.options(runs=runs or str(self.runs), cache=self.cache, mode=mode, tini=tini),
-            *options,
-        ]
-        return Box(self.image, given, ["train", f"--run=/runs/{name}", *arguments])
-
-    def start(self, name: str, **how: object) -> Box:
-        return self.run(name, *SMALL, **how)  # type: ignore[arg-type]
-
-    def resume(self, name: str, *arguments: str, **how: object) -> Box:
-        return self.run(name, "--resume", *arguments, **how)  # type: ignore[arg-type]
-
-    def reference(self) -> None:
-        with self.start("whole") as box:
-            ended = box.ended()
-        if ended.code or steps(self.whole) != list(range(SAVE_EVERY, STEPS + 1, SAVE_EVERY)):
-            raise SystemExit(f"the undisturbed run failed: {ended.code}, {ended.said[-3000:]}")
-
-    def verdict(
-        self, name: str, ended: Ended, *, code: int, words: Sequence[str], kept: int, resumes: bool = True
-    ) -> Verdict:
-        """The verdict on a disturbed run that must have kept the checkpoint of step `kept`; resumes it and
-        compares.
-        """
-        run, problems = self.runs / name, []
-        if ended.code != code:
-            problems.append(f"exit code {ended.code}, not {code}: {ended.said.strip()[-300:]}")
-        problems += [
-            f"does not say {word!r}: {ended.said.strip()[-600:]}" for word in words if word not in ended.said
-        ]
-        there = steps(run)
-        if kept and kept not in there:
-            problems.append(f"checkpoints {there}, without {kept}")
-        if there:
-            problems += [
-                f"step {there[-1]}: {text}" for text in unsound(self.image, run, self.cache, there[-1])
-            ]
-        if resumes:
-            with self.resume(name) as box:
-                again = box.ended()
-            problems += (
-                [f"the resume ended with {again.code}: {again.said.strip()[-600:]}"]
-                if again.code
-                else self.differs(run)
-            )
-        said = [line for line in ended.said.splitlines() if line.startswith("error")]
-        shutil.rmtree(run, ignore_errors=True)
-        return Verdict(
-            f"{ended.code}{', OOMKilled' if ended.oom else ''}",
-            (said or [words[0] if words else "-"])[-1],
-            problems,
-        )
-
-    def differs(self, run: Path) -> list[str]:
-        """What is not as in the run that nothing disturbed."""
-        found = [] if metrics(run) == metrics(self.whole) else ["the lines of metrics differ"]
-        # A stop saves where it stands, beside the steps of the recipe.
-        missing = {*steps(self.whole)} - {*steps(run)}
-        found += [f"checkpoints {sorted(missing)} are missing"] if missing else []
-        return found + [
-            f"arrays of step {step} differ"
-            for step in sorted({*steps(self.whole)} - missing)
-            if digests(run, step) != digests(self.whole, step)
-        ]
-
-    def past(self, box: Box, name: str, step: int) -> None:
-        """Waits until the checkpoint of `step` is whole and a line after it is written."""
-        box.until(
-            lambda: step in steps(self.runs / name) and len(metrics(self.runs / name)) > step, f"step {step}"
-        )
-
 
 LIMITED = ("--memory", "1600m", "--memory-swap", "1600m")
 
@@ -207,114 +106,6 @@ def memory_at_the_start(stage: Stage) -> Verdict:
     )
 
 
-def full_disk(stage: Stage, *, during_a_save: bool) -> Verdict:
-    """A filesystem of 64 MiB fills up: before a save, which is then refused, or once a save has begun to
-    write.
-    """
-    volume = f"harness-chaos-{os.getpid()}-{int(during_a_save)}"
-    size = f"o=size=64m,mode=0755,uid={os.getuid()},gid={os.getgid()}"
-    docker(
-        "volume",
-        "create",
-        "--driver",
-        "local",
-        "--opt",
-        "type=tmpfs",
-        "--opt",
-        "device=tmpfs",
-        "--opt",
-        size,
-        volume,
-    )
-    name = "full-save" if during_a_save else "full"
-    with ExitStack() as stack:
-        stack.callback(subprocess.run, ["docker", "volume", "rm", "--force", volume], capture_output=True)
-        # Holds the volume, which is gone when nobody has it mounted, and fills it.
-        holder = stack.enter_context(
-            Box(
-                stage.image,
-                ["--entrypoint", "sleep", "--user", "0", "--volume", f"{volume}:/runs:nocopy"],
-                ["100000"],
-            )
-        )
-        fill = (
-            "python -c \"import sys\nwith open('/runs/ballast', 'wb', 0) as file:\n  while True:"
-            ' file.write(bytes(1 << 16))"'
-        )
-        moment = (
-            f"until ls /runs/{name}/checkpoints/8.orbax-checkpoint-tmp >/dev/null 2>&1; do :; done; "
-            if during_a_save
-            else ""
-        )
-        with stage.start(name, runs=volume, mode="rw,nocopy") as box:
-            box.until(lambda: SAVE_EVERY in listed(holder, name), "step 4")
-            subprocess.run(
-                ["docker", "exec", holder.id, "sh", "-c", moment + fill], capture_output=True, check=False
-            )
-            ended = box.ended()
-        docker("exec", holder.id, "rm", "/runs/ballast")
-        # From the small filesystem to the host's, where it is looked at and resumed.
-        copied = subprocess.Popen(
-            ["docker", "exec", holder.id, "tar", "-C", "/runs", "-c", name], stdout=subprocess.PIPE
-        )
-        subprocess.run(["tar", "-C", str(stage.runs), "-x"], stdin=copied.stdout, check=True)
-        copied.wait()
-    return stage.verdict(
-        name,
-        ended,
-        code=2,
-        words=["[disk-full]", "the steps before it are whole" if not during_a_save else "whole"],
-        kept=SAVE_EVERY,
-    )
-
-
-def listed(holder: Box, name: str) -> list[int]:
-    done = subprocess.run(
-        ["docker", "exec", holder.id, "ls", f"/runs/{name}/checkpoints"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return sorted(int(entry) for entry in done.stdout.split() if entry.isdigit())
-
-
-def full_disk_before_a_save(stage: Stage) -> Verdict:
-    return full_disk(stage, during_a_save=False)
-
-
-def full_disk_during_a_save(stage: Stage) -> Verdict:
-    return full_disk(stage, during_a_save=True)
-
-
-def small_disk(stage: Stage) -> Verdict:
-    """A filesystem too small from the start: the doctor says so; with --allow disk the save does, and what
-    was there is whole.
-    """
-    tiny = ["--mount", "type=tmpfs,destination=/runs/small-disk,tmpfs-size=4m,tmpfs-mode=0777"]
-    with stage.start("small-disk", options=tiny) as box:
-        refused = box.ended()
-    with stage.run("small-disk", *SMALL, "--allow=disk", options=tiny) as box:
-        allowed = box.ended()
-    problems = (
-        []
-        if refused.code == 1 and "disk: " in refused.said
-        else [f"the doctor: {refused.code}, {refused.said[-600:]}"]
-    )
-    problems += (
-        []
-        if refused.said.count("for the next checkpoints") == 1
-        else ["the disk was warned of more than once"]
-    )
-    problems += (
-        []
-        if allowed.code == 2 and "[disk-full]" in allowed.said
-        else [f"with --allow disk: {allowed.code}, {allowed.said[-600:]}"]
-    )
-    return Verdict(
-        f"{refused.code}; {allowed.code}", "error, disk: …; with --allow disk: error [disk-full] …", problems
-    )
-
-
 def stop(stage: Stage) -> Verdict:
     """`docker stop` with 10 s of grace, between steps."""
     with stage.start("stop") as box:
@@ -347,28 +138,6 @@ def kill(stage: Stage) -> Verdict:
         box.until(lambda: saving(stage.runs / "kill"), "a save")
         docker("kill", box.id)
         return stage.verdict("kill", box.ended(), code=137, words=[], kept=SAVE_EVERY)
-
-
-def read_only_volume(stage: Stage) -> Verdict:
-    """A run directory that is mounted read-only is refused before anything is computed."""
-    with stage.start("read-only") as box:
-        stage.past(box, "read-only", SAVE_EVERY)
-        docker("stop", "--time", "60", box.id)
-    with stage.resume("read-only", mode="ro") as box:
-        return stage.verdict(
-            "read-only", box.ended(), code=2, words=["[not-writable]", "fix:"], kept=SAVE_EVERY
-        )
-
-
-def closed_directory(stage: Stage) -> Verdict:
-    """The directory of checkpoints loses its write permission while the run goes on."""
-    place = stage.runs / "closed" / "checkpoints"
-    with stage.start("closed") as box:
-        stage.past(box, "closed", SAVE_EVERY)
-        place.chmod(0o500)
-        ended = box.ended()
-    place.chmod(0o755)
-    return stage.verdict("closed", ended, code=2, words=["[not-writable]"], kept=SAVE_EVERY)
 
 
 def clock(stage: Stage) -> Verdict:

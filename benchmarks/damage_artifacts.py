@@ -63,7 +63,8 @@ def main() -> int:
         print(f"{reader}: " + ", ".join(f"{result} {count}" for result, count in counter.most_common()))
     print(
         "\n".join(bad[:50])
-        or f"\n{sum(table['status'].values())} damages, {sum(map(sum, (c.values() for c in table.values())))} readings: no crash"
+        or f"\n{sum(table['status'].values())} damages, "
+        f"{sum(map(sum, (c.values() for c in table.values())))} readings: no crash"
     )
     return 1 if bad else 0
 

@@ -76,7 +76,7 @@ def run(command: list[str]) -> dict[str, float]:
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
-def main() -> None:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,7 +94,11 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=30)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--resize", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _options()
     if options.child:
         ours(options.directory, options.seconds, options.workers, options.warm, options.resize)
         return
@@ -131,6 +135,11 @@ def main() -> None:
             turn = run(command)
             found[name].append(turn)
             print(f"  {name}: {turn['frames'] / turn['seconds']:.1f} samples/s", file=sys.stderr, flush=True)
+    show(found, pairs)
+
+
+def show(found: dict[str, list[dict[str, float]]], pairs: list[tuple[str, str]]) -> None:
+    """Prints the pace of each side, and of each pair how they compare."""
     pace = {name: [turn["frames"] / turn["seconds"] for turn in turns] for name, turns in found.items()}
     cpu = {
         name: statistics.median(1000 * turn["cpu_s"] / turn["frames"] for turn in turns)

@@ -240,7 +240,7 @@ class statistics:
 
     @staticmethod
     def read(copy: Path, prepared: tuple[Any, list[Any]]) -> None:
-        from harness.data.compare import compare
+        from harness.data.compare import compare_statistics
         from harness.data.lerobot import open_dataset
         from harness.data.sample import sample_dataset_path
         from harness.errors import HarnessError
@@ -251,7 +251,7 @@ class statistics:
             for mode in ("quantile", "zscore"):
                 try:
                     comparison_table(
-                        compare(
+                        compare_statistics(
                             prepared[0], path, mode=mode, blocks=open_dataset(sample_dataset_path()).blocks()
                         )
                     )  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """Command lines changed at random, given to `harness import openpi`: each must end in an answer or in one
 HarnessError, in seconds.
 
-python -m benchmarks.fuzz_import [LINES] [--seed N]        default 1,000 lines; exit code 1 for a traceback or a line of over 20 s
+python -m benchmarks.fuzz_import [LINES] [--seed N]
+
+Default: 1,000 lines. Exit code 1 for a traceback or a line of over 20 s.
 """
 
 from __future__ import annotations

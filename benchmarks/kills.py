@@ -102,7 +102,8 @@ def report(kills: list[Kill], wrong: list[str]) -> int:
     print(f"\nloader processes: {dict(collections.Counter(kill.workers or 'threads' for kill in kills))}")
     print(
         "\n".join(wrong)
-        or "every run that ended equals the uninterrupted one: metrics, frames, every array of every kept checkpoint"
+        or "every run that ended equals the uninterrupted one: metrics, frames, every array of every kept"
+        " checkpoint"
     )
     bad = [kill for kill in kills if kill.lost or kill.corrupt or kill.differs]
     print("\n".join(map(str, bad)), end="\n" if bad else "")

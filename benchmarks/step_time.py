@@ -101,16 +101,7 @@ def upstreams(batch: int) -> Made:
     from openpi.training import sharding
     from openpi.training.weight_loaders import NoOpWeightLoader
 
-    gemma.PALIGEMMA_VOCAB_SIZE = VOCABULARY
-    gemma.get_config = lambda variant: gemma.Config(*SIZES[variant])
-    width, depth, mlp_dim, heads, patch = SIZES["So400m/14"]
-    siglip.decode_variant = lambda _: {
-        "width": width,
-        "depth": depth,
-        "mlp_dim": mlp_dim,
-        "num_heads": heads,
-        "patch_size": (patch, patch),
-    }
+    _make_small(gemma, siglip)
     shipped = configs.get_config("pi05_libero")
     model = dataclasses.replace(shipped.model, dtype="float32")
     config = dataclasses.replace(
@@ -127,21 +118,7 @@ def upstreams(batch: int) -> Made:
         donate_argnums=(1,),
     )
     made, rng, key = [state], np.random.default_rng(0), jax.random.key(1)
-    images = {
-        name: rng.uniform(-1, 1, (batch, 224, 224, 3)).astype(np.float32)
-        for name in ("base_0_rgb", "left_wrist_0_rgb")
-    }
-    observation = Observation(
-        images={**images, "right_wrist_0_rgb": np.zeros((batch, 224, 224, 3), np.float32)},
-        image_masks={
-            "base_0_rgb": np.ones(batch, bool),
-            "left_wrist_0_rgb": np.ones(batch, bool),
-            "right_wrist_0_rgb": np.zeros(batch, bool),
-        },
-        state=np.zeros((batch, 32), np.float32),
-        tokenized_prompt=rng.integers(0, VOCABULARY, (batch, PADDED_BY_OPENPI)).astype(np.int32),
-        tokenized_prompt_mask=np.tile(np.arange(PADDED_BY_OPENPI) < PROMPT, (batch, 1)),
-    )
+    observation = Observation(**_observed(rng, batch))
     inputs = jax.device_put((observation, rng.standard_normal((batch, 10, 32)).astype(np.float32)), rows)
 
     def one() -> None:
@@ -151,6 +128,41 @@ def upstreams(batch: int) -> Made:
         jax.block_until_ready(made[0])
 
     return one, sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def _make_small(gemma: Any, siglip: Any) -> None:
+    """Gives openpi's modules the sizes of SIZES."""
+    gemma.PALIGEMMA_VOCAB_SIZE = VOCABULARY
+    gemma.get_config = lambda variant: gemma.Config(*SIZES[variant])
+    width, depth, mlp_dim, heads, patch = SIZES["So400m/14"]
+    siglip.decode_variant = lambda _: {
+        "width": width,
+        "depth": depth,
+        "mlp_dim": mlp_dim,
+        "num_heads": heads,
+        "patch_size": (patch, patch),
+    }
+
+
+def _observed(rng: Any, batch: int) -> dict[str, Any]:
+    """What openpi's step sees of a batch: three cameras, the third of zeros and masked."""
+    import numpy as np
+
+    images = {
+        name: rng.uniform(-1, 1, (batch, 224, 224, 3)).astype(np.float32)
+        for name in ("base_0_rgb", "left_wrist_0_rgb")
+    }
+    return {
+        "images": {**images, "right_wrist_0_rgb": np.zeros((batch, 224, 224, 3), np.float32)},
+        "image_masks": {
+            "base_0_rgb": np.ones(batch, bool),
+            "left_wrist_0_rgb": np.ones(batch, bool),
+            "right_wrist_0_rgb": np.zeros(batch, bool),
+        },
+        "state": np.zeros((batch, 32), np.float32),
+        "tokenized_prompt": rng.integers(0, VOCABULARY, (batch, PADDED_BY_OPENPI)).astype(np.int32),
+        "tokenized_prompt_mask": np.tile(np.arange(PADDED_BY_OPENPI) < PROMPT, (batch, 1)),
+    }
 
 
 def child(make: Callable[[int], Made], batch: int) -> None:

@@ -41,8 +41,10 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.strangers_bases import Bases
-from benchmarks.strangers_cases import KINDS, kind_of
-from benchmarks.strangers_worker import PROBLEMS, work
+from benchmarks.strangers_cases import kind_of
+from benchmarks.strangers_judge import PROBLEMS
+from benchmarks.strangers_kinds import KINDS
+from benchmarks.strangers_worker import work
 from harness.received.text import one_line
 
 Row = dict[str, Any]

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.strangers_values import Hostile, mutate_json, mutate_lines, mutate_text, mutate_yaml
+from benchmarks.strangers_texts import mutate_json, mutate_lines, mutate_text, mutate_yaml
+from benchmarks.strangers_values import Hostile
 
 _JSON_NAMES = ("_METADATA", "_CHECKPOINT_METADATA", "_sharding", ".zarray", "zarr.json", "process_0", ".lock")
 _STRANGE_NAMES = ["a\nb", "a\x1b[2Jb", "a\\b", " ", "-rf", "\u202etxt.exe", "x" * 255, "[b]", "<b>", "..."]

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from benchmarks.strangers_values import Hostile, mutate_json, mutate_text
+from benchmarks.strangers_texts import mutate_json, mutate_text
+from benchmarks.strangers_values import Hostile
 
 
 class Page(NamedTuple):
@@ -161,26 +162,9 @@ def clean_site(files: dict[str, bytes], form: str) -> tuple[Site, str]:
 def mutate_site(site: Site, rng: random.Random, hostile: Hostile) -> str:
     """What was done, in words, to one page of a site."""
     listings = [path for path in site if path.endswith(("/", "SHA256SUMS", "/o"))]
-    path = rng.choice(listings if rng.random() < 0.6 else sorted(site))
+    path = rng.choice(listings if rng.random() < 0.6 and listings else sorted(site))
     page = site[path]
-    action = rng.choice(
-        [
-            "content",
-            "content",
-            "content",
-            "names",
-            "names",
-            "names",
-            "endless",
-            "redirect",
-            "redirect",
-            "status",
-            "header",
-            "header",
-            "gone",
-            "loop",
-        ]
-    )
+    action = rng.choice(_ACTIONS)
     if action == "content":
         new = (
             mutate_json(page.body, rng, hostile)
@@ -199,19 +183,7 @@ def mutate_site(site: Site, rng: random.Random, hostile: Hostile) -> str:
                 endless=True,
             )
     elif action == "redirect":
-        inside = [f"{path}/..", path, "/ckpt/", "//127.0.0.1/x", "/ckpt/../../x", "/\r\nX: y"]
-        outside = [
-            "http://10.0.0.1/x",
-            "http://169.254.169.254/latest/",
-            "ftp://127.0.0.1/x",
-            "gopher://x/",
-            "http://[::1",
-            *(f"file://{p}" for p in hostile.secrets),
-        ]
-        site[path] = Page(
-            status=rng.choice([301, 302, 303, 307, 308]),
-            headers=(("Location", rng.choice([*inside, *outside])),),
-        )
+        site[path] = _redirect(path, rng, hostile)
     elif action == "status":
         site[path] = page._replace(
             status=rng.choice(
@@ -228,6 +200,11 @@ def mutate_site(site: Site, rng: random.Random, hostile: Hostile) -> str:
     return f"{path}: {action}"
 
 
+# Each as often as it stands here.
+_ACTIONS = (
+    *("content", "content", "content", "names", "names", "names"),
+    *("endless", "redirect", "redirect", "status", "header", "header", "gone", "loop"),
+)
 _HEADERS: list[tuple[str, list[str]]] = [
     ("Content-Length", ["-1", "0", "1", "10", "9" * 30, "x", "1e400", "99999999", "5, 6"]),
     (
@@ -239,6 +216,22 @@ _HEADERS: list[tuple[str, list[str]]] = [
     ("Transfer-Encoding", ["chunked", "identity", "gzip, chunked"]),
     ("ETag", ["\x1b[2J", "x" * 60_000, '"a"\r\n B: c', "W/x", "é"]),
 ]
+
+
+def _redirect(path: str, rng: random.Random, hostile: Hostile) -> Page:
+    inside = [f"{path}/..", path, "/ckpt/", "//127.0.0.1/x", "/ckpt/../../x", "/\r\nX: y"]
+    outside = [
+        "http://10.0.0.1/x",
+        "http://169.254.169.254/latest/",
+        "ftp://127.0.0.1/x",
+        "gopher://x/",
+        "http://[::1",
+        *(f"file://{p}" for p in hostile.secrets),
+    ]
+    return Page(
+        status=rng.choice([301, 302, 303, 307, 308]),
+        headers=(("Location", rng.choice([*inside, *outside])),),
+    )
 
 
 def _listing(page: Page, rng: random.Random, hostile: Hostile) -> bytes:

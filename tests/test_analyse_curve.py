@@ -12,8 +12,9 @@ import optax
 import pytest
 
 from harness.analyse import trend
-from harness.analyse.curve import MAX_POINTS, analyse
+from harness.analyse.curve import analyse
 from harness.analyse.schedule import full_rate_steps, learning_rate
+from harness.analyse.series import MAX_POINTS
 from harness.artifacts import Curve
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe

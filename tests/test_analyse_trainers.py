@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks import fuzz_logs, fuzz_logs_forms
 from harness.analyse.curve import analyse
 from harness.artifacts import Curve
 from harness.errors import HarnessError
 from harness.show.curve import curve_table
 from tests.console_log import falling, flat, log, steps
-from tests.fuzz_logs import fuzz_logs
-
-FUZZ = fuzz_logs()
 
 
 def look(text: str) -> Curve:
@@ -33,11 +31,11 @@ def finding(curve: Curve, code: str) -> str:
 
 
 def seed(name: str) -> str:
-    return FUZZ.SEEDS[name](random.Random(0))
+    return fuzz_logs_forms.SEEDS[name](random.Random(0))
 
 
 def lerobot(**options: object) -> str:
-    return FUZZ.lerobot(random.Random(0), **options)
+    return fuzz_logs_forms.lerobot(random.Random(0), **options)
 
 
 def tail(text: str) -> str:
@@ -288,5 +286,5 @@ def test_a_step_that_no_step_can_be_is_left_out(step: str) -> None:
 
 @pytest.mark.parametrize("index", range(0, 400, 4))
 def test_no_mutated_log_ends_in_a_traceback(index: int) -> None:
-    _, data = FUZZ.case(index, 7, None)
-    assert "TRACEBACK" not in FUZZ.judged(data, 60)
+    _, data = fuzz_logs.case(index, 7, None)
+    assert "TRACEBACK" not in fuzz_logs.judged(data, 60)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from harness.checkpoint.weights import fingerprint, load_params
+from harness.checkpoint.weights import directory_sha256, load_params
 from harness.errors import HarnessError
 from tests.item_writer import write_step
 
@@ -23,7 +23,7 @@ def test_base_that_has_moved(tmp_path: Path) -> None:
     )
     write_step(tmp_path / "run/7", {"action_in_proj/bias": np.full(4, 7, np.float32)})
     (tmp_path / "run/7/harness").mkdir()
-    named = {"source": str(tmp_path / "old"), "sha256": fingerprint(tmp_path / "old/params")}
+    named = {"source": str(tmp_path / "old"), "sha256": directory_sha256(tmp_path / "old/params")}
     (tmp_path / "run/7/harness/base.json").write_text(json.dumps(named))
     (tmp_path / "old").rename(tmp_path / "new")
     expected = {

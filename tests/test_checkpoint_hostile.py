@@ -35,7 +35,7 @@ from harness.checkpoint.leaves import open_leaves, read_leaves
 from harness.checkpoint.locate import locate
 from harness.checkpoint.packed import check_packed
 from harness.checkpoint.store import Store
-from harness.checkpoint.weights import fingerprint, params_directories
+from harness.checkpoint.weights import directory_sha256, params_directories
 from harness.errors import HarnessError
 from harness.recipe.schema import Expert, Lora, Model
 from harness.run.steps import BASE
@@ -117,7 +117,7 @@ def test_a_chunk_that_is_a_link_out_is_read_by_nobody(tmp_path: Path) -> None:
     assert found.steps[0].complete is False
     assert [leaf.sha256 for leaf in found.leaves] == [None]
     assert code_of(lambda: open_leaves(step / "params")) == "checkpoint-leads-out"
-    assert code_of(lambda: fingerprint(step / "params")) == "checkpoint-leads-out"
+    assert code_of(lambda: directory_sha256(step / "params")) == "checkpoint-leads-out"
     assert code_of(lambda: locate(str(step))) == "checkpoint-interrupted"
 
 
@@ -380,7 +380,7 @@ def test_a_base_that_is_none(tmp_path: Path, text: str) -> None:
 def test_a_base_that_names_itself(tmp_path: Path) -> None:
     step = a_step(tmp_path)
     (step / "harness").mkdir()
-    (step / BASE).write_text(json.dumps({"source": str(step), "sha256": fingerprint(step / "params")}))
+    (step / BASE).write_text(json.dumps({"source": str(step), "sha256": directory_sha256(step / "params")}))
     assert code_of(lambda: params_directories(step)) == "weights-base-circular"
 
 

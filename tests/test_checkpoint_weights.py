@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from harness.checkpoint import chunks
 from harness.checkpoint.paths import nested
 from harness.checkpoint.source import find_params
-from harness.checkpoint.weights import fingerprint, is_finite, load_params
+from harness.checkpoint.weights import directory_sha256, is_finite, load_params
 from harness.errors import HarnessError
 from harness.recipe.parameters import is_trained, parameter_shapes
 from harness.recipe.schema import Expert, Lora, Model
@@ -277,7 +277,7 @@ def test_fingerprint_is_of_names_and_contents(tmp_path):
         (tmp_path / name / "d").mkdir(parents=True)
         for file, text in files.items():
             (tmp_path / name / "d" / file).write_text(text)
-        return fingerprint(tmp_path / name)
+        return directory_sha256(tmp_path / name)
 
     one = made("one", x="1", y="2")
     assert made("same", y="2", x="1") == one

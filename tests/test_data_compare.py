@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from harness.artifacts import Dataset, DimensionStats, NormStats
-from harness.data.compare import compare
+from harness.data.compare import compare_statistics
 from harness.data.lerobot import open_dataset
 from harness.data.norm_files import read_norm_stats
 from harness.data.sample import sample_dataset_path
@@ -37,14 +37,14 @@ def _file(path: Path, change: object = None) -> Path:
 
 def test_the_same_statistics_differ_by_nothing(tmp_path: Path) -> None:
     _file(tmp_path / "norm_stats.json")
-    found = compare(OURS, tmp_path)
+    found = compare_statistics(OURS, tmp_path)
     assert found.largest_share == 0
     assert len(found.differences) == 4 * 3
     assert (found.only_ours, found.only_theirs) == ({"state": 0, "actions": 0}, {"state": 0, "actions": 0})
 
 
 def test_the_largest_difference_comes_first_as_a_share_of_the_spread(tmp_path: Path) -> None:
-    found = compare(
+    found = compare_statistics(
         OURS,
         _file(
             tmp_path / "x.json",
@@ -61,7 +61,9 @@ def test_the_largest_difference_comes_first_as_a_share_of_the_spread(tmp_path: P
 
 
 def test_a_difference_without_a_spread_is_the_worst(tmp_path: Path) -> None:
-    found = compare(OURS, _file(tmp_path / "x.json", lambda body: body["state"]["q01"].__setitem__(1, 0.9)))
+    found = compare_statistics(
+        OURS, _file(tmp_path / "x.json", lambda body: body["state"]["q01"].__setitem__(1, 0.9))
+    )
     assert (found.differences[0].dimension, found.differences[0].share) == (1, None)
 
 
@@ -72,7 +74,7 @@ def test_zero_padding_is_no_dimension_but_values_are(tmp_path: Path) -> None:
         for vector in body["actions"].values():
             vector.extend([1.0])
 
-    found = compare(OURS, _file(tmp_path / "x.json", pad))
+    found = compare_statistics(OURS, _file(tmp_path / "x.json", pad))
     assert found.only_theirs == {"state": 0, "actions": 1}
 
 
@@ -89,7 +91,7 @@ def test_zero_padding_is_no_dimension_but_values_are(tmp_path: Path) -> None:
 def test_what_is_not_norm_stats_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(HarnessError) as caught:
-        compare(OURS, tmp_path / "x.json")
+        compare_statistics(OURS, tmp_path / "x.json")
     assert caught.value.code == "norm-stats-invalid"
 
 
@@ -98,7 +100,7 @@ def test_what_is_not_norm_stats_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def _sample(mode: str = "quantile") -> tuple[NormStats, dict]:
-    """Statistics of the sample dataset, and what `compare` needs to count its frames."""
+    """Statistics of the sample dataset, and what `compare_statistics` needs to count its frames."""
     recipe = load_recipe("smoke", [f"data.normalization={mode}"])
     opened = open_dataset(sample_dataset_path())
     stats = compute(recipe, Dataset.model_construct(path=str(sample_dataset_path())))
@@ -122,7 +124,7 @@ def test_a_range_that_is_too_small_for_our_data_says_how_far_it_goes(tmp_path: P
     stats, rows = _sample()
     core = _core(stats)
     core["actions"]["q01"][2], core["actions"]["q99"][2] = 0.300, 0.301
-    found = compare(stats, _write(tmp_path / "x.json", {"norm_stats": core}), **rows)
+    found = compare_statistics(stats, _write(tmp_path / "x.json", {"norm_stats": core}), **rows)
     worst = found.reach[0]
     actions = open_dataset(sample_dataset_path()).columns.actions[:, 2].astype(np.float64)
     theirs = (actions - 0.3) / (0.001 + 1e-6) * 2 - 1
@@ -140,7 +142,7 @@ def test_a_range_that_is_too_small_for_our_data_says_how_far_it_goes(tmp_path: P
 @pytest.mark.parametrize("mode", ["quantile", "zscore"])
 def test_our_own_statistics_are_reached_as_the_recipe_normalizes(tmp_path: Path, mode: str) -> None:
     stats, rows = _sample(mode)
-    found = compare(stats, _write(tmp_path / "x.json", {"norm_stats": _core(stats)}), **rows)
+    found = compare_statistics(stats, _write(tmp_path / "x.json", {"norm_stats": _core(stats)}), **rows)
     opened = open_dataset(sample_dataset_path())
     for one in found.reach:
         values = normalize(
@@ -163,7 +165,7 @@ def test_padding_to_32_dimensions_is_left_out_of_the_reach(tmp_path: Path) -> No
         key: {name: vector + [0.0] * (32 - len(vector)) for name, vector in one.items()}
         for key, one in _core(stats).items()
     }
-    found = compare(stats, _write(tmp_path / "x.json", {"norm_stats": padded}), **rows)
+    found = compare_statistics(stats, _write(tmp_path / "x.json", {"norm_stats": padded}), **rows)
     assert (found.only_theirs, found.largest_share, len(found.reach)) == ({"state": 0, "actions": 0}, 0.0, 15)
 
 
@@ -186,7 +188,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_the_forms_that_people_have_are_read_and_named(tmp_path: Path, form: str) -> None:
     stats, _ = _sample()
-    found = compare(stats, _write(tmp_path / "x.json", FORMS[form](_core(stats))))
+    found = compare_statistics(stats, _write(tmp_path / "x.json", FORMS[form](_core(stats))))
     assert (found.form, found.largest_share) == (form, 0.0)
 
 
@@ -194,7 +196,7 @@ def test_the_key_action_is_the_key_actions(tmp_path: Path) -> None:
     stats, _ = _sample()
     core = _core(stats)
     assert (
-        compare(
+        compare_statistics(
             stats,
             _write(tmp_path / "x.json", {"norm_stats": {"state": core["state"], "action": core["actions"]}}),
         ).largest_share
@@ -212,7 +214,10 @@ def test_lerobots_file_is_found_in_its_dataset_by_the_recipes_names(tmp_path: Pa
         "action": {"mean": [0.0], "count": [1]},
     }
     _write(tmp_path / "meta/stats.json", body)
-    assert compare(stats, tmp_path, names={"state": "joints", "actions": "targets"}).largest_share == 0
+    assert (
+        compare_statistics(stats, tmp_path, names={"state": "joints", "actions": "targets"}).largest_share
+        == 0
+    )
 
 
 def test_the_episodes_of_a_dataset_are_put_together_where_that_suffices(tmp_path: Path) -> None:
@@ -273,24 +278,24 @@ def test_quantiles_that_mean_nothing_are_refused_by_name_and_only_where_they_are
 ) -> None:
     file = _file(tmp_path / "x.json", change)
     with pytest.raises(HarnessError) as caught:
-        compare(OURS, file)
+        compare_statistics(OURS, file)
     assert caught.value.code == "norm-stats-invalid"
     assert said in str(caught.value.got)
-    assert compare(OURS, file, mode="zscore").form == "openpi's norm_stats.json"
+    assert compare_statistics(OURS, file, mode="zscore").form == "openpi's norm_stats.json"
 
 
 @pytest.mark.parametrize("statistic", ["mean", "std"])
 def test_zscore_needs_mean_and_std(tmp_path: Path, statistic: str) -> None:
     file = _file(tmp_path / "x.json", _change("actions", statistic, None, None))
-    assert compare(OURS, file).largest_share is not None
+    assert compare_statistics(OURS, file).largest_share is not None
     with pytest.raises(HarnessError) as caught:
-        compare(OURS, file, mode="zscore")
+        compare_statistics(OURS, file, mode="zscore")
     assert f"actions has no {statistic}" in str(caught.value.got)
 
 
 def test_a_negative_deviation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HarnessError) as caught:
-        compare(OURS, _file(tmp_path / "x.json", _change("state", "std", 0, -1.0)), mode="zscore")
+        compare_statistics(OURS, _file(tmp_path / "x.json", _change("state", "std", 0, -1.0)), mode="zscore")
     assert "state[0]: std is -1" in str(caught.value.got)
 
 
@@ -309,7 +314,7 @@ def test_a_negative_deviation_is_refused(tmp_path: Path) -> None:
 def test_no_bytes_are_a_traceback(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text, errors="surrogatepass")
     with pytest.raises(HarnessError) as caught:
-        compare(OURS, tmp_path / "x.json")
+        compare_statistics(OURS, tmp_path / "x.json")
     assert caught.value.code == "norm-stats-invalid"
 
 
@@ -317,7 +322,7 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "norm_stats.json")
     for path in (tmp_path, tmp_path / "norm_stats.json"):
         with pytest.raises(HarnessError) as caught:
-            compare(OURS, path)
+            compare_statistics(OURS, path)
         assert caught.value.code in ("file-not-regular", "norm-stats-not-found")
 
 
@@ -326,12 +331,14 @@ def test_the_table_shows_ends_and_share(tmp_path: Path) -> None:
     core = _core(stats)
     core["actions"]["q01"][2], core["actions"]["q99"][2] = 0.300, 0.301
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(comparison_table(compare(stats, _write(tmp_path / "x.json", {"norm_stats": core}), **rows)))
+    console.print(
+        comparison_table(compare_statistics(stats, _write(tmp_path / "x.json", {"norm_stats": core}), **rows))
+    )
     row = next(line for line in console.export_text().splitlines() if line.startswith("actions[2]"))
     assert row.split() == ["actions[2]", "-1675", "-1645", "1069", "1069", "100.00", "%"]
 
 
 def test_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HarnessError) as caught:
-        compare(OURS, tmp_path / "x.json")
+        compare_statistics(OURS, tmp_path / "x.json")
     assert caught.value.code == "norm-stats-not-found"

@@ -56,7 +56,7 @@ def allowed(device: int) -> int:
 def test_an_entry_answers_its_own_question_with_the_allowance_for_other_cards() -> None:
     known = atlas_of(entry(1000)).look_up(LORA, LEVERS)
     assert known is not None
-    assert (known.source, known.bytes["device"], known.fingerprint) == ("atlas", allowed(1000), "1000")
+    assert (known.source, known.bytes["device"], known.program_sha256) == ("atlas", allowed(1000), "1000")
 
 
 @pytest.mark.parametrize(

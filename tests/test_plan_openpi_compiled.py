@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import openpi_compiled
+from benchmarks import openpi_compiled, openpi_compiled_child
 from harness.openpi.table import rows
 from harness.plan.cards import CARDS
 
@@ -39,7 +39,7 @@ def test_bytes_are_the_sum_of_the_largest_programs_allocations(tmp_path: Path) -
 
 
 def test_the_old_compiler_gets_a_target_that_it_can_read() -> None:
-    text = openpi_compiled.older(CARDS["rtx_a6000"].target())
+    text = openpi_compiled_child.older(CARDS["rtx_a6000"].target())
     assert "device_memory_size: 51041271808" in text
     assert "thread_dim_limit" not in text
     assert text.count("{") == text.count("}")

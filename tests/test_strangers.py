@@ -24,8 +24,10 @@ import pytest
 
 from benchmarks import strangers_worker as worker
 from benchmarks.strangers_bases import Bases
-from benchmarks.strangers_cases import KINDS, kind_of
+from benchmarks.strangers_cases import kind_of
 from benchmarks.strangers_child import Call
+from benchmarks.strangers_judge import PROBLEMS, judge
+from benchmarks.strangers_kinds import KINDS
 from benchmarks.strangers_pages import Servers
 from benchmarks.strangers_world import World, raw_controls
 from tests.item_writer import write_step
@@ -145,7 +147,7 @@ def _told(base: Path, root: Path) -> dict[str, tuple[str | None, list[tuple[str,
             before = world.tree()
             world.opened()
             ended = worker.run_case(calls, world, root / "logs")
-            problems = worker.judge(calls, ended, world, before, world.tree(), root / "logs", set())
+            problems = judge(calls, ended, world, before, world.tree(), root / "logs", set())
             found[name] = need, problems, str(ended)
         return found
     finally:
@@ -161,7 +163,7 @@ def test_each_kind_of_harm_is_told_and_nothing_else(bases: Bases, tmp_path: Path
         if {kind for kind, _ in told[0]} != ({need} if need else set())
     }
     assert not wrong, json.dumps(wrong, indent=1)
-    assert set(worker.PROBLEMS) == {need for need, *_ in found.values() if need}
+    assert set(PROBLEMS) == {need for need, *_ in found.values() if need}
 
 
 def test_cases_of_every_kind_are_tried_and_told_one_a_line(bases: Bases, tmp_path: Path) -> None:

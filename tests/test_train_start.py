@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from harness.errors import HarnessError
-from harness.recipe.fingerprint import fingerprint
+from harness.recipe.fingerprint import norm_verdict
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
 from harness.train.setup import Setup, setup_of
@@ -59,7 +59,7 @@ PALIGEMMA_LORA = ["model.paligemma.lora={rank: 16, alpha: 16.0}", "train.trained
 def test_fingerprints_of_the_released_weights(
     recipe: str, overrides: list[str], norm: float, want: str
 ) -> None:
-    verdict, sentence = fingerprint(load_recipe(recipe, overrides).model, norm)
+    verdict, sentence = norm_verdict(load_recipe(recipe, overrides).model, norm)
     assert verdict == want
     assert f"{norm:.3f}" in sentence
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -9,19 +10,30 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.analyse import events, findings
-from harness.analyse.compare import distance
+from harness.analyse.distance import distance
 from harness.analyse.fingerprints import about_first_loss, about_weights
+from harness.analyse.gradients import about_gradients
 from harness.analyse.held_out import held_out
-from harness.analyse.level import block_means, clipped, settle, without
+from harness.analyse.learning import applied_between, applied_steps, learning_of, rate_applied
+from harness.analyse.level import clipped, settle, without
 from harness.analyse.lines import Records, read_records
 from harness.analyse.pace import throughput
-from harness.analyse.schedule import full_rate_steps, learning_rate, thresholds
+from harness.analyse.series import series_of
 from harness.analyse.sessions import OneRun, one_run
 from harness.analyse.source import Source, open_source
 from harness.analyse.trend import MIN_POINTS, Test
 from harness.analyse.verdict import Facts, judge
 from harness.artifacts import Manifest
-from harness.artifacts.curve import Curve, CurveFinding, CurveSeries, Distance, Jump, Learning, Lines, Spike
+from harness.artifacts.curve import (
+    Curve,
+    CurveFinding,
+    Distance,
+    Jump,
+    Learning,
+    Lines,
+    Spike,
+    Trend,
+)
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
@@ -30,12 +42,12 @@ from harness.run.directory import RECIPE, RunDir, sha256_json
 Floats = npt.NDArray[np.float64]
 
 PUBLISHED = "pi05_libero"
-MAX_POINTS = 2_000
 # The first logged steps are left out of the trend: openpi's first value is of one step where the others are
 # averages, and compilers warm up.
 _FIRST_SHARE = 0.02
 # As share of what is negligible altogether: what the loss does before that is left out as well.
 _BEFORE = 0.1
+_NO_TIME = "the log says nothing of time: no clock, no step times, no progress bar"
 
 
 class Log(NamedTuple):
@@ -101,13 +113,9 @@ def analyse(
     log = read_log(path, stdin)
     own, told = _recipe(log.source, recipe, overrides or [])
     columns = log.run.columns
-    steps, losses = columns["step"], columns["loss"]
-    learning = _learning(own, columns, told, counted=log.records.numbered)
-    finite = np.isfinite(losses)
-    found = _Trend(
-        steps[finite], losses[finite], learning, _applied(own, columns)[finite], log.records.decimals
-    )
-    lost = np.flatnonzero(finite)[-1] + 1 if finite.any() else 0
+    steps = columns["step"]
+    learning = learning_of(own, columns, told, counted=log.records.numbered)
+    found = _Trend(columns, learning, applied_steps(own, columns), log.records.decimals)
     second = held_out(log.records.log.held_out)
     pace = throughput(log.records.columns if not log.run.mixed else columns, log.records.bars)
     still = findings.about_weights_moving(columns, learning)
@@ -116,27 +124,10 @@ def analyse(
         *still,
         *findings.about_held_out(second),
         *findings.about_pace(pace),
+        *findings.about_events(found.spikes, found.jumps),
+        *_about_end(found),
     ]
-    about += [*findings.about_events(found.spikes, found.jumps), *_about_end(found, steps[finite])]
-    trend = found.test.trend() if found.test else None
-    verdict = judge(
-        Facts(
-            recipe=own,
-            first_step=int(steps[0]),
-            last_step=int(steps[-1]),
-            first_loss=float(losses[0]),
-            last_loss=float(losses[-1]),
-            points=int(finite.sum()),
-            usable=found.usable,
-            learning=learning,
-            trend=trend,
-            rise=found.rise,
-            p_rise=found.test.p_rise() if found.test else 1.0,
-            lost_at=int(steps[lost]) if lost < len(steps) else None,
-            still=bool(still),
-            mixed=log.run.mixed and not log.run.seams,
-        )
-    )
+    verdict = judge(_facts(log.run, own, found, learning, still=bool(still)))
     return Curve(
         inputs=inputs_of(log.source, own, references or []),
         path=log.source.name,
@@ -150,7 +141,7 @@ def analyse(
         points=len(steps),
         first_step=int(steps[0]),
         last_step=int(steps[-1]),
-        trend=trend,
+        trend=found.trend,
         learning=learning,
         plateau_from_step=found.plateau() if verdict.answer == "learning" else None,
         findings=sorted(about, key=lambda finding: ("error", "warning", "info").index(finding.severity)),
@@ -158,19 +149,42 @@ def analyse(
         spikes=found.spikes,
         jumps=found.jumps,
         throughput=pace,
-        distances=[_distance(reference, steps[finite], losses[finite]) for reference in references or []],
-        series=_series(columns, own, found),
+        distances=[_distance(reference, found.steps, found.losses) for reference in references or []],
+        series=series_of(columns, own, found.keep),
         held_out=second,
-        read=Lines(
-            understood=log.records.understood,
-            others=log.records.filled - log.records.understood,
-            example=log.records.strange,
-        ),
-        unknown=(
-            {}
-            if pace
-            else {"throughput": "the log says nothing of time: no clock, no step times, no progress bar"}
-        ),
+        read=_lines(log.records),
+        unknown={} if pace else {"throughput": _NO_TIME},
+    )
+
+
+def _lines(records: Records) -> Lines:
+    return Lines(
+        understood=records.understood,
+        others=records.filled - records.understood,
+        example=records.strange,
+    )
+
+
+def _facts(run: OneRun, recipe: Recipe, found: _Trend, learning: Learning, *, still: bool) -> Facts:
+    """What the verdict is given on; `still`: the weights do not move."""
+    steps, losses = run.columns["step"], run.columns["loss"]
+    finite = np.isfinite(losses)
+    lost = np.flatnonzero(finite)[-1] + 1 if finite.any() else 0
+    return Facts(
+        recipe=recipe,
+        first_step=int(steps[0]),
+        last_step=int(steps[-1]),
+        first_loss=float(losses[0]),
+        last_loss=float(losses[-1]),
+        points=len(found.steps),
+        usable=found.usable,
+        learning=learning,
+        trend=found.trend,
+        rise=found.rise,
+        p_rise=found.test.p_rise() if found.test else 1.0,
+        lost_at=int(steps[lost]) if lost < len(steps) else None,
+        still=still,
+        mixed=run.mixed and not run.seams,
     )
 
 
@@ -183,9 +197,11 @@ def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> lis
         *findings.about_reading(log.records, columns),
         *findings.about_rates(columns, recipe),
     ]
-    about += findings.about_loss(steps, losses, by_rate=_rate_applied(recipe, columns, learning))
-    about += [*findings.about_gradients(columns, recipe), *findings.about_weights_finite(columns)]
-    if not (np.isfinite(norm) and norm > 0 and _full_rate(recipe, 0, steps[0]) < learning.negligible_below):
+    about += findings.about_loss(steps, losses, by_rate=rate_applied(recipe, columns, learning))
+    about += [*about_gradients(columns, recipe), *findings.about_weights_finite(columns)]
+    if not (
+        np.isfinite(norm) and norm > 0 and applied_between(recipe, 0, steps[0]) < learning.negligible_below
+    ):
         return about
     weights = about_weights(recipe, float(norm), named=told != "assumed")
     # Where other weights begin is not known: nothing is said of their first loss.
@@ -207,9 +223,11 @@ class _Trend:
     """What the finite losses of one run amount to."""
 
     def __init__(
-        self, steps: Floats, losses: Floats, learning: Learning, applied: Floats, decimals: int | None
+        self, columns: dict[str, Floats], learning: Learning, applied: Floats, decimals: int | None
     ) -> None:
-        self._steps, self._losses = steps, losses
+        finite = np.isfinite(columns["loss"])
+        steps, losses, applied = columns["step"][finite], columns["loss"][finite], applied[finite]
+        self.steps, self.losses = steps, losses
         self.test: Test | None = None
         self.rise: events.Rise | None = None
         self.spikes: list[Spike] = []
@@ -233,8 +251,13 @@ class _Trend:
             self.test = Test(steps[counts], values, 10.0**-decimals if decimals else 0.0)
             self.rise = events.rise(steps, losses, self.test)
 
+    @cached_property
+    def trend(self) -> Trend | None:
+        """The trend that was tested; None where too few losses can be used."""
+        return self.test.trend() if self.test else None
+
     def plateau(self) -> int | None:
-        return events.plateau(self._steps[self.keep], self._losses[self.keep])
+        return events.plateau(self.steps[self.keep], self.losses[self.keep])
 
 
 def _recipe(source: Source, named: str | None, overrides: list[str]) -> tuple[Recipe, str]:
@@ -250,66 +273,7 @@ def _recipe(source: Source, named: str | None, overrides: list[str]) -> tuple[Re
     return load_recipe(PUBLISHED, overrides), "assumed"
 
 
-def _logged_rates(columns: dict[str, Floats]) -> Floats | None:
-    rates = columns["learning_rate"]
-    known = np.isfinite(rates)
-    if known.mean() < 0.5 or not (rates[known] > 0).any():
-        return None
-    return np.interp(columns["step"], columns["step"][known], rates[known])
-
-
-def _applied(recipe: Recipe, columns: dict[str, Floats]) -> Floats:
-    """[N] steps at the recipe's peak rate that had been applied since the first logged step."""
-    logged, peak = _logged_rates(columns), recipe.train.optimizer.schedule.peak
-    applied = full_rate_steps(recipe.train.optimizer.schedule, columns["step"], logged)
-    return (
-        applied
-        if logged is None
-        else applied * max(float(logged.max()), 1e-300) / max(peak, float(logged.max()))
-    )
-
-
-def _full_rate(recipe: Recipe, first: float, last: float) -> float:
-    return (
-        float(full_rate_steps(recipe.train.optimizer.schedule, np.array([first, max(first, last)]))[-1])
-        if last > first
-        else 0.0
-    )
-
-
-def _rate_applied(recipe: Recipe, columns: dict[str, Floats], learning: Learning) -> bool:
-    """Whether more than a negligible learning rate was applied before the first loss that is not finite, as
-    far as the log shows.
-    """
-    bad = np.flatnonzero(~np.isfinite(columns["loss"]))
-    if not len(bad) or not bad[0]:
-        return False
-    return float(_applied(recipe, columns)[bad[0]]) >= learning.negligible_below
-
-
-def _learning(recipe: Recipe, columns: dict[str, Floats], told: str, *, counted: bool) -> Learning:
-    logged, schedule = _logged_rates(columns), recipe.train.optimizer.schedule
-    rates = learning_rate(schedule, columns["step"]) if logged is None else logged
-    # Of lines that were merely counted nobody knows how many steps lie between them.
-    negligible, enough = (0.0, 0.0) if counted else thresholds(recipe)
-    of_recipe = {"named": "as named", "run": "the run's own", "assumed": "assumed, since none was named"}[
-        told
-    ]
-    return Learning(
-        source=(
-            "rates of the log itself" if logged is not None else f"rates of recipe {recipe.name}, {of_recipe}"
-        ),
-        first=float(rates[0]),
-        last=float(rates[-1]),
-        peak=schedule.peak,
-        warmup_steps=schedule.warmup_steps,
-        full_rate_steps=float(_applied(recipe, columns)[-1]),
-        negligible_below=negligible,
-        enough_from=enough,
-    )
-
-
-def _about_end(found: _Trend, steps: Floats) -> list[CurveFinding]:
+def _about_end(found: _Trend) -> list[CurveFinding]:
     """A rise at the very end, which may be a spike or the beginning of a divergence."""
     rise = found.rise
     if rise is None or rise.diverged or not 0 < rise.tail < events.EXPLODED_POINTS:
@@ -323,7 +287,7 @@ def _about_end(found: _Trend, steps: Floats) -> list[CurveFinding]:
             severity="warning",
             code="spike-at-the-end",
             text=text,
-            steps=[int(step) for step in steps[-rise.tail :]],
+            steps=[int(step) for step in found.steps[-rise.tail :]],
         )
     ]
 
@@ -338,50 +302,3 @@ def _distance(reference: str, steps: Floats, losses: Floats) -> Distance:
             fix="give another --reference",
         )
     return distance(str(Path(reference)), steps, losses, columns["step"][finite], columns["loss"][finite])
-
-
-def _series(columns: dict[str, Floats], recipe: Recipe, found: _Trend) -> CurveSeries:
-    """The curve in at most MAX_POINTS stretches."""
-    steps, losses = columns["step"], columns["loss"]
-    count = min(len(steps), MAX_POINTS)
-    edges = np.linspace(0, len(steps), count + 1).astype(int)
-    rates = _logged_rates(columns)
-    rates = learning_rate(recipe.train.optimizer.schedule, steps) if rates is None else rates
-    finite = np.isfinite(losses)
-    counts = finite.copy()
-    counts[finite] = found.keep
-    return CurveSeries(
-        step=[int(step) for step in steps[edges[:-1]]],
-        loss=_means(losses, finite, edges),
-        low=_extremes(np.where(finite, losses, np.inf), edges, np.minimum),
-        high=_extremes(np.where(finite, losses, -np.inf), edges, np.maximum),
-        smooth=_smooth(_means(losses, counts, edges)),
-        grad_norm=_means(columns["grad_norm"], np.isfinite(columns["grad_norm"]), edges),
-        learning_rate=_listed(block_means(rates, count)),
-    )
-
-
-def _means(values: Floats, counts: npt.NDArray[np.bool_], edges: npt.NDArray[np.intp]) -> list[float | None]:
-    number = np.add.reduceat(counts.astype(float), edges[:-1])
-    total = np.add.reduceat(np.where(counts, values, 0.0), edges[:-1])
-    return _listed(np.divide(total, number, out=np.full(len(number), np.nan), where=number > 0))
-
-
-def _extremes(values: Floats, edges: npt.NDArray[np.intp], extreme: np.ufunc) -> list[float | None]:
-    return _listed(extreme.reduceat(values, edges[:-1]))
-
-
-def _smooth(values: list[float | None]) -> list[float | None]:
-    """A Gaussian-weighted mean over a fortieth of the curve to each side; gaps have no weight."""
-    held = np.array([np.nan if value is None else value for value in values])
-    known = np.isfinite(held).astype(float)
-    width = max(1.0, len(held) / 80)
-    reach = int(3 * width)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
-    total = np.convolve(np.pad(np.nan_to_num(held), reach), kernel, mode="valid")
-    weight = np.convolve(np.pad(known, reach), kernel, mode="valid")
-    return _listed(np.divide(total, weight, out=np.full(len(held), np.nan), where=weight > 1e-9))
-
-
-def _listed(values: Floats) -> list[float | None]:
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]

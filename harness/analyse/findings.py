@@ -1,5 +1,5 @@
-"""What the values of a log give away beside their trend: gradients, weights, rates, pace, and what could not
-be read.
+"""What the values of a log give away beside their trend: weights, rates, pace, and what could not be read. Of
+gradients: analyse.gradients.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFin
                     f"{len(wide)} gap{'s' * (len(wide) != 1)} in the steps, of up to {gaps.max():,.0f} steps"
                     f" where {usual:,.0f} are usual"
                 ),
-                steps=_steps(columns["step"], wide),
+                steps=first_steps(columns["step"], wide),
             )
         )
     return found
@@ -105,81 +105,6 @@ def _about_steps(records: Records) -> list[CurveFinding]:
     return found
 
 
-def about_gradients(columns: dict[str, Floats], recipe: Recipe) -> list[CurveFinding]:
-    """Gradients that are not finite, zero, clipped all the time, leaping or growing."""
-    steps, norms = columns["step"], columns["grad_norm"]
-    found = []
-    there = columns["has_grad_norm"] > 0
-    bad = ~np.isfinite(norms) & there
-    if bad.any():
-        text = f"grad_norm is there, but not finite at {int(bad.sum())} of {int(there.sum())} logged steps"
-        found.append(
-            CurveFinding(
-                severity="warning",
-                code="gradient-not-finite",
-                text=text,
-                steps=_steps(steps, np.flatnonzero(bad)),
-            )
-        )
-    steps, norms = steps[np.isfinite(norms)], norms[np.isfinite(norms)]
-    if not len(norms):
-        return found
-    zero = np.flatnonzero(norms == 0)
-    if len(zero):
-        text = (
-            f"grad_norm is exactly 0 at {len(zero)} of {len(norms)} logged steps: nothing was trained there"
-        )
-        found.append(
-            CurveFinding(
-                severity="error",
-                code="gradient-zero",
-                text=text,
-                steps=_steps(steps, zero),
-                fix="see who is trained: harness inspect",
-            )
-        )
-    clip = recipe.train.optimizer.clip_norm
-    over = float((norms > clip).mean())
-    if over > 0.5:
-        text = (
-            f"grad_norm is above the clip of {clip:g} at {100 * over:.0f} % of the logged steps: there the"
-            " update has a fixed length, whatever the loss does"
-        )
-        found.append(CurveFinding(severity="info", code="gradient-clipped", text=text))
-    if len(norms) < 12:
-        return found
-    usual = float(np.median(norms)) or 1e-12
-    near = np.array(
-        [np.median(norms[max(0, i - 10) : i + 11]) for i in np.flatnonzero(norms > 5 * usual)[:1000]]
-    )
-    leaps = (
-        np.flatnonzero(norms > 5 * usual)[:1000][norms[norms > 5 * usual][:1000] > 5 * near]
-        if len(near)
-        else np.empty(0, int)
-    )
-    if len(leaps):
-        text = (
-            f"{len(leaps)} logged steps have a grad_norm of more than 5 times that around them, up to"
-            f" {norms[leaps].max():.4g} (usual {usual:.4g})"
-        )
-        found.append(
-            CurveFinding(severity="warning", code="gradient-leaps", text=text, steps=_steps(steps, leaps))
-        )
-    tenth = max(1, len(norms) // 10)
-    growth = float(np.median(norms[-tenth:])) / (float(np.median(norms[:tenth])) or 1e-12)
-    if growth > 10:
-        text = f"grad_norm is {growth:.0f} times at the end what it was at the start"
-        found.append(
-            CurveFinding(
-                severity="warning",
-                code="gradient-grows",
-                text=text,
-                fix="lower train.optimizer.schedule.peak",
-            )
-        )
-    return found
-
-
 def about_weights_finite(columns: dict[str, Floats]) -> list[CurveFinding]:
     """Whether `param_norm` is there and not finite: then the weights themselves are not."""
     norms = columns["param_norm"]
@@ -197,7 +122,7 @@ def about_weights_finite(columns: dict[str, Floats]) -> list[CurveFinding]:
             severity="error",
             code="weights-not-finite",
             text=text,
-            steps=_steps(columns["step"], np.flatnonzero(bad)),
+            steps=first_steps(columns["step"], np.flatnonzero(bad)),
             fix=NOT_THE_RATE,
         )
     ]
@@ -344,7 +269,9 @@ def about_loss(steps: Floats, losses: Floats, *, by_rate: bool) -> list[CurveFin
         )
         fix = NOT_THE_RATE
     return [
-        CurveFinding(severity="error", code="loss-not-finite", text=text, steps=_steps(steps, bad), fix=fix)
+        CurveFinding(
+            severity="error", code="loss-not-finite", text=text, steps=first_steps(steps, bad), fix=fix
+        )
     ]
 
 
@@ -363,5 +290,6 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _steps(steps: Floats, indices: npt.NDArray[np.intp]) -> list[int]:
+def first_steps(steps: Floats, indices: npt.NDArray[np.intp]) -> list[int]:
+    """The first few of the steps at `indices`, as a finding lists them."""
     return [int(steps[i]) for i in indices[:FIRST_FEW]]

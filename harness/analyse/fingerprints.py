@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from harness.artifacts.curve import CurveFinding
-from harness.recipe.fingerprint import FINGERPRINT_TOLERANCE, RELEASED_PARAM_NORM, fingerprint
+from harness.recipe.fingerprint import FINGERPRINT_TOLERANCE, RELEASED_PARAM_NORM, norm_verdict
 from harness.recipe.parameters import counts
 from harness.recipe.schema import Expert, Lora, Model, Recipe
 from harness.units import format_count
@@ -42,7 +42,7 @@ def about_weights(recipe: Recipe, param_norm: float, *, named: bool) -> list[Cur
                 {"severity": "info", "code": "fingerprint-unknown", "text": text, "fix": None}
             )
         ]
-    answer, text = fingerprint(recipe.model, param_norm)
+    answer, text = norm_verdict(recipe.model, param_norm)
     if is_released and nearest != mine and (named or answer == "differs"):
         there, here = _ADAPTERS[nearest], _ADAPTERS.get(mine, "other adapters")
         said = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.artifacts import Moved
 from harness.checkpoint.adapters import base_group, partner, product
-from harness.checkpoint.moved import Tree, compare
+from harness.checkpoint.moved import Tree, compare_parameters
 from harness.checkpoint.scan import find
 from harness.checkpoint.steps import Step, named_base, read_steps, recorded_recipe
 from harness.errors import HarnessError
@@ -38,7 +38,7 @@ def moved(step: Step, against: str, recipe: Recipe | None, trained: set[str] | N
         if path.endswith("lora_a") and partner(path) in here.parameters and path not in there.parameters
     ]
     products = [pair for path in firsts if (pair := product(here.item, here.parameters, path))]
-    return compare(
+    return compare_parameters(
         here,
         there,
         products,

@@ -25,7 +25,7 @@ from harness.checkpoint.leaves import Leaf
 from harness.checkpoint.source import find_params
 from harness.checkpoint.weights import (
     check_parameters,
-    fingerprint,
+    directory_sha256,
     is_finite,
     parameter_leaves,
     params_directories,
@@ -62,7 +62,7 @@ def save_params_only(
     Raises: HarnessError "export-exists", "disk-full".
     """
     below(destination / ASSETS, asset_id, "data.asset_id")
-    body = {"source": str(base), "sha256": fingerprint(params_directories(base)[0])}
+    body = {"source": str(base), "sha256": directory_sha256(params_directories(base)[0])}
     with _whole_or_nothing(
         destination, sum(math.prod(value.shape) * np.dtype(value.dtype).itemsize for value in params.values())
     ) as directory:
@@ -85,8 +85,7 @@ def export_openpi(
     without adapters.
 
         w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
-        w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]
-            (attn_vec_einsum, whose heads share one bottleneck)
+        w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    attn_vec_einsum: heads share a bottleneck
 
     `source` is a step directory, or one of `save_params_only` (`base` says where its base is now, when it has
     moved). `recipe` is written down beside the result.
@@ -110,40 +109,50 @@ def export_openpi(
         )
     kept = [path for path in shapes if "lora" not in path]
     merged = [path for path in kept if path in adapters]
-
-    def arrays() -> Iterator[tuple[str, Array]]:
-        for path in kept:
-            array = (
-                _merged(leaves, path, *adapters[path])
-                if path in adapters
-                else read_array(leaves[path].store, leaves[path].dtype)
-            )
-            if not is_finite(array):
-                raise HarnessError(
-                    "weights-not-finite",
-                    f"{source} holds NaN or infinity in {path}",
-                    need="finite weights",
-                    fix="export an earlier step of that run",
-                )
-            yield path, array
-            del array
-
     assets = find_params(Path(source)).parent / ASSETS
     _check_assets(assets)
     need = sum(
         math.prod(shapes[path]) * (4 if path in adapters else leaves[path].dtype.itemsize) for path in kept
     )
     with _whole_or_nothing(destination, need) as target:
-        write_params(target / PARAMS, arrays())
+        write_params(target / PARAMS, _arrays(source, leaves, kept, adapters))
         _copy_assets(assets, target / ASSETS)
         body = {
             "source": [str(directory) for directory in directories],
-            "sha256": [fingerprint(directory) for directory in directories],
+            "sha256": [directory_sha256(directory) for directory in directories],
             "merged": merged,
             "recipe": recipe,
         }
         write_atomic(target / EXPORT, json.dumps(body, indent=2) + "\n")
     return merged
+
+
+def _arrays(
+    source: Path,
+    leaves: Mapping[str, Leaf],
+    kept: Iterable[str],
+    adapters: Mapping[str, tuple[str, str, float]],
+) -> Iterator[tuple[str, Array]]:
+    """The `kept` parameters of `source`, adapters merged, one after the other.
+
+    Raises: HarnessError "weights-not-finite".
+    """
+    for path in kept:
+        array = (
+            _merged(leaves, path, *adapters[path])
+            if path in adapters
+            else read_array(leaves[path].store, leaves[path].dtype)
+        )
+        if not is_finite(array):
+            raise HarnessError(
+                "weights-not-finite",
+                f"{source} holds NaN or infinity in {path}",
+                need="finite weights",
+                fix="export an earlier step of that run",
+            )
+        yield path, array
+        # Before the next leaf is read, so that two are never held.
+        del array
 
 
 def _check_assets(assets: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.artifacts import Checkpoint, GroupReport, LoraReport
+from harness.artifacts import AdapterReport, Checkpoint, GroupReport, LoraReport
 from harness.artifacts.checkpoint import LAYOUTS, Layout
 from harness.checkpoint.adapters import find_lora
 from harness.checkpoint.format import GROUPS
@@ -172,7 +172,6 @@ def _deep_fields(
     step: Step, health: Mapping[tuple[str, str], Health | None]
 ) -> tuple[dict[str, Any], list[str]]:
     """(fields of `Checkpoint` that need the arrays, findings)."""
-    from harness.checkpoint.adapters import adapted, partner, product, report
     from harness.checkpoint.deep import leaf_reports
 
     findings = []
@@ -208,17 +207,7 @@ def _deep_fields(
         findings.append(
             f"{len(empty)} arrays have no stored data at all and were read as zeros: {', '.join(empty[:5])}"
         )
-    adapters = []
-    norms = {
-        parameter_path(path): found.norm
-        for (name, path), found in health.items()
-        if name == "params" and found
-    }
-    for path in (
-        path for path in step.parameters if path.endswith("lora_a") and partner(path) in step.parameters
-    ):
-        pair = product(step.trees["params"], step.parameters, path)
-        adapters += [report(pair, norms.get(adapted(path)))] if pair else []
+    adapters = _adapter_reports(step, health)
     if adapters and not any(each.product_norm for each in adapters):
         findings.append("the product of every pair of adapters is zero: they have learned nothing")
     leaves = [
@@ -231,6 +220,22 @@ def _deep_fields(
         "adapters": adapters,
         "non_finite": sum(found.non_finite for found in health.values() if found),
     }, findings
+
+
+def _adapter_reports(step: Step, health: Mapping[tuple[str, str], Health | None]) -> list[AdapterReport]:
+    """Each pair of adapters whose arrays can be read."""
+    from harness.checkpoint.adapters import adapted, partner, product, report
+
+    norms = {
+        parameter_path(path): found.norm
+        for (name, path), found in health.items()
+        if name == "params" and found
+    }
+    firsts = [
+        path for path in step.parameters if path.endswith("lora_a") and partner(path) in step.parameters
+    ]
+    pairs = ((path, product(step.trees["params"], step.parameters, path)) for path in firsts)
+    return [report(pair, norms.get(adapted(path))) for path, pair in pairs if pair]
 
 
 def _gaps(name: str, tree: Item | None) -> list[str]:

@@ -65,7 +65,7 @@ def layers_of(path: str, array: Array) -> int:
     return array.shape[0] if stacked else 1
 
 
-def compare(
+def compare_parameters(
     here: Tree,
     there: Tree,
     products: list[Product],
@@ -78,28 +78,8 @@ def compare(
 
     `trained` are the paths of which a movement is to be expected.
     """
-    common = [path for path in here.parameters if path in there.parameters]
-    sums: dict[str, _Sums] = {}
-    not_compared, rounded = [], []
-    for path in common:
-        a, b = here.parameters[path], there.parameters[path]
-        if a.shape != b.shape or not (holds_values(a.dtype) and holds_values(b.dtype)):
-            not_compared.append(path)
-            continue
-        try:
-            sums[path] = _sums(here.item, a, there.item, b, layers_of(path, a))
-        except UNREADABLE:
-            not_compared.append(path)
-            continue
-        rounded += [path] if a.dtype != b.dtype else []
-    notes = (
-        [
-            f"{len(rounded)} parameters are stored in another dtype there: the finer was rounded to the"
-            " coarser first"
-        ]
-        if rounded
-        else []
-    )
+    sums, not_compared = _common(here, there)
+    rounded = [path for path in sums if here.parameters[path].dtype != there.parameters[path].dtype]
     new = [
         each
         for each in products
@@ -110,6 +90,12 @@ def compare(
         for each in new
         if (found := _of_product(each, path := _adapter_path(here, each), there, sums, scales))
     }
+    notes = []
+    if rounded:
+        notes.append(
+            f"{len(rounded)} parameters are stored in another dtype there: the finer was rounded to the"
+            " coarser first"
+        )
     if new:
         known = (
             "times alpha/rank of the recipe"
@@ -119,13 +105,6 @@ def compare(
         notes.append(
             f"adapters, which are not there, count as A·B {known}, against the weight that they adapt"
         )
-    if sums and not any(found.update.any() for found in sums.values()):
-        notes.append("nothing moved: every number that was compared is the same")
-    still = sorted(path for path in trained or () if path in sums and not sums[path].update.any())
-    if still:
-        notes.append(
-            f"{len(still)} arrays were trained, and yet no number of them moved: {', '.join(still[:5])}"
-        )
     return Moved(
         against=there.origin,
         against_step=there.step,
@@ -134,8 +113,37 @@ def compare(
         only_here=sorted(here.parameters.keys() - there.parameters.keys()),
         only_there=sorted(there.parameters.keys() - here.parameters.keys()),
         not_compared=sorted(not_compared),
-        notes=notes,
+        notes=[*notes, *_still(sums, trained)],
     )
+
+
+def _common(here: Tree, there: Tree) -> tuple[dict[str, _Sums], list[str]]:
+    """(the sums of every parameter that both have, paths of those that cannot be compared)."""
+    sums: dict[str, _Sums] = {}
+    not_compared = []
+    for path in (path for path in here.parameters if path in there.parameters):
+        a, b = here.parameters[path], there.parameters[path]
+        if a.shape != b.shape or not (holds_values(a.dtype) and holds_values(b.dtype)):
+            not_compared.append(path)
+            continue
+        try:
+            sums[path] = _sums(here.item, a, there.item, b, layers_of(path, a))
+        except UNREADABLE:
+            not_compared.append(path)
+    return sums, not_compared
+
+
+def _still(sums: Mapping[str, _Sums], trained: set[str] | None) -> list[str]:
+    """Notes where nothing moved, or nothing of what was trained."""
+    notes = []
+    if sums and not any(found.update.any() for found in sums.values()):
+        notes.append("nothing moved: every number that was compared is the same")
+    still = sorted(path for path in trained or () if path in sums and not sums[path].update.any())
+    if still:
+        notes.append(
+            f"{len(still)} arrays were trained, and yet no number of them moved: {', '.join(still[:5])}"
+        )
+    return notes
 
 
 def _sums(item: Item, a: Array, other: Item, b: Array, layers: int) -> _Sums:

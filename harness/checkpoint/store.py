@@ -1,12 +1,12 @@
 """Training checkpoints in openpi's layout: saved in the background, renamed into place when whole, restored
 leaf by leaf.
 
-    <step>/params                                PyTree {"params": {… {"value": array}}}: the EMA parameters when there is EMA
-    <step>/train_state                           PyTree {"step", "params" (the raw ones, when there is EMA), "opt_state"}
+    <step>/params                                PyTree {"params": {… {"value": array}}}: the average with EMA
+    <step>/train_state                           PyTree {"step", "params" (raw, with EMA), "opt_state"}
     <step>/assets/<asset_id>/norm_stats.json
     <step>/harness/record.json                   ours: recipe, plan, data position
     <step>/harness/digests.json                  ours: a sha256 of every leaf and of these text files
-    <step>/harness/base.json                     ours: the weights that hold the frozen parameters, when `params` leaves them out
+    <step>/harness/base.json                     ours: which weights hold what `params` leaves out
 
 Source: openpi src/openpi/training/checkpoints.py, commit 15a9616.
 """

@@ -101,7 +101,7 @@ def parameter_leaves(directory: Path) -> dict[str, Leaf]:
     return {name: leaves[path] for path, name in parameter_names(leaves).items()}
 
 
-def fingerprint(directory: Path) -> str:
+def directory_sha256(directory: Path) -> str:
     """sha256 over the names and contents of the files of a `params` directory.
 
     Raises: HarnessError "checkpoint-leads-out".
@@ -153,7 +153,7 @@ def _directories(
         raise base_circular(found)
     by_the_record = Named(str(found.parent / BASE), "--base DIR")
     lower = _directories(base or recorded.source, None, progress, by_the_record, (*above, found.resolve()))
-    sha256 = fingerprint(lower[0])
+    sha256 = directory_sha256(lower[0])
     if sha256 != recorded.sha256:
         raise HarnessError(
             "weights-base-differs",

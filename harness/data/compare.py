@@ -18,7 +18,7 @@ from harness.data.transforms import Normalization, normalize
 _MOST_NAMED = 8
 
 
-def compare(
+def compare_statistics(
     ours: NormStats,
     path: Path,
     *,

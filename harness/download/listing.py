@@ -30,8 +30,8 @@ _MAX_FILES = 100_000
 _MAX_PAGES = 2_000
 _MAX_S = 900
 # Behind the name of a file that is not whole yet; and behind that, its version in the server's words.
-PART, TAG = ".part", ".etag"
-_BESIDE = ("", PART, PART + TAG)
+PART_SUFFIX, TAG_SUFFIX = ".part", ".etag"
+_BESIDE = ("", PART_SUFFIX, PART_SUFFIX + TAG_SUFFIX)
 _LONGEST_PATH, _DEEPEST_PATH = 1024, 32
 # The address of a link. Linear: no part of it goes past a "<", and every part is bounded.
 _LINK = re.compile(

@@ -17,7 +17,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
-from harness.download.listing import LOCAL, PART, TAG, RemoteFile, no_listing
+from harness.download.listing import LOCAL, PART_SUFFIX, TAG_SUFFIX, RemoteFile, no_listing
 from harness.download.web import open_url
 from harness.errors import HarnessError
 from harness.run.directory import sha256_file
@@ -61,7 +61,7 @@ class Meter:
 
 def fetch_one(file: RemoteFile, target: Path, source: str, meter: Meter) -> tuple[int, str]:
     """(bytes, sha256) of `target`, fetched and verified; goes on from what a broken attempt left."""
-    part = target.with_name(target.name + PART)
+    part = target.with_name(target.name + PART_SUFFIX)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(part)
@@ -93,7 +93,7 @@ def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[in
     have = part.stat().st_size if part.exists() else 0
     if have and have == file.bytes:
         return have, have
-    tag_file = part.with_name(part.name + TAG)
+    tag_file = part.with_name(part.name + TAG_SUFFIX)
     headers = {"Range": f"bytes={have}-"} if have else {}
     if have and tag_file.exists():
         headers["If-Range"] = tag_file.read_text()
@@ -176,7 +176,7 @@ def _verified(file: RemoteFile, part: Path, target: Path, source: str) -> tuple[
         if need is not None and got != need:
             part.unlink()
             raise corrupt(f"{source} ({file.path})", str(got), need)
-    part.with_name(part.name + TAG).unlink(missing_ok=True)
+    part.with_name(part.name + TAG_SUFFIX).unlink(missing_ok=True)
     part.rename(target)
     return target.stat().st_size, digest
 

@@ -55,16 +55,22 @@ def _as_asked(made: Plan) -> dict[str, Any]:
     return {"candidates": candidates, "chosen": candidates[0] if made.chosen is not None else None}
 
 
+def _state_and_gradients(recipe: Recipe, total: int, trained: int) -> dict[str, int]:
+    """Bytes by part: what is trained lies in float32, what is frozen in two bytes a number."""
+    weights = 4 * trained + 2 * (total - trained)
+    return {
+        "weights": weights,
+        "moments": 8 * trained,
+        "ema": weights * (recipe.train.ema_decay is not None),
+        "gradients": 4 * trained,
+    }
+
+
 def _counted(recipe: Recipe, place: Place, inputs: str) -> Plan:
     total, trained = counts(recipe.model, recipe.train.trained)
-    frozen = total - trained
-    weights, moments, average = (
-        4 * trained + 2 * frozen,
-        8 * trained,
-        (4 * trained + 2 * frozen) * (recipe.train.ema_decay is not None),
-    )
-    state = weights + moments + average
-    held = state + 4 * trained
+    breakdown = _state_and_gradients(recipe, total, trained)
+    held = sum(breakdown.values())
+    state = held - breakdown["gradients"]
     on_cpu = place.platform == "cpu"
     usable = place.usable_bytes
     fits = usable is None or held <= usable
@@ -84,16 +90,7 @@ def _counted(recipe: Recipe, place: Place, inputs: str) -> Plan:
             f" {format_bytes(held)}, its work is not known"
         ),
         source="counted",
-        breakdown={
-            name: size
-            for name, size in {
-                "weights": weights,
-                "moments": moments,
-                "ema": average,
-                "gradients": 4 * trained,
-            }.items()
-            if size
-        },
+        breakdown={name: size for name, size in breakdown.items() if size},
         unknown={"seconds_per_step": "no cost model of upstream's step"},
     )
     return Plan(

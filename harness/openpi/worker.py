@@ -32,7 +32,7 @@ from harness.openpi.manifest import describe_run, resumed
 from harness.openpi.steps import Records, is_saving
 from harness.received.text import for_terminal
 from harness.received.writing import open_to_write
-from harness.recipe.fingerprint import fingerprint
+from harness.recipe.fingerprint import norm_verdict
 from harness.redact import redact
 from harness.run.directory import RunDir
 from harness.run.steps import interrupted_saves, resumes_after, steps_taken, whole_steps
@@ -114,7 +114,8 @@ class _Follower:
         checkpoints, steps = self._run.checkpoints, whole_steps(self._run.checkpoints, "openpi")
         for save in interrupted_saves(checkpoints):
             self._channel.warn(
-                f"{save.name} was never finished; openpi does not resume from it and does not remove it (harness"
+                f"{save.name} was never finished; openpi does not resume from it and does not remove it"
+                " (harness"
                 " inspect --clean does)"
             )
         if checkpoints.is_dir() and not self._begun:
@@ -258,7 +259,7 @@ class _Follower:
             else None
         )
         if manifest is not None:
-            verdict, sentence = fingerprint(self._job.recipe.model, line.param_norm)
+            verdict, sentence = norm_verdict(self._job.recipe.model, line.param_norm)
             (self._channel.warn if verdict == "differs" else self._channel.say)(sentence)
             self._run.write(
                 manifest.model_copy(

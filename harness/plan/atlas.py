@@ -66,7 +66,7 @@ class Known(NamedTuple):
 
     bytes: dict[str, int]
     source: Literal["atlas", "interpolated", "compiled"]
-    fingerprint: str
+    program_sha256: str
     activations: int | None
 
 

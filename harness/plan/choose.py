@@ -10,20 +10,21 @@ and checked by the doctor: a disk can be cleared, and must never be the reason f
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from harness.artifacts import Candidate, Dataset, Levers, Machine, Plan
 from harness.errors import HarnessError
 from harness.plan import candidates, cost, memory, shared
 from harness.plan.atlas import Atlas, shipped
-from harness.plan.busy import holders
 from harness.plan.compile import compiled
-from harness.plan.need import Need, Oracle
-from harness.plan.place import Place, absent, present
+from harness.plan.need import Oracle, enough, shortage
+from harness.plan.notes import notes_of
+from harness.plan.place import Place, absent, present, with_shared_rows
 from harness.recipe.deviations import deviations
 from harness.recipe.parameters import check_who_is_trained, counts
 from harness.recipe.schema import Recipe
-from harness.units import format_bytes, format_count
+from harness.units import format_bytes
 
 # A larger microbatch that gains less than this share of a step is not worth a compilation.
 _WORTH = 0.05
@@ -72,19 +73,8 @@ def choose(
     "lora-trains-everything".
     """
     check_who_is_trained(recipe)
-    elsewhere = ask.gpu is not None or (
-        ask.vram_bytes is not None and not machine.gpus and ask.device != "cpu"
-    )
-    if elsewhere:
-        place = absent(ask.gpu, ask.vram_bytes, ask.host_ram_bytes)
-    else:
-        place = present(
-            recipe, machine, device=ask.device, vram_bytes=ask.vram_bytes, host_ram_bytes=ask.host_ram_bytes
-        )
     tools = tools or Tools(shipped())
-    if tools.atlas is None or ask.recompile:
-        place = place._replace(stands_in=False)
-    place = _with_shared_rows(place, recipe, asked=ask.gpu is not None)
+    place = _place(recipe, machine, ask, tools)
     made, chosen = _Search(recipe, place, dataset, tools, ask).run()
     total, trained = counts(recipe.model, recipe.train.trained)
     return Plan(
@@ -98,19 +88,43 @@ def choose(
         free_bytes=place.free_bytes,
         context_bytes=place.context_bytes,
         margin_bytes=place.margin_bytes,
-        memory_fraction=(
-            place.memory_fraction
-            if chosen is None or not place.shared
-            else place.fraction_beside(chosen.host_bytes or 0, chosen.device_bytes or 0)
-        ),
+        memory_fraction=_fraction(place, chosen),
         shared_memory=place.shared,
         host_usable_bytes=place.host_usable_bytes,
         parameters_total=total,
         parameters_trained=trained,
         chosen=chosen,
         candidates=made,
-        notes=_notes(recipe, machine, dataset, place, chosen, tools, ask) if advise else [],
+        notes=(
+            notes_of(
+                recipe,
+                machine,
+                place,
+                chosen,
+                atlas=tools.atlas,
+                smallest_card=partial(_smallest_card, recipe, dataset, tools),
+                exact=ask.exact,
+            )
+            if advise
+            else []
+        ),
     )
+
+
+def _place(recipe: Recipe, machine: Machine, ask: Ask, tools: Tools) -> Place:
+    """Where the plan is to run, with the devices that the global batch can be shared by."""
+    elsewhere = ask.gpu is not None or (
+        ask.vram_bytes is not None and not machine.gpus and ask.device != "cpu"
+    )
+    if elsewhere:
+        place = absent(ask.gpu, ask.vram_bytes, ask.host_ram_bytes)
+    else:
+        place = present(
+            recipe, machine, device=ask.device, vram_bytes=ask.vram_bytes, host_ram_bytes=ask.host_ram_bytes
+        )
+    if tools.atlas is None or ask.recompile:
+        place = place._replace(stands_in=False)
+    return with_shared_rows(place, recipe, asked=ask.gpu is not None)
 
 
 def _fraction(place: Place, chosen: Candidate | None) -> float | None:
@@ -256,12 +270,13 @@ class _Search:
         if place.shared:
             short = shared.short({"save": shared.save_bytes(recipe, levers)}, place.pool_usable_bytes)
         else:
-            short = None if on_cpu else _short(host, place.host_usable_bytes, "of host memory")
+            short = None if on_cpu else shortage(host, place.host_usable_bytes, "of host memory")
         need = self._oracle.need(recipe, levers, hopeless=short is not None)
         if place.shared:
             together = shared.phases(recipe, levers, need)
             short = shared.short(together, place.pool_usable_bytes)
-        short = _short(need.device_bytes, place.usable_bytes, "", at_least=need.source == "counted") or short
+        at_least = need.source == "counted"
+        short = shortage(need.device_bytes, place.usable_bytes, "", at_least=at_least) or short
         seconds, unknown = self._told_seconds(recipe, levers)
         if on_cpu:
             unknown["device_bytes"] = "on a CPU the device is the host: see host_bytes"
@@ -278,7 +293,7 @@ class _Search:
             flops_per_step=cost.flops_per_sample(recipe, levers) * recipe.train.global_batch,
             verdict="rejected" if short else "fits",
             reason=short
-            or (shared.enough(together, place.pool_usable_bytes) if together else _enough(need, place)),
+            or (shared.enough(together, place.pool_usable_bytes) if together else enough(need, place)),
             source=need.source,
             breakdown=memory.breakdown(recipe, levers, need.device_bytes, need.activations),
             unknown=unknown,
@@ -299,88 +314,6 @@ def _cut(recipe: Recipe, levers: Levers, microbatch: int) -> Levers:
             "accumulation_steps": recipe.train.global_batch // (levers.devices * microbatch),
         }
     )
-
-
-def _short(need: int, have: int | None, what: str, *, at_least: bool = False) -> str | None:
-    """Why this is too much, or None."""
-    if have is None or need <= have:
-        return None
-    least = "at least " if at_least else ""
-    return (
-        f"needs {least}{format_bytes(need)} {what}".rstrip()
-        + f" of {format_bytes(have)} usable: {least}{format_bytes(need - have)} too much"
-    )
-
-
-def _enough(need: Need, place: Place) -> str:
-    usable = place.usable_bytes
-    return f"needs {format_bytes(need.device_bytes)}" + (
-        f" of {format_bytes(usable)} usable" if usable is not None else "; how much is usable is not known"
-    )
-
-
-def _with_shared_rows(place: Place, recipe: Recipe, *, asked: bool) -> Place:
-    """The place with as many of its devices as the global batch can be shared by.
-
-    Raises: HarnessError "more-devices-than-rows" when more were asked for than the batch has rows.
-    """
-    rows = recipe.train.global_batch
-    if asked and place.devices > rows:
-        raise HarnessError(
-            "more-devices-than-rows",
-            f"{place.devices} devices cannot share a global batch of {rows}: each needs a row of it",
-            got=f"{place.devices} devices",
-            need=f"at most {rows}",
-            fix=f"--gpu NAME:{rows}, or --set train.global_batch={place.devices}",
-        )
-    share = max(n for n in range(1, place.devices + 1) if rows % n == 0)
-    if share == place.devices:
-        return place
-    note = (
-        f"{share} of {place.devices} devices are used: a global batch of {rows} cannot be shared equally by"
-        " more"
-    )
-    return place._replace(devices=share, notes=(*place.notes, note))
-
-
-def _notes(
-    recipe: Recipe,
-    machine: Machine,
-    dataset: Dataset | None,
-    place: Place,
-    chosen: Candidate | None,
-    tools: Tools,
-    ask: Ask,
-) -> list[str]:
-    notes = list(place.notes)
-    if place.platform == "cpu":
-        return notes
-    if tools.atlas is not None and tools.atlas.refused and chosen is not None and chosen.source == "compiled":
-        notes.append(tools.atlas.refused)
-    if place.shared:
-        notes.append(
-            f"{place.name} has one memory for CPU and GPU: device and host bytes of each phase are counted"
-            " together, saves included"
-        )
-        notes += shared.kept(chosen, place.pool_usable_bytes) if chosen is not None else []
-    if place.wsl:
-        notes.append(
-            "WSL2: no part of the state can lie in pinned host memory, and Windows may take 1 GiB more of the"
-            " card"
-        )
-    if place.host_usable_bytes is None:
-        notes.append("host memory is not checked: it is not known; --host-ram-gib X says how much there is")
-    held = holders(machine) if place.here else ""
-    if held:
-        notes.append(f"{held}; harness plan --wait waits for them")
-    if chosen is None or chosen.changes:
-        notes.append(_smallest_card(recipe, dataset, tools))
-    if chosen is not None and chosen.changes and not ask.exact:
-        notes.append(
-            f"this is not recipe {recipe.name} but an approximation of it"
-            f" ({format_count(len(chosen.deviations))} deviations); --exact refuses it"
-        )
-    return notes
 
 
 def _smallest_card(recipe: Recipe, dataset: Dataset | None, tools: Tools) -> str:

@@ -37,7 +37,7 @@ class Request(Strict):
     `levers.platform` here.
 
     `phase`: the step, or what a run needs besides it (`harness.train.phases`). `only_lower` asks for the
-    fingerprint of a step for a `target` alone, without bytes.
+    hash of the lowered program of a step for a `target` alone, without bytes.
     """
 
     recipe: Recipe
@@ -209,8 +209,8 @@ def _main() -> None:
     setup = setup_of(request.recipe, layout)
     options, platform = (_ABSENT_GPU_OPTIONS, "cuda") if request.target else (None, None)
     if request.only_lower:
-        _, fingerprint = lower_step(setup, levers, platform)
-        answer = Answer(bytes={}, fingerprint=fingerprint)
+        _, program_sha256 = lower_step(setup, levers, platform)
+        answer = Answer(bytes={}, fingerprint=program_sha256)
     elif request.phase == "step":
         step = compile_step(setup, levers, options=options, platform=platform)
         answer = Answer(bytes=step.bytes, flops=step.flops, fingerprint=step.fingerprint)

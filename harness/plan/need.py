@@ -120,3 +120,22 @@ class Oracle:
                     raise
         assert place.card is not None
         return self._compile(Request(recipe=recipe, levers=levers, phase=phase, target=place.card.target()))
+
+
+def shortage(need: int, have: int | None, what: str, *, at_least: bool = False) -> str | None:
+    """Why `need` bytes of `what` are too much, or None. `at_least`: more of them may be needed."""
+    if have is None or need <= have:
+        return None
+    least = "at least " if at_least else ""
+    return (
+        f"needs {least}{format_bytes(need)} {what}".rstrip()
+        + f" of {format_bytes(have)} usable: {least}{format_bytes(need - have)} too much"
+    )
+
+
+def enough(need: Need, place: Place) -> str:
+    """What the plan needs of the usable bytes."""
+    usable = place.usable_bytes
+    return f"needs {format_bytes(need.device_bytes)}" + (
+        f" of {format_bytes(usable)} usable" if usable is not None else "; how much is usable is not known"
+    )

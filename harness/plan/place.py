@@ -7,10 +7,11 @@ from __future__ import annotations
 import shlex
 from typing import Literal, NamedTuple
 
-from harness.artifacts import Gpu, Machine, MigDevice
+from harness.artifacts import Machine
 from harness.errors import HarnessError
 from harness.plan import cards
 from harness.plan.cards import Card
+from harness.plan.devices import Device, devices_of, figures
 from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
 from harness.units import GIB, MIB, format_bytes, format_count
@@ -204,7 +205,7 @@ def present(
     ram = host_ram_bytes if host_ram_bytes is not None else host.ram_available_bytes
     around = Place("", "cpu", here=True, cores=host.cores, host_usable_bytes=_host_usable(ram))
     found = [
-        card for gpu in machine.gpus if gpu.visible and not gpu.error for card in _cuda_devices(gpu, machine)
+        card for gpu in machine.gpus if gpu.visible and not gpu.error for card in devices_of(gpu, machine)
     ]
     if found and device != "cpu":
         return _on_cards(around, found, vram_bytes, host_ram_bytes, wsl=bool(host.wsl))
@@ -226,38 +227,32 @@ def present(
     return around._replace(name="cpu", free_bytes=ram, margin_bytes=_HOST_MARGIN_BYTES)
 
 
-class _Found(NamedTuple):
-    """One device as CUDA offers it: a whole GPU, or a MIG instance, of which a process can use only one."""
+def with_shared_rows(place: Place, recipe: Recipe, *, asked: bool) -> Place:
+    """The place with as many of its devices as the global batch can be shared by.
 
-    gpu: Gpu
-    name: str
-    uuid: str | None
-    free: int | None
-    total: int | None
-    mig: bool = False
-
-
-def _cuda_devices(gpu: Gpu, machine: Machine) -> list[_Found]:
-    name = gpu.name or f"GPU {gpu.index}"
-    if gpu.mig_mode and gpu.mig_devices:
-        return [
-            _Found(gpu, mig.name or name, mig.uuid, mig.free_bytes, _offered(mig), mig=True)
-            for mig in gpu.mig_devices
-            if mig.visible
-        ]
-    if gpu.integrated:
-        # Its memory is the host's, of which NVML tells nothing, or what the GPU has taken so far.
-        return [_Found(gpu, name, gpu.uuid, machine.host.ram_available_bytes, machine.host.ram_total_bytes)]
-    return [_Found(gpu, name, gpu.uuid, gpu.free_bytes, _offered(gpu))]
-
-
-def _offered(card: Gpu | MigDevice) -> int | None:
-    """The total that CUDA tells a program: NVML's without what the driver keeps."""
-    return None if card.total_bytes is None else card.total_bytes - (card.reserved_bytes or 0)
+    Raises: HarnessError "more-devices-than-rows" when more were asked for than the batch has rows.
+    """
+    rows = recipe.train.global_batch
+    if asked and place.devices > rows:
+        raise HarnessError(
+            "more-devices-than-rows",
+            f"{place.devices} devices cannot share a global batch of {rows}: each needs a row of it",
+            got=f"{place.devices} devices",
+            need=f"at most {rows}",
+            fix=f"--gpu NAME:{rows}, or --set train.global_batch={place.devices}",
+        )
+    share = max(n for n in range(1, place.devices + 1) if rows % n == 0)
+    if share == place.devices:
+        return place
+    note = (
+        f"{share} of {place.devices} devices are used: a global batch of {rows} cannot be shared equally by"
+        " more"
+    )
+    return place._replace(devices=share, notes=(*place.notes, note))
 
 
 def _on_cards(
-    around: Place, found: list[_Found], vram_bytes: int | None, host_ram_bytes: int | None, *, wsl: bool
+    around: Place, found: list[Device], vram_bytes: int | None, host_ram_bytes: int | None, *, wsl: bool
 ) -> Place:
     said = vram_bytes if vram_bytes is not None else host_ram_bytes
     if said is not None and all(each.gpu.integrated for each in found):
@@ -289,7 +284,7 @@ def _on_cards(
     ] or [best]
     likes.sort(key=lambda each: each is not best)
     total = min(each.total or each.free or 0 for each in likes)
-    card, named = _figures(best, total)
+    card, named = figures(best, total)
     notes = [
         f"{each.name} (GPU {each.gpu.index}) is left out: NVML does not tell its free memory"
         for each in found
@@ -314,29 +309,6 @@ def _on_cards(
     if best.gpu.integrated:
         place = _sharing(place, vram_bytes, host_ram_bytes, best.free)
     return _with_margins(place, wsl=wsl)
-
-
-def _figures(found: _Found, total: int) -> tuple[Card, bool]:
-    """The figures that stand for a card of this machine, with its own memory, and whether they are its own.
-
-    Raises: HarnessError "gpu-unknown", "gpu-too-old".
-    """
-    if not found.mig:
-        try:
-            return cards.card(cards.find(found.name))._replace(cuda_bytes=total), True
-        except HarnessError as error:
-            if error.code != "gpu-unknown":
-                raise
-    if found.gpu.compute_capability is None:
-        raise HarnessError(
-            "gpu-unknown",
-            f"{found.name} is not in the table of cards, and NVML does not tell its compute capability",
-            got=found.gpu.unknown.get("compute_capability"),
-            need="the card's architecture",
-            fix="harness plan --gpu rtx_4090, or the name of the card of the table that is most like it",
-        )
-    major, _, minor = found.gpu.compute_capability.partition(".")
-    return cards.CARDS[cards.like((int(major), int(minor or 0)), total)]._replace(cuda_bytes=total), False
 
 
 def _with_margins(place: Place, *, wsl: bool = False) -> Place:

@@ -17,7 +17,7 @@ RELEASED_PARAM_NORM = {(False, False): 1802.386, (True, True): 1803.770, (True, 
 FINGERPRINT_TOLERANCE = 5e-5
 
 
-def fingerprint(model: Model, param_norm: float) -> tuple[Literal["released", "differs", "unknown"], str]:
+def norm_verdict(model: Model, param_norm: float) -> tuple[Literal["released", "differs", "unknown"], str]:
     """Whether `param_norm` at step 0 is that of the released π0.5 weights in this model, and a sentence that
     says so.
     """

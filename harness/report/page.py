@@ -84,49 +84,28 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
     ]
     kinds = (Machine, Dataset, NormStats, Checkpoint, Prediction, Memory, Curve, Diagnosis, Verdict)
     found: dict[str, Any] = {kind.__name__: _read(run, kind, problems) for kind in kinds}
-    manifest, plan, checkpoint = this.manifest, this.plan, found["Checkpoint"]
-    chosen = manifest.plan if manifest else plan.chosen if plan else None
     points = max(curves.MAX_POINTS // 10, min(curves.MAX_POINTS, POINTS_OF_ALL // (1 + len(beside))))
     return _template().render(
         name=this.name,
-        manifest=manifest,
         machine=found["Machine"],
-        plan=plan,
-        chosen=chosen,
         dataset=found["Dataset"],
         stats=found["NormStats"],
-        checkpoint=checkpoint,
         memory=found["Memory"],
         verdict=found["Verdict"],
         signed=_signed(run, found["Verdict"]),
         curve=found["Curve"],
         claims=_claims(this, found),
-        recipe=this.recipe,
-        groups=sections.parameter_shares(this.recipe) if this.recipe else [],
-        compiled=(
-            ", ".join(f"{part} {format_bytes(n)}" for part, n in manifest.compiled_bytes.items())
-            if manifest
-            else ""
-        ),
-        shares=sections.memory_shares(chosen.breakdown) if chosen else [],
-        differences=differences_from_published(this.recipe) if this.recipe else [],
-        published=PUBLISHED,
         views=_picture(run.path / CAMERA_VIEWS, sections.MAX_IMAGE_BYTES, problems),
         views_file=CAMERA_VIEWS,
-        prediction=found["Prediction"],
-        panels=drawings.prediction_panels(found["Prediction"]) if found["Prediction"] else [],
-        panel=(drawings.WIDTH, drawings.HEIGHT),
-        moved=drawings.moved_rows(checkpoint.moved) if checkpoint and checkpoint.moved else None,
-        shades=drawings.SHADES,
         commands=sections.commands(
-            run.path, manifest, this.recipe, [other.directory.path for other in beside]
+            run.path, this.manifest, this.recipe, [other.directory.path for other in beside]
         ),
         problems=problems,
-        runs=[_compared(each) for each in (this, *beside)] if beside else [],
-        recipe_differences=[(other.name, _between(this.recipe, other.recipe)) for other in beside],
-        others=[{"name": other.name, "series": curves.series(other.rows, points)} for other in beside],
         marks=_marks(found["Curve"]),
+        **_recipe_and_plan(this),
+        **_drawn(found["Checkpoint"], found["Prediction"]),
         **_training(this, points),
+        **_beside(this, beside, points),
     )
 
 
@@ -237,6 +216,44 @@ def _picture(path: Path, limit_bytes: int, problems: list[str]) -> str | None:
     except HarnessError as error:
         problems.append(error.what)
         return None
+
+
+def _recipe_and_plan(run: _Run) -> dict[str, Any]:
+    manifest, plan, recipe = run.manifest, run.plan, run.recipe
+    chosen = manifest.plan if manifest else plan.chosen if plan else None
+    compiled = manifest.compiled_bytes if manifest else {}
+    return {
+        "manifest": manifest,
+        "plan": plan,
+        "chosen": chosen,
+        "shares": sections.memory_shares(chosen.breakdown) if chosen else [],
+        "compiled": ", ".join(f"{part} {format_bytes(n)}" for part, n in compiled.items()),
+        "recipe": recipe,
+        "groups": sections.parameter_shares(recipe) if recipe else [],
+        "differences": differences_from_published(recipe) if recipe else [],
+        "published": PUBLISHED,
+    }
+
+
+def _drawn(checkpoint: Checkpoint | None, prediction: Prediction | None) -> dict[str, Any]:
+    """A checkpoint and what it predicts, with their drawings."""
+    return {
+        "checkpoint": checkpoint,
+        "moved": drawings.moved_rows(checkpoint.moved) if checkpoint and checkpoint.moved else None,
+        "shades": drawings.SHADES,
+        "prediction": prediction,
+        "panels": drawings.prediction_panels(prediction) if prediction else [],
+        "panel": (drawings.WIDTH, drawings.HEIGHT),
+    }
+
+
+def _beside(run: _Run, others: list[_Run], points: int) -> dict[str, Any]:
+    """The other runs, whose curves are laid over those of `run`."""
+    return {
+        "runs": [_compared(each) for each in (run, *others)] if others else [],
+        "recipe_differences": [(other.name, _between(run.recipe, other.recipe)) for other in others],
+        "others": [{"name": other.name, "series": curves.series(other.rows, points)} for other in others],
+    }
 
 
 def _training(run: _Run, points: int) -> dict[str, Any]:

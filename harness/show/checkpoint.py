@@ -9,11 +9,31 @@ from harness.show.rows import Cells, rows_table
 from harness.units import format_bytes, format_count, format_seconds
 
 MOST_FINDINGS = 20
+Row = tuple[str, str]
 
 
 def checkpoint_table(checkpoint: Checkpoint) -> Group:
     """Steps, interrupted saves, parameters by group and adapters; and what moved, when that was asked."""
-    rows: list[tuple[str, str]] = [("layout", checkpoint.layout or "unknown")]
+    rows = [
+        ("layout", checkpoint.layout or "unknown"),
+        *_saves(checkpoint),
+        *_parameters(checkpoint),
+        *_arrays(checkpoint),
+    ]
+    if checkpoint.partial:
+        rows.append(("partial", "something could not be read: this answer is not the whole"))
+    rows += [("finding", text) for text in checkpoint.findings[:MOST_FINDINGS]]
+    if len(checkpoint.findings) > MOST_FINDINGS:
+        rows.append(("finding", f"and {len(checkpoint.findings) - MOST_FINDINGS} more (--json lists them)"))
+    return Group(
+        rows_table(f"checkpoint {checkpoint.path}", rows),
+        *([moved_table(checkpoint.moved)] if checkpoint.moved else []),
+    )
+
+
+def _saves(checkpoint: Checkpoint) -> list[Row]:
+    """Steps, interrupted saves, and which step is described."""
+    rows: list[Row] = []
     for step in checkpoint.steps:
         state = "whole" if step.complete else f"incomplete, lacks {', '.join(step.missing)}"
         name = "step" if step.step is None else f"step {step.step}"
@@ -37,7 +57,12 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
         )
     if checkpoint.step is not None and len(checkpoint.steps) > 1:
         rows.append(("described", f"step {checkpoint.step}"))
-    rows += [(name, _group(group)) for name, group in checkpoint.parameters.items()]
+    return rows
+
+
+def _parameters(checkpoint: Checkpoint) -> list[Row]:
+    """Parameters by group and altogether, adapters, and the average."""
+    rows = [(name, _group(group)) for name, group in checkpoint.parameters.items()]
     trained = (
         ""
         if checkpoint.parameters_trained is None
@@ -50,7 +75,12 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
     ema = {None: "unknown", True: "params holds the average, train_state the raw parameters", False: "none"}[
         checkpoint.ema
     ]
-    rows.append(("EMA", ema))
+    return [*rows, ("EMA", ema)]
+
+
+def _arrays(checkpoint: Checkpoint) -> list[Row]:
+    """What was found in the arrays, where they were read."""
+    rows: list[Row] = []
     if checkpoint.leaves:
         read = [leaf for leaf in checkpoint.leaves if leaf.sha256]
         finite = (
@@ -59,7 +89,8 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
         rows.append(
             (
                 "arrays",
-                f"{len(read)} of {len(checkpoint.leaves)} read, {finite}; --json: sha256 and norm of each",
+                f"{len(read)} of {len(checkpoint.leaves)} read, {finite};"
+                " --json lists the sha256 and norm of each",
             )
         )
     for adapter in checkpoint.adapters:
@@ -77,15 +108,7 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
                 f"{adapter.path}: {rank} of {adapter.rank}, norm of A·B {adapter.product_norm:.3g}{share}",
             )
         )
-    if checkpoint.partial:
-        rows.append(("partial", "something could not be read: this answer is not the whole"))
-    rows += [("finding", text) for text in checkpoint.findings[:MOST_FINDINGS]]
-    if len(checkpoint.findings) > MOST_FINDINGS:
-        rows.append(("finding", f"and {len(checkpoint.findings) - MOST_FINDINGS} more (--json lists them)"))
-    return Group(
-        rows_table(f"checkpoint {checkpoint.path}", rows),
-        *([moved_table(checkpoint.moved)] if checkpoint.moved else []),
-    )
+    return rows
 
 
 def moved_table(moved: Moved) -> Cells:

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from harness.checkpoint.store import Store
-from harness.checkpoint.weights import fingerprint, load_params, params_directories
+from harness.checkpoint.weights import directory_sha256 as fingerprint
+from harness.checkpoint.weights import load_params, params_directories
 from harness.errors import HarnessError
 from harness.model.quantize import Quantized
 from harness.recipe.schema import Recipe

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from harness.checkpoint.weights import fingerprint as directory_sha256
-from harness.checkpoint.weights import load_params
+from harness.checkpoint.weights import directory_sha256, load_params
 from harness.download.cache import WEIGHTS, fetch_tree, is_remote
 from harness.model.pi05 import Params, initialize
 from harness.model.quantize import Quantized
-from harness.recipe.fingerprint import fingerprint
+from harness.recipe.fingerprint import norm_verdict as fingerprint
 from harness.recipe.parameters import group_of
 from harness.recipe.schema import Recipe
 from harness.run.watcher import Watcher

@@ -51,13 +51,15 @@ def stats(
     if compare is None:
         answer(found, as_json, stats_table)
         return
-    from harness.data.compare import compare as compare_with
+    from harness.data.compare import compare_statistics
     from harness.data.lerobot import open_dataset
     from harness.data.norm_files import features_of
 
     data = chain.recipe.data
     blocks = open_dataset(described.path, state=data.state, actions=data.actions).blocks()
-    comparison = compare_with(found, compare, mode=data.normalization, names=features_of(data), blocks=blocks)
+    comparison = compare_statistics(
+        found, compare, mode=data.normalization, names=features_of(data), blocks=blocks
+    )
     if run is not None:
         rundir(run).write(comparison)
     answer(comparison, as_json, comparison_table)

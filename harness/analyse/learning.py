@@ -1,0 +1,77 @@
+"""How much learning rate a run has applied: by the rates of its log, or by those of a recipe."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.analyse.schedule import full_rate_steps, learning_rate, thresholds
+from harness.artifacts.curve import Learning
+from harness.recipe.schema import Recipe
+
+Floats = npt.NDArray[np.float64]
+
+
+def learning_of(recipe: Recipe, columns: dict[str, Floats], told: str, *, counted: bool) -> Learning:
+    """The rates of a run and what of them is negligible or enough.
+
+    `told` says how the recipe is known: "named", "run" or "assumed". `counted`: the steps are line numbers.
+    """
+    logged, schedule = logged_rates(columns), recipe.train.optimizer.schedule
+    rates = learning_rate(schedule, columns["step"]) if logged is None else logged
+    # Of lines that were merely counted nobody knows how many steps lie between them.
+    negligible, enough = (0.0, 0.0) if counted else thresholds(recipe)
+    of_recipe = {"named": "as named", "run": "the run's own", "assumed": "assumed, since none was named"}[
+        told
+    ]
+    return Learning(
+        source=(
+            "rates of the log itself" if logged is not None else f"rates of recipe {recipe.name}, {of_recipe}"
+        ),
+        first=float(rates[0]),
+        last=float(rates[-1]),
+        peak=schedule.peak,
+        warmup_steps=schedule.warmup_steps,
+        full_rate_steps=float(applied_steps(recipe, columns)[-1]),
+        negligible_below=negligible,
+        enough_from=enough,
+    )
+
+
+def logged_rates(columns: dict[str, Floats]) -> Floats | None:
+    """[N] learning rates of the log itself, interpolated; None where it has too few, or only zeros."""
+    rates = columns["learning_rate"]
+    known = np.isfinite(rates)
+    if known.mean() < 0.5 or not (rates[known] > 0).any():
+        return None
+    return np.interp(columns["step"], columns["step"][known], rates[known])
+
+
+def applied_steps(recipe: Recipe, columns: dict[str, Floats]) -> Floats:
+    """[N] steps at the recipe's peak rate that had been applied since the first logged step."""
+    logged, peak = logged_rates(columns), recipe.train.optimizer.schedule.peak
+    applied = full_rate_steps(recipe.train.optimizer.schedule, columns["step"], logged)
+    return (
+        applied
+        if logged is None
+        else applied * max(float(logged.max()), 1e-300) / max(peak, float(logged.max()))
+    )
+
+
+def applied_between(recipe: Recipe, first: float, last: float) -> float:
+    """Steps at the recipe's peak rate that its own schedule applies between two steps."""
+    return (
+        float(full_rate_steps(recipe.train.optimizer.schedule, np.array([first, max(first, last)]))[-1])
+        if last > first
+        else 0.0
+    )
+
+
+def rate_applied(recipe: Recipe, columns: dict[str, Floats], learning: Learning) -> bool:
+    """Whether more than a negligible learning rate was applied before the first loss that is not finite, as
+    far as the log shows.
+    """
+    bad = np.flatnonzero(~np.isfinite(columns["loss"]))
+    if not len(bad) or not bad[0]:
+        return False
+    return float(applied_steps(recipe, columns)[bad[0]]) >= learning.negligible_below

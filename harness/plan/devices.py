@@ -1,0 +1,66 @@
+"""The devices of this machine as CUDA offers them: whole GPUs and MIG instances, with their memory and the
+figures that stand for them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from harness.artifacts import Gpu, Machine, MigDevice
+from harness.errors import HarnessError
+from harness.plan import cards
+from harness.plan.cards import Card
+
+
+class Device(NamedTuple):
+    """One device as CUDA offers it: a whole GPU, or a MIG instance, of which a process can use only one."""
+
+    gpu: Gpu
+    name: str
+    uuid: str | None
+    free: int | None
+    total: int | None
+    mig: bool = False
+
+
+def devices_of(gpu: Gpu, machine: Machine) -> list[Device]:
+    """The devices of one GPU: itself, or its MIG instances that are visible."""
+    name = gpu.name or f"GPU {gpu.index}"
+    if gpu.mig_mode and gpu.mig_devices:
+        return [
+            Device(gpu, mig.name or name, mig.uuid, mig.free_bytes, _offered(mig), mig=True)
+            for mig in gpu.mig_devices
+            if mig.visible
+        ]
+    if gpu.integrated:
+        # Its memory is the host's, of which NVML tells nothing, or what the GPU has taken so far.
+        return [Device(gpu, name, gpu.uuid, machine.host.ram_available_bytes, machine.host.ram_total_bytes)]
+    return [Device(gpu, name, gpu.uuid, gpu.free_bytes, _offered(gpu))]
+
+
+def figures(device: Device, total: int) -> tuple[Card, bool]:
+    """The figures that stand for a card of this machine, with its own memory, and whether they are its own.
+
+    Raises: HarnessError "gpu-unknown", "gpu-too-old".
+    """
+    if not device.mig:
+        try:
+            return cards.card(cards.find(device.name))._replace(cuda_bytes=total), True
+        except HarnessError as error:
+            if error.code != "gpu-unknown":
+                raise
+    if device.gpu.compute_capability is None:
+        raise HarnessError(
+            "gpu-unknown",
+            f"{device.name} is not in the table of cards, and NVML does not tell its compute capability",
+            got=device.gpu.unknown.get("compute_capability"),
+            need="the card's architecture",
+            fix="harness plan --gpu rtx_4090, or the name of the card of the table that is most like it",
+        )
+    major, _, minor = device.gpu.compute_capability.partition(".")
+    return cards.CARDS[cards.like((int(major), int(minor or 0)), total)]._replace(cuda_bytes=total), False
+
+
+def _offered(card: Gpu | MigDevice) -> int | None:
+    """The total that CUDA tells a program: NVML's without what the driver keeps."""
+    return None if card.total_bytes is None else card.total_bytes - (card.reserved_bytes or 0)

@@ -1,0 +1,61 @@
+"""What a plan tells a person beside its figures: what was assumed of the place, what stands in the way, and
+which card would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from harness.artifacts import Candidate, Machine
+from harness.plan import shared
+from harness.plan.atlas import Atlas
+from harness.plan.busy import holders
+from harness.plan.place import Place
+from harness.recipe.schema import Recipe
+from harness.units import format_count
+
+
+def notes_of(
+    recipe: Recipe,
+    machine: Machine,
+    place: Place,
+    chosen: Candidate | None,
+    *,
+    atlas: Atlas | None,
+    smallest_card: Callable[[], str],
+    exact: bool,
+) -> list[str]:
+    """The notes of a plan, each a sentence.
+
+    `smallest_card` names the card that would do; it is asked only where the recipe itself does not fit.
+    `exact`: whether nothing approximate was allowed.
+    """
+    notes = list(place.notes)
+    if place.platform == "cpu":
+        return notes
+    if atlas is not None and atlas.refused and chosen is not None and chosen.source == "compiled":
+        notes.append(atlas.refused)
+    if place.shared:
+        notes.append(
+            f"{place.name} has one memory for CPU and GPU: device and host bytes of each phase are counted"
+            " together, saves included"
+        )
+        notes += shared.kept(chosen, place.pool_usable_bytes) if chosen is not None else []
+    if place.wsl:
+        notes.append(
+            "WSL2: no part of the state can lie in pinned host memory, and Windows may take 1 GiB more of the"
+            " card"
+        )
+    if place.host_usable_bytes is None:
+        notes.append("host memory is not checked: it is not known; --host-ram-gib X says how much there is")
+    held = holders(machine) if place.here else ""
+    if held:
+        notes.append(f"{held}; harness plan --wait waits for them")
+    if chosen is None or chosen.changes:
+        notes.append(smallest_card())
+    if chosen is not None and chosen.changes and not exact:
+        notes.append(
+            f"this is not recipe {recipe.name} but an approximation of it"
+            f" ({format_count(len(chosen.deviations))} deviations); --exact refuses it"
+        )
+    return notes
