@@ -100,7 +100,8 @@ def imported() -> set[str]:
     # `google` is a name that many share; what is imported of it is google.protobuf.
     there = packages_distributions() | {"google": ["protobuf"]}
     return {
-        canonicalize_name(there.get(name, [name])[0]) for name in found - sys.stdlib_module_names - {"harness"}
+        canonicalize_name(there.get(name, [name])[0])
+        for name in found - sys.stdlib_module_names - {"harness"}
     }
 
 
