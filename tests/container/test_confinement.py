@@ -171,6 +171,8 @@ def place(checkout: Checkout) -> Iterator[str]:
     try:
         yield f"/runs/{path.name}"
     finally:
+        # A container that was interrupted would go on writing there.
+        checkout.engine.clean()
         shutil.rmtree(path)
 
 
