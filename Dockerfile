@@ -5,11 +5,11 @@
 # Pinned by digest, so that the system below the lock cannot drift. Ubuntu 24.04 with Python 3.12; Debian 12 or 13 also serves.
 ARG BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04@sha256:5d2e53778e2180e01676aa8bac1aada242e95230ec97e21ecfb33de4e27cd1df
 # Written by ci/lock. A lock that is not the one named here stops the build, and the labels cannot tell another story.
-ARG CPU_LOCK_SHA256=fd95f3d259dae53a57ef6f0176c3ced28f647374db7e7f3c3ff61d69f2096269
+ARG CPU_LOCK_SHA256=ff074b1bcf20e871ceb2f1b7d3c83d970f5801a1f7b5602bf72fdd1357faae1a
 # As above, for the image that trains.
-ARG CUDA_LOCK_SHA256=d308be037665f38c10814dbb125b1cb276f14cc863e14181fa9a25bb8f532c4e
+ARG CUDA_LOCK_SHA256=dce750d93fa38663870a368ee4f44a8399685a5a2f7369f9b429ab5383394cdd
 # As above, for the image that tests.
-ARG TEST_LOCK_SHA256=0c36939ce7d10314bfc837ffd53da9fe2e54e9e24444774a6fd184df7a13f361
+ARG TEST_LOCK_SHA256=05d34ce6f64ab6020a721376b65b74ccc4ab5fc2a5f5727cb1d44634ba71f092
 
 # openpi as the harness knows it: harness/openpi/table.py names the same commit.
 ARG OPENPI_COMMIT=15a9616a00943ada6c20a0f158e3adb39df2ccac

@@ -29,16 +29,16 @@ smoke:
     ci/smoke
 
 # what the containers may do and what they left: capabilities, networks, limits, owners, keys (after smoke)
-confinement:
-    ci/confinement
+confinement *options:
+    ci/confinement {{options}}
 
 # two real faults in real containers: a full disk, two runs on one directory (after images)
-chaos:
-    ci/chaos
+chaos *options:
+    ci/chaos {{options}}
 
-# whether what the CUDA image has imports and fits together; needs no GPU
-cuda:
-    ci/cuda
+# whether what the CUDA image has is its lock, imports and fits together; needs no GPU (after images)
+cuda *options:
+    ci/cuda {{options}}
 
 # compiles the real LoRA step for one absent card and compares it with the shipped atlas
 atlas:

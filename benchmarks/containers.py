@@ -44,10 +44,14 @@ class Ended(NamedTuple):
 
 
 class Image:
-    """An image of the harness; `source` is a checkout whose package is mounted over the image's own."""
+    """An image of the harness; `source` is a checkout whose package is mounted over the image's own.
 
-    def __init__(self, name: str, source: Path | None) -> None:
+    Its containers carry `labels`, each NAME=VALUE.
+    """
+
+    def __init__(self, name: str, source: Path | None, labels: Sequence[str] = ()) -> None:
         self.name, self._mount = name, []
+        self.labels = [word for label in labels for word in ("--label", label)]
         if source is not None:
             where = docker(
                 "run",
@@ -99,7 +103,7 @@ class Box:
     """One container, removed when it is left."""
 
     def __init__(self, image: Image, options: Sequence[str], verb: Sequence[str]) -> None:
-        self.id = docker("run", "--detach", *options, image.name, *verb).strip()
+        self.id = docker("run", "--detach", *image.labels, *options, image.name, *verb).strip()
 
     def __enter__(self) -> Box:
         return self

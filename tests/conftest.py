@@ -9,6 +9,13 @@ from __future__ import annotations
 import os
 import tempfile
 
+# What this process was started with, for tests that start what a person would start.
+OUTSIDE = dict(os.environ)
+
+# These need a container engine, which the container that runs the tests has not: ci/confinement, ci/chaos and
+# ci/cuda ask for them by path.
+collect_ignore = ["container"]
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["WANDB_MODE"] = "offline"

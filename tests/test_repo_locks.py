@@ -4,12 +4,14 @@ from.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,32 @@ def on(name: str, python: str) -> dict[str, Version]:
     return chosen
 
 
+def imported() -> set[str]:
+    """The packages of others that a module of harness imports, in a function too, as an index names them."""
+    found = set()
+    for path in (ROOT / "harness").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    # `google` is a name that many share; what is imported of it is google.protobuf.
+    there = packages_distributions() | {"google": ["protobuf"]}
+    return {
+        canonicalize_name(there.get(name, [name])[0])
+        for name in found - sys.stdlib_module_names - {"harness"}
+    }
+
+
+def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported() -> None:
+    declared = {canonicalize_name(Requirement(line).name) for line in project()["dependencies"]}
+    # Parts of what others are made of: jax's own number types, and the messages of wandb's files.
+    parts = {"ml-dtypes": "jax", "protobuf": "wandb"}
+    assert imported() - declared == set(parts)
+    assert set(parts.values()) <= declared
+    assert declared - imported() == set()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_lock_was_made_from_this_pyproject(name: str) -> None:
     done = subprocess.run(
@@ -155,6 +183,9 @@ def test_what_each_lock_is_for(python: str) -> None:
     # 86-character keys are accepted from 0.22.3 on, and the project asks for more.
     assert min(lock["wandb"] for lock in (cpu, cuda, test)) >= Version("0.24.1")
     assert not {"torch", "tensorflow", "transformers", "lerobot"} & (cpu.keys() | cuda.keys())
+    # The engine's SDK is for the tests of containers: no image that runs has a way to an engine.
+    assert "docker" in test
+    assert "docker" not in cpu.keys() | cuda.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)

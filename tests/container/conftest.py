@@ -1,0 +1,46 @@
+"""One engine for a session; what was made in it is removed whether a test passes, fails or is interrupted.
+
+Only a path asks for these tests (`ci/local test tests/container`): the ordinary run of the tests happens in a
+container, which has no engine. Asked for, they fail where the engine or an image is missing.
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.container.engine import ROOT, Checkout, Engine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """A batch system's SIGTERM ends the tests as Ctrl-C does, so that their fixtures clean up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    made = Engine()
+    try:
+        yield made
+    finally:
+        made.clean()
+
+
+@pytest.fixture(scope="session")
+def checkout(engine: Engine) -> Checkout:
+    """This checkout, and its owner."""
+    return Checkout(engine, ROOT)
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    """A directory of the host, that is removed with all that containers wrote there."""
+    with tempfile.TemporaryDirectory(prefix="harness-tests-") as path:
+        yield Path(path)
