@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from harness.checkpoint.store import Store
-from harness.checkpoint.weights import directory_sha256 as fingerprint
+from harness.checkpoint.weights import directory_sha256
 from harness.checkpoint.weights import load_params, params_directories
 from harness.errors import HarnessError
 from harness.model.quantize import Quantized
@@ -28,7 +28,7 @@ def base_of(recipe: Recipe) -> dict[str, str] | None:
     if recipe.train.save == "all":
         return None
     source = str(recipe.weights.source)
-    return {"source": source, "sha256": fingerprint(params_directories(source)[0])}
+    return {"source": source, "sha256": directory_sha256(params_directories(source)[0])}
 
 
 def save(

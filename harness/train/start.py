@@ -14,7 +14,7 @@ from harness.checkpoint.weights import directory_sha256, load_params
 from harness.download.cache import WEIGHTS, fetch_tree, is_remote
 from harness.model.pi05 import Params, initialize
 from harness.model.quantize import Quantized
-from harness.recipe.fingerprint import norm_verdict as fingerprint
+from harness.recipe.fingerprint import norm_verdict
 from harness.recipe.parameters import group_of
 from harness.recipe.schema import Recipe
 from harness.run.watcher import Watcher
@@ -37,7 +37,7 @@ def first_state(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[TrainSt
         return initializer(setup)(key), {"source": "random", "seed": recipe.train.seed}
     watcher.say(f"loading weights from {recipe.weights.source}")
     params, norm, provenance = _load(setup, key, watcher)
-    verdict, sentence = fingerprint(recipe.model, norm)
+    verdict, sentence = norm_verdict(recipe.model, norm)
     (watcher.warn if verdict == "differs" else watcher.say)(sentence)
     return surround(params, setup), provenance | {"fingerprint": verdict, "param_norm": sentence}
 
