@@ -9,7 +9,7 @@ ARG CPU_LOCK_SHA256=ff074b1bcf20e871ceb2f1b7d3c83d970f5801a1f7b5602bf72fdd1357fa
 # As above, for the image that trains.
 ARG CUDA_LOCK_SHA256=dce750d93fa38663870a368ee4f44a8399685a5a2f7369f9b429ab5383394cdd
 # As above, for the image that tests.
-ARG TEST_LOCK_SHA256=05d34ce6f64ab6020a721376b65b74ccc4ab5fc2a5f5727cb1d44634ba71f092
+ARG TEST_LOCK_SHA256=8af35254a9f9e7a93af7ad08930274bb081fdfcbcd0a4896596b597e39c61253
 
 # openpi as the harness knows it: harness/openpi/table.py names the same commit.
 ARG OPENPI_COMMIT=15a9616a00943ada6c20a0f158e3adb39df2ccac
