@@ -23,8 +23,8 @@ import traceback
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.mutation import damage_file, damage_value
-from tests.run_readers import READERS, TEXTS, outcome
+from tests.support.mutation import damage_file, damage_value
+from tests.support.run_readers import READERS, TEXTS, outcome
 
 Table = dict[str, collections.Counter[str]]
 # A page with its drawings takes as long as all of the other readers together.

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 import tensorstore as ts
 
 from harness.checkpoint.store import Store
-from tests.mutation import damage
+from tests.support.mutation import damage
 from tests.test_checkpoint_digests import PARAMS, STATE, STEP, outcome
 
 

@@ -160,13 +160,13 @@ class datasets:
 
     @staticmethod
     def prepare(place: Path) -> list[Path]:
-        from tests.dataset_damage import write_forms
+        from tests.support.dataset_damage import write_forms
 
         return write_forms(place / "forms")
 
     @staticmethod
     def damage(copy: Path, forms: list[Path], chance: random.Random) -> str:
-        from tests.dataset_damage import damage_dataset
+        from tests.support.dataset_damage import damage_dataset
 
         shutil.rmtree(copy, ignore_errors=True)
         form = chance.choice(forms)
@@ -224,14 +224,14 @@ class statistics:
         from harness.data.sample import sample_dataset_path
         from harness.data.stats import compute
         from harness.recipe.load import load_recipe
-        from tests.dataset_damage import norm_forms
+        from tests.support.dataset_damage import norm_forms
 
         ours = compute(load_recipe("smoke"), Dataset.model_construct(path=str(sample_dataset_path())))
         return ours, norm_forms(ours)
 
     @staticmethod
     def damage(copy: Path, prepared: tuple[Any, list[Any]], chance: random.Random) -> str:
-        from tests.dataset_damage import damage_norm_stats
+        from tests.support.dataset_damage import damage_norm_stats
 
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()

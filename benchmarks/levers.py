@@ -263,7 +263,7 @@ was here; nothing was run on a GPU. Host is pinned host memory, over all devices
 - *In place*: of the compiled bytes, those that a step receives and gives back in the same buffers (XLA's alias bytes): parameters, moments, average.
 - *openpi*: openpi's own step (commit 15a9616, its pins) for the same recipe and batch, compiled for an RTX A6000 (`benchmarks/openpi_compiled.py`).
 
-Every plan of the published recipe and of LoRA learns the same as any other of it (tests/test_train_levers.py, tests/sharded_laws.py); 8-bit moments and
+Every plan of the published recipe and of LoRA learns the same as any other of it (tests/test_train_levers.py, tests/support/sharded_laws.py); 8-bit moments and
 quantized frozen weights are approximations (benchmarks/approximate_levers.md).
 """
 

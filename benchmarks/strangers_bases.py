@@ -106,7 +106,7 @@ class Bases:
         import numpy as np
 
         from benchmarks.strangers_ocdbt import write_template
-        from tests.item_writer import write_item
+        from tests.support.item_writer import write_item
 
         shutil.copytree(self.run / "checkpoints" / "3", self.checkpoints / "step" / "3")
         arrays = {
@@ -118,7 +118,7 @@ class Bases:
         write_template(self.checkpoints / "ocdbt" / "params")
 
     def _datasets(self) -> None:
-        from tests import lerobot_writer
+        from tests.support import lerobot_writer
 
         for name, version, images in (
             ("v21", "v2.1", "parquet"),

@@ -18,7 +18,7 @@ from harness.analyse.series import MAX_POINTS
 from harness.artifacts import Curve
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
-from tests.console_log import REPORT, falling, flat, log, steps
+from tests.support.console_log import REPORT, falling, flat, log, steps
 
 STEPS, FALLING, FLAT = steps(), falling(), flat()
 

@@ -15,7 +15,7 @@ from harness.analyse import source as source_module
 from harness.analyse.lines import read_records
 from harness.analyse.source import open_source
 from harness.errors import HarnessError
-from tests.console_log import REPORT, falling, log, steps
+from tests.support.console_log import REPORT, falling, log, steps
 
 TEXT = log(steps(), falling())
 BAR = "\r  3%|▎         | 10/30000 [00:10<8:03:20,  1.00it/s]"

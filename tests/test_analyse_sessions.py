@@ -7,7 +7,7 @@ import numpy as np
 from harness.analyse.lines import read_records
 from harness.analyse.sessions import OneRun, one_run
 from harness.analyse.source import open_source
-from tests.console_log import falling, flat, log, steps
+from tests.support.console_log import falling, flat, log, steps
 
 STEPS, FALLING, FLAT = steps(), falling(), flat(seed=1)
 

@@ -27,7 +27,7 @@ from harness.analyse.source import open_source
 from harness.analyse.text import LONGEST_LINE
 from harness.errors import HarnessError
 from harness.received.files import UnsafeFile
-from tests.console_log import falling, log, steps
+from tests.support.console_log import falling, log, steps
 
 TEXT = log(steps(), falling())
 

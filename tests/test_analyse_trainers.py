@@ -14,7 +14,7 @@ from harness.analyse.curve import analyse
 from harness.artifacts import Curve
 from harness.errors import HarnessError
 from harness.show.curve import curve_table
-from tests.console_log import falling, flat, log, steps
+from tests.support.console_log import falling, flat, log, steps
 
 
 def look(text: str) -> Curve:

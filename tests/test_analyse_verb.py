@@ -11,7 +11,7 @@ import pytest
 
 from harness.artifacts import Curve
 from harness.recipe.load import load_recipe, to_yaml
-from tests.console_log import REPORT, falling, flat, log, steps
+from tests.support.console_log import REPORT, falling, flat, log, steps
 
 
 def harness(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

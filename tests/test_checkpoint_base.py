@@ -13,7 +13,7 @@ import pytest
 
 from harness.checkpoint.weights import directory_sha256, load_params
 from harness.errors import HarnessError
-from tests.item_writer import write_step
+from tests.support.item_writer import write_step
 
 
 def test_base_that_has_moved(tmp_path: Path) -> None:

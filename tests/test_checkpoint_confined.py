@@ -14,7 +14,7 @@ from harness.checkpoint.format import outside
 from harness.checkpoint.item import read_item
 from harness.checkpoint.leaves import open_leaves
 from harness.errors import HarnessError
-from tests.ocdbt_writer import crc32c
+from tests.support.ocdbt_writer import crc32c
 
 GOLDEN = next((Path(__file__).parent / "golden").glob("openpi_checkpoint_full/*/params"))
 

@@ -22,7 +22,7 @@ from harness.checkpoint.digests import DIGESTS, digest, read_digests
 from harness.checkpoint.store import Restored, Store
 from harness.errors import HarnessError
 from harness.run.steps import RECORD
-from tests.mutation import damage
+from tests.support.mutation import damage
 
 STEP = 3
 PARAMS = {

@@ -13,7 +13,7 @@ from harness.checkpoint.weights import load_params
 from harness.errors import HarnessError
 from harness.recipe.parameters import is_trained, parameter_shapes
 from harness.recipe.schema import Expert, Lora, Model
-from tests.openpi_checkpoints import openpi_checkpoint
+from tests.support.openpi_checkpoints import openpi_checkpoint
 
 STATS = '{"norm_stats": {}}'
 

@@ -39,9 +39,9 @@ from harness.checkpoint.weights import directory_sha256, params_directories
 from harness.errors import HarnessError
 from harness.recipe.schema import Expert, Lora, Model
 from harness.run.steps import BASE
-from tests.item_writer import write_item, write_step
-from tests.ocdbt_writer import crc32c, write_dag, write_loop, write_value_in
-from tests.openpi_checkpoints import STEP, openpi_checkpoint
+from tests.support.item_writer import write_item, write_step
+from tests.support.ocdbt_writer import crc32c, write_dag, write_loop, write_value_in
+from tests.support.openpi_checkpoints import STEP, openpi_checkpoint
 
 # Far above what any of these takes; without its bound each never ends.
 HANG_S = 30

@@ -22,8 +22,8 @@ from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.recipe.parameters import group_of, parameter_shapes
 from harness.recipe.schema import Recipe
-from tests.item_writer import shapes_of, write_item, write_step
-from tests.openpi_checkpoints import STEP, openpi_checkpoint
+from tests.support.item_writer import shapes_of, write_item, write_step
+from tests.support.openpi_checkpoints import STEP, openpi_checkpoint
 
 ROOT = Path(__file__).parent.parent
 DAY_S = 86_400

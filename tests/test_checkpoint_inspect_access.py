@@ -12,8 +12,8 @@ import pytest
 
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
-from tests.item_writer import write_step
-from tests.openpi_checkpoints import STEP, openpi_checkpoint
+from tests.support.item_writer import write_step
+from tests.support.openpi_checkpoints import STEP, openpi_checkpoint
 
 
 @pytest.mark.parametrize(

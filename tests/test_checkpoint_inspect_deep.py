@@ -25,8 +25,8 @@ from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.show.checkpoint import checkpoint_table
 from harness.show.moved_picture import write
-from tests.item_writer import write_item, write_step
-from tests.openpi_checkpoints import STEP, openpi_checkpoint
+from tests.support.item_writer import write_item, write_step
+from tests.support.openpi_checkpoints import STEP, openpi_checkpoint
 
 Q = "PaliGemma/llm/layers/attn/q_einsum"
 

@@ -18,7 +18,7 @@ from harness.checkpoint.inspect import inspect
 from harness.checkpoint.safetensors import read_header
 from harness.errors import HarnessError
 from harness.received.files import UnsafeFile
-from tests.item_writer import write_step
+from tests.support.item_writer import write_step
 
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 

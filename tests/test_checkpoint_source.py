@@ -21,7 +21,7 @@ from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.recipe.parameters import parameter_shapes
 from harness.recipe.schema import Recipe
-from tests.item_writer import write_item, write_step
+from tests.support.item_writer import write_item, write_step
 from tests.test_checkpoint_pytorch import lerobot
 
 LORA = [f"model.{expert}.lora={{rank: 2, alpha: 2.0}}" for expert in ("paligemma", "action_expert")]

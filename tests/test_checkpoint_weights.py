@@ -14,7 +14,7 @@ from harness.checkpoint.weights import directory_sha256, is_finite, load_params
 from harness.errors import HarnessError
 from harness.recipe.parameters import is_trained, parameter_shapes
 from harness.recipe.schema import Expert, Lora, Model
-from tests.openpi_checkpoints import STEP, openpi_checkpoint
+from tests.support.openpi_checkpoints import STEP, openpi_checkpoint
 
 
 def _model(kind):

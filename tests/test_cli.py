@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Comparison, Dataset, Machine, NormStats
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 
 
 def harness(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

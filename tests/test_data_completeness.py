@@ -20,7 +20,7 @@ from harness.data.lerobot import open_dataset
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 
 # The last frame of the last episode.
 LAST = {"v2.1": ("data/chunk-000/episode_000002.parquet", 3), "v3.0": ("data/chunk-000/file-001.parquet", 3)}

@@ -18,7 +18,7 @@ from harness.flow.pages import write_dataset_page
 from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.show.dataset import dataset_table
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 
 
 def test_describes_the_sample() -> None:

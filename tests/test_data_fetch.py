@@ -22,7 +22,7 @@ from harness.data.fetch import resolve
 from harness.errors import HarnessError
 from harness.flow import chain
 from harness.recipe.load import load_recipe
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

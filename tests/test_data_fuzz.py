@@ -21,7 +21,7 @@ from harness.data.completeness import check_cameras
 from harness.data.lerobot import open_dataset
 from harness.data.tokenizer import load_tokenizer
 from harness.errors import HarnessError
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 
 FORMS = {"v2.1": "parquet", "v3.0": "parquet", "video": "video"}
 JSON = st.recursive(

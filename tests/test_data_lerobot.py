@@ -22,7 +22,7 @@ from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 
 HERE = Path(__file__).parent
 FORMS = [

@@ -27,7 +27,7 @@ from harness.data.transforms import normalize, resize_with_pad
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 
 Made = tuple[Recipe, Dataset, NormStats]
 

@@ -18,7 +18,7 @@ import pytest
 
 from harness.data.dataset import describe
 from harness.errors import HarnessError
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 from tests.test_data_lerobot import BROKEN, BROKEN_V3, FIRST, V3_DATA, V3_EPISODES, _info, recipe
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 1834012\n"

@@ -20,7 +20,7 @@ from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 
 HERE = Path(__file__).parent
 MAPPED = [

@@ -26,7 +26,7 @@ from harness.data.listings import VideoSpan
 from harness.data.metadata import read_metadata
 from harness.data.video import open_video
 from harness.errors import HarnessError
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 from tests.test_data_lerobot import FIRST, V3_DATA, V3_EPISODES, _bomb, _info, recipe
 
 SECOND = "data/chunk-000/episode_000001.parquet"

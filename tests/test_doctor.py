@@ -37,7 +37,7 @@ from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.run.lock import holder, locked
 from harness.units import GIB, MIB
-from tests.step_writer import put_step
+from tests.support.step_writer import put_step
 
 CARD = Gpu(
     index=0,

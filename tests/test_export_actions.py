@@ -24,7 +24,7 @@ from harness.recipe.schema import Recipe
 from harness.train.state import abstract_params
 from harness.train.step import observe
 from harness.verbs.export import export
-from tests.tiny import LORA, random_batch, random_params, tiny
+from tests.support.tiny import LORA, random_batch, random_params, tiny
 
 STATS = '{"norm_stats": {}}'
 # Rank and alpha of each expert: alpha / rank of 1, of more and of less, and another rank in each.

@@ -1,5 +1,5 @@
-"""Our model against numbers made by openpi's own code (tests/parity.py does the work and is runnable by
-hand).
+"""Our model against numbers made by openpi's own code (tests/support/parity.py does the work and is
+runnable by hand).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import Golden, check, kinds
+from tests.support.parity import Golden, check, kinds
 
 GOLDEN = Path(__file__).parent / "golden" / "pi05_tiny.npz"
 
@@ -33,7 +33,7 @@ def test_by_hand_exits_1_when_a_figure_is_off(tmp_path: Path) -> None:
     wrong["full/loss"] = wrong["full/loss"] * 1.001
     np.savez(tmp_path / "wrong.npz", **wrong)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.parity", str(tmp_path / "wrong.npz")],
+        [sys.executable, "-m", "tests.support.parity", str(tmp_path / "wrong.npz")],
         capture_output=True,
         text=True,
         check=False,

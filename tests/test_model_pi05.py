@@ -9,7 +9,7 @@ import pytest
 
 from harness.model.pi05 import Observation, Params, bind, graph_of, initialize, time_embedding
 from harness.recipe.schema import CAMERAS, Recipe
-from tests.tiny import LORA, random_batch, random_params, tiny
+from tests.support.tiny import LORA, random_batch, random_params, tiny
 
 
 def observe(recipe: Recipe, seed: int = 0) -> Observation:

@@ -16,7 +16,7 @@ from harness.model.pi05 import Observation, bind, graph_of
 from harness.model.quantize import NF4, Quantized, contraction_axis, kept, quantize
 from harness.recipe.load import load_recipe
 from harness.recipe.parameters import parameter_shapes
-from tests.tiny import LORA, random_params, tiny
+from tests.support.tiny import LORA, random_params, tiny
 
 SHAPES = [((3, 2, 192, 8), -2, 64), ((2, 128, 4, 8), -3, 64), ((100, 48), -1, 48), ((128, 96), -2, 64)]
 # 4304 = 16 · 269, the width of SigLIP's feed-forward.

@@ -29,7 +29,7 @@ from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.run.status import read_status
 from harness.units import GIB
-from tests.openpi_standin import HEAD, standin, started
+from tests.support.openpi_standin import HEAD, standin, started
 
 ROOT = Path(__file__).parents[1]
 CARD = Gpu(

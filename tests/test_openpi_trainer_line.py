@@ -18,7 +18,7 @@ from harness.openpi.options import read
 from harness.openpi.shell_line import LONGEST, simple_commands
 from harness.openpi.trainer_line import whose
 from harness.show.openpi import openpi_view
-from tests.test_backends_openpi_import import checks
+from tests.test_openpi_import import checks
 
 PLAIN = "uv run scripts/train.py pi05_libero --exp-name=x --batch-size=8"
 TORCH = (

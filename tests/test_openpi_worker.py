@@ -26,7 +26,7 @@ from harness.run.directory import RunDir
 from harness.run.status import read_status
 from harness.supervise.process import Limits
 from harness.supervise.run import Outcome, supervise
-from tests.openpi_standin import HEAD, standin, started
+from tests.support.openpi_standin import HEAD, standin, started
 
 # Not in the test's own process: a signal that is passed on would reach it.
 RECIPE = [

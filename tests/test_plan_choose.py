@@ -20,8 +20,8 @@ from harness.recipe.load import load_recipe
 from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
 from harness.units import GIB
+from tests.support.tiny import tiny
 from tests.test_doctor import DATASET
-from tests.tiny import tiny
 
 MACHINE = Machine(host=Host(ram_available_bytes=8 * GIB), gpu_error="no driver")
 A_SAMPLE = 150 * 2**20

@@ -30,9 +30,9 @@ from harness.report.page import render
 from harness.run.directory import RunDir
 from harness.show.prediction import prediction_table
 from harness.show.prediction_picture import plot
-from tests.lerobot_writer import write
-from tests.openpi_checkpoints import openpi_checkpoint
-from tests.tiny import random_params, tiny
+from tests.support.lerobot_writer import write
+from tests.support.openpi_checkpoints import openpi_checkpoint
+from tests.support.tiny import random_params, tiny
 
 CPU = Place("cpu", "cpu", None, None)
 LOW = {"state": np.linspace(-2.0, -1.0, 8), "actions": np.linspace(-1.5, -0.5, 7)}

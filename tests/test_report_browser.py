@@ -11,8 +11,8 @@ import pytest
 
 from harness.artifacts import Prediction
 from harness.report.page import render
-from tests.browser import Browser, browser_path
-from tests.report_run import full_run, metrics
+from tests.support.browser import Browser, browser_path
+from tests.support.report_run import full_run, metrics
 
 pytestmark = pytest.mark.skipif(
     browser_path() is None,

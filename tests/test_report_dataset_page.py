@@ -19,7 +19,7 @@ from harness.flow.pages import write_dataset_page
 from harness.recipe.load import load_recipe
 from harness.report.dataset_page import HEIGHT, charts, histogram, spread, strip
 from harness.run.directory import RunDir
-from tests import lerobot_writer as writer
+from tests.support import lerobot_writer as writer
 
 MAPPED = [
     "data.state=observation.state",

@@ -22,7 +22,7 @@ from harness.recipe.load import load_recipe, shipped_recipes
 from harness.report import curves, drawings
 from harness.report.page import render
 from harness.run.directory import RunDir
-from tests.report_run import MIB, ROOT, Page, full_run, manifest, metrics, write_metrics
+from tests.support.report_run import MIB, ROOT, Page, full_run, manifest, metrics, write_metrics
 
 
 def test_full_page_is_well_formed_and_self_contained(tmp_path: Path) -> None:

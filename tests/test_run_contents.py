@@ -29,8 +29,8 @@ from harness.train.metrics import MetricsFile
 from harness.verify.binding import bound
 from harness.verify.replay import recorded_metrics
 from harness.verify.run import verify_pair
-from tests.report_run import Page, full_run, manifest, metrics, picture
-from tests.run_readers import READERS, outcome
+from tests.support.report_run import Page, full_run, manifest, metrics, picture
+from tests.support.run_readers import READERS, outcome
 
 
 @pytest.fixture

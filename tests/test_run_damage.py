@@ -16,9 +16,9 @@ from harness.probe.machine import probe
 from harness.recipe.load import load_recipe
 from harness.run.directory import sha256_json
 from harness.verify.run import verify_pair
-from tests.mutation import damage_file, damage_value
-from tests.report_run import full_run, manifest
-from tests.run_readers import READERS, TEXTS, outcome
+from tests.support.mutation import damage_file, damage_value
+from tests.support.report_run import full_run, manifest
+from tests.support.run_readers import READERS, TEXTS, outcome
 
 
 @pytest.fixture(scope="module")

@@ -46,9 +46,9 @@ from harness.run.steps import (
     steps_taken,
     whole_steps,
 )
-from tests.item_writer import write_step
-from tests.report_run import manifest
-from tests.step_writer import put_step
+from tests.support.item_writer import write_step
+from tests.support.report_run import manifest
+from tests.support.step_writer import put_step
 
 ROOT = Path(__file__).parent.parent
 BACKENDS: tuple[Backend, ...] = ("ours", "openpi")

@@ -20,8 +20,8 @@ from harness.run.lock import holder, locked
 from harness.run.status import newest_run, read_status
 from harness.train.metrics import MetricsFile
 from harness.train.wandb import _run_id
-from tests.report_run import full_run
-from tests.run_readers import READERS, TEXTS, outcome, verb
+from tests.support.report_run import full_run
+from tests.support.run_readers import READERS, TEXTS, outcome, verb
 
 # No reader may wait for a FIFO or read a device without an end: far more than any of them needs.
 PATIENCE_S = 60

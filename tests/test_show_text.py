@@ -31,7 +31,7 @@ from harness.show.progress import Progress, spinner
 from harness.show.status import status_table
 from harness.show.verdict import verdict_table
 from harness.verbs.answers import answer
-from tests.report_run import manifest
+from tests.support.report_run import manifest
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "[/x][green]equal[/green] :boom: \x1b[2J\x1b]0;t\x07 \u202e \x9b1A end"

@@ -22,7 +22,7 @@ from harness.run.directory import RunDir
 from harness.run.lock import locked
 from harness.run.status import newest_run, read_status
 from harness.show.status import sparkline, status_table
-from tests.step_writer import put_step
+from tests.support.step_writer import put_step
 
 ROOT = Path(__file__).parent.parent
 NOW = 1_790_000_000.0

@@ -30,8 +30,8 @@ from benchmarks.strangers_judge import PROBLEMS, judge
 from benchmarks.strangers_kinds import KINDS
 from benchmarks.strangers_pages import Servers
 from benchmarks.strangers_world import World, raw_controls
-from tests.item_writer import write_step
-from tests.report_run import full_run
+from tests.support.item_writer import write_step
+from tests.support.report_run import full_run
 
 ROOT = Path(__file__).parent.parent
 

@@ -31,7 +31,7 @@ WELL = Machine(gpus=[CARD], host=Host(wsl=False))
 TELL = """
 import json, os, signal, sys, time
 from pathlib import Path
-from tests.step_writer import put_step
+from tests.support.step_writer import put_step
 run = Path(sys.argv[1])
 attempts = run / "attempts"
 attempts.write_text(attempts.read_text() + "x" if attempts.exists() else "x")

@@ -26,8 +26,8 @@ from harness.train.start import first_state
 from harness.train.state import TrainState, abstract_params, abstract_state, state_from
 from harness.train.step import make_step
 from harness.train.update import averaged
-from tests.openpi_checkpoints import openpi_checkpoint
-from tests.tiny import LORA, random_batch, random_params, tiny
+from tests.support.openpi_checkpoints import openpi_checkpoint
+from tests.support.tiny import LORA, random_batch, random_params, tiny
 
 SMALL = ["model.vocab_size=64", "train.global_batch=2"]
 LEVERS = {

@@ -27,7 +27,7 @@ from harness.train.setup import setup_of
 from harness.train.sharding import Layout
 from harness.train.state import TrainState, state_from
 from harness.train.step import make_step
-from tests.tiny import LORA, random_batch, random_params, tiny
+from tests.support.tiny import LORA, random_batch, random_params, tiny
 
 LEARNS = (
     "train.optimizer.eps=1.0e-4",

@@ -18,7 +18,7 @@ import pytest
 from harness.artifacts import Manifest, Memory
 from harness.data.sample import sample_dataset_path
 from harness.run.directory import RunDir
-from tests.openpi_checkpoints import openpi_checkpoint
+from tests.support.openpi_checkpoints import openpi_checkpoint
 
 SMALL = [f"--set={key}" for key in ("model.image_size=56", "data.augment=false", "train.save_every_steps=4")]
 STEPS = 12

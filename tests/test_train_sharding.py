@@ -1,5 +1,5 @@
-"""Training over several devices: the laws of tests/sharded_laws.py, in one process that has four; and how a
-real run gets its cards.
+"""Training over several devices: the laws of tests/support/sharded_laws.py, in one process that has four;
+and how a real run gets its cards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from harness.artifacts import Candidate, Levers, Plan
 from harness.flow.device import prepare_jax
-from tests.sharded_laws import LAWS
+from tests.support.sharded_laws import LAWS
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def verdicts() -> dict[str, str]:
     # A collective of XLA's CPU backend blocks a thread of a pool that has one a core: on two cores four
     # devices would wait for each other.
     environment = os.environ | {"XLA_FLAGS": flags, "NPROC": "32"}
-    command = [sys.executable, "-m", "tests.sharded_laws"]
+    command = [sys.executable, "-m", "tests.support.sharded_laws"]
     child = subprocess.run(
         command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=False
     )

@@ -15,8 +15,8 @@ from harness.recipe.schema import Recipe
 from harness.train.setup import Setup, setup_of
 from harness.train.sharding import Layout
 from harness.train.start import first_state
-from tests.openpi_checkpoints import openpi_checkpoint
-from tests.tiny import LORA
+from tests.support.openpi_checkpoints import openpi_checkpoint
+from tests.support.tiny import LORA
 
 
 @pytest.fixture(scope="module")

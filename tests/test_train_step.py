@@ -12,7 +12,7 @@ from harness.recipe.schema import Recipe
 from harness.train.optimizer import learning_rate
 from harness.train.state import TrainState, state_from
 from harness.train.step import draw, make_step
-from tests.tiny import LORA, random_batch, random_params, tiny
+from tests.support.tiny import LORA, random_batch, random_params, tiny
 
 
 def run(recipe: Recipe, steps: int = 3, **levers: int) -> tuple[TrainState, list[dict]]:

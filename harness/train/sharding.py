@@ -14,7 +14,7 @@ they lie where it lies.
 Gradients of a layer are summed over the devices in the type that the layer computes in, as openpi's are: with
 bfloat16 the sum is rounded to 8 bits, as each product of the backward pass is anyway; over microbatches it
 goes on in float32. The mathematics is the recipe's (in float32 one device and four agree within 1e-6,
-tests/sharded_laws.py); in bfloat16 it is another rounding of it, not the same bits.
+tests/support/sharded_laws.py); in bfloat16 it is another rounding of it, not the same bits.
 
 openpi's rule (src/openpi/training/sharding.py `fsdp_sharding`, commit 15a9616) counts 4 MiB of the whole leaf
 in its own type, so a bfloat16 copy may lie elsewhere than its float32 master, and lets the layer axis be cut;

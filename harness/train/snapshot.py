@@ -11,8 +11,7 @@ from typing import Any
 import jax
 
 from harness.checkpoint.store import Store
-from harness.checkpoint.weights import directory_sha256
-from harness.checkpoint.weights import load_params, params_directories
+from harness.checkpoint.weights import directory_sha256, load_params, params_directories
 from harness.errors import HarnessError
 from harness.model.quantize import Quantized
 from harness.recipe.schema import Recipe

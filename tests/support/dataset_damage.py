@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from harness.artifacts import NormStats
 from harness.data.stats import to_openpi_json
-from tests import lerobot_writer as writer
-from tests.mutation import STRANGE, damage, damage_value
+from tests.support import lerobot_writer as writer
+from tests.support.mutation import STRANGE, damage, damage_value
 
 FORMS = [
     ("v2.0", "parquet"),

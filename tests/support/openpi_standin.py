@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.openpi.table import COMMIT
-from tests.openpi_checkpoints import openpi_checkpoint
+from tests.support.openpi_checkpoints import openpi_checkpoint
 
 HEAD = COMMIT + "0" * (40 - len(COMMIT))
 # Given the words that the harness starts openpi with: entry, job, options.

@@ -1,6 +1,6 @@
 """Our model and step against a golden file made by openpi's own code: prints each figure's largest error.
 
-    python -m tests.parity tests/golden/pi05_tiny.npz
+    python -m tests.support.parity tests/golden/pi05_tiny.npz
 
 The file's form and the tolerances: parameters and inputs come from RandomState(first 4 bytes of sha256(salt +
 path)), so that only results are stored; both kinds (`full`, `lora`) that the file holds are checked.
@@ -228,7 +228,7 @@ def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     device.start()
     parser = argparse.ArgumentParser(
-        prog="python -m tests.parity",
+        prog="python -m tests.support.parity",
         description="Compare our π0.5 with a golden file made by openpi's code.",
     )
     parser.add_argument("file", type=Path, help="golden file (npz)")

@@ -19,7 +19,7 @@ from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 
 MIB = 2**20
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def manifest(recipe_name: str = "smoke", **changes: Any) -> a.Manifest:

@@ -1,6 +1,6 @@
 """Laws of a run over several devices.
 
-They need four, so they run in a process of their own: `python -m tests.sharded_laws [LAW …]`.
+They need four, so they run in a process of their own: `python -m tests.support.sharded_laws [LAW …]`.
 
 It prints one JSON line, law → "ok" or what went wrong; test_train_sharding.py reads it.
 """
@@ -46,8 +46,8 @@ from harness.train.sharding import SMALLEST, Layout, local_layout
 from harness.train.snapshot import restore, save
 from harness.train.start import first_state, initializer, surround
 from harness.train.state import TrainState, abstract_params
-from tests.openpi_checkpoints import openpi_checkpoint
-from tests.tiny import LORA, random_batch, random_params, tiny
+from tests.support.openpi_checkpoints import openpi_checkpoint
+from tests.support.tiny import LORA, random_batch, random_params, tiny
 
 ONE, FOUR, TWO_BY_TWO = {"devices": 1, "fsdp": 1}, {"devices": 4, "fsdp": 4}, {"devices": 4, "fsdp": 2}
 # The sample dataset's prompts are padded to so many tokens: the loop compiles the same programs as the laws
