@@ -6,11 +6,15 @@ saves. Processes that a test starts inherit this. Equal programs are compiled on
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 
-# What this process was started with, for tests that start what a person would start.
-OUTSIDE = dict(os.environ)
+# What pytest was started with, for tests that start what a person would start; a worker of it is told.
+_TOLD = "HARNESS_TESTS_OUTSIDE"
+OUTSIDE: dict[str, str] = json.loads(os.environ.pop(_TOLD, "null")) or dict(os.environ)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ[_TOLD] = json.dumps(OUTSIDE)
 
 # These need a container engine, which the container that runs the tests has not: ci/confinement, ci/chaos and
 # ci/cuda ask for them by path.
