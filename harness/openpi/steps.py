@@ -1,8 +1,8 @@
 """The checkpoints that openpi's trainer leaves in a run: whether one is being saved, and what the harness
 writes beside them.
 
-Beside a whole step the harness writes `harness/record.json`, with the recipe, and `harness/digests.json`: a sha256 of every
-array as it lies on the disk, which was written by then.
+Beside a whole step the harness writes `harness/record.json`, with the recipe, and `harness/digests.json`: a
+sha256 of every array as it lies on the disk, which was written by then.
 Source: openpi scripts/train.py `main`, src/openpi/training/checkpoints.py, commit 15a9616.
 """
 

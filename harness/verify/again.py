@@ -25,8 +25,8 @@ from harness.verify.replay import OTHER_DEVICE_TOLERANCE, compare_metrics, recor
 class Again(NamedTuple):
     """What the steps of `run` are computed again from.
 
-    `chain` makes the parts, in a run of its own. Without a `dataset` nothing can be computed. `device` is what
-    was asked for.
+    `chain` makes the parts, in a run of its own. Without a `dataset` nothing can be computed. `device` is
+    what was asked for.
     """
 
     run: RunDir
