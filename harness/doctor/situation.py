@@ -27,9 +27,9 @@ class Situation(NamedTuple):
 
     `writes` are the directories that a run writes to; `limits` those of `ulimit`, by letter.
 
-    `backend` is whose trainer it is; `python` its interpreter, which openpi's own brings. `device` is what was
-    asked for, and `refusal` why there is no plan. `why_not_weights` says what keeps local weights from being
-    the recipe's start.
+    `backend` is whose trainer it is; `python` its interpreter, which openpi's own brings. `device` is what
+    was asked for, and `refusal` why there is no plan. `why_not_weights` says what keeps local weights from
+    being the recipe's start.
     """
 
     recipe: Recipe

@@ -118,8 +118,8 @@ class _Follower:
         steps = whole_steps(checkpoints, "openpi")
         for save in interrupted_saves(checkpoints):
             self._channel.warn(
-                f"{save.name} was never finished; openpi does not resume from it and does not remove it (harness"
-                " inspect --clean does)"
+                f"{save.name} was never finished; openpi does not resume from it and does not remove it"
+                " (harness inspect --clean does)"
             )
         if checkpoints.is_dir() and not self._begun:
             what = "only step 0 is whole, from which openpi does not resume" if steps else "no step is whole"
