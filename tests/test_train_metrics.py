@@ -19,6 +19,7 @@ from harness.run.directory import RunDir
 from harness.train import wandb, wandb_log
 from harness.train.metrics import MetricsFile
 from harness.train.wandb import Wandb
+from tests.step_writer import put_step
 
 # A call must come back at once; this is far above what it takes and far below any of wandb's own waits.
 AT_ONCE_S = 2.0
@@ -167,7 +168,7 @@ def test_without_a_key_it_is_offline_and_never_asks(
         monkeypatch.delenv(name, raising=False)
     sink = begin(run, said)
     sink.checkpoint(5)
-    (run.checkpoints / "5").mkdir(parents=True)
+    put_step(run.checkpoints, 5)
     sink.close()
     assert said == []
     (file,) = offline_files(run)

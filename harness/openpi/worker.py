@@ -111,7 +111,8 @@ class _Follower:
 
     def _prepare_checkpoints(self) -> bool:
         """Whether upstream is to resume; what it will make of what lies there is said."""
-        checkpoints, steps = self._run.checkpoints, whole_steps(self._run.checkpoints, "openpi")
+        checkpoints = self._run.checkpoints
+        steps = whole_steps(checkpoints, "openpi")
         for save in interrupted_saves(checkpoints):
             self._channel.warn(
                 f"{save.name} was never finished; openpi does not resume from it and does not remove it"
