@@ -409,7 +409,6 @@ def law_no_row_travels_and_layers_are_gathered_one_at_a_time() -> None:
 
 
 def law_a_device_holds_its_part_of_the_state() -> None:
-    recipe = learner()
     for mesh in (ONE, FOUR):
         step = compiled((), 2 if mesh is FOUR else 1, **mesh)
         whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(step.setup.shapes.state))
