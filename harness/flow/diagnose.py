@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.received.consent import is_offline
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
     from harness.artifacts.doctor import Diagnosis
     from harness.artifacts.plan import Backend
+    from harness.flow.chain import Chain
 
 
 def diagnose(
-    chain: Any,
+    chain: Chain,
     machine: Machine,
     made: Plan | HarnessError,
     known: tuple[Dataset, NormStats] | None,
@@ -48,12 +49,12 @@ def diagnose(
         device=device,
         dataset=known[0] if known else None,
         stats=known[1] if known else None,
-        leftovers=tuple(_leftovers(chain.run.checkpoints, chain.backend)) if run is not None else (),
+        leftovers=(() if chain.run is None else tuple(_leftovers(chain.run.checkpoints, chain.trainer.name))),
         limits=process_limits(),
         online=online and not is_offline(),
         python=chain.trainer.python(),
         why_not_weights=why_not,
-        backend=chain.backend,
+        backend=chain.trainer.name,
     )
     found = examine(situation, allow=allow)
     if chain.run is not None:
@@ -61,7 +62,7 @@ def diagnose(
     return found
 
 
-def data_here(chain: Any) -> tuple[Dataset, NormStats] | None:
+def data_here(chain: Chain) -> tuple[Dataset, NormStats] | None:
     """Dataset and statistics when the data lies on this machine; None when it would have to be fetched
     first.
     """
@@ -73,7 +74,7 @@ def data_here(chain: Any) -> tuple[Dataset, NormStats] | None:
 
 
 def plan_or_refusal(
-    chain: Any, machine: Machine, dataset: Dataset | None, device: str | None, *, allow: list[str]
+    chain: Chain, machine: Machine, dataset: Dataset | None, device: str | None, *, allow: list[str]
 ) -> Plan | HarnessError:
     """The plan, or why this machine or its environment has none, which the checks then say.
 
@@ -84,8 +85,8 @@ def plan_or_refusal(
     from harness.download.cache import is_remote
 
     source = chain.recipe.weights.source
-    looked_at = source is not None and not is_remote(source) and "weights directory" not in allow
-    if looked_at and why_not(Path(source), chain.recipe) is not None:
+    here = None if source is None or is_remote(source) or "weights directory" in allow else Path(source)
+    if here is not None and why_not(here, chain.recipe) is not None:
         return HarnessError(
             "weights-first",
             "nothing is planned with weights that cannot be the recipe's start",

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from harness.artifacts import Dataset, Machine, Plan
+    from harness.flow.chain import Chain
 
 _POLL_S = 5.0
 
 
-def nowhere() -> Any:
+def nowhere() -> Machine:
     """A machine of which nothing is known."""
     from harness.artifacts import Host, Machine
 
     return Machine(host=Host())
 
 
-def wait_for_cards(chain: Any, dataset: Any, asked: dict[str, Any], say: Callable[[str], None]) -> Any:
+def wait_for_cards(
+    chain: Chain, dataset: Dataset | None, asked: dict[str, Any], say: Callable[[str], None]
+) -> Plan:
     """The plan as soon as it deviates no more than that of the idle card; at once where nothing is held by
     others. Ctrl-C ends it.
 
