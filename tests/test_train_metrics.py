@@ -19,7 +19,7 @@ from harness.run.directory import RunDir
 from harness.train import wandb, wandb_log
 from harness.train.metrics import MetricsFile
 from harness.train.wandb import Wandb
-from tests.step_writer import put_step
+from tests.support.step_writer import put_step
 
 # A call must come back at once; this is far above what it takes and far below any of wandb's own waits.
 AT_ONCE_S = 2.0
