@@ -478,3 +478,19 @@ def test_looking_changes_nothing(tmp_path: Path, look: Callable[[Path], object])
     before = sorted((str(path), path.lstat().st_mtime_ns) for path in tmp_path.rglob("*"))
     look(tmp_path)
     assert sorted((str(path), path.lstat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+def test_a_step_that_may_not_be_read_is_refused_with_a_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "10").mkdir()
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    # Root, who runs some of these tests, may read everything.
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(HarnessError) as caught:
+        newest_step(tmp_path)
+    assert caught.value.code == "checkpoint-unreadable"
+    assert "chmod -R u+rX" in caught.value.fix

@@ -147,7 +147,7 @@ def saved_step(run: RunDir, backend: Backend, problems: list[str]) -> int | None
             problems.append(f"{checkpoints.name} is a link that leads out of the run; it was not followed")
             return None
         newest = newest_step(checkpoints, backend)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HarnessError) as error:
         problems.append(f"{checkpoints.name} cannot be read: {error}")
         return None
     return None if newest is None else steps_taken(newest, backend)

@@ -15,11 +15,13 @@ Source: orbax-checkpoint 0.11.13 and 0.12.8; openpi src/openpi/training/checkpoi
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from harness.artifacts import NormStats
 from harness.artifacts.plan import Backend
+from harness.errors import HarnessError
 
 COMMIT = "_CHECKPOINT_METADATA"
 # A part of the name of every directory that is being written, or was when its process died.
@@ -91,11 +93,23 @@ def is_own(step: Path, backend: Backend = "ours") -> bool:
 def whole_steps(checkpoints: Path, backend: Backend = "ours") -> list[int]:
     """The steps that a run can resume from, ascending; step N lies in the directory called N.
 
-    Raises: OSError when one may not be read.
+    Raises: HarnessError "checkpoint-unreadable" when one may not be read.
     """
-    return [
-        step for step, path in _numbered(checkpoints) if is_own(path, backend) and is_whole(path, backend)
-    ]
+    try:
+        return [
+            step for step, path in _numbered(checkpoints) if is_own(path, backend) and is_whole(path, backend)
+        ]
+    except PermissionError as error:
+        raise HarnessError(
+            "checkpoint-unreadable",
+            f"{error.filename or checkpoints} cannot be read: {error.strerror}",
+            got=f"uid {os.getuid()}",
+            need="read permission on every step",
+            fix=(
+                f"chmod -R u+rX {checkpoints}, or run as the user who wrote it (in compose: HARNESS_UID and"
+                " HARNESS_GID)"
+            ),
+        ) from error
 
 
 def newest_step(checkpoints: Path, backend: Backend = "ours") -> int | None:
