@@ -74,8 +74,9 @@ def _leaps(steps: Floats, norms: Floats) -> list[CurveFinding]:
     leaps = high[norms[high] > 5 * near] if len(high) else high
     if not len(leaps):
         return []
+    who = "1 logged step has" if len(leaps) == 1 else f"{len(leaps)} logged steps have"
     text = (
-        f"{len(leaps)} logged steps have a grad_norm of more than 5 times that around them, up to"
+        f"{who} a grad_norm of more than 5 times that of the steps around, up to"
         f" {norms[leaps].max():.4g} (usual {usual:.4g})"
     )
     return [

@@ -40,12 +40,12 @@ def of_curve(curve: Curve | None) -> Claim:
             "harness analyse tells learning from noise (the command is below)",
         )
     marks: dict[str, Mark] = {"learning": "good", "inconclusive": "open"}
-    partial = f" Partial: {'; '.join(curve.partial)}." if curve.partial else ""
+    partial = f". Partial: {'; '.join(curve.partial)}" if curve.partial else ""
     return Claim(
         "Learning",
         marks.get(curve.verdict, "bad"),
         curve.verdict,
-        " ".join(curve.reasons) + partial,
+        "; ".join(curve.reasons) + partial,
         Curve.FILE,
     )
 
@@ -58,8 +58,7 @@ def of_losses(rows: list[Metrics]) -> Claim | None:
         "Numbers",
         "bad",
         "not finite",
-        f"{len(bad)} logged steps have a loss or gradient that is NaN or infinite, the first of them step"
-        f" {bad[0]:,}",
+        f"at {len(bad)} of the logged steps loss or gradient is NaN or infinite, first at step {bad[0]:,}",
     )
 
 
