@@ -218,6 +218,11 @@ def test_a_redirect_to_another_scheme_is_not_followed(places: Places, target: st
     assert code == "download-scheme"
 
 
+@pytest.mark.parametrize("target", ["http://[::1", "https://[x]/", "https://a]b/", "//[", "https://a:b:c/"])
+def test_a_redirect_to_what_is_no_address_is_refused(places: Places, target: str) -> None:
+    assert refused(f"http://127.0.0.1:{places.port}/to?{target}") in ("download-redirect", "download-scheme")
+
+
 def test_redirects_have_an_end(places: Places) -> None:
     base = f"http://127.0.0.1:{places.port}/to?"
     with pytest.raises(OSError, match="302"):

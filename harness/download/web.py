@@ -75,7 +75,11 @@ def open_url(url: str, headers: dict[str, str] | None = None, *, timeout_s: floa
     )
     for handler in handlers:
         opener.add_handler(handler)
-    return cast(HTTPResponse, opener.open(request, timeout=timeout_s))
+    try:
+        return cast(HTTPResponse, opener.open(request, timeout=timeout_s))
+    except ValueError as error:
+        # The standard library takes a redirect's address apart before it asks: of `http://[::1` it raises this.
+        raise _no_redirect(url, error) from error
 
 
 def check_address(source: str) -> None:
@@ -241,6 +245,14 @@ class _Trip:
             )
 
 
+def _no_redirect(url: str, error: ValueError) -> HarnessError:
+    return HarnessError(
+        "download-redirect",
+        f"{one_line(url[:200])} redirects to what is no address: {one_line(str(error))}",
+        fix="do not use this source",
+    )
+
+
 class _Redirects(HTTPRedirectHandler):
     max_redirections = _MOST_REDIRECTS
 
@@ -257,11 +269,7 @@ class _Redirects(HTTPRedirectHandler):
                 raise ValueError("control characters")
             self._trip.redirect(req.full_url, newurl)
         except ValueError as error:
-            raise HarnessError(
-                "download-redirect",
-                f"{self._trip.url} redirects to what is no address: {error}",
-                fix="do not use this source",
-            ) from error
+            raise _no_redirect(self._trip.url, error) from error
         found = super().redirect_request(req, fp, code, msg, headers, newurl)
         if found is not None:
             # Meant for the proxy alone, which the next host may not be behind.
