@@ -40,6 +40,7 @@ def compile_phase(
     """Memory that `phase` of a run needs, over the devices of the setup's layout.
 
     These devices need not be on this machine.
+
     - init: random parameters and the state around them.
     - load: the state around parameters that were read leaf by leaf into their shards, with the bytes that the
       reader holds. Disk is the download's.
