@@ -33,7 +33,7 @@ V = TypeVar("V")
 
 
 class Header(NamedTuple):
-    """`chunk` is the shape of what one key stores: a chunk, or a shard of `inner` chunks.
+    """The header of one array. `chunk` is the shape of a key's value: a chunk, or a shard of `inner` chunks.
 
     `codec` packs the (inner) chunks.
 

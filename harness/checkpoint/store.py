@@ -291,7 +291,7 @@ class Store:
 
 
 def differences(leaves: Mapping[str, Leaf], wanted: Mapping[str, Any], *, same_dtype: bool) -> list[str]:
-    """One line for every missing, unexpected and mis-shaped leaf."""
+    """One line for every missing, unexpected or mis-shaped leaf, with `same_dtype` for another dtype too."""
     lines = mismatches(
         {path: leaf.shape for path, leaf in leaves.items()},
         {path: tuple(struct.shape) for path, struct in wanted.items()},
