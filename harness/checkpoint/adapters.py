@@ -76,9 +76,7 @@ def base_group(path: str) -> Group:
 
 
 def _module(path: str) -> str:
-    """ "PaliGemma attention" for `PaliGemma/llm/layers/attn/q_einsum/lora_a`; the path itself in another
-    tree.
-    """
+    """ "PaliGemma attention" for `PaliGemma/llm/layers/attn/q_einsum/lora_a`; in another tree the path."""
     part = re.search(r"/(attn|mlp)(_1)?/", path)
     base = base_group(path)
     return f"{MODULES[base]} {PARTS[part[1]]}" if part and base in MODULES else ADAPTER.sub("", path)

@@ -15,9 +15,9 @@ from harness.run.steps import PARAMS, step_directories, step_number
 
 
 def moved(step: Step, against: str, recipe: Recipe | None, trained: set[str] | None) -> Moved:
-    """How far the step's parameters are from those that `against` names: a step's number, "base", or a path.
+    """The distance of the step's parameters from those that `against` names.
 
-    `trained` are the paths of the trained parameters.
+    `against` is a step's number, "base", or a path. `trained` are the paths of the trained parameters.
     Raises: HarnessError "nothing-to-compare", and those of `find` and of the download.
     """
     if not step.parameters:

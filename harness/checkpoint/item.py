@@ -62,7 +62,7 @@ class Array(NamedTuple):
 
 @dataclass
 class Item:
-    """What the metadata of an item says.
+    """An item as its metadata describes it.
 
     `problems` is empty for a whole item. `damaged`: the tree is not fully known. `missing` counts, by path,
     the chunks that are not stored. They read as zeros, which is what older writers mean by them. `partly` are

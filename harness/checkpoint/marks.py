@@ -35,7 +35,7 @@ def expected_items(step: Path, items: dict[str, Path]) -> list[str]:
 
 
 def missing_marks(step: Path, items: dict[str, Path], backend: Backend | None) -> list[str]:
-    """What a finished save would have left beside the items, and is missing.
+    """The marks that a finished save leaves beside its items and that this step lacks.
 
     The save is one of `backend`, or of no run.
     """
@@ -60,7 +60,7 @@ def missing_marks(step: Path, items: dict[str, Path], backend: Backend | None) -
 
 
 def missing_to_resume(step: Path, backend: Backend, said: Iterable[str]) -> list[str]:
-    """What a run of `backend` lacks to resume from `step`, without what `said` already names."""
+    """The names that a run of `backend` lacks to resume from `step`, without those already in `said`."""
     known = {COMMIT, *(text.partition(":")[0].removesuffix("/") for text in said)}
     lacking = [
         name for name in missing(step, backend) if name not in known and name.partition("/")[0] not in known

@@ -78,7 +78,7 @@ def compare_parameters(
     scales: Mapping[str, float] | None,
     trained: set[str] | None = None,
 ) -> Moved:
-    """How far `here` is from `there`.
+    """The movement of `here` from `there`.
 
     `products` are those of the adapters of `here`. `scales` are their alpha/rank by path, if known.
 

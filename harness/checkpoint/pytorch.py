@@ -98,7 +98,7 @@ def find_pytorch(path: Path) -> Weights | None:
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """Where weights may lie below `path`, the newest step first."""
+    """The directories below `path` that may hold weights, the newest step first."""
     for step in (path, *_newest_first(path), *_newest_first(path / CHECKPOINTS)):
         yield from (
             place

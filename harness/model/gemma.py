@@ -297,10 +297,7 @@ class Gemma(nnx.Module):
         condition: jax.Array,
         cache: KeyValues | None = None,
     ) -> jax.Array:
-        """The action expert's output [B, suffix tokens, D_1].
-
-        It attends to the prefix itself, or to the prefix's cached keys and values.
-        """
+        """The action expert's output [B, suffix tokens, D_1], from the prefix or its cached keys, values."""
         xs = (None if prefix is None else prefix.astype(self.dtype), suffix.astype(self.dtype))
         (_, x), _ = self._scan(xs, positions, mask, condition, cache, keep=False)
         assert x is not None

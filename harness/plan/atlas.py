@@ -139,7 +139,10 @@ def step_key(recipe: Recipe) -> str:
 
 
 def _key(recipe: str, levers: Levers, phase: str) -> str:
-    """What must be equal. Of the sizes it holds only whether gradients are accumulated at all."""
+    """The part of a question that an entry must equal.
+
+    Of the sizes it holds only whether gradients are accumulated at all.
+    """
     kept = levers.model_dump(
         mode="json", exclude={"microbatch", "accumulation_steps", "prompt_tokens", "platform"}
     )

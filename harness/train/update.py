@@ -32,10 +32,7 @@ Clip = Callable[[jax.Array], jax.Array]
 def apply_gradients(
     recipe: Recipe, state: TrainState, loss: jax.Array, grads: Params, place: Layout | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """(state, metrics) after one clipped AdamW update and one update of the average.
-
-    The metrics are those of `make_step`.
-    """
+    """(state, metrics as in `make_step`) after one clipped AdamW update and one update of the average."""
     place = place or Layout(jax.local_devices()[:1])
     norm = optax.tree.norm(grads)
     clip = _clip(norm, recipe.train.optimizer.clip_norm)
