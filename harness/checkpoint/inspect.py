@@ -42,7 +42,9 @@ def inspect(
     `deep` reads every array. `against` names what the parameters are compared with: another step of this
     checkpoint by its number, "base" for the weights that it was trained from, or a path. `recipe` (or the
     recipe that the step itself records) tells which parameters were trained if the optimizer's state does
-    not. What cannot be read is a finding, and the report is marked `partial`.
+    not.
+
+    What cannot be read is a finding, and the report is marked `partial`.
     Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "pytorch-checkpoint", "checkpoint-empty",
     "checkpoint-unreadable", "nothing-to-compare".
     """

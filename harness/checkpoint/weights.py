@@ -28,7 +28,10 @@ _DEEPEST_BASE = 8
 
 
 class Loaded(NamedTuple):
-    """`params` in the order of what was expected; `sources` are the `params` directories that were read."""
+    """The loaded `params`, in the order in which they were expected.
+
+    `sources` are the `params` directories that were read.
+    """
 
     params: dict[str, jax.Array]
     restored: list[str]

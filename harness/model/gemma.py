@@ -212,7 +212,7 @@ class Block(nnx.Module):
     ) -> tuple[PerExpert, KeyValues]:
         """(the tokens after this layer, its keys and values).
 
-        In the `last` layer no later layer reads the language model's tokens, so their result is None.
+        After the `last` layer nothing reads the language model's tokens, so they are None.
         """
         normed, gates = self._norm("pre_attention_norm", xs, condition)
         attended, kv = self.attn(normed, positions, mask, cache, last=last)

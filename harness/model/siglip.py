@@ -48,7 +48,7 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         mean = wide.mean(-1, keepdims=True)
-        # E[x²] - E[x]² instead of E[(x - mean)²]: it needs one pass, and flax's LayerNorm computes it so.
+        # E[x²] - E[x]² needs one pass and is what flax's LayerNorm computes, unlike E[(x - mean)²].
         variance = jnp.maximum(0.0, jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean))
         y = (wide - mean) * (jax.lax.rsqrt(variance + _EPSILON) * self.scale) + self.bias
         return y.astype(x.dtype)

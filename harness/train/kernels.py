@@ -24,7 +24,7 @@ _NOT_THERE = ("autotun", "No cached config", "AOT result")
 
 
 class Kernels(NamedTuple):
-    """`sha256` of the file in the run directory; if it is None, `note` says why."""
+    """The kernels of a run: `sha256` of their file in the run directory; if it is None, `note` says why."""
 
     sha256: str | None
     note: str = ""
@@ -35,9 +35,9 @@ def compile_pinned(
 ) -> tuple[T, Kernels]:
     """(result of `compiled` for XLA's options, the kernels in it).
 
-    `compiled` gets the option that loads the kernels on file in the run. If the run has no such file, the new
-    choice is saved there. A program whose kernels are not all on file (another plan, another card) is
-    compiled without the file, and a warning is given.
+    If the run has a file of kernels, `compiled` gets the option that loads it. If not, XLA chooses anew and
+    the choice is saved in the run. A program whose kernels are not all on file (another plan, another card)
+    is compiled without the file, and a warning is given.
     """
     if platform != "cuda":
         return compiled({}), Kernels(None, "a CPU's kernels are not chosen by timing")

@@ -87,9 +87,10 @@ def _unblocked(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 class BlockwiseAdamState(NamedTuple):
-    """`mu` (int8) and `nu` (uint8) are codes in the shape of their parameter.
+    """Optimizer state: codes of the moments and their scales.
 
-    Their float32 scales are [..., K]. A small leaf has float32 moments and no scale.
+    `mu` (int8) and `nu` (uint8) have the shape of their parameter. Their float32 scales are [..., K]. A small
+    leaf has float32 moments and no scale.
     """
 
     count: jax.Array

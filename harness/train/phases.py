@@ -24,9 +24,10 @@ _STORED_ITEMSIZE = 4
 
 
 class CompiledPhase(NamedTuple):
-    """`bytes` are those of one device: argument, output, alias, temp, device (the sum, less alias).
+    """Memory of one phase of a run.
 
-    Host and disk bytes are those of the whole machine.
+    `bytes` are those of one device: argument, output, alias, temp, device (the sum of the others, less
+    alias). Host and disk bytes are those of the whole machine.
     """
 
     bytes: dict[str, int]

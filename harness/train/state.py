@@ -19,10 +19,11 @@ from harness.train.optimizer import optimizer
 
 
 class TrainState(NamedTuple):
-    """`trained` is float32. `frozen` is bfloat16, as upstream stores it, or quantized.
+    """The state of a training run.
 
-    `ema` is the average of the trained parameters, or None. The average of a frozen parameter is the
-    parameter itself, so it is not kept twice.
+    `trained` is float32. `frozen` is bfloat16, as upstream stores it, or quantized. `ema` is the average of
+    the trained parameters, or None. The average of a frozen parameter is the parameter itself, so it is not
+    kept twice.
     """
 
     step: jax.Array
