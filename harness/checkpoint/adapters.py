@@ -1,5 +1,6 @@
-"""LoRA adapters of a parameter tree: found by the tree's own paths, never by file names; and what their
-product amounts to.
+"""Finds the LoRA adapters of a parameter tree, and measures their product.
+
+Adapters are found by the tree's own paths, never by file names.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from harness.checkpoint.item import Array, Item
 from harness.recipe.parameters import Group, group_of
 
 ADAPTER = re.compile(r"(?:^|[/_])lora_([ab])$")
-# Far more than adapters of π0.5 have (9 million elements at rank 16), and little enough for the factors of
-# both to be held.
+# Far more than adapters of π0.5 have (9 million elements at rank 16), and few enough to hold both factors.
 _MOST_ELEMENTS = 2**26
 _LARGEST_RANK = 1024
 MODULES = {"language": "PaliGemma", "expert": "action expert", "vision": "vision"}
@@ -26,8 +26,9 @@ PARTS = {"attn": "attention", "mlp": "feed-forward"}
 
 
 def find_lora(parameters: Mapping[str, Array]) -> tuple[LoraReport, list[str]]:
-    """(adapters and their rank per module, findings): the rank is the last axis of each `lora_a`; a module
-    whose ranks differ is listed leaf by leaf.
+    """(adapters and their rank per module, findings).
+
+    The rank is the last axis of each `lora_a`. A module whose ranks differ is listed leaf by leaf.
     """
     adapters = {path: array for path, array in parameters.items() if ADAPTER.search(path)}
     ranks: dict[str, dict[str, int]] = defaultdict(dict)
@@ -56,12 +57,12 @@ def find_lora(parameters: Mapping[str, Array]) -> tuple[LoraReport, list[str]]:
 
 
 def partner(path: str) -> str:
-    """The other half of the pair."""
+    """The path of the other half of the pair."""
     return path[:-1] + ("b" if path.endswith("a") else "a")
 
 
 def adapted(path: str) -> str:
-    """The weight that the adapter at `path` adapts."""
+    """The path of the weight that the adapter at `path` adapts."""
     return (
         path.removesuffix("/" + path.rpartition("/")[2]) + "/w"
         if path.endswith(("/lora_a", "/lora_b"))
@@ -75,16 +76,16 @@ def base_group(path: str) -> Group:
 
 
 def _module(path: str) -> str:
-    """ "PaliGemma attention" for `PaliGemma/llm/layers/attn/q_einsum/lora_a`; the path itself in another
-    tree.
-    """
+    """ "PaliGemma attention" for `PaliGemma/llm/layers/attn/q_einsum/lora_a`; in another tree the path."""
     part = re.search(r"/(attn|mlp)(_1)?/", path)
     base = base_group(path)
     return f"{MODULES[base]} {PARTS[part[1]]}" if part and base in MODULES else ADAPTER.sub("", path)
 
 
 class Product(NamedTuple):
-    """A·B of one pair: sums of squares of its elements, an entry a layer, and singular values [matrices,
+    """A·B of one pair of adapters.
+
+    `squares`: sums of squares of its elements, one entry a layer. `singular`: singular values [matrices,
     rank].
     """
 
@@ -95,11 +96,10 @@ class Product(NamedTuple):
 
 
 def product(item: Item, parameters: Mapping[str, Array], path: str) -> Product | None:
-    """What the pair whose first half is `path` adds to its weight, before alpha/rank; None when it is no
-    pair, or cannot be read.
+    """The product that the pair whose first half is `path` adds to its weight, before alpha/rank.
 
-    The singular values of A·B are those of Ra·Rbᵀ, where A = Qa·Ra and Bᵀ = Qb·Rb: no matrix is larger than
-    the adapters.
+    None if it is no pair, or cannot be read. The singular values of A·B are those of Ra·Rbᵀ, where A = Qa·Ra
+    and Bᵀ = Qb·Rb, so no matrix is larger than the adapters.
     """
     a, b = parameters[path], parameters.get(partner(path))
     if b is None or len(a.shape) < 2 or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
@@ -116,7 +116,7 @@ def product(item: Item, parameters: Mapping[str, Array], path: str) -> Product |
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return None
     if "attn_vec_einsum" in path and right.ndim > 2:
-        # Its heads share one bottleneck: what head n adds is lora_a[n] · Σₘ lora_b[m].
+        # The heads share one bottleneck: head n adds lora_a[n] · Σₘ lora_b[m].
         right = np.broadcast_to(right.sum(axis=-3, keepdims=True), right.shape)
     ra, rb = (np.asarray(np.linalg.qr(each, mode="r")) for each in (left, right.swapaxes(-1, -2)))
     singular: np.ndarray = np.linalg.svd(ra @ rb.swapaxes(-1, -2), compute_uv=False)
@@ -128,7 +128,7 @@ def product(item: Item, parameters: Mapping[str, Array], path: str) -> Product |
 
 
 def effective_ranks(singular: np.ndarray) -> np.ndarray:
-    """exp(-Σ p·log p) of p = s / Σs, for each matrix; 0 for one that is all zeros.
+    """exp(-Σ p·log p) of p = s / Σs, for each matrix; 0 for a matrix of zeros.
 
     Shapes: singular [matrices, rank] → [matrices].
     Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
@@ -140,7 +140,7 @@ def effective_ranks(singular: np.ndarray) -> np.ndarray:
 
 
 def report(found: Product, weight_norm: float | None) -> AdapterReport:
-    """One pair's report; `weight_norm` is that of the adapted weight, where it is known."""
+    """One pair's report. `weight_norm` is that of the adapted weight, if known."""
     norm = float(np.sqrt(found.squares.sum()))
     ranks = effective_ranks(found.singular)
     spread = (float(ranks.min()), float(np.median(ranks)), float(ranks.max())) if norm else None

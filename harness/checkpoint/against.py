@@ -1,6 +1,4 @@
-"""What a step is compared with: another step, the weights that it was trained from, or any other
-parameters.
-"""
+"""Compares a step with another step, with the weights that it was trained from, or with other parameters."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ from harness.run.steps import PARAMS, step_directories, step_number
 
 
 def moved(step: Step, against: str, recipe: Recipe | None, trained: set[str] | None) -> Moved:
-    """How far the step's parameters, of which `trained` were trained, are from those that `against` names: a
-    step's number, "base", or a path.
+    """The distance of the step's parameters from those that `against` names.
 
+    `against` is a step's number, "base", or a path. `trained` are the paths of the trained parameters.
     Raises: HarnessError "nothing-to-compare", and those of `find` and of the download.
     """
     if not step.parameters:
@@ -56,7 +54,7 @@ def _scale(path: str, recipe: Recipe) -> float:
 
 
 def _other(step: Step, against: str) -> Step:
-    """The step that `against` names, as `moved` takes it."""
+    """The step that `against` names, as in `moved`."""
     sibling = step.path.parent / against
     if against == "base":
         place = Path(_base_source(step))

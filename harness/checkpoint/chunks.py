@@ -1,7 +1,8 @@
-"""Reads one zarr array in pieces, cast on the way; nothing of a chunk is unpacked before it is known how
-large that gets.
+"""Reads one zarr array in pieces and casts it on the way.
 
-Tensorstore decodes a chunk whole, and then copies it: a leaf stored as one chunk (Orbax's default) would need
+No chunk is unpacked before its unpacked size is known.
+
+Tensorstore decodes a chunk whole and then copies it. A leaf stored as one chunk (Orbax's default) would need
 twice its size in host memory. So a single zstd chunk is decompressed as a stream here, and a grid of chunks
 is read slab by slab.
 """
@@ -36,15 +37,14 @@ Array = np.ndarray[Any, Any]
 
 
 class Stored:
-    """An array of an item, open for reading: tensorstore's `store`, and the `header` that the item's reader
-    has found sound.
-    """
+    """An array of an item, open for reading: tensorstore's `store` and the checked `header`."""
 
     def __init__(
         self, store: Any, header: Header, directory: Path, chunks: Mapping[tuple[int, ...], Place]
     ) -> None:
         self.store, self.header, self._directory = store, header, directory
-        # The first axis that is cut; its rows of chunks are looked at one after the other, each once.
+        # The first axis that is cut into chunks. Its rows of chunks are checked one after the other, each
+        # once.
         self._axis = next((axis for axis, count in enumerate(header.grid) if count > 1), None)
         self._unchecked: dict[int, list[Place]] = defaultdict(list)
         for index, place in chunks.items():
@@ -55,9 +55,9 @@ class Stored:
         return math.prod(self.header.shape) * itemsize(self.header.dtype)
 
     def check(self, slab: tuple[slice, ...] = ()) -> None:
-        """Refuses chunks that unpack to more than a chunk has, of those that hold elements of `slab`.
+        """Refuses chunks that hold elements of `slab` and unpack to more than a chunk's size.
 
-        Raises: ValueError; OSError or UnsafeFile when a file of them cannot be opened.
+        Raises: ValueError; OSError or UnsafeFile if one of their files cannot be opened.
         """
         if self._axis is None or len(slab) <= self._axis or slab[self._axis].stop is None:
             rows = list(self._unchecked)
@@ -77,7 +77,7 @@ class Stored:
 
 
 def check_chunk(header: Header, file: BinaryIO, place: Location) -> None:
-    """Refuses a chunk, or a shard of chunks, that unpacks to more than it should.
+    """Refuses a chunk, or a shard of chunks, that unpacks to more than its size.
 
     Raises: ValueError.
     """
@@ -99,9 +99,9 @@ def check_chunk(header: Header, file: BinaryIO, place: Location) -> None:
 
 
 def opening(item: Item, array: ItemArray, context: ts.Context) -> Any:
-    """The future of tensorstore's view of an array of `item`, of which only metadata is read.
+    """The future of tensorstore's view of an array of `item`. Only metadata is read.
 
-    Raises: ValueError when the item leads out of itself: then nothing of it is opened.
+    Raises: ValueError if the item leads out of its directory; nothing of it is opened then.
     """
     if item.leads_out:
         raise ValueError("its item leads out of its directory")
@@ -121,7 +121,7 @@ def opening(item: Item, array: ItemArray, context: ts.Context) -> Any:
 def stored(item: Item, array: ItemArray, store: Any) -> Stored:
     """The array, ready to be read, once `opening` is done.
 
-    Raises: ValueError when tensorstore reads another shape than the item's metadata has.
+    Raises: ValueError if tensorstore reads another shape than the item's metadata has.
     """
     if tuple(store.shape) != array.shape:
         raise ValueError(f"shape {tuple(store.shape)}, not {array.shape}")
@@ -129,7 +129,7 @@ def stored(item: Item, array: ItemArray, store: Any) -> Stored:
 
 
 def open_context() -> ts.Context:
-    """A context that keeps nothing of what was read."""
+    """A tensorstore context without a cache."""
     return ts.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 
@@ -139,9 +139,9 @@ def directory_url(directory: Path) -> str:
 
 
 def read_array(source: Stored, dtype: np.dtype[Any]) -> Array:
-    """What `source` holds, as `dtype`; beside a large one are a few pieces at most in memory.
+    """The elements of `source` as `dtype`. For a large array only a few more pieces are in memory.
 
-    Raises: ValueError, OSError or UnsafeFile when the data is damaged.
+    Raises: ValueError, OSError or UnsafeFile if the data is damaged.
     """
     store = source.store
     if source.nbytes <= LARGE_BYTES:
@@ -188,7 +188,7 @@ def _read_into(stream: Any, view: Array) -> None:
 
 
 class _Chunk(io.RawIOBase):
-    """A chunk's bytes on disk as a file; the next range is fetched while this one is used."""
+    """A chunk's bytes on disk as a file. The next range is fetched while the current one is used."""
 
     def __init__(self, source: Stored) -> None:
         self._kvstore = source.store.kvstore
@@ -217,7 +217,7 @@ class _Chunk(io.RawIOBase):
         except ValueError as error:
             if "OUT_OF_RANGE" not in str(error):
                 raise
-            # A range may not reach past the end; what is left is less than one range.
+            # A range may not reach past the end. What is left is less than one range.
             self._next = None
             rest: bytes = self._kvstore.read(self._key, byte_range=slice(self._offset, None)).result().value
             return rest
@@ -254,12 +254,11 @@ def _read_slabs(source: Stored, out: Array) -> None:
 
 
 def pieces(source: Stored, elements: int = 2**22) -> Iterator[Array]:
-    """All elements of `source` in C order, in flat arrays of `elements` (the last may be shorter): the same
-    however it was chunked.
+    """All elements of `source` in C order, in flat arrays of `elements` (the last may be shorter).
 
-    At most a row of chunks is in memory beside a piece, or 1 GiB of it; then chunks are unpacked more than
-    once.
-    Raises: ValueError, OSError or UnsafeFile when the data is damaged.
+    The pieces do not depend on the chunks. Beside a piece at most a row of chunks is in memory. If a row
+    exceeds 1 GiB, 1 GiB of it is, and chunks are unpacked more than once.
+    Raises: ValueError, OSError or UnsafeFile if the data is damaged.
     """
     store = source.store
     dtype = np.dtype(store.dtype.numpy_dtype)
@@ -289,8 +288,9 @@ def pieces(source: Stored, elements: int = 2**22) -> Iterator[Array]:
 def c_order_slabs(
     shape: tuple[int, ...], chunk: tuple[int, ...], one_bytes: int, before: tuple[slice, ...] = ()
 ) -> Iterator[tuple[slice, ...]]:
-    """Slabs below `before` that follow each other in C order, each made of whole chunks unless that were more
-    than 1 GiB.
+    """Slabs below `before` that follow each other in C order.
+
+    Each is made of whole chunks, unless these would exceed 1 GiB.
     """
     axis = len(before)
     if axis == len(shape):
@@ -301,8 +301,7 @@ def c_order_slabs(
     step = chunk[axis] if fits else max(_SLAB_BYTES // row_bytes, 1)
     for start in range(0, shape[axis], step):
         slab = (*before, slice(start, min(start + step, shape[axis])))
-        # A first axis of one row is not cut by any chunk; and a row that is too large is cut along the next
-        # axis.
+        # A first axis of one row is not cut by any chunk. A row that is too large is cut along the next axis.
         if shape[axis] == 1 or (step == 1 and row_bytes > _SLAB_BYTES):
             yield from c_order_slabs(shape, chunk, one_bytes, slab)
         else:

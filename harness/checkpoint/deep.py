@@ -1,5 +1,6 @@
-"""Streams the arrays of an item: non-finite counts, norms and digests, a few MiB at a time whatever the size
-of a leaf.
+"""Streams the arrays of an item to count non-finite values and to compute norms and digests.
+
+A few MiB are in memory at a time, whatever the size of a leaf.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from harness.received.files import UnsafeFile
 
 # Elements converted to float64 at a time.
 BLOCK = 2**22
-# What ends the reading of one array and not the answer about the others.
+# Errors that end the reading of one array, but not the report on the others.
 UNREADABLE = (OSError, UnsafeFile, MemoryError, *DAMAGE)
 
 
 class Health(NamedTuple):
-    """`squares` is the sum of squares of the finite elements, in float64; None for codes, which are not
+    """The health of one array.
+
+    `squares` is the sum of squares of the finite elements, in float64. It is None for codes, which are not
     values. `sha256` is that of the elements as stored.
     """
 
@@ -37,7 +40,7 @@ class Health(NamedTuple):
 
 
 def stream(item: Item) -> Iterator[tuple[Array, Health | None]]:
-    """(array, its health) for each array of the item; None where the data cannot be read."""
+    """(array, its health) for each array of the item; None if the data cannot be read."""
     for array in item.arrays.values():
         try:
             yield array, _health(blocks(item, array), holds_values(array.dtype))
@@ -48,7 +51,7 @@ def stream(item: Item) -> Iterator[tuple[Array, Health | None]]:
 def blocks(item: Item, array: Array) -> Iterator[np.ndarray]:
     """The elements of an array in C order, flat, `BLOCK` at a time.
 
-    Raises: one of `UNREADABLE` when the data cannot be read, or its item leads out of its directory.
+    Raises: one of `UNREADABLE` if the data cannot be read, or if the item leads out of its directory.
     """
     from harness.checkpoint.chunks import open_context, opening, pieces, stored
 
@@ -67,7 +70,7 @@ def _health(parts: Iterator[np.ndarray], values: bool) -> Health:
         digest.update(part.view(np.uint8).data)
         if not values:
             continue
-        # A NaN is what is looked for here, and no reason for numpy to warn.
+        # This code searches for NaN, so numpy should not warn of it.
         with np.errstate(invalid="ignore", over="ignore"):
             block = part.astype(np.float64)
             square = float(np.dot(block, block))
@@ -80,7 +83,7 @@ def _health(parts: Iterator[np.ndarray], values: bool) -> Health:
 
 
 def leaf_reports(name: str, item: Item, health: dict[str, Health | None]) -> list[LeafReport]:
-    """One report an array of the item called `name`."""
+    """One report for each array of the item called `name`."""
     reports = []
     for path, array in item.arrays.items():
         found = health[path]

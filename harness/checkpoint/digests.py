@@ -1,7 +1,7 @@
-"""A sha256 for every leaf and text file of a checkpoint, in a sidecar of ours: Orbax's own metadata has none.
+"""Keeps a sha256 of every leaf and text file of a checkpoint in a sidecar file, because Orbax has none.
 
-A leaf's digest is that of its elements in C order, in the dtype in which it is stored, whatever its chunks
-and compression.
+A leaf's digest is that of its elements in C order, in the dtype in which it is stored. Chunks and compression
+do not change it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from harness.received.files import ARTIFACT_BYTES, read_received, there
 from harness.received.json import read_json
 from harness.run.steps import DIGESTS
 
-# Hashing lets go of Python's lock, so leaves are hashed side by side; so many are on the host at a time.
+# Hashing releases Python's lock, so leaves are hashed in parallel. This many are on the host at a time.
 _THREADS = 4
-# A large leaf comes to the host in slices of its first axis, so that no second copy of 4.5 GiB stands there.
+# A large leaf comes to the host in slices of its first axis, so that no second copy of 4.5 GiB is needed.
 _SLICE_BYTES = 2**28
 
 
 class Digests(NamedTuple):
-    """`leaves`: item/path → sha256; `files`: path below the step → sha256."""
+    """The digests of a step. `leaves`: item/path → sha256; `files`: path below the step → sha256."""
 
     leaves: dict[str, str]
     files: dict[str, str]
@@ -65,10 +65,10 @@ def text_digest(text: str | bytes) -> str:
 
 
 def read_digests(step: Path) -> Digests | None:
-    """The sidecar of a step after its text files were compared with it; None for a step that has none (not
-    ours, or an older one).
+    """The sidecar of a step, after its text files were compared with it.
 
-    Raises: HarnessError "checkpoint-damaged" when the sidecar is not one, or a text file is not what it says.
+    None for a step without a sidecar (not ours, or an older one).
+    Raises: HarnessError "checkpoint-damaged" if the sidecar is malformed, or a text file differs from it.
     """
     path = step / DIGESTS
     if not there(path):
@@ -83,7 +83,7 @@ def read_digests(step: Path) -> Digests | None:
     except (OSError, *DAMAGE, AttributeError) as error:
         raise _damaged(step, f"{DIGESTS} is not a list of sha256 ({type(error).__name__})") from error
     for name, expected in digests.files.items():
-        # The sidecar may be a stranger's: what it names is compared only when it lies in the step.
+        # The sidecar may be a stranger's. A file that it names is compared only if it lies in the step.
         if outside(name):
             raise _damaged(step, f"{DIGESTS} names {name!r}, which is no file of the step")
         try:

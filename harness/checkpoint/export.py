@@ -1,5 +1,4 @@
-"""Writes parameters alone: only what was trained (beside a named base), or a full openpi checkpoint with
-adapters merged.
+"""Writes parameters alone: the trained ones beside a named base, or a full checkpoint with merged adapters.
 
 Leaves are written one at a time, so that host memory holds the largest leaf and not the model.
 """
@@ -39,7 +38,7 @@ from harness.run.directory import write_atomic
 from harness.run.steps import ASSETS, BASE, EXPORT, INTERRUPTED, METADATA, NORM_STATS, PARAMS, RECORD
 from harness.units import MIB, format_bytes
 
-# Beside the assets of a bucket without renames; it says nothing of the copy.
+# Stands beside the assets in a bucket without renames; it says nothing about the copy.
 _ORBAX_MARK = "commit_success.txt"
 
 Array = np.ndarray[Any, Any]
@@ -55,10 +54,10 @@ def save_params_only(
     asset_id: str,
     record: dict[str, Any] | None = None,
 ) -> Path:
-    """`destination`, which then holds only `params` (what was trained) and names `base`, the weights that the
-    run started from.
+    """`destination`, after `params` (only what was trained) and the name of `base` were written to it.
 
-    `load_params` of it reads the rest from `base`, and refuses when that has other bytes by then.
+    `base` is the weights that the run started from. `load_params` of the destination reads the rest from
+    `base`, and refuses if `base` has other bytes by then.
     Raises: HarnessError "export-exists", "disk-full".
     """
     below(destination / ASSETS, asset_id, "data.asset_id")
@@ -81,14 +80,15 @@ def export_openpi(
     base: str | Path | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Paths of the merged weights; `destination` then holds `params` and `assets` as openpi reads them,
-    without adapters.
+    """Paths of the merged weights, after `params` and `assets` were written to `destination`.
+
+    openpi reads the result; it has no adapters.
 
         w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
         w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    attn_vec_einsum: heads share a bottleneck
 
-    `source` is a step directory, or one of `save_params_only` (`base` says where its base is now, when it has
-    moved). `recipe` is written down beside the result.
+    `source` is a step directory, or a directory of `save_params_only`. `base` is the base's new place, if it
+    has moved. `recipe` is written beside the result.
     Raises: HarnessError "export-exists", "export-rank", "export-nothing-to-merge", "disk-full",
     "weights-not-finite", and those of `load_params`.
     """
@@ -133,7 +133,7 @@ def _arrays(
     kept: Iterable[str],
     adapters: Mapping[str, tuple[str, str, float]],
 ) -> Iterator[tuple[str, Array]]:
-    """The `kept` parameters of `source`, adapters merged, one after the other.
+    """The `kept` parameters of `source`, one after the other, with adapters merged.
 
     Raises: HarnessError "weights-not-finite".
     """
@@ -151,12 +151,12 @@ def _arrays(
                 fix="export an earlier step of that run",
             )
         yield path, array
-        # Before the next leaf is read, so that two are never held.
+        # Freed before the next leaf is read, so that two are never held.
         del array
 
 
 def _check_assets(assets: Path) -> None:
-    """Refuses assets that are not the step's own: an export is made to be given to others.
+    """Refuses assets that are not the step's own, because an export is made to be shared.
 
     Raises: HarnessError "checkpoint-leads-out", "file-leaves-root".
     """
@@ -167,7 +167,7 @@ def _check_assets(assets: Path) -> None:
 
 
 def _copy_assets(assets: Path, target: Path) -> None:
-    """Copies the files of `assets`, each opened as what it was when it was checked."""
+    """Copies the files of `assets`. Each is opened as the file that was checked."""
     for name in refuse_strays(assets).sizes if assets.is_dir() else ():
         if Path(name).name == _ORBAX_MARK:
             continue
@@ -177,8 +177,7 @@ def _copy_assets(assets: Path, target: Path) -> None:
 
 
 def write_params(directory: Path, arrays: Iterable[tuple[str, Array]]) -> None:
-    """None; `directory` is then an Orbax item {"params": {… {"value": array}}}, written one leaf after the
-    other.
+    """Writes an Orbax item {"params": {… {"value": array}}} to `directory`, one leaf after the other.
 
     Source: the files that orbax-checkpoint 0.11.13 and 0.12.8 write for such a tree (OCDBT, zarr v2, zstd
     level 1).
@@ -221,7 +220,7 @@ def chunk_shape(shape: Shape, itemsize: int) -> Shape:
     for axis, size in enumerate(shape):
         rest = math.prod(shape[axis + 1 :])
         chunk.append(min(size, max(limit // max(rest, 1), 1)))
-        # Below an axis that is cut to one, the limit holds for the rest alone.
+        # Below an axis that is cut to one, the limit applies to the rest alone.
         limit = limit if chunk[-1] == 1 else limit // chunk[-1]
     return tuple(chunk)
 
@@ -232,7 +231,7 @@ def _adapters(model: Model, leaves: Mapping[str, Leaf]) -> dict[str, tuple[str, 
     for first in parameter_shapes(model):
         if not first.endswith("lora_a"):
             continue
-        # Einsums hold `w` beside `lora_a`; the feed-forward's adapters carry the weight's name in front.
+        # Einsums hold `w` beside `lora_a`. The feed-forward's adapters begin with the weight's name.
         path = (
             f"{first.removesuffix('lora_a')}w" if first.endswith("/lora_a") else first.removesuffix("_lora_a")
         )
@@ -253,13 +252,14 @@ def _adapters(model: Model, leaves: Mapping[str, Leaf]) -> dict[str, tuple[str, 
 
 
 def _merged(leaves: Mapping[str, Leaf], path: str, first: str, second: str, scale: float) -> Array:
-    """w + scale · a @ b in float32, layer by layer: the product of a whole stack would double a 4.5 GiB
-    leaf.
+    """w + scale · a @ b in float32, layer by layer.
+
+    The product of a whole stack would double a 4.5 GiB leaf.
     """
     w, a, b = (read_array(leaves[name].store, np.dtype(np.float32)) for name in (path, first, second))
     if "/attn_vec_einsum" in path:
-        # It sums over heads, and so does each of its two factors: x·A has no head left to choose a B by
-        # (harness/model/lora.py).
+        # attn_vec_einsum sums over heads, and so does each of its two factors: x·A has no head left to select
+        # a B by (harness/model/lora.py).
         b = b.sum(axis=1, keepdims=True)  # [L, 1, R, D]
     for layer in range(w.shape[0]):
         w[layer] += scale * np.matmul(a[layer], b[layer])
@@ -268,10 +268,10 @@ def _merged(leaves: Mapping[str, Leaf], path: str, first: str, second: str, scal
 
 @contextlib.contextmanager
 def _whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
-    """A directory that becomes `destination` when the block ends well, and is removed when it does not.
+    """Yields a directory that becomes `destination` if the block succeeds, and is removed if it fails.
 
-    Its name is new, so nothing of anybody else's is written to or removed; what a killed export leaves bears
-    INTERRUPTED in its name.
+    Its name is new, so no other data is overwritten or removed. What a killed export leaves has INTERRUPTED
+    in its name.
     """
     if there(destination):
         raise HarnessError(

@@ -1,4 +1,4 @@
-"""Why a checkpoint was not saved, as the refusal that says so."""
+"""Turns the failure of a save into the refusal that names its cause."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.run.steps import INTERRUPTED
 def save_failure(
     directory: Path, step: int | None, error: BaseException, latest: Callable[[], int | None]
 ) -> HarnessError:
-    """The refusal "not-writable" or "save-failed" that `error` amounts to, for any error but a full disk.
+    """The refusal "not-writable" or "save-failed" for `error`, which is any error but a full disk.
 
     `latest` finds the newest whole step.
     """
@@ -33,7 +33,7 @@ def save_failure(
 
 
 def no_space(text: str) -> bool:
-    """Whether the message of a library tells of a full disk, or of a person's full share of one."""
+    """Whether a library's message tells of a full disk, or of a user's exhausted quota."""
     return any(words in text for words in ("No space left", "ENOSPC", "Disk quota exceeded"))
 
 

@@ -1,6 +1,4 @@
-"""The files of a step or an item: their sizes, the newest change, and what lies there without being a file of
-it.
-"""
+"""Lists the files of a step or an item: sizes, the newest change, and strays that are not its files."""
 
 from __future__ import annotations
 
@@ -30,10 +28,9 @@ class Files(NamedTuple):
 
 
 def files_of(directory: Path) -> Files:
-    """The files below `directory`, each visited once; nothing is opened and no link to a directory is
-    followed.
+    """The files below `directory`, each visited once. No file is opened, no link to a directory is followed.
 
-    Raises: OSError; UnsafeFile for a tree that is too large to be a checkpoint's.
+    Raises: OSError; UnsafeFile for a tree that is too large for a checkpoint.
     """
     strays: list[Path] = []
     sizes, folders, newest = {}, {directory}, 0.0
@@ -43,13 +40,13 @@ def files_of(directory: Path) -> Files:
         sizes[str(path)[start:]] = facts.st_size
         newest = max(newest, facts.st_mtime)
         folders.add(path.parent)
-    # A file that was just begun shows in its directory.
+    # A file that was just begun shows in the time of its directory.
     newest = max(newest, *(folder.stat().st_mtime for folder in folders))
     return Files(sizes, newest, sorted(str(path)[start:] for path in strays))
 
 
 def stray_problem(strays: list[str]) -> list[str]:
-    """One line about the strays of an item; none when there are none."""
+    """One line about the strays of an item; an empty list if there are none."""
     if not strays:
         return []
     named = ", ".join(strays[:_SHOWN]) + (f" and {len(strays) - _SHOWN} more" if len(strays) > _SHOWN else "")
@@ -57,7 +54,7 @@ def stray_problem(strays: list[str]) -> list[str]:
 
 
 def leads_out(directory: Path, names: Iterable[str]) -> HarnessError:
-    """The refusal of an item that names, or links to, what is outside of it."""
+    """The refusal of an item that names, or links to, files outside of it."""
     listed = list(names)
     return HarnessError(
         "checkpoint-leads-out",
@@ -74,7 +71,7 @@ def leads_out(directory: Path, names: Iterable[str]) -> HarnessError:
 
 
 def refuse_strays(directory: Path) -> Files:
-    """The files of `directory`, when all that lies there is its own.
+    """The files of `directory`, if all of them are its own.
 
     Raises: HarnessError "checkpoint-leads-out".
     """

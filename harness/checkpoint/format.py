@@ -1,6 +1,6 @@
-"""What an item of a checkpoint has on disk inside of it: chunks, places of bytes, names that stay below it.
+"""Constants and helpers for the files inside an item of a checkpoint: chunks, locations, safe names.
 
-No JAX, no tensorstore. What a step is called and holds says `harness.run.steps`.
+No JAX, no tensorstore. `harness.run.steps` has the names and contents of a step.
 Source: orbax-checkpoint 0.11.13 and 0.12.8.
 """
 
@@ -22,7 +22,7 @@ EMPTY = ("None", "Dict", "List", "NamedTuple", "Tuple")
 ZARR2, ZARR3 = ".zarray", "zarr.json"
 GROUPS: tuple[Group, ...] = ("vision", "language", "expert", "adapters", "projections")
 
-# What tensorstore raises for a store that is not what its format says.
+# Errors that tensorstore raises for a store that violates its format.
 DAMAGE = (ValueError, LookupError, TypeError, ArithmeticError, NotImplementedError)
 
 
@@ -40,16 +40,14 @@ class Location(NamedTuple):
 
 @lru_cache(4096)
 def outside(name: str) -> bool:
-    """Whether a name that an item gives to one of its files leads out of the item, or is no plain name at
-    all.
-    """
+    """Whether a name that an item gives to one of its files leads out of the item, or is not a plain name."""
     return why_no_relative_name(name) is not None
 
 
 def parse_location(text: str) -> Location:
-    """The place that OCDBT writes as "kind:base:file:offset:length"; base and file are percent-encoded, base
-    may be empty.
+    """The location that OCDBT writes as "kind:base:file:offset:length".
 
+    Base and file are percent-encoded; base may be empty.
     Raises: ValueError.
     """
     _, base, file, offset, length = text.split(":")
@@ -60,5 +58,5 @@ def parse_location(text: str) -> Location:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, cut to one line."""
+    """The first line of a library's error message, cut to 300 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

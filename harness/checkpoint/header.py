@@ -1,6 +1,6 @@
-"""The header of one zarr array, v2 or v3: what it declares, within what an array of a model can be.
+"""Parses the header of one zarr array, v2 or v3, and refuses sizes that no array of a model has.
 
-A few bytes of it could ask for any memory.
+A few bytes of a header could otherwise ask for any amount of memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from harness.units import GIB, MIB
 HEADER_BYTES = 4 * MIB
 # π0.5's largest leaf has 9 GiB in float32.
 _ARRAY_BYTES = 32 * GIB
-# A chunk that tensorstore unpacks whole; one that is read as a stream may be as large as its array.
+# The largest chunk that tensorstore unpacks whole. A chunk that is read as a stream may be as large as its
+# array.
 _WHOLE_BYTES = 512 * MIB
 _MOST_CHUNKS = 200_000
 _MOST_AXES = 32
@@ -32,7 +33,7 @@ V = TypeVar("V")
 
 
 class Header(NamedTuple):
-    """`chunk` is the shape of what one key stores: a chunk, or a shard of `inner` chunks.
+    """The header of one array. `chunk` is the shape of a key's value: a chunk, or a shard of `inner` chunks.
 
     `codec` packs the (inner) chunks.
 
@@ -66,7 +67,7 @@ class Header(NamedTuple):
         return (self.prefix + self.separator.join(map(str, index))).rstrip(self.separator) or "0"
 
     def placed(self, values: Mapping[str, V]) -> dict[tuple[int, ...], V]:
-        """The values by their place in the grid; those whose key no reader asks for are left out."""
+        """The values by their index in the grid, without those whose key no reader asks for."""
         grid, start, found = self.grid, len(self.prefix) if self.shape else 0, {}
         for key, value in values.items():
             numbers = key[start:].split(self.separator) if grid else []
@@ -81,7 +82,7 @@ class Header(NamedTuple):
 def parse_header(data: bytes, *, zarr3: bool) -> Header:
     """The header in these bytes.
 
-    Raises: ValueError when it is none, or declares what no array of a model is.
+    Raises: ValueError if they are not a header, or declare what no array of a model is.
     """
     try:
         facts = parse_json(data)
@@ -150,7 +151,7 @@ def _v3(facts: dict[str, Any]) -> Header:
 
 
 def _codecs(codecs: list[dict[str, Any]]) -> tuple[str | None, bool]:
-    """(what packs a chunk, whether its bytes are the elements in C order of this machine)."""
+    """(the codec that packs a chunk, whether its bytes are the elements in C order of this machine)."""
     names = [codec["name"] for codec in codecs]
     packing = [name for name in names if name not in ("bytes", "transpose", "crc32c")]
     if len(packing) > 1 or names.count("bytes") != 1:
@@ -204,7 +205,7 @@ def shard_index(data: bytes) -> Iterator[tuple[int, int]]:
 def dtype_name(text: str) -> str:
     """numpy's name: "<f4" → "float32"; names stay.
 
-    Raises: ValueError for what no parameter is stored as.
+    Raises: ValueError for a type in which no parameter is stored.
     """
     match = _NUMPY.fullmatch(text)
     name = text if not match else "bool" if match[1] == "b" else f"{_KINDS[match[1]]}{int(match[2]) * 8}"

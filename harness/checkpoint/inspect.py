@@ -1,8 +1,7 @@
-"""What a checkpoint holds and whether it is whole, ours or openpi's, by metadata; with `deep`, whether its
-numbers are sound.
+"""Inspects a checkpoint, ours or openpi's: what it holds and whether it is whole, by metadata.
 
-Starts in well under a second: no JAX, no Orbax. LoRA is found in the tree, who was trained in the optimizer's
-state.
+With `deep`, it also checks whether the numbers are sound. It starts in well under a second: no JAX, no Orbax.
+LoRA is recognized from the tree, the trained parameters from the optimizer's state.
 """
 
 from __future__ import annotations
@@ -38,12 +37,14 @@ if TYPE_CHECKING:
 def inspect(
     path: Path, *, deep: bool = False, against: str | None = None, recipe: Recipe | None = None
 ) -> Checkpoint:
-    """The checkpoint at `path`: a run, a checkpoint directory, one step, or one item of a step.
+    """The report on the checkpoint at `path`: a run, a checkpoint directory, one step, or one item of a step.
 
     `deep` reads every array. `against` names what the parameters are compared with: another step of this
-    checkpoint by its number, "base" for the weights that it was trained from, or a path. `recipe` (or the one
-    that the step itself records) tells who was trained where the optimizer's state does not.
-    What cannot be read is a finding, and the answer is marked `partial`.
+    checkpoint by its number, "base" for the weights that it was trained from, or a path. `recipe` (or the
+    recipe that the step itself records) tells which parameters were trained if the optimizer's state does
+    not.
+
+    What cannot be read is a finding, and the report is marked `partial`.
     Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "pytorch-checkpoint", "checkpoint-empty",
     "checkpoint-unreadable", "nothing-to-compare".
     """
@@ -94,7 +95,7 @@ def inspect(
 
 
 def _describe(step: Step, recipe: Recipe | None, *, deep: bool, against: str | None) -> dict[str, Any]:
-    """What the step's parameters say, as fields of `Checkpoint`."""
+    """The facts about the step's parameters, as fields of `Checkpoint`."""
     unknown: dict[str, str] = {}
     if step.report.step is None:
         unknown["step"] = "the directory's name is not a step number"
@@ -153,7 +154,10 @@ def _layout(steps: list[Step], found: Found) -> Layout | None:
 
 
 def _ema(step: Step, unknown: dict[str, str]) -> bool | None:
-    """openpi and the harness keep raw parameters in train_state only beside averaged ones in `params`."""
+    """Whether `params` holds averages; None if train_state cannot tell.
+
+    openpi and the harness keep raw parameters in train_state only beside averaged ones in `params`.
+    """
     state = step.trees.get("train_state")
     if state is None or state.damaged:
         unknown["ema"] = "it shows in train_state, which is not there or not readable"
@@ -162,7 +166,7 @@ def _ema(step: Step, unknown: dict[str, str]) -> bool | None:
 
 
 def _health(step: Step) -> dict[tuple[str, str], Health | None]:
-    """(item, path) → what its elements say; None where they cannot be read."""
+    """(item, path) → the health of its elements; None if they cannot be read."""
     from harness.checkpoint.deep import stream
 
     return {(name, array.path): found for name, tree in step.trees.items() for array, found in stream(tree)}
@@ -239,8 +243,9 @@ def _adapter_reports(step: Step, health: Mapping[tuple[str, str], Health | None]
 
 
 def _gaps(name: str, tree: Item | None) -> list[str]:
-    """Arrays of which only some chunks are stored, where the format lets a writer leave out chunks of zeros:
-    a loss looks the same.
+    """A finding about arrays of which only some chunks are stored.
+
+    The format lets a writer leave out chunks of zeros, and a loss of data looks the same.
     """
     if tree is None or tree.fill_is_stored:
         return []

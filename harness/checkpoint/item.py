@@ -1,11 +1,11 @@
-"""One Orbax PyTree item by its metadata: names, shapes, dtypes, and whether all of its data is there.
+"""Describes one Orbax PyTree item by its metadata: names, shapes, dtypes, and whether all its data is there.
 
 No JAX, no Orbax.
 
 Orbax keeps the tree in `_METADATA`, and each array as zarr (v2 or v3), inside OCDBT or as plain files.
-`_METADATA` has the shape that each process wrote, which differs from the array's when it was sharded, so
-shapes are read from zarr. Every reader of arrays begins here: what this module has not found inside of the
-item is not opened.
+`_METADATA` has the shape that each process wrote. For a sharded array that shape differs from the array's, so
+shapes are read from zarr. Every reader of arrays begins here: a file that this module has not found inside
+the item is not opened.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ _MOST_ARRAYS = 50_000
 _MOST_KEYS = 64
 _LONGEST_NAME = 1024
 
-# Where one stored chunk lies, or its bytes when they stand in the index.
+# The location of a stored chunk, or its bytes if the index itself holds them.
 Place = Location | bytes
 
 
 class Array(NamedTuple):
-    """One array as stored; `path` joins the tree's keys by "/", `chunks` are those that are stored, by their
-    place in the grid.
+    """One array as stored.
+
+    `path` joins the tree's keys by "/". `chunks` are the stored chunks by their index in the grid.
     """
 
     path: str
@@ -61,12 +62,12 @@ class Array(NamedTuple):
 
 @dataclass
 class Item:
-    """What the metadata of an item says; `problems` is empty for one that is whole, `damaged` when the tree
-    is not fully known.
+    """An item as its metadata describes it.
 
-    `missing` counts the chunks that are not stored, by path: they read as zeros, which is what older writers
-    mean by it. Of those `partly` have others. `leads_out` are the names that lead out of the item, links
-    among them: of such an item no array is read.
+    `problems` is empty for a whole item. `damaged`: the tree is not fully known. `missing` counts, by path,
+    the chunks that are not stored. They read as zeros, which is what older writers mean by them. `partly` are
+    the paths of `missing` that have other chunks. `leads_out` are the names that lead out of the item, links
+    included. No array of such an item is read.
     """
 
     directory: Path
@@ -93,7 +94,7 @@ class Item:
 
 
 class _Stored(NamedTuple):
-    """One array of the store: its header, of which version, and its values by key."""
+    """One array of the store: its header, the zarr version, and its values by key."""
 
     header: bytes
     zarr3: bool
@@ -101,9 +102,9 @@ class _Stored(NamedTuple):
 
 
 def read_item(directory: Path) -> Item:
-    """The item at `directory`. Whatever is missing, torn or foreign becomes a problem of it.
+    """The item at `directory`. Missing, torn or foreign parts become problems of the item.
 
-    Raises: OSError for what may not be read; UnsafeFile for a tree that is too large to be an item's.
+    Raises: OSError for what may not be read; UnsafeFile for a tree that is too large for an item.
     """
     item = Item(directory, files=files_of(directory))
     for problem in stray_problem(item.files.strays):
@@ -112,7 +113,7 @@ def read_item(directory: Path) -> Item:
     stored = _read_ocdbt(item) if item.in_ocdbt else _read_files(item)
     tree = _read_tree(item)
     if tree is None:
-        # The arrays' own names hold the tree, joined by dots: better a partial answer than none.
+        # The arrays' own names hold the tree, joined by dots. A partial answer is better than none.
         tree = {"/".join(name.split(".")): name for name in stored}
     for path, name in tree.items():
         if outside(name) or "/" in name:
@@ -133,7 +134,7 @@ def _add(item: Item, path: str, name: str, stored: _Stored) -> None:
     chunks = header.placed(stored.values)
     item.arrays[path] = Array(path, name, header, chunks)
     expected = math.prod(header.grid)
-    # Older writers leave out a chunk that is all zeros; only a newer one's metadata promises every chunk.
+    # Older writers leave out a chunk that is all zeros. Only a newer writer's metadata promises every chunk.
     if len(chunks) < expected:
         item.missing[path] = expected - len(chunks)
         item.partly |= {path} if chunks else set()
@@ -142,7 +143,7 @@ def _add(item: Item, path: str, name: str, stored: _Stored) -> None:
 
 
 def _read_tree(item: Item) -> dict[str, str] | None:
-    """Path → name in the store, of every array in `_METADATA`; None when it cannot be read."""
+    """Path → name in the store, of every array in `_METADATA`; None if it cannot be read."""
     if METADATA not in item.files.sizes:
         item.fail(f"{METADATA} is missing")
         return None
@@ -174,7 +175,7 @@ def _keys(parts: list[dict[str, Any]]) -> list[str]:
 
 
 def _read_ocdbt(item: Item) -> dict[str, _Stored]:
-    """Every array of an OCDBT store; also checks that the data files reach as far as its index says."""
+    """Every array of an OCDBT store. Also checks that the data files are as long as its index says."""
     with Values(item.directory, item.files.sizes) as values:
         try:
             index = read_index(values)
@@ -196,8 +197,9 @@ def _read_ocdbt(item: Item) -> dict[str, _Stored]:
 
 
 def _by_name(item: Item, index: list[Entry]) -> dict[str, dict[str, Place]]:
-    """Array's name → key → place, of the arrays whose data is named inside of the item; whether it is there
-    is a problem of the item.
+    """Array's name → key → place, of the arrays whose data is named inside the item.
+
+    Data that is not there becomes a problem of the item.
     """
     by_name: dict[str, dict[str, Place]] = {}
     reach: dict[str, int] = {}
@@ -222,7 +224,7 @@ def _by_name(item: Item, index: list[Entry]) -> dict[str, dict[str, Place]]:
 
 
 def _bytes_at(values: Values, place: Place) -> bytes:
-    """The header at `place`; empty when it is not there, which the header's reader then says."""
+    """The header at `place`; empty if it is not there, which the header's parser then reports."""
     if isinstance(place, bytes):
         return place
     try:
@@ -234,7 +236,7 @@ def _bytes_at(values: Values, place: Place) -> bytes:
 
 
 def _read_files(item: Item) -> dict[str, _Stored]:
-    """Every array of a store without OCDBT: one directory each."""
+    """Every array of a store without OCDBT, which has one directory for each."""
     values: dict[str, dict[str, Location]] = {}
     for path, size in item.files.sizes.items():
         name, slash, rest = path.partition("/")

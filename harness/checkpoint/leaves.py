@@ -1,7 +1,7 @@
-"""Reads one Orbax PyTree item leaf by leaf, each straight into its sharding and dtype.
+"""Reads one Orbax PyTree item leaf by leaf, each directly into its sharding and dtype.
 
-Orbax's own restore holds what it reads in host memory until all is read; here a window of bytes bounds that,
-so a card with 48 GB can be filled from a host with 8. Paths are the tree's keys joined by "/".
+Orbax's own restore holds what it reads in host memory until all is read. Here a window of bytes bounds that
+memory, so a card with 48 GB can be filled from a host with 8. Paths are the tree's keys joined by "/".
 Source: the item's `_METADATA` (JSON) and its zarr arrays inside OCDBT, as orbax-checkpoint 0.11.13 and 0.12.8
 write them.
 """
@@ -34,7 +34,7 @@ Look = Callable[[str, np.ndarray[Any, Any]], None]
 
 
 class Leaf(NamedTuple):
-    """One array of an item, as it lies on disk."""
+    """One array of an item, as stored on disk."""
 
     path: str
     shape: tuple[int, ...]
@@ -47,9 +47,9 @@ class Leaf(NamedTuple):
 
 
 def open_leaves(directory: Path) -> dict[str, Leaf]:
-    """Path → leaf of every array in an Orbax PyTree item; reads metadata only.
+    """Path → leaf of every array in an Orbax PyTree item. Only metadata is read.
 
-    Raises: HarnessError "checkpoint-damaged" when metadata or array data is missing or unreadable,
+    Raises: HarnessError "checkpoint-damaged" if metadata or array data is missing or unreadable,
     "checkpoint-leads-out".
     """
     try:
@@ -84,11 +84,11 @@ def read_leaves(
     *,
     sha256: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
-    """(path, array) of every wanted leaf, in the sharding and dtype of its ShapeDtypeStruct; shapes must
-    agree already.
+    """(path, array) of every wanted leaf, in the sharding and dtype of its ShapeDtypeStruct.
 
-    `look` sees each leaf on the host, before it goes to the device. `sha256` says what some leaves must be; a
-    leaf that is cast while it is read is not compared.
+    The shapes must agree already. `look` is called with each leaf on the host, before the leaf goes to the
+    device. `sha256` gives the expected digests of some leaves. A leaf that is cast while it is read is not
+    compared.
     Raises: HarnessError "checkpoint-damaged".
     """
     known = sha256 or {}
@@ -102,7 +102,7 @@ def read_leaves(
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
             for path in sorted(wanted, key=lambda path: -sizes[path]):
-                # While a small leaf is decoded its chunk and the array it is copied to are both alive.
+                # While a small leaf is decoded, its chunk and the array that it is copied to exist together.
                 cost = sizes[path] * (1 if sizes[path] > LARGE_BYTES else 2)
                 while window and in_flight + cost > budget:
                     done, future, freed = window.popleft()
@@ -146,5 +146,5 @@ def _to_device(
     if look is not None:
         look(path, array)
     placed = jax.device_put(array, struct.sharding)
-    # The host's copy of a large leaf must be gone before the next one is counted.
+    # The host's copy of a large leaf must be freed before the next leaf is counted.
     return placed.block_until_ready() if array.nbytes > LARGE_BYTES else placed

@@ -1,4 +1,4 @@
-"""Which step a path means, and the recipe that it was trained with. Reads names and metadata only."""
+"""Finds the step that a path means, and the recipe that it was trained with, from names and metadata."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from harness.run.steps import EXPORT, PARAMS, RECORD
 
 
 class Located(NamedTuple):
-    """`path` is a step directory, or where a lone `params` directory lies; `run` the run that saved it, where
-    there is one.
+    """The step that was found. `path` is a step directory, or the directory of a lone `params` directory.
+
+    `run` is the run that saved it, if there is one.
     """
 
     path: Path
@@ -29,10 +30,10 @@ class Located(NamedTuple):
 
 
 def locate(source: str, *, progress: Progress | None = None) -> Located:
-    """The newest whole step of `source`: a run, a checkpoint directory, one step or its `params`; local,
-    gs:// or https://.
+    """The newest whole step of `source`.
 
-    Raises: HarnessError "checkpoint-interrupted" when no step is whole; those of `harness.checkpoint.inspect`
+    `source` is a run, a checkpoint directory, one step or its `params`; local, gs:// or https://.
+    Raises: HarnessError "checkpoint-interrupted" if no step is whole; those of `harness.checkpoint.inspect`
     and of the download.
     """
     path = (
@@ -65,9 +66,9 @@ def locate(source: str, *, progress: Progress | None = None) -> Located:
 
 
 def recipe_of(located: Located, named: str | None, overrides: list[str] | None = None) -> Recipe:
-    """The recipe called `named`, or else the one that the step records; a merged export's is the recorded one
-    without adapters.
+    """The recipe called `named`, or else the recipe that the step records.
 
+    For a merged export it is the recorded recipe without adapters.
     Raises: HarnessError "recipe-needed", "record-invalid", and those of `load_recipe`.
     """
     if named is not None:
@@ -77,7 +78,7 @@ def recipe_of(located: Located, named: str | None, overrides: list[str] | None =
         if recorded is None:
             continue
         if name == EXPORT:
-            # Nothing is frozen or left out of a merged checkpoint.
+            # A merged checkpoint has no frozen parameters and leaves none out.
             adapters = [f"model.{expert}.lora=null" for expert in ("paligemma", "action_expert")]
             overrides = [*adapters, "train.trained=full", "train.save=all", *(overrides or [])]
         return recipe_from(recorded, overrides, where=f"the recipe in {located.path / name}")
@@ -90,7 +91,7 @@ def recipe_of(located: Located, named: str | None, overrides: list[str] | None =
 
 
 def _recorded(step: Path, name: str) -> dict[str, Any] | None:
-    """None when there is no file, or when it names no recipe."""
+    """The recipe in the file, or None if there is no file or it names no recipe."""
     path = step / name
     if not there(path):
         return None

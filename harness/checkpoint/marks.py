@@ -1,4 +1,4 @@
-"""The marks of a finished save: what a step has beside its arrays, and what a run lacks to resume from it."""
+"""Checks the marks of a finished save: the files beside the arrays, and what a run lacks to resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.run.steps import (
 
 
 def expected_items(step: Path, items: dict[str, Path]) -> list[str]:
-    """The items that the step should have: those its own metadata names; for bare parameters just these."""
+    """The items that the step should have: those that its metadata names; for bare parameters only these."""
     try:
         handlers = read_json(step / COMMIT, step, MARK_BYTES)["item_handlers"]
         return sorted({*map(str, handlers), PARAMS})
@@ -35,7 +35,10 @@ def expected_items(step: Path, items: dict[str, Path]) -> list[str]:
 
 
 def missing_marks(step: Path, items: dict[str, Path], backend: Backend | None) -> list[str]:
-    """What a finished save would have left beside its items, in a run of `backend` or in none."""
+    """The marks that a finished save leaves beside its items and that this step lacks.
+
+    The save is one of `backend`, or of no run.
+    """
     if backend is None and TRAIN_STATE not in items and not there(step / COMMIT):
         return []  # released weights: parameters alone, not a save of a trainer
     lacking = []
@@ -57,7 +60,7 @@ def missing_marks(step: Path, items: dict[str, Path], backend: Backend | None) -
 
 
 def missing_to_resume(step: Path, backend: Backend, said: Iterable[str]) -> list[str]:
-    """What a run of `backend` lacks to resume from `step`, beside what is `said` of it already."""
+    """The names that a run of `backend` lacks to resume from `step`, without those already in `said`."""
     known = {COMMIT, *(text.partition(":")[0].removesuffix("/") for text in said)}
     lacking = [
         name for name in missing(step, backend) if name not in known and name.partition("/")[0] not in known
@@ -68,8 +71,9 @@ def missing_to_resume(step: Path, backend: Backend, said: Iterable[str]) -> list
 
 
 def damaged_statistics(assets: Path, names: Iterable[str]) -> list[str]:
-    """The statistics, among the files of these names, that nobody can read back: without them the step's
-    actions have no scale.
+    """The statistics files, among these names, that cannot be read back.
+
+    Without statistics the step's actions have no scale.
     """
     damaged = []
     for name in sorted(name for name in names if Path(name).name == NORM_STATS):

@@ -1,5 +1,6 @@
-"""Which parts of the network moved between two sets of parameters, and by how much; both are streamed, so no
-leaf is ever whole in memory.
+"""Measures which parts of the network moved between two sets of parameters, and by how much.
+
+Both sets are streamed, so no leaf is ever whole in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from harness.checkpoint.format import GROUPS
 from harness.checkpoint.item import Array, Item
 from harness.recipe.parameters import group_of
 
-# More than any network has: a first axis that is longer is not one of layers.
+# More layers than any network has. A longer first axis is not a layer axis.
 _MOST_LAYERS = 1000
 _STACKED = re.compile(r"/(layers|encoderblock)/")
 _PARTS = (
@@ -31,7 +32,7 @@ _PARTS = (
 
 
 class Tree(NamedTuple):
-    """The parameters of a step; `origin` says where they lie."""
+    """The parameters of a step; `origin` is their path."""
 
     item: Item
     parameters: Mapping[str, Array]
@@ -40,8 +41,10 @@ class Tree(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over a leaf, an entry a layer: squares of the difference and of the other's values, and how many
-    elements differ.
+    """Sums over a leaf, one entry a layer.
+
+    `update`: squares of the difference. `base`: squares of the other's values. `changed`: how many elements
+    differ.
     """
 
     update: np.ndarray
@@ -51,7 +54,10 @@ class _Sums(NamedTuple):
 
 
 def block_of(path: str) -> str:
-    """The finer part of the network that a parameter belongs to, such as "expert feed-forward"."""
+    """The part of the network that a parameter belongs to, such as "expert feed-forward".
+
+    It is finer than the parameter's group.
+    """
     group = base_group(path) if ADAPTER.search(path) else group_of(path)
     if group == "projections":
         return path.partition("/")[0]
@@ -60,7 +66,7 @@ def block_of(path: str) -> str:
 
 
 def layers_of(path: str, array: Array) -> int:
-    """How many layers a stacked leaf holds, along its first axis; 1 for any other."""
+    """The number of layers in a stacked leaf, along its first axis; 1 for any other leaf."""
     stacked = _STACKED.search(path) and len(array.shape) > 1 and array.size and array.shape[0] <= _MOST_LAYERS
     return array.shape[0] if stacked else 1
 
@@ -72,11 +78,11 @@ def compare_parameters(
     scales: Mapping[str, float] | None,
     trained: set[str] | None = None,
 ) -> Moved:
-    """How far `here` is from `there`.
+    """The movement of `here` from `there`.
 
-    `products` are those of the adapters of `here`, `scales` their alpha/rank by path where it is known.
+    `products` are those of the adapters of `here`. `scales` are their alpha/rank by path, if known.
 
-    `trained` are the paths of which a movement is to be expected.
+    `trained` are the paths that are expected to have moved.
     """
     sums, not_compared = _common(here, there)
     rounded = [path for path in sums if here.parameters[path].dtype != there.parameters[path].dtype]
@@ -118,7 +124,7 @@ def compare_parameters(
 
 
 def _common(here: Tree, there: Tree) -> tuple[dict[str, _Sums], list[str]]:
-    """(the sums of every parameter that both have, paths of those that cannot be compared)."""
+    """(the sums of every parameter that both have, the paths that cannot be compared)."""
     sums: dict[str, _Sums] = {}
     not_compared = []
     for path in (path for path in here.parameters if path in there.parameters):
@@ -134,7 +140,7 @@ def _common(here: Tree, there: Tree) -> tuple[dict[str, _Sums], list[str]]:
 
 
 def _still(sums: Mapping[str, _Sums], trained: set[str] | None) -> list[str]:
-    """Notes where nothing moved, or nothing of what was trained."""
+    """Notes if nothing moved, or if a trained array did not move."""
     notes = []
     if sums and not any(found.update.any() for found in sums.values()):
         notes.append("nothing moved: every number that was compared is the same")
@@ -183,8 +189,9 @@ def _adapter_path(here: Tree, found: Product) -> str:
 def _of_product(
     found: Product, path: str, there: Tree, sums: Mapping[str, _Sums], scales: Mapping[str, float] | None
 ) -> _Sums | None:
-    """What a pair of adapters adds, as a movement of the weight that it adapts; None when that weight is
-    nowhere to be read.
+    """The change from a pair of adapters, as a movement of the weight that it adapts.
+
+    None if that weight cannot be read anywhere.
     """
     weight = adapted(path)
     if weight in sums:
@@ -223,7 +230,7 @@ def _movements(members: Mapping[str, list[str]], sums: Mapping[str, _Sums]) -> l
 
 
 def _blocks(sums: Mapping[str, _Sums]) -> Iterator[Movement]:
-    """One movement a finer part; one a layer where the leaves are stacked."""
+    """One movement for each finer part; one for each layer if the leaves are stacked."""
     parts: dict[str, dict[int | None, list[tuple[_Sums, slice]]]] = {}
     for path, found in sums.items():
         layers = len(found.update)

@@ -1,10 +1,10 @@
-"""The index of an OCDBT store, walked once: which keys it has, and where each value lies.
+"""Walks the index of an OCDBT store once: which keys it has, and where each value lies.
 
-A stranger may have written it.
+The store may come from a stranger.
 
-A manifest names the root of a B+tree; each node names the file, offset and length of the nodes or values
-below it. In a sound tree the heights fall by one and nothing is named twice; a store where that is not so is
-damaged, however few bytes it has.
+A manifest names the root of a B+tree. Each node names the file, offset and length of the nodes or values
+below it. In a sound tree the heights fall by one and nothing is named twice. Any other tree is refused as
+damaged, even if it has few bytes.
 Source: tensorstore kvstore/ocdbt/format (manifest.h, btree.h, codec_util.cc), version 0.1.86.
 """
 
@@ -37,7 +37,7 @@ class LeadsOut(ValueError):
 
 
 class Entry(NamedTuple):
-    """One value: its bytes when they stand in the index itself, else where they lie."""
+    """One value: its bytes if the index itself holds them, else its location."""
 
     key: str
     value: bytes | Location
@@ -48,14 +48,15 @@ def read_index(values: Values) -> list[Entry]:
 
     A value's own location is not checked here.
 
-    Raises: LeadsOut; ValueError, or another of `DAMAGE`, when the index is damaged.
+    Raises: LeadsOut; ValueError, or another of `DAMAGE`, if the index is damaged.
     """
     return list(_Walk(values).entries())
 
 
 class Values:
-    """The bytes at the locations of an item, whose files have these `sizes`; its files stay open until it is
-    closed.
+    """Reads the bytes at the locations of an item, whose files have these `sizes`.
+
+    The files stay open until it is closed.
     """
 
     def __init__(self, directory: Path, sizes: Mapping[str, int]) -> None:
@@ -73,7 +74,7 @@ class Values:
     def read(self, place: Location, limit_bytes: int) -> bytes:
         """The bytes at `place`.
 
-        Raises: ValueError when they are not there, or are more than `limit_bytes`; OSError and UnsafeFile as
+        Raises: ValueError if they are not there, or are more than `limit_bytes`; OSError and UnsafeFile as
         `open_received`.
         """
         if place.file not in self.sizes:
@@ -110,7 +111,8 @@ class _Walk:
         if manifest["config"].get("manifest_kind", "single") != "single":
             raise ValueError("a manifest in several files, which Orbax does not write")
         newest = manifest["versions"][-1]
-        # A reader of the newest version does not follow the others, but they are of the same manifest.
+        # A reader of the newest version does not follow the others. They are checked because they are of the
+        # same manifest.
         others = [
             *manifest["version_tree_nodes"],
             *(version["root"] for version in manifest["versions"][:-1]),
@@ -145,8 +147,9 @@ class _Walk:
                     yield Entry(key.decode(), parse_location(value) if isinstance(value, str) else value)
 
     def _dump(self, text: str | None) -> Any:
-        """The manifest, or the node at a location, decoded by tensorstore once it is known how much that
-        unpacks to.
+        """The manifest, or the node at a location, decoded by tensorstore.
+
+        How much it unpacks to is checked first.
         """
         place = (
             Location(OCDBT_MANIFEST, 0, self._values.sizes[OCDBT_MANIFEST])

@@ -1,7 +1,6 @@
-"""How much packed bytes unpack to at most, read from their headers: a few bytes can stand for any amount of
-memory.
+"""Bounds how much packed bytes unpack to, from their headers, because a few bytes can stand for any amount.
 
-tensorstore unpacks all of a chunk before it looks whether the chunk is as large as it should be.
+tensorstore unpacks all of a chunk before it checks whether the chunk is as large as it should be.
 Source: zstd, doc/zstd_compression_format.md 0.4.3 (RFC 8878); c-blosc 1.21, README_CHUNK_FORMAT.rst.
 """
 
@@ -19,15 +18,15 @@ _FRAME = 0xFD2FB528
 _SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 _BLOCK_BYTES = 128 * KIB
 _RAW, _RLE, _COMPRESSED = 0, 1, 2
-# A compressed block counts as a full one. Encoders also cut smaller ones: when the bound is above this, the
-# frames are unpacked to be counted.
+# A compressed block counts as a full one, though encoders also cut smaller ones. If the bound exceeds this
+# slack, the frames are unpacked to be counted.
 _SLACK_BYTES = 32 * MIB
 _WINDOW_BYTES = 128 * MIB
 _BLOSC_HEADER_BYTES = 16
 
 
 def check_packed(file: BinaryIO, length: int, codec: str | None, expected_bytes: int) -> None:
-    """Refuses the `length` bytes at the file's position when they do not unpack to `expected_bytes` at most.
+    """Refuses the `length` bytes at the file's position if they unpack to more than `expected_bytes`.
 
     The position is lost.
 
@@ -57,7 +56,7 @@ def check_packed(file: BinaryIO, length: int, codec: str | None, expected_bytes:
 def zstd_most(file: BinaryIO, length: int) -> int:
     """An upper bound of the bytes that the zstd frames in the next `length` bytes unpack to.
 
-    Raises: ValueError when they are no frames, or one needs a window of more than 128 MiB.
+    Raises: ValueError if they are not frames, or a frame needs a window of more than 128 MiB.
     """
     end, most = file.tell() + length, 0
     while file.tell() < end:
@@ -117,7 +116,7 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
 
 
 def _counted(data: bytes, limit: int) -> int:
-    """How many bytes the frames unpack to; counting ends above `limit`."""
+    """The number of bytes that the frames unpack to; counting ends above `limit`."""
     import pyarrow as pa
 
     total, piece = 0, np.empty(MIB, np.uint8)

@@ -1,4 +1,4 @@
-"""The path on disk of every leaf of an item, and the nested form in which openpi saves it."""
+"""Converts between a leaf's path and openpi's nested form, and gives the path of every leaf on disk."""
 
 from __future__ import annotations
 

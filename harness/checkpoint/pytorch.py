@@ -1,5 +1,4 @@
-"""Checkpoints of PyTorch trainers: recognized by their names and the headers of their safetensors, never
-unpickled.
+"""Recognizes checkpoints of PyTorch trainers by names and safetensors headers; nothing is unpickled.
 
     openpi    <exp>/<step>/{model.safetensors, optimizer.pt, metadata.pt, assets/}
     LeRobot   <run>/checkpoints/<step>/pretrained_model/{config.json, model.safetensors, train_config.json}
@@ -27,7 +26,7 @@ from harness.run.steps import step_directories
 from harness.units import format_count
 
 _TENSORS = ".safetensors"
-# Pickles: opening one runs what it says. They are named and left alone.
+# Pickles: opening one runs the code in it. They are named in the report and not opened.
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _POLICY, _STATE = "pretrained_model", "training_state"
 _MOST_FILES = 1000
@@ -50,7 +49,7 @@ _NEED = (
 
 
 class Weights(NamedTuple):
-    """PyTorch weights at `place`: whose they are, and what the headers of their files say."""
+    """PyTorch weights at `place`: their trainer, and what the headers of their files say."""
 
     place: Path
     kind: str
@@ -59,8 +58,7 @@ class Weights(NamedTuple):
 
 
 def refuse_pytorch(path: Path) -> None:
-    """Refuses `path` when it is, or holds, what a PyTorch trainer saved: a run, its checkpoints, one step, or
-    a file.
+    """Refuses `path` if it is, or holds, what a PyTorch trainer saved: a run, checkpoints, a step or a file.
 
     Raises: HarnessError "pytorch-checkpoint"; OSError.
     """
@@ -85,7 +83,7 @@ def refuse_pytorch(path: Path) -> None:
 
 
 def find_pytorch(path: Path) -> Weights | None:
-    """The newest PyTorch weights that `path` means; None when it means none. Deletes and changes nothing.
+    """The newest PyTorch weights that `path` means, or None. Deletes and changes nothing.
 
     Raises: OSError.
     """
@@ -100,7 +98,7 @@ def find_pytorch(path: Path) -> Weights | None:
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """Where weights may lie below `path`, the newest step first."""
+    """The directories below `path` that may hold weights, the newest step first."""
     for step in (path, *_newest_first(path), *_newest_first(path / CHECKPOINTS)):
         yield from (
             place
@@ -114,7 +112,7 @@ def _newest_first(directory: Path) -> list[Path]:
 
 
 def _files(place: Path) -> list[Path]:
-    """The files of weights directly in `place`: safetensors, or else pickles."""
+    """The files of weights directly in `place`: safetensors, or pickles if there are none."""
     names = sorted(
         entry for entry in place.iterdir() if entry.suffix == _TENSORS or entry.suffix in _PICKLES
     )[:_MOST_FILES]

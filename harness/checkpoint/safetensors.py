@@ -1,4 +1,4 @@
-"""The header of a safetensors file: names, shapes and dtypes of its tensors.
+"""Reads the header of a safetensors file: names, shapes and dtypes of its tensors.
 
 No tensor is read, and nothing is unpickled.
 
@@ -20,7 +20,7 @@ from harness.received.files import open_received
 from harness.received.json import parse_json
 from harness.units import MIB
 
-# That of π0.5 has 0.1 MiB for its 800 tensors; the format itself allows 100 MB.
+# π0.5's header has 0.1 MiB for its 800 tensors; the format itself allows 100 MB.
 _HEADER_BYTES = 16 * MIB
 _MOST_AXES = 32
 _BITS = {
@@ -44,7 +44,7 @@ class Tensor(NamedTuple):
 def read_header(path: Path, root: Path) -> list[Tensor]:
     """The tensors of the file `path` below `root`, in the order of their bytes.
 
-    Raises: ValueError when the header is damaged, or does not fit the file; UnsafeFile and OSError as
+    Raises: ValueError if the header is damaged, or does not fit the file; UnsafeFile and OSError as
     `open_received`.
     """
     with open_received(path, root) as file:

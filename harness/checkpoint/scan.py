@@ -1,4 +1,4 @@
-"""What lies in a checkpoint directory: whole steps, interrupted saves, links that lead out.
+"""Lists what lies in a checkpoint directory: whole steps, interrupted saves, links that lead out.
 
 Reads names and sizes only.
 """
@@ -34,9 +34,9 @@ from harness.run.steps import (
 )
 from harness.units import format_seconds
 
-# A save writes all the time; one that has been silent for this long has stopped.
+# A save writes all the time. A save that has been silent for this long has stopped.
 QUIET_S = 60
-# What openpi leaves, every trainer leaves: so much is asked of a step that is no run's.
+# Every trainer leaves what openpi leaves, so only that is asked of a step outside a run.
 ANYBODY: Backend = "openpi"
 
 
@@ -50,13 +50,13 @@ class Found:
     interrupted: list[Path] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     partial: bool = False
-    # Whose run resumes from these steps; None where they are no run's.
+    # The backend whose run resumes from these steps; None if they are not a run's.
     backend: Backend | None = None
     whole_sibling: int | None = None
     denied: PermissionError | None = None
 
     def deny(self, step: Path, error: PermissionError) -> None:
-        """One step that may not be read does not hide the others."""
+        """Notes that one step may not be read. The other steps stay in the report."""
         self.partial, self.denied = True, error
         self.findings.append(f"step {step.name} cannot be read: {error.strerror}: {error.filename}")
 
@@ -115,7 +115,7 @@ def _fill(found: Found) -> None:
 
 
 def _backend_at(directory: Path) -> Backend | None:
-    """Whose trainer saves in `directory`; None when it is no run's, or no manifest says so."""
+    """The backend that saves in `directory`; None if it is not a run's, or no manifest names one."""
     try:
         manifest = RunDir(directory.parent).read(Manifest) if directory.name == CHECKPOINTS else None
     except HarnessError:
@@ -165,9 +165,7 @@ def _items(found: Found, step: Path) -> dict[str, Path]:
 
 
 def _inside(path: Path, root: Path) -> bool:
-    """Whether `path` lies below `root` once links are followed; a link that leads nowhere but to itself does
-    not.
-    """
+    """Whether `path` lies below `root` once links are followed. A link to itself does not."""
     try:
         return stays(root, path)
     except RuntimeError:
@@ -175,7 +173,7 @@ def _inside(path: Path, root: Path) -> bool:
 
 
 def interrupted_save(path: Path, newest_whole: int | None) -> InterruptedSave:
-    """What is known of the save that was left at `path`."""
+    """The report on the save that was left at `path`."""
     begun_items = {child.name for child in path.iterdir() if child.is_dir()}
     missing = [f"{COMMIT}, which is written when a save is finished"] if not (path / COMMIT).is_file() else []
     for item in USUAL_ITEMS:
@@ -223,7 +221,7 @@ def _safe_to_delete(path: Path, age_s: float, newest_whole: int | None) -> tuple
 
 
 def _held_open_by(path: Path) -> int | None:
-    """A process, among those that this one can see, that has a file below `path` open."""
+    """The pid of a visible process that has a file below `path` open, or None."""
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             target = os.readlink(link)
@@ -283,9 +281,9 @@ def _empty(path: Path, found: Found) -> HarnessError:
 
 
 def delete_interrupted(found: Checkpoint) -> list[InterruptedSave]:
-    """The interrupted saves of a report that were deleted: those that it calls safe to delete, and no other.
+    """The interrupted saves of a report that were deleted: only those that it calls safe to delete.
 
-    Raises: HarnessError "checkpoint-unreadable" when one cannot be deleted.
+    Raises: HarnessError "checkpoint-unreadable" if one cannot be deleted.
     """
     deleted = []
     for save in found.interrupted:

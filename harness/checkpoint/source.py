@@ -1,5 +1,6 @@
-"""Whether weights can be what a recipe starts from, by their metadata alone: said before anything is planned,
-compiled or loaded. No JAX.
+"""Checks by metadata alone whether weights can be what a recipe starts from.
+
+The answer comes before anything is planned, compiled or loaded. No JAX.
 """
 
 from __future__ import annotations
@@ -25,17 +26,16 @@ _PUBLISHED = "--set weights.source=gs://openpi-assets/checkpoints/pi05_base/para
 
 
 class Base(NamedTuple):
-    """The weights that a checkpoint of only trained parameters lies upon."""
+    """The weights that hold what a checkpoint of only trained parameters leaves out."""
 
     source: str
     sha256: str
 
 
 def why_not(path: Path, recipe: Recipe) -> HarnessError | None:
-    """The reason why training by `recipe` cannot start from the weights at `path`; None when nothing speaks
-    against it.
+    """The reason why training by `recipe` cannot start from the weights at `path`; None if there is none.
 
-    Only metadata is read. Of weights that lie upon others, the others are looked at where they lie on this
+    Only metadata is read. If the weights name a base, the base is read too, provided that it is on this
     machine.
     """
     try:
@@ -46,7 +46,7 @@ def why_not(path: Path, recipe: Recipe) -> HarnessError | None:
     except OSError as error:
         return _unreadable(path, error)
     wanted = parameter_shapes(recipe.model)
-    # Adapters begin anew where the weights have none; and what a base far away holds is not known here.
+    # Adapters that the weights lack are initialized anew. What a remote base holds is not known here.
     needed = {
         name: shape for name, shape in wanted.items() if name in shapes or (whole and "lora" not in name)
     }
@@ -54,7 +54,7 @@ def why_not(path: Path, recipe: Recipe) -> HarnessError | None:
 
 
 def _shapes_of(found: Path, deepest: int = 8) -> tuple[Shapes, bool]:
-    """(shape of each parameter that is stored, whether these are all that there are)."""
+    """(shape of each stored parameter, whether these are all the parameters)."""
     item = read_item(found)
     if item.leads_out:
         raise leads_out(found, item.leads_out)
@@ -75,7 +75,7 @@ def _shapes_of(found: Path, deepest: int = 8) -> tuple[Shapes, bool]:
 
 
 def find_params(path: Path) -> Path:
-    """The `params` directory that `path` means: itself, or the one of a step directory.
+    """The `params` directory that `path` means: `path` itself, or the one in a step directory.
 
     Raises: HarnessError "weights-missing", "weights-step-needed", "checkpoint-interrupted",
     "pytorch-checkpoint", "weights-not-a-checkpoint", "file-leaves-root".
@@ -113,7 +113,7 @@ def find_params(path: Path) -> Path:
 
 
 def _refuse_several(path: Path) -> None:
-    """Refuses a run, or a directory of steps: which of them is meant must be said."""
+    """Refuses a run, or a directory of steps, because the step must be named."""
     for checkpoints in (path, path / CHECKPOINTS):
         steps = [path for _, path in step_directories(checkpoints) if (path / PARAMS / METADATA).is_file()]
         if steps:
@@ -132,7 +132,7 @@ def _refuse_several(path: Path) -> None:
 def parameter_names(paths: Iterable[str]) -> dict[str, str]:
     """Path in the item → the parameter's path, without the outer "params/" and the "/value" of flax's state.
 
-    Source: openpi src/openpi/models/model.py `restore_params`, commit 15a9616, which takes both forms.
+    Source: openpi src/openpi/models/model.py `restore_params`, commit 15a9616, which accepts both forms.
     """
     known = list(paths)
     suffix = "/value" if known and all(path.endswith("/value") for path in known) else ""
@@ -152,9 +152,7 @@ def mismatches(found: Shapes, wanted: Shapes) -> list[str]:
 
 
 def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError | None:
-    """The refusal of weights whose arrays are not those of a model with the shapes `wanted`; None when they
-    are.
-    """
+    """The refusal of weights whose arrays are not those of a model with the shapes `wanted`, or None."""
     lines = mismatches(found, wanted)
     if not lines:
         return None
@@ -182,9 +180,9 @@ def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError |
 
 
 def named_base(step: Path) -> Base | None:
-    """The base that `step` names, when it holds only what was trained; None for full weights.
+    """The base that `step` names, if it holds only what was trained; None for full weights.
 
-    Raises: HarnessError "checkpoint-damaged" when what names it is damaged; UnsafeFile.
+    Raises: HarnessError "checkpoint-damaged" if the file that names it is damaged; UnsafeFile.
     """
     path = step / BASE
     if not there(path):

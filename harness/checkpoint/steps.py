@@ -1,6 +1,4 @@
-"""The steps of a checkpoint directory as their metadata has them: what each holds, what it lacks, and what it
-records of itself.
-"""
+"""Reads the steps of a checkpoint directory by their metadata: what each holds, lacks and records."""
 
 from __future__ import annotations
 
@@ -22,18 +20,18 @@ from harness.recipe.schema import Recipe
 from harness.run.steps import ASSETS, DIGESTS, PARAMS, RECORD, TREES, is_own, is_whole
 
 SHOWN = 20
-# What a record that is missing, torn, foreign or hostile ends in: then it says nothing.
+# Errors from a record that is missing, torn, foreign or hostile. Such a record tells nothing.
 _NO_RECORD = (OSError, UnsafeFile, *DAMAGE, AttributeError)
 
 
 class Step(NamedTuple):
-    """One step; `trees` are those of its items that hold arrays, by name."""
+    """One step. `trees` are its items that hold arrays, by name."""
 
     report: CheckpointStep
     path: Path
     items: dict[str, Path]
     trees: dict[str, Item]
-    # Whether a run resumes from it, which looks at names only.
+    # Whether a run resumes from it. Only names decide this.
     resumable: bool
 
     @property
@@ -49,7 +47,7 @@ def parameter_path(path: str) -> str:
 
 
 def read_steps(found: Found) -> list[Step]:
-    """The steps that may be read, oldest first; the others are findings of `found`."""
+    """The steps that can be read, oldest first. The others become findings of `found`."""
     steps = []
     for number, path, items in found.steps:
         try:
@@ -57,7 +55,7 @@ def read_steps(found: Found) -> list[Step]:
         except PermissionError as error:
             found.deny(path, error)
         except FileNotFoundError:
-            # The trainer deletes a step when the next is whole, also under our eyes.
+            # The trainer may delete a step while it is read, when the next step is whole.
             if path.exists():
                 raise
     return steps
@@ -66,7 +64,7 @@ def read_steps(found: Found) -> list[Step]:
 def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: Backend | None) -> Step:
     is_item = path in items.values()
     trees = {name: read_item(items[name]) for name in TREES if name in items}
-    # Each file of the step is visited once: an array item's were when it was read.
+    # Each file of the step is visited once. Those of an array item were visited when it was read.
     files = {name: trees[name].files if name in trees else files_of(place) for name, place in items.items()}
     missing = [] if is_item else missing_marks(path, items, backend)
     if not is_item:
@@ -100,9 +98,7 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: 
 
 
 def recorded_recipe(step: Step) -> Recipe | None:
-    """The recipe that the harness wrote beside the step, when it did and this version still understands
-    it.
-    """
+    """The recipe that the harness wrote beside the step; None if this version finds none that is valid."""
     try:
         return Recipe.model_validate(_read(step, RECORD)["recipe"])
     except _NO_RECORD:
@@ -110,8 +106,9 @@ def recorded_recipe(step: Step) -> Recipe | None:
 
 
 def recorded_trainer(step: Step) -> str | None:
-    """Who wrote the step, where the harness only wrote beside it; None for its own, and for a step without
-    its record.
+    """The trainer that wrote the step, if the harness only wrote beside it.
+
+    None for a step of the harness, and for a step without its record.
     """
     try:
         trainer = _read(step, RECORD).get("trainer")
@@ -121,9 +118,7 @@ def recorded_trainer(step: Step) -> str | None:
 
 
 def named_base(step: Step) -> dict[str, str] | None:
-    """Source and sha256 of the weights that a step of only trained parameters lies upon; None for a full
-    one.
-    """
+    """Source and sha256 of the base of a step of only trained parameters; None for a full step."""
     try:
         named = source.named_base(step.path)
     except HarnessError:

@@ -1,5 +1,6 @@
-"""Training checkpoints in openpi's layout: saved in the background, renamed into place when whole, restored
-leaf by leaf.
+"""Saves and restores training checkpoints in openpi's layout.
+
+A save runs in the background and is renamed into place when whole. A restore reads leaf by leaf.
 
     <step>/params                                PyTree {"params": {… {"value": array}}}: the average with EMA
     <step>/train_state                           PyTree {"step", "params" (raw, with EMA), "opt_state"}
@@ -56,8 +57,7 @@ from harness.units import MIB, format_bytes
 
 Params = dict[str, jax.Array]
 
-# Orbax measures its time-outs by the wall clock, which may jump; a save that hangs is the supervisor's
-# matter.
+# Orbax measures its time-outs by the wall clock, which may jump. The supervisor handles a save that hangs.
 _SAVE_TIMEOUT_S = 10**9
 _DELETED = re.compile(rf"(?<![0-9])[0-9]++{re.escape(INTERRUPTED)}-deleted-[0-9]+")
 
@@ -71,21 +71,21 @@ class Restored(NamedTuple):
 class Store:
     """The checkpoint directory of one run.
 
-    Kept are the last `keep_last` steps and every multiple of `keep_every_steps`. An interrupted save is never
-    listed, restored from or deleted: when its step is saved again it is renamed out of the way.
+    It keeps the last `keep_last` steps and every multiple of `keep_every_steps`. An interrupted save is never
+    listed, restored or deleted. When its step is saved again, it is renamed out of the way.
     """
 
     def __init__(self, directory: Path | str, *, keep_every_steps: int, keep_last: int = 1) -> None:
-        # Orbax logs every failure with many tracebacks before it raises; what it raises becomes one
-        # HarnessError here.
+        # Orbax logs every failure with many tracebacks before it raises. The error becomes one HarnessError
+        # here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory = Path(directory).absolute()
         self._keep_every_steps = keep_every_steps
         self._keep_last = keep_last
         self._saving: int | None = None
-        # Pinned host memory is capped under WSL2, and a pool of it grows with every save (google/orbax#2090).
+        # Pinned host memory is capped under WSL2, and its pool grows with every save (google/orbax#2090).
         tree = {name: ocp.PyTreeCheckpointHandler(enable_pinned_host_transfer=False) for name in TREES}
-        # A directory that cannot be made is told at once; made in the background, its failure would be a
+        # A directory that cannot be made is reported at once. Made in the background, its failure would be a
         # time-out ten minutes later.
         options = ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S, create_directories_asynchronously=False)
         together = ocp.CompositeOptions(async_options=options)
@@ -108,9 +108,8 @@ class Store:
         """Saves a step. Returns once the arrays are on the host; the files are written in the background.
 
         `base` (source and sha256) names the weights that hold what `params` leaves out, for `load_params`.
-        A failure of the save before this one is raised here.
-        Raises: HarnessError "checkpoint-exists", "disk-full", "not-writable", "save-failed",
-        "name-leads-out", "file-leaves-root".
+        Raises: a failure of the save before this one; HarnessError "checkpoint-exists", "disk-full",
+        "not-writable", "save-failed", "name-leads-out", "file-leaves-root".
         """
         below(self.directory / str(step) / ASSETS, asset_id, "data.asset_id")
         self.wait()
@@ -120,8 +119,8 @@ class Store:
         )
         assets = {f"{asset_id}/{NORM_STATS}": norm_stats_json}
         self._make_room(step, nbytes(items) + sum(map(len, texts.values())) + len(norm_stats_json))
-        # Before the arrays are given away to the next step: what is hashed is what was trained, not what a
-        # disk made of it.
+        # Hashed before the arrays are donated to the next step: the digests are those of what was trained,
+        # not of what a disk made of it.
         leaves = {f"{item}/{path}": leaf for item, tree in items.items() for path, leaf in flat(tree).items()}
         files = texts | {f"{ASSETS}/{name}": text for name, text in assets.items()}
         digests = Digests(leaf_digests(leaves), {name: text_digest(text) for name, text in files.items()})
@@ -142,14 +141,14 @@ class Store:
     def wait(self) -> None:
         """Waits until the save under way is whole on disk, then prunes older steps.
 
-        Raises: HarnessError "disk-full" or "save-failed" of the save under way; steps before it stay whole.
+        Raises: HarnessError "disk-full" or "save-failed" of that save. The steps before it stay whole.
         """
         step, self._saving = self._saving, None
         try:
             self._checkpointer.wait_until_finished()
         except Exception as error:
-            # Memory of the host or of the device is the supervisor's to name; tensorstore calls a full disk a
-            # lack of resources too.
+            # The supervisor reports a lack of host or device memory. tensorstore calls a full disk a lack of
+            # resources too.
             if isinstance(error, MemoryError) or (
                 "RESOURCE_EXHAUSTED" in str(error) and not no_space(str(error))
             ):
@@ -160,7 +159,7 @@ class Store:
             _give_back_memory()
 
     def close(self) -> None:
-        """Waits for the last save. The store cannot save any more."""
+        """Waits for the last save. The store cannot save afterwards."""
         try:
             self.wait()
         finally:
@@ -169,7 +168,8 @@ class Store:
     def steps(self) -> list[int]:
         """The steps that are whole, ascending.
 
-        Raises: UnsafeFile "file-leaves-root" when a link leads out of the run: then the steps are another's.
+        Raises: UnsafeFile "file-leaves-root" if a link leads out of the run, because the steps are then
+        another run's.
         """
         check_stays(self.directory, self.directory.parent)
         return whole_steps(self.directory)
@@ -185,10 +185,10 @@ class Store:
         train_state: Any,
         keep: Callable[[str, jax.Array], Any] = lambda _, array: array,
     ) -> Restored:
-        """The checkpoint of `step`, bit for bit, each leaf in the sharding of its ShapeDtypeStruct; of a
-        parameter what `keep` makes of it.
+        """The checkpoint of `step`, bit for bit, each leaf in the sharding of its ShapeDtypeStruct.
 
-        Raises: HarnessError "checkpoint-missing", "checkpoint-damaged", or "checkpoint-mismatch" that lists
+        A parameter is returned as `keep` returns it.
+        Raises: HarnessError "checkpoint-missing", "checkpoint-damaged", or "checkpoint-mismatch", which lists
         every missing, unexpected and mis-shaped leaf.
         """
         self.wait()
@@ -270,28 +270,28 @@ class Store:
         steps = self.steps()
         for step in steps[: max(len(steps) - self._keep_last, 0)]:
             if step % self._keep_every_steps:
-                # Renamed first: a process that dies while it deletes leaves nothing that passes for a whole
+                # Renamed first: if a process dies while it deletes, what is left does not look like a whole
                 # step.
                 (self.directory / str(step)).rename(
                     _free_name(self.directory / f"{step}{INTERRUPTED}-deleted")
                 )
         for path in self.directory.iterdir():
-            # Only what this store has renamed; a link of such a name is left where it is.
+            # Only what this store has renamed; a link of such a name stays.
             if _DELETED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
 
     def _failed(self, step: int | None, error: BaseException) -> HarnessError:
         text = str(error)
         if no_space(text):
-            # This process wrote it and knows that it is worthless; what it holds is the space that is
-            # lacking.
+            # This process wrote the partial save and knows that it is worthless. It occupies the space that
+            # is lacking.
             shutil.rmtree(self.directory / f"{step}{INTERRUPTED}", ignore_errors=True)
             return disk_full(self.directory, step, got=None, need=None)
         return save_failure(self.directory, step, error, self.latest)
 
 
 def differences(leaves: Mapping[str, Leaf], wanted: Mapping[str, Any], *, same_dtype: bool) -> list[str]:
-    """One line for every missing, unexpected and mis-shaped leaf."""
+    """One line for every missing, unexpected or mis-shaped leaf, with `same_dtype` for another dtype too."""
     lines = mismatches(
         {path: leaf.shape for path, leaf in leaves.items()},
         {path: tuple(struct.shape) for path, struct in wanted.items()},
@@ -316,9 +316,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _give_back_memory() -> None:
-    """Returns to the system what the copies of a save have left with the C library, whose many arenas keep it
-    otherwise: 2 % of the state a save.
-    """
+    """Calls malloc_trim after a save: glibc's arenas otherwise keep the copies (2 % of the state a save)."""
     gc.collect()
     with suppress(AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

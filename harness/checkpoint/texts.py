@@ -1,6 +1,4 @@
-"""An Orbax item that is a few small text files: the statistics beside the parameters, and what the harness
-writes down.
-"""
+"""An Orbax handler for an item of small text files: the statistics, and what the harness records."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from harness.received.names import below
 
 
 class TextFiles(ocp.CheckpointHandler):
-    """Writes and reads such an item."""
+    """Writes and reads an item of text files."""
 
     def save(self, directory: Path, args: SaveTextFiles) -> None:
         for name, text in args.files.items():

@@ -1,5 +1,6 @@
-"""Who was trained, read from what the optimizer keeps; and the mistake of calling it LoRA while the weights
-under the adapters are trained too.
+"""Finds the parameters that were trained, from the optimizer's state.
+
+Also detects a false LoRA run: the weights under the adapters are trained too.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from harness.units import format_count
 def trained_paths(
     parameters: Mapping[str, Array], state: Item | None, recipe: Recipe | None
 ) -> tuple[set[str] | None, str]:
-    """(paths of the parameters that were trained, or None; why None): those that the optimizer keeps state
-    of, however it stores it.
+    """(paths of the parameters that were trained, or None; why None).
+
+    They are the parameters for which the optimizer keeps state, in whatever form. Without such state the
+    recipe tells them.
     """
     if state and not state.damaged:
         found = _named_in(state.arrays, parameters)
@@ -31,9 +34,10 @@ def trained_paths(
 
 
 def _named_in(state: Iterable[str], parameters: Mapping[str, Array]) -> set[str]:
-    """The parameters whose whole path lies within that of an array of the optimizer's state.
+    """The parameters whose whole path lies within the path of an array of the optimizer's state.
 
-    Adam's moments of P are `opt_state/…/mu/P/value`; factored or quantized ones have further keys behind P.
+    Adam's moments of P are `opt_state/…/mu/P/value`; factored or quantized moments have further keys behind
+    P.
     """
     found = set()
     for path in state:
@@ -47,7 +51,7 @@ def _named_in(state: Iterable[str], parameters: Mapping[str, Array]) -> set[str]
 
 
 def lora_findings(parameters: Mapping[str, Array], trained: set[str] | None, lora: LoraReport) -> list[str]:
-    """One finding when weights under the adapters are trained."""
+    """One finding if weights under the adapters are trained, else none."""
     if not lora.present or trained is None:
         return []
     beneath_adapters = {base_group(path) for path in parameters if ADAPTER.search(path)}

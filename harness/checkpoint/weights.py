@@ -1,5 +1,6 @@
-"""Loads openpi's parameters: released weights, openpi's checkpoints and ours, each leaf straight into its
-sharding and dtype.
+"""Loads parameters in openpi's format: released weights, openpi's checkpoints and ours.
+
+Each leaf goes directly into its sharding and dtype.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from harness.run.steps import BASE
 
 Structs = Mapping[str, jax.ShapeDtypeStruct]
 Progress = Callable[[int, int], None]
-# A run may start from another run's trained parameters, and that from a third's.
+# A run may start from another run's trained parameters, and that run from those of a third.
 _DEEPEST_BASE = 8
 
 
 class Loaded(NamedTuple):
-    """`params` in the order of what was expected; `sources` are the `params` directories it came from."""
+    """The loaded `params`, in the order in which they were expected.
+
+    `sources` are the `params` directories that were read.
+    """
 
     params: dict[str, jax.Array]
     restored: list[str]
@@ -46,12 +50,12 @@ def load_params(
     keep: Callable[[str, jax.Array], Any] = lambda _, array: array,
     progress: Progress | None = None,
 ) -> Loaded:
-    """Every expected parameter: read from `source`, or made by `initialize` where it is missing and may be.
+    """Every expected parameter, read from `source`, or made by `initialize` if it is missing and may be.
 
-    `source` is a `params` directory, a step directory, or one that holds only what was trained (its base is
-    then read too, from `base` when it has moved there); local, gs:// or https://. `keep` makes of each array
-    what is kept of it, before the next one is read.
-    Raises: HarnessError "weights-mismatch" that lists every missing, unexpected and mis-shaped parameter,
+    `source` is a `params` directory or a step directory; local, gs:// or https://. If it holds only what was
+    trained, its base is read too. `base` is the base's new place, if it has moved. `keep` reduces each array
+    to what is kept of it, before the next one is read.
+    Raises: HarnessError "weights-mismatch", which lists every missing, unexpected and mis-shaped parameter,
     "weights-not-finite", "weights-missing", "weights-not-a-checkpoint", "weights-step-needed",
     "checkpoint-interrupted", "checkpoint-damaged", "weights-base-differs", and those of
     `harness.download.cache`.
@@ -94,8 +98,9 @@ def load_params(
 
 
 def parameter_leaves(directory: Path) -> dict[str, Leaf]:
-    """Parameter path → leaf of a `params` directory, without the outer "params/" and the "/value" of flax's
-    state.
+    """Parameter path → leaf of a `params` directory.
+
+    The paths lack the outer "params/" and the "/value" of flax's state.
     """
     leaves = open_leaves(directory)
     return {name: leaves[path] for path, name in parameter_names(leaves).items()}
@@ -124,9 +129,9 @@ def params_directories(
     progress: Progress | None = None,
     above: tuple[Path, ...] = (),
 ) -> list[Path]:
-    """The `params` directory of `source`, then that of its base when it holds only what was trained.
+    """The `params` directory of `source`, then that of its base if it holds only what was trained.
 
-    `base` says where the base is now, when it has moved; `above` are the directories whose base `source` is.
+    `base` is the base's new place, if it has moved. `above` are the directories whose base `source` is.
     Raises: HarnessError "weights-base-circular", "weights-base-differs", and those of `find_params` and
     `named_base`.
     """
@@ -171,7 +176,7 @@ def check_parameters(
 ) -> None:
     """Checks that the leaves are those of a model with these shapes.
 
-    Raises: HarnessError "weights-are-adapters", or "weights-mismatch" that lists every missing, unexpected
+    Raises: HarnessError "weights-are-adapters", or "weights-mismatch", which lists every missing, unexpected
     and mis-shaped parameter.
     """
     error = refusal(source, {path: leaf.shape for path, leaf in leaves.items()}, shapes)

@@ -1,6 +1,6 @@
-"""Two Gemma experts that share one attention: the language model reads images and prompt, the action expert
-the actions.
+"""Two Gemma experts that share one attention.
 
+The language model reads images and prompt; the action expert reads the actions.
 Sources: Gemma (https://arxiv.org/abs/2403.08295), π0.5 (https://arxiv.org/abs/2504.16054); openpi
 src/openpi/models/gemma.py at commit 15a9616 for the numerics and for every parameter's name. Names of the
 second expert end in `_1`.
@@ -29,17 +29,17 @@ _EPSILON = 1e-6
 # Logits of a chunk of `attend_in_chunks`: 64 MiB in float32, six samples of the published recipe.
 _CHUNK_LOGITS = 2**24
 
-# What a layer's parameters go through just before they are used, for example the gathering of their shards
-# from all devices.
+# A function applied to a layer's parameters just before their use, for example to gather their shards.
 Fetch = Callable[[Any], Any]
-# How attention is computed: for the whole batch at once, or for a few samples at a time. Not by cuDNN's flash
-# attention (jax.nn.dot_product_attention): its backward pass takes heads of at most 128 on Ampere and Ada,
-# and Gemma's have 256; only Hopper's may, whose cards have the memory anyway; and JAX asks the device that is
-# here, so a step with it cannot be compiled for a card that is not. Sources: cuDNN 9.18, "Attention", support
-# matrix; jax/_src/cudnn/fused_attention_stablehlo.py, `check_is_flash_attention`, 0.10.2.
+# How attention is computed: for the whole batch at once, or for a few samples at a time. cuDNN's flash
+# attention (jax.nn.dot_product_attention) is not used. Its backward pass takes heads of at most 128 on Ampere
+# and Ada, and Gemma's have 256. Only Hopper allows them, and its cards have the memory anyway. JAX also asks
+# the present device, so such a step cannot be compiled for a card that is not here. Sources: cuDNN 9.18,
+# "Attention", support matrix; jax/_src/cudnn/fused_attention_stablehlo.py, `check_is_flash_attention`,
+# 0.10.2.
 AttentionForm = Literal["full", "chunked"]
 
-# One entry per expert; None where that expert has no tokens in this call.
+# One entry per expert; None if that expert has no tokens in this call.
 PerExpert = tuple[jax.Array | None, jax.Array | None]
 
 
@@ -61,9 +61,7 @@ class RMSNorm(nnx.Module):
 
 
 class Modulation(nnx.Module):
-    """condition·kernel + bias → scale, shift and gate, [B, 3D]; zero at first, so the norm starts as a plain
-    one.
-    """
+    """condition·kernel + bias → scale, shift and gate, [B, 3D]; all zero at first: the norm starts plain."""
 
     def __init__(self, *shape: int) -> None:
         *layers, width = shape
@@ -75,9 +73,7 @@ class Modulation(nnx.Module):
 
 
 class AdaptiveRMSNorm(nnx.Module):
-    """x / rms(x) * (1 + scale) + shift, and a gate for the residual branch, all from the time embedding
-    (adaRMS).
-    """
+    """x / rms(x) * (1 + scale) + shift, and a residual gate, all from the time embedding (adaRMS)."""
 
     def __init__(self, *shape: int) -> None:
         self.Dense_0 = Modulation(*shape)
@@ -108,7 +104,7 @@ def apply_rope(x: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q·kᵀ)·v with logits and softmax in float32; q comes scaled.
+    """softmax(q·kᵀ)·v with logits and softmax in float32; q is already scaled.
 
     Shapes: q [B, T, N, H]; k, v [B, S, K, H] with N a multiple of K; mask bool [B, T, S]; result [B, T, N,
     H].
@@ -121,10 +117,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
 
 def attend_in_chunks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`attend`, a few samples at a time: float32 logits exist for these only, and again for these only in the
-    backward pass.
+    """`attend`, a few samples at a time.
 
-    Chunk i has samples i, i + n, i + 2n, …: each of several devices then works on samples that it holds.
+    float32 logits exist only for these samples, in the forward pass and again in the backward pass. Chunk i
+    has samples i, i + n, i + 2n, …: each of several devices then works on samples that it holds.
     """
     b, t, n, _ = q.shape
     fits = max(1, _CHUNK_LOGITS // (n * t * k.shape[1]))
@@ -137,7 +133,7 @@ def attend_in_chunks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
 
 
 class Attention(nnx.Module):
-    """Each expert projects its own tokens; all of them attend together; each projects its own result back."""
+    """Attention of both experts: separate projections, joint attention, separate output projections."""
 
     def __init__(self, experts: tuple[Expert, Expert], form: AttentionForm, rngs: nnx.Rngs) -> None:
         self.attend = attend if form == "full" else attend_in_chunks
@@ -164,7 +160,9 @@ class Attention(nnx.Module):
     def __call__(
         self, xs: PerExpert, positions: jax.Array, mask: jax.Array, cache: KeyValues | None, *, last: bool
     ) -> tuple[PerExpert, KeyValues]:
-        """With `last`, the language model's tokens are keys and values only: they ask nothing, and their
+        """(each expert's result, the keys and values).
+
+        With `last`, the language model's tokens are only keys and values. They have no queries, and their
         result is None.
         """
         present = [(suffix, x) for suffix, x in zip(("", "_1"), xs, strict=True) if x is not None]
@@ -189,9 +187,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each behind a norm; the action expert's residual branches are gated by
-    adaRMS.
-    """
+    """Attention and feed-forward, each after a norm; adaRMS gates the action expert's residual branches."""
 
     def __init__(self, experts: tuple[Expert, Expert], attention: AttentionForm, rngs: nnx.Rngs) -> None:
         self.attn = Attention(experts, attention, rngs)
@@ -214,9 +210,9 @@ class Block(nnx.Module):
         *,
         last: bool = False,
     ) -> tuple[PerExpert, KeyValues]:
-        """The tokens after this layer and its keys and values.
+        """(the tokens after this layer, its keys and values).
 
-        In the `last` layer nobody reads the language model's tokens: they end here.
+        After the `last` layer nothing reads the language model's tokens, so they are None.
         """
         normed, gates = self._norm("pre_attention_norm", xs, condition)
         attended, kv = self.attn(normed, positions, mask, cache, last=last)
@@ -286,7 +282,7 @@ class Gemma(nnx.Module):
         return self.embedder(tokens).astype(self.dtype)
 
     def prefix(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> KeyValues:
-        """Keys and values of every layer for a prefix that only the language model reads."""
+        """Keys and values of every layer for a prefix, which only the language model reads."""
         _, kv = self._scan((x.astype(self.dtype), None), positions, mask, None, None, keep=True)
         assert kv is not None
         return kv
@@ -301,9 +297,7 @@ class Gemma(nnx.Module):
         condition: jax.Array,
         cache: KeyValues | None = None,
     ) -> jax.Array:
-        """The action expert's output [B, suffix tokens, D_1], beside the prefix itself or its cached keys and
-        values.
-        """
+        """The action expert's output [B, suffix tokens, D_1], from the prefix or its cached keys, values."""
         xs = (None if prefix is None else prefix.astype(self.dtype), suffix.astype(self.dtype))
         (_, x), _ = self._scan(xs, positions, mask, condition, cache, keep=False)
         assert x is not None
@@ -319,15 +313,16 @@ class Gemma(nnx.Module):
         *,
         keep: bool,
     ) -> tuple[PerExpert, KeyValues | None]:
-        """All layers but the last as one loop, then the last, of which only what the action head reads is
-        computed (all of it for `keep`).
+        """All layers but the last as one loop, then the last layer.
+
+        Of the last layer only what the action head reads is computed; with `keep`, all of it.
         """
         graph, stacked = nnx.split(self.layers)
         depth = jax.tree.leaves(stacked)[0].shape[0]
 
         def layer(xs: PerExpert, i: jax.Array | int, *, last: bool) -> tuple[PerExpert, KeyValues | None]:
-            # Taken from the whole stack: a slice of it, or a stack without its last layer, would be a second
-            # copy of the parameters.
+            # Indexed from the whole stack. A slice of the stack, or a stack without its last layer, would be
+            # a second copy of the parameters.
             one, cached = jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), (stacked, cache)
             )

@@ -1,9 +1,9 @@
-"""Weights with optional low-rank adapters, for one expert's attention and feed-forward.
+"""Weights with optional low-rank adapters (LoRA), for one expert's attention and feed-forward.
 
 y = x·W + (alpha / rank) · (x·A)·B, on the last two axes of W. LoRA: Hu et al. 2021,
 https://arxiv.org/abs/2106.09685.
 
-Parameters carry a leading layer axis L; inside the scan over layers a module sees one layer's slice, so
+Parameters have a leading layer axis L. Inside the scan over layers a module sees one layer's slice, so
 `__call__` is written for one layer.
 
 Axes: L layers, B batch, T tokens, D width, F mlp dim, R adapter rank.
@@ -20,8 +20,8 @@ from flax import nnx
 
 from harness.recipe.schema import Lora
 
-# openpi src/openpi/models/lora.py `LoRAConfig.init_fn`, commit 15a9616: both factors start random, so does
-# their product.
+# Source: openpi src/openpi/models/lora.py `LoRAConfig.init_fn`, commit 15a9616. Both factors start random,
+# and so does their product.
 _ADAPTER_INIT = nnx.initializers.normal(stddev=0.01)
 
 
@@ -30,9 +30,9 @@ def _lecun(in_axis: int | Sequence[int], batch_axes: int) -> nnx.initializers.In
 
 
 class Einsum(nnx.Module):
-    """einsum(equation, x, W), with adapters when `lora` is given.
+    """einsum(equation, x, W), with adapters if `lora` is given.
 
-    `in_axis` names the contracted axes of the weight from the end; `batch_axes` counts its leading
+    `in_axis` names the contracted axes of the weight from the end. `batch_axes` is the number of its leading
     independent axes.
     """
 
@@ -64,8 +64,8 @@ class Einsum(nnx.Module):
 def _adapter_equations(equation: str) -> tuple[str, str]:
     """The two einsums of x·A·B: the weight's last axis becomes R in A, its last but one becomes R in B.
 
-    attn_vec_einsum contracts heads N as well as H. As upstream, A then sums over the heads and so does B: the
-    low-rank update of head n is A[n]·Σₘ B[m], one shared bottleneck of rank R, not one per head.
+    attn_vec_einsum contracts heads N as well as H. A then sums over the heads, and so does B, as upstream.
+    The low-rank update of head n is A[n]·Σₘ B[m]: one shared bottleneck of rank R, not one per head.
     """
     match = re.fullmatch(r"(?<!\w)(\w++),(\w++)->(\w++)", equation)
     assert match, equation
@@ -79,11 +79,11 @@ def _adapter_equations(equation: str) -> tuple[str, str]:
 
 
 class FeedForward(nnx.Module):
-    """(gelu(x·W_gate) * (x·W_up))·W_down, each product with adapters when `lora` is given.
+    """(gelu(x·W_gate) * (x·W_up))·W_down, each product with adapters if `lora` is given.
 
     Shapes: x [B, T, D]; gating_einsum [2, D, F]; linear [F, D].
-    Source: openpi src/openpi/models/lora.py `FeedForward`, commit 15a9616, which forgets alpha / rank here
-    (see `recipe.Lora.scale_feed_forward`).
+    Source: openpi src/openpi/models/lora.py `FeedForward`, commit 15a9616, which omits alpha / rank here (see
+    `recipe.Lora.scale_feed_forward`).
     """
 
     def __init__(self, layers: int, width: int, hidden: int, *, lora: Lora | None, rngs: nnx.Rngs) -> None:

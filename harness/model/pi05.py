@@ -1,6 +1,6 @@
-"""π0.5: images and prompt condition a flow-matching action expert.
+"""π0.5: a flow-matching action expert, conditioned on images and prompt.
 
-x_t = t·noise + (1 - t)·actions; the model predicts noise - actions, so t = 1 is noise and sampling walks from
+x_t = t·noise + (1 - t)·actions. The model predicts noise - actions, so t = 1 is noise, and sampling goes from
 1 to 0.
 Sources: π0.5, https://arxiv.org/abs/2504.16054; openpi src/openpi/models/pi0.py at commit 15a9616 for
 numerics and names.
@@ -25,7 +25,7 @@ Params = dict[str, jax.Array]
 
 
 class Observation(NamedTuple):
-    """What the policy sees. A camera that is left out is one whose mask is False: the result is the same.
+    """The policy's input. Leaving a camera out gives the same result as a mask that is False.
 
     Shapes: images float32 [B, S, S, 3] in [-1, 1]; image_masks bool [B]; tokens int32 [B, T]; token_mask bool
     [B, T].
@@ -49,10 +49,11 @@ class Linear(nnx.Module):
 
 
 class Pi05(nnx.Module):
-    """The whole model; `remat` recomputes each block in the backward pass instead of keeping its activations.
+    """The whole model.
 
-    `fetch` gets one layer's parameters (a tree of arrays without the layer axis) just before they are used,
-    and again when they are recomputed.
+    `remat` recomputes each block in the backward pass instead of keeping its activations. `fetch` gets one
+    layer's parameters (a tree of arrays without the layer axis) just before they are used, and again when
+    they are recomputed.
     """
 
     def __init__(
@@ -138,7 +139,10 @@ class Pi05(nnx.Module):
         return self.action_out_proj(out)
 
     def _embed_prefix(self, observation: Observation) -> tuple[jax.Array, jax.Array]:
-        """Image tokens in CAMERAS' order, then the prompt: [B, C·P + T, D] and which of them are real."""
+        """(prefix tokens [B, C·P + T, D], mask of the real ones).
+
+        Image tokens come first, in CAMERAS' order, then the prompt.
+        """
         tokens, masks = [], []
         for camera in CAMERAS:
             if camera not in observation.images:
@@ -157,8 +161,9 @@ class Pi05(nnx.Module):
 
 
 def time_embedding(time: jax.Array, width: int) -> jax.Array:
-    """[sin(2πt/p), cos(2πt/p)] with width/2 periods p spaced geometrically from 4e-3 to 4; [B] → [B,
-    width].
+    """[sin(2πt/p), cos(2πt/p)], with width/2 periods p spaced geometrically from 4e-3 to 4.
+
+    Shapes: [B] → [B, width].
     """
     low, high = 4e-3, 4.0
     period = low * (high / low) ** jnp.linspace(0.0, 1.0, width // 2)
@@ -167,8 +172,9 @@ def time_embedding(time: jax.Array, width: int) -> jax.Array:
 
 
 def _attention_mask(prefix_mask: jax.Array, horizon: int) -> jax.Array:
-    """Prefix tokens see the prefix; actions see the prefix and each other; padding sees and is seen by
-    nothing. [B, S, S].
+    """The attention mask, bool [B, S, S].
+
+    Prefix tokens see the prefix. Actions see the prefix and each other. Padding sees nothing and is not seen.
     """
     p = prefix_mask.shape[1]
     valid = _with_actions(prefix_mask, horizon)
@@ -177,8 +183,9 @@ def _attention_mask(prefix_mask: jax.Array, horizon: int) -> jax.Array:
 
 
 def _positions(prefix_mask: jax.Array, horizon: int) -> jax.Array:
-    """Consecutive numbers for real tokens only, so that leaving out padding or an absent camera shifts
-    nothing. [B, S].
+    """Consecutive positions of the real tokens, [B, S].
+
+    Leaving out padding or an absent camera therefore shifts nothing.
     """
     return jnp.cumsum(_with_actions(prefix_mask, horizon), axis=1) - 1
 
@@ -190,7 +197,7 @@ def _with_actions(prefix_mask: jax.Array, horizon: int) -> jax.Array:
 def graph_of(
     model: Model, *, remat: bool = True, attention: AttentionForm = "full", fetch: Fetch = lambda layer: layer
 ) -> nnx.GraphDef[Pi05]:
-    """The model's structure without its parameters; nothing is allocated."""
+    """The model's structure without its parameters. Nothing is allocated."""
     return nnx.split(
         nnx.eval_shape(lambda: Pi05(model, rngs=nnx.Rngs(0), remat=remat, attention=attention, fetch=fetch))
     )[0]
@@ -205,9 +212,9 @@ def bind(graph: nnx.GraphDef[Pi05], params: Params) -> Pi05:
 
 
 def initialize(model: Model, key: jax.Array) -> Params:
-    """Fresh float32 parameters (path → array), as upstream initializes them.
+    """Fresh float32 parameters (path → array), initialized as upstream does.
 
-    Jit it and take what is needed: XLA drops the rest.
+    If it is jitted and only some parameters are used, XLA drops the computation of the rest.
     """
     _, state = nnx.split(Pi05(model, rngs=nnx.Rngs(key)))
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}

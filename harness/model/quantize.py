@@ -1,10 +1,11 @@
-"""Frozen kernels in 8 or 4 bits, made bfloat16 again where they are used: inside the loop over layers only
-one layer is ever dense.
+"""Quantizes frozen kernels to 8 or 4 bits. They become bfloat16 again only where they are used.
 
-value = code value · scale, rounded to bfloat16; scale = max |w| over a block along the axis that a product
-sums over, so that the errors inside one block share it. The largest weight of a block is kept exactly, and
-quantizing what was dequantized gives the same codes: a checkpoint may hold the dequantized bfloat16 weights
-and nothing is lost.
+Inside the loop over layers only one layer is dense at a time.
+
+value = code value · scale, rounded to bfloat16; scale = max |w| over a block. A block lies along the axis
+that a product sums over, so that the errors inside one block share the scale. The largest weight of a block
+is kept exactly. Quantizing dequantized weights gives the same codes, so a checkpoint may hold the dequantized
+bfloat16 weights without loss.
 Source: QLoRA, https://arxiv.org/abs/2305.14314, with plain bfloat16 scales in place of its double
 quantization.
 """
@@ -24,7 +25,7 @@ from harness.recipe.parameters import is_kernel
 Kept = Literal["bfloat16", "int8", "int4"]
 
 _BLOCK = 64
-# A shorter block spends more on its scale than it saves.
+# A shorter block spends more bytes on its scale than it saves.
 _SHORTEST = 16
 # NF4: quantiles of the normal distribution, with 0 and both ends exact. Source: appendix E of the paper.
 NF4 = np.array(
@@ -36,17 +37,16 @@ NF4 = np.array(
     ],
     np.float32,
 )  # fmt: skip
-# Rows that are dense at a time while a leaf is quantized.
+# Elements that are dense at a time while a leaf is quantized.
 _SLICE = 2**24
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A kernel as codes and scales; it stands where the model expects an array that it casts (`astype`)
-    before use.
+    """A kernel as codes and scales. It replaces an array that the model casts (`astype`) before use.
 
-    `axis`, counted from the end, is the blocked one. With 4 bits a byte of `codes` holds the entries i and i
+    `axis`, counted from the end, is the blocked axis. With 4 bits a byte of `codes` holds the entries i and i
     + n/2 of that axis in its low and high half. Shapes, blocked axis last: codes int8 [..., n] or uint8 [...,
     n/2]; scale bfloat16 [..., K].
     """
@@ -68,15 +68,15 @@ class Quantized:
 
     @property
     def dtype(self) -> Any:
-        """What it stands for: frozen parameters are bfloat16."""
+        """The dtype of the weights that it stands for: frozen parameters are bfloat16."""
         return jnp.dtype(jnp.bfloat16)
 
     def __getitem__(self, index: Any) -> Quantized:
-        """By axes before the blocked one."""
+        """The part at `index`, which selects along axes before the blocked one."""
         return dataclasses.replace(self, codes=self.codes[index], scale=self.scale[index])
 
     def astype(self, dtype: Any) -> jax.Array:
-        """The dense kernel: rounded to bfloat16, as a checkpoint holds it, then cast."""
+        """The dense kernel, rounded to bfloat16 as in a checkpoint, then cast."""
         return self.dense().astype(dtype)
 
     def dense(self) -> jax.Array:
@@ -91,8 +91,9 @@ class Quantized:
         return jnp.moveaxis(dense.reshape(codes.shape), -1, self.axis)
 
     def squares(self) -> jax.Array:
-        """The sum of the squares of the dense kernel, float32; dense is one entry of its first axis at a
-        time.
+        """The sum of the squares of the dense kernel, float32.
+
+        One entry of the first axis is dense at a time.
         """
 
         def of(one: Quantized) -> jax.Array:
@@ -101,8 +102,9 @@ class Quantized:
         return jnp.sum(jax.lax.map(of, self)) if self.ndim + self.axis else of(self)
 
     def on_host(self) -> np.ndarray[Any, Any]:
-        """`dense`, in host memory: dequantized on the device piece by piece, so that only a piece of it is
-        ever dense there.
+        """The dense kernel, in host memory.
+
+        It is dequantized on the device piece by piece, so that only one piece is ever dense there.
         """
         out = np.empty(self.shape, self.dtype)
         rows = max(1, _SLICE * self.shape[0] // self.codes.size) if self.ndim + self.axis else self.shape[0]
@@ -115,11 +117,10 @@ _dense = jax.jit(Quantized.dense)
 
 
 def contraction_axis(path: str, shape: tuple[int, ...]) -> int | None:
-    """The axis, counted from the end, along which the kernel at `path` is cut into blocks; None where it
-    stays dense.
+    """The axis, counted from the end, along which the kernel at `path` is blocked; None if it stays dense.
 
-    Norms, biases, position embeddings and adapters stay dense, and so does the patch embedding, which is
-    small and used in float32. The token table is read by rows, so it is blocked along a row.
+    Norms, biases, position embeddings and adapters stay dense. So does the patch embedding, which is small
+    and used in float32. The token table is read by rows, so it is blocked along a row.
     """
     if path.endswith("/input_embedding"):
         axis = -1
@@ -131,8 +132,9 @@ def contraction_axis(path: str, shape: tuple[int, ...]) -> int | None:
 
 
 def kept(path: str, value: jax.Array | Quantized, how: Kept) -> jax.Array | Quantized:
-    """The frozen parameter as it is kept: bfloat16, or its codes where `how` says so and the parameter is a
-    kernel.
+    """The frozen parameter in the form that the state keeps.
+
+    It is bfloat16, or codes if `how` asks for them and the parameter is a kernel.
     """
     axis = None if how == "bfloat16" else contraction_axis(path, value.shape)
     if isinstance(value, Quantized) or axis is None:
@@ -151,7 +153,7 @@ def quantize(w: jax.Array, axis: int, bits: int) -> Quantized:
 
     if w.size <= _SLICE or w.ndim + axis == 0:
         return rows(w)
-    # In pieces: the float32 of a whole leaf is twice its bfloat16.
+    # In pieces, because the float32 copy of a whole leaf is twice its bfloat16 size.
     pieces: Quantized = jax.lax.map(rows, w, batch_size=max(1, _SLICE * w.shape[0] // w.size))
     return pieces
 

@@ -1,4 +1,4 @@
-"""SigLIP's vision tower: one image to one token per patch, in the language model's width.
+"""SigLIP's vision tower: maps an image to one token per patch, in the language model's width.
 
 Sources: Zhai et al. 2023, https://arxiv.org/abs/2303.15343; openpi src/openpi/models/siglip.py at commit
 15a9616 for the numerics (patches and position embedding in float32, the rest in the compute type) and for
@@ -48,7 +48,7 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         mean = wide.mean(-1, keepdims=True)
-        # E[x²] - E[x]² rather than E[(x - mean)²]: one pass, and what flax's LayerNorm computes.
+        # E[x²] - E[x]² needs one pass and is what flax's LayerNorm computes, unlike E[(x - mean)²].
         variance = jnp.maximum(0.0, jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean))
         y = (wide - mean) * (jax.lax.rsqrt(variance + _EPSILON) * self.scale) + self.bias
         return y.astype(x.dtype)
@@ -115,7 +115,7 @@ class EncoderBlock(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """The blocks, as one scan over the layer axis, and the final norm."""
+    """The blocks as one scan over the layer axis, then the final norm."""
 
     def __init__(self, size: VisionSize, *, remat: bool, fetch: Callable[[Any], Any], rngs: nnx.Rngs) -> None:
         self.encoderblock = EncoderBlock(size, rngs)
@@ -154,7 +154,7 @@ class PatchEmbedding(nnx.Module):
 
 
 class Head(nnx.Module):
-    """From the tower's width to the language model's; zero at first, as upstream has it."""
+    """Linear map from the tower's width to the language model's; zero at first, as upstream."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         self.kernel = nnx.Param(jnp.zeros((inputs, outputs)))

@@ -1,13 +1,14 @@
-"""The atlas: what XLA said of the real step, kept in the package, so that a plan for any card is known in a
-moment and without JAX.
+"""The atlas: XLA's answers for the real step, shipped in the package.
+
+With it a plan for any card is known at once and without JAX.
 
 One class of cards. The same program compiled for an RTX A4000, A6000, A40, 4090, 5090, A100 and H100 differs
-by 0.4 % of its bytes (LoRA, 32 samples: 17.37 to 17.44 GiB), as much within one compute capability as between
-them, and the A4000's answer stays the same though it exceeds that card's memory. So every entry is compiled
-once, for a card whose memory sets no limit, and 1 % of its temporary bytes is added.
+by 0.4 % of its bytes (LoRA, 32 samples: 17.37 to 17.44 GiB). The difference within one compute capability is
+as large as between them. The A4000's answer stays the same although it exceeds that card's memory. So every
+entry is compiled once, for a card whose memory sets no limit, and 1 % of its temporary bytes is added.
 
-An entry answers exactly its own question. It also bounds, from above, each one that differs from it only by
-fewer samples at once, fewer prompt tokens or a smaller global batch; such an answer is marked as
+An entry answers exactly its own question. It is also an upper bound for each question that differs only by
+fewer samples at once, fewer prompt tokens or a smaller global batch. Such an answer is marked as
 interpolated. Entries of another jaxlib or another step are refused. `python benchmarks/atlas.py` makes the
 files, and says how the figures above were found (--spread).
 """
@@ -28,16 +29,16 @@ from harness.strict import Strict
 from harness.units import GIB
 
 MAKE = "python benchmarks/atlas.py"
-# For whom the entries are compiled: one that never has to recompute what it cannot hold.
+# The card that the entries are compiled for. Its memory is so large that XLA never has to recompute anything.
 REFERENCE = CARDS["rtx_a6000"]._replace(cuda_bytes=192 * GIB)
-# The share of temporary bytes by which another card's answer may lie above the reference's.
+# The share of temporary bytes by which another card's answer may exceed the reference's.
 ALLOWANCE = 0.01
 
 
 class Entry(Strict):
     """One answer.
 
-    `recipe` is the `step_key` of the recipe asked about, `fingerprint` that of the lowered program.
+    `recipe` is the `step_key` of the recipe, `fingerprint` that of the lowered program.
     """
 
     recipe: str
@@ -48,9 +49,9 @@ class Entry(Strict):
 
 
 class AtlasFile(Strict):
-    """The entries that one run of the benchmark has stamped: made with this jaxlib, of this step.
+    """The entries that one run of the benchmark has stamped, with their jaxlib and the hash of their step.
 
-    `recipes` are those asked about, by `step_key`.
+    `recipes` are the recipes of the entries, by `step_key`.
     """
 
     jaxlib: str
@@ -60,8 +61,9 @@ class AtlasFile(Strict):
 
 
 class Known(NamedTuple):
-    """Bytes by name (device, temp, host, …), with the allowance in device; `activations`: how many of them
-    grow with the microbatch, if known.
+    """Bytes by name (device, temp, host, …); device includes the allowance.
+
+    `activations`: how many of the bytes grow with the microbatch, if known.
     """
 
     bytes: dict[str, int]
@@ -71,7 +73,7 @@ class Known(NamedTuple):
 
 
 class Atlas:
-    """The answers at hand; `refused` says why some were not taken."""
+    """The answers that can be used; `refused` says why others were not taken."""
 
     def __init__(self, files: list[AtlasFile]) -> None:
         here, source = metadata.version("jaxlib"), source_hash() if files else ""
@@ -92,7 +94,7 @@ class Atlas:
                 self._entries.setdefault(_key(entry.recipe, entry.levers, entry.phase), []).append(entry)
 
     def look_up(self, recipe: Recipe, levers: Levers, phase: str = "step") -> Known | None:
-        """The answer, or the least that bounds it from above."""
+        """The exact answer, or else the smallest upper bound, or None."""
         alike = self._entries.get(_key(step_key(recipe), levers, phase), [])
         bounds = [entry for entry in alike if _size(entry.levers) == _size(levers)] or [
             entry for entry in alike if _covers(entry.levers, levers)
@@ -120,8 +122,9 @@ def shipped() -> Atlas:
 
 
 def step_key(recipe: Recipe) -> str:
-    """Hash of all in a recipe that changes the step's memory; rates, decays, seeds and the data's origin do
-    not.
+    """Hash of everything in a recipe that changes the step's memory.
+
+    Rates, decays, seeds and the data's origin do not.
     """
     train, model = recipe.train, recipe.model.model_dump(mode="json", exclude={"prompt_tokens"})
     learned = {
@@ -136,7 +139,10 @@ def step_key(recipe: Recipe) -> str:
 
 
 def _key(recipe: str, levers: Levers, phase: str) -> str:
-    """What must be equal; of the sizes, only whether gradients are accumulated at all."""
+    """The part of a question that an entry must equal.
+
+    Of the sizes it holds only whether gradients are accumulated at all.
+    """
     kept = levers.model_dump(
         mode="json", exclude={"microbatch", "accumulation_steps", "prompt_tokens", "platform"}
     )
@@ -152,8 +158,9 @@ def _covers(larger: Levers, smaller: Levers) -> bool:
 
 
 def _activations(entry: Entry, alike: list[Entry]) -> int | None:
-    """Bytes by which the answer grows from no sample at once to its own number, by the nearest smaller
-    microbatch.
+    """Bytes by which the answer grows from no sample to the entry's number of samples at once.
+
+    They are extrapolated from the nearest smaller microbatch.
     """
     m, tokens, rows = _size(entry.levers)
     smaller = [

@@ -1,16 +1,16 @@
-"""Who holds the memory of the cards that a plan wants."""
+"""Reports which processes hold the memory of the cards that a plan wants."""
 
 from __future__ import annotations
 
 from harness.artifacts import Gpu, Machine
 from harness.units import GIB, format_bytes
 
-# Less than this is a desktop or a driver at rest.
+# A desktop or an idle driver holds less than this.
 _NOTEWORTHY_BYTES = 2 * GIB
 
 
 def holders(machine: Machine) -> str:
-    """A sentence for each visible card of which others hold a lot; empty when there is none."""
+    """A sentence for each visible card of which others hold much memory; empty if there is none."""
     return "; ".join(
         _sentence(gpu)
         for gpu in machine.gpus
@@ -19,7 +19,7 @@ def holders(machine: Machine) -> str:
 
 
 def idle(machine: Machine) -> Machine:
-    """The same machine with nobody else on its cards."""
+    """The same machine with no other process on its cards."""
     gpus = [
         (
             gpu

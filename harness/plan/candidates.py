@@ -1,8 +1,7 @@
-"""Which plans there are, in the order in which they are tried: every exact lever before the first approximate
-change.
+"""Lists the plans to try, in order: every exact lever before the first approximate change.
 
-Exact plans differ in where the state lies and how attention is computed. Approximate changes come in a stated
-order, least deviation first, each with all exact levers again:
+Exact plans differ in where the state lies and how attention is computed. Approximate changes come in a fixed
+order, least deviation first. Each is tried with all exact levers:
 
 1. no average of the parameters (the same training, the last parameters are deployed)
 2. Adam's moments in 8 bits (the same parameters trained, each update slightly off)
@@ -10,8 +9,8 @@ order, least deviation first, each with all exact levers again:
 4. LoRA with the vision tower frozen
 5. frozen weights in 8 bits, then in 4 bits (the network under the adapters is another one)
 
-The global batch is never made smaller: accumulation reaches every batch, so that would only be a shorter
-experiment.
+The global batch is never made smaller. Accumulation reaches every batch, so a smaller batch would only be a
+shorter experiment.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from harness.recipe.schema import Recipe
 
 Changes = dict[str, Any]
 
-# The longest prompt of a dataset that has not been read, in tokens, rounded up as the loader does. Source:
+# The longest prompt, in tokens, of a dataset that has not been read, rounded up as the loader does. Source:
 # facts on platforms (570 tokens a sample: two cameras of 256, 10 actions, and the prompt).
 _KNOWN_PROMPTS = {"physical-intelligence/libero": 48, "sample": 32}
-# No tokenizer makes as many of a task's text; what says so is no dataset.json of ours.
+# No tokenizer makes as many tokens of a task's text. A dataset.json with more is not ours.
 _MOST_PROMPT_TOKENS = 2**16
 
 # Upstream's adapters. Source: openpi src/openpi/models/gemma.py `get_config` (gemma_2b_lora,
@@ -44,7 +43,7 @@ _UPSTREAM_LORA: Changes = {
 
 
 def changes_of(recipe: Recipe) -> Iterator[Changes]:
-    """The changes of the recipe that are worth trying, from none to the most."""
+    """The changes of the recipe that are worth trying, from none to the largest."""
     yield {}
     train = recipe.train
     so_far: Changes = {}
@@ -68,7 +67,7 @@ def changes_of(recipe: Recipe) -> Iterator[Changes]:
 
 
 def changed(recipe: Recipe, changes: Changes) -> Recipe:
-    """The recipe with these keys in place of its own.
+    """The recipe with these keys replaced.
 
     Raises: HarnessError "recipe-invalid".
     """
@@ -87,9 +86,9 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
 
 
 def lever_sets(base: Levers, recipe: Recipe, *, shards: list[int], host: bool) -> list[Levers]:
-    """Where the state may lie, cheapest first: on the devices, whole before sharded; then in host memory,
-    what is least used moved first.
+    """Lever sets for the places where the state may lie, cheapest first.
 
+    First on the devices, whole before sharded. Then in host memory: the least used parts are moved first.
     Moments in bfloat16 are rounded at random, and cannot be streamed from host memory.
     """
     spread = [base.model_copy(update={"fsdp": fsdp}) for fsdp in shards]
@@ -107,15 +106,15 @@ def lever_sets(base: Levers, recipe: Recipe, *, shards: list[int], host: bool) -
 
 
 def divisors(n: int) -> list[int]:
-    """Every microbatch that n rows can be cut into, ascending."""
+    """Every microbatch that divides n rows, ascending."""
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
 def prompt_tokens(recipe: Recipe, dataset: Dataset | None) -> int:
-    """How many prompt tokens are computed: the dataset's longest prompt where it is known, else the recipe's
-    padding.
+    """Number of prompt tokens that are computed.
 
-    Raises: HarnessError "artifact-invalid" for a dataset.json whose count no tokenizer has made.
+    It is the dataset's longest prompt if known, else the recipe's padding.
+    Raises: HarnessError "artifact-invalid" for a dataset.json whose count no tokenizer can produce.
     """
     padded = recipe.model.prompt_tokens
     told = dataset.prompt_tokens if dataset is not None else None

@@ -1,35 +1,32 @@
-"""The cards that a plan can be made for without having one: a table of figures, and the text that XLA's
-compiler reads.
+"""The cards that a plan can be made for without having one: their figures, and the text for XLA's compiler.
 
-Two totals of memory are known for most cards. `driver_mib` is what nvidia-smi prints; `cuda_bytes` is what a
+Two totals of memory are known for most cards. `driver_mib` is what nvidia-smi prints. `cuda_bytes` is what a
 CUDA program is told (XLA's `device_memory_size`), 0.3 to 0.8 GiB less because the driver keeps some. Drivers
 differ by tens of MiB, one by 140; the smallest figure found is taken. For the A4000 none was found: there the
-driver's total stands in, too large by what the driver keeps. Data-center cards have ECC on, the others off,
-as they are sold. Boards of one chip and memory are one card here: A100 SXM and PCIe, the three RTX PRO 6000;
-a PCIe, server or Max-Q board may have a lower clock and bandwidth, not another size.
+driver's total stands in, which is too large by what the driver keeps. Data-center cards have ECC on, the
+others off, as they are sold. Boards of one chip and memory are one card here: A100 SXM and PCIe, the three
+RTX PRO 6000. A PCIe, server or Max-Q board may have a lower clock and bandwidth, but no other size.
 
 Source, by figure:
 - XLA's target descriptions (openxla/xla, xla/backends/gpu/target_config/specs) agree in every figure with the
-  rows RTX A6000, A100 40
-  and 80 (SXM), H100 SXM and B200. With H200 but for memory (there the nominal 141 GiB; here what PyTorch
-  printed on one) and L2 (there 50 MiB; PyTorch printed 60). With RTX PRO 6000 but for memory (there the
-  nominal 96 GiB) and shared memory (there 128 KiB, which counts the L1 cache; programs on compute capability
-  12.0 print 100).
-- deviceQuery (NVIDIA's cuda-samples) printed on the card and published by its owner: processors, L2, clock of
-  RTX 3060, 3070, 4090, 5090,
-  A4000, A40, L4, L40S and RTX 3090, and the bandwidth, which is memory clock x 2 x bus width. Of clocks, the
-  sheet's: overclocked boards print more.
-- PyTorch printed processors and L2 of the A5000; a benchmark log its bandwidth. Its clock (1695 MHz) is not
-  confirmed by anything read.
-- RTX 4070, RTX 4080 and RTX 6000 Ada, all but memory: pages that quote NVIDIA's document; the documents named
-  in the rows are where the
-  figures come from and were not themselves opened. The 4080's bandwidth is 22.4 Gbit/s x 256 bit.
+  rows RTX A6000, A100 40 and 80 (SXM), H100 SXM and B200. With H200 they agree but for memory (there the
+  nominal 141 GiB; here what PyTorch printed on one) and L2 (there 50 MiB; PyTorch printed 60). With RTX PRO
+  6000 they agree but for memory (there the nominal 96 GiB) and shared memory (there 128 KiB, which counts the
+  L1 cache; programs on compute capability 12.0 print 100).
+- deviceQuery (NVIDIA's cuda-samples), printed on the card and published by its owner: processors, L2 and
+  clock of RTX 3060, 3070, 4090, 5090, A4000, A40, L4, L40S and RTX 3090, and the bandwidth, which is memory
+  clock x 2 x bus width. Clocks are the sheet's, because overclocked boards print more.
+- PyTorch printed processors and L2 of the A5000; a benchmark log printed its bandwidth. Its clock (1695 MHz)
+  is not confirmed by anything read.
+- RTX 4070, RTX 4080 and RTX 6000 Ada, all but memory: pages that quote NVIDIA's document. The documents named
+  in the rows are the origin of the figures, but were not opened themselves. The 4080's bandwidth is 22.4
+  Gbit/s x 256 bit.
 - `driver_mib`: nvidia-smi tables published by owners, for every card.
 - `cuda_bytes`: deviceQuery, PyTorch, llama.cpp or TensorRT as published by owners (in whole MiB where printed
   so), or XLA's description.
 - Limits of a compute capability: CUDA C++ Programming Guide, "Technical Specifications per Compute
-  Capability" (shared memory of all six
-  as quoted from it). 8.0, 8.6, 9.0 and 10.0 agree with XLA's descriptions in every limit.
+  Capability" (shared memory of all six as quoted from it). 8.0, 8.6, 9.0 and 10.0 agree with XLA's
+  descriptions in every limit.
 """
 
 from __future__ import annotations
@@ -45,8 +42,9 @@ from harness.units import MIB
 
 
 class _Limits(NamedTuple):
-    """What one multiprocessor of a compute capability offers: float32 lanes, resident threads, bytes of
-    shared memory (all; one block's most).
+    """Limits of one multiprocessor of a compute capability.
+
+    They are float32 lanes, resident threads, and bytes of shared memory (all; one block's most).
     """
 
     lanes: int
@@ -56,8 +54,8 @@ class _Limits(NamedTuple):
     accelerated: bool = False
 
 
-# Hopper and data-center Blackwell have instructions of their own architecture only ("9.0a"), which XLA uses
-# when it may.
+# Hopper and data-center Blackwell have instructions that only their own architecture has ("9.0a"). XLA uses
+# them if it may.
 _LIMITS = {
     (8, 0): _Limits(64, 2048, 167_936, 166_912),
     (8, 6): _Limits(128, 1536, 102_400, 101_376),
@@ -71,12 +69,12 @@ _LIMITS = {
 class Card(NamedTuple):
     """A card's figures.
 
-    `spelling` is a pattern of its names without case, spaces and makers' words; `sheet` is NVIDIA's document
+    `spelling` is a pattern of its names without case, spaces and makers' words. `sheet` is NVIDIA's document
     about it.
 
     Units: bandwidth in MB/s (10^6 bytes), l2 in KiB, clock (boost) in MHz, driver_mib in MiB, cuda_bytes in
-    bytes or None where nobody's was found. `tflops` (10^12 a second) is set where the rate is told and
-    processors and clock are a stand-in's. `shared`: its memory is the host's.
+    bytes, or None if none was found. `tflops` (10^12 a second) is set if the rate is published and processors
+    and clock are a stand-in's. `shared`: its memory is the host's.
     """
 
     device: str
@@ -94,7 +92,7 @@ class Card(NamedTuple):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that a program finds on the idle card; the driver's total where only that is known."""
+        """Bytes that a program finds on the idle card; the driver's total if only that is known."""
         return self.driver_mib * MIB if self.cuda_bytes is None else self.cuda_bytes
 
     def target(self) -> str:
@@ -147,7 +145,7 @@ CARDS: dict[str, Card] = {
 }
 # fmt: on
 
-# What is the same for all cards, and the versions of CUDA and cuDNN that the pinned jaxlib was built with.
+# The figures common to all cards, and the versions of CUDA and cuDNN that the pinned jaxlib was built with.
 _TEMPLATE = """\
 gpu_device_info {{
   threads_per_block_limit: 1024
@@ -195,11 +193,10 @@ def names() -> list[str]:
 
 
 def find(name: str) -> str:
-    """The key in CARDS or OTHERS of a card as people write it: case, spaces, punctuation and the maker's name
-    do not matter.
+    """The key in CARDS or OTHERS of a card as people write its name.
 
-    What makes it another card does: Ti, SUPER, Laptop, PCIe where the board differs, another memory size. An
-    A100 needs its size said.
+    Case, spaces, punctuation and the maker's name do not matter. Ti, SUPER, Laptop, PCIe (if the board
+    differs) and another memory size make it another card. An A100 needs its memory size.
     Raises: HarnessError "gpu-unknown" with the nearest names, "gpu-too-old".
     """
     wanted = _plain(name)
@@ -226,7 +223,7 @@ def find(name: str) -> str:
 
 
 def card(key: str) -> Card:
-    """The figures of a card by its key. Of one in OTHERS those that are not known are its stand-in's."""
+    """The figures of a card by its key. For a card of OTHERS the unknown figures are its stand-in's."""
     if key in CARDS:
         return CARDS[key]
     other = OTHERS[key]
@@ -243,9 +240,7 @@ def card(key: str) -> Card:
 
 
 def of_series(name: str, memory_bytes: int) -> Card | None:
-    """The card that stands for one of a known series with so much memory; None where the name is of no such
-    series.
-    """
+    """The card that stands for a card of a known series with this memory; None for an unknown series."""
     capability = series(_plain(name))
     return (
         None
@@ -255,7 +250,7 @@ def of_series(name: str, memory_bytes: int) -> Card | None:
 
 
 def _kept_by_the_driver(total: int) -> int:
-    """Bytes that a program does not find: as much as on any card of CARDS, or more."""
+    """Bytes of the total that a program does not find: as much as on any card of CARDS, or more."""
     return 400 * MIB + total // 200
 
 
@@ -276,10 +271,10 @@ def _too_old(name: str, capability: str) -> HarnessError:
 
 
 def like(capability: tuple[int, int], memory_bytes: int) -> str:
-    """The key of the card that stands for one that is not in the table: of its architecture, else of the
-    newest before it; the nearest in memory.
+    """The key of the card that stands for a card that is not in the table.
 
-    Raises: HarnessError "gpu-too-old" for one before Ampere, which has no bfloat16.
+    It has the same architecture, or else the newest older one, and is nearest in memory.
+    Raises: HarnessError "gpu-too-old" for a card before Ampere, which has no bfloat16.
     """
     older = [each.capability for each in CARDS.values() if each.capability <= capability]
     if not older:
@@ -289,7 +284,7 @@ def like(capability: tuple[int, int], memory_bytes: int) -> str:
 
 
 def nearest(memory_bytes: int) -> str:
-    """The key of the card whose memory is nearest; of several the slowest."""
+    """The key of the card whose memory is nearest; of several, the slowest."""
     return min(CARDS, key=lambda key: (abs(CARDS[key].memory_bytes - memory_bytes), CARDS[key].bandwidth))
 
 

@@ -1,10 +1,11 @@
-"""The plan: how this machine, or a card that is not here, carries out a recipe.
+"""Chooses the plan: how this machine, or a card that is not here, carries out a recipe.
 
-For the recipe as it is, and then for each approximate change of it (plan.candidates has the order), all exact
-levers are gone through, and of each the largest microbatch that fits is found; the fastest that fits is
-chosen, and nothing approximate is looked at while an exact plan fits. A plan fits when the largest of its
-phases, as the compiler counts it, is within the usable bytes, and its host memory is there. Its disk is told,
-and checked by the doctor: a disk can be cleared, and must never be the reason for another experiment.
+The search takes the recipe as it is, then each approximate change of it (plan.candidates has the order). For
+each it tries all exact levers, and for each lever set it finds the largest microbatch that fits. The fastest
+plan that fits is chosen. While an exact plan fits, nothing approximate is tried. A plan fits if the largest
+of its phases, as the compiler counts it, is within the usable bytes, and if the host memory is there. Disk
+space is reported, and the doctor checks it. It does not decide: a disk can be cleared, and must never change
+the experiment.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from harness.recipe.parameters import check_who_is_trained, counts
 from harness.recipe.schema import Recipe
 from harness.units import format_bytes
 
-# A larger microbatch that gains less than this share of a step is not worth a compilation.
+# A larger microbatch that saves less than this share of a step is not worth a compilation.
 _WORTH = 0.05
 
 
 class Ask(NamedTuple):
-    """What a person asks of the planner beside the recipe.
+    """The user's request to the planner, beside the recipe.
 
-    `gpu` is for a card that is not here; `recompile` asks the compiler even where the atlas knows.
+    `gpu` names a card that is not here. `recompile` asks the compiler even if the atlas has the answer.
     """
 
     gpu: str | None = None
@@ -45,8 +46,9 @@ class Ask(NamedTuple):
 
 
 class Tools(NamedTuple):
-    """Who answers: the shipped atlas (None: no atlas), the compiler, and whom to tell what is being
-    compiled.
+    """The sources of answers: the shipped atlas (None: no atlas) and the compiler.
+
+    `say` reports what is being compiled.
     """
 
     atlas: Atlas | None
@@ -66,8 +68,8 @@ def choose(
 ) -> Plan:
     """The plan of `recipe` for this machine's GPUs, for its CPU, or for the card that `ask` names.
 
-    `advise` adds notes, for which other cards are looked at. `dataset` tells the longest prompt; without it
-    the one known of that dataset, else the recipe's own padding is computed.
+    `advise` adds notes, for which other cards are tried. `dataset` gives the longest prompt. Without it the
+    longest prompt known for that dataset is used, or else the recipe's own padding.
     Raises: HarnessError "no-gpu", "gpu-unknown", "gpu-count-invalid", "gpu-memory-unknown", "gpu-too-old",
     "more-devices-than-rows", "compile-failed", "compile-timeout", "no-target-compiler",
     "lora-trains-everything".
@@ -112,7 +114,7 @@ def choose(
 
 
 def _place(recipe: Recipe, machine: Machine, ask: Ask, tools: Tools) -> Place:
-    """Where the plan is to run, with the devices that the global batch can be shared by."""
+    """The place of the plan, with as many devices as can share the global batch equally."""
     elsewhere = ask.gpu is not None or (
         ask.vram_bytes is not None and not machine.gpus and ask.device != "cpu"
     )
@@ -142,7 +144,7 @@ def fits_exactly(recipe: Recipe, card: str, dataset: Dataset | None, tools: Tool
 
 
 def not_asked(*_: object, **__: object) -> object:
-    """Stands where the compiler would, for answers from the atlas alone.
+    """Replaces the compiler, for answers from the atlas alone.
 
     Raises: HarnessError "not-in-atlas".
     """
@@ -169,7 +171,7 @@ class _Search:
         )
 
     def run(self) -> tuple[list[Candidate], Candidate | None]:
-        """All candidates, the chosen one first, and the chosen one."""
+        """(all candidates, the chosen one first; the chosen one)."""
         made: list[Candidate] = []
         for changes in candidates.changes_of(self._recipe):
             if changes and (self._ask.exact or self._place.platform == "cpu"):
@@ -181,13 +183,13 @@ class _Search:
         return made, None
 
     def _with(self, changes: candidates.Changes) -> tuple[Candidate | None, list[Candidate]]:
-        """The fastest plan that fits with these changes, and every plan looked at."""
+        """(the fastest plan that fits with these changes, every plan tried)."""
         recipe = candidates.changed(self._recipe, changes)
         place, devices = self._place, self._place.devices
         host = place.platform == "cuda" and not place.wsl and not place.shared
         sets = candidates.lever_sets(self._base, recipe, shards=sorted({1, devices}), host=host)
-        # For a card that the atlas was not made for, what it knows of others is as good as compiling what it
-        # does not.
+        # For a card that the atlas was not made for, lever sets that the atlas knows from other cards
+        # suffice. The others are not compiled.
         sets = [levers for levers in sets if self._is_known(recipe, levers)] or sets
         best: Candidate | None = None
         best_s, tried = float("inf"), []
@@ -197,7 +199,7 @@ class _Search:
                 continue
             found = [self._largest(recipe, changes, levers, sizes)]
             if found[0].verdict == "fits" and found[0].levers.microbatch < sizes[-1]:
-                # Attention a few samples at a time leaves room for more samples at once.
+                # Attention over a few samples at a time leaves room for a larger microbatch.
                 chunked = levers.model_copy(update={"attention": "chunked"})
                 if self._is_known(recipe, chunked):
                     found.append(self._largest(recipe, changes, chunked, self._microbatches(recipe, chunked)))
@@ -208,7 +210,7 @@ class _Search:
         return best, tried
 
     def _microbatches(self, recipe: Recipe, levers: Levers) -> list[int]:
-        """The microbatches worth trying, ascending: up to the first beyond which the step gains nothing."""
+        """The microbatches worth trying, ascending, up to the first beyond which the step gains nothing."""
         sizes = candidates.divisors(recipe.train.global_batch // levers.devices)
         if self._place.card is None:
             return sizes
@@ -227,17 +229,17 @@ class _Search:
         return known or worth
 
     def _is_known(self, recipe: Recipe, levers: Levers) -> bool:
-        """Whether the atlas knows a microbatch of these levers; true where the compiler is asked for what it
-        does not.
-        """
+        """Whether the atlas knows a microbatch of these levers; true if the compiler answers for the rest."""
         sizes = candidates.divisors(recipe.train.global_batch // levers.devices)
         return not self._place.stands_in or any(
             self._oracle.has_step(recipe, _cut(recipe, levers, size)) for size in sizes
         )
 
     def _seconds(self, recipe: Recipe, levers: Levers) -> float:
-        """For ranking: of a card that is not in the table the figures of its stand-in; on the CPU the fewest
-        steps of accumulation.
+        """Predicted seconds of a step, for ranking.
+
+        A card outside the table has its stand-in's figures. On the CPU it is the number of accumulation
+        steps.
         """
         if self._place.card is None:
             return float(levers.accumulation_steps)
@@ -246,7 +248,7 @@ class _Search:
     def _largest(
         self, recipe: Recipe, changes: candidates.Changes, levers: Levers, sizes: list[int]
     ) -> Candidate:
-        """The plan of the largest microbatch that fits, or the rejected one of the smallest."""
+        """The plan of the largest microbatch that fits, or the rejected plan of the smallest."""
         first = self._candidate(recipe, changes, _cut(recipe, levers, sizes[-1]))
         if first.verdict == "fits" or len(sizes) == 1:
             return first

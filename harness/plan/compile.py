@@ -1,4 +1,4 @@
-"""What the compiler says a plan needs: the real step, compiled in a process of its own, the answer kept.
+"""Asks the compiler what a plan needs, and caches the answer; the real step is compiled in a child process.
 
 The child is `python -m harness.plan.compile`: a request as JSON on stdin, the answer as JSON on stdout. The
 parent never imports JAX, so it holds no GPU memory.
@@ -27,17 +27,19 @@ from harness.run.xla_flags import refused_flags
 from harness.strict import Strict
 
 _TIMEOUT_S = 900
-# Without the first, XLA times kernels on a GPU that is not here; without the second, targets fail at tiling.
+# Without the first option, XLA times kernels on a GPU that is not here. Without the second, targets fail at
+# tiling.
 # Source: facts on compiling for an absent GPU, measured with jax 0.10.2.
 _ABSENT_GPU_OPTIONS = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": "False"}
 
 
 class Request(Strict):
-    """`target` is a GpuTargetConfigProto in text form for a card that is not here, or None for the device of
-    `levers.platform` here.
+    """A question to the compiler.
 
-    `phase`: the step, or what a run needs besides it (`harness.train.phases`). `only_lower` asks for the
-    hash of the lowered program of a step for a `target` alone, without bytes.
+    `target` is a GpuTargetConfigProto in text form for a card that is not here. None means the device of
+    `levers.platform` on this machine. `phase` is the step, or another phase of a run
+    (`harness.train.phases`). `only_lower` asks only for the hash of the lowered program of a step for a
+    `target`, without bytes.
     """
 
     recipe: Recipe
@@ -48,9 +50,9 @@ class Request(Strict):
 
 
 class Answer(Strict):
-    """`bytes` are those of one device.
+    """The compiler's answer. `bytes` are those of one device.
 
-    `host_bytes` and `disk_bytes`, the machine's, are known for phases other than the step.
+    `host_bytes` and `disk_bytes` are the machine's; they are known for phases other than the step.
     """
 
     bytes: dict[str, int]
@@ -61,9 +63,9 @@ class Answer(Strict):
 
 
 def compiled(request: Request, *, uuids: tuple[str, ...] = ()) -> Answer:
-    """XLA's answer to `request`, from the cache when nothing that changes it has changed.
+    """XLA's answer to `request`, from the cache if nothing that affects it has changed.
 
-    `uuids` are the cards here that it is for.
+    `uuids` are the cards of this machine that it is for.
 
     Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler", "xla-flags-refused".
     """
@@ -77,7 +79,7 @@ def compiled(request: Request, *, uuids: tuple[str, ...] = ()) -> Answer:
 
 
 def answered(request: Request) -> Answer | None:
-    """The answer that the cache has to `request`, or None."""
+    """The cached answer to `request`, or None."""
     kept = _kept(request)
     if kept.is_file():
         try:
@@ -115,7 +117,7 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
                 f" jax-cuda12-pjrt=={metadata.version('jax')}; the images and ci/local have them"
             ),
         )
-    # The compiler for an absent GPU runs on the CPU; a child on a real GPU must not take the memory that the
+    # The compiler for an absent GPU runs on the CPU. A child on a real GPU must not take the memory that the
     # trainer will need.
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu" if request.target else request.levers.platform,
@@ -146,7 +148,7 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
     return Answer.model_validate_json(child.stdout.strip().splitlines()[-1])
 
 
-# What a dying process prints after its reason, and what its libraries print before they have one.
+# Lines that a dying process prints after its reason, and lines that its libraries print before it.
 _NO_REASON = re.compile(
     r"\s|\*\*\*|Fatal Python error: Aborted|Current thread|Thread 0x|Extension modules:|WARNING: All"
     r" log|[IW]\d{4} |usage: |$"
@@ -156,7 +158,7 @@ _MEMORY = ("out of memory", "oom", "resource_exhausted")
 
 
 def telling(stderr: str) -> str | None:
-    """The line that says why a process ended, of all that it wrote to stderr; None where there is none."""
+    """The line of `stderr` that says why a process ended, or None."""
     lines = [line for line in stderr.splitlines() if not _NO_REASON.match(line)]
     reasons = [
         line for line in lines if _REASON.match(line) or any(word in line.lower() for word in _MEMORY)
@@ -165,7 +167,7 @@ def telling(stderr: str) -> str | None:
 
 
 def _failure(code: int, stderr: str, environment: Mapping[str, str]) -> HarnessError:
-    """Why the child gave no answer."""
+    """The error that says why the child gave no answer."""
     refused = refused_flags(environment)
     if refused is not None:
         return HarnessError(
@@ -221,7 +223,7 @@ def _main() -> None:
 
 
 def _absent(target: str, levers: Levers) -> Any:
-    """The layout over cards that are not here."""
+    """The layout over cards that are not on this machine."""
     from jax.experimental import topologies
 
     from harness.train.sharding import Layout

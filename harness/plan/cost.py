@@ -1,5 +1,4 @@
-"""How long a step is predicted to take: a stated model, not a measurement; its use is to rank plans of one
-recipe on one card.
+"""Predicts how long a step takes, to rank plans of one recipe on one card: a stated model, not a measurement.
 
     step = accumulation x (max(operations / sustained rate, weight traffic / memory bandwidth) + launches)
          + state traffic / memory bandwidth            the update
@@ -7,11 +6,11 @@ recipe on one card.
          + gathered and summed bytes / link            several devices
     and never less than the loader needs for the global batch.
 
-Sustained is 0.4 of a card's dense bfloat16 peak, and 0.8 of the nominal bandwidth of its memory and of its
-link; a layer's pass is taken for 30 kernels of 5 µs each, which is what makes a small microbatch slow:
+Sustained rates are 0.4 of a card's dense bfloat16 peak, and 0.8 of the nominal bandwidth of its memory and of
+its link. A layer's pass counts as 30 kernels of 5 µs each, which makes a small microbatch slow. These are
 assumptions, to be corrected by the step times of real runs. The peak is multiprocessors x operations a clock
-x boost clock; so computed it agrees with the dense bfloat16 rate (float32 accumulation) of the cards'
-documents, to 2.5 percent:
+x boost clock. It agrees with the dense bfloat16 rate (float32 accumulation) of the cards' documents to 2.5
+percent:
 RTX 3060 25.5, 4090 165, 5090 210, A6000 155, L4 121, L40S 366, A100 312 TFLOP/s.
 
 Source: tensor-core operations a clock and multiprocessor: the white papers named in plan.cards. GeForce cards
@@ -35,8 +34,8 @@ from harness.recipe.schema import Model, Recipe, Trained
 SUSTAINED_COMPUTE = 0.4
 SUSTAINED_BYTES = 0.8
 LAUNCHES_S = 30 * 5e-6
-# Samples of two 256-pixel images a second and core: an assumption on the low side; benchmarks/data_loader.py
-# measures it, a run says when it is less.
+# Samples of two 256-pixel images a second and core: an assumption on the low side. benchmarks/data_loader.py
+# measures the figure, and a run reports when it is lower.
 LOADER_SAMPLES_PER_CORE = 150.0
 _PER_CLOCK = {(8, 0): 2048, (9, 0): 4096, (10, 0): 8192}
 _PER_CLOCK_PROFESSIONAL, _PER_CLOCK_GEFORCE = 1024, 512
@@ -60,16 +59,16 @@ def host_link(card: Card) -> float:
 
 
 def device_link(card: Card) -> float:
-    """Bytes a second between two such cards, one way; bridges that a board can be given are not counted."""
+    """Bytes a second between two such cards, one way; optional bridges are not counted."""
     return next((rate for name, rate in _NVLINK.items() if name in card.device), host_link(card))
 
 
 def flops_per_sample(recipe: Recipe, levers: Levers) -> float:
-    """Operations of one sample, forward and backward: 2 for each kernel element and token, 4·T·S·N·H a layer
-    for attention.
+    """Operations of one sample, forward and backward.
 
-    Where gradients pass, a block's forward is done again (`remat` block) and its inputs' gradients are
-    computed; those of its kernels only where these are trained.
+    A kernel element counts 2 for each token; attention counts 4·T·S·N·H a layer. Where a gradient passes, a
+    block's forward is computed again (`remat` block) and the gradients of its inputs are computed. The
+    gradients of its kernels are computed only if these are trained.
     """
     return _flops(
         recipe.model,
@@ -91,12 +90,12 @@ def _flops(model: Model, trained: Trained, cameras: int, prompt_tokens: int, aga
             continue
         group = group_of(path)
         part = ("expert" if "_1/" in path else "language") if group == "adapters" else group
-        # The adaptive norms read the time embedding, once a sample; their kernels are [.., D, 3D].
+        # The adaptive norms read the time embedding once a sample; their kernels are [.., D, 3D].
         rows = 1 if "Dense_0" in path and part == "expert" else tokens[part]
         passes = 1 + (again + 1 if _gradient_passes(trained, part) else 0) + is_trained(path, model, trained)
         total += 2.0 * math.prod(shape) * rows * passes
     vision, language = VISION[model.vision], GEMMA[model.paligemma.variant]
-    # The products that hold no parameters; their backward pass costs twice the forward.
+    # The attention products hold no parameters. Their backward pass costs twice the forward.
     attended = {part: 3 + again if _gradient_passes(trained, part) else 1 for part in ("vision", "language")}
     images = 4.0 * tokens["vision"] * patches * vision.width * vision.depth
     joint = (
@@ -110,26 +109,25 @@ def _flops(model: Model, trained: Trained, cameras: int, prompt_tokens: int, aga
 
 
 def _gradient_passes(trained: Trained, part: str) -> bool:
-    """Whether anything at or before this part of the network is trained, so that a gradient must pass through
-    it.
-    """
+    """Whether anything at or before this part of the network is trained, so that a gradient must pass it."""
     return {"vision": trained in ("full", "lora"), "language": trained != "action_expert"}.get(part, True)
 
 
 def seconds_per_step(recipe: Recipe, levers: Levers, card: Card, cores: float | None) -> float:
-    """Predicted seconds of one optimizer step on `levers.devices` such cards; `cores` of the host make the
-    batches (None: not counted).
+    """Predicted seconds of one optimizer step on `levers.devices` such cards.
+
+    `cores` of the host prepare the batches (None: not counted).
     """
     bandwidth, link = card.bandwidth * 1e6 * SUSTAINED_BYTES, device_link(card) * SUSTAINED_BYTES
     total, trained = counted(recipe.model, recipe.train.trained)
     compute = levers.microbatch * flops_per_sample(recipe, levers) / (peak_flops(card) * SUSTAINED_COMPUTE)
-    # Forward, recomputed forward and backward read the weights in bfloat16; a gradient is added to the buffer
-    # of gradients.
+    # Forward, recomputed forward and backward read the weights in bfloat16. A gradient is added to the
+    # gradient buffer.
     traffic = 3 * 2.0 * total + 3 * 4.0 * trained
     step = levers.accumulation_steps * (max(compute, traffic / bandwidth) + _launches(recipe, levers))
     parts = state_parts(recipe, levers.model_copy(update={"host": []}))
     step += 2 * sum(parts[name] for name in ("weights", "moments", "ema", "gradients") if trained) / bandwidth
-    # Each offloaded byte comes to the card and goes back, over each card's own link.
+    # Each offloaded byte goes to the card and back, over each card's own link.
     step += 2 * pinned_bytes(recipe, levers) / levers.devices / (host_link(card) * SUSTAINED_BYTES)
     step += _exchanged(levers, total, trained) / link
     return (
@@ -146,7 +144,7 @@ def seconds_per_step(recipe: Recipe, levers: Levers, card: Card, cores: float | 
 
 
 def _launches(recipe: Recipe, levers: Levers) -> float:
-    """Seconds that a microbatch's kernels take to be started, however few samples there are."""
+    """Seconds that starting a microbatch's kernels takes, however few samples there are."""
     vision, language = (
         VISION[recipe.model.vision].depth * len(levers.cameras),
         GEMMA[recipe.model.paligemma.variant].depth,
@@ -158,8 +156,10 @@ def _launches(recipe: Recipe, levers: Levers) -> float:
 
 
 def _exchanged(levers: Levers, total: int, trained: int) -> float:
-    """Bytes that each card sends: gradients summed over all once a microbatch, shards of the weights gathered
-    twice a microbatch.
+    """Bytes that each card sends.
+
+    Gradients are summed over all cards once a microbatch. Shards of the weights are gathered twice a
+    microbatch.
     """
     share = (levers.devices - 1) / levers.devices
     gathered = 2 * 2.0 * total * (levers.fsdp - 1) / levers.fsdp

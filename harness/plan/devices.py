@@ -1,6 +1,4 @@
-"""The devices of this machine as CUDA offers them: whole GPUs and MIG instances, with their memory and the
-figures that stand for them.
-"""
+"""Lists this machine's devices as CUDA offers them: whole GPUs and MIG instances, with memory and figures."""
 
 from __future__ import annotations
 
@@ -13,7 +11,10 @@ from harness.plan.cards import Card
 
 
 class Device(NamedTuple):
-    """One device as CUDA offers it: a whole GPU, or a MIG instance, of which a process can use only one."""
+    """One device as CUDA offers it: a whole GPU or a MIG instance.
+
+    A process can use only one MIG instance.
+    """
 
     gpu: Gpu
     name: str
@@ -24,7 +25,7 @@ class Device(NamedTuple):
 
 
 def devices_of(gpu: Gpu, machine: Machine) -> list[Device]:
-    """The devices of one GPU: itself, or its MIG instances that are visible."""
+    """The devices of one GPU: the GPU itself, or its visible MIG instances."""
     name = gpu.name or f"GPU {gpu.index}"
     if gpu.mig_mode and gpu.mig_devices:
         return [
@@ -33,13 +34,13 @@ def devices_of(gpu: Gpu, machine: Machine) -> list[Device]:
             if mig.visible
         ]
     if gpu.integrated:
-        # Its memory is the host's, of which NVML tells nothing, or what the GPU has taken so far.
+        # Its memory is the host's. NVML reports nothing about it, or only what the GPU has taken so far.
         return [Device(gpu, name, gpu.uuid, machine.host.ram_available_bytes, machine.host.ram_total_bytes)]
     return [Device(gpu, name, gpu.uuid, gpu.free_bytes, _offered(gpu))]
 
 
 def figures(device: Device, total: int) -> tuple[Card, bool]:
-    """The figures that stand for a card of this machine, with its own memory, and whether they are its own.
+    """(figures for a card of this machine, with its own memory; whether they are the card's own).
 
     Raises: HarnessError "gpu-unknown", "gpu-too-old".
     """
@@ -62,5 +63,5 @@ def figures(device: Device, total: int) -> tuple[Card, bool]:
 
 
 def _offered(card: Gpu | MigDevice) -> int | None:
-    """The total that CUDA tells a program: NVML's without what the driver keeps."""
+    """The total that CUDA reports to a program: NVML's total without what the driver keeps."""
     return None if card.total_bytes is None else card.total_bytes - (card.reserved_bytes or 0)

@@ -1,5 +1,6 @@
-"""The table of cards: what each can train, with any amount of host memory, and how long a step is predicted
-to take. From the atlas alone.
+"""Makes the table of cards from the atlas alone: what each card can train, and the predicted time of a step.
+
+Any amount of host memory is assumed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _COLORS = {
 
 
 class Cell(NamedTuple):
-    """What one card does with one recipe. `plan` is the chosen one."""
+    """The result for one card and one recipe. `plan` is the chosen plan."""
 
     card: str
     recipe: str
@@ -39,9 +40,9 @@ class Cell(NamedTuple):
 
 
 def cells(atlas: Atlas | None = None) -> list[Cell]:
-    """Every card with every recipe of the table, by memory.
+    """A cell for every card and every recipe of the table, ordered by the card's memory.
 
-    Raises: HarnessError "atlas-stale" when the atlas is of another step.
+    Raises: HarnessError "atlas-stale" if the atlas is of another step.
     """
     known = atlas or shipped()
     if known.refused:
@@ -77,7 +78,7 @@ def _ink(cell: Cell) -> str:
 
 
 def words(cell: Cell) -> str:
-    """Bytes, seconds and what is changed, in one line."""
+    """Bytes, seconds and changes, in one line."""
     if cell.plan is None:
         return cell.verdict
     host = f" + {format_bytes(cell.plan.host_bytes)} host" if cell.plan.levers.host else ""

@@ -1,6 +1,4 @@
-"""What can be counted without a compiler: the parts of the state, what a checkpoint weighs, what the host
-must hold. Bytes a device.
-"""
+"""Counts without a compiler: the state's parts, a checkpoint's size, the host's memory. Bytes a device."""
 
 from __future__ import annotations
 
@@ -12,14 +10,14 @@ from harness.recipe.parameters import counts, is_trained, parameter_shapes
 from harness.recipe.schema import Model, Recipe, Trained
 from harness.units import GIB
 
-# A trainer's own: Python, JAX and the CUDA libraries, and the loader with the images that it keeps
+# The trainer's own memory: Python, JAX and the CUDA libraries, and the loader with the images that it keeps
 # (data.loader.KEPT_BYTES and its row groups).
 PROCESS_BYTES = 4 * GIB
 _FLOAT32 = 4.0
 _TABLE = "PaliGemma/llm/embedder/input_embedding"
-# Bytes of one of Adam's two moments, and of a frozen parameter. Blocks of 256 share a float32 scale. Of
-# quantized weights the scales are left out (a sixteenth more at most), and that what is no kernel stays in
-# bfloat16: the figure must never be more than the truth.
+# Bytes of one of Adam's two moments, and of a frozen parameter. Blocks of 256 share a float32 scale. For
+# quantized weights the figure leaves out the scales (a sixteenth more at most). It also counts what is no
+# kernel as quantized, although that stays in bfloat16. The figure must never exceed the truth.
 _MOMENT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0 + 4 / 256}
 _FROZEN = {"bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 
@@ -33,11 +31,10 @@ def _trained_table(model: Model, trained: Trained) -> int:
 
 
 def state_parts(recipe: Recipe, levers: Levers) -> dict[str, int]:
-    """Bytes of weights, moments and average that lie on each device during a step, and of the gradients that
-    it makes.
+    """Bytes of weights, moments, average and gradients that lie on each device during a step.
 
-    With the masters in host memory the device has bfloat16 copies of them, but none of the embedding table,
-    of which it reads rows.
+    With the masters in host memory the device holds bfloat16 copies of them. It has no copy of the embedding
+    table, of which it reads rows.
     """
     total, trained = counted(recipe.model, recipe.train.trained)
     on_device = {
@@ -58,10 +55,10 @@ def state_parts(recipe: Recipe, levers: Levers) -> dict[str, int]:
 
 
 def least_bytes(recipe: Recipe, levers: Levers) -> int:
-    """No step of this plan needs fewer device bytes: what lies there while the microbatches are gone through.
+    """A lower bound of the device bytes of any step of this plan.
 
-    That is the state, and the one buffer in which gradients are summed; the embedding table's is made only
-    after it.
+    It counts what lies on the device during the microbatches: the state, and the one buffer in which
+    gradients are summed. The buffer of the embedding table is made only afterwards.
     """
     parts = state_parts(recipe, levers)
     _, trained = counted(recipe.model, recipe.train.trained)
@@ -79,8 +76,10 @@ def pinned_bytes(recipe: Recipe, levers: Levers) -> int:
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Bytes of one checkpoint: float32 parameters trained, two moments, the raw copy beside an average;
-    bfloat16 what is frozen.
+    """Bytes of one checkpoint.
+
+    Trained parameters count in float32, with two moments, and with the raw copy beside an average. Frozen
+    parameters count in bfloat16.
     """
     total, trained = counted(recipe.model, recipe.train.trained)
     copies = 1 + (recipe.train.ema_decay is not None)
@@ -89,17 +88,15 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def host_bytes(recipe: Recipe, levers: Levers) -> int:
-    """Host memory of a run: the process, what lies there pinned, and the copy of the state from which a
-    checkpoint is written.
-    """
+    """Host memory of a run: the process, the pinned parts of the state, and the copy that a save writes."""
     return PROCESS_BYTES + pinned_bytes(recipe, levers) + checkpoint_bytes(recipe)
 
 
 def breakdown(recipe: Recipe, levers: Levers, device_bytes: int, activations: int | None) -> dict[str, int]:
-    """What `device_bytes` of the compiled step are made of; the parts add up to it.
+    """The parts of `device_bytes` of the compiled step; they add up to it.
 
-    The state and the gradients are counted (parameters x type); `activations` is how much the compiler's
-    figure grows with the microbatch, where two microbatches are known; the rest is the step's workspace.
+    The state and the gradients are counted (parameters x type). `activations` is how much the compiler's
+    figure grows with the microbatch, if two microbatches are known. The rest is the step's workspace.
     """
     parts = {name: size for name, size in state_parts(recipe, levers).items() if size}
     parts["gradients"] = max(

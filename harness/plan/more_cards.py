@@ -1,14 +1,14 @@
-"""Cards that clouds and shops have beside those of `plan.cards`, and the series that a name belongs to.
+"""Further cards, beside those of `plan.cards`, and the series that a card's name belongs to.
 
-Of these only the figures that a plan needs are known: memory, bandwidth, operations. The compiler's other
-figures are those of the card of `plan.cards` that stands for them: of the same compute capability, the
-nearest in memory. The atlas answers for them as for all.
+Only the figures that a plan needs are known of these cards: memory, bandwidth, operations. The compiler's
+other figures are those of a stand-in from `plan.cards`: the card of the same compute capability that is
+nearest in memory. The atlas answers for them as for all cards.
 
 Source: capability: NVIDIA, "CUDA GPU Compute Capability". driver_mib: nvidia-smi tables published by owners.
 bandwidth (GB/s) and tflops (dense bfloat16, accumulated in float32): NVIDIA's data sheet or page of the card;
-where it names only figures with sparsity, half of them. Of GeForce, tensor operations a clock x boost clock
-as in `plan.cost`. Of A10G: 70 as AWS and NVIDIA's brief tell (half an A10's). Of boards that share the host's
-memory: what the kernel leaves (`free` of owners), less than the memory that is sold.
+half of the figure if only figures with sparsity are given. GeForce: tensor operations a clock x boost clock
+as in `plan.cost`. A10G: 70, by AWS and NVIDIA's brief (half an A10's). Boards that share the host's memory:
+what the kernel leaves (`free` of owners), less than the memory that is sold.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 
 class Other(NamedTuple):
-    """`spelling` as in plan.cards.
+    """One card. `spelling` is as in plan.cards.
 
-    `shared`: its memory is the host's, and driver_mib then what the kernel calls total.
+    `shared`: its memory is the host's; driver_mib is then what the kernel calls total.
     """
 
     device: str
@@ -84,8 +84,8 @@ OTHERS: dict[str, Other] = {
 }
 # fmt: on
 
-# What a name without case, spaces and makers' words begins with → its architecture, where the card itself is
-# in no table.
+# Beginning of a name without case, spaces and makers' words → its architecture, for a card that is in no
+# table.
 _SERIES: tuple[tuple[str, tuple[int, int]], ...] = (
     (r"(rtx)?pro\d{3,4}|(rtx)?50[5-9]0", (12, 0)),
     (r"(rtx)?\d{4}(sff)?ada|(rtx)?40[5-9]0|l(2|4|20|40)(?!\d)", (8, 9)),
@@ -111,15 +111,13 @@ _OLD: tuple[tuple[str, str], ...] = (
 
 
 def series(plain: str) -> tuple[int, int] | None:
-    """The compute capability of the series that a card's name belongs to; None where it is of no series that
-    is known.
-    """
+    """The compute capability of the series that a card's name belongs to; None for an unknown series."""
     return next((capability for pattern, capability in _SERIES if re.match(pattern, plain)), None)
 
 
 def too_old(plain: str) -> str | None:
-    """The compute capability of a card that is older than Ampere, as text; None for another."""
-    # Three cards are called RTX 6000: without Quadro's name it is not told which.
+    """The compute capability, as text, of a card older than Ampere; None for any other card."""
+    # Three cards are called RTX 6000. Without "Quadro" the name does not tell which one is meant.
     if plain in ("rtx6000", "6000"):
         return None
     return next((capability for pattern, capability in _OLD if re.match(pattern, plain)), None)

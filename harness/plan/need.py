@@ -1,5 +1,7 @@
-"""What one plan needs: from the atlas, else from the compiler, else, when state and gradients are too much
-already, from counting.
+"""Finds the memory that one plan needs.
+
+It is asked in this order: the atlas; the compiler; counting, if state and gradients alone are already too
+much.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ Source = Literal["atlas", "compiled", "interpolated", "counted"]
 
 
 class Need(NamedTuple):
-    """`device_bytes` is the largest of `phases`; `host_bytes` are those that the compiled program keeps in
-    host memory.
+    """The memory that a plan needs. `device_bytes` is the largest of `phases`.
+
+    `host_bytes` are those that the compiled program keeps in host memory.
     """
 
     device_bytes: int
@@ -34,7 +37,7 @@ class Need(NamedTuple):
 
 
 class Oracle:
-    """Answers for one place; what has been asked once is not asked again."""
+    """Answers for one place; no question is compiled twice."""
 
     def __init__(
         self,
@@ -46,13 +49,13 @@ class Oracle:
         recompile: bool,
     ) -> None:
         self._place, self._compile = place, compile
-        # For the CPU there is one question, and it is answered in seconds.
+        # The CPU has only one question, and its answer takes seconds.
         self._say = say if place.platform == "cuda" else lambda _: None
         self._atlas = None if recompile or place.platform == "cpu" else atlas
         self._told: dict[tuple[str, str, str], Known] = {}
 
     def need(self, recipe: Recipe, levers: Levers, *, hopeless: bool = False) -> Need:
-        """The need of this plan: of its step, and where that fits of the phases around it.
+        """The need of this plan: of its step, and, if the step fits, of the phases around it.
 
         A `hopeless` plan, refused already, is not compiled.
 
@@ -60,8 +63,8 @@ class Oracle:
         """
         usable = self._place.usable_bytes
         step = self._known(recipe, levers, "step")
-        # A bound from above that fits is an answer; one that does not fit says nothing, and is enough only
-        # for a card that nothing was compiled for.
+        # An upper bound that fits is an answer. A bound that does not fit decides nothing, and is accepted
+        # only for a card that nothing was compiled for.
         loose = (
             step is not None
             and step.source == "interpolated"
@@ -85,7 +88,7 @@ class Oracle:
         return self._known(recipe, levers, "step") is not None
 
     def _phase(self, recipe: Recipe, levers: Levers, phase: Phase) -> int:
-        # What comes before and between steps knows nothing of batches.
+        # The phases before and between steps do not depend on batches.
         alike = levers.model_copy(
             update={"microbatch": 1, "accumulation_steps": 1, "prompt_tokens": 1, "attention": "full"}
         )
@@ -114,8 +117,8 @@ class Oracle:
                     Request(recipe=recipe, levers=levers, phase=phase), uuids=place.uuids[: levers.devices]
                 )
             except HarnessError as error:
-                # NVML may know a card that JAX cannot start on in this moment; its description is compiled
-                # for instead.
+                # NVML may list a card on which JAX cannot start at the moment. The compiler then takes the
+                # card's description instead.
                 if place.card is None or error.code not in _GONE:
                     raise
         assert place.card is not None
@@ -123,7 +126,7 @@ class Oracle:
 
 
 def shortage(need: int, have: int | None, what: str, *, at_least: bool = False) -> str | None:
-    """Why `need` bytes of `what` are too much, or None. `at_least`: more of them may be needed."""
+    """Why `need` bytes of `what` are too much, or None. `at_least`: the true need may be larger."""
     if have is None or need <= have:
         return None
     least = "at least " if at_least else ""
@@ -134,7 +137,7 @@ def shortage(need: int, have: int | None, what: str, *, at_least: bool = False) 
 
 
 def enough(need: Need, place: Place) -> str:
-    """What the plan needs of the usable bytes."""
+    """A sentence on what the plan needs of the usable bytes."""
     usable = place.usable_bytes
     return f"needs {format_bytes(need.device_bytes)}" + (
         f" of {format_bytes(usable)} usable" if usable is not None else "; how much is usable is not known"

@@ -1,6 +1,4 @@
-"""What a plan tells a person beside its figures: what was assumed of the place, what stands in the way, and
-which card would do.
-"""
+"""Writes a plan's notes: assumptions about the place, obstacles, and the card that would do."""
 
 from __future__ import annotations
 
@@ -27,8 +25,8 @@ def notes_of(
 ) -> list[str]:
     """The notes of a plan, each a sentence.
 
-    `smallest_card` names the card that would do; it is asked only where the recipe itself does not fit.
-    `exact`: whether nothing approximate was allowed.
+    `smallest_card` names the card that would do. It is called only if the recipe itself does not fit.
+    `exact`: nothing approximate was allowed.
     """
     notes = list(place.notes)
     if place.platform == "cpu":

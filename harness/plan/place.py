@@ -1,5 +1,6 @@
-"""Where a plan is to run: this machine's cards or its CPU, or a card that is not here; and how many bytes of
-it are ours.
+"""Place: the devices that a plan is for, and how many bytes of them the trainer may use.
+
+It is this machine's cards, its CPU, or a card that is not here.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
 from harness.units import GIB, MIB, format_bytes, format_count
 
-# A model of this size is trained on a GPU; on a CPU only when that is asked for in so many words.
+# A model above this size is trained on a GPU; on a CPU only on explicit request.
 CPU_PARAMETERS = 100_000_000
 # The CUDA context and the libraries' own memory take 0.5 to 1 GiB before the first buffer. Source: facts on
 # compiling for an absent GPU.
 CONTEXT_BYTES = GIB
-# Fragmentation and autotuning scratch: one published run failed at 72.8 computed of a pool of 75 GiB, 3 % of
-# it.
+# Fragmentation and autotuning scratch: one published run failed at 72.8 GiB computed of a pool of 75 GiB, 3 %
+# of the pool.
 _MARGIN_SHARE, _MARGIN_LEAST = 0.03, GIB // 2
 # Under WSL2 Windows takes from the card at any time, and the driver then spills to host memory instead of
 # failing.
 _WSL_MARGIN = GIB
 _HOST_MARGIN_BYTES = 512 * MIB
-# Of the same model, a card with this share of the freest one's memory takes part.
+# A card of the same model takes part if its memory is at least this share of the freest card's.
 _ALIKE = 0.9
 
 
 class Place(NamedTuple):
-    """`card` holds the figures that XLA compiles for; `named` is whether they are those of this very model,
-    `here` whether it is in this machine.
+    """The devices of a plan. `card` holds the figures that XLA compiles for.
 
-    With `stands_in` the atlas was made for other cards of its architecture. Bytes are of one device. None:
-    not known, and then not checked. With `shared` CPU and GPU have one memory: `pool_bytes` of it are free
-    for both together, and `free_bytes` is how much of it the GPU may take.
+    `named`: these figures are those of this very model. `here`: the card is in this machine. `stands_in`: the
+    atlas was made for other cards of its architecture. Bytes are of one device; None means not known and not
+    checked. `shared`: CPU and GPU have one memory. Then `pool_bytes` are free for both together, and
+    `free_bytes` is how much of them the GPU may take.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Place(NamedTuple):
 
     @property
     def pool_usable_bytes(self) -> int | None:
-        """Bytes that device and host may take together; None where each has its own memory."""
+        """Bytes that device and host may take together; None if each has its own memory."""
         return (
             None
             if self.pool_bytes is None
@@ -79,16 +80,18 @@ class Place(NamedTuple):
 
     @property
     def memory_fraction(self) -> float | None:
-        """The share of the card's total that JAX may take: all that is free but the context; the margin is
-        for fragmentation inside of it.
+        """The share of the card's total that JAX may take: all free bytes except the context.
+
+        The margin is for fragmentation inside that share.
         """
         if not self.here or self.platform == "cpu" or not self.total_bytes or self.free_bytes is None:
             return None
         return int(1000 * (self.free_bytes - self.context_bytes) / self.total_bytes) / 1000
 
     def fraction_beside(self, host_bytes: int, device_bytes: int) -> float | None:
-        """The share of a shared memory that JAX may take at once: what `host_bytes` leave of the pool, and
-        what its own largest phase needs.
+        """The share of a shared memory that JAX may take at once.
+
+        It is what `host_bytes` leave of the pool, or what JAX's own largest phase needs, if that is more.
         """
         if not self.here or not self.total_bytes or self.pool_bytes is None:
             return None
@@ -96,14 +99,15 @@ class Place(NamedTuple):
         return int(1000 * share / self.total_bytes) / 1000
 
     def idle(self) -> Place:
-        """The same cards if nothing else were on them."""
+        """The same place with nothing else on its cards."""
         return self._replace(free_bytes=self.total_bytes)
 
 
 def absent(gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None) -> Place:
-    """The card `gpu`, "NAME" or "NAME:COUNT", idle; with `vram_bytes` the same chip with so much memory;
-    without a name the nearest by memory.
+    """The place for the card `gpu`, "NAME" or "NAME:COUNT", idle.
 
+    With `vram_bytes` it is the same chip with that much memory. Without a name it is the card nearest in
+    memory.
     Raises: HarnessError "gpu-unknown", "gpu-too-old", "gpu-count-invalid".
     """
     name, count = _name_and_count(gpu) if gpu else (cards.nearest(vram_bytes or 0), 1)
@@ -128,9 +132,9 @@ def absent(gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None) 
 
 
 def _card_named(name: str, vram_bytes: int | None) -> tuple[str, Card, list[str]]:
-    """(key, figures, notes) of a card; with its memory said, one that is only known by its series stands for
-    itself.
+    """(key, figures, notes) of a card.
 
+    If `vram_bytes` is given, a card that is known only by its series gets its own name as its key.
     Raises: HarnessError "gpu-unknown", "gpu-too-old".
     """
     try:
@@ -164,13 +168,14 @@ def _card_named(name: str, vram_bytes: int | None) -> tuple[str, Card, list[str]
 def _sharing(
     place: Place, vram_bytes: int | None, host_ram_bytes: int | None, available: int | None
 ) -> Place:
-    """A place whose one memory CPU and GPU share: what was said of host memory is the pool, what was said of
-    the card the GPU's part of it.
+    """A place where CPU and GPU share one memory.
+
+    The given host memory is the pool. The given card memory is the GPU's part of the pool.
     """
     said = host_ram_bytes if host_ram_bytes is not None else vram_bytes
     pool = available if said is None else said
     free = pool if vram_bytes is None or pool is None else min(vram_bytes, pool)
-    # JAX's share is one of what the kernel calls total, whatever was said.
+    # JAX's share is a share of what the kernel calls total, whatever sizes were given.
     total = place.total_bytes if place.here and place.total_bytes is not None else free
     return place._replace(
         shared=True, pool_bytes=pool, free_bytes=free, total_bytes=total, host_usable_bytes=_host_usable(pool)
@@ -178,9 +183,7 @@ def _sharing(
 
 
 def option_for(device: str) -> str:
-    """The option of `harness plan` that asks for a device as a plan names it: "2 x a100_80" is --gpu
-    a100_80:2.
-    """
+    """The option of `harness plan` that asks for a device of a plan: "2 x a100_80" is --gpu a100_80:2."""
     count, cross, name = device.partition(" x ")
     if not (cross and count.isdigit()):
         count, name = "1", device
@@ -197,7 +200,7 @@ def present(
     vram_bytes: int | None,
     host_ram_bytes: int | None,
 ) -> Place:
-    """This machine's freest card with its likes, or its CPU.
+    """This machine's freest card with the cards of the same model that are about as free, or its CPU.
 
     Raises: HarnessError "no-gpu", "gpu-memory-unknown".
     """
@@ -228,9 +231,9 @@ def present(
 
 
 def with_shared_rows(place: Place, recipe: Recipe, *, asked: bool) -> Place:
-    """The place with as many of its devices as the global batch can be shared by.
+    """The place with as many of its devices as can share the global batch equally.
 
-    Raises: HarnessError "more-devices-than-rows" when more were asked for than the batch has rows.
+    Raises: HarnessError "more-devices-than-rows" if more were asked for than the batch has rows.
     """
     rows = recipe.train.global_batch
     if asked and place.devices > rows:

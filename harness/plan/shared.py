@@ -1,9 +1,8 @@
-"""One memory for CPU and GPU (GB10, Jetson): what a phase takes of the device and what it takes of the host
-come from the same pool.
+"""Counts memory on machines where CPU and GPU share one pool (GB10, Jetson).
 
-There is no second place to put anything: a save's copy of the state lies beside the state itself, and no part
-of the state is moved to the host. Grace-Hopper is not such a machine: its GPU has memory of its own, and NVML
-tells it.
+A phase takes its device part and its host part from the same pool. There is no second memory: a save's copy
+of the state lies beside the state itself, and no part of the state is moved to the host. Grace-Hopper is not
+such a machine: its GPU has memory of its own, and NVML reports it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from harness.recipe.parameters import parameter_shapes
 from harness.recipe.schema import Model, Recipe
 from harness.units import GIB, format_bytes
 
-# What the reader of weights holds beside the leaf that it reads: checkpoint.leaves.IN_FLIGHT_BYTES.
+# Bytes that the reader of weights holds beside the leaf that it reads: checkpoint.leaves.IN_FLIGHT_BYTES.
 _IN_FLIGHT_BYTES = GIB
 
 
@@ -28,17 +27,18 @@ def _largest_leaf_bytes(model: Model) -> int:
 
 
 def save_bytes(recipe: Recipe, levers: Levers) -> int:
-    """Bytes of the pool while a checkpoint is saved, as they are counted without a compiler: the state, its
-    copy, and the process.
+    """Bytes of the pool while a checkpoint is saved, counted without a compiler.
+
+    They are the state, its copy, and the process.
     """
     parts = memory.state_parts(recipe, levers)
     return parts["weights"] + parts["moments"] + parts["ema"] + memory.host_bytes(recipe, levers)
 
 
 def phases(recipe: Recipe, levers: Levers, need: Need) -> dict[str, int]:
-    """Bytes of the pool in each phase: the device's, by the compiler where it was asked, and the host's.
+    """Bytes of the pool in each phase: the device's and the host's.
 
-    A save is always among them.
+    The device's come from the compiler if it was asked. A save is always among the phases.
     """
     beside = {
         "load": _largest_leaf_bytes(recipe.model) + _IN_FLIGHT_BYTES,
@@ -63,16 +63,16 @@ def short(found: dict[str, int], pool: int | None) -> str | None:
 
 
 def enough(found: dict[str, int], pool: int | None) -> str:
-    """What the phases need of the pool at most."""
+    """A sentence on the most that a phase needs of the pool."""
     worst = max(found, key=lambda phase: found[phase])
     usable = f"{format_bytes(pool)} usable" if pool is not None else "a pool that is not known"
     return f"needs {format_bytes(found[worst])} in the phase {worst} of {usable} by CPU and GPU together"
 
 
 def kept(chosen: Candidate, pool: int | None) -> list[str]:
-    """A note where the phases fit one by one, but not what JAX has taken for the largest beside the host's
-    part of a save.
+    """A note if each phase fits alone, but JAX's memory does not fit beside the host's part of a save.
 
+    JAX keeps the memory that it took for the largest phase.
     Source: JAX documentation, "GPU memory allocation": memory that was taken is not given back, except by the
     allocator `platform`.
     """

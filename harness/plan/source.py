@@ -1,4 +1,4 @@
-"""Which code makes the step: its hash voids what the compiler has answered for another step."""
+"""Hashes the code that makes the step. A new hash voids the compiler's answers for the old step."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from harness.run.directory import sha256_json
 
-# Where the modules that make the step are found: these, and what they import of these rooms.
+# The modules from which the search starts. What they import of these rooms is followed.
 _START = ("train/compiled.py", "train/phases.py", "recipe/parameters.py")
 _ROOMS = ("harness.model.", "harness.train.")
 
 
 def source_hash() -> str:
-    """Hash of the code that makes the step: the modules that its compilation imports, without comments,
-    docstrings, imports and blank lines.
+    """Hash of the code that makes the step: the modules that its compilation imports.
 
-    Where a module lies and what it is called changes nothing.
+    Comments, docstrings, imports and blank lines do not count. A module's place and name do not change the
+    hash.
     """
     package = Path(__file__).parent.parent
     waiting = [package / name for name in _START]
@@ -41,9 +41,9 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 
 def _code_lines(source: str, tree: ast.Module) -> list[str]:
-    """The lines that the interpreter acts upon.
+    """The lines that the interpreter executes.
 
-    By line numbers alone, which all versions of Python agree upon.
+    Only line numbers are used, on which all versions of Python agree.
     """
     left_out: set[int] = set()
     for node in ast.walk(tree):

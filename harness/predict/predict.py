@@ -1,5 +1,4 @@
-"""One frame of a dataset through a checkpoint: the actions that it would take, beside those that were
-recorded.
+"""Predicts the actions of a checkpoint at one frame of a dataset, beside the recorded actions.
 
 Axes: H action horizon, A real dimensions of an action, D action_dim of the model.
 """
@@ -27,7 +26,7 @@ from harness.recipe.schema import Recipe
 from harness.run.steps import ASSETS, NORM_STATS
 from harness.units import GIB, MIB, format_bytes
 
-# Not in XLA's number: the CUDA context and its libraries; on a CPU, what the process itself takes.
+# Memory that XLA's figure does not include: the CUDA context and its libraries; on a CPU, the process itself.
 _GPU_MARGIN_BYTES = int(1.5 * GIB)
 _HOST_MARGIN_BYTES = 512 * MIB
 
@@ -45,8 +44,9 @@ class Place(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Which frame (`frame` counts from the start of `episode`), how many Euler steps, and the seed of the
-    first noise.
+    """The frame to predict, the number of Euler steps, and the seed of the first noise.
+
+    `frame` counts from the start of `episode`.
     """
 
     episode: int = 0
@@ -56,7 +56,7 @@ class Question(NamedTuple):
 
 
 def place(machine: Machine, device: str | None) -> Place:
-    """The visible GPU with the most free memory, or the CPU when there is none or it is asked for.
+    """The visible GPU with the most free memory, or the CPU if there is none or it is asked for.
 
     Raises: HarnessError "device-unknown", "no-gpu".
     """
@@ -88,17 +88,17 @@ def place(machine: Machine, device: str | None) -> Place:
 def predict(
     located: Located, recipe: Recipe, question: Question, on: Place, say: Say, *, base: str | None = None
 ) -> Prediction:
-    """What the checkpoint predicts at one frame, un-normalized with the checkpoint's own statistics.
+    """The checkpoint's prediction at one frame, un-normalized with the checkpoint's own statistics.
 
     The environment names the device.
 
-    `base` says where the weights are now that a step of only trained parameters lies upon.
+    `base` is the new place of the weights that a step of only trained parameters needs.
 
     Raises: HarnessError "sampling-steps-invalid", "episode-out-of-range", "frame-out-of-range",
     "asset-missing", "dataset-of-other-dimensions", "does-not-fit", "prediction-not-finite", and those of the
     dataset and of the weights.
     """
-    # Everything that can be wrong with the question is found before a weight is read.
+    # Everything that can be wrong with the question is checked before a weight is read.
     if question.sampling_steps < 1:
         raise HarnessError(
             "sampling-steps-invalid",
@@ -163,10 +163,9 @@ def _index(data: LeRobotDataset, question: Question) -> int:
 
 
 def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> Stats:
-    """Statistics of the actions from the checkpoint's own assets, without the zero padding that upstream may
-    keep behind them.
+    """Statistics of the actions from the checkpoint's own assets, without upstream's zero padding.
 
-    The state does not enter the model, so its statistics are not asked for.
+    The state does not enter the model, so its statistics are not required.
 
     Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid"; UnsafeFile.
     """
@@ -212,7 +211,10 @@ def _sample(
     say: Say,
     base: str | None,
 ) -> np.ndarray:
-    """Normalized actions [H, D]. Compiled first: XLA says what it needs, before a weight is loaded."""
+    """Normalized actions [H, D].
+
+    The program is compiled first, so XLA gives its memory before a weight is loaded.
+    """
     import jax
 
     from harness.checkpoint.weights import load_params
@@ -246,12 +248,15 @@ def _sample(
             + (", or --device cpu" if on.platform == "cuda" else ""),
         )
     say(f"loading the parameters of {located.path}")
-    # Through the same codes as in training: a step of only trained parameters lies upon weights that are not
-    # quantized yet.
+    # Quantized as in training. A step of only trained parameters has a base whose weights are not quantized
+    # yet.
     params = load_params(located.path, setup.shapes.params, base=base, keep=keeper(setup)).params
     return np.asarray(compiled(params, inputs, key))[0]
 
 
 def output_directory(located: Located, run: Path | None) -> Path:
-    """Where prediction and plot go: the run that is named, else the checkpoint's own, else here."""
+    """The directory of prediction and plot.
+
+    It is the named run, else the checkpoint's own run, else the current directory.
+    """
     return run or located.run or Path()

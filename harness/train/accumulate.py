@@ -1,15 +1,14 @@
-"""Gradients of a global batch, microbatch by microbatch, summed in one float32 buffer that the backward pass
-adds to where it lies.
+"""Accumulates the gradients of a global batch over microbatches in one float32 buffer, in place.
 
-A backward pass that returns its gradients needs a second buffer of that size (12.5 GiB for π0.5) to add them
-from. JAX can give it references to add to instead: the gradient of one layer is then the most that exists
-beside the sum.
+A backward pass that returns its gradients needs a second buffer of that size (12.5 GiB for π0.5). JAX can
+give the backward pass references to add to instead. Beside the sum, then, only the gradient of one layer
+exists at a time.
 
-The token embedding is looked up before the model is differentiated: the model gets the embeddings of its own
-tokens as a small table, and what these gather is added into a table of zeros once, at the end.
+The token embedding is looked up before the model is differentiated. The model gets the embeddings of its own
+tokens as a small table. The gradient of this table is added once, at the end, into a table of zeros.
 
-A parameter may be handed over as its copy in the compute type, which is what the model's own cast would make
-of it. The gradient is then that of the copy, cast to float32: the transpose of the cast.
+A parameter may be passed as its copy in the compute type, which equals the model's own cast of it. The
+gradient is then that of the copy, cast to float32: the transpose of the cast.
 
 Axes: B global batch, K accumulation steps, M microbatch (B = K·M), T prompt tokens, V vocabulary, D width.
 """
@@ -33,8 +32,9 @@ Loss = Callable[[Params, Inputs], jax.Array]
 
 
 class Copied(NamedTuple):
-    """A stacked parameter as its copy in the compute type; `gradient` has no value that is read, only a
-    gradient, in float32.
+    """A stacked parameter as its copy in the compute type.
+
+    `gradient` carries only a float32 gradient; its value is never read.
     """
 
     copy: jax.Array
@@ -52,11 +52,11 @@ def accumulate(
     place: Layout,
     vocabulary: int,
 ) -> tuple[jax.Array, Params]:
-    """(mean loss, its float32 gradient) over `steps` microbatches; the gradient has the paths of `trained`,
-    of `copies` and the embedding's.
+    """(mean loss, its float32 gradient) over `steps` microbatches.
 
-    `copies` are parameters in the compute type; `embedded` are the embeddings of all tokens, [B, T, D], None
-    when they are not trained.
+    The gradient has the paths of `trained` and of `copies`, and the embedding's path if the embedding is
+    trained. `copies` are parameters in the compute type. `embedded` holds the embeddings of all tokens, [B,
+    T, D]; it is None if the embedding is not trained.
     """
     cut, lookup = place.microbatches((inputs, embedded), steps)  # [K, M, ...]
     shapes = {path: x.shape for path, x in (trained | copies).items()}
@@ -89,7 +89,7 @@ def accumulate(
 
 
 def read_copies(layer: Any) -> Any:
-    """A layer's parameters with each `Copied` as the model reads it."""
+    """A layer's parameters, each `Copied` replaced by the array that the model reads."""
     return jax.tree.map(
         lambda x: _read(*x) if isinstance(x, Copied) else x, layer, is_leaf=lambda x: isinstance(x, Copied)
     )

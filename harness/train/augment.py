@@ -1,14 +1,14 @@
-"""Training augmentation of camera images, on the device, in distribution (and key for key) what the published
-recipe does.
+"""Augments camera images for training, on the device, as the published recipe does.
+
+The result agrees in distribution, and key for key.
 
 Upstream asks augmax 0.4.1 for: crop 95 %, resize back, rotate ±5° (not on wrist cameras), then
-ColorJitter(brightness 0.3, contrast 0.4, saturation 0.5). What augmax really computes with these, read from
-its source and reproduced here:
-- the three geometric steps are one bilinear warp with zeros outside;
-- the jitter happens for half of the images (its default p = 0.5);
-- brightness and contrast act on HSV's value; the hue moves by up to ±0.1 (its default, in turns); the
-  saturation does not
-  change, because augmax drops the result of that adjustment.
+ColorJitter(brightness 0.3, contrast 0.4, saturation 0.5). What augmax really computes was read from its
+source and is reproduced here:
+- The three geometric steps are one bilinear warp with zeros outside.
+- The jitter is applied to half of the images (its default p = 0.5).
+- Brightness and contrast act on HSV's value. The hue moves by up to ±0.1 (its default, in turns).
+- The saturation does not change, because augmax drops the result of that adjustment.
 Sources: openpi src/openpi/models/model.py `preprocess_observation`, commit 15a9616; augmax 0.4.1
 geometric.py, colorspace.py.
 
@@ -29,8 +29,9 @@ _JITTER_PROBABILITY = 0.5
 
 
 def augment(keys: jax.Array, images: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Augmented images, [-1, 1] → [-1, 1]; one key a sample, shared by its cameras as upstream shares it.
+    """Augmented images, [-1, 1] → [-1, 1].
 
+    Each sample has one key, shared by its cameras as upstream shares it.
     Shapes: keys [B]; images [B, S, S, 3].
     """
     return {
@@ -53,8 +54,10 @@ def _wrist_camera(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def warp(key: jax.Array, image: jax.Array) -> jax.Array:
-    """Random crop to 95 %, stretched back and rotated by up to 5°, in one bilinear resampling; [S, S, 3] →
-    [S, S, 3].
+    """The image cropped at random to 95 %, stretched back and rotated by up to 5°.
+
+    All three are one bilinear resampling.
+    Shapes: [S, S, 3] → [S, S, 3].
     """
     side = image.shape[0]
     crop_key, _, rotate_key = jax.random.split(key, 3)  # the middle one is the resize's, which draws nothing
@@ -74,8 +77,10 @@ def warp(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def jitter(key: jax.Array, image: jax.Array) -> jax.Array:
-    """For half of the keys: brightness and contrast of HSV's value, and a turn of the hue; [S, S, 3] in [0,
-    1].
+    """The image with random brightness and contrast of HSV's value, and a random turn of the hue.
+
+    Half of the keys leave the image unchanged.
+    Shapes: [S, S, 3] in [0, 1].
     """
     brightness, contrast, hue, *_ = jax.random.split(key, 5)
     h, s, v = _to_hsv(image)
@@ -86,7 +91,7 @@ def jitter(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def _brighten(v: jax.Array, amount: jax.Array) -> jax.Array:
-    """Towards 0 for a negative amount, towards 1 for a positive one."""
+    """`v` moved towards 0 for a negative amount, towards 1 for a positive one."""
     return jnp.where(amount < 0.0, v * (1.0 + amount), v * (1.0 - amount) + amount)
 
 

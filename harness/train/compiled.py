@@ -1,4 +1,4 @@
-"""The training step, compiled, and what XLA's own buffer assignment says it needs.
+"""Compiles the training step, and reads from XLA's buffer assignment how much memory the step needs.
 
 Nothing is allocated here.
 """
@@ -18,11 +18,12 @@ from harness.train.step import make_step
 
 
 class CompiledStep(NamedTuple):
-    """`run(state, batch, key)` donates the state.
+    """The compiled step. `run(state, batch, key)` donates the state.
 
-    `bytes`, of one device: argument, output, alias, temp, device (their sum, less alias).
+    `bytes` are those of one device: argument, output, alias, temp, device (the sum of the others, less
+    alias).
 
-    `setup` says what it was made for, and where the state and the batch must lie.
+    `setup` is the setup that the step was compiled for. It says where the state and the batch must lie.
     """
 
     run: Any
@@ -35,10 +36,10 @@ class CompiledStep(NamedTuple):
 def compile_step(
     setup: Setup, levers: Levers, *, options: dict[str, str] | None = None, platform: str | None = None
 ) -> CompiledStep:
-    """The step of `setup` carried out with `levers`, for the devices of its layout, which need not be here.
+    """The compiled step of `setup` with `levers`, for the devices of its layout.
 
-    Device bytes are argument + output - alias + temp of XLA's memory analysis. The fingerprint is a hash of
-    the lowered program.
+    These devices need not be on this machine. Device bytes are argument + output - alias + temp of XLA's
+    memory analysis. The fingerprint is a hash of the lowered program.
     Source: facts on compiling for a GPU that is not here; jax.stages.Compiled.memory_analysis.
     """
     lowered, fingerprint = lower_step(setup, levers, platform)
@@ -48,7 +49,7 @@ def compile_step(
 
 
 def lower_step(setup: Setup, levers: Levers, platform: str | None = None) -> tuple[Any, str]:
-    """(the step as it is handed to XLA, its fingerprint)."""
+    """(the lowered step, as XLA receives it; its fingerprint)."""
     recipe, shapes, layout = setup
     step = make_step(
         recipe,
@@ -64,7 +65,7 @@ def lower_step(setup: Setup, levers: Levers, platform: str | None = None) -> tup
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
-    # The state goes out as it came in, so that every buffer of it is updated in its place.
+    # The state's outputs are placed like its inputs, so that every buffer is updated in place.
     out = (layout.results(shapes.state), layout.replicated)
     traced = jax.jit(step, donate_argnums=0, out_shardings=out).trace(state, batch, key)
     lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
@@ -72,7 +73,7 @@ def lower_step(setup: Setup, levers: Levers, platform: str | None = None) -> tup
 
 
 def abstract_batch(recipe: Recipe, levers: Levers) -> dict[str, Any]:
-    """Shapes and types of the batch that the loader hands over."""
+    """Shapes and types of the batch that the loader delivers."""
     b, model = levers.microbatch * levers.accumulation_steps * levers.devices, recipe.model
     side, tokens = model.image_size, levers.prompt_tokens
     return {
@@ -84,8 +85,9 @@ def abstract_batch(recipe: Recipe, levers: Levers) -> dict[str, Any]:
 
 
 def device_bytes(analysis: Any) -> dict[str, int]:
-    """argument, output, alias and temp of XLA's memory analysis, and what they come to: `device` there,
-    `host` in pinned host memory.
+    """argument, output, alias and temp of XLA's memory analysis, and their totals.
+
+    The totals are `device` for device memory and `host` for pinned host memory.
     """
 
     def parts(prefix: str) -> dict[str, int]:

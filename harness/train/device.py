@@ -1,4 +1,4 @@
-"""Starts JAX on the device that the environment names, without the noise of libraries that are not used."""
+"""Starts JAX on the device that the environment names, and silences libraries that are not used."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from harness.errors import HarnessError
 
 
 def start() -> str:
-    """The kind of the first device, for example "NVIDIA RTX A6000" or "cpu"; JAX_PLATFORMS has been set
-    before.
+    """The kind of the first device, for example "NVIDIA RTX A6000" or "cpu".
 
-    Raises: HarnessError "device-unavailable" when JAX cannot start there. It never takes another device
-    instead.
+    JAX_PLATFORMS must be set before the call.
+    Raises: HarnessError "device-unavailable" if JAX cannot start there. No other device is taken instead.
     """
     # On a machine without a GPU the NVIDIA plugin logs a traceback, and its C++ part writes to fd 2 before
     # logging is set up.
@@ -43,7 +42,7 @@ def start() -> str:
 
 @contextmanager
 def _held_back_stderr() -> Iterator[Callable[[], str]]:
-    """Keeps what is written to file descriptor 2; yields a function that tells it."""
+    """Captures what is written to file descriptor 2; yields a function that returns the text."""
     sys.stderr.flush()
     original = os.dup(2)
     with tempfile.TemporaryFile() as held:

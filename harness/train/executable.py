@@ -1,4 +1,4 @@
-"""The identity of what XLA has made of a program."""
+"""Fingerprint of an executable: the program that XLA has optimized."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 
 
 def executable_fingerprint(text: str) -> str:
-    """sha256 of an optimized program's text, less what tells where its source lies: another machine of the
-    same kind compiles the same.
+    """sha256 of an optimized program's text, without the places of its source.
+
+    Another machine of the same kind therefore compiles to the same fingerprint.
     """
     body = text.split("\n\n")
-    # The tables of file names, functions and stack frames stand before the first computation, each a block of
-    # its own.
+    # The tables of file names, functions and stack frames stand before the first computation, one block each.
     kept = [
         block
         for block in body
@@ -21,5 +21,5 @@ def executable_fingerprint(text: str) -> str:
     return hashlib.sha256(_ORIGIN.sub("", "\n\n".join(kept)).encode()).hexdigest()
 
 
-# Where an instruction was written, and XLA's own hash of the program with that in it.
+# The source place of an instruction, and XLA's own hash of the program, which includes that place.
 _ORIGIN = re.compile(r',? ?metadata=\{(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}|fingerprint_before_lhs="[0-9a-f]*"')

@@ -1,7 +1,7 @@
-"""A batch of the loader on its way to the device, where its images get the model's size.
+"""Sends a batch of the loader to the device and resizes its images there to the model's size.
 
-Resizing there costs the host nothing, and gives the pixels that Pillow gives: the same integers in the same
-order.
+Resizing on the device costs the host nothing. It gives the same pixels as Pillow: the same integer operations
+in the same order.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _INPUTS = ("images", "tokens", "token_mask", "actions")
 
 
 def feed(batch: dict[str, Any], rows: Any, size: int) -> dict[str, Any]:
-    """What the training step takes of a batch, on the devices of the sharding `rows`, images uint8 {camera:
-    [B, size, size, 3]}.
+    """The training step's inputs from a batch, on the devices of the sharding `rows`.
 
-    Nothing waits here: copies and the resizing of one batch go on while the step before is computed.
+    Images are uint8 {camera: [B, size, size, 3]}. The call does not wait: copying and resizing run while the
+    step before is computed.
     """
     inputs = jax.device_put({name: batch[name] for name in _INPUTS}, rows)
     square = (size, size)
@@ -34,20 +34,21 @@ def feed(batch: dict[str, Any], rows: Any, size: int) -> dict[str, Any]:
 
 
 def frames_digest(batch: dict[str, Any]) -> str:
-    """16 hexadecimal digits of the sha256 of the batch's frame numbers, in their order: which frames a step
-    has seen, in a line of metrics.
+    """16 hexadecimal digits of the sha256 of the batch's frame numbers, in their order.
+
+    A line of metrics records with it which frames a step has seen.
     """
     return hashlib.sha256(batch["index"].astype("<i8").tobytes()).hexdigest()[:16]
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def resize(images: jax.Array, size: int, rows: Any = None) -> jax.Array:
-    """`harness.data.transforms.resize_with_pad` of square pictures, to the last bit; `rows` is where the
-    result lies.
+    """Square images resized as by `harness.data.transforms.resize_with_pad`, to the last bit.
 
+    `rows` is the sharding of the result.
     Shapes: uint8 [B, H, H, 3] to [B, size, size, 3].
     """
-    # Upstream rounds down, so that for some sizes a row and a column of the square stay black.
+    # Upstream rounds down. For some sizes a row and a column of the square therefore stay black.
     height, width = images.shape[1:3]
     small = fit(height, width, size)
     resized = _resample(_resample(images, 2, small.width), 1, small.height)
@@ -57,7 +58,10 @@ def resize(images: jax.Array, size: int, rows: Any = None) -> jax.Array:
 
 
 def _resample(images: jax.Array, axis: int, after: int) -> jax.Array:
-    """One pass, along `axis`; a pixel of at most 255 times 2²² and its half still fit an int32."""
+    """The images resampled along `axis`, in one pass.
+
+    A pixel of at most 255 times 2²², plus the half for rounding, still fits an int32.
+    """
     index, weight = weights(images.shape[axis], after)
     shape = [1] * images.ndim
     shape[axis] = after

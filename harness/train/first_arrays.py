@@ -1,4 +1,4 @@
-"""The identity of the arrays that a training starts from."""
+"""Digests of the arrays that a training starts from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.train.state import TrainState
 
 
 def digests_of(state: TrainState) -> dict[str, str]:
-    """Path → sha256 of every parameter; of a quantized one, of the weights that it stands for."""
+    """Path → sha256 of every parameter; for a quantized one, of the weights that it stands for."""
     everything: dict[str, Any] = {**state.trained, **state.frozen}
     there = {
         path: value
@@ -20,8 +20,8 @@ def digests_of(state: TrainState) -> dict[str, str]:
         if not isinstance(value, Quantized) and value.sharding.memory_kind != "pinned_host"
     }
     found = leaf_digests(there)
-    # One at a time on the host: those that are made there, and those that lie there and cannot be sliced as
-    # on a device.
+    # The others, one at a time on the host: quantized parameters are decoded there, and arrays in host memory
+    # cannot be sliced as on a device.
     for path in everything.keys() - there.keys():
         value = everything[path]
         found[path] = digest(value.on_host() if isinstance(value, Quantized) else np.asarray(value))

@@ -1,12 +1,13 @@
-"""What lies in pinned host memory between its uses, and how it goes through the device: piece by piece, in a
-loop, in its place.
+"""Keeps parts of the state in pinned host memory, and streams them through the device piece by piece.
 
-Which parts of a state lie there is a matter of where they are put (`Layout`); the step sees it in an array's
-type and streams it. A piece at a time is on the device, so XLA's answer holds no second copy of anything.
-Copies are asynchronous (tests/test_plan_targets.py reads it off the compiled program): those of one piece,
-parameter, moments and average, are under way together, and some go back while others come or are computed
-with. The next piece begins when this one is back, so the planner counts the copies as if nothing else ran
-meanwhile.
+Each array is updated in place. `Layout` decides which parts of a state lie in host memory. The step sees the
+place in an array's type, and streams such an array. Only one piece at a time is on the device, so XLA's
+memory analysis holds no second copy of any array.
+
+Copies are asynchronous (tests/test_plan_targets.py checks the compiled program). The copies of one piece
+(parameter, moments and average) are under way together. Some go back to the host while others arrive or are
+computed with. The next piece begins only when this piece is back. The planner therefore counts the copies as
+if nothing else ran meanwhile.
 """
 
 from __future__ import annotations
@@ -22,19 +23,20 @@ from jax.sharding import NamedSharding
 from harness.errors import HarnessError
 
 PINNED = "pinned_host"
-# Smaller leaves (norms, biases) stay on the device: together they are a few MiB, and each would be a transfer
+# Smaller leaves (norms, biases) stay on the device. Together they are a few MiB, and each would be a transfer
 # of its own.
 SMALLEST = 2**13
-# Elements of a piece: 32 MiB in float32. The update holds about ten pieces at a time: four that came, four
-# that go, one under way.
+# Elements of a piece: 32 MiB in float32. The update holds about ten pieces at a time: four that arrived, four
+# that go back, one under way.
 _PIECE = 2**23
 
 Arrays = tuple[jax.Array, ...]
 
 
 class _AbsentHostMemory(NamedSharding):
-    """A place in the host memory of a device that is not here: JAX's own forgets the memory's kind, which
-    such a device cannot confirm.
+    """A sharding in the host memory of an absent device.
+
+    JAX's own sharding drops the memory kind, because an absent device cannot confirm it.
     """
 
     @property
@@ -49,9 +51,9 @@ class _AbsentHostMemory(NamedSharding):
 
 
 def in_host_memory(sharding: NamedSharding) -> NamedSharding:
-    """The same shards, in pinned host memory.
+    """The same sharding, in pinned host memory.
 
-    Raises: HarnessError "no-pinned-memory" when the devices are here and have none.
+    Raises: HarnessError "no-pinned-memory" if the devices are present and have none.
     """
     try:
         pinned = NamedSharding(sharding.mesh, sharding.spec, memory_kind=PINNED)
@@ -68,30 +70,31 @@ def in_host_memory(sharding: NamedSharding) -> NamedSharding:
 
 
 def result_place(sharding: NamedSharding) -> NamedSharding | None:
-    """What jit is to be told about a result of that place: for a device that is not here XLA takes the
-    memory's kind from the program alone.
+    """The out_sharding for a result in this memory; None for the host memory of an absent device.
+
+    For an absent device XLA infers the memory kind from the program alone.
     """
     return None if isinstance(sharding, _AbsentHostMemory) else sharding
 
 
 def on_host(x: jax.Array) -> bool:
-    """Inside jit: whether `x` lies in host memory."""
+    """Whether `x` lies in host memory. Call inside jit."""
     return bool(jax.typeof(x).memory_space == jax.memory.Space.Host)
 
 
 def to_device(x: jax.Array) -> jax.Array:
-    """Inside jit: `x` on the device."""
+    """`x` on the device. Call inside jit."""
     return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
 
 
 def stream(
     function: Callable[[Arrays, Arrays], tuple[Arrays, jax.Array]], moved: Arrays, read: Arrays, cuttable: int
 ) -> tuple[Arrays, jax.Array]:
-    """(moved anew, sum of the scalars) by `function(pieces of moved, pieces of read) → (new pieces, a
-    scalar)`, each array in its place.
+    """(the updated arrays of `moved`, the sum of the scalars), each array updated in place.
 
-    All arrays have one shape, but for the length of their last axis, which is never cut; the first `cuttable`
-    axes may be. The order of pieces, and so of the sum, is fixed.
+    `function(pieces of moved, pieces of read) → (new pieces, a scalar)` is called for each piece. All arrays
+    have the same shape, except for the length of their last axis. The last axis is never cut; the first
+    `cuttable` axes may be. The order of pieces, and so of the sum, is fixed.
     """
     shape = moved[0].shape
     sizes = piece_of(shape, cuttable)
@@ -122,7 +125,7 @@ def stream(
 
 
 def fetch(x: jax.Array, dtype: Any, cuttable: int) -> jax.Array:
-    """Inside jit: an array of the host on the device, cast to `dtype` piece by piece."""
+    """An array in host memory, copied to the device and cast to `dtype` piece by piece. Call inside jit."""
     cast, _ = stream(
         lambda _, read: ((read[0].astype(dtype),), jnp.zeros(())),
         (jnp.zeros(x.shape, dtype),),
@@ -133,8 +136,9 @@ def fetch(x: jax.Array, dtype: Any, cuttable: int) -> jax.Array:
 
 
 def look_up(table: jax.Array, rows: jax.Array) -> jax.Array:
-    """Inside jit: table[rows] of a table in host memory, [V, D] → [..., D]; all of it passes by, a piece at a
-    time.
+    """table[rows] of a table in host memory, [V, D] → [..., D]. Call inside jit.
+
+    The whole table passes through the device, a piece at a time.
     """
     sizes = piece_of(table.shape, 1)
 
@@ -150,8 +154,9 @@ def look_up(table: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def piece_of(shape: Sequence[int], cuttable: int) -> list[int]:
-    """The shape of a piece: whole axes from the right, of no more than about `_PIECE` elements; each axis is
-    cut into equal parts.
+    """The shape of a piece of at most about `_PIECE` elements.
+
+    Axes are kept whole from the right. An axis that is cut is cut into equal parts.
     """
     sizes = list(shape)
     for axis in range(min(cuttable, len(shape) - 1)):

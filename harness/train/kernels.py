@@ -1,9 +1,8 @@
-"""The choice of kernels that XLA makes by timing on a GPU, kept with a run, so that a resume and a
-verification run the same ones.
+"""Keeps the kernels that XLA chose by timing on a GPU, so that a resume and a verification run the same ones.
 
-Two runs of one program on one card may otherwise pick other kernels, which round differently. With
---xla_gpu_deterministic_ops XLA times nothing, and takes the first kernel that fits; the choice is kept all
-the same.
+Two runs of one program on one card may otherwise choose different kernels, which round differently. With
+--xla_gpu_deterministic_ops XLA times nothing and takes the first kernel that fits. The choice is kept in this
+case too.
 Source: XLA docs/determinism.md and docs/persisted_autotuning.md; the flags are checked against jaxlib in
 tests/test_train_kernels.py.
 """
@@ -20,12 +19,12 @@ from harness.run.directory import KERNELS, RunDir, sha256_file
 
 T = TypeVar("T")
 
-# What XLA says when a program needs a choice that the file does not hold, or when it cannot read the file.
+# Parts of XLA's messages when the file lacks a choice that a program needs, or when the file cannot be read.
 _NOT_THERE = ("autotun", "No cached config", "AOT result")
 
 
 class Kernels(NamedTuple):
-    """`sha256` of the file in the run directory, or None and `note` says why."""
+    """The kernels of a run: `sha256` of their file in the run directory; if it is None, `note` says why."""
 
     sha256: str | None
     note: str = ""
@@ -34,17 +33,17 @@ class Kernels(NamedTuple):
 def compile_pinned(
     run: RunDir, platform: str, compiled: Callable[[dict[str, str]], T], warn: Callable[[str], None]
 ) -> tuple[T, Kernels]:
-    """(what `compiled` makes of XLA's options, the kernels in it): those that the run has on file, or new
-    ones, put there.
+    """(result of `compiled` for XLA's options, the kernels in it).
 
-    A program whose kernels are not all on file (another plan, another card) is compiled with those that are,
-    and that is warned of.
+    If the run has a file of kernels, `compiled` gets the option that loads it. If not, XLA chooses anew and
+    the choice is saved in the run. A program whose kernels are not all on file (another plan, another card)
+    is compiled without the file, and a warning is given.
     """
     if platform != "cuda":
         return compiled({}), Kernels(None, "a CPU's kernels are not chosen by timing")
     kept, made = run.path / KERNELS, run.path / f".new-{KERNELS}"
     if there(kept):
-        # XLA opens it by its name: that it is a file of the run is looked at before.
+        # XLA opens the file by its name, so first check that it is a file of the run.
         open_received(kept, run.path).close()
         known = {"xla_gpu_load_autotune_results_from": str(kept.absolute())}
         try:
@@ -66,7 +65,7 @@ def compile_pinned(
 
 
 def _keep(made: Path, kept: Path) -> Kernels:
-    """Renamed only when it is whole: XLA writes it at the end of a compilation, in place."""
+    """Renames the file only when it is whole: XLA writes it in place at the end of a compilation."""
     if not made.is_file():
         return Kernels(
             None,

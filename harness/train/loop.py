@@ -1,4 +1,4 @@
-"""A training run from the first compile to the last checkpoint, in the order in which it happens."""
+"""Trains a run from the first compile to the last checkpoint, in the order in which it happens."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ class Outcome(NamedTuple):
 
 
 def train(job: Job, watcher: Watcher) -> Outcome:
-    """Where the run stands when it ends: at its last step, or where SIGTERM or Ctrl-C asked it to stop, saved
-    either way.
+    """The step at which the run ends, and whether it is the last one.
 
-    Raises: HarnessError "does-not-fit", "loss-not-finite", and those of the loader, the weights and the
+    The run ends at its last step, or where SIGTERM or Ctrl-C asked it to stop. The state is saved in both
+    cases.
+    Raises: HarnessError "does-not-fit", "loss-not-finite", and the errors of the loader, the weights and the
     checkpoints.
     """
     recipe, run = job.recipe, job.run
@@ -55,7 +56,7 @@ def train(job: Job, watcher: Watcher) -> Outcome:
         watcher.say(f"already trained to step {start}; nothing to do (--steps N trains further)")
         return Outcome(start, finished=True)
     stop: list[int] = []
-    # A second signal ends the process as it would without us.
+    # A second signal ends the process with its default effect.
     with stop_requests(stop.append, once=True):
         # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run
         #    ends here.
@@ -99,7 +100,7 @@ class _Program(NamedTuple):
 
 
 def _compiled(job: Job, watcher: Watcher) -> _Program:
-    """The program of a step, which fits the plan's device.
+    """The program of a step, checked to fit the plan's device.
 
     Raises: HarnessError "devices-missing", "does-not-fit".
     """
@@ -143,7 +144,7 @@ def _begun(job: Job, program: _Program, key: jax.Array, watcher: Watcher) -> tup
 
 
 class _Trainer:
-    """The steps of one run, with what they are recorded by."""
+    """The steps of one run, with the store, metrics and wandb that record them."""
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class _Trainer:
         self._store, self._metrics, self._wandb = store, metrics, wandb
         self._norm_stats_json = to_openpi_json(job.stats)
         self._base = base_of(job.recipe)
-        # Metrics stay on the device until they are due: reading one waits for its step.
+        # Metrics stay on the device until they are due: reading a metric waits for its step.
         self._pending: list[tuple[int, dict[str, jax.Array], str, float]] = []
         self._flushed = time.monotonic()
 
@@ -173,7 +174,7 @@ class _Trainer:
     ) -> int:
         """The number of steps done, all of them saved.
 
-        A request to stop that came before the first one finds nothing to save.
+        If a request to stop came before the first step, there is nothing to save.
         """
         train = self._job.recipe.train
         self._flushed, measured = time.monotonic(), False
@@ -186,7 +187,7 @@ class _Trainer:
             inputs = feed(batch, self._compiled.setup.layout.rows, self._job.recipe.model.image_size)
             state, values = self._compiled.run(state, inputs, key)
             self._pending.append((step, values, frames_digest(batch), data_s))
-            # While this step is computed the next batch goes to the device; more of them on the way would
+            # While this step is computed, the next batch goes to the device. More batches under way would
             # take memory that no plan counts.
             if len(self._pending) > 1:
                 jax.block_until_ready(self._pending[-2][1])
@@ -206,7 +207,7 @@ class _Trainer:
         return start
 
     def _flush(self) -> None:
-        """Writes the pending metrics; a loss that is not finite ends the run, and is never saved."""
+        """Writes the pending metrics. A loss that is not finite ends the run and is never saved."""
         fetched = [
             (step, {name: float(value) for name, value in jax.device_get(values).items()}, frames, data_s)
             for step, values, frames, data_s in self._pending
@@ -239,7 +240,7 @@ class _Trainer:
             )
 
     def _measure(self, done: int) -> bool:
-        """Writes memory.json; True, since that is done."""
+        """Writes memory.json. Always True: the value for `measured`."""
         memory = measure(self._job, self._compiled, done)
         self._job.run.write(memory)
         if memory.peak_bytes is not None:

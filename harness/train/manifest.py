@@ -1,6 +1,4 @@
-"""What a run is, collected before its first step: recipe, plan, data, weights, software, device, compiled
-program.
-"""
+"""Describes a run before its first step: recipe, plan, data, weights, software, device, compiled program."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from harness.train.kernels import Kernels
 def describe_run(job: Job, compiled: CompiledStep, weights: dict[str, Any], kernels: Kernels) -> Manifest:
     """The manifest of a run that is about to start.
 
-    Values of the environment are taken by name, so no secret comes along.
+    Environment variables are read by name from a fixed list, so no secret is recorded.
     """
     total, trained = counts(job.recipe.model, job.recipe.train.trained)
     assert job.plan.chosen is not None

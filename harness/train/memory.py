@@ -1,4 +1,7 @@
-"""Reads what a run has had in use, beside what was foreseen, so that every real run calibrates the next."""
+"""Measures the memory that a run has used, beside the prediction.
+
+Every real run thereby calibrates the next.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _ALLOCATOR = {"peak_bytes": "peak_bytes_in_use", "limit_bytes": "bytes_limit"}
 
 
 def measure(job: Job, compiled: CompiledStep, step: int) -> Memory:
-    """What is known of memory after `step` steps."""
+    """The measured memory after `step` steps, with the prediction and the compiler's figures."""
     plan = job.plan.chosen
     assert plan is not None
     layout = compiled.setup.layout
@@ -31,7 +34,7 @@ def measure(job: Job, compiled: CompiledStep, step: int) -> Memory:
         compiled=compiled.bytes,
         step=step,
         **found,
-        # Linux counts it in KiB; getrusage(2).
+        # Linux counts ru_maxrss in KiB; getrusage(2).
         host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         unknown={
             name: f"JAX's allocator on {kind} keeps no such figure"

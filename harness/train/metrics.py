@@ -1,4 +1,4 @@
-"""metrics.jsonl: where metrics always go."""
+"""Writes metrics.jsonl, the file that always receives the metrics."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from harness.run.directory import cannot_write, write_atomic
 
 
 class MetricsFile:
-    """metrics.jsonl: one line a step, no gap and no duplicate, also over a resume."""
+    """metrics.jsonl: one line a step, without gaps or duplicates, also after a resume."""
 
     def __init__(self, path: Path, *, start_step: int) -> None:
-        """Keeps the lines before `start_step`; what a killed run wrote past its last checkpoint is computed
-        again.
+        """Keeps the lines before `start_step`.
+
+        A killed run may have written lines past its last checkpoint; those steps are computed again.
         """
         kept: list[str] = []
         if there(path):
-            # Left out with them: the half line of a process killed while writing.
+            # This also drops the half line of a process that was killed while it wrote.
             lines = (
                 line
                 for line in read_lines(path, path.parent)
@@ -29,11 +30,11 @@ class MetricsFile:
             )
             kept = [line.text.decode(errors="replace").rstrip() for line in lines]
         write_atomic(path, "".join(line + "\n" for line in kept))
-        # Without a buffer, so that closing has nothing left to write that could fail a second time.
+        # Unbuffered, so that closing has nothing left to write that could fail a second time.
         self._path, self._file = path, os.fdopen(open_to_write(path, append=True), "r+b", buffering=0)
 
     def write(self, lines: list[Metrics]) -> None:
-        """Writes the lines; returns when the operating system has them all.
+        """Writes the lines. Returns when the operating system has all of them.
 
         Raises: HarnessError "disk-full" or "not-writable".
         """

@@ -1,9 +1,8 @@
-"""Adam with its two moments in less than float32: 8 bits in blocks that share a scale, or bfloat16 rounded at
-random.
+"""Adam with its two moments in 8 bits (blocks that share a scale), or in bfloat16 with stochastic rounding.
 
-Both are optax transformations in the place of `optax.scale_by_adam`. The update is that of exact moments;
-what is kept of them for the next step is rounded. Leaves are worked through in slices, in place: a float32
-copy exists of one slice, never of a moment.
+Both are optax transformations that replace `optax.scale_by_adam`. The update is that of exact moments. Only
+the moments kept for the next step are rounded. Leaves are processed in slices, in place: a float32 copy
+exists of one slice, never of a whole moment.
 
 Axes: D a leaf's last axis, K = ceil(D / 256) blocks of at most 256 along it.
 """
@@ -30,12 +29,12 @@ Arrays = tuple[jax.Array, ...]
 
 
 def encode_second(v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(codes, scale) of v >= 0: code = round(255 · (v / scale)^(1/8)), at least 1 where v > 0; scale = max v
-    over each block.
+    """(codes, scale) of v >= 0: code = round(255 · (v / scale)^(1/8)), at least 1 where v > 0.
 
-    An Adam update reads sqrt(v), which is off by at most about 2 / code: 0.8 % at a block's largest value,
-    2.5 % at 10^-4 of it. So a parameter with small gradients beside others with large ones keeps its own step
-    size. The range goes down to 10^-19 of the scale.
+    The scale is max v over each block. An Adam update reads sqrt(v). The relative error of sqrt(v) is at most
+    about 2 / code: 0.8 % at a block's largest value, 2.5 % at 10^-4 of it. A parameter with small gradients
+    beside others with large ones therefore keeps its own step size. The range goes down to 10^-19 of the
+    scale.
     Shapes: v float32 [..., D]; codes uint8 [..., D]; scale float32 [..., K].
     """
     blocks = _blocks(v)  # [..., K, 256]
@@ -52,13 +51,13 @@ def decode_second(codes: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def encode_first(m: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(codes, scale) of w = m / sqrt(v), 0 where v is: code = round(127 · w / scale), scale = max |w| over
-    each block.
+    """(codes, scale) of w = m / sqrt(v), with w = 0 where v = 0: code = round(127 · w / scale).
 
-    w is what Adam moves a parameter by, but for the corrections of the first steps: by Cauchy and Schwarz |w|
-    is at most (1 - b1) / sqrt((1 - b2)·(1 - b1²/b2)), 1.2 for 0.9 and 0.95, whatever the gradient's size. So
-    evenly spaced codes serve all parameters of a block alike, and every one of them is off by at most scale /
-    254. `v` is the second moment as it will be decoded: its error cancels in w · sqrt(v).
+    The scale is max |w| over each block. w is Adam's update of a parameter, without the bias corrections of
+    the first steps. By Cauchy and Schwarz |w| is at most (1 - b1) / sqrt((1 - b2)·(1 - b1²/b2)), 1.2 for 0.9
+    and 0.95, whatever the gradient's size. Evenly spaced codes therefore serve all parameters of a block
+    alike: the error of each is at most scale / 254. `v` is the second moment as it will be decoded, so its
+    error cancels in w · sqrt(v).
     Shapes: m, v float32 [..., D]; codes int8 [..., D]; scale float32 [..., K].
     """
     size = jnp.sqrt(v)
@@ -74,7 +73,7 @@ def decode_first(codes: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _blocks(x: jax.Array) -> jax.Array:
-    """[..., D] → [..., K, min(D, 256)], the last block filled up with zeros."""
+    """[..., D] → [..., K, min(D, 256)], the last block padded with zeros."""
     width = min(BLOCK, x.shape[-1])
     lacking = -x.shape[-1] % width
     if lacking:
@@ -83,13 +82,15 @@ def _blocks(x: jax.Array) -> jax.Array:
 
 
 def _unblocked(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[..., K, 256] → [..., D], without what filled the last block up."""
+    """[..., K, 256] → [..., D], without the padding of the last block."""
     return blocks.reshape(*shape[:-1], -1)[..., : shape[-1]]
 
 
 class BlockwiseAdamState(NamedTuple):
-    """`mu` (int8) and `nu` (uint8): codes in the shape of their parameter, with float32 scales [..., K]
-    beside them; a small leaf has its moments themselves, in float32, without scale.
+    """Optimizer state: codes of the moments and their scales.
+
+    `mu` (int8) and `nu` (uint8) have the shape of their parameter. Their float32 scales are [..., K]. A small
+    leaf has float32 moments and no scale.
     """
 
     count: jax.Array
@@ -100,14 +101,17 @@ class BlockwiseAdamState(NamedTuple):
 
 
 def scale_by_blockwise_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """v ← b2·D(v) + (1 - b2)·g²; m ← b1·D(m) + (1 - b1)·g; u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) +
-    eps); keep E(v) and E(m).
+    """Adam that keeps its moments in 8-bit codes.
 
-    E and D are `encode_second` and `decode_second` of v, and of m `encode_first` and `decode_first`, in units
-    of the root of the decoded v. At the first step u is exactly Adam's.
+    v ← b2·D(v) + (1 - b2)·g²; m ← b1·D(m) + (1 - b1)·g; u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps);
+    keep E(v) and E(m).
+
+    For v, E and D are `encode_second` and `decode_second`. For m they are `encode_first` and `decode_first`,
+    in units of the root of the decoded v. At the first step u is exactly Adam's.
+
     The published codes (dynamic trees in blocks, https://arxiv.org/abs/2110.02861, bitsandbytes) round m and
-    v each by itself at the same number of bytes: on the gradients of a training run these make the update 2
-    to 6 times as wrong (benchmarks/approximate_levers.md).
+    v separately, at the same number of bytes. On the gradients of a training run they make the update 2 to 6
+    times as wrong (benchmarks/approximate_levers.md).
     """
 
     def init(params: optax.Params) -> BlockwiseAdamState:
@@ -124,7 +128,7 @@ def scale_by_blockwise_adam(b1: float, b2: float, eps: float) -> optax.GradientT
         mu, nu = (
             jax.tree.map(functools.partial(codes, dtype=dtype), params) for dtype in (jnp.int8, jnp.uint8)
         )
-        # Two trees of their own: a state is donated, and one buffer cannot be given away twice.
+        # Two separate trees: a state is donated, and one buffer cannot be donated twice.
         return BlockwiseAdamState(
             jnp.zeros((), jnp.int32), mu, nu, jax.tree.map(scale, params), jax.tree.map(scale, params)
         )
@@ -159,12 +163,14 @@ def scale_by_blockwise_adam(b1: float, b2: float, eps: float) -> optax.GradientT
 
 
 def scale_by_bfloat16_adam(b1: float, b2: float, eps: float, seed: int) -> optax.GradientTransformation:
-    """m ← b1·m + (1 - b1)·g; v ← b2·v + (1 - b2)·g²; u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps);
-    keep R(m), R(v).
+    """Adam that keeps its moments in bfloat16, rounded at random.
 
-    R(x) is one of the two bfloat16 neighbours of x, the nearer the likelier, so that E[R(x)] = x: rounding to
-    nearest would lose every contribution below 0.2 % of the moment. The random bits are a function of `seed`,
-    the step and the leaf's place in the tree.
+    m ← b1·m + (1 - b1)·g; v ← b2·v + (1 - b2)·g²; u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps); keep
+    R(m), R(v).
+
+    R(x) is one of the two bfloat16 neighbours of x. The nearer neighbour is the likelier, so that E[R(x)] =
+    x. Rounding to nearest would lose every contribution below 0.2 % of the moment. The random bits are a
+    function of `seed`, the step and the leaf's place in the tree.
     Source: stochastic rounding as in https://arxiv.org/abs/1502.02551.
     """
 
@@ -205,8 +211,9 @@ def scale_by_bfloat16_adam(b1: float, b2: float, eps: float, seed: int) -> optax
 
 
 def stochastic_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
-    """The bfloat16 below |x| plus one unit where the 16 bits cut off, plus `bits` (uniform in 0 … 65535),
-    carry over; NaN and infinity stay.
+    """`x` rounded to bfloat16 away from zero if its lower 16 bits plus `bits` carry over, else towards zero.
+
+    `bits` are uniform in 0 … 65535. NaN and infinity stay.
     """
     pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
     rounded = jax.lax.bitcast_convert_type((pattern + bits) & jnp.uint32(0xFFFF0000), jnp.float32)
@@ -231,11 +238,10 @@ class _Adam(NamedTuple):
 
 
 def in_slices(function: Callable[..., Arrays], arrays: Arrays) -> Arrays:
-    """function(first row, *slices) → new slices, over all rows of `arrays`, each result in the place of its
-    argument.
+    """New arrays from `function(first row, *slices) → new slices`, applied to all rows of `arrays` in place.
 
-    Rows are all axes but the last, flattened. The loop carries the arrays, so XLA updates them where they
-    lie: a scan that returned new arrays would hold every one of them twice.
+    Rows are all axes but the last, flattened. The loop carries the arrays, so XLA updates them in place. A
+    scan that returned new arrays would hold each of them twice.
     """
     rows, width = math.prod(arrays[0].shape[:-1]), max(arrays[0].shape[-1:], default=1)
     size = _slice_rows(rows, width)
@@ -258,8 +264,9 @@ def in_slices(function: Callable[..., Arrays], arrays: Arrays) -> Arrays:
 
 
 def _slice_rows(rows: int, width: int) -> int:
-    """Rows of a slice: a divisor of `rows` where there is one not much below the most that are wanted, so
-    that no shorter slice is left over.
+    """Rows of a slice: a divisor of `rows` if one lies not far below the wanted maximum.
+
+    With a divisor no shorter slice is left over.
     """
     most = max(1, _SLICE // width)
     return next((size for size in range(min(most, rows), most // 4, -1) if rows % size == 0), most)
@@ -268,8 +275,9 @@ def _slice_rows(rows: int, width: int) -> int:
 def _over_leaves(
     leaf: Callable[..., tuple[Any, ...]], updates: optax.Updates, count: jax.Array, state: Any
 ) -> tuple[optax.Updates, Any]:
-    """(new updates, new state) by `leaf` of each update and what the state's trees hold at its place, which
-    may be None.
+    """(new updates, new state), from `leaf` applied to each update and to its entries in the state's trees.
+
+    An entry may be None.
     """
     gradients, structure = jax.tree.flatten(updates)
     columns = [structure.flatten_up_to(tree) for tree in state[1:]]

@@ -1,4 +1,4 @@
-"""AdamW behind a clip by global norm, and the schedule of the learning rate."""
+"""AdamW with a clip by global norm, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def learning_rate(schedule: Schedule) -> optax.Schedule:
 def optimizer(recipe: Optimizer, seed: int = 0) -> optax.GradientTransformation:
     """`adamw` of gradients clipped by their global norm.
 
-    The step clips leaf by leaf instead, in the place of this chain's first state.
+    The step itself clips leaf by leaf; this chain's first state stays unused.
     """
     return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), adamw(recipe, seed))
 

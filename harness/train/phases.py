@@ -1,6 +1,6 @@
-"""What a run needs besides its step: to initialize, to load weights, to save.
+"""Memory that a run needs outside its step: to initialize, to load weights, to save.
 
-Compiled where there is a program, counted where there is none.
+A phase with a program is compiled. A phase without a program is counted.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _STORED_ITEMSIZE = 4
 
 
 class CompiledPhase(NamedTuple):
-    """`bytes`, of one device: argument, output, alias, temp, device (their sum, less alias).
+    """Memory of one phase of a run.
 
-    Host and disk are the whole machine's.
+    `bytes` are those of one device: argument, output, alias, temp, device (the sum of the others, less
+    alias). Host and disk bytes are those of the whole machine.
     """
 
     bytes: dict[str, int]
@@ -37,12 +38,15 @@ class CompiledPhase(NamedTuple):
 def compile_phase(
     setup: Setup, phase: Phase, *, options: dict[str, str] | None = None, platform: str | None = None
 ) -> CompiledPhase:
-    """What `phase` of a run needs, over the devices of the setup's layout, which need not be here.
+    """Memory that `phase` of a run needs, over the devices of the setup's layout.
 
-    init: random parameters and the state around them. load: the state around parameters that were read leaf
-    by leaf into their shards, with the bytes that the reader holds; disk is the download's. save: the state,
-    and its copy on the host, which Orbax takes whole before it writes; disk is one checkpoint's, before
-    compression.
+    These devices need not be on this machine.
+
+    - init: random parameters and the state around them.
+    - load: the state around parameters that were read leaf by leaf into their shards, with the bytes that the
+      reader holds. Disk is the download's.
+    - save: the state and its copy on the host, which Orbax takes whole before it writes. Disk is one
+      checkpoint's, before compression.
     """
     if phase == "save":
         return _save(setup)
@@ -59,13 +63,13 @@ def compile_phase(
 
 
 def _load(setup: Setup, moments: dict[str, int]) -> CompiledPhase:
-    """Parameters and average around `moments`, the program that makes the optimizer's state."""
+    """Memory of parameters and average, added to `moments`, the memory of the optimizer's initialization."""
     layout, (params, state) = setup.layout, setup.shapes
     trained = {path: _device_bytes(x, layout.leaf(path, x.shape)) for path, x in state.trained.items()}
     resident = sum(trained.values()) + sum(_parts(state.frozen, layout.of(state.frozen)))
     ema = sum(_parts({"ema": state.ema}, layout.of({"ema": state.ema})))
-    # One leaf is on the device twice on its way to the host, and a frozen one that is quantized there is
-    # whole for a moment.
+    # On its way to the host one leaf is on the device twice. A frozen leaf is whole for a moment while it is
+    # quantized.
     passing = max(trained.values()) if layout.host else 0
     dense = max(
         (_device_bytes(x, layout.leaf(path, x.shape)) for path, x in params.items() if path in state.frozen),
@@ -85,8 +89,8 @@ def _save(setup: Setup) -> CompiledPhase:
     state = setup.shapes.state
     places = setup.layout.of(state)
     held = sum(_parts(state, places))
-    # Of an array that several devices hold, each copies its part to the host, and cuts it out on the device
-    # first.
+    # If several devices hold the same part of an array, each copies a share of it to the host. It first cuts
+    # the share out on the device.
     cut = sum(
         size // copies
         for size, copies in zip(_parts(state, places), _copies(state, places), strict=True)
@@ -118,7 +122,7 @@ def _device_bytes(x: Any, place: jax.sharding.NamedSharding) -> int:
 
 
 def _copies(tree: Any, places: Any) -> list[int]:
-    """How many devices hold the same part of each leaf."""
+    """The number of devices that hold the same part, for each leaf."""
     leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
     return [
         len(place.device_set) * math.prod(place.shard_shape(x.shape)) // max(math.prod(x.shape), 1)

@@ -1,7 +1,7 @@
-"""What a training run, a plan's question and a prediction are set up with: the recipe, the shapes that follow
-from it, and where every array lies.
+"""Setup: the recipe, the shapes that follow from it, and the place of every array.
 
-Made once, when the devices are known, and handed on.
+A training run, a plan's question and a prediction each have one. It is made once, when the devices are known,
+and passed on.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from harness.train.state import TrainState, abstract_params, abstract_state
 
 
 class Shapes(NamedTuple):
-    """`params`: path → shape and type as a checkpoint stores them; `state`: those of the state that is
-    trained.
+    """Shapes and types of the parameters and of the training state.
+
+    `params`: path → shape and type as a checkpoint stores them. `state`: those of the state that is trained.
     """
 
     params: dict[str, jax.ShapeDtypeStruct]
@@ -38,11 +39,11 @@ def setup_of(recipe: Recipe, layout: Layout) -> Setup:
 
 
 def keeper(setup: Setup) -> Callable[[str, jax.Array], Any]:
-    """keep(path, array) → what the state keeps of a parameter that was read: codes of a kernel that is frozen
-    and quantized, else the array.
+    """keep(path, array) → the form in which the state keeps a parameter that was read.
 
-    Given to a reader of weights, it makes each leaf small before the next one comes, so that the dense
-    weights never lie on the device together.
+    It is codes for a frozen, quantized kernel, else the array itself. A reader of weights that calls `keep`
+    makes each leaf small before it reads the next. The dense weights therefore never lie on the device
+    together.
     """
     frozen = setup.shapes.state.frozen
     places = setup.layout.of(frozen)

@@ -1,24 +1,24 @@
-"""Where every array of a training run lies when several devices share it.
+"""Layout: the place of every array of a training run that several devices share.
 
 The devices form a mesh [data, fsdp]: `data` replicas of the state, each cut into `fsdp` shards. A batch is
-cut by rows over all of them. A sharded parameter is whole only while its layer is computed: it is gathered
-there, and its gradient is summed straight into shards. Left to itself, XLA's propagation gathers the
+cut by rows over all devices. A sharded parameter is whole only while its layer is computed: the layer gathers
+it, and its gradient is summed directly into shards. Without these constraints XLA's propagation gathers the
 activations of all devices instead (seen in the compiled step).
 
-A leaf is cut along its largest axis that `fsdp` divides, never along the layer axis that the model scans, and
-the embedding table along its width: every device holds a part of all rows, so that it can walk through them a
-few at a time when they lie in host memory. A leaf with fewer than `SMALLEST` elements a layer stays whole:
-one more collective costs more than its bytes. Moments, average and gradients have their parameter's shape, so
-they lie where it lies.
+A leaf is cut along its largest axis that `fsdp` divides, but never along the layer axis that the model scans.
+The embedding table is cut along its width. Every device then holds a part of all rows, and can process a few
+rows at a time when the table lies in host memory. A leaf with fewer than `SMALLEST` elements a layer stays
+whole: one more collective costs more than its bytes. Moments, average and gradients have their parameter's
+shape, so they have its sharding.
 
-Gradients of a layer are summed over the devices in the type that the layer computes in, as openpi's are: with
-bfloat16 the sum is rounded to 8 bits, as each product of the backward pass is anyway; over microbatches it
-goes on in float32. The mathematics is the recipe's (in float32 one device and four agree within 1e-6,
-tests/support/sharded_laws.py); in bfloat16 it is another rounding of it, not the same bits.
+The gradients of a layer are summed over the devices in the layer's compute type, as in openpi. With bfloat16
+the sum is rounded to 8 bits, as is each product of the backward pass. Over microbatches the sum is float32.
+The mathematics is the recipe's: in float32 one device and four agree within 1e-6
+(tests/support/sharded_laws.py). In bfloat16 the rounding differs, so the bits differ.
 
 openpi's rule (src/openpi/training/sharding.py `fsdp_sharding`, commit 15a9616) counts 4 MiB of the whole leaf
-in its own type, so a bfloat16 copy may lie elsewhere than its float32 master, and lets the layer axis be cut;
-gradients it leaves to the compiler.
+in its own type, so a bfloat16 copy may be sharded otherwise than its float32 master. openpi also lets the
+layer axis be cut, and leaves the gradients to the compiler.
 
 Axes: N devices, K accumulation steps, m rows a device and microbatch; B = N·K·m.
 """
@@ -39,18 +39,18 @@ from harness.train.host import PINNED, in_host_memory, result_place
 from harness.train.host import SMALLEST as SMALLEST_ON_HOST
 
 SMALLEST = 2**13
-# Scanned stacks of layers: their first axis is the layer.
+# Scanned stacks of layers: their first axis is the layer axis.
 _SCANNED = ("llm/layers/", "Transformer/encoderblock/")
-# Looked up by its shards: each device reads its own columns for everybody, and the rows found are put
-# together. Never gathered.
+# The embedding table is never gathered. Each device looks up its own columns for all rows, and the results
+# are joined.
 _TABLE = "input_embedding"
 _ROWS = ("data", "fsdp")
-# Where the parts of a state that may lie in host memory (`Levers.host`) stand in it.
+# Path prefixes, within the state, of the parts that may lie in host memory (`Levers.host`).
 _PARTS = {"ema": "ema/", "moments": "opt_state/", "masters": "trained/"}
 
 
 class Layout:
-    """The mesh, and where on it everything lies."""
+    """The mesh, and the sharding of every array on it."""
 
     def __init__(self, devices: Sequence[Any], fsdp: int = 1, host: Sequence[str] = ()) -> None:
         self.mesh = Mesh(np.asarray(devices).reshape(-1, fsdp), _ROWS)
@@ -64,12 +64,14 @@ class Layout:
         return int(self.mesh.size)
 
     def leaf(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
-        """Where the leaf at `path` lies: in the devices' own memory, or in the host's if it is of a part of
-        the state that does (`host`).
+        """The sharding of the leaf at `path`.
+
+        It is in the host's memory if the leaf belongs to a part of the state that lies there (`host`), else
+        in the devices' own.
         """
         scanned = any(stack in path for stack in _SCANNED)
         if path.endswith(_TABLE) and len(shape) == 2:
-            # Cut like an array that has no other axis: what is true of its width decides.
+            # Cut like an array that has only this axis: the rule applies to the table's width.
             spec: tuple[str | None, ...] = (None, *self._cut_one(shape[1:], of=math.prod(shape)))
         else:
             spec = (None, *self._cut_one(shape[1:])) if scanned and shape else self._cut_one(shape)
@@ -81,8 +83,9 @@ class Layout:
         )
 
     def of(self, tree: Any) -> Any:
-        """`tree` with each leaf replaced by its sharding; the keys on the way to a leaf name it, as in a
-        state or an optimizer's state.
+        """`tree` with each leaf replaced by its sharding.
+
+        The keys on the way to a leaf form its path, as in a state or an optimizer's state.
         """
         return jax.tree_util.tree_map_with_path(lambda keys, x: self.leaf(_path(keys), tuple(x.shape)), tree)
 
@@ -93,11 +96,11 @@ class Layout:
         )
 
     def results(self, tree: Any) -> Any:
-        """`of`, as jit is told about results; `put` sees to those in host memory."""
+        """`of`, in the form for jit's out_shardings; `put` places the results that lie in host memory."""
         return jax.tree.map(result_place, self.of(tree))
 
     def put(self, tree: Any) -> Any:
-        """Inside jit: `tree`, each leaf in the memory where it belongs."""
+        """`tree`, each leaf in the memory where it belongs. Call inside jit."""
         return jax.tree.map(
             lambda x, place: jax.device_put(x, jax.memory.Space.Host) if place.memory_kind == PINNED else x,
             tree,
@@ -105,25 +108,26 @@ class Layout:
         )
 
     def cuttable(self, path: str, shape: tuple[int, ...]) -> int:
-        """How many leading axes of a leaf are whole on every device, so that it may be worked through in
-        pieces along them.
+        """Number of leading axes of a leaf that are whole on every device.
+
+        The leaf may be processed in pieces along these axes.
         """
         spec = self.leaf(path, shape).spec
         return next((axis for axis, name in enumerate(spec) if name is not None), len(shape))
 
     def constrain(self, tree: Any) -> Any:
-        """Inside jit: `tree`, each leaf where it belongs. For gradients and their sums."""
+        """`tree`, each leaf constrained to its sharding. For gradients and their sums. Call inside jit."""
         return jax.lax.with_sharding_constraint(tree, self.of(tree))
 
     def constrain_rows(self, tree: Any) -> Any:
-        """Inside jit: `tree` cut by rows, so that each device draws and computes its own."""
+        """`tree` cut by rows, so that each device draws and computes its own rows. Call inside jit."""
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.rows), tree)
 
     def microbatches(self, tree: Any, steps: int) -> Any:
-        """Inside jit: [B, ...] → [K, N·m, ...]. Each device cuts the rows that it holds, so no row travels.
+        """[B, ...] → [K, N·m, ...]. Call inside jit.
 
-        Microbatch k has rows k·m to (k+1)·m of every device; on one device that is the k-th block of the
-        batch.
+        Each device cuts the rows that it holds, so no row is moved. Microbatch k has rows k·m to (k+1)·m of
+        every device. On one device that is the k-th block of the batch.
         """
         place = NamedSharding(self.mesh, PartitionSpec(None, _ROWS))
 
@@ -136,9 +140,9 @@ class Layout:
         return jax.tree.map(cut, tree)
 
     def fetch(self, layer: Any) -> Any:
-        """Inside jit: one layer's parameters, whole on every device; gradients go back into shards.
+        """One layer's parameters, whole on every device; their gradients return to shards. Call inside jit.
 
-        The model's `fetch`.
+        It is the model's `fetch`.
         """
         if self.devices == 1:
             return layer
@@ -150,8 +154,9 @@ class Layout:
         )
 
     def fetch_outside_layers(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Inside jit: `params` with those that belong to no layer whole on every device, as `fetch` does; the
-        embedding table stays cut.
+        """`params`, those outside the layers whole on every device, as by `fetch`. Call inside jit.
+
+        The embedding table stays cut.
         """
         kept = (*_SCANNED, _TABLE)
         return {
@@ -159,8 +164,9 @@ class Layout:
         }
 
     def _cut_one(self, shape: tuple[int, ...], of: int = 0) -> tuple[str | None, ...]:
-        """The axes' names for an array of `shape` that has no layer axis; `of` is how many elements count, if
-        not its own.
+        """The axes' names for an array of `shape` without a layer axis.
+
+        `of` is the number of elements that the size rule counts, if not the array's own.
         """
         axes = [axis for axis, size in enumerate(shape) if size % self.fsdp == 0]
         if self.fsdp == 1 or not axes or (of or math.prod(shape)) < SMALLEST:
@@ -172,7 +178,7 @@ class Layout:
 def local_layout(levers: Levers) -> Layout:
     """The layout over this process's own devices.
 
-    Raises: HarnessError "devices-missing" when there are fewer than the plan has.
+    Raises: HarnessError "devices-missing" if there are fewer devices than the plan has.
     """
     devices = jax.local_devices()
     if len(devices) < levers.devices:
@@ -190,11 +196,11 @@ def local_layout(levers: Levers) -> Layout:
 
 
 def _gathered(whole: NamedSharding, shards: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-    """x ↦ x, whole on every device, with its cotangent back in shards."""
+    """x ↦ x, whole on every device; its cotangent returns to shards."""
 
     gather: jax.custom_vjp[jax.Array] = jax.custom_vjp(lambda x: jax.lax.with_sharding_constraint(x, whole))
-    # The constraint's own transpose would leave the whole gradient on every device; this one makes the sum
-    # over devices a reduce-scatter.
+    # The constraint's own transpose would leave the whole gradient on every device. This transpose makes the
+    # sum over devices a reduce-scatter.
     gather.defvjp(
         lambda x: (gather(x), None),
         lambda _, cotangent: (jax.lax.with_sharding_constraint(cotangent, shards),),

@@ -1,7 +1,7 @@
-"""Between the training state and a checkpoint: what is saved, and the state that comes back bit for bit.
+"""Converts between the training state and a checkpoint; a restored state is the same bit for bit.
 
-Quantized frozen kernels are saved as the bfloat16 weights that they stand for, so that `params` is openpi's
-and holds the network that was trained; on the way back they become the same codes.
+Quantized frozen kernels are saved as the bfloat16 weights that they stand for. `params` is therefore openpi's
+and holds the network that was trained. On restore they become the same codes again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from harness.train.state import TrainState
 
 
 def base_of(recipe: Recipe) -> dict[str, str] | None:
-    """The weights that checkpoints of this recipe leave the frozen parameters to, or None when they hold all
-    of them.
+    """The weights that hold the frozen parameters for checkpoints of this recipe.
+
+    None if the checkpoints hold all parameters themselves.
     """
     if recipe.train.save == "all":
         return None
@@ -40,10 +41,10 @@ def save(
     record: dict[str, Any],
     base: dict[str, str] | None = None,
 ) -> None:
-    """Starts the save of `state`; the parameters to deploy (the average, where there is one) are openpi's
-    `params`.
+    """Starts the save of `state`.
 
-    With `base`, only what was trained is saved.
+    openpi's `params` are the parameters to deploy: the average, if there is one. With `base`, only the
+    trained parameters are saved.
     """
     params, rest = saved(state, only_trained=base is not None)
     store.save(
@@ -58,10 +59,10 @@ def save(
 
 
 def restore(store: Store, setup: Setup, step: int) -> TrainState:
-    """The state that `save` was given, each leaf read straight into its shards; how many devices saved it
-    does not matter.
+    """The state that `save` was given, each leaf read directly into its shards.
 
-    Raises: HarnessError "recipe-differs" when another recipe wrote it, and those of `Store.restore` and
+    The number of devices that saved it does not matter.
+    Raises: HarnessError "recipe-differs" if another recipe wrote it, and those of `Store.restore` and
     `load_params`.
     """
     recipe, layout, keep = setup.recipe, setup.layout, keeper(setup)
@@ -96,8 +97,9 @@ def restore(store: Store, setup: Setup, step: int) -> TrainState:
 
 
 def saved(state: TrainState, *, only_trained: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a checkpoint of `state` holds: its `params`, all of them or only those trained, and its
-    `train_state`.
+    """(`params`, `train_state`) of a checkpoint of `state`.
+
+    `params` holds all parameters, or only the trained ones.
     """
     return {
         path: _stored(value)
@@ -115,7 +117,7 @@ def _rest(state: TrainState) -> dict[str, Any]:
 
 
 def _stored(value: Any) -> Any:
-    """An array as a checkpoint holds it; of an abstract state, its shape and type."""
+    """An array as a checkpoint holds it; for an abstract state, its shape and type."""
     if not isinstance(value, Quantized):
         return value
     return (

@@ -1,4 +1,4 @@
-"""The state before the first step: from released weights, or from random ones."""
+"""Makes the state before the first step, from released weights or from random parameters."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from harness.units import format_bytes
 
 
 def first_state(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[TrainState, dict[str, Any]]:
-    """The state at step 0, in its shards from the start, and where its parameters come from (for the
-    manifest).
+    """(the state at step 0, the provenance of its parameters for the manifest).
 
+    The state is created in its shards.
     Raises: HarnessError of the download and of the weights.
     """
     recipe = setup.recipe
@@ -43,7 +43,7 @@ def first_state(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[TrainSt
 
 
 def initializer(setup: Setup) -> Any:
-    """The jitted function from a key to the state at step 0 around random parameters."""
+    """The jitted function that maps a key to the state at step 0 around random parameters."""
     recipe, shapes, layout = setup
     return jax.jit(
         lambda key: layout.put(fresh_state(recipe, key)), out_shardings=layout.results(shapes.state)
@@ -51,10 +51,10 @@ def initializer(setup: Setup) -> Any:
 
 
 def surround(params: Params, setup: Setup) -> TrainState:
-    """The state at step 0 around parameters that lie on the devices as the state keeps them; they become part
-    of it.
+    """The state at step 0 around parameters that lie on the devices in the form that the state keeps.
 
-    What goes to host memory goes leaf by leaf, so that no part of the state is on the device twice.
+    The parameters become part of the state. What goes to host memory goes leaf by leaf, so that no part of
+    the state is on the device twice.
     """
     shapes = setup.shapes.state
     places = setup.layout.of(shapes)
@@ -70,8 +70,9 @@ def surround(params: Params, setup: Setup) -> TrainState:
 
 
 def optimizer_starter(setup: Setup) -> Any:
-    """The jitted function, of nothing, to the optimizer's state at step 0: no parameter's value changes
-    it.
+    """The jitted function without arguments that returns the optimizer's state at step 0.
+
+    That state does not depend on the values of the parameters.
     """
     recipe, shapes, layout = setup
 
@@ -85,17 +86,17 @@ def optimizer_starter(setup: Setup) -> Any:
 
 
 def _moved(x: jax.Array, place: jax.sharding.NamedSharding) -> jax.Array:
-    """`x` where it belongs; it has left where it was before the next one comes."""
+    """`x` in the memory where it belongs. The old array is freed before the next one is moved."""
     if x.sharding.memory_kind == place.memory_kind:
         return x
     there = jax.device_put(x, place).block_until_ready()
-    # JAX gives no array away to another kind of memory.
+    # JAX cannot donate an array to another kind of memory.
     x.delete()
     return there
 
 
 def _load(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[Params, float, dict[str, Any]]:
-    """(the parameters as they are kept, the norm of the kernels as they were read, where they come from)."""
+    """(the parameters as the state keeps them, the norm of the kernels as read, the provenance)."""
     source = str(setup.recipe.weights.source)
     if is_remote(source):
         tree = fetch_tree(source, progress=_Percent("downloaded", watcher), named=WEIGHTS)
@@ -139,7 +140,7 @@ def _load(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[Params, float
 
 
 class _Percent:
-    """Says how far a long transfer is, every ten percent."""
+    """Reports the progress of a long transfer, every ten percent."""
 
     def __init__(self, verb: str, watcher: Watcher) -> None:
         self._verb, self._watcher, self._said = verb, watcher, 0
@@ -152,7 +153,7 @@ class _Percent:
 
 
 def _initializer(recipe: Recipe, key: jax.Array) -> Callable[[str, jax.ShapeDtypeStruct], jax.Array]:
-    """Initializes one parameter as upstream would; XLA drops the computation of all others."""
+    """Initializes one parameter as upstream does; XLA drops the computation of all others."""
 
     def one(path: str, struct: jax.ShapeDtypeStruct) -> jax.Array:
         return jax.jit(

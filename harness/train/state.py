@@ -1,4 +1,7 @@
-"""What a training run carries from step to step. Frozen parameters have no gradient, moment or average."""
+"""Training state: what is carried from step to step.
+
+Frozen parameters have no gradient, moment or average.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ from harness.train.optimizer import optimizer
 
 
 class TrainState(NamedTuple):
-    """`trained` is float32, `frozen` bfloat16 as upstream stores it, or quantized; `ema` averages the trained
-    ones, or is None.
+    """The state of a training run.
 
-    The average of a frozen parameter is the parameter itself, so it is not kept twice.
+    `trained` is float32. `frozen` is bfloat16, as upstream stores it, or quantized. `ema` is the average of
+    the trained parameters, or None. The average of a frozen parameter is the parameter itself, so it is not
+    kept twice.
     """
 
     step: jax.Array
@@ -34,12 +38,12 @@ class TrainState(NamedTuple):
 
     @property
     def averaged(self) -> Params:
-        """The parameters to deploy: the average where there is one."""
+        """The parameters to deploy: the average if there is one."""
         return (self.trained if self.ema is None else self.ema) | self.frozen
 
 
 def parameter_dtype(path: str, recipe: Recipe) -> Any:
-    """float32 for what is trained, bfloat16 for what is frozen.
+    """float32 for a trained parameter, bfloat16 for a frozen one.
 
     Source: openpi scripts/train.py `init_train_state`, commit 15a9616.
     """
@@ -55,14 +59,14 @@ def abstract_params(recipe: Recipe) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def state_from(params: Params, recipe: Recipe) -> TrainState:
-    """The state at step 0 around these parameters (jit it, or jax.eval_shape it)."""
+    """The state at step 0 around these parameters. Call it in jit or in jax.eval_shape."""
     trained = {
         p: v.astype(jnp.float32)
         for p, v in params.items()
         if is_trained(p, recipe.model, recipe.train.trained)
     }
     frozen = {p: kept(p, v, recipe.train.frozen) for p, v in params.items() if p not in trained}
-    # A copy, since the step donates its state: two names for one buffer could not both be given away.
+    # A copy, because the step donates its state: one buffer under two names could not be donated twice.
     ema = None if recipe.train.ema_decay is None else jax.tree.map(jnp.copy, trained)
     return TrainState(
         jnp.zeros((), jnp.int32), trained, frozen, optimizer(recipe.train.optimizer).init(trained), ema
@@ -75,8 +79,8 @@ def fresh_state(recipe: Recipe, key: jax.Array) -> TrainState:
 
 
 def abstract_state(recipe: Recipe) -> TrainState:
-    """The state's shapes and types, from the closed form; nothing is allocated.
+    """The state's shapes and types, from the closed form. Nothing is allocated.
 
-    `setup_of` asks once; whoever needs them has a `Setup`.
+    `setup_of` calls it once. Other code takes the shapes from its `Setup`.
     """
     return jax.eval_shape(lambda params: state_from(params, recipe), abstract_params(recipe))

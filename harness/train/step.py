@@ -1,8 +1,8 @@
-"""The training step: one batch in, the state moved on by one optimizer update, and what a person watches.
+"""The training step: one batch in, one optimizer update of the state, and the metrics.
 
-The global batch is cut into `accumulation_steps` microbatches, whose gradients are summed in one buffer in a
-fixed order. All randomness is drawn for the whole batch before it is cut, so the cut changes nothing but the
-order of summation.
+The global batch is cut into `accumulation_steps` microbatches. Their gradients are summed in one buffer, in a
+fixed order. All randomness is drawn for the whole batch before it is cut, so the cut changes only the order
+of summation.
 
 Axes: B global batch, M microbatch, K accumulation steps (B = K·M), A action horizon, E action dim, T prompt
 tokens, D width.
@@ -41,13 +41,14 @@ def make_step(
     compute_copy: bool = False,
     layout: Layout | None = None,
 ) -> Step:
-    """step(state, batch, key) → (state, metrics); jit it with the state donated.
+    """step(state, batch, key) → (state, metrics). Jit it with the state donated.
 
     batch: images uint8 {camera: [B, S, S, 3]}, tokens int32 [B, T], token_mask bool [B, T], actions float32
-    [B, A, E]. A camera that is not there is computed as if masked, at no cost. metrics: loss, grad_norm
-    (before clipping), param_norm (kernels, after the update), learning_rate. `layout` says where on several
-    devices everything lies; without it there is one. The other options are those of `Levers`; what of the
-    state lies in host memory is seen from the state.
+    [B, A, E]. An absent camera is computed as if masked, at no cost. metrics: loss, grad_norm (before
+    clipping), param_norm (kernels, after the update), learning_rate.
+
+    `layout` gives the place of every array on several devices; without it there is one device. The other
+    options are those of `Levers`. The types of the state's arrays say which of them lie in host memory.
     """
     place = layout or Layout(jax.local_devices()[:1])
     graph = graph_of(
@@ -85,11 +86,10 @@ def make_step(
 def _readable(
     recipe: Recipe, trained: Params, tokens: jax.Array, compute_copy: bool, place: Layout
 ) -> tuple[Params, Params, jax.Array | None]:
-    """What the model reads of the trained parameters: (float32 ones, copies in the compute type, embeddings
-    of the tokens [B, T, D]).
+    """(float32 parameters, copies in the compute type, embeddings of the tokens [B, T, D]) for the model.
 
-    A parameter in host memory is read as its copy where the model would cast it before use, whether or not
-    `compute_copy` asks for it.
+    All come from the trained parameters. A parameter in host memory is read as its copy if the model would
+    cast it before use, with or without `compute_copy`.
     """
     dtype = jnp.dtype(recipe.model.compute_dtype)
     table = trained.get(EMBEDDING)
@@ -108,9 +108,9 @@ def _readable(
 
 
 def draw(key: jax.Array, shape: tuple[int, ...]) -> Noise:
-    """All randomness of one step for actions of `shape` [B, A, E]: a key a sample, noise, and t ~
-    0.999·Beta(1.5, 1) + 0.001.
+    """All randomness of one step for actions of `shape` [B, A, E].
 
+    It is a key a sample, the noise, and t ~ 0.999·Beta(1.5, 1) + 0.001.
     Source: openpi src/openpi/models/pi0.py `compute_loss`, commit 15a9616.
     """
     augment_key, noise_key, time_key = jax.random.split(key, 3)
@@ -122,10 +122,11 @@ def draw(key: jax.Array, shape: tuple[int, ...]) -> Noise:
 
 
 def observe(batch: Batch, keys: jax.Array | None) -> Observation:
-    """What the policy sees of a batch; `keys`, one a sample, draw the augmentation, None leaves the images as
-    they are.
+    """The policy's observation of a batch.
+
+    `keys`, one a sample, draw the augmentation. With None the images stay as they are.
     """
-    # Images travel as uint8, a quarter of the bytes; they become float here, on the device.
+    # Images travel as uint8, a quarter of the bytes. They become float here, on the device.
     images = {
         camera: image.astype(jnp.float32) / 255.0 * 2.0 - 1.0 for camera, image in batch["images"].items()
     }

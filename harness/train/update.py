@@ -1,8 +1,8 @@
-"""The optimizer's update and the average's, leaf by leaf and each array in its place.
+"""Updates the parameters, the optimizer's state and the average, leaf by leaf and in place.
 
-The gradients' global norm comes first; the clip is part of each leaf's update, so there is no clipped second
-copy of the gradients. What lies in host memory is streamed: a leaf's parameters, moments and average pass
-through the device together, a piece at a time.
+The gradients' global norm is computed first. The clip is part of each leaf's update, so there is no second,
+clipped copy of the gradients. What lies in host memory is streamed: a leaf's parameters, moments and average
+pass through the device together, a piece at a time.
 
 Axes: none are named here; an update is elementwise.
 """
@@ -32,7 +32,7 @@ Clip = Callable[[jax.Array], jax.Array]
 def apply_gradients(
     recipe: Recipe, state: TrainState, loss: jax.Array, grads: Params, place: Layout | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One clipped AdamW update and one update of the average; metrics are those of `make_step`."""
+    """(state, metrics as in `make_step`) after one clipped AdamW update and one update of the average."""
     place = place or Layout(jax.local_devices()[:1])
     norm = optax.tree.norm(grads)
     clip = _clip(norm, recipe.train.optimizer.clip_norm)
@@ -90,12 +90,11 @@ def apply_gradients(
 
 
 def averaged(recipe: Recipe, ema: Params, trained: Params, done: jax.Array) -> Params:
-    """ema ← d·ema + (1 - d)·parameters with d = decay^k, at every k-th step (`ema_every_steps`); between them
-    it stays.
+    """ema ← d·ema + (1 - d)·parameters with d = decay^k, at every k-th step (`ema_every_steps`).
 
-    k = 1 is the recipe's average. With k > 1 the weight of the past is the same after every k-th step, and
-    the k - 1 parameters in between are left out; after n steps the average is that of step n - n mod k.
-    `done` counts the steps with this one.
+    Between these steps the average stays. k = 1 is the recipe's average. With k > 1 the weight of the past is
+    the same after every k-th step, and the k - 1 parameters in between are left out. After n steps the
+    average is that of step n - n mod k. `done` is the number of steps, this one included.
     """
     every = recipe.train.ema_every_steps
     decay = (recipe.train.ema_decay or 0.0) ** every
@@ -107,9 +106,7 @@ def averaged(recipe: Recipe, ema: Params, trained: Params, done: jax.Array) -> P
 
 
 def kernel_norm(params: Params) -> jax.Array:
-    """L2 norm of all kernels (see `is_kernel`): the fingerprint that tells which weights a run started
-    from.
-    """
+    """L2 norm of all kernels (see `is_kernel`): the fingerprint of the weights that a run started from."""
     kernels = [value for path, value in params.items() if is_kernel(path, value.shape)]
     norm = optax.tree.norm(
         [value.astype(jnp.float32) for value in kernels if not isinstance(value, Quantized)]
@@ -119,8 +116,9 @@ def kernel_norm(params: Params) -> jax.Array:
 
 
 def _clip(norm: jax.Array, most: float) -> Clip:
-    """g → g where norm < most, else g / norm · most: optax.clip_by_global_norm of one leaf, operation for
-    operation.
+    """g → g if norm < most, else g / norm · most.
+
+    It is optax.clip_by_global_norm of one leaf, operation for operation.
     """
     return lambda g: jax.lax.select(
         jnp.broadcast_to(norm < most, g.shape), g, g / norm.astype(g.dtype) * most
@@ -151,10 +149,10 @@ def _stream_leaf(
     done: jax.Array,
     place: Layout,
 ) -> tuple[Params, jax.Array | None, Any, jax.Array]:
-    """(parameter, average, moments, sum of the squares of the parameter), moved on."""
+    """(parameter, average, moments, sum of squares of the parameter) after the update."""
     ((path, parameter),) = trained.items()
     leaves, structure = jax.tree.flatten(moments)
-    # The moments, and the scales of 8-bit ones, which have the parameter's axes but the last.
+    # The moments, and the scales of 8-bit moments, which have all of the parameter's axes but the last.
     large = [
         i for i, x in enumerate(leaves) if x.ndim == parameter.ndim and x.shape[:-1] == parameter.shape[:-1]
     ]
@@ -198,7 +196,7 @@ def _is_by_path(node: Any) -> bool:
 
 
 def _only(tree: Any, paths: list[str]) -> Any:
-    """`tree` with every dict over parameters' paths cut down to `paths`."""
+    """`tree` with every dict over parameter paths reduced to `paths`."""
     return jax.tree.map(
         lambda node: {path: node[path] for path in paths} if _is_by_path(node) else node,
         tree,
@@ -207,7 +205,7 @@ def _only(tree: Any, paths: list[str]) -> Any:
 
 
 def _joined(tree: Any, more: Any) -> Any:
-    """`tree` with what `more` has of other paths; what has no path is that of `tree`."""
+    """`tree` with the entries of `more` for other paths; a node without paths is that of `tree`."""
     return jax.tree.map(
         lambda node, other: node | other if _is_by_path(node) else node, tree, more, is_leaf=_is_by_path
     )

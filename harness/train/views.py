@@ -1,4 +1,4 @@
-"""The camera views of a batch as one picture: what the model is shown, for a person to look at."""
+"""Saves the camera views of a batch as one picture, so that a person sees what the model is shown."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _SAMPLES = 5
 
 
 def save_camera_views(directory: Path, batch: dict[str, Any]) -> Path:
-    """The PNG's path: a column a sample (five at most), a row a camera, as they enter the model before
-    augmentation.
+    """The path of the PNG: a column a sample (five at most), a row a camera.
+
+    The images are those that enter the model before augmentation.
     """
     rows = [np.concatenate(list(images[:_SAMPLES]), axis=1) for images in batch["images"].values()]
     path, encoded = directory / CAMERA_VIEWS, io.BytesIO()

@@ -1,5 +1,6 @@
-"""wandb, where metrics go when it works: a process of its own behind a bounded queue, which never blocks or
-kills training.
+"""Logs metrics to wandb, in a separate process behind a bounded queue.
+
+wandb can neither block nor end training.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from harness.train.wandb_process import values
 
 WANDB_ID = "wandb_id.txt"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# What waits for a wandb that is slower than training; beyond that, values are left out of wandb, never of
+# The most messages that wait for a slow wandb. Beyond that, values are missing from wandb, never from
 # metrics.jsonl.
 MOST_WAITING = 10_000
 # How long the end of a run waits for wandb to take what is left.
@@ -41,11 +42,10 @@ CLOSE_S = 30.0
 
 
 class Wandb:
-    """wandb in the mode that its own environment variables say; offline when there is no key, so it never
-    asks for one.
+    """wandb in the mode that its own environment variables set.
 
-    It runs in a process of its own. Every call here returns at once; what it has to say is warned of at the
-    next one.
+    Without a key it is offline, so it never asks for one. It runs in a separate process. Every call here
+    returns at once. A message from that process is given as a warning at the next call.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Wandb:
                 "pid": os.getpid(),
                 "start_step": start_step,
             }
-            # A session of its own: Ctrl-C is for the trainer, which then ends this in its own time.
+            # A session of its own: Ctrl-C goes to the trainer, which then ends this process itself.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "harness.train.wandb_process"],
                 stdin=subprocess.PIPE,
@@ -103,11 +103,14 @@ class Wandb:
         self._tell({"image": name, "path": str(path.absolute()), "step": step})
 
     def checkpoint(self, step: int) -> None:
-        """Notes that a checkpoint of this step was begun; `close` adds which are there in the end."""
+        """Logs that a checkpoint of this step was begun.
+
+        `close` adds the checkpoints that exist at the end.
+        """
         self._tell({"values": {"checkpoint_step": step}, "step": step - 1})
 
     def close(self) -> None:
-        """Waits a while for wandb to take what is left, and then no longer: what it has is on disk."""
+        """Waits up to about CLOSE_S seconds for wandb to take what is left. The rest stays on disk."""
         if self._process is None:
             return
         self._tell({"summary": {"checkpoints": _checkpoints(self._directory)}})
@@ -142,7 +145,7 @@ class Wandb:
         self._repeat()
 
     def _repeat(self) -> None:
-        """Says in the trainer's own thread what the others have heard."""
+        """Gives, in the trainer's own thread, the warnings that the other threads received."""
         while self._said:
             self._warn(self._said.popleft())
 
@@ -173,10 +176,11 @@ class Wandb:
 
 
 def _run_id(run: RunDir) -> str:
-    """The id of the run at wandb: the one it had, also when it begins again because it was killed before its
-    first checkpoint.
+    """The run's id at wandb.
 
-    Raises: HarnessError "wandb-id-invalid" for an id that is no name: files are looked for by it. UnsafeFile.
+    A run keeps its id, even if it begins again because it was killed before its first checkpoint.
+    Raises: HarnessError "wandb-id-invalid" for an id that is not a plain name, because files are searched for
+    by it. UnsafeFile.
     """
     file = run.path / WANDB_ID
     known = read_received(file, run.path, LOCK_BYTES).decode(errors="replace").strip() if there(file) else ""
@@ -197,7 +201,7 @@ def _run_id(run: RunDir) -> str:
 
 
 def _checkpoints(run: Path) -> dict[str, dict[str, Any]]:
-    """Step → path and bytes of the whole checkpoints that are there."""
+    """Step → path and bytes of each whole checkpoint on disk."""
     directory = RunDir(run).checkpoints
     places = {str(step): directory / str(step) for step in whole_steps(directory)}
     return {name: {"path": str(path), "bytes": directory_bytes(path)} for name, path in places.items()}

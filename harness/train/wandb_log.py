@@ -1,8 +1,7 @@
-"""What wandb has of a run on this disk: its transaction logs, which `wandb sync` sends later, one fragment
-after the other.
+"""Reads wandb's transaction logs of a run on this disk, which `wandb sync` sends later, one after the other.
 
-A fragment is a log in LevelDB's form: a header of 7 bytes, then blocks of 32 KiB of records, each with a
-checksum; a record is a protobuf message.
+Each attempt of the run wrote one log, here called a fragment. A fragment is a log in LevelDB's form: a header
+of 7 bytes, then blocks of 32 KiB of records, each with a checksum. A record is a protobuf message.
 Source: wandb core/internal/transactionlog, LevelDB doc/log_format.md.
 """
 
@@ -23,12 +22,12 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def fragments(directory: Path, run_id: str) -> list[Path]:
-    """The logs of one run below its directory, oldest first: an attempt each."""
+    """The logs of one run below its directory, oldest first, one for each attempt."""
     return sorted(directory.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"))
 
 
 def last_step(directory: Path, run_id: str) -> int:
-    """The last step that some fragment holds values of; -1 when there is none."""
+    """The last step that any fragment holds values of; -1 if there is none."""
     steps = (
         record.history.step.num
         for file in fragments(directory, run_id)
@@ -39,8 +38,9 @@ def last_step(directory: Path, run_id: str) -> int:
 
 
 def records(file: Path) -> Iterator[Any]:
-    """wandb's records up to the end, or to the first that a killed process has left unfinished, where syncing
-    ends as well.
+    """wandb's records, up to the end or to the first record that a killed process left unfinished.
+
+    `wandb sync` ends there too.
     """
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2

@@ -1,8 +1,7 @@
-"""wandb in a process of its own, told what to log by lines of JSON on stdin; what it has to say it answers on
-stdout.
+"""The process that runs wandb: it reads lines of JSON on stdin and writes its messages to stdout.
 
-Whatever happens here (a server that hangs, a full disk, a crash) happens to this process; the trainer never
-waits for it.
+A fault here (a server that hangs, a full disk, a crash) stays in this process. The trainer never waits for
+it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def say(text: str) -> None:
 
 
 def start(told: dict[str, Any]) -> Any:
-    """The wandb run: in the mode that is told, or offline when no server answers."""
+    """The wandb run, in the requested mode, or offline if no server answers."""
     import wandb
 
     logging.getLogger("wandb").setLevel(logging.ERROR)
@@ -48,8 +47,7 @@ def start(told: dict[str, Any]) -> Any:
     try:
         return wandb.init(**options, mode=told["mode"])
     except Exception as error:
-        # No network, or a key that the server refuses: the run is logged all the same, and can be synced
-        # later.
+        # No network, or a key that the server refuses: the run is still logged, and can be synced later.
         say(
             f"wandb does not answer ({type(error).__name__}), so it logs offline; later: wandb sync"
             f" {told['dir']}/wandb/offline-run-*"
@@ -58,8 +56,9 @@ def start(told: dict[str, Any]) -> Any:
 
 
 def catch_up(directory: Path, after: int, *, before: int) -> Iterator[dict[str, Any]]:
-    """What to log of the steps before this attempt that wandb does not have: the end of a container takes
-    what it had not written yet.
+    """The metrics of steps before this attempt that wandb does not have.
+
+    When a container ends, values that wandb had not yet written are lost.
     """
     try:
         for _, _, kept in read_lines(directory / METRICS, directory):
@@ -70,15 +69,15 @@ def catch_up(directory: Path, after: int, *, before: int) -> Iterator[dict[str, 
 
 
 def values(line: Metrics) -> dict[str, Any]:
-    """What wandb shows of a line of metrics."""
+    """The values of a line of metrics that wandb shows."""
     return line.model_dump(exclude={"step", "time", "frames"}, exclude_none=True)
 
 
 def log(run: Any, told: dict[str, Any], after: int) -> None:
     """Logs one message.
 
-    Values up to the step `after` are there already, and the same to the last bit: they were computed a second
-    time.
+    Values up to the step `after` are already there. They are the same to the last bit, because the same steps
+    were computed a second time.
     """
     import wandb
 
@@ -93,7 +92,7 @@ def log(run: Any, told: dict[str, Any], after: int) -> None:
 
 
 def main() -> None:
-    """Reads until the end: of what is told, when the trainer has ended, or of the trainer itself."""
+    """Reads messages until the trainer sends "finish" or its end of the pipe closes."""
     run: Any = None
     ended, after = False, -1
     try:
@@ -104,8 +103,7 @@ def main() -> None:
                 break
             if "start" in told:
                 directory = Path(told["start"]["dir"])
-                # Looked at before this attempt makes a log of its own; a server knows by itself where a run
-                # stands.
+                # Read before this attempt starts its own log. A server knows by itself where a run stands.
                 here = last_step(directory, told["start"]["id"])
                 run = start(told["start"])
                 after = here if run.offline else run.step - 1

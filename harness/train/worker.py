@@ -1,8 +1,8 @@
-"""The process that trains: `python -m harness.train.worker RUN [--without-checkpoints]` carries out what the
-files of the run say.
+"""The process that trains: `python -m harness.train.worker RUN [--without-checkpoints]`.
 
-Its parent (harness/supervise/run.py) has planned and examined the run, has set what JAX reads at its import,
-and watches. Every event is a line of JSON on stdout; whatever libraries write there goes to stderr.
+It carries out what the files of the run say. Its parent (harness/supervise/run.py) has planned and checked
+the run, has set the variables that JAX reads at its import, and supervises this process. Every event is a
+line of JSON on stdout. What libraries write to stdout goes to stderr.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from harness.supervise.signals import die_with_supervisor
 
 
 def main() -> int:
-    """0 when the run ended as it should or was asked to stop; 2 when it could not, with the reason as an
-    event.
+    """The exit status: 0 if the run ended as planned or was asked to stop, else 2.
+
+    With 2, an event gives the reason.
     """
     die_with_supervisor()
     channel = Channel(private_stdout())
