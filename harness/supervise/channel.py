@@ -1,5 +1,6 @@
-"""The protocol between a trainer and its supervisor, both ends. An event is a line of JSON on a private
-stdout.
+"""The protocol between a trainer and its supervisor, both ends.
+
+An event is a line of JSON on a private stdout.
 """
 
 from __future__ import annotations

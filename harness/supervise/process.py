@@ -45,8 +45,8 @@ class Attempt(Heard):
 
     @property
     def ended_before_it_began(self) -> bool:
-        """True if the request to stop came before the process had done a step or installed its signal
-        handler.
+        """True if the request to stop came before the first step, and before the signal handler was
+        installed.
         """
         return self.asked_to_stop > 0 and self.returncode == -signal.SIGTERM and not self.steps
 
