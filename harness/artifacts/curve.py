@@ -139,8 +139,7 @@ class HeldOut(Strict):
 
 
 class Lines(Strict):
-    """Counts of the lines that are not blank: those understood, those not understood, and an example of the
-    latter.
+    """Counts of the lines that are not blank: those understood and those not, with an example of the latter.
 
     Records, states of a progress bar and greetings are understood.
     """

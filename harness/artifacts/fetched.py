@@ -18,8 +18,9 @@ class Part(Strict):
 
 
 class Fetched(Artifact):
-    """The parts of a recipe that are files. A part that the recipe does not have (random weights) is left
-    out.
+    """The parts of a recipe that are files.
+
+    A part that the recipe does not have (random weights) is left out.
     """
 
     FILE: ClassVar[str] = "fetched.json"

@@ -10,8 +10,7 @@ from harness.artifacts.base import Artifact
 
 
 class Prediction(Artifact):
-    """The actions that a checkpoint predicts at one frame, beside the recorded ones, in the dataset's own
-    units.
+    """The actions that a checkpoint predicts at one frame, beside the recorded ones, in the dataset's units.
 
     `predicted` and `recorded` are [action_horizon][actions]. `is_pad` marks times past the episode's end,
     where the last action is repeated. `mean_absolute_error`, one per dimension, leaves them out.

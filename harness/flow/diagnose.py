@@ -26,10 +26,10 @@ def diagnose(
     online: bool = False,
     device: str | None = None,
 ) -> Diagnosis:
-    """The doctor's findings about a run that is about to start. Written to doctor.json if there is a run
-    directory.
+    """The doctor's findings about a run that is about to start.
 
-    `made` is the plan, or the error that says why there is none.
+    Writes doctor.json if there is a run directory. `made` is the plan, or the error that says why there is
+    none.
     """
     from harness.checkpoint.source import why_not
     from harness.doctor.examine import examine
@@ -74,11 +74,10 @@ def data_here(chain: Chain) -> tuple[Dataset, NormStats] | None:
 def plan_or_refusal(
     chain: Chain, machine: Machine, dataset: Dataset | None, device: str | None, *, allow: list[str]
 ) -> Plan | HarnessError:
-    """The plan, or the error that says why this machine or its environment has none. The checks report that
-    error.
+    """The plan, or the error that says why this machine or its environment has none.
 
-    If weights on this machine cannot be the recipe's start, no plan is made and nothing is compiled, unless
-    `allow` lets those weights pass.
+    The checks report that error. If weights on this machine cannot be the recipe's start, no plan is made and
+    nothing is compiled, unless `allow` lets those weights pass.
     """
     from harness.checkpoint.source import why_not
     from harness.download.cache import is_remote

@@ -28,8 +28,7 @@ def default_recipe() -> str:
 
 
 def find_run(run: Path | None, name: str | None, recipe: str | None, *, resume: bool) -> RunDir:
-    """The run directory that a training command means: the named one, the recipe's latest (resume), or a new
-    one.
+    """The run directory that a command means: the named one, the recipe's latest (resume), or a new one.
 
     Raises: HarnessError "nothing-to-resume", "run-and-name", "run-name-invalid".
     """
@@ -114,8 +113,7 @@ def refuse_started(run: RunDir) -> None:
 
 
 def trainer_of(run: RunDir | None, asked: Backend | None = None) -> Trainer:
-    """The trainer of a run: the one that started it, else the one asked for, else $HARNESS_BACKEND's, else
-    ours.
+    """The trainer of a run: the one that started it, else the one asked for, else $HARNESS_BACKEND's or ours.
 
     Raises: HarnessError "run-of-another-backend", "backend-unknown".
     """

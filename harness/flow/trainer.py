@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 class Question(NamedTuple):
-    """The arguments of `harness plan`. `asked` is as in plan.choose.Ask; `wait` waits until a busy card is
-    free.
-    """
+    """The arguments of `harness plan`. `asked`: see plan.choose.Ask. `wait`: wait for a busy card."""
 
     run: Path | None
     recipe: str | None
@@ -46,8 +44,9 @@ class Trainer(Protocol):
         """
 
     def with_shards(self, fsdp: int) -> Trainer:
-        """The trainer that splits the state into `fsdp` shards. Same trainer if its plan finds the number
-        itself.
+        """The trainer that splits the state into `fsdp` shards.
+
+        It is the same trainer if its plan finds the number itself.
         """
 
     def check(self, recipe: Recipe) -> None:
@@ -67,9 +66,7 @@ class Trainer(Protocol):
         say: Callable[[str], None],
         asked: dict[str, Any],
     ) -> Plan:
-        """The plan by which the trainer carries the recipe out on this machine; `asked` as in
-        plan.choose.Ask.
-        """
+        """The plan by which the trainer carries the recipe out here. `asked`: see plan.choose.Ask."""
 
     def answer(self, question: Question) -> Plan:
         """The plan that `harness plan` asks for. It is written into the run that the question names."""
@@ -84,6 +81,4 @@ class Trainer(Protocol):
         """The command that trains what the files of `run` say."""
 
     def crashed(self, phase: str, name: str, got: str) -> HarnessError | None:
-        """The cause of a crash by the signal `name` in that phase. None if this trainer knows no special
-        cause.
-        """
+        """The cause of a crash by the signal `name` in that phase. None if this trainer cannot explain it."""

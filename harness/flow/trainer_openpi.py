@@ -77,8 +77,9 @@ class Openpi:
         return plan_run(recipe, machine, device, self.fsdp, inputs=inputs)
 
     def answer(self, question: Question) -> Plan:
-        """The plan that says whether upstream's own step fits, as configured. Without --recipe: the published
-        recipe.
+        """The plan that says whether upstream's own step fits, as configured.
+
+        Without --recipe it is the published recipe's.
 
         Raises: HarnessError of `plan_upstream`.
         """

@@ -85,8 +85,7 @@ def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str
 
 
 def _check_weights(chain: Chain, allow: list[str]) -> None:
-    """Refuses weights that may not be fetched or cannot start the recipe, before anything is planned or
-    compiled.
+    """Refuses weights that may not be fetched or cannot start the recipe, before anything is planned.
 
     Raises: HarnessError "fetch-not-asked", "offline", "download-address", "download-scheme", and those of
     `why_not`.
@@ -112,8 +111,9 @@ def _check_weights(chain: Chain, allow: list[str]) -> None:
 def carry_out(
     job: Job, machine: Machine, trainer: Trainer, console: Progress, lock: int, *, patient: bool
 ) -> bool:
-    """Runs the training in a supervised child process. True if it left something to report on. Never imports
-    JAX.
+    """Runs the training in a supervised child process. True if it left something to report on.
+
+    Never imports JAX.
     """
     from harness.flow.device import prepare_jax
     from harness.probe.machine import probe
@@ -196,9 +196,7 @@ def _predict(job: Job, trainer: Trainer, console: Progress) -> None:
 
 
 def analyse_run(run: Path) -> Curve | None:
-    """The loss curve of a run that has just been trained, written into the run. None if the run logged no
-    step.
-    """
+    """The loss curve of a run that has just been trained, written into it. None if the run logged no step."""
     from harness.analyse.curve import analyse as read
     from harness.run.directory import RunDir
 

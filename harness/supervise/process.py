@@ -45,9 +45,7 @@ class Attempt(Heard):
 
     @property
     def ended_before_it_began(self) -> bool:
-        """True if the request to stop came before the first step, and before the signal handler was
-        installed.
-        """
+        """True if the request to stop came before the first step, while SIGTERM still killed the process."""
         return self.asked_to_stop > 0 and self.returncode == -signal.SIGTERM and not self.steps
 
 

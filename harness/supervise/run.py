@@ -36,9 +36,7 @@ class Trainer(Protocol):
         """The command that trains what the files of `run` say."""
 
     def crashed(self, phase: str, name: str, got: str) -> HarnessError | None:
-        """The cause of a crash by the signal `name` in that phase. None if this trainer knows no special
-        cause.
-        """
+        """The cause of a crash by the signal `name` in that phase. None if this trainer cannot explain it."""
 
 
 def supervise(

@@ -1,6 +1,4 @@
-"""All signal handling: requests to stop, death with the parent, and ending by the signal that ended the
-child.
-"""
+"""All signal handling: requests to stop, death with the parent, and ending by the child's signal."""
 
 from __future__ import annotations
 

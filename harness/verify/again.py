@@ -39,8 +39,9 @@ class Again(NamedTuple):
     watcher: Watcher
 
     def replay(self, recorded: dict[int, dict[str, float]], start: int, steps: int) -> Replay:
-        """The comparison of `steps` steps from `start` on with `recorded`. If they cannot be computed, its
-        note says why.
+        """The comparison of `steps` steps from `start` on with `recorded`.
+
+        If the steps cannot be computed, its note says why.
 
         Raises: HarnessError "checkpoint-missing" when the run has no whole step `start`.
         """

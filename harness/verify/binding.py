@@ -13,7 +13,7 @@ _TOLD = ("driver", "cuda", "gpus", "processor", "kernel", "container")
 
 
 def bound(verdict: Verdict, run: RunDir, machine: Machine) -> Verdict:
-    """`verdict`, bound to `run`'s manifest by its hash, with this harness, time and machine as its verifier."""
+    """`verdict` with its verifier (this harness, time and machine) and the hash of `run`'s manifest."""
     facts = machine_facts(machine)
     by = Verifier(
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

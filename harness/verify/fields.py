@@ -22,11 +22,10 @@ _ONLY_TELLS = "XLA_FLAGS.--xla_dump"
 
 
 class Found(NamedTuple):
-    """The findings, one for each claim of the manifest. None where a value could not be read; `why` gives the
-    reason, by field.
+    """The findings, one for each claim of the manifest. None where a value could not be read.
 
-    `files` are the run's own files, hashed as the manifest hashes them. `leaves` are the arrays that training
-    starts from.
+    `why` gives the reason, by field. `files` are the run's own files, hashed as the manifest hashes them.
+    `leaves` are the arrays that training starts from.
     """
 
     recipe: Mapping[str, Any] | None

@@ -96,8 +96,9 @@ def _why_not(manifest: Manifest, remade: Manifest | None) -> dict[str, str]:
 
 
 def files_of(run: RunDir) -> dict[str, str]:
-    """File → hash of its content, computed as the manifest did. A missing or damaged file has a text that
-    differs.
+    """File → hash of its content, computed as the manifest did.
+
+    A missing or damaged file has a text instead, which differs from any hash.
     """
 
     def read(kind: type[A], sha256: Callable[[A], str]) -> str:

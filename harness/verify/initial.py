@@ -22,8 +22,7 @@ _MOST_BASES = 8
 
 
 def digests_here(manifest: Manifest) -> tuple[dict[str, str] | None, str | None]:
-    """(the digests of the weights, in the manifest's own form, None) or (None, the reason why they cannot be
-    told).
+    """(digests of the weights in the manifest's own form, None) or (None, the reason why they are unknown).
 
     Missing weights are fetched if the user has consented to that (`harness.received.consent`).
     """
@@ -85,9 +84,7 @@ def _of_directories(source: Path, names: list[str]) -> dict[str, str]:
 
 
 def _params(source: Path, bases: int = 0) -> list[Path]:
-    """The `params` directory of `source`, then those of the bases below it, as far as they are on this
-    machine.
-    """
+    """The `params` directory of `source`, then those of the bases below it, if they are on this machine."""
     found = source if (source / METADATA).is_file() else source / PARAMS
     if not (found / METADATA).is_file():
         raise HarnessError(
