@@ -143,7 +143,10 @@ def _together(parts: list[tuple[Numbers, dict[str, Floats]]]) -> tuple[dict[str,
 
 
 def _times(columns: dict[str, Floats]) -> Floats:
-    """Increasing seconds. Clocks without a date are ignored if others in the log have one."""
+    """Seconds that continue over midnight.
+
+    Clocks without a date are ignored if other times in the log have one.
+    """
     times, dated = columns["time"].copy(), columns["dated"] > 0
     clocks = np.isfinite(times) & ~dated & (times < 86_400)
     if clocks.any() and not (np.isfinite(times) & ~clocks).any():

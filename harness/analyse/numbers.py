@@ -79,6 +79,6 @@ def clock_seconds(dates: tuple[bytes, ...], clocks: tuple[bytes, ...]) -> tuple[
 
 
 def over_midnight(seconds: Floats) -> Floats:
-    """Clocks without a date, in their order, as increasing seconds."""
+    """Clocks without a date, in their order, as seconds that continue over midnight."""
     back = np.diff(seconds) < -43_200
     return np.asarray(seconds + 86_400 * np.concatenate([[0], np.cumsum(back)])) if len(seconds) else seconds

@@ -54,8 +54,9 @@ def full_rate_steps(schedule: Schedule, steps: Floats, logged: Floats | None = N
 
 
 def thresholds(recipe: Recipe) -> tuple[float, float]:
-    """(amount below which nothing can show, amount from which a healthy run shows), in steps at the peak
-    rate.
+    """(amount below which nothing can show, amount from which a healthy run shows).
+
+    Both are in steps at the peak rate.
     """
     planned = float(full_rate_steps(recipe.train.optimizer.schedule, np.array([0.0, recipe.train.steps]))[-1])
     return min(NEGLIGIBLE_STEPS, NEGLIGIBLE_SHARE * planned), min(ENOUGH_STEPS, ENOUGH_SHARE * planned)
