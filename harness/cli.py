@@ -119,7 +119,7 @@ def _part(text: str) -> str:
 
 
 def _any_text(stream: TextIO) -> TextIO:
-    """The stream, which now escapes what its encoding lacks (Chinese in Latin-1) and does not end the verb."""
+    """The stream, which now escapes what its encoding lacks (Chinese in Latin-1) and ends no verb."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream

@@ -162,7 +162,7 @@ def _another(options: dict[str, str], line: Line, policy: str, why: str) -> Find
 
 
 def _nearest(options: dict[str, str], line: Line) -> str:
-    """The nearest command of the harness: the same data, batch, horizon and steps, as far as they are said."""
+    """The nearest command of the harness: the same data, batch, horizon and steps, as far as stated."""
     adapters = any(name.startswith("peft.") for name in options)
     words = ["harness", "train", "--recipe", "pi05_libero_lora" if adapters else "pi05_libero"]
     if _is_count(options.get("steps", "")):

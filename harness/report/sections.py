@@ -95,7 +95,6 @@ def picture(path: Path, limit_bytes: int = MAX_IMAGE_BYTES) -> str | None:
     try:
         data = read_received(path, path.parent, PICTURE_BYTES)
         # Without `formats` Pillow accepts any of fifty. One of them is a program that Ghostscript runs.
-        # programs.
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.width * image.height > MAX_PIXELS:
                 got = f"{image.width} × {image.height}"
