@@ -119,7 +119,10 @@ def _part(text: str) -> str:
 
 
 def _any_text(stream: TextIO) -> TextIO:
-    """The stream, which now escapes what its encoding lacks (Chinese in Latin-1) and ends no verb."""
+    """The stream, which now writes an escape for what its encoding lacks (Chinese in Latin-1).
+
+    Without that, such a character would end the verb.
+    """
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream

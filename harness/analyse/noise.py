@@ -53,7 +53,10 @@ def _simulated(points: int) -> Null:
 
 
 def _simulate(points: int, profile: Floats | None) -> Null:
-    """Flat curves of `points` points, seeded. `profile` [K] is the noise's size along the curve, if not 1."""
+    """Flat curves of `points` points, seeded.
+
+    `profile` [K] is the noise's size along the curve, if that is not constant.
+    """
     generator = np.random.default_rng(20_260)
     memory = generator.beta(1.0, 1.0 if points < _FEW else 1.5, DRAWS) * _TOP
     noise = generator.standard_normal((DRAWS, points))
