@@ -1,4 +1,4 @@
-"""Disks that are full, too small, read-only or closed: faults of `benchmarks.chaos`."""
+"""Faults of disks that are full, too small, read-only or closed. Part of `benchmarks.chaos`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Where runs are disturbed: containers on one directory, the run that nothing disturbed, and the verdict on a
-disturbed one. Part of `benchmarks.chaos`.
+"""The stage of `benchmarks.chaos`: containers on one directory, the undisturbed run, the verdicts.
+
+A verdict compares a disturbed run with the undisturbed one.
 """
 
 from __future__ import annotations

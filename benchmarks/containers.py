@@ -1,7 +1,7 @@
-"""Runs of the smoke recipe in real containers, confined as compose.yaml confines them: started, watched from
-the host's files, ended, resumed, compared.
+"""Runs of the smoke recipe in real containers, confined as compose.yaml confines them.
 
-Needs Python and a `docker` command, and nothing of the harness itself.
+They are started, watched from the host's files, ended, resumed and compared. The module needs Python and a
+`docker` command, and nothing of the harness itself.
 """
 
 from __future__ import annotations

@@ -1,16 +1,13 @@
-"""What deterministic kernels make of the training step for a card that is not here: memory and kernels, by
-XLA's own account.
+"""Effect of deterministic kernels on the training step of an absent card, by XLA's own account.
 
     python -m benchmarks.determinism [--recipe pi05_libero_lora] [--gpu rtx_4090] [--microbatch 8]
     [--accumulation 4]
 
-No time on a GPU is measured here: there is none. Compiled, so without autotuning, are the same step with and
-without
---xla_gpu_deterministic_ops. What the flag costs besides is that XLA times no kernel on the card and takes the
-first that fits
-(`harness/train/kernels.py`), and that can only be measured on one (XLA tells no bytes moved and no operations
-of a program for an absent card). On a CPU the flag changes nothing, which the last row shows: the same
-executable.
+Memory and kernels are compared. No time on a GPU is measured, since there is no GPU. The same step is
+compiled with and without --xla_gpu_deterministic_ops, and so without autotuning. The flag has another cost:
+XLA times no kernel on the card and takes the first that fits (`harness/train/kernels.py`). Only a card can
+show that cost, because XLA reports neither the bytes moved nor the operations of a program for an absent
+card. On a CPU the flag changes nothing, as the last row shows: the same executable.
 """
 
 from __future__ import annotations

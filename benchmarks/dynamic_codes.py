@@ -1,9 +1,9 @@
-"""Adam with moments in the published codes of 8 bits, in numpy: what benchmarks/approximate_levers.py
-compares our own codes with.
+"""Adam with moments in the published codes of 8 bits, in numpy.
 
-A value is 10^-e times a fraction in (0.1, 1): each decade has half the fractions of the one above it, seven
-decades in all, besides 0 and 1. Each block of 256 shares a scale; a leaf of fewer than 4,096 elements is left
-as it is.
+benchmarks/approximate_levers.py compares the harness's own codes with it. A value is 10^-e times a fraction
+in (0.1, 1): each decade has half the fractions of the one above it, seven decades in all, besides 0 and 1.
+Each block of 256 shares a scale. A leaf of fewer than 4,096 elements is left as it is.
+
 Source: "dynamic tree quantization" of https://arxiv.org/abs/2110.02861, with the table of bitsandbytes
 `create_dynamic_map`.
 """

@@ -1,4 +1,4 @@
-"""What can be changed of a run: one byte, pixel, number or key at a time. Part of `benchmarks.flips`."""
+"""The changes to a run: one byte, pixel, number or key at a time. Part of `benchmarks.flips`."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""The published recipe over several cards: GiB a device by XLA's buffer assignment, for the step and what a
-run needs besides it.
+"""GiB per device of the published recipe over several cards, by XLA's buffer assignment.
 
     python -m benchmarks.fsdp [--only a40]
 
-Nothing runs on a GPU; none need be here. A row takes about two minutes on two cores, and is kept in the plan
-cache (HARNESS_CACHE). openpi's own step over 2 x A100-80 with fsdp 2 at batch 256 compiles to 72.8 GiB a
-device (benchmarks/openpi_compiled.py).
+It covers the step and everything else that a run needs. Nothing runs on a GPU, and none need be present. A
+row takes about two minutes on two cores, and is kept in the plan cache (HARNESS_CACHE). openpi's own step
+over 2 x A100-80 with fsdp 2 at batch 256 compiles to 72.8 GiB a device (benchmarks/openpi_compiled.py).
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""A log of every form that people post: openpi's, its PyTorch trainer's, LeRobot's, transformers',
-accelerate's, ours, and tables of their losses. Part of `benchmarks.fuzz_logs`.
+"""A log of every form that people post. Part of `benchmarks.fuzz_logs`.
+
+The forms are those of openpi, its PyTorch trainer, LeRobot, transformers, accelerate and the harness, and
+tables of their losses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a killed run has kept, compared bit for bit with an uninterrupted run of the same recipe."""
+"""Bitwise comparison of a killed run's remains with an uninterrupted run of the same recipe."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""What each lever of a plan saves: GiB by XLA's buffer assignment for a card that need not be here, written
-to benchmarks/levers.md.
+"""Saving of each lever of a plan in GiB, by XLA's buffer assignment; writes benchmarks/levers.md.
 
     python -m benchmarks.levers [--minutes 5] [--only TEXT]
 
-Compiles the step of every row that has no answer yet, one to four minutes each on two idle cores, until
-`--minutes` are over, and writes the table of all answers; run it again to go on. Answers are kept in
-levers.json of the cache (HARNESS_CACHE). After a change of the step's code a row is lowered again, which is
-quick, and compiled again only where the program has become another one.
+The card need not be present. The program compiles the step of every row that has no answer yet, one to four
+minutes each on two idle cores, until `--minutes` are over, and writes the table of all answers. Another run
+goes on from there. Answers are kept in levers.json of the cache (HARNESS_CACHE). After a change of the step's
+code a row is lowered again, which is quick. It is compiled again only if the program has changed.
 """
 
 from __future__ import annotations

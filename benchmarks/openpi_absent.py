@@ -1,9 +1,9 @@
-"""Stand-ins for packages that openpi's trainer imports and its JAX training step never uses: torch,
-transformers, lerobot.
+"""Stand-ins for packages that openpi's trainer imports but its JAX step never uses.
 
-For benchmarks that run inside openpi's environment; what is installed there is used. They need its pinned
-jax, flax, optax, orbax-checkpoint and augmax, and what those import; torch alone would be some gigabytes for
-the import statement of a type.
+These are torch, transformers and lerobot. The stand-ins serve benchmarks that run inside openpi's
+environment; a package that is installed there is used. The benchmarks need openpi's pinned jax, flax, optax,
+orbax-checkpoint and augmax, and the packages that those import. torch alone would be some gigabytes for the
+import statement of a type.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Compiles openpi's own step for a card that is not here. Runs inside openpi's environment, where nothing of
-ours is installed; started by `benchmarks.openpi_compiled`, which writes on stdin what is asked.
+"""Compiles openpi's own step for a card that is not here.
+
+It runs inside openpi's environment, where the harness is not installed. `benchmarks.openpi_compiled` starts
+it and writes the questions to its stdin.
 """
 
 from __future__ import annotations

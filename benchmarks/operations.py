@@ -1,12 +1,13 @@
-"""Floating-point operations a sample of our training step and of openpi's own, counted in one run.
+"""Floating-point operations per sample of our training step and of openpi's own, counted in one run.
 
     python -m benchmarks.operations [--openpi CHECKOUT --python ENV/bin/python]
 
-Counted are matrix products of the traced step (jaxpr), two operations a multiply-add, a loop's body as often
-as the loop runs: the forward pass, what rematerialization repeats, and the backward pass. Everything else, a
-few percent, is left out on both sides. XLA's own cost analysis counts a loop's body once, so it cannot
-compare two programs that loop over layers. CHECKOUT is openpi at commit 15a9616, ENV has its pinned packages
-(torch, transformers and lerobot may be missing); without both only ours is counted.
+The matrix products of the traced step (jaxpr) are counted, two operations per multiply-add, and a loop's body
+as often as the loop runs: the forward pass, the part that rematerialization repeats, and the backward pass.
+Everything else, a few percent, is left out on both sides. XLA's own cost analysis counts a loop's body once,
+so it cannot compare two programs that loop over layers. CHECKOUT is openpi at commit 15a9616. ENV has its
+pinned packages (torch, transformers and lerobot may be missing). Without both options only our step is
+counted.
 """
 
 from __future__ import annotations

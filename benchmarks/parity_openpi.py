@@ -1,15 +1,15 @@
-"""The tiny configuration trained by openpi and by the harness: same weights, same batches, same keys; losses
-compared step by step.
+"""Step-by-step comparison of losses: the tiny configuration trained by openpi and by the harness.
 
     python -m benchmarks.parity_openpi --openpi CHECKOUT [--steps 20] [--lora] [--augment]
 
-CHECKOUT is openpi at the harness's commit with its environment in .venv (default: $HARNESS_OPENPI); without
-one it says so, and nothing is done. Upstream's side is its own `init_train_state` and `train_step`
-(scripts/train.py), in its own versions of everything, in a process of its own (parity_openpi_upstream.py);
-ours is `make_step`. float32, on the CPU, without augmentation (upstream has no option for that: its
-preprocessing is called as for inference); with --augment both augment. Batches are our loader's, of the
-sample dataset. `--lora` trains adapters of rank 4 with the rest frozen. Both draw noise and time themselves,
-from the same keys. Exit code 1 when a loss differs by more than 1e-4, relative.
+Both use the same weights, batches and keys. CHECKOUT is openpi at the harness's commit with its environment
+in .venv (default: $HARNESS_OPENPI). Without one the program says so and does nothing. Upstream's side is its
+own `init_train_state` and `train_step` (scripts/train.py), in its own versions of everything, in a process of
+its own (parity_openpi_upstream.py); ours is `make_step`. Both run in float32, on the CPU, without
+augmentation (upstream has no option for that: its preprocessing is called as for inference). With --augment
+both augment. The batches come from our loader on the sample dataset. `--lora` trains adapters of rank 4 with
+the rest frozen. Both sides draw noise and time themselves, from the same keys. Exit code 1 when a loss
+differs by more than 1e-4, relative.
 """
 
 from __future__ import annotations

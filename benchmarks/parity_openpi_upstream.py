@@ -1,7 +1,8 @@
-"""openpi's side of parity_openpi.py, run by openpi's own interpreter: its training step on given weights and
-batches. Writes upstream.json.
+"""openpi's side of parity_openpi.py: its training step on given weights and batches.
 
-CHECKOUT/.venv/bin/python parity_openpi_upstream.py SCRATCH
+    CHECKOUT/.venv/bin/python parity_openpi_upstream.py SCRATCH
+
+openpi's own interpreter runs it. It writes upstream.json.
 """
 
 from __future__ import annotations

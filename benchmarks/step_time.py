@@ -3,20 +3,20 @@
     python -m benchmarks.step_time [--openpi CHECKOUT --python ENV/bin/python] [--rounds 7] [--batch 2]
 
 Both train a π0.5 of the same sizes (SIZES, small widths; the same number of parameters, which is checked) on
-a batch as LIBERO's has it: two cameras of 224 pixels, 256 tokens each, a prompt of 20 tokens and 10 actions.
+a batch of LIBERO's form: two cameras of 224 pixels, 256 tokens each, a prompt of 20 tokens and 10 actions.
 openpi's step is as it is shipped (scripts/train.py `train_step`, jitted and donated as its main does): three
-cameras, the third of zeros and masked, the prompt padded to 200. Ours is what `harness train` runs: two
+cameras, the third of zeros and masked, the prompt padded to 200. Ours is the step of `harness train`: two
 cameras, the prompt padded to 48. Both augment the images, rematerialize, clip, and update AdamW and the
 average of all parameters, in float32, for which a CPU has instructions. Each runs under its own pinned JAX,
-so the ratio holds the compiler's part as well.
+so the ratio includes the compiler's part.
 
-That the two compute the same loss and gradients, that a masked camera and padding change nothing, is not
-timed here but tested, against arrays that openpi's own code made (tests/test_model_parity.py).
+That both compute the same loss and gradients, and that a masked camera and padding change nothing, is not
+timed here. It is tested against arrays that openpi's own code made (tests/test_model_parity.py).
 
-Each side is a process that compiles once and then waits; rounds of a step alternate between them, so both see
-the same machine. Printed is the median of the rounds' ratios, with the smallest and the largest. CHECKOUT is
-openpi at commit 15a9616, ENV has its pinned packages (torch, transformers and lerobot may be missing).
-Without both it says so, and nothing is measured.
+Each side is a process that compiles once and then waits. Rounds of a step alternate between them, so both see
+the same machine. The program prints the median of the rounds' ratios, with the smallest and the largest.
+CHECKOUT is openpi at commit 15a9616. ENV has its pinned packages (torch, transformers and lerobot may be
+missing). Without both options the program says so and measures nothing.
 """
 
 from __future__ import annotations

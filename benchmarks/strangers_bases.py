@@ -1,5 +1,6 @@
-"""The inputs as their honest makers left them: a run that was trained, checkpoints, datasets, logs, recipes,
-statistics. Part of `benchmarks.strangers`.
+"""The inputs before they are spoiled, as their honest makers left them. Part of `benchmarks.strangers`.
+
+They are a trained run, checkpoints, datasets, logs, recipes and statistics.
 """
 
 from __future__ import annotations

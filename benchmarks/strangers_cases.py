@@ -1,4 +1,4 @@
-"""A case by its number: an honest input, what a stranger did to it, and the verbs that open it.
+"""A case by its number: an honest input, its changes by a stranger, and the verbs that open it.
 
 Part of `benchmarks.strangers`.
 """

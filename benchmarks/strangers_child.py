@@ -1,4 +1,4 @@
-"""What happens in the process of one case: the verbs, without privileges, within limits, overheard.
+"""The process of one case: it runs the verbs without privileges, within limits, and overheard.
 
 Part of `benchmarks.strangers`.
 """

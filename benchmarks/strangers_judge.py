@@ -1,4 +1,4 @@
-"""What a case did and should not have: its complaints, by kind. Part of `benchmarks.strangers`."""
+"""The complaints about a case, by kind: effects that it should not have. Part of `benchmarks.strangers`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The kinds of input that a stranger may have sent: each is laid out, spoiled, and given to the verbs that
-open it. Part of `benchmarks.strangers`.
+"""The kinds of input that a stranger may have sent. Part of `benchmarks.strangers`.
+
+Each input is laid out, spoiled, and given to the verbs that open it.
 """
 
 from __future__ import annotations

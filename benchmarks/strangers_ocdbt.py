@@ -1,4 +1,4 @@
-"""OCDBT stores of a stranger: nodes written by hand, and bytes changed under a checksum that is right.
+"""OCDBT stores of a stranger: nodes written by hand, and changed bytes under a correct checksum.
 
 Part of `benchmarks.strangers`.
 

@@ -1,4 +1,4 @@
-"""A stranger's web server on this machine: pages as a case says, and a trap that counts who connects.
+"""A stranger's web server on this machine, with the pages of a case, and a trap that counts connections.
 
 Part of `benchmarks.strangers`.
 """

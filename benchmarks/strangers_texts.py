@@ -1,4 +1,4 @@
-"""Texts (JSON, YAML, logs) in which one part was put in another's place by a stranger's.
+"""Texts (JSON, YAML, logs) in which a stranger replaced one part by another.
 
 Part of `benchmarks.strangers`.
 """

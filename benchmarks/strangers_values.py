@@ -1,4 +1,4 @@
-"""Hostile values: what a stranger may write where a text, a number or a place is expected.
+"""Hostile values that a stranger may write where a text, a number or a place is expected.
 
 Part of `benchmarks.strangers`.
 """

@@ -1,5 +1,6 @@
-"""One worker: it imports the harness once, and starts a process of its own for each case, which it then
-judges. Part of `benchmarks.strangers`.
+"""A worker: it imports the harness once, starts a child process for each case, and judges the case.
+
+Part of `benchmarks.strangers`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""The small world that a case lives in, and who touched or read what in it. Part of `benchmarks.strangers`.
+"""The small world that a case lives in, and a record of every touch and read in it.
 
-home/               the user's secrets                       bait: neither read nor changed
-runs/best           a run of the user's own                  bait
-datasets/own        a dataset of the user's own              bait
-cache/              what was fetched before is bait; new entries may come
-runs/received, received/   the input; only the files that the verb writes may change
-work/, tmp/         the working directory and $TMPDIR: free
+Part of `benchmarks.strangers`.
+
+    home/               the user's secrets                       bait: neither read nor changed
+    runs/best           a run of the user's own                  bait
+    datasets/own        a dataset of the user's own              bait
+    cache/              what was fetched before is bait; new entries may come
+    runs/received, received/   the input; only the files that the verb writes may change
+    work/, tmp/         the working directory and $TMPDIR: free
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The command line: the verbs in the order in which a run meets them. Only `verbs` and this module print.
 
-stdout carries what was asked for (with --json the artifact and nothing else); logs, progress and errors go to
-stderr.
+stdout carries the result that was asked for (with --json the artifact and nothing else). Logs, progress and
+errors go to stderr.
+
 Exit codes: 0 done and good; 1 done and the answer is no; 2 could not do it.
 """
 
@@ -21,7 +22,7 @@ from harness.received import consent
 from harness.received.text import visible
 from harness.redact import Cleaned
 
-# A verb is the module of its name, and in it the function of its name; `import` is a word of Python, so its
+# A verb is the module of its name, and in it the function of its name. `import` is a Python keyword, so its
 # module is `imports`.
 VERBS = (
     "probe",
@@ -84,7 +85,7 @@ def _verbs() -> None: ...
 
 
 def main() -> None:
-    """Runs the command line; a refusal is one screen on stderr and exit code 2.
+    """Runs the command line. A refusal is one screen on stderr and exit code 2.
 
     No secret leaves by stdout or stderr.
     """
@@ -104,21 +105,23 @@ def main() -> None:
         print("\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except Exception:
-        # Python would write it past the stream above.
+        # Python would write the traceback past the cleaned stream above.
         print(traceback.format_exc(), file=sys.stderr)
         sys.exit(2)
 
 
 def _part(text: str) -> str:
-    """One part of an error: what a file's text broke into lines is indented, so that it is not taken for
-    another part.
+    """One part of an error. Further lines are indented, so that none is taken for another part.
+
+    A file's text may contain line breaks.
     """
     return visible(text).replace("\n", "\n        ")
 
 
 def _any_text(stream: TextIO) -> TextIO:
-    """The stream, which writes as an escape what its encoding lacks (Chinese in Latin-1), instead of ending
-    the verb.
+    """The stream, which now writes an escape for what its encoding lacks (Chinese in Latin-1).
+
+    Without that, such a character would end the verb.
     """
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")

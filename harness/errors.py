@@ -28,8 +28,7 @@ class HarnessError(Exception):
         return "; ".join(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process borders (loader workers), and Exception's own pickling forgets keyword
-        # arguments.
+        # Errors cross process borders (loader workers). Exception's own pickling forgets keyword arguments.
         return _rebuild, (self.code, self.what, self.got, self.need, self.fix)
 
 

@@ -1,9 +1,9 @@
-"""Takes secrets out of text before it is written or shown.
+"""Removes secrets from text before it is written or shown.
 
-Known secrets are what this process was given: variables named like one, passwords in addresses, those of
-~/.netrc, the hub's token file. Unknown ones are known by their form: a password in an address, a signed
-address, a token with a telling prefix. 40 hexadecimal digits alone are a commit as well as a key, so such a
-key is found by its variable or its place, not by its form.
+Known secrets are those that this process was given: variables with a telling name, passwords in addresses,
+those of ~/.netrc, the hub's token file. Unknown secrets are recognized by their form: a password in an
+address, a signed address, a token with a telling prefix. 40 hexadecimal digits may be a commit or a key, so
+such a key is found by its variable or its place, not by its form.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from urllib.parse import quote
 from harness.received.text import for_terminal
 
 _NAMED = re.compile(r"(?i)(?:^|_)(?:api_?key|key|token|secret|password|passwd|pass|credentials?)(?:$|_)")
-# A shorter value is more likely a word that stands in other places too.
+# A shorter value is more likely a word that occurs elsewhere too.
 _SHORTEST = 8
 _MARK = "[redacted]"
-# A proxy is also given without a scheme: me:password@host:3128.
+# A proxy may also be given without a scheme: me:password@host:3128.
 _PASSWORD = re.compile(r"(?:://|^)[^/\s@:]*:([^/\s@]+)@")
 _FORMS = (
-    # scheme://user:password@host, and a user alone, which is how tokens are given to git.
+    # scheme://user:password@host, and a user alone, which is how git is given tokens.
     (re.compile(r"://[^/\s@\"'<>\\]+@"), f"://{_MARK}@"),
     (
         re.compile(
@@ -55,7 +55,7 @@ _FORMS = (
 
 
 def redact(text: str, environ: Mapping[str, str] = os.environ) -> str:
-    """`text` with "[redacted]" in the place of every secret that is known or has the form of one."""
+    """`text` with "[redacted]" in place of every secret that is known or has the form of one."""
     for secret in known_secrets(environ):
         if secret in text:
             text = text.replace(secret, _MARK)
@@ -69,8 +69,9 @@ def holds_secret(text: str) -> bool:
 
 
 def known_secrets(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The secrets that this process was given, as they may stand in a text; the longest first, so that none
-    hides in another.
+    """The secrets that this process was given, in every form in which a text may contain them.
+
+    The longest come first, so that none hides in another.
     """
     values = {
         value.strip() for name, value in environ.items() if _NAMED.search(name) and not value.startswith("/")
@@ -89,13 +90,13 @@ def netrc_path(environ: Mapping[str, str]) -> Path:
 
 
 def token_file(environ: Mapping[str, str]) -> Path:
-    """Where the hub's client keeps its login."""
+    """The file in which the hub's client keeps its login."""
     home = environ.get("HF_HOME") or str(Path(environ.get("HOME", "/")) / ".cache" / "huggingface")
     return Path(environ.get("HF_TOKEN_PATH") or Path(home) / "token")
 
 
 class Cleaned:
-    """A text stream that writes what is left after `redact`, with control characters as escapes."""
+    """A text stream that writes its text after `redact`, with control characters as escapes."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

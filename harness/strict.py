@@ -1,4 +1,4 @@
-"""The pydantic base of every recipe and artifact: unknown keys are refused, with the nearest known name."""
+"""The pydantic base of every recipe and artifact. Unknown keys are refused, with the nearest known name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.errors import HarnessError
 
 T = TypeVar("T", bound="Strict")
 
-# More would tell nobody more; nor would the rest of a longer key.
+# A longer list, or more of a longer key, would not help anyone.
 _MOST_LISTED = 100
 _LONGEST_KEY = 200
 
@@ -19,15 +19,15 @@ _LONGEST_KEY = 200
 class Strict(BaseModel):
     """A pydantic model that forbids unknown keys and does not coerce silently."""
 
-    # Built when first used: a verb imports the schema of every file and reads two or three of them.
+    # Built at first use: a verb imports the schema of every file and reads two or three of them.
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
 
 def parse(model: type[T], data: Any, *, where: str, code: str, fix: str) -> T:
     """`data` validated as `model`.
 
-    Raises: HarnessError(code) that lists every offending key (of more than a hundred their number), with the
-    nearest known name for unknown ones.
+    Raises: HarnessError(code) that lists every offending key (for more than a hundred, their number), with
+    the nearest known name for unknown ones.
     """
     try:
         return model.model_validate(data)
@@ -38,7 +38,7 @@ def parse(model: type[T], data: Any, *, where: str, code: str, fix: str) -> T:
 
 
 def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
-    """What is wrong, key by key; of a file in which nearly all is wrong, how much."""
+    """The faults, key by key. If nearly everything is wrong, their number."""
     if error.error_count() > _MOST_LISTED:
         return [f"{error.error_count():,} keys are unknown, missing or of another form"]
     return [_explain(model, item) for item in error.errors(include_url=False, include_input=False)]
@@ -55,7 +55,7 @@ def _explain(model: type[BaseModel], item: Any) -> str:
 
 
 def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """The field names of the model that `path` leads to."""
+    """The field names of the model to which `path` leads."""
     current: Any = model
     for part in path:
         if not isinstance(part, str) or part not in getattr(current, "model_fields", {}):

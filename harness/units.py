@@ -20,7 +20,7 @@ def format_bytes(n: int | None) -> str:
 
 
 def format_seconds(s: float | None) -> str:
-    """`"3.2 s"`, `"4 min 07 s"`, `"2 h 05 min"`; `"unknown"` for None and for what is no number."""
+    """`"3.2 s"`, `"4 min 07 s"`, `"2 h 05 min"`; `"unknown"` for None, NaN and infinity."""
     if s is None or not math.isfinite(s):
         return "unknown"
     if s < 60:

@@ -1,4 +1,4 @@
-"""States of progress bars (tqdm): how far, since when, how fast."""
+"""Reader of progress bars (tqdm): the step, the time since the start, and the rate of each state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RATE = re.compile(rb"rate:([\d.]{1,12}+)(it/s|s/it)")
 
 
 class States(NamedTuple):
-    """[N] each, of the bar that counts the steps, in the order of the file."""
+    """States of the bar that counts the steps, [N] each, in the order of the file."""
 
     step: Floats
     seconds: Floats
@@ -28,7 +28,7 @@ class States(NamedTuple):
 
 
 class Bars:
-    """Takes the states out of lines; of very many only some are kept, spread over the log."""
+    """A collector of the bars' states in lines. Of very many it keeps some, spread over the log."""
 
     def __init__(self) -> None:
         self._states: list[tuple[bytes, ...]] = []
@@ -36,7 +36,7 @@ class Bars:
         self.rates: list[float] = []
 
     def take(self, lines: list[bytes], joined: bytes) -> int:
-        """Reads the states of these lines, which are also given as one text; how many there are."""
+        """The number of states in these lines, which it reads. `joined` is the same lines as one text."""
         if b"rate:" in joined and len(self.rates) < _MOST:
             rates = [(float(rate), unit) for rate, unit in _RATE.findall(joined) if _is_number(rate)]
             self.rates += [1 / rate if unit == b"it/s" else rate for rate, unit in rates if rate > 0]
@@ -47,7 +47,7 @@ class Bars:
         return joined.count(b"it/s") + joined.count(b"s/it")
 
     def of_training(self) -> States:
-        """The states of the bar that is there most often; others count files or batches."""
+        """The states of the most frequent bar. Other bars count files or batches."""
         if not self._states:
             return States(np.empty(0), np.empty(0), np.empty(0))
         total = Counter(state[1] for state in self._states).most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""What a log says about its run, from its bytes to the verdict."""
+"""The analysis of a log: from its bytes to the verdict."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ from harness.run.directory import RECIPE, RunDir, sha256_json
 Floats = npt.NDArray[np.float64]
 
 PUBLISHED = "pi05_libero"
-# The first logged steps are left out of the trend: openpi's first value is of one step where the others are
+# The first logged steps are left out of the trend: openpi's first value is of one step while the others are
 # averages, and compilers warm up.
 _FIRST_SHARE = 0.02
-# As share of what is negligible altogether: what the loss does before that is left out as well.
+# As a share of the negligible amount. Losses before this much learning rate are left out as well.
 _BEFORE = 0.1
 _NO_TIME = "the log says nothing of time: no clock, no step times, no progress bar"
 
 
 class Log(NamedTuple):
-    """One run's records, and where they come from."""
+    """The records of one run, and where they come from."""
 
     source: Source
     records: Records
@@ -166,7 +166,7 @@ def _lines(records: Records) -> Lines:
 
 
 def _facts(run: OneRun, recipe: Recipe, found: _Trend, learning: Learning, *, still: bool) -> Facts:
-    """What the verdict is given on; `still`: the weights do not move."""
+    """The facts that the verdict rests on. `still`: the weights do not move."""
     steps, losses = run.columns["step"], run.columns["loss"]
     finite = np.isfinite(losses)
     lost = np.flatnonzero(finite)[-1] + 1 if finite.any() else 0
@@ -189,7 +189,7 @@ def _facts(run: OneRun, recipe: Recipe, found: _Trend, learning: Learning, *, st
 
 
 def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> list[CurveFinding]:
-    """What the lines give away beside the trend, and what the first of them says of the weights."""
+    """The findings about the lines apart from the trend, and about the weights at the first line."""
     columns = log.run.columns
     steps, losses, norm = columns["step"], columns["loss"], columns["param_norm"][0]
     about = [
@@ -204,7 +204,7 @@ def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> lis
     ):
         return about
     weights = about_weights(recipe, float(norm), named=told != "assumed")
-    # Where other weights begin is not known: nothing is said of their first loss.
+    # The first loss of other weights is unknown, so nothing is said about it.
     others = any(finding.code == "fingerprint-differs" for finding in weights)
     first = (
         about_first_loss(recipe, float(losses[0]), named=told != "assumed")
@@ -215,12 +215,12 @@ def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> lis
 
 
 def inputs_of(source: Source, recipe: Recipe, references: list[str]) -> str:
-    """What the answer was computed from."""
+    """The hash of everything that the answer was computed from."""
     return sha256_json([source.text.sha256, recipe, references])
 
 
 class _Trend:
-    """What the finite losses of one run amount to."""
+    """The trend, spikes and jumps of the finite losses of one run."""
 
     def __init__(
         self, columns: dict[str, Floats], learning: Learning, applied: Floats, decimals: int | None
@@ -243,7 +243,8 @@ class _Trend:
         counts = self.keep.copy()
         counts[: max(1, int(_FIRST_SHARE * len(losses)))] = False
         if applied[-1] >= learning.negligible_below:
-            # What the loss did before any rate was applied to speak of is no learning, and would pass for it.
+            # A change of the loss before any noticeable rate was applied is no learning, but would look like
+            # it.
             counts &= applied >= _BEFORE * learning.negligible_below
         self.usable = int(counts.sum())
         if self.usable >= MIN_POINTS:
@@ -253,7 +254,7 @@ class _Trend:
 
     @cached_property
     def trend(self) -> Trend | None:
-        """The trend that was tested; None where too few losses can be used."""
+        """The trend that was tested. None if too few losses are usable."""
         return self.test.trend() if self.test else None
 
     def plateau(self) -> int | None:
@@ -274,7 +275,7 @@ def _recipe(source: Source, named: str | None, overrides: list[str]) -> tuple[Re
 
 
 def _about_end(found: _Trend) -> list[CurveFinding]:
-    """A rise at the very end, which may be a spike or the beginning of a divergence."""
+    """A warning about a rise at the very end: either a spike or the beginning of a divergence."""
     rise = found.rise
     if rise is None or rise.diverged or not 0 < rise.tail < events.EXPLODED_POINTS:
         return []

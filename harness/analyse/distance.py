@@ -1,4 +1,4 @@
-"""How far one curve is from another that is taken as reference."""
+"""The distance of a curve from a reference curve."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ _STRETCHES = 20
 
 
 def distance(name: str, steps: Floats, losses: Floats, their_steps: Floats, their_losses: Floats) -> Distance:
-    """The difference of two curves over the steps that both cover, as a share of the reference's level, with
-    a 95 % interval.
+    """The difference of two curves over their common steps, as a share of the reference's level.
 
-    Where both log the same steps these are compared one by one, else the reference is interpolated between
-    its own.
+    It has a 95 % interval. If both log the same steps, these are compared one by one. Otherwise the reference
+    is interpolated between its own steps.
     """
     common = np.intersect1d(steps, their_steps)
     identical = 0
@@ -40,8 +39,8 @@ def distance(name: str, steps: Floats, losses: Floats, their_steps: Floats, thei
     away = (ours - theirs) / scale
     test = Test(at, clipped(away, level_of(away)))
     mean = float(test.values.mean())
-    # The shape that was tested is a straight line; a mean of as many points is as uncertain, and its quantile
-    # the same within a few percent.
+    # The tested shape is a straight line. A mean of as many points is as uncertain, and its quantile is the
+    # same within a few percent.
     half = test.line()[2] * float(np.sqrt(test.found.long_run[0] / test.blocks))
     parts = np.array_split(np.arange(len(at)), min(_STRETCHES, max(1, len(at) // 4)))
     stretches = [float(test_part.mean()) for test_part in (away[part] for part in parts)]

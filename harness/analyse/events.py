@@ -1,4 +1,4 @@
-"""What happens along a curve: spikes, changepoints, a plateau, and whether it blows up.
+"""Events along a curve: spikes, changepoints, a plateau, and divergence.
 
 Axes: N points.
 """
@@ -17,12 +17,12 @@ from harness.artifacts.curve import Jump, Spike
 Floats = npt.NDArray[np.float64]
 
 MOST = 20
-# In standard errors of the gap between two lines.
+# A changepoint's least gap between two lines, in standard errors of that gap.
 JUMP = 5.5
-# A loss that ends at twice its best level, or above its first and at 1.5 times its best, has diverged when
-# the rise is certain; below that it merely does not learn.
+# A loss that ends at twice its best level, or above its first and at 1.5 times its best, has diverged if the
+# rise is certain. Below that it merely does not learn.
 DIVERGED_RATIO, ABOVE_START_RATIO, CERTAIN = 2.0, 1.5, 0.001
-# So many times the best level, for three points at the end, needs no test.
+# Three points at the end at this many times the best level need no test.
 EXPLODED_RATIO, EXPLODED_POINTS = 3.0, 3
 
 
@@ -46,9 +46,9 @@ def spikes(steps: Floats, values: Floats, level: Level, found: list[Excursion]) 
 
 
 def jumps(steps: Floats, values: Floats) -> list[Jump]:
-    """Where the level changes from one point to the next by more than its noise and its trend explain.
+    """The steps at which the level changes by more than noise and trend explain, from one point to the next.
 
-    Two straight lines are laid through the stretches before and after each candidate; their gap there is
+    Two straight lines are fitted to the stretches before and after each candidate. Their gap there is
     compared with its standard error.
     """
     count = min(len(values), 400)
@@ -58,15 +58,14 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
     means, places = block_means(values, count), block_means(steps, count)
     x = np.arange(reach) - (reach - 1) / 2
     ahead = (reach + 1) / 2
-    # Value of each line half a point beyond its stretch, as weights on the stretch's points.
+    # Each line's value half a point beyond its stretch, as weights on the stretch's points.
     weights = 1 / reach + x * (ahead - 0.5) / (x @ x)
     windows = np.lib.stride_tricks.sliding_window_view(means, reach)
     before, after = windows[:-reach] @ weights, windows[reach:] @ weights[::-1]
     lines = np.stack([np.full(reach, 1 / np.sqrt(reach)), x / np.sqrt(x @ x)])
     left = (windows**2).sum(axis=1) - ((windows @ lines.T) ** 2).sum(axis=1)
     variance = np.maximum((left[:-reach] + left[reach:]) / (2 * reach - 4), (1e-6 * np.abs(means).max()) ** 2)
-    # The noise around is taken as it is in most places: a stretch that is quiet by chance makes no
-    # changepoint.
+    # The noise is at least half of its usual size: a stretch that is quiet by chance makes no changepoint.
     variance = np.maximum(variance, 0.5 * float(np.median(variance)))
     error = np.sqrt(2 * variance * (weights @ weights))
     # A loss of zero everywhere has neither noise nor a changepoint.
@@ -85,11 +84,10 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
 
 
 def plateau(steps: Floats, values: Floats) -> int | None:
-    """The step from which a curve that fell hardly does: nine tenths of the fall lie before it, a quarter of
-    the run or more behind it.
+    """The step from which a curve that fell hardly falls any more. None if there is no such step.
 
-    What lies behind it is within a tenth of the level at the end, and in its later half no fall can be told
-    from noise.
+    Nine tenths of the fall lie before it, a quarter of the run or more after it. The curve after it is within
+    a tenth of the level at the end, and in its later half no fall can be told from noise.
     """
     count = min(len(values), 100)
     level = level_of(block_means(values, count)).level
@@ -110,9 +108,9 @@ def plateau(steps: Floats, values: Floats) -> int | None:
 
 
 class Rise(NamedTuple):
-    """Where the loss ends against its best level before.
+    """The end of the loss compared with its best level before.
 
-    `tail`: how many points at the end are far above that level.
+    `tail`: the number of points at the end that are far above that level.
     """
 
     best: float
@@ -125,8 +123,9 @@ class Rise(NamedTuple):
 
 
 def rise(steps: Floats, raw: Floats, test: Test) -> Rise | None:
-    """Whether the curve ends far above its best; `raw` are the values as logged, `test` the curve without
-    spikes.
+    """The rise of the curve above its best level. None if there are too few points or a loss is not positive.
+
+    `raw` are the values as logged, `test` is the curve without spikes.
     """
     if len(raw) < 6 or not (raw > 0).all():
         return None

@@ -1,5 +1,6 @@
-"""What the values of a log give away beside their trend: weights, rates, pace, and what could not be read. Of
-gradients: analyse.gradients.
+"""Findings of a log apart from its trend: weights, rates, pace, and lines that could not be read.
+
+For gradients see analyse.gradients.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from harness.units import format_seconds
 Floats = npt.NDArray[np.float64]
 
 FIRST_FEW = 10
-# For a loss that is lost before any rate was applied: what there is to look at, likeliest first.
+# For a loss that is lost before any rate was applied: the causes to look at, likeliest first.
 NOT_THE_RATE = (
     "look at the weights (harness inspect CHECKPOINT --deep), the devices (the same run on one GPU), the data"
     " (harness stats), in this order"
@@ -24,7 +25,7 @@ NOT_THE_RATE = (
 
 
 def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFinding]:
-    """What was read otherwise than it stands there, and what is missing."""
+    """Notes about values that were read differently from how they are written, and about missing ones."""
     log = records.log
     found = [*_about_steps(records)]
     if log.decimal_commas:
@@ -80,7 +81,7 @@ def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFin
 
 
 def _about_steps(records: Records) -> list[CurveFinding]:
-    """Steps that were not printed as they are."""
+    """Notes about steps that were rounded, impossible or missing in the log."""
     found, how = [], records.log.rebuilt
     if how is not None:
         text = f"steps are printed rounded (1K stands for 500 to 1,500); they were found again from {how.how}"
@@ -106,7 +107,7 @@ def _about_steps(records: Records) -> list[CurveFinding]:
 
 
 def about_weights_finite(columns: dict[str, Floats]) -> list[CurveFinding]:
-    """Whether `param_norm` is there and not finite: then the weights themselves are not."""
+    """An error if `param_norm` is logged and not finite: then the weights themselves are not."""
     norms = columns["param_norm"]
     bad = ~np.isfinite(norms) & (columns["has_param_norm"] > 0)
     if not bad.any():
@@ -129,7 +130,7 @@ def about_weights_finite(columns: dict[str, Floats]) -> list[CurveFinding]:
 
 
 def about_weights_moving(columns: dict[str, Floats], learning: Learning) -> list[CurveFinding]:
-    """Whether `param_norm` stays the same to the last digit though enough was applied to move it."""
+    """A warning if `param_norm` never changes a digit, though enough learning rate was applied to move it."""
     norms = columns["param_norm"][np.isfinite(columns["param_norm"])]
     if len(norms) < 8 or np.ptp(norms) > 0 or learning.full_rate_steps < learning.enough_from:
         return []
@@ -148,7 +149,7 @@ def about_weights_moving(columns: dict[str, Floats], learning: Learning) -> list
 
 
 def about_rates(columns: dict[str, Floats], recipe: Recipe) -> list[CurveFinding]:
-    """Whether the rates that the log gives are those of the recipe."""
+    """A note if the log's learning rates are not those of the recipe."""
     steps, rates = columns["step"], columns["learning_rate"]
     known = np.isfinite(rates)
     expected = learning_rate(recipe.train.optimizer.schedule, steps[known])
@@ -170,7 +171,7 @@ def about_rates(columns: dict[str, Floats], recipe: Recipe) -> list[CurveFinding
 
 
 def about_pace(pace: Throughput | None) -> list[CurveFinding]:
-    """Stalls, and a loader that sets the pace."""
+    """Warnings about stalls, slow steps, and a loader that sets the pace."""
     if pace is None:
         return []
     found = []
@@ -219,7 +220,7 @@ def about_pace(pace: Throughput | None) -> list[CurveFinding]:
 
 
 def about_events(spikes: list[Spike], jumps: list[Jump]) -> list[CurveFinding]:
-    """Spikes and changepoints in a sentence each."""
+    """Spikes and changepoints, one sentence each."""
     found = []
     if spikes:
         worst = max(spikes, key=lambda spike: spike.height)
@@ -249,9 +250,9 @@ def about_events(spikes: list[Spike], jumps: list[Jump]) -> list[CurveFinding]:
 
 
 def about_loss(steps: Floats, losses: Floats, *, by_rate: bool) -> list[CurveFinding]:
-    """Losses that are not finite.
+    """An error if losses are not finite.
 
-    `by_rate`: whether enough learning rate had been applied before the first that it can be the cause.
+    `by_rate`: enough learning rate had been applied before the first of them to be the cause.
     """
     bad = np.flatnonzero(~np.isfinite(losses))
     if not len(bad):
@@ -276,7 +277,7 @@ def about_loss(steps: Floats, losses: Floats, *, by_rate: bool) -> list[CurveFin
 
 
 def about_held_out(curve: HeldOut | None) -> list[CurveFinding]:
-    """Whether the loss on held-out data rises from its lowest."""
+    """A warning if the loss on held-out data rises from its lowest value."""
     if curve is None or curve.points < 3 or curve.last <= 1.05 * curve.lowest:
         return []
     text = (

@@ -1,4 +1,4 @@
-"""Which weights, and which of them were trained, as `param_norm` at the first step gives it away."""
+"""The weights, and the trained part of them, recognized by `param_norm` at the first step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from harness.recipe.parameters import counts
 from harness.recipe.schema import Expert, Lora, Model, Recipe
 from harness.units import format_count
 
-# Loss of step 0 and, of the four lines of the report that started this project, its standard deviation at a
-# batch of 8.
-# Source: facts on the published recipe.
+# The usual loss of step 0; and its standard deviation at a batch of 8, from the four lines of the report that
+# started this project. Source: facts on the published recipe.
 FIRST_LOSS, _SPREAD_OF_8 = (0.085, 0.11), 0.0143
 _RELEASED, _LIBERO = "pi05_base/params", "physical-intelligence/libero"
 
@@ -24,8 +23,9 @@ _ADAPTERS = {
 
 
 def about_weights(recipe: Recipe, param_norm: float, *, named: bool) -> list[CurveFinding]:
-    """What `param_norm` at the start says; `named`: the recipe is known to be this run's, not just
-    assumed.
+    """The findings that `param_norm` at the start gives.
+
+    `named`: the recipe is known to be this run's, and not just assumed.
     """
     nearest = min(RELEASED_PARAM_NORM, key=lambda key: abs(RELEASED_PARAM_NORM[key] - param_norm))
     is_released = abs(param_norm / RELEASED_PARAM_NORM[nearest] - 1) <= FINGERPRINT_TOLERANCE
@@ -79,8 +79,9 @@ def about_weights(recipe: Recipe, param_norm: float, *, named: bool) -> list[Cur
 
 
 def about_first_loss(recipe: Recipe, loss: float, *, named: bool) -> list[CurveFinding]:
-    """Whether the loss before anything was learned is that of the released weights on LIBERO: if not, they
-    see other data than they were made for.
+    """A finding that compares the loss before any learning with that of the released weights on LIBERO.
+
+    If it differs, the weights see other data than they were made for.
     """
     known = (recipe.weights.source or "").rstrip("/").endswith(_RELEASED) and recipe.data.dataset.partition(
         "@"
@@ -88,7 +89,7 @@ def about_first_loss(recipe: Recipe, loss: float, *, named: bool) -> list[CurveF
     if not known or recipe.data.normalization != "quantile":
         return []
     low, high = FIRST_LOSS
-    # A batch is a sample: of so many, its mean is off by so much.
+    # A batch is a sample. This is the uncertainty of its mean at this size.
     spread = 3 * _SPREAD_OF_8 * math.sqrt(8 / recipe.train.global_batch)
     told = f"the first loss, {loss:.4f}, at a batch of {recipe.train.global_batch}"
     usual = (
@@ -119,7 +120,7 @@ def about_first_loss(recipe: Recipe, loss: float, *, named: bool) -> list[CurveF
 
 
 def _forgotten_filter(param_norm: float) -> CurveFinding:
-    """The finding for PaliGemma's adapters alone, which no configuration of upstream's has."""
+    """The finding for adapters on PaliGemma alone, which no configuration of upstream's has."""
     model = Model(paligemma=Expert(variant="gemma_2b", lora=Lora(rank=16, alpha=16.0)))
     total, _ = counts(model, "full")
     _, real = counts(model, "lora")

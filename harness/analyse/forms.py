@@ -1,7 +1,7 @@
-"""The form of one line: which of its numbers are which values, and a pattern for the lines that are like it.
+"""The form of a line: which of its numbers are which values, and a pattern for similar lines.
 
-Every pattern takes a time that grows with the length of its text and no faster: runs are possessive, and
-begin only where nothing of the run stands before them.
+Every pattern takes time that grows linearly with the length of its text. Runs are possessive, and begin only
+where no character of the run stands before them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ALIASES = {
     "param_norm": "param_norm train/param_norm",
     "learning_rate": "learning_rate train/learning_rate train/lr lr",
     "step_s": "step_s",
-    # LeRobot's: the update alone; the wait for the batch stands beside it.
+    # LeRobot's time of the update alone. The wait for the batch is logged beside it.
     "update_s": "updt_s update_s train/update_s",
     "data_s": "data_s dataloading_s train/dataloading_s",
     "time": "_timestamp",
@@ -45,7 +45,7 @@ _NUMBER = (
     rb"[-+]?(?:\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|\.\d++(?:[eE][-+]?\d++)?+"
     rb"|[nN]a[nN]|[iI]nf(?:inity)?|null|None)"
 )
-# The same, told from other words by the conversion instead of by the pattern: several times faster.
+# A looser form of the same. The conversion then rejects other words, which is several times faster.
 _CELL = rb"[-+\w.]{1,64}+(?:,\d{1,20}+){0,8}+(?:\.\d{1,20}+)?+"
 PAIR = re.compile(
     rb"(?<![\w/.])"
@@ -64,7 +64,7 @@ STEP = re.compile(
     + _GAP
     + rb"[\"'`\[]?(\d++(?:,\d{3})*+(?:\.\d++)?+(?:[KMBT](?!\w))?+)(?:\.0++)?+(/\d++)?+(?!\w|\.\w)"
 )
-# A step is named, whatever it is said to be.
+# A named step, whatever its value.
 NAMED_STEP = re.compile(rb"(?<![A-Za-z0-9])[sS]tep" + _QUOTE + rb"[ \t]{0,8}+[=:]")
 BAR = re.compile(rb"(?<![\d.])(\d++)/(\d++) \[(?:(\d++):)?(\d++):(\d\d)<")
 _PACE = re.compile(rb"(?:(?<!\d)(\d++) min )?(?<!h )(?<![\d.])(\d++(?:\.\d++)?+) s a step")
@@ -74,9 +74,9 @@ _PARTS = re.compile(rb"(\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|[ \t]++)")
 
 
 class Form(NamedTuple):
-    """`fields` in the order of the line; `pattern` has one group a field.
+    """The form of a line. `fields` are in the order of the line; `pattern` has one group per field.
 
-    `offset` is what the first step is called.
+    `offset` is the number of the first step.
     """
 
     fields: tuple[str, ...]
@@ -92,7 +92,7 @@ class _Spot(NamedTuple):
 
 
 def take_apart(line: bytes) -> tuple[Form, tuple[bytes, ...]] | None:
-    """(the form of this line, its values), or None when it names no step or no loss."""
+    """(the form of this line, its values). None if it names no step or no loss."""
     bar = BAR.search(line)
     step = STEP.search(line, bar.end() if bar else 0) or (None if bar else STEP.search(line))
     if step is None and bar is None:
@@ -146,7 +146,7 @@ def _pairs(line: bytes, begin: int, is_json: bool) -> dict[int, _Spot]:
 def _pattern(line: bytes, spots: dict[int, _Spot], is_json: bool, clock: bool) -> bytes:
     places = sorted(spots)
     position = min(spot.key for spot in spots.values())
-    # Only one search for a place to begin is left open: with two, a long line would be searched once for each
+    # Only one search for a starting place is left open. With two, a long line would be searched once for each
     # of its places.
     pattern = rb"(?m)^" + (rb"(?>.*?" + _CLOCK + rb")" if clock else b"")
     if is_json:
@@ -160,7 +160,7 @@ def _pattern(line: bytes, spots: dict[int, _Spot], is_json: bool, clock: bool) -
 
 
 def _loosened(text: bytes) -> bytes:
-    """The words of `text` as they are, any number for its numbers, and any blanks for its blanks."""
+    """A pattern for `text`: its words as they are, any number for its numbers, any blanks for its blanks."""
     parts = _PARTS.split(text)
     return b"".join(
         (_NUMBER if part[:1].isdigit() else rb"[ \t]++") if i % 2 else re.escape(part)

@@ -1,4 +1,4 @@
-"""Columns from the values of lines of several forms: training, held out, and what cannot be.
+"""Columns from the values of lines of several forms: training records, held-out losses, impossible steps.
 
 Axes: N records.
 """
@@ -18,19 +18,19 @@ Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 Row = tuple[bytes, ...]
 
-# Beyond, neighbouring steps are one number for a float, and for the page of the report.
+# From here on, neighbouring steps are the same number for a float and for the report's page.
 MOST_STEP = 2.0**53
-# 1 where a line has the value, be it NaN.
+# Columns with a mask: 1 where a line has the value, even NaN.
 THERE = ("grad_norm", "param_norm")
 
 
 class Gathered(NamedTuple):
-    """`columns` [N] of the training records in the order of the file, NaN where a line has no value; `places`
-    [N].
+    """The values of a log as columns.
 
-    `has_…` is 1 where a line names that value, be it NaN. `held_out` is (steps, losses) of the second curve.
-    `states` of a progress bar were left out because the log has records beside them. `impossible` records
-    have a step that no step can be.
+    `columns` [N] of the training records are in the order of the file, NaN where a line has no value;
+    `places` is [N]. `has_…` is 1 where a line names that value, even NaN. `held_out` is (steps, losses) of
+    the second curve. `states` of a progress bar were left out because the log has records beside them.
+    `impossible` records have a step that no step can be.
     """
 
     columns: dict[str, Floats]
@@ -43,8 +43,9 @@ class Gathered(NamedTuple):
 
 
 class Values:
-    """Rows of every form, turned into numbers a chunk at once: millions of small objects cost more than they
-    hold.
+    """Rows of every form, converted to numbers in chunks.
+
+    Millions of small objects would cost more memory than their content.
     """
 
     def __init__(self, chunk: int) -> None:
@@ -56,7 +57,7 @@ class Values:
         self.decimal_commas = False
 
     def keep(self, form: Form, places: Numbers, rows: list[Row]) -> None:
-        """Takes rows in; `places` are their lines."""
+        """Takes in rows. `places` are their line numbers."""
         self.count += len(rows)
         self._waiting += len(rows)
         _, at, kept = self._rows.setdefault((form.fields, form.offset, form.bar), (form, [], []))
@@ -68,7 +69,7 @@ class Values:
             self.convert()
 
     def convert(self) -> None:
-        """Turns what waits into numbers."""
+        """Converts the waiting rows to numbers."""
         for form, at, rows in self._rows.values():
             raw = dict(zip(form.fields, zip(*rows, strict=True), strict=True))
             self.parts.append((form, np.concatenate(at), self._columns(form, raw)))
@@ -101,7 +102,7 @@ class Values:
 
 
 def gathered(values: Values) -> Gathered:
-    """Everything that was read, in the order of the file."""
+    """All values that were read, in the order of the file."""
     values.convert()
     parts = values.parts
     is_log = any("loss" in found and not form.bar for form, _, found in parts)
@@ -112,7 +113,7 @@ def gathered(values: Values) -> Gathered:
     how = rebuilt(columns["step"], columns["step_unit"], columns["samples"], columns["samples_unit"])
     if how is not None:
         columns["step"] = how.steps
-    # A record whose step cannot be read at all is as impossible as one below zero.
+    # A record whose step cannot be read is as impossible as one with a negative step.
     possible = (
         (columns["step"] >= 0)
         & (columns["step"] < MOST_STEP)
@@ -121,7 +122,7 @@ def gathered(values: Values) -> Gathered:
     held_out = _held_out([(at, found) for _, at, found in parts if "held_out" in found])
     keep = possible
     if not is_log and len(places):
-        # A bar draws one state many times; the last counts.
+        # A bar draws one state many times. The last one counts.
         keep = possible & np.append(np.diff(columns["step"]) != 0, True)
     kept = {
         name: column[keep] for name, column in columns.items() if name in COLUMNS or name.startswith("has_")
@@ -142,7 +143,10 @@ def _together(parts: list[tuple[Numbers, dict[str, Floats]]]) -> tuple[dict[str,
 
 
 def _times(columns: dict[str, Floats]) -> Floats:
-    """Seconds that go on; clocks without a date among others with one say nothing."""
+    """Seconds that continue over midnight.
+
+    Clocks without a date are ignored if other times in the log have one.
+    """
     times, dated = columns["time"].copy(), columns["dated"] > 0
     clocks = np.isfinite(times) & ~dated & (times < 86_400)
     if clocks.any() and not (np.isfinite(times) & ~clocks).any():
@@ -153,9 +157,7 @@ def _times(columns: dict[str, Floats]) -> Floats:
 
 
 def _held_out(parts: list[tuple[Numbers, dict[str, Floats]]]) -> tuple[Floats, Floats]:
-    """(steps, losses) of the second curve in order of steps; of a step that is there twice the last
-    counts.
-    """
+    """(steps, losses) of the second curve in order of steps. Of a step that occurs twice, the last counts."""
     if not parts:
         return np.empty(0), np.empty(0)
     columns, _ = _together(parts)

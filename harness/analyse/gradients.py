@@ -1,4 +1,4 @@
-"""What the gradient norms of a log give away: none, not finite, clipped, leaping or growing."""
+"""Findings about the gradient norms of a log: zero, not finite, clipped, leaping or growing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def about_gradients(columns: dict[str, Floats], recipe: Recipe) -> list[CurveFinding]:
-    """Gradients that are not finite, zero, clipped all the time, leaping or growing."""
+    """Findings about gradients that are not finite, zero, clipped most of the time, leaping or growing."""
     steps, norms = columns["step"], columns["grad_norm"]
     found = _not_finite(steps, norms, columns["has_grad_norm"] > 0)
     steps, norms = steps[np.isfinite(norms)], norms[np.isfinite(norms)]

@@ -13,7 +13,7 @@ _MOST_POINTS = 2_000
 
 
 def held_out(curve: tuple[Floats, Floats]) -> HeldOut | None:
-    """The curve of (steps, losses) as it is reported; None when the log has none."""
+    """The curve of (steps, losses) as it is reported. None if the log has none."""
     steps, losses = curve
     if not len(steps):
         return None

@@ -1,4 +1,4 @@
-"""How much learning rate a run has applied: by the rates of its log, or by those of a recipe."""
+"""The amount of learning rate that a run has applied, by the rates of its log or of a recipe."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Floats = npt.NDArray[np.float64]
 
 
 def learning_of(recipe: Recipe, columns: dict[str, Floats], told: str, *, counted: bool) -> Learning:
-    """The rates of a run and what of them is negligible or enough.
+    """The rates of a run, and the amounts of them that are negligible or enough.
 
     `told` says how the recipe is known: "named", "run" or "assumed". `counted`: the steps are line numbers.
     """
     logged, schedule = logged_rates(columns), recipe.train.optimizer.schedule
     rates = learning_rate(schedule, columns["step"]) if logged is None else logged
-    # Of lines that were merely counted nobody knows how many steps lie between them.
+    # Between lines that were merely counted lies an unknown number of steps.
     negligible, enough = (0.0, 0.0) if counted else thresholds(recipe)
     of_recipe = {"named": "as named", "run": "the run's own", "assumed": "assumed, since none was named"}[
         told
@@ -39,7 +39,7 @@ def learning_of(recipe: Recipe, columns: dict[str, Floats], told: str, *, counte
 
 
 def logged_rates(columns: dict[str, Floats]) -> Floats | None:
-    """[N] learning rates of the log itself, interpolated; None where it has too few, or only zeros."""
+    """[N] learning rates of the log itself, interpolated. None if it has too few or only zeros."""
     rates = columns["learning_rate"]
     known = np.isfinite(rates)
     if known.mean() < 0.5 or not (rates[known] > 0).any():
@@ -68,8 +68,9 @@ def applied_between(recipe: Recipe, first: float, last: float) -> float:
 
 
 def rate_applied(recipe: Recipe, columns: dict[str, Floats], learning: Learning) -> bool:
-    """Whether more than a negligible learning rate was applied before the first loss that is not finite, as
-    far as the log shows.
+    """True if more than a negligible learning rate was applied before the first loss that is not finite.
+
+    The log may show less than was applied.
     """
     bad = np.flatnonzero(~np.isfinite(columns["loss"]))
     if not len(bad) or not bad[0]:

@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 BLOCKS = 50
-# In standard deviations of the noise, by its median absolute deviation.
+# In standard deviations of the noise, estimated by its median absolute deviation.
 SPIKE, BACK, CLIP = 6.0, 2.0, 3.0
 _MAD = 1.4826
 
@@ -28,7 +28,7 @@ class Level(NamedTuple):
 
 
 class Excursion(NamedTuple):
-    """Points `first` to `last` (indices, both included) above the level."""
+    """Points above the level. `first` and `last` are indices, both included."""
 
     first: int
     last: int
@@ -36,8 +36,9 @@ class Excursion(NamedTuple):
 
 
 def level_of(values: Floats) -> Level:
-    """A running median that leaves anything monotone as it is, and does not follow a spike of up to a twelfth
-    of the curve.
+    """A running median, with its noise.
+
+    It leaves anything monotone as it is. It does not follow a spike of up to a twelfth of the curve.
     """
     count = len(values)
     edges = (
@@ -63,8 +64,9 @@ def level_of(values: Floats) -> Level:
 
 
 def settle(values: Floats) -> tuple[Level, list[Excursion]]:
-    """The level, and the excursions from it; found twice, the second time from the level without the first
-    ones.
+    """The level, and the excursions from it.
+
+    They are found twice, the second time from the level without the first excursions.
     """
     level = level_of(values)
     keep = without(excursions(values, level), len(values))
@@ -76,7 +78,7 @@ def settle(values: Floats) -> tuple[Level, list[Excursion]]:
 
 
 def _running_median(values: Floats, width: int) -> Floats:
-    """Centred medians of `width` values (odd); near the ends the window shrinks on both sides."""
+    """Centred medians of `width` values (odd). Near the ends the window shrinks on both sides."""
     half = width // 2
     return np.array(
         [
@@ -114,7 +116,7 @@ def excursions(values: Floats, level: Level) -> list[Excursion]:
 def without(excursions_: list[Excursion], count: int) -> Mask:
     """[N]: True where a point counts for the trend.
 
-    Excursions that touch an end stay in, and so do all when they are more than two fifths of the curve.
+    Excursions that touch an end stay in. All stay in if they are more than two fifths of the curve.
     """
     keep = np.ones(count, bool)
     for one in excursions_:
@@ -124,14 +126,15 @@ def without(excursions_: list[Excursion], count: int) -> Mask:
 
 
 def clipped(values: Floats, level: Level) -> Floats:
-    """The values, none further than CLIP deviations from the level: what heavy tails add says nothing of the
-    trend.
+    """The values, none further than CLIP deviations from the level.
+
+    Heavy tails carry no information about the trend.
     """
     reach = CLIP * level.noise
     return np.where(level.noise > 0, np.clip(values, level.level - reach, level.level + reach), values)
 
 
 def block_means(values: Floats, blocks: int) -> Floats:
-    """[B]: means of `blocks` stretches of neighbouring points, as equal as can be."""
+    """[B]: means of `blocks` stretches of neighbouring points, of lengths as equal as possible."""
     edges = np.linspace(0, len(values), blocks + 1).astype(int)
     return np.asarray(np.add.reduceat(values, edges[:-1]) / np.diff(edges))

@@ -1,7 +1,7 @@
-"""Records from the lines of a log: which step, which values. Written for a million lines.
+"""Records from the lines of a log: their steps and values. Written for a million lines.
 
-The first line of a form is taken apart with care; from it comes a pattern with the same words and other
-numbers, which the lines after it are matched with in one go. Only lines that no pattern fits are taken apart
+The first line of a form is taken apart with care. From it comes a pattern with the same words and other
+numbers, which is matched with all following lines at once. Only lines that fit no pattern are taken apart
 again.
 """
 
@@ -29,15 +29,17 @@ _SESSION = re.compile(
 )
 _SESSION_WORDS = (b"Running on: ", b"esuming from", b"Restoring checkpoint")
 _CHUNK_LINES = 50_000
-# A log with more forms than this has none: its lines are taken apart one by one, without a pattern for each.
+# A log with more forms than this has no form: its lines are taken apart one by one, without patterns.
 _MOST_FORMS = 100
 MOST_RECORDS = 2_000_000
 
 
 class Records(NamedTuple):
-    """`log` holds what was read, in order. `sessions`: indices at which a program said that it starts.
+    """The records of a log.
 
-    `filled` of `lines` are not blank. `understood` ones were records, states of a progress bar or greetings;
+    `log` holds them in order. `sessions` are the indices at which a program reported its start.
+
+    `filled` of `lines` are not blank. `understood` lines were records, states of a progress bar or greetings.
     `strange` is one of the others, for a person to see.
     """
 
@@ -57,7 +59,7 @@ class Records(NamedTuple):
 
     @property
     def columns(self) -> dict[str, Floats]:
-        """The training records, one entry a line."""
+        """The training records, one entry per line."""
         return self.log.columns
 
 
@@ -67,8 +69,9 @@ def read_records(text: Text) -> Records:
 
 
 def _is_torn(last: bytes, before: list[bytes]) -> bool:
-    """Whether the last line, which has no end, lacks values, digits or the brace that the record before it
-    has.
+    """True if the last line, which has no line end, was cut off.
+
+    It then lacks values, digits or the brace that the record before it has.
     """
     whole = next((line for line in reversed(before) if STEP.search(line) and PAIR.search(line)), None)
     if whole is None or not STEP.search(last):
@@ -84,7 +87,7 @@ def _is_torn(last: bytes, before: list[bytes]) -> bool:
 
 
 class _Reader:
-    """Lines in, records out; forms are kept from one list of lines to the next."""
+    """A reader of records from lines. It keeps the forms from one list of lines to the next."""
 
     def __init__(self, text: Text) -> None:
         self._text = text
@@ -162,7 +165,7 @@ class _Reader:
                 self._read([named[index] for index in group], np.array(group) + begin)
 
     def _pass_over(self, others: list[bytes], begin: int, joined: bytes) -> None:
-        """Counts lines that name no loss; the greetings of a program among them are marks."""
+        """Counts lines that name no loss. A program's greetings among them become session marks."""
         self._blank += sum(not line or line.isspace() for line in others)
         if any(word in joined for word in _SESSION_WORDS):
             marks = [
@@ -179,7 +182,7 @@ class _Reader:
             )
 
     def _read(self, lines: list[bytes], places: Numbers) -> None:
-        """Reads candidates; the first ones one by one, to learn their form."""
+        """Reads candidate lines. The first ones are read one by one, to learn their form."""
         if not self._forms and len(lines) > 100:
             self._read(lines[:100], places[:100])
             lines, places = lines[100:], places[100:]
@@ -193,7 +196,7 @@ class _Reader:
                     )
                     return
         if len(lines) > 2000 and self._forms:
-            # Something else is among them: only its neighbourhood is read line by line.
+            # Another kind of line is among them. Only its neighbourhood is read line by line.
             middle = len(lines) // 2
             self._read(lines[:middle], places[:middle])
             self._read(lines[middle:], places[middle:])
@@ -203,7 +206,7 @@ class _Reader:
 
     def _read_one(self, line: bytes, place: int) -> None:
         if b"tep" not in line and b"TEP" not in line and b"it" not in line:
-            # Neither a step nor a bar that counts them.
+            # The line has neither a step nor a bar that counts steps.
             if self._strange is None and line.strip():
                 self._strange = line
             return

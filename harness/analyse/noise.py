@@ -1,10 +1,9 @@
-"""How much a flat loss can look like a falling one, given that its noise remembers itself from point to
-point.
+"""The probability that a flat loss looks like a falling one, under noise with memory.
 
-The null is a flat line with first-order autoregressive noise of unknown memory. Statistics are contrasts with
-falling shapes over the long-run standard deviation of what a smooth curve leaves over. Their law is
-simulated, with the memory drawn from a prior, and the draws whose measured memory is nearest to the data's
-are kept: what is not known about the memory is thereby in the answer.
+The null hypothesis is a flat line with first-order autoregressive noise of unknown memory. The statistics are
+contrasts with falling shapes, over the long-run standard deviation of the residuals from a smooth curve.
+Their distribution is simulated, with the memory drawn from a prior. The draws whose measured memory is
+nearest to the data's are kept, so the answer includes the uncertainty of the memory.
 
 Axes: S simulated curves, K points, C shapes.
 """
@@ -21,8 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 DRAWS = 8_000
 NEAREST = 1_000
-# Memory has a prior of Beta(1, b) on [0, 0.97]: with few points the data say little of it, so there the prior
-# is flat.
+# Memory has a prior of Beta(1, b) on [0, 0.97]. Few points say little about it, so there the prior is flat.
 _TOP, _FEW = 0.97, 40
 
 
@@ -34,7 +32,10 @@ class Null(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Of each curve: `t` [S, C], lag-one autocorrelation `memory` [S], long-run variance of one point [S]."""
+    """Statistics of each curve: `t` [S, C], lag-one autocorrelation `memory` [S], `long_run` variance [S].
+
+    `long_run` is the long-run variance of one point.
+    """
 
     t: Floats
     memory: Floats
@@ -42,7 +43,7 @@ class Measured(NamedTuple):
 
 
 def simulate(points: int, profile: Floats | None = None) -> Null:
-    """Flat curves with the noise as it is along a curve; one made before is used again."""
+    """Flat curves whose noise varies along the curve as `profile`. Without a profile they are cached."""
     return _simulated(points) if profile is None else _simulate(points, profile)
 
 
@@ -52,8 +53,9 @@ def _simulated(points: int) -> Null:
 
 
 def _simulate(points: int, profile: Floats | None) -> Null:
-    """Flat curves of `points` points, seeded; `profile` [K] is the noise's size along the curve where that is
-    not constant.
+    """Flat curves of `points` points, seeded.
+
+    `profile` [K] is the noise's size along the curve, if that is not constant.
     """
     generator = np.random.default_rng(20_260)
     memory = generator.beta(1.0, 1.0 if points < _FEW else 1.5, DRAWS) * _TOP
@@ -66,8 +68,9 @@ def _simulate(points: int, profile: Floats | None) -> Null:
 
 
 def measure(curves: Floats, floor: float = 0.0) -> Measured:
-    """t = ⟨shape, curve⟩ / sqrt(long-run variance) for each falling shape; `floor` is a variance that noise
-    has at least.
+    """t = ⟨shape, curve⟩ / sqrt(long-run variance) for each falling shape.
+
+    `floor`: the noise's least variance.
 
     The long-run variance is that of AR(1) noise, s²·(1+r)/(1-r), or that of means of eight points where it is
     larger (noise with a slow and a fast part).
@@ -88,8 +91,9 @@ def measure(curves: Floats, floor: float = 0.0) -> Measured:
 
 
 def chance(null: Null, found: Measured) -> float:
-    """How often a flat curve falls at least as clearly, in the shape that fits it best, as the one curve in
-    `found`.
+    """The probability that a flat curve falls at least as clearly as the one curve in `found`.
+
+    Each curve is judged in the shape that fits it best.
     """
     near = null.t[nearest(null, found)]
     ranks = np.sort(near, axis=0)
@@ -112,7 +116,7 @@ def nearest(null: Null, found: Measured) -> npt.NDArray[np.intp]:
 
 
 def falling_shapes(points: int) -> Floats:
-    """[C, K]: a straight fall and two early ones that level off; each sums to 0 and has length 1."""
+    """[C, K]: a straight fall and two early ones that level off. Each sums to 0 and has length 1."""
     x = (np.arange(points) + 0.5) / points
     shapes = np.array([-x, np.exp(-x / 0.2), np.exp(-x / 0.05)])
     shapes -= shapes.mean(axis=1, keepdims=True)
@@ -120,7 +124,7 @@ def falling_shapes(points: int) -> Floats:
 
 
 def _smooth_basis(points: int) -> Floats:
-    """[K, 3 or 5], orthonormal: what a smooth loss curve is made of."""
+    """[K, 3 or 5], orthonormal: the basis of a smooth loss curve."""
     x = (np.arange(points) + 0.5) / points
     decays = (0.04, 0.12, 0.4) if points >= 24 else (0.12,)
     return np.linalg.qr(np.stack([np.ones(points), x, *[np.exp(-x / tau) for tau in decays]], axis=1))[0]

@@ -1,4 +1,4 @@
-"""Numbers and times from the bytes of a log, a column at once."""
+"""Numbers and times from the bytes of a log, one column at a time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 ABSENT = frozenset((b"", b"null", b"None"))
-# No value of a run that lives is larger; squares of larger ones are no numbers any more.
+# No run that still works has a larger value. The square of a larger one overflows.
 _LARGEST = 1e100
 _UNITS = {b"K": 1e3, b"M": 1e6, b"B": 1e9, b"T": 1e12}
 
 
 def numbers(raw: tuple[bytes, ...]) -> tuple[Floats, bool]:
-    """(the values, NaN where there is none; whether some were written with a decimal comma)."""
+    """(the values, NaN where there is none; True if some were written with a decimal comma)."""
     commas = False
     try:
         values = np.array(raw, dtype="S").astype(np.float64)
@@ -26,7 +26,7 @@ def numbers(raw: tuple[bytes, ...]) -> tuple[Floats, bool]:
 
 
 def counts(raw: tuple[bytes, ...]) -> tuple[Floats, Floats]:
-    """(steps or samples, what they were rounded to): 1,000 is (1000, 1); 25K is (25,000, 1,000)."""
+    """(steps or samples, the unit to which they were rounded): 1,000 is (1000, 1); 25K is (25,000, 1,000)."""
     try:
         return np.array(raw, dtype="S").astype(np.float64), np.ones(len(raw))
     except ValueError:
@@ -59,7 +59,7 @@ def _number(text: bytes) -> tuple[float, bool]:
 
 
 def clock_seconds(dates: tuple[bytes, ...], clocks: tuple[bytes, ...]) -> tuple[Floats, Mask]:
-    """(seconds, of the day where a clock has no date; which ones have a date)."""
+    """(seconds, counted from midnight if a clock has no date; True where a clock has a date)."""
     digits = (
         np.array([clock[:8] for clock in clocks], dtype="S8").view(np.uint8).reshape(-1, 8).astype(np.float64)
         - 48
@@ -79,6 +79,6 @@ def clock_seconds(dates: tuple[bytes, ...], clocks: tuple[bytes, ...]) -> tuple[
 
 
 def over_midnight(seconds: Floats) -> Floats:
-    """Clocks without a date, in their order, as seconds that go on."""
+    """Clocks without a date, in their order, as seconds that continue over midnight."""
     back = np.diff(seconds) < -43_200
     return np.asarray(seconds + 86_400 * np.concatenate([[0], np.cumsum(back)])) if len(seconds) else seconds

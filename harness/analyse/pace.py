@@ -1,4 +1,4 @@
-"""Seconds a step, and where training stood still: from the log's own times, its clocks, or its progress bar.
+"""Seconds per step, and the stalls of training: from the log's times, its clocks, or its progress bar.
 
 Axes: N points, M = N - 1 intervals between them.
 """
@@ -15,18 +15,21 @@ from harness.artifacts.curve import Throughput
 
 Floats = npt.NDArray[np.float64]
 
-# A pause is a stall when the interval is this many times the usual one and this much longer, or longer by so
-# much that no noise does it.
+# A pause is a stall if the interval is this many times the usual one and this much longer, or if it is longer
+# by more than any noise.
 STALL_RATIO, STALL_S = 5.0, 30.0
 LONG_S, LONG_RATIO = 600.0, 1.5
 MOST = 20
-# With fewer intervals than this, what the bar itself shows counts as well.
+# With fewer intervals than this, the rate that the bar shows counts as well.
 _FEW = 5
 _SETTLED = 6.0
 
 
 class _Stalls(NamedTuple):
-    """`ends` are steps, `begins` the steps before them, `pauses` seconds beyond the usual."""
+    """Stalls. `begins` are the steps before them, `ends` the steps after them.
+
+    `pauses` are the seconds beyond the usual.
+    """
 
     begins: list[int]
     ends: list[int]
@@ -34,13 +37,11 @@ class _Stalls(NamedTuple):
 
 
 def throughput(columns: dict[str, Floats], bars: Bars) -> Throughput | None:
-    """The pace of the run, without the first step logged, which compiles; None when the log says nothing of
-    time.
-    """
+    """The pace of the run, without the first logged step, which compiles. None if the log has no times."""
     steps, clock = columns["step"], columns["time"]
     timed = np.isfinite(clock)
     if np.isfinite(columns["update_s"]).sum() > 1:
-        # LeRobot logs the update and the wait for its batch; the clock also has the saves in it.
+        # LeRobot logs the update and the wait for its batch. The clock includes the saves too.
         by_clock = _from_clock(steps[timed], clock[timed], "", None, None) if timed.sum() > 2 else None
         return _from_steps(steps, columns["update_s"], columns, by_clock)
     if (
@@ -70,10 +71,13 @@ def throughput(columns: dict[str, Floats], bars: Bars) -> Throughput | None:
 def _from_clock(
     steps: Floats, clock: Floats, source: str, columns: dict[str, Floats] | None, shown: Floats | None
 ) -> Throughput | None:
-    """From pairs of step and time. Between sessions the clock or the step goes back, or a stall is seen."""
+    """The pace from pairs of step and time.
+
+    Between sessions the clock or the step goes back, or a stall is seen.
+    """
     moved, passed = np.diff(steps), np.diff(clock)
     forward = (moved > 0) & (passed >= 0)
-    # The first interval has the compilation in it, unless the log begins later.
+    # The first interval includes the compilation, unless the log begins later.
     forward[:1] &= len(moved) < 3 or float(steps[0]) > float(np.median(np.abs(moved)))
     if not forward.any() or not passed[forward].any():
         return None
@@ -98,19 +102,22 @@ def _from_clock(
 
 
 def _usual(moved: Floats, passed: Floats) -> float:
-    """Seconds a step in most intervals; of two halves the faster, since nothing makes a step too fast."""
+    """Seconds per step in most intervals.
+
+    If there are two middle values, the faster: no error makes a step too fast.
+    """
     return float(np.quantile(_grouped(moved, passed), 0.5, method="lower"))
 
 
 def _grouped(moved: Floats, passed: Floats) -> Floats:
-    """Seconds a step; clocks of whole seconds show a pace below a second only over several records."""
+    """Seconds per step. A clock of whole seconds shows a pace below a second only over several records."""
     group = max(1, int(np.ceil(20 / max(1e-9, float(np.median(passed)))))) if np.median(passed) < 2 else 1
     cuts = np.arange(0, len(moved), min(group, len(moved)))
     return np.asarray(np.add.reduceat(passed, cuts) / np.add.reduceat(moved, cuts))
 
 
 def _stalled(moved: Floats, passed: Floats, usual: float) -> npt.NDArray[np.bool_]:
-    """[M]: whether training stood still in an interval."""
+    """[M]: True where training stood still in an interval."""
     expected = usual * moved
     pauses = passed - expected
     spread = 1.4826 * float(np.quantile(np.abs(pauses), 0.5, method="lower")) if len(pauses) > 1 else 0.0
@@ -128,7 +135,7 @@ def _worst(begins: Floats, ends: Floats, pauses: Floats) -> _Stalls:
 def _from_steps(
     steps: Floats, step_s: Floats, columns: dict[str, Floats], by_clock: Throughput | None
 ) -> Throughput:
-    """From the times that the trainer itself took; `by_clock` knows of the stalls between them."""
+    """The pace from the trainer's own step times. `by_clock` knows the stalls between them."""
     known = np.isfinite(step_s)
     known[0] &= known.sum() < 3
     pace, at = step_s[known], steps[known]
@@ -147,10 +154,10 @@ def _from_steps(
 
 
 def _data_share(columns: dict[str, Floats] | None) -> float | None:
-    """The share of time that training waited for its batches."""
+    """The share of time in which training waited for its batches."""
     if columns is None:
         return None
-    # The harness's step has the wait in it; LeRobot's update has not.
+    # The harness's step includes the wait. LeRobot's update does not.
     whole = (
         columns["update_s"] + columns["data_s"]
         if np.isfinite(columns["update_s"]).any()

@@ -1,8 +1,9 @@
-"""Steps that a trainer printed rounded (LeRobot's 1K, 25K, 1M), found again.
+"""Reconstruction of steps that a trainer printed rounded (LeRobot's 1K, 25K, 1M).
 
-Trainers log every so many steps, so the steps of one session are k f, (k+1) f, …, and each lies within the
-rounding of what was printed. Where the samples seen are printed as well, they are the steps times the batch,
-and tell more.
+Trainers log at a fixed interval f, so the steps of one session are k f, (k+1) f, …, and each lies within the
+rounding of its printed value. If the number of samples is printed as well, it is the step times the batch and
+tells more.
+
 Axes: N records.
 """
 
@@ -20,7 +21,7 @@ _MOST_CANDIDATES = 400
 
 
 class Rebuilt(NamedTuple):
-    """`steps` [N]; `how` they were found again; `exact`: whether one spacing explains every line."""
+    """`steps` [N] as reconstructed, and `how`. `exact`: one spacing explains every line."""
 
     steps: Floats
     how: str
@@ -28,9 +29,9 @@ class Rebuilt(NamedTuple):
 
 
 def rebuilt(steps: Floats, units: Floats, samples: Floats, sample_units: Floats) -> Rebuilt | None:
-    """The steps behind printed ones; None when none was rounded.
+    """The steps behind the printed ones. None if none was rounded.
 
-    `units` are what each was rounded to, or 1.
+    `units` are the units to which each was rounded, or 1.
     """
     coarse = units > 1
     if not coarse.any() or not np.isfinite(steps).all():
@@ -52,7 +53,7 @@ def rebuilt(steps: Floats, units: Floats, samples: Floats, sample_units: Floats)
         else:
             found[one] = _on_grid(low[one], high[one], spacing)
             spacings.append(spacing)
-            # From few lines many spacings fit; the roundest is then a guess.
+            # Few lines fit many spacings. The roundest is then a guess.
             exact &= spacing == given or bool(
                 (high - low)[[begin, end - 1]].sum() <= spacing * (end - begin - 1)
             )
@@ -62,7 +63,7 @@ def rebuilt(steps: Floats, units: Floats, samples: Floats, sample_units: Floats)
 
 
 def _batch(low: Floats, high: Floats, samples: Floats, units: Floats) -> int | None:
-    """The batch with which all samples and steps agree; of several the only multiple of 8 or power of 2."""
+    """The batch that agrees with all samples and steps. Of several: the only multiple of 8 or power of 2."""
     known = np.isfinite(samples) & (low > 0) & (samples > 0)
     if not known.any() or not np.isfinite(samples).all():
         return None
@@ -102,7 +103,7 @@ def _spacing(low: Floats, high: Floats, given: int | None) -> int | None:
 
 
 def _roundest(least: int, most: int) -> list[int]:
-    """Whole numbers from `least` to `most`, those that a person would choose first."""
+    """Whole numbers from `least` to `most`. Those that a person would choose come first."""
     found: list[int] = []
     size = 10 ** len(str(most))
     while size and len(found) < _MOST_CANDIDATES:
@@ -114,7 +115,7 @@ def _roundest(least: int, most: int) -> list[int]:
 
 
 def _first_multiple(low: Floats, high: Floats, spacing: int) -> int | None:
-    """k, where line i can be step (k + i) spacing for every i; the middle one of several."""
+    """k such that line i can be step (k + i) spacing for every i. Of several, the middle one."""
     places = np.arange(len(low))
     least, most = np.ceil(low / spacing - places - 1e-9).max(), np.floor(high / spacing - places + 1e-9).min()
     return int((least + most) // 2) if least <= most else None
@@ -127,7 +128,7 @@ def _on_grid(low: Floats, high: Floats, spacing: int) -> Floats:
 
 
 def _spread(low: Floats, high: Floats) -> Floats:
-    """Lines of the same rounding, spread evenly over it: no one spacing explains them."""
+    """Steps spread evenly over each rounding interval, for lines that no single spacing explains."""
     begins = np.flatnonzero(np.append(True, (np.diff(low) != 0) | (np.diff(high) != 0)))
     sizes = np.diff(np.append(begins, len(low)))
     within = np.arange(len(low)) - np.repeat(begins, sizes)

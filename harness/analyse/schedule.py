@@ -1,4 +1,4 @@
-"""Learning rates in numpy: what was applied at each step, and how much of it altogether."""
+"""Learning rates in numpy: the rate at each step, and the total that was applied."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from harness.recipe.schema import Recipe, Schedule
 
 Floats = npt.NDArray[np.float64]
 
-# Less than this many steps at the peak rate cannot show in the loss of a fine-tune; from so many on, a
-# healthy one shows.
+# Fewer steps at the peak rate than the first cannot show in the loss of a fine-tune. From the second on, a
+# healthy run shows.
 NEGLIGIBLE_STEPS, ENOUGH_STEPS = 10.0, 200.0
-# For recipes that are short as a whole: shares of what they apply altogether.
+# For short recipes: shares of the total that the recipe applies.
 NEGLIGIBLE_SHARE, ENOUGH_SHARE = 0.01, 0.2
 _FINE = 200_000
 
 
 def learning_rate(schedule: Schedule, steps: Floats) -> Floats:
-    """Linear from peak / (warmup + 1) to peak, then a cosine down to `end`; the rate of the update that step
-    `s` makes.
+    """The rate of the update that step `s` makes: a linear warm-up, then a cosine.
+
+    Linear from peak / (warmup + 1) to peak, then a cosine down to `end`.
 
     Source: openpi src/openpi/training/optimizer.py `CosineDecaySchedule`, commit 15a9616.
     """
@@ -32,10 +33,9 @@ def learning_rate(schedule: Schedule, steps: Floats) -> Floats:
 
 
 def full_rate_steps(schedule: Schedule, steps: Floats, logged: Floats | None = None) -> Floats:
-    """How many steps at the peak rate come to what was applied from the first of `steps` up to each of them
-    (sorted).
+    """The amount applied from the first of `steps` (sorted) up to each of them, in steps at the peak rate.
 
-    `logged`: the rates that the log itself gives at these steps, which then count instead of the schedule's.
+    `logged`: the rates that the log gives at these steps. They then count instead of the schedule's.
     """
     if not len(steps):
         return steps
@@ -54,16 +54,18 @@ def full_rate_steps(schedule: Schedule, steps: Floats, logged: Floats | None = N
 
 
 def thresholds(recipe: Recipe) -> tuple[float, float]:
-    """(below which what was applied is negligible, from which a healthy run would show), in steps at the peak
-    rate.
+    """(amount below which nothing can show, amount from which a healthy run shows).
+
+    Both are in steps at the peak rate.
     """
     planned = float(full_rate_steps(recipe.train.optimizer.schedule, np.array([0.0, recipe.train.steps]))[-1])
     return min(NEGLIGIBLE_STEPS, NEGLIGIBLE_SHARE * planned), min(ENOUGH_STEPS, ENOUGH_SHARE * planned)
 
 
 def steps_until(schedule: Schedule, first: int, amount: float) -> int | None:
-    """The first step by which `amount` of steps at the peak rate has been applied since `first`; None when
-    that is a million steps away.
+    """The first step by which `amount` steps at the peak rate have been applied since `first`.
+
+    None if that is more than a million steps away.
     """
     steps = np.arange(first, first + 1_000_001, dtype=np.float64)
     applied = np.concatenate([[0.0], np.cumsum(learning_rate(schedule, steps)[:-1])]) / schedule.peak

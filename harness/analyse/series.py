@@ -1,4 +1,4 @@
-"""The curve as it is drawn, in so many stretches: means, extremes and a smooth line."""
+"""The curve as it is drawn: means, extremes and a smooth line over a limited number of stretches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_POINTS = 2_000
 def series_of(columns: dict[str, Floats], recipe: Recipe, keep: npt.NDArray[np.bool_]) -> CurveSeries:
     """The curve in at most MAX_POINTS stretches.
 
-    `keep`: [finite losses] which of them are no spikes; the smooth line goes through these.
+    `keep`: [finite losses], True for those that are no spikes. The smooth line goes through these.
     """
     steps, losses = columns["step"], columns["loss"]
     count = min(len(steps), MAX_POINTS)
@@ -51,7 +51,7 @@ def _extremes(values: Floats, edges: npt.NDArray[np.intp], extreme: np.ufunc) ->
 
 
 def _smooth(values: list[float | None]) -> list[float | None]:
-    """A Gaussian-weighted mean over a fortieth of the curve to each side; gaps have no weight."""
+    """A Gaussian-weighted mean over a fortieth of the curve to each side. Gaps have no weight."""
     held = np.array([np.nan if value is None else value for value in values])
     known = np.isfinite(held).astype(float)
     width = max(1.0, len(held) / 80)

@@ -1,6 +1,4 @@
-"""One run from a log of several sessions: seams, steps that are there twice, and logs in which more than one
-run is mixed.
-"""
+"""One run from a log of several sessions: seams, repeated steps, and logs that mix several runs."""
 
 from __future__ import annotations
 
@@ -15,19 +13,20 @@ from harness.artifacts.curve import CurveFinding, Seam
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
-# Of one run, `param_norm` of neighbouring logged steps is closer than this; the released weights with other
-# adapters lie 3e-4 apart.
+# Within one run, `param_norm` of neighbouring logged steps differs by less than this. The released weights
+# with other adapters lie 3e-4 apart.
 _SAME_WEIGHTS = 5e-5
-# A log of more sessions than this is no log of one run after another.
+# A log of more sessions than this is no sequence of runs.
 _MOST_SESSIONS = 200
-# Values of one step that agree to this many shares are the same value, rounded.
+# Two values of one step that differ by less than this share are the same value, rounded.
 _SAME_VALUE = 1e-3
 
 
 class OneRun(NamedTuple):
-    """`columns` sorted by step, each step once, the last of several; all of one run.
+    """The records of one run.
 
-    `mixed`: other runs were in the log.
+    `columns` are sorted by step. Each step is there once, with its last values. `mixed`: the log held other
+    runs too.
     """
 
     columns: dict[str, Floats]
@@ -89,8 +88,9 @@ def one_run(records: Records) -> OneRun:
 
 
 def _without_echoes(records: Records) -> tuple[dict[str, Floats], list[int], int]:
-    """(columns of records with a step, session marks as indices into them, how many records said again what
-    the one before said).
+    """(columns of records with a step, session marks as indices into them, number of repeated records).
+
+    A repeated record has the same values as the one before it.
     """
     known = np.isfinite(records.columns["step"])
     table = np.stack([records.columns[name] for name in ("step", "loss", "grad_norm", "param_norm")])
@@ -105,7 +105,7 @@ def _without_echoes(records: Records) -> tuple[dict[str, Floats], list[int], int
 
 
 def _breaks_in_weights(columns: dict[str, Floats]) -> list[int]:
-    """Where param_norm jumps while the steps go on: another run was appended."""
+    """The places where param_norm jumps while the steps go on: another run was appended there."""
     norm = columns["param_norm"]
     if len(norm) < 3 or not np.isfinite(norm).all() or not (norm > 0).all():
         return []
@@ -115,14 +115,14 @@ def _breaks_in_weights(columns: dict[str, Floats]) -> list[int]:
 
 
 def _seam(columns: dict[str, Floats], begin: int, start: int, end: int) -> Seam:
-    """What the session from `start` to `end` is to the run that began at `begin`."""
+    """The relation of the session from `start` to `end` to the run that began at `begin`."""
     steps, norms = columns["step"], columns["param_norm"]
     twice = _twice(steps, begin, start, end)
     differences = [_difference(columns["loss"][a], columns["loss"][b]) for a, b in twice]
     disagreeing = sum(difference > _SAME_VALUE for difference in differences)
     nearest = int(np.argmin(np.abs(steps[begin:start] - steps[start]))) + begin
     known = np.isfinite(norms[nearest]) and np.isfinite(norms[start])
-    # From session to session the norm may move as it does from one logged step to the next.
+    # Between sessions the norm may move as much as it does from one logged step to the next.
     moves = np.abs(np.diff(norms[begin:start])) if start - begin > 2 else np.zeros(1)
     usual = float(np.nanmax(moves)) if np.isfinite(moves).any() else 0.0
     other = bool(
@@ -142,8 +142,9 @@ def _seam(columns: dict[str, Floats], begin: int, start: int, end: int) -> Seam:
 
 
 def _twice(steps: Floats, begin: int, start: int, end: int) -> list[tuple[int, int]]:
-    """(index before, index after) of the steps that the session from `start` to `end` did again; of several
-    before, the last.
+    """(index before, index after) of the steps that the session from `start` to `end` repeated.
+
+    Of several before, the last.
     """
     order = np.argsort(steps[begin:start], kind="stable")
     before = steps[begin:start][order]
@@ -153,7 +154,7 @@ def _twice(steps: Floats, begin: int, start: int, end: int) -> list[tuple[int, i
 
 
 def _difference(a: float, b: float) -> float:
-    """As a share of the larger; two values that are both not finite do not differ."""
+    """The difference as a share of the larger value. Two values that are both not finite do not differ."""
     if not (np.isfinite(a) and np.isfinite(b)):
         return 0.0 if np.isfinite(a) == np.isfinite(b) else 1.0
     return float(abs(a - b) / (max(abs(a), abs(b)) or 1.0))
@@ -199,8 +200,9 @@ def _about_replays(seams: list[Seam]) -> list[CurveFinding]:
 
 
 def _disordered(columns: dict[str, Floats], findings: list[CurveFinding], partial: list[str]) -> OneRun:
-    """Steps that go to and fro: one run's lines in another order, or the lines of two runs that wrote at the
-    same time.
+    """The run of a log whose steps go back and forth.
+
+    It is one run's lines in another order, or the lines of two runs that wrote at the same time.
     """
     steps, norms = columns["step"], columns["param_norm"]
     order = np.argsort(steps, kind="stable")

@@ -1,4 +1,4 @@
-"""The text of a log, wherever it lies: a run directory, a file, packed or not, or standard input."""
+"""The text of a log from its place: a run directory, a file, packed or not, or standard input."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _NEED = (
 
 
 class Source(NamedTuple):
-    """`text` is read once.
+    """The text of a log, which can be read once.
 
-    `run` is the directory of a run's own log; `partial` grows while the text is read.
+    `run` is the directory of a run's own log. `partial` grows while the text is read.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
 
 def open_source(path: str, stdin: bytes | BinaryIO | None = None) -> Source:
-    """The log at `path`; "-" is what comes on standard input.
+    """The log at `path`. "-" means standard input.
 
     Raises: HarnessError "log-missing", "log-unreadable", "log-empty", "log-binary", "log-archive",
     "run-without-metrics"; UnsafeFile for a run's log that leads out of the run.
@@ -71,7 +71,7 @@ def open_source(path: str, stdin: bytes | BinaryIO | None = None) -> Source:
                 need=_NEED,
                 fix=f"cat {place} | harness analyse -",
             )
-        # A path that somebody typed may be a link; what a run directory holds stays in it.
+        # A path that a user typed may be a link. The files of a run directory must lie inside it.
         real = place if run is not None else place.resolve()
         file = open_received(real, run or real.parent)
     except (OSError, ValueError, RuntimeError) as error:
@@ -94,7 +94,7 @@ def _source(name: str, file: BinaryIO, run: Path | None) -> Source:
     for piece in itertools.islice(unpacked, 64):
         first.append(piece)
         if piece.strip():
-            # Blank lines before say nothing of what the file is.
+            # Leading blank lines do not tell the kind of the file.
             break
     head = b"".join(first)
     if not head.strip():

@@ -1,8 +1,7 @@
-"""Lines that name a loss but no step, as the Trainer of transformers prints them: {'loss': 0.5, 'epoch':
-0.1}.
+"""Steps for lines that name a loss but no step, as the Trainer of transformers prints them.
 
-The step comes from the progress bar around the line, else from the epoch and the number of steps that the log
-states; else lines are counted.
+Such a line is {'loss': 0.5, 'epoch': 0.1}. The step comes from the progress bar around the line, else from
+the epoch and the number of steps that the log states. Without these, lines are counted.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ _PLAIN = re.compile(rb"\s{0,200}+\{[^{}]{0,8000}+\}")
 _TOTAL = re.compile(rb"Total optimization steps = ([\d,]{1,20}+)")
 _EPOCHS = re.compile(rb"Num [Ee]pochs = ([\d,]{1,20}+)")
 _EPOCH = re.compile(rb"[\"']epoch[\"']: [\"']?([\d.]{1,20}+)")
-# The mean over the whole run, which ends it: no point of a curve.
+# The mean over the whole run, at its end. It is no point of the curve.
 _SUMMARY = b"train_runtime"
 
 
 class Numbering:
-    """Gives lines without a step one. `counted`: their steps are only their order."""
+    """Assigns steps to lines that have none. `counted`: the steps are only the lines' order."""
 
     def __init__(self) -> None:
         self.counted = False
@@ -31,7 +30,7 @@ class Numbering:
         self._epochs: int | None = None
 
     def apply(self, lines: list[bytes], joined: bytes) -> list[bytes]:
-        """The same lines, `step=N` before each that lacks a step; `joined` is all of them as one text."""
+        """The same lines, with `step=N` before each that lacks a step. `joined`: all of them as one text."""
         if not (b"oss'" in joined or b'oss"' in joined):
             self._note(lines, joined)
             return lines
@@ -44,7 +43,7 @@ class Numbering:
             plain = _PLAIN.match(line)
             if plain is None:
                 continue
-            # The summary's "train_loss" would pass for a point.
+            # The summary's "train_loss" would look like a point.
             out[index] = (
                 b""
                 if _SUMMARY in line
@@ -53,7 +52,7 @@ class Numbering:
         return out
 
     def _note(self, lines: list[bytes], joined: bytes) -> None:
-        """Looks at lines of which none is such a record: only the last state of the bar counts."""
+        """Looks at lines that hold no such record. Only the last state of the bar counts."""
         if b"Total optimization steps" in joined or b"Num " in joined:
             for line in lines:
                 self._look(line)
@@ -68,7 +67,7 @@ class Numbering:
             and b"|" in line[: bar.start()]
             and line[: bar.start()].partition(b"%")[0].strip().isdigit()
         ):
-            # transformers' training bar has no name and comes first; those of an evaluation come after.
+            # transformers' training bar has no name and comes first. The bars of an evaluation come after it.
             if self._bar_total is None:
                 self._bar_total = bar[2]
             if bar[2] == self._bar_total and len(bar[1]) < 16:
@@ -80,8 +79,8 @@ class Numbering:
 
     def _step(self, line: bytes, after: list[bytes]) -> int:
         if self._bar is not None:
-            # The bar is drawn anew behind the line with the line's own step, where the state before may be
-            # one behind.
+            # The bar is drawn again after the line, with the line's own step. The state before the line may
+            # be one step behind.
             states = [
                 bar
                 for text in after
@@ -102,7 +101,7 @@ class Numbering:
 
 
 def _zeros(step: int) -> int:
-    """How round a step is: loggers like round ones."""
+    """The number of trailing zeros of a step: loggers prefer round steps."""
     return len(str(step)) - len(str(step).rstrip("0"))
 
 

@@ -28,7 +28,7 @@ _MOST_COLUMNS = 10_000
 
 
 class Table:
-    """`fields` name the columns at `places` of each row; `others` are runs beside the one that is read."""
+    """A table. `fields` name the columns at `places` of each row; `others` are the runs that are not read."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Table:
         self._others, self._unnamed = others, unnamed
 
     def remarks(self) -> list[str]:
-        """What of the table is not in the answer, or was taken on trust."""
+        """Sentences about the parts of the table that are not in the answer, and about assumptions."""
         told = []
         if self._unnamed:
             told.append(
@@ -57,7 +57,7 @@ class Table:
         return told
 
     def rows(self, lines: list[bytes], begin: int) -> Iterator[tuple[Form, Numbers, list[Row]]]:
-        """The rows that have a step, grouped by which of the other values they have."""
+        """The rows that have a step, grouped by the set of other values that they have."""
         text = [line.decode(errors="replace") for line in lines]
         groups: dict[tuple[int, ...], tuple[list[int], list[Row]]] = {}
         for place, line in enumerate(text, begin):
@@ -79,7 +79,7 @@ class _Named(NamedTuple):
 
 
 def table_of(lines: list[bytes]) -> Table | None:
-    """The table whose first line this is; None when the lines are no table with steps and losses."""
+    """The table whose first line this is. None if the lines are no table with steps and losses."""
     first = next((line for line in lines if line.strip()), b"").decode("utf-8-sig", errors="replace").strip()
     for delimiter in (",", "\t", ";"):
         if delimiter not in first or first.startswith(("{", "[")):
@@ -105,7 +105,7 @@ def _columns(names: list[str]) -> tuple[tuple[str, ...], tuple[int, ...], list[s
     if steps is None:
         return None
     if "value" in lowered and "wall time" in lowered:
-        # TensorBoard's file does not say which curve it is.
+        # TensorBoard's file does not name its curve.
         places = (steps, lowered.index("value"), lowered.index("wall time"))
         return ("step", "loss", "time"), places, [], True
     named = [
@@ -127,7 +127,7 @@ def _columns(names: list[str]) -> tuple[tuple[str, ...], tuple[int, ...], list[s
 
 
 def _field(name: str) -> tuple[str, str] | None:
-    """(which value a column holds, the run it is of): wandb writes `run - loss`."""
+    """(the value that a column holds, its run): wandb writes `run - loss`."""
     run, _, last = name.rpartition(" - ")
     if last.lower().endswith(_BOUNDS):
         return None

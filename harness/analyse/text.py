@@ -1,4 +1,4 @@
-"""The lines of a log from its bytes: no carriage returns, no colours, a progress bar on lines of its own."""
+"""The lines of a log from its bytes: no carriage returns, no colours, each bar's state on its own line."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from collections.abc import Iterable, Iterator
 
 from harness.units import MIB, format_bytes
 
-# No record of a trainer is longer; what a line has beyond is cut.
+# No record of a trainer is longer. A longer line is cut here.
 LONGEST_LINE = 8192
-# A log of a million lines has 80 MB. What comes after so much is not read, and that is said.
+# A log of a million lines has 80 MB. Bytes beyond this limit are not read, and the answer says so.
 MOST_BYTES = 512 * MIB
 MOST_LINES = 10_000_000
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*+[ -/]*+[@-~]|\x1b\][^\x07\x1b]*+(?:\x07|\x1b\\)|\x1b[@-Z\\-_78=>]")
-# A bar's values behind its rate (tqdm's postfix), and what another program wrote behind them on the same
-# line.
+# A bar's values after its rate (tqdm's postfix), followed by another program's output on the same line.
 _POSTFIX_END = re.compile(rb"((?:it/s|s/it), [^\]\n]{0,500}+\])(?=[^\n])")
 
 
 class Text:
-    """Lists of whole lines from pieces of bytes; afterwards `tail` is the last line when it had no end."""
+    """An iterator over lists of whole lines, from pieces of bytes.
+
+    Afterwards `tail` is the last line if it had no line end.
+    """
 
     def __init__(self, pieces: Iterable[bytes], partial: list[str]) -> None:
         self._pieces, self._partial = pieces, partial
@@ -36,7 +38,7 @@ class Text:
         return self._digest.hexdigest()
 
     def stop(self, why: str) -> None:
-        """Reads no further, and says so."""
+        """Stops reading, and records the reason."""
         self._partial.append(why)
 
     def __iter__(self) -> Iterator[list[bytes]]:
@@ -87,7 +89,7 @@ class Text:
         if b"\x1b" in data:
             data = _ANSI.sub(b"", data)
         if b"\r" in data:
-            # A progress bar goes back to the start of its line: what it wrote there before is a line of its
+            # A progress bar returns to the start of its line. Its earlier text there becomes a line of its
             # own.
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         self.lines += data.count(b"\n") + (not data.endswith(b"\n"))
@@ -107,7 +109,7 @@ def _first_end(piece: bytes) -> int:
 
 
 def _decoded(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """UTF-16 with its mark, which PowerShell's redirection writes, as UTF-8; all else as it is."""
+    """UTF-16 with a byte-order mark (from PowerShell's redirection) as UTF-8. Everything else unchanged."""
     decoder: codecs.IncrementalDecoder | None = None
     for index, piece in enumerate(pieces):
         if index == 0 and piece.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -1,4 +1,4 @@
-"""Whether a curve falls, by how much, and how sure that is."""
+"""The test of whether a curve falls: by how much, and how certainly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.artifacts.curve import Trend
 
 Floats = npt.NDArray[np.float64]
 
-# How often a flat run may be called learning.
+# The accepted rate of flat runs that are called learning.
 ERROR_RATE = 0.01
 BLOCKS = 128
 MIN_POINTS = 8
@@ -24,9 +24,9 @@ ESTIMATOR = (
 
 
 class Test:
-    """One curve against flat ones.
+    """A test of one curve against flat ones.
 
-    `steps` and `values` [N] hold what counts for the trend, in order of steps.
+    `steps` and `values` [N] are the points that count for the trend, in order of steps.
     """
 
     def __init__(self, steps: Floats, values: Floats, resolution: float = 0.0) -> None:
@@ -34,25 +34,25 @@ class Test:
         self.steps, self.values = block_means(steps, self.blocks), block_means(values, self.blocks)
         self._points, self._spread = len(values), values
         share = len(values) / self.blocks
-        # Rounding leaves at least this much noise in a mean; and no loss is known to more than nine digits.
+        # Rounding leaves at least this much noise in a mean. No loss is known to more than nine digits.
         self._floor = resolution**2 / 12 / share + (1e-9 * float(np.abs(self.values).max())) ** 2
         self.null = noise.simulate(self.blocks, self._profile(values))
         self.found = noise.measure(self.values[None], self._floor)
 
     def p_fall(self) -> float:
-        """How often a flat curve with such noise falls as clearly."""
+        """The probability that a flat curve with such noise falls as clearly."""
         return noise.chance(self.null, self.found)
 
     def p_rise_late(self) -> float:
-        """The same for a rise towards the end: the curve seen backwards."""
+        """The same probability for a rise towards the end: the curve is reversed."""
         return noise.chance(self.null, noise.measure(self.values[None, ::-1], self._floor))
 
     def p_rise(self) -> float:
-        """How often a flat curve rises as clearly, whatever the shape."""
+        """The probability that a flat curve rises as clearly, whatever the shape."""
         return noise.chance(self.null, noise.measure(-self.values[None], self._floor))
 
     def line(self) -> tuple[float, float, float]:
-        """(slope a step, its standard error, how many of them a 95 % interval reaches)."""
+        """(slope per step, its standard error, the half width of a 95 % interval in standard errors)."""
         x = self.steps - self.steps.mean()
         span = float((x * x).sum())
         slope = float((x * self.values).sum() / span) if span else 0.0
@@ -100,8 +100,9 @@ class Test:
         )
 
     def _profile(self, values: Floats) -> Floats | None:
-        """The noise's size along the curve, where it certainly is not the same all along: a straight line
-        through its logarithm.
+        """The noise's size along the curve: a straight line through its logarithm.
+
+        None if it may be constant.
         """
         jumps = np.abs(np.diff(values))
         known = jumps > 0
@@ -111,7 +112,7 @@ class Test:
         sizes = np.log(jumps[known])
         centred = x - x.mean()
         slope = float((centred * sizes).sum() / (centred * centred).sum())
-        # The logarithm of a normal variable's size has a deviation of 1.11.
+        # The logarithm of a normal variable's absolute value has a standard deviation of 1.11.
         if abs(slope) < 2.5 * 1.11 / float(np.sqrt((centred * centred).sum())):
             return None
         return np.exp(np.clip(slope, -4, 4) * ((np.arange(self.blocks) + 0.5) / self.blocks - 0.5))

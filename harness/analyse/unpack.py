@@ -1,4 +1,4 @@
-"""The bytes of a packed log, a piece at a time: gzip, bzip2, xz, zip."""
+"""The bytes of a packed log, one piece at a time: gzip, bzip2, xz, zip."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from harness.errors import HarnessError
 from harness.units import MIB, format_bytes
 
 PIECE_BYTES = MIB
-# What an xz file may ask for its dictionary; the largest preset of the xz program takes 65 MiB.
+# The most memory that an xz file may ask for. The largest preset of the xz program takes 65 MiB.
 _MOST_XZ_BYTES = 128 * MIB
-# A zip names its members at its end: one that comes through a pipe is held whole.
+# A zip lists its members at its end, so one from a pipe is held in memory whole.
 _MOST_PIPED_ZIP_BYTES = 64 * MIB
 # Source: zlib.h, inflateInit2: 16 more than the window asks for a gzip header.
 _GZIP = 16 + zlib.MAX_WBITS
@@ -37,8 +37,7 @@ _DAMAGE = (
 
 
 def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
-    """The bytes of `file`, unpacked when its first bytes say that it is packed; `partial` is told of a
-    damaged one.
+    """The bytes of `file`, unpacked if its first bytes mark it as packed. Damage is noted in `partial`.
 
     Raises: HarnessError "log-archive" for an archive that has not exactly one file, "log-binary" for zstd,
     "log-unreadable" when the system cannot read its first bytes.
@@ -74,7 +73,7 @@ def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
 
 
 class _Joined(io.RawIOBase):
-    """A file whose first bytes have been read already."""
+    """A file whose first bytes have already been read."""
 
     def __init__(self, head: bytes, file: BinaryIO) -> None:
         self._head, self.rest = head, file
@@ -93,10 +92,9 @@ class _Joined(io.RawIOBase):
 
 
 def _gzip(file: _Joined, _: str) -> Iterator[bytes]:
-    """Members one behind the other, with zeros between them; the standard library's reader takes such zeros
-    one by one.
+    """The unpacked members of a gzip file, which may have zeros between them.
 
-    So many zeros that no tape has them end the file.
+    The standard library's reader takes such zeros one by one. More zeros than any tape has end the file.
     """
     member, begun, zeros = zlib.decompressobj(_GZIP), False, 0
     for data in iter(lambda: file.read(PIECE_BYTES), b""):
@@ -120,7 +118,7 @@ def _gzip(file: _Joined, _: str) -> Iterator[bytes]:
 def _streams(
     begin: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor],
 ) -> Callable[[_Joined, str], Iterator[bytes]]:
-    """The unpacking of files that are one stream after another."""
+    """An unpacker of files that are one stream after another."""
 
     def unpacked(file: _Joined, _: str) -> Iterator[bytes]:
         stream = begin()

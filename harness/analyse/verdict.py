@@ -1,4 +1,4 @@
-"""The verdict on a curve, its reasons, and what it would take to be sure."""
+"""The verdict on a curve, its reasons, and what would be needed to be sure."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from harness.recipe.schema import Recipe
 
 Answer = Literal["learning", "not learning", "diverged", "inconclusive"]
 
-# A fall of less than this share of the loss is no learning, however certain; one of more than the second
-# would have shown in a healthy run.
+# A fall of less than the first share of the loss is no learning, however certain. A healthy run would have
+# shown a fall of more than the second.
 SMALLEST_FALL, EXPECTED_FALL = 0.01, 0.20
-# No run is said not to learn whose loss seems to fall, though not surely: less likely than this in a flat
-# one.
+# If the loss seems to fall, the run is not called "not learning". Seems: a flat run does so less often than
+# this.
 SEEMS = 0.05
 
 
 class Facts(NamedTuple):
-    """All that the verdict rests on.
+    """The facts that the verdict rests on.
 
-    `usable` points count for the trend; `lost_at` is the step from which the loss is not finite to the end.
+    `usable` points count for the trend. `lost_at` is the step from which the loss is not finite to the end.
     """
 
     recipe: Recipe
@@ -50,11 +50,14 @@ class Verdict(NamedTuple):
 
 
 def judge(facts: Facts) -> Verdict:
-    """The first of these that holds: diverged, cannot tell, learning, not learning, cannot tell."""
+    """The first verdict that holds.
+
+    The order is: diverged, cannot tell, learning, not learning, cannot tell.
+    """
     if facts.lost_at is not None:
         return Verdict("diverged", [f"the loss is not finite from step {facts.lost_at} to the end"], [])
     rise = facts.rise
-    # Short of an explosion, a loss cannot have diverged by what was hardly applied.
+    # Unless the loss explodes, a negligible learning rate cannot have made it diverge.
     possible = rise is not None and (
         rise.p > CERTAIN or facts.learning.full_rate_steps >= facts.learning.negligible_below
     )
@@ -78,7 +81,7 @@ def judge(facts: Facts) -> Verdict:
 
 
 def _too_little(facts: Facts) -> Verdict | None:
-    """Inconclusive, when no trend could be evidence: too few points, or hardly any learning rate applied."""
+    """Inconclusive, if no trend could be evidence: too few points, or hardly any learning rate applied."""
     learning, reasons, needed = facts.learning, [], []
     if facts.usable < MIN_POINTS or facts.trend is None:
         count = f"{facts.points} point{'s' * (facts.points != 1)}"
@@ -171,12 +174,13 @@ def _no_fall(facts: Facts, trend: Trend) -> Verdict:
 
 
 def _points_needed(facts: Facts, trend: Trend) -> list[str]:
-    """How long the log must be so that a fall of EXPECTED_FALL, or the one seen where that is more, would
-    show in nine runs of ten.
+    """The length of log at which a fall would show in nine runs of ten.
+
+    The fall is EXPECTED_FALL, or the observed one if that is larger.
     """
     half = (trend.fall_high - trend.fall_low) / 2
     target = max(EXPECTED_FALL, trend.fall)
-    # From a 95 % interval of two sides to one side of 1 % with a power of 90 %.
+    # From a two-sided 95 % interval to a one-sided one of 1 % with a power of 90 %.
     factor = (half / 1.96 * (2.33 + 1.28) / target) ** 2
     if not math.isfinite(factor) or factor <= 1:
         return ["a longer log"]

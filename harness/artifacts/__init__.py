@@ -1,7 +1,7 @@
-"""The schema of every file of a run directory. Verbs talk to each other through these and nothing else.
+"""The schema of every file of a run directory. Verbs communicate only through these files.
 
-An unknown value is `None`, and `unknown[<field>]` says why; it is never a made-up 0. Bytes are `int`, times
-seconds.
+An unknown value is `None`, and `unknown[<field>]` says why; it is never a made-up 0. Bytes are `int`. Times
+are in seconds.
 """
 
 from harness.artifacts.base import Artifact

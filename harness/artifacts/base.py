@@ -1,4 +1,4 @@
-"""What every file of a run has in common."""
+"""The base class of every file of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.strict import Strict
 class Artifact(Strict):
     """A file of a run.
 
-    `inputs` is a hash of all it was computed from: when that has not changed, the verb is skipped.
+    `inputs` is a hash of everything the file was computed from. If it has not changed, the verb is skipped.
     """
 
     FILE: ClassVar[str]

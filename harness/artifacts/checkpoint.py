@@ -1,4 +1,4 @@
-"""checkpoint.json: what `inspect` found."""
+"""checkpoint.json: the findings of `inspect`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pydantic import Field
 from harness.artifacts.base import Artifact
 from harness.strict import Strict
 
-# Who wrote a checkpoint.
+# The program that wrote a checkpoint.
 Layout = Literal["harness", "openpi"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-# A drawing has a column a layer; the deepest part of π0.5 has 27.
+# A drawing has one column per layer. The deepest part of π0.5 has 27 layers.
 MOST_LAYERS = 1_000
 
 
@@ -62,8 +62,8 @@ class LeafReport(Strict):
 
     `sha256` is that of its elements in C order as stored, so it does not depend on chunks or files.
 
-    `norm` is None for codes (integers), which are not values; `missing_chunks` of its stored pieces are not
-    there and were read as zeros.
+    `norm` is None for integer codes, which are not values. `missing_chunks` counts stored pieces that are
+    absent and were read as zeros.
     """
 
     item: str
@@ -81,8 +81,8 @@ class AdapterReport(Strict):
 
     `effective_rank` is [least, median, most] over its layers of exp(entropy of the singular values) of A·B.
 
-    `product_norm` is the norm of A·B before the factor alpha/rank; `relative` is that norm over the adapted
-    weight's, where that is stored too.
+    `product_norm` is the norm of A·B before the factor alpha/rank. `relative` is that norm over the norm of
+    the adapted weight, if that is stored too.
     """
 
     path: str
@@ -93,8 +93,9 @@ class AdapterReport(Strict):
 
 
 class Movement(Strict):
-    """How far some of the parameters are from those compared with: the difference's norm, theirs, its ratio,
-    and the share of elements that differ.
+    """The distance between a group of parameters and the same group of the reference.
+
+    Norm of the difference, norm of the reference, their ratio, and the share of elements that differ.
     """
 
     name: str
@@ -107,13 +108,13 @@ class Movement(Strict):
 
 
 class Moved(Strict):
-    """Which parts of the network moved, and by how much.
+    """The parts of the network that moved, and by how much.
 
     `groups` are those of `parameters`; `blocks` are finer, layer by layer.
 
-    Adapters that the other does not have count as what they add to the weights, A·B times alpha/rank. `notes`
-    say how it was compared. `only_here` and `only_there` are parameters that the other does not have;
-    `not_compared` have another shape, or cannot be read.
+    Adapters that the reference does not have count as what they add to the weights: A·B times alpha/rank.
+    `notes` say how the comparison was made. `only_here` and `only_there` are parameters that the other side
+    does not have. `not_compared` have another shape or cannot be read.
     """
 
     against: str
@@ -127,12 +128,14 @@ class Moved(Strict):
 
 
 class Checkpoint(Artifact):
-    """`lora`, `parameters` and what follows describe `step`, the newest whole one.
+    """The findings about a directory of checkpoints.
+
+    `lora`, `parameters` and the fields after them describe `step`, the newest whole step.
 
     `partial`: something could not be read; `unknown` says what.
 
-    `base` names the weights that a step of only trained parameters lies upon. `leaves` and `adapters` come
-    with --deep, `moved` with --against.
+    `base` names the weights below a step that holds only trained parameters. `leaves` and `adapters` are
+    filled with --deep, `moved` with --against.
     """
 
     FILE: ClassVar[str] = "checkpoint.json"

@@ -1,4 +1,4 @@
-"""curve.json: what the loss curve of a run says, with its evidence."""
+"""curve.json: the analysis of a run's loss curve, with its evidence."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from harness.strict import Strict
 
 
 class CurveFinding(Strict):
-    """Something about a log that a person should know.
+    """A fact about a log that a person should know.
 
-    `steps` are the first few steps it was seen at; `fix` is null where there is nothing to mend.
+    `steps` are the first few steps at which it was seen. `fix` is null if there is nothing to mend.
     """
 
     severity: Literal["error", "warning", "info"]
@@ -22,10 +22,10 @@ class CurveFinding(Strict):
 
 
 class CurveSeries(Strict):
-    """The curve, thinned to at most 2,000 stretches of equal length; every list has one entry a stretch.
+    """The curve, thinned to at most 2,000 stretches of equal length. Every list has one entry per stretch.
 
-    `loss` is the mean of a stretch, `low` and `high` its extremes, `smooth` a Gaussian-weighted mean that
-    leaves spikes out.
+    `loss` is the mean of a stretch, `low` and `high` are its extremes. `smooth` is a Gaussian-weighted mean
+    that leaves spikes out.
     """
 
     step: list[int]
@@ -38,10 +38,10 @@ class CurveSeries(Strict):
 
 
 class Trend(Strict):
-    """How the loss falls over the logged steps. Intervals hold 95 %, one-sided rates as stated.
+    """The fall of the loss over the logged steps. Intervals hold 95 %, one-sided rates as stated.
 
-    `fall` is the total fall of a straight line, as a share of the loss at the start; `p_flat` is how often a
-    flat run with noise of this autocorrelation would look at least as much like falling.
+    `fall` is the total fall of a straight line, as a share of the loss at the start. `p_flat` is the
+    probability that a flat run with noise of this autocorrelation looks at least as much like falling.
     """
 
     slope_per_1000_steps: float
@@ -62,7 +62,7 @@ class Trend(Strict):
 
 
 class Learning(Strict):
-    """How much learning rate was applied over the logged steps, in steps at the peak rate.
+    """The learning rate applied over the logged steps, in steps at the peak rate.
 
     `source` says where the rates come from.
     """
@@ -78,9 +78,9 @@ class Learning(Strict):
 
 
 class Seam(Strict):
-    """Where one session of training ends in the log and another begins.
+    """The place in a log where one training session ends and another begins.
 
-    `replayed` steps are there twice, `disagreeing` with other values.
+    `replayed` steps occur twice; `disagreeing` of them have other values the second time.
     """
 
     step: int
@@ -108,9 +108,9 @@ class Jump(Strict):
 
 
 class Throughput(Strict):
-    """Seconds a step; `source` is what was read.
+    """Seconds per step. `source` names the logged quantity they come from.
 
-    `stalls` are pauses, by the step they end at; `stalls_from` the logged steps before them.
+    `stalls` are pauses, by the step at which they end. `stalls_from` are the logged steps before them.
 
     No stall is part of the pace.
     """
@@ -124,7 +124,7 @@ class Throughput(Strict):
 
 
 class HeldOut(Strict):
-    """The second curve: the loss on data that is not trained on, thinned to at most 2,000 points.
+    """The loss on data that is not trained on, thinned to at most 2,000 points.
 
     It has no part in the verdict.
     """
@@ -139,8 +139,9 @@ class HeldOut(Strict):
 
 
 class Lines(Strict):
-    """Lines that are not blank: how many were understood (records, states of a progress bar, greetings), how
-    many not, and one of those.
+    """Counts of the lines that are not blank: those understood and those not, with an example of the latter.
+
+    Records, states of a progress bar and greetings are understood.
     """
 
     understood: int
@@ -149,7 +150,7 @@ class Lines(Strict):
 
 
 class Distance(Strict):
-    """How far this curve is from a reference, over the steps that both have.
+    """The distance of this curve from a reference, over the steps that both have.
 
     Differences are shares of the reference's level.
     """
@@ -168,9 +169,9 @@ class Distance(Strict):
 
 
 class Curve(Artifact):
-    """`verdict` with its reasons, and what it would take to be sure.
+    """The verdict on a loss curve, its reasons, and what would be needed to be sure.
 
-    `partial` says what of the log is not in the answer.
+    `partial` lists the parts of the log that the answer leaves out.
     """
 
     FILE: ClassVar[str] = "curve.json"

@@ -16,8 +16,10 @@ class Feature(Strict):
 
 
 class Dataset(Artifact):
-    """`longest_prompt_tokens` is None where the tokenizer is not here, and `unknown` says so; prompts then
-    take all of the recipe's tokens.
+    """A dataset as it was read.
+
+    `longest_prompt_tokens` is None if the tokenizer is not on this machine, and `unknown` says so. Prompts
+    then take all of the recipe's tokens.
     """
 
     FILE: ClassVar[str] = "dataset.json"
@@ -40,9 +42,9 @@ class Dataset(Artifact):
 
 
 class DimensionStats(Strict):
-    """One vector per statistic, as openpi's norm_stats.json has them (plus the exact min and max).
+    """One vector per statistic, as in openpi's norm_stats.json (plus the exact min and max).
 
-    A statistic that somebody else's file lacks is an empty vector.
+    A statistic that another tool's file lacks is an empty vector.
     """
 
     mean: list[float]
@@ -71,7 +73,7 @@ class DegenerateDimension(Strict):
 
 
 class NormStats(Artifact):
-    """openpi reads `norm_stats` of this file; the keys beside it are ours.
+    """Normalization statistics. openpi reads `norm_stats` of this file; the other keys are the harness's.
 
     A dataset without a state has statistics of the actions alone.
     """
@@ -107,10 +109,10 @@ class Difference(Strict):
 
 
 class Reach(Strict):
-    """What our data become in one dimension when they are normalized with their statistics: the ends, and our
-    1 % and 99 % quantiles.
+    """The range of our data in one dimension when normalized with their statistics.
 
-    `outside` is the share of frames beyond [-1, 1].
+    `low` and `high` are the ends, `q01` and `q99` our 1 % and 99 % quantiles. `outside` is the share of
+    frames beyond [-1, 1].
     """
 
     key: Literal["state", "actions"]
@@ -123,11 +125,10 @@ class Reach(Strict):
 
 
 class Comparison(Artifact):
-    """Every statistic that both have, the largest difference first; `only_theirs` counts dimensions that ours
-    lack.
+    """Comparison of our statistics with theirs: every statistic that both have, the largest difference first.
 
-    `inputs` is that of our statistics, `path` is where theirs lie, and `form` says what kind of file that is.
-    The furthest `reach` comes first.
+    `only_theirs` counts dimensions that ours lack. `inputs` is that of our statistics, `path` is where theirs
+    lie, and `form` names the kind of their file. The furthest `reach` comes first.
     """
 
     FILE: ClassVar[str] = "comparison.json"

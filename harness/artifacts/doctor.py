@@ -1,4 +1,4 @@
-"""doctor.json: whether this run can be expected to go well here, and what to mend when it cannot."""
+"""doctor.json: whether this run can be expected to go well here, and what to mend if not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.strict import Strict
 
 
 class Finding(Strict):
-    """What one check found.
+    """The finding of one check.
 
     `fix` is a command to type, a key to change, or a setting to look for; it is never left out.
 
@@ -25,11 +25,11 @@ class Finding(Strict):
 
 
 class Diagnosis(Artifact):
-    """`passed` names the checks that looked and found nothing; `allowed` those whose errors the person said
-    to go on with.
+    """The doctor's findings.
 
-    `not_needed` holds the checks that had nothing to look at, each with the reason; they are not among the
-    passed.
+    `passed` names the checks that looked and found nothing. `allowed` names the checks whose errors the user
+    chose to ignore. `not_needed` holds the checks that had nothing to look at, each with the reason; they are
+    not among the passed.
     """
 
     FILE: ClassVar[str] = "doctor.json"

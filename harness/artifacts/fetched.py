@@ -1,4 +1,4 @@
-"""fetched.json: what a run needs from elsewhere, and where it lies now."""
+"""fetched.json: the downloaded parts of a run, and where they lie now."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.strict import Strict
 
 
 class Part(Strict):
-    """`path` is a file or directory on this machine; `bytes` what it takes there."""
+    """One downloaded part. `path` is a file or directory on this machine; `bytes` is its size there."""
 
     what: Literal["dataset", "tokenizer", "weights"]
     source: str
@@ -18,7 +18,10 @@ class Part(Strict):
 
 
 class Fetched(Artifact):
-    """The parts of a recipe that are files; one that it does not have (random weights) is left out."""
+    """The parts of a recipe that are files.
+
+    A part that the recipe does not have (random weights) is left out.
+    """
 
     FILE: ClassVar[str] = "fetched.json"
     recipe: str

@@ -1,4 +1,4 @@
-"""machine.json: what `probe` found."""
+"""machine.json: the findings of `probe`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class GpuProcess(Strict):
 
 
 class MigDevice(Strict):
-    """One MIG instance: to CUDA it is a device of its own."""
+    """One MIG instance. CUDA sees it as a device of its own."""
 
     uuid: str | None = None
     name: str | None = None
@@ -27,7 +27,7 @@ class MigDevice(Strict):
 
 
 class Gpu(Strict):
-    """One GPU as NVML sees it, before JAX starts. `error` set: it cannot be used, and says why."""
+    """One GPU as NVML sees it, before JAX starts. If `error` is set, it says why the GPU cannot be used."""
 
     index: int
     name: str | None = None
@@ -56,7 +56,7 @@ class Disk(Strict):
 
 
 class Host(Strict):
-    """RAM, swap and cores are what this process may use: the cgroup's limits where there are any.
+    """The host. RAM, swap and cores are what this process may use: the cgroup's limits if there are any.
 
     `container` is a kind, or "none".
 
@@ -78,8 +78,10 @@ class Host(Strict):
 
 
 class Machine(Artifact):
-    """`gpu_error` is why no GPU can be used, `gpu_fix` what to do about it; with `gpu_missing` there may be
-    none in this machine at all.
+    """The machine and its GPUs.
+
+    `gpu_error` is the reason why no GPU can be used, `gpu_fix` the remedy. With `gpu_missing` the machine may
+    have no GPU at all.
     """
 
     FILE: ClassVar[str] = "machine.json"

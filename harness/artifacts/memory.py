@@ -1,6 +1,4 @@
-"""memory.json: what the plan foresaw, what the compiler said on the device in hand, and what was in use in
-the end.
-"""
+"""memory.json: memory as planned, as compiled for the actual device, and as used at the end."""
 
 from __future__ import annotations
 
@@ -10,12 +8,14 @@ from harness.artifacts.base import Artifact
 
 
 class Memory(Artifact):
-    """`compiled` is of one device: argument, output, alias, temp, device.
+    """A run's memory, in bytes.
 
-    `step` counts the steps done when the rest was read.
+    `compiled` is of one device: argument, output, alias, temp, device.
+
+    `step` counts the steps done when `peak_bytes`, `limit_bytes` and `host_peak_bytes` were read.
 
     `predicted_bytes`, `breakdown` and `source` are the plan's. `peak_bytes` and `limit_bytes` are the
-    allocator's, of the fullest device, since the process started; on a CPU the device is the host, whose peak
+    allocator's, of the fullest device, since the process started. On a CPU the device is the host, whose peak
     is the process's own resident memory.
     """
 

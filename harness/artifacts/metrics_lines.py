@@ -1,5 +1,6 @@
-"""The lines of a metrics.jsonl, read one by one: what is no line of metrics is counted or refused by the
-reader, and costs no memory.
+"""The reader of metrics.jsonl, line by line.
+
+It marks a line that is not of metrics, which its caller counts or refuses. Such a line costs no memory.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from harness.artifacts.training import Metrics
 from harness.received.files import METRICS_BYTES, open_received
 from harness.units import KIB
 
-# A line of ours has some 300 bytes.
+# A line of the harness has some 300 bytes.
 LINE_BYTES = 64 * KIB
-# More steps than any run has logged; each line takes about a KiB of memory.
+# More steps than any run has logged. Each line takes about a KiB of memory.
 MOST_LINES = 500_000
 
 
 class Line(NamedTuple):
-    """`number` counts from 1; `metrics` is None for a line that was torn, or is of another form, or longer
-    than any of ours.
+    """One line. `number` counts from 1.
+
+    `metrics` is None for a line that was torn, has another form, or is longer than any line of the harness.
     """
 
     number: int
@@ -29,7 +31,7 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path, root: Path) -> Iterator[Line]:
-    """The lines of the run's file that are not blank, up to the first 500,000.
+    """The lines of the run's file that are not blank, up to line 500,000.
 
     Raises: UnsafeFile; OSError as `open` does.
     """
@@ -42,7 +44,7 @@ def read_lines(path: Path, root: Path) -> Iterator[Line]:
 
 
 def metrics_of(text: bytes) -> Metrics | None:
-    """What one line says."""
+    """The metrics of one line. None if it is too long or not a line of metrics."""
     if len(text) > LINE_BYTES:
         return None
     try:
@@ -52,7 +54,7 @@ def metrics_of(text: bytes) -> Metrics | None:
 
 
 def _bounded(file: BinaryIO) -> Iterator[bytes]:
-    """Lines; of one that is too long its first LINE_BYTES + 1, and the rest is passed over."""
+    """Lines. Of a line that is too long: its first LINE_BYTES + 1 bytes; the rest is skipped."""
     read, is_rest = 0, False
     while read < METRICS_BYTES and (part := file.readline(LINE_BYTES + 1)):
         read += len(part)

@@ -1,4 +1,4 @@
-"""openpi.json: what another trainer's command line would really do."""
+"""openpi.json: the true effect of another trainer's command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.strict import Strict
 
 
 class OptionChange(Strict):
-    """An option whose value is not the published configuration's; None where that has no such option."""
+    """An option whose value differs from the published configuration's. None if that has no such option."""
 
     option: str
     value: Any
@@ -19,15 +19,17 @@ class OptionChange(Strict):
 
 
 class OpenpiCommand(Artifact):
-    """`options` are those given, `effective` all of them.
+    """The effect of a command line of openpi or another trainer.
 
-    `trained` names who is trained as recipes do, where they have a name for it.
+    `options` are those given, `effective` all of them.
 
-    `param_norm` is what the log must show at step 0, from the released weights. `plan` holds the bytes: for
-    the card asked for or found, else for none (`device` "none"), where `device_bytes` is known and whether it
-    fits is not. `recipe` is ours that does what `meant` says. `trainer` is whose program the line starts: of
-    the others than openpi's JAX trainer `deviations` are the ways in which it differs. `cut` are the shell's
-    own parts of the line.
+    `trained` names the trained parameters as recipes do, if recipes have a name for them.
+
+    `param_norm` is the value that the log must show at step 0, from the released weights. `plan` holds the
+    bytes for the card that was asked for or found. Without a card its `device` is "none": `device_bytes` is
+    known, whether it fits is not. `recipe` is the harness's recipe for what `meant` says. `trainer` is the
+    program that the line starts. For trainers other than openpi's JAX trainer, `deviations` are the ways in
+    which they differ. `cut` are the shell's own parts of the line.
     """
 
     FILE: ClassVar[str] = "openpi.json"

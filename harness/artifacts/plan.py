@@ -9,22 +9,22 @@ from pydantic import Field, model_validator
 from harness.artifacts.base import Artifact
 from harness.strict import Strict
 
-# Whose trainer carries a plan out.
+# The trainer that carries a plan out.
 Backend = Literal["ours", "openpi"]
 
 
 class Levers(Strict):
-    """How the step is carried out.
+    """The way in which a step is carried out.
 
-    All of these are exact: they do not change what the recipe says is learned.
+    All levers are exact: they do not change what the recipe says is learned.
 
     global batch = microbatch x accumulation_steps x devices. `devices` hold `devices / fsdp` replicas of the
     state, each in `fsdp` shards. Gradients of all microbatches are summed in one float32 buffer. `remat`
     "block" keeps a layer's input and computes the layer again in the backward pass. `attention` "chunked"
-    holds the logits of a few samples at a time. `compute_copy` makes, once a step, bfloat16 copies of what
-    the model would cast to bfloat16 in every microbatch. `host` names the parts of the state that lie in
-    pinned host memory between their uses and pass through the device in pieces: not with bfloat16 moments,
-    whose rounding is random by place; of masters the device always has the copy.
+    holds the logits of a few samples at a time. `compute_copy` makes, once a step, bfloat16 copies of the
+    parameters that the model would cast to bfloat16 in every microbatch. `host` names the parts of the state
+    that lie in pinned host memory between their uses and pass through the device in pieces. It excludes
+    bfloat16 moments, whose random rounding depends on place. Of masters the device always has the copy.
     """
 
     platform: Literal["cpu", "cuda"]
@@ -49,14 +49,15 @@ class Levers(Strict):
 class Candidate(Strict):
     """One plan.
 
-    `changes` are the recipe keys that it needs changed, each explained in `deviations`; none for an exact
-    plan.
+    `changes` are the recipe keys that it must change, each explained in `deviations`. An exact plan has none.
 
     `phases` holds the device bytes of init, load, step and save where they are known; `device_bytes` is the
-    largest. `shared_phases` holds device and host bytes together, where CPU and GPU have one memory.
-    `source`: what the compiler said of exactly this step (compiled, atlas), of a larger one (interpolated:
-    never too few bytes), or, only where that is too much already, state and gradients as they are counted
-    without the compiler (counted: at least so many bytes).
+    largest. `shared_phases` holds device and host bytes together, for machines where CPU and GPU share one
+    memory.
+
+    `source` "compiled" or "atlas": the compiler's answer for exactly this step. "interpolated": its answer
+    for a larger step, never too few bytes. "counted": state and gradients counted without the compiler, a
+    lower bound; used only where it already exceeds the device.
     """
 
     levers: Levers
@@ -77,13 +78,14 @@ class Candidate(Strict):
 
 
 class Plan(Artifact):
-    """`usable_bytes` of each device = free - `context_bytes` - `margin_bytes`; JAX gets `memory_fraction` of
-    its total: free - context.
+    """The plan for a recipe on a device.
 
-    `backend` is whose trainer carries it out.
-    With `shared_memory` CPU and GPU have one memory, and `usable_bytes` is of both together.
-    `device_uuids` are the cards that the chosen plan runs on, `device_uuid` the first. `notes` are what a
-    person should know beside it.
+    `usable_bytes` of each device = free - `context_bytes` - `margin_bytes`. JAX gets `memory_fraction` of its
+    total: free - context.
+
+    `backend` names the trainer that carries the plan out. With `shared_memory`, CPU and GPU share one memory,
+    and `usable_bytes` is of both together. `device_uuids` are the cards that the chosen plan runs on,
+    `device_uuid` is the first. `notes` are facts that a person should know beside the plan.
     """
 
     FILE: ClassVar[str] = "plan.json"

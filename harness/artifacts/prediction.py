@@ -1,4 +1,4 @@
-"""prediction.json: what a checkpoint would do."""
+"""prediction.json: the actions that a checkpoint predicts at one frame."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from harness.artifacts.base import Artifact
 
 
 class Prediction(Artifact):
-    """What a checkpoint would do at one frame, beside what was done there, in the dataset's own units.
+    """The actions that a checkpoint predicts at one frame, beside the recorded ones, in the dataset's units.
 
     `predicted` and `recorded` are [action_horizon][actions]. `is_pad` marks times past the episode's end,
-    where the last action is repeated; `mean_absolute_error`, one a dimension, leaves them out.
+    where the last action is repeated. `mean_absolute_error`, one per dimension, leaves them out.
     """
 
     FILE: ClassVar[str] = "prediction.json"

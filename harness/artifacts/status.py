@@ -1,6 +1,6 @@
-"""What `status` answers about a run, going on, ended or died.
+"""The answer of `status` about a run that goes on, has ended or has died.
 
-Nothing is written: it is true for the moment in which it was read.
+It is not written to a file: it holds for the moment at which it was read.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ State = Literal["preparing", "running", "silent", "finished", "stopped", "died",
 
 
 class Status(Artifact):
-    """`step` counts the steps that are logged, of `steps`.
+    """The state of a run.
 
-    Seconds a step are medians of the last logged ones, `expected_step_s` is the plan's.
+    `step` counts the logged steps, of `steps`.
 
-    "silent": the process lives, and has not written for much longer than a step takes. "stopped": it ended
-    before the last step and saved. "died": it ended and what it did since `saved_step` is lost. "unknown":
-    nothing tells whether a process is there.
+    Seconds per step are medians of the last logged ones. `expected_step_s` is the plan's.
+
+    "silent": the process lives, but has not written for much longer than a step takes. "stopped": it ended
+    before the last step and saved. "died": it ended, and its work since `saved_step` is lost. "unknown":
+    nothing tells whether a process exists.
     """
 
     FILE: ClassVar[str] = "status.json"

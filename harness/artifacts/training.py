@@ -12,13 +12,12 @@ from harness.strict import Strict
 
 
 class Upstream(Strict):
-    """openpi's own trainer, where that is what trains.
+    """openpi's own trainer, if it is the one that trains.
 
-    `commit` is the checkout's, "unknown" where nothing tells; `pinned` the one the harness knows.
+    `commit` is the checkout's, "unknown" where nothing tells. `pinned` is the commit that the harness knows.
 
-    `unlike_lock` are packages of another version than openpi's lock has. `notes` say what else is not as
-    upstream would have it, and what the run went through that its own resume does: such as batches that were
-    seen again.
+    `unlike_lock` are packages of another version than in openpi's lock. `notes` state other departures from
+    upstream, and effects of openpi's own resume on the run, such as batches that were seen again.
     """
 
     commit: str
@@ -28,7 +27,7 @@ class Upstream(Strict):
 
 
 class Distance(Strict):
-    """One key in which the recipe is not the published one, and what that makes of the run."""
+    """One key in which the recipe differs from the published one, and the consequence for the run."""
 
     key: str
     published: Any
@@ -38,14 +37,14 @@ class Distance(Strict):
 
 
 class _Digest(BaseModel):
-    """What a manifest says of a file of weights, and what later versions may add."""
+    """A manifest's entry for a file of weights. Later versions may add keys."""
 
     model_config = ConfigDict(extra="allow")
     sha256: str
 
 
 class _Weights(BaseModel):
-    """The part of a manifest's `weights` that is computed with."""
+    """The part of a manifest's `weights` that the harness computes with."""
 
     model_config = ConfigDict(extra="allow")
     source: str | None = None
@@ -64,7 +63,7 @@ class _Start(BaseModel):
 
 
 class _Recipe(BaseModel):
-    """What is read of a manifest's recipe where it is of another version of the harness."""
+    """The part of a manifest's recipe that is read even if another version of the harness wrote it."""
 
     model_config = ConfigDict(extra="allow")
     name: str | None = None
@@ -73,7 +72,7 @@ class _Recipe(BaseModel):
 
 
 def _like(form: type[BaseModel]) -> AfterValidator:
-    """A check that a mapping has the form; it stays a mapping, with all its keys."""
+    """A validator that a mapping has the form. The value stays a mapping with all its keys."""
 
     def check(value: dict[str, Any]) -> dict[str, Any]:
         form.model_validate(value)
@@ -83,17 +82,17 @@ def _like(form: type[BaseModel]) -> AfterValidator:
 
 
 class Manifest(Artifact):
-    """What this run is, written before step 0.
+    """The identity of a run, written before step 0.
 
     `weights` is where the first state came from: source, sha256 of its files, and `leaves`, the sha256 of
-    every array that training starts from. `environment` holds the variables that change what is computed, by
-    a list of names, so that no secret comes along. `image_id` is the engine's; `image_digest` is over what
-    the image holds (`harness.run.surroundings.image_digest`). `machine` is what it ran on. `step_fingerprint`
-    is a hash of the program as it is handed to XLA, `executable_fingerprint` of what XLA made of it for this
-    device with these flags; `kernels_sha256` that of the choice of kernels that autotuning made, on a GPU.
-    `published` is the recipe's distance from the published one. `upstream` is None when the harness itself
-    trains; otherwise packages, lock and Python are those of openpi's environment, and there is no compiled
-    program of ours. `unknown` says why a field is None.
+    every array that training starts from. `environment` holds the variables that change what is computed; a
+    list of names selects them, so no secret is included. `image_id` is the engine's. `image_digest` is over
+    the image's contents (`harness.run.surroundings.image_digest`). `machine` is what it ran on.
+    `step_fingerprint` is a hash of the program as handed to XLA. `executable_fingerprint` is a hash of what
+    XLA compiled from it for this device with these flags. `kernels_sha256` is the hash of the kernels that
+    autotuning chose, on a GPU. `published` is the recipe's distance from the published one. `upstream` is
+    None when the harness itself trains. Otherwise packages, lock and Python are those of openpi's
+    environment, and the harness has no compiled program of its own. `unknown` says why a field is None.
     """
 
     FILE: ClassVar[str] = "manifest.json"
@@ -132,7 +131,7 @@ class Manifest(Artifact):
 
     @property
     def backend(self) -> Backend:
-        """Whose trainer the run was started with."""
+        """The name of the trainer that the run was started with."""
         return "ours" if self.upstream is None else "openpi"
 
 
@@ -141,11 +140,10 @@ class Metrics(Strict):
 
     `grad_norm` is before clipping; `param_norm` counts kernels, after the update.
 
-    `step` is a whole number that every reader has exactly, JavaScript too.
-    `frames` is a digest of the numbers of the frames in the batch, in their order; lines of older versions
-    have none. `mean_of_steps`: loss and norms are the mean over so many steps up to this one, as openpi's
-    trainer logs them. `data_s` is None where the trainer does not tell it. What is None is left out of the
-    file.
+    `step` is an integer that every reader represents exactly, JavaScript too. `frames` is a digest of the
+    numbers of the frames in the batch, in their order; lines of older versions have none. `mean_of_steps`:
+    loss and norms are the mean over so many steps up to this one, as openpi's trainer logs them. `data_s` is
+    None where the trainer does not report it. None values are left out of the file.
     """
 
     step: int = Field(ge=0, lt=2**53, strict=True)

@@ -1,4 +1,4 @@
-"""verdict.json: whether a run is what it says, and can be had again."""
+"""verdict.json: whether a run is what its manifest says, and can be reproduced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Status = Literal["equal", "differs", "cannot tell"]
 class Compared(Strict):
     """One field of a run's manifest.
 
-    `matters`: a difference here changes what is computed; others are told and explain nothing.
+    `matters`: a difference here changes what is computed. Other differences are reported and explain nothing.
     """
 
     field: str
@@ -41,11 +41,11 @@ class Replay(Strict):
 
 
 class Verifier(Strict):
-    """Which harness gave a verdict, when, and on what.
+    """The harness that gave a verdict, the time, and the machine.
 
-    A verdict that came with a run says this of itself: it is a claim, not a proof.
+    In a verdict that came with a run, this is a claim, not a proof.
 
-    `machine` holds driver, cards, processor and container, no host's name. `source_sha256` is that of the
+    `machine` holds driver, cards, processor and container, but no host name. `source_sha256` is that of the
     harness that verified.
     """
 
@@ -57,11 +57,13 @@ class Verifier(Strict):
 
 
 class Verdict(Artifact):
-    """`verdict` is "differs" when a field that matters or the replay differs, "cannot tell" when one of them
-    could not be compared.
+    """The verdict on a run.
 
-    `manifest_sha256` is that of the manifest.json that was verified: of another manifest it says nothing.
-    Older verdicts have neither that nor `by`.
+    `verdict` is "differs" if a field that matters or the replay differs, "cannot tell" if one of them could
+    not be compared.
+
+    `manifest_sha256` is that of the verified manifest.json: the verdict says nothing about another manifest.
+    Older verdicts have neither `manifest_sha256` nor `by`.
     """
 
     FILE: ClassVar[str] = "verdict.json"

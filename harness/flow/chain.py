@@ -1,5 +1,7 @@
-"""The chain from probe to report: each part reads files of the run and writes one more, or finds its own
-still current.
+"""The chain from probe to report.
+
+Each part reads files of the run and writes one more. A part whose own file is still current returns that
+file.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ A = TypeVar("A", bound=Artifact)
 
 
 class Chain:
-    """The parts that come before training, for one run (or for none, when only the answer is wanted)."""
+    """The parts that come before training, for one run. Without a run nothing is written."""
 
     def __init__(
         self, run: RunDir | None, recipe: Recipe, *, trains: bool = False, trainer: Trainer = OURS
@@ -32,13 +34,13 @@ class Chain:
             write_atomic(run.path / RECIPE, to_yaml(recipe))
 
     def machine(self) -> Machine:
-        """The machine as it is now; free memory changes, so this is always read anew."""
+        """The machine as it is now. It is always probed anew, because free memory changes."""
         from harness.probe.machine import probe
 
         return self._keep(probe([self.run.path if self.run else runs_root(), cache_root()]))
 
     def dataset(self) -> Dataset:
-        """The dataset, read again only when the recipe's data or a file's size or time has changed."""
+        """The dataset. It is read again only when the recipe's data or a file's size or time has changed."""
         from harness.data.dataset import describe, measure_prompts
         from harness.data.fetch import resolve
         from harness.data.paths import check_is_dataset
@@ -57,7 +59,7 @@ class Chain:
         current = self.run.current(Dataset, inputs) if self.run else None
         if current is not None:
             self._check_unchanged("dataset", current.sha256)
-            # The tokenizer may have come since.
+            # The tokenizer may have been fetched since then.
             return (
                 current
                 if current.longest_prompt_tokens is not None
@@ -98,15 +100,17 @@ class Chain:
         say: Callable[[str], None] = lambda _: None,
         **asked: Any,
     ) -> Plan:
-        """The plan for the free memory of this moment; the compiler's answer behind it is kept in the cache.
+        """The plan for the memory that is free now. The compiler's answer behind it is kept in the cache.
 
         `asked`: see plan.choose.Ask.
         """
         return self._keep(self.trainer.plan(self.recipe, machine, dataset, say, asked))
 
     def carry_out(self, plan: Plan) -> list[str]:
-        """The deviations of the chosen plan; from here on the recipe is the one that it carries out, in the
-        run's directory too.
+        """The deviations of the chosen plan.
+
+        From here on `self.recipe`, and the recipe in the run's directory, is the one that the plan carries
+        out.
         """
         from harness.plan.candidates import changed
 
@@ -118,7 +122,7 @@ class Chain:
         return plan.chosen.deviations
 
     def _check_unchanged(self, what: str, sha256: str) -> None:
-        """Refuses other data or statistics than those that the run was started with.
+        """Refuses data or statistics that differ from those that the run was started with.
 
         Raises: HarnessError "dataset-differs" or "norm_stats-differs".
         """
@@ -145,8 +149,10 @@ class Chain:
 def chain_for(
     run: Path | None, recipe: str | None, overrides: list[str], asked: Backend | None = None
 ) -> Chain:
-    """The chain for a verb of its own: the named recipe (a run's own, when none is), with the overrides;
-    `asked` is whose trainer, as in `trainer_of`.
+    """The chain for a single verb.
+
+    Its recipe is the named one, else the run's own, with the overrides. `asked` names the trainer, as in
+    `trainer_of`.
     """
     if run is None:
         return Chain(
@@ -157,9 +163,7 @@ def chain_for(
 
 
 def _signature(root: Path) -> list[Any]:
-    """Path, size and time of every file: cheap to read, and other than before when a byte has been
-    written.
-    """
+    """Path, size and time of every file. It is cheap to read and changes when a file is written."""
     from harness.data.paths import walk_dataset
 
     files = sorted(walk_dataset(root))

@@ -1,6 +1,4 @@
-"""What JAX reads once, when it is imported: the device, its share of memory, where compiled programs are
-kept.
-"""
+"""The environment variables that JAX reads once, at import: device, share of memory, compilation cache."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from harness.run.surroundings import deterministic
 
 
 def prepare_jax(plan: Plan, machine: Machine) -> None:
-    """Sets what JAX reads once, when it is imported, so that it starts on the plan's device."""
+    """Sets the variables that JAX reads at import, so that JAX starts on the plan's device."""
     assert plan.chosen is not None
     start_on(machine, plan.chosen.levers.platform, plan.device_uuid, plan.usable_bytes)
     if plan.device_uuids:
@@ -22,12 +20,10 @@ def prepare_jax(plan: Plan, machine: Machine) -> None:
 
 
 def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: int | None) -> None:
-    """Sets the device, its share of memory, and where compiled programs are kept; JAX must not have been
-    imported.
-    """
+    """Sets the device, its share of memory and the compilation cache. JAX must not have been imported yet."""
     os.environ["JAX_PLATFORMS"] = platform
     if platform == "cuda":
-        # The images set it too; a verb that was started in another way must compute the same bits.
+        # The images set it too. A verb that was started in another way must compute the same bits.
         os.environ["XLA_FLAGS"] = deterministic()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_root() / "jax"))
@@ -36,6 +32,6 @@ def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: in
     if card is not None and card.uuid is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = card.uuid
         if usable_bytes and card.total_bytes:
-            # JAX takes a fraction of *total* memory at its first operation; ours follows from what NVML says
-            # is free.
+            # JAX takes a fraction of *total* memory at its first operation. Ours follows from the free memory
+            # that NVML reports.
             os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{usable_bytes / card.total_bytes:.3f}"

@@ -1,4 +1,4 @@
-"""What the doctor is asked about a run that is about to start."""
+"""The doctor's examination of a run that is about to start."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def diagnose(
     online: bool = False,
     device: str | None = None,
 ) -> Diagnosis:
-    """The doctor's findings about a run that is about to start; doctor.json is written when there is a run
-    directory.
+    """The doctor's findings about a run that is about to start.
 
-    `made` is the plan, or why there is none.
+    Writes doctor.json if there is a run directory. `made` is the plan, or the error that says why there is
+    none.
     """
     from harness.checkpoint.source import why_not
     from harness.doctor.examine import examine
@@ -63,9 +63,7 @@ def diagnose(
 
 
 def data_here(chain: Chain) -> tuple[Dataset, NormStats] | None:
-    """Dataset and statistics when the data lies on this machine; None when it would have to be fetched
-    first.
-    """
+    """Dataset and statistics if the data lies on this machine. None if it would have to be fetched first."""
     local = chain.recipe.data.dataset == "sample" or Path(chain.recipe.data.dataset).expanduser().is_dir()
     if not local:
         return None
@@ -76,10 +74,10 @@ def data_here(chain: Chain) -> tuple[Dataset, NormStats] | None:
 def plan_or_refusal(
     chain: Chain, machine: Machine, dataset: Dataset | None, device: str | None, *, allow: list[str]
 ) -> Plan | HarnessError:
-    """The plan, or why this machine or its environment has none, which the checks then say.
+    """The plan, or the error that says why this machine or its environment has none.
 
-    None is made, and nothing compiled, for weights on this machine that cannot be the recipe's start, unless
-    `allow` lets them pass.
+    The checks report that error. If weights on this machine cannot be the recipe's start, no plan is made and
+    nothing is compiled, unless `allow` lets those weights pass.
     """
     from harness.checkpoint.source import why_not
     from harness.download.cache import is_remote
@@ -106,7 +104,8 @@ def _leftovers(checkpoints: Path, backend: Backend) -> list[InterruptedSave]:
     try:
         found = find(checkpoints) if checkpoints.is_dir() and any(checkpoints.iterdir()) else None
     except HarnessError:
-        # A directory that holds no checkpoint at all has no interrupted one either; inspect says what it is.
+        # A directory without any checkpoint has no interrupted save either. `inspect` says what the directory
+        # is.
         return []
     if found is None or not found.interrupted:
         return []

@@ -1,4 +1,4 @@
-"""Which run, which recipe, whose trainer a command means."""
+"""The run, the recipe and the trainer that a command means."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def default_recipe() -> str:
 
 
 def find_run(run: Path | None, name: str | None, recipe: str | None, *, resume: bool) -> RunDir:
-    """The run directory that a training command means: the one named, the latest of the recipe (resume), or a
-    new one.
+    """The run directory that a command means: the named one, the recipe's latest (resume), or a new one.
 
     Raises: HarnessError "nothing-to-resume", "run-and-name", "run-name-invalid".
     """
@@ -70,7 +69,7 @@ def find_run(run: Path | None, name: str | None, recipe: str | None, *, resume: 
 
 
 def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first: bool) -> Recipe:
-    """The recipe named, or with `own_first` the run's own when none is named; with the overrides.
+    """The named recipe, with the overrides. If none is named and `own_first` is set, the run's own recipe.
 
     Raises: HarnessError "run-of-another-recipe" when the run has started with another, and those of
     `load_recipe`.
@@ -83,7 +82,7 @@ def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first
         else load_recipe(named or default_recipe(), overrides)
     )
     if keeps_its_own:
-        # The package's own addresses are nobody else's, whichever run names them.
+        # The package's own addresses need no consent, whichever run names them.
         consent.grant_shipped(shipped_sources())
     if run.started and there(own) and load_recipe(str(own), root=run.path).sha256() != recipe.sha256():
         raise HarnessError(
@@ -100,7 +99,10 @@ def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first
 
 
 def refuse_started(run: RunDir) -> None:
-    """Raises: HarnessError "run-exists" when the run has been trained already."""
+    """Checks that the run has not been trained yet.
+
+    Raises: HarnessError "run-exists".
+    """
     if run.started:
         raise HarnessError(
             "run-exists",
@@ -111,8 +113,7 @@ def refuse_started(run: RunDir) -> None:
 
 
 def trainer_of(run: RunDir | None, asked: Backend | None = None) -> Trainer:
-    """The trainer that carries a run out: the one that it was started with, else the one asked for, else
-    $HARNESS_BACKEND's or ours.
+    """The trainer of a run: the one that started it, else the one asked for, else $HARNESS_BACKEND's or ours.
 
     Raises: HarnessError "run-of-another-backend", "backend-unknown".
     """

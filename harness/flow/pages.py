@@ -1,4 +1,4 @@
-"""The pages that are written from the files of a run."""
+"""The HTML pages that are written from the files of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
     from harness.report.dataset_page import render
 
     data, stats = chain.recipe.data, chain.stats(dataset)
-    # Unknown lengths are those of a tokenizer that is not here.
+    # If the longest prompt is unknown, the tokenizer is not on this machine.
     encode = load_tokenizer(data.tokenizer).encode if dataset.longest_prompt_tokens is not None else None
     tokens = {task: len(encode(task)) for task in dataset.tasks} if encode is not None else {}
     frames = open_dataset(dataset.path, state=data.state, actions=data.actions)

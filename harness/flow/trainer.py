@@ -1,8 +1,8 @@
-"""Whose trainer carries a run out: all that the flow asks of it.
+"""The interface of a trainer: everything that the flow asks of it.
 
-`find.trainer_of` says once whose it is; from there on this object goes along. A third trainer is one more
-file beside trainer_ours.py and trainer_openpi.py, a name in artifacts/plan.py, and in run/ how it names its
-checkpoints.
+`find.trainer_of` chooses the trainer once. From then on this object is passed along. A third trainer needs
+one more file beside trainer_ours.py and trainer_openpi.py, a name in artifacts/plan.py, and in run/ the names
+of its checkpoints.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Question(NamedTuple):
-    """What `harness plan` is asked; `asked` as in plan.choose.Ask, `wait` until a busy card is free."""
+    """The arguments of `harness plan`. `asked`: see plan.choose.Ask. `wait`: wait for a busy card."""
 
     run: Path | None
     recipe: str | None
@@ -35,25 +35,28 @@ class Trainer(Protocol):
 
     @property
     def predict_options(self) -> list[str]:
-        """What `harness predict` must be told beside this trainer."""
+        """The options that `harness predict` needs beside this trainer."""
 
     def told(self, sets: list[str], *, any_commit: bool) -> tuple[Trainer, list[str]]:
-        """(the trainer as the command line wants it, what of its --set changes the recipe).
+        """(the trainer that the command line asks for, those of its --set entries that change the recipe).
 
         Raises: HarnessError "override-invalid".
         """
 
     def with_shards(self, fsdp: int) -> Trainer:
-        """The trainer that lays the state into so many shards, where its plan does not find their number."""
+        """The trainer that splits the state into `fsdp` shards.
+
+        It is the same trainer if its plan finds the number itself.
+        """
 
     def check(self, recipe: Recipe) -> None:
-        """Checks that the trainer is here and can do what the recipe says.
+        """Checks that the trainer is installed and can do what the recipe says.
 
         Raises: HarnessError.
         """
 
     def python(self) -> str:
-        """The interpreter that it runs in."""
+        """The path of the Python interpreter that the trainer runs in."""
 
     def plan(
         self,
@@ -63,13 +66,13 @@ class Trainer(Protocol):
         say: Callable[[str], None],
         asked: dict[str, Any],
     ) -> Plan:
-        """How it carries the recipe out on this machine; `asked` as in plan.choose.Ask."""
+        """The plan by which the trainer carries the recipe out here. `asked`: see plan.choose.Ask."""
 
     def answer(self, question: Question) -> Plan:
-        """The plan that `harness plan` is asked for, written into the run that it names."""
+        """The plan that `harness plan` asks for. It is written into the run that the question names."""
 
     def again(self, start: int) -> Trainer:
-        """The trainer that computes steps once more from `start` on, to be compared.
+        """The trainer that recomputes steps from `start` on, for a comparison.
 
         Raises: HarnessError "upstream-cannot".
         """
@@ -78,4 +81,4 @@ class Trainer(Protocol):
         """The command that trains what the files of `run` say."""
 
     def crashed(self, phase: str, name: str, got: str) -> HarnessError | None:
-        """What a crash in that phase by the signal `name` means, where this trainer knows more of it."""
+        """The cause of a crash by the signal `name` in that phase. None if this trainer cannot explain it."""

@@ -1,4 +1,4 @@
-"""openpi's own trainer, which a process of ours starts and follows."""
+"""openpi's own trainer, started and followed by a process of the harness."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Openpi:
-    """`fsdp` is into how many shards it lays the state, one when nothing is said; with `any_commit` it trains
-    at whatever commit is checked out.
+    """openpi's trainer.
+
+    `fsdp` is the number of shards of the state; None means one. With `any_commit` it trains at whatever
+    commit is checked out.
     """
 
     fsdp: int | None = None
@@ -32,7 +34,7 @@ class Openpi:
 
     @property
     def predict_options(self) -> list[str]:
-        # Beside openpi the harness itself may have no libraries for the GPU.
+        # Beside openpi the harness itself may have no GPU libraries.
         return ["--device", "cpu"]
 
     def told(self, sets: list[str], *, any_commit: bool) -> tuple[Openpi, list[str]]:
@@ -45,7 +47,10 @@ class Openpi:
         return replace(self, fsdp=fsdp)
 
     def check(self, recipe: Recipe) -> None:
-        """Raises: HarnessError "upstream-cannot" and those of `find_installation`."""
+        """Checks that upstream is installed and can do what the recipe says.
+
+        Raises: HarnessError "upstream-cannot" and those of `find_installation`.
+        """
         from harness.openpi.install import find_installation
         from harness.openpi.job import check_upstream_can
 
@@ -72,7 +77,9 @@ class Openpi:
         return plan_run(recipe, machine, device, self.fsdp, inputs=inputs)
 
     def answer(self, question: Question) -> Plan:
-        """Whether upstream's own step fits, as configured; without --recipe it is the published one.
+        """The plan that says whether upstream's own step fits, as configured.
+
+        Without --recipe it is the published recipe's.
 
         Raises: HarnessError of `plan_upstream`.
         """
@@ -98,7 +105,7 @@ class Openpi:
         return made
 
     def again(self, start: int) -> Openpi:
-        """It always saves; its commit is one of the fields that are compared."""
+        """The trainer at any commit. openpi always saves; its commit is one of the compared fields."""
         if start:
             what = (
                 "openpi's loader begins anew at every resume, so its steps can be computed again from step 0"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ours:
-    """`keeps` checkpoints."""
+    """The harness's own trainer. `keeps`: it saves checkpoints."""
 
     keeps: bool = True
 
@@ -69,7 +69,7 @@ class Ours:
             if wait:
                 waited: Plan = wait_for_cards(chain, dataset, asked, say)
                 return waited
-            # For a card that is not here this machine says nothing.
+            # This machine says nothing about a card that it does not have.
             machine = chain.machine() if asked["gpu"] is None else nowhere()
             return chain.plan(machine, dataset, **asked, say=say)
 

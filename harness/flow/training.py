@@ -1,4 +1,4 @@
-"""A training run in order: prepare, train in a process of its own, look back."""
+"""A training run in order: prepare, train in a supervised child process, look back."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from harness.flow.trainer import Trainer
     from harness.run.job import Job
 
-# A run of this length can spare the minutes that a prediction takes at its end, and no prediction may take
-# longer.
+# A run of at least this length can spare the minutes of a prediction at its end. It is the prediction's time
+# limit too.
 LONG_RUN_S = 600.0
 
 
 @contextmanager
 def stopped_at_once() -> Iterator[None]:
-    """While no trainer runs, SIGTERM and Ctrl-C end the run at once: nothing is lost.
+    """Lets SIGTERM and Ctrl-C end the run at once while no trainer runs: nothing is lost.
 
-    A first process of a container would not hear SIGTERM by itself.
+    Without a handler, the first process of a container ignores SIGTERM.
 
     Raises: HarnessError "stopped".
     """
@@ -48,8 +48,9 @@ def stopped_at_once() -> Iterator[None]:
 
 
 def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str]) -> tuple[Job, Machine]:
-    """Everything that training is made of, each part a file of the run; ends with exit code 1 when it would
-    not go well.
+    """The job to train and the machine. Each part of the job is a file of the run.
+
+    Ends with exit code 1 if no plan fits or the doctor finds an error.
     """
     from harness.recipe.parameters import counts
     from harness.run.job import Job
@@ -70,7 +71,7 @@ def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str
         console.warn(f"deviation from recipe {made.recipe}: {deviation}")
     total, trained = counts(chain.recipe.model, chain.recipe.train.trained)
     console.say(f"plan: {made.device}, {made.chosen.reason}; {trained:,} of {total:,} parameters trained")
-    # Online: what must be fetched is fetched next, and only its own server is asked.
+    # The doctor may go online here: what is missing is fetched next, and only its own server is asked.
     diagnosis = diagnose(chain, machine, made, (dataset, norm_stats), allow=allow, online=True)
     for finding in diagnosis.findings:
         console.finding(finding)
@@ -84,8 +85,7 @@ def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str
 
 
 def _check_weights(chain: Chain, allow: list[str]) -> None:
-    """Refuses weights that may not be fetched, or that cannot be the start of the recipe, before anything is
-    planned or compiled.
+    """Refuses weights that may not be fetched or cannot start the recipe, before anything is planned.
 
     Raises: HarnessError "fetch-not-asked", "offline", "download-address", "download-scheme", and those of
     `why_not`.
@@ -96,11 +96,11 @@ def _check_weights(chain: Chain, allow: list[str]) -> None:
 
     assert chain.run is not None
     source = chain.recipe.weights.source
-    # A run that goes on has all weights in its checkpoint, unless that holds only what was trained.
+    # A resumed run has all weights in its checkpoint, unless the checkpoint holds only the trained ones.
     goes_on = newest_step(chain.run.checkpoints, chain.trainer.name) is not None
     if not goes_on or chain.recipe.train.save == "trained":
         check_may_fetch(source, WEIGHTS)
-    # As the doctor calls this check, which can be told to let it pass.
+    # The name of the same check in the doctor, which --allow can let pass.
     if chain.run.started or source is None or is_remote(source) or "weights directory" in allow:
         return
     refusal = why_not(Path(source), chain.recipe)
@@ -111,8 +111,9 @@ def _check_weights(chain: Chain, allow: list[str]) -> None:
 def carry_out(
     job: Job, machine: Machine, trainer: Trainer, console: Progress, lock: int, *, patient: bool
 ) -> bool:
-    """Whether the run has something to look back at: the training itself, in a process of its own that this
-    one watches; JAX is never imported here.
+    """Runs the training in a supervised child process. True if it left something to report on.
+
+    Never imports JAX.
     """
     from harness.flow.device import prepare_jax
     from harness.probe.machine import probe
@@ -126,7 +127,7 @@ def carry_out(
         if job.plan.chosen and job.levers.platform == "cuda" and not patient
         else None
     )
-    # Metrics come every log_every_steps; nothing at all for twenty times that long is a hung process.
+    # Metrics come every log_every_steps. Silence of twenty times that long means a hung process.
     limits = Limits(
         silent_s=max(3600.0, 20 * job.recipe.train.log_every_steps * (expected or 10.0)),
         expected_step_s=expected,
@@ -152,7 +153,7 @@ def carry_out(
 
 
 def look_back(job: Job, trainer: Trainer, console: Progress) -> None:
-    """What the run left behind: its checkpoint inspected, its curve analysed, its report written."""
+    """Inspects the run's checkpoint, analyses its curve and writes its report."""
     from harness.flow.pages import write_report
 
     job.run.write(inspect_path(job.run.path, deep=False))
@@ -164,8 +165,9 @@ def look_back(job: Job, trainer: Trainer, console: Progress) -> None:
 
 
 def _predict(job: Job, trainer: Trainer, console: Progress) -> None:
-    """Lets a process of its own try the last checkpoint on a frame, for the report; not after a short run, of
-    which that would be a large part.
+    """Predicts one frame with the last checkpoint, in a child process, for the report.
+
+    Skipped after a short run, where the prediction would take a large part of the time.
     """
     from harness.run.status import read_status
 
@@ -194,7 +196,7 @@ def _predict(job: Job, trainer: Trainer, console: Progress) -> None:
 
 
 def analyse_run(run: Path) -> Curve | None:
-    """The curve of a run that has just been trained, written into it; None for one that logged no step."""
+    """The loss curve of a run that has just been trained, written into it. None if the run logged no step."""
     from harness.analyse.curve import analyse as read
     from harness.run.directory import RunDir
 

@@ -25,8 +25,9 @@ def nowhere() -> Machine:
 def wait_for_cards(
     chain: Chain, dataset: Dataset | None, asked: dict[str, Any], say: Callable[[str], None]
 ) -> Plan:
-    """The plan as soon as it deviates no more than that of the idle card; at once where nothing is held by
-    others. Ctrl-C ends it.
+    """The plan, as soon as it has no more deviations than the plan for the idle card.
+
+    Returns at once if no other process holds memory. Ctrl-C ends the wait.
 
     Raises: HarnessError of `choose`.
     """

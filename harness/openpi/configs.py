@@ -1,5 +1,4 @@
-"""The training configurations that openpi ships at the pinned commit: their options, defaults, and whether
-they freeze anything.
+"""The training configurations that openpi ships at the pinned commit: options, defaults, freeze filters.
 
 Source: openpi src/openpi/training/config.py and training/misc, commit 15a9616, read by `python -m
 benchmarks.openpi_configs`.
@@ -22,7 +21,7 @@ FAMILIES = {"pi05": "π0.5", "pi0": "π0", "pi0_fast": "π0-FAST"}
 
 
 class Kind(Strict):
-    """What an option takes. "other": a value that is not judged here."""
+    """The kind of value that an option takes. "other": a value that is not checked here."""
 
     type: Literal["int", "float", "str", "bool", "choice", "other"]
     choices: list[str] = []
@@ -30,8 +29,10 @@ class Kind(Strict):
 
 
 class Config(Strict):
-    """`data` is upstream's class of the dataset's reader; `defaults` has every option that this
-    configuration's command line knows.
+    """One configuration.
+
+    `data` is upstream's class of the dataset's reader. `defaults` has every option that this configuration's
+    command line knows.
     """
 
     family: Literal["pi05", "pi0", "pi0_fast"]
@@ -59,7 +60,7 @@ def _table() -> _Table:
 
 
 def names() -> list[str]:
-    """All configurations, in upstream's order."""
+    """The names of all configurations, in upstream's order."""
     return list(_table().configs)
 
 
@@ -86,5 +87,5 @@ def find(name: str) -> Config:
 
 
 def kind_of(option: str) -> Kind:
-    """What `option`, one of a configuration's defaults, takes."""
+    """The kind of value that `option`, one of a configuration's defaults, takes."""
     return _table().kinds[option]

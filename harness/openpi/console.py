@@ -1,7 +1,7 @@
-"""What openpi's trainer writes on its console, as the lines of metrics.jsonl and as phases.
+"""The console output of openpi's trainer, read as lines of metrics and as phases.
 
-Upstream logs every `log_interval` steps, with four digits, the mean over the steps since it last did; our
-line says over how many. Its step counts from 0 and has been done when it is logged. Source: openpi
+Every `log_interval` steps upstream logs, with four digits, the mean over the steps since its last line. Our
+line says over how many. Upstream's step counts from 0 and is done when it is logged. Source: openpi
 scripts/train.py `main`, commit 15a9616.
 """
 
@@ -19,7 +19,7 @@ from harness.recipe.schema import Recipe
 _STEP = re.compile(r"\bStep (\d+): ((?:[\w/]+=\S+)(?:, [\w/]+=\S+)*)\s*$")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _NEEDED = ("loss", "grad_norm", "param_norm")
-# What upstream logs, and what it does from there on. The first step compiles.
+# Upstream's message → the phase that begins with it. The first step compiles.
 _PHASES = {
     "Running on: ": "start",
     "Initialized data loader": "load",
@@ -29,9 +29,9 @@ _PHASES = {
 
 
 class Console:
-    """Takes what upstream writes line by line.
+    """A reader of upstream's console output, line by line.
 
-    `start` is the step that it begins with; `next_step` follows the last that it logged.
+    `start` is the step at which upstream begins. `next_step` follows the last step that it logged.
     """
 
     def __init__(self, recipe: Recipe, *, start: int) -> None:
@@ -40,7 +40,7 @@ class Console:
         self.phase = "import"
 
     def read(self, text: str, now: float) -> Metrics | None:
-        """The line of metrics that `text` is, or None; `now` is the clock's time."""
+        """The line of metrics in `text`, or None. `now` is the clock's time."""
         for mark, phase in _PHASES.items():
             if mark in text:
                 self.phase = phase
@@ -51,8 +51,7 @@ class Console:
         step, logged = values
         if step < self.next_step:
             return None
-        # Where upstream does not say when it began, the time of the first line is not known: as much as no
-        # time has passed.
+        # If upstream does not say when it began, the duration of the first line is unknown and counts as 0.
         steps, since = step + 1 - self.next_step, now if self._since is None else self._since
         self.phase, self.next_step, self._since = "step", step + 1, now
         rate = float(learning_rate(self._schedule, np.array([float(step)]))[0])
@@ -67,8 +66,9 @@ class Console:
 
 
 def step_values(text: str) -> tuple[int, dict[str, float]] | None:
-    """(step, loss, grad_norm and param_norm by name) of one of upstream's lines; NaN and infinity as they
-    are. None for any other line.
+    """(step, {loss, grad_norm, param_norm}) of one of upstream's lines. None for any other line.
+
+    NaN and infinity are kept.
     """
     match = _STEP.search(_ANSI.sub("", text))
     if match is None:

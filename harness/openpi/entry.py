@@ -1,17 +1,20 @@
-"""Starts openpi's own trainer from a job file, inside openpi's environment; nothing of ours is imported, and
-no file of openpi's is changed.
+"""Starts openpi's own trainer from a job file, inside openpi's environment.
+
+It imports nothing of the harness and changes no file of openpi's.
 
     python harness/openpi/entry.py JOB.json [--check] [--any-commit]
 
-`harness train --backend openpi` and `harness import openpi … --job JOB.json` write the job. What openpi's
-command line cannot say is set here: which parameters are frozen, where the checkpoints lie, and for a tiny
-model its sizes. Before the first step the parameters that would be trained are counted, by shapes alone, and
-compared with what the job means; `--check` ends there. The first line on stdout is JSON: what is about to be
-trained, with which software, or why nothing is ("refused").
+`harness train --backend openpi` and `harness import openpi … --job JOB.json` write the job. This program sets
+what openpi's command line cannot say: the frozen parameters, the directory of the checkpoints, and the sizes
+of a tiny model. Before the first step it counts the parameters that would be trained, by shapes alone, and
+compares the count with the job's; `--check` ends there. The first line on stdout is JSON. It states what will
+be trained and with which software, or why nothing is trained ("refused").
+
 Exit codes: 0 trained (or counted); 2 refused, with the reason on stderr too; else openpi's own.
 
 Source: openpi scripts/train.py, src/openpi/training/config.py, commit 15a9616. The order of imports: openpi
-issues 831 and 1019, where the model before the checkpoints ends the process without a word (exit code 139).
+issues 831 and 1019. Importing the model before the checkpoints ends the process without a message (exit code
+139).
 """
 
 from __future__ import annotations
@@ -30,11 +33,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# The variable that names the process without which this one ends: `SUPERVISOR` of supervise/signals.py.
+# The variable that holds the supervisor's process id: `SUPERVISOR` of supervise/signals.py.
 PARENT = "HARNESS_SUPERVISOR"
-# The key of the first line under which a refusal stands.
+# The key under which the first line holds a refusal.
 REFUSED = "refused"
-# What can change a number of a run; the lock's differences are told of all packages.
+# Packages that can change a number of a run. Differences from the lock are reported for all packages.
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -55,7 +58,7 @@ _PARENT_DEATH_SIGNAL = 1
 
 
 class Refused(Exception):
-    """Why nothing is trained: as the harness's own errors."""
+    """The reason why nothing is trained, in the form of the harness's own errors."""
 
     def __init__(self, code: str, what: str, *, got: str, need: str, fix: str) -> None:
         super().__init__(what)
@@ -64,12 +67,12 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """A filter of parameters: those whose path is in `paths`."""
+    """A filter of parameters. It selects those whose path is in `paths`."""
 
     paths: frozenset[str]
 
     def __call__(self, path: tuple[Any, ...], _: Any) -> bool:
-        # An attention's own "value" is part of a name; only a last one marks the array of a parameter.
+        # An attention's own "value" is part of a name. Only a final "value" marks the array of a parameter.
         parts = [str(part) for part in path]
         return "/".join(parts[:-1] if parts[-1] == "value" else parts) in self.paths
 
@@ -105,8 +108,9 @@ def config_of(job: dict[str, Any]) -> Any:
 
 
 def _placed(config: Any, directory: Path) -> Any:
-    """The same configuration with its checkpoints in `directory`; upstream puts its own name and the
-    experiment's below a base.
+    """The same configuration with its checkpoints in `directory`.
+
+    Upstream puts its own name and the experiment's name below a base directory.
     """
     kind = dataclasses.make_dataclass(
         "Placed",
@@ -119,8 +123,9 @@ def _placed(config: Any, directory: Path) -> Any:
 
 
 def _resize(sizes: dict[str, Any]) -> None:
-    """Gives upstream's model the sizes that its configurations have no option for; its modules in memory are
-    changed, no file is.
+    """Gives upstream's model the sizes that its configurations have no option for.
+
+    It changes upstream's modules in memory, but no file.
     """
     gemma: Any = importlib.import_module("openpi.models.gemma")
     siglip: Any = importlib.import_module("openpi.models.siglip")
@@ -130,7 +135,7 @@ def _resize(sizes: dict[str, Any]) -> None:
 
 
 def count(config: Any) -> tuple[int, int]:
-    """(parameters in all, parameters that openpi would train), from shapes."""
+    """(number of all parameters, number of parameters that openpi would train), from shapes."""
     import math
 
     import jax
@@ -145,16 +150,14 @@ def count(config: Any) -> tuple[int, int]:
 
 
 def checkout() -> Path:
-    """The checkout that the imported openpi lies in."""
+    """The checkout that contains the imported openpi."""
     return Path(next(iter(importlib.import_module("openpi").__path__))).parents[1]
 
 
 def commit_of(root: Path) -> str:
-    """The commit of a checkout, with "+modified" where git says that its files are not those of it; "unknown"
-    where nothing tells.
+    """The commit of a checkout, or "unknown". "+modified" is appended if git finds changed files.
 
-    Without git, or in a checkout that belongs to somebody else, .git/HEAD tells the commit, and nothing tells
-    of changes.
+    Without git, or in a checkout of another owner, .git/HEAD gives the commit, and changes go unnoticed.
     """
     asked = _git(root, "rev-parse", "HEAD") or _head(root)
     changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
@@ -189,7 +192,7 @@ def _head(root: Path) -> str:
 def check_commit(job: dict[str, Any], root: Path, *, any_commit: bool) -> str:
     """`commit_of` the checkout.
 
-    Raises: Refused when it is not the job's, unless any may be.
+    Raises: Refused if it is not the job's commit, unless any commit is allowed.
     """
     commit = commit_of(root)
     if any_commit or (commit.startswith(job["commit"]) and not commit.endswith("+modified")):
@@ -207,9 +210,9 @@ def check_commit(job: dict[str, Any], root: Path, *, any_commit: bool) -> str:
 
 
 def check_count(job: dict[str, Any], config: Any) -> tuple[int, int]:
-    """The counts.
+    """The counts of `count`.
 
-    Raises: Refused when they are not what the job means.
+    Raises: Refused if they differ from the job's counts.
     """
     total, trained = count(config)
     if (total, trained) != (job["parameters_total"], job["parameters_trained"]):
@@ -300,12 +303,12 @@ def _device() -> str:
 
 
 def _end_with_parent() -> None:
-    """Ties this process to the one that `PARENT` names, if any.
+    """Makes this process die with the one that `PARENT` names, if any.
 
-    A trainer that nobody watches would hold the GPU and write into a run that somebody resumes.
+    A trainer without its supervisor would hold the GPU and write into a run that somebody resumes.
     """
-    # As `die_with_supervisor` of harness/supervise/signals.py. It stands here a second time because openpi's
-    # interpreter finds neither our package nor the libraries that it imports.
+    # A copy of `die_with_supervisor` in harness/supervise/signals.py. openpi's interpreter finds neither the
+    # harness's package nor the libraries that it imports.
     parent = os.environ.get(PARENT)
     if parent is None:
         return

@@ -1,11 +1,12 @@
-"""What openpi's trainer reads, put where it looks: dataset, tokenizer, statistics and weights, all of them
-those of the run. Nothing is fetched by it.
+"""Placement of the run's dataset, tokenizer, statistics and weights where openpi's trainer looks for them.
 
-    <run>/openpi/job.json                                   what `openpi_entry` is to do
+The trainer itself fetches nothing.
+
+    <run>/openpi/job.json                                   the job of `openpi_entry`
     <run>/openpi/assets/<asset_id>/norm_stats.json          our statistics in its format
     <run>/openpi/lerobot/<repo_id>                          a link to the dataset
     <run>/openpi/home/big_vision/paligemma_tokenizer.model  the recipe's tokenizer, by upstream's name
-    <run>/openpi/console.log                                all that it wrote
+    <run>/openpi/console.log                                everything that it wrote
 
 Source: openpi src/openpi/shared/download.py `maybe_download`, training/config.py `create_base_config`;
 lerobot at 0cf8648 constants.py.
@@ -50,14 +51,15 @@ def place_files(
     *,
     resume: bool,
 ) -> dict[str, str]:
-    """The environment variables that make upstream read the run's own files, which are written here; its job
-    among them.
+    """The environment variables that make upstream read the run's own files.
+
+    Writes those files, the job among them.
 
     Raises: HarnessError "upstream-cannot", "name-leads-out", and those of the tokenizer.
     """
     _check_dataset(dataset)
     home = (run.path / FOLDER).absolute()
-    # None of these leaves the run by a link that lies in it.
+    # No link inside the run leads these files out of it.
     job = json.dumps(_job(run, recipe, plan, home, weights, resume=resume), indent=1) + "\n"
     write_atomic(home / JOB, job, root=run.path)
     statistics = below(home / ASSETS, recipe.data.asset_id, "data.asset_id") / NORM_STATS
@@ -70,7 +72,7 @@ def place_files(
     )
     check_stays((home / "lerobot" / repo_id_of(recipe)).parent, run.path)
     _link(home / "lerobot" / repo_id_of(recipe), Path(dataset.path).absolute())
-    # lerobot writes every dataset once more, as it reads it best.
+    # lerobot writes a second copy of every dataset, in the form that it reads best.
     rewritten = os.environ.get("HF_DATASETS_CACHE") or str(cache_root() / "openpi" / "datasets")
     places = {
         "OPENPI_DATA_HOME": str(home / "home"),
@@ -81,13 +83,13 @@ def place_files(
 
 
 def repo_id_of(recipe: Recipe) -> str:
-    """The name under which upstream is given the dataset: the hub's, or the last part of a directory's."""
+    """The name by which upstream gets the dataset: the hub's, or the last part of a directory's path."""
     name = recipe.data.dataset.partition("@")[0]
     return name if not Path(name).is_dir() else Path(name).absolute().name
 
 
 def fetch_weights(recipe: Recipe, progress: Progress | None = None) -> tuple[Path | None, dict[str, Any]]:
-    """(the directory of the weights on this machine, where they come from in a manifest's words).
+    """(the directory of the weights on this machine, their origin in a manifest's words).
 
     Raises: HarnessError of the download.
     """
@@ -153,7 +155,7 @@ def _check_dataset(dataset: Dataset) -> None:
 
 
 def _wandb(run: RunDir) -> dict[str, str]:
-    """wandb as the harness uses it: in the run's directory, and never asking for a key."""
+    """wandb's variables as the harness uses it: files in the run's directory, and no prompt for a key."""
     mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
     return {"WANDB_MODE": mode, "WANDB_DIR": str(run.path.absolute())}
 

@@ -1,5 +1,7 @@
-"""What is wrong with an openpi command line, a finding each with its fix: who is trained, room, weights, the
-schedule, and what stops the command before it trains. No JAX.
+"""The faults of an openpi command line, each a finding with its fix. No JAX.
+
+They concern the trained parameters, room, weights, the schedule, and whatever stops the command before it
+trains.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from harness.units import format_bytes
 
 
 def about_who_is_trained(translated: Translation, meant: Meant | None) -> list[Finding]:
-    """Whether adapters are there and yet everything is trained."""
+    """An error if there are adapters and yet everything is trained."""
     recipe = translated.recipe
     if adapters_of(recipe.model) == "none" or translated.trained != "full":
         return []
@@ -47,7 +49,7 @@ def about_who_is_trained(translated: Translation, meant: Meant | None) -> list[F
 
 
 def about_room(plan: Plan | None, translated: Translation) -> list[Finding]:
-    """Whether the step does not fit the card that `plan` is for."""
+    """An error if the step does not fit the card that `plan` is for."""
     if plan is None or plan.chosen is not None:
         return []
     candidate = plan.candidates[0]
@@ -68,12 +70,12 @@ def about_room(plan: Plan | None, translated: Translation) -> list[Finding]:
 
 
 def _explanation_of(translated: Translation) -> str:
-    """What would really be trained, where the command looks like LoRA."""
+    """The explanation of what is really trained, if the command looks like LoRA."""
     return explanation(setup_of(translated.recipe, 1, 1))
 
 
 def about_weights(command: Command, model: Model) -> list[Finding]:
-    """Whether the run starts from random weights, or from those of a model with other parameters."""
+    """An error if the run starts from random weights, or from those of a model with other parameters."""
     source = command.effective.get("weight-loader.params-path")
     if source is None:
         got, need_ = (
@@ -107,7 +109,7 @@ def about_weights(command: Command, model: Model) -> list[Finding]:
 
 
 def about_schedule(recipe: Recipe) -> list[Finding]:
-    """Whether the run ends before its warm-up does."""
+    """A warning if the run ends before its warm-up does."""
     steps, warmup = recipe.train.steps, recipe.train.optimizer.schedule.warmup_steps
     if steps > warmup:
         return []
@@ -127,7 +129,7 @@ def about_schedule(recipe: Recipe) -> list[Finding]:
 
 
 def about_start(command: Command) -> list[Finding]:
-    """What would stop the command, slow it down or delete something, whatever it trains."""
+    """Warnings about whatever stops the command, slows it down or deletes something, whatever it trains."""
     findings = []
     missing = [name for name, value in command.effective.items() if is_required(value)]
     if missing:

@@ -1,9 +1,8 @@
-"""What an openpi command line would really do: who is trained, in how many bytes, and how that differs from
-the published recipe. No JAX.
+"""The true effect of an openpi command line: trained parameters, bytes, differences from the recipe. No JAX.
 
-The case that this exists for: `--model.paligemma-variant gemma_2b_lora` adds adapters, but nothing is frozen,
-because the freeze filter belongs to a configuration and no option sets it. The command is a full fine-tune
-that everybody calls LoRA.
+This exists for one case above all: `--model.paligemma-variant gemma_2b_lora` adds adapters but freezes
+nothing, because the freeze filter belongs to a configuration and no option sets it. The command is a full
+fine-tune that everybody calls LoRA.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from harness.recipe.load import load_recipe
 
 
 def explain(words: list[str], place: Place | None) -> OpenpiCommand:
-    """What the command line does; `place` is the card that it is to run on, if one is known.
+    """The effect of the command line. `place` is the card that it is to run on, if one is known.
 
     Raises: HarnessError of `trainer_line.whose` and `openpi_options.read`, and "batch-not-divisible",
     "shards-not-divisible".
@@ -63,8 +62,9 @@ def explain(words: list[str], place: Place | None) -> OpenpiCommand:
 
 
 def _pytorch(command: Command, base: OpenpiCommand) -> OpenpiCommand:
-    """A command of openpi's PyTorch trainer: what differs, and nothing that is known of the JAX step
-    alone.
+    """The effect of a command of openpi's PyTorch trainer: how it differs from the JAX trainer.
+
+    Facts that are known only of the JAX step are left out.
     """
     return base.model_copy(
         update={
@@ -78,8 +78,9 @@ def _pytorch(command: Command, base: OpenpiCommand) -> OpenpiCommand:
 
 
 def _launched(command: Command, base: OpenpiCommand) -> OpenpiCommand:
-    """A program that a launcher of PyTorch's starts once a GPU: upstream's JAX trainer is not made for that,
-    and others are not known here.
+    """The effect of a program that one of PyTorch's launchers starts once per GPU.
+
+    Upstream's JAX trainer is not made for that. Other programs are not known here.
     """
     line = command.line
     count = "an unknown number of" if line.processes is None else line.processes
@@ -101,7 +102,7 @@ def _launched(command: Command, base: OpenpiCommand) -> OpenpiCommand:
 
 
 def _another(command: Command, base: OpenpiCommand) -> OpenpiCommand:
-    """A command that trains another model: said plainly, with nothing invented about it."""
+    """The effect of a command that trains another model. Nothing is invented about that model."""
     why = f"{command.name} trains {base.model}, whose parameters and bytes are not known here"
     finding = Finding(
         severity="error",
@@ -174,7 +175,7 @@ def _pi05(command: Command, base: OpenpiCommand, place: Place | None) -> OpenpiC
 def _bytes(
     translated: Translation, command: Command, place: Place | None
 ) -> tuple[Plan | None, int | None, str]:
-    """(the plan on the card, the bytes, why something of it is not known)."""
+    """(the plan on the card, the bytes, the reason why one of the two is unknown)."""
     fsdp = int(command.effective["fsdp-devices"])
     if translated.trained is None:
         return None, None, "upstream's step has not been compiled for who is trained here"
@@ -186,7 +187,7 @@ def _bytes(
     except HarnessError as error:
         if error.code in ("upstream-not-compiled", "upstream-cannot"):
             return None, None, error.what
-        # The same words, with openpi's own options as the way out.
+        # The same message, with openpi's own options in the fix.
         fix = error.fix.replace("--set global_batch=", "--batch-size ").replace(
             "--set fsdp=", "--fsdp-devices "
         )

@@ -1,4 +1,4 @@
-"""Where openpi itself is installed: a checkout with its own environment in it, as `uv sync` makes one.
+"""The installation of openpi: a checkout with its own environment inside, as `uv sync` makes one.
 
 Nothing of it is imported here.
 """
@@ -18,7 +18,7 @@ from harness.openpi.table import COMMIT
 VARIABLE = "HARNESS_OPENPI"
 # The phase of a run in which openpi loads its own modules.
 IMPORT = "import"
-# What upstream's README says, with the commit in its place and without what training does not need.
+# The installation in upstream's README, at the pinned commit and without what training does not need.
 INSTALL = (
     f"git clone https://github.com/Physical-Intelligence/openpi DIR && cd DIR && git checkout {COMMIT} &&"
     " GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev"
@@ -30,7 +30,7 @@ _NEW_KEYS, _OLD_KEY = (0, 22, 3), 40
 
 
 class Installation(NamedTuple):
-    """`commit` is that of the checkout, as `openpi_entry.commit_of` tells it."""
+    """An installation of openpi. `commit` is that of the checkout, as `openpi_entry.commit_of` gives it."""
 
     root: Path
     python: Path
@@ -88,8 +88,10 @@ def find_installation(environ: Mapping[str, str] = os.environ, *, any_commit: bo
 
 
 def check_wandb(version: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Upstream's lock has a wandb that knows no keys of 86 characters; it would end the run after its data
-    were loaded.
+    """Checks that the installed wandb takes a key of this length.
+
+    The wandb in upstream's lock does not know keys of 86 characters. It would end the run after its data were
+    loaded.
 
     Raises: HarnessError "wandb-too-old".
     """
@@ -111,8 +113,9 @@ def check_wandb(version: str, environ: Mapping[str, str] = os.environ) -> None:
 
 
 def crashed_at_import(name: str, got: str) -> HarnessError:
-    """Why openpi ended by the signal `name` in the phase `IMPORT`; a second attempt would load the same
-    modules.
+    """The error of an openpi that ended by the signal `name` in the phase `IMPORT`.
+
+    A second attempt would load the same modules.
     """
     return HarnessError(
         "openpi-crashed-at-import",

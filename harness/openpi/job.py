@@ -1,5 +1,6 @@
-"""The job from which `openpi_entry` starts openpi's own trainer: a recipe of ours in upstream's words, with
-the freeze filter written out.
+"""The job from which `openpi_entry` starts openpi's own trainer.
+
+It is a recipe of the harness in upstream's words, with the freeze filter written out.
 
 Source of the names: openpi src/openpi/training/{config,optimizer}.py, models/{gemma,siglip,pi0_config}.py and
 policies/libero_policy.py, commit 15a9616.
@@ -15,7 +16,7 @@ from harness.openpi.table import ADAPTERS, COMMIT
 from harness.recipe.parameters import counts, is_trained, parameter_shapes
 from harness.recipe.schema import Model, Recipe
 
-# What upstream's configuration says of a run and a recipe of ours does not.
+# Keys of upstream's configuration that concern a run and are in none of our recipes.
 OF_THE_RUN = (
     "exp-name",
     "project-name",
@@ -32,11 +33,11 @@ _CAMERAS = {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image", "right_wri
 
 
 def job_of(recipe: Recipe, options: dict[str, Any], run_name: str) -> dict[str, Any]:
-    """What `openpi_entry` reads.
+    """The job that `openpi_entry` reads.
 
-    `options` are a command's effective ones; `run_name` stands where they name no experiment.
+    `options` are a command's effective ones. `run_name` is used if they name no experiment.
 
-    Raises: HarnessError "upstream-cannot" for what openpi's trainer has not.
+    Raises: HarnessError "upstream-cannot" for what openpi's trainer lacks.
     """
     check_upstream_can(recipe)
     train, model = recipe.train, recipe.model
@@ -93,9 +94,7 @@ def job_of(recipe: Recipe, options: dict[str, Any], run_name: str) -> dict[str, 
 
 
 def sizes_of(model: Model) -> dict[str, Any]:
-    """The sizes for which upstream's configurations have no option, where they are not the published ones;
-    else empty.
-    """
+    """The model's sizes for which upstream's configurations have no option. Empty if as published."""
     own, published = ({"vision": each.vision, "vocab_size": each.vocab_size} for each in (model, Model()))
     return own if own != published else {}
 
@@ -103,7 +102,7 @@ def sizes_of(model: Model) -> dict[str, Any]:
 def check_upstream_can(recipe: Recipe) -> None:
     """Checks that openpi's trainer can do what `recipe` says.
 
-    Raises: HarnessError "upstream-cannot" with the first key that it cannot.
+    Raises: HarnessError "upstream-cannot" with the first key that it cannot follow.
     """
     train, data, model = recipe.train, recipe.data, recipe.model
     only: list[tuple[str, Any, Any]] = [

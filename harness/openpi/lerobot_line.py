@@ -1,6 +1,6 @@
-"""What LeRobot's training command says of itself, and what comes nearest to it here.
+"""The content of LeRobot's training command, and the nearest command of the harness.
 
-Its defaults are its version's, which no line names.
+LeRobot's defaults depend on its version, which no line names.
 
 Source: LeRobot src/lerobot/configs/train.py and src/lerobot/policies/pi05/configuration_pi05.py (names of
 options), and docs/source/multi_gpu_training.mdx (a batch a process), commit 0e587e5.
@@ -27,7 +27,7 @@ _MODELS = {"pi05": "π0.5", "pi0": "π0", "pi0_fast": "π0-FAST", "pi0fast": "π
 
 
 def explain_lerobot(line: Line) -> OpenpiCommand:
-    """What the line says that LeRobot trains; everything that it does not say is unknown, with the reason."""
+    """The training that the line describes. Everything else is unknown, with the reason."""
     options = read_options(line.arguments)
     policy, why = _policy(options)
     model = _MODELS.get(policy, policy or "unknown")
@@ -61,7 +61,7 @@ def explain_lerobot(line: Line) -> OpenpiCommand:
 
 
 def read_options(words: list[str]) -> dict[str, str]:
-    """Option → value, of `--name=value`, `--name value` and a bare `--name`; the last of several counts."""
+    """Option → value, from `--name=value`, `--name value` and a bare `--name`. The last of several counts."""
     found: dict[str, str] = {}
     for index, word in enumerate(words):
         if not word.startswith("--") or word == "--":
@@ -73,8 +73,9 @@ def read_options(words: list[str]) -> dict[str, str]:
 
 
 def _policy(options: dict[str, str]) -> tuple[str, str]:
-    """(LeRobot's name of the policy, from where it is known); an empty name where only a file of the
-    checkpoint says it.
+    """(LeRobot's name of the policy, the place where it is stated).
+
+    The name is empty if only a file of the checkpoint states it.
     """
     if "policy.type" in options:
         return options["policy.type"], "--policy.type"
@@ -91,7 +92,7 @@ def _policy(options: dict[str, str]) -> tuple[str, str]:
 
 
 def _said(options: dict[str, str], line: Line, policy: str) -> list[str]:
-    """What the options say, each a sentence."""
+    """The contents of the options, each a sentence."""
     texts = []
     dataset = options.get("dataset.repo_id") or options.get("dataset.root")
     if dataset:
@@ -161,9 +162,7 @@ def _another(options: dict[str, str], line: Line, policy: str, why: str) -> Find
 
 
 def _nearest(options: dict[str, str], line: Line) -> str:
-    """The command of ours that comes nearest: the same data, batch, horizon and steps, as far as the options
-    say them.
-    """
+    """The nearest command of the harness: the same data, batch, horizon and steps, as far as stated."""
     adapters = any(name.startswith("peft.") for name in options)
     words = ["harness", "train", "--recipe", "pi05_libero_lora" if adapters else "pi05_libero"]
     if _is_count(options.get("steps", "")):

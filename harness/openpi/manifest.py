@@ -26,7 +26,7 @@ def describe_run(
     told: dict[str, Any],
     weights: dict[str, Any],
 ) -> Manifest:
-    """The manifest of a run that is about to start; `told` is what `openpi_entry` said of itself."""
+    """The manifest of a run that is about to start. `told` is the first line of `openpi_entry`."""
     dataset, stats = data
     total, trained = counts(recipe.model, recipe.train.trained)
     assert plan.chosen is not None
@@ -71,7 +71,7 @@ def describe_run(
 
 
 def resumed(manifest: Manifest, step: int, batch: int) -> tuple[Manifest, str]:
-    """(the manifest with a note, the note) of a run that goes on from `step`."""
+    """(the manifest with a note, the note) of a run that resumes from `step`."""
     assert manifest.upstream is not None
     note = (
         f"resumed at step {step}: openpi's loader begins anew, so the batches of the steps from 0 on ({batch}"

@@ -1,5 +1,6 @@
-"""What a person meant by an openpi command line, where that is not what the command does: LoRA with
-upstream's freeze filter. No JAX.
+"""The intention behind an openpi command line where the command does otherwise: LoRA with upstream's filter.
+
+No JAX.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
 
 RELEASED_WEIGHTS = "gs://openpi-assets/checkpoints/pi05_base/params"
-# The one shipped configuration with a filter for both experts; with these options it is π0.5's, on LIBERO as
-# published.
+# The one shipped configuration with a filter for both experts. With these options it trains π0.5, on LIBERO
+# as published.
 _FILTERED = "pi0_libero_low_mem_finetune"
 _TO_PI05 = {
     "model.pi05": True,
@@ -28,7 +29,7 @@ _TO_PI05 = {
 
 
 class Meant(NamedTuple):
-    """What the person meant, where that is not what the command does."""
+    """The intention behind a command that does something else."""
 
     text: str
     recipe: Recipe
@@ -36,7 +37,7 @@ class Meant(NamedTuple):
 
 
 def meant_by(command: Command, translated: Translation) -> Meant | None:
-    """LoRA, where adapters are there and everything is trained; None where the command does what is meant."""
+    """LoRA, if there are adapters and everything is trained. None if the command does what is meant."""
     recipe = translated.recipe
     if adapters_of(recipe.model) == "none" or translated.trained != "full" or translated.lost:
         return None
@@ -63,14 +64,14 @@ def meant_by(command: Command, translated: Translation) -> Meant | None:
 
 
 def _filtered_options(command: Command) -> dict[str, object]:
-    """The options that make the configuration with a filter the command's own run."""
+    """The options that turn the configuration with a filter into the command's own run."""
     filtered = openpi_configs.find(_FILTERED).defaults
     variants = {name: filtered[name] for name in ("model.paligemma-variant", "model.action-expert-variant")}
     weights = command.effective.get("weight-loader.params-path") or RELEASED_WEIGHTS
     wanted = (
         command.effective | _TO_PI05 | variants | {"ema-decay": None, "weight-loader.params-path": weights}
     )
-    # The shape of the model stays the command's own.
+    # The shape of the model stays that of the command.
     wanted |= {name: command.effective[name] for name in ("model.action-horizon", "model.max-token-len")}
     return {
         name: value

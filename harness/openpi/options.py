@@ -1,8 +1,8 @@
 """An openpi command line, read as upstream's own parser reads it.
 
-Hyphens and underscores are the same; a value follows its option or an equals sign; the last of several
-counts; a flag takes no value, and its opposite has `no-` before the last part of its name. Source: tyro 1.0
-with openpi src/openpi/training/config.py `cli`, commit 15a9616, tried by hand.
+Hyphens and underscores are the same. A value follows its option or an equals sign. The last of several
+counts. A flag takes no value; its opposite has `no-` before the last part of its name. Source: tyro 1.0 with
+openpi src/openpi/training/config.py `cli`, commit 15a9616, tried by hand.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from harness.openpi.trainer_line import Line, whose
 
 
 class Command(NamedTuple):
-    """`given` are the options as said, `effective` all of them with the configuration's defaults; `line` is
-    where they stood.
+    """A command of openpi's.
+
+    `given` are the options as written. `effective` are all options, with the configuration's defaults. `line`
+    is the line that they come from.
     """
 
     name: str
@@ -35,8 +37,9 @@ class Command(NamedTuple):
 
 
 def read(words: list[str]) -> Command:
-    """The command that `words` are: a configuration's name and its options, or a whole line such as
-    `NAME=value uv run scripts/train.py …`.
+    """The command in `words`: a configuration's name and its options, or a whole shell line.
+
+    A shell line is for instance `NAME=value uv run scripts/train.py …`.
 
     Raises: HarnessError of `whose`, and "openpi-config-unknown", "openpi-option-unknown",
     "openpi-option-invalid", "options-contradict".
@@ -45,7 +48,10 @@ def read(words: list[str]) -> Command:
 
 
 def read_line(line: Line) -> Command:
-    """As `read`, of a line whose trainer is known; openpi's two trainers take the same options."""
+    """The command in a line whose trainer is known. openpi's two trainers take the same options.
+
+    Raises: HarnessError as `read`.
+    """
     rest = line.arguments
     if not rest or rest[0].startswith("-"):
         raise HarnessError(
@@ -115,7 +121,7 @@ def _options(tokens: list[str], name: str, config: Config) -> dict[str, Any]:
 
 
 def _known(written: str, name: str, config: Config) -> tuple[str, bool]:
-    """(the option, whether it is its negation)."""
+    """(the option, True if `written` is its negation)."""
     if written in config.defaults:
         return written, False
     parent, _, last = written.rpartition(".")
@@ -138,7 +144,7 @@ def _known(written: str, name: str, config: Config) -> tuple[str, bool]:
             ),
         )
     close = difflib.get_close_matches(written, config.defaults, n=3, cutoff=0.5)
-    # Most often the group is forgotten: --paligemma-variant for --model.paligemma-variant.
+    # Most often the group is missing: --paligemma-variant for --model.paligemma-variant.
     close = [option for option in config.defaults if option.rpartition(".")[2] == last] + close
     close = list(dict.fromkeys(close))
     raise HarnessError(
@@ -195,7 +201,7 @@ def _invalid(got: str, option: str, kind: Kind) -> HarnessError:
 
 
 def is_required(value: Any) -> bool:
-    """Whether upstream refuses to start without this option."""
+    """True if upstream refuses to start without this option."""
     return bool(value == REQUIRED)
 
 

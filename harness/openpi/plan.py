@@ -1,8 +1,9 @@
-"""Whether openpi's own trainer fits, for exactly the configuration asked for: nothing is searched, nothing is
-changed. No JAX.
+"""The plan of openpi's own trainer: whether exactly the requested configuration fits. No JAX.
+
+Nothing is searched and nothing is changed.
 
 The device bytes are those of plan.upstream. Usable is 90 % of the card, the pool that upstream's README sets
-(XLA_PYTHON_CLIENT_MEM_FRACTION=0.9), and never more than what is free without a context and a margin; the one
+(XLA_PYTHON_CLIENT_MEM_FRACTION=0.9), and never more than what is free without a context and a margin. The one
 published failure, two A100-80 with a pool of 75 GiB, lies above that line.
 """
 
@@ -37,7 +38,7 @@ PUBLISHED = "pi05_libero"
 # Source: openpi README.md, "Training", commit 15a9616.
 POOL_FRACTION = 0.9
 _BARE = {"global_batch": "train.global_batch", "ema": "train.ema_decay"}
-# The same in the words of upstream's command line. Source: openpi src/openpi/training/config.py
+# The same keys in the words of upstream's command line. Source: openpi src/openpi/training/config.py
 # `TrainConfig`, commit 15a9616.
 _UPSTREAMS = {
     "batch_size": "global_batch",
@@ -59,8 +60,10 @@ _EMA_WORDS = {
 
 
 def options(sets: Iterable[str]) -> tuple[int | None, list[str]]:
-    """(fsdp, the rest as recipe overrides): `global_batch=B`, `fsdp=F` and `ema=on|off|DECAY` are said
-    without a path here, or as upstream says them.
+    """(fsdp, the rest as recipe overrides).
+
+    `global_batch=B`, `fsdp=F` and `ema=on|off|DECAY` need no path here. Upstream's own names are understood
+    too.
 
     Raises: HarnessError "override-invalid".
     """
@@ -103,7 +106,7 @@ def options(sets: Iterable[str]) -> tuple[int | None, list[str]]:
 
 
 def _variant(key: str, value: str) -> str:
-    """Upstream's name of an expert with or without adapters, as an override."""
+    """The override for upstream's name of an expert with or without adapters."""
     name, plain = key.removeprefix("model.").removesuffix("_variant"), _VARIANTS[key]
     if value == plain:
         return f"model.{name}.lora=null"
@@ -120,10 +123,10 @@ def _variant(key: str, value: str) -> str:
 
 
 def setup_of(recipe: Recipe, devices: int, fsdp: int) -> Setup:
-    """What of `recipe` changes the bytes of upstream's step.
+    """The parts of `recipe` that change the bytes of upstream's step.
 
-    Raises: HarnessError "upstream-cannot" for what upstream has not, "upstream-not-compiled" for another
-    model than LIBERO's.
+    Raises: HarnessError "upstream-cannot" for what upstream lacks, "upstream-not-compiled" for another model
+    than LIBERO's.
     """
     train, model = recipe.train, recipe.model
     for key, got, only in (
@@ -180,8 +183,9 @@ def place_of(
     host_ram_bytes: int | None,
     fsdp: int | None,
 ) -> Place:
-    """The cards asked for, as many as shards are when no count is said; or this machine's, of which JAX takes
-    all.
+    """The requested cards, else this machine's, of which JAX takes all.
+
+    Without a count, there are as many requested cards as shards.
 
     Raises: HarnessError "no-gpu", "gpu-unknown", "gpu-memory-unknown".
     """
@@ -207,14 +211,14 @@ def place_of(
 
 
 def plan_upstream(recipe: Recipe, place: Place, fsdp: int | None, *, inputs: str = "") -> Plan:
-    """Upstream's own step of `recipe` on each device of `place`: it fits, or it does not.
+    """The plan of upstream's own step of `recipe` on each device of `place`: it fits, or it does not.
 
     Raises: HarnessError as `setup_of` and `upstream.need`.
     """
     setup = setup_of(recipe, place.devices, fsdp or 1)
     answer = need(setup)
-    # With many shards and few samples, the released weights that lie whole on each device at first are the
-    # most.
+    # With many shards and few samples the largest need is at the start, when the released weights lie whole
+    # on each device.
     answer = answer._replace(bytes=max(answer.bytes, initialization(setup)))
     usable = usable_bytes(place)
     fits = answer.bytes <= usable
@@ -285,9 +289,7 @@ def _candidate(recipe: Recipe, setup: Setup, answer: Answer, usable: int) -> Can
 
 
 def explanation(setup: Setup) -> str:
-    """What would really be trained where adapters are there and no filter is; empty where nothing is to be
-    explained.
-    """
+    """The explanation of what is really trained if there are adapters but no filter. Empty in other cases."""
     if setup.adapters == "none" or setup.trained != "full":
         return ""
     model = model_with(setup.adapters)

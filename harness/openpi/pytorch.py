@@ -1,6 +1,6 @@
-"""What openpi's PyTorch trainer does with a configuration, and how that differs from its JAX trainer.
+"""The effect of a configuration in openpi's PyTorch trainer, and how that differs from the JAX trainer.
 
-It is another program with other numbers.
+The PyTorch trainer is another program with other numbers.
 
 Source: openpi scripts/train_pytorch.py, src/openpi/models_pytorch/*.py, src/openpi/training/data_loader.py
 and README.md ("PyTorch Support", "Precision Settings"), commit 15a9616.
@@ -14,7 +14,7 @@ from harness.openpi.options import Command, said
 
 _LORA = "_lora"
 SCRIPT = "scripts/train_pytorch.py"
-# A configuration's own default that is a text to be replaced.
+# Begins a configuration's default that is a placeholder text.
 _PLACEHOLDER = "/path/to/your/"
 UNKNOWN = (
     "trained",
@@ -28,7 +28,7 @@ UNKNOWN = (
 
 
 def unknown() -> dict[str, str]:
-    """Why nothing that is known of the JAX step is said of this trainer."""
+    """Field → the reason why the facts about the JAX step do not apply to this trainer."""
     why = (
         f"{SCRIPT} is another program: its step is PyTorch's, and what is known here is that of"
         " scripts/train.py"
@@ -42,7 +42,7 @@ def unknown() -> dict[str, str]:
 
 
 def differences(command: Command) -> list[str]:
-    """How a run differs from that of scripts/train.py with the same configuration, each a sentence."""
+    """The differences from a run of scripts/train.py with the same configuration, each a sentence."""
     options = command.effective
     precision = options.get("pytorch-training-precision", "bfloat16")
     bits = {
@@ -72,7 +72,7 @@ def differences(command: Command) -> list[str]:
 
 
 def _shared(command: Command) -> str:
-    """What each of the processes holds."""
+    """The contents of each process's memory, as a sentence."""
     count = command.line.processes
     said = (
         "a number of processes that the line does not say"
@@ -85,8 +85,9 @@ def _shared(command: Command) -> str:
 
 
 def findings(command: Command) -> list[Finding]:
-    """What stops this trainer, or makes it train something else than the line looks like; first of all that
-    it is another trainer.
+    """The faults of a line for this trainer: whatever stops it, or makes it train something unexpected.
+
+    The first finding is that it is another trainer.
     """
     options = command.effective
     own = {name: value for name, value in command.given.items() if not name.startswith("pytorch-")}
@@ -117,7 +118,7 @@ def findings(command: Command) -> list[Finding]:
 
 
 def _stops(command: Command) -> list[Finding]:
-    """Configurations that this trainer does not take."""
+    """Errors for configurations that this trainer does not take."""
     if command.config.family == "pi0_fast":
         got, fix = (
             f"{command.name} is of π0-FAST, which has no PyTorch model",
@@ -191,7 +192,7 @@ def _lora(command: Command) -> list[Finding]:
 
 
 def _batch(batch: int, processes: int | None) -> list[Finding]:
-    """The batch is divided by the processes, and what does not divide is left out without a word."""
+    """A warning if the processes do not divide the batch: the trainer silently drops the remainder."""
     if processes is None or (batch % processes == 0 and batch >= processes):
         return []
     each = batch // processes

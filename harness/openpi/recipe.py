@@ -1,4 +1,4 @@
-"""An openpi command as a recipe of ours, and what of it a recipe cannot say.
+"""Translation of an openpi command into a recipe of the harness, and the parts that no recipe can express.
 
 Source of the variants and of the freeze filter: openpi src/openpi/models/{gemma,pi0_config}.py, commit
 15a9616.
@@ -22,8 +22,10 @@ _LIBERO = "LeRobotLiberoDataConfig"
 
 
 class Translation(NamedTuple):
-    """`recipe` does what the command does but for `lost`, each a sentence; `trained` is None where recipes
-    have no name for who is trained.
+    """A translated command.
+
+    `recipe` does what the command does except for `lost`, each entry a sentence. `trained` is None if recipes
+    have no name for the set of trained parameters.
     """
 
     recipe: Recipe
@@ -64,7 +66,7 @@ def translate(command: Command) -> Translation:
         ) from error
     total, count = counts(recipe.model, "full")
     if command.config.freezes:
-        # The filters that are shipped freeze the language model, both experts, but for adapters. Source:
+        # The shipped filters freeze the language model, both experts, except for adapters. Source:
         # pi0_config.py `get_freeze_filter`.
         count = sum(
             math.prod(shape)
@@ -83,7 +85,7 @@ def _model(options: dict[str, Any]) -> dict[str, Any]:
     }
     for name, lora in ADAPTERS.items():
         variant = str(options[f"model.{name.replace('_', '-')}-variant"])
-        # An adapter's rank goes with the variant, not with the expert that it is put on.
+        # An adapter's rank belongs to the variant, not to the expert that carries it.
         own = next((each for each in ADAPTERS if variant == _VARIANT[each] + _LORA), None)
         model[name] = {
             "variant": variant.removesuffix(_LORA),
@@ -102,7 +104,7 @@ def _trained(command: Command) -> Trained | None:
     ]
     if not command.config.freezes:
         return "full"
-    # The filters that are shipped freeze both experts but for adapters: that is LoRA where both carry some.
+    # The shipped filters freeze both experts except for adapters. That is LoRA if both carry adapters.
     return "lora" if all(adapted) else None
 
 
@@ -154,7 +156,7 @@ def _lost(command: Command, trained: Trained | None) -> list[str]:
 
 
 def published_changes(command: Command, published: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Option → (value, the published configuration's), of those that say what is learned or with what."""
+    """Option → (value, the published value), for options that change what is learned or from what."""
     cosmetic = (
         "project-name",
         "exp-name",

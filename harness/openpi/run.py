@@ -1,9 +1,8 @@
-"""The plan of a run that upstream's own trainer is to carry out here: by the table of what the compiler said,
-and for a tiny model by counting. No JAX.
+"""The plan of a run of upstream's own trainer: from the table, or for a tiny model by counting. No JAX.
 
-The table holds the published model alone. A model so small that it may be trained on a CPU needs no
-compiler's answer: what is counted is its state and gradients, and that the work beside them is not known is
-said.
+The table of compiled answers holds the published model alone. A model so small that it may be trained on a
+CPU needs no compiler's answer: its state and gradients are counted, and the plan says that the work beside
+them is not known.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from harness.units import format_bytes, format_count
 def plan_run(
     recipe: Recipe, machine: Machine, device: str | None, fsdp: int | None, *, inputs: str = ""
 ) -> Plan:
-    """Upstream's step of `recipe` on this machine's cards, or of a tiny model on its CPU; with `backend`
-    "openpi".
+    """The plan of upstream's step of `recipe` on this machine's cards, or of a tiny model on its CPU.
+
+    Its `backend` is "openpi".
 
     Raises: HarnessError as `plan_upstream` and `place_of`, and "upstream-cannot" for shards of a tiny model.
     """
@@ -32,7 +32,7 @@ def plan_run(
     if total > CPU_PARAMETERS and device != "cpu":
         place = place_of(recipe, machine, gpu=None, vram_bytes=None, host_ram_bytes=None, fsdp=fsdp)
         made = plan_upstream(recipe, place, fsdp, inputs=inputs)
-        # The pool is upstream's where the card is idle; where others hold some of it, what they leave.
+        # On an idle card the pool is upstream's. On a shared card it is what the others leave.
         fraction = min(made.memory_fraction or 1.0, place.memory_fraction or 1.0)
         return made.model_copy(update={"memory_fraction": fraction} | _as_asked(made))
     place = present(recipe, machine, device=device, vram_bytes=None, host_ram_bytes=None)
@@ -48,15 +48,16 @@ def plan_run(
 
 
 def _as_asked(made: Plan) -> dict[str, Any]:
-    """The candidates without deviations: those of `plan_upstream` are from the published recipe, and here it
-    is the recipe that is carried out.
+    """The candidates without deviations.
+
+    Those of `plan_upstream` are deviations from the published recipe. Here the recipe itself is carried out.
     """
     candidates = [candidate.model_copy(update={"deviations": []}) for candidate in made.candidates]
     return {"candidates": candidates, "chosen": candidates[0] if made.chosen is not None else None}
 
 
 def _state_and_gradients(recipe: Recipe, total: int, trained: int) -> dict[str, int]:
-    """Bytes by part: what is trained lies in float32, what is frozen in two bytes a number."""
+    """Bytes by part. Trained parameters lie in float32, frozen ones in two bytes per number."""
     weights = 4 * trained + 2 * (total - trained)
     return {
         "weights": weights,

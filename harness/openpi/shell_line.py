@@ -1,8 +1,8 @@
-"""A line as people paste it from a terminal or a script: its simple commands, and the shell's own parts
-beside them. Nothing is ever run.
+"""A pasted shell line, split into its simple commands and the shell's own parts. Nothing is ever run.
 
 Quotes, escapes, continued lines, comments, redirections, pipes, lists, groups and substitutions are told
-apart; variables stay as they are written.
+apart. Variables stay as they are written.
+
 Source: POSIX Shell Command Language, sections 2.2 to 2.9; the redirections `&>` and `|&` and process
 substitution are bash's.
 """
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from harness.errors import HarnessError
 from harness.received.text import visible
 
-# A line that a person pastes has some hundred words; a script that launches jobs some thousand.
+# A pasted line has some hundred words; a script that launches jobs has some thousand.
 LONGEST = 100_000
 _TOKEN = re.compile(
     r"""(?P<joined>\\\r?\n|`[ \t]*\r?\n)          # a continued line, of a shell or of PowerShell
@@ -31,7 +31,7 @@ _TOKEN = re.compile(
       | (?P<plain>[^\s\\'"`$<>&|;()]+|\$)""",
     re.VERBOSE | re.DOTALL,
 )
-# `(base) me@box:~/openpi$ `, `$ `, `>>> `: what a terminal wrote before the line.
+# `(base) me@box:~/openpi$ `, `$ `, `>>> `: a terminal's prompt before the line.
 _PROMPT = re.compile(
     r"(?:\([\w.-]{1,80}\) {1,3})?(?:[\w.-]{1,80}@[^\s$#%]{1,200}(?: [~/][^\s$#%]{0,200})?)?"
     r" {0,3}(?:[$#%❯➜]|>>>) "
@@ -52,23 +52,25 @@ class Simple(NamedTuple):
     substitutions: list[str]
 
     def said(self) -> str:
-        """The command with the operator in front of it; values of variables are left out, since a key may be
-        one.
+        """The command with the operator before it.
+
+        Values of variables are left out, since one of them may be a key.
         """
         words = [re.sub(r"^([A-Za-z_]\w*)=.*", r"\1=…", word, flags=re.DOTALL) for word in self.words]
         return " ".join([self.before.replace("\n", ""), *words]).strip()
 
 
 def as_line(words: list[str]) -> str:
-    """The line that `words` are: itself when it is one, else the words of a shell or of `shlex.split`, the
-    shell's own signs unquoted.
+    """The line in `words`: a single word as it is, else the joined words of a shell or of `shlex.split`.
+
+    The shell's own signs stay unquoted.
     """
     line = (
         words[0]
         if len(words) == 1
         else " ".join(word if _is_sign(word) else shlex.quote(word) for word in words if word.strip())
     )
-    # A terminal's control characters, and bytes that are no text, stand as escapes from here on.
+    # From here on, a terminal's control characters and bytes that are no text stand as escapes.
     return visible(line.replace("\r\n", "\n"))
 
 
@@ -82,10 +84,10 @@ def _is_sign(word: str) -> bool:
 
 
 def simple_commands(line: str) -> list[Simple]:
-    """The simple commands of `line`, in order; those without a word are left out.
+    """The simple commands of `line`, in order. Commands without a word are left out.
 
     Raises: HarnessError "openpi-option-invalid" for quotes or brackets that are not closed, and for a line
-    without an end.
+    that is too long.
     """
     if len(line) > LONGEST:
         raise _refusal(f"it has {len(line):,} characters", line[:80], f"at most {LONGEST:,}")
@@ -97,9 +99,7 @@ def simple_commands(line: str) -> list[Simple]:
 
 
 class _Reader:
-    """Where in the line we are, the word and the command that are being read, and the commands that are
-    complete.
-    """
+    """The state of reading a line: the position, the current word and command, and the complete commands."""
 
     def __init__(self, line: str) -> None:
         self.line, self.position = line, 0
@@ -130,7 +130,7 @@ class _Reader:
         elif kind in ("blank", "joined"):
             self._end_word()
         elif kind == "redirection":
-            # A number right before the sign is a descriptor: `2>`, but not `x2>`.
+            # A number directly before the sign is a descriptor: `2>`, but not `x2>`.
             descriptor = self._word if self._word is not None and self._word.isdigit() else ""
             if descriptor:
                 self._word = None
@@ -145,7 +145,7 @@ class _Reader:
             self._word = (self._word or "") + _plain(kind, text)
 
     def _to_close(self, opening: str) -> str:
-        """What follows `opening` up to and with the sign that closes it."""
+        """The text after `opening`, up to and including the sign that closes it."""
         start, depth = self.position, 1
         closing, wanted = ("`", "`") if opening == "`" else (")", "()")
         while self.position < len(self.line):

@@ -1,8 +1,8 @@
-"""The checkpoints that openpi's trainer leaves in a run: whether one is being saved, and what the harness
-writes beside them.
+"""The checkpoints of openpi's trainer in a run: saves under way, and the records that the harness adds.
 
 Beside a whole step the harness writes `harness/record.json`, with the recipe, and `harness/digests.json`: a
-sha256 of every array as it lies on the disk, which was written by then.
+sha256 of every array as it lies on the disk after the save.
+
 Source: openpi scripts/train.py `main`, src/openpi/training/checkpoints.py, commit 15a9616.
 """
 
@@ -33,26 +33,27 @@ from harness.run.steps import (
     whole_steps,
 )
 
-# A save that nothing was written to for so long has stopped.
+# Seconds without a write after which a save has stopped.
 _QUIET_S = 60
 
 
 def is_saving(checkpoints: Path) -> bool:
-    """Whether one of the unfinished saves was written to of late: then it is under way, and not left by
-    another process.
+    """True if an unfinished save was written to recently.
+
+    Such a save is under way, and not left by another process.
     """
     newest = 0.0
     for save in interrupted_saves(checkpoints):
         for folder, _, files in os.walk(save):
             for place in (Path(folder), *(Path(folder, file) for file in files)):
-                # A save that becomes whole is renamed under our eyes.
+                # A save that becomes whole is renamed while it is read.
                 with contextlib.suppress(OSError):
                     newest = max(newest, place.stat().st_mtime)
     return time.time() - newest < _QUIET_S
 
 
 class Records:
-    """Writes records and digests on a thread of its own, since a full state takes a minute to read."""
+    """A writer of records and digests. It has its own thread, since reading a full state takes a minute."""
 
     def __init__(self, checkpoints: Path, recipe: Recipe, commit: str) -> None:
         self._checkpoints = checkpoints
@@ -68,7 +69,7 @@ class Records:
         self._thread.start()
 
     def look(self) -> list[int]:
-        """The steps that have become whole since the last look."""
+        """The steps that have become whole since the last call."""
         new = [step for step in whole_steps(self._checkpoints, "openpi") if step not in self._known]
         for step in new:
             self._known.add(step)
@@ -77,14 +78,14 @@ class Records:
         return new
 
     def close(self) -> None:
-        """Returns when all records are written."""
+        """Waits until all records are written."""
         self.look()
         self._waiting.put(None)
         self._thread.join()
 
     def _work(self) -> None:
         while (step := self._waiting.get()) is not None:
-            # Upstream deletes a step when the next is whole, also under our eyes.
+            # Upstream deletes a step when the next is whole, even while it is read.
             with contextlib.suppress(OSError, ValueError, HarnessError):
                 self._write(
                     self._checkpoints / str(step), self._record | {"step": steps_taken(step, "openpi")}
@@ -97,7 +98,7 @@ class Records:
             "leaves": leaf_digests(step),
             "files": text_digests(step) | {RECORD: hashlib.sha256(text.encode()).hexdigest()},
         }
-        # In place only when it is whole: a step with half a record would not be one.
+        # Renamed into place only when whole: a step with half a record would not be whole.
         scratch = step / f".{HARNESS}.{os.getpid()}"
         try:
             scratch.mkdir()
@@ -111,7 +112,7 @@ class Records:
 def leaf_digests(step: Path) -> dict[str, str]:
     """Item/path → sha256 of each array as stored, its elements in C order.
 
-    Raises: OSError, ValueError when one cannot be read.
+    Raises: OSError, ValueError if one cannot be read.
     """
     from harness.checkpoint.deep import stream
     from harness.checkpoint.item import read_item
@@ -126,7 +127,7 @@ def leaf_digests(step: Path) -> dict[str, str]:
 
 
 def text_digests(step: Path) -> dict[str, str]:
-    """Path below the step → sha256 of the statistics that it carries."""
+    """Path below the step → sha256, for the statistics inside the step."""
     assets = step / ASSETS
     files = sorted(walk(assets)) if assets.is_dir() else []
     return {

@@ -1,23 +1,20 @@
-"""How many device bytes openpi's own training step needs, as it is shipped: from a table of what the compiler
-said. No JAX.
+"""Device bytes of openpi's own training step, as it is shipped, from a table of compiled answers. No JAX.
 
 `table.json` holds XLA's answers for upstream's `train_step` at the pinned commit, with upstream's versions,
-200 prompt tokens and three cameras. Rows "compiled" are those of `python -m benchmarks.openpi_compiled`; rows
-"facts" were compiled the same way before and are rounded to 0.1 GiB. What lies between rows is never put
-below the truth:
+200 prompt tokens and three cameras. Rows "compiled" come from `python -m benchmarks.openpi_compiled`. Rows
+"facts" were compiled the same way before and are rounded to 0.1 GiB. An estimate between rows is never below
+the truth:
 
 - Between two batches: the larger one's bytes. The curve is neither straight nor convex (LoRA: 16.1, 18.6,
-  21.3, 30.9 GiB at 1, 8, 32, 64), so a chord
-  could lie below it. Beyond the largest batch nothing is said: not even a full fine-tune's work bounds LoRA's
-  (at 256 80 and 91 GiB).
-- The average (EMA): a copy of all parameters beside the state, added to or taken from the row that has it
-  otherwise.
+  21.3, 30.9 GiB at 1, 8, 32, 64), so a chord could lie below it. Beyond the largest batch there is no
+  answer: not even a full fine-tune's work bounds LoRA's (at 256 80 and 91 GiB).
+- The average (EMA): a copy of all parameters beside the state. It is added to, or taken from, the row that
+  differs in it.
 - Adapters beside trained base weights: the bytes without them, and their weights, gradients, moments and
   average.
 - Several devices: the state of each, counted by upstream's rule of sharding, and the work of its share of the
-  batch on one device; with shards the
-  step also holds parameters that it has gathered: the largest array is added (two shards at 256: 79.7 GiB
-  compiled, 82.7 counted so).
+  batch on one device. With shards the step also holds parameters that it has gathered: the largest array is
+  added (two shards at 256: 79.7 GiB compiled, 82.7 counted so).
 
 Source: openpi scripts/train.py, src/openpi/training/sharding.py `fsdp_sharding`,
 src/openpi/models/pi0_config.py, commit 15a9616.
@@ -38,28 +35,28 @@ from harness.strict import Strict, parse
 from harness.units import MIB, format_bytes
 
 COMMIT = "15a9616"
-# The card whose answers stand for all; rows of others show how little the card changes.
+# The card whose answers stand for all. Rows of other cards show how little the card changes.
 _CARD = "rtx_a6000"
 MAKE = "python -m benchmarks.openpi_compiled"
-# Upstream's two adapters; another rank cannot be asked for. Source: openpi src/openpi/models/gemma.py
+# Upstream's two adapters. No option asks for another rank. Source: openpi src/openpi/models/gemma.py
 # `get_config`.
 ADAPTERS = {"paligemma": Lora(rank=16, alpha=16.0), "action_expert": Lora(rank=32, alpha=32.0)}
 # Arrays below this size are kept whole on every device. Source: sharding.py `fsdp_sharding`.
 _SHARDED_FROM = 4 * MIB
 
-# With a sharded state XLA keeps more of the activations, so what is counted for shards holds as far as it was
-# checked against the compiler.
+# With a sharded state XLA keeps more of the activations. The count for shards holds only as far as the
+# compiler has confirmed it.
 _SHARDED_ROWS = 128
-# Answers for one setup that are further apart than this are both told.
+# If answers for one setup differ by more than this share, both are reported.
 _APART = 0.03
 
 Adapters = Literal["none", "paligemma", "action_expert", "both"]
 
 
 class Setup(NamedTuple):
-    """All that changes the bytes of upstream's step.
+    """Everything that changes the bytes of upstream's step.
 
-    `batch` is global; `devices` hold `devices / fsdp` copies of the state in `fsdp` shards each.
+    `batch` is global. `devices` hold `devices / fsdp` copies of the state, in `fsdp` shards each.
     """
 
     adapters: Adapters
@@ -71,8 +68,9 @@ class Setup(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Bytes of each device; `how` says from which rows an interpolated answer comes, and of a compiled one
-    what else was found.
+    """Bytes of each device.
+
+    `how` names the rows of an interpolated answer. For a compiled answer it reports a differing second one.
     """
 
     bytes: int
@@ -107,7 +105,7 @@ class _Table(Strict):
 
 @functools.cache
 def rows() -> list[_Row]:
-    """The table."""
+    """The rows of the table."""
     data = json.loads(resources.files("harness.openpi").joinpath("table.json").read_text())
     return parse(
         _Table,
@@ -135,7 +133,7 @@ def model_with(adapters: Adapters) -> Model:
 
 
 def adapters_of(model: Model) -> Adapters:
-    """Which experts of `model` carry adapters."""
+    """The experts of `model` that carry adapters."""
     present = [name for name in ADAPTERS if getattr(model, name).lora is not None]
     return (
         "both"
@@ -151,7 +149,7 @@ def adapters_of(model: Model) -> Adapters:
 def state_parts(setup: Setup) -> dict[str, int]:
     """Bytes of weights, moments and average that lie on each device between steps.
 
-    The average is one of all parameters, also of the frozen ones, which are kept in bfloat16.
+    The average covers all parameters, including the frozen ones, which are kept in bfloat16.
     """
     model = model_with(setup.adapters)
     parts = {"weights": 0, "moments": 0, "ema": 0}
@@ -209,7 +207,7 @@ def need(setup: Setup) -> Answer:
 
 
 def _apart(same: list[_Row]) -> str:
-    """What is to be said where one setup was compiled more than once and the answers are not the same."""
+    """The note for a setup that was compiled more than once with different answers. Empty if they agree."""
     most = max(same, key=lambda row: row.bytes)
     if most.bytes <= same[0].bytes * (1 + _APART):
         return ""
@@ -217,16 +215,16 @@ def _apart(same: list[_Row]) -> str:
 
 
 def batches(setup: Setup) -> list[int]:
-    """The global batches that `need` has compiled answers for, of what is trained here on these devices."""
+    """The global batches for which `need` has compiled answers, for this choice of parameters and devices."""
     known = _curve(setup._replace(devices=1, fsdp=1))
     return [batch * setup.devices for batch in known if setup.fsdp == 1 or batch <= _SHARDED_ROWS]
 
 
 def initialization(setup: Setup) -> int:
-    """Bytes of each device before the first step: the state, and where that is sharded, the released weights
-    whole beside it.
+    """Bytes of each device before the first step: the state, and if sharded, the whole released weights.
 
-    On one device the weights become the state's. Upstream converts what is frozen before it reaches a device.
+    On one device the weights become the state's. Upstream converts frozen parameters before they reach a
+    device.
     """
     whole = state_parts(setup._replace(fsdp=1))["weights"] if setup.fsdp > 1 else 0
     return sum(state_parts(setup).values()) + whole
@@ -258,7 +256,7 @@ def _check_shares(setup: Setup) -> None:
 
 
 def _on_one_device(setup: Setup) -> tuple[int, str]:
-    """Bytes, and where they come from when there is no row of exactly this."""
+    """(bytes, the rows they come from). The text is empty if a row matches exactly."""
     curve = _curve(setup)
     if setup.batch in curve:
         compiled = any(row.setup == setup for row in steps())
@@ -287,8 +285,9 @@ def _on_one_device(setup: Setup) -> tuple[int, str]:
 
 
 def _curve(setup: Setup) -> dict[int, int]:
-    """Batch → bytes on one device: rows of exactly this, those that differ in the average alone, and of a
-    full fine-tune those without adapters.
+    """Batch → bytes on one device.
+
+    It uses exact rows, rows that differ only in the average, and for a full fine-tune rows without adapters.
     """
     alike = [
         row

@@ -1,5 +1,6 @@
-"""Whose trainer a command line starts, how many times, and with which arguments: openpi's in JAX or PyTorch,
-LeRobot's, or another.
+"""The trainer that a command line starts: openpi's in JAX or PyTorch, LeRobot's, or another.
+
+It also gives the number of processes and the trainer's arguments.
 
 Sources: openpi scripts/train.py and scripts/train_pytorch.py, commit 15a9616; LeRobot pyproject.toml
 [project.scripts] and docs/source/multi_gpu_training.mdx, commit 0e587e5; PyTorch torch/distributed/run.py and
@@ -19,7 +20,7 @@ Trainer = Literal["openpi", "openpi-pytorch", "lerobot", "other"]
 _OPENPI = {"train.py": "openpi", "train_pytorch.py": "openpi-pytorch"}
 _MODULES = {"scripts.train": "openpi", "scripts.train_pytorch": "openpi-pytorch"}
 _LEROBOT_MODULE = re.compile(r"lerobot\.(?:scripts\.(?:lerobot_)?train|__main__)")
-# What starts a program once a GPU, with the names of the options that say how many.
+# Launchers that start a program once per GPU, with the names of the options that give the count.
 _LAUNCHERS = {
     "torchrun": ("nproc-per-node", "nproc_per_node"),
     "torch.distributed.run": ("nproc-per-node", "nproc_per_node"),
@@ -35,16 +36,17 @@ _NOT_TRAINERS = {
     "convert_jax_model_to_pytorch.py": "harness import openpi pi05_libero",
 }
 _ASSIGNMENT = re.compile(r"(?<!\w)([A-Za-z_]\w*+)=(.*)", re.DOTALL)
-# A line in a line in a line: `ssh host "tmux new -d 'bash -c …'"`.
+# The deepest nesting of lines within a line: `ssh host "tmux new -d 'bash -c …'"`.
 _DEEPEST = 4
 
 
 class Line(NamedTuple):
-    """`arguments` are the trainer's own, its configuration first where it is openpi's.
+    """A trainer's command line. `arguments` are the trainer's own; openpi's begin with the configuration.
 
-    `program` is the script, module or command ("" where the line begins with the configuration), `launcher`
-    what starts it once a GPU ("" for none), `processes` how many times in all (None where the line does not
-    say), `environment` the variables that it sets, `cut` the shell's own parts.
+    `program` is the script, module or command ("" if the line begins with the configuration). `launcher` is
+    the program that starts it once per GPU ("" for none). `processes` is the total number of processes (None
+    if the line does not say). `environment` holds the variables that the line sets. `cut` are the shell's own
+    parts.
     """
 
     trainer: Trainer
@@ -57,7 +59,7 @@ class Line(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """A program among the words of a command: its name, where its arguments begin, and what stands before."""
+    """A program among the words of a command: its name, the index of its first argument, and its launcher."""
 
     trainer: Trainer
     program: str
@@ -66,8 +68,7 @@ class _Start(NamedTuple):
 
 
 def whose(words: list[str]) -> Line:
-    """The trainer's command in `words`, which are a configuration's name and its options, or a whole line (or
-    script) as it is pasted.
+    """The trainer's command in `words`: a configuration's name and its options, or a pasted line or script.
 
     Raises: HarnessError "openpi-option-invalid" of `shell_line`, and "not-a-trainer".
     """
@@ -99,8 +100,9 @@ def whose(words: list[str]) -> Line:
 
 
 def _unwrapped(commands: list[Simple], depth: int = 0) -> list[Simple]:
-    """`commands`, with a line that stands in a word (`bash -c "…"`) in the place of its command, where that
-    line has the trainer.
+    """`commands`, with a line inside a word (`bash -c "…"`) in place of its command.
+
+    That is done only if the inner line starts the trainer.
     """
     found = []
     for command in commands:
@@ -115,8 +117,9 @@ def _unwrapped(commands: list[Simple], depth: int = 0) -> list[Simple]:
 
 
 def _inside(line: str, depth: int) -> list[Simple]:
-    """The commands of a line that is one word of another; none where it starts no trainer, or is a text and
-    no line.
+    """The commands of a line that is one word of another.
+
+    None of them if it starts no trainer or is plain text.
     """
     try:
         inner = _unwrapped(simple_commands(line), depth + 1)
@@ -126,9 +129,9 @@ def _inside(line: str, depth: int) -> list[Simple]:
 
 
 def _start(words: list[str]) -> _Start | None:
-    """The trainer that this command starts; None where it starts none."""
+    """The trainer that this command starts. None if it starts no trainer."""
     body = [index for index, word in enumerate(words) if not _ASSIGNMENT.fullmatch(word)]
-    # A configuration that is named first: what follows are its options, whatever their values look like.
+    # If a configuration comes first, the words after it are its options, whatever their values look like.
     if not body or words[body[0]] in openpi_configs.names():
         return None
     launcher = ""
@@ -158,7 +161,7 @@ def _module(word: str) -> Trainer | None:
 
 
 def _program(word: str, name: str) -> Trainer | None:
-    """Whose trainer the file or command `word` is; None where it is no program that trains."""
+    """The trainer that the file or command `word` belongs to. None if it is no program that trains."""
     if _command(word, name) == "lerobot-train":
         return "lerobot"
     if name in _NOT_TRAINERS:
@@ -171,7 +174,7 @@ def _program(word: str, name: str) -> Trainer | None:
 
 
 def _command(word: str, name: str) -> str:
-    """The command that `word` is, also where the shell is asked for its place: `$(which lerobot-train)`."""
+    """The command that `word` is, also if the shell looks up its path: `$(which lerobot-train)`."""
     asked = re.search(r"[ /(`](lerobot-[a-z-]+)[)`]?$", word) if word[:1] in ("$", "`") else None
     return asked[1] if asked else name
 
@@ -182,8 +185,9 @@ def _trainer(name: str) -> Trainer:
 
 
 def _without_program(commands: list[Simple]) -> Line:
-    """A configuration and its options, without a program: the first command that begins with one, else the
-    first of all.
+    """The line of a configuration and its options, without a program.
+
+    It is the first command that begins with a configuration, else the first of all.
 
     Raises: HarnessError "not-a-trainer" for openpi's and LeRobot's other programs.
     """
@@ -219,12 +223,12 @@ def _check_trains(words: list[str]) -> None:
 
 
 def _assigned(words: list[str]) -> dict[str, str]:
-    """The variables that `words` set, among others that set none."""
+    """The variables that `words` set. Words that set none are skipped."""
     return {match[1]: match[2] for word in words if (match := _ASSIGNMENT.fullmatch(word))}
 
 
 def _cut(command: Simple, others: list[Simple]) -> list[str]:
-    """What is the shell's and not the trainer's, each as it stood in the line."""
+    """The shell's parts, which are not the trainer's, each as it stood in the line."""
     cut = [
         *command.redirections,
         *(["&"] if command.after == "&" else []),
@@ -241,8 +245,9 @@ def _cut(command: Simple, others: list[Simple]) -> list[str]:
 
 
 def _processes(before: list[str], launcher: str) -> int | None:
-    """How many processes the launcher starts in all; 1 without one, None where the line leaves it to a file
-    or to the machine.
+    """The number of processes that the launcher starts in all. 1 without a launcher.
+
+    None if the line leaves the number to a file or to the machine.
     """
     if not launcher:
         return 1
@@ -251,7 +256,7 @@ def _processes(before: list[str], launcher: str) -> int | None:
     if launcher.startswith(("torchrun", "torch.")):
         each, nodes = each or "1", nodes or "1"
         return int(each) * int(nodes) if _is_count(each) and _is_count(nodes) else None
-    # accelerate's count is over all machines; without one it is in accelerate's own file.
+    # accelerate's count is over all machines. If it is absent, it is in accelerate's own file.
     return int(each) if each is not None and _is_count(each) else None
 
 
@@ -260,7 +265,7 @@ def _is_count(text: str) -> bool:
 
 
 def _option(words: list[str], names: tuple[str, ...]) -> str | None:
-    """The value of the last of these options among `words`, with `=` or behind it."""
+    """The value of the last of these options among `words`, after `=` or in the next word."""
     value = None
     for index, word in enumerate(words):
         name, equals, behind = word.lstrip("-").partition("=")

@@ -1,11 +1,10 @@
-"""The process that lets openpi train: `python -m harness.openpi.worker RUN [--any-commit]` starts it on what
-the files of the run say.
+"""The process that starts and follows openpi's trainer: `python -m harness.openpi.worker RUN [--any-commit]`.
 
-It stands where the harness's own trainer stands (harness/train/worker.py): its parent watches it, and an
-event is a line of JSON on stdout. openpi is its child. What openpi writes becomes metrics and phases, and
-goes to stderr and openpi/console.log; its end becomes this process's end: killed by a signal, so is this one,
-for the parent to explain. openpi itself saves nothing when it is asked to stop; what waits is a save under
-way.
+It takes the place of the harness's own trainer (harness/train/worker.py): its parent watches it, and an event
+is a line of JSON on stdout. openpi is its child. openpi's output becomes metrics and phases, and goes to
+stderr and openpi/console.log. This process ends as openpi ends: if a signal killed openpi, it ends by the
+same signal, and its parent explains that. openpi itself saves nothing when it is asked to stop; this process
+waits only for a save under way.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from harness.run.directory import RunDir
 from harness.run.steps import interrupted_saves, resumes_after, steps_taken, whole_steps
 
 _POLL_S = 1.0
-# A stop waits so long for a save under way: a full state of 42 GB to a slow disk.
+# Longest wait of a stop for a save under way: a full state of 42 GB to a slow disk.
 _SAVE_S = 15 * 60
 _LAST_WORDS = 60
 _SIGNALS_OF_A_SHELL = 128
-# Upstream's log below warnings, and its steps, which the harness says itself: these go to console.log alone.
+# Upstream's log below warnings, and its steps, which the harness reports itself. They go to console.log only.
 _CHATTER = re.compile(r"\d\d:\d\d:\d\d\.\d{3} \[[DI]\] |Step \d+: ")
 _PIPES: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
@@ -54,8 +53,9 @@ class _Ended(NamedTuple):
 
 
 def main() -> int:
-    """0 when openpi ended as it should or was asked to stop; 2 when it could not, with the reason as an
-    event; else as openpi ended.
+    """The exit code: 0 if openpi ended as it should or was asked to stop; 2 if it could not train.
+
+    With 2 the reason is an event. In other cases the process ends as openpi ended.
     """
     from harness.supervise.channel import Channel, private_stdout
     from harness.supervise.signals import die_with_supervisor
@@ -110,7 +110,7 @@ class _Follower:
         return self._end(ended)
 
     def _prepare_checkpoints(self) -> bool:
-        """Whether upstream is to resume; what it will make of what lies there is said."""
+        """True if upstream is to resume. Warns about checkpoints that it will not resume from."""
         checkpoints = self._run.checkpoints
         steps = whole_steps(checkpoints, "openpi")
         for save in interrupted_saves(checkpoints):
@@ -124,7 +124,7 @@ class _Follower:
         return checkpoints.is_dir()
 
     def _follow(self, installation: Installation, places: dict[str, str]) -> _Ended:
-        """openpi's end."""
+        """The end of openpi, which this starts and reads."""
         job = self._run.path / FOLDER / JOB
         command = [
             str(installation.python),
@@ -133,13 +133,13 @@ class _Follower:
             *(["--any-commit"] if self._any_commit else []),
         ]
         environment = os.environ | places | {openpi_entry.PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-        # The harness's own package must not be found beside its entry: the entry's directory is the first of
-        # upstream's path.
+        # openpi must not find the harness's package beside entry.py: the script's directory would come first
+        # on its path.
         environment |= {"PYTHONSAFEPATH": "1"}
         environment.pop("PYTHONPATH", None)
-        # Upstream keeps compiled programs in ~/.cache/jax. On the CPU, what its jax 0.5.3 reads back from
-        # there computes other losses than what it compiled (2.0396 and 1.9833 at step 0 of the smoke recipe):
-        # a run would depend on whether there was one before it.
+        # Upstream keeps compiled programs in ~/.cache/jax. On the CPU, a program that its jax 0.5.3 reads
+        # back from there computes other losses than the one it compiled (2.0396 and 1.9833 at step 0 of the
+        # smoke recipe). A run would depend on whether there was one before it.
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         words: deque[str] = deque(maxlen=_LAST_WORDS)
         with (
@@ -154,12 +154,12 @@ class _Follower:
                 self._listen(child, log, words)
                 returncode = child.wait()
             finally:
-                # Its loader's processes are of its session.
+                # The processes of its loader belong to its session.
                 _kill_group(child.pid)
         return _Ended(returncode, bool(self._stop), list(words))
 
     def _listen(self, child: subprocess.Popen[bytes], log: Any, words: deque[str]) -> None:
-        """Reads until openpi has closed its console, or has been ended."""
+        """Reads until openpi has closed its console or has ended."""
         assert child.stdout is not None
         rest = b""
         with selectors.DefaultSelector() as selector:
@@ -179,7 +179,7 @@ class _Follower:
                     if not data:
                         return
                 elif child.poll() is not None:
-                    # A process of its loader may hold the console open.
+                    # A process of its loader may still hold the console open.
                     return
                 self._look()
                 if self._stop and child.poll() is None and self._may_stop():
@@ -189,7 +189,7 @@ class _Follower:
         if self._told is None and text.startswith("{"):
             self._start(json.loads(text))
             return
-        # The lines behind a record belong to it: the shapes of all parameters, an array.
+        # The lines after a log record belong to it: the shapes of all parameters, an array.
         self._is_chatter = bool(_CHATTER.match(text)) or (self._is_chatter and text.startswith((" ", "[")))
         if not self._is_chatter:
             os.write(2, text.encode() + b"\n")
@@ -201,7 +201,7 @@ class _Follower:
             self._keep(line, child)
 
     def _start(self, told: dict[str, Any]) -> None:
-        """Takes what openpi's entry says of itself before it trains, and opens the run's files.
+        """Takes the first line of openpi's entry, before training begins, and opens the run's files.
 
         Raises: HarnessError of a refusal.
         """
@@ -230,7 +230,7 @@ class _Follower:
         self._records = Records(run.checkpoints, job.recipe, told["commit"])
 
     def _keep(self, line: Metrics, child: subprocess.Popen[bytes]) -> None:
-        """Writes a line of metrics; the first of all is checked for whose weights these are.
+        """Writes a line of metrics. The line of step 0 also shows whether the weights are the released ones.
 
         Raises: HarnessError "loss-not-finite".
         """
@@ -274,7 +274,7 @@ class _Follower:
             )
 
     def _may_stop(self) -> bool:
-        """Whether no save is under way, or one has been for too long."""
+        """True if no save is under way, or if one has been for too long."""
         return not is_saving(self._run.checkpoints) or time.monotonic() - self._stop[0] > _SAVE_S
 
     def _end(self, ended: _Ended) -> int:
@@ -310,13 +310,14 @@ class _Follower:
         return _end_likewise(ended.returncode)
 
     def _whole_run(self) -> int:
-        """All steps, of a run that ended well after a single step: upstream calls its only checkpoint 0."""
+        """1 for a run that ended well after a single step, else 0. Upstream calls its only checkpoint 0."""
         return 1 if whole_steps(self._run.checkpoints, "openpi") == [0] else 0
 
 
 def _end_likewise(returncode: int) -> int:
-    """Ends this process as openpi ended: by the same signal, also where a shell in between has made a number
-    above 128 of it.
+    """Ends this process as openpi ended, by the same signal if there was one.
+
+    A shell in between turns a signal into a number above 128.
     """
     from harness.supervise.signals import end_by
 

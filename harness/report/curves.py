@@ -1,5 +1,6 @@
-"""The training curves of a run, small enough for a page: metrics.jsonl read line by line, thinned without
-losing extremes.
+"""The training curves of a run, small enough for a page.
+
+metrics.jsonl is read line by line and thinned without losing extremes.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ MAX_POINTS = 2000
 
 
 class Curves(NamedTuple):
-    """`rows` by step, the later of two lines of one step; the counts say what was left out.
+    """The lines of a run. `rows` are sorted by step; of two lines of one step the later is kept.
 
-    `cut`: there are more lines than are read.
+    The counts say what was left out. `cut`: there are more lines than were read.
     """
 
     rows: list[Metrics]
@@ -34,7 +35,7 @@ class Curves(NamedTuple):
 
 
 def read_curves(path: Path) -> Curves | None:
-    """The curves of a metrics.jsonl; None when there is none.
+    """The curves of a metrics.jsonl. None if there is none.
 
     A torn line (the trainer was killed) is counted, not fatal.
 
@@ -56,7 +57,7 @@ def read_curves(path: Path) -> Curves | None:
 
 
 def series(rows: list[Metrics], most: int = MAX_POINTS) -> dict[str, list[list[float | None]]]:
-    """Name → [steps, values] with six digits, about `most` of them; a value that is not finite is null.
+    """Name → [steps, values] with six digits, about `most` of them. A value that is not finite is null.
 
     The first step's time is left out: that step compiles, and would flatten the curve.
     """
@@ -68,8 +69,9 @@ def series(rows: list[Metrics], most: int = MAX_POINTS) -> dict[str, list[list[f
 
 
 def _thinned(steps: list[int], values: list[float], most: int) -> list[list[float | None]]:
-    """At most about `most`: the least and the greatest of each stretch, and every stretch's first non-finite
-    value.
+    """[steps, values], about `most` at most.
+
+    Kept are the least and the greatest value of each stretch, and its first value that is not finite.
     """
     stretch = max(1, math.ceil(len(values) / (most // 2)))
     kept: set[int] = set()
@@ -103,7 +105,7 @@ class Tenths(NamedTuple):
 
 
 def loss_tenths(rows: list[Metrics]) -> Tenths | None:
-    """None for fewer than ten finite losses: a tenth would be less than one step."""
+    """The mean losses. None for fewer than ten finite losses: a tenth would be less than one step."""
     finite = [row for row in rows if math.isfinite(row.loss)]
     count = len(finite) // 10
     if not count:
@@ -114,8 +116,9 @@ def loss_tenths(rows: list[Metrics]) -> Tenths | None:
 
 
 def median_of(rows: list[Metrics], name: str) -> float | None:
-    """The median of a column, over its finite values, None where there is none; the first row is left out,
-    since its step compiles.
+    """The median of a column over its finite values. None if there is none.
+
+    The first row is left out, since its step compiles.
     """
     values = [value for row in rows[1:] if (value := getattr(row, name)) is not None and math.isfinite(value)]
     return median(values) if values else None

@@ -1,7 +1,7 @@
-"""A look at the data: one HTML page of episodes, camera strips, states, actions and prompts that needs no
-network and no script.
+"""The page of a dataset: one HTML page that needs no network and no script.
 
-It is given what it shows: the reader of the dataset, and how values are normalized.
+It shows episodes, camera strips, states, actions and prompts. The caller passes the reader of the dataset and
+the normalization.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import numpy as np
 from harness.artifacts import Dataset, NormStats
 from harness.units import format_bytes, format_seconds
 
-# Episodes shown in full, spread evenly over the dataset; each has a line colour of its own in report.css.
+# Episodes shown in full, spread evenly over the dataset. Each has its own line colour in report.css.
 SHOWN_EPISODES = 6
 STRIP_FRAMES = 8
 THUMBNAIL = 128
-# All strips together: base64 adds a third, and the page stays under 2 MB.
+# Limit for all strips together: base64 adds a third, and the page stays under 2 MB.
 MAX_IMAGE_BYTES = 1_200_000
 LINE_POINTS = 150
-# Normalized values beyond this are drawn at the edge; the numbers beside the chart tell them.
+# Normalized values beyond this are drawn at the edge. The numbers beside the chart state them.
 MOST_SHOWN = 4.0
 MOST_DIMENSIONS = 32
 MOST_TASKS = 100
-# A chart's drawing units; the browser stretches it.
+# A chart's drawing units. The browser stretches it.
 WIDTH, HEIGHT = 300, 120
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ Normalized = Callable[[str, np.ndarray], np.ndarray]
 
 
 class EpisodeSpan(Protocol):
-    """Frames `first` to `first + length` of the dataset."""
+    """An episode: frames `first` to `first + length` of the dataset."""
 
     @property
     def index(self) -> int: ...
@@ -58,7 +58,7 @@ class Columns(Protocol):
 
 
 class Frames(Protocol):
-    """What the page reads of a dataset."""
+    """The part of a dataset that the page reads."""
 
     @property
     def episodes(self) -> Sequence[EpisodeSpan]: ...
@@ -87,7 +87,7 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """One dimension. `top` and `bottom` are where 1 and -1 lie, in the drawing's own units."""
+    """One dimension. `top` and `bottom` are where 1 and -1 lie, in drawing units."""
 
     name: str
     lines: list[Line]
@@ -114,9 +114,9 @@ def render(
 ) -> str:
     """The page as HTML, under 2 MB.
 
-    `tokens` is the length of each task's prompt; `mode` names the normalization.
+    `tokens` is the length of each task's prompt. `mode` names the normalization.
 
-    Raises: HarnessError of the dataset's reader, when a picture that is shown cannot be read.
+    Raises: HarnessError of the dataset's reader if a picture that is shown cannot be read.
     """
     episodes = spread(frames.episodes, SHOWN_EPISODES)
     shown = [_show(dataset, frames, episode, len(episodes)) for episode in episodes]
@@ -146,7 +146,7 @@ def render(
 
 
 def spread(values: Sequence[T], count: int) -> list[T]:
-    """`count` of the values, or all: the first, the last, and evenly between."""
+    """`count` of the values, or all: the first, the last, and evenly spaced ones between."""
     places = np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int))
     return [values[place] for place in places]
 
@@ -190,7 +190,7 @@ def strip(images: list[np.ndarray], budget: int) -> str:
 def charts(
     key: str, values: np.ndarray, episodes: list[EpisodeSpan], stats: NormStats, normalized: Normalized
 ) -> list[Chart]:
-    """One chart a dimension: the shown episodes' normalized values over their frames.
+    """One chart per dimension: the shown episodes' normalized values over their frames.
 
     Shapes: values [N, D].
     """

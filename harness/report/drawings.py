@@ -1,5 +1,6 @@
-"""Drawings that the page makes of numbers, as coordinates for inline SVG: so that they follow its colours, in
-the dark and on paper.
+"""Drawings of numbers as coordinates for inline SVG.
+
+They follow the page's colours, in the dark and on paper.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from typing import NamedTuple
 
 from harness.artifacts import Moved, Prediction
 
-# A panel's drawing units; the browser scales it.
+# A panel's drawing units. The browser scales it.
 WIDTH, HEIGHT, PAD = 320, 120, 6
-# From nothing to the most that moved, in this many shades.
+# The number of shades between no movement and the largest.
 SHADES = 8
-# Parts of the network that are drawn; π0.5 has some twenty.
+# Parts of the network that are drawn. π0.5 has some twenty.
 MOST_ROWS = 100
 # Decades of relative movement that the shades span.
 SPAN = 3.0
 
 
 class Panel(NamedTuple):
-    """One action dimension: points of two polylines, and where the padding behind the episode's end
-    begins.
+    """One action dimension: the points of two polylines, and the start of the padding.
+
+    The padding lies after the episode's end.
     """
 
     name: str
@@ -34,7 +36,7 @@ class Panel(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """`shade` 0 did not move, SHADES moved most; None: there is no such layer."""
+    """One layer of one part. `shade` 0 did not move, SHADES moved most; None: there is no such layer."""
 
     shade: int | None
     words: str
@@ -46,7 +48,7 @@ class Row(NamedTuple):
 
 
 def prediction_panels(prediction: Prediction) -> list[Panel]:
-    """One panel a dimension of the action."""
+    """One panel per dimension of the action."""
     times = len(prediction.predicted)
     step = (WIDTH - 2 * PAD) / max(times - 1, 1)
     ends = prediction.is_pad.index(True) if True in prediction.is_pad else None
@@ -77,9 +79,9 @@ def prediction_panels(prediction: Prediction) -> list[Panel]:
 
 
 def moved_rows(moved: Moved) -> tuple[list[Row], int]:
-    """(a row a part of the network with a cell a layer, the number of layers).
+    """(rows, number of layers). A row is a part of the network with one cell per layer.
 
-    The first parts, of more than a hundred.
+    Only the first hundred parts are drawn.
     """
     names = list(dict.fromkeys(block.name for block in moved.blocks))[:MOST_ROWS]
     layers = max((block.layer + 1 for block in moved.blocks if block.layer is not None), default=1)
@@ -94,8 +96,9 @@ def moved_rows(moved: Moved) -> tuple[list[Row], int]:
 
 
 def shade(relative: float | None, most: float) -> int | None:
-    """The shade of a relative movement, on a logarithmic scale of SPAN decades below `most`; at least 1 for
-    what moved at all.
+    """The shade of a relative movement, on a logarithmic scale of SPAN decades below `most`.
+
+    It is at least 1 for any movement.
     """
     if relative is None:
         return None

@@ -1,6 +1,6 @@
 """The report of a run: one HTML page that needs no network.
 
-It reads the run's files, and says what is not there.
+It reads the run's files and names those that are missing.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from harness.units import format_bytes, format_count, format_seconds
 
 A = TypeVar("A", bound=Artifact)
 
-# Each run has a colour of its own in report.css.
+# Each run has its own colour in report.css.
 MOST_RUNS = 8
-# All curves together stay under half of the page's 2 MB.
+# With so many points, all curves together stay under half of the page's 2 MB.
 POINTS_OF_ALL = 6000
 
 
 class _Run(NamedTuple):
-    """What the files of one run say; `problems` names those that could not be read."""
+    """The content of one run's files. `problems` names those that could not be read."""
 
     directory: RunDir
     manifest: Manifest | None
@@ -62,10 +62,11 @@ class _Run(NamedTuple):
 
 
 def render(run: RunDir, others: list[RunDir] | None = None) -> str:
-    """The report of `run` as HTML: scripts, styles, data and pictures inline, under 2 MB; with the curves of
-    `others` laid over its own.
+    """The report of `run` as HTML, with the curves of `others` laid over its own.
 
-    A file that is missing or damaged is named on the page in the place of what it would have shown.
+    Scripts, styles, data and pictures are inline; the page is under 2 MB. If a file is missing or damaged,
+    the page names it where its content would stand.
+
     Raises: HarnessError "run-missing" when a directory is not there or holds no file of a run;
     "too-many-runs".
     """
@@ -158,7 +159,7 @@ def _claims(this: _Run, found: dict[str, Any]) -> list[verdicts.Claim]:
 
 
 def _signed(run: RunDir, verdict: Verdict | None) -> str:
-    """When and on what the verdict says that it was given, and whether on this manifest."""
+    """The verdict's own time and device, and whether it is about this manifest."""
     return (
         f"{verdicts.signature(verdict)}; {verdicts.binding(verdict, run.manifest_sha256())}"
         if verdict
@@ -236,7 +237,7 @@ def _recipe_and_plan(run: _Run) -> dict[str, Any]:
 
 
 def _drawn(checkpoint: Checkpoint | None, prediction: Prediction | None) -> dict[str, Any]:
-    """A checkpoint and what it predicts, with their drawings."""
+    """A checkpoint and its prediction, with their drawings."""
     return {
         "checkpoint": checkpoint,
         "moved": drawings.moved_rows(checkpoint.moved) if checkpoint and checkpoint.moved else None,
@@ -273,7 +274,7 @@ def _training(run: _Run, points: int) -> dict[str, Any]:
 
 
 def _smoothing(points: int) -> float:
-    """The slider's first position: the more points, the smoother; none for a few."""
+    """The slider's first position: 0 for a few points, higher for more points."""
     return 0.0 if points < 30 else min(0.96, round((1 - 20 / points) / 0.02) * 0.02)
 
 
@@ -293,7 +294,7 @@ def _template() -> jinja2.Template:
 
 
 def _number(value: float | None) -> str:
-    """Four digits, as a person reads them."""
+    """The value with four digits, or "unknown"."""
     return "unknown" if value is None else f"{value:.4g}"
 
 

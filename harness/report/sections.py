@@ -1,6 +1,4 @@
-"""What the sections of the report show, taken from the artifacts: comparisons and shares, no prose and no
-HTML.
-"""
+"""The contents of the report's sections, taken from the artifacts: no prose, no HTML."""
 
 from __future__ import annotations
 
@@ -19,9 +17,9 @@ from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE
 from harness.strict import parse
 
-# The whole page stays under 2 MB, and base64 adds a third.
+# The whole page stays under 2 MB. base64 adds a third.
 MAX_IMAGE_BYTES = 900_000
-# 4096 × 4096, as of a dataset's pictures: 48 MiB when decoded.
+# 4096 × 4096, the limit of a dataset's pictures: 48 MiB when decoded.
 MAX_PIXELS = 1 << 24
 
 
@@ -43,7 +41,7 @@ class Share(NamedTuple):
 
 
 def recipe_of(manifest: Manifest | None) -> Recipe | None:
-    """The recipe that the manifest holds, when this version of the harness still understands it."""
+    """The recipe in the manifest. None if this version of the harness does not understand it."""
     if manifest is None:
         return None
     try:
@@ -59,7 +57,7 @@ def recipe_of(manifest: Manifest | None) -> Recipe | None:
 
 
 def parameter_shares(recipe: Recipe) -> list[Share]:
-    """Parameters of each group of the network, and how many of them the recipe trains; largest first."""
+    """Parameters of each group of the network, and the number that the recipe trains; largest first."""
     total: dict[str, int] = {}
     trained: dict[str, int] = {}
     for path, shape in parameter_shapes(recipe.model).items():
@@ -76,7 +74,7 @@ def parameter_shares(recipe: Recipe) -> list[Share]:
 
 
 def memory_shares(breakdown: dict[str, int]) -> list[Share]:
-    """What the plan's memory is made of, largest first."""
+    """The parts of the plan's memory, largest first."""
     total = sum(breakdown.values())
     return sorted(
         (Share(name, n, total) for name, n in breakdown.items() if n > 0), key=lambda share: -share.value
@@ -84,7 +82,7 @@ def memory_shares(breakdown: dict[str, int]) -> list[Share]:
 
 
 def picture(path: Path, limit_bytes: int = MAX_IMAGE_BYTES) -> str | None:
-    """The run's PNG as a data URI, made smaller when it is larger than the limit; None when there is none.
+    """The run's PNG as a data URI, made smaller if it exceeds the limit. None if there is none.
 
     Raises: HarnessError "artifact-invalid" for a file that is no PNG, or one of more pixels than a camera
     gives; UnsafeFile.
@@ -96,7 +94,7 @@ def picture(path: Path, limit_bytes: int = MAX_IMAGE_BYTES) -> str | None:
     fix = f"remove it; what wrote it writes it again: rm {word(path)}"
     try:
         data = read_received(path, path.parent, PICTURE_BYTES)
-        # Pillow would take any of fifty formats for it; one of them is a program that Ghostscript runs.
+        # Without `formats` Pillow accepts any of fifty. One of them is a program that Ghostscript runs.
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.width * image.height > MAX_PIXELS:
                 got = f"{image.width} × {image.height}"
@@ -113,7 +111,7 @@ def picture(path: Path, limit_bytes: int = MAX_IMAGE_BYTES) -> str | None:
                 kind, data = "jpeg", _smaller(image, limit_bytes)
     except HarnessError:
         raise
-    # Pillow's decoders raise nearly anything on damaged input.
+    # Pillow's decoders raise almost any exception on damaged input.
     except Exception as error:
         raise HarnessError("artifact-invalid", f"{path.name} is not a picture: {error}", fix=fix) from error
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
@@ -138,12 +136,12 @@ class Command(NamedTuple):
 def commands(
     directory: Path, manifest: Manifest | None, recipe: Recipe | None, others: list[Path]
 ) -> list[Command]:
-    """What to type to get this run again, to go on with it, to look into it, and to check it."""
+    """The commands that reproduce this run, resume it, inspect it and check it."""
     run = word(directory)
     found = []
-    # "<commit>+source.<hash>": the tree differed from the commit.
+    # "<commit>+source.<hash>" means that the tree differed from the commit.
     commit, _, changed = ((manifest.source_revision if manifest else None) or "").partition("+")
-    # What is no commit's whole name would be a branch of somebody's, or an option of git's.
+    # Anything but a commit's whole name could be someone's branch or an option of git.
     if is_commit(commit):
         what = (
             f"The commit of this run (its source had changes on top of it: {changed})"
@@ -188,7 +186,7 @@ def commands(
 
 
 class Compared(NamedTuple):
-    """One run beside others; None where its files do not tell."""
+    """One run beside others. None where its files do not tell."""
 
     name: str
     state: str

@@ -1,4 +1,4 @@
-"""What the run amounts to, claim by claim: each with its evidence, or with what is missing to tell."""
+"""The claims about a run, each with its evidence or with the missing evidence."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Mark = Literal["good", "bad", "warn", "open"]
 
 
 class Claim(NamedTuple):
-    """`mark` "open": nothing here tells; `reason` then says what would.
+    """One claim. `mark` "open": nothing here tells; `reason` then says what would.
 
-    `source` is the file of the run that says so, where one does.
+    `source` is the file of the run that supports the claim, if there is one.
     """
 
     name: str
@@ -182,10 +182,10 @@ def of_doctor(diagnosis: Diagnosis | None) -> Claim | None:
 
 
 def of_verdict(verdict: Verdict | None, manifest_sha256: str | None) -> Claim:
-    """What verdict.json claims.
+    """The claim of verdict.json.
 
-    It may have come with the run, and nothing in it shows who wrote it: so it is never more than claimed
-    here.
+    The file may have come with the run, and nothing in it shows who wrote it. So the claim is never shown as
+    more than a claim.
     """
     name = "Verified"
     if verdict is None:
@@ -207,7 +207,7 @@ def of_verdict(verdict: Verdict | None, manifest_sha256: str | None) -> Claim:
 
 
 def signature(verdict: Verdict) -> str:
-    """When and on what a verdict says that it was given."""
+    """The time and the device that a verdict states."""
     if verdict.by is None:
         return "it does not say when or on which machine"
     return (
@@ -217,7 +217,7 @@ def signature(verdict: Verdict) -> str:
 
 
 def binding(verdict: Verdict, manifest_sha256: str | None) -> str:
-    """Whether it is a verdict on the manifest that lies here."""
+    """The statement whether the verdict is about the manifest that lies here."""
     if verdict.manifest_sha256 is None:
         return "bound to no manifest"
     return (

@@ -12,7 +12,7 @@ from harness.units import GIB
 
 
 def picture(table: list[Cell], path: Path) -> None:
-    """Writes the table as a PNG: a row a card, a column a recipe, and in each cell bytes and seconds.
+    """Writes the table as a PNG: one row per card, one column per recipe, bytes and seconds in each cell.
 
     Raises: HarnessError "not-writable".
     """

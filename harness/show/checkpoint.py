@@ -13,7 +13,7 @@ Row = tuple[str, str]
 
 
 def checkpoint_table(checkpoint: Checkpoint) -> Group:
-    """Steps, interrupted saves, parameters by group and adapters; and what moved, when that was asked."""
+    """Steps, interrupted saves, parameters by group and adapters; and the movement, if it was asked for."""
     rows = [
         ("layout", checkpoint.layout or "unknown"),
         *_saves(checkpoint),
@@ -32,7 +32,7 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
 
 
 def _saves(checkpoint: Checkpoint) -> list[Row]:
-    """Steps, interrupted saves, and which step is described."""
+    """Steps, interrupted saves, and the step that is described."""
     rows: list[Row] = []
     for step in checkpoint.steps:
         state = "whole" if step.complete else f"incomplete, lacks {', '.join(step.missing)}"
@@ -61,7 +61,7 @@ def _saves(checkpoint: Checkpoint) -> list[Row]:
 
 
 def _parameters(checkpoint: Checkpoint) -> list[Row]:
-    """Parameters by group and altogether, adapters, and the average."""
+    """Parameters by group and in total, adapters, and the average."""
     rows = [(name, _group(group)) for name, group in checkpoint.parameters.items()]
     trained = (
         ""
@@ -79,7 +79,7 @@ def _parameters(checkpoint: Checkpoint) -> list[Row]:
 
 
 def _arrays(checkpoint: Checkpoint) -> list[Row]:
-    """What was found in the arrays, where they were read."""
+    """The findings in the arrays, if they were read."""
     rows: list[Row] = []
     if checkpoint.leaves:
         read = [leaf for leaf in checkpoint.leaves if leaf.sha256]
@@ -112,7 +112,7 @@ def _arrays(checkpoint: Checkpoint) -> list[Row]:
 
 
 def moved_table(moved: Moved) -> Cells:
-    """How far each part is from what it was compared with."""
+    """The distance of each part from the reference."""
     step = "" if moved.against_step is None else f" (step {moved.against_step})"
     table = Cells(
         f"moved since {moved.against}{step}",

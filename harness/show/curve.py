@@ -23,9 +23,7 @@ _STYLE = {
 
 
 def curve_table(curve: Curve) -> Group:
-    """The verdict with its reasons and what would make it sure, the curve, and the findings with their
-    fixes.
-    """
+    """The verdict with its reasons and the evidence still needed, the curve, and the findings with fixes."""
     rows = [Row("verdict", curve.verdict, _STYLE[curve.verdict])]
     rows += [Row("because", reason) for reason in curve.reasons]
     rows += [Row("to be sure", need) for need in curve.needed]

@@ -44,7 +44,7 @@ def _prompt(dataset: Dataset) -> str:
 
 
 def stats_table(stats: NormStats) -> Group:
-    """Mean, spread and quantiles of every dimension; below them what is wrong with one, and its fix."""
+    """Mean, spread and quantiles of every dimension. Below them each fault of a dimension, with its fix."""
     title = f"statistics of {stats.frames:,} frames, horizon {stats.action_horizon}"
     table = Cells(title, ("dimension", "mean", "std", "q01", "q99"))
     for key, one in stats.norm_stats.items():
@@ -61,7 +61,7 @@ def stats_table(stats: NormStats) -> Group:
 
 
 def comparison_table(comparison: Comparison) -> Group:
-    """What our data become under their statistics, then ours beside theirs."""
+    """The range of our data under their statistics, then our statistics beside theirs."""
     findings = [Text(text) for text in comparison.findings]
     return Group(
         *([_reach_table(comparison)] if comparison.reach else []), _differences_table(comparison), *findings
@@ -87,8 +87,9 @@ def _reach_table(comparison: Comparison) -> Cells:
 
 
 def _differences_table(comparison: Comparison) -> Cells:
-    """Ours beside theirs, dimension by dimension; the last column is the dimension's largest difference, of
-    our q99 - q01.
+    """Our statistics beside theirs, dimension by dimension.
+
+    The last column is the dimension's largest difference, as a share of our q99 - q01.
     """
     names: tuple[Statistic, ...] = ("mean", "std", "q01", "q99")
     table = Cells(f"ours → {comparison.path}", ("dimension", *names, "of the spread"))

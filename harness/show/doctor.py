@@ -11,9 +11,7 @@ _STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
 
 
 def doctor_table(diagnosis: Diagnosis) -> Group:
-    """What was found, worst first, each with its fix; then what is well, and what was not looked at because
-    nothing needs it.
-    """
+    """The findings, worst first, each with its fix; then the checks that passed or were not needed."""
     rows = []
     for names, finding in _together(diagnosis.findings):
         allowed = " (allowed)" if finding.severity == "error" and finding.check in diagnosis.allowed else ""
@@ -34,7 +32,7 @@ def doctor_table(diagnosis: Diagnosis) -> Group:
 
 
 def _together(findings: list[Finding]) -> list[tuple[str, Finding]]:
-    """The findings, those that say the same once, under the names of all their checks."""
+    """The findings. Equal ones are merged under the names of all their checks."""
     same: dict[tuple[str, str, str, str], list[Finding]] = {}
     for finding in findings:
         same.setdefault((finding.severity, finding.got, finding.need, finding.fix), []).append(finding)

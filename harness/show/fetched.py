@@ -1,4 +1,4 @@
-"""What was fetched as a table for a terminal. Nothing is printed here."""
+"""The fetched parts as a table for a terminal. Nothing is printed here."""
 
 from __future__ import annotations
 

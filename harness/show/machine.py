@@ -10,7 +10,7 @@ from harness.units import format_bytes
 
 
 def machine_table(machine: Machine) -> Group:
-    """The GPUs, and what the host has."""
+    """The GPUs and the host."""
     host = machine.host
     rows = []
     for gpu in machine.gpus:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def markdown(table: Sequence[Any], words: Callable[[Any], str], memory: Callable[[str], str]) -> str:
-    """A row a card, a column a recipe. `words` says a cell, `memory` the card's."""
+    """One row per card, one column per recipe. `words` gives a cell's text, `memory` the card's memory."""
     recipes = list(dict.fromkeys(cell.recipe for cell in table))
     lines = [f"| card | memory | {' | '.join(recipes)} |", f"| --- | --- |{' --- |' * len(recipes)}"]
     for card in dict.fromkeys(cell.card for cell in table):

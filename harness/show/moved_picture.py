@@ -1,5 +1,6 @@
-"""What moved, as a picture: a row a part of the network, a column a layer, the colour how far it moved
-relative to its size.
+"""The movement of the parameters as a picture.
+
+A row is a part of the network, a column is a layer. The colour is the movement relative to the size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _ROW_INCHES, _COLUMN_INCHES = 0.34, 0.27
 
 
 def write(checkpoint: Checkpoint, inspected: Path, run: Path | None) -> Path:
-    """The picture's path: in the run that is named, else in the checkpoint's own, else here."""
+    """Path of the picture, which it writes: in the named run, else in the checkpoint's own, else here."""
     assert checkpoint.moved is not None
     path = (run or find(inspected).run or Path()) / MOVED
     name = checkpoint.path if checkpoint.step is None else f"step {checkpoint.step} of {checkpoint.path}"
@@ -27,16 +28,17 @@ def write(checkpoint: Checkpoint, inspected: Path, run: Path | None) -> Path:
 
 
 def grid(moved: Moved) -> tuple[list[str], int, np.ndarray]:
-    """(names of the rows, number of layers, relative movement [rows, layers]); NaN where there is no such
-    layer. A part without layers has one column.
+    """(names of the rows, number of layers, relative movement [rows, layers]).
+
+    NaN where there is no such layer. A part without layers has one column.
     """
     names = list(dict.fromkeys(block.name for block in moved.blocks))
     layers = max((block.layer + 1 for block in moved.blocks if block.layer is not None), default=1)
     values = np.full((len(names), layers), np.nan)
     totals: dict[tuple[int, int], list[float]] = {}
     for block in moved.blocks:
-        # A part may have leaves in layers and one beside them, such as the last norm: that one stands in the
-        # first column of its own row's end.
+        # A part may have leaves in layers and one beside them, such as the last norm. That leaf counts in the
+        # first column.
         column = block.layer if block.layer is not None else 0
         entry = totals.setdefault((names.index(block.name), column), [0.0, 0.0])
         entry[0] += block.update_norm**2
@@ -47,7 +49,7 @@ def grid(moved: Moved) -> tuple[list[str], int, np.ndarray]:
 
 
 def draw(moved: Moved, title: str) -> bytes:
-    """A PNG; parts that did not move are grey."""
+    """A PNG. Parts that did not move are grey."""
     from matplotlib.colors import ListedColormap, LogNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -55,7 +57,7 @@ def draw(moved: Moved, title: str) -> bytes:
     names, layers, values = grid(moved)
     positive = values[np.isfinite(values) & (values > 0)]
     low, high = (float(positive.min()), float(positive.max())) if positive.size else (1e-6, 1e-5)
-    # A figure of its own, not pyplot's: it needs no display and leaves no state behind.
+    # Not pyplot's figure: this one needs no display and leaves no state behind.
     figure = Figure(
         figsize=(3.6 + max(layers, 12) * _COLUMN_INCHES, 1.9 + len(names) * _ROW_INCHES), layout="constrained"
     )

@@ -12,7 +12,7 @@ _STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
 
 
 def openpi_view(command: OpenpiCommand) -> RenderableType:
-    """What the command does, and below it what is wrong with it, each with its fix."""
+    """The effect of the command, and below it its faults, each with its fix."""
     rows = [("model", command.model), ("trained", _who(command))]
     cut = [("left out", f"the shell's own: {text}") for text in command.cut]
     if command.parameters_trained is None:

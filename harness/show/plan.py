@@ -1,5 +1,6 @@
-"""The plan for a terminal of 100 columns: what was chosen, what its memory is made of, what was rejected and
-why. Nothing is printed here.
+"""The plan for a terminal of 100 columns. Nothing is printed here.
+
+It shows the chosen plan, the parts of its memory, and the rejected plans with the reasons.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _batch(levers: Levers) -> str:
 
 
 def memory_bar(plan: Plan, chosen: Candidate) -> RenderableType:
-    """The parts of the memory, as a bar over the whole of what is free, and each with its bytes."""
+    """The parts of the memory as a bar over all that is free, and each part with its bytes."""
     parts = [(name, size) for name, size in chosen.breakdown.items() if size > 0]
     if plan.context_bytes:
         parts.append(("context", plan.context_bytes))
@@ -112,7 +113,7 @@ def memory_bar(plan: Plan, chosen: Candidate) -> RenderableType:
 
 
 def candidates_table(plan: Plan) -> Cells:
-    """One row a candidate, the chosen first."""
+    """One row per candidate, the chosen one first."""
     table = Cells("plans looked at", framed=True)
     table.show_header = True
     table.column("plan", max_width=34)
@@ -143,7 +144,7 @@ def candidates_table(plan: Plan) -> Cells:
 
 
 def plan_name(candidate: Candidate) -> str:
-    """A plan in a few words: what it changes, and where the state lies."""
+    """A plan in a few words: its changes, and where the state lies."""
     levers = candidate.levers
     words = [
         _change(key, value) for key, value in candidate.changes.items() if not key.endswith(".lora")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from harness.artifacts import Prediction
 from harness.show.rows import Cells
 
-# So many times of a chunk fit a terminal of 80 columns.
+# So many times of a chunk fit on a terminal of 80 columns.
 _TIMES = 6
 
 
 def prediction_table(prediction: Prediction) -> Cells:
-    """Predicted and recorded actions, at times spread over the chunk, and the mean absolute error of every
-    dimension.
+    """Predicted and recorded actions at times spread over the chunk, and each dimension's mean error.
+
+    The error is absolute.
     """
     horizon = prediction.action_horizon
     times = sorted({round(i * (horizon - 1) / (_TIMES - 1)) for i in range(_TIMES)})

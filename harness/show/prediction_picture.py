@@ -9,13 +9,14 @@ import numpy as np
 
 from harness.artifacts import Prediction
 
-# Plots are drawn in this many columns, of this size in inches.
+# The number of columns of plots, and a plot's size in inches.
 _COLUMNS, _PANEL = 2, (5.2, 2.2)
 
 
 def plot(prediction: Prediction) -> bytes:
-    """A PNG: one panel a dimension, recorded and predicted over the chunk, the padding behind the episode's
-    end in grey.
+    """A PNG: one panel per dimension, with recorded and predicted actions over the chunk.
+
+    The padding after the episode's end is grey.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -24,7 +25,7 @@ def plot(prediction: Prediction) -> bytes:
     times = np.arange(len(predicted))
     dimensions = predicted.shape[1]
     rows = math.ceil(dimensions / _COLUMNS)
-    # A figure of its own, not pyplot's: it needs no display and leaves no state behind.
+    # Not pyplot's figure: this one needs no display and leaves no state behind.
     figure = Figure(figsize=(_COLUMNS * _PANEL[0], rows * _PANEL[1] + 0.9), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for d, panel in enumerate(panels):

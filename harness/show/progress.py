@@ -1,4 +1,4 @@
-"""How a run goes, on a terminal and elsewhere."""
+"""The progress of a run, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
 
 
 class Progress:
-    """How a run goes, on stderr: a bar on a terminal, lines elsewhere."""
+    """The progress of a run on stderr: a bar on a terminal, lines elsewhere."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -53,13 +53,13 @@ class Progress:
         self._line(f"warning: {text}", "yellow")
 
     def finding(self, finding: Finding) -> None:
-        """What the doctor found, by its own severity, and its fix on a line of its own."""
+        """Prints a finding of the doctor, styled by its severity, with its fix on its own line."""
         self._line(f"{finding.severity}: {finding.check}: {finding.got}", _STYLE[finding.severity])
         self._line(f"  need: {finding.need}")
         self._line(f"  fix:  {finding.fix}")
 
     def _line(self, text: str, style: str = "") -> None:
-        """A text that may be a stranger's: neither markup nor a terminal's control is read in it."""
+        """Prints a text that may be a stranger's. No markup and no control character in it has effect."""
         from rich.text import Text
 
         self._console.print(Text(visible(text), style=style))
@@ -101,7 +101,7 @@ def busy(text: str) -> Iterator[None]:
 
 @contextmanager
 def spinner(text: str) -> Iterator[Callable[[str], None]]:
-    """Like `busy`, and yields what changes the text; where there is no terminal, each new text is a line."""
+    """Like `busy`; yields a function that changes the text. Without a terminal each new text is a line."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,7 +1,7 @@
-"""What every table is made of.
+"""The cells, lines and rows of every table.
 
-A cell is text and nothing else: no markup is read in it, no character of it steers a terminal, none is cut
-off.
+A cell is text and nothing else. No markup is read in it, no character of it steers a terminal, and none is
+cut off.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from harness.received.text import visible
 
 
 def cell(value: object, style: str = "") -> Text:
-    """`value` as it stands there; folded where it is too long."""
+    """`value` as it stands, folded if it is too long."""
     return Text(visible(str(value)), style=style, overflow="fold")
 
 
 def line(value: object, style: str = "") -> Text:
-    """A line that is never broken: a command in it can be copied as a whole, also from a pipe that takes
-    itself for 80 columns.
+    """A line that is never broken, so that a command in it can be copied whole.
+
+    That holds also in a pipe, whose width counts as 80 columns.
     """
     return Text(visible(str(value)), style=style, no_wrap=True, overflow="ignore")
 
@@ -39,7 +40,7 @@ class Cells(Table):
         framed: bool = False,
         min_width: int | None = None,
     ) -> None:
-        """`columns` are headings: the first one stands left, the others right."""
+        """Makes a table. `columns` are headings: the first one is aligned left, the others right."""
         look = {} if framed else {"box": None, "pad_edge": False}
         super().__init__(
             title_justify="left",
@@ -61,7 +62,7 @@ class Cells(Table):
         whole: bool = False,
         max_width: int | None = None,
     ) -> None:
-        """Adds a column. `whole`: its cells are short, and never folded."""
+        """Adds a column. `whole`: its cells are short and never folded."""
         self.add_column(
             cell(heading),
             justify="right" if right else "left",
@@ -81,7 +82,7 @@ class Cells(Table):
 
 
 class Row(NamedTuple):
-    """`whole`: a line of its own that is never broken, since it holds a command."""
+    """A name and its text. `whole`: a line of its own that is never broken, since it holds a command."""
 
     name: str
     text: str
@@ -90,7 +91,7 @@ class Row(NamedTuple):
 
 
 def rows_table(title: str, rows: Iterable[tuple[str, str] | Row]) -> Group:
-    """Names and what is to be said of each, one below the other."""
+    """Names and their texts, one below the other."""
     every = [row if isinstance(row, Row) else Row(*row) for row in rows]
     width = max((cell(row.name).cell_len for row in every), default=0)
     parts: list[RenderableType] = [cell(title, "italic")] if title else []
@@ -110,7 +111,7 @@ def rows_table(title: str, rows: Iterable[tuple[str, str] | Row]) -> Group:
 def finding_rows(
     severity: str, text: str, style: str, *, need: str = "", fix: str | None = None
 ) -> list[Row]:
-    """A finding, what it needs, and its fix."""
+    """The rows of a finding: its text, what it needs, and its fix."""
     rows = [Row(severity, text, style)]
     rows += [Row("  need", need)] if need else []
     return rows + ([Row("  fix", fix, whole=True)] if fix else [])

@@ -1,4 +1,4 @@
-"""How a run stands, as a table for a terminal. Nothing is printed here."""
+"""The state of a run as a table for a terminal. Nothing is printed here."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _memory(status: Status) -> str:
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """One character a value, from the least to the greatest; "×" for one that is not finite."""
+    """One character per value, from the least to the greatest. "×" stands for a value that is not finite."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     top = len(_BLOCKS) - 1

@@ -10,8 +10,9 @@ _WIDTH = 34
 
 
 def verdict_table(verdict: Verdict) -> Cells:
-    """Every field with its status, then the replay, then the verdict and the first difference that explains
-    the rest.
+    """Every field with its status, the replay, the verdict, and the first difference.
+
+    The first difference explains the others.
     """
     table = Cells(f"{verdict.run} against {verdict.against}")
     table.show_header = True

@@ -1,5 +1,6 @@
-"""The protocol between a trainer and its supervisor, both ends: an event is a line of JSON on a private
-stdout.
+"""The protocol between a trainer and its supervisor, both ends.
+
+An event is a line of JSON on a private stdout.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from harness.artifacts import Metrics
 from harness.errors import HarnessError
 from harness.run.watcher import Watcher
 
-# Of what a library said.
+# The longest text of a library that is passed on.
 _MOST_CHARACTERS = 500
 
 
@@ -30,9 +31,9 @@ class Event(enum.StrEnum):
 
 
 class Channel:
-    """The trainer's end; a `Watcher`.
+    """The trainer's end of the protocol; a `Watcher`.
 
-    After `error`, `exhausted`, `host_memory` or `end` nothing more is told.
+    `error`, `exhausted`, `host_memory` or `end` is the last event.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -56,11 +57,11 @@ class Channel:
         )
 
     def exhausted(self, text: str) -> None:
-        """The device has no memory left."""
+        """Reports that the device has no memory left."""
         self._tell(Event.EXHAUSTED, text=text[:_MOST_CHARACTERS])
 
     def host_memory(self, text: str) -> None:
-        """The host has no memory left."""
+        """Reports that the host has no memory left."""
         self._tell(Event.HOST_MEMORY, text=text[:_MOST_CHARACTERS])
 
     def end(self, step: int, *, finished: bool) -> None:
@@ -72,7 +73,7 @@ class Channel:
 
 
 class End(NamedTuple):
-    """`step` is where the run stands, saved."""
+    """The last event of a trainer. `step` is the last step that was saved."""
 
     step: int
     finished: bool
@@ -80,7 +81,7 @@ class End(NamedTuple):
 
 @dataclass
 class Heard:
-    """The supervisor's end: what a trainer has told so far."""
+    """The supervisor's end of the protocol: the events of a trainer so far."""
 
     phase: str = "start"
     error: HarnessError | None = None
@@ -90,9 +91,9 @@ class Heard:
     steps: list[Metrics] = field(default_factory=list)
 
     def take(self, line: bytes, watcher: Watcher) -> None:
-        """Notes the event of a line, and passes on what a watcher is told.
+        """Records the event of one line of JSON, and passes it on if it is one of a watcher's.
 
-        An event of another name is of another version, and is left out.
+        An event of an unknown name comes from another version and is ignored.
         """
         event = json.loads(line)
         kind = event.pop("event")
@@ -124,7 +125,7 @@ class Heard:
 
 
 def private_stdout() -> TextIO:
-    """The stdout that the parent reads; what libraries print goes to stderr from here on."""
+    """The stdout that the parent reads. From here on, the prints of libraries go to stderr."""
     private = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return private

@@ -1,4 +1,4 @@
-"""Why a trainer ended that was not asked to: the evidence, the words, and whether going on makes sense."""
+"""The reason why a trainer ended unasked: evidence, message, and whether another attempt makes sense."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from harness.errors import HarnessError
 from harness.supervise.process import Attempt
 from harness.units import format_seconds
 
-# (phase, name of the signal, what was seen) → why, where a trainer knows more than that it crashed.
+# (phase, name of the signal, what was seen) → the cause, where a trainer knows more than that it crashed.
 Crashed = Callable[[str, str, str], HarnessError | None]
 
 
 class Ending(NamedTuple):
-    """`again`: another attempt from the last whole checkpoint may go further; `smaller`: only with a plan
-    that needs less of the device.
+    """The error of an ended attempt.
+
+    `again`: another attempt from the last whole checkpoint may get further. `smaller`: it may do so only with
+    a plan that needs less device memory.
     """
 
     error: HarnessError
@@ -28,9 +30,9 @@ class Ending(NamedTuple):
 def explain(
     result: Attempt, plan: Plan, machine: Machine, crashed: Crashed = lambda *_: None
 ) -> Ending | None:
-    """The ending of an attempt, or None when it ended as it should or as it was asked to.
+    """The ending of an attempt. None if the attempt ended as it should or as it was asked to.
 
-    `machine` was probed after the end; `crashed` is what the trainer itself knows of a crash.
+    `machine` was probed after the end. `crashed` is the trainer's own explanation of a crash.
     """
     if result.stopped_for is not None:
         return _stopped(result, plan, machine)
@@ -55,8 +57,9 @@ def _device_memory(result: Attempt) -> Ending:
 
 
 def _gone(result: Attempt, plan: Plan, machine: Machine, crashed: Crashed) -> Ending:
-    """A process that ended without a word: because of us, because of its GPU, by a signal, or by an error
-    that nobody foresaw.
+    """The ending of a process that reported none.
+
+    The cause is our own request, the GPU, a signal, or an unforeseen error.
     """
     if result.asked_to_stop and result.returncode in (-signal.SIGKILL, -signal.SIGTERM):
         stop = (
@@ -92,7 +95,7 @@ def _gpu_lost(result: Attempt, lost: str) -> Ending:
 
 
 def _died(result: Attempt, crashed: Crashed) -> Ending:
-    """A process that ended by a signal, or by an error that nobody foresaw."""
+    """The ending of a process that ended by a signal or by an unforeseen error."""
     words = [line for line in result.last_words if line.strip()]
     got = (
         f"during {result.phase}; its last words: {words[-1][:300]}"
@@ -101,7 +104,7 @@ def _died(result: Attempt, crashed: Crashed) -> Ending:
     )
     number = -result.returncode
     if result.host_memory is not None or result.oom_killed:
-        # The kernel may have taken one of its processes (a loader's), which then failed the rest.
+        # The kernel may have killed a child of the trainer (a loader's process); the trainer then failed too.
         what = (
             "the kernel killed the trainer for lack of host memory"
             if number == signal.SIGKILL
@@ -186,7 +189,7 @@ def _stopped(result: Attempt, plan: Plan, machine: Machine) -> Ending:
 
 
 def _why_slow(result: Attempt, machine: Machine) -> str:
-    """The likeliest of the known reasons for a tenfold step, by what can be seen."""
+    """The likeliest cause of a tenfold step time, judged by what the harness can see."""
     recent = result.steps[-5:]
     waiting = sum(line.data_s or 0.0 for line in recent) / max(sum(line.step_s for line in recent), 1e-9)
     if waiting > 0.5:
@@ -206,9 +209,7 @@ def _why_slow(result: Attempt, machine: Machine) -> str:
 
 
 def _lost_gpu(plan: Plan, machine: Machine) -> str | None:
-    """What NVML says of the plan's GPU, when that is no longer a GPU; None when it is well, or when there was
-    none.
-    """
+    """NVML's message about the plan's GPU if that GPU is lost. None if it is well or the plan uses none."""
     if plan.device_uuid is None:
         return None
     found = next((gpu for gpu in machine.gpus if gpu.uuid == plan.device_uuid), None)

@@ -1,4 +1,4 @@
-"""One attempt: a trainer in a process of its own, what it says, and how it ended.
+"""One attempt: a trainer in a child process, its events, and how it ended.
 
 This process never imports JAX.
 """
@@ -25,15 +25,15 @@ from harness.supervise.signals import SUPERVISOR, stop_requests
 
 _POLL_S = 1.0
 _LAST_WORDS = 40
-# Of a trainer that does not answer: the time between the request to stop and its end by force.
+# For a trainer that does not answer: the time from the request to stop until it is killed.
 _GRACE_S = 60
 
 
 @dataclass
 class Attempt(Heard):
-    """What one process told, and how it ended.
+    """The events of one trainer process, and how it ended.
 
-    `stopped_for` is why the supervisor itself stopped it; `asked_to_stop` counts the requests from outside.
+    `stopped_for` is the supervisor's own reason to stop it. `asked_to_stop` counts the requests from outside.
     """
 
     returncode: int = 0
@@ -45,21 +45,21 @@ class Attempt(Heard):
 
     @property
     def ended_before_it_began(self) -> bool:
-        """Whether the request to stop reached a process that had not done a step yet, nor learned to answer
-        such requests.
-        """
+        """True if the request to stop came before the first step, while SIGTERM still killed the process."""
         return self.asked_to_stop > 0 and self.returncode == -signal.SIGTERM and not self.steps
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a trainer is stopped: `silent_s` without any event (less between steps whose pace is known); steps
-    `slower` times slower than `expected_step_s`, where that is known.
+    """The limits beyond which a trainer is stopped.
+
+    `silent_s`: seconds without any event (fewer between steps whose pace is known). `slower`: a step may take
+    so many times `expected_step_s`, if that is known.
     """
 
     silent_s: float = 3600
-    # Between steps whose pace is known: at least this long, and so many times as long as the longest wait for
-    # a line so far.
+    # Limit between steps whose pace is known: `silent_times` the longest wait for a line so far, but at least
+    # this long.
     silent_between_steps_s: float = 600
     silent_times: float = 20
     expected_step_s: float | None = None
@@ -71,13 +71,13 @@ class Limits:
 def attempt(
     command: Sequence[str], watcher: Watcher, limits: Limits, *, inherit: Sequence[int] = ()
 ) -> Attempt:
-    """The ended attempt of `command`, whose stdout is a line of JSON an event.
+    """The ended attempt of `command`, whose stdout has one line of JSON per event.
 
-    SIGTERM and Ctrl-C are passed on to it.
+    SIGTERM and Ctrl-C are passed on to the process.
     """
     result, kills = Attempt(), oom_kills()
     environment = os.environ | {SUPERVISOR: str(os.getpid())}
-    # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on once.
+    # In a session of its own: Ctrl-C on the terminal reaches only this process, which passes it on once.
     child = subprocess.Popen(
         list(command),
         stdout=subprocess.PIPE,
@@ -92,7 +92,7 @@ def attempt(
     ears.start()
 
     def pass_on(_: signal.Signals) -> None:
-        """Asks the trainer to save and end; the second time it is ended at once."""
+        """Asks the trainer to save and end. The second request kills it at once."""
         if child.poll() is None:
             child.send_signal(signal.SIGKILL if result.asked_to_stop else signal.SIGTERM)
         result.asked_to_stop += 1
@@ -107,7 +107,7 @@ def attempt(
 
 
 def _follow(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher, limits: Limits) -> None:
-    """Reads events until the process has closed its stdout, or must be stopped."""
+    """Reads events until the process has closed its stdout or must be stopped."""
     assert child.stdout is not None
     heard, rest, longest = time.monotonic(), b"", 0.0
     with selectors.DefaultSelector() as selector:
@@ -134,9 +134,9 @@ def _follow(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher, l
 
 
 def _patience(result: Attempt, limits: Limits, longest: float) -> float:
-    """How long the process may say nothing.
+    """Seconds that the process may be silent.
 
-    Compiling, loading and saving have no pace; monotonic time stands still while a machine sleeps.
+    Compiling, loading and saving have no pace. Monotonic time stands still while a machine sleeps.
     """
     if result.phase != "step" or len(result.steps) < limits.steps_before_judging:
         return limits.silent_s
@@ -154,7 +154,7 @@ def _too_slow(result: Attempt, limits: Limits) -> bool:
 
 
 def _stop(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher) -> None:
-    """Asks the process to save and end; by force when it does not answer."""
+    """Asks the process to save and end. Kills it if it does not answer in time."""
     child.terminate()
     deadline = time.monotonic() + (_GRACE_S if result.stopped_for == "hung" else 15 * _GRACE_S)
     assert child.stdout is not None
@@ -173,9 +173,7 @@ def _stop(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher) -> 
 
 
 def _listen(stream: Any, last_words: deque[str]) -> None:
-    """Passes the trainer's stderr on, without the secrets and controls that a library may have put there, and
-    keeps the end of it.
-    """
+    """Passes the trainer's stderr on, cleaned of secrets and control characters, and keeps its last lines."""
     for line in stream:
         text = for_terminal(redact(line.decode(errors="replace").rstrip()))
         last_words.append(text)

@@ -1,5 +1,6 @@
-"""A run watched from start to end: attempts that go on from the last whole checkpoint, and words for whatever
-ends it.
+"""Supervision of a run from start to end.
+
+A failed attempt is followed by another from the last whole checkpoint. Every ending has its error message.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from harness.units import format_bytes
 
 
 class Outcome(NamedTuple):
-    """`step` is where the run stands, saved; `restarts` how often the trainer had to be started again."""
+    """The state of a run that ended.
+
+    `step` is the last saved step. `restarts` counts how often the trainer was started again.
+    """
 
     step: int
     finished: bool
@@ -26,13 +30,13 @@ class Outcome(NamedTuple):
 
 
 class Trainer(Protocol):
-    """A trainer as its supervisor knows it; flow/trainer.py has all of it."""
+    """The part of a trainer that its supervisor needs; flow/trainer.py has the whole interface."""
 
     def command(self, run: RunDir) -> list[str]:
         """The command that trains what the files of `run` say."""
 
     def crashed(self, phase: str, name: str, got: str) -> HarnessError | None:
-        """What a crash in that phase by the signal `name` means, where this trainer knows more of it."""
+        """The cause of a crash by the signal `name` in that phase. None if this trainer cannot explain it."""
 
 
 def supervise(
@@ -46,9 +50,9 @@ def supervise(
     restarts: int = 3,
     inherit: Sequence[int] = (),
 ) -> Outcome:
-    """Where the run stands when it ends as it should.
+    """The state of a run that ended as it should.
 
-    `look` probes the machine; the trainer inherits the file descriptors `inherit`.
+    `look` probes the machine. The trainer inherits the file descriptors in `inherit`.
 
     Raises: HarnessError of the trainer, or "device-out-of-memory", "host-out-of-memory", "killed", "crashed",
     "bus-error", "hung", "ten-times-slower", "gpu-lost", "trainer-failed" or "stopped".
@@ -68,8 +72,7 @@ def supervise(
             assert result.end is not None
             return Outcome(*result.end, done)
         smaller = _smaller(plan) if ending.smaller else None
-        # A second attempt that saves nothing new would end as this one did, unless it is carried out in
-        # another way.
+        # A second attempt that saves nothing new would end like this one, unless it follows another plan.
         went_further = done == 0 or resumes_after(run.checkpoints, plan.backend) > before
         if (
             not _goes_on(ending, smaller, went_further=went_further)
@@ -96,9 +99,7 @@ def _goes_on(ending: Ending, smaller: Candidate | None, *, went_further: bool) -
 
 
 def _smaller(plan: Plan) -> Candidate | None:
-    """The largest of the plans that fit, change the recipe in the same way, and need less of the device than
-    the chosen one.
-    """
+    """The largest fitting plan with the chosen one's changes that needs less device memory than it."""
     chosen = plan.chosen
     if chosen is None or chosen.device_bytes is None:
         return None

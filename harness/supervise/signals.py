@@ -1,6 +1,4 @@
-"""Signals, all of them here: what asks a process to stop, and how a process ends with its parent or as its
-child did.
-"""
+"""All signal handling: requests to stop, death with the parent, and ending by the child's signal."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# The variable that names the process without which a trainer ends.
+# The variable that holds the supervisor's process id. A trainer ends with that process.
 SUPERVISOR = "HARNESS_SUPERVISOR"
 # Source: prctl(2), PR_SET_PDEATHSIG.
 _PARENT_DEATH_SIGNAL = 1
@@ -21,9 +19,9 @@ _PARENT_DEATH_SIGNAL = 1
 
 @contextmanager
 def stop_requests(heard: Callable[[signal.Signals], None], *, once: bool = False) -> Iterator[None]:
-    """Tells `heard` of SIGTERM and Ctrl-C inside of the block; after it they do what they did before.
+    """Calls `heard` on SIGTERM and Ctrl-C inside the block, and restores the earlier handlers after it.
 
-    With `once`, that is so from the second one of a kind on.
+    With `once`, the earlier handler is back from the second signal of a kind on.
     """
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -40,7 +38,7 @@ def stop_requests(heard: Callable[[signal.Signals], None], *, once: bool = False
 
 
 def die_with_supervisor() -> None:
-    """Ties this process to the one that `SUPERVISOR` names, if any.
+    """Makes this process die with the one that `SUPERVISOR` names, if any.
 
     A trainer without its supervisor would hold the GPU and write into a run that somebody resumes.
     """

@@ -1,4 +1,4 @@
-"""The steps of a run computed once more, in a process of their own, and compared with what was recorded."""
+"""Recomputation of a run's steps in a child process, and their comparison with the recorded metrics."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from harness.verify.replay import OTHER_DEVICE_TOLERANCE, compare_metrics, recor
 
 
 class Again(NamedTuple):
-    """What the steps of `run` are computed again from.
+    """The inputs for recomputing the steps of `run`.
 
-    `chain` makes the parts, in a run of its own. Without a `dataset` nothing can be computed. `device` is
-    what was asked for.
+    `chain` makes the parts in a scratch run. Without a `dataset` nothing can be computed. `device` is the
+    requested one.
     """
 
     run: RunDir
@@ -39,7 +39,9 @@ class Again(NamedTuple):
     watcher: Watcher
 
     def replay(self, recorded: dict[int, dict[str, float]], start: int, steps: int) -> Replay:
-        """The `steps` from `start` on against those `recorded`; why, when they cannot be computed.
+        """The comparison of `steps` steps from `start` on with `recorded`.
+
+        If the steps cannot be computed, its note says why.
 
         Raises: HarnessError "checkpoint-missing" when the run has no whole step `start`.
         """
@@ -49,7 +51,7 @@ class Again(NamedTuple):
             if error.code == "checkpoint-missing":
                 raise
             nothing = compare_metrics(recorded, {}, start=start, tolerance=0.0, device="none")
-            # What has changed since it was saved is an answer, not a lack of one.
+            # A checkpoint that changed after it was saved is a difference, not a missing answer.
             changed = (
                 {"status": "differs", "first": error.what}
                 if error.code == "checkpoint-damaged" and start
@@ -81,9 +83,9 @@ class Again(NamedTuple):
         return self.chain.run
 
     def _compute(self, start: int, steps: int) -> None:
-        """Trains the steps; the run of `chain` then has their metrics.
+        """Trains the steps. The run of `chain` then has their metrics.
 
-        Raises: HarnessError of whatever keeps them from being computed.
+        Raises: HarnessError of whatever prevents the computation.
         """
         run, made = self.run, self._made
         if self.dataset is None:
@@ -103,7 +105,7 @@ class Again(NamedTuple):
         _train(made, plan, trainer, self.machine, self.watcher)
 
     def _plan_as_recorded(self, dataset: Dataset) -> Plan:
-        """This machine's plan, carried out with the levers of the run where the platform is the same.
+        """This machine's plan, with the levers of the recorded run where the platform is the same.
 
         Raises: HarnessError "no-gpu" and the planner's others, or "does-not-fit".
         """
@@ -125,7 +127,7 @@ class Again(NamedTuple):
 
 
 def _why_not_exact(manifest: Manifest, remade: Manifest) -> str | None:
-    """Why the same bits cannot be asked of this device; None when they can."""
+    """The reason why this device need not give the same bits. None if it must."""
     if remade.device != manifest.device:
         return f"another device, {remade.device} instead of {manifest.device}"
     if remade.plan.levers != manifest.plan.levers:
@@ -156,7 +158,7 @@ def _copy_step(run: RunDir, again: RunDir, step: int) -> None:
         try:
             os.link(path.resolve(), target)
         except OSError:
-            # Another filesystem: the bytes themselves.
+            # On another filesystem: copy the bytes.
             shutil.copy2(path, target)
     if strays:
         raise HarnessError(

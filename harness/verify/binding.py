@@ -1,4 +1,4 @@
-"""A verdict bound to what it is about: the manifest's bytes, and who says so, when, on what."""
+"""A verdict's binding: the hash of the manifest it is about, and who gave it, when, and on which machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from harness.artifacts import Machine, Verdict, Verifier
 from harness.run.directory import RunDir
 from harness.run.surroundings import machine_facts, source_digest, version_of
 
-# What a verdict says of the machine, without its name.
+# The machine facts that a verdict states. The host's name is not among them.
 _TOLD = ("driver", "cuda", "gpus", "processor", "kernel", "container")
 
 
 def bound(verdict: Verdict, run: RunDir, machine: Machine) -> Verdict:
-    """`verdict`, as this harness gave it now, on this machine, of the manifest that lies in `run`."""
+    """`verdict` with its verifier (this harness, time and machine) and the hash of `run`'s manifest."""
     facts = machine_facts(machine)
     by = Verifier(
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,9 +1,9 @@
-"""What a manifest claims, field by field, against what is found: ordered so that the first difference
-explains those after it.
+"""Comparison of a manifest's claims with the findings, field by field.
 
-First what a run is made from: the recipe decides what is computed, data and weights what it is computed from,
-software, flags and device in which arithmetic. Then what follows from these: statistics, plan, first
-parameters, the program, and what XLA makes of it.
+The order is such that the first difference explains those after it. First come the inputs of a run: the
+recipe decides what is computed; data and weights are what it is computed from; software, flags and device
+decide in which arithmetic. Then come their consequences: statistics, plan, first parameters, the program, and
+XLA's compilation of it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from harness.artifacts.verdict import Compared, Status
 from harness.recipe.meaning import changed_keys, flat, meaning
 from harness.run.surroundings import xla_flags
 
-# What XLA writes down about a compilation does not change it.
+# These flags let XLA write down its compilation. They do not change it.
 _ONLY_TELLS = "XLA_FLAGS.--xla_dump"
 
 
 class Found(NamedTuple):
-    """What was found, in place of what the manifest says; None where it could not be read, and `why` says
-    why, by field.
+    """The findings, one for each claim of the manifest. None where a value could not be read.
 
-    `files` are the run's own files, hashed as the manifest does it; `leaves` the arrays that training starts
-    from.
+    `why` gives the reason, by field. `files` are the run's own files, hashed as the manifest hashes them.
+    `leaves` are the arrays that training starts from.
     """
 
     recipe: Mapping[str, Any] | None
@@ -59,7 +58,7 @@ class Found(NamedTuple):
 
 
 def compare(manifest: Manifest, found: Found) -> list[Compared]:
-    """Every field, in the order in which differences explain one another."""
+    """Every field's comparison, in the order in which differences explain one another."""
     return [*_made_from(manifest, found), *_arithmetic(manifest, found), *_follows(manifest, found)]
 
 
@@ -68,11 +67,10 @@ def _made_from(manifest: Manifest, found: Found) -> list[Compared]:
     rows = _mapping(
         "recipe", manifest.recipe, found.recipe, why, matters=lambda key: meaning(key).weight != "cadence"
     )
-    # The recipe as it lies there against the hash that the manifest took of it: both copies may have been
-    # changed.
+    # The recipe now against the hash that the manifest took of it: someone may have changed both copies.
     rows.append(_one("recipe_sha256", manifest.recipe_sha256, found.recipe_sha256, why))
     rows.append(_one("dataset", manifest.dataset_sha256, found.dataset_sha256, why))
-    # The bytes decide; a branch that has moved on is told.
+    # The bytes decide. A branch that has moved on is reported only.
     rows.append(
         _one("dataset_revision", manifest.dataset_revision, found.dataset_revision, why, matters=False)
     )
@@ -91,7 +89,7 @@ def _arithmetic(manifest: Manifest, found: Found) -> list[Compared]:
     source = _one("source", manifest.source_sha256, found.source_sha256, why)
     rows = [
         source,
-        # Two commits may hold one source; where the source itself is known, it decides.
+        # Two commits may hold the same source. If the source itself is known, it decides.
         _one(
             "source_revision",
             manifest.source_revision,
@@ -106,7 +104,7 @@ def _arithmetic(manifest: Manifest, found: Found) -> list[Compared]:
         _one("packages_sha256", manifest.packages_sha256, found.packages_sha256, why),
         _one("python", manifest.python, found.python, why),
         _one("image_digest", manifest.image_digest, found.image_digest, why),
-        # The engine's id is another for each build, and the name computes nothing.
+        # Each build has another engine id, and the image's name computes nothing.
         _one("image_id", manifest.image_id, found.image_id, why, matters=False),
         _one("image", manifest.image, found.image, why, matters=False),
     ]
@@ -116,7 +114,7 @@ def _arithmetic(manifest: Manifest, found: Found) -> list[Compared]:
     only_tell = {key for each in (flags, here) for key in flat(each or {}) if key.startswith(_ONLY_TELLS)}
     rows += _mapping("environment", flags, here, why, matters=lambda name: name not in only_tell)
     rows.append(_one("device", manifest.device, found.device, why))
-    # XLA compiles for the instructions of this very processor, and shares its work out over so many cores.
+    # XLA compiles for this processor's instructions, and divides the work among this number of cores.
     on_cpu = {"processor", "cores"} if manifest.plan.levers.platform == "cpu" else set()
     for row in _mapping("machine", manifest.machine, found.machine, why):
         rows.append(
@@ -126,7 +124,7 @@ def _arithmetic(manifest: Manifest, found: Found) -> list[Compared]:
 
 
 def _upstream(manifest: Manifest, found: Found) -> list[Compared]:
-    """openpi's commit, where either was trained by openpi."""
+    """openpi's commit, if either run was trained by openpi."""
     recorded = manifest.upstream.commit if manifest.upstream else None
     return (
         []
@@ -138,7 +136,7 @@ def _upstream(manifest: Manifest, found: Found) -> list[Compared]:
 def _follows(manifest: Manifest, found: Found) -> list[Compared]:
     why = found.why
     rows = [_one("norm_stats", manifest.norm_stats_sha256, found.norm_stats_sha256, why)]
-    # Plans are exact: another one computes the same in another order of summation.
+    # Plans are exact: another plan computes the same, but sums in another order.
     rows += _mapping("plan", manifest.plan.levers.model_dump(mode="json"), found.plan, why)
     rows += _mapping(
         "files",
@@ -147,11 +145,11 @@ def _follows(manifest: Manifest, found: Found) -> list[Compared]:
         why,
     )
     leaves = _mapping("leaves", manifest.weights.get("leaves"), found.leaves, why)
-    # Where they were not computed again, files or seed have answered for them above.
+    # If they were not recomputed, files or seed have answered for them above.
     rows += [
         row.model_copy(update={"matters": False}) if row.status == "cannot tell" else row for row in leaves
     ]
-    # A plan for a GPU alone has a choice of kernels.
+    # Only a plan for a GPU has a choice of kernels.
     rows.append(
         _one(
             "kernels",
@@ -169,7 +167,7 @@ def _follows(manifest: Manifest, found: Found) -> list[Compared]:
 
 
 def weights_digests(weights: Mapping[str, Any]) -> dict[str, str]:
-    """File or directory → sha256 of a manifest's `weights`; the seed for random ones.
+    """File or directory → sha256 in a manifest's `weights`. For random weights: the seed.
 
     A local path is named by its last part.
     """
@@ -194,7 +192,7 @@ def overall(rows: list[Compared], others: list[Status]) -> Status:
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
-    """XLA's flags one by one: their order changes nothing, and a difference is one of them."""
+    """The variables, with XLA's flags split: their order changes nothing, so each flag is compared alone."""
     return {name: xla_flags(value) if name == "XLA_FLAGS" else value for name, value in variables.items()}
 
 
@@ -217,7 +215,7 @@ def _mapping(
     *,
     matters: Callable[[str], bool] = lambda _: True,
 ) -> list[Compared]:
-    """One row for each key that differs, or a single one when none does."""
+    """One row for each key that differs, or a single row if none does."""
     if recorded is None or found is None:
         return [_one(name, recorded, found, why)]
     a, b = flat(recorded), flat(found)
@@ -232,7 +230,7 @@ def _mapping(
         )
         for key in changed
     ]
-    # What matters stands first.
+    # Differences that matter stand first.
     rows.sort(key=lambda row: not row.matters)
     return (
         rows
@@ -244,7 +242,7 @@ def _mapping(
 def _one(name: str, recorded: Any, found: Any, why: Mapping[str, str], *, matters: bool = True) -> Compared:
     if recorded is None or found is None:
         note = why.get(name) or ("the run did not record it" if recorded is None else "not found here")
-        # What neither side knows (a run outside of a container has no image) is no reason for doubt.
+        # A value that neither side knows is no reason for doubt (a run outside a container has no image).
         return Compared(
             field=name,
             status="cannot tell",

@@ -1,4 +1,4 @@
-"""What is found here in the place of what a run's manifest says."""
+"""The state of a run and of this machine, read for comparison with the run's manifest."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def found_here(
     machine: Machine,
     why: Mapping[str, str],
 ) -> Found:
-    """What `run` and this machine are now.
+    """The present state of `run` and this machine.
 
-    `known` are data and statistics, `remade` is the manifest of the steps that were computed again, and `why`
-    says why a field cannot be told.
+    `known` are data and statistics. `remade` is the manifest of the recomputed steps. `why` gives, by field,
+    the reason why a field cannot be told.
     """
     recipe, why_not_recipe = _recipe(run)
     plan = run.read(Plan)
@@ -65,9 +65,9 @@ def _recipe(run: RunDir) -> tuple[dict[str, Any] | None, dict[str, str]]:
 
 
 def _software(manifest: Manifest, remade: Manifest | None) -> dict[str, Any]:
-    """The fields of `Found` that say which software this is."""
+    """The fields of `Found` that identify the software."""
     software = software_here()
-    # openpi's software is that of its own environment, which only openpi itself can tell.
+    # openpi's packages are those of its own environment. Only openpi itself can report them.
     theirs = remade if manifest.upstream is not None else software
     return {
         "packages": theirs.packages if theirs is not None else None,
@@ -84,7 +84,7 @@ def _software(manifest: Manifest, remade: Manifest | None) -> dict[str, Any]:
 
 
 def _why_not(manifest: Manifest, remade: Manifest | None) -> dict[str, str]:
-    """Why a field cannot be told that only a computation tells."""
+    """Field → the reason why it cannot be told, for fields that only a computation tells."""
     if remade is not None:
         begun = "it began at a checkpoint, whose arrays were compared with their own digests"
         return {} if "leaves" in remade.weights else {"leaves": begun}
@@ -96,7 +96,10 @@ def _why_not(manifest: Manifest, remade: Manifest | None) -> dict[str, str]:
 
 
 def files_of(run: RunDir) -> dict[str, str]:
-    """What the run's own files hold, hashed as its manifest did; a file that is gone or damaged differs."""
+    """File → hash of its content, computed as the manifest did.
+
+    A missing or damaged file has a text instead, which differs from any hash.
+    """
 
     def read(kind: type[A], sha256: Callable[[A], str]) -> str:
         try:

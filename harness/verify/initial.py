@@ -1,9 +1,7 @@
 """The weights that a run started from, as they lie on this machine.
 
-A received manifest names them, so only weights are looked at.
-
-A path of the manifest's is hashed when it is one of the files of the recipe's own source, and the source
-looks like what it should be.
+The manifest may come from someone else, so only weights are read. A path of the manifest is hashed only if it
+belongs to the recipe's own source, and if that source looks like weights.
 """
 
 from __future__ import annotations
@@ -24,10 +22,9 @@ _MOST_BASES = 8
 
 
 def digests_here(manifest: Manifest) -> tuple[dict[str, str] | None, str | None]:
-    """(the digests of the weights in the form of the manifest's own, None) or (None, why they cannot be
-    told).
+    """(digests of the weights in the manifest's own form, None) or (None, the reason why they are unknown).
 
-    They are fetched when they are not here and the user's word covers that (`harness.received.consent`).
+    Missing weights are fetched if the user has consented to that (`harness.received.consent`).
     """
     recorded, own = manifest.weights, manifest.recipe.get("weights", {}).get("source")
     source = recorded.get("source")
@@ -68,7 +65,7 @@ def _of_tree(manifest: Manifest, source: str, names: list[str]) -> dict[str, str
 
 
 def _of_directories(source: Path, names: list[str]) -> dict[str, str]:
-    """Last part of the path → sha256 of the `params` directories that a local source means."""
+    """Last part of the path → sha256, for the `params` directories that a local source means."""
     there = {str(form): path for path in _params(source) for form in (path, path.absolute())}
     _check_own(names, there, source)
     for path in {there[name] for name in names}:
@@ -87,7 +84,7 @@ def _of_directories(source: Path, names: list[str]) -> dict[str, str]:
 
 
 def _params(source: Path, bases: int = 0) -> list[Path]:
-    """The `params` directory of `source`, then those that it lies upon, as far as they are here."""
+    """The `params` directory of `source`, then those of the bases below it, if they are on this machine."""
     found = source if (source / METADATA).is_file() else source / PARAMS
     if not (found / METADATA).is_file():
         raise HarnessError(
@@ -107,7 +104,10 @@ def _params(source: Path, bases: int = 0) -> list[Path]:
 
 
 def _check_own(names: list[str], there: Any, source: object) -> None:
-    """Raises: HarnessError for a name that is no file of the source; nothing is said of what lies there."""
+    """Refuses a name that is no file of the source. The message tells nothing about what lies there.
+
+    Raises: HarnessError "not-of-the-source".
+    """
     for name in names:
         if name not in there:
             what = f"the manifest names {name!r}, which is no file of {source}; it was not read"

@@ -1,4 +1,4 @@
-"""Metrics computed again, against those that were recorded."""
+"""Comparison of recomputed metrics with the recorded ones."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from harness.errors import HarnessError
 from harness.received.files import there
 from harness.received.text import one_line
 
-# What a step computes; the others are times.
+# The metrics that a step computes. The other metrics are times.
 VALUES = ("loss", "grad_norm", "param_norm", "learning_rate")
-# On another kind of device, or with kernels that are not deterministic, matrix products round differently.
-# bfloat16 has 8 bits of mantissa (2^-9 relative a rounding); over a few steps of warm-up the loss moves by
-# less than this, a gradient norm likewise.
+# On another kind of device, or with nondeterministic kernels, matrix products round differently. bfloat16 has
+# 8 bits of mantissa (2^-9 relative a rounding). Over a few steps of warm-up, loss and gradient norm move by
+# less than this.
 OTHER_DEVICE_TOLERANCE = 0.02
 
 
 def recorded_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Step → values of a metrics.jsonl; of a step that stands there twice, the last.
+    """Step → values of a metrics.jsonl. Of a step that occurs twice, the last values.
 
     Raises: HarnessError "metrics-missing" or "metrics-invalid"; UnsafeFile.
     """
@@ -58,7 +58,7 @@ def compare_metrics(
     device: str,
     note: str = "",
 ) -> Replay:
-    """The replay's verdict; `tolerance` is relative, and 0 means bit for bit."""
+    """The verdict on the recomputed metrics. `tolerance` is relative; 0 means bit for bit."""
     common = sorted(step for step in again if step in recorded)
     if not common:
         why = f"no step is in both: recorded {_span(recorded)}, computed again {_span(again)}"

@@ -1,6 +1,4 @@
-"""A verification from its parts: what the run's manifest says, what is found here, and its first steps
-computed once more.
-"""
+"""Verification of a run: its manifest's claims against the findings here, and its steps computed again."""
 
 from __future__ import annotations
 
@@ -25,7 +23,8 @@ from harness.verify.replay import compare_metrics, recorded_metrics
 def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watcher: Watcher) -> Verdict:
     """The verdict on `run` against this machine and these files.
 
-    What the run names is read where it lies on this machine, and fetched only with the user's --fetch.
+    The run's inputs are read where they lie on this machine. They are fetched only with the user's --fetch.
+
     Raises: HarnessError "not-a-run", "checkpoint-missing", "metrics-missing", "metrics-invalid".
     """
     manifest = _manifest(run)
@@ -69,7 +68,7 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
 
 
 def verify_pair(run: RunDir, other: RunDir) -> Verdict:
-    """The verdict on two runs: their manifests, and the metrics of every step that both have, bit for bit.
+    """The verdict on two runs. It compares their manifests, and bit for bit the metrics of every common step.
 
     Raises: as `verify_run`.
     """
@@ -115,11 +114,10 @@ def _manifest(run: RunDir) -> Manifest:
 
 
 def _data(chain: Chain) -> tuple[tuple[Dataset, NormStats] | None, str | None, dict[str, str]]:
-    """Dataset and statistics as they are now, the hash of the dataset's bytes, and why one of them cannot be
-    had.
+    """(dataset and statistics as they are now, hash of the dataset's bytes, field → why it cannot be had).
 
-    Bytes that were changed often cannot be read any more; they can be hashed all the same, and that they
-    differ is what matters.
+    Changed bytes often cannot be read as a dataset. They can still be hashed, and their difference is what
+    matters.
     """
     from harness.data.dataset import content_hash
     from harness.data.fetch import resolve
