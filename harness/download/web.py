@@ -78,7 +78,7 @@ def open_url(url: str, headers: dict[str, str] | None = None, *, timeout_s: floa
     try:
         return cast(HTTPResponse, opener.open(request, timeout=timeout_s))
     except ValueError as error:
-        # The standard library takes a redirect's address apart before it asks: of `http://[::1` it raises this.
+        # The standard library takes a redirect apart before it asks: of `http://[::1` it raises this.
         raise _no_redirect(url, error) from error
 
 
