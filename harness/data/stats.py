@@ -31,8 +31,8 @@ QUANTILES = (0.01, 0.99)
 BLOCK_ROWS = 1 << 18
 # A spread below this share of the values' magnitude is measurement noise, not movement.
 TINY_SHARE = 1e-4
-# A normalized value within the quantiles is at most 1. One beyond this limit usually comes from one outlier,
-# or from a spread that is too small.
+# A normalized value beyond this is 10 times the largest one within the quantiles. The usual cause is one
+# outlier, or a spread that is too small.
 LARGE_NORMALIZED = 10.0
 _DIGIT = 1 << 16
 
