@@ -18,7 +18,7 @@ from harness.errors import HarnessError
 from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
 
-# A model with at least this many parameters is trained on a GPU, as in `plan.place`. A smaller model may be
+# A model with more parameters than this is trained on a GPU, as in `plan.place`. A smaller model may be
 # trained on the CPU.
 CPU_PARAMETERS = 100_000_000
 

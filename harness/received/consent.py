@@ -69,7 +69,10 @@ def grant(*sources: str | None) -> None:
 
 
 def grant_shipped(sources: Iterable[str]) -> None:
-    """Records sources that the package's own recipes name. They may be fetched if such a recipe is used."""
+    """Records sources that the package's own recipes name.
+
+    They may be fetched, as if the user had asked for such a recipe.
+    """
     _grant(*(f"{_SHIPPED} {source.rstrip('/')}" for source in sources))
 
 
@@ -78,7 +81,7 @@ def is_offline() -> bool:
 
 
 def granted(source: str) -> bool:
-    """True if the user typed `source` or gave --fetch, or if a shipped recipe names it."""
+    """True if the user typed `source` or gave --fetch, or if `grant_shipped` recorded it."""
     words, source = _words(), source.rstrip("/")
     return source in words or _EVERYTHING in words or f"{_SHIPPED} {source}" in words
 

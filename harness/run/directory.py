@@ -243,7 +243,7 @@ def new_run(name: str) -> RunDir:
 
 
 def latest_run(name: str) -> RunDir | None:
-    """The run of this name with the highest number. Started runs come first, if there are any."""
+    """The run of this name with the highest number. Only started runs count, if there are any."""
     runs = _numbered(name)
     candidates = [pair for pair in runs if pair[1].started] or runs
     return max(candidates, default=(0, None), key=lambda pair: pair[0])[1]
