@@ -1,7 +1,7 @@
-"""One rule for every test: no GPU, no network, no account; and XLA compiles fast rather than well.
+"""Settings for all tests: no GPU, no network, no account, and fast compilation instead of fast programs.
 
 A test of a law compiles many small programs and runs each once, so LLVM's optimization costs more than it
-saves. Processes that a test starts inherit this. Equal programs are compiled once a session.
+saves. Processes that a test starts inherit these settings. Equal programs are compiled once per session.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Verdicts, findings and figures on logs whose truth is known."""
+"""Tests verdicts, findings and figures on logs whose truth is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records from lines as programs, terminals and people leave them."""
+"""Tests the records that are read from lines of programs, terminals and people."""
 
 from __future__ import annotations
 

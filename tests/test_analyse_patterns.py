@@ -1,4 +1,4 @@
-"""No regular expression of the package takes a time that grows faster than its text."""
+"""Tests that no regular expression of the package takes more than linear time."""
 
 from __future__ import annotations
 

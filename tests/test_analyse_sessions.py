@@ -1,4 +1,4 @@
-"""Seams, steps that are there twice, and runs that are mixed."""
+"""Tests the seams between sessions, repeated steps, and mixed runs."""
 
 from __future__ import annotations
 

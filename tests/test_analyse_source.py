@@ -1,6 +1,6 @@
-"""Logs from strangers: packed, endless, torn, special files.
+"""Tests logs from strangers: compressed, endless, torn, and special files.
 
-Time and memory stay bounded, and what was left out is said.
+Time and memory stay bounded, and parts that were left out are reported.
 """
 
 from __future__ import annotations

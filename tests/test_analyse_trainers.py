@@ -1,4 +1,4 @@
-"""Logs of other trainers and exports, each with the values that are right for it."""
+"""Tests logs of other trainers and exports, each with its correct values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`harness analyse` as a command: exit codes, stdout, and what it writes."""
+"""Tests `harness analyse` as a command: exit codes, stdout, and written files."""
 
 from __future__ import annotations
 

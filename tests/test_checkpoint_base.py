@@ -1,5 +1,6 @@
-"""A step of only trained parameters whose base has moved: where it is now is said, and its bytes are still
-those that were trained upon.
+"""Tests a step with only trained parameters whose base weights have moved.
+
+The base's new place is reported, and its bytes are still those of the training.
 """
 
 from __future__ import annotations

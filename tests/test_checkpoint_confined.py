@@ -1,4 +1,4 @@
-"""A checkpoint whose files point out of it is refused before anything outside is read."""
+"""Tests that a checkpoint with files that point outside is refused before anything outside is read."""
 
 from __future__ import annotations
 

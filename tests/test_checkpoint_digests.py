@@ -1,5 +1,6 @@
-"""Every leaf and text of a checkpoint has a sha256, and what has changed since it was saved is never
-restored.
+"""Tests the sha256 of every leaf and text of a checkpoint.
+
+A leaf or text that has changed since the save is never restored.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Checkpoints of a stranger: none of their files leads out, hangs, takes memory without end, or ends in a
-traceback.
+"""Tests checkpoints made by a stranger.
+
+None of their files leads outside, hangs, takes unlimited memory, or ends in a traceback.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""`inspect` on checkpoints that openpi's own code wrote, on ours, and on items written here with tensorstore
-alone.
-"""
+"""Tests `inspect` on checkpoints of openpi's own code, on ours, and on items from tensorstore alone."""
 
 from __future__ import annotations
 

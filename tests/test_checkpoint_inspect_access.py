@@ -1,4 +1,4 @@
-"""`inspect` where it may not read, and where links lead out of the checkpoint."""
+"""Tests `inspect` where it may not read, and where links lead out of the checkpoint."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""`inspect --deep` and `--against`: digests, adapters' effective rank, and which parts moved; expected values
-are plain numpy's.
+"""Tests `inspect --deep` and `--against`: digests, adapters' effective rank, and moved parts.
+
+The expected values come from plain numpy.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Checkpoints of PyTorch trainers are named, with what they hold and the way on, wherever a path points into
-them.
+"""Tests that checkpoints of PyTorch trainers are recognized wherever a path points into them.
+
+The message names their contents and the next steps.
 """
 
 from __future__ import annotations

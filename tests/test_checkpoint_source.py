@@ -1,6 +1,4 @@
-"""What keeps weights from being a recipe's start is said by their metadata alone, before anything is planned
-or compiled.
-"""
+"""Tests that metadata alone show why weights cannot be a recipe's start, before any planning or compiling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line's contract: stdout, exit codes, and one screen for bad input."""
+"""Tests the command line's contract: stdout, exit codes, and one screen for bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What nobody typed is not fetched: one server that must not be asked, and each file that names it."""
+"""Tests that sources that the user did not type are not fetched.
+
+One server must not be asked; every file that names it is tried.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests of containers run only when a path asks for them, and then fail where no engine answers."""
+"""Tests that container tests run only if a path names them, and then fail where no engine answers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""compose.yaml confines every service, gives the GPU to those that train, passes on what a network needs, and
-carries no secret.
+"""Tests that compose.yaml confines every service.
+
+It gives the GPU to the services that train, passes on the settings that a network needs, and carries no
+secret.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a build is given: all that git has, and no key, wherever one is left.
+"""Tests the build context: all files of git, and no key, wherever one lies.
 
-Matched as the engine's own client does.
+Files are matched as the engine's own client matches them.
 """
 
 from __future__ import annotations

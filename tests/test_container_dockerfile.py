@@ -1,5 +1,6 @@
-"""The Dockerfile's conventions, read from its text: pinned base, hashes, no compiler at run time, a reason
-for every line.
+"""Tests the Dockerfile's conventions from its text.
+
+They are: pinned base, hashes, no compiler at run time, a reason for every line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ci/local refuses what it cannot do, with the fix and exit code 2, before it makes anything."""
+"""Tests that ci/local refuses what it cannot do before it makes anything, with the fix and exit code 2."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""docker/entrypoint, docker/owner and docker/revision as a shell runs them, with a stand-in for the harness
-command.
-"""
+"""Tests docker/entrypoint, docker/owner and docker/revision in a shell, with a stand-in for harness."""
 
 from __future__ import annotations
 

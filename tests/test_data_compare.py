@@ -1,4 +1,4 @@
-"""Other statistics beside ours."""
+"""Tests the comparison of other statistics with ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every image and every video is looked at before a run, also those that no step may ever read."""
+"""Tests that every image and video is checked before a run, even those that no step may read."""
 
 from __future__ import annotations
 

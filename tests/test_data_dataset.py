@@ -1,4 +1,4 @@
-"""The description of a dataset, above all its content hash."""
+"""Tests the description of a dataset, above all its content hash."""
 
 from __future__ import annotations
 

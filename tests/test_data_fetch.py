@@ -1,6 +1,4 @@
-"""Datasets by name: the real hub client against a small hub of our own on localhost, in processes of their
-own.
-"""
+"""Tests datasets by name, with the real hub client and a small hub on localhost, in separate processes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Damaged files of every kind: the reader answers with data or with a HarnessError, never with anything
-else.
-"""
+"""Tests damaged files of every kind: the reader gives data or a HarnessError, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The dataset reader: LeRobot's own answers (golden), every form of storage, and every way a dataset can be
-broken.
+"""Tests the dataset reader.
+
+It is compared with LeRobot's own answers (golden), on every form of storage, and on every kind of broken
+dataset.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The loader: what a batch holds, and that its order is a function of seed and step alone."""
+"""Tests the loader: the contents of a batch, and that the order depends on seed and step alone."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What is wrong with a dataset is told apart, and no fix loses a recording: whole files stay, and only a
-hub's copy is fetched again.
+"""Tests that errors of a dataset are told apart, and that no fix loses a recording.
+
+Whole files stay. Only a hub's copy is fetched again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The budget check: what the loader can give, and when a person is told that training waits for it."""
+"""Tests the pace check: the loader's rate, and when a person is told that training waits for it."""
 
 from __future__ import annotations
 

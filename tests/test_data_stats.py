@@ -1,6 +1,4 @@
-"""Statistics: the golden values, an independent line of numpy over chunks that are really built, and the
-degenerate cases.
-"""
+"""Tests statistics: the golden values, independent numpy over explicit chunks, and degenerate cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets that a stranger made to do harm: nothing outside is opened, and nothing small becomes large."""
+"""Tests datasets made to do harm: no file outside is opened, and no small file becomes large."""
 
 from __future__ import annotations
 

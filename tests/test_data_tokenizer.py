@@ -1,4 +1,4 @@
-"""Tokens: beginning, text, and a newline of its own."""
+"""Tests tokens: the beginning, the text, and the separate newline."""
 
 from __future__ import annotations
 

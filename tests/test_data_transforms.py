@@ -1,4 +1,4 @@
-"""Normalization, padding, resizing and prompts, each against an independent line."""
+"""Tests normalization, padding, resizing and prompts, each against an independent implementation."""
 
 from __future__ import annotations
 

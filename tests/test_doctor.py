@@ -1,5 +1,6 @@
-"""The doctor: each check finds what it is for, says nothing when all is well, and hides no other when it
-fails.
+"""Tests the doctor's checks.
+
+Each finds its own error, is silent if all is well, and hides no other check when it fails.
 """
 
 from __future__ import annotations

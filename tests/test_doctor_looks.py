@@ -1,5 +1,6 @@
-"""The doctor never says well of what it did not look at: a GPU that cannot be used, data that is not here,
-flags that XLA has dropped.
+"""Tests that the doctor never passes a check that it could not do.
+
+Examples: a GPU that cannot be used, data that is not here, flags that XLA has dropped.
 """
 
 from __future__ import annotations

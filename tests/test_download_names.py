@@ -1,5 +1,6 @@
-"""Names that an address, a server or a sidecar gives are never paths: none leads out of the cache entry, and
-none removes anything beside it.
+"""Tests that names from an address, a server or a sidecar are never paths.
+
+None leads out of the cache entry, and none removes a file beside it.
 """
 
 from __future__ import annotations

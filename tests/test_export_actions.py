@@ -1,4 +1,4 @@
-"""`harness export`: a LoRA step and the full checkpoint that it is merged into act the same."""
+"""Tests `harness export`: a LoRA step and the full checkpoint merged from it give the same actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""harness fetch brings what a run needs, says where it lies, and needs no JAX."""
+"""Tests that harness fetch gets the files of a run, reports their place, and needs no JAX."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Our model against numbers made by openpi's own code (tests/support/parity.py does the work and is
-runnable by hand).
+"""Tests our model against numbers made by openpi's own code.
+
+tests/support/parity.py does the work, and can be run by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Laws of the model: what must not change the result does not, and adapters do what LoRA says."""
+"""Tests laws of the model: irrelevant inputs do not change the result, and adapters do what LoRA says."""
 
 from __future__ import annotations
 

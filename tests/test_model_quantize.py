@@ -1,5 +1,6 @@
-"""Frozen kernels in 8 and 4 bits: numpy written independently, and the laws that checkpoints and the model
-rely on.
+"""Tests frozen kernels in 8 and 4 bits.
+
+They are compared with independent numpy. The laws that checkpoints and the model rely on are tested too.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The benchmark that compiles upstream's step: what it reads of XLA's buffer assignment, and that it does
-nothing without openpi.
+"""Tests the benchmark that compiles upstream's step.
+
+It reads XLA's buffer assignment, and does nothing without openpi.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The job file, and openpi's trainer started from it; a small package of the same names stands in for
-openpi.
-"""
+"""Tests the job file, and openpi's trainer started from it, with a small package in place of openpi."""
 
 from __future__ import annotations
 

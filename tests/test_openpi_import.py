@@ -1,4 +1,4 @@
-"""What an openpi command line would really do."""
+"""Tests the description of what an openpi command line would really do."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""openpi's command line, read as its own parser reads it: each case here was tried on openpi itself (commit
-15a9616, tyro 1.0).
+"""Tests that openpi's command line is read as its own parser reads it.
+
+Each case was tried on openpi itself (commit 15a9616, tyro 1.0).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the planner says about openpi's own trainer, against the compiled figures and the table's own rows."""
+"""Tests the planner's figures for openpi's own trainer against compiled figures and the table's own rows."""
 
 from __future__ import annotations
 

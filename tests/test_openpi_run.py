@@ -1,5 +1,6 @@
-"""`train --backend openpi`: where openpi is found, what it cannot do, whose run it is, its plan, its console,
-and the chain around it.
+"""Tests `train --backend openpi`.
+
+Covered are: where openpi is found, what it cannot do, who owns a run, its plan, its console, and the chain.
 """
 
 from __future__ import annotations

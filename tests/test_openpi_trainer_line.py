@@ -1,4 +1,4 @@
-"""Whose trainer a pasted line starts, and what of the line is the shell's."""
+"""Tests which trainer a pasted line starts, and which parts of the line belong to the shell."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""openpi under the supervisor, with a stand-in that prints and saves as openpi does: its metrics, its
-checkpoints, and every way in which it ends.
+"""Tests openpi under the supervisor, with a stand-in that prints and saves as openpi does.
+
+Covered are its metrics, its checkpoints, and every way in which it ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names, shapes and counts of every parameter, against openpi's own list."""
+"""Tests names, shapes and counts of every parameter against openpi's own list."""
 
 from __future__ import annotations
 

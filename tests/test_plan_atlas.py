@@ -1,5 +1,6 @@
-"""The atlas: what it answers, what it bounds, what it refuses; and that the shipped one is of this version of
-the step.
+"""Tests the atlas: its answers, its bounds, its refusals.
+
+The shipped atlas must belong to this version of the step.
 """
 
 from __future__ import annotations

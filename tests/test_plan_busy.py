@@ -1,4 +1,4 @@
-"""Busy cards: who holds them, and waiting until an idle one would do no better."""
+"""Tests busy cards: who holds them, and waiting until an idle card would do no better."""
 
 from __future__ import annotations
 

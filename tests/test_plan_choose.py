@@ -1,5 +1,6 @@
-"""The rule by which a plan is chosen, against a compiler that is played by a formula; and the real compiler
-on the tiny recipe.
+"""Tests the choice of a plan, with a formula in place of the compiler.
+
+The real compiler is used on the tiny recipe.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""The cards that clouds rent: their names as clouds spell them, their figures, a plan for each from the
-atlas; what is too old, with the reason.
+"""Tests the cards that clouds rent.
+
+Covered are their names as clouds spell them, their figures, a plan for each from the atlas, and the reason
+for cards that are too old.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Why a compilation in a child gave no answer: the line of its stderr that says it."""
+"""Tests that the right line of a child's stderr explains why its compilation failed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The cost model: the documented peaks of the cards, operations counted another way, and what must order
-plans.
-"""
+"""Tests the cost model: documented peaks of the cards, an independent count of operations, order of plans."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What a changed recipe is said to deviate in: each key by name, what it means, and nothing that does not
-change what is learned.
+"""Tests the deviations of a changed recipe: each key by name and meaning.
+
+A key that does not change what is learned gives none.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The table of cards: every card and recipe of it, in Markdown and as a picture; what the atlas does not know
-is said so.
+"""Tests the table of cards: each card and recipe, in Markdown and as a picture.
+
+Figures that the atlas does not know are marked as unknown.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""From NVML to a plan: the C stand-in for libnvidia-ml, the real nvidia-ml-py, the real rule; only the
-compiler is played.
+"""Tests the way from NVML to a plan.
+
+The C stand-in for libnvidia-ml, the real nvidia-ml-py and the real rule are used; only the compiler is
+simulated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The real-size LoRA step, compiled for one card and compared with the shipped atlas: that the trainer's CUDA
-path lowers and compiles, without a GPU.
+"""Tests that the real-size LoRA step compiles for one card without a GPU, and matches the shipped atlas.
 
-About a minute, so it is not run by default: `ci/atlas`, or `python -m pytest -m real_size`.
+This checks that the trainer's CUDA path lowers and compiles. It takes about a minute, so it is not run by
+default: `ci/atlas`, or `python -m pytest -m real_size`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""One memory for CPU and GPU (GB10, Jetson): each phase counts once what it takes of device and host, saves
-included.
+"""Tests plans where CPU and GPU share one memory (GB10, Jetson).
+
+Each phase counts its device and host bytes once, saves included.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The cards that are not here: XLA compiles for each, their names are read as people write them, their
-figures hang together.
+"""Tests the cards that are not here.
+
+XLA compiles for each, names are read as people write them, and the figures are consistent.
 """
 
 from __future__ import annotations

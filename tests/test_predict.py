@@ -1,5 +1,6 @@
-"""`harness predict`: one frame through a checkpoint equals the same computed by hand; bad input is named
-before a weight is read.
+"""Tests `harness predict`: one frame through a checkpoint equals the result computed by hand.
+
+Bad input is reported before a weight is read.
 """
 
 from __future__ import annotations

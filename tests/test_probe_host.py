@@ -1,5 +1,6 @@
-"""The host probe on laid-out machines: /proc, /sys/fs/cgroup and the marks of containers below a temporary
-root.
+"""Tests the host probe on simulated machines.
+
+Files of /proc, /sys/fs/cgroup and the marks of containers lie below a temporary root.
 """
 
 from __future__ import annotations

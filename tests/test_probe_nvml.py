@@ -1,8 +1,7 @@
-"""The real nvidia-ml-py against a C stand-in for libnvidia-ml.so.1, one process a scenario, compared with
-golden JSON.
+"""Tests the real nvidia-ml-py against a C stand-in for libnvidia-ml.so.1, and compares with golden JSON.
 
-After a deliberate change: `HARNESS_WRITE_GOLDEN=1 python -m pytest tests/test_probe_nvml.py`, then read the
-difference.
+Each scenario has its own process. After a deliberate change: `HARNESS_WRITE_GOLDEN=1 python -m pytest
+tests/test_probe_nvml.py`, then read the difference.
 """
 
 from __future__ import annotations

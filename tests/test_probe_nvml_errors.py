@@ -1,5 +1,6 @@
-"""Every error of NVML has words: a cause and what to do, in the table, on its page, and from the C stand-in
-through the real nvidia-ml-py.
+"""Tests that every error of NVML has a cause and a fix.
+
+Checked are the table, its page, and the C stand-in through the real nvidia-ml-py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What others made is opened through one door: names that are no paths, files below their root, bounded JSON,
-text that steers nothing.
+"""Tests the room that opens other people's files.
+
+Covered are names that are not paths, files below their root, bounded JSON, and text that controls nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""What a changed key means is said once: hash, deviations, differences and the verdict's fields agree, over
-every key of the schema.
-"""
+"""Tests that hash, deviations, differences and verdict agree on the meaning of every key of the schema."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""No secret is written or shown: known ones by their value, unknown ones by their form; and what is no secret
-stays as it is.
+"""Tests that no secret is written or shown: known ones by their value, unknown ones by their form.
+
+Text that is not a secret stays as it is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""docs/errors.md is what the source says; the reader of the source sees codes however a message is built."""
+"""Tests that docs/errors.md agrees with the source.
+
+The reader of the source finds codes however a message is built.
+"""
 
 from __future__ import annotations
 

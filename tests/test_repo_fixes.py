@@ -1,8 +1,8 @@
-"""Fixes that are printed are commands that run: each one in the source is collected, its gaps filled, and
-parsed by the real command line.
+"""Tests that printed fixes are commands that run.
 
-Nothing is executed. A command begins with `harness VERB` and ends where the prose begins again; an option
-that stands alone must be one of some verb.
+Each fix in the source is collected, its gaps are filled, and the real command line parses it. Nothing is
+executed. A command begins with `harness VERB` and ends where prose begins again. An option that stands alone
+must belong to some verb.
 """
 
 from __future__ import annotations

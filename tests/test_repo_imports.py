@@ -1,5 +1,6 @@
-"""Who may import whom, who may import JAX, and who may print: read from the source, so that nothing is
-imported by looking.
+"""Tests who may import whom, who may import JAX, and who may print.
+
+The tests read the source, so that nothing is imported.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The locks are those of pyproject.toml, serve every supported Python on Linux, and name no place to download
-from.
+"""Tests that the locks agree with pyproject.toml.
+
+They serve every supported Python on Linux, and name no place to download from.
 """
 
 from __future__ import annotations

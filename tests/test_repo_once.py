@@ -1,5 +1,6 @@
-"""What is asked, made or spelled in one place of the package: read from the source, so that a second place
-fails.
+"""Tests that certain facts, calls and spellings occur in one place of the package only.
+
+The tests read the source, so that a second place fails.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""No pickle is ever loaded: not by our source, and not by the libraries when files that hold one are put in
-their way.
+"""Tests that no pickle is ever loaded.
+
+Neither our source nor the libraries load one when a file holds one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The README is easy to read, and the map in docs/architecture.md is the tree."""
+"""Tests that the README is easy to read, and that the map in docs/architecture.md matches the tree."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The report in a real headless browser: nothing in the console, nothing loaded, readable on a phone, in the
-dark and on paper.
+"""Tests the report in a real headless browser.
+
+The console is empty, nothing is loaded, and the page is readable on a phone, in the dark and on paper.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The look at the data: what the page holds, and that it holds it itself."""
+"""Tests the page on a dataset: its contents, and that it is self-contained."""
 
 from __future__ import annotations
 

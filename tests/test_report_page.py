@@ -1,4 +1,4 @@
-"""The report page, from run directories made through the artifacts' own classes."""
+"""Tests the report page, from run directories made with the artifacts' own classes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What stands in the files of a run that somebody else sent: no content brings a reader down, and what it
-claims is shown as a claim.
+"""Tests the contents of the files of a run that another person sent.
+
+No content makes a reader fail, and claims are shown as claims.
 """
 
 from __future__ import annotations

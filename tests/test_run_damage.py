@@ -1,5 +1,6 @@
-"""Damaged files of a run: every verb that looks at one answers, or refuses with our own error; so does a
-resume.
+"""Tests damaged files of a run: every verb that reads one answers, or refuses with our own error.
+
+A resume does the same.
 """
 
 from __future__ import annotations

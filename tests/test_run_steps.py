@@ -1,5 +1,7 @@
-"""One definition of a run's steps: what `harness.run.steps` says of names and parts, that status, inspect,
---resume and the supervisor say the same, and that no second definition stands in the source.
+"""Tests the one definition of a run's steps, in `harness.run.steps`.
+
+Covered are its names and parts. Status, inspect, --resume and the supervisor must agree with it, and the
+source may contain no second definition.
 """
 
 from __future__ import annotations

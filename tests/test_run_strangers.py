@@ -1,4 +1,4 @@
-"""A run that somebody else sent: nothing in it leads a verb out of the run, or makes it wait."""
+"""Tests runs that another person sent: no file leads a verb out of the run, or makes it wait."""
 
 from __future__ import annotations
 

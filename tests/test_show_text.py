@@ -1,5 +1,6 @@
-"""What is shown is text: no markup is read in data, nothing in it steers a terminal, and no fix is cut off at
-the width of a pipe.
+"""Tests that shown text stays text.
+
+No markup is read in data, no data controls a terminal, and no fix is cut off at the width of a pipe.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`status`: how a run stands, from files that a living, a stopped and a killed process leave behind."""
+"""Tests `status` on the files that a living, a stopped and a killed process leave."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""`benchmarks.strangers` sees what it looks for: each kind of harm, planted, is told; the honest and the
-refused are not.
+"""Tests that `benchmarks.strangers` detects each kind of planted harm.
+
+It reports neither honest files nor refused ones.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The supervisor, with scripted trainers in real processes: what it passes on, what it says of each end, and
-when it goes on.
+"""Tests the supervisor with scripted trainers in real processes.
+
+Covered are what it passes on, its message for each end, and when it continues.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Laws of the approximate levers in a whole training step: resume is bitwise, the average keeps its equation,
-codes never move.
+"""Tests laws of the approximate levers in a whole training step.
+
+A resume is bitwise equal, the average keeps its equation, and codes never move.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Augmentation: key for key what augmax 0.4.1 gives, and the moments of what it draws."""
+"""Tests augmentation: equal to augmax 0.4.1 key for key, and the moments of its draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way of a batch to the device: the pixels that Pillow gives, whatever the size."""
+"""Tests the way of a batch to the device: Pillow's pixels, whatever the size."""
 
 from __future__ import annotations
 

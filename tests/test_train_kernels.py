@@ -1,5 +1,6 @@
-"""The choice of kernels: written at the first compilation, asked for at every other, and the flags are those
-of this jaxlib.
+"""Tests the recorded choice of kernels: written at the first compilation, used at every other.
+
+The flags must be those of this jaxlib.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Laws of the exact levers: whatever a plan spends, three steps of a recipe learn the same.
+"""Tests laws of the exact levers: whatever levers a plan uses, three steps of a recipe learn the same.
 
-Equal bit for bit where the order of operations is; else within 1e-6 relative to the largest entry, in
-float32. Adam's eps is 1e-4: at 1e-8 it would divide rounding noise by rounding noise for gradients that are
-zero in exact arithmetic (a key's bias).
+Results are equal bit for bit if the order of operations is the same. Otherwise they agree within 1e-6
+relative to the largest entry, in float32. Adam's eps is 1e-4: at 1e-8 it would divide rounding noise by
+rounding noise for gradients that are zero in exact arithmetic (a key's bias).
 """
 
 from __future__ import annotations

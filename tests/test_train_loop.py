@@ -1,4 +1,4 @@
-"""Runs through the real command line, in processes of their own: killed, stopped, resumed, refused."""
+"""Tests runs through the real command line, in separate processes: killed, stopped, resumed, refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""memory.json: the fullest device's peak beside what was foreseen; what is not known is said to be so."""
+"""Tests memory.json: the fullest device's peak beside the predicted one.
+
+Unknown values are marked as unknown.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""wandb beside training: it never blocks it, never ends it, and says what it could not do."""
+"""Tests wandb beside training: it never blocks or ends the training, and reports what it could not do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adam's moments in 8 bits and in bfloat16, against numpy written independently of the transformations."""
+"""Tests Adam's moments in 8 bits and in bfloat16 against independent numpy code."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Training over several devices: the laws of tests/support/sharded_laws.py, in one process that has four;
-and how a real run gets its cards.
+"""Tests training over several devices: the laws of tests/support/sharded_laws.py, and the choice of cards.
+
+The laws run in one process that has four devices. The choice of cards is that of a real run.
 """
 
 from __future__ import annotations

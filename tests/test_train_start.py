@@ -1,4 +1,4 @@
-"""Starting from openpi's checkpoints, and the fingerprint of the released weights."""
+"""Tests starting from openpi's checkpoints, and the fingerprint of the released weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of the training step."""
+"""Tests laws of the training step."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Verify: a run of our own is equal in every field and bit for bit; whatever was changed afterwards is named
-first.
+"""Tests verify: a run of our own is equal in every field and bit for bit.
+
+A later change is named first.
 """
 
 from __future__ import annotations

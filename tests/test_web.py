@@ -1,5 +1,6 @@
-"""Redirects: never from https to plain http, never into a private network, wherever a name leads; real
-servers, and a name service of our own.
+"""Tests redirects: never from https to plain http, never into a private network, wherever a name leads.
+
+The servers are real, and the name service is our own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parquet columns as numpy arrays; a column that is not asked for is not read."""
+"""Parquet columns as numpy arrays. Columns that are not requested are not read."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _DAMAGE = (
     RuntimeError,
 )
 
-# Rows that a large file is read by: some MiB.
+# Rows per read of a large file: some MiB.
 _BATCH_ROWS = 1 << 16
-# Rows that become dicts at a time.
+# Rows converted to dicts at a time.
 _BATCH_DICTS = 1 << 12
 
 
@@ -42,7 +42,7 @@ def corrupt(path: Path, error: Exception | str) -> HarnessError:
 
 
 def bomb(path: Path, error: TooMuch) -> HarnessError:
-    """The error for a parquet file that would unpack to more than a dataset's file does."""
+    """The error for a parquet file that would unpack to more bytes than a dataset's file does."""
     fix = (
         "do not use this dataset unless you know who made it; write the file again with LeRobot's own writer"
     )
@@ -58,7 +58,7 @@ def bomb(path: Path, error: TooMuch) -> HarnessError:
 
 @contextmanager
 def open_parquet(root: Path, path: Path, metadata: Any = None) -> Iterator[Any]:
-    """An open `pyarrow.parquet.ParquetFile` of the dataset in `root`; its `raw` is the file below it.
+    """An open parquet file of the dataset in `root`, as `Opened`.
 
     Raises: HarnessError "dataset-file-missing", "dataset-file-corrupt", "dataset-file-bomb", and those of
     `open_file`.
@@ -72,7 +72,7 @@ def open_parquet(root: Path, path: Path, metadata: Any = None) -> Iterator[Any]:
 
 @contextmanager
 def refusing(path: Path) -> Iterator[None]:
-    """Makes errors of ours of what is raised while a parquet file is read.
+    """Converts errors raised while a parquet file is read into HarnessErrors.
 
     Raises: HarnessError "dataset-file-bomb" or "dataset-file-corrupt".
     """
@@ -85,7 +85,7 @@ def refusing(path: Path) -> Iterator[None]:
 
 
 class Opened(NamedTuple):
-    """`parquet` is a `pyarrow.parquet.ParquetFile`, `raw` the file that it reads."""
+    """A `pyarrow.parquet.ParquetFile` (`parquet`) and the open file that it reads (`raw`)."""
 
     parquet: Any
     raw: BinaryIO
@@ -94,7 +94,7 @@ class Opened(NamedTuple):
 def read_rows(
     root: Path, path: Path, wanted: Callable[[Any], bool], most_rows: int
 ) -> Iterator[dict[str, Any]]:
-    """Every row as a dict of the columns whose Arrow field is `wanted`.
+    """Every row as a dict of the columns whose Arrow field satisfies `wanted`.
 
     Raises: HarnessError as `open_parquet`; "dataset-file-bomb" also for more than `most_rows` rows.
     """
@@ -110,7 +110,7 @@ def read_rows(
 
 
 def _batches(file: Any, raw: BinaryIO, group: int, names: list[str]) -> Iterator[Any]:
-    """Columns of a row group, a few rows at a time.
+    """Arrow record batches of a row group's columns, a few rows at a time.
 
     Raises: TooMuch.
     """
@@ -129,7 +129,7 @@ def _batches(file: Any, raw: BinaryIO, group: int, names: list[str]) -> Iterator
 def read_group(file: Any, raw: BinaryIO, group: int, name: str) -> Any:
     """One column of one row group as an Arrow array.
 
-    Raises: TooMuch, and what Arrow raises.
+    Raises: TooMuch, and Arrow's own exceptions.
     """
     rows, limit = rows_at_once(raw, file.metadata, group, name)
     if rows is None:
@@ -148,11 +148,10 @@ def read_group(file: Any, raw: BinaryIO, group: int, name: str) -> Any:
 def read_columns(
     root: Path, path: Path, names: list[str], pieces: list[int]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The named numeric columns, in pieces of so many rows: [N] for a number a row, [N, D] for a vector a
-    row.
+    """The named numeric columns, in pieces of `pieces` rows: [N] for one number per row, [N, D] for vectors.
 
-    Raises: HarnessError as `open_parquet`; "dataset-rows-mismatch" when the pieces are not all of the file,
-    "dataset-feature-missing" or "dataset-feature-invalid".
+    Raises: HarnessError as `open_parquet`; "dataset-rows-mismatch" if the pieces do not add up to the whole
+    file, "dataset-feature-missing" or "dataset-feature-invalid".
     """
     with open_parquet(root, path) as (file, raw):
         with refusing(path):
@@ -184,7 +183,7 @@ def read_columns(
 
 
 def rows_mismatch(path: Path, found: int, rows: int) -> HarnessError:
-    """The error for a file of other rows than the metadata says."""
+    """The error for a file whose number of rows differs from the metadata."""
     hub = hub_of(path)
     fix = (
         another_copy(path)
@@ -205,9 +204,9 @@ def rows_mismatch(path: Path, found: int, rows: int) -> HarnessError:
 
 
 def _tables(path: Path, file: Any, names: list[str], pieces: list[int]) -> Iterator[Any]:
-    """A valid table for each piece.
+    """A validated table for each piece.
 
-    A file of one piece is read at once, a larger one only as far as the next piece needs.
+    A file of one piece is read at once. A larger file is read only as far as the next piece needs.
     """
     try:
         if len(pieces) == 1:
@@ -231,7 +230,7 @@ def _tables(path: Path, file: Any, names: list[str], pieces: list[int]) -> Itera
 
 
 def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
-    """The values of `array`, which begins with row `first` of the file."""
+    """The values of `array`, whose first value belongs to row `first` of the file."""
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
     rows = len(array)
@@ -261,9 +260,9 @@ def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
 
 
 def _check_numbers(path: Path, field: Any) -> None:
-    """Checks that a column holds one number a row, or a list of them.
+    """Raises HarnessError unless a column holds one number per row, or a list of numbers per row.
 
-    Looked at before it is read: another kind may unpack to anything.
+    The type is checked before the column is read, because another type may unpack to any size.
     """
     kind = field.type
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -273,7 +272,7 @@ def _check_numbers(path: Path, field: Any) -> None:
 
 
 def is_number(kind: Any) -> bool:
-    """Whether an Arrow type is that of one number."""
+    """True if an Arrow type is integer, floating or boolean."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 

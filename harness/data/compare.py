@@ -1,4 +1,4 @@
-"""How far other statistics are from ours, and what our data become when they are normalized with them."""
+"""Comparison of our statistics with others, and our data's range when normalized with the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.data.rows import Block
 from harness.data.stats import LARGE_NORMALIZED
 from harness.data.transforms import Normalization, normalize
 
-# Findings that a person reads; the artifact has every dimension.
+# Most findings shown to a person. The artifact has every dimension.
 _MOST_NAMED = 8
 
 
@@ -26,11 +26,10 @@ def compare_statistics(
     names: dict[Key, str] | None = None,
     blocks: Iterable[Block] | None = None,
 ) -> Comparison:
-    """`ours` beside the statistics at `path` (a file, or a directory that holds one), and our data under
-    them; `blocks` are all of our rows.
+    """Differences between `ours` and the statistics at `path`, and our data's range under the latter.
 
-    Padding with zeros to the model's action_dim, as some openpi versions wrote it, does not count as a
-    dimension.
+    `path` is a file, or a directory that holds one. `blocks` are all of our rows. Padding with zeros to the
+    model's action_dim, as some openpi versions wrote it, does not count as a dimension.
 
     Raises: HarnessError "norm-stats-not-found" or "norm-stats-invalid"; those of the reader of `blocks`.
     """
@@ -72,7 +71,7 @@ def compare_statistics(
 
 
 def _differences(key: Key, dimension: int, own: DimensionStats, other: DimensionStats) -> list[Difference]:
-    """One for each statistic that theirs has."""
+    """One difference for each statistic that the other file has."""
     spread = own.q99[dimension] - own.q01[dimension]
     there: list[Statistic] = [name for name in STATISTICS if getattr(other, name)]
     found = []
@@ -94,8 +93,9 @@ def _differences(key: Key, dimension: int, own: DimensionStats, other: Dimension
 def _extremes(
     key: Key, own: DimensionStats, other: DimensionStats, count: int, mode: Normalization
 ) -> list[Reach]:
-    """Our ends and quantiles of each shared dimension under their statistics; their spread is never negative,
-    so order stays.
+    """Our extremes and quantiles of each shared dimension, normalized with their statistics.
+
+    Their spread is never negative, so the order of the values stays.
     """
     if own.min is None or own.max is None:
         return []
@@ -116,7 +116,7 @@ def _counted(
     blocks: Iterable[Block],
     mode: Normalization,
 ) -> list[Reach]:
-    """The same with the share of frames that lie outside of [-1, 1]."""
+    """`reach` with the share of frames that lie outside of [-1, 1]."""
     counts, frames = {key: np.zeros(count, np.int64) for key, count in shared.items()}, 0
     for block in blocks:
         frames += len(block.actions)
@@ -141,12 +141,12 @@ def _far(one: Reach) -> str:
 
 
 def first(stats: DimensionStats, width: int) -> DimensionStats:
-    """The first `width` dimensions."""
+    """The statistics of the first `width` dimensions."""
     return DimensionStats(**{name: getattr(stats, name)[:width] for name in STATISTICS})
 
 
 def width_without_padding(stats: DimensionStats, least: int) -> int:
-    """How many dimensions there are without zero padding behind the first `least`."""
+    """Number of dimensions without zero padding after the first `least`."""
     vectors = [getattr(stats, name) for name in STATISTICS if getattr(stats, name)]
     width = len(vectors[0]) if vectors else 0
     while width > least and not any(vector[width - 1] for vector in vectors):

@@ -1,7 +1,8 @@
-"""Whether every image and every video of a dataset's cameras is whole, by structure: nothing is decoded.
+"""Checks that every image and every video of the cameras is complete. Decodes nothing.
 
-Of a PNG that is the size it claims, its chunks and their checksums; of another image its header and its end;
-of an mp4 one packet for every row of the table, each with all of its bytes.
+- PNG: the claimed size, the chunks and their checksums.
+- Other images: the header and the end.
+- mp4: one packet for every row of the table, each with all of its bytes.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ Size = tuple[int, int]
 
 
 def check_cameras(dataset: LeRobotDataset, names: Iterable[str]) -> list[str]:
-    """What a person should know of the features `names`, which are whole: images of other sizes than the
-    metadata says.
+    """Findings on the features `names`: images whose sizes differ from the metadata.
+
+    Raises an error if an image or a video is not complete.
 
     Raises: HarnessError "image-corrupt", "image-too-large", "image-missing", "video-corrupt" or
     "video-too-short", with file and row; "dataset-file-missing", "dataset-file-corrupt" and
@@ -37,13 +39,13 @@ def check_cameras(dataset: LeRobotDataset, names: Iterable[str]) -> list[str]:
             _check_videos(dataset, name)
         else:
             findings += _other_sizes(dataset, name, _check_images(dataset, name))
-        # One is also decoded: a codec that is not supported is better met now than in training.
+        # Decodes one image: an unsupported codec is better found now than in training.
         dataset.image(0, name)
     return findings
 
 
 def _check_images(dataset: LeRobotDataset, name: str) -> Counter[Size]:
-    """How many images of each height and width there are."""
+    """Number of images of each (height, width)."""
 
     def episode_sizes(episode: Episode) -> Counter[Size]:
         frames = range(episode.first, episode.first + episode.length)
@@ -84,8 +86,9 @@ def _check_videos(dataset: LeRobotDataset, name: str) -> None:
 def _check_video(
     dataset: LeRobotDataset, name: str, path: Path, episodes: list[Episode], timestamps: np.ndarray
 ) -> None:
-    """Raises HarnessError "video-too-short", or what is behind it, for the first row that no packet is shown
-    at.
+    """Raises HarnessError for the first row that has no packet at its time.
+
+    The code is "video-too-short", or that of the cause: "video-other-rate" or "video-offset-wrong".
     """
     there = packet_times(dataset.path, path)
     for episode in episodes:
@@ -107,8 +110,10 @@ def _check_video(
 
 
 def _end_alone(there: np.ndarray, episodes: list[Episode], lacking: np.ndarray) -> int | None:
-    """How many frames the file lacks, where it is the only thing of the last episode that is short of its
-    end; None otherwise.
+    """Number of frames missing at the end of the file, if nothing else is wrong; else None.
+
+    Nothing else is wrong if only the last rows of the episode lack frames and the file's other frames are all
+    there.
     """
     count = int(lacking.sum())
     return (

@@ -1,4 +1,4 @@
-"""What a dataset is, as an artifact: counts, features, the hash of its content, the length of its prompts."""
+"""The dataset artifact: counts, features, a hash of the content, and the length of the longest prompt."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ _THREADS = 4
 
 
 def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
-    """The recipe's dataset, fetched if need be and checked as a whole: every row of its columns, every image
-    and video of its cameras.
+    """The recipe's dataset as an artifact. A dataset on the hub is downloaded first.
+
+    Every row of its columns and every image and video of its cameras is checked.
 
     Without its tokenizer the lengths of the prompts are unknown; with `prompts_needed` that is refused.
 
@@ -64,10 +65,11 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
 
 
 def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Dataset:
-    """The dataset with the lengths of its prompts; where the tokenizer is not here, and it is not `needed`,
-    with the reason.
+    """The dataset with the length of its longest prompt.
 
-    Raises: HarnessError "tokenizer-too-large", "tokenizer-invalid"; those of `tokenizer_of` when the lengths
+    If the tokenizer is not on this machine and not `needed`, the length stays unknown, with the reason.
+
+    Raises: HarnessError "tokenizer-too-large", "tokenizer-invalid"; those of `tokenizer_of` if the lengths
     are needed.
     """
     try:
@@ -93,7 +95,9 @@ def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Datase
 
 
 def open_for(recipe: Recipe) -> tuple[Resolved, LeRobotDataset]:
-    """Where the recipe's dataset lies, and the dataset, with features that fit the recipe. No row is read.
+    """The location of the recipe's dataset, and the opened dataset. Reads no row.
+
+    Raises an error if its features do not fit the recipe.
 
     Raises: HarnessError of `resolve` and of `open_dataset`; "dataset-feature-missing",
     "dataset-feature-invalid", "action-dim-too-small".
@@ -105,10 +109,10 @@ def open_for(recipe: Recipe) -> tuple[Resolved, LeRobotDataset]:
 
 
 def content_hash(root: Path) -> tuple[str, int]:
-    """Hash and size of all data and metadata: every file below a directory of `root`, but hidden ones.
+    """SHA-256 and size in bytes of all data and metadata.
 
-    It depends on the names and the bytes alone. A README, a licence and a downloader's own notes do not
-    count.
+    Every file in a subdirectory of `root` counts, except hidden ones. The hash depends only on names and
+    bytes. Files directly in `root` (README, licence) and a downloader's hidden notes do not count.
     """
     files = sorted(_content(root), key=lambda path: path.relative_to(root).as_posix().encode())
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -125,9 +129,9 @@ def _sha256(root: Path, path: Path) -> str:
 
 
 def _content(root: Path) -> Iterator[Path]:
-    """What counts of a dataset.
+    """The files that count as content.
 
-    A link that leads out of it is refused; FIFOs, devices and linked directories are no content.
+    Refuses a link to a file outside the dataset. FIFOs, devices and linked directories do not count.
     """
     strays: list[Path] = []
     yield from (path for path in walk_dataset(root, strays=strays) if _counts(root, path))
@@ -162,8 +166,9 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
 
 
 def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
-    """What to know of a state that is wider than the model's vectors: it does not enter the model, so that
-    nothing of it is lost.
+    """A finding on a state that is wider than the model's vectors.
+
+    The state does not enter this model, so no information is lost.
     """
     name, room = recipe.data.state, recipe.model.action_dim
     width = 0 if name is None else dataset.features[name].shape[0]

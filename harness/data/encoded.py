@@ -1,4 +1,4 @@
-"""Encoded images by row: from parquet, a row group at a time, and from image files."""
+"""Encoded images by row: from parquet, read by row groups, and from image files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from harness.errors import HarnessError
 from harness.received.files import read_received
 from harness.units import MIB
 
-# The largest picture of MAX_PIXELS is 48 MiB where nothing compresses it.
+# A picture of MAX_PIXELS has 48 MiB if it is not compressed at all.
 MOST_BYTES = 64 * MIB
-# Encoded images stay in memory, so that a row group is read once and not for each of its frames: this share
-# of what is free. They are a third of the size of resized ones, and reading a row group for one image costs
-# more than decoding it.
+# The share of free memory for encoded images. They stay in memory so that a row group is read once, not once
+# per frame. They are a third of the size of resized images. Reading a row group for one image costs more than
+# decoding the image.
 CACHE_SHARE = 0.25
 
 
 class EncodedColumn:
-    """Encoded images of parquet files by row. A row group is read once and kept while the budget allows."""
+    """Encoded images of parquet files by row.
+
+    A row group is read once and kept while the memory budget allows.
+    """
 
     def __init__(self) -> None:
         self._budget: int | None = None
@@ -37,8 +40,9 @@ class EncodedColumn:
         self._lock = threading.Lock()
 
     def get(self, root: Path, path: Path, feature: str, row: int) -> Any:
-        """The value at `row`: a dict of bytes and path, bytes, a path, or None when the table has no such
-        column.
+        """The value at `row`: a dict of bytes and path, bytes, a path, or None.
+
+        It is None if the table has no such column.
 
         Raises: HarnessError "dataset-file-missing", "dataset-file-corrupt" or "dataset-rows-mismatch".
         """
@@ -53,7 +57,7 @@ class EncodedColumn:
             return column[row - (int(ends[group - 1]) if group else 0)].as_py()
 
     def _layout(self, root: Path, path: Path) -> tuple[Any, np.ndarray, frozenset[str]]:
-        """The file's footer, the row after each of its row groups, and the names of its columns."""
+        """The file's footer, the cumulative row count after each row group, and the names of the columns."""
         found = self._layouts.get(path)
         if found is None:
             with open_parquet(root, path) as (file, _), refusing(path):
@@ -88,7 +92,7 @@ class EncodedColumn:
 
 
 def available_bytes() -> int:
-    """Memory that this process may still take: of the host, or of its cgroup when that has less."""
+    """Bytes of memory that this process may still take, limited by the host and by its cgroup."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -97,9 +101,7 @@ def available_bytes() -> int:
 
 
 def _cgroup(name: str) -> int | None:
-    """A number of the cgroup (version 2) that a container sees as its own; None when there is none, or no
-    limit.
-    """
+    """A value of the container's own cgroup (version 2); None if there is no such file or no limit."""
     try:
         text = (Path("/sys/fs/cgroup") / name).read_text().strip()
     except OSError:
@@ -108,8 +110,10 @@ def _cgroup(name: str) -> int | None:
 
 
 def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:
-    """The encoded image that a parquet cell means: its own bytes, the file it names, or the file at LeRobot's
-    standard place.
+    """The encoded image that a parquet cell refers to.
+
+    It is one of these: the cell's own bytes, the file that the cell names, or the file at LeRobot's standard
+    place.
 
     Raises: HarnessError "image-missing", "dataset-path-unsafe", "file-not-regular" or "file-too-large".
     """
@@ -133,7 +137,8 @@ def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:
 
 
 def _inside_part(name: str, standard: str) -> str:
-    """`name`, or its last part from images/ on: LeRobot's writer notes where the file lay on its own
-    machine.
+    """`standard` if `name` ends with it, else `name`.
+
+    LeRobot's writer records the file's path on its own machine.
     """
     return standard if name.replace("\\", "/").endswith("/" + standard) else name

@@ -1,6 +1,4 @@
-"""Where a recipe's dataset lies on this machine: inside the package, in a directory, or in the hub's
-cache.
-"""
+"""The location of a recipe's dataset: in the package, in a directory, or in the hub's cache."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ _HUB_ID = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/(?=.{1,96}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?", re.ASCII
 )
 _NAMED = Named("data.dataset of a received recipe", "--dataset DIR")
-# What a cache directory answers when it cannot take a file. The network has other numbers.
+# Error numbers of a cache directory that cannot take a file. Network errors have other numbers.
 _UNWRITABLE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -39,8 +37,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Resolved:
-    """`revision` is the hub's commit, whatever name it was asked by; None when the dataset is not from the
-    hub.
+    """A dataset's directory, its name in the recipe, and its revision.
+
+    `revision` is the hub's commit, even if the recipe names a branch or a tag. It is None if the dataset is
+    not from the hub.
     """
 
     path: Path
@@ -49,10 +49,11 @@ class Resolved:
 
 
 def resolve(data: Data) -> Resolved:
-    """The dataset's directory, downloaded first when it is a hub id (`name/name` or `name/name@revision`).
+    """The dataset's directory. A hub id (`name/name` or `name/name@revision`) is downloaded first.
 
-    A download is resumed where it stopped, kept under HF_HOME, and read from there when the hub cannot be
-    reached. What nobody typed is only read from there, and no server is asked (`harness.received.consent`).
+    A stopped download is resumed. Downloads are kept under HF_HOME, and read from there if the hub cannot be
+    reached. A dataset that the user did not name is only read from the cache, without a request to a server,
+    unless the user has consented (`harness.received.consent`).
 
     Raises: HarnessError "dataset-not-found", "hub-unreachable", "hub-not-found", "hub-login",
     "hub-revision-missing", "revision-needs-hub", "revision-invalid", "not-a-dataset", "not-writable",
@@ -68,7 +69,7 @@ def resolve(data: Data) -> Resolved:
                 need="null for a directory, or a hub id",
                 fix="--set data.revision=null",
             )
-        # Before anything of it is read or hashed: the name may be that of a home, or of the whole disk.
+        # Checked before anything is read or hashed: the path may be a home directory or the whole disk.
         check_is_dataset(path)
         return Resolved(path.resolve(), data.dataset, None)
     hub_id, _, revision = data.dataset.partition("@")
@@ -100,12 +101,12 @@ def resolve(data: Data) -> Resolved:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form of a dataset's name on the hub, without a revision."""
+    """True if `name` has the form of a hub dataset's name, without a revision."""
     return _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
 def _revision(name: str | None) -> str | None:
-    """The revision, when it can be one: the hub's client makes a file name of it."""
+    """The revision, checked: the hub's client makes a file name of it."""
     why = why_no_relative_name(name) if name is not None else None
     if why is not None:
         raise HarnessError(
@@ -119,8 +120,9 @@ def _revision(name: str | None) -> str | None:
 
 
 def _snapshot(hub_id: str, revision: str | None) -> Path:
-    """Where the hub's cache has the dataset; what the user named himself is brought up to date first, other
-    things only when they lack.
+    """The dataset's directory in the hub's cache.
+
+    A dataset that the user named is updated first. Any other is downloaded only if the cache lacks it.
     """
     if consent.granted_by_name(hub_id) and not consent.is_offline():
         return _download(hub_id, revision)
@@ -128,7 +130,7 @@ def _snapshot(hub_id: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(hub_id, repo_type="dataset", revision=revision, local_files_only=True))
-    # The client's "not in the cache", or not whole there, is one of these.
+    # The client raises a subclass of OSError if the dataset is not, or not completely, in the cache.
     except OSError:
         consent.check(hub_id, _NAMED)
     consent.announce(hub_id, _NAMED, _bytes_on_hub(hub_id, revision))
@@ -136,14 +138,14 @@ def _snapshot(hub_id: str, revision: str | None) -> Path:
 
 
 def _bytes_on_hub(hub_id: str, revision: str | None) -> int | None:
-    """How large the dataset is, as the hub lists it; None when it does not tell."""
+    """Size of the dataset in bytes, as the hub lists it; None if the hub does not tell."""
     from huggingface_hub import HfApi
 
     try:
         files = (
             HfApi().dataset_info(hub_id, revision=revision, files_metadata=True, timeout=30).siblings or []
         )
-    # Whatever is wrong here, the download meets it next, and has the words for it.
+    # The download meets the same error next, and reports it.
     except Exception:
         return None
     return sum(file.size or 0 for file in files) or None

@@ -1,5 +1,6 @@
-"""Values of a dataset's metadata, each checked: its kind, its size, and that a file name or a prompt can hold
-it.
+"""Checked values of a dataset's metadata: counts, numbers and texts.
+
+Each value is checked for its type and its size. Texts can be a file name or a prompt.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from harness.data.mending import damaged, rewrite
 from harness.errors import HarnessError
 from harness.received.json import parse_json
 
-# More than any dataset has; a count beyond it is no count of frames.
+# More than any dataset has. A larger count is not a count of frames.
 _MOST = 2**48
-# Longer than any path template or feature's name, and than any instruction.
+# The limits of a path template or a feature's name, and of an instruction. Real ones are shorter.
 NAME_LETTERS, TASK_LETTERS = 1024, 64 * 1024
-# One frame in 17 minutes, a million in a second.
+# Frames per second: one frame in 17 minutes, and a million frames in a second.
 _LEAST_FPS, _MOST_FPS = 1e-3, 1e6
 
 
 def invalid(
     where: Path | str, what: str, *, got: object = None, need: object = None, fix: str | None = None
 ) -> HarnessError:
-    """The error for metadata that is not of LeRobot's form."""
+    """The error for metadata that do not have LeRobot's form."""
     return HarnessError(
         "dataset-metadata-invalid",
         f"{where}: {what}",
@@ -34,7 +35,7 @@ def invalid(
 
 
 def parsed(path: Path, raw: bytes, line: int | None = None) -> dict[str, Any]:
-    """The mapping that a JSON text is.
+    """The mapping in a JSON text.
 
     Raises: HarnessError "dataset-metadata-invalid", "git-lfs-pointer".
     """
@@ -52,8 +53,10 @@ def parsed(path: Path, raw: bytes, line: int | None = None) -> dict[str, Any]:
 
 
 def integer(row: dict[str, Any], key: str, where: str, least: int = 0) -> int:
-    """A count. pandas makes floats of integers where one of them is missing: 0.0 is 0, and what is missing is
-    named.
+    """A count.
+
+    pandas turns integers into floats if one of them is missing. So 0.0 is accepted as 0, and a missing value
+    is an error.
     """
     value = row.get(key)
     if isinstance(value, float) and value.is_integer():
@@ -64,7 +67,7 @@ def integer(row: dict[str, Any], key: str, where: str, least: int = 0) -> int:
 
 
 def number(row: dict[str, Any], key: str, where: Path | str) -> float:
-    """A time ≥ 0 s, or frames a second."""
+    """A time ≥ 0 s, or a frame rate in frames per second."""
     value = row.get(key)
     low, high = (_LEAST_FPS, _MOST_FPS) if key == "fps" else (0.0, 1e15)
     if (
@@ -79,10 +82,10 @@ def number(row: dict[str, Any], key: str, where: Path | str) -> float:
 def text(
     row: dict[str, Any], key: str, where: Path | str, default: str | None = None, letters: int = NAME_LETTERS
 ) -> str:
-    """A text of at most so many letters."""
+    """A text of at most `letters` letters."""
     value = row.get(key)
     value = default if value is None and default else value
-    # A lone surrogate is legal in JSON, and neither a file name nor a prompt can hold it.
+    # A lone surrogate is legal in JSON. Neither a file name nor a prompt can contain it.
     if not isinstance(value, str) or (
         not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value)
     ):
@@ -93,7 +96,7 @@ def text(
 
 
 def _shown(value: object) -> str:
-    """`value` as an error shows it; integers of any size have a text, but not a quick one."""
+    """`value` as an error message shows it. A huge integer is shown by its bit count, which is quick."""
     return (
         "nothing"
         if value is None

@@ -1,4 +1,4 @@
-"""Camera images as uint8 [H, W, 3]: from bytes in parquet, and from image files. Video has its own module."""
+"""Camera images as uint8 [H, W, 3], from bytes in parquet and from image files. Videos: `video.py`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from harness.errors import HarnessError
 # 4096 × 4096: more than any robot camera gives, and 48 MiB when decoded.
 MAX_PIXELS = 1 << 24
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-# Pillow's modes of one channel of more than 8 bits. Its conversion to RGB cuts at 255, so that a depth image
-# becomes all white.
+# Pillow's modes of one channel of more than 8 bits. Pillow's conversion to RGB clips at 255, so a depth image
+# would become all white.
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
-    """The image in `data` as RGB, uint8 [H, W, 3].
+    """The image in `data` as RGB, uint8 [H, W, 3]. An image that is too large is refused before decoding.
 
-    Raises: HarnessError "image-corrupt", "image-too-deep" or "image-too-large", before a too large image is
-    decoded.
+    Raises: HarnessError "image-corrupt", "image-too-deep" or "image-too-large".
     """
     from PIL import Image
 
@@ -46,7 +45,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
 
 
 def check_image(data: bytes, where: str) -> tuple[int, int]:
-    """Height and width of an encoded image that is whole by its structure; it is not decoded.
+    """Height and width of an encoded image. Checks its structure without decoding it.
 
     Raises: HarnessError "image-corrupt", "image-too-deep" or "image-too-large".
     """
@@ -83,7 +82,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def image_corrupt(where: str, error: Exception) -> HarnessError:
-    """The error for an image that is not whole, or no image."""
+    """The error for data that are not a complete image."""
     return HarnessError(
         "image-corrupt",
         f"{where}: the image cannot be decoded",
@@ -111,8 +110,9 @@ def too_large(where: str, width: int | None, height: int | None) -> HarnessError
 
 
 def too_deep(where: str) -> HarnessError:
-    """The error for an image of one channel of more than 8 bits, such as depth: as a colour it would be white
-    nearly everywhere.
+    """The error for an image of one channel of more than 8 bits, such as depth.
+
+    Read as a colour image it would be white nearly everywhere.
     """
     return HarnessError(
         "image-too-deep",

@@ -1,6 +1,6 @@
 """A LeRobot dataset of version 2.0, 2.1 or 3.0: numbers from its columns, images one at a time.
 
-Frames are numbered as LeRobot numbers them: episode after episode, from 0.
+Frames are numbered as in LeRobot: episode after episode, from 0.
 
 Source: huggingface/lerobot src/lerobot/datasets/lerobot_dataset.py (releases 0.3.3 and 0.4.4).
 """
@@ -28,7 +28,7 @@ from harness.errors import HarnessError
 
 
 class LeRobotDataset:
-    """Made by `open_dataset`. Safe to use from several threads, and cheap to send to another process."""
+    """A dataset opened by `open_dataset`. Thread-safe, and cheap to send to another process."""
 
     def __init__(self, path: Path, state: str | None, actions: str) -> None:
         self.path = path
@@ -59,12 +59,12 @@ class LeRobotDataset:
 
     @property
     def frames(self) -> int:
-        """How many frames there are."""
+        """Number of frames."""
         return self._metadata.frames
 
     @property
     def depth(self) -> frozenset[str]:
-        """The features that the metadata call depth."""
+        """Names of the features that the metadata mark as depth."""
         return self._metadata.depth
 
     @property
@@ -73,15 +73,16 @@ class LeRobotDataset:
         return self._metadata.tasks
 
     def check_features(self, wanted: list[Wanted]) -> None:
-        """Refuses features that are not there or of the wrong kind, all of them at once, with a line that
-        maps those that fit.
+        """Refuses all missing features and all features of a wrong type in one error.
+
+        The fix is one line that maps suitable features instead.
 
         Raises: HarnessError "dataset-feature-missing" or "dataset-feature-invalid".
         """
         check_features(self.path, self.features, wanted)
 
     def blocks(self) -> Iterator[Block]:
-        """The columns, a file or a part of a large one at a time, in the order of the frames.
+        """The columns in the order of the frames: one file, or one part of a large file, at a time.
 
         No image is read.
 
@@ -92,13 +93,14 @@ class LeRobotDataset:
             yield from read_blocks(self._metadata, self._names, file, list(group))
 
     def state(self, i: int) -> np.ndarray:
-        """[S] float32; S is 0 without a state."""
+        """State [S] float32 of frame `i`; S is 0 without a state."""
         row: np.ndarray = self.columns.state[self._frame(i)]
         return row
 
     def action_chunk(self, i: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-        """Actions [H, A] float32 from frame i on, and [H] bool: past the episode's end, where its last action
-        repeats.
+        """Actions [H, A] float32 from frame `i` on, and a padding mask [H] bool.
+
+        The mask is true past the episode's end. There the episode's last action repeats.
         """
         episode = self.episode_of(i)
         wanted = np.arange(i, i + horizon)
@@ -112,7 +114,7 @@ class LeRobotDataset:
         return self.tasks[self.task_index(i)]
 
     def image(self, i: int, feature: str) -> np.ndarray:
-        """uint8 [H, W, 3].
+        """The image of frame `i`: uint8 [H, W, 3].
 
         Raises: HarnessError "image-corrupt", "image-too-large", "image-missing", "video-corrupt",
         "video-too-short" or "dataset-feature-missing".
@@ -128,7 +130,7 @@ class LeRobotDataset:
         return decode(*self.encoded(i, feature))
 
     def encoded(self, i: int, feature: str) -> tuple[bytes, str]:
-        """The image as it is stored, in the table or in a file, and where that is: file and row.
+        """The encoded image as stored in the table or in a file, and its location: file and row.
 
         Raises: HarnessError "image-missing", "dataset-path-unsafe", "dataset-file-missing" or
         "dataset-file-corrupt".
@@ -147,14 +149,14 @@ class LeRobotDataset:
 
     @property
     def columns(self) -> Block:
-        """All blocks as one, kept in memory after the first use: 4 · (S + A) + 16 bytes a frame."""
+        """All blocks as one, kept in memory after the first use: 4 · (S + A) + 16 bytes per frame."""
         with self._lock:
             if self._columns is None:
                 self._columns = self._all_blocks()
             return self._columns
 
     def _all_blocks(self) -> Block:
-        """Filled in place: two copies of a large dataset's columns need not be there at once."""
+        """All blocks as one. Its arrays are filled in place, so that two copies are never in memory."""
         blocks = self.blocks()
         first = next(blocks)
         names = ("state", "actions", "timestamp", "task_index")
@@ -181,7 +183,9 @@ class LeRobotDataset:
         return Block(self.episodes, **whole)
 
     def place(self, file: str) -> Path:
-        """The path of `file` inside the dataset. Checked once: following links costs more than a small image.
+        """The path of `file` inside the dataset.
+
+        Each file is checked once, because following links costs more than reading a small image.
 
         Raises: HarnessError "dataset-path-unsafe".
         """
@@ -195,7 +199,7 @@ class LeRobotDataset:
         return i
 
     def share_memory_with(self, processes: int) -> None:
-        """So many processes read this dataset: each keeps its part of what one would keep."""
+        """Divides the memory for encoded images among the `processes` that read this dataset."""
         self._encoded.processes = max(1, processes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -209,7 +213,7 @@ class LeRobotDataset:
 def open_dataset(
     path: Path | str, *, state: str | None = "state", actions: str = "actions"
 ) -> LeRobotDataset:
-    """The dataset in `path`. Only its metadata is read here; columns and images when they are asked for.
+    """The dataset in `path`. Only its metadata are read here; columns and images are read on demand.
 
     Raises: HarnessError, see `read_metadata`.
     """

@@ -35,7 +35,7 @@ Listed = tuple[dict[int, str], list["Row"]]
 
 @dataclass(frozen=True, slots=True)
 class VideoSpan:
-    """Where one episode lies in a video file: from `start_s` for the episode's length."""
+    """The place of one episode in a video file: it starts at `start_s` and lasts the episode's length."""
 
     file: str
     start_s: float
@@ -43,7 +43,7 @@ class VideoSpan:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An episode as listed, before its place among the others is known."""
+    """An episode as the metadata list it, before its first global frame is known."""
 
     index: int
     length: int
@@ -53,13 +53,14 @@ class Row:
 
 
 def video_features(features: dict[str, Feature]) -> list[str]:
-    """The names of the features that are videos."""
+    """Names of the features that are videos."""
     return [name for name, feature in features.items() if feature.dtype == "video"]
 
 
 def version_by_files(root: Path) -> str | None:
-    """The version of which the files of `meta/` are, whatever info.json says; None where they are of both, or
-    of none.
+    """The version to which the files of `meta/` belong, whatever info.json says.
+
+    None if there are files of both versions, or of neither.
     """
     new = _episode_files(root) != [] or os.path.isfile(root / "meta/tasks.parquet")
     old = any(os.path.isfile(root / "meta" / name) for name in ("episodes.jsonl", "tasks.jsonl"))
@@ -73,7 +74,7 @@ def version_by_files(root: Path) -> str | None:
 
 
 def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> Listed:
-    """Tasks and episodes of `meta/tasks.jsonl` and `meta/episodes.jsonl`."""
+    """Tasks and episodes from `meta/tasks.jsonl` and `meta/episodes.jsonl`."""
     where = root / INFO
     data = text(info, "data_path", where, default=_V2_DATA)
     videos = video_features(features)
@@ -92,7 +93,7 @@ def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
 
 
 def _lines(root: Path, relative: str, most: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """The mapping of each line that is not blank, and where it stands."""
+    """The mapping of each line that is not blank, and its location."""
     path = existing(root, relative)
     read, kept = 0, 0
     with open_file(root, path) as file:
@@ -120,7 +121,7 @@ def _lines(root: Path, relative: str, most: int) -> Iterator[tuple[dict[str, Any
 
 
 def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> Listed:
-    """Tasks and episodes of `meta/tasks.parquet` and `meta/episodes/`."""
+    """Tasks and episodes from `meta/tasks.parquet` and `meta/episodes/`."""
     where = root / INFO
     data = text(info, "data_path", where, default=_V3_DATA)
     videos = video_features(features)
@@ -135,15 +136,15 @@ def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
     rows = []
     for row, at in _episode_rows(root, wanted):
         rows.append(_row_v3(row, data, dict.fromkeys(videos, video), at, str(where)))
-        # One more than promised tells that the totals differ; a million more tell nothing else.
+        # One more row than declared shows that the totals differ. More rows would show nothing else.
         if len(rows) > left:
             break
     return _tasks_v3(root), rows
 
 
 def _episode_rows(root: Path, wanted: set[str]) -> Iterator[tuple[dict[str, Any], str]]:
-    """The numbers that are `wanted` of every row of `meta/episodes/`, and where it stands."""
-    # Without a single one, the first is what is missing.
+    """The `wanted` numbers of every row of `meta/episodes/`, and the row's location."""
+    # If there is no file at all, the first one is reported as missing.
     for path in _episode_files(root) or [existing(root, _V3_EPISODES)]:
         real = inside(root, path.relative_to(root).as_posix())
         rows = read_rows(
@@ -175,8 +176,10 @@ def _row_v3(row: dict[str, Any], data: str, videos: dict[str, str], at: str, whe
 
 
 def _tasks_v3(root: Path) -> dict[int, str]:
-    """The text of each task: the column `task`, else the one column of texts, which is the index of a pandas
-    frame by a name of the writer's.
+    """The text of each task.
+
+    It is in the column `task`. Else it is in the only text column: the index of a pandas frame, whose name
+    the writer chose.
     """
     path = existing(root, "meta/tasks.parquet")
 
@@ -202,7 +205,7 @@ def _tasks_v3(root: Path) -> dict[int, str]:
 
 
 def _tasks(rows: Iterator[tuple[dict[str, Any], str, str]]) -> dict[int, str]:
-    """The text of each task, of rows that say in which key it is and where they stand."""
+    """The text of each task. Each of `rows` is (row, key of the text, location)."""
     tasks, letters = {}, 0
     for row, key, at in rows:
         found = text(row, key, at, letters=TASK_LETTERS)
@@ -234,7 +237,9 @@ def existing(root: Path, relative: str) -> Path:
 
 
 def check_version(root: Path, version: str, info_path: Path) -> None:
-    """Refuses a version that the files of `meta/` are not of, so that nobody looks for files that never were.
+    """Refuses a declared version that does not match the files of `meta/`.
+
+    Otherwise an error would name missing files that never existed.
 
     Raises: HarnessError "dataset-version-wrong".
     """

@@ -1,9 +1,9 @@
-"""Batches for training, in an order that depends on seed and step alone.
+"""Training batches, in an order that depends only on seed and step.
 
-Legend: B frames a batch (of this shard), H action horizon, D action_dim, L prompt tokens, S image size.
+Legend: B frames per batch (of this shard), H action horizon, D action_dim, L prompt tokens, S image size.
 
-Grain gives the order and the threads or processes. It imports JAX, so it is imported only where a loader is
-made; by then the trainer has done so itself.
+Grain provides the order and the threads or processes. Grain imports JAX, so this module imports Grain only
+when a loader is made. By then the trainer has imported JAX itself.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _LAST_STEP = 2**48
 # Batches that each process keeps ready.
 _AHEAD = 2
 _MOST_THREADS = 8
-# A thread that waits for a file or for the interpreter leaves its core to another.
+# While one thread waits for a file or for the interpreter, another can use its core.
 _THREADS_A_CORE = 2
 _WATCH = "ends with the trainer"
-# Decoded images that stay in memory, over all processes: 2,700 frames of two cameras of 256 × 256.
+# Bytes of decoded images kept in memory, over all processes: 2,700 frames of two cameras of 256 × 256.
 KEPT_BYTES = 1 << 30
 
 
 class Loader:
     """Shard `shard` of `shards` of every global batch of `batch_size` frames.
 
-    `workers` is 0 for threads in this process, which start at once, or a number of processes for fast
-    accelerators; None is what $HARNESS_LOADER_WORKERS says. It changes when a batch is ready, never what is
-    in it.
+    `workers` is 0 for threads in this process, which start at once, or a number of processes, for fast
+    accelerators. None takes the value of $HARNESS_LOADER_WORKERS. `workers` changes when a batch is ready,
+    never its content.
 
     Raises: HarnessError "dataset-smaller-than-batch", "batch-not-divisible", "dataset-changed", "stats-shape"
     or "loader-workers-invalid".
@@ -78,9 +78,9 @@ class Loader:
         )
 
     def bottleneck(self, step_s: float) -> str | None:
-        """What to tell, once, when steps of `step_s` seconds wait for this loader; else None.
+        """A message, given once, if steps of `step_s` seconds wait for this loader; else None.
 
-        It goes by the last batches made.
+        The estimate uses the most recent batches.
         """
         return self._pace.bottleneck(step_s)
 
@@ -89,17 +89,18 @@ class Loader:
 
         Shapes: images {camera: uint8 [B, S, S, 3]} of the cameras that the dataset has; actions float32 [B,
         H, D], normalized, then padded with zeros; tokens int32 [B, L], token_mask bool [B, L]; index int64
-        [B]. Where the dataset has a state and the statistics have it, state float32 [B, max(D, dimensions)],
-        in the same way: upstream's batch has it, this model does not read it.
+        [B].
+
+        If both the dataset and the statistics have a state: state float32 [B, max(D, dimensions)], normalized
+        and padded in the same way. Upstream's batch has the state; this model does not read it.
         """
         return self._batches(step)
 
     def iterate(self, start_step: int = 0, *, resized: bool = True) -> Generator[Batch, None, None]:
-        """The batches from `start_step` on, without end, made ahead off this thread; `close()` ends what
-        makes them.
+        """An endless iterator of batches from `start_step` on, made ahead outside this thread.
 
-        Without `resized` an image may come as the dataset stores it, uint8 [B, H, W, 3]: the device resizes
-        it, to the same pixels.
+        `close()` ends the threads or processes that make them. Without `resized` an image may come as the
+        dataset stores it, uint8 [B, H, W, 3]. The device then resizes it, to the same pixels.
         """
         import grain
         from absl import flags
@@ -125,14 +126,14 @@ class Loader:
                 self._pace.made(seconds)
                 yield batch
         finally:
-            # Ends the threads or processes and gives their shared memory back.
+            # Ends the threads or processes and frees their shared memory.
             batches.close()
 
 
 class _Order:
-    """Which frames a step has.
+    """The frames of each step.
 
-    Every epoch is a permutation of its own; a batch may begin in one and end in the next.
+    Every epoch is its own permutation. A batch may begin in one epoch and end in the next.
     """
 
     def __init__(self, frames: int, seed: int, batch_size: int, places: range) -> None:
@@ -151,7 +152,7 @@ class _Order:
 
 
 class _Batches:
-    """The function from step to batch. Picklable, so that processes can have it."""
+    """The function from step to batch. Picklable, so that it can be sent to processes."""
 
     def __init__(
         self,
@@ -174,12 +175,12 @@ class _Batches:
         _end_with_the_trainer()
 
     def timed(self, step: int) -> tuple[Batch, float]:
-        """The batch, and the seconds that making it took."""
+        """The batch, and the seconds that it took to make."""
         start = time.perf_counter()
         return self(step), time.perf_counter() - start
 
     def timed_as_stored(self, step: int) -> tuple[Batch, float]:
-        """As `timed`, with images that the device is to resize."""
+        """As `timed`, but square images of moderate size stay unresized, for the device to resize."""
         start = time.perf_counter()
         return self(step, resized=False), time.perf_counter() - start
 
@@ -190,8 +191,9 @@ class _Batches:
 
 
 def _end_with_the_trainer() -> None:
-    """Lets a process of the loader end when the one that started it has, however that ended: grain's own wait
-    for orders that never come.
+    """Starts a thread that ends this loader process when its parent has ended, in whatever way.
+
+    Grain's own processes would wait for orders that never come.
     """
     parent = parent_process()
     if parent is None or any(thread.name == _WATCH for thread in threading.enumerate()):
@@ -205,7 +207,7 @@ def _end_with_the_trainer() -> None:
 
 
 def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], i: int) -> Batch:
-    """The batch that holds frame `i` alone, as `Loader.batch` would make it."""
+    """The batch that contains frame `i` alone, equal to what `Loader.batch` would make."""
     return _batch(
         recipe,
         Pictures(data, recipe.model.image_size, 0),
@@ -243,7 +245,7 @@ def _batch(
 def _states(
     config: Data, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], width: int, index: list[int]
 ) -> Batch:
-    """The states, where there are some."""
+    """The normalized and padded states; empty if the dataset or the statistics have none."""
     if config.state is None or "state" not in stats:
         return {}
     states = normalize(np.stack([data.state(i) for i in index]), stats["state"], config.normalization)

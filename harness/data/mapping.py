@@ -1,4 +1,4 @@
-"""The features of a dataset that a recipe asks for: whether they are there, and what maps those that are."""
+"""Checks the dataset features that a recipe names, and proposes a mapping for wrong ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from harness.data.rows import BOOKKEEPING
 from harness.errors import HarnessError
 
 IMAGES, NUMBERS = ("image", "video"), ("float", "int", "uint", "bool")
-# A state that is not there is not made of something else, such as the actions.
+# Least likeness of names at which a feature is proposed as the state. Below it the proposal is null: a
+# missing state is not replaced by another feature, such as the actions.
 _OF_THE_SAME = 0.6
 
 
 class Wanted(NamedTuple):
-    """A recipe's `key` asks for the feature `name`, whose dtype begins with one of `kinds`.
+    """A recipe's `key` names the feature `name`, whose dtype begins with one of `kinds`.
 
-    With `may_be_null` the key can say that there is none.
+    With `may_be_null` the key may also be null.
     """
 
     key: str
@@ -30,8 +31,9 @@ class Wanted(NamedTuple):
 
 
 def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted]) -> None:
-    """Refuses features that are not there or of the wrong kind, all of them at once, with one line that maps
-    those that fit.
+    """Refuses all missing features and all features of a wrong type in one error.
+
+    The fix is one line that maps suitable features instead.
 
     Raises: HarnessError "dataset-feature-missing" or "dataset-feature-invalid".
     """
@@ -68,7 +70,10 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
 
 
 def _fits(features: dict[str, Feature], name: str, kinds: tuple[str, ...]) -> bool:
-    """Of the right kind; numbers are a vector, and none of the columns that count rows."""
+    """True if the feature's dtype is one of `kinds`.
+
+    Numbers must also be a vector, and not one of LeRobot's bookkeeping columns.
+    """
     feature = features[name]
     return feature.dtype.startswith(kinds) and (
         kinds != NUMBERS or (name not in BOOKKEEPING and len(feature.shape) == 1 and feature.shape[0] > 0)
@@ -76,12 +81,14 @@ def _fits(features: dict[str, Feature], name: str, kinds: tuple[str, ...]) -> bo
 
 
 def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Wanted]) -> str:
-    """`--set` for every key that is wrong: the most alike of the features that no other key has; null where
-    none is left and null will do.
+    """A `--set` for every wrong key.
+
+    Each key gets the most similar feature that no other key has. It gets null if no feature is left and null
+    is allowed.
     """
     taken = {each.name for each in wanted if each not in wrong}
     pairs = {}
-    # Who has the most alike one chooses first.
+    # The key with the most similar feature chooses first.
     for each in sorted(wrong, key=lambda one: -max(_likenesses(features, one, taken).values(), default=0.0)):
         alike = _likenesses(features, each, taken)
         chosen = max(alike, key=alike.__getitem__, default=None)
@@ -93,9 +100,7 @@ def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Want
 
 
 def _likenesses(features: dict[str, Feature], each: Wanted, taken: set[str]) -> dict[str, float]:
-    """How alike each feature is that fits and is not taken: the words that both names have, then their
-    letters.
-    """
+    """Similarity of names for each suitable free feature: shared words, plus the share of equal letters."""
     left = [name for name in features if _fits(features, name, each.kinds) and name not in taken]
     return {
         name: len(_words(each.name) & _words(name)) + difflib.SequenceMatcher(None, each.name, name).ratio()
@@ -104,5 +109,5 @@ def _likenesses(features: dict[str, Feature], each: Wanted, taken: set[str]) -> 
 
 
 def _words(name: str) -> set[str]:
-    """The words of a name, without the s of a plural."""
+    """The words of a name, without a plural's s."""
     return {word.removesuffix("s") for word in re.split(r"[^a-z0-9]+", name.lower()) if word}

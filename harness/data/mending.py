@@ -1,7 +1,7 @@
-"""What mends a dataset without losing any of it: a hub's copy can be fetched again, a recording cannot.
+"""Repair advice for a broken dataset that loses no data.
 
-So a file is given up only when it is damaged and a hub has it. Where metadata are wrong, the files that they
-speak of stay as they are.
+A hub's copy can be downloaded again; a recording cannot be repeated. So the advice deletes a file only if the
+file is damaged and a hub has it. If the metadata are wrong, the files that they describe stay unchanged.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ _EDIT = "take the episode out of a copy of the dataset (LeRobot: lerobot-edit-da
 
 
 def hub_of(path: Path) -> str | None:
-    """The hub's name of the dataset that `path` was fetched as a part of; None for a file that only lies
-    here.
+    """The hub's name of the dataset to which `path` belongs; None for a file that is not from the hub.
 
     Source: huggingface_hub keeps <cache>/datasets--<owner>--<name>/snapshots/<commit>.
     """
@@ -32,7 +31,7 @@ def hub_of(path: Path) -> str | None:
 
 
 def damaged(code: str, what: str, path: Path, *, got: object = None, need: object = None) -> HarnessError:
-    """The error for a file that is not whole; a pointer of Git LFS is named as one."""
+    """The error for an incomplete file. A Git LFS pointer gets an error of its own."""
     if _holds_pointer(path):
         return HarnessError(
             "git-lfs-pointer",
@@ -45,10 +44,10 @@ def damaged(code: str, what: str, path: Path, *, got: object = None, need: objec
 
 
 def another_copy(path: Path) -> str:
-    """How to come by a whole copy of a damaged file."""
+    """The advice for getting a complete copy of a damaged file."""
     hub = hub_of(path)
     if hub is not None:
-        # The snapshot's entry is a link to the blob, which a new download would link to again.
+        # The snapshot's entry is a link to the blob. A new download would link to the same blob again.
         both = " ".join(
             shlex.quote(str(each)) for each in dict.fromkeys((path, Path(os.path.realpath(path))))
         )
@@ -75,24 +74,24 @@ def missing(path: Path, what: str | None = None, *, need: object = None) -> Harn
 
 
 def correct(where: Path | str, how: str) -> str:
-    """The fix of metadata that are wrong while the files are whole."""
+    """The fix for wrong metadata of complete files."""
     hub = hub_of(Path(where))
     other = f"; or another revision of {hub}: --set data.revision=COMMIT" if hub is not None else ""
     return f"{how}{other}; data/, videos/ and images/ are left as they are"
 
 
 def rewrite(where: Path | str) -> str:
-    """The fix of metadata that are not of LeRobot's form."""
+    """The fix for metadata that do not have LeRobot's form."""
     return correct(where, "correct it, or rewrite meta/ with LeRobot's own writer")
 
 
 def left_out(path: Path) -> str:
-    """The fix of a frame that is not what it should be, in a file that is whole."""
+    """The fix for a wrong frame in a complete file."""
     return f"repair that row, or {_EDIT}; {path.name} itself is whole"
 
 
 def is_pointer(data: bytes) -> bool:
-    """Whether a file that begins so is a pointer of Git LFS."""
+    """True if a file that begins with `data` is a Git LFS pointer."""
     return data.startswith(_POINTER)
 
 

@@ -1,4 +1,4 @@
-"""What a LeRobot dataset says about itself (`meta/`), in versions 2.0, 2.1 and 3.0, as one form.
+"""A LeRobot dataset's metadata (`meta/`) in versions 2.0, 2.1 and 3.0, as one form.
 
 Source: huggingface/lerobot src/lerobot/datasets (formats v2.1 of release 0.3.3 and v3.0 of release 0.4.4).
 """
@@ -24,7 +24,10 @@ _MOST_FEATURES, _MOST_AXES, _MOST_SIZE = 10_000, 8, 2**31
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """`length` frames: global frames `first` … and rows `row` … of `file`."""
+    """An episode of `length` frames.
+
+    Its first frame is global frame `first` and row `row` of `file`.
+    """
 
     index: int
     first: int
@@ -36,7 +39,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Metadata:
-    """`depth` are the features that the metadata call depth."""
+    """The metadata of a dataset. `depth` has the features that they mark as depth."""
 
     root: Path
     version: str
@@ -52,7 +55,7 @@ class Metadata:
 
 
 def read_metadata(root: Path) -> Metadata:
-    """The metadata of the dataset in `root`, checked for agreement with itself.
+    """The metadata of the dataset in `root`, checked for consistency.
 
     Raises: HarnessError "not-a-dataset", "dataset-format-unsupported", "dataset-version-wrong",
     "dataset-metadata-invalid", "dataset-rows-mismatch", "dataset-empty", "git-lfs-pointer", and those of the
@@ -83,7 +86,10 @@ def read_metadata(root: Path) -> Metadata:
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
-    """Source: LeRobot notes `video.is_depth_map` (or `is_depth_map`) in the info of a feature."""
+    """True if the feature's info marks it as a depth map.
+
+    Source: LeRobot writes `video.is_depth_map` (or `is_depth_map`) into the info of a feature.
+    """
     info = feature.get("info") or feature.get("video_info")
     return isinstance(info, dict) and any(
         key.endswith("is_depth_map") and value is True for key, value in info.items()

@@ -1,6 +1,6 @@
-"""What an mp4 claims, read from its boxes before FFmpeg makes an index of it: tracks and samples.
+"""Limits on the tracks and samples that an mp4 claims, checked before FFmpeg builds an index.
 
-A few bytes can claim billions of samples (one size for all, one duration for all), and FFmpeg's index has 24
+A few bytes can claim billions of samples (one size for all, one duration for all). FFmpeg's index takes 24
 bytes for each.
 
 Source: ISO/IEC 14496-12, 8.6 to 8.8; FFmpeg libavformat/mov.c `mov_build_index`, `mov_read_trun`,
@@ -20,12 +20,13 @@ from harness.units import MIB
 # An hour at 1,000 frames a second; a file of LeRobot's (500 MB at most) has some 100,000.
 MOST_SAMPLES = 4_000_000
 MOST_TRACKS = 32
-# Segments of an edit list: each may repeat the whole track in the index.
+# Segments of an edit list. Each may repeat the whole track in the index.
 _MOST_EDITS = 64
-# All that is not the pictures' own data. 16 bytes a frame is usual.
+# All bytes that are not picture data. 16 bytes per frame is usual.
 _INDEX_BYTES = 128 * MIB
 _MOST_BOXES = 100_000
-# Wherever they stand: FFmpeg reads them at any depth, and a header that is compressed or hidden as well.
+# Searched at any depth, because FFmpeg reads these boxes at any depth. A compressed or hidden header is
+# searched as well.
 _CLAIMS = re.compile(b"stsz|stz2|stts|ctts|trun|elst|trak|cmov")
 
 
@@ -58,7 +59,7 @@ def check_claims(file: BinaryIO) -> None:
 
 
 def _runs(data: bytes, at: int) -> int:
-    """How many samples a table of runs (count, time) has in all."""
+    """The number of samples in a table of runs (count, time)."""
     entries = min(_number(data, at + 4), (len(data) - at - 8) // 8)
     return sum(count for count, _ in struct.iter_unpack(">II", data[at + 8 : at + 8 + 8 * max(entries, 0)]))
 
@@ -68,7 +69,7 @@ def _number(data: bytes, at: int) -> int:
 
 
 def _boxes(file: BinaryIO) -> Iterator[bytes]:
-    """The bytes of each box of the file but those that hold the pictures' data.
+    """The bytes of each box of the file, except boxes of picture data.
 
     Raises: ValueError.
     """
@@ -80,7 +81,7 @@ def _boxes(file: BinaryIO) -> Iterator[bytes]:
         head = os.pread(descriptor, 16, at)
         length, kind = (int.from_bytes(head[:4], "big"), head[4:8]) if len(head) >= 8 else (0, b"")
         length = int.from_bytes(head[8:16], "big") if length == 1 else length or size - at
-        # FFmpeg goes on behind the head of a box that is too short.
+        # After a box that claims too few bytes, FFmpeg continues behind its head.
         length = max(8, min(length, size - at))
         if kind != b"mdat":
             read += length

@@ -1,8 +1,8 @@
-"""Statistics that somebody else wrote: openpi's norm_stats.json, with or without its wrapper, and LeRobot's
-stats.json and episodes_stats.jsonl.
+"""Normalization statistics written by other programs.
 
-What normalization needs must be there and make sense; what it does not need may be missing, and is an empty
-vector then.
+Read are openpi's norm_stats.json, with or without its wrapper, and LeRobot's stats.json and
+episodes_stats.jsonl. Statistics that the normalization needs must be present and plausible. Others may be
+missing; a missing one is an empty vector.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.units import MIB
 Key = Literal["state", "actions"]
 STATISTICS: tuple[Statistic, ...] = ("mean", "std", "q01", "q99")
 _NEEDED: dict[Normalization, tuple[Statistic, ...]] = {"quantile": ("q01", "q99"), "zscore": ("mean", "std")}
-# The names that openpi, LeRobot and people give them; a recipe's own names come first.
+# The names used by openpi, LeRobot and users. A recipe's own names are tried first.
 _NAMES: dict[Key, tuple[str, ...]] = {
     "state": ("state", "observation.state"),
     "actions": ("actions", "action"),
@@ -43,7 +43,7 @@ _MOST_DIMENSIONS = 65_536
 
 
 class Theirs(NamedTuple):
-    """`form` says what kind of file it is."""
+    """The statistics of a file. `form` describes the file's kind."""
 
     file: Path
     form: str
@@ -58,9 +58,10 @@ def read_norm_stats(
     names: dict[Key, str] | None = None,
     root: Path | None = None,
 ) -> Theirs:
-    """State and action statistics of a file, or of a directory that holds one. `names` are the features of a
-    recipe, by which LeRobot's file has them. `root` is the checkpoint that the file must lie in; without one
-    a link that the user named is followed.
+    """State and action statistics of a file, or of a directory that holds one.
+
+    `names` are the recipe's features, which are the keys in LeRobot's files. `root` is the checkpoint that
+    must contain the file. Without `root`, a link that the user named is followed.
 
     Raises: HarnessError "norm-stats-not-found" or "norm-stats-invalid"; "file-leaves-root",
     "file-not-regular", "file-too-large".
@@ -104,7 +105,7 @@ def read_norm_stats(
 
 
 def features_of(data: Data) -> dict[Key, str]:
-    """The features that a recipe takes as state and actions."""
+    """The features that a recipe uses as state and actions."""
     found: dict[Key, str] = {"actions": data.actions}
     if data.state is not None:
         found["state"] = data.state
@@ -112,7 +113,7 @@ def features_of(data: Data) -> dict[Key, str]:
 
 
 def _form(file: Path, body: Any) -> tuple[str, dict[str, Any]]:
-    """What kind of file it is, and its statistics by feature."""
+    """The file's kind, and its statistics by feature."""
     if isinstance(body, dict) and isinstance(body.get("norm_stats"), dict):
         return "openpi's norm_stats.json", body["norm_stats"]
     if isinstance(body, dict):
@@ -131,7 +132,7 @@ def _form(file: Path, body: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _vectors(file: Path, form: str, name: str, value: Any, mode: Normalization) -> DimensionStats:
-    """The four statistics of one feature, those that `mode` needs checked.
+    """The four statistics of one feature. Those that `mode` needs are checked.
 
     Raises: HarnessError "norm-stats-invalid" with the feature and the dimension.
     """
@@ -174,8 +175,9 @@ def _vectors(file: Path, form: str, name: str, value: Any, mode: Normalization) 
 
 
 def _vector(file: Path, name: str, statistic: str, value: Any, *, needed: bool) -> list[float]:
-    """The numbers of one statistic; empty where it is not there, or is no vector of numbers and not
-    needed.
+    """The numbers of one statistic.
+
+    Empty if it is missing, or if it is not needed and not a vector of numbers.
     """
     if value is None:
         return []
@@ -204,7 +206,7 @@ def _vector(file: Path, name: str, statistic: str, value: Any, *, needed: bool) 
 def _of_episodes(lines: Iterable[bytes]) -> dict[str, Any]:
     """Mean and standard deviation over all episodes of LeRobot's episodes_stats.jsonl.
 
-    Quantiles of a whole are not made of its parts'.
+    Quantiles of the whole cannot be computed from those of the episodes.
 
     Raises: ValueError.
     """
@@ -239,8 +241,9 @@ def _of_episodes(lines: Iterable[bytes]) -> dict[str, Any]:
 
 
 def _moments(value: Any) -> tuple[float, np.ndarray, np.ndarray] | None:
-    """Count, mean and std of one feature in one episode; None for what is no vector of numbers, such as a
-    camera's.
+    """Count, mean and std of one feature in one episode.
+
+    None if the values are not vectors of numbers, such as a camera's.
     """
     if not isinstance(value, dict):
         return None

@@ -1,5 +1,6 @@
-"""What trains badly without an error: no instruction, a camera that shows nothing, depth as colour, actions
-that never move.
+"""Findings on data that train badly without an error.
+
+Examples: no instruction, a camera that shows nothing, depth used as colour, actions that never change.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from harness.data.lerobot import LeRobotDataset
 from harness.data.rows import Block
 from harness.recipe.schema import Recipe
 
-# Frames of each camera that are decoded and looked at, spread evenly over the dataset.
+# Decoded frames per camera, spread evenly over the dataset.
 SAMPLED_FRAMES = 16
-# Dimensions that a finding names, at most.
+# Most dimensions that a finding names.
 _NAMED = 8
 
 
 class Rows(NamedTuple):
-    """The task indices that frames really have, in order, and what is odd about the rows."""
+    """The task indices that occur in frames, sorted, and findings on the rows."""
 
     tasks: list[int]
     findings: list[str]
 
 
 def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
-    """What the rows are like. Every row is read and checked on the way.
+    """Task indices and findings of the rows. Reads and checks every row.
 
     Raises: HarnessError of the dataset's reader.
     """
@@ -54,14 +55,14 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
 
 
 def _episodes_with(block: Block, tasks: list[int]) -> int:
-    """How many episodes of the block have a frame of one of these tasks."""
+    """Number of the block's episodes that have a frame of one of these tasks."""
     here = np.isin(block.task_index, tasks)
     starts = np.cumsum([0, *(episode.length for episode in block.episodes[:-1])])
     return int(np.logical_or.reduceat(here, starts).sum())
 
 
 def _still(name: str, low: np.ndarray, high: np.ndarray, frames: int) -> list[str]:
-    """A finding on dimensions of the actions that have one value in every frame."""
+    """A finding on action dimensions that have the same value in every frame."""
     still = [d for d in range(len(low)) if low[d] == high[d]] if frames > 1 else []
     if not still:
         return []
@@ -79,8 +80,9 @@ def _still(name: str, low: np.ndarray, high: np.ndarray, frames: int) -> list[st
 
 
 def _other_pace(dataset: LeRobotDataset, block: Block) -> list[str]:
-    """A finding when an episode's frames are not 1/fps apart: an action chunk then spans another time than
-    the recipe's author had in mind.
+    """A finding on frames of an episode that are not 1/fps apart.
+
+    An action chunk then spans another time than the recipe's author intended.
     """
     steps = np.diff(block.timestamp)
     steps[np.cumsum([episode.length for episode in block.episodes])[:-1] - 1] = 1 / dataset.fps
@@ -96,8 +98,9 @@ def _other_pace(dataset: LeRobotDataset, block: Block) -> list[str]:
 
 
 def camera_findings(dataset: LeRobotDataset, recipe: Recipe) -> list[str]:
-    """What a person should know of the features that are mapped to cameras: one twice, depth, pictures that
-    show nothing.
+    """Findings on the features that are mapped to cameras.
+
+    A feature mapped twice, depth, and pictures that show nothing.
 
     Raises: HarnessError of the dataset's reader.
     """
@@ -117,7 +120,7 @@ def camera_findings(dataset: LeRobotDataset, recipe: Recipe) -> list[str]:
 
 
 def _shows_nothing(dataset: LeRobotDataset, name: str) -> list[str]:
-    """A finding on a camera whose sampled pictures are of one colour each, or all the same."""
+    """A finding on a camera whose sampled pictures have one colour each, or are all the same."""
     places = np.unique(
         np.linspace(0, dataset.frames - 1, min(SAMPLED_FRAMES, dataset.frames)).round().astype(int)
     )

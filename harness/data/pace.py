@@ -1,4 +1,4 @@
-"""Whether the loader, not the device, sets the pace of training, from how long its batches take to make."""
+"""Decides from batch times whether the loader, not the device, limits the speed of training."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from harness.data.pictures import MOST_TIMES, travels
 from harness.errors import HarnessError
 
 WORKERS = "HARNESS_LOADER_WORKERS"
-# Batches looked at. The first ones of a run count too: nothing is made only to be measured.
+# Batches in the estimate. The first batches of a run count too: no batch is made only to be measured.
 _BATCHES = 20
-# A loader within a tenth of the step's time is what the step waits for.
+# The share of the step's time from which on the loader counts as the bottleneck.
 _SHARE = 0.9
 
 
 class Pace:
-    """What `parallel` threads or processes need for a batch of `samples`."""
+    """Measures the time that `parallel` threads or processes take for a batch of `samples`."""
 
     def __init__(self, dataset: Dataset, samples: int, parallel: int, size: int) -> None:
         self._dataset, self._samples, self._parallel, self._size = dataset, samples, parallel, size
@@ -27,18 +27,18 @@ class Pace:
         self._told = False
 
     def made(self, seconds: float) -> None:
-        """Notes that one thread or process made a batch in so many seconds."""
+        """Records that one thread or process made a batch in `seconds`."""
         self._made_s.append(seconds)
 
     @property
     def samples_per_s(self) -> float | None:
-        """What the loader can give; None before there are enough batches to say."""
+        """Samples per second that the loader can deliver; None before there are enough batches."""
         if len(self._made_s) < _BATCHES:
             return None
         return self._samples * self._parallel / max(median(self._made_s), 1e-9)
 
     def bottleneck(self, step_s: float) -> str | None:
-        """What to tell, once, when steps of `step_s` seconds last as long as the loader needs; else None."""
+        """A message, given once, if steps of `step_s` seconds last as long as the loader needs; else None."""
         pace = self.samples_per_s
         if self._told or pace is None or self._samples / pace < _SHARE * step_s:
             return None
@@ -68,13 +68,13 @@ class Pace:
 
 
 def _height_and_width(feature: Feature) -> tuple[int, int]:
-    """Of the metadata's shape, whose channels may stand first or last."""
+    """Height and width from the metadata's shape, whose channels may be first or last."""
     shape = feature.shape if feature.shape[-1:] and feature.shape[-1] <= 4 else feature.shape[1:]
     return (shape[0], shape[1]) if len(shape) > 1 else (0, 1)
 
 
 def workers_from_environment() -> int:
-    """How many processes make batches: $HARNESS_LOADER_WORKERS, else 0, which is threads of this one.
+    """Number of processes that make batches: $HARNESS_LOADER_WORKERS, else 0 (threads of this process).
 
     Raises: HarnessError "loader-workers-invalid".
     """

@@ -1,4 +1,4 @@
-"""Paths that a dataset's own metadata names: filled from its templates, and never outside its directory."""
+"""Paths that a dataset's metadata name: filled from templates, and never outside its directory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness.data.mending import missing, rewrite
 from harness.errors import HarnessError
 from harness.received.files import open_received, read_received, stays, walk
 
-# What every LeRobot dataset has, and where version 3.0 lists its episodes.
+# The file that every LeRobot dataset has, and the directory in which version 3.0 lists its episodes.
 INFO, EPISODES = "meta/info.json", "meta/episodes"
-# LeRobot's templates use plain names with a zero-padded width. `str.format` would also take attributes and
+# LeRobot's templates use plain names with a zero-padded width. `str.format` would also accept attributes and
 # any width.
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")
 
@@ -42,7 +42,7 @@ def fill(template: str, values: dict[str, int | str], *, where: str) -> str:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """`root / relative`, which lies in `root` (the hub cache's links to its own blobs count as inside).
+    """`root / relative`, checked to lie in `root`. The hub cache's links to its blobs count as inside.
 
     Raises: HarnessError "dataset-path-unsafe".
     """
@@ -70,7 +70,7 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def check_is_dataset(root: Path) -> None:
-    """Refuses a directory without meta/info.json, before anything of it is read or hashed.
+    """Refuses a directory without meta/info.json, before anything in it is read or hashed.
 
     Raises: HarnessError "not-a-dataset".
     """
@@ -101,7 +101,7 @@ def open_file(root: Path, path: Path) -> BinaryIO:
 
 
 def walk_dataset(root: Path, *, strays: list[Path] | None = None) -> Iterator[Path]:
-    """The files below a directory of a dataset, as `received.files.walk`.
+    """The files in a directory of a dataset, as `received.files.walk` gives them.
 
     Raises: HarnessError "dataset-file-unreadable" for a directory that may not be listed; UnsafeFile.
     """

@@ -1,6 +1,6 @@
-"""The pictures of a batch: decoded, resized where that is this side's work, and kept while there is room.
+"""The pictures of a batch: decoded, resized unless the device does it, and cached within a budget.
 
-Legend: B frames a batch, S the model's image size.
+Legend: B frames per batch, S the model's image size.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ import numpy as np
 from harness.data.lerobot import LeRobotDataset
 from harness.data.transforms import resize_with_pad
 
-# A stored picture of at most so many times the model's pixels travels as it is: the device resizes it sooner
-# than this side.
+# A stored picture of at most this many times the model's pixels goes to the device unresized: the device
+# resizes it faster than the host.
 MOST_TIMES = 4
 
 
 def travels(height: int, width: int, size: int) -> bool:
-    """Whether a stored picture goes to the device as it is: resized there to the same pixels, for not many
-    more bytes on the way.
+    """True if a stored picture goes to the device unresized.
+
+    The device resizes it to the same pixels. Such a picture adds few bytes to the transfer.
     """
     return height == width and height * width <= MOST_TIMES * size**2
 
 
 class Pictures:
-    """Pictures by frame.
+    """Cache of pictures by frame.
 
-    The first ones stay, up to a budget: an order that visits every frame once an epoch has no recent
-    favourites.
+    The first pictures stay, up to a budget. An order that visits every frame once per epoch has no use for
+    the most recent ones.
     """
 
     def __init__(self, data: LeRobotDataset, size: int, budget: int) -> None:
@@ -37,9 +38,9 @@ class Pictures:
         self._kept: dict[tuple[str, int, bool], np.ndarray] = {}
 
     def get(self, index: list[int], feature: str, *, resized: bool = True) -> np.ndarray:
-        """uint8 [B, S, S, 3].
+        """The pictures of the frames `index`: uint8 [B, S, S, 3].
 
-        Without `resized`, [B, H, W, 3] as stored, when all have one size that the device can resize as well.
+        Without `resized` they are [B, H, W, 3] as stored, if all have one size that the device can resize.
         """
         found = [self._one(i, feature, resized) for i in index]
         if len({image.shape for image in found}) > 1:
@@ -53,8 +54,8 @@ class Pictures:
             height, width = found.shape[:2]
             if resized or not travels(height, width, self._size):
                 found = resize_with_pad(found, self._size)
-            # Threads may both find room for their last picture: the budget is passed by a picture each at
-            # most.
+            # Two threads may both find room for a last picture. The budget is exceeded by at most one picture
+            # per thread.
             if found.nbytes <= self._room:
                 self._room -= found.nbytes
                 self._kept[feature, i, resized] = found

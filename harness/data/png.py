@@ -1,9 +1,9 @@
-"""PNG without Pillow: the structure of any, and the pixels of those that LeRobot writes, the same as Pillow's
-in less than half of the time.
+"""A PNG reader without Pillow, for checking any PNG and decoding the PNGs that LeRobot writes.
 
-Decoded here is only what leaves no room for interpretation: 8-bit RGB, not interlaced, no chunk but header,
-data and end, every checksum right. ISA-L inflates it and FFmpeg undoes the filters. Anything else is
-Pillow's, which also says what is wrong with it.
+Its pixels equal Pillow's, in less than half of the time. It decodes only files that leave no room for
+interpretation: 8-bit RGB, not interlaced, only the chunks header, data and end, every checksum right. ISA-L
+inflates the data and FFmpeg undoes the filters. Pillow gets every other file, and reports what is wrong with
+it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Chunk(NamedTuple):
 
 
 class Damaged(ValueError):
-    """What is wrong with a PNG's structure."""
+    """An error in a PNG's structure."""
 
 
 def is_png(data: bytes) -> bool:
@@ -51,14 +51,14 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def is_deep_grey(data: bytes) -> bool:
-    """Whether a PNG has one channel of 16 bits, as depth images have."""
+    """True if a PNG has one channel of 16 bits, as depth images have."""
     return data[24:26] == bytes([16, 0])
 
 
 def chunks(data: bytes) -> list[Chunk]:
-    """Every chunk of a PNG, each with its place in `data`; the picture is not decoded.
+    """Every chunk of a PNG with its place in `data`. The picture is not decoded.
 
-    Raises: Damaged when a chunk is cut off, a checksum is wrong, or the picture's data or the end is missing.
+    Raises: Damaged if a chunk is cut off, a checksum is wrong, or the picture's data or the end is missing.
     """
     from isal import isal_zlib
 
@@ -81,8 +81,9 @@ def chunks(data: bytes) -> list[Chunk]:
 
 
 def decode_plain(data: bytes, most_pixels: int) -> np.ndarray | None:
-    """The picture, uint8 [H, W, 3], or None when it is not of the plain kind, not whole, or larger than
-    `most_pixels`.
+    """The picture, uint8 [H, W, 3]; None if this module does not decode it.
+
+    It decodes complete PNGs of the plain kind, of at most `most_pixels`.
     """
     if not is_png(data) or data[24:29] != _PLAIN:
         return None
@@ -97,14 +98,17 @@ def decode_plain(data: bytes, most_pixels: int) -> np.ndarray | None:
         return None
     deflated = b"".join([data[start:end] for kind, start, end in found if kind == b"IDAT"])
     rows = _inflate(deflated, height * (3 * width + 1))
-    # The first byte of each row names its filter, of which there are five.
+    # The first byte of each row is its filter type, of which there are five.
     if rows is None or max(rows[:: 3 * width + 1]) > 4:
         return None
     return _unfilter(data[:33], rows, deflated[-4:], (width, height))
 
 
 def _inflate(deflated: bytes, size: int) -> bytes | None:
-    """Exactly `size` bytes, or None: no more are ever made, so that a small file cannot fill the memory."""
+    """Exactly `size` inflated bytes, or None.
+
+    Never more than `size` + 1 bytes are made, so a small file cannot fill the memory.
+    """
     from isal import isal_zlib
 
     inflater = isal_zlib.decompressobj()
@@ -116,8 +120,9 @@ def _inflate(deflated: bytes, size: int) -> bytes | None:
 
 
 def _unfilter(header: bytes, rows: bytes, adler: bytes, size: tuple[int, int]) -> np.ndarray | None:
-    """The picture whose filtered rows these are, by FFmpeg, which gets them as a PNG of blocks that are only
-    stored.
+    """The picture, uint8 [H, W, 3], from filtered rows; None if FFmpeg cannot decode them.
+
+    FFmpeg gets the rows as a PNG of uncompressed deflate blocks.
     """
     import av
 
@@ -126,7 +131,7 @@ def _unfilter(header: bytes, rows: bytes, adler: bytes, size: tuple[int, int]) -
         codec = _LOCAL.codec = av.CodecContext.create("png", "r")
         codec.thread_count = 1
     packet = av.Packet(_stored_png(header, rows, adler))
-    # Without this FFmpeg adds the picture to the one before.
+    # Otherwise FFmpeg adds the picture to the previous one.
     packet.is_keyframe = True
     try:
         frames = codec.decode(packet)
@@ -147,8 +152,10 @@ def _unfilter(header: bytes, rows: bytes, adler: bytes, size: tuple[int, int]) -
 
 
 def _stored_png(header: bytes, rows: bytes, adler: bytes) -> bytes:
-    """FFmpeg looks at no chunk's checksum, so that of the data is left 0; `adler` is that of the rows, which
-    the original had.
+    """A PNG whose rows are stored without compression.
+
+    FFmpeg checks no chunk's checksum, so the data's checksum stays 0. `adler` is the checksum of the rows in
+    the original file.
     """
     view = memoryview(rows)
     parts: list[bytes | memoryview] = [b"\x78\x01"]

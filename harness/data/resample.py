@@ -1,8 +1,9 @@
-"""Bilinear resizing as Pillow does it, as numbers: what each output pixel is made of, exact to the last bit.
+"""Bilinear resizing as Pillow does it, as integer weights for each output pixel, exact to the last bit.
 
-Pillow makes a row of N pixels into one of M with output[m] = (Σ weight[m, k] · input[index[m, k]] + 2²¹) >>
-22, along one axis and then along the other, and rounds to uint8 in between. So whoever has these numbers gets
-Pillow's pixels, on any device. Of a square the width comes first; other shapes are left to Pillow itself.
+Pillow makes a row of N pixels into a row of M pixels with output[m] = (Σ weight[m, k] · input[index[m, k]] +
+2²¹) >> 22. It does so along one axis, rounds to uint8, and then does so along the other axis. So code on any
+device that uses these numbers gets Pillow's pixels. For a square the width comes first. Other shapes are left
+to Pillow itself.
 
 Source: python-pillow/Pillow src/libImaging/Resample.c `precompute_coeffs` and `normalize_coeffs_8bpc`,
 release 12.
@@ -16,12 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Bits of a weight's fraction: 32 less 8 of the pixel and 2 of head room.
+# Bits of a weight's fraction: 32, less 8 for the pixel and 2 for head room.
 BITS = 22
 
 
 class Fit(NamedTuple):
-    """A picture made `height` × `width`, then put at (`top`, `left`) of a black square."""
+    """The size of a resized picture, and its offset (`top`, `left`) in a black square."""
 
     height: int
     width: int
@@ -30,18 +31,19 @@ class Fit(NamedTuple):
 
 
 def fit(height: int, width: int, size: int) -> Fit:
-    """How a picture of height × width goes into a square of `size` with its proportions kept, as openpi's
-    resize_with_pad.
+    """Size and offset of a picture of height × width in a square of `size`, with its aspect ratio kept.
+
+    Equal to openpi's resize_with_pad.
     """
     ratio = max(width / size, height / size)
-    # A very long image would vanish: keep one pixel.
+    # A very long image would vanish, so at least one pixel is kept.
     small = max(1, int(height / ratio)), max(1, int(width / ratio))
     return Fit(*small, (size - small[0]) // 2, (size - small[1]) // 2)
 
 
 @lru_cache(maxsize=64)
 def weights(before: int, after: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels make each of `after` pixels out of `before`, and how much of each.
+    """Indices and weights of the input pixels of each of `after` output pixels, from `before` input pixels.
 
     Shapes: index [after, K] int32, within the row; weight [after, K] int32 in units of 2⁻²², 0 where a pixel
     has fewer than K.

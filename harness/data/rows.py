@@ -1,6 +1,4 @@
-"""The numbers of a dataset's rows, checked: state and actions, and that every row says itself which one it
-is.
-"""
+"""Checked numbers of a dataset's rows: state, actions, and the row's own indices."""
 
 from __future__ import annotations
 
@@ -19,14 +17,14 @@ from harness.data.paths import inside
 from harness.data.where import check_places
 from harness.errors import HarnessError
 
-# Rows of a large file that are in memory at a time, if no episode has more.
+# Rows of a large file in memory at a time, unless an episode has more.
 BLOCK_ROWS = 1 << 17
 BOOKKEEPING = ["timestamp", "frame_index", "episode_index", "index", "task_index"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive whole episodes, from the columns of one file, checked.
+    """Consecutive complete episodes from the columns of one file, checked.
 
     Shapes: state [N, S] (S is 0 without a state) and actions [N, A] float32; timestamp [N] float64;
     task_index [N] int64.
@@ -42,8 +40,9 @@ class Block:
 def read_blocks(
     metadata: Metadata, names: tuple[str | None, str], file: str, episodes: list[Episode]
 ) -> Iterator[Block]:
-    """The rows of `file`, which holds `episodes`, with the features `names` as state (None without one) and
-    actions. No image is read.
+    """The rows of `file`, which holds `episodes`. No image is read.
+
+    `names` are the features for state (None without a state) and actions.
 
     Raises: HarnessError "dataset-rows-mismatch", "episode-place-wrong", "dataset-index-invalid",
     "dataset-not-finite", and those of `read_columns`.
@@ -60,7 +59,7 @@ def read_blocks(
     columns = [*(name for name in names if name is not None), *BOOKKEEPING]
     try:
         for part, numbers in zip(parts, read_columns(metadata.root, path, columns, pieces), strict=True):
-            # Some writers keep one number a row as a vector of length 1.
+            # Some writers store one number per row as a vector of length 1.
             numbers |= {name: numbers[name].reshape(-1) for name in BOOKKEEPING}
             _check_bookkeeping(path, part, numbers, metadata.tasks)
             state, actions = (_vectors(path, name, numbers, part[0].row, metadata.features) for name in names)
@@ -124,7 +123,7 @@ def _vectors(
     if name is None:
         return np.zeros((len(numbers["index"]), 0), np.float32)
     shape = features[name].shape if name in features else []
-    # [N, D]; a feature of one number a row is a vector of length 1.
+    # [N, D]; a feature of one number per row is a vector of length 1.
     values = numbers[name].reshape(len(numbers[name]), -1)
     if [values.shape[1]] != shape:
         raise HarnessError(
@@ -150,7 +149,7 @@ def _vectors(
 
 
 def _parts(episodes: list[Episode]) -> list[list[Episode]]:
-    """Consecutive episodes, in parts of at least BLOCK_ROWS rows each but the last."""
+    """Consecutive episodes in parts. Each part except the last has at least BLOCK_ROWS rows."""
     parts: list[list[Episode]] = [[]]
     rows = 0
     for episode in episodes:

@@ -1,10 +1,10 @@
-"""The dataset and the tokenizer inside the package.
+"""The paths of the sample dataset and the sample tokenizer inside the package.
 
-The frames are cut by `ci/make_sample.py` from episodes of the LIBERO benchmark's own simulator (MuJoCo and
+`ci/make_sample.py` cuts the frames from episodes of the LIBERO benchmark's own simulator (MuJoCo and
 robosuite, both cameras), with real camera images, states, actions and instructions. The actions come from a
-scripted pick-and-place policy; they are not LIBERO's human demonstrations and not the published
-`physical-intelligence/libero` set. The clips are contiguous at 20 frames a second, images are JPEG. The
-README.md beside the data says which episodes.
+scripted pick-and-place policy. They are not LIBERO's human demonstrations and not the published
+`physical-intelligence/libero` set. The clips are contiguous at 20 frames per second; images are JPEG. The
+README.md beside the data lists the episodes.
 """
 
 from __future__ import annotations

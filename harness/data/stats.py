@@ -1,9 +1,9 @@
-"""Exact statistics of states and of padded action chunks, from the columns alone: no image is decoded, no
-JAX.
+"""Exact statistics of states and of padded action chunks. Reads columns only, without images or JAX.
 
-Frame p of an episode is in min(p + 1, horizon) of its action chunks, and the last one also in their padding.
-So every value has a weight, and no chunk is built. Quantiles are found by the digits of the float32 values
-(radix selection), in two passes and a memory that does not grow with the dataset; nothing is approximated.
+Frame p of an episode is in min(p + 1, horizon) of the episode's action chunks. The last frame is also in
+their padding. So every value has a weight, and no chunk is built. Quantiles come from the digits of the
+float32 values (radix selection), in two passes. Memory does not grow with the dataset. Nothing is
+approximated.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from harness.recipe.schema import Recipe
 Key = Literal["state", "actions"]
 
 QUANTILES = (0.01, 0.99)
-# Rows worked on at a time. A dataset of fewer is read once, a larger one twice.
+# Rows processed at a time. A smaller dataset is read once, a larger one twice.
 BLOCK_ROWS = 1 << 18
-# A spread below this share of the values' own size is measurement noise, not movement.
+# A spread below this share of the values' magnitude is measurement noise, not movement.
 TINY_SHARE = 1e-4
-# A model input beyond this is 10 times what a value within the quantiles can be: usually one outlier, or a
-# spread that is too small.
+# A normalized value beyond this is 10 times the largest one within the quantiles. The usual cause is one
+# outlier, or a spread that is too small.
 LARGE_NORMALIZED = 10.0
 _DIGIT = 1 << 16
 
 
 def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
-    """Mean, std (of the population), 1 % and 99 % quantile (linear between neighbours), min and max of each
-    dimension.
+    """Mean, std, 1 % and 99 % quantile, min and max of each dimension.
 
-    Raises: HarnessError "stats-degenerate" when the recipe says so; those of the dataset's reader.
+    The std is that of the population. Quantiles are linear between neighbours.
+
+    Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of the dataset's reader.
     """
     opened = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
     horizon = recipe.model.action_horizon
@@ -72,7 +73,7 @@ def to_openpi_json(stats: NormStats) -> str:
 
 
 def chunk_weights(lengths: list[int], horizon: int) -> np.ndarray:
-    """How many places of padded action chunks each frame fills.
+    """Number of places in padded action chunks that each frame fills.
 
     Shapes: [sum of lengths] float64; an episode's weights sum to length · horizon.
     """
@@ -92,9 +93,7 @@ def _blocks(dataset: LeRobotDataset) -> Callable[[], Iterator[Block]]:
 
 
 def _coalesced(blocks: Iterator[Block]) -> Iterator[Block]:
-    """Blocks of at least BLOCK_ROWS rows (but the last), so that the work for each is not lost in
-    overhead.
-    """
+    """Blocks of at least BLOCK_ROWS rows (except the last), so that overhead per block stays small."""
     held: list[Block] = []
     rows = 0
     for block in blocks:
@@ -132,16 +131,18 @@ def _found(
 
 
 def _slices(values: np.ndarray, weights: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same rows, a few at a time: float64 copies of a whole block would be the largest thing in
-    memory.
+    """Rows and weights, a few rows at a time.
+
+    Float64 copies of a whole block would be the largest arrays in memory.
     """
     for start in range(0, len(values), _DIGIT):
         yield values[start : start + _DIGIT], weights[start : start + _DIGIT]
 
 
 class Tally:
-    """Exact statistics of rows that are seen twice, in the same order: all of them by `first`, then all of
-    them by `second`.
+    """Exact statistics of rows, which are passed twice in the same order.
+
+    First all rows go to `first`, then all rows to `second`.
 
     Shapes: values [N, D] and the weight of each row [N].
     """
@@ -156,7 +157,7 @@ class Tally:
         self._low, self._high = np.array(np.inf), np.array(-np.inf)
 
     def first(self, values: np.ndarray, weights: np.ndarray) -> None:
-        """Sums, extremes, and the upper digit of every value."""
+        """Adds rows to sums, extremes, and the counts of upper digits."""
         self._total += weights.sum()
         self._sums = self._sums + weights @ values.astype(np.float64)
         self._low, self._high = (
@@ -168,7 +169,10 @@ class Tally:
         )
 
     def second(self, values: np.ndarray, weights: np.ndarray) -> None:
-        """Squares about the mean, and the lower digit of what shares its upper one with a quantile."""
+        """Adds rows to the squares about the mean, and to the counts of lower digits near the quantiles.
+
+        A lower digit is counted if its upper digit is that of a quantile.
+        """
         self._squares = self._squares + weights @ (values.astype(np.float64) - self._mean) ** 2
         for column, bins in zip(values.T, self._lower, strict=True):
             upper, lower = _digits(column)
@@ -177,7 +181,7 @@ class Tally:
                 bins[bin_] += np.bincount(lower[here], weights[here], _DIGIT)
 
     def result(self) -> DimensionStats:
-        """The statistics of what has been seen."""
+        """The statistics of all rows."""
         rows = zip(self._places, self._lower, self._upper, strict=True)
         q01, q99 = np.array(
             [_between(row, bins, before, self._ranks, self._total) for row, bins, before in rows]
@@ -199,7 +203,7 @@ class Tally:
 
     @cached_property
     def _ranks(self) -> np.ndarray:
-        """The order statistics on either side of each quantile."""
+        """The ranks of the order statistics on either side of each quantile."""
         ranks = np.array([math.floor((self._total - 1) * q) + step for q in QUANTILES for step in (0, 1)])
         return np.minimum(ranks, int(self._total) - 1)
 
@@ -209,7 +213,7 @@ class Tally:
 
     @cached_property
     def _places(self) -> list[np.ndarray]:
-        """The upper digit in which each of `_ranks` lies."""
+        """The upper digit of the value at each of `_ranks`, for each dimension."""
         return [np.searchsorted(row, self._ranks, side="right") for row in self._upper]
 
     @cached_property
@@ -218,8 +222,8 @@ class Tally:
 
 
 def _digits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Upper and lower 16 bits of keys that sort as the float32 values do."""
-    # Adding zero makes -0.0 the same value as 0.0.
+    """Upper and lower 16 bits of integer keys whose order is that of the float32 values."""
+    # Adding zero makes -0.0 equal to 0.0.
     bits = (np.ascontiguousarray(values) + np.float32(0)).view(np.uint32)
     keys = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
     return keys >> 16, keys & 0xFFFF
@@ -234,7 +238,7 @@ def _value(upper: int, lower: int) -> float:
 def _between(
     places: np.ndarray, lower: dict[int, np.ndarray], before: np.ndarray, ranks: np.ndarray, total: float
 ) -> list[float]:
-    """Each quantile of one dimension, from the two order statistics around it."""
+    """Each quantile of one dimension, interpolated between the two order statistics around it."""
     order = []
     for place, rank in zip(places, ranks, strict=True):
         offset = rank - (before[place - 1] if place else 0)
@@ -250,7 +254,7 @@ def _between(
 def _judge(
     key: Key, stats: DimensionStats, recipe: Recipe
 ) -> tuple[DimensionStats, list[DegenerateDimension]]:
-    """The statistics as the recipe wants them, and what is wrong with them."""
+    """The statistics with degenerate dimensions treated as the recipe says, and the findings on them."""
     quantile = recipe.data.normalization == "quantile"
     passed = recipe.data.degenerate_dimensions == "pass_through"
     assert stats.min is not None

@@ -1,5 +1,6 @@
-"""Prompts to tokens, with sentencepiece: the PaliGemma tokenizer, the small one of the package, or any .model
-file.
+"""Tokenization of prompts with sentencepiece.
+
+The tokenizer is PaliGemma's, the small one of the package, or any .model file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _MODEL_BYTES = 64 * MIB
 
 
 class Tokenizer:
-    """Made by `load_tokenizer`."""
+    """A sentencepiece tokenizer, made by `load_tokenizer`."""
 
     def __init__(self, model: bytes, name: str) -> None:
         import sentencepiece
@@ -35,7 +36,7 @@ class Tokenizer:
         self.vocab_size = int(size)
 
     def encode(self, prompt: str) -> list[int]:
-        """BOS, the cleaned prompt, and a newline that is encoded by itself. The state is not part of it.
+        """Tokens of BOS, the cleaned prompt, and a newline that is encoded separately. No state is included.
 
         Source: openpi src/openpi/models/tokenizer.py `PaligemmaTokenizer.tokenize` without a state, commit
         15a9616.
@@ -48,7 +49,7 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer `name`, as `tokenizer_path` finds it.
+    """The tokenizer `name`, loaded from `tokenizer_path`.
 
     Raises: HarnessError "tokenizer-not-found" or "tokenizer-invalid", and those of a download.
     """
@@ -56,7 +57,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def tokenizer_of(recipe: Recipe) -> Tokenizer:
-    """The recipe's tokenizer, for each of whose tokens the model has an embedding.
+    """The recipe's tokenizer. The model must have an embedding for each of its tokens.
 
     Raises: HarnessError "tokenizer-too-large", and those of `load_tokenizer`.
     """
@@ -73,8 +74,9 @@ def tokenizer_of(recipe: Recipe) -> Tokenizer:
 
 
 def tokenizer_path(name: str) -> Path:
-    """Where the tokenizer `name` lies: "sample", "paligemma" (downloaded once into the cache), or the path of
-    a .model file.
+    """The path of the tokenizer `name`.
+
+    The name is "sample", "paligemma" (downloaded once into the cache), or the path of a .model file.
 
     Raises: HarnessError of a download.
     """

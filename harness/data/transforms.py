@@ -1,4 +1,4 @@
-"""From a dataset's values to the model's inputs, and back. numpy and Pillow only.
+"""Transforms from a dataset's values to the model's inputs, and back. numpy and Pillow only.
 
 Source: openpi src/openpi/transforms.py and packages/openpi-client/src/openpi_client/image_tools.py, commit
 15a9616.
@@ -16,13 +16,15 @@ from harness.errors import HarnessError
 
 Normalization = Literal["quantile", "zscore"]
 
-# Keeps a constant dimension from dividing by zero. Upstream's value, so that its checkpoints mean the same
-# here.
+# Prevents division by zero for a constant dimension. It is upstream's value, so that its checkpoints mean the
+# same here.
 EPSILON = 1e-6
 
 
 def normalize(x: np.ndarray, stats: DimensionStats, mode: Normalization) -> np.ndarray:
-    """quantile: (x - q01) / (q99 - q01 + 1e-6) · 2 - 1; zscore: (x - mean) / (std + 1e-6).
+    """`x` normalized by quantiles or by z-scores.
+
+    quantile: (x - q01) / (q99 - q01 + 1e-6) · 2 - 1; zscore: (x - mean) / (std + 1e-6).
 
     Shapes: x [..., D] with D values in each statistic. Computed in float64, returned as float32.
     Raises: HarnessError "stats-shape".
@@ -33,7 +35,7 @@ def normalize(x: np.ndarray, stats: DimensionStats, mode: Normalization) -> np.n
 
 
 def unnormalize(x: np.ndarray, stats: DimensionStats, mode: Normalization) -> np.ndarray:
-    """The inverse of `normalize`, of the first D dimensions: the model's zero padding is dropped.
+    """The inverse of `normalize` for the first D dimensions. The model's zero padding is dropped.
 
     Shapes: x [..., ≥ D] to [..., D].
     Raises: HarnessError "stats-shape".
@@ -62,7 +64,9 @@ def _affine(stats: DimensionStats, mode: Normalization, dimensions: int) -> tupl
 
 
 def pad_last(x: np.ndarray, width: int) -> np.ndarray:
-    """`x` with zeros behind its last axis, up to `width`. Padding comes after normalization, so it stays 0.
+    """`x` padded with zeros at the end of its last axis, up to `width`.
+
+    Padding comes after normalization, so it stays 0.
 
     Shapes: [..., D] to [..., width].
     """
@@ -70,7 +74,7 @@ def pad_last(x: np.ndarray, width: int) -> np.ndarray:
 
 
 def resize_with_pad(image: np.ndarray, size: int) -> np.ndarray:
-    """`image` scaled to fit a square of `size`, in the middle of black; bilinear as Pillow does it.
+    """`image` scaled to fit a square of `size`, centred on black. Bilinear, as Pillow does it.
 
     Shapes: uint8 [H, W, 3] to [size, size, 3].
     """
@@ -91,5 +95,5 @@ def resize_with_pad(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def clean_prompt(text: str) -> str:
-    """`text` as the tokenizer gets it: one line, no underscores, no space around it."""
+    """`text` as the tokenizer gets it: one line, no underscores, no surrounding white space."""
     return text.strip().replace("_", " ").replace("\n", " ")

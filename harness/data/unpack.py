@@ -1,8 +1,7 @@
-"""What a parquet file unpacks to, known before it is unpacked: rows by its footer, pages by their own
-headers.
+"""Limits on the unpacked size of a parquet file, checked before unpacking.
 
-A footer may say one thing and the pages another, and a dictionary makes many large values of one: so pages
-are looked at as well.
+The footer gives the rows, and each page's header its size. A footer may contradict its pages, and a
+dictionary can make many large values from one. So the pages' headers are checked as well.
 
 Source: apache/parquet-format src/main/thrift/parquet.thrift `PageHeader`, Encodings.md; apache/thrift
 doc/specs/thrift-compact-protocol.md.
@@ -17,25 +16,25 @@ from typing import Any, BinaryIO
 
 from harness.units import GIB, KIB, MIB
 
-# Numbers of one file: every number is 8 bytes here. A recording's floats do not compress to a sixty-fourth.
+# The numbers of one file, at 8 bytes each. A recording's floats do not compress to a sixty-fourth.
 NUMBERS_BYTES, NUMBERS_TIMES = 128 * MIB, 64
-# Pictures and texts of one row group: encoded pictures do not compress again, but a still camera's may be one
-# picture many times.
+# The pictures and texts of one row group. Encoded pictures do not compress again, but a still camera's file
+# may hold one picture many times.
 VALUES_BYTES, VALUES_TIMES = 256 * MIB, 8
-# One page, which is unpacked as a whole.
+# One page. A page is unpacked as a whole.
 PAGE_BYTES, PAGE_TIMES = 64 * MIB, 16
 # The footer is some 20 times as large in memory.
 FOOTER_BYTES = 32 * MIB
 _HEADER_BYTES = 16 * KIB
 _MOST_HEADER_BYTES = MIB
 _DEEPEST = 16
-# Encodings that make more bytes of values than the page has: both kinds of dictionary, and strings that begin
-# as the one before.
+# Encodings that make more bytes than the page has: both kinds of dictionary, and strings that share a prefix
+# with the previous one.
 _MULTIPLYING = {2, 7, 8}
 
 
 class TooMuch(ValueError):
-    """More than a dataset's file unpacks to, or pages that are not what the footer says."""
+    """An error for a file that unpacks to too much, or whose pages contradict its footer."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def check_footer(file: BinaryIO) -> None:
 
 
 def check_groups(metadata: Any) -> list[int]:
-    """The rows of each row group, which are as many as the file says that it has.
+    """Number of rows of each row group. Their sum must equal the file's number of rows.
 
     Raises: TooMuch.
     """
@@ -70,7 +69,7 @@ def check_groups(metadata: Any) -> list[int]:
 
 
 def check_numbers(file: BinaryIO, metadata: Any, names: list[str], fields: list[Any]) -> None:
-    """Refuses columns of numbers that unpack to more than a recording of this size has.
+    """Refuses number columns that unpack to more bytes than a recording of this file size has.
 
     `fields` are their Arrow fields.
 
@@ -93,8 +92,9 @@ def check_numbers(file: BinaryIO, metadata: Any, names: list[str], fields: list[
 
 
 def rows_at_once(file: BinaryIO, metadata: Any, group: int, name: str) -> tuple[int | None, int]:
-    """(rows of the column `name` that may be read at once, None for all of the row group; the most bytes that
-    they may be together).
+    """The number of rows of column `name` that may be read at once, and the limit of their bytes.
+
+    The number is None if the whole row group may be read at once.
 
     Raises: TooMuch.
     """
@@ -108,14 +108,15 @@ def rows_at_once(file: BinaryIO, metadata: Any, group: int, name: str) -> tuple[
         raise TooMuch(f"the pages of column {name!r} claim more values than the footer")
     largest = max((page.unpacked_bytes for page in found), default=0)
     rows = metadata.row_group(group).num_rows
-    # Each value is at most a page. Offsets are 4 or 8 bytes a row, whatever the values are.
+    # A value is at most one page. Offsets take 4 or 8 bytes per row, whatever the values are.
     most = unpacked + 16 * rows + (rows * largest if any(page.multiplies for page in found) else 0)
     return (None if most <= limit else max(1, min(limit // 4 // max(largest, 1), limit // 64)), limit)
 
 
 def leaves(metadata: Any, names: list[str]) -> list[int]:
-    """The numbers of the columns that belong to the features `names`: a list or a struct has others below
-    it.
+    """Indices of the parquet columns that belong to the features `names`.
+
+    A list or a struct has columns below its own path.
     """
     paths = (metadata.schema.column(n).path for n in range(metadata.num_columns))
     return [
@@ -126,7 +127,7 @@ def leaves(metadata: Any, names: list[str]) -> list[int]:
 
 
 def pages(file: BinaryIO, chunk: Any) -> Iterator[Page]:
-    """The pages of a column chunk, by their headers alone.
+    """The pages of a column chunk, from their headers alone.
 
     Raises: TooMuch, also for pages that do not lie where the footer says.
     """
@@ -149,7 +150,7 @@ def pages(file: BinaryIO, chunk: Any) -> Iterator[Page]:
 
 
 def _page(file: BinaryIO, at: int, end: int) -> tuple[Page, int]:
-    """The page at a place, and the length of its header."""
+    """The page at byte `at`, and the length of its header."""
     length = _HEADER_BYTES
     while True:
         data = os.pread(file.fileno(), min(length, end - at), at)
@@ -164,7 +165,7 @@ def _page(file: BinaryIO, at: int, end: int) -> tuple[Page, int]:
         (header[field] for field in (5, 7, 8) if isinstance(header.get(field), dict)), {}
     )
     encoding = body.get(4 if 8 in header else 2, 0)
-    # A dictionary has no rows of its own.
+    # A dictionary page has no rows.
     numbers = [header.get(2), header.get(3), body.get(1, 0)]
     if not all(isinstance(n, int) and n >= 0 for n in numbers):
         raise TooMuch("the header of a page claims a negative size")
@@ -172,16 +173,16 @@ def _page(file: BinaryIO, at: int, end: int) -> tuple[Page, int]:
 
 
 class _Compact:
-    """Thrift's compact protocol, as much of it as a page's header needs.
+    """The part of Thrift's compact protocol that a page's header needs.
 
-    Raises IndexError where the bytes end too early.
+    Raises IndexError if the bytes end too early.
     """
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
 
     def struct(self, depth: int = 0) -> tuple[dict[int, Any], int]:
-        """The values by their field's number, and how many bytes were read."""
+        """The values by field number, and the number of bytes read."""
         if depth > _DEEPEST:
             raise TooMuch("the header of a page is nested too deep")
         found: dict[int, Any] = {}
@@ -192,7 +193,7 @@ class _Compact:
         return found, self._at
 
     def _value(self, kind: int, depth: int) -> Any:
-        """An integer or a struct of the header; the rest is passed over and None."""
+        """An integer or a struct of the header; None for every other type, whose bytes are skipped."""
         if kind in (4, 5, 6):
             return self._zigzag()
         if kind == 12:

@@ -1,4 +1,4 @@
-"""Single frames of mp4 files, exact by timestamp."""
+"""Single frames of mp4 files, selected exactly by timestamp."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from harness.data.mp4 import check_claims
 from harness.data.paths import open_file
 from harness.errors import HarnessError
 
-# Open files a thread keeps. Each holds a decoder of a few MiB.
+# Open files per thread. Each holds a decoder of a few MiB.
 _OPEN_FILES = 16
 # Source: FFmpeg libavcodec/options_table.h `max_pixels`.
 _PIXELS = {"max_pixels": str(MAX_PIXELS)}
 
 
 class VideoReader:
-    """Frames by time. Every thread has its own decoders: a container has one position."""
+    """Frames by time. Every thread has its own decoders, because a container has one position."""
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def frame(self, root: Path, path: Path, time_s: float, fps: float) -> np.ndarray:
-        """The frame shown at `time_s`: uint8 [H, W, 3]. Its own time is within a quarter of a frame of that.
+        """The frame shown at `time_s`: uint8 [H, W, 3].
+
+        The frame's own time is within a quarter of a frame of `time_s`.
 
         Raises: HarnessError as `open_video`; "video-too-short".
         """
@@ -38,8 +40,9 @@ class VideoReader:
         tolerance = 0.25 / fps
         try:
             container, stream = self._open(root, path)
-            # A little late, so that a key frame at this very time is found and not the one before it. Where
-            # decoding order differs from showing order that may be too late: then a little early.
+            # First seeks a little late, so that it finds a key frame at this very time and not the one
+            # before. If decoding order differs from display order, that may be too late. Then it seeks a
+            # little early.
             for start_s in (time_s + 0.1 / fps, time_s - tolerance):
                 container.seek(max(0, int(start_s / stream.time_base)), stream=stream, backward=True)
                 nearest = _nearest(container.decode(stream), time_s, fps)
@@ -55,7 +58,7 @@ class VideoReader:
             raise _corrupt(path, error) from error
 
     def _reformatter(self) -> Any:
-        """One a thread: what a frame's own would set up anew costs more than the conversion."""
+        """This thread's reformatter. Setting up one per frame would cost more than the conversion."""
         from av.video.reformatter import VideoReformatter
 
         if not hasattr(self._local, "reformatter"):
@@ -88,15 +91,15 @@ class VideoReader:
 
 
 def _nearest(frames: Iterator[Any], time_s: float, fps: float) -> Any:
-    """The frame closest to `time_s` of those up to there; None when there is none."""
+    """The frame closest to `time_s`, decoding no further than needed; None if there is no frame."""
     nearest = None
     for frame in frames:
         if frame.time is None:
             continue
         if nearest is None or abs(frame.time - time_s) < abs(nearest.time - time_s):
             nearest = frame
-        # Tables hold times as float32: a hundredth of a frame before is this frame, and decoding another
-        # would be for nothing.
+        # Tables hold times as float32. A frame up to a hundredth of a frame early is the one wanted, so no
+        # further frame is decoded.
         if frame.time >= time_s - 0.01 / fps:
             break
     return nearest
@@ -105,7 +108,7 @@ def _nearest(frames: Iterator[Any], time_s: float, fps: float) -> Any:
 def open_video(root: Path, path: Path) -> tuple[Any, Any]:
     """An open container of the dataset in `root`, and its video stream.
 
-    It is read as an mp4 and from this file alone, whatever it names.
+    It is read as an mp4. Other files that it names are not opened.
 
     Raises: HarnessError "dataset-file-missing", "video-corrupt", "git-lfs-pointer", "image-too-large",
     "image-too-deep", and those of `open_file`.
@@ -115,15 +118,15 @@ def open_video(root: Path, path: Path) -> tuple[Any, Any]:
     with open_file(root, path) as file:
         try:
             check_claims(file)
-            # FFmpeg takes the descriptor that was checked, a copy of it. Source: FFmpeg doc/protocols.texi
-            # `fd`, libavformat/mov.c `mov_options`.
+            # FFmpeg gets a copy of the descriptor that was checked. Source: FFmpeg doc/protocols.texi `fd`,
+            # libavformat/mov.c `mov_options`.
             own = {
                 "fd": str(file.fileno()),
                 "protocol_whitelist": "fd",
                 "enable_drefs": "0",
                 "use_absolute_path": "0",
             }
-            # The container may say another size than the pictures in it have.
+            # The container may declare another size than its pictures have.
             container = av.open("fd:", format="mp4", options=own | _PIXELS)
         except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
             raise _corrupt(path, error) from error
@@ -157,14 +160,14 @@ def _stream(container: Any, path: Path) -> Any:
         and context.format.components[0].bits > 8
     ):
         raise too_deep(str(path))
-    # The loader has threads of its own; more in each decoder only delay the first frame after a seek.
+    # The loader has its own threads. More threads in each decoder only delay the first frame after a seek.
     context.thread_count = 1
     context.options = _PIXELS
     return stream
 
 
 def packet_times(root: Path, path: Path) -> np.ndarray:
-    """When each packet of the file is shown, in seconds and in order: float64 [N], at least one.
+    """Display times of the file's packets, in seconds, sorted: float64 [N], at least one.
 
     Nothing is decoded.
 
@@ -182,7 +185,7 @@ def packet_times(root: Path, path: Path) -> np.ndarray:
             ]
         except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
             raise _corrupt(path, error) from error
-        # A packet whose bytes end before it does is no frame.
+        # A truncated packet is not a frame.
         whole = [pts for pts, is_corrupt in packets if not is_corrupt]
         if not whole:
             raise _corrupt(path, ValueError("it has no whole packet"))
@@ -197,8 +200,9 @@ def _corrupt(path: Path, error: Exception) -> HarnessError:
 def too_short(
     path: Path, time_s: float, nearest_s: float | None, row: str = "the table", lacks: int | None = None
 ) -> HarnessError:
-    """The error for a row of the table that has no frame; `lacks` is how many frames the file has too few at
-    its end, where that is all.
+    """The error for a row of the table that has no frame.
+
+    `lacks` is the number of frames missing at the file's end, if nothing else is wrong.
     """
     got = "no frame" if nearest_s is None else f"nearest frame at {nearest_s:.3f} s"
     fix = another_copy(path)

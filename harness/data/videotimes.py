@@ -1,5 +1,6 @@
-"""Why a whole video has no frame for a row: it was recorded at another rate, or the metadata look for the
-episode at another time.
+"""The causes for which a complete video has no frame for a row.
+
+Either the video was recorded at another rate, or the metadata give a wrong start time for the episode.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from harness.data.metadata import Episode
 from harness.data.paths import EPISODES
 from harness.errors import HarnessError
 
-# 29.97 frames a second are not 30: after 8 seconds they are a quarter of a frame apart.
+# 29.97 frames per second are not 30: after 8 seconds they are a quarter of a frame apart.
 _SHARE = 5e-4
 
 
 def check_rate(path: Path, there: np.ndarray, wanted: np.ndarray, episode: Episode) -> None:
-    """Refuses a video of another rate than the table.
+    """Refuses a video whose rate differs from the table's.
 
-    `there` are the times of its frames, `wanted` those of the episode's rows, in seconds.
+    `there` are the times of the video's frames, `wanted` those of the episode's rows, in seconds.
 
     Raises: HarnessError "video-other-rate".
     """
@@ -45,7 +46,7 @@ def check_rate(path: Path, there: np.ndarray, wanted: np.ndarray, episode: Episo
 
 
 def _rate(times: np.ndarray) -> float | None:
-    """How many a second, by the median of the times between them."""
+    """Frames per second, from the median interval; None if there is no positive interval."""
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     return 1 / step if step > 0 else None
 
@@ -53,10 +54,9 @@ def _rate(times: np.ndarray) -> float | None:
 def check_offsets(
     dataset: LeRobotDataset, name: str, path: Path, there: np.ndarray, episodes: list[Episode]
 ) -> None:
-    """Refuses times at which the metadata look for the episodes of a file that has a frame for every row,
-    elsewhere.
+    """Refuses wrong start times of episodes in a file that has one frame for every row.
 
-    Source: huggingface/lerobot issue 2328, a merge that went on counting the time of the file before.
+    Source: huggingface/lerobot issue 2328: a merge continued counting from the previous file's time.
     Raises: HarnessError "video-offset-wrong".
     """
     if len(there) != sum(episode.length for episode in episodes):

@@ -1,6 +1,4 @@
-"""Which file each episode's rows are really in, by the rows themselves: asked only where the metadata and a
-file disagree.
-"""
+"""Finds the file that really holds each episode's rows, if the metadata and a file disagree."""
 
 from __future__ import annotations
 
@@ -17,10 +15,11 @@ from harness.errors import HarnessError
 
 
 def check_places(metadata: Metadata) -> None:
-    """Refuses metadata that name another file for an episode than the one that has all of its rows; the files
-    are whole then.
+    """Refuses metadata that name the wrong file for an episode, if another file has all of its rows.
 
-    Source: huggingface/lerobot issue 2401, a converter that listed the first episode of a new file in the one
+    The files themselves are complete then.
+
+    Source: huggingface/lerobot issue 2401: a converter listed the first episode of a new file in the file
     before.
     Raises: HarnessError "episode-place-wrong".
     """
@@ -29,7 +28,7 @@ def check_places(metadata: Metadata) -> None:
     try:
         found = {file: _rows_by_episode(metadata, file) for file in _files(metadata.root)}
     except (HarnessError, OSError):
-        # A file that cannot be read is what is wrong then, and its reader says so.
+        # An unreadable file is then the cause, and its reader reports it.
         return
     for episode in metadata.episodes:
         places = [file for file, rows in found.items() if rows[episode.index] == episode.length]
@@ -50,7 +49,7 @@ def check_places(metadata: Metadata) -> None:
 
 
 def _files(root: Path) -> list[str]:
-    """The tables of the dataset, listed or not."""
+    """The dataset's tables, listed in the metadata or not."""
     return sorted(
         path.relative_to(root).as_posix() for path in walk_dataset(root / "data") if path.suffix == ".parquet"
     )

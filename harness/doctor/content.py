@@ -1,4 +1,4 @@
-"""Checks of what is to be learned: who is trained, the data, its statistics, the weights."""
+"""Checks of the training content: trained parameters, dataset, statistics, weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.recipe.parameters import check_who_is_trained
 
 
 def trained(situation: Situation) -> Iterator[Finding]:
-    """Who is trained is what the recipe says, and no more."""
+    """Checks that exactly the parameters that the recipe names are trained."""
     try:
         check_who_is_trained(situation.recipe)
     except HarnessError as refusal:
@@ -29,7 +29,7 @@ def trained(situation: Situation) -> Iterator[Finding]:
 
 
 def dataset(situation: Situation) -> Iterator[Finding]:
-    """The dataset holds at least one batch, and nothing that its reader stumbled over."""
+    """Checks that the dataset has at least one batch, and that its reader found nothing odd."""
     found = situation.dataset
     if found is None:
         yield _not_here(situation, "dataset")
@@ -52,7 +52,10 @@ def dataset(situation: Situation) -> Iterator[Finding]:
 
 
 def statistics(situation: Situation) -> Iterator[Finding]:
-    """No dimension of state or actions is degenerate, so that nothing explodes when it is normalized."""
+    """Checks that no dimension of state or actions is degenerate.
+
+    Normalizing a degenerate dimension gives very large values.
+    """
     strict = situation.recipe.data.degenerate_dimensions == "error"
     if situation.stats is None:
         yield _not_here(situation, "statistics")
@@ -84,7 +87,10 @@ def _not_here(situation: Situation, check: str) -> Finding:
 
 
 def leftovers(situation: Situation) -> Iterator[Finding]:
-    """No interrupted save lies in the run's checkpoints; one is never resumed from, but holds disk space."""
+    """Checks that the run's checkpoints contain no interrupted save.
+
+    An interrupted save takes disk space, and no run resumes from it.
+    """
     if situation.run is None:
         raise NotNeeded("no --run was named")
     for save in situation.leftovers:
@@ -98,7 +104,7 @@ def leftovers(situation: Situation) -> Iterator[Finding]:
 
 
 def weights(situation: Situation) -> Iterator[Finding]:
-    """Weights that are said to lie on this machine do, and are those of the recipe's model."""
+    """Checks that local weights exist and belong to the recipe's model."""
     source = situation.recipe.weights.source
     if source is None:
         raise NotNeeded("the recipe starts from random weights")

@@ -1,5 +1,6 @@
-"""All checks, one after the other, each within its time; a check that fails to check says so and hides no
-other.
+"""Runs all checks, one after the other, each within its time limit.
+
+A check that fails to check reports so, and hides no other check.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from harness.run.lock import holder
 
 
 class Check(NamedTuple):
-    """`run` yields findings about a situation; nothing when it has looked and all is well.
+    """A named check. `run` yields findings about a situation, and nothing if all is well.
 
-    It raises NotNeeded where it need not look.
+    `run` raises NotNeeded if there is nothing to check.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Check(NamedTuple):
 
 
 def _one_run_a_directory(situation: Situation) -> Iterator[Finding]:
-    """No living process trains in this run directory."""
+    """Checks that no living process trains in this run directory."""
     if situation.run is None:
         raise NotNeeded("no --run was named")
     who = holder(situation.run)
@@ -70,7 +71,7 @@ CHECKS = (
 def examine(
     situation: Situation, *, allow: Iterable[str] = (), checks: Iterable[Check] = CHECKS, inputs: str = ""
 ) -> Diagnosis:
-    """What all checks find; `allow` names checks whose errors do not stop the run.
+    """Findings of all checks. Errors of the checks named in `allow` do not stop the run.
 
     Raises: HarnessError "check-unknown" for a name in `allow` that no check has.
     """
@@ -89,7 +90,7 @@ def examine(
     not_needed = {name: answer for name, answer in looked.items() if isinstance(answer, str)}
     found = {name: answer for name, answer in looked.items() if not isinstance(answer, str)}
     order = {"error": 0, "unknown": 1, "warning": 2}
-    # A finding carries the name of its check, so that --allow can be given as it is printed.
+    # A finding has the name of its check, so that the user can copy the printed name into --allow.
     findings = [
         finding.model_copy(update={"check": name}) for name, several in found.items() for finding in several
     ]
@@ -103,8 +104,9 @@ def examine(
 
 
 def _within(check: Check, situation: Situation) -> list[Finding] | str:
-    """The findings of one check, or that it could not be carried out in its time; as text why it need not
-    look.
+    """The findings of one check, or a text that says why the check is not needed.
+
+    A check that failed or ran out of time gives a finding of severity unknown.
     """
     findings: list[Finding] = []
     failure: list[BaseException] = []
@@ -115,8 +117,7 @@ def _within(check: Check, situation: Situation) -> list[Finding] | str:
         except Exception as caught:
             failure.append(caught)
 
-    # A thread of its own, and a daemon: a hung disk or driver must hold up neither the other checks nor the
-    # end of the process.
+    # A daemon thread: a hung disk or driver must delay neither the other checks nor the end of the process.
     thread = threading.Thread(target=work, daemon=True, name=f"doctor {check.name}")
     thread.start()
     thread.join(check.limit_s)

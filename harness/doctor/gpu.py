@@ -1,5 +1,6 @@
-"""Checks of GPU and driver, from what NVML said before JAX was started, and from JAX itself in a process of
-its own.
+"""Checks of GPU and driver.
+
+They use the figures that NVML gave before JAX started, and JAX itself in a child process.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from harness.units import format_bytes
 
 # Source: JAX docs/installation.md, "NVIDIA GPU" (driver for CUDA 12 on Linux).
 _DRIVER = (525, 60, 13)
-# The first capability with bfloat16 arithmetic, in which the model is computed: the plan refuses what is
-# older.
+# The first capability with bfloat16 arithmetic, in which the model is computed. The plan refuses older GPUs.
 # Source: CUDA C++ Programming Guide, "Compute Capabilities".
 _BFLOAT16 = (8, 0)
-# Code for Blackwell is in CUDA 12.8 and newer, whose driver is of the 570 branch. Source: CUDA Toolkit 12.8
+# CUDA 12.8 and newer contain code for Blackwell; their driver is of the 570 branch. Source: CUDA Toolkit 12.8
 # release notes.
 _BLACKWELL, _BLACKWELL_DRIVER = (10, 0), (570,)
 _JAX_TIMEOUT_S = 90
@@ -34,7 +34,10 @@ _ON_CPU = "the run is on the CPU"
 
 
 def xla_flags(situation: Situation) -> Iterator[Finding]:
-    """XLA takes the flags of the environment; it ends the process at the first that it does not know."""
+    """Checks that XLA accepts the flags of the environment.
+
+    XLA ends the process at the first flag that it does not know.
+    """
     if not situation.environ.get("XLA_FLAGS", "").strip():
         raise NotNeeded("XLA_FLAGS is not set")
     refused = refused_flags(situation.environ, situation.python)
@@ -43,7 +46,7 @@ def xla_flags(situation: Situation) -> Iterator[Finding]:
 
 
 def driver(situation: Situation) -> Iterator[Finding]:
-    """The driver is new enough for the CUDA that the wheels bring."""
+    """Checks that the driver is new enough for the CUDA in the wheels."""
     machine = _machine_of_a_gpu(situation)
     if machine.driver_version is None:
         if not machine.gpus and machine.gpu_error:
@@ -78,7 +81,7 @@ def driver(situation: Situation) -> Iterator[Finding]:
 
 
 def capability(situation: Situation) -> Iterator[Finding]:
-    """The GPU computes in bfloat16; the plan refuses one that does not."""
+    """Checks that the GPU computes in bfloat16. The plan refuses a GPU that does not."""
     _machine_of_a_gpu(situation)
     if not _visible(situation):
         yield unknown(
@@ -109,7 +112,10 @@ def capability(situation: Situation) -> Iterator[Finding]:
 
 
 def visible(situation: Situation) -> Iterator[Finding]:
-    """What NVML sees, JAX sees too; asked in a child process, so that this one holds no GPU memory."""
+    """Checks that JAX sees the GPUs that NVML sees.
+
+    JAX is asked in a child process, so that this process holds no GPU memory.
+    """
     machine = situation.machine
     for gpu in machine.gpus:
         if gpu.error and len(machine.gpus) > 1:
@@ -172,7 +178,7 @@ def _jax(situation: Situation) -> Iterator[Finding]:
 
 
 def memory(situation: Situation) -> Iterator[Finding]:
-    """The plan fits the free bytes of this moment, and nobody else is about to take them."""
+    """Checks that the plan fits the free memory, and that no other process uses the GPU."""
     _machine_of_a_gpu(situation)
     plan = situation.plan
     if plan is None:
@@ -212,8 +218,9 @@ def memory(situation: Situation) -> Iterator[Finding]:
 
 
 def wsl(situation: Situation) -> Iterator[Finding]:
-    """Under WSL2 the driver may spill to system memory instead of failing, 50 to 100 times slower, and
-    without an error.
+    """Warns under WSL2, where the driver may spill to system memory instead of failing.
+
+    Training is then 50 to 100 times slower, without an error.
     """
     _machine_of_a_gpu(situation)
     if situation.machine.host.wsl is None:
@@ -232,7 +239,7 @@ def wsl(situation: Situation) -> Iterator[Finding]:
 
 
 def _machine_of_a_gpu(situation: Situation) -> Machine:
-    """The machine, where the run is meant for a GPU.
+    """The machine, if the run is meant for a GPU.
 
     Raises: NotNeeded for a run on the CPU.
     """

@@ -1,4 +1,4 @@
-"""Checks of the host: memory, disk, shared memory, limits of the process, the clock."""
+"""Checks of the host: memory, disk, shared memory, process limits, clock."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from harness.run.directory import RunDir
 from harness.run.steps import whole_steps
 from harness.units import GIB, MIB, format_bytes
 
-# Python, JAX and XLA's compiler, beside what the plan of a CPU holds.
+# The memory of Python, JAX and XLA's compiler, which the plan of a CPU does not count.
 _PROCESS_BYTES = GIB
 _SHM_BYTES = 512 * MIB
 _FILES = 4096
-# XLA's and the loader's threads count against it, and so does everything else of this user.
+# XLA's and the loader's threads count against this limit, and so do all other processes of this user.
 _PROCESSES = 1024
-# Before this second no version of this package existed.
+# No version of this package existed before this time (seconds since the epoch).
 _FIRST_RELEASE_S = 1_790_000_000
 _CLOCK_SLACK_S = 3600
 
 
 def memory(situation: Situation) -> Iterator[Finding]:
-    """Host memory holds the plan's part of the state, and one checkpoint on its way to the disk."""
+    """Checks that host memory holds the plan's part of the state, and one checkpoint while it is saved."""
     host, chosen = situation.machine.host, situation.plan.chosen if situation.plan else None
     if chosen is None:
         yield without_plan("host memory", situation)
@@ -39,8 +39,9 @@ def memory(situation: Situation) -> Iterator[Finding]:
         )
         return
     saving = (chosen.disk_bytes or 0) // 2
-    # A save copies the state before it writes. The plan of a GPU counts that copy and the process; the plan
-    # of a CPU counts what XLA computes with. Where CPU and GPU have one memory, it counts both.
+    # A save copies the state before it writes. The plan of a GPU counts that copy and the process. The plan
+    # of a CPU counts only the memory for XLA's computation. Where CPU and GPU share one memory, the plan
+    # counts both.
     counted = max(chosen.shared_phases.values(), default=chosen.host_bytes or 0)
     need = counted + (0 if chosen.levers.platform == "cuda" else saving + _PROCESS_BYTES)
     if need > host.ram_available_bytes:
@@ -58,8 +59,9 @@ def memory(situation: Situation) -> Iterator[Finding]:
 
 
 def disk(situation: Situation) -> Iterator[Finding]:
-    """There is room for the next two checkpoints, and for all that will be kept with one more while it is
-    saved.
+    """Checks that the disk has room for the next two checkpoints, and for all that will be kept.
+
+    Room for all includes one more checkpoint, the one being saved.
     """
     chosen = situation.plan.chosen if situation.plan else None
     if chosen is None or chosen.disk_bytes is None:
@@ -84,11 +86,10 @@ def disk(situation: Situation) -> Iterator[Finding]:
 
 
 def more_checkpoints(train: Train, held: Collection[int]) -> tuple[int, int]:
-    """How many checkpoints more than the `held` ones lie on the disk at most: over the next two saves, and
-    over all that are left.
+    """The largest numbers of additional checkpoints on the disk: over the next two saves, and over all.
 
-    As `checkpoint.store.Store` does it: while a step is saved the last one is still there; then only
-    multiples of `keep_every_steps` stay.
+    Additional means more than the `held` ones. The rule is that of `checkpoint.store.Store`: while a step is
+    saved, the last one is still there. Then only multiples of `keep_every_steps` stay.
     """
     steps = [*range(train.save_every_steps, train.steps, train.save_every_steps), train.steps]
     kept, counts = set(held), []
@@ -100,7 +101,10 @@ def more_checkpoints(train: Train, held: Collection[int]) -> tuple[int, int]:
 
 
 def shared_memory(situation: Situation) -> Iterator[Finding]:
-    """/dev/shm holds the batches of loader processes; a container's default of 64 MB ends in "Bus error"."""
+    """Checks that /dev/shm holds the batches of loader processes.
+
+    With a container's default of 64 MB the loader ends in "Bus error".
+    """
     if not int(_integer(situation.environ.get("HARNESS_LOADER_WORKERS"))):
         raise NotNeeded("no loader processes: HARNESS_LOADER_WORKERS is not set")
     size = situation.machine.host.shm_bytes
@@ -117,7 +121,7 @@ def shared_memory(situation: Situation) -> Iterator[Finding]:
 
 
 def process_limits() -> dict[str, int]:
-    """The soft limits of this process by their letter of `ulimit`; one that is not limited is left out."""
+    """The soft limits of this process by their letter in `ulimit`. Unlimited ones are left out."""
     limits = {
         "n": resource.RLIMIT_NOFILE,
         "u": resource.RLIMIT_NPROC,
@@ -129,7 +133,7 @@ def process_limits() -> dict[str, int]:
 
 
 def limits(situation: Situation) -> Iterator[Finding]:
-    """The process may open the files of a checkpoint, write them whole, and use the memory that is there."""
+    """Checks that the process may open and write a checkpoint's files, and use all memory."""
     files, processes = situation.limits.get("n", _FILES), situation.limits.get("u", _PROCESSES)
     if files < _FILES:
         yield warning("ulimit", f"{files} open files", f"{_FILES}", "ulimit -n 16384 (compose.yaml has it)")
@@ -151,8 +155,9 @@ def limits(situation: Situation) -> Iterator[Finding]:
 
 
 def clock(situation: Situation) -> Iterator[Finding]:
-    """The clock is of this age (else every https connection fails), and not behind what the run has
-    written.
+    """Checks that the clock is plausible, and not behind the run's files.
+
+    With a clock far in the past, every https connection fails.
     """
     now = time.time()
     fix = "set the clock: timedatectl set-ntp true; under WSL2 after a sleep: sudo hwclock -s"
@@ -179,7 +184,7 @@ def clock(situation: Situation) -> Iterator[Finding]:
 
 
 def writable(situation: Situation) -> Iterator[Finding]:
-    """This user may write where the run and the cache will be."""
+    """Checks that this user may write to the directories of the run and the cache."""
     for path in situation.writes:
         there = _existing(path)
         probe = there / f".writable.{os.getpid()}"
@@ -197,7 +202,7 @@ def writable(situation: Situation) -> Iterator[Finding]:
 
 
 def _existing(path: Path) -> Path:
-    """`path`, or its nearest parent that is there."""
+    """`path`, or its nearest existing parent directory."""
     path = path.absolute()
     return next(place for place in (path, *path.parents) if place.is_dir())
 

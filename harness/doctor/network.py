@@ -1,6 +1,6 @@
-"""Checks that what must still be fetched can be reached.
+"""Checks that the servers of missing files can be reached.
 
-Nothing is contacted when nothing is missing, or when that is not wanted.
+Contacts no server if nothing is missing, or if the user does not want it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TIMEOUT_S = 10
 
 
 def hub(situation: Situation) -> Iterator[Finding]:
-    """The dataset's hub answers, when the dataset is not here yet."""
+    """Checks that the dataset's hub answers, if the dataset is not on this machine."""
     name, data = situation.recipe.data.dataset, situation.recipe.data
     if situation.dataset is not None or name == "sample" or os.path.isdir(os.path.expanduser(name)):
         raise NotNeeded("the dataset is on this machine")
@@ -60,13 +60,13 @@ def hub(situation: Situation) -> Iterator[Finding]:
 
 
 def bucket(situation: Situation) -> Iterator[Finding]:
-    """The server of the weights answers, when they are not in the cache."""
+    """Checks that the server of the weights answers, if they are not in the cache."""
     source = situation.recipe.weights.source
     if source is None or not is_remote(source):
         raise NotNeeded("no weights are fetched")
     if kept_tree(source) is not None:
         raise NotNeeded("the weights are in the cache")
-    # A save that goes on needs no weights: they are in its checkpoint.
+    # A run that continues from a checkpoint needs no weights: the checkpoint has them.
     run = situation.run
     if run is not None and newest_step(RunDir(run).checkpoints, situation.backend) is not None:
         raise NotNeeded("the run goes on from its own checkpoint")

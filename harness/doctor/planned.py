@@ -1,4 +1,4 @@
-"""Checks of the plan itself: there is one, and it is the recipe's own mathematics."""
+"""Checks of the plan: it exists, and it keeps the recipe's own mathematics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import Situation, error, unknown, warning, without_plan
 
-# Refusals of the planner that another check says in full, with its own words.
+# Refusals of the planner that another check reports in full.
 _SAID_BY = {
     "no-gpu": "GPU and JAX",
     "gpu-too-old": "compute capability",
@@ -17,7 +17,7 @@ _SAID_BY = {
 
 
 def plan(situation: Situation) -> Iterator[Finding]:
-    """This machine can be planned for."""
+    """Checks that a plan can be made for this machine."""
     refusal = situation.refusal
     if refusal is None:
         if situation.plan is None:
@@ -25,7 +25,7 @@ def plan(situation: Situation) -> Iterator[Finding]:
         return
     other = _SAID_BY.get(refusal.code)
     if other is not None:
-        # Of its words only what no other check says: how to plan for a card that is not here.
+        # Keeps only the part of the fix that no other check gives: how to plan for an absent card.
         elsewhere = refusal.fix.rpartition("; or ")[2] if "harness plan" in refusal.fix else ""
         yield unknown(
             "plan",
@@ -39,7 +39,10 @@ def plan(situation: Situation) -> Iterator[Finding]:
 
 
 def deviations(situation: Situation) -> Iterator[Finding]:
-    """The plan is the recipe's own mathematics; where it is not, it says so before the run."""
+    """Checks that the plan keeps the recipe's own mathematics.
+
+    Each deviation gives a warning, before the run.
+    """
     chosen = situation.plan.chosen if situation.plan else None
     if chosen is None:
         yield without_plan("deviation", situation)

@@ -1,4 +1,4 @@
-"""What the checks look at: the files of a run, the machine, and the environment.
+"""The input of the checks: the files of a run, the machine, and the environment.
 
 A part that is not known yet is None.
 """
@@ -18,18 +18,20 @@ from harness.errors import HarnessError
 from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
 
-# A model of this size is trained on a GPU, as `plan.place` has it; a smaller one may be trained on the CPU.
+# A model with more parameters than this is trained on a GPU, as in `plan.place`. A smaller model may be
+# trained on the CPU.
 CPU_PARAMETERS = 100_000_000
 
 
 class Situation(NamedTuple):
-    """`online`: servers may be contacted.
+    """The files, machine and settings that the checks examine.
 
-    `writes` are the directories that a run writes to; `limits` those of `ulimit`, by letter.
-
-    `backend` is whose trainer it is; `python` its interpreter, which openpi's own brings. `device` is what
-    was asked for, and `refusal` why there is no plan. `why_not_weights` says what keeps local weights from
-    being the recipe's start.
+    - `online`: servers may be contacted.
+    - `writes`: the directories that a run writes to.
+    - `limits`: the limits of `ulimit`, by letter.
+    - `backend`: the project whose trainer is used. `python`: its interpreter; openpi brings its own.
+    - `device`: the requested device. `refusal`: the reason why there is no plan.
+    - `why_not_weights`: gives the reason why local weights cannot be the recipe's start.
     """
 
     recipe: Recipe
@@ -51,8 +53,10 @@ class Situation(NamedTuple):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the run is meant for a GPU: by its plan, because it was asked for, because its model is
-        real, or because there is one.
+        """True if the run is meant for a GPU.
+
+        The plan decides; without a plan, the requested device. Without both, it is true if the model is large
+        or if a GPU is visible.
         """
         if self.plan is not None and self.plan.chosen is not None:
             return self.plan.chosen.levers.platform == "cuda"
@@ -63,9 +67,9 @@ class Situation(NamedTuple):
 
 
 class NotNeeded(Exception):
-    """Raised by a check that has nothing to look at in this situation; its text says why.
+    """Raised by a check that has nothing to examine. Its text gives the reason.
 
-    Such a check is neither well nor unknown.
+    Such a check counts neither as passed nor as unknown.
     """
 
 
@@ -78,7 +82,7 @@ def warning(check: str, got: object, need: str, fix: str) -> Finding:
 
 
 def without_plan(check: str, situation: Situation) -> Finding:
-    """That a check which looks at the plan has none to look at."""
+    """The finding of a check that needs a plan when there is none."""
     if situation.refusal is not None or situation.plan is None:
         return unknown(
             check, "there is no plan to look at", "a plan", "mend what the check of the plan names"

@@ -1,4 +1,4 @@
-"""Checks of wandb's key by its form alone. No server is asked, and no part of the key is ever shown."""
+"""Checks the form of wandb's key. Contacts no server, and never shows a part of the key."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, warning
 from harness.redact import netrc_path
 
-# Keys have 40 characters, newer ones 86; a self-hosted server puts a word and a dash before them.
-# Source: the report that started this project ("API key must be 40 characters long, yours was 86"); wandb
+# Keys have 40 characters, newer ones 86. A self-hosted server puts a word and a dash before them. Source: the
+# report that started this project ("API key must be 40 characters long, yours was 86"); wandb
 # sdk/lib/wbauth/validation.py.
 _LENGTHS = (40, 86)
 _KEY = re.compile(r"[A-Za-z0-9_]+")
@@ -22,7 +22,7 @@ _FIX = "copy the key again from your wandb user settings: export WANDB_API_KEY=â
 
 
 def wandb_key(situation: Situation) -> Iterator[Finding]:
-    """The key has the form of a key; without one the run logs offline."""
+    """Checks that the key has the form of a key. Without a key the run logs offline."""
     mode = situation.environ.get("WANDB_MODE", "")
     if mode in ("offline", "disabled", "dryrun"):
         raise NotNeeded(f"WANDB_MODE={mode}")
@@ -61,7 +61,7 @@ def _key(environ: Mapping[str, str]) -> tuple[str, str | None]:
 
 
 def _problem(key: str) -> str | None:
-    """What is wrong with the form of a key, without a character of it."""
+    """The error in the form of a key, without a character of the key; None if there is none."""
     if key != key.strip():
         return "a newline or a space stands around it"
     if key[0] in "\"'" or key[-1] in "\"'":

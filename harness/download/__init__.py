@@ -1,1 +1,1 @@
-"""Bytes from elsewhere: files and directories over gs:// and https://, kept in the cache."""
+"""Downloads of files and directories over gs:// and https://, kept in the cache."""

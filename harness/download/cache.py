@@ -1,8 +1,7 @@
-"""Files and directories from gs://, https:// or a local path, through a cache that never passes a part for
-the whole.
+"""Downloads files and directories from gs://, https:// or a local path into a cache.
 
-What an address or a server calls it becomes a name in the cache once it is known to be one. How an entry of
-the cache lies on disk: download.entry.
+The cache never presents an incomplete file or directory as complete. A name from an address or a server is
+used in the cache only after validation. `download.entry` describes an entry's layout on disk.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from harness.units import MIB, format_bytes
 
 _THREADS = 4
 _TYPED = Named()
-# A recipe's weights: whether the user named them, the words that he has given tell.
+# A recipe's weights. The recorded consent tells whether the user named them.
 WEIGHTS = Named("weights.source of a received recipe", "--set weights.source=DIR")
 
 
@@ -52,14 +51,14 @@ class Downloaded(NamedTuple):
 
 
 class DownloadedTree(NamedTuple):
-    """`files`: relative path → (bytes, sha256)."""
+    """A local directory. `files` maps each relative path to (bytes, sha256)."""
 
     path: Path
     files: dict[str, tuple[int, str]]
 
 
 def is_remote(source: str) -> bool:
-    """Whether `source` is a URL and not a local path."""
+    """True if `source` is a URL and not a local path."""
     return "://" in source
 
 
@@ -71,9 +70,9 @@ def fetch_file(
     sha256: str | None = None,
     named: Named = _TYPED,
 ) -> Downloaded:
-    """The file `source`, local; with `sha256` it must have that hash.
+    """The local copy of the file `source`, downloaded if necessary. `sha256` is the hash that it must have.
 
-    A second call needs no network, and no word of the user's.
+    A second call needs neither the network nor the user's consent.
 
     Raises: HarnessError "download-missing", "download-login", "download-unreachable", "download-truncated",
     "download-corrupt", "download-no-space", "download-not-writable", "download-scheme", "download-address",
@@ -95,7 +94,7 @@ def fetch_file(
             return Downloaded(_place(source, cache) / name, *files[name])
         consent.check(source, named)
         with held(_place(source, cache), source) as entry:
-            # Another process may have fetched it while this one waited.
+            # Another process may have fetched it while this one waited for the lock.
             files = kept_files(entry, name)
             if files is None or sha256 not in (None, files[name][1]):
                 consent.announce(source, named, named.bytes)
@@ -108,10 +107,11 @@ def fetch_file(
 def fetch_tree(
     source: str | Path, *, cache: Path | None = None, progress: Progress | None = None, named: Named = _TYPED
 ) -> DownloadedTree:
-    """The directory `source`, local. A second call needs no network, and no word of the user's.
+    """The local copy of the directory `source`, downloaded if necessary.
 
-    gs:// is listed anonymously. https:// is listed by the server's index page, or by a file SHA256SUMS in the
-    directory (which also verifies it).
+    A second call needs neither the network nor the user's consent. gs:// is listed anonymously. https:// is
+    listed from the server's index page, or from a file SHA256SUMS in the directory, which also verifies the
+    files.
     Raises: as `fetch_file`, and HarnessError "download-no-listing".
     """
     source = str(source)
@@ -144,20 +144,21 @@ def fetch_tree(
 
 
 def kept_tree(source: str, *, cache: Path | None = None) -> Path | None:
-    """Where `fetch_tree` has left the whole of a remote directory; None when it would have to fetch
-    something. No network, no lock.
+    """The complete local copy of a remote directory; None if `fetch_tree` would have to download.
+
+    Uses no network and no lock.
     """
     source = source.rstrip("/")
     try:
         entry, name = _place(source, cache), _name(source, "tree")
     except HarnessError:
-        # No fetch takes such an address, so none has left anything.
+        # No download accepts such an address, so there is no copy of it.
         return None
     return entry / name if kept_files(entry, name) is not None else None
 
 
 def check_may_fetch(source: str | None, named: Named) -> None:
-    """Refuses what a later `fetch_tree` would refuse before it asks a server.
+    """Refuses what a later `fetch_tree` would refuse before it contacts a server.
 
     Raises: HarnessError "download-address", "download-scheme", "offline", "fetch-not-asked".
     """
@@ -168,8 +169,9 @@ def check_may_fetch(source: str | None, named: Named) -> None:
 
 
 def _name(source: str, otherwise: str) -> str:
-    """The name of the content of `source` inside its entry: the last part of the address, or `otherwise` when
-    it has no path.
+    """The name of the content of `source` inside its entry: the last part of the address.
+
+    It is `otherwise` if the address has no path.
 
     Raises: HarnessError "download-address", "download-scheme".
     """
@@ -177,7 +179,7 @@ def _name(source: str, otherwise: str) -> str:
     parts = [part for part in urlsplit(source).path.split("/") if part]
     if not parts:
         return otherwise
-    # Encoded names are kept as they are; what they stand for must be a name too.
+    # Encoded names are kept encoded. Their decoded form must be a valid name too.
     why = why_no_name(parts[-1], RESERVED) or why_no_name(unquote(parts[-1]), RESERVED)
     if why is not None:
         raise HarnessError(
@@ -191,7 +193,7 @@ def _name(source: str, otherwise: str) -> str:
 
 
 def _place(source: str, cache: Path | None) -> Path:
-    """The entry of `source`, whose address is checked: a directory right below the cache."""
+    """The cache entry of `source`, a directory directly below the cache. Checks the address."""
     return (
         cache or cache_root()
     ) / f"{_name(source, 'root')}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
@@ -199,7 +201,7 @@ def _place(source: str, cache: Path | None) -> Path:
 
 @contextlib.contextmanager
 def _naming(named: Named) -> Iterator[None]:
-    """Where a local copy mends it, the fix says by which key or option it is given."""
+    """Adds the option for a local copy to the fix of an error that a local copy would solve."""
     try:
         yield
     except HarnessError as error:
@@ -211,7 +213,7 @@ def _naming(named: Named) -> Iterator[None]:
 def _fetch_all(
     source: str, remote: list[RemoteFile], entry: Path, progress: Progress | None
 ) -> dict[str, tuple[int, str]]:
-    """Relative path → (bytes, sha256) of the files, all of them whole under `part/`."""
+    """Map from relative path to (bytes, sha256), after downloading all files completely to `part/`."""
     part, meter = entry / PART, Meter(remote, progress)
     clear_part(part, {str(part / file.path) for file in remote})
     have = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())

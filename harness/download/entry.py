@@ -1,12 +1,12 @@
-"""One entry of the cache: a directory with a lock, what has come so far, and what is whole.
+"""One entry of the cache: a directory with a lock, the partial download, and the complete content.
 
     <cache>/<name>-<hash of the address>/
         lock         held while anything is written
-        part/        what has come so far; a later call goes on from there
+        part/        the partial download; a later call continues from there
         <name>       the file or directory itself, renamed into place when every size and hash is right
         source.json  all sizes and sha256
 
-Only inside of an entry is anything ever removed.
+This module removes files only inside an entry.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from harness.received.names import why_no_name, why_no_relative_name
 from harness.run.directory import write_atomic
 
 _LOCK, PART, _SIDECAR = "lock", "part", "source.json"
-# What an entry has beside its content.
+# The names in an entry that are not its content.
 RESERVED = frozenset({_LOCK, PART, _SIDECAR})
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
 def held(entry: Path, source: str) -> Iterator[Path]:
-    """The entry, which is for `source`, locked.
+    """The entry of `source`, locked while the context is open.
 
     Raises: HarnessError "download-no-space", "download-not-writable".
     """
@@ -52,9 +52,9 @@ def held(entry: Path, source: str) -> Iterator[Path]:
 
 
 def _locked(entry: Path) -> TextIO:
-    """The open lock of an entry, held.
+    """The open lock file of an entry, locked.
 
-    Another process may have removed the entry while this one waited: then once more.
+    Another process may have removed the entry while this one waited. Then the lock is taken again.
     """
     while True:
         entry.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def _locked(entry: Path) -> TextIO:
 
 
 def _remove_empty(entry: Path) -> None:
-    """After a download of which nothing came, the cache is as it was before."""
+    """Removes an entry that received nothing, so that the cache is as it was before."""
     with contextlib.suppress(OSError):
         (entry / PART).rmdir()
     with contextlib.suppress(OSError):
@@ -78,7 +78,7 @@ def _remove_empty(entry: Path) -> None:
 
 
 def kept_files(entry: Path, name: str) -> dict[str, tuple[int, str]] | None:
-    """What the sidecar tells, when every file of it is there in its size."""
+    """Files in the sidecar, as path → (bytes, sha256); None unless all exist with their sizes."""
     try:
         told = read_json(entry / _SIDECAR, entry, ARTIFACT_BYTES)["files"]
         files = {str(path): (int(item["bytes"]), str(item["sha256"])) for path, item in told.items()}
@@ -102,7 +102,7 @@ def kept_files(entry: Path, name: str) -> dict[str, tuple[int, str]] | None:
 
 
 def commit(entry: Path, made: Path, name: str, source: str, files: dict[str, tuple[int, str]]) -> None:
-    """Renames what was `made` to the entry's content, with its sizes and hashes beside it."""
+    """Renames the complete download `made` to the entry's content, and writes its sizes and hashes."""
     body = {
         "source": source,
         "files": {path: {"bytes": size, "sha256": digest} for path, (size, digest) in sorted(files.items())},
@@ -114,7 +114,7 @@ def commit(entry: Path, made: Path, name: str, source: str, files: dict[str, tup
 
 
 def remove(entry: Path, name: str) -> None:
-    """Removes what lies in the entry by this name. An entry is what this module made: it has a lock."""
+    """Removes the file or directory `name` from the entry. An entry made by this module has a lock."""
     assert why_no_name(name) is None, name
     assert (entry / _LOCK).is_file(), entry
     target = entry / name
@@ -125,9 +125,7 @@ def remove(entry: Path, name: str) -> None:
 
 
 def clear_part(part: Path, names: set[str]) -> None:
-    """Removes what an earlier call left below `part` of files that are not among `names`, and directories
-    that are empty.
-    """
+    """Removes old files below `part` that do not belong to `names`, and empty directories."""
     left = sorted(part.rglob("*"), reverse=True) if part.is_dir() else []
     for path in left:
         if path.is_dir() and not path.is_symlink():
@@ -149,7 +147,7 @@ def no_space(entry: Path, source: str, need: str | None, free: str | None) -> Ha
 
 
 def write_error(error: OSError, entry: Path, source: str) -> HarnessError:
-    """What the system's error says of the entry, as one of ours."""
+    """The HarnessError for a system error while writing the entry."""
     if error.errno in FULL:
         return no_space(entry, source, None, None)
     return HarnessError(

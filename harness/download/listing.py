@@ -1,6 +1,7 @@
-"""What files a remote directory holds: Google Cloud Storage, a SHA256SUMS file, or a web server's index page.
+"""Lists the files of a remote directory: Google Cloud Storage, a SHA256SUMS file, or an index page.
 
-Names come from outside: each is names joined by "/", and a listing is bounded in pages, names and time.
+Names come from outside. Each must consist of names joined by "/". A listing is limited in pages, names and
+time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from harness.received.text import one_line
 Read = Callable[[str], tuple[bytes, str] | None]
 
 SUMS = "SHA256SUMS"
-# How every fix ends that a local copy mends; `harness.download.cache` adds the key that it is given by.
+# The end of every fix that a local copy would solve. `harness.download.cache` adds the key for it.
 LOCAL = "give the local path"
 _GCS = "https://storage.googleapis.com"
 _RESERVED = "%/:@!$&'()*+,;=~"
@@ -29,11 +30,11 @@ _MAX_DEPTH = 8
 _MAX_FILES = 100_000
 _MAX_PAGES = 2_000
 _MAX_S = 900
-# Behind the name of a file that is not whole yet; and behind that, its version in the server's words.
+# The suffix of an incomplete file, and after it the suffix of the file with the server's version tag.
 PART_SUFFIX, TAG_SUFFIX = ".part", ".etag"
 _BESIDE = ("", PART_SUFFIX, PART_SUFFIX + TAG_SUFFIX)
 _LONGEST_PATH, _DEEPEST_PATH = 1024, 32
-# The address of a link. Linear: no part of it goes past a "<", and every part is bounded.
+# The address of a link. Matching takes linear time: no part crosses a "<", and every part is bounded.
 _LINK = re.compile(
     r"""<a\s[^<>]{0,2000}?\bhref\s{0,8}=\s{0,8}(?:"([^"<>]{0,4096})"|'([^'<>]{0,4096})'|([^\s"'<>]{1,4096}))""",
     re.IGNORECASE,
@@ -41,7 +42,10 @@ _LINK = re.compile(
 
 
 class RemoteFile(NamedTuple):
-    """`path` is relative to the directory; size and hashes are None where the server does not tell."""
+    """A file of a remote directory. `path` is relative to the directory.
+
+    Size and hashes are None if the server does not give them.
+    """
 
     path: str
     url: str
@@ -51,10 +55,10 @@ class RemoteFile(NamedTuple):
 
 
 def list_tree(source: str, read: Read) -> list[RemoteFile]:
-    """The files below the directory `source`; `read` gets a small page.
+    """The files below the directory `source`. `read` downloads a small page.
 
-    Raises: HarnessError "download-no-listing" when the server does not tell what is there, or when it cannot
-    be a directory's files.
+    Raises: HarnessError "download-no-listing" if the server does not list the files, or if the list cannot be
+    that of a directory.
     """
     if source.startswith(f"{_GCS}/"):
         source = "gs://" + source.removeprefix(f"{_GCS}/")
@@ -68,7 +72,7 @@ def list_tree(source: str, read: Read) -> list[RemoteFile]:
 
 
 def object_url(source: str) -> str:
-    """The address of the object gs://bucket/name."""
+    """The URL of the object gs://bucket/name."""
     bucket, name = _bucket_and_name(source)
     return f"{_endpoint()}/storage/v1/b/{quote(bucket, safe='')}/o/{quote(name, safe='')}?alt=media"
 
@@ -84,7 +88,7 @@ def _bucket_and_name(source: str) -> tuple[str, str]:
 
 
 def _bounded(source: str, read: Read) -> Read:
-    """`read`, for so many pages and so long."""
+    """`read`, limited in the number of pages and in time."""
     since, pages = time.monotonic(), 0
 
     def page(url: str) -> tuple[bytes, str] | None:
@@ -101,7 +105,7 @@ def _bounded(source: str, read: Read) -> Read:
 
 
 def _checked(found: Iterable[RemoteFile], source: str) -> list[RemoteFile]:
-    """The files, when they can lie together in one directory below ours, as they are named."""
+    """The files, checked: together they can lie in one directory under their own names."""
     files: dict[str, RemoteFile] = {}
     folders: set[str] = set()
     for file in found:
@@ -121,7 +125,10 @@ def _checked(found: Iterable[RemoteFile], source: str) -> list[RemoteFile]:
 
 
 def _list_gcs(source: str, read: Read) -> Iterator[RemoteFile]:
-    """Source: Google's JSON API, objects.list: pages of items with name, size and base64 md5Hash."""
+    """The objects of a bucket below a prefix.
+
+    Source: Google's JSON API, objects.list: pages of items with name, size and base64 md5Hash.
+    """
     bucket, name = _bucket_and_name(source)
     prefix = f"{name}/" if name else ""
     first = f"{_endpoint()}/storage/v1/b/{quote(bucket, safe='')}/o?prefix={quote(prefix, safe='')}"
@@ -131,7 +138,7 @@ def _list_gcs(source: str, read: Read) -> Iterator[RemoteFile]:
         page = read(first + (f"&pageToken={quote(token, safe='')}" if token else ""))
         items, token = _gcs_page(page[0] if page else b"{}", source)
         for item in items:
-            # Names that end in "/" stand for directories.
+            # Names that end in "/" are directories.
             if not item["name"].endswith("/"):
                 yield _gcs_file(item, bucket, prefix, source)
         if not token:
@@ -140,7 +147,7 @@ def _list_gcs(source: str, read: Read) -> Iterator[RemoteFile]:
 
 
 def _gcs_page(body: bytes, source: str) -> tuple[list[dict[str, Any]], str]:
-    """(items with a name and a size, the token of the next page)."""
+    """(Items with a name and a size, the token of the next page)."""
     try:
         page = parse_json(body)
         items, token = page.get("items", []), page.get("nextPageToken", "")
@@ -191,7 +198,7 @@ def _from_index(url: str, below: str, read: Read, depth: int) -> Iterator[Remote
         except ValueError:
             continue
         name = unquote(address.removeprefix(url))
-        # Sorting links and the parent directory lead out of this one.
+        # Skips links out of this directory, such as sorting links and the parent directory.
         if not address.startswith(url) or not name or "/" in name.rstrip("/") or name in seen:
             continue
         seen.add(name)
@@ -204,7 +211,7 @@ def _from_index(url: str, below: str, read: Read, depth: int) -> Iterator[Remote
 
 
 def _safe(path: str, source: str) -> str:
-    """`path`, when it can be names joined by "/" below a directory of ours."""
+    """`path`, checked to consist of names joined by "/", below a local directory."""
     reason = why_no_relative_name(path)
     if reason is None and (
         len(path.encode(errors="surrogatepass")) > _LONGEST_PATH or path.count("/") >= _DEEPEST_PATH
@@ -221,7 +228,7 @@ def _safe(path: str, source: str) -> str:
 
 
 def no_listing(source: str, got: str) -> HarnessError:
-    """The refusal of a directory whose files cannot be told, which `got` explains."""
+    """The error for a directory whose files cannot be listed. `got` gives the reason."""
     return HarnessError(
         "download-no-listing",
         f"{source} does not tell which files it holds",

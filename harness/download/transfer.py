@@ -1,6 +1,4 @@
-"""One file over HTTP: asked for again from where a transfer broke off, and verified before it gets its
-name.
-"""
+"""Downloads one file over HTTP. Resumes a broken transfer, and verifies the file before it gets its name."""
 
 from __future__ import annotations
 
@@ -28,21 +26,21 @@ Progress = Callable[[int, int], None]
 _BLOCK_BYTES = MIB
 _TIMEOUT_S = 60
 _ATTEMPTS = 4
-# A page of a listing: 100,000 names with their hashes are a fifth of this.
+# A page of a listing: 100,000 names with their hashes take a fifth of this.
 _PAGE_BYTES = 64 * MIB
 _PAGE_S = 300
-# No file of a checkpoint is larger. Of one whose size nobody told, the disk's last bytes are not taken.
+# No file of a checkpoint is larger. A file of unknown size may not take the disk's last bytes.
 _MOST_BYTES = 1024 * GIB
 _LOOK_EVERY_BYTES = 64 * MIB
 _LEAVE_FREE_BYTES = 256 * MIB
-# Slower than this for so long is no transfer any more.
+# A transfer slower than this many bytes in this many seconds counts as stalled.
 _STALL_S = 600
 _STALL_BYTES = 64 * KIB
 _TAG = re.compile(r'"[!#-~]{0,256}"')
 
 
 class Meter:
-    """Adds up what has come of each file, for the progress callback."""
+    """Sums the received bytes of all files, for the progress callback."""
 
     def __init__(self, remote: list[RemoteFile], progress: Progress | None) -> None:
         self._lock = threading.Lock()
@@ -60,7 +58,7 @@ class Meter:
 
 
 def fetch_one(file: RemoteFile, target: Path, source: str, meter: Meter) -> tuple[int, str]:
-    """(bytes, sha256) of `target`, fetched and verified; goes on from what a broken attempt left."""
+    """Bytes and SHA-256 of `target`, downloaded and verified. Continues from an earlier attempt's part."""
     part = target.with_name(target.name + PART_SUFFIX)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
@@ -89,7 +87,7 @@ def fetch_one(file: RemoteFile, target: Path, source: str, meter: Meter) -> tupl
 
 
 def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[int, int]:
-    """(bytes in `part`, bytes of the whole file) after one request for what is lacking."""
+    """Bytes in `part` and bytes of the whole file, after one request for the missing bytes."""
     have = part.stat().st_size if part.exists() else 0
     if have and have == file.bytes:
         return have, have
@@ -102,7 +100,7 @@ def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[in
     except HTTPError as error:
         if error.code != 416 or not part.exists():
             raise
-        # Nothing comes after `have`: the file is whole already, or it is another file by now.
+        # The server has no bytes after `have`: the file is complete, or it has changed on the server.
         if error.headers.get("Content-Range", "").endswith(f"/{have}"):
             return have, have
         part.unlink()
@@ -111,7 +109,7 @@ def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[in
         if response.status == 206 and not response.headers.get("Content-Range", "").startswith(
             f"bytes {have}-"
         ):
-            # Another part than the one that was asked for.
+            # The server sent another range than requested.
             part.unlink(missing_ok=True)
             return 0, -1
         have = have if response.status == 206 else 0
@@ -139,15 +137,15 @@ def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[in
 
 
 def _told_bytes(response: HTTPResponse, have: int) -> int | None:
-    """The bytes of the whole file by Content-Length; None when it does not tell."""
+    """Bytes of the whole file by Content-Length; None without a valid one."""
     length = response.headers.get("Content-Length", "")
     return have + int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else None
 
 
 def _blocks(response: HTTPResponse) -> Iterator[bytes]:
-    """The body as it comes.
+    """The blocks of the body as they arrive.
 
-    Raises: TimeoutError when it all but stands still.
+    Raises: TimeoutError if the transfer stalls.
     """
     since, came = time.monotonic(), 0
     while block := response.read1(_BLOCK_BYTES):
@@ -201,7 +199,7 @@ def _open(url: str, source: str, headers: dict[str, str]) -> HTTPResponse:
 
 
 def read_page(url: str, source: str) -> tuple[bytes, str] | None:
-    """(body, content type) of a page of a listing; None when there is no such page.
+    """Body and content type of a page of a listing; None if there is no such page.
 
     Raises: HarnessError "download-no-listing" for a page of more than 64 MiB, and those of a download.
     """

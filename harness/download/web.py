@@ -1,9 +1,8 @@
-"""One request over HTTP, whose redirects stay where the given address may lead: never from https to plain
-http, never into a private network.
+"""One HTTP request with restricted redirects: never from https to http, never into a private network.
 
-A host's name is resolved once, and the connection goes to an address that was looked at. Behind a proxy
-(HTTPS_PROXY, HTTP_PROXY) the proxy resolves the names: then only what the name, or an address in its place,
-tells by itself is looked at.
+A host's name is resolved once, and the connection goes to an address that was checked. Behind a proxy
+(HTTPS_PROXY, HTTP_PROXY) the proxy resolves the names. Then only the name itself, or an address in its place,
+is checked.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _PRIVATE_NAMES = (
 )
 # 64:ff9b::/96 without its last 32 bits. Source: RFC 6052.
 _NAT64 = 0x64FF9B << 64
-# Forms such as 2130706433, 0x7f.1 or 127.1, which the C library takes for an IPv4 address.
+# Forms such as 2130706433, 0x7f.1 or 127.1, which the C library reads as an IPv4 address.
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+)){0,3}", re.IGNORECASE)
 
 
@@ -63,7 +62,7 @@ def open_url(url: str, headers: dict[str, str] | None = None, *, timeout_s: floa
     """
     request = Request(_ascii(url), headers={"User-Agent": "harness", **(headers or {})})
     trip, opener = _Trip(url), OpenerDirector()
-    # Only what is needed: no ftp, no file, no data.
+    # Only the handlers that are needed: no ftp, no file, no data.
     handlers = (
         ProxyHandler(),
         _Http(trip),
@@ -83,7 +82,7 @@ def open_url(url: str, headers: dict[str, str] | None = None, *, timeout_s: floa
 
 
 def check_address(source: str) -> None:
-    """Refuses what is no address of a file or a directory on the web or in a bucket.
+    """Refuses a text that is not the address of a file or a directory on the web or in a bucket.
 
     Raises: HarnessError "download-address", "download-scheme".
     """
@@ -113,8 +112,9 @@ def check_address(source: str) -> None:
 
 
 def kind_of(address: str) -> str:
-    """Where an IP address leads: "public", "loopback", "link-local" (a cloud's metadata among them) or
-    "private".
+    """The kind of an IP address: "public", "loopback", "link-local" or "private".
+
+    A cloud's metadata address is link-local.
     """
     ip = _embedded(ip_address(address.partition("%")[0]))
     if ip.is_loopback or ip.is_unspecified:
@@ -125,8 +125,9 @@ def kind_of(address: str) -> str:
 
 
 def kind_of_host(host: str) -> str:
-    """Where a host leads by its name alone, which may be an address in any form; "public" when the name does
-    not tell.
+    """The kind of a host by its name alone, which may be an address in any form.
+
+    It is "public" if the name does not tell.
     """
     host = unquote(host).strip("[]").rstrip(".").lower()
     try:
@@ -139,7 +140,7 @@ def kind_of_host(host: str) -> str:
 
 
 def _embedded(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address that an IPv6 address stands for, else the address itself."""
+    """The IPv4 address that an IPv6 address contains, else the address itself."""
     if isinstance(ip, IPv4Address):
         return ip
     number = int(ip)
@@ -171,7 +172,7 @@ def _why_no_address(source: str) -> str | None:
 
 
 def _ascii(url: str) -> str:
-    """`url` in the characters that a request may have."""
+    """`url` with only the characters that a request may contain."""
     try:
         parts = urlsplit(url)
         host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
@@ -187,7 +188,7 @@ def _ascii(url: str) -> str:
 class _Trip:
     """One request and its redirects.
 
-    The address that was given decides which kinds of others it may lead to.
+    The original address decides to which kinds of address a redirect may lead.
     """
 
     def __init__(self, url: str) -> None:
@@ -196,12 +197,12 @@ class _Trip:
         self._redirected = False
 
     def begin(self, kind: str) -> None:
-        """Takes down where the given address leads."""
+        """Records the kind of address to which the original address leads."""
         if not self._redirected:
             self._kinds.add(kind)
 
     def redirect(self, old: str, new: str) -> None:
-        """Refuses a redirect to another scheme, or to a name of the wrong kind.
+        """Refuses a redirect to another scheme, or to a name of a kind that is not allowed.
 
         Raises: HarnessError "download-scheme", "download-redirect".
         """
@@ -226,7 +227,7 @@ class _Trip:
         self.check(host, kind_of_host(host))
 
     def check(self, host: str, kind: str) -> None:
-        """Refuses an address of another kind, once it is not the given one any more.
+        """Refuses an address of a kind that is not allowed, after a redirect.
 
         Raises: HarnessError "download-redirect".
         """
@@ -262,7 +263,7 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
-        # The caller would read the body, which need not have an end.
+        # The caller would read the body, which may be endless.
         fp.close()
         try:
             if controls(newurl):
@@ -272,7 +273,7 @@ class _Redirects(HTTPRedirectHandler):
             raise _no_redirect(self._trip.url, error) from error
         found = super().redirect_request(req, fp, code, msg, headers, newurl)
         if found is not None:
-            # Meant for the proxy alone, which the next host may not be behind.
+            # This header is for the proxy alone. The next host may not be behind the proxy.
             found.remove_header("Proxy-authorization")
         return found
 
@@ -300,7 +301,7 @@ class _Https(HTTPSHandler):
 def _connection(
     kind: type[HTTPConnection], trip: _Trip, request: Request, host: str, **options: Any
 ) -> HTTPConnection:
-    """A connection that looks at the address that it goes to; to a proxy, which the user chose, as it is."""
+    """A connection that checks its target address. A proxy, which the user chose, is not checked."""
     made = kind(host, **options)
     if not request.has_proxy() and getattr(request, "_tunnel_host", None) is None:
         made._create_connection = partial(_connect, trip)  # type: ignore[attr-defined]
@@ -308,7 +309,7 @@ def _connection(
 
 
 def _connect(trip: _Trip, address: tuple[str, int], timeout: Any, source: Any) -> socket.socket:
-    """A socket to the first address of the host that answers; all of them are looked at before."""
+    """A socket to the first address of the host that answers. All addresses are checked first."""
     host, port = address
     places = [str(place[4][0]) for place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for place in places:

@@ -1,5 +1,4 @@
-"""Limits of the control groups that this process is in, versions 1 and 2, of all ancestors: the tightest
-counts.
+"""Limits of this process's control groups, versions 1 and 2. The tightest limit of all ancestors counts.
 
 Source: Linux Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """
@@ -10,13 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-# Version 1 writes "no limit" as the largest multiple of the page size in 63 bits; nothing real comes near
+# Version 1 writes "no limit" as the largest multiple of the page size in 63 bits. No real limit comes near
 # half of that.
 UNLIMITED_V1_BYTES = 2**62
 
 
 class Limits(NamedTuple):
-    """What the groups allow; None where they set no limit."""
+    """The groups' limits; None if they set none."""
 
     memory_bytes: int | None = None
     memory_left_bytes: int | None = None
@@ -30,7 +29,7 @@ def read_limits(root: Path) -> Limits:
     found: list[Limits] = []
     for controllers, group in _memberships(root):
         if not controllers:
-            # Alone, version 2 is mounted at the top; beside version 1, below "unified".
+            # Version 2 alone is mounted at the top. Beside version 1 it is mounted below "unified".
             found += [
                 _version_2(place)
                 for top in (mount, mount / "unified")
@@ -57,7 +56,7 @@ def _least(values: Iterable[int | None]) -> int | None:
 
 
 def _memberships(root: Path) -> list[tuple[list[str], str]]:
-    """(controllers, group) of each line of /proc/self/cgroup; version 2's line names no controller."""
+    """Controllers and group of each line of /proc/self/cgroup. Version 2's line names no controller."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -67,9 +66,9 @@ def _memberships(root: Path) -> list[tuple[list[str], str]]:
 
 
 def _with_ancestors(top: Path, group: str) -> list[Path]:
-    """The group's directory and all above it that are mounted here.
+    """The group's directory and all directories above it that are mounted here.
 
-    In a container the path is often the host's, and only the container's own group is mounted, as the top.
+    In a container the path is often the host's path. Only the container's own group is mounted, as the top.
     """
     names = [name for name in PurePosixPath(group).parts if name not in ("/", "..")]
     places = [top.joinpath(*names[:depth]) for depth in range(len(names), -1, -1)]
@@ -99,7 +98,7 @@ def _version_1_memory(place: Path) -> Limits:
 
 
 def _reclaimable(place: Path, key: str) -> int:
-    """Page cache that the kernel gives back before it kills anybody."""
+    """Bytes of page cache that the kernel frees before it kills a process."""
     lines = (line.split() for line in _text(place / "memory.stat").splitlines())
     return next(
         (int(words[1]) for words in lines if len(words) == 2 and words[0] == key and words[1].isdigit()), 0
@@ -125,8 +124,7 @@ def _text(path: Path) -> str:
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
-    """How often the kernel has killed a process of these groups for lack of memory; None where no group
-    counts it.
+    """Number of processes of these groups that the kernel killed for lack of memory; None if not counted.
 
     Source: cgroup-v2.rst, `memory.events`; cgroup-v1/memory.rst, `memory.oom_control`.
     """

@@ -1,7 +1,6 @@
-"""What this process may use of the host: memory, swap, cores, disks, /dev/shm; and whether that host is WSL2
-or a container.
+"""The host's resources for this process: memory, swap, cores, disks, /dev/shm; WSL2 or container.
 
-Every file is read below `root`, so that a test can lay out another machine. Linux only, as the container is.
+Every file is read below `root`, so that a test can describe another machine. Linux only, as the container is.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 from harness.artifacts import Disk, Host
 from harness.probe.cgroup import Limits, read_limits
 
-# Prefixes of the extensions that decide which instructions, and so which roundings, a compiled program has.
+# Prefixes of the CPU extensions that decide a compiled program's instructions, and so its rounding.
 VECTOR = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve")
 GROUP_MARKS = (
     ("docker", "docker"),
@@ -26,7 +25,7 @@ GROUP_MARKS = (
 
 
 def read(paths: list[Path], *, root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Host:
-    """The host as this process sees it; `paths` are the places that a run will write to."""
+    """The host as this process sees it. `paths` are the places that a run will write to."""
     unknown: dict[str, str] = {}
     memory = _meminfo(root, unknown)
     limits = read_limits(root)
@@ -65,7 +64,7 @@ def _meminfo(root: Path, unknown: dict[str, str]) -> dict[str, int]:
 
 
 def _ram(memory: dict[str, int], limits: Limits, unknown: dict[str, str]) -> tuple[int | None, int | None]:
-    """(total, available) bytes: the host's, or the cgroup's where it allows less."""
+    """Total and available bytes: the host's, or the cgroup's if it allows less."""
     totals = [value for value in (memory.get("MemTotal"), limits.memory_bytes) if value is not None]
     available = [
         value for value in (memory.get("MemAvailable"), limits.memory_left_bytes) if value is not None
@@ -94,13 +93,13 @@ def _shm(root: Path, unknown: dict[str, str]) -> int | None:
 
 
 def _cores(limits: Limits) -> float:
-    """Cores this process may run on, at most the cgroup's quota (which may be a fraction)."""
+    """Number of cores that this process may use, at most the cgroup's quota (which may be a fraction)."""
     usable = float(len(os.sched_getaffinity(0)))
     return usable if limits.cores is None else min(usable, limits.cores)
 
 
 def _processor(root: Path, unknown: dict[str, str]) -> str | None:
-    """The first processor's model, and those of its extensions that change what a compiler for it makes."""
+    """The first processor's model, and its extensions that change a compiled program."""
     try:
         lines = (root / "proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
     except OSError as error:
@@ -130,7 +129,7 @@ def _wsl(root: Path, unknown: dict[str, str]) -> bool | None:
 
 
 def _container(root: Path, environ: Mapping[str, str]) -> str:
-    """The kind of container this process is in; "none" outside of one."""
+    """The kind of container in which this process runs; "none" outside a container."""
     marks = {
         "kubernetes": "KUBERNETES_SERVICE_HOST" in environ,
         "apptainer": "APPTAINER_CONTAINER" in environ or "SINGULARITY_CONTAINER" in environ,
@@ -153,9 +152,9 @@ def _init_cgroup(root: Path) -> str:
 
 
 def _disk(path: Path) -> Disk:
-    """The file system that `path` is on, or will be: its nearest ancestor that exists counts.
+    """The file system of `path`. If `path` does not exist, its nearest existing ancestor counts.
 
-    `free_bytes` is what a user without root's reserve may fill.
+    `free_bytes` is the space that a user without root's reserve may fill.
     """
     there = next(
         (place for place in (path.absolute(), *path.absolute().parents) if place.exists()), Path("/")

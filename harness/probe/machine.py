@@ -1,6 +1,6 @@
-"""The machine as one artifact: the GPUs by NVML, the host by /proc and cgroups.
+"""The machine as one artifact: the GPUs from NVML, the host from /proc and cgroups.
 
-No JAX, and nothing is allocated.
+Uses no JAX, and allocates no device memory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from harness.probe.visible import index_order_is_uncertain, mark_visible
 
 
 def probe(paths: list[Path]) -> Machine:
-    """What this machine has; `paths` are the directories whose disks a run will fill (they need not exist
-    yet).
+    """The GPUs and the host of this machine.
+
+    `paths` are the directories whose disks a run will fill. They need not exist yet.
     """
     host = host_probe.read(paths)
     reading = nvml.read(processes_hidden=_processes_hidden(host))
@@ -48,12 +49,12 @@ def _processes_hidden(host: Host) -> str | None:
 
 
 def usable_gpus(machine: Machine) -> list[Gpu]:
-    """The GPUs that CUDA will offer to this process, without those that are broken."""
+    """The GPUs that CUDA will offer to this process, without broken ones."""
     return [gpu for gpu in machine.gpus if gpu.visible and not gpu.error]
 
 
 def _hidden(gpus: list[Gpu], setting: str | None) -> dict[str, str]:
-    """What is to be said when CUDA_VISIBLE_DEVICES hides every GPU that is whole; nothing otherwise."""
+    """The error fields when CUDA_VISIBLE_DEVICES hides every working GPU; empty otherwise."""
     whole = [gpu for gpu in gpus if not gpu.error]
     if setting is None or not whole or any(gpu.visible for gpu in whole):
         return {}

@@ -1,6 +1,6 @@
 """GPUs as NVML reports them, before and without JAX.
 
-The only user of pynvml; NVML is open only inside `read`.
+This is the only module that uses pynvml. NVML is open only inside `read`.
 
 An answer that NVML refuses, or that contradicts itself, is None with a reason. One broken GPU does not hide
 the others.
@@ -17,7 +17,7 @@ from harness.probe.nvml_errors import ERRORS, OLDEST, OLDEST_DRIVER, explained
 
 T = TypeVar("T")
 
-# NVML_ERROR_GPU_NOT_FOUND, which newer libraries say of a machine without a card; older ones count none.
+# NVML_ERROR_GPU_NOT_FOUND. Newer libraries return it on a machine without a card; older ones count no card.
 _NOT_FOUND = 28
 
 # Compute capabilities of GPUs that share the host's memory: Tegra X1, X2, Xavier, Orin, Thor (two numbers),
@@ -40,11 +40,11 @@ ARCHITECTURES: dict[int | None, str] = {
 
 
 class Reading(NamedTuple):
-    """What NVML told.
+    """NVML's answers.
 
-    `gpu_error` is in words, `gpu_fix` what to do about it; `gpu_missing`: there may be no GPU here at all.
+    `gpu_error` describes an error, and `gpu_fix` its fix. `gpu_missing`: there may be no GPU in this machine.
 
-    The GPUs are listed even when the driver is too old to use them.
+    The GPUs are listed even if the driver is too old to use them.
     """
 
     gpus: list[Gpu]
@@ -60,7 +60,7 @@ def read(*, processes_hidden: str | None = None) -> Reading:
     """All GPUs of the machine, in NVML's (PCI bus) order.
 
     `processes_hidden` is the reason why other processes cannot be seen from here (a container's own process
-    namespace): then an empty process list proves nothing and is reported as unknown.
+    namespace). An empty process list then proves nothing, and is reported as unknown.
     """
     import pynvml
 
@@ -102,7 +102,7 @@ def _read(nvml: Any, processes_hidden: str | None) -> Reading:
         gpus = [gpu.model_copy(update={"error": gpu.error or error}) for gpu in gpus]
     elif all(gpu.error for gpu in gpus):
         error = gpus[0].error
-    # What is wrong with a GPU, or with an old driver, says itself what to do.
+    # The error of a GPU or of an old driver already contains its fix.
     mend = "do what it says; harness probe shows when that has helped" if error else None
     return Reading(gpus, error, mend, driver_version=driver, cuda_driver_version=cuda, unknown=system.unknown)
 
@@ -124,9 +124,9 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 
 class _Asker:
-    """Questions about one thing. A refused answer is None, and `unknown` holds the reason.
+    """Queries to NVML about one device. A refused answer is None, and `unknown` holds the reason.
 
-    After `lost` nothing more is asked; `error` is the same with its cause and what to do.
+    After `lost` is set, no more queries are sent. `error` describes the loss with its cause and fix.
     """
 
     def __init__(self, nvml: Any) -> None:
@@ -166,7 +166,7 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
     asker = _Asker(nvml)
     handle = asker.ask("handle", _opened, asker, index)
     asker.unknown.pop("handle", None)
-    # The name and uuid first: they are what a person needs most about a card that fails half-way.
+    # The name and uuid come first: a person needs them most if the card fails during the queries.
     name = asker.text("name", nvml.nvmlDeviceGetName, handle)
     uuid = asker.text("uuid", nvml.nvmlDeviceGetUUID, handle)
     number = asker.ask("architecture", nvml.nvmlDeviceGetArchitecture, handle)
@@ -203,7 +203,7 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
 
 
 def _no_instance(index: int, asker: _Asker) -> str:
-    """Why CUDA offers nothing of a card whose MIG mode is on."""
+    """The reason why CUDA offers no device of a card whose MIG mode is on."""
     why = asker.unknown.get("mig_devices")
     what = f"and its instances cannot be listed ({why})" if why else "and no instance has been made"
     return (
@@ -224,8 +224,9 @@ def _opened(asker: _Asker, index: int) -> Any:
 
 
 def _memory(asker: _Asker, handle: Any, *, shared: bool = False) -> tuple[int | None, int | None, int | None]:
-    """(total, free, reserved) bytes; each None, with a reason, where NVML gives none or contradicts
-    itself.
+    """Total, free and reserved bytes.
+
+    Each is None, with a reason, if NVML gives none or contradicts itself.
     """
     info = asker.ask("total_bytes", _memory_info, asker.nvml, handle)
     if info is None:
@@ -271,7 +272,7 @@ def _mig_devices(asker: _Asker, handle: Any) -> list[MigDevice]:
         try:
             mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)
         except nvml.NVMLError as error:
-            # An empty slot is no news; anything else means that an instance may be missing from the list.
+            # An empty slot is normal. Any other error means that an instance may be missing from the list.
             if error.value != nvml.NVML_ERROR_NOT_FOUND:
                 asker.unknown["mig_devices"] = f"slot {slot}: NVML: {error}"
             continue
@@ -293,9 +294,9 @@ def _mig_devices(asker: _Asker, handle: Any) -> list[MigDevice]:
 
 
 def _processes(asker: _Asker, handle: Any, hidden: str | None) -> list[GpuProcess] | None:
-    """Processes on the GPU, each once, by pid; None when they cannot be seen.
+    """Processes on the GPU, each once, sorted by pid; None if they cannot be seen.
 
-    In a container NVML answers with an empty list whatever runs outside.
+    In a container NVML answers with an empty list, whatever runs outside.
     """
     nvml = asker.nvml
     compute = asker.ask("foreign_processes", _running, nvml, "Compute", handle)

@@ -1,5 +1,4 @@
-"""What each error of NVML usually means for a person who wants to train, and what to do; docs/nvml.md is the
-page of it.
+"""Table of NVML's errors: the usual cause of each, and its fix. docs/nvml.md is made from it.
 
 Source: names and numbers: nvidia-ml-py (pynvml.py, `NVML_ERROR_*`); causes: NVIDIA, NVML API Reference,
 "nvmlReturn_t".
@@ -13,9 +12,9 @@ from typing import Any, NamedTuple
 
 
 class Words(NamedTuple):
-    """`name` is the constant without `NVML_ERROR_`; `cause` the usual one; `fix` what to do.
+    """One error. `name` is the constant without `NVML_ERROR_`; `cause` is its usual cause; `fix` its fix.
 
-    `elsewhere`: there may be no card here at all, so that a plan for another one is worth offering.
+    `elsewhere`: there may be no card in this machine, so a plan for another card is worth offering.
     """
 
     name: str
@@ -211,9 +210,7 @@ ERRORS: dict[int, Words] = {
 
 
 class Refusal(NamedTuple):
-    """What happened and its usual cause, what to do, and whether there may be no GPU in this machine at
-    all.
-    """
+    """An error with its usual cause, its fix, and whether this machine may have no GPU."""
 
     got: str
     fix: str
@@ -224,7 +221,7 @@ class Refusal(NamedTuple):
 
 
 def explained(error: Any) -> Refusal:
-    """An NVMLError in words; NVML's own text where the table lacks its number."""
+    """The explanation of an NVMLError. It is NVML's own text if the table lacks the error's number."""
     words, text = ERRORS.get(error.value), str(error).rstrip(".")
     if words is None:
         return Refusal(

@@ -1,4 +1,7 @@
-"""Which GPUs CUDA_VISIBLE_DEVICES leaves visible: by index, by uuid or its beginning, by MIG id."""
+"""Marks the GPUs that CUDA_VISIBLE_DEVICES leaves visible.
+
+The variable names GPUs by index, by uuid or its beginning, or by MIG id.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ from harness.artifacts import Gpu
 
 
 def mark_visible(gpus: list[Gpu], setting: str | None) -> list[Gpu]:
-    """The same GPUs with `visible` set, on their MIG instances too.
+    """The same GPUs with `visible` set, also on their MIG instances.
 
-    None: all. Otherwise CUDA reads the list up to the first entry that names no device, so "" and "-1" hide
-    everything.
+    None shows all. Otherwise CUDA reads the list up to the first entry that names no device, so "" and "-1"
+    hide all devices.
     Source: CUDA programming guide, "CUDA environment variables".
     """
     if setting is None:
@@ -39,8 +42,9 @@ def _marked(gpu: Gpu, index: int, whole: set[int], instances: set[tuple[int, int
 
 
 def _named(gpus: list[Gpu], entry: str) -> tuple[int, int | None] | None:
-    """(position of the GPU, position of its MIG instance or None); None when the entry names none, or more
-    than one.
+    """Position of the GPU, and of its MIG instance or None.
+
+    The result is None if the entry names no device, or more than one.
     """
     if entry.isdigit():
         return next(((position, None) for position, gpu in enumerate(gpus) if gpu.index == int(entry)), None)
@@ -63,10 +67,9 @@ def _begins(uuid: str | None, entry: str) -> bool:
 
 
 def index_order_is_uncertain(gpus: list[Gpu], setting: str | None, order: str | None) -> str | None:
-    """Why an index in CUDA_VISIBLE_DEVICES may mean another card than the one NVML gives that index; None
-    when it cannot.
+    """The reason why an index in CUDA_VISIBLE_DEVICES may mean another card than in NVML; None if it cannot.
 
-    Unless CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA counts the fastest card first, NVML counts by PCI bus.
+    Unless CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA counts the fastest card first, while NVML counts by PCI bus.
     """
     by_index = setting is not None and any(entry.strip().isdigit() for entry in setting.split(","))
     if not by_index or order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) < 2:

@@ -1,1 +1,1 @@
-"""What somebody else made and we open: names, files, JSON and text, each through one door."""
+"""Opens what other people made: names, files, JSON and text."""

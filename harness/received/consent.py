@@ -1,8 +1,7 @@
-"""By whose word something is fetched: what the user typed himself, and with --fetch also what a file names
-that somebody else made.
+"""Consent to downloads: sources that the user named, and with --fetch also those that a file names.
 
-The words lie in the environment, so that the processes of a run inherit them: HARNESS_OFFLINE, which the user
-may set too, and HARNESS_MAY_FETCH, which only this module writes.
+The consent is kept in environment variables, so that the processes of a run inherit it: HARNESS_OFFLINE,
+which the user may set too, and HARNESS_MAY_FETCH, which only this module writes.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from harness.units import format_bytes
 OFFLINE = "HARNESS_OFFLINE"
 _MAY_FETCH = "HARNESS_MAY_FETCH"
 _ON = ("1", "true", "yes", "on")
-# Neither can be an address or a hub id: both have a blank.
+# Both contain a blank, so neither can be an address or a hub id.
 _EVERYTHING, _SHIPPED = "what any file names", "named by a shipped recipe:"
 
 
 class Named(NamedTuple):
-    """Who names a source: `by` is the file, None for the user himself.
+    """The origin of a source's name. `by` is the file that names it; None if the user named it.
 
-    `local` is how he gives a copy of his own; `bytes` the claimed size.
+    `local` is the option for giving a local copy; `bytes` the claimed size.
     """
 
     by: str | None = None
@@ -38,13 +37,14 @@ class Named(NamedTuple):
 
 
 def begin() -> None:
-    """Forgets the words of the command that started this one: each command has its own."""
+    """Clears the consent given to the command that started this one: each command has its own."""
     os.environ.pop(_MAY_FETCH, None)
 
 
 def hear(*, fetch: bool, offline: bool) -> None:
-    """Takes the user's word from a command's --fetch and --offline; the environment's HARNESS_OFFLINE counts
-    as --offline.
+    """Records the user's consent from a command's --fetch and --offline.
+
+    The environment's HARNESS_OFFLINE counts as --offline.
 
     Raises: HarnessError "fetch-and-offline".
     """
@@ -57,22 +57,21 @@ def hear(*, fetch: bool, offline: bool) -> None:
     if fetch:
         _grant(_EVERYTHING)
     if offline or is_offline():
-        # Libraries that would reach the network by themselves.
+        # Settings for libraries that would use the network by themselves.
         os.environ |= {OFFLINE: "1", "HF_HUB_OFFLINE": "1"}
         if os.environ.get("WANDB_MODE") != "disabled":
             os.environ["WANDB_MODE"] = "offline"
 
 
 def grant(*sources: str | None) -> None:
-    """Notes that the user himself typed these addresses or hub ids: they may be fetched, by the processes
-    that are started too.
-    """
+    """Records addresses or hub ids that the user typed. They may be fetched, also by child processes."""
     _grant(*(source.rstrip("/") for source in sources if source))
 
 
 def grant_shipped(sources: Iterable[str]) -> None:
-    """Notes that these, which the recipes of the package name, may be fetched, as they may when such a recipe
-    is asked for.
+    """Records sources that the package's own recipes name.
+
+    They may be fetched, as if the user had asked for such a recipe.
     """
     _grant(*(f"{_SHIPPED} {source.rstrip('/')}" for source in sources))
 
@@ -82,18 +81,18 @@ def is_offline() -> bool:
 
 
 def granted(source: str) -> bool:
-    """Whether the user has typed `source`, or has said --fetch."""
+    """True if the user typed `source` or gave --fetch, or if `grant_shipped` recorded it."""
     words, source = _words(), source.rstrip("/")
     return source in words or _EVERYTHING in words or f"{_SHIPPED} {source}" in words
 
 
 def granted_by_name(source: str) -> bool:
-    """Whether the user has typed `source` itself."""
+    """True if the user typed `source` itself."""
     return source.rstrip("/") in _words()
 
 
 def check(source: str, named: Named) -> None:
-    """Refuses to fetch what is not here, unless the user's word covers it.
+    """Refuses to fetch a missing source without the user's consent.
 
     Raises: HarnessError "offline", "fetch-not-asked".
     """
@@ -119,15 +118,15 @@ def check(source: str, named: Named) -> None:
 
 
 def announce(source: str, named: Named, size_bytes: int | None) -> None:
-    """Says on stderr what comes next when it was not the user who named it."""
+    """Logs a warning to stderr before a download that the user did not name."""
     if named.by is not None and not granted_by_name(source):
         size = format_bytes(size_bytes) if size_bytes else "size not told"
-        # Without a handler of its own, logging writes a warning's bare text to stderr.
+        # Without a handler, logging writes a warning's bare text to stderr.
         logging.getLogger(__name__).warning("fetching %s (%s), which %s names", source, size, named.by)
 
 
 def _again() -> str:
-    """The command that was typed, with --fetch."""
+    """The typed command, with --fetch added."""
     name = Path(sys.argv[0]).name
     if name not in ("harness", "cli.py"):
         return "the same command with --fetch"

@@ -1,8 +1,8 @@
-"""Files that may have come from somebody else, opened through one door.
+"""Opens files that may come from other people, with the same checks for all.
 
-A run, a checkpoint or a dataset is a directory, its *root*. A file of it is opened only when it is a regular
-file (no FIFO, device, socket) that lies below the root once every link is followed, and it is read only up to
-the limit of its kind. Nothing is truncated, locked or created here.
+A run, a checkpoint or a dataset is a directory, its *root*. A file of it is opened only if it is a regular
+file (no FIFO, device, socket) that lies below the root after every link is followed. It is read only up to
+the limit of its kind. This module truncates, locks and creates nothing.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from harness.errors import HarnessError
 from harness.received.text import word
 from harness.units import GIB, KIB, MIB, format_bytes
 
-# The most bytes that a file of each kind is read to. Real ones are far below.
+# The most bytes that are read from a file of each kind. Real files are far smaller.
 LOCK_BYTES = 64 * KIB
 MARK_BYTES = MIB
 RECIPE_BYTES = MIB
 ARTIFACT_BYTES = 16 * MIB
 PICTURE_BYTES = 32 * MIB
 METRICS_BYTES = GIB
-# How deep a tree may be and how many entries it may have, before it is called no tree of ours.
+# The most levels and entries of a tree. A larger tree is refused.
 DEEPEST = 64
 MOST_ENTRIES = 2_000_000
 
 
 class UnsafeFile(HarnessError):
-    """A file that is not opened: a link out of its root, no regular file, or larger than its kind is."""
+    """The error for a file that is not opened: a link out of its root, not regular, or too large."""
 
 
 def stays(root: Path, path: Path) -> bool:
-    """Whether `path` lies below `root` once all links are followed (the hub cache's links to its own blobs
-    count as below).
+    """True if `path` lies below `root` after all links are followed.
+
+    The hub cache's links to its own blobs count as below.
 
     Raises: OSError, RuntimeError or ValueError for a path that cannot be followed.
     """
@@ -51,8 +52,9 @@ def _below(target: Path, home: Path) -> bool:
 
 
 def there(path: Path) -> bool:
-    """Whether something has this name, be it a link that leads nowhere: what is there is then opened, or
-    refused by name.
+    """True if the name exists, even as a link that leads nowhere.
+
+    Such a file is then opened, or refused by name.
     """
     return os.path.lexists(path)
 
@@ -64,8 +66,8 @@ def open_received(path: Path, root: Path) -> BinaryIO:
     """
     real = check_stays(path, root)
     _check_regular(path, os.stat(real).st_mode)
-    # Between the look and the opening another file may have come: O_NONBLOCK does not wait for a FIFO's
-    # writer, O_NOFOLLOW takes no new link.
+    # Another file may replace this one between the check and the opening. O_NONBLOCK does not wait for a
+    # FIFO's writer; O_NOFOLLOW follows no new link.
     descriptor = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)
@@ -98,7 +100,7 @@ def read_received(path: Path, root: Path, limit_bytes: int) -> bytes:
 
 
 def check_stays(path: Path, root: Path) -> Path:
-    """Where `path` leads once all links are followed: below `root`.
+    """The target of `path` after all links are followed, checked to lie below `root`.
 
     Raises: UnsafeFile "file-leaves-root"; OSError as `os.stat` does.
     """
@@ -122,11 +124,10 @@ def check_stays(path: Path, root: Path) -> Path:
 
 
 def walk(root: Path, *, strays: list[Path] | None = None) -> Iterator[Path]:
-    """The regular files below `root`, in no promised order; each is visited once, and no link to a directory
-    is followed.
+    """The regular files below `root`, each once, in no guaranteed order.
 
-    `strays` gets what is left out: links that lead out of `root` or nowhere, linked directories, FIFOs,
-    devices, sockets.
+    No link to a directory is followed. `strays` receives the paths that are left out: links that lead out of
+    `root` or nowhere, linked directories, FIFOs, devices, sockets.
     Raises: UnsafeFile "tree-too-large" for more than 2,000,000 entries or 64 levels; OSError as `os.scandir`
     does.
     """

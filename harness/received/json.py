@@ -1,4 +1,4 @@
-"""JSON from outside: bounded in depth and in the size of its numbers, and of whole characters.
+"""Parses JSON from outside, limited in depth and in the size of numbers, with valid characters only.
 
 Every failure is a ValueError.
 """
@@ -18,10 +18,10 @@ _MOST_DIGITS = 20
 
 
 def parse_json(data: bytes | str, *, finite: bool = False) -> Any:
-    """The value of a JSON text; with `finite`, of one that has no NaN and no infinity.
+    """The value of a JSON text. With `finite`, NaN and infinity are refused.
 
-    Raises: ValueError, also for more than 100 levels, for integers of more than 20 digits, and for halves of
-    characters (lone surrogates).
+    Raises: ValueError, also for more than 100 levels, for integers of more than 20 digits, and for lone
+    surrogates.
     """
     try:
         value = json.loads(data, parse_int=_bounded)
@@ -46,8 +46,10 @@ def _bounded(digits: str) -> int:
 
 
 def check_json(value: Any, *, finite: bool = False) -> None:
-    """Refuses a value of JSON's types that is deeper than 100 levels, has half a character, an integer of
-    more than 20 digits, or with `finite` a number that is not finite.
+    """Checks the depth, the characters and the numbers of a value of JSON's types.
+
+    Refuses more than 100 levels, lone surrogates, integers of more than 20 digits, and with `finite` numbers
+    that are not finite.
 
     Raises: ValueError.
     """
@@ -56,7 +58,7 @@ def check_json(value: Any, *, finite: bool = False) -> None:
         children: list[Any] = []
         for each in level:
             if isinstance(each, dict):
-                # A half of a character cannot be encoded: UnicodeEncodeError is a ValueError.
+                # A lone surrogate cannot be encoded: UnicodeEncodeError is a ValueError.
                 "".join(each).encode()
                 children += each.values()
             elif isinstance(each, list):

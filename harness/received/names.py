@@ -1,4 +1,4 @@
-"""Names that come from outside: validated once, here, before one of them becomes a part of a path."""
+"""Validates names from outside before they become parts of a path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def why_no_name(text: str, reserved: frozenset[str] = frozenset()) -> str | None:
-    """The reason why `text` cannot be one name inside a directory; None when it can.
+    """The reason why `text` cannot be one name inside a directory; None if it can.
 
     `reserved` are names that have a meaning there.
     """
@@ -40,16 +40,16 @@ def why_no_name(text: str, reserved: frozenset[str] = frozenset()) -> str | None
 
 
 def why_no_relative_name(text: str) -> str | None:
-    """The reason why `text` cannot be names joined by "/", such as openpi's asset ids; None when it can."""
+    """The reason why `text` cannot be names joined by "/", such as openpi's asset ids; None if it can."""
     if text.startswith("/"):
         return "it is absolute"
     return next((reason for part in text.split("/") if (reason := why_no_name(part)) is not None), None)
 
 
 def below(directory: Path, name: str, key: str) -> Path:
-    """`directory/name`, for a name of one or more parts that `key` gives.
+    """The path `directory/name`. The value of `key` gives the name, which has one or more parts.
 
-    Raises: HarnessError "name-leads-out" when it would not lie below the directory.
+    Raises: HarnessError "name-leads-out" if the path would not lie below the directory.
     """
     if (reason := why_no_relative_name(name)) is not None:
         raise HarnessError(
@@ -63,7 +63,7 @@ def below(directory: Path, name: str, key: str) -> Path:
 
 
 def is_commit(text: object) -> bool:
-    """Whether `text` is the whole name of a git commit, and so may stand in a command."""
+    """True if `text` is a full git commit hash, and so safe in a command."""
     return isinstance(text, str) and _COMMIT.fullmatch(text) is not None
 
 
@@ -79,6 +79,6 @@ def _relative_name(text: str) -> str:
     return text
 
 
-# The types of a recipe's or an artifact's field that becomes a part of a path.
+# Types for fields of a recipe or an artifact that become parts of a path.
 Name = Annotated[str, AfterValidator(_name)]
 RelativeName = Annotated[str, AfterValidator(_relative_name)]

@@ -1,5 +1,6 @@
-"""Text from outside, shown: control characters stand as escapes, so that no file can steer a terminal or
-forge a line of a log.
+"""Shows text from outside with control characters escaped.
+
+So no file can control a terminal or forge a line of a log.
 """
 
 from __future__ import annotations
@@ -14,28 +15,28 @@ from typing import Any
 _CONTROLS = "\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _ANY = re.compile(f"[{_CONTROLS}]")
 _IN_LINES = re.compile(f"(?![\n\t])[{_CONTROLS}]")
-# What rich writes to move the cursor and to colour: SGR, up, erase line, column, show and hide the cursor.
-# Nothing that a title or a clipboard takes.
+# The sequences with which rich moves the cursor and colours text: SGR, up, erase line, column, show and hide
+# the cursor. Sequences that set a title or the clipboard are not among them.
 _OURS = re.compile(r"\x1b\[(?:[0-9;]{0,32}m|[0-9]{0,4}[ABCDGK]|\?25[lh])|\r")
 
 
 def controls(text: str) -> bool:
-    """Whether `text` has a character that a terminal would obey, newline and tab included."""
+    """True if `text` has a control character for a terminal, newline and tab included."""
     return _ANY.search(text) is not None
 
 
 def visible(text: str) -> str:
-    """`text` with each control character as its escape, `\\x1b` for one. Newline and tab stay."""
+    """`text` with each control character escaped, for example as `\\x1b`. Newline and tab stay."""
     return _IN_LINES.sub(_escape, text) if _IN_LINES.search(text) else text
 
 
 def one_line(text: str) -> str:
-    """As `visible`, with newlines and tabs escaped too: what must not begin a line of its own."""
+    """`text` as `visible` gives it, with newlines and tabs escaped too, so that it stays one line."""
     return _ANY.sub(_escape, text)
 
 
 def all_visible(value: Any) -> Any:
-    """A JSON value with every text in it, keys too, as `visible`."""
+    """A JSON value with `visible` applied to every text in it, keys included."""
     if isinstance(value, dict):
         return {visible(key): all_visible(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -44,15 +45,17 @@ def all_visible(value: Any) -> Any:
 
 
 def in_json(text: str) -> str:
-    """JSON text with the controls that JSON allows raw inside of strings (C1, writing direction) as `\\u`
-    escapes: the value stays the same.
+    """JSON text in which raw control characters are `\\u` escapes. The value stays the same.
+
+    JSON allows C1 controls and writing directions raw inside strings.
     """
     return _IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def for_terminal(text: str) -> str:
-    """`text` as it may reach a terminal: the few sequences of our own tables and progress bars stay, all
-    other controls stand as escapes.
+    """`text` for a terminal. The few sequences of our own tables and progress bars stay.
+
+    All other control characters are escaped.
     """
     if not _IN_LINES.search(text):
         return text
@@ -64,7 +67,7 @@ def for_terminal(text: str) -> str:
 
 
 def word(text: str | Path) -> str:
-    """`text` as one word of a shell's command: quoted where it must be, and never taken for an option."""
+    """`text` as one word of a shell command: quoted if necessary, and never read as an option."""
     return shlex.quote(f"./{text}" if str(text).startswith("-") else str(text))
 
 

@@ -1,5 +1,6 @@
-"""Files that the harness writes into a directory that may have come from somebody else: made there, or
-refused; no link leads the bytes elsewhere.
+"""Opens files for writing in directories that may come from other people.
+
+A file is created there or refused. No link redirects the bytes.
 """
 
 from __future__ import annotations
@@ -15,24 +16,25 @@ from harness.errors import HarnessError
 from harness.received.files import UnsafeFile
 from harness.received.text import word
 
-# As `open` has them: no signal is waited for, no program that is started later inherits them, no link is
-# followed.
+# The descriptor is not inherited by programs started later. The open follows no link, does not wait for a
+# FIFO, and takes no controlling terminal.
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def open_to_write(path: Path, *, append: bool = False) -> int:
-    """The descriptor of the regular file `path`, open for reading and writing; made when it is not there, and
-    never truncated here.
+    """The descriptor of the regular file `path`, open for reading and writing.
+
+    The file is created if it does not exist, and never truncated here.
 
     Raises: UnsafeFile "file-not-regular" for a link, FIFO, device or socket; OSError as `os.open` does.
     """
-    # What is not there is made below.
+    # A missing file is created below.
     with suppress(FileNotFoundError):
         _check_regular(path, os.lstat(path).st_mode)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS | (os.O_APPEND if append else 0), 0o666)
     except OSError as error:
-        # Between the look and the opening a link may have come.
+        # A link may have appeared between the check and the opening.
         raise _refusal(path, "a link") if error.errno == errno.ELOOP else error from error
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)
@@ -43,8 +45,9 @@ def open_to_write(path: Path, *, append: bool = False) -> int:
 
 
 def open_beside(path: Path) -> tuple[int, Path]:
-    """(descriptor, name) of a new file in the directory of `path`, to be renamed to `path` when it is whole;
-    its mode follows the umask.
+    """Descriptor and name of a new file in the directory of `path`.
+
+    The caller renames it to `path` when it is complete. Its mode follows the umask.
 
     Raises: OSError as `os.open` does.
     """

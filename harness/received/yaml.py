@@ -1,7 +1,7 @@
-"""YAML from outside: the values that JSON has and no others, bounded. Every failure is a ValueError.
+"""Parses YAML from outside: only values that JSON has, within limits. Every failure is a ValueError.
 
-No merge keys, whose copies multiply; no dates, sets or bytes; no key that is not text. An alias counts as all
-that it stands for.
+Merge keys are refused, because their copies multiply. Dates, sets, bytes, and keys that are not text are not
+accepted. An alias counts as many nodes as it stands for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import yaml
 
 from harness.received.json import check_json
 
-# Nodes, aliases counted as what they stand for. A recipe has less than a hundred.
+# The most nodes, where an alias counts as what it stands for. A recipe has less than a hundred.
 _MOST_NODES = 10_000
 _DEEPEST = 50
 _LONGEST_NUMBER = 100
@@ -21,16 +21,16 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with fewer types and with bounds."""
+    """PyYAML's safe loader, with fewer types and with limits."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._count = self._depth = 0
-        # Of each node that is whole, how many nodes it stands for; one that names itself is not whole yet.
+        # The number of nodes of each complete node, by id. A node that contains itself is not complete yet.
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """As PyYAML's, counted."""
+        """PyYAML's `compose_node`, which also counts nodes."""
         is_alias, before = self.check_event(yaml.AliasEvent), self._count
         self._depth += 1
         self._count += 1
@@ -53,20 +53,21 @@ class _Loader(yaml.SafeLoader):
             raise ValueError(f"more than {_MOST_NODES:,} values")
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """As PyYAML's, of numbers that can be numbers: it multiplies 1:59:59… out, in a time that grows as a
-        square.
+        """PyYAML's `construct_object`, with a limit on the length of numbers.
+
+        PyYAML multiplies out numbers such as 1:59:59…, in a time that grows as a square.
         """
         if node.tag in (f"{_TAG}int", f"{_TAG}float") and len(node.value) > _LONGEST_NUMBER:
             raise ValueError(f"a number of {len(node.value)} characters")
         return super().construct_object(node, deep=deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuses what PyYAML would merge."""
+        """Refuses merge keys, which PyYAML would merge."""
         if any(key.tag == f"{_TAG}merge" for key, _ in node.value):
             raise ValueError("a merge key (<<); write out what it stands for")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML's, for keys that are text."""
+        """PyYAML's `construct_mapping`, which also refuses keys that are not text."""
         found = super().construct_mapping(node, deep=deep)
         for key in found:
             if not isinstance(key, str):
@@ -74,8 +75,7 @@ class _Loader(yaml.SafeLoader):
         return found
 
 
-# What is resolved to another type (a date) stays the text that it is; what names another type by its tag is
-# refused.
+# Text that YAML would resolve to another type (a date) stays text. A tag that names another type is refused.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) in (*_TYPES, "merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -90,12 +90,12 @@ _Loader.yaml_constructors = {
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text, of JSON's types.
 
-    Raises: ValueError, also for what is said above, and for integers of more than 20 digits. Whether a number
-    may be infinite is the schema's to say.
+    Raises: ValueError, also for the values that the module's docstring excludes, and for integers of more
+    than 20 digits. The schema decides whether a number may be infinite.
     """
     try:
         value = _Loader(text).get_single_data()
-    # Beside its own errors PyYAML raises what its types do: KeyError for `!!bool x`, IndexError for `!!int
+    # Besides its own errors PyYAML raises those of its types: KeyError for `!!bool x`, IndexError for `!!int
     # ""`.
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(str(error)[:300]) from error

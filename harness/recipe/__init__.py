@@ -1,1 +1,1 @@
-"""What is learned: the recipe, its parameters, and what a changed key means."""
+"""The recipe (what is learned), its parameters, and the meaning of changed keys."""

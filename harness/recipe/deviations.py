@@ -1,12 +1,12 @@
-"""How a changed recipe differs from the one that was asked for, in words a person can weigh. No JAX.
+"""Describes how a changed recipe differs from the requested one, and what is known of the cost. No JAX.
 
-A deviation is a different experiment: each sentence names it, the key that causes it, and what is known about
-its cost, or that nothing is. Which keys deviate stands in recipe/meaning.py.
+A deviation is a different experiment. Each sentence names the deviation, the key that causes it, and its
+known cost, or says that no cost is known. recipe/meaning.py lists the keys that deviate.
 
-The figures of π0 are those of openpi's README, the users' of its issues 711 and 799. Errors are root mean
-squares, relative: of an update with 8-bit moments (tests/test_train_moments.py), of weights that are normally
-distributed (tests/test_model_quantize.py). `TINY` is what `python -m benchmarks.approximate_levers` printed
-for the tiny model.
+The figures of π0 come from openpi's README, those of users from its issues 711 and 799. Errors are relative
+root mean squares: of an update with 8-bit moments (tests/test_train_moments.py), and of weights that are
+normally distributed (tests/test_model_quantize.py). `TINY` is the output of `python -m
+benchmarks.approximate_levers` for the tiny model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ TINY = {
     ),
 }
 
-# Not another experiment, and told all the same: the run is shorter or longer, the random numbers are others.
+# Keys that do not make another experiment, and are reported all the same: a run of another length, and other
+# random numbers.
 _TOLD = frozenset({"train.steps", "train.seed"})
 
 _WHO: dict[Trained, str] = {
@@ -72,8 +73,9 @@ _WHO_COSTS: dict[Trained, str] = {
 
 
 def deviations(base: Recipe, changed: Recipe) -> list[str]:
-    """One sentence for each way in which `changed` learns something else than `base`; none when both are the
-    same experiment.
+    """A sentence for each way in which `changed` learns something else than `base`.
+
+    Empty if both are the same experiment.
     """
     before, after = flat(base.model_dump(mode="json")), flat(changed.model_dump(mode="json"))
     differing = {key for key in changed_keys(before, after) if meaning(key).deviates or key in _TOLD}
@@ -134,7 +136,7 @@ def _adapters(recipe: Recipe) -> str:
 
 
 def _average(base: Recipe, changed: Recipe) -> str:
-    """Empty where neither keeps an average."""
+    """The sentence on the average; empty if neither recipe keeps one."""
     was, now = base.train, changed.train
     if was.ema_decay is None and now.ema_decay is None:
         return ""
@@ -182,7 +184,7 @@ def _moments(base: Recipe, changed: Recipe) -> str:
 
 
 def _frozen(base: Recipe, changed: Recipe) -> str:
-    """Empty where nothing is frozen."""
+    """The sentence on frozen weights; empty if nothing is frozen."""
     if changed.train.trained == "full":
         return ""
     how = {

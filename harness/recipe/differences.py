@@ -1,6 +1,6 @@
-"""How a recipe differs from another, key by key, and what each difference means for comparing the two.
+"""Lists the keys in which two recipes differ, and how each difference affects their comparison.
 
-No prose of a verdict: facts of the key.
+It gives facts about each key, and no verdict.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ class Difference(NamedTuple):
 
 
 def differences(published: Recipe, here: Recipe) -> list[Difference]:
-    """Every key in which the two differ, names and descriptions aside; what makes another experiment comes
-    first.
+    """Every key in which the two recipes differ, except names and descriptions.
+
+    Keys that make another experiment come first.
     """
     before, after = (
         flat(each.model_dump(mode="json", exclude={"name", "description"})) for each in (published, here)
@@ -37,5 +38,5 @@ def differences(published: Recipe, here: Recipe) -> list[Difference]:
 
 
 def differences_from_published(recipe: Recipe) -> list[Difference]:
-    """Those from the published recipe."""
+    """Differences from the published recipe."""
     return differences(load_recipe(PUBLISHED), recipe)

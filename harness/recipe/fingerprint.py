@@ -1,4 +1,4 @@
-"""The norm of the released parameters, by which weights are recognized."""
+"""Recognizes the released weights by the norm of their parameters."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from typing import Literal
 
 from harness.recipe.schema import Lora, Model
 
-# `param_norm` of the released pi05_base weights at step 0, by which experts carry freshly initialized
-# adapters of upstream's ranks.
-# Source: facts on the published recipe (computed from the released weights); 1803.159 is what the report's
-# log shows.
+# `param_norm` of the released pi05_base weights at step 0. The key says whether (language model, action
+# expert) has freshly initialized adapters of upstream's ranks.
+# Source: facts on the published recipe (computed from the released weights); 1803.159 is the value in the
+# report's log.
 RELEASED_PARAM_NORM = {(False, False): 1802.386, (True, True): 1803.770, (True, False): 1803.159}
 
 
-# The values above lie 4e-4 apart, a bfloat16 rounding of the frozen weights moves them by less than 1e-5.
+# The values above lie 4e-4 apart. A bfloat16 rounding of the frozen weights moves them by less than 1e-5.
 FINGERPRINT_TOLERANCE = 5e-5
 
 
 def norm_verdict(model: Model, param_norm: float) -> tuple[Literal["released", "differs", "unknown"], str]:
-    """Whether `param_norm` at step 0 is that of the released π0.5 weights in this model, and a sentence that
-    says so.
+    """The verdict on the weights by `param_norm` at step 0, and a sentence that gives it.
+
+    The verdict is "released" for the released π0.5 weights, "differs" for others, and "unknown" if no norm is
+    known for this model.
     """
     upstream = {
         "paligemma": (None, Lora(rank=16, alpha=16.0)),

@@ -1,4 +1,4 @@
-"""Recipes from files, from the package, and from --set."""
+"""Loads recipes from files and from the package, and applies --set."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: Path | None = None) -> Recipe:
-    """The recipe called `name_or_file` (a shipped name or a YAML file), with `key.path=value` overrides
-    applied.
+    """The recipe `name_or_file` (a shipped name or a YAML file), with `key.path=value` overrides applied.
 
-    What a recipe names whom the user asks for may be fetched (`harness.received.consent`), and a file that he
-    names himself may be a link. `root` is the run that the file is a part of, which anybody may have written:
-    no link leads out of it, and only what the overrides name may be fetched.
+    If the user asks for the recipe, its sources may be fetched (`harness.received.consent`), and its file may
+    be a link. `root` is the run to which the file belongs. Anybody may have written such a file: no link
+    leads out of the run, and only the overrides' sources may be fetched.
     Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid"; UnsafeFile.
     """
     recipe = recipe_from(_read_yaml(name_or_file, root), overrides, where=f"recipe {name_or_file}")
@@ -40,13 +39,13 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: 
 
 
 def recipe_from(data: dict[str, Any], overrides: list[str] | None = None, *, where: str) -> Recipe:
-    """The recipe that a mapping says, such as one recorded in a checkpoint, with overrides applied.
+    """The recipe in a mapping, such as one recorded in a checkpoint, with overrides applied.
 
-    What those name may be fetched.
+    The overrides' sources may be fetched.
 
     Raises: HarnessError "recipe-invalid" or "override-invalid".
     """
-    # Not the caller's own: it may be a manifest's.
+    # A copy, because the caller's mapping may be a manifest's.
     data = copy.deepcopy(data)
     for override in overrides or []:
         _apply_override(data, override)
@@ -69,7 +68,7 @@ def recipe_from(data: dict[str, Any], overrides: list[str] | None = None, *, whe
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The recipe as a file that `load_recipe` reads back."""
+    """The text of a file from which `load_recipe` reads the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -141,8 +140,9 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _scalar(text: str) -> Any:
-    """YAML's reading of `text`, plus the exponent form without a dot ("5e-5") that YAML 1.1 takes for a
-    string.
+    """The value that YAML reads in `text`.
+
+    Numbers such as "5e-5", an exponent without a dot, are numbers too; YAML 1.1 reads them as strings.
     """
     try:
         value = parse_yaml(text)
@@ -161,7 +161,7 @@ def _scalar(text: str) -> Any:
 
 
 def shipped_sources() -> set[str]:
-    """Every address and hub id that the recipes inside the package name."""
+    """Every address and hub id that the package's recipes name."""
     return {
         source
         for name in shipped_recipes()
@@ -171,7 +171,7 @@ def shipped_sources() -> set[str]:
 
 
 def _sources(recipe: Recipe) -> dict[str, str | None]:
-    """Key → what it names that is fetched when it is not here."""
+    """Map from key to the source that is fetched if it is not on this machine."""
     dataset, tokenizer = recipe.data.dataset.partition("@")[0], recipe.data.tokenizer
     return {
         "weights.source": recipe.weights.source,
@@ -181,7 +181,10 @@ def _sources(recipe: Recipe) -> dict[str, str | None]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether something has this name; a name that no file can have, such as one with NUL, is not there."""
+    """True if the name exists and is not a directory.
+
+    A name that no file can have, such as one with NUL, does not exist.
+    """
     try:
         return there(path) and not path.is_dir()
     except ValueError:

@@ -1,7 +1,7 @@
-"""What a changed key of a recipe makes of the run, and why: the one table that all others derive from.
+"""The table of what a changed recipe key means for the run, and why. All other tables derive from it.
 
-The recipe's hash leaves out what is *cadence*; the planner's deviations, the report's differences and the
-verdict's fields follow the same weights.
+The recipe's hash leaves out keys that are *cadence*. The planner's deviations, the report's differences and
+the verdict's fields use the same weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 # other data: the loss is over other samples. another experiment: something else is learned.
 Weight = Literal["another experiment", "other data", "same mathematics", "cadence"]
 HEAVIEST_FIRST: tuple[Weight, ...] = ("another experiment", "other data", "same mathematics", "cadence")
-# A change of this weight or a heavier one learns something else.
+# A run with a change of these weights learns something else.
 _DEVIATES: frozenset[Weight] = frozenset({"another experiment", "other data"})
 
 
@@ -24,7 +24,7 @@ class Meaning(NamedTuple):
 
     @property
     def deviates(self) -> bool:
-        """Whether a run with this change learns something else."""
+        """True if a run with this change learns something else."""
         return self.weight in _DEVIATES
 
 
@@ -102,12 +102,12 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The keys, sorted, in which two `flat` mappings differ; an absent key is None."""
+    """The sorted keys in which two `flat` mappings differ. An absent key counts as None."""
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
 def without_cadence(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The nested mapping of a recipe without the keys that are cadence."""
+    """A recipe's nested mapping without its cadence keys."""
     kept = {}
     for key, value in tree.items():
         path = f"{prefix}.{key}" if prefix else key

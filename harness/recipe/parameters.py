@@ -1,6 +1,6 @@
-"""Every parameter of π0.5: its path, shape, group, and whether it is trained.
+"""Every parameter of π0.5: its path, shape and group, and whether it is trained.
 
-No JAX: the one place that all rooms ask.
+Uses no JAX. All rooms use this module for these facts.
 
 Paths are those of openpi's checkpoints, for example `PaliGemma/llm/layers/attn/q_einsum/w`; a suffix `_1`
 marks the action expert. Source: openpi src/openpi/models/{pi0,gemma,siglip,lora}.py and pi0_config.py
@@ -22,7 +22,7 @@ from harness.units import format_count
 Group = Literal["vision", "language", "expert", "adapters", "projections"]
 Shapes = dict[str, tuple[int, ...]]
 
-# The token embedding, [V, D]: the largest parameter that belongs to no layer.
+# The token embedding, [V, D]: the largest parameter outside the layers.
 EMBEDDING = "PaliGemma/llm/embedder/input_embedding"
 
 
@@ -57,7 +57,7 @@ VISION: dict[str, VisionSize] = {
 
 
 def parameter_shapes(model: Model) -> Shapes:
-    """Path → shape of every parameter of `model`, in closed form."""
+    """Path → shape of every parameter of `model`, computed without building the model."""
     width = GEMMA[model.action_expert.variant].width
     shapes = _vision(model) | _language(model)
     for name, (inputs, outputs) in {
@@ -148,7 +148,7 @@ def _expert_block(part: Expert, suffix: str) -> Shapes:
 
 
 def group_of(path: str) -> Group:
-    """The part of the network that the parameter at `path` belongs to."""
+    """The part of the network to which the parameter at `path` belongs."""
     if "lora" in path:
         return "adapters"
     if path.startswith("PaliGemma/img/"):
@@ -163,11 +163,13 @@ def _is_action_expert(path: str) -> bool:
 
 
 def is_trained(path: str, model: Model, trained: Trained) -> bool:
-    """Whether the parameter at `path` is trained; every room asks this one function.
+    """True if the parameter at `path` is trained. Every room uses this function.
 
-    full: everything. lora: adapters, and all that is not the language model of an adapted expert (so the
-    vision tower and the projections), as upstream's `get_freeze_filter`. lora_frozen_vision: the same without
-    the vision tower. action_expert: the action expert with its adaptive norms, and the projections.
+    - full: all parameters.
+    - lora: adapters, and all parameters outside the language model of an adapted expert (so the vision tower
+      and the projections), as in upstream's `get_freeze_filter`.
+    - lora_frozen_vision: the same without the vision tower.
+    - action_expert: the action expert with its adaptive norms, and the projections.
     """
     group = group_of(path)
     if trained == "full" or group == "projections":
@@ -182,7 +184,7 @@ def is_trained(path: str, model: Model, trained: Trained) -> bool:
 
 
 def is_kernel(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether `param_norm` counts this parameter: more than one axis, and neither bias, scale nor embedding.
+    """True if `param_norm` counts this parameter: more than one axis, and neither bias, scale nor embedding.
 
     Source: openpi scripts/train.py `train_step`, commit 15a9616.
     """
@@ -195,22 +197,24 @@ def is_kernel(path: str, shape: tuple[int, ...]) -> bool:
 
 
 def is_cast_before_use(path: str) -> bool:
-    """Whether the model casts this parameter of a layer to the compute type before it does anything else with
-    it. Norms' scales it does not.
+    """True if the model casts this layer parameter to the compute type before any other operation.
+
+    Norms' scales are not cast.
     """
     in_layer = "llm/layers/" in path or "encoderblock/" in path
     return in_layer and "LayerNorm" not in path and not path.endswith("/scale")
 
 
 def counts(model: Model, trained: Trained) -> tuple[int, int]:
-    """(parameters in all, parameters trained)."""
+    """Number of all parameters, and number of trained parameters."""
     sizes = {path: math.prod(shape) for path, shape in parameter_shapes(model).items()}
     return sum(sizes.values()), sum(n for path, n in sizes.items() if is_trained(path, model, trained))
 
 
 def check_who_is_trained(recipe: Recipe) -> None:
-    """Refuses adapters beside trained base weights: `full` with adapters is a full fine-tune that is called
-    LoRA.
+    """Refuses adapters beside trained base weights.
+
+    `full` with adapters would be a full fine-tune that is called LoRA.
 
     Raises: HarnessError "lora-trains-everything" with the counts.
     """

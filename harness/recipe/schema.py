@@ -1,4 +1,4 @@
-"""The recipe: what is learned. How a machine carries it out is the plan's business, never the recipe's.
+"""The recipe's schema. A recipe says what is learned; a plan says how a machine carries it out.
 
 A recipe is a YAML file; the shipped ones lie in `harness/recipe/`. The figures of the published recipe come
 from openpi src/openpi/training/config.py (`pi05_libero`) and training/optimizer.py at commit 15a9616.
@@ -17,7 +17,7 @@ from harness.recipe.meaning import without_cadence
 from harness.redact import holds_secret
 from harness.strict import Strict
 
-# What data.tokenizer "paligemma" means. Source: openpi src/openpi/models/tokenizer.py, commit 15a9616.
+# The file of the tokenizer "paligemma". Source: openpi src/openpi/models/tokenizer.py, commit 15a9616.
 PALIGEMMA = "gs://big_vision/paligemma_tokenizer.model"
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
@@ -27,16 +27,16 @@ Trained = Literal["full", "lora", "lora_frozen_vision", "action_expert"]
 
 
 class Part(Strict):
-    """A part of a recipe: no number of it is infinite or NaN."""
+    """A part of a recipe. None of its numbers may be infinite or NaN."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
 
 class Lora(Part):
-    """Low-rank adapters on attention and feed-forward of one expert; their product is scaled by alpha / rank.
+    """Low-rank adapters on attention and feed-forward of one expert. Their product is scaled by alpha / rank.
 
-    Upstream forgets that scale in the feed-forward; `scale_feed_forward: false` is that, for whoever must
-    reproduce it. At alpha == rank, as in all of upstream's configurations, there is no difference.
+    Upstream omits that scale in the feed-forward; `scale_feed_forward: false` reproduces this. If alpha ==
+    rank, as in all of upstream's configurations, there is no difference.
     """
 
     rank: int = Field(gt=0)
@@ -55,7 +55,7 @@ class Expert(Part):
 class Model(Part):
     """π0.5's shape.
 
-    Tokens: `prompt_tokens` is what the recipe pads to; a plan may compute fewer, with the same result.
+    The recipe pads prompts to `prompt_tokens`. A plan may compute fewer tokens, with the same result.
     """
 
     paligemma: Expert = Expert(variant="gemma_2b")
@@ -70,12 +70,14 @@ class Model(Part):
 
 
 class Data(Part):
-    """Where samples come from and how a column becomes an input.
+    """The source of the samples, and the mapping from columns to inputs.
 
-    `dataset` is "sample" (the one inside the package), a directory, or a hub id. `cameras` maps each camera
-    of the model to a feature of the dataset, or to null: an absent camera is masked, and a plan need not
-    compute it. `state` may be null too: it does not enter the model, only its statistics are kept beside the
-    weights. `asset_id` names the statistics inside a checkpoint.
+    - `dataset`: "sample" (the one inside the package), a directory, or a hub id.
+    - `cameras`: maps each camera of the model to a feature of the dataset, or to null. An absent camera is
+      masked, and a plan need not compute it.
+    - `state`: a feature or null. It does not enter the model; only its statistics are kept beside the
+      weights.
+    - `asset_id`: the name of the statistics inside a checkpoint.
     """
 
     dataset: str
@@ -102,8 +104,9 @@ class Data(Part):
 
 
 class Schedule(Part):
-    """Linear warm-up from peak / (warmup_steps + 1) to peak, then a cosine to `end` over `decay_steps` in
-    all.
+    """Learning rate: linear warm-up from peak / (warmup_steps + 1) to `peak`, then a cosine down to `end`.
+
+    The cosine ends at step `decay_steps`, which counts from step 0.
     """
 
     warmup_steps: int = Field(ge=0)
@@ -122,9 +125,9 @@ class Schedule(Part):
 
 
 class Optimizer(Part):
-    """AdamW behind clipping by global norm.
+    """AdamW after gradient clipping by global norm.
 
-    `moments` other than float32 are approximate: how Adam's two moments are stored.
+    `moments` is the storage type of Adam's two moments. Types other than float32 are approximate.
     """
 
     b1: float = Field(0.9, ge=0, lt=1)
@@ -137,8 +140,9 @@ class Optimizer(Part):
 
 
 class Weights(Part):
-    """The parameters to start from: an openpi `params` directory (local, gs:// or https://), or null for
-    random ones.
+    """The initial parameters.
+
+    `source` is an openpi `params` directory (local, gs:// or https://), or null for random parameters.
     """
 
     source: str | None = None
@@ -156,12 +160,12 @@ class Weights(Part):
 
 
 class Train(Part):
-    """How it is trained.
+    """The training settings.
 
-    `save: trained` leaves the frozen parameters out of checkpoints and names the base weights instead.
+    `save: trained` leaves the frozen parameters out of checkpoints, and names the base weights instead.
 
-    `frozen` other than bfloat16 (quantized) and `ema_every_steps` other than 1 are approximate: not what
-    upstream does.
+    `frozen` other than bfloat16 (quantized) and `ema_every_steps` other than 1 are approximate: upstream does
+    neither.
     """
 
     trained: Trained
@@ -188,8 +192,8 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _no_secret(self) -> Recipe:
-        # It is written into the run, its manifest, its checkpoints and the report; what is redacted there
-        # could not be resumed.
+        # The recipe is written into the run, its manifest, its checkpoints and the report. A run with a
+        # redacted value could not be resumed.
         if holds_secret(self.model_dump_json()):
             raise ValueError(
                 "a value is or holds a secret (a key, a signed or password-bearing address), which would be"
@@ -217,8 +221,9 @@ class Recipe(Part):
         return self
 
     def sha256(self) -> str:
-        """Hash of everything that changes what a step learns: all keys that recipe/meaning.py does not call
-        cadence.
+        """Hash of all keys that change what a step learns.
+
+        These are the keys that recipe/meaning.py does not call cadence.
         """
         body = without_cadence(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""One run's directory: its files, its lock, its steps, how it stands."""
+"""A run's directory: its files, its lock, its steps, its state."""

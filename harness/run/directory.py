@@ -1,4 +1,4 @@
-"""The run directory: names, atomic writes, hashes, and which parts are still current."""
+"""The run directory: file names, atomic writes, hashes, and which artifacts are current."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ DATASET_PAGE = "dataset.html"
 CAMERA_VIEWS = "camera_views.png"
 PREDICTED_ACTIONS = "predicted_actions.png"
 MOVED = "moved.png"
-# The choice of kernels that XLA made by timing; as text, which XLA writes when the name ends so.
+# The kernels that XLA chose by timing. XLA writes text if the name ends in pbtxt.
 KERNELS = "kernels.pbtxt"
-# What a full disk, and a person's full share of one, answer.
+# The errors of a full disk, and of a full quota.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_json(value: Any) -> str:
-    """Hash of a JSON value that does not depend on key order."""
+    """Hash of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=_jsonable).encode()).hexdigest()
 
 
@@ -50,7 +50,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_directory(directory: Path) -> str:
-    """sha256 over the names and contents of all files below `directory`."""
+    """SHA-256 over the names and contents of all files below `directory`."""
     total = hashlib.sha256()
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         total.update(f"{path.relative_to(directory)}\0{sha256_file(path)}\n".encode())
@@ -64,10 +64,10 @@ def _jsonable(value: Any) -> Any:
 
 
 def write_atomic(path: Path, content: str | bytes, *, root: Path | None = None) -> None:
-    """`path` holds either its old content or all of `content`, whenever the process dies; of a text, without
-    the secrets in it.
+    """Writes `content` to `path` atomically. Secrets in a text are redacted.
 
-    A link of that name is replaced, not followed. `root`: the directory is not left by links above it either.
+    Whenever the process dies, `path` holds either its old content or all of `content`. A link of that name is
+    replaced, not followed. With `root`, links above the file may not lead out of `root` either.
     Raises: HarnessError "disk-full" or "not-writable"; UnsafeFile "file-leaves-root".
     """
     if root is not None:
@@ -77,7 +77,7 @@ def write_atomic(path: Path, content: str | bytes, *, root: Path | None = None) 
         descriptor, temporary = open_beside(path)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                # A name from a filesystem may hold halves of characters.
+                # A name from a filesystem may contain lone surrogates.
                 file.write(
                     redact(content).encode(errors="backslashreplace") if isinstance(content, str) else content
                 )
@@ -92,7 +92,7 @@ def write_atomic(path: Path, content: str | bytes, *, root: Path | None = None) 
 
 
 def cannot_write(path: Path, error: OSError) -> HarnessError:
-    """The refusal that `error` amounts to: "disk-full", or "not-writable" for every other reason."""
+    """The HarnessError for `error`: "disk-full", or "not-writable" for every other reason."""
     if error.errno in _NO_SPACE:
         return HarnessError(
             "disk-full",
@@ -117,7 +117,7 @@ def cannot_write(path: Path, error: OSError) -> HarnessError:
 
 
 class RunDir:
-    """One run. Reading and writing its files goes through here."""
+    """One run. All reading and writing of its files goes through this class."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -132,14 +132,13 @@ class RunDir:
 
     @property
     def started(self) -> bool:
-        """Whether training has begun here: from then on the run's recipe, data and statistics are what they
-        are.
-        """
+        """True if training has begun here. From then on the run's recipe, data and statistics stay fixed."""
         return any((self.path / name).exists() for name in (MANIFEST, METRICS, CHECKPOINTS))
 
     def check_own(self) -> None:
-        """Refuses a run of which a directory lies elsewhere: what is written, pruned or gone on from there
-        would be somebody else's.
+        """Refuses a run with a directory that lies elsewhere.
+
+        Otherwise the harness would write, prune or resume in another person's directory.
 
         Raises: UnsafeFile "file-leaves-root".
         """
@@ -171,10 +170,9 @@ class RunDir:
         return path
 
     def read(self, kind: type[A]) -> A | None:
-        """The artifact, or None when the file is not there.
+        """The artifact, or None if its file does not exist.
 
-        Raises: HarnessError "artifact-invalid" for a file that is not of this form, "artifact-unreadable";
-        UnsafeFile.
+        Raises: HarnessError "artifact-invalid" for a file of another form, "artifact-unreadable"; UnsafeFile.
         """
         path = self.path / kind.FILE
         fix = f"remove it and run the verb that writes it again: rm {word(path)}"
@@ -194,14 +192,14 @@ class RunDir:
         return parse(kind, data, where=str(path), code="artifact-invalid", fix=fix)
 
     def manifest_sha256(self) -> str | None:
-        """The sha256 of manifest.json's bytes; None when it is not there, or is no file of the run."""
+        """SHA-256 of manifest.json's bytes; None if it does not exist, or is not a file of the run."""
         try:
             return hashlib.sha256(read_received(self.path / MANIFEST, self.path, ARTIFACT_BYTES)).hexdigest()
         except (UnsafeFile, OSError):
             return None
 
     def current(self, kind: type[A], inputs: str) -> A | None:
-        """The artifact when it is there and was computed from these inputs."""
+        """The artifact if it exists and was computed from `inputs`; else None."""
         try:
             found = self.read(kind)
         except HarnessError:
@@ -224,17 +222,17 @@ def _stays(root: Path, path: Path) -> bool:
 
 
 def cache_root() -> Path:
-    """Where downloads and compiled answers are kept: $HARNESS_CACHE, else ~/.cache/harness."""
+    """The directory of downloads and compiled answers: $HARNESS_CACHE, else ~/.cache/harness."""
     return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness")
 
 
 def directory_bytes(path: Path) -> int:
-    """Bytes of all files below `path`; 0 when it is not there."""
+    """Bytes of all files below `path`; 0 if it does not exist."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
 
 
 def runs_root() -> Path:
-    """Where runs are kept: $HARNESS_RUNS, else ./runs."""
+    """The directory of runs: $HARNESS_RUNS, else ./runs."""
     return Path(os.environ.get("HARNESS_RUNS", "runs"))
 
 
@@ -245,7 +243,7 @@ def new_run(name: str) -> RunDir:
 
 
 def latest_run(name: str) -> RunDir | None:
-    """The run of this name with the highest number, of those that have started when there are any."""
+    """The run of this name with the highest number. Only started runs count, if there are any."""
     runs = _numbered(name)
     candidates = [pair for pair in runs if pair[1].started] or runs
     return max(candidates, default=(0, None), key=lambda pair: pair[0])[1]

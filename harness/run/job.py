@@ -1,4 +1,4 @@
-"""What a training run is made of."""
+"""The parts of a training run, read from its directory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from harness.run.directory import RECIPE, RunDir
 
 
 class Job(NamedTuple):
-    """Everything that a run is made of; all of it lies as files in the run directory.
+    """Everything that a training needs. All of it lies as files in the run directory.
 
-    A replay `keeps` no checkpoint.
+    `keeps` is False for a replay, which keeps no checkpoint.
     """
 
     run: RunDir
@@ -35,8 +35,8 @@ class Job(NamedTuple):
 def job_of(run: RunDir) -> Job:
     """The job that the files of `run` describe.
 
-    Raises: HarnessError "run-incomplete" when one of them is missing; UnsafeFile when a directory of the run
-    lies elsewhere.
+    Raises: HarnessError "run-incomplete" if a file is missing; UnsafeFile if a directory of the run lies
+    elsewhere.
     """
     run.check_own()
     plan, dataset, stats = run.read(Plan), run.read(Dataset), run.read(NormStats)

@@ -1,6 +1,6 @@
-"""One process a run directory.
+"""The lock of a run directory: one process per directory.
 
-The kernel holds the lock, so a process that dies, however it dies, lets go of it.
+The kernel holds the lock, so it is released whenever and however the process dies.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from harness.received.writing import open_to_write
 LOCK = ".lock"
 # The year 5138.
 _LAST_TIME = 10**11
-# What a filesystem answers that has no locks (some network filesystems): the run goes on without one.
+# The errors of a filesystem without locks (some network filesystems). The run then continues without a lock.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[int]:
-    """The lock's file descriptor, while this process alone may write into the run directory.
+    """The lock's file descriptor. While it is open, only this process may write into the run directory.
 
-    A child that inherits the descriptor holds the lock too: nobody else gets in before both have ended.
-    Raises: HarnessError "run-busy" when a living process holds it, "not-writable" when the directory cannot
-    be written; UnsafeFile "file-not-regular" when a link or FIFO has the lock's name.
+    A child that inherits the descriptor holds the lock too. No other process gets the lock before both have
+    ended.
+    Raises: HarnessError "run-busy" if a living process holds it, "not-writable" if the directory cannot be
+    written; UnsafeFile "file-not-regular" if a link or FIFO has the lock's name.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -75,9 +76,11 @@ def locked(run: Path) -> Iterator[int]:
 
 
 def holder(run: Path) -> str | None:
-    """Who else holds the run directory, in words; None when nobody living does, or this process itself.
+    """A description of the other process that holds the run directory.
 
-    Raises: UnsafeFile when what has the lock's name is no file of the run.
+    None if no living process holds it, or if this process does.
+
+    Raises: UnsafeFile if the lock's name is not a file of the run.
     """
     try:
         file = open_received(run / LOCK, run)
@@ -96,7 +99,7 @@ def holder(run: Path) -> str | None:
 
 
 def last_host(run: Path) -> str | None:
-    """The machine of the process that last held the run, as it wrote it down.
+    """The machine of the process that last held the run, as that process recorded it.
 
     Raises: UnsafeFile as `holder`.
     """
@@ -109,7 +112,7 @@ def last_host(run: Path) -> str | None:
 
 
 def _read(file: BinaryIO) -> dict[str, object]:
-    """What a lock's file says of its holder; nothing of one that is no lock's."""
+    """The lock file's data on its holder; empty if the file is not a lock file."""
     file.seek(0)
     try:
         found = parse_json(file.read(LOCK_BYTES))
@@ -122,8 +125,8 @@ def _described(owner: dict[str, object]) -> str:
     if not owner:
         return "a process that has not said who it is"
     since = owner.get("since")
-    # Another number is no time that a clock shows.
+    # A number outside this range is not a time.
     known = isinstance(since, int | float) and 0 <= since < _LAST_TIME
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(since)) if known else "an unknown time"  # type: ignore[arg-type]
-    # A process in a container is numbered there, so the host's name stands beside the number.
+    # A process in a container has a number of that container, so the host's name is given too.
     return f"process {owner.get('pid')} on {owner.get('host')}, since {started}"

@@ -1,4 +1,4 @@
-"""The state of a run in a word, and why: by who holds it, what it logged, and what it saved."""
+"""Determines the state of a run, and the reason: from its lock, its log and its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import NamedTuple
 from harness.artifacts.status import State
 from harness.units import format_seconds
 
-# A process may write nothing for this many of its steps, and at least this long: saving, a resume's compile.
+# A process may log nothing for this many of its steps, and for at least this time: it may be saving, or
+# compiling for a resume.
 SILENT_STEPS, SILENT_S = 20, 120.0
 
 
 class Standing(NamedTuple):
-    """What is known of a run. `process` holds it; `owner` is the machine that last did. `step` of `steps` are
-    logged, a line `every` so many, the last `age_s` ago; after `saved` steps its state was saved.
+    """The known facts of a run.
+
+    `process` holds the run; `owner` is the machine that last held it. `step` of `steps` are logged, one line
+    per `every` steps, the last line `age_s` seconds ago. The last whole checkpoint has taken `saved` steps.
     """
 
     process: str | None
@@ -29,7 +32,7 @@ class Standing(NamedTuple):
     checkpoints: Path
 
     def state(self) -> tuple[State, str]:
-        """The word and its reason."""
+        """The state and its reason."""
         return self._living(self.process) if self.process else self._gone()
 
     def _living(self, process: str) -> tuple[State, str]:
@@ -43,7 +46,7 @@ class Standing(NamedTuple):
         return "running", f"{process} holds the run; {self._said}"
 
     def _gone(self) -> tuple[State, str]:
-        """How it ended: no process holds the run."""
+        """The state and its reason when no process holds the run."""
         said, step, saved = self._said, self.step, self.saved
         if (
             self.owner is None

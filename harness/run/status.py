@@ -1,4 +1,4 @@
-"""How a run stands, from its files alone: so it can be asked from another shell, and of a run that died."""
+"""Reads a run's status from its files alone, so that any shell can ask, also about a run that died."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ A = TypeVar("A", bound=Artifact)
 
 
 def newest_run() -> RunDir:
-    """The run that was written to last, under the runs root.
+    """The run under the runs root that was written to last.
 
     Raises: HarnessError "run-missing".
     """
@@ -47,9 +47,9 @@ def newest_run() -> RunDir:
 
 
 def read_status(run: RunDir, *, now: float | None = None) -> Status:
-    """How the run stands at `now` (the clock's time by default).
+    """The run's status at time `now` (by default the clock's time).
 
-    Raises: HarnessError "run-missing" when the directory is not there or holds no file of a run;
+    Raises: HarnessError "run-missing" if the directory does not exist or holds no file of a run;
     "run-unreadable".
     """
     _check_is_run(run)
@@ -67,7 +67,7 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
     age_s = tail.age_s(time.time() if now is None else now)
     (process, owner), saved = _lock(run.path, problems), saved_step(run, backend, problems)
     if saved is not None and backend == "openpi" and not process:
-        # openpi logs some steps only.
+        # openpi logs only some steps.
         step = max(step, saved)
     every = last.mean_of_steps or 1 if last else 1
     state, reason = Standing(
@@ -104,7 +104,7 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
 
 
 def _check_is_run(run: RunDir) -> None:
-    """Refuses what is no run.
+    """Refuses a path that is not a run.
 
     Raises: HarnessError "run-missing", "run-unreadable".
     """
@@ -136,8 +136,9 @@ def _tail(run: RunDir, problems: list[str]) -> Tail:
 
 
 def saved_step(run: RunDir, backend: Backend, problems: list[str]) -> int | None:
-    """How many steps the newest whole checkpoint has taken, by names alone; None also for checkpoints that
-    lie elsewhere.
+    """Number of steps that the newest whole checkpoint has taken. Reads names only.
+
+    None if there is no whole checkpoint, or if the checkpoints lie outside the run.
     """
     checkpoints = run.checkpoints
     try:
@@ -154,7 +155,7 @@ def saved_step(run: RunDir, backend: Backend, problems: list[str]) -> int | None
 
 
 def _lock(run: Path, problems: list[str]) -> tuple[str | None, str | None]:
-    """(who holds the run, the machine of who last did)."""
+    """The process that holds the run, and the machine of the process that last held it."""
     try:
         return holder(run), last_host(run)
     except HarnessError as error:
@@ -211,8 +212,9 @@ def _why(error: OSError | HarnessError) -> str | None:
 
 
 def _recipe(run: RunDir, manifest: Manifest | None, problems: list[str]) -> tuple[str | None, int | None]:
-    """(name, steps) of the run's recipe: its own file, which a resume with more steps writes again, else the
-    manifest's.
+    """Name and number of steps of the run's recipe.
+
+    They come from the recipe's own file, which a resume with more steps rewrites; else from the manifest.
     """
     path = run.path / RECIPE
     if there(path):

@@ -1,8 +1,7 @@
-"""The steps of a run: how a step's directory is called and what lies in it, which steps are whole, which is
-the newest, and which saves were never finished.
+"""The checkpoint directory of a run: its layout, whole steps, the newest step, interrupted saves.
 
-Save, status, inspect, resume and the supervisor ask here and nowhere else. Only names are read. Without JAX
-and Orbax, so that a process that holds no GPU may ask.
+Save, status, inspect, resume and the supervisor use only this module for it. It reads only names. It imports
+neither JAX nor Orbax, so a process that holds no GPU can use it.
 
     <checkpoints>/<step>/_CHECKPOINT_METADATA         written when the save is finished
                         /params, /train_state         Orbax items: `_METADATA`, and arrays in `manifest.ocdbt`
@@ -24,45 +23,45 @@ from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
 
 COMMIT = "_CHECKPOINT_METADATA"
-# A part of the name of every directory that is being written, or was when its process died.
+# Part of the name of every directory that is being written, or was being written when its process died.
 INTERRUPTED = ".orbax-checkpoint-tmp"
 
 PARAMS, TRAIN_STATE, ASSETS, HARNESS = "params", "train_state", "assets", "harness"
 TREES = (PARAMS, TRAIN_STATE)
 USUAL_ITEMS = (ASSETS, PARAMS, TRAIN_STATE)
-# What makes a directory an Orbax item, and what makes its arrays lie in OCDBT.
+# The file that marks an Orbax item, and the file that marks arrays stored in OCDBT.
 METADATA, OCDBT_MANIFEST = "_METADATA", "manifest.ocdbt"
-# openpi's name of it, which the run's own file bears too.
+# openpi's file name, which the run's own file has too.
 NORM_STATS = NormStats.FILE
 RECORD = f"{HARNESS}/record.json"
 DIGESTS = f"{HARNESS}/digests.json"
 EXPORT = f"{HARNESS}/export.json"
-# Beside `params` that hold only what was trained: which weights hold the rest.
+# Written if `params` hold only trained parameters: names the weights that hold the rest.
 BASE = f"{HARNESS}/base.json"
 
-# What a finished save has. openpi writes no file of ours, and may keep its arrays in another way.
+# The files of a finished save. openpi writes none of our files, and may store its arrays in another way.
 _MARKS: dict[Backend, tuple[str, ...]] = {
     "ours": (COMMIT, RECORD, *(f"{item}/{name}" for item in TREES for name in (METADATA, OCDBT_MANIFEST))),
     "openpi": (COMMIT,),
 }
-# JavaScript and JSON readers count no further.
+# JavaScript and JSON readers represent no larger integers exactly.
 _MOST_STEPS = 2**53
 _DIGITS = re.compile(r"[0-9]{1,20}")
 
 
 def step_number(name: str) -> int | None:
-    """The step that a directory's name says; None for another name.
+    """The step in a directory's name; None for any other name.
 
-    Orbax may write it with zeros in front.
+    Orbax may write the number with leading zeros.
     """
     number = int(name) if _DIGITS.fullmatch(name) else _MOST_STEPS
     return number if number < _MOST_STEPS else None
 
 
 def step_directories(checkpoints: Path) -> list[tuple[int, Path]]:
-    """(step, directory) of every step, whole or not, ascending.
+    """Step and directory of every step, whole or not, ascending.
 
-    A link is none: it may belong to another run.
+    Links are left out, because a link may lead to another run.
     """
     return [(step, path) for step, path in _numbered(checkpoints) if not path.is_symlink()]
 
@@ -74,26 +73,28 @@ def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def missing(step: Path, backend: Backend = "ours") -> list[str]:
-    """The files that a finished save of `backend` has and `step` has not, by their names below it."""
+    """The files of a finished save of `backend` that `step` lacks, by their names below it."""
     return [name for name in _MARKS[backend] if not (step / name).is_file()]
 
 
 def is_whole(step: Path, backend: Backend = "ours") -> bool:
-    """Whether `step` is a finished save of `backend`."""
+    """True if `step` is a finished save of `backend`."""
     return not missing(step, backend)
 
 
 def is_own(step: Path, backend: Backend = "ours") -> bool:
-    """Whether a run resumes from a directory of this name when it is whole: its plain number, and for our own
-    trainer no link. openpi's Orbax follows links.
+    """True if a run may resume from a directory of this name, if it is whole.
+
+    The name must be the plain number. For our own trainer it must not be a link; openpi's Orbax follows
+    links.
     """
     return step.name == str(step_number(step.name)) and (backend == "openpi" or not step.is_symlink())
 
 
 def whole_steps(checkpoints: Path, backend: Backend = "ours") -> list[int]:
-    """The steps that a run can resume from, ascending; step N lies in the directory called N.
+    """The steps from which a run can resume, ascending. Step N lies in the directory called N.
 
-    Raises: HarnessError "checkpoint-unreadable" when one may not be read.
+    Raises: HarnessError "checkpoint-unreadable" if one may not be read.
     """
     try:
         return [
@@ -113,37 +114,40 @@ def whole_steps(checkpoints: Path, backend: Backend = "ours") -> list[int]:
 
 
 def newest_step(checkpoints: Path, backend: Backend = "ours") -> int | None:
-    """The last of `whole_steps`; None without one."""
+    """The last of `whole_steps`; None if there is none."""
     return max(whole_steps(checkpoints, backend), default=None)
 
 
 def steps_taken(step: int, backend: Backend = "ours") -> int:
-    """How many steps the state has taken that is saved as `step`.
+    """Number of steps that the state saved as `step` has taken.
 
-    openpi names it by the last one done, counted from 0: the state in `19` has taken 20.
+    openpi names it by the last step done, counted from 0: the state in `19` has taken 20.
     Source: openpi scripts/train.py `main`, commit 15a9616.
     """
     return step + 1 if backend == "openpi" else step
 
 
 def resumes_after(checkpoints: Path, backend: Backend = "ours") -> int:
-    """How many steps a resume has behind it; 0 when it starts anew, as openpi does when `0` is alone."""
+    """Number of steps that a resume has behind it.
+
+    0 if it starts anew, as openpi does if `0` is the only step.
+    """
     steps = whole_steps(checkpoints, backend)
     return steps_taken(steps[-1], backend) if steps and steps != [0] else 0
 
 
 def is_interrupted(name: str) -> bool:
-    """Whether `name` is that of a save that is under way, or was never finished."""
+    """True if `name` is that of a save that is under way, or was never finished."""
     return INTERRUPTED in name
 
 
 def interrupted_step(name: str) -> int | None:
-    """The step that an interrupted save was to become; None when its name does not say."""
+    """The step of an interrupted save; None if its name does not contain it."""
     number = _DIGITS.match(name)
     return step_number(number[0]) if number else None
 
 
 def interrupted_saves(checkpoints: Path) -> list[Path]:
-    """What bears the name of an interrupted save, in the order of their names."""
+    """The paths with the name of an interrupted save, sorted by name."""
     entries = checkpoints.iterdir() if checkpoints.is_dir() else []
     return sorted(path for path in entries if is_interrupted(path.name))

@@ -1,6 +1,6 @@
-"""What surrounds a run and can change its numbers: packages, image, environment variables, machine.
+"""A run's surroundings that can change its numbers: packages, image, environment variables, machine.
 
-Recorded before it, compared after it.
+They are recorded before the run and compared after it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from harness.artifacts import Machine
 
-# What can change a number of a run, by name; the digest over all installed files stands for the rest.
+# Packages that can change a run's numbers. The digest over all installed files covers the others.
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -34,7 +34,7 @@ _PACKAGES = (
     "wandb",
     "harness",
 )
-# By name, one by one: a key or a token is in none of these.
+# A list of single names: none of these variables contains a key or a token.
 _ENVIRONMENT = (
     "XLA_FLAGS",
     "XLA_PYTHON_CLIENT_ALLOCATOR",
@@ -55,10 +55,11 @@ _ENVIRONMENT = (
     "NCCL_ALGO",
     "NCCL_PROTO",
 )
-# The first times no kernel; the second leaves the choice to timing, and the choice is kept with the run
-# (harness/train/kernels.py).
+# With the first flag XLA times no kernels. With the second XLA chooses by timing, and the choice is kept with
+# the run (harness/train/kernels.py).
 DETERMINISTIC, _NO_RANDOM_ORDER = "--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops"
-# What an image says of itself (Dockerfile, docker/entrypoint), and what only the engine outside of it knows.
+# The variables that an image sets about itself (Dockerfile, docker/entrypoint), and one that only the
+# container engine knows.
 _IMAGE = {
     "lock_sha256": "HARNESS_LOCK_SHA256",
     "source_revision": "HARNESS_REVISION",
@@ -72,10 +73,10 @@ _ID_FIX = (
 
 
 class Software(NamedTuple):
-    """None where this process cannot know; `unknown` says why.
+    """The software of a run. A field is None if this process cannot know it; `unknown` gives the reason.
 
-    `packages_sha256` is over every file that pip installed, `image_digest` over these and the system's
-    packages: the same for each build of one lock on one base, where the engine's `image_id` is another for
+    `packages_sha256` covers every file that pip installed. `image_digest` covers these and the system's
+    packages. It is the same for each build of one lock on one base, while the engine's `image_id` differs for
     each build.
     """
 
@@ -94,7 +95,7 @@ class Software(NamedTuple):
 
 
 def software_here() -> Software:
-    """The software of this process; the image says its own lock, revision and name in its environment."""
+    """The software of this process. Lock, revision and image name come from the image's environment."""
     named = {field: os.environ.get(name) or None for field, name in _IMAGE.items()}
     unknown = {
         field: f"{_IMAGE[field]} is not set: not in one of our images"
@@ -129,15 +130,14 @@ def software_here() -> Software:
 
 
 def installed_digest() -> str:
-    """sha256 over what pip recorded of every file of every distribution.
+    """SHA-256 over pip's records of every file of every distribution.
 
-    Ours is left out: the revision of the source stands for it.
+    The harness itself is left out: the revision of the source identifies it.
     """
     lines = []
     for distribution in metadata.distributions():
         name, files = distribution.metadata["Name"], distribution.read_text("RECORD") or ""
-        # Compiled Python files and pip's own notes have no hash there, and differ from one installation to
-        # the next.
+        # Compiled Python files and pip's own notes have no hash there, and differ between installations.
         kept = sorted(
             line for line in files.splitlines() if ",sha256=" in line and "direct_url.json" not in line
         )
@@ -149,7 +149,7 @@ def installed_digest() -> str:
 
 
 def image_digest(installed: str, root: Path = Path("/")) -> str:
-    """sha256 over the distribution's release, the version of every system package, and `installed`."""
+    """SHA-256 over the OS release, the version of every system package, and `installed`."""
     release, status = (
         (root / name).read_text(errors="replace") if (root / name).is_file() else ""
         for name in ("etc/os-release", "var/lib/dpkg/status")
@@ -162,7 +162,7 @@ def image_digest(installed: str, root: Path = Path("/")) -> str:
 
 
 def source_digest(package: Path = Path(__file__).parent) -> str:
-    """sha256 over the names and contents of the files of this package, wherever it is installed."""
+    """SHA-256 over the names and contents of the files of `package`, wherever it is installed."""
     total = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         total.update(
@@ -172,8 +172,9 @@ def source_digest(package: Path = Path(__file__).parent) -> str:
 
 
 def source_dirty(checkout: Path = Path(__file__).parents[1]) -> tuple[bool | None, str]:
-    """(whether the source differs from its commit, why that is not known): by what the build was told, else
-    by git.
+    """True if the source differs from its commit; if unknown, None and the reason.
+
+    The answer comes from the build's environment, else from git.
     """
     told = os.environ.get("HARNESS_COMMIT", "")
     if told and told != "unknown":
@@ -194,21 +195,20 @@ def source_dirty(checkout: Path = Path(__file__).parents[1]) -> tuple[bool | Non
 
 
 def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that change what is computed, as they are set."""
+    """The set variables that change what is computed."""
     return {name: environ[name] for name in _ENVIRONMENT if environ.get(name)}
 
 
 def deterministic(environ: Mapping[str, str] = os.environ) -> str:
-    """XLA_FLAGS with the flag for deterministic kernels on a GPU; where it is named already, it stays as it
-    was set.
-    """
+    """XLA_FLAGS with the flag for deterministic kernels on a GPU. If the flag is present, it stays as set."""
     flags = environ.get("XLA_FLAGS", "")
     return flags if DETERMINISTIC in flags else f"{flags} {DETERMINISTIC}=true".strip()
 
 
 def is_deterministic(variables: Mapping[str, str]) -> bool:
-    """Whether a GPU computes the same bits again under these variables: by either of the flags that XLA has
-    for it.
+    """True if a GPU computes the same bits again under these variables.
+
+    XLA has two flags for it; either is enough.
     """
     flags = xla_flags(variables.get("XLA_FLAGS", ""))
     return any(
@@ -217,13 +217,13 @@ def is_deterministic(variables: Mapping[str, str]) -> bool:
 
 
 def xla_flags(text: str) -> dict[str, str]:
-    """Flag → value of XLA_FLAGS; of a flag that stands there twice the last value, as XLA takes it."""
+    """Flag → value of XLA_FLAGS. If a flag occurs twice, the last value counts, as in XLA."""
     pairs = (flag.partition("=") for flag in text.split())
     return {name: value if equals else "true" for name, equals, value in pairs}
 
 
 def machine_facts(machine: Machine | None) -> dict[str, Any]:
-    """Driver, cards and host, without what changes from minute to minute."""
+    """Driver, cards and host, without facts that change from minute to minute."""
     if machine is None:
         return {}
     cards = [
@@ -245,7 +245,7 @@ def machine_facts(machine: Machine | None) -> dict[str, Any]:
 
 
 def version_of(package: str) -> str:
-    """The installed version, or that there is none."""
+    """The installed version of `package`, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The end of a run's metrics.jsonl: what its last lines say of the step, the pace and the loss."""
+"""Reads the end of a run's metrics.jsonl: the last step, the pace and the loss."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from harness.artifacts.metrics_lines import metrics_of
 from harness.received.files import open_received, there
 from harness.units import MIB
 
-# So much is read: some twenty thousand lines.
+# Bytes that are read: some twenty thousand lines.
 TAIL_BYTES = 4 * MIB
 RECENT = 20
 POINTS = 60
 
 
 class Tail(NamedTuple):
-    """The readable lines at the end of metrics.jsonl; `whole`: they are all of it."""
+    """The readable lines at the end of metrics.jsonl. `whole`: they are the whole file."""
 
     lines: list[Metrics]
     whole: bool
@@ -33,29 +33,32 @@ class Tail(NamedTuple):
 
     @property
     def step(self) -> int:
-        """How many steps are logged."""
+        """Number of logged steps."""
         return self.last.step + 1 if self.last else 0
 
     @property
     def step_s(self) -> float | None:
-        """Seconds a step of late; the first step of all compiles, and is left out when there are others."""
+        """Median seconds per recent step.
+
+        The first step of a run compiles. It is left out if there are others.
+        """
         recent = self.lines[-RECENT:]
         is_first_among = self.whole and len(recent) == len(self.lines) > 1
         return _median([line.step_s for line in (recent[1:] if is_first_among else recent)])
 
     @property
     def data_s(self) -> float | None:
-        """Seconds that a step of late waited for data."""
+        """Median seconds for which a recent step waited for data."""
         return _median([line.data_s for line in self.lines[-RECENT:] if line.data_s is not None])
 
     def age_s(self, now: float) -> float | None:
-        """Seconds from the last line to `now`; None without a line that says when it was written."""
+        """Seconds from the last line to `now`; None if there is no line with a time."""
         if self.last is None or not math.isfinite(self.last.time):
             return None
         return max(0.0, now - self.last.time)
 
     def losses(self) -> list[float | None]:
-        """Mean losses of at most POINTS stretches of equal length; None where one is not finite."""
+        """Mean losses of at most POINTS stretches of equal length; None for one that is not finite."""
         count = min(POINTS, len(self.lines))
         cuts = [len(self.lines) * i // count for i in range(count + 1)] if count else []
         return [
@@ -63,7 +66,7 @@ class Tail(NamedTuple):
         ]
 
     def not_finite(self) -> list[int]:
-        """The steps whose loss or gradient norm is no finite number."""
+        """The steps whose loss or gradient norm is not finite."""
         return [
             line.step
             for line in self.lines
@@ -72,9 +75,9 @@ class Tail(NamedTuple):
 
 
 def read_tail(path: Path) -> Tail:
-    """The end of a metrics.jsonl; no line when there is no file.
+    """The end of a metrics.jsonl; no lines if the file does not exist.
 
-    When a step is there twice, the later line counts.
+    If a step occurs twice, the later line counts.
     """
     if not there(path):
         return Tail([], True, 0)
@@ -98,7 +101,7 @@ def read_tail(path: Path) -> Tail:
 
 
 def finite(value: float) -> float | None:
-    """`value`; None for NaN and the infinite ones."""
+    """`value`; None for NaN and infinities."""
     return value if math.isfinite(value) else None
 
 

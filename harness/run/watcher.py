@@ -1,4 +1,4 @@
-"""Who is told how a run goes."""
+"""Watcher: the callbacks through which a run reports its progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from harness.artifacts import Metrics
 
 
 class Watcher(Protocol):
-    """`phase` is where the trainer is: start, compile, load, restore, step or save."""
+    """Receives messages, warnings, phases and logged steps of a run.
+
+    The phases are start, init, compile, load, restore, step and save.
+    """
 
     def say(self, text: str) -> None: ...
 

@@ -1,6 +1,6 @@
-"""Whether XLA takes the flags of this environment.
+"""Checks whether XLA accepts the flags of this environment.
 
-It ends the process at the first that it does not know, so it is asked in a child.
+XLA ends the process at the first unknown flag, so the check runs in a child process.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import NamedTuple
 
 _TIMEOUT_S = 60
 _START = "import jax; jax.devices()"
-# Source: openxla/xla, xla/parse_flags_from_env.cc and xla/tsl/util/command_line_flags.cc: what they log
-# before they end the process.
+# The messages that XLA logs before it ends the process. Source: openxla/xla, xla/parse_flags_from_env.cc and
+# xla/tsl/util/command_line_flags.cc.
 _UNKNOWN = re.compile(r"Unknown flags? in XLA_FLAGS:((?: +\S+)+)")
 _VALUE = re.compile(r"Couldn't interpret value \S* for flag ([\w-]+)")
 _FILE = re.compile(r"Could not open file \"([^\"\n]*)\" to read flags")
 
 
 class Refused(NamedTuple):
-    """What XLA does not take of its flags, and the command that leaves it out."""
+    """The flags that XLA refuses, and the command that removes them."""
 
     got: str
     fix: str
 
 
 def refused_flags(environ: Mapping[str, str], python: str = sys.executable) -> Refused | None:
-    """What XLA does not take of XLA_FLAGS in `environ`; None where it takes all.
+    """The flags in XLA_FLAGS of `environ` that XLA refuses; None if it accepts all.
 
-    Raises: subprocess.TimeoutExpired where JAX does not start in a minute.
+    Raises: subprocess.TimeoutExpired if JAX does not start within a minute.
     """
     flags = environ.get("XLA_FLAGS", "")
     if not flags.strip():
         return None
-    # XLA reads its flags on any device; the CPU's is the quickest, and holds no GPU. A log level would hide
-    # which value is wrong.
+    # XLA reads its flags on any device. The CPU starts fastest, and holds no GPU. A log level would hide
+    # which value is wrong, so it is removed.
     own = {name: value for name, value in environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"} | {
         "JAX_PLATFORMS": "cpu"
     }

@@ -1,7 +1,8 @@
-"""One engine for a session; what was made in it is removed whether a test passes, fails or is interrupted.
+"""Fixtures for container tests: one engine per session, and cleanup after every test.
 
-Only a path asks for these tests (`ci/local test tests/container`): the ordinary run of the tests happens in a
-container, which has no engine. Asked for, they fail where the engine or an image is missing.
+What was made in the engine is removed whether a test passes, fails or is interrupted. These tests run only if
+a path names them (`ci/local test tests/container`), because the ordinary tests run in a container, which has
+no engine. If they are named, they fail where the engine or an image is missing.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""What the tests of containers share: the engine through its SDK, `docker compose` as the owner of a checkout
-calls it, and the search for a key in what an image holds or a run has written.
+"""Helpers for container tests.
+
+They are: the engine through its SDK, `docker compose` as the owner of a checkout calls it, and the search for
+a key in the contents of an image or in the files of a run.
 """
 
 from __future__ import annotations

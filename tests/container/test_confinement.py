@@ -1,5 +1,7 @@
-"""What the containers of compose.yaml may do and what they left: capabilities, root filesystem, limits,
-networks, keys, owners. After ci/smoke, so that there is something left.
+"""Tests the confinement of compose.yaml's containers, and the files that they left.
+
+Covered are capabilities, root filesystem, limits, networks, keys and owners. Run after ci/smoke, which leaves
+such files.
 """
 
 from __future__ import annotations

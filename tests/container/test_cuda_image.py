@@ -1,4 +1,4 @@
-"""What the images that run have: the lock and nothing else; it imports and fits together without a GPU."""
+"""Tests that the images contain the lock's packages and nothing else, and import without a GPU."""
 
 from __future__ import annotations
 

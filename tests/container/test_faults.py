@@ -1,5 +1,6 @@
-"""Two of the real faults of `benchmarks/chaos.py`, in real containers. All of them: `python3 -m
-benchmarks.chaos`.
+"""Tests two of the real faults of `benchmarks/chaos.py` in real containers.
+
+To run all of them: `python3 -m benchmarks.chaos`.
 """
 
 from __future__ import annotations

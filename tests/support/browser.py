@@ -1,5 +1,6 @@
-"""A real headless browser for tests, spoken to over a pipe in the DevTools protocol: no driver, no port, no
-network.
+"""A real headless browser for tests, driven over a pipe in the DevTools protocol.
+
+It needs no driver, no port and no network.
 """
 
 from __future__ import annotations

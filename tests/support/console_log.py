@@ -1,4 +1,4 @@
-"""Console logs of openpi's form, for the tests of analyse."""
+"""Console logs in openpi's form, for the tests of analyse."""
 
 from __future__ import annotations
 

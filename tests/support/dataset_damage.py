@@ -1,5 +1,6 @@
-"""Damage to a dataset and to statistics that goes beyond bytes: columns, special files, files of another
-kind, values of another size.
+"""Damage to datasets and statistics beyond single bytes.
+
+Examples: columns, special files, files of another kind, values of another size.
 """
 
 from __future__ import annotations

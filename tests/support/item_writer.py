@@ -1,5 +1,6 @@
-"""Checkpoints made for tests without Orbax and without openpi: items written by tensorstore, steps of any
-shape.
+"""Checkpoints made for tests without Orbax and openpi.
+
+Their items are written by tensorstore. Their steps can have any shape.
 """
 
 from __future__ import annotations

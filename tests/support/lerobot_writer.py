@@ -1,5 +1,6 @@
-"""Writes small LeRobot datasets of every supported form, so that the reader is tested against another hand's
-files.
+"""Writes small LeRobot datasets of every supported form.
+
+This writer is independent of the reader that it tests.
 """
 
 from __future__ import annotations

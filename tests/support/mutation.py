@@ -1,4 +1,4 @@
-"""Damage to files on disk, as disks, networks and people do it: one file changed in one way."""
+"""Damage to files as disks, networks and people cause it. Each mutation changes one file in one way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OCDBT stores of a stranger, byte by byte: trees that no writer makes.
+"""OCDBT stores as a stranger might make them, byte by byte: trees that no real writer makes.
 
 Source: tensorstore kvstore/ocdbt/format (manifest.cc, btree_codec.cc, data_file_id_codec.cc, codec_util.cc),
 version 0.1.86.

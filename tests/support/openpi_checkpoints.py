@@ -1,8 +1,7 @@
-"""Checkpoints that openpi's own code wrote, for tests: `full` (step 4, with EMA) and `lora` (step 2, and step
-6 interrupted).
+"""Checkpoints written by openpi's own code, for tests.
 
-They lie in `golden/` with files above 1 MiB cut in parts, and the largest data file of the interrupted save
-cut short.
+They are `full` (step 4, with EMA) and `lora` (step 2, and step 6 interrupted). They lie in `golden/`. Files
+above 1 MiB are cut in parts, and the largest data file of the interrupted save is shortened.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A checkout that stands in for openpi's, for tests: its interpreter prints what openpi prints and leaves the
-checkpoints that openpi leaves.
+"""A stand-in for an openpi checkout, for tests.
 
-Checkpoints are a copy of one that openpi's own code wrote (golden/), renamed into place as Orbax does. What
-goes wrong is said in standin.json.
+Its interpreter prints openpi's output and leaves openpi's checkpoints. These are copies of one that openpi's
+own code wrote (golden/), renamed into place as Orbax does. standin.json specifies the faults.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Our model and step against a golden file made by openpi's own code: prints each figure's largest error.
+"""Compares our model and step with a golden file made by openpi's own code. Prints the largest errors.
 
     python -m tests.support.parity tests/golden/pi05_tiny.npz
 
-The file's form and the tolerances: parameters and inputs come from RandomState(first 4 bytes of sha256(salt +
-path)), so that only results are stored; both kinds (`full`, `lora`) that the file holds are checked.
+The golden file stores only results: parameters and inputs come from RandomState(first 4 bytes of sha256(salt
++ path)). Both kinds (`full`, `lora`) that the file holds are checked. `TOLERANCES` has the tolerances.
 """
 
 from __future__ import annotations

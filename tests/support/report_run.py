@@ -1,6 +1,4 @@
-"""Run directories for tests of the report, made through the artifacts' own classes, and a reader of the
-page.
-"""
+"""Run directories for tests of the report, made with the artifacts' own classes, and a reader of the page."""
 
 from __future__ import annotations
 

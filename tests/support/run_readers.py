@@ -1,5 +1,6 @@
-"""All that reads a run's files: the verbs that look at a run, and what a resume reads before it computes
-anything.
+"""All readers of a run's files: the verbs that look at a run, and the first part of a resume.
+
+That part is what a resume reads before it computes anything.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Laws of a run over several devices.
 
-They need four, so they run in a process of their own: `python -m tests.support.sharded_laws [LAW …]`.
+They need four devices, so they run in their own process: `python -m tests.support.sharded_laws [LAW …]`.
 
-It prints one JSON line, law → "ok" or what went wrong; test_train_sharding.py reads it.
+It prints one JSON line, law → "ok" or the error; test_train_sharding.py reads the line.
 """
 
 from __future__ import annotations

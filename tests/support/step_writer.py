@@ -1,4 +1,4 @@
-"""Steps on disk for tests that read names only: the files of a finished save, all of them empty."""
+"""Checkpoint steps for tests that read only names: the files of a finished save, all empty."""
 
 from __future__ import annotations
 

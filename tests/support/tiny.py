@@ -1,4 +1,4 @@
-"""A recipe small enough for a test of seconds: the shipped smoke recipe, with images of 56 pixels."""
+"""A recipe for tests that take seconds: the shipped smoke recipe, with images of 56 pixels."""
 
 from __future__ import annotations
 
