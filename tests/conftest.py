@@ -10,6 +10,8 @@ import json
 import os
 import tempfile
 
+import pytest
+
 # What pytest was started with, for tests that start what a person would start; a worker of it is told.
 _TOLD = "HARNESS_TESTS_OUTSIDE"
 OUTSIDE: dict[str, str] = json.loads(os.environ.pop(_TOLD, "null")) or dict(os.environ)
@@ -27,3 +29,29 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-cache-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+# Files that take long, the longest first: a worker that got one of them last would keep the others waiting.
+_LONG = (
+    "train_step",
+    "train_sharding",
+    "model_quantize",
+    "model_parity",
+    "train_approximate",
+    "train_levers",
+    "plan_choose",
+    "verify",
+    "train_loop",
+    "openpi_worker",
+    "openpi_run",
+    "model_pi05",
+    "train_augment",
+    "predict",
+    "supervise",
+    "analyse_curve",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of long files first; within a file their order stays."""
+    rank = {f"test_{name}": number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(_LONG)))
