@@ -5,6 +5,7 @@ Each input is laid out, spoiled, and given to the verbs that open it.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -214,6 +215,8 @@ def recipe(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
     shutil.copy(source, path)
     what, json = _spoil(place.world.received, place, rng), _json(rng)
     data = ("--dataset", str(place.bases.datasets / "v21") if source.name == "small.yaml" else "sample")
+    # `import` writes a new recipe, never over one that is there.
+    new = () if os.path.lexists(path) else ("received/recipe.yaml",)
     return f"{source.name}: {what}", [
         (3, lambda: Call(("plan", "--recipe", str(path), "--gpu", "rtx_a6000", *json))),
         (1, lambda: Call(("plan", "--recipe", str(path), "--device", "cpu", *json))),
@@ -221,7 +224,12 @@ def recipe(place: Place, rng: random.Random) -> tuple[str, list[Option]]:
         (1, lambda: Call(("stats", "--recipe", str(path), *data, *json))),
         (1, lambda: Call(("doctor", "--recipe", str(path), *data, *json))),
         (1, lambda: Call(("analyse", str(place.bases.logs / "openpi.log"), "--recipe", str(path), *json))),
-        (1, lambda: Call(("import", "openpi", "pi05_libero", "--gpu", "rtx_a6000", "--recipe", str(path)))),
+        (
+            1,
+            lambda: Call(
+                ("import", "openpi", "pi05_libero", "--gpu", "rtx_a6000", "--recipe", str(path)), new
+            ),
+        ),
     ]
 
 
