@@ -21,6 +21,9 @@ import pytest
 from harness.artifacts import Upstream
 from harness.artifacts.plan import Backend
 from harness.checkpoint.inspect import inspect
+from harness.checkpoint.locate import locate
+from harness.checkpoint.scan import find
+from harness.checkpoint.steps import read_steps
 from harness.checkpoint.store import Store
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe, to_yaml
@@ -250,12 +253,12 @@ def resumed_step(checkpoints: Path) -> int | None:
 
 def whole_by_inspect(run: RunDir) -> list[int]:
     try:
-        found = inspect(run.path)
+        found = read_steps(find(run.path))
     except HarnessError as error:
         if error.code not in ("checkpoint-empty", "not-a-checkpoint"):
             raise
         return []
-    return [step.step for step in found.steps if step.complete and step.step is not None]
+    return [int(step.path.name) for step in found if step.report.complete and not step.lacks]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -293,12 +296,11 @@ def test_inspect_says_what_a_resume_lacks(tmp_path: Path, whole: Path, part: str
     run = run_of(tmp_path / "run", "ours")
     step = shutil.copytree(whole, run.checkpoints / "5")
     lose(step, part)
-    (report,) = inspect(run.path).steps
-    assert not report.complete
-    said = " ".join(report.missing)
-    assert (part if part in (COMMIT, RECORD) else part.partition("/")[0]) in said, report.missing
-    # One loss is told once: by the item that was read, or by the mark that it lacks.
-    assert len({": " in text for text in report.missing}) == 1, report.missing
+    found = inspect(run.path)
+    said = " ".join(found.findings)
+    assert (part if part in (COMMIT, RECORD) else part.partition("/")[0]) in said, found
+    # One loss is told once: as a step that is not whole, or as one that no run resumes from.
+    assert ("is not whole" in said) != ("does not resume" in said), said
 
 
 @pytest.mark.parametrize("name", ["05", "6"])
@@ -309,9 +311,27 @@ def test_inspect_says_that_a_run_resumes_from_no_other_name(tmp_path: Path, whol
         (run.checkpoints / name).symlink_to("4")
     else:
         shutil.copytree(whole, run.checkpoints / name)
-    reports = {Path(step.path).name: step for step in inspect(run.path).steps}
-    assert [each for each, step in reports.items() if step.complete] == ["4"]
-    assert "a run resumes from no other" in reports[name].missing[0]
+    found = inspect(run.path)
+    # Their parameters are there, to predict with and to export.
+    assert all(step.complete for step in found.steps)
+    (said,) = [text for text in found.findings if "does not resume" in text]
+    assert f"from {name}" in said
+    assert "a run resumes from no other" in said
+    assert locate(str(run.path)).path.name == name
+
+
+def test_parameters_alone_in_a_run_are_whole_and_nothing_resumes_from_them(
+    tmp_path: Path, whole: Path
+) -> None:
+    run = run_of(tmp_path / "run", "ours")
+    step = shutil.copytree(whole, run.checkpoints / "4")
+    shutil.rmtree(step / TRAIN_STATE)
+    (step / COMMIT).unlink()
+    found = inspect(run.path)
+    assert [each.complete for each in found.steps] == [True]
+    assert any("does not resume from 4" in text for text in found.findings)
+    assert locate(str(run.path)).path.name == "4"
+    assert resumed_step(run.checkpoints) is None
 
 
 def test_a_step_that_is_no_runs_needs_no_file_of_ours(tmp_path: Path, whole: Path) -> None:

@@ -134,10 +134,16 @@ def _describe(step: Step, recipe: Recipe | None, *, deep: bool, against: str | N
 
 
 def _step_findings(steps: list[Step]) -> list[str]:
-    return [
+    broken = [
         f"step {s.report.step} is not whole: {'; '.join(s.report.missing[:3])}"
         for s in steps
         if not s.report.complete
+    ]
+    # Its parameters may be all that somebody wants of it.
+    return broken + [
+        f"the run does not resume from {s.path.name}: it lacks {'; '.join(s.lacks[:3])}"
+        for s in steps
+        if s.report.complete and s.lacks
     ]
 
 

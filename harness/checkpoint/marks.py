@@ -34,12 +34,9 @@ def expected_items(step: Path, items: dict[str, Path]) -> list[str]:
         return [PARAMS, *([ASSETS] if TRAIN_STATE in items else [])]
 
 
-def missing_marks(step: Path, items: dict[str, Path], backend: Backend | None) -> list[str]:
-    """The marks that a finished save leaves beside its items and that this step lacks.
-
-    The save is one of `backend`, or of no run.
-    """
-    if backend is None and TRAIN_STATE not in items and not there(step / COMMIT):
+def missing_marks(step: Path, items: dict[str, Path]) -> list[str]:
+    """The marks that a finished save leaves beside its items and that this step lacks."""
+    if TRAIN_STATE not in items and not there(step / COMMIT):
         return []  # released weights: parameters alone, not a save of a trainer
     lacking = []
     try:

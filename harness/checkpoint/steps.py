@@ -33,6 +33,8 @@ class Step(NamedTuple):
     trees: dict[str, Item]
     # Whether a run resumes from it. Only names decide this.
     resumable: bool
+    # The names that its run lacks to resume from it, beside those that the report calls missing.
+    lacks: list[str]
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -66,7 +68,7 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: 
     trees = {name: read_item(items[name]) for name in TREES if name in items}
     # Each file of the step is visited once. Those of an array item were visited when it was read.
     files = {name: trees[name].files if name in trees else files_of(place) for name, place in items.items()}
-    missing = [] if is_item else missing_marks(path, items, backend)
+    missing = [] if is_item else missing_marks(path, items)
     if not is_item:
         missing += [f"{name}/" for name in expected_items(path, items) if name not in items]
     for name in items:
@@ -75,7 +77,7 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: 
         if len(problems) > SHOWN:
             missing.append(f"{name}: and {len(problems) - SHOWN} more problems")
     missing += damaged_statistics(items[ASSETS], files[ASSETS].sizes) if ASSETS in items else []
-    missing += missing_to_resume(path, backend, missing) if backend is not None else []
+    lacks = missing_to_resume(path, backend, missing) if backend is not None and not is_item else []
     arrays = {name: len(tree.arrays) for name, tree in trees.items()}
     reports = [CheckpointItem(name=name, bytes=files[name].nbytes, arrays=arrays.get(name)) for name in items]
     beside = (
@@ -94,6 +96,7 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: 
         items,
         trees,
         is_own(path, backend or ANYBODY) and is_whole(path, backend or ANYBODY),
+        lacks,
     )
 
 

@@ -83,8 +83,10 @@ def plan_or_refusal(
     from harness.download.cache import is_remote
 
     source = chain.recipe.weights.source
-    here = None if source is None or is_remote(source) or "weights directory" in allow else Path(source)
-    if here is not None and why_not(here, chain.recipe) is not None:
+    # A started run has its weights in its checkpoints.
+    started = chain.run is not None and chain.run.started
+    passes = started or source is None or is_remote(source) or "weights directory" in allow
+    if not passes and why_not(Path(str(source)), chain.recipe) is not None:
         return HarnessError(
             "weights-first",
             "nothing is planned with weights that cannot be the recipe's start",
@@ -103,11 +105,11 @@ def _leftovers(checkpoints: Path, backend: Backend) -> list[InterruptedSave]:
 
     try:
         found = find(checkpoints) if checkpoints.is_dir() and any(checkpoints.iterdir()) else None
+        if found is None or not found.interrupted:
+            return []
+        newest = newest_step(checkpoints, backend)
     except HarnessError:
         # A directory without any checkpoint has no interrupted save either. `inspect` says what the directory
-        # is.
+        # is, and which step may not be read.
         return []
-    if found is None or not found.interrupted:
-        return []
-    newest = newest_step(checkpoints, backend)
     return [interrupted_save(path, newest) for path in found.interrupted]

@@ -73,7 +73,7 @@ def supervise(
             return Outcome(*result.end, done)
         smaller = _smaller(plan) if ending.smaller else None
         # A second attempt that saves nothing new would end like this one, unless it follows another plan.
-        went_further = done == 0 or resumes_after(run.checkpoints, plan.backend) > before
+        went_further = done == 0 or _saved(run, plan) > before
         if (
             not _goes_on(ending, smaller, went_further=went_further)
             or done >= restarts
@@ -92,6 +92,14 @@ def supervise(
                 "with the next plan of the same mathematics, which needs"
                 f" {format_bytes(smaller.device_bytes)} of the device: {smaller.reason}"
             )
+
+
+def _saved(run: RunDir, plan: Plan) -> int:
+    """The steps that a resume has behind it; -1 if a step may not be read: the crash is what matters."""
+    try:
+        return resumes_after(run.checkpoints, plan.backend)
+    except HarnessError:
+        return -1
 
 
 def _goes_on(ending: Ending, smaller: Candidate | None, *, went_further: bool) -> bool:

@@ -12,7 +12,11 @@ from harness.verbs.answers import answer, rundir
 from harness.verbs.options import JsonOption, RunOption, gib_bytes
 
 app = typer.Typer(
-    no_args_is_help=True, help="What another trainer's command line would really do.", rich_markup_mode=None
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="What another trainer's command line would really do.",
+    rich_markup_mode=None,
 )
 
 
