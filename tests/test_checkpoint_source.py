@@ -199,3 +199,19 @@ def test_no_jax_is_loaded_for_it(tmp_path: Path) -> None:
     )
     step = step_of(smoke(), tmp_path / "7")
     subprocess.run([sys.executable, "-c", code, str(step)], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("source", ["a" * 300, "/etc/passwd/x", "a" * 5000])
+def test_a_base_that_no_file_can_be_called_is_refused(tmp_path: Path, source: str) -> None:
+    from harness.checkpoint.against import moved
+    from harness.checkpoint.scan import find
+    from harness.checkpoint.steps import read_steps
+
+    with pytest.raises(HarnessError):
+        find_params(Path(source))
+    step = step_of(smoke(), tmp_path / "7")
+    (step / "harness").mkdir(exist_ok=True)
+    (step / "harness" / "base.json").write_text(json.dumps({"source": source, "sha256": "0"}))
+    (read,) = read_steps(find(step))
+    with pytest.raises(HarnessError):
+        moved(read, "base", None, None)

@@ -300,3 +300,12 @@ def test_the_verb(tmp_path: Path) -> None:
     )
     assert watched.returncode == 1
     assert "died" in watched.stdout
+
+
+def test_the_newest_run_is_no_link_and_may_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "later").write_text("")
+    assert newest_run().path.name == "mine"

@@ -106,6 +106,18 @@ def test_it_can_begin_at_a_checkpoint(place: Path, tmp_path: Path) -> None:
     )
 
 
+def test_kernels_are_not_copied_from_outside_of_the_run(place: Path, tmp_path: Path) -> None:
+    run, scratch = copy(place, tmp_path), tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "private").write_text("PRIVATE")
+    (run / "kernels.pbtxt").symlink_to(tmp_path / "private")
+    found = verdict(place, run, "--steps=1", code=1, TMPDIR=str(scratch))
+    assert found.replay is not None
+    assert found.replay.status == "cannot tell"
+    assert "file-leaves-root" in found.replay.note
+    assert not any("PRIVATE" in path.read_text() for path in scratch.rglob("kernels.pbtxt"))
+
+
 def change_metrics(run: Path, place: Path) -> None:
     del place
     lines = (run / "metrics.jsonl").read_text().splitlines()

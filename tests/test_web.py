@@ -43,6 +43,9 @@ ADDRESSES = [
     ("100.64.0.1", PRIVATE),
     ("224.0.0.1", PRIVATE),
     ("fd00::1", PRIVATE),
+    ("64:ff9b:1::a9fe:a9fe", LINK_LOCAL),
+    ("::ffff:0:10.0.0.1", PRIVATE),
+    ("192.0.0.192", PRIVATE),
 ]
 
 
@@ -219,9 +222,19 @@ def test_a_redirect_to_another_scheme_is_not_followed(places: Places, target: st
     assert code == "download-scheme"
 
 
-@pytest.mark.parametrize("target", ["http://[::1", "https://[x]/", "https://a]b/", "//[", "https://a:b:c/"])
+@pytest.mark.parametrize(
+    "target", ["http://[::1", "https://[x]/", "https://a]b/", "//[", "https://a:b:c/", "https://[::1/"]
+)
 def test_a_redirect_to_what_is_no_address_is_refused(places: Places, target: str) -> None:
     assert refused(f"http://127.0.0.1:{places.port}/to?{target}") in ("download-redirect", "download-scheme")
+
+
+@pytest.mark.parametrize("host", ["a..b.com", ".example.com", "a" * 64 + ".example.com"])
+def test_a_name_that_no_name_service_takes_is_no_traceback(places: Places, host: str) -> None:
+    with pytest.raises((HarnessError, OSError)):
+        open_url(f"http://127.0.0.1:{places.port}/to?https://{host}/x", timeout_s=10)
+    with pytest.raises((HarnessError, OSError)):
+        open_url(f"https://{host}/x", timeout_s=10)
 
 
 def test_redirects_have_an_end(places: Places) -> None:

@@ -76,13 +76,13 @@ def find(path: Path) -> Found:
         _fill(found)
         if not any(item in items for _, _, items in found.steps for item in (*TREES, HARNESS)):
             refuse_pytorch(path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise HarnessError(
             "checkpoint-missing",
             f"there is no {path}",
             fix="give a run, a checkpoint directory or a step; ls the parent directory",
         ) from error
-    except (PermissionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise unreadable(path, error) from error
     if not found.steps and not found.interrupted and not found.partial:
         raise _empty(path, found)

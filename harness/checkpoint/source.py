@@ -5,6 +5,7 @@ The answer comes before anything is planned, compiled or loaded. No JAX.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from harness.run.directory import CHECKPOINTS
 from harness.run.steps import BASE, INTERRUPTED, METADATA, PARAMS, is_interrupted, is_whole, step_directories
 
 Shapes = Mapping[str, tuple[int, ...]]
+# As long as Linux takes a path. Source: limits.h, PATH_MAX.
+_LONGEST_NAME = 4096
 _PUBLISHED = "--set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
 
 
@@ -80,8 +83,15 @@ def find_params(path: Path) -> Path:
     Raises: HarnessError "weights-missing", "weights-step-needed", "checkpoint-interrupted",
     "pytorch-checkpoint", "weights-not-a-checkpoint", "file-leaves-root".
     """
-    if not path.is_dir():
-        if path.is_file():
+    try:
+        is_directory, is_file = path.is_dir(), path.is_file()
+    except OSError as error:
+        # No file has a name of more than 255 bytes.
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        is_directory = is_file = False
+    if not is_directory:
+        if is_file:
             refuse_pytorch(path)
         raise HarnessError(
             "weights-missing",
@@ -195,7 +205,7 @@ def named_base(step: Path) -> Base | None:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
+    if not isinstance(value, str) or not value or "\0" in value or len(value) > _LONGEST_NAME:
         raise ValueError("no text")
     return value
 

@@ -13,7 +13,7 @@ import ssl
 import string
 from functools import partial
 from http.client import HTTPConnection, HTTPMessage, HTTPResponse, HTTPSConnection
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -50,6 +50,10 @@ _PRIVATE_NAMES = (
 )
 # 64:ff9b::/96 without its last 32 bits. Source: RFC 6052.
 _NAT64 = 0x64FF9B << 64
+# 64:ff9b:1::/48 without its last 80 bits, and ::ffff:0:0:0/96. Source: RFC 8215; RFC 2765.
+_LOCAL_NAT64, _TRANSLATED = 0x64FF9B0001, 0xFFFF << 16
+# Addresses of the protocols themselves, a cloud's metadata server among them. Source: RFC 6890.
+_PROTOCOLS = ip_network("192.0.0.0/24")
 # Forms such as 2130706433, 0x7f.1 or 127.1, which the C library reads as an IPv4 address.
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+)){0,3}", re.IGNORECASE)
 
@@ -121,7 +125,7 @@ def kind_of(address: str) -> str:
         return LOOPBACK
     if ip.is_link_local:
         return LINK_LOCAL
-    return PUBLIC if ip.is_global and not ip.is_multicast else PRIVATE
+    return PUBLIC if ip.is_global and not ip.is_multicast and ip not in _PROTOCOLS else PRIVATE
 
 
 def kind_of_host(host: str) -> str:
@@ -144,7 +148,7 @@ def _embedded(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     if isinstance(ip, IPv4Address):
         return ip
     number = int(ip)
-    if number >> 32 in (0, _NAT64) and number > 1:
+    if (number >> 32 in (0, _NAT64, _TRANSLATED) or number >> 80 == _LOCAL_NAT64) and number > 1:
         return IPv4Address(number & 0xFFFFFFFF)
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
 
@@ -311,7 +315,12 @@ def _connection(
 def _connect(trip: _Trip, address: tuple[str, int], timeout: Any, source: Any) -> socket.socket:
     """A socket to the first address of the host that answers. All addresses are checked first."""
     host, port = address
-    places = [str(place[4][0]) for place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        # A part of the name is empty, or longer than the 63 characters that the name service has room for.
+        raise OSError(f"{one_line(host[:200])} is no name of a host") from error
+    places = [str(place[4][0]) for place in found]
     for place in places:
         trip.check(host, kind_of(place))
     failure: OSError = OSError(f"{host} has no address")

@@ -29,11 +29,12 @@ def newest_run() -> RunDir:
     Raises: HarnessError "run-missing".
     """
     root = runs_root()
-    runs = (
-        [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        if root.is_dir()
-        else []
-    )
+    # A link may lead anywhere; whoever means it names it.
+    runs = [
+        (written, path)
+        for path in (root.iterdir() if root.is_dir() else [])
+        if not path.name.startswith(".") and (written := _written(path)) is not None
+    ]
     if not runs:
         raise HarnessError(
             "run-missing",
@@ -41,9 +42,17 @@ def newest_run() -> RunDir:
             need="a run directory",
             fix="harness status RUN, or harness train --recipe smoke",
         )
-    return RunDir(
-        max(runs, key=lambda path: max(child.lstat().st_mtime for child in (path, *path.iterdir())))
-    )
+    return RunDir(max(runs)[1])
+
+
+def _written(run: Path) -> float | None:
+    """When a directory was last written to; None for what is none, or may not be listed."""
+    try:
+        if run.is_symlink() or not run.is_dir():
+            return None
+        return max(child.lstat().st_mtime for child in (run, *run.iterdir()))
+    except OSError:
+        return None
 
 
 def read_status(run: RunDir, *, now: float | None = None) -> Status:

@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.flow.chain import Chain
 from harness.flow.device import prepare_jax
 from harness.flow.trainer import Trainer
-from harness.received.files import check_stays, walk
+from harness.received.files import ARTIFACT_BYTES, check_stays, read_received, there, walk
 from harness.received.text import word
 from harness.run.directory import KERNELS, RunDir
 from harness.run.steps import whole_steps
@@ -96,9 +96,16 @@ class Again(NamedTuple):
         trainer = self.chain.trainer.again(start)
         if start:
             _copy_step(run, made, start)
-        if (run.path / KERNELS).is_file():
+        if there(run.path / KERNELS):
+            # A link must not bring in a file that is not of the run.
+            try:
+                kernels = read_received(run.path / KERNELS, run.path, ARTIFACT_BYTES)
+            except OSError as error:
+                what = f"{run.path / KERNELS} cannot be read: {error.strerror}"
+                fix = f"chmod u+r {word(run.path / KERNELS)}"
+                raise HarnessError("run-unreadable", what, fix=fix) from error
             made.path.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(run.path / KERNELS, made.path / KERNELS)
+            (made.path / KERNELS).write_bytes(kernels)
         plan = self._plan_as_recorded(self.dataset)
         made.write(plan)
         self.watcher.say(f"computing {steps} steps again on {plan.device}")
