@@ -12,6 +12,7 @@ from harness.analyse.text import Text
 from harness.analyse.unpack import pieces
 from harness.errors import HarnessError
 from harness.received.files import open_received
+from harness.received.text import word
 from harness.run.directory import METRICS, RECIPE
 
 STDIN = "-"
@@ -69,7 +70,7 @@ def open_source(path: str, stdin: bytes | BinaryIO | None = None) -> Source:
                 "log-unreadable",
                 f"{place} is neither a file nor a directory",
                 need=_NEED,
-                fix=f"cat {place} | harness analyse -",
+                fix=f"cat {word(place)} | harness analyse -",
             )
         # A path that a user typed may be a link. The files of a run directory must lie inside it.
         real = place if run is not None else place.resolve()
@@ -80,7 +81,7 @@ def open_source(path: str, stdin: bytes | BinaryIO | None = None) -> Source:
             "log-unreadable",
             f"cannot read {place}: {why}",
             need="permission to read it",
-            fix=f"chmod u+r {place}",
+            fix=f"chmod u+r {word(place)}",
         ) from error
     if run is None and place.name == METRICS and (place.parent / RECIPE).is_file():
         run = place.parent

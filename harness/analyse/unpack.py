@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from harness.errors import HarnessError
+from harness.received.text import word
 from harness.units import MIB, format_bytes
 
 PIECE_BYTES = MIB
@@ -56,7 +57,7 @@ def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
             "log-binary",
             f"{name} is packed with zstd",
             need="text, or gzip, bzip2, xz, zip",
-            fix=f"zstd -dc {name} | harness analyse -",
+            fix=f"zstd -dc {word(name)} | harness analyse -",
         )
     kind = next((kind for mark, kind in _KINDS if head.startswith(mark)), None)
     if kind is None:
@@ -158,7 +159,7 @@ def _zip(file: _Joined, name: str) -> Iterator[bytes]:
                 f"{name} holds {len(members)} files",
                 got=names or "none",
                 need="an archive of one log",
-                fix=f"unzip -p {name} LOG_INSIDE | harness analyse -",
+                fix=f"unzip -p {word(name)} LOG_INSIDE | harness analyse -",
             )
         with archive.open(members[0]) as unpacked:
             yield from iter(lambda: unpacked.read(PIECE_BYTES // 16), b"")

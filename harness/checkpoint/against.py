@@ -10,6 +10,7 @@ from harness.checkpoint.moved import Tree, compare_parameters
 from harness.checkpoint.scan import find
 from harness.checkpoint.steps import Step, named_base, read_steps, recorded_recipe
 from harness.errors import HarnessError
+from harness.received.text import word
 from harness.recipe.schema import Recipe
 from harness.run.steps import PARAMS, step_directories, step_number
 
@@ -81,7 +82,7 @@ def _other(step: Step, against: str) -> Step:
             "nothing-to-compare",
             f"{place} has no whole step with parameters",
             need="a whole step, or weights",
-            fix=f"harness inspect {place} lists what is there",
+            fix=f"harness inspect {word(place)} lists what is there",
         )
     return whole[-1]
 

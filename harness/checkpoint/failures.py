@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.received.text import word
 from harness.run.steps import INTERRUPTED
 
 
@@ -22,7 +23,10 @@ def save_failure(
             "not-writable",
             f"cannot write the checkpoint of step {step} in {directory}",
             need="a directory that this user may write",
-            fix=(f"chown $(id -u) {directory}; in compose set HARNESS_UID and HARNESS_GID to your own ids"),
+            fix=(
+                f"chown $(id -u) {word(directory)}; in compose set HARNESS_UID and HARNESS_GID to your own"
+                " ids"
+            ),
         )
     return HarnessError(
         "save-failed",
@@ -44,7 +48,7 @@ def disk_full(directory: Path, step: int | None, *, got: str | None, need: str |
         got=got and f"{got} free",
         need=need and f"{need} free",
         fix=(
-            f"free space in {directory} (delete old runs, or interrupted saves: {directory}/*{INTERRUPTED}*),"
-            " then go on with --resume"
+            f"free space in {directory} (delete old runs, or interrupted saves:"
+            f" {word(directory)}/*{INTERRUPTED}*), then go on with --resume"
         ),
     )

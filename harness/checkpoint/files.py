@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from harness.errors import HarnessError
 from harness.received.files import walk
+from harness.received.text import word
 
 _SHOWN = 3
 
@@ -65,7 +66,7 @@ def leads_out(directory: Path, names: Iterable[str]) -> HarnessError:
         need="a checkpoint whose files all lie in its own directory",
         fix=(
             "do not use it unless you know who made it; if the links are yours, put the files in their"
-            f" place: cp -rL {directory} COPY"
+            f" place: cp -rL {word(directory)} COPY"
         ),
     )
 

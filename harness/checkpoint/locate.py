@@ -13,6 +13,7 @@ from harness.errors import HarnessError
 from harness.received.consent import Named
 from harness.received.files import ARTIFACT_BYTES, there
 from harness.received.json import read_json
+from harness.received.text import word
 from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.schema import Recipe
 from harness.run.steps import EXPORT, PARAMS, RECORD
@@ -56,8 +57,8 @@ def locate(source: str, *, progress: Progress | None = None) -> Located:
             got="; ".join(lines),
             need="a step whose save was finished",
             fix=(
-                f"take another step or run (harness inspect {source} lists what is there), or train on from"
-                " an earlier one with --resume"
+                f"take another step or run (harness inspect {word(source)} lists what is there), or train on"
+                " from an earlier one with --resume"
             ),
         )
     newest = Path(whole[-1].path)

@@ -17,6 +17,7 @@ from harness.checkpoint.files import files_of, stray_problem
 from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
 from harness.received.files import stays
+from harness.received.text import word
 from harness.run.directory import CHECKPOINTS, MANIFEST, RunDir
 from harness.run.steps import (
     COMMIT,
@@ -240,7 +241,8 @@ def unreadable(path: Path, error: BaseException) -> HarnessError:
         got=f"uid {os.getuid()}",
         need="read permission on the whole checkpoint",
         fix=(
-            f"chmod -R u+rX {path}, or run as the user who wrote it (in compose: HARNESS_UID and HARNESS_GID)"
+            f"chmod -R u+rX {word(path)}, or run as the user who wrote it (in compose: HARNESS_UID and"
+            " HARNESS_GID)"
         ),
     )
 
@@ -261,7 +263,7 @@ def _empty(path: Path, found: Found) -> HarnessError:
             "checkpoint-empty",
             f"the run {path} has saved no checkpoint yet",
             need="a run that reached its first save (train.save_every_steps)",
-            fix=f"harness train --resume --run {found.run}",
+            fix=f"harness train --resume --run {word(found.run)}",
         )
     if not any(found.root.iterdir()):
         return HarnessError(
@@ -276,7 +278,9 @@ def _empty(path: Path, found: Found) -> HarnessError:
     )
     names = sorted(child.name for child in found.root.iterdir())
     return _not_a_checkpoint(
-        path, f"a directory of {', '.join(names[:6])}", f"harness inspect {nested.parent}" if nested else None
+        path,
+        f"a directory of {', '.join(names[:6])}",
+        f"harness inspect {word(nested.parent)}" if nested else None,
     )
 
 

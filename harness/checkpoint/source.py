@@ -17,6 +17,7 @@ from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
 from harness.received.files import MARK_BYTES, check_stays, there
 from harness.received.json import read_json
+from harness.received.text import word
 from harness.recipe.parameters import parameter_shapes
 from harness.recipe.schema import Recipe
 from harness.run.directory import CHECKPOINTS
@@ -104,7 +105,7 @@ def find_params(path: Path) -> Path:
             "checkpoint-interrupted",
             f"{path} is a save that was never finished",
             need="a finished checkpoint",
-            fix=f"take a finished step beside it (harness inspect {path.parent} lists them)",
+            fix=f"take a finished step beside it (harness inspect {word(path.parent)} lists them)",
         )
     if (path / METADATA).is_file():
         return path
@@ -135,7 +136,7 @@ def _refuse_several(path: Path) -> None:
                 f"{path} is a {'run' if checkpoints != path else 'directory of steps'}, not one step of it",
                 got=f"step {names[0]}" if len(names) == 1 else f"{len(names)} steps: {', '.join(names)}",
                 need="one step directory",
-                fix=f"--set weights.source={newest}",
+                fix=f"--set {word(f'weights.source={newest}')}",
             )
 
 
@@ -175,7 +176,7 @@ def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError |
             " recipe's model has none",
             got=f"adapters such as {min(adapters)}",
             need="full weights, with the adapters merged into them; or a recipe with the same adapters",
-            fix=f"harness export {step} OUT, then --set weights.source=OUT",
+            fix=f"harness export {word(step)} OUT, then --set weights.source=OUT",
         )
     return HarnessError(
         "weights-mismatch",
@@ -233,5 +234,5 @@ def _unreadable(path: Path, error: OSError) -> HarnessError:
         "checkpoint-unreadable",
         f"{error.filename or path} cannot be read: {error.strerror}",
         need="read permission on the whole checkpoint",
-        fix=f"chmod -R u+rX {path}, or run as the user who wrote it",
+        fix=f"chmod -R u+rX {word(path)}, or run as the user who wrote it",
     )

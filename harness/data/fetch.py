@@ -15,6 +15,7 @@ from harness.errors import HarnessError
 from harness.received import consent
 from harness.received.consent import Named
 from harness.received.names import why_no_relative_name
+from harness.received.text import word
 from harness.recipe.schema import Data
 
 # Source: huggingface_hub utils/_validators.py `validate_repo_id`, 2.4.0.
@@ -79,7 +80,10 @@ def resolve(data: Data) -> Resolved:
             f"two revisions of {hub_id} are asked for",
             got=f"{data.dataset} and data.revision={data.revision}",
             need="one",
-            fix=f"--set data.revision={revision}, or --dataset {hub_id} without @{revision}",
+            fix=(
+                f"--set {word(f'data.revision={revision}')}, or --dataset {word(hub_id)}"
+                f" without {word(f'@{revision}')}"
+            ),
         )
     if not is_hub_id(hub_id):
         raise HarnessError(

@@ -7,11 +7,11 @@ file is damaged and a hub has it. If the metadata are wrong, the files that they
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.received.files import open_received
+from harness.received.text import word
 
 # Source: git-lfs docs/spec.md, "The Pointer".
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -38,7 +38,7 @@ def damaged(code: str, what: str, path: Path, *, got: object = None, need: objec
             f"{path} is a pointer of Git LFS: the file itself was not fetched with the clone",
             got="a text of three lines",
             need="the file",
-            fix=f"git -C {shlex.quote(str(path.parent))} lfs pull",
+            fix=f"git -C {word(path.parent)} lfs pull",
         )
     return HarnessError(code, what, got=got, need=need, fix=another_copy(path))
 
@@ -48,10 +48,8 @@ def another_copy(path: Path) -> str:
     hub = hub_of(path)
     if hub is not None:
         # The snapshot's entry is a link to the blob. A new download would link to the same blob again.
-        both = " ".join(
-            shlex.quote(str(each)) for each in dict.fromkeys((path, Path(os.path.realpath(path))))
-        )
-        return f"rm -f {both}; the same command then fetches this one file of {hub} again"
+        both = " ".join(word(each) for each in dict.fromkeys((path, Path(os.path.realpath(path)))))
+        return f"rm -f {both}; the same command then fetches this one file of {word(hub)} again"
     return (
         f"copy {path.name} again from where the dataset was made; where there is no copy, keep what is here"
         f" and {_EDIT}"

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from harness.data.mending import missing, rewrite
 from harness.errors import HarnessError
 from harness.received.files import open_received, read_received, stays, walk
+from harness.received.text import word
 
 # The file that every LeRobot dataset has, and the directory in which version 3.0 lists its episodes.
 INFO, EPISODES = "meta/info.json", "meta/episodes"
@@ -130,5 +131,5 @@ def _unreadable(path: Path, error: OSError) -> HarnessError:
         f"{path} cannot be read",
         got=error.strerror,
         need="a readable file",
-        fix=f"chmod a+rX {path}",
+        fix=f"chmod a+rX {word(path)}",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning
 from harness.download.cache import is_remote
 from harness.errors import HarnessError
+from harness.received.text import word
 from harness.recipe.parameters import check_who_is_trained
 
 
@@ -47,7 +47,7 @@ def dataset(situation: Situation) -> Iterator[Finding]:
             "dataset",
             text,
             "a dataset without findings",
-            f"harness data --dataset {found.source} --html shows it",
+            f"harness data --dataset {word(found.source)} --html shows it",
         )
 
 
@@ -82,7 +82,7 @@ def _not_here(situation: Situation, check: str) -> Finding:
         check,
         got,
         "the data, to be looked at",
-        f"harness data --dataset {shlex.quote(name)} fetches it; harness train looks before it trains",
+        f"harness data --dataset {word(name)} fetches it; harness train looks before it trains",
     )
 
 
@@ -96,7 +96,7 @@ def leftovers(situation: Situation) -> Iterator[Finding]:
     for save in situation.leftovers:
         got = f"{save.path} was never finished ({', '.join(save.missing) or save.reason})"
         fix = (
-            f"harness inspect {Path(save.path).parent} --clean"
+            f"harness inspect {word(Path(save.path).parent)} --clean"
             if save.safe_to_delete
             else f"wait: {save.reason}"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
+from harness.received.text import word
 from harness.recipe.schema import Train
 from harness.run.directory import RunDir
 from harness.run.steps import whole_steps
@@ -192,7 +193,7 @@ def writable(situation: Situation) -> Iterator[Finding]:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as failure:
-            fix = f"chown $(id -u) {there}; in compose HARNESS_UID=$(id -u) HARNESS_GID=$(id -g)"
+            fix = f"chown $(id -u) {word(there)}; in compose HARNESS_UID=$(id -u) HARNESS_GID=$(id -g)"
             yield error(
                 "writable",
                 f"{path}: {failure.strerror} for uid {os.getuid()}",

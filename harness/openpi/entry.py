@@ -26,6 +26,7 @@ import importlib
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -203,8 +204,8 @@ def check_commit(job: dict[str, Any], root: Path, *, any_commit: bool) -> str:
         got=commit[:12] + commit[40:],
         need=job["commit"],
         fix=(
-            f"git -C {root} checkout {job['commit']} (git stash puts changes aside); or --any-commit, which"
-            " is recorded"
+            f"git -C {shlex.quote(str(root))} checkout {shlex.quote(job['commit'])} (git stash puts changes"
+            " aside); or --any-commit, which is recorded"
         ),
     )
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from harness.errors import HarnessError
 from harness.openpi.entry import commit_of
 from harness.openpi.table import COMMIT
+from harness.received.text import word
 
 VARIABLE = "HARNESS_OPENPI"
 # The phase of a run in which openpi loads its own modules.
@@ -68,8 +69,8 @@ def find_installation(environ: Mapping[str, str] = os.environ, *, any_commit: bo
             got=f"no {python}",
             need="openpi's own lock, installed",
             fix=(
-                f"cd {root} && GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev (evdev needs build-essential"
-                f" and python3-dev); or {IN_CONTAINER}"
+                f"cd {word(root)} && GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev (evdev needs"
+                f" build-essential and python3-dev); or {IN_CONTAINER}"
             ),
         )
     found = Installation(root, python, commit_of(root))
@@ -80,8 +81,8 @@ def find_installation(environ: Mapping[str, str] = os.environ, *, any_commit: bo
             got=found.commit[:12] + found.commit[40:],
             need=f"{COMMIT}, without changes",
             fix=(
-                f"git -C {root} checkout {COMMIT} (git stash puts changes aside); or --any-commit, which is"
-                " recorded"
+                f"git -C {word(root)} checkout {COMMIT} (git stash puts changes aside); or --any-commit,"
+                " which is recorded"
             ),
         )
     return found

@@ -28,6 +28,7 @@ from harness.openpi.table import (
     state_parts,
 )
 from harness.plan.place import Place, absent, present
+from harness.received.text import word
 from harness.recipe.deviations import deviations
 from harness.recipe.load import load_recipe
 from harness.recipe.parameters import counts
@@ -100,7 +101,7 @@ def options(sets: Iterable[str]) -> tuple[int | None, list[str]]:
                 f"--set {one!r}: {written!r} is neither an option of --backend openpi nor a key of the"
                 " recipe",
                 need=f"{', '.join([*_BARE, 'fsdp'])}, or a path such as train.seed",
-                fix=f"--set {nearest}={value}",
+                fix=f"--set {word(f'{nearest}={value}')}",
             )
     return fsdp, overrides
 

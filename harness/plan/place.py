@@ -13,6 +13,7 @@ from harness.errors import HarnessError
 from harness.plan import cards
 from harness.plan.cards import Card
 from harness.plan.devices import Device, devices_of, figures
+from harness.received.text import word
 from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
 from harness.units import GIB, MIB, format_bytes, format_count
@@ -334,6 +335,6 @@ def _name_and_count(gpu: str) -> tuple[str, int]:
             f"--gpu {gpu!r}: how many cards?",
             got=count,
             need="NAME or NAME:COUNT, a count from 1",
-            fix=f"--gpu {name}:2",
+            fix=f"--gpu {word(f'{name}:2')}",
         )
     return name, int(count)

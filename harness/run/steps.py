@@ -21,6 +21,7 @@ from pathlib import Path
 from harness.artifacts import NormStats
 from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
+from harness.received.text import word
 
 COMMIT = "_CHECKPOINT_METADATA"
 # Part of the name of every directory that is being written, or was being written when its process died.
@@ -107,8 +108,8 @@ def whole_steps(checkpoints: Path, backend: Backend = "ours") -> list[int]:
             got=f"uid {os.getuid()}",
             need="read permission on every step",
             fix=(
-                f"chmod -R u+rX {checkpoints}, or run as the user who wrote it (in compose: HARNESS_UID and"
-                " HARNESS_GID)"
+                f"chmod -R u+rX {word(checkpoints)}, or run as the user who wrote it (in compose: HARNESS_UID"
+                " and HARNESS_GID)"
             ),
         ) from error
 

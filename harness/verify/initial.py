@@ -15,6 +15,7 @@ from harness.errors import HarnessError
 from harness.received.consent import Named
 from harness.received.files import MARK_BYTES, UnsafeFile, walk
 from harness.received.json import read_json
+from harness.received.text import word
 from harness.run.directory import sha256_directory, sha256_file
 from harness.run.steps import BASE, METADATA, PARAMS
 
@@ -75,7 +76,9 @@ def _of_directories(source: Path, names: list[str]) -> dict[str, str]:
         if strays:
             what = f"{strays[0]} is no regular file inside of {path}, so that directory was not hashed"
             raise HarnessError(
-                "file-leaves-root", what, fix=f"put the files in the place of the links: cp -rL {path} COPY"
+                "file-leaves-root",
+                what,
+                fix=f"put the files in the place of the links: cp -rL {word(path)} COPY",
             )
     return {
         name.rpartition("/")[2] if name.startswith("/") else name: sha256_directory(there[name])
