@@ -21,7 +21,7 @@ from harness.download.cache import check_may_fetch, fetch_tree
 from harness.errors import HarnessError
 from harness.received import consent
 from harness.received.consent import Named
-from harness.recipe.load import load_recipe, recipe_from, shipped_sources
+from harness.recipe.load import load_recipe, recipe_from, shipped_sources, to_yaml
 from harness.recipe.schema import PALIGEMMA
 from harness.verify.initial import digests_here
 from tests.support.item_writer import write_step
@@ -89,7 +89,6 @@ def test_offline_is_no_network_at_all(server: Server, named: Named, tmp_path: Pa
 def test_what_the_user_types_may_be_fetched_and_what_a_run_names_may_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from harness.recipe.load import to_yaml
 
     mine = load_recipe("smoke", ["weights.source=https://mine.example/ck", "data.dataset=lab/robot@v1"])
     assert consent.granted("https://mine.example/ck/")
@@ -111,6 +110,15 @@ def test_what_the_user_types_may_be_fetched_and_what_a_run_names_may_not(
     assert consent.granted("gs://openpi-assets/checkpoints/pi05_base/params")
     check_may_fetch("gs://openpi-assets/checkpoints/pi05_base/params", BY)
     assert code_of(check_may_fetch, "https://mine.example/ck", BY).code == "fetch-not-asked"
+
+
+def test_a_recipes_file_is_no_word_for_the_services_of_this_machine(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke", ["weights.source=http://127.0.0.1:9/admin"])
+    assert consent.granted("http://127.0.0.1:9/admin")
+    consent.begin()
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+    load_recipe(str(tmp_path / "recipe.yaml"))
+    assert code_of(check_may_fetch, "http://127.0.0.1:9/admin", BY).code == "fetch-not-asked"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +190,6 @@ def test_base_json_fetches_nothing_without_fetch(server: Server, tmp_path: Path)
 def test_the_weights_of_a_run_that_goes_on_are_refused_before_anything_is_computed(
     server: Server, tmp_path: Path
 ) -> None:
-    from harness.recipe.load import to_yaml
 
     (tmp_path / "run").mkdir()
     recipe = recipe_from(

@@ -34,7 +34,9 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: 
     """
     recipe = recipe_from(_read_yaml(name_or_file, root), overrides, where=f"recipe {name_or_file}")
     if root is None:
-        consent.grant(*_sources(recipe).values())
+        # http:// is for servers on this machine (download.web). A file may come from anyone, and they may not
+        # have this machine's services asked.
+        consent.grant(*(each for each in _sources(recipe).values() if not (each or "").startswith("http://")))
     return recipe
 
 
