@@ -392,3 +392,11 @@ def test_unwritable_cache(server, tmp_path):
     with pytest.raises(HarnessError) as caught:
         fetch_file(f"{server.url}/w.bin", cache=tmp_path / "file")
     assert caught.value.code == "download-not-writable"
+
+
+def test_an_address_of_a_directory_is_fetched_as_a_file_when_it_is_asked_for_as_one(server, tmp_path):
+    server.files |= {"ck/a": b"1", "ck/b": b"2"}
+    tree = fetch_tree(f"{server.url}/ck", cache=tmp_path)
+    assert sorted(path.name for path in tree.path.iterdir()) == ["a", "b"]
+    server.files = {"ck": b"3"}
+    assert fetch_file(f"{server.url}/ck", cache=tmp_path).path.read_bytes() == b"3"

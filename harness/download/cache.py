@@ -89,19 +89,24 @@ def fetch_file(
         return found
     with _naming(named):
         name = _name(source, "file")
-        files = kept_files(_place(source, cache), name)
+        files = _kept_file(_place(source, cache), name)
         if files is not None and sha256 in (None, files[name][1]):
             return Downloaded(_place(source, cache) / name, *files[name])
         consent.check(source, named)
         with held(_place(source, cache), source) as entry:
             # Another process may have fetched it while this one waited for the lock.
-            files = kept_files(entry, name)
+            files = _kept_file(entry, name)
             if files is None or sha256 not in (None, files[name][1]):
                 consent.announce(source, named, named.bytes)
                 url = object_url(source) if source.startswith("gs://") else source
                 files = _fetch_all(source, [RemoteFile(name, url, None, sha256=sha256)], entry, progress)
                 commit(entry, entry / PART / name, name, source, files)
             return Downloaded(entry / name, *files[name])
+
+
+def _kept_file(entry: Path, name: str) -> dict[str, tuple[int, str]] | None:
+    """The file that the entry holds; None also if it holds a directory that was fetched from this address."""
+    return kept_files(entry, name) if (entry / name).is_file() else None
 
 
 def fetch_tree(
