@@ -105,8 +105,9 @@ def main() -> None:
         print("\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except Exception:
-        # Python would write the traceback past the cleaned stream above.
-        print(traceback.format_exc(), file=sys.stderr)
+        # Python would write the traceback past the cleaned stream above. That stream lets our tables' colours
+        # through; an exception's text may be a stranger's, so nothing of it may control the terminal.
+        print(visible(traceback.format_exc()), file=sys.stderr)
         sys.exit(2)
 
 

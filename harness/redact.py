@@ -12,11 +12,13 @@ import json
 import netrc
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from urllib.parse import quote
+
+from pydantic_core import to_json
 
 from harness.received.text import for_terminal
 
@@ -26,12 +28,16 @@ _SHORTEST = 8
 _MARK = "[redacted]"
 # A proxy may also be given without a scheme: me:password@host:3128.
 _PASSWORD = re.compile(r"(?:://|^)[^/\s@:]*:([^/\s@]+)@")
+_NAME = r"\b\w*(?:api_?key|token|secret|password|passwd)\b"
+_VALUE = "[A-Za-z0-9_/+.-]{16,}"
+# None of these takes a quote or a backslash, so finished JSON stays JSON: there, a backslash may belong to a
+# quote inside of a string.
 _FORMS = (
     # scheme://user:password@host, and a user alone, which is how git is given tokens.
     (re.compile(r"://[^/\s@\"'<>\\]+@"), f"://{_MARK}@"),
     (
         re.compile(
-            r"([?&](?:key|api_?key|token|access_token|sig|signature|password|x-(?:amz|goog)-\w+)=)[^&\s\"'<>]+",
+            r"([?&](?:key|api_?key|token|access_token|sig|signature|password|x-(?:amz|goog)-\w+)=)[^&\s\"'<>\\]+",
             re.IGNORECASE,
         ),
         rf"\1{_MARK}",
@@ -43,20 +49,62 @@ _FORMS = (
         ),
         _MARK,
     ),
+    # "name": 123 in JSON. The mark is a string there, so that the text stays JSON.
+    (re.compile(rf"({_NAME}\"\s*:\s*){_VALUE}", re.IGNORECASE), rf'\1"{_MARK}"'),
     # NAME=value and "name": "value", as logs of libraries print them.
-    (
-        re.compile(
-            r"(\b\w*(?:api_?key|token|secret|password|passwd)\b[\"']?\s*[:=]\s*[\"']?)[A-Za-z0-9_/+.-]{16,}",
-            re.IGNORECASE,
-        ),
-        rf"\1{_MARK}",
-    ),
+    (re.compile(rf"({_NAME}[\"']?\s*[:=]\s*[\"']?){_VALUE}", re.IGNORECASE), rf"\1{_MARK}"),
 )
+_NAMES_A_SECRET = re.compile(rf"{_NAME}\Z", re.IGNORECASE)
+_MAY_BE_ONE = re.compile(_VALUE)
 
 
 def redact(text: str, environ: Mapping[str, str] = os.environ) -> str:
-    """`text` with "[redacted]" in place of every secret that is known or has the form of one."""
-    for secret in known_secrets(environ):
+    """`text` with "[redacted]" in place of every secret that is known or has the form of one.
+
+    For logs. What is dumped as JSON goes through `redact_value` before it is dumped.
+    """
+    return _redacted(text, known_secrets(environ))
+
+
+def redact_value(value: Any, environ: Mapping[str, str] = os.environ) -> Any:
+    """A JSON value with every string in it redacted, keys included, so that it can be dumped as valid JSON.
+
+    Under a key that names a secret, a string or a number of the form of one becomes "[redacted]".
+    """
+    return _redacted_value(value, known_secrets(environ))
+
+
+def redact_json(text: str, environ: Mapping[str, str] = os.environ) -> str:
+    """JSON text whose value is `redact_value` of that of `text`; `text` itself if that changes nothing.
+
+    A text that changes is indented by two.
+    """
+    value = json.loads(text)
+    cleaned = redact_value(value, environ)
+    return text if cleaned == value else to_json(cleaned, indent=2).decode()
+
+
+def _redacted_value(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            _redacted(key, secrets): (
+                _MARK if _is_named_secret(key, child) else _redacted_value(child, secrets)
+            )
+            for key, child in value.items()
+        }
+    if isinstance(value, list):
+        return [_redacted_value(child, secrets) for child in value]
+    return _redacted(value, secrets) if isinstance(value, str) else value
+
+
+def _is_named_secret(key: str, value: Any) -> bool:
+    if not isinstance(value, str | int | float) or not _NAMES_A_SECRET.search(key):
+        return False
+    return _MAY_BE_ONE.match(value if isinstance(value, str) else json.dumps(value)) is not None
+
+
+def _redacted(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
         if secret in text:
             text = text.replace(secret, _MARK)
     for form, mark in _FORMS:

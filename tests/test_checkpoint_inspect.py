@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -101,6 +102,22 @@ def test_interrupted_save(tmp_path: Path) -> None:
     assert save.bytes == sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     (alone,) = inspect(place).interrupted
     assert (alone.missing, alone.safe_to_delete, alone.reason) == (save.missing, True, save.reason)
+
+
+def test_a_deleted_save_is_named_without_control_of_the_terminal(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from harness.cli import app
+
+    name = "\x1b[1A\x1b[2K\x1b[32mverdict: equal\x1b[0m\nforged"
+    root = shutil.copytree(openpi_checkpoint("lora", tmp_path), tmp_path / name)
+    place = only(root, "6.*")
+    age(place, DAY_S)
+    said = CliRunner().invoke(app, ["inspect", str(root), "--clean"])
+    assert (said.exit_code, place.exists()) == (0, False)
+    assert "\x1b" not in said.output
+    (line,) = said.stderr.splitlines()
+    assert line.startswith(f"deleted {tmp_path.resolve()}/\\x1b[1A")
 
 
 def test_save_that_may_be_under_way_is_not_safe_to_delete(tmp_path: Path) -> None:

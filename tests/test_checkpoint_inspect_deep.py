@@ -6,15 +6,18 @@ The expected values come from plain numpy.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import shutil
 from pathlib import Path
+from typing import cast
 
 import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore as ts
+from rich.console import Console
 
 from harness.artifacts import Checkpoint
 from harness.checkpoint import chunks
@@ -24,6 +27,8 @@ from harness.checkpoint.inspect import inspect
 from harness.checkpoint.item import read_item
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
+from harness.report.page import render
+from harness.run.directory import RunDir
 from harness.show.checkpoint import checkpoint_table
 from harness.show.moved_picture import write
 from tests.support.item_writer import write_item, write_step
@@ -164,6 +169,44 @@ def test_adapters_product_is_that_of_the_matrices(tmp_path: Path) -> None:
     assert adapters[vec].relative is None
 
 
+@pytest.mark.parametrize("size", [1e200, 1e154, 1.7e308])
+@pytest.mark.parametrize("name", ["q_einsum", "attn_vec_einsum"])
+def test_norms_beyond_float64_are_told_as_not_finite(tmp_path: Path, size: float, name: str) -> None:
+    path = Q.replace("q_einsum", name)
+    signs = [
+        np.sign(normal(*shape, seed=seed)).astype(np.float64)
+        for seed, shape in enumerate(((3, 2, 8, 5), (3, 2, 8, 4), (3, 2, 4, 5)))
+    ]
+    halves = [f"{path}/{half}" for half in ("w", "lora_a", "lora_b")]
+    plain, large = (dict(zip(halves, (each * s for each in signs), strict=True)) for s in (1.0, size))
+    for step, params in enumerate((plain, large, {key: -value for key, value in large.items()}), 1):
+        write_step(tmp_path / "run/checkpoints" / str(step), params)
+    usual = inspect(tmp_path / "run/checkpoints/1", deep=True)
+    found = inspect(tmp_path / "run/checkpoints", deep=True, against="2")
+    assert Checkpoint.model_validate_json(found.model_dump_json()) == found
+    assert (found.non_finite, found.partial) == (0, False)
+    assert [leaf.norm for leaf in found.leaves if leaf.item == "params"] == [None] * 3
+    assert found.parameters["language"].norm is None
+    (adapter,) = found.adapters
+    assert (adapter.product_norm, adapter.relative) == (None, None)
+    assert adapter.effective_rank == pytest.approx(usual.adapters[0].effective_rank)
+    assert not any("learned nothing" in finding for finding in found.findings)
+    assert found.moved is not None
+    assert {(part.update_norm, part.relative, part.changed) for part in found.moved.groups} == {
+        (None, None, 1.0)
+    }
+    assert write(found, tmp_path, tmp_path).read_bytes().startswith(b"\x89PNG")
+    console = Console(file=io.StringIO(), width=200)
+    console.print(checkpoint_table(found))
+    assert cast(io.StringIO, console.file).getvalue().count("not finite") == 5
+    run = RunDir(tmp_path / "run")
+    run.write(found)
+    assert render(run).count(">not finite</td>") == 5
+    since_base = inspect(tmp_path / "run/checkpoints/1", against=str(tmp_path / "run/checkpoints/2")).moved
+    assert since_base is not None
+    assert {part.base_norm for part in since_base.groups} == {None}
+
+
 def test_adapters_that_learned_nothing_are_a_finding(tmp_path: Path) -> None:
     write_step(
         tmp_path / "1", {f"{Q}/lora_a": normal(2, 8, 4), f"{Q}/lora_b": np.zeros((2, 4, 5), np.float32)}
@@ -196,7 +239,9 @@ def test_moved_since_another_step(tmp_path: Path) -> None:
     )
     assert groups["language"].changed == pytest.approx(1 / 3)
     assert (groups["projections"].relative, groups["projections"].changed) == (None, 0.5)
-    layers = {part.layer: part.update_norm > 0 for part in moved.blocks if part.name == "language attention"}
+    layers = {
+        part.layer: bool(part.update_norm) for part in moved.blocks if part.name == "language attention"
+    }
     assert layers == {0: False, 1: True, 2: False}
     assert (moved.against_step, moved.only_here, moved.only_there, moved.not_compared) == (1, [], [], [])
 
@@ -306,7 +351,7 @@ def test_golden_steps_and_the_picture(tmp_path: Path) -> None:
     root = openpi_checkpoint("lora", tmp_path)
     found = inspect(root, deep=True, against=str(openpi_checkpoint("full", tmp_path) / str(STEP["full"])))
     assert found.moved is not None
-    assert {part.name: part.update_norm > 0 for part in found.moved.groups} == {
+    assert {part.name: bool(part.update_norm) for part in found.moved.groups} == {
         "vision": False,
         "language": False,
         "expert": False,

@@ -19,11 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.artifacts import Checkpoint, InterruptedSave, LoraReport
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
-from harness.redact import Cleaned, known_secrets, redact
-from harness.run.directory import write_atomic
+from harness.redact import Cleaned, known_secrets, redact, redact_json, redact_value
+from harness.run.directory import RunDir, write_atomic
 from harness.supervise.process import Limits, attempt
+from harness.verbs.answers import answer
 from tests.test_supervise import Listener
 
 SHORT = "0123456789abcdef0123456789abcdef01234567"
@@ -137,6 +139,97 @@ def test_files_and_streams_are_cleaned(tmp_path: Path, monkeypatch: pytest.Monke
     out = io.StringIO()
     print(f"a key: {SHORT}", file=cast(TextIO, Cleaned(out)))
     assert out.getvalue() == "a key: [redacted]\n"
+
+
+_PLANTED = "hunter2secret0123456789"
+_ENVIRON = {"MY_TOKEN": "known-" + _PLANTED}
+_FRAGMENTS = st.sampled_from(
+    [
+        f"?key={_PLANTED}",
+        f"&token={_PLANTED}\\",
+        f"https://me:{_PLANTED}@host/x",
+        f"Bearer {_PLANTED}",
+        f"api_key={_PLANTED}",
+        f"known-{_PLANTED}",
+        f'{{"my_token": "{_PLANTED}"}}',
+        '"my_token": 0.12345678901234567',
+        '?key=a"b',
+        '"',
+        "\\",
+        "'",
+        "\n",
+        "é",
+        "plain",
+    ]
+)
+# A blank keeps a word before a fragment from becoming part of its name or scheme.
+_TEXTS = st.one_of(st.lists(_FRAGMENTS, max_size=5).map(" ".join), st.text(max_size=20))
+_KEYS = st.one_of(_TEXTS, st.sampled_from(["my_token", "password", "a token"]))
+_VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        _TEXTS,
+        st.just(_PLANTED),
+    ).filter(lambda value: value != _PLANTED),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(_KEYS, inner, max_size=4),
+        st.just({"my_token": _PLANTED, "other": 1}),
+        st.just({"my_token": 0.12345678901234567, "count_token": 7}),
+    ),
+    max_leaves=12,
+)
+
+
+@given(_VALUES)
+def test_json_stays_json_and_holds_no_secret(value: object) -> None:
+    for text in (json.dumps(value), json.dumps(value, indent=2, ensure_ascii=False)):
+        written = redact_json(text, _ENVIRON)
+        cleaned = json.loads(written)
+        assert _PLANTED not in written
+        assert redact_value(cleaned, _ENVIRON) == cleaned
+        # The streams of the command line redact the text once more.
+        assert json.loads(redact(written, _ENVIRON)) == cleaned
+        # Nor does the form for logs break JSON that was not redacted before.
+        json.loads(redact(text, _ENVIRON))
+
+
+def test_values_under_a_key_that_names_a_secret() -> None:
+    value = {"my_token": 0.12345678901234567, "a_password": "hunter2secret0123 and more", "token": 7}
+    assert redact_value(value, {}) == {"my_token": "[redacted]", "a_password": "[redacted]", "token": 7}
+    assert redact('{"my_token": 0.12345678901234567}', {}) == '{"my_token": "[redacted]"}'
+    assert redact_json('{"tokens": [1, 2.5e-7], "x": "é"}', {}) == '{"tokens": [1, 2.5e-7], "x": "é"}'
+
+
+def test_an_artifact_with_a_quote_after_a_key_is_valid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f'pick ?key={_PLANTED}"b'
+    save = InterruptedSave(
+        path=text, step=None, missing=[], age_s=1.0, bytes=1, safe_to_delete=False, reason=text
+    )
+    found = Checkpoint(
+        path=text,
+        layout=None,
+        steps=[],
+        interrupted=[save],
+        lora=LoraReport(present=None),
+        parameters={},
+        unknown={"my_token": _PLANTED, text: text},
+    )
+    written = RunDir(tmp_path).write(found).read_text()
+    answer(found, True, lambda _: "")
+    for said in (written, capsys.readouterr().out):
+        assert json.loads(said)["path"] == 'pick ?key=[redacted]"b'
+        assert json.loads(said)["unknown"] == {
+            "my_token": "[redacted]",
+            'pick ?key=[redacted]"b': 'pick ?key=[redacted]"b',
+        }
+        assert _PLANTED not in said
+    assert RunDir(tmp_path).read(Checkpoint) is not None
 
 
 def test_a_recipe_cannot_hold_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:

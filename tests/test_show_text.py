@@ -346,6 +346,22 @@ def test_what_a_run_says_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"\n  fix:  {FIX}\n" in said
 
 
+def test_a_traceback_and_a_warning_of_a_download_are_text() -> None:
+    name = "\x1b[1A\x1b[2K\x1b[32mverdict: equal\x1b[0m\nforged"
+    crash = "import sys, harness.cli as c\ndef app(): raise RuntimeError(sys.argv[1])\nc.app = app\nc.main()"
+    done = subprocess.run([sys.executable, "-c", crash, name], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "\\x1b[2K" in done.stderr
+    assert "\x1b" not in done.stderr
+    warn = (
+        "import sys\nfrom harness.received.consent import Named, announce\n"
+        "announce(sys.argv[1], Named(by=sys.argv[1]), 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", warn, name], capture_output=True, text=True, check=False)
+    assert "\x1b" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_spinner_on_a_terminal_reads_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with spinner("[/x]") as say:

@@ -286,6 +286,9 @@ def test_sparkline() -> None:
     assert sparkline([5, 5]) == "▁▁"
     assert sparkline([1, None, float("nan"), 2]) == "▁××█"
     assert sparkline([]) == ""
+    assert sparkline([1e308, -1e308, 0.0, None]) == "█▁▅×"
+    assert sparkline([1.7976931348623157e308, -1.7976931348623157e308]) == "█▁"
+    assert sparkline([5e-324, 0.0]) == "█▁"
 
 
 def test_the_verb(tmp_path: Path) -> None:

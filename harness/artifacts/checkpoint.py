@@ -14,6 +14,8 @@ Layout = Literal["harness", "openpi"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 # A drawing has one column per layer. The deepest part of π0.5 has 27 layers.
 MOST_LAYERS = 1_000
+# The dtypes of values. Integers are codes, counters or indices.
+VALUE_DTYPES = ("float", "bfloat")
 
 
 class CheckpointItem(Strict):
@@ -48,6 +50,11 @@ class LoraReport(Strict):
 
 
 class GroupReport(Strict):
+    """A group of parameters.
+
+    `norm` is None if the arrays were not read, if none of them holds values, or if it is beyond float64.
+    """
+
     parameters: int
     bytes: int
     arrays: int
@@ -56,14 +63,20 @@ class GroupReport(Strict):
     non_finite: int | None = None
     norm: float | None = None
 
+    @property
+    def norm_overflows(self) -> bool:
+        """True if `norm` is None because the sum of squares is beyond float64."""
+        read = self.non_finite is not None
+        return self.norm is None and read and any(dtype.startswith(VALUE_DTYPES) for dtype in self.dtypes)
+
 
 class LeafReport(Strict):
     """One array, as `inspect --deep` read it.
 
     `sha256` is that of its elements in C order as stored, so it does not depend on chunks or files.
 
-    `norm` is None for integer codes, which are not values. `missing_chunks` counts stored pieces that are
-    absent and were read as zeros.
+    `norm` is None for integer codes, which are not values, and where it is beyond float64. `missing_chunks`
+    counts stored pieces that are absent and were read as zeros.
     """
 
     item: str
@@ -82,26 +95,27 @@ class AdapterReport(Strict):
     `effective_rank` is [least, median, most] over its layers of exp(entropy of the singular values) of A·B.
 
     `product_norm` is the norm of A·B before the factor alpha/rank. `relative` is that norm over the norm of
-    the adapted weight, if that is stored too.
+    the adapted weight, if that is stored too. Both are None where they are beyond float64.
     """
 
     path: str
     rank: int
     effective_rank: tuple[float, float, float] | None
-    product_norm: float
+    product_norm: float | None
     relative: float | None = None
 
 
 class Movement(Strict):
     """The distance between a group of parameters and the same group of the reference.
 
-    Norm of the difference, norm of the reference, their ratio, and the share of elements that differ.
+    Norm of the difference, norm of the reference, their ratio, and the share of elements that differ. A norm
+    beyond float64 is None, and so is its ratio.
     """
 
     name: str
     layer: int | None = Field(None, ge=0, lt=MOST_LAYERS)
-    update_norm: float
-    base_norm: float
+    update_norm: float | None
+    base_norm: float | None
     relative: float | None
     changed: float
     parameters: int

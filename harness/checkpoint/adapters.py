@@ -5,6 +5,7 @@ Adapters are found by the tree's own paths, never by file names.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.artifacts import AdapterReport, LoraReport
-from harness.checkpoint.deep import UNREADABLE, blocks
+from harness.checkpoint.deep import UNREADABLE, blocks, root
 from harness.checkpoint.item import Array, Item
 from harness.recipe.parameters import Group, group_of
 
@@ -21,6 +22,9 @@ ADAPTER = re.compile(r"(?:^|[/_])lora_([ab])$")
 # Far more than adapters of π0.5 have (9 million elements at rank 16), and few enough to hold both factors.
 _MOST_ELEMENTS = 2**26
 _LARGEST_RANK = 1024
+# Factors beyond 2**300 are divided by a power of two before they are multiplied: their product may be beyond
+# float64, and its effective rank is not.
+_LARGEST_EXPONENT = 300
 MODULES = {"language": "PaliGemma", "expert": "action expert", "vision": "vision"}
 PARTS = {"attn": "attention", "mlp": "feed-forward"}
 
@@ -85,8 +89,8 @@ def _module(path: str) -> str:
 class Product(NamedTuple):
     """A·B of one pair of adapters.
 
-    `squares`: sums of squares of its elements, one entry a layer. `singular`: singular values [matrices,
-    rank].
+    `squares`: sums of squares of its elements, one entry a layer; infinity where that is beyond float64.
+    `singular`: singular values [matrices, rank], for very large ones up to a common factor.
     """
 
     path: str
@@ -115,6 +119,7 @@ def product(item: Item, parameters: Mapping[str, Array], path: str) -> Product |
         return None
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return None
+    (left, below), (right, below_too) = _scaled(left), _scaled(right)
     if "attn_vec_einsum" in path and right.ndim > 2:
         # The heads share one bottleneck: head n adds lora_a[n] · Σₘ lora_b[m].
         right = np.broadcast_to(right.sum(axis=-3, keepdims=True), right.shape)
@@ -122,9 +127,16 @@ def product(item: Item, parameters: Mapping[str, Array], path: str) -> Product |
     singular: np.ndarray = np.linalg.svd(ra @ rb.swapaxes(-1, -2), compute_uv=False)
     singular = singular.reshape(-1, singular.shape[-1])
     layers = a.shape[0] if len(a.shape) > 2 else 1
-    return Product(
-        ADAPTER.sub("", path), a.shape[-1], (singular**2).reshape(layers, -1).sum(axis=1), singular
-    )
+    with np.errstate(over="ignore"):
+        squares = (np.ldexp(singular, below + below_too) ** 2).reshape(layers, -1).sum(axis=1)
+    return Product(ADAPTER.sub("", path), a.shape[-1], squares, singular)
+
+
+def _scaled(factor: np.ndarray) -> tuple[np.ndarray, int]:
+    """(`factor` / 2**n, n): n is the least that leaves no element beyond 2**300, and 0 for usual values."""
+    exponent = int(np.frexp(np.abs(factor).max(initial=0.0))[1])
+    below = max(0, exponent - _LARGEST_EXPONENT)
+    return (np.ldexp(factor, -below) if below else factor), below
 
 
 def effective_ranks(singular: np.ndarray) -> np.ndarray:
@@ -141,13 +153,15 @@ def effective_ranks(singular: np.ndarray) -> np.ndarray:
 
 def report(found: Product, weight_norm: float | None) -> AdapterReport:
     """One pair's report. `weight_norm` is that of the adapted weight, if known."""
-    norm = float(np.sqrt(found.squares.sum()))
+    with np.errstate(over="ignore"):
+        norm = root(float(found.squares.sum()))
     ranks = effective_ranks(found.singular)
-    spread = (float(ranks.min()), float(np.median(ranks)), float(ranks.max())) if norm else None
+    spread = (float(ranks.min()), float(np.median(ranks)), float(ranks.max())) if norm != 0 else None
+    relative = norm / weight_norm if norm is not None and weight_norm else None
     return AdapterReport(
         path=found.path,
         rank=found.rank,
         effective_rank=spread,
         product_norm=norm,
-        relative=norm / weight_norm if weight_norm else None,
+        relative=relative if relative is not None and math.isfinite(relative) else None,
     )

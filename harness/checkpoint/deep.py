@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from harness.artifacts import LeafReport
+from harness.artifacts.checkpoint import VALUE_DTYPES
 from harness.checkpoint.format import DAMAGE
 from harness.checkpoint.item import Array, Item
 from harness.received.files import UnsafeFile
@@ -26,8 +27,8 @@ UNREADABLE = (OSError, UnsafeFile, MemoryError, *DAMAGE)
 class Health(NamedTuple):
     """The health of one array.
 
-    `squares` is the sum of squares of the finite elements, in float64. It is None for codes, which are not
-    values. `sha256` is that of the elements as stored.
+    `squares` is the sum of squares of the finite elements, in float64, which may overflow to infinity. It is
+    None for codes, which are not values. `sha256` is that of the elements as stored.
     """
 
     non_finite: int
@@ -36,7 +37,20 @@ class Health(NamedTuple):
 
     @property
     def norm(self) -> float | None:
-        return None if self.squares is None else math.sqrt(self.squares)
+        return None if self.squares is None else root(self.squares)
+
+
+def root(square: float) -> float | None:
+    """The square root; None if `square` is not finite, as the sum of squares of large values may be."""
+    return math.sqrt(square) if math.isfinite(square) else None
+
+
+def total(values: Iterable[float]) -> float:
+    """The sum of values that are not negative; infinity if it is beyond float64."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf
 
 
 def stream(item: Item) -> Iterator[tuple[Array, Health | None]]:
@@ -60,7 +74,7 @@ def blocks(item: Item, array: Array) -> Iterator[np.ndarray]:
 
 def holds_values(dtype: str) -> bool:
     """Whether elements of this dtype are numbers of the network; integers are codes, counters or indices."""
-    return dtype.startswith(("float", "bfloat"))
+    return dtype.startswith(VALUE_DTYPES)
 
 
 def _health(parts: Iterator[np.ndarray], values: bool) -> Health:
@@ -77,7 +91,8 @@ def _health(parts: Iterator[np.ndarray], values: bool) -> Health:
         if not math.isfinite(square):
             finite = block[np.isfinite(block)]
             non_finite += block.size - finite.size
-            square = float(np.dot(finite, finite))
+            with np.errstate(over="ignore"):
+                square = float(np.dot(finite, finite))
         squares += square
     return Health(non_finite, squares if values else None, digest.hexdigest())
 

@@ -6,7 +6,6 @@ LoRA is recognized from the tree, the trained parameters from the optimizer's st
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,7 +217,7 @@ def _deep_fields(
             f"{len(empty)} arrays have no stored data at all and were read as zeros: {', '.join(empty[:5])}"
         )
     adapters = _adapter_reports(step, health)
-    if adapters and not any(each.product_norm for each in adapters):
+    if adapters and all(each.product_norm == 0 for each in adapters):
         findings.append("the product of every pair of adapters is zero: they have learned nothing")
     leaves = [
         leaf
@@ -268,6 +267,8 @@ def _groups(
     trained: set[str] | None,
     health: Mapping[tuple[str, str], Health | None] | None,
 ) -> dict[str, GroupReport]:
+    from harness.checkpoint.deep import root, total
+
     reports: dict[str, GroupReport] = {}
     for group in GROUPS:
         members = {path: array for path, array in parameters.items() if group_of(path) == group}
@@ -287,6 +288,6 @@ def _groups(
                 else sum(array.size for path, array in members.items() if path in trained)
             ),
             non_finite=None if known is None else sum(found.non_finite for found in known),
-            norm=math.sqrt(math.fsum(squares)) if squares else None,
+            norm=root(total(squares)) if squares else None,
         )
     return reports

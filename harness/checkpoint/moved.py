@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.artifacts import Moved, Movement
 from harness.checkpoint.adapters import ADAPTER, Product, adapted, base_group
-from harness.checkpoint.deep import UNREADABLE, blocks, holds_values
+from harness.checkpoint.deep import UNREADABLE, blocks, holds_values, root, total
 from harness.checkpoint.format import GROUPS
 from harness.checkpoint.item import Array, Item
 from harness.recipe.parameters import group_of
@@ -159,13 +159,14 @@ def _sums(item: Item, a: Array, other: Item, b: Array, layers: int) -> _Sums:
     for left, right in zip(blocks(item, a), blocks(other, b), strict=True):
         x, y = _rounded(left, coarse), _rounded(right, coarse)
         differs = x != y
-        difference = x - y
-        finite = np.isfinite(difference) & np.isfinite(y)
+        finite = np.isfinite(x) & np.isfinite(y)
         first = start // each
         cuts = [max(0, layer * each - start) for layer in range(first, (start + x.size - 1) // each + 1)]
         touched = slice(first, first + len(cuts))
-        update[touched] += np.add.reduceat(np.where(finite, difference, 0.0) ** 2, cuts)
-        base[touched] += np.add.reduceat(np.where(finite, y, 0.0) ** 2, cuts)
+        # Sums of finite values that are beyond float64 are infinite, and their norm is None.
+        with np.errstate(over="ignore", invalid="ignore"):
+            update[touched] += np.add.reduceat(np.where(finite, x - y, 0.0) ** 2, cuts)
+            base[touched] += np.add.reduceat(np.where(finite, y, 0.0) ** 2, cuts)
         changed[touched] += np.add.reduceat(differs.astype(np.float64), cuts)
         start += x.size
     return _Sums(update, base, changed, a.size)
@@ -208,17 +209,18 @@ def _of_product(
     scale = 1.0 if scales is None else scales.get(path, 1.0)
     size = there.parameters[weight].size
     moved = found.squares > 0
-    return _Sums(found.squares * scale**2, base, moved * (size / len(base)), size)
+    return _Sums(found.squares * (scale * scale), base, moved * (size / len(base)), size)
 
 
 def _squares(item: Item, array: Array, layers: int) -> np.ndarray:
-    total, each, start = np.zeros(layers), max(array.size // layers, 1), 0
+    sums, each, start = np.zeros(layers), max(array.size // layers, 1), 0
     for part in blocks(item, array):
         first = start // each
         cuts = [max(0, layer * each - start) for layer in range(first, (start + part.size - 1) // each + 1)]
-        total[first : first + len(cuts)] += np.add.reduceat(part.astype(np.float64) ** 2, cuts)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums[first : first + len(cuts)] += np.add.reduceat(part.astype(np.float64) ** 2, cuts)
         start += part.size
-    return total
+    return sums
 
 
 def _movements(members: Mapping[str, list[str]], sums: Mapping[str, _Sums]) -> list[Movement]:
@@ -252,17 +254,17 @@ def _blocks(sums: Mapping[str, _Sums]) -> Iterator[Movement]:
 
 def _movement(name: str, layer: int | None, members: list[tuple[_Sums, slice]]) -> Movement:
     update, base, changed = (
-        math.fsum(float(getattr(found, field)[part].sum()) for found, part in members)
+        total(float(getattr(found, field)[part].sum()) for found, part in members)
         for field in ("update", "base", "changed")
     )
     elements = sum(found.elements * len(found.update[part]) // len(found.update) for found, part in members)
-    relative = math.sqrt(update / base) if base else None
+    both = math.isfinite(update) and math.isfinite(base)
     return Movement(
         name=name,
         layer=layer,
-        update_norm=math.sqrt(update),
-        base_norm=math.sqrt(base),
-        relative=relative,
+        update_norm=root(update),
+        base_norm=root(base),
+        relative=root(update / base) if both and base else None,
         changed=changed / elements if elements else 0.0,
         parameters=elements,
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import HarnessError
+from harness.received.text import one_line
 from harness.units import format_bytes
 
 OFFLINE = "HARNESS_OFFLINE"
@@ -122,7 +123,9 @@ def announce(source: str, named: Named, size_bytes: int | None) -> None:
     if named.by is not None and not granted_by_name(source):
         size = format_bytes(size_bytes) if size_bytes else "size not told"
         # Without a handler, logging writes a warning's bare text to stderr.
-        logging.getLogger(__name__).warning("fetching %s (%s), which %s names", source, size, named.by)
+        logging.getLogger(__name__).warning(
+            "fetching %s (%s), which %s names", one_line(source), size, one_line(named.by)
+        )
 
 
 def _again() -> str:

@@ -19,7 +19,7 @@ from harness.received.files import ARTIFACT_BYTES, UnsafeFile, check_stays, read
 from harness.received.json import read_json
 from harness.received.text import word
 from harness.received.writing import open_beside
-from harness.redact import redact
+from harness.redact import redact, redact_json
 from harness.strict import parse
 
 A = TypeVar("A", bound=Artifact)
@@ -166,7 +166,8 @@ class RunDir:
 
     def write(self, artifact: Artifact) -> Path:
         path = self.path / artifact.FILE
-        write_atomic(path, artifact.model_dump_json(indent=2) + "\n")
+        # Bytes: redacted here as a value, so that the file is valid JSON whatever its texts are.
+        write_atomic(path, f"{redact_json(artifact.model_dump_json(indent=2))}\n".encode())
         return path
 
     def read(self, kind: type[A]) -> A | None:

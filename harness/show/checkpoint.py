@@ -105,7 +105,8 @@ def _arrays(checkpoint: Checkpoint) -> list[Row]:
         rows.append(
             (
                 "adapter",
-                f"{adapter.path}: {rank} of {adapter.rank}, norm of A·B {adapter.product_norm:.3g}{share}",
+                f"{adapter.path}: {rank} of {adapter.rank}, norm of A·B"
+                f" {_norm(adapter.product_norm, '.3g')}{share}",
             )
         )
     return rows
@@ -122,7 +123,7 @@ def moved_table(moved: Moved) -> Cells:
     for part in moved.groups:
         table.row(
             part.name,
-            f"{part.update_norm:.3g}",
+            _norm(part.update_norm, ".3g"),
             "–" if part.relative is None else f"{part.relative:.2e}",
             f"{part.changed:.1%}",
         )
@@ -144,11 +145,16 @@ def moved_table(moved: Moved) -> Cells:
 def _group(group: GroupReport) -> str:
     trained = f", {format_count(group.trained)} trained" if group.trained is not None else ""
     finite = f", {group.non_finite} not finite" if group.non_finite else ""
-    norm = f", norm {group.norm:.4g}" if group.norm is not None else ""
+    known = group.norm is not None or group.norm_overflows
+    norm = f", norm {_norm(group.norm, '.4g')}" if known else ""
     return (
         f"{format_count(group.parameters)} parameters{trained}, {format_bytes(group.bytes)},"
         f" {', '.join(group.dtypes)}{norm}{finite}"
     )
+
+
+def _norm(norm: float | None, form: str) -> str:
+    return "not finite" if norm is None else format(norm, form)
 
 
 def _lora(checkpoint: Checkpoint) -> str:

@@ -30,7 +30,7 @@ def write(checkpoint: Checkpoint, inspected: Path, run: Path | None) -> Path:
 def grid(moved: Moved) -> tuple[list[str], int, np.ndarray]:
     """(names of the rows, number of layers, relative movement [rows, layers]).
 
-    NaN where there is no such layer. A part without layers has one column.
+    NaN where there is no such layer, and where a norm is not finite. A part without layers has one column.
     """
     names = list(dict.fromkeys(block.name for block in moved.blocks))
     layers = max((block.layer + 1 for block in moved.blocks if block.layer is not None), default=1)
@@ -41,10 +41,12 @@ def grid(moved: Moved) -> tuple[list[str], int, np.ndarray]:
         # first column.
         column = block.layer if block.layer is not None else 0
         entry = totals.setdefault((names.index(block.name), column), [0.0, 0.0])
-        entry[0] += block.update_norm**2
-        entry[1] += block.base_norm**2
+        for place, norm in enumerate((block.update_norm, block.base_norm)):
+            entry[place] += math.inf if norm is None else norm * norm
     for (row, column), (update, base) in totals.items():
-        values[row, column] = math.sqrt(update / base) if base else math.nan
+        values[row, column] = (
+            math.sqrt(update / base) if base and math.isfinite(update) and math.isfinite(base) else math.nan
+        )
     return names, layers, values
 
 

@@ -84,12 +84,15 @@ def sparkline(values: Sequence[float | None]) -> str:
     """One character per value, from the least to the greatest. "×" stands for a value that is not finite."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
+    # The distance of two large values of opposite sign is no finite number; that of their halves is.
+    shrink = 1.0 if math.isfinite(high - low) else 0.5
+    low, high = low * shrink, high * shrink
     top = len(_BLOCKS) - 1
     return "".join(
         (
             "×"
             if v is None or not math.isfinite(v)
-            else _BLOCKS[round((v - low) / (high - low) * top) if high > low else 0]
+            else _BLOCKS[round((v * shrink - low) / (high - low) * top) if high > low else 0]
         )
         for v in values
     )

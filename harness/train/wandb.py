@@ -27,7 +27,7 @@ from harness.errors import HarnessError
 from harness.received.files import LOCK_BYTES, read_received, there
 from harness.received.text import word
 from harness.recipe.schema import Recipe
-from harness.redact import redact
+from harness.redact import redact_value
 from harness.run.directory import RunDir, directory_bytes, write_atomic
 from harness.run.steps import whole_steps
 from harness.train.wandb_process import values
@@ -155,7 +155,8 @@ class Wandb:
         assert stdin is not None
         while (told := self._waiting.get()) is not None:
             try:
-                stdin.write(redact(json.dumps(told, default=str)).encode() + b"\n")
+                plain = json.loads(json.dumps(told, default=str))
+                stdin.write(json.dumps(redact_value(plain)).encode() + b"\n")
                 stdin.flush()
             except (OSError, ValueError):
                 break

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.received.text import all_visible, in_json
-from harness.redact import redact
+from harness.redact import redact_json
 
 
 def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
     # A table folds long words, and a secret in two lines is found by nobody.
-    text = redact(artifact.model_dump_json())
+    text = redact_json(artifact.model_dump_json())
     if as_json:
         print(in_json(type(artifact).model_validate_json(text).model_dump_json(indent=2)))
     else:

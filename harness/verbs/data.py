@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.received.consent import hear
+from harness.received.text import one_line
 from harness.show.progress import busy
 from harness.verbs.answers import answer, dataset_overrides
 from harness.verbs.options import (
@@ -49,4 +50,4 @@ def data(
         page = write_dataset_page(chain, found) if html else None
     answer(found, as_json, dataset_table)
     if page is not None:
-        print(page, file=sys.stderr if as_json else sys.stdout)
+        print(one_line(str(page)), file=sys.stderr if as_json else sys.stdout)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.received.consent import grant, hear
+from harness.received.text import one_line
 from harness.show.progress import busy
 from harness.verbs.options import FetchOption, JsonOption, OfflineOption, OwnRecipeOption, SetOption
 
@@ -51,4 +52,6 @@ def export(
             )
         )
     else:
-        print(f"{destination}: {located.path} with {len(merged)} weights merged, {format_bytes(size)}")
+        print(
+            one_line(f"{destination}: {located.path} with {len(merged)} weights merged, {format_bytes(size)}")
+        )

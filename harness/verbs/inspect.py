@@ -11,6 +11,7 @@ import typer
 from harness.errors import HarnessError
 from harness.flow.training import inspect_path
 from harness.received.consent import hear
+from harness.received.text import one_line
 from harness.verbs.answers import answer
 from harness.verbs.options import FetchOption, JsonOption, OfflineOption, RunOption
 
@@ -70,7 +71,7 @@ def inspect(
         from harness.checkpoint.scan import delete_interrupted
 
         for save in delete_interrupted(inspect_path(target, deep=False)):
-            print(f"deleted {save.path}", file=sys.stderr)
+            print(f"deleted {one_line(save.path)}", file=sys.stderr)
     found = inspect_path(target, deep=deep, against=against)
     if run is not None:
         RunDir(run).write(found)
@@ -78,6 +79,6 @@ def inspect(
     if found.moved is not None:
         from harness.show.moved_picture import write
 
-        print(f"picture: {write(found, target, run)}", file=sys.stderr)
+        print(f"picture: {one_line(str(write(found, target, run)))}", file=sys.stderr)
     sound = any(step.complete for step in found.steps) and not found.non_finite
     raise typer.Exit(0 if sound else 1)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.artifacts.plan import Backend
+from harness.received.text import one_line
 from harness.verbs.answers import answer, rundir
 from harness.verbs.options import (
     DeviceOption,
@@ -76,7 +77,7 @@ def write_matrix(run: Path | None) -> None:
     print(markdown(table, words, lambda card: format_bytes(CARDS[card].memory_bytes)))
     path = (run or Path()) / "hardware.png"
     picture(table, path)
-    print(path, file=sys.stderr)
+    print(one_line(str(path)), file=sys.stderr)
 
 
 def plan(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.errors import HarnessError
+from harness.received.text import one_line
 from harness.verbs.answers import rundir
 from harness.verbs.options import JsonOption, RunOption
 
@@ -52,4 +53,8 @@ def report(
         )
     target = output or (given[0] / REPORT if len(given) == 1 else Path("compare.html"))
     write_atomic(target, render(rundir(given[0]), [rundir(path) for path in given[1:]]))
-    print(json.dumps({"path": str(target), "bytes": target.stat().st_size}) if as_json else target)
+    print(
+        json.dumps({"path": str(target), "bytes": target.stat().st_size})
+        if as_json
+        else one_line(str(target))
+    )
