@@ -50,6 +50,7 @@ def test_lerobot_s_steps_in_thousands_are_found_again() -> None:
     assert curve.series.loss[-1] == pytest.approx(0.05, abs=0.03)
     assert curve.series.grad_norm[0] == pytest.approx(2.421)
     assert curve.series.learning_rate[0] == pytest.approx(2.5e-5)
+    assert "rates-of-another-recipe" not in codes(curve)
     assert curve.learning.source == "rates of the log itself"
     assert "lines-unreadable" not in codes(curve)
     assert "200 steps" in finding(curve, "steps-rebuilt")
@@ -156,6 +157,7 @@ def test_a_bar_alone_is_the_series() -> None:
 def test_transformers_lines_get_their_step(name: str) -> None:
     curve = look(seed(name))
     assert (curve.points, curve.verdict) == (100, "learning")
+    assert "rates-of-another-recipe" not in codes(curve)
     counted = name == "transformers quoted"
     assert curve.series.step == [s if counted else 10 * s for s in range(1, 101)]
     assert ("steps-counted" in codes(curve)) == counted
