@@ -195,7 +195,7 @@ def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> lis
     about = [
         *log.run.findings,
         *findings.about_reading(log.records, columns),
-        # Only openpi and the harness log param_norm. Another trainer's log is of no recipe unless one is named.
+        # Only openpi and the harness log param_norm. Another trainer's log has no recipe unless one is named.
         *(
             findings.about_rates(columns, recipe)
             if told != "assumed" or columns["has_param_norm"].any()
