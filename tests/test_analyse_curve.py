@@ -148,10 +148,13 @@ def test_the_rates_of_the_log_count_more_than_those_of_the_recipe() -> None:
     rows = "".join(
         f"step={s} loss={v:.4f} lr=5.00e-05 grad_norm=1.2\n" for s, v in zip(range(300), FALLING, strict=True)
     )
-    curve = look(rows)
+    curve = look(rows, recipe="pi05_libero")
     assert curve.verdict == "learning"
     assert "rates-of-another-recipe" in codes(curve)
     assert curve.learning.full_rate_steps == pytest.approx(299)
+    # Without param_norm it is another trainer's log, which is of no recipe unless one is named.
+    assert "rates-of-another-recipe" not in codes(look(rows))
+    assert "rates-of-another-recipe" in codes(look(rows.replace("\n", " param_norm=1803.77\n")))
 
 
 def test_a_plateau_is_told_of_a_run_that_learned() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 
 import numpy as np
@@ -50,6 +51,7 @@ def test_lerobot_s_steps_in_thousands_are_found_again() -> None:
     assert curve.series.loss[-1] == pytest.approx(0.05, abs=0.03)
     assert curve.series.grad_norm[0] == pytest.approx(2.421)
     assert curve.series.learning_rate[0] == pytest.approx(2.5e-5)
+    assert "rates-of-another-recipe" not in codes(curve)
     assert curve.learning.source == "rates of the log itself"
     assert "lines-unreadable" not in codes(curve)
     assert "200 steps" in finding(curve, "steps-rebuilt")
@@ -156,6 +158,7 @@ def test_a_bar_alone_is_the_series() -> None:
 def test_transformers_lines_get_their_step(name: str) -> None:
     curve = look(seed(name))
     assert (curve.points, curve.verdict) == (100, "learning")
+    assert "rates-of-another-recipe" not in codes(curve)
     counted = name == "transformers quoted"
     assert curve.series.step == [s if counted else 10 * s for s in range(1, 101)]
     assert ("steps-counted" in codes(curve)) == counted
@@ -191,6 +194,30 @@ def test_tables_of_wandb_and_tensorboard() -> None:
         )
     )
     assert (gaps.points, gaps.held_out and gaps.held_out.points) == (100, 10)
+
+
+@pytest.mark.parametrize("begin", [0, 86_000])
+@pytest.mark.parametrize("columns", ["_runtime", "_runtime,_timestamp", "_timestamp,_runtime"])
+@pytest.mark.parametrize("form", ["table", "table of a run", "JSON"])
+def test_wandb_s_runtime_gives_the_pace(form: str, columns: str, begin: int) -> None:
+    """Also beyond the seconds of a day. `_timestamp` counts if both are there."""
+    names = ["_step", *columns.split(","), "train/loss"]
+    both = "_timestamp" in columns
+    rows = [
+        [s, *({"_runtime": begin + 2.5 * s, "_timestamp": 1.7e9 + 4 * s}[n] for n in names[1:-1]), loss]
+        for s, loss in zip(range(0, 900, 3), falling(), strict=True)
+    ]
+    if form == "JSON":
+        text = "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+    else:
+        head = [names[0], *(f"mine - {n}" if form == "table of a run" else n for n in names[1:])]
+        text = "".join(",".join(map(str, row)) + "\n" for row in [head, *rows])
+    curve = look(text)
+    assert curve.points == 300
+    assert curve.throughput is not None
+    assert curve.throughput.source == "times of the records"
+    assert curve.throughput.median_step_s == pytest.approx(4.0 if both else 2.5)
+    assert curve.throughput.stalls == []
 
 
 def test_notes_between_back_ticks() -> None:

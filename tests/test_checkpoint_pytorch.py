@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from harness.errors import HarnessError
 from harness.received.files import UnsafeFile
 from tests.support.item_writer import write_step
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 1834012\n"
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
 
@@ -163,10 +165,22 @@ def test_a_damaged_header_is_said(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         read_header(path, tmp_path)
     assert "is damaged" in str(refused(tmp_path).got)
+    assert refused(tmp_path).what.endswith("(safetensors): none of their tensors can be read")
 
 
 def test_an_empty_file_of_no_tensors_is_one(tmp_path: Path) -> None:
     assert read_header(write_file(tmp_path / "x.safetensors", {}, b""), tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "model.pt"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path: Path, name: str, *, whole: bool) -> None:
+    step = tmp_path / "a run"
+    file = _bytes(tensors(step / name), POINTER)
+    with pytest.raises(HarnessError) as caught:
+        inspect(file if whole else step)
+    assert caught.value.code == "git-lfs-pointer"
+    assert shlex.split(str(caught.value.fix)) == ["git", "-C", str(step), "lfs", "pull"]
 
 
 def test_a_link_out_is_not_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,19 @@ def test_the_same_statistics_differ_by_nothing(tmp_path: Path) -> None:
     assert found.largest_share == 0
     assert len(found.differences) == 4 * 3
     assert (found.only_ours, found.only_theirs) == ({"state": 0, "actions": 0}, {"state": 0, "actions": 0})
+
+
+@pytest.mark.parametrize("name", ["norm_stats.json", "stats.json", "episodes_stats.jsonl"])
+def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "a set"
+    folder.mkdir()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 1834012\n"
+    (folder / name).write_bytes(pointer)
+    for path in (folder, folder / name):
+        with pytest.raises(HarnessError) as caught:
+            read_norm_stats(path)
+        assert caught.value.code == "git-lfs-pointer"
+        assert shlex.split(str(caught.value.fix)) == ["git", "-C", str(folder), "lfs", "pull"]
 
 
 def test_the_largest_difference_comes_first_as_a_share_of_the_spread(tmp_path: Path) -> None:

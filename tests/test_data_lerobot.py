@@ -213,8 +213,8 @@ SECOND = "data/chunk-000/episode_000001.parquet"
 BROKEN: dict[str, tuple[str, Callable[[Path], object]]] = {
     "no info": ("not-a-dataset", lambda root: (root / "meta/info.json").unlink()),
     "newer format": ("dataset-format-unsupported", lambda root: _info(root, codebase_version="v4.0")),
-    "older format": ("dataset-format-unsupported", lambda root: _info(root, codebase_version="v1.6")),
-    "no version": ("dataset-metadata-invalid", lambda root: _info(root, codebase_version=None)),
+    "older format": ("dataset-version-wrong", lambda root: _info(root, codebase_version="v1.6")),
+    "no version": ("dataset-version-wrong", lambda root: _info(root, codebase_version=None)),
     "info is not JSON": ("dataset-metadata-invalid", lambda root: (root / "meta/info.json").write_text("{")),
     "info is a list": ("dataset-metadata-invalid", lambda root: (root / "meta/info.json").write_text("[]")),
     "no features": ("dataset-metadata-invalid", lambda root: _info(root, features={})),

@@ -111,10 +111,21 @@ def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path: Path, images: str, file:
 
 
 @pytest.mark.parametrize(
-    ("version", "said"), [("v3.0", "v2.1"), ("v3.0", "v2.0"), ("v2.1", "v3.0"), ("v2.0", "v3.0")]
+    ("version", "said"),
+    [
+        ("v3.0", "v2.1"),
+        ("v3.0", "v2.0"),
+        ("v2.1", "v3.0"),
+        ("v2.0", "v3.0"),
+        ("v2.1", "v1.6"),
+        ("v3.0", "v3.1"),
+        ("v3.0", "main"),
+        ("v3.0", None),
+        ("v2.1", 2.1),
+    ],
 )
 def test_a_wrong_version_is_recognized_from_the_files_and_its_fix_mends_it(
-    tmp_path: Path, version: str, said: str
+    tmp_path: Path, version: str, said: object
 ) -> None:
     root = writer.write(tmp_path / "a set", version=version)
     _info(root, codebase_version=said)
@@ -122,6 +133,42 @@ def test_a_wrong_version_is_recognized_from_the_files_and_its_fix_mends_it(
     assert refusal.code == "dataset-version-wrong"
     subprocess.run(refusal.fix, shell=True, check=True)
     assert describe(recipe(root)).frames == 16
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("indent", [None, 4])
+def test_a_missing_version_is_put_in(tmp_path: Path, version: str, indent: int | None) -> None:
+    root = writer.write(tmp_path / "a set", version=version)
+    info = json.loads((root / "meta/info.json").read_text())
+    del info["codebase_version"]
+    (root / "meta/info.json").write_text(json.dumps(info, indent=indent))
+    refusal = _refusal(root)
+    assert refusal.code == "dataset-version-wrong"
+    subprocess.run(refusal.fix, shell=True, check=True)
+    assert json.loads((root / "meta/info.json").read_text()) == info | {"codebase_version": version}
+    assert describe(recipe(root)).frames == 16
+
+
+def test_wrong_totals_are_told_as_info_says_and_as_the_files_have_them(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set")
+    _info(root, total_frames=99_999)
+    refusal = _refusal(root)
+    assert (refusal.code, refusal.got, refusal.need) == ("dataset-rows-mismatch", "99999", "16")
+
+
+@pytest.mark.parametrize(("version", "file"), [("v2.1", "tasks.jsonl"), ("v3.0", "tasks.parquet")])
+def test_a_task_that_is_not_listed_is_to_be_listed(tmp_path: Path, version: str, file: str) -> None:
+    root = writer.write(tmp_path / "set", version=version)
+    if version == "v3.0":
+        path = root / "meta" / file
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+    else:
+        (root / "meta" / file).write_text("")
+    refusal = _refusal(root)
+    assert (refusal.code, refusal.need) == ("dataset-index-invalid", "one of the 0 tasks of meta/")
+    assert refusal.fix == (
+        f"meta/{file} lacks task 0: add its line; data/, videos/ and images/ are left as they are"
+    )
 
 
 def test_files_of_both_versions_are_read_as_info_says(tmp_path: Path) -> None:

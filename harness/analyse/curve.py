@@ -195,7 +195,12 @@ def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> lis
     about = [
         *log.run.findings,
         *findings.about_reading(log.records, columns),
-        *findings.about_rates(columns, recipe),
+        # Only openpi and the harness log param_norm. Another trainer's log has no recipe unless one is named.
+        *(
+            findings.about_rates(columns, recipe)
+            if told != "assumed" or columns["has_param_norm"].any()
+            else []
+        ),
     ]
     about += findings.about_loss(steps, losses, by_rate=rate_applied(recipe, columns, learning))
     about += [*about_gradients(columns, recipe), *findings.about_weights_finite(columns)]

@@ -36,6 +36,8 @@ _ALIASES = {
     "update_s": "updt_s update_s train/update_s",
     "data_s": "data_s dataloading_s train/dataloading_s",
     "time": "_timestamp",
+    # wandb's seconds since the run's start. They are no clock: they begin at 0 and do not end at midnight.
+    "runtime": "_runtime",
     "samples": "smpl samples train/samples",
 }
 KNOWN = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}

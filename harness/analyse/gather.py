@@ -131,7 +131,7 @@ def gathered(values: Values) -> Gathered:
 
 
 def _together(parts: list[tuple[Numbers, dict[str, Floats]]]) -> tuple[dict[str, Floats], Numbers]:
-    names = (*COLUMNS, "step_unit", "samples_unit", "dated", *(f"has_{name}" for name in THERE))
+    names = (*COLUMNS, "runtime", "step_unit", "samples_unit", "dated", *(f"has_{name}" for name in THERE))
     places = np.concatenate([at for at, _ in parts]) if parts else np.empty(0, np.int64)
     order = np.argsort(places, kind="stable")
     columns = {}
@@ -145,9 +145,12 @@ def _together(parts: list[tuple[Numbers, dict[str, Floats]]]) -> tuple[dict[str,
 def _times(columns: dict[str, Floats]) -> Floats:
     """Seconds that continue over midnight.
 
-    Clocks without a date are ignored if other times in the log have one.
+    Clocks without a date are ignored if other times in the log have one. Seconds since the run's start count
+    if the log has no times.
     """
     times, dated = columns["time"].copy(), columns["dated"] > 0
+    if not np.isfinite(times).any():
+        return columns["runtime"]
     clocks = np.isfinite(times) & ~dated & (times < 86_400)
     if clocks.any() and not (np.isfinite(times) & ~clocks).any():
         times[clocks] = over_midnight(times[clocks])

@@ -20,6 +20,7 @@ from harness.checkpoint.safetensors import Tensor, read_header
 from harness.errors import HarnessError
 from harness.received.files import MARK_BYTES, UnsafeFile
 from harness.received.json import read_json
+from harness.received.pointers import holds_pointer, pointer
 from harness.received.text import one_line
 from harness.run.directory import CHECKPOINTS
 from harness.run.steps import step_directories
@@ -49,31 +50,29 @@ _NEED = (
 
 
 class Weights(NamedTuple):
-    """PyTorch weights at `place`: their trainer, and what the headers of their files say."""
+    """PyTorch weights at `place`: their trainer, and what the headers of their files say.
+
+    `unread` says why a file was not read; `pickles`: because it is a pickle.
+    """
 
     place: Path
     kind: str
     tensors: list[Tensor]
     unread: list[str]
+    pickles: bool
 
 
 def refuse_pytorch(path: Path) -> None:
     """Refuses `path` if it is, or holds, what a PyTorch trainer saved: a run, checkpoints, a step or a file.
 
-    Raises: HarnessError "pytorch-checkpoint"; OSError.
+    Raises: HarnessError "pytorch-checkpoint" or "git-lfs-pointer"; OSError.
     """
     found = find_pytorch(path)
     if found is None:
         return
-    dtypes = sorted({_DTYPES.get(tensor.dtype, tensor.dtype) for tensor in found.tensors})
-    said = (
-        f"{len(found.tensors)} tensors, {format_count(sum(tensor.size for tensor in found.tensors))}"
-        f" parameters, {' and '.join(dtypes)}"
-    )
     raise HarnessError(
         "pytorch-checkpoint",
-        f"{path} holds PyTorch weights ({found.kind}):"
-        f" {said if found.tensors else 'in pickles, which are not opened'}",
+        f"{path} holds PyTorch weights ({found.kind}): {_contents(found)}",
         got="; ".join([str(found.place), *found.unread[:3]]),
         need=_NEED,
         fix=(
@@ -82,10 +81,23 @@ def refuse_pytorch(path: Path) -> None:
     )
 
 
+def _contents(found: Weights) -> str:
+    """What is known of the weights, in a few words."""
+    if found.pickles:
+        return "in pickles, which are not opened"
+    if not found.tensors:
+        return "none of their tensors can be read" if found.unread else "no tensors"
+    dtypes = sorted({_DTYPES.get(tensor.dtype, tensor.dtype) for tensor in found.tensors})
+    return (
+        f"{len(found.tensors)} tensors, {format_count(sum(tensor.size for tensor in found.tensors))}"
+        f" parameters, {' and '.join(dtypes)}"
+    )
+
+
 def find_pytorch(path: Path) -> Weights | None:
     """The newest PyTorch weights that `path` means, or None. Deletes and changes nothing.
 
-    Raises: OSError.
+    Raises: HarnessError "git-lfs-pointer"; OSError.
     """
     if path.is_file():
         named = path.suffix == _TENSORS or path.suffix in _PICKLES
@@ -124,6 +136,8 @@ def _weights(root: Path, files: list[Path], place: Path) -> Weights:
     tensors: dict[str, Tensor] = {}
     unread = []
     for file in files:
+        if holds_pointer(file, root):
+            raise pointer(file)
         if file.suffix != _TENSORS:
             unread.append(f"{one_line(file.name)} is a pickle")
             continue
@@ -133,7 +147,7 @@ def _weights(root: Path, files: list[Path], place: Path) -> Weights:
             unread.append(error.what)
         except (OSError, *DAMAGE) as error:
             unread.append(f"{one_line(file.name)} is damaged: {first_line(error)}")
-    return Weights(place, _kind(root, files), list(tensors.values()), unread)
+    return Weights(place, _kind(root, files), list(tensors.values()), unread, files[0].suffix != _TENSORS)
 
 
 def _kind(place: Path, files: list[Path]) -> str:

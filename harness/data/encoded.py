@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from harness.data.columns import open_parquet, read_group, refusing, rows_mismatch
-from harness.data.mending import damaged, is_pointer, missing
+from harness.data.mending import damaged, missing
 from harness.data.paths import inside
 from harness.data.unpack import check_groups
 from harness.errors import HarnessError
 from harness.received.files import read_received
+from harness.received.pointers import is_pointer
 from harness.units import MIB
 
 # A picture of MAX_PIXELS has 48 MiB if it is not compressed at all.

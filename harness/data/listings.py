@@ -6,7 +6,6 @@ Source: huggingface/lerobot src/lerobot/datasets (formats v2.1 of release 0.3.3 
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from harness.data.mending import correct, missing
 from harness.data.paths import EPISODES, INFO, fill, inside, open_file
 from harness.errors import HarnessError
 from harness.received.files import there
+from harness.received.text import word
 from harness.units import MIB
 
 _V2_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
@@ -244,19 +244,35 @@ def check_version(root: Path, version: str, info_path: Path) -> None:
     Raises: HarnessError "dataset-version-wrong".
     """
     by_files = version_by_files(root)
-    if by_files is None or by_files[:2] == version[:2]:
-        return
+    if by_files is not None and by_files[:2] != version[:2]:
+        raise version_wrong(info_path, version, by_files)
+
+
+def version_wrong(info_path: Path, version: str | None, by_files: str, *, named: bool = True) -> HarnessError:
+    """The error for info.json that declares `version`, or none, with files of the version `by_files`.
+
+    `named`: it has the key codebase_version.
+    """
     names = {
         "v3.0": "meta/episodes/ and meta/tasks.parquet",
         "v2.1": "meta/episodes.jsonl and meta/tasks.jsonl",
     }[by_files]
-    raise HarnessError(
+    if version is not None:
+        fix = (
+            f"""sed -i 's/"codebase_version": *"[^"]*"/"codebase_version": "{by_files}"/' {word(info_path)}"""
+        )
+    elif named:
+        fix = (
+            f"""sed -i 's/"codebase_version": *[^,}}]*/"codebase_version": "{by_files}"/' {word(info_path)}"""
+        )
+    else:
+        fix = f"""sed -i '0,/{{/s//{{"codebase_version": "{by_files}", /' {word(info_path)}"""
+    return HarnessError(
         "dataset-version-wrong",
-        f"{info_path} says that the dataset is of version {version}, and its files are of another",
-        got=f"codebase_version {version}, with {names}",
+        f"{info_path} says that the dataset is of version {version}, and its files are of another"
+        if version is not None
+        else f"{info_path} does not say of which version the dataset is; its files tell it",
+        got=f"codebase_version {version}, with {names}" if version is not None else f"none, with {names}",
         need=f"codebase_version {by_files}",
-        fix=(
-            f"""sed -i 's/"codebase_version": *"[^"]*"/"codebase_version": "{by_files}"/' """
-            f"{shlex.quote(str(info_path))}"
-        ),
+        fix=fix,
     )

@@ -10,11 +10,9 @@ import os
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.received.files import open_received
+from harness.received.pointers import holds_pointer, pointer
 from harness.received.text import word
 
-# Source: git-lfs docs/spec.md, "The Pointer".
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _EDIT = "take the episode out of a copy of the dataset (LeRobot: lerobot-edit-dataset)"
 
 
@@ -32,14 +30,9 @@ def hub_of(path: Path) -> str | None:
 
 def damaged(code: str, what: str, path: Path, *, got: object = None, need: object = None) -> HarnessError:
     """The error for an incomplete file. A Git LFS pointer gets an error of its own."""
-    if _holds_pointer(path):
-        return HarnessError(
-            "git-lfs-pointer",
-            f"{path} is a pointer of Git LFS: the file itself was not fetched with the clone",
-            got="a text of three lines",
-            need="the file",
-            fix=f"git -C {word(path.parent)} lfs pull",
-        )
+    real = Path(os.path.realpath(path))
+    if holds_pointer(real, real.parent):
+        return pointer(path)
     return HarnessError(code, what, got=got, need=need, fix=another_copy(path))
 
 
@@ -86,17 +79,3 @@ def rewrite(where: Path | str) -> str:
 def left_out(path: Path) -> str:
     """The fix for a wrong frame in a complete file."""
     return f"repair that row, or {_EDIT}; {path.name} itself is whole"
-
-
-def is_pointer(data: bytes) -> bool:
-    """True if a file that begins with `data` is a Git LFS pointer."""
-    return data.startswith(_POINTER)
-
-
-def _holds_pointer(path: Path) -> bool:
-    try:
-        real = Path(os.path.realpath(path))
-        with open_received(real, real.parent) as file:
-            return is_pointer(file.read(len(_POINTER)))
-    except (OSError, HarnessError):
-        return False

@@ -5,19 +5,30 @@ Source: huggingface/lerobot src/lerobot/datasets (formats v2.1 of release 0.3.3 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.artifacts import Feature
 from harness.data.fields import invalid, number, parsed, text
-from harness.data.listings import Row, VideoSpan, check_version, read_v2, read_v3
+from harness.data.listings import (
+    Row,
+    VideoSpan,
+    check_version,
+    read_v2,
+    read_v3,
+    version_by_files,
+    version_wrong,
+)
 from harness.data.mending import correct
 from harness.data.paths import INFO, check_is_dataset, inside, read_file
 from harness.errors import HarnessError
 from harness.units import MIB
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+_LATER = re.compile(r"v0*(?:[4-9]|[1-9][0-9])")
+_MOST_SHOWN = 40
 _INFO_BYTES = 16 * MIB
 _MOST_FEATURES, _MOST_AXES, _MOST_SIZE = 10_000, 8, 2**31
 
@@ -64,7 +75,7 @@ def read_metadata(root: Path) -> Metadata:
     check_is_dataset(root)
     info_path = inside(root, INFO)
     info = parsed(info_path, read_file(root, info_path, _INFO_BYTES))
-    version = _version(info, info_path)
+    version = _version(root, info, info_path)
     fps = number(info, "fps", info_path)
     features = _features(info, info_path)
     check_version(root, version, info_path)
@@ -138,14 +149,20 @@ def _mismatch(where: Path, what: str, *, got: object, need: object) -> HarnessEr
 def _check_totals(info: dict[str, Any], path: Path, found: Metadata) -> None:
     for key, value in (("total_episodes", len(found.episodes)), ("total_frames", found.frames)):
         if key in info and info[key] != value:
-            raise _mismatch(path, f"{key} differs from the list of episodes", got=value, need=info[key])
+            raise _mismatch(path, f"{key} differs from the list of episodes", got=info[key], need=value)
 
 
-def _version(info: dict[str, Any], path: Path) -> str:
-    version = info.get("codebase_version")
-    if not isinstance(version, str):
-        raise invalid(path, "no codebase_version", got=version, need=", ".join(VERSIONS))
-    version = version if version.startswith("v") else f"v{version}"
+def _version(root: Path, info: dict[str, Any], path: Path) -> str:
+    said = info.get("codebase_version")
+    version = (said if said.startswith("v") else f"v{said}") if isinstance(said, str) else None
+    # A later format may keep the names of files and change what is in them, so its word counts.
+    later = version is not None and _LATER.match(version)
+    by_files = version_by_files(root)
+    if version not in VERSIONS and by_files is not None and not later:
+        shown = None if version is None else version[:_MOST_SHOWN]
+        raise version_wrong(path, shown, by_files, named="codebase_version" in info)
+    if version is None:
+        raise invalid(path, "no codebase_version", got=said, need=", ".join(VERSIONS))
     if version not in VERSIONS:
         raise HarnessError(
             "dataset-format-unsupported",

@@ -20,6 +20,7 @@ from harness.data.transforms import Normalization
 from harness.errors import HarnessError
 from harness.received.files import read_received
 from harness.received.json import parse_json
+from harness.received.pointers import is_pointer, pointer
 from harness.recipe.schema import Data
 from harness.units import MIB
 
@@ -63,8 +64,8 @@ def read_norm_stats(
     `names` are the recipe's features, which are the keys in LeRobot's files. `root` is the checkpoint that
     must contain the file. Without `root`, a link that the user named is followed.
 
-    Raises: HarnessError "norm-stats-not-found" or "norm-stats-invalid"; "file-leaves-root",
-    "file-not-regular", "file-too-large".
+    Raises: HarnessError "norm-stats-not-found", "norm-stats-invalid" or "git-lfs-pointer";
+    "file-leaves-root", "file-not-regular", "file-too-large".
     """
     folder = os.path.isdir(path)
     file = (
@@ -76,6 +77,8 @@ def read_norm_stats(
     try:
         inside = root or (path if folder else file.resolve().parent)
         data = read_received(file, inside, _MOST_LINES_BYTES if lines else _MOST_BYTES)
+        if is_pointer(data):
+            raise pointer(file)
         body = _of_episodes(data.splitlines()) if lines else parse_json(data)
     except (OSError, RuntimeError) as error:
         raise HarnessError(

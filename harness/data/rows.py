@@ -61,7 +61,7 @@ def read_blocks(
         for part, numbers in zip(parts, read_columns(metadata.root, path, columns, pieces), strict=True):
             # Some writers store one number per row as a vector of length 1.
             numbers |= {name: numbers[name].reshape(-1) for name in BOOKKEEPING}
-            _check_bookkeeping(path, part, numbers, metadata.tasks)
+            _check_bookkeeping(path, part, numbers, metadata)
             state, actions = (_vectors(path, name, numbers, part[0].row, metadata.features) for name in names)
             yield Block(
                 part,
@@ -77,7 +77,7 @@ def read_blocks(
 
 
 def _check_bookkeeping(
-    path: Path, episodes: list[Episode], numbers: dict[str, np.ndarray], tasks: dict[int, str]
+    path: Path, episodes: list[Episode], numbers: dict[str, np.ndarray], metadata: Metadata
 ) -> None:
     first, start = episodes[0].first, episodes[0].row
     expected = {
@@ -109,12 +109,17 @@ def _check_bookkeeping(
             "not a finite number",
             "seconds",
         )
-    unknown = ~np.isin(task, list(tasks))
+    unknown = ~np.isin(task, list(metadata.tasks))
     if unknown.any():
         row = int(np.argmax(unknown))
-        raise _bad_index(
-            path, start + row, "task_index", task[row], f"one of the {len(tasks)} tasks of meta/"
-        )
+        need = f"one of the {len(metadata.tasks)} tasks of meta/"
+        fix = None
+        if 0 <= task[row] < 2**53 and task[row] % 1 == 0:
+            # The row may be right and its task not listed: new numbers could not bring the task back.
+            listed = "tasks.parquet" if metadata.version == "v3.0" else "tasks.jsonl"
+            lacks = f"meta/{listed} lacks task {int(task[row])}: add its line"
+            fix = correct(metadata.root / "meta", lacks)
+        raise _bad_index(path, start + row, "task_index", task[row], need, fix)
 
 
 def _vectors(
@@ -161,8 +166,10 @@ def _parts(episodes: list[Episode]) -> list[list[Episode]]:
     return parts
 
 
-def _bad_index(path: Path, row: int, name: str, got: object, need: object) -> HarnessError:
-    fix = (
+def _bad_index(
+    path: Path, row: int, name: str, got: object, need: object, fix: str | None = None
+) -> HarnessError:
+    fix = fix or (
         "number the rows anew with LeRobot's own writer, in a copy of the dataset; nothing else of"
         f" {path.name} is wrong by this"
     )
