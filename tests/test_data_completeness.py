@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from harness.data import oddities
 from harness.data.completeness import check_cameras
 from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
+from harness.data.metadata import Episode
+from harness.data.rows import Block
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
@@ -176,7 +179,23 @@ def test_rows_at_another_pace_than_the_metadata_says_are_a_finding(tmp_path: Pat
     info = json.loads((root / "meta/info.json").read_text())
     (root / "meta/info.json").write_text(json.dumps(info | {"fps": 30}))
     (finding,) = describe(_recipe(root)).findings
-    assert "episode_000000.parquet rows 0 and 1 are 0.1 s apart" in finding
+    assert "the table runs at 10 frames a second throughout" in finding
+    assert "fps in meta/info.json is wrong, which says 30" in finding
+
+
+@pytest.mark.parametrize("late", [1, 4])
+def test_single_gaps_at_another_pace_are_counted(late: int) -> None:
+    """Two episodes of five rows at 10 frames a second, in which `late` rows come late."""
+    times = np.tile(np.arange(5) / 10, 2)
+    for row in range(1, 1 + late):
+        times[row:5] += 0.3
+    episodes = [Episode(i, 5 * i, 5, "data.parquet", 5 * i, {}) for i in range(2)]
+    nothing = np.zeros((10, 1), np.float32)
+    pace = oddities._Pace(10)
+    pace.look(Block(episodes, nothing, nothing, times, np.zeros(10, np.int64)))
+    (finding,) = pace.findings()
+    assert finding.startswith("data.parquet rows 0 and 1 are 0.4 s apart")
+    assert f"{late} of 8 gaps between rows differ" in finding
 
 
 def test_a_camera_that_is_used_already_is_not_proposed(tmp_path: Path) -> None:

@@ -235,3 +235,49 @@ def test_doctor_and_train_name_the_dropped_flag(tmp_path: Path) -> None:
         assert DROPPED in text
         assert "unset XLA_FLAGS" in text
         assert "no message" not in text
+
+
+@pytest.mark.parametrize("library", ["", "/usr/local/cuda/lib64"])
+@pytest.mark.parametrize(
+    ("last", "got"),
+    [
+        ("AssertionError", "JAX found no CUDA backend"),
+        ("RuntimeError: no supported devices", "RuntimeError: no supported devices"),
+    ],
+)
+def test_a_jax_without_its_cuda_plugin_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, got: str, library: str
+) -> None:
+    """JAX ends with a bare assert then."""
+    done = subprocess.CompletedProcess([], 1, "", f"Traceback\n    assert backend\n{last}\n")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: done)
+    [finding] = gpu.visible(situation(tmp_path, environ={"LD_LIBRARY_PATH": library}))
+    assert finding.got.startswith(got)
+    assert ("LD_LIBRARY_PATH" in finding.fix) == bool(library)
+    assert "docker compose build train" in finding.fix
+
+
+def test_one_lost_card_of_two_is_told_with_its_own_fix(
+    build: Any,
+) -> None:
+    code, text = harness(
+        "doctor", "--json", *REAL, library=build(), scenario=HERE / "lost_beside_healthy.txt"
+    )
+    assert code == 1
+    warned = [
+        one for one in diagnosis(text)["findings"] if one["check"] == "GPU and JAX" and "bus" in one["got"]
+    ]
+    finding = warned[0]
+    assert finding["severity"] == "warning"
+    assert finding["fix"].startswith("dmesg | grep -i xid")
+    assert finding["fix"] not in finding["got"]
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_another_gpu_is_advised_where_there_is_one(tmp_path: Path, newer: bool) -> None:
+    old = card(compute_capability="7.5").gpus[0]
+    other = old.model_copy(update={"index": 1, "uuid": "GPU-2", "compute_capability": "8.6"})
+    machine = card().model_copy(update={"gpus": [old, other] if newer else [old]})
+    [finding] = gpu.capability(situation(tmp_path, machine=machine))
+    assert ("CUDA_VISIBLE_DEVICES=GPU-2" in finding.fix) == newer
+    assert "another machine" in finding.fix

@@ -200,6 +200,38 @@ def test_a_script_of_ones_own_is_said_to_be_one() -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "python scripts/gr00t_finetune.py --dataset-path x",
+        "python finetune.py conf.yaml",
+        "torchrun --nproc_per_node=4 vla-scripts/finetune.py --vla_path x",
+        "python my_train.py",
+    ],
+)
+def test_a_program_of_another_project_is_another_trainer(line: str) -> None:
+    for found in both(line):
+        assert (found.trainer, found.config, found.model) == ("other", "", "unknown")
+        assert checks(found) == ["another-trainer"]
+        assert next(word for word in line.split() if word.endswith(".py")) in found.findings[0].got
+        assert (found.device_bytes, found.param_norm, found.recipe, found.meant) == (None, None, None, "")
+        openpi_view(found)
+    done = CliRunner().invoke(app, ["import", "openpi", line, "--gpu", "a100_80"])
+    assert (done.exit_code, "openpi scripts" in done.stdout) == (1, False)
+
+
+def test_what_lerobots_file_says_is_not_called_a_default() -> None:
+    line = "lerobot_train.py --config_path=out/checkpoints/last/train_config.json --resume=true"
+    found = explain([line], None)
+    said = " ".join(found.deviations)
+    assert said.count("as the file says") == 4
+    assert "default" not in said
+    assert "no weights" not in said
+    assert "--config_path" in found.findings[0].got
+    named = " ".join(explain([f"{line} --steps=5 --batch_size=3"], None).deviations)
+    assert ("5 steps" in named, "batch 3" in named) == (True, True)
+
+
+@pytest.mark.parametrize(
     ("line", "batch"),
     [
         (f"lerobot-train {LEROBOT}", "batch 32"),

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from harness.errors import HarnessError
 from harness.plan.cards import CARDS, find, targets
 from harness.plan.compile import _ABSENT_GPU_OPTIONS
+from harness.plan.place import absent
 from harness.train import host
 from harness.units import GIB, MIB
 
@@ -150,6 +151,37 @@ def test_another_card_is_refused_with_the_nearest_names(written: str, near: str)
     assert caught.value.code == "gpu-unknown"
     assert near in caught.value.fix
     assert all(name in (caught.value.need or "") for name in targets())
+
+
+@pytest.mark.parametrize(
+    ("written", "proposed"),
+    [("b300", ["b200"]), ("GB300", ["b200"]), ("cuda0", []), ("tpu v5e", []), ("!", [])],
+)
+def test_a_name_that_is_not_near_proposes_no_card(written: str, proposed: list[str]) -> None:
+    with pytest.raises(HarnessError) as caught:
+        find(written)
+    assert re.findall(r"--gpu ([a-z0-9_]+)(?= or|$)", caught.value.fix) == proposed
+    assert "Laptop" not in caught.value.what or not proposed
+
+
+@pytest.mark.parametrize(
+    ("written", "maker"),
+    [
+        *(
+            (name, "AMD")
+            for name in ("mi300x", "MI250", "AMD Instinct MI325X", "Radeon Pro W7900", "RX 7900")
+        ),
+        *((name, "Intel") for name in ("gaudi3", "Gaudi 2", "Arc A770", "Intel Arc B580")),
+        *((name, "Intel") for name in ("max 1550", "Intel Data Center GPU Max 1550")),
+    ],
+)
+@pytest.mark.parametrize("vram_bytes", [None, 80 * GIB])
+def test_a_card_of_another_maker_has_no_plan(written: str, maker: str, vram_bytes: int | None) -> None:
+    with pytest.raises(HarnessError) as caught:
+        absent(written, vram_bytes, None)
+    assert caught.value.code == "gpu-not-nvidia"
+    assert f"{maker}'s" in caught.value.what
+    assert "rtx_" not in caught.value.fix
 
 
 def test_what_lies_in_host_memory_is_copied_asynchronously_and_a_piece_at_a_time(

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 
 from harness.artifacts import Gpu, Machine
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
+from harness.probe.nvml_errors import parted
+from harness.received.text import word
 from harness.run.xla_flags import refused_flags
 from harness.units import format_bytes
 
@@ -28,8 +31,9 @@ _JAX_TIMEOUT_S = 90
 _LIST_DEVICES = (
     "import json, jax; print(json.dumps([[d.device_kind, d.platform] for d in jax.local_devices()]))"
 )
-
-
+# An exception that says nothing but its name.
+_BARE = re.compile(r"[\w.]*(?:Error|Exception):?")
+_NO_BACKEND = "JAX found no CUDA backend: the jax-cuda plugin is missing, or no device answers"
 _ON_CPU = "the run is on the CPU"
 
 
@@ -103,12 +107,20 @@ def capability(situation: Situation) -> Iterator[Finding]:
                 f"{gpu.compute_capability} ({gpu.name}): no bfloat16 arithmetic, in which the model is"
                 " computed"
             )
-            yield error(
-                "compute capability",
-                got,
-                "8.0 (Ampere) or newer",
-                "use another GPU: CUDA_VISIBLE_DEVICES=UUID, or another machine",
-            )
+            yield error("compute capability", got, "8.0 (Ampere) or newer", _another(situation.machine))
+
+
+def _another(machine: Machine) -> str:
+    """The fix for a card that is too old: a newer card of this machine, if there is one."""
+    newer = (
+        gpu.uuid or str(gpu.index)
+        for gpu in machine.gpus
+        if not gpu.error and _numbers(gpu.compute_capability or "") >= _BFLOAT16
+    )
+    first = next(newer, None)
+    if first is None:
+        return "use another machine: no card here is newer"
+    return f"use another GPU: CUDA_VISIBLE_DEVICES={word(first)}, or another machine"
 
 
 def visible(situation: Situation) -> Iterator[Finding]:
@@ -119,12 +131,8 @@ def visible(situation: Situation) -> Iterator[Finding]:
     machine = situation.machine
     for gpu in machine.gpus:
         if gpu.error and len(machine.gpus) > 1:
-            yield warning(
-                "GPU",
-                f"GPU {gpu.index}: {gpu.error}",
-                "a GPU that answers",
-                "do what it says; nvidia-smi shows whether that has helped",
-            )
+            got, fix = parted(gpu.error)
+            yield warning("GPU", f"GPU {gpu.index}: {got}", "a GPU that answers", fix)
     _machine_of_a_gpu(situation)
     if not _visible(situation):
         fix = machine.gpu_fix or "harness probe; in compose: service train, not smoke"
@@ -160,11 +168,12 @@ def _jax(situation: Situation) -> Iterator[Finding]:
     )
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-        fix = (
-            "unset LD_LIBRARY_PATH (it hides the CUDA libraries of the wheels); rebuild the image: docker"
-            " compose build train"
-        )
-        yield error("JAX", last[:300], "JAX to start on the GPU that NVML sees", fix)
+        # JAX asserts, without a word, that it has found a backend of the platform.
+        got = _NO_BACKEND if _BARE.fullmatch(last) else last[:300]
+        fix = "rebuild the image: docker compose build train"
+        if situation.environ.get("LD_LIBRARY_PATH"):
+            fix = f"unset LD_LIBRARY_PATH (it hides the CUDA libraries of the wheels); {fix}"
+        yield error("JAX", got, "JAX to start on the GPU that NVML sees", fix)
         return
     seen = len(json.loads(child.stdout.strip().splitlines()[-1]))
     expected = sum(len(gpu.mig_devices) or 1 for gpu in _visible(situation))

@@ -12,6 +12,7 @@ from harness.errors import HarnessError
 from harness.openpi import configs as openpi_configs
 from harness.openpi import findings
 from harness.openpi import pytorch as openpi_pytorch
+from harness.openpi.another import explain_another, is_another
 from harness.openpi.lerobot_line import explain_lerobot
 from harness.openpi.meant import meant_by
 from harness.openpi.options import Command, read_line, said
@@ -34,6 +35,8 @@ def explain(words: list[str], place: Place | None) -> OpenpiCommand:
     line = whose(words)
     if line.trainer == "lerobot":
         return explain_lerobot(line)
+    if is_another(line):
+        return explain_another(line)
     command = read_line(line)
     published = openpi_configs.find(PUBLISHED).defaults
     family = "pi05" if command.effective.get("model.pi05") else command.config.family

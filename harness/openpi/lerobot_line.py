@@ -24,6 +24,7 @@ _UNKNOWN = (
     "recipe",
 )
 _MODELS = {"pi05": "π0.5", "pi0": "π0", "pi0_fast": "π0-FAST", "pi0fast": "π0-FAST"}
+_DEFAULT, _FILE = "LeRobot's default", "as the file says"
 
 
 def explain_lerobot(line: Line) -> OpenpiCommand:
@@ -80,6 +81,8 @@ def _policy(options: dict[str, str]) -> tuple[str, str]:
     if "policy.type" in options:
         return options["policy.type"], "--policy.type"
     path = options.get("policy.path") or options.get("policy.pretrained_path") or ""
+    if not path and "config_path" in options:
+        return "", "the file of --config_path, which is not read here"
     name = path.rstrip("/").rpartition("/")[2]
     like = next(
         (policy for policy in _MODELS if name.startswith(policy) and not name[len(policy) :][:1].isalnum()),
@@ -94,19 +97,26 @@ def _policy(options: dict[str, str]) -> tuple[str, str]:
 def _said(options: dict[str, str], line: Line, policy: str) -> list[str]:
     """The contents of the options, each a sentence."""
     texts = []
+    # What no option says, LeRobot takes from the file of --config_path.
+    file = _FILE if "config_path" in options else ""
     dataset = options.get("dataset.repo_id") or options.get("dataset.root")
     if dataset:
         texts.append(
             f"dataset {dataset}"
             + (f", episodes {options['dataset.episodes']}" if "dataset.episodes" in options else "")
         )
+    elif file:
+        texts.append(f"dataset: {file}")
     start = options.get("policy.pretrained_path") or options.get("policy.path")
-    texts.append(
-        f"weights from {start}"
-        if start
-        else "no weights named: neither --policy.path nor --policy.pretrained_path"
-    )
-    texts.append(f"{options['steps']} steps" if "steps" in options else "steps: LeRobot's default")
+    if start:
+        texts.append(f"weights from {start}")
+    else:
+        texts.append(
+            f"weights: {file}"
+            if file
+            else "no weights named: neither --policy.path nor --policy.pretrained_path"
+        )
+    texts.append(f"{options['steps']} steps" if "steps" in options else f"steps: {file or _DEFAULT}")
     texts.append(_batch(options, line))
     if any(name.startswith("peft.") for name in options):
         texts.append(
@@ -133,7 +143,7 @@ def _said(options: dict[str, str], line: Line, policy: str) -> list[str]:
 def _batch(options: dict[str, str], line: Line) -> str:
     each, count = options.get("batch_size"), line.processes
     if each is None:
-        return "batch: LeRobot's default, in each process"
+        return f"batch: {_FILE if 'config_path' in options else _DEFAULT}, in each process"
     if count == 1:
         return f"batch {each}"
     if count is None:

@@ -37,7 +37,7 @@ import shlex
 from typing import NamedTuple
 
 from harness.errors import HarnessError
-from harness.plan.more_cards import OTHERS, series, too_old
+from harness.plan.more_cards import OTHERS, maker, series, too_old
 from harness.units import MIB
 
 
@@ -117,6 +117,8 @@ _GA100 = "NVIDIA A100 Tensor Core GPU Architecture (white paper)"
 _HOPPER = "NVIDIA H100 Tensor Core GPU Architecture (white paper)"
 _H200 = "NVIDIA H200 Tensor Core GPU (data sheet)"
 _BLACKWELL = "NVIDIA Blackwell Architecture (technical brief)"
+# How like two names are, from 0 to 1, that one is proposed for the other: of any series, and of the same.
+_NEAR, _NEAR_KIN = 0.6, 0.4
 _PRO_6000 = r"(rtx)?pro6000(blackwell)?(maxq)?(workstation|server)?(edition)?(96gb?)?"
 
 # fmt: off
@@ -197,7 +199,7 @@ def find(name: str) -> str:
 
     Case, spaces, punctuation and the maker's name do not matter. Ti, SUPER, Laptop, PCIe (if the board
     differs) and another memory size make it another card. An A100 needs its memory size.
-    Raises: HarnessError "gpu-unknown" with the nearest names, "gpu-too-old".
+    Raises: HarnessError "gpu-unknown" with the nearest names, "gpu-too-old", "gpu-not-nvidia".
     """
     wanted = _plain(name)
     for key, spelling in _spellings().items():
@@ -206,20 +208,42 @@ def find(name: str) -> str:
     old = too_old(wanted)
     if old is not None:
         raise _too_old(name, old)
-    plain = {_plain(key): key for key in _spellings()} | {
-        _plain(key).removeprefix("rtx"): key for key in _spellings()
-    }
-    close = difflib.get_close_matches(wanted, plain, n=6, cutoff=0.4)
-    nearest = [f"--gpu {each}" for each in list(dict.fromkeys(plain[each] for each in close))[:3]]
+    other = maker(wanted)
+    if other is not None:
+        raise HarnessError(
+            "gpu-not-nvidia",
+            f"no plan for {name}: it is {other}'s, and what is compiled here runs on NVIDIA cards alone",
+            got=name,
+            need="an NVIDIA card of compute capability 8.0 (Ampere) or newer",
+            fix="harness plan --gpu h100 shows what an NVIDIA card would do",
+        )
+    near = _near(wanted)
+    alike = any(wanted.startswith(each) or each.startswith(wanted) for each in near)
+    nearest = [f"--gpu {each}" for each in list(dict.fromkeys(near.values()))[:3]]
     said = [f"--gpu {shlex.quote(name)} --vram-gib X with its memory"] if series(wanted) else []
     raise HarnessError(
         "gpu-unknown",
-        f"no target description for a GPU called {name!r}; a Ti, SUPER, Laptop or other memory size is"
-        " another card",
+        f"no target description for a GPU called {name!r}"
+        + ("; a Ti, SUPER, Laptop or other memory size is another card" if alike else ""),
         got=name,
         need=f"one of {', '.join(names())}",
         fix=" or ".join([*nearest, *said]) or "--gpu with one of these names",
     )
+
+
+def _near(wanted: str) -> dict[str, str]:
+    """Plain name → key of the cards whose names are near, the nearest first.
+
+    They are of the same series, if it is known. For an unknown series the names must be nearer.
+    """
+    capability = series(wanted)
+    keys = {key: each.capability for key, each in CARDS.items()} | {
+        key: each.capability for key, each in OTHERS.items()
+    }
+    kin = [key for key in keys if capability in (None, keys[key])]
+    plain = {_plain(key): key for key in kin} | {_plain(key).removeprefix("rtx"): key for key in kin}
+    close = difflib.get_close_matches(wanted, plain, n=6, cutoff=_NEAR if capability is None else _NEAR_KIN)
+    return {each: plain[each] for each in close}
 
 
 def card(key: str) -> Card:

@@ -108,6 +108,16 @@ _OLD: tuple[tuple[str, str], ...] = (
     (r"m(4|6|10|40|60)(?!\d)|gtx?9[5-8]0|titanx|quadrom\d+", "5.2"),
     (r"k(10|20|40|80)(?!\d)|gtx?[67]\d0", "3.7"),
 )
+# Beginnings of the names of other makers' cards.
+_MAKERS: tuple[tuple[str, str], ...] = (
+    (r"amd|instinct|radeon|mi\d{2,3}|rx\d{3,4}|vega|firepro|w[5-9]\d00", "AMD"),
+    (r"intel|habana|gaudi|arc|(datacenter)?(gpu)?(max1[15]\d0|flex1[47]0)", "Intel"),
+)
+
+
+def maker(plain: str) -> str | None:
+    """The maker of a card that is not NVIDIA's; None for any other name."""
+    return next((maker for pattern, maker in _MAKERS if re.match(pattern, plain)), None)
 
 
 def series(plain: str) -> tuple[int, int] | None:

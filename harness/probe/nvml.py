@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from harness.artifacts import Gpu, GpuProcess, MigDevice
-from harness.probe.nvml_errors import ERRORS, OLDEST, OLDEST_DRIVER, explained
+from harness.probe.nvml_errors import ERRORS, OLDEST, OLDEST_DRIVER, explained, parted
 
 T = TypeVar("T")
 
@@ -103,8 +103,8 @@ def _read(nvml: Any, processes_hidden: str | None) -> Reading:
     elif all(gpu.error for gpu in gpus):
         error = gpus[0].error
     # The error of a GPU or of an old driver already contains its fix.
-    mend = "do what it says; harness probe shows when that has helped" if error else None
-    return Reading(gpus, error, mend, driver_version=driver, cuda_driver_version=cuda, unknown=system.unknown)
+    got, mend = parted(error) if error else (None, None)
+    return Reading(gpus, got, mend, driver_version=driver, cuda_driver_version=cuda, unknown=system.unknown)
 
 
 def _cuda_driver_version(nvml: Any) -> str | None:

@@ -8,6 +8,7 @@ section "Containers losing access to GPUs with error: Failed to initialize NVML:
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 
@@ -31,6 +32,7 @@ OLDEST = ".".join(map(str, OLDEST_DRIVER))
 _UPDATE = f"install driver {OLDEST} or newer on the host (not in the container)"
 _OURS = "nothing on your side: send the output of harness probe --json to the harness's makers"
 _RESET = "nvidia-smi --gpu-reset on the host when nothing runs there, else restart the machine"
+_ASK = "nvidia-smi; where that does not answer either, restart the machine"
 _AGAIN = (
     "start the container again; so that it does not come back: run it with --device nvidia.com/gpu=all (CDI),"
     ' or set "exec-opts": ["native.cgroupdriver=cgroupfs"] in the host\'s /etc/docker/daemon.json'
@@ -226,10 +228,21 @@ def explained(error: Any) -> Refusal:
     if words is None:
         return Refusal(
             f"NVML: {text} (error {error.value})",
-            "nvidia-smi; where that does not answer either, restart the machine",
+            _ASK,
             missing=False,
         )
     return Refusal(f"NVML: {text}: {words.cause}", words.fix, words.elsewhere)
+
+
+def parted(error: str) -> tuple[str, str]:
+    """(what has happened, what to do) of a card's error, which is one text."""
+    fixes = sorted((_ASK, *(words.fix for words in ERRORS.values())), key=len, reverse=True)
+    fix = next((fix for fix in fixes if error.endswith(f"; {fix}")), None)
+    if fix is not None:
+        return error.removesuffix(f"; {fix}"), fix
+    # MIG without an instance, and a driver that is too old.
+    match = re.fullmatch(r"(.+?)(?:; (?=on the host: )|: (?=install ))(.+)", error)
+    return (match[1], match[2]) if match else (error, _ASK)
 
 
 def page() -> str:

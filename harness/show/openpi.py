@@ -43,7 +43,9 @@ def openpi_view(command: OpenpiCommand) -> RenderableType:
 
 def _title(command: OpenpiCommand) -> str:
     starts = {"lerobot": "", "openpi-pytorch": "openpi scripts/train_pytorch.py "}
-    return starts.get(command.trainer, "openpi ") + command.command
+    # Another trainer's command begins with its own program.
+    openpi = "openpi " if command.config else ""
+    return starts.get(command.trainer, openpi) + command.command
 
 
 def _who(command: OpenpiCommand) -> str:

@@ -98,11 +98,14 @@ def _list() -> None:
 
 def _shards(words: list[str]) -> int:
     """Over how many devices the line shards the model; 1 where the trainer is not openpi's."""
+    from harness.openpi.another import is_another
     from harness.openpi.options import read_line
     from harness.openpi.trainer_line import whose
 
     line = whose(words)
-    return 1 if line.trainer == "lerobot" else int(read_line(line).effective["fsdp-devices"])
+    if line.trainer == "lerobot" or is_another(line):
+        return 1
+    return int(read_line(line).effective["fsdp-devices"])
 
 
 def _place(fsdp: int, gpu: str | None, vram_bytes: int | None) -> Any:
@@ -133,7 +136,8 @@ def _write(found: Any, path: Path, what: Literal["recipe", "job"]) -> None:
     from harness.run.directory import write_atomic
 
     if found.recipe is None:
-        who = "LeRobot's command" if found.trainer == "lerobot" else f"openpi {found.config}"
+        who = f"openpi {found.config}" if found.config else "another trainer's command"
+        who = "LeRobot's command" if found.trainer == "lerobot" else who
         raise HarnessError(
             "recipe-inexpressible",
             f"no recipe of ours does what {who} does; nothing was written",
