@@ -223,8 +223,10 @@ def find(name: str) -> str:
     said = [f"--gpu {shlex.quote(name)} --vram-gib X with its memory"] if series(wanted) else []
     raise HarnessError(
         "gpu-unknown",
-        f"no target description for a GPU called {name!r}"
-        + ("; a Ti, SUPER, Laptop or other memory size is another card" if alike else ""),
+        f"no target description for a GPU called {name!r}; a Ti, SUPER, Laptop or other memory size is"
+        " another card"
+        if alike
+        else f"no target description for a GPU called {name!r}",
         got=name,
         need=f"one of {', '.join(names())}",
         fix=" or ".join([*nearest, *said]) or "--gpu with one of these names",
