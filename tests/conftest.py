@@ -14,8 +14,10 @@ import pytest
 
 # What pytest was started with, for tests that start what a person would start; a worker of it is told.
 _TOLD = "HARNESS_TESTS_OUTSIDE"
-OUTSIDE: dict[str, str] = json.loads(os.environ.pop(_TOLD, "null")) or dict(os.environ)
-if "PYTEST_XDIST_WORKER" not in os.environ:
+_told = os.environ.pop(_TOLD, None)
+_is_worker = "PYTEST_XDIST_WORKER" in os.environ
+OUTSIDE: dict[str, str] = json.loads(_told) if _told and _is_worker else dict(os.environ)
+if not _is_worker:
     os.environ[_TOLD] = json.dumps(OUTSIDE)
 
 # These need a container engine, which the container that runs the tests has not: ci/confinement, ci/chaos and
