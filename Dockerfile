@@ -288,6 +288,7 @@ LABEL org.opencontainers.image.title="harness test" \
       harness.lock.sha256="${TEST_LOCK_SHA256}"
 # Never root by default; compose asks for "caller" instead.
 USER harness
-# Arguments are pytest's: a file, -k, -x. Without any, all tests, by as many workers as there are cores, up to four.
+# Arguments are pytest's: a file, -k, -x.
 ENTRYPOINT ["python", "-m", "pytest", "-p", "no:cacheprovider"]
+# Without any: all tests, by as many workers as there are cores, up to four; a file stays with its worker.
 CMD ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]

@@ -17,7 +17,7 @@ from harness.artifacts import Feature
 from harness.data.columns import is_number, read_rows
 from harness.data.fields import TASK_LETTERS, integer, invalid, number, parsed, text
 from harness.data.mending import correct, missing
-from harness.data.paths import EPISODES, INFO, fill, inside, open_file
+from harness.data.paths import EPISODES, INFO, TASKS, fill, inside, open_file
 from harness.errors import HarnessError
 from harness.received.files import there
 from harness.received.text import word
@@ -63,7 +63,7 @@ def version_by_files(root: Path) -> str | None:
     None if there are files of both versions, or of neither.
     """
     new = _episode_files(root) != [] or os.path.isfile(root / "meta/tasks.parquet")
-    old = any(os.path.isfile(root / "meta" / name) for name in ("episodes.jsonl", "tasks.jsonl"))
+    old = any(os.path.isfile(root / "meta" / name) for name in ("episodes.jsonl", TASKS))
     if new == old:
         return None
     return "v3.0" if new else "v2.1"
@@ -80,7 +80,7 @@ def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
     videos = video_features(features)
     video = text(info, "video_path", where, default="") if videos else ""
     chunk = integer({"chunks_size": 1000} | info, "chunks_size", str(where), least=1)
-    tasks = _tasks((line, "task", at) for line, at in _lines(root, "meta/tasks.jsonl", MOST_TASKS))
+    tasks = _tasks((line, "task", at) for line, at in _lines(root, f"meta/{TASKS}", MOST_TASKS))
     rows = []
     for line, at in _lines(root, "meta/episodes.jsonl", MOST_EPISODES):
         index = integer(line, "episode_index", at)
@@ -255,7 +255,7 @@ def version_wrong(info_path: Path, version: str | None, by_files: str, *, named:
     """
     names = {
         "v3.0": "meta/episodes/ and meta/tasks.parquet",
-        "v2.1": "meta/episodes.jsonl and meta/tasks.jsonl",
+        "v2.1": f"meta/episodes.jsonl and meta/{TASKS}",
     }[by_files]
     if version is not None:
         fix = (

@@ -15,6 +15,8 @@ from harness.received.text import word
 
 # The file that every LeRobot dataset has, and the directory in which version 3.0 lists its episodes.
 INFO, EPISODES = "meta/info.json", "meta/episodes"
+# The tasks of version 2, one a line.
+TASKS = "tasks.jsonl"
 # LeRobot's templates use plain names with a zero-padded width. `str.format` would also accept attributes and
 # any width.
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")

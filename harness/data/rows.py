@@ -13,7 +13,7 @@ from harness.data.columns import read_columns
 from harness.data.fields import invalid
 from harness.data.mending import correct, left_out
 from harness.data.metadata import Episode, Metadata
-from harness.data.paths import inside
+from harness.data.paths import TASKS, inside
 from harness.data.where import check_places
 from harness.errors import HarnessError
 
@@ -116,7 +116,7 @@ def _check_bookkeeping(
         fix = None
         if 0 <= task[row] < 2**53 and task[row] % 1 == 0:
             # The row may be right and its task not listed: new numbers could not bring the task back.
-            listed = "tasks.parquet" if metadata.version == "v3.0" else "tasks.jsonl"
+            listed = "tasks.parquet" if metadata.version == "v3.0" else TASKS
             lacks = f"meta/{listed} lacks task {int(task[row])}: add its line"
             fix = correct(metadata.root / "meta", lacks)
         raise _bad_index(path, start + row, "task_index", task[row], need, fix)

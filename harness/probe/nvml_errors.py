@@ -8,7 +8,6 @@ section "Containers losing access to GPUs with error: Failed to initialize NVML:
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 
@@ -241,8 +240,11 @@ def parted(error: str) -> tuple[str, str]:
     if fix is not None:
         return error.removesuffix(f"; {fix}"), fix
     # MIG without an instance, and a driver that is too old.
-    match = re.fullmatch(r"(.+?)(?:; (?=on the host: )|: (?=install ))(.+)", error)
-    return (match[1], match[2]) if match else (error, _ASK)
+    for between, start in (("; ", "on the host: "), (": ", "install ")):
+        what, found, fix = error.partition(between + start)
+        if what and found and fix:
+            return what, start + fix
+    return error, _ASK
 
 
 def page() -> str:
