@@ -6,19 +6,13 @@ saves. Processes that a test starts inherit these settings. Equal programs are c
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 
 import pytest
 
-# What pytest was started with, for tests that start what a person would start; a worker of it is told.
-_TOLD = "HARNESS_TESTS_OUTSIDE"
-_told = os.environ.pop(_TOLD, None)
-_is_worker = "PYTEST_XDIST_WORKER" in os.environ
-OUTSIDE: dict[str, str] = json.loads(_told) if _told and _is_worker else dict(os.environ)
-if not _is_worker:
-    os.environ[_TOLD] = json.dumps(OUTSIDE)
+# What this process was started with, for tests that start what a person would start.
+OUTSIDE = dict(os.environ)
 
 # These need a container engine, which the container that runs the tests has not: ci/confinement, ci/chaos and
 # ci/cuda ask for them by path.
