@@ -229,9 +229,7 @@ def machine_facts(machine: Machine | None) -> dict[str, Any]:
     """Driver, cards and host, without facts that change from minute to minute."""
     if machine is None:
         return {}
-    cards = [
-        f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus if gpu.visible and not gpu.error
-    ]
+    cards = [f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.usable_gpus]
     host = machine.host
     return {
         "driver": machine.driver_version,
