@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
 from harness.artifacts import (
     Checkpoint,
     Curve,
@@ -28,9 +26,10 @@ from harness.errors import HarnessError
 from harness.recipe.differences import PUBLISHED, Difference, differences, differences_from_published
 from harness.recipe.schema import Recipe
 from harness.report import curves, drawings, sections, verdicts
+from harness.report.template import template
 from harness.run.directory import CAMERA_VIEWS, RunDir
 from harness.run.status import read_or_tell, read_status, why
-from harness.units import format_bytes, format_count, format_seconds
+from harness.units import format_bytes, format_count
 
 # Each run has its own colour in report.css.
 MOST_RUNS = 8
@@ -83,7 +82,8 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
     kinds = (Machine, Dataset, NormStats, Checkpoint, Prediction, Memory, Curve, Diagnosis, Verdict)
     found: dict[str, Any] = {kind.__name__: read_or_tell(run, kind, problems) for kind in kinds}
     points = max(curves.MAX_POINTS // 10, min(curves.MAX_POINTS, POINTS_OF_ALL // (1 + len(beside))))
-    return _template().render(
+    page = template("report.html.j2", count=format_count, number=_number, plain=_plain)
+    return page.render(
         name=this.name,
         machine=found["Machine"],
         dataset=found["Dataset"],
@@ -262,21 +262,6 @@ def _training(run: _Run, points: int) -> dict[str, Any]:
 def _smoothing(points: int) -> float:
     """The slider's first position: 0 for a few points, higher for more points."""
     return 0.0 if points < 30 else min(0.96, round((1 - 20 / points) / 0.02) * 0.02)
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "bytes": format_bytes,
-        "count": format_count,
-        "seconds": format_seconds,
-        "number": _number,
-        "plain": _plain,
-    }
-    return environment.get_template("report.html.j2")
 
 
 def _number(value: float | None) -> str:
