@@ -8,6 +8,8 @@ from __future__ import annotations
 import pytest
 
 from harness.artifacts import Gpu
+from harness.checkpoint.leaves import IN_FLIGHT_BYTES
+from harness.plan import shared
 from harness.recipe.schema import Recipe
 from harness.units import GIB
 from tests.test_plan_choose import FULL, LORA, MACHINE, planned, with_gpus
@@ -73,3 +75,7 @@ def test_a_card_with_memory_of_its_own_is_not_shared() -> None:
         plan = planned(LORA, gpu=name, host_ram_bytes=64 * GIB)
         assert not plan.shared_memory
         assert all(not one.shared_phases for one in plan.candidates)
+
+
+def test_the_bytes_in_flight_are_those_of_the_reader_of_weights() -> None:
+    assert shared._IN_FLIGHT_BYTES == IN_FLIGHT_BYTES

@@ -94,3 +94,8 @@ class Machine(Artifact):
     visible_devices: str | None = None
     host: Host
     unknown: dict[str, str] = {}
+
+    @property
+    def usable_gpus(self) -> list[Gpu]:
+        """The GPUs that CUDA offers to this process, without broken ones."""
+        return [gpu for gpu in self.gpus if gpu.visible and not gpu.error]

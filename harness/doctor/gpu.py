@@ -10,7 +10,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-from harness.artifacts import Gpu, Machine
+from harness.artifacts import Machine
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
 from harness.probe.nvml_errors import parted
@@ -72,7 +72,7 @@ def driver(situation: Situation) -> Iterator[Finding]:
             f"{need} or newer, for CUDA 12",
             "install a newer NVIDIA driver on the host (not in the container)",
         )
-    for gpu in _visible(situation):
+    for gpu in situation.machine.usable_gpus:
         capability = _numbers(gpu.compute_capability or "")
         if capability >= _BLACKWELL and version < _BLACKWELL_DRIVER:
             yield error(
@@ -86,14 +86,14 @@ def driver(situation: Situation) -> Iterator[Finding]:
 def capability(situation: Situation) -> Iterator[Finding]:
     """Checks that the GPU computes in bfloat16. The plan refuses a GPU that does not."""
     _machine_of_a_gpu(situation)
-    if not _visible(situation):
+    if not situation.machine.usable_gpus:
         yield unknown(
             "compute capability",
             "no usable GPU to be asked",
             "8.0 or newer",
             "mend what the check GPU and JAX names",
         )
-    for gpu in _visible(situation):
+    for gpu in situation.machine.usable_gpus:
         if gpu.compute_capability is None:
             yield unknown(
                 "compute capability",
@@ -133,7 +133,7 @@ def visible(situation: Situation) -> Iterator[Finding]:
             got, fix = parted(gpu.error)
             yield warning("GPU", f"GPU {gpu.index}: {got}", "a GPU that answers", fix)
     _machine_of_a_gpu(situation)
-    if not _visible(situation):
+    if not situation.machine.usable_gpus:
         fix = machine.gpu_fix or "harness probe; in compose: service train, not smoke"
         yield error("GPU", machine.gpu_error or "no GPU that can be used", "a GPU that NVML lists", fix)
         return
@@ -175,7 +175,7 @@ def _jax(situation: Situation) -> Iterator[Finding]:
         yield error("JAX", got, "JAX to start on the GPU that NVML sees", fix)
         return
     seen = len(json.loads(child.stdout.strip().splitlines()[-1]))
-    expected = sum(len(gpu.mig_devices) or 1 for gpu in _visible(situation))
+    expected = sum(len(gpu.mig_devices) or 1 for gpu in situation.machine.usable_gpus)
     if seen < expected:
         yield warning(
             "JAX",
@@ -206,7 +206,7 @@ def memory(situation: Situation) -> Iterator[Finding]:
             "a plan that fits",
             "harness plan (what was rejected, and why); --recipe pi05_libero_lora trains less",
         )
-    for gpu in _visible(situation):
+    for gpu in situation.machine.usable_gpus:
         for process in gpu.foreign_processes or []:
             yield warning(
                 "device memory",
@@ -254,10 +254,6 @@ def _machine_of_a_gpu(situation: Situation) -> Machine:
     if not situation.on_gpu:
         raise NotNeeded(_ON_CPU)
     return situation.machine
-
-
-def _visible(situation: Situation) -> list[Gpu]:
-    return [gpu for gpu in situation.machine.gpus if gpu.visible and not gpu.error]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

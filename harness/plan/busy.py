@@ -11,11 +11,7 @@ _NOTEWORTHY_BYTES = 2 * GIB
 
 def holders(machine: Machine) -> str:
     """A sentence for each visible card of which others hold much memory; empty if there is none."""
-    return "; ".join(
-        _sentence(gpu)
-        for gpu in machine.gpus
-        if gpu.visible and not gpu.error and _held(gpu) > _NOTEWORTHY_BYTES
-    )
+    return "; ".join(_sentence(gpu) for gpu in machine.usable_gpus if _held(gpu) > _NOTEWORTHY_BYTES)
 
 
 def idle(machine: Machine) -> Machine:

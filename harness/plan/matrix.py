@@ -73,10 +73,6 @@ def _cell(card: str, recipe: str, known: Atlas) -> Cell:
     return Cell(card, recipe, "approximate" if chosen.deviations else exact, chosen)
 
 
-def _ink(cell: Cell) -> str:
-    return "white" if cell.verdict in ("exact", "nothing fits") else "black"
-
-
 def words(cell: Cell) -> str:
     """Bytes, seconds and changes, in one line."""
     if cell.plan is None:

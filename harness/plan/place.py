@@ -208,9 +208,7 @@ def present(
     host = machine.host
     ram = host_ram_bytes if host_ram_bytes is not None else host.ram_available_bytes
     around = Place("", "cpu", here=True, cores=host.cores, host_usable_bytes=_host_usable(ram))
-    found = [
-        card for gpu in machine.gpus if gpu.visible and not gpu.error for card in devices_of(gpu, machine)
-    ]
+    found = [card for gpu in machine.usable_gpus for card in devices_of(gpu, machine)]
     if found and device != "cpu":
         return _on_cards(around, found, vram_bytes, host_ram_bytes, wsl=bool(host.wsl))
     total, _ = counts(recipe.model, recipe.train.trained)

@@ -68,7 +68,7 @@ def place(machine: Machine, device: str | None) -> Place:
             need="cpu or cuda",
             fix="--device cpu",
         )
-    cards = [card for card in machine.gpus if card.visible and not card.error]
+    cards = machine.usable_gpus
     if cards and device != "cpu":
         best = max(cards, key=lambda card: card.free_bytes or 0)
         usable = None if best.free_bytes is None else best.free_bytes - _GPU_MARGIN_BYTES

@@ -10,14 +10,12 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-import jinja2
 import numpy as np
 
 from harness.artifacts import Dataset, NormStats
-from harness.units import format_bytes, format_seconds
+from harness.report.template import template
 
 # Episodes shown in full, spread evenly over the dataset. Each has its own line colour in report.css.
 SHOWN_EPISODES = 6
@@ -124,7 +122,7 @@ def render(
     tasks = Counter(dict.fromkeys(dataset.tasks, 0))
     for episode in frames.episodes:
         tasks[frames.task(episode.first)] += 1
-    return _template().render(
+    return template("dataset.html.j2", number=_number).render(
         dataset=dataset,
         stats=stats,
         shown=shown,
@@ -248,15 +246,6 @@ def histogram(values: list[int], unit: str) -> list[Bin]:
     return bins
 
 
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    filters: dict[str, Any] = {
-        "bytes": format_bytes,
-        "seconds": format_seconds,
-        "number": lambda value: f"{value:.3g}".replace("-", "−").replace("e−0", "e−"),
-    }
-    environment.filters |= filters
-    return environment.get_template("dataset.html.j2")
+def _number(value: float) -> str:
+    """The value with three digits and a true minus sign."""
+    return f"{value:.3g}".replace("-", "−").replace("e−0", "e−")

@@ -6,12 +6,9 @@ It reads the run's files and names those that are missing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import jinja2
+from typing import Any, NamedTuple
 
 from harness.artifacts import (
-    Artifact,
     Checkpoint,
     Curve,
     Dataset,
@@ -29,11 +26,10 @@ from harness.errors import HarnessError
 from harness.recipe.differences import PUBLISHED, Difference, differences, differences_from_published
 from harness.recipe.schema import Recipe
 from harness.report import curves, drawings, sections, verdicts
+from harness.report.template import template
 from harness.run.directory import CAMERA_VIEWS, RunDir
-from harness.run.status import read_status
-from harness.units import format_bytes, format_count, format_seconds
-
-A = TypeVar("A", bound=Artifact)
+from harness.run.status import read_or_tell, read_status, why
+from harness.units import format_bytes, format_count
 
 # Each run has its own colour in report.css.
 MOST_RUNS = 8
@@ -84,9 +80,10 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
         *(f"{other.name}: {problem}" for other in beside for problem in other.problems),
     ]
     kinds = (Machine, Dataset, NormStats, Checkpoint, Prediction, Memory, Curve, Diagnosis, Verdict)
-    found: dict[str, Any] = {kind.__name__: _read(run, kind, problems) for kind in kinds}
+    found: dict[str, Any] = {kind.__name__: read_or_tell(run, kind, problems) for kind in kinds}
     points = max(curves.MAX_POINTS // 10, min(curves.MAX_POINTS, POINTS_OF_ALL // (1 + len(beside))))
-    return _template().render(
+    page = template("report.html.j2", count=format_count, number=_number, plain=_plain)
+    return page.render(
         name=this.name,
         machine=found["Machine"],
         dataset=found["Dataset"],
@@ -117,10 +114,7 @@ def _read_run(run: RunDir) -> _Run:
         training = curves.read_curves(run.metrics) if run.path.is_dir() else None
     except (OSError, HarnessError) as error:
         training = None
-        problems.append(
-            f"{run.metrics.name} cannot be read:"
-            f" {error.what if isinstance(error, HarnessError) else error.strerror}"
-        )
+        problems.append(f"{run.metrics.name} cannot be read: {why(error)}")
     if training is None and not any((run.path / kind.FILE).exists() for kind in kinds) and not problems:
         raise HarnessError(
             "run-missing",
@@ -130,7 +124,7 @@ def _read_run(run: RunDir) -> _Run:
                 "harness train --recipe smoke, then harness report runs/NAME with the directory that it names"
             ),
         )
-    manifest, plan = _read(run, Manifest, problems), _read(run, Plan, problems)
+    manifest, plan = read_or_tell(run, Manifest, problems), read_or_tell(run, Plan, problems)
     recipe = sections.recipe_of(manifest)
     if manifest and not recipe:
         problems.append(
@@ -203,14 +197,6 @@ def _marks(curve: Curve | None) -> list[dict[str, Any]]:
     return found[:100]
 
 
-def _read(run: RunDir, kind: type[A], problems: list[str]) -> A | None:
-    try:
-        return run.read(kind)
-    except HarnessError as error:
-        problems.append(f"{kind.FILE} cannot be used: {error.what}")
-        return None
-
-
 def _picture(path: Path, limit_bytes: int, problems: list[str]) -> str | None:
     try:
         return sections.picture(path, limit_bytes)
@@ -276,21 +262,6 @@ def _training(run: _Run, points: int) -> dict[str, Any]:
 def _smoothing(points: int) -> float:
     """The slider's first position: 0 for a few points, higher for more points."""
     return 0.0 if points < 30 else min(0.96, round((1 - 20 / points) / 0.02) * 0.02)
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "bytes": format_bytes,
-        "count": format_count,
-        "seconds": format_seconds,
-        "number": _number,
-        "plain": _plain,
-    }
-    return environment.get_template("report.html.j2")
 
 
 def _number(value: float | None) -> str:

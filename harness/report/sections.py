@@ -35,10 +35,6 @@ class Share(NamedTuple):
     def percent(self) -> float:
         return 100 * self.value / self.of if self.of else 0.0
 
-    @property
-    def trained_percent(self) -> float:
-        return 100 * self.trained / self.value if self.value else 0.0
-
 
 def recipe_of(manifest: Manifest | None) -> Recipe | None:
     """The recipe in the manifest. None if this version of the harness does not understand it."""

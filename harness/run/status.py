@@ -64,9 +64,9 @@ def read_status(run: RunDir, *, now: float | None = None) -> Status:
     _check_is_run(run)
     problems: list[str] = []
     manifest, plan, memory = (
-        _read(run, Manifest, problems),
-        _read(run, Plan, problems),
-        _read(run, Memory, problems),
+        read_or_tell(run, Manifest, problems),
+        read_or_tell(run, Plan, problems),
+        read_or_tell(run, Memory, problems),
     )
     tail = _tail(run, problems)
     name, steps = _recipe(run, manifest, problems)
@@ -137,7 +137,7 @@ def _tail(run: RunDir, problems: list[str]) -> Tail:
     try:
         tail = read_tail(run.metrics)
     except (OSError, HarnessError) as error:
-        problems.append(f"{run.metrics.name} cannot be read: {_why(error)}")
+        problems.append(f"{run.metrics.name} cannot be read: {why(error)}")
         return Tail([], True, 0)
     if tail.unreadable:
         problems.append(f"{tail.unreadable} lines of {run.metrics.name} are torn or of another form")
@@ -208,7 +208,8 @@ def _unknown(
     return unknown
 
 
-def _read(run: RunDir, kind: type[A], problems: list[str]) -> A | None:
+def read_or_tell(run: RunDir, kind: type[A], problems: list[str]) -> A | None:
+    """The artifact; None if there is none, or if it cannot be used, which `problems` is then told."""
     try:
         return run.read(kind)
     except HarnessError as error:
@@ -216,7 +217,8 @@ def _read(run: RunDir, kind: type[A], problems: list[str]) -> A | None:
         return None
 
 
-def _why(error: OSError | HarnessError) -> str | None:
+def why(error: OSError | HarnessError) -> str | None:
+    """The reason that an error gives, in a few words."""
     return error.what if isinstance(error, HarnessError) else error.strerror
 
 

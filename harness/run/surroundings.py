@@ -16,8 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import harness
 from harness.artifacts import Machine
 
+# The whole package, not this room of it.
+_PACKAGE = Path(harness.__file__).parent
 # Packages that can change a run's numbers. The digest over all installed files covers the others.
 _PACKAGES = (
     "jax",
@@ -161,7 +164,7 @@ def image_digest(installed: str, root: Path = Path("/")) -> str:
     return hashlib.sha256("\n".join([release, *packages, installed]).encode()).hexdigest()
 
 
-def source_digest(package: Path = Path(__file__).parent) -> str:
+def source_digest(package: Path = _PACKAGE) -> str:
     """SHA-256 over the names and contents of the files of `package`, wherever it is installed."""
     total = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
@@ -171,7 +174,7 @@ def source_digest(package: Path = Path(__file__).parent) -> str:
     return total.hexdigest()
 
 
-def source_dirty(checkout: Path = Path(__file__).parents[1]) -> tuple[bool | None, str]:
+def source_dirty(checkout: Path = _PACKAGE.parent) -> tuple[bool | None, str]:
     """True if the source differs from its commit; if unknown, None and the reason.
 
     The answer comes from the build's environment, else from git.
@@ -226,9 +229,7 @@ def machine_facts(machine: Machine | None) -> dict[str, Any]:
     """Driver, cards and host, without facts that change from minute to minute."""
     if machine is None:
         return {}
-    cards = [
-        f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus if gpu.visible and not gpu.error
-    ]
+    cards = [f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.usable_gpus]
     host = machine.host
     return {
         "driver": machine.driver_version,

@@ -1,6 +1,4 @@
-"""How a verb answers: an artifact as JSON or as a table on stdout, the chain behind it, and a spinner on
-stderr.
-"""
+"""How a verb answers: an artifact as JSON or as a table on stdout."""
 
 from __future__ import annotations
 

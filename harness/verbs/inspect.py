@@ -1,4 +1,4 @@
-"""What a run leaves behind: inspect, predict, export."""
+"""What a checkpoint holds: inspect."""
 
 from __future__ import annotations
 

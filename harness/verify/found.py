@@ -23,11 +23,15 @@ def found_here(
     remade: Manifest | None,
     machine: Machine,
     why: Mapping[str, str],
+    *,
+    dataset_sha256: str | None,
+    weights: Mapping[str, str] | None,
 ) -> Found:
     """The present state of `run` and this machine.
 
-    `known` are data and statistics. `remade` is the manifest of the recomputed steps. `why` gives, by field,
-    the reason why a field cannot be told.
+    `known` are data and statistics, if the data can be read as a dataset; its bytes may be hashed all the
+    same. `remade` is the manifest of the recomputed steps. `why` gives, by field, the reason why a field
+    cannot be told.
     """
     recipe, why_not_recipe = _recipe(run)
     plan = run.read(Plan)
@@ -37,9 +41,9 @@ def found_here(
     return Found(
         recipe=recipe,
         recipe_sha256=None if recipe is None else recipe_from(dict(recipe), where="recipe").sha256(),
-        dataset_sha256=known[0].sha256 if known else None,
+        dataset_sha256=dataset_sha256,
         norm_stats_sha256=sha256_json(known[1].norm_stats) if known else None,
-        weights=None,
+        weights=weights,
         dataset_revision=known[0].revision if known else None,
         leaves=remade.weights.get("leaves") if remade is not None else None,
         files=files_of(run),

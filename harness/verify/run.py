@@ -49,8 +49,8 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
             replay = again_from.replay(recorded, start, steps)
         remade = again.read(Manifest)
         why |= {} if lack is None else {"weights": lack}
-        found = found_here(run, manifest, known, remade, machine, why)._replace(
-            dataset_sha256=dataset_sha256, weights=weights
+        found = found_here(
+            run, manifest, known, remade, machine, why, dataset_sha256=dataset_sha256, weights=weights
         )
     rows = compare(manifest, found)
     named = first_difference(rows) or (

@@ -1,0 +1,24 @@
+"""Opens a page's template, with the filters that every page has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from harness.units import format_bytes, format_seconds
+
+
+def template(name: str, **filters: Callable[[Any], Any]) -> jinja2.Template:
+    """The template `name` of this package, with `filters` of its own beside `bytes` and `seconds`.
+
+    What it shows is escaped, and a value that it lacks is an error.
+    """
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, **filters}
+    return environment.get_template(name)
