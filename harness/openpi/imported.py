@@ -116,11 +116,9 @@ def _another(command: Command, base: OpenpiCommand) -> OpenpiCommand:
         fix=f"harness import openpi {PUBLISHED}"
         + ("; or --model.pi05 with pi05_base weights" if "model.pi05" in command.effective else ""),
     )
-    unknown = dict.fromkeys(
-        ("trained", "parameters_total", "parameters_trained", "param_norm", "device_bytes", "fits", "recipe"),
-        why,
+    return base.model_copy(
+        update={"findings": [finding, *base.findings], "unknown": dict.fromkeys(openpi_pytorch.UNKNOWN, why)}
     )
-    return base.model_copy(update={"findings": [finding, *base.findings], "unknown": unknown})
 
 
 def _pi05(command: Command, base: OpenpiCommand, place: Place | None) -> OpenpiCommand:
