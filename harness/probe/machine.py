@@ -48,11 +48,6 @@ def _processes_hidden(host: Host) -> str | None:
     return None
 
 
-def usable_gpus(machine: Machine) -> list[Gpu]:
-    """The GPUs that CUDA will offer to this process, without broken ones."""
-    return [gpu for gpu in machine.gpus if gpu.visible and not gpu.error]
-
-
 def _hidden(gpus: list[Gpu], setting: str | None) -> dict[str, str]:
     """The error fields when CUDA_VISIBLE_DEVICES hides every working GPU; empty otherwise."""
     whole = [gpu for gpu in gpus if not gpu.error]
