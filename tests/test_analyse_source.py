@@ -6,6 +6,7 @@ Time and memory stay bounded, and parts that were left out are reported.
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -134,6 +135,35 @@ def test_forms_that_are_never_the_same_are_read_without_a_pattern_each() -> None
 def test_a_program_that_greets_before_every_line_is_no_hang() -> None:
     rows = "".join(f"Running on: host\nStep {s}: loss=0.5\n" for s in range(20_000))
     assert analyse("-", stdin=rows.encode()).points == 20_000
+
+
+class Failing(io.RawIOBase):
+    """A file whose disk fails after `data`, which comes in one piece."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left = data
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if not self._left:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        data, self._left = self._left, b""
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def test_a_disk_that_fails_in_the_middle_leaves_what_was_read() -> None:
+    curve = analyse("-", stdin=Failing(TEXT.encode()))
+    assert curve.points == 300
+    assert curve.partial == ["the file cannot be read to its end: Input/output error"]
+    packed = analyse("-", stdin=Failing(gzip.compress(TEXT.encode())[:-20]))
+    assert packed.points > 200
+    assert packed.partial[0].startswith("the packed file is cut off or damaged")
+    with pytest.raises(HarnessError) as error:
+        open_source("-", Failing(b""))
+    assert error.value.code == "log-unreadable"
 
 
 def test_special_files_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from harness.analyse.distance import distance
 from harness.analyse.fingerprints import about_first_loss, about_weights
 from harness.analyse.gradients import about_gradients
 from harness.analyse.held_out import held_out
-from harness.analyse.learning import applied_between, applied_steps, learning_of, rate_applied
+from harness.analyse.learning import applied_before, applied_steps, learning_of, rate_applied
 from harness.analyse.level import clipped, settle, without
 from harness.analyse.lines import Records, read_records
 from harness.analyse.pace import throughput
@@ -35,7 +35,7 @@ from harness.artifacts.curve import (
     Trend,
 )
 from harness.errors import HarnessError
-from harness.recipe.load import load_recipe
+from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, sha256_json
 
@@ -114,13 +114,14 @@ def analyse(
     own, told = _recipe(log.source, recipe, overrides or [])
     columns = log.run.columns
     steps = columns["step"]
-    learning = learning_of(own, columns, told, counted=log.records.numbered)
-    found = _Trend(columns, learning, applied_steps(own, columns), log.records.decimals)
+    applied = applied_steps(own, columns)
+    learning = learning_of(own, columns, applied, told, counted=log.records.numbered)
+    found = _Trend(columns, learning, applied, log.records.decimals)
     second = held_out(log.records.log.held_out)
     pace = throughput(log.records.columns if not log.run.mixed else columns, log.records.bars)
     still = findings.about_weights_moving(columns, learning)
     about = [
-        *_about_start(log, own, told, learning),
+        *_about_start(log, own, told, learning, applied),
         *still,
         *findings.about_held_out(second),
         *findings.about_pace(pace),
@@ -188,7 +189,9 @@ def _facts(run: OneRun, recipe: Recipe, found: _Trend, learning: Learning, *, st
     )
 
 
-def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> list[CurveFinding]:
+def _about_start(
+    log: Log, recipe: Recipe, told: str, learning: Learning, applied: Floats
+) -> list[CurveFinding]:
     """The findings about the lines apart from the trend, and about the weights at the first line."""
     columns = log.run.columns
     steps, losses, norm = columns["step"], columns["loss"], columns["param_norm"][0]
@@ -202,11 +205,9 @@ def _about_start(log: Log, recipe: Recipe, told: str, learning: Learning) -> lis
             else []
         ),
     ]
-    about += findings.about_loss(steps, losses, by_rate=rate_applied(recipe, columns, learning))
+    about += findings.about_loss(steps, losses, by_rate=rate_applied(losses, applied, learning))
     about += [*about_gradients(columns, recipe), *findings.about_weights_finite(columns)]
-    if not (
-        np.isfinite(norm) and norm > 0 and applied_between(recipe, 0, steps[0]) < learning.negligible_below
-    ):
+    if not (np.isfinite(norm) and norm > 0 and applied_before(recipe, steps[0]) < learning.negligible_below):
         return about
     weights = about_weights(recipe, float(norm), named=told != "assumed")
     # The first loss of other weights is unknown, so nothing is said about it.
@@ -273,8 +274,6 @@ def _recipe(source: Source, named: str | None, overrides: list[str]) -> tuple[Re
     if source.run is not None and (source.run / RECIPE).is_file():
         return load_recipe(str(source.run / RECIPE), overrides, root=source.run), "run"
     if source.run is not None and (manifest := RunDir(source.run).read(Manifest)) is not None:
-        from harness.recipe.load import recipe_from
-
         return recipe_from(dict(manifest.recipe), overrides, where=f"the manifest of {source.run}"), "run"
     return load_recipe(PUBLISHED, overrides), "assumed"
 

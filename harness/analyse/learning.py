@@ -12,10 +12,13 @@ from harness.recipe.schema import Recipe
 Floats = npt.NDArray[np.float64]
 
 
-def learning_of(recipe: Recipe, columns: dict[str, Floats], told: str, *, counted: bool) -> Learning:
+def learning_of(
+    recipe: Recipe, columns: dict[str, Floats], applied: Floats, told: str, *, counted: bool
+) -> Learning:
     """The rates of a run, and the amounts of them that are negligible or enough.
 
-    `told` says how the recipe is known: "named", "run" or "assumed". `counted`: the steps are line numbers.
+    `applied`: [N], as `applied_steps` gives it. `told` says how the recipe is known: "named", "run" or
+    "assumed". `counted`: the steps are line numbers.
     """
     logged, schedule = logged_rates(columns), recipe.train.optimizer.schedule
     rates = learning_rate(schedule, columns["step"]) if logged is None else logged
@@ -32,7 +35,7 @@ def learning_of(recipe: Recipe, columns: dict[str, Floats], told: str, *, counte
         last=float(rates[-1]),
         peak=schedule.peak,
         warmup_steps=schedule.warmup_steps,
-        full_rate_steps=float(applied_steps(recipe, columns)[-1]),
+        full_rate_steps=float(applied[-1]),
         negligible_below=negligible,
         enough_from=enough,
     )
@@ -58,21 +61,17 @@ def applied_steps(recipe: Recipe, columns: dict[str, Floats]) -> Floats:
     )
 
 
-def applied_between(recipe: Recipe, first: float, last: float) -> float:
-    """Steps at the recipe's peak rate that its own schedule applies between two steps."""
-    return (
-        float(full_rate_steps(recipe.train.optimizer.schedule, np.array([first, max(first, last)]))[-1])
-        if last > first
-        else 0.0
-    )
+def applied_before(recipe: Recipe, step: float) -> float:
+    """Steps at the recipe's peak rate that its own schedule applies before `step`, from step 0 on."""
+    return float(full_rate_steps(recipe.train.optimizer.schedule, np.array([0.0, step]))[-1])
 
 
-def rate_applied(recipe: Recipe, columns: dict[str, Floats], learning: Learning) -> bool:
+def rate_applied(losses: Floats, applied: Floats, learning: Learning) -> bool:
     """True if more than a negligible learning rate was applied before the first loss that is not finite.
 
     The log may show less than was applied.
     """
-    bad = np.flatnonzero(~np.isfinite(columns["loss"]))
+    bad = np.flatnonzero(~np.isfinite(losses))
     if not len(bad) or not bad[0]:
         return False
-    return float(applied_steps(recipe, columns)[bad[0]]) >= learning.negligible_below
+    return float(applied[bad[0]]) >= learning.negligible_below

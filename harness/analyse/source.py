@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -107,18 +106,7 @@ def _source(name: str, file: BinaryIO, run: Path | None) -> Source:
             fix="give the log of a run that has started",
         )
     _check_text(name, head[:HEAD_BYTES])
-    return Source(name, Text(itertools.chain([head], _readable(unpacked, name)), partial), run, partial)
-
-
-def _readable(unpacked: Iterator[bytes], name: str) -> Iterator[bytes]:
-    try:
-        yield from unpacked
-    except OSError as error:
-        raise HarnessError(
-            "log-unreadable",
-            f"{name} cannot be read to its end: {error.strerror}",
-            fix="copy it to another disk and read the copy",
-        ) from error
+    return Source(name, Text(itertools.chain([head], unpacked), partial), run, partial)
 
 
 def _check_text(name: str, head: bytes) -> None:

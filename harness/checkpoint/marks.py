@@ -56,12 +56,9 @@ def missing_marks(step: Path, items: dict[str, Path]) -> list[str]:
     return lacking
 
 
-def missing_to_resume(step: Path, backend: Backend, said: Iterable[str]) -> list[str]:
-    """The names that a run of `backend` lacks to resume from `step`, without those already in `said`."""
-    known = {COMMIT, *(text.partition(":")[0].removesuffix("/") for text in said)}
-    lacking = [
-        name for name in missing(step, backend) if name not in known and name.partition("/")[0] not in known
-    ]
+def missing_to_resume(step: Path, backend: Backend) -> list[str]:
+    """The names that a run of `backend` lacks to resume from `step`, without COMMIT (see `missing_marks`)."""
+    lacking = [name for name in missing(step, backend) if name != COMMIT]
     if not is_own(step, backend):
         lacking.append(f"a directory of its own called {step_number(step.name)}: a run resumes from no other")
     return lacking

@@ -27,7 +27,8 @@ from harness.run.steps import step_directories
 from harness.units import format_count
 
 _TENSORS = ".safetensors"
-# Pickles: opening one runs the code in it. They are named in the report and not opened.
+# Pickles: loading one runs the code in it. They are named in the report and not loaded; only their first
+# bytes are read, to recognize a pointer of Git LFS.
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _POLICY, _STATE = "pretrained_model", "training_state"
 _MOST_FILES = 1000

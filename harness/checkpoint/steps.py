@@ -33,7 +33,7 @@ class Step(NamedTuple):
     trees: dict[str, Item]
     # Whether a run resumes from it. Only names decide this.
     resumable: bool
-    # The names that its run lacks to resume from it, beside those that the report calls missing.
+    # The names that its run lacks to resume from it. They say something new of a complete step alone.
     lacks: list[str]
 
     @property
@@ -77,7 +77,7 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: 
         if len(problems) > SHOWN:
             missing.append(f"{name}: and {len(problems) - SHOWN} more problems")
     missing += damaged_statistics(items[ASSETS], files[ASSETS].sizes) if ASSETS in items else []
-    lacks = missing_to_resume(path, backend, missing) if backend is not None and not is_item else []
+    lacks = missing_to_resume(path, backend) if backend is not None and not is_item else []
     arrays = {name: len(tree.arrays) for name, tree in trees.items()}
     reports = [CheckpointItem(name=name, bytes=files[name].nbytes, arrays=arrays.get(name)) for name in items]
     beside = (

@@ -69,8 +69,7 @@ def version_by_files(root: Path) -> str | None:
     return "v3.0" if new else "v2.1"
 
 
-# --- versions 2.0 and 2.1: JSON lines, one parquet (and one video) an episode
-# --------------------------------------------
+# --- versions 2.0 and 2.1: JSON lines, one parquet (and one video) an episode ---
 
 
 def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> Listed:
@@ -116,8 +115,7 @@ def _lines(root: Path, relative: str, most: int) -> Iterator[tuple[dict[str, Any
                 yield parsed(path, line.strip(), number_), f"{path} line {number_}"
 
 
-# --- version 3.0: parquet metadata, many episodes a file
-# ---------------------------------------------------------------
+# --- version 3.0: parquet metadata, many episodes a file ---
 
 
 def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> Listed:
@@ -236,14 +234,13 @@ def existing(root: Path, relative: str) -> Path:
     return path
 
 
-def check_version(root: Path, version: str, info_path: Path) -> None:
-    """Refuses a declared version that does not match the files of `meta/`.
+def check_version(info_path: Path, version: str, by_files: str | None) -> None:
+    """Refuses a declared version that does not match `by_files`, as `version_by_files` gives it.
 
     Otherwise an error would name missing files that never existed.
 
     Raises: HarnessError "dataset-version-wrong".
     """
-    by_files = version_by_files(root)
     if by_files is not None and by_files[:2] != version[:2]:
         raise version_wrong(info_path, version, by_files)
 

@@ -75,10 +75,11 @@ def read_metadata(root: Path) -> Metadata:
     check_is_dataset(root)
     info_path = inside(root, INFO)
     info = parsed(info_path, read_file(root, info_path, _INFO_BYTES))
-    version = _version(root, info, info_path)
+    by_files = version_by_files(root)
+    version = _version(info, info_path, by_files)
     fps = number(info, "fps", info_path)
     features = _features(info, info_path)
-    check_version(root, version, info_path)
+    check_version(info_path, version, by_files)
     read = read_v3 if version == "v3.0" else read_v2
     tasks, rows = read(root, info, features)
     if not rows:
@@ -152,12 +153,11 @@ def _check_totals(info: dict[str, Any], path: Path, found: Metadata) -> None:
             raise _mismatch(path, f"{key} differs from the list of episodes", got=info[key], need=value)
 
 
-def _version(root: Path, info: dict[str, Any], path: Path) -> str:
+def _version(info: dict[str, Any], path: Path, by_files: str | None) -> str:
     said = info.get("codebase_version")
     version = (said if said.startswith("v") else f"v{said}") if isinstance(said, str) else None
     # A later format may keep the names of files and change what is in them, so its word counts.
     later = version is not None and _LATER.match(version)
-    by_files = version_by_files(root)
     if version not in VERSIONS and by_files is not None and not later:
         shown = None if version is None else version[:_MOST_SHOWN]
         raise version_wrong(path, shown, by_files, named="codebase_version" in info)

@@ -13,6 +13,7 @@ from urllib.error import HTTPError, URLError
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown
 from harness.download.cache import WEIGHTS, check_may_fetch, is_remote, kept_tree
+from harness.download.listing import endpoint
 from harness.download.web import open_url
 from harness.errors import HarnessError
 from harness.received.consent import granted
@@ -86,13 +87,7 @@ def bucket(situation: Situation) -> Iterator[Finding]:
     address = source
     if source.startswith("gs://"):
         name = source.removeprefix("gs://").partition("/")[0]
-        emulator = situation.environ.get("STORAGE_EMULATOR_HOST", "")
-        base = (
-            (emulator if "://" in emulator else f"http://{emulator}").rstrip("/")
-            if emulator
-            else "https://storage.googleapis.com"
-        )
-        address = f"{base}/storage/v1/b/{name}/o?maxResults=1"
+        address = f"{endpoint(situation.environ)}/storage/v1/b/{name}/o?maxResults=1"
     yield from _reach("weights", address, source, "--set weights.source=DIR (a copy on this machine)")
 
 

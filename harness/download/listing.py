@@ -10,7 +10,7 @@ import html
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -74,11 +74,12 @@ def list_tree(source: str, read: Read) -> list[RemoteFile]:
 def object_url(source: str) -> str:
     """The URL of the object gs://bucket/name."""
     bucket, name = _bucket_and_name(source)
-    return f"{_endpoint()}/storage/v1/b/{quote(bucket, safe='')}/o/{quote(name, safe='')}?alt=media"
+    return f"{endpoint()}/storage/v1/b/{quote(bucket, safe='')}/o/{quote(name, safe='')}?alt=media"
 
 
-def _endpoint() -> str:
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+def endpoint(environ: Mapping[str, str] = os.environ) -> str:
+    """The address of Google Cloud Storage, or of the emulator that the environment names."""
+    emulator = environ.get("STORAGE_EMULATOR_HOST", "")
     return (emulator if "://" in emulator else f"http://{emulator}").rstrip("/") if emulator else _GCS
 
 
@@ -131,7 +132,7 @@ def _list_gcs(source: str, read: Read) -> Iterator[RemoteFile]:
     """
     bucket, name = _bucket_and_name(source)
     prefix = f"{name}/" if name else ""
-    first = f"{_endpoint()}/storage/v1/b/{quote(bucket, safe='')}/o?prefix={quote(prefix, safe='')}"
+    first = f"{endpoint()}/storage/v1/b/{quote(bucket, safe='')}/o?prefix={quote(prefix, safe='')}"
     token, seen = "", set[str]()
     while token not in seen:
         seen.add(token)

@@ -53,6 +53,7 @@ _NAT64 = 0x64FF9B << 64
 # 64:ff9b:1::/48 without its last 80 bits, and ::ffff:0:0:0/96. Source: RFC 8215; RFC 2765.
 _LOCAL_NAT64, _TRANSLATED = 0x64FF9B0001, 0xFFFF << 16
 # Addresses of the protocols themselves, a cloud's metadata server among them. Source: RFC 6890.
+# `is_global` of Python 3.11.7 is True for most of them.
 _PROTOCOLS = ip_network("192.0.0.0/24")
 # Forms such as 2130706433, 0x7f.1 or 127.1, which the C library reads as an IPv4 address.
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+)){0,3}", re.IGNORECASE)

@@ -39,13 +39,11 @@ def explain(words: list[str], place: Place | None) -> OpenpiCommand:
         return explain_another(line)
     command = read_line(line)
     published = openpi_configs.find(PUBLISHED).defaults
-    family = "pi05" if command.effective.get("model.pi05") else command.config.family
-    family = "pi0" if family == "pi05" and not command.effective.get("model.pi05") else family
     base = OpenpiCommand(
         commit=COMMIT,
         command=said(command.name, command.given),
         config=command.name,
-        model=openpi_configs.FAMILIES[family],
+        model=openpi_configs.FAMILIES[_family(command)],
         options=command.given,
         effective=command.effective,
         freezes=command.config.freezes,
@@ -61,7 +59,14 @@ def explain(words: list[str], place: Place | None) -> OpenpiCommand:
         return _pytorch(command, base)
     if line.launcher:
         return _launched(command, base)
-    return _pi05(command, base, place) if family == "pi05" else _another(command, base)
+    return _pi05(command, base, place) if _family(command) == "pi05" else _another(command, base)
+
+
+def _family(command: Command) -> str:
+    """The family of the model that is trained: --model.pi05 turns π0 into π0.5, and back."""
+    if command.config.family == "pi0_fast":
+        return "pi0_fast"
+    return "pi05" if command.effective.get("model.pi05") else "pi0"
 
 
 def _pytorch(command: Command, base: OpenpiCommand) -> OpenpiCommand:
@@ -71,7 +76,6 @@ def _pytorch(command: Command, base: OpenpiCommand) -> OpenpiCommand:
     """
     return base.model_copy(
         update={
-            "model": openpi_pytorch.model_name(command),
             "freezes": False,
             "deviations": openpi_pytorch.differences(command),
             "findings": [*openpi_pytorch.findings(command), *base.findings],
@@ -116,11 +120,9 @@ def _another(command: Command, base: OpenpiCommand) -> OpenpiCommand:
         fix=f"harness import openpi {PUBLISHED}"
         + ("; or --model.pi05 with pi05_base weights" if "model.pi05" in command.effective else ""),
     )
-    unknown = dict.fromkeys(
-        ("trained", "parameters_total", "parameters_trained", "param_norm", "device_bytes", "fits", "recipe"),
-        why,
+    return base.model_copy(
+        update={"findings": [finding, *base.findings], "unknown": dict.fromkeys(openpi_pytorch.UNKNOWN, why)}
     )
-    return base.model_copy(update={"findings": [finding, *base.findings], "unknown": unknown})
 
 
 def _pi05(command: Command, base: OpenpiCommand, place: Place | None) -> OpenpiCommand:

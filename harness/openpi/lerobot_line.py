@@ -12,17 +12,9 @@ import re
 import shlex
 
 from harness.artifacts import Finding, OpenpiCommand
+from harness.openpi.pytorch import UNKNOWN
 from harness.openpi.trainer_line import Line
 
-_UNKNOWN = (
-    "trained",
-    "parameters_total",
-    "parameters_trained",
-    "param_norm",
-    "device_bytes",
-    "fits",
-    "recipe",
-)
 _MODELS = {"pi05": "π0.5", "pi0": "π0", "pi0_fast": "π0-FAST", "pi0fast": "π0-FAST"}
 _DEFAULT, _FILE = "LeRobot's default", "as the file says"
 
@@ -53,7 +45,7 @@ def explain_lerobot(line: Line) -> OpenpiCommand:
         deviations=_said(options, line, policy),
         findings=[_another(options, line, policy, why)],
         cut=line.cut,
-        unknown=dict.fromkeys(_UNKNOWN, unsaid)
+        unknown=dict.fromkeys(UNKNOWN, unsaid)
         | {
             "recipe": recipe,
             "commit": "the line does not say which LeRobot it starts",

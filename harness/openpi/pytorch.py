@@ -9,13 +9,13 @@ and README.md ("PyTorch Support", "Precision Settings"), commit 15a9616.
 from __future__ import annotations
 
 from harness.artifacts import Finding
-from harness.openpi import configs as openpi_configs
 from harness.openpi.options import Command, said
 
 _LORA = "_lora"
 SCRIPT = "scripts/train_pytorch.py"
 # Begins a configuration's default that is a placeholder text.
 _PLACEHOLDER = "/path/to/your/"
+# The facts of `OpenpiCommand` that are known of the compiled JAX step alone.
 UNKNOWN = (
     "trained",
     "parameters_total",
@@ -207,10 +207,3 @@ def _batch(batch: int, processes: int | None) -> list[Finding]:
             fix=fix,
         )
     ]
-
-
-def model_name(command: Command) -> str:
-    """The model that is trained, by openpi's name for it."""
-    if command.config.family == "pi0_fast":
-        return openpi_configs.FAMILIES["pi0_fast"]
-    return openpi_configs.FAMILIES["pi05" if command.effective.get("model.pi05") else "pi0"]
