@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -259,3 +260,27 @@ def test_metrics_file_drops_what_is_computed_again(tmp_path: Path) -> None:
     second.write([line(3)])
     second.close()
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_a_resume_keeps_more_lines_than_a_page_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.artifacts import metrics_lines
+
+    path, rows = tmp_path / "metrics.jsonl", [line(step) for step in range(7)]
+    file = MetricsFile(path, start_step=0)
+    file.write(rows)
+    file.close()
+    before = path.read_text()
+    monkeypatch.setattr(metrics_lines.read_lines, "__kwdefaults__", {"most": 3})
+    assert len(list(metrics_lines.read_lines(path, tmp_path))) == 3
+    MetricsFile(path, start_step=7).close()
+    assert path.read_text() == before
+
+
+def test_a_file_that_could_not_be_kept_whole_ends_a_resume_before_it_is_touched(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("{}\n")
+    os.truncate(path, 2**30 + 1)
+    with pytest.raises(HarnessError) as caught:
+        MetricsFile(path, start_step=1)
+    assert caught.value.code == "file-too-large"
+    assert path.stat().st_size == 2**30 + 1

@@ -30,14 +30,14 @@ class Line(NamedTuple):
     metrics: Metrics | None
 
 
-def read_lines(path: Path, root: Path) -> Iterator[Line]:
-    """The lines of the run's file that are not blank, up to line 500,000.
+def read_lines(path: Path, root: Path, *, most: int = MOST_LINES) -> Iterator[Line]:
+    """The lines of the run's file that are not blank, up to line `most`.
 
     Raises: UnsafeFile; OSError as `open` does.
     """
     with open_received(path, root) as file:
         for number, text in enumerate(_bounded(file), 1):
-            if number > MOST_LINES:
+            if number > most:
                 return
             if text.strip():
                 yield Line(number, text, metrics_of(text))

@@ -7,9 +7,24 @@ from pathlib import Path
 
 from harness.artifacts import Metrics
 from harness.artifacts.metrics_lines import read_lines
-from harness.received.files import there
+from harness.errors import HarnessError
+from harness.received.files import METRICS_BYTES, there
 from harness.received.writing import open_to_write
 from harness.run.directory import cannot_write, write_atomic
+from harness.units import format_bytes
+
+
+def _check_size(path: Path) -> None:
+    """Refuses a file beyond the reader's bound: the rest of its lines would be lost."""
+    size = path.lstat().st_size
+    if size > METRICS_BYTES:
+        raise HarnessError(
+            "file-too-large",
+            f"{path} is too large to be kept over a resume; nothing was written",
+            got=format_bytes(size),
+            need=f"at most {format_bytes(METRICS_BYTES)}",
+            fix="keep a copy of it elsewhere and leave its last lines here, then go on with --resume",
+        )
 
 
 class MetricsFile:
@@ -19,13 +34,15 @@ class MetricsFile:
         """Keeps the lines before `start_step`.
 
         A killed run may have written lines past its last checkpoint; those steps are computed again.
+        Raises: HarnessError "file-too-large" if not all lines could be kept; UnsafeFile.
         """
         kept: list[str] = []
         if there(path):
+            _check_size(path)
             # This also drops the half line of a process that was killed while it wrote.
             lines = (
                 line
-                for line in read_lines(path, path.parent)
+                for line in read_lines(path, path.parent, most=METRICS_BYTES)
                 if line.metrics is not None and line.metrics.step < start_step
             )
             kept = [line.text.decode(errors="replace").rstrip() for line in lines]
