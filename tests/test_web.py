@@ -44,6 +44,7 @@ ADDRESSES = [
     ("224.0.0.1", PRIVATE),
     ("fd00::1", PRIVATE),
     ("64:ff9b:1::a9fe:a9fe", LINK_LOCAL),
+    ("64:ff9b:1:a9fe:a9:fe00:808:808", LINK_LOCAL),
     ("::ffff:0:10.0.0.1", PRIVATE),
     ("192.0.0.192", PRIVATE),
 ]

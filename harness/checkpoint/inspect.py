@@ -15,7 +15,7 @@ from harness.artifacts.checkpoint import LAYOUTS, Layout
 from harness.checkpoint.adapters import find_lora
 from harness.checkpoint.format import GROUPS
 from harness.checkpoint.item import Array, Item
-from harness.checkpoint.scan import Found, find, interrupted_save, unreadable
+from harness.checkpoint.scan import Found, find, interrupted_save
 from harness.checkpoint.steps import (
     Step,
     named_base,
@@ -28,6 +28,7 @@ from harness.checkpoint.steps import (
 from harness.checkpoint.trained import lora_findings, trained_paths
 from harness.recipe.parameters import group_of
 from harness.recipe.schema import Recipe
+from harness.run.steps import unreadable
 
 if TYPE_CHECKING:
     from harness.checkpoint.deep import Health

@@ -32,6 +32,7 @@ from harness.run.steps import (
     is_interrupted,
     newest_step,
     step_number,
+    unreadable,
 )
 from harness.units import format_seconds
 
@@ -231,20 +232,6 @@ def _held_open_by(path: Path) -> int | None:
         if target.startswith(f"{path}/"):
             return int(link.parts[2])
     return None
-
-
-def unreadable(path: Path, error: BaseException) -> HarnessError:
-    return HarnessError(
-        "checkpoint-unreadable",
-        f"{getattr(error, 'filename', None) or path} cannot be read:"
-        f" {getattr(error, 'strerror', None) or error}",
-        got=f"uid {os.getuid()}",
-        need="read permission on the whole checkpoint",
-        fix=(
-            f"chmod -R u+rX {word(path)}, or run as the user who wrote it (in compose: HARNESS_UID and"
-            " HARNESS_GID)"
-        ),
-    )
 
 
 def _not_a_checkpoint(path: Path, got: str, fix: str | None = None) -> HarnessError:

@@ -21,7 +21,16 @@ from harness.received.text import word
 from harness.recipe.parameters import parameter_shapes
 from harness.recipe.schema import Recipe
 from harness.run.directory import CHECKPOINTS
-from harness.run.steps import BASE, INTERRUPTED, METADATA, PARAMS, is_interrupted, is_whole, step_directories
+from harness.run.steps import (
+    BASE,
+    INTERRUPTED,
+    METADATA,
+    PARAMS,
+    is_interrupted,
+    is_whole,
+    step_directories,
+    unreadable,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 # As long as Linux takes a path. Source: limits.h, PATH_MAX.
@@ -48,7 +57,7 @@ def why_not(path: Path, recipe: Recipe) -> HarnessError | None:
     except HarnessError as error:
         return error
     except OSError as error:
-        return _unreadable(path, error)
+        return unreadable(path, error)
     wanted = parameter_shapes(recipe.model)
     # Adapters that the weights lack are initialized anew. What a remote base holds is not known here.
     needed = {
@@ -226,13 +235,4 @@ def damaged(directory: Path, why: str) -> HarnessError:
         f"{directory} cannot be read: {why}",
         need="an Orbax item with its metadata and all its data files",
         fix="copy or download the checkpoint again, or take another step",
-    )
-
-
-def _unreadable(path: Path, error: OSError) -> HarnessError:
-    return HarnessError(
-        "checkpoint-unreadable",
-        f"{error.filename or path} cannot be read: {error.strerror}",
-        need="read permission on the whole checkpoint",
-        fix=f"chmod -R u+rX {word(path)}, or run as the user who wrote it",
     )

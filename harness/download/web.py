@@ -50,8 +50,10 @@ _PRIVATE_NAMES = (
 )
 # 64:ff9b::/96 without its last 32 bits. Source: RFC 6052.
 _NAT64 = 0x64FF9B << 64
-# 64:ff9b:1::/48 without its last 80 bits, and ::ffff:0:0:0/96. Source: RFC 8215; RFC 2765.
-_LOCAL_NAT64, _TRANSLATED = 0x64FF9B0001, 0xFFFF << 16
+# ::ffff:0:0:0/96 without its last 32 bits. Source: RFC 2765.
+_TRANSLATED = 0xFFFF << 16
+# A network's own translator, which alone knows where an address leads. Source: RFC 8215.
+_LOCAL_NAT64 = ip_network("64:ff9b:1::/48")
 # Addresses of the protocols themselves, a cloud's metadata server among them. Source: RFC 6890.
 # `is_global` of Python 3.11.7 is True for most of them.
 _PROTOCOLS = ip_network("192.0.0.0/24")
@@ -124,7 +126,8 @@ def kind_of(address: str) -> str:
     ip = _embedded(ip_address(address.partition("%")[0]))
     if ip.is_loopback or ip.is_unspecified:
         return LOOPBACK
-    if ip.is_link_local:
+    # Nobody types an address of the local translator, so it is of the strictest kind.
+    if ip.is_link_local or ip in _LOCAL_NAT64:
         return LINK_LOCAL
     return PUBLIC if ip.is_global and not ip.is_multicast and ip not in _PROTOCOLS else PRIVATE
 
@@ -149,7 +152,7 @@ def _embedded(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     if isinstance(ip, IPv4Address):
         return ip
     number = int(ip)
-    if (number >> 32 in (0, _NAT64, _TRANSLATED) or number >> 80 == _LOCAL_NAT64) and number > 1:
+    if number >> 32 in (0, _NAT64, _TRANSLATED) and number > 1:
         return IPv4Address(number & 0xFFFFFFFF)
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
 

@@ -102,16 +102,22 @@ def whole_steps(checkpoints: Path, backend: Backend = "ours") -> list[int]:
             step for step, path in _numbered(checkpoints) if is_own(path, backend) and is_whole(path, backend)
         ]
     except PermissionError as error:
-        raise HarnessError(
-            "checkpoint-unreadable",
-            f"{error.filename or checkpoints} cannot be read: {error.strerror}",
-            got=f"uid {os.getuid()}",
-            need="read permission on every step",
-            fix=(
-                f"chmod -R u+rX {word(checkpoints)}, or run as the user who wrote it (in compose: HARNESS_UID"
-                " and HARNESS_GID)"
-            ),
-        ) from error
+        raise unreadable(checkpoints, error) from error
+
+
+def unreadable(path: Path, error: BaseException) -> HarnessError:
+    """The refusal of a checkpoint below `path`, a part of which may not be read."""
+    return HarnessError(
+        "checkpoint-unreadable",
+        f"{getattr(error, 'filename', None) or path} cannot be read:"
+        f" {getattr(error, 'strerror', None) or error}",
+        got=f"uid {os.getuid()}",
+        need="read permission on the whole checkpoint",
+        fix=(
+            f"chmod -R u+rX {word(path)}, or run as the user who wrote it (in compose: HARNESS_UID and"
+            " HARNESS_GID)"
+        ),
+    )
 
 
 def newest_step(checkpoints: Path, backend: Backend = "ours") -> int | None:
