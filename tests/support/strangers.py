@@ -1,7 +1,9 @@
-"""A step of one array for tests of checkpoints that a stranger made, and the code of a refusal."""
+"""What tests of a stranger's files share: a step, a bound of memory, the code of a refusal."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,3 +32,12 @@ def a_step(tmp_path: Path, *, ocdbt: bool = False) -> Path:
         ocdbt=ocdbt,
     )
     return tmp_path / "7"
+
+
+def limited(code: str, limit_gib: float = 1.5) -> subprocess.CompletedProcess[str]:
+    """A program that has so much address space, in a process of its own."""
+    limit = int(limit_gib * 2**30)
+    start = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit}))\n"
+    return subprocess.run(
+        [sys.executable, "-c", start + code], capture_output=True, text=True, timeout=120, check=False
+    )
