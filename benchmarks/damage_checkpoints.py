@@ -21,9 +21,8 @@ from urllib.parse import unquote
 
 import tensorstore as ts
 
-from harness.checkpoint.store import Store
 from tests.support.mutation import damage
-from tests.test_checkpoint_digests import PARAMS, STATE, STEP, outcome
+from tests.test_checkpoint_digests import STEP, outcome, save_step
 
 
 def main() -> int:
@@ -37,16 +36,7 @@ def main() -> int:
     bad = []
     with tempfile.TemporaryDirectory() as scratch:
         saved, copy = Path(scratch) / "saved", Path(scratch) / "copy"
-        store = Store(saved, keep_every_steps=1)
-        store.save(
-            STEP,
-            params=PARAMS,
-            train_state=STATE,
-            norm_stats_json='{"norm_stats": {}}',
-            asset_id="lab/libero",
-            record={"position": 17},
-        )
-        store.close()
+        save_step(saved)
         used = bytes_in_use(saved, str(STEP))
         for number in range(arguments.times):
             shutil.copytree(saved, copy)

@@ -28,6 +28,7 @@ def described() -> dict[str, Any]:
     """Kinds of options, and of each configuration its model, whether it freezes, and its defaults; runs
     inside upstream's environment.
     """
+    # As in openpi_compiled_child.py: each runs alone there, where the harness is not installed.
     try:
         import lerobot.common.datasets.lerobot_dataset  # noqa: F401
     except ImportError:

@@ -34,7 +34,7 @@ _LONG = (
     "model_parity",
     "train_approximate",
     "train_levers",
-    "plan_choose",
+    "plan_tiny",
     "verify",
     "train_loop",
     "openpi_worker",

@@ -34,9 +34,8 @@ PARAMS = {
 STATE = {"step": jnp.int32(STEP), "params": PARAMS, "opt_state": optax.adamw(1e-3).init(PARAMS)}
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("run") / "checkpoints"
+def save_step(directory: Path) -> None:
+    """Saves STEP of PARAMS and STATE as a run does."""
     store = Store(directory, keep_every_steps=1)
     store.save(
         STEP,
@@ -47,6 +46,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record={"position": 17},
     )
     store.close()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run") / "checkpoints"
+    save_step(directory)
     return directory
 
 

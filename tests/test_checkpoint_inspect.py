@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
-import tensorstore as ts
 
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.recipe.parameters import group_of, parameter_shapes
 from harness.recipe.schema import Recipe
-from tests.support.item_writer import shapes_of, write_item, write_step
+from tests.support.item_writer import shapes_of, write_step
 from tests.support.openpi_checkpoints import STEP, openpi_checkpoint
 
 ROOT = Path(__file__).parent.parent
-DAY_S = 86_400
-
-
-def only(path: Path, pattern: str) -> Path:
-    (found,) = path.glob(pattern)
-    return found
-
-
-def age(path: Path, seconds: float) -> None:
-    for place in (path, *path.rglob("*")):
-        os.utime(place, (time.time() - seconds,) * 2)
 
 
 def test_openpi_full(tmp_path: Path) -> None:
@@ -87,110 +71,6 @@ def test_openpi_lora(tmp_path: Path) -> None:
     assert found.parameters["language"].dtypes == ["bfloat16"]
     assert found.parameters["language"].bytes == 2 * 205_376
     assert found.findings == []
-
-
-def test_interrupted_save(tmp_path: Path) -> None:
-    root = openpi_checkpoint("lora", tmp_path)
-    place = only(root, "6.*")
-    age(place, DAY_S)
-    (save,) = inspect(root).interrupted
-    assert (save.step, save.safe_to_delete) == (6, True)
-    assert save.age_s == pytest.approx(DAY_S, abs=60)
-    assert any(line.startswith("params: begun") for line in save.missing)
-    assert not any(line.startswith(("train_state", "assets")) for line in save.missing)
-    assert str(STEP["lora"]) in save.reason
-    assert save.bytes == sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-    (alone,) = inspect(place).interrupted
-    assert (alone.missing, alone.safe_to_delete, alone.reason) == (save.missing, True, save.reason)
-
-
-def test_a_deleted_save_is_named_without_control_of_the_terminal(tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from harness.cli import app
-
-    name = "\x1b[1A\x1b[2K\x1b[32mverdict: equal\x1b[0m\nforged"
-    root = shutil.copytree(openpi_checkpoint("lora", tmp_path), tmp_path / name)
-    place = only(root, "6.*")
-    age(place, DAY_S)
-    said = CliRunner().invoke(app, ["inspect", str(root), "--clean"])
-    assert (said.exit_code, place.exists()) == (0, False)
-    assert "\x1b" not in said.output
-    (line,) = said.stderr.splitlines()
-    assert line.startswith(f"deleted {tmp_path.resolve()}/\\x1b[1A")
-
-
-def test_save_that_may_be_under_way_is_not_safe_to_delete(tmp_path: Path) -> None:
-    root = openpi_checkpoint("lora", tmp_path)
-    place = only(root, "6.*")
-    age(place, 5)
-    assert inspect(root).interrupted[0].safe_to_delete is False
-    age(place, DAY_S)
-    with (place / "train_state" / "_METADATA").open():
-        held = inspect(root).interrupted[0]
-    assert (held.safe_to_delete, str(os.getpid()) in held.reason) == (False, True)
-
-
-@pytest.mark.parametrize(
-    ("break_it", "word"),
-    [
-        (
-            lambda step: (step / "params/_METADATA").write_text(
-                (step / "params/_METADATA").read_text()[:500]
-            ),
-            "_METADATA is truncated",
-        ),
-        (lambda step: (step / "params/_METADATA").unlink(), "_METADATA is missing"),
-        (lambda step: (step / "train_state/_METADATA").write_text("[]"), "train_state: _METADATA"),
-        (
-            lambda step: (step / "train_state/manifest.ocdbt").write_bytes(b"junk"),
-            "manifest.ocdbt or its index is damaged",
-        ),
-        (
-            lambda step: max((step / "params").rglob("d/*"), key=lambda file: file.stat().st_size).unlink(),
-            "is missing",
-        ),
-        (
-            lambda step: os.truncate(
-                max((step / "params").rglob("d/*"), key=lambda file: file.stat().st_size), 100
-            ),
-            "is truncated: 100 bytes",
-        ),
-        (lambda step: (step / "_CHECKPOINT_METADATA").unlink(), "_CHECKPOINT_METADATA"),
-        (
-            lambda step: (step / "_CHECKPOINT_METADATA").write_text(
-                '{"item_handlers": {}, "commit_timestamp_nsecs": null}'
-            ),
-            "no time of commit",
-        ),
-        (
-            lambda step: (step / "train_state").rename(step / "train_state.orbax-checkpoint-tmp-3"),
-            "train_state/",
-        ),
-    ],
-)
-def test_damage_is_found_by_metadata_and_the_rest_is_told(tmp_path: Path, break_it: Any, word: str) -> None:
-    root = openpi_checkpoint("lora", tmp_path)
-    break_it(root / str(STEP["lora"]))
-    found = inspect(root)
-    assert found.steps[0].complete is False
-    assert any(word in line for line in found.steps[0].missing), found.steps[0].missing
-    assert found.partial is True
-    assert any("not whole" in finding for finding in found.findings)
-    assert (found.parameters_total, found.lora.present) == (608_672, True)
-
-
-def test_parameters_without_any_readable_index(tmp_path: Path) -> None:
-    root = openpi_checkpoint("full", tmp_path)
-    (root / str(STEP["full"]) / "params" / "manifest.ocdbt").unlink()
-    found = inspect(root)
-    assert (found.steps[0].complete, found.partial, found.lora.present, found.parameters_total) == (
-        False,
-        True,
-        None,
-        None,
-    )
-    assert found.unknown["lora"]
 
 
 def test_newest_whole_step_is_described(tmp_path: Path) -> None:
@@ -266,98 +146,6 @@ def test_real_size_by_metadata(tmp_path: Path) -> None:
     )
     assert found.parameters["vision"].bytes == 4 * found.parameters["vision"].parameters
     assert found.steps[0].bytes < 2**20
-
-
-@pytest.mark.parametrize("zarr3", [False, True])
-@pytest.mark.parametrize("ocdbt", [False, True])
-def test_every_array_format_is_read(tmp_path: Path, zarr3: bool, ocdbt: bool) -> None:
-    values = np.arange(24, dtype=np.float32).reshape(4, 6)
-    arrays = {
-        "params/time_mlp_in/kernel/value": values,
-        "params/time_mlp_in/bias/value": np.ones(3, ml_dtypes.bfloat16),
-    }
-    write_item(tmp_path / "params", arrays, zarr3=zarr3, ocdbt=ocdbt)
-    found = inspect(tmp_path, deep=True)
-    assert found.steps[0].missing == []
-    assert found.parameters["projections"].dtypes == ["bfloat16", "float32"]
-    assert found.parameters_total == 27
-    assert found.parameters["projections"].norm == pytest.approx(math.sqrt(float((values**2).sum()) + 3))
-
-
-def test_missing_chunks_are_counted(tmp_path: Path) -> None:
-    write_item(tmp_path / "params", {"params/time_mlp_in/bias/value": np.ones(3, np.float32)}, ocdbt=False)
-    (tmp_path / "params" / "params.time_mlp_in.bias.value" / "0").unlink()
-    assert inspect(tmp_path).steps[0].missing == [
-        "params: array params/time_mlp_in/bias/value lacks 1 of 1 chunks"
-    ]
-
-
-def test_deep_tree_of_many_keys(tmp_path: Path) -> None:
-    # Small nodes make OCDBT's index several levels deep, as a real checkpoint's is.
-    directory = tmp_path / "params"
-    arrays = {f"params/block_{i}/kernel/value": np.full(2, i, np.float32) for i in range(60)}
-    write_item(directory, arrays, empty=("x",))
-    metadata = (directory / "_METADATA").read_text()
-    shallow = ts.KvStore.open({"driver": "ocdbt", "base": directory.as_uri() + "/"}).result()
-    deep = {"max_decoded_node_bytes": 500, "max_inline_value_bytes": 1}
-    store = ts.KvStore.open(
-        {"driver": "ocdbt", "base": (tmp_path / "deep/params").as_uri() + "/", "config": deep}
-    ).result()
-    for key in shallow.list().result():
-        store.write(key, shallow.read(key).result().value).result()
-    (tmp_path / "deep/params/_METADATA").write_text(metadata)
-    found = inspect(tmp_path / "deep", deep=True)
-    assert found.steps[0].missing == []
-    assert found.parameters_total == 120
-    assert found.parameters["projections"].norm == pytest.approx(math.sqrt(2 * sum(i * i for i in range(60))))
-
-
-def test_deep_finds_what_is_not_finite(tmp_path: Path) -> None:
-    good, bad = np.ones(8, np.float32), np.array([1, np.nan, np.inf, -np.inf, 2], ml_dtypes.bfloat16)
-    write_step(
-        tmp_path / "1",
-        {"action_in_proj/bias": good, "PaliGemma/img/pos_embedding": bad},
-        ["action_in_proj/bias"],
-    )
-    found = inspect(tmp_path, deep=True)
-    assert {name: group.non_finite for name, group in found.parameters.items()} == {
-        "vision": 3,
-        "projections": 0,
-    }
-    assert found.parameters["vision"].norm == pytest.approx(math.sqrt(5))
-    assert found.non_finite == 3
-    assert "PaliGemma/img/pos_embedding" in found.findings[0]
-
-
-def test_deep_norms_equal_what_openpi_saved(tmp_path: Path) -> None:
-    root = openpi_checkpoint("lora", tmp_path)
-    found = inspect(root, deep=True)
-    base = (root / str(STEP["lora"]) / "params").as_uri() + "/"
-    squares: dict[str, float] = {}
-    for key in ts.KvStore.open({"driver": "ocdbt", "base": base}).result().list().result():
-        name = key.decode().partition("/")[0]
-        if key.endswith(b"/.zarray"):
-            values = (
-                ts.open({"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}})
-                .result()
-                .read()
-                .result()
-            )
-            group = group_of(name.removeprefix("params.").replace(".", "/"))
-            squares[group] = squares.get(group, 0.0) + float((np.asarray(values, np.float64) ** 2).sum())
-    assert {name: group.norm for name, group in found.parameters.items()} == pytest.approx(
-        {name: math.sqrt(total) for name, total in squares.items()}
-    )
-    assert found.non_finite == 0
-
-
-def test_deep_names_arrays_that_cannot_be_read(tmp_path: Path) -> None:
-    root = openpi_checkpoint("full", tmp_path)
-    max((root / str(STEP["full"]) / "params").rglob("d/*"), key=lambda file: file.stat().st_size).unlink()
-    found = inspect(root, deep=True)
-    assert found.partial is True
-    assert any("cannot be read" in finding for finding in found.findings)
-    assert None in {group.norm for group in found.parameters.values()}
 
 
 def test_released_weights_alone_are_whole_and_need_a_recipe_to_tell_who_was_trained(tmp_path: Path) -> None:

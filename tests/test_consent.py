@@ -24,8 +24,8 @@ from harness.received.consent import Named
 from harness.recipe.load import load_recipe, recipe_from, shipped_sources, to_yaml
 from harness.recipe.schema import PALIGEMMA
 from harness.verify.initial import digests_here
+from tests.support.file_server import BLOB, TREE, Server, server
 from tests.support.item_writer import write_step
-from tests.test_download import BLOB, TREE, Server, server
 
 __all__ = ["server"]
 

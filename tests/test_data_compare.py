@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.artifacts import Dataset, DimensionStats, NormStats
+from harness.artifacts import DimensionStats, NormStats
 from harness.data.compare import compare_statistics
 from harness.data.lerobot import open_dataset
 from harness.data.norm_files import read_norm_stats
 from harness.data.sample import sample_dataset_path
-from harness.data.stats import compute, to_openpi_json
+from harness.data.stats import to_openpi_json
 from harness.data.transforms import normalize
 from harness.errors import HarnessError
-from harness.recipe.load import load_recipe
 from harness.show.dataset import comparison_table
+from tests.support.statistics import core_of, sample_stats, write_json
 
 STATE = DimensionStats(mean=[0.0, 1.0], std=[1.0, 0.0], q01=[-2.0, 1.0], q99=[2.0, 1.0])
 ACTIONS = DimensionStats(mean=[0.5], std=[0.25], q01=[0.0], q99=[1.0])
@@ -109,36 +109,15 @@ def test_what_is_not_norm_stats_is_refused(tmp_path: Path, text: str) -> None:
     assert caught.value.code == "norm-stats-invalid"
 
 
-# --- what our data become under their statistics
-# ----------------------------------------------------------------------------
-
-
-def _sample(mode: str = "quantile") -> tuple[NormStats, dict]:
-    """Statistics of the sample dataset, and what `compare_statistics` needs to count its frames."""
-    recipe = load_recipe("smoke", [f"data.normalization={mode}"])
-    opened = open_dataset(sample_dataset_path())
-    stats = compute(recipe, Dataset.model_construct(path=str(sample_dataset_path())))
-    return stats, {"mode": mode, "blocks": opened.blocks()}
-
-
-def _core(stats: NormStats) -> dict:
-    return json.loads(to_openpi_json(stats))["norm_stats"]
-
-
-def _write(path: Path, body: object) -> Path:
-    path.write_text(json.dumps(body))
-    return path
-
-
 def test_a_range_that_is_too_small_for_our_data_says_how_far_it_goes(tmp_path: Path) -> None:
     """openpi issue 1025: q99 - q01 of 0.001 in one dimension.
 
     Against numpy's own normalization of every row.
     """
-    stats, rows = _sample()
-    core = _core(stats)
+    stats, rows = sample_stats()
+    core = core_of(stats)
     core["actions"]["q01"][2], core["actions"]["q99"][2] = 0.300, 0.301
-    found = compare_statistics(stats, _write(tmp_path / "x.json", {"norm_stats": core}), **rows)
+    found = compare_statistics(stats, write_json(tmp_path / "x.json", {"norm_stats": core}), **rows)
     worst = found.reach[0]
     actions = open_dataset(sample_dataset_path()).columns.actions[:, 2].astype(np.float64)
     theirs = (actions - 0.3) / (0.001 + 1e-6) * 2 - 1
@@ -155,8 +134,8 @@ def test_a_range_that_is_too_small_for_our_data_says_how_far_it_goes(tmp_path: P
 
 @pytest.mark.parametrize("mode", ["quantile", "zscore"])
 def test_our_own_statistics_are_reached_as_the_recipe_normalizes(tmp_path: Path, mode: str) -> None:
-    stats, rows = _sample(mode)
-    found = compare_statistics(stats, _write(tmp_path / "x.json", {"norm_stats": _core(stats)}), **rows)
+    stats, rows = sample_stats(mode)
+    found = compare_statistics(stats, write_json(tmp_path / "x.json", {"norm_stats": core_of(stats)}), **rows)
     opened = open_dataset(sample_dataset_path())
     for one in found.reach:
         values = normalize(
@@ -174,93 +153,13 @@ def test_our_own_statistics_are_reached_as_the_recipe_normalizes(tmp_path: Path,
 
 
 def test_padding_to_32_dimensions_is_left_out_of_the_reach(tmp_path: Path) -> None:
-    stats, rows = _sample()
+    stats, rows = sample_stats()
     padded = {
         key: {name: vector + [0.0] * (32 - len(vector)) for name, vector in one.items()}
-        for key, one in _core(stats).items()
+        for key, one in core_of(stats).items()
     }
-    found = compare_statistics(stats, _write(tmp_path / "x.json", {"norm_stats": padded}), **rows)
+    found = compare_statistics(stats, write_json(tmp_path / "x.json", {"norm_stats": padded}), **rows)
     assert (found.only_theirs, found.largest_share, len(found.reach)) == ({"state": 0, "actions": 0}, 0.0, 15)
-
-
-FORMS = {
-    "openpi's norm_stats.json": lambda core: {"norm_stats": core},
-    "openpi's norm_stats.json without its wrapper `norm_stats`": lambda core: core,
-    "LeRobot's stats.json": lambda core: {
-        "observation.state": core["state"] | {"count": [100], "max": [1.0] * 8},
-        "action": core["actions"] | {"count": [100], "q50": [0.0] * 7},
-        "observation.images.top": {
-            "mean": [[[0.4]]] * 3,
-            "std": [[[0.2]]] * 3,
-            "max": [[[1.0]]] * 3,
-            "count": [100],
-        },
-    },
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_the_forms_that_people_have_are_read_and_named(tmp_path: Path, form: str) -> None:
-    stats, _ = _sample()
-    found = compare_statistics(stats, _write(tmp_path / "x.json", FORMS[form](_core(stats))))
-    assert (found.form, found.largest_share) == (form, 0.0)
-
-
-def test_the_key_action_is_the_key_actions(tmp_path: Path) -> None:
-    stats, _ = _sample()
-    core = _core(stats)
-    assert (
-        compare_statistics(
-            stats,
-            _write(tmp_path / "x.json", {"norm_stats": {"state": core["state"], "action": core["actions"]}}),
-        ).largest_share
-        == 0
-    )
-
-
-def test_lerobots_file_is_found_in_its_dataset_by_the_recipes_names(tmp_path: Path) -> None:
-    stats, _ = _sample()
-    core = _core(stats)
-    (tmp_path / "meta").mkdir()
-    body = {
-        "joints": core["state"] | {"count": [1]},
-        "targets": core["actions"] | {"count": [1]},
-        "action": {"mean": [0.0], "count": [1]},
-    }
-    _write(tmp_path / "meta/stats.json", body)
-    assert (
-        compare_statistics(stats, tmp_path, names={"state": "joints", "actions": "targets"}).largest_share
-        == 0
-    )
-
-
-def test_the_episodes_of_a_dataset_are_put_together_where_that_suffices(tmp_path: Path) -> None:
-    """Mean and deviation of a whole follow from its parts', quantiles do not."""
-    generator = np.random.default_rng(3)
-    parts = [
-        {"state": generator.normal(size=(n, 2)), "action": generator.normal(size=(n, 1))} for n in (5, 9, 2)
-    ]
-    lines = [
-        {
-            "stats": (
-                {
-                    key: {"mean": x.mean(0).tolist(), "std": x.std(0).tolist(), "count": [len(x)]}
-                    for key, x in part.items()
-                }
-                | {"image": {"mean": [[[0.5]]]}}
-            )
-        }
-        for part in parts
-    ]
-    (tmp_path / "episodes_stats.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = read_norm_stats(tmp_path, "zscore").stats
-    for key, name in (("state", "state"), ("actions", "action")):
-        whole = np.concatenate([part[name] for part in parts])
-        np.testing.assert_allclose(found[key].mean, whole.mean(0))
-        np.testing.assert_allclose(found[key].std, whole.std(0))
-    with pytest.raises(HarnessError) as caught:
-        read_norm_stats(tmp_path, "quantile")
-    assert "has no q01 and no q99, only mean, std" in str(caught.value.got)
 
 
 def _change(key: str, statistic: str, dimension: int | None, value: object) -> object:
@@ -341,12 +240,14 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_ends_and_share(tmp_path: Path) -> None:
-    stats, rows = _sample()
-    core = _core(stats)
+    stats, rows = sample_stats()
+    core = core_of(stats)
     core["actions"]["q01"][2], core["actions"]["q99"][2] = 0.300, 0.301
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(
-        comparison_table(compare_statistics(stats, _write(tmp_path / "x.json", {"norm_stats": core}), **rows))
+        comparison_table(
+            compare_statistics(stats, write_json(tmp_path / "x.json", {"norm_stats": core}), **rows)
+        )
     )
     row = next(line for line in console.export_text().splitlines() if line.startswith("actions[2]"))
     assert row.split() == ["actions[2]", "-1675", "-1645", "1069", "1069", "100.00", "%"]

@@ -12,24 +12,25 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from harness.data.dataset import describe
-from harness.errors import HarnessError
 from tests.support import lerobot_writer as writer
-from tests.test_data_lerobot import BROKEN, BROKEN_V3, FIRST, V3_DATA, V3_EPISODES, _info, recipe
+from tests.support.dataset_breaks import (
+    BROKEN,
+    BROKEN_V3,
+    FIRST,
+    V3_DATA,
+    V3_EPISODES,
+    change_info,
+    recipe,
+    refused,
+)
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 1834012\n"
 CLIP = "videos/cam/chunk-000"
-
-
-def _refusal(root: Path) -> HarnessError:
-    with pytest.raises(HarnessError) as caught:
-        describe(recipe(root))
-    return caught.value
 
 
 def _episodes(root: Path, change: Callable[[list[dict]], object]) -> None:
@@ -56,7 +57,7 @@ def test_no_fix_deletes_a_file_that_is_only_here(tmp_path: Path, version: str, b
     for number, (_, damage) in enumerate(broken.values()):
         root = writer.write(tmp_path / str(number), version=version)
         damage(root)
-        fix = _refusal(root).fix
+        fix = refused(root).fix
         assert not any(word in fix.lower() for word in ("delete ", "rm ", "remove ", "download")), fix
 
 
@@ -66,7 +67,7 @@ def test_a_damaged_file_of_the_hub_is_fetched_again_with_its_blob(tmp_path: Path
     root = _from_hub(writer.write(tmp_path / "set"), tmp_path / "cache")
     blob = (root / file).resolve()
     blob.write_bytes(blob.read_bytes()[:-30])
-    fix = _refusal(root).fix
+    fix = refused(root).fix
     if file == FIRST:
         assert str(root / file) in fix
         assert str(blob) in fix
@@ -82,7 +83,7 @@ def test_a_missing_file_is_fetched_from_the_hub_or_copied(tmp_path: Path) -> Non
     hub = _from_hub(root, tmp_path / "cache")
     for place, word in ((root, "copy it"), (hub, "HF_HUB_OFFLINE")):
         (place / FIRST).unlink()
-        refusal = _refusal(place)
+        refusal = refused(place)
         assert (refusal.code, word in refusal.fix) == ("dataset-file-missing", True)
 
 
@@ -99,15 +100,11 @@ def test_a_missing_file_is_fetched_from_the_hub_or_copied(tmp_path: Path) -> Non
 def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path: Path, images: str, file: str) -> None:
     root = writer.write(tmp_path / "a set", images=images)
     (root / file).write_bytes(POINTER)
-    refusal = _refusal(root)
+    refusal = refused(root)
     assert refusal.code == "git-lfs-pointer"
     assert file in refusal.what
     words = shlex.split(refusal.fix)
     assert (words[:2], words[3:], Path(words[2]).is_dir()) == (["git", "-C"], ["lfs", "pull"], True)
-
-
-# --- versions
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -128,8 +125,8 @@ def test_a_wrong_version_is_recognized_from_the_files_and_its_fix_mends_it(
     tmp_path: Path, version: str, said: object
 ) -> None:
     root = writer.write(tmp_path / "a set", version=version)
-    _info(root, codebase_version=said)
-    refusal = _refusal(root)
+    change_info(root, codebase_version=said)
+    refusal = refused(root)
     assert refusal.code == "dataset-version-wrong"
     subprocess.run(refusal.fix, shell=True, check=True)
     assert describe(recipe(root)).frames == 16
@@ -142,7 +139,7 @@ def test_a_missing_version_is_put_in(tmp_path: Path, version: str, indent: int |
     info = json.loads((root / "meta/info.json").read_text())
     del info["codebase_version"]
     (root / "meta/info.json").write_text(json.dumps(info, indent=indent))
-    refusal = _refusal(root)
+    refusal = refused(root)
     assert refusal.code == "dataset-version-wrong"
     subprocess.run(refusal.fix, shell=True, check=True)
     assert json.loads((root / "meta/info.json").read_text()) == info | {"codebase_version": version}
@@ -151,8 +148,8 @@ def test_a_missing_version_is_put_in(tmp_path: Path, version: str, indent: int |
 
 def test_wrong_totals_are_told_as_info_says_and_as_the_files_have_them(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set")
-    _info(root, total_frames=99_999)
-    refusal = _refusal(root)
+    change_info(root, total_frames=99_999)
+    refusal = refused(root)
     assert (refusal.code, refusal.got, refusal.need) == ("dataset-rows-mismatch", "99999", "16")
 
 
@@ -164,7 +161,7 @@ def test_a_task_that_is_not_listed_is_to_be_listed(tmp_path: Path, version: str,
         pq.write_table(pq.read_table(path).slice(0, 0), path)
     else:
         (root / "meta" / file).write_text("")
-    refusal = _refusal(root)
+    refusal = refused(root)
     assert (refusal.code, refusal.need) == ("dataset-index-invalid", "one of the 0 tasks of meta/")
     assert refusal.fix == (
         f"meta/{file} lacks task 0: add its line; data/, videos/ and images/ are left as they are"
@@ -176,10 +173,6 @@ def test_files_of_both_versions_are_read_as_info_says(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set", version="v3.0")
     (root / "meta/episodes.jsonl").write_text("{}")
     assert describe(recipe(root)).format_version == "v3.0"
-
-
-# --- metadata that are wrong while the files are whole
-# ----------------------------------------------------------------------
 
 
 def test_whole_floats_are_counts(tmp_path: Path) -> None:
@@ -204,7 +197,7 @@ def test_a_count_that_is_none_is_named_with_its_row(tmp_path: Path, value: float
         rows[1]["data/file_index"] = value
 
     _episodes(root, change)
-    refusal = _refusal(root)
+    refusal = refused(root)
     assert refusal.code == "dataset-metadata-invalid"
     assert "row 1: data/file_index" in refusal.what
 
@@ -213,7 +206,7 @@ def test_an_episode_that_is_listed_in_the_file_before_is_told_with_its_right_fil
     """The last episode lies in a file of its own."""
     root = writer.write(tmp_path / "set", version="v3.0")
     _episodes(root, lambda rows: rows[2].update({"data/file_index": 0}))
-    refusal = _refusal(root)
+    refusal = refused(root)
     assert refusal.code == "episode-place-wrong"
     assert "episode 2" in refusal.what
     assert (refusal.got, refusal.need) == (
@@ -225,7 +218,7 @@ def test_an_episode_that_is_listed_in_the_file_before_is_told_with_its_right_fil
 def test_rows_that_are_nowhere_are_no_matter_of_the_place(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set", version="v3.0")
     pq.write_table(pq.read_table(root / V3_DATA).slice(0, 11), root / V3_DATA)
-    assert _refusal(root).code == "dataset-rows-mismatch"
+    assert refused(root).code == "dataset-rows-mismatch"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +240,7 @@ def test_the_text_of_a_task_is_found_beside_others(
     if isinstance(want, list):
         assert describe(recipe(root)).tasks == want
     else:
-        assert want in _refusal(root).what
+        assert want in refused(root).what
 
 
 def _two_clips(root: Path, start_s: Callable[[int], float]) -> Path:
@@ -271,7 +264,7 @@ def test_a_merge_that_went_on_counting_is_told_with_the_right_time(tmp_path: Pat
     right = {0: 0.0, 1: 0.0, 2: 0.5}
     assert describe(recipe(_two_clips(tmp_path / "right", right.__getitem__))).findings == []
     root = _two_clips(tmp_path / "wrong", {0: 0.0, 1: 0.0, 2: 1.2}.__getitem__)
-    refusal = _refusal(root)
+    refusal = refused(root)
     assert refusal.code == "video-offset-wrong"
     assert "episode 2" in refusal.what
     assert "1.200 s, in a file of 0.900 s" in str(refusal.got)
@@ -282,7 +275,7 @@ def test_a_camera_of_another_rate_is_told_with_both(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set", images="video", lengths=(20, 6))
     path = root / "videos/chunk-000/cam/episode_000000.mp4"
     _at_rate(path, range(0, 20, 2), 5)
-    refusal = _refusal(root)
+    refusal = refused(root)
     assert refusal.code == "video-other-rate"
     assert "5 frames a second in the video (10 frames), 10 in the table (20 rows of episode 0)" in str(
         refusal.got
@@ -293,14 +286,14 @@ def test_a_rate_that_is_nearly_the_tables_is_told_where_it_drifts_away(tmp_path:
     """29.97 frames a second and a table of 30 are a quarter of a frame apart after 8 seconds."""
     root = writer.write(tmp_path / "set", images="video", lengths=(300,))
     _at_rate(root / "videos/chunk-000/cam/episode_000000.mp4", range(300), 10000 / 1001)
-    refusal = _refusal(root)
+    refusal = refused(root)
     assert (refusal.code, "9.99 frames a second" in str(refusal.got)) == ("video-other-rate", True)
 
 
 def test_a_video_that_ends_a_frame_early_says_so(tmp_path: Path) -> None:
     root = writer.write(tmp_path / "set", images="video")
     writer.encode(root / "videos/chunk-000/cam/episode_000001.mp4", range(7, 11), "libx264")
-    refusal = _refusal(root)
+    refusal = refused(root)
     assert refusal.code == "video-too-short"
     assert "the video ends 1 frame before the table" in str(refusal.got)
 
@@ -316,202 +309,3 @@ def _at_rate(path: Path, frames: range, rate: float) -> None:
         for i in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(writer.frame(i), format="rgb24")))
         container.mux(stream.encode(None))
-
-
-# --- features
-# ------------------------------------------------------------------------------------------------------------
-
-
-def test_all_features_that_are_not_there_are_said_at_once_and_the_fix_maps_them(tmp_path: Path) -> None:
-    root = writer.write(tmp_path / "set")
-    info = json.loads((root / "meta/info.json").read_text())
-    info["features"]["observation.images.wrist"] = info["features"]["cam"]
-    (root / "meta/info.json").write_text(json.dumps(info))
-    for path in root.rglob("*.parquet"):
-        table = pq.read_table(path)
-        pq.write_table(table.append_column("observation.images.wrist", table.column("cam")), path)
-    asked = ["--dataset", str(root), "--recipe", "smoke"]
-    first = _data(*asked)
-    assert first.returncode == 2
-    for name in ("'image'", "'wrist_image'", "'state'", "'actions'"):
-        assert name in first.stderr
-    fix = next(line.partition("fix:")[2].strip() for line in first.stderr.splitlines() if "fix:" in line)
-    assert "data.cameras.left_wrist_0_rgb=observation.images.wrist" in fix
-    assert _data(*asked, *shlex.split(fix)).returncode == 0
-
-
-def test_a_dataset_without_a_state_is_mapped_to_none(tmp_path: Path) -> None:
-    root = writer.write(tmp_path / "set")
-    info = json.loads((root / "meta/info.json").read_text())
-    del info["features"]["observation.state"]
-    (root / "meta/info.json").write_text(json.dumps(info))
-    for path in root.rglob("*.parquet"):
-        pq.write_table(pq.read_table(path).drop_columns("observation.state"), path)
-    assert _refusal(root).fix == "--set data.state=null"
-    assert describe(recipe(root, state="null")).frames == 16
-
-
-def _data(*arguments: str) -> subprocess.CompletedProcess[str]:
-    import sys
-
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", "data", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-# --- what trains badly
-# ------------------------------------------------------------------------------------------------------
-
-
-def _cells(path: Path, column: str, change: Callable[[list], list]) -> None:
-    table = pq.read_table(path)
-    field = table.schema.field(column)
-    pq.write_table(
-        table.set_column(
-            table.schema.get_field_index(column),
-            field,
-            pa.array(change(table.column(column).to_pylist()), field.type),
-        ),
-        path,
-    )
-
-
-@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
-@pytest.mark.parametrize("text", ["", "  "])
-def test_frames_without_an_instruction_are_counted(tmp_path: Path, version: str, text: str) -> None:
-    """The second task is that of the second episode alone."""
-    root = writer.write(tmp_path / "set", version=version)
-    if version == "v3.0":
-        pq.write_table(
-            pa.table({"task_index": [0, 1], "task": [writer.TASKS[0], text]}), root / "meta/tasks.parquet"
-        )
-    else:
-        (root / "meta/tasks.jsonl").write_text(
-            "".join(
-                json.dumps({"task_index": n, "task": t}) + "\n" for n, t in enumerate((writer.TASKS[0], text))
-            )
-        )
-    assert describe(recipe(root)).findings == [
-        "5 of 16 frames, in 1 of 3 episodes, have no instruction (their task is empty)"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("picture", "said"),
-    [
-        (
-            lambda _: np.zeros((*writer.SIZE, 3), np.uint8),
-            "cam: 16 of 16 sampled frames are of one colour, 16 of them black",
-        ),
-        (
-            lambda n: np.full((*writer.SIZE, 3), n % 7 + 1, np.uint8),
-            "cam: 16 of 16 sampled frames are of one colour",
-        ),
-        (lambda _: writer.frame(3), "cam: all 16 sampled frames are the same picture, to the last pixel"),
-    ],
-)
-def test_a_camera_that_shows_nothing_is_a_finding(
-    tmp_path: Path, picture: Callable[[int], np.ndarray], said: str
-) -> None:
-    root = writer.write(tmp_path / "set")
-    for path in root.rglob("*.parquet"):
-        _cells(
-            path,
-            "cam",
-            lambda cells: [{"bytes": writer.png(picture(n)), "path": None} for n in range(len(cells))],
-        )
-    assert describe(recipe(root)).findings == [said]
-
-
-def test_a_camera_that_is_mapped_twice_is_a_finding(tmp_path: Path) -> None:
-    (finding,) = describe(
-        recipe(writer.write(tmp_path / "set"), **{"cameras.left_wrist_0_rgb": "cam"})
-    ).findings
-    assert finding == "cam is mapped to 2 cameras: base_0_rgb, left_wrist_0_rgb"
-
-
-@pytest.mark.parametrize("bits", [8, 16])
-def test_depth_as_a_camera_is_refused_where_it_would_be_white_and_told_where_it_is_grey(
-    tmp_path: Path, bits: int
-) -> None:
-    root = writer.write(tmp_path / "set")
-    depth = (
-        (np.arange(48 * 64).reshape(48, 64) % 251).astype(np.uint8)
-        if bits == 8
-        else (np.arange(48 * 64).reshape(48, 64) + 300).astype(np.uint16)
-    )
-    for path in root.rglob("*.parquet"):
-        _cells(
-            path,
-            "cam",
-            lambda cells: [
-                {"bytes": writer.png(np.roll(depth, n, 1)), "path": None} for n in range(len(cells))
-            ],
-        )
-    info = json.loads((root / "meta/info.json").read_text())
-    info["features"]["cam"] |= {"shape": [48, 64, 1], "info": {"video.is_depth_map": True}}
-    (root / "meta/info.json").write_text(json.dumps(info))
-    if bits == 16:
-        assert _refusal(root).code == "image-too-deep"
-    else:
-        assert describe(recipe(root)).findings == [
-            "cam is mapped as a colour camera, and the metadata call it a depth map"
-        ]
-
-
-def test_a_grey_camera_is_a_camera(tmp_path: Path) -> None:
-    root = writer.write(tmp_path / "set")
-    for path in root.rglob("*.parquet"):
-        _cells(
-            path,
-            "cam",
-            lambda cells: [
-                {"bytes": writer.png(np.roll(writer.frame(n)[..., 0], n)), "path": None}
-                for n in range(len(cells))
-            ],
-        )
-    assert describe(recipe(root)).findings == []
-
-
-def test_depth_in_a_video_is_refused(tmp_path: Path) -> None:
-    import av
-
-    root = writer.write(tmp_path / "set", images="video")
-    path = root / "videos/chunk-000/cam/episode_000000.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx265", rate=writer.FPS)
-        stream.height, stream.width, stream.pix_fmt = *writer.SIZE, "gray12le"
-        stream.options = {"x265-params": "log-level=none"}
-        for n in range(7):
-            container.mux(
-                stream.encode(
-                    av.VideoFrame.from_ndarray(
-                        np.full(writer.SIZE, 400 + n, np.uint16), format="gray16le"
-                    ).reformat(format="gray12le")
-                )
-            )
-        container.mux(stream.encode(None))
-    assert _refusal(root).code == "image-too-deep"
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        (lambda _: [0.0, 0.0], "action: all 2 dimensions are 0 in all 16 frames; there is nothing to learn"),
-        (
-            lambda a: [a[0], 0.5],
-            "1 of 2 dimensions of the actions never change in 16 frames: action[1] is 0.5",
-        ),
-    ],
-)
-def test_actions_that_never_change_are_a_finding(
-    tmp_path: Path, value: Callable[[list], list], said: str
-) -> None:
-    root = writer.write(tmp_path / "set")
-    for path in root.rglob("*.parquet"):
-        _cells(path, "action", lambda cells: [value(cell) for cell in cells])
-    assert describe(recipe(root)).findings == [said]

@@ -18,119 +18,33 @@ from typing import Any
 import pytest
 
 from harness.artifacts import (
-    Candidate,
-    Dataset,
     DegenerateDimension,
-    DimensionStats,
     Finding,
-    Gpu,
     GpuProcess,
-    Host,
     InterruptedSave,
-    Levers,
     Machine,
     NormStats,
-    Plan,
 )
 from harness.doctor import examine, gpu, host
 from harness.doctor.situation import Situation
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
-from harness.run.lock import holder, locked
 from harness.units import GIB, MIB
+from tests.support.situations import (
+    CARD,
+    FITS,
+    HOST,
+    NO_DATA,
+    NUMBERS,
+    QUIET,
+    UNSEEN,
+    card,
+    found,
+    on,
+    plan,
+    situation,
+)
 from tests.support.step_writer import put_step
-
-CARD = Gpu(
-    index=0,
-    name="NVIDIA RTX A6000",
-    uuid="GPU-1",
-    compute_capability="8.6",
-    total_bytes=48 * GIB,
-    free_bytes=47 * GIB,
-    foreign_processes=[],
-)
-HOST = Host(
-    ram_total_bytes=64 * GIB,
-    ram_available_bytes=60 * GIB,
-    shm_bytes=8 * GIB,
-    cores=8,
-    wsl=False,
-    container="docker",
-)
-LEVERS = Levers(platform="cuda", microbatch=8, prompt_tokens=48, cameras=["base_0_rgb"])
-FITS = Candidate(
-    levers=LEVERS,
-    device_bytes=20 * GIB,
-    host_bytes=4 * GIB,
-    disk_bytes=2 * MIB,
-    verdict="fits",
-    reason="fits",
-    source="compiled",
-)
-NUMBERS = DimensionStats(mean=[0.0], std=[1.0], q01=[-1.0], q99=[1.0])
-STATS = NormStats(norm_stats={"state": NUMBERS, "actions": NUMBERS}, frames=9, action_horizon=2)
-FACTS: dict[str, Any] = {
-    "features": {},
-    "cameras": {},
-    "sha256": "0",
-    "longest_prompt_tokens": 9,
-    "prompt_tokens": 16,
-    "total_bytes": 1,
-}
-DATASET = Dataset(
-    source="sample",
-    path="sample",
-    format_version="v2.1",
-    fps=10,
-    episodes=2,
-    frames=999,
-    tasks=["one"],
-    **FACTS,
-)
-# The data is not here: what is looked at of it is then unknown.
-NO_DATA: dict[str, Any] = {"dataset": None, "stats": None}
-UNSEEN = {"dataset": "unknown", "statistics": "unknown"}
-# The check that starts a process of JAX on a GPU, and the two that would ask a server, are tried on their own
-# below.
-QUIET = tuple(check for check in examine.CHECKS if check.name != "GPU and JAX")
-
-
-def plan(chosen: Candidate | None) -> Plan:
-    return Plan(
-        recipe="r",
-        recipe_sha256="0",
-        device="rtx_a6000",
-        usable_bytes=46 * GIB,
-        parameters_total=1,
-        parameters_trained=1,
-        chosen=chosen,
-        candidates=[FITS],
-    )
-
-
-def situation(tmp_path: Path, **changes: Any) -> Situation:
-    machine = Machine(gpus=[CARD], driver_version="570.86.15", cuda_driver_version="12.8", host=HOST)
-    usual: dict[str, Any] = {
-        "recipe": load_recipe("smoke"),
-        "machine": machine,
-        "environ": {"HOME": str(tmp_path)},
-        "plan": plan(FITS),
-    }
-    usual |= {"run": tmp_path, "writes": (tmp_path,), "dataset": DATASET, "stats": STATS}
-    return Situation(**(usual | changes))
-
-
-def found(case: Situation) -> dict[str, str]:
-    """Check → severity."""
-    return {finding.check: finding.severity for finding in examine.examine(case, checks=QUIET).findings}
-
-
-def card(**changes: Any) -> Machine:
-    return Machine(gpus=[CARD.model_copy(update=changes)], driver_version="570.86.15", host=HOST)
-
-
-def on(**changes: Any) -> Machine:
-    return Machine(gpus=[CARD], driver_version="570.86.15", host=HOST.model_copy(update=changes))
 
 
 def test_a_good_machine_has_no_findings(tmp_path: Path) -> None:
@@ -325,7 +239,8 @@ def test_a_clock_of_another_age_is_an_error(tmp_path: Path, monkeypatch: pytest.
 
 def test_jax_is_asked_in_a_process_of_its_own(tmp_path: Path) -> None:
     """Here is no GPU: JAX cannot start on one, and says why; this process has not imported it."""
-    child = "import sys; from tests.test_doctor import *; c = situation(Path(sys.argv[1]));"
+    child = "import sys; from pathlib import Path; from harness.doctor import gpu;"
+    child += " from tests.support.situations import situation; c = situation(Path(sys.argv[1]));"
     child += (
         "f = list(gpu.visible(c)); assert [x.severity for x in f] == ['error'] and 'jax' not in"
         " sys.modules, f"
@@ -389,87 +304,3 @@ def test_every_finding_names_its_check_and_a_fix(tmp_path: Path) -> None:
     findings = examine.examine(case, checks=QUIET).findings
     assert len(findings) >= 5
     assert all(finding.fix and finding.check in {check.name for check in QUIET} for finding in findings)
-
-
-def server(status: int) -> Iterator[str]:
-    import threading
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    listening = HTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{listening.server_port}"
-    listening.shutdown()
-
-
-@pytest.mark.parametrize(("status", "expected"), [(200, {}), (404, {"hub": "error"}), (500, {})])
-def test_the_hub_is_asked_only_when_that_is_wanted(
-    status: int, expected: dict[str, str], tmp_path: Path
-) -> None:
-    recipe = load_recipe("smoke", ["data.dataset=some/where"])
-    for address in server(status):
-        case = situation(
-            tmp_path, recipe=recipe, environ={"HOME": str(tmp_path), "HF_ENDPOINT": address}, **NO_DATA
-        )
-        assert found(case._replace(online=True)) == expected | UNSEEN
-        assert found(case) == {"hub": "unknown"} | UNSEEN
-
-
-def test_an_unreachable_bucket_is_an_error_unless_the_weights_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    recipe = load_recipe("smoke", ["weights.source=http://127.0.0.1:9/params"])
-    assert found(situation(tmp_path, recipe=recipe, online=True)) == {"weights": "error"}
-    assert found(situation(tmp_path, recipe=recipe)) == {"weights": "unknown"}
-    # A save that was killed leaves nothing to go on from.
-    (tmp_path / "checkpoints" / "10.orbax-checkpoint-tmp-0").mkdir(parents=True)
-    assert found(situation(tmp_path, recipe=recipe, online=True)) == {"weights": "error"}
-    put_step(tmp_path / "checkpoints", 10)
-    assert found(situation(tmp_path, recipe=recipe, online=True)) == {}
-
-
-def in_child(code: str, directory: Path) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-c",
-        f"import sys, time; from pathlib import Path; from harness.run.lock import locked\n{code}",
-        str(directory),
-    ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-HOLD = "with locked(Path(sys.argv[1])):\n  print('held', flush=True)\n  time.sleep(60)"
-
-
-def test_a_second_run_on_one_directory_is_refused_and_a_dead_one_lets_go(tmp_path: Path) -> None:
-    child = in_child(HOLD, tmp_path)
-    assert child.stdout is not None
-    try:
-        assert child.stdout.readline() == "held\n"
-        with pytest.raises(HarnessError) as caught, locked(tmp_path):
-            pytest.fail("the directory is held by another process")
-        assert caught.value.code == "run-busy"
-        assert str(child.pid) in str(caught.value.got)
-        assert str(child.pid) in str(holder(tmp_path))
-        assert found(situation(tmp_path)) == {"run directory": "error"}
-    finally:
-        child.kill()
-        child.wait()
-    assert holder(tmp_path) is None
-    with locked(tmp_path):
-        pass
-
-
-def test_one_process_may_lock_again_what_it_has_left(tmp_path: Path) -> None:
-    for _ in range(2):
-        with locked(tmp_path / "run"):
-            # Its own lock is no finding: the doctor is asked while the run holds its directory.
-            assert holder(tmp_path / "run") is None

@@ -22,7 +22,7 @@ from harness.plan import place
 from harness.recipe.load import load_recipe
 from harness.run.xla_flags import refused_flags
 from harness.show.doctor import doctor_table
-from tests.test_doctor import NO_DATA, QUIET, UNSEEN, card, found, on, plan, situation
+from tests.support.situations import NO_DATA, QUIET, UNSEEN, card, found, on, plan, situation
 from tests.test_probe_nvml import HERE, build
 
 __all__ = ["build"]  # the fixture that compiles the stand-in

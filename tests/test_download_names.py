@@ -17,7 +17,7 @@ from harness.download import listing, transfer
 from harness.download.cache import fetch_file, fetch_tree, kept_tree
 from harness.download.listing import _LINK, list_tree
 from harness.errors import HarnessError
-from tests.test_download import FILES, TREE, Server, server
+from tests.support.file_server import FILES, TREE, Server, server
 
 __all__ = ["server"]
 

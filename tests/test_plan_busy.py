@@ -15,8 +15,8 @@ from harness.plan.candidates import changed
 from harness.plan.choose import Ask, Tools, choose
 from harness.recipe.load import load_recipe
 from harness.run.directory import RECIPE, RunDir
+from tests.support.planned import LORA, Formula, gpu, planned, with_gpus
 from tests.support.tiny import tiny
-from tests.test_plan_choose import LORA, Formula, gpu, planned, with_gpus
 
 BUSY = with_gpus(gpu(free=4, foreign_processes=[GpuProcess(pid=4711, name="python", used_bytes=44 * 2**30)]))
 IDLE = with_gpus(gpu())

@@ -1,82 +1,22 @@
-"""Tests the choice of a plan, with a formula in place of the compiler.
-
-The real compiler is used on the tiny recipe.
-"""
+"""Tests the choice of a plan, with a formula in place of the compiler."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.artifacts import Disk, Gpu, GpuProcess, Host, Machine, MigDevice, Plan
+from harness.artifacts import Disk, Gpu, GpuProcess, MigDevice
 from harness.errors import HarnessError
-from harness.plan import candidates, memory
+from harness.plan import candidates
 from harness.plan.candidates import changed
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request
-from harness.recipe.load import load_recipe
-from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
 from harness.units import GIB
+from tests.support.planned import FULL, LORA, MACHINE, Formula, gpu, planned, with_gpus
+from tests.support.situations import DATASET
 from tests.support.tiny import tiny
-from tests.test_doctor import DATASET
-
-MACHINE = Machine(host=Host(ram_available_bytes=8 * GIB), gpu_error="no driver")
-A_SAMPLE = 150 * 2**20
-
-
-class Formula:
-    """Plays the compiler: the state, the gradients, 1 GiB, and so much a sample. Notes what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[Request] = []
-
-    def __call__(self, request: Request, **_: object) -> Answer:
-        self.asked.append(request)
-        return Answer(bytes=self.bytes(request), fingerprint="formula")
-
-    @staticmethod
-    def bytes(request: Request) -> dict[str, int]:
-        parts = memory.state_parts(request.recipe, request.levers)
-        state = parts["weights"] + parts["moments"] + parts["ema"]
-        if request.phase != "step":
-            return {"device": state, "temp": 0}
-        temp = parts["gradients"] + GIB + A_SAMPLE * request.levers.microbatch
-        return {"device": state + temp, "temp": temp}
-
-
-def planned(recipe: Recipe, machine: Machine = MACHINE, compile: Any = None, **asked: Any) -> Plan:
-    return choose(recipe, machine, None, Ask(**asked), tools=Tools(None, compile or Formula()))
-
-
-def with_gpus(*gpus: Gpu, **host: Any) -> Machine:
-    return Machine(host=Host(**{"ram_available_bytes": 256 * GIB, "cores": 16.0} | host), gpus=list(gpus))
-
-
-def gpu(
-    index: int = 0,
-    name: str = "NVIDIA RTX A6000",
-    capability: str = "8.6",
-    total: int = 48,
-    free: float | None = None,
-    **more: Any,
-) -> Gpu:
-    free_bytes = int((total if free is None else free) * GIB)
-    return Gpu(
-        index=index,
-        name=name,
-        uuid=f"GPU-{index}",
-        compute_capability=capability,
-        total_bytes=total * GIB,
-        free_bytes=free_bytes,
-        **more,
-    )
-
-
-FULL, LORA = load_recipe("pi05_libero"), load_recipe("pi05_libero_lora")
 
 
 @settings(deadline=None, max_examples=60)
@@ -348,57 +288,6 @@ def test_a_card_that_jax_cannot_start_on_is_compiled_for_by_its_description() ->
             return super().__call__(request)
 
     assert planned(LORA, with_gpus(gpu()), compile=Gone()).chosen is not None
-
-
-@pytest.fixture
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One directory for all: an answer that has not changed is not compiled again.
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path_factory.getbasetemp() / "plans"))
-
-
-@pytest.mark.usefixtures("_cache")
-def test_on_a_cpu_the_compiled_bytes_are_host_bytes_and_their_parts_add_up() -> None:
-    plan = choose(tiny(), MACHINE, None)
-    assert plan.chosen is not None
-    assert plan.device == "cpu"
-    assert plan.chosen.levers.microbatch == 4
-    assert plan.chosen.device_bytes is None
-    assert "device_bytes" in plan.chosen.unknown
-    assert sum(plan.chosen.breakdown.values()) == plan.chosen.host_bytes
-    total, _ = counts(tiny().model, "full")
-    assert plan.chosen.breakdown["weights"] + plan.chosen.breakdown["moments"] == 12 * total
-    small = choose(tiny(), Machine(host=Host(ram_available_bytes=GIB // 2 + 1)), None)
-    assert small.chosen is None
-    assert small.candidates[0].verdict == "rejected"
-    assert "too much" in small.candidates[0].reason
-
-
-@pytest.mark.usefixtures("_cache")
-def test_without_the_compiler_for_gpus_only_the_atlas_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.plan.compile.find_spec", lambda _: None)
-    with pytest.raises(HarnessError) as caught:
-        choose(changed(tiny(), {"train.seed": 11}), MACHINE, None, Ask(gpu="RTX A6000", recompile=True))
-    assert caught.value.code == "no-target-compiler"
-    assert "jax-cuda12-plugin" in caught.value.fix
-
-
-@pytest.mark.usefixtures("_cache")
-def test_a_recipe_that_cannot_be_compiled_is_one_error() -> None:
-    torn = load_recipe(
-        "smoke", ["model.action_expert.variant=gemma_300m"]
-    )  # heads of another size than the language model's
-    with pytest.raises(HarnessError) as caught:
-        choose(torn, MACHINE, None, Ask(gpu="RTX A6000", recompile=True))
-    assert caught.value.code == "compile-failed"
-
-
-@pytest.mark.usefixtures("_cache")
-def test_the_tiny_step_compiles_for_a_card_that_is_not_here() -> None:
-    plan = choose(tiny(), MACHINE, None, Ask(gpu="RTX A6000", recompile=True))
-    assert plan.chosen is not None
-    assert plan.chosen.source == "compiled"
-    assert set(plan.chosen.phases) == {"step", "init", "save"}
-    assert plan.chosen.device_bytes == max(plan.chosen.phases.values())
 
 
 def test_moments_that_cannot_be_streamed_stay_on_the_device() -> None:

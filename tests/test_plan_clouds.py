@@ -21,7 +21,7 @@ from harness.plan.more_cards import OTHERS
 from harness.plan.place import option_for
 from harness.recipe.load import load_recipe
 from harness.units import GIB, MIB
-from tests.test_plan_choose import Formula
+from tests.support.planned import Formula
 
 NOWHERE = Machine(host=Host())
 RENTED = [

@@ -17,7 +17,7 @@ from harness.plan.cards import CARDS
 from harness.plan.matrix import RECIPES, Cell, cells, words
 from harness.show.cards_picture import picture
 from harness.show.matrix import markdown
-from tests.test_plan_choose import Formula
+from tests.support.planned import Formula
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from harness.errors import HarnessError
 from harness.plan.choose import Ask, Tools, choose
 from harness.probe.machine import probe
 from harness.recipe.load import load_recipe
-from tests.test_plan_choose import Formula
+from tests.support.planned import Formula
 try:
     # The host of the cards, not of the tests, whose own memory may be short.
     ask = Ask(host_ram_bytes=256 * 2**30)

@@ -12,7 +12,7 @@ from harness.checkpoint.leaves import IN_FLIGHT_BYTES
 from harness.plan import shared
 from harness.recipe.schema import Recipe
 from harness.units import GIB
-from tests.test_plan_choose import FULL, LORA, MACHINE, planned, with_gpus
+from tests.support.planned import FULL, LORA, MACHINE, planned, with_gpus
 
 POOLS = [
     (FULL, 80, False),  # the step alone would fit: 64 of 77 GiB

@@ -26,7 +26,7 @@ from harness.redact import Cleaned, known_secrets, redact, redact_json, redact_v
 from harness.run.directory import RunDir, write_atomic
 from harness.supervise.process import Limits, attempt
 from harness.verbs.answers import answer
-from tests.test_supervise import Listener
+from tests.support.scripted import Listener
 
 SHORT = "0123456789abcdef0123456789abcdef01234567"
 LONG = "wandb_v1_" + "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(77))

@@ -199,7 +199,7 @@ def test_only_the_command_line_prints(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [*MODULES, *sorted((ROOT / "benchmarks").glob("*.py"))],
+    [*MODULES, *sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))],
     ids=lambda path: ".".join(path.relative_to(ROOT).with_suffix("").parts),
 )
 def test_no_module_outgrows_a_reader(path: Path) -> None:

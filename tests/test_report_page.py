@@ -19,7 +19,7 @@ from harness import artifacts as a
 from harness.errors import HarnessError
 from harness.recipe.differences import differences_from_published
 from harness.recipe.load import load_recipe, shipped_recipes
-from harness.report import curves, drawings
+from harness.report import curves
 from harness.report.page import render
 from harness.run.directory import RunDir
 from tests.support.report_run import MIB, ROOT, Page, full_run, manifest, metrics, write_metrics
@@ -278,100 +278,6 @@ def test_every_key_of_every_shipped_recipe_has_a_meaning() -> None:
     for name in shipped_recipes():
         for each in differences_from_published(load_recipe(name)):
             assert each.why
-
-
-def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
-    runs = [full_run(tmp_path / f"smoke-{n:03d}", rows=metrics(40 + n, seed=n)) for n in range(3)]
-    runs[1].write(manifest("smoke", recipe=load_recipe("smoke", ["train.seed=7"]).model_dump(mode="json")))
-    html = render(runs[0], runs[1:])
-    page = Page(html)
-    others = json.loads(re.findall(r'id="others">(.*?)</script>', html)[0])
-    assert [run["name"] for run in others["runs"]] == ["smoke-001", "smoke-002"]
-    assert others["runs"][1]["series"]["loss"][0] == list(range(42))
-    assert page.series["loss"][0] == list(range(40))
-    assert "smoke-001 against smoke-000: 1 keys differ" in page.text
-    assert "smoke-002 against smoke-000: the same recipe" in page.text
-
-
-def test_a_run_laid_over_must_be_one(tmp_path: Path) -> None:
-    run = full_run(tmp_path / "smoke-001")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(HarnessError) as caught:
-        render(run, [RunDir(tmp_path / "empty")])
-    assert caught.value.code == "run-missing"
-    with pytest.raises(HarnessError) as caught:
-        render(run, [run] * 9)
-    assert caught.value.code == "too-many-runs"
-
-
-def test_eight_long_runs_stay_under_two_megabytes(tmp_path: Path) -> None:
-    rows = metrics(20_000)
-    runs = [full_run(tmp_path / f"smoke-{n:03d}", rows=rows) for n in range(8)]
-    assert len(render(runs[0], runs[1:]).encode()) < 2_000_000
-
-
-def test_prediction_is_drawn(tmp_path: Path) -> None:
-    run = full_run(tmp_path / "smoke-001")
-    question: dict[str, Any] = {
-        "episode": 3,
-        "frame": 4,
-        "task": "open <b>it</b>",
-        "action_horizon": 2,
-        "sampling_steps": 10,
-        "seed": 0,
-    }
-    answer: dict[str, Any] = {
-        "predicted": [[0.0, 5.0], [1.0, 5.0]],
-        "recorded": [[1.0, 5.0], [0.0, 5.0]],
-        "is_pad": [False, True],
-    }
-    run.write(
-        a.Prediction(
-            checkpoint="x",
-            step=9,
-            dataset="sample",
-            device="cpu",
-            mean_absolute_error=[1.0, 0.0],
-            **question,
-            **answer,
-        )
-    )
-    html = render(run)
-    assert html.count("<polyline") == 4
-    assert "open <b>it</b>" in Page(html).text
-    first = drawings.prediction_panels(run.read(a.Prediction))[0]  # type: ignore[arg-type]
-    assert (first.recorded, first.predicted) == ("6.0,6.0 314.0,114.0", "6.0,114.0 314.0,6.0")
-
-
-def test_what_moved_is_shaded_by_how_much() -> None:
-    assert drawings.shade(0.0, 1.0) == 0
-    assert drawings.shade(None, 1.0) is None
-    assert drawings.shade(1.0, 1.0) == drawings.SHADES
-    assert drawings.shade(1e-9, 1.0) == 1
-    assert drawings.shade(10**-1.5, 1.0) == drawings.SHADES // 2
-
-
-def test_moved_is_on_the_page(tmp_path: Path) -> None:
-    run = full_run(tmp_path / "smoke-001")
-    checkpoint = run.read(a.Checkpoint)
-    assert checkpoint is not None
-    one = {"update_norm": 0.5, "base_norm": 1.0, "relative": 0.5, "changed": 1.0, "parameters": 4}
-    blocks = [a.Movement(name="expert attention", layer=layer, **one) for layer in range(3)] + [
-        a.Movement(name="time_mlp_in", **one)
-    ]
-    moved = a.Moved(
-        against="base",
-        against_step=None,
-        groups=[a.Movement(name="expert", **one)],
-        blocks=blocks,
-        only_here=[],
-        only_there=[],
-        not_compared=[],
-    )
-    run.write(checkpoint.model_copy(update={"moved": moved}))
-    html = render(run)
-    assert html.count('class="s"') == 4
-    assert "layer 2: 5.00e-01" in html
 
 
 def test_commands_reproduce_resume_and_verify(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,31 +17,12 @@ import pytest
 from benchmarks import flips
 from harness.artifacts import Manifest
 from harness.artifacts.verdict import Verdict
-from harness.errors import HarnessError
 from harness.run.directory import RunDir
-from harness.verify.fields import Found, compare, first_difference, overall, weights_digests
-from harness.verify.replay import compare_metrics, recorded_metrics
+from harness.verify.fields import compare, first_difference, overall
 from harness.verify.run import verify_run
-from tests.test_download import Server
-from tests.test_supervise import Listener
-
-
-def harness(cache: Path, *arguments: str, code: int | None = 0, **environment: str) -> str:
-    env = (
-        os.environ
-        | {"HARNESS_CACHE": str(cache), "WANDB_MODE": "disabled", "HARNESS_LOCK_SHA256": flips.LOCK}
-        | environment
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert code is None or done.returncode == code, done.stderr[-3000:] + done.stdout[-2000:]
-    return done.stdout
+from tests.support.file_server import Server
+from tests.support.scripted import Listener
+from tests.support.verifying import change_metrics, copy, found_as, harness, verdict
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +31,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiled programs.
     """
     return flips.prepare(tmp_path_factory.mktemp("verify")).root
-
-
-def verdict(place: Path, run: Path, *arguments: str, code: int = 0, **environment: str) -> Verdict:
-    return Verdict.model_validate_json(
-        harness(place / "cache", "verify", str(run), "--json", *arguments, code=code, **environment)
-    )
-
-
-def copy(place: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(place / "run", tmp_path / "run")
 
 
 def test_an_untouched_run_is_equal_bit_for_bit(place: Path, tmp_path: Path) -> None:
@@ -116,15 +86,6 @@ def test_kernels_are_not_copied_from_outside_of_the_run(place: Path, tmp_path: P
     assert found.replay.status == "cannot tell"
     assert "file-leaves-root" in found.replay.note
     assert not any("PRIVATE" in path.read_text() for path in scratch.rglob("kernels.pbtxt"))
-
-
-def change_metrics(run: Path, place: Path) -> None:
-    del place
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    body = json.loads(lines[1])
-    body["loss"] = float(body["loss"]) * (1 + 1e-7)
-    lines[1] = json.dumps(body)
-    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
 # What needs no step computed again to be found, and no other source.
@@ -278,25 +239,6 @@ def test_what_is_no_run_is_refused(place: Path, tmp_path: Path) -> None:
     harness(place / "cache", "verify", str(run), code=2)
 
 
-# --- the comparison itself ---
-
-
-def found_as(manifest: Manifest, **changes: Any) -> Found:
-    """What is found where everything is as the manifest says, but for `changes`."""
-    same: dict[str, Any] = {
-        name: getattr(manifest, name) for name in Found._fields if name in Manifest.model_fields
-    }
-    same |= {
-        "weights": weights_digests(manifest.weights),
-        "leaves": manifest.weights["leaves"],
-        "plan": manifest.plan.levers.model_dump(mode="json"),
-    }
-    same |= {
-        "files": {"dataset.json": manifest.dataset_sha256, "norm_stats.json": manifest.norm_stats_sha256}
-    }
-    return Found(**same | changes)
-
-
 def test_a_field_that_nobody_knows_raises_no_doubt_and_one_that_only_the_run_knows_does(place: Path) -> None:
     manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(
         update={"lock_sha256": "a" * 64, "image": None}
@@ -378,34 +320,3 @@ def test_two_commits_with_one_source_are_one(place: Path) -> None:
         first_difference(compare(manifest, found_as(manifest, source_revision="b" * 40, source_sha256=None)))
         == "source_revision"
     )
-
-
-def metrics(loss: float, step: int = 0) -> dict[int, dict[str, float]]:
-    return {step: {"loss": loss, "grad_norm": 1.0, "param_norm": 2.0, "learning_rate": 1e-4}}
-
-
-@pytest.mark.parametrize(
-    ("recorded", "again", "tolerance", "status"),
-    [
-        (metrics(1.0), metrics(1.0), 0.0, "equal"),
-        (metrics(1.0), metrics(1.0 + 2**-52), 0.0, "differs"),
-        (metrics(1.0), metrics(1.01), 0.02, "equal"),
-        (metrics(1.0), metrics(float("nan")), 0.02, "differs"),
-        (metrics(float("nan")), metrics(float("nan")), 0.0, "equal"),
-        (metrics(1.0), metrics(1.0, step=5), 0.0, "cannot tell"),
-    ],
-)
-def test_metrics_are_compared_bit_for_bit_or_within_a_tolerance(
-    recorded: Any, again: Any, tolerance: float, status: str
-) -> None:
-    assert compare_metrics(recorded, again, start=0, tolerance=tolerance, device="cpu").status == status
-
-
-def test_of_a_step_that_was_replayed_the_last_line_counts(tmp_path: Path) -> None:
-    values = {"grad_norm": 1, "param_norm": 1, "learning_rate": 1, "step_s": 1, "time": 1}
-    lines = [json.dumps({"step": 0, "loss": loss} | values) for loss in (3.0, 4.0)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    assert recorded_metrics(tmp_path / "metrics.jsonl")[0]["loss"] == 4.0
-    with pytest.raises(HarnessError) as caught:
-        recorded_metrics(tmp_path / "nothing.jsonl")
-    assert caught.value.code == "metrics-missing"

@@ -7,14 +7,16 @@ no engine. If they are named, they fail where the engine or an image is missing.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from docker.models.containers import Container
 
-from tests.container.engine import ROOT, Checkout, Engine
+from tests.container.engine import KEY, ROOT, SERVICES, Checkout, Engine
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,3 +47,31 @@ def scratch() -> Iterator[Path]:
     """A directory of the host, that is removed with all that containers wrote there."""
     with tempfile.TemporaryDirectory(prefix="harness-tests-") as path:
         yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def images(engine: Engine) -> None:
+    """Fails each test that asks for them where an image of compose.yaml is missing."""
+    for image in SERVICES:
+        engine.image(image)
+
+
+@pytest.fixture(scope="module")
+def place(checkout: Checkout) -> Iterator[str]:
+    """A directory of this checkout's runs, as the containers see it."""
+    path = checkout.root / "runs" / f"{checkout.engine.session}-confinement"
+    path.mkdir()
+    try:
+        yield f"/runs/{path.name}"
+    finally:
+        # A container that was interrupted would go on writing there.
+        checkout.engine.clean()
+        shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def probed(checkout: Checkout, place: str) -> Container:
+    """A container of smoke that has run to its end, where a key stood in the environment."""
+    ended, container = checkout.keep("probe", "smoke", "probe", "--run", place, WANDB_API_KEY=KEY)
+    assert ended.code == 0, ended.said
+    return container

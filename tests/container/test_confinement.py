@@ -1,52 +1,21 @@
-"""Tests the confinement of compose.yaml's containers, and the files that they left.
+"""Tests what a process in a container of compose.yaml may do, and what it may use up.
 
-Covered are capabilities, root filesystem, limits, networks, keys and owners. Run after ci/smoke, which leaves
-such files.
+Covered are capabilities, root filesystem, limits and networks.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from docker.models.containers import Container
 
-from tests.container.engine import LABEL, Checkout, Ended, Engine, files_with, found, of_others
+from tests.container.engine import SERVICES, Checkout, Engine
 
 # Images are built here, and read to their last layer.
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("images")]
 
-# Put together when it is needed, since this file is itself in the test image.
-KEY = "".join([*["0123456789abcdef"] * 2, "0123fake"])
-# In every place where a key may lie beside the code, one that no list knows too.
-PLACES = (
-    *(".env", ".env.local", "docker/.env", "harness/confinement.pem", "tests/.netrc", "docs/id_ed25519"),
-    "a-key-of-mine",
-)
-# Image → the service that it is built for.
-SERVICES = {"harness:cpu": "smoke", "harness:test": "test", "harness:cuda": "train"}
-# The engine makes the places that it mounts at; whatever else is there was written by us.
-MOUNTED = re.compile(
-    r"C /run|A /run/harness(/ca\.pem)?|C /usr|C /usr/s?bin|A /usr/s?bin/docker-init|C /s?bin"
-    r"|A /s?bin/docker-init|[AC] /checkout(/harness|/docker)?"
-)
-STRANGER = 31415
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _images(engine: Engine) -> None:
-    for image in SERVICES:
-        engine.image(image)
-
-
-# --- what a process inside may do, and what it may use up
 
 LOOK = """
 echo "== status"; grep -E "^(Cap|NoNewPrivs)" /proc/self/status
@@ -162,198 +131,6 @@ def test_training_has_a_network_until_it_is_taken_away(
 ) -> None:
     told = checkout.done("docker", "compose", "config", "--format", "json", service, **chosen)
     assert json.loads(told)["services"][service]["network_mode"] == network
-
-
-# --- nothing is written outside the volumes, and a key is in no layer, no file and no log
-
-
-@pytest.fixture(scope="module")
-def place(checkout: Checkout) -> Iterator[str]:
-    """A directory of this checkout's runs, as the containers see it."""
-    path = checkout.root / "runs" / f"{checkout.engine.session}-confinement"
-    path.mkdir()
-    try:
-        yield f"/runs/{path.name}"
-    finally:
-        # A container that was interrupted would go on writing there.
-        checkout.engine.clean()
-        shutil.rmtree(path)
-
-
-@pytest.fixture(scope="module")
-def key_file(scratch: Path) -> Path:
-    path = scratch / "key"
-    path.write_text(f"{KEY}\n")
-    # The container's user need not be the one who runs the tests.
-    scratch.chmod(0o755)
-    path.chmod(0o644)
-    return path
-
-
-@pytest.fixture(scope="module")
-def probed(checkout: Checkout, place: str) -> Container:
-    """A container of smoke that has run to its end, where a key stood in the environment."""
-    ended, container = checkout.keep("probe", "smoke", "probe", "--run", place, WANDB_API_KEY=KEY)
-    assert ended.code == 0, ended.said
-    return container
-
-
-@pytest.fixture(scope="module")
-def fetched(checkout: Checkout, place: str, key_file: Path) -> Container:
-    """A container of fetch that has run to its end and was given a key as a file."""
-    told = {"HF_TOKEN_FILE": str(key_file)}
-    ended, container = checkout.keep("fetch", "fetch", "probe", "--run", place, **told)
-    assert ended.code == 0, ended.said
-    return container
-
-
-@pytest.fixture
-def keys_beside_the_code(checkout: Checkout) -> Iterator[None]:
-    """A key in every place that is free; nobody's own file is written over."""
-    free = [path for name in PLACES if not os.path.lexists(path := checkout.root / name)]
-    try:
-        for path in free:
-            path.write_text(f"WANDB_API_KEY={KEY}\n")
-        yield
-    finally:
-        for path in free:
-            path.unlink(missing_ok=True)
-
-
-def test_a_run_writes_nothing_outside_the_volumes(engine: Engine, probed: Container) -> None:
-    assert [line for line in engine.changes(probed) if not MOUNTED.fullmatch(line)] == []
-
-
-def test_what_is_written_outside_the_volumes_would_be_seen(engine: Engine) -> None:
-    container = engine.client.containers.create(
-        "harness:cpu", entrypoint=["touch"], command=["/tmp/written"], labels={LABEL: engine.session}
-    )
-    container.start()
-    container.wait()
-    assert "A /tmp/written" in engine.changes(container)
-
-
-def given(checkout: Checkout, context: str, name: str) -> str:
-    """An image of all that a build is given from a directory; the client applies .dockerignore."""
-    tag = f"{checkout.engine.session}:{name}"
-    take_all = "FROM scratch\nCOPY . /x\n"
-    checkout.done("docker", "build", "--quiet", "--tag", tag, "--file", "-", context, given=take_all)
-    return tag
-
-
-def test_a_key_that_is_in_a_layer_would_be_found(engine: Engine, checkout: Checkout, scratch: Path) -> None:
-    bare = scratch / "bare"
-    bare.mkdir()
-    (bare / ".env").write_text(f"WANDB_API_KEY={KEY}\n")
-    assert engine.holds(given(checkout, str(bare), "bare"), KEY)
-
-
-def test_a_key_is_found_across_two_pieces_of_a_stream() -> None:
-    text = f"…{KEY}…".encode()
-    for cut in range(len(text)):
-        assert found([text[:cut], text[cut:]], KEY.encode())
-    assert found((bytes([byte]) for byte in text), KEY.encode())
-    assert not found([text[:20], text[21:]], KEY.encode())
-
-
-@pytest.mark.usefixtures("keys_beside_the_code")
-def test_a_key_beside_the_code_is_not_in_what_a_build_is_given(engine: Engine, checkout: Checkout) -> None:
-    image = given(checkout, ".", "context")
-    assert engine.holds(image, "create_host_path: false"), "the code is not there either"
-    assert not engine.holds(image, KEY)
-
-
-@pytest.mark.parametrize("image", SERVICES)
-@pytest.mark.usefixtures("keys_beside_the_code")
-def test_a_key_reaches_no_image(engine: Engine, checkout: Checkout, image: str) -> None:
-    checkout.build(SERVICES[image], WANDB_API_KEY=KEY)
-    built = engine.client.images.get(image)
-    told = json.dumps([built.history(), built.attrs])
-    assert "harness.lock.sha256" in told
-    assert re.findall(rf"(?i){KEY}|api_key|hf_token", told) == []
-    assert not engine.holds(image, KEY)
-
-
-def test_a_key_that_is_a_file_reaches_the_container(checkout: Checkout, key_file: Path) -> None:
-    told = {"HF_TOKEN_FILE": str(key_file)}
-    ended = checkout.run("fetch", "/run/secrets/hf_token", entrypoint="cat", **told)
-    assert (ended.code, ended.out) == (0, f"{KEY}\n"), ended.err
-
-
-def test_a_key_that_is_a_file_is_not_in_the_settings_of_its_container(
-    engine: Engine, fetched: Container
-) -> None:
-    told = json.dumps(engine.client.api.inspect_container(fetched.id))
-    assert "/run/secrets/hf_token" in told
-    assert KEY not in told
-
-
-@pytest.mark.usefixtures("probed", "fetched")
-def test_a_key_is_written_to_no_run_and_no_cache(checkout: Checkout, key_file: Path) -> None:
-    assert key_file in files_with(KEY, key_file.parent)
-    assert files_with(KEY, checkout.root / "runs", checkout.root / "cache") == []
-
-
-@pytest.mark.usefixtures("probed", "fetched")
-def test_a_key_is_in_no_log_of_a_container(probed: Container, fetched: Container) -> None:
-    for container in (probed, fetched):
-        assert (said := container.logs())
-        assert KEY.encode() not in said
-
-
-# --- whose the files are
-
-
-@pytest.mark.usefixtures("probed")
-def test_all_that_was_written_belongs_to_the_owner_of_the_checkout(checkout: Checkout) -> None:
-    roots = [checkout.root / name for name in ("runs", "cache", "datasets")]
-    assert of_others(os.getuid(), *roots) == []
-    # Nothing there is nobody's: to another user all of it would be another's.
-    assert len(of_others(os.getuid() + 1, *roots)) > len(roots)
-
-
-@pytest.fixture(scope="module")
-def her(engine: Engine, checkout: Checkout) -> Iterator[Checkout]:
-    """A clone and an image of somebody who is not root; afterwards the image is the owner's again."""
-    if os.getuid() != 0:
-        pytest.skip("only root can become another person")
-    home = Path(tempfile.mkdtemp(prefix="harness-tests-"))
-    try:
-        checkout.done("git", "clone", "--quiet", "--no-hardlinks", ".", str(home / "clone"))
-        if (settings := Path.home() / ".docker").is_dir():
-            shutil.copytree(settings, home / ".docker", symlinks=True)
-        os.chown(home, STRANGER, STRANGER)
-        for place, directories, files in os.walk(home):
-            for name in (*directories, *files):
-                os.chown(Path(place, name), STRANGER, STRANGER, follow_symlinks=False)
-        who: dict[str, Any] = {"user": STRANGER, "group": STRANGER, "extra_groups": []}
-        if engine.address.startswith("unix://"):
-            who["extra_groups"] = [os.stat(engine.address.removeprefix("unix://")).st_gid]
-        owner = Checkout(engine, home / "clone", env={"HOME": str(home)}, **who)
-        # So that the index says whose the files are now, as in a clone that she made.
-        owner.done("git", "status", "--short")
-        owner.build("smoke")
-        yield owner
-    finally:
-        try:
-            shutil.rmtree(home)
-        finally:
-            checkout.build("smoke")
-
-
-def test_somebody_else_gets_her_own_files(her: Checkout) -> None:
-    her.done("mkdir", "runs/probe")
-    ended = her.run("smoke", "probe", "--run", "/runs/probe")
-    assert ended.code == 0, ended.said
-    assert (her.root / "runs" / "probe" / "machine.json").stat().st_size > 0
-    assert of_others(STRANGER, her.root / "runs", her.root / "cache") == []
-
-
-def test_a_user_who_cannot_write_is_refused_with_the_fix(her: Checkout) -> None:
-    other: dict[str, str] = {"HARNESS_UID": "4242", "HARNESS_GID": "4242"}
-    ended: Ended = her.run("smoke", "train", **other)
-    assert ended.code == 2, ended.said
-    assert "HARNESS_UID=" in ended.said
 
 
 # --- a GPU service without the NVIDIA toolkit

@@ -9,11 +9,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorstore as ts
 
 from harness.recipe.load import load_recipe
 from harness.recipe.parameters import parameter_shapes
 from harness.recipe.schema import Expert, Lora
+
+# A layer that has an adapter where there is LoRA.
+Q = "PaliGemma/llm/layers/attn/q_einsum"
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def write_item(

@@ -250,3 +250,10 @@ class Page(HTMLParser):
             self.series = json.loads(data)
         elif not {"script", "style"} & set(self.open):
             self.text += data
+
+
+def run_without_recipe(tmp_path: Path) -> RunDir:
+    """A full run that has lost its recipe.yaml."""
+    made = full_run(tmp_path / "runs" / "smoke-001")
+    (made.path / "recipe.yaml").unlink()
+    return made

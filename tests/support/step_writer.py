@@ -8,6 +8,16 @@ from pathlib import Path
 from harness.artifacts.plan import Backend
 from harness.run.steps import missing
 
+# What a finished save of ours has, in the words of the disk and not of the module.
+OURS = [
+    "_CHECKPOINT_METADATA",
+    "harness/record.json",
+    "params/_METADATA",
+    "params/manifest.ocdbt",
+    "train_state/_METADATA",
+    "train_state/manifest.ocdbt",
+]
+
 
 def put_step(
     checkpoints: Path, name: int | str, *, backend: Backend = "ours", without: Iterable[str] = ()
