@@ -105,7 +105,7 @@ def _without_echoes(records: Records) -> tuple[dict[str, Floats], list[int], int
 
 
 def _breaks_in_weights(columns: dict[str, Floats]) -> list[int]:
-    """The places where param_norm jumps while the steps go on: another run was appended there."""
+    """The indices where param_norm jumps while the steps go on: another run was appended there."""
     norm = columns["param_norm"]
     if len(norm) < 3 or not np.isfinite(norm).all() or not (norm > 0).all():
         return []

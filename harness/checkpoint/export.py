@@ -87,7 +87,7 @@ def export_openpi(
         w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
         w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    attn_vec_einsum: heads share a bottleneck
 
-    `source` is a step directory, or a directory of `save_params_only`. `base` is the base's new place, if it
+    `source` is a step directory, or a directory of `save_params_only`. `base` is where the base is now, if it
     has moved. `recipe` is written beside the result.
     Raises: HarnessError "export-exists", "export-rank", "export-nothing-to-merge", "disk-full",
     "weights-not-finite", and those of `load_params`.

@@ -35,7 +35,7 @@ Listed = tuple[dict[int, str], list["Row"]]
 
 @dataclass(frozen=True, slots=True)
 class VideoSpan:
-    """The place of one episode in a video file: it starts at `start_s` and lasts the episode's length."""
+    """The part of one episode in a video file: it starts at `start_s` and lasts the episode's length."""
 
     file: str
     start_s: float
@@ -124,9 +124,9 @@ def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
     data = text(info, "data_path", where, default=_V3_DATA)
     videos = video_features(features)
     video = text(info, "video_path", where, default="") if videos else ""
-    places = ["data", *(f"videos/{key}" for key in videos)]
+    prefixes = ["data", *(f"videos/{key}" for key in videos)]
     wanted = {
-        f"{place}/{name}" for place in places for name in ("chunk_index", "file_index", "from_timestamp")
+        f"{prefix}/{name}" for prefix in prefixes for name in ("chunk_index", "file_index", "from_timestamp")
     }
     wanted |= {"episode_index", "length", "dataset_from_index"}
     declared = info.get("total_episodes")
@@ -156,14 +156,14 @@ def _episode_files(root: Path) -> list[Path]:
 
 
 def _row_v3(row: dict[str, Any], data: str, videos: dict[str, str], at: str, where: str) -> Row:
-    def place(prefix: str) -> dict[str, int | str]:
+    def numbers(prefix: str) -> dict[str, int | str]:
         return {name: integer(row, f"{prefix}/{name}", at) for name in ("chunk_index", "file_index")}
 
     spans = {}
     for key, video in videos.items():
         start = number(row, f"videos/{key}/from_timestamp", at)
-        spans[key] = VideoSpan(fill(video, place(f"videos/{key}") | {"video_key": key}, where=where), start)
-    file = fill(data, place("data"), where=where)
+        spans[key] = VideoSpan(fill(video, numbers(f"videos/{key}") | {"video_key": key}, where=where), start)
+    file = fill(data, numbers("data"), where=where)
     return Row(
         integer(row, "episode_index", at),
         integer(row, "length", at),

@@ -21,9 +21,9 @@ def hub_of(path: Path) -> str | None:
 
     Source: huggingface_hub keeps <cache>/datasets--<owner>--<name>/snapshots/<commit>.
     """
-    for place in (path, *path.parents):
-        cache = place.parent.parent
-        if place.parent.name == "snapshots" and cache.name.startswith("datasets--"):
+    for directory in (path, *path.parents):
+        cache = directory.parent.parent
+        if directory.parent.name == "snapshots" and cache.name.startswith("datasets--"):
             return cache.name.removeprefix("datasets--").replace("--", "/")
     return None
 

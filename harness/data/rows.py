@@ -14,7 +14,7 @@ from harness.data.fields import invalid
 from harness.data.mending import correct, left_out
 from harness.data.metadata import Episode, Metadata
 from harness.data.paths import TASKS, inside
-from harness.data.where import check_places
+from harness.data.where import check_files
 from harness.errors import HarnessError
 
 # Rows of a large file in memory at a time, unless an episode has more.
@@ -72,7 +72,7 @@ def read_blocks(
             )
     except HarnessError as refusal:
         if refusal.code in ("dataset-rows-mismatch", "dataset-index-invalid"):
-            check_places(metadata)
+            check_files(metadata)
         raise
 
 

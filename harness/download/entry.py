@@ -3,7 +3,7 @@
     <cache>/<name>-<hash of the address>/
         lock         held while anything is written
         part/        the partial download; a later call continues from there
-        <name>       the file or directory itself, renamed into place when every size and hash is right
+        <name>       the file or directory itself, which gets its name when every size and hash is right
         source.json  all sizes and sha256
 
 This module removes files only inside an entry.

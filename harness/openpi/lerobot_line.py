@@ -66,7 +66,7 @@ def read_options(words: list[str]) -> dict[str, str]:
 
 
 def _policy(options: dict[str, str]) -> tuple[str, str]:
-    """(LeRobot's name of the policy, the place where it is stated).
+    """(LeRobot's name of the policy, the option or file that states it).
 
     The name is empty if only a file of the checkpoint states it.
     """

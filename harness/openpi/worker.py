@@ -25,7 +25,7 @@ from harness.artifacts import Manifest, Metrics
 from harness.errors import HarnessError
 from harness.openpi import entry as openpi_entry
 from harness.openpi.console import Console, is_finite
-from harness.openpi.files import FOLDER, JOB, fetch_weights, place_files
+from harness.openpi.files import FOLDER, JOB, fetch_weights, lay_out_files
 from harness.openpi.install import IMPORT, Installation, check_wandb, find_installation
 from harness.openpi.manifest import describe_run, resumed
 from harness.openpi.steps import Records, is_saving
@@ -98,10 +98,10 @@ class _Follower:
         weights, self._weights = fetch_weights(recipe)
         resume = self._prepare_checkpoints()
         job = self._job
-        places = place_files(self._run, recipe, job.plan, job.dataset, job.stats, weights, resume=resume)
+        variables = lay_out_files(self._run, recipe, job.plan, job.dataset, job.stats, weights, resume=resume)
         try:
             with stop_requests(lambda _: self._stop.append(time.monotonic())):
-                ended = self._follow(installation, places)
+                ended = self._follow(installation, variables)
         finally:
             if self._metrics is not None:
                 self._metrics.close()
@@ -123,7 +123,7 @@ class _Follower:
             self._channel.warn(f"{checkpoints} is there, and {what}: openpi starts anew")
         return checkpoints.is_dir()
 
-    def _follow(self, installation: Installation, places: dict[str, str]) -> _Ended:
+    def _follow(self, installation: Installation, variables: dict[str, str]) -> _Ended:
         """The end of openpi, which this starts and reads."""
         job = self._run.path / FOLDER / JOB
         command = [
@@ -132,7 +132,9 @@ class _Follower:
             str(job.absolute()),
             *(["--any-commit"] if self._any_commit else []),
         ]
-        environment = os.environ | places | {openpi_entry.PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+        environment = (
+            os.environ | variables | {openpi_entry.PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+        )
         # openpi must not find the harness's package beside entry.py: the script's directory would come first
         # on its path.
         environment |= {"PYTHONSAFEPATH": "1"}

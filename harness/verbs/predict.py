@@ -66,14 +66,14 @@ def predict(
     located = locate(path)
     own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(dataset)])
     machine = read([cache_root()])
-    place = prediction.place(machine, device)
-    console.say(f"checkpoint {located.path}: recipe {own.name}, on {place.name}")
-    start_on(machine, place.platform, place.uuid, place.usable_bytes)
+    on = prediction.device_for(machine, device)
+    console.say(f"checkpoint {located.path}: recipe {own.name}, on {on.name}")
+    start_on(machine, on.platform, on.uuid, on.usable_bytes)
     from harness.train import device as jax_device
 
     jax_device.start()
     predicted = prediction.predict(
-        located, own, prediction.Question(episode, frame, steps, seed), place, console.say, base=base
+        located, own, prediction.Question(episode, frame, steps, seed), on, console.say, base=base
     )
     directory = RunDir(prediction.output_directory(located, run))
     picture = directory.path / PREDICTED_ACTIONS
