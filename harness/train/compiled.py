@@ -59,13 +59,13 @@ def lower_step(setup: Setup, levers: Levers, platform: str | None = None) -> tup
         compute_copy=levers.compute_copy,
         layout=layout,
     )
-    state = layout.placed(shapes.state)
+    state = layout.structs(shapes.state)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.rows), abstract_batch(recipe, levers)
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
-    # The state's outputs are placed like its inputs, so that every buffer is updated in place.
+    # The state's outputs are sharded like its inputs, so that every buffer is updated in place.
     out = (layout.results(shapes.state), layout.replicated)
     traced = jax.jit(step, donate_argnums=0, out_shardings=out).trace(state, batch, key)
     lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()

@@ -7,7 +7,7 @@ import re
 
 
 def executable_fingerprint(text: str) -> str:
-    """sha256 of an optimized program's text, without the places of its source.
+    """sha256 of an optimized program's text, without the lines of its source.
 
     Another machine of the same kind therefore compiles to the same fingerprint.
     """
@@ -21,5 +21,5 @@ def executable_fingerprint(text: str) -> str:
     return hashlib.sha256(_ORIGIN.sub("", "\n\n".join(kept)).encode()).hexdigest()
 
 
-# The source place of an instruction, and XLA's own hash of the program, which includes that place.
+# The source line of an instruction, and XLA's own hash of the program, which includes that line.
 _ORIGIN = re.compile(r',? ?metadata=\{(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}|fingerprint_before_lhs="[0-9a-f]*"')
