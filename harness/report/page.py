@@ -161,8 +161,8 @@ def _signed(run: RunDir, verdict: Verdict | None) -> str:
     )
 
 
-def _compared(run: _Run) -> sections.Compared:
-    return sections.Compared(
+def _run_beside(run: _Run) -> sections.Beside:
+    return sections.Beside(
         run.name,
         run.status.state if run.status else "unknown",
         run.rows[-1].step + 1 if run.rows else 0,
@@ -237,7 +237,7 @@ def _drawn(checkpoint: Checkpoint | None, prediction: Prediction | None) -> dict
 def _beside(run: _Run, others: list[_Run], points: int) -> dict[str, Any]:
     """The other runs, whose curves are laid over those of `run`."""
     return {
-        "runs": [_compared(each) for each in (run, *others)] if others else [],
+        "runs": [_run_beside(each) for each in (run, *others)] if others else [],
         "recipe_differences": [(other.name, _between(run.recipe, other.recipe)) for other in others],
         "others": [{"name": other.name, "series": curves.series(other.rows, points)} for other in others],
     }

@@ -181,7 +181,7 @@ def commands(
     return found
 
 
-class Compared(NamedTuple):
+class Beside(NamedTuple):
     """One run beside others. None where its files do not tell."""
 
     name: str

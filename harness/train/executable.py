@@ -1,4 +1,4 @@
-"""Fingerprint of an executable: the program that XLA has optimized."""
+"""Hash of an executable: the program that XLA has optimized."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import hashlib
 import re
 
 
-def executable_fingerprint(text: str) -> str:
+def executable_sha256(text: str) -> str:
     """sha256 of an optimized program's text, without the lines of its source.
 
-    Another machine of the same kind therefore compiles to the same fingerprint.
+    Another machine of the same kind therefore compiles to the same hash.
     """
     body = text.split("\n\n")
     # The tables of file names, functions and stack frames stand before the first computation, one block each.

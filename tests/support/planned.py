@@ -24,7 +24,7 @@ class Formula:
 
     def __call__(self, request: Request, **_: object) -> Answer:
         self.asked.append(request)
-        return Answer(bytes=self.bytes(request), fingerprint="formula")
+        return Answer(bytes=self.bytes(request), program_sha256="formula")
 
     @staticmethod
     def bytes(request: Request) -> dict[str, int]:
