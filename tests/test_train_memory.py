@@ -43,7 +43,7 @@ def compiled(*stats: dict[str, int] | None) -> CompiledStep:
         [SimpleNamespace(device_kind="NVIDIA A40", memory_stats=lambda one=one: one) for one in stats]
     )
     layout = SimpleNamespace(mesh=SimpleNamespace(devices=devices), devices=len(stats))
-    return CompiledStep(None, {"device": 11}, None, "", SimpleNamespace(layout=layout))  # type: ignore[arg-type]
+    return CompiledStep(None, {"device": 11}, "", SimpleNamespace(layout=layout))  # type: ignore[arg-type]
 
 
 def test_the_peak_is_that_of_the_fullest_device() -> None:

@@ -84,7 +84,7 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
 
 
 def plateau(steps: Floats, values: Floats) -> int | None:
-    """The step from which a curve that fell hardly falls any more. None if there is no such step.
+    """The step from which a curve that fell is near its end. None if there is no such step.
 
     Nine tenths of the fall lie before it, a quarter of the run or more after it. The curve after it is within
     a tenth of the level at the end, and in its later half no fall can be told from noise.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from harness.analyse.text import Text
-from harness.analyse.unpack import pieces
+from harness.analyse.unpack import PIPED, pieces
 from harness.errors import HarnessError
 from harness.received.files import open_received
 from harness.received.text import word
@@ -42,7 +42,7 @@ def open_source(path: str, stdin: bytes | BinaryIO | None = None) -> Source:
     """
     if path == STDIN:
         return _source(
-            "standard input",
+            PIPED,
             stdin if stdin is not None and not isinstance(stdin, bytes) else io.BytesIO(stdin or b""),
             None,
         )

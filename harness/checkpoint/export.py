@@ -18,6 +18,7 @@ import numpy as np
 import tensorstore as ts
 
 from harness.checkpoint.chunks import directory_url, read_array
+from harness.checkpoint.failures import no_space
 from harness.checkpoint.files import refuse_strays
 from harness.checkpoint.format import CHUNK_BYTES
 from harness.checkpoint.leaves import Leaf
@@ -292,7 +293,7 @@ def _whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
         yield temporary
         temporary.rename(destination)
     except (OSError, ValueError) as error:
-        if "No space left" in str(error):
+        if no_space(str(error)):
             raise _disk_full(destination, None, None) from error
         raise HarnessError(
             "export-failed",

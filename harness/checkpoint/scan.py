@@ -26,6 +26,7 @@ from harness.run.steps import (
     METADATA,
     OCDBT_MANIFEST,
     PARAMS,
+    QUIET_S,
     TREES,
     USUAL_ITEMS,
     interrupted_step,
@@ -36,8 +37,6 @@ from harness.run.steps import (
 )
 from harness.units import format_seconds
 
-# A save writes all the time. A save that has been silent for this long has stopped.
-QUIET_S = 60
 # Every trainer leaves what openpi leaves, so only that is asked of a step outside a run.
 ANYBODY: Backend = "openpi"
 

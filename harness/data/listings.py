@@ -254,14 +254,12 @@ def version_wrong(info_path: Path, version: str | None, by_files: str, *, named:
         "v3.0": "meta/episodes/ and meta/tasks.parquet",
         "v2.1": f"meta/episodes.jsonl and meta/{TASKS}",
     }[by_files]
+    # JSON allows blanks on both sides of a colon.
+    key = '"codebase_version"[[:space:]]*:[[:space:]]*'
     if version is not None:
-        fix = (
-            f"""sed -i 's/"codebase_version": *"[^"]*"/"codebase_version": "{by_files}"/' {word(info_path)}"""
-        )
+        fix = f"""sed -i 's/{key}"[^"]*"/"codebase_version": "{by_files}"/' {word(info_path)}"""
     elif named:
-        fix = (
-            f"""sed -i 's/"codebase_version": *[^,}}]*/"codebase_version": "{by_files}"/' {word(info_path)}"""
-        )
+        fix = f"""sed -i 's/{key}[^,}}]*/"codebase_version": "{by_files}"/' {word(info_path)}"""
     else:
         fix = f"""sed -i '0,/{{/s//{{"codebase_version": "{by_files}", /' {word(info_path)}"""
     return HarnessError(

@@ -26,15 +26,13 @@ from harness.run.steps import (
     ASSETS,
     DIGESTS,
     HARNESS,
+    QUIET_S,
     RECORD,
     TREES,
     interrupted_saves,
     steps_taken,
     whole_steps,
 )
-
-# Seconds without a write after which a save has stopped.
-_QUIET_S = 60
 
 
 def is_saving(checkpoints: Path) -> bool:
@@ -49,7 +47,7 @@ def is_saving(checkpoints: Path) -> bool:
                 # A save that becomes whole is renamed while it is read.
                 with contextlib.suppress(OSError):
                     newest = max(newest, path.stat().st_mtime)
-    return time.time() - newest < _QUIET_S
+    return time.time() - newest < QUIET_S
 
 
 class Records:

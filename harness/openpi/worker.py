@@ -297,7 +297,9 @@ class _Follower:
         if exhausted is not None:
             self._channel.exhausted(exhausted)
             return 2
-        full = next((text for text in ended.words if "No space left on device" in text), None)
+        from harness.checkpoint.failures import no_space
+
+        full = next((text for text in ended.words if no_space(text)), None)
         if full is not None:
             fix = (
                 "free space there; the interrupted save is recognized, and harness inspect --clean removes"

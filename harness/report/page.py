@@ -28,7 +28,8 @@ from harness.recipe.schema import Recipe
 from harness.report import curves, drawings, sections, verdicts
 from harness.report.template import template
 from harness.run.directory import CAMERA_VIEWS, RunDir
-from harness.run.status import read_or_tell, read_status, why
+from harness.run.status import Read, read_or_tell, read_status, why
+from harness.run.tail import Tail
 from harness.units import format_bytes, format_count
 
 # Each run has its own colour in report.css.
@@ -132,10 +133,17 @@ def _read_run(run: RunDir) -> _Run:
             " are not shown"
         )
     try:
-        status = read_status(run)
+        status = read_status(run, read=Read(manifest, plan, _tail(training)))
     except HarnessError:
         status = None
     return _Run(run, manifest, plan, recipe, training, status, problems)
+
+
+def _tail(training: curves.Curves | None) -> Tail | None:
+    """The end of the curves. None if there are none, or if more lines were in the file than were read."""
+    if training is None or training.cut:
+        return None
+    return Tail(training.rows, True, training.unreadable_lines)
 
 
 def _claims(this: _Run, found: dict[str, Any]) -> list[verdicts.Claim]:

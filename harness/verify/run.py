@@ -14,6 +14,7 @@ from harness.recipe.load import recipe_from
 from harness.run.directory import RunDir
 from harness.run.watcher import Watcher
 from harness.verify.again import Again
+from harness.verify.binding import bound
 from harness.verify.fields import Found, compare_fields, first_difference, overall, weights_digests
 from harness.verify.found import files_of, found_here
 from harness.verify.initial import digests_here
@@ -21,7 +22,7 @@ from harness.verify.replay import compare_metrics, recorded_metrics
 
 
 def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watcher: Watcher) -> Verdict:
-    """The verdict on `run` against this machine and these files.
+    """The verdict on `run` against this machine and these files, bound to its manifest.
 
     The run's inputs are read where they lie on this machine. They are fetched only with the user's --fetch.
 
@@ -57,7 +58,7 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
         replay.first if replay is not None and replay.status == "differs" else None
     )
     verdict = overall(rows, [replay.status] if replay is not None else [])
-    return Verdict(
+    told = Verdict(
         run=str(run.path),
         against="this machine and these files",
         fields=rows,
@@ -65,6 +66,7 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
         verdict=verdict,
         first_difference=named,
     )
+    return bound(told, run, machine, found.source_sha256)
 
 
 def verify_pair(run: RunDir, other: RunDir) -> Verdict:
