@@ -223,8 +223,8 @@ def _disordered(columns: dict[str, Floats], findings: list[CurveFinding], partia
         )
     else:
         text = (
-            "steps go to and fro in this log; it was put in order of steps, and of a step that is there twice"
-            " the last counts"
+            "the steps of this log are out of order; it was sorted by step, and of a step that occurs"
+            " twice the last line counts"
         )
         findings.append(CurveFinding(severity="warning", code="steps-out-of-order", text=text))
         partial.append("the lines were not in order of steps, so sessions cannot be told apart")

@@ -46,7 +46,7 @@ _DTYPES = {
 # other way.
 _NEED = (
     "JAX weights: a params directory as openpi's JAX trainer, or this harness, saves it. openpi's"
-    " examples/convert_jax_model_to_pytorch.py goes from JAX to PyTorch; nothing in openpi goes back"
+    " examples/convert_jax_model_to_pytorch.py converts JAX to PyTorch; openpi has no converter back"
 )
 
 

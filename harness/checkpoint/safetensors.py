@@ -64,8 +64,8 @@ def read_header(path: Path, root: Path) -> list[Tensor]:
         end = stop
     if end != size - 8 - length:
         raise ValueError(
-            f"tensors of {end} bytes in a file that has {size - 8 - length} for them: it is cut off, or not"
-            " the file that it was"
+            f"tensors of {end} bytes in a file that has {size - 8 - length} for them: it was cut off or"
+            " changed"
         )
     return [tensor for _, _, tensor in spans]
 

@@ -162,8 +162,8 @@ def _directories(
     if sha256 != recorded.sha256:
         raise HarnessError(
             "weights-base-differs",
-            f"{found} holds only what was trained, on top of {recorded.source}, and {lower[0]} has other"
-            " bytes",
+            f"{found} holds only parameters that were trained on top of {recorded.source}, and {lower[0]}"
+            " has other bytes",
             got=sha256,
             need=recorded.sha256,
             fix="give the weights that the run started from, or a full checkpoint of the run",

@@ -264,9 +264,9 @@ def version_wrong(info_path: Path, version: str | None, by_files: str, *, named:
         fix = f"""sed -i '0,/{{/s//{{"codebase_version": "{by_files}", /' {word(info_path)}"""
     return HarnessError(
         "dataset-version-wrong",
-        f"{info_path} says that the dataset is of version {version}, and its files are of another"
+        f"{info_path} says that the dataset is of version {version}, but its files are of another version"
         if version is not None
-        else f"{info_path} does not say of which version the dataset is; its files tell it",
+        else f"{info_path} does not name the dataset's version; its files show it",
         got=f"codebase_version {version}, with {names}" if version is not None else f"none, with {names}",
         need=f"codebase_version {by_files}",
         fix=fix,

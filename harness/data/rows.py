@@ -170,12 +170,12 @@ def _bad_index(
     path: Path, row: int, name: str, got: object, need: object, fix: str | None = None
 ) -> HarnessError:
     fix = fix or (
-        "number the rows anew with LeRobot's own writer, in a copy of the dataset; nothing else of"
-        f" {path.name} is wrong by this"
+        "number the rows anew with LeRobot's own writer, in a copy of the dataset; this shows nothing else"
+        f" wrong with {path.name}"
     )
     return HarnessError(
         "dataset-index-invalid",
-        f"{path} row {row}: {name} is not what its place says",
+        f"{path} row {row}: {name} does not match the row's position",
         got=got,
         need=need,
         fix=fix,

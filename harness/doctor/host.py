@@ -80,8 +80,7 @@ def disk(situation: Situation) -> Iterator[Finding]:
         yield error("disk", got, f"{format_bytes(soon * one)} for the next checkpoints", fix)
     elif free < most * one:
         need = (
-            f"{format_bytes(most * one)} for the {most} checkpoints more that lie there at most, one being"
-            " saved"
+            f"{format_bytes(most * one)} for at most {most} more checkpoints there, one of them being saved"
         )
         yield warning("disk", got, need, f"{fix}; or keep fewer: --set train.keep_every_steps=10000")
 

@@ -140,7 +140,7 @@ def no_space(entry: Path, source: str, need: str | None, free: str | None) -> Ha
     """The error for a disk that is too small for `source`."""
     return HarnessError(
         "download-no-space",
-        f"no space for {source} in {entry.parent}; what had come of it was removed",
+        f"no space for {source} in {entry.parent}; the part that had arrived was removed",
         got=free and f"{free} free",
         need=need and f"{need} free",
         fix=f"free space in {entry.parent}, or point HARNESS_CACHE at a larger disk",

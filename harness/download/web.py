@@ -257,7 +257,7 @@ class _Trip:
 def _no_redirect(url: str, error: ValueError) -> HarnessError:
     return HarnessError(
         "download-redirect",
-        f"{one_line(url[:200])} redirects to what is no address: {one_line(str(error))}",
+        f"{one_line(url[:200])} redirects to something that is not an address: {one_line(str(error))}",
         fix="do not use this source",
     )
 

@@ -144,7 +144,7 @@ def _check_dataset(dataset: Dataset) -> None:
     if videos and ctypes.util.find_library("avutil") is None:
         raise HarnessError(
             "upstream-cannot",
-            "openpi's reader of videos needs FFmpeg's libraries, and they are not here",
+            "openpi's reader of videos needs FFmpeg's libraries, which are not here",
             got=f"{', '.join(videos)} as video",
             need="libavutil and its like, or a dataset with images",
             fix=(

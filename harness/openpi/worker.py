@@ -240,8 +240,8 @@ class _Follower:
             child.kill()
             raise HarnessError(
                 "loss-not-finite",
-                f"openpi's loss or a norm is not finite at step {line.step}, so it was stopped: it would go"
-                " on, and save",
+                f"openpi's loss or a norm is not finite at step {line.step}, so openpi was stopped: it"
+                " would have gone on and saved",
                 got=(
                     f"loss {line.loss}, grad_norm {line.grad_norm}, param_norm {line.param_norm} (mean over"
                     f" {line.mean_of_steps} steps)"

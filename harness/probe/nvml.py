@@ -327,7 +327,7 @@ def _processes(asker: _Asker, handle: Any, hidden: str | None) -> list[GpuProces
         )
     if any(process.used_bytes is None for process in processes):
         asker.unknown["foreign_processes.used_bytes"] = (
-            "NVML does not tell the memory of each process here (so it is under WSL2)"
+            "NVML does not tell the memory of each process here (this is so under WSL2)"
         )
     return processes
 

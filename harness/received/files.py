@@ -90,7 +90,7 @@ def read_received(path: Path, root: Path, limit_bytes: int) -> bytes:
     if size > limit_bytes or len(data) > limit_bytes:
         raise UnsafeFile(
             "file-too-large",
-            f"{path} is larger than a file of its kind is; it was not read",
+            f"{path} is larger than any file of its kind; it was not read",
             got=format_bytes(max(size, len(data))),
             need=f"at most {format_bytes(limit_bytes)}",
             fix=(
