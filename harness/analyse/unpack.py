@@ -59,7 +59,7 @@ def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
             "log-binary",
             f"{name} is packed with zstd",
             need="text, or gzip, bzip2, xz, zip",
-            fix=f"zstd -dc {_file(name, '.zst')} | harness analyse -",
+            fix=f"zstd -dc {word(_file(name, '.zst'))} | harness analyse -",
         )
     kind = next((kind for mark, kind in _KINDS if head.startswith(mark)), None)
     if kind is None:
@@ -140,8 +140,8 @@ def _streams(
 
 
 def _file(name: str, ending: str) -> str:
-    """The log's file as a word of a command. A log from a pipe has none that is known here."""
-    return f"FILE{ending}" if name == PIPED else word(name)
+    """The log's file for a command. Of a log from a pipe none is known here."""
+    return f"FILE{ending}" if name == PIPED else name
 
 
 def _zip(file: _Joined, name: str) -> Iterator[bytes]:
@@ -166,7 +166,7 @@ def _zip(file: _Joined, name: str) -> Iterator[bytes]:
                 f"{name} holds {len(members)} files",
                 got=names or "none",
                 need="an archive of one log",
-                fix=f"unzip -p {_file(name, '.zip')} LOG_INSIDE | harness analyse -",
+                fix=f"unzip -p {word(_file(name, '.zip'))} LOG_INSIDE | harness analyse -",
             )
         with archive.open(members[0]) as unpacked:
             yield from iter(lambda: unpacked.read(PIECE_BYTES // 16), b"")

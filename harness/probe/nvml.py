@@ -87,15 +87,8 @@ def _read(nvml: Any, processes_hidden: str | None) -> Reading:
     except nvml.NVMLError as refusal:
         return Reading([], *explained(refusal), driver, cuda, system.unknown)
     if not count:
-        return Reading(
-            [],
-            "the NVIDIA driver runs, but reports no GPU",
-            ERRORS[_NOT_FOUND].fix,
-            True,
-            driver,
-            cuda,
-            system.unknown,
-        )
+        none = "the NVIDIA driver runs, but reports no GPU"
+        return Reading([], none, ERRORS[_NOT_FOUND].fix, True, driver, cuda, system.unknown)
     gpus = [_gpu(nvml, index, processes_hidden) for index in range(count)]
     error, fix = _too_old(driver)
     if error:
@@ -210,11 +203,11 @@ def _no_instance(index: int, asker: _Asker) -> tuple[str, str]:
     """(why CUDA offers no device of a card whose MIG mode is on, what to do)."""
     why = asker.unknown.get("mig_devices")
     what = f"and its instances cannot be listed ({why})" if why else "and no instance has been made"
-    return (
-        f"MIG is on {what}",
-        f"on the host: nvidia-smi mig -i {index} -cgi 0 -C makes one, nvidia-smi -i {index} -mig 0 turns MIG"
-        " off",
+    makes, off = (
+        f"nvidia-smi mig -i {index} -cgi 0 -C makes one",
+        f"nvidia-smi -i {index} -mig 0 turns MIG off",
     )
+    return f"MIG is on {what}", f"on the host: {makes}, {off}"
 
 
 def _opened(asker: _Asker, index: int) -> Any:

@@ -44,8 +44,7 @@ def openpi(
         ),
     ] = None,
     vram_gib: Annotated[
-        float | None,
-        typer.Option("--vram-gib", min=0.25, help="Say whether it fits a card with this many GiB."),
+        float | None, typer.Option("--vram-gib", min=0.25, help="Say whether it fits a card of X GiB.")
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -54,8 +53,7 @@ def openpi(
     job: Annotated[
         Path | None,
         typer.Option(
-            "--job",
-            help="New file for harness/openpi/entry.py, which starts openpi itself to train the same.",
+            "--job", help="New file from which harness/openpi/entry.py starts openpi to do the same."
         ),
     ] = None,
     names: Annotated[
