@@ -86,7 +86,7 @@ def _plateau(since: int, series: CurveSeries) -> str:
     """The smoothed curve from step `since` on, and what the rule says of it (see analyse.events.plateau)."""
     shown = [
         value
-        for step, value in zip(series.step, series.smooth, strict=True)
+        for step, value in zip(series.step, series.smooth, strict=False)
         if step >= since and value is not None
     ]
     rule = "in the later half of these steps no fall can be told from noise"
