@@ -290,5 +290,5 @@ LABEL org.opencontainers.image.title="harness test" \
 USER harness
 # Arguments are pytest's: a file, -k, -x.
 ENTRYPOINT ["python", "-m", "pytest", "-p", "no:cacheprovider"]
-# Without any: all tests, by as many workers as there are cores, up to four; a file stays with its worker.
-CMD ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+# Without any: all tests, shared among workers as tests/workers.args says (ci/local does the same).
+CMD ["@tests/workers.args"]

@@ -6,7 +6,7 @@ every card, and keeps it.
 
 Writes harness/plan/atlas/RECIPE.json after every answer, so that it can be stopped and started again: what is
 known is not asked twice. Answers of an older version of the step are first compared: where the program that
-is lowered today has the same fingerprint they are stamped anew, the others are dropped and asked again. Cards
+is lowered today has the same hash they are stamped anew, the others are dropped and asked again. Cards
 come in the order of `CARDS_FIRST`. For each card a plan is made as `harness plan` makes it, with any amount
 of host memory and with 32 GiB of it, so that only what the search really asks is compiled. `--spread`
 compiles one entry for several cards instead, and prints how far they lie apart: why there is one class of
@@ -66,15 +66,15 @@ class Book:
         if kept.source == here[1]:
             self._entries = kept.entries
             return
-        # What surrounds the step has no fingerprint; it is asked anew.
+        # What surrounds the step has no hash; it is asked anew.
         steps = [entry for entry in kept.entries if entry.phase == "step"]
         for number, entry in enumerate(steps, 1):
             if time.monotonic() > self._until:
                 raise TimeoutError
             recipe = Recipe.model_validate(kept.recipes[entry.recipe])
             same = (
-                compiled(_request(recipe, entry.levers, "step", only_lower=True)).fingerprint
-                == entry.fingerprint
+                compiled(_request(recipe, entry.levers, "step", only_lower=True)).program_sha256
+                == entry.program_sha256
             )
             print(
                 f"{self._path.name} {number}/{len(steps)}:"
@@ -95,7 +95,7 @@ class Book:
             levers=request.levers,
             phase=request.phase,
             bytes=answer.bytes,
-            fingerprint=answer.fingerprint,
+            fingerprint=answer.program_sha256,
         )
         self._recipes[key] = request.recipe.model_dump(mode="json")
         self._entries.append(entry)
@@ -129,7 +129,7 @@ class Book:
         )
 
     def _write(self) -> None:
-        lines = ",\n".join(entry.model_dump_json() for entry in self._entries)
+        lines = ",\n".join(entry.model_dump_json(by_alias=True) for entry in self._entries)
         head = self._file().model_dump_json(exclude={"entries"}).removesuffix("}")
         write_atomic(self._path, f'{head},"entries":[\n{lines}\n]}}\n')
 

@@ -20,11 +20,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import closing
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.data_loader_turn import run
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -62,18 +64,6 @@ def ours(directory: str, seconds: float, workers: int, warm: int, resize: bool) 
                 {"frames": frames, "seconds": time.perf_counter() - begun, "cpu_s": cpu_seconds() - cpu}
             )
         )
-
-
-def run(command: list[str]) -> dict[str, float]:
-    done = subprocess.run(
-        command,
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
 def _options() -> argparse.Namespace:

@@ -34,12 +34,12 @@ class Compiled(NamedTuple):
     loops: int
     scatters: int
     sorts: int
-    fingerprint: str
+    sha256: str
 
 
 def look(step: Any) -> Compiled:
     """Source: the opcodes of XLA's optimized program."""
-    from harness.train.executable import executable_fingerprint
+    from harness.train.executable import executable_sha256
 
     text = step.run.as_text()
     # The computations of fusions hold instructions that are no kernel of their own.
@@ -51,7 +51,7 @@ def look(step: Any) -> Compiled:
         opcodes["while"],
         opcodes["scatter"],
         opcodes["sort"],
-        executable_fingerprint(text),
+        executable_sha256(text),
     )
 
 
@@ -103,11 +103,11 @@ def main() -> int:
     print("| by XLA's account | as it comes | deterministic | ratio |\n| --- | --- | --- | --- |")
     for name, was, now in zip(Compiled._fields[:-1], plain[:-1], same[:-1], strict=True):
         print(f"| {name} | {was:,.0f} | {now:,.0f} | {f'{now / was:.4f}' if was else ''} |")
-    print(f"| the same executable | | {'yes' if plain.fingerprint == same.fingerprint else 'no'} | |")
+    print(f"| the same executable | | {'yes' if plain.sha256 == same.sha256 else 'no'} | |")
     small = load_recipe("smoke", ["model.image_size=56", "data.augment=false"])
     on_cpu = Levers(platform="cpu", microbatch=small.train.global_batch, prompt_tokens=32, cameras=CAMERAS)
     setup = setup_of(small, local_layout(on_cpu))
-    here = {look(compile_step(setup, on_cpu, options={FLAG: flag})).fingerprint for flag in ("False", "True")}
+    here = {look(compile_step(setup, on_cpu, options={FLAG: flag})).sha256 for flag in ("False", "True")}
     print(f"| the same executable on this CPU (smoke) | | {'yes' if len(here) == 1 else 'no'} | |")
     return 0
 

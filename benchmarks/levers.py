@@ -199,8 +199,8 @@ class Book:
         """`known`, or an older answer whose program is today's, or the compiler's."""
         key, old = _key(request), self._kept.answers.get(_key(request))
         if self.known(request) is None:
-            lowered = compiled(request.model_copy(update={"only_lower": True})).fingerprint if old else ""
-            answer = old if old and old.fingerprint == lowered else compiled(request)
+            lowered = compiled(request.model_copy(update={"only_lower": True})).program_sha256 if old else ""
+            answer = old if old and old.program_sha256 == lowered else compiled(request)
             # Another process may have answered other rows meanwhile.
             self._kept = self._read()
             self._kept.answers[key], self._kept.source[key] = answer, source_hash()

@@ -7,24 +7,15 @@ Source: tensorstore's kvstore/ocdbt/format (manifest.h, btree_codec.cc, data_fil
 
 from __future__ import annotations
 
-import functools
 import json
 import random
 import struct
 from pathlib import Path
 from typing import Any
 
-_NODE = struct.pack(">I", 0x0CDB20DE)
-_ZARRAY = {
-    "chunks": [4],
-    "compressor": None,
-    "dtype": "|u1",
-    "fill_value": None,
-    "filters": None,
-    "order": "C",
-    "shape": [4],
-    "zarr_format": 2,
-}
+from tests.support.ocdbt_writer import NODE, ZARRAY, crc32c, sealed, varint
+
+_NODE = struct.pack(">I", NODE)
 _TREE = {
     "key_metadata": [{"key": "x", "key_type": 2}],
     "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False},
@@ -43,43 +34,12 @@ _FILES = [
 ]
 
 
-@functools.cache
-def _crc_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)  # noqa: PLW2901
-        table.append(byte)
-    return table
-
-
-def _crc32c(data: bytes) -> int:
-    crc, table = 0xFFFFFFFF, _crc_table()
-    for byte in data:
-        crc = table[(crc ^ byte) & 255] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
-
-
-def _varint(number: int) -> bytes:
-    out = b""
-    while number > 127:
-        out, number = out + bytes([number & 127 | 128]), number >> 7
-    return out + bytes([number])
-
-
-def _sealed(body: bytes) -> bytes:
-    """A node: magic, length of the whole, version 0, no compression, body, checksum."""
-    inner = b"\0\0" + body
-    head = _NODE + struct.pack("<Q", 4 + 8 + len(inner) + 4) + inner
-    return head + struct.pack("<I", _crc32c(head))
-
-
 def _table(files: list[bytes]) -> bytes:
     zeros = b"\0" * (len(files) - 1 if files else 0)
     return (
-        _varint(len(files))
+        varint(len(files))
         + zeros
-        + b"".join(_varint(len(name)) for name in files)
+        + b"".join(varint(len(name)) for name in files)
         + b"\0" * len(files)
         + b"".join(files)
     )
@@ -88,8 +48,8 @@ def _table(files: list[bytes]) -> bytes:
 def _keys(keys: list[bytes], prefixes: list[int] | None = None) -> bytes:
     return (
         b"\0" * (len(keys) - 1)
-        + b"".join(map(_varint, map(len, keys)))
-        + b"".join(map(_varint, prefixes or []))
+        + b"".join(map(varint, map(len, keys)))
+        + b"".join(map(varint, prefixes or []))
         + b"".join(keys)
     )
 
@@ -99,7 +59,7 @@ def _interior(height: int, files: list[bytes], entries: list[tuple[bytes, int, i
     body = (
         bytes([height])
         + _table(files)
-        + _varint(len(entries))
+        + varint(len(entries))
         + _keys([e[0] for e in entries], [e[1] for e in entries])
     )
     columns = [[int(e[i]) for e in entries] for i in (2, 3, 4)] + [
@@ -107,17 +67,17 @@ def _interior(height: int, files: list[bytes], entries: list[tuple[bytes, int, i
         [192] * len(entries),
         [0] * len(entries),
     ]
-    return _sealed(body + b"".join(_varint(number) for column in columns for number in column))
+    return sealed(body + b"".join(varint(number) for column in columns for number in column))
 
 
 def _leaf(files: list[bytes], entries: list[tuple[bytes, bytes | tuple[int, int, int]]]) -> bytes:
     """`entries`: key, and the value itself or its (file, offset, length)."""
     far: list[tuple[int, int, int]] = [value for _, value in entries if isinstance(value, tuple)]
-    body = b"\0" + _table(files) + _varint(len(entries)) + _keys([key for key, _ in entries])
-    body += b"".join(_varint(value[2] if isinstance(value, tuple) else len(value)) for _, value in entries)
+    body = b"\0" + _table(files) + varint(len(entries)) + _keys([key for key, _ in entries])
+    body += b"".join(varint(value[2] if isinstance(value, tuple) else len(value)) for _, value in entries)
     body += b"".join((b"\0" if isinstance(value, bytes) else b"\1") for _, value in entries)
-    body += b"".join(_varint(value[0]) for value in far) + b"".join(_varint(value[1]) for value in far)
-    return _sealed(body + b"".join(value for _, value in entries if isinstance(value, bytes)))
+    body += b"".join(varint(value[0]) for value in far) + b"".join(varint(value[1]) for value in far)
+    return sealed(body + b"".join(value for _, value in entries if isinstance(value, bytes)))
 
 
 def write_template(item: Path) -> None:
@@ -130,7 +90,7 @@ def write_template(item: Path) -> None:
     ).result()
     with ts.Transaction() as transaction:
         for i in range(6):
-            store.with_transaction(transaction)[f"a{i}/.zarray"] = json.dumps(_ZARRAY).encode()[:90]
+            store.with_transaction(transaction)[f"a{i}/.zarray"] = json.dumps(ZARRAY).encode()[:90]
     tree = {
         "tree_metadata": {"('x',)": _TREE},
         "use_zarr3": False,
@@ -159,12 +119,12 @@ def mutate(item: Path, rng: random.Random) -> str:
         at, length = rng.choice(nodes)
         for _ in range(rng.choice([1, 1, 2, 4])):
             raw[at + 12 + rng.randrange(length - 16)] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256)])
-        raw[at + length - 4 : at + length] = struct.pack("<I", _crc32c(bytes(raw[at : at + length - 4])))
+        raw[at + length - 4 : at + length] = struct.pack("<I", crc32c(bytes(raw[at : at + length - 4])))
         data.write_bytes(raw)
         return f"ocdbt: bytes of the node at {at} changed, checksum right"
     root, length = max(nodes, key=lambda node: raw[node[0] + 14])
     leaf_at, target = len(raw), rng.choice(_FILES)
-    entries: list[tuple[bytes, bytes | tuple[int, int, int]]] = [(b"x/.zarray", json.dumps(_ZARRAY).encode())]
+    entries: list[tuple[bytes, bytes | tuple[int, int, int]]] = [(b"x/.zarray", json.dumps(ZARRAY).encode())]
     far = (0, rng.choice([0, 1, 2**31, 2**53, 2**62]), rng.choice([4, 2**31, 2**40, 2**62]))
     entries.append((b"x/0", (0, 0, 4) if kind == "name" else far))
     raw += _leaf([target if kind == "name" else name], entries)

@@ -3,7 +3,7 @@
 Known secrets are those that this process was given: variables with a telling name, passwords in addresses,
 those of ~/.netrc, the hub's token file. Unknown secrets are recognized by their form: a password in an
 address, a signed address, a token with a telling prefix. 40 hexadecimal digits may be a commit or a key, so
-such a key is found by its variable or its place, not by its form.
+such a key is found by its variable or its file, not by its form.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def known_secrets(environ: Mapping[str, str] = os.environ) -> list[str]:
         value.strip() for name, value in environ.items() if _NAMED.search(name) and not value.startswith("/")
     }
     values |= {match[1] for value in environ.values() for match in _PASSWORD.finditer(value)}
-    values |= set(_of_netrc(_changed(place := netrc_path(environ)), place)) | set(
+    values |= set(_of_netrc(_changed(netrc := netrc_path(environ)), netrc)) | set(
         _of_file(token_file(environ))
     )
     values = {value for value in values if len(value) >= _SHORTEST}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
 
 from harness.analyse import trend
 from harness.analyse.curve import analyse
@@ -18,6 +20,7 @@ from harness.analyse.series import MAX_POINTS
 from harness.artifacts import Curve
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
+from harness.show.curve import curve_table
 from tests.support.console_log import REPORT, falling, flat, log, steps
 
 STEPS, FALLING, FLAT = steps(), falling(), flat()
@@ -157,12 +160,28 @@ def test_the_rates_of_the_log_count_more_than_those_of_the_recipe() -> None:
     assert "rates-of-another-recipe" in codes(look(rows.replace("\n", " param_norm=1803.77\n")))
 
 
+def shown(curve: Curve) -> str:
+    console = Console(file=io.StringIO(), width=400)
+    console.print(curve_table(curve))
+    text = console.file
+    assert isinstance(text, io.StringIO)
+    return text.getvalue()
+
+
 def test_a_plateau_is_told_of_a_run_that_learned() -> None:
     losses = (0.03 + 0.07 * np.exp(-np.arange(300) / 20)) * flat(seed=3, noise=0.05) / 0.1
     curve = look(log(STEPS, losses))
     assert curve.verdict == "learning"
     assert curve.plateau_from_step is not None
     assert 3000 < curve.plateau_from_step < 12_000
+    told = next(row for row in shown(curve).splitlines() if row.startswith("plateau"))
+    first, last = (
+        curve.series.smooth[at]
+        for at in (next(i for i, s in enumerate(curve.series.step) if s >= curve.plateau_from_step), -1)
+    )
+    assert first is not None
+    assert last is not None
+    assert f"({last / first - 1:+.0%})" in told
     assert (
         look(log(STEPS, np.linspace(0.1, 0.05, 300) * flat(seed=3, noise=0.05) / 0.1)).plateau_from_step
         is None

@@ -33,6 +33,18 @@ from tests.support.console_log import falling, log, steps
 TEXT = log(steps(), falling())
 
 
+def test_a_packed_log_from_a_pipe_is_not_named_by_a_file_that_does_not_exist(tmp_path: Path) -> None:
+    zstd = b"\x28\xb5\x2f\xfd" + bytes(20)
+    with pytest.raises(HarnessError) as caught:
+        analyse("-", stdin=zstd)
+    assert caught.value.fix == "zstd -dc FILE.zst | harness analyse -"
+    file = tmp_path / "a log.zst"
+    file.write_bytes(zstd)
+    with pytest.raises(HarnessError) as caught:
+        analyse(str(file))
+    assert caught.value.fix == f"zstd -dc '{file}' | harness analyse -"
+
+
 def zipped(*names: str, text: bytes = TEXT.encode()) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:

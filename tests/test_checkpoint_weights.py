@@ -272,7 +272,7 @@ def test_progress_reaches_the_total(tmp_path):
     assert loaded.sources == [directory]
 
 
-def test_fingerprint_is_of_names_and_contents(tmp_path):
+def test_the_hash_of_a_directory_is_of_names_and_contents(tmp_path):
     def made(name, **files):
         (tmp_path / name / "d").mkdir(parents=True)
         for file, text in files.items():

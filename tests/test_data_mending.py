@@ -132,6 +132,20 @@ def test_a_wrong_version_is_recognized_from_the_files_and_its_fix_mends_it(
     assert describe(recipe(root)).frames == 16
 
 
+@pytest.mark.parametrize("said", ["v1.0", None])
+def test_a_wrong_version_is_mended_whatever_blanks_stand_around_the_colon(
+    tmp_path: Path, said: str | None
+) -> None:
+    root = writer.write(tmp_path / "set", version="v2.1")
+    change_info(root, codebase_version=said)
+    info = root / "meta/info.json"
+    info.write_text(info.read_text().replace('"codebase_version":', '"codebase_version" \t:  '))
+    refusal = refused(root)
+    assert refusal.code == "dataset-version-wrong"
+    subprocess.run(refusal.fix, shell=True, check=True)
+    assert describe(recipe(root)).frames == 16
+
+
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 @pytest.mark.parametrize("indent", [None, 4])
 def test_a_missing_version_is_put_in(tmp_path: Path, version: str, indent: int | None) -> None:

@@ -26,7 +26,7 @@ from harness.data.tokenizer import load_tokenizer
 from harness.data.transforms import resize_with_pad
 from harness.errors import HarnessError
 from harness.model.pi05 import Observation, bind, graph_of
-from harness.predict.predict import Place, Question, place, predict
+from harness.predict.predict import Device, Question, device_for, predict
 from harness.report.page import render
 from harness.run.directory import RunDir
 from harness.show.prediction import prediction_table
@@ -35,7 +35,7 @@ from tests.support.lerobot_writer import write
 from tests.support.openpi_checkpoints import openpi_checkpoint
 from tests.support.tiny import random_params, tiny
 
-CPU = Place("cpu", "cpu", None, None)
+CPU = Device("cpu", "cpu", None, None)
 LOW = {"state": np.linspace(-2.0, -1.0, 8), "actions": np.linspace(-1.5, -0.5, 7)}
 HIGH = {"state": np.linspace(1.0, 3.0, 8), "actions": np.linspace(0.5, 2.5, 7)}
 ALL = {camera: feature for camera, feature in tiny().data.cameras.items() if feature}
@@ -85,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(
-    source: Path, question: Question, *overrides: str, recipe: str | None = None, on: Place = CPU
+    source: Path, question: Question, *overrides: str, recipe: str | None = None, on: Device = CPU
 ) -> Prediction:
     located = locate(str(source))
     return predict(located, recipe_of(located, recipe, list(overrides)), question, on, lambda _: None)
@@ -253,12 +253,12 @@ def machine(*free: int) -> Machine:
 
 
 def test_the_device_is_the_gpu_with_most_free_memory_and_never_another_than_asked_for() -> None:
-    assert place(machine(2**33, 2**35), None)[:3] == ("cuda", "card 1", "GPU-1")
-    assert place(machine(2**33), "cpu").platform == "cpu"
-    assert place(machine(), None).platform == "cpu"
+    assert device_for(machine(2**33, 2**35), None)[:3] == ("cuda", "card 1", "GPU-1")
+    assert device_for(machine(2**33), "cpu").platform == "cpu"
+    assert device_for(machine(), None).platform == "cpu"
     for device, code in (("cuda", "no-gpu"), ("tpu", "device-unknown")):
         with pytest.raises(HarnessError) as caught:
-            place(machine(), device)
+            device_for(machine(), device)
         assert caught.value.code == code
 
 

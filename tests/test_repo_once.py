@@ -6,7 +6,8 @@ The tests read the source, so that a second place fails.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +27,17 @@ TELLING = frozenset(Event) - {Event.STEP}
 PROTOCOL = {"train/worker.py", "openpi/worker.py", "openpi/entry.py"} | {
     path.relative_to(HARNESS).as_posix() for path in (HARNESS / "supervise").glob("*.py")
 }
+
+# Words of docs/glossary.md that once had several meanings: the room and the modules where each has its one.
+WORDS = {
+    "place": (
+        *("plan/", "flow/trainer_openpi.py", "verbs/imports.py"),
+        *("openpi/plan.py", "openpi/run.py", "openpi/imported.py"),
+    ),
+    "fingerprint": ("recipe/fingerprint.py", "analyse/fingerprints.py"),
+}
+# The manifest's own names of two hashes: they are in the files of older runs.
+IN_JSON = {"step_fingerprint", "executable_fingerprint"}
 
 Look = Callable[[ast.AST], bool]
 
@@ -73,6 +85,28 @@ def makes_the_shapes_of_a_state(node: ast.AST) -> bool:
     return is_called(node, "abstract_state")
 
 
+def identifiers(node: ast.AST) -> Iterator[str]:
+    """The names that `node` itself spells: of a variable, attribute, argument, function, class or import."""
+    for field in ("id", "attr", "arg", "name", "asname"):
+        name = getattr(node, field, None)
+        if isinstance(name, str):
+            yield from name.split(".") if isinstance(node, ast.alias) else [name]
+
+
+def spells(word: str) -> Look:
+    """Whether an identifier has `word`, its plural or its participle as one of its words."""
+    forms = {word, f"{word}s", f"{word}d", f"{word}ed"}
+
+    def look(node: ast.AST) -> bool:
+        return any(
+            forms & {part.lower() for part in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)}
+            for name in identifiers(node)
+            if name not in IN_JSON
+        )
+
+    return look
+
+
 def places(look: Look, among: set[str] | None = None) -> set[str]:
     """The modules, as `train/loop.py`, in which `look` finds something."""
     found = set()
@@ -114,6 +148,32 @@ def test_events_are_spelled_where_both_ends_of_the_protocol_are() -> None:
 
 def test_the_shapes_of_a_state_are_made_once() -> None:
     assert places(makes_the_shapes_of_a_state) == {"train/setup.py"}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_with_one_meaning_is_spelled_only_where_it_has_it(word: str) -> None:
+    elsewhere = {name for name in places(spells(word)) if not name.startswith(WORDS[word])}
+    assert elsewhere == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("place = path", "self._places[0]", "def placed(x): ...", "class Place: ...", "f(place=1)"),
+        *("def f(old_place): ...", "import a.place as b", "from a import b as place_of", "in_placeX"),
+    ],
+)
+def test_the_search_sees_the_word(source: str) -> None:
+    assert any(map(spells("place"), ast.walk(ast.parse(source))))
+
+
+def test_another_word_is_not_the_word() -> None:
+    assert not any(map(spells("place"), ast.walk(ast.parse("text.replace(PLACEHOLDER, placement)"))))
+
+
+def test_functions_that_compare_say_what() -> None:
+    named = places(lambda node: isinstance(node, ast.FunctionDef) and node.name == "compare")
+    assert named == set()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from harness import artifacts as a
 from harness.probe.machine import probe
 from harness.report.page import render
 from harness.run.directory import RunDir
+from harness.run.surroundings import source_digest
 from harness.verify.binding import bound
 from harness.verify.run import verify_pair
 from tests.support.report_run import Page, full_run, manifest, run_without_recipe
@@ -51,7 +52,7 @@ def test_a_verdict_that_came_with_a_run_is_a_claim(run: RunDir) -> None:
 
 
 def test_a_verdict_is_bound_to_its_manifest_and_says_who_when_and_on_what(run: RunDir) -> None:
-    verdict = bound(verify_pair(run, run), run, probe([]))
+    verdict = bound(verify_pair(run, run), run, probe([]), source_digest())
     assert verdict.by
     assert verdict.manifest_sha256 == hashlib.sha256((run.path / "manifest.json").read_bytes()).hexdigest()
     assert socket.gethostname() not in verdict.by.model_dump_json()

@@ -21,6 +21,7 @@ from harness.report import sections
 from harness.report.page import render
 from harness.run.directory import RunDir
 from harness.run.status import read_status
+from harness.run.surroundings import source_digest
 from harness.train.metrics import MetricsFile
 from harness.verify.binding import bound
 from harness.verify.replay import recorded_metrics
@@ -150,7 +151,7 @@ def _everything(run: RunDir) -> None:
         notes=["n"],
     )
     run.write(checkpoint.model_copy(update={"moved": told}))
-    run.write(bound(verify_pair(run, run), run, probe([])))
+    run.write(bound(verify_pair(run, run), run, probe([]), source_digest()))
     analysed = outcome(READERS["analyse"], run.path)
     assert analysed.startswith("exit code")
 

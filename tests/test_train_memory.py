@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.artifacts import Candidate, Levers, Plan
+from harness.artifacts import Candidate, Levers
 from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.run.job import Job
 from harness.train.compiled import CompiledStep
 from harness.train.memory import measure
+from tests.support.planned import plan_of
 
 
 def job(platform: str, **known: Any) -> Job:
@@ -26,16 +27,7 @@ def job(platform: str, **known: Any) -> Job:
     chosen = Candidate(
         levers=levers, verdict="fits", reason="", source="atlas", breakdown={"state": 7}, **known
     )
-    plan = Plan(
-        recipe="smoke",
-        recipe_sha256="",
-        device="x",
-        parameters_total=1,
-        parameters_trained=1,
-        chosen=chosen,
-        candidates=[chosen],
-    )
-    return Job(RunDir("run"), load_recipe("smoke"), plan, None, None)  # type: ignore[arg-type]
+    return Job(RunDir("run"), load_recipe("smoke"), plan_of(chosen, "x"), None, None)  # type: ignore[arg-type]
 
 
 def compiled(*stats: dict[str, int] | None) -> CompiledStep:
@@ -43,7 +35,7 @@ def compiled(*stats: dict[str, int] | None) -> CompiledStep:
         [SimpleNamespace(device_kind="NVIDIA A40", memory_stats=lambda one=one: one) for one in stats]
     )
     layout = SimpleNamespace(mesh=SimpleNamespace(devices=devices), devices=len(stats))
-    return CompiledStep(None, {"device": 11}, None, "", SimpleNamespace(layout=layout))  # type: ignore[arg-type]
+    return CompiledStep(None, {"device": 11}, "", SimpleNamespace(layout=layout))  # type: ignore[arg-type]
 
 
 def test_the_peak_is_that_of_the_fullest_device() -> None:

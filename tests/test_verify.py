@@ -18,7 +18,7 @@ from benchmarks import flips
 from harness.artifacts import Manifest
 from harness.artifacts.verdict import Verdict
 from harness.run.directory import RunDir
-from harness.verify.fields import compare, first_difference, overall
+from harness.verify.fields import compare_fields, first_difference, overall
 from harness.verify.run import verify_run
 from tests.support.file_server import Server
 from tests.support.scripted import Listener
@@ -243,14 +243,14 @@ def test_a_field_that_nobody_knows_raises_no_doubt_and_one_that_only_the_run_kno
     manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(
         update={"lock_sha256": "a" * 64, "image": None}
     )
-    rows = {row.field: row for row in compare(manifest, found_as(manifest, lock_sha256=None))}
+    rows = {row.field: row for row in compare_fields(manifest, found_as(manifest, lock_sha256=None))}
     assert rows["lock"].status == "cannot tell"
     assert rows["lock"].matters
     assert not rows["image"].matters
     assert overall(list(rows.values()), []) == "cannot tell"
     assert first_difference(list(rows.values())) is None
     cadence = dict(manifest.recipe) | {"name": "other"}
-    rows = {row.field: row for row in compare(manifest, found_as(manifest, recipe=cadence))}
+    rows = {row.field: row for row in compare_fields(manifest, found_as(manifest, recipe=cadence))}
     assert rows["recipe"].status == "equal"
     assert not rows["recipe.name"].matters
     assert overall(list(rows.values()), []) == "equal"
@@ -288,11 +288,11 @@ def test_causes_are_named_before_what_follows_from_them(cause: str, effect: str,
         value = getattr(found_as(manifest), name)
         return dict(value) | {"other": "x"} if isinstance(value, dict) else "x"
 
-    named = first_difference(compare(manifest, found_as(manifest, **{effect: other(effect)})))
+    named = first_difference(compare_fields(manifest, found_as(manifest, **{effect: other(effect)})))
     assert named is not None
-    rows = compare(manifest, found_as(manifest, **{cause: other(cause), effect: other(effect)}))
+    rows = compare_fields(manifest, found_as(manifest, **{cause: other(cause), effect: other(effect)}))
     assert first_difference(rows) == first_difference(
-        compare(manifest, found_as(manifest, **{cause: other(cause)}))
+        compare_fields(manifest, found_as(manifest, **{cause: other(cause)}))
     )
     assert first_difference(rows) != named
 
@@ -303,7 +303,9 @@ def test_flags_are_compared_one_by_one_and_dumps_change_nothing(place: Path) -> 
     )
 
     def named(flags: str) -> str | None:
-        return first_difference(compare(manifest, found_as(manifest, environment={"XLA_FLAGS": flags})))
+        return first_difference(
+            compare_fields(manifest, found_as(manifest, environment={"XLA_FLAGS": flags}))
+        )
 
     assert named("--b=true   --a=1 --xla_dump_to=/somewhere") is None
     assert named("--a=2 --b") == "environment.XLA_FLAGS.--a"
@@ -314,9 +316,11 @@ def test_two_commits_with_one_source_are_one(place: Path) -> None:
     manifest = Manifest.model_validate_json((place / "run" / "manifest.json").read_text()).model_copy(
         update={"source_revision": "a" * 40}
     )
-    rows = compare(manifest, found_as(manifest, source_revision="b" * 40))
+    rows = compare_fields(manifest, found_as(manifest, source_revision="b" * 40))
     assert first_difference(rows) is None
     assert (
-        first_difference(compare(manifest, found_as(manifest, source_revision="b" * 40, source_sha256=None)))
+        first_difference(
+            compare_fields(manifest, found_as(manifest, source_revision="b" * 40, source_sha256=None))
+        )
         == "source_revision"
     )

@@ -55,7 +55,7 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
     reach = max(6, count // 10)
     if count < 3 * reach:
         return []
-    means, places = block_means(values, count), block_means(steps, count)
+    means, centres = block_means(values, count), block_means(steps, count)
     x = np.arange(reach) - (reach - 1) / 2
     ahead = (reach + 1) / 2
     # Each line's value half a point beyond its stretch, as weights on the stretch's points.
@@ -77,14 +77,14 @@ def jumps(steps: Floats, values: Floats) -> list[Jump]:
             break
         if free[index] and abs(after[index] - before[index]) > 0.05 * abs(before[index]):
             found.append(
-                Jump(step=int(places[index + reach]), before=float(before[index]), after=float(after[index]))
+                Jump(step=int(centres[index + reach]), before=float(before[index]), after=float(after[index]))
             )
         free[max(0, index - reach) : index + reach + 1] = False
     return sorted(found, key=lambda jump: jump.step)
 
 
 def plateau(steps: Floats, values: Floats) -> int | None:
-    """The step from which a curve that fell hardly falls any more. None if there is no such step.
+    """The step from which a curve that fell is near its end. None if there is no such step.
 
     Nine tenths of the fall lie before it, a quarter of the run or more after it. The curve after it is within
     a tenth of the level at the end, and in its later half no fall can be told from noise.

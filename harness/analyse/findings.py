@@ -58,8 +58,8 @@ def about_reading(records: Records, columns: dict[str, Floats]) -> list[CurveFin
     missing = [name for name in ("grad_norm", "param_norm") if not columns[f"has_{name}"].any()]
     if missing:
         text = (
-            f"the log has no {' and no '.join(missing)}: it is another trainer's than openpi's and the"
-            " harness's, or was filtered"
+            f"the log has no {' and no '.join(missing)}: another trainer than openpi's or the harness's"
+            " wrote it, or lines were filtered out"
         )
         found.append(CurveFinding(severity="info", code="columns-missing", text=text))
     gaps = np.diff(columns["step"])
@@ -84,7 +84,10 @@ def _about_steps(records: Records) -> list[CurveFinding]:
     """Notes about steps that were rounded, impossible or missing in the log."""
     found, how = [], records.log.rebuilt
     if how is not None:
-        text = f"steps are printed rounded (1K stands for 500 to 1,500); they were found again from {how.how}"
+        text = (
+            "steps are printed rounded (1K stands for 500 to 1,500); the exact steps were worked out from"
+            f" {how.how}"
+        )
         if not how.exact:
             text += ". These lines do not settle it: a step may be wrong by as much as was rounded"
         found.append(

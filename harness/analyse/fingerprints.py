@@ -34,8 +34,8 @@ def about_weights(recipe: Recipe, param_norm: float, *, named: bool) -> list[Cur
         return [_forgotten_filter(param_norm)]
     if recipe.train.trained != "full" and recipe.train.frozen != "bfloat16":
         text = (
-            f"param_norm {param_norm:.3f} is that of weights frozen in {recipe.train.frozen}; manifest.json"
-            " has the one that they were read with"
+            f"param_norm {param_norm:.3f} is that of weights frozen in {recipe.train.frozen};"
+            " manifest.json has the norm of the weights as they were read"
         )
         return [
             CurveFinding.model_validate(

@@ -114,14 +114,14 @@ def take_apart(line: bytes) -> tuple[Form, tuple[bytes, ...]] | None:
         return None
     clock = None if is_json or bar or step is None else _FIRST_CLOCK.search(line, 0, step.start())
     one_based = step is not None and step[2] is not None and b"a step" in line
-    places = sorted(spots)
+    starts = sorted(spots)
     form = Form(
-        fields=("date", "clock") * (clock is not None) + tuple(spots[place].name for place in places),
+        fields=("date", "clock") * (clock is not None) + tuple(spots[start].name for start in starts),
         offset=int(one_based),
         bar=bar is not None,
         pattern=_pattern(line, spots, is_json, clock is not None),
     )
-    values = tuple(line[place : spots[place].end] for place in places)
+    values = tuple(line[start : spots[start].end] for start in starts)
     return form, (*((clock[1] or b"", clock[2]) if clock else ()), *values)
 
 
@@ -146,18 +146,18 @@ def _pairs(line: bytes, begin: int, is_json: bool) -> dict[int, _Spot]:
 
 
 def _pattern(line: bytes, spots: dict[int, _Spot], is_json: bool, clock: bool) -> bytes:
-    places = sorted(spots)
+    starts = sorted(spots)
     position = min(spot.key for spot in spots.values())
-    # Only one search for a starting place is left open. With two, a long line would be searched once for each
-    # of its places.
+    # Only one search for a beginning is left open. With two, a long line would be searched once for each of
+    # its bytes.
     pattern = rb"(?m)^" + (rb"(?>.*?" + _CLOCK + rb")" if clock else b"")
     if is_json:
         position = 0
     else:
         pattern += rb".*?(?<![A-Za-z0-9])" if line[position : position + 1].isalnum() else rb".*?"
-    for place in places:
-        pattern += _loosened(line[position:place]) + rb"(" + _CELL + rb")"
-        position = spots[place].end
+    for start in starts:
+        pattern += _loosened(line[position:start]) + rb"(" + _CELL + rb")"
+        position = spots[start].end
     return pattern + rb"(?!\w).*$"
 
 

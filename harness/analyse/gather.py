@@ -28,13 +28,13 @@ class Gathered(NamedTuple):
     """The values of a log as columns.
 
     `columns` [N] of the training records are in the order of the file, NaN where a line has no value;
-    `places` is [N]. `has_…` is 1 where a line names that value, even NaN. `held_out` is (steps, losses) of
+    `numbers` is [N]. `has_…` is 1 where a line names that value, even NaN. `held_out` is (steps, losses) of
     the second curve. `states` of a progress bar were left out because the log has records beside them.
     `impossible` records have a step that no step can be.
     """
 
     columns: dict[str, Floats]
-    places: Numbers
+    numbers: Numbers
     held_out: tuple[Floats, Floats]
     states: int
     impossible: int
@@ -56,12 +56,12 @@ class Values:
         self.decimals: int | None = None
         self.decimal_commas = False
 
-    def keep(self, form: Form, places: Numbers, rows: list[Row]) -> None:
-        """Takes in rows. `places` are their line numbers."""
+    def keep(self, form: Form, numbers: Numbers, rows: list[Row]) -> None:
+        """Takes in rows. `numbers` are their line numbers."""
         self.count += len(rows)
         self._waiting += len(rows)
         _, at, kept = self._rows.setdefault((form.fields, form.offset, form.bar), (form, [], []))
-        at.append(places)
+        at.append(numbers)
         kept += rows
         if self.decimals is None or len(rows) == 1:
             self._note_digits(form, rows[0])
@@ -108,7 +108,7 @@ def gathered(values: Values) -> Gathered:
     is_log = any("loss" in found and not form.bar for form, _, found in parts)
     train = [(at, found) for form, at, found in parts if "loss" in found and not (form.bar and is_log)]
     states = sum(len(at) for form, at, found in parts if form.bar and is_log and "loss" in found)
-    columns, places = _together(train)
+    columns, numbers = _together(train)
     columns["time"] = _times(columns)
     how = rebuilt(columns["step"], columns["step_unit"], columns["samples"], columns["samples_unit"])
     if how is not None:
@@ -121,25 +121,25 @@ def gathered(values: Values) -> Gathered:
     )
     held_out = _held_out([(at, found) for _, at, found in parts if "held_out" in found])
     keep = possible
-    if not is_log and len(places):
+    if not is_log and len(numbers):
         # A bar draws one state many times. The last one counts.
         keep = possible & np.append(np.diff(columns["step"]) != 0, True)
     kept = {
         name: column[keep] for name, column in columns.items() if name in COLUMNS or name.startswith("has_")
     }
-    return Gathered(kept, places[keep], held_out, states, int((~possible).sum()), how, values.decimal_commas)
+    return Gathered(kept, numbers[keep], held_out, states, int((~possible).sum()), how, values.decimal_commas)
 
 
 def _together(parts: list[tuple[Numbers, dict[str, Floats]]]) -> tuple[dict[str, Floats], Numbers]:
     names = (*COLUMNS, "runtime", "step_unit", "samples_unit", "dated", *(f"has_{name}" for name in THERE))
-    places = np.concatenate([at for at, _ in parts]) if parts else np.empty(0, np.int64)
-    order = np.argsort(places, kind="stable")
+    numbers = np.concatenate([at for at, _ in parts]) if parts else np.empty(0, np.int64)
+    order = np.argsort(numbers, kind="stable")
     columns = {}
     for name in names:
         fill = 0.0 if name.startswith("has_") or name == "dated" else np.nan
         column = [found.get(name, np.full(len(at), fill)) for at, found in parts]
         columns[name] = np.concatenate(column)[order] if column else np.empty(0)
-    return columns, places[order]
+    return columns, numbers[order]
 
 
 def _times(columns: dict[str, Floats]) -> Floats:

@@ -71,9 +71,9 @@ def settle(values: Floats) -> tuple[Level, list[Excursion]]:
     level = level_of(values)
     keep = without(excursions(values, level), len(values))
     if not keep.all():
-        at, places = np.flatnonzero(keep), np.arange(len(values))
+        at, indices = np.flatnonzero(keep), np.arange(len(values))
         kept = level_of(values[keep])
-        level = Level(np.interp(places, at, kept.level), np.interp(places, at, kept.noise))
+        level = Level(np.interp(indices, at, kept.level), np.interp(indices, at, kept.noise))
     return level, excursions(values, level)
 
 

@@ -118,7 +118,7 @@ class _Reader:
         elif last is not None:
             self._take([last])
         log = gathered(self._values)
-        marks = [int(np.searchsorted(log.places, mark)) for mark in self._marks]
+        marks = [int(np.searchsorted(log.numbers, mark)) for mark in self._marks]
         filled = self._count - self._blank
         return Records(
             log=log,
@@ -143,8 +143,8 @@ class _Reader:
             self._table = table_of(lines)
             self._is_json = next((line for line in lines if line.strip()), b"").lstrip().startswith(b'{"')
         if self._table is not None:
-            for form, places, rows in self._table.rows(lines, begin):
-                self._values.keep(form, places, rows)
+            for form, numbers, rows in self._table.rows(lines, begin):
+                self._values.keep(form, numbers, rows)
             return
         joined = b"\n".join(lines)
         has_bars = b"it/s" in joined or b"s/it" in joined
@@ -169,8 +169,8 @@ class _Reader:
         self._blank += sum(not line or line.isspace() for line in others)
         if any(word in joined for word in _SESSION_WORDS):
             marks = [
-                place
-                for place, line in enumerate(joined.split(b"\n"), begin)
+                number
+                for number, line in enumerate(joined.split(b"\n"), begin)
                 if b"oss" not in line and _SESSION.search(line)
             ]
             self._marks += marks
@@ -181,30 +181,30 @@ class _Reader:
                 None,
             )
 
-    def _read(self, lines: list[bytes], places: Numbers) -> None:
+    def _read(self, lines: list[bytes], numbers: Numbers) -> None:
         """Reads candidate lines. The first ones are read one by one, to learn their form."""
         if not self._forms and len(lines) > 100:
-            self._read(lines[:100], places[:100])
-            lines, places = lines[100:], places[100:]
+            self._read(lines[:100], numbers[:100])
+            lines, numbers = lines[100:], numbers[100:]
         if len(lines) > 20:
             joined = b"\n".join(lines)
             for form, pattern in self._forms[:-4:-1]:
                 found = pattern.findall(joined)
                 if len(found) == len(lines):
                     self._values.keep(
-                        form, places, found if isinstance(found[0], tuple) else [(one,) for one in found]
+                        form, numbers, found if isinstance(found[0], tuple) else [(one,) for one in found]
                     )
                     return
         if len(lines) > 2000 and self._forms:
             # Another kind of line is among them. Only its neighbourhood is read line by line.
             middle = len(lines) // 2
-            self._read(lines[:middle], places[:middle])
-            self._read(lines[middle:], places[middle:])
+            self._read(lines[:middle], numbers[:middle])
+            self._read(lines[middle:], numbers[middle:])
             return
-        for line, place in zip(lines, places, strict=True):
-            self._read_one(line, int(place))
+        for line, number in zip(lines, numbers, strict=True):
+            self._read_one(line, int(number))
 
-    def _read_one(self, line: bytes, place: int) -> None:
+    def _read_one(self, line: bytes, number: int) -> None:
         if b"tep" not in line and b"TEP" not in line and b"it" not in line:
             # The line has neither a step nor a bar that counts steps.
             if self._strange is None and line.strip():
@@ -213,12 +213,12 @@ class _Reader:
         for form, pattern in reversed(self._forms):
             match = pattern.match(line)
             if match:
-                self._values.keep(form, np.array([place]), [match.groups(b"")])
+                self._values.keep(form, np.array([number]), [match.groups(b"")])
                 return
         apart = take_apart(line)
         if apart is None:
             if _SESSION.search(line):
-                self._marks.append(place)
+                self._marks.append(number)
                 self._understood += 1
                 return
             if STEP.search(line) or (NAMED_STEP.search(line) and b"loss" in line):
@@ -228,7 +228,7 @@ class _Reader:
                 self._strange = line
             return
         form, row = apart
-        self._values.keep(form, np.array([place]), [row])
+        self._values.keep(form, np.array([number]), [row])
         if self._learned < _MOST_FORMS:
             self._learned += 1
             pattern = re.compile(form.pattern)

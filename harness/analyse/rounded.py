@@ -116,8 +116,11 @@ def _roundest(least: int, most: int) -> list[int]:
 
 def _first_multiple(low: Floats, high: Floats, spacing: int) -> int | None:
     """k such that line i can be step (k + i) spacing for every i. Of several, the middle one."""
-    places = np.arange(len(low))
-    least, most = np.ceil(low / spacing - places - 1e-9).max(), np.floor(high / spacing - places + 1e-9).min()
+    indices = np.arange(len(low))
+    least, most = (
+        np.ceil(low / spacing - indices - 1e-9).max(),
+        np.floor(high / spacing - indices + 1e-9).min(),
+    )
     return int((least + most) // 2) if least <= most else None
 
 

@@ -105,7 +105,7 @@ def _without_echoes(records: Records) -> tuple[dict[str, Floats], list[int], int
 
 
 def _breaks_in_weights(columns: dict[str, Floats]) -> list[int]:
-    """The places where param_norm jumps while the steps go on: another run was appended there."""
+    """The indices where param_norm jumps while the steps go on: another run was appended there."""
     norm = columns["param_norm"]
     if len(norm) < 3 or not np.isfinite(norm).all() or not (norm > 0).all():
         return []
@@ -223,8 +223,8 @@ def _disordered(columns: dict[str, Floats], findings: list[CurveFinding], partia
         )
     else:
         text = (
-            "steps go to and fro in this log; it was put in order of steps, and of a step that is there twice"
-            " the last counts"
+            "the steps of this log are out of order; it was sorted by step, and of a step that occurs"
+            " twice the last line counts"
         )
         findings.append(CurveFinding(severity="warning", code="steps-out-of-order", text=text))
         partial.append("the lines were not in order of steps, so sessions cannot be told apart")

@@ -1,4 +1,4 @@
-"""The text of a log from its place: a run directory, a file, packed or not, or standard input."""
+"""The text of a log from where it lies: a run directory, a file, packed or not, or standard input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from harness.analyse.text import Text
-from harness.analyse.unpack import pieces
+from harness.analyse.unpack import PIPED, pieces
 from harness.errors import HarnessError
 from harness.received.files import open_received
 from harness.received.text import word
@@ -42,48 +42,48 @@ def open_source(path: str, stdin: bytes | BinaryIO | None = None) -> Source:
     """
     if path == STDIN:
         return _source(
-            "standard input",
+            PIPED,
             stdin if stdin is not None and not isinstance(stdin, bytes) else io.BytesIO(stdin or b""),
             None,
         )
-    place, run = Path(path), None
+    log, run = Path(path), None
     try:
-        if place.is_dir():
-            run, place = place, place / METRICS
-            if not place.is_file():
+        if log.is_dir():
+            run, log = log, log / METRICS
+            if not log.is_file():
                 raise HarnessError(
                     "run-without-metrics",
                     f"{run} is a directory without {METRICS}",
                     need=_NEED,
                     fix="harness analyse FILE for a console log",
                 )
-        elif not place.exists():
+        elif not log.exists():
             raise HarnessError(
                 "log-missing",
-                f"there is no {place}",
+                f"there is no {log}",
                 need=_NEED,
                 fix="correct the path, or pipe the log: … | harness analyse -",
             )
-        elif not place.is_file():
+        elif not log.is_file():
             raise HarnessError(
                 "log-unreadable",
-                f"{place} is neither a file nor a directory",
+                f"{log} is neither a file nor a directory",
                 need=_NEED,
-                fix=f"cat {word(place)} | harness analyse -",
+                fix=f"cat {word(log)} | harness analyse -",
             )
         # A path that a user typed may be a link. The files of a run directory must lie inside it.
-        real = place if run is not None else place.resolve()
+        real = log if run is not None else log.resolve()
         file = open_received(real, run or real.parent)
     except (OSError, ValueError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no path"
         raise HarnessError(
             "log-unreadable",
-            f"cannot read {place}: {why}",
+            f"cannot read {log}: {why}",
             need="permission to read it",
-            fix=f"chmod u+r {word(place)}",
+            fix=f"chmod u+r {word(log)}",
         ) from error
-    if run is None and place.name == METRICS and (place.parent / RECIPE).is_file():
-        run = place.parent
+    if run is None and log.name == METRICS and (log.parent / RECIPE).is_file():
+        run = log.parent
     return _source(str(path), file, run)
 
 

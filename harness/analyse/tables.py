@@ -28,17 +28,17 @@ _MOST_COLUMNS = 10_000
 
 
 class Table:
-    """A table. `fields` name the columns at `places` of each row; `others` are the runs that are not read."""
+    """A table. `fields` name the values in `columns` of each row; `others` are the runs that are not read."""
 
     def __init__(
         self,
         delimiter: str,
         fields: tuple[str, ...],
-        places: tuple[int, ...],
+        columns: tuple[int, ...],
         others: list[str],
         unnamed: bool,
     ) -> None:
-        self._delimiter, self._fields, self._places = delimiter, fields, places
+        self._delimiter, self._fields, self._columns = delimiter, fields, columns
         self._others, self._unnamed = others, unnamed
 
     def remarks(self) -> list[str]:
@@ -60,20 +60,20 @@ class Table:
         """The rows that have a step, grouped by the set of other values that they have."""
         text = [line.decode(errors="replace") for line in lines]
         groups: dict[tuple[int, ...], tuple[list[int], list[Row]]] = {}
-        for place, line in enumerate(text, begin):
+        for number, line in enumerate(text, begin):
             cells = _cells(line, self._delimiter)
-            held = tuple(i for i, at in enumerate(self._places) if at < len(cells) and cells[at].strip())
-            if held[:1] != (0,) or len(held) < 2 or not cells[self._places[0]].strip()[-1:].isdigit():
+            held = tuple(i for i, at in enumerate(self._columns) if at < len(cells) and cells[at].strip())
+            if held[:1] != (0,) or len(held) < 2 or not cells[self._columns[0]].strip()[-1:].isdigit():
                 continue
             ats, rows = groups.setdefault(held, ([], []))
-            ats.append(place)
-            rows.append(tuple(cells[self._places[i]].strip().encode(errors="replace")[:64] for i in held))
+            ats.append(number)
+            rows.append(tuple(cells[self._columns[i]].strip().encode(errors="replace")[:64] for i in held))
         for held, (ats, rows) in groups.items():
             yield Form(tuple(self._fields[i] for i in held), 0, False, b""), np.array(ats), rows
 
 
 class _Named(NamedTuple):
-    place: int
+    column: int
     name: str
     run: str
 
@@ -87,8 +87,8 @@ def table_of(lines: list[bytes]) -> Table | None:
         names = [name.strip() for name in _cells(first, delimiter)][:_MOST_COLUMNS]
         found = _columns(names)
         if found is not None:
-            fields, places, others, unnamed = found
-            return Table(delimiter, fields, places, others, unnamed)
+            fields, columns, others, unnamed = found
+            return Table(delimiter, fields, columns, others, unnamed)
     return None
 
 
@@ -106,11 +106,11 @@ def _columns(names: list[str]) -> tuple[tuple[str, ...], tuple[int, ...], list[s
         return None
     if "value" in lowered and "wall time" in lowered:
         # TensorBoard's file does not name its curve.
-        places = (steps, lowered.index("value"), lowered.index("wall time"))
-        return ("step", "loss", "time"), places, [], True
+        columns = (steps, lowered.index("value"), lowered.index("wall time"))
+        return ("step", "loss", "time"), columns, [], True
     named = [
-        _Named(place, field, run)
-        for place, name in enumerate(names)
+        _Named(column, field, run)
+        for column, name in enumerate(names)
         if (parsed := _field(name))
         for field, run in [parsed]
     ]
@@ -121,7 +121,7 @@ def _columns(names: list[str]) -> tuple[tuple[str, ...], tuple[int, ...], list[s
     kept: dict[str, int] = {"step": steps}
     for one in named:
         if one.run == run or not one.run:
-            kept.setdefault(one.name, one.place)
+            kept.setdefault(one.name, one.column)
     others = sorted({one.run for one in losses if one.run != run})
     return tuple(kept), tuple(kept.values()), others, False
 

@@ -15,6 +15,8 @@ from harness.errors import HarnessError
 from harness.received.text import word
 from harness.units import MIB, format_bytes
 
+# The name of a log that comes through a pipe.
+PIPED = "standard input"
 PIECE_BYTES = MIB
 # The most memory that an xz file may ask for. The largest preset of the xz program takes 65 MiB.
 _MOST_XZ_BYTES = 128 * MIB
@@ -57,7 +59,7 @@ def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
             "log-binary",
             f"{name} is packed with zstd",
             need="text, or gzip, bzip2, xz, zip",
-            fix=f"zstd -dc {word(name)} | harness analyse -",
+            fix=f"zstd -dc {word(_file(name, '.zst'))} | harness analyse -",
         )
     kind = next((kind for mark, kind in _KINDS if head.startswith(mark)), None)
     if kind is None:
@@ -137,6 +139,11 @@ def _streams(
     return unpacked
 
 
+def _file(name: str, ending: str) -> str:
+    """The log's file for a command. Of a log from a pipe none is known here."""
+    return f"FILE{ending}" if name == PIPED else name
+
+
 def _zip(file: _Joined, name: str) -> Iterator[bytes]:
     if file.rest.seekable():
         whole: BinaryIO = file.rest
@@ -159,7 +166,7 @@ def _zip(file: _Joined, name: str) -> Iterator[bytes]:
                 f"{name} holds {len(members)} files",
                 got=names or "none",
                 need="an archive of one log",
-                fix=f"unzip -p {word(name)} LOG_INSIDE | harness analyse -",
+                fix=f"unzip -p {word(_file(name, '.zip'))} LOG_INSIDE | harness analyse -",
             )
         with archive.open(members[0]) as unpacked:
             yield from iter(lambda: unpacked.read(PIECE_BYTES // 16), b"")

@@ -86,8 +86,8 @@ def _too_little(facts: Facts) -> Verdict | None:
     if facts.usable < MIN_POINTS or facts.trend is None:
         count = f"{facts.points} point{'s' * (facts.points != 1)}"
         reasons.append(
-            f"{count}, of which {facts.usable} can show a trend: with fewer than {MIN_POINTS} the noise"
-            " cannot be told from one"
+            f"{count}, of which {facts.usable} can show a trend: with fewer than {MIN_POINTS} noise cannot"
+            " be told from a trend"
         )
         needed.append(f"at least {MIN_POINTS} logged points, better 40")
     if learning.full_rate_steps < learning.negligible_below:
@@ -103,7 +103,7 @@ def _too_little(facts: Facts) -> Verdict | None:
             else "the loss"
         )
         reasons.append(
-            f"hardly any learning rate has been applied: it is {rate}; together the logged steps are"
+            f"hardly any learning rate has been applied: it is {rate}; together the logged steps equal"
             f" {learning.full_rate_steps:.2g} steps at the peak rate, so {change} is noise between batches,"
             " not learning"
         )

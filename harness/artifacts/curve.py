@@ -78,7 +78,7 @@ class Learning(Strict):
 
 
 class Seam(Strict):
-    """The place in a log where one training session ends and another begins.
+    """The step in a log where one training session ends and another begins.
 
     `replayed` steps occur twice; `disagreeing` of them have other values the second time.
     """

@@ -27,7 +27,11 @@ class MigDevice(Strict):
 
 
 class Gpu(Strict):
-    """One GPU as NVML sees it, before JAX starts. If `error` is set, it says why the GPU cannot be used."""
+    """One GPU as NVML sees it, before JAX starts.
+
+    If `error` is set, it says why the GPU cannot be used, and `fix` what to do. Older files have both in
+    `error`.
+    """
 
     index: int
     name: str | None = None
@@ -44,6 +48,7 @@ class Gpu(Strict):
     visible: bool = True
     foreign_processes: list[GpuProcess] | None = None
     error: str | None = None
+    fix: str | None = None
     unknown: dict[str, str] = {}
 
 

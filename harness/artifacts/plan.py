@@ -24,7 +24,7 @@ class Levers(Strict):
     holds the logits of a few samples at a time. `compute_copy` makes, once a step, bfloat16 copies of the
     parameters that the model would cast to bfloat16 in every microbatch. `host` names the parts of the state
     that lie in pinned host memory between their uses and pass through the device in pieces. It excludes
-    bfloat16 moments, whose random rounding depends on place. Of masters the device always has the copy.
+    bfloat16 moments, whose random rounding depends on position. Of masters the device always has the copy.
     """
 
     platform: Literal["cpu", "cuda"]

@@ -38,5 +38,5 @@ class Prediction(Artifact):
         if not self.action_horizon == len(self.predicted) == len(self.recorded) == len(self.is_pad) > 0:
             raise ValueError("predicted, recorded and is_pad are not action_horizon long")
         if any(len(row) != actions for row in (*self.predicted, *self.recorded)):
-            raise ValueError(f"an action has not the {actions} dimensions of mean_absolute_error")
+            raise ValueError(f"an action does not have the {actions} dimensions of mean_absolute_error")
         return self

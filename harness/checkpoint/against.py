@@ -58,9 +58,9 @@ def _other(step: Step, against: str) -> Step:
     """The step that `against` names, as in `moved`."""
     sibling = step.path.parent / against
     if against == "base":
-        place = Path(_base_source(step))
+        path = Path(_base_source(step))
     elif step_number(against) is not None and sibling.is_dir():
-        place = sibling
+        path = sibling
     elif step_number(against) is not None and not Path(against).exists():
         there = [number for number, _ in step_directories(step.path.parent)]
         raise HarnessError(
@@ -75,14 +75,14 @@ def _other(step: Step, against: str) -> Step:
             ),
         )
     else:
-        place = Path(against)
-    whole = [each for each in read_steps(find(place)) if each.report.complete and each.parameters]
+        path = Path(against)
+    whole = [each for each in read_steps(find(path)) if each.report.complete and each.parameters]
     if not whole:
         raise HarnessError(
             "nothing-to-compare",
-            f"{place} has no whole step with parameters",
+            f"{path} has no whole step with parameters",
             need="a whole step, or weights",
-            fix=f"harness inspect {word(place)} lists what is there",
+            fix=f"harness inspect {word(path)} lists what is there",
         )
     return whole[-1]
 

@@ -23,7 +23,7 @@ import tensorstore as ts
 from harness.checkpoint.format import Location
 from harness.checkpoint.header import Header, chunk_bytes, itemsize, shard_index
 from harness.checkpoint.item import Array as ItemArray
-from harness.checkpoint.item import Item, Place
+from harness.checkpoint.item import Item, Value
 from harness.checkpoint.packed import check_packed
 from harness.received.files import open_received
 from harness.units import GIB, MIB
@@ -40,15 +40,15 @@ class Stored:
     """An array of an item, open for reading: tensorstore's `store` and the checked `header`."""
 
     def __init__(
-        self, store: Any, header: Header, directory: Path, chunks: Mapping[tuple[int, ...], Place]
+        self, store: Any, header: Header, directory: Path, chunks: Mapping[tuple[int, ...], Value]
     ) -> None:
         self.store, self.header, self._directory = store, header, directory
         # The first axis that is cut into chunks. Its rows of chunks are checked one after the other, each
         # once.
         self._axis = next((axis for axis, count in enumerate(header.grid) if count > 1), None)
-        self._unchecked: dict[int, list[Place]] = defaultdict(list)
-        for index, place in chunks.items():
-            self._unchecked[0 if self._axis is None else index[self._axis]].append(place)
+        self._unchecked: dict[int, list[Value]] = defaultdict(list)
+        for index, value in chunks.items():
+            self._unchecked[0 if self._axis is None else index[self._axis]].append(value)
 
     @property
     def nbytes(self) -> int:
@@ -65,36 +65,36 @@ class Stored:
             cut = self.header.chunk[self._axis]
             rows = list(range(slab[self._axis].start // cut, -(-slab[self._axis].stop // cut)))
         for row in rows:
-            for place in self._unchecked.pop(row, ()):
-                self._check_chunk(place)
+            for value in self._unchecked.pop(row, ()):
+                self._check_chunk(value)
 
-    def _check_chunk(self, place: Place) -> None:
-        if isinstance(place, bytes):
-            check_chunk(self.header, io.BytesIO(place), Location("", 0, len(place)))
+    def _check_chunk(self, value: Value) -> None:
+        if isinstance(value, bytes):
+            check_chunk(self.header, io.BytesIO(value), Location("", 0, len(value)))
             return
-        with open_received(self._directory / place.file, self._directory) as file:
-            check_chunk(self.header, file, place)
+        with open_received(self._directory / value.file, self._directory) as file:
+            check_chunk(self.header, file, value)
 
 
-def check_chunk(header: Header, file: BinaryIO, place: Location) -> None:
+def check_chunk(header: Header, file: BinaryIO, location: Location) -> None:
     """Refuses a chunk, or a shard of chunks, that unpacks to more than its size.
 
     Raises: ValueError.
     """
     expected = chunk_bytes(header)
     if header.inner is None:
-        file.seek(place.offset)
-        check_packed(file, place.length, header.codec, expected)
+        file.seek(location.offset)
+        check_packed(file, location.length, header.codec, expected)
         return
     count = math.prod(-(-c // i) for c, i in zip(header.chunk, header.inner, strict=True))
     size = 16 * count + (4 if header.index_checksum else 0)
-    if size > place.length:
+    if size > location.length:
         raise ValueError("a shard is cut off")
-    file.seek(place.end - size if header.index_at_end else place.offset)
+    file.seek(location.end - size if header.index_at_end else location.offset)
     for offset, length in shard_index(file.read(16 * count)):
-        if offset + length > place.length:
+        if offset + length > location.length:
             raise ValueError("a shard names bytes behind its end")
-        file.seek(place.offset + offset)
+        file.seek(location.offset + offset)
         check_packed(file, length, header.codec, expected)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import tensorstore as ts
 
 from harness.checkpoint.chunks import directory_url, read_array
+from harness.checkpoint.failures import no_space
 from harness.checkpoint.files import refuse_strays
 from harness.checkpoint.format import CHUNK_BYTES
 from harness.checkpoint.leaves import Leaf
@@ -87,7 +88,7 @@ def export_openpi(
         w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
         w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    attn_vec_einsum: heads share a bottleneck
 
-    `source` is a step directory, or a directory of `save_params_only`. `base` is the base's new place, if it
+    `source` is a step directory, or a directory of `save_params_only`. `base` is where the base is now, if it
     has moved. `recipe` is written beside the result.
     Raises: HarnessError "export-exists", "export-rank", "export-nothing-to-merge", "disk-full",
     "weights-not-finite", and those of `load_params`.
@@ -292,7 +293,7 @@ def _whole_or_nothing(destination: Path, need_bytes: int) -> Iterator[Path]:
         yield temporary
         temporary.rename(destination)
     except (OSError, ValueError) as error:
-        if "No space left" in str(error):
+        if no_space(str(error)):
             raise _disk_full(destination, None, None) from error
         raise HarnessError(
             "export-failed",

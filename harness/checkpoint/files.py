@@ -51,7 +51,7 @@ def stray_problem(strays: list[str]) -> list[str]:
     if not strays:
         return []
     named = ", ".join(strays[:_SHOWN]) + (f" and {len(strays) - _SHOWN} more" if len(strays) > _SHOWN else "")
-    return [f"{named}: links out of it or to nowhere, or no regular files; they were not opened"]
+    return [f"{named}: these lead out of it, lead nowhere, or are not regular files; they were not opened"]
 
 
 def leads_out(directory: Path, names: Iterable[str]) -> HarnessError:
@@ -59,14 +59,14 @@ def leads_out(directory: Path, names: Iterable[str]) -> HarnessError:
     listed = list(names)
     return HarnessError(
         "checkpoint-leads-out",
-        f"{directory} names files outside of itself, or has links or special files in place of its own;"
-        " nothing was read",
+        f"{directory} names files outside of itself, or has links or special files instead of its own"
+        " files; nothing was read",
         got=", ".join(listed[:_SHOWN])
         + (f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""),
         need="a checkpoint whose files all lie in its own directory",
         fix=(
-            "do not use it unless you know who made it; if the links are yours, put the files in their"
-            f" place: cp -rL {word(directory)} COPY"
+            "do not use it unless you know who made it; if the links are yours, replace them by the files:"
+            f" cp -rL {word(directory)} COPY"
         ),
     )
 

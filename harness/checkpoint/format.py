@@ -51,10 +51,10 @@ def parse_location(text: str) -> Location:
     Raises: ValueError.
     """
     _, base, file, offset, length = text.split(":")
-    place = Location(unquote(base) + unquote(file), int(offset), int(length))
-    if place.offset < 0 or place.length < 0 or place.end >= 2**63:
-        raise ValueError(f"a location of {place.length} bytes at {place.offset}")
-    return place
+    location = Location(unquote(base) + unquote(file), int(offset), int(length))
+    if location.offset < 0 or location.length < 0 or location.end >= 2**63:
+        raise ValueError(f"a location of {location.length} bytes at {location.offset}")
+    return location
 
 
 def first_line(error: BaseException) -> str:

@@ -66,7 +66,7 @@ class Header(NamedTuple):
         """The key under which the chunk at `index` of the grid is stored."""
         return (self.prefix + self.separator.join(map(str, index))).rstrip(self.separator) or "0"
 
-    def placed(self, values: Mapping[str, V]) -> dict[tuple[int, ...], V]:
+    def by_index(self, values: Mapping[str, V]) -> dict[tuple[int, ...], V]:
         """The values by their index in the grid, without those whose key no reader asks for."""
         grid, start, found = self.grid, len(self.prefix) if self.shape else 0, {}
         for key, value in values.items():

@@ -55,7 +55,7 @@ def inspect(
             (s.report.step for s in steps if s.resumable and s.report.step is not None),
             default=found.whole_sibling,
         )
-        interrupted = [interrupted_save(place, newest) for place in found.interrupted]
+        interrupted = [interrupted_save(path, newest) for path in found.interrupted]
     except PermissionError as error:
         raise unreadable(path, error) from error
     if found.denied and not steps and not interrupted:

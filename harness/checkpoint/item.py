@@ -28,8 +28,8 @@ _MOST_ARRAYS = 50_000
 _MOST_KEYS = 64
 _LONGEST_NAME = 1024
 
-# The location of a stored chunk, or its bytes if the index itself holds them.
-Place = Location | bytes
+# What a key of the store leads to: a location, or the bytes if the index itself holds them.
+Value = Location | bytes
 
 
 class Array(NamedTuple):
@@ -41,7 +41,7 @@ class Array(NamedTuple):
     path: str
     name: str
     header: Header
-    chunks: dict[tuple[int, ...], Place]
+    chunks: dict[tuple[int, ...], Value]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -98,7 +98,7 @@ class _Stored(NamedTuple):
 
     header: bytes
     zarr3: bool
-    values: dict[str, Place]
+    values: dict[str, Value]
 
 
 def read_item(directory: Path) -> Item:
@@ -131,7 +131,7 @@ def _add(item: Item, path: str, name: str, stored: _Stored) -> None:
     except ValueError as error:
         item.fail(f"array {path} has a damaged zarr header: {first_line(error)}")
         return
-    chunks = header.placed(stored.values)
+    chunks = header.by_index(stored.values)
     item.arrays[path] = Array(path, name, header, chunks)
     expected = math.prod(header.grid)
     # Older writers leave out a chunk that is all zeros. Only a newer writer's metadata promises every chunk.
@@ -196,12 +196,12 @@ def _read_ocdbt(item: Item) -> dict[str, _Stored]:
     return found
 
 
-def _by_name(item: Item, index: list[Entry]) -> dict[str, dict[str, Place]]:
-    """Array's name → key → place, of the arrays whose data is named inside the item.
+def _by_name(item: Item, index: list[Entry]) -> dict[str, dict[str, Value]]:
+    """Array's name → key → value, of the arrays whose data is named inside the item.
 
     Data that is not there becomes a problem of the item.
     """
-    by_name: dict[str, dict[str, Place]] = {}
+    by_name: dict[str, dict[str, Value]] = {}
     reach: dict[str, int] = {}
     strays: set[str] = set()
     for key, value in index:
@@ -223,12 +223,12 @@ def _by_name(item: Item, index: list[Entry]) -> dict[str, dict[str, Place]]:
     return {name: by_key for name, by_key in by_name.items() if name not in strays}
 
 
-def _bytes_at(values: Values, place: Place) -> bytes:
-    """The header at `place`; empty if it is not there, which the header's parser then reports."""
-    if isinstance(place, bytes):
-        return place
+def _bytes_at(values: Values, value: Value) -> bytes:
+    """The header at `value`; empty if it is not there, which the header's parser then reports."""
+    if isinstance(value, bytes):
+        return value
     try:
-        return values.read(place, HEADER_BYTES)
+        return values.read(value, HEADER_BYTES)
     except PermissionError:
         raise
     except (OSError, UnsafeFile, ValueError):

@@ -145,6 +145,6 @@ def _to_device(
 ) -> jax.Array:
     if look is not None:
         look(path, array)
-    placed = jax.device_put(array, struct.sharding)
+    on_device = jax.device_put(array, struct.sharding)
     # The host's copy of a large leaf must be freed before the next leaf is counted.
-    return placed.block_until_ready() if array.nbytes > LARGE_BYTES else placed
+    return on_device.block_until_ready() if array.nbytes > LARGE_BYTES else on_device

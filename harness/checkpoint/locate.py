@@ -38,7 +38,7 @@ def locate(source: str, *, progress: Progress | None = None) -> Located:
     and of the download.
     """
     path = (
-        fetch_tree(source, progress=progress, named=Named(local="DIR in the place of the address")).path
+        fetch_tree(source, progress=progress, named=Named(local="DIR instead of the address")).path
         if is_remote(source)
         else Path(source)
     )

@@ -109,7 +109,7 @@ def compare_parameters(
             else "without alpha/rank, which no recipe here tells"
         )
         notes.append(
-            f"adapters, which are not there, count as A·B {known}, against the weight that they adapt"
+            f"adapters that the other side lacks count as A·B {known}, relative to the weight that they adapt"
         )
     return Moved(
         against=there.origin,

@@ -71,27 +71,28 @@ class Values:
             file.close()
         self._open.clear()
 
-    def read(self, place: Location, limit_bytes: int) -> bytes:
-        """The bytes at `place`.
+    def read(self, location: Location, limit_bytes: int) -> bytes:
+        """The bytes at `location`.
 
         Raises: ValueError if they are not there, or are more than `limit_bytes`; OSError and UnsafeFile as
         `open_received`.
         """
-        if place.file not in self.sizes:
-            raise ValueError(f"data file {place.file!r} is missing")
-        if place.end > self.sizes[place.file]:
+        if location.file not in self.sizes:
+            raise ValueError(f"data file {location.file!r} is missing")
+        if location.end > self.sizes[location.file]:
             raise ValueError(
-                f"data file {place.file} is truncated: {self.sizes[place.file]} bytes of at least {place.end}"
+                f"data file {location.file} is truncated: {self.sizes[location.file]} bytes of at least"
+                f" {location.end}"
             )
-        if place.length > limit_bytes:
-            raise ValueError(f"{place.length} bytes where at most {limit_bytes} belong")
-        if len(self._open) >= _MOST_OPEN and place.file not in self._open:
+        if location.length > limit_bytes:
+            raise ValueError(f"{location.length} bytes where at most {limit_bytes} belong")
+        if len(self._open) >= _MOST_OPEN and location.file not in self._open:
             self.__exit__()
-        file = self._open.get(place.file) or self._open.setdefault(
-            place.file, open_received(self.directory / place.file, self.directory)
+        file = self._open.get(location.file) or self._open.setdefault(
+            location.file, open_received(self.directory / location.file, self.directory)
         )
-        file.seek(place.offset)
-        return file.read(place.length)
+        file.seek(location.offset)
+        return file.read(location.length)
 
 
 class _Walk:
@@ -151,19 +152,19 @@ class _Walk:
 
         How much it unpacks to is checked first.
         """
-        place = (
+        location = (
             Location(OCDBT_MANIFEST, 0, self._values.sizes[OCDBT_MANIFEST])
             if text is None
             else parse_location(text)
         )
-        if outside(place.file):
-            raise LeadsOut(place.file)
-        if place in self._seen:
+        if outside(location.file):
+            raise LeadsOut(location.file)
+        if location in self._seen:
             raise ValueError("a node is named twice")
-        self._seen.add(place)
+        self._seen.add(location)
         if len(self._seen) > _MOST_NODES:
             raise ValueError(f"more than {_MOST_NODES} nodes")
-        _check_unpacked(self._values.read(place, _NODE_BYTES))
+        _check_unpacked(self._values.read(location, _NODE_BYTES))
         return self._ts.ocdbt.dump(self._base, text, context=self._context).result()
 
 

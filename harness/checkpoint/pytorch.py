@@ -46,17 +46,17 @@ _DTYPES = {
 # other way.
 _NEED = (
     "JAX weights: a params directory as openpi's JAX trainer, or this harness, saves it. openpi's"
-    " examples/convert_jax_model_to_pytorch.py goes from JAX to PyTorch; nothing in openpi goes back"
+    " examples/convert_jax_model_to_pytorch.py converts JAX to PyTorch; openpi has no converter back"
 )
 
 
 class Weights(NamedTuple):
-    """PyTorch weights at `place`: their trainer, and what the headers of their files say.
+    """PyTorch weights at `path`: their trainer, and what the headers of their files say.
 
     `unread` says why a file was not read; `pickles`: because it is a pickle.
     """
 
-    place: Path
+    path: Path
     kind: str
     tensors: list[Tensor]
     unread: list[str]
@@ -74,7 +74,7 @@ def refuse_pytorch(path: Path) -> None:
     raise HarnessError(
         "pytorch-checkpoint",
         f"{path} holds PyTorch weights ({found.kind}): {_contents(found)}",
-        got="; ".join([str(found.place), *found.unread[:3]]),
+        got="; ".join([str(found.path), *found.unread[:3]]),
         need=_NEED,
         fix=(
             "start from the JAX weights: --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
@@ -103,20 +103,20 @@ def find_pytorch(path: Path) -> Weights | None:
     if path.is_file():
         named = path.suffix == _TENSORS or path.suffix in _PICKLES
         return _weights(path.resolve().parent, [path.resolve()], path) if named else None
-    for place in _places(path):
-        files = _files(place)
+    for directory in _directories(path):
+        files = _files(directory)
         if files:
-            return _weights(place, files, place)
+            return _weights(directory, files, directory)
     return None
 
 
-def _places(path: Path) -> Iterator[Path]:
+def _directories(path: Path) -> Iterator[Path]:
     """The directories below `path` that may hold weights, the newest step first."""
     for step in (path, *_newest_first(path), *_newest_first(path / CHECKPOINTS)):
         yield from (
-            place
-            for place in (step, step / _POLICY)
-            if place.is_dir() and not (place.is_symlink() and place != path)
+            directory
+            for directory in (step, step / _POLICY)
+            if directory.is_dir() and not (directory.is_symlink() and directory != path)
         )
 
 
@@ -124,16 +124,16 @@ def _newest_first(directory: Path) -> list[Path]:
     return [step for _, step in reversed(step_directories(directory))]
 
 
-def _files(place: Path) -> list[Path]:
-    """The files of weights directly in `place`: safetensors, or pickles if there are none."""
+def _files(directory: Path) -> list[Path]:
+    """The files of weights directly in `directory`: safetensors, or pickles if there are none."""
     names = sorted(
-        entry for entry in place.iterdir() if entry.suffix == _TENSORS or entry.suffix in _PICKLES
+        entry for entry in directory.iterdir() if entry.suffix == _TENSORS or entry.suffix in _PICKLES
     )[:_MOST_FILES]
     tensors = [file for file in names if file.suffix == _TENSORS and file.is_file()]
     return tensors or [file for file in names if file.is_file()]
 
 
-def _weights(root: Path, files: list[Path], place: Path) -> Weights:
+def _weights(root: Path, files: list[Path], path: Path) -> Weights:
     tensors: dict[str, Tensor] = {}
     unread = []
     for file in files:
@@ -148,29 +148,32 @@ def _weights(root: Path, files: list[Path], place: Path) -> Weights:
             unread.append(error.what)
         except (OSError, *DAMAGE) as error:
             unread.append(f"{one_line(file.name)} is damaged: {first_line(error)}")
-    return Weights(place, _kind(root, files), list(tensors.values()), unread, files[0].suffix != _TENSORS)
+    return Weights(path, _kind(root, files), list(tensors.values()), unread, files[0].suffix != _TENSORS)
 
 
-def _kind(place: Path, files: list[Path]) -> str:
-    if any(file.name.startswith("adapter_") for file in files) or (place / "adapter_config.json").exists():
+def _kind(directory: Path, files: list[Path]) -> str:
+    if (
+        any(file.name.startswith("adapter_") for file in files)
+        or (directory / "adapter_config.json").exists()
+    ):
         return "PEFT adapters"
-    policy = _lerobot_policy(place)
+    policy = _lerobot_policy(directory)
     if (
         policy is not None
-        or place.name == _POLICY
-        or (place / "train_config.json").exists()
-        or (place.parent / _STATE).is_dir()
+        or directory.name == _POLICY
+        or (directory / "train_config.json").exists()
+        or (directory.parent / _STATE).is_dir()
     ):
         return f"LeRobot {policy}" if policy else "LeRobot"
-    if (place / "optimizer.pt").exists() or (place / "metadata.pt").exists():
+    if (directory / "optimizer.pt").exists() or (directory / "metadata.pt").exists():
         return "openpi's PyTorch trainer"
     return "safetensors" if files[0].suffix == _TENSORS else "a pickle"
 
 
-def _lerobot_policy(place: Path) -> str | None:
+def _lerobot_policy(directory: Path) -> str | None:
     """The policy that LeRobot's config.json beside the weights names."""
     try:
-        config = read_json(place / "config.json", place, MARK_BYTES)
+        config = read_json(directory / "config.json", directory, MARK_BYTES)
     except (OSError, UnsafeFile, ValueError):
         return None
     named = config.get("type") if isinstance(config, dict) and "n_obs_steps" in config else None

@@ -56,18 +56,18 @@ def read_header(path: Path, root: Path) -> list[Tensor]:
         facts = parse_json(file.read(length))
     if not isinstance(facts, dict):
         raise ValueError("a header that is no mapping")
-    placed = sorted(_tensor(name, entry) for name, entry in facts.items() if name != "__metadata__")
+    spans = sorted(_tensor(name, entry) for name, entry in facts.items() if name != "__metadata__")
     end = 0
-    for begin, stop, _ in placed:
+    for begin, stop, _ in spans:
         if begin != end:
             raise ValueError("tensors that overlap, or leave a gap")
         end = stop
     if end != size - 8 - length:
         raise ValueError(
-            f"tensors of {end} bytes in a file that has {size - 8 - length} for them: it is cut off, or not"
-            " the file that it was"
+            f"tensors of {end} bytes in a file that has {size - 8 - length} for them: it was cut off or"
+            " changed"
         )
-    return [tensor for _, _, tensor in placed]
+    return [tensor for _, _, tensor in spans]
 
 
 def _tensor(name: str, entry: Any) -> tuple[int, int, Tensor]:

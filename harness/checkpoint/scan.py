@@ -26,6 +26,7 @@ from harness.run.steps import (
     METADATA,
     OCDBT_MANIFEST,
     PARAMS,
+    QUIET_S,
     TREES,
     USUAL_ITEMS,
     interrupted_step,
@@ -36,15 +37,13 @@ from harness.run.steps import (
 )
 from harness.units import format_seconds
 
-# A save writes all the time. A save that has been silent for this long has stopped.
-QUIET_S = 60
 # Every trainer leaves what openpi leaves, so only that is asked of a step outside a run.
 ANYBODY: Backend = "openpi"
 
 
 @dataclass
 class Found:
-    """The places of a checkpoint directory. `items` maps an item's name to its directory."""
+    """What lies in a checkpoint directory. `items` maps an item's name to its directory."""
 
     root: Path
     run: Path | None = None
@@ -259,9 +258,9 @@ def _empty(path: Path, found: Found) -> HarnessError:
             need="a directory with numbered steps",
             fix="give the directory that the trainer saved to",
         )
-    below = (place for depth in ("*/*", "*/*/*") for place in found.root.glob(depth))
+    below = (path for depth in ("*/*", "*/*/*") for path in found.root.glob(depth))
     nested = next(
-        (place for place in below if step_number(place.name) is not None and (place / PARAMS).is_dir()), None
+        (path for path in below if step_number(path.name) is not None and (path / PARAMS).is_dir()), None
     )
     names = sorted(child.name for child in found.root.iterdir())
     return _not_a_checkpoint(

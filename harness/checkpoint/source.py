@@ -223,7 +223,8 @@ def _text(value: object) -> str:
 def base_circular(found: Path) -> HarnessError:
     return HarnessError(
         "weights-base-circular",
-        f"{found} holds only what was trained, and the weights below it lead back to itself or never end",
+        f"{found} holds only trained parameters, and its chain of base weights leads back to itself or"
+        " never ends",
         need="a base that holds all parameters",
         fix="--base PATH of the weights that the run started from",
     )

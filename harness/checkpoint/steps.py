@@ -67,7 +67,9 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: 
     is_item = path in items.values()
     trees = {name: read_item(items[name]) for name in TREES if name in items}
     # Each file of the step is visited once. Those of an array item were visited when it was read.
-    files = {name: trees[name].files if name in trees else files_of(place) for name, place in items.items()}
+    files = {
+        name: trees[name].files if name in trees else files_of(directory) for name, directory in items.items()
+    }
     missing = [] if is_item else missing_marks(path, items)
     if not is_item:
         missing += [f"{name}/" for name in expected_items(path, items) if name not in items]

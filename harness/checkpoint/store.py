@@ -1,6 +1,6 @@
 """Saves and restores training checkpoints in openpi's layout.
 
-A save runs in the background and is renamed into place when whole. A restore reads leaf by leaf.
+A save runs in the background and gets its name when whole. A restore reads leaf by leaf.
 
     <step>/params                                PyTree {"params": {… {"value": array}}}: the average with EMA
     <step>/train_state                           PyTree {"step", "params" (raw, with EMA), "opt_state"}

@@ -53,7 +53,7 @@ def load_params(
     """Every expected parameter, read from `source`, or made by `initialize` if it is missing and may be.
 
     `source` is a `params` directory or a step directory; local, gs:// or https://. If it holds only what was
-    trained, its base is read too. `base` is the base's new place, if it has moved. `keep` reduces each array
+    trained, its base is read too. `base` is where the base is now, if it has moved. `keep` reduces each array
     to what is kept of it, before the next one is read.
     Raises: HarnessError "weights-mismatch", which lists every missing, unexpected and mis-shaped parameter,
     "weights-not-finite", "weights-missing", "weights-not-a-checkpoint", "weights-step-needed",
@@ -131,7 +131,7 @@ def params_directories(
 ) -> list[Path]:
     """The `params` directory of `source`, then that of its base if it holds only what was trained.
 
-    `base` is the base's new place, if it has moved. `above` are the directories whose base `source` is.
+    `base` is where the base is now, if it has moved. `above` are the directories whose base `source` is.
     Raises: HarnessError "weights-base-circular", "weights-base-differs", and those of `find_params` and
     `named_base`.
     """
@@ -162,8 +162,8 @@ def _directories(
     if sha256 != recorded.sha256:
         raise HarnessError(
             "weights-base-differs",
-            f"{found} holds only what was trained, on top of {recorded.source}, and {lower[0]} has other"
-            " bytes",
+            f"{found} holds only parameters that were trained on top of {recorded.source}, and {lower[0]}"
+            " has other bytes",
             got=sha256,
             need=recorded.sha256,
             fix="give the weights that the run started from, or a full checkpoint of the run",

@@ -190,13 +190,12 @@ def rows_mismatch(path: Path, found: int, rows: int) -> HarnessError:
         if hub
         else correct(
             path,
-            f"set what meta/ says of {path.name} to its {found} rows, or put the file there that belongs to"
-            " meta/",
+            f"correct meta/ to the {found} rows of {path.name}, or put back the file that meta/ describes",
         )
     )
     return HarnessError(
         "dataset-rows-mismatch",
-        f"{path} has other rows than the metadata says",
+        f"{path} does not have the rows that the metadata names",
         got=found,
         need=rows,
         fix=fix,

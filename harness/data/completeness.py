@@ -77,7 +77,7 @@ def _check_videos(dataset: LeRobotDataset, name: str) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         list(
             pool.map(
-                lambda item: _check_video(dataset, name, dataset.place(item[0]), item[1], timestamps),
+                lambda item: _check_video(dataset, name, dataset.path_of(item[0]), item[1], timestamps),
                 files.items(),
             )
         )
@@ -101,7 +101,7 @@ def _check_video(
         lacking = np.abs(nearest - wanted) > 0.25 / dataset.fps
         if lacking.any():
             row = int(np.argmax(lacking))
-            table = f"{dataset.place(episode.file)} row {episode.row + row}"
+            table = f"{dataset.path_of(episode.file)} row {episode.row + row}"
             check_rate(path, there, wanted, episode)
             check_offsets(dataset, name, path, there, episodes)
             raise too_short(

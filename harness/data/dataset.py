@@ -175,8 +175,8 @@ def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
     if width <= room:
         return []
     return [
-        f"{name} has {width} dimensions, more than model.action_dim ({room}); it does not enter this model,"
-        " so nothing of it is lost"
+        f"{name} has {width} dimensions, more than model.action_dim ({room}); this model does not read it,"
+        " so nothing is lost"
     ]
 
 

@@ -113,8 +113,7 @@ def _cgroup(name: str) -> int | None:
 def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:
     """The encoded image that a parquet cell refers to.
 
-    It is one of these: the cell's own bytes, the file that the cell names, or the file at LeRobot's standard
-    place.
+    It is one of these: the cell's own bytes, the file that the cell names, or LeRobot's standard file.
 
     Raises: HarnessError "image-missing", "dataset-path-unsafe", "file-not-regular" or "file-too-large".
     """

@@ -89,7 +89,7 @@ def image_corrupt(where: str, error: Exception) -> HarnessError:
         got=str(error)[:200],
         need="a whole " + ", ".join(_FORMATS) + " image",
         fix=(
-            "put the image there again from where the recording lies, or take the episode out of a copy of"
+            "copy the image again from the original recording, or take the episode out of a copy of"
             " the dataset (LeRobot: lerobot-edit-dataset)"
         ),
     )

@@ -37,7 +37,7 @@ class LeRobotDataset:
         self._firsts = [episode.first for episode in self._metadata.episodes]
         self._encoded = EncodedColumn()
         self._video = VideoReader()
-        self._places: dict[str, Path] = {}
+        self._paths: dict[str, Path] = {}
         self._columns: Block | None = None
         self._lock = threading.Lock()
 
@@ -125,7 +125,7 @@ class LeRobotDataset:
             episode = self.episode_of(i)
             span = episode.videos[feature]
             return self._video.frame(
-                self.path, self.place(span.file), span.start_s + float(self.columns.timestamp[i]), self.fps
+                self.path, self.path_of(span.file), span.start_s + float(self.columns.timestamp[i]), self.fps
             )
         return decode(*self.encoded(i, feature))
 
@@ -137,7 +137,7 @@ class LeRobotDataset:
         """
         episode = self.episode_of(i)
         row = i - episode.first
-        path = self.place(episode.file)
+        path = self.path_of(episode.file)
         where = f"{path} row {episode.row + row}, {feature}"
         dash = "-" if self.version == "v3.0" else "_"
         standard = f"images/{feature}/episode{dash}{episode.index:06d}/frame{dash}{row:06d}.png"
@@ -182,16 +182,16 @@ class LeRobotDataset:
             at += len(block.state)
         return Block(self.episodes, **whole)
 
-    def place(self, file: str) -> Path:
+    def path_of(self, file: str) -> Path:
         """The path of `file` inside the dataset.
 
         Each file is checked once, because following links costs more than reading a small image.
 
         Raises: HarnessError "dataset-path-unsafe".
         """
-        if file not in self._places:
-            self._places[file] = inside(self.path, file)
-        return self._places[file]
+        if file not in self._paths:
+            self._paths[file] = inside(self.path, file)
+        return self._paths[file]
 
     def _frame(self, i: int) -> int:
         if not 0 <= i < self.frames:

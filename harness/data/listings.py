@@ -35,7 +35,7 @@ Listed = tuple[dict[int, str], list["Row"]]
 
 @dataclass(frozen=True, slots=True)
 class VideoSpan:
-    """The place of one episode in a video file: it starts at `start_s` and lasts the episode's length."""
+    """The part of one episode in a video file: it starts at `start_s` and lasts the episode's length."""
 
     file: str
     start_s: float
@@ -124,9 +124,9 @@ def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
     data = text(info, "data_path", where, default=_V3_DATA)
     videos = video_features(features)
     video = text(info, "video_path", where, default="") if videos else ""
-    places = ["data", *(f"videos/{key}" for key in videos)]
+    prefixes = ["data", *(f"videos/{key}" for key in videos)]
     wanted = {
-        f"{place}/{name}" for place in places for name in ("chunk_index", "file_index", "from_timestamp")
+        f"{prefix}/{name}" for prefix in prefixes for name in ("chunk_index", "file_index", "from_timestamp")
     }
     wanted |= {"episode_index", "length", "dataset_from_index"}
     declared = info.get("total_episodes")
@@ -156,14 +156,14 @@ def _episode_files(root: Path) -> list[Path]:
 
 
 def _row_v3(row: dict[str, Any], data: str, videos: dict[str, str], at: str, where: str) -> Row:
-    def place(prefix: str) -> dict[str, int | str]:
+    def numbers(prefix: str) -> dict[str, int | str]:
         return {name: integer(row, f"{prefix}/{name}", at) for name in ("chunk_index", "file_index")}
 
     spans = {}
     for key, video in videos.items():
         start = number(row, f"videos/{key}/from_timestamp", at)
-        spans[key] = VideoSpan(fill(video, place(f"videos/{key}") | {"video_key": key}, where=where), start)
-    file = fill(data, place("data"), where=where)
+        spans[key] = VideoSpan(fill(video, numbers(f"videos/{key}") | {"video_key": key}, where=where), start)
+    file = fill(data, numbers("data"), where=where)
     return Row(
         integer(row, "episode_index", at),
         integer(row, "length", at),
@@ -254,21 +254,19 @@ def version_wrong(info_path: Path, version: str | None, by_files: str, *, named:
         "v3.0": "meta/episodes/ and meta/tasks.parquet",
         "v2.1": f"meta/episodes.jsonl and meta/{TASKS}",
     }[by_files]
+    # JSON allows blanks on both sides of a colon.
+    key = '"codebase_version"[[:space:]]*:[[:space:]]*'
     if version is not None:
-        fix = (
-            f"""sed -i 's/"codebase_version": *"[^"]*"/"codebase_version": "{by_files}"/' {word(info_path)}"""
-        )
+        fix = f"""sed -i 's/{key}"[^"]*"/"codebase_version": "{by_files}"/' {word(info_path)}"""
     elif named:
-        fix = (
-            f"""sed -i 's/"codebase_version": *[^,}}]*/"codebase_version": "{by_files}"/' {word(info_path)}"""
-        )
+        fix = f"""sed -i 's/{key}[^,}}]*/"codebase_version": "{by_files}"/' {word(info_path)}"""
     else:
         fix = f"""sed -i '0,/{{/s//{{"codebase_version": "{by_files}", /' {word(info_path)}"""
     return HarnessError(
         "dataset-version-wrong",
-        f"{info_path} says that the dataset is of version {version}, and its files are of another"
+        f"{info_path} says that the dataset is of version {version}, but its files are of another version"
         if version is not None
-        else f"{info_path} does not say of which version the dataset is; its files tell it",
+        else f"{info_path} does not name the dataset's version; its files show it",
         got=f"codebase_version {version}, with {names}" if version is not None else f"none, with {names}",
         need=f"codebase_version {by_files}",
         fix=fix,

@@ -136,8 +136,8 @@ class _Order:
     Every epoch is its own permutation. A batch may begin in one epoch and end in the next.
     """
 
-    def __init__(self, frames: int, seed: int, batch_size: int, places: range) -> None:
-        self._frames, self._seed, self._batch_size, self._places = frames, seed, batch_size, places
+    def __init__(self, frames: int, seed: int, batch_size: int, rows: range) -> None:
+        self._frames, self._seed, self._batch_size, self._rows = frames, seed, batch_size, rows
         self._endless: Any = None
 
     def __call__(self, step: int) -> list[int]:
@@ -145,7 +145,7 @@ class _Order:
             import grain
 
             self._endless = grain.MapDataset.range(self._frames).seed(self._seed).shuffle().repeat()
-        return [int(self._endless[step * self._batch_size + place]) for place in self._places]
+        return [int(self._endless[step * self._batch_size + row]) for row in self._rows]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_endless": None}

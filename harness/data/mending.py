@@ -21,9 +21,9 @@ def hub_of(path: Path) -> str | None:
 
     Source: huggingface_hub keeps <cache>/datasets--<owner>--<name>/snapshots/<commit>.
     """
-    for place in (path, *path.parents):
-        cache = place.parent.parent
-        if place.parent.name == "snapshots" and cache.name.startswith("datasets--"):
+    for directory in (path, *path.parents):
+        cache = directory.parent.parent
+        if directory.parent.name == "snapshots" and cache.name.startswith("datasets--"):
             return cache.name.removeprefix("datasets--").replace("--", "/")
     return None
 
@@ -44,7 +44,7 @@ def another_copy(path: Path) -> str:
         both = " ".join(word(each) for each in dict.fromkeys((path, Path(os.path.realpath(path)))))
         return f"rm -f {both}; the same command then fetches this one file of {word(hub)} again"
     return (
-        f"copy {path.name} again from where the dataset was made; where there is no copy, keep what is here"
+        f"copy {path.name} again from where the dataset was made; if there is no copy, keep what is here"
         f" and {_EDIT}"
     )
 
@@ -53,11 +53,11 @@ def missing(path: Path, what: str | None = None, *, need: object = None) -> Harn
     """The error for a file that the dataset lacks."""
     hub = hub_of(path)
     if hub is not None:
-        fix = f"the same command with the network fetches what is lacking of {hub} (unset HF_HUB_OFFLINE)"
+        fix = f"the same command with the network fetches the missing files of {hub} (unset HF_HUB_OFFLINE)"
     else:
         fix = (
-            "copy it from where the dataset was made; of a clone: git lfs pull; what is there is left as"
-            " it is"
+            "copy it from where the dataset was made; in a clone: git lfs pull; the files that are there"
+            " stay as they are"
         )
     return HarnessError(
         "dataset-file-missing", what or f"the dataset lacks {path}", got="no such file", need=need, fix=fix

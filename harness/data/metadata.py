@@ -90,7 +90,7 @@ def read_metadata(root: Path) -> Metadata:
             need="at least one episode",
             fix="--dataset with a dataset that has episodes",
         )
-    episodes = _place(root, rows)
+    episodes = _episodes(root, rows)
     depth = frozenset(name for name, value in info["features"].items() if _is_depth(value))
     found = Metadata(root, version, fps, features, tasks, episodes, depth)
     _check_totals(info, info_path, found)
@@ -108,7 +108,7 @@ def _is_depth(feature: dict[str, Any]) -> bool:
     )
 
 
-def _place(root: Path, rows: list[Row]) -> list[Episode]:
+def _episodes(root: Path, rows: list[Row]) -> list[Episode]:
     rows = sorted(rows, key=lambda row: row.index)
     first, next_row, episodes = 0, dict[str, int](), []
     for position, row in enumerate(rows):

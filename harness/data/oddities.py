@@ -90,8 +90,8 @@ class _Pace:
     def __init__(self, fps: float) -> None:
         self.fps = fps
         self.rows = self.gaps = self.wrong = self.alike = 0
-        # The first wrong gap's place and length, and the usual wrong gap.
-        self.place, self.first, self.usual = "", 0.0, 0.0
+        # Where the first wrong gap is, its length, and the usual wrong gap.
+        self.where, self.first, self.usual = "", 0.0, 0.0
 
     def look(self, block: Block) -> None:
         """Counts the gaps of a block."""
@@ -99,16 +99,16 @@ class _Pace:
         within = np.ones(len(steps), dtype=bool)
         within[np.cumsum([episode.length for episode in block.episodes])[:-1] - 1] = False
         wrong = within & (np.abs(steps - 1 / self.fps) > 0.25 / self.fps)
-        if wrong.any() and not self.place:
+        if wrong.any() and not self.where:
             at = int(np.argmax(wrong))
             row = block.episodes[0].row + at
-            self.place = f"{block.episodes[0].file} rows {row} and {row + 1}"
+            self.where = f"{block.episodes[0].file} rows {row} and {row + 1}"
             self.first, self.usual = float(steps[at]), float(np.median(steps[wrong]))
         alike = within & (np.abs(steps - self.usual) <= 0.25 * abs(self.usual))
         self.rows += len(block.timestamp)
         self.gaps += int(within.sum())
         self.wrong += int(wrong.sum())
-        self.alike += int(alike.sum()) if self.place else 0
+        self.alike += int(alike.sum()) if self.where else 0
 
     def findings(self) -> list[str]:
         if not self.wrong:
@@ -120,7 +120,7 @@ class _Pace:
                 f" {self.rows:,} rows): fps in meta/info.json is wrong, which says {self.fps:g}"
             ]
         return [
-            f"{self.place} are {self.first:.4g} s apart, and meta/info.json says {self.fps:g} frames a second"
+            f"{self.where} are {self.first:.4g} s apart, and meta/info.json says {self.fps:g} frames a second"
             f" ({1 / self.fps:.4g} s); {self.wrong:,} of {self.gaps:,} gaps between rows differ"
         ]
 
@@ -149,18 +149,18 @@ def camera_findings(dataset: LeRobotDataset, recipe: Recipe) -> list[str]:
 
 def _shows_nothing(dataset: LeRobotDataset, name: str) -> list[str]:
     """A finding on a camera whose sampled pictures have one colour each, or are all the same."""
-    places = np.unique(
+    indices = np.unique(
         np.linspace(0, dataset.frames - 1, min(SAMPLED_FRAMES, dataset.frames)).round().astype(int)
     )
     plain, black, kinds = 0, 0, set()
-    for i in places:
+    for i in indices:
         image = dataset.image(int(i), name)
         one = bool((image == image[0, 0]).all())
         plain, black = plain + one, black + (one and not image.any())
         kinds.add(hash(image.tobytes()))
-    looked = f"of {len(places)} sampled frames"
+    looked = f"of {len(indices)} sampled frames"
     if plain:
         return [f"{name}: {plain} {looked} are of one colour" + (f", {black} of them black" if black else "")]
-    if len(kinds) == 1 and len(places) > 1:
-        return [f"{name}: all {len(places)} sampled frames are the same picture, to the last pixel"]
+    if len(kinds) == 1 and len(indices) > 1:
+        return [f"{name}: all {len(indices)} sampled frames are the same picture, to the last pixel"]
     return []

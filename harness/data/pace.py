@@ -55,7 +55,9 @@ class Pace:
         if self._parallel < cores:
             advice.append(f"{WORKERS}={cores} makes batches in as many processes as there are cores")
         else:
-            advice.append(f"all {cores} cores make batches already: give it more (docker run --cpus)")
+            advice.append(
+                f"all {cores} cores make batches already: give the container more cores (docker run --cpus)"
+            )
         if any(feature.dtype == "video" for feature in used):
             advice.append("a dataset with images in parquet instead of video decodes one frame for one frame")
         if not all(travels(*_height_and_width(feature), self._size) for feature in used):

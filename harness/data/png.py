@@ -56,7 +56,7 @@ def is_deep_grey(data: bytes) -> bool:
 
 
 def chunks(data: bytes) -> list[Chunk]:
-    """Every chunk of a PNG with its place in `data`. The picture is not decoded.
+    """Every chunk of a PNG with its position in `data`. The picture is not decoded.
 
     Raises: Damaged if a chunk is cut off, a checksum is wrong, or the picture's data or the end is missing.
     """

@@ -14,7 +14,7 @@ from harness.data.fields import invalid
 from harness.data.mending import correct, left_out
 from harness.data.metadata import Episode, Metadata
 from harness.data.paths import TASKS, inside
-from harness.data.where import check_places
+from harness.data.where import check_files
 from harness.errors import HarnessError
 
 # Rows of a large file in memory at a time, unless an episode has more.
@@ -72,7 +72,7 @@ def read_blocks(
             )
     except HarnessError as refusal:
         if refusal.code in ("dataset-rows-mismatch", "dataset-index-invalid"):
-            check_places(metadata)
+            check_files(metadata)
         raise
 
 
@@ -170,12 +170,12 @@ def _bad_index(
     path: Path, row: int, name: str, got: object, need: object, fix: str | None = None
 ) -> HarnessError:
     fix = fix or (
-        "number the rows anew with LeRobot's own writer, in a copy of the dataset; nothing else of"
-        f" {path.name} is wrong by this"
+        "number the rows anew with LeRobot's own writer, in a copy of the dataset; this shows nothing else"
+        f" wrong with {path.name}"
     )
     return HarnessError(
         "dataset-index-invalid",
-        f"{path} row {row}: {name} is not what its place says",
+        f"{path} row {row}: {name} does not match the row's position",
         got=got,
         need=need,
         fix=fix,

@@ -73,7 +73,7 @@ def to_openpi_json(stats: NormStats) -> str:
 
 
 def chunk_weights(lengths: list[int], horizon: int) -> np.ndarray:
-    """Number of places in padded action chunks that each frame fills.
+    """Number of rows of padded action chunks that each frame fills.
 
     Shapes: [sum of lengths] float64; an episode's weights sum to length · horizon.
     """
@@ -182,7 +182,7 @@ class Tally:
 
     def result(self) -> DimensionStats:
         """The statistics of all rows."""
-        rows = zip(self._places, self._lower, self._upper, strict=True)
+        rows = zip(self._upper_digits, self._lower, self._upper, strict=True)
         q01, q99 = np.array(
             [_between(row, bins, before, self._ranks, self._total) for row, bins, before in rows]
         ).T
@@ -212,13 +212,13 @@ class Tally:
         return np.cumsum(self._counts, axis=1)
 
     @cached_property
-    def _places(self) -> list[np.ndarray]:
+    def _upper_digits(self) -> list[np.ndarray]:
         """The upper digit of the value at each of `_ranks`, for each dimension."""
         return [np.searchsorted(row, self._ranks, side="right") for row in self._upper]
 
     @cached_property
     def _lower(self) -> list[dict[int, np.ndarray]]:
-        return [{int(bin_): np.zeros(_DIGIT) for bin_ in row} for row in self._places]
+        return [{int(bin_): np.zeros(_DIGIT) for bin_ in row} for row in self._upper_digits]
 
 
 def _digits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -236,14 +236,14 @@ def _value(upper: int, lower: int) -> float:
 
 
 def _between(
-    places: np.ndarray, lower: dict[int, np.ndarray], before: np.ndarray, ranks: np.ndarray, total: float
+    digits: np.ndarray, lower: dict[int, np.ndarray], before: np.ndarray, ranks: np.ndarray, total: float
 ) -> list[float]:
     """Each quantile of one dimension, interpolated between the two order statistics around it."""
     order = []
-    for place, rank in zip(places, ranks, strict=True):
-        offset = rank - (before[place - 1] if place else 0)
+    for digit, rank in zip(digits, ranks, strict=True):
+        offset = rank - (before[digit - 1] if digit else 0)
         order.append(
-            _value(int(place), int(np.searchsorted(np.cumsum(lower[int(place)]), offset, side="right")))
+            _value(int(digit), int(np.searchsorted(np.cumsum(lower[int(digit)]), offset, side="right")))
         )
     fractions = [(total - 1) * q % 1 for q in QUANTILES]
     return [

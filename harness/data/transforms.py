@@ -52,7 +52,7 @@ def _affine(stats: DimensionStats, mode: Normalization, dimensions: int) -> tupl
     if width != dimensions:
         raise HarnessError(
             "stats-shape",
-            "the statistics are of another number of dimensions than the data",
+            "the statistics have another number of dimensions than the data",
             got=width,
             need=dimensions,
             fix="harness stats with this dataset and recipe, into the same run",

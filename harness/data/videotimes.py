@@ -69,8 +69,8 @@ def check_offsets(
             key = f"videos/{name}/from_timestamp"
             raise HarnessError(
                 "video-offset-wrong",
-                f"{where}: episode {episode.index} is looked for at another time than it has in {path}, which"
-                " is whole",
+                f"{where}: episode {episode.index} is listed at another time than the one that it has in"
+                f" {path}; that file is whole",
                 got=f"{key} {said:.3f} s, in a file of {len(there) / dataset.fps:.3f} s",
                 need=f"{start:.3f} s",
                 fix=correct(

@@ -14,7 +14,7 @@ from harness.data.paths import EPISODES, inside, walk_dataset
 from harness.errors import HarnessError
 
 
-def check_places(metadata: Metadata) -> None:
+def check_files(metadata: Metadata) -> None:
     """Refuses metadata that name the wrong file for an episode, if another file has all of its rows.
 
     The files themselves are complete then.
@@ -31,15 +31,15 @@ def check_places(metadata: Metadata) -> None:
         # An unreadable file is then the cause, and its reader reports it.
         return
     for episode in metadata.episodes:
-        places = [file for file, rows in found.items() if rows[episode.index] == episode.length]
-        if places and episode.file not in places:
+        whole = [file for file, rows in found.items() if rows[episode.index] == episode.length]
+        if whole and episode.file not in whole:
             where = metadata.root / EPISODES
             raise HarnessError(
                 "episode-place-wrong",
                 f"{where}: episode {episode.index} is listed in another file than the one that has its rows;"
                 " the files are whole",
                 got=episode.file,
-                need=places[0],
+                need=whole[0],
                 fix=correct(
                     where,
                     f"correct data/chunk_index and data/file_index of episode {episode.index}, or convert the"

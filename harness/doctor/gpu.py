@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from harness.artifacts import Machine
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
-from harness.probe.nvml_errors import parted
 from harness.received.text import word
 from harness.run.xla_flags import refused_flags
 from harness.units import format_bytes
@@ -130,8 +129,8 @@ def visible(situation: Situation) -> Iterator[Finding]:
     machine = situation.machine
     for gpu in machine.gpus:
         if gpu.error and len(machine.gpus) > 1:
-            got, fix = parted(gpu.error)
-            yield warning("GPU", f"GPU {gpu.index}: {got}", "a GPU that answers", fix)
+            fix = gpu.fix or "harness probe asks the GPU again"
+            yield warning("GPU", f"GPU {gpu.index}: {gpu.error}", "a GPU that answers", fix)
     _machine_of_a_gpu(situation)
     if not situation.machine.usable_gpus:
         fix = machine.gpu_fix or "harness probe; in compose: service train, not smoke"

@@ -68,20 +68,19 @@ def disk(situation: Situation) -> Iterator[Finding]:
     if chosen is None or chosen.disk_bytes is None:
         yield without_plan("disk", situation)
         return
-    place = situation.run or next(iter(situation.writes), None)
-    if place is None:
+    directory = situation.run or next(iter(situation.writes), None)
+    if directory is None:
         raise NotNeeded("nothing is written")
-    one, held = chosen.disk_bytes // 2, whole_steps(RunDir(place).checkpoints, situation.backend)
+    one, held = chosen.disk_bytes // 2, whole_steps(RunDir(directory).checkpoints, situation.backend)
     soon, most = more_checkpoints(situation.recipe.train, held)
-    free = shutil.disk_usage(_existing(place)).free
+    free = shutil.disk_usage(_existing(directory)).free
     fix = "free space there, or keep runs elsewhere: HARNESS_RUNS=DIR (in compose HARNESS_RUNS_DIR=DIR)"
-    got = f"{format_bytes(free)} free at {place}"
+    got = f"{format_bytes(free)} free at {directory}"
     if free < soon * one:
         yield error("disk", got, f"{format_bytes(soon * one)} for the next checkpoints", fix)
     elif free < most * one:
         need = (
-            f"{format_bytes(most * one)} for the {most} checkpoints more that lie there at most, one being"
-            " saved"
+            f"{format_bytes(most * one)} for at most {most} more checkpoints there, one of them being saved"
         )
         yield warning("disk", got, need, f"{fix}; or keep fewer: --set train.keep_every_steps=10000")
 
@@ -205,7 +204,7 @@ def writable(situation: Situation) -> Iterator[Finding]:
 def _existing(path: Path) -> Path:
     """`path`, or its nearest existing parent directory."""
     path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.is_dir())
+    return next(directory for directory in (path, *path.parents) if directory.is_dir())
 
 
 def _integer(text: str | None) -> int:

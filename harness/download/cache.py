@@ -89,11 +89,11 @@ def fetch_file(
         return found
     with _naming(named):
         name = _name(source, "file")
-        files = _kept_file(_place(source, cache), name)
+        files = _kept_file(_entry_of(source, cache), name)
         if files is not None and sha256 in (None, files[name][1]):
-            return Downloaded(_place(source, cache) / name, *files[name])
+            return Downloaded(_entry_of(source, cache) / name, *files[name])
         consent.check(source, named)
-        with held(_place(source, cache), source) as entry:
+        with held(_entry_of(source, cache), source) as entry:
             # Another process may have fetched it while this one waited for the lock.
             files = _kept_file(entry, name)
             if files is None or sha256 not in (None, files[name][1]):
@@ -131,11 +131,11 @@ def fetch_tree(
     source = source.rstrip("/")
     with _naming(named):
         name = _name(source, "tree")
-        files = kept_files(_place(source, cache), name)
+        files = kept_files(_entry_of(source, cache), name)
         if files is not None:
-            return DownloadedTree(_place(source, cache) / name, files)
+            return DownloadedTree(_entry_of(source, cache) / name, files)
         consent.check(source, named)
-        with held(_place(source, cache), source) as entry:
+        with held(_entry_of(source, cache), source) as entry:
             files = kept_files(entry, name)
             if files is None:
                 remote = list_tree(source, lambda url: read_page(url, source))
@@ -155,7 +155,7 @@ def kept_tree(source: str, *, cache: Path | None = None) -> Path | None:
     """
     source = source.rstrip("/")
     try:
-        entry, name = _place(source, cache), _name(source, "tree")
+        entry, name = _entry_of(source, cache), _name(source, "tree")
     except HarnessError:
         # No download accepts such an address, so there is no copy of it.
         return None
@@ -197,7 +197,7 @@ def _name(source: str, otherwise: str) -> str:
     return parts[-1]
 
 
-def _place(source: str, cache: Path | None) -> Path:
+def _entry_of(source: str, cache: Path | None) -> Path:
     """The cache entry of `source`, a directory directly below the cache. Checks the address."""
     return (
         cache or cache_root()

@@ -3,7 +3,7 @@
     <cache>/<name>-<hash of the address>/
         lock         held while anything is written
         part/        the partial download; a later call continues from there
-        <name>       the file or directory itself, renamed into place when every size and hash is right
+        <name>       the file or directory itself, which gets its name when every size and hash is right
         source.json  all sizes and sha256
 
 This module removes files only inside an entry.
@@ -140,7 +140,7 @@ def no_space(entry: Path, source: str, need: str | None, free: str | None) -> Ha
     """The error for a disk that is too small for `source`."""
     return HarnessError(
         "download-no-space",
-        f"no space for {source} in {entry.parent}; what had come of it was removed",
+        f"no space for {source} in {entry.parent}; the part that had arrived was removed",
         got=free and f"{free} free",
         need=need and f"{need} free",
         fix=f"free space in {entry.parent}, or point HARNESS_CACHE at a larger disk",

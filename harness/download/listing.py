@@ -144,7 +144,7 @@ def _list_gcs(source: str, read: Read) -> Iterator[RemoteFile]:
                 yield _gcs_file(item, bucket, prefix, source)
         if not token:
             return
-    raise no_listing(source, "a page that says it comes after itself")
+    raise no_listing(source, "a page that names itself as the next page")
 
 
 def _gcs_page(body: bytes, source: str) -> tuple[list[dict[str, Any]], str]:

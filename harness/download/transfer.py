@@ -162,7 +162,7 @@ def _check_room(part: Path, have: int, more: int) -> None:
         have // _LOOK_EVERY_BYTES > (have - more) // _LOOK_EVERY_BYTES
         and shutil.disk_usage(part.parent).free < _LEAVE_FREE_BYTES
     ):
-        raise OSError(errno.ENOSPC, "a file whose size nobody told fills the disk")
+        raise OSError(errno.ENOSPC, "a file of undeclared size fills the disk")
 
 
 def _verified(file: RemoteFile, part: Path, target: Path, source: str) -> tuple[int, str]:

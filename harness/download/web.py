@@ -1,7 +1,7 @@
 """One HTTP request with restricted redirects: never from https to http, never into a private network.
 
 A host's name is resolved once, and the connection goes to an address that was checked. Behind a proxy
-(HTTPS_PROXY, HTTP_PROXY) the proxy resolves the names. Then only the name itself, or an address in its place,
+(HTTPS_PROXY, HTTP_PROXY) the proxy resolves the names. Then only the name itself, or the address that it is,
 is checked.
 """
 
@@ -257,7 +257,7 @@ class _Trip:
 def _no_redirect(url: str, error: ValueError) -> HarnessError:
     return HarnessError(
         "download-redirect",
-        f"{one_line(url[:200])} redirects to what is no address: {one_line(str(error))}",
+        f"{one_line(url[:200])} redirects to something that is not an address: {one_line(str(error))}",
         fix="do not use this source",
     )
 
@@ -324,17 +324,17 @@ def _connect(trip: _Trip, address: tuple[str, int], timeout: Any, source: Any) -
     except UnicodeError as error:
         # A part of the name is empty, or longer than the 63 characters that the name service has room for.
         raise OSError(f"{one_line(host[:200])} is no name of a host") from error
-    places = [str(place[4][0]) for place in found]
-    for place in places:
-        trip.check(host, kind_of(place))
+    resolved = [str(entry[4][0]) for entry in found]
+    for ip in resolved:
+        trip.check(host, kind_of(ip))
     failure: OSError = OSError(f"{host} has no address")
-    for place in places:
+    for ip in resolved:
         try:
-            made = socket.create_connection((place, port), timeout, source)
+            made = socket.create_connection((ip, port), timeout, source)
         except OSError as error:
             failure = error
             continue
-        trip.begin(kind_of(place))
+        trip.begin(kind_of(ip))
         return made
     raise failure
 

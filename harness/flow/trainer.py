@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from harness.run.trainer import Supervised
+
 if TYPE_CHECKING:
     from harness.artifacts import Dataset, Machine, Plan
     from harness.artifacts.plan import Backend
-    from harness.errors import HarnessError
     from harness.recipe.schema import Recipe
-    from harness.run.directory import RunDir
 
 
 class Question(NamedTuple):
@@ -29,7 +29,7 @@ class Question(NamedTuple):
     wait: bool
 
 
-class Trainer(Protocol):
+class Trainer(Supervised, Protocol):
     @property
     def name(self) -> Backend: ...
 
@@ -76,9 +76,3 @@ class Trainer(Protocol):
 
         Raises: HarnessError "upstream-cannot".
         """
-
-    def command(self, run: RunDir) -> list[str]:
-        """The command that trains what the files of `run` say."""
-
-    def crashed(self, phase: str, name: str, got: str) -> HarnessError | None:
-        """The cause of a crash by the signal `name` in that phase. None if this trainer cannot explain it."""

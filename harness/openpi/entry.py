@@ -105,10 +105,10 @@ def config_of(job: dict[str, Any]) -> Any:
         ),
     }
     config = dataclasses.replace(base, **job["train"], **replaced)
-    return _placed(config, Path(job["checkpoint_dir"])) if job.get("checkpoint_dir") else config
+    return _with_directory(config, Path(job["checkpoint_dir"])) if job.get("checkpoint_dir") else config
 
 
-def _placed(config: Any, directory: Path) -> Any:
+def _with_directory(config: Any, directory: Path) -> Any:
     """The same configuration with its checkpoints in `directory`.
 
     Upstream puts its own name and the experiment's name below a base directory.

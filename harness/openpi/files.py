@@ -41,7 +41,7 @@ _FORMATS = ("v2.0", "v2.1")
 _LOADER_PROCESSES = 2
 
 
-def place_files(
+def lay_out_files(
     run: RunDir,
     recipe: Recipe,
     plan: Plan,
@@ -74,12 +74,12 @@ def place_files(
     _link(home / "lerobot" / repo_id_of(recipe), Path(dataset.path).absolute())
     # lerobot writes a second copy of every dataset, in the form that it reads best.
     rewritten = os.environ.get("HF_DATASETS_CACHE") or str(cache_root() / "openpi" / "datasets")
-    places = {
+    variables = {
         "OPENPI_DATA_HOME": str(home / "home"),
         "HF_LEROBOT_HOME": str(home / "lerobot"),
         "HF_DATASETS_CACHE": rewritten,
     }
-    return places | {"HF_HUB_OFFLINE": "1"} | _wandb(run)
+    return variables | {"HF_HUB_OFFLINE": "1"} | _wandb(run)
 
 
 def repo_id_of(recipe: Recipe) -> str:
@@ -144,7 +144,7 @@ def _check_dataset(dataset: Dataset) -> None:
     if videos and ctypes.util.find_library("avutil") is None:
         raise HarnessError(
             "upstream-cannot",
-            "openpi's reader of videos needs FFmpeg's libraries, and they are not here",
+            "openpi's reader of videos needs FFmpeg's libraries, which are not here",
             got=f"{', '.join(videos)} as video",
             need="libavutil and its like, or a dataset with images",
             fix=(

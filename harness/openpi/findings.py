@@ -161,8 +161,8 @@ def about_start(command: Command) -> list[Finding]:
         )
     if command.line.trainer == "other" and not command.line.launcher:
         got = (
-            f"{command.line.program} is not openpi's: what is said holds if it does what scripts/train.py"
-            " does"
+            f"{command.line.program} is not openpi's: these answers hold only if it does what"
+            " scripts/train.py does"
         )
         findings.append(
             Finding(

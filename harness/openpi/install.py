@@ -56,7 +56,7 @@ def find_installation(environ: Mapping[str, str] = os.environ, *, any_commit: bo
     ):
         raise HarnessError(
             "openpi-missing",
-            "--backend openpi trains with openpi itself, and it is not here",
+            "--backend openpi trains with openpi itself, which is not installed here",
             got=f"{VARIABLE}={named}, which is no checkout of openpi" if named else f"{VARIABLE} is not set",
             need="a checkout of openpi with its environment in .venv",
             fix=f"{IN_CONTAINER}; or {INSTALL}, then {VARIABLE}=DIR",
@@ -124,8 +124,8 @@ def crashed_at_import(name: str, got: str) -> HarnessError:
         " nothing was trained",
         got=got,
         need=(
-            "openpi's own lock, unchanged: in other versions, or in another order of import, its libraries"
-            " crash upon each other"
+            "openpi's own lock, unchanged: with other versions, or imported in another order, its"
+            " libraries crash"
         ),
         fix=(
             "in its checkout: GIT_LFS_SKIP_SMUDGE=1 uv sync --frozen --no-dev; or docker compose run --rm"

@@ -66,7 +66,7 @@ def read_options(words: list[str]) -> dict[str, str]:
 
 
 def _policy(options: dict[str, str]) -> tuple[str, str]:
-    """(LeRobot's name of the policy, the place where it is stated).
+    """(LeRobot's name of the policy, the option or file that states it).
 
     The name is empty if only a file of the checkpoint states it.
     """
@@ -139,7 +139,9 @@ def _batch(options: dict[str, str], line: Line) -> str:
     if count == 1:
         return f"batch {each}"
     if count is None:
-        return f"batch {each} in each process, of which the line does not say how many {line.launcher} starts"
+        return (
+            f"batch {each} in each process; the line does not say how many processes {line.launcher} starts"
+        )
     together = f", {int(each) * count:,} in all" if _is_count(each) else ""
     return f"batch {each} in each of {count} processes{together}"
 

@@ -75,8 +75,8 @@ def resumed(manifest: Manifest, step: int, batch: int) -> tuple[Manifest, str]:
     assert manifest.upstream is not None
     note = (
         f"resumed at step {step}: openpi's loader begins anew, so the batches of the steps from 0 on ({batch}"
-        " frames each, in the order of the same seed) are seen again, and this is not the run that was never"
-        " interrupted"
+        " frames each, in the order of the same seed) are seen again, and the result is not that of an"
+        " uninterrupted run"
     )
     upstream = manifest.upstream.model_copy(update={"notes": [*manifest.upstream.notes, note]})
     return manifest.model_copy(update={"upstream": upstream}), note

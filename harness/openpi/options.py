@@ -56,7 +56,7 @@ def read_line(line: Line) -> Command:
     if not rest or rest[0].startswith("-"):
         raise HarnessError(
             "openpi-config-unknown",
-            "the configuration's name comes first: options stand behind it",
+            "the configuration's name comes first, its options after it",
             got=rest[0] if rest else "nothing",
             need=f"a configuration of openpi, such as pi05_libero or pi0_libero; {LIST} prints all of them",
             fix="harness import openpi pi05_libero --batch-size 8",
@@ -135,7 +135,7 @@ def _known(written: str, name: str, config: Config) -> tuple[str, bool]:
     if written in ("freeze-filter", "trainable-filter"):
         raise HarnessError(
             "openpi-option-unknown",
-            "who is frozen cannot be said on openpi's command line: the filter is part of a configuration",
+            "openpi's command line cannot say what is frozen: the filter is part of a configuration",
             got=f"--{written}",
             need="a configuration that has one, such as pi0_libero_low_mem_finetune",
             fix=(

@@ -79,7 +79,7 @@ def options(sets: Iterable[str]) -> tuple[int | None, list[str]]:
             if not value.isdigit() or not 1 <= int(value) <= 1024:
                 raise HarnessError(
                     "override-invalid",
-                    f"--set {one!r}: into how many shards?",
+                    f"--set {one!r} does not say into how many shards",
                     got=value,
                     need="a count from 1",
                     fix="--set fsdp=2",

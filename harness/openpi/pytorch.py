@@ -151,7 +151,7 @@ def _weights(path: object) -> list[Finding]:
             " weight loader names"
         )
     else:
-        got = f"--pytorch-weight-path is {path}, a text to be replaced: openpi stops when it loads it"
+        got = f"--pytorch-weight-path is {path}, a placeholder: openpi stops when it loads it"
     return [
         Finding(
             severity="error",

@@ -87,8 +87,8 @@ def _counted(recipe: Recipe, place: Place, inputs: str) -> Plan:
         disk_bytes=2 * state,
         verdict="fits" if fits else "rejected",
         reason=(
-            f"openpi's own step of a tiny model ({format_count(total)} parameters): state and gradients are"
-            f" {format_bytes(held)}, its work is not known"
+            f"openpi's own step of a tiny model ({format_count(total)} parameters): state and gradients"
+            f" take {format_bytes(held)}; what the work takes is not known"
         ),
         source="counted",
         breakdown={name: size for name, size in breakdown.items() if size},

@@ -26,15 +26,13 @@ from harness.run.steps import (
     ASSETS,
     DIGESTS,
     HARNESS,
+    QUIET_S,
     RECORD,
     TREES,
     interrupted_saves,
     steps_taken,
     whole_steps,
 )
-
-# Seconds without a write after which a save has stopped.
-_QUIET_S = 60
 
 
 def is_saving(checkpoints: Path) -> bool:
@@ -45,11 +43,11 @@ def is_saving(checkpoints: Path) -> bool:
     newest = 0.0
     for save in interrupted_saves(checkpoints):
         for folder, _, files in os.walk(save):
-            for place in (Path(folder), *(Path(folder, file) for file in files)):
+            for path in (Path(folder), *(Path(folder, file) for file in files)):
                 # A save that becomes whole is renamed while it is read.
                 with contextlib.suppress(OSError):
-                    newest = max(newest, place.stat().st_mtime)
-    return time.time() - newest < _QUIET_S
+                    newest = max(newest, path.stat().st_mtime)
+    return time.time() - newest < QUIET_S
 
 
 class Records:
@@ -98,7 +96,7 @@ class Records:
             "leaves": leaf_digests(step),
             "files": text_digests(step) | {RECORD: hashlib.sha256(text.encode()).hexdigest()},
         }
-        # Renamed into place only when whole: a step with half a record would not be whole.
+        # Gets its name only when whole: a step with half a record would not be whole.
         scratch = step / f".{HARNESS}.{os.getpid()}"
         try:
             scratch.mkdir()

@@ -25,7 +25,7 @@ from harness.artifacts import Manifest, Metrics
 from harness.errors import HarnessError
 from harness.openpi import entry as openpi_entry
 from harness.openpi.console import Console, is_finite
-from harness.openpi.files import FOLDER, JOB, fetch_weights, place_files
+from harness.openpi.files import FOLDER, JOB, fetch_weights, lay_out_files
 from harness.openpi.install import IMPORT, Installation, check_wandb, find_installation
 from harness.openpi.manifest import describe_run, resumed
 from harness.openpi.steps import Records, is_saving
@@ -98,10 +98,10 @@ class _Follower:
         weights, self._weights = fetch_weights(recipe)
         resume = self._prepare_checkpoints()
         job = self._job
-        places = place_files(self._run, recipe, job.plan, job.dataset, job.stats, weights, resume=resume)
+        variables = lay_out_files(self._run, recipe, job.plan, job.dataset, job.stats, weights, resume=resume)
         try:
             with stop_requests(lambda _: self._stop.append(time.monotonic())):
-                ended = self._follow(installation, places)
+                ended = self._follow(installation, variables)
         finally:
             if self._metrics is not None:
                 self._metrics.close()
@@ -123,7 +123,7 @@ class _Follower:
             self._channel.warn(f"{checkpoints} is there, and {what}: openpi starts anew")
         return checkpoints.is_dir()
 
-    def _follow(self, installation: Installation, places: dict[str, str]) -> _Ended:
+    def _follow(self, installation: Installation, variables: dict[str, str]) -> _Ended:
         """The end of openpi, which this starts and reads."""
         job = self._run.path / FOLDER / JOB
         command = [
@@ -132,7 +132,9 @@ class _Follower:
             str(job.absolute()),
             *(["--any-commit"] if self._any_commit else []),
         ]
-        environment = os.environ | places | {openpi_entry.PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+        environment = (
+            os.environ | variables | {openpi_entry.PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+        )
         # openpi must not find the harness's package beside entry.py: the script's directory would come first
         # on its path.
         environment |= {"PYTHONSAFEPATH": "1"}
@@ -238,8 +240,8 @@ class _Follower:
             child.kill()
             raise HarnessError(
                 "loss-not-finite",
-                f"openpi's loss or a norm is not finite at step {line.step}, so it was stopped: it would go"
-                " on, and save",
+                f"openpi's loss or a norm is not finite at step {line.step}, so openpi was stopped: it"
+                " would have gone on and saved",
                 got=(
                     f"loss {line.loss}, grad_norm {line.grad_norm}, param_norm {line.param_norm} (mean over"
                     f" {line.mean_of_steps} steps)"
@@ -295,7 +297,9 @@ class _Follower:
         if exhausted is not None:
             self._channel.exhausted(exhausted)
             return 2
-        full = next((text for text in ended.words if "No space left on device" in text), None)
+        from harness.checkpoint.failures import no_space
+
+        full = next((text for text in ended.words if no_space(text)), None)
         if full is not None:
             fix = (
                 "free space there; the interrupted save is recognized, and harness inspect --clean removes"

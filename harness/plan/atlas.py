@@ -20,6 +20,8 @@ import json
 from importlib import metadata, resources
 from typing import Any, Literal, NamedTuple
 
+from pydantic import Field
+
 from harness.artifacts import Levers
 from harness.plan.cards import CARDS
 from harness.plan.source import source_hash
@@ -38,14 +40,15 @@ ALLOWANCE = 0.01
 class Entry(Strict):
     """One answer.
 
-    `recipe` is the `step_key` of the recipe, `fingerprint` that of the lowered program.
+    `recipe` is the `step_key` of the recipe. `program_sha256` is that of the lowered program; the files of
+    the atlas call it by its first name.
     """
 
     recipe: str
     levers: Levers
     phase: str = "step"
     bytes: dict[str, int]
-    fingerprint: str
+    program_sha256: str = Field(alias="fingerprint")
 
 
 class AtlasFile(Strict):
@@ -105,7 +108,7 @@ class Atlas:
         exact = _size(least.levers) == _size(levers)
         sizes = least.bytes | {"device": least.bytes["device"] + int(ALLOWANCE * least.bytes["temp"])}
         return Known(
-            sizes, "atlas" if exact else "interpolated", least.fingerprint, _activations(least, alike)
+            sizes, "atlas" if exact else "interpolated", least.program_sha256, _activations(least, alike)
         )
 
 

@@ -86,7 +86,7 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
 
 
 def lever_sets(base: Levers, recipe: Recipe, *, shards: list[int], host: bool) -> list[Levers]:
-    """Lever sets for the places where the state may lie, cheapest first.
+    """Lever sets for the memories where the state may lie, cheapest first.
 
     First on the devices, whole before sharded. Then in host memory: the least used parts are moved first.
     Moments in bfloat16 are rounded at random, and cannot be streamed from host memory.

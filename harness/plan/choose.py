@@ -332,7 +332,8 @@ def _smallest_card(recipe: Recipe, dataset: Dataset | None, tools: Tools) -> str
             if error.code != "not-in-atlas":
                 raise
             return (
-                "which card would carry the recipe out exactly is not in the atlas; harness plan --gpu NAME"
+                "the atlas does not tell which card would carry the recipe out exactly; harness plan --gpu"
+                " NAME"
                 " --exact asks the compiler"
             )
     return f"no single card of the table carries out recipe {recipe.name} exactly"

@@ -56,8 +56,7 @@ class Answer(Strict):
     """
 
     bytes: dict[str, int]
-    flops: float | None = None
-    fingerprint: str = ""
+    program_sha256: str = ""
     host_bytes: int | None = None
     disk_bytes: int | None = None
 
@@ -212,10 +211,10 @@ def _main() -> None:
     options, platform = (_ABSENT_GPU_OPTIONS, "cuda") if request.target else (None, None)
     if request.only_lower:
         _, program_sha256 = lower_step(setup, levers, platform)
-        answer = Answer(bytes={}, fingerprint=program_sha256)
+        answer = Answer(bytes={}, program_sha256=program_sha256)
     elif request.phase == "step":
         step = compile_step(setup, levers, options=options, platform=platform)
-        answer = Answer(bytes=step.bytes, flops=step.flops, fingerprint=step.fingerprint)
+        answer = Answer(bytes=step.bytes, program_sha256=step.program_sha256)
     else:
         phase = compile_phase(setup, request.phase, options=options, platform=platform)
         answer = Answer(bytes=phase.bytes, host_bytes=phase.host_bytes, disk_bytes=phase.disk_bytes)

@@ -17,7 +17,7 @@ from harness.units import format_bytes, format_seconds
 
 RECIPES = ("pi05_libero", "pi05_libero_lora")
 # Red, blue and green that stay apart for color-blind eyes; grey for what the atlas does not know.
-_COLORS = {
+COLORS = {
     "exact": "#2a7f62",
     "exact, host memory": "#7fb069",
     "approximate": "#e6aa68",
@@ -36,7 +36,7 @@ class Cell(NamedTuple):
 
     @property
     def color(self) -> str:
-        return _COLORS[self.verdict]
+        return COLORS[self.verdict]
 
 
 def cells(atlas: Atlas | None = None) -> list[Cell]:

@@ -105,7 +105,7 @@ class Oracle:
         self._say(f"compiling for {self._place.name}: {what}")
         answer = self._ask(recipe, levers, phase)
         self._say(f"{what}: {format_bytes(answer.bytes['device'])}")
-        known = Known(answer.bytes, "compiled", answer.fingerprint, None)
+        known = Known(answer.bytes, "compiled", answer.program_sha256, None)
         self._told[recipe.sha256(), levers.model_dump_json(), phase] = known
         return known
 

@@ -330,7 +330,7 @@ def _name_and_count(gpu: str) -> tuple[str, int]:
     if not count.isdigit() or not 1 <= int(count) <= 1024:
         raise HarnessError(
             "gpu-count-invalid",
-            f"--gpu {gpu!r}: how many cards?",
+            f"--gpu {gpu!r} does not say how many cards",
             got=count,
             need="NAME or NAME:COUNT, a count from 1",
             fix=f"--gpu {word(f'{name}:2')}",

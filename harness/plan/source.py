@@ -17,7 +17,7 @@ _ROOMS = ("harness.model.", "harness.train.")
 def source_hash() -> str:
     """Hash of the code that makes the step: the modules that its compilation imports.
 
-    Comments, docstrings, imports and blank lines do not count. A module's place and name do not change the
+    Comments, docstrings, imports and blank lines do not count. Where a module lies does not change the
     hash.
     """
     package = Path(__file__).parent.parent

@@ -34,7 +34,7 @@ Stats = dict[str, DimensionStats]
 Say = Callable[[str], None]
 
 
-class Place(NamedTuple):
+class Device(NamedTuple):
     """The device that a prediction is made on."""
 
     platform: str
@@ -55,7 +55,7 @@ class Question(NamedTuple):
     seed: int = 0
 
 
-def place(machine: Machine, device: str | None) -> Place:
+def device_for(machine: Machine, device: str | None) -> Device:
     """The visible GPU with the most free memory, or the CPU if there is none or it is asked for.
 
     Raises: HarnessError "device-unknown", "no-gpu".
@@ -72,7 +72,7 @@ def place(machine: Machine, device: str | None) -> Place:
     if cards and device != "cpu":
         best = max(cards, key=lambda card: card.free_bytes or 0)
         usable = None if best.free_bytes is None else best.free_bytes - _GPU_MARGIN_BYTES
-        return Place("cuda", best.name or f"GPU {best.index}", best.uuid, usable)
+        return Device("cuda", best.name or f"GPU {best.index}", best.uuid, usable)
     if device == "cuda":
         raise HarnessError(
             "no-gpu",
@@ -82,17 +82,17 @@ def place(machine: Machine, device: str | None) -> Place:
             fix="--device cpu",
         )
     available = machine.host.ram_available_bytes
-    return Place("cpu", "cpu", None, None if available is None else available - _HOST_MARGIN_BYTES)
+    return Device("cpu", "cpu", None, None if available is None else available - _HOST_MARGIN_BYTES)
 
 
 def predict(
-    located: Located, recipe: Recipe, question: Question, on: Place, say: Say, *, base: str | None = None
+    located: Located, recipe: Recipe, question: Question, on: Device, say: Say, *, base: str | None = None
 ) -> Prediction:
     """The checkpoint's prediction at one frame, un-normalized with the checkpoint's own statistics.
 
     The environment names the device.
 
-    `base` is the new place of the weights that a step of only trained parameters needs.
+    `base` is the new directory of the weights that a step of only trained parameters needs.
 
     Raises: HarnessError "sampling-steps-invalid", "episode-out-of-range", "frame-out-of-range",
     "asset-missing", "dataset-of-other-dimensions", "does-not-fit", "prediction-not-finite", and those of the
@@ -207,7 +207,7 @@ def _sample(
     recipe: Recipe,
     question: Question,
     batch: dict[str, Any],
-    on: Place,
+    on: Device,
     say: Say,
     base: str | None,
 ) -> np.ndarray:

@@ -31,16 +31,18 @@ def read_limits(root: Path) -> Limits:
         if not controllers:
             # Version 2 alone is mounted at the top. Beside version 1 it is mounted below "unified".
             found += [
-                _version_2(place)
+                _version_2(directory)
                 for top in (mount, mount / "unified")
-                for place in _with_ancestors(top, group)
+                for directory in _with_ancestors(top, group)
             ]
         if "memory" in controllers:
-            found += [_version_1_memory(place) for place in _with_ancestors(mount / "memory", group)]
+            found += [_version_1_memory(directory) for directory in _with_ancestors(mount / "memory", group)]
         if "cpu" in controllers:
             tops = (mount / "cpu", mount / "cpu,cpuacct")
             found += [
-                Limits(cores=_quota_cores(place)) for top in tops for place in _with_ancestors(top, group)
+                Limits(cores=_quota_cores(directory))
+                for top in tops
+                for directory in _with_ancestors(top, group)
             ]
     cores = [limits.cores for limits in found if limits.cores is not None]
     return Limits(
@@ -71,42 +73,44 @@ def _with_ancestors(top: Path, group: str) -> list[Path]:
     In a container the path is often the host's path. Only the container's own group is mounted, as the top.
     """
     names = [name for name in PurePosixPath(group).parts if name not in ("/", "..")]
-    places = [top.joinpath(*names[:depth]) for depth in range(len(names), -1, -1)]
-    return [place for place in places if place.is_dir()]
+    directories = [top.joinpath(*names[:depth]) for depth in range(len(names), -1, -1)]
+    return [directory for directory in directories if directory.is_dir()]
 
 
-def _version_2(place: Path) -> Limits:
-    limit = _number(place / "memory.max")
-    used = _number(place / "memory.current")
+def _version_2(directory: Path) -> Limits:
+    limit = _number(directory / "memory.max")
+    used = _number(directory / "memory.current")
     left = (
-        None if limit is None or used is None else max(0, limit - used + _reclaimable(place, "inactive_file"))
+        None
+        if limit is None or used is None
+        else max(0, limit - used + _reclaimable(directory, "inactive_file"))
     )
-    quota, _, period = _text(place / "cpu.max").partition(" ")
+    quota, _, period = _text(directory / "cpu.max").partition(" ")
     cores = int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
-    return Limits(limit, left, _number(place / "memory.swap.max"), cores)
+    return Limits(limit, left, _number(directory / "memory.swap.max"), cores)
 
 
-def _version_1_memory(place: Path) -> Limits:
-    limit = _number(place / "memory.limit_in_bytes")
-    used = _number(place / "memory.usage_in_bytes")
-    both = _number(place / "memory.memsw.limit_in_bytes")
+def _version_1_memory(directory: Path) -> Limits:
+    limit = _number(directory / "memory.limit_in_bytes")
+    used = _number(directory / "memory.usage_in_bytes")
+    both = _number(directory / "memory.memsw.limit_in_bytes")
     if limit is None or limit >= UNLIMITED_V1_BYTES:
         return Limits()
-    left = None if used is None else max(0, limit - used + _reclaimable(place, "total_inactive_file"))
+    left = None if used is None else max(0, limit - used + _reclaimable(directory, "total_inactive_file"))
     swap = None if both is None or both >= UNLIMITED_V1_BYTES else max(0, both - limit)
     return Limits(limit, left, swap)
 
 
-def _reclaimable(place: Path, key: str) -> int:
+def _reclaimable(directory: Path, key: str) -> int:
     """Bytes of page cache that the kernel frees before it kills a process."""
-    lines = (line.split() for line in _text(place / "memory.stat").splitlines())
+    lines = (line.split() for line in _text(directory / "memory.stat").splitlines())
     return next(
         (int(words[1]) for words in lines if len(words) == 2 and words[0] == key and words[1].isdigit()), 0
     )
 
 
-def _quota_cores(place: Path) -> float | None:
-    quota, period = _number(place / "cpu.cfs_quota_us"), _number(place / "cpu.cfs_period_us")
+def _quota_cores(directory: Path) -> float | None:
+    quota, period = _number(directory / "cpu.cfs_quota_us"), _number(directory / "cpu.cfs_period_us")
     return quota / period if quota and period else None
 
 
@@ -138,8 +142,10 @@ def oom_kills(root: Path = Path("/")) -> int | None:
             else ()
         )
         tops = (mount, mount / "unified") if not controllers else (mount / "memory",)
-        places = [place / name for top in tops for place in _with_ancestors(top, group) for name in names]
-        counts += [count for place in places if (count := _oom_kill(place)) is not None]
+        directories = [
+            level / name for top in tops for level in _with_ancestors(top, group) for name in names
+        ]
+        counts += [count for directory in directories if (count := _oom_kill(directory)) is not None]
     return max(counts, default=None)
 
 

@@ -25,7 +25,7 @@ GROUP_MARKS = (
 
 
 def read(paths: list[Path], *, root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Host:
-    """The host as this process sees it. `paths` are the places that a run will write to."""
+    """The host as this process sees it. A run will write to `paths`."""
     unknown: dict[str, str] = {}
     memory = _meminfo(root, unknown)
     limits = read_limits(root)
@@ -157,7 +157,7 @@ def _disk(path: Path) -> Disk:
     `free_bytes` is the space that a user without root's reserve may fill.
     """
     there = next(
-        (place for place in (path.absolute(), *path.absolute().parents) if place.exists()), Path("/")
+        (existing for existing in (path.absolute(), *path.absolute().parents) if existing.exists()), Path("/")
     )
     writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from harness.artifacts import Gpu, GpuProcess, MigDevice
-from harness.probe.nvml_errors import ERRORS, OLDEST, OLDEST_DRIVER, explained, parted
+from harness.probe.nvml_errors import ERRORS, OLDEST, OLDEST_DRIVER, explained
 
 T = TypeVar("T")
 
@@ -87,24 +87,15 @@ def _read(nvml: Any, processes_hidden: str | None) -> Reading:
     except nvml.NVMLError as refusal:
         return Reading([], *explained(refusal), driver, cuda, system.unknown)
     if not count:
-        return Reading(
-            [],
-            "the NVIDIA driver runs, but reports no GPU",
-            ERRORS[_NOT_FOUND].fix,
-            True,
-            driver,
-            cuda,
-            system.unknown,
-        )
+        none = "the NVIDIA driver runs, but reports no GPU"
+        return Reading([], none, ERRORS[_NOT_FOUND].fix, True, driver, cuda, system.unknown)
     gpus = [_gpu(nvml, index, processes_hidden) for index in range(count)]
-    error = _too_old(driver)
+    error, fix = _too_old(driver)
     if error:
-        gpus = [gpu.model_copy(update={"error": gpu.error or error}) for gpu in gpus]
+        gpus = [gpu if gpu.error else gpu.model_copy(update={"error": error, "fix": fix}) for gpu in gpus]
     elif all(gpu.error for gpu in gpus):
-        error = gpus[0].error
-    # The error of a GPU or of an old driver already contains its fix.
-    got, mend = parted(error) if error else (None, None)
-    return Reading(gpus, got, mend, driver_version=driver, cuda_driver_version=cuda, unknown=system.unknown)
+        error, fix = gpus[0].error, gpus[0].fix
+    return Reading(gpus, error, fix, driver_version=driver, cuda_driver_version=cuda, unknown=system.unknown)
 
 
 def _cuda_driver_version(nvml: Any) -> str | None:
@@ -112,11 +103,12 @@ def _cuda_driver_version(nvml: Any) -> str | None:
     return f"{version // 1000}.{version % 1000 // 10}" if version > 0 else None
 
 
-def _too_old(driver: str | None) -> str | None:
+def _too_old(driver: str | None) -> tuple[str | None, str | None]:
+    """(what is wrong with the driver, what to do); nothing for one that is new enough or not known."""
     numbers = tuple(int(part) for part in (driver or "").split(".") if part.isdigit())
     if not numbers or numbers >= OLDEST_DRIVER[: len(numbers)]:
-        return None
-    return f"the NVIDIA driver {driver} is too old for CUDA 12: install {OLDEST} or newer on the host"
+        return None, None
+    return f"the NVIDIA driver {driver} is too old for CUDA 12", f"install {OLDEST} or newer on the host"
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:
@@ -126,7 +118,7 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 class _Asker:
     """Queries to NVML about one device. A refused answer is None, and `unknown` holds the reason.
 
-    After `lost` is set, no more queries are sent. `error` describes the loss with its cause and fix.
+    After `lost` is set, no more queries are sent. `error` names the loss and its cause, `fix` what to do.
     """
 
     def __init__(self, nvml: Any) -> None:
@@ -134,6 +126,7 @@ class _Asker:
         self.unknown: dict[str, str] = {}
         self.lost: str | None = None
         self.error: str | None = None
+        self.fix: str | None = None
 
     def ask(self, field: str, function: Callable[..., T], *args: Any) -> T | None:
         if self.lost:
@@ -145,7 +138,8 @@ class _Asker:
             self.unknown[field] = f"NVML: {error}"
             if error.value in (self.nvml.NVML_ERROR_GPU_IS_LOST, self.nvml.NVML_ERROR_RESET_REQUIRED):
                 self.lost = f"the GPU does not answer (NVML: {error})"
-                self.unknown[field], self.error = self.lost, explained(error).in_words()
+                self.unknown[field] = self.lost
+                self.error, self.fix, _ = explained(error)
             return None
         except UnicodeDecodeError:
             self.unknown[field] = "NVML gave text that cannot be decoded"
@@ -183,6 +177,8 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
     total, free, reserved = _memory(asker, handle, shared=bool(integrated))
     mig = asker.flag("mig_mode", lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
     instances = _mig_devices(asker, handle) if mig else []
+    if mig and not instances and not asker.error:
+        asker.error, asker.fix = _no_instance(index, asker)
     return Gpu(
         index=index,
         name=name,
@@ -197,29 +193,30 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
         display_active=asker.flag("display_active", nvml.nvmlDeviceGetDisplayActive, handle),
         integrated=integrated,
         foreign_processes=_processes(asker, handle, processes_hidden),
-        error=asker.error or (_no_instance(index, asker) if mig and not instances else None),
+        error=asker.error,
+        fix=asker.fix,
         unknown=asker.unknown,
     )
 
 
-def _no_instance(index: int, asker: _Asker) -> str:
-    """The reason why CUDA offers no device of a card whose MIG mode is on."""
+def _no_instance(index: int, asker: _Asker) -> tuple[str, str]:
+    """(why CUDA offers no device of a card whose MIG mode is on, what to do)."""
     why = asker.unknown.get("mig_devices")
     what = f"and its instances cannot be listed ({why})" if why else "and no instance has been made"
-    return (
-        f"MIG is on {what}; on the host: nvidia-smi mig -i {index} -cgi 0 -C makes one, nvidia-smi -i {index}"
-        " -mig 0 turns MIG off"
+    makes, off = (
+        f"nvidia-smi mig -i {index} -cgi 0 -C makes one",
+        f"nvidia-smi -i {index} -mig 0 turns MIG off",
     )
+    return f"MIG is on {what}", f"on the host: {makes}, {off}"
 
 
 def _opened(asker: _Asker, index: int) -> Any:
     try:
         return asker.nvml.nvmlDeviceGetHandleByIndex(index)
     except asker.nvml.NVMLError as error:
-        asker.lost, asker.error = (
-            f"the GPU cannot be opened (NVML: {error})",
-            f"the GPU cannot be opened: {explained(error).in_words()}",
-        )
+        refused = explained(error)
+        asker.lost = f"the GPU cannot be opened (NVML: {error})"
+        asker.error, asker.fix = f"the GPU cannot be opened: {refused.got}", refused.fix
         raise
 
 
@@ -323,7 +320,7 @@ def _processes(asker: _Asker, handle: Any, hidden: str | None) -> list[GpuProces
         )
     if any(process.used_bytes is None for process in processes):
         asker.unknown["foreign_processes.used_bytes"] = (
-            "NVML does not tell the memory of each process here (so it is under WSL2)"
+            "NVML does not tell the memory of each process here (this is so under WSL2)"
         )
     return processes
 

@@ -217,9 +217,6 @@ class Refusal(NamedTuple):
     fix: str
     missing: bool
 
-    def in_words(self) -> str:
-        return f"{self.got}; {self.fix}"
-
 
 def explained(error: Any) -> Refusal:
     """The explanation of an NVMLError. It is NVML's own text if the table lacks the error's number."""
@@ -231,20 +228,6 @@ def explained(error: Any) -> Refusal:
             missing=False,
         )
     return Refusal(f"NVML: {text}: {words.cause}", words.fix, words.elsewhere)
-
-
-def parted(error: str) -> tuple[str, str]:
-    """(what has happened, what to do) of a card's error, which is one text."""
-    fixes = sorted((_ASK, *(words.fix for words in ERRORS.values())), key=len, reverse=True)
-    fix = next((fix for fix in fixes if error.endswith(f"; {fix}")), None)
-    if fix is not None:
-        return error.removesuffix(f"; {fix}"), fix
-    # MIG without an instance, and a driver that is too old.
-    for between, start in (("; ", "on the host: "), (": ", "install ")):
-        what, found, fix = error.partition(between + start)
-        if what and found and fix:
-            return what, start + fix
-    return error, _ASK
 
 
 def page() -> str:

@@ -47,7 +47,9 @@ def _below(target: Path, home: Path) -> bool:
     if target.is_relative_to(home):
         return True
     # huggingface_hub keeps <cache>/snapshots/<commit>/file as a link to <cache>/blobs/<hash>.
-    snapshot = next((place for place in (home, *home.parents) if place.parent.name == "snapshots"), None)
+    snapshot = next(
+        (directory for directory in (home, *home.parents) if directory.parent.name == "snapshots"), None
+    )
     return snapshot is not None and target.is_relative_to(snapshot.parent.parent / "blobs")
 
 
@@ -88,7 +90,7 @@ def read_received(path: Path, root: Path, limit_bytes: int) -> bytes:
     if size > limit_bytes or len(data) > limit_bytes:
         raise UnsafeFile(
             "file-too-large",
-            f"{path} is larger than a file of its kind is; it was not read",
+            f"{path} is larger than any file of its kind; it was not read",
             got=format_bytes(max(size, len(data))),
             need=f"at most {format_bytes(limit_bytes)}",
             fix=(
@@ -117,7 +119,7 @@ def check_stays(path: Path, root: Path) -> Path:
         got=leads,
         need=f"a file inside {root}",
         fix=(
-            "do not use it unless you trust who made it; if the link is yours, put the files in its place:"
+            "do not use it unless you trust who made it; if the link is yours, put the files there:"
             f" cp -rL {word(root)} COPY"
         ),
     )

@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if is_alias:
             if id(node) not in self._sizes:
-                raise ValueError("an alias that stands for what it lies in")
+                raise ValueError("an alias inside the value that it stands for")
             self._count += self._sizes[id(node)]
             self._check_bounds()
         elif node is not None:

@@ -22,26 +22,27 @@ from harness.units import format_count
 # Key that deviates → the error that the benchmark found on the tiny model.
 TINY = {
     "train.optimizer.moments=int8": (
-        "an update is off by 1.2 %, the loss differs by 0.2 % after 30 steps, and the parameters by 63 % of"
-        " the way that they went (noise of 1 % on exact moments: by 54 %)"
+        "an update is off by 1.2 %, the loss differs by 0.2 % after 30 steps, and the parameters by 63 %"
+        " of the distance that they moved (noise of 1 % on exact moments: by 54 %)"
     ),
     "train.optimizer.moments=bfloat16": (
-        "the loss differs by 0.2 % after 30 steps, and the parameters by 18 % of the way that they went"
+        "the loss differs by 0.2 % after 30 steps, and the parameters by 18 % of the distance that they moved"
     ),
     "train.ema_every_steps": (
-        "(decay 0.9, every 8 steps) the parameters that are deployed after 30 steps differ by 12 % of the way"
-        " that they went"
+        "(decay 0.9, every 8 steps) the parameters that are deployed after 30 steps differ by 12 % of the"
+        " distance that they moved"
     ),
     "train.ema_decay": (
-        "(decay 0.9) the parameters that are deployed after 30 steps differ by 35 % of the way that they went"
+        "(decay 0.9) the parameters that are deployed after 30 steps differ by 35 % of the distance that"
+        " they moved"
     ),
     "train.frozen=int8": (
-        "the loss differs by less than 0.01 % after 30 steps, and the parameters by 2 % of the way that they"
-        " went"
+        "the loss differs by less than 0.01 % after 30 steps, and the parameters by 2 % of the distance"
+        " that they moved"
     ),
     "train.frozen=int4": (
-        "the loss differs by 0.2 % at first and 0.1 % after 30 steps, and the parameters by 26 % of the way"
-        " that they went"
+        "the loss differs by 0.2 % at first and 0.1 % after 30 steps, and the parameters by 26 % of the"
+        " distance that they moved"
     ),
 }
 

@@ -104,7 +104,7 @@ def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
     except ValueError as error:
         raise HarnessError(
             "recipe-invalid",
-            f"recipe {name_or_file} is not YAML of a recipe: {error}",
+            f"recipe {name_or_file} cannot be read as YAML: {error}",
             fix="correct the file",
         ) from error
     if not isinstance(data, dict):

@@ -145,16 +145,16 @@ def render(
 
 def spread(values: Sequence[T], count: int) -> list[T]:
     """`count` of the values, or all: the first, the last, and evenly spaced ones between."""
-    places = np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int))
-    return [values[place] for place in places]
+    indices = np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int))
+    return [values[index] for index in indices]
 
 
 def _show(dataset: Dataset, frames: Frames, episode: EpisodeSpan, of: int) -> Shown:
     cameras = [(camera, feature) for camera, feature in dataset.cameras.items() if feature is not None]
     budget = MAX_IMAGE_BYTES // max(1, of * len(cameras))
-    places = spread(range(episode.first, episode.first + episode.length), STRIP_FRAMES)
+    indices = spread(range(episode.first, episode.first + episode.length), STRIP_FRAMES)
     strips = [
-        Strip(f"{camera} ({feature})", strip([frames.image(i, feature) for i in places], budget))
+        Strip(f"{camera} ({feature})", strip([frames.image(i, feature) for i in indices], budget))
         for camera, feature in cameras
     ]
     return Shown(
@@ -202,9 +202,9 @@ def charts(
         y = np.clip(HEIGHT / 2 * (1 - column / edge), 1, HEIGHT - 1)
         lines = []
         for colour, episode in enumerate(episodes):
-            places = np.array(spread(range(episode.length), LINE_POINTS))
-            x = places * (WIDTH / max(1, longest - 1))
-            points = zip(x, y[episode.first + places], strict=True)
+            indices = np.array(spread(range(episode.length), LINE_POINTS))
+            x = indices * (WIDTH / max(1, longest - 1))
+            points = zip(x, y[episode.first + indices], strict=True)
             lines.append(Line(colour, "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)))
         low, high = float(values[:, d].min()), float(values[:, d].max())
         finding = next(

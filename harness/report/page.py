@@ -28,7 +28,8 @@ from harness.recipe.schema import Recipe
 from harness.report import curves, drawings, sections, verdicts
 from harness.report.template import template
 from harness.run.directory import CAMERA_VIEWS, RunDir
-from harness.run.status import read_or_tell, read_status, why
+from harness.run.status import Read, read_or_tell, read_status, why
+from harness.run.tail import Tail
 from harness.units import format_bytes, format_count
 
 # Each run has its own colour in report.css.
@@ -132,10 +133,17 @@ def _read_run(run: RunDir) -> _Run:
             " are not shown"
         )
     try:
-        status = read_status(run)
+        status = read_status(run, read=Read(manifest, plan, _tail(training)))
     except HarnessError:
         status = None
     return _Run(run, manifest, plan, recipe, training, status, problems)
+
+
+def _tail(training: curves.Curves | None) -> Tail | None:
+    """The end of the curves. None if there are none, or if more lines were in the file than were read."""
+    if training is None or training.cut:
+        return None
+    return Tail(training.rows, True, training.unreadable_lines)
 
 
 def _claims(this: _Run, found: dict[str, Any]) -> list[verdicts.Claim]:
@@ -161,8 +169,8 @@ def _signed(run: RunDir, verdict: Verdict | None) -> str:
     )
 
 
-def _compared(run: _Run) -> sections.Compared:
-    return sections.Compared(
+def _run_beside(run: _Run) -> sections.Beside:
+    return sections.Beside(
         run.name,
         run.status.state if run.status else "unknown",
         run.rows[-1].step + 1 if run.rows else 0,
@@ -237,7 +245,7 @@ def _drawn(checkpoint: Checkpoint | None, prediction: Prediction | None) -> dict
 def _beside(run: _Run, others: list[_Run], points: int) -> dict[str, Any]:
     """The other runs, whose curves are laid over those of `run`."""
     return {
-        "runs": [_compared(each) for each in (run, *others)] if others else [],
+        "runs": [_run_beside(each) for each in (run, *others)] if others else [],
         "recipe_differences": [(other.name, _between(run.recipe, other.recipe)) for other in others],
         "others": [{"name": other.name, "series": curves.series(other.rows, points)} for other in others],
     }

@@ -87,7 +87,7 @@ def picture(path: Path, limit_bytes: int = MAX_IMAGE_BYTES) -> str | None:
         return None
     from PIL import Image
 
-    fix = f"remove it; what wrote it writes it again: rm {word(path)}"
+    fix = f"remove it, and the verb that wrote it writes it again: rm {word(path)}"
     try:
         data = read_received(path, path.parent, PICTURE_BYTES)
         # Without `formats` Pillow accepts any of fifty. One of them is a program that Ghostscript runs.
@@ -181,7 +181,7 @@ def commands(
     return found
 
 
-class Compared(NamedTuple):
+class Beside(NamedTuple):
     """One run beside others. None where its files do not tell."""
 
     name: str

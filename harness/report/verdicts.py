@@ -26,7 +26,7 @@ class Claim(NamedTuple):
 
 def of_run(status: Status | None) -> Claim:
     if status is None:
-        return Claim("Run", "open", "unknown", "no file tells how far it came")
+        return Claim("Run", "open", "unknown", "no file shows how far it got")
     marks: dict[str, Mark] = {"finished": "good", "died": "bad", "silent": "bad", "stopped": "warn"}
     return Claim("Run", marks.get(status.state, "open"), status.state, status.reason)
 

@@ -45,6 +45,6 @@ def job_of(run: RunDir) -> Job:
             "run-incomplete",
             f"{run.path} is not ready to be trained",
             need=f"{RECIPE}, {Plan.FILE}, {Dataset.FILE} and {NormStats.FILE}",
-            fix=f"what writes them: harness train --run {word(run.path)}",
+            fix=f"harness train --run {word(run.path)} writes them",
         )
     return Job(run, load_recipe(str(run.path / RECIPE), root=run.path), plan, dataset, stats)

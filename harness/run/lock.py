@@ -57,7 +57,7 @@ def locked(run: Path) -> Iterator[int]:
                 "run-busy",
                 f"another process is training in {run}",
                 got=_described(_read(file)),
-                need="one process a run directory",
+                need="one process for each run directory",
                 fix=(
                     "wait for it, or stop it (SIGTERM saves); a run of its own: --name NEW. To look at it:"
                     f" harness status {word(run)}"

@@ -54,7 +54,7 @@ class Standing(NamedTuple):
             and self.age_s < _patience(self.step_s)
             and not self._all_logged
         ):
-            return "unknown", f"{said}; the run has no lock, so whether a process is there cannot be told"
+            return "unknown", f"{said}; the run has no lock, so it is not known whether a process is there"
         elsewhere = (
             f"; it was locked on {self.owner}, whose locks may not reach this machine"
             if self.owner not in (None, socket.gethostname())
@@ -81,7 +81,7 @@ class Standing(NamedTuple):
         )
         return (
             "died",
-            f"no process holds the run, and what it did up to step {step:,} was not saved: {lost};"
+            f"no process holds the run; its work up to step {step:,} was not saved: {lost};"
             f" {said}{elsewhere}",
         )
 

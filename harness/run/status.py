@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from harness.artifacts import Artifact, Manifest, Memory, Metrics, Plan, Status
 from harness.artifacts.plan import Backend
@@ -55,20 +55,31 @@ def _written(run: Path) -> float | None:
         return None
 
 
-def read_status(run: RunDir, *, now: float | None = None) -> Status:
+class Read(NamedTuple):
+    """Files of a run that a caller has read. Without a `tail` the end of metrics.jsonl is read."""
+
+    manifest: Manifest | None
+    plan: Plan | None
+    tail: Tail | None
+
+
+def read_status(run: RunDir, *, now: float | None = None, read: Read | None = None) -> Status:
     """The run's status at time `now` (by default the clock's time).
+
+    What `read` holds is not read again, and its problems are not found again.
 
     Raises: HarnessError "run-missing" if the directory does not exist or holds no file of a run;
     "run-unreadable".
     """
     _check_is_run(run)
     problems: list[str] = []
-    manifest, plan, memory = (
+    manifest, plan, known = read or (
         read_or_tell(run, Manifest, problems),
         read_or_tell(run, Plan, problems),
-        read_or_tell(run, Memory, problems),
+        None,
     )
-    tail = _tail(run, problems)
+    memory = read_or_tell(run, Memory, problems)
+    tail = known or _tail(run, problems)
     name, steps = _recipe(run, manifest, problems)
     chosen = (manifest.plan if manifest else None) or (plan.chosen if plan else None)
     backend = plan.backend if plan else manifest.backend if manifest else "ours"

@@ -45,6 +45,8 @@ _MARKS: dict[Backend, tuple[str, ...]] = {
     "ours": (COMMIT, RECORD, *(f"{item}/{name}" for item in TREES for name in (METADATA, OCDBT_MANIFEST))),
     "openpi": (COMMIT,),
 }
+# A save writes all the time. A save that has been silent for so many seconds has stopped.
+QUIET_S = 60
 # JavaScript and JSON readers represent no larger integers exactly.
 _MOST_STEPS = 2**53
 _DIGITS = re.compile(r"[0-9]{1,20}")

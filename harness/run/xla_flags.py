@@ -52,7 +52,7 @@ def _refused(flags: str, said: str) -> Refused | None:
     if unknown:
         named = unknown[1].split()
         return Refused(
-            f"XLA_FLAGS has what this XLA does not know: {' '.join(named)}", _without(flags, named)
+            f"XLA_FLAGS has flags that this XLA does not know: {' '.join(named)}", _without(flags, named)
         )
     if value:
         named = [flag for flag in flags.split() if flag.partition("=")[0].lstrip("-") == value[1]]

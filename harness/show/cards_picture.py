@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from harness.plan.cards import CARDS
-from harness.plan.matrix import _COLORS, RECIPES, Cell, words
+from harness.plan.matrix import COLORS, RECIPES, Cell, words
 from harness.run.directory import write_atomic
 from harness.units import GIB
 
@@ -48,12 +48,10 @@ def picture(table: list[Cell], path: Path) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     shown = {cell.verdict for cell in table}
-    handles = [
-        pyplot.Rectangle((0, 0), 1, 1, color=color) for name, color in _COLORS.items() if name in shown
-    ]
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=color) for name, color in COLORS.items() if name in shown]
     axes.legend(
         handles,
-        [name for name in _COLORS if name in shown],
+        [name for name in COLORS if name in shown],
         loc="upper center",
         bbox_to_anchor=(0.5, -0.01),
         ncols=5,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group
 
 from harness.artifacts import Curve
-from harness.artifacts.curve import HeldOut
+from harness.artifacts.curve import CurveSeries, HeldOut
 from harness.received.text import one_line
 from harness.show.rows import Row, finding_rows, rows_table
 from harness.show.status import sparkline
@@ -59,7 +59,7 @@ def curve_table(curve: Curve) -> Group:
     )
     rows.append(Row("learning rate", rates))
     if curve.plateau_from_step is not None:
-        rows.append(Row("plateau", f"hardly a fall since step {curve.plateau_from_step:,}"))
+        rows.append(Row("plateau", _plateau(curve.plateau_from_step, curve.series)))
     for seam in curve.seams:
         disagreeing = f", {seam.disagreeing} of them with another loss" if seam.disagreeing else ""
         rows.append(
@@ -80,6 +80,20 @@ def _line(smooth: list[float | None]) -> str:
     shown = smooth[:: max(1, -(-len(smooth) // _WIDTH))]
     ends = [f"{value:.4g}" if value is not None else "nothing" for value in (smooth[0], smooth[-1])]
     return f"{sparkline(shown)}  {ends[0]} to {ends[1]}"
+
+
+def _plateau(since: int, series: CurveSeries) -> str:
+    """The smoothed curve from step `since` on, and what the rule says of it (see analyse.events.plateau)."""
+    shown = [
+        value
+        for step, value in zip(series.step, series.smooth, strict=False)
+        if step >= since and value is not None
+    ]
+    rule = "in the later half of these steps no fall can be told from noise"
+    if len(shown) < 2 or not shown[0]:
+        return f"from step {since:,}: {rule}"
+    change = shown[-1] / shown[0] - 1
+    return f"from step {since:,}: {shown[0]:.4g} to {shown[-1]:.4g} ({change:+.0%}); {rule}"
 
 
 def _second(curve: HeldOut) -> str:

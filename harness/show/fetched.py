@@ -10,7 +10,7 @@ from harness.units import format_bytes
 
 
 def fetched_view(fetched: Fetched) -> RenderableType:
-    """Each part with its size and place."""
+    """Each part with its size and path."""
     rows: list[tuple[str, str]] = [
         (part.what, f"{part.source}: {format_bytes(part.bytes)} in {part.path}") for part in fetched.parts
     ]

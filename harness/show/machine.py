@@ -21,7 +21,8 @@ def machine_table(machine: Machine) -> Group:
         rows.append(
             (
                 f"GPU {gpu.index}",
-                gpu.error or f"{gpu.name} (compute capability {gpu.compute_capability}), {free}{hidden}",
+                "; ".join(filter(None, (gpu.error, gpu.fix)))
+                or f"{gpu.name} (compute capability {gpu.compute_capability}), {free}{hidden}",
             )
         )
         rows += [

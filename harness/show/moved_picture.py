@@ -41,8 +41,8 @@ def grid(moved: Moved) -> tuple[list[str], int, np.ndarray]:
         # first column.
         column = block.layer if block.layer is not None else 0
         entry = totals.setdefault((names.index(block.name), column), [0.0, 0.0])
-        for place, norm in enumerate((block.update_norm, block.base_norm)):
-            entry[place] += math.inf if norm is None else norm * norm
+        for index, norm in enumerate((block.update_norm, block.base_norm)):
+            entry[index] += math.inf if norm is None else norm * norm
     for (row, column), (update, base) in totals.items():
         values[row, column] = (
             math.sqrt(update / base) if base and math.isfinite(update) and math.isfinite(base) else math.nan

@@ -172,7 +172,7 @@ def _stopped(result: Attempt, plan: Plan, machine: Machine) -> Ending:
             "hung",
             f"the trainer said nothing for too long during {result.phase} and was stopped",
             got=f"no step and no message for {format_seconds(result.silent_s)}",
-            need="a step or a message now and then",
+            need="a step or a message from time to time",
             fix="nvidia-smi and dmesg tell of a hung driver or disk; go on with --resume",
         )
         return Ending(error, again=True)

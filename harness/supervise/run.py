@@ -6,12 +6,13 @@ A failed attempt is followed by another from the last whole checkpoint. Every en
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from harness.artifacts import Candidate, Machine, Plan
 from harness.errors import HarnessError
 from harness.run.directory import RunDir
 from harness.run.steps import resumes_after
+from harness.run.trainer import Supervised
 from harness.run.watcher import Watcher
 from harness.supervise.endings import Ending, explain
 from harness.supervise.process import Limits, attempt
@@ -29,20 +30,10 @@ class Outcome(NamedTuple):
     restarts: int
 
 
-class Trainer(Protocol):
-    """The part of a trainer that its supervisor needs; flow/trainer.py has the whole interface."""
-
-    def command(self, run: RunDir) -> list[str]:
-        """The command that trains what the files of `run` say."""
-
-    def crashed(self, phase: str, name: str, got: str) -> HarnessError | None:
-        """The cause of a crash by the signal `name` in that phase. None if this trainer cannot explain it."""
-
-
 def supervise(
     run: RunDir,
     plan: Plan,
-    trainer: Trainer,
+    trainer: Supervised,
     watcher: Watcher,
     *,
     look: Callable[[], Machine],

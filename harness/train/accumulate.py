@@ -49,7 +49,7 @@ def accumulate(
     frozen: Params,
     inputs: Inputs,
     steps: int,
-    place: Layout,
+    layout: Layout,
     vocabulary: int,
 ) -> tuple[jax.Array, Params]:
     """(mean loss, its float32 gradient) over `steps` microbatches.
@@ -58,10 +58,10 @@ def accumulate(
     trained. `copies` are parameters in the compute type. `embedded` holds the embeddings of all tokens, [B,
     T, D]; it is None if the embedding is not trained.
     """
-    cut, lookup = place.microbatches((inputs, embedded), steps)  # [K, M, ...]
+    cut, lookup = layout.microbatches((inputs, embedded), steps)  # [K, M, ...]
     shapes = {path: x.shape for path, x in (trained | copies).items()}
     total = jax.tree.map(
-        jax.new_ref, place.constrain({path: jnp.zeros(shape, jnp.float32) for path, shape in shapes.items()})
+        jax.new_ref, layout.constrain({path: jnp.zeros(shape, jnp.float32) for path, shape in shapes.items()})
     )
     unread = {path: jnp.zeros(x.shape, jnp.float32) for path, x in copies.items()}
 
@@ -84,7 +84,7 @@ def accumulate(
     gradient = {path: jax.freeze(ref) for path, ref in total.items()}
     if embedded is None or of_rows is None:
         return value, gradient
-    zeros = place.constrain({EMBEDDING: jnp.zeros((vocabulary, embedded.shape[-1]), jnp.float32)})[EMBEDDING]
+    zeros = layout.constrain({EMBEDDING: jnp.zeros((vocabulary, embedded.shape[-1]), jnp.float32)})[EMBEDDING]
     return value, gradient | {EMBEDDING: zeros.at[cut["tokens"]].add(of_rows)}
 
 

@@ -28,8 +28,7 @@ class CompiledStep(NamedTuple):
 
     run: Any
     bytes: dict[str, int]
-    flops: float | None
-    fingerprint: str
+    program_sha256: str
     setup: Setup
 
 
@@ -39,17 +38,17 @@ def compile_step(
     """The compiled step of `setup` with `levers`, for the devices of its layout.
 
     These devices need not be on this machine. Device bytes are argument + output - alias + temp of XLA's
-    memory analysis. The fingerprint is a hash of the lowered program.
+    memory analysis. `program_sha256` is that of the lowered program.
     Source: facts on compiling for a GPU that is not here; jax.stages.Compiled.memory_analysis.
     """
-    lowered, fingerprint = lower_step(setup, levers, platform)
+    lowered, program_sha256 = lower_step(setup, levers, platform)
     compiled = lowered.compile(compiler_options=options)
     sizes = device_bytes(compiled.memory_analysis())
-    return CompiledStep(compiled, sizes, _flops(compiled), fingerprint, setup)
+    return CompiledStep(compiled, sizes, program_sha256, setup)
 
 
 def lower_step(setup: Setup, levers: Levers, platform: str | None = None) -> tuple[Any, str]:
-    """(the lowered step, as XLA receives it; its fingerprint)."""
+    """(the lowered step, as XLA receives it; its sha256)."""
     recipe, shapes, layout = setup
     step = make_step(
         recipe,
@@ -59,13 +58,13 @@ def lower_step(setup: Setup, levers: Levers, platform: str | None = None) -> tup
         compute_copy=levers.compute_copy,
         layout=layout,
     )
-    state = layout.placed(shapes.state)
+    state = layout.structs(shapes.state)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.rows), abstract_batch(recipe, levers)
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
-    # The state's outputs are placed like its inputs, so that every buffer is updated in place.
+    # The state's outputs are sharded like its inputs, so that every buffer is updated in place.
     out = (layout.results(shapes.state), layout.replicated)
     traced = jax.jit(step, donate_argnums=0, out_shardings=out).trace(state, batch, key)
     lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
@@ -100,8 +99,3 @@ def device_bytes(analysis: Any) -> dict[str, int]:
         return part["argument"] + part["output"] - part["alias"] + part["temp"]
 
     return parts("") | {"device": total(parts("")), "host": total(parts("host_"))}
-
-
-def _flops(compiled: Any) -> float | None:
-    costs = compiled.cost_analysis() or {}
-    return float(costs["flops"]) if "flops" in costs else None

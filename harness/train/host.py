@@ -1,7 +1,7 @@
 """Keeps parts of the state in pinned host memory, and streams them through the device piece by piece.
 
 Each array is updated in place. `Layout` decides which parts of a state lie in host memory. The step sees the
-place in an array's type, and streams such an array. Only one piece at a time is on the device, so XLA's
+memory in an array's type, and streams such an array. Only one piece at a time is on the device, so XLA's
 memory analysis holds no second copy of any array.
 
 Copies are asynchronous (tests/test_plan_targets.py checks the compiled program). The copies of one piece
@@ -69,7 +69,7 @@ def in_host_memory(sharding: NamedSharding) -> NamedSharding:
     return pinned if pinned.memory_kind == PINNED else _AbsentHostMemory(sharding.mesh, sharding.spec)
 
 
-def result_place(sharding: NamedSharding) -> NamedSharding | None:
+def out_sharding(sharding: NamedSharding) -> NamedSharding | None:
     """The out_sharding for a result in this memory; None for the host memory of an absent device.
 
     For an absent device XLA infers the memory kind from the program alone.

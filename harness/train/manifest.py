@@ -15,7 +15,7 @@ from harness.run.directory import sha256_json
 from harness.run.job import Job
 from harness.run.surroundings import environment, machine_facts, software_here
 from harness.train.compiled import CompiledStep
-from harness.train.executable import executable_fingerprint
+from harness.train.executable import executable_sha256
 from harness.train.kernels import Kernels
 
 
@@ -56,8 +56,8 @@ def describe_run(job: Job, compiled: CompiledStep, weights: dict[str, Any], kern
         environment=environment(),
         machine=machine_facts(job.run.read(Machine)),
         device=jax.devices()[0].device_kind,
-        step_fingerprint=compiled.fingerprint,
-        executable_fingerprint=executable_fingerprint(compiled.run.as_text()),
+        step_fingerprint=compiled.program_sha256,
+        executable_fingerprint=executable_sha256(compiled.run.as_text()),
         kernels_sha256=kernels.sha256,
         compiled_bytes=compiled.bytes,
         published=[Distance(**difference._asdict()) for difference in differences_from_published(job.recipe)],

@@ -170,7 +170,7 @@ def scale_by_bfloat16_adam(b1: float, b2: float, eps: float, seed: int) -> optax
 
     R(x) is one of the two bfloat16 neighbours of x. The nearer neighbour is the likelier, so that E[R(x)] =
     x. Rounding to nearest would lose every contribution below 0.2 % of the moment. The random bits are a
-    function of `seed`, the step and the leaf's place in the tree.
+    function of `seed`, the step and the leaf's position in the tree.
     Source: stochastic rounding as in https://arxiv.org/abs/1502.02551.
     """
 

@@ -87,13 +87,13 @@ def _load(setup: Setup, moments: dict[str, int]) -> CompiledPhase:
 
 def _save(setup: Setup) -> CompiledPhase:
     state = setup.shapes.state
-    places = setup.layout.of(state)
-    held = sum(_parts(state, places))
+    shardings = setup.layout.of(state)
+    held = sum(_parts(state, shardings))
     # If several devices hold the same part of an array, each copies a share of it to the host. It first cuts
     # the share out on the device.
     cut = sum(
         size // copies
-        for size, copies in zip(_parts(state, places), _copies(state, places), strict=True)
+        for size, copies in zip(_parts(state, shardings), _copies(state, shardings), strict=True)
         if copies > 1
     )
     whole = sum(
@@ -105,26 +105,26 @@ def _save(setup: Setup) -> CompiledPhase:
     )
 
 
-def _parts(tree: Any, places: Any) -> list[int]:
+def _parts(tree: Any, shardings: Any) -> list[int]:
     """Bytes that each leaf takes on one device."""
     return [
-        _device_bytes(x, place)
-        for x, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
+        _device_bytes(x, sharding)
+        for x, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
     ]
 
 
-def _device_bytes(x: Any, place: jax.sharding.NamedSharding) -> int:
+def _device_bytes(x: Any, sharding: jax.sharding.NamedSharding) -> int:
     return (
         0
-        if place.memory_kind == PINNED
-        else math.prod(place.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
+        if sharding.memory_kind == PINNED
+        else math.prod(sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
     )
 
 
-def _copies(tree: Any, places: Any) -> list[int]:
+def _copies(tree: Any, shardings: Any) -> list[int]:
     """The number of devices that hold the same part, for each leaf."""
-    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
+    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
     return [
-        len(place.device_set) * math.prod(place.shard_shape(x.shape)) // max(math.prod(x.shape), 1)
-        for x, place in leaves
+        len(sharding.device_set) * math.prod(sharding.shard_shape(x.shape)) // max(math.prod(x.shape), 1)
+        for x, sharding in leaves
     ]

@@ -1,4 +1,4 @@
-"""Setup: the recipe, the shapes that follow from it, and the place of every array.
+"""Setup: the recipe, the shapes that follow from it, and the layout: a sharding for every array.
 
 A training run, a plan's question and a prediction each have one. It is made once, when the devices are known,
 and passed on.
@@ -46,11 +46,13 @@ def keeper(setup: Setup) -> Callable[[str, jax.Array], Any]:
     together.
     """
     frozen = setup.shapes.state.frozen
-    places = setup.layout.of(frozen)
+    shardings = setup.layout.of(frozen)
 
     def keep(path: str, array: jax.Array) -> Any:
         if not isinstance(frozen.get(path), Quantized):
             return array
-        return jax.jit(lambda x: kept(path, x, setup.recipe.train.frozen), out_shardings=places[path])(array)
+        return jax.jit(lambda x: kept(path, x, setup.recipe.train.frozen), out_shardings=shardings[path])(
+            array
+        )
 
     return keep

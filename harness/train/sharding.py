@@ -1,4 +1,4 @@
-"""Layout: the place of every array of a training run that several devices share.
+"""Layout: the sharding of every array of a training run that several devices share.
 
 The devices form a mesh [data, fsdp]: `data` replicas of the state, each cut into `fsdp` shards. A batch is
 cut by rows over all devices. A sharded parameter is whole only while its layer is computed: the layer gathers
@@ -35,7 +35,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from harness.artifacts import Levers
 from harness.errors import HarnessError
-from harness.train.host import PINNED, in_host_memory, result_place
+from harness.train.host import PINNED, in_host_memory, out_sharding
 from harness.train.host import SMALLEST as SMALLEST_ON_HOST
 
 SMALLEST = 2**13
@@ -75,11 +75,11 @@ class Layout:
             spec: tuple[str | None, ...] = (None, *self._cut_one(shape[1:], of=math.prod(shape)))
         else:
             spec = (None, *self._cut_one(shape[1:])) if scanned and shape else self._cut_one(shape)
-        place = NamedSharding(self.mesh, PartitionSpec(*spec))
+        sharding = NamedSharding(self.mesh, PartitionSpec(*spec))
         return (
-            in_host_memory(place)
+            in_host_memory(sharding)
             if path.startswith(self.host) and math.prod(shape) >= SMALLEST_ON_HOST
-            else place
+            else sharding
         )
 
     def of(self, tree: Any) -> Any:
@@ -89,7 +89,7 @@ class Layout:
         """
         return jax.tree_util.tree_map_with_path(lambda keys, x: self.leaf(_path(keys), tuple(x.shape)), tree)
 
-    def placed(self, tree: Any) -> Any:
+    def structs(self, tree: Any) -> Any:
         """`tree` as ShapeDtypeStructs with shardings."""
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, self.of(tree)
@@ -97,12 +97,14 @@ class Layout:
 
     def results(self, tree: Any) -> Any:
         """`of`, in the form for jit's out_shardings; `put` places the results that lie in host memory."""
-        return jax.tree.map(result_place, self.of(tree))
+        return jax.tree.map(out_sharding, self.of(tree))
 
     def put(self, tree: Any) -> Any:
         """`tree`, each leaf in the memory where it belongs. Call inside jit."""
         return jax.tree.map(
-            lambda x, place: jax.device_put(x, jax.memory.Space.Host) if place.memory_kind == PINNED else x,
+            lambda x, sharding: (
+                jax.device_put(x, jax.memory.Space.Host) if sharding.memory_kind == PINNED else x
+            ),
             tree,
             self.of(tree),
         )
@@ -129,12 +131,12 @@ class Layout:
         Each device cuts the rows that it holds, so no row is moved. Microbatch k has rows k·m to (k+1)·m of
         every device. On one device that is the k-th block of the batch.
         """
-        place = NamedSharding(self.mesh, PartitionSpec(None, _ROWS))
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, _ROWS))
 
         def cut(x: jax.Array) -> jax.Array:
             by_device = x.reshape(self.devices, steps, -1, *x.shape[1:])  # [N, K, m, ...]
             return jax.lax.with_sharding_constraint(
-                by_device.swapaxes(0, 1).reshape(steps, -1, *x.shape[1:]), place
+                by_device.swapaxes(0, 1).reshape(steps, -1, *x.shape[1:]), sharding
             )
 
         return jax.tree.map(cut, tree)

@@ -66,8 +66,8 @@ def restore(store: Store, setup: Setup, step: int) -> TrainState:
     `load_params`.
     """
     recipe, layout, keep = setup.recipe, setup.layout, keeper(setup)
-    shapes = layout.placed(setup.shapes.state)
-    dense = layout.placed(setup.shapes.params) | (shapes.trained if shapes.ema is None else shapes.ema)
+    shapes = layout.structs(setup.shapes.state)
+    dense = layout.structs(setup.shapes.params) | (shapes.trained if shapes.ema is None else shapes.ema)
     directory = store.directory / str(step)
     left_out = (directory / BASE).is_file()
     params = {path: dense[path] for path in shapes.trained} if left_out else dense

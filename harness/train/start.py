@@ -57,15 +57,15 @@ def surround(params: Params, setup: Setup) -> TrainState:
     the state is on the device twice.
     """
     shapes = setup.shapes.state
-    places = setup.layout.of(shapes)
+    shardings = setup.layout.of(shapes)
     ema = (
         None
         if shapes.ema is None
-        else {path: _moved(jnp.copy(params[path]), places.ema[path]) for path in shapes.ema}
+        else {path: _moved(jnp.copy(params[path]), shardings.ema[path]) for path in shapes.ema}
     )
     opt_state = optimizer_starter(setup)()
-    trained = {path: _moved(params[path], places.trained[path]) for path in shapes.trained}
-    step = jax.device_put(jnp.zeros((), jnp.int32), places.step)
+    trained = {path: _moved(params[path], shardings.trained[path]) for path in shapes.trained}
+    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
     return TrainState(step, trained, {path: params[path] for path in shapes.frozen}, opt_state, ema)
 
 
@@ -85,11 +85,11 @@ def optimizer_starter(setup: Setup) -> Any:
     return jax.jit(start, out_shardings=layout.results({"opt_state": shapes.state.opt_state})["opt_state"])
 
 
-def _moved(x: jax.Array, place: jax.sharding.NamedSharding) -> jax.Array:
+def _moved(x: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:
     """`x` in the memory where it belongs. The old array is freed before the next one is moved."""
-    if x.sharding.memory_kind == place.memory_kind:
+    if x.sharding.memory_kind == sharding.memory_kind:
         return x
-    there = jax.device_put(x, place).block_until_ready()
+    there = jax.device_put(x, sharding).block_until_ready()
     # JAX cannot donate an array to another kind of memory.
     x.delete()
     return there
@@ -116,7 +116,7 @@ def _load(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[Params, float
 
     loaded = load_params(
         path,
-        setup.layout.placed(setup.shapes.params),
+        setup.layout.structs(setup.shapes.params),
         initialize=_initializer(setup.recipe, key),
         allow_missing=lambda path: group_of(path) == "adapters",
         keep=note,

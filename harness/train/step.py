@@ -47,26 +47,26 @@ def make_step(
     [B, A, E]. An absent camera is computed as if masked, at no cost. metrics: loss, grad_norm (before
     clipping), param_norm (kernels, after the update), learning_rate.
 
-    `layout` gives the place of every array on several devices; without it there is one device. The other
+    `layout` gives the sharding of every array on several devices; without it there is one device. The other
     options are those of `Levers`. The types of the state's arrays say which of them lie in host memory.
     """
-    place = layout or Layout(jax.local_devices()[:1])
+    layout = layout or Layout(jax.local_devices()[:1])
     graph = graph_of(
-        recipe.model, remat=remat, attention=attention, fetch=lambda layer: place.fetch(read_copies(layer))
+        recipe.model, remat=remat, attention=attention, fetch=lambda layer: layout.fetch(read_copies(layer))
     )
 
     def loss(params: Params, inputs: Inputs) -> jax.Array:
         observation = observe(inputs, inputs["augment"] if recipe.data.augment else None)
         return (
-            bind(graph, place.fetch_outside_layers(params))
+            bind(graph, layout.fetch_outside_layers(params))
             .loss(observation, inputs["actions"], inputs["noise"], inputs["time"])
             .mean()
         )
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         inputs = {name: batch[name] for name in ("images", "tokens", "token_mask", "actions")}
-        inputs |= place.constrain_rows(draw(jax.random.fold_in(key, state.step), inputs["actions"].shape))
-        given, copies, embedded = _readable(recipe, state.trained, inputs["tokens"], compute_copy, place)
+        inputs |= layout.constrain_rows(draw(jax.random.fold_in(key, state.step), inputs["actions"].shape))
+        given, copies, embedded = _readable(recipe, state.trained, inputs["tokens"], compute_copy, layout)
         value, grads = accumulate(
             loss,
             given,
@@ -75,16 +75,16 @@ def make_step(
             state.frozen,
             inputs,
             accumulation_steps,
-            place,
+            layout,
             recipe.model.vocab_size,
         )
-        return apply_gradients(recipe, state, value, grads, place)
+        return apply_gradients(recipe, state, value, grads, layout)
 
     return step
 
 
 def _readable(
-    recipe: Recipe, trained: Params, tokens: jax.Array, compute_copy: bool, place: Layout
+    recipe: Recipe, trained: Params, tokens: jax.Array, compute_copy: bool, layout: Layout
 ) -> tuple[Params, Params, jax.Array | None]:
     """(float32 parameters, copies in the compute type, embeddings of the tokens [B, T, D]) for the model.
 
@@ -98,13 +98,13 @@ def _readable(
         path: x for path, x in others.items() if is_cast_before_use(path) and (compute_copy or on_host(x))
     }
     copies = {
-        path: fetch(x, dtype, place.cuttable(path, x.shape)) if on_host(x) else x.astype(dtype)
+        path: fetch(x, dtype, layout.cuttable(path, x.shape)) if on_host(x) else x.astype(dtype)
         for path, x in copied.items()
     }
     given = {path: to_device(x) for path, x in others.items() if path not in copied}
     if table is None:
         return given, copies, None
-    return given, copies, place.constrain_rows(look_up(table, tokens) if on_host(table) else table[tokens])
+    return given, copies, layout.constrain_rows(look_up(table, tokens) if on_host(table) else table[tokens])
 
 
 def draw(key: jax.Array, shape: tuple[int, ...]) -> Noise:

@@ -30,10 +30,10 @@ Clip = Callable[[jax.Array], jax.Array]
 
 
 def apply_gradients(
-    recipe: Recipe, state: TrainState, loss: jax.Array, grads: Params, place: Layout | None = None
+    recipe: Recipe, state: TrainState, loss: jax.Array, grads: Params, layout: Layout | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """(state, metrics as in `make_step`) after one clipped AdamW update and one update of the average."""
-    place = place or Layout(jax.local_devices()[:1])
+    layout = layout or Layout(jax.local_devices()[:1])
     norm = optax.tree.norm(grads)
     clip = _clip(norm, recipe.train.optimizer.clip_norm)
     unclipped, moments = state.opt_state
@@ -55,12 +55,12 @@ def apply_gradients(
     for path in resident:
         if path in ema and path not in here:
             ema[path] = _stream_average(
-                recipe, ema[path], trained[path], state.step + 1, place.cuttable(path, trained[path].shape)
+                recipe, ema[path], trained[path], state.step + 1, layout.cuttable(path, trained[path].shape)
             )
     for path in streamed:
         one = {path: state.trained[path]}
         moved, average, its_moments, square = _stream_leaf(
-            recipe, one, ema.get(path), _only(moments, [path]), clip, grads[path], state.step + 1, place
+            recipe, one, ema.get(path), _only(moments, [path]), clip, grads[path], state.step + 1, layout
         )
         trained, moved_moments = trained | moved, _joined(moved_moments, its_moments)
         squares += square if is_kernel(path, moved[path].shape) else 0.0
@@ -147,7 +147,7 @@ def _stream_leaf(
     clip: Clip,
     grads: jax.Array,
     done: jax.Array,
-    place: Layout,
+    layout: Layout,
 ) -> tuple[Params, jax.Array | None, Any, jax.Array]:
     """(parameter, average, moments, sum of squares of the parameter) after the update."""
     ((path, parameter),) = trained.items()
@@ -183,7 +183,7 @@ def _stream_leaf(
         piece,
         (parameter, *(leaves[i] for i in large), *(() if ema is None else (ema,))),
         (grads,),
-        place.cuttable(path, parameter.shape),
+        layout.cuttable(path, parameter.shape),
     )
     after = structure.unflatten(
         [moved[1 + large.index(i)] if i in large else x for i, x in enumerate(leaves)]

@@ -205,8 +205,8 @@ def _checkpoints(run: Path) -> dict[str, dict[str, Any]]:
     """Step → path and bytes of each whole checkpoint on disk."""
     directory = RunDir(run).checkpoints
     try:
-        places = {str(step): directory / str(step) for step in whole_steps(directory)}
+        paths = {str(step): directory / str(step) for step in whole_steps(directory)}
     except HarnessError:
         # A step that may not be read is told by the verbs that need it; it does not end a run.
         return {}
-    return {name: {"path": str(path), "bytes": directory_bytes(path)} for name, path in places.items()}
+    return {name: {"path": str(path), "bytes": directory_bytes(path)} for name, path in paths.items()}

@@ -19,7 +19,7 @@ def export(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", help="Where the weights are now that a step of only trained parameters lies upon."
+            "--base", help="Where the base weights are now, for a step that holds only trained parameters."
         ),
     ] = None,
     recipe: OwnRecipeOption = None,

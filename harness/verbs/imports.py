@@ -40,11 +40,11 @@ def openpi(
     gpu: Annotated[
         str | None,
         typer.Option(
-            "--gpu", help="Whether it fits this card, which need not be here: rtx_a6000, or a100_80:8."
+            "--gpu", help="Say whether it fits this card, which need not be here: rtx_a6000, or a100_80:8."
         ),
     ] = None,
     vram_gib: Annotated[
-        float | None, typer.Option("--vram-gib", min=0.25, help="Whether it fits a card with so many GiB.")
+        float | None, typer.Option("--vram-gib", min=0.25, help="Say whether it fits a card of X GiB.")
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -53,7 +53,7 @@ def openpi(
     job: Annotated[
         Path | None,
         typer.Option(
-            "--job", help="New file from which harness/openpi/entry.py starts openpi itself, doing that."
+            "--job", help="New file from which harness/openpi/entry.py starts openpi to do the same."
         ),
     ] = None,
     names: Annotated[

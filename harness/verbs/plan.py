@@ -41,7 +41,9 @@ CompileOption = Annotated[
 ]
 WaitOption = Annotated[
     bool,
-    typer.Option("--wait", help="Wait until others leave the card, as far as an idle one would do better."),
+    typer.Option(
+        "--wait", help="Wait until others leave the card, if an idle card would allow a better plan."
+    ),
 ]
 BackendOption = Annotated[
     Backend | None,

@@ -39,7 +39,7 @@ def predict(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", help="Where the weights are now that a step of only trained parameters lies upon."
+            "--base", help="Where the base weights are now, for a step that holds only trained parameters."
         ),
     ] = None,
     device: DeviceOption = None,
@@ -66,14 +66,14 @@ def predict(
     located = locate(path)
     own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(dataset)])
     machine = read([cache_root()])
-    place = prediction.place(machine, device)
-    console.say(f"checkpoint {located.path}: recipe {own.name}, on {place.name}")
-    start_on(machine, place.platform, place.uuid, place.usable_bytes)
+    on = prediction.device_for(machine, device)
+    console.say(f"checkpoint {located.path}: recipe {own.name}, on {on.name}")
+    start_on(machine, on.platform, on.uuid, on.usable_bytes)
     from harness.train import device as jax_device
 
     jax_device.start()
     predicted = prediction.predict(
-        located, own, prediction.Question(episode, frame, steps, seed), place, console.say, base=base
+        located, own, prediction.Question(episode, frame, steps, seed), on, console.say, base=base
     )
     directory = RunDir(prediction.output_directory(located, run))
     picture = directory.path / PREDICTED_ACTIONS

@@ -30,7 +30,7 @@ def stats(
         typer.Option(
             "--compare",
             help=(
-                "Another norm_stats.json or LeRobot's stats.json, or its directory: how far it is from ours."
+                "Compare with this norm_stats.json or LeRobot stats.json, or with the one in this directory."
             ),
         ),
     ] = None,

@@ -35,11 +35,9 @@ def verify(
 
     Exit code 0 when all is equal; 1 when something differs or cannot be told.
     """
-    from harness.probe.machine import probe
     from harness.run.directory import RunDir
     from harness.show.progress import Progress
     from harness.show.verdict import verdict_table
-    from harness.verify.binding import bound
     from harness.verify.run import verify_pair, verify_run
 
     console = Progress()
@@ -49,7 +47,6 @@ def verify(
             found = verify_pair(RunDir(run), RunDir(other))
     else:
         found = verify_run(RunDir(run), steps=steps, start=start, device=device, watcher=console)
-        found = bound(found, RunDir(run), probe([]))
         try:
             RunDir(run).write(found)
         except HarnessError as error:

@@ -170,7 +170,7 @@ def _copy_step(run: RunDir, again: RunDir, step: int) -> None:
     if strays:
         raise HarnessError(
             "checkpoint-leads-out",
-            f"{source} holds what is no file of its own; nothing was computed from it",
+            f"{source} holds links or special files; nothing was computed from it",
             got=", ".join(str(path.relative_to(source)) for path in strays[:3]),
             need="regular files only",
             fix=f"look at it first: harness inspect {word(source)}",

@@ -57,7 +57,7 @@ class Found(NamedTuple):
     why: Mapping[str, str] = {}
 
 
-def compare(manifest: Manifest, found: Found) -> list[Compared]:
+def compare_fields(manifest: Manifest, found: Found) -> list[Compared]:
     """Every field's comparison, in the order in which differences explain one another."""
     return [*_made_from(manifest, found), *_arithmetic(manifest, found), *_follows(manifest, found)]
 

@@ -78,7 +78,7 @@ def _of_directories(source: Path, names: list[str]) -> dict[str, str]:
             raise HarnessError(
                 "file-leaves-root",
                 what,
-                fix=f"put the files in the place of the links: cp -rL {word(path)} COPY",
+                fix=f"replace the links by the files: cp -rL {word(path)} COPY",
             )
     return {
         name.rpartition("/")[2] if name.startswith("/") else name: sha256_directory(there[name])
@@ -100,8 +100,8 @@ def _params(source: Path, bases: int = 0) -> list[Path]:
         return [found]
     try:
         below = read_json(record, found.parent, MARK_BYTES)["source"]
-        place = kept_tree(below) if is_remote(below) else Path(below)
-        return [found] if place is None else [found, *_params(place, bases + 1)]
+        path = kept_tree(below) if is_remote(below) else Path(below)
+        return [found] if path is None else [found, *_params(path, bases + 1)]
     except (HarnessError, UnsafeFile, OSError, ValueError, KeyError, TypeError):
         return [found]
 

@@ -46,7 +46,7 @@ def recorded_metrics(path: Path) -> dict[int, dict[str, float]]:
 
 def _invalid(path: Path, got: str | None) -> HarnessError:
     fix = "the file was changed or cut: nothing can be compared with it"
-    return HarnessError("metrics-invalid", f"{path} has not the lines of metrics", got=got, fix=fix)
+    return HarnessError("metrics-invalid", f"{path} does not hold lines of metrics", got=got, fix=fix)
 
 
 def compare_metrics(

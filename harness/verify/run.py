@@ -14,14 +14,15 @@ from harness.recipe.load import recipe_from
 from harness.run.directory import RunDir
 from harness.run.watcher import Watcher
 from harness.verify.again import Again
-from harness.verify.fields import Found, compare, first_difference, overall, weights_digests
+from harness.verify.binding import bound
+from harness.verify.fields import Found, compare_fields, first_difference, overall, weights_digests
 from harness.verify.found import files_of, found_here
 from harness.verify.initial import digests_here
 from harness.verify.replay import compare_metrics, recorded_metrics
 
 
 def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watcher: Watcher) -> Verdict:
-    """The verdict on `run` against this machine and these files.
+    """The verdict on `run` against this machine and these files, bound to its manifest.
 
     The run's inputs are read where they lie on this machine. They are fetched only with the user's --fetch.
 
@@ -52,12 +53,12 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
         found = found_here(
             run, manifest, known, remade, machine, why, dataset_sha256=dataset_sha256, weights=weights
         )
-    rows = compare(manifest, found)
+    rows = compare_fields(manifest, found)
     named = first_difference(rows) or (
         replay.first if replay is not None and replay.status == "differs" else None
     )
     verdict = overall(rows, [replay.status] if replay is not None else [])
-    return Verdict(
+    told = Verdict(
         run=str(run.path),
         against="this machine and these files",
         fields=rows,
@@ -65,6 +66,7 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
         verdict=verdict,
         first_difference=named,
     )
+    return bound(told, run, machine, found.source_sha256)
 
 
 def verify_pair(run: RunDir, other: RunDir) -> Verdict:
@@ -80,7 +82,7 @@ def verify_pair(run: RunDir, other: RunDir) -> Verdict:
         "plan": b.plan.levers.model_dump(mode="json"),
     }
     recorded |= {"upstream": b.upstream.commit if b.upstream else None}
-    rows = compare(a, Found(**recorded, files=files_of(other)))
+    rows = compare_fields(a, Found(**recorded, files=files_of(other)))
     replay = compare_metrics(
         recorded_metrics(run.metrics),
         recorded_metrics(other.metrics),

@@ -6,6 +6,7 @@ version 0.1.86.
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from typing import NamedTuple
 
 import tensorstore as ts
 
-_NODE = 0x0CDB20DE
-_HEADER = {
+NODE = 0x0CDB20DE
+ZARRAY = {
     "chunks": [4],
     "compressor": None,
     "dtype": "|u1",
@@ -36,13 +37,21 @@ class Place(NamedTuple):
 
 
 def crc32c(data: bytes) -> int:
-    """Castagnoli's checksum, bit by bit (RFC 3720, appendix B.4): the last four bytes of every OCDBT file."""
-    total = 0xFFFFFFFF
+    """Castagnoli's checksum (RFC 3720, appendix B.4): the last four bytes of every OCDBT file."""
+    total, table = 0xFFFFFFFF, _crc_table()
     for byte in data:
-        total ^= byte
-        for _ in range(8):
-            total = (total >> 1) ^ (0x82F63B78 & -(total & 1))
+        total = table[(total ^ byte) & 255] ^ (total >> 8)
     return total ^ 0xFFFFFFFF
+
+
+@functools.cache
+def _crc_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)  # noqa: PLW2901
+        table.append(byte)
+    return table
 
 
 def varint(number: int) -> bytes:
@@ -60,7 +69,7 @@ def interior(height: int, files: list[bytes], children: list[tuple[bytes, Place]
     """A node above others: (first key, place) of each."""
     keys = [key for key, _ in children]
     columns = [[place[i] for _, place in children] for i in range(3)] + [[1] * len(children)] * 3
-    return _sealed(
+    return sealed(
         bytes([height])
         + _files(files)
         + varint(len(children))
@@ -83,12 +92,13 @@ def leaf(files: list[bytes], values: list[tuple[bytes, bytes | Place]]) -> bytes
         + varints(kinds)
     )
     body += varints([place.file for place in away]) + varints([place.offset for place in away])
-    return _sealed(body + b"".join(value for _, value in values if isinstance(value, bytes)))
+    return sealed(body + b"".join(value for _, value in values if isinstance(value, bytes)))
 
 
-def _sealed(body: bytes) -> bytes:
+def sealed(body: bytes) -> bytes:
+    """A node: magic, length of the whole, version 0, no compression, body, checksum."""
     inner = varint(0) + varint(0) + body
-    head = struct.pack(">I", _NODE) + struct.pack("<Q", 4 + 8 + len(inner) + 4) + inner
+    head = struct.pack(">I", NODE) + struct.pack("<Q", 4 + 8 + len(inner) + 4) + inner
     return head + struct.pack("<I", crc32c(head))
 
 
@@ -167,7 +177,7 @@ def write_value_in(directory: Path, target: bytes) -> None:
     """An item whose one array has its data in the file `target`."""
     store = Store(directory)
     place = store.append(
-        leaf([target], [(b"x/.zarray", json.dumps(_HEADER).encode()), (b"x/0", Place(0, 0, 4))])
+        leaf([target], [(b"x/.zarray", json.dumps(ZARRAY).encode()), (b"x/0", Place(0, 0, 4))])
     )
     for height in range(1, store.height):
         place = store.append(interior(height, [store.name], [(b"x", place)]))

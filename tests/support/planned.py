@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.artifacts import Gpu, Host, Machine, Plan
+from harness.artifacts import Candidate, Gpu, Host, Machine, Plan
 from harness.plan import memory
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request
@@ -24,7 +24,7 @@ class Formula:
 
     def __call__(self, request: Request, **_: object) -> Answer:
         self.asked.append(request)
-        return Answer(bytes=self.bytes(request), fingerprint="formula")
+        return Answer(bytes=self.bytes(request), program_sha256="formula")
 
     @staticmethod
     def bytes(request: Request) -> dict[str, int]:
@@ -38,6 +38,19 @@ class Formula:
 
 def planned(recipe: Recipe, machine: Machine = MACHINE, compile: Any = None, **asked: Any) -> Plan:
     return choose(recipe, machine, None, Ask(**asked), tools=Tools(None, compile or Formula()))
+
+
+def plan_of(chosen: Candidate, device: str) -> Plan:
+    """A plan of the smoke recipe that has this one candidate. Nothing was searched for it."""
+    return Plan(
+        recipe="smoke",
+        recipe_sha256="",
+        device=device,
+        parameters_total=1,
+        parameters_trained=1,
+        chosen=chosen,
+        candidates=[chosen],
+    )
 
 
 def with_gpus(*gpus: Gpu, **host: Any) -> Machine:

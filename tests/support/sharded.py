@@ -89,17 +89,17 @@ def three_steps(
 
 
 def steps_of(recipe: Recipe, step: CompiledStep, count: int) -> tuple[TrainState, list[dict[str, float]]]:
-    place = step.setup.layout
-    expected = place.placed(step.setup.shapes.params)
+    layout = step.setup.layout
+    expected = layout.structs(step.setup.shapes.params)
     params = {
         path: jax.device_put(jnp.asarray(value, expected[path].dtype), expected[path].sharding)
         for path, value in random_params(recipe).items()
     }
-    state, key = surround(params, step.setup), jax.device_put(jax.random.key(5), place.replicated)
+    state, key = surround(params, step.setup), jax.device_put(jax.random.key(5), layout.replicated)
     lines = []
     for i in range(count):
         state, metrics = step.run(
-            state, jax.device_put(random_batch(recipe, BATCH, TOKENS, seed=i), place.rows), key
+            state, jax.device_put(random_batch(recipe, BATCH, TOKENS, seed=i), layout.rows), key
         )
         lines.append({name: float(value) for name, value in metrics.items()})
     return state, lines

@@ -123,7 +123,7 @@ def law_a_save_stages_what_is_foreseen() -> None:
 def law_the_rule_leaves_little_whole_at_the_published_size() -> None:
     published = load_recipe("pi05_libero")
     for fsdp in (2, 4):
-        places = layout(4, fsdp).placed(abstract_params(published))
+        places = layout(4, fsdp).structs(abstract_params(published))
         whole = sum(math.prod(x.shape) for x in places.values() if x.sharding.is_fully_replicated)
         assert whole < 1e-3 * 3_353_433_872, whole
         for path, x in places.items():

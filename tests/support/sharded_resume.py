@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harness.artifacts import Candidate, Memory, Plan
+from harness.artifacts import Candidate, Memory
 from harness.checkpoint.inspect import inspect
 from harness.checkpoint.store import Store
 from harness.data.dataset import describe
@@ -26,6 +26,7 @@ from harness.train.snapshot import restore, save
 from harness.train.start import first_state
 from harness.train.state import TrainState
 from tests.support.openpi_checkpoints import openpi_checkpoint
+from tests.support.planned import plan_of
 from tests.support.sharded import (
     BATCH,
     FOUR,
@@ -139,13 +140,5 @@ def train_to(steps: int, run: Path, accumulation_steps: int = 1, **mesh: int) ->
     chosen = Candidate(
         levers=levers(recipe, accumulation_steps, **mesh), verdict="fits", reason="", source="compiled"
     )
-    plan = Plan(
-        recipe="smoke",
-        recipe_sha256="",
-        device="cpu",
-        parameters_total=1,
-        parameters_trained=1,
-        chosen=chosen,
-        candidates=[chosen],
-    )
+    plan = plan_of(chosen, "cpu")
     assert train(Job(RunDir(run), recipe, plan, dataset, compute(recipe, dataset)), Listener()).finished
