@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.parity import Golden, check, kinds
+from tests.support.parity import Golden, check, kinds, main
 
 GOLDEN = Path(__file__).parent / "golden" / "pi05_tiny.npz"
 
@@ -28,19 +28,26 @@ def test_the_file_holds_both_kinds() -> None:
     assert kinds(GOLDEN) == ["full", "lora"]
 
 
-def test_by_hand_exits_1_when_a_figure_is_off(tmp_path: Path) -> None:
+def test_by_hand_exits_1_when_a_figure_is_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     stored = dict(np.load(GOLDEN))
     wrong = {key: value for key, value in stored.items() if key.startswith("full/")}
     wrong["full/loss"] = wrong["full/loss"] * 1.001
     np.savez(tmp_path / "wrong.npz", **wrong)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.parity", str(tmp_path / "wrong.npz")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("FAIL")] == [
+    monkeypatch.setattr(sys, "argv", ["parity", str(tmp_path / "wrong.npz")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in printed if line.startswith("FAIL")] == [
         ["FAIL", "full", "loss"],
         ["FAIL", "full", "loss,"],
     ]
+
+
+def test_by_hand_its_process_exits_1_when_a_file_holds_no_figures(tmp_path: Path) -> None:
+    np.savez(tmp_path / "empty.npz")
+    command = [sys.executable, "-m", "tests.support.parity", str(tmp_path / "empty.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[0]) == (1, "FAIL")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +24,18 @@ def observe(recipe: Recipe, seed: int = 0) -> Observation:
     return Observation(images, masks, jnp.asarray(batch["tokens"]), jnp.asarray(batch["token_mask"]))
 
 
+@functools.cache
+def program(recipe: str, **changes: bool) -> Any:
+    """The jitted loss of the model of a recipe, given as JSON."""
+    graph = graph_of(Recipe.model_validate_json(recipe).model, **changes)
+    return jax.jit(lambda params, *inputs: bind(graph, params).loss(*inputs))
+
+
 def loss(recipe: Recipe, params: Params, observation: Observation, **changes: bool) -> np.ndarray:
     batch = random_batch(recipe, batch=2)
     noise = jax.random.normal(jax.random.key(1), batch["actions"].shape)
-    model = bind(graph_of(recipe.model, **changes), params)
-    return np.asarray(model.loss(observation, batch["actions"], noise, jnp.array([0.3, 0.9])))
+    run = program(recipe.model_dump_json(), **changes)
+    return np.asarray(run(params, observation, batch["actions"], noise, jnp.array([0.3, 0.9])))
 
 
 def test_a_masked_camera_changes_nothing_whether_computed_or_left_out() -> None:
@@ -116,25 +126,29 @@ def test_sampling_with_the_prefix_cache_is_the_velocity_of_the_whole_model() -> 
     two steps halve and repeat.
     """
     recipe = tiny()
-    model, seen = bind(graph_of(recipe.model), random_params(recipe)), observe(recipe)
+    params, seen, graph = random_params(recipe), observe(recipe), graph_of(recipe.model)
+    sample = jax.jit(
+        lambda noise, steps: bind(graph, params).sample_actions(seen, noise, steps=steps), static_argnums=1
+    )
+    velocity_loss = program(recipe.model_dump_json())
     noise = jax.random.normal(jax.random.key(2), (2, recipe.model.action_horizon, recipe.model.action_dim))
-    one = model.sample_actions(seen, noise, steps=1) - noise
+    one = sample(noise, 1) - noise
     # With actions = noise, x_t is the noise and the target of the velocity is 0.
     np.testing.assert_allclose(
-        jnp.mean(jnp.square(one), axis=-1), model.loss(seen, noise, noise, jnp.ones(2)), rtol=1e-4
+        jnp.mean(jnp.square(one), axis=-1), velocity_loss(params, seen, noise, noise, jnp.ones(2)), rtol=1e-4
     )
     middle = noise + one / 2
-    second = model.sample_actions(seen, noise, steps=2) - middle
+    second = sample(noise, 2) - middle
     np.testing.assert_allclose(
         jnp.mean(jnp.square(2 * second), axis=-1),
-        model.loss(seen, middle, middle, jnp.full(2, 0.5)),
+        velocity_loss(params, seen, middle, middle, jnp.full(2, 0.5)),
         rtol=1e-3,
     )
 
 
 def test_initialization_is_upstreams() -> None:
     recipe = tiny(*LORA)
-    params = initialize(recipe.model, jax.random.key(0))
+    params = jax.jit(lambda key: initialize(recipe.model, key))(jax.random.key(0))
     assert float(jnp.abs(params["PaliGemma/img/head/kernel"]).max()) == 0
     assert float(jnp.abs(params["PaliGemma/llm/final_norm_1/Dense_0/kernel"]).max()) == 0
     for path, std in {

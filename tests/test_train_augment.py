@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from harness.train.augment import augment, jitter, warp
+from harness.train import augment as module
+from harness.train.augment import jitter, warp
+
+# As the step does it: one program, not one for each operation.
+augment = jax.jit(module.augment)
 
 # Made by augmax 0.4.1 itself: Chain(RandomCrop(22, 22), Resize(24, 24), Rotate((-5, 5)), ColorJitter(0.3,
 # 0.4, 0.5)) on four images of noise, the wrist camera with the ColorJitter alone; keys
@@ -47,9 +51,9 @@ def test_moments_of_the_color_jitter() -> None:
     """
     v, n = 0.5, 4000
     image = jnp.full((1, 1, 3), v)
-    out = np.asarray(jax.vmap(lambda key: jitter(key, image))(jax.random.split(jax.random.key(3), n)))[
-        :, 0, 0, 0
-    ]
+    out = np.asarray(
+        jax.jit(jax.vmap(lambda key: jitter(key, image)))(jax.random.split(jax.random.key(3), n))
+    )[:, 0, 0, 0]
     assert (out != v).mean() == pytest.approx(0.5, abs=0.03)
     rng = np.random.default_rng(0)
     amount = rng.uniform(-0.3, 0.3, 100_000)
@@ -72,7 +76,7 @@ def test_moments_of_the_warp() -> None:
     ramp = (
         jnp.broadcast_to(jnp.arange(side, dtype=jnp.float32)[None, :, None], (side, side, 3)) + 100
     )  # far from the zeros outside
-    out = jax.vmap(lambda key: warp(key, ramp))(jax.random.split(jax.random.key(4), n))
+    out = jax.jit(jax.vmap(lambda key: warp(key, ramp)))(jax.random.split(jax.random.key(4), n))
     center = (
         np.asarray(out[:, side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1, 0]).mean((1, 2)) - 100
     )

@@ -26,14 +26,9 @@ from harness.train.accumulate import accumulate, read_copies
 from harness.train.setup import setup_of
 from harness.train.sharding import Layout
 from harness.train.state import TrainState, state_from
-from harness.train.step import make_step
-from tests.support.tiny import LORA, random_batch, random_params, tiny
+from tests.support.learned import LEARNS, learned
+from tests.support.tiny import LORA, random_params, tiny
 
-LEARNS = (
-    "train.optimizer.eps=1.0e-4",
-    "train.optimizer.schedule={warmup_steps: 1, peak: 1.0e-3, decay_steps: 10, end: 0.0}",
-    "train.ema_decay=0.9",
-)
 # A moment of a gradient that is zero in exact arithmetic is below this.
 NOISE = 1e-12
 EVERYTHING = ("ema", "moments", "masters")
@@ -45,29 +40,11 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_PIECE", 2**12)
 
 
-@functools.cache
 def run(
     overrides: tuple[str, ...] = (), *, in_host: tuple[str, ...] = (), **levers: Any
 ) -> tuple[TrainState, list[dict[str, float]]]:
     """The state after three steps, and their metrics."""
-    recipe = tiny(*LEARNS, *overrides)
-    layout = Layout(jax.local_devices()[:1], host=in_host)
-    state = state_from({path: jnp.asarray(value) for path, value in random_params(recipe).items()}, recipe)
-    places = layout.of(state)
-    step = jax.jit(
-        make_step(recipe, layout=layout, **levers),
-        donate_argnums=0,
-        out_shardings=(places, layout.replicated),
-    )
-    state, lines = jax.device_put(state, places), []
-    for i in range(3):
-        state, metrics = step(state, random_batch(recipe, seed=i), jax.random.key(5))
-        lines.append({name: float(value) for name, value in metrics.items()})
-    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state)}
-    assert kinds == (
-        {"device", "pinned_host"} if in_host else {"device"}
-    )  # a step leaves everything where it was
-    return jax.device_get(state), lines
+    return learned((*LEARNS, *overrides), in_host=in_host, **levers)
 
 
 def check(

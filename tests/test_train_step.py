@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from harness.recipe.load import load_recipe
-from harness.recipe.schema import Recipe
 from harness.train.optimizer import learning_rate
-from harness.train.state import TrainState, state_from
+from harness.train.state import state_from
 from harness.train.step import draw, make_step
+from tests.support.learned import LEARNS, compiled, computed, learned
 from tests.support.tiny import LORA, random_batch, random_params, tiny
 
 
-def run(recipe: Recipe, steps: int = 3, **levers: int) -> tuple[TrainState, list[dict]]:
-    state = state_from({path: jnp.asarray(value) for path, value in random_params(recipe).items()}, recipe)
-    step = jax.jit(make_step(recipe, **levers))
-    lines = []
-    for i in range(steps):
-        state, metrics = step(state, random_batch(recipe, seed=i), jax.random.key(5))
-        lines.append({name: float(value) for name, value in metrics.items()})
-    return state, lines
-
-
 def test_accumulation_equals_one_big_batch() -> None:
-    recipe = tiny(
-        "train.optimizer.eps=1.0e-4",
-        "train.optimizer.schedule={warmup_steps: 1, peak: 1.0e-3, decay_steps: 10, end: 0.0}",
-    )
-    (big, big_lines), (small, small_lines) = run(recipe), run(recipe, accumulation_steps=4)
+    (big, big_lines), (small, small_lines) = learned(), learned(accumulation_steps=4)
     for one, other in zip(big_lines, small_lines, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
@@ -39,18 +24,19 @@ def test_accumulation_equals_one_big_batch() -> None:
 
 
 def test_augmentation_is_drawn_before_the_cut_into_microbatches() -> None:
-    recipe = tiny("data.augment=true")
-    assert run(recipe, 1)[1][0]["loss"] == pytest.approx(
-        run(recipe, 1, accumulation_steps=2)[1][0]["loss"], rel=1e-5
-    )
-    assert run(recipe, 1)[1][0]["loss"] != pytest.approx(run(tiny(), 1)[1][0]["loss"], rel=1e-5)
+    augmented = (*LEARNS, "data.augment=true")
+    loss = learned(augmented, 1)[1][0]["loss"]
+    assert loss == pytest.approx(learned(augmented, 1, accumulation_steps=2)[1][0]["loss"], rel=1e-5)
+    assert loss != pytest.approx(learned()[1][0]["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("trained", ["lora", "lora_frozen_vision"])
 def test_frozen_parameters_do_not_move_and_all_trained_ones_do(trained: str) -> None:
-    recipe = tiny(*LORA, f"train.trained={trained}", "train.ema_decay=0.9")
-    start = state_from({path: jnp.asarray(value) for path, value in random_params(recipe).items()}, recipe)
-    end, _ = run(recipe)
+    # With the recipe's own eps: a gradient that is zero in exact arithmetic moves its parameter, too.
+    program = compiled((*LORA, f"train.trained={trained}", "train.ema_decay=0.9"))
+    start = jax.device_get(program.begin())
+    end, _ = computed(program, 3)
+    assert start.frozen.keys() == end.frozen.keys()
     for path, value in start.frozen.items():
         np.testing.assert_array_equal(value, end.frozen[path])
     assert [path for path, value in start.trained.items() if np.array_equal(value, end.trained[path])] == []
@@ -58,18 +44,24 @@ def test_frozen_parameters_do_not_move_and_all_trained_ones_do(trained: str) -> 
 
 
 def test_the_average_follows_its_equation() -> None:
-    recipe = tiny("train.ema_decay=0.9")
-    states = [run(recipe, steps)[0] for steps in (1, 2)]
+    one, two = (learned(steps=steps)[0] for steps in (1, 2))
     path = "action_in_proj/kernel"
-    ema = 0.9 * np.asarray(states[0].ema[path]) + 0.1 * np.asarray(states[1].trained[path])  # type: ignore[index]
-    np.testing.assert_allclose(states[1].ema[path], ema, rtol=1e-6)  # type: ignore[index]
-    assert run(tiny("train.ema_decay=null"), 1)[0].ema is None
+    assert one.ema is not None
+    assert two.ema is not None
+    ema = 0.9 * np.asarray(one.ema[path]) + 0.1 * np.asarray(two.trained[path])
+    np.testing.assert_allclose(two.ema[path], ema, rtol=1e-6)
+
+
+def test_without_an_average_none_is_begun_and_a_step_makes_none() -> None:
+    recipe = tiny("train.ema_decay=null")
+    begun = jax.eval_shape(lambda params: state_from(params, recipe), random_params(recipe))
+    after, _ = jax.eval_shape(make_step(recipe), begun, random_batch(recipe), jax.random.key(5))
+    assert begun.ema is None
+    assert after.ema is None
 
 
 def test_a_step_depends_on_its_number_and_key_alone() -> None:
-    recipe = tiny()
-    again = run(recipe)[1]
-    assert run(recipe)[1] == again
+    assert computed(compiled(LEARNS), 3)[1] == learned()[1]
     a, b = (draw(jax.random.fold_in(jax.random.key(5), step), (4, 10, 32)) for step in (0, 1))
     assert not np.allclose(a["noise"], b["noise"])
 
