@@ -13,8 +13,11 @@ from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.meaning import MEANING, flat, meaning, without_cadence
 from harness.recipe.schema import Recipe
 
-# A recipe that has every key: adapters, weights, an average.
-BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99"])
+# A recipe that has every key: adapters, weights, an average, episodes.
+BASE = load_recipe(
+    "pi05_libero_lora",
+    ["train.ema_decay=0.99", "data.episodes.include=0-90", "data.episodes.exclude=[8]"],
+)
 KEYS = sorted(flat(BASE.model_dump(mode="json")))
 # One of these is valid for each key, and other than what is there.
 VALUES: tuple[Any, ...] = (

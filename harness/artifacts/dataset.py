@@ -15,9 +15,17 @@ class Feature(Strict):
     shape: list[int]
 
 
-class Dataset(Artifact):
-    """A dataset as it was read.
+class LeftOut(Strict):
+    """The episodes that a recipe leaves out: numbers, and ranges such as "3-7"."""
 
+    episodes: list[int | str]
+    frames: int
+
+
+class Dataset(Artifact):
+    """A dataset as it was read. `episodes`, `frames` and `tasks` are those that are trained on.
+
+    `sha256` is of all of its files; `left_out` is what the recipe's data.episodes leave out.
     `longest_prompt_tokens` is None if the tokenizer is not on this machine, and `unknown` says so. Prompts
     then take all of the recipe's tokens.
     """
@@ -39,6 +47,7 @@ class Dataset(Artifact):
     total_bytes: int
     findings: list[str] = []
     unknown: dict[str, str] = {}
+    left_out: LeftOut | None = None
 
 
 class DimensionStats(Strict):

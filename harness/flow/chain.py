@@ -82,6 +82,7 @@ class Chain:
                 data.normalization,
                 data.degenerate_dimensions,
                 self.recipe.model.action_horizon,
+                *([] if data.episodes is None else [data.episodes]),
             ]
         )
         current = self.run.current(NormStats, inputs) if self.run else None

@@ -11,7 +11,7 @@ from harness.run.directory import DATASET_PAGE, REPORT, RunDir, write_atomic
 
 def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
     """The path of dataset.html, in the run's directory or else in the working directory."""
-    from harness.data.lerobot import open_dataset
+    from harness.data.lerobot import open_data
     from harness.data.tokenizer import load_tokenizer
     from harness.data.transforms import normalize
     from harness.report.dataset_page import render
@@ -20,7 +20,7 @@ def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
     # If the longest prompt is unknown, the tokenizer is not on this machine.
     encode = load_tokenizer(data.tokenizer).encode if dataset.longest_prompt_tokens is not None else None
     tokens = {task: len(encode(task)) for task in dataset.tasks} if encode is not None else {}
-    frames = open_dataset(dataset.path, state=data.state, actions=data.actions)
+    frames = open_data(data, dataset.path)
     page = render(
         dataset,
         stats,

@@ -13,6 +13,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.openpi.plan import PUBLISHED
 from harness.openpi.table import ADAPTERS, COMMIT
+from harness.recipe.data_schema import LATER
 from harness.recipe.parameters import counts, is_trained, parameter_shapes
 from harness.recipe.schema import Model, Recipe
 
@@ -116,6 +117,7 @@ def check_upstream_can(recipe: Recipe) -> None:
         ("data.actions", data.actions, "actions"),
         *((f"data.cameras.{camera}", data.cameras[camera], column) for camera, column in _CAMERAS.items()),  # type: ignore[index]
         ("model.image_size", model.image_size, Model().image_size),
+        *((f"data.{key}", getattr(data, key), default) for key, default in LATER.items()),
     ]
     for key, got, need in only:
         if got != need:

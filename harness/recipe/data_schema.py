@@ -1,0 +1,87 @@
+"""The part of the recipe's schema that says what is learned from: one dataset, or a mixture of several."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from harness.received.names import RelativeName
+from harness.recipe.episodes import Numbers, canonical
+from harness.strict import Strict
+
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+Cameras = dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
+# Keys of `Data` that came later. At their default they are left out of the written recipe and of its hash,
+# which so stay what they were.
+LATER: dict[str, Any] = {"episodes": None}
+
+
+class Part(Strict):
+    """A part of a recipe. None of its numbers may be infinite or NaN."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Episodes(Part):
+    """The episodes that are trained on: those of `include` (null: all), less those of `exclude`.
+
+    Each is a list of numbers and of ranges such as "3-7". `load_recipe` also takes one number, one range, or
+    a file that holds them, and writes the numbers into the recipe.
+    """
+
+    include: Annotated[Numbers, BeforeValidator(canonical)] | None = None
+    exclude: Annotated[Numbers, BeforeValidator(canonical)] = []
+
+
+class Data(Part):
+    """The source of the samples, and the mapping from columns to inputs.
+
+    - `dataset`: "sample" (the one inside the package), a directory, or a hub id.
+    - `cameras`: maps each camera of the model to a feature of the dataset, or to null. An absent camera is
+      masked, and a plan need not compute it.
+    - `state`: a feature or null. It does not enter the model; only its statistics are kept beside the
+      weights.
+    - `asset_id`: the name of the statistics inside a checkpoint.
+    - `episodes`: which of them are trained on; null: all.
+    """
+
+    dataset: str
+    revision: str | None = None
+    asset_id: RelativeName
+    cameras: Cameras
+    state: str | None = "state"
+    actions: str = "actions"
+    tokenizer: str = "paligemma"
+    normalization: Literal["quantile", "zscore"] = "quantile"
+    degenerate_dimensions: Literal["error", "warn", "pass_through"] = "warn"
+    augment: bool = True
+    episodes: Episodes | None = None
+
+    @field_validator("episodes")
+    @classmethod
+    def _all_of_them(cls, episodes: Episodes | None) -> Episodes | None:
+        # That nothing is left out is said in one way, so that it has one hash.
+        return None if episodes == Episodes() else episodes
+
+    @model_validator(mode="after")
+    def _all_cameras(self) -> Data:
+        missing = [name for name in CAMERAS if name not in self.cameras]
+        if missing:
+            raise ValueError(
+                f"cameras lacks {', '.join(missing)} (give a feature name, or null for an absent camera)"
+            )
+        if not any(self.cameras.values()):
+            raise ValueError("cameras: at least one must name a feature of the dataset")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if key not in LATER or value != LATER[key]}
