@@ -16,7 +16,12 @@ from harness.recipe.schema import Recipe
 # A recipe that has every key: adapters, weights, an average, episodes.
 BASE = load_recipe(
     "pi05_libero_lora",
-    ["train.ema_decay=0.99", "data.episodes.include=0-90", "data.episodes.exclude=[8]"],
+    [
+        "train.ema_decay=0.99",
+        "data.episodes.include=0-90",
+        "data.episodes.exclude=[8]",
+        "data.norm_stats=stats.json",
+    ],
 )
 KEYS = sorted(flat(BASE.model_dump(mode="json")))
 # One of these is valid for each key, and other than what is there.

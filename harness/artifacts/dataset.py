@@ -81,10 +81,19 @@ class DegenerateDimension(Strict):
     fix: str
 
 
+class Given(Strict):
+    """A file of statistics that the recipe gives. `source` is its path or address, `form` its kind."""
+
+    source: str
+    form: str
+    sha256: str
+
+
 class NormStats(Artifact):
     """Normalization statistics. openpi reads `norm_stats` of this file; the other keys are the harness's.
 
-    A dataset without a state has statistics of the actions alone.
+    A dataset without a state has statistics of the actions alone. `given` is the file that they are from, if
+    they are not computed from the data; min and max are the data's all the same.
     """
 
     FILE: ClassVar[str] = "norm_stats.json"
@@ -92,6 +101,7 @@ class NormStats(Artifact):
     frames: int
     action_horizon: int
     findings: list[DegenerateDimension] = []
+    given: Given | None = None
 
     @model_validator(mode="after")
     def _has_every_statistic(self) -> NormStats:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from harness.artifacts.base import Artifact
-from harness.artifacts.dataset import Dataset, LeftOut
+from harness.artifacts.dataset import Dataset, Given, LeftOut
 from harness.artifacts.plan import Backend, Candidate
 from harness.strict import Strict
 
@@ -119,7 +119,8 @@ class Manifest(Artifact):
     autotuning chose, on a GPU. `published` is the recipe's distance from the published one. `upstream` is
     None when the harness itself trains. Otherwise packages, lock and Python are those of openpi's
     environment, and the harness has no compiled program of its own. `datasets` are the data that it learns
-    from; manifests of older versions have none. `unknown` says why a field is None.
+    from; manifests of older versions have none. `norm_stats_given` is the file of statistics that the recipe
+    gives. `unknown` says why a field is None.
     """
 
     FILE: ClassVar[str] = "manifest.json"
@@ -155,6 +156,7 @@ class Manifest(Artifact):
     published: list[Distance] = []
     upstream: Upstream | None = None
     datasets: list[Used] = []
+    norm_stats_given: Given | None = None
     unknown: dict[str, str] = {}
 
     @property

@@ -32,6 +32,9 @@ OF_THE_RUN = (
 # The columns that upstream's reader of LIBERO takes, whatever the dataset calls them.
 _CAMERAS = {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image", "right_wrist_0_rgb": None}
 
+# Keys of `data` that openpi's trainer does not know. Given statistics are put where it reads its own.
+_NOT_THEIRS = LATER.keys() - {"norm_stats"}
+
 
 def job_of(recipe: Recipe, options: dict[str, Any], run_name: str) -> dict[str, Any]:
     """The job that `openpi_entry` reads.
@@ -117,7 +120,7 @@ def check_upstream_can(recipe: Recipe) -> None:
         ("data.actions", data.actions, "actions"),
         *((f"data.cameras.{camera}", data.cameras[camera], column) for camera, column in _CAMERAS.items()),  # type: ignore[index]
         ("model.image_size", model.image_size, Model().image_size),
-        *((f"data.{key}", getattr(data, key), default) for key, default in LATER.items()),
+        *((f"data.{key}", getattr(data, key), LATER[key]) for key in sorted(_NOT_THEIRS)),
     ]
     for key, got, need in only:
         if got != need:

@@ -63,6 +63,7 @@ def describe_run(
             commit=told["commit"], pinned=COMMIT, unlike_lock=told["unlike_lock"], notes=_notes(recipe, told)
         ),
         datasets=used(dataset),
+        norm_stats_given=stats.given,
         unknown=software.unknown
         | dict.fromkeys(
             ("step_fingerprint", "executable_fingerprint", "kernels_sha256", "compiled_bytes"), _NOT_OURS

@@ -21,7 +21,7 @@ CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 Cameras = dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
 # Keys of `Data` that came later. At their default they are left out of the written recipe and of its hash,
 # which so stay what they were.
-LATER: dict[str, Any] = {"episodes": None}
+LATER: dict[str, Any] = {"episodes": None, "norm_stats": None}
 
 
 class Part(Strict):
@@ -51,6 +51,8 @@ class Data(Part):
       weights.
     - `asset_id`: the name of the statistics inside a checkpoint.
     - `episodes`: which of them are trained on; null: all.
+    - `norm_stats`: a file of statistics, or "base" for those that lie in the assets of the checkpoint
+      weights.source, under asset_id; null: computed from the data.
     """
 
     dataset: str
@@ -64,6 +66,7 @@ class Data(Part):
     degenerate_dimensions: Literal["error", "warn", "pass_through"] = "warn"
     augment: bool = True
     episodes: Episodes | None = None
+    norm_stats: str | None = None
 
     @field_validator("episodes")
     @classmethod

@@ -15,6 +15,7 @@ from harness.received.files import RECIPE_BYTES, read_received, there
 from harness.received.text import one_line
 from harness.received.yaml import parse_yaml
 from harness.recipe.episodes import with_files_read
+from harness.recipe.norm_stats import place_of_statistics
 from harness.recipe.schema import PALIGEMMA, Recipe
 from harness.strict import parse
 
@@ -179,10 +180,12 @@ def shipped_sources() -> set[str]:
 def _sources(recipe: Recipe) -> dict[str, str | None]:
     """Map from key to the source that is fetched if it is not on this machine."""
     dataset, tokenizer = recipe.data.dataset.partition("@")[0], recipe.data.tokenizer
+    statistics = place_of_statistics(recipe)
     return {
         "weights.source": recipe.weights.source,
         "data.dataset": dataset if dataset != "sample" else None,
         "data.tokenizer": PALIGEMMA if tokenizer == "paligemma" else None,
+        "data.norm_stats": statistics if statistics is not None and "://" in statistics else None,
     }
 
 

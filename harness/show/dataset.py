@@ -56,7 +56,11 @@ def _prompt(dataset: Dataset) -> str:
 
 def stats_table(stats: NormStats) -> Group:
     """Mean, spread and quantiles of every dimension. Below them each fault of a dimension, with its fix."""
-    title = f"statistics of {stats.frames:,} frames, horizon {stats.action_horizon}"
+    title = (
+        f"statistics of {stats.frames:,} frames, horizon {stats.action_horizon}"
+        if stats.given is None
+        else f"given statistics: {stats.given.form}, {stats.given.source}, sha256 {stats.given.sha256[:16]}"
+    )
     table = Cells(title, ("dimension", "mean", "std", "q01", "q99"))
     for key, one in stats.norm_stats.items():
         for i in range(len(one.mean)):

@@ -62,5 +62,6 @@ def describe_run(job: Job, compiled: CompiledStep, weights: dict[str, Any], kern
         compiled_bytes=compiled.bytes,
         published=[Distance(**difference._asdict()) for difference in differences_from_published(job.recipe)],
         datasets=used(job.dataset),
+        norm_stats_given=job.stats.given,
         unknown=unknown,
     )
