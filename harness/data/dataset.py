@@ -17,6 +17,7 @@ from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.mapping import IMAGES, NUMBERS, Wanted
 from harness.data.oddities import camera_findings, check_rows
 from harness.data.paths import inside, open_file, walk_dataset
+from harness.data.space_check import check_space
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
 from harness.recipe.schema import Recipe
@@ -152,7 +153,8 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
         for camera, name in data.cameras.items()
         if name is not None
     ]
-    wanted += [Wanted("data.state", data.state, NUMBERS, may_be_null=True)] if data.state is not None else []
+    one = len(data.state_features) == 1
+    wanted += [Wanted("data.state", name, NUMBERS, may_be_null=one) for name in data.state_features]
     dataset.check_features([*wanted, Wanted("data.actions", data.actions, NUMBERS)])
     width = dataset.features[data.actions].shape[0]
     if width > recipe.model.action_dim:
@@ -163,21 +165,28 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
             need=f"at most {recipe.model.action_dim}",
             fix="--set data.actions=ANOTHER_FEATURE; released weights have action_dim 32",
         )
+    check_space(recipe, dataset.path, _state_width(recipe, dataset), width)
+
+
+def _state_width(recipe: Recipe, dataset: LeRobotDataset) -> int:
+    return sum(dataset.features[name].shape[0] for name in recipe.data.state_features)
 
 
 def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
     """A finding on a state that is wider than the model's vectors.
 
-    The state does not enter this model, so no information is lost.
+    No information is lost: the state enters this model through the prompt, or not at all.
     """
-    name, room = recipe.data.state, recipe.model.action_dim
-    width = 0 if name is None else dataset.features[name].shape[0]
+    room, width = recipe.model.action_dim, _state_width(recipe, dataset)
     if width <= room:
         return []
-    return [
-        f"{name} has {width} dimensions, more than model.action_dim ({room}); it does not enter this model,"
-        " so nothing of it is lost"
-    ]
+    how = (
+        "it enters this model through the prompt, so nothing of it is lost"
+        if recipe.model.discrete_state_input
+        else "it does not enter this model, so nothing of it is lost"
+    )
+    name = " and ".join(recipe.data.state_features)
+    return [f"{name} has {width} dimensions, more than model.action_dim ({room}); {how}"]
 
 
 def _cut(recipe: Recipe, longest: int) -> list[str]:

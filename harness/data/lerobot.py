@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from harness.errors import HarnessError
 class LeRobotDataset:
     """A dataset opened by `open_dataset`. Thread-safe, and cheap to send to another process."""
 
-    def __init__(self, path: Path, state: str | None, actions: str) -> None:
+    def __init__(self, path: Path, state: tuple[str, ...], actions: str) -> None:
         self.path = path
         self._names = (state, actions)
         self._metadata = read_metadata(path)
@@ -211,10 +211,13 @@ class LeRobotDataset:
 
 
 def open_dataset(
-    path: Path | str, *, state: str | None = "state", actions: str = "actions"
+    path: Path | str, *, state: str | Sequence[str] | None = "state", actions: str = "actions"
 ) -> LeRobotDataset:
     """The dataset in `path`. Only its metadata are read here; columns and images are read on demand.
 
+    `state` names the feature of the state, several that are put one after the other, or none.
+
     Raises: HarnessError, see `read_metadata`.
     """
-    return LeRobotDataset(Path(path), state, actions)
+    features = () if state is None else (state,) if isinstance(state, str) else tuple(state)
+    return LeRobotDataset(Path(path), features, actions)

@@ -22,6 +22,7 @@ from harness.artifacts import Dataset, DimensionStats, NormStats
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.pace import Pace, workers_from_environment
 from harness.data.pictures import Pictures
+from harness.data.space import Space
 from harness.data.tokenizer import tokenizer_of
 from harness.data.transforms import normalize, pad_last
 from harness.errors import HarnessError
@@ -227,7 +228,10 @@ def _batch(
     resized: bool = True,
 ) -> Batch:
     config, data, width = recipe.data, pictures.data, recipe.model.action_dim
+    space = Space.of(config)
+    states = space.states(np.stack([data.state(i) for i in index]))
     chunks = np.stack([data.action_chunk(i, recipe.model.action_horizon)[0] for i in index])
+    chunks = space.actions(chunks, states)
     tasks = [prompts[data.task_index(i)] for i in index]
     return {
         "images": {
@@ -239,17 +243,15 @@ def _batch(
         "token_mask": np.stack([mask for _, mask in tasks]),
         "actions": pad_last(normalize(chunks, stats["actions"], config.normalization), width),
         "index": np.asarray(index, np.int64),
-    } | _states(config, data, stats, width, index)
+    } | _states(config, stats, width, states)
 
 
-def _states(
-    config: Data, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], width: int, index: list[int]
-) -> Batch:
+def _states(config: Data, stats: Mapping[Any, DimensionStats], width: int, states: np.ndarray) -> Batch:
     """The normalized and padded states; empty if the dataset or the statistics have none."""
     if config.state is None or "state" not in stats:
         return {}
-    states = normalize(np.stack([data.state(i) for i in index]), stats["state"], config.normalization)
-    return {"state": pad_last(states, max(width, states.shape[-1]))}
+    normalized = normalize(states, stats["state"], config.normalization)
+    return {"state": pad_last(normalized, max(width, normalized.shape[-1]))}
 
 
 def _prompts(recipe: Recipe, data: LeRobotDataset, length: int) -> Prompts:

@@ -38,11 +38,11 @@ class Block:
 
 
 def read_blocks(
-    metadata: Metadata, names: tuple[str | None, str], file: str, episodes: list[Episode]
+    metadata: Metadata, names: tuple[tuple[str, ...], str], file: str, episodes: list[Episode]
 ) -> Iterator[Block]:
     """The rows of `file`, which holds `episodes`. No image is read.
 
-    `names` are the features for state (None without a state) and actions.
+    `names` are the features that make up the state (empty without a state), and that of the actions.
 
     Raises: HarnessError "dataset-rows-mismatch", "episode-place-wrong", "dataset-index-invalid",
     "dataset-not-finite", and those of `read_columns`.
@@ -56,17 +56,21 @@ def read_blocks(
         )
     parts = _parts(episodes)
     pieces = [sum(episode.length for episode in part) for part in parts]
-    columns = [*(name for name in names if name is not None), *BOOKKEEPING]
+    of_state, of_actions = names
+    columns = [*dict.fromkeys([*of_state, of_actions]), *BOOKKEEPING]
     try:
         for part, numbers in zip(parts, read_columns(metadata.root, path, columns, pieces), strict=True):
             # Some writers store one number per row as a vector of length 1.
             numbers |= {name: numbers[name].reshape(-1) for name in BOOKKEEPING}
             _check_bookkeeping(path, part, numbers, metadata)
-            state, actions = (_vectors(path, name, numbers, part[0].row, metadata.features) for name in names)
+            vectors = {
+                name: _vectors(path, name, numbers, part[0].row, metadata.features)
+                for name in dict.fromkeys([*of_state, of_actions])
+            }
             yield Block(
                 part,
-                state,
-                actions,
+                _side_by_side([vectors[name] for name in of_state], len(numbers["index"])),
+                vectors[of_actions],
                 numbers["timestamp"].astype(np.float64),
                 numbers["task_index"].astype(np.int64),
             )
@@ -122,11 +126,16 @@ def _check_bookkeeping(
         raise _bad_index(path, start + row, "task_index", task[row], need, fix)
 
 
+def _side_by_side(vectors: list[np.ndarray], rows: int) -> np.ndarray:
+    """Vectors [N, D] as one; [N, 0] if there are none."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return np.concatenate([np.zeros((rows, 0), np.float32), *vectors], axis=1)
+
+
 def _vectors(
-    path: Path, name: str | None, numbers: dict[str, np.ndarray], start: int, features: dict[str, Feature]
+    path: Path, name: str, numbers: dict[str, np.ndarray], start: int, features: dict[str, Feature]
 ) -> np.ndarray:
-    if name is None:
-        return np.zeros((len(numbers["index"]), 0), np.float32)
     shape = features[name].shape if name in features else []
     # [N, D]; a feature of one number per row is a vector of length 1.
     values = numbers[name].reshape(len(numbers[name]), -1)

@@ -82,6 +82,8 @@ class Chain:
                 data.normalization,
                 data.degenerate_dimensions,
                 self.recipe.model.action_horizon,
+                # Earlier versions had neither: their statistics stay current.
+                *([data.relative, data.adapt] if data.relative or data.adapt else []),
             ]
         )
         current = self.run.current(NormStats, inputs) if self.run else None

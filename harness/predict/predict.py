@@ -18,6 +18,7 @@ from harness.data.dataset import open_for
 from harness.data.lerobot import LeRobotDataset
 from harness.data.loader import one_frame
 from harness.data.norm_files import read_norm_stats
+from harness.data.space import Space
 from harness.data.transforms import unnormalize
 from harness.errors import HarnessError
 from harness.received.files import walk
@@ -90,6 +91,8 @@ def predict(
 ) -> Prediction:
     """The checkpoint's prediction at one frame, un-normalized with the checkpoint's own statistics.
 
+    It is in the dataset's units, with the state added to relative dimensions.
+
     The environment names the device.
 
     `base` is the new place of the weights that a step of only trained parameters needs.
@@ -113,7 +116,9 @@ def predict(
     batch = one_frame(recipe, data, stats, index)
     recorded, is_pad = data.action_chunk(index, recipe.model.action_horizon)  # [H, A]
     sampled = _sample(located, recipe, question, batch, on, say, base)  # [H, D]
-    predicted = unnormalize(sampled, stats["actions"], recipe.data.normalization)  # [H, A]
+    normalized = unnormalize(sampled, stats["actions"], recipe.data.normalization)  # [H, A]
+    space = Space.of(recipe.data)
+    predicted = space.recorded(normalized, space.states(data.state(index)))  # [H, A]
     if not np.isfinite(predicted).all():
         raise HarnessError(
             "prediction-not-finite",

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from harness.received.names import RelativeName
+from harness.recipe.dimensions import Dimensions
 from harness.recipe.meaning import without_cadence
 from harness.redact import holds_secret
 from harness.strict import Strict
@@ -27,9 +35,21 @@ Trained = Literal["full", "lora", "lora_frozen_vision", "action_expert"]
 
 
 class Part(Strict):
-    """A part of a recipe. None of its numbers may be infinite or NaN."""
+    """A part of a recipe. None of its numbers may be infinite or NaN.
+
+    `LATER` names keys that earlier versions did not have. At its default such a key is left out of every
+    written form, so that the bytes and the hash of an earlier recipe stay what they were.
+    """
 
     model_config = ConfigDict(allow_inf_nan=False)
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        left_out = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in written.items() if name not in left_out}
 
 
 class Lora(Part):
@@ -56,7 +76,12 @@ class Model(Part):
     """π0.5's shape.
 
     The recipe pads prompts to `prompt_tokens`. A plan may compute fewer tokens, with the same result.
+
+    `discrete_state_input` writes the state into the prompt, in 256 bins, as π0.5 was pre-trained. Otherwise
+    the state does not enter the model.
     """
+
+    LATER = frozenset({"discrete_state_input"})
 
     paligemma: Expert = Expert(variant="gemma_2b")
     action_expert: Expert = Expert(variant="gemma_300m")
@@ -66,6 +91,7 @@ class Model(Part):
     action_dim: int = Field(32, gt=0)
     action_horizon: int = Field(10, gt=0)
     prompt_tokens: int = Field(200, gt=0)
+    discrete_state_input: bool = False
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 
@@ -75,17 +101,26 @@ class Data(Part):
     - `dataset`: "sample" (the one inside the package), a directory, or a hub id.
     - `cameras`: maps each camera of the model to a feature of the dataset, or to null. An absent camera is
       masked, and a plan need not compute it.
-    - `state`: a feature or null. It does not enter the model; only its statistics are kept beside the
-      weights.
+    - `state`: a feature, a list of features that are put one after the other, or null. It enters the model
+      if model.discrete_state_input says so; otherwise only its statistics are kept beside the weights.
+    - `relative`: the action dimensions that become differences to the state of the chunk's first frame, such
+      as [0-5, 7-12]. The others stay as recorded.
+    - `adapt`: "aloha" turns ALOHA's joints and grippers into those of the robot that π0.5 was pre-trained on.
+    - `prompt`: one instruction for all frames, instead of those of their tasks.
     - `asset_id`: the name of the statistics inside a checkpoint.
     """
+
+    LATER = frozenset({"relative", "adapt", "prompt"})
 
     dataset: str
     revision: str | None = None
     asset_id: RelativeName
     cameras: dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
-    state: str | None = "state"
+    state: str | list[str] | None = "state"
     actions: str = "actions"
+    relative: Dimensions = None
+    adapt: Literal["aloha"] | None = None
+    prompt: str | None = Field(None, min_length=1, max_length=64 * 1024)
     tokenizer: str = "paligemma"
     normalization: Literal["quantile", "zscore"] = "quantile"
     degenerate_dimensions: Literal["error", "warn", "pass_through"] = "warn"
@@ -101,6 +136,20 @@ class Data(Part):
         if not any(self.cameras.values()):
             raise ValueError("cameras: at least one must name a feature of the dataset")
         return self
+
+    @field_validator("state")
+    @classmethod
+    def _one_feature_is_no_list(cls, state: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(state, list) and (not state or len(set(state)) < len(state)):
+            raise ValueError("state: a list names one or more features, each once")
+        return state[0] if isinstance(state, list) and len(state) == 1 else state
+
+    @property
+    def state_features(self) -> tuple[str, ...]:
+        """The features that make up the state, in their order."""
+        return (
+            () if self.state is None else (self.state,) if isinstance(self.state, str) else tuple(self.state)
+        )
 
 
 class Schedule(Part):
