@@ -17,6 +17,7 @@ from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.mapping import IMAGES, NUMBERS, Wanted
 from harness.data.oddities import camera_findings, check_rows
 from harness.data.paths import inside, open_file, walk_dataset
+from harness.data.prompts import most_tokens
 from harness.data.space_check import check_space
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
@@ -68,6 +69,8 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
 def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Dataset:
     """The dataset with the length of its longest prompt.
 
+    With the state in the prompt it is the length for the state that takes most tokens.
+
     If the tokenizer is not on this machine and not `needed`, the length stays unknown, with the reason.
 
     Raises: HarnessError "tokenizer-too-large", "tokenizer-invalid"; those of `tokenizer_of` if the lengths
@@ -83,7 +86,8 @@ def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Datase
             raise
         why = f"the tokenizer {recipe.data.tokenizer!r} is not here: {refusal.what}"
         return dataset.model_copy(update={"unknown": dataset.unknown | {"longest_prompt_tokens": why}})
-    longest = max(len(tokenizer.encode(task)) for task in dataset.tasks)
+    width = sum(dataset.features[name].shape[0] for name in recipe.data.state_features)
+    longest = max(most_tokens(recipe, tokenizer, task, width) for task in dataset.tasks)
     rounded = -(-longest // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
     return dataset.model_copy(
         update={
@@ -193,7 +197,8 @@ def _cut(recipe: Recipe, longest: int) -> list[str]:
     limit = recipe.model.prompt_tokens
     if longest <= limit:
         return []
+    has = "can have" if recipe.model.discrete_state_input else "has"
     return [
-        f"the longest prompt has {longest} tokens and is cut to {limit}, as upstream does; --set"
+        f"the longest prompt {has} {longest} tokens and is cut to {limit}, as upstream does; --set"
         f" model.prompt_tokens={longest} keeps all of it"
     ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from harness.artifacts import DimensionStats
 from harness.data.space import ALOHA_DIMENSIONS
 from harness.errors import HarnessError
 from harness.recipe.dimensions import numbers_of, ranges_of
@@ -45,6 +48,19 @@ def check_space(recipe: Recipe, path: Path, state: int, actions: int) -> None:
             got=f"a state of {state} dimensions, actions of {actions}",
             need=f"{ALOHA_DIMENSIONS} of each: two arms of six joints and a gripper",
             fix="--set data.adapt=null",
+        )
+
+
+def check_has_state(recipe: Recipe, stats: Mapping[Any, DimensionStats]) -> None:
+    """Checks that there are statistics of a state that is to be written into the prompt.
+
+    Raises: HarnessError "state-needed".
+    """
+    if recipe.model.discrete_state_input and "state" not in stats:
+        raise _no_state(
+            "model.discrete_state_input writes the normalized state into the prompt, and the statistics have"
+            " no state",
+            "harness stats with this dataset and recipe, or --set model.discrete_state_input=false",
         )
 
 
