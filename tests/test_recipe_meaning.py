@@ -13,16 +13,18 @@ from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.meaning import MEANING, flat, meaning, without_cadence
 from harness.recipe.schema import Recipe
 
-# A recipe that has every key: adapters, weights, an average, episodes.
-BASE = load_recipe(
-    "pi05_libero_lora",
-    [
-        "train.ema_decay=0.99",
-        "data.episodes.include=0-90",
-        "data.episodes.exclude=[8]",
-        "data.norm_stats=stats.json",
-    ],
+# A recipe that has every key: adapters, weights, an average, and those that are written only where they are
+# set.
+LATER = (
+    "model.discrete_state_input=true",
+    "data.relative=0-5",
+    "data.adapt=aloha",
+    "data.prompt=fold the towel",
+    "data.episodes.include=0-90",
+    "data.episodes.exclude=[8]",
+    "data.norm_stats=stats.json",
 )
+BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99", *LATER])
 KEYS = sorted(flat(BASE.model_dump(mode="json")))
 # One of these is valid for each key, and other than what is there.
 VALUES: tuple[Any, ...] = (
@@ -41,7 +43,7 @@ VALUES: tuple[Any, ...] = (
         "bfloat16",
         "int8",
     ),
-    *("dummy", "mu/14", "zscore", "error", "pass_through", "trained", "all"),
+    *(None, "dummy", "mu/14", "zscore", "error", "pass_through", "trained", "all"),
 )
 # Told though it is no other experiment: the run is shorter, the random numbers are others.
 TOLD = {"train.steps", "train.seed"}
@@ -91,10 +93,20 @@ def test_a_deviation_that_no_function_explains_says_the_words_of_the_table() -> 
     assert "other data, other tokens for the same words" in sentence
 
 
+def test_a_later_key_is_written_only_where_it_is_set() -> None:
+    written = flat(load_recipe("pi05_libero").model_dump(mode="json"))
+    assert {key.partition("=")[0] for key in LATER}.isdisjoint(written)
+    assert {key.partition("=")[0] for key in LATER} <= flat(BASE.model_dump(mode="json")).keys()
+
+
 def test_the_hash_of_a_published_recipe_is_what_it_was() -> None:
     # Runs of earlier versions resume under this one: their recipe's hash may not move.
     assert load_recipe("smoke").sha256() == "84977628ba3b5986986bd86005bd2f2824b57b13790cfad0b47917251ed48ae5"
     assert (
         load_recipe("pi05_libero").sha256()
         == "5ee329d453e14dc83387393212845b27b7fe99fe31daf4c06db93bbfbdd4720e"
+    )
+    assert (
+        load_recipe("pi05_libero_lora").sha256()
+        == "eb32786d99619458aef2bdd5f25b8869d00b73a1e4e636e3ffeaf79e628c7e88"
     )

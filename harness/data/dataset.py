@@ -17,6 +17,8 @@ from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.mapping import IMAGES, NUMBERS, Wanted
 from harness.data.oddities import camera_findings, check_rows
 from harness.data.paths import inside, open_file, walk_dataset
+from harness.data.prompts import most_tokens
+from harness.data.space_check import check_space
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
 from harness.recipe.episodes import compact
@@ -69,6 +71,8 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
 def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Dataset:
     """The dataset with the length of its longest prompt.
 
+    With the state in the prompt it is the length for the state that takes most tokens.
+
     If the tokenizer is not on this machine and not `needed`, the length stays unknown, with the reason.
 
     Raises: HarnessError "tokenizer-too-large", "tokenizer-invalid"; those of `tokenizer_of` if the lengths
@@ -84,7 +88,8 @@ def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Datase
             raise
         why = f"the tokenizer {recipe.data.tokenizer!r} is not here: {refusal.what}"
         return dataset.model_copy(update={"unknown": dataset.unknown | {"longest_prompt_tokens": why}})
-    longest = max(len(tokenizer.encode(task)) for task in dataset.tasks)
+    width = sum(dataset.features[name].shape[0] for name in recipe.data.state_features)
+    longest = max(most_tokens(recipe, tokenizer, task, width) for task in dataset.tasks)
     rounded = -(-longest // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
     return dataset.model_copy(
         update={
@@ -164,7 +169,8 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
         for camera, name in data.cameras.items()
         if name is not None
     ]
-    wanted += [Wanted("data.state", data.state, NUMBERS, may_be_null=True)] if data.state is not None else []
+    one = len(data.state_features) == 1
+    wanted += [Wanted("data.state", name, NUMBERS, may_be_null=one) for name in data.state_features]
     dataset.check_features([*wanted, Wanted("data.actions", data.actions, NUMBERS)])
     width = dataset.features[data.actions].shape[0]
     if width > recipe.model.action_dim:
@@ -175,28 +181,36 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
             need=f"at most {recipe.model.action_dim}",
             fix="--set data.actions=ANOTHER_FEATURE; released weights have action_dim 32",
         )
+    check_space(recipe, dataset.path, _state_width(recipe, dataset), width)
+
+
+def _state_width(recipe: Recipe, dataset: LeRobotDataset) -> int:
+    return sum(dataset.features[name].shape[0] for name in recipe.data.state_features)
 
 
 def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
     """A finding on a state that is wider than the model's vectors.
 
-    The state does not enter this model, so no information is lost.
+    No information is lost: the state enters this model through the prompt, or not at all.
     """
-    name, room = recipe.data.state, recipe.model.action_dim
-    width = 0 if name is None else dataset.features[name].shape[0]
+    room, width = recipe.model.action_dim, _state_width(recipe, dataset)
     if width <= room:
         return []
-    return [
-        f"{name} has {width} dimensions, more than model.action_dim ({room}); it does not enter this model,"
-        " so nothing of it is lost"
-    ]
+    how = (
+        "it enters this model through the prompt, so nothing of it is lost"
+        if recipe.model.discrete_state_input
+        else "it does not enter this model, so nothing of it is lost"
+    )
+    name = " and ".join(recipe.data.state_features)
+    return [f"{name} has {width} dimensions, more than model.action_dim ({room}); {how}"]
 
 
 def _cut(recipe: Recipe, longest: int) -> list[str]:
     limit = recipe.model.prompt_tokens
     if longest <= limit:
         return []
+    has = "can have" if recipe.model.discrete_state_input else "has"
     return [
-        f"the longest prompt has {longest} tokens and is cut to {limit}, as upstream does; --set"
+        f"the longest prompt {has} {longest} tokens and is cut to {limit}, as upstream does; --set"
         f" model.prompt_tokens={longest} keeps all of it"
     ]

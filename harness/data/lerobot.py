@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from harness.recipe.schema import Data
 class LeRobotDataset:
     """A dataset opened by `open_dataset`. Thread-safe, and cheap to send to another process."""
 
-    def __init__(self, path: Path, state: str | None, actions: str, selection: Selection) -> None:
+    def __init__(self, path: Path, state: tuple[str, ...], actions: str, selection: Selection) -> None:
         self.path = path
         self._names = (state, actions)
         self._metadata = read_metadata(path, selection)
@@ -244,12 +244,15 @@ def open_data(data: Data, path: Path | str, key: str = "data") -> LeRobotDataset
 def open_dataset(
     path: Path | str,
     *,
-    state: str | None = "state",
+    state: str | Sequence[str] | None = "state",
     actions: str = "actions",
     selection: Selection = ALL,
 ) -> LeRobotDataset:
     """The dataset in `path`. Only its metadata are read here; columns and images are read on demand.
 
+    `state` names the feature of the state, several that are put one after the other, or none.
+
     Raises: HarnessError, see `read_metadata`.
     """
-    return LeRobotDataset(Path(path), state, actions, selection)
+    features = () if state is None else (state,) if isinstance(state, str) else tuple(state)
+    return LeRobotDataset(Path(path), features, actions, selection)

@@ -21,13 +21,14 @@ from harness.artifacts import Dataset, DimensionStats, NormStats
 from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.pace import Pace, workers_from_environment
 from harness.data.pictures import Pictures
-from harness.data.tokenizer import tokenizer_of
-from harness.data.transforms import normalize, pad_last
+from harness.data.prompts import Prompts
+from harness.data.space import Space
+from harness.data.space_check import check_has_state
+from harness.data.transforms import normalize, normalized, pad_last
 from harness.errors import HarnessError
 from harness.recipe.schema import Data, Recipe
 
 Batch = dict[str, Any]
-Prompts = dict[int, tuple[np.ndarray, np.ndarray]]
 
 _LAST_STEP = 2**48
 # Batches that each process keeps ready.
@@ -47,8 +48,8 @@ class Loader:
     accelerators. None takes the value of $HARNESS_LOADER_WORKERS. `workers` changes when a batch is ready,
     never its content.
 
-    Raises: HarnessError "dataset-smaller-than-batch", "batch-not-divisible", "dataset-changed", "stats-shape"
-    or "loader-workers-invalid".
+    Raises: HarnessError "dataset-smaller-than-batch", "batch-not-divisible", "dataset-changed",
+    "stats-shape", "state-needed" or "loader-workers-invalid".
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Loader:
     ) -> None:
         data = open_data(recipe.data, dataset.path)
         _check(data, dataset, batch_size, shard, shards)
+        check_has_state(recipe, stats.norm_stats)
         share = batch_size // shards
         order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
         self._workers = workers_from_environment() if workers is None else workers
@@ -73,7 +75,7 @@ class Loader:
         data.share_memory_with(self._workers)
         pictures = Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, self._workers))
         self._batches = _Batches(
-            recipe, pictures, stats.norm_stats, _prompts(recipe, data, dataset.prompt_tokens), order
+            recipe, pictures, stats.norm_stats, Prompts(recipe, data.tasks, dataset.prompt_tokens), order
         )
 
     def bottleneck(self, step_s: float) -> str | None:
@@ -91,7 +93,7 @@ class Loader:
         [B].
 
         If both the dataset and the statistics have a state: state float32 [B, max(D, dimensions)], normalized
-        and padded in the same way. Upstream's batch has the state; this model does not read it.
+        and padded in the same way. Upstream's batch has the state; this model reads it in the prompt, or not.
         """
         return self._batches(step)
 
@@ -211,7 +213,7 @@ def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Mapping[Any, Dimensio
         recipe,
         Pictures(data, recipe.model.image_size, 0),
         stats,
-        _prompts(recipe, data, recipe.model.prompt_tokens),
+        Prompts(recipe, data.tasks, recipe.model.prompt_tokens),
         [i],
     )
 
@@ -226,9 +228,14 @@ def _batch(
     resized: bool = True,
 ) -> Batch:
     config, data, width = recipe.data, pictures.data, recipe.model.action_dim
+    space = Space.of(config)
+    states = space.states(np.stack([data.state(i) for i in index]))
     chunks = np.stack([data.action_chunk(i, recipe.model.action_horizon)[0] for i in index])
-    tasks = [prompts[data.task_index(i)] for i in index]
-    return {
+    chunks = space.actions(chunks, states)
+    seen = _normalized_states(config, stats, states)
+    told = seen if seen is not None else [None] * len(index)
+    tasks = [prompts(data.task_index(i), state) for i, state in zip(index, told, strict=True)]
+    batch = {
         "images": {
             camera: pictures.get(index, name, resized=resized)
             for camera, name in config.cameras.items()
@@ -238,29 +245,19 @@ def _batch(
         "token_mask": np.stack([mask for _, mask in tasks]),
         "actions": pad_last(normalize(chunks, stats["actions"], config.normalization), width),
         "index": np.asarray(index, np.int64),
-    } | _states(config, data, stats, width, index)
+    }
+    if seen is not None:
+        batch["state"] = pad_last(seen.astype(np.float32), max(width, seen.shape[-1]))
+    return batch
 
 
-def _states(
-    config: Data, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], width: int, index: list[int]
-) -> Batch:
-    """The normalized and padded states; empty if the dataset or the statistics have none."""
+def _normalized_states(
+    config: Data, stats: Mapping[Any, DimensionStats], states: np.ndarray
+) -> np.ndarray | None:
+    """The normalized states in float64; None if the dataset or the statistics have none."""
     if config.state is None or "state" not in stats:
-        return {}
-    states = normalize(np.stack([data.state(i) for i in index]), stats["state"], config.normalization)
-    return {"state": pad_last(states, max(width, states.shape[-1]))}
-
-
-def _prompts(recipe: Recipe, data: LeRobotDataset, length: int) -> Prompts:
-    """Tokens [L] and mask [L] of every task, padded with 0 or cut to L."""
-    tokenizer = tokenizer_of(recipe)
-    prompts = {}
-    for index, task in data.tasks.items():
-        found = tokenizer.encode(task)[:length]
-        tokens = np.zeros(length, np.int32)
-        tokens[: len(found)] = found
-        prompts[index] = tokens, np.arange(length) < len(found)
-    return prompts
+        return None
+    return normalized(states, stats["state"], config.normalization)
 
 
 def _check(data: LeRobotDataset, dataset: Dataset, batch_size: int, shard: int, shards: int) -> None:

@@ -110,9 +110,9 @@ def file_in(path: Path) -> Path:
 
 
 def features_of(data: Data) -> dict[Key, str]:
-    """The features that a recipe uses as state and actions."""
+    """The features that a recipe uses as state and actions. A state of several features has no name."""
     found: dict[Key, str] = {"actions": data.actions}
-    if data.state is not None:
+    if isinstance(data.state, str):
         found["state"] = data.state
     return found
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.data.lerobot import LeRobotDataset
+from harness.data.prompts import instruction
 from harness.data.rows import Block
 from harness.recipe.schema import Recipe
 
@@ -37,7 +38,7 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
     frames: Counter[int] = Counter()
     without = 0
     pace = _Pace(dataset.fps)
-    blank = [index for index, task in dataset.tasks.items() if not task.strip()]
+    blank = [index for index, task in dataset.tasks.items() if not instruction(recipe.data, task).strip()]
     low, high = np.array(np.inf), np.array(-np.inf)
     for block in dataset.blocks():
         tasks, counts = np.unique(block.task_index, return_counts=True)

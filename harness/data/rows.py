@@ -40,14 +40,14 @@ class Block:
 
 def read_blocks(
     metadata: Metadata,
-    names: tuple[str | None, str],
+    names: tuple[tuple[str, ...], str],
     file: str,
     episodes: list[Episode],
     read: Container[int],
 ) -> Iterator[Block]:
     """The rows of `file`, which holds `episodes`. Those whose number is in `read` are read, and no image.
 
-    `names` are the features for state (None without a state) and actions.
+    `names` are the features that make up the state (empty without a state), and that of the actions.
 
     Raises: HarnessError "dataset-rows-mismatch", "episode-place-wrong", "dataset-index-invalid",
     "dataset-not-finite", and those of `read_columns`.
@@ -62,7 +62,7 @@ def read_blocks(
     parts = _parts(episodes, read)
     pieces = [sum(episode.length for episode in part) for part in parts]
     passed = {n for n, part in enumerate(parts) if part[0].index not in read}
-    columns = [*(name for name in names if name is not None), *BOOKKEEPING]
+    columns = [*dict.fromkeys([*names[0], names[1]]), *BOOKKEEPING]
     here = [episode.index for episode in episodes if episode.index in read]
     with naming(metadata.selection, here, len(metadata.episodes)):
         found = read_columns(metadata.root, path, columns, pieces, passed)
@@ -71,12 +71,13 @@ def read_blocks(
 
 def _blocks(
     metadata: Metadata,
-    names: tuple[str | None, str],
+    names: tuple[tuple[str, ...], str],
     path: Path,
     parts: list[list[Episode]],
     columns: Iterator[dict[str, np.ndarray]],
 ) -> Iterator[Block]:
     """A checked block for each part that is not passed over."""
+    of_state, of_actions = names
     try:
         for part, numbers in zip(parts, columns, strict=True):
             if not numbers:
@@ -84,11 +85,14 @@ def _blocks(
             # Some writers store one number per row as a vector of length 1.
             numbers |= {name: numbers[name].reshape(-1) for name in BOOKKEEPING}
             _check_bookkeeping(path, part, numbers, metadata)
-            state, actions = (_vectors(path, name, numbers, part, metadata) for name in names)
+            vectors = {
+                name: _vectors(path, name, numbers, part, metadata)
+                for name in dict.fromkeys([*of_state, of_actions])
+            }
             yield Block(
                 part,
-                state,
-                actions,
+                _side_by_side([vectors[name] for name in of_state], len(numbers["index"])),
+                vectors[of_actions],
                 numbers["timestamp"].astype(np.float64),
                 numbers["task_index"].astype(np.int64),
             )
@@ -162,15 +166,16 @@ def _numbers(episodes: list[Episode], found: np.ndarray) -> np.ndarray:
     return np.concatenate(numbers)
 
 
+def _side_by_side(vectors: list[np.ndarray], rows: int) -> np.ndarray:
+    """Vectors [N, D] as one; [N, 0] if there are none."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return np.concatenate([np.zeros((rows, 0), np.float32), *vectors], axis=1)
+
+
 def _vectors(
-    path: Path,
-    name: str | None,
-    numbers: dict[str, np.ndarray],
-    episodes: list[Episode],
-    metadata: Metadata,
+    path: Path, name: str, numbers: dict[str, np.ndarray], episodes: list[Episode], metadata: Metadata
 ) -> np.ndarray:
-    if name is None:
-        return np.zeros((len(numbers["index"]), 0), np.float32)
     features = metadata.features
     shape = features[name].shape if name in features else []
     # [N, D]; a feature of one number per row is a vector of length 1.

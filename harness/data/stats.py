@@ -4,6 +4,9 @@ Frame p of an episode is in min(p + 1, horizon) of the episode's action chunks. 
 their padding. So every value has a weight, and no chunk is built. Quantiles come from the digits of the
 float32 values (radix selection), in two passes. Memory does not grow with the dataset. Nothing is
 approximated.
+
+A relative action depends on the frame at which its chunk begins. So of those dimensions every place in every
+chunk is counted, the places past the episode's end included, as openpi's scripts/compute_norm_stats.py does.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 from harness.artifacts import Dataset, DegenerateDimension, DimensionStats, NormStats
 from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.rows import Block
+from harness.data.space import Space
 from harness.data.transforms import EPSILON
 from harness.errors import HarnessError
 from harness.recipe.schema import Recipe
@@ -46,7 +50,7 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
     opened = open_data(recipe.data, dataset.path)
     horizon = recipe.model.action_horizon
     keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")
-    found = _found(_blocks(opened), horizon, keys)
+    found = _found(_blocks(opened), horizon, keys, Space.of(recipe.data))
     norm_stats, findings = {}, []
     for key in cast(tuple[Key, ...], tuple(found)):
         norm_stats[key], problems = _judge(key, found[key], recipe)
@@ -114,9 +118,10 @@ def _joined(blocks: list[Block]) -> Block:
 
 
 def _found(
-    blocks: Callable[[], Iterator[Block]], horizon: int, keys: tuple[Key, ...]
+    blocks: Callable[[], Iterator[Block]], horizon: int, keys: tuple[Key, ...], space: Space
 ) -> dict[Key, DimensionStats]:
-    tallies: dict[Key, Tally] = {key: Tally() for key in keys}
+    tallies = {key: Tally() for key in keys}
+    relative = Tally()
     for see in ("first", "second"):
         for block in blocks():
             weights = {
@@ -125,8 +130,25 @@ def _found(
             }
             for key, tally in tallies.items():
                 for values, shares in _slices(getattr(block, key), weights[key]):
-                    getattr(tally, see)(values, shares)
-    return {key: tally.result() for key, tally in tallies.items()}
+                    getattr(tally, see)(space.alone(key, values), shares)
+            for values in space.relative_rows(block, horizon):
+                getattr(relative, see)(values, np.ones(len(values)))
+    found = {key: tally.result() for key, tally in tallies.items()}
+    if any(space.relative):
+        found["actions"] = _replaced(found["actions"], relative.result(), space.relative)
+    return found
+
+
+def _replaced(all_: DimensionStats, some: DimensionStats, mask: tuple[bool, ...]) -> DimensionStats:
+    """The statistics with those of the dimensions in `mask` replaced by `some`, in order."""
+    places = [d for d, one in enumerate(mask) if one]
+    changed: dict[str, list[float]] = {}
+    for name in ("mean", "std", "q01", "q99", "min", "max"):
+        vector = list(getattr(all_, name))
+        for place, value in zip(places, getattr(some, name), strict=True):
+            vector[place] = value
+        changed[name] = vector
+    return DimensionStats(**changed)
 
 
 def _slices(values: np.ndarray, weights: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

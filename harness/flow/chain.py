@@ -73,8 +73,9 @@ class Chain:
         """Normalization statistics of this dataset at this horizon."""
         from harness.data.given import statistics
         from harness.data.lerobot import open_data
+        from harness.data.space import Space, seen_blocks
 
-        data = self.recipe.data
+        data, horizon = self.recipe.data, self.recipe.model.action_horizon
         inputs = sha256_json(
             [
                 dataset.sha256,
@@ -83,6 +84,8 @@ class Chain:
                 data.normalization,
                 data.degenerate_dimensions,
                 self.recipe.model.action_horizon,
+                # Earlier versions had none of these: their statistics stay current.
+                *([data.relative, data.adapt] if data.relative or data.adapt else []),
                 *([] if data.episodes is None else [data.episodes]),
                 *([] if data.norm_stats is None else [self._given_sha256()]),
             ]
@@ -91,7 +94,11 @@ class Chain:
         if current is not None:
             self._check_unchanged("norm_stats", sha256_json(current.norm_stats))
             return current
-        found = statistics(self.recipe, dataset, lambda: open_data(data, dataset.path).blocks())
+        found = statistics(
+            self.recipe,
+            dataset,
+            lambda: seen_blocks(open_data(data, dataset.path).blocks(), Space.of(data), horizon),
+        )
         found = found.model_copy(update={"inputs": inputs})
         self._check_unchanged("norm_stats", sha256_json(found.norm_stats))
         return self._keep(found)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -14,20 +15,30 @@ from pydantic import (
 )
 
 from harness.received.names import RelativeName
+from harness.recipe.dimensions import Dimensions
 from harness.recipe.episodes import Numbers, canonical
 from harness.strict import Strict
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 Cameras = dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
-# Keys of `Data` that came later. At their default they are left out of the written recipe and of its hash,
-# which so stay what they were.
-LATER: dict[str, Any] = {"episodes": None, "norm_stats": None}
 
 
 class Part(Strict):
-    """A part of a recipe. None of its numbers may be infinite or NaN."""
+    """A part of a recipe. None of its numbers may be infinite or NaN.
+
+    `LATER` names keys that earlier versions did not have. At its default such a key is left out of every
+    written form, so that the bytes and the hash of an earlier recipe stay what they were.
+    """
 
     model_config = ConfigDict(allow_inf_nan=False)
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        left_out = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in written.items() if name not in left_out}
 
 
 class Episodes(Part):
@@ -47,20 +58,29 @@ class Data(Part):
     - `dataset`: "sample" (the one inside the package), a directory, or a hub id.
     - `cameras`: maps each camera of the model to a feature of the dataset, or to null. An absent camera is
       masked, and a plan need not compute it.
-    - `state`: a feature or null. It does not enter the model; only its statistics are kept beside the
-      weights.
+    - `state`: a feature, a list of features that are put one after the other, or null. It enters the model
+      if model.discrete_state_input says so; otherwise only its statistics are kept beside the weights.
+    - `relative`: the action dimensions that become differences to the state of the chunk's first frame, such
+      as [0-5, 7-12]. The others stay as recorded.
+    - `adapt`: "aloha" turns ALOHA's joints and grippers into those of the robot that π0.5 was pre-trained on.
+    - `prompt`: one instruction for all frames, instead of those of their tasks.
     - `asset_id`: the name of the statistics inside a checkpoint.
     - `episodes`: which of them are trained on; null: all.
     - `norm_stats`: a file of statistics, or "base" for those that lie in the assets of the checkpoint
       weights.source, under asset_id; null: computed from the data.
     """
 
+    LATER = frozenset({"relative", "adapt", "prompt", "episodes", "norm_stats"})
+
     dataset: str
     revision: str | None = None
     asset_id: RelativeName
     cameras: Cameras
-    state: str | None = "state"
+    state: str | list[str] | None = "state"
     actions: str = "actions"
+    relative: Dimensions = None
+    adapt: Literal["aloha"] | None = None
+    prompt: str | None = Field(None, min_length=1, max_length=64 * 1024)
     tokenizer: str = "paligemma"
     normalization: Literal["quantile", "zscore"] = "quantile"
     degenerate_dimensions: Literal["error", "warn", "pass_through"] = "warn"
@@ -85,6 +105,16 @@ class Data(Part):
             raise ValueError("cameras: at least one must name a feature of the dataset")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if key not in LATER or value != LATER[key]}
+    @field_validator("state")
+    @classmethod
+    def _one_feature_is_no_list(cls, state: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(state, list) and (not state or len(set(state)) < len(state)):
+            raise ValueError("state: a list names one or more features, each once")
+        return state[0] if isinstance(state, list) and len(state) == 1 else state
+
+    @property
+    def state_features(self) -> tuple[str, ...]:
+        """The features that make up the state, in their order."""
+        return (
+            () if self.state is None else (self.state,) if isinstance(self.state, str) else tuple(self.state)
+        )

@@ -65,7 +65,12 @@ class Model(Part):
     """π0.5's shape.
 
     The recipe pads prompts to `prompt_tokens`. A plan may compute fewer tokens, with the same result.
+
+    `discrete_state_input` writes the state into the prompt, in 256 bins, as π0.5 was pre-trained. Otherwise
+    the state does not enter the model.
     """
+
+    LATER = frozenset({"discrete_state_input"})
 
     paligemma: Expert = Expert(variant="gemma_2b")
     action_expert: Expert = Expert(variant="gemma_300m")
@@ -75,6 +80,7 @@ class Model(Part):
     action_dim: int = Field(32, gt=0)
     action_horizon: int = Field(10, gt=0)
     prompt_tokens: int = Field(200, gt=0)
+    discrete_state_input: bool = False
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 
