@@ -121,6 +121,8 @@ def check_upstream_can(recipe: Recipe) -> None:
         *((f"data.cameras.{camera}", data.cameras[camera], column) for camera, column in _CAMERAS.items()),  # type: ignore[index]
         ("model.image_size", model.image_size, Model().image_size),
         ("data.episodes", data.episodes, None),
+        ("data.default_prompt", data.default_prompt, None),
+        ("data.datasets", data.datasets, None),
     ]
     for key, got, need in only:
         if got != need:

@@ -201,6 +201,12 @@ class Recipe(Part):
             )
         return self
 
+    def parts(self) -> list[Recipe]:
+        """The recipe of each dataset of a mixture alone; of one dataset: itself."""
+        if self.data.datasets is None:
+            return [self]
+        return [self.model_copy(update={"data": data}) for data in self.data.parts()]
+
     def sha256(self) -> str:
         """Hash of all keys that change what a step learns.
 
