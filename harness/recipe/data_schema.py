@@ -62,7 +62,8 @@ class Member(Part):
       every frame is drawn equally often.
     """
 
-    LATER = frozenset({"relative", "adapt", "prompt", "default_prompt", "episodes"})
+    # A null of the others is written: left out, they would be those of `data`.
+    LATER = frozenset({"episodes"})
 
     dataset: str
     revision: str | None = None
