@@ -95,8 +95,8 @@ def test_the_statistics_are_those_of_openpis_chunks(case: str, datasets: dict[st
         for name in STATISTICS:
             got = np.array(getattr(one, name))
             np.testing.assert_allclose(got, want[f"stats/{key}/{name}"], rtol=0, atol=1e-6)
-            # Upstream sums in float32, and its histogram has 5,000 bins over the range.
-            within = want[f"running/{key}/{name}_within"] if name in ("q01", "q99") else 1e-4
+            # Upstream sums squares in float32, and its histogram has 5,000 bins over the range.
+            within = want[f"running/{key}/{name}_within"] if name in ("q01", "q99") else 5e-4
             assert (np.abs(got - want[f"running/{key}/{name}"]) <= within + 1e-6).all()
 
 

@@ -6,7 +6,7 @@ Source: huggingface/lerobot src/lerobot/datasets (formats v2.1 of release 0.3.3 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ _LATER = re.compile(r"v0*(?:[4-9]|[1-9][0-9])")
 _MOST_SHOWN = 40
 _INFO_BYTES = 16 * MIB
 _MOST_FEATURES, _MOST_AXES, _MOST_SIZE = 10_000, 8, 2**31
+_MOST_NAMES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class Metadata:
-    """The metadata of a dataset. `depth` has the features that they mark as depth."""
+    """The metadata of a dataset. `depth` has the features that they mark as depth.
+
+    `names` has those of a vector's dimensions, where there is one for each.
+    """
 
     root: Path
     version: str
@@ -59,6 +63,7 @@ class Metadata:
     tasks: dict[int, str]
     episodes: list[Episode]
     depth: frozenset[str] = frozenset()
+    names: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def frames(self) -> int:
@@ -92,7 +97,9 @@ def read_metadata(root: Path) -> Metadata:
         )
     episodes = _place(root, rows)
     depth = frozenset(name for name, value in info["features"].items() if _is_depth(value))
-    found = Metadata(root, version, fps, features, tasks, episodes, depth)
+    names = {name: _names(value) for name, value in info["features"].items()}
+    of_each = {name: each for name, each in names.items() if features[name].shape == [len(each)] and each}
+    found = Metadata(root, version, fps, features, tasks, episodes, depth, of_each)
     _check_totals(info, info_path, found)
     return found
 
@@ -106,6 +113,21 @@ def _is_depth(feature: dict[str, Any]) -> bool:
     return isinstance(info, dict) and any(
         key.endswith("is_depth_map") and value is True for key, value in info.items()
     )
+
+
+def _names(feature: dict[str, Any]) -> list[str]:
+    """The texts in a feature's `names`: LeRobot has a list, a list in a list, or a mapping of lists."""
+    waiting: list[Any] = [feature.get("names")]
+    found: list[str] = []
+    while waiting and len(found) <= _MOST_NAMES:
+        one = waiting.pop(0)
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, list):
+            waiting = one[: _MOST_NAMES + 1] + waiting
+        elif isinstance(one, dict):
+            waiting = list(one.values())[: _MOST_NAMES + 1] + waiting
+    return found
 
 
 def _place(root: Path, rows: list[Row]) -> list[Episode]:
