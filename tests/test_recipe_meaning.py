@@ -20,6 +20,9 @@ LATER = (
     "data.relative=0-5",
     "data.adapt=aloha",
     "data.prompt=fold the towel",
+    "data.episodes.include=0-90",
+    "data.episodes.exclude=[8]",
+    "data.norm_stats=stats.json",
 )
 BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99", *LATER])
 KEYS = sorted(flat(BASE.model_dump(mode="json")))

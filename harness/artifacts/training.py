@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from harness.artifacts.base import Artifact
+from harness.artifacts.dataset import Dataset, Given, LeftOut
 from harness.artifacts.plan import Backend, Candidate
 from harness.strict import Strict
 
@@ -34,6 +35,31 @@ class Distance(Strict):
     here: Any
     weight: str
     why: str
+
+
+class Used(Strict):
+    """A dataset that the run learns from: its identity, what of it is trained on, and what is not."""
+
+    source: str
+    revision: str | None
+    sha256: str
+    episodes: int
+    frames: int
+    left_out: LeftOut | None = None
+
+
+def used(dataset: Dataset) -> list[Used]:
+    """The data of a run, for its manifest."""
+    return [
+        Used(
+            source=dataset.source,
+            revision=dataset.revision,
+            sha256=dataset.sha256,
+            episodes=dataset.episodes,
+            frames=dataset.frames,
+            left_out=dataset.left_out,
+        )
+    ]
 
 
 class _Digest(BaseModel):
@@ -92,7 +118,9 @@ class Manifest(Artifact):
     XLA compiled from it for this device with these flags. `kernels_sha256` is the hash of the kernels that
     autotuning chose, on a GPU. `published` is the recipe's distance from the published one. `upstream` is
     None when the harness itself trains. Otherwise packages, lock and Python are those of openpi's
-    environment, and the harness has no compiled program of its own. `unknown` says why a field is None.
+    environment, and the harness has no compiled program of its own. `datasets` are the data that it learns
+    from; manifests of older versions have none. `norm_stats_given` is the file of statistics that the recipe
+    gives. `unknown` says why a field is None.
     """
 
     FILE: ClassVar[str] = "manifest.json"
@@ -127,6 +155,8 @@ class Manifest(Artifact):
     compiled_bytes: dict[str, int]
     published: list[Distance] = []
     upstream: Upstream | None = None
+    datasets: list[Used] = []
+    norm_stats_given: Given | None = None
     unknown: dict[str, str] = {}
 
     @property

@@ -10,10 +10,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
-from harness.artifacts import Dataset
+from harness.artifacts import Dataset, LeftOut
 from harness.data.completeness import check_cameras
 from harness.data.fetch import Resolved, resolve
-from harness.data.lerobot import LeRobotDataset, open_dataset
+from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.mapping import IMAGES, NUMBERS, Wanted
 from harness.data.oddities import camera_findings, check_rows
 from harness.data.paths import inside, open_file, walk_dataset
@@ -21,6 +21,7 @@ from harness.data.prompts import most_tokens
 from harness.data.space_check import check_space
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
+from harness.recipe.episodes import compact
 from harness.recipe.schema import Recipe
 
 _PROMPT_MULTIPLE = 16
@@ -34,7 +35,7 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
 
     Without its tokenizer the lengths of the prompts are unknown; with `prompts_needed` that is refused.
 
-    Raises: HarnessError of `resolve`, of `open_dataset` and of its reader; "action-dim-too-small",
+    Raises: HarnessError of `resolve`, of `open_data` and of its reader; "action-dim-too-small",
     "tokenizer-too-large".
     """
     resolved, dataset = open_for(recipe)
@@ -56,6 +57,7 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
         longest_prompt_tokens=None,
         prompt_tokens=recipe.model.prompt_tokens,
         total_bytes=total_bytes,
+        left_out=_left_out(dataset),
         findings=[
             *rows.findings,
             *odd_images,
@@ -104,11 +106,11 @@ def open_for(recipe: Recipe) -> tuple[Resolved, LeRobotDataset]:
 
     Raises an error if its features do not fit the recipe.
 
-    Raises: HarnessError of `resolve` and of `open_dataset`; "dataset-feature-missing",
+    Raises: HarnessError of `resolve` and of `open_data`; "dataset-feature-missing",
     "dataset-feature-invalid", "action-dim-too-small".
     """
     resolved = resolve(recipe.data)
-    dataset = open_dataset(resolved.path, state=recipe.data.state, actions=recipe.data.actions)
+    dataset = open_data(recipe.data, resolved.path)
     _check_features(recipe, dataset)
     return resolved, dataset
 
@@ -148,6 +150,16 @@ def _content(root: Path) -> Iterator[Path]:
 def _counts(root: Path, path: Path) -> bool:
     parts = path.relative_to(root).parts
     return len(parts) > 1 and not any(part.startswith(".") for part in parts)
+
+
+def _left_out(dataset: LeRobotDataset) -> LeftOut | None:
+    read = {episode.index for episode in dataset.episodes}
+    rest = [episode for episode in dataset.listed if episode.index not in read]
+    if not rest:
+        return None
+    return LeftOut(
+        episodes=compact(episode.index for episode in rest), frames=sum(episode.length for episode in rest)
+    )
 
 
 def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:

@@ -13,13 +13,12 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from multiprocessing import parent_process
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.artifacts import Dataset, DimensionStats, NormStats
-from harness.data.lerobot import LeRobotDataset, open_dataset
+from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.pace import Pace, workers_from_environment
 from harness.data.pictures import Pictures
 from harness.data.prompts import Prompts
@@ -65,7 +64,7 @@ class Loader:
         shard: int = 0,
         shards: int = 1,
     ) -> None:
-        data = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
+        data = open_data(recipe.data, dataset.path)
         _check(data, dataset, batch_size, shard, shards)
         check_has_state(recipe, stats.norm_stats)
         share = batch_size // shards

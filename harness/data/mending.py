@@ -13,8 +13,6 @@ from harness.errors import HarnessError
 from harness.received.pointers import holds_pointer, pointer
 from harness.received.text import word
 
-_EDIT = "take the episode out of a copy of the dataset (LeRobot: lerobot-edit-dataset)"
-
 
 def hub_of(path: Path) -> str | None:
     """The hub's name of the dataset to which `path` belongs; None for a file that is not from the hub.
@@ -45,7 +43,6 @@ def another_copy(path: Path) -> str:
         return f"rm -f {both}; the same command then fetches this one file of {word(hub)} again"
     return (
         f"copy {path.name} again from where the dataset was made; where there is no copy, keep what is here"
-        f" and {_EDIT}"
     )
 
 
@@ -74,8 +71,3 @@ def correct(where: Path | str, how: str) -> str:
 def rewrite(where: Path | str) -> str:
     """The fix for metadata that do not have LeRobot's form."""
     return correct(where, "correct it, or rewrite meta/ with LeRobot's own writer")
-
-
-def left_out(path: Path) -> str:
-    """The fix for a wrong frame in a complete file."""
-    return f"repair that row, or {_EDIT}; {path.name} itself is whole"

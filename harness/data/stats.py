@@ -15,13 +15,12 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 
 from harness.artifacts import Dataset, DegenerateDimension, DimensionStats, NormStats
-from harness.data.lerobot import LeRobotDataset, open_dataset
+from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.rows import Block
 from harness.data.space import Space
 from harness.data.transforms import EPSILON
@@ -48,7 +47,7 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
 
     Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of the dataset's reader.
     """
-    opened = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
+    opened = open_data(recipe.data, dataset.path)
     horizon = recipe.model.action_horizon
     keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")
     found = _found(_blocks(opened), horizon, keys, Space.of(recipe.data))

@@ -71,7 +71,9 @@ class Chain:
 
     def stats(self, dataset: Dataset) -> NormStats:
         """Normalization statistics of this dataset at this horizon."""
-        from harness.data.stats import compute
+        from harness.data.given import statistics
+        from harness.data.lerobot import open_data
+        from harness.data.space import Space, seen_blocks
 
         data = self.recipe.data
         inputs = sha256_json(
@@ -84,15 +86,38 @@ class Chain:
                 self.recipe.model.action_horizon,
                 # Earlier versions had neither: their statistics stay current.
                 *([data.relative, data.adapt] if data.relative or data.adapt else []),
+                *([] if data.episodes is None else [data.episodes]),
+                *([] if data.norm_stats is None else [self._given_sha256()]),
             ]
         )
         current = self.run.current(NormStats, inputs) if self.run else None
         if current is not None:
             self._check_unchanged("norm_stats", sha256_json(current.norm_stats))
             return current
-        found = compute(self.recipe, dataset).model_copy(update={"inputs": inputs})
+        horizon = self.recipe.model.action_horizon
+        found = statistics(
+            self.recipe,
+            dataset,
+            lambda: seen_blocks(open_data(data, dataset.path).blocks(), Space.of(data), horizon),
+        )
+        found = found.model_copy(update={"inputs": inputs})
         self._check_unchanged("norm_stats", sha256_json(found.norm_stats))
         return self._keep(found)
+
+    def _given_sha256(self) -> str:
+        """The hash of the given file of statistics.
+
+        A started run has the statistics itself: it goes on without the file.
+        """
+        from harness.data.given import file_sha256, given_file
+
+        try:
+            return file_sha256(given_file(self.recipe))
+        except HarnessError:
+            own = self.run.read(NormStats) if self.run is not None and self.run.started else None
+            if own is None or own.given is None:
+                raise
+            return own.given.sha256
 
     def plan(
         self,
@@ -133,10 +158,11 @@ class Chain:
             return
         was = str(getattr(manifest, f"{what}_sha256"))
         if was != sha256:
+            given = self.recipe.data.norm_stats if what == "norm_stats" else None
             raise HarnessError(
                 f"{what}-differs",
-                f"{self.run.path} was started with another {what}: {self.recipe.data.dataset} has changed"
-                " since; nothing was overwritten",
+                f"{self.run.path} was started with another {what}: {given or self.recipe.data.dataset} has"
+                " changed since; nothing was overwritten",
                 got=f"sha256 {sha256[:16]}",
                 need=f"sha256 {was[:16]} of the run's manifest",
                 fix="restore the data, or start a run of its own: --name NEW without --resume",

@@ -11,7 +11,7 @@ from harness.run.directory import DATASET_PAGE, REPORT, RunDir, write_atomic
 
 def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
     """The path of dataset.html, in the run's directory or else in the working directory."""
-    from harness.data.lerobot import open_dataset
+    from harness.data.lerobot import open_data
     from harness.data.prompts import most_tokens
     from harness.data.tokenizer import load_tokenizer
     from harness.data.transforms import normalize
@@ -20,7 +20,7 @@ def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
     data, stats = chain.recipe.data, chain.stats(dataset)
     # If the longest prompt is unknown, the tokenizer is not on this machine.
     tokenizer = load_tokenizer(data.tokenizer) if dataset.longest_prompt_tokens is not None else None
-    frames = open_dataset(dataset.path, state=data.state, actions=data.actions)
+    frames = open_data(data, dataset.path)
     width = frames.columns.state.shape[-1]
     tokens = (
         {task: most_tokens(chain.recipe, tokenizer, task, width) for task in dataset.tasks}

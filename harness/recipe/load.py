@@ -14,6 +14,8 @@ from harness.received import consent
 from harness.received.files import RECIPE_BYTES, read_received, there
 from harness.received.text import one_line
 from harness.received.yaml import parse_yaml
+from harness.recipe.episodes import with_files_read
+from harness.recipe.norm_stats import place_of_statistics
 from harness.recipe.schema import PALIGEMMA, Recipe
 from harness.strict import parse
 
@@ -32,7 +34,10 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: 
     leads out of the run, and only the overrides' sources may be fetched.
     Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid"; UnsafeFile.
     """
-    recipe = recipe_from(_read_yaml(name_or_file, root), overrides, where=f"recipe {name_or_file}")
+    data = _read_yaml(name_or_file, root)
+    # A received recipe has the numbers of its episodes in it, and names no file of this machine.
+    data = data if root is not None else with_files_read(data)
+    recipe = recipe_from(data, overrides, where=f"recipe {name_or_file}")
     if root is None:
         # http:// is for servers on this machine (download.web). A file may come from anyone, and they may not
         # have this machine's services asked.
@@ -138,7 +143,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
                 f"--set {override!r}: {part!r} holds a value, not keys",
                 fix="check the key path in the recipe",
             )
-    node[last] = _scalar(value)
+    node[last] = with_files_read(_scalar(value), tuple(key.split(".")))
 
 
 def _scalar(text: str) -> Any:
@@ -175,10 +180,12 @@ def shipped_sources() -> set[str]:
 def _sources(recipe: Recipe) -> dict[str, str | None]:
     """Map from key to the source that is fetched if it is not on this machine."""
     dataset, tokenizer = recipe.data.dataset.partition("@")[0], recipe.data.tokenizer
+    statistics = place_of_statistics(recipe)
     return {
         "weights.source": recipe.weights.source,
         "data.dataset": dataset if dataset != "sample" else None,
         "data.tokenizer": PALIGEMMA if tokenizer == "paligemma" else None,
+        "data.norm_stats": statistics if statistics is not None and "://" in statistics else None,
     }
 
 

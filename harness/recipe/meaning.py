@@ -67,6 +67,10 @@ MEANING: dict[str, Meaning] = {
         "another experiment", "treats near-constant dimensions differently"
     ),
     "data.augment": Meaning("another experiment", "augmentation changes what the model sees"),
+    "data.episodes": Meaning("other data", "other episodes are trained on"),
+    "data.norm_stats": Meaning(
+        "another experiment", "other statistics scale the actions differently, and so the loss"
+    ),
     "weights": Meaning("another experiment", "starts from other weights"),
     "train.trained": Meaning("another experiment", "trains other parameters"),
     "train.steps": Meaning("cadence", "another length; each step is the same: compare at the same step"),

@@ -8,48 +8,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from harness.received.names import RelativeName
-from harness.recipe.dimensions import Dimensions
+from harness.recipe.data_schema import CAMERAS, Data, Episodes, Part
 from harness.recipe.meaning import without_cadence
 from harness.redact import holds_secret
-from harness.strict import Strict
+
+__all__ = [
+    "CAMERAS",
+    "PALIGEMMA",
+    "Data",
+    "Episodes",
+    "Expert",
+    "Lora",
+    "Model",
+    "Optimizer",
+    "Part",
+    "Recipe",
+    "Schedule",
+    "Train",
+    "Trained",
+    "Weights",
+]
 
 # The file of the tokenizer "paligemma". Source: openpi src/openpi/models/tokenizer.py, commit 15a9616.
 PALIGEMMA = "gs://big_vision/paligemma_tokenizer.model"
-CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 GemmaVariant = Literal["gemma_2b", "gemma_300m", "dummy"]
 VisionVariant = Literal["So400m/14", "Ti/14", "mu/14"]
 Trained = Literal["full", "lora", "lora_frozen_vision", "action_expert"]
-
-
-class Part(Strict):
-    """A part of a recipe. None of its numbers may be infinite or NaN.
-
-    `LATER` names keys that earlier versions did not have. At its default such a key is left out of every
-    written form, so that the bytes and the hash of an earlier recipe stay what they were.
-    """
-
-    model_config = ConfigDict(allow_inf_nan=False)
-    LATER: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = handler(self)
-        fields = type(self).model_fields
-        left_out = {name for name in self.LATER if getattr(self, name) == fields[name].default}
-        return {name: value for name, value in written.items() if name not in left_out}
 
 
 class Lora(Part):
@@ -81,7 +70,7 @@ class Model(Part):
     the state does not enter the model.
     """
 
-    LATER = frozenset({"discrete_state_input"})
+    LATER = {"discrete_state_input": False}
 
     paligemma: Expert = Expert(variant="gemma_2b")
     action_expert: Expert = Expert(variant="gemma_300m")
@@ -93,63 +82,6 @@ class Model(Part):
     prompt_tokens: int = Field(200, gt=0)
     discrete_state_input: bool = False
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-
-
-class Data(Part):
-    """The source of the samples, and the mapping from columns to inputs.
-
-    - `dataset`: "sample" (the one inside the package), a directory, or a hub id.
-    - `cameras`: maps each camera of the model to a feature of the dataset, or to null. An absent camera is
-      masked, and a plan need not compute it.
-    - `state`: a feature, a list of features that are put one after the other, or null. It enters the model
-      if model.discrete_state_input says so; otherwise only its statistics are kept beside the weights.
-    - `relative`: the action dimensions that become differences to the state of the chunk's first frame, such
-      as [0-5, 7-12]. The others stay as recorded.
-    - `adapt`: "aloha" turns ALOHA's joints and grippers into those of the robot that π0.5 was pre-trained on.
-    - `prompt`: one instruction for all frames, instead of those of their tasks.
-    - `asset_id`: the name of the statistics inside a checkpoint.
-    """
-
-    LATER = frozenset({"relative", "adapt", "prompt"})
-
-    dataset: str
-    revision: str | None = None
-    asset_id: RelativeName
-    cameras: dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
-    state: str | list[str] | None = "state"
-    actions: str = "actions"
-    relative: Dimensions = None
-    adapt: Literal["aloha"] | None = None
-    prompt: str | None = Field(None, min_length=1, max_length=64 * 1024)
-    tokenizer: str = "paligemma"
-    normalization: Literal["quantile", "zscore"] = "quantile"
-    degenerate_dimensions: Literal["error", "warn", "pass_through"] = "warn"
-    augment: bool = True
-
-    @model_validator(mode="after")
-    def _all_cameras(self) -> Data:
-        missing = [name for name in CAMERAS if name not in self.cameras]
-        if missing:
-            raise ValueError(
-                f"cameras lacks {', '.join(missing)} (give a feature name, or null for an absent camera)"
-            )
-        if not any(self.cameras.values()):
-            raise ValueError("cameras: at least one must name a feature of the dataset")
-        return self
-
-    @field_validator("state")
-    @classmethod
-    def _one_feature_is_no_list(cls, state: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(state, list) and (not state or len(set(state)) < len(state)):
-            raise ValueError("state: a list names one or more features, each once")
-        return state[0] if isinstance(state, list) and len(state) == 1 else state
-
-    @property
-    def state_features(self) -> tuple[str, ...]:
-        """The features that make up the state, in their order."""
-        return (
-            () if self.state is None else (self.state,) if isinstance(self.state, str) else tuple(self.state)
-        )
 
 
 class Schedule(Part):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from rich.console import Group
 from rich.text import Text
 
-from harness.artifacts import Comparison, Dataset, NormStats, Statistic
+from harness.artifacts import Comparison, Dataset, LeftOut, NormStats, Statistic
 from harness.show.rows import Cells, finding_rows, rows_table
 from harness.units import format_bytes
+
+_MOST_RUNS = 10
 
 
 def dataset_table(dataset: Dataset) -> Group:
@@ -15,7 +17,7 @@ def dataset_table(dataset: Dataset) -> Group:
     rows = [
         ("source", dataset.source + (f" @ {dataset.revision}" if dataset.revision else "")),
         ("format", f"LeRobot {dataset.format_version}, {dataset.fps:g} fps"),
-        ("episodes", f"{dataset.episodes:,}"),
+        ("episodes", f"{dataset.episodes:,}{left_out(dataset.left_out)}"),
         ("frames", f"{dataset.frames:,}"),
         (
             "tasks",
@@ -34,6 +36,15 @@ def dataset_table(dataset: Dataset) -> Group:
     return rows_table("dataset", rows + [("finding", text) for text in dataset.findings])
 
 
+def left_out(what: LeftOut | None) -> str:
+    """What the recipe leaves out, behind the number of what it reads."""
+    if what is None:
+        return ""
+    shown = ", ".join(map(str, what.episodes[:_MOST_RUNS]))
+    more = f" and {len(what.episodes) - _MOST_RUNS:,} more" if len(what.episodes) > _MOST_RUNS else ""
+    return f" (left out: {shown}{more}, {what.frames:,} frames)"
+
+
 def _prompt(dataset: Dataset) -> str:
     if dataset.longest_prompt_tokens is None:
         return (
@@ -45,7 +56,11 @@ def _prompt(dataset: Dataset) -> str:
 
 def stats_table(stats: NormStats) -> Group:
     """Mean, spread and quantiles of every dimension. Below them each fault of a dimension, with its fix."""
-    title = f"statistics of {stats.frames:,} frames, horizon {stats.action_horizon}"
+    title = (
+        f"statistics of {stats.frames:,} frames, horizon {stats.action_horizon}"
+        if stats.given is None
+        else f"given statistics: {stats.given.form}, {stats.given.source}, sha256 {stats.given.sha256[:16]}"
+    )
     table = Cells(title, ("dimension", "mean", "std", "q01", "q99"))
     for key, one in stats.norm_stats.items():
         for i in range(len(one.mean)):
