@@ -125,11 +125,11 @@ def test_what_is_no_dimension_is_named_with_its_key(given: str) -> None:
 @pytest.mark.parametrize(
     ("sets", "code", "fix"),
     [
-        (("data.state=null", "data.relative=0-5"), "state-needed", "--set data.state=FEATURE"),
+        (("data.state=null", "data.relative=0-5"), "state-needed", "--set data.state=observation.state"),
         (
             ("data.state=null", "model.discrete_state_input=true"),
             "state-needed",
-            "--set data.state=FEATURE",
+            "--set data.state=observation.state",
         ),
         (("data.relative=0-5,13-14",), "relative-dimension-missing", "--set data.relative=0-5,13"),
         (("data.relative=14",), "relative-dimension-missing", "--set data.relative=null"),
@@ -203,3 +203,10 @@ def test_one_prompt_takes_the_place_of_the_tasks(arms: Path) -> None:
     batch = Loader(recipe, dataset, compute(recipe, dataset), batch_size=4, seed=0).batch(0)
     want = load_tokenizer("sample").encode("put the bowl on the stove")
     assert batch["tokens"][0][batch["token_mask"][0]].tolist() == want
+
+
+def test_a_horizon_longer_than_episodes_is_told_with_its_key(arms: Path) -> None:
+    recipe = recipe_of(arms, "data.relative=0-5,7-12", "model.action_horizon=20")
+    (text,) = describe(recipe).findings
+    assert text.startswith("2 of 3 episodes have fewer frames than model.action_horizon (20)")
+    assert "--set model.action_horizon=5" in text

@@ -21,7 +21,8 @@ DROID = ["data.state=[joint_position, gripper_position]"]
 def recipe_of(root: Path, made: robots.Made, *sets: str) -> Recipe:
     first, second = list(made.cameras)[:2]
     cameras = [f"data.cameras.base_0_rgb={first}", f"data.cameras.left_wrist_0_rgb={second}"]
-    return load_recipe("smoke", [f"data.dataset={robots.write(root, made)}", *cameras, *sets])
+    of_set = [f"data.dataset={robots.write(root, made)}", "model.action_horizon=5"]
+    return load_recipe("smoke", [*of_set, *cameras, *sets])
 
 
 def said(root: Path, made: robots.Made, *sets: str) -> list[str]:

@@ -22,7 +22,8 @@ from harness.data.space import Space
 from harness.data.stats import compute
 from harness.data.transforms import unnormalize
 from harness.openpi.imported import explain
-from harness.recipe.load import recipe_from
+from harness.recipe.load import load_recipe, recipe_from
+from harness.recipe.meaning import changed_keys, flat
 from harness.recipe.schema import CAMERAS, Recipe
 from tests.support import robots
 
@@ -133,3 +134,16 @@ def test_the_loader_makes_the_same_frames(case: str, workers: int, datasets: dic
         assert not alone["token_mask"][0, length:].any()
         np.testing.assert_array_equal(batch["actions"][n], alone["actions"][0])
         np.testing.assert_array_equal(batch["state"][n], alone["state"][0])
+
+
+@pytest.mark.parametrize(
+    ("shipped", "command"), [("pi05_aloha", "pi05_aloha_pen_uncap"), ("pi05_droid", "pi05_droid_finetune")]
+)
+def test_a_shipped_recipe_is_that_of_its_configuration(shipped: str, command: str) -> None:
+    """But for its name, and DROID's dataset, which openpi leaves to the user as well."""
+    found = explain([command, "--exp-name", "made"], None).recipe
+    assert found is not None
+    theirs = flat(recipe_from(found, where=command).model_dump(mode="json"))
+    ours = flat(load_recipe(shipped).model_dump(mode="json"))
+    others = {"name", "description"} | ({"data.dataset"} if shipped == "pi05_droid" else set())
+    assert set(changed_keys(ours, theirs)) == others

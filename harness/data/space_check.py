@@ -9,12 +9,15 @@ from typing import Any
 from harness.artifacts import DimensionStats
 from harness.data.space import ALOHA_DIMENSIONS
 from harness.errors import HarnessError
+from harness.received.text import word
 from harness.recipe.dimensions import numbers_of, ranges_of
 from harness.recipe.schema import Recipe
 
 
-def check_space(recipe: Recipe, path: Path, state: int, actions: int) -> None:
+def check_space(recipe: Recipe, path: Path, state: int, actions: int, likely: str) -> None:
     """Checks the recipe against a dataset at `path`, by its numbers of dimensions. Without a state it is 0.
+
+    `likely` is the feature that a fix names as the state.
 
     Raises: HarnessError "state-needed", "relative-dimension-missing" or "adapt-other-robot".
     """
@@ -22,14 +25,14 @@ def check_space(recipe: Recipe, path: Path, state: int, actions: int) -> None:
     if recipe.model.discrete_state_input and state == 0:
         raise _no_state(
             "model.discrete_state_input writes the state into the prompt, and data.state is null",
-            "--set data.state=FEATURE, or --set model.discrete_state_input=false",
+            f"--set {word(f'data.state={likely}')}, or --set model.discrete_state_input=false",
         )
     numbers = numbers_of(data.relative)
     if numbers and state == 0:
         raise _no_state(
             f"data.relative ({','.join(data.relative or [])}) takes the state from the actions, and"
             " data.state is null",
-            "--set data.state=FEATURE, or --set data.relative=null",
+            f"--set {word(f'data.state={likely}')}, or --set data.relative=null",
         )
     beyond = [d for d in numbers if d >= min(state, actions)]
     if beyond:
