@@ -42,7 +42,7 @@ def check_space(recipe: Recipe, path: Path, state: int, actions: int, likely: st
             f"data.relative names dimensions that {path} does not have in both its state and its actions",
             got=f"{', '.join(ranges_of(beyond))}; the state has {state} dimensions, the actions {actions}",
             need=f"dimensions from 0 to {min(state, actions) - 1}",
-            fix=f"--set data.relative={left}",
+            fix=f"--set {word(f'data.relative={left}')}",
         )
     if data.adapt == "aloha" and (state, actions) != (ALOHA_DIMENSIONS, ALOHA_DIMENSIONS):
         raise HarnessError(
