@@ -22,17 +22,23 @@ def check_space(recipe: Recipe, path: Path, state: int, actions: int, likely: st
     Raises: HarnessError "state-needed", "relative-dimension-missing" or "adapt-other-robot".
     """
     data = recipe.data
-    if recipe.model.discrete_state_input and state == 0:
-        raise _no_state(
-            "model.discrete_state_input writes the state into the prompt, and data.state is null",
-            f"--set {word(f'data.state={likely}')}, or --set model.discrete_state_input=false",
-        )
     numbers = numbers_of(data.relative)
-    if numbers and state == 0:
-        raise _no_state(
+    if state == 0 and recipe.model.discrete_state_input:
+        raise HarnessError(
+            "state-needed",
+            "model.discrete_state_input writes the state into the prompt, and data.state is null",
+            got="no state",
+            need="a feature of the dataset as the state",
+            fix=f"--set {word(f'data.state={likely}')}, or --set model.discrete_state_input=false",
+        )
+    if state == 0 and numbers:
+        raise HarnessError(
+            "state-needed",
             f"data.relative ({','.join(data.relative or [])}) takes the state from the actions, and"
             " data.state is null",
-            f"--set {word(f'data.state={likely}')}, or --set data.relative=null",
+            got="no state",
+            need="a feature of the dataset as the state",
+            fix=f"--set {word(f'data.state={likely}')}, or --set data.relative=null",
         )
     beyond = [d for d in numbers if d >= min(state, actions)]
     if beyond:
@@ -60,14 +66,11 @@ def check_has_state(recipe: Recipe, stats: Mapping[Any, DimensionStats]) -> None
     Raises: HarnessError "state-needed".
     """
     if recipe.model.discrete_state_input and "state" not in stats:
-        raise _no_state(
+        raise HarnessError(
+            "state-needed",
             "model.discrete_state_input writes the normalized state into the prompt, and the statistics have"
             " no state",
-            "harness stats with this dataset and recipe, or --set model.discrete_state_input=false",
+            got="statistics of the actions alone",
+            need="statistics of the state as well",
+            fix="harness stats with this dataset and recipe, or --set model.discrete_state_input=false",
         )
-
-
-def _no_state(what: str, fix: str) -> HarnessError:
-    return HarnessError(
-        "state-needed", what, got="no state", need="a feature of the dataset as the state", fix=fix
-    )
