@@ -67,7 +67,7 @@ def test_given_statistics_normalize_the_batches_and_are_recorded(tmp_path: Path,
     assert (found.given.source, found.given.form) == (str(file), "openpi's norm_stats.json")
     assert json.loads(to_openpi_json(found)) == theirs
     loader = Loader(said, chain.dataset(), found, batch_size=2, seed=0)
-    batch, data = loader.batch(0), loader._batches._pictures.data
+    batch, data = loader.batch(0), loader._batches.sources[0].pictures.data
     chunk = data.action_chunk(int(batch["index"][0]), said.model.action_horizon)[0]
     expected = normalize(chunk, found.norm_stats["actions"], "quantile")
     assert (batch["actions"][0, :, : chunk.shape[1]] == expected).all()

@@ -15,9 +15,10 @@ import pytest
 
 from benchmarks.openpi_inputs import CASES, GOLDEN, INDEX, made
 from harness.artifacts import DimensionStats, NormStats
+from harness.data.batch import one_frame
 from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
-from harness.data.loader import Loader, one_frame
+from harness.data.loader import Loader
 from harness.data.space import Space
 from harness.data.stats import compute
 from harness.data.transforms import unnormalize

@@ -26,6 +26,10 @@ class Dataset(Artifact):
     """A dataset as it was read. `episodes`, `frames` and `tasks` are those that are trained on.
 
     `sha256` is of all of its files; `left_out` is what the recipe's data.episodes leave out.
+
+    Of a mixture, `members` are its datasets and `shares` their parts of the samples. Counts and sizes are
+    then those of all of them, and `path` is empty.
+
     `longest_prompt_tokens` is None if the tokenizer is not on this machine, and `unknown` says so. Prompts
     then take all of the recipe's tokens.
     """
@@ -48,6 +52,13 @@ class Dataset(Artifact):
     findings: list[str] = []
     unknown: dict[str, str] = {}
     left_out: LeftOut | None = None
+    members: list[Dataset] = []
+    shares: list[int] = []
+
+    @property
+    def parts(self) -> list[Dataset]:
+        """The datasets of a mixture; of one dataset: itself."""
+        return self.members or [self]
 
 
 class DimensionStats(Strict):

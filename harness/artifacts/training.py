@@ -46,19 +46,22 @@ class Used(Strict):
     episodes: int
     frames: int
     left_out: LeftOut | None = None
+    share: int = 1
 
 
 def used(dataset: Dataset) -> list[Used]:
-    """The data of a run, for its manifest."""
+    """The data of a run, for its manifest: each dataset of a mixture with its share of the samples."""
     return [
         Used(
-            source=dataset.source,
-            revision=dataset.revision,
-            sha256=dataset.sha256,
-            episodes=dataset.episodes,
-            frames=dataset.frames,
-            left_out=dataset.left_out,
+            source=each.source,
+            revision=each.revision,
+            sha256=each.sha256,
+            episodes=each.episodes,
+            frames=each.frames,
+            left_out=each.left_out,
+            share=share,
         )
+        for each, share in zip(dataset.parts, dataset.shares or [1], strict=True)
     ]
 
 
@@ -173,7 +176,8 @@ class Metrics(Strict):
     `step` is an integer that every reader represents exactly, JavaScript too. `frames` is a digest of the
     numbers of the frames in the batch, in their order; lines of older versions have none. `mean_of_steps`:
     loss and norms are the mean over so many steps up to this one, as openpi's trainer logs them. `data_s` is
-    None where the trainer does not report it. None values are left out of the file.
+    None where the trainer does not report it. `datasets`: of a mixture, the mean loss of each dataset's rows
+    in the batch. None values are left out of the file.
     """
 
     step: int = Field(ge=0, lt=2**53, strict=True)
@@ -186,3 +190,4 @@ class Metrics(Strict):
     data_s: float | None = None
     time: float
     mean_of_steps: int | None = None
+    datasets: dict[str, float] | None = None

@@ -15,6 +15,7 @@ from harness.data.completeness import check_cameras
 from harness.data.fetch import Resolved, resolve
 from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.mapping import IMAGES, NUMBERS, Wanted, likely_state
+from harness.data.mixture import prompts_together, together, twice
 from harness.data.oddities import camera_findings, check_rows
 from harness.data.paths import inside, open_file, walk_dataset
 from harness.data.prompts import most_tokens
@@ -36,8 +37,26 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
     Without its tokenizer the lengths of the prompts are unknown; with `prompts_needed` that is refused.
 
     Raises: HarnessError of `resolve`, of `open_data` and of its reader; "action-dim-too-small",
-    "tokenizer-too-large".
+    "tokenizer-too-large", "dataset-twice".
     """
+    if recipe.data.datasets is None:
+        return _describe(recipe, prompts_needed)
+    check_each_once([resolve(part.data) for part in recipe.parts()])
+    return together(recipe, [_describe(part, prompts_needed) for part in recipe.parts()])
+
+
+def check_each_once(places: list[Resolved]) -> None:
+    """Refuses a mixture in which two names lead to one directory.
+
+    Raises: HarnessError "dataset-twice".
+    """
+    for n, one in enumerate(places):
+        same = next((other for other in places[:n] if other.path == one.path), None)
+        if same is not None:
+            raise twice(n, one.source, same.source)
+
+
+def _describe(recipe: Recipe, prompts_needed: bool) -> Dataset:
     resolved, dataset = open_for(recipe)
     rows = check_rows(dataset, recipe)
     odd_images = check_cameras(dataset, {name for name in recipe.data.cameras.values() if name is not None})
@@ -79,6 +98,10 @@ def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Datase
     Raises: HarnessError "tokenizer-too-large", "tokenizer-invalid"; those of `tokenizer_of` if the lengths
     are needed.
     """
+    if dataset.members:
+        parts = zip(recipe.parts(), dataset.members, strict=True)
+        members = [measure_prompts(part, member, needed=needed) for part, member in parts]
+        return dataset.model_copy(update=prompts_together(members) | {"members": members})
     try:
         tokenizer = tokenizer_of(recipe)
     except HarnessError as refusal:

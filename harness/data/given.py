@@ -6,14 +6,17 @@ Given statistics are checked as `stats --compare` does: how far this data goes u
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.artifacts import Comparison, Dataset, DegenerateDimension, DimensionStats, NormStats, Reach
 from harness.artifacts.dataset import Given
 from harness.data.compare import compare_statistics, first, width_without_padding
+from harness.data.lerobot import open_data
 from harness.data.norm_files import STATISTICS, Key, features_of, file_in, read_norm_stats
 from harness.data.rows import Block
+from harness.data.space import Space, seen_blocks
 from harness.data.stats import LARGE_NORMALIZED, compute
 from harness.download.cache import fetch_file, is_remote
 from harness.errors import HarnessError
@@ -30,8 +33,8 @@ _COMPUTED = "--set data.norm_stats=null computes them from this data"
 _OTHERWISE = f"--set data.norm_stats=FILE, or {_COMPUTED}"
 
 
-def statistics(recipe: Recipe, dataset: Dataset, blocks: Callable[[], Iterable[Block]]) -> NormStats:
-    """The statistics by which the recipe normalizes. `blocks()` are all rows of the data.
+def statistics(recipe: Recipe, dataset: Dataset) -> NormStats:
+    """The statistics by which the recipe normalizes.
 
     Raises: HarnessError of `compute` and of `given_file`; "norm-stats-invalid",
     "norm-stats-other-dimensions", "stats-degenerate".
@@ -44,7 +47,7 @@ def statistics(recipe: Recipe, dataset: Dataset, blocks: Callable[[], Iterable[B
     ours = compute(recipe.model_copy(update={"data": lenient}), dataset)
     theirs = _theirs(recipe, path, ours)
     mode, names = recipe.data.normalization, features_of(recipe.data)
-    compared = compare_statistics(ours, path, mode=mode, names=names, blocks=blocks())
+    compared = compare_statistics(ours, path, mode=mode, names=names, blocks=seen(recipe, dataset))
     findings = [_finding(each) for each in _far(compared)]
     if findings and recipe.data.degenerate_dimensions == "error":
         raise HarnessError(
@@ -56,6 +59,29 @@ def statistics(recipe: Recipe, dataset: Dataset, blocks: Callable[[], Iterable[B
         )
     given = Given(source=str(place_of_statistics(recipe)), form=compared.form, sha256=file_sha256(path))
     return ours.model_copy(update={"norm_stats": theirs, "findings": findings, "given": given})
+
+
+def seen(recipe: Recipe, dataset: Dataset) -> Iterator[Block] | None:
+    """All rows of the data as the model sees them, to be counted under other statistics.
+
+    None for a mixture of different numbers of dimensions, whose rows are not counted together.
+    """
+    parts = list(zip(recipe.parts(), dataset.parts, strict=True))
+    opened = [open_data(part.data, one.path) for part, one in parts]
+    widths = {
+        (
+            one.features[part.data.actions].shape[0],
+            sum(one.features[name].shape[0] for name in part.data.state_features),
+        )
+        for part, one in parts
+    }
+    if len(widths) > 1:
+        return None
+    horizon = recipe.model.action_horizon
+    return itertools.chain.from_iterable(
+        seen_blocks(data.blocks(), Space.of(part.data), horizon)
+        for (part, _), data in zip(parts, opened, strict=True)
+    )
 
 
 def given_file(recipe: Recipe) -> Path:

@@ -237,12 +237,12 @@ class LeRobotDataset:
         self.share_memory_with(state["processes"])
 
 
-def open_data(data: Data, path: Path | str, key: str = "data") -> LeRobotDataset:
+def open_data(data: Data, path: Path | str) -> LeRobotDataset:
     """The dataset in `path` with the features and episodes that a recipe's `data` names.
 
-    `key` is where the recipe says so. Raises: HarnessError as `open_dataset`.
+    Raises: HarnessError as `open_dataset`.
     """
-    selection = Selection(data.episodes, f"{key}.episodes")
+    selection = Selection(data.episodes, f"{data.key}.episodes")
     return open_dataset(path, state=data.state, actions=data.actions, selection=selection)
 
 

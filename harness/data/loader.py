@@ -11,24 +11,22 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Sequence
 from multiprocessing import parent_process
 from typing import Any
 
 import numpy as np
 
-from harness.artifacts import Dataset, DimensionStats, NormStats
+from harness.artifacts import Dataset, NormStats
+from harness.data.batch import Batch, Source, batch_of, mixed_batch, own_stats
 from harness.data.lerobot import LeRobotDataset, open_data
+from harness.data.order import Frame, Order
 from harness.data.pace import Pace, workers_from_environment
 from harness.data.pictures import Pictures
 from harness.data.prompts import Prompts
-from harness.data.space import Space
 from harness.data.space_check import check_has_state
-from harness.data.transforms import normalize, normalized, pad_last
 from harness.errors import HarnessError
-from harness.recipe.schema import Data, Recipe
-
-Batch = dict[str, Any]
+from harness.recipe.schema import Recipe
 
 _LAST_STEP = 2**48
 # Batches that each process keeps ready.
@@ -64,19 +62,40 @@ class Loader:
         shard: int = 0,
         shards: int = 1,
     ) -> None:
-        data = open_data(recipe.data, dataset.path)
-        _check(data, dataset, batch_size, shard, shards)
-        check_has_state(recipe, stats.norm_stats)
+        parts = list(zip(recipe.parts(), dataset.parts, strict=True))
+        opened = [_opened(part, one) for part, one in parts]
+        frames = [data.frames for data in opened]
+        self._firsts = np.cumsum([0, *frames])
+        _check(dataset, sum(frames), batch_size, shard, shards)
         share = batch_size // shards
-        order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
+        places = range(shard * share, (shard + 1) * share)
+        order = Order(frames, dataset.shares or [1], seed, batch_size, places)
         self._workers = workers_from_environment() if workers is None else workers
         self._threads = min(_MOST_THREADS, _THREADS_A_CORE * len(os.sched_getaffinity(0)))
         self._pace = Pace(dataset, share, self._workers or self._threads, recipe.model.image_size)
-        data.share_memory_with(self._workers)
-        pictures = Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, self._workers))
-        self._batches = _Batches(
-            recipe, pictures, stats.norm_stats, Prompts(recipe, data.tasks, dataset.prompt_tokens), order
+        sources = []
+        for (part, _), data in zip(parts, opened, strict=True):
+            readers = max(1, self._workers) * len(opened)
+            data.share_memory_with(readers)
+            own = own_stats(stats.norm_stats, data) if dataset.members else stats.norm_stats
+            check_has_state(part, own)
+            pictures = Pictures(data, recipe.model.image_size, KEPT_BYTES // readers)
+            sources.append(Source(part, pictures, own, Prompts(part, data.tasks, dataset.prompt_tokens)))
+        self._batches = _Batches(recipe, sources, order)
+
+    def frames(self, index: list[int]) -> Batch:
+        """The frames of these numbers as a batch, as `iterate` without `resized` makes it.
+
+        Of a mixture, the numbers are those of a batch's `index`.
+        """
+        parts = self.dataset_of(index)
+        return self._batches.of(
+            [Frame(int(part), int(i - self._firsts[part])) for part, i in zip(parts, index, strict=True)]
         )
+
+    def dataset_of(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The place in data.datasets of each frame of a batch's `index`, int64; of one dataset: zeros."""
+        return np.searchsorted(self._firsts, np.asarray(index), side="right") - 1
 
     def bottleneck(self, step_s: float) -> str | None:
         """A message, given once, if steps of `step_s` seconds wait for this loader; else None.
@@ -91,6 +110,8 @@ class Loader:
         Shapes: images {camera: uint8 [B, S, S, 3]} of the cameras that the dataset has; actions float32 [B,
         H, D], normalized, then padded with zeros; tokens int32 [B, L], token_mask bool [B, L]; index int64
         [B].
+
+        Of a mixture also dataset int32 [B], and image_masks {camera: bool [B]}: see `mixed_batch`.
 
         If both the dataset and the statistics have a state: state float32 [B, max(D, dimensions)], normalized
         and padded in the same way. Upstream's batch has the state; this model reads it in the prompt, or not.
@@ -131,45 +152,11 @@ class Loader:
             batches.close()
 
 
-class _Order:
-    """The frames of each step.
-
-    Every epoch is its own permutation. A batch may begin in one epoch and end in the next.
-    """
-
-    def __init__(self, frames: int, seed: int, batch_size: int, places: range) -> None:
-        self._frames, self._seed, self._batch_size, self._places = frames, seed, batch_size, places
-        self._endless: Any = None
-
-    def __call__(self, step: int) -> list[int]:
-        if self._endless is None:
-            import grain
-
-            self._endless = grain.MapDataset.range(self._frames).seed(self._seed).shuffle().repeat()
-        return [int(self._endless[step * self._batch_size + place]) for place in self._places]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_endless": None}
-
-
 class _Batches:
     """The function from step to batch. Picklable, so that it can be sent to processes."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        pictures: Pictures,
-        stats: Mapping[Any, DimensionStats],
-        prompts: Prompts,
-        order: _Order,
-    ) -> None:
-        self._recipe, self._pictures, self._stats, self._prompts, self._order = (
-            recipe,
-            pictures,
-            stats,
-            prompts,
-            order,
-        )
+    def __init__(self, recipe: Recipe, sources: list[Source], order: Order) -> None:
+        self.recipe, self.sources, self.order = recipe, sources, order
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -186,9 +173,13 @@ class _Batches:
         return self(step, resized=False), time.perf_counter() - start
 
     def __call__(self, step: int, *, resized: bool = True) -> Batch:
-        return _batch(
-            self._recipe, self._pictures, self._stats, self._prompts, self._order(step), resized=resized
-        )
+        return self.of(self.order(step), resized=resized)
+
+    def of(self, frames: list[Frame], *, resized: bool = False) -> Batch:
+        """The batch of these frames."""
+        if self.recipe.data.datasets is None:
+            return batch_of(self.sources[0], [frame.number for frame in frames], resized=resized)
+        return mixed_batch(self.recipe, self.sources, frames, resized=resized)
 
 
 def _end_with_the_trainer() -> None:
@@ -207,60 +198,8 @@ def _end_with_the_trainer() -> None:
     threading.Thread(target=watch, daemon=True, name=_WATCH).start()
 
 
-def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], i: int) -> Batch:
-    """The batch that contains frame `i` alone, equal to what `Loader.batch` would make."""
-    return _batch(
-        recipe,
-        Pictures(data, recipe.model.image_size, 0),
-        stats,
-        Prompts(recipe, data.tasks, recipe.model.prompt_tokens),
-        [i],
-    )
-
-
-def _batch(
-    recipe: Recipe,
-    pictures: Pictures,
-    stats: Mapping[Any, DimensionStats],
-    prompts: Prompts,
-    index: list[int],
-    *,
-    resized: bool = True,
-) -> Batch:
-    config, data, width = recipe.data, pictures.data, recipe.model.action_dim
-    space = Space.of(config)
-    states = space.states(np.stack([data.state(i) for i in index]))
-    chunks = np.stack([data.action_chunk(i, recipe.model.action_horizon)[0] for i in index])
-    chunks = space.actions(chunks, states)
-    seen = _normalized_states(config, stats, states)
-    told = seen if seen is not None else [None] * len(index)
-    tasks = [prompts(data.task_index(i), state) for i, state in zip(index, told, strict=True)]
-    batch = {
-        "images": {
-            camera: pictures.get(index, name, resized=resized)
-            for camera, name in config.cameras.items()
-            if name is not None
-        },
-        "tokens": np.stack([tokens for tokens, _ in tasks]),
-        "token_mask": np.stack([mask for _, mask in tasks]),
-        "actions": pad_last(normalize(chunks, stats["actions"], config.normalization), width),
-        "index": np.asarray(index, np.int64),
-    }
-    if seen is not None:
-        batch["state"] = pad_last(seen.astype(np.float32), max(width, seen.shape[-1]))
-    return batch
-
-
-def _normalized_states(
-    config: Data, stats: Mapping[Any, DimensionStats], states: np.ndarray
-) -> np.ndarray | None:
-    """The normalized states in float64; None if the dataset or the statistics have none."""
-    if config.state is None or "state" not in stats:
-        return None
-    return normalized(states, stats["state"], config.normalization)
-
-
-def _check(data: LeRobotDataset, dataset: Dataset, batch_size: int, shard: int, shards: int) -> None:
+def _opened(recipe: Recipe, dataset: Dataset) -> LeRobotDataset:
+    data = open_data(recipe.data, dataset.path)
     if data.frames != dataset.frames:
         raise HarnessError(
             "dataset-changed",
@@ -269,13 +208,17 @@ def _check(data: LeRobotDataset, dataset: Dataset, batch_size: int, shard: int, 
             need=f"{dataset.frames} frames",
             fix="harness data and harness stats again, into a new run",
         )
-    if data.frames < batch_size:
+    return data
+
+
+def _check(dataset: Dataset, frames: int, batch_size: int, shard: int, shards: int) -> None:
+    if frames < batch_size:
         raise HarnessError(
             "dataset-smaller-than-batch",
-            f"{data.path} has fewer frames than a global batch",
-            got=data.frames,
+            f"{dataset.path or dataset.source} has fewer frames than a global batch",
+            got=frames,
             need=f"at least {batch_size}",
-            fix=f"--set train.global_batch={data.frames}, or a larger dataset",
+            fix=f"--set train.global_batch={frames}, or a larger dataset",
         )
     if batch_size % shards or not 0 <= shard < shards:
         raise HarnessError(

@@ -14,8 +14,13 @@ from harness.recipe.schema import Data, Recipe
 
 
 def instruction(data: Data, task: str) -> str:
-    """The instruction of a frame of this task: the recipe's one prompt, or the task's own text."""
-    return task if data.prompt is None else data.prompt
+    """The instruction of a frame of this task.
+
+    It is the recipe's one prompt, else the task's own text, else the recipe's default.
+    """
+    if data.prompt is not None:
+        return data.prompt
+    return data.default_prompt if data.default_prompt is not None and not task.strip() else task
 
 
 def most_tokens(recipe: Recipe, tokenizer: Tokenizer, task: str, dimensions: int) -> int:

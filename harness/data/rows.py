@@ -62,8 +62,7 @@ def read_blocks(
     parts = _parts(episodes, read)
     pieces = [sum(episode.length for episode in part) for part in parts]
     passed = {n for n, part in enumerate(parts) if part[0].index not in read}
-    of_state, of_actions = names
-    columns = [*dict.fromkeys([*of_state, of_actions]), *BOOKKEEPING]
+    columns = [*dict.fromkeys([*names[0], names[1]]), *BOOKKEEPING]
     here = [episode.index for episode in episodes if episode.index in read]
     with naming(metadata.selection, here, len(metadata.episodes)):
         found = read_columns(metadata.root, path, columns, pieces, passed)
@@ -144,13 +143,6 @@ def _check_bookkeeping(
         raise _bad_index(path, start + row, "task_index", task[row], need, fix)
 
 
-def _side_by_side(vectors: list[np.ndarray], rows: int) -> np.ndarray:
-    """Vectors [N, D] as one; [N, 0] if there are none."""
-    if len(vectors) == 1:
-        return vectors[0]
-    return np.concatenate([np.zeros((rows, 0), np.float32), *vectors], axis=1)
-
-
 def _without(metadata: Metadata, episodes: list[Episode], row: int) -> AbstractContextManager[None]:
     """A context in which an error of the row names the way to do without its episode."""
     ends = np.cumsum([episode.length for episode in episodes])
@@ -174,12 +166,15 @@ def _numbers(episodes: list[Episode], found: np.ndarray) -> np.ndarray:
     return np.concatenate(numbers)
 
 
+def _side_by_side(vectors: list[np.ndarray], rows: int) -> np.ndarray:
+    """Vectors [N, D] as one; [N, 0] if there are none."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return np.concatenate([np.zeros((rows, 0), np.float32), *vectors], axis=1)
+
+
 def _vectors(
-    path: Path,
-    name: str,
-    numbers: dict[str, np.ndarray],
-    episodes: list[Episode],
-    metadata: Metadata,
+    path: Path, name: str, numbers: dict[str, np.ndarray], episodes: list[Episode], metadata: Metadata
 ) -> np.ndarray:
     features = metadata.features
     shape = features[name].shape if name in features else []

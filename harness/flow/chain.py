@@ -6,6 +6,7 @@ file.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,17 +46,11 @@ class Chain:
         from harness.data.fetch import resolve
         from harness.data.paths import check_is_dataset
 
-        resolved = resolve(self.recipe.data)
-        check_is_dataset(resolved.path)
-        inputs = sha256_json(
-            [
-                self.recipe.data,
-                self.recipe.model,
-                str(resolved.path),
-                resolved.revision,
-                _signature(resolved.path),
-            ]
-        )
+        places = [resolve(part) for part in self.recipe.data.parts()]
+        for place in places:
+            check_is_dataset(place.path)
+        seen = [[str(place.path), place.revision, _signature(place.path)] for place in places]
+        inputs = sha256_json([self.recipe.data, self.recipe.model, *itertools.chain(*seen)])
         current = self.run.current(Dataset, inputs) if self.run else None
         if current is not None:
             self._check_unchanged("dataset", current.sha256)
@@ -72,8 +67,6 @@ class Chain:
     def stats(self, dataset: Dataset) -> NormStats:
         """Normalization statistics of this dataset at this horizon."""
         from harness.data.given import statistics
-        from harness.data.lerobot import open_data
-        from harness.data.space import Space, seen_blocks
 
         data = self.recipe.data
         inputs = sha256_json(
@@ -84,9 +77,10 @@ class Chain:
                 data.normalization,
                 data.degenerate_dimensions,
                 self.recipe.model.action_horizon,
-                # Earlier versions had neither: their statistics stay current.
+                # Earlier versions had none of these: their statistics stay current.
                 *([data.relative, data.adapt] if data.relative or data.adapt else []),
                 *([] if data.episodes is None else [data.episodes]),
+                *([] if data.datasets is None else [data.datasets]),
                 *([] if data.norm_stats is None else [self._given_sha256()]),
             ]
         )
@@ -94,12 +88,7 @@ class Chain:
         if current is not None:
             self._check_unchanged("norm_stats", sha256_json(current.norm_stats))
             return current
-        horizon = self.recipe.model.action_horizon
-        found = statistics(
-            self.recipe,
-            dataset,
-            lambda: seen_blocks(open_data(data, dataset.path).blocks(), Space.of(data), horizon),
-        )
+        found = statistics(self.recipe, dataset)
         found = found.model_copy(update={"inputs": inputs})
         self._check_unchanged("norm_stats", sha256_json(found.norm_stats))
         return self._keep(found)

@@ -13,7 +13,6 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.openpi.plan import PUBLISHED
 from harness.openpi.table import ADAPTERS, COMMIT
-from harness.recipe.data_schema import LATER
 from harness.recipe.parameters import counts, is_trained, parameter_shapes
 from harness.recipe.schema import Model, Recipe
 
@@ -31,9 +30,6 @@ OF_THE_RUN = (
 )
 # The columns that upstream's reader of LIBERO takes, whatever the dataset calls them.
 _CAMERAS = {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image", "right_wrist_0_rgb": None}
-
-# Keys of `data` that openpi's trainer does not know. Given statistics are put where it reads its own.
-_NOT_THEIRS = LATER.keys() - {"norm_stats"}
 
 
 def job_of(recipe: Recipe, options: dict[str, Any], run_name: str) -> dict[str, Any]:
@@ -121,7 +117,9 @@ def check_upstream_can(recipe: Recipe) -> None:
         ("model.discrete_state_input", model.discrete_state_input, False),
         *((f"data.cameras.{camera}", data.cameras[camera], column) for camera, column in _CAMERAS.items()),  # type: ignore[index]
         ("model.image_size", model.image_size, Model().image_size),
-        *((f"data.{key}", getattr(data, key), LATER[key]) for key in sorted(_NOT_THEIRS)),
+        ("data.episodes", data.episodes, None),
+        ("data.default_prompt", data.default_prompt, None),
+        ("data.datasets", data.datasets, None),
     ]
     for key, got, need in only:
         if got != need:

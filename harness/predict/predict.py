@@ -13,10 +13,10 @@ import numpy as np
 
 from harness.artifacts import DimensionStats, Machine, Prediction
 from harness.checkpoint.locate import Located
+from harness.data.batch import one_frame
 from harness.data.compare import first, width_without_padding
 from harness.data.dataset import open_for
 from harness.data.lerobot import LeRobotDataset
-from harness.data.loader import one_frame
 from harness.data.norm_files import Key, read_norm_stats
 from harness.data.prompts import instruction
 from harness.data.space import Space
@@ -111,6 +111,8 @@ def predict(
             need="1 or more",
             fix="--steps 10",
         )
+    # Of a mixture the first dataset, unless --dataset names another.
+    recipe = recipe.parts()[0]
     resolved, data = open_for(recipe)
     index = _index(data, question)
     stats = checkpoint_stats(located, recipe, data)

@@ -67,6 +67,7 @@ MEANING: dict[str, Meaning] = {
         "another experiment", "treats near-constant dimensions differently"
     ),
     "data.augment": Meaning("another experiment", "augmentation changes what the model sees"),
+    "data.datasets": Meaning("other data", "other datasets are mixed, or in other shares"),
     "data.episodes": Meaning("other data", "other episodes are trained on"),
     "data.norm_stats": Meaning(
         "another experiment", "other statistics scale the actions differently, and so the loss"

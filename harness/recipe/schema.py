@@ -70,7 +70,7 @@ class Model(Part):
     the state does not enter the model.
     """
 
-    LATER = {"discrete_state_input": False}
+    LATER = frozenset({"discrete_state_input"})
 
     paligemma: Expert = Expert(variant="gemma_2b")
     action_expert: Expert = Expert(variant="gemma_300m")
@@ -200,6 +200,12 @@ class Recipe(Part):
                 " there) and frozen parameters"
             )
         return self
+
+    def parts(self) -> list[Recipe]:
+        """The recipe of each dataset of a mixture alone; of one dataset: itself."""
+        if self.data.datasets is None:
+            return [self]
+        return [self.model_copy(update={"data": data}) for data in self.data.parts()]
 
     def sha256(self) -> str:
         """Hash of all keys that change what a step learns.

@@ -12,8 +12,35 @@ from harness.units import format_bytes
 _MOST_RUNS = 10
 
 
+def _mixture_table(dataset: Dataset) -> Group:
+    """The datasets of a mixture with their shares of the samples, and what is said of all of them."""
+    table = Cells("mixture", ("dataset", "share", "episodes", "frames", "epochs"))
+    whole = sum(dataset.shares)
+    for one, share in zip(dataset.members, dataset.shares, strict=True):
+        seen = share / whole * dataset.frames / one.frames
+        table.row(
+            one.source + (f" @ {one.revision}" if one.revision else ""),
+            f"{100 * share / whole:.4g} %",
+            f"{one.episodes:,}{left_out(one.left_out)}",
+            f"{one.frames:,}",
+            f"{seen:.3g}",
+        )
+    rows = [
+        ("all", f"{dataset.episodes:,} episodes, {dataset.frames:,} frames, {len(dataset.tasks)} tasks"),
+        ("epochs", "how often a dataset's frames are seen while as many samples as frames are drawn"),
+        ("prompt", _prompt(dataset)),
+        ("size", format_bytes(dataset.total_bytes)),
+        ("sha256", dataset.sha256),
+    ]
+    found = [("finding", text) for text in dataset.findings]
+    found += [("finding", f"{one.source}: {text}") for one in dataset.members for text in one.findings]
+    return Group(table, rows_table("", rows + found))
+
+
 def dataset_table(dataset: Dataset) -> Group:
     """Counts, features and hash of a dataset."""
+    if dataset.members:
+        return _mixture_table(dataset)
     rows = [
         ("source", dataset.source + (f" @ {dataset.revision}" if dataset.revision else "")),
         ("format", f"LeRobot {dataset.format_version}, {dataset.fps:g} fps"),

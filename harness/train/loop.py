@@ -24,7 +24,7 @@ from harness.train.first_arrays import digests_of
 from harness.train.kernels import Kernels, compile_pinned
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
-from harness.train.metrics import MetricsFile
+from harness.train.metrics import MetricsFile, as_line
 from harness.train.setup import setup_of
 from harness.train.sharding import local_layout
 from harness.train.snapshot import base_of, restore, save
@@ -209,7 +209,7 @@ class _Trainer:
     def _flush(self) -> None:
         """Writes the pending metrics. A loss that is not finite ends the run and is never saved."""
         fetched = [
-            (step, {name: float(value) for name, value in jax.device_get(values).items()}, frames, data_s)
+            (step, as_line(jax.device_get(values), self._job.recipe.data), frames, data_s)
             for step, values, frames, data_s in self._pending
         ]
         self._pending.clear()

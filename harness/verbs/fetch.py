@@ -27,7 +27,7 @@ def fetch(
 
     asked = chain_for(None, recipe, [*(sets or []), *dataset_overrides(dataset)]).recipe
     with spinner("fetching the dataset") as say:
-        parts = [_dataset(asked)]
+        parts = [_dataset(data) for data in asked.data.parts()]
         say("fetching the tokenizer")
         parts.append(_tokenizer(asked))
         if asked.weights.source is not None:
@@ -42,10 +42,10 @@ def fetch(
     answer(found, as_json, fetched_view)
 
 
-def _dataset(recipe: Any) -> Any:
+def _dataset(data: Any) -> Any:
     from harness.data.fetch import resolve
 
-    return _part("dataset", recipe.data.dataset, resolve(recipe.data).path)
+    return _part("dataset", data.dataset, resolve(data).path)
 
 
 def _tokenizer(recipe: Any) -> Any:

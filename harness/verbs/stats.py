@@ -52,13 +52,11 @@ def stats(
         answer(found, as_json, stats_table)
         return
     from harness.data.compare import compare_statistics
-    from harness.data.lerobot import open_data
+    from harness.data.given import seen
     from harness.data.norm_files import features_of
-    from harness.data.space import Space, seen_blocks
 
     data = chain.recipe.data
-    read = open_data(data, described.path).blocks()
-    blocks = seen_blocks(read, Space.of(data), chain.recipe.model.action_horizon)
+    blocks = seen(chain.recipe, described)
     comparison = compare_statistics(
         found, compare, mode=data.normalization, names=features_of(data), blocks=blocks
     )
