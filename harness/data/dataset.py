@@ -14,7 +14,7 @@ from harness.artifacts import Dataset, LeftOut
 from harness.data.completeness import check_cameras
 from harness.data.fetch import Resolved, resolve
 from harness.data.lerobot import LeRobotDataset, open_data
-from harness.data.mapping import IMAGES, NUMBERS, Wanted
+from harness.data.mapping import IMAGES, NUMBERS, Wanted, likely_state
 from harness.data.mixture import prompts_together, together, twice
 from harness.data.oddities import camera_findings, check_rows
 from harness.data.paths import inside, open_file, walk_dataset
@@ -82,6 +82,7 @@ def _describe(recipe: Recipe, prompts_needed: bool) -> Dataset:
             *odd_images,
             *camera_findings(dataset, recipe),
             *_state_finding(recipe, dataset),
+            *_horizon_finding(recipe, dataset),
         ],
     )
     return measure_prompts(recipe, found, needed=prompts_needed)
@@ -204,7 +205,7 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
             need=f"at most {recipe.model.action_dim}",
             fix="--set data.actions=ANOTHER_FEATURE; released weights have action_dim 32",
         )
-    check_space(recipe, dataset.path, _state_width(recipe, dataset), width)
+    check_space(recipe, dataset.path, _state_width(recipe, dataset), width, likely_state(dataset.features))
 
 
 def _state_width(recipe: Recipe, dataset: LeRobotDataset) -> int:
@@ -226,6 +227,20 @@ def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
     )
     name = " and ".join(recipe.data.state_features)
     return [f"{name} has {width} dimensions, more than model.action_dim ({room}); {how}"]
+
+
+def _horizon_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
+    """A finding on a horizon that is longer than episodes: their chunks are padding for the most part."""
+    horizon = recipe.model.action_horizon
+    lengths = [episode.length for episode in dataset.episodes]
+    shorter = sum(length < horizon for length in lengths)
+    if not shorter:
+        return []
+    return [
+        f"{shorter:,} of {len(lengths):,} episodes have fewer frames than model.action_horizon ({horizon}):"
+        " no chunk of theirs is whole, and its end repeats the last action; --set"
+        f" model.action_horizon={min(lengths)} is as long as the shortest"
+    ]
 
 
 def _cut(recipe: Recipe, longest: int) -> list[str]:

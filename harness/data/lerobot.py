@@ -77,6 +77,11 @@ class LeRobotDataset:
         return self._metadata.depth
 
     @property
+    def names(self) -> dict[str, list[str]]:
+        """The names of a vector's dimensions, of the features that have one for each."""
+        return self._metadata.names
+
+    @property
     def tasks(self) -> dict[int, str]:
         """The instruction of every task index."""
         return self._metadata.tasks

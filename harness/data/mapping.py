@@ -69,6 +69,14 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
     raise HarnessError(code, what, got=got, need=need, fix=fix)
 
 
+def likely_state(features: dict[str, Feature]) -> str:
+    """The feature whose name is most like a state's, or the word FEATURE where none is."""
+    wanted = Wanted("data.state", "observation.state", NUMBERS)
+    alike = _likenesses(features, wanted, set())
+    best = max(alike, key=alike.__getitem__, default="FEATURE")
+    return best if alike.get(best, 0.0) >= _OF_THE_SAME else "FEATURE"
+
+
 def _fits(features: dict[str, Feature], name: str, kinds: tuple[str, ...]) -> bool:
     """True if the feature's dtype is one of `kinds`.
 

@@ -32,6 +32,7 @@ _LATER = re.compile(r"v0*(?:[4-9]|[1-9][0-9])")
 _MOST_SHOWN = 40
 _INFO_BYTES = 16 * MIB
 _MOST_FEATURES, _MOST_AXES, _MOST_SIZE = 10_000, 8, 2**31
+_MOST_NAMES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Episode:
 class Metadata:
     """The metadata of a dataset. `depth` has the features that they mark as depth.
 
+    `names` has those of a vector's dimensions, where there is one for each.
     `episodes` are those that are read, `listed` all that the metadata list. Both are in the order of their
     numbers.
     """
@@ -66,6 +68,7 @@ class Metadata:
     tasks: dict[int, str]
     episodes: list[Episode]
     depth: frozenset[str] = frozenset()
+    names: dict[str, list[str]] = field(default_factory=dict)
     listed: list[Episode] = field(default_factory=list)
     selection: Selection = ALL
 
@@ -103,11 +106,13 @@ def read_metadata(root: Path, selection: Selection = ALL) -> Metadata:
             fix="--dataset with a dataset that has episodes",
         )
     depth = frozenset(name for name, value in info["features"].items() if _is_depth(value))
+    names = {name: _names(value) for name, value in info["features"].items()}
+    of_each = {name: each for name, each in names.items() if features[name].shape == [len(each)] and each}
     listed = _place(root, rows)
     kept = chosen(selection, [episode.index for episode in listed], root)
     episodes = _numbered(root, listed, kept, selection, trusting=version == "v3.0")
     _check_totals(info, info_path, listed)
-    return Metadata(root, version, fps, features, tasks, episodes, depth, listed, selection)
+    return Metadata(root, version, fps, features, tasks, episodes, depth, of_each, listed, selection)
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
@@ -119,6 +124,21 @@ def _is_depth(feature: dict[str, Any]) -> bool:
     return isinstance(info, dict) and any(
         key.endswith("is_depth_map") and value is True for key, value in info.items()
     )
+
+
+def _names(feature: dict[str, Any]) -> list[str]:
+    """The texts in a feature's `names`: LeRobot has a list, a list in a list, or a mapping of lists."""
+    waiting: list[Any] = [feature.get("names")]
+    found: list[str] = []
+    while waiting and len(found) <= _MOST_NAMES:
+        one = waiting.pop(0)
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, list):
+            waiting = one[: _MOST_NAMES + 1] + waiting
+        elif isinstance(one, dict):
+            waiting = list(one.values())[: _MOST_NAMES + 1] + waiting
+    return found
 
 
 def _place(root: Path, rows: list[Row]) -> list[Episode]:

@@ -9,27 +9,36 @@ from typing import Any
 from harness.artifacts import DimensionStats
 from harness.data.space import ALOHA_DIMENSIONS
 from harness.errors import HarnessError
+from harness.received.text import word
 from harness.recipe.dimensions import numbers_of, ranges_of
 from harness.recipe.schema import Recipe
 
 
-def check_space(recipe: Recipe, path: Path, state: int, actions: int) -> None:
+def check_space(recipe: Recipe, path: Path, state: int, actions: int, likely: str) -> None:
     """Checks the recipe against a dataset at `path`, by its numbers of dimensions. Without a state it is 0.
+
+    `likely` is the feature that a fix names as the state.
 
     Raises: HarnessError "state-needed", "relative-dimension-missing" or "adapt-other-robot".
     """
     data = recipe.data
-    if recipe.model.discrete_state_input and state == 0:
-        raise _no_state(
-            "model.discrete_state_input writes the state into the prompt, and data.state is null",
-            "--set data.state=FEATURE, or --set model.discrete_state_input=false",
-        )
     numbers = numbers_of(data.relative)
-    if numbers and state == 0:
-        raise _no_state(
+    if state == 0 and recipe.model.discrete_state_input:
+        raise HarnessError(
+            "state-needed",
+            "model.discrete_state_input writes the state into the prompt, and data.state is null",
+            got="no state",
+            need="a feature of the dataset as the state",
+            fix=f"--set {word(f'data.state={likely}')}, or --set model.discrete_state_input=false",
+        )
+    if state == 0 and numbers:
+        raise HarnessError(
+            "state-needed",
             f"data.relative ({','.join(data.relative or [])}) takes the state from the actions, and"
             " data.state is null",
-            "--set data.state=FEATURE, or --set data.relative=null",
+            got="no state",
+            need="a feature of the dataset as the state",
+            fix=f"--set {word(f'data.state={likely}')}, or --set data.relative=null",
         )
     beyond = [d for d in numbers if d >= min(state, actions)]
     if beyond:
@@ -39,7 +48,7 @@ def check_space(recipe: Recipe, path: Path, state: int, actions: int) -> None:
             f"data.relative names dimensions that {path} does not have in both its state and its actions",
             got=f"{', '.join(ranges_of(beyond))}; the state has {state} dimensions, the actions {actions}",
             need=f"dimensions from 0 to {min(state, actions) - 1}",
-            fix=f"--set data.relative={left}",
+            fix=f"--set {word(f'data.relative={left}')}",
         )
     if data.adapt == "aloha" and (state, actions) != (ALOHA_DIMENSIONS, ALOHA_DIMENSIONS):
         raise HarnessError(
@@ -57,14 +66,11 @@ def check_has_state(recipe: Recipe, stats: Mapping[Any, DimensionStats]) -> None
     Raises: HarnessError "state-needed".
     """
     if recipe.model.discrete_state_input and "state" not in stats:
-        raise _no_state(
+        raise HarnessError(
+            "state-needed",
             "model.discrete_state_input writes the normalized state into the prompt, and the statistics have"
             " no state",
-            "harness stats with this dataset and recipe, or --set model.discrete_state_input=false",
+            got="statistics of the actions alone",
+            need="statistics of the state as well",
+            fix="harness stats with this dataset and recipe, or --set model.discrete_state_input=false",
         )
-
-
-def _no_state(what: str, fix: str) -> HarnessError:
-    return HarnessError(
-        "state-needed", what, got="no state", need="a feature of the dataset as the state", fix=fix
-    )

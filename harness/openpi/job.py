@@ -114,9 +114,6 @@ def check_upstream_can(recipe: Recipe) -> None:
         ("data.normalization", data.normalization, "quantile"),
         ("data.state", data.state, "state"),
         ("data.actions", data.actions, "actions"),
-        ("data.relative", data.relative, None),
-        ("data.adapt", data.adapt, None),
-        ("data.prompt", data.prompt, None),
         ("model.discrete_state_input", model.discrete_state_input, False),
         *((f"data.cameras.{camera}", data.cameras[camera], column) for camera, column in _CAMERAS.items()),  # type: ignore[index]
         ("model.image_size", model.image_size, Model().image_size),

@@ -43,13 +43,13 @@ class Read(NamedTuple):
 
 
 def read_by(command: Command) -> Read:
-    """What the command's reader takes and does, but for the statistics that it normalizes with."""
+    """What the command's reader takes and does."""
     options, reader = command.effective, command.config.data
     dataset = options.get("data.repo-id")
     if reader == _DROID_RLDS and is_required(dataset):
         dataset = "droid"
     asset = options.get("data.assets.asset-id") or dataset
-    data: dict[str, Any] = {"dataset": str(dataset), "asset_id": str(asset)}
+    data = {"dataset": str(dataset), "asset_id": str(asset), "norm_stats": _statistics(options, str(asset))}
     if reader == _LIBERO:
         relative = "0-5" if options.get("data.extra-delta-transform") else None
         return Read(data | {"relative": relative}, [], [])
@@ -60,6 +60,17 @@ def read_by(command: Command) -> Read:
     if reader == _DROID_RLDS:
         return _droid_rlds(command, data)
     return Read(data, [_why_not(command)], [])
+
+
+def _statistics(options: dict[str, Any], asset: str) -> str | None:
+    """Where the statistics come from, if the command names an assets directory; else from the data."""
+    assets, weights = options.get("data.assets.assets-dir"), options.get("weight-loader.params-path")
+    if assets is None:
+        return None
+    home = str(assets).rstrip("/")
+    if weights is not None and home == f"{str(weights).rstrip('/').removesuffix('/params')}/assets":
+        return "base"
+    return f"{home}/{asset}"
 
 
 def _aloha(command: Command, data: dict[str, Any]) -> Read:

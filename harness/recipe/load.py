@@ -19,6 +19,9 @@ from harness.recipe.norm_stats import place_of_statistics
 from harness.recipe.schema import PALIGEMMA, Recipe
 from harness.strict import parse
 
+# The recipe that a fix names where no name is near.
+DEFAULT = "pi05_libero"
+
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes inside the package."""
@@ -102,7 +105,7 @@ def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
             f"there is no recipe {name_or_file!r}",
             got=name_or_file,
             need=f"one of {', '.join(shipped_recipes())}, or a YAML file",
-            fix=f"--recipe {nearest[0] if nearest else shipped_recipes()[0]}",
+            fix=f"--recipe {nearest[0] if nearest else DEFAULT}",
         )
     try:
         data = parse_yaml(text)

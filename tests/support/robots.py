@@ -92,6 +92,39 @@ def aloha() -> Made:
     )
 
 
+def so100(lengths: tuple[int, ...] = (240, 180, 300, 210)) -> Made:
+    """One arm of five joints and a gripper, joint targets in degrees, 30 frames a second, two cameras.
+
+    Each episode reaches, closes the gripper, and comes back.
+    """
+    random = np.random.default_rng(4)
+    parts, frames = [], sum(lengths)
+    for length in lengths:
+        phase = np.linspace(0, np.pi, length)[:, None]
+        reach = np.sin(phase) * (np.array([40, -50, 60, 25, 15]) + random.normal(scale=6, size=5))
+        joints = np.array([0, -90, 80, 60, 0]) + reach
+        closed = 30 - 28 / (1 + np.exp(-20 * (phase / np.pi - 0.5)))
+        parts.append(np.hstack([joints, closed]))
+    state = np.vstack(parts) + random.normal(scale=0.15, size=(frames, 6))
+    # The leader arm is three frames ahead, and its gripper goes past the object.
+    ends = np.repeat(np.cumsum(lengths) - 1, lengths)
+    targets = np.vstack(parts)[np.minimum(np.arange(frames) + 3, ends)]
+    targets[:, 5] -= 2
+    joints = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+    names = [f"{joint}.pos" for joint in joints]
+    views = ("observation.images.front", "observation.images.wrist")
+    return Made(
+        fps=30,
+        cameras={view: _pictures(random, frames, (48, 64)) for view in views},
+        vectors={"observation.state": state.astype(np.float32), "action": targets.astype(np.float32)},
+        tasks=["put the cube into the box", "put the cube into the box", "take the cube out", "put it back"][
+            : len(lengths)
+        ],
+        lengths=lengths,
+        names={"observation.state": names, "action": names},
+    )
+
+
 def droid(*, positions: bool) -> Made:
     """One arm of seven joints and a gripper, whose actions are joint positions or velocities; 15 a second."""
     random = np.random.default_rng(3)
