@@ -52,9 +52,16 @@ def described() -> dict[str, Any]:
             "family": config.model.model_type.value,
             "freezes": freezes,
             "data": type(config.data).__name__,
+            "repack": repack_of(config.data),
             "defaults": defaults,
         }
     return {"kinds": kinds, "configs": found}
+
+
+def repack_of(data: Any) -> dict[str, Any] | None:
+    """The features that a reader takes, where its configuration says so and not its class."""
+    inputs = getattr(getattr(data, "repack_transforms", None), "inputs", ())
+    return next((each.structure for each in inputs if type(each).__name__ == "RepackTransform"), None)
 
 
 def walk(node: Any, prefix: str, defaults: dict[str, Any], kinds: dict[str, Any]) -> None:

@@ -95,12 +95,12 @@ def test_a_batch_holds_what_the_dataset_has_at_its_index(sample: Made) -> None:
 
 def test_every_epoch_visits_every_frame_once_in_its_own_order(sample: Made) -> None:
     """100 frames in batches of 8: epochs end inside batches."""
-    order = _loader(sample)._batches._order
-    seen = [i for step in range(25) for i in order(step)]
+    order = _loader(sample)._batches.order
+    seen = [frame.number for step in range(25) for frame in order(step)]
     assert sorted(seen[:100]) == sorted(seen[100:]) == list(range(100))
     assert seen[:100] != seen[100:]
-    other = _loader(sample, seed=43)._batches._order
-    assert [i for step in range(12) for i in other(step)] != seen[:96]
+    other = _loader(sample, seed=43)._batches.order
+    assert [frame.number for step in range(12) for frame in other(step)] != seen[:96]
 
 
 @pytest.mark.parametrize("start", [0, 12, 1_000_000])
@@ -199,8 +199,8 @@ def test_kept_images_change_nothing(sample: Made, monkeypatch: pytest.MonkeyPatc
     for step in range(14):
         _assert_equal(small.batch(step), none.batch(step))
         _assert_equal(full.batch(step), none.batch(step))
-    assert (len(small._batches._pictures._kept), len(none._batches._pictures._kept)) == (3, 0)
-    assert len(full._batches._pictures._kept) == 200
+    kept = [len(each._batches.sources[0].pictures._kept) for each in (small, none, full)]
+    assert kept == [3, 0, 200]
 
 
 def test_processes_of_the_loader_end_when_the_trainer_is_killed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sentencepiece
 
@@ -64,3 +65,29 @@ def test_a_tokenizer_that_is_no_file_is_not_waited_for(tmp_path: Path, kind: str
     with pytest.raises(HarnessError) as caught:
         load_tokenizer(str(path))
     assert caught.value.code == "file-not-regular"
+
+
+def test_the_longest_prompt_with_a_state_is_never_shorter_than_a_real_one() -> None:
+    """And it is reached, so that no more tokens are computed than there can be."""
+    tokenizer = load_tokenizer("sample")
+    random = np.random.default_rng(0)
+    for dimensions in (1, 2, 8):
+        most = tokenizer.most_with_state("open the drawer", dimensions)
+        states = random.uniform(-1.1, 1.1, (500, dimensions))
+        found = [len(tokenizer.encode_with_state("open the drawer", state)) for state in states]
+        assert max(found) == most
+
+
+def test_a_tokenizer_whose_pieces_span_spaces_is_bounded_by_bytes() -> None:
+    tokenizer = load_tokenizer("sample")
+    exact = tokenizer.most_with_state("open the drawer", 8)
+    tokenizer.__dict__["_splits_at_spaces"] = False
+    assert tokenizer.most_with_state("open the drawer", 8) > exact
+
+
+def test_states_outside_the_quantiles_have_upstreams_bins() -> None:
+    """Below them all is bin -1; above, the last one. An edge belongs to the bin above it."""
+    model = sentencepiece.SentencePieceProcessor(model_file=str(sample_tokenizer_path()))
+    state = np.array([-1.5, -1.0, -1 + 1 / 128 - 1e-12, -1 + 1 / 128, 0.0, 1.0, 7.0])
+    text = "Task: open the drawer, State: -1 0 0 1 128 255 255;\nAction: "
+    assert load_tokenizer("sample").encode_with_state("open_the drawer\n", state) == [2, *model.encode(text)]

@@ -15,7 +15,7 @@ from harness.errors import HarnessError
 from harness.openpi import configs as openpi_configs
 from harness.openpi.imported import explain
 from harness.plan.place import absent
-from harness.recipe.load import load_recipe
+from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.parameters import counts
 from harness.units import GIB
 
@@ -144,19 +144,65 @@ def test_pi05_options_make_it_another_model_or_pi05() -> None:
     assert "weights-of-another-model" in checks(found)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in openpi_configs.names() if openpi_configs.find(name).family == "pi05"]
-)
+PI05 = [name for name in openpi_configs.names() if openpi_configs.find(name).family == "pi05"]
+
+
+@pytest.mark.parametrize("name", PI05)
 def test_every_pi05_configuration_is_counted(name: str) -> None:
     found = asked(f"{name} --exp-name x")
     assert found.parameters_trained == found.parameters_total
     if "debug" not in name:
         assert found.parameters_total == 3_353_433_872
     if name != "pi05_libero":
-        assert found.recipe is None
-        assert "recipe" in found.unknown
         assert found.device_bytes is None
         assert "device_bytes" in found.unknown
+
+
+# Those that do not train as they are shipped, with the reason.
+INEXPRESSIBLE = {
+    "pi05_aloha": "no dataset is named (--data.repo-id)",
+    "pi05_droid": "configuration for inference",
+    "debug_pi05": "random numbers",
+}
+
+
+@pytest.mark.parametrize("name", PI05)
+def test_every_pi05_configuration_is_a_recipe_or_says_why_not(name: str) -> None:
+    found = asked(f"{name} --exp-name x")
+    assert (found.recipe is None) == (name in INEXPRESSIBLE)
+    if name in INEXPRESSIBLE:
+        assert INEXPRESSIBLE[name] in found.unknown["recipe"]
+        return
+    assert found.recipe is not None
+    recipe = recipe_from(found.recipe, where=name)
+    assert recipe.model.action_horizon == found.effective["model.action-horizon"]
+    assert recipe.model.discrete_state_input == found.effective["model.discrete-state-input"]
+    rlds = openpi_configs.find(name).data == "RLDSDroidDataConfig"
+    assert ("data-differ" in checks(found, "warning")) == rlds
+
+
+def test_an_aloha_recipe_has_what_its_options_say() -> None:
+    found = asked(
+        "pi05_aloha --exp-name x --data.repo-id me/arms --data.default-prompt 'fold the towel'"
+        " --data.no-adapt-to-pi"
+    )
+    assert found.recipe is not None
+    data = recipe_from(found.recipe, where="test").data
+    assert (data.relative, data.adapt, data.prompt) == (["0-5", "7-12"], None, "fold the towel")
+    assert data.cameras == {
+        "base_0_rgb": "observation.images.top",
+        "left_wrist_0_rgb": None,
+        "right_wrist_0_rgb": None,
+    }
+
+
+def test_adapters_without_a_filter_are_found_on_another_robot_too() -> None:
+    found = asked("pi05_aloha_pen_uncap --exp-name x --model.paligemma-variant gemma_2b_lora")
+    assert checks(found)[0] == "lora-trains-everything"
+    assert found.command_meant is None
+    assert found.recipe is not None
+    assert found.recipe["train"]["trained"] == "lora"
+    assert found.recipe["data"]["adapt"] == "aloha"
 
 
 @pytest.mark.parametrize(
@@ -247,8 +293,8 @@ def test_the_verb_writes_the_recipe_that_was_meant(tmp_path: Path) -> None:
 
 
 def test_no_recipe_is_written_for_what_none_can_say(tmp_path: Path) -> None:
-    file = tmp_path / "aloha.yaml"
+    file = tmp_path / "droid.yaml"
     with pytest.raises(HarnessError) as caught:
-        run("pi05_aloha_pen_uncap", "--exp-name", "x", "--recipe", str(file))
+        run("pi05_droid", "--exp-name", "x", "--recipe", str(file))
     assert caught.value.code == "recipe-inexpressible"
     assert not file.exists()

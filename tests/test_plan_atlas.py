@@ -14,7 +14,7 @@ import pytest
 from harness.artifacts import Levers
 from harness.plan import source as source_module
 from harness.plan.atlas import ALLOWANCE, MAKE, Atlas, AtlasFile, Entry, shipped, step_key
-from harness.plan.candidates import changed
+from harness.plan.candidates import changed, prompt_tokens
 from harness.plan.source import source_hash
 from harness.recipe.load import load_recipe
 
@@ -171,3 +171,11 @@ def test_the_shipped_atlas_is_of_this_step_and_this_compiler() -> None:
     ]
     assert files
     assert shipped().refused == "", MAKE
+
+
+def test_what_is_written_in_the_prompt_asks_for_the_same_step() -> None:
+    """The state in it, or one instruction for all, changes how many tokens there are, and nothing else."""
+    told = load_recipe("pi05_libero", ["model.discrete_state_input=true", "data.prompt=x", "data.relative=0"])
+    assert step_key(told) == step_key(load_recipe("pi05_libero"))
+    assert prompt_tokens(told, None) == 200
+    assert prompt_tokens(load_recipe("pi05_libero"), None) == 48

@@ -40,7 +40,7 @@ OURS = {
     # Names of our own.
     "recipe": "a shipped recipe's name",
     "close[0]": "a configuration of openpi's table",
-    "nearest[0] if nearest else shipped_recipes()[0]": "a shipped recipe's name",
+    "nearest[0] if nearest else DEFAULT": "a shipped recipe's name",
     "_KEYS[what]": "a key of the recipe",
     "key": "a key of the recipe",
     "said": "a constant of job.py",

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from harness.data.lerobot import open_dataset
+from harness.data.space import Space
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
 from harness.flow.pages import write_dataset_page
@@ -20,6 +21,7 @@ from harness.recipe.load import load_recipe
 from harness.report.dataset_page import HEIGHT, charts, histogram, spread, strip
 from harness.run.directory import RunDir
 from tests.support import lerobot_writer as writer
+from tests.support import robots
 
 MAPPED = [
     "data.state=observation.state",
@@ -129,3 +131,28 @@ def test_a_dataset_without_a_state_has_a_page_of_its_actions(tmp_path: Path) -> 
     page = write_dataset_page(chain, chain.dataset()).read_text()
     assert "Actions, normalized" in page
     assert "State, normalized" not in page
+
+
+def test_actions_are_shown_as_the_model_sees_them(tmp_path: Path) -> None:
+    """Chunks that begin anew, with the names of the dimensions."""
+    made = robots.so100()
+    root = robots.write(tmp_path / "set", made)
+    recipe = load_recipe("my_robot", [f"data.dataset={root}", "data.tokenizer=sample"])
+    chain = Chain(RunDir(tmp_path / "run"), recipe)
+    page = write_dataset_page(chain, chain.dataset()).read_text()
+    assert "actions[0] shoulder_pan.pos" in page
+    assert "state[5] gripper.pos" in page
+    assert "Dimensions 0-4 are differences to the state of their chunk" in page
+    data = open_dataset(root, state="observation.state", actions="action")
+    seen = Space.of(recipe.data).tiled(data.columns, 30).actions
+    for i in (0, 29, 30, 239, 240, 929):
+        number = sum(i >= end for end in np.cumsum(made.lengths))
+        first = sum(made.lengths[:number])
+        start = first + (i - first) // 30 * 30
+        want = data.action_chunk(start, 30)[0][i - start] - np.append(data.state(start)[:5], 0)
+        np.testing.assert_allclose(seen[i], want, rtol=0, atol=1e-6)
+
+
+def test_without_relative_actions_the_page_says_as_recorded(tmp_path: Path) -> None:
+    page = _page(writer.write(tmp_path / "set"), tmp_path / "run")
+    assert page.count("The numbers are as recorded") == 2

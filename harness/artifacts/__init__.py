@@ -25,6 +25,7 @@ from harness.artifacts.dataset import (
     Difference,
     DimensionStats,
     Feature,
+    LeftOut,
     NormStats,
     Reach,
     Statistic,
@@ -37,7 +38,7 @@ from harness.artifacts.openpi import OpenpiCommand, OptionChange
 from harness.artifacts.plan import Candidate, Levers, Plan
 from harness.artifacts.prediction import Prediction
 from harness.artifacts.status import Status
-from harness.artifacts.training import Manifest, Metrics, Upstream
+from harness.artifacts.training import Manifest, Metrics, Upstream, Used
 from harness.artifacts.verdict import Compared, Replay, Verdict, Verifier
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "Host",
     "InterruptedSave",
     "LeafReport",
+    "LeftOut",
     "Levers",
     "LoraReport",
     "Machine",
@@ -86,6 +88,7 @@ __all__ = [
     "Statistic",
     "Status",
     "Upstream",
+    "Used",
     "Verdict",
     "Verifier",
 ]

@@ -15,8 +15,20 @@ class Feature(Strict):
     shape: list[int]
 
 
+class LeftOut(Strict):
+    """The episodes that a recipe leaves out: numbers, and ranges such as "3-7"."""
+
+    episodes: list[int | str]
+    frames: int
+
+
 class Dataset(Artifact):
-    """A dataset as it was read.
+    """A dataset as it was read. `episodes`, `frames` and `tasks` are those that are trained on.
+
+    `sha256` is of all of its files; `left_out` is what the recipe's data.episodes leave out.
+
+    Of a mixture, `members` are its datasets and `shares` their parts of the samples. Counts and sizes are
+    then those of all of them, and `path` is empty.
 
     `longest_prompt_tokens` is None if the tokenizer is not on this machine, and `unknown` says so. Prompts
     then take all of the recipe's tokens.
@@ -39,6 +51,14 @@ class Dataset(Artifact):
     total_bytes: int
     findings: list[str] = []
     unknown: dict[str, str] = {}
+    left_out: LeftOut | None = None
+    members: list[Dataset] = []
+    shares: list[int] = []
+
+    @property
+    def parts(self) -> list[Dataset]:
+        """The datasets of a mixture; of one dataset: itself."""
+        return self.members or [self]
 
 
 class DimensionStats(Strict):
@@ -72,10 +92,19 @@ class DegenerateDimension(Strict):
     fix: str
 
 
+class Given(Strict):
+    """A file of statistics that the recipe gives. `source` is its path or address, `form` its kind."""
+
+    source: str
+    form: str
+    sha256: str
+
+
 class NormStats(Artifact):
     """Normalization statistics. openpi reads `norm_stats` of this file; the other keys are the harness's.
 
-    A dataset without a state has statistics of the actions alone.
+    A dataset without a state has statistics of the actions alone. `given` is the file that they are from, if
+    they are not computed from the data; min and max are the data's all the same.
     """
 
     FILE: ClassVar[str] = "norm_stats.json"
@@ -83,6 +112,7 @@ class NormStats(Artifact):
     frames: int
     action_horizon: int
     findings: list[DegenerateDimension] = []
+    given: Given | None = None
 
     @model_validator(mode="after")
     def _has_every_statistic(self) -> NormStats:

@@ -11,7 +11,7 @@ from harness.strict import Strict
 class Part(Strict):
     """One downloaded part. `path` is a file or directory on this machine; `bytes` is its size there."""
 
-    what: Literal["dataset", "tokenizer", "weights"]
+    what: Literal["dataset", "tokenizer", "weights", "statistics"]
     source: str
     path: str
     bytes: int

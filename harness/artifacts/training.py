@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from harness.artifacts.base import Artifact
+from harness.artifacts.dataset import Dataset, Given, LeftOut
 from harness.artifacts.plan import Backend, Candidate
 from harness.strict import Strict
 
@@ -34,6 +35,34 @@ class Distance(Strict):
     here: Any
     weight: str
     why: str
+
+
+class Used(Strict):
+    """A dataset that the run learns from: its identity, what of it is trained on, and what is not."""
+
+    source: str
+    revision: str | None
+    sha256: str
+    episodes: int
+    frames: int
+    left_out: LeftOut | None = None
+    share: int = 1
+
+
+def used(dataset: Dataset) -> list[Used]:
+    """The data of a run, for its manifest: each dataset of a mixture with its share of the samples."""
+    return [
+        Used(
+            source=each.source,
+            revision=each.revision,
+            sha256=each.sha256,
+            episodes=each.episodes,
+            frames=each.frames,
+            left_out=each.left_out,
+            share=share,
+        )
+        for each, share in zip(dataset.parts, dataset.shares or [1], strict=True)
+    ]
 
 
 class _Digest(BaseModel):
@@ -92,7 +121,9 @@ class Manifest(Artifact):
     XLA compiled from it for this device with these flags. `kernels_sha256` is the hash of the kernels that
     autotuning chose, on a GPU. `published` is the recipe's distance from the published one. `upstream` is
     None when the harness itself trains. Otherwise packages, lock and Python are those of openpi's
-    environment, and the harness has no compiled program of its own. `unknown` says why a field is None.
+    environment, and the harness has no compiled program of its own. `datasets` are the data that it learns
+    from; manifests of older versions have none. `norm_stats_given` is the file of statistics that the recipe
+    gives. `unknown` says why a field is None.
     """
 
     FILE: ClassVar[str] = "manifest.json"
@@ -127,6 +158,8 @@ class Manifest(Artifact):
     compiled_bytes: dict[str, int]
     published: list[Distance] = []
     upstream: Upstream | None = None
+    datasets: list[Used] = []
+    norm_stats_given: Given | None = None
     unknown: dict[str, str] = {}
 
     @property
@@ -143,7 +176,8 @@ class Metrics(Strict):
     `step` is an integer that every reader represents exactly, JavaScript too. `frames` is a digest of the
     numbers of the frames in the batch, in their order; lines of older versions have none. `mean_of_steps`:
     loss and norms are the mean over so many steps up to this one, as openpi's trainer logs them. `data_s` is
-    None where the trainer does not report it. None values are left out of the file.
+    None where the trainer does not report it. `datasets`: of a mixture, the mean loss of each dataset's rows
+    in the batch. None values are left out of the file.
     """
 
     step: int = Field(ge=0, lt=2**53, strict=True)
@@ -156,3 +190,4 @@ class Metrics(Strict):
     data_s: float | None = None
     time: float
     mean_of_steps: int | None = None
+    datasets: dict[str, float] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -146,9 +146,11 @@ def read_group(file: Any, raw: BinaryIO, group: int, name: str) -> Any:
 
 
 def read_columns(
-    root: Path, path: Path, names: list[str], pieces: list[int]
+    root: Path, path: Path, names: list[str], pieces: list[int], passed: Container[int] = ()
 ) -> Iterator[dict[str, np.ndarray]]:
     """The named numeric columns, in pieces of `pieces` rows: [N] for one number per row, [N, D] for vectors.
+
+    The pieces whose position in the list is in `passed` are not looked at, and come empty.
 
     Raises: HarnessError as `open_parquet`; "dataset-rows-mismatch" if the pieces do not add up to the whole
     file, "dataset-feature-missing" or "dataset-feature-invalid".
@@ -177,8 +179,9 @@ def read_columns(
         with refusing(path):
             check_numbers(raw, file.metadata, names, fields)
         first = 0
-        for table in _tables(path, file, names, pieces):
-            yield {name: _numeric(path, name, table.column(name).combine_chunks(), first) for name in names}
+        for n, table in enumerate(_tables(path, file, names, pieces, passed)):
+            wanted = [] if n in passed else names
+            yield {name: _numeric(path, name, table.column(name).combine_chunks(), first) for name in wanted}
             first += table.num_rows
 
 
@@ -202,8 +205,10 @@ def rows_mismatch(path: Path, found: int, rows: int) -> HarnessError:
     )
 
 
-def _tables(path: Path, file: Any, names: list[str], pieces: list[int]) -> Iterator[Any]:
-    """A validated table for each piece.
+def _tables(
+    path: Path, file: Any, names: list[str], pieces: list[int], passed: Container[int]
+) -> Iterator[Any]:
+    """A table for each piece, validated unless it is passed over.
 
     A file of one piece is read at once. A larger file is read only as far as the next piece needs.
     """
@@ -216,11 +221,12 @@ def _tables(path: Path, file: Any, names: list[str], pieces: list[int]) -> Itera
                 for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False)
             )
         held = next(batches)
-        for rows in pieces:
+        for n, rows in enumerate(pieces):
             while held.num_rows < rows:
                 held = pa.concat_tables([held, next(batches)])
             piece, held = held.slice(0, rows), held.slice(rows)
-            piece.validate(full=True)
+            if n not in passed:
+                piece.validate(full=True)
             yield piece
     except StopIteration:
         raise corrupt(path, "it ends before its last row") from None

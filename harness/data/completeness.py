@@ -49,7 +49,8 @@ def _check_images(dataset: LeRobotDataset, name: str) -> Counter[Size]:
 
     def episode_sizes(episode: Episode) -> Counter[Size]:
         frames = range(episode.first, episode.first + episode.length)
-        return Counter(check_image(*dataset.encoded(i, name)) for i in frames)
+        with dataset.naming([episode]):
+            return Counter(check_image(*dataset.encoded(i, name)) for i in frames)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return sum(pool.map(episode_sizes, dataset.episodes), Counter[Size]())
@@ -90,7 +91,8 @@ def _check_video(
 
     The code is "video-too-short", or that of the cause: "video-other-rate" or "video-offset-wrong".
     """
-    there = packet_times(dataset.path, path)
+    with dataset.naming(episodes):
+        there = packet_times(dataset.path, path)
     for episode in episodes:
         wanted = episode.videos[name].start_s + timestamps[episode.first : episode.first + episode.length]
         # The packets on either side of each time; there is at least one packet.
@@ -102,11 +104,13 @@ def _check_video(
         if lacking.any():
             row = int(np.argmax(lacking))
             table = f"{dataset.path_of(episode.file)} row {episode.row + row}"
-            check_rate(path, there, wanted, episode)
-            check_offsets(dataset, name, path, there, episodes)
-            raise too_short(
-                path, float(wanted[row]), float(nearest[row]), table, _end_alone(there, episodes, lacking)
-            )
+            listed = [one for one in dataset.listed if one.videos[name].file == episode.videos[name].file]
+            with dataset.naming([episode]):
+                check_rate(path, there, wanted, episode)
+                check_offsets(dataset, name, path, there, listed)
+                raise too_short(
+                    path, float(wanted[row]), float(nearest[row]), table, _end_alone(there, listed, lacking)
+                )
 
 
 def _end_alone(there: np.ndarray, episodes: list[Episode], lacking: np.ndarray) -> int | None:

@@ -10,15 +10,19 @@ from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
-from harness.artifacts import Dataset
+from harness.artifacts import Dataset, LeftOut
 from harness.data.completeness import check_cameras
 from harness.data.fetch import Resolved, resolve
-from harness.data.lerobot import LeRobotDataset, open_dataset
-from harness.data.mapping import IMAGES, NUMBERS, Wanted
+from harness.data.lerobot import LeRobotDataset, open_data
+from harness.data.mapping import IMAGES, NUMBERS, Wanted, likely_state
+from harness.data.mixture import prompts_together, together, twice
 from harness.data.oddities import camera_findings, check_rows
 from harness.data.paths import inside, open_file, walk_dataset
+from harness.data.prompts import most_tokens
+from harness.data.space_check import check_space
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
+from harness.recipe.episodes import compact
 from harness.recipe.schema import Recipe
 
 _PROMPT_MULTIPLE = 16
@@ -32,9 +36,27 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
 
     Without its tokenizer the lengths of the prompts are unknown; with `prompts_needed` that is refused.
 
-    Raises: HarnessError of `resolve`, of `open_dataset` and of its reader; "action-dim-too-small",
-    "tokenizer-too-large".
+    Raises: HarnessError of `resolve`, of `open_data` and of its reader; "action-dim-too-small",
+    "tokenizer-too-large", "dataset-twice".
     """
+    if recipe.data.datasets is None:
+        return _describe(recipe, prompts_needed)
+    check_each_once([resolve(part.data) for part in recipe.parts()])
+    return together(recipe, [_describe(part, prompts_needed) for part in recipe.parts()])
+
+
+def check_each_once(resolved: list[Resolved]) -> None:
+    """Refuses a mixture in which two names lead to one directory.
+
+    Raises: HarnessError "dataset-twice".
+    """
+    for n, one in enumerate(resolved):
+        same = next((other for other in resolved[:n] if other.path == one.path), None)
+        if same is not None:
+            raise twice(n, one.source, same.source)
+
+
+def _describe(recipe: Recipe, prompts_needed: bool) -> Dataset:
     resolved, dataset = open_for(recipe)
     rows = check_rows(dataset, recipe)
     odd_images = check_cameras(dataset, {name for name in recipe.data.cameras.values() if name is not None})
@@ -54,11 +76,13 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
         longest_prompt_tokens=None,
         prompt_tokens=recipe.model.prompt_tokens,
         total_bytes=total_bytes,
+        left_out=_left_out(dataset),
         findings=[
             *rows.findings,
             *odd_images,
             *camera_findings(dataset, recipe),
             *_state_finding(recipe, dataset),
+            *_horizon_finding(recipe, dataset),
         ],
     )
     return measure_prompts(recipe, found, needed=prompts_needed)
@@ -67,11 +91,17 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
 def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Dataset:
     """The dataset with the length of its longest prompt.
 
+    With the state in the prompt it is the length for the state that takes most tokens.
+
     If the tokenizer is not on this machine and not `needed`, the length stays unknown, with the reason.
 
     Raises: HarnessError "tokenizer-too-large", "tokenizer-invalid"; those of `tokenizer_of` if the lengths
     are needed.
     """
+    if dataset.members:
+        parts = zip(recipe.parts(), dataset.members, strict=True)
+        members = [measure_prompts(part, member, needed=needed) for part, member in parts]
+        return dataset.model_copy(update=prompts_together(members) | {"members": members})
     try:
         tokenizer = tokenizer_of(recipe)
     except HarnessError as refusal:
@@ -82,7 +112,8 @@ def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Datase
             raise
         why = f"the tokenizer {recipe.data.tokenizer!r} is not here: {refusal.what}"
         return dataset.model_copy(update={"unknown": dataset.unknown | {"longest_prompt_tokens": why}})
-    longest = max(len(tokenizer.encode(task)) for task in dataset.tasks)
+    width = sum(dataset.features[name].shape[0] for name in recipe.data.state_features)
+    longest = max(most_tokens(recipe, tokenizer, task, width) for task in dataset.tasks)
     rounded = -(-longest // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
     return dataset.model_copy(
         update={
@@ -99,11 +130,11 @@ def open_for(recipe: Recipe) -> tuple[Resolved, LeRobotDataset]:
 
     Raises an error if its features do not fit the recipe.
 
-    Raises: HarnessError of `resolve` and of `open_dataset`; "dataset-feature-missing",
+    Raises: HarnessError of `resolve` and of `open_data`; "dataset-feature-missing",
     "dataset-feature-invalid", "action-dim-too-small".
     """
     resolved = resolve(recipe.data)
-    dataset = open_dataset(resolved.path, state=recipe.data.state, actions=recipe.data.actions)
+    dataset = open_data(recipe.data, resolved.path)
     _check_features(recipe, dataset)
     return resolved, dataset
 
@@ -145,6 +176,16 @@ def _counts(root: Path, path: Path) -> bool:
     return len(parts) > 1 and not any(part.startswith(".") for part in parts)
 
 
+def _left_out(dataset: LeRobotDataset) -> LeftOut | None:
+    read = {episode.index for episode in dataset.episodes}
+    rest = [episode for episode in dataset.listed if episode.index not in read]
+    if not rest:
+        return None
+    return LeftOut(
+        episodes=compact(episode.index for episode in rest), frames=sum(episode.length for episode in rest)
+    )
+
+
 def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
     data = recipe.data
     wanted = [
@@ -152,7 +193,8 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
         for camera, name in data.cameras.items()
         if name is not None
     ]
-    wanted += [Wanted("data.state", data.state, NUMBERS, may_be_null=True)] if data.state is not None else []
+    one = len(data.state_features) == 1
+    wanted += [Wanted("data.state", name, NUMBERS, may_be_null=one) for name in data.state_features]
     dataset.check_features([*wanted, Wanted("data.actions", data.actions, NUMBERS)])
     width = dataset.features[data.actions].shape[0]
     if width > recipe.model.action_dim:
@@ -163,20 +205,41 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
             need=f"at most {recipe.model.action_dim}",
             fix="--set data.actions=ANOTHER_FEATURE; released weights have action_dim 32",
         )
+    check_space(recipe, dataset.path, _state_width(recipe, dataset), width, likely_state(dataset.features))
+
+
+def _state_width(recipe: Recipe, dataset: LeRobotDataset) -> int:
+    return sum(dataset.features[name].shape[0] for name in recipe.data.state_features)
 
 
 def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
     """A finding on a state that is wider than the model's vectors.
 
-    The state does not enter this model, so no information is lost.
+    No information is lost: the state enters this model through the prompt, or not at all.
     """
-    name, room = recipe.data.state, recipe.model.action_dim
-    width = 0 if name is None else dataset.features[name].shape[0]
+    room, width = recipe.model.action_dim, _state_width(recipe, dataset)
     if width <= room:
         return []
+    how = (
+        "it enters this model through the prompt, so nothing of it is lost"
+        if recipe.model.discrete_state_input
+        else "it does not enter this model, so nothing of it is lost"
+    )
+    name = " and ".join(recipe.data.state_features)
+    return [f"{name} has {width} dimensions, more than model.action_dim ({room}); {how}"]
+
+
+def _horizon_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
+    """A finding on a horizon that is longer than episodes: their chunks are padding for the most part."""
+    horizon = recipe.model.action_horizon
+    lengths = [episode.length for episode in dataset.episodes]
+    shorter = sum(length < horizon for length in lengths)
+    if not shorter:
+        return []
     return [
-        f"{name} has {width} dimensions, more than model.action_dim ({room}); this model does not read it,"
-        " so nothing is lost"
+        f"{shorter:,} of {len(lengths):,} episodes have fewer frames than model.action_horizon ({horizon}):"
+        " no chunk of theirs is whole, and its end repeats the last action; --set"
+        f" model.action_horizon={min(lengths)} is as long as the shortest"
     ]
 
 
@@ -184,7 +247,8 @@ def _cut(recipe: Recipe, longest: int) -> list[str]:
     limit = recipe.model.prompt_tokens
     if longest <= limit:
         return []
+    has = "can have" if recipe.model.discrete_state_input else "has"
     return [
-        f"the longest prompt has {longest} tokens and is cut to {limit}, as upstream does; --set"
+        f"the longest prompt {has} {longest} tokens and is cut to {limit}, as upstream does; --set"
         f" model.prompt_tokens={longest} keeps all of it"
     ]

@@ -88,10 +88,7 @@ def image_corrupt(where: str, error: Exception) -> HarnessError:
         f"{where}: the image cannot be decoded",
         got=str(error)[:200],
         need="a whole " + ", ".join(_FORMATS) + " image",
-        fix=(
-            "copy the image again from the original recording, or take the episode out of a copy of"
-            " the dataset (LeRobot: lerobot-edit-dataset)"
-        ),
+        fix="copy the image again from the original recording",
     )
 
 
@@ -102,10 +99,7 @@ def too_large(where: str, width: int | None, height: int | None) -> HarnessError
         f"{where}: the image is too large to be a camera's",
         got="over Pillow's limit" if width is None else f"{width} × {height}",
         need=f"at most {MAX_PIXELS} pixels",
-        fix=(
-            "resize the dataset's images, or take the episode out of a copy of the dataset (LeRobot:"
-            " lerobot-edit-dataset)"
-        ),
+        fix="resize the dataset's images",
     )
 
 

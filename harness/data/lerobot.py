@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from harness.artifacts import Feature
 from harness.data.encoded import EncodedColumn, encoded_bytes
+from harness.data.episodes import ALL, Selection, naming
 from harness.data.images import decode
 from harness.data.mapping import IMAGES, Wanted, check_features
 from harness.data.metadata import Episode, read_metadata
@@ -25,15 +27,16 @@ from harness.data.paths import inside
 from harness.data.rows import Block, read_blocks
 from harness.data.video import VideoReader
 from harness.errors import HarnessError
+from harness.recipe.schema import Data
 
 
 class LeRobotDataset:
     """A dataset opened by `open_dataset`. Thread-safe, and cheap to send to another process."""
 
-    def __init__(self, path: Path, state: str | None, actions: str) -> None:
+    def __init__(self, path: Path, state: tuple[str, ...], actions: str, selection: Selection) -> None:
         self.path = path
         self._names = (state, actions)
-        self._metadata = read_metadata(path)
+        self._metadata = read_metadata(path, selection)
         self._firsts = [episode.first for episode in self._metadata.episodes]
         self._encoded = EncodedColumn()
         self._video = VideoReader()
@@ -55,17 +58,28 @@ class LeRobotDataset:
 
     @property
     def episodes(self) -> list[Episode]:
+        """The episodes that are read."""
         return self._metadata.episodes
 
     @property
+    def listed(self) -> list[Episode]:
+        """All episodes of the metadata, also those that are left out."""
+        return self._metadata.listed
+
+    @property
     def frames(self) -> int:
-        """Number of frames."""
+        """Number of frames that are read."""
         return self._metadata.frames
 
     @property
     def depth(self) -> frozenset[str]:
         """Names of the features that the metadata mark as depth."""
         return self._metadata.depth
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """The names of a vector's dimensions, of the features that have one for each."""
+        return self._metadata.names
 
     @property
     def tasks(self) -> dict[int, str]:
@@ -89,8 +103,11 @@ class LeRobotDataset:
         Raises: HarnessError "dataset-rows-mismatch", "dataset-index-invalid", "dataset-not-finite", and those
         of `read_columns`.
         """
-        for file, group in itertools.groupby(self.episodes, key=lambda episode: episode.file):
-            yield from read_blocks(self._metadata, self._names, file, list(group))
+        read = {episode.index: episode for episode in self.episodes}
+        for file, listed in itertools.groupby(self.listed, key=lambda episode: episode.file):
+            group = [read.get(episode.index, episode) for episode in listed]
+            if any(episode.index in read for episode in group):
+                yield from read_blocks(self._metadata, self._names, file, group, read)
 
     def state(self, i: int) -> np.ndarray:
         """State [S] float32 of frame `i`; S is 0 without a state."""
@@ -121,13 +138,18 @@ class LeRobotDataset:
         """
         if feature not in self.features or self.features[feature].dtype not in ("image", "video"):
             self.check_features([Wanted("data.cameras", feature, IMAGES)])
-        if self.features[feature].dtype == "video":
-            episode = self.episode_of(i)
-            span = episode.videos[feature]
-            return self._video.frame(
-                self.path, self.path_of(span.file), span.start_s + float(self.columns.timestamp[i]), self.fps
-            )
-        return decode(*self.encoded(i, feature))
+        episode = self.episode_of(i)
+        if self.features[feature].dtype != "video":
+            with self.naming([episode]):
+                return decode(*self.encoded(i, feature))
+        span = episode.videos[feature]
+        at = span.start_s + float(self.columns.timestamp[i])
+        with self.naming([episode]):
+            return self._video.frame(self.path, self.path_of(span.file), at, self.fps)
+
+    def naming(self, episodes: list[Episode]) -> AbstractContextManager[None]:
+        """A context in which a broken file's error names the way to do without these episodes."""
+        return naming(self._metadata.selection, [episode.index for episode in episodes], len(self.episodes))
 
     def encoded(self, i: int, feature: str) -> tuple[bytes, str]:
         """The encoded image as stored in the table or in a file, and its location: file and row.
@@ -203,18 +225,39 @@ class LeRobotDataset:
         self._encoded.processes = max(1, processes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "names": self._names, "processes": self._encoded.processes}
+        return {
+            "path": self.path,
+            "names": self._names,
+            "selection": self._metadata.selection,
+            "processes": self._encoded.processes,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], *state["names"])  # type: ignore[misc]
+        self.__init__(state["path"], *state["names"], state["selection"])  # type: ignore[misc]
         self.share_memory_with(state["processes"])
 
 
+def open_data(data: Data, path: Path | str) -> LeRobotDataset:
+    """The dataset in `path` with the features and episodes that a recipe's `data` names.
+
+    Raises: HarnessError as `open_dataset`.
+    """
+    selection = Selection(data.episodes, f"{data.key}.episodes")
+    return open_dataset(path, state=data.state, actions=data.actions, selection=selection)
+
+
 def open_dataset(
-    path: Path | str, *, state: str | None = "state", actions: str = "actions"
+    path: Path | str,
+    *,
+    state: str | Sequence[str] | None = "state",
+    actions: str = "actions",
+    selection: Selection = ALL,
 ) -> LeRobotDataset:
     """The dataset in `path`. Only its metadata are read here; columns and images are read on demand.
 
+    `state` names the feature of the state, several that are put one after the other, or none.
+
     Raises: HarnessError, see `read_metadata`.
     """
-    return LeRobotDataset(Path(path), state, actions)
+    features = () if state is None else (state,) if isinstance(state, str) else tuple(state)
+    return LeRobotDataset(Path(path), features, actions, selection)

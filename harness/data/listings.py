@@ -6,7 +6,7 @@ Source: huggingface/lerobot src/lerobot/datasets (formats v2.1 of release 0.3.3 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from harness.data.paths import EPISODES, INFO, TASKS, fill, inside, open_file
 from harness.errors import HarnessError
 from harness.received.files import there
 from harness.received.text import word
+from harness.recipe.episodes import MOST_EPISODES
 from harness.units import MIB
 
 _V2_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 _V3_EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 _V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-# DROID has 92,000 episodes, Open X-Embodiment a million over all of its datasets.
-MOST_EPISODES = MOST_TASKS = 1_000_000
+MOST_TASKS = MOST_EPISODES
 _LINE_BYTES, _LINES_BYTES = MIB, 256 * MIB
 _TASKS_LETTERS = 32 * MIB
 Listed = tuple[dict[int, str], list["Row"]]
@@ -88,7 +88,34 @@ def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
             key: VideoSpan(fill(video, values | {"video_key": key}, where=str(where)), 0.0) for key in videos
         }
         rows.append(Row(index, integer(line, "length", at), fill(data, values, where=str(where)), spans))
+    _check_holes(
+        root,
+        rows,
+        lambda index: fill(data, {"episode_chunk": index // chunk, "episode_index": index}, where=str(where)),
+    )
     return tasks, rows
+
+
+def _check_holes(root: Path, rows: list[Row], file_of: Callable[[int], str]) -> None:
+    """Refuses a table of an episode that is not listed: files and metadata disagree on what was taken out."""
+    listed = {row.index for row in rows}
+    last = max(listed, default=0)
+    if last >= MOST_EPISODES:
+        raise invalid(
+            root / "meta", "an episode's number is too large", got=last, need=f"below {MOST_EPISODES:,}"
+        )
+    for index in range(last):
+        if index not in listed and there(root / file_of(index)):
+            raise invalid(
+                root / "meta/episodes.jsonl",
+                f"episode {index} is not listed, and its table is there: {file_of(index)}",
+                need="the table and the line, or neither",
+                fix=correct(
+                    root / "meta",
+                    f"put the line of episode {index} back and leave it out with data.episodes.exclude, or"
+                    " move its table elsewhere",
+                ),
+            )
 
 
 def _lines(root: Path, relative: str, most: int) -> Iterator[tuple[dict[str, Any], str]]:

@@ -11,24 +11,22 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Sequence
 from multiprocessing import parent_process
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.artifacts import Dataset, DimensionStats, NormStats
-from harness.data.lerobot import LeRobotDataset, open_dataset
+from harness.artifacts import Dataset, NormStats
+from harness.data.batch import Batch, Source, batch_of, mixed_batch, own_stats
+from harness.data.lerobot import LeRobotDataset, open_data
+from harness.data.order import Frame, Order
 from harness.data.pace import Pace, workers_from_environment
 from harness.data.pictures import Pictures
-from harness.data.tokenizer import tokenizer_of
-from harness.data.transforms import normalize, pad_last
+from harness.data.prompts import Prompts
+from harness.data.space_check import check_has_state
 from harness.errors import HarnessError
-from harness.recipe.schema import Data, Recipe
-
-Batch = dict[str, Any]
-Prompts = dict[int, tuple[np.ndarray, np.ndarray]]
+from harness.recipe.schema import Recipe
 
 _LAST_STEP = 2**48
 # Batches that each process keeps ready.
@@ -48,8 +46,8 @@ class Loader:
     accelerators. None takes the value of $HARNESS_LOADER_WORKERS. `workers` changes when a batch is ready,
     never its content.
 
-    Raises: HarnessError "dataset-smaller-than-batch", "batch-not-divisible", "dataset-changed", "stats-shape"
-    or "loader-workers-invalid".
+    Raises: HarnessError "dataset-smaller-than-batch", "batch-not-divisible", "dataset-changed",
+    "stats-shape", "state-needed" or "loader-workers-invalid".
     """
 
     def __init__(
@@ -64,18 +62,40 @@ class Loader:
         shard: int = 0,
         shards: int = 1,
     ) -> None:
-        data = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
-        _check(data, dataset, batch_size, shard, shards)
+        parts = list(zip(recipe.parts(), dataset.parts, strict=True))
+        opened = [_opened(part, one) for part, one in parts]
+        frames = [data.frames for data in opened]
+        self._firsts = np.cumsum([0, *frames])
+        _check(dataset, sum(frames), batch_size, shard, shards)
         share = batch_size // shards
-        order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
+        rows = range(shard * share, (shard + 1) * share)
+        order = Order(frames, dataset.shares or [1], seed, batch_size, rows)
         self._workers = workers_from_environment() if workers is None else workers
         self._threads = min(_MOST_THREADS, _THREADS_A_CORE * len(os.sched_getaffinity(0)))
         self._pace = Pace(dataset, share, self._workers or self._threads, recipe.model.image_size)
-        data.share_memory_with(self._workers)
-        pictures = Pictures(data, recipe.model.image_size, KEPT_BYTES // max(1, self._workers))
-        self._batches = _Batches(
-            recipe, pictures, stats.norm_stats, _prompts(recipe, data, dataset.prompt_tokens), order
+        sources = []
+        for (part, _), data in zip(parts, opened, strict=True):
+            readers = max(1, self._workers) * len(opened)
+            data.share_memory_with(readers)
+            own = own_stats(stats.norm_stats, data) if dataset.members else stats.norm_stats
+            check_has_state(part, own)
+            pictures = Pictures(data, recipe.model.image_size, KEPT_BYTES // readers)
+            sources.append(Source(part, pictures, own, Prompts(part, data.tasks, dataset.prompt_tokens)))
+        self._batches = _Batches(recipe, sources, order)
+
+    def frames(self, index: list[int]) -> Batch:
+        """The frames of these numbers as a batch, as `iterate` without `resized` makes it.
+
+        Of a mixture, the numbers are those of a batch's `index`.
+        """
+        parts = self.dataset_of(index)
+        return self._batches.of(
+            [Frame(int(part), int(i - self._firsts[part])) for part, i in zip(parts, index, strict=True)]
         )
+
+    def dataset_of(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The position in data.datasets of each frame of a batch's `index`, int64; of one dataset: zeros."""
+        return np.searchsorted(self._firsts, np.asarray(index), side="right") - 1
 
     def bottleneck(self, step_s: float) -> str | None:
         """A message, given once, if steps of `step_s` seconds wait for this loader; else None.
@@ -91,8 +111,10 @@ class Loader:
         H, D], normalized, then padded with zeros; tokens int32 [B, L], token_mask bool [B, L]; index int64
         [B].
 
+        Of a mixture also dataset int32 [B], and image_masks {camera: bool [B]}: see `mixed_batch`.
+
         If both the dataset and the statistics have a state: state float32 [B, max(D, dimensions)], normalized
-        and padded in the same way. Upstream's batch has the state; this model does not read it.
+        and padded in the same way. Upstream's batch has the state; this model reads it in the prompt, or not.
         """
         return self._batches(step)
 
@@ -130,45 +152,11 @@ class Loader:
             batches.close()
 
 
-class _Order:
-    """The frames of each step.
-
-    Every epoch is its own permutation. A batch may begin in one epoch and end in the next.
-    """
-
-    def __init__(self, frames: int, seed: int, batch_size: int, rows: range) -> None:
-        self._frames, self._seed, self._batch_size, self._rows = frames, seed, batch_size, rows
-        self._endless: Any = None
-
-    def __call__(self, step: int) -> list[int]:
-        if self._endless is None:
-            import grain
-
-            self._endless = grain.MapDataset.range(self._frames).seed(self._seed).shuffle().repeat()
-        return [int(self._endless[step * self._batch_size + row]) for row in self._rows]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_endless": None}
-
-
 class _Batches:
     """The function from step to batch. Picklable, so that it can be sent to processes."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        pictures: Pictures,
-        stats: Mapping[Any, DimensionStats],
-        prompts: Prompts,
-        order: _Order,
-    ) -> None:
-        self._recipe, self._pictures, self._stats, self._prompts, self._order = (
-            recipe,
-            pictures,
-            stats,
-            prompts,
-            order,
-        )
+    def __init__(self, recipe: Recipe, sources: list[Source], order: Order) -> None:
+        self.recipe, self.sources, self.order = recipe, sources, order
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -185,9 +173,13 @@ class _Batches:
         return self(step, resized=False), time.perf_counter() - start
 
     def __call__(self, step: int, *, resized: bool = True) -> Batch:
-        return _batch(
-            self._recipe, self._pictures, self._stats, self._prompts, self._order(step), resized=resized
-        )
+        return self.of(self.order(step), resized=resized)
+
+    def of(self, frames: list[Frame], *, resized: bool = False) -> Batch:
+        """The batch of these frames."""
+        if self.recipe.data.datasets is None:
+            return batch_of(self.sources[0], [frame.number for frame in frames], resized=resized)
+        return mixed_batch(self.recipe, self.sources, frames, resized=resized)
 
 
 def _end_with_the_trainer() -> None:
@@ -206,65 +198,8 @@ def _end_with_the_trainer() -> None:
     threading.Thread(target=watch, daemon=True, name=_WATCH).start()
 
 
-def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], i: int) -> Batch:
-    """The batch that contains frame `i` alone, equal to what `Loader.batch` would make."""
-    return _batch(
-        recipe,
-        Pictures(data, recipe.model.image_size, 0),
-        stats,
-        _prompts(recipe, data, recipe.model.prompt_tokens),
-        [i],
-    )
-
-
-def _batch(
-    recipe: Recipe,
-    pictures: Pictures,
-    stats: Mapping[Any, DimensionStats],
-    prompts: Prompts,
-    index: list[int],
-    *,
-    resized: bool = True,
-) -> Batch:
-    config, data, width = recipe.data, pictures.data, recipe.model.action_dim
-    chunks = np.stack([data.action_chunk(i, recipe.model.action_horizon)[0] for i in index])
-    tasks = [prompts[data.task_index(i)] for i in index]
-    return {
-        "images": {
-            camera: pictures.get(index, name, resized=resized)
-            for camera, name in config.cameras.items()
-            if name is not None
-        },
-        "tokens": np.stack([tokens for tokens, _ in tasks]),
-        "token_mask": np.stack([mask for _, mask in tasks]),
-        "actions": pad_last(normalize(chunks, stats["actions"], config.normalization), width),
-        "index": np.asarray(index, np.int64),
-    } | _states(config, data, stats, width, index)
-
-
-def _states(
-    config: Data, data: LeRobotDataset, stats: Mapping[Any, DimensionStats], width: int, index: list[int]
-) -> Batch:
-    """The normalized and padded states; empty if the dataset or the statistics have none."""
-    if config.state is None or "state" not in stats:
-        return {}
-    states = normalize(np.stack([data.state(i) for i in index]), stats["state"], config.normalization)
-    return {"state": pad_last(states, max(width, states.shape[-1]))}
-
-
-def _prompts(recipe: Recipe, data: LeRobotDataset, length: int) -> Prompts:
-    """Tokens [L] and mask [L] of every task, padded with 0 or cut to L."""
-    tokenizer = tokenizer_of(recipe)
-    prompts = {}
-    for index, task in data.tasks.items():
-        found = tokenizer.encode(task)[:length]
-        tokens = np.zeros(length, np.int32)
-        tokens[: len(found)] = found
-        prompts[index] = tokens, np.arange(length) < len(found)
-    return prompts
-
-
-def _check(data: LeRobotDataset, dataset: Dataset, batch_size: int, shard: int, shards: int) -> None:
+def _opened(recipe: Recipe, dataset: Dataset) -> LeRobotDataset:
+    data = open_data(recipe.data, dataset.path)
     if data.frames != dataset.frames:
         raise HarnessError(
             "dataset-changed",
@@ -273,13 +208,17 @@ def _check(data: LeRobotDataset, dataset: Dataset, batch_size: int, shard: int, 
             need=f"{dataset.frames} frames",
             fix="harness data and harness stats again, into a new run",
         )
-    if data.frames < batch_size:
+    return data
+
+
+def _check(dataset: Dataset, frames: int, batch_size: int, shard: int, shards: int) -> None:
+    if frames < batch_size:
         raise HarnessError(
             "dataset-smaller-than-batch",
-            f"{data.path} has fewer frames than a global batch",
-            got=data.frames,
+            f"{dataset.path or dataset.source} has fewer frames than a global batch",
+            got=frames,
             need=f"at least {batch_size}",
-            fix=f"--set train.global_batch={data.frames}, or a larger dataset",
+            fix=f"--set train.global_batch={frames}, or a larger dataset",
         )
     if batch_size % shards or not 0 <= shard < shards:
         raise HarnessError(

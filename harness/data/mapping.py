@@ -69,6 +69,14 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
     raise HarnessError(code, what, got=got, need=need, fix=fix)
 
 
+def likely_state(features: dict[str, Feature]) -> str:
+    """The feature whose name is most like a state's, or the word FEATURE where none is."""
+    wanted = Wanted("data.state", "observation.state", NUMBERS)
+    alike = _likenesses(features, wanted, set())
+    best = max(alike, key=alike.__getitem__, default="FEATURE")
+    return best if alike.get(best, 0.0) >= _OF_THE_SAME else "FEATURE"
+
+
 def _fits(features: dict[str, Feature], name: str, kinds: tuple[str, ...]) -> bool:
     """True if the feature's dtype is one of `kinds`.
 
@@ -87,7 +95,7 @@ def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Want
     is allowed.
     """
     taken = {each.name for each in wanted if each not in wrong}
-    pairs = {}
+    names = {each: each.name for each in wanted}
     # The key with the most similar feature chooses first.
     for each in sorted(wrong, key=lambda one: -max(_likenesses(features, one, taken).values(), default=0.0)):
         alike = _likenesses(features, each, taken)
@@ -95,8 +103,14 @@ def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Want
         if chosen is None or (each.may_be_null and each.kinds == NUMBERS and alike[chosen] < _OF_THE_SAME):
             chosen = "null" if each.may_be_null else "FEATURE"
         taken.add(chosen)
-        pairs[each] = f"--set {each.key}={shlex.quote(chosen)}"
-    return " ".join(pairs[each] for each in wrong)
+        names[each] = chosen
+    found = {}
+    for each in wrong:
+        # A key of several features is given as a whole.
+        of_key = [names[one] for one in wanted if one.key == each.key]
+        value = of_key[0] if len(of_key) == 1 else f"[{', '.join(of_key)}]"
+        found[each.key] = f"--set {each.key}={shlex.quote(value)}"
+    return " ".join(found.values())
 
 
 def _likenesses(features: dict[str, Feature], each: Wanted, taken: set[str]) -> dict[str, float]:

@@ -13,8 +13,6 @@ from harness.errors import HarnessError
 from harness.received.pointers import holds_pointer, pointer
 from harness.received.text import word
 
-_EDIT = "take the episode out of a copy of the dataset (LeRobot: lerobot-edit-dataset)"
-
 
 def hub_of(path: Path) -> str | None:
     """The hub's name of the dataset to which `path` belongs; None for a file that is not from the hub.
@@ -43,10 +41,7 @@ def another_copy(path: Path) -> str:
         # The snapshot's entry is a link to the blob. A new download would link to the same blob again.
         both = " ".join(word(each) for each in dict.fromkeys((path, Path(os.path.realpath(path)))))
         return f"rm -f {both}; the same command then fetches this one file of {word(hub)} again"
-    return (
-        f"copy {path.name} again from where the dataset was made; if there is no copy, keep what is here"
-        f" and {_EDIT}"
-    )
+    return f"copy {path.name} again from where the dataset was made; if there is no copy, keep what is here"
 
 
 def missing(path: Path, what: str | None = None, *, need: object = None) -> HarnessError:
@@ -74,8 +69,3 @@ def correct(where: Path | str, how: str) -> str:
 def rewrite(where: Path | str) -> str:
     """The fix for metadata that do not have LeRobot's form."""
     return correct(where, "correct it, or rewrite meta/ with LeRobot's own writer")
-
-
-def left_out(path: Path) -> str:
-    """The fix for a wrong frame in a complete file."""
-    return f"repair that row, or {_EDIT}; {path.name} itself is whole"

@@ -6,11 +6,12 @@ Source: huggingface/lerobot src/lerobot/datasets (formats v2.1 of release 0.3.3 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.artifacts import Feature
+from harness.data.episodes import ALL, Selection, chosen
 from harness.data.fields import invalid, number, parsed, text
 from harness.data.listings import (
     Row,
@@ -31,13 +32,15 @@ _LATER = re.compile(r"v0*(?:[4-9]|[1-9][0-9])")
 _MOST_SHOWN = 40
 _INFO_BYTES = 16 * MIB
 _MOST_FEATURES, _MOST_AXES, _MOST_SIZE = 10_000, 8, 2**31
+_MOST_NAMES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
     """An episode of `length` frames.
 
-    Its first frame is global frame `first` and row `row` of `file`.
+    Its first frame is frame `first` of those that are read, and row `row` of `file`. `number` is what the
+    column `index` has there; None where that is not known, after a hole in the episodes' numbers.
     """
 
     index: int
@@ -46,11 +49,17 @@ class Episode:
     file: str
     row: int
     videos: dict[str, VideoSpan]
+    number: int | None = None
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """The metadata of a dataset. `depth` has the features that they mark as depth."""
+    """The metadata of a dataset. `depth` has the features that they mark as depth.
+
+    `names` has those of a vector's dimensions, where there is one for each.
+    `episodes` are those that are read, `listed` all that the metadata list. Both are in the order of their
+    numbers.
+    """
 
     root: Path
     version: str
@@ -59,18 +68,24 @@ class Metadata:
     tasks: dict[int, str]
     episodes: list[Episode]
     depth: frozenset[str] = frozenset()
+    names: dict[str, list[str]] = field(default_factory=dict)
+    listed: list[Episode] = field(default_factory=list)
+    selection: Selection = ALL
 
     @property
     def frames(self) -> int:
+        """Number of frames that are read."""
         return self.episodes[-1].first + self.episodes[-1].length
 
 
-def read_metadata(root: Path) -> Metadata:
+def read_metadata(root: Path, selection: Selection = ALL) -> Metadata:
     """The metadata of the dataset in `root`, checked for consistency.
 
+    `selection` says which episodes are read.
+
     Raises: HarnessError "not-a-dataset", "dataset-format-unsupported", "dataset-version-wrong",
-    "dataset-metadata-invalid", "dataset-rows-mismatch", "dataset-empty", "git-lfs-pointer", and those of the
-    files that are read.
+    "dataset-metadata-invalid", "dataset-rows-mismatch", "dataset-empty", "git-lfs-pointer",
+    "episodes-not-there", "episodes-none-left", and those of the files that are read.
     """
     check_is_dataset(root)
     info_path = inside(root, INFO)
@@ -90,11 +105,14 @@ def read_metadata(root: Path) -> Metadata:
             need="at least one episode",
             fix="--dataset with a dataset that has episodes",
         )
-    episodes = _episodes(root, rows)
     depth = frozenset(name for name, value in info["features"].items() if _is_depth(value))
-    found = Metadata(root, version, fps, features, tasks, episodes, depth)
-    _check_totals(info, info_path, found)
-    return found
+    names = {name: _names(value) for name, value in info["features"].items()}
+    of_each = {name: each for name, each in names.items() if features[name].shape == [len(each)] and each}
+    listed = _listed(root, rows)
+    kept = chosen(selection, [episode.index for episode in listed], root)
+    episodes = _numbered(root, listed, kept, selection, trusting=version == "v3.0")
+    _check_totals(info, info_path, listed)
+    return Metadata(root, version, fps, features, tasks, episodes, depth, of_each, listed, selection)
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
@@ -108,32 +126,81 @@ def _is_depth(feature: dict[str, Any]) -> bool:
     )
 
 
-def _episodes(root: Path, rows: list[Row]) -> list[Episode]:
+def _names(feature: dict[str, Any]) -> list[str]:
+    """The texts in a feature's `names`: LeRobot has a list, a list in a list, or a mapping of lists."""
+    waiting: list[Any] = [feature.get("names")]
+    found: list[str] = []
+    while waiting and len(found) <= _MOST_NAMES:
+        one = waiting.pop(0)
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, list):
+            waiting = one[: _MOST_NAMES + 1] + waiting
+        elif isinstance(one, dict):
+            waiting = list(one.values())[: _MOST_NAMES + 1] + waiting
+    return found
+
+
+def _listed(root: Path, rows: list[Row]) -> list[Episode]:
+    """All listed episodes with their positions in the files and in the numbering of the frames.
+
+    Where somebody took episodes out, their numbers are a hole. The frames after it may have kept their
+    numbers or not.
+    """
     rows = sorted(rows, key=lambda row: row.index)
-    first, next_row, episodes = 0, dict[str, int](), []
+    first, next_number, next_row, episodes = 0, 0, dict[str, int](), list[Episode]()
+    known = True
     for position, row in enumerate(rows):
-        if row.index != position:
-            how = (
-                "number the episodes anew without a hole, or take one out of a whole copy (LeRobot:"
-                " lerobot-edit-dataset)"
-            )
-            fix = correct(root / "meta", how)
-            raise invalid(
-                root / "meta", "episodes are not numbered 0, 1, 2 …", got=row.index, need=position, fix=fix
-            )
-        if row.length <= 0:
-            raise invalid(
-                root / "meta", f"episode {row.index} has no frames", got=row.length, need="a positive length"
-            )
-        if row.first is not None and row.first != first:
+        last = rows[position - 1].index if position else -1
+        if row.index == last:
+            what = f"episode {row.index} is listed twice"
+            raise invalid(root / "meta", what, got=row.index, need="each episode once")
+        hole = row.index != last + 1
+        known = (known and not hole) or row.first is not None
+        if row.first is not None and row.first != next_number and not (hole and row.first >= first):
             raise _mismatch(
-                root / "meta", f"episode {row.index} starts at the wrong frame", got=row.first, need=first
+                root / "meta",
+                f"episode {row.index} starts at the wrong frame",
+                got=row.first,
+                need=next_number,
             )
+        number = next_number if row.first is None else row.first
+        at = next_row.get(row.file, 0)
         episodes.append(
-            Episode(row.index, first, row.length, row.file, next_row.get(row.file, 0), row.videos)
+            Episode(row.index, first, row.length, row.file, at, row.videos, number if known else None)
         )
-        next_row[row.file] = next_row.get(row.file, 0) + row.length
+        next_row[row.file] = at + row.length
         first += row.length
+        next_number = number + row.length
+    return episodes
+
+
+def _numbered(
+    root: Path, listed: list[Episode], kept: set[int], selection: Selection, *, trusting: bool
+) -> list[Episode]:
+    """The episodes that are read, with their frames numbered anew from 0.
+
+    Of what is not read the length may be wrong, so the numbers in later rows are known only with `trusting`:
+    if the metadata give them for each episode.
+    """
+    first, episodes, known = 0, list[Episode](), True
+    for episode in listed:
+        if episode.index not in kept:
+            known = trusting
+            continue
+        if episode.length <= 0:
+            raise invalid(
+                root / "meta",
+                f"episode {episode.index} has no frames",
+                got=episode.length,
+                need="a positive length",
+                fix=correct(root / "meta", f"correct its length, or {selection.leave_out([episode.index])}"),
+            )
+        number = episode.number if known else None
+        episodes.append(
+            episode if episode.first == first and known else replace(episode, first=first, number=number)
+        )
+        first += episode.length
     return episodes
 
 
@@ -147,8 +214,9 @@ def _mismatch(where: Path, what: str, *, got: object, need: object) -> HarnessEr
     )
 
 
-def _check_totals(info: dict[str, Any], path: Path, found: Metadata) -> None:
-    for key, value in (("total_episodes", len(found.episodes)), ("total_frames", found.frames)):
+def _check_totals(info: dict[str, Any], path: Path, listed: list[Episode]) -> None:
+    frames = sum(episode.length for episode in listed)
+    for key, value in (("total_episodes", len(listed)), ("total_frames", frames)):
         if key in info and info[key] != value:
             raise _mismatch(path, f"{key} differs from the list of episodes", got=info[key], need=value)
 

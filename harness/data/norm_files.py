@@ -67,12 +67,7 @@ def read_norm_stats(
     Raises: HarnessError "norm-stats-not-found", "norm-stats-invalid" or "git-lfs-pointer";
     "file-leaves-root", "file-not-regular", "file-too-large".
     """
-    folder = os.path.isdir(path)
-    file = (
-        next((path / name for name in _FILES if os.path.isfile(path / name)), path / _FILES[0])
-        if folder
-        else path
-    )
+    folder, file = os.path.isdir(path), file_in(path)
     lines = file.suffix == ".jsonl"
     try:
         inside = root or (path if folder else file.resolve().parent)
@@ -107,10 +102,17 @@ def read_norm_stats(
     return Theirs(file, form, stats)
 
 
+def file_in(path: Path) -> Path:
+    """The file of statistics: `path` itself, or the one that the directory `path` holds."""
+    if not os.path.isdir(path):
+        return path
+    return next((path / name for name in _FILES if os.path.isfile(path / name)), path / _FILES[0])
+
+
 def features_of(data: Data) -> dict[Key, str]:
-    """The features that a recipe uses as state and actions."""
+    """The features that a recipe uses as state and actions. A state of several features has no name."""
     found: dict[Key, str] = {"actions": data.actions}
-    if data.state is not None:
+    if isinstance(data.state, str):
         found["state"] = data.state
     return found
 

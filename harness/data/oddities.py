@@ -11,7 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.data.lerobot import LeRobotDataset
+from harness.data.prompts import instruction
 from harness.data.rows import Block
+from harness.data.targets import Targets
+from harness.data.targets import findings as target_findings
 from harness.recipe.schema import Recipe
 
 # Decoded frames per camera, spread evenly over the dataset.
@@ -37,9 +40,11 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
     frames: Counter[int] = Counter()
     without = 0
     pace = _Pace(dataset.fps)
-    blank = [index for index, task in dataset.tasks.items() if not task.strip()]
+    blank = [index for index, task in dataset.tasks.items() if not instruction(recipe.data, task).strip()]
     low, high = np.array(np.inf), np.array(-np.inf)
+    targets = Targets(dataset.frames)
     for block in dataset.blocks():
+        targets.look(block)
         tasks, counts = np.unique(block.task_index, return_counts=True)
         frames.update(dict(zip(tasks.tolist(), counts.tolist(), strict=True)))
         without += _episodes_with(block, blank)
@@ -52,7 +57,12 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
     ]
     return Rows(
         sorted(frames),
-        [*pace.findings(), *(said if empty else []), *_still(recipe.data.actions, low, high, dataset.frames)],
+        [
+            *pace.findings(),
+            *(said if empty else []),
+            *_still(recipe.data.actions, low, high, dataset.frames),
+            *target_findings(recipe, targets, dataset.names.get(recipe.data.actions), len(low)),
+        ],
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from harness.artifacts import Feature
 from harness.data.columns import read_columns
+from harness.data.episodes import naming
 from harness.data.fields import invalid
-from harness.data.mending import correct, left_out
+from harness.data.mending import correct
 from harness.data.metadata import Episode, Metadata
 from harness.data.paths import TASKS, inside
 from harness.data.where import check_files
@@ -38,11 +39,15 @@ class Block:
 
 
 def read_blocks(
-    metadata: Metadata, names: tuple[str | None, str], file: str, episodes: list[Episode]
+    metadata: Metadata,
+    names: tuple[tuple[str, ...], str],
+    file: str,
+    episodes: list[Episode],
+    read: Container[int],
 ) -> Iterator[Block]:
-    """The rows of `file`, which holds `episodes`. No image is read.
+    """The rows of `file`, which holds `episodes`. Those whose number is in `read` are read, and no image.
 
-    `names` are the features for state (None without a state) and actions.
+    `names` are the features that make up the state (empty without a state), and that of the actions.
 
     Raises: HarnessError "dataset-rows-mismatch", "episode-place-wrong", "dataset-index-invalid",
     "dataset-not-finite", and those of `read_columns`.
@@ -54,19 +59,40 @@ def read_blocks(
             f"the episodes of {file} do not follow each other",
             got=f"episode {episodes[0].index} after others",
         )
-    parts = _parts(episodes)
+    parts = _parts(episodes, read)
     pieces = [sum(episode.length for episode in part) for part in parts]
-    columns = [*(name for name in names if name is not None), *BOOKKEEPING]
+    passed = {n for n, part in enumerate(parts) if part[0].index not in read}
+    columns = [*dict.fromkeys([*names[0], names[1]]), *BOOKKEEPING]
+    here = [episode.index for episode in episodes if episode.index in read]
+    with naming(metadata.selection, here, len(metadata.episodes)):
+        found = read_columns(metadata.root, path, columns, pieces, passed)
+        yield from _blocks(metadata, names, path, parts, found)
+
+
+def _blocks(
+    metadata: Metadata,
+    names: tuple[tuple[str, ...], str],
+    path: Path,
+    parts: list[list[Episode]],
+    columns: Iterator[dict[str, np.ndarray]],
+) -> Iterator[Block]:
+    """A checked block for each part that is not passed over."""
+    of_state, of_actions = names
     try:
-        for part, numbers in zip(parts, read_columns(metadata.root, path, columns, pieces), strict=True):
+        for part, numbers in zip(parts, columns, strict=True):
+            if not numbers:
+                continue
             # Some writers store one number per row as a vector of length 1.
             numbers |= {name: numbers[name].reshape(-1) for name in BOOKKEEPING}
             _check_bookkeeping(path, part, numbers, metadata)
-            state, actions = (_vectors(path, name, numbers, part[0].row, metadata.features) for name in names)
+            vectors = {
+                name: _vectors(path, name, numbers, part, metadata)
+                for name in dict.fromkeys([*of_state, of_actions])
+            }
             yield Block(
                 part,
-                state,
-                actions,
+                _side_by_side([vectors[name] for name in of_state], len(numbers["index"])),
+                vectors[of_actions],
                 numbers["timestamp"].astype(np.float64),
                 numbers["task_index"].astype(np.int64),
             )
@@ -79,9 +105,9 @@ def read_blocks(
 def _check_bookkeeping(
     path: Path, episodes: list[Episode], numbers: dict[str, np.ndarray], metadata: Metadata
 ) -> None:
-    first, start = episodes[0].first, episodes[0].row
+    start = episodes[0].row
     expected = {
-        "index": np.arange(first, first + len(numbers["index"])),
+        "index": _numbers(episodes, numbers["index"]),
         "episode_index": np.repeat([e.index for e in episodes], [e.length for e in episodes]),
         "frame_index": np.concatenate([np.arange(e.length) for e in episodes]),
     }
@@ -93,22 +119,17 @@ def _check_bookkeeping(
             raise _bad_index(path, start + row, name, got[row] if row < len(got) else None, want[row])
     timestamp, task = numbers["timestamp"], numbers["task_index"]
     for name in ("timestamp", "task_index"):
-        if numbers[name].shape != expected["index"].shape:
+        if numbers[name].shape != expected["frame_index"].shape:
             raise _bad_index(
                 path,
                 start,
                 name,
                 f"{len(numbers[name])} values",
-                f"one for each of {len(expected['index'])} rows",
+                f"one for each of {len(expected['frame_index'])} rows",
             )
     if not np.isfinite(timestamp).all():
-        raise _bad_index(
-            path,
-            start + int(np.argmin(np.isfinite(timestamp))),
-            "timestamp",
-            "not a finite number",
-            "seconds",
-        )
+        row = int(np.argmin(np.isfinite(timestamp)))
+        raise _bad_index(path, start + row, "timestamp", "not a finite number", "seconds")
     unknown = ~np.isin(task, list(metadata.tasks))
     if unknown.any():
         row = int(np.argmax(unknown))
@@ -122,11 +143,40 @@ def _check_bookkeeping(
         raise _bad_index(path, start + row, "task_index", task[row], need, fix)
 
 
+def _without(metadata: Metadata, episodes: list[Episode], row: int) -> AbstractContextManager[None]:
+    """A context in which an error of the row names the way to do without its episode."""
+    ends = np.cumsum([episode.length for episode in episodes])
+    episode = episodes[min(int(np.searchsorted(ends, row, side="right")), len(episodes) - 1)]
+    return naming(metadata.selection, [episode.index], len(metadata.episodes))
+
+
+def _numbers(episodes: list[Episode], found: np.ndarray) -> np.ndarray:
+    """The column `index` as it should be: from each episode's first number on.
+
+    After a hole in the episodes that number is not known, and the first one found counts.
+    """
+    numbers, at = [], 0
+    for episode in episodes:
+        start = episode.number
+        if start is None:
+            value = found[at] if at < len(found) else 0
+            start = int(value) if np.isfinite(value) and value >= 0 else 0
+        numbers.append(np.arange(start, start + episode.length))
+        at += episode.length
+    return np.concatenate(numbers)
+
+
+def _side_by_side(vectors: list[np.ndarray], rows: int) -> np.ndarray:
+    """Vectors [N, D] as one; [N, 0] if there are none."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return np.concatenate([np.zeros((rows, 0), np.float32), *vectors], axis=1)
+
+
 def _vectors(
-    path: Path, name: str | None, numbers: dict[str, np.ndarray], start: int, features: dict[str, Feature]
+    path: Path, name: str, numbers: dict[str, np.ndarray], episodes: list[Episode], metadata: Metadata
 ) -> np.ndarray:
-    if name is None:
-        return np.zeros((len(numbers["index"]), 0), np.float32)
+    features = metadata.features
     shape = features[name].shape if name in features else []
     # [N, D]; a feature of one number per row is a vector of length 1.
     values = numbers[name].reshape(len(numbers[name]), -1)
@@ -143,22 +193,26 @@ def _vectors(
     bad = ~np.isfinite(vectors)
     if bad.any():
         row, dimension = (int(n) for n in np.argwhere(bad)[0])
-        raise HarnessError(
-            "dataset-not-finite",
-            f"{path} row {start + row}: {name}[{dimension}] is not a finite number",
-            got=values[row, dimension],
-            need="finite numbers",
-            fix=left_out(path),
-        )
+        with _without(metadata, episodes, row):
+            raise HarnessError(
+                "dataset-not-finite",
+                f"{path} row {episodes[0].row + row}: {name}[{dimension}] is not a finite number",
+                got=values[row, dimension],
+                need="finite numbers",
+                fix=f"repair that row; {path.name} itself is whole",
+            )
     return vectors
 
 
-def _parts(episodes: list[Episode]) -> list[list[Episode]]:
-    """Consecutive episodes in parts. Each part except the last has at least BLOCK_ROWS rows."""
+def _parts(episodes: list[Episode], read: Container[int]) -> list[list[Episode]]:
+    """Consecutive episodes in parts, which are either read or not.
+
+    Each part has at least BLOCK_ROWS rows, except the last before episodes of the other kind.
+    """
     parts: list[list[Episode]] = [[]]
     rows = 0
     for episode in episodes:
-        if rows >= BLOCK_ROWS:
+        if rows >= BLOCK_ROWS or (parts[-1] and (parts[-1][0].index in read) != (episode.index in read)):
             parts.append([])
             rows = 0
         parts[-1].append(episode)

@@ -4,29 +4,29 @@ Frame p of an episode is in min(p + 1, horizon) of the episode's action chunks. 
 their padding. So every value has a weight, and no chunk is built. Quantiles come from the digits of the
 float32 values (radix selection), in two passes. Memory does not grow with the dataset. Nothing is
 approximated.
+
+A relative action depends on the frame at which its chunk begins. So of those dimensions every position in
+every chunk is counted, those past the episode's end included, as openpi's scripts/compute_norm_stats.py does.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
 from harness.artifacts import Dataset, DegenerateDimension, DimensionStats, NormStats
-from harness.data.lerobot import LeRobotDataset, open_dataset
+from harness.data.lerobot import LeRobotDataset, open_data
+from harness.data.pooled import Part, pooled
 from harness.data.rows import Block
+from harness.data.space import Space
+from harness.data.tally import PASSES, Key, Tally, see
 from harness.data.transforms import EPSILON
 from harness.errors import HarnessError
 from harness.recipe.schema import Recipe
 
-Key = Literal["state", "actions"]
-
-QUANTILES = (0.01, 0.99)
 # Rows processed at a time. A smaller dataset is read once, a larger one twice.
 BLOCK_ROWS = 1 << 18
 # A spread below this share of the values' magnitude is measurement noise, not movement.
@@ -34,7 +34,6 @@ TINY_SHARE = 1e-4
 # A normalized value beyond this is 10 times the largest one within the quantiles. The usual cause is one
 # outlier, or a spread that is too small.
 LARGE_NORMALIZED = 10.0
-_DIGIT = 1 << 16
 
 
 def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
@@ -44,10 +43,14 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
 
     Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of the dataset's reader.
     """
-    opened = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
     horizon = recipe.model.action_horizon
-    keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")
-    found = _found(_blocks(opened), horizon, keys)
+    recipes = recipe.parts()
+    opened = [open_data(part.data, one.path) for part, one in zip(recipes, dataset.parts, strict=True)]
+    parts = [
+        _part(*each, alone=len(opened) == 1)
+        for each in zip(recipes, opened, dataset.shares or [1], strict=True)
+    ]
+    found = pooled(parts, horizon) if len(parts) > 1 else _found(parts[0], horizon)
     norm_stats, findings = {}, []
     for key in cast(tuple[Key, ...], tuple(found)):
         norm_stats[key], problems = _judge(key, found[key], recipe)
@@ -60,7 +63,8 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
             need="a spread in every dimension",
             fix="--set data.degenerate_dimensions=pass_through, or =warn to normalize them as they are",
         )
-    return NormStats(norm_stats=norm_stats, frames=opened.frames, action_horizon=horizon, findings=findings)
+    frames = sum(data.frames for data in opened)
+    return NormStats(norm_stats=norm_stats, frames=frames, action_horizon=horizon, findings=findings)
 
 
 def to_openpi_json(stats: NormStats) -> str:
@@ -70,19 +74,6 @@ def to_openpi_json(stats: NormStats) -> str:
         for key, value in stats.norm_stats.items()
     }
     return json.dumps({"norm_stats": body}, indent=2)
-
-
-def chunk_weights(lengths: list[int], horizon: int) -> np.ndarray:
-    """Number of rows of padded action chunks that each frame fills.
-
-    Shapes: [sum of lengths] float64; an episode's weights sum to length · horizon.
-    """
-    weights = []
-    for length in lengths:
-        own = np.minimum(np.arange(1, length + 1), horizon).astype(np.float64)
-        own[-1] = length * horizon - own[:-1].sum()
-        weights.append(own)
-    return np.concatenate(weights)
 
 
 def _blocks(dataset: LeRobotDataset) -> Callable[[], Iterator[Block]]:
@@ -114,141 +105,36 @@ def _joined(blocks: list[Block]) -> Block:
     return Block([episode for block in blocks for episode in block.episodes], *arrays)
 
 
-def _found(
-    blocks: Callable[[], Iterator[Block]], horizon: int, keys: tuple[Key, ...]
-) -> dict[Key, DimensionStats]:
-    tallies: dict[Key, Tally] = {key: Tally() for key in keys}
-    for see in ("first", "second"):
+def _part(recipe: Recipe, opened: LeRobotDataset, share: int, *, alone: bool) -> Part:
+    # Of a mixture no dataset stays in memory while the next one is read.
+    blocks = _blocks(opened) if alone else lambda: _coalesced(opened.blocks())
+    keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")
+    return Part(blocks, share, keys, Space.of(recipe.data))
+
+
+def _found(part: Part, horizon: int) -> dict[Key, DimensionStats]:
+    blocks, _, keys, space = part
+    tallies = {key: Tally() for key in keys}
+    relative = Tally()
+    for which in PASSES:
         for block in blocks():
-            weights = {
-                "state": np.ones(len(block.state)),
-                "actions": chunk_weights([e.length for e in block.episodes], horizon),
-            }
-            for key, tally in tallies.items():
-                for values, shares in _slices(getattr(block, key), weights[key]):
-                    getattr(tally, see)(values, shares)
-    return {key: tally.result() for key, tally in tallies.items()}
+            see(which, block, horizon, space, tallies, relative)
+    found = {key: tally.result() for key, tally in tallies.items()}
+    if any(space.relative):
+        found["actions"] = _replaced(found["actions"], relative.result(), space.relative)
+    return found
 
 
-def _slices(values: np.ndarray, weights: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and weights, a few rows at a time.
-
-    Float64 copies of a whole block would be the largest arrays in memory.
-    """
-    for start in range(0, len(values), _DIGIT):
-        yield values[start : start + _DIGIT], weights[start : start + _DIGIT]
-
-
-class Tally:
-    """Exact statistics of rows, which are passed twice in the same order.
-
-    First all rows go to `first`, then all rows to `second`.
-
-    Shapes: values [N, D] and the weight of each row [N].
-    """
-
-    def __init__(self) -> None:
-        self._total, self._sums, self._squares, self._counts = (
-            0.0,
-            np.zeros(1),
-            np.zeros(1),
-            np.zeros((1, _DIGIT)),
-        )
-        self._low, self._high = np.array(np.inf), np.array(-np.inf)
-
-    def first(self, values: np.ndarray, weights: np.ndarray) -> None:
-        """Adds rows to sums, extremes, and the counts of upper digits."""
-        self._total += weights.sum()
-        self._sums = self._sums + weights @ values.astype(np.float64)
-        self._low, self._high = (
-            np.minimum(self._low, values.min(axis=0)),
-            np.maximum(self._high, values.max(axis=0)),
-        )
-        self._counts = self._counts + np.stack(
-            [np.bincount(_digits(column)[0], weights, _DIGIT) for column in values.T]
-        )
-
-    def second(self, values: np.ndarray, weights: np.ndarray) -> None:
-        """Adds rows to the squares about the mean, and to the counts of lower digits near the quantiles.
-
-        A lower digit is counted if its upper digit is that of a quantile.
-        """
-        self._squares = self._squares + weights @ (values.astype(np.float64) - self._mean) ** 2
-        for column, bins in zip(values.T, self._lower, strict=True):
-            upper, lower = _digits(column)
-            for bin_ in bins:
-                here = upper == bin_
-                bins[bin_] += np.bincount(lower[here], weights[here], _DIGIT)
-
-    def result(self) -> DimensionStats:
-        """The statistics of all rows."""
-        rows = zip(self._upper_digits, self._lower, self._upper, strict=True)
-        q01, q99 = np.array(
-            [_between(row, bins, before, self._ranks, self._total) for row, bins, before in rows]
-        ).T
-        std = np.sqrt(self._squares / self._total)
-        vectors = {
-            "mean": self._mean,
-            "std": std,
-            "q01": q01,
-            "q99": q99,
-            "min": self._low,
-            "max": self._high,
-        }
-        return DimensionStats(**{name: vector.tolist() for name, vector in vectors.items()})
-
-    @cached_property
-    def _mean(self) -> np.ndarray:
-        return self._sums / self._total
-
-    @cached_property
-    def _ranks(self) -> np.ndarray:
-        """The ranks of the order statistics on either side of each quantile."""
-        ranks = np.array([math.floor((self._total - 1) * q) + step for q in QUANTILES for step in (0, 1)])
-        return np.minimum(ranks, int(self._total) - 1)
-
-    @cached_property
-    def _upper(self) -> np.ndarray:
-        return np.cumsum(self._counts, axis=1)
-
-    @cached_property
-    def _upper_digits(self) -> list[np.ndarray]:
-        """The upper digit of the value at each of `_ranks`, for each dimension."""
-        return [np.searchsorted(row, self._ranks, side="right") for row in self._upper]
-
-    @cached_property
-    def _lower(self) -> list[dict[int, np.ndarray]]:
-        return [{int(bin_): np.zeros(_DIGIT) for bin_ in row} for row in self._upper_digits]
-
-
-def _digits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Upper and lower 16 bits of integer keys whose order is that of the float32 values."""
-    # Adding zero makes -0.0 equal to 0.0.
-    bits = (np.ascontiguousarray(values) + np.float32(0)).view(np.uint32)
-    keys = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    return keys >> 16, keys & 0xFFFF
-
-
-def _value(upper: int, lower: int) -> float:
-    key = np.uint32(upper << 16 | lower)
-    bits = key & np.uint32(0x7FFFFFFF) if key >> 31 else ~key
-    return float(np.array(bits, np.uint32).view(np.float32))
-
-
-def _between(
-    digits: np.ndarray, lower: dict[int, np.ndarray], before: np.ndarray, ranks: np.ndarray, total: float
-) -> list[float]:
-    """Each quantile of one dimension, interpolated between the two order statistics around it."""
-    order = []
-    for digit, rank in zip(digits, ranks, strict=True):
-        offset = rank - (before[digit - 1] if digit else 0)
-        order.append(
-            _value(int(digit), int(np.searchsorted(np.cumsum(lower[int(digit)]), offset, side="right")))
-        )
-    fractions = [(total - 1) * q % 1 for q in QUANTILES]
-    return [
-        order[2 * n] + (order[2 * n + 1] - order[2 * n]) * fraction for n, fraction in enumerate(fractions)
-    ]
+def _replaced(all_: DimensionStats, some: DimensionStats, mask: tuple[bool, ...]) -> DimensionStats:
+    """The statistics with those of the dimensions in `mask` replaced by `some`, in order."""
+    dims = [d for d, one in enumerate(mask) if one]
+    changed: dict[str, list[float]] = {}
+    for name in ("mean", "std", "q01", "q99", "min", "max"):
+        vector = list(getattr(all_, name))
+        for dim, value in zip(dims, getattr(some, name), strict=True):
+            vector[dim] = value
+        changed[name] = vector
+    return DimensionStats(**changed)
 
 
 def _judge(

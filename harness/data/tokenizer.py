@@ -5,7 +5,10 @@ The tokenizer is PaliGemma's, the small one of the package, or any .model file.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+
+import numpy as np
 
 from harness.data.transforms import clean_prompt
 from harness.errors import HarnessError
@@ -15,6 +18,12 @@ from harness.units import MIB
 
 # PaliGemma's, of 257,152 pieces, has 4 MiB.
 _MODEL_BYTES = 64 * MIB
+# The state's bins: their lower edges go from -1 in steps of 1/128, so that a state within the quantiles has a
+# bin from 0 to 255. A state below them all has bin -1, as upstream has it.
+_EDGES = np.linspace(-1, 1, 256 + 1)[:-1]
+_LEAST_BIN, _MOST_BIN = -1, 255
+# The mark that sentencepiece writes for a space.
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 class Tokenizer:
@@ -46,6 +55,47 @@ class Tokenizer:
             *self._processor.EncodeAsIds(clean_prompt(prompt)),
             *self._processor.EncodeAsIds("\n"),
         ]
+
+    def encode_with_state(self, prompt: str, state: np.ndarray) -> list[int]:
+        """Tokens of BOS and π0.5's own form of a prompt, with the state in it.
+
+        Shapes: state [S], normalized, not padded.
+
+        Source: openpi src/openpi/models/tokenizer.py `PaligemmaTokenizer.tokenize` with a state, commit
+        15a9616.
+        """
+        bins = np.digitize(state, bins=_EDGES) - 1
+        return [self._bos, *self._processor.EncodeAsIds(_with_bins(prompt, bins.tolist()))]
+
+    def most_with_state(self, prompt: str, dimensions: int) -> int:
+        """The largest number of tokens that `encode_with_state` can give for states of so many dimensions.
+
+        Pieces that never span a space make each word's tokens its own, so that the longest words make the
+        longest prompt. Of another tokenizer only this is known: a token stands for at least one byte.
+        """
+        longest = [self._longest_bin(last=False)] * (dimensions - 1) + [self._longest_bin(last=True)]
+        text = _with_bins(prompt, longest)
+        if self._splits_at_spaces:
+            return 1 + len(self._processor.EncodeAsIds(text))
+        return 2 + len(text.encode())
+
+    @functools.cached_property
+    def _splits_at_spaces(self) -> bool:
+        """True if no piece has a space after its first character, but for pieces of spaces alone."""
+        pieces = (self._processor.IdToPiece(i) for i in range(self.vocab_size))
+        return not any(_SPACE in piece[1:] and piece.strip(_SPACE) for piece in pieces)
+
+    def _longest_bin(self, *, last: bool) -> int:
+        """The bin that takes most tokens, in the middle of the state or at its end."""
+        rest = [] if last else [0]
+        return max(
+            range(_LEAST_BIN, _MOST_BIN + 1),
+            key=lambda one: len(self._processor.EncodeAsIds(_with_bins("", [0, one, *rest]))),
+        )
+
+
+def _with_bins(prompt: str, bins: list[int]) -> str:
+    return f"Task: {clean_prompt(prompt)}, State: {' '.join(map(str, bins))};\nAction: "
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -22,16 +22,24 @@ EPSILON = 1e-6
 
 
 def normalize(x: np.ndarray, stats: DimensionStats, mode: Normalization) -> np.ndarray:
+    """`normalized`, returned as float32.
+
+    Raises: HarnessError "stats-shape".
+    """
+    return normalized(x, stats, mode).astype(np.float32)
+
+
+def normalized(x: np.ndarray, stats: DimensionStats, mode: Normalization) -> np.ndarray:
     """`x` normalized by quantiles or by z-scores.
 
     quantile: (x - q01) / (q99 - q01 + 1e-6) · 2 - 1; zscore: (x - mean) / (std + 1e-6).
 
-    Shapes: x [..., D] with D values in each statistic. Computed in float64, returned as float32.
+    Shapes: x [..., D] with D values in each statistic. Float64.
     Raises: HarnessError "stats-shape".
     """
     low, scale = _affine(stats, mode, x.shape[-1])
-    values = (x.astype(np.float64) - low) / scale
-    return (values * 2.0 - 1.0 if mode == "quantile" else values).astype(np.float32)
+    values: np.ndarray = (x.astype(np.float64) - low) / scale
+    return values * 2.0 - 1.0 if mode == "quantile" else values
 
 
 def unnormalize(x: np.ndarray, stats: DimensionStats, mode: Normalization) -> np.ndarray:

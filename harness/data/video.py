@@ -213,7 +213,7 @@ def too_short(
             fix = correct(
                 path,
                 f"in a copy, leave that {frames if lacks == 1 else 'end'} of the episode out of the table and"
-                " of meta/, or the episode",
+                " of meta/",
             )
     return HarnessError(
         "video-too-short",

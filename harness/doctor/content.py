@@ -42,13 +42,18 @@ def dataset(situation: Situation) -> Iterator[Finding]:
             f"at least one batch of {batch}",
             f"--set train.global_batch={found.frames}, or more data",
         )
-    for text in found.findings:
+    for text in found.findings if found.members else []:
         yield warning(
-            "dataset",
-            text,
-            "a dataset without findings",
-            f"harness data --dataset {word(found.source)} --html shows it",
+            "dataset", text, "datasets that are alike", "leave it, or mix others: data.datasets of the recipe"
         )
+    for part in found.parts:
+        for text in part.findings:
+            yield warning(
+                "dataset",
+                f"{part.source}: {text}" if found.members else text,
+                "a dataset without findings",
+                f"harness data --dataset {word(part.source)} --html shows it",
+            )
 
 
 def statistics(situation: Situation) -> Iterator[Finding]:
@@ -75,8 +80,13 @@ def statistics(situation: Situation) -> Iterator[Finding]:
         )
 
 
+def _is_here(name: str) -> bool:
+    return name == "sample" or os.path.isdir(os.path.expanduser(name))
+
+
 def _not_here(situation: Situation, check: str) -> Finding:
-    name = situation.recipe.data.dataset
+    names = [part.dataset for part in situation.recipe.data.parts()]
+    name = next((each for each in names if not _is_here(each)), names[0])
     got = f"the dataset {name} is not on this machine, so nothing was looked at"
     return unknown(
         check,

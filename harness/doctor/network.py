@@ -17,6 +17,7 @@ from harness.download.listing import endpoint
 from harness.download.web import open_url
 from harness.errors import HarnessError
 from harness.received.consent import granted
+from harness.recipe.schema import Data
 from harness.run.directory import RunDir
 from harness.run.steps import newest_step
 
@@ -24,10 +25,20 @@ _TIMEOUT_S = 10
 
 
 def hub(situation: Situation) -> Iterator[Finding]:
-    """Checks that the dataset's hub answers, if the dataset is not on this machine."""
-    name, data = situation.recipe.data.dataset, situation.recipe.data
-    if situation.dataset is not None or name == "sample" or os.path.isdir(os.path.expanduser(name)):
+    """Checks that the datasets' hub answers, if one of them is not on this machine."""
+    away = [
+        part
+        for part in situation.recipe.data.parts()
+        if part.dataset != "sample" and not os.path.isdir(os.path.expanduser(part.dataset))
+    ]
+    if situation.dataset is not None or not away:
         raise NotNeeded("the dataset is on this machine")
+    for data in away:
+        yield from _on_hub(situation, data)
+
+
+def _on_hub(situation: Situation, data: Data) -> Iterator[Finding]:
+    name = data.dataset
     if situation.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         yield error(
             "hub",

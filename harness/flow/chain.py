@@ -6,6 +6,7 @@ file.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,17 +46,11 @@ class Chain:
         from harness.data.fetch import resolve
         from harness.data.paths import check_is_dataset
 
-        resolved = resolve(self.recipe.data)
-        check_is_dataset(resolved.path)
-        inputs = sha256_json(
-            [
-                self.recipe.data,
-                self.recipe.model,
-                str(resolved.path),
-                resolved.revision,
-                _signature(resolved.path),
-            ]
-        )
+        sources = [resolve(part) for part in self.recipe.data.parts()]
+        for one in sources:
+            check_is_dataset(one.path)
+        seen = [[str(one.path), one.revision, _signature(one.path)] for one in sources]
+        inputs = sha256_json([self.recipe.data, self.recipe.model, *itertools.chain(*seen)])
         current = self.run.current(Dataset, inputs) if self.run else None
         if current is not None:
             self._check_unchanged("dataset", current.sha256)
@@ -71,7 +66,7 @@ class Chain:
 
     def stats(self, dataset: Dataset) -> NormStats:
         """Normalization statistics of this dataset at this horizon."""
-        from harness.data.stats import compute
+        from harness.data.given import statistics
 
         data = self.recipe.data
         inputs = sha256_json(
@@ -82,15 +77,36 @@ class Chain:
                 data.normalization,
                 data.degenerate_dimensions,
                 self.recipe.model.action_horizon,
+                # Earlier versions had none of these: their statistics stay current.
+                *([data.relative, data.adapt] if data.relative or data.adapt else []),
+                *([] if data.episodes is None else [data.episodes]),
+                *([] if data.datasets is None else [data.datasets]),
+                *([] if data.norm_stats is None else [self._given_sha256()]),
             ]
         )
         current = self.run.current(NormStats, inputs) if self.run else None
         if current is not None:
             self._check_unchanged("norm_stats", sha256_json(current.norm_stats))
             return current
-        found = compute(self.recipe, dataset).model_copy(update={"inputs": inputs})
+        found = statistics(self.recipe, dataset)
+        found = found.model_copy(update={"inputs": inputs})
         self._check_unchanged("norm_stats", sha256_json(found.norm_stats))
         return self._keep(found)
+
+    def _given_sha256(self) -> str:
+        """The hash of the given file of statistics.
+
+        A started run has the statistics itself: it goes on without the file.
+        """
+        from harness.data.given import file_sha256, given_file
+
+        try:
+            return file_sha256(given_file(self.recipe))
+        except HarnessError:
+            own = self.run.read(NormStats) if self.run is not None and self.run.started else None
+            if own is None or own.given is None:
+                raise
+            return own.given.sha256
 
     def plan(
         self,
@@ -131,10 +147,11 @@ class Chain:
             return
         was = str(getattr(manifest, f"{what}_sha256"))
         if was != sha256:
+            given = self.recipe.data.norm_stats if what == "norm_stats" else None
             raise HarnessError(
                 f"{what}-differs",
-                f"{self.run.path} was started with another {what}: {self.recipe.data.dataset} has changed"
-                " since; nothing was overwritten",
+                f"{self.run.path} was started with another {what}: {given or self.recipe.data.dataset} has"
+                " changed since; nothing was overwritten",
                 got=f"sha256 {sha256[:16]}",
                 need=f"sha256 {was[:16]} of the run's manifest",
                 fix="restore the data, or start a run of its own: --name NEW without --resume",

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.artifacts import Dataset
 from harness.flow.chain import Chain
+from harness.recipe.schema import Data
 from harness.run.directory import DATASET_PAGE, REPORT, RunDir, write_atomic
+
+if TYPE_CHECKING:
+    from harness.data.lerobot import LeRobotDataset
 
 
 def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
     """The path of dataset.html, in the run's directory or else in the working directory."""
-    from harness.data.lerobot import open_dataset
+    from harness.data.lerobot import open_data
+    from harness.data.prompts import most_tokens
+    from harness.data.space import Space
     from harness.data.tokenizer import load_tokenizer
     from harness.data.transforms import normalize
     from harness.report.dataset_page import render
 
     data, stats = chain.recipe.data, chain.stats(dataset)
     # If the longest prompt is unknown, the tokenizer is not on this machine.
-    encode = load_tokenizer(data.tokenizer).encode if dataset.longest_prompt_tokens is not None else None
-    tokens = {task: len(encode(task)) for task in dataset.tasks} if encode is not None else {}
-    frames = open_dataset(dataset.path, state=data.state, actions=data.actions)
+    tokenizer = load_tokenizer(data.tokenizer) if dataset.longest_prompt_tokens is not None else None
+    frames = open_data(data, dataset.path)
+    width = frames.columns.state.shape[-1]
+    tokens = (
+        {task: most_tokens(chain.recipe, tokenizer, task, width) for task in dataset.tasks}
+        if tokenizer is not None
+        else {}
+    )
+    space, horizon = Space.of(data), chain.recipe.model.action_horizon
+    names = {"actions": frames.names.get(data.actions, []), "state": _state_names(frames, data)}
     page = render(
         dataset,
         stats,
@@ -30,10 +44,34 @@ def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
             values, stats.norm_stats["state" if key == "state" else "actions"], data.normalization
         ),
         data.normalization,
+        seen=space.tiled(frames.columns, horizon),
+        names=names,
+        told=_told(data, horizon),
     )
     path = (chain.run.path if chain.run else Path()) / DATASET_PAGE
     write_atomic(path, page)
     return path
+
+
+def _state_names(frames: LeRobotDataset, data: Data) -> list[str]:
+    """The names of the state's dimensions, if every feature of it has them."""
+    parts = [frames.names.get(name, []) for name in data.state_features]
+    return [name for part in parts for name in part] if all(parts) else []
+
+
+def _told(data: Data, horizon: int) -> dict[str, str]:
+    """What the model sees instead of the recorded state and actions, by key. A sentence each."""
+    told = {}
+    adapted = f"Joints and grippers are turned as data.adapt ({data.adapt}) says." if data.adapt else ""
+    if adapted:
+        told["state"] = told["actions"] = adapted
+    if data.relative:
+        dimensions = ", ".join(data.relative)
+        told["actions"] = (
+            f"Dimensions {dimensions} are differences to the state of their chunk's first frame. The lines"
+            f" are chunks of {horizon}, one after the other; each begins anew. {adapted}"
+        ).strip()
+    return told
 
 
 def write_report(run: RunDir) -> Path:

@@ -31,13 +31,14 @@ class Kind(Strict):
 class Config(Strict):
     """One configuration.
 
-    `data` is upstream's class of the dataset's reader. `defaults` has every option that this configuration's
-    command line knows.
+    `data` is upstream's class of the dataset's reader. `repack` maps upstream's names to features, where the
+    configuration itself says which. `defaults` has every option that this configuration's command line knows.
     """
 
     family: Literal["pi05", "pi0", "pi0_fast"]
     freezes: bool
     data: str
+    repack: dict[str, Any] | None = None
     defaults: dict[str, Any]
 
 

@@ -108,6 +108,20 @@ def about_weights(command: Command, model: Model) -> list[Finding]:
     return []
 
 
+def about_data(translated: Translation) -> list[Finding]:
+    """Warnings about what the recipe's data have otherwise than the command's."""
+    return [
+        Finding(
+            severity="warning",
+            check="data-differ",
+            got=text,
+            need="data that a recipe can name",
+            fix="--dataset DIR with the recipe names the dataset; the rest is kept in mind",
+        )
+        for text in translated.differs
+    ]
+
+
 def about_schedule(recipe: Recipe) -> list[Finding]:
     """A warning if the run ends before its warm-up does."""
     steps, warmup = recipe.train.steps, recipe.train.optimizer.schedule.warmup_steps

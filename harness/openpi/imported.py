@@ -151,6 +151,8 @@ def _pi05(command: Command, base: OpenpiCommand, place: Place | None) -> OpenpiC
         if command.line.trainer == "openpi"
         else "a recipe of ours that does what scripts/train.py does"
     )
+    if translated.differs:
+        does += ", but for what the warnings name"
     kept = meant.recipe if meant else recipe
     return base.model_copy(
         update={
@@ -166,6 +168,7 @@ def _pi05(command: Command, base: OpenpiCommand, place: Place | None) -> OpenpiC
                 *findings.about_who_is_trained(translated, meant),
                 *findings.about_room(plan, translated),
                 *findings.about_weights(command, recipe.model),
+                *findings.about_data(translated),
                 *base.findings,
                 *findings.about_schedule(recipe),
             ],

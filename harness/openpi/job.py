@@ -114,8 +114,12 @@ def check_upstream_can(recipe: Recipe) -> None:
         ("data.normalization", data.normalization, "quantile"),
         ("data.state", data.state, "state"),
         ("data.actions", data.actions, "actions"),
+        ("model.discrete_state_input", model.discrete_state_input, False),
         *((f"data.cameras.{camera}", data.cameras[camera], column) for camera, column in _CAMERAS.items()),  # type: ignore[index]
         ("model.image_size", model.image_size, Model().image_size),
+        ("data.episodes", data.episodes, None),
+        ("data.default_prompt", data.default_prompt, None),
+        ("data.datasets", data.datasets, None),
     ]
     for key, got, need in only:
         if got != need:

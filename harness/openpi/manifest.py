@@ -6,7 +6,7 @@ import datetime
 from typing import Any
 
 from harness.artifacts import Dataset, Machine, Manifest, NormStats, Plan, Upstream
-from harness.artifacts.training import Distance
+from harness.artifacts.training import Distance, used
 from harness.openpi.job import sizes_of
 from harness.openpi.table import COMMIT
 from harness.recipe.differences import differences_from_published
@@ -62,6 +62,8 @@ def describe_run(
         upstream=Upstream(
             commit=told["commit"], pinned=COMMIT, unlike_lock=told["unlike_lock"], notes=_notes(recipe, told)
         ),
+        datasets=used(dataset),
+        norm_stats_given=stats.given,
         unknown=software.unknown
         | dict.fromkeys(
             ("step_fingerprint", "executable_fingerprint", "kernels_sha256", "compiled_bytes"), _NOT_OURS

@@ -56,11 +56,18 @@ def meant_by(command: Command, translated: Translation) -> Meant | None:
             f"; openpi's own command puts adapters on both experts ({counts(model_with('both'), 'lora')[1]:,}"
             " trained)"
         )
+    if _reads_alike(command):
+        text += f". openpi looks for its statistics in {_FILTERED}'s assets then"
     return Meant(
-        f"{text}. openpi looks for its statistics in {_FILTERED}'s assets then",
+        text,
         lora,
-        said(_FILTERED, _filtered_options(command)),
+        # The configuration with a filter reads LIBERO; no option of it names another reader.
+        said(_FILTERED, _filtered_options(command)) if _reads_alike(command) else None,
     )
+
+
+def _reads_alike(command: Command) -> bool:
+    return command.config.data == openpi_configs.find(_FILTERED).data
 
 
 def _filtered_options(command: Command) -> dict[str, object]:
@@ -71,8 +78,14 @@ def _filtered_options(command: Command) -> dict[str, object]:
     wanted = (
         command.effective | _TO_PI05 | variants | {"ema-decay": None, "weight-loader.params-path": weights}
     )
-    # The shape of the model stays that of the command.
-    wanted |= {name: command.effective[name] for name in ("model.action-horizon", "model.max-token-len")}
+    # The shape of the model, and what it learns from, stay those of the command.
+    of_the_command = (
+        "model.action-horizon",
+        "model.max-token-len",
+        "model.discrete-state-input",
+        "data.extra-delta-transform",
+    )
+    wanted |= {name: command.effective[name] for name in of_the_command}
     return {
         name: value
         for name, value in wanted.items()

@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 from harness.errors import HarnessError
 from harness.openpi.options import Command
 from harness.openpi.plan import PUBLISHED
+from harness.openpi.readers import read_by
 from harness.openpi.table import ADAPTERS
 from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.parameters import counts, parameter_shapes
 from harness.recipe.schema import Recipe, Trained
 
 _LORA = "_lora"
-_LIBERO = "LeRobotLiberoDataConfig"
 
 
 class Translation(NamedTuple):
     """A translated command.
 
     `recipe` does what the command does except for `lost`, each entry a sentence. `trained` is None if recipes
-    have no name for the set of trained parameters.
+    have no name for the set of trained parameters. `differs` tells in what the recipe's data are others.
     """
 
     recipe: Recipe
@@ -33,6 +33,7 @@ class Translation(NamedTuple):
     total: int
     trained_count: int
     lost: list[str]
+    differs: list[str]
 
 
 def translate(command: Command) -> Translation:
@@ -49,12 +50,10 @@ def translate(command: Command) -> Translation:
     data["model"] = data["model"] | _model(options)
     trained = _trained(command)
     data["train"] = data["train"] | _train(options) | {"trained": trained or "full"}
-    data["data"] = data["data"] | {
-        "dataset": str(options.get("data.repo-id")),
-        "asset_id": str(options.get("data.assets.asset-id") or options["data.repo-id"]),
-    }
+    read = read_by(command)
+    data["data"] = data["data"] | read.data
     data["weights"] = {"source": options.get("weight-loader.params-path")}
-    lost = _lost(command, trained)
+    lost = [*read.lost, *_lost(trained)]
     try:
         recipe = recipe_from(data, where=f"the recipe of openpi {command.name}")
     except HarnessError as error:
@@ -73,7 +72,7 @@ def translate(command: Command) -> Translation:
             for path, shape in parameter_shapes(recipe.model).items()
             if "llm" not in path or "lora" in path
         )
-    return Translation(recipe, trained, total, count, lost)
+    return Translation(recipe, trained, total, count, lost, read.differs)
 
 
 def _model(options: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +80,7 @@ def _model(options: dict[str, Any]) -> dict[str, Any]:
         "action_dim": options["model.action-dim"],
         "action_horizon": options["model.action-horizon"],
         "prompt_tokens": options["model.max-token-len"],
+        "discrete_state_input": options["model.discrete-state-input"],
         "compute_dtype": options["model.dtype"],
     }
     for name, lora in ADAPTERS.items():
@@ -134,25 +134,10 @@ def _train(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _lost(command: Command, trained: Trained | None) -> list[str]:
-    options, lost = command.effective, []
-    if command.config.data != _LIBERO:
-        lost.append(
-            f"its data are read by openpi's {command.config.data}, whose cameras and features are not"
-            " LIBERO's"
-        )
-    if options.get("data.extra-delta-transform"):
-        lost.append("actions are made relative to the state (extra_delta_transform); here they never are")
-    if options.get("model.discrete-state-input"):
-        lost.append(
-            "the state is written into the prompt (discrete_state_input); here it is not, as in the published"
-            " recipe"
-        )
-    if trained is None:
-        lost.append(
-            "its freeze filter freezes experts that carry no adapters, for which recipes have no name"
-        )
-    return lost
+def _lost(trained: Trained | None) -> list[str]:
+    if trained is not None:
+        return []
+    return ["its freeze filter freezes experts that carry no adapters, for which recipes have no name"]
 
 
 def published_changes(command: Command, published: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -129,7 +129,9 @@ def step_key(recipe: Recipe) -> str:
 
     Rates, decays, seeds and the data's origin do not.
     """
-    train, model = recipe.train, recipe.model.model_dump(mode="json", exclude={"prompt_tokens"})
+    train = recipe.train
+    # How many tokens a prompt has is a lever's; what is written in it changes no memory.
+    model = recipe.model.model_dump(mode="json", exclude={"prompt_tokens", "discrete_state_input"})
     learned = {
         "trained": train.trained,
         "frozen": train.frozen,

@@ -119,7 +119,8 @@ def prompt_tokens(recipe: Recipe, dataset: Dataset | None) -> int:
     padded = recipe.model.prompt_tokens
     told = dataset.prompt_tokens if dataset is not None else None
     if told is None:
-        return min(padded, _KNOWN_PROMPTS.get(recipe.data.dataset, padded))
+        own = recipe.model.discrete_state_input or recipe.data.prompt is not None
+        return padded if own else min(padded, _KNOWN_PROMPTS.get(recipe.data.dataset, padded))
     if not 0 < told <= _MOST_PROMPT_TOKENS:
         fix = "harness data --dataset DIR --run RUN writes dataset.json anew"
         raise HarnessError(

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.artifacts import DimensionStats, Machine, Prediction
-from harness.checkpoint.locate import Located
+from harness.checkpoint.locate import Located, is_of_mixture
+from harness.data.batch import one_frame
 from harness.data.compare import first, width_without_padding
 from harness.data.dataset import open_for
 from harness.data.lerobot import LeRobotDataset
-from harness.data.loader import one_frame
-from harness.data.norm_files import read_norm_stats
+from harness.data.norm_files import Key, read_norm_stats
+from harness.data.prompts import instruction
+from harness.data.space import Space
 from harness.data.transforms import unnormalize
 from harness.errors import HarnessError
 from harness.received.files import walk
@@ -90,6 +92,8 @@ def predict(
 ) -> Prediction:
     """The checkpoint's prediction at one frame, un-normalized with the checkpoint's own statistics.
 
+    It is in the dataset's units, with the state added to relative dimensions.
+
     The environment names the device.
 
     `base` is the new directory of the weights that a step of only trained parameters needs.
@@ -107,13 +111,17 @@ def predict(
             need="1 or more",
             fix="--steps 10",
         )
+    # Of a mixture the first dataset, unless --dataset names another.
+    recipe = recipe.parts()[0]
     resolved, data = open_for(recipe)
     index = _index(data, question)
     stats = checkpoint_stats(located, recipe, data)
     batch = one_frame(recipe, data, stats, index)
     recorded, is_pad = data.action_chunk(index, recipe.model.action_horizon)  # [H, A]
     sampled = _sample(located, recipe, question, batch, on, say, base)  # [H, D]
-    predicted = unnormalize(sampled, stats["actions"], recipe.data.normalization)  # [H, A]
+    normalized = unnormalize(sampled, stats["actions"], recipe.data.normalization)  # [H, A]
+    space = Space.of(recipe.data)
+    predicted = space.recorded(normalized, space.states(data.state(index)))  # [H, A]
     if not np.isfinite(predicted).all():
         raise HarnessError(
             "prediction-not-finite",
@@ -127,7 +135,7 @@ def predict(
         dataset=resolved.source,
         episode=question.episode,
         frame=question.frame,
-        task=data.task(index),
+        task=instruction(recipe.data, data.task(index)),
         action_horizon=recipe.model.action_horizon,
         sampling_steps=question.sampling_steps,
         seed=question.seed,
@@ -163,9 +171,9 @@ def _index(data: LeRobotDataset, question: Question) -> int:
 
 
 def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> Stats:
-    """Statistics of the actions from the checkpoint's own assets, without upstream's zero padding.
+    """Statistics from the checkpoint's own assets, without upstream's zero padding.
 
-    The state does not enter the model, so its statistics are not required.
+    Those of the state are there only if the state enters the model, in the prompt.
 
     Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid"; UnsafeFile.
     """
@@ -185,21 +193,26 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
                 else "give a step that was saved by training: the statistics belong to the weights"
             ),
         )
-    value = read_norm_stats(file, recipe.data.normalization, keys=("actions",), root=located.path).stats[
-        "actions"
-    ]
-    feature = recipe.data.actions
-    dimensions = data.features[feature].shape[0]
-    width = width_without_padding(value, dimensions)
-    if width != dimensions:
-        raise HarnessError(
-            "dataset-of-other-dimensions",
-            f"the checkpoint was trained on other actions than {feature!r} of {data.path}",
-            got=f"{dimensions} dimensions in the dataset",
-            need=f"{width}, as in {file}",
-            fix="--dataset with a dataset of that robot, or --set data.actions=FEATURE",
-        )
-    return {"actions": first(value, width)}
+    features: dict[Key, tuple[str, ...]] = {"actions": (recipe.data.actions,)}
+    if recipe.model.discrete_state_input:
+        features["state"] = recipe.data.state_features
+    read = read_norm_stats(file, recipe.data.normalization, keys=tuple(features), root=located.path).stats
+    found: Stats = {}
+    for key, names in features.items():
+        dimensions = sum(data.features[name].shape[0] for name in names)
+        width = width_without_padding(read[key], dimensions)
+        # The statistics of a mixture have the dimensions of its widest dataset.
+        if width != dimensions and not (width > dimensions and is_of_mixture(located)):
+            said = " and ".join(map(repr, names))
+            raise HarnessError(
+                "dataset-of-other-dimensions",
+                f"the checkpoint was trained on other {key} than {said} of {data.path}",
+                got=f"{dimensions} dimensions in the dataset",
+                need=f"{width}, as in {file}",
+                fix=f"--dataset with a dataset of that robot, or --set data.{key}=FEATURE",
+            )
+        found[key] = first(read[key], dimensions)
+    return found
 
 
 def _sample(

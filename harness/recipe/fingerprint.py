@@ -27,7 +27,15 @@ def norm_verdict(model: Model, param_norm: float) -> tuple[Literal["released", "
         "paligemma": (None, Lora(rank=16, alpha=16.0)),
         "action_expert": (None, Lora(rank=32, alpha=32.0)),
     }
-    same = model.model_copy(update={"compute_dtype": "bfloat16", "prompt_tokens": 200, "action_horizon": 10})
+    # None of these keys changes a parameter.
+    same = model.model_copy(
+        update={
+            "compute_dtype": "bfloat16",
+            "prompt_tokens": 200,
+            "action_horizon": 10,
+            "discrete_state_input": False,
+        }
+    )
     plain = {name: getattr(same, name).model_copy(update={"lora": None}) for name in upstream}
     known = all(getattr(same, name).lora in allowed for name, allowed in upstream.items())
     expected = RELEASED_PARAM_NORM.get(

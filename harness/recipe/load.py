@@ -14,8 +14,13 @@ from harness.received import consent
 from harness.received.files import RECIPE_BYTES, read_received, there
 from harness.received.text import one_line
 from harness.received.yaml import parse_yaml
+from harness.recipe.episodes import with_files_read
+from harness.recipe.norm_stats import location_of_statistics
 from harness.recipe.schema import PALIGEMMA, Recipe
 from harness.strict import parse
+
+# The recipe that a fix names where no name is near.
+DEFAULT = "pi05_libero"
 
 
 def shipped_recipes() -> list[str]:
@@ -32,11 +37,14 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: 
     leads out of the run, and only the overrides' sources may be fetched.
     Raises: HarnessError "recipe-unknown", "recipe-invalid" or "override-invalid"; UnsafeFile.
     """
-    recipe = recipe_from(_read_yaml(name_or_file, root), overrides, where=f"recipe {name_or_file}")
+    data = _read_yaml(name_or_file, root)
+    # A received recipe has the numbers of its episodes in it, and names no file of this machine.
+    data = data if root is not None else with_files_read(data)
+    recipe = recipe_from(data, overrides, where=f"recipe {name_or_file}")
     if root is None:
         # http:// is for servers on this machine (download.web). A file may come from anyone, and they may not
         # have this machine's services asked.
-        consent.grant(*(each for each in _sources(recipe).values() if not (each or "").startswith("http://")))
+        consent.grant(*(each for _, each in _sources(recipe) if not (each or "").startswith("http://")))
     return recipe
 
 
@@ -62,8 +70,8 @@ def recipe_from(data: dict[str, Any], overrides: list[str] | None = None, *, whe
     consent.grant(
         *(
             source
-            for key, source in _sources(recipe).items()
-            if key in typed or key.partition(".")[0] in typed
+            for key, source in _sources(recipe)
+            if any(key == each or key.startswith(f"{each}.") for each in typed)
         )
     )
     return recipe
@@ -97,7 +105,7 @@ def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
             f"there is no recipe {name_or_file!r}",
             got=name_or_file,
             need=f"one of {', '.join(shipped_recipes())}, or a YAML file",
-            fix=f"--recipe {nearest[0] if nearest else shipped_recipes()[0]}",
+            fix=f"--recipe {nearest[0] if nearest else DEFAULT}",
         )
     try:
         data = parse_yaml(text)
@@ -129,16 +137,51 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = data
     for part in parents:
+        if isinstance(node, list):
+            node = _at(node, part, override)
+            continue
         if node.get(part) is None:
             node[part] = {}
         node = node[part]
-        if not isinstance(node, dict):
+        if not isinstance(node, dict | list):
             raise HarnessError(
                 "override-invalid",
                 f"--set {override!r}: {part!r} holds a value, not keys",
                 fix="check the key path in the recipe",
             )
-    node[last] = _scalar(value)
+    found = with_files_read(_scalar(value), tuple(key.split(".")))
+    if isinstance(node, list):
+        _at(node, last, override)
+        node[int(last)] = found
+        return
+    if key == "data.dataset" and node.get("datasets"):
+        _take_one(node, found)
+    elif key == "data.datasets" and found is not None:
+        for of_one in ("dataset", "revision", "episodes"):
+            node.pop(of_one, None)
+    node[last] = found
+
+
+def _at(node: list[Any], position: str, override: str) -> Any:
+    """The entry of a list at the number `position`."""
+    if not position.isdecimal() or int(position) >= len(node):
+        raise HarnessError(
+            "override-invalid",
+            f"--set {override!r}: {position!r} is no position in a list of {len(node)}",
+            need=f"0 to {len(node) - 1}" if node else "a list that has entries",
+            fix="check the key path in the recipe",
+        )
+    return node[int(position)]
+
+
+def _take_one(data: dict[str, Any], dataset: Any) -> None:
+    """Makes a recipe of a mixture one of a single dataset.
+
+    If it is one of the mixture, the recipe keeps what is said of it there.
+    """
+    for each in data.pop("datasets"):
+        if isinstance(each, dict) and each.get("dataset") == dataset:
+            data.update({name: value for name, value in each.items() if name != "weight"})
 
 
 def _scalar(text: str) -> Any:
@@ -167,19 +210,21 @@ def shipped_sources() -> set[str]:
     return {
         source
         for name in shipped_recipes()
-        for source in _sources(recipe_from(_read_yaml(name, None), where=name)).values()
+        for _, source in _sources(recipe_from(_read_yaml(name, None), where=name))
         if source is not None
     }
 
 
-def _sources(recipe: Recipe) -> dict[str, str | None]:
-    """Map from key to the source that is fetched if it is not on this machine."""
-    dataset, tokenizer = recipe.data.dataset.partition("@")[0], recipe.data.tokenizer
-    return {
-        "weights.source": recipe.weights.source,
-        "data.dataset": dataset if dataset != "sample" else None,
-        "data.tokenizer": PALIGEMMA if tokenizer == "paligemma" else None,
-    }
+def _sources(recipe: Recipe) -> list[tuple[str, str | None]]:
+    """Key and source of everything that is fetched if it is not on this machine."""
+    statistics = location_of_statistics(recipe)
+    datasets = [(f"{part.key}.dataset", part.dataset.partition("@")[0]) for part in recipe.data.parts()]
+    return [
+        ("weights.source", recipe.weights.source),
+        *((key, name if name != "sample" else None) for key, name in datasets),
+        ("data.tokenizer", PALIGEMMA if recipe.data.tokenizer == "paligemma" else None),
+        ("data.norm_stats", statistics if statistics is not None and "://" in statistics else None),
+    ]
 
 
 def _is_there(path: Path) -> bool:

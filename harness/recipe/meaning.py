@@ -49,16 +49,29 @@ MEANING: dict[str, Meaning] = {
     "model.prompt_tokens": Meaning(
         "same mathematics", "padding of the prompt is masked; it matters only where prompts are cut"
     ),
+    "model.discrete_state_input": Meaning(
+        "another experiment", "the state enters the model with the prompt, or does not"
+    ),
     "model.action_horizon": Meaning("another experiment", "predicts chunks of another length"),
     "model.compute_dtype": Meaning("another experiment", "rounds differently in every step"),
     "data": Meaning("other data", "the loss is over other samples: not comparable number by number"),
     "data.asset_id": Meaning("same mathematics", "only the name of the statistics in the checkpoint"),
     "data.tokenizer": Meaning("other data", "other tokens for the same words"),
     "data.normalization": Meaning("another experiment", "scales the actions differently, and so the loss"),
+    "data.relative": Meaning(
+        "another experiment", "other action dimensions are differences to the state: another target"
+    ),
+    "data.adapt": Meaning("another experiment", "other joint and gripper values for the same movement"),
+    "data.prompt": Meaning("other data", "another instruction for the same frames"),
     "data.degenerate_dimensions": Meaning(
         "another experiment", "treats near-constant dimensions differently"
     ),
     "data.augment": Meaning("another experiment", "augmentation changes what the model sees"),
+    "data.datasets": Meaning("other data", "other datasets are mixed, or in other shares"),
+    "data.episodes": Meaning("other data", "other episodes are trained on"),
+    "data.norm_stats": Meaning(
+        "another experiment", "other statistics scale the actions differently, and so the loss"
+    ),
     "weights": Meaning("another experiment", "starts from other weights"),
     "train.trained": Meaning("another experiment", "trains other parameters"),
     "train.steps": Meaning("cadence", "another length; each step is the same: compare at the same step"),

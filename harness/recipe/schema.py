@@ -10,26 +10,35 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from harness.received.names import RelativeName
+from harness.recipe.data_schema import CAMERAS, Data, Episodes, Part
 from harness.recipe.meaning import without_cadence
 from harness.redact import holds_secret
-from harness.strict import Strict
+
+__all__ = [
+    "CAMERAS",
+    "PALIGEMMA",
+    "Data",
+    "Episodes",
+    "Expert",
+    "Lora",
+    "Model",
+    "Optimizer",
+    "Part",
+    "Recipe",
+    "Schedule",
+    "Train",
+    "Trained",
+    "Weights",
+]
 
 # The file of the tokenizer "paligemma". Source: openpi src/openpi/models/tokenizer.py, commit 15a9616.
 PALIGEMMA = "gs://big_vision/paligemma_tokenizer.model"
-CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 GemmaVariant = Literal["gemma_2b", "gemma_300m", "dummy"]
 VisionVariant = Literal["So400m/14", "Ti/14", "mu/14"]
 Trained = Literal["full", "lora", "lora_frozen_vision", "action_expert"]
-
-
-class Part(Strict):
-    """A part of a recipe. None of its numbers may be infinite or NaN."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class Lora(Part):
@@ -56,7 +65,12 @@ class Model(Part):
     """π0.5's shape.
 
     The recipe pads prompts to `prompt_tokens`. A plan may compute fewer tokens, with the same result.
+
+    `discrete_state_input` writes the state into the prompt, in 256 bins, as π0.5 was pre-trained. Otherwise
+    the state does not enter the model.
     """
+
+    LATER = frozenset({"discrete_state_input"})
 
     paligemma: Expert = Expert(variant="gemma_2b")
     action_expert: Expert = Expert(variant="gemma_300m")
@@ -66,41 +80,8 @@ class Model(Part):
     action_dim: int = Field(32, gt=0)
     action_horizon: int = Field(10, gt=0)
     prompt_tokens: int = Field(200, gt=0)
+    discrete_state_input: bool = False
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-
-
-class Data(Part):
-    """The source of the samples, and the mapping from columns to inputs.
-
-    - `dataset`: "sample" (the one inside the package), a directory, or a hub id.
-    - `cameras`: maps each camera of the model to a feature of the dataset, or to null. An absent camera is
-      masked, and a plan need not compute it.
-    - `state`: a feature or null. It does not enter the model; only its statistics are kept beside the
-      weights.
-    - `asset_id`: the name of the statistics inside a checkpoint.
-    """
-
-    dataset: str
-    revision: str | None = None
-    asset_id: RelativeName
-    cameras: dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
-    state: str | None = "state"
-    actions: str = "actions"
-    tokenizer: str = "paligemma"
-    normalization: Literal["quantile", "zscore"] = "quantile"
-    degenerate_dimensions: Literal["error", "warn", "pass_through"] = "warn"
-    augment: bool = True
-
-    @model_validator(mode="after")
-    def _all_cameras(self) -> Data:
-        missing = [name for name in CAMERAS if name not in self.cameras]
-        if missing:
-            raise ValueError(
-                f"cameras lacks {', '.join(missing)} (give a feature name, or null for an absent camera)"
-            )
-        if not any(self.cameras.values()):
-            raise ValueError("cameras: at least one must name a feature of the dataset")
-        return self
 
 
 class Schedule(Part):
@@ -219,6 +200,12 @@ class Recipe(Part):
                 " there) and frozen parameters"
             )
         return self
+
+    def parts(self) -> list[Recipe]:
+        """The recipe of each dataset of a mixture alone; of one dataset: itself."""
+        if self.data.datasets is None:
+            return [self]
+        return [self.model_copy(update={"data": data}) for data in self.data.parts()]
 
     def sha256(self) -> str:
         """Hash of all keys that change what a step learns.

@@ -109,13 +109,20 @@ def render(
     tokens: dict[str, int],
     normalized: Normalized,
     mode: str,
+    *,
+    seen: Columns | None = None,
+    names: dict[str, list[str]] | None = None,
+    told: dict[str, str] | None = None,
 ) -> str:
     """The page as HTML, under 2 MB.
 
-    `tokens` is the length of each task's prompt. `mode` names the normalization.
+    `tokens` is the length of each task's prompt. `mode` names the normalization. `seen` are state and actions
+    as the model sees them, if that is not as they are recorded; `told` says how, by key. `names` are those of
+    the dimensions, by key.
 
     Raises: HarnessError of the dataset's reader if a picture that is shown cannot be read.
     """
+    seen, told = seen or frames.columns, told or {}
     episodes = spread(frames.episodes, SHOWN_EPISODES)
     shown = [_show(dataset, frames, episode, len(episodes)) for episode in episodes]
     lengths = [episode.length for episode in frames.episodes]
@@ -127,10 +134,13 @@ def render(
         stats=stats,
         shown=shown,
         charts={
-            key: charts(key, getattr(frames.columns, key), episodes, stats, normalized)
+            key: charts(
+                key, getattr(seen, key), episodes, stats, normalized, names=(names or {}).get(key, [])
+            )
             for key in ("state", "actions")
             if key in stats.norm_stats
         },
+        told=told,
         mode=mode,
         lengths=histogram(lengths, "frames"),
         shortest=min(lengths),
@@ -186,7 +196,13 @@ def strip(images: list[np.ndarray], budget: int) -> str:
 
 
 def charts(
-    key: str, values: np.ndarray, episodes: list[EpisodeSpan], stats: NormStats, normalized: Normalized
+    key: str,
+    values: np.ndarray,
+    episodes: list[EpisodeSpan],
+    stats: NormStats,
+    normalized: Normalized,
+    *,
+    names: Sequence[str] = (),
 ) -> list[Chart]:
     """One chart per dimension: the shown episodes' normalized values over their frames.
 
@@ -212,7 +228,7 @@ def charts(
         )
         found.append(
             Chart(
-                f"{key}[{d}]",
+                f"{key}[{d}]" + (f" {names[d]}" if d < len(names) else ""),
                 lines,
                 HEIGHT / 2 * (1 - 1 / edge),
                 HEIGHT / 2 * (1 + 1 / edge),

@@ -5,17 +5,46 @@ from __future__ import annotations
 from rich.console import Group
 from rich.text import Text
 
-from harness.artifacts import Comparison, Dataset, NormStats, Statistic
+from harness.artifacts import Comparison, Dataset, LeftOut, NormStats, Statistic
 from harness.show.rows import Cells, finding_rows, rows_table
 from harness.units import format_bytes
+
+_MOST_RUNS = 10
+
+
+def _mixture_table(dataset: Dataset) -> Group:
+    """The datasets of a mixture with their shares of the samples, and what is said of all of them."""
+    table = Cells("mixture", ("dataset", "share", "episodes", "frames", "epochs"))
+    whole = sum(dataset.shares)
+    for one, share in zip(dataset.members, dataset.shares, strict=True):
+        seen = share / whole * dataset.frames / one.frames
+        table.row(
+            one.source + (f" @ {one.revision}" if one.revision else ""),
+            f"{100 * share / whole:.4g} %",
+            f"{one.episodes:,}{left_out(one.left_out)}",
+            f"{one.frames:,}",
+            f"{seen:.3g}",
+        )
+    rows = [
+        ("all", f"{dataset.episodes:,} episodes, {dataset.frames:,} frames, {len(dataset.tasks)} tasks"),
+        ("epochs", "how often a dataset's frames are seen while as many samples as frames are drawn"),
+        ("prompt", _prompt(dataset)),
+        ("size", format_bytes(dataset.total_bytes)),
+        ("sha256", dataset.sha256),
+    ]
+    found = [("finding", text) for text in dataset.findings]
+    found += [("finding", f"{one.source}: {text}") for one in dataset.members for text in one.findings]
+    return Group(table, rows_table("", rows + found))
 
 
 def dataset_table(dataset: Dataset) -> Group:
     """Counts, features and hash of a dataset."""
+    if dataset.members:
+        return _mixture_table(dataset)
     rows = [
         ("source", dataset.source + (f" @ {dataset.revision}" if dataset.revision else "")),
         ("format", f"LeRobot {dataset.format_version}, {dataset.fps:g} fps"),
-        ("episodes", f"{dataset.episodes:,}"),
+        ("episodes", f"{dataset.episodes:,}{left_out(dataset.left_out)}"),
         ("frames", f"{dataset.frames:,}"),
         (
             "tasks",
@@ -34,6 +63,15 @@ def dataset_table(dataset: Dataset) -> Group:
     return rows_table("dataset", rows + [("finding", text) for text in dataset.findings])
 
 
+def left_out(what: LeftOut | None) -> str:
+    """What the recipe leaves out, behind the number of what it reads."""
+    if what is None:
+        return ""
+    shown = ", ".join(map(str, what.episodes[:_MOST_RUNS]))
+    more = f" and {len(what.episodes) - _MOST_RUNS:,} more" if len(what.episodes) > _MOST_RUNS else ""
+    return f" (left out: {shown}{more}, {what.frames:,} frames)"
+
+
 def _prompt(dataset: Dataset) -> str:
     if dataset.longest_prompt_tokens is None:
         return (
@@ -45,7 +83,11 @@ def _prompt(dataset: Dataset) -> str:
 
 def stats_table(stats: NormStats) -> Group:
     """Mean, spread and quantiles of every dimension. Below them each fault of a dimension, with its fix."""
-    title = f"statistics of {stats.frames:,} frames, horizon {stats.action_horizon}"
+    title = (
+        f"statistics of {stats.frames:,} frames, horizon {stats.action_horizon}"
+        if stats.given is None
+        else f"given statistics: {stats.given.form}, {stats.given.source}, sha256 {stats.given.sha256[:16]}"
+    )
     table = Cells(title, ("dimension", "mean", "std", "q01", "q99"))
     for key, one in stats.norm_stats.items():
         for i in range(len(one.mean)):

@@ -28,7 +28,7 @@ from harness.train.sharding import Layout
 # Arrays with a row for each sample.
 Inputs = dict[str, Any]
 # loss(parameters, inputs) of one microbatch.
-Loss = Callable[[Params, Inputs], jax.Array]
+Loss = Callable[[Params, Inputs], Any]
 
 
 class Copied(NamedTuple):
@@ -51,8 +51,12 @@ def accumulate(
     steps: int,
     layout: Layout,
     vocabulary: int,
-) -> tuple[jax.Array, Params]:
+    *,
+    each_row: bool = False,
+) -> tuple[jax.Array, Params] | tuple[jax.Array, Params, jax.Array]:
     """(mean loss, its float32 gradient) over `steps` microbatches.
+
+    With `each_row` the loss returns (mean, the loss of each row [M]), and the rows' losses [K, M] come third.
 
     The gradient has the paths of `trained` and of `copies`, and the embedding's path if the embedding is
     trained. `copies` are parameters in the compute type. `embedded` holds the embeddings of all tokens, [B,
@@ -65,27 +69,27 @@ def accumulate(
     )
     unread = {path: jnp.zeros(x.shape, jnp.float32) for path, x in copies.items()}
 
-    def add(value: jax.Array, one: tuple[Inputs, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
+    def add(value: jax.Array, one: tuple[Inputs, jax.Array | None]) -> tuple[jax.Array, Any]:
         inputs, rows = one
 
-        def mean(params: Params, rows: jax.Array | None) -> jax.Array:
+        def mean(params: Params, rows: jax.Array | None) -> Any:
             given = params | {path: Copied(copy, params[path]) for path, copy in copies.items()} | frozen
             if rows is None:
                 return loss(given, inputs)
             numbers = jnp.arange(rows.shape[0] * rows.shape[1]).reshape(rows.shape[:2])
             return loss(given | {EMBEDDING: rows.reshape(-1, rows.shape[-1])}, inputs | {"tokens": numbers})
 
-        each, backward = jax.vjp(mean, trained | unread, rows)
+        each, backward, *losses = jax.vjp(mean, trained | unread, rows, has_aux=each_row)
         of_rows = None if rows is None else jax.new_ref(jnp.zeros_like(rows))
         backward.with_refs(total, of_rows)(jnp.full_like(each, 1 / steps))
-        return value + each / steps, None if of_rows is None else jax.freeze(of_rows)
+        return value + each / steps, (None if of_rows is None else jax.freeze(of_rows), *losses)
 
-    value, of_rows = jax.lax.scan(add, jnp.zeros(()), (cut, lookup))
+    value, (of_rows, *losses) = jax.lax.scan(add, jnp.zeros(()), (cut, lookup))
     gradient = {path: jax.freeze(ref) for path, ref in total.items()}
     if embedded is None or of_rows is None:
-        return value, gradient
+        return value, gradient, *losses
     zeros = layout.constrain({EMBEDDING: jnp.zeros((vocabulary, embedded.shape[-1]), jnp.float32)})[EMBEDDING]
-    return value, gradient | {EMBEDDING: zeros.at[cut["tokens"]].add(of_rows)}
+    return value, gradient | {EMBEDDING: zeros.at[cut["tokens"]].add(of_rows)}, *losses
 
 
 def read_copies(layer: Any) -> Any:

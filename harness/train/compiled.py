@@ -80,7 +80,18 @@ def abstract_batch(recipe: Recipe, levers: Levers) -> dict[str, Any]:
         "tokens": jax.ShapeDtypeStruct((b, tokens), jnp.int32),
         "token_mask": jax.ShapeDtypeStruct((b, tokens), jnp.bool_),
         "actions": jax.ShapeDtypeStruct((b, model.action_horizon, model.action_dim), jnp.float32),
+        **_of_mixture(recipe, levers, b),
     }
+
+
+def _of_mixture(recipe: Recipe, levers: Levers, b: int) -> dict[str, Any]:
+    """What a batch of a mixture has beside that of one dataset, as `mixed_batch` makes it."""
+    if recipe.data.datasets is None:
+        return {}
+    found: dict[str, Any] = {"dataset": jax.ShapeDtypeStruct((b,), jnp.int32)}
+    if recipe.data.some_lack_a_camera:
+        found["image_masks"] = {camera: jax.ShapeDtypeStruct((b,), jnp.bool_) for camera in levers.cameras}
+    return found
 
 
 def device_bytes(analysis: Any) -> dict[str, int]:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from harness.data.resample import BITS, fit, weights
 
 _INPUTS = ("images", "tokens", "token_mask", "actions")
+# Those of a mixture.
+_OF_MIXTURE = ("image_masks", "dataset")
 
 
 def feed(batch: dict[str, Any], rows: Any, size: int) -> dict[str, Any]:
@@ -24,7 +26,8 @@ def feed(batch: dict[str, Any], rows: Any, size: int) -> dict[str, Any]:
     Images are uint8 {camera: [B, size, size, 3]}. The call does not wait: copying and resizing run while the
     step before is computed.
     """
-    inputs = jax.device_put({name: batch[name] for name in _INPUTS}, rows)
+    names = [*_INPUTS, *(name for name in _OF_MIXTURE if name in batch)]
+    inputs = jax.device_put({name: batch[name] for name in names}, rows)
     square = (size, size)
     images = {
         camera: x if x.shape[1:3] == square else resize(x, size, rows)

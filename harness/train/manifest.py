@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from harness.artifacts import Machine, Manifest
-from harness.artifacts.training import Distance
+from harness.artifacts.training import Distance, used
 from harness.recipe.differences import differences_from_published
 from harness.recipe.parameters import counts
 from harness.run.directory import sha256_json
@@ -61,5 +61,7 @@ def describe_run(job: Job, compiled: CompiledStep, weights: dict[str, Any], kern
         kernels_sha256=kernels.sha256,
         compiled_bytes=compiled.bytes,
         published=[Distance(**difference._asdict()) for difference in differences_from_published(job.recipe)],
+        datasets=used(job.dataset),
+        norm_stats_given=job.stats.given,
         unknown=unknown,
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from harness.artifacts import Metrics
 from harness.artifacts.metrics_lines import read_lines
@@ -12,6 +15,24 @@ from harness.received.files import METRICS_BYTES, there
 from harness.received.writing import open_to_write
 from harness.run.directory import cannot_write, write_atomic
 from harness.units import format_bytes
+
+
+def as_line(values: dict[str, Any], datasets: list[str]) -> dict[str, Any]:
+    """A step's metrics as a line of the file has them.
+
+    `datasets` are the names of a mixture's datasets. Each has its rows' mean loss; one without a row in the
+    batch has none.
+    """
+    found: dict[str, Any] = {name: float(value) for name, value in values.items() if not np.ndim(value)}
+    if not datasets:
+        return found
+    sums, rows = values["dataset_loss"], values["dataset_rows"]
+    found["datasets"] = {
+        name: float(total) / int(count)
+        for name, total, count in zip(datasets, sums, rows, strict=True)
+        if count
+    }
+    return found
 
 
 def _check_size(path: Path) -> None:

@@ -45,7 +45,8 @@ def make_step(
 
     batch: images uint8 {camera: [B, S, S, 3]}, tokens int32 [B, T], token_mask bool [B, T], actions float32
     [B, A, E]. An absent camera is computed as if masked, at no cost. metrics: loss, grad_norm (before
-    clipping), param_norm (kernels, after the update), learning_rate.
+    clipping), param_norm (kernels, after the update), learning_rate. Of a mixture the batch also has dataset
+    int32 [B], and image_masks if some datasets lack a camera; the metrics those of `by_dataset`.
 
     `layout` gives the sharding of every array on several devices; without it there is one device. The other
     options are those of `Levers`. The types of the state's arrays say which of them lie in host memory.
@@ -55,19 +56,21 @@ def make_step(
         recipe.model, remat=remat, attention=attention, fetch=lambda layer: layout.fetch(read_copies(layer))
     )
 
-    def loss(params: Params, inputs: Inputs) -> jax.Array:
+    datasets = recipe.data.datasets
+
+    def loss(params: Params, inputs: Inputs) -> Any:
         observation = observe(inputs, inputs["augment"] if recipe.data.augment else None)
-        return (
-            bind(graph, layout.fetch_outside_layers(params))
-            .loss(observation, inputs["actions"], inputs["noise"], inputs["time"])
-            .mean()
+        each = bind(graph, layout.fetch_outside_layers(params)).loss(
+            observation, inputs["actions"], inputs["noise"], inputs["time"]
         )
+        return each.mean() if datasets is None else (each.mean(), each.mean(axis=-1))
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        inputs = {name: batch[name] for name in ("images", "tokens", "token_mask", "actions")}
+        names = ("images", "tokens", "token_mask", "actions", "image_masks")
+        inputs = {name: batch[name] for name in names if name in batch}
         inputs |= layout.constrain_rows(draw(jax.random.fold_in(key, state.step), inputs["actions"].shape))
         given, copies, embedded = _readable(recipe, state.trained, inputs["tokens"], compute_copy, layout)
-        value, grads = accumulate(
+        value, grads, *of_rows = accumulate(
             loss,
             given,
             copies,
@@ -77,10 +80,27 @@ def make_step(
             accumulation_steps,
             layout,
             recipe.model.vocab_size,
+            each_row=datasets is not None,
         )
-        return apply_gradients(recipe, state, value, grads, layout)
+        state, metrics = apply_gradients(recipe, state, value, grads, layout)
+        if datasets is None:
+            return state, metrics
+        cut = layout.microbatches(batch["dataset"], accumulation_steps)
+        return state, metrics | by_dataset(of_rows[0], cut, len(datasets))
 
     return step
+
+
+def by_dataset(losses: jax.Array, datasets: jax.Array, count: int) -> dict[str, jax.Array]:
+    """The sum of the losses of each dataset's rows, float32 [count], and their number, int32 [count].
+
+    Shapes: losses and datasets [K, M].
+    """
+    own = datasets[..., None] == jnp.arange(count)  # [K, M, count]
+    return {
+        "dataset_loss": jnp.where(own, losses[..., None], 0.0).sum(axis=(0, 1)),
+        "dataset_rows": own.sum(axis=(0, 1)),
+    }
 
 
 def _readable(
@@ -130,7 +150,8 @@ def observe(batch: Batch, keys: jax.Array | None) -> Observation:
     images = {
         camera: image.astype(jnp.float32) / 255.0 * 2.0 - 1.0 for camera, image in batch["images"].items()
     }
-    masks = {camera: jnp.ones(image.shape[0], bool) for camera, image in images.items()}
+    told = batch.get("image_masks", {})
+    masks = {camera: told.get(camera, jnp.ones(image.shape[0], bool)) for camera, image in images.items()}
     return Observation(
         images if keys is None else augment(keys, images), masks, batch["tokens"], batch["token_mask"]
     )

@@ -27,28 +27,38 @@ def fetch(
 
     asked = chain_for(None, recipe, [*(sets or []), *dataset_overrides(dataset)]).recipe
     with spinner("fetching the dataset") as say:
-        parts = [_dataset(asked)]
+        parts = [_dataset(data) for data in asked.data.parts()]
         say("fetching the tokenizer")
         parts.append(_tokenizer(asked))
         if asked.weights.source is not None:
             say("fetching the weights")
             parts.append(_weights(str(asked.weights.source), say))
+        if asked.data.norm_stats is not None:
+            say("fetching the statistics")
+            parts.append(_statistics(asked))
     found = Fetched(recipe=asked.name, parts=parts)
     if run is not None:
         rundir(run).write(found)
     answer(found, as_json, fetched_view)
 
 
-def _dataset(recipe: Any) -> Any:
+def _dataset(data: Any) -> Any:
     from harness.data.fetch import resolve
 
-    return _part("dataset", recipe.data.dataset, resolve(recipe.data).path)
+    return _part("dataset", data.dataset, resolve(data).path)
 
 
 def _tokenizer(recipe: Any) -> Any:
     from harness.data.tokenizer import tokenizer_path
 
     return _part("tokenizer", recipe.data.tokenizer, tokenizer_path(recipe.data.tokenizer))
+
+
+def _statistics(recipe: Any) -> Any:
+    from harness.data.given import given_file
+    from harness.recipe.norm_stats import location_of_statistics
+
+    return _part("statistics", location_of_statistics(recipe) or "", given_file(recipe))
 
 
 def _weights(source: str, say: Any) -> Any:
@@ -84,4 +94,9 @@ def _part(what: Any, source: str, path: Path) -> Any:
     return Part(what=what, source=source, path=str(path), bytes=sum(each.stat().st_size for each in files))
 
 
-_KEYS = {"dataset": "data.dataset", "tokenizer": "data.tokenizer", "weights": "weights.source"}
+_KEYS = {
+    "dataset": "data.dataset",
+    "tokenizer": "data.tokenizer",
+    "weights": "weights.source",
+    "statistics": "data.norm_stats",
+}

@@ -52,11 +52,11 @@ def stats(
         answer(found, as_json, stats_table)
         return
     from harness.data.compare import compare_statistics
-    from harness.data.lerobot import open_dataset
+    from harness.data.given import seen
     from harness.data.norm_files import features_of
 
     data = chain.recipe.data
-    blocks = open_dataset(described.path, state=data.state, actions=data.actions).blocks()
+    blocks = seen(chain.recipe, described)
     comparison = compare_statistics(
         found, compare, mode=data.normalization, names=features_of(data), blocks=blocks
     )

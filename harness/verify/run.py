@@ -131,6 +131,9 @@ def _data(chain: Chain) -> tuple[tuple[Dataset, NormStats] | None, str | None, d
     except HarnessError as error:
         why = dict.fromkeys(("dataset", "dataset_revision", "norm_stats"), error.what)
     try:
+        if chain.recipe.data.datasets is not None:
+            # Their common hash has the shares in it, for which they must be read.
+            return None, None, why
         path = resolve(chain.recipe.data).path
         check_is_dataset(path)
         return None, content_hash(path)[0], why

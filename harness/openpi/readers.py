@@ -1,0 +1,125 @@
+"""What openpi's readers of datasets take from them and do with it, in the words of a recipe. No JAX.
+
+Source: openpi src/openpi/training/config.py (`LeRobotLiberoDataConfig`, `LeRobotAlohaDataConfig`,
+`LeRobotDROIDDataConfig`, `RLDSDroidDataConfig`), policies/{aloha,droid,libero}_policy.py and
+training/droid_rlds_dataset.py, commit 15a9616.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from harness.openpi.options import Command, is_required
+
+_LIBERO, _ALOHA = "LeRobotLiberoDataConfig", "LeRobotAlohaDataConfig"
+_DROID, _DROID_RLDS = "LeRobotDROIDDataConfig", "RLDSDroidDataConfig"
+# Upstream's name of a picture → the model's.
+_ALOHA_CAMERAS = {
+    "base_0_rgb": "cam_high",
+    "left_wrist_0_rgb": "cam_left_wrist",
+    "right_wrist_0_rgb": "cam_right_wrist",
+}
+# The features that upstream's converter writes: examples/droid/convert_droid_data_to_lerobot.py.
+_DROID_FEATURES: dict[str, Any] = {
+    "cameras": {
+        "base_0_rgb": "exterior_image_1_left",
+        "left_wrist_0_rgb": "wrist_image_left",
+        "right_wrist_0_rgb": None,
+    },
+    "state": ["joint_position", "gripper_position"],
+    "actions": "actions",
+}
+
+
+class Read(NamedTuple):
+    """What a command's reader does.
+
+    `data` are keys of a recipe's data. `lost` says what no recipe can do, `differs` what one does otherwise.
+    """
+
+    data: dict[str, Any]
+    lost: list[str]
+    differs: list[str]
+
+
+def read_by(command: Command) -> Read:
+    """What the command's reader takes and does."""
+    options, reader = command.effective, command.config.data
+    dataset = options.get("data.repo-id")
+    if reader == _DROID_RLDS and is_required(dataset):
+        dataset = "droid"
+    asset = options.get("data.assets.asset-id") or dataset
+    data = {"dataset": str(dataset), "asset_id": str(asset), "norm_stats": _statistics(options, str(asset))}
+    if reader == _LIBERO:
+        relative = "0-5" if options.get("data.extra-delta-transform") else None
+        return Read(data | {"relative": relative}, [], [])
+    if reader == _ALOHA:
+        return _aloha(command, data)
+    if reader == _DROID:
+        return Read(data | _DROID_FEATURES, [], [])
+    if reader == _DROID_RLDS:
+        return _droid_rlds(command, data)
+    return Read(data, [_why_not(command)], [])
+
+
+def _statistics(options: dict[str, Any], asset: str) -> str | None:
+    """Where the statistics come from, if the command names an assets directory; else from the data."""
+    assets, weights = options.get("data.assets.assets-dir"), options.get("weight-loader.params-path")
+    if assets is None:
+        return None
+    home = str(assets).rstrip("/")
+    if weights is not None and home == f"{str(weights).rstrip('/').removesuffix('/params')}/assets":
+        return "base"
+    return f"{home}/{asset}"
+
+
+def _aloha(command: Command, data: dict[str, Any]) -> Read:
+    options, repack = command.effective, command.config.repack or {}
+    views = repack.get("images", {})
+    data |= {
+        "cameras": {camera: views.get(view) for camera, view in _ALOHA_CAMERAS.items()},
+        "state": repack.get("state"),
+        "actions": repack.get("actions"),
+        "relative": "0-5,7-12" if options["data.use-delta-joint-actions"] else None,
+        "adapt": "aloha" if options["data.adapt-to-pi"] else None,
+        "prompt": options.get("data.default-prompt"),
+    }
+    lost = []
+    if is_required(options.get("data.repo-id")):
+        lost.append("no dataset is named (--data.repo-id), without which openpi does not start")
+    if data["prompt"] is None:
+        lost.append(
+            "no prompt is given (--data.default-prompt): this reader drops those of the dataset, and openpi"
+            " stops at the first frame"
+        )
+    if options["data.action-sequence-keys"] != command.config.defaults["data.action-sequence-keys"]:
+        lost.append(
+            "other features are read as chunks (--data.action-sequence-keys) than its actions are taken from"
+        )
+    return Read(data, lost, [])
+
+
+def _droid_rlds(command: Command, data: dict[str, Any]) -> Read:
+    options = command.effective
+    positions = "VELOCITY" not in str(options["data.action-space"]).upper()
+    differs = [
+        "openpi reads DROID in RLDS form; the recipe reads a LeRobot dataset with the features of openpi's"
+        " converter, and with joint"
+        f" {'positions' if positions else 'velocities'} and the gripper's position as actions",
+        "openpi draws one of two outside cameras and one of three instructions for each episode; the recipe"
+        " has exterior_image_1_left and the dataset's instruction",
+        "openpi leaves out unsuccessful episodes, and frames in which the robot stands"
+        " (filter_dict_path); the recipe trains on all that the dataset has",
+    ]
+    if str(options.get("data.datasets", "")).count("RLDSDataset(") > 1:
+        differs.append("openpi draws from several weighted datasets; the recipe has one")
+    return Read(data | _DROID_FEATURES | {"relative": "0-6" if positions else None}, [], differs)
+
+
+def _why_not(command: Command) -> str:
+    if command.config.data == "FakeDataConfig":
+        return "it trains on random numbers (FakeDataConfig), for which no dataset stands"
+    return (
+        f"{command.name} is a configuration for inference: its reader ({command.config.data}) asks for"
+        " features whose names no LeRobot dataset may have; pi05_droid_finetune trains on DROID"
+    )
