@@ -40,7 +40,11 @@ def resize(module: Any, sizes: dict[str, Any] | None) -> None:
     """Gives both networks the sizes that the program hard-codes: those of vision, and of the vocabulary."""
     if sizes is None:
         return
-    for name in [each for each in vars(module) if each.startswith(("PaliGemmaForConditional", "PiGemmaForCausal", "GemmaForCausal"))]:
+    for name in [
+        each
+        for each in vars(module)
+        if each.startswith(("PaliGemmaForConditional", "PiGemmaForCausal", "GemmaForCausal"))
+    ]:
         setattr(module, name, _resized(getattr(module, name), sizes))
 
 
@@ -60,7 +64,9 @@ def _resized(network: Any, sizes: dict[str, Any]) -> Any:
 def openpi(checkout: Path, sizes: dict[str, Any] | None, horizon: int) -> Any:
     """openpi's PI0Pytorch for π0.5, in float32."""
     source = checkout / "src/openpi"
-    variants = {name: types.SimpleNamespace(**each) for name, each in ((sizes or {}).get("variants") or REAL).items()}
+    variants = {
+        name: types.SimpleNamespace(**each) for name, each in ((sizes or {}).get("variants") or REAL).items()
+    }
     for name in ("", ".models_pytorch", ".shared"):
         stub(f"openpi{name}", source / name.strip(".") if name else source)
     stub("openpi.models")
@@ -133,7 +139,9 @@ def openpi_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any]
         state=torch.zeros(batch, 32), tokenized_prompt=inputs["tokens"], tokenized_prompt_mask=inputs["token_mask"],
         token_ar_mask=None, token_loss_mask=None,
     )  # fmt: skip
-    return model.eval().sample_actions("cpu", observation, noise=inputs["noise"], num_steps=int(inputs["steps"]))
+    return model.eval().sample_actions(
+        "cpu", observation, noise=inputs["noise"], num_steps=int(inputs["steps"])
+    )
 
 
 def lerobot_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any], checkpoint: Path) -> Any:
@@ -149,7 +157,12 @@ def lerobot_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any
     images = [inputs["images"][:, i].permute(0, 3, 1, 2) for i in range(inputs["images"].shape[1])]
     masks = [inputs["image_masks"][:, i] for i in range(len(images))]
     return inner.sample_actions(
-        images, masks, inputs["tokens"], inputs["token_mask"], noise=inputs["noise"], num_steps=int(inputs["steps"])
+        images,
+        masks,
+        inputs["tokens"],
+        inputs["token_mask"],
+        noise=inputs["noise"],
+        num_steps=int(inputs["steps"]),
     )
 
 

@@ -71,7 +71,7 @@ def test_lerobots_are_named_from_every_level(tmp_path: Path, below: str) -> None
     error = refused(lerobot(tmp_path / "run") / below)
     assert "LeRobot pi05" in error.what
     assert "2 tensors, 24 parameters, bfloat16" in error.what
-    assert "convert_jax_model_to_pytorch" in str(error.need)
+    assert "model.safetensors" in str(error.need)
 
 
 @pytest.mark.parametrize("below", ["", "2000", "2000/model.safetensors"])

@@ -11,22 +11,27 @@ src/lerobot/utils/train_utils.py and constants.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.safetensors import Tensor, read_header
+from harness.checkpoint.tensors import INDEX
 from harness.errors import HarnessError
 from harness.received.files import MARK_BYTES, UnsafeFile
 from harness.received.json import read_json
 from harness.received.pointers import holds_pointer, pointer
-from harness.received.text import one_line
+from harness.received.text import one_line, word
 from harness.run.directory import CHECKPOINTS
 from harness.run.steps import step_directories
 from harness.units import format_count
 
 _TENSORS = ".safetensors"
+_WHOLE = "model.safetensors"
+# Names that only the tensors of π0 and π0.5 have.
+_OURS = re.compile(r"paligemma_with_expert\.|(?:^|\.)action_(?:in|out)_proj\.")
 # Pickles: loading one runs the code in it. They are named in the report and not loaded; only their first
 # bytes are read, to recognize a pointer of Git LFS.
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -42,11 +47,9 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-# Source: openpi examples/convert_jax_model_to_pytorch.py, commit 15a9616; no script of that commit goes the
-# other way.
 _NEED = (
-    "JAX weights: a params directory as openpi's JAX trainer, or this harness, saves it. openpi's"
-    " examples/convert_jax_model_to_pytorch.py goes from JAX to PyTorch; nothing in openpi goes back"
+    "weights of π0.5: a params directory as openpi's JAX trainer, or this harness, saves it; or"
+    " model.safetensors of openpi's PyTorch trainer or LeRobot"
 )
 
 
@@ -80,6 +83,33 @@ def refuse_pytorch(path: Path) -> None:
             "start from the JAX weights: --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
         ),
     )
+
+
+def weights_place(path: Path) -> Path | None:
+    """The file of π0.5's tensors, or the index of several files, that `path` means; None if there is none.
+
+    `path` is such a file, a directory of them, or a step of LeRobot's. Adapters alone count too: they are
+    then refused by name.
+    Raises: HarnessError "weights-step-needed" for a run or a directory of several steps, "git-lfs-pointer".
+    """
+    found = find_pytorch(path)
+    if found is None or not any(_OURS.search(tensor.name) for tensor in found.tensors):
+        return None
+    if path.is_file():
+        return path
+    if found.place not in (path, path / _POLICY):
+        raise HarnessError(
+            "weights-step-needed",
+            f"{path} is a run, or a directory of steps, not one step of it",
+            got=f"the newest is {found.place}",
+            need="one step directory",
+            fix=f"--set {word(f'weights.source={found.place}')}",
+        )
+    names = {file.name for file in found.place.iterdir() if file.is_file()}
+    index = next((name for name in sorted(names) if name.endswith(INDEX)), None)
+    first = next((name for name in sorted(names) if name.endswith(_TENSORS)), None)
+    name = _WHOLE if _WHOLE in names else index or first
+    return None if name is None else found.place / name
 
 
 def _contents(found: Weights) -> str:

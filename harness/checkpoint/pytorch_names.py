@@ -3,18 +3,20 @@
 openpi's PyTorch model and LeRobot's pi05 have the same tensors; LeRobot's names begin with `model.`. A leaf
 of ours with a layer axis is many tensors of theirs:
 
-    tensor = leaf[index].transpose(axes).reshape(shape)
-    leaf[index] = tensor.reshape(the transposed shape).transpose(the inverse of axes)
+    tensor = leaf[at].transpose(axes).reshape(shape)
+    leaf[at].transpose(axes) = tensor.reshape(the transposed shape)
 
 Nothing is rounded on either way. Source: openpi examples/convert_jax_model_to_pytorch.py and
-src/openpi/models_pytorch/gemma_pytorch.py, commit 15a9616; lerobot src/lerobot/policies/pi05/modeling_pi05.py,
-commit 7427f31. `benchmarks/other_models.py` compares names, shapes and actions with both programs.
+src/openpi/models_pytorch/gemma_pytorch.py, commit 15a9616; lerobot
+src/lerobot/policies/pi05/modeling_pi05.py, commit 7427f31.
+`benchmarks/other_models.py` compares names, shapes and actions with both programs.
 
 Axes: L layers, N query heads, K key/value heads, D width, H head dim, F mlp dim, P patch, T image tokens.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -47,11 +49,15 @@ UNUSED_HEAD = f"{_BOTH}gemma_expert.lm_head.weight"
 _PI0 = re.compile(r"(?:model\.)?(?:state_proj|action_time_mlp_(?:in|out))\.")
 
 
+# Side of a tile in elements, and what keeps its rows out of one set of the cache.
+_TILE, _PAD = 256, 16
+
+
 class Part(NamedTuple):
-    """One tensor of theirs: the part of a leaf at `index`, with its `axes` exchanged, in `shape`."""
+    """One tensor of theirs: the part of a leaf at `at`, with its `axes` exchanged, in `shape`."""
 
     name: str
-    index: Shape
+    at: Shape
     axes: Shape
     shape: Shape
 
@@ -136,21 +142,18 @@ def _gemma(suffix: str, model: str) -> Iterator[_Row]:
 ROWS: tuple[_Row, ...] = tuple(_rows())
 
 
-def parts_of(model: Model) -> dict[str, list[Part]]:
-    """Our path → its tensors in PyTorch, without a program's prefix. Adapters have none: they are merged.
+def parts_of(shapes: Mapping[str, Shape]) -> dict[str, list[Part]]:
+    """Our path → its tensors in PyTorch, without a program's prefix, of each path of `shapes` that has some.
 
-    Each element of a leaf lies in exactly one of its tensors.
+    Each element of a leaf lies in exactly one of its tensors. Adapters have none: they are merged.
     """
-    shapes = parameter_shapes(model)
-    return {row.path: list(_parts(row, shapes[row.path])) for row in ROWS}
+    return {row.path: list(_parts(row, tuple(shapes[row.path]))) for row in ROWS if row.path in shapes}
 
 
 def _parts(row: _Row, shape: Shape) -> Iterator[Part]:
     cuts = len(shape) - len(row.axes)
     for index in np.ndindex(*shape[:cuts]):
-        name = row.name.format(
-            l=index[0] if index else "", c=row.cut[index[1]] if row.cut else ""
-        )
+        name = row.name.format(l=index[0] if index else "", c=row.cut[index[1]] if row.cut else "")
         yield Part(name, index, row.axes, _joined(row, shape[cuts:]))
 
 
@@ -166,20 +169,65 @@ def _joined(row: _Row, shape: Shape) -> Shape:
 
 
 def turned(leaf: Array, part: Part) -> Array:
-    """The tensor `part` of `leaf`: a view, or for joined axes that do not lie together a copy."""
-    return leaf[part.index].transpose(part.axes).reshape(part.shape)
+    """The tensor `part` of `leaf`, its elements in C order: a view where nothing moves, else a copy."""
+    place = leaf[part.at]
+    flat = _matrices(place.shape, part.axes)
+    if flat is None:
+        return np.ascontiguousarray(place.transpose(part.axes)).reshape(part.shape)
+    out = np.empty(part.shape, leaf.dtype)
+    for one, to in zip(place.reshape(flat), out.reshape(flat[0], flat[2], flat[1]), strict=True):
+        transpose_into(one, to)
+    return out
 
 
 def put_back(tensor: Array, part: Part, leaf: Array) -> None:
-    """Writes the tensor `part` to its place in `leaf`, cast to the leaf's type."""
-    place = leaf[part.index]
-    place.transpose(part.axes)[...] = tensor.reshape(tuple(place.shape[axis] for axis in part.axes))
+    """Writes the tensor `part`, in C order and of the leaf's type, to its place in `leaf`."""
+    place = leaf[part.at]
+    flat = _matrices(place.shape, part.axes)
+    if flat is None:
+        there = place.transpose(part.axes)
+        there[...] = tensor.reshape(there.shape)
+        return
+    for one, to in zip(tensor.reshape(flat[0], flat[2], flat[1]), place.reshape(flat), strict=True):
+        transpose_into(one, to)
+
+
+def _matrices(shape: Shape, axes: Shape) -> tuple[int, int, int] | None:
+    """(matrices, rows, columns), so that the exchange of `axes` transposes each of the matrices.
+
+    None if nothing moves, and for the small patch embedding, of which three groups of axes are exchanged.
+    """
+    if axes == tuple(range(len(axes))) or len(axes) > 3:
+        return None
+    if axes[0] == 0:
+        return shape[0], shape[1], shape[2]
+    return 1, math.prod(shape[: axes[0]]), math.prod(shape[axes[0] :])
+
+
+def transpose_into(matrix: Array, out: Array) -> None:
+    """Writes the transposed `matrix` to `out`, tile by tile.
+
+    Rows of a power of two bytes fall into one set of the cache, so numpy's own copy of such a matrix is
+    twenty times slower than the disk.
+    """
+    rows, columns = matrix.shape
+    tile = np.empty((_TILE, _TILE + _PAD), matrix.dtype)
+    for i in range(0, rows, _TILE):
+        height = min(_TILE, rows - i)
+        for j in range(0, columns, _TILE):
+            width = min(_TILE, columns - j)
+            tile[:height, :width] = matrix[i : i + height, j : j + width]
+            out[j : j + width, i : i + height] = tile[:height, :width].T
 
 
 def tensor_shapes(model: Model, program: Program) -> dict[str, Shape]:
     """Name → shape of every tensor of a file that `program` reads, in the order of our parameters."""
     prefix = PREFIX[program]
-    shapes = {f"{prefix}{part.name}": part.shape for parts in parts_of(model).values() for part in parts}
+    shapes = {
+        f"{prefix}{part.name}": part.shape
+        for parts in parts_of(parameter_shapes(model)).values()
+        for part in parts
+    }
     width = GEMMA[model.action_expert.variant].width
     return shapes | {f"{prefix}{UNUSED_HEAD}": (model.vocab_size, width)}
 
