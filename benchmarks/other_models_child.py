@@ -11,7 +11,10 @@ ones of SIZES. Only the sizes that both programs hard-code are changed at run ti
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -34,6 +37,26 @@ def stub(name: str, path: Path | None = None, **members: Any) -> types.ModuleTyp
         module.__path__ = [str(path)]
     sys.modules[name] = module
     return module
+
+
+class _Older(importlib.machinery.SourceFileLoader):
+    """Reads LeRobot's source under Python 3.11: type parameters of functions and classes are left out."""
+
+    def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> Any:
+        text = bytes(data).decode()
+        plain = re.sub(r"\b(def \w+)\[[^\]]*\]", r"\1", text)
+        subscript = "\n    __class_getitem__ = classmethod(lambda cls, _: cls)"
+        plain = re.sub(r"^(class \w+)\[[^\]]*\](.*:)$", rf"\1\2{subscript}", plain, flags=re.MULTILINE)
+        flags = 0 if plain == text else annotations.compiler_flag
+        return compile(plain, path, "exec", flags=flags, dont_inherit=True, optimize=_optimize)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name.startswith("lerobot") else None
+        if spec is not None and spec.origin and spec.origin.endswith(".py"):
+            spec.loader = _Older(name, spec.origin)
+        return spec
 
 
 def resize(module: Any, sizes: dict[str, Any] | None) -> None:
@@ -61,6 +84,12 @@ def _resized(network: Any, sizes: dict[str, Any]) -> Any:
     return build
 
 
+def _anything(name: str) -> type:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {})
+
+
 def openpi(checkout: Path, sizes: dict[str, Any] | None, horizon: int) -> Any:
     """openpi's PI0Pytorch for π0.5, in float32."""
     source = checkout / "src/openpi"
@@ -86,6 +115,21 @@ def openpi(checkout: Path, sizes: dict[str, Any] | None, horizon: int) -> Any:
 def lerobot(checkout: Path, sizes: dict[str, Any] | None, horizon: int) -> Any:
     """LeRobot's PI05Policy in float32."""
     sys.path.insert(0, str(checkout / "src"))
+    if sys.version_info < (3, 12):
+        sys.meta_path.insert(0, _Finder())
+    import transformers.models.gemma.modeling_gemma  # noqa: F401, PLC0415  before torchvision is a stub
+
+    # LeRobot's configurations import its pictures, which nothing here opens.
+    for name in (
+        "",
+        ".io",
+        ".transforms",
+        ".transforms.functional",
+        ".transforms.v2",
+        ".transforms.v2.functional",
+    ):
+        if f"torchvision{name}" not in sys.modules:
+            stub(f"torchvision{name}", checkout, __getattr__=_anything)
     for name in ("lerobot.policies", "lerobot.policies.pi05"):
         stub(name, checkout / "src" / name.replace(".", "/"))
     module = importlib.import_module("lerobot.policies.pi05.modeling_pi05")

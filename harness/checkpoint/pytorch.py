@@ -25,11 +25,11 @@ from harness.received.json import read_json
 from harness.received.pointers import holds_pointer, pointer
 from harness.received.text import one_line, word
 from harness.run.directory import CHECKPOINTS
-from harness.run.steps import step_directories
+from harness.run.steps import step_directories, step_number
 from harness.units import format_count
 
 _TENSORS = ".safetensors"
-_WHOLE = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 # Names that only the tensors of π0 and π0.5 have.
 _OURS = re.compile(r"paligemma_with_expert\.|(?:^|\.)action_(?:in|out)_proj\.")
 # Pickles: loading one runs the code in it. They are named in the report and not loaded; only their first
@@ -108,8 +108,13 @@ def weights_place(path: Path) -> Path | None:
     names = {file.name for file in found.place.iterdir() if file.is_file()}
     index = next((name for name in sorted(names) if name.endswith(INDEX)), None)
     first = next((name for name in sorted(names) if name.endswith(_TENSORS)), None)
-    name = _WHOLE if _WHOLE in names else index or first
+    name = WEIGHTS_FILE if WEIGHTS_FILE in names else index or first
     return None if name is None else found.place / name
+
+
+def step_of(place: Path) -> int | None:
+    """The step in the name of the directory `place`, or in the name above LeRobot's policy directory."""
+    return step_number(place.parent.name if place.name == _POLICY else place.name)
 
 
 def _contents(found: Weights) -> str:

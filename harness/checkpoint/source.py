@@ -68,7 +68,7 @@ def why_not(path: Path, recipe: Recipe) -> HarnessError | None:
 
 
 def _shapes_of(found: Path, wanted: Shapes, deepest: int = 8) -> tuple[Shapes, bool]:
-    """(shape of each stored parameter, whether these are all the parameters of a model of shapes `wanted`)."""
+    """(shape of each stored parameter, whether these are all that a model of shapes `wanted` has)."""
     if found.is_file():
         return {path: tensors.shape for path, (_, tensors) in tensor_leaves(found, wanted).items()}, True
     item = read_item(found)

@@ -54,9 +54,10 @@ def load_params(
     """Every expected parameter, read from `source`, or made by `initialize` if it is missing and may be.
 
     `source` is a `params` directory or a step directory; local, gs:// or https://. Or it is a local file or
-    directory of openpi's PyTorch trainer or of LeRobot (see `harness.checkpoint.tensors`). If it holds only what was
-    trained, its base is read too. `base` is the base's new place, if it has moved. `keep` reduces each array
-    to what is kept of it, before the next one is read.
+    directory of openpi's PyTorch trainer or of LeRobot (see `harness.checkpoint.tensors`).
+
+    If it holds only what was trained, its base is read too. `base` is the base's new place, if it has moved.
+    `keep` reduces each array to what is kept of it, before the next one is read.
     Raises: HarnessError "weights-mismatch", which lists every missing, unexpected and mis-shaped parameter,
     "weights-not-finite", "weights-missing", "weights-not-a-checkpoint", "weights-step-needed",
     "checkpoint-interrupted", "checkpoint-damaged", "weights-base-differs", and those of

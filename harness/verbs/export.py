@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.received.consent import grant, hear
 from harness.received.text import one_line
-from harness.show.progress import busy
-from harness.verbs.options import FetchOption, JsonOption, OfflineOption, OwnRecipeOption, SetOption
+from harness.show.progress import busy, spinner
+from harness.verbs.answers import dataset_overrides
+from harness.verbs.options import (
+    DatasetOption,
+    FetchOption,
+    JsonOption,
+    OfflineOption,
+    OwnRecipeOption,
+    SetOption,
+)
+
+if TYPE_CHECKING:
+    from harness.checkpoint.locate import Located
+    from harness.recipe.schema import Recipe
 
 
 def export(
     step: Annotated[str, typer.Argument(help="A step of a LoRA run (or the run: its newest whole step).")],
-    destination: Annotated[Path, typer.Argument(help="New directory for the full openpi checkpoint.")],
+    destination: Annotated[Path, typer.Argument(help="New directory for the full checkpoint.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="Which program reads it: openpi-jax, openpi-pytorch or lerobot. Default: openpi in JAX.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype", help="float32 or bfloat16. Default: float32 for PyTorch, as stored for openpi-jax."
+        ),
+    ] = None,
+    check: Annotated[
+        int | None,
+        typer.Option(
+            "--check",
+            help="Compare the actions of source and written file on so many frames of the dataset.",
+        ),
+    ] = None,
+    dataset: DatasetOption = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -28,7 +61,10 @@ def export(
     offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge LoRA adapters into a full openpi checkpoint, which gives the same actions without them."""
+    """Merge LoRA adapters, and write the weights for openpi in JAX or PyTorch, or for LeRobot.
+
+    What is written gives the same actions without adapters; --check proves it before it is called done.
+    """
     import json
 
     from harness.checkpoint.export import export_openpi
@@ -38,7 +74,10 @@ def export(
     hear(fetch=fetch, offline=offline)
     grant(base)
     located = locate(step)
-    own = recipe_of(located, recipe, sets)
+    own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(dataset)])
+    if to is not None or dtype is not None or check is not None:
+        _deliver(located, own, destination, to or "openpi-jax", dtype, check, base, as_json=as_json)
+        return
     with busy("merging"):
         merged = export_openpi(
             located.path, destination, model=own.model, base=base, recipe=own.model_dump(mode="json")
@@ -55,3 +94,64 @@ def export(
         print(
             one_line(f"{destination}: {located.path} with {len(merged)} weights merged, {format_bytes(size)}")
         )
+
+
+def _deliver(
+    located: Located,
+    recipe: Recipe,
+    destination: Path,
+    target: str,
+    dtype: str | None,
+    frames: int | None,
+    base: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    import json
+
+    from harness.predict.deliver import Wish, deliver
+    from harness.units import format_bytes
+
+    with spinner("reading") as say:
+        tenths = -1
+
+        def progress(done: int, total: int) -> None:
+            nonlocal tenths
+            if (now := 10 * done // max(total, 1)) > tenths:
+                tenths = now
+                say(f"writing: {format_bytes(done)} of {format_bytes(total)}")
+
+        if frames is not None:
+            _start(say)
+        made = deliver(located, recipe, destination, Wish(target, dtype, frames, base), say, progress)
+    size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
+    if as_json:
+        answer: dict[str, Any] = {key: value for key, value in made.items() if key != "recipe"}
+        print(json.dumps({"path": str(destination), "bytes": size, **answer}, indent=2))
+        return
+    print(
+        one_line(
+            f"{destination}: {located.path} for {target}, {len(made['merged'])} weights merged,"
+            f" {format_bytes(size)}"
+        )
+    )
+    if made["check"] is not None:
+        print(
+            f"actions on {made['check']['frames']} frames: largest difference {made['check']['largest']:.3g},"
+            f" allowed {made['check']['tolerance']:g}"
+        )
+
+
+def _start(say: Any) -> None:
+    """Takes the device that a prediction would take."""
+    from harness.flow.device import start_on
+    from harness.predict.predict import place
+    from harness.probe.machine import probe
+    from harness.run.directory import cache_root
+    from harness.train import device
+
+    machine = probe([cache_root()])
+    found = place(machine, None)
+    say(f"actions are compared on {found.name}")
+    start_on(machine, found.platform, found.uuid, found.usable_bytes)
+    device.start()
