@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
+_SIZES = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
 REAL = {
-    "gemma_2b": {"width": 2048, "depth": 18, "mlp_dim": 16384, "num_heads": 8, "num_kv_heads": 1, "head_dim": 256},
-    "gemma_300m": {"width": 1024, "depth": 18, "mlp_dim": 4096, "num_heads": 8, "num_kv_heads": 1, "head_dim": 256},
-}  # fmt: skip
+    "gemma_2b": dict(zip(_SIZES, (2048, 18, 16384, 8, 1, 256), strict=True)),
+    "gemma_300m": dict(zip(_SIZES, (1024, 18, 4096, 8, 1, 256), strict=True)),
+}
 
 
 def stub(name: str, path: Path | None = None, **members: Any) -> types.ModuleType:
@@ -47,12 +48,13 @@ class _Older(importlib.machinery.SourceFileLoader):
         plain = re.sub(r"\b(def \w+)\[[^\]]*\]", r"\1", text)
         subscript = "\n    __class_getitem__ = classmethod(lambda cls, _: cls)"
         plain = re.sub(r"^(class \w+)\[[^\]]*\](.*:)$", rf"\1\2{subscript}", plain, flags=re.MULTILINE)
+        plain = re.sub(r"^type (\w+) =", r"\1 =", plain, flags=re.MULTILINE)
         flags = 0 if plain == text else annotations.compiler_flag
         return compile(plain, path, "exec", flags=flags, dont_inherit=True, optimize=_optimize)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+    def find_spec(self, name: str, path: Any, _target: Any = None) -> Any:
         spec = importlib.machinery.PathFinder.find_spec(name, path) if name.startswith("lerobot") else None
         if spec is not None and spec.origin and spec.origin.endswith(".py"):
             spec.loader = _Older(name, spec.origin)
@@ -113,11 +115,11 @@ def openpi(checkout: Path, sizes: dict[str, Any] | None, horizon: int) -> Any:
 
 
 def lerobot(checkout: Path, sizes: dict[str, Any] | None, horizon: int) -> Any:
-    """LeRobot's PI05Policy in float32."""
+    """LeRobot's module of pi05, and a configuration for it in float32."""
     sys.path.insert(0, str(checkout / "src"))
     if sys.version_info < (3, 12):
         sys.meta_path.insert(0, _Finder())
-    import transformers.models.gemma.modeling_gemma  # noqa: F401, PLC0415  before torchvision is a stub
+    import transformers.models.gemma.modeling_gemma  # noqa: F401  before torchvision is a stub
 
     # LeRobot's configurations import its pictures, which nothing here opens.
     for name in (
@@ -128,8 +130,10 @@ def lerobot(checkout: Path, sizes: dict[str, Any] | None, horizon: int) -> Any:
         ".transforms.v2",
         ".transforms.v2.functional",
     ):
-        if f"torchvision{name}" not in sys.modules:
-            stub(f"torchvision{name}", checkout, __getattr__=_anything)
+        parent, _, child = f"torchvision{name}".rpartition(".")
+        made = stub(f"torchvision{name}", checkout, __getattr__=_anything)
+        if parent:
+            setattr(sys.modules[parent], child, made)
     for name in ("lerobot.policies", "lerobot.policies.pi05"):
         stub(name, checkout / "src" / name.replace(".", "/"))
     module = importlib.import_module("lerobot.policies.pi05.modeling_pi05")
@@ -145,20 +149,27 @@ def lerobot(checkout: Path, sizes: dict[str, Any] | None, horizon: int) -> Any:
     cameras = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     visual, action = features.FeatureType.VISUAL, features.FeatureType.ACTION
     config = configuration.PI05Config(
-        chunk_size=horizon, n_action_steps=horizon, dtype="float32", device="cpu", image_resolution=(size, size),
+        chunk_size=horizon, n_action_steps=horizon, dtype="float32", device="cpu",
+        image_resolution=(size, size),
         input_features={
             f"observation.images.{name}": features.PolicyFeature(visual, (3, size, size)) for name in cameras
         },
         output_features={"action": features.PolicyFeature(action, (32,))},
     )  # fmt: skip
-    return module.PI05Policy(config), module
+    return module, config
 
 
 def shapes(program: str, checkout: Path) -> dict[str, list[int]]:
     """Name → shape of each tensor that the program's model of real size saves and asks for."""
+    prefix = ""
     with torch.device("meta"):
-        model = openpi(checkout, None, 10) if program == "openpi-pytorch" else lerobot(checkout, None, 50)[0]
-    return {name: list(value.shape) for name, value in model.state_dict().items()}
+        if program == "openpi-pytorch":
+            model = openpi(checkout, None, 10)
+        else:
+            module, config = lerobot(checkout, None, 50)
+            # The policy is this network under the name `model`; it would move it to a device.
+            model, prefix = module.PI05Pytorch(config), "model."
+    return {f"{prefix}{name}": list(value.shape) for name, value in model.state_dict().items()}
 
 
 def openpi_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any], checkpoint: Path) -> Any:
@@ -180,7 +191,8 @@ def openpi_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any]
     observation = types.SimpleNamespace(
         images={name: inputs["images"][:, i].permute(0, 3, 1, 2) for i, name in enumerate(names)},
         image_masks={name: inputs["image_masks"][:, i] for i, name in enumerate(names)},
-        state=torch.zeros(batch, 32), tokenized_prompt=inputs["tokens"], tokenized_prompt_mask=inputs["token_mask"],
+        state=torch.zeros(batch, 32), tokenized_prompt=inputs["tokens"],
+        tokenized_prompt_mask=inputs["token_mask"],
         token_ar_mask=None, token_loss_mask=None,
     )  # fmt: skip
     return model.eval().sample_actions(
@@ -190,7 +202,8 @@ def openpi_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any]
 
 def lerobot_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any], checkpoint: Path) -> Any:
     """Loads as LeRobot does (`PI05Policy.from_pretrained`, strict), and samples from the given noise."""
-    model, module = lerobot(checkout, sizes, inputs["noise"].shape[1])
+    module, config = lerobot(checkout, sizes, inputs["noise"].shape[1])
+    model = module.PI05Policy(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     # It returns a model of random weights when a tensor is missing, and says so in one printed line.
     loaded = module.PI05Policy.from_pretrained(checkpoint, config=model.config, strict=True)
