@@ -197,7 +197,7 @@ def test_bad_wishes_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["5", "6"]
 
 
-def test_ctrl_c_and_a_full_disk_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_and_a_full_disk_leave_nothing(tmp_path: Path) -> None:
     recipe = recipe_of_kind("full")
     located = locate(str(write_checkpoint(tmp_path / "5", recipe)))
 

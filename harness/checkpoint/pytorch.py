@@ -37,7 +37,10 @@ _OURS = re.compile(r"paligemma_with_expert\.|(?:^|\.)action_(?:in|out)_proj\.")
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _POLICY, _STATE = "pretrained_model", "training_state"
 _MOST_FILES = 1000
-_DTYPES = {
+# Statistics of LeRobot's pipelines lie beside the weights. Source: lerobot src/lerobot/processor/pipeline.py
+# `_get_state_filename`, commit 7427f31.
+_STATISTICS = re.compile(r"policy_(?:pre|post)processor_step_")
+DTYPES = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
@@ -85,6 +88,16 @@ def refuse_pytorch(path: Path) -> None:
     )
 
 
+def is_ours(name: str) -> bool:
+    """Whether a tensor of this name is π0's or π0.5's."""
+    return _OURS.search(name) is not None
+
+
+def files_of_weights(found: Weights, path: Path) -> list[Path]:
+    """The files whose tensors `find_pytorch` counted for `path`."""
+    return [path.resolve()] if path.is_file() else _files(found.place)
+
+
 def weights_place(path: Path) -> Path | None:
     """The file of π0.5's tensors, or the index of several files, that `path` means; None if there is none.
 
@@ -93,7 +106,7 @@ def weights_place(path: Path) -> Path | None:
     Raises: HarnessError "weights-step-needed" for a run or a directory of several steps, "git-lfs-pointer".
     """
     found = find_pytorch(path)
-    if found is None or not any(_OURS.search(tensor.name) for tensor in found.tensors):
+    if found is None or not any(is_ours(tensor.name) for tensor in found.tensors):
         return None
     if path.is_file():
         return path
@@ -123,7 +136,7 @@ def _contents(found: Weights) -> str:
         return "in pickles, which are not opened"
     if not found.tensors:
         return "none of their tensors can be read" if found.unread else "no tensors"
-    dtypes = sorted({_DTYPES.get(tensor.dtype, tensor.dtype) for tensor in found.tensors})
+    dtypes = sorted({DTYPES.get(tensor.dtype, tensor.dtype) for tensor in found.tensors})
     return (
         f"{len(found.tensors)} tensors, {format_count(sum(tensor.size for tensor in found.tensors))}"
         f" parameters, {' and '.join(dtypes)}"
@@ -164,7 +177,11 @@ def _files(place: Path) -> list[Path]:
     names = sorted(
         entry for entry in place.iterdir() if entry.suffix == _TENSORS or entry.suffix in _PICKLES
     )[:_MOST_FILES]
-    tensors = [file for file in names if file.suffix == _TENSORS and file.is_file()]
+    tensors = [
+        file
+        for file in names
+        if file.suffix == _TENSORS and file.is_file() and not _STATISTICS.match(file.name)
+    ]
     return tensors or [file for file in names if file.is_file()]
 
 

@@ -55,6 +55,10 @@ class Tensor(NamedTuple):
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * _BITS[self.dtype] // 8
+
 
 class Header(NamedTuple):
     """The tensors of a file in the order of their bytes, and the texts that its writer added."""
