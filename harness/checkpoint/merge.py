@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,6 +29,16 @@ Shape = tuple[int, ...]
 Adapters = Mapping[str, tuple[str, str, float]]
 
 
+class Adding(Protocol):
+    """Further adapters that are added to a checkpoint (see `harness.checkpoint.adding`)."""
+
+    def touching(self, path: str) -> list[Any]:
+        """The sets of adapters that change the parameter at `path`."""
+
+    def add(self, path: str, w: Array) -> None:
+        """Adds what they change of the float32 leaf `w` at `path`, in place."""
+
+
 class Merging(NamedTuple):
     """An opened checkpoint of a model: its leaves, and which of them are merged.
 
@@ -40,6 +50,7 @@ class Merging(NamedTuple):
     leaves: Mapping[str, Leaf]
     shapes: Mapping[str, Shape]
     adapters: Adapters
+    additions: Adding | None = None
 
     @property
     def kept(self) -> list[str]:
@@ -48,11 +59,15 @@ class Merging(NamedTuple):
 
     @property
     def merged(self) -> list[str]:
-        return [path for path in self.kept if path in self.adapters]
+        return [path for path in self.kept if self.changes(path)]
+
+    def changes(self, path: str) -> bool:
+        """Whether adapters change the kept parameter at `path`."""
+        return path in self.adapters or (self.additions is not None and bool(self.additions.touching(path)))
 
     def dtype(self, path: str) -> np.dtype[Any]:
         """The type of a kept parameter: as stored, or float32 if it is merged."""
-        return np.dtype(np.float32) if path in self.adapters else self.leaves[path].dtype
+        return np.dtype(np.float32) if self.changes(path) else self.leaves[path].dtype
 
     def nbytes(self, itemsize: int | None = None) -> int:
         """Bytes of all kept parameters, in their own types or at `itemsize` bytes each."""
@@ -86,6 +101,9 @@ def arrays(opened: Merging, paths: Iterable[str] | None = None) -> Iterator[tupl
             if path in opened.adapters
             else _read(opened, path)
         )
+        if opened.additions is not None and opened.additions.touching(path):
+            array = array.astype(np.float32, copy=False)
+            opened.additions.add(path, array)
         if not is_finite(array):
             raise HarnessError(
                 "weights-not-finite",

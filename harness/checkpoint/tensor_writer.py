@@ -12,7 +12,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +28,7 @@ Progress = Callable[[int, int], None]
 _BLOCK_BYTES = 32 * MIB
 # Offsets of the format are counted from the end of the header, whose length is a multiple of this.
 _ALIGNMENT = 8
+_AHEAD = 2
 
 
 class Planned(NamedTuple):
@@ -65,24 +66,36 @@ def write_tensors(
     header = _header(planned, metadata)
     total, done = len(header) + sum(each.nbytes for each in planned), len(header)
     sha256 = hashlib.sha256()
-    with path.open("xb") as file, ThreadPoolExecutor(1) as pool:
-        hashed = [pool.submit(sha256.update, header)]
-        file.write(header)
+    with (
+        path.open("xb", buffering=0) as file,
+        ThreadPoolExecutor(1) as hashing,
+        ThreadPoolExecutor(1) as disk,
+    ):
+        work = [(hashing.submit(sha256.update, header), disk.submit(_write, file, memoryview(header)))]
         for block in _blocks(planned, arrays):
             data = memoryview(block.reshape(-1).view(np.uint8).data)
-            # Beside the block that is written, one waits to be hashed.
-            hashed.append(pool.submit(sha256.update, data))
-            if len(hashed) > 1:
-                hashed.pop(0).result()
-            file.write(data)
+            # While one block is hashed and written, the next one is made.
+            work.append((hashing.submit(sha256.update, data), disk.submit(_write, file, data)))
+            if len(work) > _AHEAD:
+                _finish(work.pop(0))
             done += len(data)
             if progress is not None:
                 progress(done, total)
-        for each in hashed:
-            each.result()
+        for each in work:
+            _finish(each)
         file.flush()
         os.fsync(file.fileno())
     return Written(done, sha256.hexdigest())
+
+
+def _write(file: Any, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def _finish(work: tuple[Future[None], Future[None]]) -> None:
+    for each in work:
+        each.result()
 
 
 def _header(planned: list[Planned], metadata: Mapping[str, str] | None) -> bytes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.artifacts import DimensionStats, Prediction
-from harness.checkpoint.locate import Located, recorded
+from harness.checkpoint.locate import Located, recipe_of, recorded
 from harness.checkpoint.pytorch import WEIGHTS_FILE
 from harness.data.compare import first, width_without_padding
 from harness.data.norm_files import read_norm_stats
@@ -17,17 +17,25 @@ from harness.recipe.schema import Expert, Model, Recipe
 from harness.run.directory import RunDir
 from harness.run.steps import ASSETS, NORM_STATS, PARAMS, RECORD
 
+if TYPE_CHECKING:
+    from harness.checkpoint.merge import Merging
+
 Say = Callable[[str], None]
 Stats = dict[str, DimensionStats]
 
 
 class Wish(NamedTuple):
-    """What is asked for: the target, the type, how many frames are compared, and the base's new place."""
+    """What is asked for: the target, the type, how many frames are compared, and the base's new place.
+
+    `adapters` are added to the source; `alone` asks for the source's adapters without their base.
+    """
 
     target: str
     dtype: str | None = None
     frames: int | None = None
     base: str | None = None
+    adapters: tuple[Path, ...] = ()
+    alone: bool = False
 
 
 def deliver(
@@ -42,11 +50,17 @@ def deliver(
     from harness.checkpoint.targets import TARGETS, Order, export_for
 
     check_names(wish, TARGETS)
-    opened = open_merging(located.path, recipe.model, base=wish.base)
-    stats = statistics(located, recipe)
+    if wish.alone:
+        return _alone(located, recipe, destination, wish)
+    own = Path(wish.adapters[0]) if wish.adapters else None
+    opened = open_merging(located.path, merged_model(recipe.model) if own else recipe.model, base=wish.base)
+    if wish.adapters:
+        opened = _added(opened, wish)
+    # What the adapters were trained with, if the base has no statistics of its own.
+    stats = statistics(located, recipe) or (statistics(Located(own, None, None), recipe) if own else {})
     check = None
     if wish.frames is not None:
-        check = _check(opened.places, recipe, stats, wish, say)
+        check = _check(_places(opened, own), recipe, stats, wish, say)
     order = Order(
         wish.target,  # type: ignore[arg-type]
         recipe,
@@ -58,6 +72,56 @@ def deliver(
         progress,
     )
     return export_for(opened, destination, order)
+
+
+def _added(opened: Merging, wish: Wish) -> Merging:
+    """The base with the asked adapters added."""
+    from harness.checkpoint.adding import open_additions
+
+    recipes = {each: _recipe_beside(each) for each in wish.adapters}
+    return opened._replace(
+        additions=open_additions(list(wish.adapters), recipes, opened.places[0], opened.shapes)
+    )
+
+
+def _recipe_beside(directory: Path) -> Recipe | None:
+    try:
+        return recipe_of(Located(directory, None, None), None)
+    except HarnessError as error:
+        if error.code != "recipe-needed":
+            raise
+        return None
+
+
+def _places(opened: Merging, own: Path | None) -> list[Path]:
+    """What a check samples from: the source, or one set of our adapters above it.
+
+    Raises: HarnessError "check-needs-one-source".
+    """
+    from harness.checkpoint.source import find_params
+
+    if own is None:
+        return opened.places
+    sets = opened.additions.sets if opened.additions is not None else []  # type: ignore[attr-defined]
+    if len(sets) != 1 or not hasattr(sets[0], "leaves"):
+        raise HarnessError(
+            "check-needs-one-source",
+            "actions of several sets of adapters, or of PEFT's, have no unmerged model to be compared with",
+            got=f"{len(sets)} sets",
+            need="one set of our own adapters",
+            fix="leave --check out, or merge one set after the other",
+        )
+    return [find_params(own), *opened.places]
+
+
+def _alone(located: Located, recipe: Recipe, destination: Path, wish: Wish) -> dict[str, Any]:
+    """What was written of the adapters and the other trained parameters alone."""
+    from harness.checkpoint.alone import export_alone
+
+    base = wish.base or recipe.weights.source
+    return export_alone(
+        located.path, destination, recipe, target=wish.target, base=base, facts=facts_of(located)
+    )
 
 
 def check_names(wish: Wish, targets: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from harness.verbs.options import (
 
 if TYPE_CHECKING:
     from harness.checkpoint.locate import Located
+    from harness.predict.deliver import Wish
     from harness.recipe.schema import Recipe
 
 
@@ -48,6 +49,14 @@ def export(
             help="Compare the actions of source and written file on so many frames of the dataset.",
         ),
     ] = None,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option("--adapter", help="Adapters to add to STEP, ours or PEFT's (may be given again)."),
+    ] = None,
+    adapters: Annotated[
+        bool,
+        typer.Option("--adapters", help="Write the adapters alone: ours, or with --to lerobot PEFT's."),
+    ] = False,
     dataset: DatasetOption = None,
     base: Annotated[
         str | None,
@@ -69,14 +78,17 @@ def export(
 
     from harness.checkpoint.export import export_openpi
     from harness.checkpoint.locate import locate, recipe_of
+    from harness.predict.deliver import Wish
     from harness.units import format_bytes
 
     hear(fetch=fetch, offline=offline)
     grant(base)
     located = locate(step)
-    own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(dataset)])
-    if to is not None or dtype is not None or check is not None:
-        _deliver(located, own, destination, to or "openpi-jax", dtype, check, base, as_json=as_json)
+    overrides = [*(sets or []), *dataset_overrides(dataset)]
+    own = recipe_of(_with_recipe(located, adapter), recipe, overrides)
+    if to is not None or dtype is not None or check is not None or adapter or adapters:
+        wish = Wish(to or "openpi-jax", dtype, check, base, tuple(adapter or ()), adapters)
+        _deliver(located, own, destination, wish, as_json=as_json)
         return
     with busy("merging"):
         merged = export_openpi(
@@ -100,16 +112,13 @@ def _deliver(
     located: Located,
     recipe: Recipe,
     destination: Path,
-    target: str,
-    dtype: str | None,
-    frames: int | None,
-    base: str | None,
+    wish: Wish,
     *,
     as_json: bool,
 ) -> None:
     import json
 
-    from harness.predict.deliver import Wish, deliver
+    from harness.predict.deliver import deliver
     from harness.units import format_bytes
 
     with spinner("reading") as say:
@@ -121,9 +130,9 @@ def _deliver(
                 tenths = now
                 say(f"writing: {format_bytes(done)} of {format_bytes(total)}")
 
-        if frames is not None:
+        if wish.frames is not None:
             _start(say)
-        made = deliver(located, recipe, destination, Wish(target, dtype, frames, base), say, progress)
+        made = deliver(located, recipe, destination, wish, say, progress)
     size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
     if as_json:
         answer: dict[str, Any] = {key: value for key, value in made.items() if key != "recipe"}
@@ -131,15 +140,30 @@ def _deliver(
         return
     print(
         one_line(
-            f"{destination}: {located.path} for {target}, {len(made['merged'])} weights merged,"
-            f" {format_bytes(size)}"
+            f"{destination}: {located.path} for {wish.target},"
+            f" {'adapters alone' if wish.alone else _merged(made)}, {format_bytes(size)}"
         )
     )
-    if made["check"] is not None:
+    if made.get("check") is not None:
         print(
             f"actions on {made['check']['frames']} frames: largest difference {made['check']['largest']:.3g},"
             f" allowed {made['check']['tolerance']:g}"
         )
+
+
+def _merged(made: dict[str, Any]) -> str:
+    return f"{len(made['merged'])} weights merged"
+
+
+def _with_recipe(located: Located, adapters: list[Path] | None) -> Located:
+    """Where the recipe is recorded: beside the first adapters of ours, if there are some."""
+    from harness.checkpoint.locate import Located, recorded
+    from harness.run.steps import RECORD
+
+    for directory in adapters or ():
+        if recorded(directory, RECORD) is not None:
+            return Located(directory, None, None)
+    return located
 
 
 def _start(say: Any) -> None:
