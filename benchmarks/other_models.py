@@ -4,12 +4,13 @@
     python benchmarks/other_models.py lerobot CHECKOUT PYTHON [--golden DIR]
 
 CHECKOUT is a clone of the program (openpi at 15a9616, LeRobot at 7427f31). PYTHON has CPU torch 2.13.0 and
-the program's transformers: for openpi 4.53.2 with src/openpi/models_pytorch/transformers_replace copied over it;
-for LeRobot 5.5, with draccus, and peft for adapters. Each runs in a process of its own.
+the program's transformers. For openpi: 4.53.2, with src/openpi/models_pytorch/transformers_replace copied over
+it; for LeRobot 5.5, with draccus, einops, and peft for adapters. Each runs in a process of its own.
 
 1. Names and shapes of the tensors of the model of real size, from the `meta` device, against our table.
 2. A tiny full and a tiny LoRA checkpoint are exported. The program loads each as it loads weights, strictly,
    and samples ten steps from the same noise. Our model samples from the source, adapters unmerged.
+3. LeRobot also gets the base in one file and PEFT's adapters in another, put together by PEFT.
 
 --golden writes their names and actions for tests that need no torch. Exit code 1 for a difference of actions
 beyond 1e-4, or a tensor of another name or shape.
@@ -109,17 +110,26 @@ def our_actions(recipe: Recipe, given: dict[str, np.ndarray]) -> np.ndarray:
 def actions_of(
     program: Program, checkout: Path, python: str, kind: str, folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(our actions, theirs) for one kind of checkpoint."""
-    recipe = exported.recipe_of_kind(kind)
-    step = exported.write_checkpoint(folder / kind / "5", recipe)
-    deliver(locate(str(step)), recipe, folder / f"{kind}-out", Wish(program), print)
+    """(our actions, theirs) for one kind of checkpoint; "peft": the base in one file, adapters in another."""
+    recipe = exported.recipe_of_kind(
+        "full" if kind == "full" else "lora", f"weights.source={folder / 'base'}"
+    )
+    located = locate(str(exported.write_checkpoint(folder / kind / "5", recipe)))
+    if kind == "peft":
+        plain = exported.recipe_of_kind("full")
+        base = {path: value for path, value in exported.seeded(recipe).items() if "lora" not in path}
+        step = exported.write_checkpoint(folder / "base/5", plain, params=base)
+        deliver(locate(str(step)), plain, folder / "peft-out", Wish(program), print)
+        deliver(located, recipe, folder / "adapters", Wish(program, alone=True), print)
+    else:
+        deliver(located, recipe, folder / f"{kind}-out", Wish(program), print)
     given = exported.inputs(recipe)
     np.savez(folder / "inputs.npz", **given)
     (folder / "sizes.json").write_text(json.dumps(sizes_of(recipe)))
     out = folder / f"{kind}.npz"
     child(
         python, "actions", program, checkout, folder / "sizes.json", folder / "inputs.npz",
-        folder / f"{kind}-out", out,
+        folder / f"{kind}-out", out, *([folder / "adapters"] if kind == "peft" else []),
     )  # fmt: skip
     return our_actions(recipe, given), np.load(out)["actions"]
 
@@ -139,15 +149,14 @@ def main() -> int:
         theirs = names(options.program, options.checkout, options.python, folder)
         different = name_differences(options.program, theirs)
         print(
-            f"{options.program}: {len(theirs)} tensors of the real model, {len(different)} differ: {different[:3]}"
+            f"{options.program}: {len(theirs)} tensors of real size, {len(different)} differ {different[:3]}"
         )
         failed += bool(different)
-        for kind in ("full", "lora"):
+        for kind in ("full", "lora", *(("peft",) if options.program == "lerobot" else ())):
             ours, actions = actions_of(options.program, options.checkout, options.python, kind, folder)
             largest = float(np.abs(ours - actions).max())
-            print(
-                f"{kind}: largest difference {largest:.3g} of {TOLERANCE:g}, actions to {np.abs(ours).max():.3g}"
-            )
+            span = float(np.abs(ours).max())
+            print(f"{kind}: largest difference {largest:.3g} of {TOLERANCE:g}, actions up to {span:.3g}")
             failed += not largest <= TOLERANCE
             golden[kind] = actions
     if options.golden is not None:

@@ -1,7 +1,7 @@
 """Runs openpi's PyTorch π0.5 or LeRobot's pi05 on a file of weights. Its parent is `other_models.py`.
 
     PYTHON benchmarks/other_models_child.py names PROGRAM CHECKOUT OUT.json
-    PYTHON benchmarks/other_models_child.py actions PROGRAM CHECKOUT SIZES.json INPUTS.npz CHECKPOINT OUT.npz
+    PYTHON benchmarks/other_models_child.py actions PROGRAM CHECKOUT SIZES INPUTS WEIGHTS OUT.npz [ADAPTERS]
 
 PYTHON has CPU torch and the program's transformers, not this project. Names and shapes come from the model of
 real size, made on the `meta` device: nothing is allocated. For actions the table of variants gets the tiny
@@ -200,8 +200,17 @@ def openpi_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any]
     )
 
 
-def lerobot_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any], checkpoint: Path) -> Any:
-    """Loads as LeRobot does (`PI05Policy.from_pretrained`, strict), and samples from the given noise."""
+def lerobot_actions(
+    checkout: Path,
+    sizes: dict[str, Any],
+    inputs: dict[str, Any],
+    checkpoint: Path,
+    adapters: Path | None = None,
+) -> Any:
+    """Loads as LeRobot does (`PI05Policy.from_pretrained`, strict), and samples from the given noise.
+
+    `adapters` are put on the loaded policy by PEFT.
+    """
     module, config = lerobot(checkout, sizes, inputs["noise"].shape[1])
     model = module.PI05Policy(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -210,6 +219,10 @@ def lerobot_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any
     for name, value in loaded.state_dict().items():
         if value.numel() > 64 and torch.equal(value, before[name]) and bool(value.any()):
             raise SystemExit(f"LeRobot did not load {name}")
+    if adapters is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, str(adapters)).base_model.model
     inner = loaded.model.eval()
     images = [inputs["images"][:, i].permute(0, 3, 1, 2) for i in range(inputs["images"].shape[1])]
     masks = [inputs["image_masks"][:, i] for i in range(len(images))]
@@ -229,12 +242,18 @@ def main() -> None:
     if what == "names":
         Path(rest[0]).write_text(json.dumps(shapes(program, Path(checkout))))
         return
-    sizes, given, checkpoint, out = rest
+    sizes, given, checkpoint, out, *adapters = rest
     inputs = {name: torch.from_numpy(value) for name, value in np.load(given).items()}
     inputs["tokens"] = inputs["tokens"].long()
     run = openpi_actions if program == "openpi-pytorch" else lerobot_actions
     with torch.no_grad():
-        actions = run(Path(checkout), json.loads(Path(sizes).read_text()), inputs, Path(checkpoint))
+        actions = run(
+            Path(checkout),
+            json.loads(Path(sizes).read_text()),
+            inputs,
+            Path(checkpoint),
+            *map(Path, adapters),
+        )
     np.savez(out, actions=actions.numpy(), torch=torch.__version__)
 
 

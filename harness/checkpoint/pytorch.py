@@ -106,7 +106,10 @@ def weights_place(path: Path) -> Path | None:
     Raises: HarnessError "weights-step-needed" for a run or a directory of several steps, "git-lfs-pointer".
     """
     found = find_pytorch(path)
-    if found is None or not any(is_ours(tensor.name) for tensor in found.tensors):
+    if found is None or found.pickles:
+        return None
+    # Of damaged files nothing is known; who opens them says why.
+    if not any(is_ours(tensor.name) for tensor in found.tensors) and (found.tensors or not found.unread):
         return None
     if path.is_file():
         return path

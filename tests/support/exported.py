@@ -31,9 +31,15 @@ def seeded(recipe: Recipe) -> dict[str, np.ndarray]:
     return params
 
 
-def write_checkpoint(step: Path, recipe: Recipe, *, asset_id: str | None = None) -> Path:
+def write_checkpoint(
+    step: Path,
+    recipe: Recipe,
+    *,
+    asset_id: str | None = None,
+    params: dict[str, np.ndarray] | None = None,
+) -> Path:
     """A step directory with params, statistics and a record, as far as an export reads them."""
-    write_params(step / "params", seeded(recipe).items())
+    write_params(step / "params", (params or seeded(recipe)).items())
     stats = {
         key: {
             "mean": [0.1 * i for i in range(width)],
