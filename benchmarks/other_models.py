@@ -3,9 +3,9 @@
     python benchmarks/other_models.py openpi-pytorch CHECKOUT PYTHON [--golden DIR]
     python benchmarks/other_models.py lerobot CHECKOUT PYTHON [--golden DIR]
 
-CHECKOUT is a clone of the program (openpi at 15a9616, LeRobot at 7427f31). PYTHON has CPU torch 2.13.0 and
-the program's transformers. For openpi: 4.53.2, with src/openpi/models_pytorch/transformers_replace copied over
-it; for LeRobot 5.5, with draccus, einops, and peft for adapters. Each runs in a process of its own.
+CHECKOUT is a clone of the program: openpi at 15a9616, or LeRobot at 7427f31. PYTHON has CPU torch 2.13.0 and
+the program's transformers. For openpi: 4.53.2, with src/openpi/models_pytorch/transformers_replace copied
+over it. For LeRobot: 5.5, with draccus, einops, and peft for adapters. Each runs in a process of its own.
 
 1. Names and shapes of the tensors of the model of real size, from the `meta` device, against our table.
 2. A tiny full and a tiny LoRA checkpoint are exported. The program loads each as it loads weights, strictly,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from harness.received.text import one_line
@@ -78,7 +79,8 @@ def _rows(export: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[str
         size = f", {format_bytes(entry['bytes'])}" if "bytes" in entry else ""
         rows.append((f"sha256 of {name}", f"{entry['sha256']}{size}"))
     rows += [
-        (f"made from {place}", f"sha256 {digest}")
+        # The last names of its path: the card is made to be shared.
+        (f"made from {'/'.join(Path(place).parts[-3:])}", f"sha256 {digest}")
         for place, digest in zip(export["source"], export["sha256"], strict=True)
     ]
     check = export.get("check")

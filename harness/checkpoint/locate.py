@@ -44,11 +44,11 @@ def locate(source: str, *, progress: Progress | None = None) -> Located:
         if is_remote(source)
         else Path(source)
     )
-    weights = weights_place(path)
-    if weights is not None and not (path / PARAMS).is_dir():
+    report = inspect(path)
+    weights = weights_place(path) if report.layout == "pytorch" else None
+    if weights is not None:
         place = weights.parent if weights.name == WEIGHTS_FILE or path.is_dir() else weights
         return Located(place, step_of(place), None)
-    report = inspect(path)
     whole = [
         step for step in report.steps if step.complete and any(item.name == PARAMS for item in step.items)
     ]

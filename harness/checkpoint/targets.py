@@ -71,7 +71,7 @@ def export_for(opened: Merging, destination: Path, order: Order) -> dict[str, An
         written = _WRITERS[order.target](opened, directory, order)
         body = {
             "target": order.target,
-            "dtype": order.dtype,
+            "dtype": order.dtype if order.target == "openpi-jax" else order.dtype or "float32",
             "source": [str(place) for place in opened.places],
             "sha256": [directory_sha256(place) for place in opened.places],
             "merged": opened.merged,

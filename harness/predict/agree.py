@@ -21,8 +21,8 @@ from harness.recipe.schema import Model, Recipe
 
 Array = np.ndarray[Any, Any]
 # The largest difference of a normalized action, as a share of the largest (at least 1). A float32 file holds
-# the source's numbers, or those merged in float32; the order of summation is all that may differ. bfloat16 keeps
-# 8 bits of each weight: 2^-9 of it may be lost, in each of 18 layers and 10 steps.
+# the source's numbers, or those merged in float32; the order of summation is all that may differ. bfloat16
+# keeps 8 bits of each weight: 2^-9 of it may be lost, in each of 18 layers and 10 steps.
 TOLERANCES: dict[str, float] = {"float32": 1e-4, "bfloat16": 5e-2}
 _STEPS, _SEED = 10, 0
 

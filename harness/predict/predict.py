@@ -20,6 +20,7 @@ from harness.data.loader import one_frame
 from harness.data.norm_files import read_norm_stats
 from harness.data.transforms import unnormalize
 from harness.errors import HarnessError
+from harness.predict.lerobot_stats import read_policy_stats
 from harness.received.files import walk
 from harness.received.text import word
 from harness.recipe.schema import Recipe
@@ -165,13 +166,16 @@ def _index(data: LeRobotDataset, question: Question) -> int:
 def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> Stats:
     """Statistics of the actions from the checkpoint's own assets, without upstream's zero padding.
 
+    A LeRobot policy has them in the files of its pipelines.
+
     The state does not enter the model, so its statistics are not required.
 
     Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid"; UnsafeFile.
     """
     assets = located.path / ASSETS
     file = assets / recipe.data.asset_id / NORM_STATS
-    if not file.is_file():
+    policy = {} if file.is_file() else read_policy_stats(located.path)
+    if not file.is_file() and "actions" not in policy:
         named = (path for path in walk(assets) if path.name == file.name) if assets.is_dir() else ()
         there = sorted(path.parent.relative_to(assets).as_posix() for path in named)
         raise HarnessError(
@@ -185,9 +189,13 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
                 else "give a step that was saved by training: the statistics belong to the weights"
             ),
         )
-    value = read_norm_stats(file, recipe.data.normalization, keys=("actions",), root=located.path).stats[
-        "actions"
-    ]
+    value = (
+        policy["actions"]
+        if policy
+        else read_norm_stats(file, recipe.data.normalization, keys=("actions",), root=located.path).stats[
+            "actions"
+        ]
+    )
     feature = recipe.data.actions
     dimensions = data.features[feature].shape[0]
     width = width_without_padding(value, dimensions)

@@ -78,6 +78,7 @@ def export(
 
     from harness.checkpoint.export import export_openpi
     from harness.checkpoint.locate import locate, recipe_of
+    from harness.checkpoint.source import find_params
     from harness.predict.deliver import Wish
     from harness.units import format_bytes
 
@@ -86,7 +87,8 @@ def export(
     located = locate(step)
     overrides = [*(sets or []), *dataset_overrides(dataset)]
     own = recipe_of(_with_recipe(located, adapter), recipe, overrides)
-    if to is not None or dtype is not None or check is not None or adapter or adapters:
+    asked = to is not None or dtype is not None or check is not None or adapter or adapters
+    if asked or find_params(located.path).is_file():
         wish = Wish(to or "openpi-jax", dtype, check, base, tuple(adapter or ()), adapters)
         _deliver(located, own, destination, wish, as_json=as_json)
         return
