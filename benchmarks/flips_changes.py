@@ -103,7 +103,7 @@ import orbax.checkpoint as ocp
 from harness.checkpoint.leaves import read_array
 from harness.checkpoint.weights import parameter_leaves
 place, tree = Path(sys.argv[1]), {}
-leaves = parameter_leaves(place)
+leaves = parameter_leaves(place, {})
 arrays = {path: np.array(read_array(leaf.store, leaf.dtype)) for path, leaf in leaves.items()}
 arrays["PaliGemma/img/embedding/kernel"].reshape(-1)[0] += 1
 for path, array in arrays.items():

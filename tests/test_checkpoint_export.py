@@ -6,7 +6,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from harness.checkpoint import export
+from harness.checkpoint import merge, whole
 from harness.checkpoint.export import chunk_shape, export_openpi, save_params_only, write_params
 from harness.checkpoint.store import Store
 from harness.checkpoint.weights import load_params
@@ -202,11 +202,11 @@ def test_refusals_leave_nothing_behind(step, tmp_path, monkeypatch):
         with pytest.raises(HarnessError) as caught:
             call()
         assert caught.value.code == code
-    monkeypatch.setattr(export, "is_finite", lambda _: False)
+    monkeypatch.setattr(merge, "is_finite", lambda _: False)
     with pytest.raises(HarnessError) as caught:
         export_openpi(source, tmp_path / "out", model=_model())
     assert caught.value.code == "weights-not-finite"
-    monkeypatch.setattr(export.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(whole.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(HarnessError) as caught:
         export_openpi(source, tmp_path / "out", model=_model())
     assert caught.value.code == "disk-full"

@@ -71,7 +71,7 @@ def test_lerobots_are_named_from_every_level(tmp_path: Path, below: str) -> None
     error = refused(lerobot(tmp_path / "run") / below)
     assert "LeRobot pi05" in error.what
     assert "2 tensors, 24 parameters, bfloat16" in error.what
-    assert "convert_jax_model_to_pytorch" in str(error.need)
+    assert "model.safetensors" in str(error.need)
 
 
 @pytest.mark.parametrize("below", ["", "2000", "2000/model.safetensors"])
@@ -95,15 +95,15 @@ def test_peft_adapters_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.pt", "pytorch_model.bin", "last.ckpt", "weights.pth"])
 def test_a_pickle_is_named_and_not_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / "x").mkdir()
-    place = tmp_path / "x" / name
-    os.mkfifo(place) if name == "model.pt" else place.write_bytes(b"\x80\x02cos\nsystem\n.")
+    location = tmp_path / "x" / name
+    os.mkfifo(location) if name == "model.pt" else location.write_bytes(b"\x80\x02cos\nsystem\n.")
     if name == "model.pt":
         with pytest.raises(HarnessError) as caught:
             inspect(tmp_path / "x")
         assert caught.value.code == "not-a-checkpoint"
         return
     assert "not opened" in refused(tmp_path / "x").what
-    assert "not opened" in refused(place).what
+    assert "not opened" in refused(location).what
 
 
 def test_a_checkpoint_of_ours_beside_a_pytorch_file_stays_one(tmp_path: Path) -> None:

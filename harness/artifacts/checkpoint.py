@@ -10,7 +10,7 @@ from harness.artifacts.base import Artifact
 from harness.strict import Strict
 
 # The program that wrote a checkpoint.
-Layout = Literal["harness", "openpi"]
+Layout = Literal["harness", "openpi", "pytorch"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 # A drawing has one column per layer. The deepest part of π0.5 has 27 layers.
 MOST_LAYERS = 1_000
@@ -148,6 +148,8 @@ class Checkpoint(Artifact):
 
     `partial`: something could not be read; `unknown` says what.
 
+    `kind` and `tensors` are of PyTorch's safetensors: which program saved them, and how many there are.
+
     `base` names the weights below a step that holds only trained parameters. `leaves` and `adapters` are
     filled with --deep, `moved` with --against.
     """
@@ -165,6 +167,8 @@ class Checkpoint(Artifact):
     ema: bool | None = None
     non_finite: int | None = None
     base: str | None = None
+    kind: str | None = None
+    tensors: int | None = None
     leaves: list[LeafReport] = []
     adapters: list[AdapterReport] = []
     moved: Moved | None = None

@@ -14,6 +14,7 @@ from harness.artifacts import AdapterReport, Checkpoint, GroupReport, LoraReport
 from harness.artifacts.checkpoint import LAYOUTS, Layout
 from harness.checkpoint.adapters import find_lora
 from harness.checkpoint.format import GROUPS
+from harness.checkpoint.inspect_pytorch import inspect_pytorch
 from harness.checkpoint.item import Array, Item
 from harness.checkpoint.scan import Found, find, interrupted_save
 from harness.checkpoint.steps import (
@@ -26,6 +27,7 @@ from harness.checkpoint.steps import (
     recorded_trainer,
 )
 from harness.checkpoint.trained import lora_findings, trained_paths
+from harness.errors import HarnessError
 from harness.recipe.parameters import group_of
 from harness.recipe.schema import Recipe
 from harness.run.steps import unreadable
@@ -44,11 +46,21 @@ def inspect(
     recipe that the step itself records) tells which parameters were trained if the optimizer's state does
     not.
 
+    Of PyTorch's safetensors: see `harness.checkpoint.inspect_pytorch`.
+
     What cannot be read is a finding, and the report is marked `partial`.
     Raises: HarnessError "checkpoint-missing", "not-a-checkpoint", "pytorch-checkpoint", "checkpoint-empty",
     "checkpoint-unreadable", "nothing-to-compare".
     """
-    found = find(path)
+    try:
+        found = find(path)
+    except HarnessError as error:
+        report = (
+            inspect_pytorch(path, deep=deep, recipe=recipe) if error.code == "pytorch-checkpoint" else None
+        )
+        if report is None:
+            raise
+        return report
     steps = read_steps(found)
     try:
         newest = max(

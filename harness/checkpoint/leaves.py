@@ -24,6 +24,7 @@ from harness.checkpoint.files import leads_out
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.item import read_item
 from harness.checkpoint.source import damaged
+from harness.checkpoint.tensors import Tensors
 from harness.errors import HarnessError
 from harness.units import GIB
 
@@ -34,16 +35,24 @@ Look = Callable[[str, np.ndarray[Any, Any]], None]
 
 
 class Leaf(NamedTuple):
-    """One array of an item, as stored on disk."""
+    """One parameter, or another array, as stored on disk: in an Orbax item, or in tensors of PyTorch."""
 
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    store: Stored
+    store: Stored | Tensors
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, dtype: np.dtype[Any] | None = None) -> np.ndarray[Any, Any]:
+        """Its elements, as stored or as `dtype`. For a large leaf only a few more pieces are in memory.
+
+        Raises: ValueError, OSError or UnsafeFile if the data is damaged.
+        """
+        wanted = self.dtype if dtype is None else dtype
+        return self.store.read(wanted) if isinstance(self.store, Tensors) else read_array(self.store, wanted)
 
 
 def open_leaves(directory: Path) -> dict[str, Leaf]:
@@ -127,7 +136,7 @@ def read_leaves(
 
 def _read(leaf: Leaf, dtype: np.dtype[Any], sha256: str | None) -> np.ndarray[Any, Any]:
     try:
-        array = read_array(leaf.store, dtype)
+        array = leaf.read(dtype)
     except (OSError, *DAMAGE) as error:
         raise HarnessError(
             "checkpoint-damaged",

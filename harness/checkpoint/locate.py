@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.checkpoint.inspect import inspect
+from harness.checkpoint.pytorch import WEIGHTS_FILE, step_of, weights_location
 from harness.checkpoint.scan import find
 from harness.download.cache import fetch_tree, is_remote
 from harness.download.transfer import Progress
@@ -33,7 +34,8 @@ class Located(NamedTuple):
 def locate(source: str, *, progress: Progress | None = None) -> Located:
     """The newest whole step of `source`.
 
-    `source` is a run, a checkpoint directory, one step or its `params`; local, gs:// or https://.
+    `source` is a run, a checkpoint directory, one step or its `params`; local, gs:// or https://. Or a local
+    step of openpi's PyTorch trainer or of LeRobot.
     Raises: HarnessError "checkpoint-interrupted" if no step is whole; those of `harness.checkpoint.inspect`
     and of the download.
     """
@@ -43,6 +45,10 @@ def locate(source: str, *, progress: Progress | None = None) -> Located:
         else Path(source)
     )
     report = inspect(path)
+    weights = weights_location(path) if report.layout == "pytorch" else None
+    if weights is not None:
+        location = weights.parent if weights.name == WEIGHTS_FILE or path.is_dir() else weights
+        return Located(location, step_of(location), None)
     whole = [
         step for step in report.steps if step.complete and any(item.name == PARAMS for item in step.items)
     ]
@@ -75,14 +81,14 @@ def recipe_of(located: Located, named: str | None, overrides: list[str] | None =
     if named is not None:
         return load_recipe(named, overrides)
     for name in (RECORD, EXPORT):
-        recorded = _recorded(located.path, name)
-        if recorded is None:
+        found = recorded(located.path, name)
+        if found is None:
             continue
         if name == EXPORT:
             # A merged checkpoint has no frozen parameters and leaves none out.
             adapters = [f"model.{expert}.lora=null" for expert in ("paligemma", "action_expert")]
             overrides = [*adapters, "train.trained=full", "train.save=all", *(overrides or [])]
-        return recipe_from(recorded, overrides, where=f"the recipe in {located.path / name}")
+        return recipe_from(found["recipe"], overrides, where=f"the recipe in {located.path / name}")
     raise HarnessError(
         "recipe-needed",
         f"{located.path} does not record a recipe: the harness did not write it",
@@ -96,21 +102,22 @@ def is_of_mixture(located: Located) -> bool:
 
     Raises: HarnessError "record-invalid".
     """
-    recorded = (_recorded(located.path, name) or {} for name in (RECORD, EXPORT))
-    return any(isinstance(data := each.get("data"), dict) and data.get("datasets") for each in recorded)
+    recipes = ((recorded(located.path, name) or {}).get("recipe", {}) for name in (RECORD, EXPORT))
+    return any(isinstance(data := each.get("data"), dict) and data.get("datasets") for each in recipes)
 
 
-def _recorded(step: Path, name: str) -> dict[str, Any] | None:
-    """The recipe in the file, or None if there is no file or it names no recipe."""
+def recorded(step: Path, name: str) -> dict[str, Any] | None:
+    """What the step's file `name` records, or None if there is no file or it names no recipe."""
     path = step / name
     if not there(path):
         return None
     try:
-        recipe = read_json(path, step, ARTIFACT_BYTES).get("recipe")
+        body = read_json(path, step, ARTIFACT_BYTES)
+        recipe = body.get("recipe")
     except (OSError, ValueError, AttributeError) as error:
         raise HarnessError(
             "record-invalid",
             f"{path} is not a record of the harness: {error}",
             fix="--recipe NAME, or another step",
         ) from error
-    return recipe if isinstance(recipe, dict) else None
+    return dict(body) if isinstance(recipe, dict) else None

@@ -11,28 +11,36 @@ src/lerobot/utils/train_utils.py and constants.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.safetensors import Tensor, read_header
+from harness.checkpoint.tensors import INDEX
 from harness.errors import HarnessError
 from harness.received.files import MARK_BYTES, UnsafeFile
 from harness.received.json import read_json
 from harness.received.pointers import holds_pointer, pointer
-from harness.received.text import one_line
+from harness.received.text import one_line, word
 from harness.run.directory import CHECKPOINTS
-from harness.run.steps import step_directories
+from harness.run.steps import step_directories, step_number
 from harness.units import format_count
 
 _TENSORS = ".safetensors"
+WEIGHTS_FILE = "model.safetensors"
+# Names that only the tensors of π0 and π0.5 have.
+_OURS = re.compile(r"paligemma_with_expert\.|(?:^|\.)action_(?:in|out)_proj\.")
 # Pickles: loading one runs the code in it. They are named in the report and not loaded; only their first
 # bytes are read, to recognize a pointer of Git LFS.
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _POLICY, _STATE = "pretrained_model", "training_state"
 _MOST_FILES = 1000
-_DTYPES = {
+# Statistics of LeRobot's pipelines lie beside the weights. Source: lerobot src/lerobot/processor/pipeline.py
+# `_get_state_filename`, commit 7427f31.
+_STATISTICS = re.compile(r"policy_(?:pre|post)processor_step_")
+DTYPES = {
     "F32": "float32",
     "F16": "float16",
     "BF16": "bfloat16",
@@ -42,11 +50,9 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-# Source: openpi examples/convert_jax_model_to_pytorch.py, commit 15a9616; no script of that commit goes the
-# other way.
 _NEED = (
-    "JAX weights: a params directory as openpi's JAX trainer, or this harness, saves it. openpi's"
-    " examples/convert_jax_model_to_pytorch.py converts JAX to PyTorch; openpi has no converter back"
+    "weights of π0.5: a params directory as openpi's JAX trainer, or this harness, saves it; or"
+    " model.safetensors of openpi's PyTorch trainer or LeRobot"
 )
 
 
@@ -82,13 +88,58 @@ def refuse_pytorch(path: Path) -> None:
     )
 
 
+def is_ours(name: str) -> bool:
+    """Whether a tensor of this name is π0's or π0.5's."""
+    return _OURS.search(name) is not None
+
+
+def files_of_weights(found: Weights, path: Path) -> list[Path]:
+    """The files whose tensors `find_pytorch` counted for `path`."""
+    return [path.resolve()] if path.is_file() else _files(found.path)
+
+
+def weights_location(path: Path) -> Path | None:
+    """The file of π0.5's tensors, or the index of several files, that `path` means; None if there is none.
+
+    `path` is such a file, a directory of them, or a step of LeRobot's. Adapters alone count too: they are
+    then refused by name.
+    Raises: HarnessError "weights-step-needed" for a run or a directory of several steps, "git-lfs-pointer".
+    """
+    found = find_pytorch(path)
+    if found is None or found.pickles:
+        return None
+    # Of damaged files nothing is known; who opens them says why.
+    if not any(is_ours(tensor.name) for tensor in found.tensors) and (found.tensors or not found.unread):
+        return None
+    if path.is_file():
+        return path
+    if found.path not in (path, path / _POLICY):
+        raise HarnessError(
+            "weights-step-needed",
+            f"{path} is a run, or a directory of steps, not one step of it",
+            got=f"the newest is {found.path}",
+            need="one step directory",
+            fix=f"--set {word(f'weights.source={found.path}')}",
+        )
+    names = {file.name for file in found.path.iterdir() if file.is_file()}
+    index = next((name for name in sorted(names) if name.endswith(INDEX)), None)
+    first = next((name for name in sorted(names) if name.endswith(_TENSORS)), None)
+    name = WEIGHTS_FILE if WEIGHTS_FILE in names else index or first
+    return None if name is None else found.path / name
+
+
+def step_of(location: Path) -> int | None:
+    """The step in the name of the directory `location`, or in the name above LeRobot's policy directory."""
+    return step_number(location.parent.name if location.name == _POLICY else location.name)
+
+
 def _contents(found: Weights) -> str:
     """What is known of the weights, in a few words."""
     if found.pickles:
         return "in pickles, which are not opened"
     if not found.tensors:
         return "none of their tensors can be read" if found.unread else "no tensors"
-    dtypes = sorted({_DTYPES.get(tensor.dtype, tensor.dtype) for tensor in found.tensors})
+    dtypes = sorted({DTYPES.get(tensor.dtype, tensor.dtype) for tensor in found.tensors})
     return (
         f"{len(found.tensors)} tensors, {format_count(sum(tensor.size for tensor in found.tensors))}"
         f" parameters, {' and '.join(dtypes)}"
@@ -129,7 +180,11 @@ def _files(directory: Path) -> list[Path]:
     names = sorted(
         entry for entry in directory.iterdir() if entry.suffix == _TENSORS or entry.suffix in _PICKLES
     )[:_MOST_FILES]
-    tensors = [file for file in names if file.suffix == _TENSORS and file.is_file()]
+    tensors = [
+        file
+        for file in names
+        if file.suffix == _TENSORS and file.is_file() and not _STATISTICS.match(file.name)
+    ]
     return tensors or [file for file in names if file.is_file()]
 
 

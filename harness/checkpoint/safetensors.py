@@ -1,6 +1,4 @@
-"""Reads the header of a safetensors file: names, shapes and dtypes of its tensors.
-
-No tensor is read, and nothing is unpickled.
+"""Reads and writes safetensors files. Nothing is unpickled, and only what is asked for is read.
 
     8 bytes, the header's length as a little-endian number; the header, JSON; then the tensors' bytes, without
     gaps
@@ -16,6 +14,9 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
+import numpy as np
+
 from harness.received.files import open_received
 from harness.received.json import parse_json
 from harness.units import MIB
@@ -29,20 +30,53 @@ _BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64,
     "F64": 64, "C64": 64,
 }  # fmt: skip
+# The types in which a model keeps weights, by the format's names and by numpy's.
+NUMPY: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F64": np.dtype(np.float64),
+}
+NAMES = {dtype.name: name for name, dtype in NUMPY.items()}
+_BLOCK_BYTES = 64 * MIB
+
+Array = np.ndarray[Any, Any]
 
 
 class Tensor(NamedTuple):
+    """One tensor of a file. Its bytes begin at `begin`, counted from the start of the file."""
+
     name: str
     dtype: str
     shape: tuple[int, ...]
+    begin: int = 0
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * _BITS[self.dtype] // 8
+
+
+class Header(NamedTuple):
+    """The tensors of a file in the order of their bytes, and the texts that its writer added."""
+
+    tensors: list[Tensor]
+    metadata: dict[str, str]
+
 
 def read_header(path: Path, root: Path) -> list[Tensor]:
     """The tensors of the file `path` below `root`, in the order of their bytes.
+
+    Raises: as `read_whole_header`.
+    """
+    return read_whole_header(path, root).tensors
+
+
+def read_whole_header(path: Path, root: Path) -> Header:
+    """The header of the file `path` below `root`, checked against the file's size.
 
     Raises: ValueError if the header is damaged, or does not fit the file; UnsafeFile and OSError as
     `open_received`.
@@ -53,7 +87,7 @@ def read_header(path: Path, root: Path) -> list[Tensor]:
         (length,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
         if not 2 <= length <= min(size - 8, _HEADER_BYTES):
             raise ValueError(f"a header of {length} bytes in a file of {size}")
-        facts = parse_json(file.read(length))
+        facts = parse_json(file.read(length), unique=True)
     if not isinstance(facts, dict):
         raise ValueError("a header that is no mapping")
     spans = sorted(_tensor(name, entry) for name, entry in facts.items() if name != "__metadata__")
@@ -67,7 +101,10 @@ def read_header(path: Path, root: Path) -> list[Tensor]:
             f"tensors of {end} bytes in a file that has {size - 8 - length} for them: it was cut off or"
             " changed"
         )
-    return [tensor for _, _, tensor in spans]
+    metadata = facts.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(each, str) for each in metadata.values()):
+        raise ValueError("metadata that are no texts")
+    return Header([tensor._replace(begin=8 + length + begin) for begin, _, tensor in spans], metadata)
 
 
 def _tensor(name: str, entry: Any) -> tuple[int, int, Tensor]:
@@ -84,3 +121,21 @@ def _tensor(name: str, entry: Any) -> tuple[int, int, Tensor]:
     if (stop - begin) * 8 != tensor.size * bits:
         raise ValueError(f"{stop - begin} bytes for {tensor.size} elements of {dtype}")
     return begin, stop, tensor
+
+
+def read_tensor(tensor: Tensor, path: Path, root: Path) -> Array:
+    """The elements of `tensor` of the file `path` below `root`, as stored.
+
+    Raises: ValueError if the file ends early; UnsafeFile and OSError as `open_received`.
+    """
+    out = np.empty(tensor.shape, NUMPY[tensor.dtype])
+    view = out.reshape(-1).view(np.uint8)
+    with open_received(path, root) as file:
+        file.seek(tensor.begin)
+        filled = 0
+        while filled < view.size:
+            n = file.readinto(view[filled : filled + _BLOCK_BYTES].data)  # type: ignore[attr-defined]
+            if not n:
+                raise ValueError(f"tensor {tensor.name} ends {view.size - filled} bytes early")
+            filled += n
+    return out

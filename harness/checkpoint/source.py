@@ -13,7 +13,8 @@ from typing import NamedTuple
 from harness.checkpoint.files import leads_out
 from harness.checkpoint.format import DAMAGE
 from harness.checkpoint.item import read_item
-from harness.checkpoint.pytorch import refuse_pytorch
+from harness.checkpoint.pytorch import refuse_pytorch, weights_location
+from harness.checkpoint.tensors import tensor_leaves
 from harness.errors import HarnessError
 from harness.received.files import MARK_BYTES, check_stays, there
 from harness.received.json import read_json
@@ -51,14 +52,14 @@ def why_not(path: Path, recipe: Recipe) -> HarnessError | None:
     Only metadata is read. If the weights name a base, the base is read too, provided that it is on this
     machine.
     """
+    wanted = parameter_shapes(recipe.model)
     try:
         found = find_params(path)
-        shapes, whole = _shapes_of(found)
+        shapes, whole = _shapes_of(found, wanted)
     except HarnessError as error:
         return error
     except OSError as error:
         return unreadable(path, error)
-    wanted = parameter_shapes(recipe.model)
     # Adapters that the weights lack are initialized anew. What a remote base holds is not known here.
     needed = {
         name: shape for name, shape in wanted.items() if name in shapes or (whole and "lora" not in name)
@@ -66,8 +67,10 @@ def why_not(path: Path, recipe: Recipe) -> HarnessError | None:
     return refusal(path, shapes, needed)
 
 
-def _shapes_of(found: Path, deepest: int = 8) -> tuple[Shapes, bool]:
-    """(shape of each stored parameter, whether these are all the parameters)."""
+def _shapes_of(found: Path, wanted: Shapes, deepest: int = 8) -> tuple[Shapes, bool]:
+    """(shape of each stored parameter, whether these are all that a model of shapes `wanted` has)."""
+    if found.is_file():
+        return {path: tensors.shape for path, (_, tensors) in tensor_leaves(found, wanted).items()}, True
     item = read_item(found)
     if item.leads_out:
         raise leads_out(found, item.leads_out)
@@ -83,12 +86,14 @@ def _shapes_of(found: Path, deepest: int = 8) -> tuple[Shapes, bool]:
         raise base_circular(found)
     if not Path(base.source).is_dir():
         return shapes, False
-    below, whole = _shapes_of(find_params(Path(base.source)), deepest - 1)
+    below, whole = _shapes_of(find_params(Path(base.source)), wanted, deepest - 1)
     return {**below, **shapes}, whole
 
 
 def find_params(path: Path) -> Path:
     """The `params` directory that `path` means: `path` itself, or the one in a step directory.
+
+    Of a PyTorch trainer's files, the file of tensors, or the index of several.
 
     Raises: HarnessError "weights-missing", "weights-step-needed", "checkpoint-interrupted",
     "pytorch-checkpoint", "weights-not-a-checkpoint", "file-leaves-root".
@@ -102,11 +107,14 @@ def find_params(path: Path) -> Path:
         is_directory = is_file = False
     if not is_directory:
         if is_file:
+            weights = weights_location(path)
+            if weights is not None:
+                return weights
             refuse_pytorch(path)
         raise HarnessError(
             "weights-missing",
             f"there is no directory {path}",
-            need="an openpi params or step directory, gs://… or https://…",
+            need="an openpi params or step directory, a directory of safetensors, gs://… or https://…",
             fix=f"mount it into the container, or correct weights.source, for example {_PUBLISHED}",
         )
     if any(map(is_interrupted, (path.name, path.parent.name))) or list(path.glob(f"{PARAMS}{INTERRUPTED}*")):
@@ -122,6 +130,9 @@ def find_params(path: Path) -> Path:
         check_stays(path / PARAMS, path)
         return path / PARAMS
     _refuse_several(path)
+    weights = weights_location(path)
+    if weights is not None:
+        return weights
     refuse_pytorch(path)
     raise HarnessError(
         "weights-not-a-checkpoint",

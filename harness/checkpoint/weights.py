@@ -1,4 +1,4 @@
-"""Loads parameters in openpi's format: released weights, openpi's checkpoints and ours.
+"""Loads parameters: released weights, openpi's checkpoints and ours; safetensors of openpi and LeRobot.
 
 Each leaf goes directly into its sharding and dtype.
 """
@@ -15,10 +15,11 @@ import numpy as np
 from harness.checkpoint.files import refuse_strays
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
 from harness.checkpoint.source import base_circular, find_params, named_base, parameter_names, refusal
+from harness.checkpoint.tensors import tensor_files, tensor_leaves
 from harness.download.cache import WEIGHTS, fetch_tree, is_remote
 from harness.errors import HarnessError
 from harness.received.consent import Named
-from harness.run.directory import sha256_directory
+from harness.run.directory import sha256_directory, sha256_files
 from harness.run.steps import BASE
 
 Structs = Mapping[str, jax.ShapeDtypeStruct]
@@ -52,9 +53,11 @@ def load_params(
 ) -> Loaded:
     """Every expected parameter, read from `source`, or made by `initialize` if it is missing and may be.
 
-    `source` is a `params` directory or a step directory; local, gs:// or https://. If it holds only what was
-    trained, its base is read too. `base` is where the base is now, if it has moved. `keep` reduces each array
-    to what is kept of it, before the next one is read.
+    `source` is a `params` directory or a step directory; local, gs:// or https://. Or it is a local file or
+    directory of openpi's PyTorch trainer or of LeRobot (see `harness.checkpoint.tensors`).
+
+    If it holds only what was trained, its base is read too. `base` is where the base is now, if it has moved.
+    `keep` reduces each array to what is kept of it, before the next one is read.
     Raises: HarnessError "weights-mismatch", which lists every missing, unexpected and mis-shaped parameter,
     "weights-not-finite", "weights-missing", "weights-not-a-checkpoint", "weights-step-needed",
     "checkpoint-interrupted", "checkpoint-damaged", "weights-base-differs", and those of
@@ -63,7 +66,9 @@ def load_params(
     directories = params_directories(source, base=base, progress=progress)
     leaves: dict[str, Leaf] = {}
     for directory in reversed(directories):
-        leaves |= parameter_leaves(directory)
+        leaves |= parameter_leaves(
+            directory, {path: tuple(struct.shape) for path, struct in expected.items()}
+        )
     missing = [
         path for path in expected if path not in leaves and initialize is not None and allow_missing(path)
     ]
@@ -97,20 +102,26 @@ def load_params(
     )
 
 
-def parameter_leaves(directory: Path) -> dict[str, Leaf]:
-    """Parameter path → leaf of a `params` directory.
+def parameter_leaves(location: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Leaf]:
+    """Parameter path → leaf of a `params` directory, or of PyTorch's files.
 
-    The paths lack the outer "params/" and the "/value" of flax's state.
+    The paths lack the outer "params/" and the "/value" of flax's state. `shapes` are the model's, by which
+    tensors of PyTorch are put together; adapters among them are left out there.
     """
-    leaves = open_leaves(directory)
+    if location.is_file():
+        found = tensor_leaves(location, shapes)
+        return {path: Leaf(path, tensors.shape, dtype, tensors) for path, (dtype, tensors) in found.items()}
+    leaves = open_leaves(location)
     return {name: leaves[path] for path, name in parameter_names(leaves).items()}
 
 
 def directory_sha256(directory: Path) -> str:
-    """sha256 over the names and contents of the files of a `params` directory.
+    """sha256 over the names and contents of the files of a `params` directory, or of PyTorch's files.
 
     Raises: HarnessError "checkpoint-leads-out".
     """
+    if directory.is_file():
+        return sha256_files(directory.parent, tensor_files(directory))
     refuse_strays(directory)
     return sha256_directory(directory)
 
@@ -129,7 +140,7 @@ def params_directories(
     progress: Progress | None = None,
     above: tuple[Path, ...] = (),
 ) -> list[Path]:
-    """The `params` directory of `source`, then that of its base if it holds only what was trained.
+    """The location of `source` as `find_params` gives it, then its base's if it holds only what was trained.
 
     `base` is where the base is now, if it has moved. `above` are the directories whose base `source` is.
     Raises: HarnessError "weights-base-circular", "weights-base-differs", and those of `find_params` and

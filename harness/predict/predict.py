@@ -22,6 +22,7 @@ from harness.data.prompts import instruction
 from harness.data.space import Space
 from harness.data.transforms import unnormalize
 from harness.errors import HarnessError
+from harness.predict.lerobot_stats import read_policy_stats
 from harness.received.files import walk
 from harness.received.text import word
 from harness.recipe.schema import Recipe
@@ -173,13 +174,15 @@ def _index(data: LeRobotDataset, question: Question) -> int:
 def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> Stats:
     """Statistics from the checkpoint's own assets, without upstream's zero padding.
 
-    Those of the state are there only if the state enters the model, in the prompt.
+    A LeRobot policy has them in the files of its pipelines. Those of the state are there only if the state
+    enters the model, in the prompt.
 
     Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid"; UnsafeFile.
     """
     assets = located.path / ASSETS
     file = assets / recipe.data.asset_id / NORM_STATS
-    if not file.is_file():
+    policy = {} if file.is_file() else read_policy_stats(located.path)
+    if not file.is_file() and "actions" not in policy:
         named = (path for path in walk(assets) if path.name == file.name) if assets.is_dir() else ()
         there = sorted(path.parent.relative_to(assets).as_posix() for path in named)
         raise HarnessError(
@@ -193,26 +196,43 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
                 else "give a step that was saved by training: the statistics belong to the weights"
             ),
         )
-    features: dict[Key, tuple[str, ...]] = {"actions": (recipe.data.actions,)}
+    wanted: dict[Key, tuple[str, ...]] = {"actions": (recipe.data.actions,)}
     if recipe.model.discrete_state_input:
-        features["state"] = recipe.data.state_features
-    read = read_norm_stats(file, recipe.data.normalization, keys=tuple(features), root=located.path).stats
-    found: Stats = {}
-    for key, names in features.items():
-        dimensions = sum(data.features[name].shape[0] for name in names)
-        width = width_without_padding(read[key], dimensions)
-        # The statistics of a mixture have the dimensions of its widest dataset.
-        if width != dimensions and not (width > dimensions and is_of_mixture(located)):
-            said = " and ".join(map(repr, names))
-            raise HarnessError(
-                "dataset-of-other-dimensions",
-                f"the checkpoint was trained on other {key} than {said} of {data.path}",
-                got=f"{dimensions} dimensions in the dataset",
-                need=f"{width}, as in {file}",
-                fix=f"--dataset with a dataset of that robot, or --set data.{key}=FEATURE",
-            )
-        found[key] = first(read[key], dimensions)
-    return found
+        wanted["state"] = recipe.data.state_features
+    read: Stats = policy or dict(
+        read_norm_stats(file, recipe.data.normalization, keys=tuple(wanted), root=located.path).stats.items()
+    )
+    return {
+        key: _of_dataset(key, read, names, data, located, file if file.is_file() else located.path)
+        for key, names in wanted.items()
+    }
+
+
+def _of_dataset(
+    key: Key, read: Stats, names: tuple[str, ...], data: LeRobotDataset, located: Located, where: Path
+) -> DimensionStats:
+    """The statistics of the dimensions that the features `names` of the dataset have together."""
+    if key not in read:
+        raise HarnessError(
+            "asset-missing",
+            f"{where} holds no statistics of the {key}",
+            got=", ".join(sorted(read)),
+            need=f"statistics of the {key}, which the model reads",
+            fix="give a step that was saved by training: the statistics belong to the weights",
+        )
+    dimensions = sum(data.features[name].shape[0] for name in names)
+    width = width_without_padding(read[key], dimensions)
+    # The statistics of a mixture have the dimensions of its widest dataset.
+    if width != dimensions and not (width > dimensions and is_of_mixture(located)):
+        said = " and ".join(map(repr, names))
+        raise HarnessError(
+            "dataset-of-other-dimensions",
+            f"the checkpoint was trained on other {key} than {said} of {data.path}",
+            got=f"{dimensions} dimensions in the dataset",
+            need=f"{width}, as in {where}",
+            fix=f"--dataset with a dataset of that robot, or --set data.{key}=FEATURE",
+        )
+    return first(read[key], dimensions)
 
 
 def _sample(

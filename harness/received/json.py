@@ -17,14 +17,14 @@ DEEPEST = 100
 _MOST_DIGITS = 20
 
 
-def parse_json(data: bytes | str, *, finite: bool = False) -> Any:
-    """The value of a JSON text. With `finite`, NaN and infinity are refused.
+def parse_json(data: bytes | str, *, finite: bool = False, unique: bool = False) -> Any:
+    """The value of a JSON text. With `finite`, NaN and infinity are refused; with `unique`, a repeated key.
 
     Raises: ValueError, also for more than 100 levels, for integers of more than 20 digits, and for lone
     surrogates.
     """
     try:
-        value = json.loads(data, parse_int=_bounded)
+        value = json.loads(data, parse_int=_bounded, object_pairs_hook=_unique if unique else None)
     except RecursionError as error:
         raise ValueError(f"nested more than {DEEPEST} levels deep") from error
     check_json(value, finite=finite)
@@ -37,6 +37,15 @@ def read_json(path: Path, root: Path, limit_bytes: int, *, finite: bool = False)
     Raises: ValueError as `parse_json`; UnsafeFile and OSError as `read_received`.
     """
     return parse_json(read_received(path, root, limit_bytes), finite=finite)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:200]!r} twice")
+    return found
 
 
 def _bounded(digits: str) -> int:

@@ -123,7 +123,8 @@ class Optimizer(Part):
 class Weights(Part):
     """The initial parameters.
 
-    `source` is an openpi `params` directory (local, gs:// or https://), or null for random parameters.
+    `source` is an openpi `params` directory (local, gs:// or https://), a local file or directory of
+    safetensors of openpi's PyTorch trainer or of LeRobot, or null for random parameters.
     """
 
     source: str | None = None

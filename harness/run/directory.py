@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,8 +52,13 @@ def sha256_file(path: Path) -> str:
 
 def sha256_directory(directory: Path) -> str:
     """SHA-256 over the names and contents of all files below `directory`."""
+    return sha256_files(directory, [path for path in directory.rglob("*") if path.is_file()])
+
+
+def sha256_files(directory: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over the names below `directory` and the contents of these files."""
     total = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+    for path in sorted(files):
         total.update(f"{path.relative_to(directory)}\0{sha256_file(path)}\n".encode())
     return total.hexdigest()
 

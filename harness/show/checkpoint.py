@@ -16,6 +16,7 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
     """Steps, interrupted saves, parameters by group and adapters; and the movement, if it was asked for."""
     rows = [
         ("layout", checkpoint.layout or "unknown"),
+        *_pytorch(checkpoint),
         *_saves(checkpoint),
         *_parameters(checkpoint),
         *_arrays(checkpoint),
@@ -29,6 +30,13 @@ def checkpoint_table(checkpoint: Checkpoint) -> Group:
         rows_table(f"checkpoint {checkpoint.path}", rows),
         *([moved_table(checkpoint.moved)] if checkpoint.moved else []),
     )
+
+
+def _pytorch(checkpoint: Checkpoint) -> list[Row]:
+    """Which PyTorch program saved it, and how many tensors there are."""
+    if checkpoint.kind is None:
+        return []
+    return [("saved by", checkpoint.kind), ("tensors", f"{checkpoint.tensors or 0:,}")]
 
 
 def _saves(checkpoint: Checkpoint) -> list[Row]:

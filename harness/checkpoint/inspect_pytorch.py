@@ -1,0 +1,269 @@
+"""Inspects safetensors of openpi's PyTorch trainer, of LeRobot or of PEFT, from headers, or with the values.
+
+Which program saved them, their tensors and parameters by part, adapters, types, and numbers that are not
+finite. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.artifacts import (
+    Checkpoint,
+    CheckpointItem,
+    CheckpointStep,
+    GroupReport,
+    LeafReport,
+    LoraReport,
+)
+from harness.checkpoint.format import DAMAGE, first_line
+from harness.checkpoint.pytorch import (
+    DTYPES,
+    files_of_weights,
+    find_pytorch,
+    is_ours,
+    step_of,
+    weights_location,
+)
+from harness.checkpoint.pytorch_names import UNUSED_HEAD, is_pi0
+from harness.checkpoint.safetensors import NUMPY, Tensor, read_whole_header
+from harness.checkpoint.tensors import tensor_leaves
+from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES, UnsafeFile, open_received
+from harness.received.json import read_json
+from harness.received.text import one_line
+from harness.recipe.parameters import parameter_shapes
+from harness.recipe.schema import Model, Recipe
+from harness.run.directory import sha256_file
+from harness.run.steps import EXPORT
+from harness.units import MIB
+
+_BLOCK_BYTES = 64 * MIB
+_LORA = re.compile(r"\.lora_([ab])(?:\.|$)", re.IGNORECASE)
+_PARTS = (
+    ("adapters", _LORA),
+    ("vision", re.compile(r"vision_tower|multi_modal_projector")),
+    ("expert", re.compile(r"gemma_expert")),
+    ("language", re.compile(r"language_model|paligemma\.lm_head")),
+    ("projections", re.compile(r"(?:action|time|state)\w*(?:_proj|_mlp_in|_mlp_out)\.")),
+)
+
+
+class _Read(NamedTuple):
+    """A tensor's position, and what its values are; None where they were not read."""
+
+    tensor: Tensor
+    file: Path
+    health: tuple[int, float | None, str] | None
+
+
+def inspect_pytorch(path: Path, *, deep: bool = False, recipe: Recipe | None = None) -> Checkpoint | None:
+    """The report on PyTorch's weights at `path`; None if none of their tensors is π0's, π0.5's or LoRA's.
+
+    Raises: HarnessError "git-lfs-pointer", "weights-step-needed"; OSError.
+    """
+    found = find_pytorch(path)
+    if found is None or not any(is_ours(each.name) or _LORA.search(each.name) for each in found.tensors):
+        return None
+    read, findings = _tensors(found.path, files_of_weights(found, path), deep=deep)
+    findings += found.unread
+    names = {each.tensor.name: each.tensor.shape for each in read}
+    adapters = [each for each in read if _LORA.search(each.tensor.name)]
+    lacks = [] if adapters else _lacks(path, found.path, names, recipe)
+    files = sorted({each.file for each in read})
+    complete = not findings and not lacks
+    if deep:
+        findings += _digests(found.path)
+    non_finite = sum(each.health[0] for each in read if each.health) if deep else None
+    if non_finite:
+        bad = [one_line(each.tensor.name) for each in read if each.health and each.health[0]]
+        findings.append(f"{len(bad)} tensors hold NaN or infinite values: {', '.join(bad[:5])}")
+    sizes = {file: file.stat().st_size for file in files}
+    counts = {file: sum(each.file == file for each in read) for file in files}
+    step = CheckpointStep(
+        step=step_of(found.path if found.path.is_dir() else found.path.parent),
+        path=str(found.path),
+        complete=complete,
+        items=[CheckpointItem(name=file.name, bytes=sizes[file], arrays=counts[file]) for file in files],
+        bytes=sum(sizes.values()),
+        missing=lacks[:20],
+    )
+    unknown = {
+        "parameters_trained": "safetensors do not record it",
+        "ema": "safetensors do not record it",
+    }
+    if not deep:
+        unknown["non_finite"] = "only headers were read (--deep reads the tensors)"
+    return Checkpoint(
+        path=str(path),
+        layout="pytorch",
+        kind=found.kind,
+        tensors=len(read),
+        steps=[step],
+        interrupted=[],
+        step=step.step,
+        lora=_lora(adapters),
+        parameters=_groups(read, deep=deep),
+        parameters_total=sum(each.tensor.size for each in read if not each.tensor.name.endswith(UNUSED_HEAD)),
+        non_finite=non_finite,
+        leaves=[_leaf(each) for each in read] if deep else [],
+        partial=bool(found.unread),
+        findings=findings + lacks,
+        unknown=unknown,
+    )
+
+
+def _tensors(location: Path, files: list[Path], *, deep: bool) -> tuple[list[_Read], list[str]]:
+    """(every tensor, findings): a tensor that two files hold, a type that no network has, values cut off."""
+    read: list[_Read] = []
+    findings: list[str] = []
+    seen: dict[str, Path] = {}
+    root = location if location.is_dir() else location.parent
+    for file in files:
+        try:
+            tensors = read_whole_header(file, root).tensors
+        except (OSError, UnsafeFile, *DAMAGE):
+            # `find_pytorch` says why.
+            continue
+        for tensor in tensors:
+            if tensor.name in seen:
+                findings.append(f"{one_line(tensor.name)} is in {seen[tensor.name].name} and in {file.name}")
+                continue
+            seen[tensor.name] = file
+            try:
+                read.append(_Read(tensor, file, _health(tensor, file, root) if deep else None))
+            except (OSError, UnsafeFile, *DAMAGE) as error:
+                findings.append(f"{one_line(tensor.name)} cannot be read: {first_line(error)}")
+                read.append(_Read(tensor, file, None))
+    strange = sorted({each.tensor.dtype for each in read} - NUMPY.keys())
+    if strange:
+        findings.append(f"tensors of type {', '.join(strange)}, which are no weights of π0.5")
+    return read, findings
+
+
+def _health(tensor: Tensor, file: Path, root: Path) -> tuple[int, float | None, str]:
+    """(elements that are not finite, norm, sha256). One block is in memory."""
+    digest, bad, squares = hashlib.sha256(), 0, 0.0
+    for block in _blocks(tensor, file, root):
+        digest.update(block.view(np.uint8).data)
+        if block.dtype.kind == "V" or block.dtype.name == "bfloat16" or block.dtype.kind == "f":
+            wide = block.astype(np.float64) if block.dtype.itemsize < 8 else block
+            bad += int(wide.size - np.isfinite(wide).sum())
+            with np.errstate(over="ignore", invalid="ignore"):
+                squares += float(np.dot(wide, wide))
+    norm = math.sqrt(squares) if math.isfinite(squares) else None
+    return bad, norm if tensor.dtype in NUMPY else None, digest.hexdigest()
+
+
+def _blocks(tensor: Tensor, file: Path, root: Path) -> Iterator[np.ndarray[Any, Any]]:
+    dtype = NUMPY.get(tensor.dtype, np.dtype(np.uint8))
+    left = tensor.nbytes
+    with open_received(file, root) as stream:
+        stream.seek(tensor.begin)
+        while left:
+            data = stream.read(min(left, _BLOCK_BYTES))
+            if not data or len(data) % dtype.itemsize:
+                raise ValueError(f"it ends {left} bytes early")
+            left -= len(data)
+            yield np.frombuffer(data, dtype)
+
+
+def _lacks(path: Path, location: Path, names: dict[str, Any], recipe: Recipe | None) -> list[str]:
+    """One line if these are not the tensors of the recipe's model, or of the published one."""
+    if is_pi0(names):
+        return ["these are weights of π0, not of π0.5: its state and time enter the network in another way"]
+    root = location if location.is_dir() else location.parent
+    recorded = recipe or _recipe_of(root)
+    model = Model() if recorded is None else recorded.model
+    shapes = {name: shape for name, shape in parameter_shapes(model).items() if "lora" not in name}
+    try:
+        weights = weights_location(path if path.is_file() else location)
+        if weights is None:
+            return []
+        tensor_leaves(weights, shapes)
+    except HarnessError as error:
+        return [f"it is not a whole {'model of its recipe' if recorded else 'π0.5'}: {error.what[:400]}"]
+    return []
+
+
+def _recipe_of(root: Path) -> Recipe | None:
+    """The recipe that our own export wrote beside the weights; None if there is none that is valid."""
+    try:
+        return Recipe.model_validate(read_json(root / EXPORT, root, ARTIFACT_BYTES)["recipe"])
+    except (OSError, UnsafeFile, *DAMAGE):
+        return None
+
+
+def _digests(location: Path) -> list[str]:
+    """A finding for each file that is not the one that the harness wrote there."""
+    root = location if location.is_dir() else location.parent
+    try:
+        files = read_json(root / EXPORT, root, ARTIFACT_BYTES)["files"]
+        known = {name: entry["sha256"] for name, entry in files.items() if (root / Path(name).name).is_file()}
+    except (OSError, UnsafeFile, *DAMAGE, AttributeError):
+        return []
+    changed = [name for name, sha256 in known.items() if sha256_file(root / Path(name).name) != sha256]
+    return [f"{one_line(name)} is not the file that was exported: its sha256 differs" for name in changed]
+
+
+def _lora(adapters: list[_Read]) -> LoraReport:
+    """Adapters and their rank by part and projection; where layers differ, layer by layer."""
+    ranks: dict[str, dict[str, int]] = defaultdict(dict)
+    for each in adapters:
+        name, half = each.tensor.name, _LORA.search(each.tensor.name)
+        if half is not None and half[1].lower() == "a" and each.tensor.shape:
+            module = name[: half.start()]
+            part = _part(module)
+            ranks[f"{part} {module.rpartition('.')[2]}"][module] = min(each.tensor.shape)
+    rank: dict[str, int] = {}
+    for key, found in sorted(ranks.items()):
+        rank |= {key: next(iter(found.values()))} if len(set(found.values())) == 1 else found
+    return LoraReport(
+        present=bool(adapters), rank=rank, parameters=sum(each.tensor.size for each in adapters)
+    )
+
+
+def _part(name: str) -> str:
+    return next((part for part, pattern in _PARTS if pattern.search(name)), "other")
+
+
+def _groups(read: list[_Read], *, deep: bool) -> dict[str, GroupReport]:
+    groups: dict[str, list[_Read]] = defaultdict(list)
+    for each in read:
+        groups["unused" if each.tensor.name.endswith(UNUSED_HEAD) else _part(each.tensor.name)].append(each)
+    return {name: _group(members, deep=deep) for name, members in sorted(groups.items())}
+
+
+def _group(members: list[_Read], *, deep: bool) -> GroupReport:
+    health = [each.health for each in members if each.health is not None]
+    whole = deep and len(health) == len(members)
+    norms = [norm for _, norm, _ in health if norm is not None]
+    return GroupReport(
+        parameters=sum(each.tensor.size for each in members),
+        bytes=sum(each.tensor.nbytes for each in members),
+        arrays=len(members),
+        dtypes=sorted({DTYPES.get(each.tensor.dtype, each.tensor.dtype) for each in members}),
+        non_finite=sum(bad for bad, _, _ in health) if whole else None,
+        norm=math.hypot(*norms) if whole and len(norms) == len(members) else None,
+    )
+
+
+def _leaf(each: _Read) -> LeafReport:
+    bad, norm, sha256 = each.health or (None, None, None)
+    return LeafReport(
+        item=each.file.name,
+        path=one_line(each.tensor.name),
+        dtype=DTYPES.get(each.tensor.dtype, each.tensor.dtype),
+        shape=list(each.tensor.shape),
+        sha256=sha256,
+        non_finite=bad,
+        norm=norm,
+    )

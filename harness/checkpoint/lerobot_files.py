@@ -1,0 +1,136 @@
+"""The files of a LeRobot policy beside its weights: config.json, both processor pipelines, their statistics.
+
+LeRobot's own pipeline for pi05 makes the prompt "Task: …, State: …;\\nAction: ", with the state as digits.
+Weights that were trained here got openpi's prompt without a state, "…\\n". Under the other prompt they act
+otherwise, and nothing says so. So the pipeline that is written here makes the prompt of the training.
+
+Source: lerobot src/lerobot/policies/pi05/{configuration,processor}_pi05.py, processor/pipeline.py
+`_save_pretrained`, processor/normalize_processor.py, commit 7427f31.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.artifacts import DimensionStats
+from harness.checkpoint.tensor_writer import Dtype, Planned, write_tensors
+from harness.recipe.schema import CAMERAS, Recipe
+from harness.run.directory import write_atomic
+
+_STATE, _ACTION, _IMAGES = "observation.state", "action", "observation.images."
+_TOKENIZER = "google/paligemma-3b-pt-224"
+_MODES = {"quantile": "QUANTILES", "zscore": "MEAN_STD"}
+_STATISTICS = ("mean", "std", "q01", "q99", "min", "max")
+Stats = Mapping[str, DimensionStats]
+
+
+def write_policy_files(directory: Path, recipe: Recipe, stats: Stats, dtype: Dtype) -> list[str]:
+    """Names of the files that were written to `directory` for a policy trained by `recipe`.
+
+    `stats` has the statistics of the actions, and of the state if there are some.
+    Raises: HarnessError "disk-full", "not-writable".
+    """
+    inputs, outputs = features(recipe, stats)
+    modes = {"VISUAL": "IDENTITY", "STATE": _MODES[recipe.data.normalization]}
+    modes["ACTION"] = modes["STATE"]
+    model = recipe.model
+    config = {
+        "type": "pi05",
+        "n_obs_steps": 1,
+        "input_features": inputs,
+        "output_features": outputs,
+        "normalization_mapping": modes,
+        "paligemma_variant": model.paligemma.variant,
+        "action_expert_variant": model.action_expert.variant,
+        "dtype": dtype,
+        "chunk_size": model.action_horizon,
+        "n_action_steps": model.action_horizon,
+        "max_state_dim": model.action_dim,
+        "max_action_dim": model.action_dim,
+        "image_resolution": [model.image_size, model.image_size],
+        "tokenizer_max_length": model.prompt_tokens,
+    }
+    _write_json(directory / "config.json", config)
+    names = ["config.json"]
+    normalize = {"eps": 1e-8, "features": inputs | outputs, "norm_map": modes}
+    before = [
+        _step("rename_observations_processor", {"rename_map": {}}),
+        _step("to_batch_processor", {}),
+        _step("normalizer_processor", normalize),
+        # Ends the task with a line break, as openpi's tokenizer does for a prompt without a state.
+        _step("smolvla_new_line_processor", {}),
+        _step(
+            "tokenizer_processor",
+            {
+                "max_length": model.prompt_tokens,
+                "task_key": "task",
+                "padding_side": "right",
+                "padding": "max_length",
+                "truncation": True,
+                "tokenizer_name": _TOKENIZER,
+            },
+        ),
+        _step("device_processor", {"device": "cpu", "float_dtype": None}),
+    ]
+    after = [
+        _step("unnormalizer_processor", normalize | {"features": outputs}),
+        _step("device_processor", {"device": "cpu", "float_dtype": None}),
+    ]
+    for name, steps in (("policy_preprocessor", before), ("policy_postprocessor", after)):
+        names += _write_pipeline(directory, name, steps, stats)
+    return names
+
+
+def features(recipe: Recipe, stats: Stats) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(inputs, outputs) by LeRobot's names. Cameras stand in the model's order, which LeRobot keeps."""
+    size = recipe.model.image_size
+    named = dict(recipe.data.cameras)
+    cameras = [name for camera in CAMERAS if (name := named[camera])]  # type: ignore[index]
+    inputs: dict[str, Any] = {
+        lerobot_name(name): {"type": "VISUAL", "shape": [3, size, size]} for name in cameras
+    }
+    if "state" in stats:
+        inputs[_STATE] = {"type": "STATE", "shape": [len(stats["state"].mean)]}
+    return inputs, {_ACTION: {"type": "ACTION", "shape": [len(stats["actions"].mean)]}}
+
+
+def lerobot_name(feature: str) -> str:
+    """The name by which LeRobot's pipelines know a camera: they see only what begins with `observation.`."""
+    return feature if feature.startswith("observation.") else f"{_IMAGES}{feature}"
+
+
+def _step(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    return {"registry_name": name, "config": config}
+
+
+def _write_pipeline(directory: Path, name: str, steps: list[dict[str, Any]], stats: Stats) -> list[str]:
+    """Names of the pipeline's files."""
+    names = [f"{name}.json"]
+    for number, step in enumerate(steps):
+        if "norm_map" in step["config"]:
+            file = f"{name}_step_{number}_{step['registry_name']}.safetensors"
+            step["state_file"] = file
+            _write_statistics(directory / file, stats)
+            names.append(file)
+    _write_json(directory / f"{name}.json", {"name": name, "steps": steps})
+    return names
+
+
+def _write_statistics(path: Path, stats: Stats) -> None:
+    tensors = {
+        f"{_ACTION if key == 'actions' else _STATE}.{statistic}": np.asarray(values, np.float32)
+        for key, one in stats.items()
+        for statistic in _STATISTICS
+        if (values := getattr(one, statistic))
+    }
+    planned = [Planned(name, array.shape, "float32") for name, array in tensors.items()]
+    write_tensors(path, planned, tensors.items())
+
+
+def _write_json(path: Path, body: Any) -> None:
+    write_atomic(path, json.dumps(body, indent=2) + "\n")

@@ -1,0 +1,172 @@
+"""Reads the parameters of a checkpoint leaf by leaf, with its adapters merged into the weights they adapt.
+
+    w' = w + alpha / rank · lora_a @ lora_b                   on the last two axes, in float32
+    w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    attn_vec_einsum: heads share a bottleneck
+
+Host memory holds the largest leaf and not the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from harness.checkpoint.format import DAMAGE, first_line
+from harness.checkpoint.leaves import Leaf
+from harness.checkpoint.source import damaged
+from harness.checkpoint.weights import check_parameters, is_finite, parameter_leaves, params_directories
+from harness.errors import HarnessError
+from harness.recipe.parameters import group_of, parameter_shapes
+from harness.recipe.schema import Model
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+# Path of an adapted weight → (path of lora_a, path of lora_b, alpha / rank).
+Adapters = Mapping[str, tuple[str, str, float]]
+
+
+class Adding(Protocol):
+    """Further adapters that are added to a checkpoint (see `harness.checkpoint.adding`)."""
+
+    def touching(self, path: str) -> list[Any]:
+        """The sets of adapters that change the parameter at `path`."""
+
+    def add(self, path: str, w: Array) -> None:
+        """Adds what they change of the float32 leaf `w` at `path`, in place."""
+
+
+class Merging(NamedTuple):
+    """An opened checkpoint of a model: its leaves, and which of them are merged.
+
+    `locations` are the directories or files that were opened, what lies on top first.
+    """
+
+    source: Path
+    locations: list[Path]
+    leaves: Mapping[str, Leaf]
+    shapes: Mapping[str, Shape]
+    adapters: Adapters
+    additions: Adding | None = None
+
+    @property
+    def kept(self) -> list[str]:
+        """The paths of the parameters that are left when the adapters are merged."""
+        return [path for path in self.shapes if "lora" not in path]
+
+    @property
+    def merged(self) -> list[str]:
+        return [path for path in self.kept if self.changes(path)]
+
+    def changes(self, path: str) -> bool:
+        """Whether adapters change the kept parameter at `path`."""
+        return path in self.adapters or (self.additions is not None and bool(self.additions.touching(path)))
+
+    def dtype(self, path: str) -> np.dtype[Any]:
+        """The type of a kept parameter: as stored, or float32 if it is merged."""
+        return np.dtype(np.float32) if self.changes(path) else self.leaves[path].dtype
+
+    def nbytes(self, itemsize: int | None = None) -> int:
+        """Bytes of all kept parameters, in their own types or at `itemsize` bytes each."""
+        return sum(
+            math.prod(self.shapes[path]) * (itemsize or self.dtype(path).itemsize) for path in self.kept
+        )
+
+
+def open_merging(source: Path, model: Model, *, base: str | Path | None = None) -> Merging:
+    """The checkpoint at `source`, opened; only metadata is read.
+
+    Raises: HarnessError "export-rank", "weights-mismatch", and those of `params_directories`.
+    """
+    locations = params_directories(source, base=base)
+    shapes = parameter_shapes(model)
+    leaves: dict[str, Leaf] = {}
+    for location in reversed(locations):
+        leaves |= parameter_leaves(location, shapes)
+    check_parameters(source, leaves, shapes)
+    return Merging(Path(source), locations, leaves, shapes, adapters_of(model, leaves))
+
+
+def arrays(opened: Merging, paths: Iterable[str] | None = None) -> Iterator[tuple[str, Array]]:
+    """(path, array) of each kept parameter, one after the other, with adapters merged.
+
+    Raises: HarnessError "weights-not-finite", "checkpoint-damaged".
+    """
+    for path in opened.kept if paths is None else paths:
+        array = (
+            _merged(opened.leaves, path, *opened.adapters[path])
+            if path in opened.adapters
+            else _read(opened, path)
+        )
+        if opened.additions is not None and opened.additions.touching(path):
+            array = array.astype(np.float32, copy=False)
+            opened.additions.add(path, array)
+        if not is_finite(array):
+            raise HarnessError(
+                "weights-not-finite",
+                f"{opened.source} holds NaN or infinity in {path}",
+                need="finite weights",
+                fix="export an earlier step of that run",
+            )
+        yield path, array
+        # Freed before the next leaf is read, so that two are never held.
+        del array
+
+
+def _read(opened: Merging, path: str) -> Array:
+    try:
+        return opened.leaves[path].read()
+    except (OSError, *DAMAGE) as error:
+        raise damaged(opened.source, f"{path}: {first_line(error)}") from error
+
+
+def adapters_of(model: Model, leaves: Mapping[str, Leaf]) -> Adapters:
+    """The adapters of `model` among these leaves.
+
+    Raises: HarnessError "export-rank" if a leaf is of another rank than the model says.
+    """
+    found = {}
+    for first in parameter_shapes(model):
+        if not first.endswith("lora_a"):
+            continue
+        # Einsums hold `w` beside `lora_a`. The feed-forward's adapters begin with the weight's name.
+        path = (
+            f"{first.removesuffix('lora_a')}w" if first.endswith("/lora_a") else first.removesuffix("_lora_a")
+        )
+        lora = (model.action_expert if group_of(path) == "expert" else model.paligemma).lora
+        rank = leaves[first].shape[-1]
+        if lora is None or lora.rank != rank:
+            raise HarnessError(
+                "export-rank",
+                f"{first} has rank {rank}, the recipe says {lora.rank if lora else 'no adapters'}",
+                fix="export with the recipe that the run was trained with",
+            )
+        found[path] = (
+            first,
+            f"{first.removesuffix('a')}b",
+            lora.feed_forward_scale() if "/mlp" in path else lora.alpha / lora.rank,
+        )
+    return found
+
+
+def _merged(leaves: Mapping[str, Leaf], path: str, first: str, second: str, scale: float) -> Array:
+    """w + scale · a @ b in float32, layer by layer."""
+    w, a, b = (leaves[name].read(np.dtype(np.float32)) for name in (path, first, second))
+    add_product(w, a, b, scale, path)
+    return w
+
+
+def add_product(w: Array, a: Array, b: Array, scale: float, path: str) -> None:
+    """Adds scale · a @ b to the float32 weight `w` at `path`, in place.
+
+    The product of a whole stack would double a 4.5 GiB leaf, so it is made layer by layer.
+    """
+    if "/attn_vec_einsum" in path:
+        # attn_vec_einsum sums over heads, and so does each of its two factors: x·A has no head left to select
+        # a B by (harness/model/lora.py).
+        b = b.sum(axis=1, keepdims=True)  # [L, 1, R, D]
+    for layer in range(w.shape[0]):
+        w[layer] += scale * np.matmul(a[layer], b[layer])

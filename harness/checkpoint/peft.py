@@ -1,0 +1,260 @@
+"""Adapters in the layout of PEFT, as LeRobot loads them: adapter_config.json and adapter_model.safetensors.
+
+    tensor' = tensor + alpha / r · lora_B @ lora_A           [out, in], with lora_A [r, in], lora_B [out, r]
+
+A linear layer of theirs holds all heads of an einsum of ours, so the pair is of another rank there:
+
+    q, k, v       each head has its own pair: rank heads · R, lora_B is block-diagonal
+    o             the heads share a bottleneck: rank R, lora_B is the sum over the heads
+    feed-forward  rank R
+
+Parameters that were trained without adapters are whole modules in the same file (`modules_to_save`).
+Source: huggingface/peft 0.19 src/peft/tuners/lora/{config,layer}.py, utils/save_and_load.py.
+
+Axes: L layers, C two halves, N heads, D width, H head dim, F mlp dim, R rank.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.checkpoint.format import DAMAGE, first_line
+from harness.checkpoint.leaves import Leaf
+from harness.checkpoint.merge import Adapters
+from harness.checkpoint.pytorch_names import PREFIX, TABLE_NAMES, Part, parts_of, put_back, turned
+from harness.checkpoint.safetensors import read_tensor
+from harness.checkpoint.tensor_writer import Planned, Written, write_tensors
+from harness.checkpoint.tensors import Stored, open_tensors
+from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES
+from harness.received.json import read_json
+from harness.received.text import one_line
+from harness.run.directory import write_atomic
+
+Array = np.ndarray[Any, Any]
+CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
+# PEFT wraps the policy, and the policy's network is its `model`.
+_WRAPPED = "base_model.model."
+_PREFIX = f"{_WRAPPED}{PREFIX['lerobot']}"
+_PAIR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+_LARGEST_RANK = 4096
+
+
+class Pair(NamedTuple):
+    """lora_A [r, in] and lora_B [out, r] of one linear layer, and alpha / r."""
+
+    a: Array
+    b: Array
+    scale: float
+
+
+def pair_of(path: str, part: Part, a: Array, b: Array, scale: float) -> Pair:
+    """The pair of the tensor `part` of the weight at `path`, from the whole leaves of its adapters."""
+    a, b = a[part.at], b[part.at]
+    if a.ndim == 2:
+        return Pair(a.T, b.T, scale)
+    heads, _, rank = a.shape
+    if "/attn_vec_einsum" in path:
+        # a [N, H, R], b [N, R, D]
+        return Pair(a.reshape(-1, rank).T, b.sum(axis=0).T, scale)
+    # a [N, D, R], b [N, R, H]
+    wide = np.zeros((heads, b.shape[2], heads, rank), b.dtype)
+    for head in range(heads):
+        wide[head, :, head] = b[head].T
+    return Pair(a.transpose(0, 2, 1).reshape(heads * rank, -1), wide.reshape(-1, heads * rank), scale)
+
+
+def write_peft(
+    directory: Path,
+    leaves: Mapping[str, Leaf],
+    adapters: Adapters,
+    trained: list[str],
+    *,
+    base: str,
+    metadata: Mapping[str, str] | None = None,
+) -> Written:
+    """Writes both files. `trained` are the paths that were trained without adapters; `base` is their name.
+
+    Raises: OSError, ValueError.
+    """
+    parts = parts_of({path: leaves[path].shape for path in [*adapters, *trained] if path in leaves})
+    arrays = dict(_arrays(leaves, adapters, parts))
+    whole = {f"{_PREFIX}{part.name}": (path, part) for path in trained for part in parts[path]}
+    planned = [Planned(name, array.shape, "float32") for name, (array, _) in arrays.items()]
+    planned += [Planned(name, part.shape, "float32") for name, (_, part) in whole.items()]
+
+    def each() -> Iterator[tuple[str, Array]]:
+        yield from ((name, array) for name, (array, _) in arrays.items())
+        for path in trained:
+            leaf = leaves[path].read(np.dtype(np.float32))
+            for part in parts[path]:
+                yield f"{_PREFIX}{part.name}", turned(leaf, part)
+
+    written = write_tensors(directory / FILE, planned, each(), metadata=metadata)
+    write_atomic(directory / CONFIG, json.dumps(_config(arrays, whole, base), indent=2) + "\n")
+    return written
+
+
+def _arrays(
+    leaves: Mapping[str, Leaf], adapters: Adapters, parts: Mapping[str, list[Part]]
+) -> Iterator[tuple[str, tuple[Array, float]]]:
+    """Name → (array, alpha / r) of both factors of each linear layer."""
+    for path, (first, second, scale) in adapters.items():
+        a, b = (leaves[name].read(np.dtype(np.float32)) for name in (first, second))
+        for part in parts[path]:
+            pair = pair_of(path, part, a, b, scale)
+            module = f"{_PREFIX}{part.name.removesuffix('.weight')}"
+            yield f"{module}.lora_A.weight", (np.ascontiguousarray(pair.a), scale)
+            yield f"{module}.lora_B.weight", (np.ascontiguousarray(pair.b), scale)
+
+
+def _config(
+    arrays: Mapping[str, tuple[Array, float]], whole: Mapping[str, tuple[str, Part]], base: str
+) -> dict[str, Any]:
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for name, (array, scale) in arrays.items():
+        if name.endswith(".lora_A.weight"):
+            module = name.removeprefix(_WRAPPED).removesuffix(".lora_A.weight")
+            # The same of every layer.
+            key = re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(module))
+            ranks[key], alphas[key] = array.shape[0], scale * array.shape[0]
+    first = next(iter(ranks.values()), 1)
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": first,
+        "lora_alpha": next(iter(alphas.values()), 1.0),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "target_modules": "|".join(f"({key})" for key in ranks),
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "modules_to_save": sorted({_module(name) for name in whole}) or None,
+    }
+
+
+def _module(name: str) -> str:
+    return name.removeprefix(_WRAPPED).rpartition(".")[0]
+
+
+class PeftAdapters(NamedTuple):
+    """PEFT's adapters, opened: pairs and whole tensors by the plain name of the tensor that they change."""
+
+    directory: Path
+    pairs: dict[str, dict[str, Stored]]
+    scales: dict[str, float]
+    whole: dict[str, Stored]
+
+    def touches(self, parts: list[Part]) -> bool:
+        return any(part.name in self.pairs or part.name in self.whole for part in parts)
+
+    def add(self, w: Array, original: Array, parts: list[Part]) -> None:
+        """Adds what the adapters change of the float32 leaf `w`, in place. `original` is the base's leaf.
+
+        Raises: HarnessError "checkpoint-damaged", "weights-mismatch".
+        """
+        for part in parts:
+            if part.name in self.pairs:
+                a, b = (self._read(self.pairs[part.name][half]) for half in "AB")
+                if (
+                    a.ndim != 2
+                    or b.ndim != 2
+                    or (b.shape[0], a.shape[1]) != part.shape
+                    or a.shape[0] != b.shape[1]
+                ):
+                    raise _mismatch(self.directory, part.name, (b.shape, a.shape), part.shape)
+                tensor = turned(w, part) + self.scales[part.name] * (b @ a)
+                put_back(np.ascontiguousarray(tensor, np.float32), part, w)
+            if part.name in self.whole:
+                value = self._read(self.whole[part.name])
+                if value.shape != part.shape:
+                    raise _mismatch(self.directory, part.name, value.shape, part.shape)
+                put_back(np.ascontiguousarray(turned(w, part) + (value - turned(original, part))), part, w)
+
+    def _read(self, stored: Stored) -> Array:
+        try:
+            return read_tensor(stored.tensor, stored.file, self.directory).astype(np.float32)
+        except (OSError, *DAMAGE) as error:
+            raise _damaged(self.directory, first_line(error)) from error
+
+
+def open_peft(directory: Path) -> PeftAdapters:
+    """The adapters in `directory`. Only the header and the configuration are read.
+
+    Raises: HarnessError "checkpoint-damaged"; UnsafeFile.
+    """
+    stored = open_tensors(directory / FILE)
+    try:
+        config = read_json(directory / CONFIG, directory, ARTIFACT_BYTES)
+        if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("lora_bias"):
+            raise ValueError("adapters of another kind than LoRA")
+        pairs: dict[str, dict[str, Stored]] = {}
+        whole: dict[str, Stored] = {}
+        for name, each in stored.items():
+            found = _PAIR.fullmatch(name)
+            if found is not None:
+                pairs.setdefault(f"{_plain(found[1])}.weight", {})[found[2]] = each
+            else:
+                whole[_plain(re.sub(r"\.modules_to_save(?:\.default)?", "", name))] = each
+        if any(len(pair) != 2 for pair in pairs.values()):
+            raise ValueError("a lora_A without its lora_B, or the reverse")
+        scales = {name: _scale(config, name, pair["A"].tensor.shape[0]) for name, pair in pairs.items()}
+    except (OSError, *DAMAGE, AttributeError, IndexError) as error:
+        raise _damaged(directory, first_line(error)) from error
+    return PeftAdapters(directory, pairs, scales, whole)
+
+
+def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+    """alpha / r of the linear layer of the tensor `name`, as PEFT computes it."""
+    module = f"{PREFIX['lerobot']}{name.removesuffix('.weight')}"
+    alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
+    if not 0 < rank <= _LARGEST_RANK or rank != int(
+        _pattern(config.get("rank_pattern"), module, config["r"])
+    ):
+        raise ValueError(f"{one_line(name)} has rank {rank}, the configuration says another")
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _pattern(patterns: Any, module: str, default: Any) -> Any:
+    """The value of the first pattern that names the module. Source: peft utils/other.py `get_pattern_key`."""
+    for pattern, value in (patterns or {}).items():
+        # Patterns are a stranger's: only what stands for a layer's number is taken as one.
+        plain = re.escape(str(pattern).replace("\\.", ".").replace("\\d+", "\0")).replace("\0", r"\d+")
+        if re.fullmatch(rf"(?:.*\.)?(?:{plain})", module):
+            return value
+    return default
+
+
+def _plain(name: str) -> str:
+    plain = name.removeprefix(_WRAPPED).removeprefix(PREFIX["lerobot"])
+    return TABLE_NAMES[0] if plain == TABLE_NAMES[1] else plain
+
+
+def _mismatch(directory: Path, name: str, got: object, need: object) -> HarnessError:
+    return HarnessError(
+        "weights-mismatch",
+        f"{directory} holds adapters of another model: {one_line(name)} is of another shape",
+        got=got,
+        need=need,
+        fix="name adapters that were trained on this base",
+    )
+
+
+def _damaged(directory: Path, why: str) -> HarnessError:
+    return HarnessError(
+        "checkpoint-damaged",
+        f"{directory} holds no adapters that can be read: {one_line(why)[:400]}",
+        need=f"{CONFIG} and {FILE} as PEFT saves them",
+        fix="copy or download the adapters again",
+    )

@@ -1,0 +1,57 @@
+"""Statistics that a LeRobot policy keeps in the files of its processors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.artifacts import DimensionStats
+from harness.checkpoint.format import DAMAGE, first_line
+from harness.checkpoint.safetensors import read_tensor, read_whole_header
+from harness.errors import HarnessError
+from harness.received.files import ARTIFACT_BYTES
+from harness.received.json import read_json
+
+_NORMALIZER = "normalizer_processor"
+_PIPELINE = "policy_preprocessor.json"
+_KEYS = {"action": "actions", "observation.state": "state"}
+_STATISTICS = ("mean", "std", "q01", "q99")
+_MOST_BYTES = 2**20
+
+
+def read_policy_stats(directory: Path) -> dict[str, DimensionStats]:
+    """Statistics of actions and state, as the policy's normalizer has them; empty if it has none.
+
+    A statistic that the file lacks is an empty vector.
+    Raises: HarnessError "norm-stats-invalid"; UnsafeFile.
+    """
+    if not (directory / _PIPELINE).is_file():
+        return {}
+    try:
+        steps = read_json(directory / _PIPELINE, directory, ARTIFACT_BYTES)["steps"]
+        names = [
+            step.get("state_file") for step in steps if step.get("registry_name") == "normalizer_processor"
+        ]
+        if not names or names[0] is None:
+            return {}
+        return _read(directory / str(names[0]), directory)
+    except (OSError, *DAMAGE, AttributeError) as error:
+        raise HarnessError(
+            "norm-stats-invalid",
+            f"{directory / _PIPELINE} or its statistics cannot be read: {first_line(error)}",
+            need="a policy as LeRobot saves it",
+            fix="copy or download the policy again",
+        ) from error
+
+
+def _read(file: Path, root: Path) -> dict[str, DimensionStats]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for tensor in read_whole_header(file, root).tensors:
+        feature, _, statistic = tensor.name.rpartition(".")
+        if feature not in _KEYS or statistic not in _STATISTICS or tensor.dtype != "F32":
+            continue
+        if tensor.size * 4 > _MOST_BYTES or len(tensor.shape) != 1:
+            raise ValueError(f"{tensor.name} is no vector of a statistic")
+        values: Any = read_tensor(tensor, file, root)
+        found.setdefault(_KEYS[feature], {name: [] for name in _STATISTICS})[statistic] = values.tolist()
+    return {key: DimensionStats(**vectors) for key, vectors in found.items()}
