@@ -88,7 +88,7 @@ def actions(locations: list[Path], model: Model, frames: Frames) -> Array:
     return np.stack(done)
 
 
-def compare(source: Array, written: Array, frames: Frames, dtype: str | None) -> dict[str, Any]:
+def compare_actions(source: Array, written: Array, frames: Frames, dtype: str | None) -> dict[str, Any]:
     """The largest and the mean difference, and the tolerance.
 
     Raises: HarnessError "export-check-failed" if the largest is beyond the tolerance.

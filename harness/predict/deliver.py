@@ -166,7 +166,7 @@ def _check(
         say("sampling actions of what was written")
         written = directory / (PARAMS if wish.target == "openpi-jax" else WEIGHTS_FILE)
         after = agree.actions([written], merged_model(recipe.model), frames)
-        return agree.compare(before, after, frames, wish.dtype)
+        return agree.compare_actions(before, after, frames, wish.dtype)
 
     return check
 
