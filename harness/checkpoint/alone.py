@@ -49,27 +49,12 @@ def export_alone(
     """
     shapes = parameter_shapes(recipe.model)
     trained = [path for path in shapes if is_trained(path, recipe.model, recipe.train.trained)]
-    if target == "openpi-pytorch" or not any("lora" in path for path in trained):
-        raise HarnessError(
-            "export-no-adapters",
-            f"{source} has no adapters that could be written alone for {target}",
-            got="openpi in PyTorch reads no adapters"
-            if target == "openpi-pytorch"
-            else "no LoRA in the recipe",
-            need="a step of a LoRA run, for lerobot or for this harness",
-            fix="leave --adapters out",
-        )
+    _check_adapters(source, target, trained)
     location = find_params(Path(source))
     named = named_base(location.parent)
     base = base or (None if named is None else named.source)
     if base is None:
-        raise HarnessError(
-            "export-base-needed",
-            f"{source} does not say which weights it started from, and adapters need them",
-            got="no weights.source in its recipe",
-            need="the base",
-            fix="--base DIR of the weights that the run started from",
-        )
+        raise _no_base(source)
     leaves = parameter_leaves(location, shapes)
     wanted = {path: shapes[path] for path in trained}
     check_parameters(source, {path: leaf for path, leaf in leaves.items() if path in wanted}, wanted)
@@ -96,6 +81,27 @@ def export_alone(
         made["recipe"] = recipe.model_dump(mode="json")
         write_atomic(directory / EXPORT, json.dumps(made, indent=2) + "\n")
     return made
+
+
+def _check_adapters(source: Path, target: str, trained: list[str]) -> None:
+    if target == "openpi-pytorch" or not any("lora" in path for path in trained):
+        raise HarnessError(
+            "export-no-adapters",
+            f"{source} has no adapters that could be written alone for {target}",
+            got="openpi reads none" if target == "openpi-pytorch" else "no LoRA in the recipe",
+            need="a step of a LoRA run, for lerobot or for this harness",
+            fix="leave --adapters out",
+        )
+
+
+def _no_base(source: Path) -> HarnessError:
+    return HarnessError(
+        "export-base-needed",
+        f"{source} does not say which weights it started from, and adapters need them",
+        got="no weights.source in its recipe",
+        need="the base",
+        fix="--base DIR of the weights that the run started from",
+    )
 
 
 def _finite(source: Path, path: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

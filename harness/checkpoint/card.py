@@ -87,7 +87,7 @@ def _rows(export: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[str
     rows.append(
         (
             "actions against the source",
-            "not compared (harness export --check)"
+            "not compared (harness export STEP OUT --check 4)"
             if check is None
             else f"largest difference {check['largest']:.3g} of {check['tolerance']:.3g} allowed,"
             f" {check['frames']} frames",

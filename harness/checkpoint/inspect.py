@@ -55,9 +55,7 @@ def inspect(
     try:
         found = find(path)
     except HarnessError as error:
-        report = (
-            inspect_pytorch(path, deep=deep, recipe=recipe) if error.code == "pytorch-checkpoint" else None
-        )
+        report = _pytorch(error, path, recipe, deep=deep)
         if report is None:
             raise
         return report
@@ -87,23 +85,29 @@ def inspect(
             True,
         )
     if described is None:
-        reason = "no step has readable parameters"
-        unknown = dict.fromkeys(
-            ("step", "lora", "parameters_total", "parameters_trained", "ema", "non_finite"), reason
-        )
-        nothing = {
-            "lora": LoraReport(present=None),
-            "parameters": {},
-            "partial": True,
-            "findings": findings,
-            "unknown": unknown,
-        }
-        return Checkpoint.model_validate(base | nothing)
+        return Checkpoint.model_validate(base | _nothing(findings))
     read = _describe(described, recipe or recorded_recipe(described), deep=deep, against=against)
     partial = partial or bool(read.pop("partial"))
     return Checkpoint.model_validate(
         base | read | {"partial": partial, "findings": findings + read["findings"]}
     )
+
+
+def _pytorch(error: HarnessError, path: Path, recipe: Recipe | None, *, deep: bool) -> Checkpoint | None:
+    """The report on PyTorch's safetensors, if `error` says that `path` holds some that are π0.5's."""
+    return inspect_pytorch(path, deep=deep, recipe=recipe) if error.code == "pytorch-checkpoint" else None
+
+
+def _nothing(findings: list[str]) -> dict[str, Any]:
+    """The fields of a report of which no step has readable parameters."""
+    names = ("step", "lora", "parameters_total", "parameters_trained", "ema", "non_finite")
+    return {
+        "lora": LoraReport(present=None),
+        "parameters": {},
+        "partial": True,
+        "findings": findings,
+        "unknown": dict.fromkeys(names, "no step has readable parameters"),
+    }
 
 
 def _describe(step: Step, recipe: Recipe | None, *, deep: bool, against: str | None) -> dict[str, Any]:

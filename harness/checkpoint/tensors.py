@@ -26,7 +26,7 @@ from harness.checkpoint.safetensors import NUMPY, Tensor, read_tensor, read_whol
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile
 from harness.received.json import read_json
-from harness.received.text import one_line
+from harness.received.text import one_line, word
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -256,7 +256,7 @@ def _mismatch(
         " trained"
     )
     if dimension and dimension != wanted.get("action_in_proj.weight", (0, 0))[-1]:
-        fix = f"--set model.action_dim={dimension}, if the rest of the model is the same"
+        fix = f"--set {word(f'model.action_dim={dimension}')}, if the rest of the model is the same"
     return HarnessError(
         "weights-mismatch",
         f"{location} does not hold this model's tensors: " + "; ".join(map(one_line, lines[:40])),

@@ -26,44 +26,52 @@ if TYPE_CHECKING:
     from harness.recipe.schema import Recipe
 
 
+StepArgument = Annotated[
+    str, typer.Argument(help="A step of a LoRA run (or the run: its newest whole step).")
+]
+ToOption = Annotated[
+    str | None,
+    typer.Option(
+        "--to", help="Which program reads it: openpi-jax, openpi-pytorch or lerobot. Default: openpi in JAX."
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="float32 or bfloat16. Default: float32 for PyTorch, as stored for openpi-jax."
+    ),
+]
+CheckOption = Annotated[
+    int | None,
+    typer.Option(
+        "--check", help="Compare the actions of source and written file on so many frames of the dataset."
+    ),
+]
+AdapterOption = Annotated[
+    list[Path] | None,
+    typer.Option("--adapter", help="Adapters to add to STEP, ours or PEFT's (may be given again)."),
+]
+AdaptersOption = Annotated[
+    bool, typer.Option("--adapters", help="Write the adapters alone: ours, or with --to lerobot PEFT's.")
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base", help="Where the base weights are now, for a step that holds only trained parameters."
+    ),
+]
+
+
 def export(
-    step: Annotated[str, typer.Argument(help="A step of a LoRA run (or the run: its newest whole step).")],
-    destination: Annotated[Path, typer.Argument(help="New directory for the full checkpoint.")],
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            help="Which program reads it: openpi-jax, openpi-pytorch or lerobot. Default: openpi in JAX.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype", help="float32 or bfloat16. Default: float32 for PyTorch, as stored for openpi-jax."
-        ),
-    ] = None,
-    check: Annotated[
-        int | None,
-        typer.Option(
-            "--check",
-            help="Compare the actions of source and written file on so many frames of the dataset.",
-        ),
-    ] = None,
-    adapter: Annotated[
-        list[Path] | None,
-        typer.Option("--adapter", help="Adapters to add to STEP, ours or PEFT's (may be given again)."),
-    ] = None,
-    adapters: Annotated[
-        bool,
-        typer.Option("--adapters", help="Write the adapters alone: ours, or with --to lerobot PEFT's."),
-    ] = False,
+    step: StepArgument,
+    destination: Annotated[Path, typer.Argument(help="New directory for what is written.")],
+    to: ToOption = None,
+    dtype: DtypeOption = None,
+    check: CheckOption = None,
+    adapter: AdapterOption = None,
+    adapters: AdaptersOption = False,
     dataset: DatasetOption = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", help="Where the base weights are now, for a step that holds only trained parameters."
-        ),
-    ] = None,
+    base: BaseOption = None,
     recipe: OwnRecipeOption = None,
     sets: SetOption = None,
     fetch: FetchOption = False,
