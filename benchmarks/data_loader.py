@@ -2,6 +2,7 @@
 in turn on the same cores.
 
     python benchmarks/data_loader.py DIR --lerobot PYTHON [--seconds 15] [--rounds 3] [--workers 0]
+    python benchmarks/data_loader.py DIR --mixture DIR DIR DIR [--seconds 15] [--rounds 3] [--workers 0]
 
 DIR is a dataset of benchmarks/data_make.py; PYTHON is of an environment with lerobot 0.3.3 (without --lerobot
 only our side is measured). Ours gives whole batches of 32: uint8 images, normalized states and chunks,
@@ -12,6 +13,9 @@ transforms do to each sample in the worker (uint8, resized to 224 with Pillow). 
 like. Every turn is a fresh process and a first epoch: no image was seen before. `--warm` batches go first
 unmeasured on our side, in which row groups are read and kept; `--warm 0` shows the start. Prints wall and
 processor time: on a busy machine only the second compares.
+
+With --mixture our loader alone is measured, in turn on DIR and on a mixture of DIR and the other datasets,
+which are drawn equally often.
 """
 
 from __future__ import annotations
@@ -41,13 +45,15 @@ def cpu_seconds() -> float:
     return total
 
 
-def ours(directory: str, seconds: float, workers: int, warm: int, resize: bool) -> None:
+def ours(directory: str, seconds: float, workers: int, warm: int, resize: bool, others: list[str]) -> None:
     from harness.data.dataset import describe
     from harness.data.loader import Loader
     from harness.data.stats import compute
     from harness.recipe.load import load_recipe
 
-    recipe = load_recipe(RECIPE, [f"data.dataset={directory}", "model.action_horizon=10"])
+    mixed = [{"dataset": name, "weight": 1} for name in (directory, *others)]
+    data = f"data.datasets={json.dumps(mixed)}" if others else f"data.dataset={directory}"
+    recipe = load_recipe(RECIPE, [data, "model.action_horizon=10"])
     dataset = describe(recipe)
     loader = Loader(recipe, dataset, compute(recipe, dataset), batch_size=BATCH, seed=0, workers=workers)
     with closing(loader.iterate(0, resized=resize)) as batches:
@@ -92,6 +98,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--warm", type=int, default=30)
+    parser.add_argument("--mixture", nargs="+", default=[], metavar="DIR")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--resize", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -100,7 +107,14 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     if options.child:
-        ours(options.directory, options.seconds, options.workers, options.warm, options.resize)
+        ours(
+            options.directory,
+            options.seconds,
+            options.workers,
+            options.warm,
+            options.resize,
+            options.mixture,
+        )
         return
     shared = [options.directory, "--seconds", str(options.seconds)]
     mine = [
@@ -115,7 +129,11 @@ def main() -> None:
     ]
     sides = {"harness": mine, "harness, resized": [*mine, "--resize"]}
     pairs = []
-    if options.lerobot is None:
+    if options.mixture:
+        mixed = [*mine, "--mixture", *options.mixture]
+        sides = {"one dataset": mine, f"a mixture of {1 + len(options.mixture)}": mixed}
+        pairs = [(name, "one dataset") for name in list(sides)[1:]]
+    elif options.lerobot is None:
         print("LeRobot's side is skipped: --lerobot names the Python of an environment with lerobot 0.3.3")
     else:
         theirs = [

@@ -1,5 +1,5 @@
 """Statistics: against openpi's way through LeRobot's reader, the cost a frame as the dataset grows, and the
-memory for ten million frames.
+memory for ten million frames, of one dataset and of a mixture of four.
 
     python benchmarks/data_stats.py [DIR --lerobot PYTHON] [--seconds 20] [--rounds 3] [--grow
     100000,1000000,10000000]
@@ -22,6 +22,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +51,12 @@ def grown(frames: int) -> dict[str, float]:
     there.
     """
     from harness.data import stats
+    from harness.data import tally as tally_of
 
-    weights = stats.chunk_weights([EPISODE], HORIZON)
+    weights = tally_of.chunk_weights([EPISODE], HORIZON)
     before, start, made_s = peak_bytes(), time.perf_counter(), 0.0
     for width in (STATE, ACTIONS):
-        tally = stats.Tally()
+        tally = tally_of.Tally()
         for see in (tally.first, tally.second):
             for first in range(0, frames, stats.BLOCK_ROWS):
                 begun = time.perf_counter()
@@ -61,11 +64,49 @@ def grown(frames: int) -> dict[str, float]:
                 values = np.random.default_rng(first).normal(size=(rows, width)).astype(np.float32)
                 block_weights = np.resize(weights, rows)
                 made_s += time.perf_counter() - begun
-                for part, shares in stats._slices(values, block_weights):
+                for part, shares in tally_of.slices(values, block_weights):
                     see(part, shares)
         tally.result()
     return {
         "seconds": time.perf_counter() - start - made_s,
+        "frames": frames,
+        "peak_bytes": peak_bytes(),
+        "imports_bytes": before,
+    }
+
+
+def mixed(frames: int) -> dict[str, float]:
+    """The statistics of a mixture of four made-up datasets, of one, two, three and four tenths of `frames`,
+    drawn 4 : 3 : 2 : 1.
+    """
+    from harness.data.metadata import Episode
+    from harness.data.pooled import Part, pooled
+    from harness.data.rows import Block
+    from harness.data.space import Space
+    from harness.data.stats import BLOCK_ROWS
+
+    before, start, made_s = peak_bytes(), time.perf_counter(), [0.0]
+    rows_of_block = BLOCK_ROWS // EPISODE * EPISODE
+
+    def blocks(part: int) -> Iterator[Block]:
+        total = frames * (part + 1) // 10
+        for first in range(0, total, rows_of_block):
+            begun = time.perf_counter()
+            rows = min(rows_of_block, total - first)
+            generator = np.random.default_rng([part, first])
+            state, actions = (
+                generator.normal(part, 1 + part, (rows, width)).astype(np.float32)
+                for width in (STATE, ACTIONS)
+            )
+            lengths = [EPISODE] * (rows // EPISODE) + ([rows % EPISODE] if rows % EPISODE else [])
+            episodes = [Episode(n, 0, length, "", 0, {}) for n, length in enumerate(lengths)]
+            made_s[0] += time.perf_counter() - begun
+            yield Block(episodes, state, actions, np.zeros(0), np.zeros(0, np.int64))
+
+    plain = Space(None, ())
+    pooled([Part(partial(blocks, part), 4 - part, ("state", "actions"), plain) for part in range(4)], HORIZON)
+    return {
+        "seconds": time.perf_counter() - start - made_s[0],
         "frames": frames,
         "peak_bytes": peak_bytes(),
         "imports_bytes": before,
@@ -98,11 +139,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--grow", default="100000,1000000,10000000")
-    parser.add_argument("--child", choices=("ours", "grown"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("ours", "grown", "mixed"), help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(ours(options.directory) if options.child == "ours" else grown(options.frames)))
+        measure = {"grown": grown, "mixed": mixed}
+        print(
+            json.dumps(
+                ours(options.directory) if options.child == "ours" else measure[options.child](options.frames)
+            )
+        )
         return
     if options.directory is None or options.lerobot is None:
         print(
@@ -111,13 +157,14 @@ def main() -> None:
         )
     else:
         against_openpi(options)
-    for frames in map(int, filter(None, options.grow.split(","))):
-        found = run([sys.executable, __file__, "--child", "grown", "--frames", str(frames)])
-        cost = f"{found['seconds']:7.2f} s, {1e6 * found['seconds'] / frames:.2f} µs a frame"
-        print(
-            f"{frames:>11,} frames: {cost}, peak {found['peak_bytes'] / 1e6:.0f} MB of which"
-            f" {found['imports_bytes'] / 1e6:.0f} MB are imports"
-        )
+    for child, name in (("grown", "one dataset"), ("mixed", "a mixture of four")):
+        for frames in map(int, filter(None, options.grow.split(","))):
+            found = run([sys.executable, __file__, "--child", child, "--frames", str(frames)])
+            cost = f"{found['seconds']:7.2f} s, {1e6 * found['seconds'] / frames:.2f} µs a frame"
+            print(
+                f"{name:17} {frames:>11,} frames: {cost}, peak {found['peak_bytes'] / 1e6:.0f} MB of which"
+                f" {found['imports_bytes'] / 1e6:.0f} MB are imports"
+            )
 
 
 def against_openpi(options: argparse.Namespace) -> None:

@@ -26,6 +26,9 @@ LATER = (
 )
 BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99", *LATER])
 KEYS = sorted(flat(BASE.model_dump(mode="json")))
+# A mixture has no episodes of its own, so one recipe cannot have every key.
+MIXED = load_recipe("smoke", ["data.default_prompt=fold", "data.datasets=[{dataset: a}, {dataset: b}]"])
+NAMED = sorted({*KEYS, *flat(MIXED.model_dump(mode="json"))})
 # One of these is valid for each key, and other than what is there.
 VALUES: tuple[Any, ...] = (
     *(
@@ -85,7 +88,16 @@ def test_every_place_says_the_same_of_a_changed_key(key: str) -> None:
 
 @pytest.mark.parametrize("key", [key for key in MEANING if key])
 def test_the_table_names_keys_of_the_schema_only(key: str) -> None:
-    assert any(known == key or known.startswith(f"{key}.") for known in KEYS)
+    assert any(known == key or known.startswith(f"{key}.") for known in NAMED)
+
+
+def test_other_shares_of_a_mixture_are_other_data() -> None:
+    shares = ("data.datasets.0.weight=2", "data.datasets.1.weight=1")
+    other = recipe_from(MIXED.model_dump(mode="json"), list(shares), where="test")
+    assert other.sha256() != MIXED.sha256()
+    assert [(each.key, each.weight) for each in differences(MIXED, other)] == [
+        ("data.datasets", "other data")
+    ]
 
 
 def test_a_deviation_that_no_function_explains_says_the_words_of_the_table() -> None:

@@ -91,6 +91,15 @@ def recipe_of(located: Located, named: str | None, overrides: list[str] | None =
     )
 
 
+def is_of_mixture(located: Located) -> bool:
+    """True if the step records that it learned from a mixture of datasets.
+
+    Raises: HarnessError "record-invalid".
+    """
+    recorded = (_recorded(located.path, name) or {} for name in (RECORD, EXPORT))
+    return any(isinstance(data := each.get("data"), dict) and data.get("datasets") for each in recorded)
+
+
 def _recorded(step: Path, name: str) -> dict[str, Any] | None:
     """The recipe in the file, or None if there is no file or it names no recipe."""
     path = step / name

@@ -30,7 +30,6 @@ from harness.units import MIB
 _NAMED = Named("data.norm_stats of a received recipe", "--set data.norm_stats=FILE")
 _MOST_BYTES = 256 * MIB
 _COMPUTED = "--set data.norm_stats=null computes them from this data"
-_OTHERWISE = f"--set data.norm_stats=FILE, or {_COMPUTED}"
 
 
 def statistics(recipe: Recipe, dataset: Dataset) -> NormStats:
@@ -110,7 +109,11 @@ def given_file(recipe: Recipe) -> Path:
             f"the base checkpoint holds no statistics of {recipe.data.asset_id!r}",
             got=", ".join(there[:20]) or f"no assets in {assets}",
             need=str(path),
-            fix=f"--set {word(f'data.asset_id={there[0]}')}" if there else _OTHERWISE,
+            fix=(
+                f"--set {word(f'data.asset_id={there[0]}')}"
+                if there
+                else f"--set data.norm_stats=FILE, or {_COMPUTED}"
+            ),
         )
     return path
 
@@ -130,7 +133,7 @@ def file_sha256(path: Path) -> str:
             f"cannot read the statistics that data.norm_stats names: {file}",
             got=getattr(error, "strerror", None) or str(error),
             need="a norm_stats.json, or the directory that holds it",
-            fix=_OTHERWISE,
+            fix=f"--set data.norm_stats=FILE, or {_COMPUTED}",
         ) from error
 
 

@@ -44,9 +44,11 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
     Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of the dataset's reader.
     """
     horizon = recipe.model.action_horizon
+    recipes = recipe.parts()
+    opened = [open_data(part.data, one.path) for part, one in zip(recipes, dataset.parts, strict=True)]
     parts = [
-        _part(*each, alone=not dataset.members)
-        for each in zip(recipe.parts(), dataset.parts, dataset.shares or [1], strict=True)
+        _part(*each, alone=len(opened) == 1)
+        for each in zip(recipes, opened, dataset.shares or [1], strict=True)
     ]
     found = pooled(parts, horizon) if len(parts) > 1 else _found(parts[0], horizon)
     norm_stats, findings = {}, []
@@ -61,7 +63,7 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
             need="a spread in every dimension",
             fix="--set data.degenerate_dimensions=pass_through, or =warn to normalize them as they are",
         )
-    frames = dataset.frames
+    frames = sum(data.frames for data in opened)
     return NormStats(norm_stats=norm_stats, frames=frames, action_horizon=horizon, findings=findings)
 
 
@@ -103,8 +105,7 @@ def _joined(blocks: list[Block]) -> Block:
     return Block([episode for block in blocks for episode in block.episodes], *arrays)
 
 
-def _part(recipe: Recipe, dataset: Dataset, share: int, *, alone: bool) -> Part:
-    opened = open_data(recipe.data, dataset.path)
+def _part(recipe: Recipe, opened: LeRobotDataset, share: int, *, alone: bool) -> Part:
     # Of a mixture no dataset stays in memory while the next one is read.
     blocks = _blocks(opened) if alone else lambda: _coalesced(opened.blocks())
     keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")

@@ -61,13 +61,13 @@ def see(
         "actions": chunk_weights([e.length for e in block.episodes], horizon),
     }
     for key, tally in tallies.items():
-        for values, shares in _slices(getattr(block, key), weights[key]):
+        for values, shares in slices(getattr(block, key), weights[key]):
             getattr(tally, which)(space.alone(key, values), shares)
     for values in space.relative_rows(block, horizon):
         getattr(relative, which)(values, np.ones(len(values)))
 
 
-def _slices(values: np.ndarray, weights: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def slices(values: np.ndarray, weights: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows and weights, a few rows at a time.
 
     Float64 copies of a whole block would be the largest arrays in memory.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.artifacts import DimensionStats, Machine, Prediction
-from harness.checkpoint.locate import Located
+from harness.checkpoint.locate import Located, is_of_mixture
 from harness.data.batch import one_frame
 from harness.data.compare import first, width_without_padding
 from harness.data.dataset import open_for
@@ -201,7 +201,8 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
     for key, names in features.items():
         dimensions = sum(data.features[name].shape[0] for name in names)
         width = width_without_padding(read[key], dimensions)
-        if width != dimensions:
+        # The statistics of a mixture have the dimensions of its widest dataset.
+        if width != dimensions and not (width > dimensions and is_of_mixture(located)):
             said = " and ".join(map(repr, names))
             raise HarnessError(
                 "dataset-of-other-dimensions",
@@ -210,7 +211,7 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
                 need=f"{width}, as in {file}",
                 fix=f"--dataset with a dataset of that robot, or --set data.{key}=FEATURE",
             )
-        found[key] = first(read[key], width)
+        found[key] = first(read[key], dimensions)
     return found
 
 

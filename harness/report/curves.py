@@ -115,6 +115,32 @@ def loss_tenths(rows: list[Metrics]) -> Tenths | None:
     return Tenths(means[0], means[1], (first[0].step, first[-1].step), (last[0].step, last[-1].step))
 
 
+class OfDataset(NamedTuple):
+    """Mean loss of one dataset of a mixture, over the first and over the last tenth of the logged steps."""
+
+    name: str
+    first: float
+    last: float
+
+
+def dataset_losses(rows: list[Metrics]) -> list[OfDataset]:
+    """The mean losses of each dataset of a mixture, in the order of their names in the lines.
+
+    Empty without a mixture, and for fewer than ten lines.
+    """
+    count = len(rows) // 10
+    names = dict.fromkeys(name for row in rows for name in row.datasets or {})
+    found = []
+    for name in names if count else ():
+        ends = []
+        for part in (rows[:count], rows[-count:]):
+            losses = [loss for row in part if (loss := (row.datasets or {}).get(name)) is not None]
+            finite = [loss for loss in losses if math.isfinite(loss)]
+            ends.append(math.fsum(finite) / len(finite) if finite else math.nan)
+        found.append(OfDataset(name, *ends))
+    return found
+
+
 def median_of(rows: list[Metrics], name: str) -> float | None:
     """The median of a column over its finite values. None if there is none.
 

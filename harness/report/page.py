@@ -253,6 +253,7 @@ def _training(run: _Run, points: int) -> dict[str, Any]:
         "smoothing": _smoothing(len(data["loss"][0])),
         "titles": curves.SERIES,
         "tenths": curves.loss_tenths(rows),
+        "of_datasets": {one.name: one for one in curves.dataset_losses(rows)},
         "non_finite": curves.non_finite_losses(rows),
         "median_step_s": curves.median_of(rows, "step_s"),
         "median_data_s": curves.median_of(rows, "data_s"),

@@ -160,6 +160,7 @@ class _Trainer:
         self._store, self._metrics, self._wandb = store, metrics, wandb
         self._norm_stats_json = to_openpi_json(job.stats)
         self._base = base_of(job.recipe)
+        self._datasets = [one.source for one in job.dataset.members]
         # Metrics stay on the device until they are due: reading a metric waits for its step.
         self._pending: list[tuple[int, dict[str, jax.Array], str, float]] = []
         self._flushed = time.monotonic()
@@ -209,7 +210,7 @@ class _Trainer:
     def _flush(self) -> None:
         """Writes the pending metrics. A loss that is not finite ends the run and is never saved."""
         fetched = [
-            (step, as_line(jax.device_get(values), self._job.recipe.data), frames, data_s)
+            (step, as_line(jax.device_get(values), self._datasets), frames, data_s)
             for step, values, frames, data_s in self._pending
         ]
         self._pending.clear()

@@ -13,23 +13,23 @@ from harness.artifacts.metrics_lines import read_lines
 from harness.errors import HarnessError
 from harness.received.files import METRICS_BYTES, there
 from harness.received.writing import open_to_write
-from harness.recipe.schema import Data
 from harness.run.directory import cannot_write, write_atomic
 from harness.units import format_bytes
 
 
-def as_line(values: dict[str, Any], data: Data) -> dict[str, Any]:
-    """A step's metrics as a line of the file has them: the mean loss of each dataset under its name.
+def as_line(values: dict[str, Any], datasets: list[str]) -> dict[str, Any]:
+    """A step's metrics as a line of the file has them.
 
-    A dataset that no row of the batch is of has none.
+    `datasets` are the names of a mixture's datasets. Each has its rows' mean loss; one without a row in the
+    batch has none.
     """
     found: dict[str, Any] = {name: float(value) for name, value in values.items() if not np.ndim(value)}
-    if data.datasets is None:
+    if not datasets:
         return found
     sums, rows = values["dataset_loss"], values["dataset_rows"]
     found["datasets"] = {
-        member.dataset: float(total) / int(count)
-        for member, total, count in zip(data.datasets, sums, rows, strict=True)
+        name: float(total) / int(count)
+        for name, total, count in zip(datasets, sums, rows, strict=True)
         if count
     }
     return found
