@@ -2,7 +2,7 @@
 in turn on the same cores.
 
     python benchmarks/data_loader.py DIR --lerobot PYTHON [--seconds 15] [--rounds 3] [--workers 0]
-    python benchmarks/data_loader.py DIR --mixture DIR DIR DIR [--seconds 15] [--rounds 3] [--workers 0]
+    python benchmarks/data_loader.py DIR --mixture DIR DIR DIR DIR [--rounds 30] [--warm 60]
 
 DIR is a dataset of benchmarks/data_make.py; PYTHON is of an environment with lerobot 0.3.3 (without --lerobot
 only our side is measured). Ours gives whole batches of 32: uint8 images, normalized states and chunks,
@@ -14,8 +14,9 @@ like. Every turn is a fresh process and a first epoch: no image was seen before.
 unmeasured on our side, in which row groups are read and kept; `--warm 0` shows the start. Prints wall and
 processor time: on a busy machine only the second compares.
 
-With --mixture our loader alone is measured, in turn on DIR and on a mixture of DIR and the other datasets,
-which are drawn equally often.
+With --mixture our loader alone is measured, on DIR and on a mixture of the other datasets, which are drawn
+equally often: in turns of ten batches in one process, --rounds of them after --warm batches. Let DIR be as
+large as the others together, so that both see new pictures.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.data_loader_turn import run
@@ -36,6 +38,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 BATCH = 32
 RECIPE = "smoke"
+# Batches in a turn of one dataset against a mixture.
+SLICE = 10
 
 
 def cpu_seconds() -> float:
@@ -47,18 +51,22 @@ def cpu_seconds() -> float:
     return total
 
 
-def ours(directory: str, seconds: float, workers: int, warm: int, resize: bool, others: list[str]) -> None:
+def loader_of(names: list[str], workers: int) -> Any:
+    """The loader of a dataset, or of a mixture whose datasets are drawn equally often."""
     from harness.data.dataset import describe
     from harness.data.loader import Loader
     from harness.data.stats import compute
     from harness.recipe.load import load_recipe
 
-    mixed = [{"dataset": name, "weight": 1} for name in (directory, *others)]
-    data = f"data.datasets={json.dumps(mixed)}" if others else f"data.dataset={directory}"
+    mixed = [{"dataset": name, "weight": 1} for name in names]
+    data = f"data.datasets={json.dumps(mixed)}" if len(names) > 1 else f"data.dataset={names[0]}"
     recipe = load_recipe(RECIPE, [data, "model.action_horizon=10"])
     dataset = describe(recipe)
-    loader = Loader(recipe, dataset, compute(recipe, dataset), batch_size=BATCH, seed=0, workers=workers)
-    with closing(loader.iterate(0, resized=resize)) as batches:
+    return Loader(recipe, dataset, compute(recipe, dataset), batch_size=BATCH, seed=0, workers=workers)
+
+
+def ours(directory: str, seconds: float, workers: int, warm: int, resize: bool) -> None:
+    with closing(loader_of([directory], workers).iterate(0, resized=resize)) as batches:
         for _ in range(4 + warm):
             next(batches)
         frames, begun, cpu = 0, time.perf_counter(), cpu_seconds()
@@ -69,6 +77,36 @@ def ours(directory: str, seconds: float, workers: int, warm: int, resize: bool, 
             json.dumps(
                 {"frames": frames, "seconds": time.perf_counter() - begun, "cpu_s": cpu_seconds() - cpu}
             )
+        )
+
+
+def against_mixture(options: argparse.Namespace) -> None:
+    """Prints the pace of a mixture against that of one dataset, in turns of SLICE batches in one process.
+
+    Whatever else runs here then slows both alike.
+    """
+    names = {"one dataset": [options.directory], "mixture": options.mixture}
+    loaders = {name: loader_of(each, options.workers) for name, each in names.items()}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    before = -(-options.warm // SLICE)
+    for turn in range(before + options.rounds):
+        for name, loader in loaders.items():
+            begun, cpu = time.perf_counter(), cpu_seconds()
+            with closing(loader.iterate(turn * SLICE, resized=options.resize)) as batches:
+                for _ in range(SLICE):
+                    next(batches)
+            if turn >= before:
+                found[name].append((time.perf_counter() - begun, cpu_seconds() - cpu))
+    for name, turns in found.items():
+        wall, cpu = (statistics.median(turn[n] for turn in turns) / (SLICE * BATCH) for n in (0, 1))
+        print(f"{name:12} {1 / wall:7.1f} samples/s, {1000 * cpu:.2f} ms of a core a sample")
+    for n, what in enumerate(("samples a second", "samples a second of a core")):
+        pairs = zip(found["one dataset"], found["mixture"], strict=True)
+        ratios = sorted(one[n] / mixed[n] for one, mixed in pairs)
+        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+        print(
+            f"mixture of {len(options.mixture)} / one dataset: {statistics.median(ratios):.2f} times the {what}"
+            f" (half of {len(ratios)} turns: {low:.2f} to {high:.2f}; must be at least 0.9)"
         )
 
 
@@ -97,14 +135,10 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     if options.child:
-        ours(
-            options.directory,
-            options.seconds,
-            options.workers,
-            options.warm,
-            options.resize,
-            options.mixture,
-        )
+        ours(options.directory, options.seconds, options.workers, options.warm, options.resize)
+        return
+    if options.mixture:
+        against_mixture(options)
         return
     shared = [options.directory, "--seconds", str(options.seconds)]
     mine = [
@@ -119,11 +153,7 @@ def main() -> None:
     ]
     sides = {"harness": mine, "harness, resized": [*mine, "--resize"]}
     pairs = []
-    if options.mixture:
-        mixed = [*mine, "--mixture", *options.mixture]
-        sides = {"one dataset": mine, f"a mixture of {1 + len(options.mixture)}": mixed}
-        pairs = [(name, "one dataset") for name in list(sides)[1:]]
-    elif options.lerobot is None:
+    if options.lerobot is None:
         print("LeRobot's side is skipped: --lerobot names the Python of an environment with lerobot 0.3.3")
     else:
         theirs = [

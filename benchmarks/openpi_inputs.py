@@ -51,6 +51,11 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "aloha_pen_uncap": ("aloha", "pi05_aloha_pen_uncap", ()),
     "aloha_not_adapted": ("aloha", "pi05_aloha_pen_uncap", ("--data.no-adapt-to-pi",)),
     "aloha_absolute": ("aloha", "pi05_aloha_pen_uncap", ("--data.no-use-delta-joint-actions",)),
+    "aloha_one_camera": (
+        "aloha",
+        "pi05_aloha",
+        ("--data.repo-id", "me/arms", "--data.default-prompt", "fold_the towel"),
+    ),
     "droid_finetune": ("droid_velocities", "pi05_droid_finetune", ()),
     "full_droid_finetune": ("droid_positions", "pi05_full_droid_finetune", ()),
     "droid_jointpos_polaris": ("droid_positions", "pi05_droid_jointpos_polaris", ("--data.repo-id", "droid")),

@@ -14,6 +14,7 @@ import pytest
 
 from harness.artifacts import Dataset, DimensionStats, NormStats
 from harness.data import stats
+from harness.data import tally as counts
 from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
 from harness.errors import HarnessError
@@ -76,7 +77,7 @@ def test_equals_numpy_over_chunks_that_are_built(
 )
 def test_quantiles_of_awkward_values(values: list[float]) -> None:
     column = np.array(values, np.float32)[:, None]
-    tally = stats.Tally()
+    tally = counts.Tally()
     tally.first(column, np.ones(len(column)))
     tally.second(column, np.ones(len(column)))
     found = tally.result()
@@ -88,7 +89,7 @@ def test_quantiles_of_awkward_values(values: list[float]) -> None:
 def test_weights_count_the_places_in_chunks() -> None:
     """Against counting: 5 frames, horizon 3, then an episode shorter than the horizon."""
     expected = [1, 2, 3, 3, 6, 1, 5]
-    assert stats.chunk_weights([5, 2], 3).tolist() == expected
+    assert counts.chunk_weights([5, 2], 3).tolist() == expected
 
 
 def _with_actions(root: Path, values: np.ndarray) -> Path:

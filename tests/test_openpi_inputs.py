@@ -22,7 +22,9 @@ from harness.data.loader import Loader
 from harness.data.space import Space
 from harness.data.stats import compute
 from harness.data.transforms import unnormalize
+from harness.errors import HarnessError
 from harness.openpi.imported import explain
+from harness.openpi.job import check_upstream_can
 from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.meaning import changed_keys, flat
 from harness.recipe.schema import CAMERAS, Recipe
@@ -148,3 +150,25 @@ def test_a_shipped_recipe_is_that_of_its_configuration(shipped: str, command: st
     ours = flat(load_recipe(shipped).model_dump(mode="json"))
     others = {"name", "description"} | ({"data.dataset"} if shipped == "pi05_droid" else set())
     assert set(changed_keys(ours, theirs)) == others
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data.relative=0-5",
+        "data.adapt=aloha",
+        "data.prompt=fold",
+        "data.default_prompt=fold",
+        "data.episodes.exclude=[3]",
+        "model.discrete_state_input=true",
+    ],
+)
+def test_openpis_own_trainer_is_not_started_with_what_it_would_not_do(change: str) -> None:
+    """It runs as pi05_libero here, and would train without a word on other inputs."""
+    check_upstream_can(load_recipe("pi05_libero"))
+    with pytest.raises(HarnessError) as caught:
+        check_upstream_can(load_recipe("pi05_libero", [change]))
+    assert caught.value.code == "upstream-cannot"
+    key = change.partition("=")[0].removesuffix(".exclude")
+    assert key in caught.value.what
+    assert f"--set {key}=" in caught.value.fix

@@ -16,7 +16,7 @@ from harness.data.lerobot import open_dataset
 from harness.data.space import Space
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
-from harness.flow.pages import write_dataset_page
+from harness.flow.pages import write_dataset_page, write_dataset_pages
 from harness.recipe.load import load_recipe
 from harness.report.dataset_page import HEIGHT, charts, histogram, spread, strip
 from harness.run.directory import RunDir
@@ -29,6 +29,7 @@ MAPPED = [
     "data.cameras.base_0_rgb=cam",
     "data.cameras.left_wrist_0_rgb=null",
 ]
+SETS = {"one": (60, 40), "other": (50, 45)}
 VOID = {"meta", "img", "rect", "path", "br", "i"}
 
 
@@ -156,3 +157,19 @@ def test_actions_are_shown_as_the_model_sees_them(tmp_path: Path) -> None:
 def test_without_relative_actions_the_page_says_as_recorded(tmp_path: Path) -> None:
     page = _page(writer.write(tmp_path / "set"), tmp_path / "run")
     assert page.count("The numbers are as recorded") == 2
+
+
+def test_a_mixture_has_a_page_for_each_dataset(tmp_path: Path) -> None:
+    """Each with its own relative dimensions, normalized with the mixture's statistics."""
+    sets = [robots.write(tmp_path / name, robots.so100(lengths)) for name, lengths in SETS.items()]
+    entries = ", ".join(
+        f"{{dataset: {root}, relative: {chosen}}}" for root, chosen in zip(sets, ("0-4", "null"), strict=True)
+    )
+    recipe = load_recipe(
+        "my_robot", ["data.dataset=null", f"data.datasets=[{entries}]", "data.tokenizer=sample"]
+    )
+    chain = Chain(RunDir(tmp_path / "run"), recipe)
+    first, second = write_dataset_pages(chain, chain.dataset())
+    assert (first.name, second.name) == ("dataset-0.html", "dataset-1.html")
+    assert "are differences to the state of their chunk" in first.read_text()
+    assert "are differences to the state of their chunk" not in second.read_text()

@@ -21,42 +21,42 @@ def check_space(recipe: Recipe, path: Path, state: int, actions: int, likely: st
 
     Raises: HarnessError "state-needed", "relative-dimension-missing" or "adapt-other-robot".
     """
-    data = recipe.data
+    data, key = recipe.data, recipe.data.key
     numbers = numbers_of(data.relative)
     if state == 0 and recipe.model.discrete_state_input:
         raise HarnessError(
             "state-needed",
-            "model.discrete_state_input writes the state into the prompt, and data.state is null",
+            f"model.discrete_state_input writes the state into the prompt, and {key}.state is null",
             got="no state",
             need="a feature of the dataset as the state",
-            fix=f"--set {word(f'data.state={likely}')}, or --set model.discrete_state_input=false",
+            fix=f"--set {word(f'{key}.state={likely}')}, or --set model.discrete_state_input=false",
         )
     if state == 0 and numbers:
         raise HarnessError(
             "state-needed",
-            f"data.relative ({','.join(data.relative or [])}) takes the state from the actions, and"
-            " data.state is null",
+            f"{key}.relative ({','.join(data.relative or [])}) takes the state from the actions, and"
+            f" {key}.state is null",
             got="no state",
             need="a feature of the dataset as the state",
-            fix=f"--set {word(f'data.state={likely}')}, or --set data.relative=null",
+            fix=f"--set {word(f'{key}.state={likely}')}, or --set {word(key)}.relative=null",
         )
     beyond = [d for d in numbers if d >= min(state, actions)]
     if beyond:
         left = ",".join(ranges_of([d for d in numbers if d not in beyond])) or "null"
         raise HarnessError(
             "relative-dimension-missing",
-            f"data.relative names dimensions that {path} does not have in both its state and its actions",
+            f"{key}.relative names dimensions that {path} does not have in both its state and its actions",
             got=f"{', '.join(ranges_of(beyond))}; the state has {state} dimensions, the actions {actions}",
             need=f"dimensions from 0 to {min(state, actions) - 1}",
-            fix=f"--set {word(f'data.relative={left}')}",
+            fix=f"--set {word(f'{key}.relative={left}')}",
         )
     if data.adapt == "aloha" and (state, actions) != (ALOHA_DIMENSIONS, ALOHA_DIMENSIONS):
         raise HarnessError(
             "adapt-other-robot",
-            f"data.adapt is 'aloha', and {path} is of another robot",
+            f"{key}.adapt is 'aloha', and {path} is of another robot",
             got=f"a state of {state} dimensions, actions of {actions}",
             need=f"{ALOHA_DIMENSIONS} of each: two arms of six joints and a gripper",
-            fix="--set data.adapt=null",
+            fix=f"--set {word(key)}.adapt=null",
         )
 
 

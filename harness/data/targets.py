@@ -107,7 +107,8 @@ def findings(recipe: Recipe, targets: Targets, names: list[str] | None, width: i
     still = {d for d, name in enumerate(names or []) if _NO_POSITION.search(name)}
     wanted = [d for d, one in follows.items() if one.is_target and d not in gripper | still]
     chosen = numbers_of(recipe.data.relative)
-    proposed = f"--set data.relative={','.join(ranges_of(wanted)) or 'null'}"
+    key = f"{recipe.data.key}.relative"
+    proposed = f"--set {key}={','.join(ranges_of(wanted)) or 'null'}"
     said = []
     missing = [d for d in wanted if d not in chosen]
     if missing:
@@ -122,7 +123,7 @@ def findings(recipe: Recipe, targets: Targets, names: list[str] | None, width: i
     odd = [d for d in chosen if d in follows and follows[d].is_unlike]
     if odd:
         said.append(
-            f"data.relative takes the state from {recipe.data.actions}, and {_said(odd)} no targets: the next"
+            f"{key} takes the state from {recipe.data.actions}, and {_said(odd)} no targets: the next"
             f" frame's state is elsewhere, as with actions that are differences already: {proposed}"
         )
     return said

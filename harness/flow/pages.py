@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifacts import Dataset
+from harness.artifacts import Dataset, NormStats
 from harness.flow.chain import Chain
-from harness.recipe.schema import Data
+from harness.recipe.schema import Data, Recipe
 from harness.run.directory import DATASET_PAGE, REPORT, RunDir, write_atomic
 
 if TYPE_CHECKING:
@@ -16,6 +16,28 @@ if TYPE_CHECKING:
 
 def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
     """The path of dataset.html, in the run's directory or else in the working directory."""
+    return write_dataset_pages(chain, dataset)[0]
+
+
+def write_dataset_pages(chain: Chain, dataset: Dataset) -> list[Path]:
+    """The paths of the pages, in the run's directory or else in the working directory.
+
+    It is dataset.html, or of a mixture dataset-0.html and so on, numbered as in data.datasets.
+    """
+    stats, written = chain.stats(dataset), []
+    for n, (part, one) in enumerate(zip(chain.recipe.parts(), dataset.parts, strict=True)):
+        page = _dataset_page(part, one, stats, alone=not dataset.members)
+        name = Path(DATASET_PAGE)
+        own = name if not dataset.members else name.with_stem(f"{name.stem}-{n}")
+        path = (chain.run.path if chain.run else Path()) / own
+        write_atomic(path, page)
+        written.append(path)
+    return written
+
+
+def _dataset_page(recipe: Recipe, dataset: Dataset, stats: NormStats, *, alone: bool) -> str:
+    """The page of one dataset, normalized with `stats`, which are the mixture's if it is not `alone`."""
+    from harness.data.batch import own_stats
     from harness.data.lerobot import open_data
     from harness.data.prompts import most_tokens
     from harness.data.space import Space
@@ -23,34 +45,30 @@ def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
     from harness.data.transforms import normalize
     from harness.report.dataset_page import render
 
-    data, stats = chain.recipe.data, chain.stats(dataset)
+    data, horizon = recipe.data, recipe.model.action_horizon
     # If the longest prompt is unknown, the tokenizer is not on this machine.
     tokenizer = load_tokenizer(data.tokenizer) if dataset.longest_prompt_tokens is not None else None
     frames = open_data(data, dataset.path)
     width = frames.columns.state.shape[-1]
     tokens = (
-        {task: most_tokens(chain.recipe, tokenizer, task, width) for task in dataset.tasks}
+        {task: most_tokens(recipe, tokenizer, task, width) for task in dataset.tasks}
         if tokenizer is not None
         else {}
     )
-    space, horizon = Space.of(data), chain.recipe.model.action_horizon
-    names = {"actions": frames.names.get(data.actions, []), "state": _state_names(frames, data)}
-    page = render(
+    own = stats.norm_stats if alone else own_stats(stats.norm_stats, frames)
+    return render(
         dataset,
-        stats,
+        stats.model_copy(update={"norm_stats": own}),
         frames,
         tokens,
         lambda key, values: normalize(
-            values, stats.norm_stats["state" if key == "state" else "actions"], data.normalization
+            values, own["state" if key == "state" else "actions"], data.normalization
         ),
         data.normalization,
-        seen=space.tiled(frames.columns, horizon),
-        names=names,
+        seen=Space.of(data).tiled(frames.columns, horizon),
+        names={"actions": frames.names.get(data.actions, []), "state": _state_names(frames, data)},
         told=_told(data, horizon),
     )
-    path = (chain.run.path if chain.run else Path()) / DATASET_PAGE
-    write_atomic(path, page)
-    return path
 
 
 def _state_names(frames: LeRobotDataset, data: Data) -> list[str]:

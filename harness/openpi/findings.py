@@ -114,11 +114,11 @@ def about_data(translated: Translation) -> list[Finding]:
         Finding(
             severity="warning",
             check="data-differ",
-            got=text,
+            got=one.text,
             need="data that a recipe can name",
-            fix="--dataset DIR with the recipe names the dataset; the rest is kept in mind",
+            fix=one.fix,
         )
-        for text in translated.differs
+        for one in translated.differs
     ]
 
 

@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.openpi.plan import PUBLISHED
 from harness.openpi.table import ADAPTERS, COMMIT
 from harness.recipe.parameters import counts, is_trained, parameter_shapes
-from harness.recipe.schema import Model, Recipe
+from harness.recipe.schema import Data, Model, Recipe
 
 # Keys of upstream's configuration that concern a run and are in none of our recipes.
 OF_THE_RUN = (
@@ -117,16 +117,14 @@ def check_upstream_can(recipe: Recipe) -> None:
         ("model.discrete_state_input", model.discrete_state_input, False),
         *((f"data.cameras.{camera}", data.cameras[camera], column) for camera, column in _CAMERAS.items()),  # type: ignore[index]
         ("model.image_size", model.image_size, Model().image_size),
-        ("data.episodes", data.episodes, None),
-        ("data.default_prompt", data.default_prompt, None),
-        ("data.datasets", data.datasets, None),
+        *((f"data.{key}", getattr(data, key), None) for key in sorted(Data.LATER - {"norm_stats"})),
     ]
     for key, got, need in only:
         if got != need:
             said = "null" if need is None else str(need).lower() if isinstance(need, bool) else str(need)
             raise HarnessError(
                 "upstream-cannot",
-                f"openpi's trainer has no {key} but {said}",
+                f"openpi's trainer runs as {PUBLISHED} here, which has no {key} but {said}",
                 got=got,
                 need=said,
                 fix=f"--set {key}={said}, or --backend ours",

@@ -31,6 +31,13 @@ _DROID_FEATURES: dict[str, Any] = {
 }
 
 
+class Differs(NamedTuple):
+    """What a recipe's data have otherwise than the command's, and what can be done about it."""
+
+    text: str
+    fix: str
+
+
 class Read(NamedTuple):
     """What a command's reader does.
 
@@ -39,7 +46,7 @@ class Read(NamedTuple):
 
     data: dict[str, Any]
     lost: list[str]
-    differs: list[str]
+    differs: list[Differs]
 
 
 def read_by(command: Command) -> Read:
@@ -102,17 +109,32 @@ def _aloha(command: Command, data: dict[str, Any]) -> Read:
 def _droid_rlds(command: Command, data: dict[str, Any]) -> Read:
     options = command.effective
     positions = "VELOCITY" not in str(options["data.action-space"]).upper()
+    actions = "joint positions" if positions else "joint velocities"
     differs = [
-        "openpi reads DROID in RLDS form; the recipe reads a LeRobot dataset with the features of openpi's"
-        " converter, and with joint"
-        f" {'positions' if positions else 'velocities'} and the gripper's position as actions",
-        "openpi draws one of two outside cameras and one of three instructions for each episode; the recipe"
-        " has exterior_image_1_left and the dataset's instruction",
-        "openpi leaves out unsuccessful episodes, and frames in which the robot stands"
-        " (filter_dict_path); the recipe trains on all that the dataset has",
+        Differs(
+            "openpi reads DROID in RLDS form; the recipe reads a LeRobot dataset with the features of"
+            f" openpi's converter, and with {actions} and the gripper's position as actions",
+            "--dataset DIR with the recipe names that dataset",
+        ),
+        Differs(
+            "openpi draws one of two outside cameras and one of three instructions for each episode; the"
+            " recipe has exterior_image_1_left and the dataset's instruction",
+            "--set data.cameras.base_0_rgb=exterior_image_2_left takes the other camera",
+        ),
+        Differs(
+            "openpi leaves out unsuccessful episodes, and frames in which the robot stands"
+            " (filter_dict_path); the recipe trains on all that the dataset has",
+            "--set data.episodes.exclude=FILE leaves episodes out; single frames are left out when the"
+            " dataset is converted",
+        ),
     ]
     if str(options.get("data.datasets", "")).count("RLDSDataset(") > 1:
-        differs.append("openpi draws from several weighted datasets; the recipe has one")
+        differs.append(
+            Differs(
+                "openpi draws from several weighted datasets; the recipe has one",
+                "data.datasets in the recipe, with their weights (docs/mixtures.md)",
+            )
+        )
     return Read(data | _DROID_FEATURES | {"relative": "0-6" if positions else None}, [], differs)
 
 

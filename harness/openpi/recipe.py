@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from harness.errors import HarnessError
 from harness.openpi.options import Command
 from harness.openpi.plan import PUBLISHED
-from harness.openpi.readers import read_by
+from harness.openpi.readers import Differs, read_by
 from harness.openpi.table import ADAPTERS
 from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.parameters import counts, parameter_shapes
@@ -33,7 +33,7 @@ class Translation(NamedTuple):
     total: int
     trained_count: int
     lost: list[str]
-    differs: list[str]
+    differs: list[Differs]
 
 
 def translate(command: Command) -> Translation:

@@ -72,14 +72,14 @@ def libero() -> Made:
 
 
 def aloha() -> Made:
-    """Two arms of six joints and a gripper, joint targets, 50 frames a second, three cameras."""
+    """Two arms of six joints and a gripper, joint targets, 50 frames a second, four cameras."""
     random = np.random.default_rng(2)
     frames = sum(LENGTHS)
     state = _path(random, frames, 14)
     state[:, [6, 13]] = 0.5 + 0.5 * np.sin(np.arange(frames)[:, None] / 4 + np.array([0, 2]))
     targets = np.vstack([state[1:], state[-1:]]) + random.normal(scale=0.01, size=state.shape)
     names = [f"{side}_{joint}" for side in ("left", "right") for joint in _ARM]
-    views = ("cam_high", "cam_left_wrist", "cam_right_wrist")
+    views = ("cam_high", "cam_left_wrist", "cam_right_wrist", "top")
     return Made(
         fps=50,
         cameras={f"observation.images.{view}": _pictures(random, frames, (48, 64)) for view in views},
