@@ -5,35 +5,55 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifacts import Dataset
+from harness.artifacts import Dataset, NormStats
 from harness.flow.chain import Chain
-from harness.recipe.schema import Data
+from harness.recipe.schema import Data, Recipe
 from harness.run.directory import DATASET_PAGE, REPORT, RunDir, write_atomic
 
 if TYPE_CHECKING:
     from harness.data.lerobot import LeRobotDataset
 
 
-def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
-    """The path of dataset.html, in the run's directory or else in the working directory."""
+def write_dataset_pages(chain: Chain, dataset: Dataset) -> list[Path]:
+    """The path of dataset.html, in the run's directory or else in the working directory.
+
+    Of a mixture there are dataset-0.html, dataset-1.html and so on, one for each dataset.
+    """
+    from harness.data.batch import own_stats
     from harness.data.lerobot import open_data
+
+    stats, folder = chain.stats(dataset), chain.run.path if chain.run else Path()
+    if not dataset.members:
+        frames = open_data(chain.recipe.data, dataset.path)
+        return [_write_page(folder / DATASET_PAGE, chain.recipe, dataset, stats, frames)]
+    paths = []
+    for n, (part, one) in enumerate(zip(chain.recipe.parts(), dataset.members, strict=True)):
+        frames = open_data(part.data, one.path)
+        own = stats.model_copy(update={"norm_stats": own_stats(stats.norm_stats, frames)})
+        name = f"{Path(DATASET_PAGE).stem}-{n}{Path(DATASET_PAGE).suffix}"
+        paths.append(_write_page(folder / name, part, one, own, frames))
+    return paths
+
+
+def _write_page(
+    path: Path, recipe: Recipe, dataset: Dataset, stats: NormStats, frames: LeRobotDataset
+) -> Path:
     from harness.data.prompts import most_tokens
     from harness.data.space import Space
     from harness.data.tokenizer import load_tokenizer
     from harness.data.transforms import normalize
     from harness.report.dataset_page import render
 
-    data, stats = chain.recipe.data, chain.stats(dataset)
+    data = recipe.data
     # If the longest prompt is unknown, the tokenizer is not on this machine.
     tokenizer = load_tokenizer(data.tokenizer) if dataset.longest_prompt_tokens is not None else None
-    frames = open_data(data, dataset.path)
     width = frames.columns.state.shape[-1]
     tokens = (
-        {task: most_tokens(chain.recipe, tokenizer, task, width) for task in dataset.tasks}
+        {task: most_tokens(recipe, tokenizer, task, width) for task in dataset.tasks}
         if tokenizer is not None
         else {}
     )
-    space, horizon = Space.of(data), chain.recipe.model.action_horizon
+    space, horizon = Space.of(data), recipe.model.action_horizon
     names = {"actions": frames.names.get(data.actions, []), "state": _state_names(frames, data)}
     page = render(
         dataset,
@@ -48,7 +68,6 @@ def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
         names=names,
         told=_told(data, horizon),
     )
-    path = (chain.run.path if chain.run else Path()) / DATASET_PAGE
     write_atomic(path, page)
     return path
 

@@ -40,14 +40,14 @@ def data(
 ) -> None:
     """What a dataset is: format, episodes, frames, tasks, features, content hash. Every row is checked."""
     from harness.flow.chain import chain_for
-    from harness.flow.pages import write_dataset_page
+    from harness.flow.pages import write_dataset_pages
     from harness.show.dataset import dataset_table
 
     hear(fetch=fetch, offline=offline)
     chain = chain_for(run, recipe, [*(sets or []), *dataset_overrides(dataset)])
     with busy("reading the dataset"):
         found = chain.dataset()
-        page = write_dataset_page(chain, found) if html else None
+        pages = write_dataset_pages(chain, found) if html else []
     answer(found, as_json, dataset_table)
-    if page is not None:
+    for page in pages:
         print(one_line(str(page)), file=sys.stderr if as_json else sys.stdout)
