@@ -105,7 +105,7 @@ def against_mixture(options: argparse.Namespace) -> None:
         ratios = sorted(one[n] / mixed[n] for one, mixed in pairs)
         low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
         print(
-            f"mixture of {len(options.mixture)} / one dataset: {statistics.median(ratios):.2f} times the {what}"
+            f"mixture / one dataset: {statistics.median(ratios):.2f} times the {what}"
             f" (half of {len(ratios)} turns: {low:.2f} to {high:.2f}; must be at least 0.9)"
         )
 

@@ -14,7 +14,7 @@ from harness.data.dataset import content_hash, describe
 from harness.data.sample import sample_dataset_path, sample_tokenizer_path
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
-from harness.flow.pages import write_dataset_page
+from harness.flow.pages import write_dataset_pages
 from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.show.dataset import dataset_table
@@ -98,7 +98,7 @@ def test_data_and_statistics_need_no_tokenizer_and_no_network(
     assert found.prompt_tokens == recipe.model.prompt_tokens
     assert found.sha256 == describe(load_recipe("smoke")).sha256
     assert chain.stats(found).frames == 100
-    page = write_dataset_page(chain, found).read_text()
+    page = write_dataset_pages(chain, found)[0].read_text()
     assert "longest_prompt_tokens is unknown" in page
     Console(file=io.StringIO()).print(dataset_table(found))
     # Training cannot do without it.

@@ -16,7 +16,7 @@ from harness.data.lerobot import open_dataset
 from harness.data.space import Space
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
-from harness.flow.pages import write_dataset_page, write_dataset_pages
+from harness.flow.pages import write_dataset_pages
 from harness.recipe.load import load_recipe
 from harness.report.dataset_page import HEIGHT, charts, histogram, spread, strip
 from harness.run.directory import RunDir
@@ -53,7 +53,7 @@ class _Checker(HTMLParser):
 
 def _page(root: Path, run: Path, *overrides: str) -> str:
     chain = Chain(RunDir(run), load_recipe("smoke", [f"data.dataset={root}", *MAPPED, *overrides]))
-    return write_dataset_page(chain, chain.dataset()).read_text()
+    return write_dataset_pages(chain, chain.dataset())[0].read_text()
 
 
 @pytest.mark.parametrize("images", ["parquet", "video"])
@@ -129,7 +129,7 @@ def test_a_dataset_without_a_state_has_a_page_of_its_actions(tmp_path: Path) -> 
         RunDir(tmp_path / "run"),
         load_recipe("smoke", [f"data.dataset={writer.write(tmp_path / 'set')}", *changes]),
     )
-    page = write_dataset_page(chain, chain.dataset()).read_text()
+    page = write_dataset_pages(chain, chain.dataset())[0].read_text()
     assert "Actions, normalized" in page
     assert "State, normalized" not in page
 
@@ -140,7 +140,7 @@ def test_actions_are_shown_as_the_model_sees_them(tmp_path: Path) -> None:
     root = robots.write(tmp_path / "set", made)
     recipe = load_recipe("my_robot", [f"data.dataset={root}", "data.tokenizer=sample"])
     chain = Chain(RunDir(tmp_path / "run"), recipe)
-    page = write_dataset_page(chain, chain.dataset()).read_text()
+    page = write_dataset_pages(chain, chain.dataset())[0].read_text()
     assert "actions[0] shoulder_pan.pos" in page
     assert "state[5] gripper.pos" in page
     assert "Dimensions 0-4 are differences to the state of their chunk" in page

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.artifacts import DimensionStats
-from harness.data.compare import first
 from harness.data.lerobot import LeRobotDataset
 from harness.data.order import Frame
 from harness.data.pictures import Pictures
@@ -37,7 +36,13 @@ def own_stats(stats: Stats, data: LeRobotDataset) -> Stats:
     """The statistics of a mixture as far as this dataset has dimensions."""
     columns = data.columns
     widths = {"state": columns.state.shape[-1], "actions": columns.actions.shape[-1]}
-    return {key: first(one, widths[key]) for key, one in stats.items() if widths[key]}
+    return {
+        key: DimensionStats(
+            **{name: vector[: widths[key]] for name, vector in one.model_dump().items() if vector is not None}
+        )
+        for key, one in stats.items()
+        if widths[key]
+    }
 
 
 def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Stats, i: int) -> Batch:

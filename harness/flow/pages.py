@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from harness.data.lerobot import LeRobotDataset
 
 
-def write_dataset_page(chain: Chain, dataset: Dataset) -> Path:
-    """The path of dataset.html, in the run's directory or else in the working directory."""
-    return write_dataset_pages(chain, dataset)[0]
-
-
 def write_dataset_pages(chain: Chain, dataset: Dataset) -> list[Path]:
     """The paths of the pages, in the run's directory or else in the working directory.
 
