@@ -1,0 +1,105 @@
+"""An image in parts, and the first parts in which two images differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from harness.image.contents import Entry, Tree, digest
+from harness.image.owners import FILE, Owners, grouped, rank
+
+# The digits of a part's hash. It names what differs; the digest over everything decides.
+_DIGITS = 16
+_MOST_NAMED = 3
+
+
+class Summary(NamedTuple):
+    """What the image says of itself, beside its list: the digest, and a value for each part.
+
+    A part's value is its version, where it has one, and a hash over its entries.
+    """
+
+    content: str
+    parts: dict[str, str]
+
+    def text(self) -> str:
+        return json.dumps(self._asdict(), indent=1, sort_keys=True) + "\n"
+
+
+def summary(tree: Tree) -> Summary:
+    """The summary of a tree."""
+    owners = Owners(tree)
+    parts = {}
+    for label, entries in grouped(tree.entries, owners).items():
+        lines = "".join(f"{entry.line}\n" for entry in entries)
+        version = owners.version(label)
+        value = hashlib.sha256(lines.encode()).hexdigest()[:_DIGITS]
+        parts[label] = f"{version} {value}" if version else value
+    return Summary(digest(tree.entries), parts)
+
+
+def read_summary(text: str) -> Summary:
+    """The summary of a text.
+
+    Raises: ValueError for what is none.
+    """
+    body: Any = json.loads(text)
+    if not (isinstance(body, dict) and isinstance(body.get("content"), str)):
+        raise ValueError("no summary of an image's contents")
+    parts = body.get("parts")
+    if not (isinstance(parts, dict) and all(isinstance(value, str) for value in parts.values())):
+        raise ValueError("no summary of an image's contents")
+    return Summary(body["content"], parts)
+
+
+def changed(was: Mapping[str, Entry], now: Mapping[str, Entry]) -> list[str]:
+    """What differs between two lists, a text each path: added, removed, or what changed of it."""
+    found = []
+    for path in sorted(was.keys() | now.keys()):
+        before, after = was.get(path), now.get(path)
+        if before is None or after is None:
+            found.append(f"/{path}: {'added' if before is None else 'removed'}")
+        elif before.line != after.line:
+            found.append(f"/{path}: {_what(before, after)}")
+    return found
+
+
+def _what(before: Entry, after: Entry) -> str:
+    said = []
+    if before.kind != after.kind:
+        said.append(f"type {before.kind} is now {after.kind}")
+    if before.mode != after.mode:
+        said.append(f"mode {before.mode:04o} is now {after.mode:04o}")
+    if before.owner != after.owner:
+        said.append(f"owner {before.owner} is now {after.owner}")
+    if before.target != after.target:
+        said.append(f"link to {before.target or 'nothing'} is now to {after.target or 'nothing'}")
+    if before.sha256 != after.sha256:
+        said.append(f"sha256 {before.sha256[:12]} is now {after.sha256[:12]}")
+    return ", ".join(said)
+
+
+def differing(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The parts that differ, those that explain others first."""
+    names = {name for name in was.keys() | now.keys() if was.get(name) != now.get(name)}
+    # A package that came or went takes its record in dpkg's status along; a file of nobody's explains nothing.
+    return sorted(names, key=rank)
+
+
+def named(tree: Tree, was: Mapping[str, Entry]) -> list[str]:
+    """What of a tree is not as the list says, each with whose it is, the explaining ones first."""
+    owners = Owners(tree)
+    rows = []
+    for text in changed(was, tree.entries):
+        path = text[1:].partition(": ")[0]
+        label = owners.of(path)
+        rows.append((rank(label), text if label.startswith(FILE) else f"{label}: {text}"))
+    return [text for _, text in sorted(rows)]
+
+
+def some(texts: list[str]) -> str:
+    """The first few of the texts, and how many more there are."""
+    more = len(texts) - _MOST_NAMED
+    return "; ".join(texts[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
