@@ -42,7 +42,7 @@ def claimed(root: Path = Path("/")) -> Here:
 
 
 def examined(root: Path = Path("/")) -> tuple[Here, dict[str, str]]:
-    """(what the image is, part → which of its files are not as the image's own list says).
+    """(what the image is, part → which of its entries are not as the image's own list says).
 
     Every file is read. The few that this user may not read are taken as the list says.
     """
@@ -50,10 +50,12 @@ def examined(root: Path = Path("/")) -> tuple[Here, dict[str, str]]:
     entries = {} if isinstance(known, str) else known[1]
     tree = of_directory(root).completed(entries)
     found = summary(tree)
-    notes: dict[str, str] = {}
+    notes: dict[str, list[str]] = {}
     if not isinstance(known, str):
-        notes = {"": some(named(tree, entries))} if found.content != known[0].content else {}
-    return _with_environment(root, Here(found.content, found.parts)), notes
+        for label, text in named(tree, entries):
+            notes.setdefault(label, []).append(text)
+    here = _with_environment(root, Here(found.content, found.parts))
+    return here, {label: some(texts) for label, texts in notes.items()}
 
 
 def _known(root: Path) -> tuple[Summary, dict[str, Entry], float] | str:

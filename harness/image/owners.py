@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -51,9 +52,7 @@ def system_packages(status: str) -> list[System]:
         if "Package" in fields and fields.get("Status", "").endswith(" installed"):
             source = fields.get("Source", fields["Package"]).partition(" ")[0]
             found.append(
-                System(
-                    fields["Package"], fields.get("Version", "?"), fields.get("Architecture", "?"), source
-                )
+                System(fields["Package"], fields.get("Version", "?"), fields.get("Architecture", "?"), source)
             )
     return sorted(found)
 
@@ -99,7 +98,22 @@ class Owners:
                 )
 
     def of(self, path: str) -> str:
-        """Whose the file is, for example "system package libc6". Of nobody's file its own name."""
+        """Whose the file is, for example "system package libc6". Of nobody's file its own name.
+
+        A link that no package has is of the package whose file it leads to, as an alternative is.
+        """
+        own = self._own(path)
+        entry = self._entries.get(path)
+        hops = 0
+        while own.startswith(FILE) and entry is not None and entry.kind == "l" and hops < _MOST_LINKS:
+            there = posixpath.normpath(posixpath.join("/", posixpath.dirname(path), entry.target)).lstrip("/")
+            path, hops = self._real(there), hops + 1
+            entry = self._entries.get(path)
+            found = self._own(path)
+            own = own if found.startswith(FILE) else found
+        return own
+
+    def _own(self, path: str) -> str:
         name = path.rpartition("/")[2]
         if path.startswith(_INFO) and "." in name:
             # NAME.list or NAME:ARCHITECTURE.list; a name may have dots of its own.

@@ -88,15 +88,17 @@ def differing(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return sorted(names, key=rank)
 
 
-def named(tree: Tree, was: Mapping[str, Entry]) -> list[str]:
-    """What of a tree is not as the list says, each with whose it is, the explaining ones first."""
+def named(tree: Tree, was: Mapping[str, Entry]) -> list[tuple[str, str]]:
+    """(whose it is, what differs) for all of a tree that is not as the list says, the explaining ones first."""
     owners = Owners(tree)
-    rows = []
-    for text in changed(was, tree.entries):
-        path = text[1:].partition(": ")[0]
-        label = owners.of(path)
-        rows.append((rank(label), text if label.startswith(FILE) else f"{label}: {text}"))
-    return [text for _, text in sorted(rows)]
+    rows = [(owners.of(text[1:].partition(": ")[0]), text) for text in changed(was, tree.entries)]
+    return sorted(rows, key=lambda row: (rank(row[0]), row[1]))
+
+
+def told(row: tuple[str, str]) -> str:
+    """A row of `named` as one text."""
+    label, text = row
+    return f"{FILE} {text}" if label.startswith(FILE) else f"{label}: {text}"
 
 
 def some(texts: list[str]) -> str:

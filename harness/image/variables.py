@@ -1,9 +1,14 @@
-"""The environment variables that an image sets, and how a container's differ from them."""
+"""The environment variables that an image sets, and how a container's differ from them.
+
+python -m harness.image.variables        in a build: the image's own, as JSON
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +22,10 @@ _OF_A_CONTAINER = re.compile(
     r"HARNESS_.*|WANDB_.*|HF_.*|NCCL_.*|XLA_FLAGS|CUDA_VISIBLE_DEVICES|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)"
     r"|(HTTPS?|ALL|NO|FTP)_PROXY|(https?|all|no|ftp)_proxy|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|PIP_.*"
     r"|HOSTNAME|TERM|COLUMNS|LINES|PWD|OLDPWD|SHLVL|_|container|KUBERNETES_.*|\w+_SERVICE_(HOST|PORT).*"
+)
+# What a build gives its steps, and no image keeps.
+_OF_A_BUILD = re.compile(
+    r"BASE_IMAGE|(CPU|CUDA|TEST)_LOCK_SHA256|OPENPI_COMMIT|APT_\w+|BUILDKIT_\w+|SOURCE_DATE_EPOCH"
 )
 # What the loader, Python or a numeric library obeys. The value is recorded; of others, only the name.
 _COMPUTES = re.compile(
@@ -66,3 +75,9 @@ def of_container(process: Path = Path("/proc/1/environ")) -> dict[str, str]:
     """
     pairs = (each.partition("=") for each in process.read_bytes().decode(errors="replace").split("\0"))
     return {name: value for name, equals, value in pairs if equals}
+
+
+if __name__ == "__main__":
+    # In a build, when all of the image's variables are set.
+    kept = {name: value for name, value in os.environ.items() if _OF_A_BUILD.fullmatch(name) is None}
+    sys.stdout.write(json.dumps(declared(kept), indent=1, sort_keys=True) + "\n")
