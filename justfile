@@ -52,6 +52,10 @@ openpi:
 openpi-source openpi lerobot:
     ci/openpi-source {{openpi}} {{lerobot}}
 
+# builds an image twice without cache and compares the two, file by file: just rebuild cpu
+rebuild *target:
+    ci/rebuild {{target}}
+
 # writes docker/lock from pyproject.toml, and the locks' hashes into the Dockerfile: just lock --upgrade
 lock *options:
     ci/lock {{options}}

@@ -1,1 +1,1 @@
-"""What an image holds: its list, its digest, its bill of materials, and a run checked in the image it names."""
+"""What an image holds: its list, its digest, its parts and its bill of materials."""

@@ -1,4 +1,4 @@
-"""The bill of materials of an image, in CycloneDX's JSON: base, system packages, Python packages, our source."""
+"""The bill of materials of an image, in CycloneDX's JSON: base, system and Python packages, our source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _NAMESPACE = uuid.UUID("6f3c6e6e-5d0b-5c3a-9a55-0c8f6f9f6a11")
 
 
 class Locks(NamedTuple):
-    """What the locks say: Python package → sha256 of its archives; (system package, version) → sha256 of its .deb."""
+    """What the locks say.
+
+    Python package → sha256 of its archives; (system package, version) → sha256 of its .deb.
+    """
 
     python: Mapping[str, list[str]]
     system: Mapping[tuple[str, str], str]

@@ -4,8 +4,8 @@
     docker export CONTAINER | python -m harness.image.contents -
 
 Only the standard library is used: the same program runs in a build, on the host and in a test. An entry is
-(path, type, mode, owner, link target, sha256). The digest is the SHA-256 over the lines of all entries, sorted
-by path. No time is part of it.
+(path, type, mode, owner, link target, sha256). The digest is the SHA-256 over the lines of all entries,
+sorted by path. No time is part of it.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Entry(NamedTuple):
     """One name of a tree.
 
     `path` has no leading slash. `kind` is f, d, l, c, b, p or s. `mode` holds the permission bits, `owner` is
-    "UID:GID". `target` is that of a link. `sha256` is empty for all but files; "?" stands for a file that this
-    user may not read.
+    "UID:GID". `target` is that of a link. `sha256` is empty for all but files; "?" stands for a file that
+    this user may not read.
     """
 
     path: str
@@ -167,13 +167,17 @@ def of_tar(stream: IO[bytes]) -> Tree:
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
             path = os.path.normpath(member.name).lstrip("/")
+            if path in _OWN and member.isreg() and (own := archive.extractfile(member)) is not None:
+                texts[path] = own.read()
             if path in ("", ".") or not counts(path):
                 continue
             owner = f"{member.uid}:{member.gid}"
             kind = next((name for is_it, name in _MEMBERS if is_it(member)), "s")
             if member.islnk():
                 # The other name stands earlier in the archive.
-                first = found[os.path.normpath(member.linkname).lstrip("/")]
+                first = found.get(os.path.normpath(member.linkname).lstrip("/"))
+                if first is None:
+                    raise tarfile.ReadError(f"{member.name} is another name of a file that is no content")
                 found[path] = first._replace(path=path)
                 continue
             target = member.linkname if kind == "l" else ""
@@ -183,7 +187,7 @@ def of_tar(stream: IO[bytes]) -> Tree:
                 assert file is not None
                 sha256, kept = _sha256(path, iter(lambda file=file: file.read(_PIECE), b""))  # type: ignore[misc]
                 size = member.size
-                texts |= {path: kept} if kept is not None else {}
+                texts |= {path: kept} if kept is not None and _is_kept(path) else {}
             found[path] = Entry(path, kind, _bits(member.mode, kind), owner, target, sha256, size)
     return Tree(found, texts)
 

@@ -2,7 +2,8 @@
 
     python -m harness.image.describe TREE OUT --name cpu --base BASE --lock docker/lock/cpu.txt
 
-Writes into OUT what the image carries of itself: its list, its summary with the digest, its bill of materials.
+Writes into OUT what the image carries of itself: its list, its summary with the digest, its bill of
+materials.
 """
 
 from __future__ import annotations

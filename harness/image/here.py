@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from harness.errors import HarnessError
+from harness.image.bom import BOM
 from harness.image.contents import LIST, SUMMARY, Entry, look, of_directory, parse
 from harness.image.parts import Summary, changed, named, read_summary, some, summary
 from harness.image.variables import DECLARED, differences, of_container, read_declared
@@ -58,6 +61,24 @@ def examined(root: Path = Path("/")) -> tuple[Here, dict[str, str]]:
     return here, {label: some(texts) for label, texts in notes.items()}
 
 
+def own_text(what: Literal["bom", "summary"], root: Path = Path("/")) -> str:
+    """A text that the image carries of itself.
+
+    Raises: HarnessError "no-image-contents" outside of an image that has one.
+    """
+    path = root / {"bom": BOM, "summary": SUMMARY}[what]
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise HarnessError(
+            "no-image-contents",
+            "this is no image that lists its contents",
+            got=f"{path}: {error.strerror}",
+            need="an image that was built from this checkout",
+            fix="docker compose run --rm smoke image --sbom",
+        ) from error
+
+
 def _known(root: Path) -> tuple[Summary, dict[str, Entry], float] | str:
     """(summary, list, the time at which the list was made) of the image, or why there is none."""
     try:
@@ -82,7 +103,9 @@ def _contradictions(root: Path, entries: dict[str, Entry], made: float) -> list[
             owner = f"{status.st_uid}:{status.st_gid}"
             mode = before.mode if before.kind == "l" else stat.S_IMODE(status.st_mode)
             same_kind = kind == _FORMATS.get(before.kind)
-            seen[path] = before._replace(mode=mode, owner=owner, kind=before.kind if same_kind else "other")
+            target = os.readlink(root / path) if stat.S_ISLNK(kind) else ""
+            shown = before.kind if same_kind else "other"
+            seen[path] = before._replace(mode=mode, owner=owner, kind=shown, target=target)
             if stat.S_ISREG(kind) and status.st_mtime > made:
                 late.append(f"/{path}: changed after the list was made")
             if stat.S_ISDIR(kind) and not status.st_mode & 0o005:
@@ -91,8 +114,8 @@ def _contradictions(root: Path, entries: dict[str, Entry], made: float) -> list[
             seen[path] = Entry(path, "?", 0, "", "", "")
     below = tuple(closed)
     listed = {path: entry for path, entry in entries.items() if not (below and path.startswith(below))}
-    shown = {path: entry for path, entry in seen.items() if not (below and path.startswith(below))}
-    return [*changed(listed, shown), *late]
+    there = {path: entry for path, entry in seen.items() if not (below and path.startswith(below))}
+    return [*changed(listed, there), *late]
 
 
 def _with_environment(root: Path, here: Here) -> Here:

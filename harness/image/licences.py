@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# Licences under which the parts of an image may be used, changed and passed on by anyone, unchanged parts by all. A licence
-# that is not here is no accusation: it is named, so that a person reads it.
+# Licences under which anyone may use, change and pass on the parts of an image. A licence that is not here is
+# no accusation: it is named, so that a person reads it.
 STATED = frozenset(
     {
         *("0BSD", "Apache-2.0", "Artistic-1.0-Perl", "Artistic-2.0", "BSD", "BSD-1-Clause", "BSD-2-Clause"),
@@ -63,7 +63,8 @@ STATED = frozenset(
 _SPELLINGS = (
     (r"expat|mit[ -]?(licen[cs]e)?( \(mit\))?|the mit license.*", "MIT"),
     (
-        r"(the )?apache( software)?[ -]*(licen[cs]e)?,?[ -]*(version )?v?2(\.0)?|apache( software)?( licen[cs]e)?",
+        r"(the )?apache( software)?[ -]*(licen[cs]e)?,?[ -]*(version )?v?2(\.0)?"
+        r"|apache( software)?( licen[cs]e)?",
         "Apache-2.0",
     ),
     (r"(new |revised |modified )?bsd[ -]*(licen[cs]e)?|bsd license", "BSD"),
@@ -113,12 +114,12 @@ def unlisted(expressions: list[str]) -> list[str]:
     found = []
     for expression in expressions:
         choices = re.split(r"\s+OR\s+", expression.replace("(", " ").replace(")", " ").strip())
-        lacking = [
+        lacking: list[list[str]] = [
             [name for name in re.split(r"\s+(?:AND|WITH)\s+", choice.strip()) if spelled(name) not in STATED]
             for choice in choices
         ]
         if all(lacking):
-            found += min(lacking, key=len)
+            found += sorted(lacking, key=len)[0]
     return list(dict.fromkeys(found))
 
 

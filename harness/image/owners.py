@@ -48,7 +48,7 @@ def system_packages(status: str) -> list[System]:
     """The installed packages of dpkg's status file, by name."""
     found = []
     for block in status.split("\n\n"):
-        fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", block, re.MULTILINE))
+        fields: dict[str, str] = dict(re.findall(r"^([A-Za-z-]+): (.*)$", block, re.MULTILINE))
         if "Package" in fields and fields.get("Status", "").endswith(" installed"):
             source = fields.get("Source", fields["Package"]).partition(" ")[0]
             found.append(
@@ -87,9 +87,9 @@ class Owners:
         self._of: dict[str, str] = {}
         for path in sorted(tree.texts):
             if path.startswith(_INFO):
-                package = path.rpartition("/")[2].removesuffix(".list").partition(":")[0]
+                name = path.rpartition("/")[2].removesuffix(".list").partition(":")[0]
                 for line in tree.texts[path].decode(errors="surrogateescape").splitlines():
-                    self._of.setdefault(self._real(line.lstrip("/")), f"{SYSTEM} {package}")
+                    self._of.setdefault(self._real(line.lstrip("/")), f"{SYSTEM} {name}")
         for package in self.python:
             record = tree.texts.get(f"{package.place}/RECORD", b"").decode(errors="replace")
             for path in _recorded(package.place, record):
@@ -123,6 +123,11 @@ class Owners:
         if path.startswith(_OURS) and not f"{path}/".startswith(f"{PLACE}/"):
             return SOURCE
         folder = path.rpartition("/")[0]
+        if folder.endswith(".dist-info") and folder in self._of:
+            return self._of[folder]
+        if name == "__pycache__":
+            found = self._own(folder)
+            return f"{FILE} /{path}" if found.startswith(FILE) else found
         if folder.endswith("/__pycache__") and name.endswith(".pyc"):
             source = f"{folder.removesuffix('__pycache__')}{name.partition('.cpython')[0]}.py"
             if source in self._of:

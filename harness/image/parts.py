@@ -84,12 +84,12 @@ def _what(before: Entry, after: Entry) -> str:
 def differing(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """The parts that differ, those that explain others first."""
     names = {name for name in was.keys() | now.keys() if was.get(name) != now.get(name)}
-    # A package that came or went takes its record in dpkg's status along; a file of nobody's explains nothing.
+    # A package that came or went takes its record in dpkg's status along; nobody's file explains nothing.
     return sorted(names, key=rank)
 
 
 def named(tree: Tree, was: Mapping[str, Entry]) -> list[tuple[str, str]]:
-    """(whose it is, what differs) for all of a tree that is not as the list says, the explaining ones first."""
+    """(whose it is, what differs) for all of a tree that is not as the list says, packages first."""
     owners = Owners(tree)
     rows = [(owners.of(text[1:].partition(": ")[0]), text) for text in changed(was, tree.entries)]
     return sorted(rows, key=lambda row: (rank(row[0]), row[1]))
