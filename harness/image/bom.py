@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.image.contents import PLACE, Tree, digest
+from harness.image.contents import Tree, digest
 from harness.image.licences import of_debian, of_python, unlisted
 from harness.image.owners import Owners, Python, System
 
-BOM = f"{PLACE}/bom.cdx.json"
 # A name of CycloneDX for a property of one's own: a namespace, then the name.
 UNLISTED = "harness:licence:unlisted"
 UNKNOWN_LICENCE = "harness:licence:unknown"

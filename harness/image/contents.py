@@ -23,7 +23,7 @@ from typing import IO, NamedTuple
 
 # What this room leaves in an image. The list cannot contain itself.
 PLACE = "opt/harness/image"
-LIST, SUMMARY = f"{PLACE}/contents.jsonl", f"{PLACE}/summary.json"
+LIST, SUMMARY, BOM = f"{PLACE}/contents.jsonl", f"{PLACE}/summary.json", f"{PLACE}/bom.cdx.json"
 # What the engine or compose puts into a container. None of it comes from the image.
 _MOUNTED = frozenset(
     {

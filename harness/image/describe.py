@@ -12,8 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.image.bom import BOM, bill, lacks, read_copyrights, read_locks
-from harness.image.contents import LIST, PLACE, SUMMARY, listing, of_directory
+from harness.image.bom import bill, lacks, read_copyrights, read_locks
+from harness.image.contents import BOM, LIST, PLACE, SUMMARY, listing, of_directory
 from harness.image.owners import system_packages
 from harness.image.parts import summary
 

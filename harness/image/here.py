@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from harness.errors import HarnessError
-from harness.image.bom import BOM
-from harness.image.contents import LIST, SUMMARY, Entry, look, of_directory, parse
+from harness.image.contents import BOM, LIST, SUMMARY, Entry, look, of_directory, parse
 from harness.image.parts import Summary, changed, named, read_summary, some, summary
 from harness.image.variables import DECLARED, differences, of_container, read_declared
 

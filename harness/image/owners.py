@@ -114,25 +114,20 @@ class Owners:
         return own
 
     def _own(self, path: str) -> str:
-        name = path.rpartition("/")[2]
+        folder, _, name = path.rpartition("/")
         if path.startswith(_INFO) and "." in name:
             # NAME.list or NAME:ARCHITECTURE.list; a name may have dots of its own.
             return f"{SYSTEM} {name.rpartition('.')[0].partition(':')[0]}"
-        if path in self._of:
-            return self._of[path]
-        if path.startswith(_OURS) and not f"{path}/".startswith(f"{PLACE}/"):
-            return SOURCE
-        folder = path.rpartition("/")[0]
-        if folder.endswith(".dist-info") and folder in self._of:
-            return self._of[folder]
-        if name == "__pycache__":
-            found = self._own(folder)
-            return f"{FILE} /{path}" if found.startswith(FILE) else found
+        # Bytecode is its source's; a record's neighbours are the package's.
+        near = [path]
+        if folder.endswith(".dist-info") or name == "__pycache__":
+            near.append(folder)
         if folder.endswith("/__pycache__") and name.endswith(".pyc"):
-            source = f"{folder.removesuffix('__pycache__')}{name.partition('.cpython')[0]}.py"
-            if source in self._of:
-                return self._of[source]
-        return f"{FILE} /{path}"
+            near.append(f"{folder.removesuffix('__pycache__')}{name.partition('.cpython')[0]}.py")
+        found = next((self._of[each] for each in near if each in self._of), None)
+        if found is None and path.startswith(_OURS) and not f"{path}/".startswith(f"{PLACE}/"):
+            return SOURCE
+        return found or f"{FILE} /{path}"
 
     def version(self, label: str) -> str | None:
         """The version of the package that a label names. None for files and our source."""
