@@ -262,8 +262,12 @@ COPY docker/openpi .openpi-sourc[e] /source/
 FROM runtime AS openpi-environment
 # Declared here, since a global ARG is not visible inside a stage.
 ARG OPENPI_COMMIT
+# As above: 1, a system package that is not as locked stops the build. Otherwise it is named, and installed.
+ARG APT_STRICT
+# As above: a moment, 20260801T000000Z: the archive as it was then, where apt and the distribution have that.
+ARG APT_SNAPSHOT
 # The wheels of upstream's lock bring CUDA themselves.
-RUN --mount=type=bind,from=openpi-source,source=/source,target=/source \
+RUN --mount=type=bind,from=openpi-source,source=/source,target=/source --mount=type=bind,from=apt,target=/apt \
     sh /source/install "${OPENPI_COMMIT}"
 
 
