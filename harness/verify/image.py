@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # A part is named below these, for example "image_content.system package libc6".
 CONTENT, VARIABLES = "image_content", "image_environment"
+# Another base differs in hundreds of parts; the first of them have the cause.
+_MOST = 50
 
 
 def image_rows(manifest: Manifest, found: Found) -> list[Compared]:
@@ -53,6 +55,7 @@ def _contents(manifest: Manifest, found: Found) -> list[Compared]:
     if was == now:
         return [Compared(field=CONTENT, status="equal", recorded=was, found=now)]
     before, after = manifest.image_parts or {}, found.image_parts or {}
+    names = differing(before, after)
     rows = [
         Compared(
             field=f"{CONTENT}.{label}",
@@ -61,10 +64,11 @@ def _contents(manifest: Manifest, found: Found) -> list[Compared]:
             found=after.get(label, "not there"),
             note=found.image_notes.get(label, ""),
         )
-        for label in differing(before, after)
+        for label in names[:_MOST]
     ]
     # The digest is over everything, whatever the parts say.
-    return [*rows, Compared(field=CONTENT, status="differs", recorded=was, found=now)]
+    note = f"{len(names)} parts differ" if names else "no part that was recorded differs"
+    return [*rows, Compared(field=CONTENT, status="differs", recorded=was, found=now, note=note)]
 
 
 def _unknown(name: str, was: object, now: object, manifest: Manifest, found: Found) -> Compared:
