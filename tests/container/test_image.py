@@ -88,7 +88,7 @@ PLANTED = {
     "a file removed": Planted("RUN rm /etc/ld.so.cache", "image_content.file /etc/ld.so.cache"),
     "a directory more": Planted("RUN mkdir /opt/extra", "image_content.file /opt/extra"),
     "a link to another place": Planted(
-        "RUN ln -sfn /usr/share/zoneinfo/Asia/Tokyo /etc/localtime", "image_content.file /etc/localtime"
+        "RUN ln -sfn /nowhere /opt/venv/lib64", "image_content.file /opt/venv/lib64"
     ),
     "a user more": Planted("RUN echo 'eve:x:0:0::/:/bin/sh' >>/etc/passwd", "image_content.file /etc/passwd"),
     "another base": Planted(
