@@ -11,8 +11,9 @@ import pytest
 from harness.artifacts import Manifest
 from harness.image.contents import LIST, SUMMARY, Tree, listing, of_directory
 from harness.image.here import Here, claimed, examined
-from harness.image.parts import differing, named, read_summary, some, summary, told
+from harness.image.parts import differing, named, read_summary, some, summary, told, value_of
 from harness.image.variables import differences, of_container
+from harness.redact import redact, redact_value
 from harness.verify.fields import compare, first_difference, overall
 from tests.support.image_root import SITE, STATUS, make_root
 from tests.support.report_run import manifest as manifest_of_a_run
@@ -169,7 +170,8 @@ def test_a_package_is_named_by_its_versions(root: Path) -> None:
     before = summary(of_directory(root)).parts["system package libc6"]
     upgraded(root)
     after = summary(of_directory(root)).parts["system package libc6"]
-    assert (before.split()[0], after.split()[0]) == ("2.36-9+deb12u14", "2.36-9+deb12u15")
+    assert (before.split()[1], after.split()[1]) == ("2.36-9+deb12u14", "2.36-9+deb12u15")
+    assert value_of(before).startswith("2.36-9+deb12u14 (")
 
 
 def test_parts_that_were_made_equal_do_not_make_the_images_equal(root: Path) -> None:
@@ -272,3 +274,16 @@ def test_a_tree_without_packages_has_files(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("x")
     assert isinstance(tree := of_directory(tmp_path), Tree)
     assert list(summary(tree).parts) == ["file /x"]
+
+
+def test_no_part_is_taken_for_a_secret_and_redacted(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    for name in ("etc/pam.d/common-password", "var/lib/api_key", "etc/token"):
+        write(name)(root)
+    write(
+        "var/lib/dpkg/status",
+        STATUS.replace("libc6", "libsecret").replace("deb12u14", "a-long-version.of.it"),
+    )(root)
+    said = summary(of_directory(root))
+    assert redact_value(said.parts) == said.parts
+    assert redact(said.text()) == said.text()

@@ -96,6 +96,12 @@ def test_a_link_inside_of_the_run_is_none_out_of_it(run: RunDir) -> None:
     check_closed(run)
 
 
+def test_the_links_of_wandbs_own_logs_are_left_alone(run: RunDir) -> None:
+    (run.path / "wandb/offline/logs").mkdir(parents=True)
+    (run.path / "wandb/offline/logs/debug-core.log").symlink_to("/tmp/.cache/wandb/logs/core.log")
+    check_closed(run)
+
+
 def test_a_run_with_a_fifo_is_refused(run: RunDir) -> None:
     os.mkfifo(run.path / "metrics.jsonl")
     with pytest.raises(HarnessError) as error:

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 from harness.image.contents import Entry, Tree, digest
 from harness.image.owners import FILE, Owners, grouped, rank
 
-# The digits of a part's hash. It names what differs; the digest over everything decides.
-_DIGITS = 16
+# The digits of a part's hash. It names what differs; the digest over everything decides. Fewer than 16, and
+# before the version: a longer word behind a name like /etc/passwd would be redacted as a secret.
+_DIGITS = 12
 _MOST_NAMED = 3
 
 
 class Summary(NamedTuple):
     """What the image says of itself, beside its list: the digest, and a value for each part.
 
-    A part's value is its version, where it has one, and a hash over its entries.
+    A part's value is a hash over its entries and, behind it, its version, where it has one.
     """
 
     content: str
@@ -36,7 +37,7 @@ def summary(tree: Tree) -> Summary:
         lines = "".join(f"{entry.line}\n" for entry in entries)
         version = owners.version(label)
         value = hashlib.sha256(lines.encode()).hexdigest()[:_DIGITS]
-        parts[label] = f"{version} {value}" if version else value
+        parts[label] = f"{value} {version}" if version else value
     return Summary(digest(tree.entries), parts)
 
 
@@ -52,6 +53,12 @@ def read_summary(text: str) -> Summary:
     if not (isinstance(parts, dict) and all(isinstance(value, str) for value in parts.values())):
         raise ValueError("no summary of an image's contents")
     return Summary(body["content"], parts)
+
+
+def value_of(part: str | None) -> str:
+    """A part's value for people: the version first."""
+    value, _, version = (part or "").partition(" ")
+    return f"{version} ({value})" if version else value or "not there"
 
 
 def changed(was: Mapping[str, Entry], now: Mapping[str, Entry]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from harness.artifacts import Manifest
 from harness.errors import HarnessError
 from harness.image.contents import LIST, SUMMARY, Tree, digest, parse
-from harness.image.parts import differing, named, read_summary, some, summary
+from harness.image.parts import differing, named, read_summary, some, summary, value_of
 from harness.received.text import one_line, word
 from harness.replay.engine import contents, get_image, other_variables, said
 
@@ -87,7 +87,7 @@ def _unlike(tree: Tree, manifest: Manifest) -> list[str]:
     rows = [
         f"{label}: {some(files[label])}"
         if label in files
-        else f"{label}: recorded {was.get(label, 'not there')}, here {now.get(label, 'not there')}"
+        else f"{label}: recorded {value_of(was.get(label))}, here {value_of(now.get(label))}"
         for label in differing(was, now)
     ]
     return rows or [f"contents: recorded {manifest.image_content}, here {digest(tree.entries)}"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.artifacts.training import Manifest
 from harness.artifacts.verdict import Compared
-from harness.image.parts import differing
+from harness.image.parts import differing, value_of
 from harness.image.variables import SET, UNSET
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def _contents(manifest: Manifest, found: Found) -> list[Compared]:
         Compared(
             field=f"{CONTENT}.{label}",
             status="differs",
-            recorded=before.get(label, "not there"),
-            found=after.get(label, "not there"),
+            recorded=value_of(before.get(label)),
+            found=value_of(after.get(label)),
             note=found.image_notes.get(label, ""),
         )
         for label in names[:_MOST]
