@@ -108,10 +108,13 @@ def settings(manifest: Manifest, run: RunDir, found: Looked, asked: Asked) -> di
         for path, target in places
         if path is not None
     ]
-    tmpfs = {"/tmp": "exec,mode=1777"} | ({} if asked.cache is not None else {"/cache": "mode=1777"})
     owner = run.path.stat()
     # Root without capabilities may read less than the owner of the files.
     user = (owner.st_uid, owner.st_gid) if os.getuid() == 0 else (os.getuid(), os.getgid())
+    tmpfs = {"/tmp": "exec,mode=1777"}
+    if asked.cache is None:
+        # The mode alone is not enough: a mount over a directory of the image takes that directory's.
+        tmpfs["/cache"] = f"uid={user[0]},gid={user[1]},mode=0700"
     cuda = manifest.plan.levers.platform == "cuda"
     gpus = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])] if cuda else None
     given = {
