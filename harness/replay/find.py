@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from harness.artifacts import Manifest
 from harness.errors import HarnessError
 from harness.image.contents import LIST, SUMMARY, Tree, digest, parse
+from harness.image.owners import FILE
 from harness.image.parts import differing, named, read_summary, some, summary, value_of
 from harness.received.text import one_line, word
 from harness.replay.engine import contents, get_image, other_variables, said
@@ -82,12 +83,15 @@ def _unlike(tree: Tree, manifest: Manifest) -> list[str]:
         if read_summary(tree.texts[SUMMARY].decode()).content == manifest.image_content:
             for label, text in named(tree, parse(tree.texts[LIST].decode())):
                 files.setdefault(label, []).append(text)
+    if files:
+        return [
+            f"{FILE} {some(texts)}" if label.startswith(FILE) else f"{label}: {some(texts)}"
+            for label, texts in files.items()
+        ]
     now = summary(tree).parts
     was = manifest.image_parts or {}
     rows = [
-        f"{label}: {some(files[label])}"
-        if label in files
-        else f"{label}: recorded {value_of(was.get(label))}, here {value_of(now.get(label))}"
+        f"{label}: recorded {value_of(was.get(label))}, here {value_of(now.get(label))}"
         for label in differing(was, now)
     ]
     return rows or [f"contents: recorded {manifest.image_content}, here {digest(tree.entries)}"]
