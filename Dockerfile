@@ -9,30 +9,40 @@ ARG CPU_LOCK_SHA256=ff074b1bcf20e871ceb2f1b7d3c83d970f5801a1f7b5602bf72fdd1357fa
 # As above, for the image that trains.
 ARG CUDA_LOCK_SHA256=dce750d93fa38663870a368ee4f44a8399685a5a2f7369f9b429ab5383394cdd
 # As above, for the image that tests.
-ARG TEST_LOCK_SHA256=8af35254a9f9e7a93af7ad08930274bb081fdfcbcd0a4896596b597e39c61253
+ARG TEST_LOCK_SHA256=0826de597b4a8a6e26704197dc87ec8ddc07e4c6d945314b4498f35f5e2eff73
+# As above, for the stage that describes the images.
+ARG DESCRIBE_LOCK_SHA256=459d77bef2363c8d7951eb321650e29502fdd681e6163508265796961944bab5
 
 # openpi as the harness knows it: harness/openpi/table.py names the same commit.
 ARG OPENPI_COMMIT=15a9616a00943ada6c20a0f158e3adb39df2ccac
 
 
+# How system packages come in, and which (docker/lock/apt-*.txt). A stage, so that only a change of these installs again.
+FROM scratch AS apt
+# The scripts leave no time in what they install (docker/apt/tidy).
+COPY docker/apt docker/lock/apt-*.txt /
+
+
 # What every image runs on: the system's Python and the certificates that downloads are checked with, no compiler.
 FROM ${BASE_IMAGE} AS python
-# An apt question would wait for ever in a build.
-ARG DEBIAN_FRONTEND=noninteractive
-# The package lists are removed in the layer that fetched them: later they would only hide, not shrink.
-RUN apt-get update -qq \
- && apt-get install -y -qq --no-install-recommends ca-certificates python3 >/dev/null \
- && rm -rf /var/lib/apt/lists/*
+# 1: a system package that is not as locked stops the build. Otherwise it is named, and installed.
+ARG APT_STRICT
+# A moment, 20260801T000000Z: the archive as it was then, where apt and the distribution have that.
+ARG APT_SNAPSHOT
+# Lists, caches and logs are removed in the layer that made them: later they would only hide, not shrink.
+RUN --mount=type=bind,from=apt,target=/apt \
+    sh /apt/install ca-certificates python3
 
 
 # Where dependencies are installed: compiler and headers for the ones without a wheel. Nothing but the venv leaves this stage.
 FROM python AS builder
-# An apt question would wait for ever in a build.
-ARG DEBIAN_FRONTEND=noninteractive
+# As above: 1, a system package that is not as locked stops the build. Otherwise it is named, and installed.
+ARG APT_STRICT
+# As above: a moment, 20260801T000000Z: the archive as it was then, where apt and the distribution have that.
+ARG APT_SNAPSHOT
 # python3-dev has the C headers whose absence stops openpi's own installation (evdev).
-RUN apt-get update -qq \
- && apt-get install -y -qq --no-install-recommends build-essential python3-dev python3-venv >/dev/null \
- && rm -rf /var/lib/apt/lists/*
+RUN --mount=type=bind,from=apt,target=/apt \
+    sh /apt/install build-essential python3-dev python3-venv
 # A venv, because Debian and Ubuntu forbid pip in their own Python. Its path is the same in all images: scripts in it name it.
 RUN python3 -m venv /opt/venv
 # pip's notice about newer versions of itself is noise in a pinned image.
@@ -46,9 +56,10 @@ COPY docker/lock/cpu.txt /lock.txt
 # Declared here, since a global ARG is not visible inside a stage.
 ARG CPU_LOCK_SHA256
 # The cache mount keeps downloads between builds and out of the image.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target=/apt \
     echo "${CPU_LOCK_SHA256}  /lock.txt" | sha256sum --check --quiet \
- && /opt/venv/bin/pip install --quiet --require-hashes --requirement /lock.txt
+ && /opt/venv/bin/pip install --quiet --no-compile --require-hashes --requirement /lock.txt \
+ && /opt/venv/bin/python /apt/bytecode /opt/venv/lib
 
 
 # jax[cuda12] brings CUDA itself as wheels; the base image only has to name the driver it needs.
@@ -58,9 +69,10 @@ COPY docker/lock/cuda.txt /lock.txt
 # Declared here, since a global ARG is not visible inside a stage.
 ARG CUDA_LOCK_SHA256
 # The cache mount keeps downloads between builds and out of the image.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target=/apt \
     echo "${CUDA_LOCK_SHA256}  /lock.txt" | sha256sum --check --quiet \
- && /opt/venv/bin/pip install --quiet --require-hashes --requirement /lock.txt
+ && /opt/venv/bin/pip install --quiet --no-compile --require-hashes --requirement /lock.txt \
+ && /opt/venv/bin/python /apt/bytecode /opt/venv/lib
 
 
 # What the cpu image has, plus pytest, ruff and mypy.
@@ -70,9 +82,24 @@ COPY docker/lock/test.txt /lock.txt
 # Declared here, since a global ARG is not visible inside a stage.
 ARG TEST_LOCK_SHA256
 # The cache mount keeps downloads between builds and out of the image.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target=/apt \
     echo "${TEST_LOCK_SHA256}  /lock.txt" | sha256sum --check --quiet \
+ && /opt/venv/bin/pip install --quiet --no-compile --require-hashes --requirement /lock.txt \
+ && /opt/venv/bin/python /apt/bytecode /opt/venv/lib
+
+
+# What describes an image: the library for bills of materials, in no image. Its lock is its own.
+FROM builder AS describing
+# The lock alone: only a change of the lock installs again.
+COPY docker/lock/describe.txt /lock.txt
+# Declared here, since a global ARG is not visible inside a stage.
+ARG DESCRIBE_LOCK_SHA256
+# The cache mount keeps downloads between builds.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    echo "${DESCRIBE_LOCK_SHA256}  /lock.txt" | sha256sum --check --quiet \
  && /opt/venv/bin/pip install --quiet --require-hashes --requirement /lock.txt
+# The checkout is mounted to be read.
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 
 
 # Who runs in the images. Two names in /etc/passwd: "harness", what `docker run` uses, and "caller", what compose uses.
@@ -114,7 +141,7 @@ ENTRYPOINT ["/opt/harness/docker/entrypoint"]
 
 
 # Plans, reads data, computes statistics and trains the smoke recipe, on any machine.
-FROM runtime AS cpu
+FROM runtime AS cpu-tree
 # The large layer first. Only the venv comes over; the compiler stays behind.
 COPY --from=dependencies-cpu /opt/venv /opt/venv
 # Small, and remade only when a uid changes.
@@ -125,10 +152,7 @@ COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 # written into the checkout. The mount points belong to "harness" for a `docker run` without compose. chmod, because a clone
 # made under umask 077 would be readable by root alone.
 RUN --mount=type=bind,target=/checkout,rw \
-    sh /checkout/docker/revision /checkout >/opt/harness/revision \
- && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
- && chmod -R a+rX /opt/harness \
- && install -d -o harness -g harness /runs /datasets /cache
+    sh /checkout/docker/package /checkout
 # Recorded below: which system this was built on, and which lock.
 ARG BASE_IMAGE
 # As above.
@@ -143,6 +167,27 @@ ENV HARNESS_IMAGE="harness:cpu on ${BASE_IMAGE}" \
     HARNESS_COMMIT=${HARNESS_REVISION} \
     JAX_COMPILATION_CACHE_DIR=/cache/jax \
     JAX_PLATFORMS=cpu
+# The variables that the image sets, for whoever compares a container's with them.
+RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json
+
+
+# What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
+FROM describing AS cpu-described
+# Recorded in the bill of materials.
+ARG BASE_IMAGE
+# The tree is only mounted: nothing of this stage is in it.
+RUN --mount=type=bind,from=cpu-tree,target=/tree --mount=type=bind,target=/checkout \
+    cd /checkout && python -m harness.image.describe /tree /described --name cpu --base "${BASE_IMAGE}" --lock docker/lock/cpu.txt
+
+
+# The image itself: the tree above, and what describes it.
+FROM cpu-tree AS cpu
+# The list cannot be part of what it lists; the bill of materials is.
+COPY --from=cpu-described /described/ /opt/harness/image/
+# For the label: `git describe --dirty`, which ci/images passes.
+ARG HARNESS_REVISION=unknown
+# As above: which lock.
+ARG CPU_LOCK_SHA256
 # For `docker inspect`, long after the build.
 LABEL org.opencontainers.image.title="harness cpu" \
       org.opencontainers.image.licenses="Apache-2.0" \
@@ -153,7 +198,7 @@ USER harness
 
 
 # Trains on NVIDIA GPUs.
-FROM runtime AS cuda
+FROM runtime AS cuda-tree
 # The large layer first. Only the venv comes over; the compiler stays behind.
 COPY --from=dependencies-cuda /opt/venv /opt/venv
 # Small, and remade only when a uid changes.
@@ -162,10 +207,7 @@ COPY --from=users /etc/passwd /etc/group /etc/
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 # The package, as in the cpu image.
 RUN --mount=type=bind,target=/checkout,rw \
-    sh /checkout/docker/revision /checkout >/opt/harness/revision \
- && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
- && chmod -R a+rX /opt/harness \
- && install -d -o harness -g harness /runs /datasets /cache
+    sh /checkout/docker/package /checkout
 # Recorded below: which system this was built on, and which lock.
 ARG BASE_IMAGE
 # As above.
@@ -180,6 +222,27 @@ ENV HARNESS_IMAGE="harness:cuda on ${BASE_IMAGE}" \
     JAX_COMPILATION_CACHE_DIR=/cache/jax \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# The variables that the image sets, for whoever compares a container's with them.
+RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json
+
+
+# What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
+FROM describing AS cuda-described
+# Recorded in the bill of materials.
+ARG BASE_IMAGE
+# The tree is only mounted: nothing of this stage is in it.
+RUN --mount=type=bind,from=cuda-tree,target=/tree --mount=type=bind,target=/checkout \
+    cd /checkout && python -m harness.image.describe /tree /described --name cuda --base "${BASE_IMAGE}" --lock docker/lock/cuda.txt
+
+
+# The image itself: the tree above, and what describes it.
+FROM cuda-tree AS cuda
+# The list cannot be part of what it lists; the bill of materials is.
+COPY --from=cuda-described /described/ /opt/harness/image/
+# For the label: `git describe --dirty`, which ci/images passes.
+ARG HARNESS_REVISION=unknown
+# As above: which lock.
+ARG CUDA_LOCK_SHA256
 # For `docker inspect`, long after the build.
 LABEL org.opencontainers.image.title="harness cuda" \
       org.opencontainers.image.licenses="Apache-2.0" \
@@ -199,13 +262,17 @@ COPY docker/openpi .openpi-sourc[e] /source/
 FROM runtime AS openpi-environment
 # Declared here, since a global ARG is not visible inside a stage.
 ARG OPENPI_COMMIT
+# As above: 1, a system package that is not as locked stops the build. Otherwise it is named, and installed.
+ARG APT_STRICT
+# As above: a moment, 20260801T000000Z: the archive as it was then, where apt and the distribution have that.
+ARG APT_SNAPSHOT
 # The wheels of upstream's lock bring CUDA themselves.
-RUN --mount=type=bind,from=openpi-source,source=/source,target=/source \
+RUN --mount=type=bind,from=openpi-source,source=/source,target=/source --mount=type=bind,from=apt,target=/apt \
     sh /source/install "${OPENPI_COMMIT}"
 
 
 # Trains with upstream's own code. The harness in /opt/venv plans, watches and reports; it never touches the GPU.
-FROM openpi-environment AS openpi
+FROM openpi-environment AS openpi-tree
 # As in the cpu image.
 COPY --from=dependencies-cpu /opt/venv /opt/venv
 # Small, and remade only when a uid changes.
@@ -214,10 +281,7 @@ COPY --from=users /etc/passwd /etc/group /etc/
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 # The package, as in the cpu image.
 RUN --mount=type=bind,target=/checkout,rw \
-    sh /checkout/docker/revision /checkout >/opt/harness/revision \
- && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
- && chmod -R a+rX /opt/harness \
- && install -d -o harness -g harness /runs /datasets /cache
+    sh /checkout/docker/package /checkout
 # Recorded below: which system this was built on, and which lock.
 ARG BASE_IMAGE
 # As above.
@@ -231,6 +295,27 @@ ENV HARNESS_IMAGE="harness:openpi on ${BASE_IMAGE}" \
     JAX_PLATFORMS=cpu \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# The variables that the image sets, for whoever compares a container's with them.
+RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json
+
+
+# What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
+FROM describing AS openpi-described
+# Recorded in the bill of materials.
+ARG BASE_IMAGE
+# The tree is only mounted: nothing of this stage is in it.
+RUN --mount=type=bind,from=openpi-tree,target=/tree --mount=type=bind,target=/checkout \
+    cd /checkout && python -m harness.image.describe /tree /described --name openpi --base "${BASE_IMAGE}" --lock docker/lock/cpu.txt
+
+
+# The image itself: the tree above, and what describes it.
+FROM openpi-tree AS openpi
+# The list cannot be part of what it lists; the bill of materials is.
+COPY --from=openpi-described /described/ /opt/harness/image/
+# For the label: `git describe --dirty`, which ci/images passes.
+ARG HARNESS_REVISION=unknown
+# As above: which lock.
+ARG CPU_LOCK_SHA256
 # For `docker inspect`, long after the build.
 LABEL org.opencontainers.image.title="harness openpi" \
       org.opencontainers.image.licenses="Apache-2.0" \
@@ -241,13 +326,14 @@ USER harness
 
 
 # Runs the tests of the checkout that it was built from.
-FROM runtime AS test
-# An apt question would wait for ever in a build.
-ARG DEBIAN_FRONTEND=noninteractive
+FROM runtime AS test-tree
+# As above: 1, a system package that is not as locked stops the build. Otherwise it is named, and installed.
+ARG APT_STRICT
+# As above: a moment, 20260801T000000Z: the archive as it was then, where apt and the distribution have that.
+ARG APT_SNAPSHOT
 # A compiler at run time, in this image alone: tests build a stand-in for libnvidia-ml and drive it through the real bindings.
-RUN apt-get update -qq \
- && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null \
- && rm -rf /var/lib/apt/lists/*
+RUN --mount=type=bind,from=apt,target=/apt \
+    sh /apt/install gcc libc6-dev
 # The large layer first.
 COPY --from=dependencies-test /opt/venv /opt/venv
 # Small, and remade only when a uid changes.
@@ -256,10 +342,7 @@ COPY --from=users /etc/passwd /etc/group /etc/
 COPY . /opt/harness
 # The package is installed as well, for its command and its metadata.
 RUN --mount=type=bind,target=/checkout,rw \
-    sh /checkout/docker/revision /checkout >/opt/harness/revision \
- && pip install --quiet --no-deps --no-build-isolation --no-index --no-cache-dir /checkout \
- && chmod -R a+rX /opt/harness \
- && install -d -o harness -g harness /runs /datasets /cache
+    sh /checkout/docker/package /checkout
 # Tests name files from the root of the checkout.
 WORKDIR /opt/harness
 # Recorded below: which system this was built on, and which lock.
@@ -281,6 +364,27 @@ ENV HARNESS_IMAGE="harness:test on ${BASE_IMAGE}" \
     HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
     MYPY_CACHE_DIR=/tmp/mypy \
     RUFF_CACHE_DIR=/tmp/ruff
+# The variables that the image sets, for whoever compares a container's with them.
+RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json
+
+
+# What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
+FROM describing AS test-described
+# Recorded in the bill of materials.
+ARG BASE_IMAGE
+# The tree is only mounted: nothing of this stage is in it.
+RUN --mount=type=bind,from=test-tree,target=/tree --mount=type=bind,target=/checkout \
+    cd /checkout && python -m harness.image.describe /tree /described --name test --base "${BASE_IMAGE}" --lock docker/lock/test.txt
+
+
+# The image itself: the tree above, and what describes it.
+FROM test-tree AS test
+# The list cannot be part of what it lists; the bill of materials is.
+COPY --from=test-described /described/ /opt/harness/image/
+# For the label: `git describe --dirty`, which ci/images passes.
+ARG HARNESS_REVISION=unknown
+# As above: which lock.
+ARG TEST_LOCK_SHA256
 # For `docker inspect`, long after the build.
 LABEL org.opencontainers.image.title="harness test" \
       org.opencontainers.image.licenses="Apache-2.0" \

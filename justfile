@@ -52,6 +52,18 @@ openpi:
 openpi-source openpi lerobot:
     ci/openpi-source {{openpi}} {{lerobot}}
 
+# whether the cpu image holds what it says, and a run replays in it (after images); all planted differences: just contents -k planted
+contents *options:
+    ci/contents {{options}}
+
+# whether the cpu image holds what it says, and a run replays in it (after images); all planted differences: just contents -k planted
+contents *options:
+    ci/contents {{options}}
+
+# builds an image twice without cache and compares the two, file by file: just rebuild cpu
+rebuild *target:
+    ci/rebuild {{target}}
+
 # writes docker/lock from pyproject.toml, and the locks' hashes into the Dockerfile: just lock --upgrade
 lock *options:
     ci/lock {{options}}

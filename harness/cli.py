@@ -39,6 +39,8 @@ VERBS = (
     "export",
     "report",
     "verify",
+    "replay",
+    "image",
     "import",
 )
 

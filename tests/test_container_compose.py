@@ -187,4 +187,4 @@ def test_what_is_written_is_mounted(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_base_image_is_passed_only_when_set(name: str) -> None:
-    assert SERVICES[name]["build"]["args"] == ["BASE_IMAGE", "HARNESS_REVISION"]
+    assert SERVICES[name]["build"]["args"] == ["BASE_IMAGE", "HARNESS_REVISION", "APT_STRICT", "APT_SNAPSHOT"]

@@ -80,7 +80,8 @@ def test_base_image_is_pinned_by_digest() -> None:
     )
     assert re.fullmatch(r"BASE_IMAGE=nvidia/cuda:12\.9\.1-base-ubuntu24\.04@sha256:[0-9a-f]{64}", default)
     outside = {base for base, _ in stages().values()} - set(stages())
-    assert outside == {"${BASE_IMAGE}"}
+    # Nothing is in the scratch stage but scripts and a lock, which are mounted.
+    assert outside == {"${BASE_IMAGE}", "scratch"}
 
 
 def test_old_builders_can_read_it() -> None:
@@ -118,7 +119,7 @@ def test_no_install_goes_past_the_locks() -> None:
 @pytest.mark.parametrize("target", [*TARGETS, "openpi"])
 def test_only_the_test_image_has_a_compiler(target: str) -> None:
     installed = " ".join(
-        arguments for name, arguments in line_of(target) if name == "RUN" and "apt-get" in arguments
+        arguments for name, arguments in line_of(target) if name == "RUN" and "/apt/install" in arguments
     )
     assert "build-essential" not in installed
     assert bool(re.search(r"\bgcc\b", installed)) == (target == "test")
@@ -126,7 +127,7 @@ def test_only_the_test_image_has_a_compiler(target: str) -> None:
 
 @pytest.mark.parametrize("target", [*TARGETS, "openpi"])
 def test_a_change_of_the_source_installs_nothing_again(target: str) -> None:
-    own = stages()[target][1]
+    own = stages()[f"{target}-tree"][1]
     venv = next(
         number for number, (name, arguments) in enumerate(own) if name == "COPY" and "/opt/venv" in arguments
     )

@@ -31,6 +31,11 @@ def project() -> dict[str, object]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+@functools.cache
+def groups() -> dict[str, list[str]]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+
+
 def required(name: str) -> list[Requirement]:
     lines = [*project()["dependencies"], *project()["optional-dependencies"][name]]
     return [Requirement(line) for line in lines]
@@ -100,6 +105,7 @@ def imported() -> set[str]:
                 found.add(node.module.partition(".")[0])
     # `google` is a name that many share; what is imported of it is google.protobuf.
     there = packages_distributions() | {"google": ["protobuf"]}
+    there |= {"cyclonedx": ["cyclonedx-python-lib"], "packageurl": ["packageurl-python"]}
     return {
         canonicalize_name(there.get(name, [name])[0])
         for name in found - sys.stdlib_module_names - {"harness"}
@@ -110,12 +116,16 @@ def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported()
     declared = {canonicalize_name(Requirement(line).name) for line in project()["dependencies"]}
     # Parts of what others are made of: number types of jax, messages of wandb's files, JSON of pydantic.
     parts = {"ml-dtypes": "jax", "protobuf": "wandb", "pydantic-core": "pydantic"}
-    assert imported() - declared == set(parts)
+    # Imported inside of functions alone, and in no image: what describes one, and the SDK of the host.
+    aside = {"cyclonedx-python-lib", "docker", "packageurl-python"}
+    optional = [*project()["optional-dependencies"]["replay"], *groups()["describe"]]
+    assert {canonicalize_name(Requirement(line).name) for line in optional} | {"packageurl-python"} == aside
+    assert imported() - declared == set(parts) | aside
     assert set(parts.values()) <= declared
     assert declared - imported() == set()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "describe"])
 def test_lock_was_made_from_this_pyproject(name: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "ci" / "lock-inputs", name], capture_output=True, text=True, check=True
@@ -146,15 +156,15 @@ def test_lock_has_no_requirement_that_pyproject_dropped(name: str) -> None:
             assert package in direct
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "describe"])
 def test_every_pin_has_a_hash(name: str) -> None:
-    assert len(pins(name)) > 50
+    assert len(pins(name)) > (5 if name == "describe" else 50)
     for pin, hashes in pins(name):
         assert hashes, pin
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), pin
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "describe"])
 def test_lock_names_no_place(name: str) -> None:
     assert (
         re.findall(r"\S*(?:://|--index|--find-links|--extra-index|@ file|/home/|/tmp/)\S*", lock_text(name))
@@ -189,7 +199,18 @@ def test_what_each_lock_is_for(python: str) -> None:
     assert "docker" not in cpu.keys() | cuda.keys()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "describe"])
 def test_dockerfile_names_this_lock(name: str) -> None:
     sha256 = hashlib.sha256(lock_text(name).encode()).hexdigest()
     assert f"ARG {name.upper()}_LOCK_SHA256={sha256}\n" in (ROOT / "Dockerfile").read_text(), "run ci/lock"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docker/lock").glob("apt-*.txt")), ids=lambda path: path.stem)
+def test_lock_of_system_packages_has_name_version_and_sha256_alone(path: Path) -> None:
+    lines = [line.split(" ") for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert [line for line in lines if len(line) != 3 or not re.fullmatch("[0-9a-f]{64}", line[2])] == []
+    names = [name for name, _, _ in lines]
+    assert names == sorted(set(names), key=names.index)
+    # What each stage asks for is among them.
+    asked = " ".join(re.findall(r"sh /apt/install (.*)", (ROOT / "Dockerfile").read_text())).split()
+    assert set(asked) - {"ca-certificates"} <= set(names)

@@ -116,7 +116,10 @@ class Manifest(Artifact):
     `weights` is where the first state came from: source, sha256 of its files, and `leaves`, the sha256 of
     every array that training starts from. `environment` holds the variables that change what is computed; a
     list of names selects them, so no secret is included. `image_id` is the engine's. `image_digest` is over
-    the image's contents (`harness.run.surroundings.image_digest`). `machine` is what it ran on.
+    the image's packages (`harness.run.surroundings.image_digest`). `image_content` is over all that the image
+    holds (`harness.image.contents`); `image_parts` has a value for each of its packages and files, so that a
+    difference has a name; `image_environment` holds the variables that were not as the image sets them.
+    `machine` is what it ran on.
     `step_fingerprint` is a hash of the program as handed to XLA. `executable_fingerprint` is a hash of what
     XLA compiled from it for this device with these flags. `kernels_sha256` is the hash of the kernels that
     autotuning chose, on a GPU. `published` is the recipe's distance from the published one. `upstream` is
@@ -144,6 +147,9 @@ class Manifest(Artifact):
     image_id: str | None = None
     image_digest: str | None = None
     base_digest: str | None = None
+    image_content: str | None = None
+    image_parts: dict[str, str] | None = None
+    image_environment: dict[str, str] | None = None
     source_sha256: str | None = None
     source_dirty: bool | None = None
     packages: dict[str, str]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import harness
 from harness.artifacts import Machine
+from harness.image.here import Here, claimed
 
 # The whole package, not this room of it.
 _PACKAGE = Path(harness.__file__).parent
@@ -69,6 +70,7 @@ _IMAGE = {
     "image": "HARNESS_IMAGE",
     "image_id": "HARNESS_IMAGE_ID",
 }
+_NO_IMAGE = Here(unknown=dict.fromkeys(("image_content", "image_environment"), "not in one of our images"))
 _ID_FIX = (
     "a container cannot see its own image's id: HARNESS_IMAGE_ID=$(docker image inspect --format '{{.Id}}'"
     " harness:cuda) docker compose run ..."
@@ -80,7 +82,8 @@ class Software(NamedTuple):
 
     `packages_sha256` covers every file that pip installed. `image_digest` covers these and the system's
     packages. It is the same for each build of one lock on one base, while the engine's `image_id` differs for
-    each build.
+    each build. `image_content` is the digest of all that the image holds, `image_parts` a value for each of
+    its packages and files, `image_environment` the variables that are not as the image sets them.
     """
 
     packages: dict[str, str]
@@ -94,11 +97,17 @@ class Software(NamedTuple):
     image_id: str | None
     image_digest: str | None
     base_digest: str | None
+    image_content: str | None
+    image_parts: dict[str, str] | None
+    image_environment: dict[str, str] | None
     unknown: dict[str, str]
 
 
-def software_here() -> Software:
-    """The software of this process. Lock, revision and image name come from the image's environment."""
+def software_here(inside: Here | None = None) -> Software:
+    """The software of this process. Lock, revision and image name come from the image's environment.
+
+    `inside` is the image's content as it was read; else the image's own word, which is looked over.
+    """
     named = {field: os.environ.get(name) or None for field, name in _IMAGE.items()}
     unknown = {
         field: f"{_IMAGE[field]} is not set: not in one of our images"
@@ -114,6 +123,8 @@ def software_here() -> Software:
         unknown["base_digest"] = (
             "not in one of our images" if image is None else f"the base was not named by its digest: {image}"
         )
+    here = inside or (claimed() if image is not None else _NO_IMAGE)
+    unknown |= here.unknown
     if image is None:
         unknown["image_digest"] = "not in one of our images"
     dirty, why = source_dirty()
@@ -127,6 +138,9 @@ def software_here() -> Software:
         source_dirty=dirty,
         image_digest=None if image is None else image_digest(installed),
         base_digest=base[1] if base else None,
+        image_content=here.content,
+        image_parts=here.parts,
+        image_environment=here.environment,
         unknown=unknown,
         **named,
     )

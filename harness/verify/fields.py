@@ -16,6 +16,7 @@ from harness.artifacts.training import Manifest
 from harness.artifacts.verdict import Compared, Status
 from harness.recipe.meaning import changed_keys, flat, meaning
 from harness.run.surroundings import xla_flags
+from harness.verify.image import image_rows
 
 # These flags let XLA write down its compilation. They do not change it.
 _ONLY_TELLS = "XLA_FLAGS.--xla_dump"
@@ -25,7 +26,8 @@ class Found(NamedTuple):
     """The findings, one for each claim of the manifest. None where a value could not be read.
 
     `why` gives the reason, by field. `files` are the run's own files, hashed as the manifest hashes them.
-    `leaves` are the arrays that training starts from.
+    `leaves` are the arrays that training starts from. `image_notes` says, by part of the image, which of its
+    files are not as the image's own list says.
     """
 
     recipe: Mapping[str, Any] | None
@@ -47,6 +49,9 @@ class Found(NamedTuple):
     image_digest: str | None
     image_id: str | None
     image: str | None
+    image_content: str | None
+    image_parts: Mapping[str, str] | None
+    image_environment: Mapping[str, str] | None
     environment: Mapping[str, str] | None
     machine: Mapping[str, Any] | None
     device: str | None
@@ -55,6 +60,7 @@ class Found(NamedTuple):
     executable_fingerprint: str | None
     upstream: str | None = None
     why: Mapping[str, str] = {}
+    image_notes: Mapping[str, str] = {}
 
 
 def compare_fields(manifest: Manifest, found: Found) -> list[Compared]:
@@ -101,6 +107,7 @@ def _arithmetic(manifest: Manifest, found: Found) -> list[Compared]:
         _one("base", manifest.base_digest, found.base_digest, why),
         _one("lock", manifest.lock_sha256, found.lock_sha256, why),
         *_mapping("packages", manifest.packages, found.packages, why),
+        *image_rows(manifest, found),
         _one("packages_sha256", manifest.packages_sha256, found.packages_sha256, why),
         _one("python", manifest.python, found.python, why),
         _one("image_digest", manifest.image_digest, found.image_digest, why),

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from harness.artifacts import Artifact, Dataset, Machine, Manifest, NormStats, Plan
 from harness.errors import HarnessError
+from harness.image.here import examined
 from harness.recipe.load import load_recipe, recipe_from
 from harness.run.directory import RECIPE, RunDir, sha256_json
-from harness.run.surroundings import deterministic, environment, machine_facts, software_here
+from harness.run.surroundings import Software, deterministic, environment, machine_facts, software_here
 from harness.verify.fields import Found
 
 A = TypeVar("A", bound=Artifact)
@@ -70,7 +71,7 @@ def _recipe(run: RunDir) -> tuple[dict[str, Any] | None, dict[str, str]]:
 
 def _software(manifest: Manifest, remade: Manifest | None) -> dict[str, Any]:
     """The fields of `Found` that identify the software."""
-    software = software_here()
+    software, notes = _read_here()
     # openpi's packages are those of its own environment. Only openpi itself can report them.
     theirs = remade if manifest.upstream is not None else software
     return {
@@ -84,7 +85,20 @@ def _software(manifest: Manifest, remade: Manifest | None) -> dict[str, Any]:
         "image_digest": software.image_digest,
         "image_id": software.image_id,
         "image": software.image,
+        "image_content": software.image_content,
+        "image_parts": software.image_parts,
+        "image_environment": software.image_environment,
+        "image_notes": notes,
     }
+
+
+def _read_here() -> tuple[Software, dict[str, str]]:
+    """(the software of this process with its image read to the last byte; what is not as the list says)."""
+    software = software_here()
+    if software.image is None:
+        return software, {}
+    here, notes = examined()
+    return software_here(here), notes
 
 
 def _why_not(manifest: Manifest, remade: Manifest | None) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""What an image holds: its list, its digest, its parts and its bill of materials."""

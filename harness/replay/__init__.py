@@ -1,0 +1,1 @@
+"""A run checked on the host, inside of the image that its manifest names."""
