@@ -14,7 +14,7 @@ from harness.image.here import Here, claimed, examined
 from harness.image.parts import differing, named, read_summary, some, summary, told, value_of
 from harness.image.variables import differences, of_container
 from harness.redact import redact, redact_value
-from harness.verify.fields import compare, first_difference, overall
+from harness.verify.fields import compare_fields, first_difference, overall
 from tests.support.image_root import SITE, STATUS, make_root
 from tests.support.report_run import manifest as manifest_of_a_run
 from tests.support.verifying import found_as
@@ -127,7 +127,7 @@ def test_verify_names_it_first_and_never_calls_it_equal(
     manifest = of_image(summary(of_directory(root)))
     change(root)
     here, notes = examined(root)
-    rows = compare(
+    rows = compare_fields(
         manifest, found_as(manifest, image_content=here.content, image_parts=here.parts, image_notes=notes)
     )
     named_first = first_difference(rows)
@@ -162,7 +162,7 @@ def of_image(said: Any, **more: Any) -> Manifest:
 
 def test_one_image_is_equal(root: Path) -> None:
     manifest = of_image(summary(of_directory(root)))
-    rows = {row.field: row for row in compare(manifest, found_as(manifest))}
+    rows = {row.field: row for row in compare_fields(manifest, found_as(manifest))}
     assert rows["image_content"].status == rows["image_environment"].status == "equal"
 
 
@@ -177,7 +177,7 @@ def test_a_package_is_named_by_its_versions(root: Path) -> None:
 def test_parts_that_were_made_equal_do_not_make_the_images_equal(root: Path) -> None:
     said = summary(of_directory(root))
     manifest = of_image(said)
-    rows = compare(manifest, found_as(manifest, image_content=f"sha256:{'0' * 64}"))
+    rows = compare_fields(manifest, found_as(manifest, image_content=f"sha256:{'0' * 64}"))
     assert first_difference(rows) == "image_content"
 
 
@@ -189,7 +189,7 @@ def test_without_a_digest_on_one_side_nothing_is_equal(root: Path, side: str) ->
     found = found_as(manifest, **(nothing if side == "found" else {}))
     if side == "recorded":
         manifest = manifest.model_copy(update=nothing)
-    rows = compare(manifest, found)
+    rows = compare_fields(manifest, found)
     assert overall(rows, []) == "cannot tell"
     assert {row.field for row in rows if row.status == "cannot tell" and row.matters} >= {
         "image_content",
@@ -199,9 +199,9 @@ def test_without_a_digest_on_one_side_nothing_is_equal(root: Path, side: str) ->
 
 def test_two_old_runs_of_images_cannot_be_told_and_two_without_an_image_are_equal() -> None:
     manifest = _manifest().model_copy(update={"image": "harness:cpu on debian:12"})
-    assert overall(compare(manifest, found_as(manifest)), []) == "cannot tell"
+    assert overall(compare_fields(manifest, found_as(manifest)), []) == "cannot tell"
     bare = manifest.model_copy(update={"image": None, "image_digest": None, "base_digest": None})
-    assert overall(compare(bare, found_as(bare)), []) == "equal"
+    assert overall(compare_fields(bare, found_as(bare)), []) == "equal"
 
 
 VARIABLES = {
@@ -229,7 +229,7 @@ def test_a_variable_is_named_before_all_that_it_may_change(root: Path) -> None:
     found = found_as(
         manifest, image_environment={"LD_PRELOAD": "/x.so"}, environment={"OMP_NUM_THREADS": "1"}
     )
-    assert first_difference(compare(manifest, found)) == "image_environment.LD_PRELOAD"
+    assert first_difference(compare_fields(manifest, found)) == "image_environment.LD_PRELOAD"
 
 
 def test_variables_come_from_the_first_process(tmp_path: Path) -> None:

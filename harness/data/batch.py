@@ -55,6 +55,15 @@ def one_frame(recipe: Recipe, data: LeRobotDataset, stats: Stats, i: int) -> Bat
 
 def batch_of(source: Source, index: list[int], *, resized: bool = True) -> Batch:
     """The batch of these frames of one dataset, as `Loader.batch` describes it."""
+    images = {
+        camera: source.pictures.get(index, name, resized=resized)
+        for camera, name in source.recipe.data.cameras.items()
+        if name is not None
+    }
+    return {"images": images} | _without_images(source, index)
+
+
+def _without_images(source: Source, index: list[int]) -> Batch:
     recipe, pictures, stats, prompts = source
     config, data, width = recipe.data, pictures.data, recipe.model.action_dim
     space = Space.of(config)
@@ -65,11 +74,6 @@ def batch_of(source: Source, index: list[int], *, resized: bool = True) -> Batch
     told = seen if seen is not None else [None] * len(index)
     tasks = [prompts(data.task_index(i), state) for i, state in zip(index, told, strict=True)]
     batch = {
-        "images": {
-            camera: pictures.get(index, name, resized=resized)
-            for camera, name in config.cameras.items()
-            if name is not None
-        },
         "tokens": np.stack([tokens for tokens, _ in tasks]),
         "token_mask": np.stack([mask for _, mask in tasks]),
         "actions": pad_last(normalize(chunks, stats["actions"], config.normalization), width),
@@ -94,21 +98,22 @@ def mixed_batch(
     made: list[tuple[np.ndarray, Batch]] = []
     for part in np.unique(parts):
         rows = np.flatnonzero(parts == part)
-        one = batch_of(sources[part], [frames[row].number for row in rows], resized=resized)
+        one = _without_images(sources[part], [frames[row].number for row in rows])
         made.append((rows, one | {"index": one["index"] + offsets[part]}))
     names = [name for name in ("tokens", "token_mask", "actions", "index") if name in made[0][1]]
     batch: Batch = {
         name: _scattered(len(frames), [(rows, one[name]) for rows, one in made]) for name in names
     }
     size, cameras = recipe.model.image_size, [name for name, one in recipe.data.cameras.items() if one]
-    batch["images"] = {camera: _pictures(len(frames), camera, made, size) for camera in cameras}
+    batch["images"] = {
+        camera: _pictures(sources, frames, camera, size, resized=resized) for camera in cameras
+    }
     if recipe.data.some_lack_a_camera:
-        batch["image_masks"] = {
-            camera: _scattered(
-                len(frames), [(rows, np.full(len(rows), camera in one["images"])) for rows, one in made]
-            )
+        has = {
+            camera: [source.recipe.data.cameras[camera] is not None for source in sources]
             for camera in cameras
         }
+        batch["image_masks"] = {camera: np.array(each)[parts] for camera, each in has.items()}
     if recipe.data.state is not None:
         states = [(rows, one["state"]) for rows, one in made if "state" in one]
         width = max((values.shape[-1] for _, values in states), default=recipe.model.action_dim)
@@ -126,16 +131,24 @@ def _scattered(count: int, pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.nd
     return whole
 
 
-def _pictures(count: int, camera: str, made: list[tuple[np.ndarray, Batch]], size: int) -> np.ndarray:
-    """A camera's images of all rows in one size; black where the row's dataset has no such camera."""
-    pieces = [(rows, one["images"][camera]) for rows, one in made if camera in one["images"]]
-    if not pieces:
-        return np.zeros((count, size, size, 3), np.uint8)
-    if len({images.shape[1:] for _, images in pieces}) > 1:
-        pieces = [
-            (rows, np.stack([resize_with_pad(image, size) for image in images])) for rows, images in pieces
-        ]
-    return _scattered(count, pieces)
+def _pictures(
+    sources: Sequence[Source], frames: list[Frame], camera: str, size: int, *, resized: bool
+) -> np.ndarray:
+    """A camera's images of all rows in one size; black where the row's dataset has no such camera.
+
+    They are put together once: the images of a batch are most of its bytes.
+    """
+    found: list[np.ndarray | None] = []
+    for part, number in frames:
+        name = sources[part].recipe.data.cameras[camera]  # type: ignore[index]
+        one = None if name is None else sources[part].pictures.listed([number], name, resized=resized)
+        found.append(one[0] if one is not None else None)
+    shapes = {image.shape for image in found if image is not None}
+    if len(shapes) > 1:
+        found = [image if image is None else resize_with_pad(image, size) for image in found]
+    shape = shapes.pop() if len(shapes) == 1 else (size, size, 3)
+    black = np.zeros(shape, np.uint8)
+    return np.stack([black if image is None else image for image in found])
 
 
 def _normalized_states(config: Data, stats: Stats, states: np.ndarray) -> np.ndarray | None:

@@ -42,10 +42,14 @@ class Pictures:
 
         Without `resized` they are [B, H, W, 3] as stored, if all have one size that the device can resize.
         """
-        found = [self._one(i, feature, resized) for i in index]
+        found = self.listed(index, feature, resized=resized)
         if len({image.shape for image in found}) > 1:
             found = [resize_with_pad(image, self._size) for image in found]
         return np.stack(found)
+
+    def listed(self, index: list[int], feature: str, *, resized: bool = True) -> list[np.ndarray]:
+        """The pictures of the frames `index`, each of its own size: uint8 [H, W, 3]."""
+        return [self._one(i, feature, resized) for i in index]
 
     def _one(self, i: int, feature: str, resized: bool) -> np.ndarray:
         found = self._kept.get((feature, i, resized))

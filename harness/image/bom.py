@@ -139,7 +139,7 @@ def _python(package: Python, locks: Locks, tree: Tree) -> Any:
     properties = _properties(licences, "the package's metadata names no licence")
     # The archive that was installed is one of the lock's; pip does not write down which.
     archives = locks.python.get(name, []) if package.home == "opt/venv" else []
-    record = tree.entries.get(f"{package.place}/RECORD")
+    record = tree.entries.get(f"{package.directory}/RECORD")
     if record is not None:
         properties.append(Property(name="harness:record:sha256", value=record.sha256))
     properties.append(Property(name="harness:environment", value=f"/{package.home}"))
@@ -148,7 +148,7 @@ def _python(package: Python, locks: Locks, tree: Tree) -> Any:
         type=ComponentType.LIBRARY,
         version=package.version,
         purl=PackageURL("pypi", None, name, package.version),
-        bom_ref=f"python/{package.place}",
+        bom_ref=f"python/{package.directory}",
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256) for sha256 in archives],
         licenses=_licences(licences),
         properties=properties,

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 # What this room leaves in an image. The list cannot contain itself.
-PLACE = "opt/harness/image"
-LIST, SUMMARY, BOM = f"{PLACE}/contents.jsonl", f"{PLACE}/summary.json", f"{PLACE}/bom.cdx.json"
+LISTS = "opt/harness/image"
+LIST, SUMMARY, BOM = f"{LISTS}/contents.jsonl", f"{LISTS}/summary.json", f"{LISTS}/bom.cdx.json"
 # What the engine or compose puts into a container. None of it comes from the image.
 _MOUNTED = frozenset(
     {
@@ -38,7 +38,7 @@ _OWN = frozenset({LIST, SUMMARY})
 _USERS = frozenset({"etc/passwd", "etc/group"})
 _NAMES = (b"harness:", b"caller:")
 # Texts that say whose a file is (`harness.image.owners`). They are kept while a tree is read.
-_KEPT_DIRECTORIES = ("var/lib/dpkg/info/", f"{PLACE}/")
+_KEPT_DIRECTORIES = ("var/lib/dpkg/info/", f"{LISTS}/")
 _KEPT = frozenset({"var/lib/dpkg/status", "etc/os-release", "usr/lib/os-release", "opt/harness/revision"})
 _PIECE = 1 << 20
 # hashlib releases the interpreter while it hashes.
@@ -261,7 +261,7 @@ def _without_ids(content: bytes) -> bytes:
         parts = line.split(b":")
         if line.startswith(_NAMES) and len(parts) >= 4:
             ids = (2, 3) if len(parts) == 7 else (2,)
-            line = b":".join(b"-" if place in ids else part for place, part in enumerate(parts))  # noqa: PLW2901
+            line = b":".join(b"-" if at in ids else part for at, part in enumerate(parts))  # noqa: PLW2901
         lines.append(line)
     return b"".join(lines)
 
@@ -296,11 +296,11 @@ _MEMBERS: tuple[tuple[Callable[[tarfile.TarInfo], bool], str], ...] = (
 
 def main(arguments: list[str]) -> int:
     """Prints the digest of a root filesystem, or of a tar on standard input; with --list its list."""
-    places = [argument for argument in arguments if argument != "--list"]
-    if len(places) != 1:
+    paths = [argument for argument in arguments if argument != "--list"]
+    if len(paths) != 1:
         sys.stderr.write(f"{__doc__}\n")
         return 2
-    tree = of_tar(sys.stdin.buffer) if places == ["-"] else of_directory(Path(places[0]))
+    tree = of_tar(sys.stdin.buffer) if paths == ["-"] else of_directory(Path(paths[0]))
     sys.stdout.write(listing(tree.entries) if "--list" in arguments else f"{digest(tree.entries)}\n")
     return 0
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from harness.image.bom import bill, lacks, read_copyrights, read_locks
-from harness.image.contents import BOM, LIST, PLACE, SUMMARY, listing, of_directory
+from harness.image.contents import BOM, LIST, LISTS, SUMMARY, listing, of_directory
 from harness.image.owners import system_packages
 from harness.image.parts import summary
 
@@ -30,7 +30,7 @@ def describe(root: Path, out: Path, *, name: str, base: str, lock: Path) -> list
     found = summary(tree)
     out.mkdir(parents=True, exist_ok=True)
     for path, content in ((BOM, text), (LIST, listing(tree.entries)), (SUMMARY, found.text())):
-        (out / path.removeprefix(f"{PLACE}/")).write_text(content)
+        (out / path.removeprefix(f"{LISTS}/")).write_text(content)
     outside = lacks(text)
     return [
         f"content {found.content}: {len(tree.entries)} entries, {len(found.parts)} parts",

@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from harness.image.contents import PLACE, Entry, Tree
+from harness.image.contents import LISTS, Entry, Tree
 
 SYSTEM, PYTHON, SOURCE, FILE = "system package", "Python package", "our source", "file"
 # The order in which differences explain one another: a package's files follow from the package.
 _ORDER = (SYSTEM, PYTHON, SOURCE, FILE)
 # The harness itself, in an image: its start, its revision, and in the test image the whole checkout.
 _OURS = "opt/harness/"
-# The environment of the images. A package elsewhere is named with its place.
+# The environment of the images. A package elsewhere is named with its directory.
 _HOME = "opt/venv"
 _INFO = "var/lib/dpkg/info/"
 _MOST_LINKS = 8
@@ -36,7 +36,7 @@ class Python(NamedTuple):
     name: str
     version: str
     home: str
-    place: str
+    directory: str
     fields: dict[str, list[str]]
 
     @property
@@ -91,8 +91,8 @@ class Owners:
                 for line in tree.texts[path].decode(errors="surrogateescape").splitlines():
                     self._of.setdefault(self._real(line.lstrip("/")), f"{SYSTEM} {name}")
         for package in self.python:
-            record = tree.texts.get(f"{package.place}/RECORD", b"").decode(errors="replace")
-            for path in _recorded(package.place, record):
+            record = tree.texts.get(f"{package.directory}/RECORD", b"").decode(errors="replace")
+            for path in _recorded(package.directory, record):
                 self._of.setdefault(
                     path, SOURCE if package.name == "harness" and package.home == _HOME else package.label
                 )
@@ -125,7 +125,7 @@ class Owners:
         if folder.endswith("/__pycache__") and name.endswith(".pyc"):
             near.append(f"{folder.removesuffix('__pycache__')}{name.partition('.cpython')[0]}.py")
         found = next((self._of[each] for each in near if each in self._of), None)
-        if found is None and path.startswith(_OURS) and not f"{path}/".startswith(f"{PLACE}/"):
+        if found is None and path.startswith(_OURS) and not f"{path}/".startswith(f"{LISTS}/"):
             return SOURCE
         return found or f"{FILE} /{path}"
 
@@ -144,10 +144,10 @@ class Owners:
         return path
 
 
-def _recorded(place: str, record: str) -> Iterable[str]:
+def _recorded(directory: str, record: str) -> Iterable[str]:
     """The paths that a RECORD names, and the directories of the package itself."""
-    base = place.rpartition("/")[0].split("/")
-    yield place
+    base = directory.rpartition("/")[0].split("/")
+    yield directory
     for row in csv.reader(record.splitlines()):
         if not row or row[0].startswith("/"):
             continue
@@ -165,8 +165,10 @@ def _recorded(place: str, record: str) -> Iterable[str]:
 
 
 def rank(label: str) -> tuple[int, str]:
-    """The place of a label among differences: packages of the system, of Python, our source, then files."""
-    return next((place for place, kind in enumerate(_ORDER) if label.startswith(kind)), len(_ORDER)), label
+    """The position of a label among differences: packages of the system, of Python, our source, then files."""
+    return next(
+        (position for position, kind in enumerate(_ORDER) if label.startswith(kind)), len(_ORDER)
+    ), label
 
 
 def grouped(entries: Mapping[str, Entry], owners: Owners) -> dict[str, list[Entry]]:

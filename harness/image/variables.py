@@ -12,10 +12,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.image.contents import PLACE
+from harness.image.contents import LISTS
 
 # The image's own variables, written by the build: {"NAME": "value"}.
-DECLARED = f"{PLACE}/environment.json"
+DECLARED = f"{LISTS}/environment.json"
 # What differs from container to container and changes no number: who runs it, where its files are, how it
 # reaches a network, which keys it has. `harness.run.surroundings` records those of XLA and NCCL one by one.
 _OF_A_CONTAINER = re.compile(

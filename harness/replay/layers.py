@@ -38,7 +38,7 @@ class Pair(NamedTuple):
     differences: list[Difference]
 
 
-def compare(client: Any, first: str, second: str) -> Pair:
+def compare_layers(client: Any, first: str, second: str) -> Pair:
     """What differs between two images, by path. Sizes count too; variables stand first.
 
     Raises: HarnessError "no-such-image".

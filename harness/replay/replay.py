@@ -102,10 +102,10 @@ def settings(manifest: Manifest, run: RunDir, found: Looked, asked: Asked) -> di
 
     name = run.path.resolve().name
     inside = f"/runs/{name if _PLAIN.fullmatch(name) else 'run'}"
-    places = [(run.path, inside), (asked.datasets, "/datasets"), (asked.cache, "/cache")]
+    mounts = [(run.path, inside), (asked.datasets, "/datasets"), (asked.cache, "/cache")]
     mounts = [
         docker.types.Mount(target, str(path.resolve()), type="bind", read_only=True)
-        for path, target in places
+        for path, target in mounts
         if path is not None
     ]
     owner = run.path.stat()

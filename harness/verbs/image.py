@@ -67,14 +67,14 @@ def _of_engine(first: str, second: str | None) -> int:
     from harness.image.contents import digest
     from harness.received.text import visible
     from harness.replay.engine import connect, contents, get_image
-    from harness.replay.layers import compare
+    from harness.replay.layers import compare_layers
 
     client = connect()
     if second is None:
         tree = contents(client, get_image(client, first).id)
         print(f"{digest(tree.entries)}  {len(tree.entries)} entries")
         return 0
-    found = compare(client, first, second)
+    found = compare_layers(client, first, second)
     for name, sha256, count in zip((first, second), found.digests, found.entries, strict=True):
         print(f"{sha256}  {count} entries  {name}")
     for each in found.differences[:_MOST]:
