@@ -165,6 +165,14 @@ def _recorded(directory: str, record: str) -> Iterable[str]:
 
 
 def rank(label: str) -> tuple[int, str]:
-    """The position of a label among differences: packages of the system, of Python, our source, then files."""
+    """The rank of a label among differences: packages of the system, of Python, our source, then files."""
     position = next((at for at, kind in enumerate(_ORDER) if label.startswith(kind)), len(_ORDER))
     return position, label
+
+
+def grouped(entries: Mapping[str, Entry], owners: Owners) -> dict[str, list[Entry]]:
+    """Label → the entries that are its, in the order of their paths."""
+    found: dict[str, list[Entry]] = {}
+    for path in sorted(entries):
+        found.setdefault(owners.of(path), []).append(entries[path])
+    return found
