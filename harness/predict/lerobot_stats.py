@@ -1,4 +1,8 @@
-"""Statistics that a LeRobot policy keeps in the files of its processors."""
+"""Statistics that a LeRobot policy keeps in the files of its processors.
+
+LeRobot divides by q99 - q01; here it is q99 - q01 + 1e-6. What is read as q99 is smaller by that, so that
+numbers are normalized as that policy does, and an export writes the same file again.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any
 from harness.artifacts import DimensionStats
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.safetensors import read_tensor, read_whole_header
+from harness.data.transforms import EPSILON
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES
 from harness.received.json import read_json
@@ -54,4 +59,8 @@ def _read(file: Path, root: Path) -> dict[str, DimensionStats]:
             raise ValueError(f"{tensor.name} is no vector of a statistic")
         values: Any = read_tensor(tensor, file, root)
         found.setdefault(_KEYS[feature], {name: [] for name in _STATISTICS})[statistic] = values.tolist()
+    for vectors in found.values():
+        pairs = zip(vectors["q01"], vectors["q99"], strict=True) if vectors["q01"] and vectors["q99"] else ()
+        # Where LeRobot has no range it divides by its eps, and here it is the 1e-6.
+        vectors["q99"] = [max(low, high - EPSILON) for low, high in pairs] or vectors["q99"]
     return {key: DimensionStats(**vectors) for key, vectors in found.items()}
