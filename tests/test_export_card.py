@@ -55,7 +55,7 @@ def test_of_a_mixture_the_card_says_whose_a_key_is() -> None:
     assert said["statistics"].startswith("of the mixture")
 
 
-def test_the_rows_stand_in_the_card_and_no_path_of_this_machine_does(tmp_path: Path) -> None:
+def test_the_rows_stand_in_the_card(tmp_path: Path) -> None:
     given = tmp_path / "my_stats.json"
     recipe = recipe_of_kind("full", f"data.norm_stats={given}", "data.prompt=a | b")
     write_checkpoint(tmp_path / "5", recipe)
