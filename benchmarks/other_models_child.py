@@ -281,9 +281,7 @@ def main() -> None:
     torch.manual_seed(0)
     if what == "pipelines":
         frames, tasks, policy, out = map(Path, rest)
-        found = lerobot_pipelines(
-            Path(checkout), np.load(frames), json.loads(tasks.read_text()), policy
-        )
+        found = lerobot_pipelines(Path(checkout), np.load(frames), json.loads(tasks.read_text()), policy)
         np.savez(out, **found)
         return
     if what == "names":

@@ -83,7 +83,9 @@ def main() -> int:
             apart = {
                 name: float(np.abs(own[name] - theirs[name]).max()) for name in ("normalized", "recorded")
             }
-            print(f"{kind}: {len(other)} of {len(own['prompts'])} prompts differ {other[:1]}; actions {apart}")
+            print(
+                f"{kind}: {len(other)} of {len(own['prompts'])} prompts differ {other[:1]}; actions {apart}"
+            )
             failed += bool(other) or not max(apart.values()) <= TOLERANCE
             golden |= {f"{kind}_{name}": theirs[name] for name in theirs.files}
     if options.golden is not None:

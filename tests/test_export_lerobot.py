@@ -14,22 +14,26 @@ import pytest
 
 from harness.artifacts import DimensionStats
 from harness.checkpoint.expressed import Widths, check_expressed
+from harness.checkpoint.inspect import inspect
 from harness.checkpoint.lerobot_files import QUANTILE_SHIFT
 from harness.checkpoint.locate import Located, locate
+from harness.checkpoint.policy import STATE_STEP, other_actions
+from harness.checkpoint.source import why_not
 from harness.data.norm_files import read_norm_stats
 from harness.data.prompts import Prompts
 from harness.data.space import Space
 from harness.data.tokenizer import tokenizer_of
 from harness.data.transforms import EPSILON, normalize, normalized, unnormalize
+from harness.doctor.content import weights
 from harness.errors import HarnessError
 from harness.predict.deliver import Wish, deliver, statistics
 from harness.recipe.schema import Recipe
 from tests.support.exported import recipe_of_kind, write_checkpoint
 from tests.support.mixtures import mixture
 from tests.support.pipelines import KINDS, TASKS, exported_as, frames
+from tests.support.situations import situation
 
 GOLDEN = Path(__file__).parent / "golden/export_lerobot_pipelines.npz"
-STATE_STEP = "pi05_prepare_state_tokenizer_processor_step"
 
 
 def say(_: str) -> None: ...
@@ -45,9 +49,7 @@ def test_lerobots_prompts_with_the_state_have_our_tokens(kind: str, tmp_path: Pa
     recipe, out = exported_as(tmp_path, kind)
     theirs = np.load(GOLDEN)[f"{kind}_prompts"].tolist()
     file = out.parent / "5/assets" / recipe.data.asset_id / "norm_stats.json"
-    states = normalized(
-        frames()["states"], read_norm_stats(file).stats["state"], recipe.data.normalization
-    )
+    states = normalized(frames()["states"], read_norm_stats(file).stats["state"], recipe.data.normalization)
     prompts = Prompts(recipe, dict(enumerate(TASKS)), recipe.model.prompt_tokens)
     tokenizer = tokenizer_of(recipe)
     for n, text in enumerate(theirs):
@@ -105,6 +107,39 @@ def test_statistics_come_back_from_lerobots_files(tmp_path: Path) -> None:
     for key, one in before.items():
         np.testing.assert_allclose(after[key].q99, one.q99, rtol=1e-7)
         np.testing.assert_allclose(after[key].q01, one.q01, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("plain", "a prompt without the state, absolute actions"),
+        ("relative", "the state in the prompt, relative actions"),
+    ],
+)
+def test_inspect_says_what_the_pipeline_shows_the_model(kind: str, said: str, tmp_path: Path) -> None:
+    _, out = exported_as(tmp_path, kind)
+    assert inspect(out).pipeline == said
+    assert inspect(out.parent / "5").pipeline is None
+
+
+def test_a_start_from_relative_actions_is_noticed_and_one_from_another_prompt_is_not(tmp_path: Path) -> None:
+    _, relative = exported_as(tmp_path, "relative")
+    _, state = exported_as(tmp_path, "state")
+    plain = recipe_of_kind("full")
+    assert "relative to the state" in str(other_actions(relative, plain))
+    assert other_actions(relative, recipe_of_kind("full", "data.relative=0")) is None
+    assert other_actions(state, plain) is None
+    assert other_actions(tmp_path / "nowhere", plain) is None
+    (relative / "policy_preprocessor.json").write_text('{"steps": [3]}')
+    assert other_actions(relative, plain) is None
+
+
+def test_the_doctor_warns_of_a_start_from_relative_actions(tmp_path: Path) -> None:
+    _, out = exported_as(tmp_path, "relative")
+    recipe = recipe_of_kind("full", f"weights.source={out}")
+    case = situation(tmp_path, recipe=recipe, why_not_weights=why_not, other_actions=other_actions)
+    (found,) = weights(case)
+    assert (found.severity, "relative to the state" in found.got) == ("warning", True)
 
 
 def refused(recipe: Recipe, tmp_path: Path, **drop: bool) -> HarnessError:

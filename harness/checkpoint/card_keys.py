@@ -85,15 +85,14 @@ def _of_one(data: Data) -> list[_Said]:
     """What is said of one dataset's states, actions and prompts."""
     said = []
     if numbers := numbers_of(data.relative):
+        dimensions = f"dimensions {', '.join(data.relative or [])}"
         mask = f"make_bool_mask({', '.join(map(str, _runs(numbers)))})"
         said.append(
             _Said(
                 "relative actions",
-                f"dimensions {', '.join(data.relative or [])}: DeltaActions({mask}) before the model,"
-                f" AbsoluteActions({mask}) after it",
-                f"dimensions {', '.join(data.relative or [])}: both pipelines have the steps. n_action_steps is"
-                " 1: for whole chunks call predict_action_chunk and the postprocessor on the chunk, or use"
-                " --inference.type=rtc",
+                f"{dimensions}: DeltaActions({mask}) before the model, AbsoluteActions({mask}) after it",
+                f"{dimensions}: both pipelines have the steps. n_action_steps is 1: for whole chunks call"
+                " predict_action_chunk and the postprocessor on the chunk, or use --inference.type=rtc",
             )
         )
     if data.adapt is not None:
@@ -104,7 +103,9 @@ def _of_one(data: Data) -> list[_Said]:
         if text is not None:
             quoted = json.dumps(text, ensure_ascii=False)
             alone = "; send no other" if name == "prompt" else ""
-            said.append(_Said(name, f"InjectDefaultPrompt({quoted}){alone}", f"{quoted}: give it as the task"))
+            said.append(
+                _Said(name, f"InjectDefaultPrompt({quoted}){alone}", f"{quoted}: give it as the task")
+            )
     return said
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from harness.artifacts import DimensionStats
+from harness.checkpoint.policy import RELATIVE_STEP, STATE_STEP
 from harness.checkpoint.tensor_writer import Dtype, Planned, write_tensors
 from harness.recipe.dimensions import numbers_of
 from harness.recipe.schema import CAMERAS, Recipe
@@ -57,8 +58,8 @@ def write_policy_files(directory: Path, recipe: Recipe, stats: Stats, dtype: Dty
         "action_expert_variant": model.action_expert.variant,
         "dtype": dtype,
         "chunk_size": model.action_horizon,
-        # select_action adds the state of the present frame to actions that it queued at an earlier one. Only a
-        # queue of one action is right with relative actions.
+        # The state of the present frame is added to actions that select_action queued at an earlier one. With
+        # relative actions only a queue of one action is right.
         "n_action_steps": 1 if joints else model.action_horizon,
         "max_state_dim": model.action_dim,
         "max_action_dim": model.action_dim,
@@ -92,7 +93,7 @@ def _pipelines(
     before = [
         _step("rename_observations_processor", {"rename_map": {}}),
         _step("to_batch_processor", {}),
-        *([] if joints is None else [_step("relative_actions_processor", {"enabled": True, **joints})]),
+        *([] if joints is None else [_step(RELATIVE_STEP, {"enabled": True, **joints})]),
         _step("normalizer_processor", normalize),
         _prompt_step(recipe, inputs),
         _step(
@@ -123,7 +124,7 @@ def _prompt_step(recipe: Recipe, inputs: dict[str, Any]) -> dict[str, Any]:
         return _step("smolvla_new_line_processor", {})
     # Earlier versions pad the state with zeros up to this width. The training did not pad it.
     width = inputs[_STATE]["shape"][0]
-    return _step("pi05_prepare_state_tokenizer_processor_step", {"max_state_dim": width, "task_key": "task"})
+    return _step(STATE_STEP, {"max_state_dim": width, "task_key": "task"})
 
 
 def _joints(recipe: Recipe, width: int) -> dict[str, Any] | None:

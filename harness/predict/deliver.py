@@ -86,11 +86,11 @@ class _Trained(NamedTuple):
 
 def _trained(located: Located, recipe: Recipe, own: Path | None) -> _Trained:
     """Those of the adapters `own`, if they have statistics; else those of the source."""
-    places = [*([] if own is None else [Located(own, None, None)]), located]
-    widths = next((known for each in places if (known := widths_of(each, recipe))), None)
-    for place in places:
-        if stats := statistics(place, recipe, widths):
-            return _Trained(stats, place.path / ASSETS, widths)
+    sources = [*([] if own is None else [Located(own, None, None)]), located]
+    widths = next((known for each in sources if (known := widths_of(each, recipe))), None)
+    for each in sources:
+        if stats := statistics(each, recipe, widths):
+            return _Trained(stats, each.path / ASSETS, widths)
     return _Trained({}, located.path / ASSETS, widths)
 
 

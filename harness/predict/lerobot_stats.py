@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.artifacts import DimensionStats
 from harness.checkpoint.format import DAMAGE, first_line
+from harness.checkpoint.policy import PREPROCESSOR
 from harness.checkpoint.safetensors import read_tensor, read_whole_header
 from harness.data.transforms import EPSILON
 from harness.errors import HarnessError
@@ -18,7 +19,6 @@ from harness.received.files import ARTIFACT_BYTES
 from harness.received.json import read_json
 
 _NORMALIZER = "normalizer_processor"
-_PIPELINE = "policy_preprocessor.json"
 _KEYS = {"action": "actions", "observation.state": "state"}
 _STATISTICS = ("mean", "std", "q01", "q99")
 _MOST_BYTES = 2**20
@@ -30,10 +30,10 @@ def read_policy_stats(directory: Path) -> dict[str, DimensionStats]:
     A statistic that the file lacks is an empty vector.
     Raises: HarnessError "norm-stats-invalid"; UnsafeFile.
     """
-    if not (directory / _PIPELINE).is_file():
+    if not (directory / PREPROCESSOR).is_file():
         return {}
     try:
-        steps = read_json(directory / _PIPELINE, directory, ARTIFACT_BYTES)["steps"]
+        steps = read_json(directory / PREPROCESSOR, directory, ARTIFACT_BYTES)["steps"]
         names = [
             step.get("state_file") for step in steps if step.get("registry_name") == "normalizer_processor"
         ]
@@ -43,7 +43,7 @@ def read_policy_stats(directory: Path) -> dict[str, DimensionStats]:
     except (OSError, *DAMAGE, AttributeError) as error:
         raise HarnessError(
             "norm-stats-invalid",
-            f"{directory / _PIPELINE} or its statistics cannot be read: {first_line(error)}",
+            f"{directory / PREPROCESSOR} or its statistics cannot be read: {first_line(error)}",
             need="a policy as LeRobot saves it",
             fix="copy or download the policy again",
         ) from error
