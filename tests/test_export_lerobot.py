@@ -186,6 +186,7 @@ def test_a_state_shorter_than_the_actions_cannot_be_taken_from_them() -> None:
     assert caught.value.code == "export-not-expressible"
     with pytest.raises(HarnessError) as caught:
         check_expressed(recipe, {"state": of(4), "actions": of(4)}, None)
+    assert caught.value.code == "statistics-needed"
     assert "dimension 4" in str(caught.value.got)
 
 

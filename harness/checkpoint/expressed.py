@@ -16,8 +16,6 @@ from harness.errors import HarnessError
 from harness.recipe.dimensions import numbers_of
 from harness.recipe.schema import Data, Recipe
 
-_OPENPI = "--to openpi-pytorch: its training configuration expresses this, and the model card says how"
-
 
 class Widths(NamedTuple):
     """Dimensions of a dataset's state (0: none) and actions."""
@@ -38,12 +36,10 @@ def check_expressed(
     """
     parts = [part.data for part in recipe.parts()]
     if any(part.adapt for part in parts):
-        raise HarnessError(
-            "export-not-expressible",
+        raise _not_expressible(
             "LeRobot's pi05 has no step that turns ALOHA's joints and grippers into those of the training",
-            got="data.adapt: aloha",
-            need="a recipe without data.adapt",
-            fix=_OPENPI,
+            "data.adapt: aloha",
+            "a recipe without data.adapt",
         )
     if len(parts) > 1:
         _check_alike(parts, widths)
@@ -94,24 +90,38 @@ def _said(value: Any) -> str:
 
 
 def _differs(what: str, got: str, need: str) -> HarnessError:
-    return HarnessError("export-mixture-differs", what, got=got, need=need, fix=_OPENPI)
+    return HarnessError(
+        "export-mixture-differs",
+        what,
+        got=got,
+        need=need,
+        fix="--to openpi-pytorch: the model card then says what each dataset's configuration needs",
+    )
+
+
+def _not_expressible(what: str, got: str, need: str) -> HarnessError:
+    return HarnessError(
+        "export-not-expressible",
+        what,
+        got=got,
+        need=need,
+        fix="--to openpi-pytorch: its training configuration can, and the model card says how",
+    )
 
 
 def _check_width(data: Data, stats: Mapping[str, DimensionStats]) -> None:
     """Refuses a state with fewer dimensions than the actions, which LeRobot takes one from each other."""
     state, actions = (_width(stats[key]) for key in ("state", "actions"))
     if state < actions:
-        raise HarnessError(
-            "export-not-expressible",
+        raise _not_expressible(
             "LeRobot takes the whole state from relative actions, and this state is shorter than the actions",
-            got=f"a state of {state} dimensions, actions of {actions}",
-            need="a state with at least the dimensions of the actions",
-            fix=_OPENPI,
+            f"a state of {state} dimensions, actions of {actions}",
+            "a state with at least the dimensions of the actions",
         )
     beyond = [number for number in numbers_of(data.relative) if number >= actions]
     if beyond:
         raise HarnessError(
-            "export-not-expressible",
+            "statistics-needed",
             "data.relative names dimensions that the statistics of the actions do not have",
             got=f"dimension {beyond[0]}; the statistics have {actions}",
             need="the statistics that the weights were trained with",

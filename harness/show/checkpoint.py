@@ -36,7 +36,7 @@ def _pytorch(checkpoint: Checkpoint) -> list[Row]:
     """Which PyTorch program saved it, and how many tensors there are."""
     if checkpoint.kind is None:
         return []
-    pipeline = [] if checkpoint.pipeline is None else [("its pipeline", checkpoint.pipeline)]
+    pipeline = [] if checkpoint.pipeline is None else [("pipeline", checkpoint.pipeline)]
     return [("saved by", checkpoint.kind), *pipeline, ("tensors", f"{checkpoint.tensors or 0:,}")]
 
 
