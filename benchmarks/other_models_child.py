@@ -236,9 +236,54 @@ def lerobot_actions(
     )
 
 
+def lerobot_pipelines(checkout: Path, given: Any, tasks: list[str], policy: Path) -> dict[str, Any]:
+    """What the policy's own pipelines make of frames: prompts, normalized actions, and actions of a model."""
+    lerobot(checkout, None, 10)
+    # Registers the step that writes the state into the prompt.
+    importlib.import_module("lerobot.policies.pi05.processor_pi05")
+    processor = importlib.import_module("lerobot.processor")
+    converters = importlib.import_module("lerobot.processor.converters")
+    prompts: list[str] = []
+
+    def tokenize(text: list[str], **options: Any) -> dict[str, Any]:
+        prompts.extend(text)
+        blank = torch.ones(len(text), options["max_length"], dtype=torch.long)
+        return {"input_ids": blank, "attention_mask": blank}
+
+    load = processor.PolicyProcessorPipeline.from_pretrained
+    before = load(
+        policy,
+        config_filename="policy_preprocessor.json",
+        overrides={"tokenizer_processor": {"tokenizer": tokenize}},
+    )
+    after = load(
+        policy,
+        config_filename="policy_postprocessor.json",
+        to_transition=converters.policy_action_to_transition,
+        to_output=converters.transition_to_policy_action,
+    )
+    # As `make_pre_post_processors` does for loaded pipelines.
+    steps = [step for step in before.steps if isinstance(step, processor.RelativeActionsProcessorStep)]
+    for step in after.steps:
+        if isinstance(step, processor.AbsoluteActionsProcessorStep):
+            (step.relative_step,) = steps
+    made: dict[str, list[Any]] = {"normalized": [], "recorded": []}
+    for n, state in enumerate(given["states"]):
+        frame = {"observation.state": torch.from_numpy(state)[None], "task": [tasks[n % len(tasks)]]}
+        seen = before(frame | {"action": torch.from_numpy(given["recorded"][n])[None]})
+        made["normalized"].append(seen["action"][0].numpy())
+        made["recorded"].append(after(torch.from_numpy(given["normalized"][n])[None])[0].numpy())
+    return {name: np.stack(each) for name, each in made.items()} | {"prompts": np.array(prompts)}
+
+
 def main() -> None:
     what, program, checkout, *rest = sys.argv[1:]
     torch.manual_seed(0)
+    if what == "pipelines":
+        frames, tasks, policy, out = map(Path, rest)
+        found = lerobot_pipelines(Path(checkout), np.load(frames), json.loads(tasks.read_text()), policy)
+        np.savez(out, **found)
+        return
     if what == "names":
         Path(rest[0]).write_text(json.dumps(shapes(program, Path(checkout))))
         return

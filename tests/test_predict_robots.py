@@ -10,10 +10,10 @@ import pytest
 from harness.checkpoint.locate import locate, recipe_of
 from harness.data.lerobot import open_dataset
 from harness.data.sample import sample_dataset_path
-from harness.predict.predict import Place, Question, predict
+from harness.predict.predict import Device, Question, predict
 from tests.test_predict import save
 
-CPU = Place("cpu", "cpu", None, None)
+CPU = Device("cpu", "cpu", None, None)
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,7 @@ class Checkpoint(Artifact):
     `partial`: something could not be read; `unknown` says what.
 
     `kind` and `tensors` are of PyTorch's safetensors: which program saved them, and how many there are.
+    `pipeline` is what a LeRobot policy's own pipeline shows its model.
 
     `base` names the weights below a step that holds only trained parameters. `leaves` and `adapters` are
     filled with --deep, `moved` with --against.
@@ -169,6 +170,7 @@ class Checkpoint(Artifact):
     base: str | None = None
     kind: str | None = None
     tensors: int | None = None
+    pipeline: str | None = None
     leaves: list[LeafReport] = []
     adapters: list[AdapterReport] = []
     moved: Moved | None = None

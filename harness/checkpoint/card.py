@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.checkpoint.card_keys import key_rows
 from harness.received.text import one_line
+from harness.recipe.schema import Recipe
 from harness.units import format_bytes
 
 _LIBRARY = {"openpi-jax": "openpi", "openpi-pytorch": "openpi", "lerobot": "lerobot"}
@@ -21,8 +23,8 @@ _HOW = {
         " checkpoint (`scripts/serve_policy.py policy:checkpoint --policy.dir=DIR`)."
     ),
     "lerobot": (
-        "LeRobot loads it: `--policy.path=DIR`. The pipelines in it make the prompt of the training (the task"
-        " and a line break, no state), and normalize with the statistics of the training."
+        "LeRobot loads it: `--policy.path=DIR`. The pipelines in it make the prompt of the training, and"
+        " normalize with the statistics of the training."
     ),
 }
 
@@ -75,6 +77,7 @@ def _rows(export: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[str
             facts.get("dataset_sha256") or "unknown: the checkpoint does not record it",
         ),
     ]
+    rows += key_rows(Recipe.model_validate(export["recipe"]), export["target"])
     for name, entry in export["files"].items():
         size = f", {format_bytes(entry['bytes'])}" if "bytes" in entry else ""
         rows.append((f"sha256 of {name}", f"{entry['sha256']}{size}"))

@@ -25,6 +25,7 @@ from harness.artifacts import (
     LoraReport,
 )
 from harness.checkpoint.format import DAMAGE, first_line
+from harness.checkpoint.policy import pipeline_of
 from harness.checkpoint.pytorch import (
     DTYPES,
     files_of_weights,
@@ -96,6 +97,7 @@ def inspect_pytorch(path: Path, *, deep: bool = False, recipe: Recipe | None = N
         bytes=sum(sizes.values()),
         missing=lacks[:20],
     )
+    pipeline = pipeline_of(found.path if found.path.is_dir() else found.path.parent)
     unknown = {
         "parameters_trained": "safetensors do not record it",
         "ema": "safetensors do not record it",
@@ -107,6 +109,7 @@ def inspect_pytorch(path: Path, *, deep: bool = False, recipe: Recipe | None = N
         layout="pytorch",
         kind=found.kind,
         tensors=len(read),
+        pipeline=None if pipeline is None else str(pipeline),
         steps=[step],
         interrupted=[],
         step=step.step,

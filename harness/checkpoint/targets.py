@@ -78,6 +78,9 @@ def export_for(opened: Merging, destination: Path, order: Order) -> dict[str, An
             "recipe": order.recipe.model_dump(mode="json"),
             **written,
         }
+        if order.facts and "widths" in order.facts:
+            # Of a mixture, so that an export of this export knows them.
+            body["widths"] = order.facts["widths"]
         body["check"] = None if order.check is None else order.check(directory)
         write_atomic(directory / EXPORT, json.dumps(body, indent=2) + "\n")
         write_atomic(directory / "README.md", model_card(body, order.facts or {}))

@@ -125,6 +125,11 @@ def weights(situation: Situation) -> Iterator[Finding]:
         if refusal is not None:
             got = f"{refusal.what}; {refusal.got}" if refusal.got else refusal.what
             yield error("weights", got, refusal.need or "weights of the recipe's model", refusal.fix)
+        elif situation.other_actions is not None:
+            other = situation.other_actions(Path(source), situation.recipe)
+            if other is not None:
+                fix = "--set data.relative=RANGES if yours are absolute joint targets, or leave it"
+                yield warning("weights", other, "actions of the kind that the weights were trained on", fix)
     elif not Path(source).is_dir():
         fix = (
             "mount the directory into the container, or --set"

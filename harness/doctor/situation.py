@@ -31,7 +31,8 @@ class Situation(NamedTuple):
     - `limits`: the limits of `ulimit`, by letter.
     - `backend`: the project whose trainer is used. `python`: its interpreter; openpi brings its own.
     - `device`: the requested device. `refusal`: the reason why there is no plan.
-    - `why_not_weights`: gives the reason why local weights cannot be the recipe's start.
+    - `why_not_weights`: gives the reason why local weights cannot be the recipe's start. `other_actions`: how
+      the actions that they were trained on differ from the recipe's.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class Situation(NamedTuple):
     device: str | None = None
     refusal: HarnessError | None = None
     why_not_weights: Callable[[Path, Recipe], HarnessError | None] | None = None
+    other_actions: Callable[[Path, Recipe], str | None] | None = None
     backend: Backend = "ours"
 
     @property

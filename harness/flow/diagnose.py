@@ -31,6 +31,7 @@ def diagnose(
     Writes doctor.json if there is a run directory. `made` is the plan, or the error that says why there is
     none.
     """
+    from harness.checkpoint.policy import other_actions
     from harness.checkpoint.source import why_not
     from harness.doctor.examine import examine
     from harness.doctor.host import process_limits
@@ -54,6 +55,7 @@ def diagnose(
         online=online and not is_offline(),
         python=chain.trainer.python(),
         why_not_weights=why_not,
+        other_actions=other_actions,
         backend=chain.trainer.name,
     )
     found = examine(situation, allow=allow)

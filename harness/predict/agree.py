@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.artifacts import DimensionStats
-from harness.data.batch import one_frame
+from harness.data.batch import one_frame, own_stats
 from harness.data.dataset import open_for
+from harness.data.lerobot import LeRobotDataset
 from harness.errors import HarnessError
 from harness.recipe.schema import Model, Recipe
 
@@ -36,21 +37,32 @@ class Frames(NamedTuple):
 
 
 def frames_of(recipe: Recipe, stats: Mapping[Any, DimensionStats], count: int) -> Frames:
-    """`count` frames, evenly over the recipe's dataset.
+    """`count` frames, evenly over the recipe's dataset, or over those of a mixture one after the other.
 
-    Raises: HarnessError "frames-invalid", and those of the dataset.
+    The model sees them as in training: the prompt with the state, if the recipe says so.
+    Raises: HarnessError "frames-invalid", and those of the datasets.
     """
     if count < 1:
         raise HarnessError(
             "frames-invalid", "a check takes at least one frame", got=count, need="1 or more", fix="--check 4"
         )
-    _, data = open_for(recipe)
-    total = sum(episode.length for episode in data.episodes)
+    parts = [(part, open_for(part)[1]) for part in recipe.parts()]
+    ends = np.cumsum([sum(episode.length for episode in data.episodes) for _, data in parts])
+    total = int(ends[-1])
     indices = sorted({int(i) for i in np.linspace(0, total - 1, min(count, total))})
-    batches = [one_frame(recipe, data, stats, i) for i in indices]
+    batches = [_frame(parts, ends, stats, i) for i in indices]
     shape = (len(indices), recipe.model.action_horizon, recipe.model.action_dim)
     noise = np.random.default_rng(_SEED).standard_normal(shape).astype(np.float32)
     return Frames(indices, batches, noise)
+
+
+def _frame(
+    parts: list[tuple[Recipe, LeRobotDataset]], ends: Array, stats: Mapping[Any, DimensionStats], i: int
+) -> dict[str, Any]:
+    """The batch of frame `i`, counted through the datasets that end at `ends`."""
+    n = int(np.searchsorted(ends, i, side="right"))
+    recipe, data = parts[n]
+    return one_frame(recipe, data, own_stats(stats, data), i - int(ends[n - 1] if n else 0))
 
 
 def actions(locations: list[Path], model: Model, frames: Frames) -> Array:

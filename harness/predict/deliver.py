@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.artifacts import DimensionStats, Prediction
+from harness.artifacts import Dataset, DimensionStats, Feature, Prediction
+from harness.checkpoint.expressed import Widths, check_expressed
 from harness.checkpoint.locate import Located, recipe_of, recorded
 from harness.checkpoint.pytorch import WEIGHTS_FILE
 from harness.data.compare import first, width_without_padding
 from harness.data.norm_files import read_norm_stats
 from harness.errors import HarnessError
 from harness.predict.lerobot_stats import read_policy_stats
-from harness.recipe.schema import Expert, Model, Recipe
+from harness.recipe.schema import Data, Expert, Model, Recipe
 from harness.run.directory import RunDir
-from harness.run.steps import ASSETS, NORM_STATS, PARAMS, RECORD
+from harness.run.steps import ASSETS, EXPORT, NORM_STATS, PARAMS, RECORD
 
 if TYPE_CHECKING:
     from harness.checkpoint.merge import Merging
@@ -50,28 +51,47 @@ def deliver(
     from harness.checkpoint.targets import TARGETS, Order, export_for
 
     check_names(wish, TARGETS)
+    own = Path(wish.adapters[0]) if wish.adapters else None
+    trained = _trained(located, recipe, own)
+    if wish.target == "lerobot":
+        check_expressed(recipe, None if wish.alone else trained.stats, trained.widths)
     if wish.alone:
         return _alone(located, recipe, destination, wish)
-    own = Path(wish.adapters[0]) if wish.adapters else None
     opened = open_merging(located.path, merged_model(recipe.model) if own else recipe.model, base=wish.base)
     if wish.adapters:
         opened = _added(opened, wish)
-    # What the adapters were trained with, if the base has no statistics of its own.
-    stats = statistics(located, recipe) or (statistics(Located(own, None, None), recipe) if own else {})
     check = None
     if wish.frames is not None:
-        check = _check(_locations(opened, own), recipe, stats, wish, say)
+        check = _check(_locations(opened, own), recipe, trained.stats, wish, say)
     order = Order(
         wish.target,  # type: ignore[arg-type]
         recipe,
-        located.path / ASSETS,
-        stats,
+        trained.assets,
+        trained.stats,
         wish.dtype,  # type: ignore[arg-type]
-        facts_of(located),
+        facts_of(located) | ({"widths": trained.widths} if trained.widths else {}),
         check,
         progress,
     )
     return export_for(opened, destination, order)
+
+
+class _Trained(NamedTuple):
+    """The statistics that the weights were trained with, their directory, and the datasets' dimensions."""
+
+    stats: Stats
+    assets: Path
+    widths: list[Widths] | None
+
+
+def _trained(located: Located, recipe: Recipe, own: Path | None) -> _Trained:
+    """Those of the adapters `own`, if they have statistics; else those of the source."""
+    sources = [*([] if own is None else [Located(own, None, None)]), located]
+    widths = next((known for each in sources if (known := widths_of(each, recipe))), None)
+    for each in sources:
+        if stats := statistics(each, recipe, widths):
+            return _Trained(stats, each.path / ASSETS, widths)
+    return _Trained({}, located.path / ASSETS, widths)
 
 
 def _added(opened: Merging, wish: Wish) -> Merging:
@@ -177,9 +197,32 @@ def merged_model(model: Model) -> Model:
     return model.model_copy(update=parts)
 
 
-def statistics(located: Located, recipe: Recipe) -> Stats:
+def widths_of(located: Located, recipe: Recipe) -> list[Widths] | None:
+    """Dimensions of each dataset that the step learned from, by its run or its export; None if not known."""
+    written = (recorded(located.path, EXPORT) or {}).get("widths")
+    parts = recipe.parts()
+    try:
+        if isinstance(written, list) and len(written) == len(parts):
+            return [Widths(*map(int, each)) for each in written]
+        found = None if located.run is None else RunDir(located.run).read(Dataset)
+        if found is None or len(found.parts) != len(parts):
+            return None
+        pairs = zip(parts, found.parts, strict=True)
+        return [_widths(part.data, one.features) for part, one in pairs]
+    except (HarnessError, KeyError, TypeError, ValueError, IndexError):
+        return None
+
+
+def _widths(data: Data, features: Mapping[str, Feature]) -> Widths:
+    return Widths(
+        sum(features[name].shape[0] for name in data.state_features), features[data.actions].shape[0]
+    )
+
+
+def statistics(located: Located, recipe: Recipe, widths: list[Widths] | None = None) -> Stats:
     """The statistics beside the weights, without openpi's zero padding; empty if there are none.
 
+    A mixture's have the dimensions of its widest dataset.
     Raises: HarnessError "norm-stats-invalid"; UnsafeFile.
     """
     file = located.path / ASSETS / recipe.data.asset_id / NORM_STATS
@@ -195,7 +238,9 @@ def statistics(located: Located, recipe: Recipe) -> Stats:
                 raise
             continue
         value = read.stats[key]  # type: ignore[index]
-        found[key] = first(value, width_without_padding(value, 1))
+        # A last dimension that is always 0 looks like padding.
+        known = max((each.actions if key == "actions" else each.state for each in widths or []), default=0)
+        found[key] = first(value, width_without_padding(value, max(known, 1)))
     return found
 
 

@@ -1,4 +1,8 @@
-"""Statistics that a LeRobot policy keeps in the files of its processors."""
+"""Statistics that a LeRobot policy keeps in the files of its processors.
+
+LeRobot divides by q99 - q01; here it is q99 - q01 + 1e-6. What is read as q99 is smaller by that, so that
+numbers are normalized as that policy does, and an export writes the same file again.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ from typing import Any
 
 from harness.artifacts import DimensionStats
 from harness.checkpoint.format import DAMAGE, first_line
+from harness.checkpoint.policy import PREPROCESSOR
 from harness.checkpoint.safetensors import read_tensor, read_whole_header
+from harness.data.transforms import EPSILON
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES
 from harness.received.json import read_json
 
 _NORMALIZER = "normalizer_processor"
-_PIPELINE = "policy_preprocessor.json"
 _KEYS = {"action": "actions", "observation.state": "state"}
 _STATISTICS = ("mean", "std", "q01", "q99")
 _MOST_BYTES = 2**20
@@ -25,10 +30,10 @@ def read_policy_stats(directory: Path) -> dict[str, DimensionStats]:
     A statistic that the file lacks is an empty vector.
     Raises: HarnessError "norm-stats-invalid"; UnsafeFile.
     """
-    if not (directory / _PIPELINE).is_file():
+    if not (directory / PREPROCESSOR).is_file():
         return {}
     try:
-        steps = read_json(directory / _PIPELINE, directory, ARTIFACT_BYTES)["steps"]
+        steps = read_json(directory / PREPROCESSOR, directory, ARTIFACT_BYTES)["steps"]
         names = [
             step.get("state_file") for step in steps if step.get("registry_name") == "normalizer_processor"
         ]
@@ -38,7 +43,7 @@ def read_policy_stats(directory: Path) -> dict[str, DimensionStats]:
     except (OSError, *DAMAGE, AttributeError) as error:
         raise HarnessError(
             "norm-stats-invalid",
-            f"{directory / _PIPELINE} or its statistics cannot be read: {first_line(error)}",
+            f"{directory / PREPROCESSOR} or its statistics cannot be read: {first_line(error)}",
             need="a policy as LeRobot saves it",
             fix="copy or download the policy again",
         ) from error
@@ -54,4 +59,8 @@ def _read(file: Path, root: Path) -> dict[str, DimensionStats]:
             raise ValueError(f"{tensor.name} is no vector of a statistic")
         values: Any = read_tensor(tensor, file, root)
         found.setdefault(_KEYS[feature], {name: [] for name in _STATISTICS})[statistic] = values.tolist()
+    for vectors in found.values():
+        pairs = zip(vectors["q01"], vectors["q99"], strict=True) if vectors["q01"] and vectors["q99"] else ()
+        # Where LeRobot has no range it divides by its eps, and here it is the 1e-6.
+        vectors["q99"] = [max(low, high - EPSILON) for low, high in pairs] or vectors["q99"]
     return {key: DimensionStats(**vectors) for key, vectors in found.items()}

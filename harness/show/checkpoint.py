@@ -36,7 +36,8 @@ def _pytorch(checkpoint: Checkpoint) -> list[Row]:
     """Which PyTorch program saved it, and how many tensors there are."""
     if checkpoint.kind is None:
         return []
-    return [("saved by", checkpoint.kind), ("tensors", f"{checkpoint.tensors or 0:,}")]
+    pipeline = [] if checkpoint.pipeline is None else [("pipeline", checkpoint.pipeline)]
+    return [("saved by", checkpoint.kind), *pipeline, ("tensors", f"{checkpoint.tensors or 0:,}")]
 
 
 def _saves(checkpoint: Checkpoint) -> list[Row]:
