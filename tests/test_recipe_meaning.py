@@ -13,8 +13,8 @@ from harness.recipe.load import load_recipe, recipe_from
 from harness.recipe.meaning import MEANING, flat, meaning, without_cadence
 from harness.recipe.schema import Recipe
 
-# A recipe that has every key: adapters, weights, an average.
-BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99"])
+# A recipe that has every key: adapters, weights, an average, episodes held out.
+BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99", "train.holdout={episodes: 0.05}"])
 KEYS = sorted(flat(BASE.model_dump(mode="json")))
 # One of these is valid for each key, and other than what is there.
 VALUES: tuple[Any, ...] = (
@@ -89,4 +89,8 @@ def test_the_hash_of_a_published_recipe_is_what_it_was() -> None:
     assert (
         load_recipe("pi05_libero").sha256()
         == "5ee329d453e14dc83387393212845b27b7fe99fe31daf4c06db93bbfbdd4720e"
+    )
+    assert (
+        load_recipe("pi05_libero_lora").sha256()
+        == "eb32786d99619458aef2bdd5f25b8869d00b73a1e4e636e3ffeaf79e628c7e88"
     )

@@ -73,11 +73,17 @@ MEANING: dict[str, Meaning] = {
     "train.frozen": Meaning("another experiment", "frozen weights are stored coarser"),
     "train.optimizer": Meaning("another experiment", "other updates from the same gradients"),
     "train.optimizer.schedule": Meaning("another experiment", "another learning rate at the same step"),
+    "train.holdout": Meaning("other data", "other episodes are trained on"),
+    "train.holdout.frames": Meaning("cadence", "how much is measured at a save, not what is learned"),
     "train.save": Meaning("cadence", "what a checkpoint holds, not what is learned"),
     "train.save_every_steps": Meaning("cadence", "how often it is saved"),
     "train.keep_every_steps": Meaning("cadence", "which checkpoints are kept"),
     "train.log_every_steps": Meaning("cadence", "how often it is logged"),
 }
+
+# Keys that earlier versions did not have, with the value that means what they did. At this value a key is left
+# out of the hash, so that their runs resume.
+ADDED: dict[str, Any] = {"train.holdout": None}
 
 
 def meaning(key: str) -> Meaning:
@@ -114,3 +120,19 @@ def without_cadence(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         if meaning(path).weight != "cadence":
             kept[key] = without_cadence(value, path) if isinstance(value, Mapping) else value
     return kept
+
+
+def hashed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a recipe's nested mapping that its hash is taken of.
+
+    It has no cadence keys, and no key of `ADDED` at the value given there.
+    """
+    body = without_cadence(tree)
+    for key, value in ADDED.items():
+        *parents, last = key.split(".")
+        node: Any = body
+        for part in parents:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node and node[last] == value:
+            del node[last]
+    return body

@@ -13,7 +13,8 @@ from typing import Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from harness.received.names import RelativeName
-from harness.recipe.meaning import without_cadence
+from harness.recipe.holdout import Holdout
+from harness.recipe.meaning import hashed
 from harness.redact import holds_secret
 from harness.strict import Strict
 
@@ -165,7 +166,7 @@ class Train(Part):
     `save: trained` leaves the frozen parameters out of checkpoints, and names the base weights instead.
 
     `frozen` other than bfloat16 (quantized) and `ema_every_steps` other than 1 are approximate: upstream does
-    neither.
+    neither. `holdout` keeps episodes out of training, and measures on them at every save.
     """
 
     trained: Trained
@@ -180,6 +181,7 @@ class Train(Part):
     keep_every_steps: int = Field(5_000, gt=0)
     log_every_steps: int = Field(1, gt=0)
     save: Literal["all", "trained"] = "all"
+    holdout: Holdout | None = None
 
 
 class Recipe(Part):
@@ -225,5 +227,5 @@ class Recipe(Part):
 
         These are the keys that recipe/meaning.py does not call cadence.
         """
-        body = without_cadence(self.model_dump(mode="json"))
+        body = hashed(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
