@@ -19,7 +19,8 @@ class Dataset(Artifact):
     """A dataset as it was read.
 
     `longest_prompt_tokens` is None if the tokenizer is not on this machine, and `unknown` says so. Prompts
-    then take all of the recipe's tokens.
+    then take all of the recipe's tokens. `held_out` are the episodes that the recipe keeps out of training, and
+    `trained_frames` the number of frames that are left; None where no episode is held out.
     """
 
     FILE: ClassVar[str] = "dataset.json"
@@ -37,6 +38,8 @@ class Dataset(Artifact):
     longest_prompt_tokens: int | None
     prompt_tokens: int
     total_bytes: int
+    held_out: list[int] = []
+    trained_frames: int | None = None
     findings: list[str] = []
     unknown: dict[str, str] = {}
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from harness.artifacts import Dataset, DimensionStats, NormStats
+from harness.data.held_out import Kept, held_out
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.pace import Pace, workers_from_environment
 from harness.data.pictures import Pictures
@@ -65,9 +66,12 @@ class Loader:
         shards: int = 1,
     ) -> None:
         data = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
-        _check(data, dataset, batch_size, shard, shards)
+        left_out = held_out(recipe.train.holdout, [episode.index for episode in data.episodes])
+        kept = Kept(data.episodes, left_out) if left_out else None
+        _check(data, dataset, len(kept) if kept else data.frames, batch_size, shard, shards)
         share = batch_size // shards
-        order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share))
+        order = _Order(data.frames, seed, batch_size, range(shard * share, (shard + 1) * share), kept)
+        self.data = data
         self._workers = workers_from_environment() if workers is None else workers
         self._threads = min(_MOST_THREADS, _THREADS_A_CORE * len(os.sched_getaffinity(0)))
         self._pace = Pace(dataset, share, self._workers or self._threads, recipe.model.image_size)
@@ -95,6 +99,10 @@ class Loader:
         and padded in the same way. Upstream's batch has the state; this model does not read it.
         """
         return self._batches(step)
+
+    def frames(self, index: list[int]) -> Batch:
+        """The frames of these numbers as a batch, held out or not, as `iterate` without `resized` makes it."""
+        return self._batches.of(index)
 
     def iterate(self, start_step: int = 0, *, resized: bool = True) -> Generator[Batch, None, None]:
         """An endless iterator of batches from `start_step` on, made ahead outside this thread.
@@ -133,11 +141,15 @@ class Loader:
 class _Order:
     """The frames of each step.
 
-    Every epoch is its own permutation. A batch may begin in one epoch and end in the next.
+    Every epoch is its own permutation. A batch may begin in one epoch and end in the next. `kept` are the
+    frames that are trained on; None means all.
     """
 
-    def __init__(self, frames: int, seed: int, batch_size: int, places: range) -> None:
-        self._frames, self._seed, self._batch_size, self._places = frames, seed, batch_size, places
+    def __init__(
+        self, frames: int, seed: int, batch_size: int, places: range, kept: Kept | None = None
+    ) -> None:
+        self._frames = frames if kept is None else len(kept)
+        self._seed, self._batch_size, self._places, self._kept = seed, batch_size, places, kept
         self._endless: Any = None
 
     def __call__(self, step: int) -> list[int]:
@@ -145,7 +157,8 @@ class _Order:
             import grain
 
             self._endless = grain.MapDataset.range(self._frames).seed(self._seed).shuffle().repeat()
-        return [int(self._endless[step * self._batch_size + place]) for place in self._places]
+        found = [int(self._endless[step * self._batch_size + place]) for place in self._places]
+        return found if self._kept is None else [self._kept[n] for n in found]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_endless": None}
@@ -185,9 +198,10 @@ class _Batches:
         return self(step, resized=False), time.perf_counter() - start
 
     def __call__(self, step: int, *, resized: bool = True) -> Batch:
-        return _batch(
-            self._recipe, self._pictures, self._stats, self._prompts, self._order(step), resized=resized
-        )
+        return self.of(self._order(step), resized=resized)
+
+    def of(self, index: list[int], *, resized: bool = False) -> Batch:
+        return _batch(self._recipe, self._pictures, self._stats, self._prompts, index, resized=resized)
 
 
 def _end_with_the_trainer() -> None:
@@ -264,7 +278,9 @@ def _prompts(recipe: Recipe, data: LeRobotDataset, length: int) -> Prompts:
     return prompts
 
 
-def _check(data: LeRobotDataset, dataset: Dataset, batch_size: int, shard: int, shards: int) -> None:
+def _check(
+    data: LeRobotDataset, dataset: Dataset, frames: int, batch_size: int, shard: int, shards: int
+) -> None:
     if data.frames != dataset.frames:
         raise HarnessError(
             "dataset-changed",
@@ -273,13 +289,14 @@ def _check(data: LeRobotDataset, dataset: Dataset, batch_size: int, shard: int, 
             need=f"{dataset.frames} frames",
             fix="harness data and harness stats again, into a new run",
         )
-    if data.frames < batch_size:
+    if frames < batch_size:
+        rest = "" if frames == data.frames else ", without the episodes that train.holdout holds out,"
         raise HarnessError(
             "dataset-smaller-than-batch",
-            f"{data.path} has fewer frames than a global batch",
-            got=data.frames,
+            f"{data.path}{rest} has fewer frames than a global batch",
+            got=frames,
             need=f"at least {batch_size}",
-            fix=f"--set train.global_batch={data.frames}, or a larger dataset",
+            fix=f"--set train.global_batch={frames}, or a larger dataset",
         )
     if batch_size % shards or not 0 <= shard < shards:
         raise HarnessError(

@@ -18,6 +18,7 @@ from typing import Literal, cast
 import numpy as np
 
 from harness.artifacts import Dataset, DegenerateDimension, DimensionStats, NormStats
+from harness.data.held_out import Kept, blocks_without, held_out
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.rows import Block
 from harness.data.transforms import EPSILON
@@ -40,14 +41,17 @@ _DIGIT = 1 << 16
 def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
     """Mean, std, 1 % and 99 % quantile, min and max of each dimension.
 
-    The std is that of the population. Quantiles are linear between neighbours.
+    The std is that of the population. Quantiles are linear between neighbours. Held-out episodes do not
+    count.
 
-    Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of the dataset's reader.
+    Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of `held_out` and of the dataset's
+    reader.
     """
     opened = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
     horizon = recipe.model.action_horizon
     keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")
-    found = _found(_blocks(opened), horizon, keys)
+    left_out = held_out(recipe.train.holdout, [episode.index for episode in opened.episodes])
+    found = _found(blocks_without(_blocks(opened), left_out), horizon, keys)
     norm_stats, findings = {}, []
     for key in cast(tuple[Key, ...], tuple(found)):
         norm_stats[key], problems = _judge(key, found[key], recipe)
@@ -60,7 +64,8 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
             need="a spread in every dimension",
             fix="--set data.degenerate_dimensions=pass_through, or =warn to normalize them as they are",
         )
-    return NormStats(norm_stats=norm_stats, frames=opened.frames, action_horizon=horizon, findings=findings)
+    frames = len(Kept(opened.episodes, left_out))
+    return NormStats(norm_stats=norm_stats, frames=frames, action_horizon=horizon, findings=findings)
 
 
 def to_openpi_json(stats: NormStats) -> str:

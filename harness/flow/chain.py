@@ -54,6 +54,7 @@ class Chain:
                 str(resolved.path),
                 resolved.revision,
                 _signature(resolved.path),
+                *self._held_out(),
             ]
         )
         current = self.run.current(Dataset, inputs) if self.run else None
@@ -82,6 +83,7 @@ class Chain:
                 data.normalization,
                 data.degenerate_dimensions,
                 self.recipe.model.action_horizon,
+                *self._held_out(),
             ]
         )
         current = self.run.current(NormStats, inputs) if self.run else None
@@ -91,6 +93,11 @@ class Chain:
         found = compute(self.recipe, dataset).model_copy(update={"inputs": inputs})
         self._check_unchanged("norm_stats", sha256_json(found.norm_stats))
         return self._keep(found)
+
+    def _held_out(self) -> list[Any]:
+        """What a hash of inputs has of the holdout. Nothing without one, so that older files stay current."""
+        holdout = self.recipe.train.holdout
+        return [] if holdout is None else [holdout.episodes, holdout.seed]
 
     def plan(
         self,

@@ -17,6 +17,7 @@ def dataset_table(dataset: Dataset) -> Group:
         ("format", f"LeRobot {dataset.format_version}, {dataset.fps:g} fps"),
         ("episodes", f"{dataset.episodes:,}"),
         ("frames", f"{dataset.frames:,}"),
+        *([("held out", _held_out(dataset))] if dataset.held_out else []),
         (
             "tasks",
             f"{len(dataset.tasks)}: "
@@ -32,6 +33,12 @@ def dataset_table(dataset: Dataset) -> Group:
         ("sha256", dataset.sha256),
     ]
     return rows_table("dataset", rows + [("finding", text) for text in dataset.findings])
+
+
+def _held_out(dataset: Dataset) -> str:
+    shown = ", ".join(map(str, dataset.held_out[:20])) + (" …" if len(dataset.held_out) > 20 else "")
+    left = "" if dataset.trained_frames is None else f"; {dataset.trained_frames:,} frames are trained on"
+    return f"{len(dataset.held_out)} episodes: {shown}{left}"
 
 
 def _prompt(dataset: Dataset) -> str:
