@@ -22,7 +22,9 @@ NUMBERS = st.lists(st.integers(0, 500), min_size=2, max_size=60, unique=True)
 
 
 @given(NUMBERS, st.data())
-def test_more_held_out_episodes_include_fewer_of_the_same_seed(numbers: list[int], data: st.DataObject) -> None:
+def test_more_held_out_episodes_include_fewer_of_the_same_seed(
+    numbers: list[int], data: st.DataObject
+) -> None:
     fewer = data.draw(st.integers(1, len(numbers) - 1))
     more = data.draw(st.integers(fewer, len(numbers) - 1))
     one, other = (set(held_out(Holdout(episodes=n), numbers)) for n in (fewer, more))
@@ -56,7 +58,7 @@ def test_a_share_is_rounded_and_is_never_nothing() -> None:
     ],
 )
 def test_what_leaves_nothing_or_is_not_there_is_refused_by_key(asked: object, code: str) -> None:
-    with pytest.raises(HarnessError, match="train.holdout.episodes") as refusal:
+    with pytest.raises(HarnessError, match=r"train\.holdout\.episodes") as refusal:
         held_out(Holdout.model_validate({"episodes": asked}), range(5))
     assert refusal.value.code == code
     assert "--set train.holdout" in refusal.value.fix

@@ -21,9 +21,11 @@ def test_a_number_a_share_and_a_list_are_read(value: str, read: object) -> None:
     assert holdout.episodes == read
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.0", "true", "[]", "[-1]", "[4-2]", "some", "null", "[true]", "[x]"])
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "1.0", "true", "[]", "[-1]", "[4-2]", "some", "null", "[true]", "[x]"]
+)
 def test_other_forms_are_refused_by_key(value: str) -> None:
-    with pytest.raises(HarnessError, match="train.holdout.episodes") as refusal:
+    with pytest.raises(HarnessError, match=r"train\.holdout\.episodes") as refusal:
         with_episodes(value)
     assert refusal.value.code == "recipe-invalid"
 

@@ -19,8 +19,8 @@ class Dataset(Artifact):
     """A dataset as it was read.
 
     `longest_prompt_tokens` is None if the tokenizer is not on this machine, and `unknown` says so. Prompts
-    then take all of the recipe's tokens. `held_out` are the episodes that the recipe keeps out of training, and
-    `trained_frames` the number of frames that are left; None where no episode is held out.
+    then take all of the recipe's tokens. `held_out` are the episodes that the recipe keeps out of training.
+    `trained_frames` is the number of frames that are left; None where no episode is held out.
     """
 
     FILE: ClassVar[str] = "dataset.json"

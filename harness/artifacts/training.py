@@ -92,7 +92,8 @@ class Manifest(Artifact):
     XLA compiled from it for this device with these flags. `kernels_sha256` is the hash of the kernels that
     autotuning chose, on a GPU. `published` is the recipe's distance from the published one. `upstream` is
     None when the harness itself trains. Otherwise packages, lock and Python are those of openpi's
-    environment, and the harness has no compiled program of its own. `unknown` says why a field is None.
+    environment, and the harness has no compiled program of its own. `held_out` are the episodes kept out of
+    training; None if none are. `unknown` says why a field is None.
     """
 
     FILE: ClassVar[str] = "manifest.json"
@@ -104,6 +105,7 @@ class Manifest(Artifact):
     dataset_sha256: str
     dataset_revision: str | None
     norm_stats_sha256: str
+    held_out: list[int] | None = None
     parameters_total: int
     parameters_trained: int
     weights: Annotated[dict[str, Any], _like(_Weights)]

@@ -54,7 +54,8 @@ def _unknown(strange: list[int], episodes: Sequence[int]) -> HarnessError:
         f"{KEY} names episodes that are not among those of the run",
         got=shown,
         need=f"numbers between {there[0]} and {there[-1]} ({len(there)} episodes)" if there else "episodes",
-        fix=f"--set {KEY}={max(1, len(there) // 20)} draws as many by train.holdout.seed, or correct the list",
+        fix=f"--set {KEY}={max(1, len(there) // 20)} draws so many by train.holdout.seed; or correct the"
+        " list",
     )
 
 

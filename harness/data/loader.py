@@ -101,7 +101,7 @@ class Loader:
         return self._batches(step)
 
     def frames(self, index: list[int]) -> Batch:
-        """The frames of these numbers as a batch, held out or not, as `iterate` without `resized` makes it."""
+        """The frames of these numbers as a batch, as `iterate` without `resized` makes it."""
         return self._batches.of(index)
 
     def iterate(self, start_step: int = 0, *, resized: bool = True) -> Generator[Batch, None, None]:

@@ -44,8 +44,8 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
     The std is that of the population. Quantiles are linear between neighbours. Held-out episodes do not
     count.
 
-    Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of `held_out` and of the dataset's
-    reader.
+    Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of `held_out` and of the
+    dataset's reader.
     """
     opened = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
     horizon = recipe.model.action_horizon

@@ -36,7 +36,9 @@ class Holdout(Strict):
         count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         share = isinstance(value, float) and 0 < value < 1
         if not count and not share and not (isinstance(value, list) and value):
-            raise ValueError("is neither a number (3), nor a share below 1 (0.05), nor a list ([0, 7, 20-29])")
+            raise ValueError(
+                "is neither a number (3), nor a share below 1 (0.05), nor a list ([0, 7, 20-29])"
+            )
         if isinstance(value, list):
             numbers(value)
         return value

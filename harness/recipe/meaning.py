@@ -81,8 +81,8 @@ MEANING: dict[str, Meaning] = {
     "train.log_every_steps": Meaning("cadence", "how often it is logged"),
 }
 
-# Keys that earlier versions did not have, with the value that means what they did. At this value a key is left
-# out of the hash, so that their runs resume.
+# Keys that earlier versions did not have, with the value that means what they did. At this value a key is
+# left out of the hash, so that their runs resume.
 ADDED: dict[str, Any] = {"train.holdout": None}
 
 
