@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -58,6 +59,12 @@ class HeldOutLine(Strict):
     switches: list[Switch] = []
     seconds: float
     time: float
+
+    @property
+    def mean_loss(self) -> float | None:
+        """The mean over the episodes; None if one of them is not finite."""
+        known = [value for value in self.loss if value is not None]
+        return math.fsum(known) / len(known) if len(known) == len(self.loss) else None
 
     @model_validator(mode="after")
     def _of_the_same_lengths(self) -> HeldOutLine:

@@ -35,12 +35,14 @@ def dataset(situation: Situation) -> Iterator[Finding]:
         yield _not_here(situation, "dataset")
         return
     batch = situation.recipe.train.global_batch
-    if found.frames < batch:
+    frames = found.frames if found.trained_frames is None else found.trained_frames
+    if frames < batch:
+        left = "" if found.trained_frames is None else f" left by the {len(found.held_out)} held-out episodes"
         yield error(
             "dataset",
-            f"{found.frames} frames",
+            f"{frames} frames{left}",
             f"at least one batch of {batch}",
-            f"--set train.global_batch={found.frames}, or more data",
+            f"--set train.global_batch={frames}, or more data",
         )
     for text in found.findings:
         yield warning(

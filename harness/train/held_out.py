@@ -96,7 +96,7 @@ class HeldOutPass:
         )
 
     def run(self, step: int, params: tuple[Params, Params], stop: Sequence[int] = ()) -> HeldOutLine | None:
-        """The line of the parameters `params`. None if `stop` is filled meanwhile: it is left off."""
+        """The line of the parameters `params`. None if `stop` is filled meanwhile."""
         before, measured = time.monotonic(), []
         for start in range(0, len(self.rows.index), self._program.rows):
             if stop:
@@ -108,13 +108,13 @@ class HeldOutPass:
         return self._line(step, Measured(losses, sampled), time.monotonic() - before)
 
     def odd(self) -> list[str]:
-        """A warning for each dimension of the held-out actions that lies far outside of the trained ones."""
+        """A warning for each dimension of the held-out actions that lies far outside of the others."""
         stats, mode = self._job.stats.norm_stats["actions"], self._job.recipe.data.normalization
         horizon, data = self._job.recipe.model.action_horizon, self._loader.data
         chunks = np.stack([data.action_chunk(i, horizon)[0] for i in self.rows.index])
         largest = np.abs(normalize(chunks, stats, mode)).max(axis=(0, 1))
         return [
-            f"actions[{d}] of the held-out episodes reaches {largest[d]:.3g} when normalized, and so rules the"
+            f"actions[{d}] of the held-out episodes reaches {largest[d]:.3g} when normalized, which rules the"
             " held-out loss: it hardly moves in the episodes that are trained on; --set"
             " data.degenerate_dimensions=pass_through, or other episodes by --set train.holdout.seed=1"
             for d in np.flatnonzero(largest > LARGE_NORMALIZED)
@@ -273,8 +273,8 @@ class Saves:
     def measure(self, state: TrainState, step: int, stop: Sequence[int]) -> HeldOutLine | None:
         """The line of the state after `step` steps, which is now in the file.
 
-        None if this save is not measured, was measured before, or is left off because of `stop`. A resume from
-        this save makes up for a pass that was left off.
+        None if this save is not measured, was measured before, or is left off because of `stop`. A resume
+        from this save makes up for a pass that was left off.
 
         Raises: HarnessError of `HeldOutFile.write`.
         """
@@ -298,8 +298,8 @@ class Saves:
         loss = values.get("held_out/loss")
         if loss is None or any(value is None for row in line.error for value in row):
             self._watcher.warn(
-                f"step {line.step}: the held-out loss or a sampled action is not finite; these parameters are"
-                " of no use"
+                f"step {line.step}: the held-out loss or a sampled action is not finite; this save is of no"
+                " use"
             )
         else:
             missed = values.get("held_out/switches_missed")

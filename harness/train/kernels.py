@@ -40,9 +40,9 @@ def compile_pinned(
 ) -> tuple[T, Kernels]:
     """(result of `compiled` for XLA's options, the kernels in it).
 
-    `name` is the file's name. If the run has the file, `compiled` gets the option that loads it. If not, XLA chooses anew and
-    the choice is saved in the run. A program whose kernels are not all on file (another plan, another card)
-    is compiled without the file, and a warning is given.
+    `name` is the file's. If the run has the file, `compiled` gets the option that loads it. If not, XLA
+    chooses anew and the choice is saved in the run. A program whose kernels are not all on file (another
+    plan, another card) is compiled without the file, and a warning is given.
     """
     if platform != "cuda":
         return compiled({}), Kernels(None, "a CPU's kernels are not chosen by timing")
