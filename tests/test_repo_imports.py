@@ -57,7 +57,18 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     # Nothing heavy at the top, so that `harness --help` loads nothing.
     "flow": (
         {"show"},
-        {"analyse", "checkpoint", "choose", "data", "doctor", "openpi", "plan", "probe", "report", "supervise"},
+        {
+            "analyse",
+            "checkpoint",
+            "choose",
+            "data",
+            "doctor",
+            "openpi",
+            "plan",
+            "probe",
+            "report",
+            "supervise",
+        },
     ),
     "verify": ({"flow"}, {"data", "supervise"}),
     "verbs": ({"flow", "show"}, ROOMS),

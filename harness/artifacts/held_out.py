@@ -64,7 +64,8 @@ class HeldOutLine(Strict):
     def mean_loss(self) -> float | None:
         """The mean over the episodes; None if one of them is not finite."""
         known = [value for value in self.loss if value is not None]
-        return math.fsum(known) / len(known) if len(known) == len(self.loss) else None
+        mean = sum(known) / len(self.loss)
+        return mean if len(known) == len(self.loss) and math.isfinite(mean) else None
 
     @model_validator(mode="after")
     def _of_the_same_lengths(self) -> HeldOutLine:

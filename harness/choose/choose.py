@@ -247,8 +247,8 @@ def _notes(run: RunDir, lines: list[HeldOutLine], on_disk: set[int], marks: list
     gone = [mark.step for mark in marks if not mark.on_disk]
     if gone:
         notes.append(
-            f"{_steps(gone)} of the measured saves {'are' if len(gone) > 1 else 'is'} not on disk: a run keeps"
-            " the last save and the multiples of train.keep_every_steps"
+            f"{_steps(gone)} of the measured saves {'are' if len(gone) > 1 else 'is'} not on disk: a run"
+            " keeps the last save and the multiples of train.keep_every_steps"
         )
     unmeasured = sorted(on_disk - {line.step for line in lines})
     if unmeasured:

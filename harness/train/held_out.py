@@ -98,12 +98,12 @@ class HeldOutPass:
     def run(self, step: int, params: tuple[Params, Params], stop: Sequence[int] = ()) -> HeldOutLine | None:
         """The line of the parameters `params`. None if `stop` is filled meanwhile."""
         before, measured = time.monotonic(), []
-        for start in range(0, len(self.rows.index), self._program.rows):
+        for start in range(0, len(self.rows.frames), self._program.rows):
             if stop:
                 return None
             measured.append(self._some(params, start))
         losses, sampled = (
-            np.concatenate(parts)[: len(self.rows.index)] for parts in zip(*measured, strict=True)
+            np.concatenate(parts)[: len(self.rows.frames)] for parts in zip(*measured, strict=True)
         )
         return self._line(step, Measured(losses, sampled), time.monotonic() - before)
 
@@ -111,7 +111,7 @@ class HeldOutPass:
         """A warning for each dimension of the held-out actions that lies far outside of the others."""
         stats, mode = self._job.stats.norm_stats["actions"], self._job.recipe.data.normalization
         horizon, data = self._job.recipe.model.action_horizon, self._loader.data
-        chunks = np.stack([data.action_chunk(i, horizon)[0] for i in self.rows.index])
+        chunks = np.stack([data.action_chunk(i, horizon)[0] for i in self.rows.frames])
         largest = np.abs(normalize(chunks, stats, mode)).max(axis=(0, 1))
         return [
             f"actions[{d}] of the held-out episodes reaches {largest[d]:.3g} when normalized, which rules the"
@@ -123,8 +123,8 @@ class HeldOutPass:
     def _some(self, params: tuple[Params, Params], start: int) -> Measured:
         """The rows from `start` on, as many as the program takes. Missing ones are the last row again."""
         rows, layout = self.rows, self._program.setup.layout
-        at = [min(start + i, len(rows.index) - 1) for i in range(self._program.rows)]
-        batch = self._loader.frames([rows.index[i] for i in at])
+        at = [min(start + i, len(rows.frames) - 1) for i in range(self._program.rows)]
+        batch = self._loader.frames([rows.frames[i] for i in at])
         inputs = feed(batch, layout.rows, self._job.recipe.model.image_size)
         inputs |= jax.device_put(
             {"noise": rows.noise[at], "start": rows.start[at], "time": rows.time[at]}, layout.rows
@@ -136,7 +136,7 @@ class HeldOutPass:
         rows, recipe, data = self.rows, self._job.recipe, self._loader.data
         stats = self._job.stats.norm_stats["actions"]
         actions = unnormalize(measured.sampled, stats, recipe.data.normalization)  # [N, A, D]
-        chunks = [data.action_chunk(i, recipe.model.action_horizon) for i in rows.index[: rows.measured]]
+        chunks = [data.action_chunk(i, recipe.model.action_horizon) for i in rows.frames[: rows.measured]]
         errors = np.stack(
             [
                 np.abs(sampled - recorded)[~is_pad].mean(axis=0, dtype=np.float64)

@@ -50,7 +50,7 @@ def fill(job: Job, watcher: Watcher) -> list[int]:
 
 
 def _deployed(setup: Setup, directory: Path) -> tuple[Params, Params]:
-    """(the parameters to deploy without the frozen ones, the frozen ones) of a step, where the state has them."""
+    """(the parameters to deploy that are trained, the frozen ones) of a step, where the state has them."""
     layout, state = setup.layout, setup.layout.placed(setup.shapes.state)
     wanted = layout.placed(setup.shapes.params) | (state.trained if state.ema is None else state.ema)
     found = load_params(directory, wanted, keep=keeper(setup)).params
