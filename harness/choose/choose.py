@@ -46,8 +46,10 @@ def choose(run: RunDir, by: By = "loss") -> Choice:
     lines, notes = _lines(run)
     measured = _Measured(lines, _matrix([line.loss for line in lines]), _shares(lines), by)
     on_disk = _on_disk(run, notes)
-    whole = np.isfinite(measured.values).all(axis=0)
-    means = np.where(whole, measured.values.mean(axis=0), np.inf)
+    with np.errstate(over="ignore", invalid="ignore"):
+        means = measured.values.mean(axis=0)
+    whole = np.isfinite(means)
+    means = np.where(whole, means, np.inf)
     there_too = np.array([line.step in on_disk for line in lines]) & whole
     best = int(np.argmin(means)) if whole.any() else None
     chosen = int(np.argmin(np.where(there_too, means, np.inf))) if there_too.any() else None
@@ -180,7 +182,8 @@ def _marks(measured: _Measured, on_disk: set[int], best: int | None) -> list[Mar
     if best is not None and len(lines) > 1:
         # All comparisons together are wrong in at most 5 % of the cases (Bonferroni).
         level = 1 - (1 - LEVEL) / (len(lines) - 1)
-        differences = intervals(values - values[:, [best]], level)
+        with np.errstate(over="ignore", invalid="ignore"):
+            differences = intervals(values - values[:, [best]], level)
         worse = [None if i == best else each for i, each in enumerate(differences)]
     return [
         Mark(

@@ -45,7 +45,9 @@ class RecordedSwitch(NamedTuple):
 class Rows(NamedTuple):
     """The rows of a pass. The first `measured` are spread evenly over the episodes; the others show switches.
 
-    `frames` (numbers in the dataset) and `episode` have an entry a row. Shapes: noise, start float32 [N, A, E]; time float32 [N].
+    `frames`, numbers in the whole dataset, and `episode` have an entry a row.
+
+    Shapes: noise, start float32 [N, A, E]; time float32 [N].
     """
 
     frames: list[int]

@@ -34,7 +34,10 @@ from harness.train.held_out_program import HeldOutProgram, compile_held_out, dep
 from harness.train.kernels import compile_pinned
 from harness.train.setup import Setup
 from harness.train.state import TrainState
-from harness.units import format_bytes
+from harness.units import format_bytes, format_seconds
+
+# The share of a run's time that its passes may take before it says so.
+MOST_SHARE = 0.02
 
 
 def is_measured(job: Job, step: int) -> bool:
@@ -257,7 +260,7 @@ class Saves:
     def __init__(
         self, job: Job, program: HeldOutProgram | None, loader: Loader, watcher: Watcher, *, start_step: int
     ) -> None:
-        self._job, self._watcher = job, watcher
+        self._job, self._watcher, self._passes = job, watcher, 0
         self._pass = None if program is None else HeldOutPass(job, program, loader)
         if self._pass is None:
             return
@@ -292,6 +295,24 @@ class Saves:
         self._file.write(line)
         self._tell(line)
         return line
+
+    def tell_cost(self, line: HeldOutLine, step_s: float | None) -> None:
+        """Says once if the passes take more of the run's time than they should, and how many frames do not.
+
+        The first pass of a process is left out, because it reads the pictures for the first time.
+        """
+        self._passes += 1
+        holdout, every = self._job.recipe.train.holdout, self._job.recipe.train.save_every_steps
+        if self._passes != 2 or step_s is None or holdout is None:
+            return
+        share = line.seconds / (line.seconds + every * step_s)
+        if share > MOST_SHARE:
+            fewer = max(1, int(sum(line.frames) * MOST_SHARE / share))
+            self._watcher.say(
+                f"the held-out pass took {format_seconds(line.seconds)}, {share:.0%} of the time from save to"
+                f" save; --set train.holdout.frames={fewer} in the next run, or rarer saves, make it"
+                f" {MOST_SHARE:.0%}"
+            )
 
     def _tell(self, line: HeldOutLine) -> None:
         values = values_of(line)

@@ -167,6 +167,7 @@ class _Trainer:
         # Metrics stay on the device until they are due: reading a metric waits for its step.
         self._pending: list[tuple[int, dict[str, jax.Array], str, float]] = []
         self._flushed = time.monotonic()
+        self._step_s: float | None = None
 
     def run(
         self,
@@ -223,6 +224,7 @@ class _Trainer:
         self._pending.clear()
         now = time.monotonic()
         step_s, self._flushed = (now - self._flushed) / len(fetched), now
+        self._step_s = step_s if self._step_s is None else min(step_s, self._step_s)
         lines = [
             Metrics(step=step, **values, frames=frames, step_s=step_s, data_s=data_s, time=time.time())
             for step, values, frames, data_s in fetched
@@ -264,6 +266,7 @@ class _Trainer:
         line = self._saves.measure(state, step, stop)
         if line is not None:
             self._wandb.held_out(step, values_of(line))
+            self._saves.tell_cost(line, self._step_s)
         self._flushed += time.monotonic() - before
 
     def _save(self, state: TrainState, step: int) -> None:

@@ -1,0 +1,119 @@
+"""What a held-out pass costs: computed for the real recipes, measured on the smoke recipe.
+
+    python -m benchmarks.held_out                                 # the table of cards, moments
+    python -m benchmarks.held_out --smoke [--steps 20] [--run DIR]
+
+Without --smoke: for every card of the table of `harness plan --matrix`, the seconds of a step and of a pass by
+the planner's cost model, for the plan that it chooses, with the default number of frames over 85 episodes (5 %
+of LIBERO's) and half as many switches. The share is that of a run that saves every 1,000 steps. Nothing in the
+table is measured.
+
+--smoke trains the smoke recipe through the command line, with two held-out episodes, the default number of
+frames and a save every tenth of the steps, so that there are many passes. It prints the median time of a step
+and of a pass, and the share of a run that saves every 1,000 steps: pass / (pass + 1,000 steps). The first step
+and the first pass, which begin cold, are left out. What compiling the pass takes is printed too; it is paid
+once a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from harness.artifacts.held_out import read_held_out
+from harness.data.held_out_rows import SAMPLING_STEPS, count_of
+from harness.plan.candidates import changed
+from harness.plan.cards import CARDS
+from harness.plan.cost import held_out_seconds
+from harness.plan.matrix import cells
+from harness.recipe.holdout import Holdout
+from harness.recipe.load import load_recipe
+
+PUBLISHED_CADENCE = 1_000
+EPISODES = 85
+
+
+def table() -> None:
+    rows = count_of(Holdout(episodes=0.05), EPISODES)
+    print(f"{rows} rows a pass, over {EPISODES} episodes; a save every {PUBLISHED_CADENCE:,} steps; computed")
+    print(f"{'card':14} {'recipe':18} {'step, s':>9} {'pass, s':>9} {'share':>9}")
+    shares = []
+    for cell in cells():
+        if cell.plan is None or cell.plan.seconds_per_step is None:
+            continue
+        recipe = changed(load_recipe(cell.recipe), cell.plan.changes)
+        step = cell.plan.seconds_per_step
+        passed = held_out_seconds(recipe, cell.plan.levers, CARDS[cell.card], rows, SAMPLING_STEPS)
+        shares.append(share_of(passed, step))
+        print(f"{cell.card:14} {cell.recipe:18} {step:9.1f} {passed:9.2f} {shares[-1]:9.3%}")
+    print(f"largest share: {max(shares):.3%}")
+
+
+def share_of(pass_s: float, step_s: float) -> float:
+    return pass_s / (pass_s + PUBLISHED_CADENCE * step_s)
+
+
+def smoke(steps: int, run: Path) -> None:
+    """Trains, and prints what the run's own files say."""
+    command = [sys.executable, "-m", "harness.cli", "train", "--recipe=smoke", f"--steps={steps}"]
+    command += [
+        f"--run={run}",
+        "--set=train.holdout.episodes=2",
+        f"--set=train.save_every_steps={steps // 10}",
+    ]
+    command += ["--set=data.degenerate_dimensions=pass_through"]
+    compiling = None
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"WANDB_MODE": "disabled"}
+    ) as child:
+        assert child.stderr is not None
+        started = None
+        for line in child.stderr:
+            print(line, end="", file=sys.stderr)
+            if line.startswith("compiling the held-out pass"):
+                started = time.monotonic()
+            elif started is not None and compiling is None:
+                compiling = time.monotonic() - started
+    lines: list[dict[str, Any]] = [
+        json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+    step_s = statistics.median(line["step_s"] for line in lines[1:])
+    found = read_held_out(run / "held_out.jsonl", run)
+    assert found is not None
+    pass_s = statistics.median(line.seconds for line in found.lines[1:])
+    rows = sum(found.lines[0].frames) + len(found.lines[0].switches)
+    print(f"step {step_s:.3f} s (median of {len(lines) - 1})")
+    print(f"pass {pass_s:.3f} s over {rows} rows (median of {len(found.lines) - 1})")
+    print(f"compiling the pass {compiling or 0.0:.1f} s, once a run")
+    print(f"share of a run that saves every {PUBLISHED_CADENCE:,} steps: {share_of(pass_s, step_s):.3%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--smoke", action="store_true", help="measure on the smoke recipe")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the smoke run, at least 20")
+    parser.add_argument(
+        "--run", type=Path, help="where the smoke run goes; default: deleted"
+    )
+    options = parser.parse_args()
+    if not options.smoke:
+        table()
+    elif options.run is not None:
+        smoke(max(20, options.steps), options.run)
+    else:
+        with tempfile.TemporaryDirectory() as directory:
+            smoke(max(20, options.steps), Path(directory) / "run")
+
+
+if __name__ == "__main__":
+    main()
