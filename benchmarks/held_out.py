@@ -2,17 +2,21 @@
 
     python -m benchmarks.held_out                                 # the table of cards, moments
     python -m benchmarks.held_out --smoke [--steps 20] [--run DIR]
+    python -m benchmarks.held_out --memory rtx_4090               # some minutes a recipe
 
-Without --smoke: for every card of the table of `harness plan --matrix`, the seconds of a step and of a pass by
-the planner's cost model, for the plan that it chooses, with the default number of frames over 85 episodes (5 %
-of LIBERO's) and half as many switches. The share is that of a run that saves every 1,000 steps. Nothing in the
-table is measured.
+Without an option: for every card of the table of `harness plan --matrix`, the seconds of a step and of a pass
+by the planner's cost model, for the plan that it chooses. The pass has the default number of frames over 85
+episodes (5 % of LIBERO's) and half as many switches. The share is that of a run that saves every 1,000 steps.
+Nothing in the table is measured.
 
 --smoke trains the smoke recipe through the command line, with two held-out episodes, the default number of
 frames and a save every tenth of the steps, so that there are many passes. It prints the median time of a step
-and of a pass, and the share of a run that saves every 1,000 steps: pass / (pass + 1,000 steps). The first step
-and the first pass, which begin cold, are left out. What compiling the pass takes is printed too; it is paid
-once a run.
+and of a pass, and the share of a run that saves every 1,000 steps: pass / (pass + 1,000 steps). The first
+step and the first pass, which begin cold, are left out. What compiling the pass takes is printed too; it is
+paid once a run.
+
+--memory compiles the pass of the plan that is chosen for a card which need not be here, and prints its bytes
+beside those of the step: the whole state, the pass and its rows.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from harness.plan.cost import held_out_seconds
 from harness.plan.matrix import cells
 from harness.recipe.holdout import Holdout
 from harness.recipe.load import load_recipe
+from harness.units import format_bytes
 
 PUBLISHED_CADENCE = 1_000
 EPISODES = 85
@@ -55,6 +60,33 @@ def table() -> None:
         shares.append(share_of(passed, step))
         print(f"{cell.card:14} {cell.recipe:18} {step:9.1f} {passed:9.2f} {shares[-1]:9.3%}")
     print(f"largest share: {max(shares):.3%}")
+
+
+def memory(card: str) -> None:
+    """Compiles the pass for an absent card."""
+    from jax.experimental import topologies
+
+    from harness.train.held_out_program import compile_held_out
+    from harness.train.setup import setup_of
+    from harness.train.sharding import Layout
+
+    rows = count_of(Holdout(episodes=0.05), EPISODES)
+    options = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": "False"}
+    for cell in cells():
+        if cell.card != card or cell.plan is None:
+            continue
+        recipe, levers = changed(load_recipe(cell.recipe), cell.plan.changes), cell.plan.levers
+        topology = topologies.get_topology_desc(
+            platform="cuda", target_config=CARDS[card].target(), topology=f"1x1x{levers.devices}"
+        )
+        setup = setup_of(recipe, Layout(topology.devices, levers.fsdp, levers.host))
+        found = compile_held_out(setup, levers, rows, options=options, platform="cuda")
+        print(
+            f"{card} {cell.recipe}: pass {format_bytes(found.device_bytes)}, of it"
+            f" {format_bytes(found.own_bytes)} of its own, {found.rows} rows at a time; step {format_bytes(cell.plan.phases['step'])}"
+            f" (microbatch {levers.microbatch}, host {', '.join(levers.host) or 'nothing'})",
+            flush=True,
+        )
 
 
 def share_of(pass_s: float, step_s: float) -> float:
@@ -102,11 +134,14 @@ def main() -> None:
     )
     parser.add_argument("--smoke", action="store_true", help="measure on the smoke recipe")
     parser.add_argument("--steps", type=int, default=20, help="steps of the smoke run, at least 20")
+    parser.add_argument("--run", type=Path, help="where the smoke run goes; default: deleted")
     parser.add_argument(
-        "--run", type=Path, help="where the smoke run goes; default: deleted"
+        "--memory", metavar="CARD", choices=sorted(CARDS), help="compile the pass for this card"
     )
     options = parser.parse_args()
-    if not options.smoke:
+    if options.memory:
+        memory(options.memory)
+    elif not options.smoke:
         table()
     elif options.run is not None:
         smoke(max(20, options.steps), options.run)

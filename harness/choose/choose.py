@@ -22,6 +22,8 @@ from harness.run.directory import CHECKPOINTS, RunDir, sha256_file
 from harness.run.steps import whole_steps
 
 LEVEL = 0.95
+# With fewer episodes the 95 % interval is more than 1.14 times as wide as with many.
+FEW_EPISODES = 10
 WORDS: dict[By, str] = {"loss": "held-out loss", "action": "error of sampled actions"}
 
 
@@ -262,6 +264,11 @@ def _notes(run: RunDir, lines: list[HeldOutLine], on_disk: set[int], marks: list
     lost = [mark.step for mark in marks if mark.loss.mean is None or mark.action.mean is None]
     if lost:
         notes.append(f"the held-out loss or action error of {_steps(lost)} is not finite")
+    if 1 < len(lines[-1].episodes) < FEW_EPISODES:
+        notes.append(
+            f"intervals over {len(lines[-1].episodes)} episodes are wide: hold more of them out"
+            " (train.holdout.episodes)"
+        )
     if len(lines[-1].episodes) < 2:
         notes.append("one held-out episode gives no interval, so no two saves can be told apart")
     if not any(lines[-1].spread):

@@ -9,18 +9,19 @@ from harness.show.rows import Cells, line, rows_table
 
 
 def choice_table(choice: Choice) -> Group:
-    """Each measured save with its intervals, then the answer, what it leaves out, and what to do next."""
+    """Each measured save with its intervals, the answer, the chosen save's errors, and what to do next."""
     table = Cells(
         f"{choice.run}: {choice.episodes} held-out episodes, {choice.frames} frames a save",
-        ("step", "held-out loss", "action error", "switches missed", "against the chosen"),
+        ("step", "held-out loss", "action error", "missed", "early", "late", "difference", ""),
     )
     for mark in choice.marks:
         table.row(
             f"{mark.step:,}" + ("" if mark.on_disk else " (deleted)"),
             interval(mark.loss),
             interval(mark.action),
-            switches(mark.switches),
-            against(mark, choice),
+            *switches(mark.switches),
+            "" if mark.worse is None else interval(mark.worse, signed=True),
+            verdict(mark, choice),
             style="bold" if mark.step == choice.chosen else "" if mark.on_disk else "dim",
         )
     which = "the average (EMA), as inference uses it" if choice.parameters == "average" else "as trained"
@@ -32,42 +33,61 @@ def choice_table(choice: Choice) -> Group:
             f"95 %, {choice.interval}; differences paired by episode, 95 % for all of them together",
         ),
         ("action error", "share of each dimension's spread, mean over the dimensions"),
+        (
+            "switches",
+            "of two-valued dimensions, such as a gripper's: missed; early and late with mean frames",
+        ),
         *(("note", note) for note in choice.notes),
     ]
-    return Group(table, rows_table("", facts), *(line(f"  {command}") for command in choice.commands))
+    return Group(
+        table, *_errors(choice), rows_table("", facts), *(line(f"  {command}") for command in choice.commands)
+    )
 
 
-def interval(value: Interval, digits: int = 4) -> str:
-    """The mean with the ends of its interval."""
+def _errors(choice: Choice) -> list[Cells]:
+    """The chosen save's error of each dimension, in the robot's units."""
+    chosen = next((mark for mark in choice.marks if mark.step == choice.chosen), None)
+    if chosen is None:
+        return []
+    table = Cells(
+        f"error of sampled actions at step {chosen.step:,}, in the robot's units",
+        ("dimension", "mean |error|"),
+    )
+    for d, each in enumerate(chosen.errors):
+        table.row(f"actions[{d}]", interval(each))
+    return [table]
+
+
+def interval(value: Interval, *, signed: bool = False) -> str:
+    """The mean with the ends of its interval, in three digits."""
+    form = "+.3g" if signed else ".3g"
     if value.mean is None:
         return "not finite"
     if value.low is None or value.high is None:
-        return f"{value.mean:.{digits}g}"
-    return f"{value.mean:.{digits}g} ({value.low:.{digits}g} to {value.high:.{digits}g})"
+        return f"{value.mean:{form}}"
+    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
 
 
-def switches(found: Switches | None) -> str:
-    """Missed of all, and the late and early ones among the others."""
+def switches(found: Switches | None) -> tuple[str, str, str]:
+    """(missed of all, the early ones, the late ones), each with its mean distance in frames."""
     if found is None:
-        return "none recorded"
-    late = sum(n for offset, n in found.offsets.items() if offset > 0)
-    early = sum(n for offset, n in found.offsets.items() if offset < 0)
-    return f"{found.missed} of {found.count}; {early} early, {late} late"
+        return "none recorded", "", ""
+    early = {-offset: n for offset, n in found.offsets.items() if offset < 0}
+    late = {offset: n for offset, n in found.offsets.items() if offset > 0}
+    return f"{found.missed} of {found.count}", _distance(early), _distance(late)
 
 
-def against(mark: Mark, choice: Choice) -> str:
-    """The paired difference to the chosen save, and whether it is told apart."""
+def _distance(frames: dict[int, int]) -> str:
+    count = sum(frames.values())
+    return f"{count} by {sum(k * n for k, n in frames.items()) / count:.1f}" if count else "0"
+
+
+def verdict(mark: Mark, choice: Choice) -> str:
+    """What the paired difference to the chosen save says."""
     if mark.step == choice.chosen:
         return "chosen"
     if mark.worse is None or mark.worse.mean is None:
         return "not compared"
-    words = (
-        "cannot be told apart"
-        if mark.told_apart is not True
-        else "worse"
-        if mark.worse.mean > 0
-        else "better"
-    )
-    ends = mark.worse
-    held = "" if ends.low is None or ends.high is None else f" ({ends.low:+.3g} to {ends.high:+.3g})"
-    return f"{ends.mean:+.3g}{held}: {words}"
+    if mark.told_apart is not True:
+        return "cannot be told apart"
+    return "worse" if mark.worse.mean > 0 else "better"
