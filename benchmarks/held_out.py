@@ -83,8 +83,8 @@ def memory(card: str) -> None:
         found = compile_held_out(setup, levers, rows, options=options, platform="cuda")
         print(
             f"{card} {cell.recipe}: pass {format_bytes(found.device_bytes)}, of it"
-            f" {format_bytes(found.own_bytes)} of its own, {found.rows} rows at a time; step {format_bytes(cell.plan.phases['step'])}"
-            f" (microbatch {levers.microbatch}, host {', '.join(levers.host) or 'nothing'})",
+            f" {format_bytes(found.own_bytes)} of its own, {found.rows} rows at a time; step"
+            f" {format_bytes(cell.plan.phases['step'])} (microbatch {levers.microbatch}, host {', '.join(levers.host) or 'nothing'})",
             flush=True,
         )
 

@@ -277,10 +277,10 @@ def _notes(run: RunDir, lines: list[HeldOutLine], on_disk: set[int], marks: list
 
 
 def _commands(run: RunDir, step: int) -> list[str]:
-    place = word(run.checkpoints / str(step))
-    found = [f"harness predict {place} --run {word(run.path)}"]
+    place = run.checkpoints / str(step)
+    found = [f"harness predict {word(place)} --run {word(run.path)}"]
     if _has_adapters(run):
-        found.append(f"harness export {place} {word(Path('exports') / f'{run.path.name}-{step}')}")
+        found.append(f"harness export {word(place)} {word(Path('exports') / f'{run.path.name}-{step}')}")
     return found
 
 
