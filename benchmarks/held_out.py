@@ -81,10 +81,12 @@ def memory(card: str) -> None:
         )
         setup = setup_of(recipe, Layout(topology.devices, levers.fsdp, levers.host))
         found = compile_held_out(setup, levers, rows, options=options, platform="cuda")
+        step = format_bytes(cell.plan.phases["step"])
+        beside = f"microbatch {levers.microbatch}, host {', '.join(levers.host) or 'nothing'}"
         print(
             f"{card} {cell.recipe}: pass {format_bytes(found.device_bytes)}, of it"
-            f" {format_bytes(found.own_bytes)} of its own, {found.rows} rows at a time; step"
-            f" {format_bytes(cell.plan.phases['step'])} (microbatch {levers.microbatch}, host {', '.join(levers.host) or 'nothing'})",
+            f" {format_bytes(found.own_bytes)} of its own, {found.rows} rows at a time; step {step}"
+            f" ({beside})",
             flush=True,
         )
 

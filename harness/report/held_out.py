@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from harness.artifacts.choice import Choice, Interval
 
@@ -135,3 +136,7 @@ def late(offsets: dict[int, int]) -> str:
 def _distance(frames: dict[int, int]) -> str:
     count = sum(frames.values())
     return f"{count}, by {sum(k * n for k, n in frames.items()) / count:.1f}" if count else "0"
+
+
+# The filters of the template.
+FILTERS: dict[str, Callable[[Any], Any]] = {"interval": interval, "early": early, "late": late}

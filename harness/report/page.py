@@ -83,8 +83,7 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
     kinds = (Machine, Dataset, NormStats, Checkpoint, Prediction, Memory, Curve, Diagnosis, Verdict, Choice)
     found: dict[str, Any] = {kind.__name__: read_or_tell(run, kind, problems) for kind in kinds}
     points = max(curves.MAX_POINTS // 10, min(curves.MAX_POINTS, POINTS_OF_ALL // (1 + len(beside))))
-    more = {"interval": held_out.interval, "early": held_out.early, "late": held_out.late}
-    page = template("report.html.j2", count=format_count, number=_number, plain=_plain, **more)
+    page = template("report.html.j2", count=format_count, number=_number, plain=_plain, **held_out.FILTERS)
     return page.render(
         name=this.name,
         machine=found["Machine"],
