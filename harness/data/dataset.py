@@ -13,7 +13,7 @@ from typing import cast
 from harness.artifacts import Dataset
 from harness.data.completeness import check_cameras
 from harness.data.fetch import Resolved, resolve
-from harness.data.held_out import Kept, held_out
+from harness.data.held_out import Kept, left_out_of
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.mapping import IMAGES, NUMBERS, Wanted
 from harness.data.oddities import camera_findings, check_rows
@@ -33,11 +33,11 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
 
     Without its tokenizer the lengths of the prompts are unknown; with `prompts_needed` that is refused.
 
-    Raises: HarnessError of `resolve`, of `open_dataset` and of its reader, and of `held_out`;
+    Raises: HarnessError of `resolve`, of `open_dataset` and of its reader, and of `left_out_of`;
     "action-dim-too-small", "tokenizer-too-large".
     """
     resolved, dataset = open_for(recipe)
-    left_out = held_out(recipe.train.holdout, [episode.index for episode in dataset.episodes])
+    left_out = left_out_of(recipe, dataset.episodes)
     rows = check_rows(dataset, recipe)
     odd_images = check_cameras(dataset, {name for name in recipe.data.cameras.values() if name is not None})
     sha256, total_bytes = content_hash(resolved.path)

@@ -11,9 +11,18 @@ from harness.data.metadata import Episode
 from harness.data.rows import Block
 from harness.errors import HarnessError
 from harness.recipe.holdout import Holdout, numbers
+from harness.recipe.schema import Recipe
 
 _MOST_SHOWN = 8
 KEY = "train.holdout.episodes"
+
+
+def left_out_of(recipe: Recipe, episodes: Iterable[Episode]) -> list[int]:
+    """The numbers of the episodes that the recipe holds out, of those that it would train on without.
+
+    Raises: HarnessError as `held_out`.
+    """
+    return held_out(recipe.train.holdout, [episode.index for episode in episodes])
 
 
 def held_out(holdout: Holdout | None, episodes: Sequence[int]) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from harness.artifacts import Dataset, DimensionStats, NormStats
-from harness.data.held_out import Kept, held_out
+from harness.data.held_out import Kept, left_out_of
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.pace import Pace, workers_from_environment
 from harness.data.pictures import Pictures
@@ -66,7 +66,7 @@ class Loader:
         shards: int = 1,
     ) -> None:
         data = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
-        left_out = held_out(recipe.train.holdout, [episode.index for episode in data.episodes])
+        left_out = left_out_of(recipe, data.episodes)
         kept = Kept(data.episodes, left_out) if left_out else None
         _check(data, dataset, len(kept) if kept else data.frames, batch_size, shard, shards)
         share = batch_size // shards

@@ -18,7 +18,7 @@ from typing import Literal, cast
 import numpy as np
 
 from harness.artifacts import Dataset, DegenerateDimension, DimensionStats, NormStats
-from harness.data.held_out import Kept, blocks_without, held_out
+from harness.data.held_out import Kept, blocks_without, left_out_of
 from harness.data.lerobot import LeRobotDataset, open_dataset
 from harness.data.rows import Block
 from harness.data.transforms import EPSILON
@@ -44,13 +44,13 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
     The std is that of the population. Quantiles are linear between neighbours. Held-out episodes do not
     count.
 
-    Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of `held_out` and of the
+    Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of `left_out_of` and of the
     dataset's reader.
     """
     opened = open_dataset(Path(dataset.path), state=recipe.data.state, actions=recipe.data.actions)
     horizon = recipe.model.action_horizon
     keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")
-    left_out = held_out(recipe.train.holdout, [episode.index for episode in opened.episodes])
+    left_out = left_out_of(recipe, opened.episodes)
     found = _found(blocks_without(_blocks(opened), left_out), horizon, keys)
     norm_stats, findings = {}, []
     for key in cast(tuple[Key, ...], tuple(found)):
