@@ -137,8 +137,7 @@ class HeldOutPass:
 
     def _line(self, step: int, measured: Measured, seconds: float) -> HeldOutLine:
         rows, recipe, data = self.rows, self._job.recipe, self._loader.data
-        stats = self._job.stats.norm_stats["actions"]
-        actions = unnormalize(measured.sampled, stats, recipe.data.normalization)  # [N, A, D]
+        stats, actions = self._job.stats.norm_stats["actions"], self._in_robots_units(measured.sampled)
         chunks = [data.action_chunk(i, recipe.model.action_horizon) for i in rows.frames[: rows.measured]]
         errors = np.stack(
             [
@@ -162,6 +161,12 @@ class HeldOutPass:
             switches=[self._switch(each, actions[each.row]) for each in rows.switches],
             seconds=seconds,
             time=time.time(),
+        )
+
+    def _in_robots_units(self, sampled: np.ndarray) -> np.ndarray:
+        """The sampled actions of the rows as the dataset records actions. Shapes: [N, A, E] to [N, A, D]."""
+        return unnormalize(
+            sampled, self._job.stats.norm_stats["actions"], self._job.recipe.data.normalization
         )
 
     def _switch(self, recorded: RecordedSwitch, actions: np.ndarray) -> Switch:
