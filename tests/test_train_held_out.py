@@ -22,11 +22,12 @@ from harness.data.stats import compute
 from harness.data.transforms import normalize, pad_last
 from harness.run.directory import RunDir
 from harness.run.job import Job, job_of
-from harness.train.held_out import HeldOutFile, HeldOutPass, values_of
+from harness.train.held_out import HeldOutFile, HeldOutPass, Saves, values_of
 from harness.train.held_out_program import HeldOutProgram
 from harness.train.loop import train
 from harness.train.setup import setup_of
 from harness.train.sharding import Layout
+from harness.train.state import TrainState
 from tests.support.held_out import line
 from tests.support.real_runs import SMALL, STEPS, assert_same, harness, learned, metrics, start, wait_for
 from tests.support.tiny import tiny
@@ -153,7 +154,10 @@ def of_sample(sampled: Any, losses: Any = None, rows: int = 4) -> tuple[HeldOutP
     done = [0]
 
     def run(*_: object) -> tuple[np.ndarray, np.ndarray]:
-        at = [min(done[0] + i, len(one.rows.frames) - 1) for i in range(rows)]
+        at = [
+            min(done[0] % (len(one.rows.frames) + rows - 1) + i, len(one.rows.frames) - 1)
+            for i in range(rows)
+        ]
         done[0] += rows
         given = np.zeros(len(at)) if losses is None else losses[at]
         return given, np.stack([sampled(one, at[i]) for i in range(rows)])
@@ -264,6 +268,34 @@ def test_a_row_depends_on_seed_episode_and_frame_alone() -> None:
         assert some.time[n] == rows.time[at]
     assert some.sha256 != rows.sha256
     assert np.all((rows.time > 0) & (rows.time <= 1))
+
+
+def test_a_pass_that_a_stop_left_off_is_made_up_for_once(tmp_path: Path) -> None:
+    one, job = of_sample(recorded)
+    heard, state = Heard(), TrainState(None, {}, {}, None, None)  # type: ignore[arg-type]
+    saves = Saves(job._replace(run=RunDir(tmp_path)), one._program, one._loader, heard, start_step=10)
+    assert saves.measure(state, 10, [15]) is None
+    assert "step 10 was left off" in heard.texts[-1]
+    assert not (tmp_path / "held_out.jsonl").exists()
+    assert saves.measure(state, 10, []) is not None
+    assert saves.measure(state, 10, []) is None
+    # A save between two of the cadence is not measured.
+    assert saves.measure(state, 13, []) is None
+    assert len((tmp_path / "held_out.jsonl").read_text().splitlines()) == 1
+
+
+def test_passes_that_take_much_of_the_time_are_told_with_fewer_frames(tmp_path: Path) -> None:
+    one, job = of_sample(recorded)
+    heard = Heard()
+    saves = Saves(job._replace(run=RunDir(tmp_path)), one._program, one._loader, heard, start_step=0)
+    for _ in range(3):
+        saves.tell_cost(line(10, [1.0] * 25, seconds=10.0), 1.0)
+    told = [text for text in heard.texts if "took" in text]
+    assert len(told) == 1
+    assert "50%" in told[0]
+    assert "train.holdout.frames=4 " in told[0]
+    saves.tell_cost(line(10, [1.0], seconds=0.1), 1.0)
+    assert len([text for text in heard.texts if "took" in text]) == 1
 
 
 def test_the_file_keeps_lines_up_to_the_checkpoint_and_drops_what_is_torn(tmp_path: Path) -> None:
