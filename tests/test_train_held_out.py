@@ -154,10 +154,7 @@ def of_sample(sampled: Any, losses: Any = None, rows: int = 4) -> tuple[HeldOutP
     done = [0]
 
     def run(*_: object) -> tuple[np.ndarray, np.ndarray]:
-        at = [
-            min(done[0] % (len(one.rows.frames) + rows - 1) + i, len(one.rows.frames) - 1)
-            for i in range(rows)
-        ]
+        at = [min(done[0] + i, len(one.rows.frames) - 1) for i in range(rows)]
         done[0] += rows
         given = np.zeros(len(at)) if losses is None else losses[at]
         return given, np.stack([sampled(one, at[i]) for i in range(rows)])
