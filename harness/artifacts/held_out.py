@@ -26,12 +26,14 @@ class Switch(Strict):
 
     `offset`: frames from the recorded to the predicted change, negative if that is early. It is null if the
     predicted chunk has no such change. `room` is the number of frames that the chunk has before and after.
+    `part` is the position of its dataset among those of a mixture.
     """
 
     dimension: Count
     episode: Count
     offset: int | None = Field(ge=-(2**20), le=2**20)
     room: tuple[Count, Count]
+    part: Count = 0
 
 
 class OfDataset(Strict):

@@ -213,7 +213,13 @@ class HeldOutPass:
             found = [0]
         offset = min((t - recorded.offset for t in found), key=abs, default=None)
         room = (recorded.offset, len(values) - 1 - recorded.offset)
-        return Switch(dimension=recorded.dimension, episode=recorded.episode, offset=offset, room=room)
+        return Switch(
+            dimension=recorded.dimension,
+            episode=recorded.episode,
+            offset=offset,
+            room=room,
+            part=self.rows.part[recorded.row],
+        )
 
 
 def _finite(value: float) -> float | None:
