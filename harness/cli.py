@@ -35,6 +35,7 @@ VERBS = (
     "status",
     "inspect",
     "analyse",
+    "choose",
     "predict",
     "export",
     "report",

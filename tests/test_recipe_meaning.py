@@ -23,6 +23,9 @@ LATER = (
     "data.episodes.include=0-90",
     "data.episodes.exclude=[8]",
     "data.norm_stats=stats.json",
+    "train.holdout.episodes=0.05",
+    "train.holdout.seed=1",
+    "train.holdout.frames=65",
 )
 BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99", *LATER])
 KEYS = sorted(flat(BASE.model_dump(mode="json")))

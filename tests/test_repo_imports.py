@@ -22,6 +22,7 @@ ROOMS = {
     "probe",
     "data",
     "analyse",
+    "choose",
     "report",
     "supervise",
     "doctor",
@@ -41,6 +42,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "probe": (set(), set()),
     "data": (set(), set()),
     "analyse": (set(), set()),
+    "choose": (set(), set()),
     "report": (set(), set()),
     "supervise": ({"probe"}, set()),
     "doctor": ({"probe"}, set()),
@@ -56,7 +58,18 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     # Nothing heavy at the top, so that `harness --help` loads nothing.
     "flow": (
         {"show"},
-        {"analyse", "checkpoint", "data", "doctor", "openpi", "plan", "probe", "report", "supervise"},
+        {
+            "analyse",
+            "checkpoint",
+            "choose",
+            "data",
+            "doctor",
+            "openpi",
+            "plan",
+            "probe",
+            "report",
+            "supervise",
+        },
     ),
     "verify": ({"flow"}, {"data", "supervise"}),
     # On the host: another image does the work, so nothing of it is imported.

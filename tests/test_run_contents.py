@@ -14,6 +14,7 @@ from PIL import Image
 
 from harness import artifacts as a
 from harness.artifacts.metrics_lines import LINE_BYTES, read_lines
+from harness.choose.choose import choose
 from harness.errors import HarnessError
 from harness.probe.machine import probe
 from harness.recipe.load import load_recipe
@@ -26,6 +27,7 @@ from harness.train.metrics import MetricsFile
 from harness.verify.binding import bound
 from harness.verify.replay import recorded_metrics
 from harness.verify.run import verify_pair
+from tests.support.held_out import falling, run_of
 from tests.support.report_run import Page, metrics, picture, run_without_recipe
 from tests.support.run_readers import READERS, outcome
 
@@ -111,6 +113,7 @@ def test_no_content_of_any_artifact_brings_a_reader_down(run: RunDir, name: str)
 
 def _everything(run: RunDir) -> None:
     """Gives the run the artifacts that it lacks."""
+    run.write(choose(run_of(run.path, falling(3, 3), [])))
     wave = [[0.1 * i] * 7 for i in range(10)]
     question = {
         "episode": 0,

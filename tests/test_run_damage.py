@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Dataset, NormStats
+from harness.choose.choose import choose
 from harness.flow.chain import Chain
 from harness.probe.machine import probe
 from harness.recipe.load import load_recipe
 from harness.run.directory import sha256_json
 from harness.verify.run import verify_pair
+from tests.support.held_out import falling, run_of
 from tests.support.mutation import damage_file, damage_value
 from tests.support.report_run import full_run, manifest
 from tests.support.run_readers import READERS, TEXTS, outcome
@@ -39,6 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory.write(verify_pair(directory, directory))
     (directory.path / ".lock").write_text('{"pid": 1, "host": "x", "since": 1.0}')
     (directory.path / "wandb_id.txt").write_text("abcdefgh\n")
+    directory.write(choose(run_of(directory.path, falling(3, 3), [])))
     assert directory.read(Dataset)
     assert directory.read(NormStats)
     return directory.path
@@ -73,6 +76,7 @@ def test_the_readers_read(run: Path, tmp_path: Path) -> None:
     whole = {name: outcome(reader, copy) for name, reader in READERS.items()}
     # It has no checkpoint to inspect, and nobody would take its sixty lines for learning.
     assert whole.pop("inspect") == "checkpoint-empty"
+    assert whole.pop("choose") == "exit code 1"
     assert whole.pop("status").startswith("exit code")
     assert whole == {
         "analyse": "exit code 1",

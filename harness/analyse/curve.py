@@ -13,7 +13,7 @@ from harness.analyse import events, findings
 from harness.analyse.distance import distance
 from harness.analyse.fingerprints import about_first_loss, about_weights
 from harness.analyse.gradients import about_gradients
-from harness.analyse.held_out import held_out
+from harness.analyse.held_out import held_out, measured
 from harness.analyse.learning import applied_before, applied_steps, learning_of, rate_applied
 from harness.analyse.level import clipped, settle, without
 from harness.analyse.lines import Records, read_records
@@ -117,13 +117,13 @@ def analyse(
     applied = applied_steps(own, columns)
     learning = learning_of(own, columns, applied, told, counted=log.records.numbered)
     found = _Trend(columns, learning, applied, log.records.decimals)
-    second = held_out(log.records.log.held_out)
+    second, lost = held_out(measured(log.source.run) or log.records.log.held_out)
     pace = throughput(log.records.columns if not log.run.mixed else columns, log.records.bars)
     still = findings.about_weights_moving(columns, learning)
     about = [
         *_about_start(log, own, told, learning, applied),
         *still,
-        *findings.about_held_out(second),
+        *findings.about_held_out(second, lost),
         *findings.about_pace(pace),
         *findings.about_events(found.spikes, found.jumps),
         *_about_end(found),

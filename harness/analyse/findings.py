@@ -279,8 +279,13 @@ def about_loss(steps: Floats, losses: Floats, *, by_rate: bool) -> list[CurveFin
     ]
 
 
-def about_held_out(curve: HeldOut | None) -> list[CurveFinding]:
-    """A warning if the loss on held-out data rises from its lowest value."""
+def about_held_out(curve: HeldOut | None, lost: list[int]) -> list[CurveFinding]:
+    """A warning if the loss on held-out data rises from its lowest value, or is `lost`: not finite."""
+    if lost:
+        text = f"the held-out loss is not finite at {_times_of(lost)}: those parameters are of no use"
+        return [
+            CurveFinding(severity="warning", code="held-out-not-finite", text=text, steps=lost[:FIRST_FEW])
+        ]
     if curve is None or curve.points < 3 or curve.last <= 1.05 * curve.lowest:
         return []
     text = (
@@ -288,6 +293,10 @@ def about_held_out(curve: HeldOut | None) -> list[CurveFinding]:
         f" {curve.last:.4g}: what is learned after that step helps on the training data only"
     )
     return [CurveFinding(severity="warning", code="held-out-rises", text=text, steps=[curve.lowest_at_step])]
+
+
+def _times_of(steps: list[int]) -> str:
+    return f"step {steps[0]:,}" if len(steps) == 1 else f"{len(steps)} steps, the first of them {steps[0]:,}"
 
 
 def _times(count: int) -> str:

@@ -17,6 +17,7 @@ from harness.artifacts.checkpoint import (
     Moved,
     Movement,
 )
+from harness.artifacts.choice import Choice
 from harness.artifacts.curve import Curve, CurveFinding
 from harness.artifacts.dataset import (
     Comparison,
@@ -48,6 +49,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointItem",
     "CheckpointStep",
+    "Choice",
     "Compared",
     "Comparison",
     "Curve",

@@ -31,7 +31,9 @@ class Dataset(Artifact):
     then those of all of them, and `path` is empty.
 
     `longest_prompt_tokens` is None if the tokenizer is not on this machine, and `unknown` says so. Prompts
-    then take all of the recipe's tokens.
+    then take all of the recipe's tokens. `held_out` are the episodes that train.holdout keeps out of
+    training; of a mixture its `members` have them. `trained_frames` is the number of frames that are left;
+    None where no episode is held out.
     """
 
     FILE: ClassVar[str] = "dataset.json"
@@ -49,11 +51,23 @@ class Dataset(Artifact):
     longest_prompt_tokens: int | None
     prompt_tokens: int
     total_bytes: int
+    held_out: list[int] = []
+    trained_frames: int | None = None
     findings: list[str] = []
     unknown: dict[str, str] = {}
     left_out: LeftOut | None = None
     members: list[Dataset] = []
     shares: list[int] = []
+
+    @property
+    def trained(self) -> int:
+        """The number of frames that are trained on."""
+        return self.frames if self.trained_frames is None else self.trained_frames
+
+    @property
+    def held_out_count(self) -> int:
+        """The number of held-out episodes, of all datasets."""
+        return sum(len(one.held_out) for one in self.parts)
 
     @property
     def parts(self) -> list[Dataset]:

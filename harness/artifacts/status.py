@@ -17,6 +17,9 @@ class Status(Artifact):
 
     `step` counts the logged steps, of `steps`.
 
+    `held_out_loss` is the mean over the held-out episodes at the last measured save, after `held_out_step`
+    steps. Both are None if none was measured.
+
     Seconds per step are medians of the last logged ones. `expected_step_s` is the plan's.
 
     "silent": the process lives, but has not written for much longer than a step takes. "stopped": it ended
@@ -35,6 +38,8 @@ class Status(Artifact):
     loss: float | None = None
     grad_norm: float | None = None
     learning_rate: float | None = None
+    held_out_loss: float | None = None
+    held_out_step: int | None = None
     step_s: float | None = None
     expected_step_s: float | None = None
     data_s: float | None = None

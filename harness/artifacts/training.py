@@ -46,6 +46,7 @@ class Used(Strict):
     episodes: int
     frames: int
     left_out: LeftOut | None = None
+    held_out: list[int] = []
     share: int = 1
 
 
@@ -59,6 +60,7 @@ def used(dataset: Dataset) -> list[Used]:
             episodes=each.episodes,
             frames=each.frames,
             left_out=each.left_out,
+            held_out=each.held_out,
             share=share,
         )
         for each, share in zip(dataset.parts, dataset.shares or [1], strict=True)
@@ -126,7 +128,8 @@ class Manifest(Artifact):
     None when the harness itself trains. Otherwise packages, lock and Python are those of openpi's
     environment, and the harness has no compiled program of its own. `datasets` are the data that it learns
     from; manifests of older versions have none. `norm_stats_given` is the file of statistics that the recipe
-    gives. `unknown` says why a field is None.
+    gives. `held_out` are the episodes kept out of training; None if none are, or if a mixture's `datasets`
+    name them. `unknown` says why a field is None.
     """
 
     FILE: ClassVar[str] = "manifest.json"
@@ -138,6 +141,7 @@ class Manifest(Artifact):
     dataset_sha256: str
     dataset_revision: str | None
     norm_stats_sha256: str
+    held_out: list[int] | None = None
     parameters_total: int
     parameters_trained: int
     weights: Annotated[dict[str, Any], _like(_Weights)]
@@ -167,6 +171,11 @@ class Manifest(Artifact):
     datasets: list[Used] = []
     norm_stats_given: Given | None = None
     unknown: dict[str, str] = {}
+
+    @property
+    def held_out_count(self) -> int:
+        """The number of episodes that are kept out of training."""
+        return len(self.held_out or []) or sum(len(one.held_out) for one in self.datasets)
 
     @property
     def backend(self) -> Backend:

@@ -13,6 +13,7 @@ from typing import cast
 from harness.artifacts import Dataset, LeftOut
 from harness.data.completeness import check_cameras
 from harness.data.fetch import Resolved, resolve
+from harness.data.held_out import Kept, left_out_of
 from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.mapping import IMAGES, NUMBERS, Wanted, likely_state
 from harness.data.mixture import prompts_together, together, twice
@@ -36,8 +37,8 @@ def describe(recipe: Recipe, *, prompts_needed: bool = False) -> Dataset:
 
     Without its tokenizer the lengths of the prompts are unknown; with `prompts_needed` that is refused.
 
-    Raises: HarnessError of `resolve`, of `open_data` and of its reader; "action-dim-too-small",
-    "tokenizer-too-large", "dataset-twice".
+    Raises: HarnessError of `resolve`, of `open_data` and of its reader, and of `left_out_of`;
+    "action-dim-too-small", "tokenizer-too-large", "dataset-twice".
     """
     if recipe.data.datasets is None:
         return _describe(recipe, prompts_needed)
@@ -58,6 +59,7 @@ def check_each_once(resolved: list[Resolved]) -> None:
 
 def _describe(recipe: Recipe, prompts_needed: bool) -> Dataset:
     resolved, dataset = open_for(recipe)
+    left_out = left_out_of(recipe, dataset.episodes)
     rows = check_rows(dataset, recipe)
     odd_images = check_cameras(dataset, {name for name in recipe.data.cameras.values() if name is not None})
     sha256, total_bytes = content_hash(resolved.path)
@@ -77,6 +79,8 @@ def _describe(recipe: Recipe, prompts_needed: bool) -> Dataset:
         prompt_tokens=recipe.model.prompt_tokens,
         total_bytes=total_bytes,
         left_out=_left_out(dataset),
+        held_out=left_out,
+        trained_frames=len(Kept(dataset.episodes, left_out)) if left_out else None,
         findings=[
             *rows.findings,
             *odd_images,

@@ -13,6 +13,7 @@ from pathlib import Path
 from harness.artifacts import Comparison, Dataset, DegenerateDimension, DimensionStats, NormStats, Reach
 from harness.artifacts.dataset import Given
 from harness.data.compare import compare_statistics, first, width_without_padding
+from harness.data.held_out import blocks_without, left_out_of
 from harness.data.lerobot import open_data
 from harness.data.norm_files import STATISTICS, Key, features_of, file_in, read_norm_stats
 from harness.data.rows import Block
@@ -61,7 +62,7 @@ def statistics(recipe: Recipe, dataset: Dataset) -> NormStats:
 
 
 def seen(recipe: Recipe, dataset: Dataset) -> Iterator[Block] | None:
-    """All rows of the data as the model sees them, to be counted under other statistics.
+    """All rows that are trained on as the model sees them, to be counted under other statistics.
 
     None for a mixture of different numbers of dimensions, whose rows are not counted together.
     """
@@ -78,7 +79,9 @@ def seen(recipe: Recipe, dataset: Dataset) -> Iterator[Block] | None:
         return None
     horizon = recipe.model.action_horizon
     return itertools.chain.from_iterable(
-        seen_blocks(data.blocks(), Space.of(part.data), horizon)
+        seen_blocks(
+            blocks_without(data.blocks, left_out_of(part, data.episodes))(), Space.of(part.data), horizon
+        )
         for (part, _), data in zip(parts, opened, strict=True)
     )
 

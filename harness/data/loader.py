@@ -19,6 +19,7 @@ import numpy as np
 
 from harness.artifacts import Dataset, NormStats
 from harness.data.batch import Batch, Source, batch_of, mixed_batch, own_stats
+from harness.data.held_out import Kept, kept_of
 from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.order import Frame, Order
 from harness.data.pace import Pace, workers_from_environment
@@ -64,8 +65,11 @@ class Loader:
     ) -> None:
         parts = list(zip(recipe.parts(), dataset.parts, strict=True))
         opened = [_opened(part, one) for part, one in parts]
-        frames = [data.frames for data in opened]
-        self._firsts = np.cumsum([0, *frames])
+        self._firsts = np.cumsum([0, *(data.frames for data in opened)])
+        kept = [kept_of(part, data.episodes) for (part, _), data in zip(parts, opened, strict=True)]
+        frames = [
+            data.frames if these is None else len(these) for data, these in zip(opened, kept, strict=True)
+        ]
         _check(dataset, sum(frames), batch_size, shard, shards)
         share = batch_size // shards
         rows = range(shard * share, (shard + 1) * share)
@@ -81,7 +85,7 @@ class Loader:
             check_has_state(part, own)
             pictures = Pictures(data, recipe.model.image_size, KEPT_BYTES // readers)
             sources.append(Source(part, pictures, own, Prompts(part, data.tasks, dataset.prompt_tokens)))
-        self._batches = _Batches(recipe, sources, order)
+        self._batches = _Batches(recipe, sources, order, kept)
 
     def frames(self, index: list[int]) -> Batch:
         """The frames of these numbers as a batch, as `iterate` without `resized` makes it.
@@ -92,6 +96,15 @@ class Loader:
         return self._batches.of(
             [Frame(int(part), int(i - self._firsts[part])) for part, i in zip(parts, index, strict=True)]
         )
+
+    def number_of(self, part: int, frame: int) -> int:
+        """The number in a batch's `index` of a frame of the dataset at position `part` in data.datasets."""
+        return int(self._firsts[part]) + frame
+
+    @property
+    def sources(self) -> list[Source]:
+        """The datasets that batches are made from."""
+        return self._batches.sources
 
     def dataset_of(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
         """The position in data.datasets of each frame of a batch's `index`, int64; of one dataset: zeros."""
@@ -155,8 +168,8 @@ class Loader:
 class _Batches:
     """The function from step to batch. Picklable, so that it can be sent to processes."""
 
-    def __init__(self, recipe: Recipe, sources: list[Source], order: Order) -> None:
-        self.recipe, self.sources, self.order = recipe, sources, order
+    def __init__(self, recipe: Recipe, sources: list[Source], order: Order, kept: list[Kept | None]) -> None:
+        self.recipe, self.sources, self.order, self._kept = recipe, sources, order, kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -173,7 +186,12 @@ class _Batches:
         return self(step, resized=False), time.perf_counter() - start
 
     def __call__(self, step: int, *, resized: bool = True) -> Batch:
-        return self.of(self.order(step), resized=resized)
+        return self.of([self._of_all(frame) for frame in self.order(step)], resized=resized)
+
+    def _of_all(self, frame: Frame) -> Frame:
+        """The frame by its number in the whole dataset; the order counts those that are trained on."""
+        kept = self._kept[frame.part]
+        return frame if kept is None else Frame(frame.part, kept[frame.number])
 
     def of(self, frames: list[Frame], *, resized: bool = False) -> Batch:
         """The batch of these frames."""
@@ -213,9 +231,10 @@ def _opened(recipe: Recipe, dataset: Dataset) -> LeRobotDataset:
 
 def _check(dataset: Dataset, frames: int, batch_size: int, shard: int, shards: int) -> None:
     if frames < batch_size:
+        rest = "" if frames == dataset.frames else ", without the episodes that train.holdout holds out,"
         raise HarnessError(
             "dataset-smaller-than-batch",
-            f"{dataset.path or dataset.source} has fewer frames than a global batch",
+            f"{dataset.path or dataset.source}{rest} has fewer frames than a global batch",
             got=frames,
             need=f"at least {batch_size}",
             fix=f"--set train.global_batch={frames}, or a larger dataset",

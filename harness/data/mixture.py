@@ -44,7 +44,8 @@ def together(recipe: Recipe, members: list[Dataset]) -> Dataset:
         same = next((other for other in members[:n] if other.sha256 == one.sha256), None)
         if same is not None:
             raise twice(n, one.source, same.source)
-    shares = shares_of(recipe, [one.frames for one in members])
+    trained = [one.trained for one in members]
+    shares = shares_of(recipe, trained)
     lines = [f"{one.sha256} {share}\n" for one, share in zip(members, shares, strict=True)]
     features = {name: feature for one in reversed(members) for name, feature in one.features.items()}
     versions = dict.fromkeys(one.format_version for one in members)
@@ -62,6 +63,7 @@ def together(recipe: Recipe, members: list[Dataset]) -> Dataset:
         **prompts_together(members),
         total_bytes=sum(one.total_bytes for one in members),
         findings=[*_of_all(recipe, members)],
+        trained_frames=sum(trained) if recipe.train.holdout is not None else None,
         members=members,
         shares=shares,
     )

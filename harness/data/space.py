@@ -74,6 +74,15 @@ class Space(NamedTuple):
             found[..., _ALOHA_GRIPPERS] = (grippers - low) / (high - low)
         return found.astype(np.float32)
 
+    def widths_recorded(self, widths: list[float]) -> list[float]:
+        """Distances between two actions, of each dimension [A], from the model's units to the dataset's."""
+        found = list(widths)
+        if self.adapt is not None:
+            low, high = _LEADER_RAD
+            for dimension in _ALOHA_GRIPPERS:
+                found[dimension] /= high - low
+        return found
+
     def _adapted(self, actions: np.ndarray) -> np.ndarray:
         if self.adapt is None:
             return actions

@@ -18,6 +18,7 @@ from typing import cast
 import numpy as np
 
 from harness.artifacts import Dataset, DegenerateDimension, DimensionStats, NormStats
+from harness.data.held_out import Kept, blocks_without, left_out_of
 from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.pooled import Part, pooled
 from harness.data.rows import Block
@@ -39,9 +40,11 @@ LARGE_NORMALIZED = 10.0
 def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
     """Mean, std, 1 % and 99 % quantile, min and max of each dimension.
 
-    The std is that of the population. Quantiles are linear between neighbours.
+    The std is that of the population. Quantiles are linear between neighbours. Held-out episodes do not
+    count.
 
-    Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of the dataset's reader.
+    Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of `left_out_of` and of the
+    dataset's reader.
     """
     horizon = recipe.model.action_horizon
     recipes = recipe.parts()
@@ -63,7 +66,10 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
             need="a spread in every dimension",
             fix="--set data.degenerate_dimensions=pass_through, or =warn to normalize them as they are",
         )
-    frames = sum(data.frames for data in opened)
+    frames = sum(
+        len(Kept(data.episodes, left_out_of(part, data.episodes)))
+        for part, data in zip(recipes, opened, strict=True)
+    )
     return NormStats(norm_stats=norm_stats, frames=frames, action_horizon=horizon, findings=findings)
 
 
@@ -108,6 +114,7 @@ def _joined(blocks: list[Block]) -> Block:
 def _part(recipe: Recipe, opened: LeRobotDataset, share: int, *, alone: bool) -> Part:
     # Of a mixture no dataset stays in memory while the next one is read.
     blocks = _blocks(opened) if alone else lambda: _coalesced(opened.blocks())
+    blocks = blocks_without(blocks, left_out_of(recipe, opened.episodes))
     keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")
     return Part(blocks, share, keys, Space.of(recipe.data))
 

@@ -35,12 +35,16 @@ def dataset(situation: Situation) -> Iterator[Finding]:
         yield _not_here(situation, "dataset")
         return
     batch = situation.recipe.train.global_batch
-    if found.frames < batch:
+    frames = found.trained
+    if frames < batch:
+        left = (
+            "" if found.trained_frames is None else f" left by the {found.held_out_count} held-out episodes"
+        )
         yield error(
             "dataset",
-            f"{found.frames} frames",
+            f"{frames} frames{left}",
             f"at least one batch of {batch}",
-            f"--set train.global_batch={found.frames}, or more data",
+            f"--set train.global_batch={frames}, or more data",
         )
     for text in found.findings if found.members else []:
         yield warning(

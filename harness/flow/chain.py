@@ -50,7 +50,9 @@ class Chain:
         for one in sources:
             check_is_dataset(one.path)
         seen = [[str(one.path), one.revision, _signature(one.path)] for one in sources]
-        inputs = sha256_json([self.recipe.data, self.recipe.model, *itertools.chain(*seen)])
+        inputs = sha256_json(
+            [self.recipe.data, self.recipe.model, *itertools.chain(*seen), *self._held_out()]
+        )
         current = self.run.current(Dataset, inputs) if self.run else None
         if current is not None:
             self._check_unchanged("dataset", current.sha256)
@@ -82,6 +84,7 @@ class Chain:
                 *([] if data.episodes is None else [data.episodes]),
                 *([] if data.datasets is None else [data.datasets]),
                 *([] if data.norm_stats is None else [self._given_sha256()]),
+                *self._held_out(),
             ]
         )
         current = self.run.current(NormStats, inputs) if self.run else None
@@ -107,6 +110,11 @@ class Chain:
             if own is None or own.given is None:
                 raise
             return own.given.sha256
+
+    def _held_out(self) -> list[Any]:
+        """What a hash of inputs has of the holdout. Nothing without one, so that older files stay current."""
+        holdout = self.recipe.train.holdout
+        return [] if holdout is None else [holdout.episodes, holdout.seed]
 
     def plan(
         self,

@@ -160,8 +160,25 @@ def look_back(job: Job, trainer: Trainer, console: Progress) -> None:
     curve = analyse_run(job.run.path)
     if curve is not None:
         console.say(f"loss: {curve.verdict}, {curve.reasons[0]}")
+    _choose(job, console)
     _predict(job, trainer, console)
     console.say(f"report: {write_report(job.run)}")
+
+
+def _choose(job: Job, console: Progress) -> None:
+    """Compares the saves on the held-out episodes, for the report. Nothing if the run measured none."""
+    from harness.choose.choose import choose
+
+    if job.recipe.train.holdout is None:
+        return
+    try:
+        found = choose(job.run)
+    except HarnessError as error:
+        if error.code != "held-out-unmeasured":
+            raise
+        return
+    job.run.write(found)
+    console.say(f"held-out: {found.answer}")
 
 
 def _predict(job: Job, trainer: Trainer, console: Progress) -> None:

@@ -110,6 +110,7 @@ def check_upstream_can(recipe: Recipe) -> None:
         ("train.frozen", train.frozen, "bfloat16"),
         ("train.ema_every_steps", train.ema_every_steps, 1),
         ("train.save", train.save, "all"),
+        ("train.holdout", train.holdout, None),
         ("data.augment", data.augment, True),
         ("data.normalization", data.normalization, "quantile"),
         ("data.state", data.state, "state"),

@@ -79,8 +79,38 @@ def flops_per_sample(recipe: Recipe, levers: Levers) -> float:
     )
 
 
+def held_out_seconds(recipe: Recipe, levers: Levers, card: Card, rows: int, sampling_steps: int) -> float:
+    """Predicted seconds of a held-out pass over so many rows, by the same model.
+
+    A row is a forward pass for the loss, another for the prefix that sampling begins with, and the action
+    expert at each step of sampling. The vision tower is counted in both. Parameters in host memory are read
+    once for every piece of rows.
+    """
+    model, cameras = recipe.model, len(levers.cameras)
+    each = max(1, min(levers.microbatch, -(-rows // levers.devices)))
+    calls = -(-rows // (each * levers.devices))
+    whole = _flops(model, None, cameras, levers.prompt_tokens, 0)
+    expert = sum(
+        2.0 * math.prod(shape) * model.action_horizon
+        for path, shape in parameter_shapes(model).items()
+        if len(shape) > 1 and group_of(path) in ("expert", "projections")
+    )
+    total, _ = counted(model, recipe.train.trained)
+    in_expert = expert / (2.0 * model.action_horizon)
+    compute = each * (2 * whole + sampling_steps * expert) / (peak_flops(card) * SUSTAINED_COMPUTE)
+    traffic = 2.0 * (2 * total + sampling_steps * in_expert) / (card.bandwidth * 1e6 * SUSTAINED_BYTES)
+    layers = VISION[model.vision].depth * cameras + GEMMA[model.paligemma.variant].depth * (
+        2 + sampling_steps
+    )
+    kept = "ema" if recipe.train.ema_decay is not None else "masters"
+    read = pinned_bytes(recipe, levers.model_copy(update={"host": [p for p in levers.host if p == kept]}))
+    hosted = read / levers.devices / (host_link(card) * SUSTAINED_BYTES)
+    return calls * (max(compute, traffic) + LAUNCHES_S * layers + hosted)
+
+
 @functools.cache
-def _flops(model: Model, trained: Trained, cameras: int, prompt_tokens: int, again: int) -> float:
+def _flops(model: Model, trained: Trained | None, cameras: int, prompt_tokens: int, again: int) -> float:
+    """Operations of one sample. `trained` None: the forward pass alone."""
     patches = (model.image_size // VISION[model.vision].patch) ** 2
     prefix, actions = cameras * patches + prompt_tokens, model.action_horizon
     tokens = {"vision": cameras * patches, "language": prefix, "expert": actions, "projections": actions}
@@ -92,7 +122,8 @@ def _flops(model: Model, trained: Trained, cameras: int, prompt_tokens: int, aga
         part = ("expert" if "_1/" in path else "language") if group == "adapters" else group
         # The adaptive norms read the time embedding once a sample; their kernels are [.., D, 3D].
         rows = 1 if "Dense_0" in path and part == "expert" else tokens[part]
-        passes = 1 + (again + 1 if _gradient_passes(trained, part) else 0) + is_trained(path, model, trained)
+        learns = trained is not None and is_trained(path, model, trained)
+        passes = 1 + (again + 1 if _gradient_passes(trained, part) else 0) + learns
         total += 2.0 * math.prod(shape) * rows * passes
     vision, language = VISION[model.vision], GEMMA[model.paligemma.variant]
     # The attention products hold no parameters. Their backward pass costs twice the forward.
@@ -108,8 +139,10 @@ def _flops(model: Model, trained: Trained, cameras: int, prompt_tokens: int, aga
     return total + images * attended["vision"] + joint * attended["language"]
 
 
-def _gradient_passes(trained: Trained, part: str) -> bool:
+def _gradient_passes(trained: Trained | None, part: str) -> bool:
     """Whether anything at or before this part of the network is trained, so that a gradient must pass it."""
+    if trained is None:
+        return False
     return {"vision": trained in ("full", "lora"), "language": trained != "action_expert"}.get(part, True)
 
 

@@ -86,6 +86,8 @@ MEANING: dict[str, Meaning] = {
     "train.frozen": Meaning("another experiment", "frozen weights are stored coarser"),
     "train.optimizer": Meaning("another experiment", "other updates from the same gradients"),
     "train.optimizer.schedule": Meaning("another experiment", "another learning rate at the same step"),
+    "train.holdout": Meaning("other data", "other episodes are trained on"),
+    "train.holdout.frames": Meaning("cadence", "how much is measured at a save, not what is learned"),
     "train.save": Meaning("cadence", "what a checkpoint holds, not what is learned"),
     "train.save_every_steps": Meaning("cadence", "how often it is saved"),
     "train.keep_every_steps": Meaning("cadence", "which checkpoints are kept"),

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from harness.recipe.data_schema import CAMERAS, Data, Episodes, Part
+from harness.recipe.holdout import Holdout
 from harness.recipe.meaning import without_cadence
 from harness.redact import holds_secret
 
@@ -147,8 +148,11 @@ class Train(Part):
     `save: trained` leaves the frozen parameters out of checkpoints, and names the base weights instead.
 
     `frozen` other than bfloat16 (quantized) and `ema_every_steps` other than 1 are approximate: upstream does
-    neither.
+    neither. `holdout` keeps episodes out of training, and measures on them at every save.
     """
+
+    # Absent from the hash of earlier recipes, whose runs resume.
+    LATER = frozenset({"holdout"})
 
     trained: Trained
     steps: int = Field(gt=0)
@@ -162,6 +166,7 @@ class Train(Part):
     keep_every_steps: int = Field(5_000, gt=0)
     log_every_steps: int = Field(1, gt=0)
     save: Literal["all", "trained"] = "all"
+    holdout: Holdout | None = None
 
 
 class Recipe(Part):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from harness.artifacts import (
     Checkpoint,
+    Choice,
     Curve,
     Dataset,
     Diagnosis,
@@ -25,7 +26,7 @@ from harness.artifacts import (
 from harness.errors import HarnessError
 from harness.recipe.differences import PUBLISHED, Difference, differences, differences_from_published
 from harness.recipe.schema import Recipe
-from harness.report import curves, drawings, sections, verdicts
+from harness.report import curves, drawings, held_out, sections, verdicts
 from harness.report.template import template
 from harness.run.directory import CAMERA_VIEWS, RunDir
 from harness.run.status import Read, read_or_tell, read_status, why
@@ -80,10 +81,10 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
         *this.problems,
         *(f"{other.name}: {problem}" for other in beside for problem in other.problems),
     ]
-    kinds = (Machine, Dataset, NormStats, Checkpoint, Prediction, Memory, Curve, Diagnosis, Verdict)
+    kinds = (Machine, Dataset, NormStats, Checkpoint, Prediction, Memory, Curve, Diagnosis, Verdict, Choice)
     found: dict[str, Any] = {kind.__name__: read_or_tell(run, kind, problems) for kind in kinds}
     points = max(curves.MAX_POINTS // 10, min(curves.MAX_POINTS, POINTS_OF_ALL // (1 + len(beside))))
-    page = template("report.html.j2", count=format_count, number=_number, plain=_plain)
+    page = template("report.html.j2", count=format_count, number=_number, plain=_plain, **held_out.FILTERS)
     return page.render(
         name=this.name,
         machine=found["Machine"],
@@ -103,6 +104,7 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
         marks=_marks(found["Curve"]),
         **_recipe_and_plan(this),
         **_drawn(found["Checkpoint"], found["Prediction"]),
+        **_held_out(found["Choice"]),
         **_training(this, points),
         **_beside(this, beside, points),
     )
@@ -239,6 +241,16 @@ def _drawn(checkpoint: Checkpoint | None, prediction: Prediction | None) -> dict
         "prediction": prediction,
         "panels": drawings.prediction_panels(prediction) if prediction else [],
         "panel": (drawings.WIDTH, drawings.HEIGHT),
+    }
+
+
+def _held_out(choice: Choice | None) -> dict[str, Any]:
+    """The choice among the saves, with its curves."""
+    return {
+        "choice": choice,
+        "held_out_charts": held_out.charts(choice) if choice else [],
+        "held_out_dimensions": held_out.dimension_charts(choice) if choice else [],
+        "held_out_size": (held_out.WIDTH, held_out.HEIGHT),
     }
 
 

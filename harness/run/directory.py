@@ -26,6 +26,7 @@ from harness.strict import parse
 A = TypeVar("A", bound=Artifact)
 
 METRICS = "metrics.jsonl"
+HELD_OUT = "held_out.jsonl"
 MANIFEST = Manifest.FILE
 CHECKPOINTS = "checkpoints"
 RECIPE = "recipe.yaml"
@@ -36,6 +37,7 @@ PREDICTED_ACTIONS = "predicted_actions.png"
 MOVED = "moved.png"
 # The kernels that XLA chose by timing. XLA writes text if the name ends in pbtxt.
 KERNELS = "kernels.pbtxt"
+HELD_OUT_KERNELS = "held_out_kernels.pbtxt"
 # The errors of a full disk, and of a full quota.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -131,6 +133,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / METRICS
+
+    @property
+    def held_out(self) -> Path:
+        return self.path / HELD_OUT
 
     @property
     def checkpoints(self) -> Path:

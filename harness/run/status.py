@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from harness.artifacts import Artifact, Manifest, Memory, Metrics, Plan, Status
+from harness.artifacts.held_out import HeldOutLine, read_held_out
 from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
 from harness.received.files import stays, there
@@ -79,7 +80,7 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
         None,
     )
     memory = read_or_tell(run, Memory, problems)
-    tail = known or _tail(run, problems)
+    tail, held_out = known or _tail(run, problems), _held_out(run, problems)
     name, steps = _recipe(run, manifest, problems)
     chosen = (manifest.plan if manifest else None) or (plan.chosen if plan else None)
     backend = plan.backend if plan else manifest.backend if manifest else "ours"
@@ -106,6 +107,8 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
         loss=finite(last.loss) if last else None,
         grad_norm=finite(last.grad_norm) if last else None,
         learning_rate=finite(last.learning_rate) if last else None,
+        held_out_loss=None if held_out is None else held_out.mean_loss,
+        held_out_step=None if held_out is None else held_out.step,
         step_s=step_s,
         expected_step_s=expected,
         data_s=data_s,
@@ -153,6 +156,23 @@ def _tail(run: RunDir, problems: list[str]) -> Tail:
     if tail.unreadable:
         problems.append(f"{tail.unreadable} lines of {run.metrics.name} are torn or of another form")
     return tail
+
+
+def _held_out(run: RunDir, problems: list[str]) -> HeldOutLine | None:
+    """The line of the last measured save."""
+    try:
+        found = read_held_out(run.held_out, run.path)
+    except (OSError, HarnessError) as error:
+        problems.append(f"{run.held_out.name} cannot be read: {why(error)}")
+        return None
+    if found is None:
+        return None
+    if found.unreadable:
+        problems.append(f"{found.unreadable} lines of {run.held_out.name} are torn or of another form")
+    last = max(found.lines, key=lambda line: line.time, default=None)
+    if last is not None and last.mean_loss is None:
+        problems.append(f"the held-out loss of step {last.step} is not finite")
+    return last
 
 
 def saved_step(run: RunDir, backend: Backend, problems: list[str]) -> int | None:

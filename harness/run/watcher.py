@@ -10,7 +10,7 @@ from harness.artifacts import Metrics
 class Watcher(Protocol):
     """Receives messages, warnings, phases and logged steps of a run.
 
-    The phases are start, init, compile, load, restore, step and save.
+    The phases are start, init, compile, load, restore, step, save and held-out pass.
     """
 
     def say(self, text: str) -> None: ...

@@ -17,7 +17,7 @@ def _mixture_table(dataset: Dataset) -> Group:
     table = Cells("mixture", ("dataset", "share", "episodes", "frames", "epochs"))
     whole = sum(dataset.shares)
     for one, share in zip(dataset.members, dataset.shares, strict=True):
-        seen = share / whole * dataset.frames / one.frames
+        seen = share / whole * dataset.trained / one.trained
         table.row(
             one.source + (f" @ {one.revision}" if one.revision else ""),
             f"{100 * share / whole:.4g} %",
@@ -28,6 +28,7 @@ def _mixture_table(dataset: Dataset) -> Group:
     rows = [
         ("all", f"{dataset.episodes:,} episodes, {dataset.frames:,} frames, {len(dataset.tasks)} tasks"),
         ("epochs", "how often a dataset's frames are seen while as many samples as frames are drawn"),
+        *(("held out", f"{one.source}: {_held_out(one)}") for one in dataset.members if one.held_out),
         ("prompt", _prompt(dataset)),
         ("size", format_bytes(dataset.total_bytes)),
         ("sha256", dataset.sha256),
@@ -46,6 +47,7 @@ def dataset_table(dataset: Dataset) -> Group:
         ("format", f"LeRobot {dataset.format_version}, {dataset.fps:g} fps"),
         ("episodes", f"{dataset.episodes:,}{left_out(dataset.left_out)}"),
         ("frames", f"{dataset.frames:,}"),
+        *([("held out", _held_out(dataset))] if dataset.held_out else []),
         (
             "tasks",
             f"{len(dataset.tasks)}: "
@@ -70,6 +72,12 @@ def left_out(what: LeftOut | None) -> str:
     shown = ", ".join(map(str, what.episodes[:_MOST_RUNS]))
     more = f" and {len(what.episodes) - _MOST_RUNS:,} more" if len(what.episodes) > _MOST_RUNS else ""
     return f" (left out: {shown}{more}, {what.frames:,} frames)"
+
+
+def _held_out(dataset: Dataset) -> str:
+    shown = ", ".join(map(str, dataset.held_out[:20])) + (" …" if len(dataset.held_out) > 20 else "")
+    left = "" if dataset.trained_frames is None else f"; {dataset.trained_frames:,} frames are trained on"
+    return f"{len(dataset.held_out)} episodes: {shown}{left}"
 
 
 def _prompt(dataset: Dataset) -> str:

@@ -12,6 +12,7 @@ from harness.received.text import visible
 if TYPE_CHECKING:
     from harness.artifacts import Finding, Metrics
 
+_AT_WORK = {"save": "saving a checkpoint", "held-out pass": "measuring held-out episodes"}
 _STYLE = {"error": "bold red", "warning": "yellow", "unknown": "cyan"}
 
 
@@ -65,8 +66,8 @@ class Progress:
         self._console.print(Text(visible(text), style=style))
 
     def phase(self, name: str) -> None:
-        if self._bar is not None and self._task is not None and name == "save":
-            self._bar.update(self._task, description="saving a checkpoint")
+        if self._bar is not None and self._task is not None and name in _AT_WORK:
+            self._bar.update(self._task, description=_AT_WORK[name])
 
     def step(self, line: Metrics, steps: int) -> None:
         from harness.units import format_seconds

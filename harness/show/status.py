@@ -30,6 +30,8 @@ def status_table(status: Status) -> Group:
         rows.append(
             ("grad_norm", f"{_number(status.grad_norm)}, learning rate {_rate(status.learning_rate)}")
         )
+    if status.held_out_step is not None:
+        rows.append(("held-out loss", f"{_number(status.held_out_loss)} at step {status.held_out_step:,}"))
     if status.step_s is not None:
         share = (
             f", {status.step_s / status.expected_step_s:.2f} of the plan's"

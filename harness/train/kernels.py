@@ -31,17 +31,22 @@ class Kernels(NamedTuple):
 
 
 def compile_pinned(
-    run: RunDir, platform: str, compiled: Callable[[dict[str, str]], T], warn: Callable[[str], None]
+    run: RunDir,
+    platform: str,
+    compiled: Callable[[dict[str, str]], T],
+    warn: Callable[[str], None],
+    *,
+    name: str = KERNELS,
 ) -> tuple[T, Kernels]:
     """(result of `compiled` for XLA's options, the kernels in it).
 
-    If the run has a file of kernels, `compiled` gets the option that loads it. If not, XLA chooses anew and
-    the choice is saved in the run. A program whose kernels are not all on file (another plan, another card)
-    is compiled without the file, and a warning is given.
+    `name` is the file's. If the run has the file, `compiled` gets the option that loads it. If not, XLA
+    chooses anew and the choice is saved in the run. A program whose kernels are not all on file (another
+    plan, another card) is compiled without the file, and a warning is given.
     """
     if platform != "cuda":
         return compiled({}), Kernels(None, "a CPU's kernels are not chosen by timing")
-    kept, made = run.path / KERNELS, run.path / f".new-{KERNELS}"
+    kept, made = run.path / name, run.path / f".new-{name}"
     if there(kept):
         # XLA opens the file by its name, so first check that it is a file of the run.
         open_received(kept, run.path).close()
@@ -57,7 +62,7 @@ def compile_pinned(
                 f"{kept} does not hold every kernel of this program, so XLA chose some anew: numbers may"
                 " differ in their last digits"
             )
-            return compiled({}), Kernels(None, f"{KERNELS} is of another program or card")
+            return compiled({}), Kernels(None, f"{name} is of another program or card")
     # XLA would follow a link of this name.
     made.unlink(missing_ok=True)
     step = compiled({"xla_gpu_dump_autotune_results_to": str(made.absolute())})

@@ -21,6 +21,8 @@ from harness.supervise.signals import stop_requests
 from harness.train.compiled import CompiledStep, compile_step
 from harness.train.feed import feed, frames_digest
 from harness.train.first_arrays import digests_of
+from harness.train.held_out import Saves, compiled_for
+from harness.train.held_out_file import values_of
 from harness.train.kernels import Kernels, compile_pinned
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
@@ -61,6 +63,7 @@ def train(job: Job, watcher: Watcher) -> Outcome:
         # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run
         #    ends here.
         program = _compiled(job, watcher)
+        of_saves = compiled_for(job, program.step.setup, watcher)
         if stop:
             return Outcome(start, finished=False)
         # 2. The state: from the last whole checkpoint, else from the recipe's weights, else fresh.
@@ -81,7 +84,8 @@ def train(job: Job, watcher: Watcher) -> Outcome:
         if start == 0:
             wandb.image("camera_views", save_camera_views(run.path, loader.batch(0)), 0)
         # 4. Steps, until the last one or until asked to stop.
-        trainer = _Trainer(job, watcher, program.step, store, metrics, wandb, loader)
+        saves = Saves(job, of_saves, loader, watcher, start_step=start)
+        trainer = _Trainer(job, watcher, program.step, store, metrics, wandb, loader, saves)
         batches = loader.iterate(start, resized=False)
         watcher.phase("step")
         try:
@@ -155,15 +159,17 @@ class _Trainer:
         metrics: MetricsFile,
         wandb: Wandb,
         loader: Loader,
+        saves: Saves,
     ) -> None:
         self._job, self._watcher, self._compiled, self._loader = job, watcher, compiled, loader
-        self._store, self._metrics, self._wandb = store, metrics, wandb
+        self._store, self._metrics, self._wandb, self._saves = store, metrics, wandb, saves
         self._norm_stats_json = to_openpi_json(job.stats)
         self._base = base_of(job.recipe)
         self._datasets = [one.source for one in job.dataset.members]
         # Metrics stay on the device until they are due: reading a metric waits for its step.
         self._pending: list[tuple[int, dict[str, jax.Array], str, float]] = []
         self._flushed = time.monotonic()
+        self._step_s: float | None = None
 
     def run(
         self,
@@ -178,6 +184,9 @@ class _Trainer:
         If a request to stop came before the first step, there is nothing to save.
         """
         train = self._job.recipe.train
+        # The pass of the checkpoint that the run goes on from, if it was left off.
+        self._measure_held_out(state, start, stop)
+        self._watcher.phase("step")
         self._flushed, measured = time.monotonic(), False
         for step in range(start, train.steps):
             if stop and step == start:
@@ -202,6 +211,7 @@ class _Trainer:
             if saves and self._job.keeps:
                 self._watcher.phase("save")
                 self._save(state, done)
+                self._measure_held_out(state, done, stop)
                 self._watcher.phase("step")
             if ends:
                 return done
@@ -216,6 +226,7 @@ class _Trainer:
         self._pending.clear()
         now = time.monotonic()
         step_s, self._flushed = (now - self._flushed) / len(fetched), now
+        self._step_s = step_s if self._step_s is None else min(step_s, self._step_s)
         lines = [
             Metrics(step=step, **values, frames=frames, step_s=step_s, data_s=data_s, time=time.time())
             for step, values, frames, data_s in fetched
@@ -250,6 +261,15 @@ class _Trainer:
                 f" {format_bytes(memory.compiled['device'])}"
             )
         return True
+
+    def _measure_held_out(self, state: TrainState, step: int, stop: list[int]) -> None:
+        """Measures the state of a save on the held-out episodes, outside of the pace of the steps."""
+        before = time.monotonic()
+        line = self._saves.measure(state, step, stop)
+        if line is not None:
+            self._wandb.held_out(step, values_of(line))
+            self._saves.tell_cost(line, self._step_s)
+        self._flushed += time.monotonic() - before
 
     def _save(self, state: TrainState, step: int) -> None:
         job = self._job

@@ -39,6 +39,7 @@ def describe_run(job: Job, compiled: CompiledStep, weights: dict[str, Any], kern
         dataset_sha256=job.dataset.sha256,
         dataset_revision=job.dataset.revision,
         norm_stats_sha256=sha256_json(job.stats.norm_stats),
+        held_out=job.dataset.held_out or None,
         parameters_total=total,
         parameters_trained=trained,
         weights=weights,

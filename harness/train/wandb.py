@@ -102,6 +102,10 @@ class Wandb:
     def image(self, name: str, path: Path, step: int) -> None:
         self._tell({"image": name, "path": str(path.absolute()), "step": step})
 
+    def held_out(self, step: int, values: dict[str, Any]) -> None:
+        """Logs what the parameters after `step` steps do on the held-out episodes."""
+        self._tell({"values": values, "step": step - 1})
+
     def checkpoint(self, step: int) -> None:
         """Logs that a checkpoint of this step was begun.
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from harness import artifacts as a
+from harness.artifacts.choice import Interval, Mark
 from harness.artifacts.curve import CurveSeries, Learning, Seam
 from harness.show.checkpoint import checkpoint_table
+from harness.show.choice import choice_table
 from harness.show.curve import curve_table
 from harness.show.dataset import comparison_table, dataset_table, stats_table
 from harness.show.doctor import doctor_table
@@ -192,6 +194,23 @@ def plan() -> a.Plan:
     )
 
 
+def choice() -> a.Choice:
+    mean = Interval(mean=1.0, low=0.0, high=2.0)
+    mark = Mark(step=1, on_disk=True, loss=mean, action=mean, errors=[mean], switches=None)
+    words = {"run": HOSTILE, "interval": HOSTILE, "answer": HOSTILE, "notes": [HOSTILE], "commands": [FIX]}
+    return a.Choice(
+        by="loss",
+        parameters="average",
+        episodes=1,
+        frames=1,
+        marks=[mark],
+        best=1,
+        chosen=1,
+        alike=[],
+        **words,
+    )
+
+
 def prediction() -> a.Prediction:
     question = {"episode": 0, "frame": 0, "action_horizon": 2, "sampling_steps": 1, "seed": 0}
     chunk = {
@@ -237,6 +256,7 @@ def verdict() -> a.Verdict:
 
 TABLES: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (checkpoint, checkpoint_table),
+    (choice, choice_table),
     (curve, curve_table),
     (dataset, dataset_table),
     (stats, stats_table),

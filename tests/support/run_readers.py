@@ -18,9 +18,11 @@ from harness.errors import HarnessError
 # Of a run, what is text of ours. The checkpoints' own files: benchmarks/damage_checkpoints.py.
 TEXTS = (
     "checkpoint.json",
+    "choice.json",
     "curve.json",
     "dataset.json",
     "doctor.json",
+    "held_out.jsonl",
     "machine.json",
     "manifest.json",
     "memory.json",
@@ -90,6 +92,7 @@ READERS: dict[str, Callable[[Path], str]] = {
     "inspect": verb("inspect", "RUN", "--json"),
     "analyse": verb("analyse", "RUN", "--json"),
     "verify": verb("verify", "RUN", "RUN", "--json"),
+    "choose": verb("choose", "RUN", "--json"),
     "report": verb("report", "RUN"),
     "resume": resume,
 }

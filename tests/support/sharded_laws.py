@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 import jax
 
-from tests.support import sharded_memory, sharded_resume, sharded_training
+from tests.support import sharded_held_out, sharded_memory, sharded_resume, sharded_training
 
 LAWS: dict[str, Callable[[], None]] = {
     name.removeprefix("law_"): law
-    for module in (sharded_training, sharded_resume, sharded_memory)
+    for module in (sharded_training, sharded_resume, sharded_memory, sharded_held_out)
     for name, law in vars(module).items()
     if name.startswith("law_")
 }

@@ -1,0 +1,1 @@
+"""Which checkpoint, by what its parameters do on episodes not trained on."""
