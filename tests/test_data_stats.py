@@ -16,6 +16,7 @@ from harness.artifacts import Dataset, DimensionStats, NormStats
 from harness.data import stats
 from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
+from harness.data.tally import chunk_weights
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from tests.support import lerobot_writer as writer
@@ -88,7 +89,7 @@ def test_quantiles_of_awkward_values(values: list[float]) -> None:
 def test_weights_count_the_places_in_chunks() -> None:
     """Against counting: 5 frames, horizon 3, then an episode shorter than the horizon."""
     expected = [1, 2, 3, 3, 6, 1, 5]
-    assert stats.chunk_weights([5, 2], 3).tolist() == expected
+    assert chunk_weights([5, 2], 3).tolist() == expected
 
 
 def _with_actions(root: Path, values: np.ndarray) -> Path:
