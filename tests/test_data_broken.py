@@ -144,7 +144,7 @@ def test_more_actions_than_the_model_has_room_for_are_refused_and_more_state_is_
         describe(narrow(1))
     assert caught.value.code == "action-dim-too-small"
     assert describe(narrow(2)).findings == [
-        "observation.state has 3 dimensions, more than model.action_dim (2); this model does not read it, so"
-        " nothing is lost"
+        "observation.state has 3 dimensions, more than model.action_dim (2); it does not enter this model, so"
+        " nothing of it is lost"
     ]
     assert describe(narrow(3)).findings == []

@@ -17,7 +17,8 @@ from harness.artifacts import Dataset
 from harness.data.dataset import describe
 from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.loader import Loader
-from harness.data.stats import chunk_weights, compute
+from harness.data.stats import compute
+from harness.data.tally import chunk_weights
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe, recipe_from, to_yaml
 from harness.recipe.schema import Recipe

@@ -17,6 +17,7 @@ from harness.data import stats
 from harness.data import tally as counts
 from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
+from harness.data.tally import chunk_weights
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from tests.support import lerobot_writer as writer
@@ -89,7 +90,7 @@ def test_quantiles_of_awkward_values(values: list[float]) -> None:
 def test_weights_count_the_places_in_chunks() -> None:
     """Against counting: 5 frames, horizon 3, then an episode shorter than the horizon."""
     expected = [1, 2, 3, 3, 6, 1, 5]
-    assert counts.chunk_weights([5, 2], 3).tolist() == expected
+    assert chunk_weights([5, 2], 3).tolist() == expected
 
 
 def _with_actions(root: Path, values: np.ndarray) -> Path:

@@ -51,7 +51,7 @@ def test_without_names_the_gripper_is_known_by_its_place(tmp_path: Path) -> None
     (text,) = said(tmp_path, robots.droid(positions=True), *DROID)
     assert "dimensions 0-6 hold absolute targets" in text
     assert text.endswith("--set data.relative=0-6")
-    assert "gripper by its place, for want of names: 7" in text
+    assert "gripper by its position, for want of names: 7" in text
 
 
 @pytest.mark.parametrize("made", [robots.libero(), robots.droid(positions=False)])
