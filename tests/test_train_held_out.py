@@ -125,7 +125,7 @@ def test_a_save_of_a_stop_is_no_measured_one_and_fill_measures_it(
     process = start(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *HELD, "--run", str(run))
     wait_for(lambda: len(metrics(run)) >= 5, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     done = len(metrics(run))
     if done % 4:
         assert done not in [one["step"] for one in lines(run)]
