@@ -94,4 +94,4 @@ def test_a_file_that_is_a_link_out_of_its_item_leaves_the_step_not_whole(tmp_pat
     file.symlink_to(tmp_path / "elsewhere")
     (step,) = inspect(tmp_path / "checkpoints").steps
     assert not step.complete
-    assert step.missing[0].startswith("params: _METADATA: links out of it")
+    assert step.missing[0].startswith("params: _METADATA: these lead out of it")

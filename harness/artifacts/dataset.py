@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from harness.artifacts.base import Artifact
+from harness.recipe.norm_stats import FILE as NORM_STATS_FILE
 from harness.strict import Strict
 
 
@@ -121,7 +122,7 @@ class NormStats(Artifact):
     they are not computed from the data; min and max are the data's all the same.
     """
 
-    FILE: ClassVar[str] = "norm_stats.json"
+    FILE: ClassVar[str] = NORM_STATS_FILE
     norm_stats: dict[Literal["state", "actions"], DimensionStats]
     frames: int
     action_horizon: int

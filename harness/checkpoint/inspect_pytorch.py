@@ -54,7 +54,7 @@ _PARTS = (
     ("vision", re.compile(r"vision_tower|multi_modal_projector")),
     ("expert", re.compile(r"gemma_expert")),
     ("language", re.compile(r"language_model|paligemma\.lm_head")),
-    ("projections", re.compile(r"(?:action|time|state)\w*(?:_proj|_mlp_in|_mlp_out)\.")),
+    ("projections", re.compile(r"(?:action_(?:in|out)_proj|state_proj|time_mlp_(?:in|out))\.")),
 )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from harness.artifacts import DimensionStats
 from harness.checkpoint.policy import RELATIVE_STEP, STATE_STEP
+from harness.checkpoint.pytorch import POLICY_CONFIG
 from harness.checkpoint.tensor_writer import Dtype, Planned, write_tensors
 from harness.recipe.dimensions import numbers_of
 from harness.recipe.schema import CAMERAS, Recipe
@@ -72,9 +73,9 @@ def write_policy_files(directory: Path, recipe: Recipe, stats: Stats, dtype: Dty
             "relative_exclude_joints": joints["exclude_joints"],
             "action_feature_names": joints["action_names"],
         }
-    _write_json(directory / "config.json", config)
+    _write_json(directory / POLICY_CONFIG, config)
     before, after = _pipelines(recipe, inputs, outputs, modes, joints)
-    names = ["config.json"]
+    names = [POLICY_CONFIG]
     for name, steps in (("policy_preprocessor", before), ("policy_postprocessor", after)):
         names += _write_pipeline(directory, name, steps, stats)
     return names

@@ -27,6 +27,7 @@ import numpy as np
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.leaves import Leaf
 from harness.checkpoint.merge import Adapters
+from harness.checkpoint.pytorch import ADAPTER_CONFIG
 from harness.checkpoint.pytorch_names import PREFIX, TABLE_NAMES, Part, parts_of, put_back, turned
 from harness.checkpoint.safetensors import read_tensor
 from harness.checkpoint.tensor_writer import Planned, Written, write_tensors
@@ -38,7 +39,7 @@ from harness.received.text import one_line
 from harness.run.directory import write_atomic
 
 Array = np.ndarray[Any, Any]
-CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
 # PEFT wraps the policy, and the policy's network is its `model`.
 _WRAPPED = "base_model.model."
 _PREFIX = f"{_WRAPPED}{PREFIX['lerobot']}"
@@ -228,10 +229,16 @@ def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
 
 def _pattern(patterns: Any, module: str, default: Any) -> Any:
     """The value of the first pattern that names the module. Source: peft utils/other.py `get_pattern_key`."""
+    own = module.split(".")
     for pattern, value in (patterns or {}).items():
-        # Patterns are a stranger's: only what stands for a layer's number is taken as one.
-        plain = re.escape(str(pattern).replace("\\.", ".").replace("\\d+", "\0")).replace("\0", r"\d+")
-        if re.fullmatch(rf"(?:.*\.)?(?:{plain})", module):
+        # A stranger's pattern is not run as a regular expression. A name, and \\d+ for a layer's number, is
+        # what LeRobot and PEFT write.
+        wanted = str(pattern).replace("\\.", ".").split(".")
+        last = own[-len(wanted) :]
+        if len(last) == len(wanted) and all(
+            one == other or (one == "\\d+" and other.isdecimal())
+            for one, other in zip(wanted, last, strict=True)
+        ):
             return value
     return default
 

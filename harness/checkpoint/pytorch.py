@@ -30,6 +30,8 @@ from harness.units import format_count
 
 _TENSORS = ".safetensors"
 WEIGHTS_FILE = "model.safetensors"
+# Of LeRobot and openpi beside their weights; of PEFT beside its adapters.
+POLICY_CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 # Names that only the tensors of π0 and π0.5 have.
 _OURS = re.compile(r"paligemma_with_expert\.|(?:^|\.)action_(?:in|out)_proj\.")
 # Pickles: loading one runs the code in it. They are named in the report and not loaded; only their first
@@ -207,10 +209,7 @@ def _weights(root: Path, files: list[Path], path: Path) -> Weights:
 
 
 def _kind(directory: Path, files: list[Path]) -> str:
-    if (
-        any(file.name.startswith("adapter_") for file in files)
-        or (directory / "adapter_config.json").exists()
-    ):
+    if any(file.name.startswith("adapter_") for file in files) or (directory / ADAPTER_CONFIG).exists():
         return "PEFT adapters"
     policy = _lerobot_policy(directory)
     if (
@@ -228,7 +227,7 @@ def _kind(directory: Path, files: list[Path]) -> str:
 def _lerobot_policy(directory: Path) -> str | None:
     """The policy that LeRobot's config.json beside the weights names."""
     try:
-        config = read_json(directory / "config.json", directory, MARK_BYTES)
+        config = read_json(directory / POLICY_CONFIG, directory, MARK_BYTES)
     except (OSError, UnsafeFile, ValueError):
         return None
     named = config.get("type") if isinstance(config, dict) and "n_obs_steps" in config else None

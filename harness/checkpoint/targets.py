@@ -22,7 +22,7 @@ from harness.checkpoint.card import model_card
 from harness.checkpoint.export import check_assets, copy_assets, write_params
 from harness.checkpoint.lerobot_files import write_policy_files
 from harness.checkpoint.merge import Array, Merging, arrays
-from harness.checkpoint.pytorch import WEIGHTS_FILE
+from harness.checkpoint.pytorch import POLICY_CONFIG, WEIGHTS_FILE
 from harness.checkpoint.pytorch_names import PREFIX, UNUSED_HEAD, Program, parts_of, tensor_shapes, turned
 from harness.checkpoint.tensor_writer import Dtype, Planned, Progress, cast, write_tensors
 from harness.checkpoint.weights import directory_sha256
@@ -119,7 +119,7 @@ def _write_pytorch(opened: Merging, directory: Path, order: Order) -> dict[str, 
         "action_expert_variant": model.action_expert.variant,
         "precision": order.dtype or "float32",
     }
-    write_atomic(directory / "config.json", json.dumps(config, indent=2) + "\n")
+    write_atomic(directory / POLICY_CONFIG, json.dumps(config, indent=2) + "\n")
     _write_assets(directory / ASSETS, order)
     return {"files": file}
 

@@ -113,9 +113,9 @@ def unlisted(expressions: list[str]) -> list[str]:
     """
     found = []
     for expression in expressions:
-        choices = re.split(r"\s+OR\s+", expression.replace("(", " ").replace(")", " ").strip())
+        choices = " ".join(expression.replace("(", " ").replace(")", " ").split()).split(" OR ")
         lacking: list[list[str]] = [
-            [name for name in re.split(r"\s+(?:AND|WITH)\s+", choice.strip()) if spelled(name) not in STATED]
+            [name for name in re.split(r" (?:AND|WITH) ", choice) if spelled(name) not in STATED]
             for choice in choices
         ]
         if all(lacking):
@@ -150,7 +150,7 @@ def of_debian(copyright_text: str) -> list[str]:
         return []
     found: dict[str, None] = {}
     for line in re.findall(r"^License:[ \t]*(\S.*)$", copyright_text, re.MULTILINE):
-        for name in re.split(r",?\s+(?:and/or|and|or|with)\s+|,\s*", line.strip()):
+        for name in re.split(r",? (?:and/or|and|or|with) |, ?", " ".join(line.split())):
             if name and "exception" not in name.lower():
                 found[spelled(name)] = None
     return list(found)
