@@ -43,7 +43,7 @@ CONFIG, FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
 # PEFT wraps the policy, and the policy's network is its `model`.
 _WRAPPED = "base_model.model."
 _PREFIX = f"{_WRAPPED}{PREFIX['lerobot']}"
-_PAIR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+_PAIR = re.compile(r"\A(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LARGEST_RANK = 4096
 
 

@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
 INDEX = ".index.json"
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_SHARD = re.compile(r"\A(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _MOST_SHARDS = 1000
 _SHOWN = 8
 

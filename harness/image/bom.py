@@ -35,9 +35,9 @@ def read_locks(python: str, system: str) -> Locks:
     hashes: dict[str, list[str]] = {}
     name = ""
     for line in python.splitlines():
-        if pin := re.match(r"([A-Za-z0-9._-]+)==", line):
+        if pin := re.match(r"\A([A-Za-z0-9._-]++)==", line):
             name = _canonical(pin[1])
-        elif found := re.match(r"\s+--hash=sha256:([0-9a-f]{64})", line):
+        elif found := re.match(r"\A\s++--hash=sha256:([0-9a-f]{64})", line):
             hashes.setdefault(name, []).append(found[1])
     lines = [line.split() for line in system.splitlines() if line and not line.startswith("#")]
     return Locks(hashes, {(parts[0], parts[1]): parts[2] for parts in lines if len(parts) == 3})

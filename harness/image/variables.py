@@ -19,9 +19,10 @@ DECLARED = f"{LISTS}/environment.json"
 # What differs from container to container and changes no number: who runs it, where its files are, how it
 # reaches a network, which keys it has. `harness.run.surroundings` records those of XLA and NCCL one by one.
 _OF_A_CONTAINER = re.compile(
-    r"HARNESS_.*|WANDB_.*|HF_.*|NCCL_.*|XLA_FLAGS|CUDA_VISIBLE_DEVICES|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)"
+    r"\A(?:HARNESS_.*|WANDB_.*|HF_.*|NCCL_.*|XLA_FLAGS|CUDA_VISIBLE_DEVICES"
+    r"|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)"
     r"|(HTTPS?|ALL|NO|FTP)_PROXY|(https?|all|no|ftp)_proxy|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|PIP_.*"
-    r"|HOSTNAME|TERM|COLUMNS|LINES|PWD|OLDPWD|SHLVL|_|container|KUBERNETES_.*|\w+_SERVICE_(HOST|PORT).*"
+    r"|HOSTNAME|TERM|COLUMNS|LINES|PWD|OLDPWD|SHLVL|_|container|KUBERNETES_.*|\w+_SERVICE_(HOST|PORT).*)"
 )
 # What a build gives its steps, and no image keeps.
 _OF_A_BUILD = re.compile(

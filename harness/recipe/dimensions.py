@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 
 # More than any robot has. It bounds what a range of a received recipe may expand to.
 _MOST = 4096
-_RANGE = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
+_RANGE = re.compile(r"\A\s*+(\d{1,6})\s*+(?:-\s*+(\d{1,6})\s*+)?")
 
 
 def numbers_of(ranges: list[str] | None) -> list[int]:

@@ -19,7 +19,7 @@ from harness.received.json import parse_json
 MOST_EPISODES = 1_000_000
 # A list of a million numbers, one a line.
 _FILE_BYTES = 16 * 1024 * 1024
-_RANGE = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", re.ASCII)
+_RANGE = re.compile(r"\A\s*+(\d{1,9})\s*+(?:-\s*+(\d{1,9})\s*+)?", re.ASCII)
 
 Numbers = list[int | str]
 

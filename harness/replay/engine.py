@@ -70,7 +70,7 @@ def check_version(told: Mapping[str, Any]) -> None:
     Raises: HarnessError "engine-too-old".
     """
     api = str(told.get("ApiVersion", ""))
-    parts = re.fullmatch(r"(\d+)\.(\d+)", api)
+    parts = re.fullmatch(r"\A(\d++)\.(\d+)", api)
     if parts is None or (int(parts[1]), int(parts[2])) < _OLDEST_API:
         raise HarnessError(
             "engine-too-old",
