@@ -28,7 +28,8 @@ def tree(root: Path) -> set[str]:
         paths = [
             path.relative_to(root)
             for path in [*root.iterdir(), *(root / "harness").iterdir()]
-            if not PASSING.fullmatch(path.name)
+            # image/ is what an image says of itself.
+            if not PASSING.fullmatch(path.name) and path != root / "image"
         ]
     entries = {path.parts[0] for path in paths} | {
         "/".join(path.parts[:2]) for path in paths if path.parts[0] == "harness" and len(path.parts) > 1

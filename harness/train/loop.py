@@ -87,7 +87,6 @@ def train(job: Job, watcher: Watcher) -> Outcome:
         saves = Saves(job, of_saves, loader, watcher, start_step=start)
         trainer = _Trainer(job, watcher, program.step, store, metrics, wandb, loader, saves)
         batches = loader.iterate(start, resized=False)
-        watcher.phase("step")
         try:
             step = trainer.run(state, train_key, start, batches, stop)
         finally:
