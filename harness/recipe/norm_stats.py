@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from harness.recipe.schema import Recipe
+if TYPE_CHECKING:
+    # The name of the file is asked for by every verb, the schema only by those that read a recipe.
+    from harness.recipe.schema import Recipe
 
 BASE = "base"
 FILE = "norm_stats.json"
