@@ -168,8 +168,7 @@ ENV HARNESS_IMAGE="harness:cpu on ${BASE_IMAGE}" \
     JAX_COMPILATION_CACHE_DIR=/cache/jax \
     JAX_PLATFORMS=cpu
 # The variables that the image sets, for whoever compares a container's with them.
-RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json \
- && touch -d @0 /opt/harness/image/environment.json
+RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json
 
 
 # What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
@@ -224,8 +223,7 @@ ENV HARNESS_IMAGE="harness:cuda on ${BASE_IMAGE}" \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # The variables that the image sets, for whoever compares a container's with them.
-RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json \
- && touch -d @0 /opt/harness/image/environment.json
+RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json
 
 
 # What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
@@ -298,8 +296,7 @@ ENV HARNESS_IMAGE="harness:openpi on ${BASE_IMAGE}" \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # The variables that the image sets, for whoever compares a container's with them.
-RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json \
- && touch -d @0 /opt/harness/image/environment.json
+RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json
 
 
 # What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
@@ -368,8 +365,7 @@ ENV HARNESS_IMAGE="harness:test on ${BASE_IMAGE}" \
     MYPY_CACHE_DIR=/tmp/mypy \
     RUFF_CACHE_DIR=/tmp/ruff
 # The variables that the image sets, for whoever compares a container's with them.
-RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json \
- && touch -d @0 /opt/harness/image/environment.json
+RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json
 
 
 # What the image holds, read by root from outside of it: its list, its digest and its bill of materials.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Manifest
-from harness.image.contents import LIST, SUMMARY, Tree, listing, of_directory
+from harness.image import here
+from harness.image.contents import LIST, SUMMARY, UNREAD, Tree, listing, of_directory
 from harness.image.here import Here, claimed, examined
 from harness.image.parts import differing, named, read_summary, some, summary, told, value_of
 from harness.image.variables import differences, of_container
@@ -126,9 +128,9 @@ def test_verify_names_it_first_and_never_calls_it_equal(
 ) -> None:
     manifest = of_image(summary(of_directory(root)))
     change(root)
-    here, notes = examined(root)
+    now, notes = examined(root)
     rows = compare_fields(
-        manifest, found_as(manifest, image_content=here.content, image_parts=here.parts, image_notes=notes)
+        manifest, found_as(manifest, image_content=now.content, image_parts=now.parts, image_notes=notes)
     )
     named_first = first_difference(rows)
     assert named_first is not None
@@ -145,9 +147,9 @@ def test_a_run_in_a_changed_image_does_not_name_the_unchanged_one(
 ) -> None:
     assert claimed(root).content == summary(of_directory(root)).content
     change(root)
-    here = claimed(root)
-    assert here.content is None
-    assert "is not what its list says" in here.unknown["image_content"], expected
+    now = claimed(root)
+    assert now.content is None
+    assert "is not what its list says" in now.unknown["image_content"], expected
 
 
 def _manifest() -> Manifest:
@@ -254,15 +256,66 @@ def test_an_image_without_a_list_says_so(tmp_path: Path) -> None:
     assert "has no list" in found.unknown["image_content"]
 
 
-def test_a_file_that_came_later_than_the_list_is_seen_without_reading_it(root: Path) -> None:
-    import os
+def made_anew(root: Path, *paths: Path) -> None:
+    """Makes the files newer than the list."""
+    later = (root / LIST).stat().st_mtime + 60
+    for path in paths:
+        os.utime(path, (later, later))
 
+
+def test_a_file_that_came_later_than_the_list_is_seen(root: Path) -> None:
     path = root / SITE / "numpy/core.so"
     size = path.stat().st_size
     path.write_text("E" * size)
-    later = (root / LIST).stat().st_mtime + 60
-    os.utime(path, (later, later))
+    made_anew(root, path)
     assert "changed after the list was made" in claimed(root).unknown["image_content"]
+
+
+def test_files_that_were_made_anew_with_the_same_content_raise_no_doubt(root: Path) -> None:
+    """As after a build that took the list from its cache and made the files again."""
+    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    made_anew(root, *files)
+    # Whose they are in this checkout is no content.
+    users = root / "etc/passwd"
+    users.write_text(users.read_text().replace("caller:x:0:0", "caller:x:7:7"))
+    made_anew(root, users)
+    assert claimed(root).content == summary(of_directory(root)).content
+    (root / SITE / "numpy/core.so").write_text("elg of numpy")
+    made_anew(root, root / SITE / "numpy/core.so")
+    why = claimed(root).unknown["image_content"]
+    assert (
+        why == f"the image is not what its list says: /{SITE}/numpy/core.so: changed after the list was made"
+    )
+
+
+def test_a_file_that_is_not_newer_than_the_list_is_not_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = root / SITE / "numpy/core.so"
+    made_anew(root, path)
+    read: list[str] = []
+    monkeypatch.setattr(here, "hashes", lambda _, paths: read.extend(paths) or {})
+    claimed(root)
+    assert read == [f"{SITE}/numpy/core.so"]
+
+
+def test_what_this_user_may_not_read_is_taken_as_the_list_says(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = root / "etc/ld.so.conf"
+    made_anew(root, path)
+    monkeypatch.setattr(here, "hashes", lambda _, paths: dict.fromkeys(paths, UNREAD))
+    assert claimed(root).content is not None
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_a_reason_and_no_content(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> dict[str, str]:
+        raise FileNotFoundError(2, "No such file or directory", "/etc/x")
+
+    monkeypatch.setattr(here, "look", gone)
+    assert "/etc/x" in claimed(root).unknown["image_content"]
 
 
 def test_only_the_first_few_are_told() -> None:

@@ -16,7 +16,7 @@ import os
 import stat
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -40,6 +40,8 @@ _NAMES = (b"harness:", b"caller:")
 # Texts that say whose a file is (`harness.image.owners`). They are kept while a tree is read.
 _KEPT_DIRECTORIES = ("var/lib/dpkg/info/", f"{LISTS}/")
 _KEPT = frozenset({"var/lib/dpkg/status", "etc/os-release", "usr/lib/os-release", "opt/harness/revision"})
+# In the place of the SHA-256 of a file that this user may not read.
+UNREAD = "?"
 _PIECE = 1 << 20
 # hashlib releases the interpreter while it hashes.
 _THREADS = min(8, os.cpu_count() or 1)
@@ -49,8 +51,8 @@ class Entry(NamedTuple):
     """One name of a tree.
 
     `path` has no leading slash. `kind` is f, d, l, c, b, p or s. `mode` holds the permission bits, `owner` is
-    "UID:GID". `target` is that of a link. `sha256` is empty for all but files; "?" stands for a file that
-    this user may not read.
+    "UID:GID". `target` is that of a link. `sha256` is empty for all but files, and UNREAD for a file
+    that this user may not read.
     """
 
     path: str
@@ -92,7 +94,7 @@ class Tree(NamedTuple):
         """
         found = dict(self.entries)
         for path, entry in self.entries.items():
-            if entry.sha256 == "?" and path in known:
+            if entry.sha256 == UNREAD and path in known:
                 found[path] = entry._replace(sha256=known[path].sha256)
         below = tuple(f"{path}/" for path in self.closed)
         found |= {path: entry for path, entry in known.items() if below and path.startswith(below)}
@@ -147,12 +149,11 @@ def of_directory(root: Path) -> Tree:
         found[path] = Entry(path, kind, _bits(status.st_mode, kind), owner, target, "", size)
         if kind == "f":
             files.append(path)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for path, (sha256, _) in zip(files, pool.map(lambda path: _hashed(root, path), files), strict=True):
-            found[path] = found[path]._replace(sha256=sha256)
+    for path, sha256 in hashes(root, files).items():
+        found[path] = found[path]._replace(sha256=sha256)
     texts = {}
     for path in files:
-        if _is_kept(path) and found[path].sha256 != "?":
+        if _is_kept(path) and found[path].sha256 != UNREAD:
             texts[path] = (root / path).read_bytes()
     return Tree(found, texts, tuple(closed))
 
@@ -220,14 +221,20 @@ def look(root: Path) -> dict[str, os.stat_result]:
     return dict(_walk(root, []))
 
 
-def _hashed(root: Path, path: str) -> tuple[str, bytes | None]:
+def hashes(root: Path, paths: Collection[str]) -> dict[str, str]:
+    """Path → SHA-256 of each of these files below `root`, as an entry has it."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(paths, pool.map(lambda path: _hashed(root, path), paths), strict=True))
+
+
+def _hashed(root: Path, path: str) -> str:
     try:
         with (root / path).open("rb") as file:
             if path in _USERS:
-                return _sha256(path, [file.read()])
-            return hashlib.file_digest(file, "sha256").hexdigest(), None
+                return _sha256(path, [file.read()])[0]
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except PermissionError:
-        return "?", None
+        return UNREAD
 
 
 def _sha256(path: str, pieces: Iterable[bytes]) -> tuple[str, bytes | None]:
