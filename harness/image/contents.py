@@ -61,11 +61,10 @@ class Entry(NamedTuple):
     owner: str
     target: str
     sha256: str
-    size: int = 0
 
     @property
     def line(self) -> str:
-        """The entry as one line of the list. The size follows from the content and is not part of it."""
+        """The entry as one line of the list."""
         return json.dumps(
             [self.path, self.kind, f"{self.mode:04o}", self.owner, self.target, self.sha256],
             separators=(",", ":"),
@@ -84,7 +83,7 @@ class Tree(NamedTuple):
 
     def with_file(self, path: str, content: bytes) -> Tree:
         """The tree with one more file of root's, mode 0644, as COPY makes it."""
-        entry = Entry(path, "f", 0o644, "0:0", "", hashlib.sha256(content).hexdigest(), len(content))
+        entry = Entry(path, "f", 0o644, "0:0", "", hashlib.sha256(content).hexdigest())
         return self._replace(entries=self.entries | {path: entry}, texts=self.texts | {path: content})
 
     def completed(self, known: Mapping[str, Entry]) -> Tree:
@@ -145,8 +144,7 @@ def of_directory(root: Path) -> Tree:
         kind = _kind(status.st_mode)
         target = os.readlink(root / path) if kind == "l" else ""
         owner = f"{status.st_uid}:{status.st_gid}"
-        size = status.st_size if kind == "f" else 0
-        found[path] = Entry(path, kind, _bits(status.st_mode, kind), owner, target, "", size)
+        found[path] = Entry(path, kind, _bits(status.st_mode, kind), owner, target, "")
         if kind == "f":
             files.append(path)
     for path, sha256 in hashes(root, files).items():
@@ -182,14 +180,13 @@ def of_tar(stream: IO[bytes]) -> Tree:
                 found[path] = first._replace(path=path)
                 continue
             target = member.linkname if kind == "l" else ""
-            sha256, size = "", 0
+            sha256 = ""
             if kind == "f":
                 file = archive.extractfile(member)
                 assert file is not None
                 sha256, kept = _sha256(path, iter(lambda file=file: file.read(_PIECE), b""))  # type: ignore[misc]
-                size = member.size
                 texts |= {path: kept} if kept is not None and _is_kept(path) else {}
-            found[path] = Entry(path, kind, _bits(member.mode, kind), owner, target, sha256, size)
+            found[path] = Entry(path, kind, _bits(member.mode, kind), owner, target, sha256)
     return Tree(found, texts)
 
 
