@@ -148,11 +148,6 @@ COPY --from=dependencies-cpu /opt/venv /opt/venv
 COPY --from=users /etc/passwd /etc/group /etc/
 # The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
-# The package, from the checkout, with the build backend of the lock and nothing downloaded. The mount is a copy: nothing is
-# written into the checkout. The mount points belong to "harness" for a `docker run` without compose. chmod, because a clone
-# made under umask 077 would be readable by root alone.
-RUN --mount=type=bind,target=/checkout,rw \
-    sh /checkout/docker/package /checkout
 # Recorded below: which system this was built on, and which lock.
 ARG BASE_IMAGE
 # As above.
@@ -167,9 +162,18 @@ ENV HARNESS_IMAGE="harness:cpu on ${BASE_IMAGE}" \
     HARNESS_COMMIT=${HARNESS_REVISION} \
     JAX_COMPILATION_CACHE_DIR=/cache/jax \
     JAX_PLATFORMS=cpu
-# The variables that the image sets, for whoever compares a container's with them.
-RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json \
- && touch -d @0 /opt/harness/image/environment.json
+# The package, from the checkout, with the build backend of the lock and nothing downloaded, and a list of the variables above. The
+# mount is a copy: nothing is written into the checkout. The mount points belong to "harness" for a `docker run` without compose.
+# chmod, because a clone made under umask 077 would be readable by root alone.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/package /checkout
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness cpu" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${CPU_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
 
 
 # What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
@@ -185,17 +189,6 @@ RUN --mount=type=bind,from=cpu-tree,target=/tree --mount=type=bind,target=/check
 FROM cpu-tree AS cpu
 # The list cannot be part of what it lists; the bill of materials is.
 COPY --from=cpu-described /described/ /opt/harness/image/
-# For the label: `git describe --dirty`, which ci/images passes.
-ARG HARNESS_REVISION=unknown
-# As above: which lock.
-ARG CPU_LOCK_SHA256
-# For `docker inspect`, long after the build.
-LABEL org.opencontainers.image.title="harness cpu" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.revision="${HARNESS_REVISION}" \
-      harness.lock.sha256="${CPU_LOCK_SHA256}"
-# Never root by default; compose asks for "caller" instead.
-USER harness
 
 
 # Trains on NVIDIA GPUs.
@@ -206,9 +199,6 @@ COPY --from=dependencies-cuda /opt/venv /opt/venv
 COPY --from=users /etc/passwd /etc/group /etc/
 # The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
-# The package, as in the cpu image.
-RUN --mount=type=bind,target=/checkout,rw \
-    sh /checkout/docker/package /checkout
 # Recorded below: which system this was built on, and which lock.
 ARG BASE_IMAGE
 # As above.
@@ -223,9 +213,16 @@ ENV HARNESS_IMAGE="harness:cuda on ${BASE_IMAGE}" \
     JAX_COMPILATION_CACHE_DIR=/cache/jax \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# The variables that the image sets, for whoever compares a container's with them.
-RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json \
- && touch -d @0 /opt/harness/image/environment.json
+# The package, as in the cpu image.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/package /checkout
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness cuda" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${CUDA_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
 
 
 # What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
@@ -241,17 +238,6 @@ RUN --mount=type=bind,from=cuda-tree,target=/tree --mount=type=bind,target=/chec
 FROM cuda-tree AS cuda
 # The list cannot be part of what it lists; the bill of materials is.
 COPY --from=cuda-described /described/ /opt/harness/image/
-# For the label: `git describe --dirty`, which ci/images passes.
-ARG HARNESS_REVISION=unknown
-# As above: which lock.
-ARG CUDA_LOCK_SHA256
-# For `docker inspect`, long after the build.
-LABEL org.opencontainers.image.title="harness cuda" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.revision="${HARNESS_REVISION}" \
-      harness.lock.sha256="${CUDA_LOCK_SHA256}"
-# Never root by default; compose asks for "caller" instead.
-USER harness
 
 
 # What installs openpi, and its source where ci/openpi-source has placed it (the pattern matches nothing otherwise).
@@ -281,9 +267,6 @@ COPY --from=dependencies-cpu /opt/venv /opt/venv
 COPY --from=users /etc/passwd /etc/group /etc/
 # The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
-# The package, as in the cpu image.
-RUN --mount=type=bind,target=/checkout,rw \
-    sh /checkout/docker/package /checkout
 # Recorded below: which system this was built on, and which lock.
 ARG BASE_IMAGE
 # As above.
@@ -293,13 +276,21 @@ ARG HARNESS_REVISION=unknown
 # HARNESS_OPENPI is where --backend openpi looks. JAX_PLATFORMS is for the harness itself; it sets the trainer's own.
 ENV HARNESS_IMAGE="harness:openpi on ${BASE_IMAGE}" \
     HARNESS_LOCK_SHA256=${CPU_LOCK_SHA256} \
+    HARNESS_COMMIT=${HARNESS_REVISION} \
     HARNESS_OPENPI=/opt/openpi \
     JAX_PLATFORMS=cpu \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# The variables that the image sets, for whoever compares a container's with them.
-RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json \
- && touch -d @0 /opt/harness/image/environment.json
+# The package, as in the cpu image.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/package /checkout
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness openpi" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${CPU_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
 
 
 # What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
@@ -315,17 +306,6 @@ RUN --mount=type=bind,from=openpi-tree,target=/tree --mount=type=bind,target=/ch
 FROM openpi-tree AS openpi
 # The list cannot be part of what it lists; the bill of materials is.
 COPY --from=openpi-described /described/ /opt/harness/image/
-# For the label: `git describe --dirty`, which ci/images passes.
-ARG HARNESS_REVISION=unknown
-# As above: which lock.
-ARG CPU_LOCK_SHA256
-# For `docker inspect`, long after the build.
-LABEL org.opencontainers.image.title="harness openpi" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.revision="${HARNESS_REVISION}" \
-      harness.lock.sha256="${CPU_LOCK_SHA256}"
-# Never root by default; compose asks for "caller" instead.
-USER harness
 
 
 # Runs the tests of the checkout that it was built from.
@@ -343,9 +323,6 @@ COPY --from=dependencies-test /opt/venv /opt/venv
 COPY --from=users /etc/passwd /etc/group /etc/
 # The whole checkout: tests also read the Dockerfile, compose.yaml, the locks and the README.
 COPY . /opt/harness
-# The package is installed as well, for its command and its metadata.
-RUN --mount=type=bind,target=/checkout,rw \
-    sh /checkout/docker/package /checkout
 # Tests name files from the root of the checkout.
 WORKDIR /opt/harness
 # Recorded below: which system this was built on, and which lock.
@@ -367,9 +344,16 @@ ENV HARNESS_IMAGE="harness:test on ${BASE_IMAGE}" \
     HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
     MYPY_CACHE_DIR=/tmp/mypy \
     RUFF_CACHE_DIR=/tmp/ruff
-# The variables that the image sets, for whoever compares a container's with them.
-RUN PYTHONCOERCECLOCALE=0 python -m harness.image.variables >/opt/harness/image/environment.json \
- && touch -d @0 /opt/harness/image/environment.json
+# The package is installed as well, for its command and its metadata.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/package /checkout
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness test" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${TEST_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
 
 
 # What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
@@ -385,17 +369,6 @@ RUN --mount=type=bind,from=test-tree,target=/tree --mount=type=bind,target=/chec
 FROM test-tree AS test
 # The list cannot be part of what it lists; the bill of materials is.
 COPY --from=test-described /described/ /opt/harness/image/
-# For the label: `git describe --dirty`, which ci/images passes.
-ARG HARNESS_REVISION=unknown
-# As above: which lock.
-ARG TEST_LOCK_SHA256
-# For `docker inspect`, long after the build.
-LABEL org.opencontainers.image.title="harness test" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.revision="${HARNESS_REVISION}" \
-      harness.lock.sha256="${TEST_LOCK_SHA256}"
-# Never root by default; compose asks for "caller" instead.
-USER harness
 # Arguments are pytest's: a file, -k, -x.
 ENTRYPOINT ["python", "-m", "pytest", "-p", "no:cacheprovider"]
 # Without any: all tests, shared among workers as tests/workers.args says (ci/local does the same).

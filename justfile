@@ -56,10 +56,6 @@ openpi-source openpi lerobot:
 contents *options:
     ci/contents {{options}}
 
-# whether the cpu image holds what it says, and a run replays in it (after images); all planted differences: just contents -k planted
-contents *options:
-    ci/contents {{options}}
-
 # builds an image twice without cache and compares the two, file by file: just rebuild cpu
 rebuild *target:
     ci/rebuild {{target}}

@@ -175,5 +175,5 @@ def test_each_file_is_somebodys(root: Path, path: str, owner: str) -> None:
 
 
 def test_an_entry_is_one_line_without_time_and_size() -> None:
-    entry = Entry("a b", "f", 0o4755, "0:0", "", "00", 17)
+    entry = Entry("a b", "f", 0o4755, "0:0", "", "00")
     assert entry.line == '["a b","f","4755","0:0","","00"]'

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Manifest
-from harness.image.contents import LIST, SUMMARY, Tree, listing, of_directory
-from harness.image.here import Here, claimed, examined
-from harness.image.parts import differing, named, read_summary, some, summary, told, value_of
+from harness.image.contents import Tree, of_directory
+from harness.image.here import claimed, examined
+from harness.image.parts import differing, named, some, summary, told, value_of
 from harness.image.variables import differences, of_container
 from harness.redact import redact, redact_value
 from harness.verify.fields import compare_fields, first_difference, overall
-from tests.support.image_root import SITE, STATUS, make_root
+from tests.support.image_root import SITE, STATUS, make_listed_root, make_root
 from tests.support.report_run import manifest as manifest_of_a_run
 from tests.support.verifying import found_as
 
@@ -103,12 +103,7 @@ PLANTED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """An image with its list and summary, as a build leaves it."""
-    root = make_root(tmp_path / "root")
-    tree = of_directory(root)
-    (root / LIST).write_text(listing(tree.entries))
-    (root / SUMMARY).write_text(summary(tree).text())
-    return root
+    return make_listed_root(tmp_path / "root")
 
 
 @pytest.mark.parametrize(("change", "expected"), PLANTED.values(), ids=PLANTED)
@@ -126,9 +121,9 @@ def test_verify_names_it_first_and_never_calls_it_equal(
 ) -> None:
     manifest = of_image(summary(of_directory(root)))
     change(root)
-    here, notes = examined(root)
+    now, notes = examined(root)
     rows = compare_fields(
-        manifest, found_as(manifest, image_content=here.content, image_parts=here.parts, image_notes=notes)
+        manifest, found_as(manifest, image_content=now.content, image_parts=now.parts, image_notes=notes)
     )
     named_first = first_difference(rows)
     assert named_first is not None
@@ -145,9 +140,9 @@ def test_a_run_in_a_changed_image_does_not_name_the_unchanged_one(
 ) -> None:
     assert claimed(root).content == summary(of_directory(root)).content
     change(root)
-    here = claimed(root)
-    assert here.content is None
-    assert "is not what its list says" in here.unknown["image_content"], expected
+    now = claimed(root)
+    assert now.content is None
+    assert "is not what its list says" in now.unknown["image_content"], expected
 
 
 def _manifest() -> Manifest:
@@ -235,34 +230,6 @@ def test_a_variable_is_named_before_all_that_it_may_change(root: Path) -> None:
 def test_variables_come_from_the_first_process(tmp_path: Path) -> None:
     (tmp_path / "environ").write_bytes(b"A=1\0B=x=y\0\0odd\0")
     assert of_container(tmp_path / "environ") == {"A": "1", "B": "x=y"}
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", '{"content": 1, "parts": {}}', '{"content": "x", "parts": {"a": 1}}']
-)
-def test_a_summary_that_is_none_is_a_reason_and_no_content(root: Path, text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
-        read_summary(text)
-    (root / SUMMARY).write_text(text)
-    assert "cannot be read" in claimed(root).unknown["image_content"]
-
-
-def test_an_image_without_a_list_says_so(tmp_path: Path) -> None:
-    found = claimed(make_root(tmp_path / "root"))
-    assert isinstance(found, Here)
-    assert found.content is None
-    assert "has no list" in found.unknown["image_content"]
-
-
-def test_a_file_that_came_later_than_the_list_is_seen_without_reading_it(root: Path) -> None:
-    import os
-
-    path = root / SITE / "numpy/core.so"
-    size = path.stat().st_size
-    path.write_text("E" * size)
-    later = (root / LIST).stat().st_mtime + 60
-    os.utime(path, (later, later))
-    assert "changed after the list was made" in claimed(root).unknown["image_content"]
 
 
 def test_only_the_first_few_are_told() -> None:

@@ -9,6 +9,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pytest
 from harness.artifacts import Manifest
 from harness.artifacts.verdict import Compared, Verdict
 from harness.errors import HarnessError
+from harness.image.contents import Entry, Tree
+from harness.replay import engine, layers
 from harness.replay.engine import check_version
 from harness.replay.find import Looked, what_to_build
 from harness.replay.layers import made_by
@@ -305,3 +309,40 @@ def test_the_step_that_made_a_file_is_found_in_the_layers() -> None:
         "etc/x": "layer 2 of 2: RUN second",
         "etc/y": "layer 2 of 2: RUN second",
     }
+
+
+def test_two_images_that_are_equal_are_not_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named:
+        """An image; to save it costs the engine as much disk as it has, so that has to have a reason."""
+
+        id, attrs = "sha256:1", {"Config": {"Env": ["A=1"]}}
+
+    tree = Tree({"x": Entry("x", "f", 0o644, "0:0", "", "0" * 64)}, {})
+    monkeypatch.setattr(layers, "get_image", lambda *_: Named())
+    monkeypatch.setattr(layers, "contents", lambda *_: tree)
+    found = layers.compare_layers(None, "a", "b")
+    assert (found.differences, found.entries) == ([], (1, 1))
+
+
+def test_of_what_a_container_says_only_so_much_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program may be a stranger's, and write for ever."""
+    monkeypatch.setattr(engine, "_OUTPUT_BYTES", 10)
+
+    class Container:
+        def start(self) -> None: ...
+        def remove(self, **_: object) -> None: ...
+        def wait(self, **_: object) -> dict[str, int]:
+            return {"StatusCode": 1}
+
+        def logs(self, *, stdout: bool, follow: bool = False, **_: object) -> Iterator[bytes]:
+            return iter([b"step"]) if follow else repeat(b"out " if stdout else b"err ")
+
+    class client:
+        class containers:
+            @staticmethod
+            def create(*_: object, **__: object) -> Container:
+                return Container()
+
+    heard: list[str] = []
+    ended = engine.run(client, "sha256:1", heard.append)
+    assert (ended, heard) == (engine.Ended(1, "out out ou", "err err er"), ["step"])

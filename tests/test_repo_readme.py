@@ -140,6 +140,15 @@ def test_the_list_of_tasks_names_every_script_of_ci() -> None:
     ] == []
 
 
+def test_no_task_and_no_stage_stands_twice() -> None:
+    """`just` refuses the whole file then, and `ci/all` does the same work again."""
+    tasks = re.findall(r"^([a-z-]+)[^\n:=]*:", (ROOT / "justfile").read_text(), re.MULTILINE)
+    stages = re.findall(r'^stage "([^"]+)"', (ROOT / "ci/all").read_text(), re.MULTILINE)
+    assert {"all", "contents"} <= {*tasks}
+    assert len(stages) > 5
+    assert [name for names in (tasks, stages) for name in names if names.count(name) > 1] == []
+
+
 def test_the_table_of_benchmarks_names_every_program() -> None:
     table = (ROOT / "benchmarks" / "README.md").read_text()
     # A module that begins with the name of a program and an underscore is a part of it.

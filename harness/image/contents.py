@@ -16,7 +16,7 @@ import os
 import stat
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -40,6 +40,8 @@ _NAMES = (b"harness:", b"caller:")
 # Texts that say whose a file is (`harness.image.owners`). They are kept while a tree is read.
 _KEPT_DIRECTORIES = ("var/lib/dpkg/info/", f"{LISTS}/")
 _KEPT = frozenset({"var/lib/dpkg/status", "etc/os-release", "usr/lib/os-release", "opt/harness/revision"})
+# In the place of the SHA-256 of a file that this user may not read.
+UNREAD = "?"
 _PIECE = 1 << 20
 # hashlib releases the interpreter while it hashes.
 _THREADS = min(8, os.cpu_count() or 1)
@@ -49,8 +51,8 @@ class Entry(NamedTuple):
     """One name of a tree.
 
     `path` has no leading slash. `kind` is f, d, l, c, b, p or s. `mode` holds the permission bits, `owner` is
-    "UID:GID". `target` is that of a link. `sha256` is empty for all but files; "?" stands for a file that
-    this user may not read.
+    "UID:GID". `target` is that of a link. `sha256` is empty for all but files, and UNREAD for a file
+    that this user may not read.
     """
 
     path: str
@@ -59,11 +61,10 @@ class Entry(NamedTuple):
     owner: str
     target: str
     sha256: str
-    size: int = 0
 
     @property
     def line(self) -> str:
-        """The entry as one line of the list. The size follows from the content and is not part of it."""
+        """The entry as one line of the list."""
         return json.dumps(
             [self.path, self.kind, f"{self.mode:04o}", self.owner, self.target, self.sha256],
             separators=(",", ":"),
@@ -82,7 +83,7 @@ class Tree(NamedTuple):
 
     def with_file(self, path: str, content: bytes) -> Tree:
         """The tree with one more file of root's, mode 0644, as COPY makes it."""
-        entry = Entry(path, "f", 0o644, "0:0", "", hashlib.sha256(content).hexdigest(), len(content))
+        entry = Entry(path, "f", 0o644, "0:0", "", hashlib.sha256(content).hexdigest())
         return self._replace(entries=self.entries | {path: entry}, texts=self.texts | {path: content})
 
     def completed(self, known: Mapping[str, Entry]) -> Tree:
@@ -92,7 +93,7 @@ class Tree(NamedTuple):
         """
         found = dict(self.entries)
         for path, entry in self.entries.items():
-            if entry.sha256 == "?" and path in known:
+            if entry.sha256 == UNREAD and path in known:
                 found[path] = entry._replace(sha256=known[path].sha256)
         below = tuple(f"{path}/" for path in self.closed)
         found |= {path: entry for path, entry in known.items() if below and path.startswith(below)}
@@ -143,16 +144,14 @@ def of_directory(root: Path) -> Tree:
         kind = _kind(status.st_mode)
         target = os.readlink(root / path) if kind == "l" else ""
         owner = f"{status.st_uid}:{status.st_gid}"
-        size = status.st_size if kind == "f" else 0
-        found[path] = Entry(path, kind, _bits(status.st_mode, kind), owner, target, "", size)
+        found[path] = Entry(path, kind, _bits(status.st_mode, kind), owner, target, "")
         if kind == "f":
             files.append(path)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for path, (sha256, _) in zip(files, pool.map(lambda path: _hashed(root, path), files), strict=True):
-            found[path] = found[path]._replace(sha256=sha256)
+    for path, sha256 in hashes(root, files).items():
+        found[path] = found[path]._replace(sha256=sha256)
     texts = {}
     for path in files:
-        if _is_kept(path) and found[path].sha256 != "?":
+        if _is_kept(path) and found[path].sha256 != UNREAD:
             texts[path] = (root / path).read_bytes()
     return Tree(found, texts, tuple(closed))
 
@@ -181,14 +180,13 @@ def of_tar(stream: IO[bytes]) -> Tree:
                 found[path] = first._replace(path=path)
                 continue
             target = member.linkname if kind == "l" else ""
-            sha256, size = "", 0
+            sha256 = ""
             if kind == "f":
                 file = archive.extractfile(member)
                 assert file is not None
                 sha256, kept = _sha256(path, iter(lambda file=file: file.read(_PIECE), b""))  # type: ignore[misc]
-                size = member.size
                 texts |= {path: kept} if kept is not None and _is_kept(path) else {}
-            found[path] = Entry(path, kind, _bits(member.mode, kind), owner, target, sha256, size)
+            found[path] = Entry(path, kind, _bits(member.mode, kind), owner, target, sha256)
     return Tree(found, texts)
 
 
@@ -220,14 +218,20 @@ def look(root: Path) -> dict[str, os.stat_result]:
     return dict(_walk(root, []))
 
 
-def _hashed(root: Path, path: str) -> tuple[str, bytes | None]:
+def hashes(root: Path, paths: Collection[str]) -> dict[str, str]:
+    """Path → SHA-256 of each of these files below `root`, as an entry has it."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(paths, pool.map(lambda path: _hashed(root, path), paths), strict=True))
+
+
+def _hashed(root: Path, path: str) -> str:
     try:
         with (root / path).open("rb") as file:
             if path in _USERS:
-                return _sha256(path, [file.read()])
-            return hashlib.file_digest(file, "sha256").hexdigest(), None
+                return _sha256(path, [file.read()])[0]
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except PermissionError:
-        return "?", None
+        return UNREAD
 
 
 def _sha256(path: str, pieces: Iterable[bytes]) -> tuple[str, bytes | None]:

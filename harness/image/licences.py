@@ -54,7 +54,6 @@ STATED = frozenset(
             "Zlib",
             "ZPL-2.1",
             "GCC-exception-3.1",
-            "0BSD",
         ),
         *("Unicode-3.0", "Unicode-DFS-2016", "CNRI-Python", "LLVM-exception"),
     }

@@ -27,7 +27,6 @@ class System(NamedTuple):
     name: str
     version: str
     architecture: str
-    source: str
 
 
 class Python(NamedTuple):
@@ -50,9 +49,8 @@ def system_packages(status: str) -> list[System]:
     for block in status.split("\n\n"):
         fields: dict[str, str] = dict(re.findall(r"^([A-Za-z-]+): (.*)$", block, re.MULTILINE))
         if "Package" in fields and fields.get("Status", "").endswith(" installed"):
-            source = fields.get("Source", fields["Package"]).partition(" ")[0]
             found.append(
-                System(fields["Package"], fields.get("Version", "?"), fields.get("Architecture", "?"), source)
+                System(fields["Package"], fields.get("Version", "?"), fields.get("Architecture", "?"))
             )
     return sorted(found)
 

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple, cast
 from harness.errors import HarnessError
 from harness.image.contents import SUMMARY, Tree, of_tar
 from harness.image.parts import Summary, read_summary
-from harness.image.variables import DECLARED, differences, read_declared
+from harness.image.variables import DECLARED, SET, differences, read_declared
 
 # Engine 20.10, the first whose builder can build these images.
 _OLDEST_API = (1, 41)
@@ -22,6 +22,7 @@ _OLDEST_API = (1, 41)
 _PATIENCE_S = 3600
 _SUMMARY_BYTES = 16 << 20
 _OUTPUT_BYTES = 64 << 20
+_LAST_LINES = 50
 
 
 class Ended(NamedTuple):
@@ -144,14 +145,19 @@ def contents(client: Any, image_id: str) -> Tree:
         return of_tar(cast(IO[bytes], io.BufferedReader(Pieces(made.export()))))
 
 
-def other_variables(client: Any, image_id: str, tree: Tree) -> dict[str, str]:
+def variables(image: Any) -> dict[str, str]:
+    """The variables of an image's settings."""
+    pairs = (each.partition("=") for each in image.attrs["Config"].get("Env") or [])
+    return {name: value for name, _, value in pairs}
+
+
+def other_variables(image: Any, tree: Tree) -> dict[str, str]:
     """The variables of the image's settings that are not those which its build wrote down."""
-    pairs = (each.partition("=") for each in client.images.get(image_id).attrs["Config"].get("Env") or [])
-    environ = {name: value for name, _, value in pairs}
+    environ = variables(image)
     try:
         return differences(read_declared(tree.texts.get(DECLARED, b"{}")), environ)
     except ValueError:
-        return dict.fromkeys(environ, "set")
+        return dict.fromkeys(environ, SET)
 
 
 def run(client: Any, image_id: str, say: Callable[[str], None], **settings: Any) -> Ended:
@@ -162,10 +168,22 @@ def run(client: Any, image_id: str, say: Callable[[str], None], **settings: Any)
             say(line.decode(errors="replace").rstrip())
         code = made.wait(timeout=_PATIENCE_S)["StatusCode"]
         out, err = (
-            made.logs(stdout=first, stderr=not first)[-_OUTPUT_BYTES:].decode(errors="replace")
+            _text(
+                made.logs(stdout=first, stderr=not first, stream=True, tail="all" if first else _LAST_LINES)
+            )
             for first in (True, False)
         )
         return Ended(code, out, err)
+
+
+def _text(pieces: Iterator[bytes]) -> str:
+    """The pieces as text. The program in an image may be a stranger's: only so much is read of it."""
+    read = bytearray()
+    for piece in pieces:
+        read += piece
+        if len(read) > _OUTPUT_BYTES:
+            break
+    return bytes(read[:_OUTPUT_BYTES]).decode(errors="replace")
 
 
 class Pieces(io.RawIOBase):

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 from harness.artifacts import Manifest
 from harness.errors import HarnessError
 from harness.image.contents import LIST, SUMMARY, Tree, digest, parse
-from harness.image.owners import FILE
-from harness.image.parts import differing, named, read_summary, some, summary, value_of
+from harness.image.parts import differing, named, read_summary, some, summary, told, value_of
+from harness.image.variables import SET, UNSET
 from harness.received.text import one_line, word
 from harness.replay.engine import contents, get_image, other_variables, said
 
@@ -66,9 +66,9 @@ def read(
     computed = digest(tree.entries)
     unlike = [
         f"environment variable {key}: {value!r}"
-        if value not in ("set", "not set")
+        if value not in (SET, UNSET)
         else f"environment variable {key} is {value}"
-        for key, value in other_variables(client, image.id, tree).items()
+        for key, value in other_variables(image, tree).items()
     ]
     if computed != manifest.image_content:
         unlike += _unlike(tree, manifest)
@@ -84,10 +84,7 @@ def _unlike(tree: Tree, manifest: Manifest) -> list[str]:
             for label, text in named(tree, parse(tree.texts[LIST].decode())):
                 files.setdefault(label, []).append(text)
     if files:
-        return [
-            f"{FILE} {some(texts)}" if label.startswith(FILE) else f"{label}: {some(texts)}"
-            for label, texts in files.items()
-        ]
+        return [told((label, some(texts))) for label, texts in files.items()]
     now = summary(tree).parts
     was = manifest.image_parts or {}
     rows = [

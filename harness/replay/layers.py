@@ -13,7 +13,7 @@ from harness.image.contents import Tree, digest
 from harness.image.owners import FILE, Owners
 from harness.image.parts import changed
 from harness.image.variables import DECLARED, declared
-from harness.replay.engine import Pieces, contents, get_image
+from harness.replay.engine import Pieces, contents, get_image, variables
 
 _LONGEST = 160
 
@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 
 
 def compare_layers(client: Any, first: str, second: str) -> Pair:
-    """What differs between two images, by path. Sizes count too; variables stand first.
+    """What differs between two images, by path; variables stand first.
 
     Raises: HarnessError "no-such-image".
     """
@@ -48,8 +48,8 @@ def compare_layers(client: Any, first: str, second: str) -> Pair:
     a, b = trees
     texts = changed(a.entries, b.entries)
     paths = {text[1:].partition(": ")[0] for text in texts}
-    steps = made_by(images[1].save(), images[1].history(), paths)
-    gone = made_by(images[0].save(), images[0].history(), paths - steps.keys())
+    steps = _steps(images[1], paths)
+    gone = _steps(images[0], paths - steps.keys())
     owners = Owners(Tree(a.entries | b.entries, a.texts | b.texts))
     found = [
         Difference(owners.of(path), text, steps.get(path) or gone.get(path) or "the base image, or none")
@@ -62,12 +62,13 @@ def compare_layers(client: Any, first: str, second: str) -> Pair:
     )
 
 
+def _steps(image: Any, paths: Collection[str]) -> dict[str, str]:
+    # The engine writes the whole image to its disk first.
+    return made_by(image.save(), image.history(), paths) if paths else {}
+
+
 def _variables(images: list[Any]) -> list[Difference]:
-    both = []
-    for image in images:
-        pairs = (each.partition("=") for each in image.attrs["Config"].get("Env") or [])
-        both.append(declared({name: value for name, _, value in pairs}))
-    a, b = both
+    a, b = (declared(variables(image)) for image in images)
     return [
         Difference(
             f"{FILE} {DECLARED}", f"environment variable {name}: {a.get(name)!r}, {b.get(name)!r}", "ENV"
@@ -82,8 +83,6 @@ def made_by(saved: Any, history: list[dict[str, Any]], paths: Collection[str]) -
 
     `history` is the engine's, the newest step first.
     """
-    if not paths:
-        return {}
     holding: dict[str, set[str]] = {}
     order: list[str] = []
     with tarfile.open(fileobj=cast(IO[bytes], io.BufferedReader(Pieces(saved))), mode="r|") as archive:

@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 from harness.image.parts import some
 from harness.received.files import check_stays, open_received, walk
 from harness.received.json import parse_json
-from harness.received.text import one_line, word
+from harness.received.text import one_line
 from harness.replay.engine import run as run_container
 from harness.replay.find import Looked, build, look, read
 from harness.run.directory import RunDir
@@ -196,8 +196,3 @@ def _inside(code: int, out: str, err: str) -> dict[str, Any]:
 def output(run: RunDir) -> Path:
     """Where the verdict is written if no place is named: beside the run, which stays as it is."""
     return run.path.resolve().parent / f"{run.path.resolve().name}.{Replayed.FILE}"
-
-
-def fix_for(path: Path) -> str:
-    """The command that writes the answer somewhere else."""
-    return f"harness replay RUN --to {word(Path.home() / path.name)}"

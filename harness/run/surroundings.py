@@ -103,6 +103,11 @@ class Software(NamedTuple):
     unknown: dict[str, str]
 
 
+def image_here() -> str | None:
+    """The name of the image that this process runs in, as the image gives it. None outside of one."""
+    return os.environ.get(_IMAGE["image"]) or None
+
+
 def software_here(inside: Here | None = None) -> Software:
     """The software of this process. Lock, revision and image name come from the image's environment.
 

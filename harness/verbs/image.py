@@ -56,6 +56,8 @@ def image(
         print(visible(f"{label}: {note}"))
     for name, value in (here.environment or {}).items():
         print(visible(f"environment variable {name}: {value}"))
+    for why in here.unknown.values():
+        print(visible(why))
     equal = here.content == said.content and not here.environment
     print("as listed" if equal else f"not as listed: {here.content}")
     if not equal:

@@ -11,7 +11,14 @@ from harness.errors import HarnessError
 from harness.image.here import examined
 from harness.recipe.load import load_recipe, recipe_from
 from harness.run.directory import RECIPE, RunDir, sha256_json
-from harness.run.surroundings import Software, deterministic, environment, machine_facts, software_here
+from harness.run.surroundings import (
+    Software,
+    deterministic,
+    environment,
+    image_here,
+    machine_facts,
+    software_here,
+)
 from harness.verify.fields import Found
 
 A = TypeVar("A", bound=Artifact)
@@ -94,9 +101,8 @@ def _software(manifest: Manifest, remade: Manifest | None) -> dict[str, Any]:
 
 def _read_here() -> tuple[Software, dict[str, str]]:
     """(the software of this process with its image read to the last byte; what is not as the list says)."""
-    software = software_here()
-    if software.image is None:
-        return software, {}
+    if image_here() is None:
+        return software_here(), {}
     here, notes = examined()
     return software_here(here), notes
 

@@ -30,6 +30,8 @@ BYTE = (
     "python3 -c \"import sys; p = sys.argv[1]; b = bytearray(open(p, 'rb').read()); b[-1] ^= 1;"
     " open(p, 'wb').write(b)\""
 )
+# Prints what an image says of itself after a look, as a run's manifest takes it.
+CLAIM = "from harness.image.here import claimed; print(claimed())"
 
 
 class Planted(NamedTuple):
@@ -259,7 +261,16 @@ def test_a_run_made_in_a_changed_image_does_not_pass_for_one_of_the_unchanged(
 ) -> None:
     """Its manifest then names no image by its contents, and says why."""
     other = derived(engine, image, "changed", f"RUN {BYTE} $(ls {SITE}/optax/__init__.py)")
-    code = "from harness.image.here import claimed; print(claimed())"
-    ended = engine.run(other, "python", "-c", code)
+    ended = engine.run(other, "python", "-c", CLAIM)
     assert "content=None" in ended.out
     assert "optax/__init__.py: changed after the list was made" in ended.out
+
+
+def test_files_that_were_made_anew_with_the_same_content_raise_no_doubt(engine: Engine, image: str) -> None:
+    """As where a build has the list from its cache, and makes what it lists again."""
+    other = derived(
+        engine, image, "anew", f"RUN touch -c /etc/passwd /usr/bin/env $(ls -d {SITE}/harness/*.py)"
+    )
+    claim = said(engine.client, image)
+    assert claim is not None
+    assert f"content='{claim.content}'" in engine.run(other, "python", "-c", CLAIM).out

@@ -6,6 +6,9 @@ import io
 import tarfile
 from pathlib import Path
 
+from harness.image.contents import LIST, SUMMARY, listing, of_directory
+from harness.image.parts import summary
+
 STATUS = """Package: libc6
 Status: install ok installed
 Architecture: amd64
@@ -83,6 +86,14 @@ def make_root(root: Path) -> Path:
     for path in root.rglob("*"):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.name == "entrypoint" else 0o644)
+    return root
+
+
+def make_listed_root(root: Path) -> Path:
+    """An image with its list and summary, as a build leaves it."""
+    tree = of_directory(make_root(root))
+    (root / LIST).write_text(listing(tree.entries))
+    (root / SUMMARY).write_text(summary(tree).text())
     return root
 
 
