@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from harness.checkpoint.export import write_params
 from harness.checkpoint.locate import Located, locate
-from harness.checkpoint.peft import CONFIG, FILE
+from harness.checkpoint.peft import CONFIG, FILE, open_peft
 from harness.checkpoint.safetensors import read_whole_header
 from harness.checkpoint.weights import load_params
 from harness.errors import HarnessError
@@ -87,6 +88,61 @@ def test_pefts_file_has_pairs_with_the_right_ranks_and_scales(
     (q,) = [key for key in config["rank_pattern"] if "gemma_expert" in key and "q_proj" in key]
     assert config["alpha_pattern"][q] / config["rank_pattern"][q] == 1.0 / 2
     assert "model.action_in_proj" in config["modules_to_save"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "q_proj",
+        "self_attn.q_proj",
+        r"gemma_expert\.model\.layers\.\d+\.self_attn\.q_proj",
+        "layers.[0-9]+.mlp.down_proj",
+        "language_model.layers.1.self_attn.q_proj",
+        "^model.paligemma_with_expert.gemma_expert.model.layers.0.mlp.up_proj",
+        "^paligemma_with_expert.gemma_expert.model.layers.0.mlp.up_proj",
+        "proj",
+    ],
+)
+def test_a_pattern_of_peft_names_the_modules_that_peft_finds_by_it(
+    pattern: str, scene: tuple[Recipe, Path, Path], tmp_path: Path
+) -> None:
+    recipe, step, _ = scene
+    out = tmp_path / "peft"
+    deliver(locate(str(step)), recipe, out, Wish("lerobot", alone=True), say)
+    config = json.loads((out / CONFIG).read_text())
+    # The first pattern that names a module counts, so the second changes nothing.
+    config |= {"alpha_pattern": {pattern: 77.0, "q_proj": 77.0 if pattern == "q_proj" else 5.0}}
+    (out / CONFIG).write_text(json.dumps(config))
+    found = open_peft(out)
+    assert len(found.scales) > 40
+    for name, scale in found.scales.items():
+        module = f"model.{name.removesuffix('.weight')}"
+        alpha = next(
+            (
+                value
+                for key, value in config["alpha_pattern"].items()
+                # As PEFT's `get_pattern_key` has it.
+                if re.match(rf"(.*\.)?({key})$", module)
+            ),
+            config["lora_alpha"],
+        )
+        assert scale == pytest.approx(alpha / found.pairs[name]["A"].tensor.shape[0]), name
+
+
+@pytest.mark.parametrize("key", ["alpha_pattern", "rank_pattern"])
+@pytest.mark.parametrize("pattern", [".*q_proj", "(q|k)_proj", "(a+)+b", "q_proj$", ""])
+def test_a_pattern_that_is_more_than_names_is_refused_and_not_passed_over(
+    key: str, pattern: str, scene: tuple[Recipe, Path, Path], tmp_path: Path
+) -> None:
+    recipe, step, _ = scene
+    out = tmp_path / "peft"
+    deliver(locate(str(step)), recipe, out, Wish("lerobot", alone=True), say)
+    config = json.loads((out / CONFIG).read_text())
+    config[key] |= {pattern: 4}
+    (out / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(HarnessError, match="more than names") as caught:
+        open_peft(out)
+    assert caught.value.code == "checkpoint-damaged"
 
 
 def test_two_sets_of_adapters_add_up(scene: tuple[Recipe, Path, Path], tmp_path: Path) -> None:

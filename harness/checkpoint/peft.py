@@ -45,6 +45,11 @@ _WRAPPED = "base_model.model."
 _PREFIX = f"{_WRAPPED}{PREFIX['lerobot']}"
 _PAIR = re.compile(r"\A(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LARGEST_RANK = 4096
+# Far more than π0.5 has linear layers, each of which PEFT may name.
+_MOST_PATTERNS = 2000
+_NAME, _DIGITS = re.compile(r"\w+"), ("\\d+", "[0-9]+")
+# Of each: whether it is the module's whole name, the parts of the name, the value.
+_Patterns = list[tuple[bool, list[str], Any]]
 
 
 class Pair(NamedTuple):
@@ -210,34 +215,54 @@ def open_peft(directory: Path) -> PeftAdapters:
                 whole[_plain(re.sub(r"\.modules_to_save(?:\.default)?", "", name))] = each
         if any(len(pair) != 2 for pair in pairs.values()):
             raise ValueError("a lora_A without its lora_B, or the reverse")
-        scales = {name: _scale(config, name, pair["A"].tensor.shape[0]) for name, pair in pairs.items()}
+        alphas, ranks = (_patterns(config, f"{key}_pattern") for key in ("alpha", "rank"))
+        scales = {
+            name: _scale(config, alphas, ranks, name, pair["A"].tensor.shape[0])
+            for name, pair in pairs.items()
+        }
     except (OSError, *DAMAGE, AttributeError, IndexError) as error:
         raise _damaged(directory, first_line(error)) from error
     return PeftAdapters(directory, pairs, scales, whole)
 
 
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+def _scale(config: Mapping[str, Any], alphas: _Patterns, ranks: _Patterns, name: str, rank: int) -> float:
     """alpha / r of the linear layer of the tensor `name`, as PEFT computes it."""
     module = f"{PREFIX['lerobot']}{name.removesuffix('.weight')}"
-    alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
-    if not 0 < rank <= _LARGEST_RANK or rank != int(
-        _pattern(config.get("rank_pattern"), module, config["r"])
-    ):
+    alpha = float(_named(alphas, module, config["lora_alpha"]))
+    if not 0 < rank <= _LARGEST_RANK or rank != int(_named(ranks, module, config["r"])):
         raise ValueError(f"{one_line(name)} has rank {rank}, the configuration says another")
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def _pattern(patterns: Any, module: str, default: Any) -> Any:
-    """The value of the first pattern that names the module. Source: peft utils/other.py `get_pattern_key`."""
+def _patterns(config: Mapping[str, Any], key: str) -> _Patterns:
+    """The patterns of modules at `key`, as parts of names, and the value of each.
+
+    A stranger's pattern is not run as a regular expression: read are names, the digits of a layer, and "^".
+    Raises: ValueError for any other, because its modules would get a value that PEFT does not give them.
+    """
+    given = (config.get(key) or {}).items()
+    if len(given) > _MOST_PATTERNS:
+        raise ValueError(f"{key} has {len(given)} patterns, the model has fewer modules")
+    found = []
+    for pattern, value in given:
+        parts = pattern.removeprefix("^").replace("\\.", ".").split(".")
+        if not all(part in _DIGITS or _NAME.fullmatch(part) for part in parts):
+            raise ValueError(f"{key} has {pattern[:200]!r}, which is more than names and numbers of layers")
+        found.append((pattern.startswith("^"), parts, value))
+    return found
+
+
+def _named(patterns: _Patterns, module: str, default: Any) -> Any:
+    """The value of the first pattern that names the module, or its last parts.
+
+    Source: huggingface/peft 0.19 src/peft/utils/other.py `get_pattern_key`.
+    """
     own = module.split(".")
-    for pattern, value in (patterns or {}).items():
-        # A stranger's pattern is not run as a regular expression. A name, and \\d+ for a layer's number, is
-        # what LeRobot and PEFT write.
-        wanted = str(pattern).replace("\\.", ".").split(".")
-        last = own[-len(wanted) :]
-        if len(last) == len(wanted) and all(
-            one == other or (one == "\\d+" and other.isdecimal())
-            for one, other in zip(wanted, last, strict=True)
+    for whole, parts, value in patterns:
+        last = own[-len(parts) :]
+        if len(own if whole else last) == len(parts) and all(
+            one == other or (one in _DIGITS and other.isdecimal())
+            for one, other in zip(parts, last, strict=True)
         ):
             return value
     return default
