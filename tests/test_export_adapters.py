@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from harness.checkpoint.export import write_params
+from harness.checkpoint.format import Location
+from harness.checkpoint.item import read_item
 from harness.checkpoint.locate import Located, locate
 from harness.checkpoint.peft import CONFIG, FILE, open_peft
 from harness.checkpoint.safetensors import read_whole_header
@@ -206,6 +208,30 @@ def test_bad_adapters_are_refused_and_nothing_is_left(
             deliver(source, own, tmp_path / "out", wish, say)
         assert caught.value.code == code
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("way", ["merged", "alone", "added"])
+def test_damaged_adapters_are_called_damaged_and_not_a_destination_that_cannot_be_written(
+    way: str, scene: tuple[Recipe, Path, Path], tmp_path: Path
+) -> None:
+    recipe, step, base = scene
+    (array,) = (
+        each for path, each in read_item(step / "params").arrays.items() if "/q_einsum/lora_a" in path
+    )
+    for chunk in array.chunks.values():
+        assert isinstance(chunk, Location)
+        with (step / "params" / chunk.file).open("r+b") as file:
+            file.seek(chunk.offset)
+            file.write(bytes(chunk.length))
+    source, wish = {
+        "merged": (locate(str(step)), Wish("lerobot")),
+        "alone": (locate(str(step)), Wish("lerobot", alone=True)),
+        "added": (Located(base, None, None), Wish("openpi-jax", adapters=(step,))),
+    }[way]
+    with pytest.raises(HarnessError, match="q_einsum/lora_a") as caught:
+        deliver(source, recipe, tmp_path / "out", wish, say)
+    assert caught.value.code == "checkpoint-damaged"
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_verb_adds_adapters(scene: tuple[Recipe, Path, Path], tmp_path: Path) -> None:

@@ -174,7 +174,9 @@ def test_a_check_is_stored_and_a_wrong_file_is_not_called_done(
     def other(self: Leaf, dtype: Any = None) -> np.ndarray:
         return np.full(self.shape, 0.01, dtype or self.dtype)
 
-    monkeypatch.setattr("harness.checkpoint.merge._read", lambda opened, path: other(opened.leaves[path]))
+    monkeypatch.setattr(
+        "harness.checkpoint.merge.read_leaf", lambda _, leaves, path, dtype=None: other(leaves[path], dtype)
+    )
     with pytest.raises(HarnessError) as caught:
         exported(tmp_path, "lora", wish._replace(target="lerobot"), "data.dataset=sample")
     assert caught.value.code == "export-check-failed"

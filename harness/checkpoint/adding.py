@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.checkpoint.leaves import Leaf
-from harness.checkpoint.merge import Adapters, adapters_of, add_product
+from harness.checkpoint.merge import Adapters, Array, adapters_of, add_product, read_leaf
 from harness.checkpoint.peft import CONFIG, PeftAdapters, open_peft
 from harness.checkpoint.pytorch_names import Part, parts_of
 from harness.checkpoint.source import find_params, mismatches, named_base
@@ -24,13 +24,13 @@ from harness.errors import HarnessError
 from harness.recipe.parameters import is_trained, parameter_shapes
 from harness.recipe.schema import Recipe
 
-Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
 
 class OwnAdapters(NamedTuple):
     """Adapters of a step of ours: a whole one, or one that holds only what was trained."""
 
+    directory: Path
     leaves: Mapping[str, Leaf]
     adapters: Adapters
     trained: frozenset[str]
@@ -42,10 +42,12 @@ class OwnAdapters(NamedTuple):
         """Adds what was trained of the leaf `w` at `path`, in place. `original` is the base's leaf."""
         if path in self.adapters:
             first, second, scale = self.adapters[path]
-            a, b = (self.leaves[name].read(np.dtype(np.float32)) for name in (first, second))
-            add_product(w, a, b, scale, path)
+            add_product(w, self._read(first), self._read(second), scale, path)
         else:
-            w += self.leaves[path].read(np.dtype(np.float32)) - original
+            w += self._read(path) - original
+
+    def _read(self, path: str) -> Array:
+        return read_leaf(self.directory, self.leaves, path, np.dtype(np.float32))
 
 
 class Additions(NamedTuple):
@@ -119,7 +121,7 @@ def _open(
     if lines:
         raise _other(directory, lines)
     plain = frozenset(path for path in trained if "lora" not in path)
-    return OwnAdapters(leaves, adapters_of(recipe.model, leaves), plain)
+    return OwnAdapters(directory, leaves, adapters_of(recipe.model, leaves), plain)
 
 
 def _check_base(directory: Path, location: Path, base: Path) -> None:
