@@ -227,7 +227,7 @@ def statistics(located: Located, recipe: Recipe, widths: list[Widths] | None = N
     """
     file = located.path / ASSETS / recipe.data.asset_id / NORM_STATS
     if not file.is_file():
-        return dict(read_policy_stats(located.path))
+        return read_policy_stats(located.path, recipe.data.normalization)
     found: Stats = {}
     for key in ("actions", "state"):
         try:
