@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harness.checkpoint.format import mismatches
 from harness.checkpoint.leaves import Leaf
 from harness.checkpoint.merge import Adapters, Array, adapters_of, add_product, read_leaf
 from harness.checkpoint.peft import CONFIG, PeftAdapters, open_peft
 from harness.checkpoint.pytorch_names import Part, parts_of
-from harness.checkpoint.source import find_params, mismatches, named_base
+from harness.checkpoint.source import find_params, named_base
 from harness.checkpoint.weights import directory_sha256, parameter_leaves
 from harness.errors import HarnessError
 from harness.recipe.parameters import is_trained, parameter_shapes
