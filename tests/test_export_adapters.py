@@ -115,7 +115,7 @@ def test_a_pattern_of_peft_names_the_modules_that_peft_finds_by_it(
     # The first pattern that names a module counts, so the second changes nothing.
     config |= {"alpha_pattern": {pattern: 77.0, "q_proj": 77.0 if pattern == "q_proj" else 5.0}}
     (out / CONFIG).write_text(json.dumps(config))
-    found = open_peft(out)
+    found = open_peft(out, {})
     assert len(found.scales) > 40
     for name, scale in found.scales.items():
         module = f"model.{name.removesuffix('.weight')}"
@@ -143,7 +143,7 @@ def test_a_pattern_that_is_more_than_names_is_refused_and_not_passed_over(
     config[key] |= {pattern: 4}
     (out / CONFIG).write_text(json.dumps(config))
     with pytest.raises(HarnessError, match="more than names") as caught:
-        open_peft(out)
+        open_peft(out, {})
     assert caught.value.code == "checkpoint-damaged"
 
 

@@ -155,22 +155,26 @@ def _module(name: str) -> str:
 
 
 class PeftAdapters(NamedTuple):
-    """PEFT's adapters, opened: pairs and whole tensors by the plain name of the tensor that they change."""
+    """PEFT's adapters, opened: pairs and whole tensors by the plain name of the tensor that they change.
+
+    `parts` are the tensors of each parameter of the base.
+    """
 
     directory: Path
+    parts: Mapping[str, list[Part]]
     pairs: dict[str, dict[str, Stored]]
     scales: dict[str, float]
     whole: dict[str, Stored]
 
-    def touches(self, parts: list[Part]) -> bool:
-        return any(part.name in self.pairs or part.name in self.whole for part in parts)
+    def touches(self, path: str) -> bool:
+        return any(part.name in self.pairs or part.name in self.whole for part in self.parts[path])
 
-    def add(self, w: Array, original: Array, parts: list[Part]) -> None:
-        """Adds what the adapters change of the float32 leaf `w`, in place. `original` is the base's leaf.
+    def add(self, w: Array, original: Array, path: str) -> None:
+        """Adds what the adapters change of the leaf `w` at `path`, in place. `original` is the base's leaf.
 
         Raises: HarnessError "checkpoint-damaged", "weights-mismatch".
         """
-        for part in parts:
+        for part in self.parts[path]:
             if part.name in self.pairs:
                 a, b = (self._read(self.pairs[part.name][half]) for half in "AB")
                 if (
@@ -195,8 +199,8 @@ class PeftAdapters(NamedTuple):
             raise _damaged(self.directory, first_line(error)) from error
 
 
-def open_peft(directory: Path) -> PeftAdapters:
-    """The adapters in `directory`. Only the header and the configuration are read.
+def open_peft(directory: Path, parts: Mapping[str, list[Part]]) -> PeftAdapters:
+    """The adapters in `directory`, of a base with these `parts`. Only header and configuration are read.
 
     Raises: HarnessError "checkpoint-damaged"; UnsafeFile.
     """
@@ -222,7 +226,7 @@ def open_peft(directory: Path) -> PeftAdapters:
         }
     except (OSError, *DAMAGE, AttributeError, IndexError) as error:
         raise _damaged(directory, first_line(error)) from error
-    return PeftAdapters(directory, pairs, scales, whole)
+    return PeftAdapters(directory, parts, pairs, scales, whole)
 
 
 def _scale(config: Mapping[str, Any], alphas: _Patterns, ranks: _Patterns, name: str, rank: int) -> float:

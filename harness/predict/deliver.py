@@ -118,12 +118,13 @@ def _locations(opened: Merging, own: Path | None) -> list[Path]:
 
     Raises: HarnessError "check-needs-one-source".
     """
+    from harness.checkpoint.adding import Additions, OwnAdapters
     from harness.checkpoint.source import find_params
 
     if own is None:
         return opened.locations
-    sets = opened.additions.sets if opened.additions is not None else []  # type: ignore[attr-defined]
-    if len(sets) != 1 or not hasattr(sets[0], "leaves"):
+    sets = opened.additions.sets if isinstance(opened.additions, Additions) else []
+    if len(sets) != 1 or not isinstance(sets[0], OwnAdapters):
         raise HarnessError(
             "check-needs-one-source",
             "actions of several sets of adapters, or of PEFT's, have no unmerged model to be compared with",
