@@ -12,6 +12,7 @@ from harness.checkpoint.inspect import inspect
 from harness.checkpoint.locate import locate
 from harness.checkpoint.safetensors import read_whole_header
 from harness.checkpoint.tensor_writer import Planned, write_tensors
+from harness.errors import HarnessError
 from harness.predict.deliver import Wish, deliver
 from harness.show.checkpoint import checkpoint_table
 from tests.support.exported import recipe_of_kind, write_checkpoint
@@ -71,6 +72,12 @@ def test_deep_counts_what_is_not_finite_and_sees_another_file(policy: Path) -> N
     assert found.parameters["projections"].non_finite == 1
     assert any("model.time_mlp_in.bias" in text for text in found.findings)
     assert any("sha256 differs" in text for text in found.findings)
+
+
+def test_a_comparison_that_is_not_made_is_refused(policy: Path) -> None:
+    with pytest.raises(HarnessError) as caught:
+        inspect(policy, against="base")
+    assert caught.value.code == "nothing-to-compare"
 
 
 def test_deep_reads_no_file_that_a_link_names_elsewhere(policy: Path, tmp_path: Path) -> None:

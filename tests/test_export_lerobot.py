@@ -115,6 +115,22 @@ def test_statistics_come_back_from_lerobots_files(tmp_path: Path) -> None:
         np.testing.assert_allclose(after[key].q01, one.q01, rtol=1e-7)
 
 
+def test_statistics_without_a_mean_have_their_dimensions(tmp_path: Path) -> None:
+    recipe = recipe_of_kind("full", "model.discrete_state_input=true")
+    step = write_checkpoint(tmp_path / "5", recipe)
+    file = step / "assets" / recipe.data.asset_id / "norm_stats.json"
+    body = json.loads(file.read_text())
+    body["norm_stats"] = {
+        key: {name: each[name] for name in ("q01", "q99")} for key, each in body["norm_stats"].items()
+    }
+    file.write_text(json.dumps(body))
+    deliver(locate(str(step)), recipe, tmp_path / "out", Wish("lerobot"), say)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["input_features"]["observation.state"]["shape"] == [8]
+    assert config["output_features"]["action"]["shape"] == [7]
+    assert steps_of(tmp_path / "out", "preprocessor")[STATE_STEP]["max_state_dim"] == 8
+
+
 def leave_out(tensors: dict[str, np.ndarray]) -> None:
     for name in [name for name in tensors if ".q" in name]:
         del tensors[name]
@@ -148,7 +164,11 @@ def test_statistics_of_a_policy_that_cannot_be_used_are_refused(
     planned = [Planned(name, array.shape, "float32") for name, array in tensors.items()]
     write_tensors(file, planned, tensors.items())
     where, data = Located(out, None, None), open_for(recipe)[1]
-    for read in (lambda: statistics(where, recipe), lambda: checkpoint_stats(where, recipe, data)):
+    readers: list[Callable[[], object]] = [
+        lambda: statistics(where, recipe),
+        lambda: checkpoint_stats(where, recipe, data),
+    ]
+    for read in readers:
         with pytest.raises(HarnessError) as caught:
             read()
         assert caught.value.code == "norm-stats-invalid"

@@ -191,6 +191,9 @@ def test_bad_wishes_are_refused_before_anything_is_written(tmp_path: Path) -> No
     for code, source, wish in (
         ("export-target-unknown", located, Wish("onnx")),
         ("export-dtype-unknown", located, Wish("lerobot", "float16")),
+        ("export-option-unused", located, Wish("lerobot", "bfloat16", alone=True)),
+        ("export-option-unused", located, Wish("lerobot", frames=1, alone=True)),
+        ("export-option-unused", located, Wish("lerobot", adapters=(tmp_path / "5",), alone=True)),
         ("frames-invalid", located, Wish("lerobot", None, 0)),
         ("statistics-needed", bare, Wish("lerobot")),
     ):

@@ -44,8 +44,8 @@ def deliver(
 ) -> dict[str, Any]:
     """What was written to `destination`, as its harness/export.json says it.
 
-    Raises: HarnessError "export-target-unknown", "export-dtype-unknown", "export-check-failed", and those of
-    `export_for` and `open_merging`.
+    Raises: HarnessError "export-target-unknown", "export-dtype-unknown", "export-option-unused",
+    "export-check-failed", and those of `export_for` and `open_merging`.
     """
     from harness.checkpoint.merge import open_merging
     from harness.checkpoint.targets import TARGETS, Order, export_for
@@ -146,7 +146,7 @@ def _alone(located: Located, recipe: Recipe, destination: Path, wish: Wish) -> d
 
 
 def check_names(wish: Wish, targets: tuple[str, ...]) -> None:
-    """Refuses a target or a type that does not exist."""
+    """Refuses a target or a type that does not exist, and options that adapters alone do not have."""
     if wish.target not in targets:
         raise HarnessError(
             "export-target-unknown",
@@ -162,6 +162,16 @@ def check_names(wish: Wish, targets: tuple[str, ...]) -> None:
             got=wish.dtype,
             need="float32 or bfloat16",
             fix="--dtype float32",
+        )
+    given = {"--dtype": wish.dtype, "--check": wish.frames, "--adapter": wish.adapters or None}
+    unused = [option for option, value in given.items() if value is not None]
+    if wish.alone and unused:
+        raise HarnessError(
+            "export-option-unused",
+            "adapters alone are those of one step, as they were trained, and are compared with nothing",
+            got=f"--adapters with {' and '.join(unused)}",
+            need="--adapters without them",
+            fix="leave them out, or leave --adapters out to merge",
         )
 
 
