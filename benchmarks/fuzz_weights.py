@@ -22,20 +22,16 @@ import numpy as np
 
 from benchmarks.fuzz_weights_mutations import MUTATIONS, WHOLE, shapes, tensors, write
 from harness.checkpoint.inspect import inspect
+from harness.checkpoint.merge import read_leaf
 from harness.checkpoint.source import find_params
 from harness.checkpoint.weights import parameter_leaves
 from harness.errors import HarnessError
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """Every parameter, as a run that starts from the folder would read it."""
-    location = find_params(folder)
-    leaves = parameter_leaves(location, shapes())
-    try:
-        return {path: leaf.read() for path, leaf in leaves.items()}
-    except (OSError, ValueError) as error:
-        # The reader of a run makes a HarnessError of these (`harness.checkpoint.leaves`).
-        raise HarnessError("checkpoint-damaged", str(error), fix="none") from error
+    """Every parameter, as an export of the folder would read it."""
+    leaves = parameter_leaves(find_params(folder), shapes())
+    return {path: read_leaf(folder, leaves, path) for path in leaves}
 
 
 def same(found: dict[str, np.ndarray], before: list[dict[str, np.ndarray]]) -> bool:
@@ -43,22 +39,17 @@ def same(found: dict[str, np.ndarray], before: list[dict[str, np.ndarray]]) -> b
 
 
 def main() -> int:
-    count, seed = (
-        (int(text) for text in [*sys.argv[1:], "5000", "0"][:2])
-        if len(sys.argv) != 2
-        else (int(sys.argv[1]), 0)
-    )
+    count, seed = map(int, (sys.argv[1:3] + ["5000", "0"][len(sys.argv) - 1 :])[:2])
     outcomes: Counter[str] = Counter()
     scratch = Path(tempfile.mkdtemp())
     bad = 0
     try:
         before = []
         for kind in (0, 1):
-            write(
-                scratch / f"{kind}/{WHOLE}" if (scratch / str(kind)).mkdir() is None else scratch,
-                tensors(kind),
-            )
-            before.append(read(scratch / str(kind)))
+            folder = scratch / str(kind)
+            folder.mkdir()
+            write(folder / WHOLE, tensors(kind))
+            before.append(read(folder))
         for number in range(count):
             rng = random.Random(f"{seed}-{number}")
             mutation = MUTATIONS[number % len(MUTATIONS)]
@@ -66,7 +57,7 @@ def main() -> int:
             shutil.copytree(scratch / str(rng.randrange(2)), folder)
             mutation(folder / WHOLE, rng)
             outcome = judge(folder, before)
-            outcomes[f"{outcome}"] += 1
+            outcomes[outcome] += 1
             if outcome in ("crash", "silent"):
                 bad += 1
                 print(f"{number} {mutation.__name__}: {outcome}")

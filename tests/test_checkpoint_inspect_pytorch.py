@@ -12,6 +12,7 @@ from harness.checkpoint.inspect import inspect
 from harness.checkpoint.locate import locate
 from harness.checkpoint.safetensors import read_whole_header
 from harness.checkpoint.tensor_writer import Planned, write_tensors
+from harness.errors import HarnessError
 from harness.predict.deliver import Wish, deliver
 from harness.show.checkpoint import checkpoint_table
 from tests.support.exported import recipe_of_kind, write_checkpoint
@@ -71,6 +72,34 @@ def test_deep_counts_what_is_not_finite_and_sees_another_file(policy: Path) -> N
     assert found.parameters["projections"].non_finite == 1
     assert any("model.time_mlp_in.bias" in text for text in found.findings)
     assert any("sha256 differs" in text for text in found.findings)
+
+
+def test_a_comparison_that_is_not_made_is_refused(policy: Path) -> None:
+    with pytest.raises(HarnessError) as caught:
+        inspect(policy, against="base")
+    assert caught.value.code == "nothing-to-compare"
+
+
+def test_deep_reads_no_file_that_a_link_names_elsewhere(policy: Path, tmp_path: Path) -> None:
+    file = policy / "model.safetensors"
+    file.rename(tmp_path / "elsewhere.safetensors")
+    with (tmp_path / "elsewhere.safetensors").open("ab") as other:
+        other.write(b"more, so that its sha256 differs")
+    file.symlink_to(tmp_path / "elsewhere.safetensors")
+    (policy / "more.safetensors").write_bytes((tmp_path / "elsewhere.safetensors").read_bytes()[:-32])
+    found = inspect(policy, deep=True)
+    assert any("leads out" in text for text in found.findings)
+    assert not any("sha256" in text for text in found.findings)
+
+
+def test_the_norm_of_what_is_finite_is_that_of_any_other_checkpoint(tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.float32)
+    values[2] = np.inf
+    file_of(tmp_path / "model.safetensors", {"action_in_proj.weight": values.reshape(2, 3)})
+    found = inspect(tmp_path, deep=True)
+    (leaf,) = found.leaves
+    assert (leaf.non_finite, found.non_finite) == (1, 1)
+    assert leaf.norm == found.parameters["projections"].norm == pytest.approx(51**0.5)
 
 
 def test_adapters_of_peft_are_told_with_their_rank(tmp_path: Path) -> None:

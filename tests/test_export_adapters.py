@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from harness.checkpoint.export import write_params
+from harness.checkpoint.format import Location
+from harness.checkpoint.item import read_item
 from harness.checkpoint.locate import Located, locate
-from harness.checkpoint.peft import CONFIG, FILE
+from harness.checkpoint.peft import CONFIG, FILE, open_peft
 from harness.checkpoint.safetensors import read_whole_header
 from harness.checkpoint.weights import load_params
 from harness.errors import HarnessError
@@ -89,6 +92,61 @@ def test_pefts_file_has_pairs_with_the_right_ranks_and_scales(
     assert "model.action_in_proj" in config["modules_to_save"]
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "q_proj",
+        "self_attn.q_proj",
+        r"gemma_expert\.model\.layers\.\d+\.self_attn\.q_proj",
+        "layers.[0-9]+.mlp.down_proj",
+        "language_model.layers.1.self_attn.q_proj",
+        "^model.paligemma_with_expert.gemma_expert.model.layers.0.mlp.up_proj",
+        "^paligemma_with_expert.gemma_expert.model.layers.0.mlp.up_proj",
+        "proj",
+    ],
+)
+def test_a_pattern_of_peft_names_the_modules_that_peft_finds_by_it(
+    pattern: str, scene: tuple[Recipe, Path, Path], tmp_path: Path
+) -> None:
+    recipe, step, _ = scene
+    out = tmp_path / "peft"
+    deliver(locate(str(step)), recipe, out, Wish("lerobot", alone=True), say)
+    config = json.loads((out / CONFIG).read_text())
+    # The first pattern that names a module counts, so the second changes nothing.
+    config |= {"alpha_pattern": {pattern: 77.0, "q_proj": 77.0 if pattern == "q_proj" else 5.0}}
+    (out / CONFIG).write_text(json.dumps(config))
+    found = open_peft(out, {})
+    assert len(found.scales) > 40
+    for name, scale in found.scales.items():
+        module = f"model.{name.removesuffix('.weight')}"
+        alpha = next(
+            (
+                value
+                for key, value in config["alpha_pattern"].items()
+                # As PEFT's `get_pattern_key` has it.
+                if re.match(rf"(.*\.)?({key})$", module)
+            ),
+            config["lora_alpha"],
+        )
+        assert scale == pytest.approx(alpha / found.pairs[name]["A"].tensor.shape[0]), name
+
+
+@pytest.mark.parametrize("key", ["alpha_pattern", "rank_pattern"])
+@pytest.mark.parametrize("pattern", [".*q_proj", "(q|k)_proj", "(a+)+b", "q_proj$", ""])
+def test_a_pattern_that_is_more_than_names_is_refused_and_not_passed_over(
+    key: str, pattern: str, scene: tuple[Recipe, Path, Path], tmp_path: Path
+) -> None:
+    recipe, step, _ = scene
+    out = tmp_path / "peft"
+    deliver(locate(str(step)), recipe, out, Wish("lerobot", alone=True), say)
+    config = json.loads((out / CONFIG).read_text())
+    config[key] |= {pattern: 4}
+    (out / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(HarnessError, match="more than names") as caught:
+        open_peft(out, {})
+    assert caught.value.code == "checkpoint-damaged"
+
+
 def test_two_sets_of_adapters_add_up(scene: tuple[Recipe, Path, Path], tmp_path: Path) -> None:
     recipe, step, base = scene
     deliver(locate(str(step)), recipe, tmp_path / "one", Wish("openpi-jax", alone=True), say)
@@ -150,6 +208,30 @@ def test_bad_adapters_are_refused_and_nothing_is_left(
             deliver(source, own, tmp_path / "out", wish, say)
         assert caught.value.code == code
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("way", ["merged", "alone", "added"])
+def test_damaged_adapters_are_called_damaged_and_not_a_destination_that_cannot_be_written(
+    way: str, scene: tuple[Recipe, Path, Path], tmp_path: Path
+) -> None:
+    recipe, step, base = scene
+    (array,) = (
+        each for path, each in read_item(step / "params").arrays.items() if "/q_einsum/lora_a" in path
+    )
+    for chunk in array.chunks.values():
+        assert isinstance(chunk, Location)
+        with (step / "params" / chunk.file).open("r+b") as file:
+            file.seek(chunk.offset)
+            file.write(bytes(chunk.length))
+    source, wish = {
+        "merged": (locate(str(step)), Wish("lerobot")),
+        "alone": (locate(str(step)), Wish("lerobot", alone=True)),
+        "added": (Located(base, None, None), Wish("openpi-jax", adapters=(step,))),
+    }[way]
+    with pytest.raises(HarnessError, match="q_einsum/lora_a") as caught:
+        deliver(source, recipe, tmp_path / "out", wish, say)
+    assert caught.value.code == "checkpoint-damaged"
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_verb_adds_adapters(scene: tuple[Recipe, Path, Path], tmp_path: Path) -> None:

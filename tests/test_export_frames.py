@@ -69,6 +69,19 @@ def test_the_check_shows_the_prompt_with_the_state() -> None:
         assert two["token_mask"].sum() > one["token_mask"].sum() + 8
 
 
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_actions_that_are_not_numbers_fail_the_check_where_they_are(everywhere: bool) -> None:
+    frames = agree.Frames([3, 8], [], np.zeros((2, 10, 32)))
+    source = np.zeros((2, 10, 32))
+    written = np.full_like(source, np.nan) if everywhere else source + 9
+    written[1, 4, 2] = np.nan
+    with pytest.raises(HarnessError) as caught:
+        agree.compare_actions(source, written, frames, None)
+    assert caught.value.code == "export-check-failed"
+    where = "frame 3, step 0 of the chunk, dimension 0" if everywhere else "frame 8, step 4 of the chunk"
+    assert f"a difference of nan at {where}" in str(caught.value.got)
+
+
 def test_the_check_goes_through_all_datasets_of_a_mixture(tmp_path: Path) -> None:
     recipe = mixed(tmp_path)
     # Wider than any of the datasets, as a mixture's are.

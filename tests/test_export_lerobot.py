@@ -6,6 +6,8 @@ What LeRobot's own pipelines did is in a golden file of `benchmarks/other_pipeli
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from harness.checkpoint.inspect import inspect
 from harness.checkpoint.lerobot_files import QUANTILE_SHIFT
 from harness.checkpoint.locate import Located, locate
 from harness.checkpoint.policy import STATE_STEP, other_actions
+from harness.checkpoint.safetensors import read_tensor, read_whole_header
 from harness.checkpoint.source import why_not
+from harness.checkpoint.tensor_writer import Planned, write_tensors
+from harness.data.dataset import open_for
 from harness.data.norm_files import read_norm_stats
 from harness.data.prompts import Prompts
 from harness.data.space import Space
@@ -27,6 +32,7 @@ from harness.data.transforms import EPSILON, normalize, normalized, unnormalize
 from harness.doctor.content import weights
 from harness.errors import HarnessError
 from harness.predict.deliver import Wish, deliver, statistics
+from harness.predict.predict import checkpoint_stats
 from harness.recipe.schema import Recipe
 from tests.support.exported import recipe_of_kind, write_checkpoint
 from tests.support.mixtures import mixture
@@ -107,6 +113,69 @@ def test_statistics_come_back_from_lerobots_files(tmp_path: Path) -> None:
     for key, one in before.items():
         np.testing.assert_allclose(after[key].q99, one.q99, rtol=1e-7)
         np.testing.assert_allclose(after[key].q01, one.q01, rtol=1e-7)
+
+
+def test_statistics_without_a_mean_have_their_dimensions(tmp_path: Path) -> None:
+    recipe = recipe_of_kind("full", "model.discrete_state_input=true")
+    step = write_checkpoint(tmp_path / "5", recipe)
+    file = step / "assets" / recipe.data.asset_id / "norm_stats.json"
+    body = json.loads(file.read_text())
+    body["norm_stats"] = {
+        key: {name: each[name] for name in ("q01", "q99")} for key, each in body["norm_stats"].items()
+    }
+    file.write_text(json.dumps(body))
+    deliver(locate(str(step)), recipe, tmp_path / "out", Wish("lerobot"), say)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["input_features"]["observation.state"]["shape"] == [8]
+    assert config["output_features"]["action"]["shape"] == [7]
+    assert steps_of(tmp_path / "out", "preprocessor")[STATE_STEP]["max_state_dim"] == 8
+
+
+def leave_out(tensors: dict[str, np.ndarray]) -> None:
+    for name in [name for name in tensors if ".q" in name]:
+        del tensors[name]
+
+
+def exchange(tensors: dict[str, np.ndarray]) -> None:
+    tensors["action.q01"], tensors["action.q99"] = tensors["action.q99"], tensors["action.q01"]
+
+
+def spoil(tensors: dict[str, np.ndarray]) -> None:
+    tensors["action.q99"][3] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (leave_out, "action has no q01 and no q99, only"),
+        (exchange, r"action\[0\]: q01 1.5 is above q99 -1"),
+        (spoil, r"action\[3\]: q99 is nan"),
+    ],
+)
+def test_statistics_of_a_policy_that_cannot_be_used_are_refused(
+    change: Callable[[dict[str, np.ndarray]], None], said: str, tmp_path: Path
+) -> None:
+    """They are used by predict and written by an export, as openpi's are, and so checked as openpi's are."""
+    recipe, out = exported_as(tmp_path, "state")
+    (file,) = out.glob("policy_preprocessor_*.safetensors")
+    tensors = {each.name: read_tensor(each, file, out) for each in read_whole_header(file, out).tensors}
+    change(tensors)
+    file.unlink()
+    planned = [Planned(name, array.shape, "float32") for name, array in tensors.items()]
+    write_tensors(file, planned, tensors.items())
+    where, data = Located(out, None, None), open_for(recipe)[1]
+    readers: list[Callable[[], object]] = [
+        lambda: statistics(where, recipe),
+        lambda: checkpoint_stats(where, recipe, data),
+    ]
+    for read in readers:
+        with pytest.raises(HarnessError) as caught:
+            read()
+        assert caught.value.code == "norm-stats-invalid"
+        assert re.search(said, str(caught.value.got))
+    # Mean and standard deviation are whole, and enough for z-scores.
+    zscore = recipe_of_kind("full", "data.normalization=zscore")
+    assert statistics(where, zscore)["actions"].std == [1.0 + i for i in range(7)]
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,9 @@ def test_a_check_is_stored_and_a_wrong_file_is_not_called_done(
     def other(self: Leaf, dtype: Any = None) -> np.ndarray:
         return np.full(self.shape, 0.01, dtype or self.dtype)
 
-    monkeypatch.setattr("harness.checkpoint.merge._read", lambda opened, path: other(opened.leaves[path]))
+    monkeypatch.setattr(
+        "harness.checkpoint.merge.read_leaf", lambda _, leaves, path, dtype=None: other(leaves[path], dtype)
+    )
     with pytest.raises(HarnessError) as caught:
         exported(tmp_path, "lora", wish._replace(target="lerobot"), "data.dataset=sample")
     assert caught.value.code == "export-check-failed"
@@ -189,6 +191,9 @@ def test_bad_wishes_are_refused_before_anything_is_written(tmp_path: Path) -> No
     for code, source, wish in (
         ("export-target-unknown", located, Wish("onnx")),
         ("export-dtype-unknown", located, Wish("lerobot", "float16")),
+        ("export-option-unused", located, Wish("lerobot", "bfloat16", alone=True)),
+        ("export-option-unused", located, Wish("lerobot", frames=1, alone=True)),
+        ("export-option-unused", located, Wish("lerobot", adapters=(tmp_path / "5",), alone=True)),
         ("frames-invalid", located, Wish("lerobot", None, 0)),
         ("statistics-needed", bare, Wish("lerobot")),
     ):

@@ -39,6 +39,17 @@ def test_json_is_read(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json", tmp_path, 1_000) == value
 
 
+def test_a_repeated_key_is_found_in_linear_time() -> None:
+    keys = [*range(300_000), 299_999]
+    text = "{" + ",".join(f'"{key}":0' for key in keys) + "}"
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="the key '299999' twice"):
+        parse_json(text, unique=True)
+    # A comparison of each key with each would take minutes.
+    assert time.monotonic() - start < 10
+    assert len(parse_json(text)) == 300_000
+
+
 def test_controls_stand_as_escapes() -> None:
     assert visible("a\x1b]0;PWNED\x07\x9bb\u202ec\nd\te") == "a\\x1b]0;PWNED\\x07\\x9bb\\u202ec\nd\te"
     assert one_line("a\nb\tc\r") == "a\\nb\\tc\\r"

@@ -10,27 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from harness.checkpoint.format import mismatches
 from harness.checkpoint.leaves import Leaf
-from harness.checkpoint.merge import Adapters, adapters_of, add_product
+from harness.checkpoint.merge import Adapters, Array, adapters_of, add_product, read_leaf
 from harness.checkpoint.peft import CONFIG, PeftAdapters, open_peft
-from harness.checkpoint.pytorch_names import Part, parts_of
-from harness.checkpoint.source import find_params, mismatches, named_base
+from harness.checkpoint.pytorch_names import parts_of
+from harness.checkpoint.source import find_params, named_base
 from harness.checkpoint.weights import directory_sha256, parameter_leaves
 from harness.errors import HarnessError
 from harness.recipe.parameters import is_trained, parameter_shapes
 from harness.recipe.schema import Recipe
 
-Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
 
 class OwnAdapters(NamedTuple):
     """Adapters of a step of ours: a whole one, or one that holds only what was trained."""
 
+    directory: Path
     leaves: Mapping[str, Leaf]
     adapters: Adapters
     trained: frozenset[str]
@@ -42,24 +43,22 @@ class OwnAdapters(NamedTuple):
         """Adds what was trained of the leaf `w` at `path`, in place. `original` is the base's leaf."""
         if path in self.adapters:
             first, second, scale = self.adapters[path]
-            a, b = (self.leaves[name].read(np.dtype(np.float32)) for name in (first, second))
-            add_product(w, a, b, scale, path)
+            add_product(w, self._read(first), self._read(second), scale, path)
         else:
-            w += self.leaves[path].read(np.dtype(np.float32)) - original
+            w += self._read(path) - original
+
+    def _read(self, path: str) -> Array:
+        return read_leaf(self.directory, self.leaves, path, np.dtype(np.float32))
 
 
 class Additions(NamedTuple):
-    """Sets of adapters, and the tensors of each parameter."""
+    """Sets of adapters."""
 
     sets: list[OwnAdapters | PeftAdapters]
-    parts: Mapping[str, list[Part]]
 
     def touching(self, path: str) -> list[OwnAdapters | PeftAdapters]:
         """The sets that change the parameter at `path`."""
-        return [each for each in self.sets if self._touches(each, path)]
-
-    def _touches(self, each: OwnAdapters | PeftAdapters, path: str) -> bool:
-        return each.touches(path) if isinstance(each, OwnAdapters) else each.touches(self.parts[path])
+        return [each for each in self.sets if each.touches(path)]
 
     def add(self, path: str, w: Array) -> None:
         """Adds what all sets change of the float32 leaf `w` at `path`, in place.
@@ -70,10 +69,7 @@ class Additions(NamedTuple):
         # Only a second set can see what the first has changed.
         original = w.copy() if len(sets) > 1 else w
         for each in sets:
-            if isinstance(each, OwnAdapters):
-                each.add(w, original, path)
-            else:
-                each.add(w, original, self.parts[path])
+            each.add(w, original, path)
 
 
 def open_additions(
@@ -85,15 +81,15 @@ def open_additions(
     Raises: HarnessError "weights-base-differs", "weights-mismatch", "adapters-needed", and those of
     `open_peft` and `find_params`.
     """
-    return Additions([_open(each, recipes.get(each), base, shapes) for each in directories], parts_of(shapes))
+    return Additions([_open(each, recipes.get(each), base, shapes) for each in directories])
 
 
 def _open(
     directory: Path, recipe: Recipe | None, base: Path, shapes: Mapping[str, Shape]
 ) -> OwnAdapters | PeftAdapters:
     if (directory / CONFIG).is_file():
-        found = open_peft(directory)
-        known = {part.name for parts in parts_of(shapes).values() for part in parts}
+        found = open_peft(directory, parts_of(shapes))
+        known = {part.name for parts in found.parts.values() for part in parts}
         strange = sorted((found.pairs.keys() | found.whole.keys()) - known)
         if strange:
             raise _other(directory, [f"{name} is unexpected" for name in strange])
@@ -119,7 +115,7 @@ def _open(
     if lines:
         raise _other(directory, lines)
     plain = frozenset(path for path in trained if "lora" not in path)
-    return OwnAdapters(leaves, adapters_of(recipe.model, leaves), plain)
+    return OwnAdapters(directory, leaves, adapters_of(recipe.model, leaves), plain)
 
 
 def _check_base(directory: Path, location: Path, base: Path) -> None:

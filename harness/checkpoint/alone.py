@@ -12,16 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from harness.checkpoint.export import check_assets, copy_assets, write_params
-from harness.checkpoint.merge import adapters_of
+from harness.checkpoint.leaves import Leaf
+from harness.checkpoint.merge import Array, adapters_of, check_finite, read_leaf
 from harness.checkpoint.peft import FILE, write_peft
 from harness.checkpoint.source import find_params, named_base
 from harness.checkpoint.weights import (
     check_parameters,
     directory_sha256,
-    is_finite,
     parameter_leaves,
     params_directories,
 )
@@ -44,8 +42,8 @@ def export_alone(
 ) -> dict[str, Any]:
     """What was written to `destination`. `base` names the weights that the run started from.
 
-    Raises: HarnessError "export-no-adapters", "export-base-needed", "weights-not-finite", "export-exists",
-    "disk-full".
+    Raises: HarnessError "export-no-adapters", "export-base-needed", "weights-not-finite",
+    "checkpoint-damaged", "export-exists", "disk-full".
     """
     shapes = parameter_shapes(recipe.model)
     trained = [path for path in shapes if is_trained(path, recipe.model, recipe.train.trained)]
@@ -61,7 +59,7 @@ def export_alone(
     assets = location.parent / ASSETS
     check_assets(assets)
     with whole_or_nothing(destination, 4 * sum(math.prod(shapes[path]) for path in trained)) as directory:
-        finite = ((path, _finite(source, path, leaves[path].read())) for path in trained)
+        finite = ((path, _finite(source, leaves, path)) for path in trained)
         if target == "lerobot":
             # Read twice: adapters are small, and PEFT's pairs are made of two leaves.
             for _ in finite:
@@ -104,12 +102,7 @@ def _no_base(source: Path) -> HarnessError:
     )
 
 
-def _finite(source: Path, path: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    if not is_finite(array):
-        raise HarnessError(
-            "weights-not-finite",
-            f"{source} holds NaN or infinity in {path}",
-            need="finite weights",
-            fix="export an earlier step of that run",
-        )
+def _finite(source: Path, leaves: Mapping[str, Leaf], path: str) -> Array:
+    array = read_leaf(source, leaves, path)
+    check_finite(source, path, array)
     return array

@@ -57,7 +57,7 @@ def stream(item: Item) -> Iterator[tuple[Array, Health | None]]:
     """(array, its health) for each array of the item; None if the data cannot be read."""
     for array in item.arrays.values():
         try:
-            yield array, _health(blocks(item, array), holds_values(array.dtype))
+            yield array, health_of(blocks(item, array), values=holds_values(array.dtype))
         except UNREADABLE:
             yield array, None
 
@@ -77,7 +77,8 @@ def holds_values(dtype: str) -> bool:
     return dtype.startswith(VALUE_DTYPES)
 
 
-def _health(parts: Iterator[np.ndarray], values: bool) -> Health:
+def health_of(parts: Iterable[np.ndarray], *, values: bool) -> Health:
+    """The health of an array given in flat `parts`. `values`: its elements are numbers of the network."""
     digest = hashlib.sha256()
     non_finite, squares = 0, 0.0
     for part in parts:

@@ -111,7 +111,7 @@ def _not_expressible(what: str, got: str, need: str) -> HarnessError:
 
 def _check_width(data: Data, stats: Mapping[str, DimensionStats]) -> None:
     """Refuses a state with fewer dimensions than the actions, which LeRobot takes one from each other."""
-    state, actions = (_width(stats[key]) for key in ("state", "actions"))
+    state, actions = (width(stats[key]) for key in ("state", "actions"))
     if state < actions:
         raise _not_expressible(
             "LeRobot takes the whole state from relative actions, and this state is shorter than the actions",
@@ -129,5 +129,6 @@ def _check_width(data: Data, stats: Mapping[str, DimensionStats]) -> None:
         )
 
 
-def _width(stats: DimensionStats) -> int:
+def width(stats: DimensionStats) -> int:
+    """The number of dimensions. Some of the statistics may be missing."""
     return max(len(stats.mean), len(stats.q01))

@@ -1,4 +1,4 @@
-"""Constants and helpers for the files inside an item of a checkpoint: chunks, locations, safe names.
+"""Constants and helpers for the files inside an item of a checkpoint: chunks, locations, safe names, shapes.
 
 No JAX, no tensorstore. `harness.run.steps` has the names and contents of a step.
 Source: orbax-checkpoint 0.11.13 and 0.12.8.
@@ -6,6 +6,7 @@ Source: orbax-checkpoint 0.11.13 and 0.12.8.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -24,6 +25,8 @@ GROUPS: tuple[Group, ...] = ("vision", "language", "expert", "adapters", "projec
 
 # Errors that tensorstore raises for a store that violates its format.
 DAMAGE = (ValueError, LookupError, TypeError, ArithmeticError, NotImplementedError)
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Location(NamedTuple):
@@ -60,3 +63,15 @@ def parse_location(text: str) -> Location:
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message, cut to 300 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def mismatches(found: Shapes, wanted: Shapes) -> list[str]:
+    """One line for every missing, unexpected and mis-shaped array."""
+    lines = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
+    lines += [f"{path} is unexpected" for path in sorted(found.keys() - wanted.keys())]
+    both = sorted(wanted.keys() & found.keys())
+    return lines + [
+        f"{path} has shape {tuple(found[path])}, not {tuple(wanted[path])}"
+        for path in both
+        if tuple(found[path]) != tuple(wanted[path])
+    ]

@@ -28,6 +28,7 @@ from harness.checkpoint.steps import (
 )
 from harness.checkpoint.trained import lora_findings, trained_paths
 from harness.errors import HarnessError
+from harness.received.text import word
 from harness.recipe.parameters import group_of
 from harness.recipe.schema import Recipe
 from harness.run.steps import unreadable
@@ -58,6 +59,8 @@ def inspect(
         report = _pytorch(error, path, recipe, deep=deep)
         if report is None:
             raise
+        if against is not None:
+            raise _not_compared(path) from error
         return report
     steps = read_steps(found)
     try:
@@ -96,6 +99,15 @@ def inspect(
 def _pytorch(error: HarnessError, path: Path, recipe: Recipe | None, *, deep: bool) -> Checkpoint | None:
     """The report on PyTorch's safetensors, if `error` says that `path` holds some that are π0.5's."""
     return inspect_pytorch(path, deep=deep, recipe=recipe) if error.code == "pytorch-checkpoint" else None
+
+
+def _not_compared(path: Path) -> HarnessError:
+    return HarnessError(
+        "nothing-to-compare",
+        f"{path} holds PyTorch's weights, whose parameters are not compared with others",
+        need="a checkpoint in openpi's JAX layout",
+        fix=f"harness export {word(path)} OUT --to openpi-jax --recipe NAME, then inspect OUT",
+    )
 
 
 def _nothing(findings: list[str]) -> dict[str, Any]:

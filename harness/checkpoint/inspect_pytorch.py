@@ -6,10 +6,8 @@ finite. Nothing is unpickled.
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +22,8 @@ from harness.artifacts import (
     LeafReport,
     LoraReport,
 )
+from harness.checkpoint.deep import BLOCK, Health, health_of, total
+from harness.checkpoint.deep import root as square_root
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.policy import pipeline_of
 from harness.checkpoint.pytorch import (
@@ -38,16 +38,14 @@ from harness.checkpoint.pytorch_names import UNUSED_HEAD, is_pi0
 from harness.checkpoint.safetensors import NUMPY, Tensor, read_whole_header
 from harness.checkpoint.tensors import tensor_leaves
 from harness.errors import HarnessError
-from harness.received.files import ARTIFACT_BYTES, UnsafeFile, open_received
+from harness.received.files import ARTIFACT_BYTES, UnsafeFile, check_stays, open_received
 from harness.received.json import read_json
 from harness.received.text import one_line
 from harness.recipe.parameters import parameter_shapes
 from harness.recipe.schema import Model, Recipe
 from harness.run.directory import sha256_file
 from harness.run.steps import EXPORT
-from harness.units import MIB
 
-_BLOCK_BYTES = 64 * MIB
 _LORA = re.compile(r"\.lora_([ab])(?:\.|$)", re.IGNORECASE)
 _PARTS = (
     ("adapters", _LORA),
@@ -59,11 +57,11 @@ _PARTS = (
 
 
 class _Read(NamedTuple):
-    """A tensor's position, and what its values are; None where they were not read."""
+    """A tensor, the file that holds it, and its health; None where its values were not read."""
 
     tensor: Tensor
     file: Path
-    health: tuple[int, float | None, str] | None
+    health: Health | None
 
 
 def inspect_pytorch(path: Path, *, deep: bool = False, recipe: Recipe | None = None) -> Checkpoint | None:
@@ -79,21 +77,20 @@ def inspect_pytorch(path: Path, *, deep: bool = False, recipe: Recipe | None = N
     names = {each.tensor.name: each.tensor.shape for each in read}
     adapters = [each for each in read if _LORA.search(each.tensor.name)]
     lacks = [] if adapters else _lacks(path, found.path, names, recipe)
-    files = sorted({each.file for each in read})
     complete = not findings and not lacks
     if deep:
         findings += _digests(found.path)
-    non_finite = sum(each.health[0] for each in read if each.health) if deep else None
+    non_finite = sum(each.health.non_finite for each in read if each.health) if deep else None
     if non_finite:
-        bad = [one_line(each.tensor.name) for each in read if each.health and each.health[0]]
+        bad = [one_line(each.tensor.name) for each in read if each.health and each.health.non_finite]
         findings.append(f"{len(bad)} tensors hold NaN or infinite values: {', '.join(bad[:5])}")
-    sizes = {file: file.stat().st_size for file in files}
-    counts = {file: sum(each.file == file for each in read) for file in files}
+    counts = Counter(each.file for each in read)
+    sizes = {file: file.stat().st_size for file in sorted(counts)}
     step = CheckpointStep(
         step=step_of(found.path if found.path.is_dir() else found.path.parent),
         path=str(found.path),
         complete=complete,
-        items=[CheckpointItem(name=file.name, bytes=sizes[file], arrays=counts[file]) for file in files],
+        items=[CheckpointItem(name=file.name, bytes=sizes[file], arrays=counts[file]) for file in sizes],
         bytes=sum(sizes.values()),
         missing=lacks[:20],
     )
@@ -152,18 +149,9 @@ def _tensors(location: Path, files: list[Path], *, deep: bool) -> tuple[list[_Re
     return read, findings
 
 
-def _health(tensor: Tensor, file: Path, root: Path) -> tuple[int, float | None, str]:
-    """(elements that are not finite, norm, sha256). One block is in memory."""
-    digest, bad, squares = hashlib.sha256(), 0, 0.0
-    for block in _blocks(tensor, file, root):
-        digest.update(block.view(np.uint8).data)
-        if block.dtype.kind == "V" or block.dtype.name == "bfloat16" or block.dtype.kind == "f":
-            wide = block.astype(np.float64) if block.dtype.itemsize < 8 else block
-            bad += int(wide.size - np.isfinite(wide).sum())
-            with np.errstate(over="ignore", invalid="ignore"):
-                squares += float(np.dot(wide, wide))
-    norm = math.sqrt(squares) if math.isfinite(squares) else None
-    return bad, norm if tensor.dtype in NUMPY else None, digest.hexdigest()
+def _health(tensor: Tensor, file: Path, root: Path) -> Health:
+    """Its health, as that of any other array. One block is in memory."""
+    return health_of(_blocks(tensor, file, root), values=tensor.dtype in NUMPY)
 
 
 def _blocks(tensor: Tensor, file: Path, root: Path) -> Iterator[np.ndarray[Any, Any]]:
@@ -172,7 +160,7 @@ def _blocks(tensor: Tensor, file: Path, root: Path) -> Iterator[np.ndarray[Any, 
     with open_received(file, root) as stream:
         stream.seek(tensor.begin)
         while left:
-            data = stream.read(min(left, _BLOCK_BYTES))
+            data = stream.read(min(left, BLOCK * dtype.itemsize))
             if not data or len(data) % dtype.itemsize:
                 raise ValueError(f"it ends {left} bytes early")
             left -= len(data)
@@ -213,8 +201,19 @@ def _digests(location: Path) -> list[str]:
         known = {name: entry["sha256"] for name, entry in files.items() if (root / Path(name).name).is_file()}
     except (OSError, UnsafeFile, *DAMAGE, AttributeError):
         return []
-    changed = [name for name, sha256 in known.items() if sha256_file(root / Path(name).name) != sha256]
-    return [f"{one_line(name)} is not the file that was exported: its sha256 differs" for name in changed]
+    return [
+        f"{one_line(name)} is not the file that was exported: its sha256 differs"
+        for name, sha256 in known.items()
+        if _sha256(root / Path(name).name, root) not in (sha256, None)
+    ]
+
+
+def _sha256(file: Path, root: Path) -> str | None:
+    """The file's sha256; None if it leads out or cannot be read, which `find_pytorch` says."""
+    try:
+        return sha256_file(check_stays(file, root))
+    except (OSError, UnsafeFile):
+        return None
 
 
 def _lora(adapters: list[_Read]) -> LoraReport:
@@ -248,25 +247,25 @@ def _groups(read: list[_Read], *, deep: bool) -> dict[str, GroupReport]:
 def _group(members: list[_Read], *, deep: bool) -> GroupReport:
     health = [each.health for each in members if each.health is not None]
     whole = deep and len(health) == len(members)
-    norms = [norm for _, norm, _ in health if norm is not None]
+    squares = [each.squares for each in health if each.squares is not None]
     return GroupReport(
         parameters=sum(each.tensor.size for each in members),
         bytes=sum(each.tensor.nbytes for each in members),
         arrays=len(members),
         dtypes=sorted({DTYPES.get(each.tensor.dtype, each.tensor.dtype) for each in members}),
-        non_finite=sum(bad for bad, _, _ in health) if whole else None,
-        norm=math.hypot(*norms) if whole and len(norms) == len(members) else None,
+        non_finite=sum(each.non_finite for each in health) if whole else None,
+        norm=square_root(total(squares)) if whole and squares else None,
     )
 
 
 def _leaf(each: _Read) -> LeafReport:
-    bad, norm, sha256 = each.health or (None, None, None)
+    found = each.health
     return LeafReport(
         item=each.file.name,
         path=one_line(each.tensor.name),
         dtype=DTYPES.get(each.tensor.dtype, each.tensor.dtype),
         shape=list(each.tensor.shape),
-        sha256=sha256,
-        non_finite=bad,
-        norm=norm,
+        sha256=found.sha256 if found else None,
+        non_finite=found.non_finite if found else None,
+        norm=found.norm if found else None,
     )

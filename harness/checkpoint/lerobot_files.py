@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from harness.artifacts import DimensionStats
+from harness.checkpoint.expressed import width
 from harness.checkpoint.policy import RELATIVE_STEP, STATE_STEP
 from harness.checkpoint.pytorch import POLICY_CONFIG
 from harness.checkpoint.tensor_writer import Dtype, Planned, write_tensors
@@ -146,8 +147,8 @@ def features(recipe: Recipe, stats: Stats) -> tuple[dict[str, Any], dict[str, An
         lerobot_name(name): {"type": "VISUAL", "shape": [3, size, size]} for name in cameras
     }
     if "state" in stats:
-        inputs[_STATE] = {"type": "STATE", "shape": [len(stats["state"].mean)]}
-    return inputs, {_ACTION: {"type": "ACTION", "shape": [len(stats["actions"].mean)]}}
+        inputs[_STATE] = {"type": "STATE", "shape": [width(stats["state"])]}
+    return inputs, {_ACTION: {"type": "ACTION", "shape": [width(stats["actions"])]}}
 
 
 def lerobot_name(feature: str) -> str:

@@ -97,30 +97,44 @@ def arrays(opened: Merging, paths: Iterable[str] | None = None) -> Iterator[tupl
     """
     for path in opened.kept if paths is None else paths:
         array = (
-            _merged(opened.leaves, path, *opened.adapters[path])
+            _merged(opened, path, *opened.adapters[path])
             if path in opened.adapters
-            else _read(opened, path)
+            else read_leaf(opened.source, opened.leaves, path)
         )
         if opened.additions is not None and opened.additions.touching(path):
             array = array.astype(np.float32, copy=False)
             opened.additions.add(path, array)
-        if not is_finite(array):
-            raise HarnessError(
-                "weights-not-finite",
-                f"{opened.source} holds NaN or infinity in {path}",
-                need="finite weights",
-                fix="export an earlier step of that run",
-            )
+        check_finite(opened.source, path, array)
         yield path, array
         # Freed before the next leaf is read, so that two are never held.
         del array
 
 
-def _read(opened: Merging, path: str) -> Array:
+def read_leaf(
+    source: Path, leaves: Mapping[str, Leaf], path: str, dtype: np.dtype[Any] | None = None
+) -> Array:
+    """The leaf at `path` of `source`, as stored or as `dtype`.
+
+    Raises: HarnessError "checkpoint-damaged"; UnsafeFile.
+    """
     try:
-        return opened.leaves[path].read()
+        return leaves[path].read(dtype)
     except (OSError, *DAMAGE) as error:
-        raise damaged(opened.source, f"{path}: {first_line(error)}") from error
+        raise damaged(source, f"{path}: {first_line(error)}") from error
+
+
+def check_finite(source: Path, path: str, array: Array) -> None:
+    """Refuses a leaf of `source` that is not finite, because an export is made to be used.
+
+    Raises: HarnessError "weights-not-finite".
+    """
+    if not is_finite(array):
+        raise HarnessError(
+            "weights-not-finite",
+            f"{source} holds NaN or infinity in {path}",
+            need="finite weights",
+            fix="export an earlier step of that run",
+        )
 
 
 def adapters_of(model: Model, leaves: Mapping[str, Leaf]) -> Adapters:
@@ -152,9 +166,11 @@ def adapters_of(model: Model, leaves: Mapping[str, Leaf]) -> Adapters:
     return found
 
 
-def _merged(leaves: Mapping[str, Leaf], path: str, first: str, second: str, scale: float) -> Array:
+def _merged(opened: Merging, path: str, first: str, second: str, scale: float) -> Array:
     """w + scale · a @ b in float32, layer by layer."""
-    w, a, b = (leaves[name].read(np.dtype(np.float32)) for name in (path, first, second))
+    w, a, b = (
+        read_leaf(opened.source, opened.leaves, name, np.dtype(np.float32)) for name in (path, first, second)
+    )
     add_product(w, a, b, scale, path)
     return w
 

@@ -45,6 +45,11 @@ _WRAPPED = "base_model.model."
 _PREFIX = f"{_WRAPPED}{PREFIX['lerobot']}"
 _PAIR = re.compile(r"\A(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LARGEST_RANK = 4096
+# Far more than π0.5 has linear layers, each of which PEFT may name.
+_MOST_PATTERNS = 2000
+_NAME, _DIGITS = re.compile(r"\w+"), ("\\d+", "[0-9]+")
+# Of each: whether it is the module's whole name, the parts of the name, the value.
+_Patterns = list[tuple[bool, list[str], Any]]
 
 
 class Pair(NamedTuple):
@@ -150,22 +155,26 @@ def _module(name: str) -> str:
 
 
 class PeftAdapters(NamedTuple):
-    """PEFT's adapters, opened: pairs and whole tensors by the plain name of the tensor that they change."""
+    """PEFT's adapters, opened: pairs and whole tensors by the plain name of the tensor that they change.
+
+    `parts` are the tensors of each parameter of the base.
+    """
 
     directory: Path
+    parts: Mapping[str, list[Part]]
     pairs: dict[str, dict[str, Stored]]
     scales: dict[str, float]
     whole: dict[str, Stored]
 
-    def touches(self, parts: list[Part]) -> bool:
-        return any(part.name in self.pairs or part.name in self.whole for part in parts)
+    def touches(self, path: str) -> bool:
+        return any(part.name in self.pairs or part.name in self.whole for part in self.parts[path])
 
-    def add(self, w: Array, original: Array, parts: list[Part]) -> None:
-        """Adds what the adapters change of the float32 leaf `w`, in place. `original` is the base's leaf.
+    def add(self, w: Array, original: Array, path: str) -> None:
+        """Adds what the adapters change of the leaf `w` at `path`, in place. `original` is the base's leaf.
 
         Raises: HarnessError "checkpoint-damaged", "weights-mismatch".
         """
-        for part in parts:
+        for part in self.parts[path]:
             if part.name in self.pairs:
                 a, b = (self._read(self.pairs[part.name][half]) for half in "AB")
                 if (
@@ -190,8 +199,8 @@ class PeftAdapters(NamedTuple):
             raise _damaged(self.directory, first_line(error)) from error
 
 
-def open_peft(directory: Path) -> PeftAdapters:
-    """The adapters in `directory`. Only the header and the configuration are read.
+def open_peft(directory: Path, parts: Mapping[str, list[Part]]) -> PeftAdapters:
+    """The adapters in `directory`, of a base with these `parts`. Only header and configuration are read.
 
     Raises: HarnessError "checkpoint-damaged"; UnsafeFile.
     """
@@ -210,34 +219,54 @@ def open_peft(directory: Path) -> PeftAdapters:
                 whole[_plain(re.sub(r"\.modules_to_save(?:\.default)?", "", name))] = each
         if any(len(pair) != 2 for pair in pairs.values()):
             raise ValueError("a lora_A without its lora_B, or the reverse")
-        scales = {name: _scale(config, name, pair["A"].tensor.shape[0]) for name, pair in pairs.items()}
+        alphas, ranks = (_patterns(config, f"{key}_pattern") for key in ("alpha", "rank"))
+        scales = {
+            name: _scale(config, alphas, ranks, name, pair["A"].tensor.shape[0])
+            for name, pair in pairs.items()
+        }
     except (OSError, *DAMAGE, AttributeError, IndexError) as error:
         raise _damaged(directory, first_line(error)) from error
-    return PeftAdapters(directory, pairs, scales, whole)
+    return PeftAdapters(directory, parts, pairs, scales, whole)
 
 
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+def _scale(config: Mapping[str, Any], alphas: _Patterns, ranks: _Patterns, name: str, rank: int) -> float:
     """alpha / r of the linear layer of the tensor `name`, as PEFT computes it."""
     module = f"{PREFIX['lerobot']}{name.removesuffix('.weight')}"
-    alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
-    if not 0 < rank <= _LARGEST_RANK or rank != int(
-        _pattern(config.get("rank_pattern"), module, config["r"])
-    ):
+    alpha = float(_named(alphas, module, config["lora_alpha"]))
+    if not 0 < rank <= _LARGEST_RANK or rank != int(_named(ranks, module, config["r"])):
         raise ValueError(f"{one_line(name)} has rank {rank}, the configuration says another")
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def _pattern(patterns: Any, module: str, default: Any) -> Any:
-    """The value of the first pattern that names the module. Source: peft utils/other.py `get_pattern_key`."""
+def _patterns(config: Mapping[str, Any], key: str) -> _Patterns:
+    """The patterns of modules at `key`, as parts of names, and the value of each.
+
+    A stranger's pattern is not run as a regular expression: read are names, the digits of a layer, and "^".
+    Raises: ValueError for any other, because its modules would get a value that PEFT does not give them.
+    """
+    given = (config.get(key) or {}).items()
+    if len(given) > _MOST_PATTERNS:
+        raise ValueError(f"{key} has {len(given)} patterns, the model has fewer modules")
+    found = []
+    for pattern, value in given:
+        parts = pattern.removeprefix("^").replace("\\.", ".").split(".")
+        if not all(part in _DIGITS or _NAME.fullmatch(part) for part in parts):
+            raise ValueError(f"{key} has {pattern[:200]!r}, which is more than names and numbers of layers")
+        found.append((pattern.startswith("^"), parts, value))
+    return found
+
+
+def _named(patterns: _Patterns, module: str, default: Any) -> Any:
+    """The value of the first pattern that names the module, or its last parts.
+
+    Source: huggingface/peft 0.19 src/peft/utils/other.py `get_pattern_key`.
+    """
     own = module.split(".")
-    for pattern, value in (patterns or {}).items():
-        # A stranger's pattern is not run as a regular expression. A name, and \\d+ for a layer's number, is
-        # what LeRobot and PEFT write.
-        wanted = str(pattern).replace("\\.", ".").split(".")
-        last = own[-len(wanted) :]
-        if len(last) == len(wanted) and all(
-            one == other or (one == "\\d+" and other.isdecimal())
-            for one, other in zip(wanted, last, strict=True)
+    for whole, parts, value in patterns:
+        last = own[-len(parts) :]
+        if len(own if whole else last) == len(parts) and all(
+            one == other or (one in _DIGITS and other.isdecimal())
+            for one, other in zip(parts, last, strict=True)
         ):
             return value
     return default

@@ -170,25 +170,25 @@ def _joined(row: _Row, shape: Shape) -> Shape:
 
 def turned(leaf: Array, part: Part) -> Array:
     """The tensor `part` of `leaf`, its elements in C order: a view where nothing moves, else a copy."""
-    location = leaf[part.at]
-    flat = _matrices(location.shape, part.axes)
+    view = leaf[part.at]
+    flat = _matrices(view.shape, part.axes)
     if flat is None:
-        return np.ascontiguousarray(location.transpose(part.axes)).reshape(part.shape)
+        return np.ascontiguousarray(view.transpose(part.axes)).reshape(part.shape)
     out = np.empty(part.shape, leaf.dtype)
-    for one, to in zip(location.reshape(flat), out.reshape(flat[0], flat[2], flat[1]), strict=True):
+    for one, to in zip(view.reshape(flat), out.reshape(flat[0], flat[2], flat[1]), strict=True):
         transpose_into(one, to)
     return out
 
 
 def put_back(tensor: Array, part: Part, leaf: Array) -> None:
     """Writes the tensor `part`, in C order and of the leaf's type, to its part in `leaf`."""
-    location = leaf[part.at]
-    flat = _matrices(location.shape, part.axes)
+    view = leaf[part.at]
+    flat = _matrices(view.shape, part.axes)
     if flat is None:
-        there = location.transpose(part.axes)
+        there = view.transpose(part.axes)
         there[...] = tensor.reshape(there.shape)
         return
-    for one, to in zip(tensor.reshape(flat[0], flat[2], flat[1]), location.reshape(flat), strict=True):
+    for one, to in zip(tensor.reshape(flat[0], flat[2], flat[1]), view.reshape(flat), strict=True):
         transpose_into(one, to)
 
 

@@ -6,12 +6,12 @@ The answer comes before anything is planned, compiled or loaded. No JAX.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.checkpoint.files import leads_out
-from harness.checkpoint.format import DAMAGE
+from harness.checkpoint.format import DAMAGE, Shapes, mismatches
 from harness.checkpoint.item import read_item
 from harness.checkpoint.pytorch import refuse_pytorch, weights_location
 from harness.checkpoint.tensors import tensor_leaves
@@ -33,7 +33,6 @@ from harness.run.steps import (
     unreadable,
 )
 
-Shapes = Mapping[str, tuple[int, ...]]
 # As long as Linux takes a path. Source: limits.h, PATH_MAX.
 _LONGEST_NAME = 4096
 _PUBLISHED = "--set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
@@ -168,18 +167,6 @@ def parameter_names(paths: Iterable[str]) -> dict[str, str]:
     known = list(paths)
     suffix = "/value" if known and all(path.endswith("/value") for path in known) else ""
     return {path: path.removeprefix("params/").removesuffix(suffix) for path in known}
-
-
-def mismatches(found: Shapes, wanted: Shapes) -> list[str]:
-    """One line for every missing, unexpected and mis-shaped array."""
-    lines = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
-    lines += [f"{path} is unexpected" for path in sorted(found.keys() - wanted.keys())]
-    both = sorted(wanted.keys() & found.keys())
-    return lines + [
-        f"{path} has shape {tuple(found[path])}, not {tuple(wanted[path])}"
-        for path in both
-        if tuple(found[path]) != tuple(wanted[path])
-    ]
 
 
 def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError | None:

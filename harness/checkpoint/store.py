@@ -31,10 +31,10 @@ import orbax.checkpoint as ocp
 
 from harness.checkpoint.digests import Digests, leaf_digests, read_digests, text_digest
 from harness.checkpoint.failures import disk_full, no_space, save_failure
-from harness.checkpoint.format import CHUNK_BYTES
+from harness.checkpoint.format import CHUNK_BYTES, mismatches
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
 from harness.checkpoint.paths import flat, leaf_paths, nbytes, nested, nested_state
-from harness.checkpoint.source import damaged, mismatches
+from harness.checkpoint.source import damaged
 from harness.checkpoint.texts import SaveTextFiles, TextFiles
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, check_stays, there

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.checkpoint.format import DAMAGE, first_line
+from harness.checkpoint.format import DAMAGE, first_line, mismatches
 from harness.checkpoint.pytorch_names import (
     TABLE_NAMES,
     UNUSED_HEAD,
@@ -172,14 +172,7 @@ def tensor_leaves(location: Path, shapes: Mapping[str, Shape]) -> dict[str, tupl
     parts = parts_of(shapes)
     wanted = {part.name: part.shape for each in parts.values() for part in each}
     found = {name: stored[full].tensor.shape for name, full in plain.items() if name != UNUSED_HEAD}
-    lines = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    lines += [f"{name} is unexpected" for name in sorted(found.keys() - wanted.keys())]
-    lines += [
-        f"{name} has shape {found[name]}, not {wanted[name]}"
-        for name in sorted(wanted.keys() & found.keys())
-        if found[name] != wanted[name]
-    ]
-    if lines:
+    if lines := mismatches(found, wanted):
         raise _mismatch(location, lines, found, wanted)
     _check_types(location, stored, parts, plain)
     twin = next((stored[name] for name in stored if name.endswith(TABLE_NAMES[1])), None)

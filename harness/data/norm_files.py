@@ -98,7 +98,7 @@ def read_norm_stats(
                 f"{form} without {key}: it has {', '.join(map(str, list(found)[:20])) or 'nothing'}",
                 f"statistics of {key}",
             )
-        stats[key] = _vectors(file, form, name, found[name], mode)
+        stats[key] = checked(file, form, name, found[name], mode)
     return Theirs(file, form, stats)
 
 
@@ -136,7 +136,7 @@ def _form(file: Path, body: Any) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _vectors(file: Path, form: str, name: str, value: Any, mode: Normalization) -> DimensionStats:
+def checked(file: Path, form: str, name: str, value: Any, mode: Normalization) -> DimensionStats:
     """The four statistics of one feature. Those that `mode` needs are checked.
 
     Raises: HarnessError "norm-stats-invalid" with the feature and the dimension.

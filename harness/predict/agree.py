@@ -109,7 +109,8 @@ def compare_actions(source: Array, written: Array, frames: Frames, dtype: str | 
     difference = np.abs(source - written)
     largest = float(difference.max())
     if not largest <= tolerance:
-        frame, step, dimension = np.unravel_index(int(np.nanargmax(difference)), difference.shape)
+        # `argmax` takes the first NaN for the largest.
+        frame, step, dimension = np.unravel_index(int(np.argmax(difference)), difference.shape)
         raise HarnessError(
             "export-check-failed",
             "the written weights do not act as their source does; nothing was kept",

@@ -44,8 +44,8 @@ def deliver(
 ) -> dict[str, Any]:
     """What was written to `destination`, as its harness/export.json says it.
 
-    Raises: HarnessError "export-target-unknown", "export-dtype-unknown", "export-check-failed", and those of
-    `export_for` and `open_merging`.
+    Raises: HarnessError "export-target-unknown", "export-dtype-unknown", "export-option-unused",
+    "export-check-failed", and those of `export_for` and `open_merging`.
     """
     from harness.checkpoint.merge import open_merging
     from harness.checkpoint.targets import TARGETS, Order, export_for
@@ -118,12 +118,13 @@ def _locations(opened: Merging, own: Path | None) -> list[Path]:
 
     Raises: HarnessError "check-needs-one-source".
     """
+    from harness.checkpoint.adding import Additions, OwnAdapters
     from harness.checkpoint.source import find_params
 
     if own is None:
         return opened.locations
-    sets = opened.additions.sets if opened.additions is not None else []  # type: ignore[attr-defined]
-    if len(sets) != 1 or not hasattr(sets[0], "leaves"):
+    sets = opened.additions.sets if isinstance(opened.additions, Additions) else []
+    if len(sets) != 1 or not isinstance(sets[0], OwnAdapters):
         raise HarnessError(
             "check-needs-one-source",
             "actions of several sets of adapters, or of PEFT's, have no unmerged model to be compared with",
@@ -145,7 +146,7 @@ def _alone(located: Located, recipe: Recipe, destination: Path, wish: Wish) -> d
 
 
 def check_names(wish: Wish, targets: tuple[str, ...]) -> None:
-    """Refuses a target or a type that does not exist."""
+    """Refuses a target or a type that does not exist, and options that adapters alone do not have."""
     if wish.target not in targets:
         raise HarnessError(
             "export-target-unknown",
@@ -161,6 +162,16 @@ def check_names(wish: Wish, targets: tuple[str, ...]) -> None:
             got=wish.dtype,
             need="float32 or bfloat16",
             fix="--dtype float32",
+        )
+    given = {"--dtype": wish.dtype, "--check": wish.frames, "--adapter": wish.adapters or None}
+    unused = [option for option, value in given.items() if value is not None]
+    if wish.alone and unused:
+        raise HarnessError(
+            "export-option-unused",
+            "adapters alone are those of one step, as they were trained, and are compared with nothing",
+            got=f"--adapters with {' and '.join(unused)}",
+            need="--adapters without them",
+            fix="leave them out, or leave --adapters out to merge",
         )
 
 
@@ -227,7 +238,7 @@ def statistics(located: Located, recipe: Recipe, widths: list[Widths] | None = N
     """
     file = located.path / ASSETS / recipe.data.asset_id / NORM_STATS
     if not file.is_file():
-        return dict(read_policy_stats(located.path))
+        return read_policy_stats(located.path, recipe.data.normalization)
     found: Stats = {}
     for key in ("actions", "state"):
         try:

@@ -179,10 +179,18 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
 
     Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid"; UnsafeFile.
     """
-    assets = located.path / ASSETS
+    assets, mode = located.path / ASSETS, recipe.data.normalization
     file = assets / recipe.data.asset_id / NORM_STATS
-    policy = {} if file.is_file() else read_policy_stats(located.path)
-    if not file.is_file() and "actions" not in policy:
+    wanted: dict[Key, tuple[str, ...]] = {"actions": (recipe.data.actions,)}
+    if recipe.model.discrete_state_input:
+        wanted["state"] = recipe.data.state_features
+    read: Stats
+    if file.is_file():
+        theirs = read_norm_stats(file, mode, keys=tuple(wanted), root=located.path)
+        where, read = file, dict(theirs.stats.items())
+    else:
+        where, read = located.path, read_policy_stats(located.path, mode)
+    if "actions" not in read:
         named = (path for path in walk(assets) if path.name == file.name) if assets.is_dir() else ()
         there = sorted(path.parent.relative_to(assets).as_posix() for path in named)
         raise HarnessError(
@@ -196,16 +204,7 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
                 else "give a step that was saved by training: the statistics belong to the weights"
             ),
         )
-    wanted: dict[Key, tuple[str, ...]] = {"actions": (recipe.data.actions,)}
-    if recipe.model.discrete_state_input:
-        wanted["state"] = recipe.data.state_features
-    read: Stats = policy or dict(
-        read_norm_stats(file, recipe.data.normalization, keys=tuple(wanted), root=located.path).stats.items()
-    )
-    return {
-        key: _of_dataset(key, read, names, data, located, file if file.is_file() else located.path)
-        for key, names in wanted.items()
-    }
+    return {key: _of_dataset(key, read, names, data, located, where) for key, names in wanted.items()}
 
 
 def _of_dataset(

@@ -1,4 +1,4 @@
-"""Adapters merged into a full checkpoint: export."""
+"""A checkpoint for another program, or its adapters alone: export."""
 
 from __future__ import annotations
 
