@@ -23,7 +23,7 @@ from harness.data.lerobot import LeRobotDataset, open_data
 from harness.data.pooled import Part, pooled
 from harness.data.rows import Block
 from harness.data.space import Space
-from harness.data.tally import PASSES, Key, Tally, see
+from harness.data.tally import Key
 from harness.data.transforms import EPSILON
 from harness.errors import HarnessError
 from harness.recipe.schema import Recipe
@@ -53,7 +53,7 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
         _part(*each, alone=len(opened) == 1)
         for each in zip(recipes, opened, dataset.shares or [1], strict=True)
     ]
-    found = pooled(parts, horizon) if len(parts) > 1 else _found(parts[0], horizon)
+    found = pooled(parts, horizon)
     norm_stats, findings = {}, []
     for key in cast(tuple[Key, ...], tuple(found)):
         norm_stats[key], problems = _judge(key, found[key], recipe)
@@ -117,31 +117,6 @@ def _part(recipe: Recipe, opened: LeRobotDataset, share: int, *, alone: bool) ->
     blocks = blocks_without(blocks, left_out_of(recipe, opened.episodes))
     keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")
     return Part(blocks, share, keys, Space.of(recipe.data))
-
-
-def _found(part: Part, horizon: int) -> dict[Key, DimensionStats]:
-    blocks, _, keys, space = part
-    tallies = {key: Tally() for key in keys}
-    relative = Tally()
-    for which in PASSES:
-        for block in blocks():
-            see(which, block, horizon, space, tallies, relative)
-    found = {key: tally.result() for key, tally in tallies.items()}
-    if any(space.relative):
-        found["actions"] = _replaced(found["actions"], relative.result(), space.relative)
-    return found
-
-
-def _replaced(all_: DimensionStats, some: DimensionStats, mask: tuple[bool, ...]) -> DimensionStats:
-    """The statistics with those of the dimensions in `mask` replaced by `some`, in order."""
-    dims = [d for d, one in enumerate(mask) if one]
-    changed: dict[str, list[float]] = {}
-    for name in ("mean", "std", "q01", "q99", "min", "max"):
-        vector = list(getattr(all_, name))
-        for dim, value in zip(dims, getattr(some, name), strict=True):
-            vector[dim] = value
-        changed[name] = vector
-    return DimensionStats(**changed)
 
 
 def _judge(
