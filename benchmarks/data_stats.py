@@ -30,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.data_loader_turn import run
 
 STATE, ACTIONS, HORIZON, EPISODE = 8, 7, 10, 250
+# The tenths of the frames that each dataset has.
+GROWN = {"one dataset": (10,), "a mixture of four": (1, 2, 3, 4)}
 
 
 def ours(directory: str) -> dict[str, float]:
@@ -47,38 +49,10 @@ def ours(directory: str) -> dict[str, float]:
     }
 
 
-def grown(frames: int) -> dict[str, float]:
-    """The same passes over `frames` made-up rows; a block is made anew each time, so that only one is ever
-    there.
-    """
-    from harness.data import stats
-    from harness.data import tally as tally_of
-
-    weights = tally_of.chunk_weights([EPISODE], HORIZON)
-    before, start, made_s = peak_bytes(), time.perf_counter(), 0.0
-    for width in (STATE, ACTIONS):
-        tally = tally_of.Tally()
-        for see in (tally.first, tally.second):
-            for first in range(0, frames, stats.BLOCK_ROWS):
-                begun = time.perf_counter()
-                rows = min(stats.BLOCK_ROWS, frames - first)
-                values = np.random.default_rng(first).normal(size=(rows, width)).astype(np.float32)
-                block_weights = np.resize(weights, rows)
-                made_s += time.perf_counter() - begun
-                for part, shares in tally_of.slices(values, block_weights):
-                    see(part, shares)
-        tally.result()
-    return {
-        "seconds": time.perf_counter() - start - made_s,
-        "frames": frames,
-        "peak_bytes": peak_bytes(),
-        "imports_bytes": before,
-    }
-
-
-def mixed(frames: int) -> dict[str, float]:
-    """The statistics of a mixture of four made-up datasets, of one, two, three and four tenths of `frames`,
-    drawn 4 : 3 : 2 : 1.
+def grown(frames: int, tenths: tuple[int, ...]) -> dict[str, float]:
+    """The statistics of `frames` made-up rows in datasets of so many tenths of them. Of four datasets the
+    shares are 4 : 3 : 2 : 1. A block is made anew each time, so that only one is
+    ever there.
     """
     from harness.data.metadata import Episode
     from harness.data.pooled import Part, pooled
@@ -90,7 +64,7 @@ def mixed(frames: int) -> dict[str, float]:
     rows_of_block = BLOCK_ROWS // EPISODE * EPISODE
 
     def blocks(part: int) -> Iterator[Block]:
-        total = frames * (part + 1) // 10
+        total = frames * tenths[part] // 10
         for first in range(0, total, rows_of_block):
             begun = time.perf_counter()
             rows = min(rows_of_block, total - first)
@@ -104,8 +78,14 @@ def mixed(frames: int) -> dict[str, float]:
             made_s[0] += time.perf_counter() - begun
             yield Block(episodes, state, actions, np.zeros(0), np.zeros(0, np.int64))
 
-    plain = Space(None, ())
-    pooled([Part(partial(blocks, part), 4 - part, ("state", "actions"), plain) for part in range(4)], HORIZON)
+    plain, shares = Space(None, ()), range(len(tenths), 0, -1)
+    pooled(
+        [
+            Part(partial(blocks, part), share, ("state", "actions"), plain)
+            for part, share in enumerate(shares)
+        ],
+        HORIZON,
+    )
     return {
         "seconds": time.perf_counter() - start - made_s[0],
         "frames": frames,
@@ -128,14 +108,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--grow", default="100000,1000000,10000000")
-    parser.add_argument("--child", choices=("ours", "grown", "mixed"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("ours", *GROWN), help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        measure = {"grown": grown, "mixed": mixed}
         print(
             json.dumps(
-                ours(options.directory) if options.child == "ours" else measure[options.child](options.frames)
+                ours(options.directory)
+                if options.child == "ours"
+                else grown(options.frames, GROWN[options.child])
             )
         )
         return
@@ -146,9 +127,9 @@ def main() -> None:
         )
     else:
         against_openpi(options)
-    for child, name in (("grown", "one dataset"), ("mixed", "a mixture of four")):
+    for name in GROWN:
         for frames in map(int, filter(None, options.grow.split(","))):
-            found = run([sys.executable, __file__, "--child", child, "--frames", str(frames)])
+            found = run([sys.executable, __file__, "--child", name, "--frames", str(frames)])
             cost = f"{found['seconds']:7.2f} s, {1e6 * found['seconds'] / frames:.2f} µs a frame"
             print(
                 f"{name:17} {frames:>11,} frames: {cost}, peak {found['peak_bytes'] / 1e6:.0f} MB of which"

@@ -14,9 +14,12 @@ import pytest
 
 from harness.artifacts import Dataset, DimensionStats, NormStats
 from harness.data import stats
-from harness.data import tally as counts
 from harness.data.dataset import describe
 from harness.data.lerobot import open_dataset
+from harness.data.metadata import Episode
+from harness.data.pooled import Part, pooled
+from harness.data.rows import Block
+from harness.data.space import Space
 from harness.data.tally import chunk_weights
 from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
@@ -78,10 +81,8 @@ def test_equals_numpy_over_chunks_that_are_built(
 )
 def test_quantiles_of_awkward_values(values: list[float]) -> None:
     column = np.array(values, np.float32)[:, None]
-    tally = counts.Tally()
-    tally.first(column, np.ones(len(column)))
-    tally.second(column, np.ones(len(column)))
-    found = tally.result()
+    block = Block([Episode(0, 0, len(column), "x", 0, {})], column, column, np.zeros(0), np.zeros(0))
+    found = pooled([Part(lambda: iter([block]), 1, ("state",), Space(None, ()))], 1)["state"]
     np.testing.assert_allclose(
         found.q01 + found.q99, np.quantile(column[:, 0].astype(np.float64), [0.01, 0.99]), rtol=1e-12
     )

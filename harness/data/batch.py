@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.artifacts import DimensionStats
+from harness.artifacts import DimensionStats, Feature
 from harness.data.lerobot import LeRobotDataset
+from harness.data.mapping import widths_of
 from harness.data.order import Frame
 from harness.data.pictures import Pictures
 from harness.data.prompts import Prompts
@@ -32,10 +33,9 @@ class Source(NamedTuple):
     prompts: Prompts
 
 
-def own_stats(stats: Stats, data: LeRobotDataset) -> Stats:
-    """The statistics of a mixture as far as this dataset has dimensions."""
-    columns = data.columns
-    widths = {"state": columns.state.shape[-1], "actions": columns.actions.shape[-1]}
+def own_stats(stats: Stats, data: Data, features: Mapping[str, Feature]) -> Stats:
+    """The statistics of a mixture as far as a dataset of these features has dimensions."""
+    widths = widths_of(data, features)
     return {
         key: DimensionStats(
             **{name: vector[: widths[key]] for name, vector in one.model_dump().items() if vector is not None}

@@ -15,7 +15,7 @@ from harness.data.completeness import check_cameras
 from harness.data.fetch import Resolved, resolve
 from harness.data.held_out import Kept, left_out_of
 from harness.data.lerobot import LeRobotDataset, open_data
-from harness.data.mapping import IMAGES, NUMBERS, Wanted, likely_state
+from harness.data.mapping import IMAGES, NUMBERS, Wanted, likely_state, widths_of
 from harness.data.mixture import prompts_together, together, twice
 from harness.data.oddities import camera_findings, check_rows
 from harness.data.paths import inside, open_file, walk_dataset
@@ -116,7 +116,7 @@ def measure_prompts(recipe: Recipe, dataset: Dataset, *, needed: bool) -> Datase
             raise
         why = f"the tokenizer {recipe.data.tokenizer!r} is not here: {refusal.what}"
         return dataset.model_copy(update={"unknown": dataset.unknown | {"longest_prompt_tokens": why}})
-    width = sum(dataset.features[name].shape[0] for name in recipe.data.state_features)
+    width = widths_of(recipe.data, dataset.features)["state"]
     longest = max(most_tokens(recipe, tokenizer, task, width) for task in dataset.tasks)
     rounded = -(-longest // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
     return dataset.model_copy(
@@ -200,7 +200,8 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
     one = len(data.state_features) == 1
     wanted += [Wanted("data.state", name, NUMBERS, may_be_null=one) for name in data.state_features]
     dataset.check_features([*wanted, Wanted("data.actions", data.actions, NUMBERS)])
-    width = dataset.features[data.actions].shape[0]
+    widths = widths_of(data, dataset.features)
+    width = widths["actions"]
     if width > recipe.model.action_dim:
         raise HarnessError(
             "action-dim-too-small",
@@ -209,11 +210,7 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
             need=f"at most {recipe.model.action_dim}",
             fix="--set data.actions=ANOTHER_FEATURE; released weights have action_dim 32",
         )
-    check_space(recipe, dataset.path, _state_width(recipe, dataset), width, likely_state(dataset.features))
-
-
-def _state_width(recipe: Recipe, dataset: LeRobotDataset) -> int:
-    return sum(dataset.features[name].shape[0] for name in recipe.data.state_features)
+    check_space(recipe, dataset.path, widths["state"], width, likely_state(dataset.features))
 
 
 def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
@@ -221,7 +218,7 @@ def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:
 
     No information is lost: the state enters this model through the prompt, or not at all.
     """
-    room, width = recipe.model.action_dim, _state_width(recipe, dataset)
+    room, width = recipe.model.action_dim, widths_of(recipe.data, dataset.features)["state"]
     if width <= room:
         return []
     how = (

@@ -13,12 +13,12 @@ from pathlib import Path
 from harness.artifacts import Comparison, Dataset, DegenerateDimension, DimensionStats, NormStats, Reach
 from harness.artifacts.dataset import Given
 from harness.data.compare import compare_statistics, first, width_without_padding
-from harness.data.held_out import blocks_without, left_out_of
-from harness.data.lerobot import open_data
+from harness.data.mapping import widths_of
 from harness.data.norm_files import STATISTICS, Key, features_of, file_in, read_norm_stats
+from harness.data.opened import Opened, open_each
 from harness.data.rows import Block
 from harness.data.space import Space, seen_blocks
-from harness.data.stats import LARGE_NORMALIZED, compute
+from harness.data.stats import LARGE_NORMALIZED, compute, computed, trained_blocks
 from harness.download.cache import fetch_file, is_remote
 from harness.errors import HarnessError
 from harness.received.consent import Named
@@ -44,10 +44,11 @@ def statistics(recipe: Recipe, dataset: Dataset) -> NormStats:
     path = given_file(recipe)
     # What is odd in the data's own statistics does not matter: they are not used.
     lenient = recipe.data.model_copy(update={"degenerate_dimensions": "warn"})
-    ours = compute(recipe.model_copy(update={"data": lenient}), dataset)
+    opened = open_each(recipe, dataset)
+    ours = computed(recipe.model_copy(update={"data": lenient}), opened)
     theirs = _theirs(recipe, path, ours)
     mode, names = recipe.data.normalization, features_of(recipe.data)
-    compared = compare_statistics(ours, path, mode=mode, names=names, blocks=seen(recipe, dataset))
+    compared = compare_statistics(ours, path, mode=mode, names=names, blocks=_seen(opened))
     findings = [_finding(each) for each in _far(compared)]
     if findings and recipe.data.degenerate_dimensions == "error":
         raise HarnessError(
@@ -66,23 +67,16 @@ def seen(recipe: Recipe, dataset: Dataset) -> Iterator[Block] | None:
 
     None for a mixture of different numbers of dimensions, whose rows are not counted together.
     """
-    parts = list(zip(recipe.parts(), dataset.parts, strict=True))
-    opened = [open_data(part.data, one.path) for part, one in parts]
-    widths = {
-        (
-            one.features[part.data.actions].shape[0],
-            sum(one.features[name].shape[0] for name in part.data.state_features),
-        )
-        for part, one in parts
-    }
+    return _seen(open_each(recipe, dataset))
+
+
+def _seen(opened: list[Opened]) -> Iterator[Block] | None:
+    widths = {tuple(widths_of(one.recipe.data, one.data.features).values()) for one in opened}
     if len(widths) > 1:
         return None
-    horizon = recipe.model.action_horizon
     return itertools.chain.from_iterable(
-        seen_blocks(
-            blocks_without(data.blocks, left_out_of(part, data.episodes))(), Space.of(part.data), horizon
-        )
-        for (part, _), data in zip(parts, opened, strict=True)
+        seen_blocks(trained_blocks(opened, n)(), Space.of(one.recipe.data), one.recipe.model.action_horizon)
+        for n, one in enumerate(opened)
     )
 
 

@@ -29,15 +29,6 @@ def left_out_of(recipe: Recipe, episodes: Iterable[Episode]) -> list[int]:
     return held_out(recipe.train.holdout, [episode.index for episode in episodes], where)
 
 
-def kept_of(recipe: Recipe, episodes: Sequence[Episode]) -> Kept | None:
-    """The frames that are trained on; None if the recipe holds nothing out, and all are.
-
-    Raises: HarnessError as `held_out`.
-    """
-    left_out = left_out_of(recipe, episodes)
-    return Kept(episodes, left_out) if left_out else None
-
-
 def held_out(holdout: Holdout | None, episodes: Sequence[int], where: str = "") -> list[int]:
     """The numbers of the held-out episodes, sorted. `episodes` are those that would be trained on without.
 

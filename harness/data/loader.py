@@ -13,14 +13,14 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from multiprocessing import parent_process
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from harness.artifacts import Dataset, NormStats
-from harness.data.batch import Batch, Source, batch_of, mixed_batch, own_stats
-from harness.data.held_out import Kept, kept_of
-from harness.data.lerobot import LeRobotDataset, open_data
+from harness.data.batch import Batch, Source, Stats, batch_of, mixed_batch, own_stats
+from harness.data.held_out import Kept
+from harness.data.opened import Opened, open_each
 from harness.data.order import Frame, Order
 from harness.data.pace import Pace, workers_from_environment
 from harness.data.pictures import Pictures
@@ -63,29 +63,29 @@ class Loader:
         shard: int = 0,
         shards: int = 1,
     ) -> None:
-        parts = list(zip(recipe.parts(), dataset.parts, strict=True))
-        opened = [_opened(part, one) for part, one in parts]
-        self._firsts = np.cumsum([0, *(data.frames for data in opened)])
-        kept = [kept_of(part, data.episodes) for (part, _), data in zip(parts, opened, strict=True)]
-        frames = [
-            data.frames if these is None else len(these) for data, these in zip(opened, kept, strict=True)
-        ]
+        opened = open_each(recipe, dataset)
+        for one in opened:
+            _check_unchanged(one)
+        self._firsts = np.cumsum([0, *(one.data.frames for one in opened)])
+        frames = [one.trained for one in opened]
         _check(dataset, sum(frames), batch_size, shard, shards)
         share = batch_size // shards
         rows = range(shard * share, (shard + 1) * share)
-        order = Order(frames, dataset.shares or [1], seed, batch_size, rows)
+        order = Order(frames, [one.share for one in opened], seed, batch_size, rows)
         self._workers = workers_from_environment() if workers is None else workers
         self._threads = min(_MOST_THREADS, _THREADS_A_CORE * len(os.sched_getaffinity(0)))
         self._pace = Pace(dataset, share, self._workers or self._threads, recipe.model.image_size)
         sources = []
-        for (part, _), data in zip(parts, opened, strict=True):
-            readers = max(1, self._workers) * len(opened)
+        readers = max(1, self._workers) * len(opened)
+        for one in opened:
+            part, data, own = one.recipe, one.data, cast(Stats, stats.norm_stats)
             data.share_memory_with(readers)
-            own = own_stats(stats.norm_stats, data) if dataset.members else stats.norm_stats
+            if dataset.members:
+                own = own_stats(own, part.data, one.described.features)
             check_has_state(part, own)
             pictures = Pictures(data, recipe.model.image_size, KEPT_BYTES // readers)
             sources.append(Source(part, pictures, own, Prompts(part, data.tasks, dataset.prompt_tokens)))
-        self._batches = _Batches(recipe, sources, order, kept)
+        self._batches = _Batches(recipe, sources, order, [one.kept for one in opened])
 
     def frames(self, index: list[int]) -> Batch:
         """The frames of these numbers as a batch, as `iterate` without `resized` makes it.
@@ -216,17 +216,16 @@ def _end_with_the_trainer() -> None:
     threading.Thread(target=watch, daemon=True, name=_WATCH).start()
 
 
-def _opened(recipe: Recipe, dataset: Dataset) -> LeRobotDataset:
-    data = open_data(recipe.data, dataset.path)
-    if data.frames != dataset.frames:
+def _check_unchanged(opened: Opened) -> None:
+    data, described = opened.data, opened.described
+    if data.frames != described.frames:
         raise HarnessError(
             "dataset-changed",
             f"{data.path} is not the dataset that dataset.json describes",
             got=f"{data.frames} frames",
-            need=f"{dataset.frames} frames",
+            need=f"{described.frames} frames",
             fix="harness data and harness stats again, into a new run",
         )
-    return data
 
 
 def _check(dataset: Dataset, frames: int, batch_size: int, shard: int, shards: int) -> None:

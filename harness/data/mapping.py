@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.artifacts import Feature
 from harness.data.rows import BOOKKEEPING
 from harness.errors import HarnessError
+from harness.recipe.schema import Data
 
 IMAGES, NUMBERS = ("image", "video"), ("float", "int", "uint", "bool")
 # Least likeness of names at which a feature is proposed as the state. Below it the proposal is null: a
@@ -28,6 +30,12 @@ class Wanted(NamedTuple):
     name: str
     kinds: tuple[str, ...]
     may_be_null: bool = False
+
+
+def widths_of(data: Data, features: Mapping[str, Feature]) -> dict[str, int]:
+    """The numbers of dimensions of "state" and "actions"; without a state it is 0."""
+    state = sum(features[name].shape[0] for name in data.state_features)
+    return {"state": state, "actions": features[data.actions].shape[0]}
 
 
 def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from harness.artifacts import Dataset
+from harness.data.mapping import widths_of
 from harness.errors import HarnessError
 from harness.recipe.schema import Recipe
 
@@ -104,7 +105,7 @@ def _of_all(recipe: Recipe, members: list[Dataset]) -> list[str]:
             f" second): {said}"
         )
     widths = {
-        one.source: one.features[part.data.actions].shape[0]
+        one.source: widths_of(part.data, one.features)["actions"]
         for one, part in zip(members, recipe.parts(), strict=True)
     }
     if len(set(widths.values())) > 1:

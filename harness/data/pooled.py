@@ -1,12 +1,13 @@
-"""Exact statistics of a mixture: of its frames as they are drawn, each dataset with its share.
+"""Exact statistics of frames as they are drawn: of one dataset, or of a mixture, each with its share.
 
 A frame of a dataset with the share s of S and n frames counts s·N / (S·n), where N is the number of all
-frames. Without weights that is 1: the statistics are those of the datasets one after the other. Counts stay
-whole numbers and are compared as whole numbers, so no share is rounded. Datasets are read one after the
-other, and of each only the counts that are not 0 are kept: memory grows neither with the frames nor, by more
-than a few MiB, with the datasets.
+frames. Of one dataset, and without weights, that is 1: the statistics are those of the datasets one after the
+other. Counts stay whole numbers and are compared as whole numbers, so no share is rounded. Datasets are read
+one after the other, and of each only the counts that are not 0 are kept: memory grows neither with the frames
+nor, by more than a few MiB, with the datasets.
 
-A dimension that some datasets lack has the statistics of those that have it.
+A dimension that some datasets lack has the statistics of those that have it. A relative dimension has those
+of the relative actions alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from harness.data.tally import QUANTILES, Key, OfDimension, Pass, Tally, see, va
 
 
 class Part(NamedTuple):
-    """A dataset of a mixture: its rows, its share of the samples, and what the model sees of it."""
+    """A dataset, alone or of a mixture: its rows, its share of the samples, and what the model sees of it."""
 
     blocks: Callable[[], Iterator[Block]]
     share: int
@@ -65,7 +66,7 @@ class _Column(NamedTuple):
 
 
 def pooled(parts: Sequence[Part], horizon: int) -> dict[Key, DimensionStats]:
-    """Mean, std, quantiles and extremes of each dimension over the mixture. Reads all rows twice."""
+    """Mean, std, quantiles and extremes of each dimension over all datasets. Reads all rows twice."""
     tallies = [_Tallies(part) for part in parts]
     columns: dict[Key, list[list[_Column]]] = {}
     for n, each in enumerate(tallies):
@@ -129,7 +130,7 @@ class _Tallies:
             yield self._relative, [pools["actions"][d] for d in self._kept]
 
     def aim(self, pools: dict[Key, list[_Pool]]) -> None:
-        """Tells the second pass the means of the mixture, and the upper digits near its quantiles."""
+        """Tells the second pass the means over all datasets, and the upper digits at the quantiles."""
         for tally, of_columns in self._aims(pools):
             tally.aim(np.array([pool.mean for pool in of_columns]), [pool.uppers for pool in of_columns])
 

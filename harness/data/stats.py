@@ -18,12 +18,12 @@ from typing import cast
 import numpy as np
 
 from harness.artifacts import Dataset, DegenerateDimension, DimensionStats, NormStats
-from harness.data.held_out import Kept, blocks_without, left_out_of
-from harness.data.lerobot import LeRobotDataset, open_data
+from harness.data.held_out import blocks_without
+from harness.data.opened import Opened, open_each
 from harness.data.pooled import Part, pooled
 from harness.data.rows import Block
 from harness.data.space import Space
-from harness.data.tally import PASSES, Key, Tally, see
+from harness.data.tally import Key
 from harness.data.transforms import EPSILON
 from harness.errors import HarnessError
 from harness.recipe.schema import Recipe
@@ -46,14 +46,17 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
     Raises: HarnessError "stats-degenerate" if the recipe asks for it; those of `left_out_of` and of the
     dataset's reader.
     """
+    return computed(recipe, open_each(recipe, dataset))
+
+
+def computed(recipe: Recipe, opened: list[Opened]) -> NormStats:
+    """The statistics as `compute`, of datasets that are open."""
     horizon = recipe.model.action_horizon
-    recipes = recipe.parts()
-    opened = [open_data(part.data, one.path) for part, one in zip(recipes, dataset.parts, strict=True)]
     parts = [
-        _part(*each, alone=len(opened) == 1)
-        for each in zip(recipes, opened, dataset.shares or [1], strict=True)
+        Part(trained_blocks(opened, n), one.share, _keys(one), Space.of(one.recipe.data))
+        for n, one in enumerate(opened)
     ]
-    found = pooled(parts, horizon) if len(parts) > 1 else _found(parts[0], horizon)
+    found = pooled(parts, horizon)
     norm_stats, findings = {}, []
     for key in cast(tuple[Key, ...], tuple(found)):
         norm_stats[key], problems = _judge(key, found[key], recipe)
@@ -66,10 +69,7 @@ def compute(recipe: Recipe, dataset: Dataset) -> NormStats:
             need="a spread in every dimension",
             fix="--set data.degenerate_dimensions=pass_through, or =warn to normalize them as they are",
         )
-    frames = sum(
-        len(Kept(data.episodes, left_out_of(part, data.episodes)))
-        for part, data in zip(recipes, opened, strict=True)
-    )
+    frames = sum(one.trained for one in opened)
     return NormStats(norm_stats=norm_stats, frames=frames, action_horizon=horizon, findings=findings)
 
 
@@ -82,11 +82,15 @@ def to_openpi_json(stats: NormStats) -> str:
     return json.dumps({"norm_stats": body}, indent=2)
 
 
-def _blocks(dataset: LeRobotDataset) -> Callable[[], Iterator[Block]]:
-    if dataset.frames <= BLOCK_ROWS:
-        held = [dataset.columns]
-        return lambda: iter(held)
-    return lambda: _coalesced(dataset.blocks())
+def trained_blocks(opened: list[Opened], n: int) -> Callable[[], Iterator[Block]]:
+    """The rows of dataset `n` that are trained on, anew with each call.
+
+    A small dataset that is alone stays in memory. Of a mixture none does while the next one is read.
+    """
+    data = opened[n].data
+    if len(opened) == 1 and data.frames <= BLOCK_ROWS:
+        return blocks_without(lambda: iter([data.columns]), opened[n].left_out)
+    return blocks_without(lambda: _coalesced(data.blocks()), opened[n].left_out)
 
 
 def _coalesced(blocks: Iterator[Block]) -> Iterator[Block]:
@@ -111,37 +115,8 @@ def _joined(blocks: list[Block]) -> Block:
     return Block([episode for block in blocks for episode in block.episodes], *arrays)
 
 
-def _part(recipe: Recipe, opened: LeRobotDataset, share: int, *, alone: bool) -> Part:
-    # Of a mixture no dataset stays in memory while the next one is read.
-    blocks = _blocks(opened) if alone else lambda: _coalesced(opened.blocks())
-    blocks = blocks_without(blocks, left_out_of(recipe, opened.episodes))
-    keys: tuple[Key, ...] = ("actions",) if recipe.data.state is None else ("state", "actions")
-    return Part(blocks, share, keys, Space.of(recipe.data))
-
-
-def _found(part: Part, horizon: int) -> dict[Key, DimensionStats]:
-    blocks, _, keys, space = part
-    tallies = {key: Tally() for key in keys}
-    relative = Tally()
-    for which in PASSES:
-        for block in blocks():
-            see(which, block, horizon, space, tallies, relative)
-    found = {key: tally.result() for key, tally in tallies.items()}
-    if any(space.relative):
-        found["actions"] = _replaced(found["actions"], relative.result(), space.relative)
-    return found
-
-
-def _replaced(all_: DimensionStats, some: DimensionStats, mask: tuple[bool, ...]) -> DimensionStats:
-    """The statistics with those of the dimensions in `mask` replaced by `some`, in order."""
-    dims = [d for d, one in enumerate(mask) if one]
-    changed: dict[str, list[float]] = {}
-    for name in ("mean", "std", "q01", "q99", "min", "max"):
-        vector = list(getattr(all_, name))
-        for dim, value in zip(dims, getattr(some, name), strict=True):
-            vector[dim] = value
-        changed[name] = vector
-    return DimensionStats(**changed)
+def _keys(one: Opened) -> tuple[Key, ...]:
+    return ("actions",) if one.recipe.data.state is None else ("state", "actions")
 
 
 def _judge(

@@ -5,20 +5,16 @@ Quantiles come from the digits of the float32 values (radix selection), in two p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from harness.artifacts import DimensionStats
 from harness.data.rows import Block
 from harness.data.space import Space
 
 Key = Literal["state", "actions"]
 Pass = Literal["first", "second"]
-PASSES: tuple[Pass, ...] = ("first", "second")
 
 QUANTILES = (0.01, 0.99)
 _DIGIT = 1 << 16
@@ -77,9 +73,9 @@ def slices(values: np.ndarray, weights: np.ndarray) -> Iterator[tuple[np.ndarray
 
 
 class Tally:
-    """Exact statistics of rows, which are passed twice in the same order.
+    """Exact counts of the rows of one dataset, which are passed twice.
 
-    First all rows go to `first`, then all rows to `second`.
+    First all rows go to `first`. Then `aim` says what is counted around, and all rows go to `second`.
 
     Shapes: values [N, D] and the weight of each row [N].
     """
@@ -92,6 +88,7 @@ class Tally:
             np.zeros((1, _DIGIT)),
         )
         self._low, self._high = np.array(np.inf), np.array(-np.inf)
+        self._mean, self._lower = np.zeros(1), list[dict[int, np.ndarray]]()
 
     @property
     def width(self) -> int:
@@ -99,11 +96,12 @@ class Tally:
         return len(self._sums)
 
     def aim(self, mean: np.ndarray, uppers: list[list[int]]) -> None:
-        """Makes the second pass one about another mean and other quantiles, such as those of a mixture.
+        """Makes the second pass one about this mean and these quantiles.
 
         `uppers` are the upper digits at the quantiles, for each dimension.
         """
-        self._mean, self._upper_digits = mean, [np.array(each) for each in uppers]
+        self._mean = mean
+        self._lower = [{digit: np.zeros(_DIGIT) for digit in row} for row in uppers]
 
     def of(self, d: int) -> OfDimension:
         """What was found of dimension `d`."""
@@ -139,46 +137,6 @@ class Tally:
                 here = upper == bin_
                 bins[bin_] += np.bincount(lower[here], weights[here], _DIGIT)
 
-    def result(self) -> DimensionStats:
-        """The statistics of all rows."""
-        rows = zip(self._upper_digits, self._lower, self._upper, strict=True)
-        q01, q99 = np.array(
-            [_between(row, bins, before, self._ranks, self._total) for row, bins, before in rows]
-        ).T
-        std = np.sqrt(self._squares / self._total)
-        vectors = {
-            "mean": self._mean,
-            "std": std,
-            "q01": q01,
-            "q99": q99,
-            "min": self._low,
-            "max": self._high,
-        }
-        return DimensionStats(**{name: vector.tolist() for name, vector in vectors.items()})
-
-    @cached_property
-    def _mean(self) -> np.ndarray:
-        return self._sums / self._total
-
-    @cached_property
-    def _ranks(self) -> np.ndarray:
-        """The ranks of the order statistics on either side of each quantile."""
-        ranks = np.array([math.floor((self._total - 1) * q) + step for q in QUANTILES for step in (0, 1)])
-        return np.minimum(ranks, int(self._total) - 1)
-
-    @cached_property
-    def _upper(self) -> np.ndarray:
-        return np.cumsum(self._counts, axis=1)
-
-    @cached_property
-    def _upper_digits(self) -> list[np.ndarray]:
-        """The upper digit of the value at each of `_ranks`, for each dimension."""
-        return [np.searchsorted(row, self._ranks, side="right") for row in self._upper]
-
-    @cached_property
-    def _lower(self) -> list[dict[int, np.ndarray]]:
-        return [{int(bin_): np.zeros(_DIGIT) for bin_ in row} for row in self._upper_digits]
-
 
 def _digits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Upper and lower 16 bits of integer keys whose order is that of the float32 values."""
@@ -192,19 +150,3 @@ def value_of(upper: int, lower: int) -> float:
     key = np.uint32(upper << 16 | lower)
     bits = key & np.uint32(0x7FFFFFFF) if key >> 31 else ~key
     return float(np.array(bits, np.uint32).view(np.float32))
-
-
-def _between(
-    uppers: np.ndarray, lower: dict[int, np.ndarray], before: np.ndarray, ranks: np.ndarray, total: float
-) -> list[float]:
-    """Each quantile of one dimension, interpolated between the two order statistics around it."""
-    order = []
-    for upper, rank in zip(uppers, ranks, strict=True):
-        offset = rank - (before[upper - 1] if upper else 0)
-        order.append(
-            value_of(int(upper), int(np.searchsorted(np.cumsum(lower[int(upper)]), offset, side="right")))
-        )
-    fractions = [(total - 1) * q % 1 for q in QUANTILES]
-    return [
-        order[2 * n] + (order[2 * n + 1] - order[2 * n]) * fraction for n, fraction in enumerate(fractions)
-    ]

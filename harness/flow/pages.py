@@ -34,6 +34,7 @@ def _dataset_page(recipe: Recipe, dataset: Dataset, stats: NormStats, *, alone: 
     """The page of one dataset, normalized with `stats`, which are the mixture's if it is not `alone`."""
     from harness.data.batch import own_stats
     from harness.data.lerobot import open_data
+    from harness.data.mapping import widths_of
     from harness.data.prompts import most_tokens
     from harness.data.space import Space
     from harness.data.tokenizer import load_tokenizer
@@ -44,13 +45,13 @@ def _dataset_page(recipe: Recipe, dataset: Dataset, stats: NormStats, *, alone: 
     # If the longest prompt is unknown, the tokenizer is not on this machine.
     tokenizer = load_tokenizer(data.tokenizer) if dataset.longest_prompt_tokens is not None else None
     frames = open_data(data, dataset.path)
-    width = frames.columns.state.shape[-1]
+    width = widths_of(data, frames.features)["state"]
     tokens = (
         {task: most_tokens(recipe, tokenizer, task, width) for task in dataset.tasks}
         if tokenizer is not None
         else {}
     )
-    own = stats.norm_stats if alone else own_stats(stats.norm_stats, frames)
+    own = stats.norm_stats if alone else own_stats(stats.norm_stats, data, frames.features)
     return render(
         dataset,
         stats.model_copy(update={"norm_stats": own}),

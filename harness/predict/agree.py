@@ -62,7 +62,9 @@ def _frame(
     """The batch of frame `i`, counted through the datasets that end at `ends`."""
     n = int(np.searchsorted(ends, i, side="right"))
     recipe, data = parts[n]
-    return one_frame(recipe, data, own_stats(stats, data), i - int(ends[n - 1] if n else 0))
+    return one_frame(
+        recipe, data, own_stats(stats, recipe.data, data.features), i - int(ends[n - 1] if n else 0)
+    )
 
 
 def actions(locations: list[Path], model: Model, frames: Frames) -> Array:
