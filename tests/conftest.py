@@ -43,6 +43,7 @@ _LONG = (
     "train_sharding",
     "model_parity",
     "train_loop",
+    "train_held_out",
     "train_step",
     "train_approximate",
     "plan_tiny",

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.doctor import examine, gpu
+from harness.doctor import content, examine, gpu
 from harness.doctor.situation import CPU_PARAMETERS, NotNeeded
+from harness.flow.chain import chain_for
+from harness.flow.diagnose import data_here
 from harness.plan import place
 from harness.recipe.load import load_recipe
 from harness.run.xla_flags import refused_flags
@@ -281,3 +283,10 @@ def test_another_gpu_is_advised_where_there_is_one(tmp_path: Path, newer: bool) 
     [finding] = gpu.capability(situation(tmp_path, machine=machine))
     assert ("CUDA_VISIBLE_DEVICES=GPU-2" in finding.fix) == newer
     assert "another machine" in finding.fix
+
+
+def test_a_dataset_in_the_home_of_nobody_is_not_here() -> None:
+    chain = chain_for(None, "smoke", ["data.dataset=~nobody-of-this-name/data"])
+    assert data_here(chain) is None
+    (finding,) = content.dataset(situation(Path(), recipe=chain.recipe))
+    assert "~nobody-of-this-name/data is not on this machine" in finding.got

@@ -9,6 +9,7 @@ import pytest
 
 from harness.analyse.held_out import held_out, measured
 from harness.artifacts import Choice
+from harness.artifacts.choice import Interval
 from harness.choose.choose import choose
 from harness.data.dataset import describe
 from harness.data.stats import compute
@@ -46,6 +47,14 @@ def test_the_page_has_a_curve_a_mark_for_each_save_and_the_chosen_one(run: RunDi
 
 def test_the_page_of_a_run_that_holds_nothing_out_says_so(tmp_path: Path) -> None:
     assert "No episode was held out" in render(full_run(tmp_path / "smoke-001"))
+
+
+def test_a_difference_without_a_mean_is_a_save_that_is_not_compared(run: RunDir) -> None:
+    """Ours write none; a choice.json may be somebody else's."""
+    choice = choose(run)
+    marks = [mark.model_copy(update={"worse": Interval(mean=None)}) for mark in choice.marks]
+    run.write(choice.model_copy(update={"marks": marks}))
+    assert render(run).count("not compared") == 3
 
 
 def test_points_lie_within_the_drawing_whatever_the_values(tmp_path: Path) -> None:

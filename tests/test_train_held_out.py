@@ -5,35 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 from harness.artifacts import Manifest
 from harness.artifacts.held_out import HeldOutLine
-from harness.data.dataset import describe
 from harness.data.held_out_rows import rows_of
-from harness.data.loader import Loader
-from harness.data.stats import compute
 from harness.data.transforms import normalize, pad_last
 from harness.run.directory import RunDir
-from harness.run.job import Job, job_of
+from harness.run.job import job_of
 from harness.train.held_out import HeldOutPass, Saves
 from harness.train.held_out_file import HeldOutFile, values_of
-from harness.train.held_out_program import HeldOutProgram
-from harness.train.loop import train
-from harness.train.setup import setup_of
-from harness.train.sharding import Layout
+from harness.train.loop import Outcome, train
 from harness.train.state import TrainState
 from tests.support.held_out import line
-from tests.support.real_runs import SMALL, STEPS, assert_same, harness, learned, metrics, start, wait_for
+from tests.support.held_out_pass import Model, measured, pass_of
+from tests.support.real_runs import STEPS, assert_same, harness, learned, metrics, small, start, wait_for
 from tests.support.tiny import tiny
 
-HELD = [*SMALL, "--set=train.holdout.episodes=2", "--set=data.degenerate_dimensions=pass_through"]
+KEYS = ("train.holdout.episodes=2", "data.degenerate_dimensions=pass_through")
+HELD = [f"--set={key}" for key in KEYS]
+# What a run's trainer makes, as against what it is told.
+MADE = shutil.ignore_patterns("checkpoints", "wandb", "metrics.jsonl", "held_out.jsonl", "manifest.json")
 
 
 class Heard:
@@ -50,6 +46,19 @@ class Heard:
     def step(self, line: Any, steps: int) -> None: ...
 
 
+class Stopping(Heard):
+    """Asks the run to stop while it logs the step before its last one, the `done`th."""
+
+    def __init__(self, done: int) -> None:
+        super().__init__()
+        self._done = done
+
+    def step(self, line: Any, steps: int) -> None:
+        assert self._done < steps
+        if line.step == self._done - 2:
+            signal.raise_signal(signal.SIGTERM)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
@@ -59,9 +68,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with held-out episodes that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    harness(
-        cache, "train", "--recipe=smoke", f"--steps={STEPS}", *HELD, "--run", str(run), WANDB_MODE="offline"
-    )
+    harness(cache, *small(run, *HELD), WANDB_MODE="offline")
     return run
 
 
@@ -94,11 +101,8 @@ def test_training_is_bitwise_the_same_without_the_pass(
 ) -> None:
     """A replay in this process keeps nothing, and so measures nothing."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    left_out = shutil.ignore_patterns(
-        "checkpoints", "wandb", "metrics.jsonl", "held_out.jsonl", "manifest.json"
-    )
     run = tmp_path / "again"
-    shutil.copytree(whole, run, ignore=left_out)
+    shutil.copytree(whole, run, ignore=MADE)
     train(job_of(RunDir(run))._replace(keeps=False), Heard())
     assert learned(run) == learned(whole)
     assert not (run / "held_out.jsonl").exists()
@@ -106,7 +110,7 @@ def test_training_is_bitwise_the_same_without_the_pass(
 
 def test_killed_and_resumed_has_the_same_lines_once(cache: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    process = start(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *HELD, "--run", str(run))
+    process = start(cache, *small(run, *HELD))
     wait_for(lambda: len(metrics(run)) >= 6 and (run / "checkpoints" / "4").is_dir(), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -119,21 +123,20 @@ def test_killed_and_resumed_has_the_same_lines_once(cache: Path, whole: Path, tm
 
 
 def test_a_save_of_a_stop_is_no_measured_one_and_fill_measures_it(
-    cache: Path, whole: Path, tmp_path: Path
+    cache: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "stopped"
-    process = start(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *HELD, "--run", str(run))
-    wait_for(lambda: len(metrics(run)) >= 5, process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
-    done = len(metrics(run))
-    if done % 4:
-        assert done not in [one["step"] for one in lines(run)]
-        harness(cache, "choose", str(run), "--fill")
-        assert done in [one["step"] for one in lines(run)]
+    """Trained in this process, so that the request comes between two steps that are known."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    run, done = tmp_path / "stopped", 6
+    shutil.copytree(whole, run, ignore=MADE)
+    assert train(job_of(RunDir(run)), Stopping(done)) == Outcome(done, finished=False)
+    assert (len(metrics(run)), (run / "checkpoints" / str(done)).is_dir()) == (done, True)
+    assert [one["step"] for one in lines(run)] == [4]
+    harness(cache, "choose", str(run), "--fill")
+    assert done in [one["step"] for one in lines(run)]
     harness(cache, "train", "--resume", "--run", str(run))
     assert_same(run, whole)
-    assert [one for one in lines(run) if one["step"] != done or done % 4 == 0] == lines(whole)
+    assert [one for one in lines(run) if one["step"] != done] == lines(whole)
 
 
 def test_fill_gives_the_line_that_the_run_had(cache: Path, whole: Path, tmp_path: Path) -> None:
@@ -145,24 +148,9 @@ def test_fill_gives_the_line_that_the_run_had(cache: Path, whole: Path, tmp_path
     assert json.loads(out)["chosen"] == STEPS
 
 
-def of_sample(sampled: Any, losses: Any = None, rows: int = 4) -> tuple[HeldOutPass, Job]:
-    """The pass over the sample dataset with a program that gives what is told for frames in their order."""
-    recipe = tiny("train.holdout.episodes=2", "data.degenerate_dimensions=pass_through")
-    dataset = describe(recipe)
-    stats = compute(recipe, dataset)
-    loader = Loader(recipe, dataset, stats, batch_size=4, seed=0)
-    job = Job(RunDir("nowhere"), recipe, None, dataset, stats)  # type: ignore[arg-type]
-    done = [0]
-
-    def run(*_: object) -> tuple[np.ndarray, np.ndarray]:
-        at = [min(done[0] + i, len(one.rows.frames) - 1) for i in range(rows)]
-        done[0] += rows
-        given = np.zeros(len(at)) if losses is None else losses[at]
-        return given, np.stack([sampled(one, at[i]) for i in range(rows)])
-
-    setup = setup_of(recipe, Layout(jax.local_devices()[:1]))
-    one = HeldOutPass(job, HeldOutProgram(run, setup, rows, 0, 0), loader)
-    return one, job
+def of_sample(model: Model, losses: np.ndarray | None = None, rows: int = 4) -> HeldOutPass:
+    """The pass over the sample dataset."""
+    return pass_of(tiny(*KEYS), model, losses, rows)
 
 
 def recorded(one: HeldOutPass, row: int) -> np.ndarray:
@@ -176,14 +164,8 @@ def recorded(one: HeldOutPass, row: int) -> np.ndarray:
     )
 
 
-def measured(one: HeldOutPass, stop: Sequence[int] = ()) -> HeldOutLine | None:
-    return one.run(4, ({}, {}), stop)
-
-
 def test_recorded_actions_have_no_error_and_no_switch_is_missed() -> None:
-    one, _ = of_sample(recorded)
-    found = measured(one)
-    assert found is not None
+    found = measured(of_sample(recorded))
     assert np.max(np.array(found.error, np.float64)) < 1e-5
     assert [switch.offset for switch in found.switches] == [0] * len(found.switches)
     assert len(found.switches) > 0
@@ -197,8 +179,7 @@ def test_a_switch_that_comes_early_or_late_is_told_in_frames(shift: int) -> None
         chunk = recorded(one, row)
         return chunk[np.clip(np.arange(len(chunk)) - shift, 0, len(chunk) - 1)]
 
-    found = measured(of_sample(moved)[0])
-    assert found is not None
+    found = measured(of_sample(moved))
     # What is moved out of the chunk is missed.
     assert {switch.offset for switch in found.switches if switch.room[1] >= shift} == {shift}
 
@@ -207,9 +188,7 @@ def test_a_model_that_never_switches_misses_all_and_one_that_has_switched_is_ear
     def constant(value: float) -> Any:
         return lambda one, row: np.full_like(recorded(one, row), value)
 
-    low, high = (measured(of_sample(constant(value))[0]) for value in (-1.0, 1.0))
-    assert low is not None
-    assert high is not None
+    low, high = (measured(of_sample(constant(value))) for value in (-1.0, 1.0))
     for a, b in zip(low.switches, high.switches, strict=True):
         # One of the two constants is the state after the switch: it switched before the chunk began.
         assert sorted([a.offset, b.offset], key=lambda each: each is None) == [-a.room[0], None]
@@ -222,10 +201,7 @@ def test_errors_are_in_the_robots_units_and_losses_are_means_of_an_episodes_fram
         chunk[:, 2] += 2 * 0.25 / (stats.q99[2] - stats.q01[2])
         return chunk
 
-    losses = np.arange(60, dtype=np.float64)
-    one, _ = of_sample(off, losses)
-    found = measured(one)
-    assert found is not None
+    found = measured(of_sample(off, np.arange(60.0)))
     errors = np.array(found.error, np.float64)
     np.testing.assert_allclose(errors[:, 2], 0.25, rtol=1e-3)
     assert np.delete(errors, 2, axis=1).max() < 1e-5
@@ -236,28 +212,24 @@ def test_errors_are_in_the_robots_units_and_losses_are_means_of_an_episodes_fram
 def test_what_is_not_finite_is_null_and_not_a_number() -> None:
     losses = np.zeros(60)
     losses[3] = np.nan
-    one, _ = of_sample(recorded, losses)
-    found = measured(one)
-    assert found is not None
+    found = measured(of_sample(recorded, losses))
     assert found.loss == [None, 0.0]
     assert "held_out/loss" not in values_of(found)
     assert HeldOutLine.model_validate_json(found.model_dump_json()) == found
 
 
 def test_a_stop_during_the_pass_leaves_it_off() -> None:
-    one, _ = of_sample(recorded)
-    assert measured(one, stop=[15]) is None
+    assert of_sample(recorded).run(4, ({}, {}), stop=[15]) is None
 
 
 def test_the_number_of_rows_at_a_time_changes_no_row() -> None:
-    few, many = (measured(of_sample(recorded, np.arange(60.0), rows)[0]) for rows in (3, 7))
-    assert few is not None
-    assert many is not None
+    few, many = (measured(of_sample(recorded, np.arange(60.0), rows)) for rows in (3, 7))
     assert (few.loss, few.error, few.switches) == (many.loss, many.error, many.switches)
 
 
 def test_a_row_depends_on_seed_episode_and_frame_alone() -> None:
-    one, job = of_sample(recorded)
+    one = of_sample(recorded)
+    job = one._job
     assert job.recipe.train.holdout is not None
     fewer = job.recipe.train.holdout.model_copy(update={"frames": 6})
     rows, some = one.rows, rows_of(fewer, one._loader.sources[0].pictures.data, job.dataset.held_out, 10, 32)
@@ -271,21 +243,26 @@ def test_a_row_depends_on_seed_episode_and_frame_alone() -> None:
 
 
 def test_a_pass_that_a_stop_left_off_is_made_up_for_once(tmp_path: Path) -> None:
-    one, job = of_sample(recorded)
+    one = of_sample(recorded)
+    job = one._job
     heard, state = Heard(), TrainState(None, {}, {}, None, None)  # type: ignore[arg-type]
     saves = Saves(job._replace(run=RunDir(tmp_path)), one._program, one._loader, heard, start_step=10)
     assert saves.measure(state, 10, [15]) is None
-    assert "step 10 was left off" in heard.texts[-1]
+    assert "step 10 was left off; --resume, or harness choose" in heard.texts[-1]
     assert not (tmp_path / "held_out.jsonl").exists()
     assert saves.measure(state, 10, []) is not None
     assert saves.measure(state, 10, []) is None
     # A save between two of the cadence is not measured.
     assert saves.measure(state, 13, []) is None
     assert len((tmp_path / "held_out.jsonl").read_text().splitlines()) == 1
+    # A finished run has nothing to resume.
+    assert saves.measure(state, 60, [15]) is None
+    assert heard.texts[-1].endswith(f"left off; harness choose {tmp_path} --fill makes up for it")
 
 
 def test_passes_that_take_much_of_the_time_are_told_with_fewer_frames(tmp_path: Path) -> None:
-    one, job = of_sample(recorded)
+    one = of_sample(recorded)
+    job = one._job
     heard = Heard()
     saves = Saves(job._replace(run=RunDir(tmp_path)), one._program, one._loader, heard, start_step=0)
     for _ in range(3):

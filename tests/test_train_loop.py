@@ -18,7 +18,17 @@ from harness.artifacts import Manifest, Memory
 from harness.data.sample import sample_dataset_path
 from harness.run.directory import RunDir
 from tests.support.openpi_checkpoints import openpi_checkpoint
-from tests.support.real_runs import SMALL, STEPS, assert_same, harness, learned, metrics, start, wait_for
+from tests.support.real_runs import (
+    SMALL,
+    STEPS,
+    assert_same,
+    harness,
+    learned,
+    metrics,
+    small,
+    start,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    harness(
-        cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run), WANDB_MODE="offline"
-    )
+    harness(cache, *small(run), WANDB_MODE="offline")
     return run
 
 
@@ -80,7 +88,7 @@ def test_killed_and_resumed_is_bitwise_the_run_that_was_not(
 ) -> None:
     """Killed before the first checkpoint, and after one."""
     run = tmp_path / "killed"
-    process = start(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run))
+    process = start(cache, *small(run))
     # A checkpoint is written in the background: step 4's is whole before step 9 at the latest, when the next
     # save begins.
     wait_for(
@@ -102,7 +110,7 @@ def test_a_stop_request_saves_and_exits_cleanly(
     cache: Path, whole: Path, tmp_path: Path, number: int
 ) -> None:
     run = tmp_path / "stopped"
-    process = start(cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, "--run", str(run))
+    process = start(cache, *small(run))
     wait_for(lambda: len(metrics(run)) >= 2, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
@@ -264,9 +272,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(cache: Path, tm
     poison = [
         "--set=train.optimizer.schedule={warmup_steps: 0, peak: 1.0e+30, decay_steps: 12, end: 1.0e+30}"
     ]
-    _, err = harness(
-        cache, "train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, *poison, "--run", str(run), code=2
-    )
+    _, err = harness(cache, *small(run, *poison), code=2)
     assert "loss-not-finite" in err
     for line in metrics(run):
         assert np.isfinite(line["loss"])

@@ -37,8 +37,7 @@ def measured(run: Path | None) -> tuple[Floats, Floats] | None:
         ) from error
     if found is None or not found.lines:
         return None
-    newest = max(found.lines, key=lambda line: line.time).rows_sha256
-    lines = [line for line in found.lines if line.rows_sha256 == newest]
+    lines = found.newest
     losses = [np.nan if line.mean_loss is None else line.mean_loss for line in lines]
     return np.array([float(line.step) for line in lines]), np.array(losses)
 

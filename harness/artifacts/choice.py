@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from harness.artifacts.base import Artifact
 from harness.strict import Strict
@@ -17,6 +17,21 @@ class Interval(Strict):
     low: float | None = None
     high: float | None = None
 
+    def words(self, form: str) -> str:
+        """The mean with the ends of its interval, each in the format `form`."""
+        if self.mean is None:
+            return "not finite"
+        if self.low is None or self.high is None:
+            return f"{self.mean:{form}}"
+        return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
+
+
+class Apart(NamedTuple):
+    """How many switches were predicted too early or too late, and by how many frames on average."""
+
+    many: int
+    frames: float
+
 
 class Switches(Strict):
     """The recorded switches of two-valued dimensions, by what was predicted.
@@ -27,6 +42,19 @@ class Switches(Strict):
     count: int
     missed: int
     offsets: dict[int, int]
+
+    @property
+    def early(self) -> Apart:
+        return _apart({-offset: n for offset, n in self.offsets.items() if offset < 0})
+
+    @property
+    def late(self) -> Apart:
+        return _apart({offset: n for offset, n in self.offsets.items() if offset > 0})
+
+
+def _apart(frames: dict[int, int]) -> Apart:
+    count = sum(frames.values())
+    return Apart(count, sum(k * n for k, n in frames.items()) / count if count else 0.0)
 
 
 class OfDataset(Strict):
@@ -83,3 +111,13 @@ class Choice(Artifact):
     answer: str
     notes: list[str] = []
     commands: list[str] = []
+
+    def word_of(self, mark: Mark) -> str:
+        """What the paired difference to the chosen save says of a save."""
+        if mark.step == self.chosen:
+            return "chosen"
+        if mark.worse is None or mark.worse.mean is None:
+            return "not compared"
+        if mark.told_apart is not True:
+            return "cannot be told apart"
+        return "worse" if mark.worse.mean > 0 else "better"

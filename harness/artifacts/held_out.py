@@ -132,6 +132,12 @@ class Read(NamedTuple):
     lines: list[HeldOutLine]
     unreadable: int
 
+    @property
+    def newest(self) -> list[HeldOutLine]:
+        """The lines of the rows that were measured last: those that may be compared. By step, ascending."""
+        last = max(self.lines, key=lambda line: line.time, default=None)
+        return [line for line in self.lines if last is not None and line.rows_sha256 == last.rows_sha256]
+
 
 def read_held_out(path: Path, root: Path) -> Read | None:
     """The lines of the run's file; None if there is none.

@@ -110,10 +110,9 @@ def _lines(run: RunDir) -> tuple[list[HeldOutLine], list[str]]:
             need="a measured save",
             fix=f"harness choose {word(run.path)} --fill measures the saves on disk",
         )
-    newest = max(found.lines, key=lambda line: line.time).rows_sha256
-    kept = [line for line in found.lines if line.rows_sha256 == newest]
-    first = kept[-1]
-    alike = [line for line in kept if _form(line) == _form(first)]
+    newest = found.newest
+    form = _form(newest[-1])
+    alike = [line for line in newest if _form(line) == form]
     notes = []
     if found.unreadable:
         notes.append(f"{found.unreadable} lines of {run.held_out.name} are torn or of another form")

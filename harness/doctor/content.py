@@ -84,13 +84,9 @@ def statistics(situation: Situation) -> Iterator[Finding]:
         )
 
 
-def _is_here(name: str) -> bool:
-    return name == "sample" or os.path.isdir(os.path.expanduser(name))
-
-
 def _not_here(situation: Situation, check: str) -> Finding:
-    names = [part.dataset for part in situation.recipe.data.parts()]
-    name = next((each for each in names if not _is_here(each)), names[0])
+    data = situation.recipe.data
+    name = (data.away() or data.parts())[0].dataset
     got = f"the dataset {name} is not on this machine, so nothing was looked at"
     return unknown(
         check,

@@ -5,7 +5,6 @@ Contacts no server if nothing is missing, or if the user does not want it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from http.client import HTTPException
 from urllib.error import HTTPError, URLError
@@ -26,11 +25,7 @@ _TIMEOUT_S = 10
 
 def hub(situation: Situation) -> Iterator[Finding]:
     """Checks that the datasets' hub answers, if one of them is not on this machine."""
-    away = [
-        part
-        for part in situation.recipe.data.parts()
-        if part.dataset != "sample" and not os.path.isdir(os.path.expanduser(part.dataset))
-    ]
+    away = situation.recipe.data.away()
     if situation.dataset is not None or not away:
         raise NotNeeded("the dataset is on this machine")
     for data in away:

@@ -66,8 +66,7 @@ def diagnose(
 
 def data_here(chain: Chain) -> tuple[Dataset, NormStats] | None:
     """Dataset and statistics if the data lies on this machine. None if it would have to be fetched first."""
-    names = [part.dataset for part in chain.recipe.data.parts()]
-    if not all(name == "sample" or Path(name).expanduser().is_dir() for name in names):
+    if chain.recipe.data.away():
         return None
     found = chain.dataset()
     return found, chain.stats(found)

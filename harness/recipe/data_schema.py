@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -199,6 +200,14 @@ class Data(Part):
             part._key = f"data.datasets.{n}"
             parts.append(part)
         return parts
+
+    def away(self) -> list[Data]:
+        """Those of `parts` whose dataset is not on this machine. It may be in the hub's cache."""
+        return [
+            part
+            for part in self.parts()
+            if part.dataset != "sample" and not os.path.isdir(os.path.expanduser(part.dataset))
+        ]
 
     @property
     def some_lack_a_camera(self) -> bool:

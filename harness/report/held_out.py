@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from harness.artifacts.choice import Choice, Interval
+from harness.artifacts.choice import Apart, Choice, Interval
 
 # Drawing units of a panel. The browser keeps their proportion.
 WIDTH, HEIGHT = 460, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 24
 # So many saves get a label below them.
 _LABELS = 7
+_DIGITS = ".4g"
 
 
 class Dot(NamedTuple):
@@ -24,7 +25,7 @@ class Dot(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A curve with its intervals. `ticks` are (position, text) on each axis."""
+    """A curve with its intervals. `across` and `up` are (position, text) of the ticks on each axis."""
 
     title: str
     band: str
@@ -92,7 +93,12 @@ def _chart(title: str, choice: Choice, values: list[Interval]) -> Chart | None:
     upper = [f"{x(mark.step):.1f},{y(end):.1f}" for (mark, _, _), (_, end) in zip(known, ends, strict=True)]
     lower = [f"{x(mark.step):.1f},{y(end):.1f}" for (mark, _, _), (end, _) in zip(known, ends, strict=True)]
     dots = [
-        Dot(x(mark.step), y(mean), _kind(mark.step, mark.on_disk, choice), _words(mark.step, each))
+        Dot(
+            x(mark.step),
+            y(mean),
+            _kind(mark.step, mark.on_disk, choice),
+            f"step {mark.step:,}: {each.words(_DIGITS)}",
+        )
         for mark, each, mean in known
     ]
     shown = sorted({round(i * (len(known) - 1) / (_LABELS - 1)) for i in range(_LABELS)})
@@ -122,34 +128,13 @@ def _kind(step: int, on_disk: bool, choice: Choice) -> str:
     return "chosen" if step == choice.chosen else "disk" if on_disk else "gone"
 
 
-def _words(step: int, each: Interval) -> str:
-    ends = "" if each.low is None or each.high is None else f" ({each.low:.4g} to {each.high:.4g})"
-    return f"step {step:,}: {each.mean:.4g}{ends}"
-
-
-def interval(each: Interval) -> str:
-    """The mean and the ends of its interval, for a cell."""
-    if each.mean is None:
-        return "not finite"
-    if each.low is None or each.high is None:
-        return f"{each.mean:.4g}"
-    return f"{each.mean:.4g} ({each.low:.4g} to {each.high:.4g})"
-
-
-def early(offsets: dict[int, int]) -> str:
-    """How many switches came early, and by how many frames on average."""
-    return _distance({-offset: n for offset, n in offsets.items() if offset < 0})
-
-
-def late(offsets: dict[int, int]) -> str:
-    """How many switches came late, and by how many frames on average."""
-    return _distance({offset: n for offset, n in offsets.items() if offset > 0})
-
-
-def _distance(frames: dict[int, int]) -> str:
-    count = sum(frames.values())
-    return f"{count}, by {sum(k * n for k, n in frames.items()) / count:.1f}" if count else "0"
+def _distance(apart: Apart) -> str:
+    """How many switches came early or late, and by how many frames on average."""
+    return f"{apart.many}, by {apart.frames:.1f}" if apart.many else "0"
 
 
 # The filters of the template.
-FILTERS: dict[str, Callable[[Any], Any]] = {"interval": interval, "early": early, "late": late}
+FILTERS: dict[str, Callable[[Any], str]] = {
+    "interval": lambda each: each.words(_DIGITS),
+    "distance": _distance,
+}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from rich.console import Group
 
-from harness.artifacts.choice import Choice, Interval, Mark, Switches
+from harness.artifacts.choice import Apart, Choice, Interval, Switches
 from harness.show.rows import Cells, line, rows_table
+
+_DIGITS = ".3g"
 
 
 def choice_table(choice: Choice) -> Group:
@@ -17,11 +19,11 @@ def choice_table(choice: Choice) -> Group:
     for mark in choice.marks:
         table.row(
             f"{mark.step:,}" + ("" if mark.on_disk else " (deleted)"),
-            interval(mark.loss),
-            interval(mark.action),
+            mark.loss.words(_DIGITS),
+            mark.action.words(_DIGITS),
             *switches(mark.switches),
-            "" if mark.worse is None else interval(mark.worse, signed=True),
-            verdict(mark, choice),
+            "" if mark.worse is None else mark.worse.words(f"+{_DIGITS}"),
+            choice.word_of(mark),
             style="bold" if mark.step == choice.chosen else "" if mark.on_disk else "dim",
         )
     which = "the average (EMA), as inference uses it" if choice.parameters == "average" else "as trained"
@@ -62,7 +64,7 @@ def _errors(choice: Choice) -> list[Cells]:
 def _table(title: str, errors: list[Interval]) -> Cells:
     table = Cells(title, ("dimension", "mean |error|"))
     for d, each in enumerate(errors):
-        table.row(f"actions[{d}]", interval(each))
+        table.row(f"actions[{d}]", each.words(_DIGITS))
     return table
 
 
@@ -73,40 +75,16 @@ def _datasets(choice: Choice) -> list[Cells]:
     table = Cells("each dataset alone", ("step", "dataset", "held-out loss", "action error"))
     for mark in choice.marks:
         for one in mark.datasets:
-            table.row(f"{mark.step:,}", one.dataset, interval(one.loss), interval(one.action))
+            table.row(f"{mark.step:,}", one.dataset, one.loss.words(_DIGITS), one.action.words(_DIGITS))
     return [table]
-
-
-def interval(value: Interval, *, signed: bool = False) -> str:
-    """The mean with the ends of its interval, in three digits."""
-    form = "+.3g" if signed else ".3g"
-    if value.mean is None:
-        return "not finite"
-    if value.low is None or value.high is None:
-        return f"{value.mean:{form}}"
-    return f"{value.mean:{form}} ({value.low:{form}} to {value.high:{form}})"
 
 
 def switches(found: Switches | None) -> tuple[str, str, str]:
     """(missed of all, the early ones, the late ones), each with its mean distance in frames."""
     if found is None:
         return "none recorded", "", ""
-    early = {-offset: n for offset, n in found.offsets.items() if offset < 0}
-    late = {offset: n for offset, n in found.offsets.items() if offset > 0}
-    return f"{found.missed} of {found.count}", _distance(early), _distance(late)
+    return f"{found.missed} of {found.count}", _distance(found.early), _distance(found.late)
 
 
-def _distance(frames: dict[int, int]) -> str:
-    count = sum(frames.values())
-    return f"{count} by {sum(k * n for k, n in frames.items()) / count:.1f}" if count else "0"
-
-
-def verdict(mark: Mark, choice: Choice) -> str:
-    """What the paired difference to the chosen save says."""
-    if mark.step == choice.chosen:
-        return "chosen"
-    if mark.worse is None or mark.worse.mean is None:
-        return "not compared"
-    if mark.told_apart is not True:
-        return "cannot be told apart"
-    return "worse" if mark.worse.mean > 0 else "better"
+def _distance(apart: Apart) -> str:
+    return f"{apart.many} by {apart.frames:.1f}" if apart.many else "0"

@@ -22,6 +22,7 @@ from harness.data.loader import Loader
 from harness.data.stats import LARGE_NORMALIZED
 from harness.errors import HarnessError
 from harness.model.pi05 import Params
+from harness.received.text import word
 from harness.run.directory import HELD_OUT_KERNELS
 from harness.run.job import Job
 from harness.run.watcher import Watcher
@@ -249,20 +250,21 @@ class Saves:
         """The line of the state after `step` steps, which is now in the file.
 
         None if this save is not measured, was measured before, or is left off because of `stop`. A resume
-        from this save makes up for a pass that was left off.
+        from this save makes up for a pass that was left off; from the last one there is none.
 
         Raises: HarnessError of `HeldOutFile.write`.
         """
-        wanted = self._pass is not None and is_measured(self._job, step)
-        if self._pass is None or not wanted or self._file.has(step, self._pass.rows.sha256):
+        if self._pass is None or not is_measured(self._job, step):
+            return None
+        if self._file.has(step, self._pass.rows.sha256):
             return None
         self._watcher.phase("held-out pass")
         line = self._pass.run(step, deployed(state), stop)
         if line is None:
-            self._watcher.say(
-                f"the held-out pass of step {step} was left off; --resume, or harness choose --fill, makes up"
-                " for it"
-            )
+            fix = f"harness choose {word(self._job.run.path)} --fill"
+            if step < self._job.recipe.train.steps:
+                fix = f"--resume, or {fix},"
+            self._watcher.say(f"the held-out pass of step {step} was left off; {fix} makes up for it")
             return None
         self._file.write(line)
         self._tell(line)

@@ -16,6 +16,11 @@ SMALL = [f"--set={key}" for key in ("model.image_size=56", "data.augment=false",
 STEPS = 12
 
 
+def small(run: Path, *more: str) -> list[str]:
+    """The arguments that train the small recipe in `run`."""
+    return ["train", "--recipe=smoke", f"--steps={STEPS}", *SMALL, *more, "--run", str(run)]
+
+
 def start(cache: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "harness.cli", *arguments]
     env = os.environ | {"HARNESS_CACHE": str(cache), "WANDB_MODE": "disabled"} | environment
