@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -65,6 +66,16 @@ _LONG = (
     "openpi_run",
     "container_asked",
 )
+
+
+@pytest.fixture(autouse=True)
+def _directory() -> Iterator[None]:
+    """Refuses a test that leaves the process in another directory: later tests would start programs there."""
+    before = os.getcwd()
+    yield
+    after = os.getcwd()
+    os.chdir(before)
+    assert after == before, f"the test left the process in {after}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

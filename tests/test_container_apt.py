@@ -178,7 +178,9 @@ def bytecode(*roots: Path, seed: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 
 
-def test_bytecode_is_the_same_whenever_and_in_whatever_company(tmp_path: Path) -> None:
+def test_bytecode_is_the_same_whenever_and_in_whatever_company(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = 'x = {"a", "b", "c"}\ndef f(q):\n    return q in {"one", "two", "three", "four"}\n'
     found = []
     for number, (seed, others) in enumerate((("1", 0), ("2", 3), ("random", 20))):
@@ -189,7 +191,7 @@ def test_bytecode_is_the_same_whenever_and_in_whatever_company(tmp_path: Path) -
         (root / "m.py").write_text(source)
         os.utime(root / "m.py", (number + 1, number + 1))
         # The name of a file is part of its bytecode.
-        os.chdir(root.parent)
+        monkeypatch.chdir(root.parent)
         assert f"{others + 1} files compiled" in bytecode(Path("root"), seed=seed)
         (made,) = (root / "__pycache__").glob("m.*.pyc")
         found.append(made.read_bytes())

@@ -129,8 +129,10 @@ def test_a_stop_before_the_first_step_loses_nothing(cache: Path, tmp_path: Path)
     """
     run = tmp_path / "early"
     arguments = ("train", "--recipe=smoke", "--steps=1", *SMALL, "--run", str(run))
-    process = start(cache, *arguments)
-    wait_for((run / "recipe.yaml").is_file, process)
+    # In an empty cache there is no plan, so that it is computed.
+    process = start(tmp_path / "cache", *arguments)
+    assert process.stderr is not None
+    assert any("planning" in line for line in process.stderr)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
