@@ -1,4 +1,4 @@
-"""One layer of π0.5 at its real sizes, with seeded parameters and inputs, for tests and benchmarks of exports.
+"""One layer of π0.5 at its real sizes, with seeded parameters and inputs, for exports to be compared on.
 
 Of SigLIP, of the language model and of the action expert one layer each is kept, with what stands before and
 behind the layers; the vocabulary is small. That is 0.16 of 3.35 billion parameters.
