@@ -107,7 +107,7 @@ def main() -> int:
     checkpoints = {
         f"as trained, seed {seed}": exported.as_trained(recipe, seed) for seed in range(options.seeds)
     }
-    salts = ["export", *map(str, range(1, options.seeds))]
+    salts = ["export", *(f"s{n}" for n in range(1, options.seeds))]
     checkpoints |= {f"far, {salt}": exported.seeded(recipe, salt) for salt in salts}
     failed = 0
     print(f"{'':22}{'largest':>9}{'float32':>10}{'weights':>10}{'sampling':>10}{'one ulp':>10}")

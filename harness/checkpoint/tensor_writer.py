@@ -156,9 +156,16 @@ def _blocks(planned: list[Planned], arrays: Iterable[tuple[str, Array]]) -> Iter
             raise ValueError(f"{name} {array.shape} instead of {want.name} {want.shape}")
         dtype = np.dtype(want.dtype)
         rows = max(1, _BLOCK_BYTES * max(len(array), 1) // max(array.nbytes, 1)) if array.ndim else 1
+        same: Array | None = None
         for start in range(0, len(array), rows) if array.ndim else (0,):
             block = array[start : start + rows] if array.ndim else array
-            yield cast(np.ascontiguousarray(block), dtype)
+            if same is None or same.shape != block.shape:
+                made = cast(np.ascontiguousarray(block), dtype)
+                # One number, seen at each index, gives the same block again.
+                same = None if any(array.strides) else made
+            else:
+                made = same
+            yield made
         del array
     if next(given, None) is not None:
         raise ValueError("more arrays than were planned")

@@ -44,8 +44,9 @@ def as_trained(recipe: Recipe, seed: int) -> dict[str, np.ndarray]:
     params = {}
     for path, start in initialize(recipe.model, jax.random.key(seed)).items():
         value = np.asarray(start, np.float32) * np.float32(10 if "lora" in path else 1)
-        moved = np.float32(0.05) * rng.standard_normal(value.shape).astype(np.float32)
-        params[path] = value if value.any() else moved
+        if not value.any():
+            value += np.float32(0.05) * rng.standard_normal(value.shape).astype(np.float32)
+        params[path] = value
     return params
 
 
