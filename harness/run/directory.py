@@ -41,7 +41,7 @@ MOVED = "moved.png"
 KERNELS = "kernels.pbtxt"
 HELD_OUT_KERNELS = "held_out_kernels.pbtxt"
 # What is read of a file at a time to hash it.
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**18
 # The errors of a full disk, and of a full quota.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
