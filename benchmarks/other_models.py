@@ -85,7 +85,7 @@ def sizes_of(recipe: Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def our_actions(recipe: Recipe, given: dict[str, np.ndarray]) -> np.ndarray:
+def our_actions(recipe: Recipe, given: dict[str, np.ndarray], params: dict[str, np.ndarray]) -> np.ndarray:
     """Our model's actions from the source's own parameters, adapters unmerged, in float32."""
     import jax
 
@@ -99,7 +99,6 @@ def our_actions(recipe: Recipe, given: dict[str, np.ndarray]) -> np.ndarray:
         given["tokens"],
         given["token_mask"],
     )
-    params = exported.seeded(recipe)
     steps = int(given["steps"])
     act = jax.jit(
         lambda params: bind(graph_of(model), params).sample_actions(observation, given["noise"], steps)
@@ -131,7 +130,7 @@ def actions_of(
         python, "actions", program, checkout, folder / "sizes.json", folder / "inputs.npz",
         folder / f"{kind}-out", out, *([folder / "adapters"] if kind == "peft" else []),
     )  # fmt: skip
-    return our_actions(recipe, given), np.load(out)["actions"]
+    return our_actions(recipe, given, exported.seeded(recipe)), np.load(out)["actions"]
 
 
 def main() -> int:
