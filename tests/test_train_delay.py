@@ -1,4 +1,4 @@
-"""Tests laws of training with simulated delays: given actions are clean, at their own time, and not learned."""
+"""Tests laws of training with simulated delays: given actions are clean, at their own time, not learned."""
 
 from __future__ import annotations
 
@@ -186,7 +186,8 @@ def test_only_a_recipe_with_the_key_has_another_program() -> None:
 def test_a_model_that_was_trained_with_delays_goes_on_from_the_given_actions() -> None:
     """Every chunk repeats one action, another in each sample, so only given actions can tell the rest.
 
-    Measured after 200 steps of 16 chunks: MEASURED
+    Measured after 200 steps of 16 chunks: the mean distance to that action is 0.99 without given ones, 0.35
+    behind two.
     """
     program = compiled_once(LEARNS_LONGER)
     recipe, state = program.recipe, program.begin()

@@ -98,7 +98,7 @@ def guided_velocity(
     """u - k·Jᵀ·W·(Y - Â) at one time: the velocity [B, H, D] that leads to `target` where `mask` counts.
 
     `velocity` is that of `x` at this time. J is never built: its transpose is applied by one
-    vector-Jacobian product, which costs about as much as two calls of `velocity`.
+    vector-Jacobian product, which costs about as much as another call of `velocity`.
 
     Shapes: x, target [B, H, D]; mask [H] or [B, H]; time a scalar in (0, 1].
     """

@@ -56,22 +56,24 @@ def previous_from(request: Mapping[str, Any], seen: Seen, state: np.ndarray | No
     if not said:
         return None
     if PREVIOUS_CHUNK not in said:
-        raise _refused(
+        raise HarnessError(
+            "observation-invalid",
             f"{next(iter(said))} is given without the previous chunk",
-            "no rtc/previous_chunk",
-            "all that is left of the previous chunk",
-            f"send {PREVIOUS_CHUNK}, or none of {', '.join(KEYS)}",
+            got="no rtc/previous_chunk",
+            need="all that is left of the previous chunk",
+            fix=f"send {PREVIOUS_CHUNK}, or none of {', '.join(KEYS)}",
         )
     horizon = seen.recipe.model.action_horizon
     chunk = _chunk(said[PREVIOUS_CHUNK], horizon, seen.width)
     delay, execution_horizon = _counts(said, len(chunk), horizon)
     most = seen.recipe.train.most_delay
     if most and delay > most:
-        raise _refused(
+        raise HarnessError(
+            "observation-invalid",
             f"{DELAY} is longer than any delay that this checkpoint was trained with",
-            delay,
-            f"at most {most} (train.action_delay.max)",
-            f"send a smaller {DELAY}, or none of {', '.join(KEYS)} and let the robot wait for the answer",
+            got=delay,
+            need=f"at most {most} (train.action_delay.max)",
+            fix=f"send a smaller {DELAY}, or none of {', '.join(KEYS)} and let the robot wait for the answer",
         )
     return Previous(_as_seen(chunk, seen, state)[None], delay, execution_horizon)
 
@@ -85,29 +87,52 @@ def _chunk(value: Any, horizon: int, width: int) -> np.ndarray:
     try:
         rows = np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise _refused(f"{PREVIOUS_CHUNK} is no array", error, need, fix) from error
+        raise HarnessError(
+            "observation-invalid",
+            f"{PREVIOUS_CHUNK} is no array",
+            got=error,
+            need=need,
+            fix=fix,
+        ) from error
     if rows.dtype.kind not in "fiu":
-        raise _refused(f"{PREVIOUS_CHUNK} holds no numbers", rows.dtype, need, fix)
+        raise HarnessError(
+            "observation-invalid",
+            f"{PREVIOUS_CHUNK} holds no numbers",
+            got=rows.dtype,
+            need=need,
+            fix=fix,
+        )
     if rows.ndim != 2 or not 1 <= len(rows) <= horizon or rows.shape[1] != width:
-        raise _refused(
-            f"{PREVIOUS_CHUNK} is not a chunk of this policy", f"the shape {list(rows.shape)}", need, fix
+        raise HarnessError(
+            "observation-invalid",
+            f"{PREVIOUS_CHUNK} is not a chunk of this policy",
+            got=f"the shape {list(rows.shape)}",
+            need=need,
+            fix=fix,
         )
     rows = rows.astype(np.float64)
     if not np.isfinite(rows).all():
         row, dimension = np.argwhere(~np.isfinite(rows))[0]
         got = f"{rows[row, dimension]} in row {row}, dimension {dimension}"
-        raise _refused(f"{PREVIOUS_CHUNK} holds a value that is not finite", got, need, fix)
+        raise HarnessError(
+            "observation-invalid",
+            f"{PREVIOUS_CHUNK} holds a value that is not finite",
+            got=got,
+            need=need,
+            fix=fix,
+        )
     return rows
 
 
 def _counts(said: Mapping[str, Any], rows: int, horizon: int) -> tuple[int, int]:
     """(delay, execution horizon) that go with so many rows, by the paper's d <= s <= H - d."""
     if DELAY not in said:
-        raise _refused(
+        raise HarnessError(
+            "observation-invalid",
             f"{PREVIOUS_CHUNK} is given without {DELAY}",
-            f"no {DELAY}",
-            "how many of its rows are executed before the new chunk is there",
-            f"send {DELAY}, for example 0 if the robot waits",
+            got=f"no {DELAY}",
+            need="how many of its rows are executed before the new chunk is there",
+            fix=f"send {DELAY}, for example 0 if the robot waits",
         )
     delay = _count(DELAY, said[DELAY], min(rows, horizon // 2))
     if EXECUTION_HORIZON not in said:
@@ -123,12 +148,20 @@ def _count(key: str, value: Any, most: int, least: int = 0) -> int:
     need = f"a whole number from {least} to {most} with this chunk"
     number = np.asarray(value) if isinstance(value, int | np.integer | np.ndarray) else None
     if number is None or number.ndim or number.dtype.kind not in "iu":
-        raise _refused(
-            f"{key} is no whole number", one_line(repr(value)[:100]), need, f"send {key} as an integer"
+        raise HarnessError(
+            "observation-invalid",
+            f"{key} is no whole number",
+            got=one_line(repr(value)[:100]),
+            need=need,
+            fix=f"send {key} as an integer",
         )
     if not least <= int(number) <= most:
-        raise _refused(
-            f"{key} does not go with the chunk", int(number), need, f"send {key} within this range"
+        raise HarnessError(
+            "observation-invalid",
+            f"{key} does not go with the chunk",
+            got=int(number),
+            need=need,
+            fix=f"send {key} within this range",
         )
     return int(number)
 
@@ -138,25 +171,23 @@ def _as_seen(chunk: np.ndarray, seen: Seen, state: np.ndarray | None) -> np.ndar
     data, model = seen.recipe.data, seen.recipe.model
     space = Space.of(data)
     if any(space.relative) and state is None:
-        raise _refused(
+        raise HarnessError(
+            "observation-invalid",
             "actions are relative to the state, and the observation has none",
-            "no state",
-            "the state that the observation was taken at",
-            "send the state with every observation",
+            got="no state",
+            need="the state that the observation was taken at",
+            fix="send the state with every observation",
         )
     states = np.zeros(0) if state is None else space.states(np.asarray(state))
     with np.errstate(over="ignore"):
         actions = normalize(space.actions(chunk, states), seen.stats, data.normalization)
     if not np.isfinite(actions).all():
-        raise _refused(
+        raise HarnessError(
+            "observation-invalid",
             f"{PREVIOUS_CHUNK} is beyond all numbers of the model when it is normalized",
-            f"{np.abs(chunk).max():.3g}",
-            "actions in the dataset's units",
-            f"send the rest of the last answer's actions as {PREVIOUS_CHUNK}, unchanged",
+            got=f"{np.abs(chunk).max():.3g}",
+            need="actions in the dataset's units",
+            fix=f"send the rest of the last answer's actions as {PREVIOUS_CHUNK}, unchanged",
         )
     rows = pad_last(actions, model.action_dim)
     return np.pad(rows, [(0, model.action_horizon - len(rows)), (0, 0)])
-
-
-def _refused(what: str, got: object, need: str, fix: str) -> HarnessError:
-    return HarnessError("observation-invalid", what, got=got, need=need, fix=fix)
