@@ -76,8 +76,8 @@ def test_a_mask_of_zeros_in_a_compiled_program_is_sampling_within_rounding() -> 
 
 
 def test_guided_actions_approach_what_is_decided_and_leave_the_end_free() -> None:
-    """Measured, mean distance of normalized actions to the previous chunk's: 1.32 free; 0.03 frozen; 0.07, 0.24,
-    0.56 and more in the soft rows; unchanged in the last three.
+    """Measured, mean distance of normalized actions to the previous chunk's: 1.32 free; 0.03 frozen; 0.07,
+    0.24, 0.56 and more in the soft rows; unchanged in the last three.
     """
     before = Previous(other_chunk(), delay=2, execution_horizon=3)
     led = sampled(sample_guided, before)

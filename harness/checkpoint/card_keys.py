@@ -84,8 +84,8 @@ def _of_all(recipe: Recipe) -> Iterator[_Said]:
         yield _Said(
             "trained with delays",
             f"{given}: openpi's sampler gives none, and then the policy acts as any other",
-            f"{given}: rtc_training_max_delay is {most}, for --inference.rtc.mode=trained of LeRobot from commit"
-            " 15b19df on",
+            f"{given}: rtc_training_max_delay is {most}, for --inference.rtc.mode=trained of LeRobot from"
+            " commit 15b19df on",
         )
 
 
