@@ -32,6 +32,7 @@ ROOMS = {
     "plan",
     "openpi",
     "predict",
+    "serve",
     "flow",
     "verify",
     "replay",
@@ -51,6 +52,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "train": ({"data", "model", "checkpoint", "supervise"}, set()),
     "plan": (set(), {"train"}),
     "predict": ({"data", "checkpoint"}, {"model", "train"}),
+    "serve": ({"data"}, {"model"}),
     # Each process that starts or follows openpi reads what a trainer reads, and computes nothing.
     "openpi": ({"plan", "data", "analyse"}, {"train", "checkpoint", "supervise"}),
     # Tables and pictures of artifacts; two pictures need the names of what they draw.
