@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from websockets.sync.client import connect
@@ -17,8 +18,10 @@ class Client:
 
     def __init__(self, uri: str, key: str | None = None) -> None:
         headers = None if key is None else {"Authorization": f"{SCHEME} {key}"}
-        self._connection = connect(
-            uri, compression=None, max_size=None, additional_headers=headers, proxy=None
+        self._open = ExitStack()
+        # No proxy of the environment stands between a robot and its policy.
+        self._connection = self._open.enter_context(
+            connect(uri, compression=None, max_size=None, additional_headers=headers, proxy=None)
         )
         self.metadata: dict[str, Any] = self._received()
 
@@ -31,7 +34,7 @@ class Client:
         return self._received()
 
     def close(self) -> None:
-        self._connection.close()
+        self._open.close()
 
     def _received(self) -> dict[str, Any]:
         frame = self._connection.recv()

@@ -69,6 +69,8 @@ class Reader:
         self._space, self._stats, self._tokenizer = Space.of(recipe.data), dict(stats), tokenizer
         in_prompt = recipe.model.discrete_state_input and recipe.data.state is not None
         self.state_in_prompt = in_prompt and "state" in stats
+        if self.state_in_prompt:
+            self.state_width = len(stats["state"].mean or stats["state"].q01)
         self.needs_state = self.state_in_prompt or any(self._space.relative)
         self._plain_tokens = functools.lru_cache(_KEPT_PROMPTS)(self._encoded)
         known = [name for names in self.cameras.values() for name in names]
@@ -79,6 +81,21 @@ class Reader:
     def needs_prompt(self) -> bool:
         """Whether a request without a prompt is refused."""
         return self.recipe.data.prompt is None and self.recipe.data.default_prompt is None
+
+    def warm(self) -> None:
+        """Reads an observation of the largest kind once, so that no client waits for what is loaded then."""
+        found: dict[str, Any] = {
+            names[0]: np.zeros((480, 640, 3), np.uint8) for names in self.cameras.values()
+        }
+        widths = [self.state_width or 1, *[1] * (len(self.states[0]) - 1)] if self.needs_state else []
+        if widths:
+            widths[0] -= len(widths) - 1
+            found |= {
+                name: np.zeros(width) for name, width in zip(self.states[0], widths, strict=True) if width > 0
+            }
+        asked = self.read(found | {PROMPT: "warm up"})
+        self._plain_tokens.cache_clear()
+        self.actions(np.zeros((1, self.recipe.model.action_dim), np.float32), asked)
 
     def read(self, observation: Any) -> Asked:
         """The inputs of one observation.
@@ -130,7 +147,7 @@ class Reader:
         if self.state_width is not None and len(state) != self.state_width:
             raise _invalid(
                 "the state has another number of dimensions than the robot that was trained on",
-                f"{len(state)} in {' and '.join(names)}",
+                f"{len(state)} in {' and '.join(found[plain(name)][0] for name in names)}",
                 f"{self.state_width}",
             )
         return state

@@ -24,12 +24,16 @@ OPENPI_CAMERAS: dict[str, tuple[str, ...]] = {
 }
 # openpi's names of a state: LIBERO and ALOHA in one, DROID in two parts that follow each other.
 OPENPI_STATES = (("observation/state",), ("observation/joint_position", "observation/gripper_position"))
-_DEEPEST = 4
+_DEEPEST, _PREFIX = 4, "observation/"
 
 
 def plain(name: str) -> str:
     """The name without what does not count: dots are slashes, `observation/` is dropped."""
-    return name.replace(".", "/").removeprefix("observation/")
+    found = name.replace(".", "/")
+    # A map called observation may hold keys that say it again.
+    while found.startswith(_PREFIX):
+        found = found.removeprefix(_PREFIX)
+    return found
 
 
 def flat(observation: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -66,11 +70,7 @@ def camera_names(data: Data) -> dict[str, list[str]]:
     for camera, feature in own.items():
         others = {plain(name) for other, name in own.items() if other != camera}
         names = [feature, *OPENPI_CAMERAS.get(camera, ()), camera, f"images/{camera}"]
-        kept: dict[str, str] = {}
-        for name in names:
-            if plain(name) not in others:
-                kept.setdefault(plain(name), name)
-        found[camera] = list(kept.values())
+        found[camera] = [name for name in dict.fromkeys(names) if plain(name) not in others]
     return found
 
 

@@ -123,6 +123,7 @@ def open_served(
         engine.warm(say)
         sha256 = digest.result()
     reader = Reader(one, robot.stats, robot.state, engine.buckets, tokenizer)
+    reader.warm()
     metadata = metadata_of(located, reader, robot, engine, digest=sha256, steps=wish.steps)
     draw = drawer(engine.horizon, engine.action_dim)
     # Compiled now, so that the first request does not wait for it.

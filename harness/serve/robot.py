@@ -56,17 +56,21 @@ def robot_of(located: Located, recipe: Recipe, data: LeRobotDataset | None) -> R
     in_prompt = recipe.model.discrete_state_input and recipe.data.state is not None
     wanted: tuple[Key, ...] = ("actions", "state") if in_prompt else ("actions",)
     where, read = stored_stats(located, recipe, wanted)
+    state = widths.get("state") or _state_width(located, recipe)
     stats: dict[str, DimensionStats] = {
         key: _unpadded(where, key, read, widths.get(key), recipe) for key in wanted
     }
     unknown = {}
     if recorded is None:
         unknown["fps"] = "no run with a dataset.json saved this checkpoint; --dataset names one"
-    state = widths.get("state") or (_width(stats["state"]) if in_prompt else None)
+    if in_prompt:
+        state = _width(stats["state"])
     if state is None and recipe.data.adapt is not None:
         state = ALOHA_DIMENSIONS
     if state is None and recipe.data.state is not None:
-        unknown["state.dimensions"] = "the state does not enter the model, and no dataset is named"
+        unknown["state.dimensions"] = (
+            "the state does not enter the model, and its statistics are padded or missing; --dataset names it"
+        )
     fps = recorded.fps if recorded is not None else None
     return Robot(state, _width(stats["actions"]), fps, stats, unknown)
 
@@ -84,6 +88,22 @@ def _recorded(located: Located, recipe: Recipe) -> Dataset | None:
         return None
     wanted = {recipe.data.actions, *recipe.data.state_features}
     return found.parts[0] if wanted <= _vectors(found.parts[0].features) else None
+
+
+def _state_width(located: Located, recipe: Recipe) -> int | None:
+    """The width of a state that does not enter the model, by statistics that have no padding; else None.
+
+    Of padded ones it is not known whether a last zero is a dimension or padding.
+    """
+    if recipe.data.state is None:
+        return None
+    try:
+        found = stored_stats(located, recipe, ("state",))[1].get("state")
+    except HarnessError:
+        # They need not be there.
+        return None
+    width = None if found is None else _width(found)
+    return width if found is not None and width == width_without_padding(found, 1) else None
 
 
 def _vectors(features: Mapping[str, Feature]) -> set[str]:

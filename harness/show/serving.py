@@ -7,6 +7,10 @@ from harness.show.rows import Cells
 from harness.units import format_seconds
 
 
+# Titles of these tables fit on one line of a terminal of 80 columns.
+_WIDTH = 78
+
+
 def serving_table(serving: Serving) -> Cells:
     """Percentiles of each stage of a request, and what became of the requests."""
     outcomes = ", ".join(
@@ -19,7 +23,7 @@ def serving_table(serving: Serving) -> Cells:
         )
     )
     title = f"{format_seconds(serving.seconds)}, {serving.connections:,} connections: {outcomes}"
-    table = Cells(title, ("stage, ms", "p50", "p95", "p99"))
+    table = Cells(title, ("stage, ms", "p50", "p95", "p99"), min_width=_WIDTH)
     for name, stage in serving.stages.items():
         values = (stage.p50_ms, stage.p95_ms, stage.p99_ms)
         table.row(name, *("-" if value is None else f"{value:.2f}" for value in values))
