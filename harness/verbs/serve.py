@@ -38,12 +38,21 @@ def serve(
         ),
     ],
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; another than loopback needs a key.")
+        str,
+        typer.Option(
+            "--host",
+            envvar="HARNESS_SERVE_HOST",
+            help="Address to listen on; another than loopback needs a key.",
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     api_key_file: Annotated[
         Path | None,
-        typer.Option("--api-key-file", help="File with the key that clients must send in its first line."),
+        typer.Option(
+            "--api-key-file",
+            envvar="HARNESS_API_KEY_FILE",
+            help="File with the key that clients must send in its first line.",
+        ),
     ] = None,
     without_key: Annotated[
         bool,
