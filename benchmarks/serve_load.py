@@ -36,7 +36,7 @@ from tests.support.tiny import tiny
 
 # Answers that take longer than this count as a hang.
 _HANG_S = 30
-# Growth that is not kept for requests: caches of Python and of the allocator fill up in the first minute.
+# More growth than caches of Python and of the allocator account for.
 _MOST_GROWTH_BYTES = 32 * 2**20
 _CLIENTS, _DISTINCT = 8, 16
 

@@ -1,4 +1,4 @@
-"""Tests that a client's observation becomes what the loader makes of the same frame, under any of its names."""
+"""Tests that a client's observation becomes what the loader makes of that frame, under any of its names."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def names_of(recipe: Recipe) -> dict[str, str]:
 def test_every_robot_of_openpi_gives_the_model_what_training_gives_it(
     case: str, form: str, tmp_path: Path
 ) -> None:
-    """tests/test_openpi_inputs.py holds the loader to openpi's own transforms; here the server to the loader."""
+    """tests/test_openpi_inputs.py holds the loader to openpi's transforms; here the server to the loader."""
     dataset = robots.write(tmp_path, made(CASES[case][0]))
     recipe = recipe_of(case, dataset)
     data = open_data(recipe.data, dataset)

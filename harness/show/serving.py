@@ -6,7 +6,6 @@ from harness.artifacts import ServeCheck, Serving
 from harness.show.rows import Cells
 from harness.units import format_seconds
 
-
 # Titles of these tables fit on one line of a terminal of 80 columns.
 _WIDTH = 78
 
