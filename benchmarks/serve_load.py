@@ -1,13 +1,12 @@
 """The server of `harness serve` under load: its own time, slow calls, mutated frames, and hours of clients.
 
     python -m benchmarks.serve_load overhead              # time of a round trip without a model, 301 kB
-    python -m benchmarks.serve_load slow --seconds 45     # a call that takes so long, beside health and others
+    python -m benchmarks.serve_load slow --seconds 45     # a call that takes so long
     python -m benchmarks.serve_load mutated --count 1000  # frames with changed bytes
     python -m benchmarks.serve_load load --seconds 3600   # 8 clients of the tiny model, each answer checked
 
-The server is a process of its own. It listens on this machine alone. `overhead`, `slow` and `mutated` serve an
-engine that computes nothing; `load` serves a tiny checkpoint through the verb. Exit code 1 if a bound of the
-line that is printed does not hold. A minute each, but for --seconds.
+The server is a process of its own, on this machine's loopback. `overhead`, `slow` and `mutated` serve an
+engine that computes nothing; `load` serves a tiny checkpoint through the verb. Exit code 1 if a bound does not hold.
 """
 
 from __future__ import annotations
@@ -113,7 +112,8 @@ def _overhead(count: int) -> int:
     child.end()
     p50, p95, p99 = np.percentile(times, [50, 95, 99])
     print(
-        f"{count} round trips of {size:,} bytes without a model: p50 {p50:.2f} ms, p95 {p95:.2f}, p99 {p99:.2f}"
+        f"{count} round trips of {size:,} bytes without a model: p50 {p50:.2f} ms, p95 {p95:.2f},"
+        f" p99 {p99:.2f}"
     )
     return 0 if p50 <= 2.0 else 1
 
@@ -138,7 +138,8 @@ def _slow(seconds: float) -> int:
         answered = "actions" in unpack(slow.recv())
     child.end()
     print(
-        f"a call of {seconds:g} s: answered {answered}; health and a handshake meanwhile p50 {np.median(health):.1f} ms"
+        f"a call of {seconds:g} s: answered {answered}; health and a handshake meanwhile p50"
+        f" {np.median(health):.1f} ms"
     )
     return 0 if answered else 1
 
@@ -268,8 +269,8 @@ def _load(seconds: float, batch: int) -> int:
         code = verb.end()
         print(
             f"{_CLIENTS} clients for {seconds:g} s, batch {batch}: {sum(load.answers):,} answers"
-            f" ({min(load.answers):,} to {max(load.answers):,} a client), {load.lost} lost, {load.wrong} of another"
-            f" client or other bits; memory {before / 2**20:.0f} MiB after {settle:.0f} s,"
+            f" ({min(load.answers):,} to {max(load.answers):,} a client), {load.lost} lost, {load.wrong} of"
+            f" another client or other bits; memory {before / 2**20:.0f} MiB after {settle:.0f} s,"
             f" {after / 2**20:.0f} at the end, at most {most / 2**20:.0f}; exit code {code}"
         )
         print("\n".join(load.errors[:5]), end="\n" if load.errors else "")

@@ -15,10 +15,6 @@ from harness.received.text import controls
 # packages/openpi-client/src/openpi_client/websocket_client_policy.py, commit 15a9616.
 SCHEME = "Api-Key"
 _LEAST_CHARACTERS, _MOST_BYTES = 16, 4096
-# Into a new file: the one that was named may hold something else.
-_MAKE = (
-    "umask 077; python -c 'import secrets; print(secrets.token_urlsafe(32))' > KEY, then --api-key-file KEY"
-)
 
 
 class Key:
@@ -50,7 +46,11 @@ def read_key(file: Path) -> Key:
             f"the key cannot be read from {file}",
             got=getattr(error, "strerror", None) or str(error),
             need="a file with the key in its first line, that this user may read",
-            fix=_MAKE,
+            # Into a new file: the one that was named may hold something else.
+            fix=(
+                "umask 077; python -c 'import secrets; print(secrets.token_urlsafe(32))' > KEY, then"
+                " --api-key-file KEY"
+            ),
         ) from error
     except ValueError:
         text = ""
@@ -60,7 +60,11 @@ def read_key(file: Path) -> Key:
             f"{file} holds no key",
             got=f"{len(text)} characters" if text else "nothing, or not ASCII text",
             need=f"one line of at least {_LEAST_CHARACTERS} characters, without spaces",
-            fix=_MAKE,
+            # Into a new file: the one that was named may hold something else.
+            fix=(
+                "umask 077; python -c 'import secrets; print(secrets.token_urlsafe(32))' > KEY, then"
+                " --api-key-file KEY"
+            ),
         )
     return Key(text)
 
