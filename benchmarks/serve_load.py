@@ -6,7 +6,8 @@
     python -m benchmarks.serve_load load --seconds 3600   # 8 clients of the tiny model, each answer checked
 
 The server is a process of its own, on this machine's loopback. `overhead`, `slow` and `mutated` serve an
-engine that computes nothing; `load` serves a tiny checkpoint through the verb. Exit code 1 if a bound does not hold.
+engine that computes nothing; `load` serves a tiny checkpoint through the verb. Exit code 1 if a bound does
+not hold.
 """
 
 from __future__ import annotations

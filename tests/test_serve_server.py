@@ -204,6 +204,18 @@ def test_a_stop_answers_what_is_under_way_and_takes_nobody_new() -> None:
             pass
 
 
+def test_a_second_stop_waits_for_nothing() -> None:
+    with serving(RowEngine(tiny(), delay_s=5.0)) as running, raw(running) as busy:
+        busy.recv()
+        busy.send(pack(libero()))
+        time.sleep(0.2)
+        began = time.monotonic()
+        running.stop()
+        running.stop()
+        running.join()
+        assert time.monotonic() - began < 4
+
+
 def test_the_port_is_taken() -> None:
     with serving() as running, pytest.raises(HarnessError) as caught, serving(port=running.port):
         pass

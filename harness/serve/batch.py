@@ -23,6 +23,7 @@ from harness.serve.types import Engine, Inputs
 
 # How long a batch waits for more rows. A control step of a robot takes 20 to 100 ms.
 WAIT_S = 0.003
+_END_S = 10
 
 
 class Sampled(NamedTuple):
@@ -61,9 +62,9 @@ class Batcher:
         return job.future
 
     def close(self) -> None:
-        """Ends the thread after the requests that it has."""
+        """Ends the thread after the requests that it has; one that hangs ends with the process."""
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(_END_S)
 
     def _run(self) -> None:
         while True:

@@ -98,7 +98,7 @@ def _state_width(located: Located, recipe: Recipe) -> int | None:
     if recipe.data.state is None:
         return None
     try:
-        found = stored_stats(located, recipe, ("state",))[1].get("state")
+        found = stored_stats(located, recipe, ("state", "actions"))[1].get("state")
     except HarnessError:
         # They need not be there.
         return None

@@ -9,7 +9,6 @@ Source: openpi src/openpi/serving/websocket_policy_server.py, commit 15a9616, fo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http
 import logging
 import signal
@@ -67,14 +66,19 @@ class Server:
         self._open: set[ServerConnection] = set()
         self._busy: set[ServerConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stop = asyncio.Event()
+        self._stop, self._hurry = asyncio.Event(), asyncio.Event()
         self.ended_by = "stop"
 
     def stop(self, why: str = "stop") -> None:
-        """Begins the end: no new client, and those who wait get their answers. Called in the event loop."""
-        if not self._stop.is_set():
-            self.ended_by = why
-            self._stop.set()
+        """Begins the end: no new client, and those who wait get their answers. Called in the event loop.
+
+        The second call ends at once.
+        """
+        if self._stop.is_set():
+            self._hurry.set()
+            return
+        self.ended_by = why
+        self._stop.set()
 
     async def run(self, ready: Callable[[int], None], *, signals: bool = True) -> None:
         """Listens, calls `ready` with the port, and returns when the server was stopped and has answered.
@@ -248,11 +252,12 @@ class Server:
             task = asyncio.ensure_future(connection.close(CloseCode.GOING_AWAY, "the server is ending"))
             self._tasks.add(task)
         deadline = time.monotonic() + DRAIN_S
-        while self._open and time.monotonic() < deadline:
+        while self._open and time.monotonic() < deadline and not self._hurry.is_set():
             await asyncio.sleep(0.02)
-        for task in self._tasks:
-            with contextlib.suppress(Exception):
-                await task
+        for connection in self._open:
+            # Its answer is not waited for any longer.
+            connection.transport.abort()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class _Answer(NamedTuple):

@@ -202,7 +202,8 @@ def _served(
     server = Server(opened.desk, settings, tally, recorder)
 
     def ready(port: int) -> None:
-        console.say(f"serving on ws://{settings.host}:{port} for up to {settings.max_clients} clients")
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        console.say(f"serving on ws://{host}:{port} for up to {settings.max_clients} clients")
 
     asyncio.run(server.run(ready))
     opened.desk.batcher.close()
