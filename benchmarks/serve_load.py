@@ -245,8 +245,8 @@ class Load:
 
 
 def _load(seconds: float, batch: int) -> int:
+    from tests.support.serve_verb import Verb
     from tests.test_predict import save
-    from tests.test_serve_openpi import Verb
 
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)

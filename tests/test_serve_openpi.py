@@ -6,11 +6,7 @@
 from __future__ import annotations
 
 import http.client
-import os
 import signal
-import subprocess
-import sys
-import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +22,7 @@ from harness.predict.predict import Device, Question, predict
 from harness.run.directory import RunDir
 from harness.serve.access import Key
 from tests.support.openpi_checkpoints import openpi_checkpoint
+from tests.support.serve_verb import Verb
 from tests.support.served import libero, serving
 from tests.test_predict import save
 
@@ -42,40 +39,6 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client asks the environment for a proxy; one of the machine knows no port of this test."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-
-
-class Verb:
-    """`harness serve` in a process of its own, on a free port."""
-
-    def __init__(self, path: Path, run: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "harness.cli", "serve", str(path), "--port", "0", "--run", str(run)]
-        self.process = subprocess.Popen(
-            [*command, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        )
-        self.said: list[str] = []
-        self._heard = threading.Event()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-        assert self._heard.wait(120), "".join(self.said)
-        last = self.said[-1]
-        assert "serving on ws://" in last, "".join(self.said)
-        self.port = int(last.partition("ws://")[2].partition(" ")[0].rpartition(":")[2])
-
-    def _listen(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said.append(line)
-            if "serving on ws://" in line:
-                self._heard.set()
-        self._heard.set()
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.received.text import one_line
-from harness.recipe.schema import Data
+from harness.recipe.schema import CAMERAS, Data
 
 PROMPT, SEED = "prompt", "noise_seed"
 # Camera of the model → openpi's names of it: LIBERO, DROID, ALOHA.
@@ -65,7 +65,8 @@ def camera_names(data: Data) -> dict[str, list[str]]:
 
     openpi's name of one camera is not taken where the dataset calls another camera so.
     """
-    own = {camera: feature for camera, feature in data.cameras.items() if feature is not None}
+    # In the order in which the model has them.
+    own = {camera: name for camera in CAMERAS if (name := data.cameras.get(camera)) is not None}  # type: ignore[call-overload]
     found: dict[str, list[str]] = {}
     for camera, feature in own.items():
         others = {plain(name) for other, name in own.items() if other != camera}
