@@ -52,7 +52,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "train": ({"data", "model", "checkpoint", "supervise"}, set()),
     "plan": (set(), {"train"}),
     "predict": ({"data", "checkpoint"}, {"model", "train"}),
-    "serve": ({"data"}, {"model"}),
+    # The engine compiles; the server and what is around it know no JAX.
+    "serve": ({"data", "checkpoint", "predict"}, {"model", "train", "plan"}),
     # Each process that starts or follows openpi reads what a trainer reads, and computes nothing.
     "openpi": ({"plan", "data", "analyse"}, {"train", "checkpoint", "supervise"}),
     # Tables and pictures of artifacts; two pictures need the names of what they draw.

@@ -1,0 +1,115 @@
+"""An engine around `Pi05.sample_actions` as it stands: the reference that a faster engine is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from harness.checkpoint.locate import Located
+from harness.errors import HarnessError
+from harness.predict.predict import Device, Say
+from harness.recipe.schema import Recipe
+from harness.serve.types import Inputs
+from harness.units import format_bytes
+
+# sample(images, tokens, token_mask, noise) → actions.
+Program = Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray], Any]
+
+
+class PlainEngine:
+    """`Pi05.sample_actions` in the recipe's type; prompts of one length, the recipe's.
+
+    `programs` are the compiled ones, by batch size.
+    """
+
+    def __init__(self, recipe: Recipe, batches: tuple[int, ...], programs: dict[int, Program]) -> None:
+        self.horizon, self.action_dim = recipe.model.action_horizon, recipe.model.action_dim
+        self.buckets: tuple[int, ...] = (recipe.model.prompt_tokens,)
+        self.batches = batches
+        self.cameras = cameras_of(recipe)
+        self._size, self._programs = recipe.model.image_size, programs
+
+    def warm(self, say: Callable[[str], None]) -> None:
+        """Runs every compiled shape once."""
+        for rows in self.batches:
+            say(f"warming the shape of {rows} row{'s' if rows > 1 else ''}")
+            inputs = empty_inputs(self.cameras, rows, self.buckets[-1], self._size)
+            self.sample(inputs, np.zeros((rows, self.horizon, self.action_dim), np.float32))
+
+    def sample(self, inputs: Inputs, noise: np.ndarray) -> np.ndarray:
+        """Normalized actions float32 [B, H, D] from noise float32 [B, H, D]."""
+        program = self._programs[len(noise)]
+        return np.asarray(program(inputs.images, inputs.tokens, inputs.token_mask, noise), np.float32)
+
+
+def cameras_of(recipe: Recipe) -> tuple[str, ...]:
+    """The cameras of the model that the recipe's data has."""
+    return tuple(camera for camera, feature in recipe.data.cameras.items() if feature is not None)
+
+
+def empty_inputs(cameras: tuple[str, ...], rows: int, length: int, size: int) -> Inputs:
+    """Inputs of rows that nobody asked for: black pictures and no prompt."""
+    return Inputs(
+        {camera: np.zeros((rows, size, size, 3), np.uint8) for camera in cameras},
+        np.zeros((rows, length), np.int32),
+        np.zeros((rows, length), bool),
+    )
+
+
+def open_engine(
+    located: Located,
+    recipe: Recipe,
+    *,
+    on: Device,
+    steps: int,
+    batches: tuple[int, ...],
+    say: Say,
+    base: str | None = None,
+) -> PlainEngine:
+    """The engine of a checkpoint, with `steps` Euler steps. Each shape is compiled before a weight is loaded.
+
+    `base` is the directory of the weights that a step of only trained parameters needs.
+    Raises: HarnessError "does-not-fit", and those of the weights.
+    """
+    import jax
+
+    from harness.checkpoint.weights import load_params
+    from harness.model.pi05 import bind, graph_of
+    from harness.train.compiled import device_bytes
+    from harness.train.setup import keeper, setup_of
+    from harness.train.sharding import Layout
+    from harness.train.step import observe
+
+    recipe = recipe.parts()[0]
+    setup, model = setup_of(recipe, Layout(jax.local_devices()[:1])), recipe.model
+    graph, cameras = graph_of(model, remat=False), cameras_of(recipe)
+
+    def sample(params: Any, images: Any, tokens: Any, token_mask: Any, noise: Any) -> Any:
+        seen = observe({"images": images, "tokens": tokens, "token_mask": token_mask}, None)
+        return bind(graph, params).sample_actions(seen, noise, steps)
+
+    compiled, need = {}, 0
+    for rows in batches:
+        say(f"compiling for {rows} row{'s' if rows > 1 else ''}")
+        like = empty_inputs(cameras, rows, model.prompt_tokens, model.image_size)
+        noise = np.zeros((rows, model.action_horizon, model.action_dim), np.float32)
+        compiled[rows] = jax.jit(sample).lower(setup.shapes.state.params, *like, noise).compile()
+        need = max(need, device_bytes(compiled[rows].memory_analysis())["device"])
+    if on.usable_bytes is not None and need > on.usable_bytes:
+        raise HarnessError(
+            "does-not-fit",
+            f"serving does not fit {on.name}; nothing was allocated",
+            got=f"{format_bytes(on.usable_bytes)} usable",
+            need=f"{format_bytes(need)} by XLA's buffer assignment",
+            fix="--batch 1, or free the device's memory (harness probe shows who holds it)",
+        )
+    say(f"loading the parameters of {located.path}")
+    params = load_params(located.path, setup.shapes.params, base=base, keep=keeper(setup)).params
+    programs: dict[int, Program] = {rows: _with(params, one) for rows, one in compiled.items()}
+    return PlainEngine(recipe, batches, programs)
+
+
+def _with(params: Any, compiled: Any) -> Program:
+    return lambda images, tokens, token_mask, noise: compiled(params, images, tokens, token_mask, noise)

@@ -1,0 +1,46 @@
+"""What the server gives an engine and takes from it: the seam between them.
+
+Axes: B rows of a batch, S the model's image size, T prompt tokens, H action horizon, D action_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Inputs(NamedTuple):
+    """What clients' observations became, B rows.
+
+    `images`: camera of the model → uint8 [B, S, S, 3], resized with padding; an absent camera is an absent
+    key. `tokens` int32 [B, T], where T is the length of a bucket. `token_mask` bool [B, T].
+    """
+
+    images: dict[str, np.ndarray]
+    tokens: np.ndarray
+    token_mask: np.ndarray
+
+
+class Engine(Protocol):
+    """The compiled model.
+
+    `horizon` is H and `action_dim` D. `buckets` are the prompt lengths that are compiled, ascending; the last
+    is the recipe's model.prompt_tokens. `batches` are the compiled batch sizes, ascending. `cameras` are the
+    cameras of the model that the recipe's data has.
+    """
+
+    horizon: int
+    action_dim: int
+    buckets: tuple[int, ...]
+    batches: tuple[int, ...]
+    cameras: tuple[str, ...]
+
+    def warm(self, say: Callable[[str], None]) -> None:
+        """Compiles every shape and runs it once; `say` hears how far it is."""
+        ...
+
+    def sample(self, inputs: Inputs, noise: np.ndarray) -> np.ndarray:
+        """Normalized actions float32 [B, H, D] from noise float32 [B, H, D]; B is one of `batches`."""
+        ...

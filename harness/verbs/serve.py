@@ -1,0 +1,212 @@
+"""A checkpoint as a policy on the wire: serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.received.consent import grant, hear
+from harness.show.progress import Progress
+from harness.verbs.answers import answer, dataset_overrides
+from harness.verbs.options import (
+    DatasetOption,
+    DeviceOption,
+    FetchOption,
+    JsonOption,
+    OfflineOption,
+    OwnRecipeOption,
+    RunOption,
+    SetOption,
+)
+
+if TYPE_CHECKING:
+    from harness.artifacts import Serving
+    from harness.checkpoint.locate import Located
+    from harness.recipe.schema import Recipe
+    from harness.serve.open import Wish
+
+
+def serve(
+    path: Annotated[
+        str,
+        typer.Argument(
+            help=(
+                "A run, a checkpoint directory or one step of it, ours or openpi's; local, gs:// or https://."
+            )
+        ),
+    ],
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            envvar="HARNESS_SERVE_HOST",
+            help="Address to listen on; another than loopback needs a key.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file",
+            envvar="HARNESS_API_KEY_FILE",
+            help="File with the key that clients must send in its first line.",
+        ),
+    ] = None,
+    without_key: Annotated[
+        bool,
+        typer.Option("--without-key", help="Let everybody who reaches --host use the policy, without a key."),
+    ] = False,
+    max_clients: Annotated[
+        int, typer.Option("--max-clients", min=1, help="The most clients at a time; others are turned away.")
+    ] = 64,
+    batch: Annotated[
+        int, typer.Option("--batch", help="Rows that are computed at once, for that many clients.")
+    ] = 1,
+    steps: Annotated[int, typer.Option("--steps", help="Euler steps from noise to actions.")] = 10,
+    default_prompt: Annotated[
+        str | None, typer.Option("--default-prompt", help="The instruction of requests that have none.")
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option("--record", help="Directory to keep what is asked and answered, up to 4 GiB."),
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check",
+            help=(
+                "Serve nobody: replay frames of this dataset through the client's path and compare with"
+                " predict."
+            ),
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option("--frames", help="Frames that --check replays.")] = 8,
+    dataset: DatasetOption = None,
+    recipe: OwnRecipeOption = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", help="Where the base weights are now, for a step that holds only trained parameters."
+        ),
+    ] = None,
+    device: DeviceOption = None,
+    sets: SetOption = None,
+    fetch: FetchOption = False,
+    offline: OfflineOption = False,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a checkpoint to openpi's clients: one observation in, one chunk of actions out.
+
+    Ctrl-C or SIGTERM answers what is under way and writes serving.json. With --check: exit code 0 when all
+    is equal, 1 when something differs.
+    """
+    from harness.checkpoint.locate import locate, recipe_of
+    from harness.predict.predict import output_directory
+    from harness.run.directory import RunDir
+    from harness.serve.access import check_open, read_key
+    from harness.serve.open import Wish, check_wish
+    from harness.serve.server import Settings
+    from harness.show.serving import serve_check_table, serving_table
+
+    console = Progress()
+    hear(fetch=fetch, offline=offline)
+    grant(base)
+    key = None if api_key_file is None else read_key(api_key_file)
+    check_open(host, key, without_key=without_key)
+    wish = Wish(steps, batch, default_prompt, base)
+    check_wish(wish)
+    located = locate(path)
+    own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(check or dataset)])
+    directory = RunDir(output_directory(located, run))
+    if check is not None:
+        found = _checked(located, own, wish, frames, device, console)
+        directory.write(found)
+        answer(found, as_json, serve_check_table)
+        raise typer.Exit(0 if found.verdict == "equal" else 1)
+    if without_key:
+        console.warn(f"everybody who reaches {host} port {port} may use this policy: --without-key")
+    settings = Settings(host, port, key, max_clients)
+    served = _served(located, own, wish, settings, record, device, console, named=dataset is not None)
+    written = directory.write(served)
+    answer(served, as_json, serving_table)
+    console.say(f"times: {written}")
+
+
+def _start(device: str | None, located: Located, own: Recipe, console: Progress) -> Any:
+    """The device, with JAX started there and on the host's processor, where noise is drawn."""
+    import os
+
+    from harness.flow.device import start_on
+    from harness.predict.predict import device_for
+    from harness.probe.machine import probe as read
+    from harness.run.directory import cache_root
+
+    machine = read([cache_root()])
+    on = device_for(machine, device)
+    console.say(f"checkpoint {located.path}: recipe {own.name}, on {on.name}")
+    start_on(machine, on.platform, on.uuid, on.usable_bytes)
+    if on.platform != "cpu":
+        os.environ["JAX_PLATFORMS"] = f"{on.platform},cpu"
+    from harness.train import device as jax_device
+
+    jax_device.start()
+    return on
+
+
+def _checked(
+    located: Located, own: Recipe, wish: Wish, frames: int, device: str | None, console: Progress
+) -> Any:
+    from harness.data.dataset import open_for
+    from harness.serve.check import check
+    from harness.serve.plain import open_engine
+
+    _, data = open_for(own.parts()[0])
+    on = _start(device, located, own, console)
+    return check(located, own, data, frames, wish, on, console.say, open_engine)
+
+
+def _served(
+    located: Located,
+    own: Recipe,
+    wish: Wish,
+    settings: Any,
+    record: Path | None,
+    device: str | None,
+    console: Progress,
+    *,
+    named: bool,
+) -> Serving:
+    """What the server did, after it has ended."""
+    import asyncio
+
+    from harness.data.dataset import open_for
+    from harness.serve.open import open_served
+    from harness.serve.plain import open_engine
+    from harness.serve.record import Recorder
+    from harness.serve.server import Server
+    from harness.serve.summary import summary
+    from harness.serve.tally import Tally
+
+    data = open_for(own.parts()[0])[1] if named else None
+    recorder = None if record is None else Recorder(record)
+    on = _start(device, located, own, console)
+    tally = Tally()
+    opened = open_served(
+        located, own, wish, on, console.say, open_engine, data=data, others=lambda: tally.clients
+    )
+    for deviation in opened.deviations:
+        console.warn(f"deviation: {deviation}")
+    server = Server(opened.desk, settings, tally, recorder)
+
+    def ready(port: int) -> None:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        console.say(f"serving on ws://{host}:{port} for up to {settings.max_clients} clients")
+
+    asyncio.run(server.run(ready))
+    opened.desk.batcher.close()
+    if recorder is not None:
+        recorder.close()
+    return summary(located, opened, wish, on, tally, recorder, server.ended_by)
