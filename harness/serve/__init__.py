@@ -1,0 +1,1 @@
+"""The policy on the wire: the fast program, the engine around it, and the server."""
