@@ -269,11 +269,14 @@ def _decoded(
         before, between = modulations[2 * i], modulations[2 * i + 1]
         q, k, v = _asked(_modulated(x, before), layer, turn, sizes.head_dim)
         rows = q.shape[1]
-        k, longer = _behind(prefix_k, k), _behind(prefix_v, v)
-        q, k, v, x = _together(q, k, longer, v, x, keep=i % 2 == 1)
+        q, k, v = _together(q, _behind(prefix_k, k), _behind(prefix_v, v))
         out = _attended(q, k, v, keys, rows).reshape(*x.shape[:2], -1)
         x = x + (out @ layer.out) * before[2]
-        x = x + _fed(_modulated(x, between), layer) * between[2]
+        gate, up = jnp.split(_modulated(x, between) @ layer.gate_up, 2, axis=-1)
+        hidden = jax.nn.gelu(gate) * up
+        if i % 2 == 1:
+            hidden, x = _kept(hidden, gate, x)
+        x = x + (hidden @ layer.down) * between[2]
     return _modulated(x, modulations[-1])
 
 
@@ -286,24 +289,27 @@ def _behind(prefix: jax.Array, own: jax.Array) -> jax.Array:
     return jnp.where(in_prefix, longer, jax.lax.pad(own, zero, [(0, 0, 0), (s, 0, 0), (0, 0, 0)]))
 
 
-def _together(
-    q: jax.Array, k: jax.Array, v: jax.Array, own: jax.Array, x: jax.Array, *, keep: bool
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(q, padded with rows of zeros to the shape of k; k; v; x): one kernel writes them.
+def _together(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(q, padded with rows of zeros to the shape of k; k; v): one kernel writes them.
 
-    A single row is bound by the number of kernels, and the product with these rows of zeros costs nothing.
-    Several rows are not, so their q stays as it is. `keep` writes x there too. Otherwise each norm adds up
-    the residuals anew, as far back as x was last written, and XLA soon writes x by a kernel of its own. For
-    that the array of x must read what the others read: `own`, the values of the actions [B, R, H].
+    A single row of the batch is bound by the number of kernels, and the product with these rows of zeros
+    costs nothing. Several rows are not, so their q stays as it is.
     """
-    b, rows, h = k.shape
-    place = rows - own.shape[1]
-    if b > 1 or q.shape[1] > rows:
-        return (*jax.lax.optimization_barrier((q, k, v)), x)
-    q = jnp.pad(q, ((0, 0), (0, rows - q.shape[1]), (0, 0)))
-    count, rest = divmod(x.shape[1] * x.shape[2], h)
-    if not keep or rest or count > place:
-        return (*jax.lax.optimization_barrier((q, k, v)), x)
-    kept = _behind(jnp.pad(x.reshape(b, count, h), ((0, 0), (0, place - count), (0, 0))), own)
-    q, k, v, kept = jax.lax.optimization_barrier((q, k, v, kept))
-    return q, k, v, kept[:, :count].reshape(x.shape)
+    if k.shape[0] == 1 and q.shape[1] <= k.shape[1]:
+        q = jnp.pad(q, ((0, 0), (0, k.shape[1] - q.shape[1]), (0, 0)))
+    q, k, v = jax.lax.optimization_barrier((q, k, v))
+    return q, k, v
+
+
+def _kept(hidden: jax.Array, gate: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(hidden [B, R, F]; x [B, R, D]): one kernel writes them, F being no less than D.
+
+    The norms add up the residuals anew, as far back as x was last written, and XLA soon writes x by a kernel
+    of its own. To share the kernel of `hidden`, the array of x has its shape and reads what it reads.
+    """
+    d = x.shape[-1]
+    longer = jnp.pad(x, ((0, 0), (0, 0), (0, hidden.shape[-1] - d)))
+    hidden, longer = jax.lax.optimization_barrier(
+        (hidden, jnp.where(jnp.arange(hidden.shape[-1]) < d, longer, gate))
+    )
+    return hidden, longer[..., :d]
