@@ -38,6 +38,7 @@ from harness.artifacts.memory import Memory
 from harness.artifacts.openpi import OpenpiCommand, OptionChange
 from harness.artifacts.plan import Candidate, Levers, Plan
 from harness.artifacts.prediction import Prediction
+from harness.artifacts.serving_plan import ServedShape, ServingPlan
 from harness.artifacts.status import Status
 from harness.artifacts.training import Manifest, Metrics, Upstream, Used
 from harness.artifacts.verdict import Compared, Replay, Verdict, Verifier
@@ -87,6 +88,8 @@ __all__ = [
     "Prediction",
     "Reach",
     "Replay",
+    "ServedShape",
+    "ServingPlan",
     "Statistic",
     "Status",
     "Upstream",

@@ -46,9 +46,9 @@ def compile_shape(
     options: dict[str, str] | None = None,
     platform: str | None = None,
 ) -> Compiled:
-    """The program for one shape, compiled for `device` (of a topology that need not be here), or for this one.
+    """The program for one shape, compiled for the first device here, or for `device` of another topology.
 
-    `options` are XLA's. `platform` is the device's, if it is not here.
+    `options` are XLA's. `platform` is the other device's.
     """
     arrays, call = abstract_arrays(recipe, steps), abstract_call(recipe, *shape)
     if device is not None:

@@ -16,6 +16,7 @@ from harness.checkpoint.locate import Located
 from harness.errors import HarnessError
 from harness.predict.predict import Device
 from harness.recipe.schema import Recipe
+from harness.serve.lengths import buckets_of, cameras_of
 from harness.serve.types import Array, Inputs
 from harness.units import format_bytes
 
@@ -34,11 +35,7 @@ _COMPILERS = 4
 class FastEngine:
     """A policy that is ready to act. `deviations` says what changes its actions beyond rounding."""
 
-    def __init__(
-        self, recipe: Recipe, steps: int, compiled: dict[Shape, Compiled], arrays: Arrays
-    ) -> None:
-        from harness.serve.shapes import cameras_of
-
+    def __init__(self, recipe: Recipe, steps: int, compiled: dict[Shape, Compiled], arrays: Arrays) -> None:
         self.horizon, self.action_dim = recipe.model.action_horizon, recipe.model.action_dim
         self.buckets = tuple(sorted({shape.bucket for shape in compiled}))
         self.batches = tuple(sorted({shape.batch for shape in compiled}))
@@ -62,8 +59,6 @@ class FastEngine:
 
         Raises: HarnessError "shape-not-compiled" for other rows or prompt lengths than those compiled.
         """
-        import jax
-
         from harness.serve.compiled import Shape
 
         shape = Shape(*inputs.tokens.shape)
@@ -74,23 +69,25 @@ class FastEngine:
                 need=f"{_either(self.batches)} rows, {_either(self.buckets)} tokens",
                 fix="pad the rows and prompts to the next of these",
             )
-        done = self._compiled[shape].run(self._arrays, jax.device_put(self._call(inputs, noise)))
+        done = self._compiled[shape].run(self._arrays, self._call(inputs, noise))
         return np.asarray(done)[:, : self.horizon]
 
     def _call(self, inputs: Inputs, noise: Array) -> Any:
         """The inputs as the program takes them: all cameras in one array, lengths padded."""
+        import jax.numpy as jnp
+
         from harness.serve.program import Call, padded
 
         batch, bucket = inputs.tokens.shape
         absent = np.zeros((batch, self._side, self._side, 3), np.uint8)
-        behind = ((0, 0), (0, padded(bucket) - bucket))
-        return Call(
-            np.stack([inputs.images.get(camera, absent) for camera in self.cameras], axis=1),  # type: ignore[arg-type]
-            np.tile([camera in inputs.images for camera in self.cameras], (batch, 1)),  # type: ignore[arg-type]
-            np.pad(inputs.tokens.astype(np.int32, copy=False), behind),  # type: ignore[arg-type]
-            np.pad(inputs.token_mask, behind),  # type: ignore[arg-type]
-            np.pad(noise.astype(np.float32, copy=False), ((0, 0), (0, padded(self.horizon) - self.horizon), (0, 0))),  # type: ignore[arg-type]
-        )
+        images = np.stack([inputs.images.get(camera, absent) for camera in self.cameras], axis=1)
+        seen = np.tile([camera in inputs.images for camera in self.cameras], (batch, 1))
+        tokens = np.zeros((batch, padded(bucket)), np.int32)
+        token_mask = np.zeros(tokens.shape, bool)
+        tokens[:, :bucket], token_mask[:, :bucket] = inputs.tokens, inputs.token_mask
+        start = np.zeros((batch, padded(self.horizon), self.action_dim), np.float32)
+        start[:, : self.horizon] = noise
+        return Call(*map(jnp.asarray, (images, seen, tokens, token_mask, start)))
 
 
 def _either(numbers: tuple[int, ...]) -> str:
@@ -166,8 +163,7 @@ def compile_all(
 
     Raises: HarnessError "does-not-fit".
     """
-    from harness.serve.compiled import Compiled, Shape, compile_shape
-    from harness.serve.shapes import buckets_of
+    from harness.serve.compiled import Shape, compile_shape
 
     shapes = [Shape(batch, bucket) for batch in batches[::-1] for bucket in buckets_of(recipe.model)[::-1]]
 

@@ -16,27 +16,15 @@ from harness.recipe.parameters import (
     is_cast_before_use,
     parameter_shapes,
 )
-from harness.recipe.schema import CAMERAS, Model, Recipe
+from harness.recipe.schema import Model, Recipe
+from harness.serve.lengths import cameras_of
 from harness.serve.program import Arrays, Call, Expert, Language, Layer, Norms, Sizes, padded
 from harness.serve.vision import Scaled, VisionArrays, VisionLayer
 from harness.train.state import parameter_dtype
 
 Struct = jax.ShapeDtypeStruct
-# Prompts are padded to the next of these lengths, or to the recipe's own if that is shorter.
-_BUCKETS = (32, 64, 128)
 LAYERS = "PaliGemma/llm/layers/"
 BLOCKS = "PaliGemma/img/Transformer/encoderblock/"
-
-
-def buckets_of(model: Model) -> tuple[int, ...]:
-    """The prompt lengths that are compiled, ascending; the last is the recipe's."""
-    return (*(length for length in _BUCKETS if length < model.prompt_tokens), model.prompt_tokens)
-
-
-def cameras_of(recipe: Recipe) -> tuple[str, ...]:
-    """The model's cameras that the recipe's data has, in the model's order."""
-    had = {camera for part in recipe.parts() for camera, feature in part.data.cameras.items() if feature}
-    return tuple(camera for camera in CAMERAS if camera in had)
 
 
 def sizes_of(model: Model) -> Sizes:

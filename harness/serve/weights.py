@@ -90,7 +90,7 @@ def _vision(reader: _Reader) -> VisionArrays:
     )
     up, down = (put(f"MlpBlock_0/{n}/kernel", f"MlpBlock_0/{n}/bias", shape=lambda *x: x) for n in _DENSE)
     layers = [
-        VisionLayer(norms[0][i], *qkv[i], *qkv_bias[i], *out[i], norms[1][i], *up[i], *down[i])
+        VisionLayer(*(norms[0][i], *qkv[i], *qkv_bias[i], *out[i], norms[1][i], *up[i], *down[i]))
         for i in range(depth)
     ]
     patches = reader.whole(f"{_IMG}embedding/kernel")
@@ -154,16 +154,15 @@ def _expert(reader: _Reader, steps: int) -> Expert:
     recipe = reader.recipe
     depth = GEMMA[recipe.model.action_expert.variant].depth
     times = _conditions({name: reader.whole(name) for name in _TIME}, steps)
+    times = times.astype(recipe.model.compute_dtype)
     rows = [
         [
-            _modulation(times, kernel, bias, recipe.model.compute_dtype)
+            _modulation(times, kernel, bias)
             for kernel, bias in reader.layers(depth, *(f"{LAYERS}{norm}/Dense_0/{x}" for x in _KERNEL_BIAS))
         ]
         for norm in ("pre_attention_norm_1", "pre_ffw_norm_1")
     ]
-    final = _modulation(
-        times, *(reader.whole(f"{_FINAL}{x}") for x in _KERNEL_BIAS), recipe.model.compute_dtype
-    )
+    final = _modulation(times, reader.whole(f"{_FINAL}kernel"), reader.whole(f"{_FINAL}bias"))
     ordered = [each for pair in zip(*rows, strict=True) for each in pair]
     step = np.float32(-1.0 / steps)
     return Expert(
@@ -194,14 +193,9 @@ def _conditions(params: dict[str, Array], steps: int) -> jax.Array:
     return jax.jit(lambda params: jax.lax.map(functools.partial(at, params), jnp.arange(steps)))(params)
 
 
-def _modulation(conditions: jax.Array, kernel: Array, bias: Array, dtype: str) -> jax.Array:
+def _modulation(conditions: jax.Array, kernel: Array, bias: Array) -> jax.Array:
     """Scale, shift and gate of one norm at each step, [steps, 3, D]."""
-    return _modulated(conditions.astype(dtype), kernel, bias)
-
-
-@jax.jit
-def _modulated(conditions: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return (conditions @ kernel + bias).reshape(len(conditions), 3, -1)
+    return (conditions @ jnp.asarray(kernel) + jnp.asarray(bias)).reshape(len(conditions), 3, -1)
 
 
 def _on_device(array: Array) -> jax.Array:
