@@ -5,8 +5,8 @@ Axes as in `harness.serve.program`.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jax import ShapeDtypeStruct as Struct
 
 from harness.recipe.parameters import (
     EMBEDDING,
@@ -22,7 +22,6 @@ from harness.serve.program import Arrays, Call, Expert, Language, Layer, Norms, 
 from harness.serve.vision import Scaled, VisionArrays, VisionLayer
 from harness.train.state import parameter_dtype
 
-Struct = jax.ShapeDtypeStruct
 LAYERS = "PaliGemma/llm/layers/"
 BLOCKS = "PaliGemma/img/Transformer/encoderblock/"
 
