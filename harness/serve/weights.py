@@ -203,8 +203,15 @@ def _on_device(array: Array) -> jax.Array:
     return jax.device_put(np.ascontiguousarray(array)).block_until_ready()
 
 
-class _Requantized(Leaf):
-    """A kernel as it is after it was quantized."""
+class _Frozen(Leaf):
+    """A frozen parameter as the training computed with it: in bfloat16."""
+
+    def read(self, dtype: np.dtype[Any] | None = None) -> Array:
+        return super().read(np.dtype(jnp.bfloat16)).astype(dtype or self.dtype, copy=False)
+
+
+class _Quantized(Leaf):
+    """A frozen kernel as it is after it was quantized."""
 
     how: ClassVar[Kept]
 
@@ -221,28 +228,25 @@ class _Requantized(Leaf):
         return dense.astype(dtype or self.dtype, copy=False)
 
 
-class _Int8(_Requantized):
+class _Int8(_Quantized):
     how = "int8"
 
 
-class _Int4(_Requantized):
+class _Int4(_Quantized):
     how = "int4"
 
 
-_REQUANTIZED: dict[str, type[_Requantized]] = {"int8": _Int8, "int4": _Int4}
-
-
 def _as_trained(opened: Merging, recipe: Recipe) -> Merging:
-    """The checkpoint, with its frozen kernels as the training computed with them.
+    """The checkpoint, with its frozen parameters as the training computed with them.
 
-    A step of only trained parameters has a base whose kernels are not quantized yet.
+    The base of a step of only trained parameters may be in float32, and its kernels are not quantized yet.
     """
-    if recipe.train.frozen == "bfloat16":
-        return opened
-    leaves = {
-        path: leaf
-        if is_trained(path, recipe.model, recipe.train.trained) or contraction_axis(path, leaf.shape) is None
-        else _REQUANTIZED[recipe.train.frozen](*leaf)
-        for path, leaf in opened.leaves.items()
-    }
-    return opened._replace(leaves=leaves)
+    quantized = {"bfloat16": _Frozen, "int8": _Int8, "int4": _Int4}[recipe.train.frozen]
+
+    def form(path: str, leaf: Leaf) -> Leaf:
+        if path not in opened.shapes or is_trained(path, recipe.model, recipe.train.trained):
+            return leaf
+        kernel = contraction_axis(path, leaf.shape) is not None
+        return quantized(*leaf._replace(path=path)) if kernel else _Frozen(*leaf)
+
+    return opened._replace(leaves={path: form(path, leaf) for path, leaf in opened.leaves.items()})
