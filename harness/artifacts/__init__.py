@@ -39,6 +39,7 @@ from harness.artifacts.openpi import OpenpiCommand, OptionChange
 from harness.artifacts.plan import Candidate, Levers, Plan
 from harness.artifacts.prediction import Prediction
 from harness.artifacts.serving import ServeCheck, Serving, Stage
+from harness.artifacts.serving_plan import ServedShape, ServingPlan
 from harness.artifacts.status import Status
 from harness.artifacts.training import Manifest, Metrics, Upstream, Used
 from harness.artifacts.verdict import Compared, Replay, Verdict, Verifier
@@ -91,6 +92,8 @@ __all__ = [
     "ServeCheck",
     "Serving",
     "Stage",
+    "ServedShape",
+    "ServingPlan",
     "Statistic",
     "Status",
     "Upstream",

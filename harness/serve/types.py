@@ -6,9 +6,11 @@ Axes: B rows of a batch, S the model's image size, T prompt tokens, H action hor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+Array = np.ndarray[Any, Any]
 
 
 class Inputs(NamedTuple):
@@ -18,9 +20,9 @@ class Inputs(NamedTuple):
     key. `tokens` int32 [B, T], where T is the length of a bucket. `token_mask` bool [B, T].
     """
 
-    images: dict[str, np.ndarray]
-    tokens: np.ndarray
-    token_mask: np.ndarray
+    images: dict[str, Array]
+    tokens: Array
+    token_mask: Array
 
 
 class Engine(Protocol):
@@ -41,6 +43,6 @@ class Engine(Protocol):
         """Compiles every shape and runs it once; `say` hears how far it is."""
         ...
 
-    def sample(self, inputs: Inputs, noise: np.ndarray) -> np.ndarray:
+    def sample(self, inputs: Inputs, noise: Array) -> Array:
         """Normalized actions float32 [B, H, D] from noise float32 [B, H, D]; B is one of `batches`."""
         ...

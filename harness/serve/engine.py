@@ -1,0 +1,195 @@
+"""The engine: every shape compiled ahead, the bytes checked, then the weights loaded.
+
+It is what the server asks for actions (`harness.serve.types.Engine`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.checkpoint.locate import Located
+from harness.errors import HarnessError
+from harness.predict.predict import Device
+from harness.recipe.schema import Recipe
+from harness.serve.lengths import buckets_of, cameras_of
+from harness.serve.types import Array, Inputs
+from harness.units import format_bytes
+
+if TYPE_CHECKING:
+    from harness.serve.compiled import Compiled, Shape
+    from harness.serve.program import Arrays
+
+Say = Callable[[str], None]
+# What pi0.5 was trained to be sampled with, upstream's default. Source: openpi src/openpi/models/pi0.py
+# `sample_actions`, commit 15a9616.
+STEPS = 10
+# XLA compiles a shape on one core for the most part.
+_COMPILERS = 4
+
+
+class FastEngine:
+    """A policy that is ready to act. `deviations` says what changes its actions beyond rounding."""
+
+    def __init__(self, recipe: Recipe, steps: int, compiled: dict[Shape, Compiled], arrays: Arrays) -> None:
+        self.horizon, self.action_dim = recipe.model.action_horizon, recipe.model.action_dim
+        self.buckets = tuple(sorted({shape.bucket for shape in compiled}))
+        self.batches = tuple(sorted({shape.batch for shape in compiled}))
+        self.cameras = cameras_of(recipe)
+        self.deviations = deviations(steps)
+        self.device_bytes = max(each.need for each in compiled.values())
+        self._side = recipe.model.image_size
+        self._compiled, self._arrays = compiled, arrays
+
+    def warm(self, say: Say) -> None:
+        """Runs every shape once: the first run of a program is slower than all others."""
+        for number, (batch, bucket) in enumerate(self._compiled, 1):
+            say(f"warming {number} of {len(self._compiled)}: {batch} rows, prompts of {bucket} tokens")
+            images = np.zeros((batch, self._side, self._side, 3), np.uint8)
+            tokens = np.zeros((batch, bucket), np.int32)
+            inputs = Inputs(dict.fromkeys(self.cameras, images), tokens, tokens == 0)
+            self.sample(inputs, np.zeros((batch, self.horizon, self.action_dim), np.float32))
+
+    def sample(self, inputs: Inputs, noise: Array) -> Array:
+        """Normalized actions float32 [B, H, D] from noise of that shape.
+
+        Raises: HarnessError "shape-not-compiled" for other rows or prompt lengths than those compiled.
+        """
+        from harness.serve.compiled import Shape
+
+        shape = Shape(*inputs.tokens.shape)
+        if shape not in self._compiled:
+            raise HarnessError(
+                "shape-not-compiled",
+                f"nothing is compiled for {shape.batch} rows with prompts of {shape.bucket} tokens",
+                need=f"{_either(self.batches)} rows, {_either(self.buckets)} tokens",
+                fix="pad the rows and prompts to the next of these",
+            )
+        done = self._compiled[shape].run(self._arrays, self._call(inputs, noise))
+        return np.asarray(done)[:, : self.horizon]
+
+    def _call(self, inputs: Inputs, noise: Array) -> Any:
+        """The inputs as the program takes them: all cameras in one array, lengths padded."""
+        import jax.numpy as jnp
+
+        from harness.serve.program import Call, padded
+
+        batch, bucket = inputs.tokens.shape
+        absent = np.zeros((batch, self._side, self._side, 3), np.uint8)
+        images = np.stack([inputs.images.get(camera, absent) for camera in self.cameras], axis=1)
+        seen = np.tile([camera in inputs.images for camera in self.cameras], (batch, 1))
+        tokens = np.zeros((batch, padded(bucket)), np.int32)
+        token_mask = np.zeros(tokens.shape, bool)
+        tokens[:, :bucket], token_mask[:, :bucket] = inputs.tokens, inputs.token_mask
+        start = np.zeros((batch, padded(self.horizon), self.action_dim), np.float32)
+        start[:, : self.horizon] = noise
+        return Call(*map(jnp.asarray, (images, seen, tokens, token_mask, start)))
+
+
+def _either(numbers: tuple[int, ...]) -> str:
+    return " or ".join(map(str, numbers))
+
+
+def open_engine(
+    located: Located,
+    recipe: Recipe,
+    *,
+    on: Device,
+    steps: int,
+    batches: tuple[int, ...],
+    say: Say,
+    base: str | None = None,
+) -> FastEngine:
+    """The engine of the checkpoint, its bytes checked by the compiler before a weight is read.
+
+    The environment names the device. `base` is the new directory of the weights that a step of only trained
+    parameters needs.
+    Raises: HarnessError "sampling-steps-invalid", "batch-invalid", "does-not-fit", and those of the weights.
+    """
+    check_steps(steps)
+    compiled = compile_all(recipe, steps, check_batches(batches), on, say)
+    from harness.serve.weights import load
+
+    say(f"loading the weights of {located.path}")
+    return FastEngine(recipe, steps, compiled, load(located.path, recipe, steps, base=base))
+
+
+def check_steps(steps: int) -> None:
+    """Refuses a number of Euler steps that is none.
+
+    Raises: HarnessError "sampling-steps-invalid".
+    """
+    if steps < 1:
+        raise HarnessError(
+            "sampling-steps-invalid",
+            "sampling takes at least one step",
+            got=steps,
+            need="1 or more",
+            fix=f"--steps {STEPS}",
+        )
+
+
+def check_batches(batches: tuple[int, ...]) -> tuple[int, ...]:
+    """The batch sizes, ascending, each once.
+
+    Raises: HarnessError "batch-invalid".
+    """
+    if not batches or min(batches) < 1:
+        raise HarnessError(
+            "batch-invalid",
+            "a call has at least one row",
+            got=min(batches, default="no batch size"),
+            need="1 or more",
+            fix="--batch 1",
+        )
+    return tuple(sorted(set(batches)))
+
+
+def deviations(steps: int) -> list[str]:
+    """What changes the actions beyond rounding, a sentence each."""
+    if steps == STEPS:
+        return []
+    return [f"{steps} Euler steps, where {STEPS} are upstream's: the actions are other ones"]
+
+
+def compile_all(
+    recipe: Recipe, steps: int, batches: tuple[int, ...], on: Device, say: Say
+) -> dict[Shape, Compiled]:
+    """Every shape compiled, the largest first, which decides whether the engine fits.
+
+    Raises: HarnessError "does-not-fit".
+    """
+    from harness.serve.compiled import Shape, compile_shape
+
+    shapes = [Shape(batch, bucket) for batch in batches[::-1] for bucket in buckets_of(recipe.model)[::-1]]
+
+    def one(number: int, shape: Shape) -> Compiled:
+        say(f"compiling {number} of {len(shapes)}: {shape.batch} rows, prompts of {shape.bucket} tokens")
+        return compile_shape(recipe, steps, shape)
+
+    first = one(1, shapes[0])
+    _check_fits(first, shapes[0], on)
+    with ThreadPoolExecutor(min(_COMPILERS, os.cpu_count() or 1)) as pool:
+        rest = list(pool.map(one, range(2, len(shapes) + 1), shapes[1:]))
+    found = dict(zip(shapes, [first, *rest], strict=True))
+    for shape, compiled in found.items():
+        _check_fits(compiled, shape, on)
+    return found
+
+
+def _check_fits(compiled: Compiled, shape: Shape, on: Device) -> None:
+    if on.usable_bytes is None or compiled.need <= on.usable_bytes:
+        return
+    smaller = f"--batch 1, where {shape.batch} rows do not fit; or " if shape.batch > 1 else ""
+    raise HarnessError(
+        "does-not-fit",
+        f"serving does not fit {on.name}; nothing was allocated",
+        got=f"{format_bytes(on.usable_bytes)} usable",
+        need=f"{format_bytes(compiled.need)} by XLA's buffer assignment, for {shape.batch} rows",
+        fix=f"{smaller}free the device's memory (harness probe shows who holds it)"
+        + (", or --device cpu" if on.platform == "cuda" else ""),
+    )
