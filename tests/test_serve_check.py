@@ -16,9 +16,9 @@ from harness.predict.predict import Device
 from harness.serve import inputs
 from harness.serve.check import check
 from harness.serve.open import Wish
-from harness.serve.plain import PlainEngine, open_engine
 from harness.serve.types import Inputs
 from tests.support.lerobot_writer import write
+from tests.support.plain_engine import PlainEngine, open_engine
 from tests.test_cli import harness
 from tests.test_predict import save
 

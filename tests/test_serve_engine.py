@@ -16,8 +16,9 @@ from harness.errors import HarnessError
 from harness.model.quantize import Quantized, kept
 from harness.predict.deliver import Wish, deliver
 from harness.predict.predict import Device
+from harness.recipe.sampling import deviations
 from harness.recipe.schema import Recipe
-from harness.serve.engine import FastEngine, compile_all, deviations, open_engine
+from harness.serve.engine import FastEngine, compile_all, open_engine
 from harness.serve.lengths import buckets_of, cameras_of
 from harness.serve.program import Arrays
 from harness.serve.types import Inputs
@@ -83,7 +84,7 @@ def test_prompt_lengths_and_cameras_follow_the_recipe() -> None:
 def test_other_steps_than_ten_are_a_named_deviation() -> None:
     assert deviations(10) == []
     (said,) = deviations(4)
-    assert said.startswith("4 Euler steps, where 10 are upstream's")
+    assert said.startswith("--steps 4: 4 Euler steps instead of 10")
 
 
 @pytest.fixture(scope="module")

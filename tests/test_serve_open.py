@@ -14,10 +14,10 @@ from harness.predict.predict import Device
 from harness.recipe.schema import Recipe
 from harness.serve.batch import stacked
 from harness.serve.open import Opened, Wish, open_served
-from harness.serve.plain import open_engine
 from harness.serve.robot import robot_of
 from harness.serve.wire import unpack
 from tests.support.openpi_checkpoints import openpi_checkpoint
+from tests.support.plain_engine import open_engine
 from tests.support.served import libero
 from tests.support.tiny import LORA
 from tests.test_predict import save

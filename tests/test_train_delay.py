@@ -12,7 +12,6 @@ import pytest
 
 from harness.artifacts import Levers
 from harness.model.pi05 import Params, bind, graph_of
-from harness.serve.plain_rtc import sample_continued
 from harness.serve.rtc import Previous
 from harness.train import step as step_module
 from harness.train.compiled import lower_step
@@ -22,6 +21,7 @@ from harness.train.sharding import Layout
 from harness.train.step import draw, observe
 from tests.support.learned import LEARNS, computed, learned
 from tests.support.learned import compiled as compiled_once
+from tests.support.plain_rtc import sample_continued
 from tests.support.tiny import random_batch, random_params, tiny
 
 DELAYED = (*LEARNS, "train.action_delay.max=4")

@@ -32,12 +32,12 @@ from harness.plan.launches import kernels_of
 from harness.plan.place import Place
 from harness.plan.source import source_hash
 from harness.recipe.parameters import GEMMA, VISION
+from harness.recipe.sampling import STEPS
 from harness.recipe.schema import Model, Recipe
 from harness.run.directory import cache_root, sha256_file, sha256_json, write_atomic
 from harness.strict import Strict
 
 KERNEL_SECONDS = 1.7e-6
-STEPS = 10
 MODEL = (
     f"sum over kernels of max(bytes / {SUSTAINED_BYTES:g} of the bandwidth, operations /"
     f" {SUSTAINED_COMPUTE:g} of the peak), and {KERNEL_SECONDS * 1e6:g} us a kernel (fitted to one"

@@ -25,6 +25,7 @@ from harness.errors import HarnessError
 from harness.predict.lerobot_stats import read_policy_stats
 from harness.received.files import walk
 from harness.received.text import word
+from harness.recipe.sampling import check_steps
 from harness.recipe.schema import Recipe
 from harness.run.steps import ASSETS, NORM_STATS
 from harness.units import GIB, MIB, format_bytes
@@ -106,14 +107,7 @@ def predict(
     dataset and of the weights.
     """
     # Everything that can be wrong with the question is checked before a weight is read.
-    if question.sampling_steps < 1:
-        raise HarnessError(
-            "sampling-steps-invalid",
-            "sampling takes at least one step",
-            got=question.sampling_steps,
-            need="1 or more",
-            fix="--steps 10",
-        )
+    check_steps(question.sampling_steps)
     # Of a mixture the first dataset, unless --dataset names another.
     recipe = recipe.parts()[0]
     resolved, data = open_for(recipe)

@@ -18,8 +18,6 @@ from harness.serve.types import Engine
 
 # Raised when a client that was written for the number before would be misled.
 PROTOCOL = 1
-# Euler steps of openpi's server.
-USUAL_STEPS = 10
 
 
 def metadata_of(
@@ -71,20 +69,9 @@ def metadata_of(
         "norm_stats_sha256": stats_sha256(robot.stats),
         "fps": robot.fps,
         "sampling_steps": steps,
-        "deviations": deviations_of(engine, steps),
+        "deviations": engine.deviations,
         "unknown": unknown,
     }
-
-
-def deviations_of(engine: Engine, steps: int) -> list[str]:
-    """What is served otherwise than openpi's server would, beyond rounding; the engine adds its own."""
-    found = list(getattr(engine, "deviations", ()))
-    if steps != USUAL_STEPS:
-        found.append(
-            f"--steps {steps}: {steps} Euler steps instead of {USUAL_STEPS}; what it costs in success is not"
-            " known"
-        )
-    return found
 
 
 def stats_sha256(stats: dict[str, DimensionStats]) -> str:

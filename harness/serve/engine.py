@@ -15,6 +15,7 @@ import numpy as np
 from harness.checkpoint.locate import Located
 from harness.errors import HarnessError
 from harness.predict.predict import Device
+from harness.recipe.sampling import check_steps, deviations
 from harness.recipe.schema import Recipe
 from harness.serve.lengths import buckets_of, cameras_of
 from harness.serve.types import Array, Inputs
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from harness.serve.program import Arrays
 
 Say = Callable[[str], None]
-# What pi0.5 was trained to be sampled with, upstream's default. Source: openpi src/openpi/models/pi0.py
-# `sample_actions`, commit 15a9616.
-STEPS = 10
 # XLA compiles a shape on one core for the most part.
 _COMPILERS = 4
 
@@ -118,21 +116,6 @@ def open_engine(
     return FastEngine(recipe, steps, compiled, load(located.path, recipe, steps, base=base))
 
 
-def check_steps(steps: int) -> None:
-    """Refuses a number of Euler steps that is none.
-
-    Raises: HarnessError "sampling-steps-invalid".
-    """
-    if steps < 1:
-        raise HarnessError(
-            "sampling-steps-invalid",
-            "sampling takes at least one step",
-            got=steps,
-            need="1 or more",
-            fix=f"--steps {STEPS}",
-        )
-
-
 def check_batches(batches: tuple[int, ...]) -> tuple[int, ...]:
     """The batch sizes, ascending, each once.
 
@@ -147,13 +130,6 @@ def check_batches(batches: tuple[int, ...]) -> tuple[int, ...]:
             fix="--batch 1",
         )
     return tuple(sorted(set(batches)))
-
-
-def deviations(steps: int) -> list[str]:
-    """What changes the actions beyond rounding, a sentence each."""
-    if steps == STEPS:
-        return []
-    return [f"{steps} Euler steps, where {STEPS} are upstream's: the actions are other ones"]
 
 
 def compile_all(

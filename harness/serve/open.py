@@ -11,9 +11,10 @@ from harness.data.lerobot import LeRobotDataset
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
 from harness.predict.predict import Device, Say
+from harness.recipe.sampling import STEPS, check_steps
 from harness.recipe.schema import Recipe
 from harness.serve.batch import Batcher
-from harness.serve.contract import deviations_of, digest_of, metadata_of
+from harness.serve.contract import digest_of, metadata_of
 from harness.serve.desk import Desk
 from harness.serve.inputs import Reader
 from harness.serve.noise import drawer
@@ -30,7 +31,7 @@ class Wish(NamedTuple):
     `base` is the directory of the weights that a step of only trained parameters needs.
     """
 
-    steps: int = 10
+    steps: int = STEPS
     batch: int = 1
     default_prompt: str | None = None
     base: str | None = None
@@ -47,7 +48,7 @@ class Opened(NamedTuple):
 
 
 class OpenEngine(Protocol):
-    """A maker of engines, such as `harness.serve.plain.open_engine`."""
+    """A maker of engines, such as `harness.serve.engine.open_engine`."""
 
     def __call__(
         self,
@@ -67,14 +68,7 @@ def check_wish(wish: Wish) -> None:
 
     Raises: HarnessError "sampling-steps-invalid", "batch-invalid".
     """
-    if wish.steps < 1:
-        raise HarnessError(
-            "sampling-steps-invalid",
-            "sampling takes at least one step",
-            got=wish.steps,
-            need="1 or more",
-            fix="--steps 10",
-        )
+    check_steps(wish.steps)
     if not 1 <= wish.batch <= MOST_ROWS:
         raise HarnessError(
             "batch-invalid",
@@ -129,4 +123,4 @@ def open_served(
     # Compiled now, so that the first request does not wait for it.
     draw(0)
     desk = Desk(reader, Batcher(engine, draw, others), metadata)
-    return Opened(desk, reader, robot, sha256, deviations_of(engine, wish.steps))
+    return Opened(desk, reader, robot, sha256, engine.deviations)

@@ -30,7 +30,8 @@ class Engine(Protocol):
 
     `horizon` is H and `action_dim` D. `buckets` are the prompt lengths that are compiled, ascending; the last
     is the recipe's model.prompt_tokens. `batches` are the compiled batch sizes, ascending. `cameras` are the
-    cameras of the model that the recipe's data has.
+    cameras of the model that the recipe's data has. `deviations` say what changes the actions beyond
+    rounding.
     """
 
     horizon: int
@@ -38,6 +39,7 @@ class Engine(Protocol):
     buckets: tuple[int, ...]
     batches: tuple[int, ...]
     cameras: tuple[str, ...]
+    deviations: list[str]
 
     def warm(self, say: Callable[[str], None]) -> None:
         """Compiles every shape and runs it once; `say` hears how far it is."""

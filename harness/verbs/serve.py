@@ -161,7 +161,7 @@ def _checked(
 ) -> Any:
     from harness.data.dataset import open_for
     from harness.serve.check import check
-    from harness.serve.plain import open_engine
+    from harness.serve.engine import open_engine
 
     _, data = open_for(own.parts()[0])
     on = _start(device, located, own, console)
@@ -183,8 +183,8 @@ def _served(
     import asyncio
 
     from harness.data.dataset import open_for
+    from harness.serve.engine import open_engine
     from harness.serve.open import open_served
-    from harness.serve.plain import open_engine
     from harness.serve.record import Recorder
     from harness.serve.server import Server
     from harness.serve.summary import summary

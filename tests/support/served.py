@@ -18,7 +18,7 @@ from harness.recipe.schema import Recipe
 from harness.serve.batch import Batcher
 from harness.serve.desk import Desk
 from harness.serve.inputs import Reader
-from harness.serve.plain import cameras_of
+from harness.serve.lengths import cameras_of
 from harness.serve.record import Recorder
 from harness.serve.server import Server, Settings
 from harness.serve.tally import Tally
@@ -42,6 +42,7 @@ class RowEngine:
         self.buckets: tuple[int, ...] = (16, recipe.model.prompt_tokens)
         self.batches, self.cameras = batches, cameras_of(recipe)
         self.delay_s = delay_s
+        self.deviations: list[str] = []
         self.seen: list[tuple[int, int]] = []
         self.fails: Callable[[Inputs], bool] = lambda _: False
 

@@ -10,7 +10,9 @@ import numpy as np
 from harness.checkpoint.locate import Located
 from harness.errors import HarnessError
 from harness.predict.predict import Device, Say
+from harness.recipe.sampling import STEPS, deviations
 from harness.recipe.schema import Recipe
+from harness.serve.lengths import cameras_of
 from harness.serve.types import Inputs
 from harness.units import format_bytes
 
@@ -24,7 +26,10 @@ class PlainEngine:
     `programs` are the compiled ones, by batch size.
     """
 
-    def __init__(self, recipe: Recipe, batches: tuple[int, ...], programs: dict[int, Program]) -> None:
+    def __init__(
+        self, recipe: Recipe, batches: tuple[int, ...], programs: dict[int, Program], steps: int = STEPS
+    ) -> None:
+        self.deviations = deviations(steps)
         self.horizon, self.action_dim = recipe.model.action_horizon, recipe.model.action_dim
         self.buckets: tuple[int, ...] = (recipe.model.prompt_tokens,)
         self.batches = batches
@@ -42,11 +47,6 @@ class PlainEngine:
         """Normalized actions float32 [B, H, D] from noise float32 [B, H, D]."""
         program = self._programs[len(noise)]
         return np.asarray(program(inputs.images, inputs.tokens, inputs.token_mask, noise), np.float32)
-
-
-def cameras_of(recipe: Recipe) -> tuple[str, ...]:
-    """The cameras of the model that the recipe's data has."""
-    return tuple(camera for camera, feature in recipe.data.cameras.items() if feature is not None)
 
 
 def empty_inputs(cameras: tuple[str, ...], rows: int, length: int, size: int) -> Inputs:
@@ -108,7 +108,7 @@ def open_engine(
     say(f"loading the parameters of {located.path}")
     params = load_params(located.path, setup.shapes.params, base=base, keep=keeper(setup)).params
     programs: dict[int, Program] = {rows: _with(params, one) for rows, one in compiled.items()}
-    return PlainEngine(recipe, batches, programs)
+    return PlainEngine(recipe, batches, programs, steps)
 
 
 def _with(params: Any, compiled: Any) -> Program:
