@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.artifacts import Serving
     from harness.checkpoint.locate import Located
     from harness.recipe.schema import Recipe
-    from harness.serve.open import Wish
+    from harness.serve.open import OpenEngine, Wish
 
 
 def serve(
@@ -135,6 +135,13 @@ def serve(
     console.say(f"times: {written}")
 
 
+def _engine() -> OpenEngine:
+    """What makes the engine, for serving and for --check alike."""
+    from harness.serve.plain import open_engine
+
+    return open_engine
+
+
 def _start(device: str | None, located: Located, own: Recipe, console: Progress) -> Any:
     """The device, with JAX started there and on the host's processor, where noise is drawn."""
     import os
@@ -161,11 +168,10 @@ def _checked(
 ) -> Any:
     from harness.data.dataset import open_for
     from harness.serve.check import check
-    from harness.serve.plain import open_engine
 
     _, data = open_for(own.parts()[0])
     on = _start(device, located, own, console)
-    return check(located, own, data, frames, wish, on, console.say, open_engine)
+    return check(located, own, data, frames, wish, on, console.say, _engine())
 
 
 def _served(
@@ -184,7 +190,6 @@ def _served(
 
     from harness.data.dataset import open_for
     from harness.serve.open import open_served
-    from harness.serve.plain import open_engine
     from harness.serve.record import Recorder
     from harness.serve.server import Server
     from harness.serve.summary import summary
@@ -195,7 +200,7 @@ def _served(
     on = _start(device, located, own, console)
     tally = Tally()
     opened = open_served(
-        located, own, wish, on, console.say, open_engine, data=data, others=lambda: tally.clients
+        located, own, wish, on, console.say, _engine(), data=data, others=lambda: tally.clients
     )
     for deviation in opened.deviations:
         console.warn(f"deviation: {deviation}")
