@@ -228,6 +228,14 @@ def test_openpis_name_of_one_camera_is_not_taken_where_the_dataset_calls_another
     np.testing.assert_array_equal(plain.images["left_wrist_0_rgb"], other.images["base_0_rgb"])
 
 
+def test_features_whose_names_differ_in_nothing_that_counts_are_told_apart() -> None:
+    alike = ("data.cameras.base_0_rgb=image", "data.cameras.left_wrist_0_rgb=observation.image")
+    first, second = libero()["observation/image"], libero()["observation/wrist_image"]
+    asked = read({"image": first, "observation.image": second, "prompt": "go"}, *alike)
+    np.testing.assert_array_equal(asked.images["base_0_rgb"], resize_with_pad(first, 56))
+    np.testing.assert_array_equal(asked.images["left_wrist_0_rgb"], resize_with_pad(second, 56))
+
+
 def test_actions_that_are_not_finite_are_no_answer() -> None:
     reader = reader_of(tiny(), BUCKETS)
     with pytest.raises(HarnessError) as caught:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.errors import HarnessError
 from harness.received.consent import grant, hear
 from harness.show.progress import Progress
 from harness.verbs.answers import answer, dataset_overrides
@@ -106,7 +107,7 @@ def serve(
     from harness.checkpoint.locate import locate, recipe_of
     from harness.predict.predict import output_directory
     from harness.run.directory import RunDir
-    from harness.serve.access import check_open, read_key
+    from harness.serve.access import check_open, check_port, read_key
     from harness.serve.open import Wish, check_wish
     from harness.serve.server import Settings
     from harness.show.serving import serve_check_table, serving_table
@@ -129,10 +130,14 @@ def serve(
     if without_key:
         console.warn(f"everybody who reaches {host} port {port} may use this policy: --without-key")
     settings = Settings(host, port, key, max_clients)
+    check_port(host, port)
     served = _served(located, own, wish, settings, record, device, console, named=dataset is not None)
-    written = directory.write(served)
+    try:
+        console.say(f"times: {directory.write(served)}")
+    except HarnessError as error:
+        # Somebody else's run may lie where only he may write; the answer is printed all the same.
+        console.warn(f"{served.FILE} was not written: {error.what}")
     answer(served, as_json, serving_table)
-    console.say(f"times: {written}")
 
 
 def _engine() -> OpenEngine:
