@@ -160,7 +160,7 @@ def test_openpis_own_checkpoint_serves_in_bfloat16_with_its_adapters_merged(
     w = opened.leaves[path].read(np.dtype(np.float32))
     if kind == "lora":
         a, b = (opened.leaves[f"{path}_lora_{x}"].read(np.dtype(np.float32)) for x in "ab")
-        w = w + a @ b
+        w = (w + a.astype(np.float64) @ b.astype(np.float64)).astype(np.float32)
     np.testing.assert_array_equal(
         np.asarray(arrays.language.layers[1].down, np.float32), w[1].astype(jnp.bfloat16).astype(np.float32)
     )

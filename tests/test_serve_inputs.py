@@ -112,6 +112,22 @@ def test_every_robot_of_openpi_gives_the_model_what_training_gives_it(
     assert asked.seed == 20
 
 
+def test_alohas_map_of_pictures_is_taken_as_openpis_example_client_sends_it(tmp_path: Path) -> None:
+    """With a fourth camera that the model does not see. Source: openpi examples/simple_client/main.py."""
+    dataset = robots.write(tmp_path, robots.aloha())
+    recipe = recipe_of("aloha_pen_uncap", dataset)
+    stats = dict(stats_of("aloha_pen_uncap").norm_stats.items())
+    reader = Reader(recipe, stats, 14, (recipe.model.prompt_tokens,), load_tokenizer("sample"))
+    random = np.random.default_rng(0)
+    names = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
+    images = {name: random.integers(0, 256, (3, 224, 224), dtype=np.uint8) for name in names}
+    asked = reader.read({"state": np.ones(14), "images": images, "prompt": "do something"})
+    for camera, name in (("base_0_rgb", "cam_high"), ("right_wrist_0_rgb", "cam_right_wrist")):
+        np.testing.assert_array_equal(asked.images[camera], images[name].transpose(1, 2, 0))
+    assert len(asked.images) == 3
+    assert reader.actions(np.zeros((50, 32), np.float32), asked).shape == (50, 14)
+
+
 def test_pictures_of_any_size_are_resized_with_padding() -> None:
     random = np.random.default_rng(0)
     for shape in ((480, 640, 3), (56, 56, 3), (7, 300, 3), (1, 1, 3)):
@@ -210,6 +226,14 @@ def test_openpis_name_of_one_camera_is_not_taken_where_the_dataset_calls_another
     plain, other = read(libero()), read(libero(), *crossed)
     np.testing.assert_array_equal(plain.images["base_0_rgb"], other.images["left_wrist_0_rgb"])
     np.testing.assert_array_equal(plain.images["left_wrist_0_rgb"], other.images["base_0_rgb"])
+
+
+def test_features_whose_names_differ_in_nothing_that_counts_are_told_apart() -> None:
+    alike = ("data.cameras.base_0_rgb=image", "data.cameras.left_wrist_0_rgb=observation.image")
+    first, second = libero()["observation/image"], libero()["observation/wrist_image"]
+    asked = read({"image": first, "observation.image": second, "prompt": "go"}, *alike)
+    np.testing.assert_array_equal(asked.images["base_0_rgb"], resize_with_pad(first, 56))
+    np.testing.assert_array_equal(asked.images["left_wrist_0_rgb"], resize_with_pad(second, 56))
 
 
 def test_actions_that_are_not_finite_are_no_answer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ import pytest
 
 from harness.checkpoint.locate import Located, locate, recipe_of
 from harness.data.dataset import open_for
+from harness.data.lerobot import open_dataset
 from harness.predict.predict import Device
+from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
 from harness.serve.batch import stacked
 from harness.serve.open import Opened, Wish, open_served
 from harness.serve.robot import robot_of
 from harness.serve.wire import unpack
+from tests.support import robots
 from tests.support.openpi_checkpoints import openpi_checkpoint
 from tests.support.plain_engine import open_engine
-from tests.support.served import libero
+from tests.support.served import libero, unit_stats
 from tests.support.tiny import LORA
 from tests.test_predict import save
 
@@ -54,7 +58,7 @@ def test_the_handshake_says_what_the_robot_sends_and_gets(step: Path) -> None:
     assert (found["actions"]["horizon"], found["actions"]["dimensions"]) == (10, 7)
     assert found["actions"]["learned_relative_to_the_state"] == [0, 1, 2]
     assert (found["fps"], found["contract_version"]) == (None, 1)
-    assert found["unknown"].keys() == {"fps", "actions.units"}
+    assert found["unknown"].keys() == {"fps", "actions.units", "state.names", "actions.names"}
     assert len(found["norm_stats_sha256"]) == len(found["checkpoint"]["sha256"]) == 64
     assert found["deviations"] == [
         "--steps 1: 1 Euler steps instead of 10; what it costs in success is not known"
@@ -68,6 +72,26 @@ def test_a_named_dataset_says_the_rate(step: Path) -> None:
     recipe = recipe_of(located, None)
     robot = robot_of(located, recipe, open_for(recipe)[1])
     assert (robot.state, robot.actions, robot.fps, robot.unknown) == (8, 7, 20.0, {})
+
+
+def test_a_named_dataset_says_what_its_dimensions_are_called(tmp_path: Path) -> None:
+    made = robots.aloha()
+    data = open_dataset(robots.write(tmp_path / "arms", made))
+    recipe = load_recipe("pi05_aloha", [f"data.dataset={data.path}"])
+    (tmp_path / "step/assets" / recipe.data.asset_id).mkdir(parents=True)
+    body = {key: unit_stats(32).model_dump() for key in ("state", "actions")}
+    for one in body.values():
+        for values in one.values():
+            if values:
+                values[14:] = [0.0] * 18
+    file = tmp_path / "step/assets" / recipe.data.asset_id / "norm_stats.json"
+    file.write_text(json.dumps({"norm_stats": body}))
+    located = Located(tmp_path / "step", None, None)
+    named, alone = robot_of(located, recipe, data), robot_of(located, recipe, None)
+    assert named.names == {"state": made.names["action"], "actions": made.names["action"]}
+    assert (named.fps, alone.fps, alone.names) == (50.0, None, {})
+    assert (named.state, named.actions) == (alone.state, alone.actions) == (14, 14)
+    assert named.stats == alone.stats
 
 
 def test_other_statistics_or_weights_have_other_hashes(step: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from harness.errors import HarnessError
-from harness.serve.access import Key, check_open, is_loopback, read_key
+from harness.serve.access import Key, check_open, check_port, is_loopback, read_key
 from harness.serve.batch import stacked
 from harness.serve.client import Client
 from harness.serve.record import Recorder
@@ -220,6 +220,13 @@ def test_the_port_is_taken() -> None:
     with serving() as running, pytest.raises(HarnessError) as caught, serving(port=running.port):
         pass
     assert caught.value.code == "port-taken"
+    with serving() as running, pytest.raises(HarnessError) as caught:
+        check_port("127.0.0.1", running.port)
+    assert caught.value.code == "port-taken"
+    check_port("127.0.0.1", 0)
+    check_port("localhost", 0)
+    with pytest.raises(HarnessError):
+        check_port("192.0.2.1", 0)
 
 
 @pytest.mark.parametrize(

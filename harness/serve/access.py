@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import socket
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -90,6 +91,34 @@ def check_open(host: str, key: Key | None, *, without_key: bool) -> None:
             need="a key that clients send (WebsocketClientPolicy(host, port, api_key))",
             fix="--api-key-file FILE, or --without-key if everybody who reaches the port may use the policy",
         )
+
+
+def check_port(host: str, port: int) -> None:
+    """Checks that the port can be listened on now, before minutes are spent on the weights.
+
+    Raises: HarnessError "port-taken".
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+            # Two sockets may be bound to one address; only one of them listens.
+            tried.listen(1)
+    except OSError as error:
+        raise port_taken(host, port, error) from error
+
+
+def port_taken(host: str, port: int, error: OSError) -> HarnessError:
+    """The refusal of an address that cannot be listened on."""
+    return HarnessError(
+        "port-taken",
+        f"cannot listen on {host} port {port}",
+        got=error.strerror or str(error),
+        need="an address of this machine and a free port",
+        fix="--port 8001, or --host 127.0.0.1",
+    )
 
 
 def is_loopback(host: str) -> bool:

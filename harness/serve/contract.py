@@ -31,6 +31,9 @@ def metadata_of(
     relative = [number for number in numbers_of(data.relative) if number < robot.actions]
     units = _units(data.adapt)
     unknown = dict(robot.unknown)
+    for key in ("state", "actions"):
+        if key not in robot.names:
+            unknown[f"{key}.names"] = "no dataset with names of its dimensions is named (--dataset)"
     if units is None:
         unknown["actions.units"] = "LeRobot datasets record none; they are those of the dataset"
     return {
@@ -53,6 +56,7 @@ def metadata_of(
         "state": {
             "keys": [list(names) for names in reader.states],
             "dimensions": robot.state,
+            "names": robot.names.get("state"),
             "units": units,
             "needed": reader.needs_state,
         },
@@ -61,6 +65,7 @@ def metadata_of(
             "key": "actions",
             "horizon": engine.horizon,
             "dimensions": robot.actions,
+            "names": robot.names.get("actions"),
             "units": units,
             "answered": "absolute, in the dataset's units",
             "learned_relative_to_the_state": relative,

@@ -24,7 +24,7 @@ from harness.errors import HarnessError
 from harness.predict.predict import in_units
 from harness.received.text import one_line
 from harness.recipe.schema import Recipe
-from harness.serve.names import PROMPT, SEED, camera_names, flat, plain, state_names
+from harness.serve.names import PROMPT, SEED, Names
 from harness.serve.noise import MOST_SEED
 from harness.serve.pictures import picture
 
@@ -65,7 +65,8 @@ class Reader:
         tokenizer: Tokenizer,
     ) -> None:
         self.recipe, self.buckets, self.state_width = recipe, buckets, state_width
-        self.cameras, self.states = camera_names(recipe.data), state_names(recipe.data)
+        self._names = Names(recipe.data)
+        self.cameras, self.states = self._names.cameras, self._names.states
         self._space, self._stats, self._tokenizer = Space.of(recipe.data), dict(stats), tokenizer
         in_prompt = recipe.model.discrete_state_input and recipe.data.state is not None
         self.state_in_prompt = in_prompt and "state" in stats
@@ -73,9 +74,6 @@ class Reader:
             self.state_width = len(stats["state"].mean or stats["state"].q01)
         self.needs_state = self.state_in_prompt or any(self._space.relative)
         self._plain_tokens = functools.lru_cache(_KEPT_PROMPTS)(self._encoded)
-        known = [name for names in self.cameras.values() for name in names]
-        known += [name for names in self.states for name in names]
-        self._known = {plain(name) for name in (*known, PROMPT, SEED)}
 
     @property
     def needs_prompt(self) -> bool:
@@ -106,7 +104,7 @@ class Reader:
             raise _invalid(
                 "the observation is no map", type(observation).__name__, "a map of keys and values"
             )
-        found = flat(observation)
+        found = self._names.flat(observation)
         self._refuse_slips(found)
         images = {
             camera: picture(*self._of(found, names, f"the camera {camera}"), self.recipe.model.image_size)
@@ -133,21 +131,22 @@ class Reader:
 
     def _of(self, found: Mapping[str, tuple[str, Any]], names: list[str], what: str) -> tuple[str, Any]:
         for name in names:
-            if plain(name) in found:
-                return found[plain(name)]
+            if self._names.key(name) in found:
+                return found[self._names.key(name)]
         raise _missing(what, found, names[0])
 
     def _state(self, found: Mapping[str, tuple[str, Any]]) -> np.ndarray | None:
-        names = next((names for names in self.states if all(plain(name) in found for name in names)), None)
+        key = self._names.key
+        names = next((names for names in self.states if all(key(name) in found for name in names)), None)
         if names is None:
             if self.needs_state:
                 raise _missing("the state", found, " and ".join(self.states[0]))
             return None
-        state = np.concatenate([_vector(*found[plain(name)]) for name in names])
+        state = np.concatenate([_vector(*found[key(name)]) for name in names])
         if self.state_width is not None and len(state) != self.state_width:
             raise _invalid(
                 "the state has another number of dimensions than the robot that was trained on",
-                f"{len(state)} in {' and '.join(found[plain(name)][0] for name in names)}",
+                f"{len(state)} in {' and '.join(found[key(name)][0] for name in names)}",
                 f"{self.state_width}",
             )
         return state
@@ -194,7 +193,7 @@ class Reader:
 
         Other keys that are read by nobody are let pass, as openpi's server does: a fourth camera, for one.
         """
-        for name in found.keys() - self._known:
+        for name in found.keys() - self._names.known:
             near = difflib.get_close_matches(name[:100], [PROMPT, SEED], n=1, cutoff=_A_SLIP)
             if near:
                 raise _invalid("a key is not known", one_line(repr(found[name][0][:100])), repr(near[0]))

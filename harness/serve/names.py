@@ -8,6 +8,7 @@ Source: openpi src/openpi/policies/libero_policy.py, droid_policy.py, aloha_poli
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,47 +37,54 @@ def plain(name: str) -> str:
     return found
 
 
-def flat(observation: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Plain name → the client's own name and the value. Maps in maps are joined with slashes.
+class Names:
+    """The names of one recipe.
 
-    Raises: HarnessError "observation-invalid" if two names mean the same.
+    `cameras`: camera of the model, in the model's order → the names under which its picture is taken, the
+    dataset's own first. openpi's name of one camera is not taken where the dataset calls another camera so.
+    `states`: the sets of names under which the state is taken, likewise; empty without a state.
     """
-    found: dict[str, tuple[str, Any]] = {}
-    todo: list[tuple[str, Any, int]] = [(key, value, 1) for key, value in reversed(list(observation.items()))]
-    while todo:
-        key, value, depth = todo.pop()
-        if isinstance(value, Mapping) and depth <= _DEEPEST:
-            todo += [(f"{key}/{name}", child, depth + 1) for name, child in reversed(list(value.items()))]
-            continue
-        if plain(key) in found:
-            raise HarnessError(
-                "observation-invalid",
-                "two keys of the observation mean the same",
-                got=one_line(f"{found[plain(key)][0][:100]!r} and {key[:100]!r}"),
-                need="each once",
-                fix="leave one of them out",
-            )
-        found[plain(key)] = (key, value)
-    return found
 
+    def __init__(self, data: Data) -> None:
+        features: dict[str, str | None] = {str(camera): name for camera, name in data.cameras.items()}
+        own = {camera: name for camera in CAMERAS if (name := features.get(camera)) is not None}
+        alike = Counter(map(plain, {*own.values(), *data.state_features}))
+        # A dataset may have two features whose names differ in nothing that counts. They are told apart.
+        self._apart = {name for name in (*own.values(), *data.state_features) if alike[plain(name)] > 1}
+        self.cameras: dict[str, list[str]] = {}
+        for camera, feature in own.items():
+            others = {plain(name) for other, name in own.items() if other != camera}
+            more = (*OPENPI_CAMERAS.get(camera, ()), camera, f"images/{camera}")
+            self.cameras[camera] = [feature, *(n for n in more if n != feature and plain(n) not in others)]
+        states = [tuple(data.state_features), *OPENPI_STATES] if data.state_features else []
+        self.states: list[tuple[str, ...]] = list(dict.fromkeys(states))
+        known = [name for names in (*self.cameras.values(), *self.states) for name in names]
+        self.known = {self.key(name) for name in (*known, PROMPT, SEED)}
 
-def camera_names(data: Data) -> dict[str, list[str]]:
-    """Camera of the model → the names under which its picture is taken, the dataset's own first.
+    def key(self, name: str) -> str:
+        """What `flat` finds a name by: the plain one; where two have the same plain one, the name itself."""
+        return name if name in self._apart else plain(name)
 
-    openpi's name of one camera is not taken where the dataset calls another camera so.
-    """
-    # In the order in which the model has them.
-    own = {camera: name for camera in CAMERAS if (name := data.cameras.get(camera)) is not None}  # type: ignore[call-overload]
-    found: dict[str, list[str]] = {}
-    for camera, feature in own.items():
-        others = {plain(name) for other, name in own.items() if other != camera}
-        names = [feature, *OPENPI_CAMERAS.get(camera, ()), camera, f"images/{camera}"]
-        found[camera] = [name for name in dict.fromkeys(names) if plain(name) not in others]
-    return found
+    def flat(self, observation: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+        """`key` of each name → the client's own name and the value. Maps in maps are joined with slashes.
 
-
-def state_names(data: Data) -> list[tuple[str, ...]]:
-    """The sets of names under which the state is taken, the dataset's own first; empty without a state."""
-    if not data.state_features:
-        return []
-    return list(dict.fromkeys([tuple(data.state_features), *OPENPI_STATES]))
+        Raises: HarnessError "observation-invalid" if two names mean the same.
+        """
+        found: dict[str, tuple[str, Any]] = {}
+        todo: list[tuple[str, Any, int]] = [(name, value, 1) for name, value in observation.items()][::-1]
+        while todo:
+            name, value, depth = todo.pop()
+            if isinstance(value, Mapping) and depth <= _DEEPEST:
+                todo += [(f"{name}/{inner}", child, depth + 1) for inner, child in value.items()][::-1]
+                continue
+            key = self.key(name)
+            if key in found:
+                raise HarnessError(
+                    "observation-invalid",
+                    "two keys of the observation mean the same",
+                    got=one_line(f"{found[key][0][:100]!r} and {name[:100]!r}"),
+                    need="each once",
+                    fix="leave one of them out",
+                )
+            found[key] = (name, value)
+        return found

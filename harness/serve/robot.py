@@ -19,6 +19,7 @@ from harness.data.norm_files import Key
 from harness.data.space import ALOHA_DIMENSIONS
 from harness.errors import HarnessError
 from harness.predict.predict import checkpoint_stats, stored_stats
+from harness.received.text import one_line
 from harness.recipe.dimensions import numbers_of
 from harness.recipe.schema import Recipe
 from harness.run.directory import RunDir
@@ -27,7 +28,8 @@ from harness.run.directory import RunDir
 class Robot(NamedTuple):
     """`state` and `actions` are numbers of dimensions; those of the state are None if nobody says them.
 
-    `fps` is the rate of the recordings in frames a second, None if unknown. `stats` has no padding.
+    `fps` is the rate of the recordings in frames a second, None if unknown. `stats` has no padding. `names`
+    are those of the dimensions of "state" and "actions", where the dataset was named and has them.
     """
 
     state: int | None
@@ -35,6 +37,7 @@ class Robot(NamedTuple):
     fps: float | None
     stats: dict[str, DimensionStats]
     unknown: dict[str, str]
+    names: dict[str, list[str]] = {}
 
 
 def robot_of(located: Located, recipe: Recipe, data: LeRobotDataset | None) -> Robot:
@@ -50,6 +53,7 @@ def robot_of(located: Located, recipe: Recipe, data: LeRobotDataset | None) -> R
             data.fps,
             dict(checkpoint_stats(located, recipe, data)),
             {},
+            _names(recipe, data),
         )
     recorded = _recorded(located, recipe)
     widths = widths_of(recipe.data, recorded.features) if recorded is not None else {}
@@ -73,6 +77,17 @@ def robot_of(located: Located, recipe: Recipe, data: LeRobotDataset | None) -> R
         )
     fps = recorded.fps if recorded is not None else None
     return Robot(state, _width(stats["actions"]), fps, stats, unknown)
+
+
+def _names(recipe: Recipe, data: LeRobotDataset) -> dict[str, list[str]]:
+    """The names of each dimension, for the vectors all of whose features have them."""
+    vectors = {"state": recipe.data.state_features, "actions": (recipe.data.actions,)}
+    found = {}
+    for key, features in vectors.items():
+        parts = [data.names.get(name, []) for name in features]
+        if parts and all(parts):
+            found[key] = [one_line(name) for part in parts for name in part]
+    return found
 
 
 def _recorded(located: Located, recipe: Recipe) -> Dataset | None:

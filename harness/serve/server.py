@@ -24,7 +24,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from harness.errors import HarnessError
-from harness.serve.access import Key
+from harness.serve.access import Key, port_taken
 from harness.serve.batch import Sampled
 from harness.serve.desk import Desk, sentence
 from harness.serve.record import Recorder
@@ -121,13 +121,7 @@ class Server:
                 logger=_silent,
             )
         except OSError as error:
-            raise HarnessError(
-                "port-taken",
-                f"cannot listen on {self._settings.host} port {self._settings.port}",
-                got=error.strerror or str(error),
-                need="an address of this machine and a free port",
-                fix="--port 8001, or --host 127.0.0.1",
-            ) from error
+            raise port_taken(self._settings.host, self._settings.port, error) from error
 
     def _handshake(self, connection: ServerConnection, request: Request) -> Response | None:
         """What is answered instead of a websocket: health, metrics, or why the client is not let in."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.errors import HarnessError
 from harness.received.consent import grant, hear
 from harness.show.progress import Progress
 from harness.verbs.answers import answer, dataset_overrides
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from harness.artifacts import Serving
     from harness.checkpoint.locate import Located
     from harness.recipe.schema import Recipe
-    from harness.serve.open import Wish
+    from harness.serve.open import OpenEngine, Wish
 
 
 def serve(
@@ -106,7 +107,7 @@ def serve(
     from harness.checkpoint.locate import locate, recipe_of
     from harness.predict.predict import output_directory
     from harness.run.directory import RunDir
-    from harness.serve.access import check_open, read_key
+    from harness.serve.access import check_open, check_port, read_key
     from harness.serve.open import Wish, check_wish
     from harness.serve.server import Settings
     from harness.show.serving import serve_check_table, serving_table
@@ -129,10 +130,21 @@ def serve(
     if without_key:
         console.warn(f"everybody who reaches {host} port {port} may use this policy: --without-key")
     settings = Settings(host, port, key, max_clients)
+    check_port(host, port)
     served = _served(located, own, wish, settings, record, device, console, named=dataset is not None)
-    written = directory.write(served)
+    try:
+        console.say(f"times: {directory.write(served)}")
+    except HarnessError as error:
+        # Somebody else's run may lie where only he may write; the answer is printed all the same.
+        console.warn(f"{served.FILE} was not written: {error.what}")
     answer(served, as_json, serving_table)
-    console.say(f"times: {written}")
+
+
+def _engine() -> OpenEngine:
+    """What makes the engine, for serving and for --check alike."""
+    from harness.serve.engine import open_engine
+
+    return open_engine
 
 
 def _start(device: str | None, located: Located, own: Recipe, console: Progress) -> Any:
@@ -161,11 +173,10 @@ def _checked(
 ) -> Any:
     from harness.data.dataset import open_for
     from harness.serve.check import check
-    from harness.serve.engine import open_engine
 
     _, data = open_for(own.parts()[0])
     on = _start(device, located, own, console)
-    return check(located, own, data, frames, wish, on, console.say, open_engine)
+    return check(located, own, data, frames, wish, on, console.say, _engine())
 
 
 def _served(
@@ -183,7 +194,6 @@ def _served(
     import asyncio
 
     from harness.data.dataset import open_for
-    from harness.serve.engine import open_engine
     from harness.serve.open import open_served
     from harness.serve.record import Recorder
     from harness.serve.server import Server
@@ -195,7 +205,7 @@ def _served(
     on = _start(device, located, own, console)
     tally = Tally()
     opened = open_served(
-        located, own, wish, on, console.say, open_engine, data=data, others=lambda: tally.clients
+        located, own, wish, on, console.say, _engine(), data=data, others=lambda: tally.clients
     )
     for deviation in opened.deviations:
         console.warn(f"deviation: {deviation}")
