@@ -6,6 +6,7 @@ saves. Processes that a test starts inherit these settings. Equal programs are c
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -31,6 +32,11 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false"
 )
+# JAX keeps millions of small objects, and to walk them over and over is a tenth of a test's time. This process
+# collects seldom, and so do those it starts: their interpreter reads sitecustomize.py from there.
+gc.set_threshold(20_000, 20, 20)
+STARTUP = os.path.join(os.path.dirname(__file__), "support", "startup")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (STARTUP, os.environ.get("PYTHONPATH"))))
 # One directory a session, made by the process that starts the workers: nothing older can hide a change.
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not _IS_WORKER or "PYTEST_JAX_CACHE" not in os.environ:
