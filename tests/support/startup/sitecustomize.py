@@ -1,4 +1,4 @@
-"""Read by every interpreter that a test starts: it collects as seldom as the tests' own (tests/conftest.py)."""
+"""Read by every interpreter that a test starts: it collects as seldom as the tests (tests/conftest.py)."""
 
 import gc
 
