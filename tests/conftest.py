@@ -46,8 +46,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Files that take long, the longest first: a worker that got one of them last would keep the others waiting.
 _LONG = (
-    "train_levers",
     "train_sharding",
+    "train_levers",
     "model_parity",
     "train_loop",
     "train_held_out",
@@ -70,6 +70,13 @@ _LONG = (
     "train_augment",
     "predict",
     "openpi_run",
+    "train_held_out_composed",
+    "train_moments",
+    "train_start",
+    "analyse_patterns",
+    "cli",
+    "analyse_source",
+    "show_text",
     "container_asked",
 )
 
