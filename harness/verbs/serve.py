@@ -23,9 +23,10 @@ from harness.verbs.options import (
 )
 
 if TYPE_CHECKING:
-    from harness.artifacts import Serving
+    from harness.artifacts import Artifact, Serving
     from harness.checkpoint.locate import Located
     from harness.recipe.schema import Recipe
+    from harness.run.directory import RunDir
     from harness.serve.open import OpenEngine, Wish
 
 
@@ -137,7 +138,7 @@ def serve(
     directory = RunDir(output_directory(located, run))
     if check is not None:
         found = _checked(located, own, wish, frames, device, console)
-        directory.write(found)
+        _write(directory, found, console)
         answer(found, as_json, serve_check_table)
         raise typer.Exit(0 if found.verdict == "equal" else 1)
     if without_key:
@@ -145,12 +146,16 @@ def serve(
     settings = Settings(host, port, key, max_clients)
     check_port(host, port)
     served = _served(located, own, wish, settings, record, device, console, named=dataset is not None)
-    try:
-        console.say(f"times: {directory.write(served)}")
-    except HarnessError as error:
-        # Somebody else's run may lie where only he may write; the answer is printed all the same.
-        console.warn(f"{served.FILE} was not written: {error.what}")
+    _write(directory, served, console)
     answer(served, as_json, serving_table)
+
+
+def _write(directory: RunDir, artifact: Artifact, console: Progress) -> None:
+    """Writes the artifact; somebody else's run may lie where only he may write, and that ends nothing."""
+    try:
+        console.say(f"written: {directory.write(artifact)}")
+    except HarnessError as error:
+        console.warn(f"{artifact.FILE} was not written: {error.what}")
 
 
 def _engine() -> OpenEngine:
