@@ -135,8 +135,8 @@ def test_a_frame_of_17_mib_is_refused_with_1009_and_harms_nobody() -> None:
 def test_pings_health_and_others_are_answered_during_a_slow_call() -> None:
     """The program of `benchmarks/serve_load.py --slow 45` shows the same of a call of 45 s."""
     with (
-        serving(RowEngine(tiny(), delay_s=2.0)) as running,
-        raw(running, ping_interval=0.2, ping_timeout=0.5) as slow,
+        serving(RowEngine(tiny(), delay_s=4.0)) as running,
+        raw(running, ping_interval=0.5, ping_timeout=1.5) as slow,
     ):
         slow.recv()
         slow.send(pack(libero()))
@@ -144,7 +144,7 @@ def test_pings_health_and_others_are_answered_during_a_slow_call() -> None:
         assert get(running, "/healthz")[:2] == (200, "OK\n")
         with raw(running) as other:
             other.recv()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 3.0
         assert unpack(slow.recv())["actions"].shape == (10, 7)
 
 
