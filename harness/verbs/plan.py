@@ -152,7 +152,7 @@ def plan(
     if serve:
         from harness.flow.serving import plan_of
 
-        planned = plan_of(Question(run, recipe, sets or [], asked, wait=False), batch or 1)
+        planned = plan_of(Question(run, recipe, sets or [], asked, wait=False), 1 if batch is None else batch)
         answer(planned, as_json, serving_view)
         raise typer.Exit(0 if planned.fits is not False else 1)
     # It may be asked of either trainer about any run.
