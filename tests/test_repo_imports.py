@@ -55,7 +55,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "plan": (set(), {"train", "serve"}),
     "predict": ({"data", "checkpoint"}, {"model", "train"}),
     # The modules of NUMERIC compute; the server and what is around it know no JAX.
-    "serve": ({"data", "checkpoint", "predict", "model", "train"}, {"plan"}),
+    "serve": ({"data", "checkpoint", "predict", "model", "train"}, set()),
     # Each process that starts or follows openpi reads what a trainer reads, and computes nothing.
     "openpi": ({"plan", "data", "analyse"}, {"train", "checkpoint", "supervise"}),
     # Tables and pictures of artifacts; two pictures need the names of what they draw.
