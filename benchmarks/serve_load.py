@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of load, or of the slow call")
     parser.add_argument("--count", type=int, default=1000, help="round trips, or mutated frames")
     parser.add_argument("--batch", type=int, default=4, help="rows of the load's batch")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between a client's requests (load)")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     if asked.part == "overhead":
@@ -55,7 +56,7 @@ def main() -> int:
         return _slow(asked.seconds)
     if asked.part == "mutated":
         return _mutated(asked.count, asked.seed)
-    return _load(asked.seconds, asked.batch)
+    return _load(asked.seconds, asked.batch, asked.pause)
 
 
 class Child:
@@ -225,8 +226,11 @@ class Load:
         self.answers, self.lost, self.wrong = [0] * _CLIENTS, 0, 0
         self.errors: list[str] = []
 
-    def talk(self, port: int, number: int, until: float) -> None:
-        """Asks in turn for the same few observations, whose answers must be the same bits each time."""
+    def talk(self, port: int, number: int, until: float, pause: float) -> None:
+        """Asks in turn for the same few observations, whose answers must be the same bits each time.
+
+        It waits `pause` seconds after each.
+        """
         asked = [libero(100 * number + n, noise_seed=1000 * number + n) for n in range(_DISTINCT)]
         known: dict[int, bytes] = {}
         try:
@@ -236,6 +240,7 @@ class Load:
                 actions = client.infer(asked[n])["actions"].tobytes()
                 self.wrong += known.setdefault(n, actions) != actions
                 self.answers[number] += 1
+                time.sleep(pause)
             client.close()
             if len(set(known.values())) != len(known):
                 self.wrong += 1
@@ -244,7 +249,7 @@ class Load:
             self.errors.append(f"client {number}: {type(error).__name__}: {error}")
 
 
-def _load(seconds: float, batch: int) -> int:
+def _load(seconds: float, batch: int, pause: float) -> int:
     from tests.support.serve_verb import Verb
     from tests.test_predict import save
 
@@ -256,7 +261,8 @@ def _load(seconds: float, batch: int) -> int:
         process, load = psutil.Process(verb.process.pid), Load()
         until = time.monotonic() + seconds
         threads = [
-            threading.Thread(target=load.talk, args=(verb.port, number, until)) for number in range(_CLIENTS)
+            threading.Thread(target=load.talk, args=(verb.port, number, until, pause))
+            for number in range(_CLIENTS)
         ]
         for thread in threads:
             thread.start()

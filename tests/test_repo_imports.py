@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.source import nodes, parsed
+
 ROOT = Path(__file__).parents[1]
 # What everybody may use, lowest first.
 GROUND = frozenset(
@@ -130,12 +132,12 @@ def _is_put_off(node: ast.AST) -> bool:
     return only_for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
 
 
-def violations(name: str, source: str, *, is_package: bool = False) -> list[str]:
+def violations(name: str, source: ast.Module, *, is_package: bool = False) -> list[str]:
     """What the module `name` (without `harness.`) imports against the table."""
     package = ["harness", *name.split(".")] if is_package else ["harness", *name.split(".")[:-1]]
     here = room(name)
     found = []
-    for module, inside in imports(ast.parse(source), package):
+    for module, inside in imports(source, package):
         top, _, rest = module.partition(".")
         if top == "harness" and rest:
             there = room(rest)
@@ -156,7 +158,7 @@ def test_every_room_is_in_the_table() -> None:
 def test_imports_follow_the_table(path: Path) -> None:
     name = dotted(path)
     if name:
-        assert violations(name, path.read_text(), is_package=path.name == "__init__.py") == []
+        assert violations(name, parsed(path), is_package=path.name == "__init__.py") == []
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_imports_follow_the_table(path: Path) -> None:
     ],
 )
 def test_the_check_sees_a_violation(name: str, source: str) -> None:
-    assert len(violations(name, source)) == 1
+    assert len(violations(name, ast.parse(source))) == 1
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_the_check_sees_a_violation(name: str, source: str) -> None:
     ],
 )
 def test_the_check_lets_the_allowed_pass(name: str, source: str) -> None:
-    assert violations(name, source) == []
+    assert violations(name, ast.parse(source)) == []
 
 
 def test_nothing_before_train_loads_jax() -> None:
@@ -211,11 +213,7 @@ def test_nothing_before_train_loads_jax() -> None:
     ids=lambda path: dotted(path) or "harness",
 )
 def test_only_the_command_line_prints(path: Path) -> None:
-    calls = [
-        node
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    ]
+    calls = [node for node in nodes(path) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     assert [
         call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"
     ] == []
@@ -234,7 +232,7 @@ def test_no_module_outgrows_a_reader(path: Path) -> None:
 def test_no_function_outgrows_a_reader(path: Path) -> None:
     lengths = [
         (node.name, (node.end_lineno or node.lineno) - node.lineno + 1)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert [(name, length) for name, length in lengths if length > 60] == []

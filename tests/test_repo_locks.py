@@ -21,6 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.support.source import nodes
+
 ROOT = Path(__file__).parents[1]
 NAMES = ("cpu", "cuda", "test")
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -98,7 +100,7 @@ def imported() -> set[str]:
     """The packages of others that a module of harness imports, in a function too, as an index names them."""
     found = set()
     for path in (ROOT / "harness").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Import):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

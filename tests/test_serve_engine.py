@@ -166,7 +166,7 @@ def test_openpis_own_checkpoint_serves_in_bfloat16_with_its_adapters_merged(
     )
 
 
-@pytest.mark.parametrize("target", ["openpi-pytorch", "lerobot", "ours"])
+@pytest.mark.parametrize("target", ["openpi-pytorch", "lerobot", "openpi-jax"])
 def test_an_exported_checkpoint_serves_the_same_weights(tmp_path: Path, target: str) -> None:
     recipe = recipe_of_kind("lora")
     # A run's frozen parameters are bfloat16 on disk.
@@ -177,7 +177,7 @@ def test_an_exported_checkpoint_serves_the_same_weights(tmp_path: Path, target: 
     written = tmp_path / "exported"
     deliver(locate(str(step)), recipe, written, Wish(target), quiet)
     located = locate(str(written))
-    merged = recipe_of(located, None) if target == "ours" else recipe_of_kind("full")
+    merged = recipe_of(located, None) if target == "openpi-jax" else recipe_of_kind("full")
     got, want = load(located.path, merged, 3), load(step, recipe, 3)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=1e-6, atol=1e-6)

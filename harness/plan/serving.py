@@ -22,14 +22,15 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from harness.artifacts import ServedShape, ServingPlan
+from harness.artifacts import Machine, ServedShape, ServingPlan
 from harness.errors import HarnessError
 from harness.plan.cards import Card
 from harness.plan.compile import ABSENT_GPU_OPTIONS, in_child
 from harness.plan.cost import SUSTAINED_BYTES, SUSTAINED_COMPUTE, peak_flops
 from harness.plan.launches import kernels_of
-from harness.plan.place import Place
+from harness.plan.place import Place, absent, present
 from harness.plan.source import source_hash
 from harness.recipe.parameters import GEMMA, VISION
 from harness.recipe.sampling import STEPS
@@ -66,6 +67,17 @@ class Answer(Strict):
     bytes: dict[str, int]
     weights: int
     work: list[tuple[int, int, int]]
+
+
+def device_of(recipe: Recipe, machine: Machine, asked: dict[str, Any]) -> Place:
+    """The device that is asked for: a card that is not here, or this machine's. `asked`: see plan.choose.Ask.
+
+    Raises: HarnessError "no-gpu", "gpu-unknown", "gpu-too-old", "gpu-memory-unknown".
+    """
+    vram, ram = asked["vram_bytes"], asked["host_ram_bytes"]
+    if asked["gpu"] is not None or (vram is not None and not machine.gpus and asked["device"] != "cpu"):
+        return absent(asked["gpu"], vram, ram)
+    return present(recipe, machine, device=asked["device"], vram_bytes=vram, host_ram_bytes=ram)
 
 
 def plan_serving(

@@ -169,7 +169,7 @@ def _answers(opened: Opened, frames: list[Frame]) -> list[np.ndarray]:
 
     def serve() -> None:
         try:
-            loop.run_until_complete(server.run(ready, signals=False))
+            loop.run_until_complete(server.run(ready))
         finally:
             listening.set()
 

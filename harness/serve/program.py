@@ -160,7 +160,7 @@ def observed(arrays: Arrays, sizes: Sizes, call: Call) -> Seen:
     seen = image_tokens(arrays.vision, sizes, call.images)  # [B, P·C, D], patch by patch
     x = jnp.concatenate([seen, _embed(arrays.language.table, call.tokens).astype(sizes.dtype)], axis=1)
     patches = seen.shape[1] // call.images.shape[1]
-    real, positions = _places(call, patches, r)
+    real, positions = _counted(call, patches, r)
     acting = jnp.broadcast_to(jnp.arange(r) < sizes.horizon, (b, r))
     keys = jnp.concatenate([real, acting], axis=1)[:, None]  # [B, 1, K]
     turn = _turn(positions, sizes.head_dim)
@@ -170,7 +170,7 @@ def observed(arrays: Arrays, sizes: Sizes, call: Call) -> Seen:
     return Seen(cache, Turn(turn.sin[:, s:], turn.cos[:, s:]), keys)
 
 
-def _places(call: Call, patches: int, rows: int) -> tuple[jax.Array, jax.Array]:
+def _counted(call: Call, patches: int, rows: int) -> tuple[jax.Array, jax.Array]:
     """(which prefix tokens are real [B, S], the position of each token and action row [B, S + R]).
 
     Real tokens are counted camera by camera, then along the prompt, as in training; the order in which they

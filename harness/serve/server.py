@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +54,7 @@ class Settings(NamedTuple):
 
 
 class Server:
-    """Serves a desk until a signal or `stop` ends it. `tally` counts; `recorder` keeps requests, if given."""
+    """Serves a desk until `stop` ends it. `tally` counts; `recorder` keeps requests, if given."""
 
     def __init__(
         self, desk: Desk, settings: Settings, tally: Tally, recorder: Recorder | None = None
@@ -80,24 +79,17 @@ class Server:
         self.ended_by = why
         self._stop.set()
 
-    async def run(self, ready: Callable[[int], None], *, signals: bool = True) -> None:
+    async def run(self, ready: Callable[[int], None]) -> None:
         """Listens, calls `ready` with the port, and returns when the server was stopped and has answered.
 
         Raises: HarnessError "port-taken".
         """
-        loop = asyncio.get_running_loop()
         listener = await self._listen()
         try:
-            if signals:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    loop.add_signal_handler(number, self.stop, number.name)
             ready(listener.sockets[0].getsockname()[1])
             await self._stop.wait()
             await self._drain(listener)
         finally:
-            if signals:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    loop.remove_signal_handler(number)
             listener.close()
             await listener.wait_closed()
             self._readers.shutdown()

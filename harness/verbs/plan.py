@@ -100,11 +100,12 @@ def _check_together(serve: bool, batch: int | None, others: list[str]) -> None:
     Raises: HarnessError "options-together".
     """
     wrong = ["--batch"] if batch is not None and not serve else others if serve else []
-    says = "says nothing of serving" if serve else "is for --serve"
     if wrong:
         raise HarnessError(
             "options-together",
-            f"{' and '.join(wrong)} of harness plan {says}",
+            f"{' and '.join(wrong)} is not for a plan that serves"
+            if serve
+            else "--batch is for a plan that serves",
             got=" ".join([*(["--serve"] if serve else []), *wrong]),
             need="--serve with --gpu, --device, --vram-gib, --batch and --compile",
             fix="harness plan --serve --gpu rtx_4090 --batch 1",
@@ -152,7 +153,7 @@ def plan(
     if serve:
         from harness.flow.serving import plan_of
 
-        planned = plan_of(Question(run, recipe, sets or [], asked, wait=False), batch or 1)
+        planned = plan_of(Question(run, recipe, sets or [], asked, wait=False), 1 if batch is None else batch)
         answer(planned, as_json, serving_view)
         raise typer.Exit(0 if planned.fits is not False else 1)
     # It may be asked of either trainer about any run.

@@ -23,75 +23,88 @@ from harness.verbs.options import (
 )
 
 if TYPE_CHECKING:
-    from harness.artifacts import Serving
+    from harness.artifacts import Artifact, Serving
     from harness.checkpoint.locate import Located
     from harness.recipe.schema import Recipe
+    from harness.run.directory import RunDir
     from harness.serve.open import OpenEngine, Wish
 
 
+PathArgument = Annotated[
+    str,
+    typer.Argument(
+        help=("A run, a checkpoint directory or one step of it, ours or openpi's; local, gs:// or https://.")
+    ),
+]
+HostOption = Annotated[
+    str,
+    typer.Option(
+        "--host",
+        envvar="HARNESS_SERVE_HOST",
+        help="Address to listen on; another than loopback needs a key.",
+    ),
+]
+PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        envvar="HARNESS_API_KEY_FILE",
+        help="File with the key that clients must send in its first line.",
+    ),
+]
+WithoutKeyOption = Annotated[
+    bool,
+    typer.Option("--without-key", help="Let everybody who reaches --host use the policy, without a key."),
+]
+ClientsOption = Annotated[
+    int, typer.Option("--max-clients", min=1, help="The most clients at a time; others are turned away.")
+]
+BatchOption = Annotated[
+    int, typer.Option("--batch", help="Rows that are computed at once, for that many clients.")
+]
+StepsOption = Annotated[int, typer.Option("--steps", help="Euler steps from noise to actions.")]
+PromptOption = Annotated[
+    str | None, typer.Option("--default-prompt", help="The instruction of requests that have none.")
+]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option("--record", help="Directory to keep what is asked and answered, up to 4 GiB."),
+]
+CheckOption = Annotated[
+    str | None,
+    typer.Option(
+        "--check",
+        help=(
+            "Serve nobody: replay frames of this dataset through the client's path and compare with predict."
+        ),
+    ),
+]
+FramesOption = Annotated[int, typer.Option("--frames", help="Frames that --check replays.")]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base", help="Where the base weights are now, for a step that holds only trained parameters."
+    ),
+]
+
+
 def serve(
-    path: Annotated[
-        str,
-        typer.Argument(
-            help=(
-                "A run, a checkpoint directory or one step of it, ours or openpi's; local, gs:// or https://."
-            )
-        ),
-    ],
-    host: Annotated[
-        str,
-        typer.Option(
-            "--host",
-            envvar="HARNESS_SERVE_HOST",
-            help="Address to listen on; another than loopback needs a key.",
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--api-key-file",
-            envvar="HARNESS_API_KEY_FILE",
-            help="File with the key that clients must send in its first line.",
-        ),
-    ] = None,
-    without_key: Annotated[
-        bool,
-        typer.Option("--without-key", help="Let everybody who reaches --host use the policy, without a key."),
-    ] = False,
-    max_clients: Annotated[
-        int, typer.Option("--max-clients", min=1, help="The most clients at a time; others are turned away.")
-    ] = 64,
-    batch: Annotated[
-        int, typer.Option("--batch", help="Rows that are computed at once, for that many clients.")
-    ] = 1,
-    steps: Annotated[int, typer.Option("--steps", help="Euler steps from noise to actions.")] = 10,
-    default_prompt: Annotated[
-        str | None, typer.Option("--default-prompt", help="The instruction of requests that have none.")
-    ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option("--record", help="Directory to keep what is asked and answered, up to 4 GiB."),
-    ] = None,
-    check: Annotated[
-        str | None,
-        typer.Option(
-            "--check",
-            help=(
-                "Serve nobody: replay frames of this dataset through the client's path and compare with"
-                " predict."
-            ),
-        ),
-    ] = None,
-    frames: Annotated[int, typer.Option("--frames", help="Frames that --check replays.")] = 8,
+    path: PathArgument,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    api_key_file: KeyOption = None,
+    without_key: WithoutKeyOption = False,
+    max_clients: ClientsOption = 64,
+    batch: BatchOption = 1,
+    steps: StepsOption = 10,
+    default_prompt: PromptOption = None,
+    record: RecordOption = None,
+    check: CheckOption = None,
+    frames: FramesOption = 8,
     dataset: DatasetOption = None,
     recipe: OwnRecipeOption = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", help="Where the base weights are now, for a step that holds only trained parameters."
-        ),
-    ] = None,
+    base: BaseOption = None,
     device: DeviceOption = None,
     sets: SetOption = None,
     fetch: FetchOption = False,
@@ -116,7 +129,8 @@ def serve(
     hear(fetch=fetch, offline=offline)
     grant(base)
     key = None if api_key_file is None else read_key(api_key_file)
-    check_open(host, key, without_key=without_key)
+    if check is None:
+        check_open(host, key, without_key=without_key)
     wish = Wish(steps, batch, default_prompt, base)
     check_wish(wish)
     located = locate(path)
@@ -124,7 +138,7 @@ def serve(
     directory = RunDir(output_directory(located, run))
     if check is not None:
         found = _checked(located, own, wish, frames, device, console)
-        directory.write(found)
+        _write(directory, found, console)
         answer(found, as_json, serve_check_table)
         raise typer.Exit(0 if found.verdict == "equal" else 1)
     if without_key:
@@ -132,12 +146,16 @@ def serve(
     settings = Settings(host, port, key, max_clients)
     check_port(host, port)
     served = _served(located, own, wish, settings, record, device, console, named=dataset is not None)
-    try:
-        console.say(f"times: {directory.write(served)}")
-    except HarnessError as error:
-        # Somebody else's run may lie where only he may write; the answer is printed all the same.
-        console.warn(f"{served.FILE} was not written: {error.what}")
+    _write(directory, served, console)
     answer(served, as_json, serving_table)
+
+
+def _write(directory: RunDir, artifact: Artifact, console: Progress) -> None:
+    """Writes the artifact; somebody else's run may lie where only he may write, and that ends nothing."""
+    try:
+        console.say(f"written: {directory.write(artifact)}")
+    except HarnessError as error:
+        console.warn(f"{artifact.FILE} was not written: {error.what}")
 
 
 def _engine() -> OpenEngine:
@@ -199,6 +217,7 @@ def _served(
     from harness.serve.server import Server
     from harness.serve.summary import summary
     from harness.serve.tally import Tally
+    from harness.supervise.signals import stop_requests
 
     data = open_for(own.parts()[0])[1] if named else None
     recorder = None if record is None else Recorder(record)
@@ -215,7 +234,12 @@ def _served(
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         console.say(f"serving on ws://{host}:{port} for up to {settings.max_clients} clients")
 
-    asyncio.run(server.run(ready))
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        with stop_requests(lambda number: loop.call_soon_threadsafe(server.stop, number.name)):  # type: ignore[arg-type,return-value]
+            await server.run(ready)
+
+    asyncio.run(run())
     opened.desk.batcher.close()
     if recorder is not None:
         recorder.close()

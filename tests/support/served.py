@@ -90,7 +90,7 @@ class Running:
 
     def _run(self) -> None:
         try:
-            self.loop.run_until_complete(self.server.run(self._ready, signals=False))
+            self.loop.run_until_complete(self.server.run(self._ready))
         except HarnessError as error:
             self.failed = error
             self._listens.set()
