@@ -15,7 +15,7 @@ from harness.recipe.schema import Recipe
 from harness.serve.engine import FastEngine, compile_all, open_engine
 from harness.serve.rtc import Previous, PreviousRows, form_of, rows_of, weights_of
 from harness.serve.types import Inputs
-from tests.support.exported import recipe_of_kind, write_checkpoint
+from tests.support.exported import write_checkpoint
 from tests.support.serving import engine_of, inputs_of, sampled, sampled_after
 from tests.support.tiny import tiny
 
@@ -80,8 +80,10 @@ def test_actions_are_those_of_the_model_for_each_rows_delay_and_horizon(
         ["model.action_horizon=16", "model.discrete_state_input=true", CONTINUED],
     ],
 )
-def test_horizons_that_are_no_multiple_of_eight_and_adapters(tmp_path: Path, overrides: list[str]) -> None:
-    recipe = recipe_of_kind("lora", *overrides)
+def test_horizons_that_are_no_multiple_of_eight_and_other_prompts(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    recipe = tiny(*overrides)
     step = write_checkpoint(tmp_path / "5", recipe)
     engine = engine_of(recipe, step, 10, (1, 32), rtc=True)
     given, noise = inputs_of(recipe, 1, 32)
