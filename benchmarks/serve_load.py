@@ -85,7 +85,7 @@ class Child:
 class NoModel(RowEngine):
     """Gives each row its noise, after the delay."""
 
-    def sample(self, inputs: Inputs, noise: np.ndarray) -> np.ndarray:  # noqa: ARG002
+    def sample(self, inputs: Inputs, noise: np.ndarray, previous: Any = None) -> np.ndarray:  # noqa: ARG002
         time.sleep(self.delay_s)
         return noise
 

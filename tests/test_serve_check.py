@@ -36,8 +36,8 @@ def step(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Shifted(PlainEngine):
     """Answers a little off in one dimension, from one step of the chunk on."""
 
-    def sample(self, inputs: Inputs, noise: np.ndarray) -> np.ndarray:
-        found = super().sample(inputs, noise).copy()
+    def sample(self, inputs: Inputs, noise: np.ndarray, previous: Any = None) -> np.ndarray:
+        found = super().sample(inputs, noise, previous).copy()
         found[:, 4:, 2] += 0.01
         return found
 

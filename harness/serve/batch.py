@@ -1,6 +1,7 @@
 """The thread that computes: requests of several clients in one batch, each row as if it were alone.
 
-All rows of a batch have prompts of one bucket, and a batch is filled up to a compiled size. With one compiled
+All rows of a batch have prompts of one bucket, and either all of them go on from a previous chunk or none
+does. A batch is filled up to a compiled size. With one compiled
 size a request therefore meets the same program whoever else is served, and its actions are the same bits.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 from harness.errors import HarnessError
 from harness.serve.inputs import Asked
 from harness.serve.noise import Draw
+from harness.serve.rtc import rows_of
 from harness.serve.types import Engine, Inputs
 
 # How long a batch waits for more rows. A control step of a robot takes 20 to 100 ms.
@@ -40,6 +42,11 @@ class _Job(NamedTuple):
     seed: int
     since: float
     future: Future[Sampled]
+
+    @property
+    def program(self) -> tuple[int, bool]:
+        """What requests of one batch have in common."""
+        return len(self.asked.tokens), self.asked.previous is not None
 
 
 class Batcher:
@@ -76,7 +83,7 @@ class Batcher:
                 self._compute(jobs)
 
     def _next(self) -> list[_Job] | None:
-        """The requests of the next batch: the oldest, and others of its bucket. None at the end."""
+        """The requests of the next batch: the oldest, and others of its program. None at the end."""
         most, jobs, ended = self._engine.batches[-1], list(self._left), False
         self._left.clear()
         deadline = time.perf_counter() + WAIT_S if jobs else None
@@ -97,8 +104,7 @@ class Batcher:
                 self._queue.put(None)
                 break
             jobs.append(job)
-        length = len(jobs[0].asked.tokens)
-        chosen = [job for job in jobs if len(job.asked.tokens) == length][:most]
+        chosen = [job for job in jobs if job.program == jobs[0].program][:most]
         taken = set(map(id, chosen))
         self._left.extend(job for job in jobs if id(job) not in taken)
         return chosen
@@ -110,7 +116,12 @@ class Batcher:
             noise = np.zeros((rows, self._engine.horizon, self._engine.action_dim), np.float32)
             for row, job in enumerate(jobs):
                 noise[row] = self._draw(job.seed)
-            found = self._engine.sample(stacked([job.asked for job in jobs], rows), noise)
+            inputs = stacked([job.asked for job in jobs], rows)
+            previous = [job.asked.previous for job in jobs if job.asked.previous is not None]
+            if previous and self._engine.rtc is not None:
+                found = self._engine.sample(inputs, noise, rows_of(previous, rows, self._engine.rtc))
+            else:
+                found = self._engine.sample(inputs, noise)
         except BaseException as error:
             # The thread goes on: what failed for these clients may do for others.
             refusal = error if isinstance(error, HarnessError) else _failed(error)

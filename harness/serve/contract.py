@@ -14,6 +14,7 @@ from harness.serve.inputs import Reader
 from harness.serve.names import PROMPT, SEED
 from harness.serve.noise import MOST_SEED
 from harness.serve.robot import Robot
+from harness.serve.rtc_keys import KEYS, most_delay
 from harness.serve.types import Engine
 
 # Raised when a client that was written for the number before would be misled.
@@ -71,6 +72,7 @@ def metadata_of(
             "learned_relative_to_the_state": relative,
         },
         "noise_seed": {"key": SEED, "needed": False, "least": 0, "most": MOST_SEED},
+        "rtc": _rtc(engine, recipe.train.most_delay),
         "norm_stats_sha256": stats_sha256(robot.stats),
         "fps": robot.fps,
         "sampling_steps": steps,
@@ -91,6 +93,14 @@ def digest_of(located: Located, base: str | None) -> str:
 
     found = [directory_sha256(directory) for directory in params_directories(located.path, base=base)]
     return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def _rtc(engine: Engine, trained: int) -> dict[str, Any]:
+    """Whether and how a chunk goes on from the previous one; `trained` is the longest delay, 0 if none."""
+    if engine.rtc is None:
+        return {"mode": "off"}
+    most = most_delay(engine.horizon, trained)
+    return {"mode": engine.rtc, "keys": list(KEYS), "least_delay": 0, "most_delay": most}
 
 
 def _units(adapt: str | None) -> str | None:

@@ -18,10 +18,13 @@ from harness.predict.predict import Device
 from harness.recipe.sampling import check_steps, deviations
 from harness.recipe.schema import Recipe
 from harness.serve.lengths import buckets_of, cameras_of
+from harness.serve.rtc import Form, PreviousRows, form_of
 from harness.serve.types import Array, Inputs
 from harness.units import format_bytes
 
 if TYPE_CHECKING:
+    import jax
+
     from harness.serve.compiled import Compiled, Shape
     from harness.serve.program import Arrays
 
@@ -31,9 +34,19 @@ _COMPILERS = 4
 
 
 class FastEngine:
-    """A policy that is ready to act. `deviations` says what changes its actions beyond rounding."""
+    """A policy that is ready to act. `deviations` says what changes its actions beyond rounding.
 
-    def __init__(self, recipe: Recipe, steps: int, compiled: dict[Shape, Compiled], arrays: Arrays) -> None:
+    `clean` are the modulations of `harness.serve.weights.clean_modulations`, where actions are continued.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        steps: int,
+        compiled: dict[Shape, Compiled],
+        arrays: Arrays,
+        clean: jax.Array | None = None,
+    ) -> None:
         self.horizon, self.action_dim = recipe.model.action_horizon, recipe.model.action_dim
         self.buckets = tuple(sorted({shape.bucket for shape in compiled}))
         self.batches = tuple(sorted({shape.batch for shape in compiled}))
@@ -41,33 +54,45 @@ class FastEngine:
         self.deviations = deviations(steps)
         self.device_bytes = max(each.need for each in compiled.values())
         self._side = recipe.model.image_size
+        self._form = form_of(recipe.train.most_delay)
+        self.rtc = self._form if any(shape.rtc is not None for shape in compiled) else None
         self._compiled, self._arrays = compiled, arrays
+        self._clean = () if clean is None else (clean,)
 
     def warm(self, say: Say) -> None:
         """Runs every shape once: the first run of a program is slower than all others."""
-        for number, (batch, bucket) in enumerate(self._compiled, 1):
-            say(f"warming {number} of {len(self._compiled)}: {batch} rows, prompts of {bucket} tokens")
+        for number, shape in enumerate(self._compiled, 1):
+            say(f"warming {number} of {len(self._compiled)}: {_named(shape)}")
+            batch, bucket = shape.batch, shape.bucket
             images = np.zeros((batch, self._side, self._side, 3), np.uint8)
             tokens = np.zeros((batch, bucket), np.int32)
             inputs = Inputs(dict.fromkeys(self.cameras, images), tokens, tokens == 0)
-            self.sample(inputs, np.zeros((batch, self.horizon, self.action_dim), np.float32))
+            noise = np.zeros((batch, self.horizon, self.action_dim), np.float32)
+            previous = None if shape.rtc is None else PreviousRows(noise, noise[..., 0])
+            self.sample(inputs, noise, previous)
 
-    def sample(self, inputs: Inputs, noise: Array) -> Array:
-        """Normalized actions float32 [B, H, D] from noise of that shape.
+    def sample(self, inputs: Inputs, noise: Array, previous: PreviousRows | None = None) -> Array:
+        """Normalized actions float32 [B, H, D] from noise of that shape, that go on from `previous`.
 
         Raises: HarnessError "shape-not-compiled" for other rows or prompt lengths than those compiled.
         """
         from harness.serve.compiled import Shape
 
-        shape = Shape(*inputs.tokens.shape)
+        shape = Shape(*inputs.tokens.shape, None if previous is None else self._form)
         if shape not in self._compiled:
             raise HarnessError(
                 "shape-not-compiled",
-                f"nothing is compiled for {shape.batch} rows with prompts of {shape.bucket} tokens",
+                f"nothing is compiled for {shape.batch} rows with prompts of {shape.bucket} tokens"
+                + (", after a previous chunk" if previous is not None else ""),
                 need=f"{_either(self.batches)} rows, {_either(self.buckets)} tokens",
-                fix="pad the rows and prompts to the next of these",
+                fix="pad the rows and prompts to the next of these"
+                if previous is None or self.rtc
+                else "harness serve STEP --rtc, which compiles the program for previous chunks",
             )
-        done = self._compiled[shape].run(self._arrays, self._call(inputs, noise))
+        given: tuple[Any, ...] = (self._call(inputs, noise),)
+        if previous is not None:
+            given += (self._after(previous), *self._clean)
+        done = self._compiled[shape].run(self._arrays, *given)
         return np.asarray(done)[:, : self.horizon]
 
     def _call(self, inputs: Inputs, noise: Array) -> Any:
@@ -87,6 +112,22 @@ class FastEngine:
         start[:, : self.horizon] = noise
         return Call(*map(jnp.asarray, (images, seen, tokens, token_mask, start)))
 
+    def _after(self, previous: PreviousRows) -> Any:
+        """The previous chunks as the program takes them, padded to its rows."""
+        import jax.numpy as jnp
+
+        from harness.serve.program import padded
+        from harness.serve.rtc_program import After
+
+        behind = (0, padded(self.horizon) - self.horizon)
+        chunk = np.pad(previous.chunk, ((0, 0), behind, (0, 0)))
+        return After(jnp.asarray(chunk), jnp.asarray(np.pad(previous.weights, ((0, 0), behind))))
+
+
+def _named(shape: Shape) -> str:
+    after = "" if shape.rtc is None else f", {shape.rtc} after a previous chunk"
+    return f"{shape.batch} rows, prompts of {shape.bucket} tokens{after}"
+
 
 def _either(numbers: tuple[int, ...]) -> str:
     return " or ".join(map(str, numbers))
@@ -101,19 +142,23 @@ def open_engine(
     batches: tuple[int, ...],
     say: Say,
     base: str | None = None,
+    rtc: bool = False,
 ) -> FastEngine:
     """The engine of the checkpoint, its bytes checked by the compiler before a weight is read.
 
     The environment names the device. `base` is the new directory of the weights that a step of only trained
-    parameters needs.
+    parameters needs. `rtc` compiles the second program as well, in the form that the recipe trained.
     Raises: HarnessError "sampling-steps-invalid", "batch-invalid", "does-not-fit", and those of the weights.
     """
     check_steps(steps)
-    compiled = compile_all(recipe, steps, check_batches(batches), on, say)
-    from harness.serve.weights import load
+    form = form_of(recipe.train.most_delay) if rtc else None
+    compiled = compile_all(recipe, steps, check_batches(batches), on, say, form)
+    from harness.serve.weights import clean_modulations, load
 
     say(f"loading the weights of {located.path}")
-    return FastEngine(recipe, steps, compiled, load(located.path, recipe, steps, base=base))
+    arrays = load(located.path, recipe, steps, base=base)
+    clean = clean_modulations(located.path, recipe, base=base) if form == "continued" else None
+    return FastEngine(recipe, steps, compiled, arrays, clean)
 
 
 def check_batches(batches: tuple[int, ...]) -> tuple[int, ...]:
@@ -133,18 +178,21 @@ def check_batches(batches: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def compile_all(
-    recipe: Recipe, steps: int, batches: tuple[int, ...], on: Device, say: Say
+    recipe: Recipe, steps: int, batches: tuple[int, ...], on: Device, say: Say, rtc: Form | None = None
 ) -> dict[Shape, Compiled]:
     """Every shape compiled, the largest first, which decides whether the engine fits.
 
+    With `rtc` each shape also has a program whose actions go on from a previous chunk.
     Raises: HarnessError "does-not-fit".
     """
     from harness.serve.compiled import Shape, compile_shape
 
-    shapes = [Shape(batch, bucket) for batch in batches[::-1] for bucket in buckets_of(recipe.model)[::-1]]
+    forms: tuple[Form | None, ...] = (None,) if rtc is None else (rtc, None)
+    buckets = buckets_of(recipe.model)[::-1]
+    shapes = [Shape(batch, bucket, form) for batch in batches[::-1] for bucket in buckets for form in forms]
 
     def one(number: int, shape: Shape) -> Compiled:
-        say(f"compiling {number} of {len(shapes)}: {shape.batch} rows, prompts of {shape.bucket} tokens")
+        say(f"compiling {number} of {len(shapes)}: {_named(shape)}")
         return compile_shape(recipe, steps, shape)
 
     first = one(1, shapes[0])

@@ -27,6 +27,8 @@ from harness.recipe.schema import Recipe
 from harness.serve.names import PROMPT, SEED, Names
 from harness.serve.noise import MOST_SEED
 from harness.serve.pictures import picture
+from harness.serve.rtc import Form, Previous, weights_of
+from harness.serve.rtc_keys import KEYS, Seen, previous_from
 
 # An evaluation has some 10 to 130 tasks.
 _KEPT_PROMPTS = 256
@@ -39,7 +41,8 @@ class Asked(NamedTuple):
     """What one request asks.
 
     `images`: camera of the model → uint8 [S, S, 3]. `tokens` int32 [T], `token_mask` bool [T]. `state` is in
-    the dataset's units, float32; None if it was not sent. `seed` is None if the server chooses it.
+    the dataset's units, float32; None if it was not sent. `seed` is None if the server chooses it. `previous`
+    is the chunk to go on from; None if there is none, or nothing of it counts.
     """
 
     images: dict[str, np.ndarray]
@@ -47,13 +50,15 @@ class Asked(NamedTuple):
     token_mask: np.ndarray
     state: np.ndarray | None
     seed: int | None
+    previous: Previous | None = None
 
 
 class Reader:
     """Reads observations of one recipe.
 
     `stats` are those of the checkpoint, without padding. `state_width` is the number of dimensions of a
-    state, None if unknown. `buckets` are the prompt lengths that are compiled.
+    state, None if unknown. `buckets` are the prompt lengths that are compiled. `rtc` is how the engine goes
+    on from a previous chunk, None if it does not.
     """
 
     def __init__(
@@ -63,7 +68,9 @@ class Reader:
         state_width: int | None,
         buckets: tuple[int, ...],
         tokenizer: Tokenizer,
+        rtc: Form | None = None,
     ) -> None:
+        self.rtc = rtc
         self.recipe, self.buckets, self.state_width = recipe, buckets, state_width
         self._names = Names(recipe.data)
         self.cameras, self.states = self._names.cameras, self._names.states
@@ -112,7 +119,7 @@ class Reader:
         }
         state = self._state(found)
         tokens, mask = self._tokens(self._prompt(found), state)
-        return Asked(images, tokens, mask, state, _seed(found.get(SEED)))
+        return Asked(images, tokens, mask, state, _seed(found.get(SEED)), self._previous(found, state))
 
     def actions(self, sampled: np.ndarray, asked: Asked) -> np.ndarray:
         """Actions float32 [H, A] in the dataset's units, of what the model sampled, [H, D].
@@ -150,6 +157,22 @@ class Reader:
                 f"{self.state_width}",
             )
         return state
+
+    def _previous(self, found: Mapping[str, tuple[str, Any]], state: np.ndarray | None) -> Previous | None:
+        said = {key: found[key][1] for key in KEYS if key in found}
+        if self.rtc is None and any(value is not None for value in said.values()):
+            raise HarnessError(
+                "observation-invalid",
+                "this server does not go on from previous chunks",
+                got=", ".join(said),
+                need=f"a request without {', '.join(KEYS)}",
+                fix="leave these keys out, or start the server with them: harness serve STEP --rtc",
+            )
+        seen = Seen(self.recipe, self._stats["actions"])
+        previous = previous_from(said, seen, state if any(self._space.relative) else None)
+        if previous is None or self.rtc is None or not weights_of(previous, self.rtc).any():
+            return None
+        return previous
 
     def _prompt(self, found: Mapping[str, tuple[str, Any]]) -> str:
         data = self.recipe.data
@@ -194,7 +217,7 @@ class Reader:
         Other keys that are read by nobody are let pass, as openpi's server does: a fourth camera, for one.
         """
         for name in found.keys() - self._names.known:
-            near = difflib.get_close_matches(name[:100], [PROMPT, SEED], n=1, cutoff=_A_SLIP)
+            near = difflib.get_close_matches(name[:100], [PROMPT, SEED, *KEYS], n=1, cutoff=_A_SLIP)
             if near:
                 raise _invalid("a key is not known", one_line(repr(found[name][0][:100])), repr(near[0]))
 

@@ -15,6 +15,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.received.text import one_line
 from harness.recipe.schema import CAMERAS, Data
+from harness.serve.rtc_keys import KEYS
 
 PROMPT, SEED = "prompt", "noise_seed"
 # Camera of the model → openpi's names of it: LIBERO, DROID, ALOHA.
@@ -59,7 +60,7 @@ class Names:
         states = [tuple(data.state_features), *OPENPI_STATES] if data.state_features else []
         self.states: list[tuple[str, ...]] = list(dict.fromkeys(states))
         known = [name for names in (*self.cameras.values(), *self.states) for name in names]
-        self.known = {self.key(name) for name in (*known, PROMPT, SEED)}
+        self.known = {self.key(name) for name in (*known, PROMPT, SEED, *KEYS)}
 
     def key(self, name: str) -> str:
         """What `flat` finds a name by: the plain one; where two have the same plain one, the name itself."""

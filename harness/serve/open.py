@@ -28,13 +28,15 @@ MOST_ROWS = 256
 class Wish(NamedTuple):
     """How a checkpoint is served: Euler steps, rows of a batch, and the prompt of requests without one.
 
-    `base` is the directory of the weights that a step of only trained parameters needs.
+    `base` is the directory of the weights that a step of only trained parameters needs. `rtc`: requests may
+    go on from a previous chunk.
     """
 
     steps: int = STEPS
     batch: int = 1
     default_prompt: str | None = None
     base: str | None = None
+    rtc: bool = False
 
 
 class Opened(NamedTuple):
@@ -60,6 +62,7 @@ class OpenEngine(Protocol):
         batches: tuple[int, ...],
         say: Say,
         base: str | None = None,
+        rtc: bool = False,
     ) -> Engine: ...
 
 
@@ -112,11 +115,18 @@ def open_served(
         digest = pool.submit(digest_of, located, wish.base)
         # One compiled size: a request then meets the same program whoever else is served.
         engine = open_engine(
-            located, recipe, on=on, steps=wish.steps, batches=(wish.batch,), say=say, base=wish.base
+            located,
+            recipe,
+            on=on,
+            steps=wish.steps,
+            batches=(wish.batch,),
+            say=say,
+            base=wish.base,
+            rtc=wish.rtc,
         )
         engine.warm(say)
         sha256 = digest.result()
-    reader = Reader(one, robot.stats, robot.state, engine.buckets, tokenizer)
+    reader = Reader(one, robot.stats, robot.state, engine.buckets, tokenizer, engine.rtc)
     reader.warm()
     metadata = metadata_of(located, reader, robot, engine, digest=sha256, steps=wish.steps)
     draw = drawer(engine.horizon, engine.action_dim)

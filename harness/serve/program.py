@@ -17,7 +17,7 @@ horizon, padded), K keys, N query heads, H head dim, D width, F mlp dim, E actio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,6 +33,8 @@ _EPSILON = 1e-6
 UNIT = 8
 
 Cache = list[tuple[jax.Array, jax.Array]]
+Modulations = Sequence[jax.Array] | jax.Array
+ByRow = Callable[[Modulations], Modulations]
 
 
 class Layer(NamedTuple):
@@ -116,11 +118,23 @@ class Call(NamedTuple):
     noise: jax.Array
 
 
-class _Turn(NamedTuple):
+class Turn(NamedTuple):
     """Sine and cosine of the rotary embedding, float32 [B, tokens, 1, 1, H/2]."""
 
     sin: jax.Array
     cos: jax.Array
+
+
+class Seen(NamedTuple):
+    """What the action expert reads of an observation, at every Euler step.
+
+    Shapes: cache [B, S, H] a key and a value of each layer; turn of the action rows; keys bool [B, 1, K],
+    which of the prefix tokens and action rows are real.
+    """
+
+    cache: Cache
+    turn: Turn
+    keys: jax.Array
 
 
 def padded(length: int) -> int:
@@ -131,8 +145,17 @@ def padded(length: int) -> int:
 def act(arrays: Arrays, sizes: Sizes, call: Call) -> jax.Array:
     """Actions float32 [B, R, E] by as many Euler steps as there are modulations; the first `horizon` count.
 
-    T and R are multiples of 8.
+    T and R are multiples of 8. Rows beyond the horizon hold nothing of meaning.
     """
+    seen = observed(arrays, sizes, call)
+    x = call.noise
+    for step in range(arrays.expert.modulations.shape[0]):
+        x = x + change(arrays.expert, sizes, seen, x, step)
+    return x
+
+
+def observed(arrays: Arrays, sizes: Sizes, call: Call) -> Seen:
+    """The prefix of a call, computed once."""
     b, r, _ = call.noise.shape
     seen = image_tokens(arrays.vision, sizes, call.images)  # [B, P·C, D], patch by patch
     x = jnp.concatenate([seen, _embed(arrays.language.table, call.tokens).astype(sizes.dtype)], axis=1)
@@ -143,9 +166,8 @@ def act(arrays: Arrays, sizes: Sizes, call: Call) -> jax.Array:
     turn = _turn(positions, sizes.head_dim)
     keys, turn = jax.lax.optimization_barrier((keys, turn))
     s = x.shape[1]
-    cache = _prefix(arrays.language, sizes, x, _Turn(turn.sin[:, :s], turn.cos[:, :s]), keys[..., :s])
-    own = _Turn(turn.sin[:, s:], turn.cos[:, s:])
-    return _euler(arrays.expert, sizes, cache, own, keys, call.noise)
+    cache = _prefix(arrays.language, sizes, x, Turn(turn.sin[:, :s], turn.cos[:, :s]), keys[..., :s])
+    return Seen(cache, Turn(turn.sin[:, s:], turn.cos[:, s:]), keys)
 
 
 def _counted(call: Call, patches: int, rows: int) -> tuple[jax.Array, jax.Array]:
@@ -173,14 +195,14 @@ def _embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return x * jnp.sqrt(x.shape[-1]).astype(x.dtype)
 
 
-def _turn(positions: jax.Array, head_dim: int) -> _Turn:
+def _turn(positions: jax.Array, head_dim: int) -> Turn:
     exponents = np.float32(2.0 / head_dim) * np.arange(head_dim // 2, dtype=np.float32)
     timescale = np.float32(10_000) ** exponents  # wavelengths up to 10,000
     radians = (positions[..., None] / timescale)[..., None, None, :]
-    return _Turn(jnp.sin(radians), jnp.cos(radians))
+    return Turn(jnp.sin(radians), jnp.cos(radians))
 
 
-def _turned(x: jax.Array, turn: _Turn) -> jax.Array:
+def _turned(x: jax.Array, turn: Turn) -> jax.Array:
     """`x` [B, tokens, heads, H], rotated.
 
     Written with a flip and not a concatenation: what is no concatenation shares a kernel with others.
@@ -200,11 +222,11 @@ def _normed(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def _modulated(x: jax.Array, modulation: jax.Array) -> jax.Array:
-    """The adaptive norm of `x` [B, R, D]; modulation [3, D]."""
+    """The adaptive norm of `x` [B, R, D]; modulation [3, D] or [3, B, R, D]."""
     return (_unit_rms(x) * (1 + modulation[0]) + modulation[1]).astype(x.dtype)
 
 
-def _asked(x: jax.Array, layer: Layer, turn: _Turn, h: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _asked(x: jax.Array, layer: Layer, turn: Turn, h: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(rotated and scaled queries [B, T·N, H], rotated keys [B, T, H], values [B, T, H]) of `x`."""
     b, t, _ = x.shape
     heads = (x @ layer.qkv).reshape(b, t, -1, h)
@@ -229,7 +251,7 @@ def _fed(x: jax.Array, layer: Layer) -> jax.Array:
     return (jax.nn.gelu(gate) * up) @ layer.down
 
 
-def _prefix(language: Language, sizes: Sizes, x: jax.Array, turn: _Turn, keys: jax.Array) -> Cache:
+def _prefix(language: Language, sizes: Sizes, x: jax.Array, turn: Turn, keys: jax.Array) -> Cache:
     """Keys and values [B, S, H] of every layer. The last layer makes nothing else."""
     found: Cache = []
     for layer, norms in zip(language.layers, language.norms, strict=True):
@@ -243,34 +265,28 @@ def _prefix(language: Language, sizes: Sizes, x: jax.Array, turn: _Turn, keys: j
     return [*found, (_turned(k[:, :, None], turn)[:, :, 0], v)]
 
 
-def _euler(
-    expert: Expert, sizes: Sizes, cache: Cache, turn: _Turn, keys: jax.Array, noise: jax.Array
+def change(
+    expert: Expert, sizes: Sizes, seen: Seen, x: jax.Array, step: int, by_row: ByRow | None = None
 ) -> jax.Array:
-    """The actions [B, R, E]; rows beyond the horizon hold nothing of meaning."""
-    x = noise
-    for step in range(expert.modulations.shape[0]):
-        entered = (x @ expert.in_kernel + expert.in_bias).astype(sizes.dtype)
-        out = _decoded(expert, sizes, cache, turn, keys, entered, expert.modulations[step])
-        x = x + (out.astype(expert.out_kernel.dtype) @ expert.out_kernel + expert.out_bias)
-    return x
+    """What one Euler step adds to `x` [B, R, E]: the velocity times the length of a step.
+
+    `by_row` makes the modulations of rows that differ in their time, [3, B, R, D] of each norm, of those of
+    the step, [norms, 3, D].
+    """
+    entered = (x @ expert.in_kernel + expert.in_bias).astype(sizes.dtype)
+    modulations: Modulations = expert.modulations[step]
+    out = _decoded(expert, sizes, seen, entered, modulations if by_row is None else by_row(modulations))
+    return out.astype(expert.out_kernel.dtype) @ expert.out_kernel + expert.out_bias
 
 
-def _decoded(
-    expert: Expert,
-    sizes: Sizes,
-    cache: Cache,
-    turn: _Turn,
-    keys: jax.Array,
-    x: jax.Array,
-    modulations: jax.Array,
-) -> jax.Array:
+def _decoded(expert: Expert, sizes: Sizes, seen: Seen, x: jax.Array, modulations: Modulations) -> jax.Array:
     """The action expert's output [B, R, D] at one step."""
-    for i, (layer, (prefix_k, prefix_v)) in enumerate(zip(expert.layers, cache, strict=True)):
+    for i, (layer, (prefix_k, prefix_v)) in enumerate(zip(expert.layers, seen.cache, strict=True)):
         before, between = modulations[2 * i], modulations[2 * i + 1]
-        q, k, v = _asked(_modulated(x, before), layer, turn, sizes.head_dim)
+        q, k, v = _asked(_modulated(x, before), layer, seen.turn, sizes.head_dim)
         rows = q.shape[1]
         q, k, v = _together(q, _behind(prefix_k, k), _behind(prefix_v, v))
-        out = _attended(q, k, v, keys, rows).reshape(*x.shape[:2], -1)
+        out = _attended(q, k, v, seen.keys, rows).reshape(*x.shape[:2], -1)
         x = x + (out @ layer.out) * before[2]
         gate, up = jnp.split(_modulated(x, between) @ layer.gate_up, 2, axis=-1)
         hidden = jax.nn.gelu(gate) * up

@@ -26,8 +26,8 @@ Axes: B rows, H action horizon, D action_dim of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     # The same, with the actions that are given clean: bool [B, H].
     GivenVelocity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
+Form = Literal["guided", "continued"]
 # β, the largest guidance weight: the papers' for five steps. A larger one follows the previous chunk closer.
 MOST_GUIDANCE = 5.0
 
@@ -61,6 +62,38 @@ class Previous(NamedTuple):
     def mask(self) -> np.ndarray:
         """The weight of each row, float32 [H]."""
         return soft_mask(self.chunk.shape[1], self.delay, self.execution_horizon)
+
+
+class PreviousRows(NamedTuple):
+    """What is left of the previous chunks, of the rows of a batch.
+
+    Shapes: chunk float32 [B, H, D]; weights float32 [B, H], how much each action counts. Of a row without a
+    previous chunk both are 0.
+    """
+
+    chunk: np.ndarray
+    weights: np.ndarray
+
+
+def form_of(most_delay: int) -> Form:
+    """How a checkpoint goes on from a previous chunk, by the longest delay that it was trained with."""
+    return "continued" if most_delay else "guided"
+
+
+def weights_of(previous: Previous, form: Form) -> np.ndarray:
+    """How much each action of the previous chunk counts, float32 [H]. Of a continued one: 1 or 0."""
+    if form == "guided":
+        return previous.mask
+    return (np.arange(previous.chunk.shape[1]) < previous.delay).astype(np.float32)
+
+
+def rows_of(previous: Sequence[Previous], rows: int, form: Form) -> PreviousRows:
+    """Previous chunks of one row each as the first rows of a batch of `rows`."""
+    _, horizon, width = previous[0].chunk.shape
+    found = PreviousRows(np.zeros((rows, horizon, width), np.float32), np.zeros((rows, horizon), np.float32))
+    for row, one in enumerate(previous):
+        found.chunk[row], found.weights[row] = one.chunk[0], weights_of(one, form)
+    return found
 
 
 def soft_mask(horizon: int, delay: int, execution_horizon: int) -> np.ndarray:

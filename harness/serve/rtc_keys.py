@@ -78,6 +78,11 @@ def previous_from(request: Mapping[str, Any], seen: Seen, state: np.ndarray | No
     return Previous(_as_seen(chunk, seen, state)[None], delay, execution_horizon)
 
 
+def most_delay(horizon: int, trained: int) -> int:
+    """The longest delay of a whole chunk: d <= s <= H - d, and no longer than `trained`, if that is not 0."""
+    return min(horizon // 2, trained or horizon)
+
+
 def _chunk(value: Any, horizon: int, width: int) -> np.ndarray:
     """The rows as float64 [R, A]."""
     need = f"numbers of the shape [1 to {horizon}, {width}], in the dataset's units"

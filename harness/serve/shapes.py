@@ -19,6 +19,7 @@ from harness.recipe.parameters import (
 from harness.recipe.schema import Model, Recipe
 from harness.serve.lengths import cameras_of
 from harness.serve.program import Arrays, Call, Expert, Language, Layer, Norms, Sizes, padded
+from harness.serve.rtc_program import After
 from harness.serve.vision import Scaled, VisionArrays, VisionLayer
 from harness.train.state import parameter_dtype
 
@@ -133,3 +134,16 @@ def abstract_call(recipe: Recipe, batch: int, bucket: int) -> Call:
         Struct((batch, padded(bucket)), jnp.dtype(jnp.bool_)),
         Struct((batch, padded(model.action_horizon), model.action_dim), jnp.dtype(jnp.float32)),
     )
+
+
+def abstract_after(recipe: Recipe, batch: int) -> After:
+    """Shapes and types of what is left of the previous chunks of `batch` rows."""
+    model = recipe.model
+    rows, wide = padded(model.action_horizon), jnp.dtype(jnp.float32)
+    return After(Struct((batch, rows, model.action_dim), wide), Struct((batch, rows), wide))
+
+
+def abstract_clean(recipe: Recipe) -> Struct:
+    """Shape and type of the modulations of actions that are given clean."""
+    expert = GEMMA[recipe.model.action_expert.variant]
+    return Struct((2 * expert.depth + 1, 3, expert.width), jnp.dtype(recipe.model.compute_dtype))

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from harness.serve.rtc import Form, PreviousRows
+
 Array = np.ndarray[Any, Any]
 
 
@@ -31,7 +33,7 @@ class Engine(Protocol):
     `horizon` is H and `action_dim` D. `buckets` are the prompt lengths that are compiled, ascending; the last
     is the recipe's model.prompt_tokens. `batches` are the compiled batch sizes, ascending. `cameras` are the
     cameras of the model that the recipe's data has. `deviations` say what changes the actions beyond
-    rounding.
+    rounding. `rtc` is how the next chunk goes on from a previous one; None if it was not asked for.
     """
 
     horizon: int
@@ -40,11 +42,15 @@ class Engine(Protocol):
     batches: tuple[int, ...]
     cameras: tuple[str, ...]
     deviations: list[str]
+    rtc: Form | None
 
     def warm(self, say: Callable[[str], None]) -> None:
         """Compiles every shape and runs it once; `say` hears how far it is."""
         ...
 
-    def sample(self, inputs: Inputs, noise: Array) -> Array:
-        """Normalized actions float32 [B, H, D] from noise float32 [B, H, D]; B is one of `batches`."""
+    def sample(self, inputs: Inputs, noise: Array, previous: PreviousRows | None = None) -> Array:
+        """Normalized actions float32 [B, H, D] from noise float32 [B, H, D]; B is one of `batches`.
+
+        With `previous` they go on from those chunks; for engines with `rtc`.
+        """
         ...

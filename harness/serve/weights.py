@@ -150,11 +150,32 @@ def _joined(kv: Array) -> Array:
     return np.concatenate([kv[0, 0], kv[1, 0]], axis=1)
 
 
+def clean_modulations(source: Path, recipe: Recipe, *, base: str | Path | None = None) -> jax.Array:
+    """The modulations of actions that are given clean, at time 0: [2·L + 1, 3, D], as in `Expert`.
+
+    Raises: as `load`.
+    """
+    reader = _Reader(recipe, _as_trained(open_merging(source, recipe.model, base=base), recipe))
+    params = {name: reader.whole(name) for name in _TIME}
+    return _modulations(reader, jax.jit(_condition)(params, jnp.zeros(1))[None])[0]
+
+
 def _expert(reader: _Reader, steps: int) -> Expert:
     recipe = reader.recipe
+    step = np.float32(-1.0 / steps)
+    return Expert(
+        _layers(reader, "_1", GEMMA[recipe.model.action_expert.variant].depth),
+        _modulations(reader, _conditions({name: reader.whole(name) for name in _TIME}, steps)),
+        *(_on_device(reader.whole(f"action_in_proj/{x}")) for x in _KERNEL_BIAS),
+        *(_on_device(reader.whole(f"action_out_proj/{x}") * step) for x in _KERNEL_BIAS),
+    )
+
+
+def _modulations(reader: _Reader, conditions: jax.Array) -> jax.Array:
+    """The modulations [times, 2·L + 1, 3, D] of all norms, of conditions [times, D]."""
+    recipe = reader.recipe
     depth = GEMMA[recipe.model.action_expert.variant].depth
-    times = _conditions({name: reader.whole(name) for name in _TIME}, steps)
-    times = times.astype(recipe.model.compute_dtype)
+    times = conditions.astype(recipe.model.compute_dtype)
     rows = [
         [
             _modulation(times, kernel, bias)
@@ -164,13 +185,7 @@ def _expert(reader: _Reader, steps: int) -> Expert:
     ]
     final = _modulation(times, reader.whole(f"{_FINAL}kernel"), reader.whole(f"{_FINAL}bias"))
     ordered = [each for pair in zip(*rows, strict=True) for each in pair]
-    step = np.float32(-1.0 / steps)
-    return Expert(
-        _layers(reader, "_1", depth),
-        jnp.stack([*ordered, final], axis=1),
-        *(_on_device(reader.whole(f"action_in_proj/{x}")) for x in _KERNEL_BIAS),
-        *(_on_device(reader.whole(f"action_out_proj/{x}") * step) for x in _KERNEL_BIAS),
-    )
+    return jnp.stack([*ordered, final], axis=1)
 
 
 _KERNEL_BIAS = ("kernel", "bias")
@@ -181,16 +196,21 @@ def _conditions(params: dict[str, Array], steps: int) -> jax.Array:
     """What the adaptive norms read at each Euler step, float32 [steps, D]: `Pi05._embed_time` there."""
 
     def at(params: dict[str, jax.Array], i: jax.Array) -> jax.Array:
-        def linear(x: jax.Array, name: str) -> jax.Array:
-            return x @ params[f"{name}/kernel"] + params[f"{name}/bias"]
-
         # The time as the loop of `Pi05.sample_actions` counts it, to the last bit: its fastest sine has 1,570
         # radians in a unit of time.
-        time = jnp.full((1,), 1.0 + i * (-1.0 / steps))
-        x = time_embedding(time, params["time_mlp_in/kernel"].shape[0])
-        return jax.nn.swish(linear(jax.nn.swish(linear(x, "time_mlp_in")), "time_mlp_out"))[0]
+        return _condition(params, jnp.full((1,), 1.0 + i * (-1.0 / steps)))
 
     return jax.jit(lambda params: jax.lax.map(functools.partial(at, params), jnp.arange(steps)))(params)
+
+
+def _condition(params: dict[str, jax.Array], time: jax.Array) -> jax.Array:
+    """[D] of a time [1]."""
+
+    def linear(x: jax.Array, name: str) -> jax.Array:
+        return x @ params[f"{name}/kernel"] + params[f"{name}/bias"]
+
+    x = time_embedding(time, params["time_mlp_in/kernel"].shape[0])
+    return jax.nn.swish(linear(jax.nn.swish(linear(x, "time_mlp_in")), "time_mlp_out"))[0]
 
 
 def _modulation(conditions: jax.Array, kernel: Array, bias: Array) -> jax.Array:

@@ -71,6 +71,10 @@ RecordOption = Annotated[
     Path | None,
     typer.Option("--record", help="Directory to keep what is asked and answered, up to 4 GiB."),
 ]
+RtcOption = Annotated[
+    bool,
+    typer.Option("--rtc", help="Let requests bring the rest of their previous chunk, to go on from it."),
+]
 CheckOption = Annotated[
     str | None,
     typer.Option(
@@ -99,6 +103,7 @@ def serve(
     batch: BatchOption = 1,
     steps: StepsOption = 10,
     default_prompt: PromptOption = None,
+    rtc: RtcOption = False,
     record: RecordOption = None,
     check: CheckOption = None,
     frames: FramesOption = 8,
@@ -131,7 +136,7 @@ def serve(
     key = None if api_key_file is None else read_key(api_key_file)
     if check is None:
         check_open(host, key, without_key=without_key)
-    wish = Wish(steps, batch, default_prompt, base)
+    wish = Wish(steps, batch, default_prompt, base, rtc)
     check_wish(wish)
     located = locate(path)
     own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(check or dataset)])

@@ -13,6 +13,7 @@ from harness.predict.predict import Device, Say
 from harness.recipe.sampling import STEPS, deviations
 from harness.recipe.schema import Recipe
 from harness.serve.lengths import cameras_of
+from harness.serve.rtc import Form, PreviousRows
 from harness.serve.types import Inputs
 from harness.units import format_bytes
 
@@ -30,6 +31,7 @@ class PlainEngine:
         self, recipe: Recipe, batches: tuple[int, ...], programs: dict[int, Program], steps: int = STEPS
     ) -> None:
         self.deviations = deviations(steps)
+        self.rtc: Form | None = None
         self.horizon, self.action_dim = recipe.model.action_horizon, recipe.model.action_dim
         self.buckets: tuple[int, ...] = (recipe.model.prompt_tokens,)
         self.batches = batches
@@ -43,8 +45,9 @@ class PlainEngine:
             inputs = empty_inputs(self.cameras, rows, self.buckets[-1], self._size)
             self.sample(inputs, np.zeros((rows, self.horizon, self.action_dim), np.float32))
 
-    def sample(self, inputs: Inputs, noise: np.ndarray) -> np.ndarray:
-        """Normalized actions float32 [B, H, D] from noise float32 [B, H, D]."""
+    def sample(self, inputs: Inputs, noise: np.ndarray, previous: PreviousRows | None = None) -> np.ndarray:
+        """Normalized actions float32 [B, H, D] from noise float32 [B, H, D]; it has no second program."""
+        assert previous is None
         program = self._programs[len(noise)]
         return np.asarray(program(inputs.images, inputs.tokens, inputs.token_mask, noise), np.float32)
 
@@ -67,12 +70,14 @@ def open_engine(
     batches: tuple[int, ...],
     say: Say,
     base: str | None = None,
+    rtc: bool = False,
 ) -> PlainEngine:
     """The engine of a checkpoint, with `steps` Euler steps. Each shape is compiled before a weight is loaded.
 
     `base` is the directory of the weights that a step of only trained parameters needs.
     Raises: HarnessError "does-not-fit", and those of the weights.
     """
+    assert not rtc
     import jax
 
     from harness.checkpoint.weights import load_params

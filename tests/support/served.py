@@ -20,6 +20,7 @@ from harness.serve.desk import Desk
 from harness.serve.inputs import Reader
 from harness.serve.lengths import cameras_of
 from harness.serve.record import Recorder
+from harness.serve.rtc import Form, PreviousRows
 from harness.serve.server import Server, Settings
 from harness.serve.tally import Tally
 from harness.serve.types import Inputs
@@ -34,27 +35,39 @@ def unit_stats(width: int) -> DimensionStats:
 class RowEngine:
     """Gives each row its noise, plus what its pictures and its prompt sum up to; after `delay_s`.
 
-    `seen` are the batches' rows. `fails` decides by the inputs whether to raise.
+    Actions of a previous chunk are mixed in by their weights. `seen` are the batches' rows, `went_on` whether
+    they had previous chunks. `fails` decides by the inputs whether to raise.
     """
 
-    def __init__(self, recipe: Recipe, *, batches: tuple[int, ...] = (1,), delay_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        batches: tuple[int, ...] = (1,),
+        delay_s: float = 0.0,
+        rtc: Form | None = None,
+    ) -> None:
         self.horizon, self.action_dim = recipe.model.action_horizon, recipe.model.action_dim
         self.buckets: tuple[int, ...] = (16, recipe.model.prompt_tokens)
         self.batches, self.cameras = batches, cameras_of(recipe)
         self.delay_s = delay_s
         self.deviations: list[str] = []
+        self.rtc = rtc
         self.seen: list[tuple[int, int]] = []
+        self.went_on: list[bool] = []
         self.fails: Callable[[Inputs], bool] = lambda _: False
 
     def warm(self, say: Callable[[str], None]) -> None:
         say("warm")
 
-    def sample(self, inputs: Inputs, noise: np.ndarray) -> np.ndarray:
+    def sample(self, inputs: Inputs, noise: np.ndarray, previous: PreviousRows | None = None) -> np.ndarray:
         self.seen.append(inputs.tokens.shape)
+        self.went_on.append(previous is not None)
         if self.fails(inputs):
             raise RuntimeError("the device is gone")
         time.sleep(self.delay_s)
-        return row_actions(inputs, noise)
+        found = row_actions(inputs, noise)
+        return found if previous is None else found + previous.weights[..., None] * (previous.chunk - found)
 
 
 def row_actions(inputs: Inputs, noise: np.ndarray) -> np.ndarray:
@@ -107,9 +120,11 @@ class Running:
         assert not self._thread.is_alive()
 
 
-def reader_of(recipe: Recipe, buckets: tuple[int, ...], state_width: int | None = 8) -> Reader:
+def reader_of(
+    recipe: Recipe, buckets: tuple[int, ...], state_width: int | None = 8, rtc: Form | None = None
+) -> Reader:
     stats = {"actions": unit_stats(7), "state": unit_stats(state_width or 8)}
-    return Reader(recipe, stats, state_width, buckets, load_tokenizer("sample"))
+    return Reader(recipe, stats, state_width, buckets, load_tokenizer("sample"), rtc)
 
 
 @contextlib.contextmanager
@@ -121,7 +136,7 @@ def serving(
     engine = engine or RowEngine(recipe)
     tally = Tally()
     batcher = Batcher(engine, host_noise(engine.horizon, engine.action_dim), lambda: tally.clients)
-    desk = Desk(reader_of(recipe, engine.buckets), batcher, {"horizon": engine.horizon})
+    desk = Desk(reader_of(recipe, engine.buckets, rtc=engine.rtc), batcher, {"horizon": engine.horizon})
     running = Running(Server(desk, Settings(**{"port": 0} | settings), tally, recorder), desk, tally)
     try:
         yield running
