@@ -120,7 +120,7 @@ def test_warming_runs_every_shape_once(opened: tuple[Recipe, Path, FastEngine, l
     opened[2].warm(said.append)
     assert said == [
         "warming 1 of 2: 2 rows, prompts of 16 tokens",
-        "warming 2 of 2: 1 rows, prompts of 16 tokens",
+        "warming 2 of 2: 1 row, prompts of 16 tokens",
     ]
 
 

@@ -166,8 +166,8 @@ def test_an_opened_engine_has_both_programs_of_each_shape_and_warms_them(form: s
     located = Located(step, 5, None)
     engine = open_engine(located, recipe, on=CPU, steps=1, batches=(1,), say=said.append, rtc=True)
     assert said[:2] == [
-        f"compiling 1 of 2: 1 rows, prompts of 16 tokens, {form} after a previous chunk",
-        "compiling 2 of 2: 1 rows, prompts of 16 tokens",
+        f"compiling 1 of 2: 1 row, prompts of 16 tokens, {form} after a previous chunk",
+        "compiling 2 of 2: 1 row, prompts of 16 tokens",
     ]
     said.clear()
     engine.warm(said.append)

@@ -108,7 +108,8 @@ def plan_serving(
     lengths = sorted({buckets_of(recipe.model)[0], recipe.model.prompt_tokens})
     shapes = []
     for length in lengths[::-1]:
-        say(f"compiling for {place.name}: {batch} rows, prompts of {length} tokens")
+        rows = f"{batch} row{'s' if batch > 1 else ''}"
+        say(f"compiling for {place.name}: {rows}, prompts of {length} tokens")
         target = None if place.here or place.card is None else place.card.target()
         question = Question(
             recipe=recipe, batch=batch, prompt_tokens=length, target=target, platform=place.platform

@@ -126,7 +126,8 @@ class FastEngine:
 
 def _named(shape: Shape) -> str:
     after = "" if shape.rtc is None else f", {shape.rtc} after a previous chunk"
-    return f"{shape.batch} rows, prompts of {shape.bucket} tokens{after}"
+    rows = f"{shape.batch} row{'s' if shape.batch > 1 else ''}"
+    return f"{rows}, prompts of {shape.bucket} tokens{after}"
 
 
 def _either(numbers: tuple[int, ...]) -> str:
