@@ -78,7 +78,8 @@ class FastEngine:
         """
         from harness.serve.compiled import Shape
 
-        shape = Shape(*inputs.tokens.shape, None if previous is None else self._form)
+        rows, bucket = inputs.tokens.shape
+        shape = Shape(rows, bucket, None if previous is None else self._form)
         if shape not in self._compiled:
             raise HarnessError(
                 "shape-not-compiled",
