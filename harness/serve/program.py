@@ -18,7 +18,7 @@ horizon, padded), K keys, N query heads, H head dim, D width, F mlp dim, E actio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ _EPSILON = 1e-6
 UNIT = 8
 
 Cache = list[tuple[jax.Array, jax.Array]]
-Modulations = Sequence[jax.Array] | jax.Array
+Modulations: TypeAlias = Sequence[jax.Array] | jax.Array
 ByRow = Callable[[Modulations], Modulations]
 
 
