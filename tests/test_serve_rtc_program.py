@@ -15,9 +15,9 @@ from harness.recipe.schema import Recipe
 from harness.serve.engine import FastEngine, compile_all, open_engine
 from harness.serve.rtc import Previous, PreviousRows, form_of, rows_of, weights_of
 from harness.serve.types import Inputs
-from tests.support.exported import write_checkpoint
+from tests.support.exported import recipe_of_kind, write_checkpoint
 from tests.support.serving import engine_of, inputs_of, sampled, sampled_after
-from tests.support.tiny import tiny
+from tests.support.tiny import random_params, tiny
 
 NEAR = 1e-6
 STEPS, ROWS, TOKENS = 3, 4, 16
@@ -70,6 +70,18 @@ def test_actions_are_those_of_the_model_for_each_rows_delay_and_horizon(
             np.testing.assert_array_equal(got[row, : one.delay], one.chunk[0, : one.delay])
     # A row of which nothing is known is that of plain sampling.
     near(got[len(previous) :], plain[len(previous) :])
+
+
+@pytest.mark.parametrize("more", [[], [CONTINUED]], ids=["guided", "continued"])
+def test_adapters_that_are_merged_go_on_as_unmerged_ones(tmp_path: Path, more: list[str]) -> None:
+    recipe = recipe_of_kind("lora", *more)
+    # Weights as small as a model's: large ones would magnify that a merged product rounds otherwise.
+    step = write_checkpoint(tmp_path / "5", recipe, params=random_params(recipe))
+    engine = engine_of(recipe, step, STEPS, (1, TOKENS), rtc=True)
+    given, noise = inputs_of(recipe, 1, TOKENS)
+    (one,) = chunks(recipe, ((3, 4),))
+    got = engine.sample(given, noise, rows_of([one], 1, form_of(recipe.train.most_delay)))
+    near(got, sampled_after(recipe, step, STEPS, given, noise, one))
 
 
 @pytest.mark.parametrize(

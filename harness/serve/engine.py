@@ -78,8 +78,7 @@ class FastEngine:
         """
         from harness.serve.compiled import Shape
 
-        rows, bucket = inputs.tokens.shape
-        shape = Shape(rows, bucket, None if previous is None else self._form)
+        shape = Shape(len(inputs.tokens), inputs.tokens.shape[1], None if previous is None else self._form)
         if shape not in self._compiled:
             raise HarnessError(
                 "shape-not-compiled",
