@@ -27,6 +27,8 @@ MADE = {
     ("analyse/lines.py", "form.pattern"),
     # Constants, on a line that is cut to 100 characters.
     ("image/licences.py", "pattern"),
+    # Constants, on a text that is cut to 20,000 characters.
+    ("image/copyrights.py", "pattern"),
 }
 MB = 1_000_000
 PIECES = [

@@ -97,6 +97,7 @@ READ_BY_NOBODY = {
     "replayed.json",
     "serving.json",
     "serve_check.json",
+    "serving_plan.json",
 }
 
 

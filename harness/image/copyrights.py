@@ -258,6 +258,6 @@ def _gnu(kind: str | None, version: str | None) -> str:
 
 def _plain(text: str) -> str:
     """The text in one line: no comment marks, no typographic quotes, lower case."""
-    lines = (re.sub(r"^[ \t]*(?:[*#;/.>|-]+|dnl\b|rem\b)?[ \t]*", "", line) for line in text.splitlines())
+    lines = (re.sub(r"\A[ \t]*+(?:[*#;/.>|-]++|dnl\b|rem\b)?[ \t]*+", "", line) for line in text.splitlines())
     flat = re.sub(r"\s+", " ", " ".join(lines)).lower()
     return re.sub(r"``|''|[“”]", '"', flat)
