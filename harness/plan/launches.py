@@ -23,7 +23,7 @@ Shape = tuple[str, tuple[int, ...]]
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _SHAPE = re.compile(r"\b(pred|bf16|f16|f32|f64|[su](?:2|4|8|16|32|64)|f8e\w++)\[([\d,]*+)\]")
 _HEADING = re.compile(r"(?P<entry>ENTRY )?%(?P<name>[\w.\-]++) \(.*\{$")
-_INSTRUCTION = re.compile(r"\s++(?P<root>ROOT )?%(?P<name>[\w.\-]++) = ")
+_INSTRUCTION = re.compile(r"\A\s++(?P<root>ROOT )?%(?P<name>[\w.\-]++) = ")
 _CALLED = re.compile(r"\b(calls|to_apply|body)=%([\w.\-]++)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*+)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d++)"')
