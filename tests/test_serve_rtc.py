@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from harness.serve.rtc import (
     MOST_GUIDANCE,
     Previous,
-    continued_actions,
     guidance_weight,
-    guided_actions,
     guided_velocity,
     soft_mask,
 )
+from tests.support.plain_rtc import continued_actions, guided_actions
 
 HORIZON, WIDTH = 8, 3
 

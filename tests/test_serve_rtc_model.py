@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from harness.model.pi05 import Observation, bind, graph_of
-from harness.serve.rtc import Previous, guided_actions
+from harness.serve.rtc import Previous
 from harness.train.step import observe
-from tests.support.plain_rtc import sample_after, sample_continued, sample_guided
+from tests.support.plain_rtc import guided_actions, sample_after, sample_continued, sample_guided
 from tests.support.tiny import random_batch, random_params, tiny
 
 RECIPE = tiny()

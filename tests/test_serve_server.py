@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import socket
 import threading
 import time
@@ -115,6 +116,24 @@ def test_a_model_that_fails_is_one_sentence_without_the_machines_paths() -> None
                 client.infer(libero())
             assert "inference-failed" in str(caught.value.got)
         assert running.tally.outcomes["failed"] == 2
+
+
+def test_what_nobody_foresaw_is_one_sentence_too_and_the_connection_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving() as running:
+        client = Client(running.uri)
+        true = running.desk.reply
+        monkeypatch.setattr(running.desk, "reply", lambda *_: os.stat("/a/path/of/this/machine"))
+        with pytest.raises(HarnessError) as caught:
+            client.infer(libero())
+        assert caught.value.code == "server-refused"
+        assert "[request-failed]" in str(caught.value)
+        assert "got: FileNotFoundError" in str(caught.value)
+        assert "/a/path" not in str(caught.value)
+        monkeypatch.setattr(running.desk, "reply", true)
+        assert client.infer(libero())["actions"].shape == (10, 7)
+        counted(running, answered=1, failed=1)
 
 
 def test_a_frame_of_17_mib_is_refused_with_1009_and_harms_nobody() -> None:

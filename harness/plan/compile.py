@@ -156,7 +156,7 @@ def in_child(
     except subprocess.TimeoutExpired as error:
         raise HarnessError(
             "compile-timeout",
-            f"compiling {what.replace('training ', '')} took more than {_TIMEOUT_S} s",
+            f"compiling {what} took more than {_TIMEOUT_S} s",
             need="an idle machine",
             fix="try again when fewer programs run",
         ) from error

@@ -33,7 +33,7 @@ from harness.plan.launches import kernels_of
 from harness.plan.place import Place, absent, present
 from harness.plan.source import source_hash
 from harness.recipe.parameters import GEMMA, VISION
-from harness.recipe.sampling import STEPS
+from harness.recipe.sampling import STEPS, check_rows
 from harness.recipe.schema import Model, Recipe
 from harness.run.directory import cache_root, sha256_file, sha256_json, write_atomic
 from harness.strict import Strict
@@ -44,7 +44,6 @@ MODEL = (
     f" {SUSTAINED_COMPUTE:g} of the peak), and {KERNEL_SECONDS * 1e6:g} us a kernel (fitted to one"
     " measurement on an H200)"
 )
-_MOST_ROWS = 1024
 
 
 class Question(Strict):
@@ -87,14 +86,7 @@ def plan_serving(
 
     Raises: HarnessError "batch-invalid", "serve-devices", and those of `plan.compile.in_child`.
     """
-    if not 1 <= batch <= _MOST_ROWS:
-        raise HarnessError(
-            "batch-invalid",
-            "a call has at least one row, and no device takes thousands",
-            got=batch,
-            need=f"1 to {_MOST_ROWS}",
-            fix="--batch 1",
-        )
+    check_rows(batch)
     if place.devices > 1 and not place.here:
         raise HarnessError(
             "serve-devices",

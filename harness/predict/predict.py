@@ -5,7 +5,7 @@ Axes: H action horizon, A real dimensions of an action, D action_dim of the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -220,10 +220,11 @@ def stored_stats(located: Located, recipe: Recipe, wanted: tuple[Key, ...]) -> t
     return where, read
 
 
-def _of_dataset(
-    key: Key, read: Stats, names: tuple[str, ...], data: LeRobotDataset, located: Located, where: Path
-) -> DimensionStats:
-    """The statistics of the dimensions that the features `names` of the dataset have together."""
+def stats_of(key: Key, read: Mapping[str, DimensionStats], where: Path) -> DimensionStats:
+    """The statistics of `key` among those that were read at `where`.
+
+    Raises: HarnessError "asset-missing".
+    """
     if key not in read:
         raise HarnessError(
             "asset-missing",
@@ -232,8 +233,16 @@ def _of_dataset(
             need=f"statistics of the {key}, which the model reads",
             fix="give a step that was saved by training: the statistics belong to the weights",
         )
+    return read[key]
+
+
+def _of_dataset(
+    key: Key, read: Stats, names: tuple[str, ...], data: LeRobotDataset, located: Located, where: Path
+) -> DimensionStats:
+    """The statistics of the dimensions that the features `names` of the dataset have together."""
+    stored = stats_of(key, read, where)
     dimensions = sum(data.features[name].shape[0] for name in names)
-    width = width_without_padding(read[key], dimensions)
+    width = width_without_padding(stored, dimensions)
     # The statistics of a mixture have the dimensions of its widest dataset.
     if width != dimensions and not (width > dimensions and is_of_mixture(located)):
         said = " and ".join(map(repr, names))
@@ -244,7 +253,7 @@ def _of_dataset(
             need=f"{width}, as in {where}",
             fix=f"--dataset with a dataset of that robot, or --set data.{key}=FEATURE",
         )
-    return first(read[key], dimensions)
+    return first(stored, dimensions)
 
 
 def sampler(

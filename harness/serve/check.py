@@ -21,7 +21,7 @@ from harness.data.lerobot import LeRobotDataset
 from harness.data.space import Space
 from harness.errors import HarnessError
 from harness.predict.agree import TOLERANCES
-from harness.predict.predict import Device, Say, checkpoint_stats, in_units, sampler
+from harness.predict.predict import Device, Say, Stats, checkpoint_stats, in_units, sampler
 from harness.recipe.schema import Recipe
 from harness.serve.access import Key
 from harness.serve.client import Client
@@ -59,7 +59,7 @@ def check(
     numbers = _numbers(data, count)
     stats = checkpoint_stats(located, one, data)
     say(f"predicting {len(numbers)} frames of {data.path}")
-    frames = _predicted(located, one, data, numbers, wish, on, say)
+    frames = _predicted(located, one, data, stats, numbers, wish, on, say)
     opened = open_served(located, recipe, wish, on, say, open_engine, data=data)
     found = next((difference for frame in frames if (difference := _of_inputs(opened, frame))), None)
     tolerance = TOLERANCES[one.model.compute_dtype]
@@ -100,12 +100,12 @@ def _predicted(
     located: Located,
     recipe: Recipe,
     data: LeRobotDataset,
+    stats: Stats,
     numbers: list[int],
     wish: Wish,
     on: Device,
     say: Say,
 ) -> list[Frame]:
-    stats = checkpoint_stats(located, recipe, data)
     batches = [one_frame(recipe, data, stats, number) for number in numbers]
     sample = sampler(located, recipe, wish.steps, batches[0], on, say, wish.base)
     return [
@@ -187,7 +187,7 @@ def _answers(opened: Opened, frames: list[Frame]) -> list[np.ndarray]:
         loop.close()
 
 
-def _allowed(recipe: Recipe, stats: Any, tolerance: float) -> np.ndarray:
+def _allowed(recipe: Recipe, stats: Stats, tolerance: float) -> np.ndarray:
     """The difference that rounding may make in each dimension [A], in the dataset's units."""
     actions = stats["actions"]
     quantile = recipe.data.normalization == "quantile"

@@ -15,7 +15,7 @@ import numpy as np
 from harness.checkpoint.locate import Located
 from harness.errors import HarnessError
 from harness.predict.predict import Device
-from harness.recipe.sampling import check_steps, deviations
+from harness.recipe.sampling import check_rows, check_steps, deviations
 from harness.recipe.schema import Recipe
 from harness.serve.lengths import buckets_of, cameras_of
 from harness.serve.rtc import Form, PreviousRows, form_of
@@ -152,30 +152,16 @@ def open_engine(
     Raises: HarnessError "sampling-steps-invalid", "batch-invalid", "does-not-fit", and those of the weights.
     """
     check_steps(steps)
+    for rows in batches or (0,):
+        check_rows(rows)
     form = form_of(recipe.train.most_delay) if rtc else None
-    compiled = compile_all(recipe, steps, check_batches(batches), on, say, form)
+    compiled = compile_all(recipe, steps, batches, on, say, form)
     from harness.serve.weights import clean_modulations, load
 
     say(f"loading the weights of {located.path}")
     arrays = load(located.path, recipe, steps, base=base)
     clean = clean_modulations(located.path, recipe, base=base) if form == "continued" else None
     return FastEngine(recipe, steps, compiled, arrays, clean)
-
-
-def check_batches(batches: tuple[int, ...]) -> tuple[int, ...]:
-    """The batch sizes, ascending, each once.
-
-    Raises: HarnessError "batch-invalid".
-    """
-    if not batches or min(batches) < 1:
-        raise HarnessError(
-            "batch-invalid",
-            "a call has at least one row",
-            got=min(batches, default="no batch size"),
-            need="1 or more",
-            fix="--batch 1",
-        )
-    return tuple(sorted(set(batches)))
 
 
 def compile_all(
@@ -190,7 +176,9 @@ def compile_all(
 
     forms: tuple[Form | None, ...] = (None,) if rtc is None else (rtc, None)
     buckets = buckets_of(recipe.model)[::-1]
-    shapes = [Shape(batch, bucket, form) for batch in batches[::-1] for bucket in buckets for form in forms]
+    shapes = [
+        Shape(batch, bucket, form) for batch in sorted(batches)[::-1] for bucket in buckets for form in forms
+    ]
 
     def one(number: int, shape: Shape) -> Compiled:
         say(f"compiling {number} of {len(shapes)}: {_named(shape)}")

@@ -9,9 +9,8 @@ from typing import NamedTuple, Protocol
 from harness.checkpoint.locate import Located
 from harness.data.lerobot import LeRobotDataset
 from harness.data.tokenizer import tokenizer_of
-from harness.errors import HarnessError
 from harness.predict.predict import Device, Say
-from harness.recipe.sampling import STEPS, check_steps
+from harness.recipe.sampling import STEPS, check_rows, check_steps
 from harness.recipe.schema import Recipe
 from harness.serve.batch import Batcher
 from harness.serve.contract import digest_of, metadata_of
@@ -20,9 +19,6 @@ from harness.serve.inputs import Reader
 from harness.serve.noise import drawer
 from harness.serve.robot import Robot, robot_of
 from harness.serve.types import Engine
-
-# More rows than any evaluation has workers on a machine.
-MOST_ROWS = 256
 
 
 class Wish(NamedTuple):
@@ -72,14 +68,7 @@ def check_wish(wish: Wish) -> None:
     Raises: HarnessError "sampling-steps-invalid", "batch-invalid".
     """
     check_steps(wish.steps)
-    if not 1 <= wish.batch <= MOST_ROWS:
-        raise HarnessError(
-            "batch-invalid",
-            "a batch has at least one row",
-            got=wish.batch,
-            need=f"1 to {MOST_ROWS}",
-            fix="--batch 8",
-        )
+    check_rows(wish.batch)
 
 
 def with_default_prompt(recipe: Recipe, prompt: str | None) -> Recipe:

@@ -18,7 +18,7 @@ from harness.data.mapping import widths_of
 from harness.data.norm_files import Key
 from harness.data.space import ALOHA_DIMENSIONS
 from harness.errors import HarnessError
-from harness.predict.predict import checkpoint_stats, stored_stats
+from harness.predict.predict import checkpoint_stats, stats_of, stored_stats
 from harness.received.text import one_line
 from harness.recipe.dimensions import numbers_of
 from harness.recipe.schema import Recipe
@@ -126,21 +126,13 @@ def _vectors(features: Mapping[str, Feature]) -> set[str]:
 
 
 def _unpadded(
-    where: Path, key: str, read: Mapping[str, DimensionStats], width: int | None, recipe: Recipe
+    where: Path, key: Key, read: Mapping[str, DimensionStats], width: int | None, recipe: Recipe
 ) -> DimensionStats:
     """The statistics of a key, without upstream's zeros after the real dimensions."""
-    if key not in read:
-        raise HarnessError(
-            "asset-missing",
-            f"{where} holds no statistics of the {key}",
-            got=", ".join(sorted(read)),
-            need=f"statistics of the {key}, which the model reads",
-            fix="give a step that was saved by training: the statistics belong to the weights",
-        )
     least = ALOHA_DIMENSIONS if recipe.data.adapt is not None else 1
     if key == "actions":
         least = max([least, *(number + 1 for number in numbers_of(recipe.data.relative))])
-    stored = read[key]
+    stored = stats_of(key, read, where)
     return first(stored, width if width is not None else width_without_padding(stored, least))
 
 

@@ -34,11 +34,6 @@ import numpy as np
 if TYPE_CHECKING:
     import jax
 
-    # velocity(x [B, H, D], time [B]) → [B, H, D].
-    Velocity = Callable[[jax.Array, jax.Array], jax.Array]
-    # The same, with the actions that are given clean: bool [B, H].
-    GivenVelocity = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
 Form = Literal["guided", "continued"]
 # β, the largest guidance weight: the papers' for five steps. A larger one follows the previous chunk closer.
 MOST_GUIDANCE = 5.0
@@ -144,51 +139,3 @@ def guided_velocity(
     actions, transposed, found = jax.vjp(estimate, x, has_aux=True)
     (towards,) = transposed(mask[..., None] * (target - actions))
     return found - guidance_weight(time, most) * towards
-
-
-def guided_actions(
-    velocity: Velocity,
-    noise: jax.Array,
-    steps: int,
-    target: jax.Array,
-    mask: jax.Array,
-    *,
-    most: float = MOST_GUIDANCE,
-) -> jax.Array:
-    """Actions [B, H, D] by `steps` Euler steps from `noise`, guided towards `target` where `mask` counts.
-
-    Any flow model can be guided. One compiled program serves every delay and execution horizon: they are in
-    the mask, [H] or [B, H]. A row whose mask is 0 throughout is not guided.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    dt = -1.0 / steps
-
-    def euler(i: jax.Array, x: jax.Array) -> jax.Array:
-        time = 1.0 + i * dt
-        rows = jnp.full(x.shape[:1], time)
-        return x + dt * guided_velocity(lambda x: velocity(x, rows), x, time, target, mask, most)
-
-    return jax.lax.fori_loop(0, steps, euler, noise)
-
-
-def continued_actions(
-    velocity: GivenVelocity, noise: jax.Array, steps: int, chunk: jax.Array, given: jax.Array
-) -> jax.Array:
-    """Actions [B, H, D] by `steps` Euler steps from `noise`; the `given` rows are those of `chunk`, exactly.
-
-    For models that were trained with delays (train.action_delay). It costs what sampling costs.
-
-    Shapes: noise, chunk [B, H, D]; given bool [B, H].
-    """
-    import jax
-    import jax.numpy as jnp
-
-    dt, fixed = -1.0 / steps, given[..., None]
-
-    def euler(i: jax.Array, x: jax.Array) -> jax.Array:
-        time = jnp.full(x.shape[:1], 1.0 + i * dt)
-        return jnp.where(fixed, chunk, x + dt * velocity(x, time, given))
-
-    return jax.lax.fori_loop(0, steps, euler, jnp.where(fixed, chunk, noise))

@@ -12,6 +12,7 @@ from harness.received.text import one_line
 from harness.show.progress import busy, spinner
 from harness.verbs.answers import dataset_overrides
 from harness.verbs.options import (
+    BaseOption,
     DatasetOption,
     FetchOption,
     JsonOption,
@@ -53,12 +54,6 @@ AdapterOption = Annotated[
 ]
 AdaptersOption = Annotated[
     bool, typer.Option("--adapters", help="Write the adapters alone: ours, or with --to lerobot PEFT's.")
-]
-BaseOption = Annotated[
-    str | None,
-    typer.Option(
-        "--base", help="Where the base weights are now, for a step that holds only trained parameters."
-    ),
 ]
 
 

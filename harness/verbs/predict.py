@@ -7,9 +7,12 @@ from typing import Annotated
 import typer
 
 from harness.received.consent import grant, hear
+from harness.recipe.sampling import STEPS
 from harness.show.progress import Progress
 from harness.verbs.answers import answer, dataset_overrides
 from harness.verbs.options import (
+    BaseOption,
+    CheckpointArgument,
     DatasetOption,
     DeviceOption,
     FetchOption,
@@ -18,30 +21,19 @@ from harness.verbs.options import (
     OwnRecipeOption,
     RunOption,
     SetOption,
+    StepsOption,
 )
 
 
 def predict(
-    path: Annotated[
-        str,
-        typer.Argument(
-            help=(
-                "A run, a checkpoint directory or one step of it, ours or openpi's; local, gs:// or https://."
-            )
-        ),
-    ],
+    path: CheckpointArgument,
     episode: Annotated[int, typer.Option("--episode", help="Episode of the dataset.")] = 0,
     frame: Annotated[int, typer.Option("--frame", help="Frame of that episode, from 0.")] = 0,
-    steps: Annotated[int, typer.Option("--steps", help="Euler steps from noise to actions.")] = 10,
+    steps: StepsOption = STEPS,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise that sampling starts from.")] = 0,
     dataset: DatasetOption = None,
     recipe: OwnRecipeOption = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", help="Where the base weights are now, for a step that holds only trained parameters."
-        ),
-    ] = None,
+    base: BaseOption = None,
     device: DeviceOption = None,
     sets: SetOption = None,
     fetch: FetchOption = False,

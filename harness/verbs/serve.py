@@ -9,9 +9,12 @@ import typer
 
 from harness.errors import HarnessError
 from harness.received.consent import grant, hear
+from harness.recipe.sampling import STEPS
 from harness.show.progress import Progress
 from harness.verbs.answers import answer, dataset_overrides
 from harness.verbs.options import (
+    BaseOption,
+    CheckpointArgument,
     DatasetOption,
     DeviceOption,
     FetchOption,
@@ -20,6 +23,7 @@ from harness.verbs.options import (
     OwnRecipeOption,
     RunOption,
     SetOption,
+    StepsOption,
 )
 
 if TYPE_CHECKING:
@@ -29,13 +33,6 @@ if TYPE_CHECKING:
     from harness.run.directory import RunDir
     from harness.serve.open import OpenEngine, Wish
 
-
-PathArgument = Annotated[
-    str,
-    typer.Argument(
-        help=("A run, a checkpoint directory or one step of it, ours or openpi's; local, gs:// or https://.")
-    ),
-]
 HostOption = Annotated[
     str,
     typer.Option(
@@ -63,7 +60,6 @@ ClientsOption = Annotated[
 BatchOption = Annotated[
     int, typer.Option("--batch", help="Rows that are computed at once, for that many clients.")
 ]
-StepsOption = Annotated[int, typer.Option("--steps", help="Euler steps from noise to actions.")]
 PromptOption = Annotated[
     str | None, typer.Option("--default-prompt", help="The instruction of requests that have none.")
 ]
@@ -85,23 +81,17 @@ CheckOption = Annotated[
     ),
 ]
 FramesOption = Annotated[int, typer.Option("--frames", help="Frames that --check replays.")]
-BaseOption = Annotated[
-    str | None,
-    typer.Option(
-        "--base", help="Where the base weights are now, for a step that holds only trained parameters."
-    ),
-]
 
 
 def serve(
-    path: PathArgument,
+    path: CheckpointArgument,
     host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
     api_key_file: KeyOption = None,
     without_key: WithoutKeyOption = False,
     max_clients: ClientsOption = 64,
     batch: BatchOption = 1,
-    steps: StepsOption = 10,
+    steps: StepsOption = STEPS,
     default_prompt: PromptOption = None,
     rtc: RtcOption = False,
     record: RecordOption = None,

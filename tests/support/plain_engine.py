@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 
 from harness.checkpoint.locate import Located
-from harness.errors import HarnessError
-from harness.predict.predict import Device, Say
+from harness.predict.predict import Say
 from harness.recipe.sampling import STEPS, deviations
 from harness.recipe.schema import Recipe
 from harness.serve.lengths import cameras_of
 from harness.serve.rtc import Form, PreviousRows
 from harness.serve.types import Inputs
-from harness.units import format_bytes
 
 # sample(images, tokens, token_mask, noise) → actions.
 Program = Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray], Any]
@@ -65,24 +63,17 @@ def open_engine(
     located: Located,
     recipe: Recipe,
     *,
-    on: Device,
     steps: int,
     batches: tuple[int, ...],
     say: Say,
     base: str | None = None,
-    rtc: bool = False,
+    **_on_and_rtc: Any,
 ) -> PlainEngine:
-    """The engine of a checkpoint, with `steps` Euler steps. Each shape is compiled before a weight is loaded.
-
-    `base` is the directory of the weights that a step of only trained parameters needs.
-    Raises: HarnessError "does-not-fit", and those of the weights.
-    """
-    assert not rtc
+    """The engine of a checkpoint, with `steps` Euler steps, asked for as the product's own is."""
     import jax
 
     from harness.checkpoint.weights import load_params
     from harness.model.pi05 import bind, graph_of
-    from harness.train.compiled import device_bytes
     from harness.train.setup import keeper, setup_of
     from harness.train.sharding import Layout
     from harness.train.step import observe
@@ -95,21 +86,12 @@ def open_engine(
         seen = observe({"images": images, "tokens": tokens, "token_mask": token_mask}, None)
         return bind(graph, params).sample_actions(seen, noise, steps)
 
-    compiled, need = {}, 0
+    compiled = {}
     for rows in batches:
         say(f"compiling for {rows} row{'s' if rows > 1 else ''}")
         like = empty_inputs(cameras, rows, model.prompt_tokens, model.image_size)
         noise = np.zeros((rows, model.action_horizon, model.action_dim), np.float32)
         compiled[rows] = jax.jit(sample).lower(setup.shapes.state.params, *like, noise).compile()
-        need = max(need, device_bytes(compiled[rows].memory_analysis())["device"])
-    if on.usable_bytes is not None and need > on.usable_bytes:
-        raise HarnessError(
-            "does-not-fit",
-            f"serving does not fit {on.name}; nothing was allocated",
-            got=f"{format_bytes(on.usable_bytes)} usable",
-            need=f"{format_bytes(need)} by XLA's buffer assignment",
-            fix="--batch 1, or free the device's memory (harness probe shows who holds it)",
-        )
     say(f"loading the parameters of {located.path}")
     params = load_params(located.path, setup.shapes.params, base=base, keep=keeper(setup)).params
     programs: dict[int, Program] = {rows: _with(params, one) for rows, one in compiled.items()}
