@@ -18,7 +18,6 @@ About two minutes on two idle cores; 4 GB of memory and 2 GB of disk.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.other_models import TOLERANCE, child, our_actions, sizes_of
+from benchmarks.other_models import TOLERANCE, asked, child, our_actions, sizes_of
 from harness.checkpoint.locate import locate
 from harness.checkpoint.pytorch_names import Program
 from harness.predict.deliver import Wish, deliver
@@ -62,14 +61,7 @@ def compared(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("program", choices=("openpi-pytorch", "lerobot"))
-    parser.add_argument("checkout", type=Path)
-    parser.add_argument("python")
-    parser.add_argument("--golden", type=Path)
-    options = parser.parse_args()
+    options = asked(__doc__)
     failed, golden = 0, {}
     with real_layer.one_layer(), tempfile.TemporaryDirectory() as scratch:
         for kind in ("full", "lora"):

@@ -133,15 +133,20 @@ def actions_of(
     return our_actions(recipe, given, exported.seeded(recipe)), np.load(out)["actions"]
 
 
-def main() -> int:
+def asked(description: str | None) -> argparse.Namespace:
+    """What was typed: program, its checkout, its Python, and where golden results go."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("program", choices=("openpi-pytorch", "lerobot"))
     parser.add_argument("checkout", type=Path)
     parser.add_argument("python")
     parser.add_argument("--golden", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = asked(__doc__)
     failed, golden = 0, {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -23,6 +23,7 @@ from harness.verbs.options import (
     SetOption,
     StepsOption,
 )
+from harness.verbs.started import started
 
 
 def predict(
@@ -45,10 +46,8 @@ def predict(
     there.
     """
     from harness.checkpoint.locate import locate, recipe_of
-    from harness.flow.device import start_on
     from harness.predict import predict as prediction
-    from harness.probe.machine import probe as read
-    from harness.run.directory import PREDICTED_ACTIONS, RunDir, cache_root, write_atomic
+    from harness.run.directory import PREDICTED_ACTIONS, RunDir, write_atomic
     from harness.show.prediction import prediction_table
     from harness.show.prediction_picture import plot
 
@@ -57,13 +56,9 @@ def predict(
     grant(base)
     located = locate(path)
     own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(dataset)])
-    machine = read([cache_root()])
-    on = prediction.device_for(machine, device)
-    console.say(f"checkpoint {located.path}: recipe {own.name}, on {on.name}")
-    start_on(machine, on.platform, on.uuid, on.usable_bytes)
-    from harness.train import device as jax_device
-
-    jax_device.start()
+    on = started(
+        device, lambda on: console.say(f"checkpoint {located.path}: recipe {own.name}, on {on.name}")
+    )
     predicted = prediction.predict(
         located, own, prediction.Question(episode, frame, steps, seed), on, console.say, base=base
     )

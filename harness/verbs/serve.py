@@ -25,10 +25,12 @@ from harness.verbs.options import (
     SetOption,
     StepsOption,
 )
+from harness.verbs.started import started
 
 if TYPE_CHECKING:
     from harness.artifacts import Artifact, Serving
     from harness.checkpoint.locate import Located
+    from harness.predict.predict import Device
     from harness.recipe.schema import Recipe
     from harness.run.directory import RunDir
     from harness.serve.open import OpenEngine, Wish
@@ -160,25 +162,13 @@ def _engine() -> OpenEngine:
     return open_engine
 
 
-def _start(device: str | None, located: Located, own: Recipe, console: Progress) -> Any:
-    """The device, with JAX started there and on the host's processor, where noise is drawn."""
-    import os
-
-    from harness.flow.device import start_on
-    from harness.predict.predict import device_for
-    from harness.probe.machine import probe as read
-    from harness.run.directory import cache_root
-
-    machine = read([cache_root()])
-    on = device_for(machine, device)
-    console.say(f"checkpoint {located.path}: recipe {own.name}, on {on.name}")
-    start_on(machine, on.platform, on.uuid, on.usable_bytes)
-    if on.platform != "cpu":
-        os.environ["JAX_PLATFORMS"] = f"{on.platform},cpu"
-    from harness.train import device as jax_device
-
-    jax_device.start()
-    return on
+def _start(device: str | None, located: Located, own: Recipe, console: Progress) -> Device:
+    """The device; JAX also starts on the host's processor, where noise is drawn."""
+    return started(
+        device,
+        lambda on: console.say(f"checkpoint {located.path}: recipe {own.name}, on {on.name}"),
+        with_host=True,
+    )
 
 
 def _checked(
