@@ -13,9 +13,10 @@ def serving_view(plan: ServingPlan) -> RenderableType:
     """Facts; a row a shape with what is compiled and what is predicted; what the prediction is."""
     verdict = {True: "yes", False: "no", None: "not known"}[plan.fits]
     need = max(shape.device_bytes for shape in plan.shapes)
+    rows = f"{plan.batch} row{'s' if plan.batch > 1 else ''}"
     facts = [
         ("device", f"{plan.device}, {format_bytes(plan.usable_bytes)} usable"),
-        ("a call", f"{plan.batch} rows, {plan.steps} Euler steps, cameras {', '.join(plan.cameras)}"),
+        ("a call", f"{rows}, {plan.steps} Euler steps, cameras {', '.join(plan.cameras)}"),
         ("fits", f"{verdict}: {format_bytes(need)} compiled"),
     ]
     return Group(
