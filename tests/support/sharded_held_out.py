@@ -84,6 +84,5 @@ def law_a_held_out_pass_of_adapters_over_quantized_weights_measures_what_one_dev
 
 
 def law_a_held_out_pass_needs_less_memory_than_the_step() -> None:
-    for accumulation_steps, mesh in ((2, ONE), (2, FOUR)):
-        program = compiled_pass((), accumulation_steps, **mesh)
-        assert program.device_bytes < compiled((), accumulation_steps, **mesh).bytes["device"]
+    for mesh in (ONE, FOUR):
+        assert compiled_pass((), 2, **mesh).device_bytes < compiled((), 2, **mesh).bytes["device"]
