@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.simulate import controls, episode, gl, protocol  # noqa: E402
-from harness.simulate.environment import Environment  # noqa: E402
+from harness.simulate import controls, episode, gl, protocol
+from harness.simulate.environment import Environment
 
 HOW = ("demand", "always")
 KEYS = (("libero_spatial", 0, 0), ("libero_object", 0, 0))
