@@ -1,0 +1,93 @@
+"""setting.json: what every episode of an evaluation has in common, written before the first of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from harness.artifacts.base import Artifact
+from harness.artifacts.dataset import DimensionStats
+from harness.artifacts.episodes import Count, Name
+from harness.strict import Strict
+
+Value = str | int | float | bool | None
+Policy = Literal["checkpoint", "server", "replay", "zero", "scripted"]
+
+
+class Protocol(Strict):
+    """A protocol by name and version, with each of its values by a dotted key, such as `max_steps.libero_10`.
+
+    A `version` of None is one that its author did not number.
+    """
+
+    name: Annotated[str, Field(max_length=100)]
+    version: int | None
+    values: dict[str, Value]
+
+
+class Evaluated(Strict):
+    """The policy that acts. What is not known of it is None.
+
+    `sha256` is that of its checkpoint. `data_sha256` are those of the datasets that it learned from.
+    `statistics` are those by which it is served, `action_horizon` the actions that it gives at a query.
+    `sampling_steps` is the number of Euler steps of one query.
+    """
+
+    kind: Policy
+    name: Annotated[str, Field(max_length=500)]
+    sha256: str | None = None
+    step: int | None = None
+    recipe: dict[str, Any] | None = None
+    recipe_sha256: str | None = None
+    data_sha256: list[str] | None = None
+    statistics: dict[Literal["state", "actions"], DimensionStats] | None = None
+    statistics_sha256: str | None = None
+    action_horizon: int | None = None
+    sampling_steps: int | None = None
+
+
+class Asked(Strict):
+    """Which episodes are asked: the tasks of each suite, the first `episodes` of each, each `repeats` times.
+
+    `order` "task" drives one task after the other, which needs the fewest environments. "mixed" mixes all
+    episodes by `seed`, as stopping early needs it.
+    """
+
+    tasks: dict[Name, list[Count]]
+    episodes: Annotated[int, Field(ge=1, le=10_000)]
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    seed: Count = 0
+    order: Literal["task", "mixed"] = "task"
+
+    @model_validator(mode="after")
+    def _each_task_once(self) -> Asked:
+        if not self.tasks or any(not tasks or len(set(tasks)) < len(tasks) for tasks in self.tasks.values()):
+            raise ValueError("each suite has tasks, each of them once")
+        return self
+
+
+class Setting(Artifact):
+    """What the episodes of one evaluation have in common.
+
+    `versions` are those of the programs that simulate, by name; `renderer` is what draws, such as "osmesa".
+    `scenes_sha256` is the table of fixture poses. `deviations` name every departure from the protocol.
+    `unknown` says why a value is None.
+    """
+
+    FILE: ClassVar[str] = "setting.json"
+    evaluated: Evaluated
+    protocol: Protocol
+    versions: dict[str, str]
+    renderer: str | None
+    scenes_sha256: str | None
+    asked: Asked
+    deviations: list[str] = []
+    unknown: dict[str, str] = {}
+
+    def sha256(self) -> str:
+        """The hash that each line of episodes.jsonl carries; it leaves out which episodes are asked."""
+        value = self.model_dump(mode="json", exclude={"asked", "inputs", "schema_version", "unknown"})
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

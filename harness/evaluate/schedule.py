@@ -1,0 +1,129 @@
+"""Which episodes are asked, in which order, and which are left after a stop.
+
+An episode is named by its key alone, so neither the order nor the number of workers changes what it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+from harness.artifacts.episodes import Episode, Key
+from harness.artifacts.setting import Asked
+from harness.errors import HarnessError
+from harness.evaluate.claims import STATES, SUITES
+from harness.strict import parse
+
+MOST_WORKERS = 256
+
+
+def asked(
+    suites: Sequence[str],
+    *,
+    tasks: Mapping[str, Sequence[int]] | None = None,
+    episodes: int = STATES,
+    repeats: int = 1,
+    seed: int = 0,
+    mixed: bool = False,
+) -> Asked:
+    """The asked episodes: of each suite all tasks, or those that `tasks` names, each `episodes` times.
+
+    Raises: HarnessError "suite-unknown", "task-unknown", "episodes-impossible", "schedule-invalid".
+    """
+    for suite in [*suites, *(tasks or {})]:
+        if suite not in SUITES:
+            near = (difflib.get_close_matches(suite, SUITES, n=1, cutoff=0.3) or ["libero_10"])[0]
+            raise HarnessError(
+                "suite-unknown",
+                f"there is no suite {suite!r}",
+                got=suite,
+                need=f"suites out of {', '.join(SUITES)}",
+                fix=f"did you mean {near}?",
+            )
+    if not suites or set(tasks or {}) - set(suites):
+        raise HarnessError(
+            "suite-unknown",
+            "tasks are given of a suite that is not asked" if suites else "no suite is asked",
+            got=", ".join(tasks or {}) or "nothing",
+            need=f"suites out of {', '.join(SUITES)}",
+            fix="name the suite of each task with --suites",
+        )
+    wanted = {}
+    for suite in dict.fromkeys(suites):
+        wanted[suite] = sorted(set((tasks or {}).get(suite, range(SUITES[suite]))))
+        beyond = [task for task in wanted[suite] if not 0 <= task < SUITES[suite]]
+        if beyond or not wanted[suite]:
+            raise HarnessError(
+                "task-unknown",
+                f"{suite} has no task {beyond[0]}" if beyond else f"no task of {suite} is asked",
+                got=", ".join(map(str, beyond)) or "none",
+                need=f"tasks from 0 to {SUITES[suite] - 1}",
+                fix="give --tasks numbers of that range, or leave it out for all of them",
+            )
+    if not 1 <= episodes <= STATES:
+        raise HarnessError(
+            "episodes-impossible",
+            f"a task of LIBERO has {STATES} initial states; more episodes would repeat scenes",
+            got=episodes,
+            need=f"1 to {STATES}",
+            fix=f"--episodes {STATES}; to repeat each scene with other noise: --repeats",
+        )
+    return parse(
+        Asked,
+        {
+            "tasks": wanted,
+            "episodes": episodes,
+            "repeats": repeats,
+            "seed": seed,
+            "order": "mixed" if mixed else "task",
+        },
+        where="the schedule",
+        code="schedule-invalid",
+        fix="--repeats from 1 to 1000, --seed from 0 to 2147483647",
+    )
+
+
+def keys(asked: Asked) -> list[Key]:
+    """The asked episodes in the order in which they are to be driven.
+
+    "task": by suite, task and episode. "mixed": by a hash of the seed and the key, so that a smaller schedule
+    of the same seed is a part of the larger one, in the same order.
+    """
+    found = [
+        Key(suite, task, episode, repeat)
+        for suite in sorted(asked.tasks)
+        for task in sorted(asked.tasks[suite])
+        for repeat in range(asked.repeats)
+        for episode in range(asked.episodes)
+    ]
+    if asked.order == "task":
+        return found
+    return sorted(found, key=lambda key: hashlib.sha256(f"{asked.seed} {tuple(key)}".encode()).digest())
+
+
+def remaining(asked: Asked, episodes: Iterable[Episode]) -> list[Key]:
+    """The asked episodes that are not measured yet, in their order. One with an error is asked again."""
+    done = {episode.key for episode in episodes if episode.measured}
+    return [key for key in keys(asked) if key not in done]
+
+
+def shares(left: Sequence[Key], workers: int) -> list[list[Key]]:
+    """The episodes of each worker, as many as there are workers with something to do.
+
+    Tasks are kept together, since an environment is made for each task that a worker meets.
+
+    Raises: HarnessError "workers-impossible".
+    """
+    if not 1 <= workers <= MOST_WORKERS:
+        raise HarnessError(
+            "workers-impossible",
+            "episodes are driven by at least one worker",
+            got=workers,
+            need=f"1 to {MOST_WORKERS}",
+            fix="--workers with the number of processor cores",
+        )
+    bounds = [len(left) * worker // workers for worker in range(workers + 1)]
+    found = [list(left[first:last]) for first, last in itertools.pairwise(bounds)]
+    return [share for share in found if share]
