@@ -13,7 +13,6 @@ from harness.evaluate.claims import Claim
 SIMULATES = {
     "mujoco": "another version moves and renders otherwise: a floor from 3.3.3, a bowl that slips from 3.4",
     "robosuite": "another version has other bodies and controllers",
-    "libero": "another version has other scenes and goals",
 }
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from harness.choose.intervals import student_quantile
 
 LEVEL = 0.95
-RESAMPLES = 10_000
+RESAMPLES = 4_000
 SEED = 0
 # With fewer tasks nothing is said of other tasks.
 FEW_TASKS = 5

@@ -223,6 +223,12 @@ def _made(
     word: Word = "inconclusive" if nothing else with_unmeasured(bounds, margin, unmeasured)
     reason, episodes = _range_words(gap, margin), None
     b, c = discordant(paired.pairs) if paired else (0, 0)
+    if paired and word in ("below", "above") and mcnemar(b, c) > 1 - level:
+        # Newcombe's interval is a little short for a few scenes that all go one way.
+        word, reason = (
+            "inconclusive",
+            f"{reason}; the exact test does not tell {b} from {c} of {b + c} scenes",
+        )
     if nothing:
         reason = "no episode was measured on one side"
     elif word == "inconclusive" and unmeasured and decide(gap.ends, margin) != "inconclusive":
