@@ -13,6 +13,8 @@ from harness.artifacts.dataset import DimensionStats
 from harness.artifacts.episodes import Count, Name
 from harness.strict import Strict
 
+# What two settings of the same episodes may differ in.
+APART = frozenset({"asked", "inputs", "schema_version", "prompts", "unknown"})
 Value = str | int | float | bool | None
 Policy = Literal["checkpoint", "server", "replay", "zero", "scripted"]
 
@@ -74,7 +76,7 @@ class Setting(Artifact):
 
     `versions` are those of the programs that simulate, by name; `renderer` is what draws, such as "osmesa".
     `scenes_sha256` is the table of fixture poses. `deviations` name every departure from the protocol.
-    `unknown` says why a value is None.
+    `prompts` are the words of each task of a suite, by the task's number. `unknown` says why a value is None.
     """
 
     FILE: ClassVar[str] = "setting.json"
@@ -85,9 +87,10 @@ class Setting(Artifact):
     scenes_sha256: str | None
     asked: Asked
     deviations: list[str] = []
+    prompts: dict[Name, list[Annotated[str, Field(max_length=500)]]] = {}
     unknown: dict[str, str] = {}
 
     def sha256(self) -> str:
         """The hash that each line of episodes.jsonl carries; it leaves out which episodes are asked."""
-        value = self.model_dump(mode="json", exclude={"asked", "inputs", "schema_version", "unknown"})
+        value = self.model_dump(mode="json", exclude=APART)
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from harness.artifacts.episodes import EPISODES, Episode, Episodes, Key, read_episodes
-from harness.artifacts.setting import Setting
+from harness.artifacts.setting import APART, Setting
 from harness.errors import HarnessError
 from harness.evaluate.schedule import keys
 from harness.received.files import there
@@ -157,8 +157,7 @@ def read_recorded(directory: RunDir) -> Recorded:
 def _check_same(before: Recorded, setting: Setting) -> None:
     if before.setting.sha256() == setting.sha256():
         return
-    leave = {"asked", "inputs", "schema_version", "unknown"}
-    one, two = (flat(each.model_dump(mode="json", exclude=leave)) for each in (before.setting, setting))
+    one, two = (flat(each.model_dump(mode="json", exclude=APART)) for each in (before.setting, setting))
     changed = changed_keys(one, two)
     raise HarnessError(
         "evaluation-other",
