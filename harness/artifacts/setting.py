@@ -14,7 +14,7 @@ from harness.artifacts.episodes import Count, Name
 from harness.strict import Strict
 
 # What two settings of the same episodes may differ in.
-APART = frozenset({"asked", "inputs", "schema_version", "prompts", "unknown"})
+APART = {"asked", "inputs", "schema_version", "prompts", "unknown"}
 Value = str | int | float | bool | None
 Policy = Literal["checkpoint", "server", "replay", "zero", "scripted"]
 
