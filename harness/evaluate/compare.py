@@ -1,6 +1,6 @@
 """Compares two evaluations on the scenes that both have driven, found by the hash of the scene.
 
-An episode's number is a name, not a scene: two evaluators may place the fixtures of one number differently.
+An episode's number is a name, not a scene: two evaluators may set its fixtures differently.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from harness.artifacts.episodes import Episode, Key
 from harness.evaluate.intervals import LEVEL, Ends, newcombe, score
 from harness.evaluate.paired import Cells, newcombe_paired, tango
-from harness.evaluate.rates import Counted, Place, Scene, counted, scenes_of
+from harness.evaluate.rates import Counted, Scene, TaskKey, counted, scenes_of
 
 
 class Pair(NamedTuple):
@@ -115,9 +115,9 @@ def independent_gap(ours: Counted, theirs: Counted, level: float = LEVEL) -> Gap
 
 def count(episodes: Iterable[Episode], impute: Mapping[Key, bool] | None = None) -> Counted:
     """The rate of the measured episodes. `impute` gives outcomes to episodes that were not measured."""
-    found = {place: list(rates.values()) for place, rates in scenes_of(episodes).rates().items()}
+    found = {task_key: list(rates.values()) for task_key, rates in scenes_of(episodes).rates().items()}
     for key, outcome in (impute or {}).items():
-        found.setdefault(Place(key.suite, key.task), []).append(float(outcome))
+        found.setdefault(TaskKey(key.suite, key.task), []).append(float(outcome))
     return counted(found.values())
 
 

@@ -47,7 +47,7 @@ def judge(
             "the margin is the share of successes by which a rate may be lower and still reproduce",
             got=margin,
             need="a number above 0 and below 1",
-            fix=f"--margin {MARGIN} for two points",
+            fix=f"give {MARGIN} for two points",
         )
     ours = read_recorded(directory)
     theirs = _other(ours, against)

@@ -13,7 +13,7 @@ from harness.artifacts.evaluation import ALL, Range, Rate
 from harness.evaluate.intervals import Ends, of_other_tasks, wilson
 
 
-class Place(NamedTuple):
+class TaskKey(NamedTuple):
     """A task of a suite."""
 
     suite: str
@@ -23,7 +23,7 @@ class Place(NamedTuple):
 class Scene(NamedTuple):
     """A scene of a task, by its hash."""
 
-    place: Place
+    task_key: TaskKey
     sha256: str
 
 
@@ -38,11 +38,11 @@ class Scenes(NamedTuple):
         """How many episodes have the scene of an episode of another number, and so are no more scenes."""
         return sum(len(numbers) - 1 for numbers in self.numbers.values())
 
-    def rates(self) -> dict[Place, dict[str, float]]:
+    def rates(self) -> dict[TaskKey, dict[str, float]]:
         """The mean of each scene, by task."""
-        found: dict[Place, dict[str, float]] = defaultdict(dict)
+        found: dict[TaskKey, dict[str, float]] = defaultdict(dict)
         for scene, outcomes in self.outcomes.items():
-            found[scene.place][scene.sha256] = sum(outcomes) / len(outcomes)
+            found[scene.task_key][scene.sha256] = sum(outcomes) / len(outcomes)
         return dict(found)
 
 
@@ -52,7 +52,7 @@ def scenes_of(episodes: Iterable[Episode]) -> Scenes:
     numbers: dict[Scene, set[int]] = defaultdict(set)
     for episode in episodes:
         if episode.measured and episode.scene_sha256 is not None:
-            scene = Scene(Place(episode.suite, episode.task), episode.scene_sha256)
+            scene = Scene(TaskKey(episode.suite, episode.task), episode.scene_sha256)
             outcomes[scene].append(episode.outcome == "success")
             numbers[scene].add(episode.episode)
     return Scenes(dict(outcomes), dict(numbers))
@@ -90,25 +90,27 @@ def counted(by_task: Iterable[Iterable[float]]) -> Counted:
 def rates_of(asked: Iterable[Key], episodes: Iterable[Episode]) -> tuple[list[Rate], list[Rate], Rate]:
     """The rate of each asked task, of each suite, and of all."""
     found = {episode.key: episode for episode in episodes}
-    by_place: dict[Place, list[Episode | None]] = defaultdict(list)
+    by_key: dict[TaskKey, list[Episode | None]] = defaultdict(list)
     for key in sorted(asked):
-        by_place[Place(key.suite, key.task)].append(found.get(key))
-    suites = sorted({place.suite for place in by_place})
+        by_key[TaskKey(key.suite, key.task)].append(found.get(key))
+    suites = sorted({task_key.suite for task_key in by_key})
     return (
-        [_rate(place.suite, place.task, {place: by_place[place]}) for place in sorted(by_place)],
+        [_rate(task_key.suite, task_key.task, {task_key: by_key[task_key]}) for task_key in sorted(by_key)],
         [
-            _rate(suite, None, {place: each for place, each in by_place.items() if place.suite == suite})
+            _rate(
+                suite, None, {task_key: each for task_key, each in by_key.items() if task_key.suite == suite}
+            )
             for suite in suites
         ],
-        _rate(ALL, None, by_place),
+        _rate(ALL, None, by_key),
     )
 
 
-def _rate(suite: str, task: int | None, places: dict[Place, list[Episode | None]]) -> Rate:
-    every = [episode for each in places.values() for episode in each]
+def _rate(suite: str, task: int | None, task_keys: dict[TaskKey, list[Episode | None]]) -> Rate:
+    every = [episode for each in task_keys.values() for episode in each]
     there = [episode for episode in every if episode is not None]
     scenes = scenes_of(there)
-    by_task = {place: list(rates.values()) for place, rates in scenes.rates().items()}
+    by_task = {task_key: list(rates.values()) for task_key, rates in scenes.rates().items()}
     total = counted(by_task.values())
     these = wilson(*total)
     others = None

@@ -148,7 +148,8 @@ def read_recorded(directory: RunDir) -> Recorded:
             need=f"episodes of {own[:16]} alone, which {Setting.FILE} describes",
             fix=(
                 "one directory for each evaluation; to keep the episodes of this one: mkdir NEW && cp"
-                f" {word(directory.path / Setting.FILE)} NEW && grep {own} {word(path)} > NEW/{EPISODES}"
+                f" {word(directory.path / Setting.FILE)} NEW && grep {word(own)} {word(path)} >"
+                f" NEW/{EPISODES}"
             ),
         )
     return Recorded(directory, setting, episodes)

@@ -32,43 +32,15 @@ def asked(
 
     Raises: HarnessError "suite-unknown", "task-unknown", "episodes-impossible", "schedule-invalid".
     """
-    for suite in [*suites, *(tasks or {})]:
-        if suite not in SUITES:
-            near = (difflib.get_close_matches(suite, SUITES, n=1, cutoff=0.3) or ["libero_10"])[0]
-            raise HarnessError(
-                "suite-unknown",
-                f"there is no suite {suite!r}",
-                got=suite,
-                need=f"suites out of {', '.join(SUITES)}",
-                fix=f"did you mean {near}?",
-            )
-    if not suites or set(tasks or {}) - set(suites):
-        raise HarnessError(
-            "suite-unknown",
-            "tasks are given of a suite that is not asked" if suites else "no suite is asked",
-            got=", ".join(tasks or {}) or "nothing",
-            need=f"suites out of {', '.join(SUITES)}",
-            fix="name the suite of each task with --suites",
-        )
-    wanted = {}
-    for suite in dict.fromkeys(suites):
-        wanted[suite] = sorted(set((tasks or {}).get(suite, range(SUITES[suite]))))
-        beyond = [task for task in wanted[suite] if not 0 <= task < SUITES[suite]]
-        if beyond or not wanted[suite]:
-            raise HarnessError(
-                "task-unknown",
-                f"{suite} has no task {beyond[0]}" if beyond else f"no task of {suite} is asked",
-                got=", ".join(map(str, beyond)) or "none",
-                need=f"tasks from 0 to {SUITES[suite] - 1}",
-                fix="give --tasks numbers of that range, or leave it out for all of them",
-            )
+    _check_suites(suites, tasks or {})
+    wanted = {suite: _tasks(suite, (tasks or {}).get(suite)) for suite in dict.fromkeys(suites)}
     if not 1 <= episodes <= STATES:
         raise HarnessError(
             "episodes-impossible",
             f"a task of LIBERO has {STATES} initial states; more episodes would repeat scenes",
             got=episodes,
             need=f"1 to {STATES}",
-            fix=f"--episodes {STATES}; to repeat each scene with other noise: --repeats",
+            fix=f"ask for {STATES} episodes of a task at most; repeats drive each scene with other noise",
         )
     return parse(
         Asked,
@@ -81,8 +53,44 @@ def asked(
         },
         where="the schedule",
         code="schedule-invalid",
-        fix="--repeats from 1 to 1000, --seed from 0 to 2147483647",
+        fix="repeats from 1 to 1000, a seed from 0 to 2147483647",
     )
+
+
+def _check_suites(suites: Sequence[str], tasks: Mapping[str, Sequence[int]]) -> None:
+    for suite in [*suites, *tasks]:
+        if suite not in SUITES:
+            near = (difflib.get_close_matches(suite, SUITES, n=1, cutoff=0.3) or ["libero_10"])[0]
+            raise HarnessError(
+                "suite-unknown",
+                f"there is no suite {suite!r}",
+                got=suite,
+                need=f"suites out of {', '.join(SUITES)}",
+                fix=f"did you mean {near}?",
+            )
+    if not suites or set(tasks) - set(suites):
+        raise HarnessError(
+            "suite-unknown",
+            "tasks are given of a suite that is not asked" if suites else "no suite is asked",
+            got=", ".join(tasks) or "nothing",
+            need=f"suites out of {', '.join(SUITES)}",
+            fix="ask for the suite of each task",
+        )
+
+
+def _tasks(suite: str, tasks: Sequence[int] | None) -> list[int]:
+    """The asked tasks of a suite in their order; all of them for None."""
+    wanted = sorted(set(range(SUITES[suite]) if tasks is None else tasks))
+    beyond = [task for task in wanted if not 0 <= task < SUITES[suite]]
+    if beyond or not wanted:
+        raise HarnessError(
+            "task-unknown",
+            f"{suite} has no task {beyond[0]}" if beyond else f"no task of {suite} is asked",
+            got=", ".join(map(str, beyond)) or "none",
+            need=f"tasks from 0 to {SUITES[suite] - 1}",
+            fix="give numbers of that range, or no tasks for all of them",
+        )
+    return wanted
 
 
 def keys(asked: Asked) -> list[Key]:
@@ -122,7 +130,7 @@ def shares(left: Sequence[Key], workers: int) -> list[list[Key]]:
             "episodes are driven by at least one worker",
             got=workers,
             need=f"1 to {MOST_WORKERS}",
-            fix="--workers with the number of processor cores",
+            fix="give as many workers as there are processor cores",
         )
     bounds = [len(left) * worker // workers for worker in range(workers + 1)]
     found = [list(left[first:last]) for first, last in itertools.pairwise(bounds)]

@@ -11,7 +11,7 @@ from harness.evaluate.claims import STATES, SUITES, Claim
 from harness.evaluate.compare import Gap, Pair, Paired, count, discordant, independent_gap, pair, paired_gap
 from harness.evaluate.intervals import LEVEL
 from harness.evaluate.paired import mcnemar
-from harness.evaluate.rates import Counted, Place, Scene, as_range
+from harness.evaluate.rates import Counted, Scene, TaskKey, as_range
 from harness.evaluate.sequential import follow
 from harness.evaluate.verdict import Bounds, decide, needed, with_unmeasured
 
@@ -23,8 +23,8 @@ class Side(NamedTuple):
     asked: list[Key]
 
     @property
-    def places(self) -> set[Place]:
-        return {Place(key.suite, key.task) for key in self.asked}
+    def task_keys(self) -> set[TaskKey]:
+        return {TaskKey(key.suite, key.task) for key in self.asked}
 
     @property
     def suites(self) -> set[str]:
@@ -35,10 +35,10 @@ class Side(NamedTuple):
         done = {episode.key for episode in self.episodes if episode.measured}
         return [key for key in self.asked if key not in done]
 
-    def within(self, places: set[Place]) -> Side:
+    def within(self, task_keys: set[TaskKey]) -> Side:
         return Side(
-            [each for each in self.episodes if Place(each.suite, each.task) in places],
-            [key for key in self.asked if Place(key.suite, key.task) in places],
+            [each for each in self.episodes if TaskKey(each.suite, each.task) in task_keys],
+            [key for key in self.asked if TaskKey(key.suite, key.task) in task_keys],
         )
 
 
@@ -86,7 +86,7 @@ def in_order(ours: Side, theirs: Side, order: Iterable[Key], margin: float) -> S
         scene = scenes.get(key)
         if scene is None:
             break
-        each = found.pop(Scene(Place(key.suite, key.task), scene), None)
+        each = found.pop(Scene(TaskKey(key.suite, key.task), scene), None)
         if each is not None:
             differences.append(each.ours - each.theirs)
     return follow(differences, margin)
@@ -115,7 +115,7 @@ def _not_comparable(
         return _Barred("suites", "no suite was evaluated on both sides"), []
     if isinstance(theirs, Claim):
         return _other_tasks(ours, theirs, suites), [theirs.caveat]
-    if not ours.places & theirs.places:
+    if not ours.task_keys & theirs.task_keys:
         return _Barred("tasks", "no task was evaluated on both sides"), []
     paired = pair(ours.episodes, theirs.episodes)
     if paired.moved:
@@ -130,7 +130,7 @@ def _not_comparable(
 def _other_tasks(ours: Side, claim: Claim, suites: list[str]) -> _Barred | None:
     """A claim is of all tasks of a suite: some of them have another rate."""
     for suite in suites:
-        tasks = sum(place.suite == suite for place in ours.places)
+        tasks = sum(task_key.suite == suite for task_key in ours.task_keys)
         if tasks != claim.suites[suite].tasks:
             says = f"{tasks} of the {claim.suites[suite].tasks} tasks of {suite} were asked"
             return _Barred("tasks", says)
@@ -156,17 +156,17 @@ def _pair_notes(paired: Paired) -> list[str]:
 def _difference(
     scope: str, suites: list[str], ours: Side, theirs: Side | Claim, margin: float, level: float
 ) -> Difference:
-    places = {place for place in ours.places if place.suite in suites}
+    task_keys = {task_key for task_key in ours.task_keys if task_key.suite in suites}
     if isinstance(theirs, Claim):
-        one = ours.within(places)
+        one = ours.within(task_keys)
         claimed = [theirs.suites[suite] for suite in suites]
         other = Counted(
             float(sum(each.successes for each in claimed)), float(sum(each.episodes for each in claimed))
         )
         bounds, gap = _independent(one, other, level)
         return _made(scope, suites, gap, bounds, margin, level, len(one.unmeasured), None, fixed=True)
-    places &= theirs.places
-    one, two = ours.within(places), theirs.within(places)
+    task_keys &= theirs.task_keys
+    one, two = ours.within(task_keys), theirs.within(task_keys)
     paired = pair(one.episodes, two.episodes)
     unmeasured = len(one.unmeasured) + len(two.unmeasured)
     if paired.enough:
@@ -204,7 +204,7 @@ def _imputed(pairs: list[Pair], one: Side, two: Side, outcome: float) -> list[Pa
         (key, float(ours[key].outcome == "success"), 1 - outcome) for key in two.unmeasured if key in ours
     ]
     # The scene of an unmeasured episode is not known; its key stands for it.
-    return [*pairs, *(Pair(Scene(Place(key.suite, key.task), str(key)), x, y) for key, x, y in more)]
+    return [*pairs, *(Pair(Scene(TaskKey(key.suite, key.task), str(key)), x, y) for key, x, y in more)]
 
 
 def _made(
