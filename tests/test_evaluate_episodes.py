@@ -107,7 +107,7 @@ def test_a_killed_recorder_loses_nothing_and_a_resume_ends_the_same(tmp_path: Pa
 def test_two_evaluations_at_once_do_not_share_a_directory(tmp_path: Path) -> None:
     with (
         recording(RunDir(tmp_path / "a"), OF),
-        pytest.raises(HarnessError, match="run-busy"),
+        pytest.raises(HarnessError, match="evaluation-busy"),
         recording(RunDir(tmp_path / "a"), OF, resume=True),
     ):
         pass
@@ -279,3 +279,53 @@ def test_an_evaluation_is_not_compared_with_itself(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="claim-unknown") as caught:
         judge(run, "openpi:pi0_libero")
     assert "openpi:pi05_libero" in caught.value.fix
+
+
+def test_a_secret_in_the_address_of_a_server_stays_out_of_the_files_and_of_the_hash(tmp_path: Path) -> None:
+    of = setting(
+        SMALL, evaluated={"kind": "server", "name": "ws://me:hunter2hunter2@host:8000?api_key=abcdef"}
+    )
+    record(tmp_path / "a", [episode(key, of=of) for key in keys(SMALL)], of=of)
+    assert "hunter2" not in (tmp_path / "a" / Setting.FILE).read_text()
+    assert judge(RunDir(tmp_path / "a")).all.measured == len(LINES)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from harness.errors import HarnessError
+from harness.evaluate.record import recording
+from harness.run.directory import RunDir
+from tests.test_evaluate_episodes import LINES, OF
+with recording(RunDir(Path(sys.argv[1])), OF) as recorder:
+    recorder.add(LINES[0])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(LINES[0].line()) + 50, resource.RLIM_INFINITY))
+    try:
+        recorder.add(LINES[1])
+    except HarnessError as error:
+        print(error.code)
+"""
+
+
+def test_a_file_that_cannot_grow_keeps_whole_lines(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "a")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": "."},
+        check=False,
+    )
+    assert done.stdout == "not-writable\n", done.stderr
+    assert (tmp_path / "a" / EPISODES).read_bytes() == LINES[0].line()
+
+
+def test_so_many_episodes_are_not_asked(tmp_path: Path) -> None:
+    """Another's setting.json does not fill the memory."""
+    run = directory(tmp_path / "a", OF, LINES)
+    text = (run.path / Setting.FILE).read_text()
+    (run.path / Setting.FILE).write_text(
+        text.replace('"episodes": 4', '"episodes": 9999').replace('"repeats": 1', '"repeats": 999')
+    )
+    with pytest.raises(HarnessError, match="artifact-invalid"):
+        judge(run)

@@ -305,3 +305,19 @@ def test_why_it_is_lower_is_one_table(tmp_path: Path) -> None:
     assert "actions[0] most: 25 % of its range" in rows["statistics"].says
     assert "renderer" in rows["protocol and simulator"].says
     assert "does not explain" in rows["chance"].says
+
+
+def test_a_suite_without_a_claim_is_left_out_of_the_comparison_and_named(tmp_path: Path) -> None:
+    what = asked([*FOUR, "libero_90"], episodes=3)
+    rates = {**CLAIMED, "libero_90": 0.1}
+    found = judge(driven(tmp_path / "a", setting(what), outcomes(what, rates, seed=1)), OPENPI)
+    assert {each.scope for each in found.differences} == {*FOUR, ALL}
+    assert found.differences[-1].ours > 0.9
+    assert any("libero_90" in note for note in found.notes)
+
+
+def test_a_whole_number_equals_its_float_and_not_a_truth_value(tmp_path: Path) -> None:
+    values = CLAIMS[OPENPI].protocol.values
+    for seed, field in ((7.0, None), (True, "protocol.seed")):
+        made = claimed(protocol={"values": {**values, "seed": seed}})(tmp_path / str(seed))
+        assert judge(*made).field == field

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
 
 from harness.artifacts.base import Artifact
 from harness.artifacts.setting import Setting, Value
@@ -13,11 +15,17 @@ Status = Literal["equal", "differs", "unknown"]
 ALL = "all"
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+# A rate less another.
+Less = Annotated[float, Field(ge=-1, le=1)]
+Many = Annotated[int, Field(ge=0)]
+
+
 class Range(Strict):
     """The ends of a 95 % interval."""
 
-    low: float
-    high: float
+    low: Less
+    high: Less
 
 
 class Rate(Strict):
@@ -31,12 +39,12 @@ class Rate(Strict):
 
     suite: str
     task: int | None = None
-    successes: int
-    measured: int
-    errors: int
-    missing: int
-    scenes: int
-    rate: float | None
+    successes: Many
+    measured: Many
+    errors: Many
+    missing: Many
+    scenes: Many
+    rate: Share | None
     interval: Range
     others: Range | None = None
 
@@ -44,9 +52,9 @@ class Rate(Strict):
 class ClaimedSuite(Strict):
     """The published successes of a suite."""
 
-    successes: int
-    episodes: int
-    tasks: int
+    successes: Many
+    episodes: Annotated[int, Field(ge=1)]
+    tasks: Many
 
 
 class Against(Strict):
@@ -92,10 +100,10 @@ class Difference(Strict):
     """
 
     scope: str
-    ours: float
-    theirs: float
-    difference: float
-    level: float
+    ours: Share
+    theirs: Share
+    difference: Less
+    level: Share
     interval: Range
     by_score: Range
     method: str
@@ -147,7 +155,7 @@ class Evaluation(Artifact):
     all: Rate
     interval: str
     against: Against | None = None
-    margin: float
+    margin: Share
     verdict: Word | None = None
     field: str | None = None
     reason: str = ""
@@ -160,3 +168,9 @@ class Evaluation(Artifact):
     repeated: int = 0
     conflicts: int = 0
     notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _compared_with_something(self) -> Evaluation:
+        if self.against is None and (self.verdict or self.differences or self.why):
+            raise ValueError("a verdict needs what it was compared with")
+        return self

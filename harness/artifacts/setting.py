@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from harness.artifacts.base import Artifact
 from harness.artifacts.dataset import DimensionStats
-from harness.artifacts.episodes import Count, Name
+from harness.artifacts.episodes import MOST_LINES, Count, Name
+from harness.redact import redact_value
 from harness.strict import Strict
 
 # What two settings of the same episodes may differ in.
@@ -68,6 +69,8 @@ class Asked(Strict):
     def _each_task_once(self) -> Asked:
         if not self.tasks or any(not tasks or len(set(tasks)) < len(tasks) for tasks in self.tasks.values()):
             raise ValueError("each suite has tasks, each of them once")
+        if sum(map(len, self.tasks.values())) * self.episodes * self.repeats > MOST_LINES:
+            raise ValueError(f"more than {MOST_LINES:,} episodes are asked")
         return self
 
 
@@ -92,5 +95,6 @@ class Setting(Artifact):
 
     def sha256(self) -> str:
         """The hash that each line of episodes.jsonl carries; it leaves out which episodes are asked."""
-        value = self.model_dump(mode="json", exclude=APART)
+        # As it is written: a file has no secrets, such as one in the address of a server.
+        value = redact_value(self.model_dump(mode="json", exclude=APART))
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

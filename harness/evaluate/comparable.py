@@ -104,7 +104,7 @@ def _told(deviations: list[str] | None) -> str | None:
 def _field(name: str, ours: Value, theirs: Value, why: str) -> Apart:
     unknown = ours is None or theirs is None
     # True == 1 in Python, and not here.
-    equal = type(ours) is type(theirs) and ours == theirs
+    equal = isinstance(ours, bool) == isinstance(theirs, bool) and ours == theirs
     return Apart(
         field=name,
         status="unknown" if unknown else "equal" if equal else "differs",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from harness.artifacts.episodes import EPISODES, Episode, Episodes, Key, read_episodes
@@ -81,10 +82,11 @@ def recording(directory: RunDir, setting: Setting, *, resume: bool = False) -> I
     With `resume` it goes on with the episodes of the same setting; it may ask more of them than before.
 
     Raises: HarnessError "evaluation-there" for a directory that has episodes, without `resume`;
-    "evaluation-other" for one of another setting; "evaluation-mixed"; "run-busy", "not-writable"; UnsafeFile.
+    "evaluation-other" for one of another setting; "evaluation-mixed"; "evaluation-busy" if another process
+    records there; "not-writable"; UnsafeFile.
     """
     path = directory.path / EPISODES
-    with locked(directory.path):
+    with _alone(directory.path):
         before = read_recorded(directory) if there(path) or there(directory.path / Setting.FILE) else None
         if before:
             _check_same(before, setting)
@@ -111,6 +113,25 @@ def recording(directory: RunDir, setting: Setting, *, resume: bool = False) -> I
 
 
 _NONE = Episodes({})
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """The directory's lock."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path))
+        except HarnessError as error:
+            if error.code != "run-busy":
+                raise
+            raise HarnessError(
+                "evaluation-busy",
+                f"another process records episodes in {path}",
+                got=error.got,
+                need="one evaluation in a directory",
+                fix="wait for it, or evaluate into another directory",
+            ) from error
+        yield
 
 
 def read_recorded(directory: RunDir) -> Recorded:

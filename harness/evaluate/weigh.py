@@ -114,7 +114,10 @@ def _not_comparable(
     if not suites:
         return _Barred("suites", "no suite was evaluated on both sides"), []
     if isinstance(theirs, Claim):
-        return _other_tasks(ours, theirs, suites), [theirs.caveat]
+        notes = [theirs.caveat]
+        if alone := sorted(ours.suites - set(suites)):
+            notes.append(f"no rate of {', '.join(alone)} was published, so nothing is compared there")
+        return _other_tasks(ours, theirs, suites), notes
     if not ours.task_keys & theirs.task_keys:
         return _Barred("tasks", "no task was evaluated on both sides"), []
     paired = pair(ours.episodes, theirs.episodes)

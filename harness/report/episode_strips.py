@@ -12,7 +12,7 @@ from harness.artifacts.setting import Asked
 
 # A square of a strip, in drawing units.
 CELL = 8
-_MOST_CELLS, _MOST_FAILED, _LONGEST = 150, 12, 40
+_MOST_CELLS, _MOST_FAILED, _LONGEST = 150, 9, 40
 # Tasks with failures in the table, and parts of a goal that are named of one.
 _MOST_TASKS, _MOST_PARTS = 40, 4
 
@@ -161,7 +161,7 @@ def failures(evaluation: Evaluation, episodes: Episodes) -> list[Failed]:
         reached = [[step for step in each.reached.values() if step is not None] for each in told]
         rows.append(
             Failed(
-                f"{suite} {task_label(evaluation, suite, task)}",
+                f"{suite} · {task_label(evaluation, suite, task)}",
                 len(failed),
                 len(every),
                 sum(not steps for steps in reached) if told else None,

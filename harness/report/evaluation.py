@@ -200,10 +200,7 @@ def _label(evaluation: Evaluation, rate: Rate) -> str:
 def _numbers(rate: Rate, other: Rate | None) -> str:
     if other is None:
         return _rate_words(rate)
-    return " | ".join(
-        "none" if each.rate is None else f"{each.successes}/{each.measured} = {_percent(each.rate)}"
-        for each in (rate, other)
-    )
+    return " | ".join("none" if each.rate is None else _percent(each.rate) for each in (rate, other))
 
 
 def _rate_words(rate: Rate) -> str:
