@@ -17,19 +17,20 @@ from harness.evaluate.schedule import asked
 from harness.evaluate.verdict import Bounds, decide, with_unmeasured
 from harness.run.directory import RunDir
 from tests.support.evaluated import (
+    ALIKE,
+    CLAIMED,
     FOUR,
+    claimed,
     digest,
     directory,
     driven,
     episode,
+    lower,
     outcomes,
     scene_of,
     setting,
-    stats,
+    two,
 )
-
-CLAIMED = {suite: each.successes / each.episodes for suite, each in CLAIMS[OPENPI].suites.items()}
-ALIKE = 0.5
 
 
 class Case(NamedTuple):
@@ -40,35 +41,6 @@ class Case(NamedTuple):
     word: str
     field: str | None = None
     says: str = ""
-
-
-def lower(points: float, only: str = "") -> dict[str, float]:
-    return {suite: rate - points / 100 * (not only or suite == only) for suite, rate in CLAIMED.items()}
-
-
-def claimed(rates: Any = None, episodes: int = 50, seed: int = 1, **changes: Any) -> Any:
-    def make(path: Path) -> tuple[RunDir, str]:
-        what = asked(FOUR, episodes=episodes)
-        return driven(path, setting(what, **changes), outcomes(what, rates or CLAIMED, seed=seed)), OPENPI
-
-    return make
-
-
-def two(ours: Any, theirs: Any, episodes: int = 50, *, changes: Any = None, scenes: Any = scene_of) -> Any:
-    def make(path: Path) -> tuple[RunDir, RunDir]:
-        what = asked(FOUR, episodes=episodes)
-        mine, other = setting(what, **(changes or {})), setting(what)
-        one = outcomes(what, ours, seed=1, likeness=ALIKE)
-        found = [
-            episode(key, "success" if good else "failure", of=mine, scene=scenes(key))
-            for key, good in one.items()
-        ]
-        return (
-            directory(path / "ours", mine, found),
-            driven(path / "theirs", other, outcomes(what, theirs, seed=2, likeness=ALIKE)),
-        )
-
-    return make
 
 
 def with_errors(rates: Any, errors: int) -> Any:
@@ -273,40 +245,6 @@ def test_what_was_not_measured_may_be_anything() -> None:
     assert with_unmeasured(Bounds(Ends(-0.01, 0.01), low, low), 0.02, 1) == "inconclusive"
 
 
-def test_what_is_not_known_is_said_and_forbids_nothing(tmp_path: Path) -> None:
-    found = judge(*claimed()(tmp_path / "made"))
-    assert {each.field for each in found.apart if each.status == "unknown"} == {
-        *("protocol version", "renderer", "scenes", "dataset statistics"),
-    }
-    assert any("not known on a side" in note for note in found.notes)
-
-
-def test_why_it_is_lower_is_one_table(tmp_path: Path) -> None:
-    recipe = setting().evaluated.recipe
-    assert recipe is not None
-    changed = {**recipe, "train": {**recipe["train"], "seed": 7}, "name": "mine"}
-    changes = {
-        "evaluated": {
-            "recipe": changed,
-            "data_sha256": ["e" * 64],
-            "statistics": {
-                **(setting().evaluated.statistics or {}),
-                "actions": stats(7, moved=0.5),
-            },
-        },
-        "renderer": "egl",
-    }
-    found = judge(*two(lower(6), CLAIMED, changes=changes)(tmp_path / "made"))
-    rows = {row.cause: row for row in found.why}
-    assert list(rows) == ["recipe", "data", "statistics", "protocol and simulator", "chance"]
-    assert all(row.status == "differs" for row in found.why)
-    assert rows["recipe"].says.startswith("1 keys differ")
-    assert "train.seed: 7 here" in rows["recipe"].details[0]
-    assert "actions[0] most: 25 % of its range" in rows["statistics"].says
-    assert "renderer" in rows["protocol and simulator"].says
-    assert "does not explain" in rows["chance"].says
-
-
 def test_a_suite_without_a_claim_is_left_out_of_the_comparison_and_named(tmp_path: Path) -> None:
     what = asked([*FOUR, "libero_90"], episodes=3)
     rates = {**CLAIMED, "libero_90": 0.1}
@@ -321,3 +259,36 @@ def test_a_whole_number_equals_its_float_and_not_a_truth_value(tmp_path: Path) -
     for seed, field in ((7.0, None), (True, "protocol.seed")):
         made = claimed(protocol={"values": {**values, "seed": seed}})(tmp_path / str(seed))
         assert judge(*made).field == field
+
+
+def test_two_halves_that_share_few_scenes_are_compared_as_independent(tmp_path: Path) -> None:
+    of = setting()
+    ours = {key: good for key, good in outcomes(of.asked, 0.5, seed=1).items() if key.episode < 26}
+    theirs = {key: good for key, good in outcomes(of.asked, 0.95, seed=2).items() if key.episode > 24}
+    found = judge(driven(tmp_path / "a", of, ours), driven(tmp_path / "b", of, theirs))
+    overall = found.differences[-1]
+    assert overall.pairs is None
+    assert "independent" in overall.method
+    assert any("so few are shared" in note for note in found.notes)
+    # Nearly half was asked and not measured, and could have been otherwise.
+    assert found.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(("points", "word"), [(8, "below"), (0, "inconclusive")])
+def test_errors_on_both_sides_of_pairs_count_against_the_conclusion(
+    tmp_path: Path, points: float, word: str
+) -> None:
+    of, sides = setting(), []
+    for seed, rates in ((1, lower(points)), (2, CLAIMED)):
+        found = outcomes(of.asked, rates, seed=seed, likeness=ALIKE)
+        kinds = [
+            "error" if i % 200 == seed else "success" if good else "failure"
+            for i, good in enumerate(found.values())
+        ]
+        lines = [episode(key, kind, of=of) for key, kind in zip(found, kinds, strict=True)]
+        sides.append(directory(tmp_path / str(seed), of, lines))
+    made = judge(*sides)
+    assert made.verdict == word
+    assert made.all.errors == 10
+    assert made.differences[-1].pairs is not None
+    assert made.differences[-1].pairs.scenes == 1980

@@ -180,17 +180,21 @@ def _difference(
             paired_gap(_imputed(paired.pairs, one, two, 1.0), level).ends,
         )
         return _made(scope, suites, gap, bounds, margin, level, unmeasured, paired, fixed=False)
-    bounds, gap = _independent(one, count(two.episodes), level)
+    bounds, gap = _independent(one, two, level)
     return _made(scope, suites, gap, bounds, margin, level, unmeasured, None, fixed=False)
 
 
-def _independent(one: Side, other: Counted, level: float) -> tuple[Bounds, Gap]:
-    gap = independent_gap(count(one.episodes), other, level)
-    ends = [
-        independent_gap(count(one.episodes, dict.fromkeys(one.unmeasured, outcome)), other, level).ends
-        for outcome in (False, True)
-    ]
-    return Bounds(gap.ends, *ends), gap
+def _independent(one: Side, other: Side | Counted, level: float) -> tuple[Bounds, Gap]:
+    """The difference and its bounds: what ours lacks goes one way, what theirs lacks the other."""
+
+    def gap(outcome: bool | None) -> Gap:
+        ours = {} if outcome is None else dict.fromkeys(one.unmeasured, outcome)
+        if isinstance(other, Counted):
+            return independent_gap(count(one.episodes, ours), other, level)
+        theirs = {} if outcome is None else dict.fromkeys(other.unmeasured, not outcome)
+        return independent_gap(count(one.episodes, ours), count(other.episodes, theirs), level)
+
+    return Bounds(*(gap(outcome).ends for outcome in (None, False, True))), gap(None)
 
 
 def _imputed(pairs: list[Pair], one: Side, two: Side, outcome: float) -> list[Pair]:

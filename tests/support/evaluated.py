@@ -11,7 +11,7 @@ from typing import Any
 from harness.artifacts.dataset import DimensionStats
 from harness.artifacts.episodes import EPISODES, Episode, EpisodeError, Key
 from harness.artifacts.setting import Asked, Evaluated, Protocol, Setting
-from harness.evaluate.claims import OPENPI_PROTOCOL
+from harness.evaluate.claims import CLAIMS, OPENPI, OPENPI_PROTOCOL
 from harness.evaluate.schedule import asked, keys
 from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
@@ -132,3 +132,36 @@ def driven(path: Path, of: Setting, found: Mapping[Key, bool], **changes: Any) -
         of,
         [episode(key, "success" if good else "failure", of=of, **changes) for key, good in found.items()],
     )
+
+
+CLAIMED = {suite: each.successes / each.episodes for suite, each in CLAIMS[OPENPI].suites.items()}
+ALIKE = 0.5
+
+
+def lower(points: float, only: str = "") -> dict[str, float]:
+    return {suite: rate - points / 100 * (not only or suite == only) for suite, rate in CLAIMED.items()}
+
+
+def claimed(rates: Any = None, episodes: int = 50, seed: int = 1, **changes: Any) -> Any:
+    def make(path: Path) -> tuple[RunDir, str]:
+        what = asked(FOUR, episodes=episodes)
+        return driven(path, setting(what, **changes), outcomes(what, rates or CLAIMED, seed=seed)), OPENPI
+
+    return make
+
+
+def two(ours: Any, theirs: Any, episodes: int = 50, *, changes: Any = None, scenes: Any = scene_of) -> Any:
+    def make(path: Path) -> tuple[RunDir, RunDir]:
+        what = asked(FOUR, episodes=episodes)
+        mine, other = setting(what, **(changes or {})), setting(what)
+        one = outcomes(what, ours, seed=1, likeness=ALIKE)
+        found = [
+            episode(key, "success" if good else "failure", of=mine, scene=scenes(key))
+            for key, good in one.items()
+        ]
+        return (
+            directory(path / "ours", mine, found),
+            driven(path / "theirs", other, outcomes(what, theirs, seed=2, likeness=ALIKE)),
+        )
+
+    return make
