@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import random
 import re
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from harness.artifacts.episodes import EPISODES, Key, read_episodes
 from harness.artifacts.evaluation import Evaluation
+from harness.artifacts.setting import Setting
 from harness.errors import HarnessError
 from harness.evaluate.judge import judge
 from harness.evaluate.schedule import asked, keys
@@ -20,6 +23,7 @@ from harness.report.evaluation import WIDTH, render
 from harness.run.directory import RunDir
 from harness.show.evaluation import evaluation_table
 from tests.support.evaluated import FOUR, directory, driven, episode, outcomes, setting
+from tests.test_run_contents import HOSTILE, paths, put
 
 WHAT = asked(FOUR, episodes=6)
 SPATIAL = [
@@ -204,3 +208,28 @@ def shown(found: Evaluation) -> str:
     buffer = io.StringIO()
     Console(file=buffer, width=160).print(evaluation_table(found))
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", [Evaluation.FILE, Setting.FILE])
+def test_no_content_of_a_file_brings_the_page_or_the_verdict_down(
+    two: tuple[RunDir, RunDir], name: str
+) -> None:
+    """Twenty changes of the file, another value in another part each: it is read, or refused with a fix."""
+    ours, theirs = two
+    judge(theirs)
+    judge(ours, theirs)
+    whole, chance = (ours.path / name).read_text(), random.Random(name)
+    everywhere = [path for path in paths(json.loads(whole)) if path]
+    fixes = []
+    for _ in range(20):
+        changed = put(json.loads(whole), chance.choice(everywhere), chance.choice([*HOSTILE, None]))
+        (ours.path / name).write_text(json.dumps(changed))
+        try:
+            if name == Evaluation.FILE:
+                render(ours, theirs)
+            else:
+                judge(ours, theirs)
+        except HarnessError as error:
+            fixes.append(error.fix)
+    assert fixes
+    assert all(fixes)

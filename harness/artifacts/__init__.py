@@ -32,12 +32,14 @@ from harness.artifacts.dataset import (
     Statistic,
 )
 from harness.artifacts.doctor import Diagnosis, Finding
+from harness.artifacts.evaluation import Evaluation
 from harness.artifacts.fetched import Fetched, Part
 from harness.artifacts.machine import Disk, Gpu, GpuProcess, Host, Machine, MigDevice
 from harness.artifacts.memory import Memory
 from harness.artifacts.openpi import OpenpiCommand, OptionChange
 from harness.artifacts.plan import Candidate, Levers, Plan
 from harness.artifacts.prediction import Prediction
+from harness.artifacts.setting import Setting
 from harness.artifacts.status import Status
 from harness.artifacts.training import Manifest, Metrics, Upstream, Used
 from harness.artifacts.verdict import Compared, Replay, Verdict, Verifier
@@ -60,6 +62,7 @@ __all__ = [
     "Difference",
     "DimensionStats",
     "Disk",
+    "Evaluation",
     "Feature",
     "Fetched",
     "Finding",
@@ -87,6 +90,7 @@ __all__ = [
     "Prediction",
     "Reach",
     "Replay",
+    "Setting",
     "Statistic",
     "Status",
     "Upstream",
