@@ -45,7 +45,7 @@ def setting(what: Asked | None = None, **changes: Any) -> Setting:
         "evaluated": Evaluated(**policy),
         "protocol": Protocol(**protocol),
         "versions": {"mujoco": "3.2.3", "robosuite": "1.4.1", "numpy": "2.4.6"},
-        "renderer": "osmesa",
+        "renderer": "mesa",
         "scenes_sha256": "a" * 64,
         "asked": what or asked(FOUR),
     }
