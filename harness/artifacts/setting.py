@@ -78,8 +78,9 @@ class Setting(Artifact):
     """What the episodes of one evaluation have in common.
 
     `versions` are those of the programs that simulate, by name. `renderer` is what draws; renderers that draw
-    the same bytes, such as OSMesa and Mesa's EGL, have one name. `scenes_sha256` is the table of fixture poses. `deviations` name every departure from the protocol.
-    `prompts` are the words of each task of a suite, by the task's number. `unknown` says why a value is None.
+    the same bytes, such as OSMesa and Mesa's EGL, have one name. `scenes_sha256` is the table of fixture
+    poses. `deviations` name every departure from the protocol. `prompts` are the words of each task of a
+    suite, by the task's number. `unknown` says why a value is None.
     """
 
     FILE: ClassVar[str] = "setting.json"
