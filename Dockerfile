@@ -5,11 +5,13 @@
 # Pinned by digest, so that the system below the lock cannot drift. Ubuntu 24.04 with Python 3.12; Debian 12 or 13 also serves.
 ARG BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04@sha256:5d2e53778e2180e01676aa8bac1aada242e95230ec97e21ecfb33de4e27cd1df
 # Written by ci/lock. A lock that is not the one named here stops the build, and the labels cannot tell another story.
-ARG CPU_LOCK_SHA256=ff074b1bcf20e871ceb2f1b7d3c83d970f5801a1f7b5602bf72fdd1357faae1a
+ARG CPU_LOCK_SHA256=848b789046e7f05d3ef99a5f000babd1ebf3312fb35fbe9ac142c17fa21669a9
 # As above, for the image that trains.
-ARG CUDA_LOCK_SHA256=dce750d93fa38663870a368ee4f44a8399685a5a2f7369f9b429ab5383394cdd
+ARG CUDA_LOCK_SHA256=089f01f5ad24d660d589afb697abb220ee6288963f17ae8955357912dea1fa56
 # As above, for the image that tests.
-ARG TEST_LOCK_SHA256=0826de597b4a8a6e26704197dc87ec8ddc07e4c6d945314b4498f35f5e2eff73
+ARG TEST_LOCK_SHA256=e037f59cec94306940e48084241c7729e7f65ad76ecfd8bbe6405bdb5e6c594f
+# As above, for openpi's client, which tests talk with.
+ARG CLIENT_LOCK_SHA256=de939f56844409644745b3f290c1ff7c86a1d5bb44f2e0ad213ee59613014e0f
 # As above, for the stage that describes the images.
 ARG DESCRIBE_LOCK_SHA256=459d77bef2363c8d7951eb321650e29502fdd681e6163508265796961944bab5
 
@@ -79,12 +81,18 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target
 FROM builder AS dependencies-test
 # The lock alone: only a change of the lock installs again.
 COPY docker/lock/test.txt /lock.txt
+# openpi's client, without its requirements: it asks for numpy<2 and runs on ours.
+COPY docker/lock/client.txt /client.txt
 # Declared here, since a global ARG is not visible inside a stage.
 ARG TEST_LOCK_SHA256
+# As above.
+ARG CLIENT_LOCK_SHA256
 # The cache mount keeps downloads between builds and out of the image.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target=/apt \
     echo "${TEST_LOCK_SHA256}  /lock.txt" | sha256sum --check --quiet \
+ && echo "${CLIENT_LOCK_SHA256}  /client.txt" | sha256sum --check --quiet \
  && /opt/venv/bin/pip install --quiet --no-compile --require-hashes --requirement /lock.txt \
+ && /opt/venv/bin/pip install --quiet --no-compile --require-hashes --no-deps --requirement /client.txt \
  && /opt/venv/bin/python /apt/bytecode /opt/venv/lib
 
 

@@ -71,7 +71,7 @@ def main() -> int:
 
     from harness.artifacts import Levers
     from harness.plan.cards import CARDS
-    from harness.plan.compile import _ABSENT_GPU_OPTIONS
+    from harness.plan.compile import ABSENT_GPU_OPTIONS
     from harness.recipe.load import load_recipe
     from harness.train.compiled import compile_step
     from harness.train.setup import setup_of
@@ -93,7 +93,7 @@ def main() -> int:
     for flag in ("False", "True"):
         print(f"compiling with {FLAG}={flag}", file=sys.stderr)
         rows[flag] = look(
-            compile_step(setup, levers, options=_ABSENT_GPU_OPTIONS | {FLAG: flag}, platform="cuda")
+            compile_step(setup, levers, options=ABSENT_GPU_OPTIONS | {FLAG: flag}, platform="cuda")
         )
     plain, same = rows["False"], rows["True"]
     print(

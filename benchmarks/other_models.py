@@ -85,7 +85,7 @@ def sizes_of(recipe: Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def our_actions(recipe: Recipe, given: dict[str, np.ndarray]) -> np.ndarray:
+def our_actions(recipe: Recipe, given: dict[str, np.ndarray], params: dict[str, np.ndarray]) -> np.ndarray:
     """Our model's actions from the source's own parameters, adapters unmerged, in float32."""
     import jax
 
@@ -99,7 +99,6 @@ def our_actions(recipe: Recipe, given: dict[str, np.ndarray]) -> np.ndarray:
         given["tokens"],
         given["token_mask"],
     )
-    params = exported.seeded(recipe)
     steps = int(given["steps"])
     act = jax.jit(
         lambda params: bind(graph_of(model), params).sample_actions(observation, given["noise"], steps)
@@ -131,18 +130,23 @@ def actions_of(
         python, "actions", program, checkout, folder / "sizes.json", folder / "inputs.npz",
         folder / f"{kind}-out", out, *([folder / "adapters"] if kind == "peft" else []),
     )  # fmt: skip
-    return our_actions(recipe, given), np.load(out)["actions"]
+    return our_actions(recipe, given, exported.seeded(recipe)), np.load(out)["actions"]
 
 
-def main() -> int:
+def asked(description: str | None) -> argparse.Namespace:
+    """What was typed: program, its checkout, its Python, and where golden results go."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("program", choices=("openpi-pytorch", "lerobot"))
     parser.add_argument("checkout", type=Path)
     parser.add_argument("python")
     parser.add_argument("--golden", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = asked(__doc__)
     failed, golden = 0, {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

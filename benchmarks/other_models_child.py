@@ -2,6 +2,7 @@
 
     PYTHON benchmarks/other_models_child.py names PROGRAM CHECKOUT OUT.json
     PYTHON benchmarks/other_models_child.py actions PROGRAM CHECKOUT SIZES INPUTS WEIGHTS OUT.npz [ADAPTERS]
+    PYTHON benchmarks/other_models_child.py layers PROGRAM CHECKOUT SIZES INPUTS WEIGHTS OUT.npz
 
 PYTHON has CPU torch and the program's transformers, not this project. Names and shapes come from the model of
 real size, made on the `meta` device: nothing is allocated. For actions the table of variants gets the tiny
@@ -172,14 +173,20 @@ def shapes(program: str, checkout: Path) -> dict[str, list[int]]:
     return {f"{prefix}{name}": list(value.shape) for name, value in model.state_dict().items()}
 
 
-def openpi_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any], checkpoint: Path) -> Any:
-    """Loads as openpi does (`load_pytorch`), and samples from the given noise."""
+def load_openpi(checkout: Path, sizes: dict[str, Any], horizon: int, checkpoint: Path) -> Any:
+    """openpi's model with the weights of `checkpoint`, loaded as openpi loads them (`load_pytorch`)."""
     from safetensors.torch import load_model
 
-    model = openpi(checkout, sizes, inputs["noise"].shape[1])
+    model = openpi(checkout, sizes, horizon)
     # As openpi loads weights: strict, the shared table by either of its names.
     load_model(model, checkpoint / "model.safetensors")
     torch.set_float32_matmul_precision("highest")
+    return model.eval()
+
+
+def openpi_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any], checkpoint: Path) -> Any:
+    """Samples from the given noise."""
+    model = load_openpi(checkout, sizes, inputs["noise"].shape[1], checkpoint)
     preprocessing = sys.modules["openpi.models_pytorch.preprocessing_pytorch"]
     size = inputs["images"].shape[-2]
     names = preprocessing.IMAGE_KEYS
@@ -195,23 +202,17 @@ def openpi_actions(checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any]
         tokenized_prompt_mask=inputs["token_mask"],
         token_ar_mask=None, token_loss_mask=None,
     )  # fmt: skip
-    return model.eval().sample_actions(
-        "cpu", observation, noise=inputs["noise"], num_steps=int(inputs["steps"])
-    )
+    return model.sample_actions("cpu", observation, noise=inputs["noise"], num_steps=int(inputs["steps"]))
 
 
-def lerobot_actions(
-    checkout: Path,
-    sizes: dict[str, Any],
-    inputs: dict[str, Any],
-    checkpoint: Path,
-    adapters: Path | None = None,
+def load_lerobot(
+    checkout: Path, sizes: dict[str, Any], horizon: int, checkpoint: Path, adapters: Path | None = None
 ) -> Any:
-    """Loads as LeRobot does (`PI05Policy.from_pretrained`, strict), and samples from the given noise.
+    """The network of LeRobot's policy, loaded as LeRobot does (`PI05Policy.from_pretrained`, strict).
 
     `adapters` are put on the loaded policy by PEFT.
     """
-    module, config = lerobot(checkout, sizes, inputs["noise"].shape[1])
+    module, config = lerobot(checkout, sizes, horizon)
     model = module.PI05Policy(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     # It returns a model of random weights when a tensor is missing, and says so in one printed line.
@@ -223,7 +224,14 @@ def lerobot_actions(
         from peft import PeftModel
 
         loaded = PeftModel.from_pretrained(loaded, str(adapters)).base_model.model
-    inner = loaded.model.eval()
+    return loaded.model.eval()
+
+
+def lerobot_actions(
+    checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any], checkpoint: Path, *adapters: Path
+) -> Any:
+    """Samples from the given noise."""
+    inner = load_lerobot(checkout, sizes, inputs["noise"].shape[1], checkpoint, *adapters)
     images = [inputs["images"][:, i].permute(0, 3, 1, 2) for i in range(inputs["images"].shape[1])]
     masks = [inputs["image_masks"][:, i] for i in range(len(images))]
     return inner.sample_actions(
@@ -234,6 +242,24 @@ def lerobot_actions(
         noise=inputs["noise"],
         num_steps=int(inputs["steps"]),
     )
+
+
+def layers(
+    program: str, checkout: Path, sizes: dict[str, Any], inputs: dict[str, Any], checkpoint: Path
+) -> dict[str, Any]:
+    """What the loaded network's image tower, and its joint layers of both experts, make of `inputs`."""
+    load = load_openpi if program == "openpi-pytorch" else load_lerobot
+    network = load(checkout, sizes, inputs["suffix"].shape[1], checkpoint).paligemma_with_expert
+    (prefix, suffix), _ = network.forward(
+        # As both programs turn a mask into what is added to the logits.
+        attention_mask=torch.where(inputs["mask"][:, None], 0.0, -2.3819763e38),
+        position_ids=inputs["positions"].long(),
+        inputs_embeds=[inputs["prefix"], inputs["suffix"]],
+        use_cache=False,
+        adarms_cond=[None, inputs["condition"]],
+    )
+    vision = network.embed_image(inputs["image"].permute(0, 3, 1, 2))
+    return {"vision": vision.numpy(), "prefix": prefix.numpy(), "suffix": suffix.numpy()}
 
 
 def lerobot_pipelines(checkout: Path, given: Any, tasks: list[str], policy: Path) -> dict[str, Any]:
@@ -289,6 +315,11 @@ def main() -> None:
         return
     sizes, given, checkpoint, out, *adapters = rest
     inputs = {name: torch.from_numpy(value) for name, value in np.load(given).items()}
+    if what == "layers":
+        table = json.loads(Path(sizes).read_text())
+        with torch.no_grad():
+            np.savez(out, **layers(program, Path(checkout), table, inputs, Path(checkpoint)))
+        return
     inputs["tokens"] = inputs["tokens"].long()
     run = openpi_actions if program == "openpi-pytorch" else lerobot_actions
     with torch.no_grad():

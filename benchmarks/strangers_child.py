@@ -104,11 +104,12 @@ def _no_compiler() -> None:
     """
     from harness.errors import HarnessError
     from harness.plan import compile as compiler
+    from harness.plan import serving
 
     def refuse(*_: object, **__: object) -> Any:
         raise HarnessError("compile-failed", "nothing is compiled here", fix="--gpu NAME")
 
-    compiler._in_child = refuse
+    compiler.in_child = serving.in_child = refuse
 
 
 def _perform(call: Call, noted: _Noted, out: Path, err: Path) -> int:

@@ -80,6 +80,7 @@ def _answers() -> dict[str, list[ast.expr]]:
     return found
 
 
+@functools.cache
 def raised_in(path: Path) -> list[Raised]:
     """Every error that the module makes."""
     tree, found = ast.parse(path.read_text()), []

@@ -37,6 +37,7 @@ VERBS = (
     "analyse",
     "choose",
     "predict",
+    "serve",
     "export",
     "report",
     "verify",

@@ -16,9 +16,13 @@ import yaml
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-NAMES = ("fetch", "smoke", "smoke-openpi", "test", "train", "train-openpi")
-ON_GPUS = ("train", "train-openpi")
+NAMES = ("fetch", "serve", "smoke", "smoke-openpi", "test", "train", "train-openpi")
+TRAINERS = ("train", "train-openpi")
+ON_GPUS = (*TRAINERS, "serve")
+# Fetches what is asked for, and has a port or nothing else.
+ON_A_BRIDGE = ("fetch", "serve")
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
+OF_SERVE = "HARNESS_API_KEY"
 # What a person sets on the host for a mirror, a proxy, a certificate, a wandb of her own.
 OF_NETWORKS = (
     *(
@@ -47,6 +51,7 @@ def test_services() -> None:
     assert sorted(SERVICES) == list(NAMES)
     targets = {
         "train": "cuda",
+        "serve": "cuda",
         "smoke": "cpu",
         "fetch": "cpu",
         "test": "test",
@@ -54,7 +59,7 @@ def test_services() -> None:
         "smoke-openpi": "openpi",
     }
     assert {name: SERVICES[name]["build"]["target"] for name in NAMES} == targets
-    recipes = {"smoke": "smoke", "test": None, "smoke-openpi": "smoke"} | dict.fromkeys(
+    recipes = {"smoke": "smoke", "test": None, "smoke-openpi": "smoke", "serve": None} | dict.fromkeys(
         ("train", "fetch", "train-openpi"), "pi05_libero"
     )
     assert {name: SERVICES[name].get("environment", {}).get("HARNESS_RECIPE") for name in NAMES} == recipes
@@ -75,7 +80,9 @@ def test_service_is_confined(name: str) -> None:
     assert service["pids_limit"] == "${HARNESS_PIDS:-8192}"
     assert service["oom_score_adj"] == 500
     assert service["mem_limit"].startswith("${HARNESS_MEMORY:-")
-    assert not {"cap_add", "privileged", "ports", "devices", "pid", "ipc", "entrypoint"} & service.keys()
+    assert not {"cap_add", "privileged", "devices", "pid", "ipc", "entrypoint"} & service.keys()
+    # Only this machine reaches a port, and only one service has one.
+    assert service.get("ports", []) == (["127.0.0.1:${HARNESS_PORT:-8000}:8000"] if name == "serve" else [])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,8 +102,8 @@ def test_no_network_where_none_is_needed(name: str) -> None:
 
 def test_a_network_is_where_something_is_fetched_and_can_be_taken_away() -> None:
     assert {name for name in NAMES if SERVICES[name]["network_mode"] != "none"} == {"fetch", *ON_GPUS}
-    assert SERVICES["fetch"]["network_mode"] == "bridge"
-    for name in ON_GPUS:
+    assert {SERVICES[name]["network_mode"] for name in ON_A_BRIDGE} == {"bridge"}
+    for name in TRAINERS:
         assert SERVICES[name]["network_mode"] == "${HARNESS_NETWORK:-bridge}"
 
 
@@ -112,7 +119,7 @@ def test_what_the_host_sets_for_a_network_is_passed_on_when_set(name: str) -> No
         "NCCL_IB_DISABLE",
         "NCCL_SOCKET_IFNAME",
         "WANDB_BASE_URL",
-    } <= trains or (name == "fetch" and not trains)
+    } <= trains or (name in ON_A_BRIDGE and not trains)
 
 
 def test_whoever_writes_can_be_told_the_umask() -> None:
@@ -122,12 +129,12 @@ def test_whoever_writes_can_be_told_the_umask() -> None:
 
 
 def test_both_trainers_are_passed_the_same() -> None:
-    ours, upstream = (SERVICES[name]["environment"] for name in ON_GPUS)
+    ours, upstream = (SERVICES[name]["environment"] for name in TRAINERS)
     assert upstream == ours | {"HARNESS_SERVICE": "train-openpi", "HARNESS_BACKEND": "openpi"}
 
 
 def test_no_variable_has_a_value_that_the_host_cannot_change() -> None:
-    ours = {"HARNESS_SERVICE", "HARNESS_RECIPE", "HARNESS_BACKEND", "HARNESS_VERB"}
+    ours = {"HARNESS_SERVICE", "HARNESS_RECIPE", "HARNESS_BACKEND", "HARNESS_VERB", "HARNESS_SERVE_HOST"}
     for name in ("fetch", *ON_GPUS):
         assert {
             variable for variable, value in SERVICES[name]["environment"].items() if value is not None
@@ -144,14 +151,16 @@ def test_every_variable_is_in_its_table() -> None:
 
 def test_keys_come_as_files_too_and_no_file_is_needed() -> None:
     files = {name: secret["file"] for name, secret in COMPOSE["secrets"].items()}
-    assert files == {name.lower(): f"${{{name}_FILE:-/dev/null}}" for name in SECRETS}
+    assert files == {name.lower(): f"${{{name}_FILE:-/dev/null}}" for name in (*SECRETS, OF_SERVE)}
     given = {name: SERVICES[name].get("secrets", []) for name in NAMES}
     assert given == {name: [] for name in NAMES} | {"fetch": ["hf_token"]} | {
-        name: ["wandb_api_key", "hf_token"] for name in ON_GPUS
-    }
+        name: ["wandb_api_key", "hf_token"] for name in TRAINERS
+    } | {"serve": ["hf_token", "harness_api_key"]}
     entrypoint = (ROOT / "docker/entrypoint").read_text()
     for name in SECRETS:
         assert f"key {name} /run/secrets/{name.lower()}\n" in entrypoint
+    # This one is handed on as a file.
+    assert f"export {OF_SERVE}_FILE=/run/secrets/{OF_SERVE.lower()}\n" in entrypoint
 
 
 def test_a_certificate_is_mounted_where_the_entrypoint_looks() -> None:
@@ -162,7 +171,7 @@ def test_a_certificate_is_mounted_where_the_entrypoint_looks() -> None:
     assert "${HARNESS_CA:-/run/harness/ca.pem}" in (ROOT / "docker/entrypoint").read_text()
 
 
-def test_only_training_reserves_gpus() -> None:
+def test_only_training_and_serving_reserve_gpus() -> None:
     assert {name for name in NAMES if "deploy" in SERVICES[name]} == set(ON_GPUS)
     for name in ON_GPUS:
         assert SERVICES[name]["deploy"]["resources"]["reservations"]["devices"] == [
@@ -170,7 +179,7 @@ def test_only_training_reserves_gpus() -> None:
         ]
 
 
-@pytest.mark.parametrize("service", ON_GPUS)
+@pytest.mark.parametrize("service", TRAINERS)
 def test_keys_come_from_outside_only(service: str) -> None:
     assert {name: SERVICES[service]["environment"][name] for name in SECRETS} == dict.fromkeys(SECRETS)
 

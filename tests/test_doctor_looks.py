@@ -288,5 +288,5 @@ def test_another_gpu_is_advised_where_there_is_one(tmp_path: Path, newer: bool) 
 def test_a_dataset_in_the_home_of_nobody_is_not_here() -> None:
     chain = chain_for(None, "smoke", ["data.dataset=~nobody-of-this-name/data"])
     assert data_here(chain) is None
-    (finding,) = content.dataset(situation(Path(), recipe=chain.recipe))
+    (finding,) = content.dataset(situation(Path(), recipe=chain.recipe, dataset=None))
     assert "~nobody-of-this-name/data is not on this machine" in finding.got

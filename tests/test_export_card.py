@@ -43,6 +43,13 @@ def test_for_lerobot_the_card_says_what_the_pipelines_do_and_what_is_left_to_a_p
     assert "without underscores" in rows(load_recipe("pi05_libero"), "lerobot")["state in the prompt"]
 
 
+def test_the_card_says_with_which_delays_it_was_trained() -> None:
+    recipe = load_recipe("pi05_libero", ["train.action_delay.max=4"])
+    assert "openpi's sampler gives none" in rows(recipe, "openpi-jax")["trained with delays"]
+    assert "rtc_training_max_delay is 4" in rows(recipe, "lerobot")["trained with delays"]
+    assert "trained with delays" not in rows(load_recipe("pi05_libero"), "lerobot")
+
+
 def test_of_a_mixture_the_card_says_whose_a_key_is() -> None:
     both = {"default_prompt": "go"}
     said = rows(

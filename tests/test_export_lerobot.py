@@ -17,7 +17,7 @@ import pytest
 from harness.artifacts import DimensionStats
 from harness.checkpoint.expressed import Widths, check_expressed
 from harness.checkpoint.inspect import inspect
-from harness.checkpoint.lerobot_files import QUANTILE_SHIFT
+from harness.checkpoint.lerobot_files import QUANTILE_SHIFT, write_policy_files
 from harness.checkpoint.locate import Located, locate
 from harness.checkpoint.policy import STATE_STEP, other_actions
 from harness.checkpoint.safetensors import read_tensor, read_whole_header
@@ -33,6 +33,7 @@ from harness.doctor.content import weights
 from harness.errors import HarnessError
 from harness.predict.deliver import Wish, deliver, statistics
 from harness.predict.predict import checkpoint_stats
+from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
 from tests.support.exported import recipe_of_kind, write_checkpoint
 from tests.support.mixtures import mixture
@@ -102,6 +103,20 @@ def test_without_these_keys_the_pipelines_have_no_such_step(tmp_path: Path) -> N
     names = {*steps_of(out, "preprocessor"), *steps_of(out, "postprocessor")}
     assert not [name for name in names if "relative" in name or "absolute" in name or "state" in name]
     assert "use_relative_actions" not in json.loads((out / "config.json").read_text())
+
+
+def test_lerobot_is_told_of_the_delays_of_the_training(tmp_path: Path) -> None:
+    vector = [0.0] * 7
+    one = DimensionStats(mean=vector, std=vector, q01=vector, q99=vector)
+    for name, overrides in (("plain", []), ("delayed", ["train.action_delay.max=4"])):
+        (tmp_path / name).mkdir()
+        write_policy_files(
+            tmp_path / name, load_recipe("pi05_libero", overrides), {"actions": one, "state": one}, "float32"
+        )
+    plain, delayed = (
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("plain", "delayed")
+    )
+    assert delayed == plain | {"rtc_training_max_delay": 4}
 
 
 def test_statistics_come_back_from_lerobots_files(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from harness.errors import HarnessError
 from harness.plan.cards import CARDS, find, targets
-from harness.plan.compile import _ABSENT_GPU_OPTIONS
+from harness.plan.compile import ABSENT_GPU_OPTIONS
 from harness.plan.place import absent
 from harness.train import host
 from harness.units import GIB, MIB
@@ -35,7 +35,7 @@ def test_a_step_compiles_for_every_card(name: str) -> None:
     compiled = (
         step.trace(shape, shape)
         .lower(lowering_platforms=("cuda",))
-        .compile(compiler_options=_ABSENT_GPU_OPTIONS)
+        .compile(compiler_options=ABSENT_GPU_OPTIONS)
     )
     sizes = compiled.memory_analysis()
     assert sizes.argument_size_in_bytes == 2 * 64 * 64 * 4
@@ -207,7 +207,7 @@ def test_what_lies_in_host_memory_is_copied_asynchronously_and_a_piece_at_a_time
         return host.stream(piece, state, (g,), 3)[0]
 
     traced = jax.jit(update, donate_argnums=0).trace((there,) * 3, here)
-    compiled = traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=_ABSENT_GPU_OPTIONS)
+    compiled = traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=ABSENT_GPU_OPTIONS)
     sizes, whole = compiled.memory_analysis(), 4 * 8 * 256 * 256
     assert (
         sizes.host_argument_size_in_bytes

@@ -26,6 +26,7 @@ LATER = (
     "train.holdout.episodes=0.05",
     "train.holdout.seed=1",
     "train.holdout.frames=65",
+    "train.action_delay.max=3",
 )
 BASE = load_recipe("pi05_libero_lora", ["train.ema_decay=0.99", *LATER])
 KEYS = sorted(flat(BASE.model_dump(mode="json")))

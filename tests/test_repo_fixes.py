@@ -20,6 +20,7 @@ import typer.main
 
 from harness.cli import VERBS as NAMES
 from harness.cli import app
+from tests.support.source import nodes, parsed
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = typer.main.get_command(app)
@@ -78,21 +79,20 @@ def texts(path: Path) -> Iterator[Text]:
     """Every text of a module that may be shown: no docstrings, no help of options, no parts of a larger
     text.
     """
-    tree = ast.parse(path.read_text())
     inner = {
         id(part)
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.JoinedStr)
         for part in ast.walk(node)
         if part is not node
     }
     docs = {
         id(node.value)
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    fixes = set(fix_ids(tree))
-    for node in ast.walk(tree):
+    fixes = set(fix_ids(parsed(path)))
+    for node in nodes(path):
         text = filled(node) if isinstance(node, ast.expr) and id(node) not in inner | docs else None
         if text:
             yield Text(f"{path.relative_to(ROOT)}:{node.lineno}", text, id(node) in fixes)

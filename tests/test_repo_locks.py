@@ -21,6 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.support.source import nodes
+
 ROOT = Path(__file__).parents[1]
 NAMES = ("cpu", "cuda", "test")
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -98,7 +100,7 @@ def imported() -> set[str]:
     """The packages of others that a module of harness imports, in a function too, as an index names them."""
     found = set()
     for path in (ROOT / "harness").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Import):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -125,7 +127,7 @@ def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported()
     assert declared - imported() == set()
 
 
-@pytest.mark.parametrize("name", [*NAMES, "describe"])
+@pytest.mark.parametrize("name", [*NAMES, "describe", "client"])
 def test_lock_was_made_from_this_pyproject(name: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "ci" / "lock-inputs", name], capture_output=True, text=True, check=True
@@ -156,20 +158,33 @@ def test_lock_has_no_requirement_that_pyproject_dropped(name: str) -> None:
             assert package in direct
 
 
-@pytest.mark.parametrize("name", [*NAMES, "describe"])
+@pytest.mark.parametrize("name", [*NAMES, "describe", "client"])
 def test_every_pin_has_a_hash(name: str) -> None:
-    assert len(pins(name)) > (5 if name == "describe" else 50)
+    assert len(pins(name)) > {"describe": 5, "client": 2}.get(name, 50)
     for pin, hashes in pins(name):
         assert hashes, pin
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), pin
 
 
-@pytest.mark.parametrize("name", [*NAMES, "describe"])
+@pytest.mark.parametrize("name", [*NAMES, "describe", "client"])
 def test_lock_names_no_place(name: str) -> None:
     assert (
         re.findall(r"\S*(?:://|--index|--find-links|--extra-index|@ file|/home/|/tmp/)\S*", lock_text(name))
         == []
     )
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_openpis_client_brings_nothing_that_the_test_lock_has_and_lacks_nothing_but_numpys_version(
+    python: str,
+) -> None:
+    """It is installed without its requirements. All but numpy<2 are met, by it or by the test lock."""
+    client, test = on("client", python), on("test", python)
+    assert not client.keys() & test.keys()
+    assert {"openpi-client", "dm-tree", "wrapt"} == client.keys()
+    # Of openpi-client 0.1.2, and of dm-tree 0.1.10.
+    needed = {"msgpack", "pillow", "websockets", "typing-extensions", "absl-py", "attrs", "numpy"}
+    assert needed <= test.keys()
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -199,7 +214,7 @@ def test_what_each_lock_is_for(python: str) -> None:
     assert "docker" not in cpu.keys() | cuda.keys()
 
 
-@pytest.mark.parametrize("name", [*NAMES, "describe"])
+@pytest.mark.parametrize("name", [*NAMES, "describe", "client"])
 def test_dockerfile_names_this_lock(name: str) -> None:
     sha256 = hashlib.sha256(lock_text(name).encode()).hexdigest()
     assert f"ARG {name.upper()}_LOCK_SHA256={sha256}\n" in (ROOT / "Dockerfile").read_text(), "run ci/lock"

@@ -17,6 +17,7 @@ import pytest
 from harness.checkpoint.inspect import inspect
 from harness.errors import HarnessError
 from harness.received.text import word
+from tests.support.source import parsed
 from tests.test_repo_fixes import fix_ids
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +93,7 @@ def test_no_text_from_outside_is_in_a_command_unquoted() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}: {expression}: wrap it in harness.received.text.word"
         for path in sorted((ROOT / "harness").rglob("*.py"))
-        for line, expression in unquoted(ast.parse(path.read_text()))
+        for line, expression in unquoted(parsed(path))
     ]
     assert not found, "\n".join(found)
 

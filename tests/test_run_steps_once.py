@@ -20,6 +20,7 @@ from harness.run.steps import (
     PARAMS,
     TRAIN_STATE,
 )
+from tests.support.source import parsed
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +48,7 @@ LISTING = {"iterdir", "glob", "rglob", "scandir", "listdir"}
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted((ROOT / "harness").rglob("*.py")):
-        yield ".".join(path.relative_to(ROOT / "harness").with_suffix("").parts), ast.parse(path.read_text())
+        yield ".".join(path.relative_to(ROOT / "harness").with_suffix("").parts), parsed(path)
 
 
 def texts(tree: ast.AST) -> list[str]:
@@ -72,14 +73,12 @@ def pieces(tree: ast.AST) -> list[str]:
 
 def second_definitions(name: str, tree: ast.Module) -> list[str]:
     """What the module `name` says itself that another one owns, and how it reads numbers of names."""
-    said, found = texts(tree), []
+    said, joined, found = texts(tree), pieces(tree), []
     for owner, words in OWNED.items():
         found += [word for word in words if name != owner and any(word in text for text in said)]
     for owner, names in PIECES.items():
         found += [
-            word
-            for word in pieces(tree)
-            if word in names and name != owner and (name, word) not in OTHER_FACTS
+            word for word in joined if word in names and name != owner and (name, word) not in OTHER_FACTS
         ]
     found += [METADATA for text in said if text == METADATA and name != "run.steps"]
     return sorted({*found, *numbers_of_names(tree)})
@@ -97,6 +96,8 @@ def numbers_of_names(tree: ast.Module) -> list[str]:
         asked = {call.func.attr: call for call in calls if isinstance(call.func, ast.Attribute)}
         for call in calls:
             assert isinstance(call.func, ast.Attribute)
+            if call.func.attr not in DIGITS | LISTING:
+                continue
             of = ast.unparse(call.func.value)
             pattern = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else ""
             if call.func.attr in DIGITS and (of.endswith(("name", ".stem")) or asked.keys() & LISTING):

@@ -150,6 +150,9 @@ def test_a_recipe_of_any_characters_is_compiled_under_any_encoding(tmp_path: Pat
         str(recipe),
         "--device",
         "cpu",
+        # The step of tests/support/tiny.py, which other tests compile too.
+        "--set=model.image_size=56",
+        "--set=data.augment=false",
         "--json",
     ]
     done = subprocess.run(command, env=environment, capture_output=True, check=False, cwd=tmp_path)

@@ -136,7 +136,7 @@ def _told(base: Path, root: Path) -> dict[str, tuple[str | None, list[tuple[str,
     try:
         world = World(root / "world", base / "run")
         os.environ.update(world.environment())
-        worker.SECONDS = 3.0
+        worker.SECONDS = 10.0
         (root / "logs").mkdir()
         (root / "elsewhere").mkdir()
         found = {}

@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from harness.plan.cards import CARDS
-from harness.plan.compile import _ABSENT_GPU_OPTIONS
+from harness.plan.compile import ABSENT_GPU_OPTIONS
 from harness.run.directory import KERNELS, RunDir, sha256_file
 from harness.run.surroundings import DETERMINISTIC, deterministic, is_deterministic
 from harness.train.kernels import compile_pinned
@@ -122,9 +122,9 @@ def test_jaxlib_knows_the_flags(lowered: Any, tmp_path: Path) -> None:
         "xla_gpu_exclude_nondeterministic_ops": "True",
         DUMP: str(tmp_path / "a.pbtxt"),
     }
-    lowered.compile(compiler_options=_ABSENT_GPU_OPTIONS | known)
+    lowered.compile(compiler_options=ABSENT_GPU_OPTIONS | known)
     with pytest.raises(Exception, match="xla_gpu_no_such_flag"):
-        lowered.compile(compiler_options=_ABSENT_GPU_OPTIONS | {"xla_gpu_no_such_flag": "True"})
+        lowered.compile(compiler_options=ABSENT_GPU_OPTIONS | {"xla_gpu_no_such_flag": "True"})
 
 
 def test_xla_refuses_a_program_whose_kernels_are_not_on_file(lowered: Any, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_xla_refuses_a_program_whose_kernels_are_not_on_file(lowered: Any, tmp_p
 
 def test_deterministic_scatters_are_another_program(lowered: Any) -> None:
     plain, same = (
-        lowered.compile(compiler_options=_ABSENT_GPU_OPTIONS | {"xla_gpu_deterministic_ops": flag}).as_text()
+        lowered.compile(compiler_options=ABSENT_GPU_OPTIONS | {"xla_gpu_deterministic_ops": flag}).as_text()
         for flag in ("False", "True")
     )
     assert len(same) > len(plain)

@@ -21,10 +21,8 @@ from tests.support.sharded_laws import LAWS
 
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, str]:
-    # Not the older emitter of loops (tests/conftest.py): over four devices it is not known to be quicker.
-    given = os.environ.get("XLA_FLAGS", "").replace("--xla_cpu_use_fusion_emitters=false", "")
     flags = (
-        f"{given} --xla_force_host_platform_device_count=4"
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
         " --xla_cpu_collective_call_terminate_timeout_seconds=600"
     )
     # A collective of XLA's CPU backend blocks a thread of a pool that has one a core: on two cores four

@@ -39,6 +39,8 @@ from harness.artifacts.memory import Memory
 from harness.artifacts.openpi import OpenpiCommand, OptionChange
 from harness.artifacts.plan import Candidate, Levers, Plan
 from harness.artifacts.prediction import Prediction
+from harness.artifacts.serving import ServeCheck, Serving, Stage
+from harness.artifacts.serving_plan import ServedShape, ServingPlan
 from harness.artifacts.setting import Setting
 from harness.artifacts.status import Status
 from harness.artifacts.training import Manifest, Metrics, Upstream, Used
@@ -90,7 +92,12 @@ __all__ = [
     "Prediction",
     "Reach",
     "Replay",
+    "ServeCheck",
+    "ServedShape",
+    "Serving",
+    "ServingPlan",
     "Setting",
+    "Stage",
     "Statistic",
     "Status",
     "Upstream",

@@ -79,6 +79,14 @@ def _of_all(recipe: Recipe) -> Iterator[_Said]:
         yield _Said("statistics", f"of the mixture: {asset}", "of the mixture, in both pipelines")
     else:
         yield _Said("statistics", f"of the dataset: {asset}", "of the dataset, in both pipelines")
+    if most := recipe.train.most_delay:
+        given = f"up to {most} first actions of a chunk may be given, clean and at flow time 0"
+        yield _Said(
+            "trained with delays",
+            f"{given}: openpi's sampler gives none, and then the policy acts as any other",
+            f"{given}: rtc_training_max_delay is {most}, for --inference.rtc.mode=trained of LeRobot from"
+            " commit 15b19df on",
+        )
 
 
 def _of_one(data: Data) -> list[_Said]:

@@ -3,8 +3,8 @@
 No chunk is unpacked before its unpacked size is known.
 
 Tensorstore decodes a chunk whole and then copies it. A leaf stored as one chunk (Orbax's default) would need
-twice its size in host memory. So a single zstd chunk is decompressed as a stream here, and a grid of chunks
-is read slab by slab.
+twice its size in host memory, and the kernel's work for fresh memory takes longer than unpacking. So a zstd
+chunk of consecutive elements is unpacked as a stream into its place, and other grids are read slab by slab.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,8 +31,12 @@ from harness.units import GIB, MIB
 
 LARGE_BYTES = 256 * MIB
 PIECE_BYTES = 64 * MIB
-_RANGE_BYTES = 16 * MIB
+# Larger buffers are fresh memory each time, whose pages cost more than unpacking.
+_RANGE_BYTES = MIB
 _SLAB_BYTES = GIB
+_THREADS = 4
+# From here on a stream costs less than tensorstore's buffers.
+_STREAMED_BYTES = 8 * MIB
 
 Array = np.ndarray[Any, Any]
 
@@ -143,15 +148,17 @@ def read_array(source: Stored, dtype: np.dtype[Any]) -> Array:
 
     Raises: ValueError, OSError or UnsafeFile if the data is damaged.
     """
-    store = source.store
-    if source.nbytes <= LARGE_BYTES:
+    store, header = source.store, source.header
+    small, in_runs = source.nbytes <= LARGE_BYTES, header.is_runs and source.nbytes > _STREAMED_BYTES
+    if small or (in_runs and not header.is_one_stream):
         source.check()
+    if small and not in_runs:
         return np.asarray(cast(store, dtype).read().result())
     out = np.empty(store.shape, dtype)
-    if source.header.is_one_stream:
-        _read_stream(source, out.reshape(-1))
-        return out
-    _read_slabs(source, out)
+    if header.is_runs:
+        _read_runs(source, out.reshape(-1))
+    else:
+        _read_slabs(source, out)
     return out
 
 
@@ -161,11 +168,24 @@ def cast(store: Any, dtype: np.dtype[Any]) -> Any:
     return store if store.dtype == target else ts.cast(store, target)
 
 
-def _read_stream(source: Stored, out: Array) -> None:
-    """Fills the flat `out` from a single-chunk array, piece by piece."""
+def _read_runs(source: Stored, out: Array) -> None:
+    """Fills the flat `out`, a few chunks at a time, each piece by piece."""
+    header = source.header
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for _ in pool.map(
+                lambda index: _read_stream(source, index, out[header.run(index)]), np.ndindex(*header.grid)
+            ):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read_stream(source: Stored, index: tuple[int, ...], out: Array) -> None:
+    """Fills the flat `out` with the first elements of the chunk at `index`."""
     dtype = np.dtype(source.store.dtype.numpy_dtype)
     step = PIECE_BYTES // dtype.itemsize
-    with _stream(source) as stream:
+    with _stream(source, index) as stream:
         for start in range(0, out.size, step):
             target = out[start : start + step]
             piece = target if dtype == out.dtype else np.empty(target.size, dtype)
@@ -174,8 +194,8 @@ def _read_stream(source: Stored, out: Array) -> None:
                 target[:] = cast(ts.array(piece), out.dtype).read().result()
 
 
-def _stream(source: Stored) -> Any:
-    return pa.CompressedInputStream(pa.PythonFile(_Chunk(source), mode="r"), source.header.codec)
+def _stream(source: Stored, index: tuple[int, ...]) -> Any:
+    return pa.CompressedInputStream(pa.PythonFile(_Chunk(source, index), mode="r"), source.header.codec)
 
 
 def _read_into(stream: Any, view: Array) -> None:
@@ -190,9 +210,9 @@ def _read_into(stream: Any, view: Array) -> None:
 class _Chunk(io.RawIOBase):
     """A chunk's bytes on disk as a file. The next range is fetched while the current one is used."""
 
-    def __init__(self, source: Stored) -> None:
+    def __init__(self, source: Stored, index: tuple[int, ...]) -> None:
         self._kvstore = source.store.kvstore
-        self._key = source.header.key((0,) * len(source.header.shape))
+        self._key = source.header.key(index)
         self._offset = 0
         self._here = memoryview(b"")
         self._next = self._fetch()
@@ -264,7 +284,7 @@ def pieces(source: Stored, elements: int = 2**22) -> Iterator[Array]:
     dtype = np.dtype(store.dtype.numpy_dtype)
     size = math.prod(store.shape)
     if size * dtype.itemsize > PIECE_BYTES and source.header.is_one_stream:
-        with _stream(source) as stream:
+        with _stream(source, (0,) * len(store.shape)) as stream:
             for start in range(0, size, elements):
                 piece = np.empty(min(elements, size - start), dtype)
                 _read_into(stream, piece.view(np.uint8))

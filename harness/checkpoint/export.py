@@ -20,7 +20,7 @@ from harness.checkpoint.files import refuse_strays
 from harness.checkpoint.format import CHUNK_BYTES
 from harness.checkpoint.merge import arrays, open_merging
 from harness.checkpoint.source import find_params
-from harness.checkpoint.weights import directory_sha256, params_directories
+from harness.checkpoint.weights import digests_beside, directory_sha256, params_directories
 from harness.checkpoint.whole import whole_or_nothing
 from harness.errors import HarnessError
 from harness.received.files import check_stays, open_received, there
@@ -91,12 +91,15 @@ def export_openpi(
         )
     assets = find_params(Path(source)).parent / ASSETS
     check_assets(assets)
-    with whole_or_nothing(destination, opened.nbytes()) as target:
+    with (
+        whole_or_nothing(destination, opened.nbytes()) as target,
+        digests_beside(opened.locations) as sha256,
+    ):
         write_params(target / PARAMS, arrays(opened))
         copy_assets(assets, target / ASSETS)
         body = {
             "source": [str(location) for location in opened.locations],
-            "sha256": [directory_sha256(location) for location in opened.locations],
+            "sha256": sha256(),
             "merged": opened.merged,
             "recipe": recipe,
         }

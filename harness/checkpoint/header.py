@@ -62,6 +62,22 @@ class Header(NamedTuple):
         """Whether the array is one zstd chunk, which can be unpacked piece by piece."""
         return self.chunk == self.shape and self.inner is None and self.codec == "zstd" and self.in_order
 
+    @property
+    def is_runs(self) -> bool:
+        """Whether each chunk is a zstd stream of elements that follow each other in C order."""
+        cut = next((axis for axis, size in enumerate(self.chunk) if size > 1), len(self.chunk))
+        whole = self.chunk[cut + 1 :] == self.shape[cut + 1 :]
+        return whole and self.inner is None and self.codec == "zstd" and self.in_order
+
+    def run(self, index: tuple[int, ...]) -> slice:
+        """Where the elements of the chunk at `index` lie in the flat array, if the chunks are runs."""
+        spans = [
+            (i * cut, min(cut, size - i * cut))
+            for i, cut, size in zip(index, self.chunk, self.shape, strict=True)
+        ]
+        start = sum(first * math.prod(self.shape[axis + 1 :]) for axis, (first, _) in enumerate(spans))
+        return slice(start, start + math.prod(count for _, count in spans))
+
     def key(self, index: tuple[int, ...]) -> str:
         """The key under which the chunk at `index` of the grid is stored."""
         return (self.prefix + self.separator.join(map(str, index))).rstrip(self.separator) or "0"

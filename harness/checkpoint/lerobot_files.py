@@ -74,6 +74,10 @@ def write_policy_files(directory: Path, recipe: Recipe, stats: Stats, dtype: Dty
             "relative_exclude_joints": joints["exclude_joints"],
             "action_feature_names": joints["action_names"],
         }
+    if recipe.train.most_delay:
+        # Both draw delays uniformly, and both give clean actions the flow time 0. Only where it is set:
+        # earlier versions of LeRobot read no configuration that has the key.
+        config["rtc_training_max_delay"] = recipe.train.most_delay
     _write_json(directory / POLICY_CONFIG, config)
     before, after = _pipelines(recipe, inputs, outputs, modes, joints)
     names = [POLICY_CONFIG]

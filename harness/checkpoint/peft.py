@@ -26,7 +26,7 @@ import numpy as np
 
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.leaves import Leaf
-from harness.checkpoint.merge import Adapters
+from harness.checkpoint.merge import Adapters, add_matrices
 from harness.checkpoint.pytorch import ADAPTER_CONFIG
 from harness.checkpoint.pytorch_names import PREFIX, TABLE_NAMES, Part, parts_of, put_back, turned
 from harness.checkpoint.safetensors import read_tensor
@@ -184,8 +184,9 @@ class PeftAdapters(NamedTuple):
                     or a.shape[0] != b.shape[1]
                 ):
                     raise _mismatch(self.directory, part.name, (b.shape, a.shape), part.shape)
-                tensor = turned(w, part) + self.scales[part.name] * (b @ a)
-                put_back(np.ascontiguousarray(tensor, np.float32), part, w)
+                tensor = np.array(turned(w, part))
+                add_matrices(tensor, b, a, self.scales[part.name])
+                put_back(tensor, part, w)
             if part.name in self.whole:
                 value = self._read(self.whole[part.name])
                 if value.shape != part.shape:

@@ -25,7 +25,7 @@ from harness.checkpoint.merge import Array, Merging, arrays
 from harness.checkpoint.pytorch import POLICY_CONFIG, WEIGHTS_FILE
 from harness.checkpoint.pytorch_names import PREFIX, UNUSED_HEAD, Program, parts_of, tensor_shapes, turned
 from harness.checkpoint.tensor_writer import Dtype, Planned, Progress, cast, write_tensors
-from harness.checkpoint.weights import directory_sha256
+from harness.checkpoint.weights import digests_beside
 from harness.checkpoint.whole import whole_or_nothing
 from harness.errors import HarnessError
 from harness.received.names import below
@@ -67,13 +67,16 @@ def export_for(opened: Merging, destination: Path, order: Order) -> dict[str, An
         raise _no_statistics(opened.source, order)
     itemsize = None if order.dtype is None else np.dtype(order.dtype).itemsize
     need = opened.nbytes(itemsize if order.target == "openpi-jax" else itemsize or 4)
-    with whole_or_nothing(destination, need + _unused_bytes(order)) as directory:
+    with (
+        whole_or_nothing(destination, need + _unused_bytes(order)) as directory,
+        digests_beside(opened.locations) as sha256,
+    ):
         written = _WRITERS[order.target](opened, directory, order)
         body = {
             "target": order.target,
             "dtype": order.dtype if order.target == "openpi-jax" else order.dtype or "float32",
             "source": [str(location) for location in opened.locations],
-            "sha256": [directory_sha256(location) for location in opened.locations],
+            "sha256": sha256(),
             "merged": opened.merged,
             "recipe": order.recipe.model_dump(mode="json"),
             **written,

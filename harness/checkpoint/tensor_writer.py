@@ -26,6 +26,7 @@ Array = np.ndarray[Any, Any]
 Dtype = Literal["bfloat16", "float32"]
 Progress = Callable[[int, int], None]
 _BLOCK_BYTES = 32 * MIB
+_FLUSH_BYTES = 256 * MIB
 # Offsets of the format are counted from the end of the header, whose length is a multiple of this.
 _ALIGNMENT = 8
 _AHEAD = 2
@@ -70,6 +71,7 @@ def write_tensors(
         path.open("xb", buffering=0) as file,
         ThreadPoolExecutor(1) as hashing,
         ThreadPoolExecutor(1) as disk,
+        _Flusher(file.fileno()) as flusher,
     ):
         work = [(hashing.submit(sha256.update, header), disk.submit(_write, file, memoryview(header)))]
         for block in _blocks(planned, arrays):
@@ -79,13 +81,45 @@ def write_tensors(
             if len(work) > _AHEAD:
                 _finish(work.pop(0))
             done += len(data)
+            flusher.wrote(len(data))
             if progress is not None:
                 progress(done, total)
         for each in work:
             _finish(each)
-        file.flush()
+        flusher.finish()
         os.fsync(file.fileno())
     return Written(done, sha256.hexdigest())
+
+
+class _Flusher:
+    """Brings what was written to the disk on the way, so that the last flush has little left to wait for."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._new = descriptor, 0
+        self._pool = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> _Flusher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def wrote(self, count: int) -> None:
+        """Counts bytes, and begins a flush after each _FLUSH_BYTES, unless the one before still runs.
+
+        Raises: OSError of the flush before.
+        """
+        self._new += count
+        if self._new >= _FLUSH_BYTES and (self._running is None or self._running.done()):
+            self.finish()
+            self._new = 0
+            self._running = self._pool.submit(os.fdatasync, self._descriptor)
+
+    def finish(self) -> None:
+        """Waits for the flush that runs. Raises: OSError."""
+        if self._running is not None:
+            self._running.result()
 
 
 def _write(file: Any, data: memoryview) -> None:
@@ -122,9 +156,16 @@ def _blocks(planned: list[Planned], arrays: Iterable[tuple[str, Array]]) -> Iter
             raise ValueError(f"{name} {array.shape} instead of {want.name} {want.shape}")
         dtype = np.dtype(want.dtype)
         rows = max(1, _BLOCK_BYTES * max(len(array), 1) // max(array.nbytes, 1)) if array.ndim else 1
+        same: Array | None = None
         for start in range(0, len(array), rows) if array.ndim else (0,):
             block = array[start : start + rows] if array.ndim else array
-            yield cast(np.ascontiguousarray(block), dtype)
+            if same is None or same.shape != block.shape:
+                made = cast(np.ascontiguousarray(block), dtype)
+                # One number, seen at each index, gives the same block again.
+                same = None if any(array.strides) else made
+            else:
+                made = same
+            yield made
         del array
     if next(given, None) is not None:
         raise ValueError("more arrays than were planned")

@@ -5,8 +5,11 @@ Each leaf goes directly into its sharding and dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import jax
@@ -115,15 +118,30 @@ def parameter_leaves(location: Path, shapes: Mapping[str, tuple[int, ...]]) -> d
     return {name: leaves[path] for path, name in parameter_names(leaves).items()}
 
 
-def directory_sha256(directory: Path) -> str:
+def directory_sha256(directory: Path, stop: Event | None = None) -> str:
     """sha256 over the names and contents of the files of a `params` directory, or of PyTorch's files.
 
-    Raises: HarnessError "checkpoint-leads-out".
+    Raises: HarnessError "checkpoint-leads-out"; CancelledError once `stop` is set.
     """
     if directory.is_file():
-        return sha256_files(directory.parent, tensor_files(directory))
+        return sha256_files(directory.parent, tensor_files(directory), stop)
     refuse_strays(directory)
-    return sha256_directory(directory)
+    return sha256_directory(directory, stop)
+
+
+@contextlib.contextmanager
+def digests_beside(locations: list[Path]) -> Iterator[Callable[[], list[str]]]:
+    """Yields what waits for the `directory_sha256` of each location, which a thread makes during the block.
+
+    Hashing what was read takes as long as reading it. What fails there is raised by the wait.
+    """
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(lambda: [directory_sha256(location, stop) for location in locations])
+        try:
+            yield made.result
+        finally:
+            stop.set()
 
 
 def is_finite(array: np.ndarray[Any, Any]) -> bool:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.image.contents import Tree, digest
-from harness.image.licences import of_debian, of_python, unlisted
+from harness.image.copyrights import read_copyright
+from harness.image.licences import of_python, unlisted
 from harness.image.owners import Owners, Python, System
 
 # A name of CycloneDX for a property of one's own: a namespace, then the name.
 UNLISTED = "harness:licence:unlisted"
 UNKNOWN_LICENCE = "harness:licence:unknown"
+# The licences were read out of a text for people, which may mean more than it names.
+PROSE = "harness:licence:read-from-prose"
 # So that the serial number follows from what is listed.
 _NAMESPACE = uuid.UUID("6f3c6e6e-5d0b-5c3a-9a55-0c8f6f9f6a11")
 
@@ -101,7 +104,7 @@ def _base(base: str) -> Any:
 
 
 def _system(package: System, copyrights: Mapping[str, str], locks: Locks, release: Mapping[str, str]) -> Any:
-    from cyclonedx.model import HashAlgorithm, HashType
+    from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
 
@@ -114,7 +117,7 @@ def _system(package: System, copyrights: Mapping[str, str], locks: Locks, releas
         package.version,
         {"arch": package.architecture, "distro": f"{family}-{release.get('VERSION_ID', 'unknown')}"},
     )
-    licences = of_debian(copyrights.get(package.name, ""))
+    named = read_copyright(copyrights.get(package.name))
     return Component(
         name=package.name,
         type=ComponentType.LIBRARY,
@@ -122,10 +125,11 @@ def _system(package: System, copyrights: Mapping[str, str], locks: Locks, releas
         purl=url,
         bom_ref=f"system/{package.name}/{package.architecture}",
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)] if sha256 else [],
-        licenses=_licences(licences),
-        properties=_properties(
-            licences, "the package's copyright file is not in the form that names licences"
-        ),
+        licenses=_licences(named.licences),
+        properties=[
+            *_properties(named.licences, named.why),
+            *([Property(name=PROSE, value="true")] if named.prose and named.licences else []),
+        ],
     )
 
 

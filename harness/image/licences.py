@@ -56,8 +56,33 @@ STATED = frozenset(
             "GCC-exception-3.1",
         ),
         *("Unicode-3.0", "Unicode-DFS-2016", "CNRI-Python", "LLVM-exception"),
+        *(
+            "Beerware",
+            "BSD-4.3RENO",
+            "BSD-Source-Code",
+            "CC-BY-3.0",
+            "CC-BY-4.0",
+            "CC-BY-SA-3.0",
+            "CC-BY-SA-4.0",
+        ),
+        *("HPND-export-US", "Kazlib", "Latex2e", "MS-PL", "Sleepycat", "SMAIL-GPL", "Spencer-86", "TTWL"),
+        *(
+            "AFL-2.1",
+            "AFL-3.0",
+            "Apache-1.1",
+            "Bitstream-Vera",
+            "EPL-1.0",
+            "EPL-2.0",
+            "NTP",
+            "OFL-1.1",
+            "OLDAP-2.8",
+        ),
+        *("Linux-man-pages-copyleft", "PostgreSQL", "Vim"),
+        # How a licence's own text may be passed on; no part of the software is under it.
+        "verbatim-licence",
     }
 )
+_BY_SMALL_LETTERS = {name.lower(): name for name in STATED}
 # How packages write them. Texts of many words are cut at the first line.
 _SPELLINGS = (
     (r"expat|mit[ -]?(licen[cs]e)?( \(mit\))?|the mit license.*", "MIT"),
@@ -77,7 +102,12 @@ _SPELLINGS = (
     (r"mit/x11.*|mit-like|x11.*", "X11"),
     (r"bsd-4-clause.*", "BSD-4-Clause"),
     (r"artistic-2", "Artistic-2.0"),
-    (r"bsl-1", "BSL-1.0"),
+    (r"beer-?ware", "Beerware"),
+    (r"(?:bsl|boost)-1(?:\.0)?", "BSL-1.0"),
+    (r"libpng", "libpng-2.0"),
+    (r"bsd-([1-4])", r"BSD-\1-Clause"),
+    (r"openldap", "OLDAP-2.8"),
+    (r"python", "Python-2.0"),
     (r"public[ -]domain.*|pd", "public-domain"),
     (r"unlicense.*|the unlicense.*", "Unlicense"),
     (r"zlib.*", "Zlib"),
@@ -91,17 +121,20 @@ _LONGEST = 100
 def spelled(text: str) -> str:
     """A licence's name as SPDX writes it, where that is known; else the text's first line."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")[:_LONGEST]
-    if line in STATED:
-        return line
+    if line.lower() in _BY_SMALL_LETTERS:
+        return _BY_SMALL_LETTERS[line.lower()]
     versioned = re.fullmatch(
-        r"(L?GPL|GFDL)(?:-NIV)?[ -]?v?([123](?:\.[0-9])?)(?:\+|-only|-or-later)?", line, re.IGNORECASE
+        r"(L?GPL|GFDL)(?:-NIV)?[ -]?v?([123](?:\.[0-9])?)"
+        r"(?:-no-invariants?)?(?:\+|-only|-or-later)?(?:-no-invariants?)?",
+        line,
+        re.IGNORECASE,
     )
     if versioned:
         number = versioned[2] if "." in versioned[2] else f"{versioned[2]}.0"
         return f"{versioned[1].upper()}-{number}"
     for pattern, name in _SPELLINGS:
-        if re.fullmatch(pattern, line, re.IGNORECASE):
-            return name
+        if found := re.fullmatch(pattern, line, re.IGNORECASE):
+            return found.expand(name)
     return line
 
 
@@ -110,16 +143,47 @@ def unlisted(expressions: list[str]) -> list[str]:
 
     Of "A OR B" one on the list is enough.
     """
-    found = []
-    for expression in expressions:
-        choices = " ".join(expression.replace("(", " ").replace(")", " ").split()).split(" OR ")
-        lacking: list[list[str]] = [
-            [name for name in re.split(r" (?:AND|WITH) ", choice) if spelled(name) not in STATED]
-            for choice in choices
-        ]
-        if all(lacking):
-            found += sorted(lacking, key=len)[0]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(name for expression in expressions for name in _lacking(expression)))
+
+
+def _lacking(expression: str) -> list[str]:
+    """The names of an SPDX expression that are not stated: of a choice, the fewest."""
+    if spelled(expression) in STATED:
+        return []
+    tokens = [part for part in re.split(r"([()]|\bOR\b|\bAND\b|\bWITH\b)", expression) if part.strip()]
+    found = _either(tokens)
+    # A name may have brackets of its own: "MIT License (MIT)".
+    return [expression] if tokens or found is None else found
+
+
+def _either(tokens: list[str]) -> list[str] | None:
+    """What the choice at the head of the tokens lacks; its tokens are taken off. None: there is none."""
+    choices = [_both(tokens)]
+    while tokens and tokens[0] == "OR":
+        tokens.pop(0)
+        choices.append(_both(tokens))
+    known = [choice for choice in choices if choice is not None]
+    return min(known, key=len) if len(known) == len(choices) else None
+
+
+def _both(tokens: list[str]) -> list[str] | None:
+    """As `_either`, of what is joined by AND or WITH."""
+    lacking: list[str] = []
+    while True:
+        if tokens and tokens[0] == "(":
+            tokens.pop(0)
+            found = _either(tokens)
+            if found is None or not tokens or tokens.pop(0) != ")":
+                return None
+            lacking += found
+        elif tokens and tokens[0] not in (")", "OR", "AND", "WITH"):
+            name = tokens.pop(0).strip()
+            lacking += [] if spelled(name) in STATED else [name]
+        else:
+            return None
+        if not tokens or tokens[0] not in ("AND", "WITH"):
+            return lacking
+        tokens.pop(0)
 
 
 def of_python(fields: dict[str, list[str]]) -> list[str]:
@@ -138,18 +202,3 @@ def of_python(fields: dict[str, list[str]]) -> list[str]:
     if classified:
         return list(dict.fromkeys(classified))
     return [spelled(text) for text in short if len(text) <= _LONGEST]
-
-
-def of_debian(copyright_text: str) -> list[str]:
-    """The licences of a system package, from its machine-readable copyright file. Empty when it is not one.
-
-    Source: Debian's "Machine-readable debian/copyright file", version 1.0.
-    """
-    if "Format:" not in copyright_text[:500]:
-        return []
-    found: dict[str, None] = {}
-    for line in re.findall(r"^License:[ \t]*(\S.*)$", copyright_text, re.MULTILINE):
-        for name in re.split(r",? (?:and/or|and|or|with) |, ?", " ".join(line.split())):
-            if name and "exception" not in name.lower():
-                found[spelled(name)] = None
-    return list(found)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from harness.model.condition import ByToken, Condition
 from harness.model.lora import Einsum, FeedForward
 from harness.recipe.parameters import GEMMA, GemmaSize
 from harness.recipe.schema import Expert
@@ -56,7 +57,7 @@ class RMSNorm(nnx.Module):
     def __init__(self, *shape: int) -> None:
         self.scale = nnx.Param(jnp.zeros(shape))
 
-    def __call__(self, x: jax.Array, _condition: jax.Array | None = None) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, _condition: Condition | None = None) -> tuple[jax.Array, None]:
         return (_unit_rms(x) * (1 + self.scale)).astype(x.dtype), None
 
 
@@ -78,11 +79,19 @@ class AdaptiveRMSNorm(nnx.Module):
     def __init__(self, *shape: int) -> None:
         self.Dense_0 = Modulation(*shape)
 
-    def __call__(self, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, condition: Condition) -> tuple[jax.Array, jax.Array]:
         scale, shift, gate = jnp.split(
-            self.Dense_0(condition, x.dtype)[:, None, :], 3, axis=-1
-        )  # [B, 1, D] each
+            self._modulation(condition, x.dtype), 3, axis=-1
+        )  # [B, 1, D] each; [B, T, D] if the tokens differ
         return (_unit_rms(x) * (1 + scale) + shift).astype(x.dtype), gate
+
+    def _modulation(self, condition: Condition, dtype: jnp.dtype) -> jax.Array:
+        if not isinstance(condition, ByToken):
+            return self.Dense_0(condition, dtype)[:, None, :]
+        # Both times are modulated and then chosen from: two rows a sample instead of one a token. A token
+        # that is not given has the same modulation, bit for bit, as without any given ones.
+        own, clean = (self.Dense_0(each, dtype)[:, None, :] for each in (condition.own, condition.clean))
+        return jnp.where(condition.given[:, :, None], clean, own)
 
 
 def _unit_rms(x: jax.Array) -> jax.Array:
@@ -205,7 +214,7 @@ class Block(nnx.Module):
         xs: PerExpert,
         positions: jax.Array,
         mask: jax.Array,
-        condition: jax.Array | None,
+        condition: Condition | None,
         cache: KeyValues | None,
         *,
         last: bool = False,
@@ -224,7 +233,7 @@ class Block(nnx.Module):
         )
         return _residual(xs, (fed[0], fed[1]), gates), kv
 
-    def _norm(self, name: str, xs: PerExpert, condition: jax.Array | None) -> tuple[PerExpert, PerExpert]:
+    def _norm(self, name: str, xs: PerExpert, condition: Condition | None) -> tuple[PerExpert, PerExpert]:
         pairs = [
             (None, None) if x is None else getattr(self, name + suffix)(x, condition)
             for suffix, x in zip(("", "_1"), xs, strict=True)
@@ -294,7 +303,7 @@ class Gemma(nnx.Module):
         *,
         positions: jax.Array,
         mask: jax.Array,
-        condition: jax.Array,
+        condition: Condition,
         cache: KeyValues | None = None,
     ) -> jax.Array:
         """The action expert's output [B, suffix tokens, D_1], from the prefix or its cached keys, values."""
@@ -308,7 +317,7 @@ class Gemma(nnx.Module):
         xs: PerExpert,
         positions: jax.Array,
         mask: jax.Array,
-        condition: jax.Array | None,
+        condition: Condition | None,
         cache: KeyValues | None,
         *,
         keep: bool,

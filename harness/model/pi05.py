@@ -10,18 +10,24 @@ Axes: B batch, C cameras, P patches, T prompt tokens, A action horizon, E action
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from harness.model.condition import ByToken, Condition
 from harness.model.gemma import AttentionForm, Fetch, Gemma, KeyValues
 from harness.model.siglip import SigLIP
 from harness.recipe.parameters import GEMMA, VISION
 from harness.recipe.schema import CAMERAS, Model
 
 Params = dict[str, jax.Array]
+
+
+# velocity(x [B, A, E], time [B], actions that are given clean: bool [B, A] or None) → [B, A, E].
+Velocity = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 class Observation(NamedTuple):
@@ -93,33 +99,54 @@ class Pi05(nnx.Module):
         self.action_out_proj = Linear(expert.width, model.action_dim, rngs)
 
     def loss(
-        self, observation: Observation, actions: jax.Array, noise: jax.Array, time: jax.Array
+        self,
+        observation: Observation,
+        actions: jax.Array,
+        noise: jax.Array,
+        time: jax.Array,
+        delay: jax.Array | None = None,
     ) -> jax.Array:
         """mean over E of (predicted velocity - (noise - actions))², [B, A].
 
         Shapes: actions, noise [B, A, E]; time [B] in (0, 1].
+
+        With `delay` int [B] the first so many actions of a chunk are given: they are clean, their time is 0,
+        and their entries of the loss are 0.
+        Source: https://arxiv.org/abs/2512.05964, where the time of clean actions is 1.
         """
-        t = time[:, None, None]
+        given = None if delay is None else _is_before(delay, actions.shape[1])
+        t = time[:, None, None] if given is None else jnp.where(given, 0.0, time[:, None])[:, :, None]
         x_t = t * noise + (1 - t) * actions
         prefix, prefix_mask = self._embed_prefix(observation)
         mask = _attention_mask(prefix_mask, actions.shape[1])
         positions = _positions(prefix_mask, actions.shape[1])
-        velocity = self._velocity(x_t, time, positions, mask, prefix=prefix)
-        return jnp.mean(jnp.square(velocity - (noise - actions)), axis=-1)
+        velocity = self._velocity(x_t, time, positions, mask, prefix=prefix, given=given)
+        each = jnp.mean(jnp.square(velocity - (noise - actions)), axis=-1)
+        return each if given is None else jnp.where(given, 0.0, each)
 
     def sample_actions(self, observation: Observation, noise: jax.Array, steps: int = 10) -> jax.Array:
         """Actions [B, A, E] by `steps` Euler steps from `noise`; the prefix is computed once and cached."""
-        prefix, prefix_mask = self._embed_prefix(observation)
-        p, horizon = prefix_mask.shape[1], noise.shape[1]
-        mask, positions = _attention_mask(prefix_mask, horizon), _positions(prefix_mask, horizon)
-        cache = self.PaliGemma["llm"].prefix(prefix, positions[:, :p], mask[:, :p, :p])
+        velocity = self.velocity_of(observation, noise.shape[1])
         dt = -1.0 / steps
 
         def euler(i: jax.Array, x: jax.Array) -> jax.Array:
             time = jnp.full(x.shape[:1], 1.0 + i * dt)
-            return x + dt * self._velocity(x, time, positions[:, p:], mask[:, p:], cache=cache)
+            return x + dt * velocity(x, time, None)
 
         return jax.lax.fori_loop(0, steps, euler, noise)
+
+    def velocity_of(self, observation: Observation, horizon: int) -> Velocity:
+        """The velocity of chunks of `horizon` actions under one observation, whose prefix is computed once.
+
+        Actions that are given clean are tokens of time 0, as in `loss`. Their own velocity means nothing.
+        """
+        prefix, prefix_mask = self._embed_prefix(observation)
+        p = prefix_mask.shape[1]
+        mask, positions = _attention_mask(prefix_mask, horizon), _positions(prefix_mask, horizon)
+        cache = self.PaliGemma["llm"].prefix(prefix, positions[:, :p], mask[:, :p, :p])
+        return lambda x, time, given: self._velocity(
+            x, time, positions[:, p:], mask[:, p:], cache=cache, given=given
+        )
 
     def _velocity(
         self,
@@ -130,8 +157,11 @@ class Pi05(nnx.Module):
         *,
         prefix: jax.Array | None = None,
         cache: KeyValues | None = None,
+        given: jax.Array | None = None,
     ) -> jax.Array:
-        condition = self._embed_time(time)
+        condition: Condition = self._embed_time(time)
+        if given is not None:
+            condition = ByToken(condition, self._embed_time(jnp.zeros(1, time.dtype)), given)
         x = self.action_in_proj(x_t)
         out = self.PaliGemma["llm"].actions(
             prefix, x, positions=positions, mask=mask, condition=condition, cache=cache
@@ -188,6 +218,11 @@ def _positions(prefix_mask: jax.Array, horizon: int) -> jax.Array:
     Leaving out padding or an absent camera therefore shifts nothing.
     """
     return jnp.cumsum(_with_actions(prefix_mask, horizon), axis=1) - 1
+
+
+def _is_before(delay: jax.Array, horizon: int) -> jax.Array:
+    """Which actions of a chunk come before its delay [B], bool [B, A]."""
+    return jnp.arange(horizon) < delay[:, None]
 
 
 def _with_actions(prefix_mask: jax.Array, horizon: int) -> jax.Array:

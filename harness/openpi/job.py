@@ -111,6 +111,7 @@ def check_upstream_can(recipe: Recipe) -> None:
         ("train.ema_every_steps", train.ema_every_steps, 1),
         ("train.save", train.save, "all"),
         ("train.holdout", train.holdout, None),
+        ("train.action_delay", train.action_delay, None),
         ("data.augment", data.augment, True),
         ("data.normalization", data.normalization, "quantile"),
         ("data.state", data.state, "state"),

@@ -138,8 +138,12 @@ def step_key(recipe: Recipe) -> str:
         "moments": train.optimizer.moments,
         "ema": train.ema_decay is not None,
     }
+    # Present only where it is asked for, so that the keys of other recipes stay what they were.
+    given = {"delays": True} if train.most_delay else {}
     return sha256_json(
-        {"model": model, "augment": recipe.data.augment, "ema_every": train.ema_every_steps > 1, **learned}
+        {"model": model, "augment": recipe.data.augment, "ema_every": train.ema_every_steps > 1}
+        | learned
+        | given
     )
 
 

@@ -30,7 +30,7 @@ _TIMEOUT_S = 900
 # Without the first option, XLA times kernels on a GPU that is not here. Without the second, targets fail at
 # tiling.
 # Source: facts on compiling for an absent GPU, measured with jax 0.10.2.
-_ABSENT_GPU_OPTIONS = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": "False"}
+ABSENT_GPU_OPTIONS = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": "False"}
 
 
 class Request(Strict):
@@ -105,7 +105,29 @@ def _key(request: Request) -> str:
 
 
 def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
-    if request.levers.platform == "cuda" and find_spec("jax_cuda12_plugin") is None:
+    cuda = request.levers.platform == "cuda"
+    said = in_child(
+        "harness.plan.compile",
+        request.model_dump_json(),
+        # The compiler for an absent GPU runs on the CPU.
+        platform="cpu" if request.target else request.levers.platform,
+        cuda=cuda,
+        what="the training step",
+        uuids=uuids,
+    )
+    return Answer.model_validate_json(said)
+
+
+def in_child(
+    module: str, body: str, *, platform: str, cuda: bool, what: str, uuids: tuple[str, ...] = ()
+) -> str:
+    """The last line that `module` prints as a process of its own, `body` being its stdin.
+
+    JAX starts there on `platform`. `cuda` says that it compiles for NVIDIA cards; `what` names what is
+    compiled, for messages.
+    Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler", "xla-flags-refused".
+    """
+    if cuda and find_spec("jax_cuda12_plugin") is None:
         raise HarnessError(
             "no-target-compiler",
             "the compiler for NVIDIA GPUs is not installed here, and the atlas does not know this plan",
@@ -116,19 +138,15 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
                 f" jax-cuda12-pjrt=={metadata.version('jax')}; the images and ci/local have them"
             ),
         )
-    # The compiler for an absent GPU runs on the CPU. A child on a real GPU must not take the memory that the
-    # trainer will need.
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu" if request.target else request.levers.platform,
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    }
+    # A child on a real GPU must not take the memory that the trainer will need.
+    environment = os.environ | {"JAX_PLATFORMS": platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"} | (
         {"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {}
     )
-    command = [sys.executable, "-m", "harness.plan.compile"]
+    command = [sys.executable, "-m", module]
     # Both sides speak UTF-8, whatever the locale is: a recipe's description may hold any character.
     pipes: dict[str, Any] = {
-        "input": request.model_dump_json(),
+        "input": body,
         "capture_output": True,
         "encoding": "utf-8",
         "errors": "replace",
@@ -138,13 +156,13 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
     except subprocess.TimeoutExpired as error:
         raise HarnessError(
             "compile-timeout",
-            f"compiling the step took more than {_TIMEOUT_S} s",
+            f"compiling {what} took more than {_TIMEOUT_S} s",
             need="an idle machine",
             fix="try again when fewer programs run",
         ) from error
     if child.returncode != 0:
-        raise _failure(child.returncode, child.stderr, environment)
-    return Answer.model_validate_json(child.stdout.strip().splitlines()[-1])
+        raise _failure(child.returncode, child.stderr, environment, what)
+    return child.stdout.strip().splitlines()[-1]
 
 
 # Lines that a dying process prints after its reason, and lines that its libraries print before it.
@@ -165,7 +183,7 @@ def telling(stderr: str) -> str | None:
     return reasons[-1].strip()[:300] if reasons else None
 
 
-def _failure(code: int, stderr: str, environment: Mapping[str, str]) -> HarnessError:
+def _failure(code: int, stderr: str, environment: Mapping[str, str], what: str) -> HarnessError:
     """The error that says why the child gave no answer."""
     refused = refused_flags(environment)
     if refused is not None:
@@ -190,9 +208,7 @@ def _failure(code: int, stderr: str, environment: Mapping[str, str]) -> HarnessE
         telling(stderr)
         or "it wrote no reason; `python -c 'import jax; jax.devices()'` shows whether JAX starts at all"
     )
-    return HarnessError(
-        "compile-failed", "XLA did not compile the training step", got=f"{ended}: {why}", fix=fix
-    )
+    return HarnessError("compile-failed", f"XLA did not compile {what}", got=f"{ended}: {why}", fix=fix)
 
 
 def _main() -> None:
@@ -208,7 +224,7 @@ def _main() -> None:
     levers = request.levers
     layout = _absent(request.target, levers) if request.target else local_layout(levers)
     setup = setup_of(request.recipe, layout)
-    options, platform = (_ABSENT_GPU_OPTIONS, "cuda") if request.target else (None, None)
+    options, platform = (ABSENT_GPU_OPTIONS, "cuda") if request.target else (None, None)
     if request.only_lower:
         _, program_sha256 = lower_step(setup, levers, platform)
         answer = Answer(bytes={}, program_sha256=program_sha256)

@@ -5,7 +5,7 @@ Axes: H action horizon, A real dimensions of an action, D action_dim of the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from harness.errors import HarnessError
 from harness.predict.lerobot_stats import read_policy_stats
 from harness.received.files import walk
 from harness.received.text import word
+from harness.recipe.sampling import check_steps
 from harness.recipe.schema import Recipe
 from harness.run.steps import ASSETS, NORM_STATS
 from harness.units import GIB, MIB, format_bytes
@@ -33,6 +34,8 @@ from harness.units import GIB, MIB, format_bytes
 _GPU_MARGIN_BYTES = int(1.5 * GIB)
 _HOST_MARGIN_BYTES = 512 * MIB
 
+# What of a batch enters the model.
+INPUTS = ("images", "tokens", "token_mask")
 Stats = dict[str, DimensionStats]
 Say = Callable[[str], None]
 
@@ -104,14 +107,7 @@ def predict(
     dataset and of the weights.
     """
     # Everything that can be wrong with the question is checked before a weight is read.
-    if question.sampling_steps < 1:
-        raise HarnessError(
-            "sampling-steps-invalid",
-            "sampling takes at least one step",
-            got=question.sampling_steps,
-            need="1 or more",
-            fix="--steps 10",
-        )
+    check_steps(question.sampling_steps)
     # Of a mixture the first dataset, unless --dataset names another.
     recipe = recipe.parts()[0]
     resolved, data = open_for(recipe)
@@ -119,10 +115,8 @@ def predict(
     stats = checkpoint_stats(located, recipe, data)
     batch = one_frame(recipe, data, stats, index)
     recorded, is_pad = data.action_chunk(index, recipe.model.action_horizon)  # [H, A]
-    sampled = _sample(located, recipe, question, batch, on, say, base)  # [H, D]
-    normalized = unnormalize(sampled, stats["actions"], recipe.data.normalization)  # [H, A]
-    space = Space.of(recipe.data)
-    predicted = space.recorded(normalized, space.states(data.state(index)))  # [H, A]
+    sampled = sampler(located, recipe, question.sampling_steps, batch, on, say, base)(batch, question.seed)
+    predicted = in_units(recipe, stats, sampled, data.state(index))  # [H, A]
     if not np.isfinite(predicted).all():
         raise HarnessError(
             "prediction-not-finite",
@@ -146,6 +140,16 @@ def predict(
         is_pad=is_pad.tolist(),
         mean_absolute_error=np.abs(predicted - recorded)[~is_pad].mean(axis=0).tolist(),
     )
+
+
+def in_units(recipe: Recipe, stats: Stats, sampled: np.ndarray, state: np.ndarray | None) -> np.ndarray:
+    """Actions float32 [H, A] in the dataset's units, of what the model sampled, [H, D].
+
+    `state` [S] is the recorded one; it is needed only if actions are relative.
+    """
+    space = Space.of(recipe.data)
+    normalized = unnormalize(sampled, stats["actions"], recipe.data.normalization)  # [H, A]
+    return space.recorded(normalized, np.zeros(0) if state is None else space.states(state))
 
 
 def _index(data: LeRobotDataset, question: Question) -> int:
@@ -179,14 +183,23 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
 
     Raises: HarnessError "asset-missing", "dataset-of-other-dimensions", "norm-stats-invalid"; UnsafeFile.
     """
-    assets, mode = located.path / ASSETS, recipe.data.normalization
-    file = assets / recipe.data.asset_id / NORM_STATS
     wanted: dict[Key, tuple[str, ...]] = {"actions": (recipe.data.actions,)}
     if recipe.model.discrete_state_input:
         wanted["state"] = recipe.data.state_features
+    where, read = stored_stats(located, recipe, tuple(wanted))
+    return {key: _of_dataset(key, read, names, data, located, where) for key, names in wanted.items()}
+
+
+def stored_stats(located: Located, recipe: Recipe, wanted: tuple[Key, ...]) -> tuple[Path, Stats]:
+    """Where the checkpoint keeps its statistics, and those of `wanted` as they lie there, with any padding.
+
+    Raises: HarnessError "asset-missing", "norm-stats-invalid"; UnsafeFile.
+    """
+    assets, mode = located.path / ASSETS, recipe.data.normalization
+    file = assets / recipe.data.asset_id / NORM_STATS
     read: Stats
     if file.is_file():
-        theirs = read_norm_stats(file, mode, keys=tuple(wanted), root=located.path)
+        theirs = read_norm_stats(file, mode, keys=wanted, root=located.path)
         where, read = file, dict(theirs.stats.items())
     else:
         where, read = located.path, read_policy_stats(located.path, mode)
@@ -204,13 +217,14 @@ def checkpoint_stats(located: Located, recipe: Recipe, data: LeRobotDataset) -> 
                 else "give a step that was saved by training: the statistics belong to the weights"
             ),
         )
-    return {key: _of_dataset(key, read, names, data, located, where) for key, names in wanted.items()}
+    return where, read
 
 
-def _of_dataset(
-    key: Key, read: Stats, names: tuple[str, ...], data: LeRobotDataset, located: Located, where: Path
-) -> DimensionStats:
-    """The statistics of the dimensions that the features `names` of the dataset have together."""
+def stats_of(key: Key, read: Mapping[str, DimensionStats], where: Path) -> DimensionStats:
+    """The statistics of `key` among those that were read at `where`.
+
+    Raises: HarnessError "asset-missing".
+    """
     if key not in read:
         raise HarnessError(
             "asset-missing",
@@ -219,8 +233,16 @@ def _of_dataset(
             need=f"statistics of the {key}, which the model reads",
             fix="give a step that was saved by training: the statistics belong to the weights",
         )
+    return read[key]
+
+
+def _of_dataset(
+    key: Key, read: Stats, names: tuple[str, ...], data: LeRobotDataset, located: Located, where: Path
+) -> DimensionStats:
+    """The statistics of the dimensions that the features `names` of the dataset have together."""
+    stored = stats_of(key, read, where)
     dimensions = sum(data.features[name].shape[0] for name in names)
-    width = width_without_padding(read[key], dimensions)
+    width = width_without_padding(stored, dimensions)
     # The statistics of a mixture have the dimensions of its widest dataset.
     if width != dimensions and not (width > dimensions and is_of_mixture(located)):
         said = " and ".join(map(repr, names))
@@ -231,21 +253,23 @@ def _of_dataset(
             need=f"{width}, as in {where}",
             fix=f"--dataset with a dataset of that robot, or --set data.{key}=FEATURE",
         )
-    return first(read[key], dimensions)
+    return first(stored, dimensions)
 
 
-def _sample(
+def sampler(
     located: Located,
     recipe: Recipe,
-    question: Question,
-    batch: dict[str, Any],
+    sampling_steps: int,
+    like: dict[str, Any],
     on: Device,
     say: Say,
     base: str | None,
-) -> np.ndarray:
-    """Normalized actions [H, D].
+) -> Callable[[dict[str, Any], int], np.ndarray]:
+    """sample(batch, seed) → normalized actions [H, D], for batches of one frame with the shapes of `like`.
 
     The program is compiled first, so XLA gives its memory before a weight is loaded.
+
+    Raises: HarnessError "does-not-fit", and those of the weights.
     """
     import jax
 
@@ -259,16 +283,15 @@ def _sample(
     setup = setup_of(recipe, Layout(jax.local_devices()[:1]))
     graph = graph_of(recipe.model, remat=False)
     shape = (1, recipe.model.action_horizon, recipe.model.action_dim)
-    inputs = {name: batch[name] for name in ("images", "tokens", "token_mask")}
+    inputs = {name: like[name] for name in INPUTS}
 
     def sample(params: dict[str, jax.Array], inputs: dict[str, Any], key: jax.Array) -> jax.Array:
         return bind(graph, params).sample_actions(
-            observe(inputs, None), jax.random.normal(key, shape), question.sampling_steps
+            observe(inputs, None), jax.random.normal(key, shape), sampling_steps
         )
 
     say("compiling")
-    key = jax.random.key(question.seed)
-    compiled = jax.jit(sample).lower(setup.shapes.state.params, inputs, key).compile()
+    compiled = jax.jit(sample).lower(setup.shapes.state.params, inputs, jax.random.key(0)).compile()
     need = device_bytes(compiled.memory_analysis())["device"]
     if on.usable_bytes is not None and need > on.usable_bytes:
         raise HarnessError(
@@ -283,7 +306,11 @@ def _sample(
     # Quantized as in training. A step of only trained parameters has a base whose weights are not quantized
     # yet.
     params = load_params(located.path, setup.shapes.params, base=base, keep=keeper(setup)).params
-    return np.asarray(compiled(params, inputs, key))[0]
+
+    def sampled(batch: dict[str, Any], seed: int) -> np.ndarray:
+        return np.asarray(compiled(params, {name: batch[name] for name in INPUTS}, jax.random.key(seed)))[0]
+
+    return sampled
 
 
 def output_directory(located: Located, run: Path | None) -> Path:

@@ -88,6 +88,9 @@ MEANING: dict[str, Meaning] = {
     "train.optimizer.schedule": Meaning("another experiment", "another learning rate at the same step"),
     "train.holdout": Meaning("other data", "other episodes are trained on"),
     "train.holdout.frames": Meaning("cadence", "how much is measured at a save, not what is learned"),
+    "train.action_delay": Meaning(
+        "another experiment", "the first actions of a chunk are given, and the loss counts the others"
+    ),
     "train.save": Meaning("cadence", "what a checkpoint holds, not what is learned"),
     "train.save_every_steps": Meaning("cadence", "how often it is saved"),
     "train.keep_every_steps": Meaning("cadence", "which checkpoints are kept"),

@@ -20,6 +20,7 @@ from harness.redact import holds_secret
 __all__ = [
     "CAMERAS",
     "PALIGEMMA",
+    "ActionDelay",
     "Data",
     "Episodes",
     "Expert",
@@ -142,17 +143,28 @@ class Weights(Part):
         return source
 
 
+class ActionDelay(Part):
+    """The simulated delay of training-time real-time chunking.
+
+    A delay d is drawn for each sample, uniform from 0 to `max`. The first d actions of its chunk are given
+    clean, and the loss counts the others. Source: https://arxiv.org/abs/2512.05964.
+    """
+
+    max: int = Field(ge=0)
+
+
 class Train(Part):
     """The training settings.
 
     `save: trained` leaves the frozen parameters out of checkpoints, and names the base weights instead.
 
     `frozen` other than bfloat16 (quantized) and `ema_every_steps` other than 1 are approximate: upstream does
-    neither. `holdout` keeps episodes out of training, and measures on them at every save.
+    neither. `holdout` keeps episodes out of training, and measures on them at every save. `action_delay`
+    gives the model the first actions of a chunk, as a robot that cannot wait does; null: none of them.
     """
 
     # Absent from the hash of earlier recipes, whose runs resume.
-    LATER = frozenset({"holdout"})
+    LATER = frozenset({"holdout", "action_delay"})
 
     trained: Trained
     steps: int = Field(gt=0)
@@ -167,6 +179,18 @@ class Train(Part):
     log_every_steps: int = Field(1, gt=0)
     save: Literal["all", "trained"] = "all"
     holdout: Holdout | None = None
+    action_delay: ActionDelay | None = None
+
+    @field_validator("action_delay")
+    @classmethod
+    def _no_delay_in_one_way(cls, delay: ActionDelay | None) -> ActionDelay | None:
+        # That nothing is delayed is said in one way, so that it has one hash.
+        return None if delay == ActionDelay(max=0) else delay
+
+    @property
+    def most_delay(self) -> int:
+        """The largest number of given actions that is trained; 0 if none are."""
+        return 0 if self.action_delay is None else self.action_delay.max
 
 
 class Recipe(Part):
@@ -204,6 +228,16 @@ class Recipe(Part):
             raise ValueError(
                 "train.save is 'trained', which needs weights.source (the frozen parameters are read from"
                 " there) and frozen parameters"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_chunk_is_longer_than_its_delay(self) -> Recipe:
+        if self.train.most_delay >= self.model.action_horizon:
+            raise ValueError(
+                f"train.action_delay.max is {self.train.most_delay}, which leaves nothing to learn of a chunk"
+                f" of model.action_horizon {self.model.action_horizon}: give at most"
+                f" {self.model.action_horizon - 1}"
             )
         return self
 

@@ -9,7 +9,9 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from concurrent.futures import CancelledError
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -38,6 +40,8 @@ MOVED = "moved.png"
 # The kernels that XLA chose by timing. XLA writes text if the name ends in pbtxt.
 KERNELS = "kernels.pbtxt"
 HELD_OUT_KERNELS = "held_out_kernels.pbtxt"
+# What is read of a file at a time to hash it.
+_BLOCK_BYTES = 2**18
 # The errors of a full disk, and of a full quota.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -47,21 +51,30 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=_jsonable).encode()).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_file(path: Path, stop: Event | None = None) -> str:
+    """The file's SHA-256. A thread that nobody waits for any longer is ended by `stop`.
+
+    Raises: CancelledError once `stop` is set.
+    """
+    total, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while n := file.readinto(block):
+            if stop is not None and stop.is_set():
+                raise CancelledError
+            total.update(block[:n])
+    return total.hexdigest()
 
 
-def sha256_directory(directory: Path) -> str:
-    """SHA-256 over the names and contents of all files below `directory`."""
-    return sha256_files(directory, [path for path in directory.rglob("*") if path.is_file()])
+def sha256_directory(directory: Path, stop: Event | None = None) -> str:
+    """SHA-256 over the names and contents of all files below `directory`; `stop` as for `sha256_file`."""
+    return sha256_files(directory, [path for path in directory.rglob("*") if path.is_file()], stop)
 
 
-def sha256_files(directory: Path, files: Iterable[Path]) -> str:
-    """SHA-256 over the names below `directory` and the contents of these files."""
+def sha256_files(directory: Path, files: Iterable[Path], stop: Event | None = None) -> str:
+    """SHA-256 over the names below `directory` and the contents of these files; `stop` likewise."""
     total = hashlib.sha256()
     for path in sorted(files):
-        total.update(f"{path.relative_to(directory)}\0{sha256_file(path)}\n".encode())
+        total.update(f"{path.relative_to(directory)}\0{sha256_file(path, stop)}\n".encode())
     return total.hexdigest()
 
 

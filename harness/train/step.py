@@ -22,6 +22,7 @@ from harness.recipe.parameters import EMBEDDING, is_cast_before_use
 from harness.recipe.schema import Recipe
 from harness.train.accumulate import Inputs, accumulate, read_copies
 from harness.train.augment import augment
+from harness.train.delay import draw_delays, mean_loss, row_losses
 from harness.train.host import fetch, look_up, on_host, to_device
 from harness.train.sharding import Layout
 from harness.train.state import TrainState
@@ -61,14 +62,16 @@ def make_step(
     def loss(params: Params, inputs: Inputs) -> Any:
         observation = observe(inputs, inputs["augment"] if recipe.data.augment else None)
         each = bind(graph, layout.fetch_outside_layers(params)).loss(
-            observation, inputs["actions"], inputs["noise"], inputs["time"]
+            observation, inputs["actions"], inputs["noise"], inputs["time"], inputs.get("delay")
         )
-        return each.mean() if datasets is None else (each.mean(), each.mean(axis=-1))
+        mean = mean_loss(each, inputs)
+        return mean if datasets is None else (mean, row_losses(each, inputs))
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         names = ("images", "tokens", "token_mask", "actions", "image_masks")
         inputs = {name: batch[name] for name in names if name in batch}
-        inputs |= layout.constrain_rows(draw(jax.random.fold_in(key, state.step), inputs["actions"].shape))
+        drawn = draw(jax.random.fold_in(key, state.step), inputs["actions"].shape, recipe.train.most_delay)
+        inputs |= layout.constrain_rows(drawn)
         given, copies, embedded = _readable(recipe, state.trained, inputs["tokens"], compute_copy, layout)
         value, grads, *of_rows = accumulate(
             loss,
@@ -127,14 +130,16 @@ def _readable(
     return given, copies, layout.constrain_rows(look_up(table, tokens) if on_host(table) else table[tokens])
 
 
-def draw(key: jax.Array, shape: tuple[int, ...]) -> Noise:
+def draw(key: jax.Array, shape: tuple[int, ...], most_delay: int = 0) -> Noise:
     """All randomness of one step for actions of `shape` [B, A, E].
 
-    It is a key a sample, the noise, and t ~ 0.999·Beta(1.5, 1) + 0.001.
+    It is a key a sample, the noise, and t ~ 0.999·Beta(1.5, 1) + 0.001. With `most_delay` there are delays
+    as well; the others stay as they are without.
     Source: openpi src/openpi/models/pi0.py `compute_loss`, commit 15a9616.
     """
     augment_key, noise_key, time_key = jax.random.split(key, 3)
-    return {
+    delays = draw_delays(key, shape[0], shape[1], most_delay) if most_delay else {}
+    return delays | {
         "augment": jax.random.split(augment_key, shape[0]),
         "noise": jax.random.normal(noise_key, shape),
         "time": jax.random.beta(time_key, 1.5, 1, shape[:1]) * 0.999 + 0.001,

@@ -12,6 +12,7 @@ from harness.received.text import one_line
 from harness.show.progress import busy, spinner
 from harness.verbs.answers import dataset_overrides
 from harness.verbs.options import (
+    BaseOption,
     DatasetOption,
     FetchOption,
     JsonOption,
@@ -19,6 +20,7 @@ from harness.verbs.options import (
     OwnRecipeOption,
     SetOption,
 )
+from harness.verbs.started import started
 
 if TYPE_CHECKING:
     from harness.checkpoint.locate import Located
@@ -53,12 +55,6 @@ AdapterOption = Annotated[
 ]
 AdaptersOption = Annotated[
     bool, typer.Option("--adapters", help="Write the adapters alone: ours, or with --to lerobot PEFT's.")
-]
-BaseOption = Annotated[
-    str | None,
-    typer.Option(
-        "--base", help="Where the base weights are now, for a step that holds only trained parameters."
-    ),
 ]
 
 
@@ -141,7 +137,7 @@ def _deliver(
                 say(f"writing: {format_bytes(done)} of {format_bytes(total)}")
 
         if wish.frames is not None:
-            _start(say)
+            started(None, lambda on: say(f"actions are compared on {on.name}"))
         made = deliver(located, recipe, destination, wish, say, progress)
     size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
     if as_json:
@@ -174,18 +170,3 @@ def _with_recipe(located: Located, adapters: list[Path] | None) -> Located:
         if recorded(directory, RECORD) is not None:
             return Located(directory, None, None)
     return located
-
-
-def _start(say: Any) -> None:
-    """Takes the device that a prediction would take."""
-    from harness.flow.device import start_on
-    from harness.predict.predict import device_for
-    from harness.probe.machine import probe
-    from harness.run.directory import cache_root
-    from harness.train import device
-
-    machine = probe([cache_root()])
-    found = device_for(machine, None)
-    say(f"actions are compared on {found.name}")
-    start_on(machine, found.platform, found.uuid, found.usable_bytes)
-    device.start()

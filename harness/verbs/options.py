@@ -51,6 +51,19 @@ OfflineOption = Annotated[
         "--offline", help="No network at all: what is not on this machine is refused. As HARNESS_OFFLINE=1."
     ),
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base", help="Where the base weights are now, for a step that holds only trained parameters."
+    ),
+]
+StepsOption = Annotated[int, typer.Option("--steps", help="Euler steps from noise to actions.")]
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A run, a checkpoint directory or one step of it, ours or openpi's; local, gs:// or https://."
+    ),
+]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu or cuda; default: the GPU when there is one.")
 ]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.artifacts.plan import Backend
+from harness.errors import HarnessError
 from harness.received.text import one_line
 from harness.verbs.answers import answer, rundir
 from harness.verbs.options import (
@@ -64,6 +65,17 @@ MatrixOption = Annotated[
 ]
 
 
+ServeOption = Annotated[
+    bool,
+    typer.Option(
+        "--serve", help="Whether the card can serve the policy, and how fast: bytes by the compiler, a model."
+    ),
+]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch", help="Rows of a call, with --serve: clients answered at once.")
+]
+
+
 def write_matrix(run: Path | None) -> None:
     """Prints the table as Markdown, and writes the picture into the run, else into this directory.
 
@@ -82,6 +94,24 @@ def write_matrix(run: Path | None) -> None:
     print(one_line(str(path)), file=sys.stderr)
 
 
+def _check_together(serve: bool, batch: int | None, others: list[str]) -> None:
+    """Refuses options that say nothing together.
+
+    Raises: HarnessError "options-together".
+    """
+    wrong = ["--batch"] if batch is not None and not serve else others if serve else []
+    if wrong:
+        raise HarnessError(
+            "options-together",
+            f"{' and '.join(wrong)} is not for a plan that serves"
+            if serve
+            else "--batch is for a plan that serves",
+            got=" ".join([*(["--serve"] if serve else []), *wrong]),
+            need="--serve with --gpu, --device, --vram-gib, --batch and --compile",
+            fix="harness plan --serve --gpu rtx_4090 --batch 1",
+        )
+
+
 def plan(
     recipe: RecipeOption = None,
     gpu: GpuOption = None,
@@ -92,6 +122,8 @@ def plan(
     wait: WaitOption = False,
     backend: BackendOption = None,
     matrix: MatrixOption = False,
+    serve: ServeOption = False,
+    batch: BatchOption = None,
     device: DeviceOption = None,
     sets: SetOption = None,
     run: RunOption = None,
@@ -103,7 +135,10 @@ def plan(
     from harness.flow.find import TRAINERS, trainer_of
     from harness.flow.trainer import Question
     from harness.show.plan import plan_view
+    from harness.show.serving_plan import serving_view
 
+    others = {"--matrix": matrix, "--exact": exact, "--wait": wait, "--backend": backend is not None}
+    _check_together(serve, batch, [name for name, given in others.items() if given])
     if matrix:
         write_matrix(run)
         return
@@ -115,6 +150,12 @@ def plan(
         "exact": exact,
         "recompile": compile_,
     }
+    if serve:
+        from harness.flow.serving import plan_of
+
+        planned = plan_of(Question(run, recipe, sets or [], asked, wait=False), 1 if batch is None else batch)
+        answer(planned, as_json, serving_view)
+        raise typer.Exit(0 if planned.fits is not False else 1)
     # It may be asked of either trainer about any run.
     trainer = TRAINERS[backend] if backend else trainer_of(None if run is None else rundir(run))
     made = trainer.answer(Question(run, recipe, sets or [], asked, wait))

@@ -7,9 +7,12 @@ from typing import Annotated
 import typer
 
 from harness.received.consent import grant, hear
+from harness.recipe.sampling import STEPS
 from harness.show.progress import Progress
 from harness.verbs.answers import answer, dataset_overrides
 from harness.verbs.options import (
+    BaseOption,
+    CheckpointArgument,
     DatasetOption,
     DeviceOption,
     FetchOption,
@@ -18,30 +21,20 @@ from harness.verbs.options import (
     OwnRecipeOption,
     RunOption,
     SetOption,
+    StepsOption,
 )
+from harness.verbs.started import started
 
 
 def predict(
-    path: Annotated[
-        str,
-        typer.Argument(
-            help=(
-                "A run, a checkpoint directory or one step of it, ours or openpi's; local, gs:// or https://."
-            )
-        ),
-    ],
+    path: CheckpointArgument,
     episode: Annotated[int, typer.Option("--episode", help="Episode of the dataset.")] = 0,
     frame: Annotated[int, typer.Option("--frame", help="Frame of that episode, from 0.")] = 0,
-    steps: Annotated[int, typer.Option("--steps", help="Euler steps from noise to actions.")] = 10,
+    steps: StepsOption = STEPS,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise that sampling starts from.")] = 0,
     dataset: DatasetOption = None,
     recipe: OwnRecipeOption = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", help="Where the base weights are now, for a step that holds only trained parameters."
-        ),
-    ] = None,
+    base: BaseOption = None,
     device: DeviceOption = None,
     sets: SetOption = None,
     fetch: FetchOption = False,
@@ -53,10 +46,8 @@ def predict(
     there.
     """
     from harness.checkpoint.locate import locate, recipe_of
-    from harness.flow.device import start_on
     from harness.predict import predict as prediction
-    from harness.probe.machine import probe as read
-    from harness.run.directory import PREDICTED_ACTIONS, RunDir, cache_root, write_atomic
+    from harness.run.directory import PREDICTED_ACTIONS, RunDir, write_atomic
     from harness.show.prediction import prediction_table
     from harness.show.prediction_picture import plot
 
@@ -65,13 +56,9 @@ def predict(
     grant(base)
     located = locate(path)
     own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(dataset)])
-    machine = read([cache_root()])
-    on = prediction.device_for(machine, device)
-    console.say(f"checkpoint {located.path}: recipe {own.name}, on {on.name}")
-    start_on(machine, on.platform, on.uuid, on.usable_bytes)
-    from harness.train import device as jax_device
-
-    jax_device.start()
+    on = started(
+        device, lambda on: console.say(f"checkpoint {located.path}: recipe {own.name}, on {on.name}")
+    )
     predicted = prediction.predict(
         located, own, prediction.Question(episode, frame, steps, seed), on, console.say, base=base
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +20,11 @@ from benchmarks.containers import SMALL, Image, docker
 from harness.artifacts import Manifest
 from harness.image.contents import SUMMARY, digest
 from harness.replay.engine import contents, said
+from harness.replay.find import build, read
 from harness.replay.replay import Asked, replay
 from harness.run.directory import RunDir
-from tests.container.engine import CPU_IMAGE, LABEL, Engine
+from harness.verify.run import verify_pair
+from tests.container.engine import CPU_IMAGE, LABEL, ROOT, Engine
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -29,6 +33,15 @@ SITE = "/opt/venv/lib/python3*/site-packages"
 BYTE = (
     "python3 -c \"import sys; p = sys.argv[1]; b = bytearray(open(p, 'rb').read()); b[-1] ^= 1;"
     " open(p, 'wb').write(b)\""
+)
+# Whoever made the runs is somebody else, where this process may act for others.
+OWNER = 31415 if os.getuid() == 0 else os.getuid()
+# Lists an image anew, as an honest build of other contents does.
+RELIST = (
+    'RUN python -B -c "from pathlib import Path; from harness.image import contents, parts;'
+    " tree = contents.of_directory(Path('/'));"
+    " Path('/', contents.SUMMARY).write_text(parts.summary(tree).text());"
+    " Path('/', contents.LIST).write_text(contents.listing(tree.entries))\""
 )
 # Prints what an image says of itself after a look, as a run's manifest takes it.
 CLAIM = "from harness.image.here import claimed; print(claimed())"
@@ -110,36 +123,37 @@ def image(engine: Engine) -> str:
 
 
 @pytest.fixture(scope="module")
-def run(engine: Engine, image: str) -> Iterator[RunDir]:
-    """A run of the image, made by somebody else in a place of his own."""
-    home = Path(os.path.realpath(docker_home()))
-    owner = 31415 if os.getuid() == 0 else os.getuid()
+def home() -> Iterator[Path]:
+    """A directory of somebody else's, with places for runs and for the cache."""
+    path = Path(os.path.realpath(tempfile.mkdtemp(prefix="harness-tests-")))
     for name in ("runs", "cache"):
-        (home / name).mkdir()
-        os.chown(home / name, owner, owner)
+        (path / name).mkdir()
+        os.chown(path / name, OWNER, OWNER)
     try:
-        started = Image(image, None, labels=[f"{LABEL}={engine.session}"])
-        options = started.options(runs=str(home / "runs"), cache=home / "cache")
-        place = options.index("--user")
-        options[place + 1] = f"{owner}:{owner}"
-        docker(
-            "run", "--rm", *started.labels, *options, image, "train", *SMALL, "--steps=4", "--run=/runs/hers"
-        )
-        yield RunDir(home / "runs" / "hers")
+        yield path
     finally:
-        shutil.rmtree(home)
+        shutil.rmtree(path)
 
 
-def docker_home() -> str:
-    import tempfile
+@pytest.fixture(scope="module")
+def run(engine: Engine, image: str, home: Path) -> RunDir:
+    """A run of the image, made by somebody else in a place of his own."""
+    return trained(engine, image, home, "hers")
 
-    return tempfile.mkdtemp(prefix="harness-tests-")
+
+def trained(engine: Engine, image: str, home: Path, name: str) -> RunDir:
+    """A small run made in an image, by the owner of `home`."""
+    started = Image(image, None, labels=[f"{LABEL}={engine.session}"])
+    options = started.options(runs=str(home / "runs"), cache=home / "cache")
+    options[options.index("--user") + 1] = f"{OWNER}:{OWNER}"
+    docker(
+        "run", "--rm", *started.labels, *options, image, "train", *SMALL, "--steps=4", f"--run=/runs/{name}"
+    )
+    return RunDir(home / "runs" / name)
 
 
 def derived(engine: Engine, image: str, name: str, *lines: str) -> str:
     """An image that was made from another by the lines of a Dockerfile."""
-    import subprocess
-
     tag = f"{engine.session}:{name}"
     text = "\n".join([f"FROM {image}", "USER root", *lines, "USER harness", ""])
     done = subprocess.run(
@@ -274,3 +288,37 @@ def test_files_that_were_made_anew_with_the_same_content_raise_no_doubt(engine: 
     claim = said(engine.client, image)
     assert claim is not None
     assert f"content='{claim.content}'" in engine.run(other, "python", "-c", CLAIM).out
+
+
+def test_two_runs_made_in_one_image_are_equal(engine: Engine, image: str, home: Path, run: RunDir) -> None:
+    found = verify_pair(run, trained(engine, image, home, "his"))
+    assert (found.verdict, found.first_difference) == ("equal", None), found
+    assert [row.status for row in found.fields if row.field.startswith("image_content")] == ["equal"]
+
+
+def test_of_two_runs_whose_images_differ_by_one_byte_the_package_is_named(
+    engine: Engine, image: str, home: Path, run: RunDir
+) -> None:
+    """The other image was listed honestly, so its run names other contents."""
+    other = derived(engine, image, "listed", f"RUN {BYTE} $(ls {SITE}/certifi/cacert.pem)", RELIST)
+    theirs = trained(engine, other, home, "theirs")
+    assert theirs.read(Manifest) is not None
+    found = verify_pair(run, theirs)
+    assert found.verdict == "differs"
+    assert str(found.first_difference).startswith("image_content.Python package certifi"), found
+
+
+def test_a_run_of_a_commit_is_equal_in_the_image_that_is_built_from_it(engine: Engine, run: RunDir) -> None:
+    """No image is looked for: what is built from the commit that the manifest names has to be the one."""
+    manifest = run.read(Manifest)
+    assert manifest is not None
+    there = ["git", "-C", str(ROOT), "cat-file", "-e", f"{str(manifest.source_revision)[:40]}^{{commit}}"]
+    if manifest.source_dirty or subprocess.run(there, capture_output=True, check=False).returncode:
+        pytest.skip("the image was not built from a commit of this checkout")
+    made = build(engine.client, manifest, ROOT, print)
+    try:
+        found = read(engine.client, made, manifest, print, "built")
+        assert (found.unlike, found.computed) == ([], manifest.image_content)
+    finally:
+        # The name that was given to it here; the image itself may have others.
+        engine.client.images.remove(f"harness-replay:cpu-{str(manifest.source_revision)[:12]}")

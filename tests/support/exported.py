@@ -22,12 +22,31 @@ def recipe_of_kind(kind: str, *overrides: str) -> Recipe:
     return tiny(*(("train.trained=lora", *ADAPTERS) if kind == "lora" else ()), *overrides)
 
 
-def seeded(recipe: Recipe) -> dict[str, np.ndarray]:
+def seeded(recipe: Recipe, salt: str = "export") -> dict[str, np.ndarray]:
     """float32 parameters by a rule that needs only the path: each of them matters for the actions."""
     params = {}
     for path, shape in parameter_shapes(recipe.model).items():
-        value = (0.3 if "lora" in path else 0.1) * leaf("export", path, shape)
+        value = (0.3 if "lora" in path else 0.1) * leaf(salt, path, shape)
         params[path] = value + 1 if path.startswith("PaliGemma/img") and path.endswith("/scale") else value
+    return params
+
+
+def as_trained(recipe: Recipe, seed: int) -> dict[str, np.ndarray]:
+    """float32 parameters as after some training: of the initializers' size, adapters ten times their start.
+
+    What starts as zeros is moved by 0.05.
+    """
+    import jax
+
+    from harness.model.pi05 import initialize
+
+    rng = np.random.RandomState(seed)
+    params = {}
+    for path, start in initialize(recipe.model, jax.random.key(seed)).items():
+        value = np.asarray(start, np.float32) * np.float32(10 if "lora" in path else 1)
+        if not value.any():
+            value += np.float32(0.05) * rng.standard_normal(value.shape).astype(np.float32)
+        params[path] = value
     return params
 
 

@@ -4,6 +4,7 @@ than its step.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -23,6 +24,14 @@ from tests.support.tiny import LORA, random_batch, random_params
 
 def program_of(recipe_overrides: tuple[str, ...], plan: Levers) -> HeldOutProgram:
     return compile_held_out(setup_of(learner(*recipe_overrides), local_layout(plan)), plan, BATCH)
+
+
+@cache
+def compiled_pass(
+    recipe_overrides: tuple[str, ...], accumulation_steps: int, devices: int, fsdp: int
+) -> HeldOutProgram:
+    plan = levers(learner(*recipe_overrides), accumulation_steps, devices=devices, fsdp=fsdp)
+    return program_of(recipe_overrides, plan)
 
 
 def measured(program: HeldOutProgram) -> tuple[np.ndarray, np.ndarray]:
@@ -56,26 +65,24 @@ def same_within(one: HeldOutProgram, other: HeldOutProgram) -> None:
 
 
 def law_a_held_out_pass_over_four_devices_measures_what_one_does() -> None:
-    one = program_of((), levers(learner(), **ONE))
+    one = compiled_pass((), 1, **ONE)
     for mesh in (FOUR, TWO_BY_TWO):
-        same_within(one, program_of((), levers(learner(), 2, **mesh)))
+        same_within(one, compiled_pass((), 2, **mesh))
 
 
 def law_a_held_out_pass_reads_what_lies_in_host_memory() -> None:
     plan = levers(learner(), 2, **FOUR).model_copy(update={"host": ["ema", "moments", "masters"]})
     with mock.patch.object(host, "_PIECE", 2**11):
         streamed = program_of((), plan)
-    same_within(program_of((), levers(learner(), **ONE)), streamed)
+    same_within(compiled_pass((), 1, **ONE), streamed)
     assert streamed.device_bytes <= hosted()[0].bytes["device"]
 
 
 def law_a_held_out_pass_of_adapters_over_quantized_weights_measures_what_one_device_does() -> None:
     overrides = (*LORA, "train.frozen=int8")
-    one = program_of(overrides, levers(learner(*overrides), **ONE))
-    same_within(one, program_of(overrides, levers(learner(*overrides), **FOUR)))
+    same_within(compiled_pass(overrides, 1, **ONE), compiled_pass(overrides, 1, **FOUR))
 
 
 def law_a_held_out_pass_needs_less_memory_than_the_step() -> None:
     for mesh in (ONE, FOUR):
-        program = program_of((), levers(learner(), 2, **mesh))
-        assert program.device_bytes < compiled((), 2, mesh["devices"], mesh["fsdp"]).bytes["device"]
+        assert compiled_pass((), 2, **mesh).device_bytes < compiled((), 2, **mesh).bytes["device"]

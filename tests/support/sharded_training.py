@@ -53,6 +53,11 @@ def law_lora_trains_alike_and_its_frozen_weights_are_sharded() -> None:
     check_shards({"frozen": frozen}, 4)
 
 
+def law_simulated_delays_are_the_same_over_shards() -> None:
+    delays = ("train.ema_decay=null", "train.action_delay.max=4")
+    same_within(delays, 2, FOUR)
+
+
 def law_any_plan_over_shards_learns_the_same() -> None:
     @settings(max_examples=3, deadline=None, derandomize=True, database=None)
     @given(

@@ -1,0 +1,1 @@
+"""A checkpoint as a policy on the wire, as openpi's clients ask for it."""

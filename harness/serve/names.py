@@ -1,0 +1,91 @@
+"""The names under which clients send cameras and states: the dataset's own, and those of openpi's robots.
+
+A dot counts as a slash, and a leading `observation` does not count. So `observation/image`, `image` and
+`observation.image` are one name.
+
+Source: openpi src/openpi/policies/libero_policy.py, droid_policy.py, aloha_policy.py, commit 15a9616.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.received.text import one_line
+from harness.recipe.schema import CAMERAS, Data
+from harness.serve.rtc_keys import KEYS
+
+PROMPT, SEED = "prompt", "noise_seed"
+# Camera of the model → openpi's names of it: LIBERO, DROID, ALOHA.
+OPENPI_CAMERAS: dict[str, tuple[str, ...]] = {
+    "base_0_rgb": ("observation/image", "observation/exterior_image_1_left", "images/cam_high"),
+    "left_wrist_0_rgb": ("observation/wrist_image", "observation/wrist_image_left", "images/cam_left_wrist"),
+    "right_wrist_0_rgb": ("images/cam_right_wrist",),
+}
+# openpi's names of a state: LIBERO and ALOHA in one, DROID in two parts that follow each other.
+OPENPI_STATES = (("observation/state",), ("observation/joint_position", "observation/gripper_position"))
+_DEEPEST, _PREFIX = 4, "observation/"
+
+
+def plain(name: str) -> str:
+    """The name without what does not count: dots are slashes, `observation/` is dropped."""
+    found = name.replace(".", "/")
+    # A map called observation may hold keys that say it again.
+    while found.startswith(_PREFIX):
+        found = found.removeprefix(_PREFIX)
+    return found
+
+
+class Names:
+    """The names of one recipe.
+
+    `cameras`: camera of the model, in the model's order → the names under which its picture is taken, the
+    dataset's own first. openpi's name of one camera is not taken where the dataset calls another camera so.
+    `states`: the sets of names under which the state is taken, likewise; empty without a state.
+    """
+
+    def __init__(self, data: Data) -> None:
+        features: dict[str, str | None] = {str(camera): name for camera, name in data.cameras.items()}
+        own = {camera: name for camera in CAMERAS if (name := features.get(camera)) is not None}
+        alike = Counter(map(plain, {*own.values(), *data.state_features}))
+        # A dataset may have two features whose names differ in nothing that counts. They are told apart.
+        self._apart = {name for name in (*own.values(), *data.state_features) if alike[plain(name)] > 1}
+        self.cameras: dict[str, list[str]] = {}
+        for camera, feature in own.items():
+            others = {plain(name) for other, name in own.items() if other != camera}
+            more = (*OPENPI_CAMERAS.get(camera, ()), camera, f"images/{camera}")
+            self.cameras[camera] = [feature, *(n for n in more if n != feature and plain(n) not in others)]
+        states = [tuple(data.state_features), *OPENPI_STATES] if data.state_features else []
+        self.states: list[tuple[str, ...]] = list(dict.fromkeys(states))
+        known = [name for names in (*self.cameras.values(), *self.states) for name in names]
+        self.known = {self.key(name) for name in (*known, PROMPT, SEED, *KEYS)}
+
+    def key(self, name: str) -> str:
+        """What `flat` finds a name by: the plain one; where two have the same plain one, the name itself."""
+        return name if name in self._apart else plain(name)
+
+    def flat(self, observation: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+        """`key` of each name → the client's own name and the value. Maps in maps are joined with slashes.
+
+        Raises: HarnessError "observation-invalid" if two names mean the same.
+        """
+        found: dict[str, tuple[str, Any]] = {}
+        todo: list[tuple[str, Any, int]] = [(name, value, 1) for name, value in observation.items()][::-1]
+        while todo:
+            name, value, depth = todo.pop()
+            if isinstance(value, Mapping) and depth <= _DEEPEST:
+                todo += [(f"{name}/{inner}", child, depth + 1) for inner, child in value.items()][::-1]
+                continue
+            key = self.key(name)
+            if key in found:
+                raise HarnessError(
+                    "observation-invalid",
+                    "two keys of the observation mean the same",
+                    got=one_line(f"{found[key][0][:100]!r} and {name[:100]!r}"),
+                    need="each once",
+                    fix="leave one of them out",
+                )
+            found[key] = (name, value)
+        return found
