@@ -108,9 +108,7 @@ OF_AN_EVALUATION = {"setting.json", "evaluation.json"}
     sorted({kind.FILE for kind in a.Artifact.__subclasses__()} - READ_BY_NOBODY - OF_AN_EVALUATION),
 )
 def test_no_content_of_any_artifact_brings_a_reader_down(run: RunDir, name: str) -> None:
-    """The page, the status, and what goes on with the run: twelve changes of each file, another value in
-    another place each.
-    """
+    """The page, the status, and what goes on with the run: twelve changes of each file, each elsewhere."""
     _everything(run)
     whole, chance = (run.path / name).read_text(), random.Random(name)
     places = paths(json.loads(whole))
