@@ -10,7 +10,7 @@ import pytest
 from harness.artifacts.episodes import Key
 from harness.errors import HarnessError
 from harness.evaluate.claims import CLAIMS, OPENPI
-from harness.evaluate.schedule import asked, keys, remaining, shares
+from harness.evaluate.schedule import Dispatch, asked, check_workers, keys, remaining
 from tests.support.evaluated import FOUR, episode, setting
 
 MIXED_FIRST = [Key("libero_goal", 0, 0), Key("libero_goal", 8, 1), Key("libero_goal", 1, 2)]
@@ -48,18 +48,44 @@ def test_a_mixed_order_is_the_same_on_every_machine() -> None:
     assert keys(asked(["libero_goal"], mixed=True, episodes=3))[:3] == MIXED_FIRST
 
 
+def taken(left: list[Key], workers: int, *, mixed: bool = False) -> list[list[Key]]:
+    """What each worker drove, if all are equally fast."""
+    dispatch, found = Dispatch(left, mixed=mixed), [list[Key]() for _ in range(workers)]
+    while True:
+        before = sum(map(len, found))
+        for worker in range(workers):
+            key = dispatch.take(worker)
+            found[worker] += [] if key is None else [key]
+        if sum(map(len, found)) == before:
+            return found
+
+
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 64])
-def test_workers_share_all_episodes_and_none_twice(workers: int) -> None:
-    left = keys(asked(["libero_10"], episodes=5))
-    found = shares(left, workers)
-    assert list(itertools.chain(*found)) == left
-    assert all(found)
-    assert max(map(len, found)) - min(map(len, found)) <= 1
+def test_workers_share_all_episodes_and_none_twice(workers: int, mixed: bool) -> None:
+    left = keys(asked(["libero_10"], episodes=5, mixed=mixed))
+    found = taken(left, workers, mixed=mixed)
+    assert sorted(itertools.chain(*found)) == sorted(left)
+    sizes = [len(each) for each in found if each]
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_a_worker_meets_few_tasks() -> None:
-    found = shares(keys(asked(["libero_10"])), 4)
-    assert max(len({key.task for key in share}) for share in found) <= 3
+    found = taken(keys(asked(["libero_10"])), 4)
+    assert max(len({key.task for key in share}) for share in found) <= 4
+
+
+def test_a_mixed_order_is_driven_in_its_order() -> None:
+    left = keys(asked(["libero_10"], episodes=5, mixed=True))
+    assert taken(left, 1, mixed=True) == [left]
+
+
+def test_the_task_of_a_worker_that_ended_is_driven_by_others() -> None:
+    left = keys(asked(["libero_10"], tasks={"libero_10": [0, 1]}, episodes=3))
+    dispatch = Dispatch(left)
+    assert [dispatch.take(0), dispatch.take(1)] == [left[0], left[3]]
+    dispatch.leave(0)
+    assert [dispatch.take(2) for _ in range(5)] == [left[1], left[2], left[4], left[5], None]
 
 
 def test_what_is_measured_is_not_asked_again() -> None:
@@ -67,7 +93,7 @@ def test_what_is_measured_is_not_asked_again() -> None:
     of = setting(what)
     done = [episode(key, of=of) for key in keys(what)[4:]] + [episode(keys(what)[0], "error", of=of)]
     assert remaining(what, done) == keys(what)[:4]
-    assert shares(remaining(what, [episode(key, of=of) for key in keys(what)]), 2) == []
+    assert remaining(what, [episode(key, of=of) for key in keys(what)]) == []
 
 
 @pytest.mark.parametrize(
@@ -101,4 +127,4 @@ def test_the_nearest_suite_is_suggested() -> None:
 @pytest.mark.parametrize("workers", [0, -1, 10_000])
 def test_so_many_workers_cannot_be(workers: int) -> None:
     with pytest.raises(HarnessError, match="workers-impossible"):
-        shares([], workers)
+        check_workers(workers)

@@ -36,7 +36,9 @@ class Evaluated(Strict):
 
     `sha256` is that of its checkpoint. `data_sha256` are those of the datasets that it learned from.
     `statistics` are those by which it is served, `action_horizon` the actions that it gives at a query.
-    `sampling_steps` is the number of Euler steps of one query.
+    `sampling_steps` is the number of Euler steps of one query. `noise_seed` is what the noise of every query
+    follows from; None where the server draws it in the order of all calls. `batch` are the rows of a call:
+    another number of them rounds otherwise.
     """
 
     kind: Policy
@@ -50,6 +52,8 @@ class Evaluated(Strict):
     statistics_sha256: str | None = None
     action_horizon: int | None = None
     sampling_steps: int | None = None
+    noise_seed: int | None = None
+    batch: int | None = None
 
 
 class Asked(Strict):

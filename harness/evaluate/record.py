@@ -20,7 +20,7 @@ from harness.received.files import there
 from harness.received.text import word
 from harness.received.writing import open_to_write
 from harness.recipe.meaning import changed_keys, flat
-from harness.run.directory import RunDir, cannot_write
+from harness.run.directory import RunDir, cannot_write, write_atomic
 from harness.run.lock import locked
 
 
@@ -81,35 +81,71 @@ def recording(directory: RunDir, setting: Setting, *, resume: bool = False) -> I
 
     With `resume` it goes on with the episodes of the same setting; it may ask more of them than before.
 
+    Raises: as `reserved` and `recording_in`.
+    """
+    with reserved(directory, resume=resume) as before, recording_in(directory, setting, before) as recorder:
+        yield recorder
+
+
+@contextmanager
+def reserved(directory: RunDir, *, resume: bool = False) -> Iterator[Recorded | None]:
+    """What the directory holds of an evaluation. Inside the block nobody else records there.
+
     Raises: HarnessError "evaluation-there" for a directory that has episodes, without `resume`;
-    "evaluation-other" for one of another setting; "evaluation-mixed"; "evaluation-busy" if another process
-    records there; "not-writable"; UnsafeFile.
+    "evaluation-mixed"; "evaluation-busy" if another process records there; "not-writable"; UnsafeFile.
     """
     path = directory.path / EPISODES
     with _alone(directory.path):
         before = read_recorded(directory) if there(path) or there(directory.path / Setting.FILE) else None
-        if before:
-            _check_same(before, setting)
         if before and before.episodes.found and not resume:
             raise HarnessError(
                 "evaluation-there",
                 f"{directory.path} holds an evaluation already",
                 got=f"{len(before.episodes.found):,} episodes",
                 need="an empty directory, or to go on with that one",
-                fix="--resume goes on with it; a new one: another directory",
+                fix="--resume goes on with it; a new one: --out with another directory",
             )
-        directory.write(setting)
-        try:
-            descriptor = open_to_write(path, append=True)
-        except OSError as error:
-            raise cannot_write(path, error) from error
-        try:
-            episodes = before.episodes if before else _NONE
-            if episodes.torn:
-                _write(descriptor, b"\n")
-            yield Recorder(directory, setting, episodes, descriptor)
-        finally:
-            os.close(descriptor)
+        yield before
+
+
+@contextmanager
+def recording_in(directory: RunDir, setting: Setting, before: Recorded | None) -> Iterator[Recorder]:
+    """The recorder in a reserved directory that holds `before`.
+
+    Raises: HarnessError "evaluation-other" for one of another setting; "not-writable"; UnsafeFile.
+    """
+    path = directory.path / EPISODES
+    if before:
+        _check_same(before, setting)
+    directory.write(setting)
+    try:
+        descriptor = open_to_write(path, append=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        episodes = before.episodes if before else _NONE
+        if episodes.torn:
+            _write(descriptor, b"\n")
+        yield Recorder(directory, setting, episodes, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_in_order(directory: RunDir) -> None:
+    """Puts the lines of a whole evaluation in the order of their keys, in one atomic replacement.
+
+    The same episodes then make the same bytes, in whichever order they were driven. A line of an error is
+    left out once the episode was measured. A file that has what nobody can read, or lines that contradict
+    each other, is left as it is.
+
+    Raises: as `read_recorded`; HarnessError "disk-full", "not-writable".
+    """
+    recorded = read_recorded(directory)
+    episodes = recorded.episodes
+    if episodes.conflicts or episodes.unreadable or episodes.cut:
+        return
+    lines = b"".join(episode.line() for episode in episodes.found.values())
+    write_atomic(directory.path / EPISODES, lines, root=directory.path)
 
 
 _NONE = Episodes({})

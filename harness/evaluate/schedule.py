@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import itertools
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness.artifacts.episodes import Episode, Key
@@ -117,10 +117,42 @@ def remaining(asked: Asked, episodes: Iterable[Episode]) -> list[Key]:
     return [key for key in keys(asked) if key not in done]
 
 
-def shares(left: Sequence[Key], workers: int) -> list[list[Key]]:
-    """The episodes of each worker, as many as there are workers with something to do.
+class Dispatch:
+    """Hands the episodes that are left to workers, each once. Called under a lock.
 
-    Tasks are kept together, since an environment is made for each task that a worker meets.
+    With `mixed` they are handed out in their order. Else a worker stays with its task as long as it can, since
+    an environment is made for each task that a worker meets; then it takes a task that nobody drives, and at
+    last shares one.
+    """
+
+    def __init__(self, left: Sequence[Key], *, mixed: bool = False) -> None:
+        self._tasks: dict[object, deque[Key]] = {}
+        for key in left:
+            self._tasks.setdefault(None if mixed else (key.suite, key.task), deque()).append(key)
+        self._driven: dict[int, object] = {}
+
+    def take(self, worker: int) -> Key | None:
+        """The next episode of a worker; None if nothing is left."""
+        free = [task for task in self._tasks if task not in self._driven.values()]
+        mine = self._driven.get(worker)
+        if mine not in self._tasks:
+            longest = max(self._tasks, key=lambda task: len(self._tasks[task]), default=None)
+            mine = next(iter(free), longest)
+        if mine not in self._tasks:
+            return None
+        self._driven[worker] = mine
+        found = self._tasks[mine].popleft()
+        if not self._tasks[mine]:
+            del self._tasks[mine]
+        return found
+
+    def leave(self, worker: int) -> None:
+        """Frees the task of a worker that has ended."""
+        self._driven.pop(worker, None)
+
+
+def check_workers(workers: int) -> None:
+    """Refuses a number of workers that no machine drives.
 
     Raises: HarnessError "workers-impossible".
     """
@@ -132,6 +164,3 @@ def shares(left: Sequence[Key], workers: int) -> list[list[Key]]:
             need=f"1 to {MOST_WORKERS}",
             fix="give as many workers as there are processor cores",
         )
-    bounds = [len(left) * worker // workers for worker in range(workers + 1)]
-    found = [list(left[first:last]) for first, last in itertools.pairwise(bounds)]
-    return [share for share in found if share]
