@@ -47,7 +47,7 @@ class Recorder:
         self.directory = directory
         self.setting = setting
         self.episodes = episodes
-        self._sha256 = setting.sha256()
+        self.sha256 = setting.sha256()
         self._asked = set(keys(setting.asked))
         self._descriptor = descriptor
 
@@ -57,12 +57,12 @@ class Recorder:
         Raises: HarnessError "episode-stray" for an episode of another setting, or one that was not asked;
         "disk-full", "not-writable".
         """
-        if episode.setting != self._sha256 or episode.key not in self._asked:
+        if episode.setting != self.sha256 or episode.key not in self._asked:
             raise HarnessError(
                 "episode-stray",
                 f"{episode.key} does not belong to the evaluation in {self.directory.path}",
                 got=f"setting {episode.setting[:16]}",
-                need=f"an asked episode of setting {self._sha256[:16]}",
+                need=f"an asked episode of setting {self.sha256[:16]}",
                 fix="this is a fault of the harness: report it with setting.json",
             )
         path, size = self.directory.path / EPISODES, os.fstat(self._descriptor).st_size

@@ -120,9 +120,9 @@ def remaining(asked: Asked, episodes: Iterable[Episode]) -> list[Key]:
 class Dispatch:
     """Hands the episodes that are left to workers, each once. Called under a lock.
 
-    With `mixed` they are handed out in their order. Else a worker stays with its task as long as it can, since
-    an environment is made for each task that a worker meets; then it takes a task that nobody drives, and at
-    last shares one.
+    With `mixed` they are handed out in their order. Else a worker stays with its task as long as it can,
+    since an environment is made for each task that a worker meets; then it takes a task that nobody drives,
+    and at last shares one.
     """
 
     def __init__(self, left: Sequence[Key], *, mixed: bool = False) -> None:
