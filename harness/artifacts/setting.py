@@ -60,7 +60,8 @@ class Asked(Strict):
     """Which episodes are asked: the tasks of each suite, the first `episodes` of each, each `repeats` times.
 
     `order` "task" drives one task after the other, which needs the fewest environments. "mixed" mixes all
-    episodes by `seed`, as stopping early needs it.
+    episodes by `seed`, as stopping early needs it. `only`: of all these, only the (suite, task, episode) that
+    are named, such as those that a recording exists of.
     """
 
     tasks: dict[Name, list[Count]]
@@ -68,6 +69,7 @@ class Asked(Strict):
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     seed: Count = 0
     order: Literal["task", "mixed"] = "task"
+    only: Annotated[list[tuple[Name, Count, Count]], Field(max_length=MOST_LINES)] | None = None
 
     @model_validator(mode="after")
     def _each_task_once(self) -> Asked:

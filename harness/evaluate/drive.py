@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -49,9 +49,18 @@ class Order(NamedTuple):
 
 
 def drive(
-    simulator: Simulator, remote: Remote | None, key: Key, order: Order, setting: str, video: Video | None
+    simulator: Simulator,
+    remote: Remote | None,
+    key: Key,
+    order: Order,
+    setting: str,
+    *,
+    video: Video | None = None,
+    prompted: Callable[[str], None] = lambda _: None,
 ) -> Episode:
     """The episode with its outcome. `setting` is the hash that its line carries.
+
+    `prompted` is told the task's words.
 
     Raises: HarnessError of the simulator's process, of the policy, or as the process says it. After one of
     the policy's the process is ready for the next episode.
@@ -69,6 +78,8 @@ def drive(
         if answer["is"] == "scene":
             answer, arrays = simulator.hear("drive")
             continue
+        if isinstance(words := answer.get("prompt"), str):
+            prompted(words)
         if video is not None and all(name in arrays for name in _PICTURES):
             video.add(arrays)
         if remote is None:
@@ -81,7 +92,7 @@ def drive(
             raise
         answer, arrays = simulator.ask({"do": "act"}, {"actions": actions})
     if answer.get("is") == "error":
-        raise _said(answer)
+        raise said(answer)
     if answer.get("is") != "episode":
         raise _strange(answer)
     found = {name: answer.get(name) for name in _FIELDS}
@@ -128,7 +139,7 @@ def _abandon(simulator: Simulator) -> None:
         answer, _ = simulator.hear("abandon")
 
 
-def _said(answer: Mapping[str, Any]) -> HarnessError:
+def said(answer: Mapping[str, Any]) -> HarnessError:
     """The error that the process tells."""
     code, what, fix = (str(answer.get(name) or "") for name in ("code", "what", "fix"))
     return HarnessError(

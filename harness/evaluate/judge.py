@@ -41,6 +41,21 @@ def judge(
     Raises: HarnessError "evaluation-missing", "evaluation-mixed", "evaluation-itself", "claim-unknown",
     "margin-impossible", "sequential-impossible"; as `RunDir.read` and `RunDir.write`; UnsafeFile.
     """
+    check_margin(margin)
+    ours = read_recorded(directory)
+    theirs = _other(ours, against)
+    if sequential:
+        _check_sequential(ours, theirs)
+    evaluation = evaluation_of(ours, theirs, margin=margin, sequential=sequential)
+    directory.write(evaluation)
+    return evaluation
+
+
+def check_margin(margin: float) -> None:
+    """Refuses a margin that is no share.
+
+    Raises: HarnessError "margin-impossible".
+    """
     if not (math.isfinite(margin) and 0 < margin < 1):
         raise HarnessError(
             "margin-impossible",
@@ -49,13 +64,17 @@ def judge(
             need="a number above 0 and below 1",
             fix=f"give {MARGIN} for two points",
         )
-    ours = read_recorded(directory)
-    theirs = _other(ours, against)
-    if sequential:
-        _check_sequential(ours, theirs)
-    evaluation = evaluation_of(ours, theirs, margin=margin, sequential=sequential)
-    directory.write(evaluation)
-    return evaluation
+
+
+def check_judged(against: RunDir | str | None, margin: float, *, sequential: bool) -> None:
+    """Refuses what cannot be judged, before any episode is driven.
+
+    Raises: as `judge`.
+    """
+    check_margin(margin)
+    theirs = read_recorded(against) if isinstance(against, RunDir) else against
+    if sequential and not isinstance(theirs, Recorded):
+        raise _sequential_impossible("order mixed", theirs)
 
 
 def evaluation_of(
@@ -129,14 +148,18 @@ def _other(ours: Recorded, against: RunDir | str | None) -> Recorded | Claim | N
 
 def _check_sequential(ours: Recorded, theirs: Recorded | Claim | None) -> None:
     if not isinstance(theirs, Recorded) or ours.setting.asked.order != "mixed":
-        raise HarnessError(
-            "sequential-impossible",
-            "the test that stops early pairs episodes in an order that mixes the tasks; this evaluation has"
-            " none, or nothing to pair with",
-            got=f"order {ours.setting.asked.order}, against {_identity(theirs) or 'nothing'}",
-            need="order mixed, and another evaluation of the same scenes",
-            fix="evaluate with the mixed order against another evaluation, or judge without stopping early",
-        )
+        raise _sequential_impossible(f"order {ours.setting.asked.order}", _identity(theirs))
+
+
+def _sequential_impossible(order: str, theirs: str | None) -> HarnessError:
+    return HarnessError(
+        "sequential-impossible",
+        "the test that stops early pairs episodes in an order that mixes the tasks; this evaluation has"
+        " none, or nothing to pair with",
+        got=f"{order}, against {theirs or 'nothing'}",
+        need="order mixed, and another evaluation of the same scenes",
+        fix="evaluate with --sequential and --compare DIR of another evaluation, or without --sequential",
+    )
 
 
 def _side(recorded: Recorded) -> Side:

@@ -62,6 +62,8 @@ class Pool:
         self._fatal: BaseException | None = None
         self._gave_up: HarnessError | None = None
         self.lost_videos = 0
+        # The words of each task that was driven.
+        self.prompts: dict[tuple[str, int], str] = {}
 
     def run(self, workers: int) -> None:
         """Drives all episodes that are left.
@@ -146,7 +148,15 @@ class Pool:
         video = None if fps is None or self._videos == "none" else Video(fps)
         try:
             simulator = self._started(worker)
-            episode = drive(simulator, remote, key, self._order, self._recorder.sha256, video)
+            episode = drive(
+                simulator,
+                remote,
+                key,
+                self._order,
+                self._recorder.sha256,
+                video=video,
+                prompted=lambda words: self.prompts.__setitem__((key.suite, key.task), words),
+            )
         except HarnessError as raised:
             episode, error = not_measured(key, self._recorder.sha256, raised), raised
         with self._lock:

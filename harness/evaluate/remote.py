@@ -127,7 +127,7 @@ def connected(address: Address) -> Client:
             f"the server at {address.shown} lets this client not in",
             got=f"HTTP {status}: {one_line(redact(_body(error)))[:200]}",
             need="the key that the server was started with" if status in _REFUSED else "an open server",
-            fix="--server-key-file FILE, with the file that `harness serve --api-key-file` was given"
+            fix="--api-key-file FILE, with the file that `harness serve --api-key-file` was given"
             if status in _REFUSED
             else "serve with more --max-clients, or evaluate with fewer --workers",
         ) from error
@@ -203,7 +203,7 @@ def _hung(address: Address) -> HarnessError:
         f"the server at {address.shown} gave no answer",
         got=f"nothing for {format_seconds(address.patience_s)}",
         need="an answer in that time",
-        fix="look at the server's log; --server-patience SECONDS waits longer; then --resume",
+        fix="look at the server's log; --patience SECONDS waits longer; then --resume",
     )
 
 

@@ -27,9 +27,11 @@ def asked(
     repeats: int = 1,
     seed: int = 0,
     mixed: bool = False,
+    only: Iterable[tuple[str, int, int]] | None = None,
 ) -> Asked:
     """The asked episodes: of each suite all tasks, or those that `tasks` names, each `episodes` times.
 
+    `only`: of them only these (suite, task, episode).
     Raises: HarnessError "suite-unknown", "task-unknown", "episodes-impossible", "schedule-invalid".
     """
     _check_suites(suites, tasks or {})
@@ -50,6 +52,7 @@ def asked(
             "repeats": repeats,
             "seed": seed,
             "order": "mixed" if mixed else "task",
+            "only": None if only is None else sorted(only),
         },
         where="the schedule",
         code="schedule-invalid",
@@ -106,6 +109,9 @@ def keys(asked: Asked) -> list[Key]:
         for repeat in range(asked.repeats)
         for episode in range(asked.episodes)
     ]
+    if asked.only is not None:
+        named = set(asked.only)
+        found = [key for key in found if key[:3] in named]
     if asked.order == "task":
         return found
     return sorted(found, key=lambda key: hashlib.sha256(f"{asked.seed} {tuple(key)}".encode()).digest())

@@ -44,7 +44,7 @@ class Failed(NamedTuple):
 def task_label(evaluation: Evaluation, suite: str, task: int) -> str:
     """The number of a task and its words, shortened to those that tell it from the others of its suite."""
     prompts = evaluation.setting.prompts.get(suite, [])
-    if task >= len(prompts):
+    if task >= len(prompts) or not prompts[task]:
         return f"task {task}"
     words = prompts[task]
     if len(words) > _LONGEST:
@@ -75,7 +75,7 @@ def _alike(every: list[list[str]]) -> int:
 def task_words(evaluation: Evaluation, suite: str, task: int) -> str:
     """All words of a task, for whoever points at it."""
     prompts = evaluation.setting.prompts.get(suite, [])
-    return f"{suite} task {task}" + (f": {prompts[task]}" if task < len(prompts) else "")
+    return f"{suite} task {task}" + (f": {prompts[task]}" if task < len(prompts) and prompts[task] else "")
 
 
 def strips(evaluation: Evaluation, episodes: Episodes, others: Episodes | None = None) -> list[Strip]:
