@@ -8,6 +8,7 @@ from typing import NamedTuple
 from harness.artifacts.evaluation import ClaimedSuite
 from harness.artifacts.setting import Protocol
 from harness.errors import HarnessError
+from harness.simulate.protocol import shipped
 
 # Tasks of each suite, and the fixed initial states of each task: LIBERO 8f1084e, libero/benchmark.
 SUITES = {
@@ -38,23 +39,8 @@ class Claim(NamedTuple):
     caveat: str
 
 
-# Source of the protocol: openpi 15a9616, examples/libero/main.py and requirements.txt.
-OPENPI_PROTOCOL = Protocol(
-    name="openpi",
-    version=None,
-    values={
-        "seed": 7,
-        "wait_steps": 10,
-        "replan_steps": 5,
-        "resolution": 256,
-        "resize": 224,
-        "max_steps.libero_spatial": 220,
-        "max_steps.libero_object": 280,
-        "max_steps.libero_goal": 300,
-        "max_steps.libero_10": 520,
-        "max_steps.libero_90": 400,
-    },
-)
+# The values of the published program. Its author numbers no version of them.
+OPENPI_PROTOCOL = Protocol(name="openpi", version=None, values=shipped("openpi").values)
 
 CLAIMS = {
     claim.name: claim
@@ -73,7 +59,7 @@ CLAIMS = {
                 )
             },
             OPENPI_PROTOCOL,
-            {"mujoco": "3.2.3", "robosuite": "1.4.1"},
+            shipped("openpi").versions,
             10,
             10,
             "pi05_libero",
