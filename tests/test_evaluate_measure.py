@@ -43,7 +43,9 @@ def test_the_same_episodes_are_the_same_bytes_for_any_workers_any_order_and_afte
 def test_lines_are_in_the_order_of_their_keys(tmp_path: Path) -> None:
     with policy() as server:
         evaluated(tmp_path / "a", server=server, suites="object,goal", tasks="1-2", workers=4)
-    keys = [Key(*(json.loads(line)[name] for name in Key._fields)) for line in lines(tmp_path / "a").splitlines()]
+    keys = [
+        Key(*(json.loads(line)[name] for name in Key._fields)) for line in lines(tmp_path / "a").splitlines()
+    ]
     assert keys == sorted(keys)
     assert len(set(keys)) == 8
 

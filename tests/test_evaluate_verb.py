@@ -144,7 +144,13 @@ def test_a_server_needs_its_key(tmp_path: Path) -> None:
         (("--policy", "zero", "--compare", "openpi:pi06"), "claim-unknown"),
         (("--policy", "zero", "--margin", "2"), "margin-impossible"),
         (("--policy", "zero", "--sequential"), "sequential-impossible"),
-        (("--policy", "zeros",), "control-unknown"),
+        (
+            (
+                "--policy",
+                "zeros",
+            ),
+            "control-unknown",
+        ),
         (("--policy", "replay", "--suites", "90"), "recording-missing"),
         ((), "policy-unclear"),
         (("runs/x", "--policy", "zero"), "policy-unclear"),

@@ -1,4 +1,4 @@
-"""Tests what goes wrong while episodes are driven: an error is a line with its reason, and never a failure."""
+"""Tests what goes wrong while episodes are driven: an error is a line with its reason, never a failure."""
 
 from __future__ import annotations
 
@@ -107,7 +107,15 @@ def test_many_errors_in_a_row_end_the_evaluation(tmp_path: Path) -> None:
     [
         ({"dies_at_start": True}, "simulator-died"),
         (
-            {"told_at_start": {"code": "gl-missing", "what": "no OpenGL", "got": "x", "need": "y", "fix": "z"}},
+            {
+                "told_at_start": {
+                    "code": "gl-missing",
+                    "what": "no OpenGL",
+                    "got": "x",
+                    "need": "y",
+                    "fix": "z",
+                }
+            },
             "gl-missing",
         ),
         ({"certify": []}, "simulator-not-certified"),
@@ -115,7 +123,13 @@ def test_many_errors_in_a_row_end_the_evaluation(tmp_path: Path) -> None:
             {
                 "certify": [
                     {"name": "versions", "ok": True, "got": "", "need": "", "fix": ""},
-                    {"name": "floor of libero_object", "ok": False, "got": "103", "need": "139", "fix": "pip"},
+                    {
+                        "name": "floor of libero_object",
+                        "ok": False,
+                        "got": "103",
+                        "need": "139",
+                        "fix": "pip",
+                    },
                 ]
             },
             "simulator-not-certified",
@@ -191,7 +205,11 @@ def test_a_server_for_another_robot_is_named_by_its_contract(
     "metadata",
     [
         {"state": 7, "actions": [], "cameras": {"a": 1}, "noise_seed": "x", "deviations": 3},
-        {"cameras": [1, {"keys": 4}, {}], "state": {"keys": "x", "needed": True}, "checkpoint": {"step": "9"}},
+        {
+            "cameras": [1, {"keys": 4}, {}],
+            "state": {"keys": "x", "needed": True},
+            "checkpoint": {"step": "9"},
+        },
         {"actions": {"dimensions": "7", "horizon": None}, "recipe": None, "sampling_steps": 1.5},
     ],
     ids=str,

@@ -30,7 +30,8 @@ from harness.evaluate.remote import (
 from harness.received.text import one_line
 from harness.serve.names import SEED, plain
 
-Stats = Mapping[str, DimensionStats]
+Array = np.ndarray[Any, np.dtype[Any]]
+Stats = Mapping[Any, DimensionStats]
 # LIBERO's actions are those of its controller, which clips them to -1 to 1; a quantile beyond is no LIBERO's.
 # Source: robosuite 1.4, controllers/config/osc_pose.json, input_max and input_min.
 _LARGEST_ACTION = 1.0 + 1e-3
@@ -93,13 +94,12 @@ def check_metadata(metadata: Mapping[str, Any], least: int) -> None:
         raise too_short(horizon, least)
     given = {plain(name) for name in (IMAGE, WRIST, STATE, PROMPT)}
     state = _map(metadata, "state")
-    cameras = metadata.get("cameras")
-    wanted = [each.get("keys") for each in cameras if isinstance(each, dict)] if _list(cameras) else []
-    if state.get("needed") is True:
-        names = state.get("keys")
-        wanted.append([n[0] for n in names if _list(n) and len(n) == 1] if _list(names) else None)
+    wanted = [_list(each.get("keys")) for each in _list(metadata.get("cameras")) if isinstance(each, dict)]
+    if state.get("needed") is True and (names := _list(state.get("keys"))):
+        # A state of several parts is none that LIBERO gives.
+        wanted.append([each[0] if len(each) == 1 else each for each in map(_list, names) if each])
     for names in wanted:
-        if _list(names) and not any(isinstance(name, str) and plain(name) in given for name in names):
+        if names and not any(isinstance(name, str) and plain(name) in given for name in names):
             raise HarnessError(
                 "policy-keys",
                 "the policy needs a picture or a state that LIBERO does not give",
@@ -162,7 +162,7 @@ def check_answer(remote: Remote, form: Form) -> int | None:
     Returns the horizon of its answers. Raises: as `Remote.act`.
     """
     grey = np.full((224, 224, 3), _GREY, np.uint8)
-    arrays = {"image": grey, "wrist_image": grey, "state": np.zeros(STATE_WIDTH)}
+    arrays: dict[str, Array] = {"image": grey, "wrist_image": grey, "state": np.zeros(STATE_WIDTH)}
     remote.act(Key("probe", 0, 0), 0, "do something", arrays, form)
     return remote.horizon
 
@@ -204,5 +204,5 @@ def _number(value: Mapping[str, Any], key: str) -> int | None:
     return found if type(found) is int else None
 
 
-def _list(value: Any) -> bool:
-    return isinstance(value, list)
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

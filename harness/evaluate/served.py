@@ -75,7 +75,7 @@ class Served:
         refusal = next(((n, m) for n, line in enumerate(words) if (m := _ERROR.match(line))), None)
         if refusal is not None:
             at, match = refusal
-            parts = dict(m.groups() for line in words[at + 1 :] if (m := _PART.match(line)))
+            parts = {m[1]: m[2] for line in words[at + 1 :] if (m := _PART.match(line))}
             return HarnessError(
                 match[1],
                 match[2],

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
+from markupsafe import Markup
+
 from harness.artifacts.episodes import EPISODES, Episodes, read_episodes
 from harness.artifacts.evaluation import ALL, Evaluation, Rate
 from harness.errors import HarnessError
 from harness.report.episode_strips import failures, strips, task_label, task_words
 from harness.report.template import template
 from harness.run.directory import RunDir
+from harness.run.evaluations import evaluations_of, sentence
 from harness.run.status import why
 
 # Drawing units. The browser keeps their proportion.
@@ -71,6 +74,35 @@ def render(run: RunDir, other: RunDir | None = None) -> str:
     )
 
 
+def section(run: RunDir, other: RunDir | None, problems: list[str]) -> Markup | None:
+    """The section of a run's newest evaluation, beside that of another run; None without one."""
+    found = [each for each in evaluations_of(run.path) if _judged(each, problems)]
+    if not found:
+        return None
+    theirs = [each for each in evaluations_of(other.path) if _judged(each, problems)] if other else []
+    evaluation, episodes = _read(found[-1], problems)
+    beside = _read(theirs[-1], problems) if theirs else None
+    shown = values(
+        evaluation,
+        episodes,
+        beside,
+        f"{theirs[-1].path.parents[1].name} {theirs[-1].path.name}" if theirs else "",
+    )
+    named = [(each.path.name, _judged(each, [])) for each in found]
+    page = template("evaluation.html.j2", percent=_percent, points=_points)
+    more = [(name, sentence(each)) for name, each in named[:-1] if each is not None]
+    return Markup(page.render(**{**shown, "named": found[-1].path.name, "more": more[::-1]}))
+
+
+def _judged(run: RunDir, problems: list[str]) -> Evaluation | None:
+    """The evaluation in a directory; None for one that cannot be read, which is named."""
+    try:
+        return run.read(Evaluation)
+    except (HarnessError, OSError) as error:
+        problems.append(f"{Evaluation.FILE} of {run.path.name} cannot be used: {why(error)}")
+        return None
+
+
 def values(
     evaluation: Evaluation,
     episodes: Episodes,
@@ -91,6 +123,8 @@ def values(
         "scopes": [each for each in evaluation.differences if each.scope != ALL]
         + [each for each in evaluation.differences if each.scope == ALL],
         "marks": {"reproduces": "good", "above": "good", "below": "bad"},
+        "named": "",
+        "more": [],
     }
 
 

@@ -33,16 +33,16 @@ def evaluations_of(run: Path) -> list[RunDir]:
     return [RunDir(path) for _, path in sorted(found)]
 
 
-def judged(run: Path) -> tuple[RunDir, Evaluation] | None:
-    """The newest evaluation of a run that can be read, with its directory."""
-    for directory in reversed(evaluations_of(run)):
+def judgements(run: Path) -> list[Evaluation]:
+    """The evaluations of a run that can be read, the newest last."""
+    found = []
+    for directory in evaluations_of(run):
         try:
-            found = directory.read(Evaluation)
-        except HarnessError:
+            each = directory.read(Evaluation)
+        except (HarnessError, OSError):
             continue
-        if found is not None:
-            return directory, found
-    return None
+        found += [] if each is None else [each]
+    return found
 
 
 def _is_own(path: Path) -> bool:

@@ -31,7 +31,9 @@ Answer = Callable[[dict[str, Any], int], Any]
 
 def actions_of(observation: dict[str, Any], number: int) -> Any:  # noqa: ARG001
     """Actions that follow from the observation and its noise alone, as a policy's do."""
-    seen = b"".join(np.asarray(observation[name]).tobytes() for name in ("observation/image", "observation/state"))
+    seen = b"".join(
+        np.asarray(observation[name]).tobytes() for name in ("observation/image", "observation/state")
+    )
     text = seen + str(observation.get("noise_seed")).encode() + observation["prompt"].encode()
     seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
     return np.random.default_rng(seed).standard_normal((10, 7)).astype(np.float32)
@@ -151,7 +153,9 @@ def simulator(path: Path, **plan: Any) -> Path:
     return path
 
 
-def wish(out: Path, suites: str = "goal", tasks: str | None = "0-2", episodes: int = 2, **changes: Any) -> Wish:
+def wish(
+    out: Path, suites: str = "goal", tasks: str | None = "0-2", episodes: int = 2, **changes: Any
+) -> Wish:
     kind = changes.pop("kind", "server")
     rules, deviations = rules_of(changes.pop("protocol", "openpi"), changes.pop("depart", []))
     mixed, repeats, seed = changes.get("sequential", False), changes.pop("repeats", 1), changes.pop("seed", 0)

@@ -101,7 +101,12 @@ class Fake:
                     return
             arrays = observation(suite, task, episode, len(seen), done.digest())
             sha256 = hashlib.sha256(b"".join(each.tobytes() for each in arrays.values())).hexdigest()
-            query = {"is": "query", "number": len(seen), "prompt": f"task {task} of {suite}", "sha256": sha256}
+            query = {
+                "is": "query",
+                "number": len(seen),
+                "prompt": f"task {task} of {suite}",
+                "sha256": sha256,
+            }
             send(self.sink, query, arrays)
             seen.append(sha256)
             got = receive(self.source)
