@@ -103,8 +103,10 @@ def _episodes(
     wish: Wish, source: Source, start: Start, console: Console, values: Values, before: Recorded | None
 ) -> None:
     """Measures what is left."""
-    found = certified(start, wish.rules.name, wish.patience_s, console)
-    with source.opened(wish.asked.seed, values.replan_steps) as acting:
+    with source.opened(wish.asked.seed, values.replan_steps) as answers:
+        # A checkpoint is loaded meanwhile.
+        found = certified(start, wish.rules.name, wish.patience_s, console)
+        acting = answers()
         setting = _setting(wish, acting, found, values, before)
         for deviation in setting.deviations:
             console.warn(f"deviation: {deviation}")

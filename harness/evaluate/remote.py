@@ -24,6 +24,7 @@ STATE_WIDTH, ACTION_WIDTH = 8, 7
 # The server itself is gone or does not answer; the next episode may find it again.
 LOST = ("server-gone", "server-hung")
 _REFUSED = 401, 403
+_NOT_FINITE = "[prediction-not-finite]"
 
 
 class Address(NamedTuple):
@@ -92,6 +93,11 @@ class Remote:
             raise _hung(self.address) from error
         except (WebSocketException, OSError) as error:
             raise _gone(self.address, error) from error
+        except HarnessError as error:
+            # Our own server looks at its actions itself, and says so.
+            if _NOT_FINITE in str(error.got):
+                raise _not_finite("the server found them") from error
+            raise
         found = checked(answer.get("actions"))
         self.horizon = len(found)
         if self.horizon < form.least:
@@ -153,13 +159,7 @@ def checked(actions: Any) -> np.ndarray:
     if found.shape[1] != ACTION_WIDTH:
         raise of_another_robot("actions", found.shape[1], ACTION_WIDTH)
     if not np.isfinite(found).all():
-        raise HarnessError(
-            "policy-not-finite",
-            "the policy answers NaN or infinity",
-            got=f"{int((~np.isfinite(found)).sum())} of {found.size} numbers",
-            need="finite actions",
-            fix="harness inspect STEP --deep tells which weights are not finite; take an earlier step",
-        )
+        raise _not_finite(f"{int((~np.isfinite(found)).sum())} of {found.size} numbers")
     return found.astype(np.float64)
 
 
@@ -190,6 +190,16 @@ def too_short(horizon: int, least: int) -> HarnessError:
         got=horizon,
         need=f"{least} or more",
         fix=f"--depart replan_steps={horizon}, which departs from the protocol by name",
+    )
+
+
+def _not_finite(got: str) -> HarnessError:
+    return HarnessError(
+        "policy-not-finite",
+        "the policy answers NaN or infinity",
+        got=got,
+        need="finite actions",
+        fix="harness inspect STEP --deep tells which weights are not finite; take an earlier step",
     )
 
 

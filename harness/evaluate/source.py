@@ -49,7 +49,8 @@ class Acting(NamedTuple):
 class Source(NamedTuple):
     """Whose episodes they are. `name` says it without a place of this machine, as far as that is known.
 
-    `opened(seed, least)` is the acting policy, as long as its block is open.
+    `opened(seed, least)` is a block in which a server starts, if one is needed. What it gives waits for the
+    server, and returns the acting policy.
     """
 
     kind: Policy
@@ -61,9 +62,9 @@ def of_control(kind: Policy) -> Source:
     """A control: it acts in the simulator's own process, and needs no checkpoint."""
 
     @contextmanager
-    def opened(_: int, least: int) -> Iterator[Acting]:
+    def opened(_: int, least: int) -> Iterator[Callable[[], Acting]]:
         policy = Evaluated(kind=kind, name=f"the control {kind}")
-        yield Acting(policy, Form(None, least), None, lambda: None, [], {})
+        yield lambda: Acting(policy, Form(None, least), None, lambda: None, [], {})
 
     return Source(kind, f"the control {kind}", opened)
 
@@ -72,8 +73,8 @@ def of_server(address: Address) -> Source:
     """A server, ours or openpi's."""
 
     @contextmanager
-    def opened(seed: int, least: int) -> Iterator[Acting]:
-        yield _asked(address, "server", seed, least, name=None, known={}, died=lambda: None)
+    def opened(seed: int, least: int) -> Iterator[Callable[[], Acting]]:
+        yield lambda: _asked(address, "server", seed, least, name=None, known={}, died=lambda: None)
 
     return Source("server", address.shown, opened)
 
@@ -98,7 +99,7 @@ def of_checkpoint(checkpoint: Checkpoint, out: Path, patience_s: float, say: Say
     name = name_of(checkpoint.located)
 
     @contextmanager
-    def opened(seed: int, least: int) -> Iterator[Acting]:
+    def opened(seed: int, least: int) -> Iterator[Callable[[], Acting]]:
         if checkpoint.recipe.model.action_horizon < least:
             raise too_short(checkpoint.recipe.model.action_horizon, least)
         options = [*checkpoint.options, "--batch", str(checkpoint.batch), "--run", str(out)]
@@ -107,8 +108,7 @@ def of_checkpoint(checkpoint: Checkpoint, out: Path, patience_s: float, say: Say
             def died() -> HarnessError | None:
                 return None if server.alive else server.died()
 
-            acting = _asked(server.ready(), "checkpoint", seed, least, name=name, known=known, died=died)
-            yield acting
+            yield lambda: _asked(server.ready(), "checkpoint", seed, least, name=name, known=known, died=died)
 
     return Source("checkpoint", name, opened)
 
