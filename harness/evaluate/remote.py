@@ -12,7 +12,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, W
 
 from harness.artifacts.episodes import Key
 from harness.errors import HarnessError
-from harness.received.text import one_line
+from harness.received.text import one_line, word
 from harness.redact import redact
 from harness.serve.client import Client
 from harness.serve.names import SEED
@@ -189,7 +189,7 @@ def too_short(horizon: int, least: int) -> HarnessError:
         "the policy gives fewer actions at a query than the protocol executes before the next",
         got=horizon,
         need=f"{least} or more",
-        fix=f"--depart replan_steps={horizon}, which departs from the protocol by name",
+        fix=f"--depart {word(f'replan_steps={horizon}')}, which departs from the protocol by name",
     )
 
 
