@@ -29,8 +29,8 @@ def lines(out: Path) -> list[bytes]:
     return path.read_bytes().splitlines() if path.exists() else []
 
 
-def wait_for(out: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+def wait_for(out: Path, count: int, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
     while len(lines(out)) < count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
