@@ -133,7 +133,7 @@ def connected(address: Address) -> Client:
             f"the server at {address.shown} lets this client not in",
             got=f"HTTP {status}: {one_line(redact(_body(error)))[:200]}",
             need="the key that the server was started with" if status in _REFUSED else "an open server",
-            fix="--api-key-file FILE, with the file that `harness serve --api-key-file` was given"
+            fix="--api-key-file FILE, with the file that the server was started with"
             if status in _REFUSED
             else "serve with more --max-clients, or evaluate with fewer --workers",
         ) from error
