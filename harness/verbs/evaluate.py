@@ -287,6 +287,7 @@ def _checkpoint(
     """The checkpoint, checked without its weights."""
     from harness.checkpoint.locate import locate, recipe_of
     from harness.data.dataset import open_for
+    from harness.evaluate.schedule import MOST_WORKERS
     from harness.evaluate.source import Checkpoint, of_checkpoint
     from harness.serve.open import Wish, check_wish
 
@@ -301,6 +302,7 @@ def _checkpoint(
         "--device": options.device,
         "--dataset": options.dataset,
         "--steps": str(options.steps),
+        "--max-clients": str(MOST_WORKERS + 1),
     }
     serving = [part for name, value in given.items() if value is not None for part in (name, value)]
     serving += [part for each in options.sets or [] for part in ("--set", each)]
