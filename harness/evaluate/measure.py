@@ -88,7 +88,9 @@ def measure(wish: Wish, source: Source, start: Start, console: Console) -> Evalu
 def _is_done(before: Recorded, wish: Wish, source: Source) -> bool:
     """Whether the directory has every asked episode of this policy and protocol."""
     setting = before.setting
-    same = (setting.evaluated.kind, setting.evaluated.name) == (source.kind, source.name)
+    same = (setting.evaluated.kind, setting.evaluated.name) == (source.kind, source.name) and all(
+        getattr(setting.evaluated, field) == value for field, value in source.known.items()
+    )
     seed = setting.evaluated.noise_seed
     return (
         same

@@ -301,7 +301,6 @@ def _checkpoint(
         "--base": options.base,
         "--device": options.device,
         "--dataset": options.dataset,
-        "--steps": str(options.steps),
         "--max-clients": str(MOST_WORKERS + 1),
     }
     serving = [part for name, value in given.items() if value is not None for part in (name, value)]
@@ -310,7 +309,7 @@ def _checkpoint(
     steps = "" if options.steps == STEPS else f"-{options.steps}steps"
     step = "checkpoint" if located.step is None else f"step{located.step}"
     out = directory(located.run, f"{step}{steps}")
-    checkpoint = Checkpoint(located, own, serving, options.batch)
+    checkpoint = Checkpoint(located, own, serving, options.steps, options.batch)
     return of_checkpoint(checkpoint, out, options.patience, console.say, data), out
 
 

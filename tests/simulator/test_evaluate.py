@@ -60,8 +60,9 @@ def measured(path: str | None, out: Path, **options: Any) -> Evaluation:
     return found
 
 
+@pytest.mark.timeout(3000)
 def test_the_same_episodes_are_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
+    one, killed = tmp_path / "one", tmp_path / "killed"
     options = ["--suites", "spatial,goal", "--tasks", TASKS, "--episodes", "2", "--steps", "2"]
     options += [part for each in DEPART for part in ("--depart", each)]
     options += ["--device", "cpu", "--videos", "none", "--workers", "2", "--out", str(killed)]
@@ -73,11 +74,9 @@ def test_the_same_episodes_are_the_same_bytes(run: Path, tmp_path: Path) -> None
     assert 1 <= len(kept) < 4
     found = measured(str(run), one, workers=1)
     # Another order: the last task first, then all that is left.
-    measured(str(run), two, workers=1, tasks="spatial/4")
-    measured(str(run), two, workers=2, resume=True)
+    measured(str(run), killed, workers=1, tasks="spatial/4", resume=True)
     measured(str(run), killed, workers=2, resume=True)
     whole = (one / EPISODES).read_bytes()
-    assert (two / EPISODES).read_bytes() == whole
     assert (killed / EPISODES).read_bytes() == whole
     assert set(kept) <= set(whole.splitlines())
     assert (found.all.measured, found.all.errors) == (4, 0)
@@ -87,6 +86,7 @@ def test_the_same_episodes_are_the_same_bytes(run: Path, tmp_path: Path) -> None
     assert len({line["actions_sha256"] for line in lines}) == 4
 
 
+@pytest.mark.timeout(1800)
 def test_a_recorded_episode_succeeds_and_one_of_nothing_fails(tmp_path: Path) -> None:
     replayed = measured(
         None, tmp_path / "replay", policy="replay", tasks="goal/1", suites="goal", episodes=1, depart=[]
