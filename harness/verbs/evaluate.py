@@ -48,7 +48,12 @@ ServerOption = Annotated[
     typer.Option("--server", help="Evaluate the policy at ws://HOST:PORT instead: ours, or openpi's own."),
 ]
 KeyOption = Annotated[
-    Path | None, typer.Option("--api-key-file", help="File with the key of --server in its first line.")
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        envvar="HARNESS_API_KEY_FILE",
+        help="File with the key of --server in its first line.",
+    ),
 ]
 PolicyOption = Annotated[
     str | None,
