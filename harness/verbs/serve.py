@@ -202,8 +202,10 @@ def _served(
     from harness.serve.server import Server
     from harness.serve.summary import summary
     from harness.serve.tally import Tally
-    from harness.supervise.signals import stop_requests
+    from harness.supervise.signals import die_with_supervisor, stop_requests
 
+    # `harness evaluate` serves its policy in a child process, which ends with it.
+    die_with_supervisor()
     data = open_for(own.parts()[0])[1] if named else None
     recorder = None if record is None else Recorder(record)
     on = _start(device, located, own, console)
