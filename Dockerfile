@@ -12,6 +12,10 @@ ARG CUDA_LOCK_SHA256=089f01f5ad24d660d589afb697abb220ee6288963f17ae8955357912dea
 ARG TEST_LOCK_SHA256=e037f59cec94306940e48084241c7729e7f65ad76ecfd8bbe6405bdb5e6c594f
 # As above, for openpi's client, which tests talk with.
 ARG CLIENT_LOCK_SHA256=de939f56844409644745b3f290c1ff7c86a1d5bb44f2e0ad213ee59613014e0f
+# As above, for the simulator beside the harness.
+ARG SIMULATOR_LOCK_SHA256=50d39de690b53111b82753b5dd6899f3e8ab7f293ec418a4ddd7a0b8b0098acb
+# As above, for LIBERO and robosuite in it, which are installed without their requirements.
+ARG LIBERO_LOCK_SHA256=63d4372b76110fdf6045767bdd32142e7d51fe1f1409f886ec6e7ea5630af744
 # As above, for the stage that describes the images.
 ARG DESCRIBE_LOCK_SHA256=459d77bef2363c8d7951eb321650e29502fdd681e6163508265796961944bab5
 
