@@ -35,6 +35,7 @@ ROOMS = {
     "openpi",
     "predict",
     "serve",
+    "simulate",
     "flow",
     "verify",
     "replay",
@@ -56,6 +57,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "predict": ({"data", "checkpoint"}, {"model", "train"}),
     # The modules of NUMERIC compute; the server and what is around it know no JAX.
     "serve": ({"data", "checkpoint", "predict", "model", "train"}, set()),
+    # It runs in the simulator's own Python, where of the harness only its errors can be imported.
+    "simulate": (set(), set()),
     # Each process that starts or follows openpi reads what a trainer reads, and computes nothing.
     "openpi": ({"plan", "data", "analyse"}, {"train", "checkpoint", "supervise"}),
     # Tables and pictures of artifacts; two pictures need the names of what they draw.
