@@ -103,24 +103,19 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target
 
 # LIBERO's simulator, in an environment of its own: no JAX, and other versions than the harness has.
 FROM builder AS dependencies-simulator
-# What installs it. ci/local does it with the same program.
-COPY docker/simulator /simulator/
-# The locks alone: only a change of these installs again.
-COPY docker/lock/simulator.txt docker/lock/libero.txt /simulator/
+# The locks, and what installs them: only a change of these installs again. ci/local does it with the same program.
+COPY docker/simulator/install docker/lock/simulator.txt docker/lock/libero.txt /simulator/
 # Declared here, since a global ARG is not visible inside a stage.
 ARG SIMULATOR_LOCK_SHA256
 # As above.
 ARG LIBERO_LOCK_SHA256
-# The cache mount keeps downloads between builds and out of the image. Compiled last: the bytecode, then what robosuite compiles by
-# numba, 9 s of work that every process of a read-only container would otherwise do again.
+# The cache mount keeps downloads between builds and out of the image.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target=/apt \
     echo "${SIMULATOR_LOCK_SHA256}  /simulator/simulator.txt" | sha256sum --check --quiet \
  && echo "${LIBERO_LOCK_SHA256}  /simulator/libero.txt" | sha256sum --check --quiet \
  && python3 -m venv /opt/simulator \
  && sh /simulator/install /opt/simulator /simulator \
- && /opt/simulator/bin/python /apt/bytecode /opt/simulator/lib \
- && /opt/simulator/bin/python -B /simulator/warm /opt/simulator/share/numba
-
+ && /opt/simulator/bin/python /apt/bytecode /opt/simulator/lib
 
 # What describes an image: the library for bills of materials, in no image. Its lock is its own.
 FROM builder AS describing
@@ -293,6 +288,10 @@ RUN --mount=type=bind,from=apt,target=/apt \
     sh /apt/install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0
 # The second environment, before what a change of the source makes anew.
 COPY --from=dependencies-simulator /opt/simulator /opt/simulator
+# What numba compiles for robosuite: 9 s of work that every container would otherwise do again (docker/entrypoint places it where
+# numba wants to be able to write). Here, since robosuite opens a display of EGL when it is imported.
+RUN --mount=type=bind,source=docker/simulator,target=/simulator \
+    /opt/simulator/bin/python -B /simulator/warm /opt/simulator/share/numba
 # The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 # Recorded below: which system this was built on, and which lock.
@@ -305,14 +304,12 @@ ARG SIMULATOR_LOCK_SHA256
 ARG LIBERO_LOCK_SHA256
 # For the label, as in the cpu image.
 ARG HARNESS_REVISION=unknown
-# HARNESS_SIMULATOR is where `harness evaluate` looks. NUMBA_CPU_NAME: the same machine code on every processor, and so a cache that fits
-# (docker/entrypoint places it where numba wants to be able to write). The NVIDIA toolkit gives the container what the last two ask for: computing, NVML, and EGL.
+# HARNESS_SIMULATOR is where `harness evaluate` looks. The NVIDIA toolkit gives the container what the last two ask for: computing, NVML, and EGL.
 ENV HARNESS_IMAGE="harness:simulator on ${BASE_IMAGE}" \
     HARNESS_LOCK_SHA256=${CUDA_LOCK_SHA256} \
     HARNESS_COMMIT=${HARNESS_REVISION} \
     HARNESS_SIMULATOR=/opt/simulator \
     NUMBA_CACHE_DIR=/tmp/numba \
-    NUMBA_CPU_NAME=generic \
     JAX_COMPILATION_CACHE_DIR=/cache/jax \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics
@@ -356,6 +353,10 @@ RUN --mount=type=bind,from=apt,target=/apt \
     sh /apt/install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0
 # The second environment, before what a change of the source makes anew.
 COPY --from=dependencies-simulator /opt/simulator /opt/simulator
+# What numba compiles for robosuite: 9 s of work that every container would otherwise do again (docker/entrypoint places it where
+# numba wants to be able to write). Here, since robosuite opens a display of EGL when it is imported.
+RUN --mount=type=bind,source=docker/simulator,target=/simulator \
+    /opt/simulator/bin/python -B /simulator/warm /opt/simulator/share/numba
 # The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 # Recorded below: which system this was built on, and which lock.
@@ -368,14 +369,12 @@ ARG SIMULATOR_LOCK_SHA256
 ARG LIBERO_LOCK_SHA256
 # For the label, as in the cpu image.
 ARG HARNESS_REVISION=unknown
-# HARNESS_SIMULATOR is where `harness evaluate` looks. NUMBA_CPU_NAME: the same machine code on every processor, and so a cache that fits
-# (docker/entrypoint places it where numba wants to be able to write).
+# HARNESS_SIMULATOR is where `harness evaluate` looks.
 ENV HARNESS_IMAGE="harness:simulator-cpu on ${BASE_IMAGE}" \
     HARNESS_LOCK_SHA256=${CPU_LOCK_SHA256} \
     HARNESS_COMMIT=${HARNESS_REVISION} \
     HARNESS_SIMULATOR=/opt/simulator \
     NUMBA_CACHE_DIR=/tmp/numba \
-    NUMBA_CPU_NAME=generic \
     JAX_COMPILATION_CACHE_DIR=/cache/jax \
     JAX_PLATFORMS=cpu
 # The package, as in the cpu image.

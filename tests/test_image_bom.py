@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 def made(root: Path, locks: Locks | None = None) -> dict[str, Any]:
     copyrights = read_copyrights(root, system_packages(STATUS))
-    text = bill(of_directory(root), copyrights, locks or read_locks(PIP, APT), name="cpu", base=BASE)
+    text = bill(of_directory(root), copyrights, locks or read_locks({"opt/venv": PIP}, APT), name="cpu", base=BASE)
     return json.loads(text)
 
 
@@ -78,7 +78,7 @@ def test_a_licence_that_is_not_stated_is_named_and_one_that_is_unknown_too(root:
 
 
 def test_a_package_that_is_not_as_locked_has_no_hash_of_the_lock(root: Path) -> None:
-    other = read_locks("", APT.replace("u14", "u15"))
+    other = read_locks({}, APT.replace("u14", "u15"))
     assert "hashes" not in part(made(root, other), "libc6")
     assert "hashes" not in part(made(root, other), "certifi")
 

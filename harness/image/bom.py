@@ -26,24 +26,30 @@ _NAMESPACE = uuid.UUID("6f3c6e6e-5d0b-5c3a-9a55-0c8f6f9f6a11")
 class Locks(NamedTuple):
     """What the locks say.
 
-    Python package → sha256 of its archives; (system package, version) → sha256 of its .deb.
+    Environment (opt/venv) → Python package → sha256 of its archives; (system package, version) → sha256 of
+    its .deb.
     """
 
-    python: Mapping[str, list[str]]
+    python: Mapping[str, Mapping[str, list[str]]]
     system: Mapping[tuple[str, str], str]
 
 
-def read_locks(python: str, system: str) -> Locks:
-    """The locks from the texts of docker/lock/NAME.txt and docker/lock/apt-*.txt."""
+def read_locks(python: Mapping[str, str], system: str) -> Locks:
+    """The locks from the texts of docker/lock/NAME.txt, by environment, and of docker/lock/apt-*.txt."""
+    lines = [line.split() for line in system.splitlines() if line and not line.startswith("#")]
+    archives = {home: _archives(text) for home, text in python.items()}
+    return Locks(archives, {(parts[0], parts[1]): parts[2] for parts in lines if len(parts) == 3})
+
+
+def _archives(text: str) -> dict[str, list[str]]:
     hashes: dict[str, list[str]] = {}
     name = ""
-    for line in python.splitlines():
+    for line in text.splitlines():
         if pin := re.match(r"\A([A-Za-z0-9._-]++)==", line):
             name = _canonical(pin[1])
         elif found := re.match(r"\A\s++--hash=sha256:([0-9a-f]{64})", line):
             hashes.setdefault(name, []).append(found[1])
-    lines = [line.split() for line in system.splitlines() if line and not line.startswith("#")]
-    return Locks(hashes, {(parts[0], parts[1]): parts[2] for parts in lines if len(parts) == 3})
+    return hashes
 
 
 def bill(tree: Tree, copyrights: Mapping[str, str], locks: Locks, *, name: str, base: str) -> str:
@@ -142,7 +148,7 @@ def _python(package: Python, locks: Locks, tree: Tree) -> Any:
     licences = of_python(package.fields)
     properties = _properties(licences, "the package's metadata names no licence")
     # The archive that was installed is one of the lock's; pip does not write down which.
-    archives = locks.python.get(name, []) if package.home == "opt/venv" else []
+    archives = locks.python.get(package.home, {}).get(name, [])
     record = tree.entries.get(f"{package.directory}/RECORD")
     if record is not None:
         properties.append(Property(name="harness:record:sha256", value=record.sha256))

@@ -48,6 +48,9 @@ _THREADS = (
 )
 # LIBERO takes the paths of its files from a config.yaml in this directory, if there is one. There is none.
 _NO_CONFIG = "/nonexistent"
+# numba compiles for every processor of the architecture, so that what an image has compiled fits on each
+# (docker/simulator/warm). Steps are bitwise those of code for the processor that is there.
+_ANY_PROCESSOR = "generic"
 
 _BOOTSTRAP = """
 import importlib, importlib.util, sys
@@ -83,7 +86,12 @@ def environment(environ: Mapping[str, str] | None = None, *, threads: int = 1) -
     """The variables of a process of the simulator: no secret, `threads` in each library."""
     environ = os.environ if environ is None else environ
     kept = {key: value for key, value in environ.items() if key in _KEPT or key.startswith(_KEPT_PREFIXES)}
-    return {**kept, **dict.fromkeys(_THREADS, str(threads)), "LIBERO_CONFIG_PATH": _NO_CONFIG}
+    return {
+        **kept,
+        **dict.fromkeys(_THREADS, str(threads)),
+        "LIBERO_CONFIG_PATH": _NO_CONFIG,
+        "NUMBA_CPU_NAME": _ANY_PROCESSOR,
+    }
 
 
 def command(module: str = "harness.simulate.worker", environ: Mapping[str, str] | None = None) -> list[str]:
