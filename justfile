@@ -36,6 +36,10 @@ confinement *options:
 chaos *options:
     ci/chaos {{options}}
 
+# the simulator in its image: certify, two recorded episodes, and a checkpoint served and evaluated, under 4 minutes (after images)
+simulate:
+    ci/simulate
+
 # whether what the CUDA image has is its lock, imports and fits together; needs no GPU (after images)
 cuda *options:
     ci/cuda {{options}}
