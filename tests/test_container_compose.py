@@ -184,9 +184,7 @@ def test_keys_come_as_files_too_and_no_file_is_needed() -> None:
     given = {name: SERVICES[name].get("secrets", []) for name in NAMES}
     assert given == {name: [] for name in NAMES} | {"fetch": ["hf_token"]} | {
         name: ["wandb_api_key", "hf_token"] for name in TRAINERS
-    } | {"serve": ["hf_token", "harness_api_key"]} | {
-        name: ["harness_api_key"] for name in EVALUATORS
-    }
+    } | {"serve": ["hf_token", "harness_api_key"]} | {name: ["harness_api_key"] for name in EVALUATORS}
     entrypoint = (ROOT / "docker/entrypoint").read_text()
     for name in SECRETS:
         assert f"key {name} /run/secrets/{name.lower()}\n" in entrypoint

@@ -134,7 +134,8 @@ def test_a_change_of_the_source_installs_nothing_again(target: str) -> None:
     large = [
         number
         for number, (name, arguments) in enumerate(lines)
-        if (name == "COPY" and re.search(r"/opt/(venv|simulator)\b", arguments)) or "/apt/install" in arguments
+        if (name == "COPY" and re.search(r"/opt/(venv|simulator)\b", arguments))
+        or "/apt/install" in arguments
     ]
     source = [
         number
@@ -183,7 +184,7 @@ def test_the_simulator_is_installed_with_hashes_and_builds_with_what_is_locked()
     text = (ROOT / "docker/simulator/install").read_text()
     assert "install --quiet --no-compile --require-hashes" in text
     assert text.count("--requirement") == 2
-    assert "--no-deps --no-build-isolation --use-pep517 --requirement \"$locks/libero.txt\"" in text
+    assert '--no-deps --no-build-isolation --use-pep517 --requirement "$locks/libero.txt"' in text
     (run,) = [arguments for name, arguments in stages()["dependencies-simulator"][1] if name == "RUN"]
     assert run.count("sha256sum --check") == 2
     assert "sh /simulator/install /opt/simulator /simulator" in run

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from harness.image.contents import Tree, digest
 from harness.image.copyrights import read_copyright
-from harness.image.licences import of_python, unlisted
+from harness.image.licences import of_python, of_text, unlisted
 from harness.image.owners import Owners, Python, System
 
 # A name of CycloneDX for a property of one's own: a namespace, then the name.
@@ -145,8 +145,10 @@ def _python(package: Python, locks: Locks, tree: Tree) -> Any:
     from packageurl import PackageURL
 
     name = _canonical(package.name)
-    licences = of_python(package.fields)
+    named = of_python(package.fields)
+    licences = named or _by_text(package, tree)
     properties = _properties(licences, "the package's metadata names no licence")
+    properties += [Property(name=PROSE, value="true")] if licences and not named else []
     # The archive that was installed is one of the lock's; pip does not write down which.
     archives = locks.python.get(package.home, {}).get(name, [])
     record = tree.entries.get(f"{package.directory}/RECORD")
@@ -163,6 +165,15 @@ def _python(package: Python, locks: Locks, tree: Tree) -> Any:
         licenses=_licences(licences),
         properties=properties,
     )
+
+
+def _by_text(package: Python, tree: Tree) -> list[str]:
+    """The licence of a package's licence file, where its words are known."""
+    for path in sorted(tree.texts):
+        if path.startswith(f"{package.directory}/") and "LICENSE" in path.rpartition("/")[2]:
+            if found := of_text(tree.texts[path].decode(errors="replace")):
+                return found
+    return []
 
 
 def _source(revision: str) -> Any:

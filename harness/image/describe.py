@@ -58,9 +58,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--lock", type=Path, required=True)
     parser.add_argument("--beside", type=_beside, action="append", default=[])
     told = parser.parse_args(arguments)
-    lines = describe(
-        told.root, told.out, name=told.name, base=told.base, lock=told.lock, beside=told.beside
-    )
+    lines = describe(told.root, told.out, name=told.name, base=told.base, lock=told.lock, beside=told.beside)
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
