@@ -1,6 +1,7 @@
 """openpi's own evaluation of LIBERO, examples/libero/main.py, unchanged, against `harness serve`.
 
-    HARNESS_SIMULATOR=.venv-local/simulator python -m benchmarks.openpi_libero STEP --openpi CHECKOUT [--tasks 2]
+    export HARNESS_SIMULATOR=$PWD/.venv-local/simulator
+    python -m benchmarks.openpi_libero STEP --openpi CHECKOUT [--tasks 2]
 
 What main.py imports besides the simulator (openpi-client from docker/lock/client.txt, tyro, imageio, tqdm) is
 installed into a directory of its own and seen by PYTHONPATH; the simulator's environment stays as it is.

@@ -74,7 +74,6 @@ def test_arguments(image: Path, given: list[str], became: list[str]) -> None:
     [
         ("evaluate", ["/runs/a"], ["evaluate", "/runs/a"]),
         ("evaluate", ["runs/a/checkpoints/5", "--json"], ["evaluate", "runs/a/checkpoints/5", "--json"]),
-        ("evaluate", ["evaluate", "/runs/a"], ["evaluate", "/runs/a"]),
         ("evaluate", ["status", "/runs/a"], ["status", "/runs/a"]),
         ("serve", ["/runs/a"], ["serve", "/runs/a"]),
         ("", ["/runs/a"], ["/runs/a"]),

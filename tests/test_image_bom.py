@@ -20,11 +20,11 @@ cyclonedx = pytest.importorskip("cyclonedx", reason="the test lock has it")
 # Its two paragraphs that say what it is, broken into lines as some package does.
 MIT = """MIT License
 
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction.
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction.
 
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of
-the Software.
+The above copyright notice and this permission notice shall be included in all copies or substantial
+portions of the Software.
 """
 BASE = f"debian:12@sha256:{'b' * 64}"
 PIP = f"certifi==2026.1 \\\n    --hash=sha256:{'c' * 64} \\\n    --hash=sha256:{'d' * 64}\n    # via x\n"

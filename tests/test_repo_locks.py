@@ -121,8 +121,9 @@ def imported() -> set[str]:
 
 def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported() -> None:
     declared = {canonicalize_name(Requirement(line).name) for line in project()["dependencies"]}
-    # Parts of what others are made of: number types of jax, messages of wandb's files, JSON of pydantic.
-    parts = {"ml-dtypes": "jax", "protobuf": "wandb", "pydantic-core": "pydantic"}
+    # Parts of what others are made of: number types of jax, messages of wandb's files, JSON of pydantic, texts
+    # of jinja2.
+    parts = {"ml-dtypes": "jax", "protobuf": "wandb", "pydantic-core": "pydantic", "markupsafe": "jinja2"}
     # Imported inside of functions alone, and in no image: what describes one, and the SDK of the host.
     aside = {"cyclonedx-python-lib", "docker", "packageurl-python"}
     optional = [*project()["optional-dependencies"]["replay"], *groups()["describe"]]
@@ -203,7 +204,7 @@ def test_the_simulators_two_locks_hold_what_openpi_measures_with_and_nothing_of_
     assert libero.keys() == {Requirement(line).name for line in groups()["libero"]}
     assert (str(simulator["mujoco"]), str(libero["robosuite"])) == ("3.2.3", "1.4.1")
     assert {Requirement(line).name for line in groups()["simulator"]} <= simulator.keys()
-    # OpenCV with a display needs the system's libGL; pynput needs a keyboard; bddl's tests and notebooks nobody runs.
+    # OpenCV with a display needs the system's libGL, pynput a keyboard; bddl's notebooks nobody runs.
     absent = {"jax", "torch", "pydantic", "msgpack", "opencv-python", "pynput", "pytest", "jupytext"}
     assert not absent & (simulator.keys() | libero.keys())
 

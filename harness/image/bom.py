@@ -170,9 +170,9 @@ def _python(package: Python, locks: Locks, tree: Tree) -> Any:
 def _by_text(package: Python, tree: Tree) -> list[str]:
     """The licence of a package's licence file, where its words are known."""
     for path in sorted(tree.texts):
-        if path.startswith(f"{package.directory}/") and "LICENSE" in path.rpartition("/")[2]:
-            if found := of_text(tree.texts[path].decode(errors="replace")):
-                return found
+        own = path.startswith(f"{package.directory}/") and "LICENSE" in path.rpartition("/")[2]
+        if own and (found := of_text(tree.texts[path].decode(errors="replace"))):
+            return found
     return []
 
 

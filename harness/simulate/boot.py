@@ -48,11 +48,10 @@ _THREADS = (
 )
 # LIBERO takes the paths of its files from a config.yaml in this directory, if there is one. There is none.
 _NO_CONFIG = "/nonexistent"
-# The same arithmetic on every processor. OpenBLAS has a kernel for each generation, and inverts the arm's mass
-# matrix otherwise: with that of AVX-512, joint torques of the first step differ in the 14th digit, so no later
-# state is bitwise equal. Haswell's needs AVX2, which every server and desktop since 2015 has. numba compiles
-# for all, so that what an image has compiled fits (docker/simulator/warm); its steps are bitwise those of code
-# for the processor that is there.
+# The same arithmetic on every processor. OpenBLAS has a kernel for each generation, and inverts the arm's
+# mass matrix otherwise: with that of AVX-512, joint torques of the first step differ in the 14th digit, so no
+# later state is bitwise equal. Haswell's needs AVX2. numba compiles for all, so that what an image has
+# compiled fits (docker/simulator/warm); its steps are bitwise those of code for the processor that is there.
 _SAME_EVERYWHERE = {"OPENBLAS_CORETYPE": "Haswell", "NUMBA_CPU_NAME": "generic"}
 
 _BOOTSTRAP = """
