@@ -121,8 +121,8 @@ def imported() -> set[str]:
 
 def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported() -> None:
     declared = {canonicalize_name(Requirement(line).name) for line in project()["dependencies"]}
-    # Parts of what others are made of: number types of jax, messages of wandb's files, JSON of pydantic, texts
-    # of jinja2.
+    # Parts of what others are made of: number types of jax, messages of wandb's files, JSON of
+    # pydantic, texts of jinja2.
     parts = {"ml-dtypes": "jax", "protobuf": "wandb", "pydantic-core": "pydantic", "markupsafe": "jinja2"}
     # Imported inside of functions alone, and in no image: what describes one, and the SDK of the host.
     aside = {"cyclonedx-python-lib", "docker", "packageurl-python"}

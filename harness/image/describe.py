@@ -30,8 +30,8 @@ def describe(
     tree = of_directory(root)
     system = system_packages(tree.texts.get("var/lib/dpkg/status", b"").decode(errors="replace"))
     texts: dict[str, str] = {}
-    for home, path in ((HOME, lock), *beside):
-        texts[home] = texts.get(home, "") + path.read_text()
+    for home, each in ((HOME, lock), *beside):
+        texts[home] = texts.get(home, "") + each.read_text()
     apt = "\n".join(path.read_text() for path in sorted(lock.parent.glob("apt-*.txt")))
     locks = read_locks(texts, apt)
     text = bill(tree, read_copyrights(root, system), locks, name=name, base=base)
