@@ -1,5 +1,6 @@
 # The pinned environment. Targets: cpu (planning, data, the smoke run), cuda (training), test (pytest, with a compiler), openpi
-# (upstream's own trainer in upstream's own environment, under the harness).
+# (upstream's own trainer in upstream's own environment, under the harness), simulator and simulator-cpu (LIBERO's simulator in an
+# environment of its own, beside what serves the policy: with a GPU, and without).
 # Layers go from what changes least to what changes most: a change of the source reinstalls no dependency.
 
 # Pinned by digest, so that the system below the lock cannot drift. Ubuntu 24.04 with Python 3.12; Debian 12 or 13 also serves.
@@ -12,6 +13,10 @@ ARG CUDA_LOCK_SHA256=089f01f5ad24d660d589afb697abb220ee6288963f17ae8955357912dea
 ARG TEST_LOCK_SHA256=e037f59cec94306940e48084241c7729e7f65ad76ecfd8bbe6405bdb5e6c594f
 # As above, for openpi's client, which tests talk with.
 ARG CLIENT_LOCK_SHA256=de939f56844409644745b3f290c1ff7c86a1d5bb44f2e0ad213ee59613014e0f
+# As above, for the simulator beside the harness.
+ARG SIMULATOR_LOCK_SHA256=50d39de690b53111b82753b5dd6899f3e8ab7f293ec418a4ddd7a0b8b0098acb
+# As above, for LIBERO and robosuite in it, which are installed without their requirements.
+ARG LIBERO_LOCK_SHA256=63d4372b76110fdf6045767bdd32142e7d51fe1f1409f886ec6e7ea5630af744
 # As above, for the stage that describes the images.
 ARG DESCRIBE_LOCK_SHA256=459d77bef2363c8d7951eb321650e29502fdd681e6163508265796961944bab5
 
@@ -96,6 +101,22 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target
  && /opt/venv/bin/python /apt/bytecode /opt/venv/lib
 
 
+# LIBERO's simulator, in an environment of its own: no JAX, and other versions than the harness has.
+FROM builder AS dependencies-simulator
+# The locks, and what installs them: only a change of these installs again. ci/local does it with the same program.
+COPY docker/simulator/install docker/lock/simulator.txt docker/lock/libero.txt /simulator/
+# Declared here, since a global ARG is not visible inside a stage.
+ARG SIMULATOR_LOCK_SHA256
+# As above.
+ARG LIBERO_LOCK_SHA256
+# The cache mount keeps downloads between builds and out of the image.
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target=/apt \
+    echo "${SIMULATOR_LOCK_SHA256}  /simulator/simulator.txt" | sha256sum --check --quiet \
+ && echo "${LIBERO_LOCK_SHA256}  /simulator/libero.txt" | sha256sum --check --quiet \
+ && python3 -m venv /opt/simulator \
+ && sh /simulator/install /opt/simulator /simulator \
+ && /opt/simulator/bin/python /apt/bytecode /opt/simulator/lib
+
 # What describes an image: the library for bills of materials, in no image. Its lock is its own.
 FROM builder AS describing
 # The lock alone: only a change of the lock installs again.
@@ -148,12 +169,16 @@ WORKDIR /
 ENTRYPOINT ["/opt/harness/docker/entrypoint"]
 
 
-# Plans, reads data, computes statistics and trains the smoke recipe, on any machine.
-FROM runtime AS cpu-tree
-# The large layer first. Only the venv comes over; the compiler stays behind.
+# The large layer, first and shared. Only the venv comes over; the compiler stays behind.
+FROM runtime AS cpu-base
+# What the lock has.
 COPY --from=dependencies-cpu /opt/venv /opt/venv
 # Small, and remade only when a uid changes.
 COPY --from=users /etc/passwd /etc/group /etc/
+
+
+# Plans, reads data, computes statistics and trains the smoke recipe, on any machine.
+FROM cpu-base AS cpu-tree
 # The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 # Recorded below: which system this was built on, and which lock.
@@ -199,12 +224,16 @@ FROM cpu-tree AS cpu
 COPY --from=cpu-described /described/ /opt/harness/image/
 
 
-# Trains on NVIDIA GPUs.
-FROM runtime AS cuda-tree
-# The large layer first. Only the venv comes over; the compiler stays behind.
+# The large layer, first and shared. Only the venv comes over; the compiler stays behind.
+FROM runtime AS cuda-base
+# What the lock has.
 COPY --from=dependencies-cuda /opt/venv /opt/venv
 # Small, and remade only when a uid changes.
 COPY --from=users /etc/passwd /etc/group /etc/
+
+
+# Trains on NVIDIA GPUs.
+FROM cuda-base AS cuda-tree
 # The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 # Recorded below: which system this was built on, and which lock.
@@ -246,6 +275,135 @@ RUN --mount=type=bind,from=cuda-tree,target=/tree --mount=type=bind,target=/chec
 FROM cuda-tree AS cuda
 # The list cannot be part of what it lists; the bill of materials is.
 COPY --from=cuda-described /described/ /opt/harness/image/
+
+
+# Evaluates on NVIDIA GPUs: the policy computes there, the simulator beside it on the CPU's cores.
+FROM cuda-base AS simulator-tree
+# As above: 1, a system package that is not as locked stops the build. Otherwise it is named, and installed.
+ARG APT_STRICT
+# As above: a moment, 20260801T000000Z: the archive as it was then, where apt and the distribution have that.
+ARG APT_SNAPSHOT
+# Mesa's EGL renders without a display and without a GPU; NVIDIA's joins it where the toolkit gives it. PyOpenGL loads libOpenGL.
+RUN --mount=type=bind,from=apt,target=/apt \
+    sh /apt/install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0
+# The second environment, before what a change of the source makes anew.
+COPY --from=dependencies-simulator /opt/simulator /opt/simulator
+# What numba compiles for robosuite: 9 s of work that every container would otherwise do again (docker/entrypoint places it where
+# numba wants to be able to write). Here, since robosuite opens a display of EGL when it is imported.
+RUN --mount=type=bind,source=docker/simulator,target=/simulator \
+    /opt/simulator/bin/python -B /simulator/warm /opt/simulator/share/numba
+# The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
+COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
+# Recorded below: which system this was built on, and which lock.
+ARG BASE_IMAGE
+# As above.
+ARG CUDA_LOCK_SHA256
+# As above, of the simulator.
+ARG SIMULATOR_LOCK_SHA256
+# As above, of LIBERO and robosuite.
+ARG LIBERO_LOCK_SHA256
+# For the label, as in the cpu image.
+ARG HARNESS_REVISION=unknown
+# HARNESS_SIMULATOR is where `harness evaluate` looks. The NVIDIA toolkit gives the container what the last two ask for: computing, NVML, and EGL.
+ENV HARNESS_IMAGE="harness:simulator on ${BASE_IMAGE}" \
+    HARNESS_LOCK_SHA256=${CUDA_LOCK_SHA256} \
+    HARNESS_COMMIT=${HARNESS_REVISION} \
+    HARNESS_SIMULATOR=/opt/simulator \
+    NUMBA_CACHE_DIR=/tmp/numba \
+    JAX_COMPILATION_CACHE_DIR=/cache/jax \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics
+# The package, as in the cpu image.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/package /checkout
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness simulator" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${CUDA_LOCK_SHA256}" \
+      harness.simulator.lock.sha256="${SIMULATOR_LOCK_SHA256} ${LIBERO_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
+
+
+# What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
+FROM describing AS simulator-described
+# Recorded in the bill of materials.
+ARG BASE_IMAGE
+# The tree is only mounted: nothing of this stage is in it.
+RUN --mount=type=bind,from=simulator-tree,target=/tree --mount=type=bind,target=/checkout \
+    cd /checkout && python -m harness.image.describe /tree /described --name simulator --base "${BASE_IMAGE}" --lock docker/lock/cuda.txt \
+      --beside opt/simulator=docker/lock/simulator.txt --beside opt/simulator=docker/lock/libero.txt
+
+
+# The image itself: the tree above, and what describes it.
+FROM simulator-tree AS simulator
+# The list cannot be part of what it lists; the bill of materials is.
+COPY --from=simulator-described /described/ /opt/harness/image/
+
+
+# The same without a GPU.
+FROM cpu-base AS simulator-cpu-tree
+# As above: 1, a system package that is not as locked stops the build. Otherwise it is named, and installed.
+ARG APT_STRICT
+# As above: a moment, 20260801T000000Z: the archive as it was then, where apt and the distribution have that.
+ARG APT_SNAPSHOT
+# Mesa's EGL renders without a display and without a GPU; NVIDIA's joins it where the toolkit gives it. PyOpenGL loads libOpenGL.
+RUN --mount=type=bind,from=apt,target=/apt \
+    sh /apt/install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0
+# The second environment, before what a change of the source makes anew.
+COPY --from=dependencies-simulator /opt/simulator /opt/simulator
+# What numba compiles for robosuite: 9 s of work that every container would otherwise do again (docker/entrypoint places it where
+# numba wants to be able to write). Here, since robosuite opens a display of EGL when it is imported.
+RUN --mount=type=bind,source=docker/simulator,target=/simulator \
+    /opt/simulator/bin/python -B /simulator/warm /opt/simulator/share/numba
+# The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
+COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
+# Recorded below: which system this was built on, and which lock.
+ARG BASE_IMAGE
+# As above.
+ARG CPU_LOCK_SHA256
+# As above, of the simulator.
+ARG SIMULATOR_LOCK_SHA256
+# As above, of LIBERO and robosuite.
+ARG LIBERO_LOCK_SHA256
+# For the label, as in the cpu image.
+ARG HARNESS_REVISION=unknown
+# HARNESS_SIMULATOR is where `harness evaluate` looks.
+ENV HARNESS_IMAGE="harness:simulator-cpu on ${BASE_IMAGE}" \
+    HARNESS_LOCK_SHA256=${CPU_LOCK_SHA256} \
+    HARNESS_COMMIT=${HARNESS_REVISION} \
+    HARNESS_SIMULATOR=/opt/simulator \
+    NUMBA_CACHE_DIR=/tmp/numba \
+    JAX_COMPILATION_CACHE_DIR=/cache/jax \
+    JAX_PLATFORMS=cpu
+# The package, as in the cpu image.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/package /checkout
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness simulator-cpu" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${CPU_LOCK_SHA256}" \
+      harness.simulator.lock.sha256="${SIMULATOR_LOCK_SHA256} ${LIBERO_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
+
+
+# What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
+FROM describing AS simulator-cpu-described
+# Recorded in the bill of materials.
+ARG BASE_IMAGE
+# The tree is only mounted: nothing of this stage is in it.
+RUN --mount=type=bind,from=simulator-cpu-tree,target=/tree --mount=type=bind,target=/checkout \
+    cd /checkout && python -m harness.image.describe /tree /described --name simulator-cpu --base "${BASE_IMAGE}" --lock docker/lock/cpu.txt \
+      --beside opt/simulator=docker/lock/simulator.txt --beside opt/simulator=docker/lock/libero.txt
+
+
+# The image itself: the tree above, and what describes it.
+FROM simulator-cpu-tree AS simulator-cpu
+# The list cannot be part of what it lists; the bill of materials is.
+COPY --from=simulator-cpu-described /described/ /opt/harness/image/
 
 
 # What installs openpi, and its source where ci/openpi-source has placed it (the pattern matches nothing otherwise).

@@ -36,6 +36,10 @@ confinement *options:
 chaos *options:
     ci/chaos {{options}}
 
+# the simulator in its image: certify, two recorded episodes, and a checkpoint served and evaluated, under 4 minutes (after images)
+simulate:
+    ci/simulate
+
 # whether what the CUDA image has is its lock, imports and fits together; needs no GPU (after images)
 cuda *options:
     ci/cuda {{options}}
@@ -75,3 +79,15 @@ errors *options:
 # cuts the dataset and trains the tokenizer that ship in the package, from a LeRobot dataset of LIBERO
 sample source *options:
     python ci/make_sample.py {{source}} {{options}}
+
+# makes the table of scenes that ships in the package, an hour on a core; $HARNESS_SIMULATOR names the simulator: just scenes WORK
+scenes work *options:
+    $HARNESS_SIMULATOR/bin/python ci/make_scenes.py {{work}} {{options}}
+
+# makes the recorded episodes that ship in the package, from actions that a scripted policy recorded
+recorded actions:
+    $HARNESS_SIMULATOR/bin/python ci/make_recorded.py {{actions}}
+
+# makes the golden frames that ship in the package, or adds this renderer's: just golden --add (after simulate)
+golden *options:
+    $HARNESS_SIMULATOR/bin/python ci/make_golden.py {{options}}

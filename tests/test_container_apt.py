@@ -165,7 +165,7 @@ def test_without_packages_the_usage_is_told(scene: Scene) -> None:
 def test_every_image_installs_by_this_script_alone() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert "apt-get" not in text
-    assert text.count("sh /apt/install ") == 3
+    assert text.count("sh /apt/install ") == 5
     assert "apt-get install" not in (ROOT / "docker/openpi/install").read_text()
 
 

@@ -16,9 +16,20 @@ import yaml
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-NAMES = ("fetch", "serve", "smoke", "smoke-openpi", "test", "train", "train-openpi")
+NAMES = (
+    "evaluate",
+    "evaluate-cpu",
+    "fetch",
+    "serve",
+    "smoke",
+    "smoke-openpi",
+    "test",
+    "train",
+    "train-openpi",
+)
 TRAINERS = ("train", "train-openpi")
 ON_GPUS = (*TRAINERS, "serve")
+EVALUATORS = ("evaluate", "evaluate-cpu")
 # Fetches what is asked for, and has a port or nothing else.
 ON_A_BRIDGE = ("fetch", "serve")
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
@@ -55,13 +66,14 @@ def test_services() -> None:
         "smoke": "cpu",
         "fetch": "cpu",
         "test": "test",
+        "evaluate": "simulator",
+        "evaluate-cpu": "simulator-cpu",
         "train-openpi": "openpi",
         "smoke-openpi": "openpi",
     }
     assert {name: SERVICES[name]["build"]["target"] for name in NAMES} == targets
-    recipes = {"smoke": "smoke", "test": None, "smoke-openpi": "smoke", "serve": None} | dict.fromkeys(
-        ("train", "fetch", "train-openpi"), "pi05_libero"
-    )
+    recipes = dict.fromkeys(NAMES) | dict.fromkeys(("smoke", "smoke-openpi"), "smoke")
+    recipes |= dict.fromkeys(("train", "fetch", "train-openpi"), "pi05_libero")
     assert {name: SERVICES[name].get("environment", {}).get("HARNESS_RECIPE") for name in NAMES} == recipes
     backends = {name: SERVICES[name].get("environment", {}).get("HARNESS_BACKEND") for name in NAMES}
     assert backends == {name: "openpi" if name.endswith("openpi") else None for name in NAMES}
@@ -101,10 +113,27 @@ def test_no_network_where_none_is_needed(name: str) -> None:
 
 
 def test_a_network_is_where_something_is_fetched_and_can_be_taken_away() -> None:
-    assert {name for name in NAMES if SERVICES[name]["network_mode"] != "none"} == {"fetch", *ON_GPUS}
+    assert {name for name in NAMES if SERVICES[name]["network_mode"] != "none"} == {
+        "fetch",
+        *ON_GPUS,
+        *EVALUATORS,
+    }
     assert {SERVICES[name]["network_mode"] for name in ON_A_BRIDGE} == {"bridge"}
     for name in TRAINERS:
         assert SERVICES[name]["network_mode"] == "${HARNESS_NETWORK:-bridge}"
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_an_evaluation_has_no_network_unless_one_is_named_for_a_server(name: str) -> None:
+    assert SERVICES[name]["network_mode"] == "${HARNESS_NETWORK:-none}"
+    assert not set(SECRETS) & SERVICES[name]["environment"].keys()
+    assert SERVICES[name]["environment"]["HARNESS_VERB"] == "evaluate"
+    assert SERVICES[name]["environment"]["HF_HUB_OFFLINE"] == "1"
+
+
+def test_an_evaluation_with_and_without_a_gpu_is_passed_the_same() -> None:
+    gpu, cpu = (SERVICES[name]["environment"] for name in EVALUATORS)
+    assert cpu == gpu | {"HARNESS_SERVICE": "evaluate-cpu"}
 
 
 @pytest.mark.parametrize("name", ["fetch", *ON_GPUS])
@@ -155,7 +184,7 @@ def test_keys_come_as_files_too_and_no_file_is_needed() -> None:
     given = {name: SERVICES[name].get("secrets", []) for name in NAMES}
     assert given == {name: [] for name in NAMES} | {"fetch": ["hf_token"]} | {
         name: ["wandb_api_key", "hf_token"] for name in TRAINERS
-    } | {"serve": ["hf_token", "harness_api_key"]}
+    } | {"serve": ["hf_token", "harness_api_key"]} | {name: ["harness_api_key"] for name in EVALUATORS}
     entrypoint = (ROOT / "docker/entrypoint").read_text()
     for name in SECRETS:
         assert f"key {name} /run/secrets/{name.lower()}\n" in entrypoint
@@ -171,8 +200,8 @@ def test_a_certificate_is_mounted_where_the_entrypoint_looks() -> None:
     assert "${HARNESS_CA:-/run/harness/ca.pem}" in (ROOT / "docker/entrypoint").read_text()
 
 
-def test_only_training_and_serving_reserve_gpus() -> None:
-    assert {name for name in NAMES if "deploy" in SERVICES[name]} == set(ON_GPUS)
+def test_only_what_computes_on_gpus_reserves_them() -> None:
+    assert {name for name in NAMES if "deploy" in SERVICES[name]} == {*ON_GPUS, "evaluate"}
     for name in ON_GPUS:
         assert SERVICES[name]["deploy"]["resources"]["reservations"]["devices"] == [
             {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}

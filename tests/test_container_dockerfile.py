@@ -15,6 +15,9 @@ from harness.openpi.table import COMMIT
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ("cpu", "cuda", "test")
+# The simulator's environment beside ours, and whose lock the harness in it has.
+SIMULATORS = {"simulator": "cuda", "simulator-cpu": "cpu"}
+IMAGES = (*TARGETS, "openpi", *SIMULATORS)
 # Upstream's environment beside ours: what it is made of, its own lock says.
 OPENPI = ROOT / "docker/openpi/install"
 
@@ -116,7 +119,7 @@ def test_no_install_goes_past_the_locks() -> None:
             } <= set(install.split())
 
 
-@pytest.mark.parametrize("target", [*TARGETS, "openpi"])
+@pytest.mark.parametrize("target", IMAGES)
 def test_only_the_test_image_has_a_compiler(target: str) -> None:
     installed = " ".join(
         arguments for name, arguments in line_of(target) if name == "RUN" and "/apt/install" in arguments
@@ -125,30 +128,35 @@ def test_only_the_test_image_has_a_compiler(target: str) -> None:
     assert bool(re.search(r"\bgcc\b", installed)) == (target == "test")
 
 
-@pytest.mark.parametrize("target", [*TARGETS, "openpi"])
+@pytest.mark.parametrize("target", IMAGES)
 def test_a_change_of_the_source_installs_nothing_again(target: str) -> None:
-    own = stages()[f"{target}-tree"][1]
-    venv = next(
-        number for number, (name, arguments) in enumerate(own) if name == "COPY" and "/opt/venv" in arguments
-    )
+    lines = line_of(f"{target}-tree")
+    large = [
+        number
+        for number, (name, arguments) in enumerate(lines)
+        if (name == "COPY" and re.search(r"/opt/(venv|simulator)\b", arguments))
+        or "/apt/install" in arguments
+    ]
     source = [
         number
-        for number, (_, arguments) in enumerate(own)
+        for number, (_, arguments) in enumerate(lines)
         if "target=/checkout" in arguments or arguments.startswith(". ")
     ]
     assert source
-    assert venv < min(source)
+    assert max(large) < min(source)
+    assert len([number for number in large if lines[number][0] == "COPY"]) == 1 + (target in SIMULATORS)
 
 
-@pytest.mark.parametrize("target", [*TARGETS, "openpi"])
+@pytest.mark.parametrize("target", IMAGES)
 def test_image_is_labelled_and_not_root(target: str) -> None:
     lines = line_of(target)
     (label,) = [arguments for name, arguments in lines if name == "LABEL"]
     assert 'org.opencontainers.image.revision="${HARNESS_REVISION}"' in label
     # The harness beside openpi is that of the cpu image; the manifest has the hash of upstream's own lock.
-    assert (
-        f'harness.lock.sha256="${{{"CPU" if target == "openpi" else target.upper()}_LOCK_SHA256}}"' in label
-    )
+    lock = {"openpi": "CPU"} | {name: base.upper() for name, base in SIMULATORS.items()}
+    assert f'harness.lock.sha256="${{{lock.get(target, target.upper())}_LOCK_SHA256}}"' in label
+    both = 'harness.simulator.lock.sha256="${SIMULATOR_LOCK_SHA256} ${LIBERO_LOCK_SHA256}"'
+    assert (both in label) == (target in SIMULATORS)
     assert [arguments for name, arguments in lines if name == "USER"] == ["harness"]
 
 
@@ -170,6 +178,31 @@ def test_openpi_depends_on_its_installer_alone() -> None:
     assert [arguments for name, arguments in stages()["openpi-source"][1] if name == "COPY"] == [
         "docker/openpi .openpi-sourc[e] /source/"
     ]
+
+
+def test_the_simulator_is_installed_with_hashes_and_builds_with_what_is_locked() -> None:
+    text = (ROOT / "docker/simulator/install").read_text()
+    assert "install --quiet --no-compile --require-hashes" in text
+    assert text.count("--requirement") == 2
+    assert '--no-deps --no-build-isolation --use-pep517 --requirement "$locks/libero.txt"' in text
+    (run,) = [arguments for name, arguments in stages()["dependencies-simulator"][1] if name == "RUN"]
+    assert run.count("sha256sum --check") == 2
+    assert "sh /simulator/install /opt/simulator /simulator" in run
+
+
+@pytest.mark.parametrize("target", SIMULATORS)
+def test_both_images_with_the_simulator_have_the_same_one(target: str) -> None:
+    base, own = stages()[f"{target}-tree"]
+    assert base == f"{SIMULATORS[target]}-base"
+    text = "\n".join(f"{name} {arguments}" for name, arguments in own)
+    other = "simulator-cpu" if target == "simulator" else "simulator"
+    theirs = "\n".join(f"{name} {arguments}" for name, arguments in stages()[f"{other}-tree"][1])
+    for line in re.findall(r"^(?:RUN|COPY) .*", text, re.MULTILINE):
+        assert line in theirs
+    assert "HARNESS_SIMULATOR=/opt/simulator" in text
+    # NVIDIA's EGL comes into a container that asks for it.
+    assert ("NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics" in text) == (target == "simulator")
+    assert ("JAX_PLATFORMS=cpu" in text) == (target == "simulator-cpu")
 
 
 def test_openpi_is_installed_as_its_lock_says_and_with_hashes() -> None:

@@ -69,6 +69,37 @@ def test_arguments(image: Path, given: list[str], became: list[str]) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("verb", "given", "became"),
+    [
+        ("evaluate", ["/runs/a"], ["evaluate", "/runs/a"]),
+        ("evaluate", ["runs/a/checkpoints/5", "--json"], ["evaluate", "runs/a/checkpoints/5", "--json"]),
+        ("evaluate", ["status", "/runs/a"], ["status", "/runs/a"]),
+        ("serve", ["/runs/a"], ["serve", "/runs/a"]),
+        ("", ["/runs/a"], ["/runs/a"]),
+    ],
+)
+def test_a_path_belongs_to_the_services_verb(
+    image: Path, verb: str, given: list[str], became: list[str]
+) -> None:
+    done = start(image, *given, HARNESS_VERB=verb)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("|")[:-3] == became
+
+
+def test_what_numba_has_compiled_is_placed_where_it_may_write(image: Path) -> None:
+    compiled = image / "simulator/share/numba/utils_1"
+    compiled.mkdir(parents=True)
+    (compiled / "f.nbi").write_text("compiled")
+    told = {"HARNESS_SIMULATOR": str(image / "simulator"), "NUMBA_CACHE_DIR": str(image / "numba")}
+    assert start(image, "evaluate", **told).returncode == 0
+    assert (image / "numba/utils_1/f.nbi").read_text() == "compiled"
+    # A second start in the same place leaves what is there.
+    (image / "numba/utils_1/f.nbi").write_text("newer")
+    assert start(image, "evaluate", **told).returncode == 0
+    assert (image / "numba/utils_1/f.nbi").read_text() == "newer"
+
+
 def test_revision_and_xla_flags_reach_the_command(image: Path) -> None:
     assert start(image, "probe").stdout.split("|")[1:3] == [
         f"{COMMIT}+source.aa",

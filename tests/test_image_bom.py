@@ -17,6 +17,15 @@ from harness.image.parts import read_summary
 from tests.support.image_root import SITE, STATUS, make_root
 
 cyclonedx = pytest.importorskip("cyclonedx", reason="the test lock has it")
+# Its two paragraphs that say what it is, broken into lines as some package does.
+MIT = """MIT License
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction.
+
+The above copyright notice and this permission notice shall be included in all copies or substantial
+portions of the Software.
+"""
 BASE = f"debian:12@sha256:{'b' * 64}"
 PIP = f"certifi==2026.1 \\\n    --hash=sha256:{'c' * 64} \\\n    --hash=sha256:{'d' * 64}\n    # via x\n"
 APT = f"# comment\nlibc6 2.36-9+deb12u14 {'e' * 64}\n"
@@ -29,7 +38,9 @@ def root(tmp_path: Path) -> Path:
 
 def made(root: Path, locks: Locks | None = None) -> dict[str, Any]:
     copyrights = read_copyrights(root, system_packages(STATUS))
-    text = bill(of_directory(root), copyrights, locks or read_locks(PIP, APT), name="cpu", base=BASE)
+    text = bill(
+        of_directory(root), copyrights, locks or read_locks({"opt/venv": PIP}, APT), name="cpu", base=BASE
+    )
     return json.loads(text)
 
 
@@ -62,6 +73,36 @@ def test_it_names_base_system_python_and_source(root: Path) -> None:
     assert names == {"debian:12", "libc6", "python3.11-minimal", "certifi", "numpy", "harness"}
 
 
+def test_a_package_of_another_environment_has_the_hash_of_that_environments_lock(root: Path) -> None:
+    """It may be in both, in two versions."""
+    info = root / "opt/simulator/lib/python3.11/site-packages/certifi-2025.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Name: certifi\nVersion: 2025.1\nLicense: MPL-2.0\n")
+    other = f"certifi==2025.1 \\\n    --hash=sha256:{'f' * 64}\n"
+    body = made(root, read_locks({"opt/venv": PIP, "opt/simulator": other}, APT))
+    found = {each["version"]: each for each in body["components"] if each["name"] == "certifi"}
+    assert {each["content"] for each in found["2025.1"]["hashes"]} == {"f" * 64}
+    assert {each["content"] for each in found["2026.1"]["hashes"]} == {"c" * 64, "d" * 64}
+    there = {"name": "harness:environment", "value": "/opt/simulator"}
+    assert there in found["2025.1"]["properties"]
+
+
+@pytest.mark.parametrize("folder", ["", "licenses/"])
+def test_a_licence_without_a_name_is_known_by_its_words(root: Path, folder: str) -> None:
+    info = root / "opt/simulator/lib/python3.11/site-packages/robosuite-1.4.1.dist-info"
+    (info / folder).mkdir(parents=True)
+    (info / "METADATA").write_text("Name: robosuite\nVersion: 1.4.1\nLicense: UNKNOWN\n")
+    assert any(line.startswith("robosuite 1.4.1: ") for line in lacks(json.dumps(made(root))))
+    (info / folder / "LICENSE").write_text(MIT)
+    body = made(root)
+    assert part(body, "robosuite")["licenses"] == [{"license": {"id": "MIT"}}]
+    assert {"name": "harness:licence:read-from-prose", "value": "true"} in part(body, "robosuite")[
+        "properties"
+    ]
+    (info / folder / "LICENSE").write_text(MIT.replace("free of charge", "for a fee"))
+    assert any(line.startswith("robosuite 1.4.1: ") for line in lacks(json.dumps(made(root))))
+
+
 def test_the_same_contents_have_the_same_bill(root: Path, tmp_path: Path) -> None:
     assert made(root) == made(make_root(tmp_path / "again"))
     assert "timestamp" not in made(root)["metadata"]
@@ -78,7 +119,7 @@ def test_a_licence_that_is_not_stated_is_named_and_one_that_is_unknown_too(root:
 
 
 def test_a_package_that_is_not_as_locked_has_no_hash_of_the_lock(root: Path) -> None:
-    other = read_locks("", APT.replace("u14", "u15"))
+    other = read_locks({}, APT.replace("u14", "u15"))
     assert "hashes" not in part(made(root, other), "libc6")
     assert "hashes" not in part(made(root, other), "certifi")
 

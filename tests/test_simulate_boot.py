@@ -50,6 +50,13 @@ def test_no_secret_is_handed_on_and_each_library_has_one_thread() -> None:
     assert boot.environment({}, threads=3)["OPENBLAS_NUM_THREADS"] == "3"
 
 
+def test_arithmetic_does_not_follow_the_processor_or_who_calls() -> None:
+    """OpenBLAS inverts a matrix otherwise with each generation's kernel."""
+    for said in ({}, {"OPENBLAS_CORETYPE": "SkylakeX", "NUMBA_CPU_NAME": "znver4"}):
+        found = boot.environment(said)
+        assert (found["OPENBLAS_CORETYPE"], found["NUMBA_CPU_NAME"]) == ("Haswell", "generic")
+
+
 def test_its_python_sees_the_package_harness_and_nothing_else_of_ours(tmp_path: Path) -> None:
     environ = venv(tmp_path / "env")
     python, *flags, package, _ = boot.command(environ=environ)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from harness.image.contents import Tree, digest
 from harness.image.copyrights import read_copyright
-from harness.image.licences import of_python, unlisted
+from harness.image.licences import of_python, of_text, unlisted
 from harness.image.owners import Owners, Python, System
 
 # A name of CycloneDX for a property of one's own: a namespace, then the name.
@@ -26,24 +26,30 @@ _NAMESPACE = uuid.UUID("6f3c6e6e-5d0b-5c3a-9a55-0c8f6f9f6a11")
 class Locks(NamedTuple):
     """What the locks say.
 
-    Python package → sha256 of its archives; (system package, version) → sha256 of its .deb.
+    Environment (opt/venv) → Python package → sha256 of its archives; (system package, version) → sha256 of
+    its .deb.
     """
 
-    python: Mapping[str, list[str]]
+    python: Mapping[str, Mapping[str, list[str]]]
     system: Mapping[tuple[str, str], str]
 
 
-def read_locks(python: str, system: str) -> Locks:
-    """The locks from the texts of docker/lock/NAME.txt and docker/lock/apt-*.txt."""
+def read_locks(python: Mapping[str, str], system: str) -> Locks:
+    """The locks from the texts of docker/lock/NAME.txt, by environment, and of docker/lock/apt-*.txt."""
+    lines = [line.split() for line in system.splitlines() if line and not line.startswith("#")]
+    archives = {home: _archives(text) for home, text in python.items()}
+    return Locks(archives, {(parts[0], parts[1]): parts[2] for parts in lines if len(parts) == 3})
+
+
+def _archives(text: str) -> dict[str, list[str]]:
     hashes: dict[str, list[str]] = {}
     name = ""
-    for line in python.splitlines():
+    for line in text.splitlines():
         if pin := re.match(r"\A([A-Za-z0-9._-]++)==", line):
             name = _canonical(pin[1])
         elif found := re.match(r"\A\s++--hash=sha256:([0-9a-f]{64})", line):
             hashes.setdefault(name, []).append(found[1])
-    lines = [line.split() for line in system.splitlines() if line and not line.startswith("#")]
-    return Locks(hashes, {(parts[0], parts[1]): parts[2] for parts in lines if len(parts) == 3})
+    return hashes
 
 
 def bill(tree: Tree, copyrights: Mapping[str, str], locks: Locks, *, name: str, base: str) -> str:
@@ -139,10 +145,12 @@ def _python(package: Python, locks: Locks, tree: Tree) -> Any:
     from packageurl import PackageURL
 
     name = _canonical(package.name)
-    licences = of_python(package.fields)
+    named = of_python(package.fields)
+    licences = named or _by_text(package, tree)
     properties = _properties(licences, "the package's metadata names no licence")
+    properties += [Property(name=PROSE, value="true")] if licences and not named else []
     # The archive that was installed is one of the lock's; pip does not write down which.
-    archives = locks.python.get(name, []) if package.home == "opt/venv" else []
+    archives = locks.python.get(package.home, {}).get(name, [])
     record = tree.entries.get(f"{package.directory}/RECORD")
     if record is not None:
         properties.append(Property(name="harness:record:sha256", value=record.sha256))
@@ -157,6 +165,15 @@ def _python(package: Python, locks: Locks, tree: Tree) -> Any:
         licenses=_licences(licences),
         properties=properties,
     )
+
+
+def _by_text(package: Python, tree: Tree) -> list[str]:
+    """The licence of a package's licence file, where its words are known."""
+    for path in sorted(tree.texts):
+        own = path.startswith(f"{package.directory}/") and "LICENSE" in path.rpartition("/")[2]
+        if own and (found := of_text(tree.texts[path].decode(errors="replace"))):
+            return found
+    return []
 
 
 def _source(revision: str) -> Any:

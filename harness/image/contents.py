@@ -253,8 +253,10 @@ def _is_kept(path: str) -> bool:
 
 
 def is_record(path: str) -> bool:
-    """True for the files of an installed Python package that say what is in it."""
+    """True for the files of an installed Python package that say what is in it, and under which licence."""
     folder, _, name = path.rpartition("/")
+    if name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
+        return folder.removesuffix("/licenses").endswith(".dist-info")
     return name in ("RECORD", "METADATA") and folder.endswith(".dist-info")
 
 

@@ -1,30 +1,39 @@
 """Describes a root filesystem from outside of it: the last step of an image's build.
 
     python -m harness.image.describe TREE OUT --name cpu --base BASE --lock docker/lock/cpu.txt
+        [--beside opt/simulator=docker/lock/simulator.txt …]
 
 Writes into OUT what the image carries of itself: its list, its summary with the digest, its bill of
-materials.
+materials. `--lock` is of the harness's own environment; `--beside` names another and one of its locks.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.image.bom import bill, lacks, read_copyrights, read_locks
 from harness.image.contents import BOM, LIST, LISTS, SUMMARY, listing, of_directory
-from harness.image.owners import system_packages
+from harness.image.owners import HOME, system_packages
 from harness.image.parts import summary
 
 
-def describe(root: Path, out: Path, *, name: str, base: str, lock: Path) -> list[str]:
-    """Writes the three files, and returns the lines for the build's log."""
+def describe(
+    root: Path, out: Path, *, name: str, base: str, lock: Path, beside: Sequence[tuple[str, Path]] = ()
+) -> list[str]:
+    """Writes the three files, and returns the lines for the build's log.
+
+    `beside` are other environments of the tree, each with one of its locks: ("opt/simulator", the file).
+    """
     tree = of_directory(root)
     system = system_packages(tree.texts.get("var/lib/dpkg/status", b"").decode(errors="replace"))
-    locks = read_locks(
-        lock.read_text(), "\n".join(path.read_text() for path in sorted(lock.parent.glob("apt-*.txt")))
-    )
+    texts: dict[str, str] = {}
+    for home, each in ((HOME, lock), *beside):
+        texts[home] = texts.get(home, "") + each.read_text()
+    apt = "\n".join(path.read_text() for path in sorted(lock.parent.glob("apt-*.txt")))
+    locks = read_locks(texts, apt)
     text = bill(tree, read_copyrights(root, system), locks, name=name, base=base)
     tree = tree.with_file(BOM, text.encode())
     found = summary(tree)
@@ -47,10 +56,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--name", required=True)
     parser.add_argument("--base", required=True)
     parser.add_argument("--lock", type=Path, required=True)
+    parser.add_argument("--beside", type=_beside, action="append", default=[])
     told = parser.parse_args(arguments)
-    lines = describe(told.root, told.out, name=told.name, base=told.base, lock=told.lock)
+    lines = describe(told.root, told.out, name=told.name, base=told.base, lock=told.lock, beside=told.beside)
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def _beside(text: str) -> tuple[str, Path]:
+    home, _, lock = text.partition("=")
+    return home, Path(lock)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ _SPELLINGS = (
     (r"psf(-2\.0)?|python software foundation.*|psfl", "PSF-2.0"),
     (r"mozilla public license 2\.0.*|mpl[ -]?2(\.0)?", "MPL-2.0"),
     (r"isc( licen[cs]e.*)?", "ISC"),
+    (r"apache-2-llvm-exceptions", "Apache-2.0 WITH LLVM-exception"),
     (r"gpl", "GPL"),
     (r"lgpl", "LGPL"),
     (r"mit/x11.*|mit-like|x11.*", "X11"),
@@ -202,3 +203,18 @@ def of_python(fields: dict[str, list[str]]) -> list[str]:
     if classified:
         return list(dict.fromkeys(classified))
     return [spelled(text) for text in short if len(text) <= _LONGEST]
+
+
+# The one licence that is known by its own words: its text has no name in some packages' metadata.
+_MIT = (
+    "permission is hereby granted, free of charge, to any person obtaining a copy of this software and"
+    " associated documentation files",
+    "the above copyright notice and this permission notice shall be included in all copies or substantial"
+    " portions of the software",
+)
+
+
+def of_text(text: str) -> list[str]:
+    """["MIT"] if that is the licence that the text is; else empty."""
+    words = " ".join(text.lower().split())
+    return ["MIT"] if all(part in words for part in _MIT) else []

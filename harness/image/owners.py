@@ -16,7 +16,7 @@ _ORDER = (SYSTEM, PYTHON, SOURCE, FILE)
 # The harness itself, in an image: its start, its revision, and in the test image the whole checkout.
 _OURS = "opt/harness/"
 # The environment of the images. A package elsewhere is named with its directory.
-_HOME = "opt/venv"
+HOME = "opt/venv"
 _INFO = "var/lib/dpkg/info/"
 _MOST_LINKS = 8
 
@@ -40,7 +40,7 @@ class Python(NamedTuple):
 
     @property
     def label(self) -> str:
-        return f"{PYTHON} {self.name}" + ("" if self.home == _HOME else f" in /{self.home}")
+        return f"{PYTHON} {self.name}" + ("" if self.home == HOME else f" in /{self.home}")
 
 
 def system_packages(status: str) -> list[System]:
@@ -92,7 +92,7 @@ class Owners:
             record = tree.texts.get(f"{package.directory}/RECORD", b"").decode(errors="replace")
             for path in _recorded(package.directory, record):
                 self._of.setdefault(
-                    path, SOURCE if package.name == "harness" and package.home == _HOME else package.label
+                    path, SOURCE if package.name == "harness" and package.home == HOME else package.label
                 )
 
     def of(self, path: str) -> str:

@@ -26,11 +26,11 @@ _OF_A_CONTAINER = re.compile(
 )
 # What a build gives its steps, and no image keeps.
 _OF_A_BUILD = re.compile(
-    r"BASE_IMAGE|(CPU|CUDA|TEST)_LOCK_SHA256|OPENPI_COMMIT|APT_\w+|PYTHONCOERCECLOCALE|BUILDKIT_\w+|SOURCE_DATE_EPOCH"
+    r"BASE_IMAGE|(CPU|CUDA|TEST|SIMULATOR|LIBERO)_LOCK_SHA256|OPENPI_COMMIT|APT_\w+|PYTHONCOERCECLOCALE|BUILDKIT_\w+|SOURCE_DATE_EPOCH"
 )
 # What the loader, Python or a numeric library obeys. The value is recorded; of others, only the name.
 _COMPUTES = re.compile(
-    r"(LD|PYTHON|XLA|JAX|TF|OMP|OPENBLAS|MKL|BLIS|NUMEXPR|KMP|GOTO|CUDA|CUDNN|CUBLAS|NVIDIA|MALLOC|GLIBC)_?\w*"
+    r"(LD|PYTHON|XLA|JAX|TF|OMP|OPENBLAS|MKL|BLIS|NUMEXPR|KMP|GOTO|CUDA|CUDNN|CUBLAS|NVIDIA|MALLOC|GLIBC|NUMBA)_?\w*"
     r"|PATH|TZ|LANG|LC_\w+|LANGUAGE"
 )
 # A value that cannot be wrong to tell; another variable of a stranger's may hold a key.

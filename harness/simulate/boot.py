@@ -48,6 +48,11 @@ _THREADS = (
 )
 # LIBERO takes the paths of its files from a config.yaml in this directory, if there is one. There is none.
 _NO_CONFIG = "/nonexistent"
+# The same arithmetic on every processor. OpenBLAS has a kernel for each generation, and inverts the arm's
+# mass matrix otherwise: with that of AVX-512, joint torques of the first step differ in the 14th digit, so no
+# later state is bitwise equal. Haswell's needs AVX2. numba compiles for all, so that what an image has
+# compiled fits (docker/simulator/warm); its steps are bitwise those of code for the processor that is there.
+_SAME_EVERYWHERE = {"OPENBLAS_CORETYPE": "Haswell", "NUMBA_CPU_NAME": "generic"}
 
 _BOOTSTRAP = """
 import importlib, importlib.util, sys
@@ -83,7 +88,12 @@ def environment(environ: Mapping[str, str] | None = None, *, threads: int = 1) -
     """The variables of a process of the simulator: no secret, `threads` in each library."""
     environ = os.environ if environ is None else environ
     kept = {key: value for key, value in environ.items() if key in _KEPT or key.startswith(_KEPT_PREFIXES)}
-    return {**kept, **dict.fromkeys(_THREADS, str(threads)), "LIBERO_CONFIG_PATH": _NO_CONFIG}
+    return {
+        **kept,
+        **dict.fromkeys(_THREADS, str(threads)),
+        "LIBERO_CONFIG_PATH": _NO_CONFIG,
+        **_SAME_EVERYWHERE,
+    }
 
 
 def command(module: str = "harness.simulate.worker", environ: Mapping[str, str] | None = None) -> list[str]:
