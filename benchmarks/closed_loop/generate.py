@@ -8,23 +8,19 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.closed_loop.dataset import write_episode, write_meta
 from benchmarks.closed_loop.plan import FPS, Take, takes
+from harness.simulate.boot import command, environment
 from harness.simulate.frames import receive, send
 
-# Both cameras must be rendered here, so the simulator's Python draws without a screen.
-ENVIRONMENT = {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-def generate(root: Path, wanted: int, python: Path, scenes: Path) -> None:
+def generate(root: Path, wanted: int) -> None:
     """Adds episodes to the dataset in `root`, until it has `wanted`.
 
-    `python` is that of the simulator's environment. `scenes` has the poses of the fixtures.
+    Raises: HarnessError "simulator-missing", and what the simulator's process tells.
     """
     log = root / "made.jsonl"
     root.mkdir(parents=True, exist_ok=True)
@@ -33,12 +29,12 @@ def generate(root: Path, wanted: int, python: Path, scenes: Path) -> None:
     order = takes()
     for _ in made:
         next(order)
-    child = _start(python)
+    child = _start()
     begun, done = time.monotonic(), 0
     try:
         while len(kept) < wanted:
             take = next(order)
-            row = _one(child, root, take, kept, scenes)
+            row = _one(child, root, take, kept)
             made.append(row)
             if row["success"]:
                 kept.append(row)
@@ -61,12 +57,14 @@ def generate(root: Path, wanted: int, python: Path, scenes: Path) -> None:
         child.wait(30)
 
 
-def _one(child: Any, root: Path, take: Take, kept: list[dict[str, Any]], scenes: Path) -> dict[str, Any]:
-    send(child.stdin, {"do": "record", **take._asdict(), "fixtures": _fixtures(scenes, take)})
+def _one(child: Any, root: Path, take: Take, kept: list[dict[str, Any]]) -> dict[str, Any]:
+    send(child.stdin, {"do": "record", **take._asdict()})
     received = receive(child.stdout)
     if received is None:
         raise RuntimeError(f"the simulator's process ended with code {child.wait()}")
     answer, arrays = received
+    if answer["is"] == "error":
+        raise RuntimeError(answer["what"])
     row = {**take._asdict(), **{key: answer[key] for key in ("success", "steps", "prompt")}}
     if answer["success"]:
         tasks = list(dict.fromkeys([*(one["prompt"] for one in kept), row["prompt"]]))
@@ -75,12 +73,6 @@ def _one(child: Any, root: Path, take: Take, kept: list[dict[str, Any]], scenes:
         prompts = [one["prompt"] for one in kept]
         write_meta(root, [*lengths, row["steps"]], [*prompts, row["prompt"]], tasks, FPS)
     return row
-
-
-def _fixtures(scenes: Path, take: Take) -> dict[str, list[float]]:
-    path = scenes / f"{take.suite}_{take.task}.json"
-    poses: dict[str, list[float]] = json.loads(path.read_text())[take.poses]
-    return poses
 
 
 def _read(log: Path) -> list[dict[str, Any]]:
@@ -94,15 +86,12 @@ def _read(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _start(python: Path) -> Any:
+def _start() -> Any:
     return subprocess.Popen(
-        [str(python), "-m", "benchmarks.closed_loop.record"],
+        command("harness.simulate.record"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=None,
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        env=environment(),
+        cwd="/",
+        start_new_session=True,
     )
-
-
-if __name__ == "__main__":
-    generate(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))

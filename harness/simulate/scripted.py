@@ -12,9 +12,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from harness.errors import HarnessError
+from harness.simulate.environment import Environment
+from harness.simulate.frames import Array
+from harness.simulate.scenes import Poses
 
 OPEN, CLOSE = -1.0, 1.0
 _METRES, _RADIANS = 0.05, 0.5
@@ -34,7 +39,7 @@ _ASTRAY = 20
 class Scene(Protocol):
     """What the policy reads of a simulator: where a thing or a place is now, [3] by name."""
 
-    def position(self, name: str) -> np.ndarray: ...
+    def position(self, name: str) -> Array: ...
 
 
 class Job(NamedTuple):
@@ -59,9 +64,15 @@ class Noise(NamedTuple):
     `stray` are metres, the standard deviation of a first goal that is left before anything is touched.
     """
 
-    action: float = 0.015
-    stray: float = 0.02
-    yaw: float = 0.1
+    action: float
+    stray: float
+    yaw: float
+
+
+# Of the control: enough that no two episodes are the same.
+QUIET = Noise(action=0.015, stray=0.01, yaw=0.05)
+# Of recordings to train on: the model sees the gripper off its way, and the way back.
+WIDE = Noise(action=0.08, stray=0.03, yaw=0.1)
 
 
 def generator(task: str, episode: int, seed: int) -> np.random.Generator:
@@ -93,7 +104,7 @@ def job_of(suite: str, language: str, interest: tuple[str, ...], scene: Scene) -
 class Scripted:
     """The policy of one episode."""
 
-    def __init__(self, job: Job, scene: Scene, random: np.random.Generator, noise: Noise = Noise()) -> None:
+    def __init__(self, job: Job, scene: Scene, random: np.random.Generator, noise: Noise) -> None:
         self._job, self._random, self._noise = job, random, noise
         self._start = scene.position(job.thing).copy()
         self._yaw = noise.yaw * random.uniform(-1, 1)
@@ -102,7 +113,7 @@ class Scripted:
         self.phase, self._steps, self._best, self._stale = "reach", 0, math.inf, 0
         self._release = np.zeros(3)
 
-    def act(self, observation: Mapping[str, np.ndarray], scene: Scene) -> np.ndarray:
+    def act(self, observation: Mapping[str, Array], scene: Scene) -> Array:
         """The action [7] float64 at robosuite's observation, whose picture is not looked at."""
         hand, fingers = observation["robot0_eef_pos"], observation["robot0_gripper_qpos"]
         self._still = float(np.abs(fingers - self._fingers).max()) < _STILL
@@ -117,7 +128,7 @@ class Scripted:
         turn = _turn(self._yaw, observation["robot0_eef_quat"])
         return np.clip(np.concatenate([move, turn, [grip]]), -1, 1)
 
-    def _goal(self, hand: np.ndarray, scene: Scene) -> tuple[np.ndarray, float, float]:
+    def _goal(self, hand: Array, scene: Scene) -> tuple[Array, float, float]:
         """Where the gripper should be, what the fingers should do, and the largest action on the way."""
         self._steps += 1
         if self.phase == "reach":
@@ -148,21 +159,21 @@ class Scripted:
     def _begin(self, phase: str) -> None:
         self.phase, self._steps, self._best, self._stale = phase, 1, math.inf, 0
 
-    def _there(self, goal: np.ndarray, hand: np.ndarray) -> bool:
+    def _there(self, goal: Array, hand: Array) -> bool:
         """Whether the gripper is at the goal, or comes no nearer to it while it is close."""
         distance = float(np.linalg.norm(goal - hand))
         self._stale = 0 if distance < self._best - 1e-3 else self._stale + 1
         self._best = min(self._best, distance)
         return distance < _THERE or (self._stale >= _PATIENCE and distance < 4 * _THERE)
 
-    def _over(self, goal: np.ndarray, hand: np.ndarray, clear: float) -> np.ndarray:
+    def _over(self, goal: Array, hand: Array, clear: float) -> Array:
         """The next goal on a way that ends straight down: high while the gripper is to the side."""
         side = float(np.linalg.norm((goal - hand)[:2]))
         share = min(1.0, max(0.0, side - _THERE / 2) / self._job.funnel)
         astray = max(0.0, 1 - self._steps / _ASTRAY)
         return goal + [0.0, 0.0, clear * share] + self._stray * min(share, astray)
 
-    def _carried(self, goal: np.ndarray, hand: np.ndarray, height: float) -> np.ndarray:
+    def _carried(self, goal: Array, hand: Array, height: float) -> Array:
         """The next goal of a thing in the hand: up first, then to the side, then down."""
         side = float(np.linalg.norm((goal - hand)[:2]))
         share = min(1.0, max(0.0, side - _THERE) / 0.06)
@@ -172,7 +183,54 @@ class Scripted:
         return np.array([*(hand[:2] + risen * (goal[:2] - hand[:2])), max(low, goal[2])])
 
 
-def _turn(yaw: float, quaternion: np.ndarray) -> np.ndarray:
+class OfEnvironment:
+    """Where things are in an environment, by the name of a body or of a site."""
+
+    def __init__(self, env: Environment) -> None:
+        self._domain = env.env.env
+
+    def position(self, name: str) -> Array:
+        data, bodies = self._domain.sim.data, self._domain.obj_body_id
+        return np.array(data.body_xpos[bodies[name]] if name in bodies else data.get_site_xpos(name))
+
+
+def scripted(env: Environment, random: np.random.Generator, noise: Noise = QUIET) -> Scripted:
+    """The policy of an episode whose scene has settled.
+
+    Raises: HarnessError "scripted-has-no-way" for a task that is not one thing put on or in another.
+    """
+    scene = OfEnvironment(env)
+    job = job_of(env.suite, env.prompt, tuple(env.env.obj_of_interest), scene)
+    if job is None:
+        raise HarnessError(
+            "scripted-has-no-way",
+            "the scripted policy has no way to do this task",
+            got=f"{env.suite} task {env.task}, {env.prompt}",
+            need="one thing that is taken from above and put on or in another, outside of a drawer",
+            fix="leave this task out, for example --suites libero_object",
+        )
+    return Scripted(job, scene, random, noise)
+
+
+class Script:
+    """The scripted policy as a control of an evaluation. It is asked nothing, and answers nothing."""
+
+    fixtures: Poses | None = None
+
+    def __init__(self, task: str, episode: int, seed: int) -> None:
+        self._random = generator(task, episode, seed)
+        self._policy: Scripted | None = None
+
+    def chunk(self, actions: Array | None) -> None:
+        pass
+
+    def act(self, env: Environment, observation: Any) -> Array:
+        if self._policy is None:
+            self._policy = scripted(env, self._random)
+        return self._policy.act(observation, OfEnvironment(env))
+
+
+def _turn(yaw: float, quaternion: Array) -> Array:
     """The rotation part [3] of the action that points the gripper down, at `yaw`. Quaternion: x, y, z, w."""
     c, s = math.cos(yaw), math.sin(yaw)
     wanted = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]) @ np.diag([1.0, -1.0, -1.0])
@@ -180,7 +238,7 @@ def _turn(yaw: float, quaternion: np.ndarray) -> np.ndarray:
     return np.where(np.abs(turn) < 5e-3, 0.0, turn)
 
 
-def _matrix(quaternion: np.ndarray) -> np.ndarray:
+def _matrix(quaternion: Array) -> Array:
     x, y, z, w = quaternion / np.linalg.norm(quaternion)
     return np.array(
         [
@@ -191,7 +249,7 @@ def _matrix(quaternion: np.ndarray) -> np.ndarray:
     )
 
 
-def _axis_angle(rotation: np.ndarray) -> np.ndarray:
+def _axis_angle(rotation: Array) -> Array:
     """The axis times the angle, [3]; of half a turn the axis is not defined, and 0 is given."""
     angle = math.acos(min(1.0, max(-1.0, (float(np.trace(rotation)) - 1) / 2)))
     if angle < 1e-6 or math.pi - angle < 1e-6:
