@@ -38,6 +38,7 @@ VERBS = (
     "choose",
     "predict",
     "serve",
+    "evaluate",
     "export",
     "report",
     "verify",

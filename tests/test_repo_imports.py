@@ -25,6 +25,7 @@ ROOMS = {
     "data",
     "analyse",
     "choose",
+    "evaluate",
     "report",
     "supervise",
     "doctor",
@@ -47,6 +48,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "data": (set(), set()),
     "analyse": (set(), set()),
     "choose": (set(), set()),
+    # The parent of the simulator's processes and of the server: it computes nothing itself.
+    "evaluate": ({"choose", "simulate", "serve", "supervise"}, {"checkpoint", "data", "predict"}),
     "report": (set(), set()),
     "supervise": ({"probe"}, set()),
     "doctor": ({"probe"}, set()),

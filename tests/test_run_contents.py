@@ -99,13 +99,16 @@ READ_BY_NOBODY = {
     "serve_check.json",
     "serving_plan.json",
 }
+# Read by the page of an evaluation: tests/test_report_evaluation.py.
+OF_AN_EVALUATION = {"setting.json", "evaluation.json"}
 
 
-@pytest.mark.parametrize("name", sorted({kind.FILE for kind in a.Artifact.__subclasses__()} - READ_BY_NOBODY))
+@pytest.mark.parametrize(
+    "name",
+    sorted({kind.FILE for kind in a.Artifact.__subclasses__()} - READ_BY_NOBODY - OF_AN_EVALUATION),
+)
 def test_no_content_of_any_artifact_brings_a_reader_down(run: RunDir, name: str) -> None:
-    """The page, the status, and what goes on with the run: twelve changes of each file, another value in
-    another place each.
-    """
+    """The page, the status, and what goes on with the run: twelve changes of each file, each elsewhere."""
     _everything(run)
     whole, chance = (run.path / name).read_text(), random.Random(name)
     places = paths(json.loads(whole))

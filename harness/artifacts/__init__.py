@@ -32,6 +32,7 @@ from harness.artifacts.dataset import (
     Statistic,
 )
 from harness.artifacts.doctor import Diagnosis, Finding
+from harness.artifacts.evaluation import Evaluation
 from harness.artifacts.fetched import Fetched, Part
 from harness.artifacts.machine import Disk, Gpu, GpuProcess, Host, Machine, MigDevice
 from harness.artifacts.memory import Memory
@@ -40,6 +41,7 @@ from harness.artifacts.plan import Candidate, Levers, Plan
 from harness.artifacts.prediction import Prediction
 from harness.artifacts.serving import ServeCheck, Serving, Stage
 from harness.artifacts.serving_plan import ServedShape, ServingPlan
+from harness.artifacts.setting import Setting
 from harness.artifacts.status import Status
 from harness.artifacts.training import Manifest, Metrics, Upstream, Used
 from harness.artifacts.verdict import Compared, Replay, Verdict, Verifier
@@ -62,6 +64,7 @@ __all__ = [
     "Difference",
     "DimensionStats",
     "Disk",
+    "Evaluation",
     "Feature",
     "Fetched",
     "Finding",
@@ -93,6 +96,7 @@ __all__ = [
     "ServedShape",
     "Serving",
     "ServingPlan",
+    "Setting",
     "Stage",
     "Statistic",
     "Status",

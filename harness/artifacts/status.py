@@ -20,6 +20,8 @@ class Status(Artifact):
     `held_out_loss` is the mean over the held-out episodes at the last measured save, after `held_out_step`
     steps. Both are None if none was measured.
 
+    `evaluation` says what the newest evaluation in the simulator found; None without one.
+
     Seconds per step are medians of the last logged ones. `expected_step_s` is the plan's.
 
     "silent": the process lives, but has not written for much longer than a step takes. "stopped": it ended
@@ -40,6 +42,7 @@ class Status(Artifact):
     learning_rate: float | None = None
     held_out_loss: float | None = None
     held_out_step: int | None = None
+    evaluation: str | None = None
     step_s: float | None = None
     expected_step_s: float | None = None
     data_s: float | None = None

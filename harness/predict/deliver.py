@@ -16,6 +16,7 @@ from harness.errors import HarnessError
 from harness.predict.lerobot_stats import read_policy_stats
 from harness.recipe.schema import Data, Expert, Model, Recipe
 from harness.run.directory import RunDir
+from harness.run.evaluations import judgements, sentence
 from harness.run.steps import ASSETS, EXPORT, NORM_STATS, PARAMS, RECORD
 
 if TYPE_CHECKING:
@@ -269,6 +270,18 @@ def facts_of(located: Located) -> dict[str, Any]:
 
 
 def _evaluation(located: Located) -> str | None:
+    """What the simulator says of this step, and what `predict` found for it, if its run has them."""
+    found = [
+        f"{sentence(each)} (harness evaluate)."
+        for each in judgements(located.run or Path())
+        if each.setting.evaluated.kind == "checkpoint" and each.setting.evaluated.step == located.step
+    ]
+    # The newest of each protocol and comparison would need a table; a card has the newest.
+    told = [found[-1]] if found else []
+    return " ".join([*told, *filter(None, [_prediction(located)])]) or None
+
+
+def _prediction(located: Located) -> str | None:
     """What `predict` found for this step, if its run has it."""
     try:
         found = RunDir(located.run or Path()).read(Prediction)

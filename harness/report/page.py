@@ -26,7 +26,7 @@ from harness.artifacts import (
 from harness.errors import HarnessError
 from harness.recipe.differences import PUBLISHED, Difference, differences, differences_from_published
 from harness.recipe.schema import Recipe
-from harness.report import curves, drawings, held_out, sections, verdicts
+from harness.report import curves, drawings, evaluation, held_out, sections, verdicts
 from harness.report.template import template
 from harness.run.directory import CAMERA_VIEWS, RunDir
 from harness.run.status import Read, read_or_tell, read_status, why
@@ -84,6 +84,7 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
     kinds = (Machine, Dataset, NormStats, Checkpoint, Prediction, Memory, Curve, Diagnosis, Verdict, Choice)
     found: dict[str, Any] = {kind.__name__: read_or_tell(run, kind, problems) for kind in kinds}
     points = max(curves.MAX_POINTS // 10, min(curves.MAX_POINTS, POINTS_OF_ALL // (1 + len(beside))))
+    evaluated = evaluation.section(run, others[0] if others else None, problems)
     page = template("report.html.j2", count=format_count, number=_number, plain=_plain, **held_out.FILTERS)
     return page.render(
         name=this.name,
@@ -101,6 +102,7 @@ def render(run: RunDir, others: list[RunDir] | None = None) -> str:
             run.path, this.manifest, this.recipe, [other.directory.path for other in beside]
         ),
         problems=problems,
+        evaluated=evaluated,
         marks=_marks(found["Curve"]),
         **_recipe_and_plan(this),
         **_drawn(found["Checkpoint"], found["Prediction"]),

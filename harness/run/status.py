@@ -15,6 +15,7 @@ from harness.received.files import stays, there
 from harness.received.text import word
 from harness.recipe.load import load_recipe
 from harness.run.directory import RECIPE, RunDir, runs_root
+from harness.run.evaluations import EVALUATIONS, judgements, sentence
 from harness.run.lock import LOCK, holder, last_host
 from harness.run.state import Standing
 from harness.run.steps import newest_step, steps_taken
@@ -34,7 +35,10 @@ def newest_run() -> RunDir:
     runs = [
         (written, path)
         for path in (root.iterdir() if root.is_dir() else [])
-        if not path.name.startswith(".") and (written := _written(path)) is not None
+        if not path.name.startswith(".")
+        # Evaluations that belong to no run.
+        and path.name != EVALUATIONS
+        and (written := _written(path)) is not None
     ]
     if not runs:
         raise HarnessError(
@@ -116,6 +120,7 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
         last_line_time=finite(last.time) if last else None,
         last_line_age_s=age_s,
         process=process,
+        evaluation=next((sentence(each) for each in reversed(judgements(run.path))), None),
         losses=tail.losses(),
         losses_since_step=tail.lines[0].step if tail.lines else None,
         predicted_bytes=memory.predicted_bytes if memory else _planned(chosen),

@@ -34,7 +34,15 @@ class Key:
 
 
 def read_key(file: Path) -> Key:
-    """The key in the first line of a file.
+    """The key in the first line of a file, to compare others with.
+
+    Raises: as `key_in`.
+    """
+    return Key(key_in(file))
+
+
+def key_in(file: Path) -> str:
+    """The key in the first line of a file, as a client sends it.
 
     Raises: HarnessError "api-key-unreadable", "api-key-invalid"; UnsafeFile.
     """
@@ -67,7 +75,7 @@ def read_key(file: Path) -> Key:
                 " --api-key-file KEY"
             ),
         )
-    return Key(text)
+    return text
 
 
 def check_open(host: str, key: Key | None, *, without_key: bool) -> None:

@@ -1,4 +1,4 @@
-"""A small client of the protocol: for `harness serve --check` and for load."""
+"""A small client of the protocol: for `harness serve --check`, for `harness evaluate` and for load."""
 
 from __future__ import annotations
 
@@ -14,21 +14,30 @@ from harness.serve.wire import pack, unpack
 
 
 class Client:
-    """A connection to a server, ours or openpi's. `metadata` is what the server said first."""
+    """A connection to a server, ours or openpi's. `metadata` is what the server said first.
 
-    def __init__(self, uri: str, key: str | None = None) -> None:
+    With `patience_s`, connecting and each answer may take so long; a longer wait raises TimeoutError, and no
+    pings are sent: openpi's server answers none while it computes.
+    """
+
+    def __init__(self, uri: str, key: str | None = None, *, patience_s: float | None = None) -> None:
         headers = None if key is None else {"Authorization": f"{SCHEME} {key}"}
-        self._open = ExitStack()
+        self._open, self._patience_s = ExitStack(), patience_s
+        waits = {} if patience_s is None else {"open_timeout": patience_s, "ping_interval": None}
         # No proxy of the environment stands between a robot and its policy.
         self._connection = self._open.enter_context(
-            connect(uri, compression=None, max_size=None, additional_headers=headers, proxy=None)
+            connect(uri, compression=None, max_size=None, additional_headers=headers, proxy=None, **waits)  # type: ignore[arg-type]
         )
-        self.metadata: dict[str, Any] = self._received()
+        try:
+            self.metadata: dict[str, Any] = self._received()
+        except BaseException:
+            self._open.close()
+            raise
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """The server's answer to an observation.
 
-        Raises: HarnessError "server-refused" with its sentence; ConnectionClosed.
+        Raises: HarnessError "server-refused" with its sentence; ConnectionClosed; TimeoutError.
         """
         self._connection.send(pack(dict(observation)))
         return self._received()
@@ -37,7 +46,7 @@ class Client:
         self._open.close()
 
     def _received(self) -> dict[str, Any]:
-        frame = self._connection.recv()
+        frame = self._connection.recv(self._patience_s)
         if isinstance(frame, str):
             raise HarnessError(
                 "server-refused",

@@ -32,6 +32,8 @@ def status_table(status: Status) -> Group:
         )
     if status.held_out_step is not None:
         rows.append(("held-out loss", f"{_number(status.held_out_loss)} at step {status.held_out_step:,}"))
+    if status.evaluation is not None:
+        rows.append(("simulator", status.evaluation))
     if status.step_s is not None:
         share = (
             f", {status.step_s / status.expected_step_s:.2f} of the plan's"

@@ -17,7 +17,8 @@ def report(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN]...", help="Runs; the curves of the others are laid over the first one's."
+            metavar="[RUN]...",
+            help=("Runs; the curves of the others are laid over the first one's. Or one or two evaluations."),
         ),
     ] = None,
     output: Annotated[
@@ -31,11 +32,10 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """One self-contained page of a run, or of several laid over each other: what was trained, the curves, the
-    checkpoint, the verdicts.
+    checkpoint, the simulator, the verdicts. Of two evaluations: each scene side by side.
     """
     import json
 
-    from harness.report.page import render
     from harness.run.directory import REPORT, write_atomic
 
     given = [*([run] if run else []), *(paths or [])]
@@ -52,9 +52,32 @@ def report(
             fix="ls runs; harness report runs/NAME",
         )
     target = output or (given[0] / REPORT if len(given) == 1 else Path("compare.html"))
-    write_atomic(target, render(rundir(given[0]), [rundir(path) for path in given[1:]]))
+    write_atomic(target, _page(given))
     print(
         json.dumps({"path": str(target), "bytes": target.stat().st_size})
         if as_json
         else one_line(str(target))
     )
+
+
+def _page(given: list[Path]) -> str:
+    """The page of runs, or of one or two evaluations.
+
+    Raises: HarnessError "report-mixed"; those of the pages.
+    """
+    from harness.report import evaluation
+    from harness.report.page import render
+    from harness.run.evaluations import is_evaluation
+
+    found = [is_evaluation(path) for path in given]
+    if not any(found):
+        return render(rundir(given[0]), [rundir(path) for path in given[1:]])
+    if not all(found) or len(given) > 2:
+        raise HarnessError(
+            "report-mixed",
+            "a page shows runs, or one evaluation, or two side by side",
+            got=f"{sum(found)} evaluations and {len(found) - sum(found)} runs",
+            need="one or two evaluations, or runs alone",
+            fix="harness report EVALUATION OTHER; the page of a run shows its newest evaluation by itself",
+        )
+    return evaluation.render(rundir(given[0]), rundir(given[1]) if len(given) == 2 else None)

@@ -121,7 +121,10 @@ def serve(
     from harness.serve.open import Wish, check_wish
     from harness.serve.server import Settings
     from harness.show.serving import serve_check_table, serving_table
+    from harness.supervise.signals import die_with_supervisor
 
+    # `harness evaluate` serves its policy in a child process.
+    die_with_supervisor()
     console = Progress()
     hear(fetch=fetch, offline=offline)
     grant(base)
