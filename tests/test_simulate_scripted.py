@@ -24,7 +24,9 @@ STILL = Noise(0.0, 0.0, 0.0)
 class World:
     """A hand that goes a third of the way it is told, fingers that close in some steps, and two things."""
 
-    def __init__(self, thing: tuple[float, ...] = (-0.05, 0.2, 0.9), target: tuple[float, ...] = (0.06, 0.2, 0.9)):
+    def __init__(
+        self, thing: tuple[float, ...] = (-0.05, 0.2, 0.9), target: tuple[float, ...] = (0.06, 0.2, 0.9)
+    ):
         self.at = {BOWL: np.array(thing), PLATE: np.array(target)}
         self.hand, self.open = np.array([-0.2, 0.0, 1.17]), 0.04
         self.quaternion = np.array([1.0, 0.0, 0.0, 0.0])
@@ -55,7 +57,9 @@ class World:
 JOB = Job(BOWL, PLATE, (0.0, 0.045, 0.035), (0.0, 0.0, 0.02), 0.14)
 
 
-def driven(noise: Noise, episode: int = 3, seed: int = 7, job: Job = JOB) -> tuple[World, np.ndarray, list[str]]:
+def driven(
+    noise: Noise, episode: int = 3, seed: int = 7, job: Job = JOB
+) -> tuple[World, np.ndarray, list[str]]:
     """The world after 200 steps, the actions [200, 7], and the phases in their order."""
     world = World()
     policy = Scripted(job, world, generator("libero_spatial/0", episode, seed), noise)
@@ -89,7 +93,8 @@ def test_the_gripper_closes_for_the_carrying_only() -> None:
 def test_an_episode_is_a_function_of_its_task_number_and_seed() -> None:
     one, again, other, reseeded = (driven(WIDE, *each)[1] for each in ((3, 7), (3, 7), (4, 7), (3, 8)))
     assert one.tobytes() == again.tobytes()
-    assert one.tobytes() != other.tobytes() and one.tobytes() != reseeded.tobytes()
+    assert one.tobytes() != other.tobytes()
+    assert one.tobytes() != reseeded.tobytes()
     draws = [generator(task, 3, 7).normal() for task in ("libero_spatial/0", "libero_spatial/1")]
     assert draws[0] != draws[1]
 
@@ -148,12 +153,22 @@ def test_a_hand_that_is_held_up_far_from_its_goal_never_closes() -> None:
 @pytest.mark.parametrize(
     ("suite", "language", "interest", "thing"),
     [
-        ("libero_spatial", "pick up the black bowl on the stove and place it on the plate", (BOWL, PLATE), BOWL),
+        (
+            "libero_spatial",
+            "pick up the black bowl on the stove and place it on the plate",
+            (BOWL, PLATE),
+            BOWL,
+        ),
         ("libero_goal", "put the bowl on the stove", (BOWL, "flat_stove_1_cook_region"), BOWL),
         ("libero_goal", "put the cream cheese in the bowl", ("cream_cheese_1", BOWL), "cream_cheese_1"),
         ("libero_object", "pick up the milk and place it in the basket", ("milk_1", "basket_1"), "milk_1"),
         ("libero_goal", "turn on the stove", ("flat_stove_1",), None),
-        ("libero_goal", "open the top drawer and put the bowl inside", (BOWL, "wooden_cabinet_1_top_region"), None),
+        (
+            "libero_goal",
+            "open the top drawer and put the bowl inside",
+            (BOWL, "wooden_cabinet_1_top_region"),
+            None,
+        ),
         ("libero_10", "put both moka pots on the stove", ("moka_pot_1", "moka_pot_2"), None),
     ],
 )
@@ -161,7 +176,7 @@ def test_a_task_has_a_way_if_it_is_one_thing_put_somewhere(
     suite: str, language: str, interest: tuple[str, ...], thing: str | None
 ) -> None:
     class Anywhere:
-        def position(self, name: str) -> np.ndarray:
+        def position(self, name: str) -> np.ndarray:  # noqa: ARG002
             return np.array([0.0, 0.0, 0.07])
 
     found = job_of(suite, language, interest, Anywhere())
@@ -172,12 +187,14 @@ def test_a_tall_thing_is_taken_below_its_top_and_a_flat_one_at_its_middle() -> N
     class Standing:
         height = 0.07
 
-        def position(self, name: str) -> np.ndarray:
+        def position(self, name: str) -> np.ndarray:  # noqa: ARG002
             return np.array([0.0, 0.0, self.height])
 
     scene = Standing()
     tall = job_of("libero_object", "", ("milk_1", "basket_1"), scene)
     scene.height = 0.01
     flat = job_of("libero_object", "", ("butter_1", "basket_1"), scene)
-    assert tall is not None and flat is not None
-    assert tall.grasp == pytest.approx((0.0, 0.0, 0.035)) and flat.grasp == (0.0, 0.0, 0.0)
+    assert tall is not None
+    assert flat is not None
+    assert tall.grasp == pytest.approx((0.0, 0.0, 0.035))
+    assert flat.grasp == (0.0, 0.0, 0.0)

@@ -21,7 +21,9 @@ DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 CHUNK = 1000
 
 
-def write_episode(root: Path, index: int, first: int, task: int, arrays: dict[str, np.ndarray], fps: int) -> None:
+def write_episode(
+    root: Path, index: int, first: int, task: int, arrays: dict[str, np.ndarray], fps: int
+) -> None:
     """The file of episode `index`, whose first frame is the dataset's frame `first`.
 
     Arrays: image, wrist_image uint8 [T, H, W, 3]; state float32 [T, S]; actions float32 [T, A].
@@ -45,7 +47,9 @@ def write_episode(root: Path, index: int, first: int, task: int, arrays: dict[st
         "index": pa.array(range(first, first + length)),
         "task_index": pa.array([task] * length),
     }
-    table = pa.table(columns).replace_schema_metadata(_schema({n: arrays[n].shape[1] for n in ("state", "actions")}))
+    table = pa.table(columns).replace_schema_metadata(
+        _schema({n: arrays[n].shape[1] for n in ("state", "actions")})
+    )
     path = root / DATA.format(episode_chunk=index // CHUNK, episode_index=index)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

@@ -1,6 +1,7 @@
 """The stage `generate`: successful episodes of the scripted policy, until there are enough of them.
 
-Killed at any time, it goes on with the attempt that was under way.
+Killed at any time, it goes on with the attempt that was under way. `made.jsonl` has a line an attempt,
+failures too, of which the dataset has none.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.closed_loop.dataset import write_episode, write_meta
 from benchmarks.closed_loop.plan import FPS, Take, takes
 from harness.simulate.boot import command, environment
 from harness.simulate.frames import receive, send
+
 
 def generate(root: Path, wanted: int) -> None:
     """Adds episodes to the dataset in `root`, until it has `wanted`.
@@ -24,14 +30,13 @@ def generate(root: Path, wanted: int) -> None:
     """
     log = root / "made.jsonl"
     root.mkdir(parents=True, exist_ok=True)
-    made = _read(log)
+    made = read_made(log)
     kept = [row for row in made if row["success"]]
     order = takes()
     for _ in made:
         next(order)
-    child = _start()
     begun, done = time.monotonic(), 0
-    try:
+    with start() as child:
         while len(kept) < wanted:
             take = next(order)
             row = _one(child, root, take, kept)
@@ -52,19 +57,12 @@ def generate(root: Path, wanted: int) -> None:
                 f" {pace:.1f} s an attempt, {left:.0f} minutes left",
                 flush=True,
             )
-    finally:
-        child.stdin.close()
-        child.wait(30)
 
 
-def _one(child: Any, root: Path, take: Take, kept: list[dict[str, Any]]) -> dict[str, Any]:
-    send(child.stdin, {"do": "record", **take._asdict()})
-    received = receive(child.stdout)
-    if received is None:
-        raise RuntimeError(f"the simulator's process ended with code {child.wait()}")
-    answer, arrays = received
-    if answer["is"] == "error":
-        raise RuntimeError(answer["what"])
+def _one(
+    child: subprocess.Popen[bytes], root: Path, take: Take, kept: list[dict[str, Any]]
+) -> dict[str, Any]:
+    answer, arrays = ask(child, {"do": "record", **take._asdict()})
     row = {**take._asdict(), **{key: answer[key] for key in ("success", "steps", "prompt")}}
     if answer["success"]:
         tasks = list(dict.fromkeys([*(one["prompt"] for one in kept), row["prompt"]]))
@@ -75,8 +73,8 @@ def _one(child: Any, root: Path, take: Take, kept: list[dict[str, Any]]) -> dict
     return row
 
 
-def _read(log: Path) -> list[dict[str, Any]]:
-    """The attempts so far. A last line that a kill has cut is taken away."""
+def read_made(log: Path) -> list[dict[str, Any]]:
+    """The lines of a file so far; none if it is not there. A last line that a kill has cut is taken away."""
     if not log.exists():
         return []
     text = log.read_bytes()
@@ -86,8 +84,31 @@ def _read(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _start() -> Any:
-    return subprocess.Popen(
+def ask(
+    child: subprocess.Popen[bytes], order: dict[str, Any], arrays: dict[str, np.ndarray] | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The recorder's answer to an order.
+
+    Raises: RuntimeError with what it says is wrong, or its exit code.
+    """
+    assert child.stdin is not None
+    assert child.stdout is not None
+    send(child.stdin, order, arrays)
+    received = receive(child.stdout)
+    if received is None:
+        raise RuntimeError(f"the simulator's process ended with code {child.wait()}")
+    if received[0]["is"] == "error":
+        raise RuntimeError(received[0]["what"])
+    return received
+
+
+@contextmanager
+def start() -> Iterator[subprocess.Popen[bytes]]:
+    """The process of the simulator that records, which ends with the block.
+
+    Raises: HarnessError "simulator-missing".
+    """
+    child = subprocess.Popen(
         command("harness.simulate.record"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -95,3 +116,13 @@ def _start() -> Any:
         cwd="/",
         start_new_session=True,
     )
+    assert child.stdin is not None
+    try:
+        yield child
+    finally:
+        child.stdin.close()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

@@ -1,7 +1,7 @@
 """What is recorded, and what is held out. No number here was chosen after an evaluation.
 
-Each task has 50 initial states, and openpi's serial loop gives each of them a pose of the fixtures. States and
-poses 0 to 19 are for evaluation, which `harness evaluate --episodes 20` takes, and 20 to 49 for training.
+Each task has 50 initial states, and openpi's serial loop gives each of them a pose of the fixtures. States
+and poses 0 to 19 are for evaluation, which `harness evaluate --episodes 20` takes, and 20 to 49 for training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FPS = 20  # LIBERO's control frequency; nothing is left out
 
 
 class Take(NamedTuple):
-    """One attempt: a task, its initial state, the fixtures' poses of another reset, and a seed of the noise."""
+    """One attempt: a task, its initial state, the poses of another reset's fixtures, a seed of the noise."""
 
     suite: str
     task: int

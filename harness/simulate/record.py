@@ -5,12 +5,14 @@ It takes orders as frames, as the worker does: {"do": "record", "suite", "task",
 here. The answer is {"is": "episode", "success", "steps", "prompt"}, with arrays of T steps: image and
 wrist_image uint8 [T, 256, 256, 3], turned as the published data are; state float32 [T, 8]; actions float32
 [T, 7], which were carried out to the last bit.
+
+{"do": "replay", "suite", "task", "state"} with an array actions [T, 7] carries them out, in the scene that
+the protocol has for that state, and answers {"is": "replayed", "success", "steps"}.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import NoReturn
 
 import numpy as np
@@ -51,6 +53,21 @@ def record(env: Environment, start: int, poses: int, seed: int) -> tuple[Message
     return answer, {name: np.stack(values) for name, values in rows.items()}
 
 
+def replay(env: Environment, start: int, actions: Array) -> Message:
+    """What comes of actions [T, 7] in the protocol's own scene of an initial state. Nothing is drawn.
+
+    Raises: HarnessError "episode-missing".
+    """
+    env.begin(start)
+    for _ in range(env.values.wait_steps):
+        env.step(np.array(env.values.dummy_action), see=False)
+    success, steps = False, 0
+    while not success and steps < len(actions):
+        _, success = env.step(actions[steps].astype(np.float64), see=False)
+        steps += 1
+    return {"is": "replayed", "success": success, "steps": steps}
+
+
 def main() -> NoReturn:
     """Record what is asked, until there is no more order."""
     source, sink = (os.fdopen(os.dup(number), mode) for number, mode in ((0, "rb"), (1, "wb")))
@@ -59,13 +76,16 @@ def main() -> NoReturn:
     values = protocol.check(protocol.shipped("openpi").values)
     env: Environment | None = None
     while (received := receive(source)) is not None:
-        order = received[0]
+        order, arrays = received
         try:
             if env is None or (env.suite, env.task) != (order["suite"], order["task"]):
                 if env is not None:
                     env.close()
                 env = Environment(order["suite"], order["task"], values)
-            send(sink, *record(env, order["state"], order["poses"], order["seed"]))
+            if order["do"] == "replay":
+                send(sink, replay(env, order["state"], arrays["actions"]))
+            else:
+                send(sink, *record(env, order["state"], order["poses"], order["seed"]))
         except HarnessError as error:
             send(sink, {"is": "error", "code": error.code, "what": str(error)})
     # Freeing EGL at the end fails in some drivers.

@@ -46,7 +46,7 @@ class Job(NamedTuple):
     """What is taken, and where it goes.
 
     `grasp` is the gripper's place beside the thing's own position. `drop` is the thing's beside the target's
-    when it is let go. It is carried `clearance` above where it was and where it goes. Further to the side than
+    when it is let go. It is carried `clearance` above where it was and where it goes. Further aside than
     `funnel` from where it goes down, the gripper stays high: a wide thing leaves the fingers little room.
     """
 
@@ -154,7 +154,7 @@ class Scripted:
             if self._steps <= _OPENING:
                 return self._release, OPEN, 0.2
             self._begin("leave")
-        return self._release + [0.0, 0.0, 0.12], OPEN, 0.7
+        return self._release + np.array([0.0, 0.0, 0.12]), OPEN, 0.7
 
     def _begin(self, phase: str) -> None:
         self.phase, self._steps, self._best, self._stale = phase, 1, math.inf, 0
