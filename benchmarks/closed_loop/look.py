@@ -50,13 +50,13 @@ def look(directory: Path, name: str, step: int | None) -> None:
 def held_and_trained(run: Path, data: LeRobotDataset) -> dict[str, list[int]]:
     """The episodes that the run kept out of training, and as many that it did not."""
     manifest = json.loads((run / "manifest.json").read_text())
-    held = sorted(manifest["held_out"]["episodes"]) if manifest.get("held_out") else []
+    held = manifest["held_out"] or []
     trained = [i for i in range(len(data.episodes)) if i not in held][: max(3, len(held))]
     return {"held out": held, "trained": trained} if held else {"trained": trained}
 
 
 def asked(client: Client, data: LeRobotDataset, episodes: list[int]) -> tuple[np.ndarray, ...]:
-    """Recorded and predicted actions [N, FIRST, 7] of every few frames; predicted with pictures turned, too."""
+    """Actions [N, FIRST, 7] of every few frames: recorded, predicted, and predicted from turned pictures."""
     found: tuple[list[np.ndarray], ...] = ([], [], [])
     for episode in episodes:
         first, length = data.episodes[episode].first, data.episodes[episode].length
