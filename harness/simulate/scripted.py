@@ -94,8 +94,8 @@ def job_of(suite: str, language: str, interest: tuple[str, ...], scene: Scene) -
         return Job(thing, target, (0.0, 0.0, above), (0.0, 0.0, 0.16), 0.19, funnel=0.02)
     if language == "put the cream cheese in the bowl":
         return Job("cream_cheese_1", "akita_black_bowl_1", (0.0, 0.0, 0.004), (0.0, 0.0, 0.09), 0.16)
-    place = {"plate_1": 0.0, "flat_stove_1_cook_region": 0.0, "wooden_cabinet_1_top_side": 0.0}
-    if interest[0] != "akita_black_bowl_1" or interest[-1] not in place or "drawer" in language:
+    level = ("plate_1", "flat_stove_1_cook_region", "wooden_cabinet_1_top_side")
+    if interest[0] != "akita_black_bowl_1" or interest[-1] not in level or "drawer" in language:
         return None
     # A bowl is taken at its rim, one finger inside.
     return Job(interest[0], interest[-1], (0.0, 0.045, 0.035), (0.0, 0.0, 0.02), 0.14)
