@@ -30,6 +30,8 @@ _GAIN = 2.0
 _CLOSING, _OPENING, _STILL = (6, 16), 6, 1e-3
 # Nearer than this the gripper is where it should be.
 _THERE = 0.008
+# Further than this from where it was taken, the thing is no more in the hand.
+_LOST = 0.08
 # Steps without progress after which the gripper is taken to be as near as it comes.
 _PATIENCE = 12
 # Steps after which the way no longer leads off the goal.
@@ -89,8 +91,9 @@ def job_of(suite: str, language: str, interest: tuple[str, ...], scene: Scene) -
     if suite == "libero_object":
         thing, target = interest[0], "basket_1"
         height = float(scene.position(thing)[2])
-        # A thing stands on the floor, at height 0: a tall one is taken 35 mm below its top.
-        above = max(0.0, height - 0.035)
+        # A thing stands on the floor, at height 0: a tall one is taken 35 mm below its top. At a flat one's
+        # middle the fingers would touch the floor.
+        above = max(0.008, height - 0.035)
         return Job(thing, target, (0.0, 0.0, above), (0.0, 0.0, 0.16), 0.19, funnel=0.02)
     if language == "put the cream cheese in the bowl":
         return Job("cream_cheese_1", "akita_black_bowl_1", (0.0, 0.0, 0.004), (0.0, 0.0, 0.09), 0.16)
@@ -144,6 +147,10 @@ class Scripted:
         target = scene.position(self._job.target)
         if self.phase == "carry":
             self._hold = hand - scene.position(self._job.thing)
+            if float(np.linalg.norm(self._hold - self._job.grasp)) > _LOST:
+                self._start = scene.position(self._job.thing)
+                self._begin("reach")
+                return hand, OPEN, 0.3
             goal = target + self._job.drop + self._hold
             if not self._there(goal, hand):
                 height = max(self._start[2], target[2]) + self._job.clearance + max(self._hold[2], 0.0)

@@ -10,9 +10,7 @@ from tests.simulator import inside
 def compare(suite: str, task: int, order: list[int], steps: int) -> None:
     """Assert that all observations and the last state are equal, byte for byte."""
     asked: dict[str, Any] = {"suite": suite, "task": task, "steps": steps}
-    theirs = inside.run(
-        "openpi_loop", {**asked, "trials": max(order) + 1}, environ={"MUJOCO_GL": "egl"}
-    )
+    theirs = inside.run("openpi_loop", {**asked, "trials": max(order) + 1}, environ={"MUJOCO_GL": "egl"})
     ours = inside.run("ours", {**asked, "order": order, "rendering": "demand"})
     for trial in order:
         mine = ours[str(trial)]
