@@ -100,6 +100,12 @@ def test_a_served_checkpoint_is_measured_and_its_result_is_told_everywhere(
 
     ended(verb(str(own), *GOAL, "--workers", "1", "--out", str(tmp_path / "b"), simulator=fake), 0)
     assert lines(out) == lines(tmp_path / "b")
+    # All was measured: it is judged again, and nothing is loaded. Other steps are another policy.
+    _, said = ended(verb(*options, "--resume", simulator=fake), 0)
+    assert "every asked episode was measured before" in said
+    assert "loading" not in said
+    _, said = ended(verb(*options, "--steps", "3", "--out", str(out), "--resume", simulator=fake), 2)
+    assert "error [evaluation-other]" in said
 
     told = str(facts_of(locate(str(own)))["evaluation"])
     assert told.startswith("success ")
@@ -187,7 +193,7 @@ def test_statistics_that_are_not_the_runs_are_named(run: Path, tmp_path: Path) -
     other = {key: DimensionStats(**value) for key, value in stats(widest=0.8).items()}
     RunDir(own).write(NormStats(norm_stats=other, frames=9, action_horizon=10))
     located = locate(str(own))
-    checkpoint = Checkpoint(located, recipe_of(located, None), [], 1)
+    checkpoint = Checkpoint(located, recipe_of(located, None), [], 10, 1)
     with pytest.raises(HarnessError) as caught:
         of_checkpoint(checkpoint, tmp_path, 9.0, print)
     assert caught.value.code == "statistics-of-another-dataset"

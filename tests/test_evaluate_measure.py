@@ -192,7 +192,11 @@ def test_a_resume_asks_for_more_episodes_and_repeats(tmp_path: Path) -> None:
 
 
 def test_a_policy_that_says_it_departs_is_named(tmp_path: Path) -> None:
-    said = {**METADATA, "deviations": ["--steps 5: 5 Euler steps instead of 10", 7]}
+    prompt = {"key": "prompt", "needed": False, "replaced_by": "pick it up"}
+    said = {**METADATA, "prompt": prompt, "deviations": ["--steps 5: 5 Euler steps instead of 10", 7]}
     with policy(metadata=said) as server:
         found = evaluated(tmp_path / "a", server=server)
-    assert found.setting.deviations == ["policy: --steps 5: 5 Euler steps instead of 10"]
+    assert found.setting.deviations == [
+        "the policy is told 'pick it up' in every task",
+        "policy: --steps 5: 5 Euler steps instead of 10",
+    ]

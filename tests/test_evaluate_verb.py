@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness.artifacts.episodes import EPISODES
+from harness.cli import app
+from harness.errors import HarnessError
 from harness.run.evaluations import evaluations_of
 from tests.support.evaluating import actions_of, policy, simulator, verb
 
@@ -29,8 +32,8 @@ def lines(out: Path) -> list[bytes]:
     return path.read_bytes().splitlines() if path.exists() else []
 
 
-def wait_for(out: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+def wait_for(out: Path, count: int, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
     while len(lines(out)) < count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -160,12 +163,15 @@ def test_a_server_needs_its_key(tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
 )
-def test_what_cannot_be_is_refused_by_name(tmp_path: Path, options: tuple[str, ...], code: str) -> None:
-    fake = simulator(tmp_path / "simulator")
+def test_what_cannot_be_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: str
+) -> None:
+    monkeypatch.setenv("HARNESS_SIMULATOR", str(simulator(tmp_path / "simulator")))
     out = tmp_path / "out"
-    _, said = ended(verb(*options, "--out", str(out), simulator=fake), 2)
-    assert f"error [{code}]" in said, said
-    assert "fix:" in said
+    done = CliRunner().invoke(app, ["evaluate", *options, "--out", str(out)])
+    assert isinstance(done.exception, HarnessError), done.output
+    assert done.exception.code == code
+    assert done.exception.fix
     assert not (out / EPISODES).exists()
 
 

@@ -44,7 +44,10 @@ _GREY = 128
 
 
 class Told(NamedTuple):
-    """What a server's metadata says of its policy. None where it says nothing."""
+    """What a server's metadata says of its policy. None where it says nothing.
+
+    `prompt` is the instruction that it puts in the place of every other.
+    """
 
     seeded: bool
     contract: bool
@@ -55,6 +58,7 @@ class Told(NamedTuple):
     statistics_sha256: str | None
     horizon: int | None
     sampling_steps: int | None
+    prompt: str | None
     deviations: list[str]
 
 
@@ -72,6 +76,7 @@ def told(metadata: Mapping[str, Any]) -> Told:
         statistics_sha256=_text(metadata, "norm_stats_sha256"),
         horizon=_number(_map(metadata, "actions"), "horizon"),
         sampling_steps=_number(metadata, "sampling_steps"),
+        prompt=_text(_map(metadata, "prompt"), "replaced_by"),
         deviations=[
             one_line(each)[:300]
             for each in (named if isinstance(named, list) else [])[:_MOST_DEVIATIONS]
@@ -186,6 +191,7 @@ def evaluated(
 def deviations_of(said: Told) -> list[str]:
     """What departs from the protocol because of this server."""
     own = [] if said.seeded else [_UNSEEDED]
+    own += [f"the policy is told {said.prompt!r} in every task"] if said.prompt is not None else []
     return [*own, *(f"policy: {each}" for each in said.deviations)]
 
 

@@ -21,7 +21,7 @@ from harness.strict import parse
 # The policies that act inside the simulator's process, beside "remote".
 CONTROLS: tuple[Policy, ...] = ("replay", "zero", "scripted")
 _MOST_WHAT = 2000
-_FIX = "use the same version of the harness in the simulator's environment: harness evaluate checks it first"
+_FIX = "use the same version of the harness in the simulator's environment"
 _PICTURES = ("image", "wrist_image")
 _FIELDS = (
     "outcome",
@@ -94,7 +94,7 @@ def drive(
     if answer.get("is") == "error":
         raise said(answer)
     if answer.get("is") != "episode":
-        raise _strange(answer)
+        raise strange(answer)
     found = {name: answer.get(name) for name in _FIELDS}
     return parse(
         Episode,
@@ -128,7 +128,7 @@ def _query(answer: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> tuple
     """The number and the prompt of a query."""
     number, prompt = answer.get("number"), answer.get("prompt")
     if type(number) is not int or not isinstance(prompt, str) or not {*_PICTURES, "state"} <= arrays.keys():
-        raise _strange(answer)
+        raise strange(answer)
     return number, prompt
 
 
@@ -147,15 +147,16 @@ def said(answer: Mapping[str, Any]) -> HarnessError:
         one_line(what)[:1000] or "the simulator names no reason",
         got=None if answer.get("got") is None else one_line(str(answer["got"]))[:300],
         need=None if answer.get("need") is None else one_line(str(answer["need"]))[:300],
-        fix=one_line(fix)[:500] or _FIX,
+        fix=one_line(fix)[:500] or "use the same version of the harness in the simulator's environment",
     )
 
 
-def _strange(answer: Mapping[str, Any]) -> HarnessError:
+def strange(answer: Mapping[str, Any], need: str = "a query, or the end of an episode") -> HarnessError:
+    """The refusal of an answer that no simulator of this version gives."""
     return HarnessError(
         "simulator-strange",
         "the simulator's process answers what the harness does not know",
         got=one_line(str({key: answer[key] for key in list(answer)[:8]}))[:300],
-        need="a query, or the end of an episode",
-        fix=_FIX,
+        need=need,
+        fix="use the same version of the harness in the simulator's environment",
     )

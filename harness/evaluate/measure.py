@@ -12,7 +12,7 @@ from harness.artifacts.evaluation import Evaluation, Rate
 from harness.artifacts.setting import Asked, Setting
 from harness.artifacts.setting import Protocol as Rules
 from harness.errors import HarnessError
-from harness.evaluate.drive import Order
+from harness.evaluate.drive import Order, said, strange
 from harness.evaluate.judge import judge
 from harness.evaluate.pool import Means, Pool
 from harness.evaluate.rates import rates_of
@@ -29,7 +29,6 @@ from harness.simulate.protocol import Values, check
 
 # Golden frames of each suite, a settling bowl and a recorded episode: 25 s on a quiet machine.
 _CERTIFY_S = 1800.0
-_FIX = "use the same version of the harness in the simulator's environment"
 
 
 class Console(Protocol):
@@ -89,7 +88,9 @@ def measure(wish: Wish, source: Source, start: Start, console: Console) -> Evalu
 def _is_done(before: Recorded, wish: Wish, source: Source) -> bool:
     """Whether the directory has every asked episode of this policy and protocol."""
     setting = before.setting
-    same = (setting.evaluated.kind, setting.evaluated.name) == (source.kind, source.name)
+    same = (setting.evaluated.kind, setting.evaluated.name) == (source.kind, source.name) and all(
+        getattr(setting.evaluated, field) == value for field, value in source.known.items()
+    )
     seed = setting.evaluated.noise_seed
     return (
         same
@@ -195,7 +196,7 @@ def certified(start: Start, protocol: str, patience_s: float, console: Console) 
     listed = answer.get("findings")
     findings = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     if answer.get("is") == "error":
-        raise _told(answer)
+        raise said(answer)
     wrong = [each for each in findings if each.get("ok") is not True]
     if wrong or not findings:
         first: Mapping[str, Any] = wrong[0] if wrong else {}
@@ -206,7 +207,7 @@ def certified(start: Start, protocol: str, patience_s: float, console: Console) 
             f" {_line(first.get('name'), 'it said nothing')}{more}; no episode was driven",
             got=_line(first.get("got"), "nothing"),
             need=_line(first.get("need"), "every check passed"),
-            fix=_line(first.get("fix"), _FIX),
+            fix=_line(first.get("fix"), "the simulator of this version: docker compose run --rm evaluate"),
         )
     console.say(f"certified: {', '.join(_line(each.get('name'), '') for each in findings)}")
     notes = [_line(each["note"], "") for each in findings if each.get("note")]
@@ -238,24 +239,12 @@ def _ready(start: Start, patience_s: float, like: Found) -> Simulator:
 def _hello(simulator: Simulator) -> Found:
     answer, _ = simulator.ask({"do": "hello"})
     if answer.get("is") == "error":
-        raise _told(answer)
+        raise said(answer)
     versions, renderer = answer.get("versions"), answer.get("renderer")
     if answer.get("is") != "ready" or not isinstance(versions, dict):
-        raise HarnessError(
-            "simulator-strange",
-            "the simulator's process does not say what it is",
-            got=_line(str(answer), "")[:300],
-            need="its versions and what draws",
-            fix=_FIX,
-        )
+        raise strange(answer, "its versions and what draws")
     named = {_line(name, ""): _line(version, "") for name, version in versions.items()}
     return Found(named, _line(renderer, "") if renderer else None, [])
-
-
-def _told(answer: Mapping[str, Any]) -> HarnessError:
-    from harness.evaluate.drive import said
-
-    return said(answer)
 
 
 def _line(value: Any, otherwise: str) -> str:

@@ -105,9 +105,11 @@ def asked_of(
         only = [each[:3] for each in controls.recordings()]
         if episodes is None:
             count = 1 + max(episode for _, _, episode in only)
+    some = tasks_of(tasks, named)
     found = asked(
-        named,
-        tasks=tasks_of(tasks, named),
+        # Of suites without a named task nothing is meant.
+        [suite for suite in named if some is None or suite in some] or named,
+        tasks=some,
         episodes=count,
         repeats=repeats,
         seed=seed,

@@ -21,6 +21,7 @@ from harness.received.text import word
 from harness.received.writing import open_to_write
 from harness.recipe.meaning import changed_keys, flat
 from harness.run.directory import RunDir, cannot_write, write_atomic
+from harness.run.evaluations import name_of
 from harness.run.lock import locked
 
 
@@ -33,7 +34,7 @@ class Recorded(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.directory.path.absolute().name
+        return name_of(self.directory.path)
 
     @property
     def asked(self) -> list[Key]:

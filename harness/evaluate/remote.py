@@ -12,7 +12,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, W
 
 from harness.artifacts.episodes import Key
 from harness.errors import HarnessError
-from harness.received.text import one_line
+from harness.received.text import one_line, word
 from harness.redact import redact
 from harness.serve.client import Client
 from harness.serve.names import SEED
@@ -133,7 +133,7 @@ def connected(address: Address) -> Client:
             f"the server at {address.shown} lets this client not in",
             got=f"HTTP {status}: {one_line(redact(_body(error)))[:200]}",
             need="the key that the server was started with" if status in _REFUSED else "an open server",
-            fix="--api-key-file FILE, with the file that `harness serve --api-key-file` was given"
+            fix="--api-key-file FILE, with the file that the server was started with"
             if status in _REFUSED
             else "serve with more --max-clients, or evaluate with fewer --workers",
         ) from error
@@ -189,7 +189,7 @@ def too_short(horizon: int, least: int) -> HarnessError:
         "the policy gives fewer actions at a query than the protocol executes before the next",
         got=horizon,
         need=f"{least} or more",
-        fix=f"--depart replan_steps={horizon}, which departs from the protocol by name",
+        fix=f"--depart {word(f'replan_steps={horizon}')}, which departs from the protocol by name",
     )
 
 

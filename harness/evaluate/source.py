@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,6 +49,8 @@ class Acting(NamedTuple):
 class Source(NamedTuple):
     """Whose episodes they are. `name` says it without a place of this machine, as far as that is known.
 
+    `known` are fields of `Evaluated` that are known before anything is started.
+
     `opened(seed, least)` is a block in which a server starts, if one is needed. What it gives waits for the
     server, and returns the acting policy.
     """
@@ -56,6 +58,7 @@ class Source(NamedTuple):
     kind: Policy
     name: str
     opened: Callable[[int, int], Any]
+    known: Mapping[str, Any] = {}
 
 
 def of_control(kind: Policy) -> Source:
@@ -80,11 +83,15 @@ def of_server(address: Address) -> Source:
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint to serve: `located` step of `recipe`. `options` are those of `harness serve`."""
+    """A checkpoint to serve: `located` step of `recipe`, with so many Euler steps and rows of a batch.
+
+    `options` are more of `harness serve`.
+    """
 
     located: Located
     recipe: Recipe
     options: Sequence[str]
+    steps: int
     batch: int
 
 
@@ -102,7 +109,8 @@ def of_checkpoint(checkpoint: Checkpoint, out: Path, patience_s: float, say: Say
     def opened(seed: int, least: int) -> Iterator[Callable[[], Acting]]:
         if checkpoint.recipe.model.action_horizon < least:
             raise too_short(checkpoint.recipe.model.action_horizon, least)
-        options = [*checkpoint.options, "--batch", str(checkpoint.batch), "--run", str(out)]
+        numbers = ["--steps", str(checkpoint.steps), "--batch", str(checkpoint.batch)]
+        options = [*checkpoint.options, *numbers, "--run", str(out)]
         with served(str(checkpoint.located.path), options, patience_s, say) as server:
 
             def died() -> HarnessError | None:
@@ -110,7 +118,7 @@ def of_checkpoint(checkpoint: Checkpoint, out: Path, patience_s: float, say: Say
 
             yield lambda: _asked(server.ready(), "checkpoint", seed, least, name=name, known=known, died=died)
 
-    return Source("checkpoint", name, opened)
+    return Source("checkpoint", name, opened, known)
 
 
 def name_of(located: Located) -> str:
@@ -141,6 +149,7 @@ def _known(checkpoint: Checkpoint, data: Any) -> dict[str, Any]:
         "statistics": robot.stats,
         "statistics_sha256": stats_sha256(robot.stats),
         "data_sha256": None if manifest is None else [manifest.dataset_sha256],
+        "sampling_steps": checkpoint.steps,
         "batch": checkpoint.batch,
     }
 

@@ -16,7 +16,7 @@ from harness.errors import HarnessError
 from harness.report.episode_strips import failures, strips, task_label, task_words
 from harness.report.template import template
 from harness.run.directory import RunDir
-from harness.run.evaluations import evaluations_of, sentence
+from harness.run.evaluations import evaluations_of, name_of, sentence
 from harness.run.status import why
 
 # Drawing units. The browser keeps their proportion.
@@ -68,9 +68,9 @@ def render(run: RunDir, other: RunDir | None = None) -> str:
     beside = _read(other, problems) if other else None
     page = template("evaluation_page.html.j2", percent=_percent, points=_points)
     return page.render(
-        name=run.path.absolute().name,
+        name=name_of(run.path),
         problems=problems,
-        **values(evaluation, episodes, beside, other.path.absolute().name if other else ""),
+        **values(evaluation, episodes, beside, name_of(other.path) if other else ""),
     )
 
 
@@ -86,7 +86,7 @@ def section(run: RunDir, other: RunDir | None, problems: list[str]) -> Markup | 
         evaluation,
         episodes,
         beside,
-        f"{theirs[-1].path.parents[1].name} {theirs[-1].path.name}" if theirs else "",
+        name_of(theirs[-1].path) if theirs else "",
     )
     named = [(each.path.name, _judged(each, [])) for each in found]
     page = template("evaluation.html.j2", percent=_percent, points=_points)

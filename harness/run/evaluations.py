@@ -33,6 +33,12 @@ def evaluations_of(run: Path) -> list[RunDir]:
     return [RunDir(path) for _, path in sorted(found)]
 
 
+def name_of(path: Path) -> str:
+    """The name of an evaluation, with that of the run that it is of."""
+    path = path.absolute()
+    return f"{path.parents[1].name} {path.name}" if path.parent.name == EVALUATIONS else path.name
+
+
 def judgements(run: Path) -> list[Evaluation]:
     """The evaluations of a run that can be read, the newest last."""
     found = []

@@ -95,9 +95,8 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
         # openpi logs only some steps.
         step = max(step, saved)
     every = last.mean_of_steps or 1 if last else 1
-    state, reason = Standing(
-        process, owner, step, steps, saved, age_s, step_s, every, run.checkpoints
-    ).state()
+    standing = Standing(process, owner, step, steps, saved, age_s, step_s, every, run.checkpoints)
+    state, reason = standing.state()
     expected = chosen.seconds_per_step if chosen else None
     going = state in ("running", "silent", "preparing")
     return Status(

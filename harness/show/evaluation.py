@@ -19,9 +19,9 @@ def evaluation_table(evaluation: Evaluation) -> Group:
 
 
 def _rates(evaluation: Evaluation) -> Cells:
-    table = Cells(
+    table = _with_suites(
         f"success of {evaluation.setting.evaluated.name}",
-        ("suite", "successes", "rate", "95 %, these tasks", "tasks like these", "not measured", "missing"),
+        ("successes", "rate", "95 %, these tasks", "tasks like these", "not measured", "missing"),
     )
     several = len(evaluation.suites) > 1
     for rate in [*evaluation.suites, *([evaluation.all] if several else [])]:
@@ -37,14 +37,24 @@ def _rates(evaluation: Evaluation) -> Cells:
     return table
 
 
+def _with_suites(title: str, columns: tuple[str, ...]) -> Cells:
+    """A table whose first column has names of suites, which are never folded."""
+    table = Cells(title)
+    table.show_header = True
+    table.column("suite", whole=True)
+    for name in columns:
+        table.column(name, right=True)
+    return table
+
+
 def _others(rate: Rate) -> str:
     return "few tasks" if rate.others is None else _range(rate.others.low, rate.others.high)
 
 
 def _differences(evaluation: Evaluation) -> Cells:
     name = evaluation.against.name if evaluation.against else ""
-    table = Cells(
-        f"ours less {name}, points", ("suite", "ours", "theirs", "difference", "interval", "pairs", "verdict")
+    table = _with_suites(
+        f"ours less {name}, points", ("ours", "theirs", "difference", "interval", "pairs", "verdict")
     )
     for each in evaluation.differences:
         table.row(
@@ -92,4 +102,4 @@ def _facts(evaluation: Evaluation) -> list[Row]:
 
 
 def _range(low: float, high: float) -> str:
-    return f"{100 * low:.2f} to {100 * high:.2f}"
+    return f"{100 * low:.1f} to {100 * high:.1f}"

@@ -25,25 +25,22 @@ def choose(environ: MutableMapping[str, str] | None = None) -> str:
     environ = os.environ if environ is None else environ
     asked = environ.get("MUJOCO_GL", "").strip().lower()
     if asked not in ("", *_WORKS):
-        raise _missing(f"MUJOCO_GL={asked} needs a screen", "unset MUJOCO_GL, or set it to egl or osmesa")
+        raise _missing(f"MUJOCO_GL={asked}, which needs a screen")
     for name in (asked,) if asked else tuple(_WORKS):
         if _WORKS[name]():
             environ["MUJOCO_GL"] = environ["PYOPENGL_PLATFORM"] = name
             return name
-    raise _missing(
-        f"no {asked or 'EGL display and no OSMesa'} was found",
-        "apt-get install libegl1 libegl-mesa0, or apt-get install libosmesa6; with an NVIDIA card"
-        " run the container with NVIDIA_DRIVER_CAPABILITIES=all",
-    )
+    raise _missing(f"no {asked or 'EGL display and no OSMesa'}")
 
 
-def _missing(got: str, fix: str) -> HarnessError:
+def _missing(got: str) -> HarnessError:
     return HarnessError(
         "gl-missing",
         "the simulator has no OpenGL library to draw its pictures with",
         got=got,
-        need="EGL (libEGL.so.1 with a driver) or OSMesa (libOSMesa.so.8)",
-        fix=fix,
+        need="EGL (libEGL.so.1 with a driver) or OSMesa (libOSMesa.so.8), and MUJOCO_GL unset, egl or osmesa",
+        fix="apt-get install libegl1 libegl-mesa0, or apt-get install libosmesa6; for an NVIDIA card's EGL"
+        " start the container with NVIDIA_DRIVER_CAPABILITIES=all",
     )
 
 
@@ -112,6 +109,6 @@ def renderer() -> dict[str, str]:
         context.free()
     # PyOpenGL raises whatever the library at hand gives: attributes that are None, its own errors.
     except Exception as error:
-        raise _missing(repr(error)[:200], "apt-get install libegl1 libegl-mesa0") from error
+        raise _missing(repr(error)[:200]) from error
     name = words["renderer"].split(" (")[0].split("/")[0].strip() or "unknown"
     return {"name": name, "gl": os.environ["MUJOCO_GL"], **words}

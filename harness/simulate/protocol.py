@@ -93,17 +93,15 @@ def check(values: Mapping[str, Any]) -> Values:
     for key in values:
         if key not in _RULES:
             close = difflib.get_close_matches(key, _RULES, n=1, cutoff=0.3)
-            raise _invalid(
-                key, "no such key", "a key of a shipped protocol", f"write {(close or ['seed'])[0]}"
-            )
+            raise _invalid(key, "no such key", "a key of a shipped protocol", (close or ["seed"])[0])
     found: dict[str, Any] = {}
     for key, (need, read) in _RULES.items():
         if key not in values:
-            raise _invalid(key, "nothing", need, "take it from a shipped protocol")
+            raise _invalid(key, "nothing", need)
         try:
             found[key] = read(values[key])
         except (TypeError, ValueError):
-            raise _invalid(key, repr(values[key])[:100], need, "take it from a shipped protocol") from None
+            raise _invalid(key, repr(values[key])[:100], need) from None
     most = {suite: found.pop(f"max_steps.{suite}") for suite in SUITES}
     for suite, steps in most.items():
         if steps + found["wait_steps"] > HORIZON:
@@ -111,16 +109,19 @@ def check(values: Mapping[str, Any]) -> Values:
                 f"max_steps.{suite}",
                 steps,
                 f"at most {HORIZON} steps together with {found['wait_steps']} of waiting",
-                "give fewer steps",
             )
     found.pop("success")
     cameras = {name: found.pop(f"camera.{name}") for name in ("image", "wrist_image")}
     return Values(**found, **cameras, max_steps=most)
 
 
-def _invalid(key: str, got: object, need: str, fix: str) -> HarnessError:
+def _invalid(key: str, got: object, need: str, near: str = "") -> HarnessError:
     return HarnessError(
-        "protocol-invalid", f"the protocol's value {key} is wrong", got=got, need=need, fix=fix
+        "protocol-invalid",
+        f"the protocol's value {key} is wrong",
+        got=got,
+        need=need,
+        fix=f"give {near or key} a value as the shipped protocols do (docs/simulator.md)",
     )
 
 

@@ -48,7 +48,12 @@ ServerOption = Annotated[
     typer.Option("--server", help="Evaluate the policy at ws://HOST:PORT instead: ours, or openpi's own."),
 ]
 KeyOption = Annotated[
-    Path | None, typer.Option("--api-key-file", help="File with the key of --server in its first line.")
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        envvar="HARNESS_API_KEY_FILE",
+        help="File with the key of --server in its first line.",
+    ),
 ]
 PolicyOption = Annotated[
     str | None,
@@ -287,6 +292,7 @@ def _checkpoint(
     """The checkpoint, checked without its weights."""
     from harness.checkpoint.locate import locate, recipe_of
     from harness.data.dataset import open_for
+    from harness.evaluate.schedule import MOST_WORKERS
     from harness.evaluate.source import Checkpoint, of_checkpoint
     from harness.serve.open import Wish, check_wish
 
@@ -300,7 +306,7 @@ def _checkpoint(
         "--base": options.base,
         "--device": options.device,
         "--dataset": options.dataset,
-        "--steps": str(options.steps),
+        "--max-clients": str(MOST_WORKERS + 1),
     }
     serving = [part for name, value in given.items() if value is not None for part in (name, value)]
     serving += [part for each in options.sets or [] for part in ("--set", each)]
@@ -308,7 +314,7 @@ def _checkpoint(
     steps = "" if options.steps == STEPS else f"-{options.steps}steps"
     step = "checkpoint" if located.step is None else f"step{located.step}"
     out = directory(located.run, f"{step}{steps}")
-    checkpoint = Checkpoint(located, own, serving, options.batch)
+    checkpoint = Checkpoint(located, own, serving, options.steps, options.batch)
     return of_checkpoint(checkpoint, out, options.patience, console.say, data), out
 
 

@@ -121,10 +121,7 @@ def serve(
     from harness.serve.open import Wish, check_wish
     from harness.serve.server import Settings
     from harness.show.serving import serve_check_table, serving_table
-    from harness.supervise.signals import die_with_supervisor
 
-    # `harness evaluate` serves its policy in a child process.
-    die_with_supervisor()
     console = Progress()
     hear(fetch=fetch, offline=offline)
     grant(base)
@@ -205,8 +202,10 @@ def _served(
     from harness.serve.server import Server
     from harness.serve.summary import summary
     from harness.serve.tally import Tally
-    from harness.supervise.signals import stop_requests
+    from harness.supervise.signals import die_with_supervisor, stop_requests
 
+    # `harness evaluate` serves its policy in a child process, which ends with it.
+    die_with_supervisor()
     data = open_for(own.parts()[0])[1] if named else None
     recorder = None if record is None else Recorder(record)
     on = _start(device, located, own, console)

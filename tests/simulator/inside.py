@@ -1,4 +1,4 @@
-"""Runs things in the simulator's own Python: programs of ours, and workers as `harness evaluate` starts them."""
+"""Runs things in the simulator's own Python: programs of ours, and workers as an evaluation starts them."""
 
 from __future__ import annotations
 
