@@ -1,8 +1,8 @@
 """The stage `evaluate`: held-out initial states, driven by the trained policy and by policies that are blind.
 
 Beside the checkpoint stand two controls of `harness evaluate`, `zero` and `scripted`, and the blind replay:
-the actions of a recorded episode of the same task, carried out in scenes that they were not recorded in. A
-policy that looks has to be better than that.
+the actions of the first recorded episode of the same task, carried out in scenes that they were not recorded
+in. A policy that looks has to be better than that.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from benchmarks.closed_loop.plan import HELD_OUT, TASKS
 from benchmarks.closed_loop.train import harness
 
 BLIND = "blind.jsonl"
-# Recorded episodes of a task whose actions are replayed in each held-out scene.
-REPLAYED = 3
 
 
 def evaluate(directory: Path, name: str, step: int | None, wanted: list[str] | None) -> None:
@@ -66,13 +64,12 @@ def _blind(directory: Path, made: list[dict[str, Any]], tasks: list[tuple[str, i
     """Replays recorded actions in the held-out scenes; a line of blind.jsonl for each."""
     out = directory / "evaluations" / BLIND
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["suite"], row["task"], row["state"], row["episode"]) for row in read_made(out)}
+    done = {(row["suite"], row["task"], row["state"]) for row in read_made(out)}
     todo = [
-        (suite, task, state, episode)
+        (suite, task, state, _first_of(made, suite, task))
         for suite, task in tasks
-        for episode in _first_of(made, suite, task)
         for state in HELD_OUT
-        if (suite, task, state, episode) not in done
+        if (suite, task, state) not in done
     ]
     if not todo:
         return
@@ -91,6 +88,6 @@ def _blind(directory: Path, made: list[dict[str, Any]], tasks: list[tuple[str, i
             print(f"blind {_short(suite, task)} state {state}: {row['success']}", flush=True)
 
 
-def _first_of(made: list[dict[str, Any]], suite: str, task: int) -> list[int]:
-    """The numbers of the first recorded episodes of a task."""
-    return [i for i, row in enumerate(made) if (row["suite"], row["task"]) == (suite, task)][:REPLAYED]
+def _first_of(made: list[dict[str, Any]], suite: str, task: int) -> int:
+    """The number of the first recorded episode of a task."""
+    return next(i for i, row in enumerate(made) if (row["suite"], row["task"]) == (suite, task))
