@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
+from benchmarks.closed_loop import evaluate as evaluating
 from benchmarks.closed_loop import generate as generating
 from benchmarks.closed_loop.dataset import write_episode, write_meta
-from benchmarks.closed_loop.evaluate import BLIND
+from benchmarks.closed_loop.evaluate import BLIND, evaluate
 from benchmarks.closed_loop.generate import generate, read_made
 from benchmarks.closed_loop.plan import EACH, HELD_OUT, TASKS, TRAINING, takes
 from benchmarks.closed_loop.table import table
+from benchmarks.closed_loop.train import train
+from harness.cli import app
 from harness.data.lerobot import open_dataset
+from harness.evaluate.options import asked_of, rules_of
 from harness.recipe.load import load_recipe
 from harness.recipe.parameters import counts
 
@@ -151,6 +158,63 @@ def test_the_table_has_each_policy_and_task_that_was_measured(tmp_path: Path) ->
         "| blind replay | spatial/0 | 1 of 2 | 9.5 to 90.5 % |",
         "| run | spatial/0 | 9 of 10 | 59.6 to 98.2 % |",
     ]
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The arguments of the verbs that were started; none of them runs."""
+    found: list[list[str]] = []
+
+    def started(command: list[str], *, check: bool) -> None:
+        assert check
+        assert command[:3] == [sys.executable, "-m", "harness.cli"]
+        found.append(command[3:])
+
+    monkeypatch.setattr(subprocess, "run", started)
+    return found
+
+
+def taken(words: list[str]) -> dict[str, Any]:
+    """What the command line makes of the arguments of a verb."""
+    command: Any = typer.main.get_command(app)
+    return command.get_command(None, words[0]).make_context(words[0], words[1:]).params
+
+
+def test_training_begins_with_the_recorded_data_and_goes_on_with_a_run(
+    tmp_path: Path, commands: list[list[str]]
+) -> None:
+    directory = tmp_path / "a, place"
+    train(directory, "run", 100)
+    (directory / "run" / "checkpoints").mkdir(parents=True)
+    train(directory, "run", None)
+    first, second = map(taken, commands)
+    assert (first["recipe"], first["steps"], first["resume"]) == ("libero_small", 100, False)
+    recipe = load_recipe("libero_small", list(first["sets"]))
+    assert recipe.data.dataset == str(directory / "dataset")
+    assert recipe.train.holdout is not None
+    assert second["resume"]
+    assert second["run"] == first["run"] == directory / "run"
+
+
+def test_the_held_out_states_are_those_that_evaluate_drives(
+    tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"suite": "libero_spatial", "task": 0, "success": True}]
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(evaluating, "_blind", lambda *_: None)
+    (tmp_path / "evaluations" / "zero").mkdir(parents=True)
+    (tmp_path / "evaluations" / "zero" / "setting.json").write_text("{}")
+    evaluate(tmp_path, "run", 500, None)
+    zero, scripted, ours = map(taken, commands)
+    assert [each["policy"] for each in (zero, scripted, ours)] == ["zero", "scripted", None]
+    assert [each["resume"] for each in (zero, scripted, ours)] == [True, False, False]
+    assert ours["path"] == str(tmp_path / "run" / "checkpoints" / "500")
+    for each in (zero, scripted, ours):
+        # The first initial states of the tasks that were recorded, and no others.
+        asked = asked_of("zero", each["suites"], each["tasks"], each["episodes"], rules_of("openpi", [])[0])
+        assert asked.tasks == {"libero_spatial": [0]}
+        assert list(range(asked.episodes)) == list(HELD_OUT)
 
 
 def test_the_recipe_is_small_and_has_the_published_conventions() -> None:

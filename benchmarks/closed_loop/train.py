@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,9 @@ def train(directory: Path, name: str, steps: int | None) -> None:
     A run that was begun with fewer episodes than there are now belongs to other data, and is refused.
     """
     run = directory / name
-    command = harness("train", "--run", str(run), "--recipe", RECIPE, "--dataset", str(directory / "dataset"))
-    command += ["--set", HELD]
+    command = harness("train", "--run", str(run), "--recipe", RECIPE, "--set", HELD)
+    # A path in quotes, as YAML reads any.
+    command += ["--set", f"data.dataset={json.dumps(str(directory / 'dataset'))}"]
     if (run / "checkpoints").is_dir():
         command = harness("train", "--run", str(run), "--resume")
     if steps is not None:
