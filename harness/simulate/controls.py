@@ -157,6 +157,11 @@ def control(kind: str, values: Values, suite: str, task: int, episode: int) -> C
         return Zero(values)
     if kind == "replay":
         return Replay(values, recording(suite, task, episode))
+    if kind == "scripted":
+        # It imports this room's environment, and is needed by this control alone.
+        from harness.simulate.scripted import Script
+
+        return Script(f"{suite}/{task}", episode, values.seed)
     raise HarnessError(
         "control-unknown",
         f"there is no control {kind!r}",
