@@ -25,7 +25,7 @@ def test_the_next_leaf_is_read_beside_but_never_more_than_half_of_the_largest_is
     opened = open_merging(write_checkpoint(tmp_path / "5", recipe), recipe.model)
     alive: dict[int, int] = {}
     most, together = 0, 0
-    make = merge._array
+    make = merge.whole
 
     def watched(*arguments: Any) -> np.ndarray:
         nonlocal most, together
@@ -35,7 +35,7 @@ def test_the_next_leaf_is_read_beside_but_never_more_than_half_of_the_largest_is
         most, together = max(most, sum(alive.values())), max(together, len(alive))
         return array
 
-    monkeypatch.setattr(merge, "_array", watched)
+    monkeypatch.setattr(merge, "whole", watched)
     largest = 0
     for _, array in arrays(opened):
         largest = max(largest, array.nbytes)

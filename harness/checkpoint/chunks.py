@@ -31,12 +31,12 @@ from harness.units import GIB, MIB
 
 LARGE_BYTES = 256 * MIB
 PIECE_BYTES = 64 * MIB
-# Larger buffers are fresh memory each time, whose pages cost more than unpacking.
+# What is read of a file at a time.
 _RANGE_BYTES = MIB
 _SLAB_BYTES = GIB
 _THREADS = 4
 # From here on a stream costs less than tensorstore's buffers.
-_STREAMED_BYTES = 8 * MIB
+STREAMED_BYTES = 8 * MIB
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +47,7 @@ class Stored:
     def __init__(
         self, store: Any, header: Header, directory: Path, chunks: Mapping[tuple[int, ...], Value]
     ) -> None:
-        self.store, self.header, self._directory = store, header, directory
+        self.store, self.header, self._directory, self._chunks = store, header, directory, chunks
         # The first axis that is cut into chunks. Its rows of chunks are checked one after the other, each
         # once.
         self._axis = next((axis for axis, count in enumerate(header.grid) if count > 1), None)
@@ -72,6 +72,22 @@ class Stored:
         for row in rows:
             for value in self._unchecked.pop(row, ()):
                 self._check_chunk(value)
+
+    def check_run(self, index: tuple[int, ...]) -> None:
+        """Refuses the chunk at `index` likewise."""
+        self._check_chunk(self._chunks[index])
+
+    def packed(self, index: tuple[int, ...]) -> tuple[BinaryIO, int]:
+        """(a file at the first byte of the chunk at `index`, how many bytes the chunk has there).
+
+        Raises: OSError or UnsafeFile if its file cannot be opened.
+        """
+        value = self._chunks.get(index, b"")
+        if isinstance(value, bytes):
+            return io.BytesIO(value), len(value)
+        file = open_received(self._directory / value.file, self._directory)
+        file.seek(value.offset)
+        return file, value.length
 
     def _check_chunk(self, value: Value) -> None:
         if isinstance(value, bytes):
@@ -149,7 +165,7 @@ def read_array(source: Stored, dtype: np.dtype[Any]) -> Array:
     Raises: ValueError, OSError or UnsafeFile if the data is damaged.
     """
     store, header = source.store, source.header
-    small, in_runs = source.nbytes <= LARGE_BYTES, header.is_runs and source.nbytes > _STREAMED_BYTES
+    small, in_runs = source.nbytes <= LARGE_BYTES, header.is_runs and source.nbytes > STREAMED_BYTES
     if small or (in_runs and not header.is_one_stream):
         source.check()
     if small and not in_runs:
@@ -174,28 +190,49 @@ def _read_runs(source: Stored, out: Array) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
             for _ in pool.map(
-                lambda index: _read_stream(source, index, out[header.run(index)]), np.ndindex(*header.grid)
+                lambda index: read_run(source, index, out[header.run(index)]), np.ndindex(*header.grid)
             ):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _read_stream(source: Stored, index: tuple[int, ...], out: Array) -> None:
-    """Fills the flat `out` with the first elements of the chunk at `index`."""
-    dtype = np.dtype(source.store.dtype.numpy_dtype)
-    step = PIECE_BYTES // dtype.itemsize
-    with _stream(source, index) as stream:
+def read_run(source: Stored, index: tuple[int, ...], out: Array) -> None:
+    """Fills the flat `out` with the first elements of the chunk at `index`, which is a run.
+
+    Raises: ValueError, OSError or UnsafeFile if the data is damaged.
+    """
+    with Stream(source, index) as stream:
+        stream.read(out)
+
+
+class Stream:
+    """The elements of a chunk that is a run, one after the other."""
+
+    def __init__(self, source: Stored, index: tuple[int, ...]) -> None:
+        self._dtype = np.dtype(source.store.dtype.numpy_dtype)
+        # Its own buffer: a decompressor asks for 64 KiB at a time, and each time for Python's lock.
+        packed = pa.BufferedInputStream(pa.PythonFile(_Chunk(source, index), mode="r"), _RANGE_BYTES)
+        self._stream = pa.CompressedInputStream(packed, source.header.codec)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def read(self, out: Array) -> None:
+        """Fills the flat `out`, cast to its type.
+
+        Raises: ValueError or OSError if the data is damaged.
+        """
+        step = PIECE_BYTES // self._dtype.itemsize
         for start in range(0, out.size, step):
             target = out[start : start + step]
-            piece = target if dtype == out.dtype else np.empty(target.size, dtype)
-            _read_into(stream, piece.view(np.uint8))
+            piece = target if self._dtype == out.dtype else np.empty(target.size, self._dtype)
+            _read_into(self._stream, piece.view(np.uint8))
             if piece is not target:
                 target[:] = cast(ts.array(piece), out.dtype).read().result()
-
-
-def _stream(source: Stored, index: tuple[int, ...]) -> Any:
-    return pa.CompressedInputStream(pa.PythonFile(_Chunk(source, index), mode="r"), source.header.codec)
 
 
 def _read_into(stream: Any, view: Array) -> None:
@@ -208,42 +245,24 @@ def _read_into(stream: Any, view: Array) -> None:
 
 
 class _Chunk(io.RawIOBase):
-    """A chunk's bytes on disk as a file. The next range is fetched while the current one is used."""
+    """A chunk's bytes on disk as a file. tensorstore would walk the index anew for each range."""
 
     def __init__(self, source: Stored, index: tuple[int, ...]) -> None:
-        self._kvstore = source.store.kvstore
-        self._key = source.header.key(index)
-        self._offset = 0
-        self._here = memoryview(b"")
-        self._next = self._fetch()
-
-    def _fetch(self) -> Any:
-        return self._kvstore.read(self._key, byte_range=slice(self._offset, self._offset + _RANGE_BYTES))
+        self._file, self._left = source.packed(index)
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes (the decompressor's buffer holds no more); empty at the end."""
-        if not self._here and self._next is not None:
-            self._here = memoryview(self._range())
-        taken = self._here if size < 0 else self._here[:size]
-        self._here = self._here[len(taken) :]
-        return bytes(taken)
-
-    def _range(self) -> bytes:
-        try:
-            data: bytes = self._next.result().value
-        except ValueError as error:
-            if "OUT_OF_RANGE" not in str(error):
-                raise
-            # A range may not reach past the end. What is left is less than one range.
-            self._next = None
-            rest: bytes = self._kvstore.read(self._key, byte_range=slice(self._offset, None)).result().value
-            return rest
-        self._offset += len(data)
-        self._next = self._fetch()
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
         return data
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def _read_slabs(source: Stored, out: Array) -> None:
@@ -284,10 +303,10 @@ def pieces(source: Stored, elements: int = 2**22) -> Iterator[Array]:
     dtype = np.dtype(store.dtype.numpy_dtype)
     size = math.prod(store.shape)
     if size * dtype.itemsize > PIECE_BYTES and source.header.is_one_stream:
-        with _stream(source, (0,) * len(store.shape)) as stream:
+        with Stream(source, (0,) * len(store.shape)) as stream:
             for start in range(0, size, elements):
                 piece = np.empty(min(elements, size - start), dtype)
-                _read_into(stream, piece.view(np.uint8))
+                stream.read(piece)
                 yield piece
         return
     piece, filled = np.empty(min(elements, size), dtype), 0
