@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,9 @@ from harness.checkpoint.source import damaged
 from harness.units import MIB
 
 _BLOCK_BYTES = 64 * MIB
-_AHEAD = 4
-_THREADS = 4
+# What the largest tensors need together. Memory that is not touched is not there.
+_MEMORY_BYTES = 128 * MIB
+_AHEAD = 3
 
 
 class Want(NamedTuple):
@@ -62,7 +63,7 @@ class _Task(NamedTuple):
 def blocks(opened: Merging, wanted: list[Want]) -> Iterator[Block]:
     """Each wanted parameter, block after block.
 
-    In memory are at most five blocks, of 64 MiB or of what is needed together. Of leaves that come whole: the
+    In memory are at most four blocks, of 64 MiB or of what is needed together. Of leaves that come whole: the
     one that is used, and the next one if both together are at most 1.5 of the largest leaf.
     Raises: HarnessError "weights-not-finite", "checkpoint-damaged".
     """
@@ -71,7 +72,7 @@ def blocks(opened: Merging, wanted: list[Want]) -> Iterator[Block]:
     free: list[Array] = []
     held = 0
     # What is one stream is unpacked by one thread, from its first byte to its last.
-    with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(1) as stream:
+    with ThreadPoolExecutor(_AHEAD) as pool, ThreadPoolExecutor(1) as stream:
         try:
             for task in _and_end(task for want in wanted for task in _tasks(opened, want)):
                 while window and (task is None or len(window) > _AHEAD or held + task.nbytes > most):
@@ -103,7 +104,7 @@ def _memory(free: list[Array], nbytes: int) -> Array:
         return free.pop(fits)
     if free:
         free.pop()
-    return np.empty(max(nbytes, _BLOCK_BYTES), np.uint8)
+    return np.empty(max(nbytes, _MEMORY_BYTES), np.uint8)
 
 
 def _leaf_bytes(opened: Merging, path: str) -> int:

@@ -15,32 +15,27 @@ Shape = tuple[int, ...]
 
 
 class Rows(NamedTuple):
-    """The next `count` rows of the tensor `name`, each of `width` elements that follow each other in C order.
+    """The next `height` rows of the tensor `name`, each of `width` elements that follow each other in C order.
 
     `fill(start, stop, out)` writes the rows from `start` to `stop` to `out` [stop - start, width], in its
     type. It reads memory that may hold something else once the next Rows are taken.
     """
 
     name: str
-    count: int
+    height: int
     width: int
     fill: Callable[[int, int, Array], None]
 
 
 def plain_rows(name: str, values: Array) -> Rows:
-    """The elements of `values` as they are; one number seen at each index is not read more than once."""
+    """The elements of `values` as they are; one number seen at each index is not made any larger."""
     if values.size and not any(values.strides):
         number = values.reshape(-1)[:1]
-
-        def fill(start: int, stop: int, out: Array) -> None:
-            out[...] = number
-    else:
-        flat = np.ascontiguousarray(values).reshape(-1)
-
-        def fill(start: int, stop: int, out: Array) -> None:
-            out.reshape(-1)[...] = flat[start:stop]
-
-    return Rows(name, values.size, 1, fill)
+        return Rows(name, values.size, 1, lambda _, __, out: np.copyto(out, number.astype(out.dtype)))
+    flat = np.ascontiguousarray(values).reshape(-1, 1)
+    return Rows(
+        name, values.size, 1, lambda start, stop, out: np.copyto(out, flat[start:stop], casting="unsafe")
+    )
 
 
 def turned_rows(name: str, view: Array, part: Part) -> Rows:

@@ -82,10 +82,10 @@ def write_rows(
             left = math.prod(want.shape)
             while left:
                 each = next(given, None)
-                if each is None or each.name != want.name or not 0 < each.count * each.width <= left:
+                if each is None or each.name != want.name or not 0 < each.height * each.width <= left:
                     raise ValueError(f"{each and each.name} instead of {left} elements of {want.name}")
                 _add(sink, each, np.dtype(want.dtype))
-                left -= each.count * each.width
+                left -= each.height * each.width
                 if progress is not None:
                     progress(sink.nbytes, total)
         if next(given, None) is not None:
@@ -110,9 +110,9 @@ def _as_planned(planned: list[Planned], arrays: Iterable[tuple[str, Array]]) -> 
 def _add(sink: Sink, rows: Rows, dtype: np.dtype[Any]) -> None:
     row_bytes = rows.width * dtype.itemsize
     done = 0
-    while done < rows.count:
+    while done < rows.height:
         space = sink.space(row_bytes)
-        taken = min(rows.count - done, space.size // row_bytes)
+        taken = min(rows.height - done, space.size // row_bytes)
         out = space[: taken * row_bytes].view(dtype).reshape(taken, rows.width)
         rows.fill(done, done + taken, out)
         sink.wrote(out.nbytes)
