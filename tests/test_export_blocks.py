@@ -11,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
+import pyarrow as pa
 import pytest
 
 from harness.checkpoint import blocks, chunks, export, sink
@@ -19,6 +20,7 @@ from harness.checkpoint.locate import locate
 from harness.checkpoint.merge import arrays, open_merging
 from harness.checkpoint.pytorch_names import PREFIX, UNUSED_HEAD, parts_of, turned
 from harness.checkpoint.rows import rows_of, unit_of
+from harness.checkpoint.stored import Stored
 from harness.checkpoint.tensor_writer import cast
 from harness.errors import HarnessError
 from harness.predict.deliver import Wish, deliver
@@ -166,7 +168,7 @@ def test_blocks_of_the_real_model_are_small_and_of_whole_tensors_and_chunks(tmp_
             assert 4 * max(stop - start for start, stop in found) <= blocks._MEMORY_BYTES, path
 
 
-def a_store(folder: Path, shape: tuple[int, ...], chunk: tuple[int, ...]) -> chunks.Stored:
+def a_store(folder: Path, shape: tuple[int, ...], chunk: tuple[int, ...]) -> Stored:
     """An array of this shape in these chunks, of which none is there."""
     import tensorstore as ts
 
@@ -179,7 +181,27 @@ def a_store(folder: Path, shape: tuple[int, ...], chunk: tuple[int, ...]) -> chu
         shape=shape,
     ).result()
     header = Header(shape, "float32", False, chunk, None, "zstd", True, ".", "")
-    return chunks.Stored(store, header, folder, {})
+    return Stored(store, header, folder, {})
+
+
+@pytest.mark.parametrize("last", [2, 3, 5])
+def test_a_chunk_is_unpacked_no_further_than_to_a_chunks_size(last: int, tmp_path: Path) -> None:
+    """A chunk at the array's edge is stored whole: 5 rows in chunks of 3. More than 3 rows are no chunk."""
+    values = np.arange(40, dtype=np.float32).reshape(10, 4)
+    opened = a_store(tmp_path, (5, 4), (3, 4))
+    packed = {
+        (n, 0): pa.Codec("zstd").compress(values[3 * n : 3 * n + count].tobytes(), asbytes=True)
+        for n, count in enumerate((3, last))
+    }
+    store = Stored(opened.store, opened.header, tmp_path, packed)
+    out = np.empty(20, np.float32)
+    read = blocks._runs(store)
+    if last > 3:
+        with pytest.raises(ValueError, match="a chunk of 48 bytes unpacks to at least 80"):
+            read(0, out)
+    else:
+        read(0, out)
+        np.testing.assert_array_equal(out, values.reshape(-1)[:20])
 
 
 @pytest.mark.parametrize("axes", [(0, 1), (1, 0)])

@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.checkpoint import chunks
-from harness.checkpoint.chunks import Stored, Stream, read_run
+from harness.checkpoint.chunks import Stream, read_run
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.merge import Array, Merging, check_finite, merging_into, whole
 from harness.checkpoint.source import damaged
+from harness.checkpoint.stored import Stored
 from harness.units import MIB
 
 _BLOCK_BYTES = 64 * MIB
@@ -180,8 +181,7 @@ def _runs(store: Stored) -> Callable[[int, Array], None]:
     def read(start: int, out: Array) -> None:
         for run, index in runs:
             if start <= run.start < start + out.size:
-                store.check_run(index)
-                read_run(store, index, out[run.start - start : run.stop - start])
+                read_run(store, index, out[run.start - start : run.stop - start], to_its_end=True)
 
     return read
 

@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 class Rows(NamedTuple):
-    """The next `height` rows of the tensor `name`, each of `width` elements that follow each other in C order.
+    """The next `height` rows of the tensor `name`, in C order, each of `width` elements.
 
     `fill(start, stop, out)` writes the rows from `start` to `stop` to `out` [stop - start, width], in its
     type. It reads memory that may hold something else once the next Rows are taken.
