@@ -27,6 +27,8 @@ _BLOCK_BYTES = 64 * MIB
 # What the largest tensors need together. Memory that is not touched is not there.
 _MEMORY_BYTES = 128 * MIB
 _AHEAD = 3
+# Two unpack faster than one hashes what is written; more take its turns on a small machine.
+_THREADS = 2
 
 
 class Want(NamedTuple):
@@ -73,7 +75,7 @@ def blocks(opened: Merging, wanted: list[Want]) -> Iterator[Block]:
     free: list[Array] = []
     held = 0
     # What is one stream is unpacked by one thread, from its first byte to its last.
-    with ThreadPoolExecutor(_AHEAD) as pool, ThreadPoolExecutor(1) as stream:
+    with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(1) as stream:
         try:
             for task in _and_end(task for want in wanted for task in _tasks(opened, want)):
                 while window and (task is None or len(window) > _AHEAD or held + task.nbytes > most):

@@ -4,7 +4,8 @@
     w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    attn_vec_einsum: heads share a bottleneck
 
 Computed in float64 and rounded once, so that each merged weight is the float32 nearest to the exact sum.
-Host memory holds the largest leaf and half as much again, and not the model.
+Of what `arrays` gives, host memory holds the largest leaf and half as much again, and not the model;
+`harness.checkpoint.blocks` holds less.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ bytes through the cache. Source: open(2), O_DIRECT.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -161,7 +162,8 @@ def _set_direct(descriptor: int, wanted: bool) -> bool:
 def _pages(count: int) -> Array:
     """`count` bytes that begin at a page. Large pages cost less to hand to the disk."""
     memory = mmap.mmap(-1, count)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    # A kernel may have none of them.
+    with contextlib.suppress(AttributeError, OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)
 
