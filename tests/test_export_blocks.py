@@ -6,7 +6,9 @@ import hashlib
 import itertools
 import json
 import math
+import weakref
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -121,6 +123,33 @@ def test_blocks_have_a_few_buffers_that_are_used_again(
         np.testing.assert_array_equal(np.concatenate(found[path]), array.reshape(-1))
     assert len(made) > len(parts)
     assert len(set(made)) < len(made) / 2
+
+
+def test_leaves_that_come_whole_are_freed_before_the_next_ones_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of_kind("full")
+    deliver(
+        locate(str(write_checkpoint(tmp_path / "5", recipe))), recipe, tmp_path / "a", Wish("lerobot"), print
+    )
+    alive: dict[int, int] = {}
+    largest = most = together = 0
+    make = blocks.whole
+
+    def watched(*arguments: Any) -> np.ndarray:
+        nonlocal largest, most, together
+        array = make(*arguments)
+        alive[id(array)] = array.nbytes
+        weakref.finalize(array, alive.pop, id(array))
+        largest, most = max(largest, array.nbytes), max(most, sum(alive.values()))
+        together = max(together, len(alive))
+        return array
+
+    monkeypatch.setattr(blocks, "whole", watched)
+    deliver(locate(str(tmp_path / "a")), recipe, tmp_path / "b", Wish("lerobot"), print)
+    assert together > 1
+    assert largest <= most <= 1.5 * largest
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
 def test_a_number_that_is_not_finite_is_told_from_a_block_in_the_middle(

@@ -161,6 +161,9 @@ def _tensors(opened: Merging, order: Order, program: Program) -> Iterator[Rows]:
     for block in blocks(opened, [Want(path, unit_of(each, shapes[path])) for path, each in parts.items()]):
         for part, rows in rows_of(parts[block.path], shapes[block.path], block.start, block.values):
             yield rows._replace(name=f"{prefix}{part.name}")
+            del rows
+        # A whole leaf is freed before the next one is taken.
+        del block
     head = f"{prefix}{UNUSED_HEAD}"
     # One zero, seen at each index.
     yield plain_rows(head, np.broadcast_to(np.float32(0), tensor_shapes(order.recipe.model, program)[head]))

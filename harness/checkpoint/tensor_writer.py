@@ -86,6 +86,8 @@ def write_rows(
                     raise ValueError(f"{each and each.name} instead of {left} elements of {want.name}")
                 _add(sink, each, np.dtype(want.dtype))
                 left -= each.height * each.width
+                # What they are made of is freed before the next ones are taken.
+                del each
                 if progress is not None:
                     progress(sink.nbytes, total)
         if next(given, None) is not None:
