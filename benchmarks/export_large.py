@@ -1,14 +1,19 @@
 """Measures an export of the real π0.5: peak host memory against the largest leaf, and pace against `cp`.
 
     python -m benchmarks.export_large FOLDER [--to openpi-pytorch] [--dtype float32] [--rounds 1]
-    python -m benchmarks.export_large FOLDER --layers 4 --random --rounds 5
+    python -m benchmarks.export_large FOLDER --layers 4 --rounds 5
 
-Makes a float32 checkpoint of the real shapes in FOLDER, exports it in a process of its own, and copies at
-most 4 GiB of the written file with `cp`, flushed to the disk as the export flushes its own. Each round does
-both, one after the other; the ratio is that of the medians. The numbers are a short pattern, which packs to
-little. With --random they do not pack, as real weights. --layers keeps so many layers of each network.
+Makes a float32 checkpoint of the real shapes in FOLDER. Its numbers do not pack, as real weights; with
+--packed they are a short pattern, which packs to little. Each round copies that checkpoint with `cp -r` and
+exports it in a process of its own, alternately, in both states: *cold*, with none of the source in the page
+cache, and *warm*, after all of it was read. How much of it was in the cache is printed too. Both end with the
+last byte on the disk.
 
-FOLDER needs 24 GiB for all layers, and 13 more with --random; all that was made is removed.
+    ratio   seconds of `cp` for the source / seconds of the export
+    pace    bytes that the export writes in a second / bytes that `cp` writes in a second
+
+The two differ where the export writes more or fewer bytes than the source has. --layers keeps so many layers
+of each network. FOLDER needs 27 GiB for all layers; all that was made is removed.
 """
 
 from __future__ import annotations
@@ -24,15 +29,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.checkpoint.export import write_params
 from harness.recipe.load import load_recipe
 from harness.recipe.parameters import GEMMA, VISION, parameter_shapes
-from harness.units import GIB, format_bytes
+from harness.units import GIB, MIB, format_bytes
 
-_COPIED_BYTES = 4 * GIB
+_LOOK_BYTES = MIB
 # zstd looks back less far than the second.
 _PACKED, _RANDOM = 2**16, 2_000_003
 
@@ -68,9 +74,9 @@ def main() -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--to", default="openpi-pytorch", choices=("openpi-pytorch", "lerobot"))
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--layers", type=int, default=27)
-    parser.add_argument("--random", action="store_true")
+    parser.add_argument("--packed", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     keep(options.layers)
@@ -78,76 +84,137 @@ def main() -> int:
     folder.mkdir(parents=True)
     try:
         # In a process of its own: a process that is started counts the memory of the one that starts it.
-        period = _RANDOM if options.random else _PACKED
-        call("make", options.layers, period, folder / "step/params")
-        return measure(folder, options)
+        call("make", options.layers, _PACKED if options.packed else _RANDOM, folder / "step/params")
+        # Only what is on the disk leaves the cache.
+        flush(folder / "step")
+        return max(measure(folder, options, dtype) for dtype in options.dtype)
     finally:
         shutil.rmtree(folder)
 
 
-def measure(folder: Path, options: argparse.Namespace) -> int:
-    """Prints the figures; 1 if one of the limits is broken."""
+class Run(NamedTuple):
+    """One export, or one copy."""
+
+    bytes: int
+    seconds: float
+    processor_seconds: float = 0.0
+    peak: int = 0
+
+
+def measure(folder: Path, options: argparse.Namespace, dtype: str) -> int:
+    """Prints the figures of one type; 1 if one of the limits is broken."""
     shapes = parameter_shapes(load_recipe("pi05_libero").model)
     largest = 4 * max(math.prod(shape) for shape in shapes.values())
-    exports, copies, peaks, size = [], [], [], 0
-    for _ in range(options.rounds):
-        seconds, peak = exported(folder, options)
-        exports.append(seconds)
-        peaks.append(peak)
-        size, seconds = copied(folder)
-        copies.append(seconds)
-        print(f"export {exports[-1]:.1f} s, cp {seconds:.1f} s", flush=True)
-    peak = max(peaks)
-    took, copy = statistics.median(exports), statistics.median(copies)
-    figures = {
-        "bytes": size,
-        "seconds": round(took, 1),
-        "MB_s": round(size / took / 1e6),
-        "cp_seconds": round(copy, 1),
-        "cp_MB_s": round(size / copy / 1e6),
-        "ratio": round(copy / took, 2),
-        "peak_gib": round(peak / GIB, 2),
-        "largest_leaf_gib": round(largest / GIB, 2),
-        "leaves": round(peak / largest, 2),
-    }
-    print(format_bytes(size), json.dumps(figures))
-    return 0 if figures["ratio"] >= 0.5 and figures["leaves"] <= 3 else 1
+    done = True
+    for state in ("cold", "warm"):
+        copies, exports = [], []
+        for _ in range(options.rounds):
+            there = [prepare(folder / "step", state)]
+            copies.append(copied(folder))
+            there.append(prepare(folder / "step", state))
+            exports.append(exported(folder, options, dtype))
+            print(
+                f"{dtype} {state}: cp {copies[-1].seconds:.1f} s with {there[0]:.0%} of the source in the"
+                f" cache, export {exports[-1].seconds:.1f} s with {there[1]:.0%},"
+                f" load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
+        copy, export = (statistics.median(run.seconds for run in runs) for runs in (copies, exports))
+        read, written = copies[0].bytes, exports[0].bytes
+        peak = max(run.peak for run in exports)
+        figures = {
+            "dtype": dtype,
+            "state": state,
+            "cp_seconds": round(copy, 1),
+            "cp_bytes": read,
+            "cp_MB_s": round(read / copy / 1e6),
+            "seconds": round(export, 1),
+            "bytes": written,
+            "MB_s": round(written / export / 1e6),
+            "processor_seconds": round(statistics.median(run.processor_seconds for run in exports), 1),
+            "ratio": round(copy / export, 2),
+            "pace": round(written / export / (read / copy), 2),
+            "peak_gib": round(peak / GIB, 2),
+            "largest_leaf_gib": round(largest / GIB, 2),
+            "leaves": round(peak / largest, 2),
+        }
+        done = done and min(figures["ratio"], figures["pace"]) >= 0.5 and figures["leaves"] <= 3  # type: ignore[type-var,operator]
+        print(format_bytes(written), json.dumps(figures), flush=True)
+    return 0 if done else 1
 
 
-def call(*arguments: object) -> int:
-    """The peak memory, in bytes, of this program with these arguments in a process of its own."""
+def files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def flush(directory: Path) -> None:
+    """Brings all files to the disk."""
+    for path in files(directory):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def prepare(directory: Path, state: str) -> float:
+    """The share of the files that is in the page cache, after they were read to their ends, or taken out."""
+    here = total = 0
+    for path in files(directory):
+        with path.open("rb", buffering=0) as file:
+            if state == "warm":
+                while file.read(_LOOK_BYTES):
+                    pass
+            else:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for path in files(directory):
+        with path.open("rb", buffering=0) as file:
+            # A look must not read ahead.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for start in range(0, path.stat().st_size, _LOOK_BYTES):
+                total += 1
+                here += in_cache(file.fileno(), start)
+    return here / total
+
+
+def in_cache(descriptor: int, offset: int) -> bool:
+    """Whether the byte at `offset` can be read without the disk."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
+
+
+def call(*arguments: object) -> tuple[float, int]:
+    """(the processor's seconds, peak memory in bytes) of this program with these arguments, as a process."""
     command = [sys.executable, "-m", "benchmarks.export_large", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return usage.ru_maxrss * 1024
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
-def exported(folder: Path, options: argparse.Namespace) -> tuple[float, int]:
-    """(seconds, peak memory in bytes) of one export to the folder's `out`."""
+def exported(folder: Path, options: argparse.Namespace, dtype: str) -> Run:
+    """One export to the folder's `out`, which is removed."""
     start = time.monotonic()
-    peak = call(
+    processor, peak = call(
         "export", options.layers, folder / "step", folder / "out", "--to", options.to,
-        "--dtype", options.dtype, "--recipe", "pi05_libero",
+        "--dtype", dtype, "--recipe", "pi05_libero",
     )  # fmt: skip
-    return time.monotonic() - start, peak
-
-
-def copied(folder: Path) -> tuple[int, float]:
-    """(bytes of the written file, seconds that `cp` would take for them); the file and `out` are removed."""
-    file = folder / "out/model.safetensors"
-    size = file.stat().st_size
-    os.truncate(file, part := min(size, _COPIED_BYTES))
-    start = time.monotonic()
-    subprocess.run(["cp", str(file), str(folder / "copy")], check=True)
-    with (folder / "copy").open("rb") as copy:
-        os.fsync(copy.fileno())
     took = time.monotonic() - start
-    (folder / "copy").unlink()
+    size = (folder / "out/model.safetensors").stat().st_size
     shutil.rmtree(folder / "out")
-    return size, took * size / part
+    return Run(size, took, processor, peak)
+
+
+def copied(folder: Path) -> Run:
+    """One copy of the step with `cp`, which is removed."""
+    start = time.monotonic()
+    subprocess.run(["cp", "-r", str(folder / "step"), str(folder / "copy")], check=True)
+    flush(folder / "copy")
+    took = time.monotonic() - start
+    size = sum(path.stat().st_size for path in files(folder / "copy"))
+    shutil.rmtree(folder / "copy")
+    return Run(size, took)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ _IMPORTS = [
     "harness.data.completeness",
     "harness.data.tokenizer",
     "harness.checkpoint.chunks",
+    "harness.checkpoint.stored",
     "harness.probe.machine",
     "harness.show.curve",
     "harness.show.status",

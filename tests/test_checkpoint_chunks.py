@@ -26,7 +26,7 @@ def test_rows_of_any_grid_are_read_to_their_places(
     }
     monkeypatch.setattr(export, "CHUNK_BYTES", chunk_bytes)
     write_params(tmp_path / "params", arrays.items())
-    monkeypatch.setattr(chunks, "_STREAMED_BYTES", 0)
+    monkeypatch.setattr(chunks, "STREAMED_BYTES", 0)
     monkeypatch.setattr(chunks, "_RANGE_BYTES", 64)
     monkeypatch.setattr(chunks, "PIECE_BYTES", 128)
     # The way of other grids gives nothing here.
@@ -46,7 +46,7 @@ def test_a_chunk_of_a_grid_that_ends_early_is_an_error(
     monkeypatch.setattr(export, "CHUNK_BYTES", 4000)
     write_params(tmp_path / "params", [("w", np.random.default_rng(0).random((40, 100), np.float32))])
     leaf = open_leaves(tmp_path / "params")["params/w/value"]
-    monkeypatch.setattr(chunks, "_STREAMED_BYTES", 0)
+    monkeypatch.setattr(chunks, "STREAMED_BYTES", 0)
     short = chunks._Chunk.read
     monkeypatch.setattr(chunks._Chunk, "read", lambda self, size=-1: short(self, size)[:-8])
     with pytest.raises((ValueError, OSError)):

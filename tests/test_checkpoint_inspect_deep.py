@@ -20,7 +20,7 @@ import tensorstore as ts
 from rich.console import Console
 
 from harness.artifacts import Checkpoint
-from harness.checkpoint import chunks
+from harness.checkpoint import chunks, stored
 from harness.checkpoint.adapters import effective_ranks
 from harness.checkpoint.format import outside
 from harness.checkpoint.inspect import inspect
@@ -35,7 +35,7 @@ from tests.support.openpi_checkpoints import openpi_checkpoint
 
 def store_of(
     values: np.ndarray, chunk: tuple[int, ...], directory: Path, compressor: dict | None
-) -> chunks.Stored:
+) -> stored.Stored:
     spec = {
         "driver": "zarr",
         "kvstore": directory.as_uri() + "/",
@@ -45,7 +45,7 @@ def store_of(
     store.write(values).result()
     item = read_item(directory.parent)
     array = next(array for array in item.arrays.values() if array.name == directory.name)
-    return chunks.stored(item, array, store)
+    return stored.stored(item, array, store)
 
 
 @pytest.mark.parametrize("chunk", [(6, 5, 4), (2, 5, 4), (6, 2, 3), (4, 3, 2), (1, 1, 1)])

@@ -67,7 +67,8 @@ def blocks(item: Item, array: Array) -> Iterator[np.ndarray]:
 
     Raises: one of `UNREADABLE` if the data cannot be read, or if the item leads out of its directory.
     """
-    from harness.checkpoint.chunks import open_context, opening, pieces, stored
+    from harness.checkpoint.chunks import pieces
+    from harness.checkpoint.stored import open_context, opening, stored
 
     return pieces(stored(item, array, opening(item, array, open_context()).result()), BLOCK)
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from harness.checkpoint.chunks import directory_url
 from harness.checkpoint.files import refuse_strays
 from harness.checkpoint.format import CHUNK_BYTES
 from harness.checkpoint.merge import arrays, open_merging
 from harness.checkpoint.source import find_params
+from harness.checkpoint.stored import directory_url
 from harness.checkpoint.weights import digests_beside, directory_sha256, params_directories
 from harness.checkpoint.whole import whole_or_nothing
 from harness.errors import HarnessError

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from harness.checkpoint.chunks import LARGE_BYTES, Stored, open_context, opening, read_array, stored
+from harness.checkpoint.chunks import LARGE_BYTES, read_array
 from harness.checkpoint.digests import check
 from harness.checkpoint.files import leads_out
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.item import read_item
 from harness.checkpoint.source import damaged
+from harness.checkpoint.stored import Stored, open_context, opening, stored
 from harness.checkpoint.tensors import Tensors
 from harness.errors import HarnessError
 from harness.units import GIB

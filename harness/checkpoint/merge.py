@@ -4,13 +4,14 @@
     w'[n] = w[n] + alpha / rank · lora_a[n] @ Σₘ lora_b[m]    attn_vec_einsum: heads share a bottleneck
 
 Computed in float64 and rounded once, so that each merged weight is the float32 nearest to the exact sum.
-Host memory holds the largest leaf and half as much again, and not the model.
+Of what `arrays` gives, host memory holds the largest leaf and half as much again, and not the model;
+`harness.checkpoint.blocks` holds less.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -106,16 +107,19 @@ def arrays(opened: Merging, paths: Iterable[str] | None = None) -> Iterator[tupl
     with ThreadPoolExecutor(1) as pool:
         ahead: Future[Array] | None = None
         for n, path in enumerate(order):
-            array = _array(opened, path) if ahead is None else ahead.result()
+            array = whole(opened, path) if ahead is None else ahead.result()
             following = order[n + 1 : n + 2] if sum(sizes[n : n + 2]) <= most else []
-            ahead = pool.submit(_array, opened, following[0]) if following else None
+            ahead = pool.submit(whole, opened, following[0]) if following else None
             yield path, array
             # Freed before the next leaf is taken.
             del array
 
 
-def _array(opened: Merging, path: str) -> Array:
-    """The kept parameter at `path`, with what adapters change of it."""
+def whole(opened: Merging, path: str) -> Array:
+    """The kept parameter at `path`, with what adapters change of it.
+
+    Raises: HarnessError "weights-not-finite", "checkpoint-damaged".
+    """
     array = (
         _merged(opened, path, *opened.adapters[path])
         if path in opened.adapters
@@ -193,15 +197,41 @@ def _merged(opened: Merging, path: str, first: str, second: str, scale: float) -
     return w
 
 
+def merging_into(opened: Merging, path: str) -> Callable[[int, Array], None] | None:
+    """What adds the adapters of the weight at `path` to its flat elements from one on; None if it has none.
+
+    The elements are float32, of whole matrices.
+    """
+    if path not in opened.adapters:
+        return None
+    first, second, scale = opened.adapters[path]
+    a, b = (read_leaf(opened.source, opened.leaves, name, np.dtype(np.float32)) for name in (first, second))
+    shape = opened.shapes[path]
+    factors = _factors(b, shape, path)
+
+    def add(start: int, flat: Array) -> None:
+        matrices = flat.reshape(-1, *shape[-2:])
+        for number, matrix in enumerate(matrices, start // math.prod(shape[-2:])):
+            index = np.unravel_index(number, shape[:-2])
+            add_matrices(matrix, a[index], factors[index], scale)
+
+    return add
+
+
 def add_product(w: Array, a: Array, b: Array, scale: float, path: str) -> None:
     """Adds scale · a @ b to the float32 weight `w` at `path`, in place."""
+    factors = _factors(b, w.shape, path)
+    for index in np.ndindex(*w.shape[:-2]):
+        add_matrices(w[index], a[index], factors[index], scale)
+
+
+def _factors(b: Array, shape: Shape, path: str) -> Array:
+    """The second factor of each matrix of a weight of this shape."""
     if "/attn_vec_einsum" in path:
         # attn_vec_einsum sums over heads, and so does each of its two factors: x·A has no head left to select
         # a B by (harness/model/lora.py).
         b = b.sum(axis=1, keepdims=True, dtype=np.float64)  # [L, 1, R, D]
-    factors = np.broadcast_to(b, (*w.shape[:-2], *b.shape[-2:]))
-    for index in np.ndindex(*w.shape[:-2]):
-        add_matrices(w[index], a[index], factors[index], scale)
+    return np.broadcast_to(b, (*shape[:-2], *b.shape[-2:]))
 
 
 def add_matrices(matrix: Array, a: Array, b: Array, scale: float) -> None:

@@ -32,8 +32,7 @@ def check_packed(file: BinaryIO, length: int, codec: str | None, expected_bytes:
 
     Raises: ValueError.
     """
-    if length > expected_bytes + expected_bytes // 8 + 64 * KIB:
-        raise ValueError(f"{length} bytes are stored for {expected_bytes}")
+    check_length(length, expected_bytes)
     if codec == "blosc":
         header = file.read(min(length, _BLOSC_HEADER_BYTES))
         most = struct.unpack_from("<I", header, 4)[0] if len(header) == _BLOSC_HEADER_BYTES else 0
@@ -49,6 +48,17 @@ def check_packed(file: BinaryIO, length: int, codec: str | None, expected_bytes:
         most = length
     else:
         raise ValueError(f"packed by {codec}, which Orbax does not write")
+    check_unpacked(most, expected_bytes)
+
+
+def check_length(length: int, expected_bytes: int) -> None:
+    """Refuses `length` packed bytes if they are more than `expected_bytes` need. Raises: ValueError."""
+    if length > expected_bytes + expected_bytes // 8 + 64 * KIB:
+        raise ValueError(f"{length} bytes are stored for {expected_bytes}")
+
+
+def check_unpacked(most: int, expected_bytes: int) -> None:
+    """Refuses what unpacks to `most` bytes if they are more than `expected_bytes`. Raises: ValueError."""
     if most > expected_bytes:
         raise ValueError(f"a chunk of {expected_bytes} bytes unpacks to at least {most}")
 

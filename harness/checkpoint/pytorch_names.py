@@ -171,7 +171,7 @@ def _joined(row: _Row, shape: Shape) -> Shape:
 def turned(leaf: Array, part: Part) -> Array:
     """The tensor `part` of `leaf`, its elements in C order: a view where nothing moves, else a copy."""
     view = leaf[part.at]
-    flat = _matrices(view.shape, part.axes)
+    flat = matrices(view.shape, part.axes)
     if flat is None:
         return np.ascontiguousarray(view.transpose(part.axes)).reshape(part.shape)
     out = np.empty(part.shape, leaf.dtype)
@@ -183,7 +183,7 @@ def turned(leaf: Array, part: Part) -> Array:
 def put_back(tensor: Array, part: Part, leaf: Array) -> None:
     """Writes the tensor `part`, in C order and of the leaf's type, to its part in `leaf`."""
     view = leaf[part.at]
-    flat = _matrices(view.shape, part.axes)
+    flat = matrices(view.shape, part.axes)
     if flat is None:
         there = view.transpose(part.axes)
         there[...] = tensor.reshape(there.shape)
@@ -192,12 +192,17 @@ def put_back(tensor: Array, part: Part, leaf: Array) -> None:
         transpose_into(one, to)
 
 
-def _matrices(shape: Shape, axes: Shape) -> tuple[int, int, int] | None:
+def moves(axes: Shape) -> bool:
+    """Whether the exchange of `axes` moves any element."""
+    return axes != tuple(range(len(axes)))
+
+
+def matrices(shape: Shape, axes: Shape) -> tuple[int, int, int] | None:
     """(matrices, rows, columns), so that the exchange of `axes` transposes each of the matrices.
 
     None if nothing moves, and for the small patch embedding, of which three groups of axes are exchanged.
     """
-    if axes == tuple(range(len(axes))) or len(axes) > 3:
+    if not moves(axes) or len(axes) > 3:
         return None
     if axes[0] == 0:
         return shape[0], shape[1], shape[2]
@@ -205,19 +210,22 @@ def _matrices(shape: Shape, axes: Shape) -> tuple[int, int, int] | None:
 
 
 def transpose_into(matrix: Array, out: Array) -> None:
-    """Writes the transposed `matrix` to `out`, tile by tile.
+    """Writes the transposed `matrix` to `out`, tile by tile, rounded to the nearest of the type of `out`.
 
     Rows of a power of two bytes fall into one set of the cache, so numpy's own copy of such a matrix is
     twenty times slower than the disk.
     """
     rows, columns = matrix.shape
-    tile = np.empty((_TILE, _TILE + _PAD), matrix.dtype)
+    tile = np.empty((_TILE, _TILE + _PAD), out.dtype)
+    # numpy moves the elements of a type that is not its own one by one.
+    bits = np.dtype(f"u{out.dtype.itemsize}")
+    seen, to = tile.view(bits), out.view(bits)
     for i in range(0, rows, _TILE):
         height = min(_TILE, rows - i)
         for j in range(0, columns, _TILE):
             width = min(_TILE, columns - j)
             tile[:height, :width] = matrix[i : i + height, j : j + width]
-            out[j : j + width, i : i + height] = tile[:height, :width].T
+            to[j : j + width, i : i + height] = seen[:height, :width].T
 
 
 def tensor_shapes(model: Model, program: Program) -> dict[str, Shape]:

@@ -18,13 +18,15 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from harness.artifacts import DimensionStats
+from harness.checkpoint.blocks import Want, blocks
 from harness.checkpoint.card import model_card
 from harness.checkpoint.export import check_assets, copy_assets, write_params
 from harness.checkpoint.lerobot_files import write_policy_files
 from harness.checkpoint.merge import Array, Merging, arrays
 from harness.checkpoint.pytorch import POLICY_CONFIG, WEIGHTS_FILE
-from harness.checkpoint.pytorch_names import PREFIX, UNUSED_HEAD, Program, parts_of, tensor_shapes, turned
-from harness.checkpoint.tensor_writer import Dtype, Planned, Progress, cast, write_tensors
+from harness.checkpoint.pytorch_names import PREFIX, UNUSED_HEAD, Program, parts_of, tensor_shapes
+from harness.checkpoint.rows import Rows, plain_rows, rows_of, unit_of
+from harness.checkpoint.tensor_writer import Dtype, Planned, Progress, cast, write_rows
 from harness.checkpoint.weights import digests_beside
 from harness.checkpoint.whole import whole_or_nothing
 from harness.errors import HarnessError
@@ -147,22 +149,24 @@ def _write_tensors(opened: Merging, directory: Path, order: Order, program: Prog
     dtype: Dtype = order.dtype or "float32"
     model = order.recipe.model
     planned = [Planned(name, shape, dtype) for name, shape in tensor_shapes(model, program).items()]
-    written = write_tensors(
+    written = write_rows(
         directory / WEIGHTS_FILE, planned, _tensors(opened, order, program), progress=order.progress
     )
     return {WEIGHTS_FILE: {"bytes": written.nbytes, "sha256": written.sha256, "tensors": len(planned)}}
 
 
-def _tensors(opened: Merging, order: Order, program: Program) -> Iterator[tuple[str, Array]]:
-    """Each tensor of the file, in the order of our parameters. One leaf is in memory."""
-    parts = parts_of(opened.shapes)
-    for path, array in arrays(opened, list(parts)):
-        for part in parts[path]:
-            yield f"{PREFIX[program]}{part.name}", turned(array, part)
-        del array
-    head = f"{PREFIX[program]}{UNUSED_HEAD}"
+def _tensors(opened: Merging, order: Order, program: Program) -> Iterator[Rows]:
+    """The rows of each tensor of the file, in the order of our parameters."""
+    parts, shapes, prefix = parts_of(opened.shapes), opened.shapes, PREFIX[program]
+    for block in blocks(opened, [Want(path, unit_of(each, shapes[path])) for path, each in parts.items()]):
+        for part, rows in rows_of(parts[block.path], shapes[block.path], block.start, block.values):
+            yield rows._replace(name=f"{prefix}{part.name}")
+            del rows
+        # A whole leaf is freed before the next one is taken.
+        del block
+    head = f"{prefix}{UNUSED_HEAD}"
     # One zero, seen at each index.
-    yield head, np.broadcast_to(np.float32(0), tensor_shapes(order.recipe.model, program)[head])
+    yield plain_rows(head, np.broadcast_to(np.float32(0), tensor_shapes(order.recipe.model, program)[head]))
 
 
 def _unused_bytes(order: Order) -> int:

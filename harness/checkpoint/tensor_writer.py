@@ -1,35 +1,29 @@
-"""Writes a safetensors file tensor by tensor: the header first, then each tensor's bytes as they come.
+"""Writes a safetensors file tensor by tensor: the header first, then each tensor's rows as they come.
 
-Memory holds the tensor that is written, and a block of it in the file's type. The sha256 of the file is made
-on the way, in a thread of its own.
+Each row is made in its place in a buffer, from which it is hashed and written (`harness.checkpoint.sink`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorstore as ts
 
+from harness.checkpoint.rows import Rows, plain_rows
 from harness.checkpoint.safetensors import NAMES
-from harness.units import MIB
+from harness.checkpoint.sink import Sink
 
 Array = np.ndarray[Any, Any]
 Dtype = Literal["bfloat16", "float32"]
 Progress = Callable[[int, int], None]
-_BLOCK_BYTES = 32 * MIB
-_FLUSH_BYTES = 256 * MIB
 # Offsets of the format are counted from the end of the header, whose length is a multiple of this.
 _ALIGNMENT = 8
-_AHEAD = 2
 
 
 class Planned(NamedTuple):
@@ -64,72 +58,67 @@ def write_tensors(
     `progress` is told the bytes written, and all bytes.
     Raises: ValueError if the arrays are not those that were planned; OSError as `write`.
     """
+    return write_rows(path, planned, _as_planned(planned, arrays), metadata=metadata, progress=progress)
+
+
+def write_rows(
+    path: Path,
+    planned: list[Planned],
+    rows: Iterable[Rows],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Writes the new file `path`: the `rows` of each tensor in the `planned` order, cast to their types.
+
+    `progress` and errors are those of `write_tensors`.
+    """
     header = _header(planned, metadata)
-    total, done = len(header) + sum(each.nbytes for each in planned), len(header)
-    sha256 = hashlib.sha256()
-    with (
-        path.open("xb", buffering=0) as file,
-        ThreadPoolExecutor(1) as hashing,
-        ThreadPoolExecutor(1) as disk,
-        _Flusher(file.fileno()) as flusher,
-    ):
-        work = [(hashing.submit(sha256.update, header), disk.submit(_write, file, memoryview(header)))]
-        for block in _blocks(planned, arrays):
-            data = memoryview(block.reshape(-1).view(np.uint8).data)
-            # While one block is hashed and written, the next one is made.
-            work.append((hashing.submit(sha256.update, data), disk.submit(_write, file, data)))
-            if len(work) > _AHEAD:
-                _finish(work.pop(0))
-            done += len(data)
-            flusher.wrote(len(data))
-            if progress is not None:
-                progress(done, total)
-        for each in work:
-            _finish(each)
-        flusher.finish()
-        os.fsync(file.fileno())
-    return Written(done, sha256.hexdigest())
+    total = len(header) + sum(each.nbytes for each in planned)
+    with path.open("xb", buffering=0) as file, Sink(file.fileno()) as sink:
+        _add(sink, plain_rows("", np.frombuffer(header, np.uint8)), np.dtype(np.uint8))
+        given = iter(rows)
+        for want in planned:
+            left = math.prod(want.shape)
+            while left:
+                each = next(given, None)
+                if each is None or each.name != want.name or not 0 < each.height * each.width <= left:
+                    raise ValueError(f"{each and each.name} instead of {left} elements of {want.name}")
+                _add(sink, each, np.dtype(want.dtype))
+                left -= each.height * each.width
+                # What they are made of is freed before the next ones are taken.
+                del each
+                if progress is not None:
+                    progress(sink.nbytes, total)
+        if next(given, None) is not None:
+            raise ValueError("more arrays than were planned")
+        return Written(total, sink.finish())
 
 
-class _Flusher:
-    """Brings what was written to the disk on the way, so that the last flush has little left to wait for."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._new = descriptor, 0
-        self._pool = ThreadPoolExecutor(1)
-        self._running: Future[None] | None = None
-
-    def __enter__(self) -> _Flusher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-
-    def wrote(self, count: int) -> None:
-        """Counts bytes, and begins a flush after each _FLUSH_BYTES, unless the one before still runs.
-
-        Raises: OSError of the flush before.
-        """
-        self._new += count
-        if self._new >= _FLUSH_BYTES and (self._running is None or self._running.done()):
-            self.finish()
-            self._new = 0
-            self._running = self._pool.submit(os.fdatasync, self._descriptor)
-
-    def finish(self) -> None:
-        """Waits for the flush that runs. Raises: OSError."""
-        if self._running is not None:
-            self._running.result()
+def _as_planned(planned: list[Planned], arrays: Iterable[tuple[str, Array]]) -> Iterator[Rows]:
+    given = iter(arrays)
+    for want in planned:
+        name, array = next(given, ("nothing", np.empty(0)))
+        if (name, array.shape) != (want.name, want.shape):
+            raise ValueError(f"{name} {array.shape} instead of {want.name} {want.shape}")
+        if array.size:
+            yield plain_rows(name, array)
+        # Freed before the next one is made.
+        del array
+    if next(given, None) is not None:
+        raise ValueError("more arrays than were planned")
 
 
-def _write(file: Any, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]
-
-
-def _finish(work: tuple[Future[None], Future[None]]) -> None:
-    for each in work:
-        each.result()
+def _add(sink: Sink, rows: Rows, dtype: np.dtype[Any]) -> None:
+    row_bytes = rows.width * dtype.itemsize
+    done = 0
+    while done < rows.height:
+        space = sink.space(row_bytes)
+        taken = min(rows.height - done, space.size // row_bytes)
+        out = space[: taken * row_bytes].view(dtype).reshape(taken, rows.width)
+        rows.fill(done, done + taken, out)
+        sink.wrote(out.nbytes)
+        done += taken
 
 
 def _header(planned: list[Planned], metadata: Mapping[str, str] | None) -> bytes:
@@ -145,30 +134,6 @@ def _header(planned: list[Planned], metadata: Mapping[str, str] | None) -> bytes
     text = json.dumps(body, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return struct.pack("<Q", len(text)) + text
-
-
-def _blocks(planned: list[Planned], arrays: Iterable[tuple[str, Array]]) -> Iterator[Array]:
-    """The elements of each array in C order and in the planned type, in blocks of about 32 MiB."""
-    given = iter(arrays)
-    for want in planned:
-        name, array = next(given, ("nothing", np.empty(0)))
-        if (name, array.shape) != (want.name, want.shape):
-            raise ValueError(f"{name} {array.shape} instead of {want.name} {want.shape}")
-        dtype = np.dtype(want.dtype)
-        rows = max(1, _BLOCK_BYTES * max(len(array), 1) // max(array.nbytes, 1)) if array.ndim else 1
-        same: Array | None = None
-        for start in range(0, len(array), rows) if array.ndim else (0,):
-            block = array[start : start + rows] if array.ndim else array
-            if same is None or same.shape != block.shape:
-                made = cast(np.ascontiguousarray(block), dtype)
-                # One number, seen at each index, gives the same block again.
-                same = None if any(array.strides) else made
-            else:
-                made = same
-            yield made
-        del array
-    if next(given, None) is not None:
-        raise ValueError("more arrays than were planned")
 
 
 def cast(block: Array, dtype: np.dtype[Any]) -> Array:

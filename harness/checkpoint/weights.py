@@ -133,11 +133,21 @@ def directory_sha256(directory: Path, stop: Event | None = None) -> str:
 def digests_beside(locations: list[Path]) -> Iterator[Callable[[], list[str]]]:
     """Yields what waits for the `directory_sha256` of each location, which a thread makes during the block.
 
-    Hashing what was read takes as long as reading it. What fails there is raised by the wait.
+    `locations` are those of `params_directories`. It hashed each base and compared it with what the weights
+    above it name, so that digest is taken. Hashing what was read takes as long as reading it. What fails
+    there is raised by the wait.
     """
     stop = Event()
+
+    def digests() -> list[str]:
+        named = [None, *(named_base(above.parent) for above in locations[:-1])]
+        return [
+            directory_sha256(location, stop) if base is None else base.sha256
+            for location, base in zip(locations, named, strict=True)
+        ]
+
     with ThreadPoolExecutor(1) as pool:
-        made = pool.submit(lambda: [directory_sha256(location, stop) for location in locations])
+        made = pool.submit(digests)
         try:
             yield made.result
         finally:
