@@ -1,8 +1,9 @@
 """Where the fixtures stand: stoves, cabinets, racks. LIBERO's initial states do not say it.
 
 Each reset moves fixtures by numpy's global generator, and resets append to a list of samplers that draw from
-it. So the place of a fixture in openpi's loop depends on every reset before it. The table has those places,
-and writing them makes an episode the same in any order and in any process.
+it. So the place of a fixture in openpi's loop depends on every reset before it. An episode is the same in any
+order and in any process because its reset begins where openpi's loop begins it; the table has the places that
+come of it.
 """
 
 from __future__ import annotations
