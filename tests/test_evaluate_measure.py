@@ -177,6 +177,9 @@ def test_a_sequential_evaluation_stops_when_it_knows(tmp_path: Path) -> None:
     assert found.sequential is not None
     assert found.sequential.stopped_at == found.all.measured < 20
     assert found.all.missing == 60 - found.all.measured
+    again = {"tasks": None, "episodes": 6, "sequential": True, "against": RunDir(theirs), "resume": True}
+    with policy() as server:
+        assert evaluated(tmp_path / "ours", server=server, **again).all == found.all
 
 
 def test_a_resume_asks_for_more_episodes_and_repeats(tmp_path: Path) -> None:

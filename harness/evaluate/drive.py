@@ -147,7 +147,7 @@ def said(answer: Mapping[str, Any]) -> HarnessError:
         one_line(what)[:1000] or "the simulator names no reason",
         got=None if answer.get("got") is None else one_line(str(answer["got"]))[:300],
         need=None if answer.get("need") is None else one_line(str(answer["need"]))[:300],
-        fix=one_line(fix)[:500] or _FIX,
+        fix=one_line(fix)[:500] or "use the same version of the harness in the simulator's environment",
     )
 
 

@@ -150,9 +150,11 @@ class _Course:
     def __init__(self, wish: Wish, console: Console, before: list[Episode], order: list[Key]) -> None:
         self._wish, self._console, self._order = wish, console, order
         self._found = {episode.key: episode for episode in before}
-        self._began, self._driven, self._stopped = time.monotonic(), 0, False
+        self._began, self._driven = time.monotonic(), 0
         other = wish.against if wish.sequential and isinstance(wish.against, RunDir) else None
         self._other = None if other is None else read_recorded(other)
+        # A resume may find that it has stopped already.
+        self._stopped = self._other is not None and self._test()
 
     def heard(self, episode: Episode) -> None:
         self._driven += 1

@@ -107,8 +107,10 @@ CompareOption = Annotated[
     ),
 ]
 MarginOption = Annotated[
-    float,
-    typer.Option("--margin", help="A rate lower by more than this share is not reproduced (0.02: 2 points)."),
+    float | None,
+    typer.Option(
+        "--margin", help="A rate lower by more than this share is not reproduced. Default: 0.02, two points."
+    ),
 ]
 SequentialOption = Annotated[
     bool,
@@ -164,7 +166,7 @@ def evaluate(
     protocol: ProtocolOption = "openpi",
     depart: DepartOption = None,
     compare: CompareOption = None,
-    margin: MarginOption = 0.02,
+    margin: MarginOption = None,
     sequential: SequentialOption = False,
     videos: VideosOption = "failures",
     out: OutOption = None,
@@ -215,7 +217,7 @@ class _Options(NamedTuple):
     depart: list[str] | None
     workers: int | None
     compare: str | None
-    margin: float
+    margin: float | None
     sequential: bool
     videos: str
     out: Path | None
@@ -238,6 +240,7 @@ def _measured(options: _Options) -> Evaluation:
     from harness.evaluate.measure import Wish, measure
     from harness.evaluate.options import against_of, kept_of
     from harness.evaluate.schedule import check_workers
+    from harness.evaluate.verdict import MARGIN
     from harness.run.directory import RunDir
     from harness.show.evaluating import Evaluating
     from harness.simulate.boot import python, start
@@ -246,7 +249,8 @@ def _measured(options: _Options) -> Evaluation:
     workers = options.workers if options.workers is not None else _half_of_the_cores()
     check_workers(workers)
     videos, against = kept_of(options.videos), against_of(options.compare)
-    check_judged(against, options.margin, sequential=options.sequential)
+    margin = MARGIN if options.margin is None else options.margin
+    check_judged(against, margin, sequential=options.sequential)
     python()
     with stop_requests(_stopped, once=True), Evaluating() as console:
         source, out = _source(options, console)
@@ -258,7 +262,7 @@ def _measured(options: _Options) -> Evaluation:
             videos,
             options.resume,
             against,
-            options.margin,
+            margin,
             options.sequential,
             options.patience,
         )
