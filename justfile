@@ -80,14 +80,6 @@ errors *options:
 sample source *options:
     python ci/make_sample.py {{source}} {{options}}
 
-# makes the table of scenes that ships in the package, an hour on a core; $HARNESS_SIMULATOR names the simulator: just scenes WORK
-scenes work *options:
-    $HARNESS_SIMULATOR/bin/python ci/make_scenes.py {{work}} {{options}}
-
-# makes the recorded episodes that ship in the package, from actions that a scripted policy recorded
-recorded actions:
-    $HARNESS_SIMULATOR/bin/python ci/make_recorded.py {{actions}}
-
-# makes the golden frames that ship in the package, or adds this renderer's: just golden --add (after simulate)
-golden *options:
-    $HARNESS_SIMULATOR/bin/python ci/make_golden.py {{options}}
+# the scenes, recorded episodes and golden frames of the simulator anew, with its own Python: just simulator-files scenes WORK
+simulator-files which *options:
+    $HARNESS_SIMULATOR/bin/python ci/make_{{which}}.py {{options}}   # ci/make_scenes.py, ci/make_recorded.py, ci/make_golden.py

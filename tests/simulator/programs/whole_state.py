@@ -1,8 +1,7 @@
 """The model and the state of the second trial, by openpi's loop and by the harness, of each task asked.
 
 Every array of MuJoCo's model is compared, and the state before and after the wait steps, without a renderer.
-MuJoCo's solver begins from the accelerations of the forward pass before, and those of a reset are random.
-What they leave is gone after the wait steps, which this shows.
+MuJoCo's solver begins from the accelerations of the forward pass before, so those of the reset count too.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def model(env):
 
 def state(env, when):
     data = env.sim.data
-    names = ("qpos", "qvel", "xpos", "xquat") + (("qacc", "qacc_warmstart", "ctrl") if when else ())
+    names = ("qpos", "qvel", "xpos", "xquat", "qacc", "qacc_warmstart", "ctrl")
     return {f"{when}{name}": np.array(getattr(data, name)) for name in names}
 
 
