@@ -75,3 +75,7 @@ errors *options:
 # cuts the dataset and trains the tokenizer that ship in the package, from a LeRobot dataset of LIBERO
 sample source *options:
     python ci/make_sample.py {{source}} {{options}}
+
+# the scenes, recorded episodes and golden frames of the simulator anew, with its own Python: just simulator-files scenes WORK
+simulator-files which *options:
+    $HARNESS_SIMULATOR/bin/python ci/make_{{which}}.py {{options}}   # ci/make_scenes.py, ci/make_recorded.py, ci/make_golden.py

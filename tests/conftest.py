@@ -17,7 +17,7 @@ import pytest
 # What this process was started with, for tests that start what a person would start.
 OUTSIDE = dict(os.environ)
 
-# These need a container engine or a simulator, which the container that runs the tests has not:
+# These need a container engine or a simulator, which the container that runs the tests has not.
 # ci/confinement, ci/chaos, ci/cuda and ci/simulate ask for them by path.
 collect_ignore = ["container", "simulator"]
 

@@ -100,7 +100,7 @@ def _tried(name: str, look: Callable[[], Finding]) -> Finding:
 def _failed(name: str, error: Exception) -> Finding:
     got = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
     fix = error.fix if isinstance(error, HarnessError) else _FIX
-    return Finding(name, False, got[:300], "no error", fix)
+    return Finding(name, False, " ".join(got.split())[:300], "no error", fix)
 
 
 def frame(env: Environment, number: int) -> tuple[Array, Array]:
@@ -140,7 +140,7 @@ def of_frame(suite: str, image: Array, wrist: Array, renderer: str) -> Finding:
             for which, picture in (("image", image), ("wrist_image", wrist))
         )
     need = f"a mean difference of at most {TOLERANCE} of 255 from llvmpipe's picture"
-    note = f"{renderer} draws other bytes than any known renderer; mean difference {apart:.2f} of 255"
+    note = f"{renderer} drew bytes that no known renderer draws; mean difference {apart:.2f} of 255"
     ok = apart <= TOLERANCE
     return Finding(name, ok, f"{apart:.2f} of 255, {renderer}", need, "" if ok else _FIX, note if ok else "")
 

@@ -139,8 +139,8 @@ class Environment:
         self._goals = [list(part) for part in self._domain.parsed_problem["goal_state"]]
         self.goals = [" ".join(part) for part in self._goals]
         self._gates: dict[str, _Gate] = {}
-        self._serial: Iterator[scenes.Poses] | None = None
-        self._serial_poses: list[scenes.Poses] = []
+        self._resets: Iterator[scenes.Before] | None = None
+        self._before: list[scenes.Before] = []
         self._fresh = False
         if rendering != "never":
             self._gate_cameras()
@@ -180,31 +180,47 @@ class Environment:
                 need=f"0 to {len(self.initial_states) - 1}",
                 fix=f"ask for at most {len(self.initial_states)} episodes of a task",
             )
-        reseeded = fixtures is None and self.values.scenes == "reseeded"
-        if fixtures is None and not reseeded:
-            fixtures = self._of_loop(episode)
         self._open(False)
+        generator, times = self._reset_of(episode, fixtures is not None)
         # LIBERO appends its samplers at each reset, and each of them draws.
-        times = RESETS_BEFORE + episode if reseeded else 1
         self._domain.object_property_initializers[:] = self._samplers * times
-        np.random.seed(self.values.seed + (episode if reseeded else 0))
+        np.random.set_state(generator)
         self.env.reset()
+        if fixtures is None and self.values.scenes == "serial":
+            fixtures = scenes.known(self.suite, self.task, episode, self.values.seed)
+            self._check(episode, fixtures)
         if fixtures is not None:
             scenes.write(self._domain, fixtures)
         self._open(see)
         return self.env.set_init_state(self.initial_states[episode])
 
-    def _of_loop(self, episode: int) -> scenes.Poses:
-        """The poses of openpi's loop: from the table, or else by going through that loop."""
-        found = scenes.known(self.suite, self.task, episode, self.values.seed)
-        if found is not None:
-            return found
-        if self._serial is None:
-            apart = make(self.suite, self.task, resolution=self.values.resolution, renderer=False)
-            self._serial = scenes.serial(apart, self.values.seed)
-        while len(self._serial_poses) <= episode:
-            self._serial_poses.append(next(self._serial))
-        return self._serial_poses[episode]
+    def _reset_of(self, episode: int, recorded: bool) -> scenes.Before:
+        """What the reset of an episode begins with, by the protocol's loop."""
+        if recorded:
+            return scenes.Before(np.random.RandomState(self.values.seed).get_state(), 1)
+        if self.values.scenes == "reseeded":
+            seed = self.values.seed + episode
+            return scenes.Before(np.random.RandomState(seed).get_state(), RESETS_BEFORE + episode)
+        if self._resets is None:
+            self._resets = scenes.resets(self._domain, self.values.seed)
+        while len(self._before) <= episode:
+            self._domain.object_property_initializers[:] = self._samplers
+            self._before.append(next(self._resets))
+        return self._before[episode]
+
+    def _check(self, episode: int, known: scenes.Poses | None) -> None:
+        """Refuse a reset that does not put the fixtures where the table has them."""
+        there = scenes.poses(self._domain)
+        for name, pose in (known or there).items():
+            if name not in there or there[name].tobytes() != pose.tobytes():
+                raise HarnessError(
+                    "scene-differs",
+                    f"the scene of {self.suite} task {self.task} is not that of openpi's loop",
+                    got=f"{name} of episode {episode} at {there.get(name)}",
+                    need=f"{pose}, as harness/simulate/scenes.json has it",
+                    fix="use the versions of docker/lock/simulator.txt: docker compose build evaluate, or"
+                    " remove .venv-local/simulator and run ci/local evaluate",
+                )
 
     def step(self, action: Array, *, see: bool) -> tuple[Any, bool]:
         """LIBERO's dictionary of observations after one control step, and whether the task is done.

@@ -1,18 +1,20 @@
 """Where the fixtures stand: stoves, cabinets, racks. LIBERO's initial states do not say it.
 
 Each reset moves fixtures by numpy's global generator, and resets append to a list of samplers that draw from
-it. So the place of a fixture in openpi's loop depends on every reset before it. The table has those places,
-and writing them makes an episode the same in any order and in any process.
+it. So the place of a fixture in openpi's loop depends on every reset before it. An episode is the same in any
+order and in any process because its reset begins where openpi's loop begins it; the table has the places that
+come of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,6 +68,50 @@ def serial(env: Any, seed: int) -> Iterator[Poses]:
         state = np.random.get_state()
         yield found
         np.random.set_state(state)
+
+
+class Before(NamedTuple):
+    """What a reset of openpi's loop begins with: numpy's generator, and how often LIBERO's samplers stand in
+    their list.
+    """
+
+    generator: Any
+    times: int
+
+
+def resets(domain: Any, seed: int) -> Iterator[Before]:
+    """What each reset of openpi's loop begins with, episode by episode, without resetting.
+
+    A reset builds the whole model anew and draws a few numbers. Only the drawing is done here, some
+    milliseconds each, on a model whose bodies are put back where the scene's file has them. The fixtures of
+    the real reset then stand where the table says. More than that hangs on it: MuJoCo's solver begins from
+    the accelerations that the reset has left, so the objects' random places there decide last bits later.
+
+    `domain` is left in disorder: reset it before use. numpy's generator is put back between two episodes.
+    """
+    import mujoco
+    from robosuite.utils.errors import RandomizationError
+
+    samplers = domain.object_property_initializers
+    once = list(samplers)
+    built = mujoco.MjModel.from_xml_string(domain.model.get_xml())
+    generator, times = np.random.RandomState(seed).get_state(), 1
+    while True:
+        yield Before(generator, times)
+        np.random.set_state(generator)
+        drawn = False
+        while not drawn:
+            # Building the model appends the samplers again, also when LIBERO tries a second time.
+            times += 1
+            samplers[:] = once * times
+            domain.sim.reset()
+            domain.sim.model.body_pos[:] = built.body_pos
+            domain.sim.model.body_quat[:] = built.body_quat
+            with contextlib.suppress(RandomizationError):
+                domain._reset_internal()
+                drawn = True
+        samplers[:] = once
+        generator = np.random.get_state()
 
 
 @functools.cache
