@@ -6,7 +6,8 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,17 @@ def test_the_harness_reads_what_was_written_bit_for_bit_and_pictures_nearly(tmp_
 class Simulated:
     """Stands for the simulator's process. Every third attempt fails; it dies at the asked number."""
 
-    def __init__(self, dies_at: int | None = None) -> None:
+    def __init__(
+        self, dies_at: int | None = None, slow: Callable[[dict[str, Any]], bool] = lambda _: False
+    ) -> None:
         self.asked: list[dict[str, Any]] = []
-        self._dies_at = dies_at
+        self._dies_at, self._slow = dies_at, slow
 
     def ask(self, _child: object, order: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if len(self.asked) == self._dies_at:
             raise RuntimeError("the simulator's process ended with code -9")
+        if self._slow(order):
+            time.sleep(0.2)
         self.asked.append(order)
         number = 30 * order["seed"] + order["state"]
         answer = {"is": "episode", "success": number % 3 != 0, "steps": 4, "prompt": f"task {order['task']}"}
@@ -95,8 +100,8 @@ class Simulated:
 
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def use(dies_at: int | None = None) -> Simulated:
-        found = Simulated(dies_at)
+    def use(*choices: Any, **named: Any) -> Simulated:
+        found = Simulated(*choices, **named)
 
         @contextmanager
         def start() -> Iterator[None]:
@@ -125,6 +130,20 @@ def test_a_killed_generation_goes_on_and_makes_the_same_data(tmp_path: Path, sim
     assert len(files) == 6 + 3 + 1
     for file in files:
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes(), file
+
+
+def test_several_simulators_make_the_same_data_as_one(tmp_path: Path, simulated: Any) -> None:
+    simulated()
+    generate(tmp_path / "one", 6)
+    three = simulated(slow=lambda order: order["state"] % 3 == 0)
+    generate(tmp_path / "three", 6, workers=3)
+    asked = [order["state"] for order in three.asked]
+    assert sorted(asked) != asked, "no attempt was overtaken by a later one"
+    files = [path for path in (tmp_path / "one").rglob("*.*") if path.is_file()]
+    assert len(files) == 6 + 3 + 1
+    for file in files:
+        other = tmp_path / "three" / file.relative_to(tmp_path / "one")
+        assert file.read_bytes() == other.read_bytes(), file
 
 
 def test_failures_are_counted_and_no_episode_of_them_is_kept(tmp_path: Path, simulated: Any) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,14 @@ from benchmarks.closed_loop.plan import FPS, Take, takes
 from harness.simulate.boot import command, environment
 from harness.simulate.frames import receive, send
 
+Recorded = tuple[dict[str, Any], dict[str, np.ndarray]]
 
-def generate(root: Path, wanted: int) -> None:
-    """Adds episodes to the dataset in `root`, until it has `wanted`.
 
-    Raises: HarnessError "simulator-missing", and what the simulator's process tells.
+def generate(root: Path, wanted: int, workers: int = 1) -> None:
+    """Adds episodes to the dataset in `root`, until it has `wanted`, with `workers` simulators at a time.
+
+    The dataset is the same bytes with any number of them: attempts are written in their order.
+    Raises: HarnessError "simulator-missing", and what a simulator's process tells.
     """
     log = root / "made.jsonl"
     root.mkdir(parents=True, exist_ok=True)
@@ -36,10 +42,14 @@ def generate(root: Path, wanted: int) -> None:
     for _ in made:
         next(order)
     begun, done = time.monotonic(), 0
-    with start() as child:
+    with _recorders(workers) as record:
+        ahead: deque[tuple[Take, Future[Recorded]]] = deque()
         while len(kept) < wanted:
-            take = next(order)
-            row = _one(child, root, take, kept)
+            while len(ahead) < workers:
+                take = next(order)
+                ahead.append((take, record(take)))
+            take, recorded = ahead.popleft()
+            row = _keep(root, take, *recorded.result(), kept)
             made.append(row)
             if row["success"]:
                 kept.append(row)
@@ -59,10 +69,37 @@ def generate(root: Path, wanted: int) -> None:
             )
 
 
-def _one(
-    child: subprocess.Popen[bytes], root: Path, take: Take, kept: list[dict[str, Any]]
+@contextmanager
+def _recorders(workers: int) -> Iterator[Callable[[Take], Future[Recorded]]]:
+    """A function that has an attempt recorded by the next simulator that is free.
+
+    Attempts under way when the block ends are left: a simulator that has lost its caller ends too.
+    """
+    with ExitStack() as open_:
+        free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        for _ in range(workers):
+            free.put(open_.enter_context(start()))
+        pool = ThreadPoolExecutor(workers)
+        open_.callback(pool.shutdown, wait=False, cancel_futures=True)
+
+        def record(take: Take) -> Recorded:
+            child = free.get()
+            try:
+                return ask(child, {"do": "record", **take._asdict()})
+            finally:
+                free.put(child)
+
+        yield lambda take: pool.submit(record, take)
+
+
+def _keep(
+    root: Path,
+    take: Take,
+    answer: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    kept: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    answer, arrays = ask(child, {"do": "record", **take._asdict()})
+    """The line of an attempt, whose episode is written if it succeeded."""
     row = {**take._asdict(), **{key: answer[key] for key in ("success", "steps", "prompt")}}
     if answer["success"]:
         tasks = list(dict.fromkeys([*(one["prompt"] for one in kept), row["prompt"]]))
