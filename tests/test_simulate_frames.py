@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from harness.errors import HarnessError
-from harness.simulate import frames
+from harness.simulate import frames, record
 
 
 def raw(header: object, data: bytes = b"") -> bytes:
@@ -115,6 +115,11 @@ def test_what_is_no_frame_is_named(header: Any) -> None:
 )
 def test_lengths_are_bounded_before_anything_is_allocated(data: bytes) -> None:
     assert refused(data) == "frame-too-large"
+
+
+def test_the_longest_recorded_episode_can_be_sent() -> None:
+    pictures, numbers = 2 * 256 * 256 * 3, 4 * (8 + 7)
+    assert record.MOST * (pictures + numbers) <= frames.ARRAY_BYTES
 
 
 def test_a_sender_cannot_send_what_a_receiver_would_refuse() -> None:

@@ -22,9 +22,10 @@ Message = dict[str, Any]
 
 # The largest header lists the observations of one episode: 64 characters for each of 1,000 queries.
 HEADER_BYTES = 1 << 20
-# A query has 3 arrays. Its pictures have 301,056 bytes; two raw pictures of 1,024 pixels have 6 MB.
+# A query has 3 arrays. Its pictures have 301,056 bytes; two raw pictures of 1,024 pixels have 6 MB. Those of
+# the longest recorded episode have 86.5 MB.
 ARRAYS = 16
-ARRAY_BYTES = 64 << 20
+ARRAY_BYTES = 96 << 20
 DIMENSIONS = 8
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "int64", "float32", "float64")}
 

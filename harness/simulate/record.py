@@ -2,9 +2,9 @@
 
 It takes orders as frames, as the worker does: {"do": "record", "suite", "task", "state", "poses", "seed"}.
 `state` is the initial state, `poses` the reset of openpi's loop after which the fixtures stand as they do
-here. The answer is {"is": "episode", "success", "steps", "prompt"}, with arrays of T steps: image and
-wrist_image uint8 [T, 256, 256, 3], turned as the published data are; state float32 [T, 8]; actions float32
-[T, 7], which were carried out to the last bit.
+here. The answer is {"is": "episode", "success", "steps", "prompt"}. That of a success has arrays of T steps:
+image and wrist_image uint8 [T, 256, 256, 3], turned as the published data are; state float32 [T, 8]; actions
+float32 [T, 7], which were carried out to the last bit.
 
 {"do": "replay", "suite", "task", "state"} with an array actions [T, 7] carries them out, in the scene that
 the protocol has for that state, and answers {"is": "replayed", "success", "steps"}.
@@ -29,7 +29,7 @@ MOST = 220
 
 
 def record(env: Environment, start: int, poses: int, seed: int) -> tuple[Message, dict[str, Array]]:
-    """An episode from the initial state `start`, and whether it succeeded.
+    """Whether an episode from the initial state `start` succeeded, and what was recorded if it did.
 
     Raises: HarnessError "episode-missing", "scripted-has-no-way".
     """
@@ -48,7 +48,7 @@ def record(env: Environment, start: int, poses: int, seed: int) -> tuple[Message
         rows["actions"].append(action)
         raw, success = env.step(action.astype(np.float64), see=True)
     answer = {"is": "episode", "success": success, "steps": len(rows["actions"]), "prompt": env.prompt}
-    return answer, {name: np.stack(values) for name, values in rows.items()}
+    return answer, {name: np.stack(values) for name, values in rows.items()} if success else {}
 
 
 def replay(env: Environment, start: int, actions: Array) -> Message:
