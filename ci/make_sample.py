@@ -56,8 +56,8 @@ def _opens(suite: str, task: int, state: int) -> Clip:
     return Clip(Take(suite, task, state, state, 0), "open", 8, 12)
 
 
-# No initial state is one that the closed loop holds out (benchmarks/closed_loop/plan.py). The fixtures stand as
-# openpi's loop leaves them at that state.
+# No initial state is one that the closed loop holds out (benchmarks/closed_loop/plan.py). The fixtures stand
+# as openpi's loop leaves them at that state.
 CLIPS = (
     _closes("libero_spatial", 0, 20),
     _opens("libero_spatial", 5, 22),
@@ -158,8 +158,8 @@ def recorded() -> list[tuple[Arrays, str]]:
 def cut(clip: Clip, arrays: Arrays, prompt: str) -> tuple[int, Arrays, str]:
     """The first frame of the clip in its episode, the arrays of its frames, and the prompt.
 
-    Where the episode ends too soon after the move, the clip has more frames before it. Raises: SystemExit if the
-    fingers do not make the move once, as when the thing falls and is taken again.
+    Where the episode ends too soon after the move, the clip has more frames before it. Raises: SystemExit if
+    the fingers do not make the move once, as when the thing falls and is taken again.
     """
     grip, length = arrays["actions"][:, 6], len(arrays["actions"])
     closing = grip[1:] > grip[:-1]
