@@ -250,7 +250,7 @@ def test_the_table_shows_ends_and_share(tmp_path: Path) -> None:
         )
     )
     row = next(line for line in console.export_text().splitlines() if line.startswith("actions[2]"))
-    assert row.split() == ["actions[2]", "-1721", "-1633", "-339", "-335", "100.00", "%"]
+    assert row.split() == ["actions[2]", "-1721", "-1633", "-339", "-334.8", "100.00", "%"]
 
 
 def test_no_file_is_refused(tmp_path: Path) -> None:
