@@ -159,16 +159,15 @@ def cut(clip: Clip, arrays: Arrays, prompt: str) -> tuple[int, Arrays, str]:
     """The first frame of the clip in its episode, the arrays of its frames, and the prompt.
 
     Where the episode ends too soon after the move, the clip has more frames before it. Raises: SystemExit if
-    the fingers do not make the move once, as when the thing falls and is taken again.
+    the fingers do not make the move once, as when the thing falls and is taken again, or make it too early.
     """
     grip, length = arrays["actions"][:, 6], len(arrays["actions"])
     closing = grip[1:] > grip[:-1]
     moves = np.flatnonzero(closing if clip.move == "close" else grip[1:] < grip[:-1]) + 1
-    if len(moves) != 1:
-        raise SystemExit(
-            f"{clip.take}: the fingers {clip.move} {len(moves)} times: take another initial state"
-        )
-    first = min(int(moves[0]) - clip.before, length - clip.frames)
+    first = min(int(moves[0]) - clip.before, length - clip.frames) if len(moves) == 1 else -1
+    if first < 0:
+        when = f"at {moves.tolist()} of {length} steps"
+        raise SystemExit(f"{clip.take}: the fingers {clip.move} {when}: take another initial state")
     return first, {name: values[first : first + clip.frames] for name, values in arrays.items()}, prompt
 
 
