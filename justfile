@@ -76,9 +76,9 @@ lock-inputs name:
 errors *options:
     python ci/make_errors.py {{options}}
 
-# cuts the dataset and trains the tokenizer that ship in the package, from a LeRobot dataset of LIBERO
-sample source *options:
-    python ci/make_sample.py {{source}} {{options}}
+# records the dataset and trains the tokenizer that ship in the package, with the simulator of $HARNESS_SIMULATOR
+sample *options:
+    python ci/make_sample.py {{options}}
 
 # the scenes, recorded episodes and golden frames of the simulator anew, with its own Python: just simulator-files scenes WORK
 simulator-files which *options:

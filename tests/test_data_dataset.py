@@ -24,7 +24,7 @@ from tests.support import lerobot_writer as writer
 def test_describes_the_sample() -> None:
     found = describe(load_recipe("smoke"))
     assert (found.source, found.revision, found.format_version, found.fps) == ("sample", None, "v2.1", 20)
-    assert (found.episodes, found.frames, len(found.tasks)) == (5, 100, 5)
+    assert (found.episodes, found.frames, len(found.tasks)) == (8, 100, 8)
     assert found.features["image"].shape == [256, 256, 3]
     assert found.prompt_tokens == 32
     assert found.prompt_tokens >= found.longest_prompt_tokens > 16

@@ -77,11 +77,11 @@ def test_no_step_of_three_epochs_sees_a_held_out_frame_and_each_epoch_sees_every
     dataset = describe(recipe)
     loader = Loader(recipe, dataset, compute(recipe, dataset), batch_size=4, seed=1)
     assert dataset.held_out == [1, 3]
-    assert dataset.trained_frames == 60
-    seen = [int(i) for step in range(45) for i in loader.batch(step)["index"]]
     others = [i for i in range(100) if loader.sources[0].pictures.data.episode_of(i).index not in (1, 3)]
+    assert dataset.trained_frames == len(others) == 76
+    seen = [int(i) for step in range(57) for i in loader.batch(step)["index"]]
     for epoch in range(3):
-        assert sorted(seen[60 * epoch : 60 * (epoch + 1)]) == others
+        assert sorted(seen[76 * epoch : 76 * (epoch + 1)]) == others
 
 
 def test_statistics_are_those_of_the_episodes_that_are_trained_on() -> None:
@@ -92,13 +92,13 @@ def test_statistics_are_those_of_the_episodes_that_are_trained_on() -> None:
     states = np.stack([data.state(i) for i in range(100) if data.episode_of(i).index != 4])
     np.testing.assert_allclose(found.norm_stats["state"].mean, states.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(found.norm_stats["state"].q01, np.quantile(states, 0.01, axis=0), rtol=1e-5)
-    assert found.frames == 80
+    assert found.frames == len(states) == 87
     plain = load_recipe("smoke")
     assert compute(plain, describe(plain)).norm_stats["state"] != found.norm_stats["state"]
 
 
 def test_less_than_a_batch_is_refused_with_the_holdout_named() -> None:
-    recipe = load_recipe("smoke", ["train.holdout.episodes=4", "train.global_batch=32"])
+    recipe = load_recipe("smoke", ["train.holdout.episodes=6", "train.global_batch=32"])
     dataset = describe(recipe)
     with pytest.raises(HarnessError, match="holds out") as refusal:
         Loader(recipe, dataset, compute(recipe, dataset), batch_size=32, seed=1)

@@ -275,7 +275,7 @@ def test_what_differs_between_datasets_is_found(mixed: tuple[Recipe, Dataset, No
     assert "10 (1 s)" in rates
     assert "20 (0.5 s)" in rates
     assert widths.endswith("sample 7")
-    assert (found.episodes, found.frames) == (3 + 3 + 5, 16 + 22 + 100)
+    assert (found.episodes, found.frames) == (3 + 3 + 8, 16 + 22 + 100)
     assert found.members[1].left_out is not None
     assert found.path == ""
 

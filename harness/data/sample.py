@@ -1,8 +1,8 @@
 """The paths of the sample dataset and the sample tokenizer inside the package.
 
-`ci/make_sample.py` cuts the frames from episodes of the LIBERO benchmark's own simulator (MuJoCo and
-robosuite, both cameras), with real camera images, states, actions and instructions. The actions come from a
-scripted pick-and-place policy. They are not LIBERO's human demonstrations and not the published
+`ci/make_sample.py` records episodes in the LIBERO benchmark's own simulator (MuJoCo and robosuite, both
+cameras) and cuts the frames from them, with real camera images, states, actions and instructions. The actions
+come from the scripted pick-and-place policy. They are not LIBERO's human demonstrations and not the published
 `physical-intelligence/libero` set. The clips are contiguous at 20 frames per second; images are JPEG. The
 README.md beside the data lists the episodes.
 """
