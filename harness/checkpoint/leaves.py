@@ -25,6 +25,7 @@ from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.item import read_item
 from harness.checkpoint.source import damaged
 from harness.checkpoint.tensors import Tensors
+from harness.checkpoint.tiles import Tiled
 from harness.errors import HarnessError
 from harness.units import GIB
 
@@ -91,7 +92,7 @@ def read_leaves(
     wanted: Mapping[str, jax.ShapeDtypeStruct],
     look: Look | None = None,
     *,
-    sha256: Mapping[str, str] | None = None,
+    sha256: Mapping[str, str | Tiled] | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
     """(path, array) of every wanted leaf, in the sharding and dtype of its ShapeDtypeStruct.
 
@@ -134,7 +135,7 @@ def read_leaves(
             pool.shutdown(cancel_futures=True)
 
 
-def _read(leaf: Leaf, dtype: np.dtype[Any], sha256: str | None) -> np.ndarray[Any, Any]:
+def _read(leaf: Leaf, dtype: np.dtype[Any], sha256: str | Tiled | None) -> np.ndarray[Any, Any]:
     try:
         array = leaf.read(dtype)
     except (OSError, *DAMAGE) as error:
@@ -154,6 +155,10 @@ def _to_device(
 ) -> jax.Array:
     if look is not None:
         look(path, array)
-    on_device = jax.device_put(array, struct.sharding)
+    if struct.sharding is None or struct.sharding.is_fully_addressable:
+        on_device = jax.device_put(array, struct.sharding)
+    else:
+        # device_put would send the whole leaf to all processes, to see whether they have the same.
+        on_device = jax.make_array_from_callback(array.shape, struct.sharding, lambda index: array[index])
     # The host's copy of a large leaf must be freed before the next leaf is counted.
     return on_device.block_until_ready() if array.nbytes > LARGE_BYTES else on_device

@@ -240,7 +240,7 @@ def _check_inside(inner: _Seat, outer: _Seat) -> None:
     raise HarnessError(
         "cluster-contradiction",
         f"{inner.by} and {outer.by} disagree about which process this is",
-        got=f"{inner.by}: {inner.number} of {inner.processes}; {outer.by}: {outer.number} of {outer.processes}",
+        got="; ".join(f"{seat.by}: {seat.number} of {seat.processes}" for seat in (inner, outer)),
         need="one launcher, or one that the other one started in each of its processes",
         fix=(
             f"unset the variables of one of them; in a batch script, {ID} has to be set inside of srun, where"

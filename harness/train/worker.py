@@ -3,16 +3,21 @@
 It carries out what the files of the run say. Its parent (harness/supervise/run.py) has planned and checked
 the run, has set the variables that JAX reads at its import, and supervises this process. Every event is a
 line of JSON on stdout. What libraries write to stdout goes to stderr.
+
+Where a launcher has started it on several machines (harness/run/cluster.py), it joins the others first.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.run.cluster import Member, member_of
 from harness.run.directory import RunDir
-from harness.run.job import job_of
+from harness.run.job import Job, job_of
+from harness.run.peers import ALONE, Peers
 from harness.supervise.channel import Channel, private_stdout
 from harness.supervise.signals import die_with_supervisor
 
@@ -25,14 +30,10 @@ def main() -> int:
     die_with_supervisor()
     channel = Channel(private_stdout())
     try:
-        job = job_of(RunDir(Path(sys.argv[1])))
-        from harness.train import device
-
-        channel.phase("start")
-        device.start()
-        from harness.train.loop import train
-
-        outcome = train(job._replace(keeps="--without-checkpoints" not in sys.argv), channel)
+        member = member_of(os.environ)
+        if member is not None:
+            return _among_others(member, channel)
+        return _train(job_of(RunDir(Path(sys.argv[1]))), channel, ALONE)
     except HarnessError as error:
         channel.error(error)
         return 2
@@ -44,8 +45,48 @@ def main() -> int:
             raise
         channel.exhausted(str(error).splitlines()[0])
         return 2
+
+
+def _train(job: Job, channel: Channel, peers: Peers) -> int:
+    from harness.train import device
+
+    channel.phase("start")
+    device.start()
+    from harness.train.loop import train
+
+    outcome = train(job._replace(keeps="--without-checkpoints" not in sys.argv), channel, peers)
     channel.end(outcome.step, finished=outcome.finished)
     return 0
+
+
+def _among_others(member: Member, channel: Channel) -> int:
+    """As `_train`, together with the other processes of the run.
+
+    A process that fails does not wait for JAX's own end, which waits for all.
+    """
+    channel.phase("start")
+    from harness.train.cluster import end, join
+    from harness.train.shared_directory import check_shared
+
+    peers = join(member, channel)
+    try:
+        run = RunDir(Path(sys.argv[1]))
+        check_shared(run.path, peers)
+        return _train(job_of(run), channel, peers)
+    except HarnessError as error:
+        channel.error(error)
+        peers.leave(error)
+        end(2)
+    except Exception as error:
+        lost = peers.lost(error)
+        if lost is not None:
+            channel.error(lost)
+            end(2)
+        said = f"{type(error).__name__}: {str(error)[:300]}"
+        fix = "the lines above are what it wrote; go on with --resume once the cause is mended"
+        peers.leave(HarnessError("trainer-failed", "its trainer failed", got=said, fix=fix))
+        raise
+    return 2
 
 
 if __name__ == "__main__":
