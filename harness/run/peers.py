@@ -7,8 +7,10 @@ looks at the number of devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
+
+from harness.errors import HarnessError
 
 
 class Peers(Protocol):
@@ -66,3 +68,20 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+def named(index: int, hosts: Sequence[str]) -> str:
+    """A process in words, with its host."""
+    return f"process {index} ({hosts[index]})" if index < len(hosts) and hosts[index] else f"process {index}"
+
+
+def peer_lost(indices: Sequence[int], hosts: Sequence[str], said: str) -> HarnessError:
+    """The error of a process whose peer is gone: one of `indices`. `said` is what a library said of it."""
+    who = " or ".join(named(index, hosts) for index in indices) or "another process of the run"
+    return HarnessError(
+        "peer-lost",
+        f"{who} answers no more, so no step can be computed",
+        got=said,
+        need="all processes of the run",
+        fix="look at the log of that process, then start all of them again with --resume",
+    )

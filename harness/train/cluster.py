@@ -29,7 +29,7 @@ import jax
 
 from harness.errors import HarnessError
 from harness.run.cluster import COORDINATOR, Member
-from harness.run.peers import Peers
+from harness.run.peers import Peers, named, peer_lost
 from harness.supervise.channel import Channel
 from harness.supervise.signals import stop_requests
 
@@ -45,6 +45,7 @@ _TOGETHER_S = 5
 _NAMED_S = HEARTBEAT_S + 15
 _NOTE_S = 3
 _SAY_EVERY_S = 30
+_LISTEN_EVERY_S = 2
 _NOTES = "harness/ended/"
 # Parts of the messages of JAX, Gloo and NCCL when another process is gone or does not answer.
 _LOST = (
@@ -73,7 +74,9 @@ def join(member: Member, channel: Channel, *, limit_s: int = JOIN_S) -> Joined:
         f"process {member.number} of {member.processes} (by {member.by}) on {host}: waiting for the others at"
         f" {member.coordinator}"
     )
-    with _saying_what_it_waits_for(member, channel):
+    if member.number == 0:
+        _check_port(member)
+    with _watching(member, channel, limit_s):
         try:
             jax.distributed.initialize(
                 member.coordinator,
@@ -81,31 +84,38 @@ def join(member: Member, channel: Channel, *, limit_s: int = JOIN_S) -> Joined:
                 member.number,
                 local_device_ids=member.local_devices,
                 cluster_detection_method="deactivate",
-                initialization_timeout=limit_s,
+                initialization_timeout=limit_s + 60,
                 heartbeat_timeout_seconds=HEARTBEAT_S,
                 shutdown_timeout_seconds=60,
             )
         except RuntimeError as error:
-            raise _not_joined(member, limit_s, error) from error
-    peers = Joined(member)
+            raise _missing(member, " ".join(str(error).split())[:300]) from error
+    peers = Joined(member, channel)
     peers.hosts = peers.gather(host)
     channel.peers(peers.hosts)
+    peers.listen()
     return peers
 
 
 @contextmanager
-def _saying_what_it_waits_for(member: Member, channel: Channel) -> Iterator[None]:
-    """JAX waits without a word. A thread says it again from time to time."""
+def _watching(member: Member, channel: Channel, limit_s: float) -> Iterator[None]:
+    """Says from time to time what this process waits for, and ends it after `limit_s`.
+
+    JAX waits without a word, and at its own limit it ends the process by SIGABRT.
+    """
     done, before = threading.Event(), time.monotonic()
 
-    def say() -> None:
-        while not done.wait(_SAY_EVERY_S):
+    def watch() -> None:
+        while not done.wait(min(_SAY_EVERY_S, max(before + limit_s - time.monotonic(), 0))):
+            waited = time.monotonic() - before
+            if waited >= limit_s:
+                channel.error(_missing(member, f"waited for {limit_s:.0f} s"))
+                end(2)
             channel.say(
-                f"still waiting for {member.processes - 1} other processes at {member.coordinator},"
-                f" {time.monotonic() - before:.0f} s"
+                f"still waiting for the other {member.processes - 1} at {member.coordinator}, {waited:.0f} s"
             )
 
-    thread = threading.Thread(target=say, daemon=True)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
@@ -114,19 +124,28 @@ def _saying_what_it_waits_for(member: Member, channel: Channel) -> Iterator[None
         thread.join()
 
 
-def _not_joined(member: Member, limit_s: int, error: RuntimeError) -> HarnessError:
-    said = " ".join(str(error).split())[:300]
-    if "in use" in said or "bind" in said.lower():
-        return HarnessError(
+def _check_port(member: Member) -> None:
+    """Refuses a port that another program has; JAX's service would end this process by SIGSEGV."""
+    port = int(member.coordinator.rpartition(":")[2])
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+    except OSError as error:
+        raise HarnessError(
             "coordinator-port",
-            f"process 0 cannot listen at {member.coordinator}",
-            got=said,
+            f"process 0 cannot listen at port {port}",
+            got=error.strerror,
             need="a port that no other program uses",
             fix=f"set {COORDINATOR}=HOST:PORT with another port, the same in every process",
-        )
+        ) from error
+
+
+def _missing(member: Member, said: str) -> HarnessError:
     return HarnessError(
         "peers-missing",
-        f"not all of the {member.processes} processes came to {member.coordinator} within {limit_s} s",
+        f"not all of the {member.processes} processes came to {member.coordinator}",
         got=said,
         need=f"{member.processes} processes that reach {member.coordinator}",
         fix=(
@@ -139,9 +158,12 @@ def _not_joined(member: Member, limit_s: int, error: RuntimeError) -> HarnessErr
 class Joined:
     """The peers of a process that has joined others; see `Peers`."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, channel: Channel) -> None:
         from jax._src import distributed  # the client has no public name
 
+        self._channel = channel
+        # Whoever has it tells how this process ends: the thread that listens, or the main one.
+        self._ending, self._done = threading.RLock(), threading.Event()
         self.index, self.count = member.number, member.processes
         self.hosts: list[str] = [""] * member.processes
         self._client: Any = distributed.global_state.client
@@ -191,23 +213,49 @@ class Joined:
         """
         if not any(part in str(error).lower() for part in _LOST):
             return None
+        self._ending.acquire()
         said = " ".join(str(error).split())[:200]
         others = [index for index in range(self.count) if index != self.index]
         # Of two processes it is the other one; it may still write its note.
         deadline = time.monotonic() + (_NOTE_S if len(others) == 1 else _NAMED_S)
         while time.monotonic() < deadline:
             try:
-                notes = self._client.key_value_dir_get(_NOTES)
+                note = self._note()
             except Exception:  # the service has died with process 0
-                return self._lost([0], said)
-            ended = {int(key.rpartition("/")[2]): text for key, text in notes}
-            for index in sorted(ended.keys() - {self.index}):
-                return self._ended(index, _from_text(ended[index]))
+                return peer_lost([0], self.hosts, said)
+            if note is not None:
+                return note
             time.sleep(0.5)
-        return self._lost(others, said)
+        return peer_lost(others, self.hosts, said)
+
+    def listen(self) -> None:
+        """Starts a thread that ends this process once another one has left a note.
+
+        The main thread may wait for it where it cannot leave: in a collective, or at a barrier.
+        """
+
+        def watch() -> None:
+            while not self._done.wait(_LISTEN_EVERY_S):
+                try:
+                    note = self._note()
+                except Exception:  # the service has ended; the main thread notices too
+                    return
+                # The others may fail alike, and then say so themselves.
+                if note is not None and not self._done.wait(_TOGETHER_S / 2) and self._ending.acquire(False):
+                    self._channel.error(note)
+                    end(2)
+
+        threading.Thread(target=watch, daemon=True, name="listens to peers").start()
+
+    def close(self) -> None:
+        """Ends the thread of `listen`. Call it when this process has done its part."""
+        self._done.set()
 
     def leave(self, error: HarnessError) -> None:
         """Leaves the others a note of why this process ends, and waits a little for those that end alike."""
+        self._ending.acquire()
+        if error.code == "peer-lost":
+            return
         with suppress(Exception):
             self._client.key_value_set(f"{_NOTES}{self.index}", _as_text(error), allow_overwrite=True)
             self._client.wait_at_barrier(_NOTES, _TOGETHER_S * 1000)
@@ -225,23 +273,16 @@ class Joined:
         except Exception as error:
             raise self.lost(error) or error from error
 
-    def _named(self, index: int) -> str:
-        return f"process {index} ({self.hosts[index] or 'its host is not known'})"
-
-    def _lost(self, indices: list[int], said: str) -> HarnessError:
-        who = " or ".join(self._named(index) for index in indices)
-        return HarnessError(
-            "peer-lost",
-            f"{who} answers no more, so no step can be computed",
-            got=said,
-            need=f"all {self.count} processes of the run",
-            fix="look at the log of that process, then start all of them again with --resume",
-        )
+    def _note(self) -> HarnessError | None:
+        """The error of a peer that has left a note, named by its process."""
+        notes = {int(key.rpartition("/")[2]): text for key, text in self._client.key_value_dir_get(_NOTES)}
+        others = sorted(notes.keys() - {self.index})
+        return self._ended(others[0], _from_text(notes[others[0]])) if others else None
 
     def _ended(self, index: int, error: HarnessError) -> HarnessError:
         return HarnessError(
             "peer-lost",
-            f"{self._named(index)} has ended: {error.what}",
+            f"{named(index, self.hosts)} has ended: {error.what}",
             got=f"[{error.code}] {error.got or ''}".strip(),
             need=error.need,
             fix=error.fix,

@@ -72,7 +72,9 @@ def _among_others(member: Member, channel: Channel) -> int:
     try:
         run = RunDir(Path(sys.argv[1]))
         check_shared(run.path, peers)
-        return _train(job_of(run), channel, peers)
+        status = _train(job_of(run), channel, peers)
+        peers.close()
+        return status
     except HarnessError as error:
         channel.error(error)
         peers.leave(error)

@@ -8,17 +8,21 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from harness.artifacts import Candidate, Levers
+from harness.artifacts import Candidate, Host, Levers, Machine
 from harness.data.dataset import describe
 from harness.data.stats import compute
+from harness.errors import HarnessError
 from harness.recipe.load import to_yaml
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, write_atomic
+from harness.supervise.endings import explain
+from harness.supervise.process import Attempt
 from tests.support.planned import plan_of
 from tests.support.tiny import tiny
 
@@ -31,7 +35,7 @@ def recipe_of(steps: int, *overrides: str) -> Recipe:
         f"train.steps={steps}",
         "train.save_every_steps=4",
         f"train.global_batch={BATCH}",
-        "data.augment=true",
+        "model.image_size=28",
         *overrides,
     )
 
@@ -46,6 +50,19 @@ def levers(recipe: Recipe, devices: int = DEVICES, fsdp: int = FSDP) -> Levers:
         devices=devices,
         fsdp=fsdp,
     )
+
+
+CHOSEN = Candidate(levers=levers(recipe_of(1)), verdict="fits", reason="", source="compiled")
+
+
+class Silent:
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def phase(self, name: str) -> None: ...
+
+    def step(self, line: Any, steps: int) -> None: ...
 
 
 def prepared(path: Path, recipe: Recipe, **mesh: int) -> Path:
@@ -84,51 +101,74 @@ def environment_of(number: int, processes: int, port: int, devices: int = DEVICE
 
 
 class Members:
-    """The trainers of one run. What each says is in its `said`, once it has ended."""
+    """The processes of one run: of each, the module and its arguments. They are trainers, or speak like them.
 
-    def __init__(self, runs: list[Path], devices: int = DEVICES) -> None:
-        port = free_port()
-        self.runs = runs
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "harness.train.worker", str(run)],
-                env=environment_of(number, len(runs), port, devices),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+    `of`: how many processes each is told that there are.
+    """
+
+    def __init__(self, commands: list[list[str]], devices: int = DEVICES, of: int | None = None) -> None:
+        port, self._said, self._errors = free_port(), [], []
+        self.processes = []
+        for number, command in enumerate(commands):
+            out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+            self._said.append(out)
+            self._errors.append(err)
+            environment = environment_of(number, of or len(commands), port, devices)
+            self.processes.append(
+                subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=out, stderr=err)
             )
-            for number, run in enumerate(runs)
-        ]
 
-    def wait(self, seconds: float = 240) -> list[int]:
+    def said(self, number: int) -> list[dict[str, Any]]:
+        """The events of a process so far."""
+        return [json.loads(line) for line in _text(self._said[number]).splitlines()]
+
+    def errors(self, number: int) -> str:
+        return _text(self._errors[number])
+
+    def wait(self, seconds: float = 300) -> list[int]:
         """The exit statuses."""
         deadline = time.monotonic() + seconds
-        self.said: list[list[dict[str, Any]]] = []
-        self.errors: list[str] = []
         try:
-            for process in self.processes:
-                out, err = process.communicate(timeout=max(deadline - time.monotonic(), 0.1))
-                self.said.append([json.loads(line) for line in out.splitlines()])
-                self.errors.append(err)
+            return [process.wait(max(deadline - time.monotonic(), 0.1)) for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()
-        return [process.returncode for process in self.processes]
+
+    def ending(self, number: int, phase: str = "step") -> HarnessError:
+        """What the supervisor of process `number` says about its end."""
+        result = Attempt(returncode=self.processes[number].returncode, phase=phase)
+        for event in self.said(number):
+            result.take(json.dumps(event).encode(), Silent())
+        result.last_words.extend(self.errors(number).splitlines())
+        ending = explain(result, plan_of(CHOSEN, "cpu"), Machine(host=Host(), gpu_error="none"))
+        assert ending is not None
+        assert not ending.again, "the engine starts all of them again, or nobody"
+        return ending.error
 
     def until(self, condition: Callable[[], bool], seconds: float = 200) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             for process in self.processes:
-                assert process.poll() is None, process.communicate()[1][-3000:]
+                assert process.poll() is None, [
+                    self.errors(number)[-3000:] for number in range(len(self.processes))
+                ]
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
 
-def trained(run: Path, processes: int, devices: int = DEVICES) -> Members:
-    """The trainers of a run that has ended as planned."""
-    members = Members([run] * processes, devices)
+def _text(file: BinaryIO) -> str:
+    """What a process has written into the file whose offset it shares."""
+    return os.pread(file.fileno(), 1 << 24, 0).decode()
+
+
+def trainers(*runs: Path) -> Members:
+    """A trainer for each of these directories, which are views of one run directory."""
+    return Members([["harness.train.worker", str(run)] for run in runs])
+
+
+def ended(members: Members) -> Members:
+    """The processes after they have ended as planned."""
     statuses = members.wait()
-    assert statuses == [0] * processes, [error[-3000:] for error in members.errors] + [
-        str(said[-3:]) for said in members.said
-    ]
+    told = [(members.said(number)[-2:], members.errors(number)[-2000:]) for number in range(len(statuses))]
+    assert set(statuses) == {0}, (statuses, told)
     return members
