@@ -120,7 +120,11 @@ def check(path: str, array: np.ndarray[Any, Any], expected: str | Tiled) -> None
     Raises: HarnessError "checkpoint-damaged".
     """
     if isinstance(expected, Tiled):
-        for cell, one in tiles_of(array.shape, expected):
+        try:
+            cells = tiles_of(array.shape, expected)
+        except ValueError as error:
+            raise _damaged(f"array {path}", f"{DIGESTS} has digests of another array: {error}") from error
+        for cell, one in cells:
             check(path, array[cell], one)
         return
     found = digest(array)
