@@ -19,8 +19,8 @@ from harness.artifacts import Manifest, Memory
 from harness.checkpoint.digests import read_digests
 from harness.checkpoint.inspect import inspect
 from harness.run.directory import RunDir
-from tests.support.members import Members, ended, prepared, recipe_of, trainers
-from tests.support.real_runs import arrays, learned, metrics
+from tests.support.members import Members, ended, prepared, recipe_of, stored, trainers
+from tests.support.real_runs import learned, metrics
 
 STEPS = 8
 
@@ -66,20 +66,20 @@ def test_stopped_killed_and_resumed_it_is_bitwise_the_run_that_was_not(whole: Pa
     assert "--resume" in lost.fix
     ended(trainers(run, run))
     assert learned(run) == learned(whole)
-    assert_equal(arrays(run, STEPS), arrays(whole, STEPS))
+    assert_equal(stored(run / "checkpoints", STEPS), stored(whole / "checkpoints", STEPS))
 
 
 def test_one_two_and_four_processes_restore_each_others_saves_bit_for_bit(
     whole: Path, tmp_path: Path
 ) -> None:
     """Saved by two; restored and saved by one, then by four whose shards are each on another, then by two."""
-    sources, saved = whole / "checkpoints", arrays(whole, STEPS)
+    sources, saved = whole / "checkpoints", stored(whole / "checkpoints", STEPS)
     for processes, fsdp, target in ((1, 2, "one"), (4, 4, "four"), (2, 2, "two")):
         command = ["tests.support.member_restore", str(sources), str(STEPS), str(fsdp)]
         command += [str(tmp_path / target / "checkpoints"), *(["lower"] if processes == 1 else [])]
         members = ended(Members([command] * processes))
         sources = tmp_path / target / "checkpoints"
-        assert_equal(arrays(tmp_path / target, STEPS), saved)
+        assert_equal(stored(sources, STEPS), saved)
         digests = read_digests(sources / str(STEPS))
         assert digests is not None
         assert bool(digests.tiles) == (processes == 4), "tiles only where no process has the whole leaf"

@@ -14,13 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from harness.artifacts import Candidate, Host, Levers, Machine
+from harness.checkpoint.leaves import open_leaves
 from harness.data.dataset import describe
 from harness.data.stats import compute
 from harness.errors import HarnessError
 from harness.recipe.load import to_yaml
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, write_atomic
+from harness.run.steps import TREES
 from harness.supervise.endings import explain
 from harness.supervise.process import Attempt
 from tests.support.planned import plan_of
@@ -43,7 +47,7 @@ def recipe_of(steps: int, *overrides: str) -> Recipe:
 def levers(recipe: Recipe, devices: int = DEVICES, fsdp: int = FSDP) -> Levers:
     return Levers(
         platform="cpu",
-        microbatch=BATCH // devices,
+        microbatch=recipe.train.global_batch // devices,
         accumulation_steps=1,
         prompt_tokens=TOKENS,
         cameras=[camera for camera, feature in recipe.data.cameras.items() if feature],
@@ -159,6 +163,12 @@ class Members:
 def _text(file: BinaryIO) -> str:
     """What a process has written into the file whose offset it shares."""
     return os.pread(file.fileno(), 1 << 24, 0).decode()
+
+
+def stored(checkpoints: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a step, by item and path. Orbax alone would want the devices that saved it."""
+    items = {item: open_leaves(checkpoints / str(step) / item) for item in TREES}
+    return {f"{item}/{path}": leaf.read() for item, leaves in items.items() for path, leaf in leaves.items()}
 
 
 def trainers(*runs: Path) -> Members:
