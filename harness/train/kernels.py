@@ -24,6 +24,10 @@ T = TypeVar("T")
 _NOT_THERE = ("autotun", "No cached config", "AOT result")
 
 
+# XLA would let the processes share the timing, and each wait for the others' part of it.
+_BY_ITSELF = {"xla_gpu_shard_autotuning": "False"}
+
+
 class Kernels(NamedTuple):
     """The kernels of a run: `sha256` of their file in the run directory; if it is None, `note` says why."""
 
@@ -52,13 +56,20 @@ def compile_pinned(
     if platform != "cuda":
         return compiled({}), Kernels(None, "a CPU's kernels are not chosen by timing")
     kept, made = run.path / name, run.path / f".new-{name}"
-    if peers.index:
-        # Process 0 says this when it has compiled.
-        peers.agree("")
-    found = _compiled(run, kept, made, compiled, warn)
+    if peers.count == 1:
+        return _compiled(run, kept, made, compiled, warn)
+
+    def by_itself(options: dict[str, str]) -> T:
+        return compiled(options | _BY_ITSELF)
+
     if peers.index == 0:
-        peers.agree("")
-    return found
+        found = _compiled(run, kept, made, by_itself, warn)
+        peers.agree("compiled")
+        return found
+    peers.agree("")
+    if there(kept):
+        return _compiled(run, kept, made, by_itself, warn)
+    return by_itself({}), Kernels(None, f"process 0 has written no {name}")
 
 
 def _compiled(
