@@ -55,6 +55,13 @@ def die_with_supervisor() -> None:
         sys.exit(2)
 
 
+def end_at_once(status: int) -> None:
+    """Ends this process with an exit status. Nothing that is registered for its end is run."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def end_by(number: int) -> None:
     """Ends this process by a signal, without a core file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

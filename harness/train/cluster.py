@@ -18,7 +18,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from harness.errors import HarnessError
 from harness.run.cluster import COORDINATOR, Member
 from harness.run.peers import Peers, named, peer_lost
 from harness.supervise.channel import Channel
-from harness.supervise.signals import stop_requests
+from harness.supervise.signals import end_at_once, stop_requests
 
 # How long the processes of a run may take to start: images are pulled, queues are long.
 JOIN_S = 600
@@ -110,7 +109,7 @@ def _watching(member: Member, channel: Channel, limit_s: float) -> Iterator[None
             waited = time.monotonic() - before
             if waited >= limit_s:
                 channel.error(_missing(member, f"waited for {limit_s:.0f} s"))
-                end(2)
+                end_at_once(2)
             channel.say(
                 f"still waiting for the other {member.processes - 1} at {member.coordinator}, {waited:.0f} s"
             )
@@ -243,7 +242,7 @@ class Joined:
                 # The others may fail alike, and then say so themselves.
                 if note is not None and not self._done.wait(_TOGETHER_S / 2) and self._ending.acquire(False):
                     self._channel.error(note)
-                    end(2)
+                    end_at_once(2)
 
         threading.Thread(target=watch, daemon=True, name="listens to peers").start()
 
@@ -296,13 +295,6 @@ def _as_text(error: HarnessError) -> str:
 def _from_text(text: str) -> HarnessError:
     code, what, got, need, fix = json.loads(text)
     return HarnessError(code, what, got=got, need=need, fix=fix)
-
-
-def end(status: int) -> None:
-    """Ends this process at once. JAX's own end would wait for peers that do not come."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 @contextmanager

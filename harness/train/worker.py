@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -19,7 +20,7 @@ from harness.run.directory import RunDir
 from harness.run.job import Job, job_of
 from harness.run.peers import ALONE, Peers
 from harness.supervise.channel import Channel, private_stdout
-from harness.supervise.signals import die_with_supervisor
+from harness.supervise.signals import die_with_supervisor, end_at_once
 
 
 def main() -> int:
@@ -31,20 +32,31 @@ def main() -> int:
     channel = Channel(private_stdout())
     try:
         member = member_of(os.environ)
-        if member is not None:
-            return _among_others(member, channel)
-        return _train(job_of(RunDir(Path(sys.argv[1]))), channel, ALONE)
-    except HarnessError as error:
-        channel.error(error)
-        return 2
-    except MemoryError as error:
-        channel.host_memory(str(error))
-        return 2
+        if member is None:
+            return _train(job_of(RunDir(Path(sys.argv[1]))), channel, ALONE)
+        status = _among_others(member, channel)
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        told = _tell(channel, error)
+        if told is None:
             raise
+        return told
+    if status:
+        # JAX's own end would wait for processes that do not come.
+        end_at_once(status)
+    return status
+
+
+def _tell(channel: Channel, error: Exception) -> int | None:
+    """The exit status of a failure that is now the last event. None for an error that nobody foresaw."""
+    if isinstance(error, HarnessError):
+        channel.error(error)
+    elif isinstance(error, MemoryError):
+        channel.host_memory(str(error))
+    elif "RESOURCE_EXHAUSTED" in str(error):
         channel.exhausted(str(error).splitlines()[0])
-        return 2
+    else:
+        return None
+    return 2
 
 
 def _train(job: Job, channel: Channel, peers: Peers) -> int:
@@ -60,12 +72,9 @@ def _train(job: Job, channel: Channel, peers: Peers) -> int:
 
 
 def _among_others(member: Member, channel: Channel) -> int:
-    """As `_train`, together with the other processes of the run.
-
-    A process that fails does not wait for JAX's own end, which waits for all.
-    """
+    """As `_train`, together with the other processes of the run, which learn why this one fails."""
     channel.phase("start")
-    from harness.train.cluster import end, join
+    from harness.train.cluster import join
     from harness.train.shared_directory import check_shared
 
     peers = join(member, channel)
@@ -75,20 +84,24 @@ def _among_others(member: Member, channel: Channel) -> int:
         status = _train(job_of(run), channel, peers)
         peers.close()
         return status
-    except HarnessError as error:
-        channel.error(error)
-        peers.leave(error)
-        end(2)
     except Exception as error:
-        lost = peers.lost(error)
-        if lost is not None:
-            channel.error(lost)
-            end(2)
-        said = f"{type(error).__name__}: {str(error)[:300]}"
-        fix = "the lines above are what it wrote; go on with --resume once the cause is mended"
-        peers.leave(HarnessError("trainer-failed", "its trainer failed", got=said, fix=fix))
-        raise
-    return 2
+        lost = None if isinstance(error, HarnessError) else peers.lost(error)
+        told = _tell(channel, lost or error)
+        if told is None:
+            traceback.print_exc()
+        peers.leave(lost or _note(error))
+        return told or 1
+
+
+def _note(error: Exception) -> HarnessError:
+    if isinstance(error, HarnessError):
+        return error
+    return HarnessError(
+        "trainer-failed",
+        "its trainer failed",
+        got=f"{type(error).__name__}: {str(error)[:300]}",
+        fix="look at the log of that process; go on with --resume once the cause is mended",
+    )
 
 
 if __name__ == "__main__":

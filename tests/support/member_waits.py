@@ -9,11 +9,12 @@ import time
 from harness.errors import HarnessError
 from harness.run.cluster import member_of
 from harness.supervise.channel import Channel, private_stdout
+from harness.supervise.signals import end_at_once
 
 
 def main() -> int:
     channel = Channel(private_stdout())
-    from harness.train.cluster import end, join
+    from harness.train.cluster import join
 
     member = member_of(os.environ)
     assert member is not None
@@ -31,7 +32,7 @@ def main() -> int:
         channel.error(error)
         if error.code == "disk-full":
             peers.leave(error)
-        end(2)
+        end_at_once(2)
     return 0
 
 
