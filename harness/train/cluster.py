@@ -35,13 +35,13 @@ from harness.supervise.signals import end_at_once, stop_requests
 # How long the processes of a run may take to start: images are pulled, queues are long.
 JOIN_S = 600
 # A process without a heartbeat for so long is dead. Seconds, as JAX counts them.
-HEARTBEAT_S = 20
+HEARTBEAT_S = 45
 # The longest wait for a peer that lives: it may compile, load weights or write a checkpoint.
 WAIT_S = 4 * 3600
 # How long a process that fails waits for the others to fail alike, before it leaves them.
 _TOGETHER_S = 5
 # After a collective has failed, how long to wait for the service to say who is dead.
-_NAMED_S = HEARTBEAT_S + 15
+_NAMED_S = HEARTBEAT_S + 10
 _NOTE_S = 3
 _SAY_EVERY_S = 30
 _LISTEN_EVERY_S = 2
