@@ -289,13 +289,13 @@ def _address(text: str, by: str) -> str:
     return text
 
 
-def _no_coordinator(by: str, name: str, got: str, how: str) -> HarnessError:
+def _no_coordinator(uri: str) -> HarnessError:
     return HarnessError(
         "cluster-coordinator",
-        f"{by} does not say on which host process 0 runs",
-        got=f"{name}={got}" if got else f"{name} is not set",
+        "Open MPI does not say on which host process 0 runs",
+        got=f"{_ORTE}={uri}" if uri else f"{_ORTE} is not set",
         need=f"{COORDINATOR}, the same in every process",
-        fix=how,
+        fix=f"mpirun -x {COORDINATOR}=HOST:PORT, with the host of rank 0",
     )
 
 
