@@ -145,9 +145,7 @@ def _open_mpi(environment: Environment) -> _Seat | None:
         uri = environment.get(_ORTE, "")
         found = re.search(r"tcp://([^,:]+)|tcp6://\[([^,\]]+)", uri)
         if found is None:
-            raise _no_coordinator(
-                "Open MPI", _ORTE, uri, f"mpirun -x {COORDINATOR}=HOST:PORT, host of rank 0"
-            )
+            raise _no_coordinator(uri)
         job = uri.partition(".")[0]
         # ORTE's job numbers are multiples of 4096.
         port = _FIRST_PORT + (int(job) // _PORTS if job.isdigit() else 0) % _PORTS
