@@ -212,15 +212,15 @@ def _changed_tiles(step: Step, health: Mapping[tuple[str, str], Health | None]) 
     from harness.checkpoint.deep import UNREADABLE, is_changed
 
     changed = []
-    for place, tiled in recorded_tiles(step).items():
-        name, _, path = place.partition("/")
+    for leaf, tiled in recorded_tiles(step).items():
+        name, _, path = leaf.partition("/")
         if health.get((name, path)) is None:
             continue
         try:
             differs = is_changed(step.trees[name], step.trees[name].arrays[path], tiled)
         except UNREADABLE:
             differs = True
-        changed += [place] if differs else []
+        changed += [leaf] if differs else []
     return changed
 
 

@@ -145,9 +145,7 @@ def _open_mpi(environment: Environment) -> _Seat | None:
         uri = environment.get(_ORTE, "")
         found = re.search(r"tcp://([^,:]+)|tcp6://\[([^,\]]+)", uri)
         if found is None:
-            raise _no_coordinator(
-                "Open MPI", _ORTE, uri, f"mpirun -x {COORDINATOR}=HOST:PORT, host of rank 0"
-            )
+            raise _no_coordinator(uri)
         job = uri.partition(".")[0]
         # ORTE's job numbers are multiples of 4096.
         port = _FIRST_PORT + (int(job) // _PORTS if job.isdigit() else 0) % _PORTS
@@ -289,13 +287,13 @@ def _address(text: str, by: str) -> str:
     return text
 
 
-def _no_coordinator(by: str, name: str, got: str, how: str) -> HarnessError:
+def _no_coordinator(uri: str) -> HarnessError:
     return HarnessError(
         "cluster-coordinator",
-        f"{by} does not say on which host process 0 runs",
-        got=f"{name}={got}" if got else f"{name} is not set",
+        "Open MPI does not say on which host process 0 runs",
+        got=f"{_ORTE}={uri}" if uri else f"{_ORTE} is not set",
         need=f"{COORDINATOR}, the same in every process",
-        fix=how,
+        fix=f"mpirun -x {COORDINATOR}=HOST:PORT, with the host of rank 0",
     )
 
 
