@@ -291,7 +291,7 @@ COPY --from=dependencies-simulator /opt/simulator /opt/simulator
 # What numba compiles for robosuite: 9 s of work that every container would otherwise do again (docker/entrypoint places it where
 # numba wants to be able to write). Here, since robosuite opens a display of EGL when it is imported.
 RUN --mount=type=bind,source=docker/simulator,target=/simulator \
-    /opt/simulator/bin/python -B /simulator/warm /opt/simulator/share/numba
+    /opt/simulator/bin/python -B /simulator/warm /opt/simulator/share/numba && rm -rf /tmp/.config
 # The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 # Recorded below: which system this was built on, and which lock.
@@ -356,7 +356,7 @@ COPY --from=dependencies-simulator /opt/simulator /opt/simulator
 # What numba compiles for robosuite: 9 s of work that every container would otherwise do again (docker/entrypoint places it where
 # numba wants to be able to write). Here, since robosuite opens a display of EGL when it is imported.
 RUN --mount=type=bind,source=docker/simulator,target=/simulator \
-    /opt/simulator/bin/python -B /simulator/warm /opt/simulator/share/numba
+    /opt/simulator/bin/python -B /simulator/warm /opt/simulator/share/numba && rm -rf /tmp/.config
 # The start of a container, the XLA environment it reads, and how it knows an image that is older than the checkout.
 COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
 # Recorded below: which system this was built on, and which lock.

@@ -23,6 +23,7 @@ from benchmarks.closed_loop.generate import generate, read_made
 from benchmarks.closed_loop.plan import EACH, HELD_OUT, TASKS, TRAINING, takes
 from benchmarks.closed_loop.table import table
 from benchmarks.closed_loop.train import train
+from harness.artifacts.evaluation import Evaluation, Range, Rate
 from harness.cli import app
 from harness.data.lerobot import open_dataset
 from harness.evaluate.options import asked_of, rules_of
@@ -145,9 +146,14 @@ def test_enough_episodes_ask_nothing(tmp_path: Path, simulated: Any) -> None:
 def test_the_table_has_each_policy_and_task_that_was_measured(tmp_path: Path) -> None:
     out = tmp_path / "evaluations"
     (out / "run").mkdir(parents=True)
-    rate = {"suite": "libero_spatial", "task": 0, "successes": 9, "measured": 10}
-    rates = [{**rate, "task": None}, rate, {**rate, "task": 1, "measured": 0, "successes": 0}]
-    (out / "run" / "evaluation.json").write_text(json.dumps({"rates": rates}))
+    numbers: dict[str, Any] = {"errors": 0, "missing": 0, "rate": None, "interval": Range(low=0, high=1)}
+    rates = [
+        Rate(suite="libero_spatial", task=0, successes=9, measured=10, scenes=10, **numbers),
+        Rate(suite="libero_spatial", task=1, successes=0, measured=0, scenes=0, **numbers),
+    ]
+    assert Evaluation.model_fields["tasks"].annotation == list[Rate]
+    text = json.dumps({"tasks": [rate.model_dump() for rate in rates]})
+    (out / "run" / Evaluation.FILE).write_text(text)
     rows = [
         {"suite": "libero_spatial", "task": 0, "state": state, "episode": 3, "success": state > 0, "steps": 1}
         for state in (0, 1)

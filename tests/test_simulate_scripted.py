@@ -74,7 +74,7 @@ def driven(
 @pytest.mark.parametrize("noise", [STILL, QUIET, WIDE])
 def test_the_thing_is_lifted_carried_and_let_go_over_its_target(noise: Noise) -> None:
     world, actions, phases = driven(noise)
-    assert phases == ["reach", "close", "carry", "open", "leave"]
+    assert phases == ["reach", "settle", "close", "carry", "hover", "open", "leave"]
     assert world.highest > 0.9 + 0.1
     assert np.linalg.norm((world.at[BOWL] - world.at[PLATE])[:2]) < 0.02
     assert world.at[BOWL][2] == pytest.approx(0.9)

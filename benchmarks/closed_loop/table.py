@@ -16,8 +16,8 @@ def table(directory: Path) -> str:
     evaluations = directory / "evaluations"
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for file in sorted(evaluations.glob("*/evaluation.json")):
-        for rate in json.loads(file.read_text())["rates"]:
-            if rate["task"] is not None and rate["measured"]:
+        for rate in json.loads(file.read_text())["tasks"]:
+            if rate["measured"]:
                 task = f"{rate['suite'].removeprefix('libero_')}/{rate['task']}"
                 found[file.parent.name, task] = (rate["successes"], rate["measured"])
     for row in read_made(evaluations / BLIND):

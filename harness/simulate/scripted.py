@@ -32,6 +32,12 @@ _CLOSING, _OPENING, _STILL = (6, 16), 6, 1e-3
 _THERE = 0.008
 # Further than this from where it was taken, the thing is no more in the hand.
 _LOST = 0.08
+# Nearer than this to where it takes or leaves a thing the hand is slow, and then it stays for some steps. So
+# who learns from it may close or open the fingers a little early or late.
+_NEAR, _SLOW, _SETTLING = 0.06, 0.4, 3
+_TAKING = ("reach", "settle", "close")
+# A place of the hand, the gripper's action, and the largest action on the way there.
+Goal = tuple[Array, float, float]
 # Steps without progress after which the gripper is taken to be as near as it comes.
 _PATIENCE = 12
 # Steps after which the way no longer leads off the goal.
@@ -101,7 +107,7 @@ def job_of(suite: str, language: str, interest: tuple[str, ...], scene: Scene) -
     if interest[0] != "akita_black_bowl_1" or interest[-1] not in level or "drawer" in language:
         return None
     # A bowl is taken at its rim, one finger inside.
-    return Job(interest[0], interest[-1], (0.0, 0.045, 0.035), (0.0, 0.0, 0.02), 0.14)
+    return Job(interest[0], interest[-1], (0.0, 0.045, 0.028), (0.0, 0.0, 0.02), 0.14)
 
 
 class Scripted:
@@ -112,7 +118,7 @@ class Scripted:
         self._start = scene.position(job.thing).copy()
         self._yaw = noise.yaw * random.uniform(-1, 1)
         self._stray = noise.stray * random.normal(size=3)
-        self._hold, self._fingers, self._still = np.array(job.grasp), np.zeros(2), False
+        self._fingers, self._still = np.zeros(2), False
         self.phase, self._steps, self._best, self._stale = "reach", 0, math.inf, 0
         self._release = np.zeros(3)
 
@@ -126,36 +132,52 @@ class Scripted:
         most = float(np.abs(move).max())
         if most > speed:
             move = move * speed / most
-        if self.phase not in ("close", "open"):
+        if self.phase not in ("settle", "close", "hover", "open"):
             move = move + self._noise.action * self._random.normal(size=3)
         turn = _turn(self._yaw, observation["robot0_eef_quat"])
         return np.clip(np.concatenate([move, turn, [grip]]), -1, 1)
 
-    def _goal(self, hand: Array, scene: Scene) -> tuple[Array, float, float]:
+    def _goal(self, hand: Array, scene: Scene) -> Goal:
         """Where the gripper should be, what the fingers should do, and the largest action on the way."""
         self._steps += 1
+        taking = self._taking(hand) if self.phase in _TAKING else None
+        return taking if taking is not None else self._giving(hand, scene)
+
+    def _taking(self, hand: Array) -> Goal | None:
+        """The goal until the thing is in the hand; then None."""
+        goal = self._start + self._job.grasp
         if self.phase == "reach":
-            goal = self._start + self._job.grasp
             if not self._there(goal, hand):
-                return self._over(goal, hand, 0.10), OPEN, 0.9
+                return self._over(goal, hand, 0.10), OPEN, _speed(goal, hand, 0.9)
+            self._begin("settle")
+        if self.phase == "settle":
+            if self._steps <= _SETTLING:
+                return goal, OPEN, _SLOW
             self._begin("close")
-        if self.phase == "close":
-            least, most = _CLOSING
-            if self._steps <= least or (self._steps <= most and not self._still):
-                return self._start + self._job.grasp, CLOSE, 0.3
-            self._begin("carry")
-        target = scene.position(self._job.target)
+        least, most = _CLOSING
+        if self._steps <= least or (self._steps <= most and not self._still):
+            return goal, CLOSE, 0.3
+        self._begin("carry")
+        return None
+
+    def _giving(self, hand: Array, scene: Scene) -> Goal:
+        """The goal from there on. A thing that has fallen is taken again."""
         if self.phase == "carry":
-            self._hold = hand - scene.position(self._job.thing)
-            if float(np.linalg.norm(self._hold - self._job.grasp)) > _LOST:
-                self._start = scene.position(self._job.thing)
+            thing, target = scene.position(self._job.thing), scene.position(self._job.target)
+            hold = hand - thing
+            if float(np.linalg.norm(hold - self._job.grasp)) > _LOST:
+                self._start = thing
                 self._begin("reach")
-                return hand, OPEN, 0.3
-            goal = target + self._job.drop + self._hold
+                return hand, OPEN, _SLOW
+            goal = target + self._job.drop + hold
             if not self._there(goal, hand):
-                height = max(self._start[2], target[2]) + self._job.clearance + max(self._hold[2], 0.0)
-                return self._carried(goal, hand, height), CLOSE, 0.85
+                height = max(self._start[2], target[2]) + self._job.clearance + max(hold[2], 0.0)
+                return self._carried(goal, hand, height), CLOSE, _speed(goal, hand, 0.85)
             self._release = goal
+            self._begin("hover")
+        if self.phase == "hover":
+            if self._steps <= _SETTLING:
+                return self._release, CLOSE, 0.2
             self._begin("open")
         if self.phase == "open":
             if self._steps <= _OPENING:
@@ -235,6 +257,10 @@ class Script:
         if self._policy is None:
             self._policy = scripted(env, self._random)
         return self._policy.act(observation, OfEnvironment(env))
+
+
+def _speed(goal: Array, hand: Array, fast: float) -> float:
+    return _SLOW if float(np.linalg.norm(goal - hand)) < _NEAR else fast
 
 
 def _turn(yaw: float, quaternion: Array) -> Array:

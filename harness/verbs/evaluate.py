@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from harness.evaluate.source import Source
     from harness.show.evaluating import Evaluating
 
-# Each worker needs about 1 GB of memory; more than this is asked for by a number.
+# Each worker needs about 2 GB of memory; more than this is asked for by a number.
 _MOST_BY_ITSELF = 16
 PathArgument = Annotated[
     str | None,

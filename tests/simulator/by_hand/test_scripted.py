@@ -1,7 +1,6 @@
 """The scripted policy on 46 pairs of a task and an initial state, which were chosen before it was tuned.
 
-Two of openpi's scenes of each task that it has a way for. Five minutes on an idle core. Where it fails: a can
-stands beside the cream cheese, and the hand meets it.
+Two of openpi's scenes of each task that it has a way for. Five minutes on an idle core.
 """
 
 from __future__ import annotations
