@@ -40,6 +40,7 @@ PIECES = {
 OTHER_FACTS = {
     ("run.directory", HARNESS): "the cache of this package: ~/.cache/harness",
     ("replay.layers", "manifest.json"): "the engine's, in an archive of docker save",
+    ("data.listings", "episodes.jsonl"): "LeRobot's, in a dataset's meta/",
 }
 FILE_NAME = re.compile(r"[\w./-]*\w\.(json|jsonl|yaml|html|txt|png|pbtxt|ocdbt|safetensors|parquet|lock|log)")
 DIGITS = {"isdigit", "isdecimal", "isnumeric"}

@@ -10,14 +10,7 @@ from harness.artifacts.setting import Protocol
 from harness.errors import HarnessError
 from harness.simulate.protocol import shipped
 
-# Tasks of each suite, and the fixed initial states of each task: LIBERO 8f1084e, libero/benchmark.
-SUITES = {
-    "libero_spatial": 10,
-    "libero_object": 10,
-    "libero_goal": 10,
-    "libero_10": 10,
-    "libero_90": 90,
-}
+# The fixed initial states of each task. Source: LIBERO 8f1084e, libero/benchmark.
 STATES = 50
 OPENPI = "openpi:pi05_libero"
 

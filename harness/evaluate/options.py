@@ -10,7 +10,7 @@ from typing import get_args
 from harness.artifacts.setting import Asked, Policy, Value
 from harness.artifacts.setting import Protocol as Rules
 from harness.errors import HarnessError
-from harness.evaluate.claims import CLAIMS, claim_of
+from harness.evaluate.claims import CLAIMS, OPENPI, claim_of
 from harness.evaluate.drive import CONTROLS
 from harness.evaluate.schedule import asked
 from harness.evaluate.videos import KEPT, Kept
@@ -20,8 +20,6 @@ from harness.run.evaluations import EVALUATIONS, evaluations_of, is_evaluation
 from harness.simulate import controls
 from harness.simulate.protocol import check, shipped
 
-# The suites of the published claim, in its order.
-PUBLISHED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 _PREFIX = "libero_"
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
@@ -216,7 +214,7 @@ def directory_of(
 
     One without a run, such as that of a control, lies in `evaluations` beside the runs.
     """
-    whole = tuple(asked.tasks) == tuple(sorted(PUBLISHED)) or set(asked.tasks) == set(PUBLISHED)
+    whole = asked.tasks.keys() == CLAIMS[OPENPI].suites.keys()
     names = "4suites" if whole else "+".join(suite.removeprefix(_PREFIX) for suite in sorted(asked.tasks))
     few = {tuple(tasks) for tasks in asked.tasks.values()}
     every = all(len(tasks) >= 10 for tasks in asked.tasks.values())

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from harness.artifacts.episodes import Episode, Key
 from harness.artifacts.setting import Asked
 from harness.errors import HarnessError
-from harness.evaluate.claims import STATES, SUITES
+from harness.evaluate.claims import STATES
+from harness.simulate.protocol import SUITES
 from harness.strict import parse
 
 MOST_WORKERS = 256

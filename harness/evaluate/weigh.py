@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from harness.artifacts.episodes import Episode, Key
 from harness.artifacts.evaluation import ALL, Apart, Difference, Pairs, Sequential, Word
-from harness.evaluate.claims import STATES, SUITES, Claim
+from harness.evaluate.claims import STATES, Claim
 from harness.evaluate.compare import Gap, Pair, Paired, count, discordant, independent_gap, pair, paired_gap
 from harness.evaluate.intervals import LEVEL
 from harness.evaluate.paired import mcnemar
 from harness.evaluate.rates import Counted, Scene, TaskKey, as_range
 from harness.evaluate.sequential import follow
 from harness.evaluate.verdict import Bounds, decide, needed, with_unmeasured
+from harness.simulate.protocol import SUITES
 
 
 class Side(NamedTuple):

@@ -76,31 +76,35 @@ def render(run: RunDir, other: RunDir | None = None) -> str:
 
 def section(run: RunDir, other: RunDir | None, problems: list[str]) -> Markup | None:
     """The section of a run's newest evaluation, beside that of another run; None without one."""
-    found = [each for each in evaluations_of(run.path) if _judged(each, problems)]
+    found = _judged(run, problems)
     if not found:
         return None
-    theirs = [each for each in evaluations_of(other.path) if _judged(each, problems)] if other else []
-    evaluation, episodes = _read(found[-1], problems)
-    beside = _read(theirs[-1], problems) if theirs else None
+    theirs = _judged(other, problems) if other else []
+    (*older, (newest, evaluation)) = found
+    episodes = _episodes(newest, evaluation, problems)
+    beside = (theirs[-1][1], _episodes(*theirs[-1], problems)) if theirs else None
     shown = values(
         evaluation,
         episodes,
         beside,
-        name_of(theirs[-1].path) if theirs else "",
+        name_of(theirs[-1][0].path) if theirs else "",
     )
-    named = [(each.path.name, _judged(each, [])) for each in found]
     page = template("evaluation.html.j2", percent=_percent, points=_points)
-    more = [(name, sentence(each)) for name, each in named[:-1] if each is not None]
-    return Markup(page.render(**{**shown, "named": found[-1].path.name, "more": more[::-1]}))
+    more = [(each.path.name, sentence(judged)) for each, judged in older]
+    return Markup(page.render(**{**shown, "named": newest.path.name, "more": more[::-1]}))
 
 
-def _judged(run: RunDir, problems: list[str]) -> Evaluation | None:
-    """The evaluation in a directory; None for one that cannot be read, which is named."""
-    try:
-        return run.read(Evaluation)
-    except (HarnessError, OSError) as error:
-        problems.append(f"{Evaluation.FILE} of {run.path.name} cannot be used: {why(error)}")
-        return None
+def _judged(run: RunDir, problems: list[str]) -> list[tuple[RunDir, Evaluation]]:
+    """The evaluations of a run, the newest last. One that cannot be read is left out and named."""
+    found = []
+    for each in evaluations_of(run.path):
+        try:
+            judged = each.read(Evaluation)
+        except (HarnessError, OSError) as error:
+            problems.append(f"{Evaluation.FILE} of {each.path.name} cannot be used: {why(error)}")
+            continue
+        found += [] if judged is None else [(each, judged)]
+    return found
 
 
 def values(
@@ -137,6 +141,11 @@ def _read(run: RunDir, problems: list[str]) -> tuple[Evaluation, Episodes]:
             need="the directory of an evaluation that was judged",
             fix="evaluate there, or give the directory of another evaluation",
         )
+    return evaluation, _episodes(run, evaluation, problems)
+
+
+def _episodes(run: RunDir, evaluation: Evaluation, problems: list[str]) -> Episodes:
+    """The episodes that were judged. What is wrong with their file is named."""
     found = None
     try:
         found = read_episodes(run.path / EPISODES, run.path)
@@ -149,7 +158,7 @@ def _read(run: RunDir, problems: list[str]) -> tuple[Evaluation, Episodes]:
             f"{EPISODES} of {run.path.absolute().name} has changed since {Evaluation.FILE} was written: the"
             " rates are of the older episodes"
         )
-    return evaluation, found or Episodes({})
+    return found or Episodes({})
 
 
 def forest(evaluation: Evaluation, other: Evaluation | None = None) -> Forest:

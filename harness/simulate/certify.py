@@ -105,9 +105,7 @@ def _failed(name: str, error: Exception) -> Finding:
 
 def frame(env: Environment, number: int) -> tuple[Array, Array]:
     """Both pictures, uint8 [256, 256, 3], turned, after the wait steps of an episode."""
-    raw = env.begin(number)
-    for waited in range(1, env.values.wait_steps + 1):
-        raw, _ = env.step(np.array(env.values.dummy_action), see=waited == env.values.wait_steps)
+    raw = env.wait(env.begin(number), see=True)
     image, wrist = (raw[name][::-1, ::-1] for name in (env.values.image, env.values.wrist_image))
     return image, wrist
 
@@ -147,9 +145,7 @@ def of_frame(suite: str, image: Array, wrist: Array, renderer: str) -> Finding:
 
 def settled(env: Environment, number: int) -> float:
     """The horizontal distance (mm) of bowl and ramekin after the wait steps."""
-    raw = env.begin(number)
-    for _ in range(env.values.wait_steps):
-        raw, _ = env.step(np.array(env.values.dummy_action), see=False)
+    raw = env.wait(env.begin(number), see=False)
     return float(np.linalg.norm((raw[f"{SETTLES[2]}_pos"] - raw[f"{SETTLES[3]}_pos"])[:2]) * 1000)
 
 

@@ -222,6 +222,16 @@ class Environment:
                     " remove .venv-local/simulator and run ci/local evaluate",
                 )
 
+    def wait(self, raw: Any, *, see: bool) -> Any:
+        """LIBERO's dictionary of observations after the protocol's wait steps; `raw` is the one before them.
+
+        With `see` the pictures of the last of them are drawn.
+        """
+        dummy = np.array(self.values.dummy_action)
+        for waited in range(1, self.values.wait_steps + 1):
+            raw, _ = self.step(dummy, see=see and waited == self.values.wait_steps)
+        return raw
+
     def step(self, action: Array, *, see: bool) -> tuple[Any, bool]:
         """LIBERO's dictionary of observations after one control step, and whether the task is done.
 

@@ -43,12 +43,10 @@ def drive(
     """
     values = env.values
     draws = ask is not None
-    dummy = np.array(values.dummy_action)
     raw = env.begin(episode, control.fixtures, see=draws and values.wait_steps == 0)
     scene_sha256 = env.scene_sha256()
     scene(scene_sha256)
-    for waited in range(1, values.wait_steps + 1):
-        raw, _ = env.step(dummy, see=draws and waited == values.wait_steps)
+    raw = env.wait(raw, see=draws)
     observations: list[str] = []
     executed = hashlib.sha256()
     reached: dict[str, int | None] = dict.fromkeys(env.goals)

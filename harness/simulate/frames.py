@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, BinaryIO, NoReturn, Protocol, cast
 
 import numpy as np
 
@@ -26,6 +27,14 @@ ARRAYS = 16
 ARRAY_BYTES = 64 << 20
 DIMENSIONS = 8
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "int64", "float32", "float64")}
+
+
+def own_streams() -> tuple[BinaryIO, BinaryIO]:
+    """(stdin, stdout) of this process for frames alone: libraries read nothing, and print to stderr."""
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    return source, sink
 
 
 class Reads(Protocol):

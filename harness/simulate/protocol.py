@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from harness.errors import HarnessError
 
 DIRECTORY = Path(__file__).parent / "protocols"
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+# Tasks of each suite. Source: LIBERO 8f1084e, libero/benchmark.
+SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
 # robosuite ends an episode of its own at this step, so waiting and acting must be shorter.
 HORIZON = 1000
 ACTION = 7

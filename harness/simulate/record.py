@@ -20,7 +20,7 @@ import numpy as np
 from harness.errors import HarnessError
 from harness.simulate import gl, protocol, scenes
 from harness.simulate.environment import Environment
-from harness.simulate.frames import Array, Message, receive, send
+from harness.simulate.frames import Array, Message, own_streams, receive, send
 from harness.simulate.observation import picture, state
 from harness.simulate.scripted import WIDE, OfEnvironment, generator, scripted
 
@@ -35,9 +35,7 @@ def record(env: Environment, start: int, poses: int, seed: int) -> tuple[Message
     """
     values = env.values
     fixtures = scenes.known(env.suite, env.task, poses, values.seed)
-    raw = env.begin(start, fixtures, see=values.wait_steps == 0)
-    for waited in range(1, values.wait_steps + 1):
-        raw, _ = env.step(np.array(values.dummy_action), see=waited == values.wait_steps)
+    raw = env.wait(env.begin(start, fixtures, see=values.wait_steps == 0), see=True)
     policy = scripted(env, generator(f"{env.suite}/{env.task}", start, seed), WIDE)
     scene = OfEnvironment(env)
     rows: dict[str, list[Array]] = {name: [] for name in ("image", "wrist_image", "state", "actions")}
@@ -58,9 +56,7 @@ def replay(env: Environment, start: int, actions: Array) -> Message:
 
     Raises: HarnessError "episode-missing".
     """
-    env.begin(start)
-    for _ in range(env.values.wait_steps):
-        env.step(np.array(env.values.dummy_action), see=False)
+    env.wait(env.begin(start), see=False)
     success, steps = False, 0
     while not success and steps < len(actions):
         _, success = env.step(actions[steps].astype(np.float64), see=False)
@@ -70,8 +66,7 @@ def replay(env: Environment, start: int, actions: Array) -> Message:
 
 def main() -> NoReturn:
     """Record what is asked, until there is no more order."""
-    source, sink = (os.fdopen(os.dup(number), mode) for number, mode in ((0, "rb"), (1, "wb")))
-    os.dup2(2, 1)
+    source, sink = own_streams()
     gl.choose()
     values = protocol.check(protocol.shipped("openpi").values)
     env: Environment | None = None
