@@ -32,18 +32,13 @@ from typing import Any
 
 import numpy as np
 
-from harness.recipe.schema import Recipe
+from harness.recipe.load import load_recipe
+from harness.run.directory import RECIPE
 from tests.support.members import Members, ended, prepared, recipe_of, stored, trainers
 from tests.support.real_runs import learned, metrics
 
 STEPS = 12
 _NAMED_S = 60
-# A step that compiles in a third of the time: one camera, no average, and only the action expert learns.
-_SMALL = (
-    "data.cameras={base_0_rgb: image, left_wrist_0_rgb: null, right_wrist_0_rgb: null}",
-    "train.ema_decay=null",
-    "train.trained=action_expert",
-)
 _QUICKLY_COMPILED = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false"
@@ -97,20 +92,18 @@ class Lines:
         return [line for line in self.all if line["kind"] == kind]
 
 
-def small(steps: int, *overrides: str) -> Recipe:
-    return recipe_of(steps, *_SMALL, *overrides)
-
-
 def kills(root: Path, lines: Lines, count: int, seed: int) -> None:
     whole = root / "whole"
     if not is_done(whole):
         shutil.rmtree(whole, ignore_errors=True)
-        ended(trainers(*[prepared(whole, small(STEPS))] * 2))
+        ended(trainers(*[prepared(whole, recipe_of(STEPS))] * 2))
+    # That of the run that goes on may be an earlier one than today's.
+    recipe = load_recipe(str(whole / RECIPE))
     while len(lines.of("kill")) < count or len(lines.of("run")) < number_of_runs(lines):
         number = len(lines.of("run"))
         run = root / f"run-{number}"
         if not run.exists():
-            prepared(run, small(STEPS))
+            prepared(run, recipe)
         while not is_done(run):
             kill = len(lines.of("kill"))
             killed = kill_one(run, random.Random(f"{seed}-{kill}")) if kill < count else None
@@ -175,7 +168,7 @@ def hosts(root: Path, lines: Lines, counts: list[int], steps: int) -> None:
     for count in [count for count in counts if count not in done]:
         run = root / f"hosts-{count}"
         shutil.rmtree(run, ignore_errors=True)
-        prepared(run, small(steps, f"train.global_batch={max(counts)}"), devices=count, fsdp=1)
+        prepared(run, recipe_of(steps, f"train.global_batch={max(counts)}"), devices=count, fsdp=1)
         before, used = time.monotonic(), cpu_s()
         members = Members([["harness.train.worker", str(run)]] * count, devices=count)
         seen: dict[str, float] = {}
@@ -186,10 +179,8 @@ def hosts(root: Path, lines: Lines, counts: list[int], steps: int) -> None:
         ended(members)
         times = [line["time"] for line in metrics(run)]
         between = np.diff(times)
-        saves = {step for step in range(4, steps, 4)}
-        plain = statistics.median(
-            float(value) for step, value in enumerate(between, 1) if step not in saves
-        )
+        saves = set(range(4, steps, 4))
+        plain = statistics.median(float(value) for step, value in enumerate(between, 1) if step not in saves)
         lines.add(
             kind="hosts",
             processes=count,
