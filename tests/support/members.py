@@ -132,10 +132,14 @@ class Members:
         """The events of a process so far."""
         return [json.loads(line) for line in _text(self._said[number]).splitlines()]
 
+    def heard(self, number: int, what: str) -> bool:
+        """Whether an event of a process has that name, or that text."""
+        return any(what in (event["event"], event.get("text")) for event in self.said(number))
+
     def errors(self, number: int) -> str:
         return _text(self._errors[number])
 
-    def wait(self, seconds: float = 300) -> list[int]:
+    def wait(self, seconds: float = 600) -> list[int]:
         """The exit statuses."""
         deadline = time.monotonic() + seconds
         try:
@@ -155,7 +159,7 @@ class Members:
         assert not ending.again, "the engine starts all of them again, or nobody"
         return ending.error
 
-    def until(self, condition: Callable[[], bool], seconds: float = 200) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             for process in self.processes:
