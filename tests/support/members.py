@@ -27,6 +27,7 @@ from harness.run.directory import RECIPE, RunDir, write_atomic
 from harness.run.steps import TREES
 from harness.supervise.endings import explain
 from harness.supervise.process import Attempt
+from harness.supervise.signals import SUPERVISOR
 from tests.support.planned import plan_of
 from tests.support.tiny import tiny
 
@@ -124,6 +125,8 @@ class Members:
             self._said.append(out)
             self._errors.append(err)
             environment = environment_of(number, of or len(commands), port, devices)
+            # A trainer dies with this process.
+            environment[SUPERVISOR] = str(os.getpid())
             self.processes.append(
                 subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=out, stderr=err)
             )
