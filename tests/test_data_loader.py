@@ -137,6 +137,8 @@ def test_shards_partition_the_global_batch(sample: Made) -> None:
     shards = [dict(_leaves(_loader(sample, shard=n, shards=4).batch(7))) for n in range(4)]
     for key, value in whole.items():
         np.testing.assert_array_equal(np.concatenate([shard[key] for shard in shards]), value, err_msg=key)
+    # Each shard knows which frames the others have, without reading them.
+    np.testing.assert_array_equal(_loader(sample, shard=1, shards=4).index_of(7), whole["index"])
 
 
 @pytest.mark.parametrize(

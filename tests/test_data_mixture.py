@@ -245,6 +245,7 @@ def test_the_shards_of_several_processes_are_the_batch(mixed: tuple[Recipe, Data
     shards = [loader(mixed, shard=n, shards=5).batch(4) for n in range(5)]
     for name in ("index", "dataset", "actions"):
         np.testing.assert_array_equal(np.concatenate([shard[name] for shard in shards]), whole[name])
+    np.testing.assert_array_equal(loader(mixed, shard=3, shards=5).index_of(4), whole["index"])
 
 
 def test_frames_by_their_numbers_are_those_of_the_batch(mixed: tuple[Recipe, Dataset, NormStats]) -> None:

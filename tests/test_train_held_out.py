@@ -222,7 +222,7 @@ def test_what_is_not_finite_is_null_and_not_a_number() -> None:
 
 
 def test_a_stop_during_the_pass_leaves_it_off() -> None:
-    assert of_sample(recorded).run(4, ({}, {}), stop=[15]) is None
+    assert of_sample(recorded).run(4, ({}, {}), stop=lambda: True) is None
 
 
 def test_the_number_of_rows_at_a_time_changes_no_row() -> None:

@@ -16,8 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from harness.plan.cards import CARDS
 from harness.plan.compile import ABSENT_GPU_OPTIONS
 from harness.run.directory import KERNELS, RunDir, sha256_file
+from harness.run.peers import Peers
 from harness.run.surroundings import DETERMINISTIC, deterministic, is_deterministic
-from harness.train.kernels import compile_pinned
+from harness.train.kernels import Kernels, compile_pinned
+from tests.support.threads import together
 
 DUMP, LOAD, ALL = (
     "xla_gpu_dump_autotune_results_to",
@@ -52,6 +54,33 @@ def test_the_first_compilation_writes_them_and_the_next_uses_them(tmp_path: Path
     assert compile_pinned(run, "cuda", xla, warned.append) == (made, kernels)
     assert xla.asked[1] == {LOAD: str(tmp_path / KERNELS), ALL: "True"}
     assert warned == []
+
+
+def test_of_several_processes_the_first_chooses_and_the_others_load_its_choice(tmp_path: Path) -> None:
+    xlas = [Xla("a"), Xla("a"), Xla("a")]
+
+    def compiled(peers: Peers) -> object:
+        return compile_pinned(RunDir(tmp_path), "cuda", xlas[peers.index], print, peers=peers)
+
+    assert len(set(together(3, compiled))) == 1
+    by_itself = {"xla_gpu_shard_autotuning": "False"}
+    assert [DUMP in xla.asked[0] for xla in xlas] == [True, False, False]
+    for xla in xlas[1:]:
+        assert xla.asked == [{LOAD: str(tmp_path / KERNELS), ALL: "True"} | by_itself]
+    assert [path.name for path in tmp_path.iterdir()] == [KERNELS]
+
+
+def test_of_several_processes_only_the_first_writes_a_choice(tmp_path: Path) -> None:
+    """XLA wrote none, as where the program came from a cache."""
+    asked: list[dict[str, str]] = []
+
+    def compiled(peers: Peers) -> Kernels:
+        return compile_pinned(RunDir(tmp_path), "cuda", asked.append, print, peers=peers)[1]
+
+    first, other = together(2, compiled)
+    assert first.sha256 is None
+    assert other == Kernels(None, f"process 0 has written no {KERNELS}")
+    assert [DUMP in options for options in asked] == [True, False]
 
 
 def test_another_program_is_compiled_all_the_same_and_said(tmp_path: Path) -> None:
@@ -119,6 +148,7 @@ def test_jaxlib_knows_the_flags(lowered: Any, tmp_path: Path) -> None:
     """An unknown flag in XLA_FLAGS ends the process; as an option of a compilation it is an error."""
     known = {
         "xla_gpu_deterministic_ops": "True",
+        "xla_gpu_shard_autotuning": "False",
         "xla_gpu_exclude_nondeterministic_ops": "True",
         DUMP: str(tmp_path / "a.pbtxt"),
     }

@@ -16,6 +16,7 @@ from harness.artifacts import LeafReport
 from harness.artifacts.checkpoint import VALUE_DTYPES
 from harness.checkpoint.format import DAMAGE
 from harness.checkpoint.item import Array, Item
+from harness.checkpoint.tiles import Tiled, tile_digest, tiles_of
 from harness.received.files import UnsafeFile
 
 # Elements converted to float64 at a time.
@@ -97,6 +98,21 @@ def health_of(parts: Iterable[np.ndarray], *, values: bool) -> Health:
                 square = float(np.dot(finite, finite))
         squares += square
     return Health(non_finite, squares if values else None, digest.hexdigest())
+
+
+def is_changed(item: Item, array: Array, tiled: Tiled) -> bool:
+    """Whether a tile of an array is not the one that was saved.
+
+    Raises: one of `UNREADABLE` if the data cannot be read.
+    """
+    from harness.checkpoint.chunks import read_part
+    from harness.checkpoint.stored import open_context, opening, stored
+
+    source = stored(item, array, opening(item, array, open_context()).result())
+    dtype = np.dtype(source.store.dtype.numpy_dtype)
+    return any(
+        tile_digest(read_part(source, cell, dtype)) != digest for cell, digest in tiles_of(array.shape, tiled)
+    )
 
 
 def leaf_reports(name: str, item: Item, health: dict[str, Health | None]) -> list[LeafReport]:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from harness.checkpoint.format import DAMAGE, outside
+from harness.checkpoint.tiles import Tiled, tiled_from, tiles_of
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, read_received, there
 from harness.received.json import read_json
@@ -29,13 +30,24 @@ _SLICE_BYTES = 2**28
 
 
 class Digests(NamedTuple):
-    """The digests of a step. `leaves`: item/path → sha256; `files`: path below the step → sha256."""
+    """The digests of a step. `leaves`: item/path → sha256; `files`: path below the step → sha256.
+
+    `tiles`: item/path → the digests by tile of a leaf that several processes saved part by part. A step
+    of one process has none, and its sidecar does not name them.
+    """
 
     leaves: dict[str, str]
     files: dict[str, str]
+    tiles: dict[str, Tiled] = {}
 
     def to_json(self) -> str:
-        return json.dumps(self._asdict(), indent=1, sort_keys=True) + "\n"
+        body = {"leaves": self.leaves, "files": self.files}
+        tiles = {path: tiled._asdict() for path, tiled in self.tiles.items()}
+        return json.dumps(body | ({"tiles": tiles} if tiles else {}), indent=1, sort_keys=True) + "\n"
+
+    def of(self, path: str) -> str | Tiled:
+        """What is known of the leaf at item/path; empty if nothing is."""
+        return self.tiles.get(path) or self.leaves.get(path, "")
 
 
 def leaf_digests(leaves: Mapping[str, Any]) -> dict[str, str]:
@@ -75,10 +87,17 @@ def read_digests(step: Path) -> Digests | None:
         return None
     try:
         body = read_json(path, step, ARTIFACT_BYTES)
-        digests = Digests(
-            **{key: {str(name): str(value) for name, value in body[key].items()} for key in Digests._fields}
+        leaves, files = (
+            {str(name): str(value) for name, value in body[key].items()} for key in ("leaves", "files")
         )
-        if any(len(value) != 64 for value in (*digests.leaves.values(), *digests.files.values())):
+        tiles = {str(name): tiled_from(value) for name, value in body.get("tiles", {}).items()}
+        digests = Digests(leaves, files, tiles)
+        every = (
+            *leaves.values(),
+            *files.values(),
+            *(one for tiled in tiles.values() for one in tiled.sha256),
+        )
+        if any(len(value) != 64 for value in every):
             raise ValueError("a sha256 has 64 digits")
     except (OSError, *DAMAGE, AttributeError) as error:
         raise _damaged(step, f"{DIGESTS} is not a list of sha256 ({type(error).__name__})") from error
@@ -95,11 +114,19 @@ def read_digests(step: Path) -> Digests | None:
     return digests
 
 
-def check(path: str, array: np.ndarray[Any, Any], expected: str) -> None:
+def check(path: str, array: np.ndarray[Any, Any], expected: str | Tiled) -> None:
     """Checks that the array read from `path` is the one that was saved.
 
     Raises: HarnessError "checkpoint-damaged".
     """
+    if isinstance(expected, Tiled):
+        try:
+            cells = tiles_of(array.shape, expected)
+        except ValueError as error:
+            raise _damaged(f"array {path}", f"{DIGESTS} has digests of another array: {error}") from error
+        for cell, one in cells:
+            check(path, array[cell], one)
+        return
     found = digest(array)
     if found != expected:
         raise _damaged(f"array {path}", "its data has changed since it was saved", got=found, need=expected)

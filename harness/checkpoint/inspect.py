@@ -24,6 +24,7 @@ from harness.checkpoint.steps import (
     read_steps,
     recorded_digests,
     recorded_recipe,
+    recorded_tiles,
     recorded_trainer,
 )
 from harness.checkpoint.trained import lora_findings, trained_paths
@@ -206,6 +207,23 @@ def _health(step: Step) -> dict[tuple[str, str], Health | None]:
     return {(name, array.path): found for name, tree in step.trees.items() for array, found in stream(tree)}
 
 
+def _changed_tiles(step: Step, health: Mapping[tuple[str, str], Health | None]) -> list[str]:
+    """Item/path of the arrays that can be read and of which a tile is not the one that was saved."""
+    from harness.checkpoint.deep import UNREADABLE, is_changed
+
+    changed = []
+    for leaf, tiled in recorded_tiles(step).items():
+        name, _, path = leaf.partition("/")
+        if health.get((name, path)) is None:
+            continue
+        try:
+            differs = is_changed(step.trees[name], step.trees[name].arrays[path], tiled)
+        except UNREADABLE:
+            differs = True
+        changed += [leaf] if differs else []
+    return changed
+
+
 def _deep_fields(
     step: Step, health: Mapping[tuple[str, str], Health | None]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -228,7 +246,7 @@ def _deep_fields(
         f"{name}/{path}"
         for (name, path), found in health.items()
         if found and saved.get(f"{name}/{path}", found.sha256) != found.sha256
-    ]
+    ] + _changed_tiles(step, health)
     if changed:
         findings.append(
             f"{len(changed)} arrays are not those that were saved (their sha256 differ):"

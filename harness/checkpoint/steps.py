@@ -13,6 +13,7 @@ from harness.checkpoint.format import DAMAGE
 from harness.checkpoint.item import Array, Item, read_item
 from harness.checkpoint.marks import damaged_statistics, expected_items, missing_marks, missing_to_resume
 from harness.checkpoint.scan import ANYBODY, Found
+from harness.checkpoint.tiles import Tiled, tiled_from
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile
 from harness.received.json import read_json
@@ -135,6 +136,14 @@ def recorded_digests(step: Step) -> dict[str, str]:
     """Item/path → sha256 of each array as the harness saved it; empty for a step without that record."""
     try:
         return {str(path): str(digest) for path, digest in _read(step, DIGESTS)["leaves"].items()}
+    except _NO_RECORD:
+        return {}
+
+
+def recorded_tiles(step: Step) -> dict[str, Tiled]:
+    """Item/path → the digests by tile of each array that several processes saved part by part."""
+    try:
+        return {str(path): tiled_from(value) for path, value in _read(step, DIGESTS).get("tiles", {}).items()}
     except _NO_RECORD:
         return {}
 

@@ -34,12 +34,14 @@ from harness.checkpoint.failures import disk_full, no_space, save_failure
 from harness.checkpoint.format import CHUNK_BYTES, mismatches
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
 from harness.checkpoint.paths import flat, leaf_paths, nbytes, nested, nested_state
+from harness.checkpoint.shared_digests import shared_digests
 from harness.checkpoint.source import damaged
 from harness.checkpoint.texts import SaveTextFiles, TextFiles
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, check_stays, there
 from harness.received.json import read_json
 from harness.received.names import below
+from harness.run.peers import ALONE, Peers
 from harness.run.steps import (
     ASSETS,
     BASE,
@@ -59,6 +61,8 @@ Params = dict[str, jax.Array]
 
 # Orbax measures its time-outs by the wall clock, which may jump. The supervisor handles a save that hangs.
 _SAVE_TIMEOUT_S = 10**9
+# Of several processes each waits for the others to write their parts.
+_SHARED_SAVE_TIMEOUT_S = 3600
 _DELETED = re.compile(rf"(?<![0-9])[0-9]++{re.escape(INTERRUPTED)}-deleted-[0-9]+")
 
 
@@ -75,22 +79,26 @@ class Store:
     listed, restored or deleted. When its step is saved again, it is renamed out of the way.
     """
 
-    def __init__(self, directory: Path | str, *, keep_every_steps: int, keep_last: int = 1) -> None:
+    def __init__(
+        self, directory: Path | str, *, keep_every_steps: int, keep_last: int = 1, peers: Peers = ALONE
+    ) -> None:
         # Orbax logs every failure with many tracebacks before it raises. The error becomes one HarnessError
         # here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory = Path(directory).absolute()
         self._keep_every_steps = keep_every_steps
         self._keep_last = keep_last
+        self._peers = peers
         self._saving: int | None = None
         # Pinned host memory is capped under WSL2, and its pool grows with every save (google/orbax#2090).
         tree = {name: ocp.PyTreeCheckpointHandler(enable_pinned_host_transfer=False) for name in TREES}
         # A directory that cannot be made is reported at once. Made in the background, its failure would be a
         # time-out ten minutes later.
-        options = ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S, create_directories_asynchronously=False)
+        limit_s = _SAVE_TIMEOUT_S if peers.count == 1 else _SHARED_SAVE_TIMEOUT_S
+        options = ocp.AsyncOptions(timeout_secs=limit_s, create_directories_asynchronously=False)
         together = ocp.CompositeOptions(async_options=options)
         handler = ocp.CompositeCheckpointHandler(
-            composite_options=together, **tree, assets=TextFiles(), harness=TextFiles()
+            composite_options=together, **tree, assets=TextFiles(peers), harness=TextFiles(peers)
         )
         self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
 
@@ -118,12 +126,16 @@ class Store:
             {} if base is None else {BASE: json.dumps(base) + "\n"}
         )
         assets = {f"{asset_id}/{NORM_STATS}": norm_stats_json}
-        self._make_room(step, nbytes(items) + sum(map(len, texts.values())) + len(norm_stats_json))
+        need_bytes = nbytes(items) + sum(map(len, texts.values())) + len(norm_stats_json)
+        self._peers.first(lambda: self._make_room(step, need_bytes))
         # Hashed before the arrays are donated to the next step: the digests are those of what was trained,
         # not of what a disk made of it.
         leaves = {f"{item}/{path}": leaf for item, tree in items.items() for path, leaf in flat(tree).items()}
         files = texts | {f"{ASSETS}/{name}": text for name, text in assets.items()}
-        digests = Digests(leaf_digests(leaves), {name: text_digest(text) for name, text in files.items()})
+        of_leaves, tiles = (
+            (leaf_digests(leaves), {}) if self._peers.count == 1 else shared_digests(leaves, self._peers)
+        )
+        digests = Digests(of_leaves, {name: text_digest(text) for name, text in files.items()}, tiles)
         ours = {Path(name).name: text for name, text in (texts | {DIGESTS: digests.to_json()}).items()}
         try:
             self._checkpointer.save(
@@ -155,7 +167,7 @@ class Store:
                 raise
             raise self._failed(step, error) from error
         if step is not None:
-            self._prune()
+            self._peers.first(self._prune)
             _give_back_memory()
 
     def close(self) -> None:
@@ -218,11 +230,7 @@ class Store:
         digests = read_digests(path)
         arrays = {}
         for item, structs_of in wanted.items():
-            known = (
-                None
-                if digests is None
-                else {leaf: digests.leaves.get(f"{item}/{leaf}", "") for leaf in structs_of}
-            )
+            known = None if digests is None else {leaf: digests.of(f"{item}/{leaf}") for leaf in structs_of}
             read = read_leaves(leaves[item], structs_of, sha256=known)
             names = {f"params/{key}/value": key for key in params} if item == PARAMS else {}
             arrays[item] = {leaf: keep(names[leaf], array) if names else array for leaf, array in read}

@@ -10,12 +10,18 @@ import orbax.checkpoint as ocp
 
 from harness.received.files import ARTIFACT_BYTES, read_received, walk
 from harness.received.names import below
+from harness.run.peers import ALONE, Peers
 
 
 class TextFiles(ocp.CheckpointHandler):
-    """Writes and reads an item of text files."""
+    """Writes and reads an item of text files. Of several processes the first one writes them."""
+
+    def __init__(self, peers: Peers = ALONE) -> None:
+        self._peers = peers
 
     def save(self, directory: Path, args: SaveTextFiles) -> None:
+        if self._peers.index:
+            return
         for name, text in args.files.items():
             path = below(Path(directory), name, "the name of a text file")
             path.parent.mkdir(parents=True, exist_ok=True)

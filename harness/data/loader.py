@@ -101,6 +101,11 @@ class Loader:
         """The number in a batch's `index` of a frame of the dataset at position `part` in data.datasets."""
         return int(self._firsts[part]) + frame
 
+    def index_of(self, step: int) -> np.ndarray:
+        """`index` of the whole global batch of `step`, of all shards; int64. No frame is read."""
+        frames = self._batches.frames_of_all(step)
+        return np.array([self.number_of(frame.part, frame.number) for frame in frames], np.int64)
+
     @property
     def sources(self) -> list[Source]:
         """The datasets that batches are made from."""
@@ -187,6 +192,10 @@ class _Batches:
 
     def __call__(self, step: int, *, resized: bool = True) -> Batch:
         return self.of([self._of_all(frame) for frame in self.order(step)], resized=resized)
+
+    def frames_of_all(self, step: int) -> list[Frame]:
+        """The frames of the whole global batch, by their numbers in the whole datasets."""
+        return [self._of_all(frame) for frame in self.order.of_all_rows(step)]
 
     def _of_all(self, frame: Frame) -> Frame:
         """The frame by its number in the whole dataset; the order counts those that are trained on."""

@@ -34,6 +34,13 @@ class Order:
         self._endless: list[Any] = []
 
     def __call__(self, step: int) -> list[Frame]:
+        return self._at(step, self._rows)
+
+    def of_all_rows(self, step: int) -> list[Frame]:
+        """The frames of the whole global batch, whatever the rows of this order."""
+        return self._at(step, range(self._batch_size))
+
+    def _at(self, step: int, rows: range) -> list[Frame]:
         if not self._endless:
             import grain
 
@@ -41,7 +48,7 @@ class Order:
                 grain.MapDataset.range(frames).seed(_seed_of(self._seed, part)).shuffle().repeat()
                 for part, frames in enumerate(self._frames)
             ]
-        drawn = [draw(step * self._batch_size + row, self._shares) for row in self._rows]
+        drawn = [draw(step * self._batch_size + row, self._shares) for row in rows]
         return [Frame(part, int(self._endless[part][number])) for part, number in drawn]
 
     def __getstate__(self) -> dict[str, Any]:

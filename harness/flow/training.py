@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,25 @@ def stopped_at_once() -> Iterator[None]:
 
     with stop_requests(stop):
         yield
+
+
+def refuse_several() -> None:
+    """Refuses to be one of several processes: the plan and the checks before a run are those of one machine.
+
+    Raises: HarnessError "cluster-not-planned", and those of `member_of`.
+    """
+    from harness.run.cluster import COUNT, member_of
+
+    member = member_of(os.environ)
+    if member is None:
+        return
+    raise HarnessError(
+        "cluster-not-planned",
+        f"{member.by} has started {member.processes} processes, and a run is planned for one machine yet",
+        got=f"process {member.number} of {member.processes}, at {member.coordinator}",
+        need="one process",
+        fix=f"{COUNT}=1 trains in this process alone; give each process a run of its own",
+    )
 
 
 def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str]) -> tuple[Job, Machine]:

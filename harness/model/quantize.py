@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -101,15 +102,16 @@ class Quantized:
 
         return jnp.sum(jax.lax.map(of, self)) if self.ndim + self.axis else of(self)
 
-    def on_host(self) -> np.ndarray[Any, Any]:
+    def on_host(self, get: Callable[[jax.Array], Any] = jax.device_get) -> np.ndarray[Any, Any]:
         """The dense kernel, in host memory.
 
-        It is dequantized on the device piece by piece, so that only one piece is ever dense there.
+        It is dequantized on the device piece by piece, so that only one piece is ever dense there. `get`
+        copies a piece to the host.
         """
         out = np.empty(self.shape, self.dtype)
         rows = max(1, _SLICE * self.shape[0] // self.codes.size) if self.ndim + self.axis else self.shape[0]
         for start in range(0, self.shape[0], rows):
-            out[start : start + rows] = jax.device_get(_dense(self[start : start + rows]))
+            out[start : start + rows] = get(_dense(self[start : start + rows]))
         return out
 
 

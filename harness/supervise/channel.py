@@ -24,6 +24,7 @@ class Event(enum.StrEnum):
     WARN = "warn"
     PHASE = "phase"
     STEP = "step"
+    PEERS = "peers"
     ERROR = "error"
     EXHAUSTED = "exhausted"
     HOST_MEMORY = "host-memory"
@@ -50,6 +51,10 @@ class Channel:
 
     def step(self, line: Metrics, steps: int) -> None:
         self._tell(Event.STEP, line=line.model_dump(mode="json"), steps=steps)
+
+    def peers(self, hosts: list[str]) -> None:
+        """Reports the hosts of all processes of the run, in the order of their numbers."""
+        self._tell(Event.PEERS, hosts=hosts)
 
     def error(self, error: HarnessError) -> None:
         self._tell(
@@ -89,6 +94,7 @@ class Heard:
     host_memory: str | None = None
     end: End | None = None
     steps: list[Metrics] = field(default_factory=list)
+    hosts: list[str] = field(default_factory=list)
 
     def take(self, line: bytes, watcher: Watcher) -> None:
         """Records the event of one line of JSON, and passes it on if it is one of a watcher's.
@@ -108,6 +114,8 @@ class Heard:
             metrics = Metrics.model_validate(event["line"])
             self.steps.append(metrics)
             watcher.step(metrics, event["steps"])
+        elif kind == Event.PEERS:
+            self.hosts = [str(host) for host in event["hosts"]]
         elif kind == Event.ERROR:
             self.error = HarnessError(
                 str(event["code"]),

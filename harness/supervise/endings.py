@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from typing import NamedTuple
 
 from harness.artifacts import Machine, Plan
 from harness.errors import HarnessError
+from harness.run.peers import peer_lost
 from harness.supervise.process import Attempt
 from harness.units import format_seconds
 
+# What JAX says before it ends a process because another one of its run is gone.
+_PEERS_ERROR = "JAX distributed service detected fatal errors"
 # (phase, name of the signal, what was seen) → the cause, where a trainer knows more than that it crashed.
 Crashed = Callable[[str, str, str], HarnessError | None]
 
@@ -152,8 +156,23 @@ def _died(result: Attempt, crashed: Crashed) -> Ending:
     )
 
 
+def _peer_lost(result: Attempt) -> HarnessError | None:
+    """The error of a trainer that JAX has ended because of another process of the run. None for others.
+
+    JAX lists the processes without a heartbeat, one a line. Without process 0 its service is gone.
+    """
+    text = "\n".join(result.last_words)
+    if _PEERS_ERROR not in text:
+        return None
+    listed = re.search(r"stopped sending heartbeats\):\n((?:\d+\n)+)", f"{text}\n")
+    lost = [int(line) for line in listed[1].split()] if listed else [0] if "leader" in text else []
+    return peer_lost(
+        lost, result.hosts, f"during {result.phase}; JAX's coordination service ended the trainer"
+    )
+
+
 def _crashed(name: str, result: Attempt, got: str, crashed: Crashed) -> Ending:
-    error = crashed(result.phase, name, got)
+    error = _peer_lost(result) or crashed(result.phase, name, got)
     if error is not None:
         return Ending(error)
     fix = (

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,7 +18,12 @@ _PARENT_DEATH_SIGNAL = 1
 
 
 @contextmanager
-def stop_requests(heard: Callable[[signal.Signals], None], *, once: bool = False) -> Iterator[None]:
+def stop_requests(
+    heard: Callable[[signal.Signals], None],
+    *,
+    once: bool = False,
+    numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+) -> Iterator[None]:
     """Calls `heard` on SIGTERM and Ctrl-C inside the block, and restores the earlier handlers after it.
 
     With `once`, the earlier handler is back from the second signal of a kind on.
@@ -29,7 +34,7 @@ def stop_requests(heard: Callable[[signal.Signals], None], *, once: bool = False
         if once:
             signal.signal(number, previous[signal.Signals(number)])
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -48,6 +53,13 @@ def die_with_supervisor() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(2)
+
+
+def end_at_once(status: int) -> None:
+    """Ends this process with an exit status. Nothing that is registered for its end is run."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def end_by(number: int) -> None:

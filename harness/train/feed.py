@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from harness.data.resample import BITS, fit, weights
+from harness.train.arrays import put_rows
 
 _INPUTS = ("images", "tokens", "token_mask", "actions")
 # Those of a mixture.
@@ -27,7 +29,7 @@ def feed(batch: dict[str, Any], rows: Any, size: int) -> dict[str, Any]:
     step before is computed.
     """
     names = [*_INPUTS, *(name for name in _OF_MIXTURE if name in batch)]
-    inputs = jax.device_put({name: batch[name] for name in names}, rows)
+    inputs = put_rows({name: batch[name] for name in names}, rows)
     square = (size, size)
     images = {
         camera: x if x.shape[1:3] == square else resize(x, size, rows)
@@ -36,12 +38,12 @@ def feed(batch: dict[str, Any], rows: Any, size: int) -> dict[str, Any]:
     return inputs | {"images": images}
 
 
-def frames_digest(batch: dict[str, Any]) -> str:
-    """16 hexadecimal digits of the sha256 of the batch's frame numbers, in their order.
+def frames_digest(index: np.ndarray) -> str:
+    """16 hexadecimal digits of the sha256 of a global batch's frame numbers, in their order.
 
     A line of metrics records with it which frames a step has seen.
     """
-    return hashlib.sha256(batch["index"].astype("<i8").tobytes()).hexdigest()[:16]
+    return hashlib.sha256(index.astype("<i8").tobytes()).hexdigest()[:16]
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from harness.artifacts.held_out import HeldOutLine, OfDataset, Switch
@@ -25,7 +24,9 @@ from harness.model.pi05 import Params
 from harness.received.text import word
 from harness.run.directory import HELD_OUT_KERNELS
 from harness.run.job import Job
+from harness.run.peers import ALONE, Peers
 from harness.run.watcher import Watcher
+from harness.train.arrays import put_rows, whole
 from harness.train.feed import feed
 from harness.train.held_out_file import HeldOutFile, values_of
 from harness.train.held_out_program import HeldOutProgram, compile_held_out, deployed
@@ -48,7 +49,7 @@ def is_measured(job: Job, step: int) -> bool:
     return step > 0 and (step % train.save_every_steps == 0 or step == train.steps)
 
 
-def compiled_for(job: Job, setup: Setup, watcher: Watcher) -> HeldOutProgram | None:
+def compiled_for(job: Job, setup: Setup, watcher: Watcher, peers: Peers = ALONE) -> HeldOutProgram | None:
     """The compiled pass, checked to fit the plan's device. None if the recipe holds nothing out.
 
     Raises: HarnessError "does-not-fit".
@@ -66,6 +67,7 @@ def compiled_for(job: Job, setup: Setup, watcher: Watcher) -> HeldOutProgram | N
         lambda options: compile_held_out(setup, job.levers, rows, options=options or None),
         watcher.warn,
         name=HELD_OUT_KERNELS,
+        peers=peers,
     )
     usable = job.plan.usable_bytes
     if usable is not None and program.device_bytes > usable:
@@ -89,10 +91,10 @@ class Measured(NamedTuple):
 class HeldOutPass:
     """The pass over the rows of one run."""
 
-    def __init__(self, job: Job, program: HeldOutProgram, loader: Loader) -> None:
+    def __init__(self, job: Job, program: HeldOutProgram, loader: Loader, peers: Peers = ALONE) -> None:
         recipe, holdout = job.recipe, job.recipe.train.holdout
         assert holdout is not None
-        self._job, self._program, self._loader = job, program, loader
+        self._job, self._program, self._loader, self._peers = job, program, loader, peers
         self._sources = loader.sources
         left_out = [part.held_out for part in job.dataset.parts]
         datasets = [source.pictures.data for source in self._sources]
@@ -103,11 +105,13 @@ class HeldOutPass:
             recipe.model.action_dim,
         )
 
-    def run(self, step: int, params: tuple[Params, Params], stop: Sequence[int] = ()) -> HeldOutLine | None:
-        """The line of the parameters `params`. None if `stop` is filled meanwhile."""
+    def run(
+        self, step: int, params: tuple[Params, Params], stop: Callable[[], bool] = lambda: False
+    ) -> HeldOutLine | None:
+        """The line of the parameters `params`. None if `stop` says so meanwhile."""
         before, measured = time.monotonic(), []
         for start in range(0, len(self.rows.frames), self._program.rows):
-            if stop:
+            if stop():
                 return None
             measured.append(self._some(params, start))
         losses, sampled = (
@@ -136,14 +140,16 @@ class HeldOutPass:
     def _some(self, params: tuple[Params, Params], start: int) -> Measured:
         """The rows from `start` on, as many as the program takes. Missing ones are the last row again."""
         rows, layout = self.rows, self._program.setup.layout
-        at = [min(start + i, len(rows.frames) - 1) for i in range(self._program.rows)]
+        share = self._program.rows // self._peers.count
+        mine = range(self._peers.index * share, (self._peers.index + 1) * share)
+        at = [min(start + i, len(rows.frames) - 1) for i in mine]
         batch = self._loader.frames([self._loader.number_of(rows.part[i], rows.frames[i]) for i in at])
         inputs = feed(batch, layout.rows, self._job.recipe.model.image_size)
-        inputs |= jax.device_put(
+        inputs |= put_rows(
             {"noise": rows.noise[at], "start": rows.start[at], "time": rows.time[at]}, layout.rows
         )
         losses, sampled = self._program.run(*params, inputs)
-        return Measured(np.asarray(losses), np.asarray(sampled))
+        return Measured(np.asarray(whole(losses)), np.asarray(whole(sampled)))
 
     def _line(self, step: int, measured: Measured, seconds: float) -> HeldOutLine:
         rows, recipe = self.rows, self._job.recipe
@@ -231,13 +237,20 @@ class Saves:
     """What a training run does about the held-out episodes at its saves. Without a holdout: nothing."""
 
     def __init__(
-        self, job: Job, program: HeldOutProgram | None, loader: Loader, watcher: Watcher, *, start_step: int
+        self,
+        job: Job,
+        program: HeldOutProgram | None,
+        loader: Loader,
+        watcher: Watcher,
+        *,
+        start_step: int,
+        peers: Peers = ALONE,
     ) -> None:
-        self._job, self._watcher, self._passes = job, watcher, 0
-        self._pass = None if program is None else HeldOutPass(job, program, loader)
+        self._job, self._watcher, self._peers, self._passes = job, watcher, peers, 0
+        self._pass = None if program is None else HeldOutPass(job, program, loader, peers)
         if self._pass is None:
             return
-        self._file = HeldOutFile(job.run.held_out, start_step=start_step)
+        self._open(start_step)
         rows = self._pass.rows
         for text in self._pass.odd():
             watcher.warn(text)
@@ -246,7 +259,15 @@ class Saves:
             f" {len(set(rows.episode))} held-out episodes are measured"
         )
 
-    def measure(self, state: TrainState, step: int, stop: Sequence[int]) -> HeldOutLine | None:
+    def _open(self, start_step: int) -> None:
+        """Opens held_out.jsonl, which drops what a killed run has left there. Only process 0 has the file."""
+
+        def opened() -> None:
+            self._file = HeldOutFile(self._job.run.held_out, start_step=start_step)
+
+        self._peers.first(opened)
+
+    def measure(self, state: TrainState, step: int, stop: Callable[[], bool]) -> HeldOutLine | None:
         """The line of the state after `step` steps, which is now in the file.
 
         None if this save is not measured, was measured before, or is left off because of `stop`. A resume
@@ -256,7 +277,8 @@ class Saves:
         """
         if self._pass is None or not is_measured(self._job, step):
             return None
-        if self._file.has(step, self._pass.rows.sha256):
+        known = self._peers.index == 0 and self._file.has(step, self._pass.rows.sha256)
+        if self._peers.agree("measured" if known else ""):
             return None
         self._watcher.phase("held-out pass")
         line = self._pass.run(step, deployed(state), stop)
@@ -266,7 +288,7 @@ class Saves:
                 fix = f"--resume, or {fix},"
             self._watcher.say(f"the held-out pass of step {step} was left off; {fix} makes up for it")
             return None
-        self._file.write(line)
+        self._peers.first(lambda: self._file.write(line))
         self._tell(line)
         return line
 

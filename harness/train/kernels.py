@@ -16,11 +16,16 @@ from typing import Any, NamedTuple, TypeVar
 
 from harness.received.files import open_received, there
 from harness.run.directory import KERNELS, RunDir, sha256_file
+from harness.run.peers import ALONE, Peers
 
 T = TypeVar("T")
 
 # Parts of XLA's messages when the file lacks a choice that a program needs, or when the file cannot be read.
 _NOT_THERE = ("autotun", "No cached config", "AOT result")
+
+
+# XLA would let the processes share the timing, and each wait for the others' part of it.
+_BY_ITSELF = {"xla_gpu_shard_autotuning": "False"}
 
 
 class Kernels(NamedTuple):
@@ -37,16 +42,43 @@ def compile_pinned(
     warn: Callable[[str], None],
     *,
     name: str = KERNELS,
+    peers: Peers = ALONE,
 ) -> tuple[T, Kernels]:
     """(result of `compiled` for XLA's options, the kernels in it).
 
     `name` is the file's. If the run has the file, `compiled` gets the option that loads it. If not, XLA
     chooses anew and the choice is saved in the run. A program whose kernels are not all on file (another
     plan, another card) is compiled without the file, and a warning is given.
+
+    Of several processes the first one chooses, and the others load what it chose: kernels that round
+    differently would make other bits.
     """
     if platform != "cuda":
         return compiled({}), Kernels(None, "a CPU's kernels are not chosen by timing")
     kept, made = run.path / name, run.path / f".new-{name}"
+    if peers.count == 1:
+        return _compiled(run, kept, made, compiled, warn)
+
+    def by_itself(options: dict[str, str]) -> T:
+        return compiled(options | _BY_ITSELF)
+
+    if peers.index == 0:
+        found = _compiled(run, kept, made, by_itself, warn)
+        peers.agree("compiled")
+        return found
+    peers.agree("")
+    if there(kept):
+        return _compiled(run, kept, made, by_itself, warn)
+    return by_itself({}), Kernels(None, f"process 0 has written no {name}")
+
+
+def _compiled(
+    run: RunDir,
+    kept: Path,
+    made: Path,
+    compiled: Callable[[dict[str, str]], T],
+    warn: Callable[[str], None],
+) -> tuple[T, Kernels]:
     if there(kept):
         # XLA opens the file by its name, so first check that it is a file of the run.
         open_received(kept, run.path).close()
@@ -62,7 +94,7 @@ def compile_pinned(
                 f"{kept} does not hold every kernel of this program, so XLA chose some anew: numbers may"
                 " differ in their last digits"
             )
-            return compiled({}), Kernels(None, f"{name} is of another program or card")
+            return compiled({}), Kernels(None, f"{kept.name} is of another program or card")
     # XLA would follow a link of this name.
     made.unlink(missing_ok=True)
     step = compiled({"xla_gpu_dump_autotune_results_to": str(made.absolute())})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +16,11 @@ from harness.data.stats import to_openpi_json
 from harness.errors import HarnessError
 from harness.recipe.parameters import check_who_is_trained
 from harness.run.job import Job
+from harness.run.peers import ALONE, Peers
 from harness.run.watcher import Watcher
-from harness.supervise.signals import stop_requests
+from harness.train.cluster import stop_asked
 from harness.train.compiled import CompiledStep, compile_step
+from harness.train.devices import layout_here
 from harness.train.feed import feed, frames_digest
 from harness.train.first_arrays import digests_of
 from harness.train.held_out import Saves, compiled_for
@@ -26,14 +28,13 @@ from harness.train.held_out_file import values_of
 from harness.train.kernels import Kernels, compile_pinned
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
-from harness.train.metrics import MetricsFile, as_line
+from harness.train.metrics import as_line
+from harness.train.records import Records
 from harness.train.setup import setup_of
-from harness.train.sharding import local_layout
+from harness.train.sharding import Layout
 from harness.train.snapshot import base_of, restore, save
 from harness.train.start import first_state
 from harness.train.state import TrainState
-from harness.train.views import save_camera_views
-from harness.train.wandb import Wandb
 from harness.units import format_bytes
 
 
@@ -42,59 +43,71 @@ class Outcome(NamedTuple):
     finished: bool
 
 
-def train(job: Job, watcher: Watcher) -> Outcome:
+def train(job: Job, watcher: Watcher, peers: Peers = ALONE) -> Outcome:
     """The step at which the run ends, and whether it is the last one.
 
     The run ends at its last step, or where SIGTERM or Ctrl-C asked it to stop. The state is saved in both
-    cases.
+    cases. Of several processes, process 0 writes the files of the run.
     Raises: HarnessError "does-not-fit", "loss-not-finite", and the errors of the loader, the weights and the
     checkpoints.
     """
     recipe, run = job.recipe, job.run
     check_who_is_trained(recipe)
-    store = Store(run.checkpoints, keep_every_steps=recipe.train.keep_every_steps)
-    start = store.latest() or 0
+    store = Store(run.checkpoints, keep_every_steps=recipe.train.keep_every_steps, peers=peers)
+    # Another machine's view of a shared directory may be some seconds old.
+    start = int(peers.agree(str(store.latest() or 0)))
     if start >= recipe.train.steps:
         watcher.say(f"already trained to step {start}; nothing to do (--steps N trains further)")
         return Outcome(start, finished=True)
-    stop: list[int] = []
-    # A second signal ends the process with its default effect.
-    with stop_requests(stop.append, once=True):
+    with stop_asked(peers) as stop:
         # 1. Compile before anything is allocated: XLA says what the step needs, and it either fits or the run
         #    ends here.
-        program = _compiled(job, watcher)
-        of_saves = compiled_for(job, program.step.setup, watcher)
-        if stop:
+        program = _compiled(job, watcher, peers)
+        of_saves = compiled_for(job, program.step.setup, watcher, peers)
+        peers.barrier()
+        if stop():
             return Outcome(start, finished=False)
         # 2. The state: from the last whole checkpoint, else from the recipe's weights, else fresh.
-        train_key, init_key = jax.device_put(
-            jax.random.split(jax.random.key(recipe.train.seed)), program.step.setup.layout.replicated
-        )
+        train_key, init_key = _keys(recipe.train.seed, program.step.setup.layout)
         state, manifest = (
-            _resumed(job, program, store, start, watcher)
+            _resumed(job, program, store, start, watcher, peers)
             if start
-            else _begun(job, program, init_key, watcher)
+            else _begun(job, program, init_key, watcher, peers)
         )
         # 3. The data, from where the state stands; the order of frames depends on seed and step alone.
         loader = Loader(
-            recipe, job.dataset, job.stats, batch_size=recipe.train.global_batch, seed=recipe.train.seed
+            recipe,
+            job.dataset,
+            job.stats,
+            batch_size=recipe.train.global_batch,
+            seed=recipe.train.seed,
+            shard=peers.index,
+            shards=peers.count,
         )
-        metrics = MetricsFile(run.metrics, start_step=start)
-        wandb = Wandb(run, recipe, manifest.model_dump(mode="json"), start_step=start, warn=watcher.warn)
-        if start == 0:
-            wandb.image("camera_views", save_camera_views(run.path, loader.batch(0)), 0)
+        records = Records(job, manifest, loader, watcher, start_step=start) if peers.index == 0 else None
         # 4. Steps, until the last one or until asked to stop.
-        saves = Saves(job, of_saves, loader, watcher, start_step=start)
-        trainer = _Trainer(job, watcher, program.step, store, metrics, wandb, loader, saves)
+        saves = Saves(job, of_saves, loader, watcher, start_step=start, peers=peers)
+        trainer = _Trainer(job, watcher, program.step, store, records, loader, saves, peers)
         batches = loader.iterate(start, resized=False)
         try:
             step = trainer.run(state, train_key, start, batches, stop)
         finally:
             batches.close()
-            metrics.close()
+            if records is not None:
+                records.metrics.close()
             store.close()
-            wandb.close()
+            if records is not None:
+                records.wandb.close()
     return Outcome(step, finished=step == recipe.train.steps)
+
+
+def _keys(seed: int, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    """(the key of the steps, the key of the initialization), on all devices of the layout."""
+    if layout.replicated.is_fully_addressable:
+        step, init = jax.device_put(jax.random.split(jax.random.key(seed)), layout.replicated)
+        return step, init
+    made = jax.jit(lambda: tuple(jax.random.split(jax.random.key(seed))), out_shardings=layout.replicated)
+    return made()  # type: ignore[no-any-return]
 
 
 class _Program(NamedTuple):
@@ -102,20 +115,21 @@ class _Program(NamedTuple):
     kernels: Kernels
 
 
-def _compiled(job: Job, watcher: Watcher) -> _Program:
+def _compiled(job: Job, watcher: Watcher, peers: Peers) -> _Program:
     """The program of a step, checked to fit the plan's device.
 
     Raises: HarnessError "devices-missing", "does-not-fit".
     """
     watcher.phase("compile")
     watcher.say("compiling the training step")
-    setup = setup_of(job.recipe, local_layout(job.levers))
+    setup = setup_of(job.recipe, layout_here(job.levers, peers, watcher))
     program = _Program(
         *compile_pinned(
             job.run,
             job.levers.platform,
             lambda options: compile_step(setup, job.levers, options=options or None),
             watcher.warn,
+            peers=peers,
         )
     )
     _check_fits(program.step, job.plan)
@@ -123,12 +137,15 @@ def _compiled(job: Job, watcher: Watcher) -> _Program:
 
 
 def _resumed(
-    job: Job, program: _Program, store: Store, start: int, watcher: Watcher
-) -> tuple[TrainState, Manifest]:
-    """(the state of the checkpoint of step `start`, the run's manifest)."""
+    job: Job, program: _Program, store: Store, start: int, watcher: Watcher, peers: Peers
+) -> tuple[TrainState, Manifest | None]:
+    """(the state of the checkpoint of step `start`, the run's manifest, which only process 0 has)."""
     watcher.phase("restore")
     watcher.say(f"resuming from the checkpoint of step {start}")
-    state, manifest = restore(store, program.step.setup, start), job.run.read(Manifest)
+    state = restore(store, program.step.setup, start)
+    if peers.index:
+        return state, None
+    manifest = job.run.read(Manifest)
     if manifest is None:
         # A replay from a checkpoint, in a directory of its own.
         manifest = describe_run(job, program.step, {"source": f"checkpoint of step {start}"}, program.kernels)
@@ -136,12 +153,17 @@ def _resumed(
     return state, manifest
 
 
-def _begun(job: Job, program: _Program, key: jax.Array, watcher: Watcher) -> tuple[TrainState, Manifest]:
-    """(the state at step 0, the run's new manifest)."""
+def _begun(
+    job: Job, program: _Program, key: jax.Array, watcher: Watcher, peers: Peers
+) -> tuple[TrainState, Manifest | None]:
+    """(the state at step 0, the run's new manifest, which only process 0 has)."""
     watcher.phase("init" if job.recipe.weights.source is None else "load")
-    state, weights = first_state(program.step.setup, key, watcher)
+    state, weights = first_state(program.step.setup, key, watcher, peers)
     # The digests are taken before the first step, which gives the state's buffers away.
-    manifest = describe_run(job, program.step, weights | {"leaves": digests_of(state)}, program.kernels)
+    leaves = digests_of(state, peers)
+    if peers.index:
+        return state, None
+    manifest = describe_run(job, program.step, weights | {"leaves": leaves}, program.kernels)
     job.run.write(manifest)
     return state, manifest
 
@@ -155,13 +177,13 @@ class _Trainer:
         watcher: Watcher,
         compiled: CompiledStep,
         store: Store,
-        metrics: MetricsFile,
-        wandb: Wandb,
+        records: Records | None,
         loader: Loader,
         saves: Saves,
+        peers: Peers,
     ) -> None:
         self._job, self._watcher, self._compiled, self._loader = job, watcher, compiled, loader
-        self._store, self._metrics, self._wandb, self._saves = store, metrics, wandb, saves
+        self._store, self._records, self._saves, self._peers = store, records, saves, peers
         self._norm_stats_json = to_openpi_json(job.stats)
         self._base = base_of(job.recipe)
         self._datasets = [one.source for one in job.dataset.members]
@@ -176,32 +198,35 @@ class _Trainer:
         key: jax.Array,
         start: int,
         batches: Iterator[dict[str, Any]],
-        stop: list[int],
+        stop: Callable[[], bool],
     ) -> int:
         """The number of steps done, all of them saved.
 
         If a request to stop came before the first step, there is nothing to save.
         """
         train = self._job.recipe.train
+        self._peers.barrier()
         # The pass of the checkpoint that the run goes on from, if it was left off.
         self._measure_held_out(state, start, stop)
         self._watcher.phase("step")
+        self._peers.barrier()
         self._flushed, measured = time.monotonic(), False
+        if start < train.steps and stop():
+            return start
         for step in range(start, train.steps):
-            if stop and step == start:
-                return start
             before = time.monotonic()
             batch = next(batches)
             data_s = time.monotonic() - before
             inputs = feed(batch, self._compiled.setup.layout.rows, self._job.recipe.model.image_size)
             state, values = self._compiled.run(state, inputs, key)
-            self._pending.append((step, values, frames_digest(batch), data_s))
+            index = batch["index"] if self._peers.count == 1 else self._loader.index_of(step)
+            self._pending.append((step, values, frames_digest(index), data_s))
             # While this step is computed, the next batch goes to the device. More batches under way would
             # take memory that no plan counts.
             if len(self._pending) > 1:
                 jax.block_until_ready(self._pending[-2][1])
             done = step + 1
-            ends = done == train.steps or bool(stop)
+            ends = done == train.steps or stop()
             saves = ends or done % train.save_every_steps == 0
             if saves or done % train.log_every_steps == 0:
                 self._flush()
@@ -211,6 +236,7 @@ class _Trainer:
                 self._watcher.phase("save")
                 self._save(state, done)
                 self._measure_held_out(state, done, stop)
+                self._peers.barrier()
                 self._watcher.phase("step")
             if ends:
                 return done
@@ -231,8 +257,8 @@ class _Trainer:
             for step, values, frames, data_s in fetched
         ]
         finite = [line for line in lines if math.isfinite(line.loss) and math.isfinite(line.grad_norm)]
-        self._metrics.write(finite)
-        self._wandb.write(finite)
+        if self._records is not None:
+            self._records.write(finite)
         slow = self._loader.bottleneck(step_s)
         if slow is not None:
             self._watcher.warn(slow)
@@ -252,7 +278,9 @@ class _Trainer:
 
     def _measure(self, done: int) -> bool:
         """Writes memory.json. Always True: the value for `measured`."""
-        memory = measure(self._job, self._compiled, done)
+        memory = measure(self._job, self._compiled, done, self._peers)
+        if self._peers.index:
+            return True
         self._job.run.write(memory)
         if memory.peak_bytes is not None:
             self._watcher.say(
@@ -261,12 +289,12 @@ class _Trainer:
             )
         return True
 
-    def _measure_held_out(self, state: TrainState, step: int, stop: list[int]) -> None:
+    def _measure_held_out(self, state: TrainState, step: int, stop: Callable[[], bool]) -> None:
         """Measures the state of a save on the held-out episodes, outside of the pace of the steps."""
         before = time.monotonic()
         line = self._saves.measure(state, step, stop)
-        if line is not None:
-            self._wandb.held_out(step, values_of(line))
+        if line is not None and self._records is not None:
+            self._records.wandb.held_out(step, values_of(line))
             self._saves.tell_cost(line, self._step_s)
         self._flushed += time.monotonic() - before
 
@@ -288,7 +316,8 @@ class _Trainer:
             record=record,
             base=self._base,
         )
-        self._wandb.checkpoint(step)
+        if self._records is not None:
+            self._records.wandb.checkpoint(step)
 
 
 def _check_fits(compiled: CompiledStep, plan: Plan) -> None:

@@ -5,24 +5,37 @@ Every real run thereby calibrates the next.
 
 from __future__ import annotations
 
+import json
 import resource
 
 from harness.artifacts import Memory
 from harness.run.job import Job
+from harness.run.peers import ALONE, Peers
 from harness.train.compiled import CompiledStep
 
 _ALLOCATOR = {"peak_bytes": "peak_bytes_in_use", "limit_bytes": "bytes_limit"}
 
 
-def measure(job: Job, compiled: CompiledStep, step: int) -> Memory:
-    """The measured memory after `step` steps, with the prediction and the compiler's figures."""
+def measure(job: Job, compiled: CompiledStep, step: int, peers: Peers = ALONE) -> Memory:
+    """The measured memory after `step` steps, with the prediction and the compiler's figures.
+
+    Of several processes the largest value of any.
+    """
     plan = job.plan.chosen
     assert plan is not None
     layout = compiled.setup.layout
     devices = layout.mesh.devices.flat
-    stats = [device.memory_stats() or {} for device in devices]
-    found = {
+    # The allocators of other processes are theirs to ask.
+    own = [device for device in devices if peers.count == 1 or device.process_index == peers.index]
+    stats = [device.memory_stats() or {} for device in own]
+    # Linux counts ru_maxrss in KiB; getrusage(2).
+    host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    here = {
         name: max((one[key] for one in stats if key in one), default=None) for name, key in _ALLOCATOR.items()
+    }
+    told = [json.loads(text) for text in peers.gather(json.dumps(here | {"host": host_bytes}))]
+    found = {
+        name: max((one[name] for one in told if one[name] is not None), default=None) for name in _ALLOCATOR
     }
     kind = str(devices[0].device_kind)
     return Memory(
@@ -34,8 +47,7 @@ def measure(job: Job, compiled: CompiledStep, step: int) -> Memory:
         compiled=compiled.bytes,
         step=step,
         **found,
-        # Linux counts ru_maxrss in KiB; getrusage(2).
-        host_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        host_peak_bytes=max(one["host"] for one in told),
         unknown={
             name: f"JAX's allocator on {kind} keeps no such figure"
             for name, value in found.items()

@@ -16,6 +16,7 @@ from harness.errors import HarnessError
 from harness.model.quantize import Quantized
 from harness.recipe.schema import Recipe
 from harness.run.steps import BASE
+from harness.train.arrays import whole
 from harness.train.setup import Setup, keeper
 from harness.train.state import TrainState
 
@@ -123,5 +124,5 @@ def _stored(value: Any) -> Any:
     return (
         jax.ShapeDtypeStruct(value.shape, value.dtype)
         if isinstance(value.codes, jax.ShapeDtypeStruct)
-        else value.on_host()
+        else value.on_host(whole)
     )

@@ -17,6 +17,7 @@ from harness.model.quantize import Quantized
 from harness.recipe.fingerprint import norm_verdict
 from harness.recipe.parameters import group_of
 from harness.recipe.schema import Recipe
+from harness.run.peers import ALONE, Peers
 from harness.run.watcher import Watcher
 from harness.train.optimizer import optimizer
 from harness.train.setup import Setup, keeper
@@ -25,7 +26,9 @@ from harness.train.update import kernel_norm
 from harness.units import format_bytes
 
 
-def first_state(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[TrainState, dict[str, Any]]:
+def first_state(
+    setup: Setup, key: jax.Array, watcher: Watcher, peers: Peers = ALONE
+) -> tuple[TrainState, dict[str, Any]]:
     """(the state at step 0, the provenance of its parameters for the manifest).
 
     The state is created in its shards.
@@ -34,9 +37,12 @@ def first_state(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[TrainSt
     recipe = setup.recipe
     if recipe.weights.source is None:
         watcher.say("initializing random parameters")
-        return initializer(setup)(key), {"source": "random", "seed": recipe.train.seed}
+        return compiled_by_all(initializer(setup), peers, key)(key), {
+            "source": "random",
+            "seed": recipe.train.seed,
+        }
     watcher.say(f"loading weights from {recipe.weights.source}")
-    params, norm, provenance = _load(setup, key, watcher)
+    params, norm, provenance = _load(setup, key, watcher, peers)
     verdict, sentence = norm_verdict(recipe.model, norm)
     (watcher.warn if verdict == "differs" else watcher.say)(sentence)
     return surround(params, setup), provenance | {"fingerprint": verdict, "param_norm": sentence}
@@ -65,7 +71,7 @@ def surround(params: Params, setup: Setup) -> TrainState:
     )
     opt_state = optimizer_starter(setup)()
     trained = {path: _moved(params[path], shardings.trained[path]) for path in shapes.trained}
-    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
+    step = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)()
     return TrainState(step, trained, {path: params[path] for path in shapes.frozen}, opt_state, ema)
 
 
@@ -95,10 +101,27 @@ def _moved(x: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:
     return there
 
 
-def _load(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[Params, float, dict[str, Any]]:
+def compiled_by_all(function: Any, peers: Peers, *args: Any) -> Any:
+    """The jitted `function`, compiled for `args` before any process runs it.
+
+    A collective waits for a peer that still compiles, but not for long.
+    """
+    if peers.count == 1:
+        return function
+    compiled = function.lower(*args).compile()
+    peers.barrier()
+    return compiled
+
+
+def _load(
+    setup: Setup, key: jax.Array, watcher: Watcher, peers: Peers
+) -> tuple[Params, float, dict[str, Any]]:
     """(the parameters as the state keeps them, the norm of the kernels as read, the provenance)."""
     source = str(setup.recipe.weights.source)
     if is_remote(source):
+        if peers.count > 1:
+            # The first one fetches. The others find it in the cache, unless each has a cache of its own.
+            peers.first(lambda: fetch_tree(source, named=WEIGHTS))
         tree = fetch_tree(source, progress=_Percent("downloaded", watcher), named=WEIGHTS)
         path, files = (
             tree.path,
@@ -126,7 +149,7 @@ def _load(setup: Setup, key: jax.Array, watcher: Watcher) -> tuple[Params, float
         str(directory): {"sha256": directory_sha256(directory)} for directory in loaded.sources
     }
     dense = {path: value for path, value in loaded.params.items() if not isinstance(value, Quantized)}
-    param_norm = math.hypot(float(norm(dense)), *quantized)
+    param_norm = math.hypot(float(compiled_by_all(norm, peers, dense)(dense)), *quantized)
     return (
         loaded.params,
         param_norm,

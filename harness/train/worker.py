@@ -3,18 +3,24 @@
 It carries out what the files of the run say. Its parent (harness/supervise/run.py) has planned and checked
 the run, has set the variables that JAX reads at its import, and supervises this process. Every event is a
 line of JSON on stdout. What libraries write to stdout goes to stderr.
+
+Where a launcher has started it on several machines (harness/run/cluster.py), it joins the others first.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.run.cluster import Member, member_of
 from harness.run.directory import RunDir
-from harness.run.job import job_of
+from harness.run.job import Job, job_of
+from harness.run.peers import ALONE, Peers
 from harness.supervise.channel import Channel, private_stdout
-from harness.supervise.signals import die_with_supervisor
+from harness.supervise.signals import die_with_supervisor, end_at_once
 
 
 def main() -> int:
@@ -25,27 +31,77 @@ def main() -> int:
     die_with_supervisor()
     channel = Channel(private_stdout())
     try:
-        job = job_of(RunDir(Path(sys.argv[1])))
-        from harness.train import device
-
-        channel.phase("start")
-        device.start()
-        from harness.train.loop import train
-
-        outcome = train(job._replace(keeps="--without-checkpoints" not in sys.argv), channel)
-    except HarnessError as error:
-        channel.error(error)
-        return 2
-    except MemoryError as error:
-        channel.host_memory(str(error))
-        return 2
+        member = member_of(os.environ)
+        if member is None:
+            return _train(job_of(RunDir(Path(sys.argv[1]))), channel, ALONE)
+        status = _among_others(member, channel)
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        told = _tell(channel, error)
+        if told is None:
             raise
+        return told
+    if status:
+        # JAX's own end would wait for processes that do not come.
+        end_at_once(status)
+    return status
+
+
+def _tell(channel: Channel, error: Exception) -> int | None:
+    """The exit status of a failure that is now the last event. None for an error that nobody foresaw."""
+    if isinstance(error, HarnessError):
+        channel.error(error)
+    elif isinstance(error, MemoryError):
+        channel.host_memory(str(error))
+    elif "RESOURCE_EXHAUSTED" in str(error):
         channel.exhausted(str(error).splitlines()[0])
-        return 2
+    else:
+        return None
+    return 2
+
+
+def _train(job: Job, channel: Channel, peers: Peers) -> int:
+    from harness.train import device
+
+    channel.phase("start")
+    device.start()
+    from harness.train.loop import train
+
+    outcome = train(job._replace(keeps="--without-checkpoints" not in sys.argv), channel, peers)
     channel.end(outcome.step, finished=outcome.finished)
     return 0
+
+
+def _among_others(member: Member, channel: Channel) -> int:
+    """As `_train`, together with the other processes of the run, which learn why this one fails."""
+    channel.phase("start")
+    from harness.train.cluster import join
+    from harness.train.shared_directory import check_shared
+
+    peers = join(member, channel)
+    try:
+        run = RunDir(Path(sys.argv[1]))
+        check_shared(run.path, peers)
+        status = _train(job_of(run), channel, peers)
+        peers.close()
+        return status
+    except Exception as error:
+        lost = None if isinstance(error, HarnessError) else peers.lost(error)
+        told = _tell(channel, lost or error)
+        if told is None:
+            traceback.print_exc()
+        peers.leave(lost or _note(error))
+        return told or 1
+
+
+def _note(error: Exception) -> HarnessError:
+    if isinstance(error, HarnessError):
+        return error
+    return HarnessError(
+        "trainer-failed",
+        "its trainer failed",
+        got=f"{type(error).__name__}: {str(error)[:300]}",
+        fix="look at the log of that process; go on with --resume once the cause is mended",
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from harness.artifacts.plan import Backend
-from harness.flow.training import carry_out, look_back, prepare, stopped_at_once
+from harness.flow.training import carry_out, look_back, prepare, refuse_several, stopped_at_once
 from harness.received.consent import hear
 from harness.show.progress import Progress
 from harness.verbs.answers import print_file
@@ -83,6 +83,7 @@ def train(
     from harness.run.lock import locked
 
     console = Progress()
+    refuse_several()
     hear(fetch=fetch, offline=offline)
     directory = find_run(run, name, recipe, resume=resume)
     directory.check_own()

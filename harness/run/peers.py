@@ -1,0 +1,87 @@
+"""Peers: the processes that train one run together, as one of them sees the others.
+
+A run on one machine has one process, which is `ALONE`. `harness.train.cluster` joins several. Code that
+writes a file, reads one, or decides something for all of them is given its peers and asks them. None of it
+looks at the number of devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from harness.errors import HarnessError
+
+
+class Peers(Protocol):
+    """Process `index` of `count`. Every call is made by all of them, in the same order.
+
+    `hosts` are the names of the machines, one a process.
+    Raises, each call: HarnessError "peer-lost" if one of them is gone.
+    """
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def hosts(self) -> list[str]: ...
+
+    def barrier(self) -> None:
+        """Returns when all processes have called it."""
+        ...
+
+    def gather(self, text: str) -> list[str]:
+        """What each process gave, in the order of their numbers."""
+        ...
+
+    def agree(self, text: str) -> str:
+        """What process 0 gave."""
+        ...
+
+    def first(self, action: Callable[[], object]) -> None:
+        """Runs `action` in process 0 alone. Returns when it is done, or raises its HarnessError in all."""
+        ...
+
+
+class Alone:
+    """The only process of a run: nothing to wait for, nothing to ask."""
+
+    index, count = 0, 1
+
+    @property
+    def hosts(self) -> list[str]:
+        return [""]
+
+    def barrier(self) -> None: ...
+
+    def gather(self, text: str) -> list[str]:
+        return [text]
+
+    def agree(self, text: str) -> str:
+        return text
+
+    def first(self, action: Callable[[], object]) -> None:
+        action()
+
+
+ALONE = Alone()
+
+
+def named(index: int, hosts: Sequence[str]) -> str:
+    """A process in words, with its host."""
+    return f"process {index} ({hosts[index]})" if index < len(hosts) and hosts[index] else f"process {index}"
+
+
+def peer_lost(indices: Sequence[int], hosts: Sequence[str], said: str) -> HarnessError:
+    """The error of a process whose peer is gone: one of `indices`. `said` is what a library said of it."""
+    who = " or ".join(named(index, hosts) for index in indices) or "another process of the run"
+    return HarnessError(
+        "peer-lost",
+        f"{who} answers no more, so no step can be computed",
+        got=said,
+        need="all processes of the run",
+        fix="look at the log of that process, then start all of them again with --resume",
+    )

@@ -1,0 +1,29 @@
+"""What a run records while it trains: its metrics, wandb, the camera views. Its first process has them."""
+
+from __future__ import annotations
+
+from harness.artifacts import Manifest, Metrics
+from harness.data.loader import Loader
+from harness.run.job import Job
+from harness.run.watcher import Watcher
+from harness.train.metrics import MetricsFile
+from harness.train.views import save_camera_views
+from harness.train.wandb import Wandb
+
+
+class Records:
+    """The open `metrics` and `wandb` of a run that goes on from `start_step`."""
+
+    def __init__(
+        self, job: Job, manifest: Manifest | None, loader: Loader, watcher: Watcher, *, start_step: int
+    ) -> None:
+        assert manifest is not None
+        self.metrics = MetricsFile(job.run.metrics, start_step=start_step)
+        config = manifest.model_dump(mode="json")
+        self.wandb = Wandb(job.run, job.recipe, config, start_step=start_step, warn=watcher.warn)
+        if start_step == 0:
+            self.wandb.image("camera_views", save_camera_views(job.run.path, loader.batch(0)), 0)
+
+    def write(self, lines: list[Metrics]) -> None:
+        self.metrics.write(lines)
+        self.wandb.write(lines)
