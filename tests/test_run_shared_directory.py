@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.run.peers import ALONE, Peers
 from harness.run import shared_directory
+from harness.run.peers import ALONE, Peers
 from harness.run.shared_directory import check_shared
 from tests.support.threads import together
 
