@@ -74,6 +74,10 @@ def join(member: Member, channel: Channel, *, limit_s: int = JOIN_S) -> Joined:
     )
     if member.number == 0:
         _check_port(member)
+    if jax.config.jax_platforms == "cpu":
+        # A CPU's program that is read from the cache has lost the order between the collectives of its loops
+        # and those around them. Gloo has no tags: two at a time take each other's data.
+        jax.config.update("jax_enable_compilation_cache", False)
     with _watching(member, channel, limit_s):
         try:
             jax.distributed.initialize(
