@@ -66,6 +66,7 @@ def get_ready(asked: Asked, console: Progress, held: ExitStack) -> Ready:
     error.
     """
     with all_processes(console) as peers:
+        _check_net(asked, peers)
         if peers.index:
             job, machine = follow(peers, console, asked.run, asked.name, asked.device)
             # What the user has named in this process may be fetched by it.
@@ -92,6 +93,17 @@ def get_ready(asked: Asked, console: Progress, held: ExitStack) -> Ready:
             raise
         lead.ready(directory)
     return Ready(of_process(job, peers), machine, trainer, lock, peers.index, peers.count)
+
+
+def _check_net(asked: Asked, peers: Peers) -> None:
+    """Raises: HarnessError "options-together" for the rate of a network that nothing passes."""
+    if asked.net is not None and peers.count == 1:
+        raise HarnessError(
+            "options-together",
+            "--net is for a run of several processes, and this is one",
+            need="the variables of a launcher: docs/clusters.md",
+            fix="leave --net out",
+        )
 
 
 def _last_step(asked: Asked) -> list[str]:

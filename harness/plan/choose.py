@@ -130,7 +130,8 @@ def _place(recipe: Recipe, machine: Machine, ask: Ask, tools: Tools) -> Place:
         ask.vram_bytes is not None and not machine.gpus and ask.device != "cpu"
     )
     if elsewhere:
-        place = cluster.linked(absent(ask.gpu, ask.vram_bytes, ask.host_ram_bytes), ask.net)
+        place = absent(ask.gpu, ask.vram_bytes, ask.host_ram_bytes, clusters=True)
+        place = cluster.linked(place, ask.net)
     elif ask.hosts:
         place = cluster.everywhere(recipe, ask.hosts, device=ask.device, given=ask.net)
     else:

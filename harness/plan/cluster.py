@@ -93,7 +93,7 @@ def everywhere(
             "the machines of a run must have the same cards: others choose other kernels, and sum otherwise",
             got="; ".join(f"{host.name}: {kind}" for host, kind in zip(hosts, kinds, strict=True)),
             need="one kind of card on all",
-            fix="start the run on machines that are alike (in Slurm: --constraint or --gres=gpu:TYPE:N)",
+            fix="start the run on machines that are alike (srun --constraint or --gres=gpu:TYPE:N)",
         )
     counts = [
         host.devices if one.platform == "cpu" else one.devices for host, one in zip(hosts, found, strict=True)

@@ -110,14 +110,24 @@ class Place(NamedTuple):
         return self._replace(free_bytes=self.total_bytes)
 
 
-def absent(gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None) -> Place:
+def absent(
+    gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None, *, clusters: bool = False
+) -> Place:
     """The place for the card `gpu`, "NAME", "NAME:COUNT" or "NAME:COUNTxHOSTS", idle.
 
-    With `vram_bytes` it is the same chip with that much memory. Without a name it is the card nearest in
-    memory.
+    Only for a caller that plans for `clusters` may there be several hosts. With `vram_bytes` it is the same
+    chip with that much memory. Without a name it is the card nearest in memory.
     Raises: HarnessError "gpu-unknown", "gpu-too-old", "gpu-count-invalid".
     """
     name, count, hosts = _name_and_count(gpu) if gpu else (cards.nearest(vram_bytes or 0), 1, 1)
+    if hosts > 1 and not clusters:
+        raise HarnessError(
+            "gpu-count-invalid",
+            f"--gpu {gpu!r} names several machines, and this plan is for one",
+            got=f"{hosts} hosts",
+            need="NAME or NAME:COUNT",
+            fix=f"--gpu {word(f'{name}:{count}')}",
+        )
     key, card, notes = _card_named(name, vram_bytes)
     title = (
         f"a card of {format_bytes(vram_bytes)}" if gpu is None else f"{count} x {key}" if count > 1 else key
@@ -313,8 +323,8 @@ def _name_and_count(gpu: str) -> tuple[str, int, int]:
     name, colon, count = gpu.rpartition(":")
     if not colon:
         return gpu, 1, 1
-    each, _, hosts = count.partition("x")
-    if not all(text.isdecimal() and 1 <= int(text) <= 1024 for text in (each, hosts or "1")):
+    each, times, hosts = count.partition("x")
+    if not all(text.isdecimal() and 1 <= int(text) <= 1024 for text in (each, hosts if times else "1")):
         raise HarnessError(
             "gpu-count-invalid",
             f"--gpu {gpu!r} does not say how many cards",

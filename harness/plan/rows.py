@@ -24,12 +24,13 @@ def with_shared_rows(place: Place, recipe: Recipe, *, asked: bool) -> Place:
         )
     shares = [n for n in range(place.hosts, place.devices + 1, place.hosts) if rows % n == 0]
     if not shares:
+        divisible = rows + -rows % place.devices
         raise HarnessError(
             "hosts-cannot-share",
             f"{place.hosts} hosts cannot share a global batch of {rows} equally",
             got=f"{rows} rows",
             need=f"a multiple of {place.hosts}",
-            fix=f"--set train.global_batch={rows + -rows % place.devices}, or fewer hosts",
+            fix=f"--set train.global_batch={divisible}, or fewer hosts",
         )
     share = max(shares)
     if share == place.devices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -125,6 +126,21 @@ def _check_together(serve: bool, batch: int | None, others: list[str]) -> None:
         )
 
 
+def _check_several(gpu: str | None, others: list[str]) -> None:
+    """Refuses options on the network between machines where there is one machine.
+
+    Raises: HarnessError "options-together".
+    """
+    if others and not re.search(r":\d+x\d+$", gpu or ""):
+        raise HarnessError(
+            "options-together",
+            f"{' and '.join(others)} is for a plan of several machines",
+            got=f"--gpu {gpu}" if gpu else "no --gpu",
+            need="--gpu NAME:COUNTxHOSTS",
+            fix="harness plan --gpu h100:8x2 --net 100Gb",
+        )
+
+
 def plan(
     recipe: RecipeOption = None,
     gpu: GpuOption = None,
@@ -154,7 +170,8 @@ def plan(
     from harness.show.serving_plan import serving_view
 
     others = {"--matrix": matrix, "--exact": exact, "--wait": wait, "--backend": backend is not None}
-    others |= {"--net": net is not None, "--allow-slower": allow_slower}
+    several = {"--net": net is not None, "--allow-slower": allow_slower}
+    others |= several
     _check_together(serve, batch, [name for name, given in others.items() if given])
     if matrix:
         write_matrix(run)
@@ -170,6 +187,7 @@ def plan(
     # Only where it is given: the hash of what a plan of one machine was asked stays what it was.
     asked |= {} if net is None else {"net": network_rate(net)}
     asked |= {"slower": True} if allow_slower else {}
+    _check_several(gpu, [name for name, given in several.items() if given])
     if serve:
         from harness.flow.serving import plan_of
 
