@@ -77,7 +77,7 @@ def test_two_processes_train_one_run_from_the_plan_to_the_report(tmp_path: Path)
     assert (run.path / "report.html").is_file()
     assert "report: " in processes.said[0]
     assert "report: " not in processes.said[1]
-    assert "waiting for process 0, which prepares it" in processes.said[1]
+    assert "waiting for process 0, which prepares the run" in processes.said[1]
     assert RunDir(run.path).read(Machine) is not None
 
 
@@ -90,6 +90,30 @@ def test_a_run_that_process_0_cannot_begin_ends_all_with_its_error(tmp_path: Pat
     assert processes.ended() == [2, 2], processes.said
     for said in processes.said:
         assert "error [run-exists]" in said
+
+
+def test_the_doctor_of_several_processes_looks_at_all_machines_and_ends_all_alike(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "harness.cli", "doctor", "--recipe=smoke", "--device=cpu", "--json"]
+    processes = [
+        subprocess.Popen(
+            command,
+            env=environment_of(number, 2, port, devices=2 + 2 * number)
+            | {"HARNESS_RUNS": str(tmp_path), "HARNESS_CACHE": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=460) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert said[1][0] == ""
+    found = Diagnosis.model_validate_json(said[0][0])
+    assert {"software of hosts", "data of hosts", "clocks of hosts"} <= set(found.passed)
+    # The second process makes two devices, of which one is planned.
+    idle = [finding for finding in found.findings if finding.check == "devices of hosts"]
+    assert [(one.severity, "(process 1): 2 CPU devices" in one.got) for one in idle] == [("warning", True)]
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_in_all(tmp_path: Path) -> None:

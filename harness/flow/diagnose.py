@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.received.consent import is_offline
@@ -88,7 +88,13 @@ def data_here(chain: Chain) -> tuple[Dataset, NormStats] | None:
 
 
 def plan_or_refusal(
-    chain: Chain, machine: Machine, dataset: Dataset | None, device: str | None, *, allow: list[str]
+    chain: Chain,
+    machine: Machine,
+    dataset: Dataset | None,
+    device: str | None,
+    *,
+    allow: list[str],
+    **asked: Any,
 ) -> Plan | HarnessError:
     """The plan, or the error that says why this machine or its environment has none.
 
@@ -109,7 +115,7 @@ def plan_or_refusal(
             fix="mend what the check of the weights names",
         )
     try:
-        planned: Plan = chain.plan(machine, dataset, device=device)
+        planned: Plan = chain.plan(machine, dataset, device=device, **asked)
     except HarnessError as refusal:
         return refusal
     return planned

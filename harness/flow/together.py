@@ -61,19 +61,21 @@ class Lead:
         self.peers, self._net = peers, net
         self.hosts: list[HostReport] = []
 
-    def begin(self, run: RunDir, machine: Machine, device: str | None) -> None:
+    def begin(self, run: RunDir | None, machine: Machine, device: str | None) -> None:
         """Tells the others the run, checks that all see its directory, and hears of their machines.
 
+        Without a run it is the directory of all runs.
         Raises: HarnessError "directory-not-shared", "peer-lost".
         """
         if self.peers.count == 1:
             return
-        self.peers.agree(json.dumps({"run": run.path.absolute().name}))
-        check_shared(run.path, self.peers)
+        self.peers.agree(json.dumps({"run": None if run is None else run.path.absolute().name}))
+        check_shared(runs_root() if run is None else run.path, self.peers)
         self.hosts = _reports(self.peers, machine, device)
-        run.write(Hosts(hosts=self.hosts))
+        if run is not None:
+            run.write(Hosts(hosts=self.hosts))
 
-    def look_at(self, run: RunDir, dataset: Dataset) -> None:
+    def look_at(self, run: RunDir | None, dataset: Dataset) -> None:
         """Has every process look whether its machine has the same data."""
         if self.peers.count == 1:
             return
@@ -84,7 +86,8 @@ class Lead:
             host.model_copy(update={"data": answer or None})
             for host, answer in zip(self.hosts, said, strict=True)
         ]
-        run.write(Hosts(hosts=self.hosts))
+        if run is not None:
+            run.write(Hosts(hosts=self.hosts))
 
     def asked(self) -> dict[str, Any]:
         """What a plan for the machines of all is asked beside the rest."""
@@ -119,16 +122,16 @@ def follow(
 
     told = json.loads(peers.agree(""))
     # Each process finds the directory by the options that it was given.
-    own = RunDir(run if run is not None else runs_root() / (name or str(told["run"])))
+    own = RunDir(run if run is not None else runs_root() / (name or told["run"] or ""))
     own.check_own()
     check_shared(own.path, peers)
     machine = probe([own.path])
     _reports(peers, machine, device)
-    console.say(f"run {own.path}: waiting for process 0, which prepares it")
+    console.say(f"{own.path}: waiting for process 0, which prepares the run")
     while True:
         told = json.loads(peers.agree(""))
         if _EXIT in told:
-            console.warn("process 0 has ended this run before it began; its log says why")
+            console.say("process 0 has ended; its log says why")
             raise typer.Exit(int(told[_EXIT]))
         if _READY in told:
             break
