@@ -40,7 +40,7 @@ def on_hosts(*machines: Machine, recipe: Recipe = FULL, **asked: object) -> Plan
 
 
 def of_two(recipe: Recipe, gpus: str = "h100:8x2", **asked: object) -> Levers:
-    chosen = planned(recipe, gpu=gpus, host_ram_bytes=900 * GIB, **asked).chosen
+    chosen = planned(recipe, gpu=gpus, host_ram_bytes=900 * GIB, slower=True, **asked).chosen
     assert chosen is not None
     return chosen.levers
 
@@ -52,11 +52,11 @@ def test_all_processes_share_the_batch_and_a_microbatch_divides_a_share() -> Non
 
 
 def test_shards_stay_inside_a_host_unless_they_do_not_fit_there() -> None:
-    """On cards of 24 GiB the state in eight shards fits; on cards of 10 GiB it takes all sixteen."""
+    """On cards of 24 GiB the state in eight shards fits; on cards of 9 GiB it takes all sixteen."""
     fast = {"net": rate("400Gb"), "exact": True}
     inside = of_two(FULL, vram_bytes=24 * GIB, **fast)
     assert inside.fsdp == 8
-    across = planned(FULL, gpu="h100:8x2", vram_bytes=9 * GIB, host_ram_bytes=16 * GIB, **fast)
+    across = planned(FULL, gpu="h100:8x2", vram_bytes=9 * GIB, host_ram_bytes=32 * GIB, **fast)
     assert across.chosen is not None
     assert across.chosen.levers.fsdp == 16
     assert across.cluster is not None
@@ -76,9 +76,11 @@ def test_the_exchange_over_the_network_is_in_the_step_and_shrinks_with_its_rate(
     inside = levers.model_copy(update={"fsdp": 8})
     assert cost.exchange_seconds(FULL, across, ASSUMED) > cost.exchange_seconds(FULL, inside, ASSUMED)
     assert cost.exchange_seconds(FULL, one_host(levers), ASSUMED) == 0
-    # The sum of the gradients: twice the trained parameters in float32 through each host's network.
-    _, trained = memory.counted(FULL.model, FULL.train.trained)
-    moved = inside.accumulation_steps * 2 * 4 * trained * 15 / 16
+    # The gradients go through each host's network twice: those of layers in bfloat16, the rest in float32.
+    total, _ = memory.counted(FULL.model, FULL.train.trained)
+    summed = cost.gradient_bytes(FULL.model, FULL.train.trained)
+    assert 2 * total < summed < 3 * total
+    moved = inside.accumulation_steps * 2 * summed * 15 / 16
     assert cost.exchange_seconds(FULL, inside, 1e9) == pytest.approx(moved / 0.8e9)
 
 

@@ -19,52 +19,41 @@ import pytest
 from harness.artifacts import Manifest, Memory
 from harness.checkpoint.digests import read_digests
 from harness.checkpoint.inspect import inspect
-from harness.run.directory import RECIPE, RunDir
+from harness.recipe.load import to_yaml
+from harness.run.directory import RECIPE, RunDir, write_atomic
 from tests.support.members import Members, ended, prepared, recipe_of, stored, trainers
 from tests.support.real_runs import learned, metrics
 
-STEPS = 8
+STEPS = 12
 HELD_OUT = "train.holdout={episodes: 1, frames: 4}"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes that nothing interrupted. It measures held-out episodes."""
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes, of which one is sent SIGTERM. Until then nothing interrupted it."""
     root = tmp_path_factory.mktemp("cluster")
-    run, cache = prepared(root / "whole", recipe_of(STEPS, HELD_OUT)), root / "programs"
+    run, cache = prepared(root / "stopped", recipe_of(STEPS, HELD_OUT)), root / "programs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
-        ended(trainers(run, run))
+        members = trainers(run, run)
+    members.until(lambda: len(metrics(run)) > 4)
+    members.processes[1].send_signal(signal.SIGTERM)
+    ended(members)
+    step = len(metrics(run))
+    assert [members.said(number)[-1] for number in (0, 1)] == [
+        {"event": "end", "step": step, "finished": step == STEPS}
+    ] * 2
     # A CPU's program from there has lost the order of its collectives.
     assert not cache.exists() or not list(cache.iterdir())
     return run
 
 
-def test_process_0_alone_writes_the_files_of_the_run(whole: Path) -> None:
-    assert [line["step"] for line in metrics(whole)] == list(range(STEPS))
-    assert [line["step"] for line in held_out(whole)] == [4, STEPS]
-    memory = RunDir(whole).read(Memory)
-    assert memory is not None
-    assert (memory.devices, memory.step) == (4, STEPS)
-    report = inspect(whole / "checkpoints", deep=True)
-    assert [(step.step, step.complete) for step in report.steps] == [(STEPS, True)]
-    assert not [finding for finding in report.findings if "sha256" in finding]
-    assert [path.name for path in whole.glob(".shared-*")] == []
-
-
-def test_stopped_killed_and_resumed_it_is_bitwise_the_run_that_was_not(whole: Path, tmp_path: Path) -> None:
-    """SIGTERM to one process stops both at the same step, which is saved. Then process 0 is killed."""
-    run = prepared(tmp_path / "run", recipe_of(STEPS, HELD_OUT))
+@pytest.fixture(scope="module")
+def resumed(stopped: Path) -> Path:
+    """The same run, whose process 0 was killed; resumed from its save, until the step of the other's stop."""
+    run = prepared(stopped.parent / "resumed", recipe_of(STEPS, HELD_OUT))
     members = trainers(run, run)
-    members.until(lambda: len(metrics(run)) >= 2)
-    members.processes[1].send_signal(signal.SIGTERM)
-    ended(members)
-    ends = [members.said(number)[-1] for number in (0, 1)]
-    stopped = ends[0]["step"]
-    assert ends == [{"event": "end", "step": stopped, "finished": False}] * 2
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [str(stopped)]
-    members = trainers(run, run)
-    members.until(lambda: len(metrics(run)) > stopped)
+    members.until(lambda: len(metrics(run)) > 4)
     members.processes[0].kill()
     before = time.monotonic()
     assert members.wait()[0] == -signal.SIGKILL
@@ -72,50 +61,75 @@ def test_stopped_killed_and_resumed_it_is_bitwise_the_run_that_was_not(whole: Pa
     lost = members.ending(1)
     assert (lost.code, lost.what.partition(" (")[0]) == ("peer-lost", "process 0")
     assert "--resume" in lost.fix
+    write_atomic(run / RECIPE, to_yaml(recipe_of(last(stopped), HELD_OUT)))
     ended(trainers(run, run))
-    assert learned(run) == learned(whole)
-    assert held_out(run) == held_out(whole)
-    assert_equal(stored(run / "checkpoints", STEPS), stored(whole / "checkpoints", STEPS))
+    return run
 
 
-def test_one_and_four_processes_restore_what_two_have_saved_bit_for_bit(whole: Path, tmp_path: Path) -> None:
-    """Saved by two; then by one; then by four, whose shards are each on another; then by one."""
-    sources, saved = whole / "checkpoints", stored(whole / "checkpoints", STEPS)
-    for number, (processes, fsdp) in enumerate(((1, 2), (4, 4), (1, 2))):
+def last(run: Path) -> int:
+    """The step after which a run has saved and ended."""
+    return len(metrics(run))
+
+
+def test_sigterm_to_one_process_saves_one_step(stopped: Path) -> None:
+    assert 4 < last(stopped) < STEPS
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == [str(last(stopped))]
+
+
+def test_killed_and_resumed_it_is_bitwise_the_run_that_was_not(stopped: Path, resumed: Path) -> None:
+    assert learned(resumed) == learned(stopped)
+    assert_equal(
+        stored(resumed / "checkpoints", last(resumed)), stored(stopped / "checkpoints", last(stopped))
+    )
+    lines = held_out(stopped)
+    assert lines
+    assert held_out(resumed)[: len(lines)] == lines
+
+
+def test_process_0_alone_writes_the_files_of_the_run(resumed: Path) -> None:
+    steps = last(resumed)
+    assert [line["step"] for line in metrics(resumed)] == list(range(steps))
+    assert [line["step"] for line in held_out(resumed)] == [*range(4, steps, 4), steps]
+    memory = RunDir(resumed).read(Memory)
+    assert memory is not None
+    assert (memory.devices, memory.step) == (4, steps)
+    report = inspect(resumed / "checkpoints", deep=True)
+    assert [(step.step, step.complete) for step in report.steps] == [(steps, True)]
+    assert not [finding for finding in report.findings if "sha256" in finding]
+    assert [path.name for path in resumed.glob(".shared-*")] == []
+
+
+def test_one_and_four_processes_restore_what_two_have_saved_bit_for_bit(
+    resumed: Path, tmp_path: Path
+) -> None:
+    """Saved by two; then by one; then by four, whose shards are each on another; then by one.
+
+    One process has the same program and the same bytes a device. Of the same parameters its held-out pass has
+    the line of two, bit for bit.
+    """
+    steps, sources = str(last(resumed)), resumed / "checkpoints"
+    saved, run = stored(sources, int(steps)), tmp_path / "run"
+    shutil.copytree(resumed, run)
+    (run / "held_out.jsonl").unlink()
+    for number, (processes, fsdp, more) in enumerate([(1, 2, [str(run)]), (4, 4, []), (1, 2, [])]):
         target = tmp_path / str(number) / "checkpoints"
-        command = ["tests.support.member_restore", str(whole / RECIPE), str(sources), str(STEPS), str(fsdp)]
-        ended(Members([[*command, str(target)]] * processes))
+        command = ["tests.support.member_restore", str(resumed / RECIPE), str(sources), steps, str(fsdp)]
+        members = ended(Members([[*command, str(target), *more]] * processes))
         sources = target
-        assert_equal(stored(sources, STEPS), saved)
-        digests = read_digests(sources / str(STEPS))
+        assert_equal(stored(sources, int(steps)), saved)
+        digests = read_digests(sources / steps)
         assert digests is not None
         assert bool(digests.tiles) == (processes == 4), "tiles only where no process has the whole leaf"
         assert len(digests.tiles) + len(digests.leaves) == len(saved)
         report = inspect(sources, deep=True)
         assert not [finding for finding in report.findings if "sha256" in finding]
-
-
-def test_one_process_has_the_same_program_and_bytes_and_measures_the_same(
-    whole: Path, tmp_path: Path
-) -> None:
-    """Of the same parameters the held-out pass of two processes has the line of one, bit for bit."""
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    (run / "held_out.jsonl").unlink()
-    command = [
-        "tests.support.member_restore",
-        str(whole / RECIPE),
-        str(whole / "checkpoints"),
-        str(STEPS),
-        "2",
-    ]
-    members = ended(Members([[*command, str(tmp_path / "saved"), str(run)]]))
-    manifest, memory = RunDir(whole).read(Manifest), RunDir(whole).read(Memory)
-    assert manifest is not None
-    assert memory is not None
-    told = [event["text"] for event in members.said(0) if event["event"] == "say"]
-    assert json.dumps([manifest.step_fingerprint, memory.compiled]) in told
-    assert held_out(run) == held_out(whole)[-1:]
+        if more:
+            manifest, memory = RunDir(resumed).read(Manifest), RunDir(resumed).read(Memory)
+            assert manifest is not None
+            assert memory is not None
+            told = [event["text"] for event in members.said(0) if event["event"] == "say"]
+            assert json.dumps([manifest.step_fingerprint, memory.compiled]) in told
+            assert held_out(run) == held_out(resumed)[-1:]
 
 
 def held_out(run: Path) -> list[dict[str, Any]]:

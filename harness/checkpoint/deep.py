@@ -105,7 +105,8 @@ def is_changed(item: Item, array: Array, tiled: Tiled) -> bool:
 
     Raises: one of `UNREADABLE` if the data cannot be read.
     """
-    from harness.checkpoint.chunks import open_context, opening, read_part, stored
+    from harness.checkpoint.chunks import read_part
+    from harness.checkpoint.stored import open_context, opening, stored
 
     source = stored(item, array, opening(item, array, open_context()).result())
     dtype = np.dtype(source.store.dtype.numpy_dtype)

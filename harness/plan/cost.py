@@ -29,7 +29,14 @@ import math
 from harness.artifacts import Levers
 from harness.plan.cards import Card
 from harness.plan.memory import counted, pinned_bytes, state_parts
-from harness.recipe.parameters import GEMMA, VISION, group_of, is_trained, parameter_shapes
+from harness.recipe.parameters import (
+    GEMMA,
+    VISION,
+    group_of,
+    is_cast_before_use,
+    is_trained,
+    parameter_shapes,
+)
 from harness.recipe.schema import Model, Recipe, Trained
 
 SUSTAINED_COMPUTE = 0.4
@@ -182,12 +189,26 @@ def exchange_seconds(recipe: Recipe, levers: Levers, net_bytes_per_s: float | No
     """
     if levers.hosts == 1 or net_bytes_per_s is None:
         return 0.0
-    total, trained = counted(recipe.model, recipe.train.trained)
+    total, _ = counted(recipe.model, recipe.train.trained)
     share = (levers.devices - 1) / levers.devices
     across = levers.fsdp > levers.devices // levers.hosts
     gathered = 2 * 2.0 * total * (levers.fsdp - 1) / levers.fsdp if across else 0.0
-    moved = levers.accumulation_steps * (share * 2 * 4.0 * trained + gathered)
-    return moved / (net_bytes_per_s * SUSTAINED_BYTES)
+    summed = share * 2 * gradient_bytes(recipe.model, recipe.train.trained)
+    return levers.accumulation_steps * (summed + gathered) / (net_bytes_per_s * SUSTAINED_BYTES)
+
+
+@functools.cache
+def gradient_bytes(model: Model, trained: Trained) -> int:
+    """Bytes of the gradients as they are summed over devices: of layers in the compute type, else float32.
+
+    The collectives of the compiled step of two hosts have these types. Source: harness/train/sharding.py.
+    """
+    layer = 2 if model.compute_dtype == "bfloat16" else 4
+    return sum(
+        math.prod(shape) * (layer if is_cast_before_use(path) else 4)
+        for path, shape in parameter_shapes(model).items()
+        if is_trained(path, model, trained)
+    )
 
 
 def _launches(recipe: Recipe, levers: Levers) -> float:
