@@ -77,7 +77,7 @@ def test_two_processes_train_one_run_from_the_plan_to_the_report(tmp_path: Path)
     assert (run.path / "report.html").is_file()
     assert "report: " in processes.said[0]
     assert "report: " not in processes.said[1]
-    assert "waiting for process 0, which prepares the run" in processes.said[1]
+    assert "waiting for process 0, which prepares it" in processes.said[1]
     assert RunDir(run.path).read(Machine) is not None
 
 

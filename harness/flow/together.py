@@ -127,7 +127,7 @@ def follow(
     check_shared(own.path, peers)
     machine = probe([own.path])
     _reports(peers, machine, device)
-    console.say(f"{own.path}: waiting for process 0, which prepares the run")
+    console.say(f"run {own.path}: waiting for process 0, which prepares it")
     while True:
         told = json.loads(peers.agree(""))
         if _EXIT in told:

@@ -15,7 +15,7 @@ from harness.received.json import parse_json
 ANSWER_S = 10.0
 # A process is lost if nothing comes from it for so long.
 SILENT_S = 60.0
-_CLOSE_S = 5.0
+CLOSE_S = 5.0
 _LINE_BYTES = 2**24
 
 
@@ -75,14 +75,20 @@ class Line:
         finally:
             self.patient()
 
-    def close(self) -> None:
-        """Closes the connection after the other end has read what was sent."""
-        with suppress(OSError), self._socket:
+    def end(self) -> None:
+        """Says that nothing more is sent."""
+        with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-            self._socket.settimeout(_CLOSE_S)
-            deadline = time.monotonic() + _CLOSE_S
-            while self._socket.recv(2**16) and time.monotonic() < deadline:
-                pass
+
+    def close(self, deadline: float | None = None) -> None:
+        """Closes the connection after the other end has read what was sent, or at `deadline` (monotonic)."""
+        self.end()
+        deadline = time.monotonic() + CLOSE_S if deadline is None else deadline
+        with suppress(OSError), self._socket:
+            while (left := deadline - time.monotonic()) > 0:
+                self._socket.settimeout(left)
+                if not self._socket.recv(2**16):
+                    return
 
 
 def words(error: OSError) -> str:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 
 from harness.errors import HarnessError
 from harness.run.cluster import Member, port_taken
-from harness.run.connection import ANSWER_S, Gone, Line, words
+from harness.run.connection import ANSWER_S, CLOSE_S, Gone, Line, words
 from harness.run.peers import (
     error_as_text,
     error_from_text,
@@ -83,9 +83,13 @@ class Meeting:
                 line.send(_FAILED, error_as_text(error))
 
     def close(self) -> None:
+        """Ends all connections; what was sent is read first."""
         self._done.set()
         for line in self.lines.values():
-            line.close()
+            line.end()
+        deadline = time.monotonic() + CLOSE_S
+        for line in self.lines.values():
+            line.close(deadline)
 
     def _send(self, index: int, kind: str, text: str) -> None:
         try:
