@@ -120,9 +120,9 @@ def test_clocks_that_are_apart_are_a_warning() -> None:
     assert (one.severity, one.got) == ("warning", "node1 (process 1): its clock is 60 s behind")
 
 
-def test_a_proxy_before_the_coordinator_is_a_warning() -> None:
+def test_a_proxy_before_the_coordinator_is_an_error() -> None:
     one = found(host(0), host(1, proxies=["https_proxy"]))["proxies of hosts"]
-    assert one.severity == "warning"
+    assert one.severity == "error"
     assert "no_proxy=node0" in one.fix
     assert "unset https_proxy" in one.fix
 

@@ -15,22 +15,24 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Checkpoint, Diagnosis, Hosts, Machine, Manifest, Plan
+from harness.recipe.load import to_yaml
 from harness.run.directory import RunDir
-from tests.support.members import environment_of, free_port
+from harness.verify.fields import compare_fields, first_difference
+from tests.support.members import environment_of, free_port, recipe_of
 from tests.support.real_runs import metrics
-
-SMALL = ["--recipe=smoke", "--device=cpu", "--set=model.image_size=28", "--set=train.save_every_steps=2"]
+from tests.support.verifying import found_as
 
 
 class Processes:
-    """`harness train` with the options of each, as processes of one run."""
+    """`harness train` of a small recipe with the options of each, as processes of one run."""
 
-    def __init__(self, cache: Path, *options: list[str], of: int = 2) -> None:
-        port = free_port()
+    def __init__(self, root: Path, *options: list[str], of: int = 2) -> None:
+        port, recipe = free_port(), root / "small.yaml"
+        recipe.write_text(to_yaml(recipe_of(2)))
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "harness.cli", "train", *SMALL, *own],
-                env=environment_of(number, of, port, devices=of) | {"HARNESS_CACHE": str(cache)},
+                [sys.executable, "-m", "harness.cli", "train", f"--recipe={recipe}", "--device=cpu", *own],
+                env=environment_of(number, of, port, devices=of) | {"HARNESS_CACHE": str(root / "cache")},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -55,8 +57,8 @@ class Processes:
 
 def test_two_processes_train_one_run_from_the_plan_to_the_report(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    options = [f"--run={run.path}", "--set=train.steps=2"]
-    processes = Processes(tmp_path / "cache", options, options)
+    options = [f"--run={run.path}"]
+    processes = Processes(tmp_path, options, options)
     assert processes.ended() == [0, 0], processes.said
     plan, hosts, manifest = run.read(Plan), run.read(Hosts), run.read(Manifest)
     assert hosts is not None
@@ -68,6 +70,12 @@ def test_two_processes_train_one_run_from_the_plan_to_the_report(tmp_path: Path)
     assert plan.cluster.names == [host.name for host in hosts.hosts]
     assert manifest is not None
     assert manifest.plan.levers == levers
+    assert list(manifest.hosts) == ["0", "1"]
+    # A run of one process with as many devices has another layout, which verify names first.
+    alone = levers.model_copy(update={"hosts": 1}).model_dump(mode="json")
+    rows = compare_fields(manifest, found_as(manifest, plan=alone, hosts=None))
+    assert first_difference(rows) == "plan.hosts"
+    assert not [row for row in rows if row.field.startswith("hosts") and row.matters]
     assert [line["step"] for line in metrics(run.path)] == [0, 1]
     diagnosis = run.read(Diagnosis)
     assert diagnosis is not None
@@ -86,7 +94,7 @@ def test_a_run_that_process_0_cannot_begin_ends_all_with_its_error(tmp_path: Pat
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").touch()
-    processes = Processes(tmp_path / "cache", *[[f"--run={run}"]] * 2)
+    processes = Processes(tmp_path, *[[f"--run={run}"]] * 2)
     assert processes.ended() == [2, 2], processes.said
     for said in processes.said:
         assert "error [run-exists]" in said
@@ -118,7 +126,7 @@ def test_the_doctor_of_several_processes_looks_at_all_machines_and_ends_all_alik
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_in_all(tmp_path: Path) -> None:
     options = [f"--run={tmp_path / 'run'}", "--set=train.global_batch=5"]
-    processes = Processes(tmp_path / "cache", options, options)
+    processes = Processes(tmp_path, options, options)
     assert processes.ended() == [2, 2], processes.said
     for said in processes.said:
         assert "error [hosts-cannot-share]" in said
@@ -126,7 +134,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_in_all(tmp_path: Pat
 
 def test_directories_that_are_not_shared_are_refused_before_anything_is_planned(tmp_path: Path) -> None:
     before = time.monotonic()
-    processes = Processes(tmp_path / "cache", *([f"--run={tmp_path / name / 'run'}"] for name in ("a", "b")))
+    processes = Processes(tmp_path, *([f"--run={tmp_path / name / 'run'}"] for name in ("a", "b")))
     assert processes.ended() == [2, 2], processes.said
     assert time.monotonic() - before < 60
     for said in processes.said:
@@ -139,7 +147,7 @@ def test_a_process_that_waits_ends_when_it_is_asked_to(tmp_path: Path) -> None:
     """Process 1 alone: there is no process 0 to wait for."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "harness.cli", "train", *SMALL, f"--run={tmp_path / 'run'}"],
+        [sys.executable, "-m", "harness.cli", "train", "--recipe=smoke", f"--run={tmp_path / 'run'}"],
         env=environment_of(1, 2, port, devices=2),
         stderr=subprocess.PIPE,
         text=True,
@@ -155,7 +163,7 @@ def test_a_process_that_waits_ends_when_it_is_asked_to(tmp_path: Path) -> None:
 def test_upstreams_trainer_is_not_one_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "HARNESS_BACKEND", "openpi")
     options = [f"--run={tmp_path / 'run'}"]
-    processes = Processes(tmp_path / "cache", options, options)
+    processes = Processes(tmp_path, options, options)
     assert processes.ended() == [2, 2], processes.said
     for said in processes.said:
         assert "error [upstream-cannot]" in said

@@ -123,13 +123,13 @@ def clocks(situation: Situation) -> Iterator[Finding]:
 
 
 def proxies(situation: Situation) -> Iterator[Finding]:
-    """Checks that no process would look for the coordinator behind a proxy.
+    """Checks that no process would look for the coordinator behind a proxy: it would wait until its limit.
 
-    Source: jax 0.10.2, jax/_src/distributed.py, which warns that it may hang.
+    Measured with jax 0.10.2 and two processes of one machine; with no_proxy they join.
     """
     for host in situation.hosts:
         if host.proxies:
-            yield warning(
+            yield error(
                 "proxies of hosts",
                 f"{_named(host)}: {', '.join(host.proxies)} set, and no_proxy does not name the coordinator",
                 "a direct connection between the hosts",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from harness.errors import HarnessError
 from harness.plan.place import Place
+from harness.received.text import word
 from harness.recipe.schema import Recipe
 
 
@@ -30,7 +31,7 @@ def with_shared_rows(place: Place, recipe: Recipe, *, asked: bool) -> Place:
             f"{place.hosts} hosts cannot share a global batch of {rows} equally",
             got=f"{rows} rows",
             need=f"a multiple of {place.hosts}",
-            fix=f"--set train.global_batch={divisible}, or fewer hosts",
+            fix=f"--set train.global_batch={word(str(divisible))}, or fewer hosts",
         )
     share = max(shares)
     if share == place.devices:
