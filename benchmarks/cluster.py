@@ -23,6 +23,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -63,6 +64,8 @@ def main() -> int:
         sys.exit(f"{root} is there already; --resume goes on with it")
     root.mkdir(parents=True, exist_ok=True)
     lines = Lines(root / "results.jsonl")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         if arguments.what == "hosts":
             hosts(root, lines, arguments.hosts, arguments.steps)

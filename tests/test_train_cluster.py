@@ -150,7 +150,10 @@ def test_a_directory_that_is_not_shared_is_refused_at_once(tmp_path: Path) -> No
     other = tmp_path / "other" / "run"
     shutil.copytree(one, other)
     members = trainers(one, other)
+    members.until(lambda: all(members.heard(number, "peers") for number in (0, 1)))
+    before = time.monotonic()
     assert members.wait() == [2, 2]
+    assert time.monotonic() - before < 10
     for number in (0, 1):
         error = members.ending(number, "start")
         assert error.code == "directory-not-shared"
@@ -171,7 +174,7 @@ def waiting(processes: int, *more: str, limit_s: int = 120, only: int | None = N
 def test_of_three_processes_the_one_that_dies_is_named_within_a_minute() -> None:
     """Nothing fails in the others, which wait for it. JAX ends them when its heartbeats stop."""
     members = waiting(3)
-    members.until(lambda: all("joined" in json.dumps(members.said(number)) for number in range(3)))
+    members.until(lambda: all(members.heard(number, "joined") for number in range(3)))
     members.processes[2].kill()
     before = time.monotonic()
     members.wait()

@@ -27,6 +27,7 @@ from harness.run.directory import RECIPE, RunDir, write_atomic
 from harness.run.steps import TREES
 from harness.supervise.endings import explain
 from harness.supervise.process import Attempt
+from harness.supervise.signals import SUPERVISOR
 from tests.support.planned import plan_of
 from tests.support.tiny import tiny
 
@@ -124,6 +125,8 @@ class Members:
             self._said.append(out)
             self._errors.append(err)
             environment = environment_of(number, of or len(commands), port, devices)
+            # A trainer dies with this process.
+            environment[SUPERVISOR] = str(os.getpid())
             self.processes.append(
                 subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=out, stderr=err)
             )
@@ -132,10 +135,14 @@ class Members:
         """The events of a process so far."""
         return [json.loads(line) for line in _text(self._said[number]).splitlines()]
 
+    def heard(self, number: int, what: str) -> bool:
+        """Whether an event of a process has that name, or that text."""
+        return any(what in (event["event"], event.get("text")) for event in self.said(number))
+
     def errors(self, number: int) -> str:
         return _text(self._errors[number])
 
-    def wait(self, seconds: float = 300) -> list[int]:
+    def wait(self, seconds: float = 600) -> list[int]:
         """The exit statuses."""
         deadline = time.monotonic() + seconds
         try:
@@ -155,7 +162,7 @@ class Members:
         assert not ending.again, "the engine starts all of them again, or nobody"
         return ending.error
 
-    def until(self, condition: Callable[[], bool], seconds: float = 200) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             for process in self.processes:
