@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from harness.artifacts.base import Artifact
 from harness.artifacts.dataset import Dataset, Given, LeftOut
 from harness.artifacts.plan import Backend, Candidate
-from harness.strict import Strict
+from harness.strict import Later, Strict
 
 
 class Upstream(Strict):
@@ -112,7 +112,7 @@ def _like(form: type[BaseModel]) -> AfterValidator:
     return AfterValidator(check)
 
 
-class Manifest(Artifact):
+class Manifest(Artifact, Later):
     """The identity of a run, written before step 0.
 
     `weights` is where the first state came from: source, sha256 of its files, and `leaves`, the sha256 of
@@ -129,10 +129,12 @@ class Manifest(Artifact):
     environment, and the harness has no compiled program of its own. `datasets` are the data that it learns
     from; manifests of older versions have none. `norm_stats_given` is the file of statistics that the recipe
     gives. `held_out` are the episodes kept out of training; None if none are, or if a mixture's `datasets`
-    name them. `unknown` says why a field is None.
+    name them. `hosts` has, of a run of several processes, the facts of each one's machine by its number; it
+    is written only there. `unknown` says why a field is None.
     """
 
     FILE: ClassVar[str] = "manifest.json"
+    LATER: ClassVar[frozenset[str]] = frozenset({"hosts"})
     run: str
     created: str
     recipe: Annotated[dict[str, Any], _like(_Recipe)]
@@ -170,6 +172,7 @@ class Manifest(Artifact):
     upstream: Upstream | None = None
     datasets: list[Used] = []
     norm_stats_given: Given | None = None
+    hosts: dict[str, dict[str, Any]] = {}
     unknown: dict[str, str] = {}
 
     @property

@@ -77,8 +77,9 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _batch(levers: Levers) -> str:
+    of = f" of {levers.hosts} hosts" if levers.hosts > 1 else ""
     devices = (
-        f" x {levers.devices} devices" + (f" (state in {levers.fsdp} shards)" if levers.fsdp > 1 else "")
+        f" x {levers.devices} devices{of}" + (f" (state in {levers.fsdp} shards)" if levers.fsdp > 1 else "")
         if levers.devices > 1
         else ""
     )

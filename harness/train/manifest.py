@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from harness.artifacts import Machine, Manifest
+from harness.artifacts import Hosts, Machine, Manifest
 from harness.artifacts.training import Distance, used
 from harness.recipe.differences import differences_from_published
 from harness.recipe.parameters import counts
@@ -67,5 +67,12 @@ def describe_run(job: Job, compiled: CompiledStep, weights: dict[str, Any], kern
         published=[Distance(**difference._asdict()) for difference in differences_from_published(job.recipe)],
         datasets=used(job.dataset),
         norm_stats_given=job.stats.given,
+        hosts=_hosts(job),
         unknown=unknown,
     )
+
+
+def _hosts(job: Job) -> dict[str, dict[str, Any]]:
+    """The facts of each process's machine, by its number. Empty for a run of one process."""
+    found = job.run.read(Hosts) if job.levers.hosts > 1 else None
+    return {} if found is None else {str(host.process): machine_facts(host.machine) for host in found.hosts}

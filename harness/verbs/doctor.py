@@ -8,8 +8,9 @@ import typer
 
 from harness.artifacts.plan import Backend
 from harness.flow.diagnose import data_here, diagnose, plan_or_refusal
+from harness.flow.together import Lead, all_processes, follow
 from harness.received.consent import hear
-from harness.show.progress import busy
+from harness.show.progress import Progress, busy
 from harness.verbs.answers import answer, dataset_overrides
 from harness.verbs.options import (
     AllowOption,
@@ -54,11 +55,24 @@ def doctor(
     from harness.show.doctor import doctor_table
 
     hear(fetch=fetch, offline=offline)
-    chain = chain_for(run, recipe, [*(sets or []), *dataset_overrides(dataset)], backend)
-    with busy("examining"):
-        machine = chain.machine()
-        known = data_here(chain)
-        made = plan_or_refusal(chain, machine, known[0] if known else None, device, allow=allow or [])
-        found = diagnose(chain, machine, made, known, allow=allow or [], online=online, device=device)
+    console = Progress()
+    with all_processes(console) as peers:
+        if peers.index:
+            # It ends with the exit code of process 0, which prints what was found about all.
+            follow(peers, console, run, None, device)
+        chain = chain_for(run, recipe, [*(sets or []), *dataset_overrides(dataset)], backend)
+        lead, allowed = Lead(peers), allow or []
+        with busy("examining"):
+            machine = chain.machine()
+            lead.begin(chain.run, machine, device)
+            known = data_here(chain)
+            if known is not None:
+                lead.look_at(chain.run, known[0])
+            data = known[0] if known else None
+            made = plan_or_refusal(chain, machine, data, device, allow=allowed, **lead.asked())
+            found = diagnose(
+                chain, machine, made, known, allow=allowed, online=online, device=device, hosts=lead.hosts
+            )
+        lead.end(1 if found.errors else 0)
     answer(found, as_json, doctor_table)
     raise typer.Exit(1 if found.errors else 0)

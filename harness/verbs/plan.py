@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from harness.verbs.answers import answer, rundir
 from harness.verbs.options import (
     DeviceOption,
     JsonOption,
+    NetOption,
     RecipeOption,
     RunOption,
     SetOption,
@@ -23,7 +25,13 @@ from harness.verbs.options import (
 
 GpuOption = Annotated[
     str | None,
-    typer.Option("--gpu", help="Plan for this card, which need not be here: rtx_a6000, or a40:8 for eight."),
+    typer.Option(
+        "--gpu",
+        help=(
+            "Plan for this card, which need not be here: rtx_a6000, or a40:8 for eight; h100:8x2 for eight in"
+            " each of two machines."
+        ),
+    ),
 ]
 VramOption = Annotated[
     float | None,
@@ -71,6 +79,12 @@ ServeOption = Annotated[
         "--serve", help="Whether the card can serve the policy, and how fast: bytes by the compiler, a model."
     ),
 ]
+SlowerOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-slower", help="A plan for several machines even where one of them alone would be faster."
+    ),
+]
 BatchOption = Annotated[
     int | None, typer.Option("--batch", help="Rows of a call, with --serve: clients answered at once.")
 ]
@@ -112,6 +126,21 @@ def _check_together(serve: bool, batch: int | None, others: list[str]) -> None:
         )
 
 
+def _check_several(gpu: str | None, others: list[str]) -> None:
+    """Refuses options on the network between machines where there is one machine.
+
+    Raises: HarnessError "options-together".
+    """
+    if others and not re.search(r":\d+x\d+$", gpu or ""):
+        raise HarnessError(
+            "options-together",
+            f"{' and '.join(others)} is for a plan of several machines",
+            got=f"--gpu {gpu}" if gpu else "no --gpu",
+            need="--gpu NAME:COUNTxHOSTS",
+            fix="harness plan --gpu h100:8x2 --net 100Gb",
+        )
+
+
 def plan(
     recipe: RecipeOption = None,
     gpu: GpuOption = None,
@@ -124,6 +153,8 @@ def plan(
     matrix: MatrixOption = False,
     serve: ServeOption = False,
     batch: BatchOption = None,
+    net: NetOption = None,
+    allow_slower: SlowerOption = False,
     device: DeviceOption = None,
     sets: SetOption = None,
     run: RunOption = None,
@@ -134,15 +165,18 @@ def plan(
     """
     from harness.flow.find import TRAINERS, trainer_of
     from harness.flow.trainer import Question
+    from harness.plan.cluster import rate as network_rate
     from harness.show.plan import plan_view
     from harness.show.serving_plan import serving_view
 
     others = {"--matrix": matrix, "--exact": exact, "--wait": wait, "--backend": backend is not None}
+    several = {"--net": net is not None, "--allow-slower": allow_slower}
+    others |= several
     _check_together(serve, batch, [name for name, given in others.items() if given])
     if matrix:
         write_matrix(run)
         return
-    asked = {
+    asked: dict[str, Any] = {
         "gpu": gpu,
         "device": device,
         "vram_bytes": gib_bytes(vram_gib),
@@ -150,6 +184,10 @@ def plan(
         "exact": exact,
         "recompile": compile_,
     }
+    # Only where it is given: the hash of what a plan of one machine was asked stays what it was.
+    asked |= {} if net is None else {"net": network_rate(net)}
+    asked |= {"slower": True} if allow_slower else {}
+    _check_several(gpu, [name for name, given in several.items() if given])
     if serve:
         from harness.flow.serving import plan_of
 

@@ -16,6 +16,7 @@ from harness.flow.device import prepare_jax
 from harness.flow.trainer import Trainer
 from harness.received.files import ARTIFACT_BYTES, check_stays, read_received, there, walk
 from harness.received.text import word
+from harness.run.cluster import COUNT
 from harness.run.directory import KERNELS, RunDir
 from harness.run.steps import whole_steps
 from harness.run.surroundings import is_deterministic
@@ -130,6 +131,8 @@ class Again(NamedTuple):
             )
         if plan.chosen.levers.platform != levers.platform:
             return plan
+        # One process computes what several did, on as many devices of its own.
+        levers = levers.model_copy(update={"hosts": 1})
         return plan.model_copy(update={"chosen": plan.chosen.model_copy(update={"levers": levers})})
 
 
@@ -185,6 +188,11 @@ def _train(run: RunDir, plan: Plan, trainer: Trainer, machine: Machine, watcher:
     try:
         prepare_jax(plan, machine)
         os.environ["WANDB_MODE"] = "disabled"
+        # Whoever started this process: it computes alone.
+        os.environ[COUNT] = "1"
+        levers = plan.chosen.levers if plan.chosen is not None else None
+        if levers is not None and levers.platform == "cpu" and levers.devices > 1:
+            os.environ["JAX_NUM_CPU_DEVICES"] = str(levers.devices)
         supervise(run, plan, trainer, watcher, look=lambda: machine, limits=Limits(), restarts=0)
     finally:
         os.environ.clear()

@@ -59,6 +59,7 @@ class Found(NamedTuple):
     step_fingerprint: str | None
     executable_fingerprint: str | None
     upstream: str | None = None
+    hosts: Mapping[str, Any] | None = None
     why: Mapping[str, str] = {}
     image_notes: Mapping[str, str] = {}
 
@@ -127,7 +128,15 @@ def _arithmetic(manifest: Manifest, found: Found) -> list[Compared]:
         rows.append(
             row if row.field.partition(".")[2] in on_cpu else row.model_copy(update={"matters": False})
         )
-    return rows
+    return [*rows, *_hosts(manifest, found)]
+
+
+def _hosts(manifest: Manifest, found: Found) -> list[Compared]:
+    """The machines of the processes, if either run had several. Their number is a lever of the plan."""
+    if not manifest.hosts and not found.hosts:
+        return []
+    rows = _mapping("hosts", manifest.hosts, found.hosts, found.why)
+    return [row.model_copy(update={"matters": False}) for row in rows]
 
 
 def _upstream(manifest: Manifest, found: Found) -> list[Compared]:

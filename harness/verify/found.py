@@ -22,6 +22,7 @@ from harness.run.surroundings import (
 from harness.verify.fields import Found
 
 A = TypeVar("A", bound=Artifact)
+_ALONE = {"hosts": "steps are computed again by one process, on this machine alone"}
 
 
 def found_here(
@@ -64,7 +65,7 @@ def found_here(
         kernels_sha256=remade.kernels_sha256 if remade is not None else None,
         step_fingerprint=remade.step_fingerprint if remade is not None else None,
         executable_fingerprint=remade.executable_fingerprint if remade is not None else None,
-        why=dict(why) | _why_not(manifest, remade) | why_not_recipe,
+        why=dict(why) | _why_not(manifest, remade) | why_not_recipe | _ALONE,
     )
 
 
