@@ -2,9 +2,9 @@
 
     python -m tests.support.slurm [--nodes 2]    starts one, says how to use it, and ends with Ctrl-C
 
-The nodes are `slurmd` processes of this machine. The first is called localhost, since the coordinator of a run
-is looked up by the name of its node, and that name every machine knows. All run as the present user, so that
-a container that gives no capability can run them too.
+The nodes are `slurmd` processes of this machine. The first is called localhost: the coordinator of a run is
+looked up by the name of its node, and that name every machine knows. All run as the present user, so that a
+container that gives no capability can run them too.
 
 Needs Debian's or Ubuntu's packages slurm-wlm and munge. Source: slurm.conf(5), munged(8).
 """
@@ -109,7 +109,7 @@ def running(nodes: int = 2, cpus: int = 2, memory_mb: int = 8000) -> Iterator[Sl
         ending.callback(shutil.rmtree, home, ignore_errors=True)
         _write(slurm, cpus, memory_mb)
         _start(slurm, ending, "munged", *_munge(home))
-        _wait(slurm, lambda: (home / "munge.socket").exists(), "munged")
+        _wait(slurm, (home / "munge.socket").exists, "munged")
         _start(slurm, ending, "slurmctld", "-D")
         for name in names:
             _start(slurm, ending, "slurmd", "-D", "-N", name, log=f"slurmd.{name}")
