@@ -178,7 +178,7 @@ def _config(asked: Asked) -> list[dict[str, Any]]:
 
 def _literal(text: str) -> str:
     """`text` for a field in which Kubernetes puts the value of a variable in the place of $(NAME)."""
-    return re.sub(r"\$(?=[$(])", "$$$$", text)
+    return re.sub(r"\$(?=[$(])", "$$", text)
 
 
 def _resources(asked: Asked) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from harness.launch.asked import Asked
 from harness.launch.command import RECIPE, head, train_words
 
 FILE = "job.sbatch"
+# Slurm looks at its jobs once a minute, and sends the signal so much earlier (sbatch(1), --signal). The rest is
+# for a save that is quick.
+_EARLY_S = 90
 
 _SCRIPT = """\
 {environment}
@@ -25,27 +28,27 @@ train=(
 step=(
 {step}
 )
+kept={out}/$SLURM_JOB_ID
 mkdir -p -- "$run"{places}
+touch -- "$kept.start"
 start=$((${{SLURM_RESTART_COUNT:-0}} + 1))
 echo "start $start of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date --iso-8601=seconds)"
 code=0
 srun "${{step[@]}}" "${{train[@]}}" || code=$?
 
-# The failed starts of this job, a line each.
-failures={out}/$SLURM_JOB_ID.failures
 again=
 if ((code == 0)); then
-  # So near the end of its time it was Slurm that stopped the step. The run is saved. It has more to do, or
-  # ends at once when it is started again.
+  # So near the end of its time it was Slurm that stopped the step. A run that is finished saves nothing more.
   end=$(squeue --noheader --job="$SLURM_JOB_ID" --format=%e) || end=
   end=$(date --date="$end" +%s 2>/dev/null) || end=
-  if [[ -n $end ]] && ((end - $(date +%s) <= {grace})); then
+  saved=$(find "$run/checkpoints" -newer "$kept.start" -print -quit 2>/dev/null) || saved=
+  if [[ -n $end && -n $saved ]] && ((end - $(date +%s) <= {window})); then
     again="the time limit has come"
   fi
 elif [[ -e $run/manifest.json ]]; then
   # It had begun to train, so this is no mistake of the recipe.
-  echo "start $start: exit code $code" >>"$failures"
-  if (($(wc -l <"$failures") <= {restarts})); then
+  echo "start $start: exit code $code" >>"$kept.failures"
+  if (($(wc -l <"$kept.failures") <= {restarts})); then
     again="exit code $code"
   fi
 fi
@@ -82,7 +85,7 @@ def batch_script(asked: Asked) -> str:
         step=_lines(_step(asked)),
         places="".join(f" {shlex.quote(place)}" for place in ([asked.cache] if contained else [])),
         out=shlex.quote(asked.out),
-        grace=asked.grace_s,
+        window=asked.grace_s + _EARLY_S,
         restarts=asked.restarts,
     )
     return f"#!/bin/bash\n{directives}\n{comments}\nset -uo pipefail\n{body}"

@@ -90,6 +90,16 @@ class Slurm:
         told = self.ask("scontrol", "show", "job", job)
         return next(word.partition("=")[2] for word in told.split() if word.startswith(f"{name}="))
 
+    def hurry(self, job: str) -> None:
+        """Lets a job that was requeued start now. Slurm has it wait two minutes."""
+        subprocess.run(
+            ["scontrol", "update", f"JobId={job}", "StartTime=now"],
+            env=self.environment,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
     def logs(self) -> str:
         """The last lines that the daemons wrote, for the message of a failed test."""
         return "\n".join(
