@@ -24,10 +24,7 @@ from tests.support.launching import ODD, asked, given, run_script
 from tests.support.member_counts import chain
 
 ROOT = Path(__file__).parents[1]
-needs_slurm = pytest.mark.skipif(
-    bool(support.missing()),
-    reason=f"Slurm is not installed ({', '.join(support.missing())}): {support.INSTALL}",
-)
+needs_slurm = pytest.mark.skipif(support.why_not() is not None, reason=str(support.why_not()))
 STEPS = 60
 
 
@@ -59,14 +56,12 @@ class Job(NamedTuple):
 
         def ended() -> bool:
             states.append(self.slurm.state(self.number))
-            print(time.time(), self.slurm.ask("scontrol","-o","show","job",self.number)[:400])
             if states[-1] == "PENDING":
                 self.slurm.hurry(self.number)
             return states[-1] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
         self.wait(ended, "end", 300)
-        print(self.slurm.logs(), self.log)
-        return states[-1]
+            return states[-1]
 
     def counts(self) -> bool:
         return (Path(self.asked.run) / "checkpoints" / "state.json").exists()
@@ -162,11 +157,11 @@ def test_a_job_whose_time_ends_is_saved_and_requeued_until_it_is_done(
     submitted: Callable[..., Job],
 ) -> None:
     # Slurm looks at the time every 30 s: the signal comes between the 20th and the 50th second.
-    job = submitted(500, time="1", grace_s=10)
+    job = submitted(150, time="1", grace_s=10)
     assert job.ends() == "COMPLETED", job.log
     assert "requeued: the time limit has come" in job.log
     assert int(job.slurm.field(job.number, "Restarts")) >= 1
-    assert job.saved == [500, chain(500)]
+    assert job.saved == [150, chain(150)]
 
 
 @needs_slurm

@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
@@ -36,14 +36,9 @@ SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
-AuthType=auth/munge
 AuthInfo=socket={home}/munge.socket
-CredType=cred/munge
-MpiDefault=none
 MailProg=/bin/true
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SwitchType=switch/none
 ReturnToService=2
 SlurmdSpoolDir={home}/spool.%n
 SlurmdPidFile={home}/slurmd.%n.pid
@@ -52,8 +47,6 @@ SlurmctldPidFile={home}/slurmctld.pid
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
-AccountingStorageType=accounting_storage/none
-JobAcctGatherType=jobacct_gather/none
 KillWait=30
 MinJobAge=300
 {nodes}
@@ -61,9 +54,17 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def missing() -> list[str]:
-    """The programs of Slurm that are not installed here."""
-    return [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
+def why_not() -> str | None:
+    """Why Slurm cannot run here; None if it can."""
+    missing = [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
+    if missing:
+        return f"Slurm is not installed ({', '.join(missing)}): {INSTALL}"
+    try:
+        # As its daemons ask for the address that they listen at.
+        socket.getaddrinfo(None, 1, socket.AF_INET, flags=socket.AI_ADDRCONFIG | socket.AI_PASSIVE)
+    except OSError:
+        return "Slurm's daemons find no address: this container has no network but the loopback"
+    return None
 
 
 class Slurm:
@@ -215,12 +216,15 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--cpus", type=int, default=2)
     options = parser.parse_args()
-    if missing():
-        raise SystemExit(f"{', '.join(missing())}: not installed; {INSTALL}")
+    reason = why_not()
+    if reason is not None:
+        raise SystemExit(reason)
     with running(options.nodes, options.cpus) as slurm:
         print(f"export SLURM_CONF={slurm.environment['SLURM_CONF']}", flush=True)
         print(slurm.ask("sinfo"), flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
 
 
 if __name__ == "__main__":
