@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from harness.errors import HarnessError
 
@@ -21,6 +27,23 @@ class Strict(BaseModel):
 
     # Built at first use: a verb imports the schema of every file and reads two or three of them.
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
+
+
+class Later(Strict):
+    """A model with keys that earlier versions did not have, which `LATER` names.
+
+    At its default such a key is left out of every written form, so that the bytes and the hash of what was
+    written before stay what they were.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        left_out = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in written.items() if name not in left_out}
 
 
 def parse(model: type[T], data: Any, *, where: str, code: str, fix: str) -> T:

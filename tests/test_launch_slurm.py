@@ -61,7 +61,7 @@ class Job(NamedTuple):
             return states[-1] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
         self.wait(ended, "end", 300)
-            return states[-1]
+        return states[-1]
 
     def counts(self) -> bool:
         return (Path(self.asked.run) / "checkpoints" / "state.json").exists()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -193,12 +191,3 @@ def test_the_first_host_of_a_node_list(nodes: str, want: str) -> None:
 def test_nothing_of_the_detection_loads_jax() -> None:
     code = "import sys, harness.run.cluster, harness.run.peers; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_verb_starts_no_run_that_several_processes_would_share(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "harness.cli", "train", "--recipe=smoke", "--run", str(tmp_path / "run")]
-    done = subprocess.run(command, env=os.environ | EXPLICIT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "cluster-not-planned" in done.stderr
-    assert "process 1 of 2" in done.stderr
-    assert not (tmp_path / "run").exists()

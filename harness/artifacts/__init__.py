@@ -34,10 +34,11 @@ from harness.artifacts.dataset import (
 from harness.artifacts.doctor import Diagnosis, Finding
 from harness.artifacts.evaluation import Evaluation
 from harness.artifacts.fetched import Fetched, Part
+from harness.artifacts.hosts import HostReport, Hosts, Interface
 from harness.artifacts.machine import Disk, Gpu, GpuProcess, Host, Machine, MigDevice
 from harness.artifacts.memory import Memory
 from harness.artifacts.openpi import OpenpiCommand, OptionChange
-from harness.artifacts.plan import Candidate, Levers, Plan
+from harness.artifacts.plan import Candidate, Cluster, Levers, Plan
 from harness.artifacts.prediction import Prediction
 from harness.artifacts.serving import ServeCheck, Serving, Stage
 from harness.artifacts.serving_plan import ServedShape, ServingPlan
@@ -54,6 +55,7 @@ __all__ = [
     "CheckpointItem",
     "CheckpointStep",
     "Choice",
+    "Cluster",
     "Compared",
     "Comparison",
     "Curve",
@@ -72,6 +74,9 @@ __all__ = [
     "GpuProcess",
     "GroupReport",
     "Host",
+    "HostReport",
+    "Hosts",
+    "Interface",
     "InterruptedSave",
     "LeafReport",
     "LeftOut",

@@ -7,16 +7,19 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from harness.artifacts.base import Artifact
-from harness.strict import Strict
+from harness.strict import Later, Strict
 
 # The trainer that carries a plan out.
 Backend = Literal["ours", "openpi"]
 
 
-class Levers(Strict):
+class Levers(Later):
     """The way in which a step is carried out.
 
     All levers are exact: they do not change what the recipe says is learned.
+
+    `hosts` is the number of processes that share the devices equally, one a machine. It is written only where
+    it is not 1, so that plans of one machine have the bytes, and the hashes, that they always had.
 
     global batch = microbatch x accumulation_steps x devices. `devices` hold `devices / fsdp` replicas of the
     state, each in `fsdp` shards. Gradients of all microbatches are summed in one float32 buffer. `remat`
@@ -27,8 +30,10 @@ class Levers(Strict):
     bfloat16 moments, whose random rounding depends on position. Of masters the device always has the copy.
     """
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"hosts"})
     platform: Literal["cpu", "cuda"]
     devices: int = Field(1, gt=0)
+    hosts: int = Field(1, gt=0)
     fsdp: int = Field(1, gt=0)
     microbatch: int = Field(gt=0)
     accumulation_steps: int = Field(1, gt=0)
@@ -43,6 +48,8 @@ class Levers(Strict):
     def _shards_divide_devices(self) -> Levers:
         if self.devices % self.fsdp:
             raise ValueError(f"fsdp ({self.fsdp}) does not divide devices ({self.devices})")
+        if self.devices % self.hosts:
+            raise ValueError(f"hosts ({self.hosts}) does not divide devices ({self.devices})")
         return self
 
 
@@ -77,7 +84,26 @@ class Candidate(Strict):
     unknown: dict[str, str] = {}
 
 
-class Plan(Artifact):
+class Cluster(Strict):
+    """The machines of a plan for several, one a process.
+
+    `names` are those of the machines, in the order of the processes; none for machines that are not here.
+    `net_bytes_per_s` is the rate of each machine's network, one way. `net` says whose word it is: "given" by
+    the user, the "interface"'s own, or "assumed"; "within": the processes are on one machine. `exchange_s`
+    are the seconds of a step that the network takes. `one_host_s` is the predicted step of one such machine
+    with the same shards; None where it would not hold them. `device_uuids` are the cards of each process.
+    """
+
+    names: list[str] = []
+    devices_per_host: int
+    net_bytes_per_s: float | None = None
+    net: Literal["given", "interface", "assumed", "within"] = "assumed"
+    exchange_s: float | None = None
+    one_host_s: float | None = None
+    device_uuids: list[list[str]] = []
+
+
+class Plan(Artifact, Later):
     """The plan for a recipe on a device.
 
     `usable_bytes` of each device = free - `context_bytes` - `margin_bytes`. JAX gets `memory_fraction` of its
@@ -85,10 +111,12 @@ class Plan(Artifact):
 
     `backend` names the trainer that carries the plan out. With `shared_memory`, CPU and GPU share one memory,
     and `usable_bytes` is of both together. `device_uuids` are the cards that the chosen plan runs on,
-    `device_uuid` is the first. `notes` are facts that a person should know beside the plan.
+    `device_uuid` is the first. `notes` are facts that a person should know beside the plan. `cluster` is
+    there, and written, only where several machines carry the plan out.
     """
 
     FILE: ClassVar[str] = "plan.json"
+    LATER: ClassVar[frozenset[str]] = frozenset({"cluster"})
     backend: Backend = "ours"
     recipe: str
     recipe_sha256: str
@@ -107,3 +135,11 @@ class Plan(Artifact):
     chosen: Candidate | None
     candidates: list[Candidate]
     notes: list[str] = []
+    cluster: Cluster | None = None
+
+    def of_process(self, number: int) -> Plan:
+        """The plan as process `number` carries it out: on its own cards."""
+        if self.cluster is None:
+            return self
+        own = self.cluster.device_uuids[number] if self.cluster.device_uuids else []
+        return self.model_copy(update={"device_uuids": own, "device_uuid": own[0] if own else None})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from harness.artifacts.doctor import Diagnosis, Finding
-from harness.doctor import content, gpu, host, network, planned, wandb_key
+from harness.doctor import content, gpu, host, hosts, network, planned, wandb_key
 from harness.doctor.situation import NotNeeded, Situation, error, unknown
 from harness.errors import HarnessError
 from harness.run.lock import holder
@@ -67,6 +67,18 @@ CHECKS = (
     Check("interrupted save", content.leftovers),
 )
 
+# Of a run of several processes; in one of a single process there is nothing to look at.
+HOSTS = (
+    Check("software of hosts", hosts.software),
+    Check("driver of hosts", hosts.driver),
+    Check("devices of hosts", hosts.devices),
+    Check("data of hosts", hosts.data),
+    Check("clocks of hosts", hosts.clocks),
+    Check("proxies of hosts", hosts.proxies),
+    Check("network interface", hosts.interface),
+    Check("one host", hosts.one_host),
+)
+
 
 def examine(
     situation: Situation, *, allow: Iterable[str] = (), checks: Iterable[Check] = CHECKS, inputs: str = ""
@@ -75,7 +87,7 @@ def examine(
 
     Raises: HarnessError "check-unknown" for a name in `allow` that no check has.
     """
-    checks, allowed = tuple(checks), list(allow)
+    checks, allowed = (*checks, *(HOSTS if situation.hosts else ())), list(allow)
     names = [check.name for check in checks]
     for name in allowed:
         if name not in names:

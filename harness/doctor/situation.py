@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
+from harness.artifacts import Dataset, HostReport, InterruptedSave, Machine, NormStats, Plan
 from harness.artifacts.doctor import Finding
 from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
@@ -33,6 +33,8 @@ class Situation(NamedTuple):
     - `device`: the requested device. `refusal`: the reason why there is no plan.
     - `why_not_weights`: gives the reason why local weights cannot be the recipe's start. `other_actions`: how
       the actions that they were trained on differ from the recipe's.
+    - `hosts`: the reports of all processes of the run, if it has several. `coordinator` is the host of the
+      first. `slower`: why one machine alone would be faster.
     """
 
     recipe: Recipe
@@ -52,6 +54,9 @@ class Situation(NamedTuple):
     why_not_weights: Callable[[Path, Recipe], HarnessError | None] | None = None
     other_actions: Callable[[Path, Recipe], str | None] | None = None
     backend: Backend = "ours"
+    hosts: tuple[HostReport, ...] = ()
+    coordinator: str = ""
+    slower: HarnessError | None = None
 
     @property
     def on_gpu(self) -> bool:

@@ -49,7 +49,7 @@ class Chain:
         sources = [resolve(part) for part in self.recipe.data.parts()]
         for one in sources:
             check_is_dataset(one.path)
-        seen = [[str(one.path), one.revision, _signature(one.path)] for one in sources]
+        seen = [[str(one.path), one.revision, signature_of(one.path)] for one in sources]
         inputs = sha256_json(
             [self.recipe.data, self.recipe.model, *itertools.chain(*seen), *self._held_out()]
         )
@@ -187,7 +187,7 @@ def chain_for(
     return Chain(RunDir(run), own, trainer=trainer_of(RunDir(run), asked))
 
 
-def _signature(root: Path) -> list[Any]:
+def signature_of(root: Path) -> list[Any]:
     """Path, size and time of every file. It is cheap to read and changes when a file is written."""
     from harness.data.paths import walk_dataset
 

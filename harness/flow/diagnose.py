@@ -10,7 +10,9 @@ from harness.errors import HarnessError
 from harness.received.consent import is_offline
 
 if TYPE_CHECKING:
-    from harness.artifacts import Dataset, InterruptedSave, Machine, NormStats, Plan
+    from collections.abc import Sequence
+
+    from harness.artifacts import Dataset, HostReport, InterruptedSave, Machine, NormStats, Plan
     from harness.artifacts.doctor import Diagnosis
     from harness.artifacts.plan import Backend
     from harness.flow.chain import Chain
@@ -25,6 +27,7 @@ def diagnose(
     allow: list[str],
     online: bool = False,
     device: str | None = None,
+    hosts: Sequence[HostReport] = (),
 ) -> Diagnosis:
     """The doctor's findings about a run that is about to start.
 
@@ -36,6 +39,7 @@ def diagnose(
     from harness.doctor.examine import examine
     from harness.doctor.host import process_limits
     from harness.doctor.situation import Situation
+    from harness.plan.cluster import slower
     from harness.run.directory import cache_root, runs_root
 
     run = chain.run.path if chain.run is not None else None
@@ -57,11 +61,22 @@ def diagnose(
         why_not_weights=why_not,
         other_actions=other_actions,
         backend=chain.trainer.name,
+        hosts=tuple(hosts),
+        coordinator=_coordinator() if hosts else "",
+        slower=None if isinstance(made, HarnessError) else slower(made.cluster, made.chosen),
     )
     found = examine(situation, allow=allow)
     if chain.run is not None:
         chain.run.write(found)
     return found
+
+
+def _coordinator() -> str:
+    """The host of the coordinator's address, as every process of the run knows it."""
+    from harness.run.cluster import member_of
+
+    member = member_of(os.environ)
+    return "" if member is None else member.coordinator.rpartition(":")[0]
 
 
 def data_here(chain: Chain) -> tuple[Dataset, NormStats] | None:

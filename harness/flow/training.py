@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from harness.artifacts import Curve, Machine
     from harness.flow.chain import Chain
+    from harness.flow.together import Lead
     from harness.flow.trainer import Trainer
     from harness.run.job import Job
 
@@ -48,28 +48,12 @@ def stopped_at_once() -> Iterator[None]:
         yield
 
 
-def refuse_several() -> None:
-    """Refuses to be one of several processes: the plan and the checks before a run are those of one machine.
-
-    Raises: HarnessError "cluster-not-planned", and those of `member_of`.
-    """
-    from harness.run.cluster import COUNT, member_of
-
-    member = member_of(os.environ)
-    if member is None:
-        return
-    raise HarnessError(
-        "cluster-not-planned",
-        f"{member.by} has started {member.processes} processes, and a run is planned for one machine yet",
-        got=f"process {member.number} of {member.processes}, at {member.coordinator}",
-        need="one process",
-        fix=f"{COUNT}=1 trains in this process alone; give each process a run of its own",
-    )
-
-
-def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str]) -> tuple[Job, Machine]:
+def prepare(
+    chain: Chain, console: Progress, device: str | None, allow: list[str], lead: Lead | None = None
+) -> tuple[Job, Machine]:
     """The job to train and the machine. Each part of the job is a file of the run.
 
+    `lead` speaks to the other processes of the run, if there are any.
     Ends with exit code 1 if no plan fits or the doctor finds an error.
     """
     from harness.recipe.parameters import counts
@@ -77,11 +61,17 @@ def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str
 
     assert chain.run is not None
     _check_weights(chain, allow)
-    machine, dataset = chain.machine(), chain.dataset()
+    machine = chain.machine()
+    if lead is not None:
+        lead.begin(chain.run, machine, device)
+    dataset = chain.dataset()
     norm_stats = chain.stats(dataset)
+    if lead is not None:
+        lead.look_at(chain.run, dataset)
     console.say("planning")
     # A run that goes on keeps the mathematics it was started with.
-    made = chain.plan(machine, dataset, device=device, exact=chain.run.started, say=console.say)
+    asked = {} if lead is None else lead.asked()
+    made = chain.plan(machine, dataset, device=device, exact=chain.run.started, say=console.say, **asked)
     for note in made.notes:
         console.warn(note)
     if made.chosen is None:
@@ -92,7 +82,8 @@ def prepare(chain: Chain, console: Progress, device: str | None, allow: list[str
     total, trained = counts(chain.recipe.model, chain.recipe.train.trained)
     console.say(f"plan: {made.device}, {made.chosen.reason}; {trained:,} of {total:,} parameters trained")
     # The doctor may go online here: what is missing is fetched next, and only its own server is asked.
-    diagnosis = diagnose(chain, machine, made, (dataset, norm_stats), allow=allow, online=True)
+    hosts = [] if lead is None else lead.hosts
+    diagnosis = diagnose(chain, machine, made, (dataset, norm_stats), allow=allow, online=True, hosts=hosts)
     for finding in diagnosis.findings:
         console.finding(finding)
     if diagnosis.errors:
@@ -129,10 +120,18 @@ def _check_weights(chain: Chain, allow: list[str]) -> None:
 
 
 def carry_out(
-    job: Job, machine: Machine, trainer: Trainer, console: Progress, lock: int, *, patient: bool
+    job: Job,
+    machine: Machine,
+    trainer: Trainer,
+    console: Progress,
+    lock: int | None,
+    *,
+    patient: bool,
+    alone: bool = True,
 ) -> bool:
     """Runs the training in a supervised child process. True if it left something to report on.
 
+    One of several processes (not `alone`) is not started again: whoever started them all does that.
     Never imports JAX.
     """
     from harness.flow.device import prepare_jax
@@ -160,7 +159,8 @@ def carry_out(
             console,
             look=lambda: probe([job.run.path]),
             limits=limits,
-            inherit=(lock,),
+            inherit=() if lock is None else (lock,),
+            **({} if alone else {"restarts": 0}),
         )
     if not outcome.finished:
         where = (

@@ -131,3 +131,13 @@ def prompt_tokens(recipe: Recipe, dataset: Dataset | None) -> int:
             fix=fix,
         )
     return told
+
+
+def cut(recipe: Recipe, levers: Levers, microbatch: int) -> Levers:
+    """The levers with so many rows at once, and as many accumulation steps as the batch then needs."""
+    return levers.model_copy(
+        update={
+            "microbatch": microbatch,
+            "accumulation_steps": recipe.train.global_batch // (levers.devices * microbatch),
+        }
+    )

@@ -14,14 +14,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from harness.artifacts import Candidate, Dataset, Levers, Machine, Plan
+from harness.artifacts import Candidate, Dataset, HostReport, Levers, Machine, Plan
 from harness.errors import HarnessError
-from harness.plan import candidates, cost, memory, shared
+from harness.plan import candidates, cluster, cost, memory, shared
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.compile import compiled
 from harness.plan.need import Oracle, enough, shortage
 from harness.plan.notes import notes_of
-from harness.plan.place import Place, absent, present, with_shared_rows
+from harness.plan.place import Place, absent, present
+from harness.plan.rows import with_shared_rows
 from harness.recipe.deviations import deviations
 from harness.recipe.parameters import check_who_is_trained, counts
 from harness.recipe.schema import Recipe
@@ -35,6 +36,8 @@ class Ask(NamedTuple):
     """The user's request to the planner, beside the recipe.
 
     `gpu` names a card that is not here. `recompile` asks the compiler even if the atlas has the answer.
+    `hosts` are the machines of a run that several processes train, `net` the rate of a machine's network in
+    bytes a second. `slower` allows them to be slower together than one alone.
     """
 
     gpu: str | None = None
@@ -43,6 +46,9 @@ class Ask(NamedTuple):
     host_ram_bytes: int | None = None
     exact: bool = False
     recompile: bool = False
+    hosts: tuple[HostReport, ...] = ()
+    net: float | None = None
+    slower: bool = False
 
 
 class Tools(NamedTuple):
@@ -72,13 +78,16 @@ def choose(
     longest prompt known for that dataset is used, or else the recipe's own padding.
     Raises: HarnessError "no-gpu", "gpu-unknown", "gpu-count-invalid", "gpu-memory-unknown", "gpu-too-old",
     "more-devices-than-rows", "compile-failed", "compile-timeout", "no-target-compiler",
-    "lora-trains-everything".
+    "lora-trains-everything", "hosts-unlike", "hosts-cannot-share", "slower-than-one-host".
     """
     check_who_is_trained(recipe)
     tools = tools or Tools(shipped())
     place = _place(recipe, machine, ask, tools)
     made, chosen = _Search(recipe, place, dataset, tools, ask).run()
     total, trained = counts(recipe.model, recipe.train.trained)
+    together = cluster.described(recipe, place, chosen)
+    if not ask.slower:
+        cluster.refuse_slower(together, chosen)
     return Plan(
         inputs=inputs,
         recipe=recipe.name,
@@ -97,6 +106,7 @@ def choose(
         parameters_trained=trained,
         chosen=chosen,
         candidates=made,
+        cluster=together,
         notes=(
             notes_of(
                 recipe,
@@ -106,6 +116,7 @@ def choose(
                 atlas=tools.atlas,
                 smallest_card=partial(_smallest_card, recipe, dataset, tools),
                 exact=ask.exact,
+                together=together,
             )
             if advise
             else []
@@ -119,7 +130,9 @@ def _place(recipe: Recipe, machine: Machine, ask: Ask, tools: Tools) -> Place:
         ask.vram_bytes is not None and not machine.gpus and ask.device != "cpu"
     )
     if elsewhere:
-        place = absent(ask.gpu, ask.vram_bytes, ask.host_ram_bytes)
+        place = cluster.linked(absent(ask.gpu, ask.vram_bytes, ask.host_ram_bytes), ask.net)
+    elif ask.hosts:
+        place = cluster.everywhere(recipe, ask.hosts, device=ask.device, given=ask.net)
     else:
         place = present(
             recipe, machine, device=ask.device, vram_bytes=ask.vram_bytes, host_ram_bytes=ask.host_ram_bytes
@@ -165,6 +178,7 @@ class _Search:
         self._base = Levers(
             platform=place.platform,
             devices=place.devices,
+            hosts=place.hosts,
             microbatch=1,
             prompt_tokens=tokens,
             cameras=[camera for camera, feature in recipe.data.cameras.items() if feature],
@@ -186,8 +200,9 @@ class _Search:
         """(the fastest plan that fits with these changes, every plan tried)."""
         recipe = candidates.changed(self._recipe, changes)
         place, devices = self._place, self._place.devices
+        shards = sorted({1, devices // place.hosts, devices})
         host = place.platform == "cuda" and not place.wsl and not place.shared
-        sets = candidates.lever_sets(self._base, recipe, shards=sorted({1, devices}), host=host)
+        sets = candidates.lever_sets(self._base, recipe, shards=shards, host=host)
         # For a card that the atlas was not made for, lever sets that the atlas knows from other cards
         # suffice. The others are not compiled.
         sets = [levers for levers in sets if self._is_known(recipe, levers)] or sets
@@ -195,7 +210,10 @@ class _Search:
         best_s, tried = float("inf"), []
         for levers in sets:
             sizes = self._microbatches(recipe, levers)
-            if best is not None and self._seconds(recipe, _cut(recipe, levers, sizes[-1])) >= best_s:
+            if (
+                best is not None
+                and self._seconds(recipe, candidates.cut(recipe, levers, sizes[-1])) >= best_s
+            ):
                 continue
             found = [self._largest(recipe, changes, levers, sizes)]
             if found[0].verdict == "fits" and found[0].levers.microbatch < sizes[-1]:
@@ -214,17 +232,17 @@ class _Search:
         sizes = candidates.divisors(recipe.train.global_batch // levers.devices)
         if self._place.card is None:
             return sizes
-        fastest = min(self._seconds(recipe, _cut(recipe, levers, size)) for size in sizes)
+        fastest = min(self._seconds(recipe, candidates.cut(recipe, levers, size)) for size in sizes)
         enough = next(
             size
             for size in sizes
-            if self._seconds(recipe, _cut(recipe, levers, size)) <= fastest * (1 + _WORTH)
+            if self._seconds(recipe, candidates.cut(recipe, levers, size)) <= fastest * (1 + _WORTH)
         )
         worth = [size for size in sizes if size <= enough]
         known = [
             size
             for size in worth
-            if self._place.stands_in and self._oracle.has_step(recipe, _cut(recipe, levers, size))
+            if self._place.stands_in and self._oracle.has_step(recipe, candidates.cut(recipe, levers, size))
         ]
         return known or worth
 
@@ -232,7 +250,7 @@ class _Search:
         """Whether the atlas knows a microbatch of these levers; true if the compiler answers for the rest."""
         sizes = candidates.divisors(recipe.train.global_batch // levers.devices)
         return not self._place.stands_in or any(
-            self._oracle.has_step(recipe, _cut(recipe, levers, size)) for size in sizes
+            self._oracle.has_step(recipe, candidates.cut(recipe, levers, size)) for size in sizes
         )
 
     def _seconds(self, recipe: Recipe, levers: Levers) -> float:
@@ -241,24 +259,25 @@ class _Search:
         A card outside the table has its stand-in's figures. On the CPU it is the number of accumulation
         steps.
         """
-        if self._place.card is None:
+        place = self._place
+        if place.card is None:
             return float(levers.accumulation_steps)
-        return cost.seconds_per_step(recipe, levers, self._place.card, self._place.cores)
+        return cost.seconds_per_step(recipe, levers, place.card, place.cores, place.net_bytes_per_s)
 
     def _largest(
         self, recipe: Recipe, changes: candidates.Changes, levers: Levers, sizes: list[int]
     ) -> Candidate:
         """The plan of the largest microbatch that fits, or the rejected plan of the smallest."""
-        first = self._candidate(recipe, changes, _cut(recipe, levers, sizes[-1]))
+        first = self._candidate(recipe, changes, candidates.cut(recipe, levers, sizes[-1]))
         if first.verdict == "fits" or len(sizes) == 1:
             return first
-        best = self._candidate(recipe, changes, _cut(recipe, levers, sizes[0]))
+        best = self._candidate(recipe, changes, candidates.cut(recipe, levers, sizes[0]))
         if best.verdict == "rejected":
             return best
         low, high = 0, len(sizes) - 1
         while high - low > 1:
             middle = (low + high) // 2
-            tried = self._candidate(recipe, changes, _cut(recipe, levers, sizes[middle]))
+            tried = self._candidate(recipe, changes, candidates.cut(recipe, levers, sizes[middle]))
             if tried.verdict == "fits":
                 best, low = tried, middle
             else:
@@ -307,15 +326,6 @@ class _Search:
         if not self._place.named:
             return None, {"seconds_per_step": f"{self._place.name} is not in the table of cards"}
         return self._seconds(recipe, levers), {}
-
-
-def _cut(recipe: Recipe, levers: Levers, microbatch: int) -> Levers:
-    return levers.model_copy(
-        update={
-            "microbatch": microbatch,
-            "accumulation_steps": recipe.train.global_batch // (levers.devices * microbatch),
-        }
-    )
 
 
 def _smallest_card(recipe: Recipe, dataset: Dataset | None, tools: Tools) -> str:

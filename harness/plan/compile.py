@@ -114,17 +114,25 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
         cuda=cuda,
         what="the training step",
         uuids=uuids,
+        cpu_devices=1 if cuda else request.levers.devices,
     )
     return Answer.model_validate_json(said)
 
 
 def in_child(
-    module: str, body: str, *, platform: str, cuda: bool, what: str, uuids: tuple[str, ...] = ()
+    module: str,
+    body: str,
+    *,
+    platform: str,
+    cuda: bool,
+    what: str,
+    uuids: tuple[str, ...] = (),
+    cpu_devices: int = 1,
 ) -> str:
     """The last line that `module` prints as a process of its own, `body` being its stdin.
 
     JAX starts there on `platform`. `cuda` says that it compiles for NVIDIA cards; `what` names what is
-    compiled, for messages.
+    compiled, for messages. `cpu_devices`: of how many processes' devices the CPU stands in.
     Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler", "xla-flags-refused".
     """
     if cuda and find_spec("jax_cuda12_plugin") is None:
@@ -143,6 +151,11 @@ def in_child(
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"} | (
         {"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {}
     )
+    if cpu_devices > 1:
+        # The last of two equal flags counts.
+        environment["XLA_FLAGS"] = (
+            f"{environment.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cpu_devices}".strip()
+        )
     command = [sys.executable, "-m", module]
     # Both sides speak UTF-8, whatever the locale is: a recipe's description may hold any character.
     pipes: dict[str, Any] = {
@@ -243,9 +256,9 @@ def _absent(target: str, levers: Levers) -> Any:
 
     from harness.train.sharding import Layout
 
-    topology = topologies.get_topology_desc(
-        platform="cuda", target_config=target, topology=f"1x1x{levers.devices}"
-    )
+    # Partitions x hosts x devices of a host, which stand together, as harness/train/devices.py lays them out.
+    shape = f"1x{levers.hosts}x{levers.devices // levers.hosts}"
+    topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology=shape)
     return Layout(topology.devices, levers.fsdp, levers.host)
 
 

@@ -4,6 +4,7 @@
          + state traffic / memory bandwidth            the update
          + offloaded bytes / link                      counted as if nothing overlapped
          + gathered and summed bytes / link            several devices
+         + bytes over the network / its rate           several machines
     and never less than the loader needs for the global batch.
 
 Sustained rates are 0.4 of a card's dense bfloat16 peak, and 0.8 of the nominal bandwidth of its memory and of
@@ -104,7 +105,7 @@ def held_out_seconds(recipe: Recipe, levers: Levers, card: Card, rows: int, samp
     )
     kept = "ema" if recipe.train.ema_decay is not None else "masters"
     read = pinned_bytes(recipe, levers.model_copy(update={"host": [p for p in levers.host if p == kept]}))
-    hosted = read / levers.devices / (host_link(card) * SUSTAINED_BYTES)
+    hosted = read * levers.hosts / levers.devices / (host_link(card) * SUSTAINED_BYTES)
     return calls * (max(compute, traffic) + LAUNCHES_S * layers + hosted)
 
 
@@ -146,10 +147,13 @@ def _gradient_passes(trained: Trained | None, part: str) -> bool:
     return {"vision": trained in ("full", "lora"), "language": trained != "action_expert"}.get(part, True)
 
 
-def seconds_per_step(recipe: Recipe, levers: Levers, card: Card, cores: float | None) -> float:
+def seconds_per_step(
+    recipe: Recipe, levers: Levers, card: Card, cores: float | None, net_bytes_per_s: float | None = None
+) -> float:
     """Predicted seconds of one optimizer step on `levers.devices` such cards.
 
-    `cores` of the host prepare the batches (None: not counted).
+    `cores` of each host prepare its batches (None: not counted). `net_bytes_per_s` is the rate of a host's
+    network, one way; None: no network is between the hosts.
     """
     bandwidth, link = card.bandwidth * 1e6 * SUSTAINED_BYTES, device_link(card) * SUSTAINED_BYTES
     total, trained = counted(recipe.model, recipe.train.trained)
@@ -161,19 +165,29 @@ def seconds_per_step(recipe: Recipe, levers: Levers, card: Card, cores: float | 
     parts = state_parts(recipe, levers.model_copy(update={"host": []}))
     step += 2 * sum(parts[name] for name in ("weights", "moments", "ema", "gradients") if trained) / bandwidth
     # Each offloaded byte goes to the card and back, over each card's own link.
-    step += 2 * pinned_bytes(recipe, levers) / levers.devices / (host_link(card) * SUSTAINED_BYTES)
-    step += _exchanged(levers, total, trained) / link
-    return (
-        step
-        if cores is None
-        else max(
-            step,
-            levers.microbatch
-            * levers.accumulation_steps
-            * levers.devices
-            / (LOADER_SAMPLES_PER_CORE * cores),
-        )
+    step += (
+        2 * pinned_bytes(recipe, levers) * levers.hosts / levers.devices / (host_link(card) * SUSTAINED_BYTES)
     )
+    step += _exchanged(levers, total, trained) / link
+    step += exchange_seconds(recipe, levers, net_bytes_per_s)
+    rows = levers.microbatch * levers.accumulation_steps * levers.devices / levers.hosts
+    return step if cores is None else max(step, rows / (LOADER_SAMPLES_PER_CORE * cores))
+
+
+def exchange_seconds(recipe: Recipe, levers: Levers, net_bytes_per_s: float | None) -> float:
+    """Predicted seconds of a step in which bytes pass the network of a host, as if nothing overlapped.
+
+    A ring over all devices crosses each host's network once each way. Gradients are summed over it once a
+    microbatch. Shards of the weights are gathered over it only where a replica's shards lie on several hosts.
+    """
+    if levers.hosts == 1 or net_bytes_per_s is None:
+        return 0.0
+    total, trained = counted(recipe.model, recipe.train.trained)
+    share = (levers.devices - 1) / levers.devices
+    across = levers.fsdp > levers.devices // levers.hosts
+    gathered = 2 * 2.0 * total * (levers.fsdp - 1) / levers.fsdp if across else 0.0
+    moved = levers.accumulation_steps * (share * 2 * 4.0 * trained + gathered)
+    return moved / (net_bytes_per_s * SUSTAINED_BYTES)
 
 
 def _launches(recipe: Recipe, levers: Levers) -> float:

@@ -72,7 +72,8 @@ def pinned_bytes(recipe: Recipe, levers: Levers) -> int:
     sizes = {"ema": _FLOAT32, "moments": 2 * _MOMENT[recipe.train.optimizer.moments], "masters": _FLOAT32}
     if recipe.train.ema_decay is None:
         sizes["ema"] = 0.0
-    return int(sum(sizes[name] for name in levers.host) * trained) * (levers.devices // levers.fsdp)
+    replicas = levers.devices // levers.fsdp
+    return int(sum(sizes[name] for name in levers.host) * trained) * replicas // levers.hosts
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
@@ -88,8 +89,11 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def host_bytes(recipe: Recipe, levers: Levers) -> int:
-    """Host memory of a run: the process, the pinned parts of the state, and the copy that a save writes."""
-    return PROCESS_BYTES + pinned_bytes(recipe, levers) + checkpoint_bytes(recipe)
+    """Host memory of a run: the process, the pinned parts of the state, and the copy that a save writes.
+
+    Each of several machines writes its own part of a save.
+    """
+    return PROCESS_BYTES + pinned_bytes(recipe, levers) + checkpoint_bytes(recipe) // levers.hosts
 
 
 def breakdown(recipe: Recipe, levers: Levers, device_bytes: int, activations: int | None) -> dict[str, int]:

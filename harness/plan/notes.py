@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.artifacts import Candidate, Machine
+from harness.artifacts import Candidate, Cluster, Machine
 from harness.plan import shared
 from harness.plan.atlas import Atlas
 from harness.plan.busy import holders
+from harness.plan.cluster import notes_on
 from harness.plan.place import Place
 from harness.recipe.schema import Recipe
 from harness.units import format_count
@@ -22,13 +23,14 @@ def notes_of(
     atlas: Atlas | None,
     smallest_card: Callable[[], str],
     exact: bool,
+    together: Cluster | None = None,
 ) -> list[str]:
     """The notes of a plan, each a sentence.
 
     `smallest_card` names the card that would do. It is called only if the recipe itself does not fit.
-    `exact`: nothing approximate was allowed.
+    `exact`: nothing approximate was allowed. `together` are the machines of a plan for several.
     """
-    notes = list(place.notes)
+    notes = [*place.notes, *notes_on(place, together)]
     if place.platform == "cpu":
         return notes
     if atlas is not None and atlas.refused and chosen is not None and chosen.source == "compiled":

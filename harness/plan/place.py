@@ -40,7 +40,8 @@ class Place(NamedTuple):
     `named`: these figures are those of this very model. `here`: the card is in this machine. `stands_in`: the
     atlas was made for other cards of its architecture. Bytes are of one device; None means not known and not
     checked. `shared`: CPU and GPU have one memory. Then `pool_bytes` are free for both together, and
-    `free_bytes` is how much of them the GPU may take.
+    `free_bytes` is how much of them the GPU may take. `hosts` machines have the devices, each an
+    equal number; plan.cluster fills in their names, cards and network.
     """
 
     name: str
@@ -61,6 +62,11 @@ class Place(NamedTuple):
     shared: bool = False
     stands_in: bool = False
     pool_bytes: int | None = None
+    hosts: int = 1
+    host_names: tuple[str, ...] = ()
+    host_uuids: tuple[tuple[str, ...], ...] = ()
+    net_bytes_per_s: float | None = None
+    net: Literal["given", "interface", "assumed", "within"] = "assumed"
 
     @property
     def usable_bytes(self) -> int | None:
@@ -105,24 +111,25 @@ class Place(NamedTuple):
 
 
 def absent(gpu: str | None, vram_bytes: int | None, host_ram_bytes: int | None) -> Place:
-    """The place for the card `gpu`, "NAME" or "NAME:COUNT", idle.
+    """The place for the card `gpu`, "NAME", "NAME:COUNT" or "NAME:COUNTxHOSTS", idle.
 
     With `vram_bytes` it is the same chip with that much memory. Without a name it is the card nearest in
     memory.
     Raises: HarnessError "gpu-unknown", "gpu-too-old", "gpu-count-invalid".
     """
-    name, count = _name_and_count(gpu) if gpu else (cards.nearest(vram_bytes or 0), 1)
+    name, count, hosts = _name_and_count(gpu) if gpu else (cards.nearest(vram_bytes or 0), 1, 1)
     key, card, notes = _card_named(name, vram_bytes)
     title = (
         f"a card of {format_bytes(vram_bytes)}" if gpu is None else f"{count} x {key}" if count > 1 else key
     )
     place = Place(
-        title,
+        title if hosts == 1 else f"{hosts} hosts of {title}",
         "cuda",
         card,
         named=key in cards.names(),
         stands_in=key not in cards.CARDS,
-        devices=count,
+        devices=count * hosts,
+        hosts=hosts,
         free_bytes=card.memory_bytes,
         total_bytes=card.memory_bytes,
         notes=tuple(notes),
@@ -185,12 +192,14 @@ def _sharing(
 
 def option_for(device: str) -> str:
     """The option of `harness plan` that asks for a device of a plan: "2 x a100_80" is --gpu a100_80:2."""
-    count, cross, name = device.partition(" x ")
+    hosts, of, rest = device.partition(" hosts of ")
+    count, cross, name = (rest if of else device).partition(" x ")
     if not (cross and count.isdigit()):
-        count, name = "1", device
+        count, name = "1", rest if of else device
     if name.startswith("a card of "):
         return "--vram-gib " + name.removeprefix("a card of ").removesuffix(" GiB")
-    return f"--gpu {shlex.quote(name if count == '1' else f'{name}:{count}')}"
+    each = f"{count}x{hosts}" if of else count
+    return f"--gpu {shlex.quote(name if each == '1' else f'{name}:{each}')}"
 
 
 def present(
@@ -227,30 +236,6 @@ def present(
             fix=f"{mend}; or {other}" if machine.gpu_missing or not machine.gpu_fix else mend,
         )
     return around._replace(name="cpu", free_bytes=ram, margin_bytes=_HOST_MARGIN_BYTES)
-
-
-def with_shared_rows(place: Place, recipe: Recipe, *, asked: bool) -> Place:
-    """The place with as many of its devices as can share the global batch equally.
-
-    Raises: HarnessError "more-devices-than-rows" if more were asked for than the batch has rows.
-    """
-    rows = recipe.train.global_batch
-    if asked and place.devices > rows:
-        raise HarnessError(
-            "more-devices-than-rows",
-            f"{place.devices} devices cannot share a global batch of {rows}: each needs a row of it",
-            got=f"{place.devices} devices",
-            need=f"at most {rows}",
-            fix=f"--gpu NAME:{rows}, or --set train.global_batch={place.devices}",
-        )
-    share = max(n for n in range(1, place.devices + 1) if rows % n == 0)
-    if share == place.devices:
-        return place
-    note = (
-        f"{share} of {place.devices} devices are used: a global batch of {rows} cannot be shared equally by"
-        " more"
-    )
-    return place._replace(devices=share, notes=(*place.notes, note))
 
 
 def _on_cards(
@@ -323,16 +308,18 @@ def _host_usable(ram_bytes: int | None) -> int | None:
     return None if ram_bytes is None else max(0, ram_bytes - _HOST_MARGIN_BYTES)
 
 
-def _name_and_count(gpu: str) -> tuple[str, int]:
+def _name_and_count(gpu: str) -> tuple[str, int, int]:
+    """(name, cards of a host, hosts) of "NAME", "NAME:COUNT" or "NAME:COUNTxHOSTS"."""
     name, colon, count = gpu.rpartition(":")
     if not colon:
-        return gpu, 1
-    if not count.isdigit() or not 1 <= int(count) <= 1024:
+        return gpu, 1, 1
+    each, _, hosts = count.partition("x")
+    if not all(text.isdecimal() and 1 <= int(text) <= 1024 for text in (each, hosts or "1")):
         raise HarnessError(
             "gpu-count-invalid",
             f"--gpu {gpu!r} does not say how many cards",
             got=count,
-            need="NAME or NAME:COUNT, a count from 1",
+            need="NAME or NAME:COUNT, a count from 1; NAME:COUNTxHOSTS for several machines",
             fix=f"--gpu {word(f'{name}:2')}",
         )
-    return name, int(count)
+    return name, int(each), int(hosts or 1)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from harness.received.names import RelativeName
 from harness.recipe.dimensions import Dimensions
 from harness.recipe.episodes import Numbers, canonical
-from harness.strict import Strict
+from harness.strict import Later
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 # More than any mixture that was published.
@@ -27,22 +25,10 @@ MOST_DATASETS = 1_000
 Cameras = dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], str | None]
 
 
-class Part(Strict):
-    """A part of a recipe. None of its numbers may be infinite or NaN.
-
-    `LATER` names keys that earlier versions did not have. At its default such a key is left out of every
-    written form, so that the bytes and the hash of an earlier recipe stay what they were.
-    """
+class Part(Later):
+    """A part of a recipe. None of its numbers may be infinite or NaN."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-    LATER: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = handler(self)
-        fields = type(self).model_fields
-        left_out = {name for name in self.LATER if getattr(self, name) == fields[name].default}
-        return {name: value for name, value in written.items() if name not in left_out}
 
 
 class Episodes(Part):

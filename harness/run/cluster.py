@@ -287,6 +287,17 @@ def _address(text: str, by: str) -> str:
     return text
 
 
+def port_taken(port: int, error: OSError) -> HarnessError:
+    """The error of process 0 if it cannot listen at the coordinator's port."""
+    return HarnessError(
+        "coordinator-port",
+        f"process 0 cannot listen at port {port}",
+        got=error.strerror,
+        need="a port that no other program uses",
+        fix=f"set {COORDINATOR}=HOST:PORT with another port, the same in every process",
+    )
+
+
 def _no_coordinator(uri: str) -> HarnessError:
     return HarnessError(
         "cluster-coordinator",

@@ -7,6 +7,7 @@ looks at the number of devices.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -85,3 +86,38 @@ def peer_lost(indices: Sequence[int], hosts: Sequence[str], said: str) -> Harnes
         need="all processes of the run",
         fix="look at the log of that process, then start all of them again with --resume",
     )
+
+
+def peer_ended(index: int, hosts: Sequence[str], error: HarnessError) -> HarnessError:
+    """The error of a process whose peer `index` has ended by `error`, and has said so."""
+    return HarnessError(
+        "peer-lost",
+        f"{named(index, hosts)} has ended: {error.what}",
+        got=f"[{error.code}] {error.got or ''}".strip(),
+        need=error.need,
+        fix=error.fix,
+    )
+
+
+def run_first(peers: Peers, action: Callable[[], object]) -> None:
+    """`Peers.first`, by the peers' own `agree`."""
+    failed: HarnessError | None = None
+    if peers.index == 0:
+        try:
+            action()
+        except HarnessError as error:
+            failed = error
+    answer = peers.agree("" if failed is None else error_as_text(failed))
+    if failed is not None:
+        raise failed
+    if answer:
+        raise error_from_text(answer)
+
+
+def error_as_text(error: HarnessError) -> str:
+    return json.dumps([error.code, error.what, error.got, error.need, error.fix])
+
+
+def error_from_text(text: str) -> HarnessError:
+    code, what, got, need, fix = json.loads(text)
+    return HarnessError(code, what, got=got, need=need, fix=fix)

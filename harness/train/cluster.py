@@ -14,7 +14,6 @@ Source: jax 0.10.2, jax/_src/distributed.py; measured with two processes, in tes
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -27,8 +26,8 @@ from typing import Any
 import jax
 
 from harness.errors import HarnessError
-from harness.run.cluster import COORDINATOR, Member
-from harness.run.peers import Peers, named, peer_lost
+from harness.run.cluster import Member, port_taken
+from harness.run.peers import Peers, error_as_text, error_from_text, peer_ended, peer_lost, run_first
 from harness.supervise.channel import Channel
 from harness.supervise.signals import end_at_once, stop_requests
 
@@ -75,6 +74,10 @@ def join(member: Member, channel: Channel, *, limit_s: int = JOIN_S) -> Joined:
     )
     if member.number == 0:
         _check_port(member)
+    if jax.config.jax_platforms == "cpu":
+        # A CPU's program that is read from the cache has lost the order between the collectives of its loops
+        # and those around them. Gloo has no tags: two at a time take each other's data.
+        jax.config.update("jax_enable_compilation_cache", False)
     with _watching(member, channel, limit_s):
         try:
             jax.distributed.initialize(
@@ -132,13 +135,7 @@ def _check_port(member: Member) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
     except OSError as error:
-        raise HarnessError(
-            "coordinator-port",
-            f"process 0 cannot listen at port {port}",
-            got=error.strerror,
-            need="a port that no other program uses",
-            fix=f"set {COORDINATOR}=HOST:PORT with another port, the same in every process",
-        ) from error
+        raise port_taken(port, error) from error
 
 
 def _missing(member: Member, said: str) -> HarnessError:
@@ -193,17 +190,7 @@ class Joined:
             return str(self._client.blocking_key_value_get(name, WAIT_S * 1000))
 
     def first(self, action: Callable[[], object]) -> None:
-        failed: HarnessError | None = None
-        if self.index == 0:
-            try:
-                action()
-            except HarnessError as error:
-                failed = error
-        answer = self.agree("" if failed is None else _as_text(failed))
-        if failed is not None:
-            raise failed
-        if answer:
-            raise _from_text(answer)
+        run_first(self, action)
 
     def lost(self, error: Exception) -> HarnessError | None:
         """The error that says whom `error` misses. None if it has another cause than a lost peer.
@@ -256,7 +243,7 @@ class Joined:
         if error.code == "peer-lost":
             return
         with suppress(Exception):
-            self._client.key_value_set(f"{_NOTES}{self.index}", _as_text(error), allow_overwrite=True)
+            self._client.key_value_set(f"{_NOTES}{self.index}", error_as_text(error), allow_overwrite=True)
             self._client.wait_at_barrier(_NOTES, _TOGETHER_S * 1000)
 
     def _next(self, what: str) -> str:
@@ -276,25 +263,7 @@ class Joined:
         """The error of a peer that has left a note, named by its process."""
         notes = {int(key.rpartition("/")[2]): text for key, text in self._client.key_value_dir_get(_NOTES)}
         others = sorted(notes.keys() - {self.index})
-        return self._ended(others[0], _from_text(notes[others[0]])) if others else None
-
-    def _ended(self, index: int, error: HarnessError) -> HarnessError:
-        return HarnessError(
-            "peer-lost",
-            f"{named(index, self.hosts)} has ended: {error.what}",
-            got=f"[{error.code}] {error.got or ''}".strip(),
-            need=error.need,
-            fix=error.fix,
-        )
-
-
-def _as_text(error: HarnessError) -> str:
-    return json.dumps([error.code, error.what, error.got, error.need, error.fix])
-
-
-def _from_text(text: str) -> HarnessError:
-    code, what, got, need, fix = json.loads(text)
-    return HarnessError(code, what, got=got, need=need, fix=fix)
+        return peer_ended(others[0], self.hosts, error_from_text(notes[others[0]])) if others else None
 
 
 @contextmanager

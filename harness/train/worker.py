@@ -74,8 +74,8 @@ def _train(job: Job, channel: Channel, peers: Peers) -> int:
 def _among_others(member: Member, channel: Channel) -> int:
     """As `_train`, together with the other processes of the run, which learn why this one fails."""
     channel.phase("start")
+    from harness.run.shared_directory import check_shared
     from harness.train.cluster import join
-    from harness.train.shared_directory import check_shared
 
     peers = join(member, channel)
     try:

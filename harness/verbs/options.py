@@ -67,6 +67,13 @@ CheckpointArgument = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu or cuda; default: the GPU when there is one.")
 ]
+NetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--net",
+        help="Rate of each machine's network, one way: 100Gb. Default: what its interfaces say, else 100Gb.",
+    ),
+]
 AllowOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from harness.verbs.answers import answer, rundir
 from harness.verbs.options import (
     DeviceOption,
     JsonOption,
+    NetOption,
     RecipeOption,
     RunOption,
     SetOption,
@@ -23,7 +24,13 @@ from harness.verbs.options import (
 
 GpuOption = Annotated[
     str | None,
-    typer.Option("--gpu", help="Plan for this card, which need not be here: rtx_a6000, or a40:8 for eight."),
+    typer.Option(
+        "--gpu",
+        help=(
+            "Plan for this card, which need not be here: rtx_a6000, or a40:8 for eight; h100:8x2 for eight in"
+            " each of two machines."
+        ),
+    ),
 ]
 VramOption = Annotated[
     float | None,
@@ -69,6 +76,12 @@ ServeOption = Annotated[
     bool,
     typer.Option(
         "--serve", help="Whether the card can serve the policy, and how fast: bytes by the compiler, a model."
+    ),
+]
+SlowerOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-slower", help="A plan for several machines even where one of them alone would be faster."
     ),
 ]
 BatchOption = Annotated[
@@ -124,6 +137,8 @@ def plan(
     matrix: MatrixOption = False,
     serve: ServeOption = False,
     batch: BatchOption = None,
+    net: NetOption = None,
+    allow_slower: SlowerOption = False,
     device: DeviceOption = None,
     sets: SetOption = None,
     run: RunOption = None,
@@ -134,15 +149,17 @@ def plan(
     """
     from harness.flow.find import TRAINERS, trainer_of
     from harness.flow.trainer import Question
+    from harness.plan.cluster import rate as network_rate
     from harness.show.plan import plan_view
     from harness.show.serving_plan import serving_view
 
     others = {"--matrix": matrix, "--exact": exact, "--wait": wait, "--backend": backend is not None}
+    others |= {"--net": net is not None, "--allow-slower": allow_slower}
     _check_together(serve, batch, [name for name, given in others.items() if given])
     if matrix:
         write_matrix(run)
         return
-    asked = {
+    asked: dict[str, Any] = {
         "gpu": gpu,
         "device": device,
         "vram_bytes": gib_bytes(vram_gib),
@@ -150,6 +167,9 @@ def plan(
         "exact": exact,
         "recompile": compile_,
     }
+    # Only where it is given: the hash of what a plan of one machine was asked stays what it was.
+    asked |= {} if net is None else {"net": network_rate(net)}
+    asked |= {"slower": True} if allow_slower else {}
     if serve:
         from harness.flow.serving import plan_of
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
 from harness.artifacts.plan import Backend
-from harness.flow.training import carry_out, look_back, prepare, refuse_several, stopped_at_once
+from harness.flow.begin import Asked, get_ready
+from harness.flow.training import carry_out, look_back, stopped_at_once
 from harness.received.consent import hear
 from harness.show.progress import Progress
 from harness.verbs.answers import print_file
@@ -16,6 +18,7 @@ from harness.verbs.options import (
     DeviceOption,
     FetchOption,
     JsonOption,
+    NetOption,
     OfflineOption,
     RecipeOption,
     RunOption,
@@ -70,6 +73,7 @@ def train(
     sets: SetOption = None,
     fetch: FetchOption = False,
     offline: OfflineOption = False,
+    net: NetOption = None,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,26 +82,29 @@ def train(
     Ctrl-C or SIGTERM saves and ends it.
     """
     from harness.artifacts import Manifest
-    from harness.flow.chain import Chain
-    from harness.flow.find import find_run, recipe_of, refuse_started, trainer_of
-    from harness.run.lock import locked
+    from harness.plan.cluster import rate as network_rate
 
     console = Progress()
-    refuse_several()
     hear(fetch=fetch, offline=offline)
-    directory = find_run(run, name, recipe, resume=resume)
-    directory.check_own()
-    trainer, overrides = trainer_of(directory, backend).told(sets or [], any_commit=any_commit)
-    last = [] if steps is None else [f"train.steps={steps}"]
-    own = recipe_of(directory, recipe, [*overrides, *last], own_first=resume)
-    trainer.check(own)
-    with stopped_at_once(), locked(directory.path) as lock:
-        if not resume:
-            refuse_started(directory)
-        chain = Chain(directory, own, trains=True, trainer=trainer)
-        console.say(f"run {directory.path}: recipe {chain.recipe.name}, {chain.recipe.train.steps} steps")
-        job, machine = prepare(chain, console, device, allow or [])
-        if carry_out(job, machine, trainer, console, lock, patient=patient):
+    asked = Asked(
+        recipe,
+        resume,
+        name,
+        steps,
+        device,
+        allow or [],
+        backend,
+        any_commit,
+        sets or [],
+        run,
+        None if net is None else network_rate(net),
+    )
+    with stopped_at_once(), ExitStack() as held:
+        ready = get_ready(asked, console, held)
+        job, machine, trainer, lock, number, processes = ready
+        left = carry_out(job, machine, trainer, console, lock, patient=patient, alone=processes == 1)
+        # What comes after the training, the first process does alone.
+        if left and number == 0:
             look_back(job, trainer, console)
-    if as_json:
-        print_file(directory, Manifest)
+    if as_json and number == 0:
+        print_file(job.run, Manifest)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
+from harness.run import shared_directory
 from harness.run.peers import ALONE, Peers
-from harness.train import shared_directory
-from harness.train.shared_directory import check_shared
+from harness.run.shared_directory import check_shared
 from tests.support.threads import together
 
 
