@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,7 +10,16 @@ import typer
 
 from harness.received.text import word
 from harness.verbs.answers import answer
-from harness.verbs.options import AllowOption, FetchOption, JsonOption, OfflineOption, RecipeOption, SetOption
+from harness.verbs.options import (
+    AllowOption,
+    FetchOption,
+    JsonOption,
+    NetOption,
+    OfflineOption,
+    RecipeOption,
+    SetOption,
+)
+from harness.verbs.plan import SlowerOption
 
 if TYPE_CHECKING:
     from harness.artifacts import Plan
@@ -100,6 +110,8 @@ def launch(
     patient: PatientOption = False,
     fetch: FetchOption = False,
     offline: OfflineOption = False,
+    net: NetOption = None,
+    allow_slower: SlowerOption = False,
     out: OutOption = None,
     image: ImageOption = None,
     cpus: CpusOption = None,
@@ -128,7 +140,7 @@ def launch(
 
     flags = {"--patient": patient, "--fetch": fetch, "--offline": offline}
     options = [f"--allow={check}" for check in allow or []] + [f"--steps={steps}"] * (steps is not None)
-    options += [flag for flag, given in flags.items() if given]
+    options += [f"--net={net}"] * (net is not None) + [flag for flag, given in flags.items() if given]
     wanted = Wanted(
         engine, hosts, run, name, recipe, sets or [], options, gpu, gpus, out, env or [], user, submit
     )
@@ -141,7 +153,7 @@ def launch(
     }
     fields |= {"account": account, "claim": claim, "namespace": namespace, "secret": secret}
     fields |= {"coordinator": coordinator, "restarts": restarts, "grace_s": grace}
-    asked = ask(wanted, _plan, fields)
+    asked = ask(wanted, partial(_plan, net, allow_slower), fields)
     made = launched(asked, write(asked))
     if submit:
         made = _followed(asked, made)
@@ -149,12 +161,15 @@ def launch(
     raise typer.Exit(0 if made.state in (None, "COMPLETED") else 1)
 
 
-def _plan(gpu: str, recipe: str, sets: list[str]) -> Plan:
+def _plan(net: str | None, slower: bool, gpu: str, recipe: str, sets: list[str]) -> Plan:
     from harness.flow.find import trainer_of
     from harness.flow.trainer import Question
+    from harness.plan.cluster import rate
 
     asked: dict[str, Any] = {"gpu": gpu, "exact": False, "recompile": False}
     asked |= {"device": None, "vram_bytes": None, "host_ram_bytes": None}
+    asked |= {} if net is None else {"net": rate(net)}
+    asked |= {"slower": True} if slower else {}
     return trainer_of(None).answer(Question(None, recipe, sets, asked, wait=False))
 
 
