@@ -93,7 +93,9 @@ def test_a_killed_and_requeued_run_of_two_nodes_ends_bit_for_bit_as_one_that_was
         restarts = int(slurm.field(killed.job, "Restarts"))
     # The kill may come when the run is done with its last step; the requeue always starts it again.
     assert restarts >= 1
-    assert [line["loss"] for line in metrics(killed.run)] == [line["loss"] for line in metrics(whole.run)]
+    assert [line["loss"] for line in metrics(killed.run.path)] == [
+        line["loss"] for line in metrics(whole.run.path)
+    ]
     first, second = (stored(run.checkpoints, STEPS) for run in (whole.run, killed.run))
     assert first.keys() == second.keys()
     assert [path for path in first if not np.array_equal(first[path], second[path])] == []

@@ -139,18 +139,12 @@ def launch(
     from harness.show.launched import launched_table
 
     flags = {"--patient": patient, "--fetch": fetch, "--offline": offline}
-    options = [f"--allow={check}" for check in allow or []] + [f"--steps={steps}"] * (steps is not None)
-    options += [f"--net={net}"] * (net is not None) + [flag for flag, given in flags.items() if given]
+    options = _train_options(allow or [], steps, net, [flag for flag, given in flags.items() if given])
     wanted = Wanted(
         engine, hosts, run, name, recipe, sets or [], options, gpu, gpus, out, env or [], user, submit
     )
-    fields: dict[str, Any] = {
-        "image": image,
-        "cpus": cpus,
-        "memory_gib": memory_gib,
-        "time": time,
-        "partition": partition,
-    }
+    fields: dict[str, Any] = {"image": image, "cpus": cpus, "memory_gib": memory_gib}
+    fields |= {"time": time, "partition": partition}
     fields |= {"account": account, "claim": claim, "namespace": namespace, "secret": secret}
     fields |= {"coordinator": coordinator, "restarts": restarts, "grace_s": grace}
     asked = ask(wanted, partial(_plan, net, allow_slower), fields)
@@ -159,6 +153,13 @@ def launch(
         made = _followed(asked, made)
     answer(made, as_json, launched_table)
     raise typer.Exit(0 if made.state in (None, "COMPLETED") else 1)
+
+
+def _train_options(allow: list[str], steps: int | None, net: str | None, flags: list[str]) -> list[str]:
+    """What `harness train` is told beside the run, the recipe and its changes."""
+    valued = {"--steps": steps, "--net": net}
+    given = [f"{name}={value}" for name, value in valued.items() if value is not None]
+    return [*(f"--allow={check}" for check in allow), *given, *flags]
 
 
 def _plan(net: str | None, slower: bool, gpu: str, recipe: str, sets: list[str]) -> Plan:
