@@ -141,24 +141,26 @@ def validated(data: dict[str, object]) -> Asked:
         data,
         where="what launch was asked",
         code="launch-invalid",
-        fix="correct the options named above; harness launch --help has the form of each",
+        fix="correct the options named above",
     )
     for option, engines in ONLY.items():
+        flag = f"--{option}"
         if getattr(asked, option) is not None and asked.engine not in engines:
             raise HarnessError(
                 "launch-option",
-                f"--{option} says nothing to {asked.engine}",
-                got=f"--engine {asked.engine} --{option}",
-                need=f"--{option} with {' or '.join(engines)}",
-                fix=f"leave --{option} out",
+                f"{flag} says nothing to {asked.engine}",
+                got=f"--engine {asked.engine} {flag}",
+                need=f"{flag} with {' or '.join(engines)}",
+                fix=f"leave {flag} out",
             )
     for option in _NEEDED[asked.engine]:
+        flag = f"--{option}"
         if getattr(asked, option) is None:
             raise HarnessError(
                 "launch-needs",
-                f"a file for {asked.engine} cannot run without --{option}",
-                need=f"--{option} {_EXAMPLE[option]}",
-                fix=f"add --{option} {_EXAMPLE[option]}",
+                f"a file for {asked.engine} cannot run without {flag}",
+                need=f"{flag} {_EXAMPLE[option]}",
+                fix=f"add {flag} {_EXAMPLE[option]}",
             )
     _check_time(asked)
     if asked.engine == "kubernetes":
@@ -209,7 +211,7 @@ def _check_image(engine: Engine, image: str) -> None:
             f"{engine} takes no file for an image",
             got=image,
             need="NAME@sha256:DIGEST",
-            fix=f"--image {_EXAMPLE['image']}",
+            fix="--image registry.example/harness@sha256:DIGEST",
         )
     # All hosts have to run the same image, today and when they are started again. One machine's engine has
     # one image of a name.

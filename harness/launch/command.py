@@ -47,7 +47,7 @@ def head(asked: Asked, *use: str) -> list[str]:
     return [
         one_line(line)
         for line in (
-            f"Run {asked.name}: recipe {recipe}; hosts: {asked.hosts}, of {devices}. By harness launch.",
+            f"Run {asked.name}: recipe {recipe}; hosts: {asked.hosts}, of {devices}.",
             *([f"Planned: {asked.plan}"] if asked.plan else []),
             *use,
         )

@@ -20,13 +20,14 @@ from harness.launch.asked import PORT, Asked
 from harness.launch.command import RECIPE, contained_words, head
 from harness.launch.yaml_text import documents
 from harness.run.cluster import COORDINATOR, COUNT
+from harness.run.directory import RECIPE as KEY
 
 TRAIN_JOB_FILE, JOB_SET_FILE, JOB_FILE = "trainjob.yaml", "jobset.yaml", "job.yaml"
 # The labels that their controllers give to every pod of theirs, with the name.
 _JOB_SET, _JOB = "jobset.sigs.k8s.io/jobset-name", "batch.kubernetes.io/job-name"
 # Where the claim is mounted. Runs, datasets and cache are directories of it.
 _SHARED = "/shared"
-_PLACES = {
+_DIRECTORIES = {
     "HARNESS_RUNS": f"{_SHARED}/runs",
     "HARNESS_DATASETS": f"{_SHARED}/datasets",
     "HARNESS_CACHE": f"{_SHARED}/cache",
@@ -171,7 +172,7 @@ def _config(asked: Asked) -> list[dict[str, Any]]:
             "kind": "ConfigMap",
             "metadata": {**_named(asked), "name": f"{asked.dns}-recipe"},
             "immutable": True,
-            "data": {"recipe.yaml": asked.recipe_text},
+            "data": {KEY: asked.recipe_text},
         }
     ]
 
@@ -205,7 +206,7 @@ def _pod(asked: Asked, variables: dict[str, str], label: str) -> dict[str, Any]:
         "command": [_literal(each) for each in contained_words(asked, f"{_SHARED}/runs/{asked.name}")],
         "env": [
             {"name": name, "value": _literal(value)}
-            for name, value in (_PLACES | asked.environment | variables).items()
+            for name, value in (_DIRECTORIES | asked.environment | variables).items()
         ],
         "resources": _resources(asked),
         "volumeMounts": mounts,
@@ -251,6 +252,6 @@ def _volumes(asked: Asked) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         {"name": "tmp", "emptyDir": {}},
     ]
     if asked.recipe_text is not None:
-        mounts.append({"name": "recipe", "mountPath": RECIPE, "subPath": "recipe.yaml", "readOnly": True})
+        mounts.append({"name": "recipe", "mountPath": RECIPE, "subPath": KEY, "readOnly": True})
         volumes.append({"name": "recipe", "configMap": {"name": f"{asked.dns}-recipe"}})
     return volumes, mounts

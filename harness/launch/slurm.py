@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from harness.errors import HarnessError
 from harness.launch.asked import Asked
 from harness.launch.command import RECIPE, head, train_words
+from harness.run.directory import CHECKPOINTS, MANIFEST
 
 FILE = "job.sbatch"
-# Slurm looks at its jobs once a minute, and sends the signal so much earlier (sbatch(1), --signal). The rest is
-# for a save that is quick.
+# Slurm looks at its jobs once a minute, and may signal so much earlier (sbatch(1), --signal). The rest is for
+# a save that is quick.
 _EARLY_S = 90
 
 _SCRIPT = """\
@@ -29,7 +30,7 @@ step=(
 {step}
 )
 kept={out}/$SLURM_JOB_ID
-mkdir -p -- "$run"{places}
+mkdir -p -- "$run"{more}
 touch -- "$kept.start"
 start=$((${{SLURM_RESTART_COUNT:-0}} + 1))
 echo "start $start of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date --iso-8601=seconds)"
@@ -41,11 +42,11 @@ if ((code == 0)); then
   # So near the end of its time it was Slurm that stopped the step. A run that is finished saves nothing more.
   end=$(squeue --noheader --job="$SLURM_JOB_ID" --format=%e) || end=
   end=$(date --date="$end" +%s 2>/dev/null) || end=
-  saved=$(find "$run/checkpoints" -newer "$kept.start" -print -quit 2>/dev/null) || saved=
+  saved=$(find "$run/{checkpoints}" -newer "$kept.start" -print -quit 2>/dev/null) || saved=
   if [[ -n $end && -n $saved ]] && ((end - $(date +%s) <= {window})); then
     again="the time limit has come"
   fi
-elif [[ -e $run/manifest.json ]]; then
+elif [[ -e $run/{manifest} ]]; then
   # It had begun to train, so this is no mistake of the recipe.
   echo "start $start: exit code $code" >>"$kept.failures"
   if (($(wc -l <"$kept.failures") <= {restarts})); then
@@ -83,7 +84,9 @@ def batch_script(asked: Asked) -> str:
         run=shlex.quote(asked.run),
         train=_lines(train_words(asked, run, contained=contained)),
         step=_lines(_step(asked)),
-        places="".join(f" {shlex.quote(place)}" for place in ([asked.cache] if contained else [])),
+        more=f" {shlex.quote(asked.cache)}" if contained else "",
+        manifest=MANIFEST,
+        checkpoints=CHECKPOINTS,
         out=shlex.quote(asked.out),
         window=asked.grace_s + _EARLY_S,
         restarts=asked.restarts,

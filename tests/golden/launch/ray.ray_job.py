@@ -1,4 +1,4 @@
-# Run pi05_libero-001: recipe /shared/my recipes/mine.yaml, sha256 1ee4fbea3f8b53fb; hosts: 2, of 8 GPUs. By harness launch.
+# Run pi05_libero-001: recipe /shared/my recipes/mine.yaml, sha256 1ee4fbea3f8b53fb; hosts: 2, of 8 GPUs.
 # ray job submit -- python ray_job.py     starts it; again, it goes on from the last save
 import ctypes
 import os
