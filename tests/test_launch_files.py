@@ -34,7 +34,8 @@ CASES: dict[str, Asked] = {
     "compose_two_machines": asked("compose", image="harness:cuda", gpus=0, coordinator="ws1.lab", **LIMITS),
     "ray": asked("ray", **LIMITS, **OWN),
 }
-FILES = {f"{case}.{name}": text for case, each in CASES.items() for name, text in texts(each).items()}
+# Under a name of their own, so that no tool takes them for its own.
+FILES = {f"{case}.{name}.txt": text for case, each in CASES.items() for name, text in texts(each).items()}
 ODD_OPTIONS = [f"--set=data.prompt={ODD}", "--set=x=$(HOME)$$(HOME)$HOME", "--allow=host memory"]
 
 
@@ -94,7 +95,7 @@ def test_every_pod_finds_its_coordinator_and_its_number() -> None:
 
 @pytest.mark.parametrize("case", ["compose", "compose_two_machines"])
 def test_a_compose_file_has_no_key_that_the_specification_does_not_have(case: str) -> None:
-    made = Compose.model_validate(yaml.safe_load(FILES[f"{case}.compose.yaml"]))
+    made = Compose.model_validate(yaml.safe_load(FILES[f"{case}.compose.yaml.txt"]))
     assert list(made.services) == ["host-0", "host-1"]
     for number, service in enumerate(made.services.values()):
         assert service.environment["JAX_PROCESS_ID"] == str(number)
@@ -178,7 +179,7 @@ def test_a_container_makes_the_runs_directory_and_becomes_the_command(tmp_path: 
 
 @pytest.mark.parametrize("case", ["slurm", "slurm_pyxis"])
 def test_bash_takes_the_batch_script(case: str, tmp_path: Path) -> None:
-    (tmp_path / "job").write_text(FILES[f"{case}.job.sbatch"])
+    (tmp_path / "job").write_text(FILES[f"{case}.job.sbatch.txt"])
     subprocess.run(["bash", "-n", str(tmp_path / "job")], check=True)
 
 
