@@ -482,7 +482,7 @@ ARG APT_STRICT
 ARG APT_SNAPSHOT
 # A compiler at run time, in this image alone: tests build a stand-in for libnvidia-ml and drive it through the real bindings.
 RUN --mount=type=bind,from=apt,target=/apt \
-    sh /apt/install gcc libc6-dev
+    sh /apt/install gcc libc6-dev munge slurm-wlm
 # The large layer first.
 COPY --from=dependencies-test /opt/venv /opt/venv
 # Small, and remade only when a uid changes.

@@ -32,6 +32,7 @@ VERBS = (
     "fetch",
     "doctor",
     "train",
+    "launch",
     "status",
     "inspect",
     "analyse",

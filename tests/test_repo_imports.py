@@ -40,6 +40,7 @@ ROOMS = {
     "flow",
     "verify",
     "replay",
+    "launch",
 }
 
 # Room → the rooms beside the ground and itself that it may import. A second set: only inside functions.
@@ -83,6 +84,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "verify": ({"flow"}, {"data", "supervise"}),
+    # Files for other programs; the run itself is started by them.
+    "launch": ({"flow"}, set()),
     # On the host: another image does the work, so nothing of it is imported.
     "replay": (set(), set()),
     "verbs": ({"flow", "show"}, ROOMS),
