@@ -17,7 +17,8 @@ from harness.launch.asked import Asked
 from harness.launch.command import contained_words, train_words
 from harness.launch.write import texts
 from harness.recipe.load import load_recipe, to_yaml
-from tests.support.engine_schemas import Compose, expanded, kubernetes_object
+from tests.support.compose_schema import Compose
+from tests.support.engine_schemas import expanded, kubernetes_object
 from tests.support.launching import DIGEST, IMAGE, ODD, asked, given, run_script
 
 GOLDEN = Path(__file__).parent / "golden" / "launch"
