@@ -480,7 +480,7 @@ FROM runtime AS test-tree
 ARG APT_STRICT
 # As above: a moment, 20260801T000000Z: the archive as it was then, where apt and the distribution have that.
 ARG APT_SNAPSHOT
-# A compiler at run time, in this image alone: tests build a stand-in for libnvidia-ml and drive it through the real bindings.
+# In this image alone: a compiler, since tests build a stand-in for libnvidia-ml and drive it through the real bindings; and Slurm.
 RUN --mount=type=bind,from=apt,target=/apt \
     sh /apt/install gcc libc6-dev munge slurm-wlm
 # The large layer first.
