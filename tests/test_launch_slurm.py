@@ -58,7 +58,11 @@ class Job(NamedTuple):
             states.append(self.slurm.state(self.number))
             if states[-1] == "PENDING":
                 self.slurm.hurry(self.number)
-            return states[-1] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+            # A job that is being requeued is FAILED for a moment.
+            return (
+                states[-1] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+                and states[-10:] == states[-1:] * 10
+            )
 
         self.wait(ended, "end", 300)
         return states[-1]

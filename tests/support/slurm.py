@@ -200,8 +200,10 @@ def _cancel_all(slurm: Slurm) -> None:
     """Ends every job, so that no step outlives the daemons."""
     deadline = time.monotonic() + _END_S
     while (jobs := slurm.ask("squeue", "--noheader", "--format=%A").split()) and time.monotonic() < deadline:
-        slurm.ask("scancel", "--signal=KILL", *jobs)
-        slurm.ask("scancel", *jobs)
+        # One that has ended meanwhile is an error to scancel.
+        for signal_ in (("--signal=KILL",), ()):
+            with suppress(AssertionError):
+                slurm.ask("scancel", *signal_, *jobs)
         time.sleep(0.5)
 
 
