@@ -231,11 +231,12 @@ def test_the_held_out_states_are_those_that_evaluate_drives(
     (tmp_path / "evaluations" / "zero").mkdir(parents=True)
     (tmp_path / "evaluations" / "zero" / "setting.json").write_text("{}")
     evaluate(tmp_path, "run", 500, None)
-    zero, scripted, ours = map(taken, commands)
-    assert [each["policy"] for each in (zero, scripted, ours)] == ["zero", "scripted", None]
-    assert [each["resume"] for each in (zero, scripted, ours)] == [True, False, False]
-    assert ours["path"] == str(tmp_path / "run" / "checkpoints" / "500")
-    for each in (zero, scripted, ours):
+    zero, scripted, ours, turned = map(taken, commands)
+    assert [each["policy"] for each in (zero, scripted, ours, turned)] == ["zero", "scripted", None, None]
+    assert [each["resume"] for each in (zero, scripted, ours, turned)] == [True, False, False, False]
+    assert ours["path"] == turned["path"] == str(tmp_path / "run" / "checkpoints" / "500")
+    assert [list(each["depart"]) for each in (ours, turned)] == [[], ["turn=0"]]
+    for each in (zero, scripted, ours, turned):
         # The first initial states of the tasks that were recorded, and no others.
         asked = asked_of("zero", each["suites"], each["tasks"], each["episodes"], rules_of("openpi", [])[0])
         assert asked.tasks == {"libero_spatial": [0]}

@@ -2,7 +2,8 @@
 
 Beside the checkpoint stand two controls of `harness evaluate`, `zero` and `scripted`, and the blind replay:
 the actions of the first recorded episode of the same task, carried out in scenes that they were not recorded
-in. A policy that looks has to be better than that.
+in. Where that succeeds as often, success alone does not show that a policy looks. So the checkpoint drives
+the same scenes once more with pictures that are turned the other way: what looks at them is lost then.
 """
 
 from __future__ import annotations
@@ -31,18 +32,20 @@ def evaluate(directory: Path, name: str, step: int | None, wanted: list[str] | N
         for suite, task in TASKS
         if (suite, task) in recorded and (wanted is None or _short(suite, task) in wanted)
     ]
+    own, checkpoint = _label(name, step), [str(_checkpoint(directory / name, step))]
     # The cheap ones first: they show that the simulator and the scenes are right.
     _blind(directory, made, tasks)
     for label, policy in (
         ("zero", ["--policy", "zero"]),
         ("scripted", ["--policy", "scripted"]),
-        (_label(name, step), [str(_checkpoint(directory / name, step))]),
+        (own, checkpoint),
+        (f"{own}-turned", [*checkpoint, "--depart", "turn=0"]),
     ):
         out = directory / "evaluations" / label
         command = harness("evaluate", *policy, "--out", str(out), "--episodes", str(len(HELD_OUT)))
         command += ["--suites", ",".join(dict.fromkeys(suite for suite, _ in tasks))]
         command += ["--tasks", ",".join(_short(*each) for each in tasks)]
-        command += ["--videos", "failures" if label.startswith(name) else "none"]
+        command += ["--videos", "failures" if label == own else "none"]
         if (out / "setting.json").exists():
             command.append("--resume")
         subprocess.run(command, check=True)
