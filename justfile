@@ -40,6 +40,10 @@ chaos *options:
 simulate:
     ci/simulate
 
+# two nodes of a real Slurm in the test image: a run is killed, requeued, and ends bit for bit (after images)
+slurm *options:
+    ci/slurm {{options}}
+
 # whether what the CUDA image has is its lock, imports and fits together; needs no GPU (after images)
 cuda *options:
     ci/cuda {{options}}

@@ -157,7 +157,7 @@ def test_a_checkpoint_of_openpi_needs_a_recipe_and_its_asset_id(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("question", "overrides", "code"),
     [
-        (Question(episode=5), [], "episode-out-of-range"),
+        (Question(episode=8), [], "episode-out-of-range"),
         (Question(episode=-1), [], "episode-out-of-range"),
         (Question(frame=10_000), [], "frame-out-of-range"),
         (Question(frame=-1), [], "frame-out-of-range"),

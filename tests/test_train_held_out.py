@@ -250,16 +250,16 @@ def test_a_pass_that_a_stop_left_off_is_made_up_for_once(tmp_path: Path) -> None
     job = one._job
     heard, state = Heard(), TrainState(None, {}, {}, None, None)  # type: ignore[arg-type]
     saves = Saves(job._replace(run=RunDir(tmp_path)), one._program, one._loader, heard, start_step=10)
-    assert saves.measure(state, 10, [15]) is None
+    assert saves.measure(state, 10, lambda: True) is None
     assert "step 10 was left off; --resume, or harness choose" in heard.texts[-1]
     assert not (tmp_path / "held_out.jsonl").exists()
-    assert saves.measure(state, 10, []) is not None
-    assert saves.measure(state, 10, []) is None
+    assert saves.measure(state, 10, lambda: False) is not None
+    assert saves.measure(state, 10, lambda: False) is None
     # A save between two of the cadence is not measured.
-    assert saves.measure(state, 13, []) is None
+    assert saves.measure(state, 13, lambda: False) is None
     assert len((tmp_path / "held_out.jsonl").read_text().splitlines()) == 1
     # A finished run has nothing to resume.
-    assert saves.measure(state, 60, [15]) is None
+    assert saves.measure(state, 60, lambda: True) is None
     assert heard.texts[-1].endswith(f"left off; harness choose {tmp_path} --fill makes up for it")
 
 

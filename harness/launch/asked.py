@@ -31,7 +31,7 @@ _REGISTRY = r"(?:[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]+)?/)?"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # Source: distribution's reference grammar, docs/content/spec/api.md.
 _IMAGE = re.compile(
-    rf"{_REGISTRY}[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?"
+    rf"\A{_REGISTRY}[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?"
     r"(?:@sha256:[0-9a-f]{64})?"
 )
 

@@ -38,7 +38,7 @@ def rate(text: str) -> float:
     Raises: HarnessError "net-rate-invalid".
     """
     found = re.fullmatch(
-        r"\s*(\d+(?:\.\d+)?)\s*([KMGTkmgt])i?(b|bit|bits|bE|bps|B|Bps|bytes)(?:/s|ps)?\s*", text
+        r"\A\s*(\d+(?:\.\d+)?)\s*([KMGTkmgt])i?(b|bit|bits|bE|bps|B|Bps|bytes)(?:/s|ps)?\s*", text
     )
     value = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
     if found is None or not value:

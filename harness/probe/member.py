@@ -95,7 +95,7 @@ def interfaces(root: Path = Path("/")) -> list[Interface]:
             )
     for adapter in _folders(root / "sys/class/infiniband"):
         for port in _folders(adapter / "ports"):
-            rate = re.match(r"([\d.]+) Gb/sec", _text(port / "rate"))
+            rate = re.match(r"\A([\d.]+) Gb/sec", _text(port / "rate"))
             if _text(port / "state").startswith("4") and rate:
                 found.append(
                     Interface(

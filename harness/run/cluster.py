@@ -179,7 +179,7 @@ def first_host(nodes: str) -> str:
 
     Raises: HarnessError "cluster-value".
     """
-    name = re.match(r"([^,\[\]]*)(?:\[(\d+)[^\]]*\]([^,\[\]]*))?", nodes.strip())
+    name = re.match(r"\A([^,\[\]]*)(?:\[(\d+)(?:[^\d\]][^\]]*)?\]([^,\[\]]*))?", nodes.strip())
     first = "".join(part or "" for part in name.groups()) if name else ""
     if not first:
         raise _bad_value("SLURM_STEP_NODELIST", nodes, "a list of nodes, such as gpu[03-05]")

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from harness.artifacts.plan import Backend
-from harness.flow.begin import Asked, get_ready
 from harness.flow.training import carry_out, look_back, stopped_at_once
 from harness.received.consent import hear
 from harness.show.progress import Progress
@@ -82,6 +81,7 @@ def train(
     Ctrl-C or SIGTERM saves and ends it.
     """
     from harness.artifacts import Manifest
+    from harness.flow.begin import Asked, get_ready
     from harness.plan.cluster import rate as network_rate
 
     console = Progress()

@@ -167,7 +167,8 @@ class Members:
         while not condition():
             for process in self.processes:
                 assert process.poll() is None, [
-                    self.errors(number)[-3000:] for number in range(len(self.processes))
+                    (self.said(number)[-2:], self.errors(number)[-3000:])
+                    for number in range(len(self.processes))
                 ]
             assert time.monotonic() < deadline
             time.sleep(0.02)
