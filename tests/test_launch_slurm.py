@@ -56,13 +56,10 @@ class Job(NamedTuple):
 
         def ended() -> bool:
             states.append(self.slurm.state(self.number))
-            if states[-1] == "PENDING":
+            # A start while the node still ends the one before is refused by slurmd, and the job is FAILED.
+            if states[-20:] == ["PENDING"] * 20:
                 self.slurm.hurry(self.number)
-            # A job that is being requeued is FAILED for a moment.
-            return (
-                states[-1] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-                and states[-10:] == states[-1:] * 10
-            )
+            return states[-1] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
         self.wait(ended, "end", 300)
         return states[-1]

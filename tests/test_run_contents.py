@@ -98,8 +98,7 @@ READ_BY_NOBODY = {
     "serving.json",
     "serve_check.json",
     "serving_plan.json",
-    "hosts.json",
-    "launch.json",
+    *("hosts.json", "launch.json"),
 }
 # Read by the page of an evaluation: tests/test_report_evaluation.py.
 OF_AN_EVALUATION = {"setting.json", "evaluation.json"}

@@ -77,7 +77,7 @@ def follow(job: str, log: Path, say: Callable[[str], None]) -> Ended:
 
     Raises: HarnessError "slurm-silent" after ten minutes without an answer.
     """
-    offset, before, last, answered = 0, "", "", time.monotonic()
+    offset, before, answered = 0, "", time.monotonic()
     while True:
         state, reason, code = _look(job)
         if state:
@@ -96,11 +96,9 @@ def follow(job: str, log: Path, say: Callable[[str], None]) -> Ended:
         if now and now != before:
             say(f"job {job}: {now}")
             before = now
-        # A job that is being requeued is FAILED for a moment.
-        if state in _ENDED and state == last:
+        if state in _ENDED:
             _tell(log, offset, say)
             return Ended(state, code)
-        last = state
         time.sleep(_LOOK_EVERY_S)
 
 

@@ -8,7 +8,6 @@ import typer
 
 from harness.artifacts.plan import Backend
 from harness.flow.diagnose import data_here, diagnose, plan_or_refusal
-from harness.flow.together import Lead, all_processes, follow
 from harness.received.consent import hear
 from harness.show.progress import Progress, busy
 from harness.verbs.answers import answer, dataset_overrides
@@ -52,6 +51,7 @@ def doctor(
     finding with its fix.
     """
     from harness.flow.chain import chain_for
+    from harness.flow.together import Lead, all_processes, follow
     from harness.show.doctor import doctor_table
 
     hear(fetch=fetch, offline=offline)
