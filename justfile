@@ -80,9 +80,13 @@ lock-inputs name:
 errors *options:
     python ci/make_errors.py {{options}}
 
-# records the dataset and trains the tokenizer that ship in the package, with the simulator of $HARNESS_SIMULATOR
+# records the dataset that ships in the package, with the simulator of $HARNESS_SIMULATOR
 sample *options:
     python ci/make_sample.py {{options}}
+
+# trains the tokenizer that ships in the package
+tokenizer *options:
+    python ci/make_tokenizer.py {{options}}
 
 # the scenes, recorded episodes and golden frames of the simulator anew, with its own Python: just simulator-files scenes WORK
 simulator-files which *options:

@@ -1,4 +1,4 @@
-"""Records the dataset and trains the tokenizer that ship inside the package.
+"""Records the dataset that ships inside the package.
 
     HARNESS_SIMULATOR=VENV python ci/make_sample.py [--out harness/data]
 
@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import sentencepiece
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -71,43 +70,8 @@ CLIPS = (
 CAMERAS = ("image", "wrist_image")
 # At 85 the dataset would be larger than the 2 MB that a test allows it.
 JPEG_QUALITY = 80
-VOCABULARY = 512
 # How long the simulator may take for one answer of those before it records.
 PATIENCE_S = 600.0
-
-# The instructions of LIBERO's four suites (spatial, object, goal, 10). Source:
-# Lifelong-Robot-Learning/LIBERO, libero/libero/benchmark/libero_suite_task_map.py.
-_SPATIAL = (
-    "between the plate and the ramekin", "next to the ramekin", "from table center", "on the cookie box",
-    "in the top drawer of the wooden cabinet",
-    "on the ramekin", "next to the cookie box", "on the stove", "next to the plate", "on the wooden cabinet",
-)  # fmt: skip
-_OBJECT = (
-    "alphabet soup", "cream cheese", "salad dressing", "bbq sauce", "ketchup", "tomato sauce", "butter",
-    "milk", "chocolate pudding", "orange juice",
-)  # fmt: skip
-_GOAL_AND_10 = (
-    "open the middle drawer of the cabinet",
-    "put the bowl on the stove",
-    "put the wine bottle on top of the cabinet",
-    "open the top drawer and put the bowl inside",
-    "put the bowl on top of the cabinet",
-    "push the plate to the front of the stove",
-    "put the cream cheese in the bowl",
-    "turn on the stove",
-    "put the bowl on the plate",
-    "put the wine bottle on the rack",
-    "put both the alphabet soup and the tomato sauce in the basket",
-    "put both the cream cheese box and the butter in the basket",
-    "turn on the stove and put the moka pot on it",
-    "put the black bowl in the bottom drawer of the cabinet and close it",
-    "put the white mug on the left plate and put the yellow and white mug on the right plate",
-    "pick up the book and place it in the back compartment of the caddy",
-    "put the white mug on the plate and put the chocolate pudding to the right of the plate",
-    "put both the alphabet soup and the cream cheese box in the basket",
-    "put both moka pots on the stove",
-    "put the yellow and white mug in the microwave and close it",
-)
 
 
 def main() -> None:
@@ -122,7 +86,6 @@ def main() -> None:
     except (HarnessError, RuntimeError) as error:
         raise SystemExit(str(error)) from error
     write_dataset(clips, simulator, arguments.out / "sample_dataset")
-    train_tokenizer(arguments.out / "sample_tokenizer.model")
 
 
 def the_known() -> Found:
@@ -336,32 +299,6 @@ LIBERO is MIT licensed (https://github.com/Lifelong-Robot-Learning/LIBERO).
 
 def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def train_tokenizer(out: Path) -> None:
-    """Writes a byte-fallback BPE model with PaliGemma's special tokens in PaliGemma's order."""
-    sentences = [f"pick up the black bowl {where} and place it on the plate" for where in _SPATIAL]
-    sentences += [f"pick up the {what} and place it in the basket" for what in _OBJECT]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*sentences, *_GOAL_AND_10]),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=VOCABULARY,
-        byte_fallback=True,
-        hard_vocab_limit=True,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        user_defined_symbols=["\n"],
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        num_threads=1,
-        minloglevel=2,
-    )
-    out.write_bytes(model.getvalue())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.closed_loop.plan import HELD_OUT
 from harness.data.lerobot import open_dataset
 from harness.data.sample import sample_dataset_path, sample_tokenizer_path
-from tests.support.sample import make_sample
+from tests.support.sample import make_sample, make_tokenizer
 
 CLIPS = make_sample.CLIPS
 
@@ -51,7 +51,7 @@ def test_the_page_names_each_clip_and_the_simulator() -> None:
 
 
 def test_the_tokenizer_is_made_again_byte_for_byte(tmp_path: Path) -> None:
-    make_sample.train_tokenizer(tmp_path / "made.model")
+    make_tokenizer.train_tokenizer(tmp_path / "made.model")
     assert (tmp_path / "made.model").read_bytes() == sample_tokenizer_path().read_bytes()
 
 

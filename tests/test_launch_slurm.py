@@ -51,14 +51,11 @@ class Job(NamedTuple):
             time.sleep(0.2)
 
     def ends(self) -> str:
-        """Its last state. A job that was requeued need not wait the two minutes that Slurm lets it wait."""
+        """Its last state."""
         states: list[str] = []
 
         def ended() -> bool:
             states.append(self.slurm.state(self.number))
-            # A start while the node still ends the one before is refused by slurmd, and the job is FAILED.
-            if states[-20:] == ["PENDING"] * 20:
-                self.slurm.hurry(self.number)
             return states[-1] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
         self.wait(ended, "end", 300)

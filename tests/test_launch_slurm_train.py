@@ -63,13 +63,9 @@ class Submitted:
 
     def wait(self, step: int | None) -> None:
         """Until this step is saved, or for None until the job has ended well."""
-        deadline, pending = time.monotonic() + 900, 0
+        deadline = time.monotonic() + 900
         while True:
             state = self.slurm.state(self.job)
-            pending = pending + 1 if state == "PENDING" else 0
-            # A start while the node still ends the one before is refused by slurmd, and the job is FAILED.
-            if pending >= 8:
-                self.slurm.hurry(self.job)
             if step is not None and (newest_step(self.run.checkpoints, "ours") or 0) >= step:
                 return
             if state == "COMPLETED" and step is None:

@@ -28,6 +28,7 @@ from harness.run.peers import (
     named,
     peer_ended,
     peer_lost,
+    peers_missing,
     run_first,
 )
 
@@ -158,11 +159,10 @@ def _receive_others(member: Member, peers: Meeting, say: Callable[[str], None], 
         waited = _Wait(say, limit_s)
         while len(peers.lines) < member.processes - 1:
             missing = sorted(set(range(1, member.processes)) - set(peers.lines))
-            waited.tell(
-                f"waiting for process{'es' * (len(missing) > 1)} {_listed(missing)} at {member.coordinator}"
-            )
+            those = f"process{'es' * (len(missing) > 1)} {_listed(missing)}"
+            waited.tell(f"waiting for {those} at {member.coordinator}")
             if waited.too_long:
-                raise _missing(member, f"no word of process{'es' * (len(missing) > 1)} {_listed(missing)}")
+                raise peers_missing(member, f"no word of {those}")
             try:
                 connection, _ = listener.accept()
             except TimeoutError:
@@ -210,7 +210,7 @@ def _go_to_first(member: Member, peers: Meeting, say: Callable[[str], None], lim
     while True:
         waited.tell(f"waiting for process 0 at {member.coordinator}" + (f" ({why})" if why else ""))
         if waited.too_long:
-            raise _missing(member, why)
+            raise peers_missing(member, why)
         try:
             line = _connected(member)
             line.send(_HELLO, [member.number, member.processes])
@@ -266,19 +266,6 @@ class _Wait:
             waited = now - self._begun
             self._say(text if waited < 1 else f"still {text}, {waited:.0f} s")
             self._next = now + _SAY_EVERY_S
-
-
-def _missing(member: Member, said: str) -> HarnessError:
-    return HarnessError(
-        "peers-missing",
-        f"not all of the {member.processes} processes came to {member.coordinator}; nothing was started",
-        got=said,
-        need=f"{member.processes} processes that reach {member.coordinator}",
-        fix=(
-            "look at the log of each process; the host's name must resolve, and its port be open, on every"
-            " machine"
-        ),
-    )
 
 
 def _another(member: Member, number: int, of: int) -> HarnessError:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from harness.errors import HarnessError
+from harness.run.cluster import Member
 
 
 class Peers(Protocol):
@@ -121,3 +122,17 @@ def error_as_text(error: HarnessError) -> str:
 def error_from_text(text: str) -> HarnessError:
     code, what, got, need, fix = json.loads(text)
     return HarnessError(code, what, got=got, need=need, fix=fix)
+
+
+def peers_missing(member: Member, said: str) -> HarnessError:
+    """The error of a process that does not meet the others of its run."""
+    return HarnessError(
+        "peers-missing",
+        f"not all of the {member.processes} processes came to {member.coordinator}; nothing was started",
+        got=said,
+        need=f"{member.processes} processes that reach {member.coordinator}",
+        fix=(
+            "look at the log of each process; the host's name must resolve and its port be open on every"
+            " machine, and http_proxy must not be set"
+        ),
+    )

@@ -27,7 +27,15 @@ import jax
 
 from harness.errors import HarnessError
 from harness.run.cluster import Member, port_taken
-from harness.run.peers import Peers, error_as_text, error_from_text, peer_ended, peer_lost, run_first
+from harness.run.peers import (
+    Peers,
+    error_as_text,
+    error_from_text,
+    peer_ended,
+    peer_lost,
+    peers_missing,
+    run_first,
+)
 from harness.supervise.channel import Channel
 from harness.supervise.signals import end_at_once, stop_requests
 
@@ -91,7 +99,7 @@ def join(member: Member, channel: Channel, *, limit_s: int = JOIN_S) -> Joined:
                 shutdown_timeout_seconds=60,
             )
         except RuntimeError as error:
-            raise _missing(member, " ".join(str(error).split())[:300]) from error
+            raise peers_missing(member, " ".join(str(error).split())[:300]) from error
     peers = Joined(member, channel)
     peers.hosts = peers.gather(host)
     channel.peers(peers.hosts)
@@ -111,7 +119,7 @@ def _watching(member: Member, channel: Channel, limit_s: float) -> Iterator[None
         while not done.wait(min(_SAY_EVERY_S, max(before + limit_s - time.monotonic(), 0))):
             waited = time.monotonic() - before
             if waited >= limit_s:
-                channel.error(_missing(member, f"waited for {limit_s:.0f} s"))
+                channel.error(peers_missing(member, f"waited for {limit_s:.0f} s"))
                 end_at_once(2)
             channel.say(
                 f"still waiting for the other {member.processes - 1} at {member.coordinator}, {waited:.0f} s"
@@ -136,19 +144,6 @@ def _check_port(member: Member) -> None:
             probe.bind(("", port))
     except OSError as error:
         raise port_taken(port, error) from error
-
-
-def _missing(member: Member, said: str) -> HarnessError:
-    return HarnessError(
-        "peers-missing",
-        f"not all of the {member.processes} processes came to {member.coordinator}",
-        got=said,
-        need=f"{member.processes} processes that reach {member.coordinator}",
-        fix=(
-            "look at the log of each process; the host's name must resolve and its port be open from every"
-            " machine, and http_proxy must not be set"
-        ),
-    )
 
 
 class Joined:

@@ -14,12 +14,15 @@ from harness.verbs.options import (
     AllowOption,
     FetchOption,
     JsonOption,
+    LastStepOption,
+    NameOption,
     NetOption,
     OfflineOption,
+    PatientOption,
     RecipeOption,
     SetOption,
+    SlowerOption,
 )
-from harness.verbs.plan import SlowerOption
 
 if TYPE_CHECKING:
     from harness.artifacts import Plan
@@ -40,16 +43,6 @@ GpusOption = Annotated[
     Number, typer.Option("--gpus", min=0, help="GPUs of each host, without a plan; 0 trains on CPUs.")
 ]
 RunOption = Annotated[Path | None, typer.Option("--run", help="The run's directory, which all hosts see.")]
-NameOption = Annotated[
-    Text, typer.Option("--name", help="Name of the run below $HARNESS_RUNS (default ./runs).")
-]
-StepsOption = Annotated[
-    Number, typer.Option("--steps", help="Train up to this step instead of the recipe's.")
-]
-PatientOption = Annotated[
-    bool,
-    typer.Option("--patient", help="Go on even when steps take ten times longer than the plan expects."),
-]
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Where the files are written. Default: launch/NAME.")
 ]
@@ -105,7 +98,7 @@ def launch(
     gpus: GpusOption = None,
     run: RunOption = None,
     name: NameOption = None,
-    steps: StepsOption = None,
+    steps: LastStepOption = None,
     allow: AllowOption = None,
     patient: PatientOption = False,
     fetch: FetchOption = False,

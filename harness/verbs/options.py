@@ -74,6 +74,22 @@ NetOption = Annotated[
         help="Rate of each machine's network, one way: 100Gb. Default: what its interfaces say, else 100Gb.",
     ),
 ]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the run below $HARNESS_RUNS (default ./runs).")
+]
+LastStepOption = Annotated[
+    int | None, typer.Option("--steps", help="Train up to this step instead of the recipe's.")
+]
+PatientOption = Annotated[
+    bool,
+    typer.Option("--patient", help="Go on even when steps take ten times longer than the plan expects."),
+]
+SlowerOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-slower", help="A plan for several machines even where one of them alone would be faster."
+    ),
+]
 AllowOption = Annotated[
     list[str] | None,
     typer.Option(

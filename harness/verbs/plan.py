@@ -20,6 +20,7 @@ from harness.verbs.options import (
     RecipeOption,
     RunOption,
     SetOption,
+    SlowerOption,
     gib_bytes,
 )
 
@@ -77,12 +78,6 @@ ServeOption = Annotated[
     bool,
     typer.Option(
         "--serve", help="Whether the card can serve the policy, and how fast: bytes by the compiler, a model."
-    ),
-]
-SlowerOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-slower", help="A plan for several machines even where one of them alone would be faster."
     ),
 ]
 BatchOption = Annotated[

@@ -17,8 +17,11 @@ from harness.verbs.options import (
     DeviceOption,
     FetchOption,
     JsonOption,
+    LastStepOption,
+    NameOption,
     NetOption,
     OfflineOption,
+    PatientOption,
     RecipeOption,
     RunOption,
     SetOption,
@@ -30,12 +33,6 @@ ResumeOption = Annotated[
         "--resume",
         help="Go on from the last whole checkpoint (of --run, --name, or the recipe's latest run).",
     ),
-]
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="Name of the run below $HARNESS_RUNS (default ./runs).")
-]
-StepsOption = Annotated[
-    int | None, typer.Option("--steps", help="Train up to this step instead of the recipe's.")
 ]
 BackendOption = Annotated[
     Backend | None,
@@ -53,17 +50,13 @@ AnyCommitOption = Annotated[
         "--any-commit", help="Let openpi train at another commit than the one that is known here; recorded."
     ),
 ]
-PatientOption = Annotated[
-    bool,
-    typer.Option("--patient", help="Go on even when steps take ten times longer than the plan expects."),
-]
 
 
 def train(
     recipe: RecipeOption = None,
     resume: ResumeOption = False,
     name: NameOption = None,
-    steps: StepsOption = None,
+    steps: LastStepOption = None,
     device: DeviceOption = None,
     allow: AllowOption = None,
     backend: BackendOption = None,

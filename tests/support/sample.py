@@ -1,4 +1,4 @@
-"""`ci/make_sample.py` as a module."""
+"""`ci/make_sample.py` and `ci/make_tokenizer.py` as modules."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-_FILE = Path(__file__).parents[2] / "ci" / "make_sample.py"
-_spec = importlib.util.spec_from_file_location("make_sample", _FILE)
-assert _spec is not None
-assert _spec.loader is not None
-make_sample: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(make_sample)
+
+def _script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "ci" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_sample, make_tokenizer = _script("make_sample"), _script("make_tokenizer")

@@ -28,7 +28,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 INSTALL = "apt-get install --no-install-recommends slurm-wlm munge"
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-_UP_S, _END_S = 30, 20
+_UP_S, _END_S, _AGAIN_S = 30, 20, 4
 
 _CONF = """\
 ClusterName=harness
@@ -72,6 +72,7 @@ class Slurm:
 
     def __init__(self, home: Path, nodes: Sequence[str]) -> None:
         self.home, self.nodes = home, tuple(nodes)
+        self._pending: dict[str, float] = {}
         self.environment = {**os.environ, "PATH": _PATH, "SLURM_CONF": str(home / "slurm.conf")}
 
     def ask(self, *command: str, **more: str) -> str:
@@ -84,15 +85,23 @@ class Slurm:
         return done.stdout.strip()
 
     def state(self, job: str) -> str:
-        """The job's state as scontrol says it, such as RUNNING."""
-        return self.field(job, "JobState")
+        """The job's state as scontrol says it, such as RUNNING.
+
+        A job that was requeued need not wait two minutes, but some seconds: while a node still ends the start
+        before, slurmd refuses the next one, and the job is FAILED.
+        """
+        state = self.field(job, "JobState")
+        if state != "PENDING":
+            self._pending.pop(job, None)
+        elif time.monotonic() - self._pending.setdefault(job, time.monotonic()) > _AGAIN_S:
+            self._hurry(job)
+        return state
 
     def field(self, job: str, name: str) -> str:
         told = self.ask("scontrol", "show", "job", job)
         return next(word.partition("=")[2] for word in told.split() if word.startswith(f"{name}="))
 
-    def hurry(self, job: str) -> None:
-        """Lets a job that was requeued start now. Slurm has it wait two minutes."""
+    def _hurry(self, job: str) -> None:
         subprocess.run(
             ["scontrol", "update", f"JobId={job}", "StartTime=now"],
             env=self.environment,
