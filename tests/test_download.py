@@ -3,6 +3,7 @@
 import errno
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -115,6 +116,30 @@ def test_refusals_at_the_same_time_and_then_a_success(server, tmp_path):
     del server.status["/w.bin"]
     server.files["w.bin"] = BLOB
     assert fetch_file(f"{server.url}/w.bin", cache=tmp_path).bytes == len(BLOB)
+
+
+def test_an_entry_that_vanishes_before_its_lock_is_made(server, tmp_path, monkeypatch):
+    """Another process removes an empty entry between the directory and its lock; both are made again."""
+    server.files["w.bin"] = BLOB
+    mkdir, vanished = Path.mkdir, []
+
+    def vanishing(self, *arguments, **options):
+        mkdir(self, *arguments, **options)
+        if self.parent == tmp_path and len(vanished) < 3:
+            vanished.append(self)
+            self.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", vanishing)
+    assert fetch_file(f"{server.url}/w.bin", cache=tmp_path).bytes == len(BLOB)
+    assert len(vanished) == 3
+
+
+def test_a_cache_that_is_a_link_to_nothing(server, tmp_path):
+    server.files["w.bin"] = BLOB
+    (tmp_path / "cache").symlink_to(tmp_path / "nothing")
+    with pytest.raises(HarnessError) as caught:
+        fetch_file(f"{server.url}/w.bin", cache=tmp_path / "cache")
+    assert caught.value.code == "download-not-writable"
 
 
 def test_unreachable(tmp_path, monkeypatch):

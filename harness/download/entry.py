@@ -33,6 +33,8 @@ _LOCK, PART, _SIDECAR = "lock", "part", "source.json"
 # The names in an entry that are not its content.
 RESERVED = frozenset({_LOCK, PART, _SIDECAR})
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# How often an entry may vanish before the error is that of the file system and not of another process.
+_TURNS = 1000
 
 
 @contextlib.contextmanager
@@ -55,11 +57,22 @@ def held(entry: Path, source: str) -> Iterator[Path]:
 def _locked(entry: Path) -> TextIO:
     """The open lock file of an entry, locked.
 
-    Another process may have removed the entry while this one waited. Then the lock is taken again.
+    Another process may have removed the entry while this one waited, or between any two of these lines. Then
+    the lock is taken again.
     """
+    turns_left = _TURNS
     while True:
-        entry.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(entry / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        turns_left -= 1
+        try:
+            entry.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(
+                entry / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+            )
+        except (FileNotFoundError, FileExistsError):
+            # A symbolic link to nothing gives the same errors, each time.
+            if not turns_left:
+                raise
+            continue
         lock = os.fdopen(descriptor, "w")
         fcntl.flock(lock, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
