@@ -44,6 +44,10 @@ simulate:
 slurm *options:
     ci/slurm {{options}}
 
+# two containers on one network train one run: a process is killed, a cable is pulled, no bit differs (after images)
+cluster *options:
+    ci/cluster {{options}}
+
 # whether what the CUDA image has is its lock, imports and fits together; needs no GPU (after images)
 cuda *options:
     ci/cuda {{options}}

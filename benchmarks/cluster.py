@@ -33,8 +33,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.artifacts import Dataset
+from harness.data.dataset import describe
 from harness.recipe.load import load_recipe
-from harness.run.directory import RECIPE
+from harness.run.directory import RECIPE, RunDir
 from tests.support.members import Members, ended, prepared, recipe_of, stored, trainers
 from tests.support.real_runs import learned, metrics
 
@@ -102,6 +104,9 @@ def kills(root: Path, lines: Lines, count: int, seed: int) -> None:
         ended(trainers(*[prepared(whole, recipe_of(STEPS))] * 2))
     # That of the run that goes on may be an earlier one than today's.
     recipe = load_recipe(str(whole / RECIPE))
+    read = RunDir(whole).read(Dataset)
+    if read is None or read.sha256 != describe(recipe).sha256:
+        sys.exit(f"{root} was begun with another dataset than today's; begin anew elsewhere")
     while len(lines.of("kill")) < count or len(lines.of("run")) < number_of_runs(lines):
         number = len(lines.of("run"))
         run = root / f"run-{number}"

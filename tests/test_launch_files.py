@@ -15,7 +15,7 @@ import yaml
 
 from harness.launch.asked import Asked
 from harness.launch.command import contained_words, train_words
-from harness.launch.write import texts
+from harness.launch.write import launched, texts, write
 from harness.recipe.load import load_recipe, to_yaml
 from tests.support.compose_schema import Compose
 from tests.support.engine_schemas import expanded, kubernetes_object
@@ -127,6 +127,21 @@ def test_the_coordinator_of_two_machines_has_a_port(coordinator: str, address: s
     assert {each["network_mode"] for each in made["services"].values()} == {"host"}
 
 
+def test_what_starts_a_compose_file_makes_its_directories_on_one_machine(tmp_path: Path) -> None:
+    own = {name: str(tmp_path / name) for name in ("runs", "datasets", "cache")}
+    each = asked("compose", out=str(tmp_path / "a b"), recipe_text="x: 1", **own)
+    file = f"'{tmp_path}/a b/compose.yaml'"
+    assert launched(each, write(each)).start == [
+        f"mkdir -p {tmp_path}/runs {tmp_path}/datasets {tmp_path}/cache",
+        f"docker compose -f {file} up",
+    ]
+    apart = asked("compose", out=str(tmp_path / "apart"), coordinator="ws1")
+    assert [start.split(" ", 4)[-1] for start in launched(apart, write(apart)).start] == [
+        "up host-0",
+        "up host-1",
+    ]
+
+
 @pytest.mark.skipif(
     shutil.which("docker") is None
     or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode != 0,
@@ -231,7 +246,8 @@ def test_a_recipe_of_ones_own_goes_along_whole() -> None:
     more = {"recipe": "/home/me/mine.yaml", "recipe_text": recipe}
     config = yaml.safe_load_all(texts(asked("kubernetes", **more))["jobset.yaml"])
     assert next(iter(config))["data"]["recipe.yaml"] == recipe
-    compose = yaml.safe_load(texts(asked("compose", **more))["compose.yaml"])
-    assert compose["configs"]["recipe"]["content"].replace("$$", "$") == recipe
+    compose = texts(asked("compose", **more))
+    assert compose["recipe.yaml"] == recipe
+    assert yaml.safe_load(compose["compose.yaml"])["configs"] == {"recipe": {"file": "./recipe.yaml"}}
     tree = ast.parse(texts(asked("ray", **more))["ray_job.py"])
     assert any(isinstance(node, ast.Constant) and node.value == recipe for node in ast.walk(tree))

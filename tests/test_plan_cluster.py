@@ -102,6 +102,18 @@ def test_a_network_that_makes_it_slower_than_one_host_is_refused_with_both_times
     assert fast.cluster.net == "given"
 
 
+def test_one_host_is_counted_with_as_many_rows_at_once_as_it_would_hold() -> None:
+    """Two hosts of eight cards have 16 rows a card; one host has 32, at once where they fit."""
+    roomy = planned(FULL, gpu="h100:8x2", net=rate("400Gb"), slower=True)
+    tight = planned(FULL, gpu="h100:8x2", vram_bytes=14 * GIB, net=rate("400Gb"), slower=True, exact=True)
+    for plan, times in ((roomy, 2), (tight, 1)):
+        assert plan.chosen is not None
+        assert plan.cluster is not None
+        levers = one_host(plan.chosen.levers, times)
+        assert levers.microbatch * levers.accumulation_steps * levers.devices == FULL.train.global_batch
+        assert plan.cluster.one_host_s == cost.seconds_per_step(FULL, levers, CARDS["h100"], None)
+
+
 def test_the_plan_says_which_rate_it_assumes() -> None:
     plan = planned(LORA, gpu="h100:8x2")
     assert plan.cluster is not None

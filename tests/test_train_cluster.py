@@ -6,9 +6,11 @@ The processes are real and talk over the loopback device; Gloo moves their array
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,12 @@ import pytest
 from harness.artifacts import Manifest, Memory
 from harness.checkpoint.digests import read_digests
 from harness.checkpoint.inspect import inspect
+from harness.errors import HarnessError
 from harness.recipe.load import to_yaml
+from harness.run.cluster import Member
 from harness.run.directory import RECIPE, RunDir, write_atomic
+from harness.supervise.channel import Channel
+from harness.train.cluster import join
 from tests.support.members import Members, ended, prepared, recipe_of, stored, trainers
 from tests.support.real_runs import learned, metrics
 
@@ -200,3 +206,16 @@ def test_a_process_whose_peers_do_not_come_ends_and_says_so() -> None:
     assert time.monotonic() - before < 60
     assert members.ending(0, "start").code == "peers-missing"
     assert "process 0 of 2" in members.said(0)[0]["text"]
+
+
+def test_a_host_that_does_not_know_its_own_name_is_told_so_before_jax_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def silent(*_: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    with pytest.raises(HarnessError) as caught:
+        join(Member("127.0.0.1:9", 2, 1, None, "hand"), Channel(io.StringIO()))
+    assert caught.value.code == "host-name-unknown"
+    assert socket.gethostname() in caught.value.what

@@ -3,8 +3,7 @@
 Without --coordinator all of them are containers of one machine, on a network of their own: a way to try it.
 With it each machine starts its own service of the same file, on the machine's own network.
 
-Source: the Compose specification (github.com/compose-spec/compose-spec, 05-services.md, 08-configs.md);
-`configs.content` needs Docker Compose 2.23.1.
+Source: the Compose specification (github.com/compose-spec/compose-spec, 05-services.md, 08-configs.md).
 """
 
 from __future__ import annotations
@@ -14,8 +13,12 @@ from typing import Any
 from harness.launch.asked import PORT, Asked
 from harness.launch.command import RECIPE, contained_words, head
 from harness.launch.yaml_text import documents
+from harness.received.text import word
 from harness.run.cluster import COORDINATOR, COUNT, ID
+from harness.run.directory import RECIPE as RECIPE_FILE
 
+# A recipe that is no shipped one is a file beside the other. Compose would copy a text of `configs.content`
+# into the container, whose root filesystem is read-only (measured: "container rootfs is marked read-only").
 FILE = "compose.yaml"
 # Passed on from the environment of whoever starts it. A key is never in the file.
 _PASSED = (
@@ -36,15 +39,32 @@ def compose_file(asked: Asked) -> str:
         "services": {name: _service(asked, number, names) for number, name in enumerate(names)},
     }
     if asked.recipe_text is not None:
-        made["configs"] = {"recipe": {"content": _literal(asked.recipe_text)}}
+        made["configs"] = {"recipe": {"file": f"./{RECIPE_FILE}"}}
     if asked.coordinator is None:
         use = [f"docker compose -f {FILE} up     starts all here; again, it goes on from the last save"]
     else:
         use = [
             f"docker compose -f {FILE} up host-N     on machine N; 0 is the coordinator's",
             "The directories of runs and of the cache are one filesystem that all machines see.",
+            *([f"{RECIPE_FILE} goes with this file."] if asked.recipe_text is not None else []),
         ]
     return documents(head(asked, *use), made)
+
+
+def recipe_file(asked: Asked) -> str | None:
+    """The text of a recipe of one's own."""
+    return asked.recipe_text
+
+
+def starts(asked: Asked, file: str) -> list[str]:
+    """The commands that start the run from this file; one a machine.
+
+    The engine refuses a directory that is missing. On one machine they are made first.
+    """
+    if asked.coordinator is not None:
+        return [f"docker compose -f {file} up host-{number}" for number in range(asked.hosts)]
+    made = " ".join(word(path) for path in (asked.runs, asked.datasets, asked.cache))
+    return [f"mkdir -p {made}", f"docker compose -f {file} up"]
 
 
 def _service(asked: Asked, number: int, names: list[str]) -> dict[str, Any]:

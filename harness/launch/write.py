@@ -12,14 +12,14 @@ from harness.launch.asked import Asked, Engine
 from harness.received.text import word
 from harness.run.directory import RunDir, write_atomic
 
-_FILES: dict[Engine, dict[str, Callable[[Asked], str]]] = {
+_FILES: dict[Engine, dict[str, Callable[[Asked], str | None]]] = {
     "slurm": {slurm.FILE: slurm.batch_script},
     "kubernetes": {
         kubernetes.TRAIN_JOB_FILE: kubernetes.train_job,
         kubernetes.JOB_SET_FILE: kubernetes.job_set,
         kubernetes.JOB_FILE: kubernetes.indexed_job,
     },
-    "compose": {compose.FILE: compose.compose_file},
+    "compose": {compose.FILE: compose.compose_file, compose.RECIPE_FILE: compose.recipe_file},
     "ray": {ray.FILE: ray.ray_script},
 }
 
@@ -29,7 +29,8 @@ def texts(asked: Asked) -> dict[str, str]:
 
     Raises: HarnessError "launch-path".
     """
-    return {name: made(asked) for name, made in _FILES[asked.engine].items()}
+    made = {name: text_of(asked) for name, text_of in _FILES[asked.engine].items()}
+    return {name: text for name, text in made.items() if text is not None}
 
 
 def write(asked: Asked) -> list[Path]:
@@ -64,7 +65,7 @@ def launched(asked: Asked, files: list[Path]) -> Launched:
             gpus=asked.gpus,
             plan=asked.plan,
             files=[str(path) for path in files],
-            start=[start for path in files for start in _starts(asked, word(path))],
+            start=[start for path in files for start in _starts(asked, path)],
         ),
     )
 
@@ -75,14 +76,13 @@ def keep(asked: Asked, made: Launched) -> Launched:
     return made
 
 
-def _starts(asked: Asked, file: str) -> list[str]:
+def _starts(asked: Asked, path: Path) -> list[str]:
     """The commands that start the run from this file."""
+    file = word(path)
     if asked.engine == "slurm":
         return [f"sbatch {file}"]
     if asked.engine == "kubernetes":
         return [f"kubectl apply -f {file}"]
     if asked.engine == "ray":
         return [f"ray job submit -- python {file}"]
-    if asked.coordinator is None:
-        return [f"docker compose -f {file} up"]
-    return [f"docker compose -f {file} up host-{number}" for number in range(asked.hosts)]
+    return compose.starts(asked, file) if path.name == compose.FILE else []

@@ -27,6 +27,7 @@ from harness.openpi.table import (
     need,
     state_parts,
 )
+from harness.plan import memory
 from harness.plan.place import Place, absent, present
 from harness.received.text import word
 from harness.recipe.deviations import deviations
@@ -282,7 +283,7 @@ def _candidate(recipe: Recipe, setup: Setup, answer: Answer, usable: int) -> Can
         verdict="fits" if fits else "rejected",
         reason=f"{explained}; {reason}" if explained else reason,
         source=answer.source,
-        breakdown=parts | {"activations and workspace": answer.bytes - sum(parts.values())},
+        breakdown=parts | {memory.REST: answer.bytes - sum(parts.values())},
         unknown={
             "seconds_per_step": "no cost model of upstream's step",
             "host_bytes": "upstream's loader and its saving are not modelled",

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from harness.artifacts import Candidate, Cluster, HostReport, Levers
 from harness.errors import HarnessError
-from harness.plan import cost
+from harness.plan import cost, memory
 from harness.plan.place import Place, present
 from harness.recipe.schema import Recipe
 from harness.units import format_seconds
@@ -146,7 +146,10 @@ def described(recipe: Recipe, place: Place, chosen: Candidate | None) -> Cluster
     if chosen is not None and place.card is not None and place.named:
         exchange = cost.exchange_seconds(recipe, chosen.levers, place.net_bytes_per_s)
         if chosen.levers.fsdp <= each:
-            alone = cost.seconds_per_step(recipe, one_host(chosen.levers), place.card, place.cores)
+            alone = min(
+                cost.seconds_per_step(recipe, levers, place.card, place.cores)
+                for levers in _on_one_host(chosen, place.usable_bytes)
+            )
     return Cluster(
         names=list(place.host_names),
         devices_per_host=each,
@@ -158,13 +161,30 @@ def described(recipe: Recipe, place: Place, chosen: Candidate | None) -> Cluster
     )
 
 
-def one_host(levers: Levers) -> Levers:
-    """The same shards and rows at once on one of the machines, which accumulates what the others did."""
+def _on_one_host(chosen: Candidate, usable_bytes: int | None) -> list[Levers]:
+    """The ways in which one of the machines would do the chosen plan's work.
+
+    It accumulates what the others did, or computes more rows at once where its memory is counted to hold
+    their activations.
+    """
+    levers, parts = chosen.levers, chosen.breakdown
+    each = parts.get(memory.ACTIVATIONS, parts.get(memory.REST, 0))
+    room = (usable_bytes or 0) - (chosen.device_bytes or 0)
+    times = [factor for factor in range(2, levers.hosts + 1) if levers.hosts % factor == 0]
+    return [one_host(levers), *(one_host(levers, more) for more in times if (more - 1) * each <= room)]
+
+
+def one_host(levers: Levers, times: int = 1) -> Levers:
+    """The same shards on one of the machines, which computes `times` as many rows at once.
+
+    `times` divides the number of machines. The rest of what the others did is accumulated.
+    """
     return levers.model_copy(
         update={
             "hosts": 1,
             "devices": levers.devices // levers.hosts,
-            "accumulation_steps": levers.accumulation_steps * levers.hosts,
+            "microbatch": levers.microbatch * times,
+            "accumulation_steps": levers.accumulation_steps * levers.hosts // times,
         }
     )
 

@@ -19,6 +19,8 @@ _TABLE = "PaliGemma/llm/embedder/input_embedding"
 # quantized weights the figure leaves out the scales (a sixteenth more at most). It also counts what is no
 # kernel as quantized, although that stays in bfloat16. The figure must never exceed the truth.
 _MOMENT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0 + 4 / 256}
+# Parts of a breakdown: what grows with the rows computed at once, and where that is not known apart.
+ACTIVATIONS, REST = "activations", "activations and workspace"
 _FROZEN = {"bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 
 
@@ -112,5 +114,5 @@ def breakdown(recipe: Recipe, levers: Levers, device_bytes: int, activations: in
     )
     rest = device_bytes - sum(parts.values())
     if activations is None or not 0 < activations <= rest:
-        return parts | {"activations and workspace": rest}
-    return parts | {"activations": activations, "workspace": rest - activations}
+        return parts | {REST: rest}
+    return parts | {ACTIVATIONS: activations, "workspace": rest - activations}

@@ -73,7 +73,7 @@ _LOST = (
 def join(member: Member, channel: Channel, *, limit_s: int = JOIN_S) -> Joined:
     """The peers, once every process has come. Call it before JAX touches a device.
 
-    Raises: HarnessError "peers-missing" after `limit_s`, "coordinator-port".
+    Raises: HarnessError "peers-missing" after `limit_s`, "coordinator-port", "host-name-unknown".
     """
     host = socket.gethostname()
     channel.say(
@@ -83,6 +83,7 @@ def join(member: Member, channel: Channel, *, limit_s: int = JOIN_S) -> Joined:
     if member.number == 0:
         _check_port(member)
     if jax.config.jax_platforms == "cpu":
+        _check_own_name(host)
         # A CPU's program that is read from the cache has lost the order between the collectives of its loops
         # and those around them. Gloo has no tags: two at a time take each other's data.
         jax.config.update("jax_enable_compilation_cache", False)
@@ -144,6 +145,25 @@ def _check_port(member: Member) -> None:
             probe.bind(("", port))
     except OSError as error:
         raise port_taken(port, error) from error
+
+
+def _check_own_name(host: str) -> None:
+    """Refuses a host that cannot look up its own name. Gloo listens at that address, and JAX would only say
+    that its CPU backend does not start.
+    """
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise HarnessError(
+            "host-name-unknown",
+            f"this host finds no address for its own name, {host}",
+            got=error.strerror or str(error),
+            need="an address at which the other processes reach this one",
+            fix=(
+                "a line in /etc/hosts with that address and the name; in a container without a network:"
+                " docker run --hostname localhost"
+            ),
+        ) from error
 
 
 class Joined:

@@ -71,7 +71,7 @@ class ComposeService(Known):
 
 
 class ComposeConfig(Known):
-    content: str
+    file: str
 
 
 class Compose(Known):

@@ -42,7 +42,11 @@ def law_a_table_in_host_memory_is_walked_through_by_its_shards() -> None:
 
 def law_no_row_travels_and_layers_are_gathered_one_at_a_time() -> None:
     recipe, found = learner(), collectives(compiled((), 2, **FOUR).run.as_text())
-    assert {name for _, _, name in found} >= {"all-gather", "all-reduce"}
+    names = {name for _, _, name in found}
+    assert names >= {"all-gather", "all-reduce"}
+    # On CPUs whole gradients are summed. Gloo's reduce-scatter gives wrong sums of large chunks (jax issue
+    # 40830), so processes on CPUs would learn something else.
+    assert "reduce-scatter" not in names
     # What each device has found of everybody's tokens in its columns of the embedding table, and the
     # gradients of that.
     travelling = {
