@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 from harness.launch import compose, kubernetes, ray, slurm
 from harness.launch.asked import Asked, Engine
 from harness.received.text import word
-from harness.run.directory import RunDir, write_atomic
+from harness.run.directory import RECIPE, RunDir, write_atomic
 
 _FILES: dict[Engine, dict[str, Callable[[Asked], str | None]]] = {
     "slurm": {slurm.FILE: slurm.batch_script},
@@ -19,7 +19,7 @@ _FILES: dict[Engine, dict[str, Callable[[Asked], str | None]]] = {
         kubernetes.JOB_SET_FILE: kubernetes.job_set,
         kubernetes.JOB_FILE: kubernetes.indexed_job,
     },
-    "compose": {compose.FILE: compose.compose_file, compose.RECIPE_FILE: compose.recipe_file},
+    "compose": {compose.FILE: compose.compose_file, RECIPE: compose.recipe_file},
     "ray": {ray.FILE: ray.ray_script},
 }
 
