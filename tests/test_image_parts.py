@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from harness.artifacts import Manifest
 from harness.image.contents import Tree, of_directory
 from harness.image.here import claimed, examined
 from harness.image.parts import differing, named, some, summary, told, value_of
-from harness.image.variables import differences, of_container
+from harness.image.variables import differences, is_compared, of_container
 from harness.redact import redact, redact_value
+from harness.run import cluster
 from harness.verify.fields import compare_fields, first_difference, overall
 from tests.support.image_root import SITE, STATUS, make_listed_root, make_root
 from tests.support.report_run import manifest as manifest_of_a_run
@@ -213,6 +216,17 @@ def test_variables_are_compared_with_those_of_the_image(
 ) -> None:
     image = {"PATH": "/bin", "LANG": "C"}
     assert differences(image, image | more) == expected
+
+
+def test_what_tells_a_process_who_it_is_is_no_difference_between_images() -> None:
+    """All that `harness.run.cluster` reads, but for the platform, which decides what is computed."""
+    tree = ast.parse(Path(cluster.__file__).read_text())
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    names = {
+        text for text in texts if isinstance(text, str) and re.fullmatch(r"[A-Z]+(_[A-Za-z]+)+|RANK", text)
+    }
+    assert {cluster.COORDINATOR, "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "WORLD_SIZE"} < names
+    assert {name for name in names if is_compared(name)} == {"JAX_PLATFORMS"}
 
 
 def test_a_variable_that_is_missing_is_named() -> None:

@@ -17,11 +17,14 @@ from harness.image.contents import LISTS
 # The image's own variables, written by the build: {"NAME": "value"}.
 DECLARED = f"{LISTS}/environment.json"
 # What differs from container to container and changes no number: who runs it, where its files are, how it
-# reaches a network, which keys it has. `harness.run.surroundings` records those of XLA and NCCL one by one.
+# reaches a network, which keys it has, which process of a run it is (`harness.run.cluster`; the plan says how
+# many share the work). `harness.run.surroundings` records those of XLA and NCCL one by one.
 _OF_A_CONTAINER = re.compile(
     r"\A(?:HARNESS_.*|WANDB_.*|HF_.*|NCCL_.*|XLA_FLAGS|CUDA_VISIBLE_DEVICES"
     r"|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)"
     r"|(HTTPS?|ALL|NO|FTP)_PROXY|(https?|all|no|ftp)_proxy|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|PIP_.*"
+    r"|JAX_(COORDINATOR_ADDRESS|NUM_PROCESSES|PROCESS_ID|LOCAL_DEVICE_IDS)|JOB_COMPLETION_INDEX"
+    r"|MASTER_(ADDR|PORT)|(LOCAL_)?WORLD_SIZE|(LOCAL_)?RANK|TORCHELASTIC_\w+|(OMPI|PMIX|SLURM)_\w+"
     r"|HOSTNAME|TERM|COLUMNS|LINES|PWD|OLDPWD|SHLVL|_|container|KUBERNETES_.*|\w+_SERVICE_(HOST|PORT).*)"
 )
 # What a build gives its steps, and no image keeps.

@@ -6,6 +6,7 @@ that nothing disturbed.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from docker.models.networks import Network
 from harness.artifacts.launched import Launched
 from harness.recipe.load import to_yaml
 from harness.run.steps import newest_step
-from tests.container.engine import CPU_IMAGE, Checkout
+from tests.container.engine import CPU_IMAGE, Checkout, Ended
 from tests.support.members import recipe_of, stored
 from tests.support.real_runs import metrics
 
@@ -50,7 +51,7 @@ class Composed:
         command = [sys.executable, "-m", "harness.cli", "launch", "--engine=compose", "--hosts=2", "--gpus=0"]
         options = [f"--recipe={recipe}", f"--image={CPU_IMAGE}", f"--name={name}", f"--out={out}", "--json"]
         self.start = Launched.model_validate_json(checkout.done(*command, *options, **paths)).start
-        self._file = out / "compose.yaml"
+        self._file, self._cache = out / "compose.yaml", root / "cache"
 
     def up(self) -> None:
         """What launch says a person should type, but for a terminal that is given back."""
@@ -58,6 +59,19 @@ class Composed:
             more = f" --project-name {self.name}"
             typed = command.replace("docker compose", f"docker compose{more}")
             self._checkout.done("sh", "-c", typed + (" --detach" if "compose" in command else ""))
+
+    def verified(self) -> Ended:
+        """What `harness verify` says of the run, by one process in the same image."""
+        mounts = {str(self.run.parent): {"bind": "/runs"}, str(self._cache): {"bind": "/cache"}}
+        return self._engine.run(
+            CPU_IMAGE,
+            "/opt/harness/docker/entrypoint",
+            "verify",
+            f"/runs/{self.run.name}",
+            volumes=mounts,
+            network_mode="none",
+            user=f"{os.getuid()}:{os.getgid()}",
+        )
 
     def down(self) -> None:
         compose = ("docker", "compose", "--project-name", self.name, "-f", str(self._file))
@@ -127,6 +141,8 @@ def test_a_killed_process_and_a_pulled_cable_change_no_bit(checkout: Checkout, s
         run.until_ended()
         restarts = run.restarts()
     print(f"started again {restarts} times")
+    verified = run.verified()
+    assert verified.code == 0, verified.said
     losses = [[line["loss"] for line in metrics(path)] for path in (whole.run, run.run)]
     assert len(losses[0]) == STEPS
     assert losses[0] == losses[1]
