@@ -42,7 +42,7 @@ from tests.support.real_runs import learned, metrics
 
 STEPS = 12
 _NAMED_S = 60
-_QUICKLY_COMPILED = (
+QUICKLY_COMPILED = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false"
 )
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
-    os.environ.setdefault("XLA_FLAGS", _QUICKLY_COMPILED)
+    os.environ.setdefault("XLA_FLAGS", QUICKLY_COMPILED)
     # Every start compiles, that of a process alone too.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     root = arguments.scratch / arguments.what
