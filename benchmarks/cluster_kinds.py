@@ -87,7 +87,7 @@ def compared(alone: Path, joined: Path) -> tuple[bool, str, str]:
     """(whether they are alike, how the metrics differ, how the arrays differ)."""
     lines = list(zip(metrics(alone), metrics(joined), strict=True))
     alike = all(a[key] == b[key] for a, b in lines for key in ("step", "frames"))
-    named = [(a["datasets"] or {}, b["datasets"] or {}) for a, b in lines]
+    named = [(a.get("datasets") or {}, b.get("datasets") or {}) for a, b in lines]
     alike &= all(a.keys() == b.keys() for a, b in named)
     pairs = [(a[key], b[key]) for a, b in lines for key in _COMPARED]
     pairs += [(a[name], b[name]) for a, b in named for name in a]

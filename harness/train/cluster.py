@@ -84,9 +84,6 @@ def join(member: Member, channel: Channel, *, limit_s: int = JOIN_S) -> Joined:
         _check_port(member)
     if jax.config.jax_platforms == "cpu":
         _check_own_name(host)
-        # A CPU's program that is read from the cache has lost the order between the collectives of its loops
-        # and those around them. Gloo has no tags: two at a time take each other's data.
-        jax.config.update("jax_enable_compilation_cache", False)
     with _watching(member, channel, limit_s):
         try:
             jax.distributed.initialize(
@@ -101,11 +98,34 @@ def join(member: Member, channel: Channel, *, limit_s: int = JOIN_S) -> Joined:
             )
         except RuntimeError as error:
             raise peers_missing(member, " ".join(str(error).split())[:300]) from error
+    if jax.config.jax_platforms == "cpu":
+        _keep_order()
     peers = Joined(member, channel)
     peers.hosts = peers.gather(host)
     channel.peers(peers.hosts)
     peers.listen()
     return peers
+
+
+def _keep_order() -> None:
+    """Starts JAX's CPU backend so that collectives run in the order of the program.
+
+    Gloo has no tags: two collectives at a time take each other's data, or end the process ("collective
+    mismatch"). XLA starts a collective once the operation before it was started, and a loop counts as started
+    while products of its body still run on other threads. So products stay on the thread that runs the loop.
+    A program that is read from the cache has lost the order between loops and what is around them.
+    """
+    jax.config.update("jax_enable_compilation_cache", False)
+    flags = os.environ.get("XLA_FLAGS")
+    # XLA reads them once, when the backend starts. It is no setting of the run: one process needs none.
+    os.environ["XLA_FLAGS"] = f"{flags or ''} --xla_cpu_multi_thread_eigen=false".strip()
+    with suppress(RuntimeError):
+        # Whoever asks for the devices next is told why there are none.
+        jax.local_devices()
+    if flags is None:
+        del os.environ["XLA_FLAGS"]
+    else:
+        os.environ["XLA_FLAGS"] = flags
 
 
 @contextmanager
