@@ -7,8 +7,8 @@ import hashlib
 from harness.launch.asked import START, Asked
 from harness.received.text import one_line
 
-# Where a container finds a recipe that is no shipped one.
-RECIPE = "/harness/recipe.yaml"
+# Where a container finds a recipe that is no shipped one: no part of the image (harness.image.contents).
+RECIPE = "/run/harness/recipe.yaml"
 # Makes the directory of the run, and then becomes the command. All processes may do it at once.
 _MAKE = 'mkdir -p -- "$HARNESS_RUNS" "$HARNESS_CACHE" "$1" && shift && exec "$@"'
 

@@ -94,10 +94,12 @@ def free_port() -> int:
 
 
 def environment_of(number: int, processes: int, port: int, devices: int = DEVICES) -> dict[str, str]:
-    """The variables of one process. A process alone has none of a launcher."""
+    """The variables of one process. A process alone has none of a launcher, and computes products as joined
+    processes do (`harness.train.cluster`), so that bits can be compared.
+    """
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     flags += f" --xla_force_host_platform_device_count={devices // processes}"
-    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_multi_thread_eigen=false"
     joined = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(processes),
