@@ -35,7 +35,7 @@ from harness.train.sharding import Layout
 from harness.train.snapshot import base_of, restore, save
 from harness.train.start import first_state
 from harness.train.state import TrainState
-from harness.units import format_bytes
+from harness.units import format_bytes, format_seconds
 
 
 class Outcome(NamedTuple):
@@ -53,7 +53,12 @@ def train(job: Job, watcher: Watcher, peers: Peers = ALONE) -> Outcome:
     """
     recipe, run = job.recipe, job.run
     check_who_is_trained(recipe)
-    store = Store(run.checkpoints, keep_every_steps=recipe.train.keep_every_steps, peers=peers)
+    store = Store(
+        run.checkpoints,
+        keep_every_steps=recipe.train.keep_every_steps,
+        peers=peers,
+        streamed=job.levers.save == "streamed",
+    )
     # Another machine's view of a shared directory may be some seconds old.
     start = int(peers.agree(str(store.latest() or 0)))
     if start >= recipe.train.steps:
@@ -299,7 +304,7 @@ class _Trainer:
         self._flushed += time.monotonic() - before
 
     def _save(self, state: TrainState, step: int) -> None:
-        job = self._job
+        job, before = self._job, time.monotonic()
         record = {
             "step": step,
             "recipe": job.recipe.model_dump(mode="json"),
@@ -318,6 +323,11 @@ class _Trainer:
         )
         if self._records is not None:
             self._records.wandb.checkpoint(step)
+        if job.levers.save == "streamed":
+            # The pause is no part of the pace of the steps.
+            waited = time.monotonic() - before
+            self._flushed += waited
+            self._watcher.say(f"saved step {step} while training waited, {format_seconds(waited)}")
 
 
 def _check_fits(compiled: CompiledStep, plan: Plan) -> None:
