@@ -33,7 +33,7 @@ from orbax.checkpoint._src.serialization.tensorstore_utils import build_array_wr
 from harness.checkpoint.pieces import piece
 from harness.checkpoint.tiles import Slices, bounds
 
-# Chunks that are in memory at a time, over all items of a step.
+# Chunks that are in memory at a time, over all items of a step: `STREAMED_HOST_BYTES` are theirs.
 _CHUNKS = 4
 
 

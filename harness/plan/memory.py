@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
-from harness.artifacts import Levers
+from harness.artifacts.plan import STREAMED_HOST_BYTES, Levers
 from harness.recipe.parameters import counts, is_trained, parameter_shapes
 from harness.recipe.schema import Model, Recipe, Trained
 from harness.units import GIB
@@ -91,11 +91,23 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def host_bytes(recipe: Recipe, levers: Levers) -> int:
-    """Host memory of a run: the process, the pinned parts of the state, and the copy that a save writes.
+    """Host memory of a run: the process, the pinned parts of the state, and what a save takes beside it."""
+    return PROCESS_BYTES + pinned_bytes(recipe, levers) + saving_bytes(recipe, levers)
 
-    Each of several machines writes its own part of a save.
+
+def saving_bytes(recipe: Recipe, levers: Levers) -> int:
+    """Host memory of a save beside the state, on each machine.
+
+    It is the copy that is written: each of several machines writes its own part. A streamed save has
+    buffers instead. Of several machines each then makes quantized weights dense, whole and at once, because
+    they are gathered over all.
     """
-    return PROCESS_BYTES + pinned_bytes(recipe, levers) + checkpoint_bytes(recipe) // levers.hosts
+    copy = checkpoint_bytes(recipe) // levers.hosts
+    if levers.save == "async":
+        return copy
+    total, trained = counted(recipe.model, recipe.train.trained)
+    gathered = levers.hosts > 1 and recipe.train.frozen != "bfloat16" and recipe.train.save == "all"
+    return min(copy, STREAMED_HOST_BYTES) + (2 * (total - trained) if gathered else 0)
 
 
 def breakdown(recipe: Recipe, levers: Levers, device_bytes: int, activations: int | None) -> dict[str, int]:

@@ -29,7 +29,7 @@ def _largest_leaf_bytes(model: Model) -> int:
 def save_bytes(recipe: Recipe, levers: Levers) -> int:
     """Bytes of the pool while a checkpoint is saved, counted without a compiler.
 
-    They are the state, its copy, and the process.
+    They are the state, what the save takes beside it, and the process.
     """
     parts = memory.state_parts(recipe, levers)
     return parts["weights"] + parts["moments"] + parts["ema"] + memory.host_bytes(recipe, levers)
@@ -42,7 +42,7 @@ def phases(recipe: Recipe, levers: Levers, need: Need) -> dict[str, int]:
     """
     beside = {
         "load": _largest_leaf_bytes(recipe.model) + _IN_FLIGHT_BYTES,
-        "save": memory.checkpoint_bytes(recipe),
+        "save": memory.saving_bytes(recipe, levers),
     }
     held = memory.PROCESS_BYTES + memory.pinned_bytes(recipe, levers)
     device = need.phases or {"step": need.device_bytes}
