@@ -9,7 +9,7 @@ import pytest
 
 from harness.artifacts import Gpu
 from harness.checkpoint.leaves import IN_FLIGHT_BYTES
-from harness.plan import shared
+from harness.plan import memory
 from harness.recipe.schema import Recipe
 from harness.units import GIB
 from tests.support.planned import FULL, LORA, MACHINE, planned, with_gpus
@@ -78,4 +78,4 @@ def test_a_card_with_memory_of_its_own_is_not_shared() -> None:
 
 
 def test_the_bytes_in_flight_are_those_of_the_reader_of_weights() -> None:
-    assert shared._IN_FLIGHT_BYTES == IN_FLIGHT_BYTES
+    assert memory.IN_FLIGHT_BYTES == IN_FLIGHT_BYTES

@@ -98,7 +98,7 @@ def choose(
         free_bytes=place.free_bytes,
         context_bytes=place.context_bytes,
         margin_bytes=place.margin_bytes,
-        memory_fraction=_fraction(place, chosen),
+        memory_fraction=shared.memory_fraction(place, chosen),
         shared_memory=place.shared,
         host_usable_bytes=place.host_usable_bytes,
         parameters_total=total,
@@ -142,12 +142,6 @@ def _place(recipe: Recipe, machine: Machine, ask: Ask, tools: Tools) -> Place:
     return with_shared_rows(place, recipe, asked=ask.gpu is not None)
 
 
-def _fraction(place: Place, chosen: Candidate | None) -> float | None:
-    if chosen is None or not place.shared:
-        return place.memory_fraction
-    return place.fraction_beside(chosen.host_bytes or 0, chosen.device_bytes or 0)
-
-
 def _fits_exactly(recipe: Recipe, dataset: Dataset | None, tools: Tools, card: str) -> bool:
     """Whether a plan without deviations fits the idle card, as far as the atlas knows."""
     place = absent(card, None, None)
@@ -173,6 +167,7 @@ class _Search:
 
     def __init__(self, recipe: Recipe, place: Place, dataset: Dataset | None, tools: Tools, ask: Ask) -> None:
         self._recipe, self._place, self._ask = recipe, place, ask
+        self._dataset, self._tools = dataset, tools
         self._oracle = Oracle(place, tools.atlas, tools.compile, tools.say, recompile=ask.recompile)
         tokens = candidates.prompt_tokens(recipe, dataset)
         self._base = Levers(
@@ -197,24 +192,36 @@ class _Search:
             if best is None:
                 # Saves that are streamed may make room where the host has none for a copy of the state.
                 # Those that do not are shown only where nothing fits.
-                short = saving.streamed_where_short(recipe, self._lever_sets(recipe), self._place)
-                best, tried = self._with(recipe, changes, short)
+                best, tried = self._streamed(recipe, changes)
                 made += [one for one in tried if one.verdict == "fits"]
                 in_vain += [one for one in tried if one.verdict == "rejected"]
             if best is not None:
+                again = partial(self._candidate, recipe, changes)
+                best, made = saving.streamed_where_unknown(self._place, best, made, again)
                 return [best, *(one for one in made if one is not best)], best
         return made + in_vain, None
 
+    def _streamed(
+        self, recipe: Recipe, changes: candidates.Changes
+    ) -> tuple[Candidate | None, list[Candidate]]:
+        """`_with` for streamed saves. No approximate plan is compiled for them if there is an atlas."""
+        search, sets = self, saving.streamed_where_short(recipe, self._lever_sets(recipe), self._place)
+        atlas = self._tools.atlas
+        if changes and atlas is not None and not atlas.refused and not self._ask.recompile:
+            place = self._place._replace(stands_in=True)
+            search = _Search(self._recipe, place, self._dataset, self._tools, self._ask)
+            sets = [levers for levers in sets if search._is_known(recipe, levers)]
+        return search._with(recipe, changes, sets)
+
     def _lever_sets(self, recipe: Recipe) -> list[Levers]:
-        """Where the state may lie, cheapest first. Saves are asynchronous, as far as the host allows it."""
+        """Where the state may lie, cheapest first."""
         place, devices = self._place, self._place.devices
         shards = sorted({1, devices // place.hosts, devices})
         host = place.platform == "cuda" and not place.wsl and not place.shared
         sets = candidates.lever_sets(self._base, recipe, shards=shards, host=host)
         # For a card that the atlas was not made for, lever sets that the atlas knows from other cards
         # suffice. The others are not compiled.
-        sets = [levers for levers in sets if self._is_known(recipe, levers)] or sets
-        return saving.least_where_unknown(sets, place)
+        return [levers for levers in sets if self._is_known(recipe, levers)] or sets
 
     def _with(
         self, recipe: Recipe, changes: candidates.Changes, sets: list[Levers]

@@ -8,6 +8,8 @@ in host memory, of which the copy would be a second one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from harness.artifacts import Candidate, Levers
 from harness.plan import memory, shared
 from harness.plan.candidates import changed
@@ -16,11 +18,24 @@ from harness.recipe.schema import Recipe
 from harness.units import GIB, format_bytes
 
 
-def least_where_unknown(sets: list[Levers], place: Place) -> list[Levers]:
-    """The sets; with streamed saves where host memory is not known and holds parts of the state."""
+def streamed_where_unknown(
+    place: Place, best: Candidate, made: list[Candidate], again: Callable[[Levers], Candidate]
+) -> tuple[Candidate, list[Candidate]]:
+    """(the chosen plan, all plans). Those that use a host of unknown memory stream their saves.
+
+    `again` makes a plan of given levers.
+    """
     if place.host_usable_bytes is not None or place.shared:
-        return sets
-    return [_streamed(levers) if levers.host else levers for levers in sets]
+        return best, made
+
+    def least(one: Candidate) -> Candidate:
+        if one.verdict == "rejected" or one.changes != best.changes or not one.levers.host:
+            return one
+        other = again(_streamed(one.levers))
+        return other if other.verdict == "fits" else one
+
+    told = {id(one): least(one) for one in made}
+    return told[id(best)], list(told.values())
 
 
 def streamed_where_short(recipe: Recipe, sets: list[Levers], place: Place) -> list[Levers]:
