@@ -18,7 +18,8 @@ import asyncio
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import jax
@@ -66,6 +67,18 @@ class StreamedArrays(ocp.type_handlers.ArrayHandler):
         first, process = jax.process_index() == 0, get_process_index_for_subdir(True)
         metadatas = []
         writes: list[Future[None]] = []
+        failed = Event()
+
+        def write(*chunk: Any) -> None:
+            # After the first that fails no other begins.
+            if failed.is_set():
+                return
+            try:
+                _write_chunk(*chunk)
+            except BaseException:
+                failed.set()
+                raise
+
         for value, info, arg in zip(values, infos, args, strict=True):
             spec = build_array_write_spec(
                 info=info,
@@ -84,9 +97,10 @@ class StreamedArrays(ocp.type_handlers.ArrayHandler):
                 ts.Spec(spec.json), open=True, assume_metadata=True, context=info.ts_context
             )
             for data, here, there in own_chunks(value, spec.metadata.chunk_shape):
-                writes.append(self._pool.submit(_write_chunk, opened, data, here, there))
+                writes.append(self._pool.submit(write, opened, data, here, there))
         await self._metadatas.write(infos[0].parent_dir, metadatas, jax.process_index())
-        await asyncio.to_thread(_finish, writes)
+        for one in writes:
+            await asyncio.wrap_future(one)
 
 
 def own_chunks(value: jax.Array, chunk_shape: Sequence[int]) -> Iterator[tuple[jax.Array, Slices, Slices]]:
@@ -116,12 +130,3 @@ def _write_chunk(opened: Any, data: jax.Array, here: Slices, there: Slices) -> N
     chunk: np.ndarray[Any, Any] = piece(data, here)
     # Nobody changes the chunk, so tensorstore needs no copy of it.
     opened[there].write(chunk, can_reference_source_data_indefinitely=True).result()
-
-
-def _finish(writes: list[Future[None]]) -> None:
-    """Waits for all writes. After the first that fails no other begins. Raises: its error."""
-    done, left = wait(writes, return_when=FIRST_EXCEPTION)
-    for one in left:
-        one.cancel()
-    for one in done:
-        one.result()

@@ -307,7 +307,7 @@ class _Search:
 
     def _candidate(self, recipe: Recipe, changes: candidates.Changes, levers: Levers) -> Candidate:
         place, on_cpu = self._place, self._place.platform == "cpu"
-        host = memory.host_bytes(recipe, levers)
+        host = (shared if place.shared else memory).host_bytes(recipe, levers)
         together: dict[str, int] = {}
         if place.shared:
             short = shared.short({"save": shared.save_bytes(recipe, levers)}, place.pool_usable_bytes)

@@ -21,8 +21,12 @@ def save_bytes(recipe: Recipe, levers: Levers) -> int:
     They are the state, what the save takes beside it, and the process.
     """
     parts = memory.state_parts(recipe, levers)
-    held = memory.PROCESS_BYTES + memory.pinned_bytes(recipe, levers) + memory.saving_bytes(recipe, levers)
-    return parts["weights"] + parts["moments"] + parts["ema"] + held
+    return parts["weights"] + parts["moments"] + parts["ema"] + host_bytes(recipe, levers)
+
+
+def host_bytes(recipe: Recipe, levers: Levers) -> int:
+    """The host's part of the pool during a save. What the reader of weights holds is the phase load's."""
+    return memory.PROCESS_BYTES + memory.pinned_bytes(recipe, levers) + memory.saving_bytes(recipe, levers)
 
 
 def phases(recipe: Recipe, levers: Levers, need: Need) -> dict[str, int]:

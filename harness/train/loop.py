@@ -51,14 +51,9 @@ def train(job: Job, watcher: Watcher, peers: Peers = ALONE) -> Outcome:
     Raises: HarnessError "does-not-fit", "loss-not-finite", and the errors of the loader, the weights and the
     checkpoints.
     """
-    recipe, run = job.recipe, job.run
+    recipe = job.recipe
     check_who_is_trained(recipe)
-    store = Store(
-        run.checkpoints,
-        keep_every_steps=recipe.train.keep_every_steps,
-        peers=peers,
-        streamed=job.levers.save == "streamed",
-    )
+    store = _store(job, peers)
     # Another machine's view of a shared directory may be some seconds old.
     start = int(peers.agree(str(store.latest() or 0)))
     if start >= recipe.train.steps:
@@ -104,6 +99,11 @@ def train(job: Job, watcher: Watcher, peers: Peers = ALONE) -> Outcome:
             if records is not None:
                 records.wandb.close()
     return Outcome(step, finished=step == recipe.train.steps)
+
+
+def _store(job: Job, peers: Peers) -> Store:
+    every, streamed = job.recipe.train.keep_every_steps, job.levers.save == "streamed"
+    return Store(job.run.checkpoints, keep_every_steps=every, peers=peers, streamed=streamed)
 
 
 def _keys(seed: int, layout: Layout) -> tuple[jax.Array, jax.Array]:
