@@ -101,11 +101,11 @@ def test_levers_that_older_plans_have_are_written_as_ever() -> None:
     assert Levers.model_validate_json(streams.model_dump_json()) == streams
 
 
-def test_several_machines_count_what_each_makes_dense() -> None:
-    """Quantized weights that are cut over machines are gathered whole on each before a save."""
+def test_quantized_weights_on_several_devices_are_counted_dense() -> None:
+    """They are gathered before a save. Those of one device are made dense some rows at a time."""
     dense = load_recipe("pi05_libero_lora", ["train.frozen=int8"])
     one = Levers(platform="cuda", microbatch=1, prompt_tokens=16, cameras=[], save="streamed")
-    two = one.model_copy(update={"devices": 2, "hosts": 2})
+    two = one.model_copy(update={"devices": 2})
     total, trained = memory.counted(dense.model, dense.train.trained)
     assert memory.saving_bytes(dense, one) == STREAMED_HOST_BYTES
     assert memory.saving_bytes(dense, two) == STREAMED_HOST_BYTES + 2 * (total - trained)

@@ -9,7 +9,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from harness.checkpoint.format import CHUNK_BYTES
-from harness.checkpoint.streamed import StreamedArrays
+from harness.checkpoint.pieces import MadeRows
+from harness.checkpoint.streamed import StreamedArrays, StreamedRows
 from harness.checkpoint.texts import TextFiles
 from harness.run.peers import Peers
 from harness.run.steps import TREES
@@ -38,6 +39,7 @@ def _streamed_types() -> ocp.type_handlers.TypeHandlerRegistry:
     return types.create_type_handler_registry(
         *((number, types.ScalarHandler()) for number in (int, float, np.number)),
         (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
+        (MadeRows, StreamedRows()),
         (jax.Array, StreamedArrays()),
     )
 

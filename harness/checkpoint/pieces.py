@@ -8,8 +8,9 @@ array in pinned host memory is read by the device, as the training step reads it
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,27 @@ import numpy as np
 
 from harness.checkpoint.format import CHUNK_BYTES
 from harness.checkpoint.tiles import Slices, bounds
+
+
+class MadeRows:
+    """A leaf that is made when it is read, some rows of its first axis at a time.
+
+    `make(start, stop)` makes the rows from `start` to `stop`; `rows` are made together.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        rows: int,
+        make: Callable[[int, int], np.ndarray[Any, Any]],
+    ) -> None:
+        self.shape, self.dtype, self.rows, self.make = shape, dtype, rows, make
+
+    def groups(self) -> Iterator[tuple[int, int]]:
+        """The rows that are made together: (start, stop)."""
+        for start in range(0, self.shape[0], self.rows):
+            yield start, min(start + self.rows, self.shape[0])
 
 
 def piece(data: jax.Array, index: Slices) -> np.ndarray[Any, Any]:
@@ -37,6 +59,9 @@ def parts_in_order(leaf: Any, most_bytes: int = CHUNK_BYTES) -> Iterator[np.ndar
 
     A number, or an array of numpy, is one part.
     """
+    if isinstance(leaf, MadeRows):
+        yield from itertools.starmap(leaf.make, leaf.groups())
+        return
     if not isinstance(leaf, jax.Array):
         yield np.asarray(leaf)
         return

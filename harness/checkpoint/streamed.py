@@ -15,9 +15,10 @@ Source: orbax-checkpoint 0.12.8, jax_array_handlers.ArrayHandler and serializati
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -31,20 +32,24 @@ from orbax.checkpoint._src.serialization.jax_array_handlers import _async_serial
 from orbax.checkpoint._src.serialization.ocdbt_utils import get_process_index_for_subdir
 from orbax.checkpoint._src.serialization.tensorstore_utils import build_array_write_spec
 
-from harness.checkpoint.pieces import piece
+from harness.checkpoint.pieces import MadeRows, piece
 from harness.checkpoint.tiles import Slices, bounds
 
 # Chunks that are in memory at a time, over all items of a step: `STREAMED_HOST_BYTES` are theirs.
 _CHUNKS = 4
 
 
+Array = np.ndarray[Any, Any]
+# How a chunk is read, and its place in the array.
+Chunk = tuple[Callable[[], Array], Slices]
+
+
 class StreamedArrays(ocp.type_handlers.ArrayHandler):
     """Writes arrays in bounded memory. It reads them as Orbax's own handler does."""
 
     def __init__(self) -> None:
-        self._metadatas = ArrayMetadatas()
-        super().__init__(array_metadata_store=self._metadatas)
-        self._pool = ThreadPoolExecutor(_CHUNKS)
+        super().__init__(array_metadata_store=ArrayMetadatas())
+        self._writing = _Writing(_CHUNKS)
 
     async def serialize(
         self, values: Sequence[jax.Array], infos: Sequence[Any], args: Sequence[Any] | None = None
@@ -54,14 +59,49 @@ class StreamedArrays(ocp.type_handlers.ArrayHandler):
         if empty:
             raise ValueError(f"arrays without elements cannot be saved: {', '.join(empty)}")
         shardings = _async_serialize_shardings([value.sharding for value in values], infos, primary_host=0)
-        return [
-            ocp.future.CommitFutureAwaitingContractedSignals(shardings, name="serialize_shardings"),
-            ocp.future.CommitFutureAwaitingContractedSignals(
-                self._write(values, infos, args), name="streamed_arrays"
-            ),
-        ]
+        return [_begun(shardings), _begun(self._write(values, infos, args))]
 
     async def _write(self, values: Sequence[jax.Array], infos: Sequence[Any], args: Sequence[Any]) -> None:
+        parts = [value.sharding.shard_shape(value.shape) for value in values]
+        metadatas = await self._writing.write(values, infos, args, parts, own_chunks)
+        await self._array_metadata_store.write(infos[0].parent_dir, metadatas, jax.process_index())
+
+
+class StreamedRows(ocp.type_handlers.NumpyHandler):
+    """Writes leaves of `MadeRows`, a few rows at a time. To a reader they are arrays of numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._writing = _Writing(1)
+
+    async def serialize(
+        self, values: Sequence[MadeRows], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> Sequence[ocp.future.Future]:
+        args = args or [ocp.SaveArgs()] * len(values)
+        # A chunk never has rows of two groups.
+        parts = [(value.rows, *value.shape[1:]) for value in values]
+        return [_begun(self._writing.write(values, infos, args, parts, _groups))]
+
+
+class _Writing:
+    """Writes chunks, so many at a time."""
+
+    def __init__(self, at_a_time: int) -> None:
+        self._pool = ThreadPoolExecutor(at_a_time)
+
+    async def write(
+        self,
+        values: Sequence[Any],
+        infos: Sequence[Any],
+        args: Sequence[Any],
+        parts: Sequence[tuple[int, ...]],
+        chunks: Callable[[Any, Sequence[int]], Iterator[Chunk]],
+    ) -> list[Any]:
+        """Orbax's descriptions of the arrays, which are then on the disk.
+
+        `parts` are the shapes that chunks divide, and `chunks(value, shape of a chunk)` are those that this
+        process writes.
+        """
         for info in infos:
             await info.await_path_creation()
         first, process = jax.process_index() == 0, get_process_index_for_subdir(True)
@@ -79,12 +119,12 @@ class StreamedArrays(ocp.type_handlers.ArrayHandler):
                 failed.set()
                 raise
 
-        for value, info, arg in zip(values, infos, args, strict=True):
+        for value, info, arg, part in zip(values, infos, args, parts, strict=True):
             spec = build_array_write_spec(
                 info=info,
                 arg=arg,
                 global_shape=value.shape,
-                local_shape=value.sharding.shard_shape(value.shape),
+                local_shape=part,
                 dtype=value.dtype,
                 use_ocdbt=True,
                 process_index=process,
@@ -96,15 +136,26 @@ class StreamedArrays(ocp.type_handlers.ArrayHandler):
             opened = await ts.open(
                 ts.Spec(spec.json), open=True, assume_metadata=True, context=info.ts_context
             )
-            for data, here, there in own_chunks(value, spec.metadata.chunk_shape):
-                writes.append(self._pool.submit(write, opened, data, here, there))
-        await self._metadatas.write(infos[0].parent_dir, metadatas, jax.process_index())
+            for read, there in chunks(value, spec.metadata.chunk_shape):
+                writes.append(self._pool.submit(write, opened, read, there))
         for one in writes:
             await asyncio.wrap_future(one)
+        return metadatas
 
 
-def own_chunks(value: jax.Array, chunk_shape: Sequence[int]) -> Iterator[tuple[jax.Array, Slices, Slices]]:
-    """(a device's part, a chunk's place in it, its place in the whole), of the chunks that are written here.
+def _begun(work: Any) -> ocp.future.Future:
+    return ocp.future.CommitFutureAwaitingContractedSignals(work, name="streamed")
+
+
+def _groups(value: MadeRows, _: Sequence[int]) -> Iterator[Chunk]:
+    """(its reader, its place) of each group of rows. Process 0 writes them all, as arrays of numpy."""
+    for start, stop in value.groups() if jax.process_index() == 0 else ():
+        rest = (slice(0, size) for size in value.shape[1:])
+        yield functools.partial(value.make, start, stop), (slice(start, stop), *rest)
+
+
+def own_chunks(value: jax.Array, chunk_shape: Sequence[int]) -> Iterator[Chunk]:
+    """(its reader, its place in the whole) of each chunk that is written here.
 
     Of the devices that hold the same part, each has its share of the chunks.
     """
@@ -123,10 +174,10 @@ def own_chunks(value: jax.Array, chunk_shape: Sequence[int]) -> Iterator[tuple[j
                 for start, each, size in zip(starts, chunk_shape, part, strict=True)
             )
             there = tuple(slice(low + at.start, low + at.stop) for low, at in zip(origin, here, strict=True))
-            yield shard.data, here, there
+            yield functools.partial(piece, shard.data, here), there
 
 
-def _write_chunk(opened: Any, data: jax.Array, here: Slices, there: Slices) -> None:
-    chunk: np.ndarray[Any, Any] = piece(data, here)
+def _write_chunk(opened: Any, read: Callable[[], Array], there: Slices) -> None:
+    chunk = read()
     # Nobody changes the chunk, so tensorstore needs no copy of it.
     opened[there].write(chunk, can_reference_source_data_indefinitely=True).result()

@@ -119,15 +119,14 @@ def saving_bytes(recipe: Recipe, levers: Levers) -> int:
     """Host memory of a save beside the state, on each machine.
 
     It is the copy that is written: each of several machines writes its own part. A streamed save has
-    buffers instead. Of several machines each then makes quantized weights dense, whole and at once, because
-    they are gathered over all.
+    buffers instead. Beside them are the quantized weights of several devices, which are made dense at once.
     """
     copy = checkpoint_bytes(recipe) // levers.hosts
     if levers.save == "async":
         return copy
     total, trained = counted(recipe.model, recipe.train.trained)
-    gathered = levers.hosts > 1 and recipe.train.frozen != "bfloat16" and recipe.train.save == "all"
-    return min(copy, STREAMED_HOST_BYTES) + (2 * (total - trained) if gathered else 0)
+    dense = levers.devices > 1 and recipe.train.frozen != "bfloat16" and recipe.train.save == "all"
+    return min(copy, STREAMED_HOST_BYTES) + (2 * (total - trained) if dense else 0)
 
 
 def breakdown(recipe: Recipe, levers: Levers, device_bytes: int, activations: int | None) -> dict[str, int]:

@@ -26,6 +26,7 @@ from harness.train.first_arrays import digests_of
 from harness.train.held_out import Saves, compiled_for
 from harness.train.held_out_file import values_of
 from harness.train.kernels import Kernels, compile_pinned
+from harness.train.later import made_later
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
 from harness.train.metrics import as_line
@@ -314,7 +315,7 @@ class _Trainer:
         }
         save(
             self._store,
-            state,
+            made_later(state) if job.levers.save == "streamed" else state,
             step=step,
             norm_stats_json=self._norm_stats_json,
             asset_id=job.recipe.data.asset_id,
