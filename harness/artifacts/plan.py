@@ -15,7 +15,7 @@ Backend = Literal["ours", "openpi"]
 
 
 # Host memory of a streamed save beside the state: four chunks of 64 MiB, each as it was read, packed and on
-# its way to the disk (`python -m benchmarks.saves --streamed` measures 0.7 GiB). Of the device it takes the
+# its way to the disk (measured: `python -m benchmarks.save_peak`). Of the device it takes the
 # chunks as they are read, or as many parts of a leaf that is hashed.
 STREAMED_HOST_BYTES = GIB
 STREAMED_DEVICE_BYTES = GIB // 4
