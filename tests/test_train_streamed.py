@@ -24,6 +24,7 @@ from harness.run.directory import RunDir
 from harness.train import later
 from harness.train.snapshot import save
 from harness.train.state import state_from
+from harness.verify.run import verify_pair
 from tests.support.real_runs import STEPS, assert_same, harness, metrics, small, wait_for
 from tests.support.tiny import LORA, random_params, tiny
 
@@ -104,6 +105,11 @@ def test_killed_in_a_streamed_save_and_resumed_it_is_bitwise_the_run_that_was_no
             leaves = [json.loads(file.read_text())["leaves"] for file in (ours, theirs)]
             assert leaves[0] == leaves[1]
     harness(cache, "inspect", str(saves), "--deep")
+    verdict = verify_pair(RunDir(run), RunDir(whole))
+    assert [(row.field, row.matters) for row in verdict.fields if row.status == "differs"] == [
+        ("plan.save", False)
+    ]
+    assert verdict.verdict == "equal"
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])
