@@ -90,7 +90,8 @@ def test_an_exact_plan_is_chosen_before_every_approximate_one_and_the_compiler_i
 
 
 def test_host_memory_that_is_not_there_is_not_planned_with() -> None:
-    plan = planned(FULL, gpu="rtx_4090", host_ram_bytes=64 * GIB)
+    """Nor is it with saves that are streamed: the state alone is 50 GiB."""
+    plan = planned(FULL, gpu="rtx_4090", host_ram_bytes=48 * GIB)
     assert plan.chosen is not None
     assert plan.chosen.changes["train.ema_decay"] is None
     exact = next(

@@ -122,7 +122,11 @@ def test_one_and_four_processes_restore_what_two_have_saved_bit_for_bit(
         command = ["tests.support.member_restore", str(resumed / RECIPE), str(sources), steps, str(fsdp)]
         members = ended(Members([[*command, str(target), *more]] * processes))
         sources = target
-        assert_equal(stored(sources, int(steps)), saved)
+        streamed = target.with_name(f"{target.name}-streamed")
+        for directory in (sources, streamed):
+            assert_equal(stored(directory, int(steps)), saved)
+        assert read_digests(streamed / steps) == read_digests(sources / steps)
+        assert not [one for one in inspect(streamed, deep=True).findings if "sha256" in one]
         digests = read_digests(sources / steps)
         assert digests is not None
         assert bool(digests.tiles) == (processes == 4), "tiles only where no process has the whole leaf"

@@ -8,9 +8,17 @@ from pydantic import Field, model_validator
 
 from harness.artifacts.base import Artifact
 from harness.strict import Later, Strict
+from harness.units import GIB
 
 # The trainer that carries a plan out.
 Backend = Literal["ours", "openpi"]
+
+
+# Host memory of a streamed save beside the state: four chunks of 64 MiB, each as it was read, packed and on
+# its way to the disk (measured: `python -m benchmarks.save_peak`). Of the device it takes the
+# chunks as they are read, or as many parts of a leaf that is hashed.
+STREAMED_HOST_BYTES = GIB
+STREAMED_DEVICE_BYTES = GIB // 4
 
 
 class Levers(Later):
@@ -28,9 +36,13 @@ class Levers(Later):
     parameters that the model would cast to bfloat16 in every microbatch. `host` names the parts of the state
     that lie in pinned host memory between their uses and pass through the device in pieces. It excludes
     bfloat16 moments, whose random rounding depends on position. Of masters the device always has the copy.
+
+    `save` "async" copies the state to the host and writes it while training goes on. "streamed" writes it
+    from where it lies, while training waits, and copies 64 MiB at a time. It is written only where it is
+    "streamed", as `hosts`.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"hosts"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"hosts", "save"})
     platform: Literal["cpu", "cuda"]
     devices: int = Field(1, gt=0)
     hosts: int = Field(1, gt=0)
@@ -43,6 +55,7 @@ class Levers(Later):
     attention: Literal["full", "chunked"] = "full"
     compute_copy: bool = False
     host: list[Literal["ema", "moments", "masters"]] = []
+    save: Literal["async", "streamed"] = "async"
 
     @model_validator(mode="after")
     def _shards_divide_devices(self) -> Levers:

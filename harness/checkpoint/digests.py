@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from harness.checkpoint.format import DAMAGE, outside
+from harness.checkpoint.pieces import parts_in_order
 from harness.checkpoint.tiles import Tiled, tiled_from, tiles_of
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, read_received, there
@@ -50,10 +51,11 @@ class Digests(NamedTuple):
         return self.tiles.get(path) or self.leaves.get(path, "")
 
 
-def leaf_digests(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """Path → sha256 of each array."""
+def leaf_digests(leaves: Mapping[str, Any], *, streamed: bool = False) -> dict[str, str]:
+    """Path → sha256 of each array. With `streamed`, no array keeps a copy of itself on the host."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(leaves, pool.map(digest, leaves.values()), strict=True))
+        of = digest_of_parts if streamed else digest
+        return dict(zip(leaves, pool.map(of, leaves.values()), strict=True))
 
 
 def digest(leaf: Any) -> str:
@@ -65,6 +67,14 @@ def digest(leaf: Any) -> str:
             total.update(_bytes(leaf[start : start + rows]))
     else:
         total.update(_bytes(leaf))
+    return total.hexdigest()
+
+
+def digest_of_parts(leaf: Any) -> str:
+    """The same of an array that is whole in this process, read part by part."""
+    total = hashlib.sha256()
+    for part in parts_in_order(leaf):
+        total.update(_bytes(part))
     return total.hexdigest()
 
 

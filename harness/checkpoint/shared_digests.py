@@ -14,14 +14,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 
-from harness.checkpoint.tiles import Tiled, bounds, cells, tile_digest
+from harness.checkpoint.digests import digest_of_parts
+from harness.checkpoint.pieces import piece
+from harness.checkpoint.tiles import Slices, Tiled, bounds, cells, tile_digest
 from harness.run.peers import Peers
 
 # Pieces of a leaf on the host at a time, by one thread.
@@ -31,19 +33,21 @@ _THREADS = 4
 _TILES = 64
 
 
-def shared_digests(leaves: Mapping[str, Any], peers: Peers) -> tuple[dict[str, str], dict[str, Tiled]]:
+def shared_digests(
+    leaves: Mapping[str, Any], peers: Peers, *, streamed: bool = False
+) -> tuple[dict[str, str], dict[str, Tiled]]:
     """(path → sha256 of each leaf that every process holds whole, path → tiles of each other one).
 
-    All processes call it with the same leaves.
+    All processes call it with the same leaves. With `streamed`, no array keeps a copy of itself on the host.
     """
+    of_leaf, of_tile = (digest_of_parts, piece) if streamed else (_digest, _at_once)
     whole = [path for path, leaf in leaves.items() if _is_whole_here(leaf)]
     mine = [path for path, owner in _owners(leaves, whole, peers.count).items() if owner == peers.index]
     grids = {path: grid_of(leaf) for path, leaf in leaves.items() if path not in set(whole)}
     with ThreadPoolExecutor(_THREADS) as pool:
-        digests = dict(zip(mine, pool.map(lambda path: _digest(leaves[path]), mine), strict=True))
-        tiles = dict(
-            zip(grids, pool.map(lambda path: _own_tiles(leaves[path], grids[path]), grids), strict=True)
-        )
+        digests = dict(zip(mine, pool.map(lambda path: of_leaf(leaves[path]), mine), strict=True))
+        found_tiles = pool.map(lambda path: _own_tiles(leaves[path], grids[path], of_tile), grids)
+        tiles = dict(zip(grids, found_tiles, strict=True))
     told = [json.loads(text) for text in peers.gather(json.dumps([digests, tiles]))]
     found = {path: value for each, _ in told for path, value in each.items()}
     cut = {}
@@ -119,17 +123,24 @@ def _on_host(data: jax.Array, begin: int, end: int) -> np.ndarray[Any, Any]:
     return np.asarray(data[begin:end])
 
 
-def _own_tiles(leaf: jax.Array, grid: list[int]) -> dict[int, str]:
+def _at_once(data: jax.Array, index: Slices) -> np.ndarray[Any, Any]:
+    part: np.ndarray[Any, Any] = np.asarray(data)[index]
+    return part
+
+
+def _own_tiles(
+    leaf: jax.Array, grid: list[int], read: Callable[[jax.Array, Slices], np.ndarray[Any, Any]]
+) -> dict[int, str]:
     """Number of the tile → digest, of tiles in those parts of which this process has the first copy."""
     every = list(cells(leaf.shape, grid))
     found = {}
     for shard in leaf.addressable_shards:
         if shard.replica_id:
             continue
-        here, data = bounds(shard.index, leaf.shape), np.asarray(shard.data)
+        here, data = bounds(shard.index, leaf.shape), shard.data
         for number, cell in enumerate(every):
             edges = bounds(cell, leaf.shape)
             if all(low <= a and b <= high for (a, b), (low, high) in zip(edges, here, strict=True)):
                 inside = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(edges, here, strict=True))
-                found[number] = tile_digest(data[inside])
+                found[number] = tile_digest(read(data, inside))
     return found

@@ -1,6 +1,7 @@
 """Saves and restores training checkpoints in openpi's layout.
 
-A save runs in the background and gets its name when whole. A restore reads leaf by leaf.
+A save runs in the background, or is streamed while training waits. It gets its name when whole. A restore
+reads leaf by leaf.
 
     <step>/params                                PyTree {"params": {… {"value": array}}}: the average with EMA
     <step>/train_state                           PyTree {"step", "params" (raw, with EMA), "opt_state"}
@@ -31,12 +32,13 @@ import orbax.checkpoint as ocp
 
 from harness.checkpoint.digests import Digests, leaf_digests, read_digests, text_digest
 from harness.checkpoint.failures import disk_full, no_space, save_failure
-from harness.checkpoint.format import CHUNK_BYTES, mismatches
+from harness.checkpoint.format import mismatches
+from harness.checkpoint.handlers import items_handler, tree_save
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
 from harness.checkpoint.paths import flat, leaf_paths, nbytes, nested, nested_state
 from harness.checkpoint.shared_digests import shared_digests
 from harness.checkpoint.source import damaged
-from harness.checkpoint.texts import SaveTextFiles, TextFiles
+from harness.checkpoint.texts import SaveTextFiles
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, check_stays, there
 from harness.received.json import read_json
@@ -51,7 +53,6 @@ from harness.run.steps import (
     PARAMS,
     RECORD,
     TRAIN_STATE,
-    TREES,
     is_whole,
     whole_steps,
 )
@@ -77,10 +78,19 @@ class Store:
 
     It keeps the last `keep_last` steps and every multiple of `keep_every_steps`. An interrupted save is never
     listed, restored or deleted. When its step is saved again, it is renamed out of the way.
+
+    `streamed` saves while training waits, and then needs no copy of the state (`checkpoint.streamed`). The
+    files have the same arrays.
     """
 
     def __init__(
-        self, directory: Path | str, *, keep_every_steps: int, keep_last: int = 1, peers: Peers = ALONE
+        self,
+        directory: Path | str,
+        *,
+        keep_every_steps: int,
+        keep_last: int = 1,
+        peers: Peers = ALONE,
+        streamed: bool = False,
     ) -> None:
         # Orbax logs every failure with many tracebacks before it raises. The error becomes one HarnessError
         # here.
@@ -90,16 +100,12 @@ class Store:
         self._keep_last = keep_last
         self._peers = peers
         self._saving: int | None = None
-        # Pinned host memory is capped under WSL2, and its pool grows with every save (google/orbax#2090).
-        tree = {name: ocp.PyTreeCheckpointHandler(enable_pinned_host_transfer=False) for name in TREES}
+        self._streamed = streamed
         # A directory that cannot be made is reported at once. Made in the background, its failure would be a
         # time-out ten minutes later.
         limit_s = _SAVE_TIMEOUT_S if peers.count == 1 else _SHARED_SAVE_TIMEOUT_S
         options = ocp.AsyncOptions(timeout_secs=limit_s, create_directories_asynchronously=False)
-        together = ocp.CompositeOptions(async_options=options)
-        handler = ocp.CompositeCheckpointHandler(
-            composite_options=together, **tree, assets=TextFiles(peers), harness=TextFiles(peers)
-        )
+        handler = items_handler(options, peers, streamed=streamed)
         self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
 
     def save(
@@ -114,6 +120,8 @@ class Store:
         base: dict[str, str] | None = None,
     ) -> None:
         """Saves a step. Returns once the arrays are on the host; the files are written in the background.
+
+        A streamed save returns when the step is whole, because the arrays are read until then.
 
         `base` (source and sha256) names the weights that hold what `params` leaves out, for `load_params`.
         Raises: a failure of the save before this one; HarnessError "checkpoint-exists", "disk-full",
@@ -133,7 +141,9 @@ class Store:
         leaves = {f"{item}/{path}": leaf for item, tree in items.items() for path, leaf in flat(tree).items()}
         files = texts | {f"{ASSETS}/{name}": text for name, text in assets.items()}
         of_leaves, tiles = (
-            (leaf_digests(leaves), {}) if self._peers.count == 1 else shared_digests(leaves, self._peers)
+            (leaf_digests(leaves, streamed=self._streamed), {})
+            if self._peers.count == 1
+            else shared_digests(leaves, self._peers, streamed=self._streamed)
         )
         digests = Digests(of_leaves, {name: text_digest(text) for name, text in files.items()}, tiles)
         ours = {Path(name).name: text for name, text in (texts | {DIGESTS: digests.to_json()}).items()}
@@ -143,12 +153,14 @@ class Store:
                 args=ocp.args.Composite(
                     assets=SaveTextFiles(assets),
                     harness=SaveTextFiles(ours),
-                    **{name: _tree_save(tree) for name, tree in items.items()},
+                    **{name: tree_save(tree) for name, tree in items.items()},
                 ),
             )
         except (OSError, ValueError) as error:
             raise self._failed(step, error) from error
         self._saving = step
+        if self._streamed:
+            self.wait()
 
     def wait(self) -> None:
         """Waits until the save under way is whole on disk, then prunes older steps.
@@ -328,12 +340,6 @@ def _give_back_memory() -> None:
     gc.collect()
     with suppress(AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _tree_save(tree: Any) -> ocp.args.PyTreeSave:
-    return ocp.args.PyTreeSave(
-        tree, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
-    )
 
 
 def _free_name(path: Path) -> Path:

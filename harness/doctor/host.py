@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from harness.artifacts.doctor import Finding
+from harness.artifacts.plan import STREAMED_HOST_BYTES
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
 from harness.received.text import word
 from harness.recipe.schema import Train
@@ -40,6 +41,8 @@ def memory(situation: Situation) -> Iterator[Finding]:
         )
         return
     saving = (chosen.disk_bytes or 0) // 2
+    if chosen.levers.save == "streamed":
+        saving = min(saving, STREAMED_HOST_BYTES)
     # A save copies the state before it writes. The plan of a GPU counts that copy and the process. The plan
     # of a CPU counts only the memory for XLA's computation. Where CPU and GPU share one memory, the plan
     # counts both.

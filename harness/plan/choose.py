@@ -16,17 +16,16 @@ from typing import NamedTuple
 
 from harness.artifacts import Candidate, Dataset, HostReport, Levers, Machine, Plan
 from harness.errors import HarnessError
-from harness.plan import candidates, cluster, cost, memory, shared
+from harness.plan import candidates, cluster, cost, memory, saving, shared
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.compile import compiled
 from harness.plan.need import Oracle, enough, shortage
-from harness.plan.notes import notes_of
+from harness.plan.notes import notes_of, smallest_card
 from harness.plan.place import Place, absent, present
 from harness.plan.rows import with_shared_rows
 from harness.recipe.deviations import deviations
 from harness.recipe.parameters import check_who_is_trained, counts
 from harness.recipe.schema import Recipe
-from harness.units import format_bytes
 
 # A larger microbatch that saves less than this share of a step is not worth a compilation.
 _WORTH = 0.05
@@ -99,7 +98,7 @@ def choose(
         free_bytes=place.free_bytes,
         context_bytes=place.context_bytes,
         margin_bytes=place.margin_bytes,
-        memory_fraction=_fraction(place, chosen),
+        memory_fraction=shared.memory_fraction(place, chosen),
         shared_memory=place.shared,
         host_usable_bytes=place.host_usable_bytes,
         parameters_total=total,
@@ -114,7 +113,7 @@ def choose(
                 place,
                 chosen,
                 atlas=tools.atlas,
-                smallest_card=partial(_smallest_card, recipe, dataset, tools),
+                smallest_card=partial(smallest_card, recipe, partial(_fits_exactly, recipe, dataset, tools)),
                 exact=ask.exact,
                 together=together,
             )
@@ -143,13 +142,7 @@ def _place(recipe: Recipe, machine: Machine, ask: Ask, tools: Tools) -> Place:
     return with_shared_rows(place, recipe, asked=ask.gpu is not None)
 
 
-def _fraction(place: Place, chosen: Candidate | None) -> float | None:
-    if chosen is None or not place.shared:
-        return place.memory_fraction
-    return place.fraction_beside(chosen.host_bytes or 0, chosen.device_bytes or 0)
-
-
-def fits_exactly(recipe: Recipe, card: str, dataset: Dataset | None, tools: Tools) -> bool:
+def _fits_exactly(recipe: Recipe, dataset: Dataset | None, tools: Tools, card: str) -> bool:
     """Whether a plan without deviations fits the idle card, as far as the atlas knows."""
     place = absent(card, None, None)
     known = tools._replace(compile=not_asked)
@@ -174,6 +167,7 @@ class _Search:
 
     def __init__(self, recipe: Recipe, place: Place, dataset: Dataset | None, tools: Tools, ask: Ask) -> None:
         self._recipe, self._place, self._ask = recipe, place, ask
+        self._dataset, self._tools = dataset, tools
         self._oracle = Oracle(place, tools.atlas, tools.compile, tools.say, recompile=ask.recompile)
         tokens = candidates.prompt_tokens(recipe, dataset)
         self._base = Levers(
@@ -188,25 +182,51 @@ class _Search:
     def run(self) -> tuple[list[Candidate], Candidate | None]:
         """(all candidates, the chosen one first; the chosen one)."""
         made: list[Candidate] = []
+        in_vain: list[Candidate] = []
         for changes in candidates.changes_of(self._recipe):
             if changes and (self._ask.exact or self._place.platform == "cpu"):
                 break
-            best, tried = self._with(changes)
+            recipe = candidates.changed(self._recipe, changes)
+            best, tried = self._with(recipe, changes, self._lever_sets(recipe))
             made += tried
+            if best is None:
+                # Saves that are streamed may make room where the host has none for a copy of the state.
+                # Those that do not are shown only where nothing fits.
+                best, tried = self._streamed(recipe, changes)
+                made += [one for one in tried if one.verdict == "fits"]
+                in_vain += [one for one in tried if one.verdict == "rejected"]
             if best is not None:
+                again = partial(self._candidate, recipe, changes)
+                best, made = saving.streamed_where_unknown(self._place, best, made, again)
                 return [best, *(one for one in made if one is not best)], best
-        return made, None
+        return made + in_vain, None
 
-    def _with(self, changes: candidates.Changes) -> tuple[Candidate | None, list[Candidate]]:
-        """(the fastest plan that fits with these changes, every plan tried)."""
-        recipe = candidates.changed(self._recipe, changes)
+    def _streamed(
+        self, recipe: Recipe, changes: candidates.Changes
+    ) -> tuple[Candidate | None, list[Candidate]]:
+        """`_with` for streamed saves. No approximate plan is compiled for them if there is an atlas."""
+        search, sets = self, saving.streamed_where_short(recipe, self._lever_sets(recipe), self._place)
+        atlas = self._tools.atlas
+        if changes and atlas is not None and not atlas.refused and not self._ask.recompile:
+            place = self._place._replace(stands_in=True)
+            search = _Search(self._recipe, place, self._dataset, self._tools, self._ask)
+            sets = [levers for levers in sets if search._is_known(recipe, levers)]
+        return search._with(recipe, changes, sets)
+
+    def _lever_sets(self, recipe: Recipe) -> list[Levers]:
+        """Where the state may lie, cheapest first."""
         place, devices = self._place, self._place.devices
         shards = sorted({1, devices // place.hosts, devices})
         host = place.platform == "cuda" and not place.wsl and not place.shared
         sets = candidates.lever_sets(self._base, recipe, shards=shards, host=host)
         # For a card that the atlas was not made for, lever sets that the atlas knows from other cards
         # suffice. The others are not compiled.
-        sets = [levers for levers in sets if self._is_known(recipe, levers)] or sets
+        return [levers for levers in sets if self._is_known(recipe, levers)] or sets
+
+    def _with(
+        self, recipe: Recipe, changes: candidates.Changes, sets: list[Levers]
+    ) -> tuple[Candidate | None, list[Candidate]]:
+        """(the fastest plan that fits with these changes and one of these lever sets, every plan tried)."""
         best: Candidate | None = None
         best_s, tried = float("inf"), []
         for levers in sets:
@@ -287,7 +307,7 @@ class _Search:
 
     def _candidate(self, recipe: Recipe, changes: candidates.Changes, levers: Levers) -> Candidate:
         place, on_cpu = self._place, self._place.platform == "cpu"
-        host = memory.host_bytes(recipe, levers)
+        host = (shared if place.shared else memory).host_bytes(recipe, levers)
         together: dict[str, int] = {}
         if place.shared:
             short = shared.short({"save": shared.save_bytes(recipe, levers)}, place.pool_usable_bytes)
@@ -327,24 +347,3 @@ class _Search:
         if not self._place.named:
             return None, {"seconds_per_step": f"{self._place.name} is not in the table of cards"}
         return self._seconds(recipe, levers), {}
-
-
-def _smallest_card(recipe: Recipe, dataset: Dataset | None, tools: Tools) -> str:
-    from harness.plan.cards import CARDS
-
-    for key in sorted(CARDS, key=lambda key: CARDS[key].memory_bytes):
-        try:
-            if fits_exactly(recipe, key, dataset, tools):
-                return (
-                    f"the smallest card that carries out recipe {recipe.name} exactly: {key}"
-                    f" ({format_bytes(CARDS[key].memory_bytes)})"
-                )
-        except HarnessError as error:
-            if error.code != "not-in-atlas":
-                raise
-            return (
-                "the atlas does not tell which card would carry the recipe out exactly; harness plan --gpu"
-                " NAME"
-                " --exact asks the compiler"
-            )
-    return f"no single card of the table carries out recipe {recipe.name} exactly"

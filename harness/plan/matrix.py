@@ -1,6 +1,6 @@
 """Makes the table of cards from the atlas alone: what each card can train, and the predicted time of a step.
 
-Any amount of host memory is assumed.
+Host memory is taken as not known, so plans that hold parts of the state there stream their saves.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
-from harness.artifacts import Levers
+from harness.artifacts.plan import STREAMED_HOST_BYTES, Levers
 from harness.recipe.parameters import counts, is_trained, parameter_shapes
 from harness.recipe.schema import Model, Recipe, Trained
 from harness.units import GIB
@@ -13,6 +13,8 @@ from harness.units import GIB
 # The trainer's own memory: Python, JAX and the CUDA libraries, and the loader with the images that it keeps
 # (data.loader.KEPT_BYTES and its row groups).
 PROCESS_BYTES = 4 * GIB
+# Bytes that the reader of weights holds beside the leaf that it reads: checkpoint.leaves.IN_FLIGHT_BYTES.
+IN_FLIGHT_BYTES = GIB
 _FLOAT32 = 4.0
 _TABLE = "PaliGemma/llm/embedder/input_embedding"
 # Bytes of one of Adam's two moments, and of a frozen parameter. Blocks of 256 share a float32 scale. For
@@ -91,11 +93,40 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def host_bytes(recipe: Recipe, levers: Levers) -> int:
-    """Host memory of a run: the process, the pinned parts of the state, and the copy that a save writes.
+    """Host memory of a run: the process, the pinned parts of the state, and what a save takes beside it.
 
-    Each of several machines writes its own part of a save.
+    A streamed save may take less than the reader of weights, or of a checkpoint. Where all of the state is in
+    host memory, what was not read yet is not there either.
     """
-    return PROCESS_BYTES + pinned_bytes(recipe, levers) + checkpoint_bytes(recipe) // levers.hosts
+    pinned = pinned_bytes(recipe, levers)
+    beside = saving_bytes(recipe, levers)
+    if levers.save == "streamed":
+        total, trained = counted(recipe.model, recipe.train.trained)
+        reading = reading_bytes(recipe.model)
+        all_pinned = "masters" in levers.host and trained == total
+        beside = max(beside, max(IN_FLIGHT_BYTES, reading - pinned) if all_pinned else reading)
+    return PROCESS_BYTES + pinned + beside
+
+
+@functools.cache
+def reading_bytes(model: Model) -> int:
+    """Bytes that the reader of weights holds: the largest leaf, and what is in flight beside it."""
+    leaf = int(_FLOAT32) * max(math.prod(shape) for shape in parameter_shapes(model).values())
+    return leaf + IN_FLIGHT_BYTES
+
+
+def saving_bytes(recipe: Recipe, levers: Levers) -> int:
+    """Host memory of a save beside the state, on each machine.
+
+    It is the copy that is written: each of several machines writes its own part. A streamed save has
+    buffers instead. Beside them are the quantized weights of several devices, which are made dense at once.
+    """
+    copy = checkpoint_bytes(recipe) // levers.hosts
+    if levers.save == "async":
+        return copy
+    total, trained = counted(recipe.model, recipe.train.trained)
+    dense = levers.devices > 1 and recipe.train.frozen != "bfloat16" and recipe.train.save == "all"
+    return min(copy, STREAMED_HOST_BYTES) + (2 * (total - trained) if dense else 0)
 
 
 def breakdown(recipe: Recipe, levers: Levers, device_bytes: int, activations: int | None) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from harness.artifacts import Levers
+from harness.artifacts.plan import STREAMED_DEVICE_BYTES, Levers
 from harness.errors import HarnessError
 from harness.plan import memory
 from harness.plan.atlas import Atlas, Known
@@ -61,7 +61,8 @@ class Oracle:
 
         Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler".
         """
-        usable = self._place.usable_bytes
+        usable, streamed = self._place.usable_bytes, levers.save == "streamed"
+        levers = _compiled_as(levers)
         step = self._known(recipe, levers, "step")
         # An upper bound that fits is an answer. A bound that does not fit decides nothing, and is accepted
         # only for a card that nothing was compiled for.
@@ -81,11 +82,13 @@ class Oracle:
             around: tuple[Phase, ...] = ("init" if recipe.weights.source is None else "load", "save")
             for phase in around:
                 phases[phase] = self._phase(recipe, levers, phase)
+            if streamed:
+                phases["save"] += STREAMED_DEVICE_BYTES
         return Need(max(phases.values()), step.bytes.get("host", 0), step.source, phases, step.activations)
 
     def has_step(self, recipe: Recipe, levers: Levers) -> bool:
         """Whether the step of this plan is known, or bounded, without the compiler."""
-        return self._known(recipe, levers, "step") is not None
+        return self._known(recipe, _compiled_as(levers), "step") is not None
 
     def _phase(self, recipe: Recipe, levers: Levers, phase: Phase) -> int:
         # The phases before and between steps do not depend on batches.
@@ -124,6 +127,11 @@ class Oracle:
                     raise
         assert place.card is not None
         return self._compile(Request(recipe=recipe, levers=levers, phase=phase, target=place.card.target()))
+
+
+def _compiled_as(levers: Levers) -> Levers:
+    """The levers that the compiler and the atlas are asked about: how a save is made changes no program."""
+    return levers.model_copy(update={"save": "async"})
 
 
 def shortage(need: int, have: int | None, what: str, *, at_least: bool = False) -> str | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.artifacts import Candidate, Cluster, Machine
-from harness.plan import shared
+from harness.errors import HarnessError
+from harness.plan import saving, shared
 from harness.plan.atlas import Atlas
 from harness.plan.busy import holders
+from harness.plan.cards import CARDS
 from harness.plan.cluster import notes_on
 from harness.plan.place import Place
 from harness.recipe.schema import Recipe
-from harness.units import format_count
+from harness.units import format_bytes, format_count
 
 
 def notes_of(
@@ -48,6 +50,7 @@ def notes_of(
         )
     if place.host_usable_bytes is None:
         notes.append("host memory is not checked: it is not known; --host-ram-gib X says how much there is")
+    notes += saving.notes_on(recipe, place, chosen)
     held = holders(machine) if place.here else ""
     if held:
         notes.append(f"{held}; harness plan --wait waits for them")
@@ -59,3 +62,23 @@ def notes_of(
             f" ({format_count(len(chosen.deviations))} deviations); --exact refuses it"
         )
     return notes
+
+
+def smallest_card(recipe: Recipe, fits_exactly: Callable[[str], bool]) -> str:
+    """The smallest card of the table on which the recipe fits exactly, as a sentence."""
+    for key in sorted(CARDS, key=lambda key: CARDS[key].memory_bytes):
+        try:
+            if fits_exactly(key):
+                return (
+                    f"the smallest card that carries out recipe {recipe.name} exactly: {key}"
+                    f" ({format_bytes(CARDS[key].memory_bytes)})"
+                )
+        except HarnessError as error:
+            if error.code != "not-in-atlas":
+                raise
+            return (
+                "the atlas does not tell which card would carry the recipe out exactly; harness plan --gpu"
+                " NAME"
+                " --exact asks the compiler"
+            )
+    return f"no single card of the table carries out recipe {recipe.name} exactly"

@@ -29,7 +29,7 @@ _MARGIN_SHARE, _MARGIN_LEAST = 0.03, GIB // 2
 # Under WSL2 Windows takes from the card at any time, and the driver then spills to host memory instead of
 # failing.
 _WSL_MARGIN = GIB
-_HOST_MARGIN_BYTES = 512 * MIB
+HOST_MARGIN_BYTES = 512 * MIB
 # A card of the same model takes part if its memory is at least this share of the freest card's.
 _ALIKE = 0.9
 
@@ -245,7 +245,7 @@ def present(
             need="an NVIDIA GPU (see: harness probe)",
             fix=f"{mend}; or {other}" if machine.gpu_missing or not machine.gpu_fix else mend,
         )
-    return around._replace(name="cpu", free_bytes=ram, margin_bytes=_HOST_MARGIN_BYTES)
+    return around._replace(name="cpu", free_bytes=ram, margin_bytes=HOST_MARGIN_BYTES)
 
 
 def _on_cards(
@@ -315,7 +315,7 @@ def _with_margins(place: Place, *, wsl: bool = False) -> Place:
 
 
 def _host_usable(ram_bytes: int | None) -> int | None:
-    return None if ram_bytes is None else max(0, ram_bytes - _HOST_MARGIN_BYTES)
+    return None if ram_bytes is None else max(0, ram_bytes - HOST_MARGIN_BYTES)
 
 
 def _name_and_count(gpu: str) -> tuple[str, int, int]:

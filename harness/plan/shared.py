@@ -7,32 +7,26 @@ such a machine: its GPU has memory of its own, and NVML reports it.
 
 from __future__ import annotations
 
-import functools
-import math
-
 from harness.artifacts import Candidate, Levers
 from harness.plan import memory
 from harness.plan.need import Need
-from harness.recipe.parameters import parameter_shapes
-from harness.recipe.schema import Model, Recipe
-from harness.units import GIB, format_bytes
-
-# Bytes that the reader of weights holds beside the leaf that it reads: checkpoint.leaves.IN_FLIGHT_BYTES.
-_IN_FLIGHT_BYTES = GIB
-
-
-@functools.cache
-def _largest_leaf_bytes(model: Model) -> int:
-    return 4 * max(math.prod(shape) for shape in parameter_shapes(model).values())
+from harness.plan.place import Place
+from harness.recipe.schema import Recipe
+from harness.units import format_bytes
 
 
 def save_bytes(recipe: Recipe, levers: Levers) -> int:
     """Bytes of the pool while a checkpoint is saved, counted without a compiler.
 
-    They are the state, its copy, and the process.
+    They are the state, what the save takes beside it, and the process.
     """
     parts = memory.state_parts(recipe, levers)
-    return parts["weights"] + parts["moments"] + parts["ema"] + memory.host_bytes(recipe, levers)
+    return parts["weights"] + parts["moments"] + parts["ema"] + host_bytes(recipe, levers)
+
+
+def host_bytes(recipe: Recipe, levers: Levers) -> int:
+    """The host's part of the pool during a save. What the reader of weights holds is the phase load's."""
+    return memory.PROCESS_BYTES + memory.pinned_bytes(recipe, levers) + memory.saving_bytes(recipe, levers)
 
 
 def phases(recipe: Recipe, levers: Levers, need: Need) -> dict[str, int]:
@@ -41,8 +35,8 @@ def phases(recipe: Recipe, levers: Levers, need: Need) -> dict[str, int]:
     The device's come from the compiler if it was asked. A save is always among the phases.
     """
     beside = {
-        "load": _largest_leaf_bytes(recipe.model) + _IN_FLIGHT_BYTES,
-        "save": memory.checkpoint_bytes(recipe),
+        "load": memory.reading_bytes(recipe.model),
+        "save": memory.saving_bytes(recipe, levers),
     }
     held = memory.PROCESS_BYTES + memory.pinned_bytes(recipe, levers)
     device = need.phases or {"step": need.device_bytes}
@@ -67,6 +61,13 @@ def enough(found: dict[str, int], pool: int | None) -> str:
     worst = max(found, key=lambda phase: found[phase])
     usable = f"{format_bytes(pool)} usable" if pool is not None else "a pool that is not known"
     return f"needs {format_bytes(found[worst])} in the phase {worst} of {usable} by CPU and GPU together"
+
+
+def memory_fraction(place: Place, chosen: Candidate | None) -> float | None:
+    """The share of the device's memory that JAX takes at once for the chosen plan."""
+    if chosen is None or not place.shared:
+        return place.memory_fraction
+    return place.fraction_beside(chosen.host_bytes or 0, chosen.device_bytes or 0)
 
 
 def kept(chosen: Candidate, pool: int | None) -> list[str]:

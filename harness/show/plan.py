@@ -68,6 +68,8 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
             + (f", with {' and '.join(levers.host)} of the state" if levers.host else ""),
         )
     )
+    if levers.save == "streamed":
+        rows.append(("saves", "streamed: training waits until a checkpoint is on the disk"))
     rows.append(("disk", f"{format_bytes(chosen.disk_bytes)} for two checkpoints"))
     phases = ", ".join(f"{name} {format_bytes(size)}" for name, size in chosen.phases.items())
     rows += [("phases", phases)] if len(chosen.phases) > 1 else []
@@ -154,6 +156,7 @@ def plan_name(candidate: Candidate) -> str:
         words = [word for word in words if word != "no EMA"]
     words += [f"{', '.join(levers.host)} on the host"] if levers.host else []
     words += [f"{levers.fsdp} shards"] if levers.fsdp > 1 else []
+    words += ["streamed saves"] if levers.save == "streamed" else []
     words += ["chunked attention"] if levers.attention == "chunked" else []
     return "; ".join(words)
 

@@ -26,6 +26,7 @@ from harness.train.first_arrays import digests_of
 from harness.train.held_out import Saves, compiled_for
 from harness.train.held_out_file import values_of
 from harness.train.kernels import Kernels, compile_pinned
+from harness.train.later import made_later
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
 from harness.train.metrics import as_line
@@ -35,7 +36,7 @@ from harness.train.sharding import Layout
 from harness.train.snapshot import base_of, restore, save
 from harness.train.start import first_state
 from harness.train.state import TrainState
-from harness.units import format_bytes
+from harness.units import format_bytes, format_seconds
 
 
 class Outcome(NamedTuple):
@@ -51,9 +52,9 @@ def train(job: Job, watcher: Watcher, peers: Peers = ALONE) -> Outcome:
     Raises: HarnessError "does-not-fit", "loss-not-finite", and the errors of the loader, the weights and the
     checkpoints.
     """
-    recipe, run = job.recipe, job.run
+    recipe = job.recipe
     check_who_is_trained(recipe)
-    store = Store(run.checkpoints, keep_every_steps=recipe.train.keep_every_steps, peers=peers)
+    store = _store(job, peers)
     # Another machine's view of a shared directory may be some seconds old.
     start = int(peers.agree(str(store.latest() or 0)))
     if start >= recipe.train.steps:
@@ -99,6 +100,11 @@ def train(job: Job, watcher: Watcher, peers: Peers = ALONE) -> Outcome:
             if records is not None:
                 records.wandb.close()
     return Outcome(step, finished=step == recipe.train.steps)
+
+
+def _store(job: Job, peers: Peers) -> Store:
+    every, streamed = job.recipe.train.keep_every_steps, job.levers.save == "streamed"
+    return Store(job.run.checkpoints, keep_every_steps=every, peers=peers, streamed=streamed)
 
 
 def _keys(seed: int, layout: Layout) -> tuple[jax.Array, jax.Array]:
@@ -299,7 +305,7 @@ class _Trainer:
         self._flushed += time.monotonic() - before
 
     def _save(self, state: TrainState, step: int) -> None:
-        job = self._job
+        job, before = self._job, time.monotonic()
         record = {
             "step": step,
             "recipe": job.recipe.model_dump(mode="json"),
@@ -309,7 +315,7 @@ class _Trainer:
         }
         save(
             self._store,
-            state,
+            made_later(state) if job.levers.save == "streamed" else state,
             step=step,
             norm_stats_json=self._norm_stats_json,
             asset_id=job.recipe.data.asset_id,
@@ -318,6 +324,11 @@ class _Trainer:
         )
         if self._records is not None:
             self._records.wandb.checkpoint(step)
+        if job.levers.save == "streamed":
+            # The pause is no part of the pace of the steps.
+            waited = time.monotonic() - before
+            self._flushed += waited
+            self._watcher.say(f"saved step {step} while training waited, {format_seconds(waited)}")
 
 
 def _check_fits(compiled: CompiledStep, plan: Plan) -> None:

@@ -152,8 +152,9 @@ def _upstream(manifest: Manifest, found: Found) -> list[Compared]:
 def _follows(manifest: Manifest, found: Found) -> list[Compared]:
     why = found.why
     rows = [_one("norm_stats", manifest.norm_stats_sha256, found.norm_stats_sha256, why)]
-    # Plans are exact: another plan computes the same, but sums in another order.
-    rows += _mapping("plan", manifest.plan.levers.model_dump(mode="json"), found.plan, why)
+    # Plans are exact: another plan computes the same, but sums in another order. Saving changes nothing.
+    levers = manifest.plan.levers.model_dump(mode="json")
+    rows += _mapping("plan", levers, found.plan, why, matters=lambda key: key != "save")
     rows += _mapping(
         "files",
         {Dataset.FILE: manifest.dataset_sha256, NormStats.FILE: manifest.norm_stats_sha256},

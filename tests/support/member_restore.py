@@ -1,7 +1,8 @@
 """Restores a step over all devices of all processes and saves it again: RECIPE CHECKPOINTS STEP FSDP TARGET.
 
-It compiles no step. With a run as a sixth argument it says what the step's fingerprint and bytes are, and
-measures the saves of the run on the held-out episodes, as one process does.
+It saves in the background to TARGET, and streamed to TARGET-streamed. It compiles no step. With a run as a
+sixth argument it says what the step's fingerprint and bytes are, and measures the saves of the run on the
+held-out episodes, as one process does.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ def main() -> None:
         channel.say(json.dumps([compiled.program_sha256, compiled.bytes]))
         fill(job_of(RunDir(Path(run[0]))), channel)
     state = restore(Store(source, keep_every_steps=1, peers=peers), setup, int(step))
-    store = Store(target, keep_every_steps=1, peers=peers)
     record = {"recipe_sha256": recipe.sha256()}
-    save(store, state, step=int(step), norm_stats_json="{}", asset_id="sample", record=record)
-    store.close()
+    for directory, streamed in ((target, False), (f"{target}-streamed", True)):
+        store = Store(directory, keep_every_steps=1, peers=peers, streamed=streamed)
+        save(store, state, step=int(step), norm_stats_json="{}", asset_id="sample", record=record)
+        store.close()
 
 
 main()
