@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from harness.artifacts import Candidate, Dataset, HostReport, Levers, Machine, Plan
 from harness.errors import HarnessError
-from harness.plan import candidates, cluster, cost, memory, shared
+from harness.plan import candidates, cluster, cost, memory, operations, shared
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.compile import compiled
 from harness.plan.need import Oracle, enough, shortage
@@ -312,7 +312,7 @@ class _Search:
             phases=need.phases,
             shared_phases=together,
             seconds_per_step=seconds,
-            flops_per_step=cost.flops_per_sample(recipe, levers) * recipe.train.global_batch,
+            flops_per_step=operations.flops_per_sample(recipe, levers) * recipe.train.global_batch,
             verdict="rejected" if short else "fits",
             reason=short
             or (shared.enough(together, place.pool_usable_bytes) if together else enough(need, place)),

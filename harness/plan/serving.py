@@ -28,7 +28,7 @@ from harness.artifacts import Machine, ServedShape, ServingPlan
 from harness.errors import HarnessError
 from harness.plan.cards import Card
 from harness.plan.compile import ABSENT_GPU_OPTIONS, in_child
-from harness.plan.cost import SUSTAINED_BYTES, SUSTAINED_COMPUTE, peak_flops
+from harness.plan.cost import KERNEL_SECONDS, SUSTAINED_BYTES, peak_flops
 from harness.plan.launches import kernels_of
 from harness.plan.place import Place, absent, present
 from harness.plan.source import source_hash
@@ -38,7 +38,8 @@ from harness.recipe.schema import Model, Recipe
 from harness.run.directory import cache_root, sha256_file, sha256_json, write_atomic
 from harness.strict import Strict
 
-KERNEL_SECONDS = 1.7e-6
+# Of the peak, by products of one or a few rows, which are smaller than those of training. An assumption.
+SUSTAINED_COMPUTE = 0.4
 MODEL = (
     f"sum over kernels of max(bytes / {SUSTAINED_BYTES:g} of the bandwidth, operations /"
     f" {SUSTAINED_COMPUTE:g} of the peak), and {KERNEL_SECONDS * 1e6:g} us a kernel (fitted to one"
