@@ -162,10 +162,10 @@ def _microbatch_seconds(recipe: Recipe, levers: Levers, card: Card, bandwidth: f
     again = 1 if passes.recomputed else 0
     compute = levers.microbatch * flops_per_sample(recipe, levers) / product_rate(card)
     products = max(compute, (2 + again) * 2.0 * total / bandwidth)
-    # A trained parameter is read in float32 and written in bfloat16 before each forward pass, unless a copy
-    # is at hand. Its gradient is read, added to and written in float32.
-    copied = levers.compute_copy or "masters" in levers.host
-    moved = trained * ((0 if copied else 6 * (1 + again)) + 3 * 4.0)
+    # Each pass takes a layer's parameters out of their stack, in bfloat16: a trained one from float32, unless
+    # a copy is at hand. Its gradient is read, added to and written in float32.
+    from_stack = 4 if levers.compute_copy or "masters" in levers.host else 6
+    moved = (1 + again) * (from_stack * trained + 4.0 * (total - trained)) + 3 * 4.0 * trained
     cameras = len(levers.cameras)
     moved += levers.microbatch * _activation_bytes(model, cameras, levers.prompt_tokens, who)
     layers = VISION[model.vision].depth * cameras * (4 if passes.gradient("vision") else 1)
