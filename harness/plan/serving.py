@@ -4,7 +4,8 @@
            + kernels x the time that each takes beside its work
 
 Bytes, operations and kernels are those of the program that XLA compiled for the card. Bandwidth and rate are
-shares of the card's nominal ones, as in `plan.cost`. The time of a kernel is fitted to one measurement: π0.5
+shares of the card's nominal ones: the bandwidth's as in `plan.cost`, the rate's a smaller one, because the
+products of a few rows are smaller than those of training. The time of a kernel is fitted to one measurement: π0.5
 sampled by `Pi05.sample_actions` on an H200, bfloat16, one row, two cameras and 48 tokens, takes 28.7 ms. Of
 that program XLA makes 6,771 kernels with 17.3 ms of work by these rates, which leaves 1.7 µs a kernel. A
 graph of kernels may need less, a slow host more. So the prediction is a model, and not a measurement.
@@ -38,7 +39,7 @@ from harness.recipe.schema import Model, Recipe
 from harness.run.directory import cache_root, sha256_file, sha256_json, write_atomic
 from harness.strict import Strict
 
-# Of the peak, by products of one or a few rows, which are smaller than those of training. An assumption.
+# Of the dense peak, by products of one or a few rows. An assumption, and KERNEL_SECONDS is fitted beside it.
 SUSTAINED_COMPUTE = 0.4
 MODEL = (
     f"sum over kernels of max(bytes / {SUSTAINED_BYTES:g} of the bandwidth, operations /"
