@@ -39,7 +39,7 @@ from harness.recipe.schema import Model, Recipe
 from harness.run.directory import cache_root, sha256_file, sha256_json, write_atomic
 from harness.strict import Strict
 
-# Of the dense peak, by products of one or a few rows. An assumption, and KERNEL_SECONDS is fitted beside it.
+# Of the dense peak, by products of one or a few rows: assumed. KERNEL_SECONDS is fitted beside it.
 SUSTAINED_COMPUTE = 0.4
 MODEL = (
     f"sum over kernels of max(bytes / {SUSTAINED_BYTES:g} of the bandwidth, operations /"
