@@ -4,8 +4,8 @@
            + kernels x the time that each takes beside its work
 
 Bytes, operations and kernels are those of the program that XLA compiled for the card. Bandwidth and rate are
-shares of the card's nominal ones: the bandwidth's as in `plan.cost`, the rate's a smaller one, because the
-products of a few rows are smaller than those of training. The time of a kernel is fitted to one measurement: π0.5
+shares of the card's nominal ones: the bandwidth's as in `plan.cost`, the rate's smaller, because the products
+of a few rows are smaller than those of training. The time of a kernel is fitted to one measurement: π0.5
 sampled by `Pi05.sample_actions` on an H200, bfloat16, one row, two cameras and 48 tokens, takes 28.7 ms. Of
 that program XLA makes 6,771 kernels with 17.3 ms of work by these rates, which leaves 1.7 µs a kernel. A
 graph of kernels may need less, a slow host more. So the prediction is a model, and not a measurement.
