@@ -1,13 +1,18 @@
 """Floating-point operations per sample of our training step and of openpi's own, counted in one run.
 
     python -m benchmarks.operations [--openpi CHECKOUT --python ENV/bin/python]
+    python -m benchmarks.operations --compiled [CASE ...]       # minutes a case; no GPU
 
 The matrix products of the traced step (jaxpr) are counted, two operations per multiply-add, and a loop's body
 as often as the loop runs: the forward pass, the part that rematerialization repeats, and the backward pass.
 Everything else, a few percent, is left out on both sides. XLA's own cost analysis counts a loop's body once,
-so it cannot compare two programs that loop over layers. CHECKOUT is openpi at commit 15a9616. ENV has its
-pinned packages (torch, transformers and lerobot may be missing). Without both options only our step is
-counted.
+so it cannot compare two programs that loop over layers.
+
+--compiled counts the products that XLA leaves in the optimized program of a step for an H200 which need not
+be here, each as often as its loops turn, and prints the planner's count beside it.
+
+CHECKOUT is openpi at commit 15a9616. ENV has its pinned packages (torch, transformers and lerobot may be
+missing). Without both options only our step is counted.
 """
 
 from __future__ import annotations
@@ -24,6 +29,15 @@ BATCH = 8
 CAMERAS = ["base_0_rgb", "left_wrist_0_rgb"]
 # What a plan computes where the longest prompt of the dataset has so many tokens; openpi pads to 200.
 PROMPT_TOKENS = 48
+# Of --compiled: recipe, its changes, levers.
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "full": ("pi05_libero", {}, {}),
+    "full-no-remat": ("pi05_libero", {}, {"remat": "none"}),
+    "full-chunked": ("pi05_libero", {}, {"attention": "chunked"}),
+    "lora": ("pi05_libero_lora", {}, {}),
+    "lora-frozen-vision": ("pi05_libero_lora", {"train.trained": "lora_frozen_vision"}, {}),
+    "action-expert": ("pi05_libero", {"train.trained": "action_expert"}, {}),
+}
 
 
 def products(jaxpr: Any) -> int:
@@ -71,6 +85,43 @@ def ours() -> int:
     )
 
 
+def compiled(case: str) -> tuple[float, float]:
+    """(operations a sample in XLA's program, by the planner) of one of CASES."""
+    from harness.train import device
+
+    device.start()
+    from jax.experimental import topologies
+
+    from harness.artifacts import Levers
+    from harness.plan.candidates import changed
+    from harness.plan.cards import CARDS
+    from harness.plan.compile import ABSENT_GPU_OPTIONS
+    from harness.plan.launches import product_operations
+    from harness.plan.operations import flops_per_sample
+    from harness.recipe.load import load_recipe
+    from harness.train.compiled import compile_step
+    from harness.train.setup import setup_of
+    from harness.train.sharding import Layout
+
+    name, changes, more = CASES[case]
+    recipe, target = changed(load_recipe(name), changes), CARDS["h200"].target()
+    levers = Levers.model_validate(
+        {
+            "platform": "cuda",
+            "microbatch": BATCH,
+            "accumulation_steps": 2,
+            "prompt_tokens": PROMPT_TOKENS,
+            "cameras": CAMERAS,
+            **more,
+        }
+    )
+    topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
+    step = compile_step(
+        setup_of(recipe, Layout(topology.devices)), levers, options=ABSENT_GPU_OPTIONS, platform="cuda"
+    )
+    return product_operations(step.run.as_text()) / (2 * BATCH), flops_per_sample(recipe, levers)
+
+
 def upstreams() -> int:
     """In openpi's environment."""
     from openpi_absent import stand_in
@@ -104,7 +155,23 @@ def main() -> None:
     )
     parser.add_argument("--openpi", type=Path, help="a checkout of openpi")
     parser.add_argument("--python", type=Path, help="the python of its environment")
+    parser.add_argument(
+        "--compiled",
+        nargs="*",
+        choices=sorted(CASES),
+        metavar="CASE",
+        help="compile these steps (default: all)",
+    )
     options = parser.parse_args()
+    if options.compiled is not None:
+        for case in options.compiled or CASES:
+            found, planned = compiled(case)
+            print(
+                f"{case:20} {found / 1e12:7.4f} Top a sample in the program, {planned / 1e12:7.4f} by the"
+                f" planner ({planned / found - 1:+.2%})",
+                flush=True,
+            )
+        return
     mine = ours()
     print(f"ours    {mine / 1e12:.3f} Top a sample ({len(CAMERAS)} cameras, {PROMPT_TOKENS} prompt tokens)")
     if options.openpi is None or options.python is None:

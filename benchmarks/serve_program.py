@@ -87,7 +87,8 @@ def compiled_before(recipe: Any, card: str, tokens: int, batch: int) -> Any:
 def row(name: str, work: list[tuple[int, int, int]], device_bytes: int, card: str, seconds: float) -> str:
     """One line of figures."""
     from harness.plan.cards import CARDS
-    from harness.plan.serving import KERNEL_SECONDS, work_seconds
+    from harness.plan.cost import KERNEL_SECONDS
+    from harness.plan.serving import work_seconds
     from harness.units import format_bytes
 
     kernels = sum(times for times, _, _ in work)

@@ -14,9 +14,11 @@ import pytest
 from harness.artifacts import Levers
 from harness.plan import source as source_module
 from harness.plan.atlas import ALLOWANCE, MAKE, Atlas, AtlasFile, Entry, shipped, step_key
-from harness.plan.candidates import changed, prompt_tokens
+from harness.plan.candidates import changed, changes_of, prompt_tokens
+from harness.plan.memory import phase_bytes
 from harness.plan.source import source_hash
 from harness.recipe.load import load_recipe
+from harness.units import MIB
 
 LORA = load_recipe("pi05_libero_lora")
 LEVERS = Levers(
@@ -179,3 +181,36 @@ def test_what_is_written_in_the_prompt_asks_for_the_same_step() -> None:
     assert step_key(told) == step_key(load_recipe("pi05_libero"))
     assert prompt_tokens(told, None) == 200
     assert prompt_tokens(load_recipe("pi05_libero"), None) == 48
+
+
+def test_load_and_save_are_counted_as_the_compiler_says() -> None:
+    """So a plan may leave out their compilation where they are far below the step."""
+    compared = set()
+    for recipe in map(load_recipe, ("pi05_libero", "pi05_libero_lora")):
+        for changes in changes_of(recipe):
+            made = changed(recipe, changes)
+            for host in ([], ["moments"], ["ema", "moments"], ["ema", "moments", "masters"]):
+                levers = Levers.model_validate(
+                    {
+                        "platform": "cuda",
+                        "microbatch": 1,
+                        "prompt_tokens": 1,
+                        "cameras": ["base_0_rgb", "left_wrist_0_rgb"],
+                        "host": host,
+                        "compute_copy": "masters" in host,
+                    }
+                )
+                for phase in ("load", "save"):
+                    known = shipped().look_up(made, levers, phase)
+                    counted = phase_bytes(made, levers, phase)
+                    if known is not None:
+                        compared.add((made.sha256(), phase, *host))
+                        said = known.bytes["device"]
+                        # The count leaves out the scales of quantized weights and the atlas's allowance.
+                        below = 0.07 if made.train.frozen != "bfloat16" else 0.003
+                        assert (1 - below) * said - MIB <= counted <= 1.001 * said + MIB, (
+                            changes,
+                            host,
+                            phase,
+                        )
+    assert len(compared) >= 12

@@ -97,7 +97,7 @@ def test_a_network_that_makes_it_slower_than_one_host_is_refused_with_both_times
     assert allowed.cluster.one_host_s is not None
     assert allowed.chosen.seconds_per_step is not None
     assert allowed.chosen.seconds_per_step > allowed.cluster.one_host_s
-    fast = planned(FULL, gpu="h100:8x2", net=rate("400Gb"))
+    fast = planned(FULL, gpu="h100:8x2", net=rate("800Gb"))
     assert fast.cluster is not None
     assert fast.cluster.net == "given"
 

@@ -1,10 +1,18 @@
-"""Tests that the right line of a child's stderr explains why its compilation failed."""
+"""Tests the child that compiles: its environment, its plugin, and the line that says why it failed."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
 import pytest
 
-from harness.plan.compile import telling
+from harness.artifacts import Levers
+from harness.plan import compile as compiler
+from harness.plan.compile import Request, compiled, cuda_plugins, telling
+from tests.support.tiny import tiny
 
 
 @pytest.mark.parametrize(
@@ -42,3 +50,82 @@ def test_why_a_compilation_ended_is_the_line_that_says_it(said: str, reason: str
 )
 def test_where_nothing_says_why_a_compilation_ended_nothing_is_invented(said: str) -> None:
     assert telling(said) is None
+
+
+@pytest.mark.parametrize("name", ["xla_cuda12", "xla_cuda13"])
+def test_any_cuda_plugin_of_jax_serves(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compiler, "find_spec", lambda _: None)
+    found = [EntryPoint(each, f"jax_plugins.{each}", "jax_plugins") for each in ("xla_rocm7", name, "libtpu")]
+    monkeypatch.setattr(compiler.metadata, "entry_points", lambda **_: found)
+    assert cuda_plugins() == [name]
+    monkeypatch.setattr(compiler.metadata, "entry_points", lambda **_: found[:1])
+    assert cuda_plugins() == []
+    # A plugin that nobody has installed, only put where Python looks.
+    (tmp_path / "jax_plugins" / name).mkdir(parents=True)
+    (tmp_path / "jax_plugins" / name / "__init__.py").touch()
+    places = type("Spec", (), {"submodule_search_locations": [str(tmp_path / "jax_plugins")]})
+    monkeypatch.setattr(compiler, "find_spec", lambda _: places)
+    assert cuda_plugins() == [name]
+
+
+def test_the_plugin_that_is_installed_here_is_found() -> None:
+    assert cuda_plugins()
+
+
+_TRAINER = """
+import os, sys
+from harness.run.surroundings import jax_variables
+os.environ.update(jax_variables("cpu"))
+import jax
+from harness.plan.compile import Request
+from harness.train.programs import lowered_step
+from harness.train.setup import setup_of
+from harness.train.sharding import local_layout
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+request = Request.model_validate_json(sys.stdin.read())
+step = lowered_step(setup_of(request.recipe, local_layout(request.levers)), request.levers).compile({})
+print(sum(event.endswith("cache_hits") for event in events), step.bytes["device"], step.program_sha256)
+"""
+
+
+def test_the_trainer_finds_the_program_that_the_plan_has_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    recipe = tiny()
+    cameras = [camera for camera, feature in recipe.data.cameras.items() if feature]
+    levers = Levers(platform="cpu", microbatch=4, prompt_tokens=16, cameras=cameras)
+    request = Request(recipe=recipe, levers=levers)
+    answer = compiled(request)
+    done = subprocess.run(
+        [sys.executable, "-c", _TRAINER],
+        input=request.model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["1", str(answer.bytes["device"]), answer.program_sha256]
+
+
+def test_the_compiler_for_a_card_of_this_machine_has_the_variables_of_its_trainer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """XLA's flags are in the key of JAX's cache, and the deterministic one makes another program."""
+    seen: list[dict[str, str]] = []
+
+    def run(*_: object, env: dict[str, str], **__: object) -> subprocess.CompletedProcess[str]:
+        seen.append(env)
+        return subprocess.CompletedProcess([], 0, '{"bytes": {}}', "")
+
+    monkeypatch.setattr(compiler.subprocess, "run", run)
+    levers = Levers(platform="cuda", microbatch=1, prompt_tokens=16, cameras=["base_0_rgb"])
+    here = Request(recipe=tiny(), levers=levers)
+    compiler._in_child(here, ("GPU-1",))
+    compiler._in_child(here.model_copy(update={"target": "a card"}))
+    assert seen[0]["JAX_PLATFORMS"] == "cuda"
+    assert seen[0]["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    assert seen[0]["XLA_FLAGS"].endswith("--xla_gpu_deterministic_ops=true")
+    assert seen[1]["JAX_PLATFORMS"] == "cpu"
+    assert "deterministic" not in seen[1]["XLA_FLAGS"]

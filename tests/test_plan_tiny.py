@@ -40,7 +40,7 @@ def test_on_a_cpu_the_compiled_bytes_are_host_bytes_and_their_parts_add_up() -> 
 
 @pytest.mark.usefixtures("_cache")
 def test_without_the_compiler_for_gpus_only_the_atlas_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.plan.compile.find_spec", lambda _: None)
+    monkeypatch.setattr("harness.plan.compile.cuda_plugins", list)
     with pytest.raises(HarnessError) as caught:
         choose(changed(tiny(), {"train.seed": 11}), MACHINE, None, Ask(gpu="RTX A6000", recompile=True))
     assert caught.value.code == "no-target-compiler"

@@ -18,7 +18,7 @@ from harness.plan.compile import ABSENT_GPU_OPTIONS
 from harness.run.directory import KERNELS, RunDir, sha256_file
 from harness.run.peers import Peers
 from harness.run.surroundings import DETERMINISTIC, deterministic, is_deterministic
-from harness.train.kernels import Kernels, compile_pinned
+from harness.train.kernels import Kernels, compile_pinned, written_to
 from tests.support.threads import together
 
 DUMP, LOAD, ALL = (
@@ -81,6 +81,41 @@ def test_of_several_processes_only_the_first_writes_a_choice(tmp_path: Path) -> 
     assert first.sha256 is None
     assert other == Kernels(None, f"process 0 has written no {KERNELS}")
     assert [DUMP in options for options in asked] == [True, False]
+
+
+def test_a_program_that_the_plan_compiled_comes_from_the_cache_with_its_kernels(tmp_path: Path) -> None:
+    """The plan asked with the same options, so JAX's cache answers, and XLA writes nothing again."""
+    runs = [RunDir(tmp_path / name) for name in ("one", "two")]
+    for run in runs:
+        run.path.mkdir()
+    choice, xla = tmp_path / "cache" / "kernels" / "of-a.pbtxt", Xla("a")
+    xla(written_to(choice))
+    asked: list[dict[str, str]] = []
+    for run in runs:
+        _, kernels = compile_pinned(run, "cuda", asked.append, print, choice=choice)
+        assert kernels.sha256 == sha256_file(run.path / KERNELS) == sha256_file(choice)
+        assert [path.name for path in run.path.iterdir()] == [KERNELS]
+    assert asked == [xla.asked[0], xla.asked[0]]
+
+
+def test_a_program_from_the_cache_without_its_kernels_is_compiled_again(tmp_path: Path) -> None:
+    choice, xla = tmp_path / "cache" / "of-a.pbtxt", Xla("a")
+
+    def from_cache(options: dict[str, str]) -> str:
+        return "from the cache" if options.get(DUMP) == str(choice) else xla(options)
+
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    made, kernels = compile_pinned(run, "cuda", from_cache, print, choice=choice)
+    assert (made, kernels.sha256) == ("executable of a", sha256_file(run.path / KERNELS))
+
+
+def test_a_cache_that_cannot_be_written_costs_the_program_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    choice = tmp_path / "cache" / "kernels" / "of-a.pbtxt"
+    assert written_to(choice) == {}
+    made, kernels = compile_pinned(RunDir(tmp_path), "cuda", Xla("a"), print, choice=choice)
+    assert (made, kernels.sha256) == ("executable of a", sha256_file(tmp_path / KERNELS))
 
 
 def test_another_program_is_compiled_all_the_same_and_said(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 from harness.artifacts import Machine, Plan
-from harness.run.directory import cache_root
-from harness.run.surroundings import deterministic
+from harness.run.surroundings import jax_variables
 
 
 def prepare_jax(plan: Plan, machine: Machine) -> None:
@@ -21,13 +20,7 @@ def prepare_jax(plan: Plan, machine: Machine) -> None:
 
 def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: int | None) -> None:
     """Sets the device, its share of memory and the compilation cache. JAX must not have been imported yet."""
-    os.environ["JAX_PLATFORMS"] = platform
-    if platform == "cuda":
-        # The images set it too. A verb that was started in another way must compute the same bits.
-        os.environ["XLA_FLAGS"] = deterministic()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_root() / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.update(jax_variables(platform))
     card = next((gpu for gpu in machine.gpus if uuid is not None and gpu.uuid == uuid), None)
     if card is not None and card.uuid is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = card.uuid

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from harness.artifacts import Candidate, Dataset, HostReport, Levers, Machine, Plan
 from harness.errors import HarnessError
-from harness.plan import candidates, cluster, cost, memory, saving, shared
+from harness.plan import candidates, cluster, cost, memory, operations, saving, shared
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.compile import compiled
 from harness.plan.need import Oracle, enough, shortage
@@ -27,8 +27,9 @@ from harness.recipe.deviations import deviations
 from harness.recipe.parameters import check_who_is_trained, counts
 from harness.recipe.schema import Recipe
 
-# A larger microbatch that saves less than this share of a step is not worth a compilation.
-_WORTH = 0.05
+# A larger microbatch must save more than this share of a step: the cost model is some percent off, and on a
+# card that is nearly full XLA computes again what it could have kept.
+_WORTH = 0.07
 
 
 class Ask(NamedTuple):
@@ -219,34 +220,36 @@ class _Search:
         shards = sorted({1, devices // place.hosts, devices})
         host = place.platform == "cuda" and not place.wsl and not place.shared
         sets = candidates.lever_sets(self._base, recipe, shards=shards, host=host)
-        # For a card that the atlas was not made for, lever sets that the atlas knows from other cards
-        # suffice. The others are not compiled.
+        # For a card that the atlas was not made for, the lever sets that it knows from others suffice.
         return [levers for levers in sets if self._is_known(recipe, levers)] or sets
 
     def _with(
         self, recipe: Recipe, changes: candidates.Changes, sets: list[Levers]
     ) -> tuple[Candidate | None, list[Candidate]]:
         """(the fastest plan that fits with these changes and one of these lever sets, every plan tried)."""
-        best: Candidate | None = None
-        best_s, tried = float("inf"), []
+        best, tried = None, list[Candidate]()
         for levers in sets:
             sizes = self._microbatches(recipe, levers)
-            if (
-                best is not None
-                and self._seconds(recipe, candidates.cut(recipe, levers, sizes[-1])) >= best_s
-            ):
+            if best is not None and not self._promises(recipe, levers, sizes, best):
                 continue
             found = [self._largest(recipe, changes, levers, sizes)]
             if found[0].verdict == "fits" and found[0].levers.microbatch < sizes[-1]:
                 # Attention over a few samples at a time leaves room for a larger microbatch.
                 chunked = levers.model_copy(update={"attention": "chunked"})
-                if self._is_known(recipe, chunked):
-                    found.append(self._largest(recipe, changes, chunked, self._microbatches(recipe, chunked)))
+                sizes = self._microbatches(recipe, chunked)
+                if self._is_known(recipe, chunked) and self._promises(recipe, chunked, sizes, found[0]):
+                    found.append(self._largest(recipe, changes, chunked, sizes))
             tried += found
-            for candidate in found:
-                if candidate.verdict == "fits" and (took := self._seconds(recipe, candidate.levers)) < best_s:
-                    best, best_s = candidate, took
+            fitting = [one for one in [best, *found] if one is not None and one.verdict == "fits"]
+            best = min(fitting, key=lambda one: self._seconds(recipe, one.levers), default=None)
         return best, tried
+
+    def _promises(self, recipe: Recipe, levers: Levers, sizes: list[int], best: Candidate) -> bool:
+        """Whether these levers may be faster than `best`. If the atlas knows only `best`, that suffices."""
+        if best.source in ("atlas", "interpolated") and not self._known(recipe, levers, sizes):
+            return False
+        levers = candidates.cut(recipe, levers, sizes[-1])
+        return self._seconds(recipe, levers) < self._seconds(recipe, best.levers)
 
     def _microbatches(self, recipe: Recipe, levers: Levers) -> list[int]:
         """The microbatches worth trying, ascending, up to the first beyond which the step gains nothing."""
@@ -260,19 +263,16 @@ class _Search:
             if self._seconds(recipe, candidates.cut(recipe, levers, size)) <= fastest * (1 + _WORTH)
         )
         worth = [size for size in sizes if size <= enough]
-        known = [
-            size
-            for size in worth
-            if self._place.stands_in and self._oracle.has_step(recipe, candidates.cut(recipe, levers, size))
-        ]
-        return known or worth
+        return self._known(recipe, levers, worth) or worth
 
     def _is_known(self, recipe: Recipe, levers: Levers) -> bool:
         """Whether the atlas knows a microbatch of these levers; true if the compiler answers for the rest."""
         sizes = candidates.divisors(recipe.train.global_batch // levers.devices)
-        return not self._place.stands_in or any(
-            self._oracle.has_step(recipe, candidates.cut(recipe, levers, size)) for size in sizes
-        )
+        return not self._place.stands_in or bool(self._known(recipe, levers, sizes))
+
+    def _known(self, recipe: Recipe, levers: Levers, sizes: list[int]) -> list[int]:
+        """Those of the microbatches whose step is known, or bounded, without the compiler."""
+        return [size for size in sizes if self._oracle.has_step(recipe, candidates.cut(recipe, levers, size))]
 
     def _seconds(self, recipe: Recipe, levers: Levers) -> float:
         """Predicted seconds of a step, for ranking.
@@ -332,7 +332,7 @@ class _Search:
             phases=need.phases,
             shared_phases=together,
             seconds_per_step=seconds,
-            flops_per_step=cost.flops_per_sample(recipe, levers) * recipe.train.global_batch,
+            flops_per_step=operations.flops_per_sample(recipe, levers) * recipe.train.global_batch,
             verdict="rejected" if short else "fits",
             reason=short
             or (shared.enough(together, place.pool_usable_bytes) if together else enough(need, place)),

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Literal
 
 from harness.artifacts import Levers
@@ -23,6 +24,7 @@ from harness.errors import HarnessError
 from harness.plan.source import source_hash
 from harness.recipe.schema import Recipe
 from harness.run.directory import cache_root, sha256_json, write_atomic
+from harness.run.surroundings import jax_variables
 from harness.run.xla_flags import refused_flags
 from harness.strict import Strict
 
@@ -99,9 +101,21 @@ def _key(request: Request) -> str:
             "request": request.model_dump(mode="json"),
             "versions": versions,
             "source": source_hash(),
-            "flags": os.environ.get("XLA_FLAGS"),
+            "flags": _variables(request).get("XLA_FLAGS"),
         }
     )
+
+
+def _variables(request: Request) -> Mapping[str, str]:
+    """The variables of the child that answers `request`.
+
+    For a device of this machine they are the trainer's, which then finds the step in JAX's cache. A step for
+    several devices of a CPU is not kept there: several processes train it, and read no compiled program.
+    """
+    levers = request.levers
+    if request.target is not None or (levers.platform == "cpu" and levers.devices > 1):
+        return os.environ
+    return os.environ | jax_variables(levers.platform)
 
 
 def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
@@ -115,8 +129,22 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
         what="the training step",
         uuids=uuids,
         cpu_devices=1 if cuda else request.levers.devices,
+        variables=_variables(request),
     )
     return Answer.model_validate_json(said)
+
+
+def cuda_plugins() -> list[str]:
+    """Names of the installed plugins with which JAX compiles for NVIDIA cards, of any version of CUDA.
+
+    Source: JAX finds plugins as entry points of the group jax_plugins, and as modules of that namespace
+    (jax/_src/xla_bridge.py, `discover_pjrt_plugins`). The CUDA ones are xla_cuda12 and xla_cuda13.
+    """
+    named = {point.name for point in metadata.entry_points(group="jax_plugins")}
+    space = find_spec("jax_plugins")
+    places = space.submodule_search_locations if space is not None else None
+    named |= {module.name for module in iter_modules(places)} if places else set()
+    return sorted(name for name in named if re.fullmatch(r"xla_cuda\d*", name))
 
 
 def in_child(
@@ -128,29 +156,30 @@ def in_child(
     what: str,
     uuids: tuple[str, ...] = (),
     cpu_devices: int = 1,
+    variables: Mapping[str, str] | None = None,
 ) -> str:
     """The last line that `module` prints as a process of its own, `body` being its stdin.
 
     JAX starts there on `platform`. `cuda` says that it compiles for NVIDIA cards; `what` names what is
-    compiled, for messages. `cpu_devices`: of how many processes' devices the CPU stands in.
+    compiled, for messages. `cpu_devices`: of how many processes' devices the CPU stands in. `variables`: its
+    environment, if it is not this process's.
     Raises: HarnessError "compile-failed", "compile-timeout", "no-target-compiler", "xla-flags-refused".
     """
-    if cuda and find_spec("jax_cuda12_plugin") is None:
+    if cuda and not cuda_plugins():
         raise HarnessError(
             "no-target-compiler",
             "the compiler for NVIDIA GPUs is not installed here, and the atlas does not know this plan",
-            got="no package jax-cuda12-plugin",
-            need="jax-cuda12-plugin and jax-cuda12-pjrt of the version of jax",
+            got="no CUDA plugin of JAX",
+            need="a CUDA plugin of JAX, such as jax-cuda12-plugin and jax-cuda12-pjrt of the version of jax",
             fix=(
                 f"pip install jax-cuda12-plugin=={metadata.version('jax')}"
                 f" jax-cuda12-pjrt=={metadata.version('jax')}; the images and ci/local have them"
             ),
         )
     # A child on a real GPU must not take the memory that the trainer will need.
-    environment = os.environ | {"JAX_PLATFORMS": platform, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"} | (
-        {"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {}
-    )
+    environment = {**(variables or os.environ), "JAX_PLATFORMS": platform, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {}
     if cpu_devices > 1:
         # The last of two equal flags counts.
         environment["XLA_FLAGS"] = (
@@ -231,6 +260,7 @@ def _main() -> None:
     device.start()
     from harness.train.compiled import compile_step, lower_step
     from harness.train.phases import compile_phase
+    from harness.train.programs import step_here
     from harness.train.setup import setup_of
     from harness.train.sharding import local_layout
 
@@ -242,7 +272,11 @@ def _main() -> None:
         _, program_sha256 = lower_step(setup, levers, platform)
         answer = Answer(bytes={}, program_sha256=program_sha256)
     elif request.phase == "step":
-        step = compile_step(setup, levers, options=options, platform=platform)
+        step = (
+            compile_step(setup, levers, options=options, platform=platform)
+            if options
+            else step_here(setup, levers)
+        )
         answer = Answer(bytes=step.bytes, program_sha256=step.program_sha256)
     else:
         phase = compile_phase(setup, request.phase, options=options, platform=platform)

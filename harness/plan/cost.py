@@ -1,17 +1,28 @@
 """Predicts how long a step takes, to rank plans of one recipe on one card: a stated model, not a measurement.
 
-    step = accumulation x (max(operations / sustained rate, weight traffic / memory bandwidth) + launches)
-         + state traffic / memory bandwidth            the update
+    microbatch = max(operations / product rate, reads of the weights / bandwidth)     the matrix products
+               + (activations + casts + gradient sums) / bandwidth                    what is no product
+               + kernels x the time of one
+    step = accumulation x microbatch
+         + state traffic / bandwidth                   the update
          + offloaded bytes / link                      counted as if nothing overlapped
          + gathered and summed bytes / link            several devices
          + bytes over the network / its rate           several machines
     and never less than the loader needs for the global batch.
 
-Sustained rates are 0.4 of a card's dense bfloat16 peak, and 0.8 of the nominal bandwidth of its memory and of
-its link. A layer's pass counts as 30 kernels of 5 µs each, which makes a small microbatch slow. These are
-assumptions, to be corrected by the step times of real runs. The peak is multiprocessors x operations a clock
-x boost clock. It agrees with the dense bfloat16 rate (float32 accumulation) of the cards' documents to 2.5
-percent:
+Rates are shares of a card's nominal ones:
+- Products: 0.65 of the dense bfloat16 peak on Hopper. On one H200, single products of the model's large shapes
+  gave 631, 646 and 649 TFLOP/s of 989 with their dispatch (about 736 without it), and smaller ones 194 to 354.
+  One share stands for all of them. It is not fitted to a step, but the steps that check it are of the same
+  card. No other architecture was measured: all others are assumed to give the same share.
+- Memory and links: 0.8 of the nominal rate, assumed. On that H200 pinned host memory gave 53 of 63 GB/s.
+- A kernel takes 1.7 µs beside its work (`plan.serving` has its source), and a layer's pass counts as 36:
+  XLA's program of a microbatch has 10,229 kernels for 288 of them.
+- Bytes of activations are counted in that program: see `_activation_bytes`.
+How far the sum is from what was measured: `plan.measured`, `python -m benchmarks.cost_points`.
+
+The peak is multiprocessors x operations a clock x boost clock. It agrees with the dense bfloat16 rate
+(float32 accumulation) of the cards' documents to 2.5 percent:
 RTX 3060 25.5, 4090 165, 5090 210, A6000 155, L4 121, L40S 366, A100 312 TFLOP/s.
 
 Source: tensor-core operations a clock and multiprocessor: the white papers named in plan.cards. GeForce cards
@@ -29,19 +40,31 @@ import math
 from harness.artifacts import Levers
 from harness.plan.cards import Card
 from harness.plan.memory import counted, pinned_bytes, state_parts
+from harness.plan.operations import (
+    Passes,
+    flops_per_sample,
+    forward_flops,
+    part_of,
+    prefix_flops,
+    tokens_of,
+)
 from harness.recipe.parameters import (
     GEMMA,
     VISION,
-    group_of,
     is_cast_before_use,
+    is_kernel,
     is_trained,
     parameter_shapes,
 )
 from harness.recipe.schema import Model, Recipe, Trained
 
-SUSTAINED_COMPUTE = 0.4
 SUSTAINED_BYTES = 0.8
-LAUNCHES_S = 30 * 5e-6
+# Beside its work, a kernel takes so long; `plan.serving` has the source.
+KERNEL_SECONDS = 1.7e-6
+_KERNELS_A_LAYER = 36
+# Of the dense peak, by compute capability: measured on one H200. All others are assumed to sustain as much.
+_PRODUCT_SHARE = {(9, 0): 0.65}
+_ASSUMED_SHARE = 0.65
 # Samples of two 256-pixel images a second and core: an assumption on the low side. benchmarks/data_loader.py
 # measures the figure, and a run reports when it is lower.
 LOADER_SAMPLES_PER_CORE = 150.0
@@ -71,87 +94,40 @@ def device_link(card: Card) -> float:
     return next((rate for name, rate in _NVLINK.items() if name in card.device), host_link(card))
 
 
-def flops_per_sample(recipe: Recipe, levers: Levers) -> float:
-    """Operations of one sample, forward and backward.
-
-    A kernel element counts 2 for each token; attention counts 4·T·S·N·H a layer. Where a gradient passes, a
-    block's forward is computed again (`remat` block) and the gradients of its inputs are computed. The
-    gradients of its kernels are computed only if these are trained.
-    """
-    return _flops(
-        recipe.model,
-        recipe.train.trained,
-        len(levers.cameras),
-        levers.prompt_tokens,
-        1 if levers.remat == "block" else 0,
-    )
+def product_rate(card: Card) -> float:
+    """Operations a second that the model's matrix products sustain."""
+    return peak_flops(card) * _PRODUCT_SHARE.get(card.capability, _ASSUMED_SHARE)
 
 
 def held_out_seconds(recipe: Recipe, levers: Levers, card: Card, rows: int, sampling_steps: int) -> float:
     """Predicted seconds of a held-out pass over so many rows, by the same model.
 
     A row is a forward pass for the loss, another for the prefix that sampling begins with, and the action
-    expert at each step of sampling. The vision tower is counted in both. Parameters in host memory are read
+    expert at each step of sampling. The vision tower is computed in both. Parameters in host memory are read
     once for every piece of rows.
     """
-    model, cameras = recipe.model, len(levers.cameras)
+    model, tokens = recipe.model, tokens_of(recipe.model, len(levers.cameras), levers.prompt_tokens)
     each = max(1, min(levers.microbatch, -(-rows // levers.devices)))
     calls = -(-rows // (each * levers.devices))
-    whole = _flops(model, None, cameras, levers.prompt_tokens, 0)
     expert = sum(
         2.0 * math.prod(shape) * model.action_horizon
         for path, shape in parameter_shapes(model).items()
-        if len(shape) > 1 and group_of(path) in ("expert", "projections")
+        if is_kernel(path, shape) and part_of(path) in ("expert", "projections")
     )
     total, _ = counted(model, recipe.train.trained)
-    in_expert = expert / (2.0 * model.action_horizon)
-    compute = each * (2 * whole + sampling_steps * expert) / (peak_flops(card) * SUSTAINED_COMPUTE)
-    traffic = 2.0 * (2 * total + sampling_steps * in_expert) / (card.bandwidth * 1e6 * SUSTAINED_BYTES)
-    layers = VISION[model.vision].depth * cameras + GEMMA[model.paligemma.variant].depth * (
-        2 + sampling_steps
+    bandwidth = card.bandwidth * 1e6 * SUSTAINED_BYTES
+    once = forward_flops(model, tokens) + prefix_flops(model, tokens)
+    compute = each * (once + sampling_steps * expert) / product_rate(card)
+    read = 2.0 * (2 * total + sampling_steps * expert / (2.0 * model.action_horizon)) / bandwidth
+    activations = (
+        each * 2 * _activation_bytes(model, len(levers.cameras), levers.prompt_tokens, None) / bandwidth
     )
+    layers = VISION[model.vision].depth * len(levers.cameras) * 2
+    layers += GEMMA[model.paligemma.variant].depth * (2 + sampling_steps)
     kept = "ema" if recipe.train.ema_decay is not None else "masters"
-    read = pinned_bytes(recipe, levers.model_copy(update={"host": [p for p in levers.host if p == kept]}))
-    hosted = read * levers.hosts / levers.devices / (host_link(card) * SUSTAINED_BYTES)
-    return calls * (max(compute, traffic) + LAUNCHES_S * layers + hosted)
-
-
-@functools.cache
-def _flops(model: Model, trained: Trained | None, cameras: int, prompt_tokens: int, again: int) -> float:
-    """Operations of one sample. `trained` None: the forward pass alone."""
-    patches = (model.image_size // VISION[model.vision].patch) ** 2
-    prefix, actions = cameras * patches + prompt_tokens, model.action_horizon
-    tokens = {"vision": cameras * patches, "language": prefix, "expert": actions, "projections": actions}
-    total = 0.0
-    for path, shape in parameter_shapes(model).items():
-        if len(shape) < 2 or path.endswith(("bias", "scale", "pos_embedding", "input_embedding")):
-            continue
-        group = group_of(path)
-        part = ("expert" if "_1/" in path else "language") if group == "adapters" else group
-        # The adaptive norms read the time embedding once a sample; their kernels are [.., D, 3D].
-        rows = 1 if "Dense_0" in path and part == "expert" else tokens[part]
-        learns = trained is not None and is_trained(path, model, trained)
-        passes = 1 + (again + 1 if _gradient_passes(trained, part) else 0) + learns
-        total += 2.0 * math.prod(shape) * rows * passes
-    vision, language = VISION[model.vision], GEMMA[model.paligemma.variant]
-    # The attention products hold no parameters. Their backward pass costs twice the forward.
-    attended = {part: 3 + again if _gradient_passes(trained, part) else 1 for part in ("vision", "language")}
-    images = 4.0 * tokens["vision"] * patches * vision.width * vision.depth
-    joint = (
-        4.0
-        * (prefix * prefix + actions * (prefix + actions))
-        * language.heads
-        * language.head_dim
-        * language.depth
-    )
-    return total + images * attended["vision"] + joint * attended["language"]
-
-
-def _gradient_passes(trained: Trained | None, part: str) -> bool:
-    """Whether anything at or before this part of the network is trained, so that a gradient must pass it."""
-    if trained is None:
-        return False
-    return {"vision": trained in ("full", "lora"), "language": trained != "action_expert"}.get(part, True)
+    hosted = pinned_bytes(recipe, levers.model_copy(update={"host": [p for p in levers.host if p == kept]}))
+    fetched = hosted * levers.hosts / levers.devices / (host_link(card) * SUSTAINED_BYTES)
+    return calls * (max(compute, read) + activations + _launches(layers) + fetched)
 
 
 def seconds_per_step(
@@ -164,21 +140,59 @@ def seconds_per_step(
     """
     bandwidth, link = card.bandwidth * 1e6 * SUSTAINED_BYTES, device_link(card) * SUSTAINED_BYTES
     total, trained = counted(recipe.model, recipe.train.trained)
-    compute = levers.microbatch * flops_per_sample(recipe, levers) / (peak_flops(card) * SUSTAINED_COMPUTE)
-    # Forward, recomputed forward and backward read the weights in bfloat16. A gradient is added to the
-    # gradient buffer.
-    traffic = 3 * 2.0 * total + 3 * 4.0 * trained
-    step = levers.accumulation_steps * (max(compute, traffic / bandwidth) + _launches(recipe, levers))
+    step = levers.accumulation_steps * _microbatch_seconds(recipe, levers, card, bandwidth)
     parts = state_parts(recipe, levers.model_copy(update={"host": []}))
     step += 2 * sum(parts[name] for name in ("weights", "moments", "ema", "gradients") if trained) / bandwidth
-    # Each offloaded byte goes to the card and back, over each card's own link.
-    step += (
-        2 * pinned_bytes(recipe, levers) * levers.hosts / levers.devices / (host_link(card) * SUSTAINED_BYTES)
-    )
+    # Each offloaded byte goes to the card and back, over each card's own link. The masters go there twice:
+    # for the copies that the microbatches read, and for the update.
+    masters = levers.model_copy(update={"host": [part for part in levers.host if part == "masters"]})
+    passed = 2 * pinned_bytes(recipe, levers) + pinned_bytes(recipe, masters)
+    step += passed * levers.hosts / levers.devices / (host_link(card) * SUSTAINED_BYTES)
     step += _exchanged(levers, total, trained) / link
     step += exchange_seconds(recipe, levers, net_bytes_per_s)
     rows = levers.microbatch * levers.accumulation_steps * levers.devices / levers.hosts
     return step if cores is None else max(step, rows / (LOADER_SAMPLES_PER_CORE * cores))
+
+
+def _microbatch_seconds(recipe: Recipe, levers: Levers, card: Card, bandwidth: float) -> float:
+    """Seconds of a microbatch's forward and backward passes on one card."""
+    model, who = recipe.model, recipe.train.trained
+    total, trained = counted(model, who)
+    passes = Passes(who, levers.remat == "block")
+    # Forward, recomputed forward and backward read the weights in bfloat16.
+    again = 1 if passes.recomputed else 0
+    compute = levers.microbatch * flops_per_sample(recipe, levers) / product_rate(card)
+    products = max(compute, (2 + again) * 2.0 * total / bandwidth)
+    # Each pass takes a layer's parameters out of their stack, in bfloat16: a trained one from float32, unless
+    # a copy is at hand. Its gradient is read, added to and written in float32.
+    from_stack = 4 if levers.compute_copy or "masters" in levers.host else 6
+    moved = (1 + again) * (from_stack * trained + 4.0 * (total - trained)) + 3 * 4.0 * trained
+    cameras = len(levers.cameras)
+    moved += levers.microbatch * _activation_bytes(model, cameras, levers.prompt_tokens, who)
+    layers = VISION[model.vision].depth * cameras * (4 if passes.gradient("vision") else 1)
+    layers += GEMMA[model.paligemma.variant].depth * (4 if passes.gradient("language") else 1)
+    return products + moved / bandwidth + _launches(layers)
+
+
+@functools.cache
+def _activation_bytes(model: Model, cameras: int, prompt_tokens: int, trained: Trained | None) -> float:
+    """Bytes that the kernels of one sample move which are no matrix products: norms, softmax, activations.
+
+    Each layer is counted as so many passes over its arrays, forward; a backward pass, with what it computes
+    again, costs twice that. The numbers of passes are those in XLA's program of pi05_libero for an H200, 32
+    rows a microbatch (12.9 GB a sample). `trained` None: the forward pass alone.
+    """
+    tokens, passes = tokens_of(model, cameras, prompt_tokens), Passes(trained)
+    vision, language = VISION[model.vision], GEMMA[model.paligemma.variant]
+    seen = cameras * tokens.patches
+    in_vision = 2.0 * seen * (2.3 * vision.mlp_dim + 11 * vision.width)
+    in_vision += 10.6 * seen * tokens.patches * vision.heads
+    in_language = 2.0 * tokens.prefix * (3 * language.mlp_dim + 10 * language.width)
+    # Logits are float32 here. Masking and turning the queries' and the keys' axes are in the number.
+    in_language += 40.0 * tokens.all**2 * language.heads
+    return in_vision * vision.depth * (3 if passes.gradient("vision") else 1) + in_language * (
+        language.depth - 1
+    ) * (3 if passes.gradient("language") else 1)
 
 
 def exchange_seconds(recipe: Recipe, levers: Levers, net_bytes_per_s: float | None) -> float:
@@ -211,16 +225,9 @@ def gradient_bytes(model: Model, trained: Trained) -> int:
     )
 
 
-def _launches(recipe: Recipe, levers: Levers) -> float:
-    """Seconds that starting a microbatch's kernels takes, however few samples there are."""
-    vision, language = (
-        VISION[recipe.model.vision].depth * len(levers.cameras),
-        GEMMA[recipe.model.paligemma.variant].depth,
-    )
-    passes = {
-        part: 4 if _gradient_passes(recipe.train.trained, part) else 1 for part in ("vision", "language")
-    }
-    return LAUNCHES_S * (vision * passes["vision"] + language * passes["language"])
+def _launches(layers: int) -> float:
+    """Seconds that the kernels of so many passes of a layer take beside their work."""
+    return KERNEL_SECONDS * _KERNELS_A_LAYER * layers
 
 
 def _exchanged(levers: Levers, total: int, trained: int) -> float:

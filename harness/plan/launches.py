@@ -97,6 +97,18 @@ def kernels_of(text: str) -> list[Kernel]:
     return list(_walk(computations, entry, 1))
 
 
+def product_operations(text: str) -> int:
+    """Operations of all matrix products of the program whose optimized HLO is `text`.
+
+    A loop whose number of turns depends on data, such as one that draws random numbers, may hold none.
+    Raises: ValueError if one does, or if the text is no HLO.
+    """
+    computations, entry = _parsed(text)
+    if entry is None:
+        raise ValueError("the text is no HLO module: it has no entry computation")
+    return sum(each.times * each.operations for each in _walk(computations, entry, 1, unknown=True))
+
+
 def _parsed(text: str) -> tuple[dict[str, Computation], str | None]:
     """(computation → its instructions, the entry computation)."""
     computations: dict[str, Computation] = {}
@@ -149,21 +161,32 @@ def _width(kind: str) -> float:
     return _BYTES[kind] if kind in _BYTES else 1 if kind.startswith("f8") else int(kind[1:]) / 8
 
 
-def _walk(computations: dict[str, Computation], name: str, times: int) -> Iterator[Kernel]:
+def _walk(
+    computations: dict[str, Computation], name: str, times: int, *, unknown: bool = False
+) -> Iterator[Kernel]:
+    """The kernels of a computation that runs `times`.
+
+    With `unknown`, a loop whose number of turns is not known counts once if it holds no products.
+    """
     inside = computations[name]
     for each in inside.values():
         if each.op in _NO_KERNEL:
             continue
         if each.op == "while":
             trips, body = _TRIPS.search(each.attributes), each.called("body")
-            if trips is None or body is None:
+            if body is None or (trips is None and not unknown):
                 raise ValueError(f"how often the loop {each.name} runs is not known")
-            yield from _walk(computations, body, times * int(trips[1]))
+            kernels = _walk(computations, body, times * int(trips[1] if trips else 1), unknown=unknown)
+            if trips is None:
+                kernels = iter(found := list(kernels))
+                if any(kernel.operations for kernel in found):
+                    raise ValueError(f"how often the loop {each.name} runs is not known, and it has products")
+            yield from kernels
         elif each.op in ("call", "conditional"):
             branches = _BRANCHES.search(each.attributes)
             names = re.findall(r"%([\w.\-]++)", branches[1]) if branches else [each.called("to_apply") or ""]
             for branch in names:
-                yield from _walk(computations, branch, times)
+                yield from _walk(computations, branch, times, unknown=unknown)
         else:
             read, written = _moved(computations, inside, each)
             yield Kernel(each.name, each.op, times, read, written, _operations(computations, inside, each))

@@ -80,6 +80,40 @@ def pinned_bytes(recipe: Recipe, levers: Levers) -> int:
     return int(sum(sizes[name] for name in levers.host) * trained) * replicas // levers.hosts
 
 
+def phase_bytes(recipe: Recipe, levers: Levers, phase: str) -> int:
+    """Device bytes of a phase beside the step, "init", "load" or "save", without the compiler.
+
+    - init: the state. What goes to the host, or is quantized, is there in two more copies of a leaf at most
+      (XLA's program of the published recipe with all in host memory has 8.71 GiB; this counts 9.00).
+    - load: every trained parameter in float32 on the device, wherever it will lie, and what is made around
+      it. One leaf is there twice on its way to the host, and a frozen one whole until it is quantized.
+    - save: the state. Of several devices that hold the same part, each cuts out a share of it.
+    tests/test_plan_atlas.py compares load and save with the compiler's answers.
+    """
+    hosted = [part for part in levers.host if part != "masters"]
+    parts = state_parts(recipe, levers.model_copy(update={"host": hosted}))
+    held = loaded = parts["weights"] + parts["moments"] + parts["ema"]
+    if "masters" in levers.host:
+        _, trained = counted(recipe.model, recipe.train.trained)
+        held -= int(_FLOAT32 * trained / levers.fsdp)
+    if phase == "save":
+        replicas = levers.devices // levers.fsdp
+        return held + (held // replicas if replicas > 1 else 0)
+    passing = int(_largest_passing(recipe, to_host=bool(levers.host)))
+    return loaded + passing if phase == "load" else held + 2 * passing
+
+
+def _largest_passing(recipe: Recipe, *, to_host: bool) -> float:
+    """Bytes of the largest leaf that is on the device for a moment beside the state: 0 if none is."""
+    model, train = recipe.model, recipe.train
+    sizes = [
+        math.prod(shape) * (_FLOAT32 if is_trained(path, model, train.trained) else _FROZEN["bfloat16"])
+        for path, shape in parameter_shapes(model).items()
+        if (to_host if is_trained(path, model, train.trained) else train.frozen != "bfloat16")
+    ]
+    return max(sizes, default=0.0)
+
+
 def checkpoint_bytes(recipe: Recipe) -> int:
     """Bytes of one checkpoint.
 

@@ -18,6 +18,8 @@ from harness.plan.place import Place
 from harness.recipe.schema import Recipe
 from harness.units import format_bytes
 
+# A phase that is counted to need no more than this share of its step's bytes is not compiled.
+_FAR_BELOW = 0.9
 _GONE = ("compile-failed", "device-unavailable", "devices-missing")
 Phase = Literal["step", "init", "load", "save"]
 Source = Literal["atlas", "compiled", "interpolated", "counted"]
@@ -51,7 +53,7 @@ class Oracle:
         self._place, self._compile = place, compile
         # The CPU has only one question, and its answer takes seconds.
         self._say = say if place.platform == "cuda" else lambda _: None
-        self._atlas = None if recompile or place.platform == "cpu" else atlas
+        self._atlas, self._recompile = None if recompile or place.platform == "cpu" else atlas, recompile
         self._told: dict[tuple[str, str, str], Known] = {}
 
     def need(self, recipe: Recipe, levers: Levers, *, hopeless: bool = False) -> Need:
@@ -81,7 +83,7 @@ class Oracle:
         if not hopeless and self._place.platform == "cuda" and (usable is None or phases["step"] <= usable):
             around: tuple[Phase, ...] = ("init" if recipe.weights.source is None else "load", "save")
             for phase in around:
-                phases[phase] = self._phase(recipe, levers, phase)
+                phases[phase] = self._phase(recipe, levers, phase, phases["step"])
             if streamed:
                 phases["save"] += STREAMED_DEVICE_BYTES
         return Need(max(phases.values()), step.bytes.get("host", 0), step.source, phases, step.activations)
@@ -90,12 +92,18 @@ class Oracle:
         """Whether the step of this plan is known, or bounded, without the compiler."""
         return self._known(recipe, _compiled_as(levers), "step") is not None
 
-    def _phase(self, recipe: Recipe, levers: Levers, phase: Phase) -> int:
+    def _phase(self, recipe: Recipe, levers: Levers, phase: Phase, step: int) -> int:
         # The phases before and between steps do not depend on batches.
         alike = levers.model_copy(
             update={"microbatch": 1, "accumulation_steps": 1, "prompt_tokens": 1, "attention": "full"}
         )
-        known = self._known(recipe, alike, phase) or self._compiled(recipe, alike, phase)
+        known = self._known(recipe, alike, phase)
+        if known is None and not self._recompile:
+            # A phase that is far below the step decides nothing, and a compilation takes as long as a step's.
+            counted = memory.phase_bytes(recipe, alike, phase)
+            if counted <= _FAR_BELOW * step:
+                return counted
+        known = known or self._compiled(recipe, alike, phase)
         return known.bytes["device"]
 
     def _known(self, recipe: Recipe, levers: Levers, phase: Phase) -> Known | None:

@@ -4,7 +4,8 @@
            + kernels x the time that each takes beside its work
 
 Bytes, operations and kernels are those of the program that XLA compiled for the card. Bandwidth and rate are
-shares of the card's nominal ones, as in `plan.cost`. The time of a kernel is fitted to one measurement: π0.5
+shares of the card's nominal ones: the bandwidth's as in `plan.cost`, the rate's smaller, because the products
+of a few rows are smaller than those of training. The time of a kernel is fitted to one measurement: π0.5
 sampled by `Pi05.sample_actions` on an H200, bfloat16, one row, two cameras and 48 tokens, takes 28.7 ms. Of
 that program XLA makes 6,771 kernels with 17.3 ms of work by these rates, which leaves 1.7 µs a kernel. A
 graph of kernels may need less, a slow host more. So the prediction is a model, and not a measurement.
@@ -28,7 +29,7 @@ from harness.artifacts import Machine, ServedShape, ServingPlan
 from harness.errors import HarnessError
 from harness.plan.cards import Card
 from harness.plan.compile import ABSENT_GPU_OPTIONS, in_child
-from harness.plan.cost import SUSTAINED_BYTES, SUSTAINED_COMPUTE, peak_flops
+from harness.plan.cost import KERNEL_SECONDS, SUSTAINED_BYTES, peak_flops
 from harness.plan.launches import kernels_of
 from harness.plan.place import Place, absent, present
 from harness.plan.source import source_hash
@@ -38,7 +39,8 @@ from harness.recipe.schema import Model, Recipe
 from harness.run.directory import cache_root, sha256_file, sha256_json, write_atomic
 from harness.strict import Strict
 
-KERNEL_SECONDS = 1.7e-6
+# Of the dense peak, by products of one or a few rows: assumed. KERNEL_SECONDS is fitted beside it.
+SUSTAINED_COMPUTE = 0.4
 MODEL = (
     f"sum over kernels of max(bytes / {SUSTAINED_BYTES:g} of the bandwidth, operations /"
     f" {SUSTAINED_COMPUTE:g} of the peak), and {KERNEL_SECONDS * 1e6:g} us a kernel (fitted to one"

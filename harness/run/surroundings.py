@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import harness
 from harness.artifacts import Machine
 from harness.image.here import Here, claimed
+from harness.run.directory import cache_root
 
 # The whole package, not this room of it.
 _PACKAGE = Path(harness.__file__).parent
@@ -225,6 +226,22 @@ def deterministic(environ: Mapping[str, str] = os.environ) -> str:
     """XLA_FLAGS with the flag for deterministic kernels on a GPU. If the flag is present, it stays as set."""
     flags = environ.get("XLA_FLAGS", "")
     return flags if DETERMINISTIC in flags else f"{flags} {DETERMINISTIC}=true".strip()
+
+
+def jax_variables(platform: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables with which JAX starts on `platform` to train, but for the device and its share of memory.
+
+    A plan that compiles the step for this machine sets the same. The trainer then finds the program in JAX's
+    cache, whose key holds XLA_FLAGS.
+    """
+    # The images set the flag too. What was started in another way must compute the same bits.
+    flags = {"XLA_FLAGS": deterministic(environ)} if platform == "cuda" else {}
+    usual = {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "JAX_COMPILATION_CACHE_DIR": str(cache_root() / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return {"JAX_PLATFORMS": platform} | flags | {name: environ.get(name, usual[name]) for name in usual}
 
 
 def is_deterministic(variables: Mapping[str, str]) -> bool:

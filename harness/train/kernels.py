@@ -9,7 +9,9 @@ tests/test_train_kernels.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +26,7 @@ T = TypeVar("T")
 _NOT_THERE = ("autotun", "No cached config", "AOT result")
 
 
+_WRITE = "xla_gpu_dump_autotune_results_to"
 # XLA would let the processes share the timing, and each wait for the others' part of it.
 _BY_ITSELF = {"xla_gpu_shard_autotuning": "False"}
 
@@ -43,12 +46,17 @@ def compile_pinned(
     *,
     name: str = KERNELS,
     peers: Peers = ALONE,
+    choice: Path | None = None,
 ) -> tuple[T, Kernels]:
     """(result of `compiled` for XLA's options, the kernels in it).
 
     `name` is the file's. If the run has the file, `compiled` gets the option that loads it. If not, XLA
     chooses anew and the choice is saved in the run. A program whose kernels are not all on file (another
     plan, another card) is compiled without the file, and a warning is given.
+
+    With `choice`, a file of the cache under a name that only this program has, a run alone takes the choice
+    from there. Its options are then those of every other compilation of the program, which JAX's cache may
+    have already, the plan's for one.
 
     Of several processes the first one chooses, and the others load what it chose: kernels that round
     differently would make other bits.
@@ -57,7 +65,7 @@ def compile_pinned(
         return compiled({}), Kernels(None, "a CPU's kernels are not chosen by timing")
     kept, made = run.path / name, run.path / f".new-{name}"
     if peers.count == 1:
-        return _compiled(run, kept, made, compiled, warn)
+        return _compiled(run, kept, made, compiled, warn, choice)
 
     def by_itself(options: dict[str, str]) -> T:
         return compiled(options | _BY_ITSELF)
@@ -78,6 +86,7 @@ def _compiled(
     made: Path,
     compiled: Callable[[dict[str, str]], T],
     warn: Callable[[str], None],
+    choice: Path | None = None,
 ) -> tuple[T, Kernels]:
     if there(kept):
         # XLA opens the file by its name, so first check that it is a file of the run.
@@ -97,8 +106,26 @@ def _compiled(
             return compiled({}), Kernels(None, f"{kept.name} is of another program or card")
     # XLA would follow a link of this name.
     made.unlink(missing_ok=True)
-    step = compiled({"xla_gpu_dump_autotune_results_to": str(made.absolute())})
+    if choice is not None and (options := written_to(choice)):
+        step = compiled(options)
+        if choice.is_file():
+            shutil.copyfile(choice, made)
+            return step, _keep(made, kept)
+        # The program came from the cache, and the choice is there no more. Another option is another program.
+    step = compiled({_WRITE: str(made.absolute())})
     return step, _keep(made, kept)
+
+
+def written_to(choice: Path) -> dict[str, str]:
+    """XLA's option that writes its choice of kernels to this file of the cache.
+
+    None, if the cache cannot be written: that costs time, and not the program.
+    """
+    with contextlib.suppress(OSError):
+        choice.parent.mkdir(parents=True, exist_ok=True)
+        if os.access(choice.parent, os.W_OK):
+            return {_WRITE: str(choice.absolute())}
+    return {}
 
 
 def _keep(made: Path, kept: Path) -> Kernels:

@@ -19,7 +19,7 @@ from harness.run.job import Job
 from harness.run.peers import ALONE, Peers
 from harness.run.watcher import Watcher
 from harness.train.cluster import stop_asked
-from harness.train.compiled import CompiledStep, compile_step
+from harness.train.compiled import CompiledStep
 from harness.train.devices import layout_here
 from harness.train.feed import feed, frames_digest
 from harness.train.first_arrays import digests_of
@@ -30,6 +30,7 @@ from harness.train.later import made_later
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
 from harness.train.metrics import as_line
+from harness.train.programs import lowered_step
 from harness.train.records import Records
 from harness.train.setup import setup_of
 from harness.train.sharding import Layout
@@ -129,13 +130,10 @@ def _compiled(job: Job, watcher: Watcher, peers: Peers) -> _Program:
     watcher.phase("compile")
     watcher.say("compiling the training step")
     setup = setup_of(job.recipe, layout_here(job.levers, peers, watcher))
+    step = lowered_step(setup, job.levers)
     program = _Program(
         *compile_pinned(
-            job.run,
-            job.levers.platform,
-            lambda options: compile_step(setup, job.levers, options=options or None),
-            watcher.warn,
-            peers=peers,
+            job.run, job.levers.platform, step.compile, watcher.warn, peers=peers, choice=step.choice
         )
     )
     _check_fits(program.step, job.plan)
