@@ -11,8 +11,8 @@
     and never less than the loader needs for the global batch.
 
 Rates are shares of a card's nominal ones:
-- Products: 0.65 of the dense bfloat16 peak on Hopper. On one H200, single products of the model's large shapes
-  gave 631, 646 and 649 TFLOP/s of 989 with their dispatch (about 736 without it), and smaller ones 194 to 354.
+- Products: 0.65 of the dense bfloat16 peak on Hopper. On one H200, products of the model's large shapes gave
+  631, 646 and 649 TFLOP/s of 989 with their dispatch (about 736 without it), and smaller ones 194 to 354.
   One share stands for all of them. It is not fitted to a step, but the steps that check it are of the same
   card. No other architecture was measured: all others are assumed to give the same share.
 - Memory and links: 0.8 of the nominal rate, assumed. On that H200 pinned host memory gave 53 of 63 GB/s.
