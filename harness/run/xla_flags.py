@@ -28,6 +28,11 @@ class Refused(NamedTuple):
     fix: str
 
 
+def in_order(environ: Mapping[str, str]) -> str:
+    """XLA_FLAGS with the flag by which several processes on CPUs compute (`harness.train.cluster`)."""
+    return f"{environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+
+
 def refused_flags(environ: Mapping[str, str], python: str = sys.executable) -> Refused | None:
     """The flags in XLA_FLAGS of `environ` that XLA refuses; None if it accepts all.
 

@@ -36,6 +36,7 @@ from harness.run.peers import (
     peers_missing,
     run_first,
 )
+from harness.run.xla_flags import in_order
 from harness.supervise.channel import Channel
 from harness.supervise.signals import end_at_once, stop_requests
 
@@ -47,6 +48,8 @@ HEARTBEAT_S = 45
 WAIT_S = 4 * 3600
 # How long a process that fails waits for the others to fail alike, before it leaves them.
 _TOGETHER_S = 5
+# How much longer process 0 stays, so that the others end first.
+_LAST_S = 2
 # After a collective has failed, how long to wait for the service to say who is dead.
 _NAMED_S = HEARTBEAT_S + 10
 _NOTE_S = 3
@@ -118,7 +121,7 @@ def _keep_order() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     flags = os.environ.get("XLA_FLAGS")
     # XLA reads them once, when the backend starts. It is no setting of the run: one process needs none.
-    os.environ["XLA_FLAGS"] = f"{flags or ''} --xla_cpu_multi_thread_eigen=false".strip()
+    os.environ["XLA_FLAGS"] = in_order(os.environ)
     with suppress(RuntimeError):
         # Whoever asks for the devices next is told why there are none.
         jax.local_devices()
@@ -280,6 +283,8 @@ class Joined:
         with suppress(Exception):
             self._client.key_value_set(f"{_NOTES}{self.index}", error_as_text(error), allow_overwrite=True)
             self._client.wait_at_barrier(_NOTES, _TOGETHER_S * 1000)
+            # The coordination service ends with process 0, and JAX ends by SIGABRT whom it leaves behind.
+            time.sleep(_LAST_S if self.index == 0 else 0)
 
     def _next(self, what: str) -> str:
         self._calls += 1

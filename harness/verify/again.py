@@ -21,6 +21,7 @@ from harness.run.directory import KERNELS, RunDir
 from harness.run.steps import whole_steps
 from harness.run.surroundings import is_deterministic
 from harness.run.watcher import Watcher
+from harness.run.xla_flags import in_order
 from harness.verify.replay import OTHER_DEVICE_TOLERANCE, compare_metrics, recorded_metrics
 
 
@@ -110,7 +111,8 @@ class Again(NamedTuple):
         plan = self._plan_as_recorded(self.dataset)
         made.write(plan)
         self.watcher.say(f"computing {steps} steps again on {plan.device}")
-        _train(made, plan, trainer, self.machine, self.watcher)
+        several = self.manifest.plan.levers.hosts > 1
+        _train(made, plan, trainer, self.machine, self.watcher, several=several)
 
     def _plan_as_recorded(self, dataset: Dataset) -> Plan:
         """This machine's plan, with the levers of the recorded run where the platform is the same.
@@ -180,7 +182,10 @@ def _copy_step(run: RunDir, again: RunDir, step: int) -> None:
         )
 
 
-def _train(run: RunDir, plan: Plan, trainer: Trainer, machine: Machine, watcher: Watcher) -> None:
+def _train(
+    run: RunDir, plan: Plan, trainer: Trainer, machine: Machine, watcher: Watcher, *, several: bool
+) -> None:
+    """Computes the steps in a process of its own, as one of `several` would compute on CPUs."""
     from harness.supervise.process import Limits
     from harness.supervise.run import supervise
 
@@ -193,6 +198,8 @@ def _train(run: RunDir, plan: Plan, trainer: Trainer, machine: Machine, watcher:
         levers = plan.chosen.levers if plan.chosen is not None else None
         if levers is not None and levers.platform == "cpu" and levers.devices > 1:
             os.environ["JAX_NUM_CPU_DEVICES"] = str(levers.devices)
+        if several and levers is not None and levers.platform == "cpu":
+            os.environ["XLA_FLAGS"] = in_order(os.environ)
         supervise(run, plan, trainer, watcher, look=lambda: machine, limits=Limits(), restarts=0)
     finally:
         os.environ.clear()
