@@ -132,10 +132,10 @@ class _Writing:
             metadatas.append(spec.metadata)
             # Process 0 writes the array's description. The others, and the writes, take it as given.
             if first:
-                await ts.open(ts.Spec(spec.json), create=True, open=True, context=info.ts_context)
-            opened = await ts.open(
+                ts.open(ts.Spec(spec.json), create=True, open=True, context=info.ts_context).result()
+            opened = ts.open(
                 ts.Spec(spec.json), open=True, assume_metadata=True, context=info.ts_context
-            )
+            ).result()
             for read, there in chunks(value, spec.metadata.chunk_shape):
                 writes.append(self._pool.submit(write, opened, read, there))
         for one in writes:
