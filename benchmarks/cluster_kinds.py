@@ -28,7 +28,7 @@ from harness.data.stats import compute
 from harness.recipe.load import to_yaml
 from harness.recipe.schema import Recipe
 from harness.run.directory import RECIPE, RunDir, write_atomic
-from tests.support.members import Members, ended, levers, recipe_of, stored
+from tests.support.members import TOKENS, Members, ended, levers, recipe_of, stored
 from tests.support.mixtures import MAPPED, three
 from tests.support.planned import plan_of
 from tests.support.real_runs import metrics
@@ -40,11 +40,12 @@ _COMPARED = ("loss", "grad_norm", "param_norm", "learning_rate")
 
 
 class Kind(NamedTuple):
-    """What is unlike in the recipe, and the plan's shards and parts in host memory."""
+    """What is unlike in the recipe; the plan's shards, parts in host memory and tokens of a prompt."""
 
     sets: Sequence[str] = ()
     fsdp: int = 1
     host: Sequence[str] = ()
+    tokens: int = TOKENS
 
 
 KINDS = {
@@ -55,7 +56,7 @@ KINDS = {
     "int8 LoRA in shards": Kind((*LORA, "train.frozen=int8", "train.ema_decay=null"), fsdp=2),
     "int4 LoRA in shards": Kind((*LORA, "train.frozen=int4", "train.ema_decay=null"), fsdp=2),
     "8-bit moments in shards": Kind((*_TRAINED, "train.optimizer.moments=int8"), fsdp=2),
-    "mixture of three datasets": Kind(),
+    "mixture of three datasets": Kind(tokens=16),
 }
 
 
@@ -74,7 +75,8 @@ def trained(run: Path, what: Recipe, kind: Kind, processes: int) -> Path:
         return run
     shutil.rmtree(run, ignore_errors=True)
     directory, dataset = RunDir(run), describe(what)
-    plan = levers(what, DEVICES, kind.fsdp).model_copy(update={"host": list(kind.host)})
+    plan = levers(what, DEVICES, kind.fsdp)
+    plan = plan.model_copy(update={"host": list(kind.host), "prompt_tokens": kind.tokens})
     chosen = Candidate(levers=plan, verdict="fits", reason="", source="compiled")
     for artifact in (plan_of(chosen, "cpu"), dataset, compute(what, dataset)):
         directory.write(artifact)
