@@ -59,7 +59,7 @@ def found_here(
         plan=None if levers is None else levers.model_dump(mode="json"),
         **_software(manifest, remade),
         upstream=remade.upstream.commit if remade and remade.upstream else None,
-        environment=remade.environment if remade is not None else here,
+        environment=here if remade is None else _environment(manifest, remade, here),
         machine=machine_facts(machine),
         device=remade.device if remade is not None else None,
         kernels_sha256=remade.kernels_sha256 if remade is not None else None,
@@ -75,6 +75,17 @@ def _recipe(run: RunDir) -> tuple[dict[str, Any] | None, dict[str, str]]:
         return load_recipe(str(run.path / RECIPE), root=run.path).model_dump(mode="json"), {}
     except HarnessError as error:
         return None, {"recipe": error.what}
+
+
+def _environment(manifest: Manifest, remade: Manifest, here: dict[str, str]) -> dict[str, str]:
+    """The variables of the recomputed steps. The flag by which one process computes as several did on CPUs
+    (`harness.verify.again`) is no setting of this machine.
+    """
+    levers = manifest.plan.levers
+    if levers.platform != "cpu" or levers.hosts == 1:
+        return remade.environment
+    flags = {name: value for name, value in here.items() if name == "XLA_FLAGS"}
+    return {name: value for name, value in remade.environment.items() if name != "XLA_FLAGS"} | flags
 
 
 def _software(manifest: Manifest, remade: Manifest | None) -> dict[str, Any]:
