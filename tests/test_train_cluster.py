@@ -27,6 +27,7 @@ from harness.run.cluster import Member
 from harness.run.directory import RECIPE, RunDir, write_atomic
 from harness.supervise.channel import Channel
 from harness.train.cluster import join
+from harness.train.worker import _maybe_lost
 from tests.support.members import Members, ended, prepared, recipe_of, stored, trainers
 from tests.support.real_runs import learned, metrics
 
@@ -223,3 +224,11 @@ def test_a_host_that_does_not_know_its_own_name_is_told_so_before_jax_is(
         join(Member("127.0.0.1:9", 2, 1, None, "hand"), Channel(io.StringIO()))
     assert caught.value.code == "host-name-unknown"
     assert socket.gethostname() in caught.value.what
+
+
+def test_a_save_that_failed_may_be_the_loss_of_a_peer_and_another_refusal_is_none() -> None:
+    failed, gone = HarnessError("save-failed", "not saved", fix="again"), RuntimeError("Timed out: barrier")
+    failed.__cause__ = gone
+    assert _maybe_lost(failed) is gone
+    assert _maybe_lost(gone) is gone
+    assert _maybe_lost(HarnessError("disk-full", "full", fix="free space")) is None

@@ -85,12 +85,24 @@ def _among_others(member: Member, channel: Channel) -> int:
         peers.close()
         return status
     except Exception as error:
-        lost = None if isinstance(error, HarnessError) else peers.lost(error)
+        cause = _maybe_lost(error)
+        lost = None if cause is None else peers.lost(cause)
         told = _tell(channel, lost or error)
         if told is None:
             traceback.print_exc()
         peers.leave(lost or _note(error))
         return told or 1
+
+
+def _maybe_lost(error: Exception) -> Exception | None:
+    """What may come of another process that is gone; None for an error of this one's own.
+
+    A save fails, too, where its peers do not come.
+    """
+    if not isinstance(error, HarnessError):
+        return error
+    cause = error.__cause__ if error.code == "save-failed" else None
+    return cause if isinstance(cause, Exception) else None
 
 
 def _note(error: Exception) -> HarnessError:
