@@ -233,7 +233,7 @@ def test_array_data_that_is_gone_is_an_error_and_not_zeros(tmp_path):
 CHILD = """
 import sys, jax, jax.numpy as jnp
 from harness.checkpoint.store import Store
-store = Store(sys.argv[1], keep_every_steps=1)
+store = Store(sys.argv[1], keep_every_steps=1, streamed=len(sys.argv) > 2)
 def save(step, n):
     params = {f"layer{i}/w": jax.random.normal(jax.random.key(i), (n,)) for i in range(20)}
     store.save(step, params=params, train_state={"step": jnp.int32(step), "params": {}, "opt_state": ()},
@@ -246,9 +246,10 @@ store.wait()
 """
 
 
-def test_kill_minus_nine_during_a_save_leaves_the_step_before(tmp_path):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_kill_minus_nine_during_a_save_leaves_the_step_before(tmp_path, streamed):
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path)],
+        [sys.executable, "-c", CHILD, str(tmp_path), *(["streamed"] if streamed else [])],
         stdout=subprocess.PIPE,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
@@ -262,7 +263,7 @@ def test_kill_minus_nine_during_a_save_leaves_the_step_before(tmp_path):
     child.stdout.close()
 
     assert [path.name for path in tmp_path.glob("2*")] == ["2.orbax-checkpoint-tmp"]
-    store = Store(tmp_path, keep_every_steps=1)
+    store = Store(tmp_path, keep_every_steps=1, streamed=streamed)
     assert store.steps() == [1]
     structs = {f"layer{i}/w": jax.ShapeDtypeStruct((1000,), jnp.float32) for i in range(20)}
     state = {"step": jax.ShapeDtypeStruct((), jnp.int32), "params": {}, "opt_state": ()}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import jax
@@ -186,48 +184,6 @@ def test_a_piece_is_memory_of_its_own(kind: str) -> None:
     found = [piece(value, (slice(start, start + 8), slice(0, 257))) for start in range(0, 64, 8)]
     assert not any(np.shares_memory(one, np.asarray(value)) for one in found)
     np.testing.assert_array_equal(np.concatenate(found), whole)
-
-
-CHILD = """
-import sys, jax, jax.numpy as jnp
-from harness.checkpoint.store import Store
-store = Store(sys.argv[1], keep_every_steps=1, streamed=True)
-def save(step, n):
-    params = {f"layer{i}/w": jax.random.normal(jax.random.key(i), (n,)) for i in range(20)}
-    store.save(step, params=params, train_state={"step": jnp.int32(step), "params": {}, "opt_state": ()},
-               norm_stats_json="{}", asset_id="x", record={"step": step})
-save(1, 1000)
-print("saved", flush=True)
-save(2, 2_000_000)
-"""
-
-
-def test_kill_minus_nine_during_a_streamed_save_leaves_the_step_before(tmp_path: Path) -> None:
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, env=env)
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"saved\n"
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("2.orbax-checkpoint-tmp/params*/ocdbt.process_0/d/*")):
-        assert time.monotonic() < deadline
-        assert child.poll() is None
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    assert [path.name for path in tmp_path.glob("2*")] == ["2.orbax-checkpoint-tmp"]
-    store = Store(tmp_path, keep_every_steps=1, streamed=True)
-    assert store.steps() == [1]
-    structs = {f"layer{i}/w": jax.ShapeDtypeStruct((1000,), jnp.float32) for i in range(20)}
-    state = {"step": jax.ShapeDtypeStruct((), jnp.int32), "params": {}, "opt_state": ()}
-    found = store.restore(1, params=structs, train_state=state)
-    for i in range(20):
-        np.testing.assert_array_equal(
-            found.params[f"layer{i}/w"], jax.random.normal(jax.random.key(i), (1000,))
-        )
-    _save(store, 2, found.params)
-    store.close()
-    assert store.steps() == [1, 2]
-    assert len(list(tmp_path.glob("2.orbax-checkpoint-tmp*"))) == 1, "the interrupted save was deleted"
 
 
 def test_each_chunk_of_an_array_over_several_devices_is_written_once() -> None:
