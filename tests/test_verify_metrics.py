@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from harness.errors import HarnessError
+from harness.run.xla_flags import in_order
+from harness.verify.found import _environment
 from harness.verify.replay import compare_metrics, recorded_metrics
+from tests.support.report_run import manifest
 
 
 def metrics(loss: float, step: int = 0) -> dict[int, dict[str, float]]:
@@ -41,3 +44,17 @@ def test_of_a_step_that_was_replayed_the_last_line_counts(tmp_path: Path) -> Non
     with pytest.raises(HarnessError) as caught:
         recorded_metrics(tmp_path / "nothing.jsonl")
     assert caught.value.code == "metrics-missing"
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_the_flag_by_which_one_process_computes_as_several_is_no_setting(hosts: int) -> None:
+    recorded = manifest()
+    levers = recorded.plan.levers.model_copy(update={"platform": "cpu", "devices": 2, "hosts": hosts})
+    recorded = recorded.model_copy(update={"plan": recorded.plan.model_copy(update={"levers": levers})})
+    flags = {"XLA_FLAGS": in_order({}), "JAX_PLATFORMS": "cpu"}
+    remade = recorded.model_copy(update={"environment": flags})
+    found = _environment(recorded, remade, {})
+    assert found == (flags if hosts == 1 else {"JAX_PLATFORMS": "cpu"})
+    if hosts == 2:
+        own = {"XLA_FLAGS": "--xla_cpu_use_xnnpack=true"}
+        assert _environment(recorded, remade, own) == {"JAX_PLATFORMS": "cpu"} | own
