@@ -44,6 +44,9 @@ if not _IS_WORKER or "PYTEST_JAX_CACHE" not in os.environ:
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["PYTEST_JAX_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# What pytest changes itself between the phases of a test.
+_PYTEST_OWN = {"PYTEST_CURRENT_TEST"}
+
 # Files that take long, the longest first: a worker that got one of them last would keep the others waiting.
 _LONG = (
     "train_sharding",
@@ -82,13 +85,23 @@ _LONG = (
 
 
 @pytest.fixture(autouse=True)
-def _directory() -> Iterator[None]:
-    """Refuses a test that leaves the process in another directory: later tests would start programs there."""
-    before = os.getcwd()
+def _as_found() -> Iterator[None]:
+    """Refuses a test that leaves the process in another directory, or with other variables.
+
+    Later tests would start programs there, and with these.
+    """
+    directory, variables = os.getcwd(), dict(os.environ)
     yield
+    left = {name: os.environ.get(name) for name in {*variables, *os.environ} - _PYTEST_OWN}
+    changed = {name: value for name, value in left.items() if value != variables.get(name)}
     after = os.getcwd()
-    os.chdir(before)
-    assert after == before, f"the test left the process in {after}"
+    os.chdir(directory)
+    for name in changed:
+        os.environ.pop(name, None)
+        if name in variables:
+            os.environ[name] = variables[name]
+    assert after == directory, f"the test left the process in {after}"
+    assert not changed, f"the test left these variables: {changed}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
