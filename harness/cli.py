@@ -21,6 +21,7 @@ from harness.errors import HarnessError
 from harness.received import consent
 from harness.received.text import visible
 from harness.redact import Cleaned
+from harness.run.ending import end_quickly
 
 # A verb is the module of its name, and in it the function of its name. `import` is a Python keyword, so its
 # module is `imports`.
@@ -100,6 +101,7 @@ def main() -> None:
         cast(TextIO, Cleaned(_any_text(sys.stderr))),
     )
     consent.begin()
+    end_quickly()
     try:
         app()
     except HarnessError as error:

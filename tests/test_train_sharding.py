@@ -42,7 +42,7 @@ def test_law(law: str, verdicts: dict[str, str]) -> None:
 
 
 def test_a_plan_over_several_cards_starts_jax_on_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+    for name in ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.setenv(name, "")
     levers = Levers(
         platform="cuda", devices=2, fsdp=2, microbatch=1, prompt_tokens=16, cameras=["base_0_rgb"]

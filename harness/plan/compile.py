@@ -24,6 +24,7 @@ from harness.errors import HarnessError
 from harness.plan.source import source_hash
 from harness.recipe.schema import Recipe
 from harness.run.directory import cache_root, sha256_json, write_atomic
+from harness.run.ending import end_quickly
 from harness.run.surroundings import jax_variables
 from harness.run.xla_flags import refused_flags
 from harness.strict import Strict
@@ -297,4 +298,5 @@ def _absent(target: str, levers: Levers) -> Any:
 
 
 if __name__ == "__main__":
+    end_quickly()
     _main()

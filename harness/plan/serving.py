@@ -37,6 +37,7 @@ from harness.recipe.parameters import GEMMA, VISION
 from harness.recipe.sampling import STEPS, check_rows
 from harness.recipe.schema import Model, Recipe
 from harness.run.directory import cache_root, sha256_file, sha256_json, write_atomic
+from harness.run.ending import end_quickly
 from harness.strict import Strict
 
 # Of the dense peak, by products of one or a few rows: assumed. KERNEL_SECONDS is fitted beside it.
@@ -254,4 +255,5 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
+    end_quickly()
     _main()

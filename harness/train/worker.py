@@ -17,6 +17,7 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.run.cluster import Member, member_of
 from harness.run.directory import RunDir
+from harness.run.ending import end_quickly
 from harness.run.job import Job, job_of
 from harness.run.peers import ALONE, Peers
 from harness.supervise.channel import Channel, private_stdout
@@ -117,4 +118,5 @@ def _note(error: Exception) -> HarnessError:
 
 
 if __name__ == "__main__":
+    end_quickly()
     sys.exit(main())
