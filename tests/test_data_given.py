@@ -20,6 +20,7 @@ from harness.recipe.norm_stats import location_of_statistics
 from harness.recipe.schema import Recipe
 from harness.run.directory import RunDir
 from tests.support.file_server import Server
+from tests.support.real_runs import SMALL
 from tests.support.verifying import harness
 
 
@@ -176,7 +177,7 @@ def test_a_started_run_goes_on_with_its_own_statistics(tmp_path: Path, ours: Nor
     theirs = body(ours)
     theirs["norm_stats"]["actions"]["q99"][0] += 0.5
     file = written(tmp_path / "norm_stats.json", theirs)
-    run, common = tmp_path / "run", ("--recipe", "smoke")
+    run, common = tmp_path / "run", ("--recipe", "smoke", *SMALL)
     sets = (f"--set=data.norm_stats={file}", "--set=train.save_every_steps=1")
     harness(tmp_path / "cache", "train", "--run", str(run), *common, *sets, "--set=train.steps=1")
     manifest = json.loads((run / "manifest.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import jinja2
 from harness.units import format_bytes, format_seconds
 
 
+@cache
 def template(name: str, **filters: Callable[[Any], Any]) -> jinja2.Template:
     """The template `name` of this package, with `filters` of its own beside `bytes` and `seconds`.
 
-    What it shows is escaped, and a value that it lacks is an error.
+    What it shows is escaped, and a value that it lacks is an error. It is compiled once in a process, which
+    takes longer than to draw a page from it.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -137,6 +138,9 @@ def _compiled(job: Job, watcher: Watcher, peers: Peers) -> _Program:
         )
     )
     _check_fits(program.step, job.plan)
+    # What imports and tracing left stays to the end. Each save collects garbage, and need not walk it again.
+    gc.collect()
+    gc.freeze()
     return program
 
 

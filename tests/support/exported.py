@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -13,6 +17,7 @@ from harness.recipe.schema import Recipe
 from tests.support.parity import leaf
 from tests.support.tiny import tiny
 
+_WRITTEN = TemporaryDirectory(prefix="checkpoints-of-tests-")
 # Rank and alpha of each expert, so that neither scale is 1 and they differ.
 ADAPTERS = ("model.paligemma.lora={rank: 4, alpha: 10.0}", "model.action_expert.lora={rank: 2, alpha: 1.0}")
 
@@ -24,11 +29,23 @@ def recipe_of_kind(kind: str, *overrides: str) -> Recipe:
 
 def seeded(recipe: Recipe, salt: str = "export") -> dict[str, np.ndarray]:
     """float32 parameters by a rule that needs only the path: each of them matters for the actions."""
+    return _seeded(parameter_shapes(recipe.model), salt)
+
+
+def _seeded(shapes: Mapping[str, Sequence[int]], salt: str) -> dict[str, np.ndarray]:
     params = {}
-    for path, shape in parameter_shapes(recipe.model).items():
-        value = (0.3 if "lora" in path else 0.1) * leaf(salt, path, shape)
+    for path, shape in shapes.items():
+        value = (0.3 if "lora" in path else 0.1) * leaf(salt, path, tuple(shape))
         params[path] = value + 1 if path.startswith("PaliGemma/img") and path.endswith("/scale") else value
     return params
+
+
+@cache
+def _written_once(shapes: str) -> Path:
+    """The item of `seeded` parameters of these shapes: to write one takes a second, to copy it a tenth."""
+    item = Path(_WRITTEN.name) / str(len(list(Path(_WRITTEN.name).iterdir())))
+    write_params(item, _seeded(json.loads(shapes), "export").items())
+    return item
 
 
 def as_trained(recipe: Recipe, seed: int) -> dict[str, np.ndarray]:
@@ -58,7 +75,10 @@ def write_checkpoint(
     params: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """A step directory with params, statistics and a record, as far as an export reads them."""
-    write_params(step / "params", (params or seeded(recipe)).items())
+    if params is None:
+        shutil.copytree(_written_once(json.dumps(parameter_shapes(recipe.model))), step / "params")
+    else:
+        write_params(step / "params", params.items())
     stats = {
         key: {
             "mean": [0.1 * i for i in range(width)],

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def metrics(count: int, *, every: int = 1, seed: int = 0) -> list[dict[str, floa
     return rows
 
 
+@cache
 def picture(width: int = 672, height: int = 448) -> bytes:
     image = Image.new("RGB", (width, height))
     image.putdata(
