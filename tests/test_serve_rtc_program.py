@@ -77,7 +77,7 @@ def test_adapters_that_are_merged_go_on_as_unmerged_ones(tmp_path: Path, more: l
     recipe = recipe_of_kind("lora", *more)
     # Weights as small as a model's: large ones would magnify that a merged product rounds otherwise.
     step = write_checkpoint(tmp_path / "5", recipe, params=random_params(recipe))
-    engine = engine_of(recipe, step, STEPS, (1, TOKENS), rtc=True)
+    engine = engine_of(recipe, step, STEPS, (1, TOKENS), rtc=True, plain=False)
     given, noise = inputs_of(recipe, 1, TOKENS)
     (one,) = chunks(recipe, ((3, 4),))
     got = engine.sample(given, noise, rows_of([one], 1, form_of(recipe.train.most_delay)))
@@ -85,23 +85,23 @@ def test_adapters_that_are_merged_go_on_as_unmerged_ones(tmp_path: Path, more: l
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "steps"),
     [
-        ["model.action_horizon=13"],
-        ["model.action_horizon=13", CONTINUED],
-        ["model.action_horizon=16", "model.discrete_state_input=true", CONTINUED],
+        (["model.action_horizon=13"], 2),
+        (["model.action_horizon=13", CONTINUED], 2),
+        (["model.action_horizon=16", "model.discrete_state_input=true", CONTINUED], 10),
     ],
 )
 def test_horizons_that_are_no_multiple_of_eight_and_other_prompts(
-    tmp_path: Path, overrides: list[str]
+    tmp_path: Path, overrides: list[str], steps: int
 ) -> None:
     recipe = tiny(*overrides)
     step = write_checkpoint(tmp_path / "5", recipe)
-    engine = engine_of(recipe, step, 10, (1, 32), rtc=True)
+    engine = engine_of(recipe, step, steps, (1, 32), rtc=True, plain=False)
     given, noise = inputs_of(recipe, 1, 32)
     (one,) = chunks(recipe, ((3, 4),))
     got = engine.sample(given, noise, rows_of([one], 1, form_of(recipe.train.most_delay)))
-    near(got, sampled_after(recipe, step, 10, given, noise, one))
+    near(got, sampled_after(recipe, step, steps, given, noise, one))
 
 
 def test_a_rows_bits_do_not_depend_on_the_other_rows(scene: tuple[Recipe, Path, FastEngine]) -> None:
@@ -152,7 +152,7 @@ def test_in_bfloat16_actions_are_those_of_the_model_to_its_rounding(tmp_path: Pa
         step = write_checkpoint(tmp_path / f"of-{len(form)}", recipe)
         given, noise = inputs_of(recipe, 1, TOKENS)
         (one,) = chunks(recipe, ((2, 3),))
-        engine = engine_of(recipe, step, 2, (1, TOKENS), rtc=True)
+        engine = engine_of(recipe, step, 2, (1, TOKENS), rtc=True, plain=False)
         got = engine.sample(given, noise, rows_of([one], 1, form_of(recipe.train.most_delay)))
         want = sampled_after(recipe, step, 2, given, noise, one)
         assert 0 < np.abs(got - want).max() <= 5e-2 * np.abs(want).max()

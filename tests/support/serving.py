@@ -25,11 +25,15 @@ from tests.support.tiny import random_batch
 
 
 def engine_of(
-    recipe: Recipe, step: Path, steps: int, *shapes: tuple[int, int], rtc: bool = False
+    recipe: Recipe, step: Path, steps: int, *shapes: tuple[int, int], rtc: bool = False, plain: bool = True
 ) -> FastEngine:
-    """The engine of the checkpoint at `step`, for these (rows, prompt length)."""
+    """The engine of the checkpoint at `step`, for these (rows, prompt length).
+
+    With `rtc` it has the programs that go on from a previous chunk; without `plain` it has these alone.
+    """
     form = form_of(recipe.train.most_delay)
-    wanted = [Shape(*shape, each) for shape in shapes for each in ((None, form) if rtc else (None,))]
+    forms = ([None] if plain else []) + ([form] if rtc else [])
+    wanted = [Shape(*shape, each) for shape in shapes for each in forms]
     compiled = {shape: compile_shape(recipe, steps, shape) for shape in wanted}
     clean = clean_modulations(step, recipe) if rtc and form == "continued" else None
     return FastEngine(recipe, steps, compiled, load(step, recipe, steps), clean)
