@@ -22,6 +22,7 @@ from harness.checkpoint.inspect import inspect
 from harness.checkpoint.pieces import in_order, parts_in_order, piece
 from harness.checkpoint.store import Store
 from harness.errors import HarnessError
+from harness.train.pause import Pause
 from harness.units import MIB
 
 SHAPES = {"llm/layers/w": (6, 8, 130), "table": (64, 257), "bias": (5,), "one": (1, 1)}
@@ -103,18 +104,46 @@ def test_the_state_may_be_given_away_as_soon_as_a_streamed_save_returns(tmp_path
     assert all(np.asarray(found.params[path]).tobytes() == x.tobytes() for path, x in before.items())
 
 
+def test_each_byte_that_is_written_is_told(tmp_path: Path) -> None:
+    heard: list[tuple[int, int, int]] = []
+    store = Store(tmp_path, keep_every_steps=1, streamed=True, told=lambda *given: heard.append(given))
+    params = _state()
+    _save(store, 1, params)
+    store.close()
+    arrays = 2 * sum(value.nbytes for value in params.values()) + 4
+    assert {step for step, _, _ in heard} == {1}
+    assert sum(count for _, count, _ in heard) == arrays
+    (of,) = {of for _, _, of in heard}
+    # Beside the arrays there are some lines of text.
+    assert arrays <= of < arrays + 1000
+
+
+def test_a_pause_says_how_far_it_is_once_in_ten_seconds() -> None:
+    now, said = [100.0], []
+    pause = Pause(said.append, lambda: now[0])
+    for step in (4, 8):
+        for _ in range(25):
+            pause.wrote(step, 2**30, 25 * 2**30)
+            now[0] += 1
+    assert said == [
+        f"saving step {step}: {done}.0 GiB of 25.0 GiB, training waits"
+        for step in (4, 8)
+        for done in (11, 21)
+    ]
+
+
 def test_few_chunks_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over both trees together, however many chunks there are."""
     monkeypatch.setattr(handlers, "CHUNK_BYTES", 4096)
     real, lock, now, most, count = streamed._write_chunk, threading.Lock(), [0], [0], [0]
 
-    def counted(*given: object) -> None:
+    def counted(*given: object) -> int:
         with lock:
             now[0] += 1
             count[0] += 1
             most[0] = max(most[0], now[0])
         try:
-            real(*given)  # type: ignore[arg-type]
+            return real(*given)  # type: ignore[arg-type]
         finally:
             with lock:
                 now[0] -= 1
@@ -204,6 +233,7 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from harness.checkpoint.digests import digest_of_parts, digest
 from harness.checkpoint.store import Store
+from harness.train.pause import Pause
 from harness.checkpoint.streamed import own_chunks
 from harness.checkpoint import handlers
 handlers.CHUNK_BYTES = 1024

@@ -36,7 +36,7 @@ from harness.train.worker import main
 real = streamed._write_chunk
 def slowly(*chunk):
     time.sleep(0.05)
-    real(*chunk)
+    return real(*chunk)
 streamed._write_chunk = slowly
 sys.exit(main())
 """

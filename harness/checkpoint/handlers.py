@@ -10,21 +10,24 @@ import orbax.checkpoint as ocp
 
 from harness.checkpoint.format import CHUNK_BYTES
 from harness.checkpoint.pieces import MadeRows
-from harness.checkpoint.streamed import StreamedArrays, StreamedRows
+from harness.checkpoint.streamed import StreamedArrays, StreamedRows, Wrote
 from harness.checkpoint.texts import TextFiles
 from harness.run.peers import Peers
 from harness.run.steps import TREES
 
 
 def items_handler(
-    options: ocp.AsyncOptions, peers: Peers, *, streamed: bool
+    options: ocp.AsyncOptions, peers: Peers, *, streamed: Wrote | None
 ) -> ocp.CompositeCheckpointHandler:
-    """The handler of a step. With `streamed` its arrays must not change before the save is whole."""
+    """The handler of a step.
+
+    With `streamed`, which is told what was written, its arrays must not change before the save is whole.
+    """
     # Pinned host memory is capped under WSL2, and its pool grows with every save (google/orbax#2090).
     given: dict[str, Any] = {"enable_pinned_host_transfer": False}
-    if streamed:
+    if streamed is not None:
         # One for both trees, so that both together stay within its memory.
-        given["type_handler_registry"] = _streamed_types()
+        given["type_handler_registry"] = _streamed_types(streamed)
     trees = {name: ocp.PyTreeCheckpointHandler(**given) for name in TREES}
     return ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(async_options=options),
@@ -34,13 +37,13 @@ def items_handler(
     )
 
 
-def _streamed_types() -> ocp.type_handlers.TypeHandlerRegistry:
+def _streamed_types(wrote: Wrote) -> ocp.type_handlers.TypeHandlerRegistry:
     types = ocp.type_handlers
     return types.create_type_handler_registry(
         *((number, types.ScalarHandler()) for number in (int, float, np.number)),
         (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
-        (MadeRows, StreamedRows()),
-        (jax.Array, StreamedArrays()),
+        (MadeRows, StreamedRows(wrote)),
+        (jax.Array, StreamedArrays(wrote)),
     )
 
 

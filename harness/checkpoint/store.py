@@ -15,15 +15,12 @@ Source: openpi src/openpi/training/checkpoints.py, commit 15a9616.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import itertools
 import json
 import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +32,7 @@ from harness.checkpoint.failures import disk_full, no_space, save_failure
 from harness.checkpoint.format import mismatches
 from harness.checkpoint.handlers import items_handler, tree_save
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
+from harness.checkpoint.memory import give_back_memory
 from harness.checkpoint.paths import flat, leaf_paths, nbytes, nested, nested_state
 from harness.checkpoint.shared_digests import shared_digests
 from harness.checkpoint.source import damaged
@@ -80,7 +78,8 @@ class Store:
     listed, restored or deleted. When its step is saved again, it is renamed out of the way.
 
     `streamed` saves while training waits, and then needs no copy of the state (`checkpoint.streamed`). The
-    files have the same arrays.
+    files have the same arrays. `told` is called from the threads that write, for each part that was written:
+    (step, its bytes, the bytes of the whole step).
     """
 
     def __init__(
@@ -91,6 +90,7 @@ class Store:
         keep_last: int = 1,
         peers: Peers = ALONE,
         streamed: bool = False,
+        told: Callable[[int, int, int], None] | None = None,
     ) -> None:
         # Orbax logs every failure with many tracebacks before it raises. The error becomes one HarnessError
         # here.
@@ -100,12 +100,13 @@ class Store:
         self._keep_last = keep_last
         self._peers = peers
         self._saving: int | None = None
-        self._streamed = streamed
+        self._streamed, self._told = streamed, told
+        self._writing = (0, 0)  # the step that is being saved, and its bytes
         # A directory that cannot be made is reported at once. Made in the background, its failure would be a
         # time-out ten minutes later.
         limit_s = _SAVE_TIMEOUT_S if peers.count == 1 else _SHARED_SAVE_TIMEOUT_S
         options = ocp.AsyncOptions(timeout_secs=limit_s, create_directories_asynchronously=False)
-        handler = items_handler(options, peers, streamed=streamed)
+        handler = items_handler(options, peers, streamed=self._wrote if streamed else None)
         self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
 
     def save(
@@ -136,6 +137,7 @@ class Store:
         assets = {f"{asset_id}/{NORM_STATS}": norm_stats_json}
         need_bytes = nbytes(items) + sum(map(len, texts.values())) + len(norm_stats_json)
         self._peers.first(lambda: self._make_room(step, need_bytes))
+        self._writing = step, need_bytes
         # Hashed before the arrays are donated to the next step: the digests are those of what was trained,
         # not of what a disk made of it.
         leaves = {f"{item}/{path}": leaf for item, tree in items.items() for path, leaf in flat(tree).items()}
@@ -162,6 +164,10 @@ class Store:
         if self._streamed:
             self.wait()
 
+    def _wrote(self, count: int) -> None:
+        if self._told is not None:
+            self._told(self._writing[0], count, self._writing[1])
+
     def wait(self) -> None:
         """Waits until the save under way is whole on disk, then prunes older steps.
 
@@ -180,7 +186,7 @@ class Store:
             raise self._failed(step, error) from error
         if step is not None:
             self._peers.first(self._prune)
-            _give_back_memory()
+            give_back_memory()
 
     def close(self) -> None:
         """Waits for the last save. The store cannot save afterwards."""
@@ -333,13 +339,6 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise damaged(path, f"{RECORD} is not a mapping")
     return record
-
-
-def _give_back_memory() -> None:
-    """Calls malloc_trim after a save: glibc's arenas otherwise keep the copies (2 % of the state a save)."""
-    gc.collect()
-    with suppress(AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _free_name(path: Path) -> Path:

@@ -42,14 +42,16 @@ _CHUNKS = 4
 Array = np.ndarray[Any, Any]
 # How a chunk is read, and its place in the array.
 Chunk = tuple[Callable[[], Array], Slices]
+# Is told the bytes of each chunk that was written, in the thread that wrote it.
+Wrote = Callable[[int], None]
 
 
 class StreamedArrays(ocp.type_handlers.ArrayHandler):
     """Writes arrays in bounded memory. It reads them as Orbax's own handler does."""
 
-    def __init__(self) -> None:
+    def __init__(self, wrote: Wrote) -> None:
         super().__init__(array_metadata_store=ArrayMetadatas())
-        self._writing = _Writing(_CHUNKS)
+        self._writing = _Writing(_CHUNKS, wrote)
 
     async def serialize(
         self, values: Sequence[jax.Array], infos: Sequence[Any], args: Sequence[Any] | None = None
@@ -70,9 +72,9 @@ class StreamedArrays(ocp.type_handlers.ArrayHandler):
 class StreamedRows(ocp.type_handlers.NumpyHandler):
     """Writes leaves of `MadeRows`, a few rows at a time. To a reader they are arrays of numpy."""
 
-    def __init__(self) -> None:
+    def __init__(self, wrote: Wrote) -> None:
         super().__init__()
-        self._writing = _Writing(1)
+        self._writing = _Writing(1, wrote)
 
     async def serialize(
         self, values: Sequence[MadeRows], infos: Sequence[Any], args: Sequence[Any] | None = None
@@ -86,8 +88,8 @@ class StreamedRows(ocp.type_handlers.NumpyHandler):
 class _Writing:
     """Writes chunks, so many at a time."""
 
-    def __init__(self, at_a_time: int) -> None:
-        self._pool = ThreadPoolExecutor(at_a_time)
+    def __init__(self, at_a_time: int, wrote: Wrote) -> None:
+        self._pool, self._wrote = ThreadPoolExecutor(at_a_time), wrote
 
     async def write(
         self,
@@ -114,7 +116,7 @@ class _Writing:
             if failed.is_set():
                 return
             try:
-                _write_chunk(*chunk)
+                self._wrote(_write_chunk(*chunk))
             except BaseException:
                 failed.set()
                 raise
@@ -177,7 +179,9 @@ def own_chunks(value: jax.Array, chunk_shape: Sequence[int]) -> Iterator[Chunk]:
             yield functools.partial(piece, shard.data, here), there
 
 
-def _write_chunk(opened: Any, read: Callable[[], Array], there: Slices) -> None:
+def _write_chunk(opened: Any, read: Callable[[], Array], there: Slices) -> int:
+    """Bytes of the chunk, which is written then."""
     chunk = read()
     # Nobody changes the chunk, so tensorstore needs no copy of it.
     opened[there].write(chunk, can_reference_source_data_indefinitely=True).result()
+    return int(chunk.nbytes)

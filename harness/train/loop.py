@@ -31,6 +31,7 @@ from harness.train.later import made_later
 from harness.train.manifest import describe_run
 from harness.train.memory import measure
 from harness.train.metrics import as_line
+from harness.train.pause import Pause
 from harness.train.programs import lowered_step
 from harness.train.records import Records
 from harness.train.setup import setup_of
@@ -56,7 +57,7 @@ def train(job: Job, watcher: Watcher, peers: Peers = ALONE) -> Outcome:
     """
     recipe = job.recipe
     check_who_is_trained(recipe)
-    store = _store(job, peers)
+    store = _store(job, peers, watcher)
     # Another machine's view of a shared directory may be some seconds old.
     start = int(peers.agree(str(store.latest() or 0)))
     if start >= recipe.train.steps:
@@ -104,9 +105,10 @@ def train(job: Job, watcher: Watcher, peers: Peers = ALONE) -> Outcome:
     return Outcome(step, finished=step == recipe.train.steps)
 
 
-def _store(job: Job, peers: Peers) -> Store:
+def _store(job: Job, peers: Peers, watcher: Watcher) -> Store:
     every, streamed = job.recipe.train.keep_every_steps, job.levers.save == "streamed"
-    return Store(job.run.checkpoints, keep_every_steps=every, peers=peers, streamed=streamed)
+    told = Pause(watcher.say).wrote
+    return Store(job.run.checkpoints, keep_every_steps=every, peers=peers, streamed=streamed, told=told)
 
 
 def _keys(seed: int, layout: Layout) -> tuple[jax.Array, jax.Array]:
