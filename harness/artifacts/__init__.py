@@ -5,6 +5,17 @@ are in seconds.
 """
 
 from harness.artifacts.base import Artifact
+from harness.artifacts.calibration import (
+    Calibration,
+    CalibrationStage,
+    CardState,
+    Ceilings,
+    Context,
+    Latency,
+    Load,
+    MeasuredPlan,
+    Product,
+)
 from harness.artifacts.checkpoint import (
     AdapterReport,
     Checkpoint,
@@ -50,7 +61,11 @@ from harness.artifacts.verdict import Compared, Replay, Verdict, Verifier
 __all__ = [
     "AdapterReport",
     "Artifact",
+    "Calibration",
+    "CalibrationStage",
     "Candidate",
+    "CardState",
+    "Ceilings",
     "Checkpoint",
     "CheckpointItem",
     "CheckpointStep",
@@ -58,6 +73,7 @@ __all__ = [
     "Cluster",
     "Compared",
     "Comparison",
+    "Context",
     "Curve",
     "CurveFinding",
     "Dataset",
@@ -78,12 +94,15 @@ __all__ = [
     "Hosts",
     "Interface",
     "InterruptedSave",
+    "Latency",
     "LeafReport",
     "LeftOut",
     "Levers",
+    "Load",
     "LoraReport",
     "Machine",
     "Manifest",
+    "MeasuredPlan",
     "Memory",
     "Metrics",
     "MigDevice",
@@ -95,6 +114,7 @@ __all__ = [
     "Part",
     "Plan",
     "Prediction",
+    "Product",
     "Reach",
     "Replay",
     "ServeCheck",
