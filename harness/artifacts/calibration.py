@@ -6,7 +6,8 @@ The file of a machine lies in its cache. Those of cards that somebody measured a
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from statistics import median
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -87,21 +88,20 @@ class Context(Strict):
 class MeasuredPlan(Strict):
     """One plan as it ran, with random weights and made batches.
 
-    `sets` are the changes of `recipe` that were asked, `changes` those that the plan made beyond. The batch of
-    the step is microbatch x accumulation steps of `levers`.
-    `compiled_bytes` are those of the compiled step on the device, `planned_bytes` the planner's of its largest
-    phase. `peak_bytes` are the allocator's, since the process began; `init_peak_bytes` those before the first
-    step. `limit_bytes` is the allocator's pool. `seconds` are of single steps, `predicted_s` the cost model's
-    for the same step when it was measured.
+    `changes` are the keys of the shipped `recipe` that were other. The batch of the step is microbatch x
+    accumulation steps of `levers`.
+    `compiled_bytes` are those of the compiled step on the device, `planned_bytes` the planner's of its
+    largest phase. `peak_bytes` are the allocator's since the process began, `init_peak_bytes` those before
+    the first step. `limit_bytes` is the allocator's pool. `seconds` are of single steps, `predicted_s` the
+    cost model's for the same step when it was measured.
     """
 
     recipe: Name
-    sets: Annotated[list[Words], Field(max_length=50)] = []
-    changes: Annotated[list[Words], Field(max_length=50)] = []
+    changes: Annotated[dict[Words, Any], Field(max_length=50)] = {}
     levers: Levers
     planned_bytes: Bytes | None = None
-    compiled_bytes: Bytes
-    compiled_host_bytes: Bytes = 0
+    compiled_bytes: Bytes | None = None
+    compiled_host_bytes: Bytes | None = None
     init_peak_bytes: Bytes | None = None
     peak_bytes: Bytes | None = None
     limit_bytes: Bytes | None = None
@@ -114,13 +114,18 @@ class MeasuredPlan(Strict):
     unknown: Unknown = {}
 
     @property
+    def step_s(self) -> float:
+        """Seconds of a step: the median."""
+        return median(self.seconds)
+
+    @property
     def rows(self) -> int:
         """Samples of one step."""
         return self.levers.microbatch * self.levers.accumulation_steps * self.levers.devices
 
 
 class Latency(Strict):
-    """Seconds of one action chunk. `program` names what was sampled: serve's own, or the model's plain one."""
+    """Seconds of one action chunk. `program` is what was sampled: serve's own, or the model's plain one."""
 
     program: Literal["serve", "sample_actions"] = "serve"
     recipe: Name
