@@ -49,7 +49,7 @@ from harness.artifacts.hosts import HostReport, Hosts, Interface
 from harness.artifacts.machine import Disk, Gpu, GpuProcess, Host, Machine, MigDevice
 from harness.artifacts.memory import Memory
 from harness.artifacts.openpi import OpenpiCommand, OptionChange
-from harness.artifacts.plan import Candidate, Cluster, Levers, Plan
+from harness.artifacts.plan import Calibrated, Candidate, Cluster, Levers, Plan
 from harness.artifacts.prediction import Prediction
 from harness.artifacts.serving import ServeCheck, Serving, Stage
 from harness.artifacts.serving_plan import ServedShape, ServingPlan
@@ -61,6 +61,7 @@ from harness.artifacts.verdict import Compared, Replay, Verdict, Verifier
 __all__ = [
     "AdapterReport",
     "Artifact",
+    "Calibrated",
     "Calibration",
     "CalibrationStage",
     "Candidate",

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from harness.artifacts import Candidate, Levers, Plan
+from harness.plan.calibrated import words
 from harness.plan.measured import known_error
 from harness.show.rows import Cells, cell, line, rows_table
 from harness.units import format_bytes, format_count, format_seconds
@@ -59,7 +60,8 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     rows.append(("batch", _batch(levers)))
     rows.append(("sample", f"{levers.prompt_tokens} prompt tokens, cameras {', '.join(levers.cameras)}"))
     if chosen.seconds_per_step is not None:
-        error = known_error(plan.device, levers.devices)
+        how = plan.calibrated
+        error = words(how, levers.devices) if how else known_error(plan.device, levers.devices)
         rows.append(("predicted", f"{format_seconds(chosen.seconds_per_step)} a step ({error})"))
     rows.append(
         (
