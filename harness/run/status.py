@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from harness.artifacts import Artifact, Manifest, Memory, Metrics, Plan, Status
 from harness.artifacts.held_out import HeldOutLine, read_held_out
@@ -99,7 +99,6 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
     state, reason = standing.state()
     expected = chosen.seconds_per_step if chosen else None
     left = None if steps is None or state not in ("running", "silent", "preparing") else steps - step
-    eta_s, eta_by = _eta(left, step_s, expected if plan is not None and plan.calibrated else None)
     return Status(
         run=str(run.path),
         recipe=name,
@@ -116,8 +115,7 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
         step_s=step_s,
         expected_step_s=expected,
         data_s=data_s,
-        eta_s=eta_s,
-        eta_by=eta_by,
+        **_eta(left, step_s, expected if plan is not None and plan.calibrated else None),
         last_line_time=finite(last.time) if last else None,
         last_line_age_s=age_s,
         process=process,
@@ -132,17 +130,17 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
     )
 
 
-def _eta(
-    left: int | None, step_s: float | None, calibrated_s: float | None
-) -> tuple[float | None, Literal["run", "calibration"] | None]:
-    """(seconds for the steps that are left, whose pace that is).
+def _eta(left: int | None, step_s: float | None, calibrated_s: float | None) -> dict[str, Any]:
+    """Seconds for the steps that are left, and whose pace that is.
 
     A cost model alone promises nothing to a person. What their card was measured to do does, until the run
     has a pace of its own.
     """
     if left is None or (step_s is None and calibrated_s is None):
-        return None, None
-    return (left * step_s, "run") if step_s is not None else (left * (calibrated_s or 0.0), "calibration")
+        return {}
+    if step_s is not None:
+        return {"eta_s": left * step_s, "eta_by": "run"}
+    return {"eta_s": left * (calibrated_s or 0.0), "eta_by": "calibration"}
 
 
 def _check_is_run(run: RunDir) -> None:
