@@ -26,6 +26,7 @@ from harness.redact import Cleaned
 # module is `imports`.
 VERBS = (
     "probe",
+    "calibrate",
     "plan",
     "data",
     "stats",

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from harness.artifacts import Calibrated, Calibration, Candidate, Machine, MeasuredPlan, Plan
 from harness.errors import HarnessError
+from harness.plan import cards
 from harness.plan.candidates import changed
 from harness.plan.cards import Card
 from harness.plan.cost import seconds_per_step
@@ -116,6 +117,16 @@ def recipe_of(plan: MeasuredPlan) -> Recipe | None:
         return changed(load_recipe(plan.recipe), plan.changes)
     except (HarnessError, KeyError, TypeError):
         return None
+
+
+def predicted_now(calibration: Calibration, plan: MeasuredPlan) -> float | None:
+    """Seconds of a measured step by today's cost model; those of its day for a card without figures."""
+    recipe = recipe_of(plan)
+    try:
+        card = cards.card(cards.find(calibration.card))
+    except HarnessError:
+        return plan.predicted_s
+    return plan.predicted_s if recipe is None else seconds_per_step(recipe, plan.levers, card, None)
 
 
 def calibrated(calibration: Calibration, card: Card, uuids: Sequence[str] = ()) -> Calibrated | None:

@@ -94,7 +94,7 @@ def _reasons(nvml: Any, handle: Any) -> list[str]:
         if error.value != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
             raise
         mask = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-    bits = [1 << place for place in range(64) if mask >> place & 1]
+    bits = [1 << number for number in range(64) if mask >> number & 1]
     return [REASONS.get(bit, f"reason {bit:#x} of the driver") for bit in bits]
 
 
