@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from harness.artifacts import Calibration, CalibrationStage, Context, Manifest, Plan
+from benchmarks import measured_cards as measured_cards_program
+from harness.artifacts import (
+    Calibration,
+    CalibrationStage,
+    Ceilings,
+    Context,
+    Manifest,
+    Plan,
+    Product,
+)
+from harness.errors import HarnessError
 from harness.plan import cost
 from harness.plan.calibrated import applied, calibrated, find, recipe_of, root
 from harness.plan.cards import CARDS
@@ -26,6 +38,7 @@ from harness.show.status import status_table
 from harness.units import GIB
 from tests.support.calibrating import calibration, kept, measured, stage_of, target
 from tests.support.planned import FULL, Formula
+from tests.test_run_contents import HOSTILE, paths, put
 from tests.test_status import held, make
 
 
@@ -228,6 +241,30 @@ def test_a_source_in_a_calibration_may_not_be_fetched(monkeypatch: pytest.Monkey
     assert not any("elsewhere" in str(source) for source in granted)
 
 
+def test_no_content_of_a_calibration_brings_a_plan_or_a_table_down() -> None:
+    """One change of the file after the other, each elsewhere: it is used, or named with its fix."""
+    load = stage_of("full", measured(5.0, peak_bytes=7, limit_bytes=9, predicted_s=4.0), wall_s=1.0)
+    ceilings = Ceilings(products=[Product(m=1, k=2, n=3, flops_per_s=4.0, chained=5)], copy_bytes_per_s=6.0)
+    other = CalibrationStage(name="ceilings", state="measured", ceilings=ceilings)
+    path, chance = kept(calibration(load, other)), random.Random(0)
+    whole = path.read_text()
+    places = paths(json.loads(whole))
+    machine = target().machine
+    made = choose(FULL, machine, None, Ask(), tools=Tools(None, Formula()))
+    for _ in range(150):
+        changed = put(json.loads(whole), chance.choice(places), chance.choice([*HOSTILE, None]))
+        path.write_text(json.dumps(changed))
+        after = applied(made, FULL, machine)
+        assert after.chosen is not None
+        assert after.chosen.seconds_per_step is not None
+        assert math.isfinite(after.chosen.seconds_per_step), changed
+        words(plan_view(after))
+        with contextlib.suppress(HarnessError):
+            found = RunDir(path.parent).read(Calibration)
+            assert found is not None
+            words(calibration_view(found))
+
+
 def test_a_status_goes_by_the_calibration_until_the_run_has_a_pace(tmp_path: Path) -> None:
     run = make(tmp_path, 0)
     plan = run.read(Plan)
@@ -265,6 +302,38 @@ def test_a_measured_card_is_shown_with_what_it_lacks() -> None:
     failed = CalibrationStage(name="lora", state="timeout", reason="not done after 240 s")
     said = words(calibration_view(calibration(*taking(1.1), failed)))
     assert "lora: timeout: not done after 240 s" in said
+
+
+def test_the_page_shows_what_the_shipped_file_says() -> None:
+    page = Path(__file__).parents[1] / "docs/calibrating.md"
+    console = Console(file=io.StringIO(), width=110, record=True)
+    console.print(calibration_view(measured_cards()["h200"]), crop=False)
+    said = "\n".join(line.rstrip() for line in console.export_text().splitlines())
+    assert f"```text\n{said}\n```" in page.read_text()
+
+
+def test_the_readme_has_the_table_of_the_shipped_files(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert "\n".join(measured_cards_program.table(measured_cards_program.rows())) in readme
+    measured_cards_program.picture(measured_cards_program.rows(), tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_calibration_is_taken_among_the_shipped_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured_cards_program, "SHIPPED", tmp_path)
+    made = RunDir(tmp_path / "mine").write(calibration(*taking(1.1), card="NVIDIA H100 80GB HBM3"))
+    target_file = measured_cards_program.add(made, "our run, 2026-12-01")
+    assert target_file == tmp_path / "h100.json"
+    written = Calibration.model_validate_json(target_file.read_text())
+    assert (written.origin, written.uuid) == ("our run, 2026-12-01", None)
+    assert "GPU-0" not in target_file.read_text()
+    nothing = RunDir(tmp_path / "none").write(calibration())
+    for path, code in ((nothing, "calibration-empty"), (tmp_path / "gone.json", "artifact-invalid")):
+        with pytest.raises(HarnessError) as refused:
+            measured_cards_program.add(path, "x")
+        assert refused.value.code == code
 
 
 def test_the_shipped_files_are_what_was_measured_and_say_with_what() -> None:
