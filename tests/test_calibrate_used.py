@@ -234,11 +234,18 @@ def test_a_recipe_that_is_not_shipped_is_not_opened(
     assert calibrated(made, CARDS["h200"]) is None
 
 
-def test_a_source_in_a_calibration_may_not_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_calibration_names_may_not_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a source in it, nor those of the shipped recipe that it measured."""
+    machine = target().machine
+    made = choose(FULL, machine, None, Ask(), tools=Tools(None, Formula()))
     granted: list[Any] = []
     monkeypatch.setattr(consent, "grant", lambda *sources: granted.extend(sources))
-    recipe_of(measured(1.0, changes={"weights.source": "https://elsewhere.example/params"}))
-    assert not any("elsewhere" in str(source) for source in granted)
+    strange = {"weights.source": "https://elsewhere.example/params"}
+    kept(calibration(stage_of("full", measured(5.0, recipe="pi05_droid", changes=strange))))
+    after = applied(made, FULL, machine)
+    words(plan_view(after))
+    assert after.calibrated is not None
+    assert granted == []
 
 
 def test_no_content_of_a_calibration_brings_a_plan_or_a_table_down() -> None:

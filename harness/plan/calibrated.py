@@ -27,7 +27,7 @@ from harness.plan.cards import Card
 from harness.plan.cost import seconds_per_step
 from harness.plan.devices import Device, devices_of, figures
 from harness.plan.source import source_hash
-from harness.recipe.load import load_recipe, shipped_recipes
+from harness.recipe.load import recipe_to_look_at, shipped_recipes
 from harness.recipe.schema import Recipe
 from harness.run.directory import RunDir, cache_root, sha256_json
 from harness.units import format_bytes
@@ -114,7 +114,7 @@ def recipe_of(plan: MeasuredPlan) -> Recipe | None:
     if plan.recipe not in shipped_recipes():
         return None
     try:
-        return changed(load_recipe(plan.recipe), plan.changes)
+        return changed(recipe_to_look_at(plan.recipe), plan.changes)
     except (HarnessError, KeyError, TypeError):
         return None
 

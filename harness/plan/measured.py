@@ -24,7 +24,7 @@ from harness.artifacts import Calibration, CalibrationStage, Levers
 from harness.plan.candidates import Changes, changed
 from harness.plan.cards import CARDS
 from harness.plan.cost import seconds_per_step
-from harness.recipe.load import load_recipe
+from harness.recipe.load import recipe_to_look_at
 from harness.units import GIB
 
 _OPENPI, _LEROBOT = "openpi, published logs", "LeRobot, hardware guide"
@@ -46,7 +46,7 @@ class Point(NamedTuple):
     @property
     def predicted(self) -> float:
         """Seconds by the cost model, with no loader to wait for."""
-        recipe = changed(load_recipe(self.recipe), self.changes)
+        recipe = changed(recipe_to_look_at(self.recipe), self.changes)
         return seconds_per_step(recipe, self.levers, CARDS[self.card], None)
 
     @property
