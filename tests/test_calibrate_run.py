@@ -150,7 +150,7 @@ def test_in_the_cache_each_has_its_own_directory_and_the_older_one_is_named() ->
 @pytest.mark.parametrize("reason", sorted(SLOWING))
 def test_what_was_measured_under_throttling_is_marked_and_measured_again(tmp_path: Path, reason: str) -> None:
     hot = COOL.model_copy(update={"throttle": [reason, "power limit"], "temperature_c": 91.0})
-    slow = way("hang", "well", states=[COOL, COOL, hot], limit_s=0.9)
+    slow = way("hang", "well", states=[COOL, COOL, hot])
     # A stage is looked at while it runs; this one ends by itself after a look.
     slow = slow._replace(stages=[slow.stages[1]], command=_late(slow.command))
     done = calibrate(target(), None, 1, slow, Heard())
@@ -224,7 +224,7 @@ def test_without_a_gpu_there_is_nothing_to_calibrate(monkeypatch: pytest.MonkeyP
 
 def test_the_freest_card_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.calibrate.card.cuda_plugins", lambda: ["xla_cuda12"])
-    assert target_of(with_gpus(gpu(0, free=10), gpu(1, free=40))).number == 1
+    assert target_of(with_gpus(gpu(0, free=10), gpu(1, free=40))).device.gpu.index == 1
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ import pytest
 
 from harness.artifacts import CardState, Machine
 from harness.calibrate import ceilings, stage, steps
+from harness.calibrate.card import check_free
 from harness.calibrate.child import Watched, run_stage
 from harness.calibrate.stages import POOL_BYTES, Answer, Request, Work
+from harness.errors import HarnessError
 from harness.recipe.load import load_recipe
 from harness.units import GIB
-from tests.support.calibrating import measured
-from tests.support.planned import with_gpus
+from tests.support.calibrating import measured, target
+from tests.support.planned import gpu, with_gpus
 
 LEVERS = measured(1.0, 1, 1).levers.model_copy(update={"platform": "cpu", "prompt_tokens": 16})
 SMALL = {"model.image_size": 28, "data.augment": False}
@@ -67,7 +69,7 @@ def test_the_ceilings_of_a_cpu_are_measured_by_the_same_programs() -> None:
 
 
 def test_sampling_has_the_latency_of_the_program_that_serves() -> None:
-    ended, _ = child(Work(kind="sampling", recipe="smoke"))
+    ended, _ = child(Work(kind="sampling", recipe="smoke", changes=SMALL))
     (one,) = ended.sampling or []
     assert one.least_s <= one.median_s <= one.most_s
     assert (one.batch, one.cameras, one.prompt_tokens, one.program) == (1, 2, 32, "serve")
@@ -153,6 +155,35 @@ def test_a_pool_is_a_share_of_the_card_and_said_where_it_is_another() -> None:
     assert steps._pool_is_other(work, right) == {}
     assert "22.00 GiB was asked for, and JAX made 30.00" in steps._pool_is_other(work, wrong)["limit_bytes"]
     assert steps._pool_is_other(Work(kind="plan"), wrong) == {}
+
+
+@pytest.mark.parametrize(
+    ("free", "share"), [(80.0, (80 - 1.5) / 80), (40.0, (40 - 1.5) / 80), (2.0, 0.5), (None, 0.5)]
+)
+def test_the_pool_of_a_stage_without_a_plan_is_what_is_free(free: float | None, share: float) -> None:
+    card = gpu(total=80, free=free)
+    if free is None:
+        card = card.model_copy(update={"free_bytes": None})
+    assert stage.pool_share(with_gpus(card)) == pytest.approx(share)
+    assert stage.pool_share(with_gpus()) == 0.5
+
+
+def test_of_an_instance_of_a_card_the_whole_cards_bytes_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = on_cpu(Work(kind="context"), used_bytes=5).model_copy(update={"index": None})
+    found = ceilings.context_of(request, {"bytes_limit": 7})
+    assert found.context_bytes is None
+    assert "MIG" in found.unknown["context_bytes"]
+    whole = CardState(used_bytes=60 * GIB, largest_compute_bytes=50 * GIB, temperature_c=50.0)
+    monkeypatch.setattr("harness.calibrate.card.read_state", lambda _: whole)
+    of_all = target()
+    instance = of_all._replace(device=of_all.device._replace(mig=True, total=20 * GIB, free=19 * GIB))
+    assert of_all.look() == whole
+    state = check_free(instance, instance.look, looks=1)
+    assert (state.used_bytes, state.temperature_c) == (None, 50)
+    held = instance._replace(device=instance.device._replace(free=10 * GIB))
+    with pytest.raises(HarnessError) as refused:
+        check_free(held, held.look, looks=1)
+    assert refused.value.code == "gpu-busy"
 
 
 @pytest.mark.parametrize(("seconds", "accumulated"), [(None, 8), (5.9, 8), (12.0, 4), (40.0, 2), (400.0, 2)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import random
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from benchmarks import measured_cards as measured_cards_program
 from harness.artifacts import (
     Calibration,
     CalibrationStage,
@@ -28,7 +25,6 @@ from harness.plan import cost
 from harness.plan.calibrated import applied, calibrated, find, recipe_of, root
 from harness.plan.cards import CARDS
 from harness.plan.choose import Ask, Tools, choose
-from harness.plan.measured import measured_cards, name_of
 from harness.received import consent
 from harness.run.directory import RunDir
 from harness.run.status import read_status
@@ -36,7 +32,7 @@ from harness.show.calibration import calibration_view
 from harness.show.plan import plan_view
 from harness.show.status import status_table
 from harness.units import GIB
-from tests.support.calibrating import calibration, kept, measured, stage_of, target
+from tests.support.calibrating import calibration, kept, measured, stage_of, taking, target, words
 from tests.support.planned import FULL, Formula
 from tests.test_run_contents import HOSTILE, paths, put
 from tests.test_status import held, make
@@ -53,22 +49,6 @@ def planned(of: Any = None) -> Plan:
     return applied(
         choose(FULL, machine, None, Ask(), inputs="0", tools=Tools(None, Formula())), FULL, machine
     )
-
-
-def words(view: Any) -> str:
-    console = Console(file=io.StringIO(), width=500, record=True)
-    console.print(view)
-    return console.export_text()
-
-
-# What the cost model says of these two steps: each was then measured to take so many times as long.
-def taking(*times: float) -> list[CalibrationStage]:
-    stages = []
-    for number, each in enumerate(times):
-        plan = measured(1.0, 32, 2 + number)
-        predicted = cost.seconds_per_step(FULL, plan.levers, CARDS["h200"], None)
-        stages.append(stage_of(f"step {number}", measured(each * predicted, 32, 2 + number)))
-    return stages
 
 
 def test_without_a_calibration_a_plan_is_what_it_was() -> None:
@@ -298,68 +278,3 @@ def test_the_newest_of_two_that_hold_is_taken() -> None:
     found = find(target().device, "580.3")
     assert found.calibration is not None
     assert found.calibration.measured == "2026-02-01"
-
-
-def test_a_measured_card_is_shown_with_what_it_lacks() -> None:
-    found = measured_cards()["h200"]
-    said = words(calibration_view(found))
-    assert "256 = 32 x 8, state on the card" in said
-    assert "one a call, with its dispatch" in said
-    assert "both ways unknown: not recorded" in " ".join(said.split())
-    failed = CalibrationStage(name="lora", state="timeout", reason="not done after 240 s")
-    said = words(calibration_view(calibration(*taking(1.1), failed)))
-    assert "lora: timeout: not done after 240 s" in said
-
-
-def test_the_page_shows_what_the_shipped_file_says() -> None:
-    page = Path(__file__).parents[1] / "docs/calibrating.md"
-    console = Console(file=io.StringIO(), width=110, record=True)
-    console.print(calibration_view(measured_cards()["h200"]), crop=False)
-    said = "\n".join(line.rstrip() for line in console.export_text().splitlines())
-    assert f"```text\n{said}\n```" in page.read_text()
-
-
-def test_the_readme_has_the_table_of_the_shipped_files(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert "\n".join(measured_cards_program.table(measured_cards_program.rows())) in readme
-    measured_cards_program.picture(measured_cards_program.rows(), tmp_path / "drawn.png")
-    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_calibration_is_taken_among_the_shipped_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measured_cards_program, "SHIPPED", tmp_path)
-    made = RunDir(tmp_path / "mine").write(calibration(*taking(1.1), card="NVIDIA H100 80GB HBM3"))
-    target_file = measured_cards_program.add(made, "our run, 2026-12-01")
-    assert target_file == tmp_path / "h100.json"
-    written = Calibration.model_validate_json(target_file.read_text())
-    assert (written.origin, written.uuid) == ("our run, 2026-12-01", None)
-    assert "GPU-0" not in target_file.read_text()
-    nothing = RunDir(tmp_path / "none").write(calibration())
-    for path, code in ((nothing, "calibration-empty"), (tmp_path / "gone.json", "artifact-invalid")):
-        with pytest.raises(HarnessError) as refused:
-            measured_cards_program.add(path, "x")
-        assert refused.value.code == code
-
-
-def test_the_shipped_files_are_what_was_measured_and_say_with_what() -> None:
-    found = measured_cards()["h200"]
-    assert Calibration.model_validate_json(found.model_dump_json()) == found
-    assert (found.jax, found.plugin, found.revision) == ("0.11.2", "CUDA 13", "1c676cc")
-    assert "pins jax 0.10.2" in str(found.how)
-    full = next(stage for stage in found.stages if stage.name == "full")
-    assert full.plan is not None
-    assert name_of(full, found.total_bytes) == "256 = 32 x 8, state on the card"
-    assert full.plan.planned_bytes is not None
-    assert full.plan.peak_bytes is not None
-    assert abs(full.plan.planned_bytes / full.plan.peak_bytes - 1) < 0.001
-    for key, card in measured_cards().items():
-        assert card.card == CARDS[key].device
-        assert card.origin
-
-
-def test_a_run_directory_with_a_calibration_is_read(tmp_path: Path) -> None:
-    made = calibration(*taking(1.1))
-    RunDir(tmp_path).write(made)
-    assert RunDir(tmp_path).read(Calibration) == made

@@ -93,7 +93,7 @@ class MeasuredPlan(Strict):
     `compiled_bytes` are those of the compiled step on the device, `planned_bytes` the planner's of its
     largest phase. `peak_bytes` are the allocator's since the process began, `init_peak_bytes` those before
     the first step. `limit_bytes` is the allocator's pool. `seconds` are of single steps, `predicted_s` the
-    cost model's for the same step when it was measured.
+    cost model's for the same step when it was measured. `compile_s` is less where JAX's cache had the step.
     """
 
     recipe: Name

@@ -9,12 +9,14 @@ from importlib import metadata
 from typing import NamedTuple
 
 from harness.artifacts import Calibration, CardState, Machine
+from harness.calibrate.ceilings import NOT_ALONE
 from harness.calibrate.steps import own_paths
 from harness.errors import HarnessError
-from harness.plan.busy import holders
+from harness.plan.busy import NOTEWORTHY_BYTES, holders
 from harness.plan.compile import cuda_plugins
 from harness.plan.devices import Device, devices_of
 from harness.plan.source import source_hash
+from harness.probe.readings import read_state
 from harness.run.directory import sha256_file, sha256_json
 from harness.run.surroundings import jax_variables, version_of
 from harness.units import GIB, MIB, format_bytes
@@ -33,10 +35,15 @@ class Target(NamedTuple):
     device: Device
     machine: Machine
 
-    @property
-    def number(self) -> int:
-        """Its number in NVML's order."""
-        return self.device.gpu.index
+    def look(self) -> CardState:
+        """The state of the card now. Of a MIG instance only what is true of the whole card."""
+        state = read_state(self.device.gpu.index)
+        if not self.device.mig:
+            return state
+        of_all = dict.fromkeys(("used_bytes", "largest_compute_bytes", "utilization_percent"), None)
+        return state.model_copy(
+            update={**of_all, "unknown": state.unknown | dict.fromkeys(of_all, NOT_ALONE)}
+        )
 
 
 def target_of(machine: Machine) -> Target:
@@ -90,10 +97,14 @@ def check_free(target: Target, look: Callable[[], CardState], *, looks: int = _L
 
 def _busy(target: Target, states: list[CardState]) -> str:
     """Who uses the card, or nothing."""
-    of_this = target.machine.model_copy(update={"gpus": [target.device.gpu]})
-    held = holders(of_this)
-    if held:
-        return held
+    device = target.device
+    if device.mig:
+        held = (device.total or 0) - (device.free or 0)
+        said = f"{format_bytes(held)} of {device.name} are held" if held > NOTEWORTHY_BYTES else ""
+    else:
+        said = holders(target.machine.model_copy(update={"gpus": [device.gpu]}))
+    if said:
+        return said
     computing = _computing(states)
     if computing:
         return computing

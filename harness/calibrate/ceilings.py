@@ -14,7 +14,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from harness.artifacts import Ceilings, Context, Product
+from harness.artifacts import CardState, Ceilings, Context, Product
 from harness.calibrate.stages import Request, Work
 from harness.probe.readings import read_state
 from harness.recipe.parameters import GEMMA, VISION
@@ -22,6 +22,7 @@ from harness.recipe.schema import Model
 
 Say = Callable[[str], None]
 _CALLS = 5
+NOT_ALONE = "NVML's figures are of the whole card, and this is an instance of it (MIG)"
 _NO_PINNED = "this device has no pinned host memory"
 # A square product, as it is usually quoted.
 _SQUARE = 8192
@@ -138,7 +139,7 @@ def measure_context(request: Request, say: Say) -> Context:
 def context_of(request: Request, stats: dict[str, int]) -> Context:
     """What NVML says is in use on the card since before this process, less JAX's pool."""
     pool = stats.get("pool_bytes") or stats.get("bytes_limit")
-    state = read_state(request.index)
+    state = CardState(unknown={"card": NOT_ALONE}) if request.index is None else read_state(request.index)
     unknown = {}
     if pool is None:
         unknown["pool_bytes"] = "JAX's allocator here has no pool"

@@ -162,7 +162,7 @@ def _request(target: Target, stage: Stage, way: Way) -> Request:
     return Request(
         work=stage.work,
         platform="cuda" if way.platform == "cuda" else "cpu",
-        index=target.number,
+        index=None if target.device.mig else target.device.gpu.index,
         total_bytes=target.device.total,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.artifacts import Latency
 from harness.calibrate.stages import Work
+from harness.plan.candidates import changed
 from harness.recipe.load import load_recipe
 from harness.recipe.sampling import STEPS
 from harness.serve.lengths import buckets_of, cameras_of
@@ -23,7 +24,7 @@ def measure_sampling(work: Work, say: Callable[[str], None]) -> list[Latency]:
     from harness.serve.compiled import Shape, compile_shape
     from harness.serve.shapes import abstract_arrays, abstract_call
 
-    recipe = load_recipe(work.recipe)
+    recipe = changed(load_recipe(work.recipe), work.changes)
     shape = Shape(1, buckets_of(recipe.model)[0])
     say("compiling the program that serves")
     begun = time.perf_counter()

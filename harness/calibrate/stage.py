@@ -13,14 +13,19 @@ from harness.calibrate.sampling import measure_sampling
 from harness.calibrate.stages import Answer, Request
 from harness.calibrate.steps import measured_plan
 from harness.errors import HarnessError
+from harness.plan.devices import devices_of
+from harness.plan.place import CONTEXT_BYTES
 from harness.probe.machine import probe
 from harness.recipe.load import load_recipe
 from harness.run.directory import cache_root
 from harness.run.surroundings import jax_variables
 from harness.supervise.signals import die_with_supervisor, end_at_once
+from harness.units import GIB
 
-# Of the card, for what needs no state: the rest of it stays free for kernels, and the pool is quickly made.
-_POOL_SHARE = "0.5"
+# What stays free of a card beside the pool: the context, and what cuBLAS and the kernels take of their own.
+_BESIDE_BYTES = CONTEXT_BYTES + GIB // 2
+# The pool where it is not told how much of the card is free.
+_SHARE = 0.5
 
 
 def answer(request: Request, say: Callable[[str], None]) -> Answer:
@@ -37,7 +42,7 @@ def answer(request: Request, say: Callable[[str], None]) -> Answer:
         if work.pool_bytes is not None and not pinned:
             return Answer(skipped=_no_pinned(machine))
         return measured_plan(request, machine, _start, say)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", _POOL_SHARE)
+    os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{pool_share(machine):.3f}"
     say("starting JAX")
     _start()
     if work.kind == "context":
@@ -46,6 +51,15 @@ def answer(request: Request, say: Callable[[str], None]) -> Answer:
         return Answer(sampling=measure_sampling(work, say))
     model = load_recipe(work.recipe).model
     return Answer(ceilings=measure_ceilings(model, work, pinned=pinned, say=say))
+
+
+def pool_share(machine: Machine) -> float:
+    """The share of the card that JAX's pool is given where no plan says it: nearly all that is free."""
+    every = [device for gpu in machine.usable_gpus for device in devices_of(gpu, machine)]
+    free, total = (every[0].free, every[0].total) if every else (None, None)
+    if free is None or not total or free <= 2 * _BESIDE_BYTES:
+        return _SHARE
+    return (free - _BESIDE_BYTES) / total
 
 
 def _no_pinned(machine: Machine) -> str:

@@ -42,11 +42,14 @@ class Work(Strict):
 
 
 class Request(Strict):
-    """One stage for one device. `used_bytes` were in use on the card before it began."""
+    """One stage for one device. `used_bytes` were in use on the card before it began.
+
+    `index` is the card's number in NVML's order; None where NVML's figures are not of this device alone.
+    """
 
     work: Work
     platform: Literal["cuda", "cpu"] = "cuda"
-    index: int = 0
+    index: int | None = 0
     total_bytes: int | None = None
     used_bytes: int | None = None
 

@@ -43,15 +43,13 @@ def calibrate(
     from harness.calibrate.run import Way
     from harness.calibrate.run import calibrate as carry_out
     from harness.probe.machine import probe
-    from harness.probe.readings import read_state
     from harness.run.directory import cache_root
     from harness.show.calibrating import Calibrating
     from harness.show.calibration import calibration_view
 
     target = target_of(probe([cache_root()]))
-    way = Way(lambda: read_state(target.number))
     with Calibrating(minutes) as ears:
-        done = carry_out(target, output, minutes, way, ears)
+        done = carry_out(target, output, minutes, Way(target.look), ears)
     answer(done.calibration, as_json, calibration_view)
     print(one_line(str(done.directory / done.calibration.FILE)), file=sys.stderr)
     if not done.complete:

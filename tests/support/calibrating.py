@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from harness.artifacts import Calibration, CalibrationStage, CardState, MeasuredPlan
 from harness.artifacts.plan import Levers
 from harness.calibrate.card import Target, new_calibration
 from harness.calibrate.run import Way
 from harness.calibrate.stages import Stage, Work
+from harness.plan import cost
 from harness.plan.calibrated import directory_name, root
+from harness.plan.cards import CARDS
 from harness.plan.devices import devices_of
 from harness.run.directory import RunDir
 from harness.units import GIB
-from tests.support.planned import gpu, with_gpus
+from tests.support.planned import FULL, gpu, with_gpus
 
 CARD = "NVIDIA H200"
 COOL = CardState(used_bytes=0, largest_compute_bytes=0, utilization_percent=0.0, throttle=[])
@@ -133,3 +138,20 @@ def kept(made: Calibration) -> Path:
 
 
 HELD = CardState(used_bytes=30 * GIB)
+
+
+def taking(*times: float) -> list[CalibrationStage]:
+    """Measured steps, each of which took so many times what the cost model says of it."""
+    stages = []
+    for number, each in enumerate(times):
+        plan = measured(1.0, 32, 2 + number)
+        predicted = cost.seconds_per_step(FULL, plan.levers, CARDS["h200"], None)
+        stages.append(stage_of(f"step {number}", measured(each * predicted, 32, 2 + number)))
+    return stages
+
+
+def words(view: Any) -> str:
+    """What a person sees of a view, on a wide terminal."""
+    console = Console(file=io.StringIO(), width=500, record=True)
+    console.print(view)
+    return console.export_text()
