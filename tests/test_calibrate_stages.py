@@ -88,12 +88,12 @@ def test_no_product_of_a_chain_is_left_out() -> None:
     """The program has one product in a loop of so many turns, and the loop carries all of its result."""
     seen: list[str] = []
 
-    def seconds(run: Any, *inputs: Any) -> float:
-        seen.append(str(jax.make_jaxpr(run)(*inputs)))
+    def seconds(run: Any, state: Any) -> float:
+        seen.append(str(jax.make_jaxpr(run)(state)))
         return 20.0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ceilings, "_median_seconds", seconds)
+        patch.setattr(ceilings, "_seconds_in_place", seconds)
         assert ceilings.product_seconds(8, 4, 6, 20) == 1.0
         assert ceilings.copy_rate(400, 10) == 2 * 400 * 10 / 20
     assert seen[0].count("dot_general") == 1
