@@ -102,6 +102,37 @@ def test_no_product_of_a_chain_is_left_out() -> None:
     assert "optimization_barrier" in seen[1]
 
 
+def test_on_a_gpu_a_chain_is_one_product_a_turn_and_copies_nothing() -> None:
+    """The program that XLA makes for an H200, which need not be here."""
+    program = r"""
+import re
+import jax
+from harness.calibrate import ceilings
+from harness.plan.cards import CARDS
+from harness.plan.compile import ABSENT_GPU_OPTIONS
+from harness.train import device
+device.start()
+from jax.experimental import topologies
+target = CARDS["h200"].target()
+there = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1").devices[0]
+def seconds(run, state):
+    place = jax.sharding.SingleDeviceSharding(there)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state)
+    lowered = jax.jit(run, donate_argnums=0).trace(state).lower(lowering_platforms=("cuda",))
+    text = lowered.compile(compiler_options=ABSENT_GPU_OPTIONS).as_text()
+    turns = re.findall(r'known_trip_count":{"n":"(\d+)"}', text)
+    copies = re.findall(r"= (?:bf16|f32)\[[\d,]+\]\S* copy\(", text)
+    print(turns, text.count("custom-call(") + text.count(" dot("), len(copies))
+    return 1.0
+ceilings._seconds_in_place = seconds
+ceilings.product_seconds(1824, 1152, 4304, 20)
+ceilings.copy_rate(2**20, 20)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["['20'] 1 0", "['20'] 0 0"], done.stderr[-2000:]
+
+
 def test_without_pinned_memory_the_links_are_left_out_with_the_reason() -> None:
     machine = with_gpus(wsl=True, kernel="5.15-microsoft-standard-WSL2")
     with pytest.MonkeyPatch.context() as patch:

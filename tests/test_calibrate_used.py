@@ -238,7 +238,7 @@ def test_no_content_of_a_calibration_brings_a_plan_or_a_table_down() -> None:
     places = paths(json.loads(whole))
     machine = target().machine
     made = choose(FULL, machine, None, Ask(), tools=Tools(None, Formula()))
-    for _ in range(150):
+    for _ in range(120):
         changed = put(json.loads(whole), chance.choice(places), chance.choice([*HOSTILE, None]))
         path.write_text(json.dumps(changed))
         after = applied(made, FULL, machine)

@@ -13,9 +13,9 @@ from harness.calibrate.ceilings import NOT_ALONE
 from harness.calibrate.steps import own_paths
 from harness.errors import HarnessError
 from harness.plan.busy import NOTEWORTHY_BYTES, holders
+from harness.plan.calibrated import step_sha256
 from harness.plan.compile import cuda_plugins
 from harness.plan.devices import Device, devices_of
-from harness.plan.source import source_hash
 from harness.probe.readings import read_state
 from harness.run.directory import sha256_file, sha256_json
 from harness.run.surroundings import jax_variables, version_of
@@ -155,7 +155,7 @@ def new_calibration(target: Target) -> Calibration:
         jax=metadata.version("jax"),
         jaxlib=metadata.version("jaxlib"),
         plugin=", ".join(f"{name} {version_of(name)}" for name in plugins) or None,
-        step_sha256=source_hash(),
+        step_sha256=step_sha256(),
         stages_sha256=sha256_json([sha256_file(path) for path in own_paths()]),
         flags=jax_variables("cuda")["XLA_FLAGS"],
         cores=machine.host.cores,

@@ -12,6 +12,7 @@ What was measured while the card was throttled, or was not alone, is in neither.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -48,6 +49,12 @@ class Found(NamedTuple):
 
     calibration: Calibration | None
     notes: list[str]
+
+
+@functools.cache
+def step_sha256() -> str:
+    """The hash of the source of the step, which no process sees changing."""
+    return source_hash()
 
 
 def root() -> Path:
@@ -95,7 +102,7 @@ def _other(one: Calibration, device: Device, driver: str | None) -> list[str]:
     here = {
         "driver": ((one.driver or "").partition(".")[0], (driver or "").partition(".")[0]),
         "jaxlib": (one.jaxlib, metadata.version("jaxlib")),
-        "source of the step": ((one.step_sha256 or "")[:12], source_hash()[:12]),
+        "source of the step": ((one.step_sha256 or "")[:12], step_sha256()[:12]),
     }
     words = [
         f"its {name} is {was or 'not known'}, here {now}" for name, (was, now) in here.items() if was != now

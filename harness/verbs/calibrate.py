@@ -21,7 +21,7 @@ def calibrate(
         float,
         typer.Option(
             "--minutes",
-            min=0.1,
+            min=0.5,
             max=_MOST_MINUTES,
             help="Begin and end within so many minutes, the most telling stages first.",
         ),
