@@ -136,6 +136,11 @@ def test_another_card_driver_version_or_source_is_never_mixed(tmp_path: Path, ot
     # The one beside it is gone on with, not begun a third time.
     assert calibrate(target(), output, 1, way("plan 7.5"), Heard()).directory == second.directory
     assert ran(tmp_path) == ["plan 5.2", "plan 7.5"]
+    # Not even a file that somebody has put into that directory is overwritten.
+    RunDir(second.directory).write(first.model_copy(update=other))
+    with pytest.raises(HarnessError) as refused:
+        calibrate(target(), output, 1, way("plan 7.5"), Heard())
+    assert refused.value.code == "calibration-of-another"
 
 
 def test_in_the_cache_each_has_its_own_directory_and_the_older_one_is_named() -> None:

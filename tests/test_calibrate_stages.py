@@ -93,7 +93,7 @@ def test_no_product_of_a_chain_is_left_out() -> None:
         return 20.0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ceilings, "_seconds_in_place", seconds)
+        patch.setattr(ceilings, "_donated_seconds", seconds)
         assert ceilings.product_seconds(8, 4, 6, 20) == 1.0
         assert ceilings.copy_rate(400, 10) == 2 * 400 * 10 / 20
     assert seen[0].count("dot_general") == 1
@@ -124,7 +124,7 @@ def seconds(run, state):
     copies = re.findall(r"= (?:bf16|f32)\[[\d,]+\]\S* copy\(", text)
     print(turns, text.count("custom-call(") + text.count(" dot("), len(copies))
     return 1.0
-ceilings._seconds_in_place = seconds
+ceilings._donated_seconds = seconds
 ceilings.product_seconds(1824, 1152, 4304, 20)
 ceilings.copy_rate(2**20, 20)
 """

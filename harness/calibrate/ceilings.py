@@ -85,7 +85,7 @@ def product_seconds(m: int, k: int, n: int, chained: int) -> float:
     keys = jax.random.split(jax.random.key(0))
     a = jax.random.normal(keys[0], (m, k), jnp.bfloat16)
     b = jax.random.normal(keys[1], (k, n), jnp.bfloat16) / k**0.5
-    return _seconds_in_place(run, (a, b, jnp.zeros((m, n), jnp.bfloat16))) / chained
+    return _donated_seconds(run, (a, b, jnp.zeros((m, n), jnp.bfloat16))) / chained
 
 
 def copy_rate(size: int, chained: int) -> float:
@@ -99,7 +99,7 @@ def copy_rate(size: int, chained: int) -> float:
 
     x = jnp.ones((size // 4,), jnp.float32)
     bytes_moved = 2 * x.nbytes * chained
-    return bytes_moved / _seconds_in_place(lambda x: jax.lax.fori_loop(0, chained, step, x), x)
+    return bytes_moved / _donated_seconds(lambda x: jax.lax.fori_loop(0, chained, step, x), x)
 
 
 def link_rates(size: int) -> tuple[tuple[float | None, float | None, float | None], str | None]:
@@ -154,7 +154,7 @@ def context_of(request: Request, stats: dict[str, int]) -> Context:
     return Context(pool_bytes=pool, used_bytes=used, context_bytes=used - (pool or 0))
 
 
-def _seconds_in_place(run: Callable[[Any], Any], state: Any) -> float:
+def _donated_seconds(run: Callable[[Any], Any], state: Any) -> float:
     """Median seconds of a call that takes the last one's result and its memory, so that nothing is copied."""
     import jax
 

@@ -16,7 +16,9 @@ from harness.artifacts import Calibration, CalibrationStage, CardState
 from harness.calibrate.card import Target, check_free, new_calibration, not_alone
 from harness.calibrate.child import COMMAND, Watched, run_stage
 from harness.calibrate.stages import LEAST_S, STAGES, Request, Stage
+from harness.errors import HarnessError
 from harness.plan.calibrated import directory_name, holds_for, root
+from harness.received.text import word
 from harness.run.directory import RunDir
 from harness.supervise.signals import stop_requests
 
@@ -72,7 +74,8 @@ class Done(NamedTuple):
 def begun(target: Target, output: Path | None, ears: Ears) -> tuple[Calibration, Path]:
     """(the calibration to go on with, or a new one; its directory).
 
-    Raises: HarnessError "artifact-invalid" or "artifact-unreadable" for a file there that is none.
+    Raises: HarnessError "artifact-invalid" or "artifact-unreadable" for a file there that is none,
+    "calibration-of-another".
     """
     new = new_calibration(target)
     directory = root() / directory_name(new) if output is None else output
@@ -84,7 +87,7 @@ def begun(target: Target, output: Path | None, ears: Ears) -> tuple[Calibration,
             f"the calibration in {directory} is of another {', '.join(names).replace('_', ' ')}: it is left"
             f" as it is, and a new one is begun in {beside}"
         )
-        directory, found = beside, RunDir(beside).read(Calibration)
+        directory, found = beside, _own(beside, new)
     elif output is None and found is None:
         others = [path.name for path in sorted(root().iterdir())] if root().is_dir() else []
         mine = [name for name in others if name.rpartition("-")[0] == directory.name.rpartition("-")[0]]
@@ -93,7 +96,24 @@ def begun(target: Target, output: Path | None, ears: Ears) -> tuple[Calibration,
                 f"{new.card} was calibrated with another driver, JAX or source before: that is left as it is,"
                 " and a new calibration is begun beside it"
             )
-    return (new if found is None or holds_for(found) != holds_for(new) else found), directory
+    return found or new, directory
+
+
+def _own(beside: Path, new: Calibration) -> Calibration | None:
+    """What was begun in a directory that is named by what it holds for.
+
+    Raises: HarnessError "calibration-of-another" for a file that somebody has put there or changed.
+    """
+    found = RunDir(beside).read(Calibration)
+    if found is not None and holds_for(found) != holds_for(new):
+        raise HarnessError(
+            "calibration-of-another",
+            f"{beside / new.FILE} is not of the card, driver and versions that its directory is named by",
+            got=f"{found.card}, driver {found.driver}, jax {found.jax}",
+            need="the file as it was written, or none",
+            fix=f"rm {word(beside / new.FILE)}, then harness calibrate",
+        )
+    return found
 
 
 def calibrate(target: Target, output: Path | None, minutes: float, way: Way, ears: Ears) -> Done:
