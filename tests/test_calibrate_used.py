@@ -80,6 +80,14 @@ def test_a_plan_is_scaled_to_what_its_card_was_measured_to_do() -> None:
     assert Plan.model_validate_json(after.model_dump_json()) == after
 
 
+def test_a_card_of_this_machine_that_was_never_measured_can_be() -> None:
+    unmeasured = target("NVIDIA GeForce RTX 4090")
+    assert "never measured on this card; harness calibrate measures it" in words(
+        plan_view(planned(unmeasured))
+    )
+    assert "harness calibrate" not in words(plan_view(planned()))
+
+
 def test_one_step_says_nothing_of_the_error() -> None:
     kept(calibration(*taking(1.1)))
     made = planned()
