@@ -75,6 +75,7 @@ _LONG = (
     "openpi_run",
     "train_held_out_composed",
     "train_moments",
+    "calibrate_stages",
     "train_start",
     "analyse_patterns",
     "cli",
