@@ -5,13 +5,19 @@
 Nothing is measured here. The points stand in `harness.plan.measured`, with their sources. The first rows are
 our own step's, which the model predicts. The others are steps of other programs, which it does not: beside
 them stands our own step for the same card, batch, cameras and prompt.
+
+Below it, what else the measured files of cards hold: bytes, the rates of products, copies and links, the
+memory outside of the pool, the latency of an action chunk. `benchmarks.measured_cards` draws them.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from harness.plan.measured import OTHERS, OURS, Point
+from rich.console import Console
+
+from harness.plan.measured import OTHERS, OURS, Point, measured_cards
+from harness.show.calibration import calibration_view
 
 
 def row(point: Point, program: str) -> list[str]:
@@ -36,7 +42,11 @@ def main() -> None:
     for cells in (heads, ["---"] * len(heads), *rows):
         print(f"| {' | '.join(cells)} |")
     most = max(abs(point.error) for point in OURS)
-    print(f"\nOur own: at most {100 * most:.1f} % off, in {len(OURS)} plans on one H200.")
+    names = ", ".join(sorted({point.card for point in OURS}))
+    print(f"\nOur own: at most {100 * most:.1f} % off, in {len(OURS)} plans on {names}.")
+    for card in measured_cards().values():
+        print()
+        Console(width=110).print(calibration_view(card), crop=False)
 
 
 if __name__ == "__main__":

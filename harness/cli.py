@@ -27,6 +27,7 @@ from harness.run.ending import end_quickly
 # module is `imports`.
 VERBS = (
     "probe",
+    "calibrate",
     "plan",
     "data",
     "stats",

@@ -72,6 +72,8 @@ _LONG = (
     "export_blocks",
     "train_approximate",
     "train_delay",
+    "calibrate_stages",
+    "calibrate_run",
     "analyse_patterns",
     "train_step",
     "model_quantize",

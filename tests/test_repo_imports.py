@@ -22,6 +22,7 @@ GROUND = frozenset(
 )
 ROOMS = {
     "probe",
+    "calibrate",
     "data",
     "analyse",
     "choose",
@@ -46,6 +47,8 @@ ROOMS = {
 # Room → the rooms beside the ground and itself that it may import. A second set: only inside functions.
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "probe": (set(), set()),
+    # The parent of its stages knows no JAX; a stage is a process of its own, and computes inside functions.
+    "calibrate": ({"plan", "probe", "serve", "supervise"}, {"train"}),
     "data": (set(), set()),
     "analyse": (set(), set()),
     "choose": (set(), set()),
@@ -99,7 +102,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "chex"}
 NUMERIC = {f"serve.{name}" for name in ("program", "vision", "shapes", "weights", "compiled", "rtc_program")}
 # The verbs print for people; the others run as a process of their own, and their answer to their parent is a
 # line on stdout.
-PRINTS = {"cli", "plan.compile", "plan.serving"} | {
+PRINTS = {"cli", "plan.compile", "plan.serving", "calibrate.stage"} | {
     f"verbs.{path.stem}" for path in (ROOT / "harness/verbs").glob("*.py")
 }
 

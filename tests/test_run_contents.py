@@ -100,13 +100,13 @@ READ_BY_NOBODY = {
     "serving_plan.json",
     *("hosts.json", "launch.json"),
 }
-# Read by the page of an evaluation: tests/test_report_evaluation.py.
-OF_AN_EVALUATION = {"setting.json", "evaluation.json"}
+# By the page of an evaluation (tests/test_report_evaluation.py), by plans (tests/test_calibrate_used.py).
+READ_ELSEWHERE = {"setting.json", "evaluation.json", "calibration.json"}
 
 
 @pytest.mark.parametrize(
     "name",
-    sorted({kind.FILE for kind in a.Artifact.__subclasses__()} - READ_BY_NOBODY - OF_AN_EVALUATION),
+    sorted({kind.FILE for kind in a.Artifact.__subclasses__()} - READ_BY_NOBODY - READ_ELSEWHERE),
 )
 def test_no_content_of_any_artifact_brings_a_reader_down(run: RunDir, name: str) -> None:
     """The page, the status, and what goes on with the run: twelve changes of each file, each elsewhere."""

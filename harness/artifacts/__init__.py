@@ -5,6 +5,17 @@ are in seconds.
 """
 
 from harness.artifacts.base import Artifact
+from harness.artifacts.calibration import (
+    Calibration,
+    CalibrationStage,
+    CardState,
+    Ceilings,
+    Context,
+    Latency,
+    Load,
+    MeasuredPlan,
+    Product,
+)
 from harness.artifacts.checkpoint import (
     AdapterReport,
     Checkpoint,
@@ -38,7 +49,7 @@ from harness.artifacts.hosts import HostReport, Hosts, Interface
 from harness.artifacts.machine import Disk, Gpu, GpuProcess, Host, Machine, MigDevice
 from harness.artifacts.memory import Memory
 from harness.artifacts.openpi import OpenpiCommand, OptionChange
-from harness.artifacts.plan import Candidate, Cluster, Levers, Plan
+from harness.artifacts.plan import Calibrated, Candidate, Cluster, Levers, Plan
 from harness.artifacts.prediction import Prediction
 from harness.artifacts.serving import ServeCheck, Serving, Stage
 from harness.artifacts.serving_plan import ServedShape, ServingPlan
@@ -50,7 +61,12 @@ from harness.artifacts.verdict import Compared, Replay, Verdict, Verifier
 __all__ = [
     "AdapterReport",
     "Artifact",
+    "Calibrated",
+    "Calibration",
+    "CalibrationStage",
     "Candidate",
+    "CardState",
+    "Ceilings",
     "Checkpoint",
     "CheckpointItem",
     "CheckpointStep",
@@ -58,6 +74,7 @@ __all__ = [
     "Cluster",
     "Compared",
     "Comparison",
+    "Context",
     "Curve",
     "CurveFinding",
     "Dataset",
@@ -78,12 +95,15 @@ __all__ = [
     "Hosts",
     "Interface",
     "InterruptedSave",
+    "Latency",
     "LeafReport",
     "LeftOut",
     "Levers",
+    "Load",
     "LoraReport",
     "Machine",
     "Manifest",
+    "MeasuredPlan",
     "Memory",
     "Metrics",
     "MigDevice",
@@ -95,6 +115,7 @@ __all__ = [
     "Part",
     "Plan",
     "Prediction",
+    "Product",
     "Reach",
     "Replay",
     "ServeCheck",

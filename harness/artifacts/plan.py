@@ -116,6 +116,22 @@ class Cluster(Strict):
     device_uuids: list[list[str]] = []
 
 
+class Calibrated(Strict):
+    """How the predicted seconds follow from a calibration of this machine's card.
+
+    They are `pace` times the cost model's: the mean over `steps` measured steps. `error` is how far the mean
+    over all others is from each of these steps, at most; None where there is one step. `measured` is the day,
+    `same_card` whether it was this very card, and not another of its kind.
+    """
+
+    measured: str
+    steps: int = Field(gt=0)
+    pace: float = Field(gt=0, allow_inf_nan=False)
+    error: float | None = Field(None, ge=0, allow_inf_nan=False)
+    same_card: bool | None = None
+    sha256: str
+
+
 class Plan(Artifact, Later):
     """The plan for a recipe on a device.
 
@@ -125,11 +141,12 @@ class Plan(Artifact, Later):
     `backend` names the trainer that carries the plan out. With `shared_memory`, CPU and GPU share one memory,
     and `usable_bytes` is of both together. `device_uuids` are the cards that the chosen plan runs on,
     `device_uuid` is the first. `notes` are facts that a person should know beside the plan. `cluster` is
-    there, and written, only where several machines carry the plan out.
+    there, and written, only where several machines carry the plan out; `calibrated` only where the predicted
+    seconds follow from a calibration.
     """
 
     FILE: ClassVar[str] = "plan.json"
-    LATER: ClassVar[frozenset[str]] = frozenset({"cluster"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"cluster", "calibrated"})
     backend: Backend = "ours"
     recipe: str
     recipe_sha256: str
@@ -149,6 +166,7 @@ class Plan(Artifact, Later):
     candidates: list[Candidate]
     notes: list[str] = []
     cluster: Cluster | None = None
+    calibrated: Calibrated | None = None
 
     def of_process(self, number: int) -> Plan:
         """The plan as process `number` carries it out: on its own cards."""

@@ -22,7 +22,8 @@ class Status(Artifact):
 
     `evaluation` says what the newest evaluation in the simulator found; None without one.
 
-    Seconds per step are medians of the last logged ones. `expected_step_s` is the plan's.
+    Seconds per step are medians of the last logged ones. `expected_step_s` is the plan's. `eta_by` is whose
+    pace `eta_s` follows: the run's own; before a step is logged, the plan's, where its card was calibrated.
 
     "silent": the process lives, but has not written for much longer than a step takes. "stopped": it ended
     before the last step and saved. "died": it ended, and its work since `saved_step` is lost. "unknown":
@@ -47,6 +48,7 @@ class Status(Artifact):
     expected_step_s: float | None = None
     data_s: float | None = None
     eta_s: float | None = None
+    eta_by: Literal["run", "calibration"] | None = None
     last_line_time: float | None = None
     last_line_age_s: float | None = None
     process: str | None = None

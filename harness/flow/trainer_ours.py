@@ -51,10 +51,12 @@ class Ours:
         asked: dict[str, Any],
     ) -> Plan:
         from harness.plan.atlas import shipped
+        from harness.plan.calibrated import applied
         from harness.plan.choose import Ask, Tools, choose
 
         inputs = sha256_json([recipe, machine, None if dataset is None else dataset.sha256, asked])
-        return choose(recipe, machine, dataset, Ask(**asked), inputs=inputs, tools=Tools(shipped(), say=say))
+        made = choose(recipe, machine, dataset, Ask(**asked), inputs=inputs, tools=Tools(shipped(), say=say))
+        return applied(made, recipe, machine)
 
     def answer(self, question: Question) -> Plan:
         from harness.artifacts import Dataset

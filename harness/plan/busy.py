@@ -6,12 +6,12 @@ from harness.artifacts import Gpu, Machine
 from harness.units import GIB, format_bytes
 
 # A desktop or an idle driver holds less than this.
-_NOTEWORTHY_BYTES = 2 * GIB
+NOTEWORTHY_BYTES = 2 * GIB
 
 
 def holders(machine: Machine) -> str:
     """A sentence for each visible card of which others hold much memory; empty if there is none."""
-    return "; ".join(_sentence(gpu) for gpu in machine.usable_gpus if _held(gpu) > _NOTEWORTHY_BYTES)
+    return "; ".join(_sentence(gpu) for gpu in machine.usable_gpus if _held(gpu) > NOTEWORTHY_BYTES)
 
 
 def idle(machine: Machine) -> Machine:

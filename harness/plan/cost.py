@@ -131,12 +131,19 @@ def held_out_seconds(recipe: Recipe, levers: Levers, card: Card, rows: int, samp
 
 
 def seconds_per_step(
-    recipe: Recipe, levers: Levers, card: Card, cores: float | None, net_bytes_per_s: float | None = None
+    recipe: Recipe,
+    levers: Levers,
+    card: Card,
+    cores: float | None,
+    net_bytes_per_s: float | None = None,
+    *,
+    pace: float = 1.0,
 ) -> float:
     """Predicted seconds of one optimizer step on `levers.devices` such cards.
 
     `cores` of each host prepare its batches (None: not counted). `net_bytes_per_s` is the rate of a host's
-    network, one way; None: no network is between the hosts.
+    network, one way; None: no network is between the hosts. `pace` is how many times the model's seconds one
+    card was measured to take (`plan.calibrated`); what passes between devices is not in it.
     """
     bandwidth, link = card.bandwidth * 1e6 * SUSTAINED_BYTES, device_link(card) * SUSTAINED_BYTES
     total, trained = counted(recipe.model, recipe.train.trained)
@@ -148,6 +155,7 @@ def seconds_per_step(
     masters = levers.model_copy(update={"host": [part for part in levers.host if part == "masters"]})
     passed = 2 * pinned_bytes(recipe, levers) + pinned_bytes(recipe, masters)
     step += passed * levers.hosts / levers.devices / (host_link(card) * SUSTAINED_BYTES)
+    step *= pace
     step += _exchanged(levers, total, trained) / link
     step += exchange_seconds(recipe, levers, net_bytes_per_s)
     rows = levers.microbatch * levers.accumulation_steps * levers.devices / levers.hosts

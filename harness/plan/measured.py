@@ -1,16 +1,14 @@
 """Step times that were measured on cards, beside what the cost model predicts for them.
 
-OURS are of this project's step. The model is held to them: tests/test_plan_measured.py bounds their error.
-They are of one card of one architecture, so for every other card the model's rates are assumed (`plan.cost`).
+OURS are of this project's step, from the measured files of cards in `harness/plan/gpus/`. The model is held
+to them: tests/test_plan_measured.py bounds their error. A card without a file has rates that are assumed
+(`plan.cost`). The calibration of this machine's own card is not among them: `plan.calibrated`.
 
 OTHERS are published step times of other programs for the same model: openpi's on JAX, and LeRobot's on
 PyTorch. They are not modelled. The prediction beside them is that of our step for the same card, batch,
 cameras and prompt. Their distance says how far apart the two programs are, and whether the rate that is
 assumed for an architecture is absurd.
 
-Source of OURS: this project at 1c676cc on one NVIDIA H200 (driver 580.159), 2026-11-28, with jax 0.11.2 and
-CUDA 13, which are not the pinned ones; random weights, synthetic batches; the median of three steps, or the
-mean of two.
 Source of OTHERS, in samples a second and card: public training logs and model cards, among them
 hf.co/Adam-YAN/pi05-liberox-base; LeRobot's hardware_guide.mdx. A range is given by its middle. Where the
 source does not say how the state lies, it is taken as sharded over all cards.
@@ -18,15 +16,20 @@ source does not say how the state lies, it is taken as sharded over all cards.
 
 from __future__ import annotations
 
+import functools
+from importlib import resources
 from typing import NamedTuple
 
-from harness.artifacts import Levers
+from harness.artifacts import Calibration, CalibrationStage, Levers
+from harness.plan.candidates import Changes, changed
 from harness.plan.cards import CARDS
 from harness.plan.cost import seconds_per_step
-from harness.recipe.load import load_recipe
+from harness.recipe.load import recipe_to_look_at
+from harness.units import GIB
 
-_H200, _OPENPI, _LEROBOT = "our run, 2026-11-28", "openpi, published logs", "LeRobot, hardware guide"
-_HOST: list[str] = ["ema", "moments", "masters"]
+_OPENPI, _LEROBOT = "openpi, published logs", "LeRobot, hardware guide"
+# A pool that is smaller than this share of the card was made so, and is a part of what was measured.
+_WHOLE = 0.7
 
 
 class Point(NamedTuple):
@@ -38,11 +41,13 @@ class Point(NamedTuple):
     seconds: float
     levers: Levers
     recipe: str = "pi05_libero"
+    changes: Changes = {}
 
     @property
     def predicted(self) -> float:
         """Seconds by the cost model, with no loader to wait for."""
-        return seconds_per_step(load_recipe(self.recipe), self.levers, CARDS[self.card], None)
+        recipe = changed(recipe_to_look_at(self.recipe), self.changes)
+        return seconds_per_step(recipe, self.levers, CARDS[self.card], None)
 
     @property
     def error(self) -> float:
@@ -50,17 +55,37 @@ class Point(NamedTuple):
         return self.predicted / self.seconds - 1
 
 
-def _ours(microbatch: int, accumulation: int, host: list[str]) -> Levers:
-    return Levers.model_validate(
-        {
-            "platform": "cuda",
-            "microbatch": microbatch,
-            "accumulation_steps": accumulation,
-            "prompt_tokens": 48,
-            "cameras": ["base_0_rgb", "left_wrist_0_rgb"],
-            "host": host,
-        }
+@functools.cache
+def measured_cards() -> dict[str, Calibration]:
+    """The measured files of cards in this package, by the key of the card in CARDS."""
+    folder = resources.files("harness.plan") / "gpus"
+    files = sorted(
+        (file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name
     )
+    return {
+        file.name.removesuffix(".json"): Calibration.model_validate_json(file.read_bytes()) for file in files
+    }
+
+
+def name_of(stage: CalibrationStage, total_bytes: int | None) -> str:
+    """A measured plan in a few words: its batch, what is trained, where the state lies, its pool."""
+    plan = stage.plan
+    assert plan is not None
+    levers = plan.levers
+    host = set(levers.host)
+    words = [f"{plan.rows} = {levers.microbatch} x {levers.accumulation_steps}"]
+    words += [f"{key.rpartition('.')[2]} {value}" for key, value in plan.changes.items() if _is_telling(key)]
+    lies = (
+        "in host memory" if host >= {"masters", "moments"} else f"on the card, {', '.join(levers.host)} not"
+    )
+    words += [f"state {lies if host else 'on the card'}"]
+    if plan.limit_bytes and total_bytes and plan.limit_bytes < _WHOLE * total_bytes:
+        words += [f"pool of {plan.limit_bytes / GIB:.2f} GiB"]
+    return ", ".join(words)
+
+
+def _is_telling(key: str) -> bool:
+    return key not in ("weights.source", "train.global_batch") and not key.endswith(".lora")
 
 
 def _theirs(name: str, source: str, card: str, batch: int, per_gpu: float, devices: int = 1) -> Point:
@@ -76,10 +101,19 @@ def _theirs(name: str, source: str, card: str, batch: int, per_gpu: float, devic
     return Point(name, source, card, batch / devices / per_gpu, levers)
 
 
-OURS = (
-    Point("256 = 32 x 8, state on the card", _H200, "h200", 5.20, _ours(32, 8, [])),
-    Point("64 = 32 x 2, state on the card", _H200, "h200", 1.33, _ours(32, 2, [])),
-    Point("64 = 8 x 8, state in host memory, pool of 21.25 GiB", _H200, "h200", 3.95, _ours(8, 8, _HOST)),
+OURS = tuple(
+    Point(
+        name_of(stage, card.total_bytes),
+        f"{card.origin}",
+        key,
+        stage.plan.step_s,
+        stage.plan.levers,
+        stage.plan.recipe,
+        stage.plan.changes,
+    )
+    for key, card in measured_cards().items()
+    for stage in card.plans()
+    if stage.plan is not None
 )
 OTHERS = (
     _theirs("batch 32", _OPENPI, "a100_80", 32, 8.65),

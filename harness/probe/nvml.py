@@ -1,6 +1,6 @@
 """GPUs as NVML reports them, before and without JAX.
 
-This is the only module that uses pynvml. NVML is open only inside `read`.
+This module and `readings` are the only ones that use pynvml. NVML is open only inside `read`.
 
 An answer that NVML refuses, or that contradicts itself, is None with a reason. One broken GPU does not hide
 the others.

@@ -98,7 +98,7 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
     standing = Standing(process, owner, step, steps, saved, age_s, step_s, every, run.checkpoints)
     state, reason = standing.state()
     expected = chosen.seconds_per_step if chosen else None
-    going = state in ("running", "silent", "preparing")
+    left = None if steps is None or state not in ("running", "silent", "preparing") else steps - step
     return Status(
         run=str(run.path),
         recipe=name,
@@ -115,7 +115,7 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
         step_s=step_s,
         expected_step_s=expected,
         data_s=data_s,
-        eta_s=step_s * (steps - step) if going and step_s is not None and steps is not None else None,
+        **_eta(left, step_s, expected if plan is not None and plan.calibrated else None),
         last_line_time=finite(last.time) if last else None,
         last_line_age_s=age_s,
         process=process,
@@ -128,6 +128,19 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
         findings=problems + _pace(step_s, expected, data_s) + _sense(tail.not_finite()),
         unknown=_unknown(steps, memory, last, expected),
     )
+
+
+def _eta(left: int | None, step_s: float | None, calibrated_s: float | None) -> dict[str, Any]:
+    """Seconds for the steps that are left, and whose pace that is.
+
+    A cost model alone promises nothing to a person. What their card was measured to do does, until the run
+    has a pace of its own.
+    """
+    if left is None or (step_s is None and calibrated_s is None):
+        return {}
+    if step_s is not None:
+        return {"eta_s": left * step_s, "eta_by": "run"}
+    return {"eta_s": left * (calibrated_s or 0.0), "eta_by": "calibration"}
 
 
 def _check_is_run(run: RunDir) -> None:

@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from harness.artifacts import Candidate, Levers, Plan
-from harness.plan.measured import known_error
+from harness.plan.calibrated import words
+from harness.plan.measured import known_error, of_device
 from harness.show.rows import Cells, cell, line, rows_table
 from harness.units import format_bytes, format_count, format_seconds
 
@@ -59,7 +60,10 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     rows.append(("batch", _batch(levers)))
     rows.append(("sample", f"{levers.prompt_tokens} prompt tokens, cameras {', '.join(levers.cameras)}"))
     if chosen.seconds_per_step is not None:
-        error = known_error(plan.device, levers.devices)
+        how = plan.calibrated
+        error = words(how, levers.devices) if how else known_error(plan.device, levers.devices)
+        if how is None and plan.device_uuids and not of_device(plan.device):
+            error += "; harness calibrate measures it"
         rows.append(("predicted", f"{format_seconds(chosen.seconds_per_step)} a step ({error})"))
     rows.append(
         (

@@ -19,7 +19,8 @@ def status_table(status: Status) -> Group:
     """State, progress, pace, loss and memory."""
     rows = [("state", f"{status.state}: {status.reason}"), ("progress", _progress(status))]
     if status.eta_s is not None:
-        rows.append(("left", f"about {format_seconds(status.eta_s)}"))
+        by = " by the plan, whose card was calibrated" if status.eta_by == "calibration" else ""
+        rows.append(("left", f"about {format_seconds(status.eta_s)}{by}"))
     if status.losses:
         rows.append(
             (

@@ -27,10 +27,12 @@ def start() -> str:
             import jax
 
             return str(jax.devices()[0].device_kind)
-        except RuntimeError as error:
+        # JAX asserts that there is a backend where its plugin for the one named device finds no driver.
+        except (RuntimeError, AssertionError) as error:
             raise HarnessError(
                 "device-unavailable",
-                f"JAX cannot start on {os.environ.get('JAX_PLATFORMS', 'its device')}: {error}",
+                f"JAX cannot start on {os.environ.get('JAX_PLATFORMS', 'its device')}:"
+                f" {str(error) or 'it has no backend there'}",
                 got=(said().strip().splitlines() or ["no further message"])[-1][:300],
                 need="a driver and CUDA libraries that match (harness probe shows the driver)",
                 fix=(

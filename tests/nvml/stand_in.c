@@ -108,6 +108,23 @@ int nvmlDeviceGetArchitecture(Device *device, unsigned *out) { return answer_num
 int nvmlDeviceGetDisplayActive(Device *device, unsigned *out) { return answer_number(device->key, "display", out); }
 int nvmlDeviceGetMaxMigDeviceCount(Device *device, unsigned *out) { return answer_number(device->key, "mig_slots", out); }
 
+int nvmlDeviceGetClockInfo(Device *device, int type, unsigned *out) {
+    return answer_number(device->key, type == 1 ? "sm_clock" : type == 2 ? "memory_clock" : "other_clock", out);
+}
+int nvmlDeviceGetPowerUsage(Device *device, unsigned *out) { return answer_number(device->key, "power", out); }
+int nvmlDeviceGetEnforcedPowerLimit(Device *device, unsigned *out) { return answer_number(device->key, "power_limit", out); }
+int nvmlDeviceGetTemperature(Device *device, int sensor, unsigned *out) { (void)sensor; return answer_number(device->key, "temperature", out); }
+int nvmlDeviceGetUtilizationRates(Device *device, unsigned *out) { out[1] = 0; return answer_number(device->key, "utilization", out); }
+int nvmlDeviceGetCurrentClocksThrottleReasons(Device *device, unsigned long long *out) {
+    unsigned reasons = 0;
+    int error = answer_number(device->key, "reasons", &reasons);
+    *out = reasons;
+    return error;
+}
+#ifndef OLD /* named so since driver 535 */
+int nvmlDeviceGetCurrentClocksEventReasons(Device *device, unsigned long long *out) { return nvmlDeviceGetCurrentClocksThrottleReasons(device, out); }
+#endif
+
 int nvmlDeviceGetCudaComputeCapability(Device *device, int *major, int *minor) {
     const char *value;
     int error = answer(device->key, "capability", &value);

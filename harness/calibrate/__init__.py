@@ -1,0 +1,1 @@
+"""Measures what this machine's card does: `harness calibrate`."""
