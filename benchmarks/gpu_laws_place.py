@@ -79,6 +79,8 @@ class Place:
         known = {
             "PYTHONPATH": paths,
             "HARNESS_CACHE": str(self.root / cache),
+            # An image has another, which is not empty when a stage wants an empty one.
+            "JAX_COMPILATION_CACHE_DIR": str(self.root / cache / "jax"),
             "WANDB_MODE": "disabled",
         } | OFFLINE
         return os.environ | known | ({"JAX_PLATFORMS": "cpu"} if self.rehearse else {}) | variables
