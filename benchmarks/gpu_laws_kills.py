@@ -26,8 +26,13 @@ _POLL_S = 0.005
 
 def kills(place: Place) -> tuple[bool, dict[str, Any]]:
     known, wrong = (list(place.book.notes.get(name, [])) for name in ("kills", "wrong at an end"))
+    if not known:
+        # What another file of results belonged to.
+        for left in place.root.glob("killed-*"):
+            shutil.rmtree(left)
     while True:
-        run = place.root / f"killed-{known[-1]['run'] if known else 0}"
+        number = len(place.book.notes.get("runs that ended", []))
+        run = place.root / f"killed-{number}"
         if ended(place, run):
             # A run that ended before it was killed often enough makes room for another.
             for text in wrong_at_the_end(place, run):
@@ -35,19 +40,20 @@ def kills(place: Place) -> tuple[bool, dict[str, Any]]:
                 place.book.note("wrong at an end", text)
             if len(known) >= KILLS or wrong:
                 return judged_kills(known, wrong)
-            run = place.root / f"killed-{len(known)}"
+            place.book.note("runs that ended", run.name)
+            continue
         with going_on(place, run) as process:
             begun = time.time()
             while len(known) < KILLS and (kill := kill_once(place, run, process, len(known), begun)):
                 begun = time.time()
-                known.append(kill | {"run": int(run.name.rpartition("-")[2])})
+                known.append(kill | {"run": run.name})
                 place.book.note("kills", known[-1])
                 print(json.dumps({"stage": "kills"} | known[-1]), flush=True)
             try:
                 code = process.wait(place.left("after the last kill"))
             except subprocess.TimeoutExpired as error:
                 raise Late("the killed run had not ended yet") from error
-        if code not in (0, -signal.SIGKILL):
+        if code != -signal.SIGKILL and not (code == 0 and ended(place, run)):
             return judged_kills(known, [f"{run.name} ended with {code}: {tail(place.root / 'err')}"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 from importlib.metadata import EntryPoint, files
@@ -9,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
-from harness.artifacts import Machine
+from harness.artifacts import Gpu, Machine
 from harness.doctor import gpu
 from harness.doctor.situation import Situation
 from harness.plan.cards import CARDS
 from harness.plan.more_cards import OTHERS
 from harness.probe import nvml
 from harness.run import cuda
+from harness.show import machine
 from tests.support.situations import CARD, HOST, situation
 from tests.test_repo_locks import on
 
@@ -87,7 +90,7 @@ def tell(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
         monkeypatch.setattr(room, "cuda_here", lambda: version)
 
 
-def at(base: Situation, driver: str, card: object) -> Situation:
+def at(base: Situation, driver: str, card: Gpu) -> Situation:
     return base._replace(machine=Machine(gpus=[card], driver_version=driver, host=HOST))
 
 
@@ -104,7 +107,7 @@ def at(base: Situation, driver: str, card: object) -> Situation:
     ],
 )
 def test_a_driver_that_is_too_old_gets_a_fix_that_helps(
-    version: int, driver: str, card: object, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    version: int, driver: str, card: Gpu, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell(monkeypatch, version)
     first = next(iter(gpu.driver(at(situation(tmp_path), driver, card))))
@@ -150,3 +153,17 @@ def test_a_card_that_is_newer_than_the_cuda_gets_the_one_that_knows_it(
     findings = [*gpu.capability(at(situation(tmp_path), driver, card))]
     assert [finding.severity for finding in findings] == ([severity] if severity else [])
     assert all(finding.fix.startswith(fix) for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("version", "card", "shown"), [(12, THOR, True), (13, THOR, False), (12, CARD, False)]
+)
+def test_the_probe_shows_which_image_knows_the_card(
+    version: int, card: Gpu, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cuda_here", lambda: version)
+    drawn = io.StringIO()
+    table = machine.machine_table(Machine(gpus=[card], driver_version="580.65.06", host=HOST))
+    Console(file=drawn, width=200).print(table)
+    fix = "CUDA 12 makes no code for it: HARNESS_CUDA=13 docker compose run --rm --build train"
+    assert (fix in drawn.getvalue()) is shown
