@@ -33,9 +33,9 @@ from typing import Any
 from benchmarks.gpu_laws_book import Book, Mixed, State, exit_code
 from benchmarks.gpu_laws_place import Late, Place, Skipped
 from benchmarks.gpu_laws_stages import LIMITS, NEEDS, STAGES
-from harness.plan.source import source_hash
 from harness.probe.machine import probe
 from harness.run.cuda import cuda_plugins
+from harness.run.surroundings import source_digest
 
 # Time that a stage has to be worth beginning.
 _LEAST_S = 15.0
@@ -119,7 +119,7 @@ def here(rehearse: bool) -> dict[str, Any] | None:
         "driver": None if rehearse else machine.driver_version,
         "cuda_plugins": [] if rehearse else cuda_plugins(),
         "versions": versions,
-        "step_source": source_hash(),
+        "source_sha256": source_digest(),
     }
 
 
