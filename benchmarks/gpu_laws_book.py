@@ -96,17 +96,20 @@ def moment_of(number: int) -> str:
 def judged_kills(
     kills: Sequence[Mapping[str, Any]], at_the_end: Sequence[str]
 ) -> tuple[bool, dict[str, Any]]:
-    """Whether five kills changed nothing. Each has `phase` and `wrong`; `at_the_end` is wrong at last.
+    """Whether five kills changed nothing. Each has `phase`, `whole` (the newest checkpoint then) and
+    `wrong`; `at_the_end` is wrong at last.
 
     A kill that was meant for a save may find it done. At least one must have fallen into a save, one into a
-    step.
+    step, and each resume must have had a checkpoint to go on from.
     """
     phases = [kill["phase"] for kill in kills]
     wrong = [text for kill in kills for text in kill["wrong"]] + list(at_the_end)
     exact = sum(not kill["wrong"] for kill in kills)
     counts = {phase: phases.count(phase) for phase in sorted({*phases})}
-    told = {"kills": len(kills), "exact": exact, "phases": counts, "wrong": wrong}
-    return len(kills) >= KILLS and not wrong and {"save", "step"} <= {*phases}, told
+    resumed = [kill["whole"] for kill in kills]
+    told = {"kills": len(kills), "exact": exact, "phases": counts, "resumed_from": resumed, "wrong": wrong}
+    enough = len(kills) >= KILLS and {"save", "step"} <= {*phases} and min(resumed) > 0
+    return enough and not wrong, told
 
 
 def judged_verdict(verdict: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:

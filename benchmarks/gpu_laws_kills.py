@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +80,39 @@ def kill_once(
 
     `begun` is when the run was started, or went on by itself.
     """
-    before, old, moment = whole_steps(run / "checkpoints"), leftovers(run), moment_of(number)
-
-    def stepped() -> bool:
-        """A line was written since, of a step behind the newest checkpoint: resuming cuts the file first."""
-        log = run / "metrics.jsonl"
-        return log.is_file() and log.stat().st_mtime > begun and len(metrics(run)) > max(whole(), default=0)
+    before, stale, moment = whole_steps(run / "checkpoints"), leftovers(run), moment_of(number)
 
     def whole() -> list[int]:
         return whole_steps(run / "checkpoints")
 
-    while not (leftovers(run) - old if moment == "save" else stepped()):
-        if process.poll() is not None:
-            return None
-        place.left(f"waiting for a {moment} to kill in: {tail(place.root / 'err')}")
-        time.sleep(_POLL_S)
+    def saved() -> bool:
+        return max(whole(), default=0) > max(before, default=0)
+
+    def stepped() -> bool:
+        """A line was written since, behind the newest checkpoint, and no save is under way.
+
+        Resuming cuts the file first.
+        """
+        log = run / "metrics.jsonl"
+        if not log.is_file() or log.stat().st_mtime <= begun or leftovers(run) - stale:
+            return False
+        return len(metrics(run)) > max(whole(), default=0)
+
+    def comes(what: Callable[[], Any]) -> bool:
+        """Waits; false if the run ended before."""
+        while not what():
+            if process.poll() is not None:
+                return False
+            place.left(f"waiting for a {moment} to kill in: {tail(place.root / 'err')}")
+            time.sleep(_POLL_S)
+        return True
+
+    # Behind a checkpoint of this start: the next one has then something to go on from, and gets further.
+    if not comes(saved):
+        return None
+    old = leftovers(run) if moment == "save" else stale
+    if not comes(stepped if moment == "step" else lambda: leftovers(run) - old):
+        return None
     time.sleep(random.Random(number).random() * (0.02 if moment == "save" else 0.2))
     if process.poll() is not None:
         return None
@@ -110,7 +128,7 @@ def kill_once(
     gone(trainer)
     saving, lines = bool(leftovers(run) - old), len(metrics(run))
     kill = {
-        "phase": "save" if saving else "step" if lines > max([*before, 0]) else "start",
+        "phase": "save" if saving else "step" if lines > max(whole(), default=0) else "between",
         "victim": victim,
         "whole": max(whole(), default=0),
         "lines": lines,

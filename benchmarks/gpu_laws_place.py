@@ -56,14 +56,14 @@ class Place:
 
     @property
     def steps(self) -> int:
-        return 40
+        return 60
 
     def law(self) -> list[str]:
-        """The options of a small run on recorded frames, which saves at each second step and keeps all."""
+        """The options of a small run on recorded frames, which saves at each fourth step and keeps all."""
         keys = (
             *(ON_A_CPU if self.rehearse else ON_A_GPU),
-            "train.save_every_steps=2",
-            "train.keep_every_steps=2",
+            "train.save_every_steps=4",
+            "train.keep_every_steps=4",
         )
         return ["--recipe=smoke", *(f"--set={key}" for key in keys)]
 

@@ -27,7 +27,7 @@ from benchmarks.gpu_laws_stages import LIMITS, NEEDS, STAGES
 from harness.units import GIB
 
 OF = {"rehearsal": False, "card": {"name": "NVIDIA H200"}, "driver": "580.159"}
-KILL = {"phase": "save", "victim": "supervisor", "wrong": []}
+KILL = {"phase": "save", "victim": "supervisor", "whole": 4, "wrong": []}
 
 
 def place(tmp_path: Path, **changes: Any) -> Place:
@@ -45,9 +45,10 @@ def test_five_kills_fall_into_saves_and_steps_and_one_takes_the_trainer_alone() 
     ("kills", "at_the_end", "holds"),
     [
         ([KILL] * 4 + [KILL | {"phase": "step"}], [], True),
-        # None fell into a step; too few; one lost something; the end differs.
+        # None fell into a step; too few; one had nothing to go on from; one lost something; the end differs.
         ([KILL] * 5, [], False),
         ([KILL, KILL | {"phase": "step"}], [], False),
+        ([KILL] * 4 + [KILL | {"phase": "step", "whole": 0}], [], False),
         ([KILL] * 4 + [KILL | {"phase": "step", "wrong": ["arrays of step 4"]}], [], False),
         ([KILL] * 4 + [KILL | {"phase": "step"}], ["lines of metrics"], False),
     ],
