@@ -113,7 +113,7 @@ def kill_once(
     old = leftovers(run) if moment == "save" else stale
     if not comes(stepped if moment == "step" else lambda: leftovers(run) - old):
         return None
-    time.sleep(random.Random(number).random() * (0.02 if moment == "save" else 0.2))
+    time.sleep(random.Random(number).random() * (0.02 if moment == "save" else 0.1))
     if process.poll() is not None:
         return None
     trainer, victim = trainer_of(process.pid), victim_of(number)
