@@ -100,6 +100,9 @@ def carry_out(name: str, stage: Any, place: Place, limit_s: float) -> None:
     except Exception as error:
         # The other stages are still worth having, and this one's fault is a result.
         state, found = State.BROKEN, {"why": f"{type(error).__name__}: {error}"[-2000:]}
+    if place.rehearse:
+        # So that no line of it is taken for a measurement when it is quoted alone.
+        found = {"rehearsal": True} | found
     book.put(name, state, seconds=round(time.monotonic() - begun, 1), **found)
 
 
