@@ -43,8 +43,8 @@ GAPS = (
 # Options of other programs that a fix may name, each with its program in the same text; those of openpi's
 # backend are openpi's.
 OTHERS = {
-    "docker", "ci/lock", "nvidia-smi", "timedatectl", "hwclock", "pip", "git", "xla", "XLA", "modprobe", "CDI",
-    "python", "chown", "scripts/", "torchrun", "srun",
+    "docker", "nvidia-smi", "timedatectl", "hwclock", "pip", "git", "xla", "XLA", "modprobe", "CDI",
+    "ci/lock", "python", "chown", "scripts/", "torchrun", "srun",
     "huggingface-cli", "hf ", "gcloud", "openpi", "curl", "rsync", "tar ", "dmesg", "apt",
 }  # fmt: skip
 
