@@ -1,6 +1,7 @@
-# The pinned environment. Targets: cpu (planning, data, the smoke run), cuda (training), test (pytest, with a compiler), openpi
-# (upstream's own trainer in upstream's own environment, under the harness), simulator and simulator-cpu (LIBERO's simulator in an
-# environment of its own, beside what serves the policy: with a GPU, and without).
+# The pinned environment. Targets: cpu (planning, data, the smoke run), cuda (training; cuda13 the same with CUDA 13, for drivers
+# from 580 on and for Arm), test (pytest, with a compiler), openpi (upstream's own trainer in upstream's own environment, under the
+# harness), simulator and simulator-cpu (LIBERO's simulator in an environment of its own, beside what serves the policy: with a GPU,
+# and without).
 # Layers go from what changes least to what changes most: a change of the source reinstalls no dependency.
 
 # Pinned by digest, so that the system below the lock cannot drift. Ubuntu 24.04 with Python 3.12; Debian 12 or 13 also serves.
@@ -9,6 +10,8 @@ ARG BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04@sha256:5d2e53778e2180e01676aa
 ARG CPU_LOCK_SHA256=848b789046e7f05d3ef99a5f000babd1ebf3312fb35fbe9ac142c17fa21669a9
 # As above, for the image that trains.
 ARG CUDA_LOCK_SHA256=089f01f5ad24d660d589afb697abb220ee6288963f17ae8955357912dea1fa56
+# As above, for the same with CUDA 13.
+ARG CUDA13_LOCK_SHA256=f3e100749e9ee2a853fad9f95ab2079caa6b3832219f769f2449c0bd4680ee71
 # As above, for the image that tests.
 ARG TEST_LOCK_SHA256=e037f59cec94306940e48084241c7729e7f65ad76ecfd8bbe6405bdb5e6c594f
 # As above, for openpi's client, which tests talk with.
@@ -56,7 +59,7 @@ RUN python3 -m venv /opt/venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 
 
-# The three sets of dependencies, each a stage of its own so that an image builds only its own.
+# The sets of dependencies, each a stage of its own so that an image builds only its own.
 FROM builder AS dependencies-cpu
 # The lock alone: only a change of the lock installs again.
 COPY docker/lock/cpu.txt /lock.txt
@@ -78,6 +81,19 @@ ARG CUDA_LOCK_SHA256
 # The cache mount keeps downloads between builds and out of the image.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target=/apt \
     echo "${CUDA_LOCK_SHA256}  /lock.txt" | sha256sum --check --quiet \
+ && /opt/venv/bin/pip install --quiet --no-compile --require-hashes --requirement /lock.txt \
+ && /opt/venv/bin/python /apt/bytecode /opt/venv/lib
+
+
+# The same packages with CUDA 13 in the place of 12: for cards that 12 does not know. The base image is the same; it has no CUDA.
+FROM builder AS dependencies-cuda13
+# The lock alone: only a change of the lock installs again.
+COPY docker/lock/cuda13.txt /lock.txt
+# Declared here, since a global ARG is not visible inside a stage.
+ARG CUDA13_LOCK_SHA256
+# The cache mount keeps downloads between builds and out of the image.
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=apt,target=/apt \
+    echo "${CUDA13_LOCK_SHA256}  /lock.txt" | sha256sum --check --quiet \
  && /opt/venv/bin/pip install --quiet --no-compile --require-hashes --requirement /lock.txt \
  && /opt/venv/bin/python /apt/bytecode /opt/venv/lib
 
@@ -275,6 +291,58 @@ RUN --mount=type=bind,from=cuda-tree,target=/tree --mount=type=bind,target=/chec
 FROM cuda-tree AS cuda
 # The list cannot be part of what it lists; the bill of materials is.
 COPY --from=cuda-described /described/ /opt/harness/image/
+
+
+# The large layer, first. Only the venv comes over; the compiler stays behind.
+FROM runtime AS cuda13-base
+# What the lock has.
+COPY --from=dependencies-cuda13 /opt/venv /opt/venv
+# Small, and remade only when a uid changes.
+COPY --from=users /etc/passwd /etc/group /etc/
+
+
+# Trains on NVIDIA GPUs as the cuda image does, with CUDA 13.
+FROM cuda13-base AS cuda13-tree
+# As in the cuda image.
+COPY docker/entrypoint docker/revision docker/xla.env /opt/harness/docker/
+# Recorded below: which system this was built on, and which lock.
+ARG BASE_IMAGE
+# As above.
+ARG CUDA13_LOCK_SHA256
+# For the label, as in the cpu image.
+ARG HARNESS_REVISION=unknown
+# As in the cuda image.
+ENV HARNESS_IMAGE="harness:cuda13 on ${BASE_IMAGE}" \
+    HARNESS_LOCK_SHA256=${CUDA13_LOCK_SHA256} \
+    HARNESS_COMMIT=${HARNESS_REVISION} \
+    JAX_COMPILATION_CACHE_DIR=/cache/jax \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# The package, as in the cpu image.
+RUN --mount=type=bind,target=/checkout,rw \
+    sh /checkout/docker/package /checkout
+# For `docker inspect`, long after the build.
+LABEL org.opencontainers.image.title="harness cuda13" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${HARNESS_REVISION}" \
+      harness.lock.sha256="${CUDA13_LOCK_SHA256}"
+# Never root by default; compose asks for "caller" instead.
+USER harness
+
+
+# What the image holds, read by root from outside of it: its list, its digest and its bill of materials.
+FROM describing AS cuda13-described
+# Recorded in the bill of materials.
+ARG BASE_IMAGE
+# The tree is only mounted: nothing of this stage is in it.
+RUN --mount=type=bind,from=cuda13-tree,target=/tree --mount=type=bind,target=/checkout \
+    cd /checkout && python -m harness.image.describe /tree /described --name cuda13 --base "${BASE_IMAGE}" --lock docker/lock/cuda13.txt
+
+
+# The image itself: the tree above, and what describes it.
+FROM cuda13-tree AS cuda13
+# The list cannot be part of what it lists; the bill of materials is.
+COPY --from=cuda13-described /described/ /opt/harness/image/
 
 
 # Evaluates on NVIDIA GPUs: the policy computes there, the simulator beside it on the CPU's cores.

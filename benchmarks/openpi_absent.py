@@ -8,6 +8,7 @@ import statement of a type.
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -68,7 +69,21 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def stand_in() -> list[str]:
-    """The packages of `UNUSED` that are not installed; importing them gives an empty module from now on."""
-    absent = [name for name in UNUSED if importlib.util.find_spec(name) is None]
-    sys.meta_path.append(_Finder(absent))
+    """The packages of `UNUSED` that cannot be imported; importing them gives an empty module from now on."""
+    absent = [name for name in UNUSED if not _imports(name)]
+    # First, since a package may be there and not fit what it needs.
+    sys.meta_path.insert(0, _Finder(absent))
     return absent
+
+
+def _imports(name: str) -> bool:
+    """Whether a package is there and its import ends well. Of one that fails no module is left."""
+    if importlib.util.find_spec(name) is None:
+        return False
+    try:
+        importlib.import_module(name)
+    except Exception:
+        for module in [each for each in sys.modules if each.partition(".")[0] == name]:
+            del sys.modules[module]
+        return False
+    return True

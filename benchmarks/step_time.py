@@ -27,9 +27,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Width, depth, mlp_dim, heads, kv_heads, head_dim of the two experts; width, depth, mlp_dim, heads, patch of
 # the vision tower: published proportions (the feed-forward 8 and 4 times the width, eight heads that share
@@ -50,17 +50,13 @@ def ours(batch: int) -> Made:
     import numpy as np
 
     from harness.artifacts import Levers
-    from harness.recipe import parameters
     from harness.recipe.load import load_recipe
     from harness.train.compiled import compile_step
     from harness.train.setup import setup_of
     from harness.train.sharding import local_layout
     from harness.train.start import initializer
 
-    for name in ("gemma_2b", "gemma_300m"):
-        parameters.GEMMA[name] = parameters.GemmaSize(*SIZES[name])
-    parameters.VISION["So400m/14"] = parameters.VisionSize(*SIZES["So400m/14"])
-    sizes = [f"model.vocab_size={VOCABULARY}", "model.compute_dtype=float32", f"train.global_batch={batch}"]
+    sizes = [*make_ours_small(), f"train.global_batch={batch}"]
     recipe, cameras = load_recipe("pi05_libero", sizes), ["base_0_rgb", "left_wrist_0_rgb"]
     levers = Levers(platform="cpu", microbatch=batch, prompt_tokens=PADDED, cameras=cameras)
     step = compile_step(setup_of(recipe, local_layout(levers)), levers)
@@ -69,12 +65,7 @@ def ours(batch: int) -> Made:
         np.random.default_rng(0),
         jax.random.key(1),
     )
-    inputs = {
-        "images": {camera: rng.integers(0, 256, (batch, 224, 224, 3), np.uint8) for camera in cameras},
-        "tokens": rng.integers(0, VOCABULARY, (batch, PADDED), np.int32),
-        "token_mask": np.tile(np.arange(PADDED) < PROMPT, (batch, 1)),
-        "actions": rng.standard_normal((batch, 10, 32)).astype(np.float32),
-    }
+    inputs = batch_of(rng, batch, cameras, PADDED)
 
     def one() -> None:
         made[0], metrics = step.run(made[0], inputs, key)
@@ -84,8 +75,60 @@ def ours(batch: int) -> Made:
     return one, sum(x.size for x in made[0].trained.values())
 
 
+def make_ours_small() -> list[str]:
+    """Gives our tables the sizes of SIZES; the keys of the recipe that go with them."""
+    from harness.recipe import parameters
+
+    for name in ("gemma_2b", "gemma_300m"):
+        parameters.GEMMA[name] = parameters.GemmaSize(*SIZES[name])
+    parameters.VISION["So400m/14"] = parameters.VisionSize(*SIZES["So400m/14"])
+    return [f"model.vocab_size={VOCABULARY}", "model.compute_dtype=float32"]
+
+
+def batch_of(rng: Any, batch: int, cameras: Sequence[str], tokens: int) -> dict[str, Any]:
+    """What our step sees of a batch of LIBERO's form, prompts padded to `tokens`."""
+    import numpy as np
+
+    return {
+        "images": {camera: rng.integers(0, 256, (batch, 224, 224, 3), np.uint8) for camera in cameras},
+        "tokens": rng.integers(0, VOCABULARY, (batch, tokens), np.int32),
+        "token_mask": np.tile(np.arange(tokens) < PROMPT, (batch, 1)),
+        "actions": rng.standard_normal((batch, 10, 32)).astype(np.float32),
+    }
+
+
 def upstreams(batch: int) -> Made:
     """In openpi's environment."""
+    import jax
+    import numpy as np
+
+    theirs = upstream(batch, small=True)
+    made = [theirs.state]
+
+    def one() -> None:
+        with theirs.on_mesh():
+            made[0], info = theirs.step(theirs.key, made[0], theirs.inputs)
+        assert np.isfinite(float(info["loss"]))
+        jax.block_until_ready(made[0])
+
+    return one, sum(x.size for x in jax.tree.leaves(theirs.state.params))
+
+
+class Upstream(NamedTuple):
+    """openpi's jitted step, and what it takes: step(key, state, inputs), called within `on_mesh()`."""
+
+    step: Any
+    key: Any
+    state: Any
+    inputs: Any
+    on_mesh: Callable[[], Any]
+
+
+def upstream(batch: int, *, small: bool) -> Upstream:
+    """openpi's own step of pi05_libero as its main makes it, with random parameters, on the first device.
+
+    `small`: of SIZES, in float32. In openpi's environment, or in one that has what its step imports.
+    """
     from openpi_absent import stand_in
 
     stand_in()
@@ -94,40 +137,35 @@ def upstreams(batch: int) -> Made:
 
     import jax
     import numpy as np
-    import train as upstream  # scripts/train.py
+    import train as trainer  # scripts/train.py
     from openpi.models import gemma, siglip
     from openpi.models.model import Observation
     from openpi.training import config as configs
     from openpi.training import sharding
     from openpi.training.weight_loaders import NoOpWeightLoader
 
-    _make_small(gemma, siglip)
     shipped = configs.get_config("pi05_libero")
-    model = dataclasses.replace(shipped.model, dtype="float32")
-    config = dataclasses.replace(
-        shipped, model=model, batch_size=batch, exp_name="timed", weight_loader=NoOpWeightLoader()
-    )
-    mesh = sharding.make_mesh(1)
-    state, places = upstream.init_train_state(config, jax.random.key(0), mesh, resume=False)
+    changes: dict[str, Any] = {"batch_size": batch, "exp_name": "timed"}
+    if small:
+        _make_small(gemma, siglip)
+        changes["model"] = dataclasses.replace(shipped.model, dtype="float32")
+    config = dataclasses.replace(shipped, weight_loader=NoOpWeightLoader(), **changes)
+    # openpi's own mesh, of one device. `jax.make_mesh` has axes of another kind since jax 0.7.
+    axes = (sharding.BATCH_AXIS, sharding.FSDP_AXIS)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), axes)
+    state, places = trainer.init_train_state(config, jax.random.key(0), mesh, resume=False)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.DATA_AXIS))
     step = jax.jit(
-        functools.partial(upstream.train_step, config),
+        functools.partial(trainer.train_step, config),
         in_shardings=(whole, places, rows),
         out_shardings=(places, whole),
         donate_argnums=(1,),
     )
-    made, rng, key = [state], np.random.default_rng(0), jax.random.key(1)
+    rng = np.random.default_rng(0)
     observation = Observation(**_observed(rng, batch))
     inputs = jax.device_put((observation, rng.standard_normal((batch, 10, 32)).astype(np.float32)), rows)
-
-    def one() -> None:
-        with sharding.set_mesh(mesh):
-            made[0], info = step(key, made[0], inputs)
-        assert np.isfinite(float(info["loss"]))
-        jax.block_until_ready(made[0])
-
-    return one, sum(x.size for x in jax.tree.leaves(state.params))
+    return Upstream(step, jax.random.key(1), state, inputs, functools.partial(sharding.set_mesh, mesh))
 
 
 def _make_small(gemma: Any, siglip: Any) -> None:

@@ -61,8 +61,8 @@ OF_NETWORKS = (
 def test_services() -> None:
     assert sorted(SERVICES) == list(NAMES)
     targets = {
-        "train": "cuda",
-        "serve": "cuda",
+        "train": "cuda${HARNESS_CUDA:-}",
+        "serve": "cuda${HARNESS_CUDA:-}",
         "smoke": "cpu",
         "fetch": "cpu",
         "test": "test",

@@ -14,7 +14,7 @@ from packaging.version import Version
 from harness.openpi.table import COMMIT
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("cpu", "cuda", "test")
+TARGETS = ("cpu", "cuda", "cuda13", "test")
 # The simulator's environment beside ours, and whose lock the harness in it has.
 SIMULATORS = {"simulator": "cuda", "simulator-cpu": "cpu"}
 IMAGES = (*TARGETS, "openpi", *SIMULATORS)

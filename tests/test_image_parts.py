@@ -14,7 +14,7 @@ from harness.artifacts import Manifest
 from harness.image.contents import Tree, of_directory
 from harness.image.here import claimed, examined
 from harness.image.parts import differing, named, some, summary, told, value_of
-from harness.image.variables import differences, is_compared, of_container
+from harness.image.variables import _OF_A_BUILD, differences, is_compared, of_container
 from harness.redact import redact, redact_value
 from harness.run import cluster
 from harness.verify.fields import compare_fields, first_difference, overall
@@ -268,3 +268,13 @@ def test_no_part_is_taken_for_a_secret_and_redacted(tmp_path: Path) -> None:
     said = summary(of_directory(root))
     assert redact_value(said.parts) == said.parts
     assert redact(said.text()) == said.text()
+
+
+def test_an_argument_of_the_build_is_no_variable_of_an_image() -> None:
+    """Each step of a build sees those of its stage, the one that writes down the image's variables too."""
+    text = (Path(__file__).parents[1] / "Dockerfile").read_text()
+    names = set(re.findall(r"^ARG (\w+)", text, re.MULTILINE))
+    assert "CUDA13_LOCK_SHA256" in names
+    assert {name for name in names if not name.startswith("HARNESS_")} == {
+        name for name in names if _OF_A_BUILD.fullmatch(name)
+    }

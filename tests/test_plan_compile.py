@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 from harness.artifacts import Levers
 from harness.plan import compile as compiler
-from harness.plan.compile import Request, compiled, cuda_plugins, telling
+from harness.plan.compile import Request, compiled, telling
 from tests.support.tiny import tiny
 
 
@@ -50,26 +49,6 @@ def test_why_a_compilation_ended_is_the_line_that_says_it(said: str, reason: str
 )
 def test_where_nothing_says_why_a_compilation_ended_nothing_is_invented(said: str) -> None:
     assert telling(said) is None
-
-
-@pytest.mark.parametrize("name", ["xla_cuda12", "xla_cuda13"])
-def test_any_cuda_plugin_of_jax_serves(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(compiler, "find_spec", lambda _: None)
-    found = [EntryPoint(each, f"jax_plugins.{each}", "jax_plugins") for each in ("xla_rocm7", name, "libtpu")]
-    monkeypatch.setattr(compiler.metadata, "entry_points", lambda **_: found)
-    assert cuda_plugins() == [name]
-    monkeypatch.setattr(compiler.metadata, "entry_points", lambda **_: found[:1])
-    assert cuda_plugins() == []
-    # A plugin that nobody has installed, only put where Python looks.
-    (tmp_path / "jax_plugins" / name).mkdir(parents=True)
-    (tmp_path / "jax_plugins" / name / "__init__.py").touch()
-    places = type("Spec", (), {"submodule_search_locations": [str(tmp_path / "jax_plugins")]})
-    monkeypatch.setattr(compiler, "find_spec", lambda _: places)
-    assert cuda_plugins() == [name]
-
-
-def test_the_plugin_that_is_installed_here_is_found() -> None:
-    assert cuda_plugins()
 
 
 _TRAINER = """

@@ -28,6 +28,7 @@ from harness.replay.replay import Asked, check_closed, replay, settings
 from harness.replay.replay import _inside as inside
 from harness.run.directory import RunDir
 from tests.support.report_run import manifest as manifest_of_a_run
+from tests.test_container_dockerfile import IMAGES
 
 CONTENT = f"sha256:{'a' * 64}"
 COMMIT = "c" * 40
@@ -245,10 +246,11 @@ def _has_git() -> None:
 
 
 @pytest.mark.usefixtures("_has_git")
-def test_the_commit_that_the_manifest_names_is_built(checkout: tuple[Path, str]) -> None:
+@pytest.mark.parametrize("target", sorted({*IMAGES} - {"test"}))
+def test_the_commit_that_the_manifest_names_is_built(checkout: tuple[Path, str], target: str) -> None:
     root, commit = checkout
-    manifest = named(source_revision=f"{commit}+source.{'0' * 16}")
-    assert what_to_build(manifest, root) == ("cpu", "debian:12", commit)
+    manifest = named(image=f"harness:{target} on debian:12", source_revision=f"{commit}+source.{'0' * 16}")
+    assert what_to_build(manifest, root) == (target, "debian:12", commit)
 
 
 @pytest.mark.usefixtures("_has_git")

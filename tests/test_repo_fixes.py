@@ -44,7 +44,7 @@ GAPS = (
 # backend are openpi's.
 OTHERS = {
     "docker", "nvidia-smi", "timedatectl", "hwclock", "pip", "git", "xla", "XLA", "modprobe", "CDI",
-    "python", "chown", "scripts/", "torchrun", "srun",
+    "ci/lock", "python", "chown", "scripts/", "torchrun", "srun",
     "huggingface-cli", "hf ", "gcloud", "openpi", "curl", "rsync", "tar ", "dmesg", "apt",
 }  # fmt: skip
 

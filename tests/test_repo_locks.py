@@ -24,12 +24,14 @@ from packaging.version import Version
 from tests.support.source import nodes
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("cpu", "cuda", "test")
+NAMES = ("cpu", "cuda", "cuda13", "test")
 # Locks of groups beside the package.
 GROUPS = ("describe", "client", "simulator", "libero")
 PYTHONS = ("3.11", "3.12", "3.13")
 # MuJoCo 3.2.3 has wheels for these.
 SIMULATES = ("3.11", "3.12")
+# Versions of these are the toolkit's own.
+_OF_THE_TOOLKIT = ("nvidia-cuda-nvcc", "nvidia-cuda-runtime", "nvidia-cuda-nvrtc", "nvidia-nvjitlink")
 
 
 @functools.cache
@@ -69,13 +71,13 @@ def version(pin: Requirement) -> Version:
     return Version(specifier.version)
 
 
-def environment(python: str) -> Environment:
+def environment(python: str, machine: str) -> Environment:
     there = default_environment()
     there.update(
         python_version=python,
         python_full_version=f"{python}.9",
         sys_platform="linux",
-        platform_machine="x86_64",
+        platform_machine=machine,
     )
     there.update(
         platform_system="Linux",
@@ -86,14 +88,14 @@ def environment(python: str) -> Environment:
     return there
 
 
-def on(name: str, python: str) -> dict[str, Version]:
-    """What the lock installs with this Python on x86-64 Linux.
+def on(name: str, python: str, machine: str = "x86_64") -> dict[str, Version]:
+    """What the lock installs with this Python on Linux, on x86-64 if no other processor is named.
 
     Two pins of one package at once would stop pip.
     """
     chosen: dict[str, Version] = {}
     for pin, _ in pins(name):
-        if pin.marker is None or pin.marker.evaluate({**environment(python)}):
+        if pin.marker is None or pin.marker.evaluate({**environment(python, machine)}):
             key = canonicalize_name(pin.name)
             assert key not in chosen, f"{key} twice on Python {python}"
             chosen[key] = version(pin)
@@ -218,15 +220,15 @@ def test_the_simulator_is_the_same_on_both_pythons() -> None:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_locks_agree(python: str) -> None:
     """A test in the test image says nothing about the others unless they have the same versions."""
-    cpu, cuda, test = (on(name, python) for name in NAMES)
-    for other in (cuda, test):
+    cpu, *others = (on(name, python) for name in NAMES)
+    for other in others:
         shared = cpu.keys() & other.keys()
         assert {name: cpu[name] for name in shared} == {name: other[name] for name in shared}
 
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_what_each_lock_is_for(python: str) -> None:
-    cpu, cuda, test = (on(name, python) for name in NAMES)
+    cpu, cuda, cuda13, test = (on(name, python) for name in NAMES)
     assert not [
         name
         for name in cpu
@@ -235,11 +237,31 @@ def test_what_each_lock_is_for(python: str) -> None:
     assert {"jax-cuda12-plugin", "jax-cuda12-pjrt"} <= cpu.keys() & cuda.keys() & test.keys()
     assert {"nvidia-cudnn-cu12", "nvidia-nccl-cu12"} <= cuda.keys()
     # 86-character keys are accepted from 0.22.3 on, and the project asks for more.
-    assert min(lock["wandb"] for lock in (cpu, cuda, test)) >= Version("0.24.1")
-    assert not {"torch", "tensorflow", "transformers", "lerobot"} & (cpu.keys() | cuda.keys())
+    assert min(lock["wandb"] for lock in (cpu, cuda, cuda13, test)) >= Version("0.24.1")
+    assert not {"torch", "tensorflow", "transformers", "lerobot"} & (cpu.keys() | cuda.keys() | cuda13.keys())
     # The engine's SDK is for the tests of containers: no image that runs has a way to an engine.
     assert "docker" in test
-    assert "docker" not in cpu.keys() | cuda.keys()
+    assert "docker" not in cpu.keys() | cuda.keys() | cuda13.keys()
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_two_versions_of_cuda_differ_in_cuda_alone(python: str, machine: str) -> None:
+    """So a run trains the same program in either, and what is tested of the one holds of the other."""
+    locked = {name: on(name, python, machine) for name in ("cuda", "cuda13")}
+    ours, theirs = (
+        {package for package in lock if package.startswith(("jax-cuda", "nvidia-"))} - {"nvidia-ml-py"}
+        for lock in locked.values()
+    )
+    shared = locked["cuda"].keys() - ours
+    assert {name: locked["cuda"][name] for name in shared} == {
+        name: version for name, version in locked["cuda13"].items() if name not in theirs
+    }
+    assert not ours & theirs
+    assert {"jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cudnn-cu13", "nvidia-nccl-cu13"} <= theirs
+    assert locked["cuda13"]["jax-cuda13-plugin"] == locked["cuda13"]["jax"] == locked["cuda"]["jax"]
+    # The libraries of one CUDA and its compiler are of one release.
+    assert {str(locked["cuda13"][name]).split(".")[0] for name in _OF_THE_TOOLKIT} == {"13"}
 
 
 @pytest.mark.parametrize("name", [*NAMES, *GROUPS])

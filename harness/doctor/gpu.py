@@ -10,21 +10,27 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-from harness.artifacts import Machine
+from harness.artifacts import Gpu, Machine
 from harness.artifacts.doctor import Finding
 from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
 from harness.received.text import word
+from harness.run.cuda import (
+    blackwell_waits,
+    card_fix,
+    cuda_here,
+    driver_fix,
+    drives,
+    knows,
+    numbers,
+    oldest_driver,
+    start,
+)
 from harness.run.xla_flags import refused_flags
 from harness.units import format_bytes
 
-# Source: JAX docs/installation.md, "NVIDIA GPU" (driver for CUDA 12 on Linux).
-_DRIVER = (525, 60, 13)
 # The first capability with bfloat16 arithmetic, in which the model is computed. The plan refuses older GPUs.
 # Source: CUDA C++ Programming Guide, "Compute Capabilities".
 _BFLOAT16 = (8, 0)
-# CUDA 12.8 and newer contain code for Blackwell; their driver is of the 570 branch. Source: CUDA Toolkit 12.8
-# release notes.
-_BLACKWELL, _BLACKWELL_DRIVER = (10, 0), (570,)
 _JAX_TIMEOUT_S = 90
 _LIST_DEVICES = (
     "import json, jax; print(json.dumps([[d.device_kind, d.platform] for d in jax.local_devices()]))"
@@ -62,18 +68,16 @@ def driver(situation: Situation) -> Iterator[Finding]:
             why = machine.unknown.get("driver_version", "NVML does not tell")
             yield unknown("driver", f"its version is not told: {why}", "an NVIDIA driver", "nvidia-smi")
         return
-    version = _numbers(machine.driver_version)
-    if version < _DRIVER:
-        need = ".".join(map(str, _DRIVER))
+    version, cuda = numbers(machine.driver_version), cuda_here()
+    if not drives(version, cuda):
         yield error(
             "driver",
             machine.driver_version,
-            f"{need} or newer, for CUDA 12",
-            "install a newer NVIDIA driver on the host (not in the container)",
+            f"{oldest_driver(cuda)} or newer, for CUDA {cuda}",
+            driver_fix(cuda, version, _newest(machine)),
         )
     for gpu in situation.machine.usable_gpus:
-        capability = _numbers(gpu.compute_capability or "")
-        if capability >= _BLACKWELL and version < _BLACKWELL_DRIVER:
+        if blackwell_waits(version, numbers(gpu.compute_capability)):
             yield error(
                 "driver",
                 f"{machine.driver_version} with {gpu.name}",
@@ -82,8 +86,16 @@ def driver(situation: Situation) -> Iterator[Finding]:
             )
 
 
+def _newest(machine: Machine) -> tuple[int, ...]:
+    """The highest compute capability of the machine's cards; () if none is told."""
+    return max((numbers(gpu.compute_capability) for gpu in machine.gpus), default=())
+
+
 def capability(situation: Situation) -> Iterator[Finding]:
-    """Checks that the GPU computes in bfloat16. The plan refuses a GPU that does not."""
+    """Checks that the GPU computes in bfloat16, and that this CUDA makes code for it.
+
+    The plan refuses a GPU without bfloat16.
+    """
     _machine_of_a_gpu(situation)
     if not situation.machine.usable_gpus:
         yield unknown(
@@ -100,12 +112,25 @@ def capability(situation: Situation) -> Iterator[Finding]:
                 "8.0 or newer",
                 "harness probe",
             )
-        elif _numbers(gpu.compute_capability) < _BFLOAT16:
+        elif numbers(gpu.compute_capability) < _BFLOAT16:
             got = (
                 f"{gpu.compute_capability} ({gpu.name}): no bfloat16 arithmetic, in which the model is"
                 " computed"
             )
             yield error("compute capability", got, "8.0 (Ampere) or newer", _another(situation.machine))
+        elif not knows(cuda_here(), numbers(gpu.compute_capability)):
+            yield _too_new(situation.machine, gpu)
+
+
+def _too_new(machine: Machine, gpu: Gpu) -> Finding:
+    """What to do about a card that is newer than the CUDA here: another CUDA, if one is known that has it."""
+    cuda, capability = cuda_here(), numbers(gpu.compute_capability)
+    got = f"{gpu.compute_capability} ({gpu.name}): CUDA {cuda} makes no code for it"
+    fix = card_fix(numbers(machine.driver_version), capability)
+    if fix is None:
+        fix = f"ci/lock cuda13 --upgrade (the newest CUDA 13), then {start(13)}"
+        return warning("compute capability", got, "a CUDA that knows the card", fix)
+    return error("compute capability", got, "a CUDA that knows the card", fix)
 
 
 def _another(machine: Machine) -> str:
@@ -113,7 +138,7 @@ def _another(machine: Machine) -> str:
     newer = (
         gpu.uuid or str(gpu.index)
         for gpu in machine.gpus
-        if not gpu.error and _numbers(gpu.compute_capability or "") >= _BFLOAT16
+        if not gpu.error and numbers(gpu.compute_capability) >= _BFLOAT16
     )
     first = next(newer, None)
     if first is None:
@@ -253,7 +278,3 @@ def _machine_of_a_gpu(situation: Situation) -> Machine:
     if not situation.on_gpu:
         raise NotNeeded(_ON_CPU)
     return situation.machine
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())

@@ -14,15 +14,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any, Literal
 
 from harness.artifacts import Levers
 from harness.errors import HarnessError
 from harness.plan.source import source_hash
 from harness.recipe.schema import Recipe
+from harness.run.cuda import cuda_plugins
 from harness.run.directory import cache_root, sha256_json, write_atomic
 from harness.run.ending import end_quickly
 from harness.run.surroundings import jax_variables
@@ -133,19 +132,6 @@ def _in_child(request: Request, uuids: tuple[str, ...] = ()) -> Answer:
         variables=_variables(request),
     )
     return Answer.model_validate_json(said)
-
-
-def cuda_plugins() -> list[str]:
-    """Names of the installed plugins with which JAX compiles for NVIDIA cards, of any version of CUDA.
-
-    Source: JAX finds plugins as entry points of the group jax_plugins, and as modules of that namespace
-    (jax/_src/xla_bridge.py, `discover_pjrt_plugins`). The CUDA ones are xla_cuda12 and xla_cuda13.
-    """
-    named = {point.name for point in metadata.entry_points(group="jax_plugins")}
-    space = find_spec("jax_plugins")
-    places = space.submodule_search_locations if space is not None else None
-    named |= {module.name for module in iter_modules(places)} if places else set()
-    return sorted(name for name in named if re.fullmatch(r"xla_cuda\d*", name))
 
 
 def in_child(

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from harness.artifacts import Gpu, GpuProcess, MigDevice
-from harness.probe.nvml_errors import ERRORS, OLDEST, OLDEST_DRIVER, explained
+from harness.probe.nvml_errors import ERRORS, explained
+from harness.run.cuda import cuda_here, driver_fix, drives, numbers
 
 T = TypeVar("T")
 
@@ -105,10 +106,10 @@ def _cuda_driver_version(nvml: Any) -> str | None:
 
 def _too_old(driver: str | None) -> tuple[str | None, str | None]:
     """(what is wrong with the driver, what to do); nothing for one that is new enough or not known."""
-    numbers = tuple(int(part) for part in (driver or "").split(".") if part.isdigit())
-    if not numbers or numbers >= OLDEST_DRIVER[: len(numbers)]:
+    told, cuda = numbers(driver), cuda_here()
+    if not told or drives(told, cuda):
         return None, None
-    return f"the NVIDIA driver {driver} is too old for CUDA 12", f"install {OLDEST} or newer on the host"
+    return f"the NVIDIA driver {driver} is too old for CUDA {cuda}", driver_fix(cuda, told)
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from harness.run.cuda import oldest_driver
+
 
 class Words(NamedTuple):
     """One error. `name` is the constant without `NVML_ERROR_`; `cause` is its usual cause; `fix` its fix.
@@ -23,12 +25,7 @@ class Words(NamedTuple):
     elsewhere: bool = False
 
 
-# The oldest driver that runs CUDA 12 on Linux, which the jax[cuda12] wheels are built for.
-# Source: NVIDIA, CUDA Toolkit release notes, table "CUDA Toolkit and Minimum Required Driver Version".
-OLDEST_DRIVER = (525, 60, 13)
-OLDEST = ".".join(map(str, OLDEST_DRIVER))
-
-_UPDATE = f"install driver {OLDEST} or newer on the host (not in the container)"
+_UPDATE = f"install driver {oldest_driver(12)} or newer on the host (not in the container)"
 _OURS = "nothing on your side: send the output of harness probe --json to the harness's makers"
 _RESET = "nvidia-smi --gpu-reset on the host when nothing runs there, else restart the machine"
 _ASK = "nvidia-smi; where that does not answer either, restart the machine"

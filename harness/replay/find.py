@@ -21,7 +21,7 @@ from harness.replay.engine import contents, get_image, other_variables, said
 
 # Images of the harness; another is looked at when it is named.
 _LABEL = "harness.lock.sha256"
-_MADE = re.compile(r"harness:(cpu|cuda|openpi|simulator|simulator-cpu) on (\S+)")
+_MADE = re.compile(r"harness:(cpu|cuda|cuda13|openpi|simulator|simulator-cpu) on (\S+)")
 _ASK = "ask who made the run for the image"
 _COMMIT = re.compile(r"([0-9a-f]{40})\+source\.[0-9a-f]+")
 

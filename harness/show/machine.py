@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.console import Group
 
-from harness.artifacts import Machine
+from harness.artifacts import Gpu, Machine
+from harness.run.cuda import card_fix, cuda_here, knows, numbers
 from harness.show.rows import known, rows_table
 from harness.units import format_bytes
 
@@ -25,6 +26,7 @@ def machine_table(machine: Machine) -> Group:
                 or f"{gpu.name} (compute capability {gpu.compute_capability}), {free}{hidden}",
             )
         )
+        rows += _too_new(machine, gpu)
         rows += [
             ("", f"  process {process.pid} {process.name or ''} holds {format_bytes(process.used_bytes)}")
             for process in gpu.foreign_processes or []
@@ -51,3 +53,10 @@ def machine_table(machine: Machine) -> Group:
     ]
     rows.append(("container", f"{host.container or 'unknown'}" + (", WSL2" if host.wsl else "")))
     return rows_table("machine", rows)
+
+
+def _too_new(machine: Machine, gpu: Gpu) -> list[tuple[str, str]]:
+    """What to do about a card that the CUDA here makes no code for, if another CUDA does."""
+    cuda, capability = cuda_here(), numbers(gpu.compute_capability)
+    fix = None if knows(cuda, capability) else card_fix(numbers(machine.driver_version), capability)
+    return [] if fix is None or gpu.error else [("", f"  CUDA {cuda} makes no code for it: {fix}")]

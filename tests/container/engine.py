@@ -28,7 +28,12 @@ PATIENCE_S = 1800
 CPU_IMAGE = OUTSIDE.get("HARNESS_TEST_IMAGE") or "harness:cpu"
 LABEL = "harness.tests"
 # Image → the service that it is built for.
-SERVICES = {"harness:cpu": "smoke", "harness:test": "test", "harness:cuda": "train"}
+SERVICES = {
+    "harness:cpu": "smoke",
+    "harness:test": "test",
+    "harness:cuda": "train",
+    "harness:cuda13": "train",
+}
 # Put together when it is needed, since this file is itself in the test image.
 KEY = "".join([*["0123456789abcdef"] * 2, "0123fake"])
 # What the engine's listing of changes calls them in numbers.

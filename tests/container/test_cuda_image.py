@@ -6,10 +6,14 @@ import json
 
 import pytest
 
+from tests.conftest import OUTSIDE
 from tests.container.engine import CPU_IMAGE, Ended, Engine
 from tests.test_repo_locks import on, project
 
-IMAGES = {"cuda": "harness:cuda", "cpu": CPU_IMAGE}
+# Nothing, or 13 (compose.yaml).
+VERSION = OUTSIDE.get("HARNESS_CUDA", "")
+OURS = f"cuda{VERSION}"
+IMAGES = {OURS: f"harness:{OURS}", "cpu": CPU_IMAGE}
 
 IMPORTS = "import jax, flax, orbax.checkpoint, wandb, pynvml"
 LISTS = """
@@ -21,10 +25,10 @@ print(json.dumps(["%d.%d" % sys.version_info[:2], there]))
 # Without these no program of JAX runs on an NVIDIA GPU.
 CUDA = (
     "jaxlib",
-    "jax-cuda12-pjrt",
-    "jax-cuda12-plugin",
-    "nvidia-cudnn-cu12",
-    "nvidia-nccl-cu12",
+    f"jax-cuda{VERSION or 12}-pjrt",
+    f"jax-cuda{VERSION or 12}-plugin",
+    f"nvidia-cudnn-cu{VERSION or 12}",
+    f"nvidia-nccl-cu{VERSION or 12}",
     "nvidia-ml-py",
 )
 
@@ -44,7 +48,7 @@ def packages(engine: Engine, name: str) -> tuple[str, dict[str, str]]:
 
 
 def test_what_the_cuda_image_trains_with_imports_without_a_gpu(engine: Engine) -> None:
-    ended = confined(engine, "cuda", "python", "-c", IMPORTS)
+    ended = confined(engine, OURS, "python", "-c", IMPORTS)
     assert ended.code == 0, ended.said
 
 
@@ -58,7 +62,7 @@ def test_an_image_has_what_its_lock_says_and_nothing_else(engine: Engine, name: 
 
 
 def test_the_cuda_image_has_cuda(engine: Engine) -> None:
-    _, there = packages(engine, "cuda")
+    _, there = packages(engine, OURS)
     assert [package for package in CUDA if package not in there] == []
 
 
