@@ -14,9 +14,9 @@ from harness.calibrate.steps import own_paths
 from harness.errors import HarnessError
 from harness.plan.busy import NOTEWORTHY_BYTES, holders
 from harness.plan.calibrated import step_sha256
-from harness.plan.compile import cuda_plugins
 from harness.plan.devices import Device, devices_of
 from harness.probe.readings import read_state
+from harness.run.cuda import cuda_plugins
 from harness.run.directory import sha256_file, sha256_json
 from harness.run.surroundings import jax_variables, version_of
 from harness.units import GIB, MIB, format_bytes
