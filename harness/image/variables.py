@@ -29,7 +29,8 @@ _OF_A_CONTAINER = re.compile(
 )
 # What a build gives its steps, and no image keeps.
 _OF_A_BUILD = re.compile(
-    r"BASE_IMAGE|[A-Z0-9]+_LOCK_SHA256|OPENPI_COMMIT|APT_\w+|PYTHONCOERCECLOCALE|BUILDKIT_\w+|SOURCE_DATE_EPOCH"
+    r"\A(?:BASE_IMAGE|[A-Z0-9]++_LOCK_SHA256|OPENPI_COMMIT|APT_\w+|PYTHONCOERCECLOCALE|BUILDKIT_\w+"
+    r"|SOURCE_DATE_EPOCH)"
 )
 # What the loader, Python or a numeric library obeys. The value is recorded; of others, only the name.
 _COMPUTES = re.compile(
