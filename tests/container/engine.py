@@ -27,13 +27,11 @@ PATIENCE_S = 1800
 # The image that runs on any machine, or another to be tried in its place. compose.yaml has its own names.
 CPU_IMAGE = OUTSIDE.get("HARNESS_TEST_IMAGE") or "harness:cpu"
 LABEL = "harness.tests"
+# Nothing, or 13 (compose.yaml).
+CUDA_VERSION = OUTSIDE.get("HARNESS_CUDA", "")
+CUDA_IMAGE = f"harness:cuda{CUDA_VERSION}"
 # Image → the service that it is built for.
-SERVICES = {
-    "harness:cpu": "smoke",
-    "harness:test": "test",
-    "harness:cuda": "train",
-    "harness:cuda13": "train",
-}
+SERVICES = {"harness:cpu": "smoke", "harness:test": "test", CUDA_IMAGE: "train"}
 # Put together when it is needed, since this file is itself in the test image.
 KEY = "".join([*["0123456789abcdef"] * 2, "0123fake"])
 # What the engine's listing of changes calls them in numbers.

@@ -6,14 +6,11 @@ import json
 
 import pytest
 
-from tests.conftest import OUTSIDE
-from tests.container.engine import CPU_IMAGE, Ended, Engine
+from tests.container.engine import CPU_IMAGE, CUDA_IMAGE, CUDA_VERSION, Ended, Engine
 from tests.test_repo_locks import on, project
 
-# Nothing, or 13 (compose.yaml).
-VERSION = OUTSIDE.get("HARNESS_CUDA", "")
-OURS = f"cuda{VERSION}"
-IMAGES = {OURS: f"harness:{OURS}", "cpu": CPU_IMAGE}
+OURS = f"cuda{CUDA_VERSION}"
+IMAGES = {OURS: CUDA_IMAGE, "cpu": CPU_IMAGE}
 
 IMPORTS = "import jax, flax, orbax.checkpoint, wandb, pynvml"
 LISTS = """
@@ -25,10 +22,10 @@ print(json.dumps(["%d.%d" % sys.version_info[:2], there]))
 # Without these no program of JAX runs on an NVIDIA GPU.
 CUDA = (
     "jaxlib",
-    f"jax-cuda{VERSION or 12}-pjrt",
-    f"jax-cuda{VERSION or 12}-plugin",
-    f"nvidia-cudnn-cu{VERSION or 12}",
-    f"nvidia-nccl-cu{VERSION or 12}",
+    f"jax-cuda{CUDA_VERSION or 12}-pjrt",
+    f"jax-cuda{CUDA_VERSION or 12}-plugin",
+    f"nvidia-cudnn-cu{CUDA_VERSION or 12}",
+    f"nvidia-nccl-cu{CUDA_VERSION or 12}",
     "nvidia-ml-py",
 )
 
