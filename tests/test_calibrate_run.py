@@ -15,6 +15,7 @@ import pytest
 
 from harness.artifacts import Calibration, CardState
 from harness.calibrate.card import check_free, target_of
+from harness.calibrate.child import Ended, _outcome
 from harness.calibrate.run import calibrate
 from harness.calibrate.stages import STAGES
 from harness.errors import HarnessError
@@ -99,6 +100,11 @@ def test_a_stage_that_hangs_ends_at_its_limit_with_what_it_did() -> None:
     assert time.monotonic() - begun < 20
     assert states(done.calibration) == ["timeout"]
     assert done.calibration.stages[0].reason == "not done after 1 s, while compiling the step"
+
+
+def test_a_stage_that_says_nothing_ends_at_its_limit_too() -> None:
+    ended = Ended(0, None, "", "", late=True, stopped=False, states=[])
+    assert _outcome(ended, 240) == ("timeout", "not done after 240 s")
 
 
 def test_the_minutes_end_a_stage_and_leave_the_rest_for_the_next_time(tmp_path: Path) -> None:

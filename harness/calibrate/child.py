@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from harness.artifacts import CalibrationStage, CardState
 from harness.calibrate.stages import Answer, Request
-from harness.plan.compile import telling
+from harness.plan.compile import telling, tells_of_memory
 from harness.probe.readings import load_of, slowed
 from harness.received.text import for_terminal
 from harness.redact import redact
@@ -28,7 +28,6 @@ _POLL_S, _LOOK_S = 0.25, 0.5
 COMMAND = (sys.executable, "-m", "harness.calibrate.stage")
 # What is read of a child's stderr, from its end, and of one line of its stdout.
 _LAST_BYTES, _LONGEST_LINE = 64 * 1024, 1 << 20
-_EXHAUSTED = ("resource_exhausted", "out of memory", "oom")
 
 
 class Watched(NamedTuple):
@@ -90,7 +89,7 @@ def _outcome(ended: Ended, limit_s: float) -> tuple[Any, str | None]:
     """(the state of the stage, why it measured nothing)."""
     at = f" while {ended.doing}" if ended.doing else ""
     if ended.late:
-        return "timeout", f"not done after {limit_s:.0f} s,{at}"
+        return "timeout", f"not done after {limit_s:.0f} s{',' if at else ''}{at}"
     answer = ended.answer
     if ended.code == 0 and answer is not None:
         if answer.refused:
@@ -99,7 +98,7 @@ def _outcome(ended: Ended, limit_s: float) -> tuple[Any, str | None]:
     why = telling(ended.stderr)
     if ended.code == -signal.SIGKILL:
         return "failed", f"killed{at}: the kernel does that where host memory is short (dmesg | tail)"
-    if why and any(word in why.lower() for word in _EXHAUSTED):
+    if why and tells_of_memory(why):
         return "failed", f"out of memory{at}: {why}"
     how = f"ended by {signal.Signals(-ended.code).name}" if ended.code < 0 else f"exit code {ended.code}"
     return "failed", f"{how}{at}: {why or 'it wrote no reason'}"

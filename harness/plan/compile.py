@@ -206,10 +206,13 @@ _MEMORY = ("out of memory", "oom", "resource_exhausted")
 def telling(stderr: str) -> str | None:
     """The line of `stderr` that says why a process ended, or None."""
     lines = [line for line in stderr.splitlines() if not _NO_REASON.match(line)]
-    reasons = [
-        line for line in lines if _REASON.match(line) or any(word in line.lower() for word in _MEMORY)
-    ] or lines
+    reasons = [line for line in lines if _REASON.match(line) or tells_of_memory(line)] or lines
     return reasons[-1].strip()[:300] if reasons else None
+
+
+def tells_of_memory(line: str) -> bool:
+    """Whether a line of a process's last words says that memory was short."""
+    return any(word in line.lower() for word in _MEMORY)
 
 
 def _failure(code: int, stderr: str, environment: Mapping[str, str], what: str) -> HarnessError:

@@ -80,7 +80,7 @@ def read(*, processes_hidden: str | None = None) -> Reading:
 
 
 def _read(nvml: Any, processes_hidden: str | None) -> Reading:
-    system = _Asker(nvml)
+    system = Asker(nvml)
     driver = system.text("driver_version", nvml.nvmlSystemGetDriverVersion)
     cuda = system.ask("cuda_driver_version", _cuda_driver_version, nvml)
     try:
@@ -116,7 +116,7 @@ def _dotted(numbers: tuple[int, ...]) -> str:
     return ".".join(str(number) for number in numbers)
 
 
-class _Asker:
+class Asker:
     """Queries to NVML about one device. A refused answer is None, and `unknown` holds the reason.
 
     After `lost` is set, no more queries are sent. `error` names the loss and its cause, `fix` what to do.
@@ -158,7 +158,7 @@ class _Asker:
 
 
 def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
-    asker = _Asker(nvml)
+    asker = Asker(nvml)
     handle = asker.ask("handle", _opened, asker, index)
     asker.unknown.pop("handle", None)
     # The name and uuid come first: a person needs them most if the card fails during the queries.
@@ -175,7 +175,7 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
             asker.lost or "NVML tells it only through the compute capability, which is unknown"
         )
     integrated = None if capability is None else capability in INTEGRATED
-    total, free, reserved = _memory(asker, handle, shared=bool(integrated))
+    total, free, reserved = memory_of(asker, handle, shared=bool(integrated))
     mig = asker.flag("mig_mode", lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
     instances = _mig_devices(asker, handle) if mig else []
     if mig and not instances and not asker.error:
@@ -200,7 +200,7 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
     )
 
 
-def _no_instance(index: int, asker: _Asker) -> tuple[str, str]:
+def _no_instance(index: int, asker: Asker) -> tuple[str, str]:
     """(why CUDA offers no device of a card whose MIG mode is on, what to do)."""
     why = asker.unknown.get("mig_devices")
     what = f"and its instances cannot be listed ({why})" if why else "and no instance has been made"
@@ -211,7 +211,7 @@ def _no_instance(index: int, asker: _Asker) -> tuple[str, str]:
     return f"MIG is on {what}", f"on the host: {makes}, {off}"
 
 
-def _opened(asker: _Asker, index: int) -> Any:
+def _opened(asker: Asker, index: int) -> Any:
     try:
         return asker.nvml.nvmlDeviceGetHandleByIndex(index)
     except asker.nvml.NVMLError as error:
@@ -221,7 +221,9 @@ def _opened(asker: _Asker, index: int) -> Any:
         raise
 
 
-def _memory(asker: _Asker, handle: Any, *, shared: bool = False) -> tuple[int | None, int | None, int | None]:
+def memory_of(
+    asker: Asker, handle: Any, *, shared: bool = False
+) -> tuple[int | None, int | None, int | None]:
     """Total, free and reserved bytes.
 
     Each is None, with a reason, if NVML gives none or contradicts itself.
@@ -262,7 +264,7 @@ def _memory_info(nvml: Any, handle: Any) -> tuple[int, int, int | None]:
     return info.total, info.free, None
 
 
-def _mig_devices(asker: _Asker, handle: Any) -> list[MigDevice]:
+def _mig_devices(asker: Asker, handle: Any) -> list[MigDevice]:
     nvml = asker.nvml
     slots = asker.ask("mig_devices", nvml.nvmlDeviceGetMaxMigDeviceCount, handle)
     found = []
@@ -274,10 +276,10 @@ def _mig_devices(asker: _Asker, handle: Any) -> list[MigDevice]:
             if error.value != nvml.NVML_ERROR_NOT_FOUND:
                 asker.unknown["mig_devices"] = f"slot {slot}: NVML: {error}"
             continue
-        own = _Asker(nvml)
+        own = Asker(nvml)
         name = own.text("name", nvml.nvmlDeviceGetName, mig)
         uuid = own.text("uuid", nvml.nvmlDeviceGetUUID, mig)
-        total, free, reserved = _memory(own, mig)
+        total, free, reserved = memory_of(own, mig)
         found.append(
             MigDevice(
                 uuid=uuid,
@@ -291,16 +293,16 @@ def _mig_devices(asker: _Asker, handle: Any) -> list[MigDevice]:
     return found
 
 
-def _processes(asker: _Asker, handle: Any, hidden: str | None) -> list[GpuProcess] | None:
+def _processes(asker: Asker, handle: Any, hidden: str | None) -> list[GpuProcess] | None:
     """Processes on the GPU, each once, sorted by pid; None if they cannot be seen.
 
     In a container NVML answers with an empty list, whatever runs outside.
     """
     nvml = asker.nvml
-    compute = asker.ask("foreign_processes", _running, nvml, "Compute", handle)
+    compute = asker.ask("foreign_processes", running, nvml, "Compute", handle)
     if compute is None:
         return None
-    graphics = asker.ask("foreign_processes", _running, nvml, "Graphics", handle)
+    graphics = asker.ask("foreign_processes", running, nvml, "Graphics", handle)
     found = {process.pid: process for process in [*compute, *(graphics or [])]}
     if graphics is None:
         if not found:
@@ -326,7 +328,8 @@ def _processes(asker: _Asker, handle: Any, hidden: str | None) -> list[GpuProces
     return processes
 
 
-def _running(nvml: Any, kind: str, handle: Any) -> list[Any]:
+def running(nvml: Any, kind: str, handle: Any) -> list[Any]:
+    """The processes on a card of one `kind`, "Compute" or "Graphics", as NVML gives them."""
     newest, older = (
         getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses{version}") for version in ("_v3", "_v2")
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness.artifacts import CardState, Load
-from harness.probe.nvml import _Asker, _memory, _running
+from harness.probe.nvml import Asker, memory_of, running
 from harness.probe.nvml_errors import explained
 
 IDLE = "idle"
@@ -51,18 +51,18 @@ def read_state(index: int) -> CardState:
 
 
 def _state(nvml: Any, index: int) -> CardState:
-    asker = _Asker(nvml)
+    asker = Asker(nvml)
     handle = asker.ask("card", nvml.nvmlDeviceGetHandleByIndex, index)
     if handle is None:
         return CardState(unknown=asker.unknown)
-    total, free, reserved = _memory(asker, handle)
+    total, free, reserved = memory_of(asker, handle)
     used = None if total is None or free is None else max(0, total - free - (reserved or 0))
     milliwatts = asker.ask("power_w", nvml.nvmlDeviceGetPowerUsage, handle)
     limit = asker.ask("power_limit_w", nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
     utilization = asker.ask("utilization_percent", nvml.nvmlDeviceGetUtilizationRates, handle)
-    compute = asker.ask("largest_compute_bytes", _running, nvml, "Compute", handle)
+    compute = asker.ask("largest_compute_bytes", running, nvml, "Compute", handle)
     told = [process.usedGpuMemory for process in compute or [] if process.usedGpuMemory is not None]
-    unknown = {name: why for name, why in asker.unknown.items() if name in CardState.model_fields}
+    unknown: dict[str, str] = {}
     if used is None:
         unknown["used_bytes"] = asker.unknown.get("total_bytes", "NVML does not tell")
     if compute and not told:
@@ -82,8 +82,8 @@ def _state(nvml: Any, index: int) -> CardState:
         largest_compute_bytes=None if compute is None or (compute and not told) else max(told, default=0),
         throttle=asker.ask("throttle", _reasons, nvml, handle),
     )
-    asked_later = {name: why for name, why in asker.unknown.items() if name in CardState.model_fields}
-    return state.model_copy(update={"unknown": unknown | asked_later})
+    unknown |= {name: why for name, why in asker.unknown.items() if name in CardState.model_fields}
+    return state.model_copy(update={"unknown": unknown})
 
 
 def _reasons(nvml: Any, handle: Any) -> list[str]:
