@@ -21,6 +21,7 @@ from flax import nnx
 
 from harness.model.condition import ByToken, Condition
 from harness.model.lora import Einsum, FeedForward
+from harness.model.remat import Remat, rematerialized
 from harness.recipe.parameters import GEMMA, GemmaSize
 from harness.recipe.schema import Expert
 
@@ -272,7 +273,7 @@ class Gemma(nnx.Module):
         vocab_size: int,
         *,
         dtype: jnp.dtype,
-        remat: bool,
+        remat: Remat,
         attention: AttentionForm,
         fetch: Fetch,
         rngs: nnx.Rngs,
@@ -340,7 +341,7 @@ class Gemma(nnx.Module):
 
         def step(last: bool) -> Callable[[PerExpert, jax.Array | int], tuple[PerExpert, KeyValues | None]]:
             one = functools.partial(layer, last=last)
-            return jax.checkpoint(one, prevent_cse=False) if self.remat else one
+            return rematerialized(one, self.remat)
 
         shortened = 0 if keep or xs[0] is None else 1
         xs, kv = jax.lax.scan(step(last=False), xs, jnp.arange(depth - shortened))

@@ -19,6 +19,7 @@ from flax import nnx
 
 from harness.model.condition import ByToken, Condition
 from harness.model.gemma import AttentionForm, Fetch, Gemma, KeyValues
+from harness.model.remat import Remat
 from harness.model.siglip import SigLIP
 from harness.recipe.parameters import GEMMA, VISION
 from harness.recipe.schema import CAMERAS, Model
@@ -57,7 +58,7 @@ class Linear(nnx.Module):
 class Pi05(nnx.Module):
     """The whole model.
 
-    `remat` recomputes each block in the backward pass instead of keeping its activations. `fetch` gets one
+    `remat` says what the backward pass keeps of each layer (`model.remat`). `fetch` gets one
     layer's parameters (a tree of arrays without the layer axis) just before they are used, and again when
     they are recomputed.
     """
@@ -67,7 +68,7 @@ class Pi05(nnx.Module):
         model: Model,
         *,
         rngs: nnx.Rngs,
-        remat: bool = True,
+        remat: Remat = "block",
         attention: AttentionForm = "full",
         fetch: Fetch = lambda layer: layer,
     ) -> None:
@@ -230,7 +231,11 @@ def _with_actions(prefix_mask: jax.Array, horizon: int) -> jax.Array:
 
 
 def graph_of(
-    model: Model, *, remat: bool = True, attention: AttentionForm = "full", fetch: Fetch = lambda layer: layer
+    model: Model,
+    *,
+    remat: Remat = "block",
+    attention: AttentionForm = "full",
+    fetch: Fetch = lambda layer: layer,
 ) -> nnx.GraphDef[Pi05]:
     """The model's structure without its parameters. Nothing is allocated."""
     return nnx.split(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from harness.model.remat import Remat, rematerialized
 from harness.recipe.parameters import VisionSize
 
 _KERNEL = nnx.initializers.xavier_uniform()
@@ -117,7 +118,9 @@ class EncoderBlock(nnx.Module):
 class Transformer(nnx.Module):
     """The blocks as one scan over the layer axis, then the final norm."""
 
-    def __init__(self, size: VisionSize, *, remat: bool, fetch: Callable[[Any], Any], rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, size: VisionSize, *, remat: Remat, fetch: Callable[[Any], Any], rngs: nnx.Rngs
+    ) -> None:
         self.encoderblock = EncoderBlock(size, rngs)
         self.encoder_norm = LayerNorm(size.width)
         self.remat = remat
@@ -129,7 +132,7 @@ class Transformer(nnx.Module):
         def layer(x: jax.Array, one: nnx.State) -> tuple[jax.Array, None]:
             return nnx.merge(graph, self.fetch(one))(x), None
 
-        x, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False) if self.remat else layer, x, stacked)
+        x, _ = jax.lax.scan(rematerialized(layer, self.remat), x, stacked)
         return self.encoder_norm(x)
 
 
@@ -174,7 +177,7 @@ class SigLIP(nnx.Module):
         out_width: int,
         *,
         dtype: jnp.dtype,
-        remat: bool,
+        remat: Remat,
         fetch: Callable[[Any], Any],
         rngs: nnx.Rngs,
     ) -> None:
