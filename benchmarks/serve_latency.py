@@ -69,7 +69,7 @@ def time_before(recipe: Any, steps: int, rows: int, bucket: int, calls: int) -> 
         jnp.ones((rows, bucket), bool),
     )
     noise = jnp.zeros((rows, model.action_horizon, model.action_dim))
-    graph = graph_of(model, remat=False)
+    graph = graph_of(model, remat="none")
     sample = jax.jit(lambda p, o, n: bind(graph, p).sample_actions(o, n, steps))
     return timed(lambda: jax.block_until_ready(sample(params, observation, noise)), calls)
 

@@ -57,7 +57,7 @@ def before(model: Any) -> Any:
     """`Pi05.sample_actions` as a function of parameters, observation and noise."""
     from harness.model.pi05 import bind, graph_of
 
-    graph = graph_of(model, remat=False)
+    graph = graph_of(model, remat="none")
     return lambda params, observation, noise: bind(graph, params).sample_actions(observation, noise, STEPS)
 
 

@@ -170,7 +170,7 @@ def test_the_model_with_codes_is_the_model_with_the_weights_that_a_checkpoint_ho
     }
     dense = {path: x.dense() if isinstance(x, Quantized) else x for path, x in params.items()}
     assert sum(isinstance(x, Quantized) for x in params.values()) > 15
-    graph, rng = graph_of(recipe.model, remat=False), np.random.default_rng(0)
+    graph, rng = graph_of(recipe.model, remat="none"), np.random.default_rng(0)
     image = jnp.asarray(rng.uniform(-1, 1, (1, 56, 56, 3)), jnp.float32)
     observation = Observation(
         {"base_0_rgb": image}, {"base_0_rgb": jnp.ones(1, bool)}, jnp.arange(8)[None], jnp.ones((1, 8), bool)

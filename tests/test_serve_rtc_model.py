@@ -31,7 +31,7 @@ def scene() -> tuple[dict[str, Any], Observation, np.ndarray]:
 
 def sampled(sample: Any, *args: Any, **options: Any) -> np.ndarray:
     params, seen, noise = scene()
-    graph = graph_of(RECIPE.model, remat=False)
+    graph = graph_of(RECIPE.model, remat="none")
     return np.asarray(
         jax.jit(lambda params: sample(bind(graph, params), seen, noise, STEPS, *args, **options))(params)
     )
@@ -46,7 +46,7 @@ def plain() -> np.ndarray:
 def other_chunk() -> np.ndarray:
     """A chunk of the same model from other noise."""
     params, seen, noise = scene()
-    graph = graph_of(RECIPE.model, remat=False)
+    graph = graph_of(RECIPE.model, remat="none")
     return np.asarray(
         jax.jit(lambda params: bind(graph, params).sample_actions(seen, noise[::-1], STEPS))(params)
     )

@@ -46,7 +46,7 @@ def scene() -> tuple[Params, dict[str, Any]]:
 @functools.cache
 def program(*, given: bool) -> Any:
     """The jitted loss [B, A] of (parameters, batch)."""
-    graph = graph_of(RECIPE.model, remat=False)
+    graph = graph_of(RECIPE.model, remat="none")
 
     def loss(params: Params, batch: dict[str, Any]) -> jax.Array:
         delay = (batch["delay"],) if given else ()
@@ -101,7 +101,7 @@ def test_no_gradient_goes_through_the_targets_of_given_actions() -> None:
 def test_given_actions_are_tokens_of_time_zero() -> None:
     """All given: the velocity is that of clean actions at time 0. None given: that of their own time."""
     params, batch = scene()
-    model = bind(graph_of(RECIPE.model, remat=False), params)
+    model = bind(graph_of(RECIPE.model, remat="none"), params)
     velocity = jax.jit(model.velocity_of(observe(jax.tree.map(jnp.asarray, batch), None), HORIZON))
     x, time = jnp.asarray(batch["actions"]), jnp.asarray(batch["time"])
     every = jnp.ones((ROWS, HORIZON), bool)
@@ -201,7 +201,7 @@ def test_a_model_that_was_trained_with_delays_goes_on_from_the_given_actions() -
         state, _ = program.step(state, batch | {"actions": chunks()}, jax.random.key(5))
     told = chunks()
     noise = jax.random.normal(jax.random.key(1), told.shape)
-    graph, seen = graph_of(recipe.model, remat=False), observe(batch, None)
+    graph, seen = graph_of(recipe.model, remat="none"), observe(batch, None)
 
     def error(previous: Previous | None) -> float:
         found = jax.jit(lambda params: sample_continued(bind(graph, params), seen, noise, 10, previous))(

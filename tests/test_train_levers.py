@@ -8,7 +8,7 @@ rounding noise for gradients that are zero in exact arithmetic (a key's bias).
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.artifacts.plan import Remat
 from harness.errors import HarnessError
-from harness.model import gemma
+from harness.model import gemma, remat
 from harness.recipe.parameters import EMBEDDING, is_cast_before_use, parameter_shapes
 from harness.recipe.schema import Recipe
 from harness.train import host
@@ -105,9 +106,24 @@ def test_host_memory_changes_nothing(in_host: tuple[str, ...]) -> None:
     check(run(), run(in_host=in_host))
 
 
-@pytest.mark.parametrize("lever", [{"accumulation_steps": 4}, {"accumulation_steps": 2, "remat": False}])
+@pytest.mark.parametrize("lever", [{"accumulation_steps": 4}, {"accumulation_steps": 2, "remat": "none"}])
 def test_equal_but_for_the_order_of_summation(lever: dict[str, Any]) -> None:
     check(run(), run(**lever))
+
+
+def test_a_plan_has_the_models_levels() -> None:
+    assert get_args(Remat) == get_args(remat.Remat)
+
+
+@pytest.mark.parametrize("overrides", [(), tuple(LORA)], ids=["full", "adapters"])
+@pytest.mark.parametrize("level", ["mlp", "names", "none"])
+def test_what_the_backward_pass_keeps_changes_only_roundings(level: str, overrides: tuple[str, ...]) -> None:
+    (state, lines), (other, other_lines) = (
+        learned((*LEARNS, *overrides), 1, remat=each) for each in ("block", level)
+    )
+    check((state, lines), (other, other_lines))
+    assert other_lines[0]["loss"] == pytest.approx(lines[0]["loss"], rel=1e-6)
+    assert other_lines[0]["grad_norm"] == pytest.approx(lines[0]["grad_norm"], rel=2e-6)
 
 
 @settings(max_examples=3, deadline=None, derandomize=True, database=None)
@@ -121,7 +137,7 @@ def test_equal_but_for_the_order_of_summation(lever: dict[str, Any]) -> None:
         ]
     ),
     accumulation_steps=st.sampled_from([1, 2, 4]),
-    remat=st.booleans(),
+    remat=st.sampled_from(get_args(Remat)),
     attention=st.sampled_from(["full", "chunked"]),
     compute_copy=st.booleans(),
     in_host=st.sampled_from([(), ("ema",), ("moments",), ("moments", "masters"), EVERYTHING]),

@@ -12,6 +12,8 @@ from harness.units import GIB
 
 # The trainer that carries a plan out.
 Backend = Literal["ours", "openpi"]
+# What the backward pass keeps of a layer, least first; `harness.model.remat` has the levels.
+Remat = Literal["block", "mlp", "names", "none"]
 
 
 # Host memory of a streamed save beside the state: four chunks of 64 MiB, each as it was read, packed and on
@@ -30,12 +32,19 @@ class Levers(Later):
     it is not 1, so that plans of one machine have the bytes, and the hashes, that they always had.
 
     global batch = microbatch x accumulation_steps x devices. `devices` hold `devices / fsdp` replicas of the
-    state, each in `fsdp` shards. Gradients of all microbatches are summed in one float32 buffer. `remat`
-    "block" keeps a layer's input and computes the layer again in the backward pass. `attention` "chunked"
-    holds the logits of a few samples at a time. `compute_copy` makes, once a step, bfloat16 copies of the
-    parameters that the model would cast to bfloat16 in every microbatch. `host` names the parts of the state
-    that lie in pinned host memory between their uses and pass through the device in pieces. It excludes
-    bfloat16 moments, whose random rounding depends on position. Of masters the device always has the copy.
+    state, each in `fsdp` shards. Gradients of all microbatches are summed in one float32 buffer.
+
+    `remat` says what the backward pass keeps of each layer; it computes the rest again. "block": its input
+    alone. "mlp": also the two wide products of the gated feed-forward, of language model and action expert.
+    "names": also queries, keys, values and the result of attention, of the vision tower as well, and that
+    tower's wide product. "none": all of it, and nothing is computed again. Each takes more memory than the
+    one before, and less time.
+
+    `attention` "chunked" holds the logits of a few samples at a time. `compute_copy` makes, once a step,
+    bfloat16 copies of the parameters that the model would cast to bfloat16 in every microbatch. `host` names
+    the parts of the state that lie in pinned host memory between their uses and pass through the device in
+    pieces. It excludes bfloat16 moments, whose random rounding depends on position. Of masters the device
+    always has the copy.
 
     `save` "async" copies the state to the host and writes it while training goes on. "streamed" writes it
     from where it lies, while training waits, and copies 64 MiB at a time. It is written only where it is
@@ -51,7 +60,7 @@ class Levers(Later):
     accumulation_steps: int = Field(1, gt=0)
     prompt_tokens: int = Field(gt=0)
     cameras: list[str]
-    remat: Literal["block", "none"] = "block"
+    remat: Remat = "block"
     attention: Literal["full", "chunked"] = "full"
     compute_copy: bool = False
     host: list[Literal["ema", "moments", "masters"]] = []

@@ -82,7 +82,7 @@ def actions(locations: list[Path], model: Model, frames: Frames) -> Array:
     from harness.train.step import observe
 
     model = model.model_copy(update={"compute_dtype": "float32"})
-    graph, shapes = graph_of(model, remat=False), parameter_shapes(model)
+    graph, shapes = graph_of(model, remat="none"), parameter_shapes(model)
     leaves: dict[str, Any] = {}
     for location in reversed(locations):
         leaves |= parameter_leaves(location, shapes)

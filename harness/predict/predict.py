@@ -281,7 +281,7 @@ def sampler(
     from harness.train.step import observe
 
     setup = setup_of(recipe, Layout(jax.local_devices()[:1]))
-    graph = graph_of(recipe.model, remat=False)
+    graph = graph_of(recipe.model, remat="none")
     shape = (1, recipe.model.action_horizon, recipe.model.action_dim)
     inputs = {name: like[name] for name in INPUTS}
 

@@ -80,7 +80,7 @@ def open_engine(
 
     recipe = recipe.parts()[0]
     setup, model = setup_of(recipe, Layout(jax.local_devices()[:1])), recipe.model
-    graph, cameras = graph_of(model, remat=False), cameras_of(recipe)
+    graph, cameras = graph_of(model, remat="none"), cameras_of(recipe)
 
     def sample(params: Any, images: Any, tokens: Any, token_mask: Any, noise: Any) -> Any:
         seen = observe({"images": images, "tokens": tokens, "token_mask": token_mask}, None)

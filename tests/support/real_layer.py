@@ -96,7 +96,7 @@ def outputs(
 
     Shapes: vision [B, P, D], prefix [B, T, D], suffix [B, A, E].
     """
-    graph = graph_of(recipe.model, remat=False)
+    graph = graph_of(recipe.model, remat="none")
 
     @jax.jit
     def run(params: dict[str, jax.Array], given: dict[str, jax.Array]) -> dict[str, jax.Array]:

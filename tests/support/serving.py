@@ -56,7 +56,7 @@ def sampled_after(
     recipe: Recipe, step: Path, steps: int, inputs: Inputs, noise: np.ndarray, previous: Previous
 ) -> np.ndarray:
     """What `Pi05` gives after a previous chunk, with the checkpoint's parameters."""
-    graph = graph_of(recipe.model, remat=False)
+    graph = graph_of(recipe.model, remat="none")
     seen, most = inputs._asdict(), recipe.train.most_delay
 
     def sample(params: dict[str, jax.Array]) -> jax.Array:
@@ -73,7 +73,7 @@ def _params(recipe: Recipe, step: Path) -> Any:
 
 @functools.cache
 def _sampler_of(dumped: str, steps: int) -> Any:
-    graph = graph_of(Recipe.model_validate_json(dumped).model, remat=False)
+    graph = graph_of(Recipe.model_validate_json(dumped).model, remat="none")
 
     def sample(params: dict[str, jax.Array], inputs: dict[str, Any], noise: np.ndarray) -> jax.Array:
         return bind(graph, params).sample_actions(observe(inputs, None), noise, steps)

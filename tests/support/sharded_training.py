@@ -65,7 +65,7 @@ def law_any_plan_over_shards_learns_the_same() -> None:
         mesh=st.sampled_from([FOUR, TWO_BY_TWO, {"devices": 2, "fsdp": 2}]),
         accumulation_steps=st.sampled_from([1, 2]),
         attention=st.sampled_from(["full", "chunked"]),
-        remat=st.sampled_from(["block", "none"]),
+        remat=st.sampled_from(["block", "mlp", "names", "none"]),
         compute_copy=st.booleans(),
         in_host=st.sampled_from([["ema"], ["moments"], ["ema", "moments"], ["moments", "masters"]]),
     )
