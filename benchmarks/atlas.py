@@ -8,9 +8,10 @@ Writes harness/plan/atlas/RECIPE.json after every answer, so that it can be stop
 known is not asked twice. Answers of an older version of the step are first compared: where the program that
 is lowered today has the same hash they are stamped anew, the others are dropped and asked again. Cards
 come in the order of `CARDS_FIRST`. For each card a plan is made as `harness plan` makes it, with any amount
-of host memory and with 32 GiB of it, so that only what the search really asks is compiled. `--spread`
-compiles one entry for several cards instead, and prints how far they lie apart: why there is one class of
-cards. Some 80 answers in all, each about 20 s on two idle cores.
+of host memory and with 32 GiB of it, so that only what the search really asks is compiled. That includes
+the faster levels of rematerialization of each best plan, where they may fit. `--spread` compiles one entry
+for several cards instead, and prints how far they lie apart: why there is one class of cards. Some 80 answers
+in all, and those of the levels, each about 20 s on two idle cores.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Book:
         levers = request.levers
         what = (
             f"{request.recipe.train.trained} {request.phase} {levers.microbatch} x"
-            f" {levers.accumulation_steps}, host {levers.host}"
+            f" {levers.accumulation_steps}, host {levers.host}, remat {levers.remat}"
         )
         print(f"  {what}: {format_bytes(size)} in {time.monotonic() - begun:.0f} s", flush=True)
         return answer.model_copy(update={"bytes": answer.bytes | {"device": size}})
@@ -153,7 +154,7 @@ def make(recipes: list[str], cards: list[str], until: float) -> int:
                         nobody,
                         None,
                         Ask(gpu=card, host_ram_bytes=ram),
-                        tools=Tools(book.known(), book),
+                        tools=Tools(book.known(), book, thorough=True),
                         advise=False,
                     ).chosen
                 except HarnessError as error:

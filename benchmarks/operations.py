@@ -32,6 +32,8 @@ PROMPT_TOKENS = 48
 # Of --compiled: recipe, its changes, levers.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "full": ("pi05_libero", {}, {}),
+    "full-mlp": ("pi05_libero", {}, {"remat": "mlp"}),
+    "full-names": ("pi05_libero", {}, {"remat": "names"}),
     "full-no-remat": ("pi05_libero", {}, {"remat": "none"}),
     "full-chunked": ("pi05_libero", {}, {"attention": "chunked"}),
     "lora": ("pi05_libero_lora", {}, {}),

@@ -15,9 +15,10 @@ from harness.errors import HarnessError
 from harness.plan import cards
 from harness.plan.atlas import shipped
 from harness.plan.cards import CARDS, card, find
-from harness.plan.choose import Ask, Tools, choose, not_asked
+from harness.plan.choose import Ask, Tools, choose
 from harness.plan.cost import peak_flops
 from harness.plan.more_cards import OTHERS
+from harness.plan.need import not_asked
 from harness.plan.place import option_for
 from harness.recipe.load import load_recipe
 from harness.units import GIB, MIB

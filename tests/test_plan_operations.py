@@ -49,8 +49,18 @@ def test_a_loop_whose_turns_depend_on_data_may_hold_no_products() -> None:
         # XLA for a CPU computes the last layer again, and a loop of one layer. These are a fiftieth of the
         # tiny step, and a three-thousandth of the published one.
         ([], "block", 0.025),
+        ([], "mlp", 0.02),
+        (LORA, "names", 0.01),
+        (["train.trained=action_expert"], "names", 0.01),
     ],
-    ids=["full", "adapters, vision frozen", "blocks computed again"],
+    ids=[
+        "full",
+        "adapters, vision frozen",
+        "blocks computed again",
+        "all but the feed-forward computed again",
+        "adapters, products kept",
+        "the expert alone, products kept",
+    ],
 )
 def test_the_planner_counts_the_products_of_the_compiled_step(
     keys: list[str], remat: str, within: float

@@ -15,11 +15,10 @@ from functools import partial
 from typing import NamedTuple
 
 from harness.artifacts import Candidate, Dataset, HostReport, Levers, Machine, Plan
-from harness.errors import HarnessError
-from harness.plan import candidates, cluster, cost, memory, operations, saving, shared
+from harness.plan import candidates, cluster, cost, kept, memory, operations, saving, shared
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.compile import compiled
-from harness.plan.need import Oracle, enough, shortage
+from harness.plan.need import Oracle, enough, not_asked, shortage
 from harness.plan.notes import notes_of, smallest_card
 from harness.plan.place import Place, absent, present
 from harness.plan.rows import with_shared_rows
@@ -54,12 +53,14 @@ class Ask(NamedTuple):
 class Tools(NamedTuple):
     """The sources of answers: the shipped atlas (None: no atlas) and the compiler.
 
-    `say` reports what is being compiled.
+    `say` reports what is being compiled. `thorough` asks the compiler about faster plans also where the
+    atlas has the answer of a slower one.
     """
 
     atlas: Atlas | None
     compile: Callable[..., object] = compiled
     say: Callable[[str], None] = lambda _: None
+    thorough: bool = False
 
 
 def choose(
@@ -151,18 +152,6 @@ def _fits_exactly(recipe: Recipe, dataset: Dataset | None, tools: Tools, card: s
     return chosen is not None
 
 
-def not_asked(*_: object, **__: object) -> object:
-    """Replaces the compiler, for answers from the atlas alone.
-
-    Raises: HarnessError "not-in-atlas".
-    """
-    raise HarnessError(
-        "not-in-atlas",
-        "the atlas does not know, and the compiler is not asked here",
-        fix="harness plan --compile",
-    )
-
-
 class _Search:
     """The candidates of one recipe at one place."""
 
@@ -198,6 +187,8 @@ class _Search:
                 in_vain += [one for one in tried if one.verdict == "rejected"]
             if best is not None:
                 again = partial(self._candidate, recipe, changes)
+                asked = kept.Answers(partial(self._seconds, recipe), again, self._may_ask(recipe, best))
+                best, made = kept.with_more_kept(recipe, self._place, best, made, asked)
                 best, made = saving.streamed_where_unknown(self._place, best, made, again)
                 return [best, *(one for one in made if one is not best)], best
         return made + in_vain, None
@@ -273,6 +264,11 @@ class _Search:
     def _known(self, recipe: Recipe, levers: Levers, sizes: list[int]) -> list[int]:
         """Those of the microbatches whose step is known, or bounded, without the compiler."""
         return [size for size in sizes if self._oracle.has_step(recipe, candidates.cut(recipe, levers, size))]
+
+    def _may_ask(self, recipe: Recipe, best: Candidate) -> Callable[[Levers], bool]:
+        """Whether a plan like `best` may be asked about. If the atlas knows only `best`, that suffices."""
+        atlas = best.source in ("atlas", "interpolated") and not self._tools.thorough
+        return lambda levers: self._oracle.tells(recipe, levers) or not (atlas or self._place.stands_in)
 
     def _seconds(self, recipe: Recipe, levers: Levers) -> float:
         """Predicted seconds of a step, for ranking.

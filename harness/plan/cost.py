@@ -1,7 +1,7 @@
 """Predicts how long a step takes, to rank plans of one recipe on one card: a stated model, not a measurement.
 
     microbatch = max(operations / product rate, reads of the weights / bandwidth)     the matrix products
-               + (activations + casts + gradient sums) / bandwidth                    what is no product
+               + (activations + kept results + casts + gradient sums) / bandwidth     what is no product
                + kernels x the time of one
     step = accumulation x microbatch
          + state traffic / bandwidth                   the update
@@ -17,8 +17,9 @@ Rates are shares of a card's nominal ones:
   card. No other architecture was measured: all others are assumed to give the same share.
 - Memory and links: 0.8 of the nominal rate, assumed. On that H200 pinned host memory gave 53 of 63 GB/s.
 - A kernel takes 1.7 µs beside its work (`plan.serving` has its source), and a layer's pass counts as 36:
-  XLA's program of a microbatch has 10,229 kernels for 288 of them.
-- Bytes of activations are counted in that program: see `_activation_bytes`.
+  XLA's program of a microbatch has 6,373 kernels for 180 of them.
+- Bytes of activations are counted in that program: `plan.activations`. A result that is kept for the backward
+  pass costs 3.5 times its bytes there: its stack is filled with zeros, copied once, and updated.
 How far the sum is from what was measured: `plan.measured`, `python -m benchmarks.cost_points`.
 
 The peak is multiprocessors x operations a clock x boost clock. It agrees with the dense bfloat16 rate
@@ -38,6 +39,7 @@ import functools
 import math
 
 from harness.artifacts import Levers
+from harness.plan.activations import kept_bytes, passed_bytes
 from harness.plan.cards import Card
 from harness.plan.memory import counted, pinned_bytes, state_parts
 from harness.plan.operations import (
@@ -62,6 +64,8 @@ SUSTAINED_BYTES = 0.8
 # Beside its work, a kernel takes so long; `plan.serving` has the source.
 KERNEL_SECONDS = 1.7e-6
 _KERNELS_A_LAYER = 36
+# Bytes moved for each byte that is kept for the backward pass.
+_KEPT_TRAFFIC = 3.5
 # Of the dense peak, by compute capability: measured on one H200. All others are assumed to sustain as much.
 _PRODUCT_SHARE = {(9, 0): 0.65}
 _ASSUMED_SHARE = 0.65
@@ -119,10 +123,8 @@ def held_out_seconds(recipe: Recipe, levers: Levers, card: Card, rows: int, samp
     once = forward_flops(model, tokens) + prefix_flops(model, tokens)
     compute = each * (once + sampling_steps * expert) / product_rate(card)
     read = 2.0 * (2 * total + sampling_steps * expert / (2.0 * model.action_horizon)) / bandwidth
-    activations = (
-        each * 2 * _activation_bytes(model, len(levers.cameras), levers.prompt_tokens, None) / bandwidth
-    )
-    layers = VISION[model.vision].depth * len(levers.cameras) * 2
+    activations = each * 2 * passed_bytes(model, tokens, Passes(None)) / bandwidth
+    layers = VISION[model.vision].depth * 2
     layers += GEMMA[model.paligemma.variant].depth * (2 + sampling_steps)
     kept = "ema" if recipe.train.ema_decay is not None else "masters"
     hosted = pinned_bytes(recipe, levers.model_copy(update={"host": [p for p in levers.host if p == kept]}))
@@ -166,41 +168,21 @@ def _microbatch_seconds(recipe: Recipe, levers: Levers, card: Card, bandwidth: f
     """Seconds of a microbatch's forward and backward passes on one card."""
     model, who = recipe.model, recipe.train.trained
     total, trained = counted(model, who)
-    passes = Passes(who, levers.remat == "block")
+    passes = Passes(who, levers.remat)
     # Forward, recomputed forward and backward read the weights in bfloat16.
-    again = 1 if passes.recomputed else 0
+    again = 0 if passes.remat == "none" else 1
     compute = levers.microbatch * flops_per_sample(recipe, levers) / product_rate(card)
     products = max(compute, (2 + again) * 2.0 * total / bandwidth)
-    # Each pass takes a layer's parameters out of their stack, in bfloat16: a trained one from float32, unless
-    # a copy is at hand. Its gradient is read, added to and written in float32.
+    # Forward and backward take a layer's parameters out of their stack, in bfloat16: a trained one from
+    # float32, unless a copy is at hand. Its gradient is read, added to and written in float32.
     from_stack = 4 if levers.compute_copy or "masters" in levers.host else 6
-    moved = (1 + again) * (from_stack * trained + 4.0 * (total - trained)) + 3 * 4.0 * trained
-    cameras = len(levers.cameras)
-    moved += levers.microbatch * _activation_bytes(model, cameras, levers.prompt_tokens, who)
-    layers = VISION[model.vision].depth * cameras * (4 if passes.gradient("vision") else 1)
+    moved = 2 * (from_stack * trained + 4.0 * (total - trained)) + 3 * 4.0 * trained
+    tokens = tokens_of(model, len(levers.cameras), levers.prompt_tokens)
+    moved += levers.microbatch * passed_bytes(model, tokens, passes)
+    moved += _KEPT_TRAFFIC * kept_bytes(recipe, levers)
+    layers = VISION[model.vision].depth * (4 if passes.gradient("vision") else 1)
     layers += GEMMA[model.paligemma.variant].depth * (4 if passes.gradient("language") else 1)
     return products + moved / bandwidth + _launches(layers)
-
-
-@functools.cache
-def _activation_bytes(model: Model, cameras: int, prompt_tokens: int, trained: Trained | None) -> float:
-    """Bytes that the kernels of one sample move which are no matrix products: norms, softmax, activations.
-
-    Each layer is counted as so many passes over its arrays, forward; a backward pass, with what it computes
-    again, costs twice that. The numbers of passes are those in XLA's program of pi05_libero for an H200, 32
-    rows a microbatch (12.9 GB a sample). `trained` None: the forward pass alone.
-    """
-    tokens, passes = tokens_of(model, cameras, prompt_tokens), Passes(trained)
-    vision, language = VISION[model.vision], GEMMA[model.paligemma.variant]
-    seen = cameras * tokens.patches
-    in_vision = 2.0 * seen * (2.3 * vision.mlp_dim + 11 * vision.width)
-    in_vision += 10.6 * seen * tokens.patches * vision.heads
-    in_language = 2.0 * tokens.prefix * (3 * language.mlp_dim + 10 * language.width)
-    # Logits are float32 here. Masking and turning the queries' and the keys' axes are in the number.
-    in_language += 40.0 * tokens.all**2 * language.heads
-    return in_vision * vision.depth * (3 if passes.gradient("vision") else 1) + in_language * (
-        language.depth - 1
-    ) * (3 if passes.gradient("language") else 1)
 
 
 def exchange_seconds(recipe: Recipe, levers: Levers, net_bytes_per_s: float | None) -> float:

@@ -11,7 +11,8 @@ from harness.artifacts import Candidate, Host, Machine
 from harness.errors import HarnessError
 from harness.plan.atlas import Atlas, shipped
 from harness.plan.cards import CARDS
-from harness.plan.choose import Ask, Tools, choose, not_asked
+from harness.plan.choose import Ask, Tools, choose
+from harness.plan.need import not_asked
 from harness.recipe.load import load_recipe
 from harness.units import format_bytes, format_seconds
 

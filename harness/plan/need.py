@@ -66,15 +66,8 @@ class Oracle:
         usable, streamed = self._place.usable_bytes, levers.save == "streamed"
         levers = _compiled_as(levers)
         step = self._known(recipe, levers, "step")
-        # An upper bound that fits is an answer. A bound that does not fit decides nothing, and is accepted
-        # only for a card that nothing was compiled for.
-        loose = (
-            step is not None
-            and step.source == "interpolated"
-            and usable is not None
-            and step.bytes["device"] > usable
-        )
-        if step is None or (loose and not hopeless and not self._place.stands_in):
+        # A bound that does not fit is accepted only for a card that nothing was compiled for.
+        if step is None or (self._is_loose(step) and not hopeless and not self._place.stands_in):
             least = memory.least_bytes(recipe, levers)
             if hopeless or (usable is not None and least > usable):
                 return Need(least, 0, "counted", {})
@@ -92,10 +85,26 @@ class Oracle:
         """Whether the step of this plan is known, or bounded, without the compiler."""
         return self._known(recipe, _compiled_as(levers), "step") is not None
 
+    def tells(self, recipe: Recipe, levers: Levers) -> bool:
+        """Whether the compiler need not be asked about the step of this plan."""
+        step = self._known(recipe, _compiled_as(levers), "step")
+        return step is not None and not self._is_loose(step)
+
+    def _is_loose(self, step: Known) -> bool:
+        """An upper bound that fits is an answer. A bound that does not fit decides nothing."""
+        usable = self._place.usable_bytes
+        return step.source == "interpolated" and usable is not None and step.bytes["device"] > usable
+
     def _phase(self, recipe: Recipe, levers: Levers, phase: Phase, step: int) -> int:
-        # The phases before and between steps do not depend on batches.
+        # The phases before and between steps do not depend on batches, nor on how they are computed.
         alike = levers.model_copy(
-            update={"microbatch": 1, "accumulation_steps": 1, "prompt_tokens": 1, "attention": "full"}
+            update={
+                "microbatch": 1,
+                "accumulation_steps": 1,
+                "prompt_tokens": 1,
+                "attention": "full",
+                "remat": "block",
+            }
         )
         known = self._known(recipe, alike, phase)
         if known is None and not self._recompile:
@@ -113,6 +122,7 @@ class Oracle:
     def _compiled(self, recipe: Recipe, levers: Levers, phase: Phase) -> Known:
         what = f"{recipe.train.trained}, " + (f"microbatch {levers.microbatch}" if phase == "step" else phase)
         what += f", {' and '.join(levers.host)} in host memory" if levers.host else ""
+        what += f", remat {levers.remat}" if levers.remat != "block" else ""
         self._say(f"compiling for {self._place.name}: {what}")
         answer = self._ask(recipe, levers, phase)
         self._say(f"{what}: {format_bytes(answer.bytes['device'])}")
@@ -140,6 +150,18 @@ class Oracle:
 def _compiled_as(levers: Levers) -> Levers:
     """The levers that the compiler and the atlas are asked about: how a save is made changes no program."""
     return levers.model_copy(update={"save": "async"})
+
+
+def not_asked(*_: object, **__: object) -> object:
+    """Replaces the compiler, for answers from the atlas alone.
+
+    Raises: HarnessError "not-in-atlas".
+    """
+    raise HarnessError(
+        "not-in-atlas",
+        "the atlas does not know, and the compiler is not asked here",
+        fix="harness plan --compile",
+    )
 
 
 def shortage(need: int, have: int | None, what: str, *, at_least: bool = False) -> str | None:

@@ -1,19 +1,23 @@
 """Counts the operations of a training step's matrix products, as XLA leaves them in the compiled program.
 
 A multiply-add counts two. A product of tokens and a kernel is computed once in the forward pass. Where a
-gradient passes, it is computed again if its block is recomputed and something needs its result, and the
-gradient of its tokens is computed. The gradient of its kernel is computed if the kernel is trained. So the
-program does not compute:
+gradient passes, it is computed again if its layer is recomputed, does not keep it and something needs its
+result, and the gradient of its tokens is computed. The gradient of its kernel is computed if the kernel is
+trained. So the program does not compute:
 
 - of the last layer of the language model, more than keys and values: the action head reads nothing else;
-- again, the last product of a block, whose result no gradient needs: the second feed-forward kernel of the
+- again, what the level of rematerialization keeps (`Levers.remat`). Of a product with adapters the sum is
+  kept; what stands between the two factors is computed again, because the second factor's gradient needs it;
+- again, the last product of a layer, whose result no gradient needs: the second feed-forward kernel of the
   vision tower and of the language model. (In the action expert the gradient of the residual gate needs it.)
 - again, a layer that stands in no loop, such as the last of the language model and its expert: XLA finds that
   its products are there already;
-- the gradient of what is given: images, noisy actions, the time.
+- the gradient of what is given: images, noisy actions, the time; where the action expert alone is trained,
+  also the tokens of the language model, of which only keys and values are then computed again.
 
-It does compute what the mathematics would not ask for: logits of the prefix for the actions' keys, which are
-masked, and so, where the action expert alone is trained, the gradient of the language model's tokens.
+Attention is two products forward. The language model's has a backward pass of its own (`model.attention`)
+with five: the logits again, which are never kept, and four gradients. The prefix asks only its own keys, the
+actions ask all; the number of keys is rounded up to a multiple of 8.
 
 What is no matrix product is left out. benchmarks/operations.py and tests/test_plan_operations.py compare this
 with the products in XLA's optimized programs. XLA's own cost analysis cannot be compared with: it counts a
@@ -27,10 +31,17 @@ import math
 from typing import Literal, NamedTuple
 
 from harness.artifacts import Levers
+from harness.artifacts.plan import Remat
 from harness.recipe.parameters import GEMMA, VISION, group_of, is_kernel, is_trained, parameter_shapes
 from harness.recipe.schema import Model, Recipe, Trained
 
 Part = Literal["vision", "language", "expert", "projections"]
+# Attention's keys are padded to a multiple of this: model.attention.
+_ALIGNED = 8
+# Kernels whose product a level keeps. Source: the names in harness.model.remat.
+_MLP = ("/gating_einsum",)
+_NAMES = (*_MLP, "/q_einsum", "/kv_einsum", "/query/", "/key/", "/value/", "/Dense_0/")
+_KEPT: dict[Remat, tuple[str, ...]] = {"block": (), "mlp": _MLP, "names": _NAMES, "none": ()}
 
 
 class Tokens(NamedTuple):
@@ -47,14 +58,20 @@ class Tokens(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """What is trained (None: the forward pass alone), and whether blocks are recomputed."""
+    """What is trained (None: the forward pass alone), and what of a layer is kept for the backward pass."""
 
     trained: Trained | None
-    recomputed: bool = False
+    remat: Remat = "none"
 
     def gradient(self, part: Part) -> bool:
         """Whether a gradient passes the tokens of `part`."""
-        return self.trained is not None and (part != "vision" or self.trained in ("full", "lora"))
+        if part == "vision":
+            return self.trained in ("full", "lora")
+        return self.trained is not None and (part != "language" or self.trained != "action_expert")
+
+    def again(self, looped: int) -> int:
+        """Of so many layers in a loop, those that are recomputed. A loop of one layer is none to XLA."""
+        return looped if self.trained is not None and self.remat != "none" and looped > 1 else 0
 
 
 def tokens_of(model: Model, cameras: int, prompt_tokens: int) -> Tokens:
@@ -67,10 +84,10 @@ def flops_per_sample(recipe: Recipe, levers: Levers) -> float:
     """Operations of one sample, forward and backward, beside the update.
 
     Attention over a few samples at a time computes its logits once more. This is counted for any microbatch,
-    although one that is a single chunk is spared it: 0.2 percent of the published step.
+    although one that is a single piece is spared it: 0.2 percent of the published step.
     """
     tokens = tokens_of(recipe.model, len(levers.cameras), levers.prompt_tokens)
-    passes = Passes(recipe.train.trained, levers.remat == "block")
+    passes = Passes(recipe.train.trained, levers.remat)
     return _counted(recipe.model, tokens, passes, levers.attention == "chunked")
 
 
@@ -87,7 +104,9 @@ def prefix_flops(model: Model, tokens: Tokens) -> float:
         for path, shape in parameter_shapes(model).items()
         if is_kernel(path, shape) and part_of(path) in ("vision", "language")
     )
-    attention = 4.0 * tokens.prefix**2 * language.heads * language.head_dim * language.depth
+    attention = (
+        4.0 * tokens.prefix * _aligned(tokens.prefix) * language.heads * language.head_dim * language.depth
+    )
     return kernels + attention + _vision_attention(model, tokens, Passes(None))
 
 
@@ -142,41 +161,60 @@ def _times(path: str, shape: tuple[int, ...], model: Model, passes: Passes) -> i
             looped -= 1
         if part == "language" and "kv_einsum" not in path:
             layers -= 1
-    again = _again(looped, passes) if _is_needed(path, part) else 0
+    again = passes.again(looped) if _is_needed(path, part, passes) and not is_kept(path, passes.remat) else 0
     given = path.startswith(("action_in_proj", "time_mlp_in", "PaliGemma/img/embedding"))
-    if not passes.gradient(part):
-        again, given = 0, True
+    given = given or not passes.gradient(part)
     learns = passes.trained is not None and is_trained(path, model, passes.trained)
     return layers * (1 + (not given) + learns) + again
 
 
-def _again(looped: int, passes: Passes) -> int:
-    """Layers that are recomputed. A loop of one layer is none to XLA."""
-    return looped if passes.recomputed and looped > 1 else 0
+def is_kept(path: str, remat: Remat) -> bool:
+    """Whether the product of the kernel at `path` is kept for the backward pass, and not computed again."""
+    # The product with an adapter's first factor is no result of the layer.
+    return _in_layers(path) and not path.endswith("lora_a") and any(name in path for name in _KEPT[remat])
 
 
-def _is_needed(path: str, part: Part) -> bool:
+def _is_needed(path: str, part: Part, passes: Passes) -> bool:
     """Whether a gradient needs the result of the product, so that it is computed again."""
     if part == "vision":
-        return "Dense_1" not in path
+        return passes.gradient(part) and "Dense_1" not in path
+    if part == "language" and not passes.gradient(part):
+        return "kv_einsum" in path  # the gradient of the actions' queries needs the keys
     return part != "language" or not path.endswith(("mlp/linear", "mlp/linear_lora_b"))
 
 
+def _aligned(keys: int) -> int:
+    return -(-keys // _ALIGNED) * _ALIGNED
+
+
 def _vision_attention(model: Model, tokens: Tokens, passes: Passes) -> float:
-    """Two products forward, the same two again, and four backward, over the patches of each image."""
-    size, each = VISION[model.vision], passes.gradient("vision")
-    once = 4.0 * tokens.images * tokens.patches**2 * size.width
-    return once * (size.depth * (3 if each else 1) + (_again(size.depth, passes) if each else 0))
+    """Two products forward and four backward over the patches of each image, and those that are repeated."""
+    size = VISION[model.vision]
+    product = 2.0 * tokens.images * tokens.patches**2 * size.width
+    if not passes.gradient("vision"):
+        return product * 2 * size.depth
+    # The result is kept by "names"; the probabilities are not.
+    repeated = 1 if passes.remat == "names" else 2
+    return product * (size.depth * 6 + passes.again(size.depth) * repeated)
 
 
 def _attention(model: Model, tokens: Tokens, passes: Passes, chunked: bool) -> float:
-    """The same of both experts' joint attention. In the last layer the actions alone ask."""
-    size, each = GEMMA[model.paligemma.variant], passes.gradient("language")
+    """The same of the language model's and the expert's. In the last layer the actions alone ask."""
+    size = GEMMA[model.paligemma.variant]
     looped = size.depth - 1
-    once, last = (
-        4.0 * asking * tokens.all * size.heads * size.head_dim for asking in (tokens.all, tokens.actions)
+    prefix, actions = (
+        2.0 * asking * _aligned(keys) * size.heads * size.head_dim
+        for asking, keys in ((tokens.prefix, tokens.prefix), (tokens.actions, tokens.all))
     )
-    if not each:
-        return once * looped + last
-    more = 0.5 if chunked else 0.0
-    return once * (looped * (3 + more) + _again(looped, passes)) + last * (3 + more)
+    # A layer's logits, of which its result and then the gradients are made, are computed once for both if
+    # these stand in one loop. In pieces they do not.
+    shared = 0 if chunked else 1
+    repeated = 0 if passes.remat == "names" else 2 - shared
+
+    def looped_times(learns: bool) -> int:
+        return looped * (2 + 5 * learns) + (passes.again(looped) * repeated if learns else 0)
+
+    # What the last layer's logits were in the forward pass, they are in the backward pass.
+    learns = passes.gradient("expert")
+    of_actions = looped_times(learns) + 2 + (5 - shared) * learns
+    return prefix * looped_times(passes.gradient("language")) + actions * of_actions

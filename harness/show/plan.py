@@ -17,6 +17,8 @@ from harness.units import format_bytes, format_count, format_seconds
 _BAR = 60
 _COLORS = ("blue", "cyan", "green", "yellow", "magenta", "red", "white", "bright_black", "bright_blue")
 _BLOCKS = "█▓▒░"
+# What the backward pass does not compute again, by the lever `remat`.
+_KEPT = {"mlp": "the feed-forward products", "names": "the layers' products", "none": "all of each layer"}
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -74,6 +76,8 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     )
     if levers.save == "streamed":
         rows.append(("saves", "streamed: training waits until a checkpoint is on the disk"))
+    if levers.remat != "block":
+        rows.append(("backward pass", f"keeps {_KEPT[levers.remat]}: faster, and takes more device memory"))
     rows.append(("disk", f"{format_bytes(chosen.disk_bytes)} for two checkpoints"))
     phases = ", ".join(f"{name} {format_bytes(size)}" for name, size in chosen.phases.items())
     rows += [("phases", phases)] if len(chosen.phases) > 1 else []
@@ -162,6 +166,7 @@ def plan_name(candidate: Candidate) -> str:
     words += [f"{levers.fsdp} shards"] if levers.fsdp > 1 else []
     words += ["streamed saves"] if levers.save == "streamed" else []
     words += ["chunked attention"] if levers.attention == "chunked" else []
+    words += [f"keeps {_KEPT[levers.remat]}"] if levers.remat != "block" else []
     return "; ".join(words)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.artifacts import Candidate, Gpu, Host, Machine, Plan
 from harness.plan import memory
+from harness.plan.activations import kept_bytes
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request
 from harness.recipe.load import load_recipe
@@ -17,7 +18,10 @@ A_SAMPLE = 150 * 2**20
 
 
 class Formula:
-    """Plays the compiler: the state, the gradients, 1 GiB, and so much a sample. Notes what it was asked."""
+    """Plays the compiler: the state, the gradients, 1 GiB, so much a sample, and what is kept of the layers.
+
+    Notes what it was asked.
+    """
 
     def __init__(self) -> None:
         self.asked: list[Request] = []
@@ -33,6 +37,7 @@ class Formula:
         if request.phase != "step":
             return {"device": state, "temp": 0}
         temp = parts["gradients"] + GIB + A_SAMPLE * request.levers.microbatch
+        temp += kept_bytes(request.recipe, request.levers)
         return {"device": state + temp, "temp": temp}
 
 
