@@ -51,7 +51,7 @@ class Levers(Later):
     accumulation_steps: int = Field(1, gt=0)
     prompt_tokens: int = Field(gt=0)
     cameras: list[str]
-    remat: Literal["block", "none"] = "block"
+    remat: Literal["block", "mlp", "names", "none"] = "block"
     attention: Literal["full", "chunked"] = "full"
     compute_copy: bool = False
     host: list[Literal["ema", "moments", "masters"]] = []

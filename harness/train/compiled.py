@@ -53,7 +53,7 @@ def lower_step(setup: Setup, levers: Levers, platform: str | None = None) -> tup
     step = make_step(
         recipe,
         accumulation_steps=levers.accumulation_steps,
-        remat=levers.remat == "block",
+        remat=levers.remat,
         attention=levers.attention,
         compute_copy=levers.compute_copy,
         layout=layout,

@@ -79,7 +79,7 @@ def deployed(state: TrainState) -> tuple[Params, Params]:
 
 def _make(setup: Setup, levers: Levers) -> Any:
     recipe, _, layout = setup
-    graph = graph_of(recipe.model, remat=False, attention=levers.attention, fetch=layout.fetch)
+    graph = graph_of(recipe.model, remat="none", attention=levers.attention, fetch=layout.fetch)
 
     def run(params: Params, frozen: Params, inputs: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
         given, tokens = _readable(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from harness.model.attention import AttentionForm
 from harness.model.pi05 import Observation, Params, bind, graph_of
+from harness.model.remat import Remat
 from harness.recipe.parameters import EMBEDDING, is_cast_before_use
 from harness.recipe.schema import Recipe
 from harness.train.accumulate import Inputs, accumulate, read_copies
@@ -37,7 +38,7 @@ def make_step(
     recipe: Recipe,
     *,
     accumulation_steps: int = 1,
-    remat: bool = True,
+    remat: Remat = "block",
     attention: AttentionForm = "full",
     compute_copy: bool = False,
     layout: Layout | None = None,
