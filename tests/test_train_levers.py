@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from harness.artifacts.plan import Remat
 from harness.errors import HarnessError
-from harness.model import gemma, remat
+from harness.model import remat
 from harness.recipe.parameters import EMBEDDING, is_cast_before_use, parameter_shapes
 from harness.recipe.schema import Recipe
 from harness.train import host
@@ -147,19 +147,6 @@ def test_any_plan_learns_the_same(
 ) -> None:
     in_host = tuple(part for part in in_host if part != "ema" or "train.ema_decay=null" not in overrides)
     check(run(overrides), run(overrides, in_host=in_host, **levers))
-
-
-def test_attention_is_cut_into_chunks_at_the_real_size_and_not_below_one_sample(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, (6, 5, heads, 4)) for key, heads in zip(keys, (2, 1, 1), strict=True))
-    mask = jnp.tril(jnp.ones((6, 5, 5), bool))
-    for logits, chunk in ((1, 1), (2 * 5 * 5 * 2, 2), (2 * 5 * 5 * 5, 3)):
-        monkeypatch.setattr(gemma, "_CHUNK_LOGITS", logits)
-        text = jax.jit(functools.partial(gemma.attend_in_chunks)).lower(q, k, v, mask).as_text()
-        assert f"tensor<{chunk}x1x2x5x5xf32>" in text
-        np.testing.assert_array_equal(gemma.attend_in_chunks(q, k, v, mask), gemma.attend(q, k, v, mask))
 
 
 def test_what_the_model_casts_is_known_by_name() -> None:

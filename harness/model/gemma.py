@@ -12,34 +12,25 @@ per key/value head, D width, H head dim.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from harness.model.attention import AttentionForm, attend
 from harness.model.condition import ByToken, Condition
 from harness.model.lora import Einsum, FeedForward
-from harness.model.remat import Remat, rematerialized
+from harness.model.remat import ENCODED, KEY_VALUE, QUERY, Remat, named, rematerialized
 from harness.recipe.parameters import GEMMA, GemmaSize
 from harness.recipe.schema import Expert
 
-# A finite stand-in for -inf: a row whose keys are all masked stays finite. Gemma's own constant.
-_MASKED = -2.3819763e38
 _EPSILON = 1e-6
-# Logits of a chunk of `attend_in_chunks`: 64 MiB in float32, six samples of the published recipe.
-_CHUNK_LOGITS = 2**24
 
 # A function applied to a layer's parameters just before their use, for example to gather their shards.
 Fetch = Callable[[Any], Any]
-# How attention is computed: for the whole batch at once, or for a few samples at a time. cuDNN's flash
-# attention (jax.nn.dot_product_attention) is not used. Its backward pass takes heads of at most 128 on Ampere
-# and Ada, and Gemma's have 256. Only Hopper allows them, and its cards have the memory anyway. JAX also asks
-# the present device, so such a step cannot be compiled for a card that is not here. Sources: cuDNN 9.18,
-# "Attention", support matrix; jax/_src/cudnn/fused_attention_stablehlo.py, `check_is_flash_attention`,
-# 0.10.2.
-AttentionForm = Literal["full", "chunked"]
 
 # One entry per expert; None if that expert has no tokens in this call.
 PerExpert = tuple[jax.Array | None, jax.Array | None]
@@ -109,44 +100,17 @@ def apply_rope(x: jax.Array, positions: jax.Array) -> jax.Array:
     timescale = 10_000 ** ((2.0 / x.shape[-1]) * jnp.arange(half, dtype=jnp.float32))
     radians = (positions[..., None] / timescale)[..., None, :]  # [B, T, 1, H/2]
     sin, cos = jnp.sin(radians), jnp.cos(radians)
-    x1, x2 = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q·kᵀ)·v with logits and softmax in float32; q is already scaled.
-
-    Shapes: q [B, T, N, H]; k, v [B, S, K, H] with N a multiple of K; mask bool [B, T, S]; result [B, T, N,
-    H].
-    """
-    b, t, n, h = q.shape
-    grouped = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
-    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    probabilities = jax.nn.softmax(jnp.where(mask[:, None, None], logits, _MASKED), axis=-1).astype(q.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", probabilities, v).reshape(b, t, n, h)
-
-
-def attend_in_chunks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`attend`, a few samples at a time.
-
-    float32 logits exist only for these samples, in the forward pass and again in the backward pass. Chunk i
-    has samples i, i + n, i + 2n, …: each of several devices then works on samples that it holds.
-    """
-    b, t, n, _ = q.shape
-    fits = max(1, _CHUNK_LOGITS // (n * t * k.shape[1]))
-    size = next(size for size in range(min(fits, b), 0, -1) if b % size == 0)
-    if size == b:
-        return attend(q, k, v, mask)
-    cut = jax.tree.map(lambda x: x.reshape(size, b // size, *x.shape[1:]).swapaxes(0, 1), (q, k, v, mask))
-    out = jax.lax.map(jax.checkpoint(lambda one: attend(*one), prevent_cse=False), cut)
-    return out.swapaxes(0, 1).reshape(q.shape)
+    # [x1·cos - x2·sin, x2·cos + x1·sin], with both halves side by side: nothing is cut and joined.
+    halves, signs = x.reshape(*x.shape[:-1], 2, half), jnp.asarray([[-1.0], [1.0]])
+    turned = jnp.flip(halves, -2) * (sin[..., None, :] * signs)
+    return (halves * cos[..., None, :] + turned).reshape(x.shape).astype(x.dtype)
 
 
 class Attention(nnx.Module):
     """Attention of both experts: separate projections, joint attention, separate output projections."""
 
     def __init__(self, experts: tuple[Expert, Expert], form: AttentionForm, rngs: nnx.Rngs) -> None:
-        self.attend = attend if form == "full" else attend_in_chunks
+        self.form = form
         for suffix, expert in zip(("", "_1"), experts, strict=True):
             s = GEMMA[expert.variant]
             make = {"layers": s.depth, "lora": expert.lora, "rngs": rngs}
@@ -173,27 +137,42 @@ class Attention(nnx.Module):
         """(each expert's result, the keys and values).
 
         With `last`, the language model's tokens are only keys and values. They have no queries, and their
-        result is None.
+        result is None. The language model's tokens see no others, whatever `mask` says of those.
         """
         present = [(suffix, x) for suffix, x in zip(("", "_1"), xs, strict=True) if x is not None]
-        asking = [(suffix, x) for suffix, x in present if suffix or not last]
-        silent = sum(x.shape[1] for _, x in present) - sum(x.shape[1] for _, x in asking)
-        qs = [getattr(self, f"q_einsum{suffix}")("BTD,NDH->BTNH", x) for suffix, x in asking]
-        kvs = [getattr(self, f"kv_einsum{suffix}")("BSD,CKDH->CBSKH", x) for suffix, x in present]
-        q = apply_rope(jnp.concatenate(qs, axis=1), positions[:, silent:])
-        k, v = jnp.concatenate(kvs, axis=2)  # [2, B, S, K, H]
-        k = apply_rope(k, positions)
-        if cache is not None:
-            k, v = jnp.concatenate([cache.k, k], axis=1), jnp.concatenate([cache.v, v], axis=1)
-        encoded = self.attend(q * jnp.asarray(self.query_scale, q.dtype), k, v, mask[:, silent:])
+        ends = list(itertools.accumulate(x.shape[1] for _, x in present))
+        spans = [slice(end - x.shape[1], end) for end, (_, x) in zip(ends, present, strict=True)]
+        pairs = [
+            self._keys_values(suffix, x, positions[:, span])
+            for span, (suffix, x) in zip(spans, present, strict=True)
+        ]
+        joined = KeyValues(*map(_joined, zip(*([cache] if cache is not None else []), *pairs, strict=True)))
         outputs: dict[str, jax.Array | None] = {"": None, "_1": None}
-        start = 0
-        for suffix, x in asking:
-            outputs[suffix] = getattr(self, f"attn_vec_einsum{suffix}")(
-                "BTNH,NHD->BTD", encoded[:, start : start + x.shape[1]]
-            )
-            start += x.shape[1]
-        return (outputs[""], outputs["_1"]), KeyValues(k, v)
+        for span, (suffix, x) in zip(spans, present, strict=True):
+            if last and not suffix:
+                continue
+            # The prefix sees no action, so it does not ask for the keys of the actions.
+            seen = joined if suffix else pairs[0]
+            asked = mask[:, span, : seen.k.shape[1]]
+            outputs[suffix] = self._attended(suffix, x, positions[:, span], seen, asked)
+        return (outputs[""], outputs["_1"]), joined
+
+    def _keys_values(self, suffix: str, x: jax.Array, positions: jax.Array) -> KeyValues:
+        k, v = named(getattr(self, f"kv_einsum{suffix}")("BSD,CKDH->CBSKH", x), KEY_VALUE)
+        return KeyValues(apply_rope(k, positions), v)
+
+    def _attended(
+        self, suffix: str, x: jax.Array, positions: jax.Array, seen: KeyValues, mask: jax.Array
+    ) -> jax.Array:
+        q = apply_rope(getattr(self, f"q_einsum{suffix}")("BTD,NDH->BTNH", x), positions)
+        q = named(q * jnp.asarray(self.query_scale, q.dtype), QUERY)
+        encoded = named(attend(q, *seen, mask, self.form), ENCODED)
+        out: jax.Array = getattr(self, f"attn_vec_einsum{suffix}")("BTNH,NHD->BTD", encoded)
+        return out
+
+
+def _joined(parts: Sequence[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
 class Block(nnx.Module):

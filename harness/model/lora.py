@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from harness.model.remat import GATE, UP, named
 from harness.recipe.schema import Lora
 
 # Source: openpi src/openpi/models/lora.py `LoRAConfig.init_fn`, commit 15a9616. Both factors start random,
@@ -98,8 +99,8 @@ class FeedForward(nnx.Module):
             self.linear_lora_b = nnx.Param(_ADAPTER_INIT(rngs.params(), (layers, r, width)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = jax.nn.gelu(self._gating(x, 0))
-        hidden = gate * self._gating(x, 1)  # [B, T, F]
+        gate = jax.nn.gelu(named(self._gating(x, 0), GATE))
+        hidden = gate * named(self._gating(x, 1), UP)  # [B, T, F]
         adapters = (self.linear_lora_a[...], self.linear_lora_b[...]) if self.scale is not None else None
         return self._product(hidden, self.linear[...], adapters)
 

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from harness.model.attention import AttentionForm
 from harness.model.condition import ByToken, Condition
-from harness.model.gemma import AttentionForm, Fetch, Gemma, KeyValues
+from harness.model.gemma import Fetch, Gemma, KeyValues
 from harness.model.remat import Remat
 from harness.model.siglip import SigLIP
 from harness.recipe.parameters import GEMMA, VISION
@@ -174,15 +175,18 @@ class Pi05(nnx.Module):
 
         Image tokens come first, in CAMERAS' order, then the prompt.
         """
-        tokens, masks = [], []
-        for camera in CAMERAS:
-            if camera not in observation.images:
-                continue
-            x = self.PaliGemma["img"](observation.images[camera])
-            tokens.append(x)
-            masks.append(jnp.broadcast_to(observation.image_masks[camera][:, None], x.shape[:2]))
-        tokens.append(self.PaliGemma["llm"].embed(observation.tokens))
-        masks.append(observation.token_mask)
+        tokens = [self.PaliGemma["llm"].embed(observation.tokens)]
+        masks = [observation.token_mask]
+        cameras = [camera for camera in CAMERAS if camera in observation.images]
+        if cameras:
+            # All cameras pass the vision tower together. A sample's own lie side by side, so that devices
+            # that share the batch each work on the images of their own samples.
+            images = jnp.stack([observation.images[camera] for camera in cameras], axis=1)  # [B, C, S, S, 3]
+            b, c = images.shape[:2]
+            x = self.PaliGemma["img"](images.reshape(b * c, *images.shape[2:]))
+            tokens.insert(0, x.reshape(b, -1, x.shape[-1]))
+            known = jnp.stack([observation.image_masks[camera] for camera in cameras], axis=1)
+            masks.insert(0, jnp.repeat(known, x.shape[1], axis=1))
         return jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
 
     def _embed_time(self, time: jax.Array) -> jax.Array:

@@ -16,7 +16,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from harness.model.remat import Remat, rematerialized
+from harness.model.remat import (
+    VISION_ENCODED,
+    VISION_HIDDEN,
+    VISION_KEY_VALUE,
+    VISION_QUERY,
+    Remat,
+    named,
+    rematerialized,
+)
 from harness.recipe.parameters import VisionSize
 
 _KERNEL = nnx.initializers.xavier_uniform()
@@ -85,9 +93,10 @@ class Attention(nnx.Module):
         self.out = Projection(size.depth, heads, (size.width,), bias_std=0.0, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        q, k, v = self.query(x), self.key(x), self.value(x)  # [B, P, N, H]
+        q = named(self.query(x), VISION_QUERY)  # [B, P, N, H]
+        k, v = (named(project(x), VISION_KEY_VALUE) for project in (self.key, self.value))
         logits = jnp.einsum("bqnh,bknh->bnqk", q / jnp.sqrt(q.shape[-1]).astype(q.dtype), k)
-        return self.out(jnp.einsum("bnqk,bknh->bqnh", jax.nn.softmax(logits), v))
+        return self.out(named(jnp.einsum("bnqk,bknh->bqnh", jax.nn.softmax(logits), v), VISION_ENCODED))
 
 
 class MlpBlock(nnx.Module):
@@ -98,7 +107,7 @@ class MlpBlock(nnx.Module):
         self.Dense_1 = Projection(size.depth, (size.mlp_dim,), (size.width,), bias_std=1e-6, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.Dense_1(jax.nn.gelu(self.Dense_0(x)))
+        return self.Dense_1(jax.nn.gelu(named(self.Dense_0(x), VISION_HIDDEN)))
 
 
 class EncoderBlock(nnx.Module):
@@ -129,10 +138,14 @@ class Transformer(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         graph, stacked = nnx.split(self.encoderblock)
 
-        def layer(x: jax.Array, one: nnx.State) -> tuple[jax.Array, None]:
+        def layer(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+            # Indexed from the whole stack, as in the language model. A scan over the parameters themselves
+            # copies each slice, and takes XLA longer to compile.
+            one = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, i, 0, keepdims=False), stacked)
             return nnx.merge(graph, self.fetch(one))(x), None
 
-        x, _ = jax.lax.scan(rematerialized(layer, self.remat), x, stacked)
+        depth = jax.tree.leaves(stacked)[0].shape[0]
+        x, _ = jax.lax.scan(rematerialized(layer, self.remat), x, jnp.arange(depth))
         return self.encoder_norm(x)
 
 

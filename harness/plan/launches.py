@@ -86,15 +86,18 @@ def totals(kernels: list[Kernel]) -> Totals:
     )
 
 
-def kernels_of(text: str) -> list[Kernel]:
+def kernels_of(text: str, *, unknown: bool = False) -> list[Kernel]:
     """Every kernel of the program whose scheduled HLO is `text`.
 
-    Raises: ValueError if it is no HLO, or how often a loop runs is not known.
+    With `unknown`, a loop whose number of turns depends on data, such as one that draws random numbers,
+    counts once.
+    Raises: ValueError if it is no HLO, if how often a loop runs is not known, or, with `unknown`, if such a
+    loop has matrix products.
     """
     computations, entry = _parsed(text)
     if entry is None:
         raise ValueError("the text is no HLO module: it has no entry computation")
-    return list(_walk(computations, entry, 1))
+    return list(_walk(computations, entry, 1, unknown=unknown))
 
 
 def product_operations(text: str) -> int:
@@ -103,10 +106,7 @@ def product_operations(text: str) -> int:
     A loop whose number of turns depends on data, such as one that draws random numbers, may hold none.
     Raises: ValueError if one does, or if the text is no HLO.
     """
-    computations, entry = _parsed(text)
-    if entry is None:
-        raise ValueError("the text is no HLO module: it has no entry computation")
-    return sum(each.times * each.operations for each in _walk(computations, entry, 1, unknown=True))
+    return totals(kernels_of(text, unknown=True)).operations
 
 
 def _parsed(text: str) -> tuple[dict[str, Computation], str | None]:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from harness.model.gemma import AttentionForm
+from harness.model.attention import AttentionForm
 from harness.model.pi05 import Observation, Params, bind, graph_of
 from harness.model.remat import Remat
 from harness.recipe.parameters import EMBEDDING, is_cast_before_use
