@@ -18,7 +18,6 @@ from harness.plan.memory import ACTIVATIONS, REST
 from harness.plan.place import Place
 from harness.recipe.schema import Recipe
 
-
 # What keeps more must save more than this share of a step: the cost model is some percent off.
 _WORTH = 0.03
 
