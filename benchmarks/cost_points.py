@@ -44,6 +44,9 @@ def main() -> None:
     most = max(abs(point.error) for point in OURS)
     names = ", ".join(sorted({point.card for point in OURS}))
     print(f"\nOur own: at most {100 * most:.1f} % off, in {len(OURS)} plans on {names}.")
+    earlier = sum(point.earlier for point in OURS)
+    if earlier:
+        print(f"{earlier} of them ran an earlier version of the step; the prediction is of today's.")
     for card in measured_cards().values():
         print()
         Console(width=110).print(calibration_view(card), crop=False)

@@ -17,7 +17,8 @@ from tests.support.planned import FULL, gpu, planned, with_gpus
 
 @pytest.mark.parametrize("point", OURS, ids=lambda point: point.name)
 def test_a_step_of_ours_takes_what_was_predicted(point: Point) -> None:
-    assert abs(point.error) <= 0.15
+    # An earlier step took longer than today's is predicted to take.
+    assert -0.15 <= point.error <= (0.05 if point.earlier else 0.15)
     rows = point.levers.microbatch * point.levers.accumulation_steps
     assert point.name.startswith(str(rows))
 
@@ -65,6 +66,7 @@ def test_a_plan_says_the_error_that_is_known_for_its_card() -> None:
     several = _shown(gpu="h200:4")
     assert said in several
     assert "never measured on several" in several
+    assert ("earlier version of the step" in several) == any(point.earlier for point in OURS)
     assert "never measured on this card" in _shown(gpu="h100")
     here = with_gpus(gpu(name=CARDS["h200"].device, capability="9.0", total=140))
     assert said in _words(planned(FULL, here))

@@ -50,7 +50,7 @@ def test_a_loop_whose_turns_depend_on_data_may_hold_no_products() -> None:
         # tiny step, and a three-thousandth of the published one.
         ([], "block", 0.025),
         ([], "mlp", 0.02),
-        (LORA, "names", 0.01),
+        (LORA, "names", 0.012),
         (["train.trained=action_expert"], "names", 0.01),
     ],
     ids=[

@@ -4,6 +4,11 @@ OURS are of this project's step, from the measured files of cards in `harness/pl
 to them: tests/test_plan_measured.py bounds their error. A card without a file has rates that are assumed
 (`plan.cost`). The calibration of this machine's own card is not among them: `plan.calibrated`.
 
+A file has the hash of the step that was measured. Where it is not today's, the measured seconds are those of
+an earlier step, and the prediction beside them is of today's. Steps have only become shorter, so such a point
+is an upper bound. The H200's are of the step before attention had its own backward pass, cameras passed the
+vision tower together and results were kept for the backward pass.
+
 OTHERS are published step times of other programs for the same model: openpi's on JAX, and LeRobot's on
 PyTorch. They are not modelled. The prediction beside them is that of our step for the same card, batch,
 cameras and prompt. Their distance says how far apart the two programs are, and whether the rate that is
@@ -21,6 +26,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from harness.artifacts import Calibration, CalibrationStage, Levers
+from harness.plan.calibrated import step_sha256
 from harness.plan.candidates import Changes, changed
 from harness.plan.cards import CARDS
 from harness.plan.cost import seconds_per_step
@@ -33,7 +39,10 @@ _WHOLE = 0.7
 
 
 class Point(NamedTuple):
-    """One measured step. `card` is a key of CARDS; `seconds` are of one step of the whole batch."""
+    """One measured step. `card` is a key of CARDS; `seconds` are of one step of the whole batch.
+
+    `earlier`: the code of the step was another one than today's.
+    """
 
     name: str
     source: str
@@ -42,6 +51,7 @@ class Point(NamedTuple):
     levers: Levers
     recipe: str = "pi05_libero"
     changes: Changes = {}
+    earlier: bool = False
 
     @property
     def predicted(self) -> float:
@@ -110,6 +120,7 @@ OURS = tuple(
         stage.plan.levers,
         stage.plan.recipe,
         stage.plan.changes,
+        card.step_sha256 != step_sha256(),
     )
     for key, card in measured_cards().items()
     for stage in card.plans()
@@ -140,4 +151,5 @@ def known_error(device: str, devices: int) -> str:
         return "cost model, never measured on this card"
     most = max(abs(point.error) for point in points)
     said = f"cost model; at most {100 * most:.0f} % off in {len(points)} steps measured on this card"
+    said += ", of an earlier version of the step" if any(point.earlier for point in points) else ""
     return said if devices == 1 else f"{said}, never measured on several"

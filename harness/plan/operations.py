@@ -40,7 +40,7 @@ Part = Literal["vision", "language", "expert", "projections"]
 _ALIGNED = 8
 # Kernels whose product a level keeps. Source: the names in harness.model.remat.
 _MLP = ("/gating_einsum",)
-_NAMES = (*_MLP, "/q_einsum", "/kv_einsum", "/query/", "/key/", "/value/", "/Dense_0/")
+_NAMES = (*_MLP, "/q_einsum", "/kv_einsum", "/query/", "/key/", "/value/", "/MlpBlock_0/Dense_0/")
 _KEPT: dict[Remat, tuple[str, ...]] = {"block": (), "mlp": _MLP, "names": _NAMES, "none": ()}
 
 
