@@ -141,3 +141,9 @@ def cut(recipe: Recipe, levers: Levers, microbatch: int) -> Levers:
             "accumulation_steps": recipe.train.global_batch // (levers.devices * microbatch),
         }
     )
+
+
+def smaller(recipe: Recipe, levers: Levers) -> list[Levers]:
+    """The levers with every number of rows at once that divides the batch, up to their own."""
+    sizes = divisors(recipe.train.global_batch // levers.devices)
+    return [cut(recipe, levers, size) for size in sizes if size <= levers.microbatch]

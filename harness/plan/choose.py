@@ -187,7 +187,7 @@ class _Search:
                 in_vain += [one for one in tried if one.verdict == "rejected"]
             if best is not None:
                 again = partial(self._candidate, recipe, changes)
-                seconds, smaller = partial(self._seconds, recipe), self._smaller(recipe, best.levers)
+                seconds, smaller = partial(self._seconds, recipe), candidates.smaller(recipe, best.levers)
                 asked = kept.Answers(seconds, again, self._may_ask(recipe, best), smaller)
                 best, made = kept.with_more_kept(recipe, self._place, best, made, asked)
                 best, made = saving.streamed_where_unknown(self._place, best, made, again)
@@ -265,11 +265,6 @@ class _Search:
     def _known(self, recipe: Recipe, levers: Levers, sizes: list[int]) -> list[int]:
         """Those of the microbatches whose step is known, or bounded, without the compiler."""
         return [size for size in sizes if self._oracle.has_step(recipe, candidates.cut(recipe, levers, size))]
-
-    def _smaller(self, recipe: Recipe, levers: Levers) -> list[Levers]:
-        """These levers, with as many rows at once or fewer."""
-        sizes = candidates.divisors(recipe.train.global_batch // levers.devices)
-        return [candidates.cut(recipe, levers, size) for size in sizes if size <= levers.microbatch]
 
     def _may_ask(self, recipe: Recipe, best: Candidate) -> Callable[[Levers], bool]:
         """Whether a plan like `best` may be asked about. If the atlas knows only `best`, that suffices."""
