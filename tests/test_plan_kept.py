@@ -32,26 +32,26 @@ def asked(vram: int, **more: Any) -> tuple[Plan, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("vram", "level", "questions"),
+    ("vram", "rows", "level", "questions"),
     [
-        (BOTH, "names", ["block", "names"]),
-        (98, "mlp", ["block", "names", "mlp"]),
-        (ONE_LEVEL, "mlp", ["block", "mlp"]),
-        (90, "block", ["block", "mlp"]),
-        (NOTHING_MORE, "block", ["block"]),
+        (BOTH, 32, "names", ["block", "names"]),
+        (98, 32, "mlp", ["block", "names", "mlp"]),
+        (ONE_LEVEL, 32, "mlp", ["block", "mlp"]),
+        (90, 16, "names", ["block", "mlp", "names"]),
+        (NOTHING_MORE, 32, "block", ["block"]),
     ],
 )
-def test_the_fastest_level_that_fits_is_taken_and_what_cannot_fit_is_not_asked(
-    vram: int, level: str, questions: list[str]
+def test_the_fastest_that_fits_is_taken_and_what_cannot_fit_is_not_asked(
+    vram: int, rows: int, level: str, questions: list[str]
 ) -> None:
     plan, levels = asked(vram)
     assert plan.chosen is not None
-    assert plan.chosen.levers.remat == level
+    assert (plan.chosen.levers.microbatch, plan.chosen.levers.remat) == (rows, level)
     assert levels == questions
     assert {one.levers.remat for one in plan.candidates} == set(questions)
     assert plan.candidates[0] == plan.chosen
     for one in plan.candidates:
-        assert one.levers.model_copy(update={"remat": level}) == plan.chosen.levers
+        assert one.levers.microbatch * one.levers.accumulation_steps == 256
         assert (one.verdict == "rejected") == (one.device_bytes > (plan.usable_bytes or 0))
     assert (plan.chosen.seconds_per_step or 0) == min(
         one.seconds_per_step or 0 for one in plan.candidates if one.verdict == "fits"
