@@ -255,7 +255,7 @@ class _Search:
             if self._seconds(recipe, candidates.cut(recipe, levers, size)) <= fastest * (1 + _WORTH)
         )
         worth = [size for size in sizes if size <= enough]
-        return self._known(recipe, levers, worth) or worth
+        return worth if self._tools.thorough else self._known(recipe, levers, worth) or worth
 
     def _is_known(self, recipe: Recipe, levers: Levers) -> bool:
         """Whether the atlas knows a microbatch of these levers; true if the compiler answers for the rest."""
