@@ -3,11 +3,11 @@
 Each level keeps what the one before it keeps, and more:
 
 - "block": a layer's input alone. The whole layer is computed again.
-- "mlp": the two products of the language model's and the expert's gated feed-forward, whose inner width is
-  eight times that of the layer. They are half of the products that "block" computes again.
-- "names": every product of a layer that a gradient needs and whose result is not wider than it is dear: also
-  queries, keys, values and the result of attention, and those of the vision tower with its first feed-forward
-  product. Norms, activations and logits are computed again.
+- "mlp": the two wide products of the gated feed-forward, in the language model and the expert. They are most
+  of what "block" computes again.
+- "names": every product that a gradient needs: also queries, keys, values and the result of attention, and
+  those of the vision tower with its first feed-forward product. Norms, activations and logits are computed
+  again.
 - "none": all of it.
 
 All compute the same numbers but for their rounding: XLA may fuse what is kept otherwise than what is not.
