@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness.artifacts import Host, Levers, Machine
 from harness.errors import HarnessError
 from harness.plan import atlas
+from harness.plan.candidates import changed
 from harness.plan.cards import CARDS, targets
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request, compiled
@@ -162,6 +163,9 @@ def make(recipes: list[str], cards: list[str], until: float) -> int:
                     print(f"{name} on {card}: {error}", flush=True)
                     failed += 1
                     continue
+                if chosen and chosen.source == "interpolated":
+                    # A bound of a larger step would do. The plan that is chosen is worth its own answer.
+                    book(Request(recipe=changed(load_recipe(name), chosen.changes), levers=chosen.levers))
                 told = f"{chosen.reason}, {len(chosen.deviations)} deviations" if chosen else "nothing fits"
                 print(f"{name} on {card}, host {format_bytes(ram) if ram else 'any'}: {told}", flush=True)
     return failed
