@@ -27,13 +27,14 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = "--xla_gpu_deterministic_ops=true"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness.artifacts import Host, Levers, Machine
+from harness.artifacts import Candidate, Host, Levers, Machine
 from harness.errors import HarnessError
 from harness.plan import atlas
 from harness.plan.candidates import changed
 from harness.plan.cards import CARDS, targets
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request, compiled
+from harness.plan.need import beside_steps
 from harness.plan.source import source_hash
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
@@ -142,6 +143,21 @@ def _request(recipe: Recipe, levers: Levers, phase: str, *, only_lower: bool = F
     )
 
 
+def complete(book: Book, recipe: Recipe, chosen: Candidate) -> None:
+    """Asks for what the plan was chosen without.
+
+    A bound of a larger step will do for a choice, but the plan that is chosen is worth its own answer.
+    Loading and saving are counted where they are far below the step: with the compiler's answers a test
+    compares.
+    """
+    asked = [("step", chosen.levers)] if chosen.source == "interpolated" else []
+    asked += [(phase, beside_steps(chosen.levers)) for phase in ("load", "save")]
+    for phase, levers in asked:
+        known = book.known().look_up(recipe, levers, phase)
+        if known is None or known.source == "interpolated":
+            book(_request(recipe, levers, phase))
+
+
 def make(recipes: list[str], cards: list[str], until: float) -> int:
     """How many plans could not be made, because something of them does not compile."""
     nobody, failed = Machine(host=Host()), 0
@@ -163,9 +179,8 @@ def make(recipes: list[str], cards: list[str], until: float) -> int:
                     print(f"{name} on {card}: {error}", flush=True)
                     failed += 1
                     continue
-                if chosen and chosen.source == "interpolated":
-                    # A bound of a larger step would do. The plan that is chosen is worth its own answer.
-                    book(Request(recipe=changed(load_recipe(name), chosen.changes), levers=chosen.levers))
+                if chosen:
+                    complete(book, changed(load_recipe(name), chosen.changes), chosen)
                 told = f"{chosen.reason}, {len(chosen.deviations)} deviations" if chosen else "nothing fits"
                 print(f"{name} on {card}, host {format_bytes(ram) if ram else 'any'}: {told}", flush=True)
     return failed

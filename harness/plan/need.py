@@ -96,16 +96,7 @@ class Oracle:
         return step.source == "interpolated" and usable is not None and step.bytes["device"] > usable
 
     def _phase(self, recipe: Recipe, levers: Levers, phase: Phase, step: int) -> int:
-        # The phases before and between steps do not depend on batches, nor on how they are computed.
-        alike = levers.model_copy(
-            update={
-                "microbatch": 1,
-                "accumulation_steps": 1,
-                "prompt_tokens": 1,
-                "attention": "full",
-                "remat": "block",
-            }
-        )
+        alike = beside_steps(levers)
         known = self._known(recipe, alike, phase)
         if known is None and not self._recompile:
             # A phase that is far below the step decides nothing, and a compilation takes as long as a step's.
@@ -150,6 +141,15 @@ class Oracle:
 def _compiled_as(levers: Levers) -> Levers:
     """The levers that the compiler and the atlas are asked about: how a save is made changes no program."""
     return levers.model_copy(update={"save": "async"})
+
+
+def beside_steps(levers: Levers) -> Levers:
+    """These levers as the phases before and between steps are asked about.
+
+    Those depend neither on batches nor on how a step is computed.
+    """
+    ones = dict.fromkeys(("microbatch", "accumulation_steps", "prompt_tokens"), 1)
+    return levers.model_copy(update=ones | {"attention": "full", "remat": "block"})
 
 
 def not_asked(*_: object, **__: object) -> object:
