@@ -146,10 +146,10 @@ def _compiled_as(levers: Levers) -> Levers:
 def beside_steps(levers: Levers) -> Levers:
     """These levers as the phases before and between steps are asked about.
 
-    Those depend neither on batches nor on how a step is computed.
+    Those depend neither on batches nor on how a step is computed, nor on when a save is written.
     """
     ones = dict.fromkeys(("microbatch", "accumulation_steps", "prompt_tokens"), 1)
-    return levers.model_copy(update=ones | {"attention": "full", "remat": "block"})
+    return _compiled_as(levers).model_copy(update=ones | {"attention": "full", "remat": "block"})
 
 
 def not_asked(*_: object, **__: object) -> object:
