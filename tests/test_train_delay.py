@@ -63,8 +63,9 @@ def losses(delay: list[int] | None, **changes: Any) -> np.ndarray:
     return np.asarray(program(given=delay is not None)(params, batch | told | changes))
 
 
-def test_without_a_delay_the_loss_is_the_plain_one_bit_for_bit() -> None:
-    np.testing.assert_array_equal(losses([0] * ROWS), losses(None))
+def test_without_a_delay_the_loss_is_the_plain_one_but_for_rounding() -> None:
+    """The two programs compute the same numbers. XLA fuses them otherwise, so the last bit may differ."""
+    np.testing.assert_allclose(losses([0] * ROWS), losses(None), rtol=1e-6)
 
 
 def test_given_actions_have_no_loss_and_the_others_have_one() -> None:
@@ -72,7 +73,7 @@ def test_given_actions_have_no_loss_and_the_others_have_one() -> None:
     for row, delay in enumerate([0, 3, 9]):
         assert (found[row, :delay] == 0).all()
         assert (found[row, delay:] > 0).all()
-    np.testing.assert_array_equal(found[0], losses(None)[0])
+    np.testing.assert_allclose(found[0], losses(None)[0], rtol=1e-6)
 
 
 def test_given_actions_are_seen_clean_and_the_others_depend_on_them() -> None:

@@ -81,7 +81,7 @@ class AdaptiveRMSNorm(nnx.Module):
         if not isinstance(condition, ByToken):
             return self.Dense_0(condition, dtype)[:, None, :]
         # Both times are modulated and then chosen from: two rows a sample instead of one a token. A token
-        # that is not given has the same modulation, bit for bit, as without any given ones.
+        # that is not given has the same modulation, as without any given ones.
         own, clean = (self.Dense_0(each, dtype)[:, None, :] for each in (condition.own, condition.clean))
         return jnp.where(condition.given[:, :, None], clean, own)
 
