@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import time
@@ -146,16 +147,23 @@ def of(pattern: re.Pattern[Any], piece: str, size: int) -> float:
     return seconds(pattern, piece * (size // len(piece)) + "!")
 
 
+@functools.cache
+def unit() -> float:
+    """Seconds in which this processor finds every letter of a megabyte, one by one."""
+    return min(of(re.compile("."), "a", MB) for _ in range(3))
+
+
 @pytest.mark.parametrize("source", patterns())
-def test_a_megabyte_of_its_worst_input_takes_a_pattern_less_than_a_second(
+def test_a_megabyte_of_its_worst_input_takes_a_pattern_no_longer_than_a_walk(
     source: str | bytes | re.Pattern[Any],
 ) -> None:
+    """Twelve walks are about a second. A processor half as fast takes two for both."""
     pattern = re.compile(source)
     # A time that grows with the square is seen at a fiftieth of the size already: ten times its share.
     small = {piece: of(pattern, piece, MB // 50) for piece in [*PIECES, *literals(pattern.pattern)]}
-    assert not {piece: taken for piece, taken in small.items() if taken > 0.2}
+    assert not {piece: taken for piece, taken in small.items() if taken > 2.4 * unit()}
     worst = sorted(small, key=small.__getitem__, reverse=True)[:4]
-    assert not {piece: taken for piece in worst if (taken := of(pattern, piece, MB)) > 1}
+    assert not {piece: taken for piece in worst if (taken := of(pattern, piece, MB)) > 12 * unit()}
 
 
 def test_a_quadratic_pattern_is_found() -> None:
