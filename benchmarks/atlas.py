@@ -9,9 +9,10 @@ known is not asked twice. Answers of an older version of the step are first comp
 is lowered today has the same hash they are stamped anew, the others are dropped and asked again. Cards
 come in the order of `CARDS_FIRST`. For each card a plan is made as `harness plan` makes it, with any amount
 of host memory and with 32 GiB of it, so that only what the search really asks is compiled. That includes
-the faster levels of rematerialization of each best plan, where they may fit. `--spread` compiles one entry
-for several cards instead, and prints how far they lie apart: why there is one class of cards. Some 80 answers
-in all, and those of the levels, each about 20 s on two idle cores.
+the faster levels of rematerialization of each best plan, where they may fit, and the exact answer of each
+plan that is chosen, its loading and saving too. `--spread` compiles one entry for several cards instead, and
+prints how far they lie apart: why there is one class of cards. Some 70 answers in all, each about 20 s on two
+idle cores, or a minute on slow ones.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class Ask(NamedTuple):
 class Tools(NamedTuple):
     """The sources of answers: the shipped atlas (None: no atlas) and the compiler.
 
-    `say` reports what is being compiled. `thorough` asks the compiler about faster plans also where the
-    atlas has the answer of a slower one.
+    `say` reports what is being compiled. `thorough` asks the compiler about faster plans, with
+    other microbatches too, also where the atlas has the answer of a slower one.
     """
 
     atlas: Atlas | None
@@ -187,8 +187,7 @@ class _Search:
                 in_vain += [one for one in tried if one.verdict == "rejected"]
             if best is not None:
                 again = partial(self._candidate, recipe, changes)
-                seconds, smaller = partial(self._seconds, recipe), candidates.smaller(recipe, best.levers)
-                asked = kept.Answers(seconds, again, self._may_ask(recipe, best), smaller)
+                asked = kept.Answers(partial(self._seconds, recipe), again, self._may_ask(recipe, best))
                 best, made = kept.with_more_kept(recipe, self._place, best, made, asked)
                 best, made = saving.streamed_where_unknown(self._place, best, made, again)
                 return [best, *(one for one in made if one is not best)], best

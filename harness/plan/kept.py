@@ -8,12 +8,13 @@ asked about if what it keeps, counted from shapes, would not fit beside what the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, get_args
 
 from harness.artifacts import Candidate, Levers
 from harness.artifacts.plan import Remat
 from harness.plan.activations import KEPT_SHARE, kept_bytes
+from harness.plan.candidates import smaller
 from harness.plan.memory import ACTIVATIONS, REST
 from harness.plan.place import Place
 from harness.recipe.schema import Recipe
@@ -24,13 +25,12 @@ _WORTH = 0.03
 
 class Answers(NamedTuple):
     """The search's answers about plans of one recipe: the predicted seconds, the candidate, and whether the
-    compiler's answer is there or may be asked for. `smaller` are the same levers with as many rows or fewer.
+    compiler's answer is there or may be asked for.
     """
 
     seconds: Callable[[Levers], float]
     candidate: Callable[[Levers], Candidate]
     may_ask: Callable[[Levers], bool]
-    smaller: Sequence[Levers]
 
 
 def with_more_kept(
@@ -41,7 +41,7 @@ def with_more_kept(
         return best, made
     others = [
         levers.model_copy(update={"remat": level})
-        for levers in search.smaller
+        for levers in smaller(recipe, best.levers)
         for level in get_args(Remat)
         if level != best.levers.remat
     ]
