@@ -13,6 +13,7 @@ from harness.plan.activations import KEPT_SHARE, kept_bytes
 from harness.plan.candidates import changed
 from harness.plan.cards import CARDS
 from harness.plan.cost import LOADER_SAMPLES_PER_CORE, peak_flops, seconds_per_step
+from harness.plan.memory import exchanged_bytes, pinned_bytes
 from harness.plan.operations import flops_per_sample
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
@@ -132,6 +133,31 @@ def test_plans_of_one_recipe_are_ordered(slower: dict, faster: dict) -> None:
         seconds_per_step(FULL, LEVERS.model_copy(update=levers), A4090, None) for levers in (slower, faster)
     )
     assert a > b
+
+
+@pytest.mark.parametrize(
+    ("host", "changes", "at_once"),
+    [
+        (["ema"], {}, 0.0),
+        (["moments"], {}, 1.0),
+        (["ema", "moments"], {}, 0.5),
+        (["ema", "moments", "masters"], {}, 1.0),
+        (["ema", "moments", "masters"], {"train.optimizer.moments": "int8"}, 1.0),
+    ],
+)
+def test_the_copies_of_an_update_go_both_ways_at_once(host: list[str], changes: dict, at_once: float) -> None:
+    """Of arrays in two groups: one alone has none to go back beside it, and of three one is too many."""
+    recipe, levers = changed(FULL, changes), LEVERS.model_copy(update={"host": host})
+    pinned = pinned_bytes(recipe, levers)
+    assert exchanged_bytes(recipe, levers) == pytest.approx(pinned * 2 / (1 + at_once))
+    two = levers.model_copy(update={"devices": 2, "accumulation_steps": 16})
+    assert exchanged_bytes(recipe, two) == 2 * exchanged_bytes(recipe, levers)
+
+
+def test_a_step_from_host_memory_is_at_most_a_quarter_slower_than_one_on_the_card() -> None:
+    levers = LEVERS.model_copy(update={"microbatch": 16, "accumulation_steps": 16})
+    host = levers.model_copy(update={"host": ["ema", "moments", "masters"], "compute_copy": True})
+    assert seconds_per_step(FULL, host, A4090, None) < 1.25 * seconds_per_step(FULL, levers, A4090, None)
 
 
 def test_a_faster_card_is_faster_and_the_loader_sets_a_floor() -> None:

@@ -17,8 +17,9 @@ from tests.support.planned import FULL, gpu, planned, with_gpus
 
 @pytest.mark.parametrize("point", OURS, ids=lambda point: point.name)
 def test_a_step_of_ours_takes_what_was_predicted(point: Point) -> None:
-    # An earlier step took longer than today's is predicted to take.
-    assert -0.15 <= point.error <= (0.05 if point.earlier else 0.15)
+    # An earlier step took longer than today's is predicted to take. Its copies did not overlap.
+    least = -0.35 if point.earlier and point.levers.host else -0.15
+    assert least <= point.error <= (0.05 if point.earlier else 0.15)
     rows = point.levers.microbatch * point.levers.accumulation_steps
     assert point.name.startswith(str(rows))
 

@@ -8,6 +8,7 @@ rounding noise for gradients that are zero in exact arithmetic (a key's bias).
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, get_args
 
 import jax
@@ -104,6 +105,47 @@ def test_a_compute_copy_in_bfloat16_is_the_cast_that_the_model_would_make() -> N
 @pytest.mark.parametrize("in_host", [("ema",), EVERYTHING])
 def test_host_memory_changes_nothing(in_host: tuple[str, ...]) -> None:
     check(run(), run(in_host=in_host))
+
+
+def test_streamed_arrays_are_those_of_whole_arrays_bit_for_bit() -> None:
+    """Leaves of many pieces and of one, with one to four arrays in host memory, one of them of bytes."""
+    place = Layout(jax.local_devices()[:1]).replicated
+    there, here = host.in_host_memory(place), place
+
+    def function(moved: host.Arrays, read: host.Arrays) -> tuple[host.Arrays, jax.Array]:
+        return tuple(2 * x + read[0].astype(x.dtype) for x in moved), jnp.sum(read[0] * moved[0])
+
+    leaves = [
+        ((6, 3, 8, 256), [there] * 4),
+        ((4, 2048), [there, here, there]),
+        ((3, 8), [there] * 2),
+        ((8, 2048), [here, there]),
+        ((16, 1024), [there] * 3),
+    ]
+    state = [
+        tuple(
+            jax.device_put(
+                (jnp.arange(math.prod(shape)) % (7 + k))
+                .reshape(shape)
+                .astype("int8" if k == 1 else "float32"),
+                place,
+            )
+            for k, place in enumerate(places)
+        )
+        for shape, places in leaves
+    ]
+    read = [jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape) % 5 for shape, _ in leaves]
+    whole = [function(jax.device_put(moved, here), (x,)) for moved, x in zip(state, read, strict=True)]
+
+    @functools.partial(
+        jax.jit, donate_argnums=0, out_shardings=[(tuple(places), here) for _, places in leaves]
+    )
+    def streamed(state: list[host.Arrays], read: list[jax.Array]) -> list[tuple[host.Arrays, jax.Array]]:
+        jobs = [host.Job(function, moved, (x,), x.ndim) for moved, x in zip(state, read, strict=True)]
+        return host.stream(jobs, after=jnp.sum(read[0]))
+
+    for a, b in zip(jax.tree.leaves(streamed(state, read)), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("lever", [{"accumulation_steps": 4}, {"accumulation_steps": 2, "remat": "none"}])

@@ -5,7 +5,7 @@
                + kernels x the time of one
     step = accumulation x microbatch
          + state traffic / bandwidth                   the update
-         + offloaded bytes / link                      counted as if nothing overlapped
+         + offloaded bytes / link                      both ways at once, beside nothing else
          + gathered and summed bytes / link            several devices
          + bytes over the network / its rate           several machines
     and never less than the loader needs for the global batch.
@@ -15,7 +15,9 @@ Rates are shares of a card's nominal ones:
   631, 646 and 649 TFLOP/s of 989 with their dispatch (about 736 without it), and smaller ones 194 to 354.
   One share stands for all of them. It is not fitted to a step, but the steps that check it are of the same
   card. No other architecture was measured: all others are assumed to give the same share.
-- Memory and links: 0.8 of the nominal rate, assumed. On that H200 pinned host memory gave 53 of 63 GB/s.
+- Memory and links: 0.8 of the nominal rate, assumed. On that H200 pinned host memory gave 53 of 63 GB/s, one
+  way. Both ways at once are assumed to give as much each. Of the copies of an update, one piece of a leaf in
+  each way is not beside another (`train.host`): some 5 % of them, which are not counted.
 - A kernel takes 1.7 µs beside its work (`plan.serving` has its source), and a layer's pass counts as 36:
   XLA's program of a microbatch has 6,373 kernels for 180 of them.
 - Bytes of activations are counted in that program: `plan.activations`. A result that is kept for the backward
@@ -41,7 +43,7 @@ import math
 from harness.artifacts import Levers
 from harness.plan.activations import kept_bytes, passed_bytes
 from harness.plan.cards import Card
-from harness.plan.memory import counted, pinned_bytes, state_parts
+from harness.plan.memory import counted, exchanged_bytes, pinned_bytes, state_parts
 from harness.plan.operations import (
     Passes,
     flops_per_sample,
@@ -152,10 +154,10 @@ def seconds_per_step(
     step = levers.accumulation_steps * _microbatch_seconds(recipe, levers, card, bandwidth)
     parts = state_parts(recipe, levers.model_copy(update={"host": []}))
     step += 2 * sum(parts[name] for name in ("weights", "moments", "ema", "gradients") if trained) / bandwidth
-    # Each offloaded byte goes to the card and back, over each card's own link. The masters go there twice:
-    # for the copies that the microbatches read, and for the update.
+    # Each offloaded byte goes to the card and back, over each card's own link. The masters go there once
+    # more: for the copies that the microbatches read.
     masters = levers.model_copy(update={"host": [part for part in levers.host if part == "masters"]})
-    passed = 2 * pinned_bytes(recipe, levers) + pinned_bytes(recipe, masters)
+    passed = exchanged_bytes(recipe, levers) + pinned_bytes(recipe, masters)
     step += passed * levers.hosts / levers.devices / (host_link(card) * SUSTAINED_BYTES)
     step *= pace
     step += _exchanged(levers, total, trained) / link

@@ -7,7 +7,8 @@ to them: tests/test_plan_measured.py bounds their error. A card without a file h
 A file has the hash of the step that was measured. Where it is not today's, the measured seconds are those of
 an earlier step, and the prediction beside them is of today's. Steps have only become shorter, so such a point
 is an upper bound. The H200's are of the step before attention had its own backward pass, cameras passed the
-vision tower together and results were kept for the backward pass.
+vision tower together, results were kept for the backward pass and copies to host memory went both ways at
+once.
 
 OTHERS are published step times of other programs for the same model: openpi's on JAX, and LeRobot's on
 PyTorch. They are not modelled. The prediction beside them is that of our step for the same card, batch,

@@ -6,7 +6,7 @@ import functools
 import math
 
 from harness.artifacts.plan import STREAMED_HOST_BYTES, Levers
-from harness.recipe.parameters import counts, is_trained, parameter_shapes
+from harness.recipe.parameters import counts, halves, is_trained, parameter_shapes
 from harness.recipe.schema import Model, Recipe, Trained
 from harness.units import GIB
 
@@ -72,12 +72,32 @@ def least_bytes(recipe: Recipe, levers: Levers) -> int:
 
 def pinned_bytes(recipe: Recipe, levers: Levers) -> int:
     """Bytes of host memory that hold parts of the state, over all devices of this machine."""
+    return _of_every_replica(recipe, levers, sum(_hosted(recipe, levers)))
+
+
+def exchanged_bytes(recipe: Recipe, levers: Levers) -> int:
+    """Bytes that an update moves between host memory and all devices of this machine, one after the other.
+
+    All of `pinned_bytes` arrive and go back. What goes back while as much arrives is not counted.
+    """
+    sizes = _hosted(recipe, levers)
+    return _of_every_replica(
+        recipe, levers, 2 * max(sum(sizes[at] for at in group) for group in halves(sizes))
+    )
+
+
+def _hosted(recipe: Recipe, levers: Levers) -> list[float]:
+    """Bytes a parameter of each array in host memory."""
+    moment = _MOMENT[recipe.train.optimizer.moments]
+    average = [] if recipe.train.ema_decay is None else [_FLOAT32]
+    sizes = {"ema": average, "moments": [moment, moment], "masters": [_FLOAT32]}
+    return [size for name in levers.host for size in sizes[name]]
+
+
+def _of_every_replica(recipe: Recipe, levers: Levers, of_a_parameter: float) -> int:
+    """So many bytes a trained parameter, over all devices of this machine."""
     _, trained = counted(recipe.model, recipe.train.trained)
-    sizes = {"ema": _FLOAT32, "moments": 2 * _MOMENT[recipe.train.optimizer.moments], "masters": _FLOAT32}
-    if recipe.train.ema_decay is None:
-        sizes["ema"] = 0.0
-    replicas = levers.devices // levers.fsdp
-    return int(sum(sizes[name] for name in levers.host) * trained) * replicas // levers.hosts
+    return int(of_a_parameter * trained) * (levers.devices // levers.fsdp) // levers.hosts
 
 
 def phase_bytes(recipe: Recipe, levers: Levers, phase: str) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from harness.errors import HarnessError
@@ -209,6 +210,18 @@ def counts(model: Model, trained: Trained) -> tuple[int, int]:
     """Number of all parameters, and number of trained parameters."""
     sizes = {path: math.prod(shape) for path, shape in parameter_shapes(model).items()}
     return sum(sizes.values()), sum(n for path, n in sizes.items() if is_trained(path, model, trained))
+
+
+def halves(sizes: Sequence[float]) -> tuple[list[int], list[int]]:
+    """The positions of `sizes` in two groups of about the same sum.
+
+    Arrays of a parameter that lie in host memory pass through the device in these groups: one goes back while
+    the other arrives.
+    """
+    groups: tuple[list[int], list[int]] = ([], [])
+    for at in sorted(range(len(sizes)), key=lambda at: -sizes[at]):
+        min(groups, key=lambda group: sum(sizes[each] for each in group)).append(at)
+    return groups
 
 
 def check_who_is_trained(recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ from harness.model.pi05 import Params
 from harness.model.quantize import Quantized
 from harness.recipe.parameters import is_kernel
 from harness.recipe.schema import Recipe
-from harness.train.host import Arrays, on_host, stream
+from harness.train.host import Arrays, Job, on_host, stream
 from harness.train.optimizer import adamw, learning_rate
 from harness.train.sharding import Layout
 from harness.train.state import TrainState
@@ -52,20 +52,21 @@ def apply_gradients(
     if here:
         ema |= averaged(recipe, _only(ema, here), _only(trained, here), state.step + 1)
     # 2. What does not, leaf by leaf.
-    for path in resident:
-        if path in ema and path not in here:
-            ema[path] = _stream_average(
-                recipe, ema[path], trained[path], state.step + 1, layout.cuttable(path, trained[path].shape)
-            )
-    for path in streamed:
-        one = {path: state.trained[path]}
-        moved, average, its_moments, square = _stream_leaf(
-            recipe, one, ema.get(path), _only(moments, [path]), clip, grads[path], state.step + 1, layout
-        )
-        trained, moved_moments = trained | moved, _joined(moved_moments, its_moments)
-        squares += square if is_kernel(path, moved[path].shape) else 0.0
-        if average is not None:
-            ema[path] = average
+    leaves = {
+        path: _Leaf(recipe, path, state.trained[path], ema.get(path), _only(moments, [path]))
+        for path in streamed
+    }
+    jobs = {
+        path: _average_job(recipe, path, ema, trained[path], state.step + 1, layout)
+        for path in resident
+        if path in ema and path not in here
+    } | {path: leaf.job(clip, grads[path], state.step + 1, layout) for path, leaf in leaves.items()}
+    passed = dict(zip(jobs, stream(list(jobs.values()), after=norm), strict=True))
+    ema |= {path: moved[-1] for path, (moved, _) in passed.items() if path in ema}
+    for path, leaf in leaves.items():
+        moved, square = passed[path]
+        trained, moved_moments = trained | {path: moved[0]}, _joined(moved_moments, leaf.moments_of(moved))
+        squares += square if is_kernel(path, moved[0].shape) else 0.0
     metrics = {
         "loss": loss,
         "grad_norm": norm,
@@ -130,65 +131,70 @@ def _is_streamed(path: str, state: TrainState) -> bool:
     return any(on_host(x) for x in [state.trained[path], *jax.tree.leaves(_only(state.opt_state, [path])[1])])
 
 
-def _stream_average(
-    recipe: Recipe, ema: jax.Array, trained: jax.Array, done: jax.Array, cuttable: int
-) -> jax.Array:
+def _average_job(
+    recipe: Recipe, path: str, ema: Params, trained: jax.Array, done: jax.Array, layout: Layout
+) -> Job:
     def piece(moved: Arrays, read: Arrays) -> tuple[Arrays, jax.Array]:
         return (averaged(recipe, {"": moved[0]}, {"": read[0]}, done)[""],), jnp.zeros(())
 
-    return stream(piece, (ema,), (trained,), cuttable)[0][0]
+    return Job(piece, (ema[path],), (trained,), layout.cuttable(path, trained.shape))
 
 
-def _stream_leaf(
-    recipe: Recipe,
-    trained: Params,
-    ema: jax.Array | None,
-    moments: Any,
-    clip: Clip,
-    grads: jax.Array,
-    done: jax.Array,
-    layout: Layout,
-) -> tuple[Params, jax.Array | None, Any, jax.Array]:
-    """(parameter, average, moments, sum of squares of the parameter) after the update."""
-    ((path, parameter),) = trained.items()
-    leaves, structure = jax.tree.flatten(moments)
-    # The moments, and the scales of 8-bit moments, which have all of the parameter's axes but the last.
-    large = [
-        i for i, x in enumerate(leaves) if x.ndim == parameter.ndim and x.shape[:-1] == parameter.shape[:-1]
-    ]
-    if recipe.train.optimizer.moments == "bfloat16":
-        raise HarnessError(
-            "plan-invalid",
-            f"moments in {recipe.train.optimizer.moments} are not streamed from host memory",
-            got="levers.host with moments or masters",
-            need="moments in float32 or int8, or only the average (ema) in host memory",
-            fix=(
-                "harness plan again; for moments or masters in host memory --set train.optimizer.moments=int8"
-            ),
+class _Leaf:
+    """A parameter that is streamed, with its average (or None) and its moments."""
+
+    def __init__(
+        self, recipe: Recipe, path: str, parameter: jax.Array, ema: jax.Array | None, moments: Any
+    ) -> None:
+        if recipe.train.optimizer.moments == "bfloat16":
+            raise HarnessError(
+                "plan-invalid",
+                f"moments in {recipe.train.optimizer.moments} are not streamed from host memory",
+                got="levers.host with moments or masters",
+                need="moments in float32 or int8, or only the average (ema) in host memory",
+                fix=(
+                    "harness plan again; for moments or masters in host memory --set"
+                    " train.optimizer.moments=int8"
+                ),
+            )
+        self._recipe, self._path, self._parameter, self._ema = recipe, path, parameter, ema
+        self._moments, self._structure = jax.tree.flatten(moments)
+        # The moments, and the scales of 8-bit moments, which have all of the parameter's axes but the last.
+        self._large = [
+            i
+            for i, x in enumerate(self._moments)
+            if x.ndim == parameter.ndim and x.shape[:-1] == parameter.shape[:-1]
+        ]
+
+    def job(self, clip: Clip, grads: jax.Array, done: jax.Array, layout: Layout) -> Job:
+        """Its update. It moves (parameter, moments, average if there is one).
+
+        The scalar is the sum of the squares of the new parameter.
+        """
+        recipe, path, large = self._recipe, self._path, self._large
+        adam = adamw(recipe.train.optimizer, recipe.train.seed)
+
+        def piece(moved: Arrays, read: Arrays) -> tuple[Arrays, jax.Array]:
+            old = {path: moved[0]}
+            updates, state = adam.update({path: clip(read[0])}, self.moments_of(moved), old)
+            new = optax.apply_updates(old, updates)
+            average = () if self._ema is None else (averaged(recipe, {path: moved[-1]}, new, done)[path],)
+            after = jax.tree.leaves(state)
+            return (new[path], *(after[i] for i in large), *average), jnp.sum(jnp.square(new[path]))
+
+        moved = (
+            self._parameter,
+            *(self._moments[i] for i in large),
+            *(() if self._ema is None else (self._ema,)),
         )
-    adam = adamw(recipe.train.optimizer, recipe.train.seed)
+        return Job(piece, moved, (grads,), layout.cuttable(path, self._parameter.shape))
 
-    def piece(moved: Arrays, read: Arrays) -> tuple[Arrays, jax.Array]:
-        old = {path: moved[0]}
-        state = structure.unflatten(
-            [moved[1 + large.index(i)] if i in large else x for i, x in enumerate(leaves)]
+    def moments_of(self, moved: Arrays) -> Any:
+        """The optimizer's state with the moments among `moved`, whole arrays or pieces of them."""
+        large = self._large
+        return self._structure.unflatten(
+            [moved[1 + large.index(i)] if i in large else x for i, x in enumerate(self._moments)]
         )
-        updates, state = adam.update({path: clip(read[0])}, state, old)
-        new = optax.apply_updates(old, updates)
-        average = () if ema is None else (averaged(recipe, {path: moved[-1]}, new, done)[path],)
-        after = jax.tree.leaves(state)
-        return (new[path], *(after[i] for i in large), *average), jnp.sum(jnp.square(new[path]))
-
-    moved, squares = stream(
-        piece,
-        (parameter, *(leaves[i] for i in large), *(() if ema is None else (ema,))),
-        (grads,),
-        layout.cuttable(path, parameter.shape),
-    )
-    after = structure.unflatten(
-        [moved[1 + large.index(i)] if i in large else x for i, x in enumerate(leaves)]
-    )
-    return {path: moved[0]}, None if ema is None else moved[-1], after, squares
 
 
 def _is_by_path(node: Any) -> bool:
