@@ -17,7 +17,7 @@ Rates are shares of a card's nominal ones:
   card. No other architecture was measured: all others are assumed to give the same share.
 - Memory and links: 0.8 of the nominal rate, assumed. On that H200 pinned host memory gave 53 of 63 GB/s, one
   way. Both ways at once are assumed to give as much each. Of the copies of an update, one piece of a leaf in
-  each way is not beside another (`train.host`): some 5 % of them, which are not counted.
+  each way has none beside it (`train.host`): 2 to 4 % of them, which are not counted.
 - A kernel takes 1.7 µs beside its work (`plan.serving` has its source), and a layer's pass counts as 36:
   XLA's program of a microbatch has 6,373 kernels for 180 of them.
 - Bytes of activations are counted in that program: `plan.activations`. A result that is kept for the backward
