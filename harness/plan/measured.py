@@ -6,9 +6,9 @@ to them: tests/test_plan_measured.py bounds their error. A card without a file h
 
 A file has the hash of the step that was measured. Where it is not today's, the measured seconds are those of
 an earlier step, and the prediction beside them is of today's. Steps have only become shorter, so such a point
-is an upper bound. The H200's are of the step before attention had its own backward pass, cameras passed the
-vision tower together, results were kept for the backward pass and copies to host memory went both ways at
-once.
+is an upper bound. Where its state lay in host memory it says nothing of the model. The H200's are of the step
+before attention had its own backward pass, cameras passed the vision tower together, results were kept for
+the backward pass and copies to host memory went both ways at once.
 
 OTHERS are published step times of other programs for the same model: openpi's on JAX, and LeRobot's on
 PyTorch. They are not modelled. The prediction beside them is that of our step for the same card, batch,
@@ -64,6 +64,11 @@ class Point(NamedTuple):
     def error(self) -> float:
         """Share by which the prediction is too long; negative where it is too short."""
         return self.predicted / self.seconds - 1
+
+    @property
+    def gone(self) -> bool:
+        """Whether what was measured copied otherwise to host memory, so that `error` is not of the model."""
+        return self.earlier and bool(self.levers.host)
 
 
 @functools.cache
@@ -147,7 +152,7 @@ def of_device(device: str) -> list[Point]:
 
 def known_error(device: str, devices: int) -> str:
     """What is known of the cost model's error on this card, in words for a plan."""
-    points = of_device(device)
+    points = [point for point in of_device(device) if not point.gone]
     if not points:
         return "cost model, never measured on this card"
     most = max(abs(point.error) for point in points)
