@@ -73,6 +73,13 @@ RtcOption = Annotated[
     bool,
     typer.Option("--rtc", help="Let requests bring the rest of their previous chunk, to go on from it."),
 ]
+AttentionOption = Annotated[
+    bool,
+    typer.Option(
+        "--xla-attention",
+        help="Let XLA compile the attention of the action rows, and not the kernels of our own.",
+    ),
+]
 CheckOption = Annotated[
     str | None,
     typer.Option(
@@ -96,6 +103,7 @@ def serve(
     steps: StepsOption = STEPS,
     default_prompt: PromptOption = None,
     rtc: RtcOption = False,
+    xla_attention: AttentionOption = False,
     record: RecordOption = None,
     check: CheckOption = None,
     frames: FramesOption = 8,
@@ -128,7 +136,7 @@ def serve(
     key = None if api_key_file is None else read_key(api_key_file)
     if check is None:
         check_open(host, key, without_key=without_key)
-    wish = Wish(steps, batch, default_prompt, base, rtc)
+    wish = Wish(steps, batch, default_prompt, base, rtc, not xla_attention)
     check_wish(wish)
     located = locate(path)
     own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(check or dataset)])
