@@ -1,6 +1,7 @@
 """Kernels, bytes and operations of the program that serves, compiled for cards that are not here.
 
-    python -m benchmarks.serve_program [--cards h200,h100,rtx_4090] [--tokens 48] [--batch 1] [--before]
+    python -m benchmarks.serve_program [--cards h200,h100,rtx_4090] [--tokens 24] [--batch 1] [--before]
+        [--openpi] [--xla-attention]
 
 A kernel is an instruction of the scheduled HLO that starts work on the device: a fusion, a custom call, a
 copy, or any other that computes. A loop's body counts as often as the loop runs. Bytes moved are those of
@@ -9,9 +10,10 @@ each kernel's operands and results, slices counted as slices. `harness/plan/laun
 `--before` also compiles `Pi05.sample_actions` with bfloat16 weights and float images, as served before: the
 program of which an H200 needed 28.7 ms. The same counter reads both.
 
-Operations are compared in the traced programs, products alone (`benchmarks.operations`): ours with the data's
-cameras and 32 prompt tokens against the shape that openpi serves, three cameras and 200 tokens. Ours counts
-the rows that are padding, which cuBLAS would add to the other's ten rows too; so it is also said without.
+`--openpi` compares operations with the shape that openpi serves, three cameras and 200 tokens, compiled for
+the same card and read by the same counter. `--xla-attention` leaves out our kernels of the action rows.
+
+24 tokens are the shortest length that is compiled, in which the prompts of LIBERO's 130 tasks fit.
 
 Nothing here is measured on a card. A program takes 2 to 8 minutes to compile on two cores.
 """
@@ -61,14 +63,13 @@ def before(model: Any) -> Any:
     return lambda params, observation, noise: bind(graph, params).sample_actions(observation, noise, STEPS)
 
 
-def compiled_before(recipe: Any, card: str, tokens: int, batch: int) -> Any:
+def compiled_before(recipe: Any, card: str, cameras: tuple[str, ...], tokens: int, batch: int) -> Any:
     """The scheduled HLO and the device bytes of `sample_actions`, compiled for `card`."""
     import jax
     from jax.experimental import topologies
 
     from harness.plan.cards import CARDS
     from harness.plan.compile import ABSENT_GPU_OPTIONS
-    from harness.serve.lengths import cameras_of
     from harness.train.compiled import device_bytes
 
     topology = topologies.get_topology_desc(
@@ -77,7 +78,7 @@ def compiled_before(recipe: Any, card: str, tokens: int, batch: int) -> Any:
     place = jax.sharding.SingleDeviceSharding(topology.devices[0])
     inputs = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        abstract_before(recipe.model, cameras_of(recipe), tokens, batch),
+        abstract_before(recipe.model, cameras, tokens, batch),
     )
     traced = jax.jit(before(recipe.model)).trace(*inputs)
     done = traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=ABSENT_GPU_OPTIONS)
@@ -93,39 +94,11 @@ def row(name: str, work: list[tuple[int, int, int]], device_bytes: int, card: st
 
     kernels = sum(times for times, _, _ in work)
     moved = sum(times * each for times, each, _ in work) / 1e9
-    operations = sum(times * each for times, _, each in work) / 1e12
     predicted = work_seconds(work, CARDS[card]) + KERNEL_SECONDS * kernels
     return (
-        f"{card:10} {name:16} {kernels:6,} kernels {moved:6.1f} GB {operations:5.2f} Top "
+        f"{card:10} {name:16} {kernels:6,} kernels {moved:6.1f} GB {operations(work) / 1e12:6.3f} Top "
         f"{format_bytes(device_bytes):>9} compiled, {1e3 * predicted:5.1f} ms predicted ({seconds:.0f} s)"
     )
-
-
-def operations() -> tuple[int, int, int]:
-    """Products alone: of our program at 32 tokens; of it without rows of padding; of openpi's shape."""
-    import jax
-
-    from benchmarks.operations import products
-    from harness.recipe.load import load_recipe
-    from harness.recipe.schema import CAMERAS
-    from harness.serve.program import act, padded
-    from harness.serve.shapes import abstract_arrays, abstract_call, sizes_of
-
-    recipe = load_recipe("pi05_libero", [])
-    sizes = sizes_of(recipe.model)
-    arrays = abstract_arrays(recipe, STEPS)
-
-    def ours(batch: int, rows: int) -> int:
-        call = abstract_call(recipe, batch, 32)
-        noise = jax.ShapeDtypeStruct((batch, rows, recipe.model.action_dim), call.noise.dtype)
-        traced = jax.make_jaxpr(lambda arrays, call: act(arrays, sizes, call))
-        return products(traced(arrays, call._replace(noise=noise)).jaxpr) // batch
-
-    inputs = abstract_before(recipe.model, CAMERAS[:OPENPI_CAMERAS], OPENPI_TOKENS, 1)
-    theirs = jax.make_jaxpr(before(recipe.model))(*inputs)
-    # Only a single row of the batch pads its queries.
-    horizon = recipe.model.action_horizon
-    return ours(1, padded(horizon)), ours(2, horizon), products(theirs.jaxpr)
 
 
 def main() -> None:
@@ -133,43 +106,66 @@ def main() -> None:
         prog="python -m benchmarks.serve_program", description="The program that serves, counted."
     )
     parser.add_argument("--cards", default="h200,h100,rtx_4090", help="names of the table, with commas")
-    parser.add_argument("--tokens", type=int, default=48, help="prompt tokens")
+    parser.add_argument("--tokens", type=int, default=24, help="prompt tokens")
     parser.add_argument("--batch", type=int, default=1, help="rows of a call")
     parser.add_argument("--before", action="store_true", help="sample_actions too, by the same counter")
+    parser.add_argument("--openpi", action="store_true", help="operations beside those of openpi's shape")
+    parser.add_argument("--xla-attention", action="store_true", help="without our kernels")
     parser.add_argument("--recipe", default="pi05_libero")
     options = parser.parse_args()
-    from harness.plan.cards import CARDS, find
-    from harness.plan.launches import kernels_of
-    from harness.plan.serving import Question, answered
+    from harness.plan.cards import find
     from harness.recipe.load import load_recipe
     from harness.train import device
 
     device.start()
     recipe = load_recipe(options.recipe, [])
-    ours, bare, theirs = operations()
-    print(
-        f"operations a call: {ours / 1e12:.3f} Top; openpi's shape {theirs / 1e12:.3f}: {ours / theirs:.3f}"
-    )
-    print(f"without rows of padding: {bare / 1e12:.3f} Top, {bare / theirs:.3f}")
     for name in options.cards.split(","):
         try:
-            card = find(name)
+            report(options, recipe, find(name))
         except HarnessError as error:
             raise SystemExit(str(error)) from error
+
+
+def report(options: argparse.Namespace, recipe: Any, card: str) -> None:
+    """Prints what is asked for of one card."""
+    from harness.plan.cards import CARDS
+    from harness.plan.serving import Question, answered
+    from harness.recipe.schema import CAMERAS
+    from harness.serve.lengths import cameras_of
+
+    start = time.time()
+    question = Question(
+        recipe=recipe,
+        batch=options.batch,
+        prompt_tokens=options.tokens,
+        target=CARDS[card].target(),
+        own_kernels=not options.xla_attention,
+    )
+    answer = answered(question)
+    print(row("served", answer.work, answer.bytes["device"], card, time.time() - start), flush=True)
+    others = []
+    if options.before:
+        others.append(("sample_actions", cameras_of(recipe), options.tokens))
+    if options.openpi:
+        others.append(("openpi's shape", CAMERAS[:OPENPI_CAMERAS], OPENPI_TOKENS))
+    for name, cameras, tokens in others:
         start = time.time()
-        if options.before:
-            text, size = compiled_before(recipe, card, options.tokens, options.batch)
-            work = [(each.times, each.bytes, each.operations) for each in kernels_of(text)]
-            print(row("sample_actions", work, size, card, time.time() - start), flush=True)
-            start = time.time()
-        question = Question(
-            recipe=recipe,
-            batch=options.batch,
-            prompt_tokens=options.tokens,
-            target=CARDS[card].target(),
-        )
-        answer = answered(question)
-        print(row("served", answer.work, answer.bytes["device"], card, time.time() - start), flush=True)
+        work, size = counted(*compiled_before(recipe, card, cameras, tokens, options.batch))
+        print(row(name, work, size, card, time.time() - start), flush=True)
+        share = operations(answer.work) / operations(work)
+        print(f"{card:10} operations of what is served: {share:.3f} of {name}", flush=True)
+
+
+def counted(text: str, size: int) -> tuple[list[tuple[int, int, int]], int]:
+    """(how often, bytes and operations of each kernel; the device bytes)."""
+    from harness.plan.launches import kernels_of
+
+    return [(each.times, each.bytes, each.operations) for each in kernels_of(text)], size
+
+
+def operations(work: list[tuple[int, int, int]]) -> int:
+    """Operations of a call."""
+    return sum(times * each for times, _, each in work)
 
 
 if __name__ == "__main__":

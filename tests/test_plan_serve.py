@@ -57,6 +57,7 @@ ENTRY %main (a: bf16[18,4,8], b: bf16[16,4], c: f32[100,8], d: f32[2,8]) -> f32[
   %zero = s32[] constant(0)
   %start = (s32[], bf16[18,4,8]{2,1,0}, bf16[16,4]{1,0}) tuple(%zero, %a, %b)
   %loop = (s32[], bf16[16,4]{1,0}) while(%start), condition=%cond, body=%body, backend_config=TRIPS
+  %own = f32[2,16,8]{2,1,0} custom-call(%b, %d), custom_call_target="__gpu$xla.gpu.triton", api_version=OWN
   %copy = f32[2,8]{1,0} copy(%d)
   ROOT %out = f32[100,8]{1,0} fusion(%c, %copy, %zero), kind=kLoop, calls=%updated
 }
@@ -68,16 +69,25 @@ PROGRAM = FORM.replace("CONTRACTED", CONTRACTED).replace("TRIPS", TRIPS)
 
 def test_kernels_bytes_and_operations_are_those_of_the_scheduled_program() -> None:
     kernels = {each.name: each for each in kernels_of(PROGRAM)}
-    assert {name: each.times for name, each in kernels.items()} == {"one": 18, "dot": 18, "copy": 1, "out": 1}
+    assert {name: each.times for name, each in kernels.items()} == {
+        "one": 18,
+        "dot": 18,
+        "own": 1,
+        "copy": 1,
+        "out": 1,
+    }
     # One layer of the stack, and its copy; the layer's index.
     assert (kernels["one"].read, kernels["one"].written) == (64 + 4, 64)
     # The workspace of a product moves nothing.
     assert (kernels["dot"].read, kernels["dot"].written) == (128 + 64, 256)
     assert kernels["dot"].operations == 2 * 16 * 8 * 4
+    # A kernel of our own sums over the last axis of its first operand.
+    assert (kernels["own"].read, kernels["own"].written) == (128 + 64, 2 * 16 * 8 * 4)
+    assert kernels["own"].operations == 2 * (2 * 16 * 8) * 4
     # Updated in place: two rows of the hundred.
     assert (kernels["out"].read, kernels["out"].written) == (64 + 4, 64)
-    moved = 18 * (132 + 448) + 128 + 132
-    assert totals([*kernels.values()]) == Totals(38, moved, 18 * 1024)
+    moved = 18 * (132 + 448) + 128 + 132 + 192 + 1024
+    assert totals([*kernels.values()]) == Totals(39, moved, 18 * 1024 + 2048)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +129,7 @@ def test_a_plan_tells_what_is_compiled_from_what_is_predicted(monkeypatch: pytes
     monkeypatch.setattr(serving, "answered", made)
     recipe = load_recipe("pi05_libero", [])
     plan = plan_serving(recipe, absent("h200", None, None), 1, lambda _: None)
-    assert [shape.prompt_tokens for shape in plan.shapes] == [32, recipe.model.prompt_tokens]
+    assert [shape.prompt_tokens for shape in plan.shapes] == [24, recipe.model.prompt_tokens]
     shape = plan.shapes[0]
     assert (shape.kernels, shape.moved_bytes, shape.operations) == (5, 2 * 10**9 + 24, 3 * 10**12)
     assert shape.work_seconds == pytest.approx(2e9 / (0.8 * 4.8e12) + 3e12 / (0.4 * 989e12), rel=1e-3)

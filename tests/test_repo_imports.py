@@ -99,7 +99,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 NO_JAX = (GROUND | ROOMS | {"show", "verbs", "cli"}) - {"model", "checkpoint", "train"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "chex"}
 # The modules of a room without JAX that compute: they are imported inside functions.
-NUMERIC = {f"serve.{name}" for name in ("program", "vision", "shapes", "weights", "compiled", "rtc_program")}
+NUMERIC = {
+    f"serve.{name}"
+    for name in (
+        *("program", "vision", "attention", "kernels", "kernel_check"),
+        *("shapes", "weights", "compiled", "rtc_program"),
+    )
+}
 # The verbs print for people; the others run as a process of their own, and their answer to their parent is a
 # line on stdout.
 PRINTS = {"cli", "plan.compile", "plan.serving", "calibrate.stage"} | {

@@ -71,12 +71,12 @@ def test_the_largest_shape_is_compiled_first_and_each_is_said() -> None:
     said: list[str] = []
     with pytest.raises(HarnessError):
         compile_all(tiny(), 1, (1, 3), CPU._replace(usable_bytes=1), said.append)
-    assert said == ["compiling 1 of 4: 3 rows, prompts of 64 tokens"]
+    assert said == ["compiling 1 of 6: 3 rows, prompts of 64 tokens"]
 
 
 def test_prompt_lengths_and_cameras_follow_the_recipe() -> None:
-    assert buckets_of(tiny().model) == (32, 64)
-    assert buckets_of(tiny("model.prompt_tokens=200").model) == (32, 64, 128, 200)
+    assert buckets_of(tiny().model) == (24, 48, 64)
+    assert buckets_of(tiny("model.prompt_tokens=200").model) == (24, 48, 96, 200)
     assert buckets_of(tiny("model.prompt_tokens=20").model) == (20,)
     assert cameras_of(tiny()) == ("base_0_rgb", "left_wrist_0_rgb")
 

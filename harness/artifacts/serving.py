@@ -22,7 +22,8 @@ class Serving(Artifact):
     `stages` are decode (frame to the model's inputs), wait (for the device), infer (the batch), encode
     (actions to a frame), and total (frame received to frame sent). They are of the last `timed` answers.
     `refused` are requests that broke the contract, `failed` those that the model could not compute, `lost`
-    those whose client had gone. `record` says what became of --record; None without it.
+    those whose client had gone. `attention` says what makes that of the action rows: kernels of our own or
+    XLA's operations. `record` says what became of --record; None without it.
     """
 
     FILE: ClassVar[str] = "serving.json"
@@ -43,6 +44,7 @@ class Serving(Artifact):
     timed: int
     stages: dict[Literal["decode", "wait", "infer", "encode", "total"], Stage]
     deviations: list[str] = []
+    attention: Literal["kernels", "xla"] = "xla"
     record: str | None = None
     ended_by: str
 

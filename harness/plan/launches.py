@@ -6,7 +6,8 @@
 - Bytes moved are those of each kernel's operands and results. What a fusion only slices or gathers counts as
   much as is taken of it. What is updated in place counts as much as is written. Caches are not considered,
   nor a custom call's workspace.
-- Operations are those of matrix products, two for a multiply-add.
+- Operations are those of matrix products, two for a multiply-add. A kernel of our own multiplies as often as
+  its result has elements, over the last axis of its first operand (`harness.serve.kernels`).
 
 Source of the form: XLA's HLO text of jaxlib 0.10.2, `Compiled.as_text()`.
 """
@@ -28,6 +29,8 @@ _CALLED = re.compile(r"\b(calls|to_apply|body)=%([\w.\-]++)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*+)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d++)"')
 _CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*+)\]|lhs_contracting_dims=\{([^}]*+)\}')
+# How Pallas names a kernel that Triton compiles.
+_OURS = 'custom_call_target="__gpu$xla.gpu.triton"'
 _NO_KERNEL = frozenset(
     (
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all"),
@@ -248,6 +251,9 @@ def _operations(computations: dict[str, Computation], inside: Computation, each:
     if each.op == "fusion":
         body = computations[each.called("calls") or ""]
         return sum(_operations(computations, body, one) for one in body.values() if one.op == "dot")
+    if each.op == "custom-call" and _OURS in each.attributes:
+        _, (*_, summed) = inside[each.operands[0]].shapes[0]
+        return 2 * math.prod(each.shapes[0][1]) * summed
     if each.op != "dot" and not (each.op == "custom-call" and "matmul" in each.attributes):
         return 0
     contracted = _CONTRACTED.search(each.attributes)

@@ -50,13 +50,17 @@ MODEL = (
 
 
 class Question(Strict):
-    """One shape of the program. `target` as in `plan.compile.Request`; None means this machine's device."""
+    """One shape of the program. `target` as in `plan.compile.Request`; None means this machine's device.
+
+    Without `own_kernels` it is asked of XLA's operations alone.
+    """
 
     recipe: Recipe
     batch: int
     prompt_tokens: int
     target: str | None = None
     platform: str = "cuda"
+    own_kernels: bool = True
 
 
 class Answer(Strict):
@@ -233,6 +237,7 @@ def _main() -> None:
     from jax.experimental import topologies
 
     from harness.serve.compiled import Shape, compile_shape
+    from harness.serve.lengths import Kernels
     from harness.serve.shapes import abstract_arrays
 
     shape = Shape(question.batch, question.prompt_tokens)
@@ -243,7 +248,8 @@ def _main() -> None:
         where = {"device": topology.devices[0], "options": ABSENT_GPU_OPTIONS, "platform": "cuda"}
     else:
         where = {}
-    done = compile_shape(question.recipe, STEPS, shape, **where)
+    ours: Kernels | None = None if question.own_kernels else "none"
+    done = compile_shape(question.recipe, STEPS, shape, kernels=ours, **where)
     arrays = jax.tree.leaves(abstract_arrays(question.recipe, STEPS))
     kernels = kernels_of(done.run.as_text()) if question.platform == "cuda" else []
     answer = Answer(

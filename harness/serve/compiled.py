@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from harness.recipe.schema import Recipe
+from harness.serve.lengths import Kernels, kernels_of
 from harness.serve.program import Arrays, Call, act
 from harness.serve.rtc import Form
 from harness.serve.rtc_program import After, act_continued, act_guided
@@ -53,10 +54,12 @@ def compile_shape(
     device: Any = None,
     options: dict[str, str] | None = None,
     platform: str | None = None,
+    kernels: Kernels | None = None,
 ) -> Compiled:
     """The program for one shape, compiled for the first device here, or for `device` of another topology.
 
-    `options` are XLA's. `platform` is the other device's.
+    `options` are XLA's. `platform` is the other device's. `kernels` are those that serve the model on the
+    platform, unless they are given. The guided form is differentiated, which the kernels are not.
     """
     given: tuple[Any, ...] = (
         abstract_arrays(recipe, steps),
@@ -69,7 +72,9 @@ def compile_shape(
     if device is not None:
         where = jax.sharding.SingleDeviceSharding(device)
         given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), given)
-    sizes = sizes_of(recipe.model)
+    if kernels is None:
+        kernels = kernels_of(recipe.model, platform or here())
+    sizes = sizes_of(recipe.model, "none" if shape.rtc == "guided" else kernels)
 
     def serve(arrays: Arrays, call: Call) -> jax.Array:
         return act(arrays, sizes, call)
@@ -85,3 +90,8 @@ def compile_shape(
     lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
     done = lowered.compile(compiler_options=options)
     return Compiled(done, device_bytes(done.memory_analysis()))
+
+
+def here() -> str:
+    """The platform of JAX's default device, as recipes and plans name it."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"

@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 from harness.predict.predict import Device
 from harness.recipe.sampling import check_rows, check_steps, deviations
 from harness.recipe.schema import Recipe
-from harness.serve.lengths import buckets_of, cameras_of
+from harness.serve.lengths import Kernels, attention_named, buckets_of, cameras_of, kernels_of
 from harness.serve.rtc import Form, PreviousRows, form_of
 from harness.serve.types import Array, Inputs
 from harness.units import format_bytes
@@ -46,12 +46,14 @@ class FastEngine:
         compiled: dict[Shape, Compiled],
         arrays: Arrays,
         clean: jax.Array | None = None,
+        kernels: Kernels = "none",
     ) -> None:
         self.horizon, self.action_dim = recipe.model.action_horizon, recipe.model.action_dim
         self.buckets = tuple(sorted({shape.bucket for shape in compiled}))
         self.batches = tuple(sorted({shape.batch for shape in compiled}))
         self.cameras = cameras_of(recipe)
         self.deviations = deviations(steps)
+        self.attention = attention_named(kernels)
         self.device_bytes = max(each.need for each in compiled.values())
         self._side = recipe.model.image_size
         self._form = form_of(recipe.train.most_delay)
@@ -144,28 +146,47 @@ def open_engine(
     say: Say,
     base: str | None = None,
     rtc: bool = False,
+    own_kernels: bool = True,
 ) -> FastEngine:
     """The engine of the checkpoint, its bytes checked by the compiler before a weight is read.
 
     The environment names the device. `base` is the new directory of the weights that a step of only trained
-    parameters needs. `rtc` compiles the second program as well, in the form that the recipe trained.
-    Raises: HarnessError "sampling-steps-invalid", "batch-invalid", "does-not-fit", and those of the weights.
+    parameters needs. `rtc` compiles the second program as well, in the form that the recipe trained. Without
+    `own_kernels` all is in XLA's operations.
+    Raises: HarnessError "sampling-steps-invalid", "batch-invalid", "does-not-fit", "serve-kernels-differ",
+    and those of the weights.
     """
     check_steps(steps)
     for rows in batches or (0,):
         check_rows(rows)
     form = form_of(recipe.train.most_delay) if rtc else None
-    compiled = compile_all(recipe, steps, batches, on, say, form)
+    kernels = kernels_of(recipe.model, on.platform) if own_kernels else "none"
+    compiled = compile_all(recipe, steps, batches, on, say, form, kernels)
+    if kernels != "none":
+        _check(recipe, batches, kernels, say)
     from harness.serve.weights import clean_modulations, load
 
     say(f"loading the weights of {located.path}")
     arrays = load(located.path, recipe, steps, base=base)
     clean = clean_modulations(located.path, recipe, base=base) if form == "continued" else None
-    return FastEngine(recipe, steps, compiled, arrays, clean)
+    return FastEngine(recipe, steps, compiled, arrays, clean, kernels)
+
+
+def _check(recipe: Recipe, batches: tuple[int, ...], kernels: Kernels, say: Say) -> None:
+    from harness.serve.kernel_check import check_kernels
+
+    worst = max(check_kernels(recipe, rows, kernels) for rows in batches)
+    say(f"the kernels of the action rows differ from XLA's operations by {worst:.2g} of the largest value")
 
 
 def compile_all(
-    recipe: Recipe, steps: int, batches: tuple[int, ...], on: Device, say: Say, rtc: Form | None = None
+    recipe: Recipe,
+    steps: int,
+    batches: tuple[int, ...],
+    on: Device,
+    say: Say,
+    rtc: Form | None = None,
+    kernels: Kernels = "none",
 ) -> dict[Shape, Compiled]:
     """Every shape compiled, the largest first, which decides whether the engine fits.
 
@@ -182,7 +203,7 @@ def compile_all(
 
     def one(number: int, shape: Shape) -> Compiled:
         say(f"compiling {number} of {len(shapes)}: {_named(shape)}")
-        return compile_shape(recipe, steps, shape)
+        return compile_shape(recipe, steps, shape, kernels=kernels)
 
     first = one(1, shapes[0])
     _check_fits(first, shapes[0], on)

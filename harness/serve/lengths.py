@@ -1,11 +1,15 @@
-"""The lengths and cameras that the engine compiles, known from the recipe. No JAX."""
+"""The lengths, cameras and kernels that the engine compiles, known from the recipe. No JAX."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+from harness.recipe.parameters import GEMMA
 from harness.recipe.schema import CAMERAS, Model, Recipe
 
-# Prompts are padded to the next of these lengths, or to the recipe's own if that is shorter.
-_BUCKETS = (32, 64, 128)
+# Prompts are padded to the next of these lengths, or to the recipe's own if that is shorter. The prompts of
+# LIBERO's 130 tasks have 5 to 21 tokens by Gemma's tokenizer, with begin and newline.
+_BUCKETS = (24, 48, 96)
 
 
 def buckets_of(model: Model) -> tuple[int, ...]:
@@ -17,3 +21,25 @@ def cameras_of(recipe: Recipe) -> tuple[str, ...]:
     """The model's cameras that the recipe's data has, in the model's order."""
     had = {camera for part in recipe.parts() for camera, feature in part.data.cameras.items() if feature}
     return tuple(camera for camera in CAMERAS if camera in had)
+
+
+# How the action rows attend: in XLA's operations, by our kernels, or by these in an interpreter on a CPU.
+Kernels = Literal["none", "compiled", "interpreted"]
+# Triton takes no product over fewer channels than this, and the kernels multiply half a head at a time.
+_LEAST_HALF = 16
+
+
+def kernels_of(model: Model, platform: str) -> Kernels:
+    """Whether the kernels of `harness.serve.kernels` serve this model on that platform ("cuda" or "cpu").
+
+    They are written for bfloat16: in float32 a product by Triton would round to TF32.
+    """
+    expert = GEMMA[model.action_expert.variant]
+    fits = expert.head_dim // 2 >= _LEAST_HALF and not expert.head_dim & (expert.head_dim - 1)
+    there = platform == "cuda" and model.compute_dtype == "bfloat16" and fits
+    return "compiled" if there and not expert.heads & (expert.heads - 1) else "none"
+
+
+def attention_named(kernels: Kernels) -> Literal["kernels", "xla"]:
+    """What serving.json says of it."""
+    return "xla" if kernels == "none" else "kernels"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from harness.checkpoint.locate import Located
 from harness.data.lerobot import LeRobotDataset
@@ -25,7 +25,7 @@ class Wish(NamedTuple):
     """How a checkpoint is served: Euler steps, rows of a batch, and the prompt of requests without one.
 
     `base` is the directory of the weights that a step of only trained parameters needs. `rtc`: requests may
-    go on from a previous chunk.
+    go on from a previous chunk. Without `own_kernels` all attention is in XLA's operations.
     """
 
     steps: int = STEPS
@@ -33,6 +33,7 @@ class Wish(NamedTuple):
     default_prompt: str | None = None
     base: str | None = None
     rtc: bool = False
+    own_kernels: bool = True
 
 
 class Opened(NamedTuple):
@@ -43,6 +44,7 @@ class Opened(NamedTuple):
     robot: Robot
     sha256: str
     deviations: list[str]
+    attention: Literal["kernels", "xla"]
 
 
 class OpenEngine(Protocol):
@@ -59,6 +61,7 @@ class OpenEngine(Protocol):
         say: Say,
         base: str | None = None,
         rtc: bool = False,
+        own_kernels: bool = True,
     ) -> Engine: ...
 
 
@@ -112,6 +115,7 @@ def open_served(
             say=say,
             base=wish.base,
             rtc=wish.rtc,
+            own_kernels=wish.own_kernels,
         )
         engine.warm(say)
         sha256 = digest.result()
@@ -122,4 +126,4 @@ def open_served(
     # Compiled now, so that the first request does not wait for it.
     draw(0)
     desk = Desk(reader, Batcher(engine, draw, others), metadata)
-    return Opened(desk, reader, robot, sha256, engine.deviations)
+    return Opened(desk, reader, robot, sha256, engine.deviations, engine.attention)

@@ -22,12 +22,12 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from harness.serve.attention import Turn, asked_of, attention, attention_of_rows, turn_of, turned
+from harness.serve.lengths import Kernels
 from harness.serve.vision import VisionArrays, image_tokens
 
-# A finite stand-in for -inf, and the norms' epsilon: those of harness/model/gemma.py.
-_MASKED = -2.3819763e38
+# The norms' epsilon: that of harness/model/gemma.py.
 _EPSILON = 1e-6
 # cuBLAS takes bfloat16 products whose sizes are multiples of 8; XLA pads others by a kernel each.
 UNIT = 8
@@ -95,13 +95,17 @@ class Arrays(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What is fixed when the program is compiled, beside the shapes of its arrays."""
+    """What is fixed when the program is compiled, beside the shapes of its arrays.
+
+    `kernels`: how the action rows attend (`harness.serve.kernels`).
+    """
 
     patch: int
     vision_heads: int
     head_dim: int
     horizon: int
     dtype: jnp.dtype
+    kernels: Kernels = "none"
 
 
 class Call(NamedTuple):
@@ -116,13 +120,6 @@ class Call(NamedTuple):
     tokens: jax.Array
     token_mask: jax.Array
     noise: jax.Array
-
-
-class Turn(NamedTuple):
-    """Sine and cosine of the rotary embedding, float32 [B, tokens, 1, 1, H/2]."""
-
-    sin: jax.Array
-    cos: jax.Array
 
 
 class Seen(NamedTuple):
@@ -163,7 +160,7 @@ def observed(arrays: Arrays, sizes: Sizes, call: Call) -> Seen:
     real, positions = _counted(call, patches, r)
     acting = jnp.broadcast_to(jnp.arange(r) < sizes.horizon, (b, r))
     keys = jnp.concatenate([real, acting], axis=1)[:, None]  # [B, 1, K]
-    turn = _turn(positions, sizes.head_dim)
+    turn = turn_of(positions, sizes.head_dim)
     keys, turn = jax.lax.optimization_barrier((keys, turn))
     s = x.shape[1]
     cache = _prefix(arrays.language, sizes, x, Turn(turn.sin[:, :s], turn.cos[:, :s]), keys[..., :s])
@@ -195,23 +192,6 @@ def _embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return x * jnp.sqrt(x.shape[-1]).astype(x.dtype)
 
 
-def _turn(positions: jax.Array, head_dim: int) -> Turn:
-    exponents = np.float32(2.0 / head_dim) * np.arange(head_dim // 2, dtype=np.float32)
-    timescale = np.float32(10_000) ** exponents  # wavelengths up to 10,000
-    radians = (positions[..., None] / timescale)[..., None, None, :]
-    return Turn(jnp.sin(radians), jnp.cos(radians))
-
-
-def _turned(x: jax.Array, turn: Turn) -> jax.Array:
-    """`x` [B, tokens, heads, H], rotated.
-
-    Written with a flip and not a concatenation: what is no concatenation shares a kernel with others.
-    """
-    halves = x.reshape(*x.shape[:-1], 2, -1)
-    signed = turn.sin * jnp.asarray([[-1.0], [1.0]])
-    return (halves * turn.cos + jnp.flip(halves, -2) * signed).reshape(x.shape).astype(x.dtype)
-
-
 def _unit_rms(x: jax.Array) -> jax.Array:
     variance = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
     return x * jnp.reciprocal(jnp.sqrt(variance + _EPSILON))
@@ -226,23 +206,9 @@ def _modulated(x: jax.Array, modulation: jax.Array) -> jax.Array:
     return (_unit_rms(x) * (1 + modulation[0]) + modulation[1]).astype(x.dtype)
 
 
-def _asked(x: jax.Array, layer: Layer, turn: Turn, h: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(rotated and scaled queries [B, T·N, H], rotated keys [B, T, H], values [B, T, H]) of `x`."""
-    b, t, _ = x.shape
-    heads = (x @ layer.qkv).reshape(b, t, -1, h)
-    q = _turned(heads[:, :, :-2], turn) * jnp.asarray(h**-0.5, x.dtype)
-    return q.reshape(b, -1, h), _turned(heads[:, :, -2:-1], turn)[:, :, 0], heads[:, :, -1]
-
-
-def _attended(q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, rows: int) -> jax.Array:
-    """softmax(q·kᵀ)·v for the first `rows` queries, with logits and softmax in float32.
-
-    All heads share one key and one value. Shapes: q [B, ≥ rows, H]; k, v [B, K, H]; keys bool [B, 1, K];
-    result [B, rows, H].
-    """
-    logits = jnp.einsum("brh,bkh->brk", q, k, preferred_element_type=jnp.float32)[:, :rows]
-    shares = jax.nn.softmax(jnp.where(keys, logits, _MASKED), axis=-1).astype(q.dtype)
-    return jnp.einsum("brk,bkh->brh", shares, v)
+def _heads(x: jax.Array, layer: Layer, sizes: Sizes) -> jax.Array:
+    """Queries, key and value of `x` [B, T, D], not rotated, [B, T, N + 2, H]."""
+    return (x @ layer.qkv).reshape(*x.shape[:2], -1, sizes.head_dim)
 
 
 def _fed(x: jax.Array, layer: Layer) -> jax.Array:
@@ -255,14 +221,14 @@ def _prefix(language: Language, sizes: Sizes, x: jax.Array, turn: Turn, keys: ja
     """Keys and values [B, S, H] of every layer. The last layer makes nothing else."""
     found: Cache = []
     for layer, norms in zip(language.layers, language.norms, strict=True):
-        q, k, v = _asked(_normed(x, norms.attention), layer, turn, sizes.head_dim)
+        q, k, v = asked_of(_heads(_normed(x, norms.attention), layer, sizes), turn)
         q, k, v = jax.lax.optimization_barrier((q, k, v))
         found.append((k, v))
-        out = _attended(q, k, v, keys, q.shape[1]).reshape(*x.shape[:2], -1)
+        out = attention(q, k, v, keys, q.shape[1]).reshape(*x.shape[:2], -1)
         x = x + out @ layer.out
         x = x + _fed(_normed(x, norms.feed_forward), layer)
     k, v = jnp.split(_normed(x, language.last_norm) @ language.last, 2, axis=-1)
-    return [*found, (_turned(k[:, :, None], turn)[:, :, 0], v)]
+    return [*found, (turned(k[:, :, None], turn)[:, :, 0], v)]
 
 
 def change(
@@ -281,12 +247,10 @@ def change(
 
 def _decoded(expert: Expert, sizes: Sizes, seen: Seen, x: jax.Array, modulations: Modulations) -> jax.Array:
     """The action expert's output [B, R, D] at one step."""
-    for i, (layer, (prefix_k, prefix_v)) in enumerate(zip(expert.layers, seen.cache, strict=True)):
+    for i, (layer, prefix) in enumerate(zip(expert.layers, seen.cache, strict=True)):
         before, between = modulations[2 * i], modulations[2 * i + 1]
-        q, k, v = _asked(_modulated(x, before), layer, seen.turn, sizes.head_dim)
-        rows = q.shape[1]
-        q, k, v = _together(q, _behind(prefix_k, k), _behind(prefix_v, v))
-        out = _attended(q, k, v, seen.keys, rows).reshape(*x.shape[:2], -1)
+        heads = _heads(_modulated(x, before), layer, sizes)
+        out = attention_of_rows(heads, prefix, seen.turn, seen.keys, sizes.kernels)
         x = x + (out @ layer.out) * before[2]
         gate, up = jnp.split(_modulated(x, between) @ layer.gate_up, 2, axis=-1)
         hidden = jax.nn.gelu(gate) * up
@@ -294,27 +258,6 @@ def _decoded(expert: Expert, sizes: Sizes, seen: Seen, x: jax.Array, modulations
             hidden, x = _kept(hidden, gate, x)
         x = x + (hidden @ layer.down) * between[2]
     return _modulated(x, modulations[-1])
-
-
-def _behind(prefix: jax.Array, own: jax.Array) -> jax.Array:
-    """`prefix` [B, S, H] and then `own` [B, R, H]; as a choice of each element, see `_turned`."""
-    s, r = prefix.shape[1], own.shape[1]
-    zero = jnp.zeros((), own.dtype)
-    in_prefix = (jnp.arange(s + r) < s)[None, :, None]
-    longer = jax.lax.pad(prefix, zero, [(0, 0, 0), (0, r, 0), (0, 0, 0)])
-    return jnp.where(in_prefix, longer, jax.lax.pad(own, zero, [(0, 0, 0), (s, 0, 0), (0, 0, 0)]))
-
-
-def _together(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(q, padded with rows of zeros to the shape of k; k; v): one kernel writes them.
-
-    A single row of the batch is bound by the number of kernels, and the product with these rows of zeros
-    costs nothing. Several rows are not, so their q stays as it is.
-    """
-    if k.shape[0] == 1 and q.shape[1] <= k.shape[1]:
-        q = jnp.pad(q, ((0, 0), (0, k.shape[1] - q.shape[1]), (0, 0)))
-    q, k, v = jax.lax.optimization_barrier((q, k, v))
-    return q, k, v
 
 
 def _kept(hidden: jax.Array, gate: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -17,7 +17,7 @@ from harness.recipe.parameters import (
     parameter_shapes,
 )
 from harness.recipe.schema import Model, Recipe
-from harness.serve.lengths import cameras_of
+from harness.serve.lengths import Kernels, cameras_of
 from harness.serve.program import Arrays, Call, Expert, Language, Layer, Norms, Sizes, padded
 from harness.serve.rtc_program import After
 from harness.serve.vision import Scaled, VisionArrays, VisionLayer
@@ -27,7 +27,7 @@ LAYERS = "PaliGemma/llm/layers/"
 BLOCKS = "PaliGemma/img/Transformer/encoderblock/"
 
 
-def sizes_of(model: Model) -> Sizes:
+def sizes_of(model: Model, kernels: Kernels = "none") -> Sizes:
     """What is fixed when the program is compiled."""
     vision = VISION[model.vision]
     return Sizes(
@@ -36,6 +36,7 @@ def sizes_of(model: Model) -> Sizes:
         head_dim=GEMMA[model.paligemma.variant].head_dim,
         horizon=model.action_horizon,
         dtype=jnp.dtype(model.compute_dtype),
+        kernels=kernels,
     )
 
 

@@ -38,6 +38,7 @@ def summary(
         timed=tally.timed,
         stages=tally.stages(),
         deviations=opened.deviations,
+        attention=opened.attention,
         record=None if recorder is None else recorder.summary(),
         ended_by=ended_by,
     )

@@ -6,7 +6,7 @@ Axes: B rows of a batch, S the model's image size, T prompt tokens, H action hor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,7 +33,8 @@ class Engine(Protocol):
     `horizon` is H and `action_dim` D. `buckets` are the prompt lengths that are compiled, ascending; the last
     is the recipe's model.prompt_tokens. `batches` are the compiled batch sizes, ascending. `cameras` are the
     cameras of the model that the recipe's data has. `deviations` say what changes the actions beyond
-    rounding. `rtc` is how the next chunk goes on from a previous one; None if it was not asked for.
+    rounding. `attention` says whether kernels of our own or XLA's operations make that of the action rows.
+    `rtc` is how the next chunk goes on from a previous one; None if it was not asked for.
     """
 
     horizon: int
@@ -42,6 +43,7 @@ class Engine(Protocol):
     batches: tuple[int, ...]
     cameras: tuple[str, ...]
     deviations: list[str]
+    attention: Literal["kernels", "xla"]
     rtc: Form | None
 
     def warm(self, say: Callable[[str], None]) -> None:

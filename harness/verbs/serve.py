@@ -73,6 +73,13 @@ RtcOption = Annotated[
     bool,
     typer.Option("--rtc", help="Let requests bring the rest of their previous chunk, to go on from it."),
 ]
+AttentionOption = Annotated[
+    bool,
+    typer.Option(
+        "--xla-attention",
+        help="Let XLA compile the attention of the action rows, and not the kernels of our own.",
+    ),
+]
 CheckOption = Annotated[
     str | None,
     typer.Option(
@@ -96,6 +103,7 @@ def serve(
     steps: StepsOption = STEPS,
     default_prompt: PromptOption = None,
     rtc: RtcOption = False,
+    xla_attention: AttentionOption = False,
     record: RecordOption = None,
     check: CheckOption = None,
     frames: FramesOption = 8,
@@ -128,8 +136,7 @@ def serve(
     key = None if api_key_file is None else read_key(api_key_file)
     if check is None:
         check_open(host, key, without_key=without_key)
-    wish = Wish(steps, batch, default_prompt, base, rtc)
-    check_wish(wish)
+    check_wish(wish := Wish(steps, batch, default_prompt, base, rtc, not xla_attention))
     located = locate(path)
     own = recipe_of(located, recipe, [*(sets or []), *dataset_overrides(check or dataset)])
     directory = RunDir(output_directory(located, run))
@@ -140,9 +147,9 @@ def serve(
         raise typer.Exit(0 if found.verdict == "equal" else 1)
     if without_key:
         console.warn(f"everybody who reaches {host} port {port} may use this policy: --without-key")
-    settings = Settings(host, port, key, max_clients)
     check_port(host, port)
-    served = _served(located, own, wish, settings, record, device, console, named=dataset is not None)
+    listen = Settings(host, port, key, max_clients)
+    served = _served(located, own, wish, listen, record, device, console, named=dataset is not None)
     _write(directory, served, console)
     answer(served, as_json, serving_table)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class PlainEngine:
         self, recipe: Recipe, batches: tuple[int, ...], programs: dict[int, Program], steps: int = STEPS
     ) -> None:
         self.deviations = deviations(steps)
+        self.attention: Literal["kernels", "xla"] = "xla"
         self.rtc: Form | None = None
         self.horizon, self.action_dim = recipe.model.action_horizon, recipe.model.action_dim
         self.buckets: tuple[int, ...] = (recipe.model.prompt_tokens,)

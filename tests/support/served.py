@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class RowEngine:
         self.batches, self.cameras = batches, cameras_of(recipe)
         self.delay_s = delay_s
         self.deviations: list[str] = []
+        self.attention: Literal["kernels", "xla"] = "xla"
         self.rtc = rtc
         self.seen: list[tuple[int, int]] = []
         self.went_on: list[bool] = []

@@ -1,0 +1,106 @@
+"""Tests that the kernels of the action rows give what XLA's operations give, in an interpreter on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from harness.errors import HarnessError
+from harness.serve.attention import attention_of_rows, turn_of
+from harness.serve.compiled import Shape, compile_shape
+from harness.serve.engine import FastEngine
+from harness.serve.kernel_check import NEAR, check_kernels
+from harness.serve.lengths import kernels_of
+from harness.serve.weights import load
+from tests.support.exported import write_checkpoint
+from tests.support.serving import inputs_of, sampled
+from tests.support.tiny import random_params, tiny
+
+
+@pytest.mark.parametrize(
+    ("rows", "acting", "prefix", "heads", "head_dim"),
+    [
+        (1, 16, 536, 8, 256),  # π0.5 with two cameras: the last block of keys begins early
+        (2, 56, 100, 4, 32),  # a horizon of 50, and a prefix that no block divides
+        (3, 8, 24, 8, 64),  # as many keys as one block has
+        (1, 8, 8, 2, 32),  # fewer keys than a block
+    ],
+)
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-6), ("bfloat16", NEAR)])
+def test_kernels_attend_as_xla_does(
+    rows: int, acting: int, prefix: int, heads: int, head_dim: int, dtype: str, near: float
+) -> None:
+    rng = np.random.default_rng(prefix)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), dtype)
+
+    keys = jnp.asarray(rng.random((rows, 1, prefix + acting)) < 0.8)
+    # A row of the batch without a prompt and without pictures still has its action rows.
+    keys = keys.at[-1, :, :prefix].set(False).at[:, :, prefix].set(True)
+    given: tuple[Any, ...] = (
+        normal(rows, acting, heads + 2, head_dim),
+        (normal(rows, prefix, head_dim), normal(rows, prefix, head_dim)),
+        turn_of(jnp.asarray(rng.integers(0, 900, (rows, acting))), head_dim),
+        keys,
+    )
+    got, want = (
+        np.asarray(attention_of_rows(*given, kernels=each), np.float32) for each in ("interpreted", "none")
+    )
+    assert got.shape == (rows, acting, heads * head_dim)
+    assert np.abs(got - want).max() <= near * np.abs(want).max()
+
+
+def test_a_chunk_by_the_kernels_is_that_of_sample_actions(tmp_path: Path) -> None:
+    recipe = tiny()
+    step = write_checkpoint(tmp_path / "5", recipe, params=random_params(recipe))
+    given, noise = inputs_of(recipe, 2, 16)
+    shape = Shape(2, 16)
+    compiled = {shape: compile_shape(recipe, 2, shape, kernels="interpreted")}
+    engine = FastEngine(recipe, 2, compiled, load(step, recipe, 2), kernels="interpreted")
+    got, want = engine.sample(given, noise), sampled(recipe, step, 2, given, noise)
+    assert engine.attention == "kernels"
+    assert np.abs(got - want).max() <= 1e-6 * max(1.0, np.abs(want).max())
+
+
+def test_the_guided_form_is_differentiated_and_has_no_kernels() -> None:
+    shape = Shape(1, 16, "guided")
+    assert compile_shape(tiny(), 1, shape, kernels="interpreted").need > 0
+
+
+@pytest.mark.parametrize(
+    ("sets", "platform", "expected"),
+    [
+        (["model.compute_dtype=bfloat16", "model.action_expert.variant=gemma_300m"], "cuda", "compiled"),
+        (["model.compute_dtype=bfloat16", "model.action_expert.variant=gemma_300m"], "cpu", "none"),
+        (["model.compute_dtype=float32", "model.action_expert.variant=gemma_300m"], "cuda", "none"),
+        (["model.compute_dtype=bfloat16"], "cuda", "none"),  # heads of 16 channels
+    ],
+)
+def test_kernels_are_for_bfloat16_on_a_gpu(sets: list[str], platform: str, expected: str) -> None:
+    assert kernels_of(tiny(*sets).model, platform) == expected
+
+
+def test_kernels_are_compared_before_anybody_is_served() -> None:
+    recipe = tiny("model.compute_dtype=bfloat16", "model.prompt_tokens=16")
+    assert 0 <= check_kernels(recipe, 2, "interpreted") <= NEAR
+
+    def wrong(*given: Any, kernels: str) -> jax.Array:
+        found = attention_of_rows(*given, kernels="none")
+        return found.at[0, 3].multiply(1.1) if kernels == "interpreted" else found
+
+    with pytest.raises(HarnessError) as caught:
+        check_kernels(recipe, 2, "interpreted", wrong)
+    assert caught.value.code == "serve-kernels-differ"
+    assert "--xla-attention" in str(caught.value)
+
+    def broken(*given: Any, kernels: str) -> jax.Array:
+        return attention_of_rows(*given, kernels="none") * (jnp.nan if kernels == "interpreted" else 1)
+
+    with pytest.raises(HarnessError, match="nan"):
+        check_kernels(recipe, 2, "interpreted", broken)
