@@ -15,7 +15,7 @@ from harness.serve.attention import attention_of_rows, turn_of
 from harness.serve.compiled import Shape, compile_shape
 from harness.serve.engine import FastEngine
 from harness.serve.kernel_check import NEAR, check_kernels
-from harness.serve.lengths import kernels_of
+from harness.serve.lengths import kernels_for
 from harness.serve.weights import load
 from tests.support.exported import write_checkpoint
 from tests.support.serving import inputs_of, sampled
@@ -83,7 +83,7 @@ def test_the_guided_form_is_differentiated_and_has_no_kernels() -> None:
     ],
 )
 def test_kernels_are_for_bfloat16_on_a_gpu(sets: list[str], platform: str, expected: str) -> None:
-    assert kernels_of(tiny(*sets).model, platform) == expected
+    assert kernels_for(tiny(*sets).model, platform) == expected
 
 
 def test_kernels_are_compared_before_anybody_is_served() -> None:

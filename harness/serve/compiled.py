@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from harness.recipe.schema import Recipe
-from harness.serve.lengths import Kernels, kernels_of
+from harness.serve.lengths import Kernels, kernels_for
 from harness.serve.program import Arrays, Call, act
 from harness.serve.rtc import Form
 from harness.serve.rtc_program import After, act_continued, act_guided
@@ -73,7 +73,7 @@ def compile_shape(
         where = jax.sharding.SingleDeviceSharding(device)
         given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), given)
     if kernels is None:
-        kernels = kernels_of(recipe.model, platform or here())
+        kernels = kernels_for(recipe.model, platform or here())
     sizes = sizes_of(recipe.model, "none" if shape.rtc == "guided" else kernels)
 
     def serve(arrays: Arrays, call: Call) -> jax.Array:

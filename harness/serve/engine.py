@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 from harness.predict.predict import Device
 from harness.recipe.sampling import check_rows, check_steps, deviations
 from harness.recipe.schema import Recipe
-from harness.serve.lengths import Kernels, attention_named, buckets_of, cameras_of, kernels_of
+from harness.serve.lengths import Kernels, attention_named, buckets_of, cameras_of, kernels_for
 from harness.serve.rtc import Form, PreviousRows, form_of
 from harness.serve.types import Array, Inputs
 from harness.units import format_bytes
@@ -160,7 +160,7 @@ def open_engine(
     for rows in batches or (0,):
         check_rows(rows)
     form = form_of(recipe.train.most_delay) if rtc else None
-    kernels = kernels_of(recipe.model, on.platform) if own_kernels else "none"
+    kernels = kernels_for(recipe.model, on.platform) if own_kernels else "none"
     compiled = compile_all(recipe, steps, batches, on, say, form, kernels)
     if kernels != "none":
         _check(recipe, batches, kernels, say)

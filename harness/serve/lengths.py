@@ -29,7 +29,7 @@ Kernels = Literal["none", "compiled", "interpreted"]
 _LEAST_HALF = 16
 
 
-def kernels_of(model: Model, platform: str) -> Kernels:
+def kernels_for(model: Model, platform: str) -> Kernels:
     """Whether the kernels of `harness.serve.kernels` serve this model on that platform ("cuda" or "cpu").
 
     They are written for bfloat16: in float32 a product by Triton would round to TF32.
