@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from harness.errors import HarnessError
-from harness.serve.attention import attention_of_rows, turn_of
+from harness.plan.cards import CARDS
+from harness.plan.compile import ABSENT_GPU_OPTIONS
+from harness.plan.launches import kernels_of
+from harness.serve.attention import Turn, attention_of_rows, turn_of
 from harness.serve.compiled import Shape, compile_shape
 from harness.serve.engine import FastEngine
 from harness.serve.kernel_check import NEAR, check_kernels
@@ -54,6 +59,36 @@ def test_kernels_attend_as_xla_does(
     )
     assert got.shape == (rows, acting, heads * head_dim)
     assert np.abs(got - want).max() <= near * np.abs(want).max()
+
+
+# One card of each generation that tensor cores of bfloat16 have had.
+@pytest.mark.parametrize("card", ["a100_80", "rtx_4090", "h100", "rtx_5090"])
+def test_both_kernels_compile_for_a_card_that_is_not_here(card: str) -> None:
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=CARDS[card].target(), topology="1x1x1"
+    )
+    place = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    rows, acting, prefix, heads, head_dim = 2, 56, 536, 8, 256
+
+    def struct(*shape: int, dtype: str = "bfloat16") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    keys = prefix + acting
+    turn = struct(rows, acting, 1, 1, head_dim // 2, dtype="float32")
+    given: tuple[Any, ...] = (
+        struct(rows, acting, heads + 2, head_dim),
+        (struct(rows, prefix, head_dim), struct(rows, prefix, head_dim)),
+        Turn(turn, turn),
+        struct(rows, 1, keys, dtype="bool"),
+    )
+    traced = jax.jit(functools.partial(attention_of_rows, kernels="compiled")).trace(*given)
+    done = traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=ABSENT_GPU_OPTIONS)
+    logits, values = (each for each in kernels_of(done.as_text()) if each.operations)
+    assert logits.operations == values.operations == 2 * rows * acting * heads * keys * head_dim
+    assert (logits.written, values.written) == (
+        rows * acting * heads * keys * 4,
+        rows * acting * heads * head_dim * 2,
+    )
 
 
 def test_a_chunk_by_the_kernels_is_that_of_sample_actions(tmp_path: Path) -> None:

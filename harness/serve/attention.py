@@ -60,7 +60,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, rows: i
 
 
 def attention_of_rows(
-    heads: jax.Array, prefix: tuple[jax.Array, jax.Array], turn: Turn, keys: jax.Array, kernels: Kernels
+    heads: jax.Array, prefix: tuple[jax.Array, jax.Array], turn: Turn, keys: jax.Array, *, kernels: Kernels
 ) -> jax.Array:
     """What the action rows [B, R, N + 2, H] see of the prefix and of each other, [B, R, N·H].
 

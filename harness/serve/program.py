@@ -250,7 +250,7 @@ def _decoded(expert: Expert, sizes: Sizes, seen: Seen, x: jax.Array, modulations
     for i, (layer, prefix) in enumerate(zip(expert.layers, seen.cache, strict=True)):
         before, between = modulations[2 * i], modulations[2 * i + 1]
         heads = _heads(_modulated(x, before), layer, sizes)
-        out = attention_of_rows(heads, prefix, seen.turn, seen.keys, sizes.kernels)
+        out = attention_of_rows(heads, prefix, seen.turn, seen.keys, kernels=sizes.kernels)
         x = x + (out @ layer.out) * before[2]
         gate, up = jnp.split(_modulated(x, between) @ layer.gate_up, 2, axis=-1)
         hidden = jax.nn.gelu(gate) * up
