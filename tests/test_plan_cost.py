@@ -71,6 +71,7 @@ def test_operations_are_those_counted_by_hand() -> None:
         (FULL, "none", 7.7880e12),
         (LORA, "block", 7.5732e12),
         (changed(LORA, {"train.trained": "lora_frozen_vision"}), "block", 6.3930e12),
+        (changed(FULL, {"train.trained": "action_expert"}), "block", 2.6307e12),
     ],
 )
 def test_operations_are_those_of_the_compiled_program(recipe: Recipe, remat: str, compiled: float) -> None:
