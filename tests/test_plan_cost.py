@@ -61,7 +61,7 @@ def test_operations_are_those_counted_by_hand() -> None:
 
 
 # Operations of a sample in XLA's optimized program for an H200, jaxlib 0.10.2: with 32 rows a microbatch by
-# python -m benchmarks.step_program, the last three with 8 rows by python -m benchmarks.operations --compiled.
+# python -m benchmarks.step_program, the last four with 8 rows by python -m benchmarks.operations --compiled.
 @pytest.mark.parametrize(
     ("recipe", "remat", "compiled"),
     [
