@@ -25,8 +25,9 @@ def cameras_of(recipe: Recipe) -> tuple[str, ...]:
 
 # How the action rows attend: in XLA's operations, by our kernels, or by these in an interpreter on a CPU.
 Kernels = Literal["none", "compiled", "interpreted"]
-# Triton takes no product over fewer channels than this, and the kernels multiply half a head at a time.
-_LEAST_HALF = 16
+# Triton takes no product of fewer rows or channels than 16. The kernels multiply the heads of two action rows,
+# and half a head at a time.
+_LEAST_HEADS, _LEAST_HEAD_DIM = 8, 32
 
 
 def kernels_for(model: Model, platform: str) -> Kernels:
@@ -35,9 +36,10 @@ def kernels_for(model: Model, platform: str) -> Kernels:
     They are written for bfloat16: in float32 a product by Triton would round to TF32.
     """
     expert = GEMMA[model.action_expert.variant]
-    fits = expert.head_dim // 2 >= _LEAST_HALF and not expert.head_dim & (expert.head_dim - 1)
-    there = platform == "cuda" and model.compute_dtype == "bfloat16" and fits
-    return "compiled" if there and not expert.heads & (expert.heads - 1) else "none"
+    large = expert.heads >= _LEAST_HEADS and expert.head_dim >= _LEAST_HEAD_DIM
+    powers = not expert.heads & (expert.heads - 1) and not expert.head_dim & (expert.head_dim - 1)
+    there = platform == "cuda" and model.compute_dtype == "bfloat16"
+    return "compiled" if there and large and powers else "none"
 
 
 def attention_named(kernels: Kernels) -> Literal["kernels", "xla"]:
