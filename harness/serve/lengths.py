@@ -25,8 +25,8 @@ def cameras_of(recipe: Recipe) -> tuple[str, ...]:
 
 # How the action rows attend: in XLA's operations, by our kernels, or by these in an interpreter on a CPU.
 Kernels = Literal["none", "compiled", "interpreted"]
-# Triton takes no product of fewer rows or channels than 16. The kernels multiply the heads of two action rows,
-# and half a head at a time.
+# Triton takes no product of fewer rows or channels than 16. The kernels multiply the heads of two action
+# rows, and half a head at a time.
 _LEAST_HEADS, _LEAST_HEAD_DIM = 8, 32
 
 
