@@ -72,7 +72,7 @@ def test_sampling_has_the_latency_of_the_program_that_serves() -> None:
     ended, _ = child(Work(kind="sampling", recipe="smoke", changes=SMALL))
     (one,) = ended.sampling or []
     assert one.least_s <= one.median_s <= one.most_s
-    assert (one.batch, one.cameras, one.prompt_tokens, one.program) == (1, 2, 32, "serve")
+    assert (one.batch, one.cameras, one.prompt_tokens, one.program) == (1, 2, 24, "serve")
 
 
 def test_the_products_are_the_models_own_and_one_is_aligned() -> None:
