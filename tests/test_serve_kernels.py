@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 
+from harness.checkpoint.locate import Located
 from harness.errors import HarnessError
 from harness.plan.cards import CARDS
 from harness.plan.compile import ABSENT_GPU_OPTIONS
 from harness.plan.launches import kernels_of
+from harness.predict.predict import Device
 from harness.serve.attention import Turn, attention_of_rows, turn_of
 from harness.serve.compiled import Shape, compile_shape
-from harness.serve.engine import FastEngine
+from harness.serve.engine import FastEngine, open_engine
 from harness.serve.kernel_check import NEAR, check_kernels
 from harness.serve.lengths import kernels_for
 from harness.serve.weights import load
@@ -104,8 +106,28 @@ def test_a_chunk_by_the_kernels_is_that_of_sample_actions(tmp_path: Path) -> Non
 
 
 def test_the_guided_form_is_differentiated_and_has_no_kernels() -> None:
-    shape = Shape(1, 16, "guided")
-    assert compile_shape(tiny(), 1, shape, kernels="interpreted").need > 0
+    # Pallas refuses to compile a kernel for a CPU, so each form shows whether it has one.
+    assert compile_shape(tiny(), 1, Shape(1, 16, "guided"), kernels="compiled").need > 0
+    with pytest.raises(ValueError, match="interpret mode"):
+        compile_shape(tiny(), 1, Shape(1, 16), kernels="compiled")
+
+
+@pytest.mark.parametrize(("own", "expected"), [(True, "compiled"), (False, "none")])
+def test_the_engine_has_kernels_on_a_gpu_unless_it_is_told_not_to(
+    own: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def compile_all(*given: Any) -> None:
+        asked.append(given[-1])
+        raise InterruptedError
+
+    monkeypatch.setattr("harness.serve.engine.compile_all", compile_all)
+    recipe = tiny("model.compute_dtype=bfloat16", "model.action_expert.variant=gemma_300m")
+    on, nowhere = Device("cuda", "a GPU", None, None), Located(Path("/nowhere"), None, None)
+    with pytest.raises(InterruptedError):
+        open_engine(nowhere, recipe, on=on, steps=1, batches=(1,), say=lambda _: None, own_kernels=own)
+    assert asked == [expected]
 
 
 @pytest.mark.parametrize(

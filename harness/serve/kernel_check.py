@@ -20,7 +20,7 @@ from harness.serve.attention import Turn, attention_of_rows, turn_of
 from harness.serve.lengths import Kernels, buckets_of, cameras_of
 from harness.serve.program import padded
 
-# Of the largest value: four units in the last place of bfloat16, which has 8 bits.
+# Of the largest value: two units in the last place of bfloat16, whose fraction has 7 bits.
 NEAR = 2.0**-6
 Attention = Callable[..., jax.Array]
 
@@ -44,7 +44,7 @@ def check_kernels(
         if not share <= NEAR:
             raise HarnessError(
                 "serve-kernels-differ",
-                f"on this device the kernels of the action rows give other values than XLA's operations,"
+                "on this device the kernels of the action rows give other values than XLA's operations,"
                 f" with prompts of {bucket} tokens; nobody was served",
                 got=f"a difference of {share:.3g} of the largest value",
                 need=f"at most {NEAR:g}, the rounding of {recipe.model.compute_dtype}",

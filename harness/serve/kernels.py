@@ -59,13 +59,12 @@ def attended(asked: Asked, *, interpret: bool = False) -> jax.Array:
     b, r, groups, h = asked.heads.shape
     s, n = asked.prefix_k.shape[1], groups - 2
     q, k = r * n, s + r
-    one = functools.partial(_whole, lambda row, *_: row)
     logits = pl.pallas_call(
         functools.partial(_logits_kernel, s=s, scale=h**-0.5),
         out_shape=jax.ShapeDtypeStruct((b, q, k), jnp.float32),
         grid=(b, r // _ROWS, pl.cdiv(k, min(_KEYS, k))),
-        in_specs=[one(x) for x in (asked.heads, asked.prefix_k, asked.sin, asked.cos, asked.keys)],
-        out_specs=one(jax.ShapeDtypeStruct((b, q, k), jnp.float32)),
+        in_specs=[_whole(x) for x in (asked.heads, asked.prefix_k, asked.sin, asked.cos, asked.keys)],
+        out_specs=_whole(jax.ShapeDtypeStruct((b, q, k), jnp.float32)),
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
         interpret=interpret,
         name="action_logits",
@@ -74,8 +73,8 @@ def attended(asked: Asked, *, interpret: bool = False) -> jax.Array:
         functools.partial(_values_kernel, s=s),
         out_shape=jax.ShapeDtypeStruct((b, q, h), asked.heads.dtype),
         grid=(b, q // _QUERIES, pl.cdiv(h, min(_COLUMNS, h))),
-        in_specs=[one(x) for x in (logits, asked.heads, asked.prefix_v)],
-        out_specs=one(jax.ShapeDtypeStruct((b, q, h), asked.heads.dtype)),
+        in_specs=[_whole(x) for x in (logits, asked.heads, asked.prefix_v)],
+        out_specs=_whole(jax.ShapeDtypeStruct((b, q, h), asked.heads.dtype)),
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
         name="action_values",
@@ -83,9 +82,9 @@ def attended(asked: Asked, *, interpret: bool = False) -> jax.Array:
     return out.reshape(b, r, n * h)
 
 
-def _whole(row: Any, x: Any) -> pl.BlockSpec:
+def _whole(x: Any) -> pl.BlockSpec:
     """One row of the batch, whole: the kernels take what they need of it."""
-    return pl.BlockSpec((None, *x.shape[1:]), lambda *at: (row(*at), *(0 for _ in x.shape[1:])))
+    return pl.BlockSpec((None, *x.shape[1:]), lambda row, *_: (row, *(0 for _ in x.shape[1:])))
 
 
 def _turned(low: jax.Array, high: jax.Array, sin: jax.Array, cos: jax.Array) -> tuple[jax.Array, jax.Array]:
