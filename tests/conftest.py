@@ -28,9 +28,10 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # The older emitter of loops compiles a step in half the time of the fusion emitters, which go through MLIR.
+# To split a module into 32, so that threads compile them at once, is a quarter of the work of a small step.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 # To walk the small objects that JAX keeps is 7 % of a small run (7.5 s of user time, then 7.0). This process
 # collects seldom, and so do those that it starts: their interpreter reads sitecustomize.py from there.

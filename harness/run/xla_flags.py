@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 _TIMEOUT_S = 60
-_START = "import jax; jax.devices()"
+# XLA reads its flags when it first needs an option. This needs no device, and a quarter of the time of JAX.
+_START = "from jaxlib import xla_client; xla_client.CompileOptions()"
 # The messages that XLA logs before it ends the process. Source: openxla/xla, xla/parse_flags_from_env.cc and
 # xla/tsl/util/command_line_flags.cc.
 _UNKNOWN = re.compile(r"Unknown flags? in XLA_FLAGS:((?: +\S+)+)")
@@ -36,7 +37,7 @@ def in_order(environ: Mapping[str, str]) -> str:
 def refused_flags(environ: Mapping[str, str], python: str = sys.executable) -> Refused | None:
     """The flags in XLA_FLAGS of `environ` that XLA refuses; None if it accepts all.
 
-    Raises: subprocess.TimeoutExpired if JAX does not start within a minute.
+    Raises: subprocess.TimeoutExpired if XLA does not read them within a minute.
     """
     flags = environ.get("XLA_FLAGS", "")
     if not flags.strip():
