@@ -30,7 +30,6 @@ from tests.support.sharded import (
 )
 from tests.support.tiny import LORA, random_params
 
-
 ADAPTERS = (*LORA, "train.ema_decay=null")
 DELAYED = (*ADAPTERS, "train.action_delay.max=4")
 
