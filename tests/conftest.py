@@ -25,6 +25,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # The test image is ours too; a run of a test is not about it, and each verify would read all of it.
 os.environ.pop("HARNESS_IMAGE", None)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# Its threads would wait for the next product by spinning, and the products of these tests are small.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # The older emitter of loops compiles a step in half the time of the fusion emitters, which go through MLIR.
@@ -38,11 +40,12 @@ os.environ["XLA_FLAGS"] = (
 gc.set_threshold(20_000, 20, 20)
 STARTUP = os.path.join(os.path.dirname(__file__), "support", "startup")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (STARTUP, os.environ.get("PYTHONPATH"))))
-# One directory a session, made by the process that starts the workers: nothing older can hide a change.
+# One directory a session, made by the process that starts the workers: nothing older can hide a change. What
+# else lies there: tests/support/session.py.
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
-if not _IS_WORKER or "PYTEST_JAX_CACHE" not in os.environ:
-    os.environ["PYTEST_JAX_CACHE"] = tempfile.mkdtemp(prefix="jax-cache-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["PYTEST_JAX_CACHE"]
+if not _IS_WORKER or "PYTEST_SHARED" not in os.environ:
+    os.environ["PYTEST_SHARED"] = tempfile.mkdtemp(prefix="session-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["PYTEST_SHARED"], "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # What this process may fetch, since a test loaded a recipe that names it (harness/received/consent.py).
@@ -159,6 +162,6 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Removes the session's compiled programs; processes that a test has killed may have left half of one."""
+    """Removes what the session shared; processes that a test has killed may have left half of a program."""
     if not _IS_WORKER:
-        shutil.rmtree(os.environ["PYTEST_JAX_CACHE"], ignore_errors=True)
+        shutil.rmtree(os.environ["PYTEST_SHARED"], ignore_errors=True)

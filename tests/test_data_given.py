@@ -21,6 +21,7 @@ from harness.recipe.schema import Recipe
 from harness.run.directory import RunDir
 from tests.support.file_server import Server
 from tests.support.real_runs import SMALL
+from tests.support.session import CACHE
 from tests.support.verifying import harness
 
 
@@ -179,17 +180,17 @@ def test_a_started_run_goes_on_with_its_own_statistics(tmp_path: Path, ours: Nor
     file = written(tmp_path / "norm_stats.json", theirs)
     run, common = tmp_path / "run", ("--recipe", "smoke", *SMALL)
     sets = (f"--set=data.norm_stats={file}", "--set=train.save_every_steps=1")
-    harness(tmp_path / "cache", "train", "--run", str(run), *common, *sets, "--set=train.steps=1")
+    harness(CACHE, "train", "--run", str(run), *common, *sets, "--set=train.steps=1")
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["norm_stats_given"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     kept = next((run / "checkpoints").glob("*/assets/*/norm_stats.json"))
     assert json.loads(kept.read_text()) == theirs
     before = json.loads((run / "norm_stats.json").read_bytes())["norm_stats"]
     file.rename(tmp_path / "gone.json")
-    harness(tmp_path / "cache", "train", "--run", str(run), "--resume", "--set=train.steps=2")
+    harness(CACHE, "train", "--run", str(run), "--resume", "--set=train.steps=2")
     assert json.loads((run / "norm_stats.json").read_bytes())["norm_stats"] == before
     theirs["norm_stats"]["actions"]["q99"][0] += 0.5
     written(file, theirs)
     # Refused: these are not the statistics that the run was started with.
-    harness(tmp_path / "cache", "train", "--run", str(run), "--resume", "--set=train.steps=3", code=2)
+    harness(CACHE, "train", "--run", str(run), "--resume", "--set=train.steps=3", code=2)
     assert json.loads((run / "norm_stats.json").read_bytes())["norm_stats"] == before

@@ -24,6 +24,7 @@ from harness.train.state import TrainState
 from tests.support.held_out import line
 from tests.support.held_out_pass import Model, measured, pass_of
 from tests.support.real_runs import STEPS, assert_same, harness, learned, metrics, small, start, wait_for
+from tests.support.session import CACHE
 from tests.support.tiny import tiny
 
 KEYS = ("train.holdout.episodes=2", "data.degenerate_dimensions=pass_through")
@@ -62,8 +63,8 @@ class Stopping(Heard):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache() -> Path:
+    return CACHE
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from tests.support.held_out_pass import measured, pass_of, target
 from tests.support.mixtures import mixture
 from tests.support.real_runs import SMALL, harness
 from tests.support.robots import aloha, write
+from tests.support.session import CACHE
 
 CAMERAS = {"base_0_rgb": "observation.images.cam_high", "left_wrist_0_rgb": None, "right_wrist_0_rgb": None}
 LENIENT = "data.degenerate_dimensions=pass_through"
@@ -228,12 +229,12 @@ def test_rows_of_a_mixture_are_those_of_each_dataset_alone(robot: Path) -> None:
 def test_a_run_of_a_mixture_measures_each_dataset_and_fill_gives_the_same_lines(
     robot: Path, tmp_path: Path
 ) -> None:
-    cache, run = tmp_path / "cache", tmp_path / "run"
+    run = tmp_path / "run"
     members = [SAMPLE, {"dataset": str(robot), "cameras": CAMERAS, "state": "observation.state"}]
     members[1] |= {"actions": "action", "relative": ["0-5", "7-12"]}
     sets = [f"data.datasets={json.dumps(members)}", "train.holdout.episodes=1", LENIENT]
     harness(
-        cache,
+        CACHE,
         *("train", "--recipe=smoke", "--steps=4", *SMALL, *(f"--set={one}" for one in sets)),
         *("--run", str(run)),
     )
@@ -246,6 +247,6 @@ def test_a_run_of_a_mixture_measures_each_dataset_and_fill_gives_the_same_lines(
     assert [one["held_out"] for one in manifest["datasets"]] == [one.held_out for one in dataset.members]
     assert "held-out loss of sample" in (run / "report.html").read_text()
     (run / "held_out.jsonl").unlink()
-    harness(cache, "choose", str(run), "--fill")
+    harness(CACHE, "choose", str(run), "--fill")
     (again,) = map(json.loads, (run / "held_out.jsonl").read_text().splitlines())
     assert {**again, "seconds": 0, "time": 0} == {**line, "seconds": 0, "time": 0}

@@ -29,19 +29,18 @@ from tests.support.real_runs import (
     start,
     wait_for,
 )
+from tests.support.session import CACHE, whole_run
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache() -> Path:
+    return CACHE
 
 
 @pytest.fixture(scope="module")
-def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole() -> Path:
     """A run that nothing interrupted."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    harness(cache, *small(run), WANDB_MODE="offline")
-    return run
+    return whole_run()
 
 
 def test_an_uninterrupted_run_leaves_every_file_of_the_flow(whole: Path) -> None:

@@ -25,7 +25,8 @@ from harness.train import later
 from harness.train.snapshot import save
 from harness.train.state import state_from
 from harness.verify.run import verify_pair
-from tests.support.real_runs import STEPS, assert_same, harness, metrics, small, wait_for
+from tests.support.real_runs import STEPS, assert_same, harness, metrics, wait_for
+from tests.support.session import CACHE, whole_run
 from tests.support.tiny import LORA, random_params, tiny
 
 # The trainer, each of whose chunks takes its time to be written, so that a save can be met.
@@ -43,20 +44,13 @@ sys.exit(main())
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole() -> Path:
     """A run that saves in the background, and that nothing interrupted."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    harness(cache, *small(run))
-    return run
+    return whole_run()
 
 
-def _trainer(cache: Path, run: Path, *program: str) -> subprocess.Popen[str]:
-    env = os.environ | {"HARNESS_CACHE": str(cache), "WANDB_MODE": "disabled"}
+def _trainer(run: Path, *program: str) -> subprocess.Popen[str]:
+    env = os.environ | {"HARNESS_CACHE": str(CACHE), "WANDB_MODE": "disabled"}
     command = [sys.executable, *program, str(run)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -74,10 +68,10 @@ def _streams(whole: Path, run: Path) -> Path:
 
 
 def test_killed_in_a_streamed_save_and_resumed_it_is_bitwise_the_run_that_was_not(
-    cache: Path, whole: Path, tmp_path: Path
+    whole: Path, tmp_path: Path
 ) -> None:
     run = _streams(whole, tmp_path / "killed")
-    process = _trainer(cache, run, "-c", SLOWLY)
+    process = _trainer(run, "-c", SLOWLY)
     saves = run / "checkpoints"
     wait_for(lambda: list(saves.glob("8.orbax-checkpoint-tmp/*/ocdbt.process_0/d/*")), process)
     process.send_signal(signal.SIGKILL)
@@ -86,7 +80,7 @@ def test_killed_in_a_streamed_save_and_resumed_it_is_bitwise_the_run_that_was_no
     assert [step.step for step in inspect(saves, deep=True).steps if step.complete] == [4]
     assert len(metrics(run)) == 8, "training waits while it saves"
 
-    resumed = _trainer(cache, run, "-m", "harness.train.worker")
+    resumed = _trainer(run, "-m", "harness.train.worker")
     out, err = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, err[-3000:]
     said = [event["text"] for event in map(json.loads, out.splitlines()) if event["event"] == "say"]
@@ -104,7 +98,7 @@ def test_killed_in_a_streamed_save_and_resumed_it_is_bitwise_the_run_that_was_no
             ours, theirs = (one / "checkpoints" / str(step) / "harness/digests.json" for one in (run, whole))
             leaves = [json.loads(file.read_text())["leaves"] for file in (ours, theirs)]
             assert leaves[0] == leaves[1]
-    harness(cache, "inspect", str(saves), "--deep")
+    harness(CACHE, "inspect", str(saves), "--deep")
     verdict = verify_pair(RunDir(run), RunDir(whole))
     assert [(row.field, row.matters) for row in verdict.fields if row.status == "differs"] == [
         ("plan.save", False)
