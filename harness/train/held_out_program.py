@@ -73,8 +73,8 @@ def compile_held_out(
 
 
 def deployed(state: TrainState) -> tuple[Params, Params]:
-    """(the average if there is one, else the trained parameters; the frozen ones)."""
-    return (state.trained if state.ema is None else state.ema), state.frozen
+    """(the average if there is one, else the trained parameters, or their copies; the frozen ones)."""
+    return (state.trained | state.copies if state.ema is None else state.ema), state.frozen
 
 
 def _make(setup: Setup, levers: Levers) -> Any:

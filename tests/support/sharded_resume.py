@@ -66,12 +66,19 @@ def law_shards_in_host_memory_train_like_one_device_and_come_back_from_a_checkpo
         if x.size >= SMALLEST
     } == {"pinned_host"}
     check_shards(state, 4)
+    assert state.copies
+    for path, copy in state.copies.items():
+        assert copy.sharding.memory_kind == "device"
+        assert copy.sharding.spec == state.trained[path].sharding.spec
     with tempfile.TemporaryDirectory() as directory:
         store = saved(directory, recipe, state)
         for place in (step.setup.layout, layout(**ONE)):
-            restored = restore(store, setup_of(recipe, place), 3)
-            jax.tree.map(np.testing.assert_array_equal, restored, state)
-            assert jax.tree.map(lambda x: x.sharding, restored) == place.of(state)
+            setup = setup_of(recipe, place)
+            restored = restore(store, setup, 3)
+            assert restored.copies.keys() == (state.copies.keys() if place.host else set())
+            expected = state if place.host else state._replace(copies={})
+            jax.tree.map(np.testing.assert_array_equal, restored, expected)
+            assert jax.tree.map(lambda x: x.sharding, restored) == place.of(setup.shapes.state)
         store.close()
 
 
