@@ -28,10 +28,9 @@ from harness.train.accumulate import accumulate, read_copies
 from harness.train.copies import with_copies
 from harness.train.setup import setup_of
 from harness.train.sharding import Layout
-from harness.train.start import random_state, surround
 from harness.train.state import TrainState, state_from
-from tests.support.learned import LEARNS, compiled, learned
-from tests.support.tiny import LORA, random_batch, random_params, tiny
+from tests.support.learned import LEARNS, learned, without_copies
+from tests.support.tiny import LORA, random_params, tiny
 
 # A moment of a gradient that is zero in exact arithmetic is below this.
 NOISE = 1e-12
@@ -73,13 +72,6 @@ def check(
         assert line == pytest.approx(other_line, rel=0 if bitwise else 1e-6)
 
 
-def without_copies(state: TrainState) -> TrainState:
-    """The state without its copies, which are the casts of the parameters."""
-    for path, copy in state.copies.items():
-        np.testing.assert_array_equal(copy, state.trained[path].astype(copy.dtype), err_msg=path)
-    return state._replace(copies={})
-
-
 @pytest.mark.parametrize("lever", [{"compute_copy": True}, {"attention": "chunked"}])
 def test_equal_bit_for_bit(lever: dict[str, Any]) -> None:
     check(run(), run(**lever), bitwise=True)
@@ -116,56 +108,6 @@ def test_a_compute_copy_in_bfloat16_is_the_cast_that_the_model_would_make() -> N
 @pytest.mark.parametrize("in_host", [("ema",), EVERYTHING])
 def test_host_memory_changes_nothing(in_host: tuple[str, ...]) -> None:
     check(run(), run(in_host=in_host))
-
-
-def test_an_update_writes_the_copies_that_the_next_step_reads() -> None:
-    """In bfloat16: of each parameter in host memory but the table, and all of them have moved."""
-    given = (*LEARNS, "model.compute_dtype=bfloat16")
-    begun = jax.device_get(compiled(given, EVERYTHING).begin())
-    state, _ = learned(given, in_host=EVERYTHING)
-    assert state.copies.keys() == {
-        path for path, x in state.trained.items() if x.size >= host.SMALLEST and path != EMBEDDING
-    }
-    for path, copy in state.copies.items():
-        assert copy.dtype == (jnp.bfloat16 if is_cast_before_use(path) else jnp.float32)
-        assert (copy != begun.copies[path]).any(), path
-    for each in (begun, state):
-        without_copies(each)
-
-
-def test_a_step_reads_no_parameter_in_host_memory_before_it_has_the_gradients() -> None:
-    """But the table, whose rows it looks up. What computes the gradients reads the copies."""
-    program = compiled(LEARNS, EVERYTHING)
-    state = program.begin()
-    jaxpr = program.step.trace(state, random_batch(program.recipe), jax.random.key(5)).jaxpr.jaxpr
-    paths = [jax.tree_util.keystr(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(state)]
-    variables = dict(zip(paths, jaxpr.invars[: len(paths)], strict=True))
-
-    def first_use(part: str, path: str) -> int:
-        variable = variables[f".{part}['{path}']"]
-        return next(i for i, one in enumerate(jaxpr.eqns) if any(x is variable for x in one.invars))
-
-    gradients = {first_use("copies", path) for path in state.copies}
-    assert len(gradients) == 1
-    assert min(first_use("trained", path) for path in state.copies) > max(gradients)
-    assert first_use("trained", EMBEDDING) < min(gradients)
-
-
-@pytest.mark.parametrize("made", ["loaded", "at random"])
-def test_a_first_state_has_the_copies_of_its_parameters(made: str) -> None:
-    layout = Layout(jax.local_devices()[:1], host=EVERYTHING)
-    setup = setup_of(tiny(*LEARNS, "model.compute_dtype=bfloat16"), layout)
-    if made == "at random":
-        state = random_state(setup, jax.random.key(0))
-    else:
-        state = surround({p: jnp.asarray(x) for p, x in random_params(setup.recipe).items()}, setup)
-    places = layout.of(setup.shapes.state)
-    assert jax.tree.map(lambda x: x.sharding.memory_kind, state) == jax.tree.map(
-        lambda x: x.memory_kind, places
-    )
-    assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, setup.shapes.state)
-    assert state.copies
-    without_copies(jax.device_get(state))
 
 
 def test_streamed_arrays_are_those_of_whole_arrays_bit_for_bit() -> None:

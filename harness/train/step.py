@@ -117,7 +117,8 @@ def _readable(
     """
     dtype = jnp.dtype(recipe.model.compute_dtype)
     table = state.trained.get(EMBEDDING)
-    given, copies = {}, {}
+    given: Params = {}
+    copies: Params = {}
     for path, x in state.trained.items():
         if path == EMBEDDING:
             continue

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from harness.recipe.schema import Recipe
 from harness.train.copies import abstract_copies, with_copies
@@ -69,3 +70,10 @@ def learned(
 ) -> tuple[TrainState, list[dict[str, float]]]:
     """As `computed`; asked again, it is the same answer."""
     return computed(compiled(overrides, in_host, **levers), steps)
+
+
+def without_copies(state: TrainState) -> TrainState:
+    """The state without its copies, which are the casts of the parameters."""
+    for path, copy in state.copies.items():
+        np.testing.assert_array_equal(copy, state.trained[path].astype(copy.dtype), err_msg=path)
+    return state._replace(copies={})
