@@ -25,12 +25,12 @@ from harness.train.state import TrainState
 
 def abstract_copies(recipe: Recipe, trained: Params, layout: Layout) -> Params:
     """Path → shape and type of every copy: none if no parameter lies in host memory."""
-    places = layout.of({"trained": trained})["trained"]
+    shardings = layout.of({"trained": trained})["trained"]
     dtype = jnp.dtype(recipe.model.compute_dtype)
     return {
         path: jax.ShapeDtypeStruct(x.shape, dtype if is_cast_before_use(path) else x.dtype)
         for path, x in trained.items()
-        if places[path].memory_kind == PINNED and path != EMBEDDING
+        if shardings[path].memory_kind == PINNED and path != EMBEDDING
     }
 
 

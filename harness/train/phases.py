@@ -107,10 +107,10 @@ def _save(setup: Setup) -> CompiledPhase:
     held = sum(_parts(state, shardings))
     # If several devices hold the same part of an array, each copies a share of it to the host. It first cuts
     # the share out on the device. The copies of parameters are not saved.
-    stored, places = (tree._replace(copies={}) for tree in (state, shardings))
+    stored = state._replace(copies={}), shardings._replace(copies={})
     cut = sum(
         size // holders
-        for size, holders in zip(_parts(stored, places), _holders(stored, places), strict=True)
+        for size, holders in zip(_parts(*stored), _holders(*stored), strict=True)
         if holders > 1
     )
     whole = sum(

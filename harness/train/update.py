@@ -53,12 +53,7 @@ def apply_gradients(
     if here:
         ema |= averaged(recipe, _only(ema, here), _only(trained, here), state.step + 1)
     # 2. What does not, leaf by leaf.
-    leaves = {
-        path: _Leaf(
-            recipe, path, state.trained[path], ema.get(path), _only(moments, [path]), state.copies.get(path)
-        )
-        for path in streamed
-    }
+    leaves = {path: _Leaf(recipe, path, state) for path in streamed}
     jobs = {
         path: _average_job(recipe, path, ema, trained[path], state.step + 1, layout)
         for path in resident
@@ -148,15 +143,7 @@ def _average_job(
 class _Leaf:
     """A parameter that is streamed, with its average (or None), its moments and its copy (or None)."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        path: str,
-        parameter: jax.Array,
-        ema: jax.Array | None,
-        moments: Any,
-        copy: jax.Array | None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, path: str, state: TrainState) -> None:
         if recipe.train.optimizer.moments == "bfloat16":
             raise HarnessError(
                 "plan-invalid",
@@ -168,14 +155,15 @@ class _Leaf:
                     " train.optimizer.moments=int8"
                 ),
             )
-        self._recipe, self._path, self._parameter, self._ema = recipe, path, parameter, ema
-        self._copies = () if copy is None else (copy,)
-        self._moments, self._structure = jax.tree.flatten(moments)
+        self._recipe, self._path, self._parameter = recipe, path, state.trained[path]
+        self._ema = (state.ema or {}).get(path)
+        self._copies = (state.copies[path],) if path in state.copies else ()
+        self._moments, self._structure = jax.tree.flatten(_only(state.opt_state[1], [path]))
         # The moments, and the scales of 8-bit moments, which have all of the parameter's axes but the last.
         self._large = [
             i
             for i, x in enumerate(self._moments)
-            if x.ndim == parameter.ndim and x.shape[:-1] == parameter.shape[:-1]
+            if x.ndim == self._parameter.ndim and x.shape[:-1] == self._parameter.shape[:-1]
         ]
 
     def job(self, clip: Clip, grads: jax.Array, done: jax.Array, layout: Layout) -> Job:
