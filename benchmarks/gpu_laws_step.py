@@ -31,7 +31,7 @@ def ours(levers_json: str, small: bool) -> tuple[Callable[[], float], dict[str, 
     from harness.train.programs import step_here
     from harness.train.setup import setup_of
     from harness.train.sharding import local_layout
-    from harness.train.start import initializer
+    from harness.train.start import random_state
 
     levers = Levers.model_validate_json(levers_json)
     batch = levers.microbatch * levers.accumulation_steps
@@ -45,7 +45,7 @@ def ours(levers_json: str, small: bool) -> tuple[Callable[[], float], dict[str, 
     step = step_here(setup, levers)
     compile_s = time.perf_counter() - begun
     begun = time.perf_counter()
-    made = [jax.block_until_ready(initializer(setup)(jax.random.key(0)))]
+    made = [jax.block_until_ready(random_state(setup, jax.random.key(0)))]
     init_s = time.perf_counter() - begun
     inputs = step_time.batch_of(np.random.default_rng(0), batch, levers.cameras, levers.prompt_tokens)
     inputs = jax.device_put(inputs, jax.tree.map(lambda _: setup.layout.rows, inputs))

@@ -12,8 +12,14 @@ from harness.artifacts.plan import Remat
 from harness.plan.activations import KEPT_SHARE, kept_bytes
 from harness.plan.candidates import changed
 from harness.plan.cards import CARDS
-from harness.plan.cost import LOADER_SAMPLES_PER_CORE, peak_flops, seconds_per_step
-from harness.plan.memory import exchanged_bytes, pinned_bytes
+from harness.plan.cost import (
+    LOADER_SAMPLES_PER_CORE,
+    SUSTAINED_BYTES,
+    host_link,
+    peak_flops,
+    seconds_per_step,
+)
+from harness.plan.memory import exchanged_bytes, pinned_bytes, table_bytes
 from harness.plan.operations import flops_per_sample
 from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
@@ -153,6 +159,19 @@ def test_the_copies_of_an_update_go_both_ways_at_once(host: list[str], changes: 
     assert exchanged_bytes(recipe, levers) == pytest.approx(pinned * 2 / (1 + at_once))
     two = levers.model_copy(update={"devices": 2, "accumulation_steps": 16})
     assert exchanged_bytes(recipe, two) == 2 * exchanged_bytes(recipe, levers)
+
+
+def test_masters_in_host_memory_pass_once_a_step_and_their_table_once_more() -> None:
+    masters, rest = (LEVERS.model_copy(update={"host": host}) for host in (["ema", "masters"], ["ema"]))
+    table = 257_152 * 2048 * 4
+    assert (table_bytes(FULL, masters), table_bytes(FULL, rest)) == (table, 0)
+    # A float32 array beside another passes while that one goes back: as many bytes as one that passes alone.
+    assert exchanged_bytes(FULL, masters) == exchanged_bytes(FULL, rest)
+    link = host_link(A4090) * SUSTAINED_BYTES
+    slower = seconds_per_step(FULL, masters, A4090, None) - seconds_per_step(
+        FULL, rest.model_copy(update={"compute_copy": True}), A4090, None
+    )
+    assert slower == pytest.approx(table / link)
 
 
 def test_a_step_from_host_memory_is_at_most_a_quarter_slower_than_one_on_the_card() -> None:

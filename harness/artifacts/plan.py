@@ -44,7 +44,7 @@ class Levers(Later):
     bfloat16 copies of the parameters that the model would cast to bfloat16 in every microbatch. `host` names
     the parts of the state that lie in pinned host memory between their uses and pass through the device in
     pieces. It excludes bfloat16 moments, whose random rounding depends on position. Of masters the device
-    always has the copy.
+    always has the copy, from step to step: the update writes it.
 
     `save` "async" copies the state to the host and writes it while training goes on. "streamed" writes it
     from where it lies, while training waits, and copies 64 MiB at a time. It is written only where it is

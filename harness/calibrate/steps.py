@@ -123,7 +123,7 @@ def run_steps(recipe: Recipe, levers: Levers, request: Request, say: Say) -> Mea
     from harness.train.programs import step_here
     from harness.train.setup import setup_of
     from harness.train.sharding import local_layout
-    from harness.train.start import initializer
+    from harness.train.start import random_state
 
     say(f"compiling the step of {levers.microbatch} x {levers.accumulation_steps}")
     begun = time.perf_counter()
@@ -131,7 +131,7 @@ def run_steps(recipe: Recipe, levers: Levers, request: Request, say: Say) -> Mea
     compiled_s = time.perf_counter() - begun
     say("making the state" + (", in pinned host memory" if levers.host else ""))
     begun = time.perf_counter()
-    state = jax.block_until_ready(initializer(step.setup)(jax.random.key(0)))
+    state = jax.block_until_ready(random_state(step.setup, jax.random.key(0)))
     init_s = time.perf_counter() - begun
     device = step.setup.layout.mesh.devices.flat[0]
     after_init = (device.memory_stats() or {}).get("peak_bytes_in_use")

@@ -43,7 +43,7 @@ import math
 from harness.artifacts import Levers
 from harness.plan.activations import kept_bytes, passed_bytes
 from harness.plan.cards import Card
-from harness.plan.memory import counted, exchanged_bytes, pinned_bytes, state_parts
+from harness.plan.memory import counted, exchanged_bytes, pinned_bytes, state_parts, table_bytes
 from harness.plan.operations import (
     Passes,
     flops_per_sample,
@@ -109,8 +109,8 @@ def held_out_seconds(recipe: Recipe, levers: Levers, card: Card, rows: int, samp
     """Predicted seconds of a held-out pass over so many rows, by the same model.
 
     A row is a forward pass for the loss, another for the prefix that sampling begins with, and the action
-    expert at each step of sampling. The vision tower is computed in both. Parameters in host memory are read
-    once for every piece of rows.
+    expert at each step of sampling. The vision tower is computed in both. An average in host memory is read
+    once for every piece of rows, else an embedding table there.
     """
     model, tokens = recipe.model, tokens_of(recipe.model, len(levers.cameras), levers.prompt_tokens)
     each = max(1, min(levers.microbatch, -(-rows // levers.devices)))
@@ -128,8 +128,8 @@ def held_out_seconds(recipe: Recipe, levers: Levers, card: Card, rows: int, samp
     activations = each * 2 * passed_bytes(model, tokens, Passes(None)) / bandwidth
     layers = VISION[model.vision].depth * 2
     layers += GEMMA[model.paligemma.variant].depth * (2 + sampling_steps)
-    kept = "ema" if recipe.train.ema_decay is not None else "masters"
-    hosted = pinned_bytes(recipe, levers.model_copy(update={"host": [p for p in levers.host if p == kept]}))
+    average = levers.model_copy(update={"host": [part for part in levers.host if part == "ema"]})
+    hosted = table_bytes(recipe, levers) if recipe.train.ema_decay is None else pinned_bytes(recipe, average)
     fetched = hosted * levers.hosts / levers.devices / (host_link(card) * SUSTAINED_BYTES)
     return calls * (max(compute, read) + activations + _launches(layers) + fetched)
 
@@ -154,10 +154,9 @@ def seconds_per_step(
     step = levers.accumulation_steps * _microbatch_seconds(recipe, levers, card, bandwidth)
     parts = state_parts(recipe, levers.model_copy(update={"host": []}))
     step += 2 * sum(parts[name] for name in ("weights", "moments", "ema", "gradients") if trained) / bandwidth
-    # Each offloaded byte goes to the card and back, over each card's own link. The masters go there once
-    # more: for the copies that the microbatches read.
-    masters = levers.model_copy(update={"host": [part for part in levers.host if part == "masters"]})
-    passed = exchanged_bytes(recipe, levers) + pinned_bytes(recipe, masters)
+    # Each offloaded byte goes to the card and back, over each card's own link. The embedding table goes there
+    # once more: for the rows that the microbatches read. The copies of the other masters stay on the card.
+    passed = exchanged_bytes(recipe, levers) + table_bytes(recipe, levers)
     step += passed * levers.hosts / levers.devices / (host_link(card) * SUSTAINED_BYTES)
     step *= pace
     step += _exchanged(levers, total, trained) / link

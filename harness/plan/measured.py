@@ -8,7 +8,8 @@ A file has the hash of the step that was measured. Where it is not today's, the 
 an earlier step, and the prediction beside them is of today's. Steps have only become shorter, so such a point
 is an upper bound. Where its state lay in host memory it says nothing of the model. The H200's are of the step
 before attention had its own backward pass, cameras passed the vision tower together, results were kept for
-the backward pass and copies to host memory went both ways at once.
+the backward pass, copies to host memory went both ways at once and updates wrote what the model reads of
+masters there.
 
 OTHERS are published step times of other programs for the same model: openpi's on JAX, and LeRobot's on
 PyTorch. They are not modelled. The prediction beside them is that of our step for the same card, batch,

@@ -6,7 +6,7 @@ import functools
 import math
 
 from harness.artifacts.plan import STREAMED_HOST_BYTES, Levers
-from harness.recipe.parameters import counts, halves, is_trained, parameter_shapes
+from harness.recipe.parameters import counts, halves, is_cast_before_use, is_trained, parameter_shapes
 from harness.recipe.schema import Model, Recipe, Trained
 from harness.units import GIB
 
@@ -15,8 +15,10 @@ from harness.units import GIB
 PROCESS_BYTES = 4 * GIB
 # Bytes that the reader of weights holds beside the leaf that it reads: checkpoint.leaves.IN_FLIGHT_BYTES.
 IN_FLIGHT_BYTES = GIB
-_FLOAT32 = 4.0
+_FLOAT32, _COPY = 4.0, 2.0
 _TABLE = "PaliGemma/llm/embedder/input_embedding"
+# What is on the device of masters that pass through it: two pieces of `train.host`.
+_PIECES = 2 * 4 * 2**23
 # Bytes of one of Adam's two moments, and of a frozen parameter. Blocks of 256 share a float32 scale. For
 # quantized weights the figure leaves out the scales (a sixteenth more at most). It also counts what is no
 # kernel as quantized, although that stays in bfloat16. The figure must never exceed the truth.
@@ -34,11 +36,35 @@ def _trained_table(model: Model, trained: Trained) -> int:
     return math.prod(parameter_shapes(model)[_TABLE]) if is_trained(_TABLE, model, trained) else 0
 
 
+@functools.cache
+def _copies(model: Model, trained: Trained) -> float:
+    """Bytes of what the model reads of masters in host memory (`train.copies`), the compute type bfloat16.
+
+    Parameters that are too small to lie there are counted too.
+    """
+    return sum(
+        math.prod(shape) * (_COPY if is_cast_before_use(path) else _FLOAT32)
+        for path, shape in parameter_shapes(model).items()
+        if is_trained(path, model, trained) and path != _TABLE
+    )
+
+
+def table_bytes(recipe: Recipe, levers: Levers) -> int:
+    """Bytes of the trained embedding table that pass to all devices of this machine for one look-up of rows.
+
+    0 if it does not lie in host memory.
+    """
+    if "masters" not in levers.host:
+        return 0
+    table = _trained_table(recipe.model, recipe.train.trained)
+    return int(_FLOAT32 * table) * (levers.devices // levers.fsdp) // levers.hosts
+
+
 def state_parts(recipe: Recipe, levers: Levers) -> dict[str, int]:
     """Bytes of weights, moments, average and gradients that lie on each device during a step.
 
-    With the masters in host memory the device holds bfloat16 copies of them. It has no copy of the embedding
-    table, of which it reads rows.
+    With the masters in host memory the device holds copies of them, between steps too. It has no copy of the
+    embedding table, of which it reads rows.
     """
     total, trained = counted(recipe.model, recipe.train.trained)
     on_device = {
@@ -49,7 +75,7 @@ def state_parts(recipe: Recipe, levers: Levers) -> dict[str, int]:
     if recipe.train.ema_decay is not None:
         on_device["ema"] = _FLOAT32 * trained
     if "masters" in levers.host:
-        on_device["weights"] = 2.0 * (trained - _trained_table(recipe.model, recipe.train.trained))
+        on_device["weights"] = _copies(recipe.model, recipe.train.trained)
     for name in ("ema", "moments"):
         if name in levers.host:
             on_device[name] = 0.0
@@ -103,24 +129,30 @@ def _of_every_replica(recipe: Recipe, levers: Levers, of_a_parameter: float) -> 
 def phase_bytes(recipe: Recipe, levers: Levers, phase: str) -> int:
     """Device bytes of a phase beside the step, "init", "load" or "save", without the compiler.
 
-    - init: the state. What goes to the host, or is quantized, is there in two more copies of a leaf at most
-      (XLA's program of the published recipe with all in host memory has 8.71 GiB; this counts 9.00).
+    - init: the state without copies of masters. What goes to the host, or is quantized, is there in two more
+      copies of a leaf at most (XLA's program of the published recipe with all in host memory has 8.71 GiB;
+      this counts 9.00). The copies are made next, a piece at a time.
     - load: every trained parameter in float32 on the device, wherever it will lie, and what is made around
-      it. One leaf is there twice on its way to the host, and a frozen one whole until it is quantized.
-    - save: the state. Of several devices that hold the same part, each cuts out a share of it.
+      it. One leaf is there twice on its way to the host, and a frozen one whole until it is quantized. The
+      copies are made when the masters have left.
+    - save: the state. Of several devices that hold the same part, each cuts out a share of what is saved.
     tests/test_plan_atlas.py compares load and save with the compiler's answers.
     """
     hosted = [part for part in levers.host if part != "masters"]
     parts = state_parts(recipe, levers.model_copy(update={"host": hosted}))
     held = loaded = parts["weights"] + parts["moments"] + parts["ema"]
+    copies = 0
     if "masters" in levers.host:
         _, trained = counted(recipe.model, recipe.train.trained)
         held -= int(_FLOAT32 * trained / levers.fsdp)
+        copies = int(_copies(recipe.model, recipe.train.trained) / levers.fsdp)
     if phase == "save":
         replicas = levers.devices // levers.fsdp
-        return held + (held // replicas if replicas > 1 else 0)
+        return held + copies + (held // replicas if replicas > 1 else 0)
     passing = int(_largest_passing(recipe, to_host=bool(levers.host)))
-    return loaded + passing if phase == "load" else held + 2 * passing
+    if phase == "load":
+        return loaded + passing
+    return held + max(2 * passing, copies + _PIECES if copies else 0)
 
 
 def _largest_passing(recipe: Recipe, *, to_host: bool) -> float:

@@ -12,6 +12,7 @@ from harness.received.text import word
 from harness.run.job import Job
 from harness.run.steps import whole_steps
 from harness.run.watcher import Watcher
+from harness.train.copies import copies_of
 from harness.train.held_out import HeldOutPass, compiled_for
 from harness.train.held_out_file import HeldOutFile
 from harness.train.setup import Setup, keeper, setup_of
@@ -51,8 +52,11 @@ def fill(job: Job, watcher: Watcher) -> list[int]:
 
 
 def _deployed(setup: Setup, directory: Path) -> tuple[Params, Params]:
-    """(the parameters to deploy that are trained, the frozen ones) of a step, where the state has them."""
+    """(the parameters to deploy that are trained, the frozen ones) of a step, as `deployed` of its state."""
     layout, state = setup.layout, setup.layout.structs(setup.shapes.state)
     wanted = layout.structs(setup.shapes.params) | (state.trained if state.ema is None else state.ema)
     found = load_params(directory, wanted, keep=keeper(setup)).params
-    return {path: found[path] for path in state.trained}, {path: found[path] for path in state.frozen}
+    trained = {path: found[path] for path in state.trained}
+    if state.ema is None:
+        trained |= copies_of(trained, state.copies, layout)
+    return trained, {path: found[path] for path in state.frozen}

@@ -1,8 +1,9 @@
 """The program of a held-out pass: loss and sampled actions of a few rows, without augmentation.
 
 It is a program of its own beside the training step, whose program stays as it is. It reads the parameters to
-deploy where the state has them, and changes none. What lies in host memory it reads as a copy in the compute
-type, as the step does. It has no gradients, so beside the state it needs less than the step.
+deploy where the state has them, and changes none. Of parameters in host memory it reads the state's copies;
+of an average there it makes copies for itself. It has no gradients, so beside the state it needs less than
+the step.
 
 Axes: M rows of all devices together, A action horizon, E action_dim, T prompt tokens, D width.
 """
@@ -73,8 +74,8 @@ def compile_held_out(
 
 
 def deployed(state: TrainState) -> tuple[Params, Params]:
-    """(the average if there is one, else the trained parameters; the frozen ones)."""
-    return (state.trained if state.ema is None else state.ema), state.frozen
+    """(the average if there is one, else the trained parameters, or their copies; the frozen ones)."""
+    return (state.trained | state.copies if state.ema is None else state.ema), state.frozen
 
 
 def _make(setup: Setup, levers: Levers) -> Any:

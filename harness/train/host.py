@@ -7,7 +7,8 @@ memory analysis holds no second copy of any array.
 Copies are asynchronous (tests/test_plan_targets.py checks the compiled program). Of the arrays that pass
 together (parameter, moments and average) one half arrives while the other goes back, so that the link is busy
 both ways. A lone array cannot do so: XLA keeps the order of what reads and what writes an array. Nothing is
-computed meanwhile. `plan.cost` counts the copies so.
+computed meanwhile. `plan.cost` counts the copies so. An array on the device may pass with them, and is
+written where it lies.
 """
 
 from __future__ import annotations

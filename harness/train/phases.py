@@ -6,6 +6,7 @@ A phase with a program is compiled. A phase without a program is counted.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 from harness.checkpoint.leaves import IN_FLIGHT_BYTES
 from harness.train.compiled import device_bytes
+from harness.train.copies import copier
 from harness.train.host import PINNED
 from harness.train.setup import Setup
 from harness.train.snapshot import saved
@@ -42,24 +44,38 @@ def compile_phase(
 
     These devices need not be on this machine.
 
-    - init: random parameters and the state around them.
+    - init: random parameters and the state around them, or then the copies beside it, whichever needs more.
     - load: the state around parameters that were read leaf by leaf into their shards, with the bytes that the
       reader holds. Disk is the download's.
     - save: the state and its copy on the host, which Orbax takes whole before it writes. Disk is one
       checkpoint's, before compression.
     """
+
+    def compiled(traced: Any) -> dict[str, int]:
+        lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
+        return device_bytes(lowered.compile(compiler_options=options).memory_analysis())
+
     if phase == "save":
         return _save(setup)
-    if phase == "init":
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        traced = initializer(setup).trace(
-            jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=setup.layout.replicated)
-        )
-    else:
-        traced = optimizer_starter(setup).trace()
-    lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
-    found = device_bytes(lowered.compile(compiler_options=options).memory_analysis())
-    return CompiledPhase(found, 0, 0) if phase == "init" else _load(setup, found)
+    if phase == "load":
+        return _load(setup, compiled(optimizer_starter(setup).trace()))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = compiled(
+        initializer(setup).trace(jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=setup.layout.replicated))
+    )
+    if setup.shapes.state.copies:
+        found = max(found, _copying(setup, compiled), key=lambda sizes: sizes["device"])
+    return CompiledPhase(found, 0, 0)
+
+
+def _copying(setup: Setup, compiled: Callable[[Any], dict[str, int]]) -> dict[str, int]:
+    """Memory of the program that makes the copies, with all of the state that is there by then."""
+    layout, state = setup.layout, setup.shapes.state
+    masters = layout.structs({"trained": state.trained})["trained"]
+    sizes = compiled(copier(state.copies, layout).trace({path: masters[path] for path in state.copies}))
+    held = state._replace(copies={})
+    rest = sum(_parts(held, layout.of(held)))
+    return sizes | {name: sizes[name] + rest for name in ("argument", "device")}
 
 
 def _load(setup: Setup, moments: dict[str, int]) -> CompiledPhase:
@@ -69,7 +85,7 @@ def _load(setup: Setup, moments: dict[str, int]) -> CompiledPhase:
     resident = sum(trained.values()) + sum(_parts(state.frozen, layout.of(state.frozen)))
     ema = sum(_parts({"ema": state.ema}, layout.of({"ema": state.ema})))
     # On its way to the host one leaf is on the device twice. A frozen leaf is whole for a moment while it is
-    # quantized.
+    # quantized. Copies are made when the parameters have left, and take no more than these did.
     passing = max(trained.values()) if layout.host else 0
     dense = max(
         (_device_bytes(x, layout.leaf(path, x.shape)) for path, x in params.items() if path in state.frozen),
@@ -90,11 +106,12 @@ def _save(setup: Setup) -> CompiledPhase:
     shardings = setup.layout.of(state)
     held = sum(_parts(state, shardings))
     # If several devices hold the same part of an array, each copies a share of it to the host. It first cuts
-    # the share out on the device.
+    # the share out on the device. The copies of parameters are not saved.
+    stored = state._replace(copies={}), shardings._replace(copies={})
     cut = sum(
-        size // copies
-        for size, copies in zip(_parts(state, shardings), _copies(state, shardings), strict=True)
-        if copies > 1
+        size // holders
+        for size, holders in zip(_parts(*stored), _holders(*stored), strict=True)
+        if holders > 1
     )
     whole = sum(
         math.prod(x.shape) * np.dtype(x.dtype).itemsize
@@ -121,7 +138,7 @@ def _device_bytes(x: Any, sharding: jax.sharding.NamedSharding) -> int:
     )
 
 
-def _copies(tree: Any, shardings: Any) -> list[int]:
+def _holders(tree: Any, shardings: Any) -> list[int]:
     """The number of devices that hold the same part, for each leaf."""
     leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
     return [

@@ -13,6 +13,7 @@ import jax
 
 from harness.model.quantize import Quantized, kept
 from harness.recipe.schema import Recipe
+from harness.train.copies import abstract_copies
 from harness.train.sharding import Layout
 from harness.train.state import TrainState, abstract_params, abstract_state
 
@@ -35,7 +36,9 @@ class Setup(NamedTuple):
 
 def setup_of(recipe: Recipe, layout: Layout) -> Setup:
     """The setup of `recipe` over the devices of `layout`; nothing is allocated."""
-    return Setup(recipe, Shapes(abstract_params(recipe), abstract_state(recipe)), layout)
+    state = abstract_state(recipe)
+    state = state._replace(copies=abstract_copies(recipe, state.trained, layout))
+    return Setup(recipe, Shapes(abstract_params(recipe), state), layout)
 
 
 def keeper(setup: Setup) -> Callable[[str, jax.Array], Any]:

@@ -17,6 +17,7 @@ from harness.model.quantize import Quantized
 from harness.recipe.schema import Recipe
 from harness.run.steps import BASE
 from harness.train.arrays import whole
+from harness.train.copies import with_copies
 from harness.train.setup import Setup, keeper
 from harness.train.state import TrainState
 
@@ -62,7 +63,7 @@ def save(
 def restore(store: Store, setup: Setup, step: int) -> TrainState:
     """The state that `save` was given, each leaf read directly into its shards.
 
-    The number of devices that saved it does not matter.
+    The number of devices that saved it does not matter. The copies of the plan that goes on are made here.
     Raises: HarnessError "recipe-differs" if another recipe wrote it, and those of `Store.restore` and
     `load_params`.
     """
@@ -88,13 +89,14 @@ def restore(store: Store, setup: Setup, step: int) -> TrainState:
     everything = load_params(directory, dense, keep=keep).params if left_out else restored.params
     frozen = {path: everything[path] for path in shapes.frozen}
     raw = restored.train_state["params"]
-    return TrainState(
+    state = TrainState(
         restored.train_state["step"],
         raw if shapes.ema is not None else trained,
         frozen,
         restored.train_state["opt_state"],
         trained if shapes.ema is not None else None,
     )
+    return with_copies(state, shapes, layout)
 
 
 def saved(state: TrainState, *, only_trained: bool) -> tuple[dict[str, Any], dict[str, Any]]:

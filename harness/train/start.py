@@ -19,6 +19,7 @@ from harness.recipe.parameters import group_of
 from harness.recipe.schema import Recipe
 from harness.run.peers import ALONE, Peers
 from harness.run.watcher import Watcher
+from harness.train.copies import with_copies
 from harness.train.optimizer import optimizer
 from harness.train.setup import Setup, keeper
 from harness.train.state import TrainState, fresh_state
@@ -37,7 +38,7 @@ def first_state(
     recipe = setup.recipe
     if recipe.weights.source is None:
         watcher.say("initializing random parameters")
-        return compiled_by_all(initializer(setup), peers, key)(key), {
+        return random_state(setup, key, peers), {
             "source": "random",
             "seed": recipe.train.seed,
         }
@@ -48,11 +49,21 @@ def first_state(
     return surround(params, setup), provenance | {"fingerprint": verdict, "param_norm": sentence}
 
 
+def random_state(setup: Setup, key: jax.Array, peers: Peers = ALONE) -> TrainState:
+    """The state at step 0 around random parameters.
+
+    The copies are made of the finished parameters. A program that made both could round them differently.
+    """
+    state = compiled_by_all(initializer(setup), peers, key)(key)
+    return with_copies(state, setup.shapes.state, setup.layout)
+
+
 def initializer(setup: Setup) -> Any:
-    """The jitted function that maps a key to the state at step 0 around random parameters."""
+    """The jitted function that maps a key to `random_state` without the copies."""
     recipe, shapes, layout = setup
     return jax.jit(
-        lambda key: layout.put(fresh_state(recipe, key)), out_shardings=layout.results(shapes.state)
+        lambda key: layout.put(fresh_state(recipe, key)),
+        out_shardings=layout.results(shapes.state._replace(copies={})),
     )
 
 
@@ -60,7 +71,8 @@ def surround(params: Params, setup: Setup) -> TrainState:
     """The state at step 0 around parameters that lie on the devices in the form that the state keeps.
 
     The parameters become part of the state. What goes to host memory goes leaf by leaf, so that no part of
-    the state is on the device twice.
+    the state is on the device twice. The copies come last, and never take as much as the parameters that have
+    left the device by then.
     """
     shapes = setup.shapes.state
     shardings = setup.layout.of(shapes)
@@ -72,7 +84,8 @@ def surround(params: Params, setup: Setup) -> TrainState:
     opt_state = optimizer_starter(setup)()
     trained = {path: _moved(params[path], shardings.trained[path]) for path in shapes.trained}
     step = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)()
-    return TrainState(step, trained, {path: params[path] for path in shapes.frozen}, opt_state, ema)
+    frozen = {path: params[path] for path in shapes.frozen}
+    return with_copies(TrainState(step, trained, frozen, opt_state, ema), shapes, setup.layout)
 
 
 def optimizer_starter(setup: Setup) -> Any:

@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
 
     `trained` is float32. `frozen` is bfloat16, as upstream stores it, or quantized. `ema` is the average of
     the trained parameters, or None. The average of a frozen parameter is the parameter itself, so it is not
-    kept twice.
+    kept twice. `copies` follow from `trained` (`train.copies`); there are none unless it lies in host memory.
     """
 
     step: jax.Array
@@ -31,6 +31,7 @@ class TrainState(NamedTuple):
     frozen: Params
     opt_state: optax.OptState
     ema: Params | None
+    copies: Params = {}
 
     @property
     def params(self) -> Params:

@@ -24,7 +24,7 @@ from harness.recipe.schema import Recipe
 from harness.train.accumulate import Inputs, accumulate, read_copies
 from harness.train.augment import augment
 from harness.train.delay import draw_delays, mean_loss, row_losses
-from harness.train.host import fetch, look_up, on_host, to_device
+from harness.train.host import look_up, on_host
 from harness.train.sharding import Layout
 from harness.train.state import TrainState
 from harness.train.update import apply_gradients
@@ -73,7 +73,7 @@ def make_step(
         inputs = {name: batch[name] for name in names if name in batch}
         drawn = draw(jax.random.fold_in(key, state.step), inputs["actions"].shape, recipe.train.most_delay)
         inputs |= layout.constrain_rows(drawn)
-        given, copies, embedded = _readable(recipe, state.trained, inputs["tokens"], compute_copy, layout)
+        given, copies, embedded = _readable(recipe, state, inputs["tokens"], compute_copy, layout)
         value, grads, *of_rows = accumulate(
             loss,
             given,
@@ -108,24 +108,26 @@ def by_dataset(losses: jax.Array, datasets: jax.Array, count: int) -> dict[str, 
 
 
 def _readable(
-    recipe: Recipe, trained: Params, tokens: jax.Array, compute_copy: bool, layout: Layout
+    recipe: Recipe, state: TrainState, tokens: jax.Array, compute_copy: bool, layout: Layout
 ) -> tuple[Params, Params, jax.Array | None]:
     """(float32 parameters, copies in the compute type, embeddings of the tokens [B, T, D]) for the model.
 
-    All come from the trained parameters. A parameter in host memory is read as its copy if the model would
-    cast it before use, with or without `compute_copy`.
+    All come from the trained parameters. A parameter in host memory is read as its copy in the state, with or
+    without `compute_copy`.
     """
     dtype = jnp.dtype(recipe.model.compute_dtype)
-    table = trained.get(EMBEDDING)
-    others = {path: x for path, x in trained.items() if path != EMBEDDING}
-    copied = {
-        path: x for path, x in others.items() if is_cast_before_use(path) and (compute_copy or on_host(x))
-    }
-    copies = {
-        path: fetch(x, dtype, layout.cuttable(path, x.shape)) if on_host(x) else x.astype(dtype)
-        for path, x in copied.items()
-    }
-    given = {path: to_device(x) for path, x in others.items() if path not in copied}
+    table = state.trained.get(EMBEDDING)
+    given: Params = {}
+    copies: Params = {}
+    for path, x in state.trained.items():
+        if path == EMBEDDING:
+            continue
+        if path in state.copies:
+            (copies if is_cast_before_use(path) else given)[path] = state.copies[path]
+        elif compute_copy and is_cast_before_use(path):
+            copies[path] = x.astype(dtype)
+        else:
+            given[path] = x
     if table is None:
         return given, copies, None
     return given, copies, layout.constrain_rows(look_up(table, tokens) if on_host(table) else table[tokens])

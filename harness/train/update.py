@@ -2,7 +2,8 @@
 
 The gradients' global norm is computed first. The clip is part of each leaf's update, so there is no second,
 clipped copy of the gradients. What lies in host memory is streamed: a leaf's parameters, moments and average
-pass through the device together, a piece at a time.
+pass through the device together, a piece at a time. With each piece of a parameter that goes back, that of
+its copy is written for the next step.
 
 Axes: none are named here; an update is elementwise.
 """
@@ -52,10 +53,7 @@ def apply_gradients(
     if here:
         ema |= averaged(recipe, _only(ema, here), _only(trained, here), state.step + 1)
     # 2. What does not, leaf by leaf.
-    leaves = {
-        path: _Leaf(recipe, path, state.trained[path], ema.get(path), _only(moments, [path]))
-        for path in streamed
-    }
+    leaves = {path: _Leaf(recipe, path, state) for path in streamed}
     jobs = {
         path: _average_job(recipe, path, ema, trained[path], state.step + 1, layout)
         for path in resident
@@ -63,6 +61,7 @@ def apply_gradients(
     } | {path: leaf.job(clip, grads[path], state.step + 1, layout) for path, leaf in leaves.items()}
     passed = dict(zip(jobs, stream(list(jobs.values()), after=norm), strict=True))
     ema |= {path: moved[-1] for path, (moved, _) in passed.items() if path in ema}
+    copies = {path: leaves[path].copy_of(passed[path][0]) for path in state.copies}
     for path, leaf in leaves.items():
         moved, square = passed[path]
         trained, moved_moments = trained | {path: moved[0]}, _joined(moved_moments, leaf.moments_of(moved))
@@ -85,6 +84,7 @@ def apply_gradients(
             state.frozen,
             (unclipped, moved_moments),
             ema if state.ema is not None else None,
+            copies,
         ),
         metrics,
     )
@@ -141,11 +141,9 @@ def _average_job(
 
 
 class _Leaf:
-    """A parameter that is streamed, with its average (or None) and its moments."""
+    """A parameter that is streamed, with its average (or None), its moments and its copy (or None)."""
 
-    def __init__(
-        self, recipe: Recipe, path: str, parameter: jax.Array, ema: jax.Array | None, moments: Any
-    ) -> None:
+    def __init__(self, recipe: Recipe, path: str, state: TrainState) -> None:
         if recipe.train.optimizer.moments == "bfloat16":
             raise HarnessError(
                 "plan-invalid",
@@ -157,17 +155,19 @@ class _Leaf:
                     " train.optimizer.moments=int8"
                 ),
             )
-        self._recipe, self._path, self._parameter, self._ema = recipe, path, parameter, ema
-        self._moments, self._structure = jax.tree.flatten(moments)
+        self._recipe, self._path, self._parameter = recipe, path, state.trained[path]
+        self._ema = (state.ema or {}).get(path)
+        self._copies = (state.copies[path],) if path in state.copies else ()
+        self._moments, self._structure = jax.tree.flatten(_only(state.opt_state[1], [path]))
         # The moments, and the scales of 8-bit moments, which have all of the parameter's axes but the last.
         self._large = [
             i
             for i, x in enumerate(self._moments)
-            if x.ndim == parameter.ndim and x.shape[:-1] == parameter.shape[:-1]
+            if x.ndim == self._parameter.ndim and x.shape[:-1] == self._parameter.shape[:-1]
         ]
 
     def job(self, clip: Clip, grads: jax.Array, done: jax.Array, layout: Layout) -> Job:
-        """Its update. It moves (parameter, moments, average if there is one).
+        """Its update. It moves (parameter, moments, copy if there is one, average if there is one).
 
         The scalar is the sum of the squares of the new parameter.
         """
@@ -180,14 +180,25 @@ class _Leaf:
             new = optax.apply_updates(old, updates)
             average = () if self._ema is None else (averaged(recipe, {path: moved[-1]}, new, done)[path],)
             after = jax.tree.leaves(state)
-            return (new[path], *(after[i] for i in large), *average), jnp.sum(jnp.square(new[path]))
+            kept = new[path]
+            if self._copies:
+                # The copy is the cast of what is kept. XLA might otherwise compute the parameter once for
+                # each, with other roundings.
+                kept = jax.lax.optimization_barrier(kept)
+            copies = tuple(kept.astype(copy.dtype) for copy in self._copies)
+            return (kept, *(after[i] for i in large), *copies, *average), jnp.sum(jnp.square(new[path]))
 
         moved = (
             self._parameter,
             *(self._moments[i] for i in large),
+            *self._copies,
             *(() if self._ema is None else (self._ema,)),
         )
         return Job(piece, moved, (grads,), layout.cuttable(path, self._parameter.shape))
+
+    def copy_of(self, moved: Arrays) -> jax.Array:
+        """The copy among `moved`, if there is one."""
+        return moved[1 + len(self._large)]
 
     def moments_of(self, moved: Arrays) -> Any:
         """The optimizer's state with the moments among `moved`, whole arrays or pieces of them."""

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from harness.recipe.schema import Recipe
+from harness.train.copies import abstract_copies, with_copies
 from harness.train.sharding import Layout
 from harness.train.state import TrainState, state_from
 from harness.train.step import make_step
@@ -27,25 +29,27 @@ class Compiled(NamedTuple):
 
     recipe: Recipe
     layout: Layout
+    shapes: TrainState
     step: Any
 
     def begin(self) -> TrainState:
         params = {path: jnp.asarray(value) for path, value in random_params(self.recipe).items()}
         state = state_from(params, self.recipe)
         # Placed as the step leaves it: a state that lay elsewhere would be another program at the first step.
-        return jax.device_put(state, self.layout.of(state))
+        return with_copies(jax.device_put(state, self.layout.of(state)), self.shapes, self.layout)
 
 
 @functools.cache
 def compiled(overrides: tuple[str, ...], in_host: tuple[str, ...] = (), **levers: Any) -> Compiled:
     recipe, layout = tiny(*overrides), Layout(jax.local_devices()[:1], host=in_host)
     shapes = jax.eval_shape(lambda params: state_from(params, recipe), random_params(recipe))
+    shapes = shapes._replace(copies=abstract_copies(recipe, shapes.trained, layout))
     step = jax.jit(
         make_step(recipe, layout=layout, **levers),
         donate_argnums=0,
         out_shardings=(layout.of(shapes), layout.replicated),
     )
-    return Compiled(recipe, layout, step)
+    return Compiled(recipe, layout, shapes, step)
 
 
 def computed(program: Compiled, steps: int) -> tuple[TrainState, list[dict[str, float]]]:
@@ -66,3 +70,10 @@ def learned(
 ) -> tuple[TrainState, list[dict[str, float]]]:
     """As `computed`; asked again, it is the same answer."""
     return computed(compiled(overrides, in_host, **levers), steps)
+
+
+def without_copies(state: TrainState) -> TrainState:
+    """The state without its copies, which are the casts of the parameters."""
+    for path, copy in state.copies.items():
+        np.testing.assert_array_equal(copy, state.trained[path].astype(copy.dtype), err_msg=path)
+    return state._replace(copies={})

@@ -19,6 +19,7 @@ from harness.recipe.load import load_recipe
 from harness.recipe.schema import Recipe
 from harness.run.directory import RunDir
 from harness.run.job import Job
+from harness.train.copies import copier
 from harness.train.loop import train
 from harness.train.setup import setup_of
 from harness.train.sharding import SMALLEST
@@ -36,6 +37,7 @@ from tests.support.sharded import (
     Listener,
     assert_alike,
     check_shards,
+    collectives,
     compiled,
     hosted,
     layout,
@@ -66,12 +68,21 @@ def law_shards_in_host_memory_train_like_one_device_and_come_back_from_a_checkpo
         if x.size >= SMALLEST
     } == {"pinned_host"}
     check_shards(state, 4)
+    assert state.copies
+    for path, copy in state.copies.items():
+        assert copy.sharding.memory_kind == "device"
+        assert copy.sharding.spec == state.trained[path].sharding.spec
+    made = copier(state.copies, step.setup.layout).lower({path: state.trained[path] for path in state.copies})
+    assert not collectives(made.compile().as_text()), "a device needs a part of another one's"
     with tempfile.TemporaryDirectory() as directory:
         store = saved(directory, recipe, state)
         for place in (step.setup.layout, layout(**ONE)):
-            restored = restore(store, setup_of(recipe, place), 3)
-            jax.tree.map(np.testing.assert_array_equal, restored, state)
-            assert jax.tree.map(lambda x: x.sharding, restored) == place.of(state)
+            setup = setup_of(recipe, place)
+            restored = restore(store, setup, 3)
+            assert restored.copies.keys() == (state.copies.keys() if place.host else set())
+            expected = state if place.host else state._replace(copies={})
+            jax.tree.map(np.testing.assert_array_equal, restored, expected)
+            assert jax.tree.map(lambda x: x.sharding, restored) == place.of(setup.shapes.state)
         store.close()
 
 
