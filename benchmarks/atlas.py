@@ -6,7 +6,8 @@ every card, and keeps it.
 
 Writes harness/plan/atlas/RECIPE.json after every answer, so that it can be stopped and started again: what is
 known is not asked twice. Answers of an older version of the step are first compared: where the program that
-is lowered today has the same hash they are stamped anew, the others are dropped and asked again. Cards
+is lowered today has the same hash they are stamped anew, the others are asked again: a search that finds a
+plan in the atlas is satisfied with it, so it would not miss the faster ones that were there. Cards
 come in the order of `CARDS_FIRST`. For each card a plan is made as `harness plan` makes it, with any amount
 of host memory and with 32 GiB of it, so that only what the search really asks is compiled. That includes
 the faster levels of rematerialization of each best plan, where they may fit, and the exact answer of each
@@ -70,7 +71,7 @@ class Book:
         if kept.source == here[1]:
             self._entries = kept.entries
             return
-        # What surrounds the step has no hash; it is asked anew.
+        # What surrounds the step has no hash; it is asked anew. The file stays as it is until all is done.
         steps = [entry for entry in kept.entries if entry.phase == "step"]
         for number, entry in enumerate(steps, 1):
             if time.monotonic() > self._until:
@@ -82,13 +83,21 @@ class Book:
             )
             print(
                 f"{self._path.name} {number}/{len(steps)}:"
-                f" {'the same program' if same else 'another program, dropped'}",
+                f" {'the same program' if same else 'another program, asked again'}",
                 flush=True,
             )
-            self._entries += [entry] if same else []
+            if same:
+                self._entries.append(entry)
+            else:
+                self._asked(_request(recipe, entry.levers, "step"))
         self._write()
 
     def __call__(self, request: Request, **_: object) -> Answer:
+        answer = self._asked(request)
+        self._write()
+        return answer
+
+    def _asked(self, request: Request) -> Answer:
         if time.monotonic() > self._until:
             raise TimeoutError
         begun = time.monotonic()
@@ -103,7 +112,6 @@ class Book:
         )
         self._recipes[key] = request.recipe.model_dump(mode="json")
         self._entries.append(entry)
-        self._write()
         size = answer.bytes["device"] + int(atlas.ALLOWANCE * answer.bytes["temp"])
         levers = request.levers
         what = (

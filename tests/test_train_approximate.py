@@ -214,7 +214,11 @@ def test_8_bit_moments_that_are_streamed_with_their_parameters_are_those_that_ar
     monkeypatch.setattr(update, "_is_streamed", lambda *_: True)
     monkeypatch.setattr(host, "_PIECE", 2048)
     for one, other in zip(jax.tree.leaves(resident), jax.tree.leaves(twice(state)), strict=True):
-        np.testing.assert_allclose(np.asarray(one, np.float64), np.asarray(other, np.float64), rtol=1e-6)
+        # Of an entry that an update has brought near zero, what is left is rounding.
+        atol = 1e-7 * np.abs(np.asarray(other, np.float64)).max(initial=0)
+        np.testing.assert_allclose(
+            np.asarray(one, np.float64), np.asarray(other, np.float64), rtol=1e-6, atol=atol
+        )
 
 
 def test_the_fingerprint_is_that_of_the_weights_as_they_were_read(tmp_path: Path) -> None:
