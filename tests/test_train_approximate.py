@@ -215,7 +215,7 @@ def test_8_bit_moments_that_are_streamed_with_their_parameters_are_those_that_ar
     monkeypatch.setattr(host, "_PIECE", 2048)
     for one, other in zip(jax.tree.leaves(resident), jax.tree.leaves(twice(state)), strict=True):
         # Of an entry that an update has brought near zero, what is left is rounding.
-        atol = 1e-7 * np.abs(np.asarray(other, np.float64)).max(initial=0)
+        atol = 1e-9 * np.abs(np.asarray(other, np.float64)).max(initial=0)
         np.testing.assert_allclose(
             np.asarray(one, np.float64), np.asarray(other, np.float64), rtol=1e-6, atol=atol
         )

@@ -38,9 +38,9 @@ def cache() -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole() -> Path:
-    """A run that nothing interrupted."""
-    return whole_run()
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted: a copy of its own, since some tests resume it while others are read."""
+    return Path(shutil.copytree(whole_run(), tmp_path_factory.mktemp("runs") / "whole", symlinks=True))
 
 
 def test_an_uninterrupted_run_leaves_every_file_of_the_flow(whole: Path) -> None:

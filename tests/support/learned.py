@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from harness.recipe.schema import Recipe
-from harness.train.copies import abstract_copies, with_copies
+from harness.train.copies import with_copies
+from harness.train.setup import setup_of
 from harness.train.sharding import Layout
 from harness.train.state import TrainState, state_from
 from harness.train.step import make_step
@@ -42,8 +43,7 @@ class Compiled(NamedTuple):
 @functools.cache
 def compiled(overrides: tuple[str, ...], in_host: tuple[str, ...] = (), **levers: Any) -> Compiled:
     recipe, layout = tiny(*overrides), Layout(jax.local_devices()[:1], host=in_host)
-    shapes = jax.eval_shape(lambda params: state_from(params, recipe), random_params(recipe))
-    shapes = shapes._replace(copies=abstract_copies(recipe, shapes.trained, layout))
+    shapes = setup_of(recipe, layout).shapes.state
     step = jax.jit(
         make_step(recipe, layout=layout, **levers),
         donate_argnums=0,
