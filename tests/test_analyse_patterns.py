@@ -147,6 +147,13 @@ def of(pattern: re.Pattern[Any], piece: str, size: int) -> float:
     return seconds(pattern, piece * (size // len(piece)) + "!")
 
 
+def too_slow(pattern: re.Pattern[Any], pieces: list[str], size: int, walks: float) -> dict[str, float]:
+    """The pieces that take longer than so many walks, three times. Once it may have been another process."""
+    limit = walks * unit()
+    found = {piece: min(of(pattern, piece, size) for _ in range(2)) for piece in pieces}
+    return {piece: taken for piece, taken in found.items() if taken > limit}
+
+
 @functools.cache
 def unit() -> float:
     """Seconds in which this processor finds every letter of a megabyte, one by one."""
@@ -161,9 +168,11 @@ def test_a_megabyte_of_its_worst_input_takes_a_pattern_no_longer_than_a_walk(
     pattern = re.compile(source)
     # A time that grows with the square is seen at a fiftieth of the size already: ten times its share.
     small = {piece: of(pattern, piece, MB // 50) for piece in [*PIECES, *literals(pattern.pattern)]}
-    assert not {piece: taken for piece, taken in small.items() if taken > 2.4 * unit()}
+    slow = [piece for piece, taken in small.items() if taken > 2.4 * unit()]
+    assert not too_slow(pattern, slow, MB // 50, 2.4)
     worst = sorted(small, key=small.__getitem__, reverse=True)[:4]
-    assert not {piece: taken for piece in worst if (taken := of(pattern, piece, MB)) > 12 * unit()}
+    slow = [piece for piece in worst if of(pattern, piece, MB) > 12 * unit()]
+    assert not too_slow(pattern, slow, MB, 12)
 
 
 def test_a_quadratic_pattern_is_found() -> None:

@@ -27,6 +27,9 @@ from tests.support.real_runs import metrics
 
 STEPS = 24
 PATIENCE_S = 600
+# Five starts compile the step, twice each: a program of the CPU that was read from a file has lost the order of
+# its collectives. So they compile it quickly, as other tests do (tests/conftest.py).
+FLAGS = os.environ["XLA_FLAGS"]
 # A peer that cannot be reached is named within a minute.
 NAMED_S = 60
 # Kills the trainer, not the supervisor: a container that is killed from outside is not started again.
@@ -50,6 +53,7 @@ class Composed:
         paths = {f"HARNESS_{each.upper()}": str(root / each) for each in ("runs", "datasets", "cache")}
         command = [sys.executable, "-m", "harness.cli", "launch", "--engine=compose", "--hosts=2", "--gpus=0"]
         options = [f"--recipe={recipe}", f"--image={CPU_IMAGE}", f"--name={name}", f"--out={out}", "--json"]
+        options.append(f"--env=XLA_FLAGS={FLAGS}")
         self.start = Launched.model_validate_json(checkout.done(*command, *options, **paths)).start
         self._file, self._cache = out / "compose.yaml", root / "cache"
 
@@ -69,6 +73,7 @@ class Composed:
             "verify",
             f"/runs/{self.run.name}",
             volumes=mounts,
+            environment={"XLA_FLAGS": FLAGS},
             network_mode="none",
             user=f"{os.getuid()}:{os.getgid()}",
         )
