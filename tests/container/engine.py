@@ -10,7 +10,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import docker
 import pytest
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
+from docker.models.images import Image
 
 from tests.conftest import OUTSIDE
 
@@ -116,6 +117,19 @@ class Engine:
     def changes(self, container: Container) -> list[str]:
         """What a container has changed outside its volumes, a line each, as `docker diff` prints them."""
         return [f"{_KINDS[entry['Kind']]} {entry['Path']}" for entry in container.diff() or []]
+
+    def layers(self, image: str) -> set[str]:
+        """The sha256 of the content of each layer."""
+        return set(self.client.images.get(image).attrs["RootFS"]["Layers"])
+
+    @contextmanager
+    def kept(self, image: str) -> Iterator[Image]:
+        """The image of this name, which has the name again afterwards, whatever was built meanwhile."""
+        was = self.client.images.get(image)
+        try:
+            yield was
+        finally:
+            was.tag(*image.rsplit(":", 1))
 
     def holds(self, image: str, text: str) -> bool:
         """Whether the text is in the image, layer by layer, as it would be pushed."""

@@ -27,8 +27,8 @@ from tests.support.real_runs import metrics
 
 STEPS = 24
 PATIENCE_S = 600
-# Five starts compile the step, twice each: a program of the CPU that was read from a file has lost the order of
-# its collectives. So they compile it quickly, as other tests do (tests/conftest.py).
+# Five starts compile the step, twice each: a program of the CPU that was read from a file has lost the order
+# of its collectives. So they compile it quickly, as other tests do (tests/conftest.py).
 FLAGS = os.environ["XLA_FLAGS"]
 # A peer that cannot be reached is named within a minute.
 NAMED_S = 60
