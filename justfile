@@ -24,7 +24,7 @@ local *arguments:
 images *services:
     ci/images {{services}}
 
-# the README's smoke command twice in its container, then verifies the run
+# the README's smoke command in its container, how soon a second one begins, then verifies the run
 smoke:
     ci/smoke
 
