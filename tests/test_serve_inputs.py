@@ -204,6 +204,7 @@ def test_a_request_without_prompt_has_the_recipes() -> None:
         ({"noise_seed": np.array([1])}, "no seed"),
         ({"noise_sed": 1}, "noise_seed"),
         ({"promt": "a"}, "prompt"),
+        ({f"map{k}": dict.fromkeys(map(str, range(200)), 0) for k in range(6)}, "too many keys"),
         ({"image": np.zeros((8, 8, 3), np.uint8)}, "the same"),
     ],
 )
