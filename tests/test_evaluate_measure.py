@@ -194,6 +194,14 @@ def test_a_resume_asks_for_more_episodes_and_repeats(tmp_path: Path) -> None:
     assert Counter(key.repeat for key in repeats.found) == {0: 6, 1: 6}
 
 
+def test_a_resume_that_asks_for_other_tasks_counts_those_alone(tmp_path: Path) -> None:
+    evaluated(tmp_path / "a", tasks="0-1")
+    console = Told()
+    found = evaluated(tmp_path / "a", tasks="1-2", resume=True, console=console)
+    assert [(done, asked) for done, asked, _ in console.rates] == [(3, 4), (4, 4)]
+    assert (found.all.measured, found.all.missing) == (4, 0)
+
+
 def test_a_policy_that_says_it_departs_is_named(tmp_path: Path) -> None:
     prompt = {"key": "prompt", "needed": False, "replaced_by": "pick it up"}
     said = {**METADATA, "prompt": prompt, "deviations": ["--steps 5: 5 Euler steps instead of 10", 7]}

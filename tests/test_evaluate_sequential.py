@@ -15,7 +15,7 @@ from harness.evaluate.judge import judge
 from harness.evaluate.schedule import asked, keys
 from harness.evaluate.sequential import ALPHA, follow, log_e_differs
 from harness.evaluate.weigh import Side, in_order
-from tests.support.evaluated import FOUR, driven, episode, outcomes, setting
+from tests.support.evaluated import FOUR, directory, driven, episode, outcomes, setting
 
 MIXED = asked(FOUR, mixed=True, seed=3)
 
@@ -70,6 +70,39 @@ def test_an_episode_that_ended_early_does_not_jump_the_queue() -> None:
     theirs = Side([episode(key, of=of) for key in order], order)
     ours = Side([episode(key, of=of) for key in order[:10] + order[11:]], order)
     assert in_order(ours, theirs, order, 0.02).pairs == 10
+
+
+@pytest.mark.parametrize("theirs", [1, 3])
+def test_repeats_of_one_scene_are_one_pair_of_single_outcomes(theirs: int) -> None:
+    """A mean of three is seldom equal to one outcome: its sign would tell apart two policies of one rate."""
+    what = asked(["libero_goal"], repeats=3, mixed=True, seed=3)
+    order, of = keys(what), setting(what)
+
+    def side(seed: int, repeats: int) -> Side:
+        found = outcomes(what, 0.9, seed=seed)
+        made = [episode(key, "success" if good else "failure", of=of) for key, good in found.items()]
+        return Side([each for each in made if each.repeat < repeats], order)
+
+    ours, other = side(1, 3), side(2, theirs)
+    found = in_order(ours, other, order, 0.02)
+    assert (found.pairs, found.verdict) == (500, None)
+    # What was looked at stays as it was, whatever is driven later.
+    begun = {each.key: each for each in ours.episodes if each.key in order[:900]}
+    assert in_order(Side(list(begun.values()), order), other, order, 0.02).e_differs == pytest.approx(
+        in_order(ours, other, order[:900], 0.02).e_differs
+    )
+
+
+def test_episodes_that_contradict_each_other_forbid_that_it_reproduces(tmp_path: Path) -> None:
+    theirs = driven(tmp_path / "theirs", setting(MIXED), dict.fromkeys(keys(MIXED), True))
+    of = setting(MIXED, evaluated={"name": "twice"})
+    lines = [episode(key, of=of) for key in keys(MIXED)]
+    ours = directory(tmp_path / "ours", of, [*lines, episode(lines[0].key, "failure", of=of)])
+    found = judge(ours, theirs, sequential=True)
+    assert found.verdict == "inconclusive"
+    assert "recorded twice with different contents" in found.reason
+    assert found.sequential is not None
+    assert found.sequential.verdict == "reproduces"
 
 
 def test_it_stops_an_evaluation_that_is_lower_long_before_its_end(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from harness.artifacts.evaluation import ALL, Evaluation
 from harness.evaluate.claims import CLAIMS, OPENPI
 from harness.evaluate.intervals import Ends
 from harness.evaluate.judge import judge
-from harness.evaluate.schedule import asked
+from harness.evaluate.schedule import asked, keys
 from harness.evaluate.verdict import Bounds, decide, with_unmeasured
 from harness.run.directory import RunDir
 from tests.support.evaluated import (
@@ -202,6 +202,20 @@ def test_three_noises_would_be_told_apart_if_they_were_scenes(tmp_path: Path) ->
     assert only.pairs is not None
     assert (only.pairs.scenes, only.pairs.only_ours, only.pairs.only_theirs) == (50, 0, 5)
     assert only.pairs.p == pytest.approx(0.0625)
+
+
+def test_repeats_do_not_tell_a_steady_policy_from_an_unsteady_one_of_the_same_rate(tmp_path: Path) -> None:
+    """Ours succeeds in two of three tries of each scene, theirs always in two of three scenes."""
+    what = asked(["libero_goal", "libero_10"], episodes=48, repeats=3)
+    ours = {key: key.repeat > 0 for key in keys(what)}
+    theirs = {key: key.episode % 3 > 0 for key in keys(what)}
+    one = driven(tmp_path / "ours", setting(what), ours)
+    two = driven(tmp_path / "theirs", setting(what, evaluated={"name": "steady"}), theirs)
+    only = judge(one, two).differences[-1]
+    assert only.difference == pytest.approx(0.0)
+    assert only.pairs is not None
+    assert only.pairs.p == pytest.approx(1.0)
+    assert only.pairs.only_ours == only.pairs.only_theirs == 960 * 2 // 9
 
 
 def test_the_number_that_would_decide_decides(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from harness.recipe.schema import Recipe
 from harness.serve.check import observation_of
 from harness.serve.inputs import Asked, Reader
 from harness.serve.noise import MOST_SEED
+from harness.serve.wire import pack, unpack
 from tests.support import robots
 from tests.support.served import libero, reader_of
 from tests.support.tiny import tiny
@@ -151,6 +152,18 @@ def test_a_prompt_is_taken_in_every_form_that_openpi_takes(prompt: Any) -> None:
     np.testing.assert_array_equal(read(libero(prompt=prompt)).tokens, read(libero(prompt="go")).tokens)
 
 
+@pytest.mark.parametrize(("seed", "found"), [(None, None), (np.array(5), 5), (np.uint32(5), 5)])
+def test_a_seed_is_taken_in_every_form_that_a_client_packs(seed: Any, found: int | None) -> None:
+    assert read(libero(noise_seed=seed)).seed == found
+
+
+def test_a_list_of_an_arrays_elements_is_a_state() -> None:
+    """openpi's client packs each float32 of it as numpy's number."""
+    want = libero()["observation/state"].astype(np.float32)
+    sent = unpack(pack(libero() | {"observation/state": list(want)}))
+    np.testing.assert_array_equal(read(sent).state, want)
+
+
 def test_a_request_without_prompt_has_the_recipes() -> None:
     without = {key: value for key, value in libero().items() if key != "prompt"}
     assert refusal(without).code == "observation-key-missing"
@@ -181,13 +194,17 @@ def test_a_request_without_prompt_has_the_recipes() -> None:
         ({"observation/state": [1, "a"]}, "no vector"),
         ({"observation/state": [2**100] * 8}, ""),
         ({"prompt": 3}, "no text"),
+        ({"prompt": np.array("\ud800")}, "no character of Unicode"),
+        ({"prompt": np.frombuffer(b"\xff\xff\xff\x7f", "<U1")}, "no character of Unicode"),
         ({"prompt": "a" * 10_000}, "too long"),
         ({"noise_seed": -1}, "-1"),
         ({"noise_seed": MOST_SEED + 1}, "4294967296"),
         ({"noise_seed": True}, "no seed"),
         ({"noise_seed": 1.5}, "1.5"),
+        ({"noise_seed": np.array([1])}, "no seed"),
         ({"noise_sed": 1}, "noise_seed"),
         ({"promt": "a"}, "prompt"),
+        ({f"map{k}": dict.fromkeys(map(str, range(200)), 0) for k in range(6)}, "too many keys"),
         ({"image": np.zeros((8, 8, 3), np.uint8)}, "the same"),
     ],
 )

@@ -13,7 +13,7 @@ from harness.evaluate.intervals import RESAMPLES, SEED
 from harness.evaluate.rates import rates_of, scenes_of
 from harness.evaluate.record import Recorded, read_recorded
 from harness.evaluate.verdict import MARGIN
-from harness.evaluate.weigh import Side, in_order, weigh
+from harness.evaluate.weigh import Side, doubted, in_order, weigh
 from harness.evaluate.why import of_claimed, of_policy, why
 from harness.run.directory import RunDir, sha256_json
 
@@ -109,13 +109,14 @@ def evaluation_of(
         comparable.of_claim(theirs) if isinstance(theirs, Claim) else comparable.of_setting(theirs.setting)
     )
     apart = comparable.apart(comparable.of_setting(setting), fields, side.suites)
-    weighed = weigh(side, other, apart, margin, _doubts(ours, theirs))
+    doubts = _doubts(ours, theirs)
+    weighed = weigh(side, other, apart, margin, doubts)
     known = of_claimed(theirs) if isinstance(theirs, Claim) else of_policy(theirs.setting.evaluated)
     overall = next((each for each in weighed.differences if each.scope == ALL), None)
     test, verdict, reason = None, weighed.verdict, weighed.reason
     if sequential and isinstance(other, Side) and verdict != "not comparable":
         test = in_order(side, other, ours.asked, margin)
-        verdict, reason = _by_test(test, overall)
+        verdict, reason = doubted(*_by_test(test, overall), doubts)
     return found.model_copy(
         update={
             "against": _against(theirs),

@@ -149,7 +149,9 @@ class _Course:
 
     def __init__(self, wish: Wish, console: Console, before: list[Episode], order: list[Key]) -> None:
         self._wish, self._console, self._order = wish, console, order
-        self._found = {episode.key: episode for episode in before}
+        # A resume may ask for others than before; what is no longer asked counts nowhere.
+        asked = set(order)
+        self._found = {episode.key: episode for episode in before if episode.key in asked}
         self._began, self._driven = time.monotonic(), 0
         other = wish.against if wish.sequential and isinstance(wish.against, RunDir) else None
         self._other = None if other is None else read_recorded(other)

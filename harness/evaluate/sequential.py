@@ -53,7 +53,7 @@ class _Bets(NamedTuple):
 
 
 def follow(differences: Iterable[float], margin: float, alpha: float = ALPHA) -> Sequential:
-    """The test over differences (ours less theirs, in [-1, 1]) in the asked order, up to where it stops.
+    """The test over differences (ours less theirs: -1, 0 or 1) in the asked order, up to where it stops.
 
     "below" and "above" at 1 / alpha; "reproduces" at 2 / alpha, for that question has one side.
     """

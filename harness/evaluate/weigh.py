@@ -78,19 +78,27 @@ def weigh(ours: Side, theirs: Side | Claim, apart: list[Apart], margin: float, d
 def in_order(ours: Side, theirs: Side, order: Iterable[Key], margin: float) -> Sequential:
     """The sequential test over the pairs in the asked order, up to the first episode without an outcome.
 
-    A scene counts once, at its first episode.
+    A scene counts once, by the outcome of its first episode on each side. Further repeats would change pairs
+    that were looked at, and a mean of theirs is no single outcome, whose sign the test counts.
     """
-    found = {each.scene: each for each in pair(ours.episodes, theirs.episodes).pairs}
-    scenes = {each.key: each.scene_sha256 for each in ours.episodes if each.measured}
-    differences: list[float] = []
+    mine = {each.key: each for each in ours.episodes if each.measured}
+    first = {_scene(each): each for each in sorted(theirs.episodes, key=_key)[::-1] if each.measured}
+    differences: list[int] = []
     for key in order:
-        scene = scenes.get(key)
-        if scene is None:
+        if key not in mine:
             break
-        each = found.pop(Scene(TaskKey(key.suite, key.task), scene), None)
-        if each is not None:
-            differences.append(each.ours - each.theirs)
+        other = first.pop(_scene(mine[key]), None)
+        if other is not None:
+            differences.append((mine[key].outcome == "success") - (other.outcome == "success"))
     return follow(differences, margin)
+
+
+def _key(episode: Episode) -> Key:
+    return episode.key
+
+
+def _scene(episode: Episode) -> Scene:
+    return Scene(TaskKey(episode.suite, episode.task), str(episode.scene_sha256))
 
 
 def _level(suites: int) -> float:
@@ -292,6 +300,11 @@ def _headline(found: list[Difference], doubts: list[str]) -> tuple[Word, str]:
     below = [each for each in found[:-1] if each.verdict == "below"]
     if overall.verdict != "below" and below:
         return "below", f"{below[0].scope} alone: {below[0].reason} (all: {overall.reason})"
-    if overall.verdict == "reproduces" and doubts:
-        return "inconclusive", f"{'; '.join(doubts)}; else it would reproduce: {overall.reason}"
-    return overall.verdict, overall.reason
+    return doubted(overall.verdict, overall.reason, doubts)
+
+
+def doubted(word: Word, reason: str, doubts: list[str]) -> tuple[Word, str]:
+    """The verdict, or "inconclusive" where doubts forbid that it reproduces."""
+    if word == "reproduces" and doubts:
+        return "inconclusive", f"{'; '.join(doubts)}; else it would reproduce: {reason}"
+    return word, reason

@@ -178,7 +178,7 @@ class Reader:
         data = self.recipe.data
         _, value = found.get(PROMPT, (PROMPT, None))
         if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "US":
-            value = value.reshape(-1)[0]
+            value = _text(value)
         if isinstance(value, bytes):
             value = value.decode(errors="replace")
         if value is None:
@@ -222,9 +222,21 @@ class Reader:
                 raise _invalid("a key is not known", one_line(repr(found[name][0][:100])), repr(near[0]))
 
 
+def _text(array: np.ndarray) -> str | bytes:
+    """The text of an array of one. numpy takes any 32 bits for a character; no tokenizer does."""
+    found: str | bytes
+    try:
+        found = array.item()
+        if isinstance(found, str):
+            found.encode()
+    except (SystemError, ValueError) as error:
+        raise _invalid(f"{PROMPT!r} is no text", "what is no character of Unicode", "a text") from error
+    return found
+
+
 def _vector(name: str, value: Any) -> np.ndarray:
     """float32 [S] of a client's numbers. The datasets that were trained on are float32."""
-    if isinstance(value, list) and not all(type(one) in (int, float) for one in value):
+    if isinstance(value, list) and not all(_is_number(one) for one in value):
         raise _invalid(f"{name[:100]!r} is no vector of numbers", "a list of other things", "numbers")
     if not isinstance(value, list | int | float | np.ndarray | np.generic):
         raise _invalid(f"{name[:100]!r} is no vector of numbers", type(value).__name__, "numbers")
@@ -241,10 +253,15 @@ def _vector(name: str, value: Any) -> np.ndarray:
     return vector
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a number of Python's or of numpy's; a list of an array's elements has the latter."""
+    return type(value) in (int, float) or isinstance(value, np.number)
+
+
 def _seed(sent: tuple[str, Any] | None) -> int | None:
-    if sent is None:
+    if sent is None or sent[1] is None:
         return None
-    value = sent[1].item() if isinstance(sent[1], np.generic) else sent[1]
+    value = sent[1].item() if isinstance(sent[1], np.generic | np.ndarray) and not sent[1].ndim else sent[1]
     if type(value) is not int or not 0 <= value <= MOST_SEED:
         got = value if isinstance(value, int | float) else type(value).__name__
         raise _invalid(f"{SEED!r} is no seed", str(got)[:40], f"a whole number from 0 to {MOST_SEED}")

@@ -27,6 +27,8 @@ OPENPI_CAMERAS: dict[str, tuple[str, ...]] = {
 # openpi's names of a state: LIBERO and ALOHA in one, DROID in two parts that follow each other.
 OPENPI_STATES = (("observation/state",), ("observation/joint_position", "observation/gripper_position"))
 _DEEPEST, _PREFIX = 4, "observation/"
+# Each key that nobody reads is compared with the optional ones, which takes 0.1 ms.
+_MOST_KEYS = 1024
 
 
 def plain(name: str) -> str:
@@ -69,7 +71,7 @@ class Names:
     def flat(self, observation: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
         """`key` of each name → the client's own name and the value. Maps in maps are joined with slashes.
 
-        Raises: HarnessError "observation-invalid" if two names mean the same.
+        Raises: HarnessError "observation-invalid" if two names mean the same, or if there are too many.
         """
         found: dict[str, tuple[str, Any]] = {}
         todo: list[tuple[str, Any, int]] = [(name, value, 1) for name, value in observation.items()][::-1]
@@ -88,4 +90,12 @@ class Names:
                     fix="leave one of them out",
                 )
             found[key] = (name, value)
+            if len(found) > _MOST_KEYS:
+                raise HarnessError(
+                    "observation-invalid",
+                    "the observation has too many keys",
+                    got=f"more than {_MOST_KEYS:,}",
+                    need=f"at most {_MOST_KEYS:,}, those of maps in maps counted too",
+                    fix="leave out what the handshake's metadata does not name",
+                )
         return found
