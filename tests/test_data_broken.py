@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from harness.data.dataset import describe
@@ -148,3 +151,31 @@ def test_more_actions_than_the_model_has_room_for_are_refused_and_more_state_is_
         " nothing of it is lost"
     ]
     assert describe(narrow(3)).findings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("action", None),
+        ("task_index", lambda column: pa.nulls(len(column), pa.int64())),
+        ("timestamp", lambda column: column.cast(pa.float64()).cast(pa.string())),
+        ("index", None),
+    ],
+)
+def test_a_column_of_lerobots_own_is_not_to_be_mapped(
+    tmp_path: Path, name: str, change: Callable[[Any], Any] | None
+) -> None:
+    """Another state or other actions would bring nothing back. A single row is its episode's matter."""
+    root = writer.write(tmp_path)
+    table = pq.read_table(root / SECOND)
+    if name == "action":
+        change_column(root / SECOND, name, put_at(3, None))
+    elif change is None:
+        pq.write_table(table.drop_columns(name), root / SECOND)
+    else:
+        at = table.schema.get_field_index(name)
+        pq.write_table(table.set_column(at, name, change(table.column(name))), root / SECOND)
+    with pytest.raises(HarnessError) as caught:
+        describe(recipe(root))
+    assert "data.actions" not in caught.value.fix
+    assert "in a copy of the dataset" in caught.value.fix

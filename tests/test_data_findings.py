@@ -64,8 +64,8 @@ def _data(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
-@pytest.mark.parametrize("text", ["", "  "])
-def test_frames_without_an_instruction_are_counted(tmp_path: Path, version: str, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "  ", None])
+def test_frames_without_an_instruction_are_counted(tmp_path: Path, version: str, text: str | None) -> None:
     """The second task is that of the second episode alone."""
     root = writer.write(tmp_path / "set", version=version)
     if version == "v3.0":

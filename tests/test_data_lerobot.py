@@ -87,6 +87,29 @@ def test_video_frames_are_exact_in_any_order(tmp_path: Path, version: str, codec
         assert image[4, 60, 2] > 200 > image[4, 60, 0]
 
 
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx265", {"g": "10", "x265-params": "log-level=none:bframes=4:scenecut=0:pools=none"}),
+        ("libx264", {"x264-params": "open-gop=1:keyint=6:bframes=3:scenecut=0"}),
+        ("mpeg4", {"g": "6", "bf": "2"}),
+    ],
+)
+def test_frames_that_are_shown_before_their_key_frame_are_found(
+    tmp_path: Path, codec: str, options: dict[str, str]
+) -> None:
+    import av
+
+    data = opened(writer.write(tmp_path, lengths=(40,), images="video"))
+    path = tmp_path / "videos/chunk-000/cam/episode_000000.mp4"
+    writer.encode(path, range(40), codec, options)
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 40
+    for i in range(40):
+        np.testing.assert_array_equal(data.image(i, "cam"), frames[i])
+
+
 def test_video_written_by_lerobot_equals_decoding_it_from_the_start() -> None:
     import av
 

@@ -145,7 +145,7 @@ def test_grippers_by_place(width: int, places: set[int]) -> None:
     assert grippers(None, width)[0] == places
 
 
-@pytest.mark.parametrize("form", ["list", "nested", "mapping"])
+@pytest.mark.parametrize("form", ["list", "nested", "mapping", "numbered"])
 def test_names_are_read_in_every_form_that_lerobot_has(tmp_path: Path, form: str) -> None:
     import json
 
@@ -157,6 +157,8 @@ def test_names_are_read_in_every_form_that_lerobot_has(tmp_path: Path, form: str
         "list": names,
         "nested": [names],
         "mapping": {"motors": names},
+        # Their order in the text means nothing.
+        "numbered": dict(reversed([(name, d) for d, name in enumerate(names)])),
     }[form]
     (root / "meta/info.json").write_text(json.dumps(info))
     recipe = recipe_of(tmp_path / "other", made, *ARMS)

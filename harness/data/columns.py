@@ -29,6 +29,8 @@ _DAMAGE = (
     RuntimeError,
 )
 
+# The columns of every LeRobot table, which no recipe names.
+BOOKKEEPING = ["timestamp", "frame_index", "episode_index", "index", "task_index"]
 # Rows per read of a large file: some MiB.
 _BATCH_ROWS = 1 << 16
 # Rows converted to dicts at a time.
@@ -165,7 +167,9 @@ def read_columns(
                 f"{path} lacks columns that the metadata promises",
                 got=", ".join(sorted(set(schema.names))),
                 need=", ".join(lacking),
-                fix=correct(
+                fix=_anew(path, lacking)
+                if set(lacking) <= set(BOOKKEEPING)
+                else correct(
                     path,
                     "correct the features of meta/info.json, or map others in the recipe (data.state,"
                     " data.actions)",
@@ -244,6 +248,7 @@ def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
             path,
             name,
             f"row {first + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))} is null",
+            row=True,
         )
     kind = array.type
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -254,12 +259,13 @@ def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
                 name,
                 f"row {first + int(np.argmax(lengths != lengths[0]))} has another number of values than row"
                 f" {first}",
+                row=True,
             )
         flat = array.flatten()
         width = int(lengths[0]) if rows else 0
         if flat.null_count:
             at = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
-            raise _invalid(path, name, f"row {first + at // max(width, 1)} holds a null")
+            raise _invalid(path, name, f"row {first + at // max(width, 1)} holds a null", row=True)
         return _plain(path, name, flat).reshape(rows, width)
     return _plain(path, name, array)
 
@@ -289,10 +295,22 @@ def _plain(path: Path, name: str, array: Any) -> np.ndarray:
     return values
 
 
-def _invalid(path: Path, name: str, what: str) -> HarnessError:
+def _anew(path: Path, names: list[str]) -> str:
+    """The fix for columns of LeRobot's own: no other feature can take their place."""
+    return f"write {', '.join(names)} of {path.name} as LeRobot's own writer does, in a copy of the dataset"
+
+
+def _invalid(path: Path, name: str, what: str, *, row: bool = False) -> HarnessError:
+    """The error for a column that holds no numbers, or with `row` for a single row of it that holds none."""
+    if row:
+        fix = "repair that row in a copy of the dataset, or leave its episode out (data.episodes.exclude)"
+    elif name in BOOKKEEPING:
+        fix = _anew(path, [name])
+    else:
+        fix = "map another feature in the recipe: --set data.state=FEATURE, --set data.actions=FEATURE"
     return HarnessError(
         "dataset-feature-invalid",
         f"{path}: column {name!r} cannot be read as numbers: {what}",
         need="one number, or a vector of one length, in every row",
-        fix="map another feature in the recipe: --set data.state=FEATURE, --set data.actions=FEATURE",
+        fix=fix,
     )

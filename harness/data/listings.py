@@ -204,15 +204,18 @@ def _tasks_v3(root: Path) -> dict[int, str]:
     """The text of each task.
 
     It is in the column `task`. Else it is in the only text column: the index of a pandas frame, whose name
-    the writer chose.
+    the writer chose. A null there is a task without a text.
     """
     path = existing(root, "meta/tasks.parquet")
 
     def name_of(row: dict[str, Any], n: int) -> str:
-        names = [key for key, value in row.items() if key != "task_index" and isinstance(value, str)]
-        chosen = [key for key in ("task", "__index_level_0__") if key in names] or names
-        if not chosen or (len(chosen) > 1 and chosen is names):
-            what = f"row {n} has {'several texts' if names else 'no task text'}"
+        columns = [key for key in row if key != "task_index"]
+        texts = [key for key in columns if row[key] is not None]
+        usual = [key for key in ("task", "__index_level_0__") if key in columns]
+        # Beside a null in a usual column no other text is the instruction.
+        chosen = [key for key in usual if key in texts] or usual or texts or columns
+        if not chosen or (len(chosen) > 1 and not usual):
+            what = f"row {n} has {'several texts' if chosen else 'no task text'}"
             fix = correct(path, "name the column of the instructions `task`")
             raise invalid(
                 path,
@@ -230,10 +233,11 @@ def _tasks_v3(root: Path) -> dict[int, str]:
 
 
 def _tasks(rows: Iterator[tuple[dict[str, Any], str, str]]) -> dict[int, str]:
-    """The text of each task. Each of `rows` is (row, key of the text, location)."""
+    """The text of each task, empty where it is null. Each of `rows` is (row, key of the text, location)."""
     tasks, letters = {}, 0
     for row, key, at in rows:
-        found = text(row, key, at, letters=TASK_LETTERS)
+        null = key in row and row[key] is None
+        found = "" if null else text(row, key, at, letters=TASK_LETTERS)
         tasks[integer(row, "task_index", at)] = found
         letters += len(found)
         if letters > _TASKS_LETTERS:
@@ -247,7 +251,8 @@ def _tasks(rows: Iterator[tuple[dict[str, Any], str, str]]) -> dict[int, str]:
 
 def _is_task(field: Any) -> bool:
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    return field.name == "task_index" or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return field.name == "task_index" or any(holds(kind) for holds in is_text)
 
 
 def existing(root: Path, relative: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.artifacts import Feature
-from harness.data.rows import BOOKKEEPING
+from harness.data.columns import BOOKKEEPING
 from harness.errors import HarnessError
 from harness.recipe.schema import Data
 

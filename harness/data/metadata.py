@@ -127,7 +127,10 @@ def _is_depth(feature: dict[str, Any]) -> bool:
 
 
 def _names(feature: dict[str, Any]) -> list[str]:
-    """The texts in a feature's `names`: LeRobot has a list, a list in a list, or a mapping of lists."""
+    """The texts in a feature's `names`: LeRobot has a list, a list in a list, or a mapping of lists.
+
+    Its teleoperators write a mapping of each name to its dimension.
+    """
     waiting: list[Any] = [feature.get("names")]
     found: list[str] = []
     while waiting and len(found) <= _MOST_NAMES:
@@ -136,6 +139,10 @@ def _names(feature: dict[str, Any]) -> list[str]:
             found.append(one)
         elif isinstance(one, list):
             waiting = one[: _MOST_NAMES + 1] + waiting
+        elif isinstance(one, dict) and all(type(value) is int for value in one.values()):
+            at = {value: name for name, value in one.items()}
+            # Names of which one has no dimension, or another's, name nothing.
+            waiting = [at.get(d) for d in range(min(len(one), _MOST_NAMES + 1))] + waiting
         elif isinstance(one, dict):
             waiting = list(one.values())[: _MOST_NAMES + 1] + waiting
     return found

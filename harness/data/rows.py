@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.columns import read_columns
+from harness.data.columns import BOOKKEEPING, read_columns
 from harness.data.episodes import naming
 from harness.data.fields import invalid
 from harness.data.mending import correct
@@ -20,7 +20,6 @@ from harness.errors import HarnessError
 
 # Rows of a large file in memory at a time, unless an episode has more.
 BLOCK_ROWS = 1 << 17
-BOOKKEEPING = ["timestamp", "frame_index", "episode_index", "index", "task_index"]
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,14 @@ class VideoReader:
         tolerance = 0.25 / fps
         try:
             container, stream = self._open(root, path)
-            # First seeks a little late, so that it finds a key frame at this very time and not the one
-            # before. If decoding order differs from display order, that may be too late. Then it seeks a
-            # little early.
-            for start_s in (time_s + 0.1 / fps, time_s - tolerance):
+            for start_s in _starts(time_s, fps):
                 container.seek(max(0, int(start_s / stream.time_base)), stream=stream, backward=True)
-                nearest = _nearest(container.decode(stream), time_s, fps)
-                if nearest is not None and abs(nearest.time - time_s) <= tolerance:
+                first, nearest = _nearest(container.decode(stream), time_s, fps)
+                found = nearest is not None and abs(nearest.time - time_s) <= tolerance
+                # Decoded from before this time on, a frame that is there has been seen.
+                if found or (start_s < time_s and first is not None and first.time <= time_s):
                     break
-            if nearest is None or abs(nearest.time - time_s) > tolerance:
+            if not found:
                 raise too_short(path, time_s, None if nearest is None else nearest.time)
             # [H, W, 3]
             image: np.ndarray = self._reformatter().reformat(nearest, format="rgb24").to_ndarray()
@@ -90,19 +89,39 @@ class VideoReader:
         self._local = threading.local()
 
 
-def _nearest(frames: Iterator[Any], time_s: float, fps: float) -> Any:
-    """The frame closest to `time_s`, decoding no further than needed; None if there is no frame."""
-    nearest = None
+def _starts(time_s: float, fps: float) -> Iterator[float]:
+    """Times to seek to for the frame at `time_s`, the likeliest first.
+
+    First a little late, so that a key frame at this very time is found and not the one before. If decoding
+    order differs from display order, that may be too late, so then a little early. Frames that are shown
+    before their key frame need the previous one (an open group of pictures, which x265 makes by default): so
+    then ever earlier.
+    """
+    yield time_s + 0.1 / fps
+    back = 0.25 / fps
+    yield time_s - back
+    while back < time_s:
+        back *= 4
+        yield time_s - back
+
+
+def _nearest(frames: Iterator[Any], time_s: float, fps: float) -> tuple[Any, Any]:
+    """The first frame and the one closest to `time_s`, decoding no further than needed.
+
+    Both are None if there is no frame.
+    """
+    first = nearest = None
     for frame in frames:
         if frame.time is None:
             continue
+        first = frame if first is None else first
         if nearest is None or abs(frame.time - time_s) < abs(nearest.time - time_s):
             nearest = frame
         # Tables hold times as float32. A frame up to a hundredth of a frame early is the one wanted, so no
         # further frame is decoded.
         if frame.time >= time_s - 0.01 / fps:
             break
-    return nearest
+    return first, nearest
 
 
 def open_video(root: Path, path: Path) -> tuple[Any, Any]:

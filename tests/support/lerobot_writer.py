@@ -212,14 +212,17 @@ def _videos(root: Path, version: str, lengths: tuple[int, ...], firsts: np.ndarr
             )
 
 
-def encode(path: Path, frames: range, codec: str) -> None:
-    """An mp4 with one key frame at its start, so that every other frame needs its predecessors."""
+def encode(path: Path, frames: range, codec: str, options: dict[str, str] | None = None) -> None:
+    """An mp4 with one key frame at its start, so that every other frame needs its predecessors.
+
+    `options` are the encoder's, in place of those.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS)
         stream.height, stream.width = SIZE
         stream.pix_fmt = "yuv420p"
-        stream.options = {"g": "40", "crf": "10"} | (
+        stream.options = options or {"g": "40", "crf": "10"} | (
             {"preset": "10", "svtav1-params": "logical-processors=1"} if codec == "libsvtav1" else {}
         )
         for i in frames:
