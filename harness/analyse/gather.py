@@ -64,7 +64,9 @@ class Values:
         at.append(numbers)
         kept += rows
         if self.decimals is None or len(rows) == 1:
-            self._note_digits(form, rows[0])
+            # One row would not do: a table writes 0.5 between values of many digits.
+            for row in rows[:: 1 + len(rows) // 100]:
+                self._note_digits(form, row)
         if self._waiting >= self._chunk:
             self.convert()
 

@@ -167,9 +167,7 @@ def _difference(a: float, b: float) -> float:
     return float(abs(a - b) / (max(abs(a), abs(b)) or 1.0))
 
 
-def _leave_behind(
-    steps: Floats, keep: npt.NDArray[np.bool_], begin: int, start: int, end: int
-) -> list[str]:
+def _leave_behind(steps: Floats, keep: npt.NDArray[np.bool_], begin: int, start: int, end: int) -> list[str]:
     """Takes the lines that the resume at `start` went behind out of `keep` [N]. A sentence if it has not yet
     come past them.
 
