@@ -175,6 +175,20 @@ def test_a_json_document_holds_a_record_in_each_object() -> None:
                 assert curve.held_out is not None
 
 
+def test_rows_of_another_curve_are_no_lost_losses() -> None:
+    rows = [
+        {"step": 150 * s, "loss": None, "eval_loss": 0.5, "train_runtime": None, "train_loss": None}
+        if s % 20 == 19
+        else {"step": 150 * s, "loss": 1 / (1 + s / 9), "eval_loss": None, "train_runtime": None}
+        for s in range(200)
+    ]
+    summary = {"step": 29_850, "loss": None, "eval_loss": None, "train_runtime": 9.0, "train_loss": 7.0}
+    curve = look(json.dumps([*rows, summary]))
+    assert (curve.points, curve.verdict, curve.held_out and curve.held_out.points) == (190, "learning", 10)
+    lost = look("".join(f"step {s}: loss={'nan' if s > 50 else 1.0} val_loss=0.5\n" for s in range(100)))
+    assert (lost.points, lost.verdict) == (100, "diverged")
+
+
 def test_a_round_first_value_does_not_make_a_table_coarse() -> None:
     rows = [f"{300 * s},{1 / (1 + s / 9)}\n" for s in range(100)]
     curve = look("step,loss\n" + "".join(rows))

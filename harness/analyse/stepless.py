@@ -15,7 +15,7 @@ _TOTAL = re.compile(rb"Total optimization steps = ([\d,]{1,20}+)")
 _EPOCHS = re.compile(rb"Num [Ee]pochs = ([\d,]{1,20}+)")
 _EPOCH = re.compile(rb"[\"']epoch[\"']: [\"']?([\d.]{1,20}+)")
 # The mean over the whole run, at its end. It is no point of the curve.
-_SUMMARY = b"train_runtime"
+_SUMMARY = re.compile(rb"train_runtime[\"']: {0,4}+[\"']?\d")
 
 
 class Numbering:
@@ -40,7 +40,7 @@ class Numbering:
                 self._look(line)
             if b"oss" not in line or b"{" not in line:
                 continue
-            if _SUMMARY in line and _PLAIN.match(line):
+            if b"train_runtime" in line and _SUMMARY.search(line) and _PLAIN.match(line):
                 # The summary's "train_loss" would look like a point, with a step or without.
                 out[index] = b""
             elif not (STEP.search(line) or NAMED_STEP.search(line)) and _PLAIN.match(line):
