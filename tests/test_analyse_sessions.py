@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from harness.analyse.curve import analyse
 from harness.analyse.lines import read_records
 from harness.analyse.sessions import OneRun, one_run
 from harness.analyse.source import open_source
@@ -36,6 +37,32 @@ def test_a_resume_replays_steps_and_the_later_values_count() -> None:
     assert codes(found) == ["replay-disagrees"]
     assert found.columns["step"].tolist() == STEPS
     assert np.allclose(found.columns["loss"][95:105], [*FALLING[95:100], *(2 * FALLING[100:105])], atol=1e-4)
+
+
+def test_what_a_resume_went_behind_is_no_part_of_the_run() -> None:
+    bad = log(range(12_400, 20_000, 100), flat(76, seed=3) * 30)
+    before, after = log(STEPS[:124], FALLING[:124]), log(STEPS[100:150], FALLING[100:150])
+    found = run(before + bad + after)
+    assert seams(found)[0][:3] == ("resume", 10_000, 50)
+    assert found.columns["step"].tolist() == STEPS[:150]
+    assert found.columns["loss"].max() < 1
+    assert found.partial == [
+        "the resume at step 10000 went behind 50 records of later steps (15000 to 19900): they are left out"
+    ]
+    assert analyse("-", stdin=(before + bad + after).encode()).verdict == "learning"
+    # The same with another interval between the lines: none of the bad ones is between the new ones.
+    off = run(before + bad + log([step + 37 for step in STEPS[100:220]], FALLING[100:220]))
+    assert off.columns["loss"].max() < 1
+    assert not off.partial
+
+
+def test_lines_that_fill_a_gap_go_behind_nothing() -> None:
+    parts = [log(STEPS[a:b], FALLING[a:b]) for a, b in ((0, 100), (200, 300), (100, 200))]
+    found = run("".join(parts))
+    assert (found.columns["step"].tolist(), found.partial) == (STEPS[:300], [])
+    swapped = log(STEPS, FALLING).splitlines(keepends=True)
+    swapped[50:52] = reversed(swapped[50:52])
+    assert run("".join(swapped)).columns["step"].tolist() == STEPS
 
 
 def test_a_resume_that_goes_on_bit_for_bit_has_nothing_to_say() -> None:

@@ -14,6 +14,7 @@ import os
 import resource
 import subprocess
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -211,6 +212,33 @@ def test_an_endless_pipe_of_zeros_is_refused() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "[log-binary]" in done.stderr
+
+
+@pytest.mark.parametrize("hole", [32, 4000, 3_000_000])
+def test_a_hole_of_zeros_is_no_part_of_a_log(hole: int) -> None:
+    """A machine that lost its power leaves one, and so does a log that was emptied while it was written."""
+    whole, lines = len(steps()), TEXT.splitlines(keepends=True)
+    first, second = "".join(lines[:100]), "".join(lines[100:])
+    for text, points in (
+        (TEXT + "\0" * hole, whole),
+        (TEXT + "Step 30000: grad_n" + "\0" * hole, whole),
+        ("\0" * hole + TEXT, whole),
+        (first + "Step 10000: gra" + "\0" * hole + second, whole),
+    ):
+        curve = analyse("-", stdin=text.encode())
+        assert (curve.points, curve.verdict, curve.partial) == (points, "learning", [])
+
+
+def test_an_archive_with_zeros_is_no_log() -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        member = tarfile.TarInfo("train.log")
+        member.size = len(TEXT)
+        archive.addfile(member, io.BytesIO(TEXT.encode()))
+    for data in (file.getvalue(), bytes(100_000), bytes(100) + b"\n"):
+        with pytest.raises(HarnessError) as caught:
+            analyse("-", stdin=data)
+        assert caught.value.code == "log-binary"
 
 
 def test_a_log_over_a_block_s_edge_loses_nothing() -> None:

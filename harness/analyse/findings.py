@@ -5,6 +5,8 @@ For gradients see analyse.gradients.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,9 @@ from harness.units import format_seconds
 Floats = npt.NDArray[np.float64]
 
 FIRST_FEW = 10
+# The last of many noisy held-out losses lies above the lowest of them. Only a rise of more than so many
+# standard deviations is one. Fewer losses than the second number do not tell their noise.
+_RISE, _TELL_NOISE = 6.0, 8
 # For a loss that is lost before any rate was applied: the causes to look at, likeliest first.
 NOT_THE_RATE = (
     "look at the weights (harness inspect CHECKPOINT --deep), the devices (the same run on one GPU), the data"
@@ -286,13 +291,26 @@ def about_held_out(curve: HeldOut | None, lost: list[int]) -> list[CurveFinding]
         return [
             CurveFinding(severity="warning", code="held-out-not-finite", text=text, steps=lost[:FIRST_FEW])
         ]
-    if curve is None or curve.points < 3 or curve.last <= 1.05 * curve.lowest:
+    if (
+        curve is None
+        or curve.points < 3
+        or curve.last - curve.lowest <= max(0.05 * curve.lowest, _RISE * _noise(curve))
+    ):
         return []
     text = (
         f"the held-out loss was lowest at step {curve.lowest_at_step:,} ({curve.lowest:.4g}) and ends at"
         f" {curve.last:.4g}: what is learned after that step helps on the training data only"
     )
     return [CurveFinding(severity="warning", code="held-out-rises", text=text, steps=[curve.lowest_at_step])]
+
+
+def _noise(curve: HeldOut) -> float:
+    """The standard deviation of one held-out loss. 0 if so few were measured that they do not tell it."""
+    if len(curve.loss) < _TELL_NOISE:
+        return 0.0
+    # A smooth curve has small second differences. Those of noise have a variance of 6 times its own.
+    bends = np.abs(np.diff(np.array(curve.loss), n=2))
+    return 1.4826 * float(np.median(bends)) / math.sqrt(6)
 
 
 def _times_of(steps: list[int]) -> str:

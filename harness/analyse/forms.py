@@ -7,6 +7,7 @@ where no character of the run stands before them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 COLUMNS = (
@@ -23,7 +24,10 @@ COLUMNS = (
     "samples",
 )
 _ALIASES = {
-    "loss": "loss train_loss train/loss training_loss avg_loss train/train_loss loss/train step_loss",
+    "loss": (
+        "loss train_loss train/loss training_loss avg_loss train/train_loss loss/train step_loss"
+        " train_loss_step train/loss_step training/loss"
+    ),
     "held_out": (
         "eval_loss eval/loss val_loss val/loss valid_loss valid/loss validation_loss validation/loss"
         " test_loss test/loss loss/val loss/eval eval/eval_loss heldout_loss held_out_loss"
@@ -100,6 +104,9 @@ def take_apart(line: bytes) -> tuple[Form, tuple[bytes, ...]] | None:
     if step is None and bar is None:
         return None
     is_json = line.lstrip().startswith(b"{")
+    if is_json and step is not None and line.endswith(b'"_', 0, step.start()):
+        # wandb's own _step counts the calls of its logger.
+        step = next(_own_steps(line), step)
     spots = _pairs(line, bar.end() if bar else 0, is_json)
     if step is not None:
         spots[step.start(1)] = _Spot(step.end(1), "step", step.start())
@@ -123,6 +130,11 @@ def take_apart(line: bytes) -> tuple[Form, tuple[bytes, ...]] | None:
     )
     values = tuple(line[start : spots[start].end] for start in starts)
     return form, (*((clock[1] or b"", clock[2]) if clock else ()), *values)
+
+
+def _own_steps(line: bytes) -> Iterator[re.Match[bytes]]:
+    """The steps that the trainer itself named global."""
+    return (found for found in STEP.finditer(line) if line.endswith(b"global_", 0, found.start()))
 
 
 def _pairs(line: bytes, begin: int, is_json: bool) -> dict[int, _Spot]:

@@ -21,7 +21,7 @@ Row = tuple[bytes, ...]
 # From here on, neighbouring steps are the same number for a float and for the report's page.
 MOST_STEP = 2.0**53
 # Columns with a mask: 1 where a line has the value, even NaN.
-THERE = ("grad_norm", "param_norm")
+THERE = ("loss", "grad_norm", "param_norm")
 
 
 class Gathered(NamedTuple):
@@ -64,7 +64,9 @@ class Values:
         at.append(numbers)
         kept += rows
         if self.decimals is None or len(rows) == 1:
-            self._note_digits(form, rows[0])
+            # One row would not do: a table writes 0.5 between values of many digits.
+            for row in rows[:: 1 + len(rows) // 100]:
+                self._note_digits(form, row)
         if self._waiting >= self._chunk:
             self.convert()
 
@@ -120,10 +122,11 @@ def gathered(values: Values) -> Gathered:
         & (columns["step"] == np.floor(columns["step"]))
     )
     held_out = _held_out([(at, found) for _, at, found in parts if "held_out" in found])
-    keep = possible
+    # A table that was exported as JSON has null in the rows of its other curve.
+    keep = possible & ~((columns["has_loss"] == 0) & np.isfinite(columns["held_out"]))
     if not is_log and len(numbers):
         # A bar draws one state many times. The last one counts.
-        keep = possible & np.append(np.diff(columns["step"]) != 0, True)
+        keep &= np.append(np.diff(columns["step"]) != 0, True)
     kept = {
         name: column[keep] for name, column in columns.items() if name in COLUMNS or name.startswith("has_")
     }

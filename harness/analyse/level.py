@@ -55,7 +55,9 @@ def level_of(values: Floats) -> Level:
     )
     level = np.interp(np.arange(count), middles, _running_median(medians, width))
     away = np.abs(values - level)
-    overall = _MAD * float(np.median(away))
+    # One of `width` points is its own median, and its distance of 0 tells nothing of the noise.
+    middle = 0.5 if count >= 3 * BLOCKS else 0.5 + 0.5 / width
+    overall = _MAD * float(np.quantile(away, middle))
     if count < 8 * BLOCKS:
         return Level(level, np.full(count, overall))
     spreads = _MAD * np.array([np.median(away[a:b]) for a, b in pairwise(edges)])

@@ -20,6 +20,8 @@ _SAME_WEIGHTS = 5e-5
 _MOST_SESSIONS = 200
 # Two values of one step that differ by less than this share are the same value, rounded.
 _SAME_VALUE = 1e-3
+# Fewer lines than this beyond a seam are lines in another order, and not a stretch that a resume went behind.
+_LEAST_LEFT_BEHIND = 3
 
 
 class OneRun(NamedTuple):
@@ -58,10 +60,13 @@ def one_run(records: Records) -> OneRun:
     starts = [0, *sorted({int(i) for i in back} | told | set(_breaks_in_weights(columns)))]
     seams: list[Seam] = []
     begin = 0
+    keep = np.ones(len(steps), bool)
     for start, end in zip(starts[1:], [*starts[2:], len(steps)], strict=False):  # one session: no seam
         seam = _seam(columns, begin, start, end)
         seams.append(seam)
-        if seam.kind != "resume":
+        if seam.kind == "resume":
+            partial += _leave_behind(steps, keep, begin, start, end)
+        else:
             begin = start
     others = [seam for seam in seams if seam.kind == "another run"]
     if begin:
@@ -84,7 +89,9 @@ def one_run(records: Records) -> OneRun:
             )
         )
     findings += _about_replays(seams)
-    return OneRun(_last_of_each_step(columns, begin), seams, findings, partial, bool(others))
+    keep[:begin] = False
+    kept = {name: values[keep] for name, values in columns.items()}
+    return OneRun(_last_of_each_step(kept), seams, findings, partial, bool(others))
 
 
 def _without_echoes(records: Records) -> tuple[dict[str, Floats], list[int], int]:
@@ -160,11 +167,33 @@ def _difference(a: float, b: float) -> float:
     return float(abs(a - b) / (max(abs(a), abs(b)) or 1.0))
 
 
-def _last_of_each_step(columns: dict[str, Floats], begin: int) -> dict[str, Floats]:
-    steps = columns["step"][begin:]
+def _leave_behind(steps: Floats, keep: npt.NDArray[np.bool_], begin: int, start: int, end: int) -> list[str]:
+    """Takes the lines that the resume at `start` went behind out of `keep` [N]. A sentence if it has not yet
+    come past them.
+
+    The run went on from an earlier state, so what came after that state is no part of it. Lines that fill a
+    gap go behind nothing.
+    """
+    before = steps[begin:start][keep[begin:start]]
+    again, later = before[before >= steps[start]], before[before > steps[start]]
+    reached = float(steps[start:end].max())
+    if len(later) < _LEAST_LEFT_BEHIND or again.min() > reached:
+        return []
+    keep[begin:start] &= steps[begin:start] < steps[start]
+    left = later[later > reached]
+    if not len(left):
+        return []
+    return [
+        f"the resume at step {steps[start]:.0f} went behind {len(left):,} records of later steps"
+        f" ({left.min():.0f} to {left.max():.0f}): they are left out"
+    ]
+
+
+def _last_of_each_step(columns: dict[str, Floats]) -> dict[str, Floats]:
+    steps = columns["step"]
     order = np.argsort(steps, kind="stable")
     last = np.append(np.diff(steps[order]) > 0, True)
-    kept: Indices = order[last] + begin
+    kept: Indices = order[last]
     return {name: values[kept] for name, values in columns.items()}
 
 
@@ -228,4 +257,4 @@ def _disordered(columns: dict[str, Floats], findings: list[CurveFinding], partia
         )
         findings.append(CurveFinding(severity="warning", code="steps-out-of-order", text=text))
         partial.append("the lines were not in order of steps, so sessions cannot be told apart")
-    return OneRun(_last_of_each_step(columns, 0), [], findings, partial, mixed)
+    return OneRun(_last_of_each_step(columns), [], findings, partial, mixed)

@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from harness.analyse.text import Text
+from harness.analyse.text import HOLE, Text
 from harness.analyse.unpack import PIPED, pieces
 from harness.errors import HarnessError
 from harness.received.files import open_received
@@ -16,6 +16,9 @@ from harness.run.directory import METRICS, RECIPE
 
 STDIN = "-"
 HEAD_BYTES = 65_536
+_EMPTY = b"\0 \t\r\n"
+# A tar archive has long runs of zeros too, and is no log. Source: POSIX, ustar's header.
+_TAR, _TAR_AT = b"ustar", 257
 _NEED = (
     "a run directory, its metrics.jsonl, or a console log with lines like `Step 10: grad_norm=1.2, loss=0.1,"
     " param_norm=1802.4`"
@@ -93,8 +96,9 @@ def _source(name: str, file: BinaryIO, run: Path | None) -> Source:
     first: list[bytes] = []
     for piece in itertools.islice(unpacked, 64):
         first.append(piece)
-        if piece.strip():
-            # Leading blank lines do not tell the kind of the file.
+        if piece.strip(_EMPTY):
+            # Leading blank lines, and the hole before a log that was emptied while its program wrote on, do
+            # not tell the kind of the file.
             break
     head = b"".join(first)
     if not head.strip():
@@ -105,14 +109,16 @@ def _source(name: str, file: BinaryIO, run: Path | None) -> Source:
             need=_NEED,
             fix="give the log of a run that has started",
         )
-    _check_text(name, head[:HEAD_BYTES])
+    # The bytes up to the first line count, so that the text behind a long hole is looked at.
+    _check_text(name, head[: len(head) - len(head.lstrip(_EMPTY)) + HEAD_BYTES])
     return Source(name, Text(itertools.chain([head], unpacked), partial), run, partial)
 
 
 def _check_text(name: str, head: bytes) -> None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         head = head.decode("utf-16", errors="replace").encode(errors="replace")
-    if head.count(b"\0") > len(head) // 1000 + 1 or _control_share(head) > 0.1:
+    text = head if head[_TAR_AT:].startswith(_TAR) else HOLE.sub(b"", head)
+    if not text.strip() or text.count(b"\0") > len(text) // 1000 + 1 or _control_share(text) > 0.1:
         raise HarnessError(
             "log-binary",
             f"{name} is not text",

@@ -15,7 +15,7 @@ _TOTAL = re.compile(rb"Total optimization steps = ([\d,]{1,20}+)")
 _EPOCHS = re.compile(rb"Num [Ee]pochs = ([\d,]{1,20}+)")
 _EPOCH = re.compile(rb"[\"']epoch[\"']: [\"']?([\d.]{1,20}+)")
 # The mean over the whole run, at its end. It is no point of the curve.
-_SUMMARY = b"train_runtime"
+_SUMMARY = re.compile(rb"train_runtime[\"']: {0,4}+[\"']?\d")
 
 
 class Numbering:
@@ -38,17 +38,13 @@ class Numbering:
         for index, line in enumerate(lines):
             if b"|" in line or b"Total" in line or b"Num " in line:
                 self._look(line)
-            if b"oss" not in line or b"{" not in line or STEP.search(line) or NAMED_STEP.search(line):
+            if b"oss" not in line or b"{" not in line:
                 continue
-            plain = _PLAIN.match(line)
-            if plain is None:
-                continue
-            # The summary's "train_loss" would look like a point.
-            out[index] = (
-                b""
-                if _SUMMARY in line
-                else b"step=%d " % self._step(line, lines[index + 1 : index + 4]) + line.lstrip()
-            )
+            if b"train_runtime" in line and _SUMMARY.search(line) and _PLAIN.match(line):
+                # The summary's "train_loss" would look like a point, with a step or without.
+                out[index] = b""
+            elif not (STEP.search(line) or NAMED_STEP.search(line)) and _PLAIN.match(line):
+                out[index] = b"step=%d " % self._step(line, lines[index + 1 : index + 4]) + line.lstrip()
         return out
 
     def _note(self, lines: list[bytes], joined: bytes) -> None:

@@ -14,14 +14,16 @@ from harness.analyse.forms import KNOWN, Form
 Numbers = npt.NDArray[np.int64]
 Row = tuple[bytes, ...]
 
+# wandb's own _step is last: it counts the calls of its logger, which are fewer than the trainer's steps.
 _STEPS = (
     "step",
-    "_step",
     "global_step",
     "train/global_step",
     "trainer/global_step",
     "train/step",
     "training_step",
+    "iteration",
+    "_step",
 )
 _BOUNDS = ("__min", "__max", "__step")
 _MOST_COLUMNS = 10_000

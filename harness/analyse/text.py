@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -15,6 +16,13 @@ LONGEST_LINE = 8192
 MOST_BYTES = 512 * MIB
 MOST_LINES = 10_000_000
 _ANSI = re.compile(rb"\x1b\[[0-9;?]*+[ -/]*+[@-~]|\x1b\][^\x07\x1b]*+(?:\x07|\x1b\\)|\x1b[@-Z\\-_78=>]")
+# A machine that lost its power leaves zeros where a log's last bytes should be. So does a log that was
+# emptied while its program wrote on. Binary files have shorter runs too.
+HOLE = re.compile(rb"\0{32,}+")
+# The marks of a JSON document of records, as against a record on each line: a list of them, or the state that
+# the Trainer of transformers saves.
+_LIST = re.compile(rb"[ \t\r\n]{0,200}+\[[ \t\r\n]{0,200}+\{")
+_HISTORY, _HISTORY_WITHIN = b'"log_history"', 8192
 # A bar's values after its rate (tqdm's postfix), followed by another program's output on the same line.
 _POSTFIX_END = re.compile(rb"((?:it/s|s/it), [^\]\n]{0,500}+\])(?=[^\n])")
 
@@ -74,8 +82,10 @@ class Text:
 
     def _bounded(self) -> Iterator[bytes]:
         left = MOST_BYTES
-        for piece in _decoded(self._pieces):
+        for piece in _records_on_lines(_decoded(self._pieces)):
             self._digest.update(piece)
+            if b"\0" in piece:
+                piece = HOLE.sub(b"\n", piece)  # noqa: PLW2901
             if len(piece) > left:
                 yield piece[:left]
                 self._partial.append(
@@ -118,3 +128,17 @@ def _decoded(pieces: Iterable[bytes]) -> Iterator[bytes]:
             yield piece
         else:
             yield decoder.decode(piece).encode(errors="replace")
+
+
+def _records_on_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """A JSON document of records with each record on a line of its own. Everything else unchanged."""
+    first = next(pieces, b"")
+    begin = first.removeprefix(codecs.BOM_UTF8)
+    saved = begin.lstrip().startswith(b"{") and _HISTORY in begin[:_HISTORY_WITHIN]
+    document = saved or _LIST.match(begin) is not None
+    for piece in itertools.chain([first], pieces):
+        if document:
+            flat = piece.replace(b"\r", b" ").replace(b"\n", b" ")
+            yield flat.replace(b"{", b"\n{").replace(b"}", b"}\n")
+        else:
+            yield piece
