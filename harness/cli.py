@@ -9,6 +9,7 @@ Exit codes: 0 done and good; 1 done and the answer is no; 2 could not do it.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import traceback
 from importlib import import_module
@@ -97,6 +98,7 @@ def main() -> None:
 
     No secret leaves by stdout or stderr.
     """
+    _open_streams()
     sys.stdout, sys.stderr = (
         cast(TextIO, Cleaned(_any_text(sys.stdout))),
         cast(TextIO, Cleaned(_any_text(sys.stderr))),
@@ -118,6 +120,23 @@ def main() -> None:
         # through; an exception's text may be a stranger's, so nothing of it may control the terminal.
         print(visible(traceback.format_exc()), file=sys.stderr)
         sys.exit(2)
+
+
+def _open_streams() -> None:
+    """Opens the streams with which this process was started closed (`>&-`), for output that nobody wants.
+
+    Otherwise the next file that is opened had their number, and what is said would be written into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is given, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin, sys.stdout, sys.stderr = (
+        stream if stream is not None else os.fdopen(number, mode, closefd=False)
+        for stream, number, mode in ((sys.stdin, 0, "r"), (sys.stdout, 1, "w"), (sys.stderr, 2, "w"))
+    )
 
 
 def _part(text: str) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Comparison, Dataset, Machine, NormStats
+from harness.errors import HarnessError
+from harness.run.directory import cache_root
 from tests.support import lerobot_writer as writer
 
 
@@ -47,6 +49,10 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
         (["train", "--set=train.steps=many"], "recipe-invalid", "train.steps"),
         (["train", "--set=train.steps=["], "override-invalid", "YAML"),
         (["train", "--set=train.optimizer.schedule.peak=.inf"], "recipe-invalid", "finite"),
+        (["train", "--set=train.optimizer.schedule.peak=yes"], "recipe-invalid", "is no number"),
+        (["train", "--set=train.steps=on"], "recipe-invalid", "is no number"),
+        (["train", "--set=train.seed=4294967296"], "recipe-invalid", "train.seed"),
+        (["train", "--set=model.paligemma={variant: dummy, variant: dummy}"], "override-invalid", "twice"),
         (["train", "--set=weights.source=https://me:secret@host/params"], "recipe-invalid", "password"),
         (["train", "--recipe=BINARY"], "recipe-invalid", "YAML file"),
         (["train", "--run=a", "--name=b"], "run-and-name", "one of the two"),
@@ -152,6 +158,35 @@ def test_inspect_says_no_when_nothing_is_whole(tmp_path: Path) -> None:
     done = harness("inspect", str(tmp_path))
     assert done.returncode == 2
     assert "[" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_fault_and_no_file_takes_their_place(closed: str, tmp_path: Path) -> None:
+    """As a service without a terminal may be started. The next files that are opened get other numbers."""
+    code = "import os; from harness import cli; cli._open_streams(); print('said', flush=True)\n"
+    code += "file = os.open('file', os.O_CREAT | os.O_WRONLY); os.write(2, b'said'); assert file > 2"
+    script = f'"$0" -c "$1" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable, code],
+        cwd=tmp_path,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_user_without_a_home_is_told_where_a_cache_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("HARNESS_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(HarnessError) as caught:
+        cache_root()
+    assert caught.value.code == "home-unknown"
+    monkeypatch.setenv("HARNESS_CACHE", "/elsewhere")
+    assert cache_root() == Path("/elsewhere")
 
 
 def test_every_verb_explains_itself() -> None:

@@ -18,6 +18,8 @@ from harness.recipe.load import load_recipe, to_yaml
 from tests.support.launching import DIGEST, IMAGE, asked
 from tests.test_cli import harness
 
+POD = {"engine": "kubernetes", "image": IMAGE, "claim": "lab", "name": "a"}
+
 
 def no_plan(*_: object) -> Any:
     raise AssertionError("nothing was to be planned")
@@ -55,7 +57,14 @@ def wanted(**more: Any) -> Asked:
         ({"engine": "compose", "image": IMAGE, "submit": True}, "launch-option", "--submit"),
         ({"engine": "kubernetes", "image": IMAGE, "claim": "lab", "name": "7"}, "launch-name", "letter"),
         ({"engine": "kubernetes", "image": IMAGE, "claim": "lab", "name": "a" * 41}, "launch-name", "40"),
-        ({"name": "a\nb"}, "launch-invalid", "control characters"),
+        ({"name": "a\nb"}, "run-name-invalid", "control characters"),
+        ({"name": ""}, "run-name-invalid", "empty"),
+        ({"name": "a/b"}, "run-name-invalid", "separator"),
+        (POD | {"namespace": "a.b"}, "launch-invalid", "namespace"),
+        (POD | {"namespace": "a" * 64}, "launch-invalid", "namespace"),
+        (POD | {"secret": "a..b"}, "launch-invalid", "secret"),
+        (POD | {"user": "0:0"}, "launch-user", "runAsNonRoot"),
+        (POD | {"user": f"1:{2**31}"}, "launch-user", "2147483648"),
         ({"partition": "gpu; rm -rf /"}, "launch-invalid", "partition"),
         ({"account": "a\n#SBATCH --wrap=x"}, "launch-invalid", "account"),
         ({"time": "soon"}, "launch-invalid", "time"),

@@ -127,6 +127,15 @@ def test_the_coordinator_of_two_machines_has_a_port(coordinator: str, address: s
     assert {each["network_mode"] for each in made["services"].values()} == {"host"}
 
 
+def test_a_variable_that_was_given_counts_more_than_one_that_is_passed_on() -> None:
+    given = {"NCCL_SOCKET_IFNAME": "eth0", "JAX_PROCESS_ID": "7"}
+    text = texts(asked("compose", environment=given))["compose.yaml"]
+    variables = yaml.safe_load(text)["services"]["host-1"]["environment"]
+    assert variables["NCCL_SOCKET_IFNAME"] == "eth0"
+    assert variables["HF_TOKEN"] is None
+    assert variables["JAX_PROCESS_ID"] == "1"
+
+
 def test_what_starts_a_compose_file_makes_its_directories_on_one_machine(tmp_path: Path) -> None:
     own = {name: str(tmp_path / name) for name in ("runs", "datasets", "cache")}
     each = asked("compose", out=str(tmp_path / "a b"), recipe_text="x: 1", **own)
@@ -239,6 +248,11 @@ def test_the_ray_script_is_python_and_holds_what_was_meant() -> None:
     assert found["RUN"] == each.run
     assert found["ENVIRONMENT"] == {"ODD": ODD}
     assert found["SCALING"]["resources_per_worker"] == {"CPU": 1, "GPU": 8}
+
+
+def test_no_name_of_a_run_is_taken_for_the_scripts_encoding() -> None:
+    """Python looks for `coding: NAME` in the first two lines of a file."""
+    compile(texts(asked("ray", name="video-encoding"))["ray_job.py"].encode(), "ray_job.py", "exec")
 
 
 def test_a_recipe_of_ones_own_goes_along_whole() -> None:

@@ -22,7 +22,7 @@ from harness.supervise.endings import explain
 from harness.supervise.process import Attempt, Limits
 from harness.supervise.run import Outcome
 from harness.units import GIB
-from tests.support.scripted import CARD, WELL, attempts, candidate, plan, refused, run
+from tests.support.scripted import CARD, WELL, attempts, candidate, plan, refused, run, wait_for
 
 
 def test_what_the_trainer_says_is_passed_on_in_its_order(tmp_path: Path) -> None:
@@ -249,14 +249,19 @@ def test_the_real_trainer_tells_memory_of_the_host_from_that_of_the_device(
 
 
 def test_sigterm_asks_the_trainer_to_save(tmp_path: Path) -> None:
-    script = """
+    ready = tmp_path / "ready"
+    script = f"""
     def stop(*_): tell("end", step=7, finished=False); sys.exit(0)
     signal.signal(signal.SIGTERM, stop)
-    tell("say", text="ready")
+    Path({str(ready)!r}).touch()
     time.sleep(60)
     """
-    killer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
-    killer.start()
+
+    def ask() -> None:
+        wait_for(ready)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask).start()
     assert run(tmp_path, script)[0] == Outcome(7, False, 0)
 
 

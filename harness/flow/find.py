@@ -27,6 +27,21 @@ def default_recipe() -> str:
     return os.environ.get("HARNESS_RECIPE", "smoke")
 
 
+def check_name(name: str) -> None:
+    """Refuses a --name that is no run's.
+
+    Raises: HarnessError "run-name-invalid".
+    """
+    if (reason := why_no_name(name)) is not None:
+        raise HarnessError(
+            "run-name-invalid",
+            f"--name cannot be a run's: {reason}",
+            got=name,
+            need="a name, or --run DIR",
+            fix="--name smoke-2",
+        )
+
+
 def find_run(run: Path | None, name: str | None, recipe: str | None, *, resume: bool) -> RunDir:
     """The run directory that a command means: the named one, the recipe's latest (resume), or a new one.
 
@@ -36,14 +51,8 @@ def find_run(run: Path | None, name: str | None, recipe: str | None, *, resume: 
         raise HarnessError(
             "run-and-name", "--run and --name both say where the run is", fix="give one of the two"
         )
-    if name is not None and (reason := why_no_name(name)) is not None:
-        raise HarnessError(
-            "run-name-invalid",
-            f"--name cannot be a run's: {reason}",
-            got=name,
-            need="a name, or --run DIR",
-            fix="--name smoke-2",
-        )
+    if name is not None:
+        check_name(name)
     if run is not None or name is not None:
         found = RunDir(run if run is not None else runs_root() / str(name))
         if resume and not found.path.is_dir():

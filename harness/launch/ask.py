@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import HarnessError
-from harness.flow.find import default_recipe
+from harness.flow.find import check_name, default_recipe
 from harness.launch.asked import IMAGE_USER, Asked, Engine, validated
 from harness.recipe.load import load_recipe, shipped_recipes, to_yaml
 from harness.run.directory import cache_root, new_run, runs_root
@@ -24,6 +24,9 @@ _PATHS = ("HARNESS_CACHE", "HARNESS_DATASETS", "HF_HOME", "JAX_COMPILATION_CACHE
 _KEPT = ("PYTHONPATH", "XLA_FLAGS", "HARNESS_LOCK_SHA256", "HARNESS_REVISION", "HARNESS_LOADER_WORKERS")
 _SECRET = re.compile(r"(?i)(?:key|token|secret|passw|credential)")
 _GPU = re.compile(r"(?P<card>[^:]+)(?::(?P<count>[1-9]\d?))?")
+
+# The ids that Kubernetes and the engines of containers take: those of 31 bits.
+_USERS = 2**31
 
 
 class Wanted(NamedTuple):
@@ -49,7 +52,7 @@ def ask(wanted: Wanted, plan: Callable[[str, str, list[str]], Plan], more: dict[
 
     `more`: fields of `Asked` as they are.
     Raises: HarnessError "launch-option", "launch-devices", "launch-plan", "launch-batch", "launch-run",
-    "launch-env", "launch-user", and those of `load_recipe` and `validated`.
+    "launch-env", "launch-user", "run-name-invalid", and those of `load_recipe` and `validated`.
     """
     engine, hosts = wanted.engine, wanted.hosts
     if wanted.submit and engine != "slurm":
@@ -95,11 +98,24 @@ def _user(engine: Engine, text: str | None) -> tuple[int, int]:
     if text is None:
         return (os.getuid(), os.getgid()) if engine == "compose" else IMAGE_USER
     found = re.fullmatch(r"(\d{1,10}):(\d{1,10})", text)
-    if found is None:
+    user = (int(found[1]), int(found[2])) if found else (-1, -1)
+    if not all(0 <= number < _USERS for number in user):
         raise HarnessError(
-            "launch-user", "--user is two numbers", got=text, need="UID:GID", fix="--user 1000:1000"
+            "launch-user",
+            "--user is two numbers",
+            got=text,
+            need=f"UID:GID, each below {_USERS}",
+            fix="--user 1000:1000",
         )
-    return int(found[1]), int(found[2])
+    if engine == "kubernetes" and user[0] == 0:
+        raise HarnessError(
+            "launch-user",
+            "root is no user of these pods: Kubernetes starts no container of runAsNonRoot as user 0",
+            got=text,
+            need="a UID above 0 that may write in the volume",
+            fix="--user 1000:1000",
+        )
+    return user
 
 
 def _run(engine: Engine, run: Path | None, name: str | None, recipe: str) -> Path:
@@ -116,6 +132,8 @@ def _run(engine: Engine, run: Path | None, name: str | None, recipe: str) -> Pat
             need="--name",
             fix="--name NAME: runs/NAME of the volume",
         )
+    if name is not None:
+        check_name(name)
     if run is None:
         run = new_run(Path(recipe).stem).path if name is None else runs_root() / name
     return run.absolute()

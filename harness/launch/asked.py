@@ -52,8 +52,10 @@ def _absolute(text: str) -> str:
 _Plain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,:+@-]{0,200}$")]
 # sbatch(1), --time: minutes, minutes:seconds, hours:minutes:seconds, days-hours, and so on.
 _Time = Annotated[str, StringConstraints(pattern=r"^(?:\d+-\d+(?::\d+){0,2}|\d+(?::\d+){0,2})$")]
-# Names of Kubernetes' objects: RFC 1123, subdomain.
-_Object = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[-.a-z0-9]*[a-z0-9])?$", max_length=253)]
+# Names of Kubernetes' objects: RFC 1123, a label and a subdomain. A namespace is a label.
+_LABEL = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
+_Label = Annotated[str, StringConstraints(pattern=rf"^{_LABEL}$", max_length=63)]
+_Object = Annotated[str, StringConstraints(pattern=rf"^{_LABEL}(?:\.{_LABEL})*$", max_length=253)]
 _Address = Annotated[str, StringConstraints(pattern=r"^(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?$")]
 Absolute = Annotated[str, AfterValidator(_absolute)]
 
@@ -88,7 +90,7 @@ class Asked(Strict):
     account: _Plain | None = None
     time: _Time | None = None
     claim: _Object | None = None
-    namespace: _Object | None = None
+    namespace: _Label | None = None
     secret: _Object | None = None
     coordinator: _Address | None = None
     restarts: int = Field(default=RESTARTS, ge=0, le=1000)

@@ -77,11 +77,12 @@ def _service(asked: Asked, number: int, names: list[str]) -> dict[str, Any]:
         "image": asked.image,
         "entrypoint": [_literal(each) for each in contained_words(asked, f"/runs/{asked.name}")],
         "environment": {
+            **dict.fromkeys(_PASSED),
+            # After those: what was given with --env counts more than what whoever starts it has.
+            **{name: _literal(value) for name, value in asked.environment.items()},
             COORDINATOR: address,
             COUNT: str(asked.hosts),
             ID: str(number),
-            **{name: _literal(value) for name, value in asked.environment.items()},
-            **dict.fromkeys(_PASSED),
         },
         "volumes": [
             _bind(asked.runs, "/runs"),

@@ -18,6 +18,7 @@ from harness.run.cluster import COORDINATOR, COUNT, ID
 FILE = "ray_job.py"
 
 _SCRIPT = '''\
+# -*- coding: utf-8 -*-
 {head}
 import ctypes
 import os

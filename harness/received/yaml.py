@@ -1,11 +1,13 @@
 """Parses YAML from outside: only values that JSON has, within limits. Every failure is a ValueError.
 
-Merge keys are refused, because their copies multiply. Dates, sets, bytes, and keys that are not text are not
-accepted. An alias counts as many nodes as it stands for.
+Merge keys are refused, because their copies multiply, and keys that are there twice. Dates, sets, bytes, and
+keys that are not text are not accepted. An alias counts as many nodes as it stands for.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -18,6 +20,7 @@ _DEEPEST = 50
 _LONGEST_NUMBER = 100
 _TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
 _TAG = "tag:yaml.org,2002:"
+_NUMBERS = (f"{_TAG}int", f"{_TAG}float")
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,7 +60,7 @@ class _Loader(yaml.SafeLoader):
 
         PyYAML multiplies out numbers such as 1:59:59…, in a time that grows as a square.
         """
-        if node.tag in (f"{_TAG}int", f"{_TAG}float") and len(node.value) > _LONGEST_NUMBER:
+        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
             raise ValueError(f"a number of {len(node.value)} characters")
         return super().construct_object(node, deep=deep)
 
@@ -67,8 +70,12 @@ class _Loader(yaml.SafeLoader):
             raise ValueError("a merge key (<<); write out what it stands for")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """PyYAML's `construct_mapping`, which also refuses keys that are not text."""
+        """PyYAML's `construct_mapping`, which also refuses keys that are not text, or are there twice."""
         found = super().construct_mapping(node, deep=deep)
+        if len(found) < len(node.value):
+            # YAML has no such mapping; PyYAML would take the last of them and say nothing.
+            [(name, _)] = Counter(key.value for key, _ in node.value).most_common(1)
+            raise ValueError(f"a key that is there twice: {name[:40]}")
         for key in found:
             if not isinstance(key, str):
                 raise ValueError(f"a key that is not text: {str(key)[:40]}")
@@ -76,8 +83,14 @@ class _Loader(yaml.SafeLoader):
 
 
 # Text that YAML would resolve to another type (a date) stays text. A tag that names another type is refused.
+# What is a number in YAML 1.1 alone stays text too: 1:30 was 90 there, and 010 was 8.
+_OLD_NUMBER = r"(?![-+]?0[0-7_]+$)(?![^:]*:)"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) in (*_TYPES, "merge")]
+    first: [
+        (tag, re.compile(_OLD_NUMBER + pattern.pattern, pattern.flags) if tag in _NUMBERS else pattern)
+        for tag, pattern in resolvers
+        if tag.removeprefix(_TAG) in (*_TYPES, "merge")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.yaml_constructors = {

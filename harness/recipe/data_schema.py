@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -26,9 +27,18 @@ Cameras = dict[Literal["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"], s
 
 
 class Part(Later):
-    """A part of a recipe. None of its numbers may be infinite or NaN."""
+    """A part of a recipe. None of its numbers may be infinite or NaN, or a yes or no."""
 
     model_config = ConfigDict(allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads yes and on as true, which would be the number 1.
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError(f"{str(value).lower()} (yes or no, on or off) is no number")
+        return value
 
 
 class Episodes(Part):

@@ -169,7 +169,8 @@ class Train(Part):
     trained: Trained
     steps: int = Field(gt=0)
     global_batch: int = Field(gt=0)
-    seed: int = Field(42, ge=0)
+    # JAX takes 32 bits of it: 2**32 would be the seed 0.
+    seed: int = Field(42, ge=0, lt=2**32)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     ema_every_steps: int = Field(1, gt=0)
     frozen: Literal["bfloat16", "int8", "int4"] = "bfloat16"

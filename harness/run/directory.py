@@ -248,8 +248,22 @@ def _stays(root: Path, path: Path) -> bool:
 
 
 def cache_root() -> Path:
-    """The directory of downloads and compiled answers: $HARNESS_CACHE, else ~/.cache/harness."""
-    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness")
+    """The directory of downloads and compiled answers: $HARNESS_CACHE, else ~/.cache/harness.
+
+    Raises: HarnessError "home-unknown".
+    """
+    if given := os.environ.get("HARNESS_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "harness"
+    except RuntimeError as error:
+        raise HarnessError(
+            "home-unknown",
+            "this user has no home directory, so there is no place for the cache",
+            got=f"uid {os.getuid()} without an entry in /etc/passwd, and HOME is not set",
+            need="HARNESS_CACHE or HOME",
+            fix="export HARNESS_CACHE=DIR",
+        ) from error
 
 
 def directory_bytes(path: Path) -> int:

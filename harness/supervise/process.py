@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,4 +178,6 @@ def _listen(stream: Any, last_words: deque[str]) -> None:
     for line in stream:
         text = for_terminal(redact(line.decode(errors="replace").rstrip()))
         last_words.append(text)
-        os.write(2, text.encode() + b"\n")
+        # A terminal may be gone. Whoever stopped reading would block the trainer.
+        with suppress(OSError):
+            os.write(2, text.encode() + b"\n")

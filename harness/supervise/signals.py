@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
 import sys
+import termios
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +18,9 @@ from types import FrameType
 SUPERVISOR = "HARNESS_SUPERVISOR"
 # Source: prctl(2), PR_SET_PDEATHSIG.
 _PARENT_DEATH_SIGNAL = 1
+# timeout(1) signals its command and then the command's group, a shell that is hung up its jobs once more: one
+# request, heard twice. A person's second Ctrl-C comes later.
+_SAME_S = 0.5
 
 
 @contextmanager
@@ -22,24 +28,47 @@ def stop_requests(
     heard: Callable[[signal.Signals], None],
     *,
     once: bool = False,
-    numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+    numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
 ) -> Iterator[None]:
-    """Calls `heard` on SIGTERM and Ctrl-C inside the block, and restores the earlier handlers after it.
+    """Calls `heard` on SIGTERM, Ctrl-C and the end of the terminal inside the block.
 
-    With `once`, the earlier handler is back from the second signal of a kind on.
+    The earlier handlers are restored after it. What nohup(1) has this process ignore stays ignored. A signal
+    that comes at once after another one of its kind is the same request. With `once`, the earlier handler is
+    back from the second signal of a kind on.
     """
+    latest: dict[int, float] = {}
 
     def handle(number: int, _: FrameType | None) -> None:
+        before, latest[number] = latest.get(number), time.monotonic()
+        if before is not None and latest[number] - before < _SAME_S:
+            return
+        if number == signal.SIGHUP:
+            _leave_terminal()
         heard(signal.Signals(number))
         if once:
             signal.signal(number, previous[signal.Signals(number)])
 
-    previous = {number: signal.signal(number, handle) for number in numbers}
+    hung_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    previous = {
+        number: signal.signal(number, handle) for number in numbers if number != signal.SIGHUP or hung_up
+    }
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Has what is still written to a terminal that is gone go nowhere: an error would end the save."""
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in (0, 1, 2):
+        try:
+            termios.tcgetattr(number)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def die_with_supervisor() -> None:

@@ -311,12 +311,13 @@ def stop_asked(peers: Peers) -> Iterator[Callable[[], bool]]:
     """Yields asked(): whether SIGTERM or Ctrl-C has asked this run to stop, the same in all processes.
 
     All of them call it equally often. With several processes JAX's preemption service hears SIGTERM in any of
-    them and finds the call at which all stop; Ctrl-C is passed on to it. A second signal ends a process that
-    trains alone with its default effect.
+    them and finds the call at which all stop; Ctrl-C is passed on to it. A second signal changes nothing: a
+    service manager signals every process, and the supervisor passes the same request on. Whoever asks the
+    supervisor twice has it kill this process.
     """
     if peers.count == 1:
         heard: list[int] = []
-        with stop_requests(heard.append, once=True):
+        with stop_requests(heard.append):
             yield lambda: bool(heard)
         return
     from jax.experimental.multihost_utils import reached_preemption_sync_point

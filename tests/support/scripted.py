@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,3 +105,9 @@ def refused(tmp_path: Path, script: str, **options: Any) -> HarnessError:
 
 def attempts(tmp_path: Path) -> int:
     return len((tmp_path / "attempts").read_text())
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
