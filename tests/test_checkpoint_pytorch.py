@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from harness.checkpoint.inspect import inspect
+from harness.checkpoint.pytorch import find_pytorch, policy_directory, weights_location
 from harness.checkpoint.safetensors import read_header
 from harness.errors import HarnessError
 from harness.received.files import UnsafeFile
@@ -190,3 +191,30 @@ def test_a_link_out_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(UnsafeFile):
         read_header(tmp_path / "step/model.safetensors", tmp_path / "step")
     assert "secret" not in refused(tmp_path / "step").what
+
+
+def test_a_file_that_is_a_link_is_read_where_its_user_names_it(tmp_path: Path) -> None:
+    """The hub cache calls the file itself by its hash, without a suffix: it is no pickle for that."""
+    blob = tmp_path / "hub/blobs" / ("ab" * 32)
+    tensors(blob, ("action_in_proj.bias", "b"))
+    link = tmp_path / "hub/snapshots/0a1b/model.safetensors"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    own = tmp_path / "latest.safetensors"
+    own.symlink_to(tensors(tmp_path / "elsewhere/model.safetensors", ("action_in_proj.bias", "b")))
+    for path in (link, own):
+        found = find_pytorch(path)
+        assert found is not None
+        assert (len(found.tensors), found.unread, found.pickles) == (2, [], False)
+        location = weights_location(path)
+        assert location is not None
+        assert len(read_header(location, location.parent)) == 2
+        assert inspect(path).tensors == 2
+
+
+def test_adapters_in_a_step_of_lerobots_are_those_of_its_policy(tmp_path: Path) -> None:
+    policy = tmp_path / "005000/pretrained_model"
+    policy.mkdir(parents=True)
+    assert policy_directory(tmp_path / "005000") == tmp_path / "005000"
+    (policy / "adapter_config.json").write_text("{}")
+    assert policy_directory(tmp_path / "005000") == policy_directory(policy) == policy

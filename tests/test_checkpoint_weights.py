@@ -283,3 +283,15 @@ def test_the_hash_of_a_directory_is_of_names_and_contents(tmp_path):
     assert made("same", y="2", x="1") == one
     assert made("content", x="1", y="3") != one
     assert made("names", x="1", z="2") != one
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.bool_, jnp.complex64])
+def test_codes_are_no_weights(tmp_path, dtype):
+    arrays = {"a/w": jnp.ones((3, 4), jnp.float32), "b/w": jnp.ones((5,), dtype)}
+    with pytest.raises(HarnessError, match=r"b/w is (int8|bool|complex64)") as caught:
+        load_params(
+            _write(tmp_path / "params", arrays),
+            {path: jax.ShapeDtypeStruct(x.shape, jnp.float32) for path, x in arrays.items()},
+        )
+    assert caught.value.code == "weights-mismatch"
+    assert "a/w" not in caught.value.what

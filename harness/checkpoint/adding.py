@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.checkpoint.format import mismatches
 from harness.checkpoint.leaves import Leaf
-from harness.checkpoint.merge import Adapters, Array, adapters_of, add_product, read_leaf
+from harness.checkpoint.merge import Adapters, Array, adapters_of, add_product, check_finite, read_leaf
 from harness.checkpoint.peft import CONFIG, PeftAdapters, open_peft
 from harness.checkpoint.pytorch_names import parts_of
 from harness.checkpoint.source import find_params, named_base
@@ -48,7 +48,9 @@ class OwnAdapters(NamedTuple):
             w += self._read(path) - original
 
     def _read(self, path: str) -> Array:
-        return read_leaf(self.directory, self.leaves, path, np.dtype(np.float32))
+        array = read_leaf(self.directory, self.leaves, path, np.dtype(np.float32))
+        check_finite(self.directory, path, array)
+        return array
 
 
 class Additions(NamedTuple):

@@ -17,6 +17,7 @@ Axes: L layers, C two halves, N heads, D width, H head dim, F mlp dim, R rank.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.leaves import Leaf
-from harness.checkpoint.merge import Adapters, add_matrices
+from harness.checkpoint.merge import Adapters, add_matrices, check_finite
 from harness.checkpoint.pytorch import ADAPTER_CONFIG
 from harness.checkpoint.pytorch_names import PREFIX, TABLE_NAMES, Part, parts_of, put_back, turned
 from harness.checkpoint.safetensors import read_tensor
@@ -45,6 +46,12 @@ _WRAPPED = "base_model.model."
 _PREFIX = f"{_WRAPPED}{PREFIX['lerobot']}"
 _PAIR = re.compile(r"\A(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LARGEST_RANK = 4096
+# The ways to start adapters that leave the base as it is. The others (pissa, olora, corda, loftq, lora_ga)
+# take from the base what the adapters start with, and PEFT does it again when it loads them. Source:
+# huggingface/peft 0.19 src/peft/tuners/lora/layer.py `update_layer`.
+_STARTS = {"true", "false", "none", "gaussian", "eva", "orthogonal"}
+# What makes of the same two factors something else than a product that is added to the weight.
+_OTHER_KINDS = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication")
 # Far more than π0.5 has linear layers, each of which PEFT may name.
 _MOST_PATTERNS = 2000
 _NAME, _DIGITS = re.compile(r"\w+"), ("\\d+", "[0-9]+")
@@ -195,31 +202,25 @@ class PeftAdapters(NamedTuple):
 
     def _read(self, stored: Stored) -> Array:
         try:
-            return read_tensor(stored.tensor, stored.file, self.directory).astype(np.float32)
+            array = read_tensor(stored.tensor, stored.file, self.directory).astype(np.float32)
         except (OSError, *DAMAGE) as error:
             raise _damaged(self.directory, first_line(error)) from error
+        check_finite(self.directory, one_line(stored.tensor.name), array)
+        return array
 
 
 def open_peft(directory: Path, parts: Mapping[str, list[Part]]) -> PeftAdapters:
     """The adapters in `directory`, of a base with these `parts`. Only header and configuration are read.
 
-    Raises: HarnessError "checkpoint-damaged"; UnsafeFile.
+    Raises: HarnessError "checkpoint-damaged", "weights-base-differs"; UnsafeFile.
     """
     stored = open_tensors(directory / FILE)
     try:
         config = read_json(directory / CONFIG, directory, ARTIFACT_BYTES)
-        if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("lora_bias"):
+        if config.get("peft_type") != "LORA" or any(config.get(key) for key in _OTHER_KINDS):
             raise ValueError("adapters of another kind than LoRA")
-        pairs: dict[str, dict[str, Stored]] = {}
-        whole: dict[str, Stored] = {}
-        for name, each in stored.items():
-            found = _PAIR.fullmatch(name)
-            if found is not None:
-                pairs.setdefault(f"{_plain(found[1])}.weight", {})[found[2]] = each
-            else:
-                whole[_plain(re.sub(r"\.modules_to_save(?:\.default)?", "", name))] = each
-        if any(len(pair) != 2 for pair in pairs.values()):
-            raise ValueError("a lora_A without its lora_B, or the reverse")
+        _check_start(directory, config)
+        pairs, whole = _sorted(stored)
         alphas, ranks = (_patterns(config, f"{key}_pattern") for key in ("alpha", "rank"))
         scales = {
             name: _scale(config, alphas, ranks, name, pair["A"].tensor.shape[0])
@@ -230,12 +231,54 @@ def open_peft(directory: Path, parts: Mapping[str, list[Part]]) -> PeftAdapters:
     return PeftAdapters(directory, parts, pairs, scales, whole)
 
 
+def _check_start(directory: Path, config: Mapping[str, Any]) -> None:
+    """Refuses adapters whose start was taken from the base, so that they do not belong to the base itself."""
+    start = one_line(str(config.get("init_lora_weights")))[:40]
+    if start.lower() not in _STARTS:
+        raise HarnessError(
+            "weights-base-differs",
+            f"{directory} holds adapters that were started with {start}, which takes their start out of the"
+            " base: they belong to the changed base",
+            got=f"init_lora_weights {start}",
+            need="adapters of the base as it is",
+            fix=(
+                "let PEFT write them for the base as it is (save_pretrained with"
+                " path_initial_model_for_weight_conversion), or merge them with PEFT"
+            ),
+        )
+
+
+def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]], dict[str, Stored]]:
+    """(pairs, whole tensors) by the plain name of the tensor that they change.
+
+    Raises: ValueError if half of a pair is missing, if two tensors have one plain name, or if there are none.
+    """
+    pairs: dict[str, dict[str, Stored]] = {}
+    whole: dict[str, Stored] = {}
+    for name, each in stored.items():
+        found = _PAIR.fullmatch(name)
+        if found is not None:
+            group, key = pairs.setdefault(f"{_plain(found[1])}.weight", {}), found[2]
+        else:
+            group, key = whole, _plain(re.sub(r"\.modules_to_save(?:\.default)?", "", name))
+        if key in group:
+            raise ValueError(f"two tensors are one: {group[key].tensor.name} and {name}")
+        group[key] = each
+    if any(len(pair) != 2 for pair in pairs.values()):
+        raise ValueError("a lora_A without its lora_B, or the reverse")
+    if not stored:
+        raise ValueError("a file without tensors")
+    return pairs, whole
+
+
 def _scale(config: Mapping[str, Any], alphas: _Patterns, ranks: _Patterns, name: str, rank: int) -> float:
     """alpha / r of the linear layer of the tensor `name`, as PEFT computes it."""
     module = f"{PREFIX['lerobot']}{name.removesuffix('.weight')}"
     alpha = float(_named(alphas, module, config["lora_alpha"]))
     if not 0 < rank <= _LARGEST_RANK or rank != int(_named(ranks, module, config["r"])):
         raise ValueError(f"{one_line(name)} has rank {rank}, the configuration says another")
+    if not math.isfinite(alpha):
+        raise ValueError(f"{one_line(name)} has an alpha that is not finite")
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 

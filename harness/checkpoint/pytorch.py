@@ -97,7 +97,22 @@ def is_ours(name: str) -> bool:
 
 def files_of_weights(found: Weights, path: Path) -> list[Path]:
     """The files whose tensors `find_pytorch` counted for `path`."""
-    return [path.resolve()] if path.is_file() else _files(found.path)
+    return [named_file(path)] if path.is_file() else _files(found.path)
+
+
+def named_file(path: Path) -> Path:
+    """The file that is read for the file `path` of a command: a link's target, if its name tells its kind.
+
+    The hub cache's links stay as they are: the blobs that they lead to are called by their hashes.
+    """
+    target = path.resolve()
+    return target if target.suffix == path.suffix else path
+
+
+def policy_directory(step: Path) -> Path:
+    """The directory of PEFT's adapters in a step of LeRobot's; any other `step` itself."""
+    policy = step / _POLICY
+    return policy if (policy / ADAPTER_CONFIG).is_file() else step
 
 
 def weights_location(path: Path) -> Path | None:
@@ -114,7 +129,7 @@ def weights_location(path: Path) -> Path | None:
     if not any(is_ours(tensor.name) for tensor in found.tensors) and (found.tensors or not found.unread):
         return None
     if path.is_file():
-        return path
+        return named_file(path)
     if found.path not in (path, path / _POLICY):
         raise HarnessError(
             "weights-step-needed",
@@ -155,7 +170,8 @@ def find_pytorch(path: Path) -> Weights | None:
     """
     if path.is_file():
         named = path.suffix == _TENSORS or path.suffix in _PICKLES
-        return _weights(path.resolve().parent, [path.resolve()], path) if named else None
+        file = named_file(path)
+        return _weights(file.parent, [file], file) if named else None
     for directory in _directories(path):
         files = _files(directory)
         if files:

@@ -6,10 +6,11 @@ The answer comes before anything is planned, compiled or loaded. No JAX.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.artifacts.checkpoint import VALUE_DTYPES
 from harness.checkpoint.files import leads_out
 from harness.checkpoint.format import DAMAGE, Shapes, mismatches
 from harness.checkpoint.item import read_item
@@ -78,6 +79,7 @@ def _shapes_of(found: Path, wanted: Shapes, deepest: int = 8) -> tuple[Shapes, b
         raise damaged(found, why)
     names = parameter_names(item.arrays)
     shapes = {name: item.arrays[path].shape for path, name in names.items()}
+    refuse_codes(found, {name: item.arrays[path].dtype for path, name in names.items() if name in wanted})
     base = named_base(found.parent)
     if base is None:
         return shapes, True
@@ -195,6 +197,24 @@ def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError |
             " they were trained"
         ),
     )
+
+
+def refuse_codes(source: Path | str, dtypes: Mapping[str, str]) -> None:
+    """Refuses parameters whose elements are codes or complex: without what decodes them they are no weights.
+
+    `dtypes` are those of the parameters, by numpy's names.
+    Raises: HarnessError "weights-mismatch".
+    """
+    codes = {path: dtype for path, dtype in dtypes.items() if not dtype.startswith(VALUE_DTYPES)}
+    if codes:
+        raise HarnessError(
+            "weights-mismatch",
+            f"{source} holds parameters that are no real numbers: "
+            + "; ".join(f"{path} is {dtype}" for path, dtype in sorted(codes.items())[:20]),
+            got=f"{len(codes)} parameters of type {', '.join(sorted(set(codes.values())))}",
+            need="parameters in float32, bfloat16, float16 or float64",
+            fix="name the weights from which these were made",
+        )
 
 
 def named_base(step: Path) -> Base | None:

@@ -17,7 +17,14 @@ import numpy as np
 
 from harness.checkpoint.files import refuse_strays
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
-from harness.checkpoint.source import base_circular, find_params, named_base, parameter_names, refusal
+from harness.checkpoint.source import (
+    base_circular,
+    find_params,
+    named_base,
+    parameter_names,
+    refusal,
+    refuse_codes,
+)
 from harness.checkpoint.tensors import tensor_files, tensor_leaves
 from harness.download.cache import WEIGHTS, fetch_tree, is_remote
 from harness.errors import HarnessError
@@ -221,6 +228,7 @@ def check_parameters(
     error = refusal(source, {path: leaf.shape for path, leaf in leaves.items()}, shapes)
     if error is not None:
         raise error
+    refuse_codes(source, {path: leaf.dtype.name for path, leaf in leaves.items() if path in shapes})
 
 
 def _not_finite(source: Path | str, bad: list[str]) -> HarnessError:

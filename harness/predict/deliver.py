@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.artifacts import Dataset, DimensionStats, Feature, Prediction
 from harness.checkpoint.expressed import Widths, check_expressed
 from harness.checkpoint.locate import Located, recipe_of, recorded
-from harness.checkpoint.pytorch import WEIGHTS_FILE
+from harness.checkpoint.pytorch import WEIGHTS_FILE, policy_directory
 from harness.data.compare import first, width_without_padding
 from harness.data.norm_files import read_norm_stats
 from harness.errors import HarnessError
@@ -52,6 +52,7 @@ def deliver(
     from harness.checkpoint.targets import TARGETS, Order, export_for
 
     check_names(wish, TARGETS)
+    wish = wish._replace(adapters=tuple(map(policy_directory, wish.adapters)))
     own = Path(wish.adapters[0]) if wish.adapters else None
     trained = _trained(located, recipe, own)
     if wish.target == "lerobot":
