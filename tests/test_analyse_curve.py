@@ -15,8 +15,6 @@ from rich.console import Console
 
 from harness.analyse import trend
 from harness.analyse.curve import analyse
-from harness.analyse.events import spikes
-from harness.analyse.level import settle
 from harness.analyse.schedule import full_rate_steps, learning_rate
 from harness.analyse.series import MAX_POINTS
 from harness.artifacts import Curve
@@ -188,19 +186,6 @@ def test_a_plateau_is_told_of_a_run_that_learned() -> None:
         look(log(STEPS, np.linspace(0.1, 0.05, 300) * flat(seed=3, noise=0.05) / 0.1)).plateau_from_step
         is None
     )
-
-
-@pytest.mark.parametrize("count", [8, 12, 20])
-def test_noise_of_few_points_is_no_spike(count: int) -> None:
-    """A running median of few points goes through many of them, which says nothing of their noise."""
-    at, found, seen = np.arange(count) * 100.0, 0, 0
-    for seed in range(100):
-        losses = flat(count, seed=seed)
-        found += bool(spikes(at, losses, *settle(losses)))
-        losses[count // 2] += 0.2
-        seen += any(one.first_step == at[count // 2] for one in spikes(at, losses, *settle(losses)))
-    assert found <= 10
-    assert seen >= 80
 
 
 def test_events_are_found_where_they_are() -> None:

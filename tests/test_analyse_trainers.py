@@ -12,9 +12,7 @@ from rich.console import Console
 
 from benchmarks import fuzz_logs, fuzz_logs_forms
 from harness.analyse.curve import analyse
-from harness.analyse.findings import about_held_out
 from harness.artifacts import Curve
-from harness.artifacts.curve import HeldOut
 from harness.errors import HarnessError
 from harness.show.curve import curve_table
 from tests.support.console_log import falling, flat, log, steps
@@ -137,79 +135,6 @@ def test_a_second_curve_is_shown_as_one() -> None:
     console = Console(file=io.StringIO(), width=200)
     console.print(curve_table(curve))
     assert "held-out loss" in console.file.getvalue()
-
-
-@pytest.mark.parametrize("count", [8, 30, 300])
-def test_the_noise_of_a_held_out_loss_is_no_rise(count: int) -> None:
-    told = risen = 0
-    for seed_ in range(40):
-        generator = np.random.default_rng(seed_)
-        noise = 1 + 0.08 * generator.standard_normal(count)
-        for amount in (0.0, 2.0):
-            rise = 1 + amount * np.maximum(0, np.arange(count) / count - 0.5)
-            curve = HeldOut(
-                points=count,
-                first=1.0,
-                last=(noise * rise)[-1],
-                lowest=(noise * rise).min(),
-                lowest_at_step=int((noise * rise).argmin()),
-                step=list(range(count)),
-                loss=list(noise * rise),
-            )
-            said = bool(about_held_out(curve, []))
-            told, risen = told + (said and not amount), risen + (said and amount > 0)
-    assert told <= 2
-    assert risen >= (30 if count > 8 else 0)
-
-
-def test_a_json_document_holds_a_record_in_each_object() -> None:
-    rows = [{"loss": 1 / (1 + s / 9), "eval_loss": 2.0, "step": 300 * s} for s in range(100)]
-    summary = {"step": 29_700, "train_loss": 7.0, "train_runtime": 5.0}
-    state = {"best_metric": None, "global_step": 29_700, "log_history": [*rows, summary]}
-    for document in (rows, state):
-        for indent in (None, 1, 4):
-            for end in ("", "\n"):
-                curve = look(json.dumps(document, indent=indent) + end)
-                assert (curve.points, curve.last_step, curve.verdict) == (100, 29_700, "learning")
-                assert curve.series.loss[-1] == pytest.approx(1 / 12)
-                assert curve.held_out is not None
-
-
-def test_rows_of_another_curve_are_no_lost_losses() -> None:
-    rows = [
-        {"step": 150 * s, "loss": None, "eval_loss": 0.5, "train_runtime": None, "train_loss": None}
-        if s % 20 == 19
-        else {"step": 150 * s, "loss": 1 / (1 + s / 9), "eval_loss": None, "train_runtime": None}
-        for s in range(200)
-    ]
-    summary = {"step": 29_850, "loss": None, "eval_loss": None, "train_runtime": 9.0, "train_loss": 7.0}
-    curve = look(json.dumps([*rows, summary]))
-    assert (curve.points, curve.verdict, curve.held_out and curve.held_out.points) == (190, "learning", 10)
-    lost = look("".join(f"step {s}: loss={'nan' if s > 50 else 1.0} val_loss=0.5\n" for s in range(100)))
-    assert (lost.points, lost.verdict) == (100, "diverged")
-
-
-def test_a_round_first_value_does_not_make_a_table_coarse() -> None:
-    rows = [f"{300 * s},{1 / (1 + s / 9)}\n" for s in range(100)]
-    curve = look("step,loss\n" + "".join(rows))
-    assert rows[0] == "0,1.0\n"
-    assert curve.verdict == "learning"
-    assert curve.trend is not None
-    assert curve.trend.noise < 1e-3
-
-
-def test_the_trainer_s_own_step_counts_and_not_the_calls_of_wandb_s_logger() -> None:
-    rows = [
-        {"_step": s, "train/loss": 1 / (1 + s / 9), "train/global_step": 300 * s, "_runtime": s}
-        for s in range(100)
-    ]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    table = ",".join(rows[0]) + "\n" + "".join(",".join(map(str, row.values())) + "\n" for row in rows)
-    for text in (lines, table, json.dumps(rows, indent=2)):
-        curve = look(text)
-        assert (curve.points, curve.last_step, curve.verdict) == (100, 29_700, "learning")
-    alone = look(table.replace("train/global_step", "other"))
-    assert (alone.points, alone.last_step) == (100, 99)
 
 
 def test_states_of_a_bar_are_another_series_than_the_logger_s_lines() -> None:
