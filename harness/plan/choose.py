@@ -115,9 +115,7 @@ def choose(
                 place,
                 chosen,
                 atlas=tools.atlas,
-                smallest_card=partial(
-                    smallest_card, recipe, place, partial(_fits_exactly, recipe, dataset, tools, place)
-                ),
+                smallest_card=partial(_smallest_card, recipe, dataset, tools, place),
                 exact=ask.exact,
                 together=together,
             )
@@ -146,11 +144,14 @@ def _place(recipe: Recipe, machine: Machine, ask: Ask, tools: Tools) -> Place:
     return with_shared_rows(place, recipe, asked=ask.gpu is not None)
 
 
-def _fits_exactly(recipe: Recipe, dataset: Dataset | None, tools: Tools, place: Place, card: str) -> bool:
-    """Whether a plan without deviations fits the idle card in this place, as far as the atlas knows."""
+def _smallest_card(recipe: Recipe, dataset: Dataset | None, tools: Tools, place: Place) -> str:
+    """The smallest card that would do in this place, as a sentence, as far as the atlas knows."""
     known = tools._replace(compile=not_asked)
-    _, chosen = _Search(recipe, instead(place, card), dataset, known, Ask(exact=True)).run()
-    return chosen is not None
+
+    def fits_exactly(card: str) -> bool:
+        return _Search(recipe, instead(place, card), dataset, known, Ask(exact=True)).run()[1] is not None
+
+    return smallest_card(recipe, place, fits_exactly)
 
 
 class _Search:
