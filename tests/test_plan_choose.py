@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from harness.artifacts import Disk, Gpu, GpuProcess, MigDevice
 from harness.errors import HarnessError
 from harness.plan import candidates
+from harness.plan.atlas import shipped
 from harness.plan.candidates import changed
 from harness.plan.choose import Ask, Tools, choose
 from harness.plan.compile import Answer, Request
+from harness.plan.need import not_asked
 from harness.recipe.schema import Recipe
 from harness.units import GIB
 from tests.support.planned import FULL, LORA, MACHINE, Formula, gpu, planned, with_gpus
@@ -117,6 +119,26 @@ def test_exact_refuses_and_names_the_smallest_card_or_says_that_it_does_not_know
     assert any("exactly" in note for note in plan.notes)
 
 
+@pytest.mark.parametrize(
+    ("machine", "note"),
+    [
+        ({"ram_available_bytes": 32 * GIB}, "exactly beside 31.5 GiB of host memory: h100 "),
+        (
+            {"ram_available_bytes": 4 * GIB},
+            "no single card of the table carries out recipe pi05_libero exactly",
+        ),
+        ({"wsl": True}, "exactly under WSL2 beside 255.5 GiB of host memory: h100 "),
+    ],
+    ids=["little host memory", "next to none", "WSL2"],
+)
+def test_the_smallest_card_is_one_for_this_host(machine: dict[str, object], note: str) -> None:
+    """A card that needs parts of the state in host memory helps nobody whose host has no room for them."""
+    card = gpu(name="NVIDIA GeForce RTX 4090", capability="8.9", total=24)
+    plan = choose(FULL, with_gpus(card, **machine), None, tools=Tools(shipped(), not_asked))
+    assert plan.chosen is None or plan.chosen.deviations
+    assert any(note in each for each in plan.notes), plan.notes
+
+
 def test_usable_is_what_is_free_less_context_and_margin_and_jax_gets_the_rest_of_the_card() -> None:
     plan = planned(LORA, with_gpus(gpu(free=40, reserved_bytes=GIB)))
     assert plan.free_bytes == 40 * GIB
@@ -138,6 +160,30 @@ def test_the_freest_of_several_cards_is_taken_and_who_holds_the_other_is_said() 
     assert plan.device_uuid == "GPU-1"
     assert plan.device_uuids == ["GPU-1"]
     assert any("4711" in note and "--wait" in note for note in plan.notes)
+
+
+def test_a_card_without_bfloat16_does_not_keep_a_newer_one_from_its_work() -> None:
+    old = gpu(0, "Quadro RTX 8000", "7.5")
+    plan = planned(LORA, with_gpus(old, gpu(1, "NVIDIA GeForce RTX 4090", "8.9", total=24)))
+    assert plan.device_uuids == ["GPU-1"]
+    assert "Quadro RTX 8000 (GPU 0) is left out: it has no bfloat16 arithmetic" in plan.notes
+    with pytest.raises(HarnessError) as caught:
+        planned(LORA, with_gpus(old))
+    assert caught.value.code == "gpu-too-old"
+
+
+@pytest.mark.parametrize("name", ["NVIDIA RTX 4000 SFF Ada Generation", "NVIDIA RTX 8000 Something"])
+def test_the_name_of_a_card_that_is_here_says_less_than_its_compute_capability(name: str) -> None:
+    plan = planned(LORA, with_gpus(gpu(name=name, capability="8.9", total=20)))
+    assert plan.device == name
+    assert plan.chosen is not None
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu", "cuda:1", ""])
+def test_what_is_no_kind_of_device_is_refused(device: str) -> None:
+    with pytest.raises(HarnessError) as caught:
+        planned(tiny(), with_gpus(gpu()), device=device)
+    assert caught.value.code == "device-unknown"
 
 
 def test_cards_that_are_alike_work_together() -> None:

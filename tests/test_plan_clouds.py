@@ -123,7 +123,8 @@ def test_a_plan_before_renting_is_answered_from_the_atlas(name: str, recipe: str
         ("Quadro RTX 6000", "7.5"), ("Q_RTX_8000", "7.5"),
         ("Quadro RTX 5000", "7.5"), ("TITAN RTX", "7.5"), ("TITAN V", "7.0"), ("GTX 1080 Ti", "6.1"),
         ("GTX 1660 Super", "7.5"), ("K80", "3.7"),
-        ("M60", "5.2"), ("Tesla M40", "5.2"),
+        ("M60", "5.2"), ("Tesla M40", "5.2"), ("V100 32GB", "7.0"), ("P40 24GB", "6.1"),
+        ("RTX 6000 24GB", "7.5"),
     ],
 )  # fmt: skip
 def test_a_card_without_bfloat16_is_refused_with_the_reason(written: str, capability: str) -> None:
@@ -141,7 +142,10 @@ def test_a_card_without_bfloat16_is_refused_with_the_reason(written: str, capabi
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "8.9"), ("RTX 3080 Laptop", "8.6"), ("A100", "8.0"),
         ("RTX 4090 48GB", "8.9"), ("RTX 2000 Ada", "8.9"),
         ("RTX A2000", "8.6"), ("H200 NVL", "9.0"), ("RTX PRO 4500 Blackwell", "12.0"), ("GB200", "10.0"),
-        ("L2", "8.9"), ("RTX 5060", "12.0"),
+        ("L2", "8.9"), ("RTX 5060", "12.0"), ("NVIDIA RTX 4000 SFF Ada Generation", "8.9"),
+        ("A100 64GB", "8.0"),
+        ("A30 48GB", "8.0"), ("A1000", "8.6"), ("NVIDIA H100 80GB HBM2e", "9.0"), ("H100 96GB", "9.0"),
+        ("NVIDIA GH200 144G HBM3e", "9.0"), ("H20-3e", "9.0"), ("H20 141GB", "9.0"), ("B300 288GB", "10.0"),
     ],
 )  # fmt: skip
 def test_a_card_of_a_known_series_is_planned_for_once_its_memory_is_said(
@@ -164,6 +168,13 @@ def test_a_card_of_a_known_series_is_planned_for_once_its_memory_is_said(
     stands = cards.of_series(written, 24 * GIB)
     assert stands is not None
     assert "{}.{}".format(*stands.capability) == capability
+
+
+@pytest.mark.parametrize("written", ["", "RTX 6000 48GB", "NVIDIA RTX 6000D"])
+def test_a_name_that_tells_no_card_is_unknown_and_not_guessed(written: str) -> None:
+    with pytest.raises(HarnessError) as caught:
+        from_the_atlas(written, "pi05_libero_lora", vram_bytes=48 * GIB)
+    assert caught.value.code == "gpu-unknown"
 
 
 def test_without_a_known_series_the_memory_does_not_help() -> None:

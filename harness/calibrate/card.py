@@ -14,7 +14,7 @@ from harness.calibrate.steps import own_paths
 from harness.errors import HarnessError
 from harness.plan.busy import NOTEWORTHY_BYTES, holders
 from harness.plan.calibrated import step_sha256
-from harness.plan.devices import Device, devices_of
+from harness.plan.devices import Device, offered
 from harness.probe.readings import read_state
 from harness.run.cuda import cuda_plugins
 from harness.run.directory import sha256_file, sha256_json
@@ -51,7 +51,7 @@ def target_of(machine: Machine) -> Target:
 
     Raises: HarnessError "no-gpu", "no-target-compiler".
     """
-    every = [device for gpu in machine.usable_gpus for device in devices_of(gpu, machine)]
+    every, _ = offered(machine)
     if not every:
         raise HarnessError(
             "no-gpu",

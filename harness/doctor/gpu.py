@@ -10,11 +10,20 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-from harness.artifacts import Gpu, Machine
+from harness.artifacts import Gpu, Machine, Plan
 from harness.artifacts.doctor import Finding
-from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
+from harness.doctor.situation import (
+    NotNeeded,
+    Situation,
+    error,
+    short_of_host,
+    unknown,
+    warning,
+    without_plan,
+)
 from harness.received.text import word
 from harness.run.cuda import (
+    BFLOAT16,
     blackwell_waits,
     card_fix,
     cuda_here,
@@ -28,9 +37,6 @@ from harness.run.cuda import (
 from harness.run.xla_flags import refused_flags
 from harness.units import format_bytes
 
-# The first capability with bfloat16 arithmetic, in which the model is computed. The plan refuses older GPUs.
-# Source: CUDA C++ Programming Guide, "Compute Capabilities".
-_BFLOAT16 = (8, 0)
 _JAX_TIMEOUT_S = 90
 _LIST_DEVICES = (
     "import json, jax; print(json.dumps([[d.device_kind, d.platform] for d in jax.local_devices()]))"
@@ -94,9 +100,10 @@ def _newest(machine: Machine) -> tuple[int, ...]:
 def capability(situation: Situation) -> Iterator[Finding]:
     """Checks that the GPU computes in bfloat16, and that this CUDA makes code for it.
 
-    The plan refuses a GPU without bfloat16.
+    The plan refuses a GPU without bfloat16, and leaves it out where another is there.
     """
     _machine_of_a_gpu(situation)
+    taken = situation.plan.device_uuids if situation.plan is not None else []
     if not situation.machine.usable_gpus:
         yield unknown(
             "compute capability",
@@ -112,7 +119,9 @@ def capability(situation: Situation) -> Iterator[Finding]:
                 "8.0 or newer",
                 "harness probe",
             )
-        elif numbers(gpu.compute_capability) < _BFLOAT16:
+        elif numbers(gpu.compute_capability) < BFLOAT16:
+            if taken and gpu.uuid not in taken:
+                continue
             got = (
                 f"{gpu.compute_capability} ({gpu.name}): no bfloat16 arithmetic, in which the model is"
                 " computed"
@@ -138,7 +147,7 @@ def _another(machine: Machine) -> str:
     newer = (
         gpu.uuid or str(gpu.index)
         for gpu in machine.gpus
-        if not gpu.error and numbers(gpu.compute_capability) >= _BFLOAT16
+        if not gpu.error and numbers(gpu.compute_capability) >= BFLOAT16
     )
     first = next(newer, None)
     if first is None:
@@ -199,7 +208,10 @@ def _jax(situation: Situation) -> Iterator[Finding]:
         yield error("JAX", got, "JAX to start on the GPU that NVML sees", fix)
         return
     seen = len(json.loads(child.stdout.strip().splitlines()[-1]))
-    expected = sum(len(gpu.mig_devices) or 1 for gpu in situation.machine.usable_gpus)
+    # Of MIG instances CUDA offers a process one, and beside it no whole GPU. Source: NVIDIA, MIG User Guide,
+    # "CUDA Device Enumeration".
+    usable = situation.machine.usable_gpus
+    expected = 1 if any(gpu.mig_devices for gpu in usable) else len(usable)
     if seen < expected:
         yield warning(
             "JAX",
@@ -215,18 +227,12 @@ def memory(situation: Situation) -> Iterator[Finding]:
     plan = situation.plan
     if plan is None:
         yield without_plan("device memory", situation)
+    elif plan.chosen is None and short_of_host(plan) is not None:
+        yield unknown("device memory", "no plan fits", "a plan", "mend what the check host memory names")
     elif plan.chosen is None:
-        best = min(
-            (candidate.device_bytes for candidate in plan.candidates if candidate.device_bytes is not None),
-            default=None,
-        )
-        got = (
-            f"{format_bytes(plan.usable_bytes)} usable on {plan.device}; the smallest plan needs"
-            f" {format_bytes(best)}"
-        )
         yield error(
             "device memory",
-            got,
+            _smallest(plan),
             "a plan that fits",
             "harness plan (what was rejected, and why); --recipe pi05_libero_lora trains less",
         )
@@ -247,6 +253,16 @@ def memory(situation: Situation) -> Iterator[Finding]:
             "JAX's own pool",
             "unset XLA_PYTHON_CLIENT_ALLOCATOR: it is many times slower",
         )
+
+
+def _smallest(plan: Plan) -> str:
+    """What is usable, and what the smallest of the plans needs, none of which fits."""
+    usable = f"{format_bytes(plan.usable_bytes)} usable on {plan.device}"
+    if plan.shared_memory:
+        pools = [max(one.shared_phases.values()) for one in plan.candidates if one.shared_phases]
+        return f"{usable}, host included; the smallest plan needs {format_bytes(min(pools, default=None))}"
+    sizes = [one.device_bytes for one in plan.candidates if one.device_bytes is not None]
+    return f"{usable}; the smallest plan needs {format_bytes(min(sizes, default=None))}"
 
 
 def wsl(situation: Situation) -> Iterator[Finding]:

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from harness.artifacts.doctor import Finding
 from harness.artifacts.plan import STREAMED_HOST_BYTES
-from harness.doctor.situation import NotNeeded, Situation, error, unknown, warning, without_plan
+from harness.doctor.situation import (
+    NotNeeded,
+    Situation,
+    error,
+    short_of_host,
+    unknown,
+    warning,
+    without_plan,
+)
 from harness.received.text import word
 from harness.recipe.schema import Train
 from harness.run.directory import RunDir
@@ -20,6 +28,10 @@ from harness.units import GIB, MIB, format_bytes
 
 # The memory of Python, JAX and XLA's compiler, which the plan of a CPU does not count.
 _PROCESS_BYTES = GIB
+_MORE = (
+    "more memory for the container or the machine; a plan that saves less: --recipe pi05_libero_lora,"
+    " --set train.save=trained"
+)
 _SHM_BYTES = 512 * MIB
 _FILES = 4096
 # XLA's and the loader's threads count against this limit, and so do all other processes of this user.
@@ -32,6 +44,16 @@ _CLOCK_SLACK_S = 3600
 def memory(situation: Situation) -> Iterator[Finding]:
     """Checks that host memory holds the plan's part of the state, and one checkpoint while it is saved."""
     host, chosen = situation.machine.host, situation.plan.chosen if situation.plan else None
+    least = short_of_host(situation.plan) if situation.plan and chosen is None else None
+    if least is not None:
+        yield error(
+            "host memory",
+            f"{format_bytes(host.ram_available_bytes)} available of {format_bytes(host.ram_total_bytes)}: no"
+            " plan fits",
+            f"at least {format_bytes(least.host_bytes)}, for the smallest plan that the GPU has room for",
+            f"close other programs; {_MORE}",
+        )
+        return
     if chosen is None:
         yield without_plan("host memory", situation)
         return
@@ -53,12 +75,8 @@ def memory(situation: Situation) -> Iterator[Finding]:
         ever = total is not None and need > total
         got = f"{format_bytes(host.ram_available_bytes)} available of {format_bytes(total)}"
         what = f"{format_bytes(need)}, of which {format_bytes(saving)} to save a checkpoint"
-        fix = (
-            "more memory for the container or the machine; a plan that saves less: --recipe pi05_libero_lora,"
-            " --set train.save=trained"
-        )
         yield (error if ever else warning)(
-            "host memory", got, what, fix if ever else f"close other programs; {fix}"
+            "host memory", got, what, _MORE if ever else f"close other programs; {_MORE}"
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from harness.artifacts import Dataset, HostReport, InterruptedSave, Machine, NormStats, Plan
+from harness.artifacts import Candidate, Dataset, HostReport, InterruptedSave, Machine, NormStats, Plan
 from harness.artifacts.doctor import Finding
 from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
@@ -97,6 +97,23 @@ def without_plan(check: str, situation: Situation) -> Finding:
     return unknown(
         check, "no plan fits", "a plan", "mend what the check of device memory or host memory names"
     )
+
+
+def short_of_host(plan: Plan) -> Candidate | None:
+    """Of the plans that the device has room for, all refused, the one that needs least of the host's memory.
+
+    None if the device has room for none, or if its memory is the host's.
+    """
+    room = [
+        one
+        for one in plan.candidates
+        if one.levers.platform == "cuda"
+        and one.device_bytes is not None
+        and (plan.usable_bytes is None or one.device_bytes <= plan.usable_bytes)
+    ]
+    if plan.shared_memory or plan.host_usable_bytes is None:
+        return None
+    return min(room, key=lambda one: one.host_bytes or 0, default=None)
 
 
 def unknown(check: str, got: object, need: str, fix: str) -> Finding:

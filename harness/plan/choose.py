@@ -20,7 +20,7 @@ from harness.plan.atlas import Atlas, shipped
 from harness.plan.compile import compiled
 from harness.plan.need import Oracle, enough, not_asked, shortage
 from harness.plan.notes import notes_of, smallest_card
-from harness.plan.place import Place, absent, present
+from harness.plan.place import Place, absent, instead, present
 from harness.plan.rows import with_shared_rows
 from harness.recipe.deviations import deviations
 from harness.recipe.parameters import check_who_is_trained, counts
@@ -115,7 +115,7 @@ def choose(
                 place,
                 chosen,
                 atlas=tools.atlas,
-                smallest_card=partial(smallest_card, recipe, partial(_fits_exactly, recipe, dataset, tools)),
+                smallest_card=partial(_smallest_card, recipe, dataset, tools, place),
                 exact=ask.exact,
                 together=together,
             )
@@ -144,12 +144,14 @@ def _place(recipe: Recipe, machine: Machine, ask: Ask, tools: Tools) -> Place:
     return with_shared_rows(place, recipe, asked=ask.gpu is not None)
 
 
-def _fits_exactly(recipe: Recipe, dataset: Dataset | None, tools: Tools, card: str) -> bool:
-    """Whether a plan without deviations fits the idle card, as far as the atlas knows."""
-    place = absent(card, None, None)
+def _smallest_card(recipe: Recipe, dataset: Dataset | None, tools: Tools, place: Place) -> str:
+    """The smallest card that would do in this place, as a sentence, as far as the atlas knows."""
     known = tools._replace(compile=not_asked)
-    _, chosen = _Search(recipe, place, dataset, known, Ask(exact=True)).run()
-    return chosen is not None
+
+    def fits_exactly(card: str) -> bool:
+        return _Search(recipe, instead(place, card), dataset, known, Ask(exact=True)).run()[1] is not None
+
+    return smallest_card(recipe, place, fits_exactly)
 
 
 class _Search:

@@ -89,24 +89,26 @@ OTHERS: dict[str, Other] = {
 _SERIES: tuple[tuple[str, tuple[int, int]], ...] = (
     (r"(rtx)?pro\d{3,4}|(rtx)?50[5-9]0", (12, 0)),
     (r"(rtx)?\d{4}(sff)?ada|(rtx)?40[5-9]0|l(2|4|20|40)(?!\d)", (8, 9)),
+    # A memory size may follow a name: "a10064gb" is an A100 of 64 GB. "a1000" is another card.
+    (r"a(30|100|800)(?!0)", (8, 0)),
     (r"(rtx)?30[5-9]0|(rtx)?a\d{4}|a(2|10|16|40)(?!\d)", (8, 6)),
-    (r"a(30|100|800)(?!\d)", (8, 0)),
-    (r"g?h(20|100|200|800)(?!\d)", (9, 0)),
-    (r"g?b[123]00(?!\d)", (10, 0)),
+    (r"g?h(20|100|200|800)", (9, 0)),
+    (r"g?b[123]00", (10, 0)),
     (r"(jetson)?(agx)?thor", (11, 0)),
     (r"(jetson)?(agx|nx|nano)?orin", (8, 7)),
 )
 # Before Ampere. Source: as above; Tesla, Quadro, GeForce and TITAN rows of 7.5 and older.
 _OLD: tuple[tuple[str, str], ...] = (
     (
-        r"t4g?(?!\d)|(quadro)?t\d{3,4}|(rtx)?20[5-8]0|(gtx?)?16[2-8]0|titanrtx|q?(quadro)?rtx[3-8]000(?!ada)",
+        r"t4g?(?!\d)|(quadro)?t\d{3,4}|(rtx)?20[5-8]0|(gtx?)?16[2-8]0|titanrtx|"
+        r"q?(quadro)?rtx[3-8]000(?!(sff)?ada|d)",
         "7.5",
     ),
-    (r"v100s?(?!\d)|titanv|quadrogv100|gv100", "7.0"),
-    (r"p100(?!\d)|quadrogp100", "6.0"),
-    (r"p(4|6|40)(?!\d)|(gtx?)?10[1-8]0|titanxp|quadrop\d+", "6.1"),
-    (r"m(4|6|10|40|60)(?!\d)|gtx?9[5-8]0|titanx|quadrom\d+", "5.2"),
-    (r"k(10|20|40|80)(?!\d)|gtx?[67]\d0", "3.7"),
+    (r"v100|titanv|quadrogv100|gv100", "7.0"),
+    (r"p100|quadrogp100", "6.0"),
+    (r"p(4|6|40)|(gtx?)?10[1-8]0|titanxp|quadrop\d+", "6.1"),
+    (r"m(4|6|10|40|60)|gtx?9[5-8]0|titanx|quadrom\d+", "5.2"),
+    (r"k(10|20|40|80)|gtx?[67]\d0", "3.7"),
 )
 # Beginnings of the names of other makers' cards.
 _MAKERS: tuple[tuple[str, str], ...] = (
@@ -128,6 +130,6 @@ def series(plain: str) -> tuple[int, int] | None:
 def too_old(plain: str) -> str | None:
     """The compute capability, as text, of a card older than Ampere; None for any other card."""
     # Three cards are called RTX 6000. Without "Quadro" the name does not tell which one is meant.
-    if plain in ("rtx6000", "6000"):
+    if re.fullmatch(r"(rtx)?6000((48|96)(gb?)?)?", plain):
         return None
     return next((capability for pattern, capability in _OLD if re.match(pattern, plain)), None)

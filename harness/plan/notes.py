@@ -64,15 +64,18 @@ def notes_of(
     return notes
 
 
-def smallest_card(recipe: Recipe, fits_exactly: Callable[[str], bool]) -> str:
-    """The smallest card of the table on which the recipe fits exactly, as a sentence."""
+def smallest_card(recipe: Recipe, place: Place, fits_exactly: Callable[[str], bool]) -> str:
+    """The smallest card of the table on which the recipe fits exactly in this place, as a sentence."""
+    exactly = f"recipe {recipe.name} exactly"
+    if not place.shared:
+        exactly += " under WSL2" if place.wsl else ""
+        usable = place.host_usable_bytes
+        exactly += "" if usable is None else f" beside {format_bytes(usable)} of host memory"
     for key in sorted(CARDS, key=lambda key: CARDS[key].memory_bytes):
         try:
             if fits_exactly(key):
-                return (
-                    f"the smallest card that carries out recipe {recipe.name} exactly: {key}"
-                    f" ({format_bytes(CARDS[key].memory_bytes)})"
-                )
+                size = format_bytes(CARDS[key].memory_bytes)
+                return f"the smallest card that carries out {exactly}: {key} ({size})"
         except HarnessError as error:
             if error.code != "not-in-atlas":
                 raise
@@ -81,4 +84,4 @@ def smallest_card(recipe: Recipe, fits_exactly: Callable[[str], bool]) -> str:
                 " NAME"
                 " --exact asks the compiler"
             )
-    return f"no single card of the table carries out recipe {recipe.name} exactly"
+    return f"no single card of the table carries out {exactly}"

@@ -12,10 +12,11 @@ from harness.artifacts import Machine
 from harness.errors import HarnessError
 from harness.plan import cards
 from harness.plan.cards import Card
-from harness.plan.devices import Device, devices_of, figures
+from harness.plan.devices import Device, figures, offered
 from harness.received.text import word
 from harness.recipe.parameters import counts
 from harness.recipe.schema import Recipe
+from harness.run.cuda import check_device
 from harness.units import GIB, MIB, format_bytes, format_count
 
 # A model above this size is trained on a GPU; on a CPU only on explicit request.
@@ -119,7 +120,7 @@ def absent(
     chip with that much memory. Without a name it is the card nearest in memory.
     Raises: HarnessError "gpu-unknown", "gpu-too-old", "gpu-count-invalid".
     """
-    name, count, hosts = _name_and_count(gpu) if gpu else (cards.nearest(vram_bytes or 0), 1, 1)
+    name, count, hosts = _name_and_count(gpu) if gpu is not None else (cards.nearest(vram_bytes or 0), 1, 1)
     if hosts > 1 and not clusters:
         raise HarnessError(
             "gpu-count-invalid",
@@ -147,6 +148,14 @@ def absent(
     if card.shared:
         return _with_margins(_sharing(place, vram_bytes, host_ram_bytes, card.memory_bytes))
     return _with_margins(place)._replace(host_usable_bytes=_host_usable(host_ram_bytes))
+
+
+def instead(place: Place, gpu: str) -> Place:
+    """The idle card `gpu` in the machine of `place`: with its host memory, and under WSL2 with its limits."""
+    other = absent(gpu, None, None)
+    if place.shared:
+        return other
+    return _with_margins(other, wsl=place.wsl)._replace(host_usable_bytes=place.host_usable_bytes)
 
 
 def _card_named(name: str, vram_bytes: int | None) -> tuple[str, Card, list[str]]:
@@ -222,13 +231,16 @@ def present(
 ) -> Place:
     """This machine's freest card with the cards of the same model that are about as free, or its CPU.
 
-    Raises: HarnessError "no-gpu", "gpu-memory-unknown".
+    A card without bfloat16 is left out where another is there.
+    Raises: HarnessError "no-gpu", "gpu-memory-unknown", "gpu-too-old", "device-unknown".
     """
+    check_device(device)
     host = machine.host
     ram = host_ram_bytes if host_ram_bytes is not None else host.ram_available_bytes
     around = Place("", "cpu", here=True, cores=host.cores, host_usable_bytes=_host_usable(ram))
-    found = [card for gpu in machine.usable_gpus for card in devices_of(gpu, machine)]
+    found, older = offered(machine)
     if found and device != "cpu":
+        around = around._replace(notes=tuple(older))
         return _on_cards(around, found, vram_bytes, host_ram_bytes, wsl=bool(host.wsl))
     total, _ = counts(recipe.model, recipe.train.trained)
     if device == "cuda" or (device is None and total > CPU_PARAMETERS):
@@ -282,7 +294,8 @@ def _on_cards(
     likes.sort(key=lambda each: each is not best)
     total = min(each.total or each.free or 0 for each in likes)
     card, named = figures(best, total)
-    notes = [
+    notes = [*around.notes]
+    notes += [
         f"{each.name} (GPU {each.gpu.index}) is left out: NVML does not tell its free memory"
         for each in found
         if each.free is None

@@ -27,6 +27,7 @@ from harness.received.files import walk
 from harness.received.text import word
 from harness.recipe.sampling import check_steps
 from harness.recipe.schema import Recipe
+from harness.run.cuda import check_device
 from harness.run.steps import ASSETS, NORM_STATS
 from harness.units import GIB, MIB, format_bytes
 
@@ -66,14 +67,7 @@ def device_for(machine: Machine, device: str | None) -> Device:
 
     Raises: HarnessError "device-unknown", "no-gpu".
     """
-    if device not in (None, "cpu", "cuda"):
-        raise HarnessError(
-            "device-unknown",
-            f"there is no device {device!r}",
-            got=device,
-            need="cpu or cuda",
-            fix="--device cpu",
-        )
+    check_device(device)
     cards = machine.usable_gpus
     if cards and device != "cpu":
         best = max(cards, key=lambda card: card.free_bytes or 0)

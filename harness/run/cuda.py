@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import NamedTuple
 
+from harness.errors import HarnessError
+
 
 class Cuda(NamedTuple):
     """What one version of CUDA takes.
@@ -32,6 +34,9 @@ CUDA = {
 }
 
 
+# The first capability with bfloat16 arithmetic, in which the model is computed. The plan refuses older GPUs.
+# Source: CUDA C++ Programming Guide, "Compute Capabilities".
+BFLOAT16 = (8, 0)
 # CUDA 12.8 and newer contain code for Blackwell; their driver is of the 570 branch. Source: CUDA Toolkit 12.8
 # release notes.
 _BLACKWELL, BLACKWELL_DRIVER = (10, 0), (570,)
@@ -100,6 +105,21 @@ def card_fix(driver: tuple[int, ...], capability: tuple[int, ...]) -> str | None
 def start(version: int) -> str:
     """The command that trains in the image with this version of CUDA."""
     return f"HARNESS_CUDA={CUDA[version].setting} docker compose run --rm --build train"
+
+
+def check_device(device: str | None) -> None:
+    """Refuses what is no kind of device.
+
+    Raises: HarnessError "device-unknown".
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise HarnessError(
+            "device-unknown",
+            f"there is no device {device!r}",
+            got=device,
+            need="cpu or cuda",
+            fix="--device cpu",
+        )
 
 
 def numbers(version: str | None) -> tuple[int, ...]:
