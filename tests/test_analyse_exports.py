@@ -104,3 +104,38 @@ def test_the_trainer_s_own_step_counts_and_not_the_calls_of_wandb_s_logger() -> 
         assert (curve.points, curve.last_step, curve.verdict) == (100, 29_700, "learning")
     alone = look(table.replace("train/global_step", "other"))
     assert (alone.points, alone.last_step) == (100, 99)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "[eval] Step {s}: loss={loss:.4f}, grad_norm=1.0\n",
+        "2026-01-01 10:00:00 INFO Validation | step {s} | loss {loss:.4f}\n",
+        "Step {s} (val): loss={loss:.4f}\n",
+        '{{"step": {s}, "loss": {loss:.4f}, "split": "val"}}\n',
+    ],
+)
+def test_a_loss_that_is_marked_as_held_out_is_no_training_loss(form: str) -> None:
+    plain = form.replace("[eval] ", "").replace("Validation", "Train").replace(" (val)", "")
+    plain = plain.replace('"val"', '"train"')
+    lines = []
+    for s in range(100):
+        lines.append(plain.format(s=100 * s, loss=1 / (1 + s / 9)))
+        if s % 10 == 9:
+            lines.append(form.format(s=100 * s, loss=5.0))
+    curve = look("".join(lines))
+    assert (curve.points, curve.verdict) == (100, "learning")
+    assert max(curve.series.loss) <= 1.0
+    assert curve.held_out is not None
+    assert (curve.held_out.points, curve.held_out.lowest) == (10, 5.0)
+
+
+def test_a_file_named_for_evaluation_and_a_value_are_no_marks() -> None:
+    for form in (
+        "eval.py:120 Step {s}: loss={loss:.4f}\n",
+        "/data/eval/run Step {s}: loss={loss:.4f}\n",
+        "Step {s}: val: 0.5, loss={loss:.4f}\n",
+        "Step {s}: loss={loss:.4f}, next eval in 5 steps\n",
+    ):
+        curve = look("".join(form.format(s=100 * s, loss=1 / (1 + s / 9)) for s in range(100)))
+        assert (curve.points, curve.verdict, curve.held_out) == (100, "learning", None)

@@ -74,7 +74,17 @@ def test_half_a_line_at_the_end_is_a_kill_and_its_episode_is_asked_again(tmp_pat
     record(run.path, LINES[5:], resume=True)
     done = read_recorded(run).episodes
     assert done.measured == sorted(LINES, key=lambda each: each.key)
-    assert done.unreadable == (6,)
+    assert not done.unreadable
+    assert (run.path / EPISODES).read_bytes() == b"".join(each.line() for each in LINES)
+
+
+@pytest.mark.parametrize("left", [b"{", b"a note of somebody", b"\0" * 40])
+def test_what_is_no_half_of_a_line_stays(left: bytes, tmp_path: Path) -> None:
+    run = directory(tmp_path / "a", OF, LINES[:5], left)
+    record(run.path, LINES[5:], resume=True)
+    done = read_recorded(run).episodes
+    assert done.measured == sorted(LINES, key=lambda each: each.key)
+    assert left in (run.path / EPISODES).read_bytes()
 
 
 def test_a_whole_line_without_its_end_counts(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from harness.analyse.bars import Bars
 from harness.analyse.forms import NAMED_STEP, PAIR, STEP, Form, take_apart
 from harness.analyse.gather import Gathered, Values, gathered
+from harness.analyse.marked import held_out_named
 from harness.analyse.stepless import Numbering
 from harness.analyse.tables import Table, table_of
 from harness.analyse.text import Text
@@ -148,7 +149,7 @@ class _Reader:
             return
         joined = b"\n".join(lines)
         has_bars = b"it/s" in joined or b"s/it" in joined
-        named = self._numbering.apply(lines, joined)
+        named = held_out_named(self._numbering.apply(lines, joined), joined)
         at = [index for index, line in enumerate(named) if b"oss" in line]
         if len(at) < len(named):
             self._pass_over([line for line in named if b"oss" not in line], begin, joined)

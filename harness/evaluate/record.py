@@ -1,7 +1,7 @@
 """Writes setting.json and episodes.jsonl, one evaluation in a directory, and reads them back.
 
 A line is written whole and reaches the disk before the next episode. A kill leaves half a line at the most,
-which the next start closes.
+which the next start takes away: its episode is asked again.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.artifacts.episodes import EPISODES, Episode, Episodes, Key, read_episodes
+from harness.artifacts.episodes import (
+    EPISODES,
+    LINE_BYTES,
+    Episode,
+    Episodes,
+    Key,
+    episode_of,
+    read_episodes,
+)
 from harness.artifacts.setting import APART, Setting
 from harness.errors import HarnessError
 from harness.evaluate.schedule import keys
-from harness.received.files import there
+from harness.received.files import open_received, there
 from harness.received.text import word
 from harness.received.writing import open_to_write
 from harness.recipe.meaning import changed_keys, flat
@@ -126,10 +134,22 @@ def recording_in(directory: RunDir, setting: Setting, before: Recorded | None) -
     try:
         episodes = before.episodes if before else _NONE
         if episodes.torn:
-            _write(descriptor, b"\n")
+            _end_last_line(descriptor, directory)
         yield Recorder(directory, setting, episodes, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _end_last_line(descriptor: int, directory: RunDir) -> None:
+    """Ends a last line that is whole, or takes away what a kill left of one. Other text stays."""
+    with open_received(directory.path / EPISODES, directory.path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LINE_BYTES))
+        last = file.read().rpartition(b"\n")[2]
+    if last.startswith(_BEGIN) and episode_of(last) is None:
+        os.ftruncate(descriptor, size - len(last))
+    else:
+        _write(descriptor, b"\n")
 
 
 def put_in_order(directory: RunDir) -> None:
@@ -150,6 +170,8 @@ def put_in_order(directory: RunDir) -> None:
 
 
 _NONE = Episodes({})
+# How each line of ours begins.
+_BEGIN = b'{"'
 
 
 @contextmanager

@@ -216,7 +216,8 @@ def option_for(device: str) -> str:
     if not (cross and count.isdigit()):
         count, name = "1", rest if of else device
     if name.startswith("a card of "):
-        return "--vram-gib " + name.removeprefix("a card of ").removesuffix(" GiB")
+        amount, unit = name.removeprefix("a card of ").split()
+        return f"--vram-gib {amount if unit == 'GiB' else f'{float(amount) / 1024:.3g}'}"
     each = f"{count}x{hosts}" if of else count
     return f"--gpu {shlex.quote(name if each == '1' else f'{name}:{each}')}"
 

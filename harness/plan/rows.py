@@ -21,7 +21,7 @@ def with_shared_rows(place: Place, recipe: Recipe, *, asked: bool) -> Place:
             f"{place.devices} devices cannot share a global batch of {rows}: each needs a row of it",
             got=f"{place.devices} devices",
             need=f"at most {rows}",
-            fix=f"--gpu NAME:{rows}, or --set train.global_batch={place.devices}",
+            fix=f"--set train.global_batch={place.devices}, or fewer devices",
         )
     shares = [n for n in range(place.hosts, place.devices + 1, place.hosts) if rows % n == 0]
     if not shares:

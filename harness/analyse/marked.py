@@ -1,0 +1,32 @@
+"""Lines that say beside their loss, and not in its name, that it is the one of a validation set."""
+
+from __future__ import annotations
+
+import re
+
+from harness.analyse.forms import PAIR, STEP
+
+_NAMES = rb"(?:eval|evaluation|val|validation)"
+# `[eval] Step 5: loss=0.4`, `val | step 5 | loss 0.4`; no file `eval.py`, no value `val: 0.4`.
+_MARK = re.compile(
+    rb"(?i)(?<![A-Za-z0-9_./-])" + _NAMES + rb"(?![A-Za-z0-9_./=-])(?![ \t]{0,4}+[:|]?[ \t]{0,4}+[\d.+-])"
+)
+# The same of a record of JSON.
+_SPLIT = re.compile(rb"(?i)\"(?:split|phase|mode|stage)\": {0,4}+\"" + _NAMES + rb"\"")
+
+
+def held_out_named(lines: list[bytes], joined: bytes) -> list[bytes]:
+    """The same lines, with `eval_loss` for the loss of marked ones. `joined`: all of them as one text."""
+    if not any(word in joined for word in (b"val", b"Val", b"VAL")):
+        return lines
+    return [_named(line) if b"oss" in line else line for line in lines]
+
+
+def _named(line: bytes) -> bytes:
+    if not (_MARK.search(line) or _SPLIT.search(line)) or not STEP.search(line):
+        return line
+    pair = next((pair for pair in PAIR.finditer(line) if pair[1].lower() == b"loss"), None)
+    if pair is None:
+        return line
+    mark = _SPLIT.search(line) or _MARK.search(line, 0, pair.start(1))
+    return line if mark is None else line[: pair.start(1)] + b"eval_loss" + line[pair.end(1) :]
