@@ -15,6 +15,7 @@ import pytest
 
 from harness.analyse.forms import take_apart
 from harness.plan import cards, more_cards
+from harness.received import yaml
 from tests.support.source import nodes
 
 PACKAGE = Path(__file__).parents[1] / "harness"
@@ -26,6 +27,7 @@ MADE = {
     ("plan/more_cards.py", "pattern"),
     ("run/directory.py", "re.escape(name) + '-(\\\\d{3,})'"),
     ("analyse/lines.py", "form.pattern"),
+    ("received/yaml.py", "_OLD_NUMBER + pattern.pattern"),
     # Constants, on a line that is cut to 100 characters.
     ("image/licences.py", "pattern"),
     # Constants, on a text that is cut to 20,000 characters.
@@ -116,6 +118,12 @@ def patterns() -> list[Any]:
         *(
             pytest.param(pattern, id=f"series {pattern}")
             for pattern, _ in (*more_cards._SERIES, *more_cards._OLD)
+        ),
+        *(
+            pytest.param(pattern, id=f"a number of YAML that begins with {first}")
+            for first in "1."
+            for tag, pattern in yaml._Loader.yaml_implicit_resolvers[first]
+            if tag in yaml._NUMBERS
         ),
         *(
             pytest.param(form[0].pattern, id=f"form of {line[:30]!r}")

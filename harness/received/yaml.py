@@ -84,7 +84,7 @@ class _Loader(yaml.SafeLoader):
 
 # Text that YAML would resolve to another type (a date) stays text. A tag that names another type is refused.
 # What is a number in YAML 1.1 alone stays text too: 1:30 was 90 there, and 010 was 8.
-_OLD_NUMBER = r"(?![-+]?0[0-7_]+$)(?![^:]*:)"
+_OLD_NUMBER = r"^(?![-+]?0[0-7_]+$)(?![^:]*:)"
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, re.compile(_OLD_NUMBER + pattern.pattern, pattern.flags) if tag in _NUMBERS else pattern)
