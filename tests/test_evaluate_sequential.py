@@ -93,6 +93,15 @@ def test_repeats_of_one_scene_are_one_pair_of_single_outcomes(theirs: int) -> No
     )
 
 
+def test_episodes_without_a_scene_are_no_pair() -> None:
+    order, of = keys(MIXED), setting(MIXED)
+    made = [episode(key, of=of) for key in order]
+    bare = [each.model_copy(update={"scene_sha256": None}) for each in made]
+    assert in_order(Side(made, order), Side(made, order), order, 0.02).pairs > 0
+    for ours, theirs in ((bare, bare), (bare, made), (made, bare)):
+        assert in_order(Side(ours, order), Side(theirs, order), order, 0.02).pairs == 0
+
+
 def test_episodes_that_contradict_each_other_forbid_that_it_reproduces(tmp_path: Path) -> None:
     theirs = driven(tmp_path / "theirs", setting(MIXED), dict.fromkeys(keys(MIXED), True))
     of = setting(MIXED, evaluated={"name": "twice"})

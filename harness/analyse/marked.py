@@ -23,10 +23,12 @@ def held_out_named(lines: list[bytes], joined: bytes) -> list[bytes]:
 
 
 def _named(line: bytes) -> bytes:
-    if not (_MARK.search(line) or _SPLIT.search(line)) or not STEP.search(line):
+    split = _SPLIT.search(line)
+    mark = split or _MARK.search(line)
+    if mark is None or not STEP.search(line):
         return line
     pair = next((pair for pair in PAIR.finditer(line) if pair[1].lower() == b"loss"), None)
-    if pair is None:
+    # A word behind the loss is a remark.
+    if pair is None or (split is None and mark.start() > pair.start(1)):
         return line
-    mark = _SPLIT.search(line) or _MARK.search(line, 0, pair.start(1))
-    return line if mark is None else line[: pair.start(1)] + b"eval_loss" + line[pair.end(1) :]
+    return line[: pair.start(1)] + b"eval_loss" + line[pair.end(1) :]

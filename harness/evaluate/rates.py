@@ -27,6 +27,13 @@ class Scene(NamedTuple):
     sha256: str
 
 
+def scene_of(episode: Episode) -> Scene | None:
+    """The scene of a measured episode; None for one without an outcome or without a hash."""
+    if not episode.measured or episode.scene_sha256 is None:
+        return None
+    return Scene(TaskKey(episode.suite, episode.task), episode.scene_sha256)
+
+
 class Scenes(NamedTuple):
     """The outcomes of each scene, and the episode numbers under which it was driven."""
 
@@ -51,8 +58,8 @@ def scenes_of(episodes: Iterable[Episode]) -> Scenes:
     outcomes: dict[Scene, list[bool]] = defaultdict(list)
     numbers: dict[Scene, set[int]] = defaultdict(set)
     for episode in episodes:
-        if episode.measured and episode.scene_sha256 is not None:
-            scene = Scene(TaskKey(episode.suite, episode.task), episode.scene_sha256)
+        scene = scene_of(episode)
+        if scene is not None:
             outcomes[scene].append(episode.outcome == "success")
             numbers[scene].add(episode.episode)
     return Scenes(dict(outcomes), dict(numbers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import NamedTuple
 
 from harness.artifacts.episodes import Episode, Key
@@ -11,7 +12,7 @@ from harness.evaluate.claims import STATES, Claim
 from harness.evaluate.compare import Gap, Pair, Paired, count, discordant, independent_gap, pair, paired_gap
 from harness.evaluate.intervals import LEVEL
 from harness.evaluate.paired import mcnemar
-from harness.evaluate.rates import Counted, Scene, TaskKey, as_range
+from harness.evaluate.rates import Counted, Scene, TaskKey, as_range, scene_of
 from harness.evaluate.sequential import follow
 from harness.evaluate.verdict import Bounds, decide, needed, with_unmeasured
 from harness.simulate.protocol import SUITES
@@ -81,24 +82,18 @@ def in_order(ours: Side, theirs: Side, order: Iterable[Key], margin: float) -> S
     A scene counts once, by the outcome of its first episode on each side. Further repeats would change pairs
     that were looked at, and a mean of theirs is no single outcome, whose sign the test counts.
     """
-    mine = {each.key: each for each in ours.episodes if each.measured}
-    first = {_scene(each): each for each in sorted(theirs.episodes, key=_key)[::-1] if each.measured}
+    mine = {each.key: each for each in ours.episodes}
+    latest_first = sorted(theirs.episodes, key=attrgetter("key"), reverse=True)
+    first = {scene: each for each in latest_first if (scene := scene_of(each)) is not None}
     differences: list[int] = []
     for key in order:
-        if key not in mine:
+        scene = scene_of(mine[key]) if key in mine else None
+        if scene is None:
             break
-        other = first.pop(_scene(mine[key]), None)
+        other = first.pop(scene, None)
         if other is not None:
             differences.append((mine[key].outcome == "success") - (other.outcome == "success"))
     return follow(differences, margin)
-
-
-def _key(episode: Episode) -> Key:
-    return episode.key
-
-
-def _scene(episode: Episode) -> Scene:
-    return Scene(TaskKey(episode.suite, episode.task), str(episode.scene_sha256))
 
 
 def _level(suites: int) -> float:
