@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,12 +46,20 @@ class Ended(NamedTuple):
 class Image:
     """An image of the harness; `source` is a checkout whose package is mounted over the image's own.
 
-    Its containers carry `labels`, each NAME=VALUE.
+    Its containers carry `labels`, each NAME=VALUE, and have the variables of `environment`.
     """
 
-    def __init__(self, name: str, source: Path | None, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: Path | None,
+        labels: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name, self._mount = name, []
         self.labels = [word for label in labels for word in ("--label", label)]
+        given = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"} | dict(environment or {})
+        self._environment = [word for pair in given.items() for word in ("--env", "=".join(pair))]
         if source is not None:
             where = docker(
                 "run",
@@ -85,16 +93,8 @@ class Image:
                 "--user",
                 f"{os.getuid()}:{os.getgid()}",
             ),
-            *(
-                "--env",
-                "WANDB_MODE=offline",
-                "--env",
-                "HF_HUB_OFFLINE=1",
-                "--volume",
-                f"{runs}:/runs:{mode}",
-                "--volume",
-                f"{cache}:/cache",
-            ),
+            *self._environment,
+            *("--volume", f"{runs}:/runs:{mode}", "--volume", f"{cache}:/cache"),
             *self._mount,
         ]
 

@@ -35,6 +35,8 @@ CUDA_IMAGE = f"harness:cuda{CUDA_VERSION}"
 SERVICES = {"harness:cpu": "smoke", "harness:test": "test", CUDA_IMAGE: "train"}
 # Put together when it is needed, since this file is itself in the test image.
 KEY = "".join([*["0123456789abcdef"] * 2, "0123fake"])
+# What trains in a container for a test compiles quickly, as other tests do (tests/conftest.py).
+FAST = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
 # What the engine's listing of changes calls them in numbers.
 _KINDS = {0: "C", 1: "A", 2: "D"}
 

@@ -21,15 +21,12 @@ from docker.models.networks import Network
 from harness.artifacts.launched import Launched
 from harness.recipe.load import to_yaml
 from harness.run.steps import newest_step
-from tests.container.engine import CPU_IMAGE, Checkout, Ended
+from tests.container.engine import CPU_IMAGE, FAST, Checkout, Ended
 from tests.support.members import recipe_of, stored
 from tests.support.real_runs import metrics
 
 STEPS = 24
 PATIENCE_S = 600
-# Five starts compile the step, twice each: a program of the CPU that was read from a file has lost the order
-# of its collectives. So they compile it quickly, as other tests do (tests/conftest.py).
-FLAGS = os.environ["XLA_FLAGS"]
 # A peer that cannot be reached is named within a minute.
 NAMED_S = 60
 # Kills the trainer, not the supervisor: a container that is killed from outside is not started again.
@@ -53,7 +50,9 @@ class Composed:
         paths = {f"HARNESS_{each.upper()}": str(root / each) for each in ("runs", "datasets", "cache")}
         command = [sys.executable, "-m", "harness.cli", "launch", "--engine=compose", "--hosts=2", "--gpus=0"]
         options = [f"--recipe={recipe}", f"--image={CPU_IMAGE}", f"--name={name}", f"--out={out}", "--json"]
-        options.append(f"--env=XLA_FLAGS={FLAGS}")
+        # Five starts compile the step, twice each: a program of the CPU that was read from a file has lost
+        # the order of its collectives.
+        options += [f"--env={name}={value}" for name, value in FAST.items()]
         self.start = Launched.model_validate_json(checkout.done(*command, *options, **paths)).start
         self._file, self._cache = out / "compose.yaml", root / "cache"
 
@@ -73,7 +72,7 @@ class Composed:
             "verify",
             f"/runs/{self.run.name}",
             volumes=mounts,
-            environment={"XLA_FLAGS": FLAGS},
+            environment=FAST,
             network_mode="none",
             user=f"{os.getuid()}:{os.getgid()}",
         )

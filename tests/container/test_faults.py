@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.chaos import FAULTS, Stage
 from benchmarks.containers import Image
-from tests.container.engine import CPU_IMAGE, LABEL, Engine
+from tests.container.engine import CPU_IMAGE, FAST, LABEL, Engine
 
 # A fault trains, resumes and reads every checkpoint, on whatever machine this is.
 pytestmark = pytest.mark.timeout(1800)
@@ -20,7 +20,8 @@ pytestmark = pytest.mark.timeout(1800)
 @pytest.fixture(scope="module")
 def stage(engine: Engine, scratch: Path) -> Stage:
     """Where faults happen, with the run that nothing has disturbed."""
-    made = Stage(Image(engine.image(CPU_IMAGE), None, labels=[f"{LABEL}={engine.session}"]), scratch)
+    label = f"{LABEL}={engine.session}"
+    made = Stage(Image(engine.image(CPU_IMAGE), None, labels=[label], environment=FAST), scratch)
     made.reference()
     return made
 

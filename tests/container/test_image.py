@@ -24,7 +24,7 @@ from harness.replay.find import build, read
 from harness.replay.replay import Asked, replay
 from harness.run.directory import RunDir
 from harness.verify.run import verify_pair
-from tests.container.engine import CPU_IMAGE, LABEL, ROOT, Engine
+from tests.container.engine import CPU_IMAGE, FAST, LABEL, ROOT, Engine
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -143,7 +143,7 @@ def run(engine: Engine, image: str, home: Path) -> RunDir:
 
 def trained(engine: Engine, image: str, home: Path, name: str) -> RunDir:
     """A small run made in an image, by the owner of `home`."""
-    started = Image(image, None, labels=[f"{LABEL}={engine.session}"])
+    started = Image(image, None, labels=[f"{LABEL}={engine.session}"], environment=FAST)
     options = started.options(runs=str(home / "runs"), cache=home / "cache")
     options[options.index("--user") + 1] = f"{OWNER}:{OWNER}"
     docker(
@@ -175,6 +175,7 @@ def verified(engine: Engine, image: str, run: RunDir) -> dict[str, Any]:
         "/opt/harness/docker/entrypoint",
         *("verify", "/runs/hers", "--steps", "0", "--json"),
         volumes={str(run.path): {"bind": "/runs/hers", "mode": "ro"}},
+        environment=FAST,
         user=f"{user.st_uid}:{user.st_gid}",
         network_mode="none",
         read_only=True,
