@@ -3,8 +3,10 @@
 import errno
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.error import HTTPError
 
 import pytest
 
@@ -186,6 +188,35 @@ def test_a_tree_larger_than_the_disk_is_not_begun(server, tmp_path, monkeypatch)
         fetch_tree("gs://bucket/ck/params", cache=tmp_path)
     assert caught.value.code == "download-no-space"
     assert not any("alt=media" in path for path, _ in server.requests)
+
+
+def test_a_disk_that_has_become_too_small_keeps_what_came(server, tmp_path, monkeypatch):
+    server.files |= TREE
+    server.cut_after["ck/params/d/abc"], server.always_cut = 1000, True
+    with pytest.raises(HarnessError):
+        fetch_tree("gs://bucket/ck/params", cache=tmp_path)
+    came = {path: path.stat().st_size for path in tmp_path.rglob("*.part")}
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(HarnessError, match="are kept") as caught:
+        fetch_tree("gs://bucket/ck/params", cache=tmp_path)
+    assert caught.value.code == "download-no-space"
+    assert {path: path.stat().st_size for path in tmp_path.rglob("*.part")} == came != {}
+
+
+def test_a_line_that_often_breaks_brings_a_large_file_in_pieces(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "_PROGRESS_BYTES", 50_000)
+    monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
+    server.files["w.bin"] = BLOB
+    server.cut_after["w.bin"], server.always_cut = len(BLOB) // 9, True
+    assert fetch_file(f"{server.url}/w.bin", cache=tmp_path).path.read_bytes() == BLOB
+
+
+@pytest.mark.parametrize(("asked", "waits"), [("7", 7), ("100000", 120), ("soon", 0.2), (None, 0.2)])
+def test_a_busy_server_says_how_long_to_wait(asked, waits):
+    headers = Message()
+    if asked is not None:
+        headers["Retry-After"] = asked
+    assert transfer._wait_s(1, HTTPError("", 429, "busy", headers, None)) == waits
 
 
 def test_bucket_is_listed_page_by_page_and_fetched(server, tmp_path):

@@ -224,8 +224,8 @@ def _fetch_all(
     have = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
     need, free = max(sum(file.bytes or 0 for file in remote) - have, 0) + MIB, shutil.disk_usage(entry).free
     if need > free:
-        remove(entry, PART)
-        raise no_space(entry, source, format_bytes(need), format_bytes(free))
+        kept = f"the {format_bytes(have)} that have arrived are kept" if have else "nothing was written"
+        raise no_space(entry, source, format_bytes(need), format_bytes(free), kept)
     with ThreadPoolExecutor(_THREADS) as pool:
         futures = {
             file.path: pool.submit(fetch_one, file, part / file.path, source, meter) for file in remote

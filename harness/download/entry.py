@@ -149,11 +149,11 @@ def clear_part(part: Path, names: set[str]) -> None:
             path.unlink()
 
 
-def no_space(entry: Path, source: str, need: str | None, free: str | None) -> HarnessError:
-    """The error for a disk that is too small for `source`."""
+def no_space(entry: Path, source: str, need: str | None, free: str | None, part: str) -> HarnessError:
+    """The error for a disk that is too small for `source`. `part` says what is done with what had arrived."""
     return HarnessError(
         "download-no-space",
-        f"no space for {source} in {entry.parent}; the part that had arrived was removed",
+        f"no space for {source} in {entry.parent}; {part}",
         got=free and f"{free} free",
         need=need and f"{need} free",
         fix=f"free space in {entry.parent}, or point HARNESS_CACHE at a larger disk",
@@ -163,7 +163,7 @@ def no_space(entry: Path, source: str, need: str | None, free: str | None) -> Ha
 def write_error(error: OSError, entry: Path, source: str) -> HarnessError:
     """The HarnessError for a system error while writing the entry."""
     if error.errno in FULL:
-        return no_space(entry, source, None, None)
+        return no_space(entry, source, None, None, "the part that had arrived was removed")
     return HarnessError(
         "download-not-writable",
         f"cannot write the cache {entry}: {error.strerror or error}",

@@ -25,7 +25,11 @@ Progress = Callable[[int, int], None]
 
 _BLOCK_BYTES = MIB
 _TIMEOUT_S = 60
+# Attempts in a row that each bring less than this.
 _ATTEMPTS = 4
+_PROGRESS_BYTES = MIB
+# The longest wait that a server may ask for (Retry-After).
+_LONGEST_WAIT_S = 120
 # A page of a listing: 100,000 names with their hashes take a fifth of this.
 _PAGE_BYTES = 64 * MIB
 _PAGE_S = 300
@@ -64,17 +68,21 @@ def fetch_one(file: RemoteFile, target: Path, source: str, meter: Meter) -> tupl
     if target.exists():
         target.rename(part)
     last: Exception | None = None
-    for attempt in range(_ATTEMPTS):
+    attempt, most = 0, _size(part)
+    while attempt < _ATTEMPTS:
         if attempt:
-            time.sleep(0.1 * 2**attempt)
+            time.sleep(_wait_s(attempt, last))
         try:
             size, expected = _append(file, part, source, meter)
         except (HTTPException, URLError, ConnectionError, TimeoutError, ssl.SSLError) as error:
             last = error
-            continue
-        if size == expected:
-            return _verified(file, part, target, source)
-        last = None
+        else:
+            if size == expected:
+                return _verified(file, part, target, source)
+            last = None
+        # A large file on a line that often breaks comes piece by piece.
+        attempt = 1 if _size(part) - most >= _PROGRESS_BYTES else attempt + 1
+        most = max(most, _size(part))
     if last is not None and not part.exists():
         raise _unreachable(file.url, last) from last
     raise HarnessError(
@@ -86,9 +94,22 @@ def fetch_one(file: RemoteFile, target: Path, source: str, meter: Meter) -> tupl
     )
 
 
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _wait_s(attempt: int, error: BaseException | None) -> float:
+    """Seconds before the next attempt: what a busy server asks for, else longer each time."""
+    if isinstance(error, HTTPError) and error.code in (429, 503):
+        asked = error.headers.get("Retry-After", "")
+        if asked.isascii() and asked.isdecimal() and len(asked) < 10:
+            return float(min(int(asked), _LONGEST_WAIT_S))
+    return 0.05 * 4.0**attempt
+
+
 def _append(file: RemoteFile, part: Path, source: str, meter: Meter) -> tuple[int, int]:
     """Bytes in `part` and bytes of the whole file, after one request for the missing bytes."""
-    have = part.stat().st_size if part.exists() else 0
+    have = _size(part)
     if have and have == file.bytes:
         return have, have
     tag_file = part.with_name(part.name + TAG_SUFFIX)
@@ -206,7 +227,7 @@ def read_page(url: str, source: str) -> tuple[bytes, str] | None:
     last: Exception | None = None
     for attempt in range(_ATTEMPTS):
         if attempt:
-            time.sleep(0.1 * 2**attempt)
+            time.sleep(_wait_s(attempt, last))
         try:
             with _open(url, source, {}) as response:
                 return _page(response, url), response.headers.get_content_type()
