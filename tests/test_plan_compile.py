@@ -108,3 +108,11 @@ def test_the_compiler_for_a_card_of_this_machine_has_the_variables_of_its_traine
     assert seen[0]["XLA_FLAGS"].endswith("--xla_gpu_deterministic_ops=true")
     assert seen[1]["JAX_PLATFORMS"] == "cpu"
     assert "deterministic" not in seen[1]["XLA_FLAGS"]
+
+
+def test_a_limit_of_the_address_space_is_named_where_a_child_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "refused_flags", lambda _: None)
+    error = "ImportError: _tensorstore.so: failed to map segment from shared object"
+    assert "ulimit" not in compiler._failure(1, error, {}, "the training step").fix
+    monkeypatch.setattr(compiler.resource, "getrlimit", lambda _: (2**30, 2**30))
+    assert compiler._failure(1, error, {}, "the training step").fix.startswith("ulimit -v unlimited")

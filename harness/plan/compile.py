@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -236,6 +237,9 @@ def _failure(code: int, stderr: str, environment: Mapping[str, str], what: str) 
             "give the container or the machine more memory (the kernel ends what takes too much: dmesg |"
             " tail), then try again"
         )
+    elif resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        # It stops a process in many ways: a library is not loaded, a thread not started, memory not had.
+        fix = f"ulimit -v unlimited, since this shell limits the address space of a process; else {fix}"
     why = (
         telling(stderr)
         or "it wrote no reason; `python -c 'import jax; jax.devices()'` shows whether JAX starts at all"
