@@ -201,7 +201,7 @@ class RunDir:
         Raises: HarnessError "artifact-invalid" for a file of another form, "artifact-unreadable"; UnsafeFile.
         """
         path = self.path / kind.FILE
-        fix = f"remove it and run the verb that writes it again: rm {word(path)}"
+        fix = _mend(kind, path)
         try:
             data = read_json(path, self.path, ARTIFACT_BYTES, finite=True)
         except (FileNotFoundError, NotADirectoryError):
@@ -231,6 +231,15 @@ class RunDir:
         except HarnessError:
             return None
         return found if found is not None and found.inputs == inputs else None
+
+
+def _mend(kind: type[Artifact], path: Path) -> str:
+    if not kind.RECORDED:
+        return f"remove it and run the verb that writes it again: rm {word(path)}"
+    return (
+        "keep it, and put a copy from before the damage there, since no verb writes it again; if a newer"
+        f" harness wrote it, use that one; to look at it: head -c 2000 {word(path)}"
+    )
 
 
 def _entries(folder: Path) -> list[Path]:

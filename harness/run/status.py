@@ -91,11 +91,13 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
     last, step, step_s, data_s = tail.last, tail.step, tail.step_s, tail.data_s
     age_s = tail.age_s(time.time() if now is None else now)
     (process, owner), saved = _lock(run.path, problems), saved_step(run, backend, problems)
-    if saved is not None and backend == "openpi" and not process:
-        # openpi logs only some steps.
-        step = max(step, saved)
+    logged = step
+    if saved is not None and saved > logged and not process:
+        # openpi logs only some steps. Ours logs all of them before it saves.
+        step = saved
+        problems += [] if backend == "openpi" else [_behind(logged, saved)]
     every = last.mean_of_steps or 1 if last else 1
-    standing = Standing(process, owner, step, steps, saved, age_s, step_s, every, run.checkpoints)
+    standing = Standing(process, owner, logged, step, steps, saved, age_s, step_s, every, run.checkpoints)
     state, reason = standing.state()
     expected = chosen.seconds_per_step if chosen else None
     left = None if steps is None or state not in ("running", "silent", "preparing") else steps - step
@@ -218,6 +220,10 @@ def _lock(run: Path, problems: list[str]) -> tuple[str | None, str | None]:
     except HarnessError as error:
         problems.append(f"{LOCK} cannot be used: {error.what}")
         return None, None
+
+
+def _behind(logged: int, saved: int) -> str:
+    return f"the log has {logged:,} steps, and the checkpoint {saved:,}: lines of metrics.jsonl are lost"
 
 
 def _pace(step_s: float | None, expected: float | None, data_s: float | None) -> list[str]:
