@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator
 
 from harness.strict import Strict
+
+# The version of the files' form. A file of another version may mean something else by the same keys.
+VERSION = 1
+
+
+def _is_known(version: int) -> int:
+    if version != VERSION:
+        raise ValueError(f"the file is of version {version}, and this harness reads version {VERSION}")
+    return version
 
 
 class Artifact(Strict):
@@ -16,5 +27,5 @@ class Artifact(Strict):
 
     FILE: ClassVar[str]
     RECORDED: ClassVar[bool] = False
-    schema_version: int = 1
+    schema_version: Annotated[int, AfterValidator(_is_known)] = VERSION
     inputs: str = ""

@@ -125,6 +125,13 @@ def cannot_write(path: Path, error: OSError) -> HarnessError:
                 " saves), then go on with --resume"
             ),
         )
+    if error.errno == errno.EISDIR:
+        return HarnessError(
+            "not-writable",
+            f"cannot write {path}: a directory has its name",
+            need="a file there, or nothing",
+            fix=f"mv {word(path)} {word(f'{path}.old')}",
+        )
     return HarnessError(
         "not-writable",
         f"cannot write {path}: {error.strerror}",
@@ -213,7 +220,8 @@ class RunDir:
                 "artifact-unreadable",
                 f"{path} cannot be read: {error.strerror}",
                 need="a file that this user may read",
-                fix=fix,
+                # `rm` deletes no directory.
+                fix=f"mv {word(path)} {word(f'{path}.old')}" if isinstance(error, IsADirectoryError) else fix,
             ) from error
         return parse(kind, data, where=str(path), code="artifact-invalid", fix=fix)
 

@@ -15,7 +15,14 @@ from harness.run.directory import RunDir
 from harness.run.watcher import Watcher
 from harness.verify.again import Again
 from harness.verify.binding import bound
-from harness.verify.fields import Found, changed_files, compare_fields, first_difference, overall, weights_digests
+from harness.verify.fields import (
+    Found,
+    changed_files,
+    compare_fields,
+    first_difference,
+    overall,
+    weights_digests,
+)
 from harness.verify.found import files_of, found_here
 from harness.verify.initial import digests_here
 from harness.verify.replay import compare_metrics, recorded_metrics
