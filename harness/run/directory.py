@@ -245,8 +245,8 @@ def _mend(kind: type[Artifact], path: Path) -> str:
     if not kind.RECORDED:
         return f"remove it and run the verb that writes it again: rm {word(path)}"
     return (
-        "keep it, and put a copy from before the damage there, since no verb writes it again; if a newer"
-        f" harness wrote it, use that one; to look at it: head -c 2000 {word(path)}"
+        "put a copy from before the damage there, since no verb writes the same again; if a newer harness"
+        f" wrote it, use that one; to set it aside: mv {word(path)} {word(f'{path}.damaged')}"
     )
 
 

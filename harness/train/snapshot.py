@@ -82,8 +82,8 @@ def restore(store: Store, setup: Setup, step: int) -> TrainState:
             got=str(restored.record.get("recipe_sha256"))[:12],
             need=recipe.sha256()[:12],
             fix=(
-                "resume with the recipe and --set options of the run's recipe.yaml, or give the new recipe a"
-                " run of its own"
+                "if the run's recipe.yaml was changed: rm RUN/recipe.yaml, then harness train --resume --run"
+                " RUN takes the recipe that its manifest has; or give the new recipe a run of its own"
             ),
         )
     if (saved := restored.record.get("step", step)) != step:
