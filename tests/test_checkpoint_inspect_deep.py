@@ -273,7 +273,7 @@ def test_texts_that_are_not_those_that_were_saved(tmp_path: Path) -> None:
     assert "harness/digests.json is damaged" in inspect(step).steps[0].missing[0]
     (step / "harness/digests.json").unlink()
     step.rename(step.with_name("12"))
-    assert "the name under which it was saved, 8" in str(inspect(tmp_path / "run").findings)
+    assert "it was renamed, since its record is of 8" in str(inspect(tmp_path / "run").findings)
 
 
 def test_data_outside_of_the_item_is_not_read(tmp_path: Path) -> None:

@@ -5,15 +5,18 @@ A resume does the same.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 
 from harness.artifacts import Dataset, Manifest, NormStats
 from harness.choose.choose import choose
+from harness.cli import app
 from harness.errors import HarnessError
 from harness.flow.chain import Chain
 from harness.flow.find import recipe_of
@@ -143,3 +146,20 @@ def test_a_page_that_has_no_place_in_the_run_may_lie_elsewhere(run: Path, tmp_pa
         READERS["report"](copy)
     assert caught.value.code == "not-writable"
     assert "--output" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(("verb", "name"), [("analyse", "curve.json"), ("choose", "choice.json")])
+def test_an_answer_that_cannot_be_kept_is_given_all_the_same(
+    verb: str, name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "smoke-001"))
+    (copy / name).unlink(missing_ok=True)
+    # No file can be written where a directory is, as none can in a run that is somebody else's.
+    (copy / name).mkdir()
+    with contextlib.suppress(SystemExit, click.exceptions.Exit):
+        app([verb, str(copy), "--json"], standalone_mode=False)
+    said = capsys.readouterr()
+    assert json.loads(said.out)["schema_version"] == 1
+    assert f"{name} was not written" in said.err
+    with pytest.raises(HarnessError, match="not-writable"):
+        app([verb, "--run", str(copy)], standalone_mode=False)
