@@ -31,6 +31,7 @@ from harness.show.checkpoint import checkpoint_table
 from harness.show.moved_picture import write
 from tests.support.item_writer import Q, normal, write_item, write_step
 from tests.support.openpi_checkpoints import openpi_checkpoint
+from tests.support.report_run import manifest
 
 
 def store_of(
@@ -249,6 +250,30 @@ def test_arrays_that_are_not_those_that_were_saved(tmp_path: Path) -> None:
     record["leaves"] = dict.fromkeys(record["leaves"], "0" * 64)
     (tmp_path / "1/harness/digests.json").write_text(json.dumps(record))
     assert any("not those that were saved" in finding for finding in inspect(tmp_path, deep=True).findings)
+
+
+def test_texts_that_are_not_those_that_were_saved(tmp_path: Path) -> None:
+    """A resume refuses such a step, so it is not whole; nor is one of another name to be resumed from."""
+    step = tmp_path / "run/checkpoints/8"
+    write_step(step, {"action_in_proj/bias": normal(4)})
+    (step / "harness").mkdir()
+    (step / "assets/sample").mkdir(parents=True)
+    texts = {"harness/record.json": '{"step": 8}', "assets/sample/norm_stats.json": "{}"}
+    for name, text in texts.items():
+        (step / name).write_text(text)
+    files = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    (step / "harness/digests.json").write_text(json.dumps({"files": files, "leaves": {}}))
+    RunDir(tmp_path / "run").write(manifest())
+    assert inspect(step).steps[0].missing == []
+    for name, text in texts.items():
+        (step / name).write_text('{"x": 1}')
+        assert inspect(step).steps[0].missing == [f"{name} has changed since it was saved"]
+        (step / name).write_text(text)
+    (step / "harness/digests.json").write_bytes(bytes(300))
+    assert "harness/digests.json is damaged" in inspect(step).steps[0].missing[0]
+    (step / "harness/digests.json").unlink()
+    step.rename(step.with_name("12"))
+    assert "it was renamed, since its record is of 8" in str(inspect(tmp_path / "run").findings)
 
 
 def test_data_outside_of_the_item_is_not_read(tmp_path: Path) -> None:

@@ -127,6 +127,15 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     assert hostile in dirty.text
 
 
+def test_a_text_neither_turns_its_line_around_nor_controls_anything(tmp_path: Path) -> None:
+    hostile = "gnp.\u202eexe\x1b[31m\x00"
+    run = full_run(tmp_path / "smoke-001\u202e")
+    run.write(manifest("smoke", device=hostile, packages={hostile: hostile}))
+    page = render(run)
+    assert not set("\u202e\x1b\x00") & set(page)
+    assert "gnp.\\u202eexe\\x1b[31m\\x00" in Page(page).text
+
+
 def test_shell_words_of_commands_are_quoted(tmp_path: Path) -> None:
     run = full_run(tmp_path / "a run; rm -rf x")
     assert f"--run '{run.path}'" in Page(render(run)).text

@@ -5,18 +5,24 @@ A resume does the same.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 
-from harness.artifacts import Dataset, NormStats
+from harness.artifacts import Dataset, Manifest, NormStats
 from harness.choose.choose import choose
+from harness.cli import app
+from harness.errors import HarnessError
 from harness.flow.chain import Chain
+from harness.flow.find import recipe_of
 from harness.probe.machine import probe
 from harness.recipe.load import load_recipe
-from harness.run.directory import sha256_json
+from harness.run.directory import RunDir, sha256_json
 from harness.verify.run import verify_pair
 from tests.support.held_out import falling, run_of
 from tests.support.mutation import damage_file, damage_value
@@ -86,3 +92,74 @@ def test_the_readers_read(run: Path, tmp_path: Path) -> None:
     }
     (copy / "manifest.json").write_text("{")
     assert outcome(READERS["verify"], copy) == "artifact-invalid"
+
+
+def test_no_fix_deletes_what_no_verb_writes_again(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "smoke-001"))
+    for name, kind in (("manifest.json", Manifest), ("dataset.json", Dataset)):
+        for text in ("{", '{"schema_version": 2}'):
+            (copy / name).write_text(text)
+            with pytest.raises(HarnessError) as caught:
+                RunDir(copy).read(kind)
+            assert ("rm " in str(caught.value.fix)) == (kind is Dataset)
+    assert "version 2" in caught.value.what
+    (copy / "dataset.json").write_bytes(bytes(500))
+    with pytest.raises(HarnessError, match="zeros alone"):
+        RunDir(copy).read(Dataset)
+
+
+def test_a_lost_recipe_is_the_manifests(run: Path, tmp_path: Path) -> None:
+    """Not the default one, with which the run cannot go on."""
+    copy = RunDir(shutil.copytree(run, tmp_path / "smoke-001"))
+    own = recipe_of(copy, None, [], own_first=True)
+    (copy.path / "recipe.yaml").write_bytes(bytes(500))
+    with pytest.raises(HarnessError) as caught:
+        recipe_of(copy, None, [], own_first=True)
+    assert f"rm {copy.path}/recipe.yaml" in str(caught.value.fix)
+    (copy.path / "recipe.yaml").unlink()
+    assert recipe_of(copy, None, [], own_first=True) == own
+    assert recipe_of(copy, None, ["train.steps=70"], own_first=True).train.steps == 70
+    with pytest.raises(HarnessError, match="run-of-another-recipe"):
+        recipe_of(copy, "pi05_libero", [], own_first=True)
+
+
+def test_of_two_runs_the_files_of_both_are_looked_at(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "smoke-001"))
+    assert verify_pair(RunDir(copy), RunDir(run)).verdict == "equal"
+    file = copy / "norm_stats.json"
+    body = json.loads(file.read_text())
+    body["norm_stats"]["state"]["mean"][0] += 1.0
+    file.write_text(json.dumps(body))
+    for one, other in ((copy, run), (run, copy)):
+        found = verify_pair(RunDir(one), RunDir(other))
+        assert (found.verdict, str(found.first_difference).rpartition("files.")[2]) == (
+            "differs",
+            "norm_stats.json",
+        )
+
+
+def test_a_page_that_has_no_place_in_the_run_may_lie_elsewhere(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "smoke-001"))
+    (copy / "report.html").unlink(missing_ok=True)
+    (copy / "report.html").mkdir()
+    with pytest.raises(HarnessError) as caught:
+        READERS["report"](copy)
+    assert caught.value.code == "not-writable"
+    assert "--output" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(("verb", "name"), [("analyse", "curve.json"), ("choose", "choice.json")])
+def test_an_answer_that_cannot_be_kept_is_given_all_the_same(
+    verb: str, name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "smoke-001"))
+    (copy / name).unlink(missing_ok=True)
+    # No file can be written where a directory is, as none can in a run that is somebody else's.
+    (copy / name).mkdir()
+    with contextlib.suppress(SystemExit, click.exceptions.Exit):
+        app([verb, str(copy), "--json"], standalone_mode=False)
+    said = capsys.readouterr()
+    assert json.loads(said.out)["schema_version"] == 1
+    assert f"{name} was not written" in said.err
+    with pytest.raises(HarnessError, match="not-writable"):
+        app([verb, "--run", str(copy)], standalone_mode=False)

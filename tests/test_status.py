@@ -312,3 +312,15 @@ def test_the_newest_run_is_no_link_and_may_be_listed(tmp_path: Path, monkeypatch
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "later").write_text("")
     assert newest_run().path.name == "mine"
+
+
+@pytest.mark.parametrize(("logged", "state"), [(0, "finished"), (30, "finished"), (60, "finished")])
+def test_a_log_that_lost_lines_does_not_take_back_what_is_saved(
+    logged: int, state: str, tmp_path: Path
+) -> None:
+    run = make(tmp_path, logged, saved=(60,))
+    let_go(run)
+    found = read_status(run)
+    assert (found.state, found.step, found.saved_step) == (state, 60, 60)
+    assert any("lines of metrics.jsonl are lost" in each for each in found.findings) == (logged < 60)
+    assert ("are saved" in found.reason) == (logged < 60)

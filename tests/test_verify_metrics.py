@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.artifacts.metrics_lines import LINE_BYTES
 from harness.errors import HarnessError
 from harness.run.xla_flags import in_order
 from harness.verify.found import _environment
@@ -58,3 +59,18 @@ def test_the_flag_by_which_one_process_computes_as_several_is_no_setting(hosts: 
     if hosts == 2:
         own = {"XLA_FLAGS": "--xla_cpu_use_xnnpack=true"}
         assert _environment(recorded, remade, own) == {"JAX_PLATFORMS": "cpu"} | own
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 1, "lo', bytes(300)])
+def test_the_half_line_of_a_killed_process_is_left_out(torn: bytes, tmp_path: Path) -> None:
+    """Elsewhere in the file a line that is none is refused."""
+    path = tmp_path / "metrics.jsonl"
+    values = {"loss": 3, "grad_norm": 1, "param_norm": 1, "learning_rate": 1, "step_s": 1, "time": 1}
+    whole = json.dumps({"step": 0} | values).encode() + b"\n"
+    path.write_bytes(whole + torn)
+    assert list(recorded_metrics(path)) == [0]
+    for text in (whole + torn + b"\n" + whole, torn + b"\n", whole + b"x" * (LINE_BYTES + 9) + b"\n" + whole):
+        path.write_bytes(text)
+        with pytest.raises(HarnessError) as caught:
+            recorded_metrics(path)
+        assert caught.value.code == "metrics-invalid"

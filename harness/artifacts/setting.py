@@ -90,6 +90,7 @@ class Setting(Artifact):
     """
 
     FILE: ClassVar[str] = "setting.json"
+    RECORDED: ClassVar[bool] = True
     evaluated: Evaluated
     protocol: Protocol
     versions: dict[str, str]

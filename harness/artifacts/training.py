@@ -134,6 +134,7 @@ class Manifest(Artifact, Later):
     """
 
     FILE: ClassVar[str] = "manifest.json"
+    RECORDED: ClassVar[bool] = True
     LATER: ClassVar[frozenset[str]] = frozenset({"hosts"})
     run: str
     created: str

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from harness.checkpoint.format import DAMAGE, outside
+from harness.checkpoint.format import DAMAGE
 from harness.checkpoint.pieces import parts_in_order
+from harness.checkpoint.texts_changed import changes
 from harness.checkpoint.tiles import Tiled, tiled_from, tiles_of
 from harness.errors import HarnessError
-from harness.received.files import ARTIFACT_BYTES, read_received, there
+from harness.received.files import ARTIFACT_BYTES, there
 from harness.received.json import read_json
 from harness.run.steps import DIGESTS
 
@@ -82,10 +83,6 @@ def _bytes(leaf: Any) -> Any:
     return np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8)
 
 
-def text_digest(text: str | bytes) -> str:
-    return hashlib.sha256(text if isinstance(text, bytes) else text.encode()).hexdigest()
-
-
 def read_digests(step: Path) -> Digests | None:
     """The sidecar of a step, after its text files were compared with it.
 
@@ -111,16 +108,11 @@ def read_digests(step: Path) -> Digests | None:
             raise ValueError("a sha256 has 64 digits")
     except (OSError, *DAMAGE, AttributeError) as error:
         raise _damaged(step, f"{DIGESTS} is not a list of sha256 ({type(error).__name__})") from error
-    for name, expected in digests.files.items():
-        # The sidecar may be a stranger's. A file that it names is compared only if it lies in the step.
-        if outside(name):
-            raise _damaged(step, f"{DIGESTS} names {name!r}, which is no file of the step")
-        try:
-            found = text_digest(read_received(step / name, step, ARTIFACT_BYTES))
-        except OSError as error:
-            raise _damaged(step, f"{name} cannot be read: {error.strerror}") from error
-        if found != expected:
-            raise _damaged(step, f"{name} has changed since it was saved", got=found, need=expected)
+    try:
+        for change in changes(step, digests.files):
+            raise _damaged(step, change.why, got=change.got, need=change.need)
+    except PermissionError as error:
+        raise _damaged(step, f"{error.filename} cannot be read: {error.strerror}") from error
     return digests
 
 

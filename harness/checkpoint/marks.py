@@ -20,6 +20,7 @@ from harness.run.steps import (
     is_own,
     missing,
     step_number,
+    steps_taken,
 )
 
 
@@ -61,7 +62,20 @@ def missing_to_resume(step: Path, backend: Backend) -> list[str]:
     lacking = [name for name in missing(step, backend) if name != COMMIT]
     if not is_own(step, backend):
         lacking.append(f"a directory of its own called {step_number(step.name)}: a run resumes from no other")
+    elif (saved := _saved_as(step)) not in (None, taken := steps_taken(int(step.name), backend)):
+        lacking.append(f"a record of {taken} steps: it was renamed, since its record is of {saved}")
     return lacking
+
+
+def _saved_as(step: Path) -> int | None:
+    """The number of steps in our record; None if it has none, or cannot be read, which is told elsewhere."""
+    try:
+        saved = read_json(step / RECORD, step, ARTIFACT_BYTES)["step"]
+    except PermissionError:
+        raise
+    except (OSError, UnsafeFile, *DAMAGE):
+        return None
+    return saved if isinstance(saved, int) else None
 
 
 def damaged_statistics(assets: Path, names: Iterable[str]) -> list[str]:

@@ -245,9 +245,12 @@ def _not_a_checkpoint(path: Path, got: str, fix: str | None = None) -> HarnessEr
 
 def _empty(path: Path, found: Found) -> HarnessError:
     if found.run:
+        saves = found.run / CHECKPOINTS
+        others = sorted(child.name for child in saves.iterdir()) if saves.is_dir() else []
         return HarnessError(
             "checkpoint-empty",
-            f"the run {path} has saved no checkpoint yet",
+            f"the run {path} has no checkpoint" if others else f"the run {path} has saved no checkpoint yet",
+            got=f"no directory called by a step's number, but {', '.join(others[:6])}" if others else None,
             need="a run that reached its first save (train.save_every_steps)",
             fix=f"harness train --resume --run {word(found.run)}",
         )

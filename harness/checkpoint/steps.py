@@ -13,6 +13,7 @@ from harness.checkpoint.format import DAMAGE
 from harness.checkpoint.item import Array, Item, read_item
 from harness.checkpoint.marks import damaged_statistics, expected_items, missing_marks, missing_to_resume
 from harness.checkpoint.scan import ANYBODY, Found
+from harness.checkpoint.texts_changed import texts_changed
 from harness.checkpoint.tiles import Tiled, tiled_from
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile
@@ -80,6 +81,8 @@ def _read_step(number: int | None, path: Path, items: dict[str, Path], backend: 
         if len(problems) > SHOWN:
             missing.append(f"{name}: and {len(problems) - SHOWN} more problems")
     missing += damaged_statistics(items[ASSETS], files[ASSETS].sizes) if ASSETS in items else []
+    if not is_item:
+        missing += [why for why in texts_changed(path) if why.split(" ")[0] not in missing]
     lacks = missing_to_resume(path, backend) if backend is not None and not is_item else []
     arrays = {name: len(tree.arrays) for name, tree in trees.items()}
     reports = [CheckpointItem(name=name, bytes=files[name].nbytes, arrays=arrays.get(name)) for name in items]

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from harness.checkpoint.digests import Digests, leaf_digests, read_digests, text_digest
+from harness.checkpoint.digests import Digests, leaf_digests, read_digests
 from harness.checkpoint.failures import disk_full, no_space, save_failure
 from harness.checkpoint.format import mismatches
 from harness.checkpoint.handlers import items_handler, tree_save
@@ -37,6 +37,7 @@ from harness.checkpoint.paths import flat, leaf_paths, nbytes, nested, nested_st
 from harness.checkpoint.shared_digests import shared_digests
 from harness.checkpoint.source import damaged
 from harness.checkpoint.texts import SaveTextFiles
+from harness.checkpoint.texts_changed import text_digest
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, check_stays, there
 from harness.received.json import read_json

@@ -15,9 +15,9 @@ from harness.received import consent
 from harness.received.files import there
 from harness.received.names import why_no_name
 from harness.received.text import word
-from harness.recipe.load import load_recipe, shipped_sources
+from harness.recipe.load import load_recipe, recipe_from, shipped_sources
 from harness.recipe.schema import Recipe
-from harness.run.directory import RECIPE, RunDir, latest_run, new_run, runs_root
+from harness.run.directory import MANIFEST, RECIPE, RunDir, latest_run, new_run, runs_root
 
 TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (OURS, Openpi())}
 
@@ -83,28 +83,47 @@ def recipe_of(run: RunDir, named: str | None, overrides: list[str], *, own_first
     Raises: HarnessError "run-of-another-recipe" when the run has started with another, and those of
     `load_recipe`.
     """
-    own = run.path / RECIPE
-    keeps_its_own = own_first and named is None and there(own)
-    recipe = (
-        load_recipe(str(own), overrides, root=run.path)
-        if keeps_its_own
-        else load_recipe(named or default_recipe(), overrides)
-    )
-    if keeps_its_own:
+    own = _own_recipe(run, overrides) if own_first and named is None else None
+    if own is not None:
         # The package's own addresses need no consent, whichever run names them.
         consent.grant_shipped(shipped_sources())
-    if run.started and there(own) and load_recipe(str(own), root=run.path).sha256() != recipe.sha256():
+    recipe = load_recipe(named or default_recipe(), overrides) if own is None else own
+    kept = _own_recipe(run, []) if run.started else None
+    if kept is not None and kept.sha256() != recipe.sha256():
         raise HarnessError(
             "run-of-another-recipe",
             f"{run.path} is a run of another recipe (or of the same with other --set)",
             got=recipe.name,
-            need=f"the recipe in {own}",
+            need=f"the recipe in {run.path / RECIPE}",
             fix=(
                 "another --run or --name for another recipe; or leave --recipe, --set and --dataset out to"
                 " use this run's own"
             ),
         )
     return recipe
+
+
+def _own_recipe(run: RunDir, overrides: list[str]) -> Recipe | None:
+    """The recipe in the run's own file; without that file, the one in its manifest. None if it has neither.
+
+    Raises: those of `load_recipe` and `recipe_from`.
+    """
+    path = run.path / RECIPE
+    if not there(path):
+        manifest = run.read(Manifest)
+        where = str(run.path / MANIFEST)
+        return None if manifest is None else recipe_from(dict(manifest.recipe), overrides, where=where)
+    try:
+        found = load_recipe(str(path), root=run.path)
+    except HarnessError as error:
+        if error.code != "recipe-invalid" or not there(run.path / MANIFEST):
+            raise
+        fix = (
+            f"rm {word(path)}, then harness train --resume --run {word(run.path)}: the run's manifest has its"
+            " recipe too"
+        )
+        raise HarnessError(error.code, error.what, got=error.got, need=error.need, fix=fix) from error
+    return load_recipe(str(path), overrides, root=run.path) if overrides else found
 
 
 def refuse_started(run: RunDir) -> None:

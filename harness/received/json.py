@@ -23,6 +23,8 @@ def parse_json(data: bytes | str, *, finite: bool = False, unique: bool = False)
     Raises: ValueError, also for more than 100 levels, for integers of more than 20 digits, and for lone
     surrogates.
     """
+    if data and set(data) <= {0, "\0"}:
+        raise ValueError("it holds zeros alone, as a file does that a power cut took")
     try:
         value = json.loads(data, parse_int=_bounded, object_pairs_hook=_unique if unique else None)
     except RecursionError as error:

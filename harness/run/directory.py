@@ -125,6 +125,13 @@ def cannot_write(path: Path, error: OSError) -> HarnessError:
                 " saves), then go on with --resume"
             ),
         )
+    if error.errno == errno.EISDIR:
+        return HarnessError(
+            "not-writable",
+            f"cannot write {path}: a directory has its name",
+            need="a file there, or nothing",
+            fix=f"mv {word(path)} {word(f'{path}.old')}",
+        )
     return HarnessError(
         "not-writable",
         f"cannot write {path}: {error.strerror}",
@@ -201,7 +208,7 @@ class RunDir:
         Raises: HarnessError "artifact-invalid" for a file of another form, "artifact-unreadable"; UnsafeFile.
         """
         path = self.path / kind.FILE
-        fix = f"remove it and run the verb that writes it again: rm {word(path)}"
+        fix = _mend(kind, path)
         try:
             data = read_json(path, self.path, ARTIFACT_BYTES, finite=True)
         except (FileNotFoundError, NotADirectoryError):
@@ -213,7 +220,8 @@ class RunDir:
                 "artifact-unreadable",
                 f"{path} cannot be read: {error.strerror}",
                 need="a file that this user may read",
-                fix=fix,
+                # `rm` deletes no directory.
+                fix=f"mv {word(path)} {word(f'{path}.old')}" if isinstance(error, IsADirectoryError) else fix,
             ) from error
         return parse(kind, data, where=str(path), code="artifact-invalid", fix=fix)
 
@@ -231,6 +239,15 @@ class RunDir:
         except HarnessError:
             return None
         return found if found is not None and found.inputs == inputs else None
+
+
+def _mend(kind: type[Artifact], path: Path) -> str:
+    if not kind.RECORDED:
+        return f"remove it and run the verb that writes it again: rm {word(path)}"
+    return (
+        "put a copy from before the damage there, since no verb writes the same again; if a newer harness"
+        f" wrote it, use that one; to set it aside: mv {word(path)} {word(f'{path}.damaged')}"
+    )
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -17,12 +17,14 @@ SILENT_STEPS, SILENT_S = 20, 120.0
 class Standing(NamedTuple):
     """The known facts of a run.
 
-    `process` holds the run; `owner` is the machine that last held it. `step` of `steps` are logged, one line
-    per `every` steps, the last line `age_s` seconds ago. The last whole checkpoint has taken `saved` steps.
+    `process` holds the run; `owner` is the machine that last held it. `step` of `steps` are done, and
+    `logged` of them logged, one line per `every` steps, the last line `age_s` seconds ago. The last whole
+    checkpoint has taken `saved` steps.
     """
 
     process: str | None
     owner: str | None
+    logged: int
     step: int
     steps: int | None
     saved: int | None
@@ -38,7 +40,7 @@ class Standing(NamedTuple):
     def _living(self, process: str) -> tuple[State, str]:
         if self.age_s is None:
             return "preparing", f"{process} holds the run; nothing is logged yet"
-        if self.age_s > _patience(self.step_s, self.every) and not self._all_logged:
+        if self.age_s > _patience(self.step_s, self.every) and not self._all_done:
             return (
                 "silent",
                 f"{process} holds the run, yet {self._said}; a step takes {format_seconds(self.step_s)}",
@@ -52,7 +54,7 @@ class Standing(NamedTuple):
             self.owner is None
             and self.age_s is not None
             and self.age_s < _patience(self.step_s)
-            and not self._all_logged
+            and not self._all_done
         ):
             return "unknown", f"{said}; the run has no lock, so it is not known whether a process is there"
         elsewhere = (
@@ -61,9 +63,10 @@ class Standing(NamedTuple):
             else ""
         )
         kept = saved is not None or _any_entry(self.checkpoints)
-        if self._all_logged and self.steps is not None and ((saved or 0) >= self.steps or not kept):
+        if self._all_done and self.steps is not None and ((saved or 0) >= self.steps or not kept):
             without = "" if kept else "; there is no checkpoint"
-            return "finished", f"all {self.steps:,} steps are logged; {said}{without}"
+            where = "logged" if self.logged >= self.steps else "saved"
+            return "finished", f"all {self.steps:,} steps are {where}; {said}{without}"
         if self.age_s is None and saved is None:
             return (
                 "died" if self.owner else "stopped",
@@ -86,7 +89,7 @@ class Standing(NamedTuple):
         )
 
     @property
-    def _all_logged(self) -> bool:
+    def _all_done(self) -> bool:
         return self.steps is not None and self.step >= self.steps
 
     @property

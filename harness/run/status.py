@@ -91,11 +91,9 @@ def read_status(run: RunDir, *, now: float | None = None, read: Read | None = No
     last, step, step_s, data_s = tail.last, tail.step, tail.step_s, tail.data_s
     age_s = tail.age_s(time.time() if now is None else now)
     (process, owner), saved = _lock(run.path, problems), saved_step(run, backend, problems)
-    if saved is not None and backend == "openpi" and not process:
-        # openpi logs only some steps.
-        step = max(step, saved)
+    logged, step = step, step if process else _done(step, saved, backend, problems)
     every = last.mean_of_steps or 1 if last else 1
-    standing = Standing(process, owner, step, steps, saved, age_s, step_s, every, run.checkpoints)
+    standing = Standing(process, owner, logged, step, steps, saved, age_s, step_s, every, run.checkpoints)
     state, reason = standing.state()
     expected = chosen.seconds_per_step if chosen else None
     left = None if steps is None or state not in ("running", "silent", "preparing") else steps - step
@@ -218,6 +216,18 @@ def _lock(run: Path, problems: list[str]) -> tuple[str | None, str | None]:
     except HarnessError as error:
         problems.append(f"{LOCK} cannot be used: {error.what}")
         return None, None
+
+
+def _done(logged: int, saved: int | None, backend: Backend, problems: list[str]) -> int:
+    """Number of steps that are done, by the log and by the newest checkpoint."""
+    if saved is None or saved <= logged:
+        return logged
+    # openpi logs only some steps. Ours logs all of them before it saves.
+    if backend != "openpi":
+        problems.append(
+            f"the log has {logged:,} steps, and the checkpoint {saved:,}: lines of metrics.jsonl are lost"
+        )
+    return saved
 
 
 def _pace(step_s: float | None, expected: float | None, data_s: float | None) -> list[str]:

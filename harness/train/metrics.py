@@ -49,7 +49,10 @@ def _check_size(path: Path) -> None:
 
 
 class MetricsFile:
-    """metrics.jsonl: one line a step, without gaps or duplicates, also after a resume."""
+    """metrics.jsonl: one line a step, without gaps or duplicates, also after a resume.
+
+    `repeated` is the number of lines that were there of steps that are computed again.
+    """
 
     def __init__(self, path: Path, *, start_step: int) -> None:
         """Keeps the lines before `start_step`.
@@ -58,15 +61,17 @@ class MetricsFile:
         Raises: HarnessError "file-too-large" if not all lines could be kept; UnsafeFile.
         """
         kept: list[str] = []
+        self.repeated = 0
         if there(path):
             _check_size(path)
-            # This also drops the half line of a process that was killed while it wrote.
-            lines = (
-                line
-                for line in read_lines(path, path.parent, most=METRICS_BYTES)
-                if line.metrics is not None and line.metrics.step < start_step
-            )
-            kept = [line.text.decode(errors="replace").rstrip() for line in lines]
+            for line in read_lines(path, path.parent, most=METRICS_BYTES):
+                if line.metrics is None:
+                    # Such as the half line of a process that was killed while it wrote.
+                    continue
+                if line.metrics.step < start_step:
+                    kept.append(line.text.decode(errors="replace").rstrip())
+                else:
+                    self.repeated += 1
         write_atomic(path, "".join(line + "\n" for line in kept))
         # Unbuffered, so that closing has nothing left to write that could fail a second time.
         self._path, self._file = path, os.fdopen(open_to_write(path, append=True), "r+b", buffering=0)

@@ -19,6 +19,12 @@ class Records:
     ) -> None:
         assert manifest is not None
         self.metrics = MetricsFile(job.run.metrics, start_step=start_step)
+        if self.metrics.repeated:
+            whole = f"the last whole checkpoint is of step {start_step:,}"
+            watcher.say(
+                f"{self.metrics.repeated:,} logged steps are computed again:"
+                f" {whole if start_step else 'there is no whole checkpoint'}"
+            )
         config = manifest.model_dump(mode="json")
         self.wandb = Wandb(job.run, job.recipe, config, start_step=start_step, warn=watcher.warn)
         if start_step == 0:

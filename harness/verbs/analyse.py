@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.errors import HarnessError
-from harness.verbs.answers import answer
+from harness.verbs.answers import answer, keep_if_possible
 from harness.verbs.options import JsonOption, SetOption
 
 
@@ -61,11 +61,10 @@ def analyse(
         )
     stdin = sys.stdin.buffer if target == STDIN else None
     found = read(target, recipe=recipe, overrides=sets or [], references=reference or [], stdin=stdin)
-    kept = run
-    if run is None and target != STDIN and Path(target).is_dir() and not Path(target).is_symlink():
+    if run is not None:
+        RunDir(run).write(found)
+    elif target != STDIN and Path(target).is_dir() and not Path(target).is_symlink():
         # A link may be somebody else's, and lead to a run that nobody named; --run names it.
-        kept = Path(target)
-    if kept is not None:
-        RunDir(kept).write(found)
+        keep_if_possible(Path(target), found)
     answer(found, as_json, curve_table)
     raise typer.Exit(0 if found.verdict == "learning" else 1)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.errors import HarnessError
 from harness.received.text import all_visible, in_json
 from harness.redact import redact_json
 
@@ -24,6 +25,19 @@ def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
         Console().print(
             table(type(artifact).model_validate_json(json.dumps(all_visible(json.loads(text))))), crop=False
         )
+
+
+def keep_if_possible(run: Path, artifact: Any) -> None:
+    """Writes the artifact into a run that was only to be looked at.
+
+    Somebody else's run may lie where only he may write; the answer is printed all the same.
+    """
+    from harness.show.progress import Progress
+
+    try:
+        rundir(run).write(artifact)
+    except HarnessError as error:
+        Progress().warn(f"{artifact.FILE} was not written: {error.what}")
 
 
 def dataset_overrides(dataset: str | None) -> list[str]:

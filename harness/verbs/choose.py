@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import HarnessError
-from harness.verbs.answers import answer
+from harness.verbs.answers import answer, keep_if_possible
 from harness.verbs.options import JsonOption, RunOption
 
 if TYPE_CHECKING:
@@ -58,8 +58,10 @@ def choose(
     if fill:
         _fill(directory)
     found = compare(directory, "action" if by == "action" else "loss")
-    if not given.is_symlink():
+    if run is not None and path is None:
         directory.write(found)
+    elif not given.is_symlink():
+        keep_if_possible(given, found)
     answer(found, as_json, choice_table)
     raise typer.Exit(0 if found.chosen is not None else 1)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.errors import HarnessError
-from harness.received.text import one_line
+from harness.received.text import one_line, word
 from harness.verbs.answers import rundir
 from harness.verbs.options import JsonOption, RunOption
 
@@ -52,7 +52,16 @@ def report(
             fix="ls runs; harness report runs/NAME",
         )
     target = output or (given[0] / REPORT if len(given) == 1 else Path("compare.html"))
-    write_atomic(target, _page(given))
+    page = _page(given)
+    try:
+        write_atomic(target, page)
+    except HarnessError as error:
+        if error.code != "not-writable" or output is not None:
+            raise
+        # Somebody else's run may lie where only he may write.
+        again = " ".join(word(path) for path in given)
+        fix = f"harness report {again} --output FILE.html; or {error.fix}"
+        raise HarnessError(error.code, error.what, got=error.got, need=error.need, fix=fix) from error
     print(
         json.dumps({"path": str(target), "bytes": target.stat().st_size})
         if as_json

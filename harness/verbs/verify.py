@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from harness.errors import HarnessError
 from harness.received.consent import hear
 from harness.show.progress import busy
-from harness.verbs.answers import answer
+from harness.verbs.answers import answer, keep_if_possible
 from harness.verbs.options import DeviceOption, FetchOption, JsonOption, OfflineOption
 
 
@@ -47,10 +46,6 @@ def verify(
             found = verify_pair(RunDir(run), RunDir(other))
     else:
         found = verify_run(RunDir(run), steps=steps, start=start, device=device, watcher=console)
-        try:
-            RunDir(run).write(found)
-        except HarnessError as error:
-            # Somebody else's run may lie where only he may write; the answer is printed all the same.
-            console.warn(f"verdict.json was not written: {error.what}")
+        keep_if_possible(run, found)
     answer(found, as_json, verdict_table)
     raise typer.Exit(0 if found.verdict == "equal" else 1)

@@ -155,12 +155,7 @@ def _follows(manifest: Manifest, found: Found) -> list[Compared]:
     # Plans are exact: another plan computes the same, but sums in another order. Saving changes nothing.
     levers = manifest.plan.levers.model_dump(mode="json")
     rows += _mapping("plan", levers, found.plan, why, matters=lambda key: key != "save")
-    rows += _mapping(
-        "files",
-        {Dataset.FILE: manifest.dataset_sha256, NormStats.FILE: manifest.norm_stats_sha256},
-        found.files,
-        why,
-    )
+    rows += _mapping("files", _recorded_files(manifest), found.files, why)
     leaves = _mapping("leaves", manifest.weights.get("leaves"), found.leaves, why)
     # If they were not recomputed, files or seed have answered for them above.
     rows += [
@@ -181,6 +176,16 @@ def _follows(manifest: Manifest, found: Found) -> list[Compared]:
         _one("executable_fingerprint", manifest.executable_fingerprint, found.executable_fingerprint, why)
     )
     return rows
+
+
+def _recorded_files(manifest: Manifest) -> dict[str, str]:
+    return {Dataset.FILE: manifest.dataset_sha256, NormStats.FILE: manifest.norm_stats_sha256}
+
+
+def changed_files(manifest: Manifest, files: Mapping[str, str]) -> list[Compared]:
+    """A row for each of the run's own `files` that is not as its manifest says."""
+    rows = _mapping("own_files", _recorded_files(manifest), files, {})
+    return [row for row in rows if row.status == "differs"]
 
 
 def weights_digests(weights: Mapping[str, Any]) -> dict[str, str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from harness.artifacts.metrics_lines import read_lines
+from harness.artifacts.metrics_lines import Line, read_lines
 from harness.artifacts.verdict import Replay
 from harness.errors import HarnessError
 from harness.received.files import there
-from harness.received.text import one_line
+from harness.received.text import one_line, word
 
 # The metrics that a step computes. The other metrics are times.
 VALUES = ("loss", "grad_norm", "param_norm", "learning_rate")
@@ -22,6 +22,8 @@ OTHER_DEVICE_TOLERANCE = 0.02
 def recorded_metrics(path: Path) -> dict[int, dict[str, float]]:
     """Step → values of a metrics.jsonl. Of a step that occurs twice, the last values.
 
+    A last line without an end is what a killed process leaves; it is left out.
+
     Raises: HarnessError "metrics-missing" or "metrics-invalid"; UnsafeFile.
     """
     if not there(path):
@@ -32,20 +34,28 @@ def recorded_metrics(path: Path) -> dict[int, dict[str, float]]:
             fix="harness verify RUN, with a run that has begun",
         )
     found: dict[int, dict[str, float]] = {}
+    torn: Line | None = None
     try:
         for line in read_lines(path, path.parent):
-            if line.metrics is None:
-                raise _invalid(
-                    path, f"line {line.number}: {one_line(line.text[:80].decode(errors='replace').strip())}"
-                )
-            found[line.metrics.step] = {name: float(getattr(line.metrics, name)) for name in VALUES}
+            if torn is not None:
+                raise _no_line(path, torn)
+            if line.metrics is not None:
+                found[line.metrics.step] = {name: float(getattr(line.metrics, name)) for name in VALUES}
+            elif line.text.endswith(b"\n"):
+                raise _no_line(path, line)
+            else:
+                torn = line
     except OSError as error:
         raise _invalid(path, error.strerror) from error
     return found
 
 
+def _no_line(path: Path, line: Line) -> HarnessError:
+    return _invalid(path, f"line {line.number}: {one_line(line.text[:80].decode(errors='replace').strip())}")
+
+
 def _invalid(path: Path, got: str | None) -> HarnessError:
-    fix = "the file was changed or cut: nothing can be compared with it"
+    fix = f"put a copy from before the change there, or remove the lines that are none: less {word(path)}"
     return HarnessError("metrics-invalid", f"{path} does not hold lines of metrics", got=got, fix=fix)
 
 

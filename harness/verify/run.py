@@ -15,7 +15,14 @@ from harness.run.directory import RunDir
 from harness.run.watcher import Watcher
 from harness.verify.again import Again
 from harness.verify.binding import bound
-from harness.verify.fields import Found, compare_fields, first_difference, overall, weights_digests
+from harness.verify.fields import (
+    Found,
+    changed_files,
+    compare_fields,
+    first_difference,
+    overall,
+    weights_digests,
+)
 from harness.verify.found import files_of, found_here
 from harness.verify.initial import digests_here
 from harness.verify.replay import compare_metrics, recorded_metrics
@@ -82,7 +89,11 @@ def verify_pair(run: RunDir, other: RunDir) -> Verdict:
         "plan": b.plan.levers.model_dump(mode="json"),
     }
     recorded |= {"upstream": b.upstream.commit if b.upstream else None}
-    rows = compare_fields(a, Found(**recorded, files=files_of(other)))
+    rows = [
+        *compare_fields(a, Found(**recorded, files=files_of(other))),
+        # The comparison asks the other run's files; this run's own may have been changed too.
+        *changed_files(a, files_of(run)),
+    ]
     replay = compare_metrics(
         recorded_metrics(run.metrics),
         recorded_metrics(other.metrics),
