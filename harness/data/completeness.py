@@ -18,7 +18,7 @@ from harness.data.images import check_image
 from harness.data.lerobot import LeRobotDataset
 from harness.data.metadata import Episode
 from harness.data.video import packet_times, too_short
-from harness.data.videotimes import check_offsets, check_rate
+from harness.data.videotimes import check_offsets, check_rate, check_start, check_table, lacks, nearest
 
 _THREADS = 4
 Size = tuple[int, int]
@@ -89,28 +89,25 @@ def _check_video(
 ) -> None:
     """Raises HarnessError for the first row that has no packet at its time.
 
-    The code is "video-too-short", or that of the cause: "video-other-rate" or "video-offset-wrong".
+    The code is "video-too-short", or that of the cause: "timestamps-wrong", "video-other-rate" or
+    "video-offset-wrong".
     """
     with dataset.naming(episodes):
         there = packet_times(dataset.path, path)
     for episode in episodes:
         wanted = episode.videos[name].start_s + timestamps[episode.first : episode.first + episode.length]
-        # The packets on either side of each time; there is at least one packet.
-        right = np.clip(np.searchsorted(there, wanted), 0, len(there) - 1)
-        nearest = np.where(
-            np.abs(there[right] - wanted) < np.abs(there[right - 1] - wanted), there[right], there[right - 1]
-        )
-        lacking = np.abs(nearest - wanted) > 0.25 / dataset.fps
+        lacking = lacks(there, wanted, dataset.fps)
         if lacking.any():
             row = int(np.argmax(lacking))
             table = f"{dataset.path_of(episode.file)} row {episode.row + row}"
             listed = [one for one in dataset.listed if one.videos[name].file == episode.videos[name].file]
             with dataset.naming([episode]):
+                check_table(dataset, name, there, episode)
                 check_rate(path, there, wanted, episode)
                 check_offsets(dataset, name, path, there, listed)
-                raise too_short(
-                    path, float(wanted[row]), float(nearest[row]), table, _end_alone(there, listed, lacking)
-                )
+                check_start(dataset, name, path, there, episode)
+                at, closest = float(wanted[row]), float(nearest(there, wanted)[row])
+                raise too_short(path, at, closest, table, _end_alone(there, listed, lacking))
 
 
 def _end_alone(there: np.ndarray, episodes: list[Episode], lacking: np.ndarray) -> int | None:
