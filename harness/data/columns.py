@@ -250,8 +250,7 @@ def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
             f"row {first + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))} is null",
             row=True,
         )
-    kind = array.type
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(array.type):
         lengths = np.asarray(array.value_lengths()) if rows else np.zeros(0, np.int64)
         if rows and (lengths != lengths[0]).any():
             raise _invalid(
@@ -276,10 +275,16 @@ def _check_numbers(path: Path, field: Any) -> None:
     The type is checked before the column is read, because another type may unpack to any size.
     """
     kind = field.type
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         kind = kind.value_type
     if not is_number(kind):
         raise _invalid(path, field.name, f"holds {str(field.type)[:100]}, not numbers")
+
+
+def _is_list(kind: Any) -> bool:
+    """True if an Arrow type is a list of values, in any of Arrow's layouts."""
+    layouts = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    return any(getattr(pa.types, f"is_{layout}")(kind) for layout in layouts)
 
 
 def is_number(kind: Any) -> bool:

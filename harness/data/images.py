@@ -150,8 +150,8 @@ def unreadable(data: bytes, where: str, error: Exception) -> HarnessError:
         got=f"{len(data):,} bytes that begin with {data[:8].hex(' ')}" if unknown else str(error)[:200],
         need=need,
         fix=(
-            "write the pictures as PNG, in a copy of the dataset, if these are raw pixels; else copy the image"
-            " again from the original recording"
+            "write the pictures as PNG, in a copy of the dataset, if these are raw pixels; else copy the"
+            " image again from the original recording"
             if unknown
             else "copy the image again from the original recording"
         ),

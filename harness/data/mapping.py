@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 from harness.artifacts import Feature
 from harness.data.columns import BOOKKEEPING
+from harness.data.mending import correct
+from harness.data.paths import INFO
 from harness.errors import HarnessError
 from harness.recipe.schema import Data
 
 IMAGES, NUMBERS = ("image", "video"), ("float", "int", "uint", "bool")
+_NEED = {IMAGES: " or ".join(IMAGES), NUMBERS: " or ".join(NUMBERS) + ", a vector: [width]"}
 # Least likeness of names at which a feature is proposed as the state. Below it the proposal is null: a
 # missing state is not replaced by another feature, such as the actions.
 _OF_THE_SAME = 0.6
@@ -66,7 +69,7 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
     need = (
         ", ".join(each.name for each in lacking)
         if lacking
-        else ", ".join(dict.fromkeys(" or ".join(each.kinds) for each in unfit))
+        else ", ".join(dict.fromkeys(_NEED[each.kinds] for each in unfit))
     )
     blind = (
         all(each.kinds == IMAGES for each in wrong)
@@ -74,6 +77,13 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
         and len(wrong) == sum(each.kinds == IMAGES for each in wanted)
     )
     fix = "--dataset with a dataset that has images or videos" if blind else _mapped(features, wanted, wrong)
+    if not lacking and not set(there) - {each.name for each in wanted}:
+        # No other feature can take the place. The column itself may be right.
+        fix = correct(
+            path / INFO,
+            f"if the tables hold what is needed, give its dtype and shape in {INFO}; else --dataset with"
+            " another dataset",
+        )
     raise HarnessError(code, what, got=got, need=need, fix=fix)
 
 
