@@ -145,14 +145,19 @@ def test_a_table_with_a_clock_of_its_own_is_told_not_its_video(
     assert describe(recipe(root)).findings == []
 
 
-def _video(path: Path, frames: range, start_s: float = 0.0, container: str = "mp4") -> None:
+def _video(
+    path: Path, frames: range, start_s: float = 0.0, container: str = "mp4", uneven_s: float = 0.0
+) -> None:
     with av.open(str(path), "w", format=container) as file:
         stream = file.add_stream("mpeg4", rate=writer.FPS)
         stream.height, stream.width, stream.pix_fmt = *writer.SIZE, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         for n, i in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(writer.frame(i), format="rgb24")
-            frame.pts, frame.time_base = round(1000 * (start_s + n / writer.FPS)), Fraction(1, 1000)
+            frame.pts, frame.time_base = (
+                round(1000 * (start_s + n / writer.FPS + n % 2 * uneven_s)),
+                Fraction(1, 1000),
+            )
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
 
@@ -168,6 +173,14 @@ def test_a_video_that_begins_late_is_told_with_the_command_that_mends_it(
     assert refusal.code == "video-offset-wrong"
     assert refusal.got == f"its first frame at {start_s:.3f} s"
     assert "ffmpeg -i '" in refusal.fix
+
+
+def test_a_video_of_uneven_times_is_told_as_one(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set", images="video")
+    _video(next(root.rglob("*000.mp4")), range(7), uneven_s=0.05)
+    refusal = refused(root)
+    assert (refusal.code, refusal.got) == ("video-other-rate", "gaps of 0.050 to 0.150 s")
+    assert "setpts=N/10/TB" in refusal.fix
 
 
 @pytest.mark.parametrize(("container", "name"), [("matroska", "Matroska or WebM"), ("avi", "AVI")])
@@ -221,7 +234,25 @@ def test_the_only_actions_are_not_to_be_mapped_to_others(tmp_path: Path, changes
     refusal = refused(root)
     assert refusal.code == "dataset-feature-invalid"
     assert "a vector: [width]" in str(refusal.need)
-    assert "give its dtype and shape in meta/info.json" in refusal.fix
+    assert "give its name, dtype and shape in meta/info.json" in refusal.fix
+
+
+def test_actions_that_are_not_declared_are_to_be_declared(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set")
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    change_info(root, features={name: feature for name, feature in features.items() if name != "action"})
+    refusal = refused(root)
+    assert refusal.code == "dataset-feature-missing"
+    assert "give its name, dtype and shape in meta/info.json" in refusal.fix
+
+
+def test_a_column_that_stands_there_twice_is_told_as_that(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set")
+    path = next((root / "data").rglob("*000.parquet"))
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("action", table.column("action")), path)
+    refusal = refused(root)
+    assert (refusal.code, "more than once" in refusal.what) == ("dataset-feature-invalid", True)
 
 
 @pytest.mark.parametrize("kind", [pa.list_view(pa.float32()), pa.large_list_view(pa.float32())])

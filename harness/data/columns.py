@@ -160,6 +160,9 @@ def read_columns(
     with open_parquet(root, path) as (file, raw):
         with refusing(path):
             schema = file.schema_arrow
+        for name in names:
+            if schema.names.count(name) > 1:
+                raise _invalid(path, name, "it stands there more than once", anew=True)
         lacking = [name for name in names if schema.get_field_index(name) < 0]
         if lacking:
             raise HarnessError(
@@ -301,15 +304,18 @@ def _plain(path: Path, name: str, array: Any) -> np.ndarray:
 
 
 def _anew(path: Path, names: list[str]) -> str:
-    """The fix for columns of LeRobot's own: no other feature can take their place."""
+    """The fix for columns whose place no other feature can take, as LeRobot's own."""
     return f"write {', '.join(names)} of {path.name} as LeRobot's own writer does, in a copy of the dataset"
 
 
-def _invalid(path: Path, name: str, what: str, *, row: bool = False) -> HarnessError:
-    """The error for a column that holds no numbers, or with `row` for a single row of it that holds none."""
+def _invalid(path: Path, name: str, what: str, *, row: bool = False, anew: bool = False) -> HarnessError:
+    """The error for a column that holds no numbers, or with `row` for a single row of it that holds none.
+
+    With `anew` the file must be written again, whatever the recipe names.
+    """
     if row:
         fix = "repair that row in a copy of the dataset, or leave its episode out (data.episodes.exclude)"
-    elif name in BOOKKEEPING:
+    elif anew or name in BOOKKEEPING:
         fix = _anew(path, [name])
     else:
         fix = "map another feature in the recipe: --set data.state=FEATURE, --set data.actions=FEATURE"

@@ -18,7 +18,15 @@ from harness.data.images import check_image
 from harness.data.lerobot import LeRobotDataset
 from harness.data.metadata import Episode
 from harness.data.video import packet_times, too_short
-from harness.data.videotimes import check_offsets, check_rate, check_start, check_table, lacks, nearest
+from harness.data.videotimes import (
+    check_even,
+    check_offsets,
+    check_rate,
+    check_start,
+    check_table,
+    lacks,
+    nearest,
+)
 
 _THREADS = 4
 Size = tuple[int, int]
@@ -106,6 +114,7 @@ def _check_video(
                 check_rate(path, there, wanted, episode)
                 check_offsets(dataset, name, path, there, listed)
                 check_start(dataset, name, path, there, episode)
+                check_even(dataset, path, there, sum(one.length for one in listed))
                 at, closest = float(wanted[row]), float(nearest(there, wanted)[row])
                 raise too_short(path, at, closest, table, _end_alone(there, listed, lacking))
 

@@ -237,7 +237,7 @@ def _tasks_v3(root: Path) -> dict[int, str]:
 
 def _tasks(rows: Iterator[tuple[dict[str, Any], str, str]]) -> dict[int, str]:
     """The text of each task, empty where it is null. Each of `rows` is (row, key of the text, location)."""
-    tasks, letters = {}, 0
+    tasks, letters = dict[int, str](), 0
     for row, key, at in rows:
         null = key in row and row[key] is None
         found = "" if null else text(row, key, at, letters=TASK_LETTERS)

@@ -77,13 +77,10 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
         and len(wrong) == sum(each.kinds == IMAGES for each in wanted)
     )
     fix = "--dataset with a dataset that has images or videos" if blind else _mapped(features, wanted, wrong)
-    if not lacking and not set(there) - {each.name for each in wanted}:
-        # No other feature can take the place. The column itself may be right.
-        fix = correct(
-            path / INFO,
-            f"if the tables hold what is needed, give its dtype and shape in {INFO}; else --dataset with"
-            " another dataset",
-        )
+    if fix is None or (blind and unfit):
+        # No other feature can take the place. The tables may have it all the same.
+        said = f"if the tables hold it, give its name, dtype and shape in {INFO}"
+        fix = correct(path / INFO, f"{said}; else --dataset with another dataset")
     raise HarnessError(code, what, got=got, need=need, fix=fix)
 
 
@@ -106,8 +103,8 @@ def _fits(features: dict[str, Feature], name: str, kinds: tuple[str, ...]) -> bo
     )
 
 
-def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Wanted]) -> str:
-    """A `--set` for every wrong key.
+def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Wanted]) -> str | None:
+    """A `--set` for every wrong key; None if a key is left without a feature.
 
     Each key gets the most similar feature that no other key has. It gets null if no feature is left and null
     is allowed.
@@ -119,7 +116,9 @@ def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Want
         alike = _likenesses(features, each, taken)
         chosen = max(alike, key=alike.__getitem__, default=None)
         if chosen is None or (each.may_be_null and each.kinds == NUMBERS and alike[chosen] < _OF_THE_SAME):
-            chosen = "null" if each.may_be_null else "FEATURE"
+            if not each.may_be_null:
+                return None
+            chosen = "null"
         taken.add(chosen)
         names[each] = chosen
     found = {}

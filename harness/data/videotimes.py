@@ -16,6 +16,7 @@ from harness.data.metadata import Episode
 from harness.data.paths import EPISODES
 from harness.data.video import remuxed
 from harness.errors import HarnessError
+from harness.received.text import word
 
 # 29.97 frames per second are not 30: after 8 seconds they are a quarter of a frame apart.
 _SHARE = 5e-4
@@ -62,7 +63,7 @@ def check_table(dataset: LeRobotDataset, name: str, there: np.ndarray, episode: 
 
 
 def check_start(dataset: LeRobotDataset, name: str, path: Path, there: np.ndarray, episode: Episode) -> None:
-    """Refuses a video that begins late and has a frame for each row from there on.
+    """Refuses a video that begins late and has a frame for each row of the episode from there on.
 
     Raises: HarnessError "video-offset-wrong".
     """
@@ -75,6 +76,24 @@ def check_start(dataset: LeRobotDataset, name: str, path: Path, there: np.ndarra
         got=f"its first frame at {there[0]:.3f} s",
         need="its first frame at 0 s, as the table's",
         fix=f"in a copy of the dataset, put a video that begins at 0 s in its place: {remuxed(path)}",
+    )
+
+
+def check_even(dataset: LeRobotDataset, path: Path, there: np.ndarray, rows: int) -> None:
+    """Refuses a video of one frame for each of its `rows`, shown at uneven times, as telephones record.
+
+    Raises: HarnessError "video-other-rate".
+    """
+    if len(there) != rows or rows < 2:
+        return
+    gaps = np.diff(there)
+    again = f"ffmpeg -i {word(path)} -an -vf setpts=N/{dataset.fps:g}/TB {word(f'{path.stem}.new.mp4')}"
+    raise HarnessError(
+        "video-other-rate",
+        f"{path} shows its frames at uneven times; it has one for every row",
+        got=f"gaps of {gaps.min():.3f} to {gaps.max():.3f} s",
+        need=f"{1 / dataset.fps:.3f} s",
+        fix=f"in a copy of the dataset, put a video of an even rate in its place: {again}",
     )
 
 
