@@ -19,6 +19,7 @@ import pytest
 
 from harness.data.dataset import describe
 from harness.data.images import check_image, decode
+from harness.data.video import packet_times
 from harness.errors import HarnessError
 from tests.support import lerobot_writer as writer
 from tests.support.dataset_breaks import V3_EPISODES, change_column, change_info, opened, recipe, refused
@@ -181,6 +182,19 @@ def test_a_video_of_uneven_times_is_told_as_one(tmp_path: Path) -> None:
     refusal = refused(root)
     assert (refusal.code, refusal.got) == ("video-other-rate", "gaps of 0.050 to 0.150 s")
     assert "setpts=N/10/TB" in refusal.fix
+
+
+def test_frames_that_an_edit_list_hides_are_not_there(tmp_path: Path) -> None:
+    """They were counted as there, and missed only in training."""
+    root = writer.write(tmp_path / "set", images="video", lengths=(40, 5))
+    path = next(root.rglob("*000.mp4"))
+    assert len(packet_times(root, path)) == 40
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12
+    shown = int.from_bytes(data[at : at + 4], "big") * 30 // 40
+    path.write_bytes(data[:at] + shown.to_bytes(4, "big") + data[at + 4 :])
+    assert len(packet_times(root, path)) == 30
+    assert "the video ends 10 frames before the table" in str(refused(root).got)
 
 
 @pytest.mark.parametrize(("container", "name"), [("matroska", "Matroska or WebM"), ("avi", "AVI")])

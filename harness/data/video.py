@@ -228,7 +228,8 @@ def packet_times(root: Path, path: Path) -> np.ndarray:
             packets = [
                 (packet.pts, packet.is_corrupt)
                 for packet in container.demux(stream)
-                if packet.pts is not None
+                # An edit list, as cutting without encoding leaves it, hides packets: no frame comes of them.
+                if packet.pts is not None and not packet.is_discard
             ]
         except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
             raise _corrupt(path, error) from error
