@@ -197,6 +197,17 @@ def test_frames_that_an_edit_list_hides_are_not_there(tmp_path: Path) -> None:
     assert "the video ends 10 frames before the table" in str(refused(root).got)
 
 
+def test_two_episodes_of_the_same_frames_are_a_finding(tmp_path: Path) -> None:
+    """A wrong start time in the middle of a file lacks no frame, and shows another episode's."""
+    root = writer.write(tmp_path / "set", version="v3.0", images="video")
+    assert describe(recipe(root)).findings == []
+    rows = pq.read_table(root / V3_EPISODES).to_pylist()
+    rows[1]["videos/cam/from_timestamp"] -= 0.2
+    pq.write_table(pa.Table.from_pylist(rows), root / V3_EPISODES)
+    (finding,) = describe(recipe(root)).findings
+    assert "episodes 0 and 1 in videos/cam/chunk-000/file-000.mp4 show the same frames" in finding
+
+
 @pytest.mark.parametrize(("container", "name"), [("matroska", "Matroska or WebM"), ("avi", "AVI")])
 def test_another_container_is_named(tmp_path: Path, container: str, name: str) -> None:
     root = writer.write(tmp_path / "set", images="video")

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,8 @@ Size = tuple[int, int]
 
 
 def check_cameras(dataset: LeRobotDataset, names: Iterable[str]) -> list[str]:
-    """Findings on the features `names`: images whose sizes differ from the metadata.
+    """Findings on the features `names`: images whose sizes differ from the metadata, videos of which two
+    episodes show the same frames.
 
     Raises an error if an image or a video is not complete.
 
@@ -44,7 +46,7 @@ def check_cameras(dataset: LeRobotDataset, names: Iterable[str]) -> list[str]:
     findings = []
     for name in sorted(names):
         if dataset.features[name].dtype == "video":
-            _check_videos(dataset, name)
+            findings += _check_videos(dataset, name)
         else:
             findings += _other_sizes(dataset, name, _check_images(dataset, name))
         # Decodes one image: an unsupported codec is better found now than in training.
@@ -78,30 +80,42 @@ def _other_sizes(dataset: LeRobotDataset, name: str, sizes: Counter[Size]) -> li
     ]
 
 
-def _check_videos(dataset: LeRobotDataset, name: str) -> None:
+def _check_videos(dataset: LeRobotDataset, name: str) -> list[str]:
+    """Findings on files of which two episodes show the same frames."""
     files: dict[str, list[Episode]] = {}
     for episode in dataset.episodes:
         files.setdefault(episode.videos[name].file, []).append(episode)
     timestamps = dataset.columns.timestamp
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(
-            pool.map(
-                lambda item: _check_video(dataset, name, dataset.path_of(item[0]), item[1], timestamps),
-                files.items(),
-            )
+        shared = pool.map(
+            lambda item: _check_video(dataset, name, dataset.path_of(item[0]), item[1], timestamps),
+            files.items(),
         )
+        both = [
+            f"{one} and {other} in {file}"
+            for file, pair in zip(files, shared, strict=True)
+            for one, other in pair
+        ]
+    if not both:
+        return []
+    more = f", and {len(both) - 1:,} more pairs" if len(both) > 1 else ""
+    return [
+        f"{name}: episodes {both[0]}{more} show the same frames of a video; a start time in meta/ or"
+        " the timestamps of the tables are wrong, unless it was meant so"
+    ]
 
 
 def _check_video(
     dataset: LeRobotDataset, name: str, path: Path, episodes: list[Episode], timestamps: np.ndarray
-) -> None:
-    """Raises HarnessError for the first row that has no packet at its time.
+) -> list[tuple[int, int]]:
+    """The pairs of episodes that show the same frames of the file, by their numbers.
 
-    The code is "video-too-short", or that of the cause: "timestamps-wrong", "video-other-rate" or
+    Raises: HarnessError for the first row that has no packet at its time. The code is "video-too-short", or that of the cause: "timestamps-wrong", "video-other-rate" or
     "video-offset-wrong".
     """
     with dataset.naming(episodes):
         there = packet_times(dataset.path, path)
+    spans = []
     for episode in episodes:
         wanted = episode.videos[name].start_s + timestamps[episode.first : episode.first + episode.length]
         lacking = lacks(there, wanted, dataset.fps)
@@ -117,6 +131,13 @@ def _check_video(
                 check_even(dataset, path, there, sum(one.length for one in listed))
                 at, closest = float(wanted[row]), float(nearest(there, wanted)[row])
                 raise too_short(path, at, closest, table, _end_alone(there, listed, lacking))
+        spans.append((float(wanted.min()), float(wanted.max()), episode.index))
+    spans.sort()
+    return [
+        (one, other)
+        for (_, end, one), (start, _, other) in itertools.pairwise(spans)
+        if start < end + 0.5 / dataset.fps
+    ]
 
 
 def _end_alone(there: np.ndarray, episodes: list[Episode], lacking: np.ndarray) -> int | None:
