@@ -110,8 +110,8 @@ def _check_video(
 ) -> list[tuple[int, int]]:
     """The pairs of episodes that show the same frames of the file, by their numbers.
 
-    Raises: HarnessError for the first row that has no packet at its time. The code is "video-too-short", or that of the cause: "timestamps-wrong", "video-other-rate" or
-    "video-offset-wrong".
+    Raises: HarnessError for the first row that has no packet at its time. The code is "video-too-short", or
+    that of the cause: "timestamps-wrong", "video-other-rate" or "video-offset-wrong".
     """
     with dataset.naming(episodes):
         there = packet_times(dataset.path, path)
