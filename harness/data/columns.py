@@ -160,6 +160,9 @@ def read_columns(
     with open_parquet(root, path) as (file, raw):
         with refusing(path):
             schema = file.schema_arrow
+        for name in names:
+            if schema.names.count(name) > 1:
+                raise _invalid(path, name, "it stands there more than once", anew=True)
         lacking = [name for name in names if schema.get_field_index(name) < 0]
         if lacking:
             raise HarnessError(
@@ -250,8 +253,7 @@ def _numeric(path: Path, name: str, array: Any, first: int) -> np.ndarray:
             f"row {first + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))} is null",
             row=True,
         )
-    kind = array.type
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(array.type):
         lengths = np.asarray(array.value_lengths()) if rows else np.zeros(0, np.int64)
         if rows and (lengths != lengths[0]).any():
             raise _invalid(
@@ -276,10 +278,16 @@ def _check_numbers(path: Path, field: Any) -> None:
     The type is checked before the column is read, because another type may unpack to any size.
     """
     kind = field.type
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         kind = kind.value_type
     if not is_number(kind):
         raise _invalid(path, field.name, f"holds {str(field.type)[:100]}, not numbers")
+
+
+def _is_list(kind: Any) -> bool:
+    """True if an Arrow type is a list of values, in any of Arrow's layouts."""
+    layouts = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    return any(getattr(pa.types, f"is_{layout}")(kind) for layout in layouts)
 
 
 def is_number(kind: Any) -> bool:
@@ -296,15 +304,18 @@ def _plain(path: Path, name: str, array: Any) -> np.ndarray:
 
 
 def _anew(path: Path, names: list[str]) -> str:
-    """The fix for columns of LeRobot's own: no other feature can take their place."""
+    """The fix for columns whose place no other feature can take, as LeRobot's own."""
     return f"write {', '.join(names)} of {path.name} as LeRobot's own writer does, in a copy of the dataset"
 
 
-def _invalid(path: Path, name: str, what: str, *, row: bool = False) -> HarnessError:
-    """The error for a column that holds no numbers, or with `row` for a single row of it that holds none."""
+def _invalid(path: Path, name: str, what: str, *, row: bool = False, anew: bool = False) -> HarnessError:
+    """The error for a column that holds no numbers, or with `row` for a single row of it that holds none.
+
+    With `anew` the file must be written again, whatever the recipe names.
+    """
     if row:
         fix = "repair that row in a copy of the dataset, or leave its episode out (data.episodes.exclude)"
-    elif name in BOOKKEEPING:
+    elif anew or name in BOOKKEEPING:
         fix = _anew(path, [name])
     else:
         fix = "map another feature in the recipe: --set data.state=FEATURE, --set data.actions=FEATURE"

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +19,23 @@ from harness.data.images import check_image
 from harness.data.lerobot import LeRobotDataset
 from harness.data.metadata import Episode
 from harness.data.video import packet_times, too_short
-from harness.data.videotimes import check_offsets, check_rate
+from harness.data.videotimes import (
+    check_even,
+    check_offsets,
+    check_rate,
+    check_start,
+    check_table,
+    lacks,
+    nearest,
+)
 
 _THREADS = 4
 Size = tuple[int, int]
 
 
 def check_cameras(dataset: LeRobotDataset, names: Iterable[str]) -> list[str]:
-    """Findings on the features `names`: images whose sizes differ from the metadata.
+    """Findings on the features `names`: images whose sizes differ from the metadata, videos of which two
+    episodes show the same frames.
 
     Raises an error if an image or a video is not complete.
 
@@ -36,7 +46,7 @@ def check_cameras(dataset: LeRobotDataset, names: Iterable[str]) -> list[str]:
     findings = []
     for name in sorted(names):
         if dataset.features[name].dtype == "video":
-            _check_videos(dataset, name)
+            findings += _check_videos(dataset, name)
         else:
             findings += _other_sizes(dataset, name, _check_images(dataset, name))
         # Decodes one image: an unsupported codec is better found now than in training.
@@ -70,47 +80,64 @@ def _other_sizes(dataset: LeRobotDataset, name: str, sizes: Counter[Size]) -> li
     ]
 
 
-def _check_videos(dataset: LeRobotDataset, name: str) -> None:
+def _check_videos(dataset: LeRobotDataset, name: str) -> list[str]:
+    """Findings on files of which two episodes show the same frames."""
     files: dict[str, list[Episode]] = {}
     for episode in dataset.episodes:
         files.setdefault(episode.videos[name].file, []).append(episode)
     timestamps = dataset.columns.timestamp
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(
-            pool.map(
-                lambda item: _check_video(dataset, name, dataset.path_of(item[0]), item[1], timestamps),
-                files.items(),
-            )
+        shared = pool.map(
+            lambda item: _check_video(dataset, name, dataset.path_of(item[0]), item[1], timestamps),
+            files.items(),
         )
+        both = [
+            f"{one} and {other} in {file}"
+            for file, pair in zip(files, shared, strict=True)
+            for one, other in pair
+        ]
+    if not both:
+        return []
+    more = f", and {len(both) - 1:,} more pairs" if len(both) > 1 else ""
+    return [
+        f"{name}: episodes {both[0]}{more} show the same frames of a video; a start time in meta/ or"
+        " the timestamps of the tables are wrong, unless it was meant so"
+    ]
 
 
 def _check_video(
     dataset: LeRobotDataset, name: str, path: Path, episodes: list[Episode], timestamps: np.ndarray
-) -> None:
-    """Raises HarnessError for the first row that has no packet at its time.
+) -> list[tuple[int, int]]:
+    """The pairs of episodes that show the same frames of the file, by their numbers.
 
-    The code is "video-too-short", or that of the cause: "video-other-rate" or "video-offset-wrong".
+    Raises: HarnessError for the first row that has no packet at its time. The code is "video-too-short", or
+    that of the cause: "timestamps-wrong", "video-other-rate" or "video-offset-wrong".
     """
     with dataset.naming(episodes):
         there = packet_times(dataset.path, path)
+    spans = []
     for episode in episodes:
         wanted = episode.videos[name].start_s + timestamps[episode.first : episode.first + episode.length]
-        # The packets on either side of each time; there is at least one packet.
-        right = np.clip(np.searchsorted(there, wanted), 0, len(there) - 1)
-        nearest = np.where(
-            np.abs(there[right] - wanted) < np.abs(there[right - 1] - wanted), there[right], there[right - 1]
-        )
-        lacking = np.abs(nearest - wanted) > 0.25 / dataset.fps
+        lacking = lacks(there, wanted, dataset.fps)
         if lacking.any():
             row = int(np.argmax(lacking))
             table = f"{dataset.path_of(episode.file)} row {episode.row + row}"
             listed = [one for one in dataset.listed if one.videos[name].file == episode.videos[name].file]
             with dataset.naming([episode]):
+                check_table(dataset, name, there, episode)
                 check_rate(path, there, wanted, episode)
                 check_offsets(dataset, name, path, there, listed)
-                raise too_short(
-                    path, float(wanted[row]), float(nearest[row]), table, _end_alone(there, listed, lacking)
-                )
+                check_start(dataset, name, path, there, episode)
+                check_even(dataset, path, there, sum(one.length for one in listed))
+                at, closest = float(wanted[row]), float(nearest(there, wanted)[row])
+                raise too_short(path, at, closest, table, _end_alone(there, listed, lacking))
+        spans.append((float(wanted.min()), float(wanted.max()), episode.index))
+    spans.sort()
+    return [
+        (one, other)
+        for (_, end, one), (start, _, other) in itertools.pairwise(spans)
+        if start < end + 0.5 / dataset.fps
+    ]
 
 
 def _end_alone(there: np.ndarray, episodes: list[Episode], lacking: np.ndarray) -> int | None:

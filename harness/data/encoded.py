@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.data.columns import open_parquet, read_group, refusing, rows_mismatch
+from harness.data.fields import NAME_LETTERS
 from harness.data.mending import damaged, missing
 from harness.data.paths import inside
 from harness.data.unpack import check_groups
@@ -115,14 +116,22 @@ def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:
 
     It is one of these: the cell's own bytes, the file that the cell names, or LeRobot's standard file.
 
-    Raises: HarnessError "image-missing", "dataset-path-unsafe", "file-not-regular" or "file-too-large".
+    Raises: HarnessError "image-missing", "dataset-feature-invalid", "dataset-path-unsafe",
+    "file-not-regular" or "file-too-large".
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
-    relative = _inside_part(value, standard) if isinstance(value, str) and value else standard
-    path = inside(root, relative)
+    if value is not None and (not isinstance(value, str) or len(value) > NAME_LETTERS):
+        raise _no_image(value, where)
+    relative = _inside_part(value, standard) if value else standard
+    try:
+        path = inside(root, relative)
+    except HarnessError as refusal:
+        if relative != standard:
+            refusal.fix = _embed(f"or a path inside of the dataset, such as {standard}")
+        raise
     try:
         data = read_received(path, root, MOST_BYTES)
     except OSError as error:
@@ -134,6 +143,25 @@ def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:
     if is_pointer(data):
         raise damaged("image-corrupt", f"{where}: the image cannot be decoded", path)
     return data
+
+
+def _no_image(value: Any, where: str) -> HarnessError:
+    """The error for a cell that holds neither an image's bytes nor a path, such as a list of pixels."""
+    listed = isinstance(value, list)
+    return HarnessError(
+        "dataset-feature-invalid",
+        f"{where}: the table holds no encoded image, and no path of one",
+        got=f"a {'list' if listed else 'text'} of {len(value):,} {'values' if listed else 'letters'}"
+        if isinstance(value, (list, str))
+        else type(value).__name__,
+        need="the bytes of an image file, or its path",
+        fix=_embed("as LeRobot's own writer does"),
+    )
+
+
+def _embed(how: str) -> str:
+    """The fix for cells from which no image can be taken."""
+    return f"in a copy of the dataset, write the bytes of each picture's PNG into the table, {how}"
 
 
 def _inside_part(name: str, standard: str) -> str:

@@ -27,6 +27,7 @@ _OF_EPISODES = frozenset(
         "image-corrupt",
         "image-missing",
         "image-too-large",
+        "timestamps-wrong",
         "video-corrupt",
         "video-other-rate",
         "video-too-short",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,38 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Pillow's modes of one channel of more than 8 bits. Pillow's conversion to RGB clips at 255, so a depth image
 # would become all white.
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# The tag of EXIF that says how a camera was held, and the names of Pillow's turns that put its picture
+# upright. LeRobot's pictures are upright. Source: huggingface/datasets src/datasets/features/image.py
+# `decode_example`; Pillow src/PIL/ImageOps.py `exif_transpose`.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+_ON_THEIR_SIDE = (5, 6, 7, 8)
+# What other formats begin with, from a byte on. They are named, not opened: each decoder more is one more
+# that a stranger's file can attack.
+_OTHERS = (
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"GIF8", "GIF"),
+    (4, b"ftypavi", "AVIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftypmif1", "HEIF"),
+    (4, b"jP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL ", "JPEG XL"),
+    (0, b"P5", "PGM"),
+    (0, b"P6", "PPM"),
+    (0, b"v/1\x01", "OpenEXR"),
+    (0, b"\x93NUMPY", "NumPy"),
+)
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
@@ -33,15 +66,28 @@ def decode(data: bytes, where: str) -> np.ndarray:
                 raise too_large(where, image.width, image.height)
             if image.mode in _DEEP:
                 raise too_deep(where)
+            turn = _TURNS.get(_orientation(image))
+            image.load()
+            upright = image if turn is None else image.transpose(Image.Transpose[turn])
             # [H, W, 3]
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
     except HarnessError:
         raise
     except Image.DecompressionBombError as error:
         raise too_large(where, None, None) from error
     # Pillow's decoders raise nearly anything on damaged input.
     except Exception as error:
-        raise image_corrupt(where, error) from error
+        raise unreadable(data, where, error) from error
+
+
+def _orientation(image: Any) -> int:
+    """How the camera was held, by the picture's EXIF; 1 is upright, and what broken EXIF says."""
+    try:
+        said = image.getexif().get(_ORIENTATION, 1)
+    # The parser raises nearly anything on damaged EXIF, and the picture itself may be whole.
+    except Exception:
+        return 1
+    return said if isinstance(said, int) else 1
 
 
 def check_image(data: bytes, where: str) -> tuple[int, int]:
@@ -59,7 +105,7 @@ def check_image(data: bytes, where: str) -> tuple[int, int]:
         raise
     # Pillow's parsers raise nearly anything on damaged input.
     except Exception as error:
-        raise image_corrupt(where, error) from error
+        raise unreadable(data, where, error) from error
     if width * height > MAX_PIXELS:
         raise too_large(where, width, height)
     return height, width
@@ -75,20 +121,40 @@ def _size(data: bytes) -> tuple[int, int]:
             # The end marker cannot occur inside a JPEG's compressed data.
             if image.format == "JPEG" and b"\xff\xd9" not in data:
                 raise ValueError(f"it ends after {len(data)} bytes without its end marker")
-            return image.size
+            width, height = image.size
+            return (height, width) if _orientation(image) in _ON_THEIR_SIDE else (width, height)
     except Image.DecompressionBombError:
         # More than Pillow would open is more than MAX_PIXELS.
         return MAX_PIXELS, MAX_PIXELS
 
 
-def image_corrupt(where: str, error: Exception) -> HarnessError:
-    """The error for data that are not a complete image."""
+def unreadable(data: bytes, where: str, error: Exception) -> HarnessError:
+    """The error for data that are not a complete image of a format that is read."""
+    from PIL import UnidentifiedImageError
+
+    need = "a whole " + ", ".join(_FORMATS) + " image"
+    other = next((name for at, mark, name in _OTHERS if data[at : at + len(mark)] == mark), None)
+    if other is not None:
+        return HarnessError(
+            "image-corrupt",
+            f"{where}: the image is of a format that is not read",
+            got=other,
+            need=need,
+            fix="write the pictures of this feature as PNG, in a copy of the dataset",
+        )
+    # Pillow names no format, but an address in memory.
+    unknown = isinstance(error, UnidentifiedImageError)
     return HarnessError(
         "image-corrupt",
         f"{where}: the image cannot be decoded",
-        got=str(error)[:200],
-        need="a whole " + ", ".join(_FORMATS) + " image",
-        fix="copy the image again from the original recording",
+        got=f"{len(data):,} bytes that begin with {data[:8].hex(' ')}" if unknown else str(error)[:200],
+        need=need,
+        fix=(
+            "write the pictures as PNG, in a copy of the dataset, if these are raw pixels; else copy the"
+            " image again from the original recording"
+            if unknown
+            else "copy the image again from the original recording"
+        ),
     )
 
 

@@ -78,7 +78,8 @@ def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
     data = text(info, "data_path", where, default=_V2_DATA)
     videos = video_features(features)
     video = text(info, "video_path", where, default="") if videos else ""
-    chunk = integer({"chunks_size": 1000} | info, "chunks_size", str(where), least=1)
+    size = info.get("chunks_size")
+    chunk = integer({"chunks_size": 1000 if size is None else size}, "chunks_size", str(where), least=1)
     tasks = _tasks((line, "task", at) for line, at in _lines(root, f"meta/{TASKS}", MOST_TASKS))
     rows = []
     for line, at in _lines(root, "meta/episodes.jsonl", MOST_EPISODES):
@@ -179,7 +180,9 @@ def _episode_rows(root: Path, wanted: set[str]) -> Iterator[tuple[dict[str, Any]
 
 
 def _episode_files(root: Path) -> list[Path]:
-    return sorted((root / EPISODES).glob("*/*.parquet"))
+    # macOS leaves a file `._NAME` beside each one that it copies to another disk.
+    files = (root / EPISODES).glob("*/*.parquet")
+    return sorted(path for path in files if not path.name.startswith("._"))
 
 
 def _row_v3(row: dict[str, Any], data: str, videos: dict[str, str], at: str, where: str) -> Row:
@@ -234,11 +237,21 @@ def _tasks_v3(root: Path) -> dict[int, str]:
 
 def _tasks(rows: Iterator[tuple[dict[str, Any], str, str]]) -> dict[int, str]:
     """The text of each task, empty where it is null. Each of `rows` is (row, key of the text, location)."""
-    tasks, letters = {}, 0
+    tasks, letters = dict[int, str](), 0
     for row, key, at in rows:
         null = key in row and row[key] is None
         found = "" if null else text(row, key, at, letters=TASK_LETTERS)
-        tasks[integer(row, "task_index", at)] = found
+        index = integer(row, "task_index", at)
+        if tasks.setdefault(index, found) != found:
+            raise invalid(
+                at,
+                f"task {index} is listed with two texts",
+                got=f"{tasks[index][:100]!r} and {found[:100]!r}",
+                need="one text for each number",
+                fix=correct(
+                    at, "give each text a number of its own, and the rows of the tables the right one"
+                ),
+            )
         letters += len(found)
         if letters > _TASKS_LETTERS:
             raise invalid(

@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 from harness.artifacts import Feature
 from harness.data.columns import BOOKKEEPING
+from harness.data.mending import correct
+from harness.data.paths import INFO
 from harness.errors import HarnessError
 from harness.recipe.schema import Data
 
 IMAGES, NUMBERS = ("image", "video"), ("float", "int", "uint", "bool")
+_NEED = {IMAGES: " or ".join(IMAGES), NUMBERS: " or ".join(NUMBERS) + ", a vector: [width]"}
 # Least likeness of names at which a feature is proposed as the state. Below it the proposal is null: a
 # missing state is not replaced by another feature, such as the actions.
 _OF_THE_SAME = 0.6
@@ -66,7 +69,7 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
     need = (
         ", ".join(each.name for each in lacking)
         if lacking
-        else ", ".join(dict.fromkeys(" or ".join(each.kinds) for each in unfit))
+        else ", ".join(dict.fromkeys(_NEED[each.kinds] for each in unfit))
     )
     blind = (
         all(each.kinds == IMAGES for each in wrong)
@@ -74,6 +77,10 @@ def check_features(path: Path, features: dict[str, Feature], wanted: list[Wanted
         and len(wrong) == sum(each.kinds == IMAGES for each in wanted)
     )
     fix = "--dataset with a dataset that has images or videos" if blind else _mapped(features, wanted, wrong)
+    if fix is None or (blind and unfit):
+        # No other feature can take the place. The tables may have it all the same.
+        said = f"if the tables hold it, give its name, dtype and shape in {INFO}"
+        fix = correct(path / INFO, f"{said}; else --dataset with another dataset")
     raise HarnessError(code, what, got=got, need=need, fix=fix)
 
 
@@ -96,8 +103,8 @@ def _fits(features: dict[str, Feature], name: str, kinds: tuple[str, ...]) -> bo
     )
 
 
-def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Wanted]) -> str:
-    """A `--set` for every wrong key.
+def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Wanted]) -> str | None:
+    """A `--set` for every wrong key; None if a key is left without a feature.
 
     Each key gets the most similar feature that no other key has. It gets null if no feature is left and null
     is allowed.
@@ -109,7 +116,9 @@ def _mapped(features: dict[str, Feature], wanted: list[Wanted], wrong: list[Want
         alike = _likenesses(features, each, taken)
         chosen = max(alike, key=alike.__getitem__, default=None)
         if chosen is None or (each.may_be_null and each.kinds == NUMBERS and alike[chosen] < _OF_THE_SAME):
-            chosen = "null" if each.may_be_null else "FEATURE"
+            if not each.may_be_null:
+                return None
+            chosen = "null"
         taken.add(chosen)
         names[each] = chosen
     found = {}

@@ -33,6 +33,8 @@ _MOST_SHOWN = 40
 _INFO_BYTES = 16 * MIB
 _MOST_FEATURES, _MOST_AXES, _MOST_SIZE = 10_000, 8, 2**31
 _MOST_NAMES = 4096
+# Source: huggingface/datasets src/datasets/features/features.py `Value`.
+_SAME_DTYPE = {"double": "float64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +226,9 @@ def _mismatch(where: Path, what: str, *, got: object, need: object) -> HarnessEr
 def _check_totals(info: dict[str, Any], path: Path, listed: list[Episode]) -> None:
     frames = sum(episode.length for episode in listed)
     for key, value in (("total_episodes", len(listed)), ("total_frames", frames)):
-        if key in info and info[key] != value:
-            raise _mismatch(path, f"{key} differs from the list of episodes", got=info[key], need=value)
+        # A null claims nothing.
+        if info.get(key) is not None and info[key] != value:
+            raise _mismatch(path, f"{key} differs from the list of episodes", got=repr(info[key]), need=value)
 
 
 def _version(info: dict[str, Any], path: Path, by_files: str | None) -> str:
@@ -270,5 +273,6 @@ def _features(info: dict[str, Any], path: Path) -> dict[str, Feature]:
         ):
             raise invalid(path, f"feature {name[:200]!r} has no dtype and shape", got=value)
         text({"name": name}, "name", path)
-        features[name] = Feature(dtype=text(value, "dtype", path), shape=shape)
+        dtype = text(value, "dtype", path)
+        features[name] = Feature(dtype=_SAME_DTYPE.get(dtype, dtype), shape=shape)
     return features

@@ -19,11 +19,11 @@ INFO, EPISODES = "meta/info.json", "meta/episodes"
 TASKS = "tasks.jsonl"
 # LeRobot's templates use plain names with a zero-padded width. `str.format` would also accept attributes and
 # any width.
-_FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")
+_FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d?|d))?\}", re.ASCII)
 
 
 def fill(template: str, values: dict[str, int | str], *, where: str) -> str:
-    """`template` with `{name}` and `{name:03d}` replaced.
+    """`template` with `{name}`, `{name:03d}` and `{name:03}` replaced, as `str.format` does.
 
     Raises: HarnessError "dataset-metadata-invalid" for an unknown field or any other brace.
     """
@@ -41,7 +41,7 @@ def fill(template: str, values: dict[str, int | str], *, where: str) -> str:
             need=f"fields {', '.join(sorted(values))}",
             fix=rewrite(where),
         )
-    return _FIELD.sub(lambda match: str(values[match[1]]).zfill(int(match[2] or 0)), template)
+    return _FIELD.sub(lambda match: format(values[match[1]], match[2] or ""), template)
 
 
 def inside(root: Path, relative: str) -> Path:

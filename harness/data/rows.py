@@ -106,7 +106,7 @@ def _check_bookkeeping(
 ) -> None:
     start = episodes[0].row
     expected = {
-        "index": _numbers(episodes, numbers["index"]),
+        "index": _numbers(episodes, numbers["index"], counted_on=metadata.version == "v3.0"),
         "episode_index": np.repeat([e.index for e in episodes], [e.length for e in episodes]),
         "frame_index": np.concatenate([np.arange(e.length) for e in episodes]),
     }
@@ -149,18 +149,21 @@ def _without(metadata: Metadata, episodes: list[Episode], row: int) -> AbstractC
     return naming(metadata.selection, [episode.index], len(metadata.episodes))
 
 
-def _numbers(episodes: list[Episode], found: np.ndarray) -> np.ndarray:
+def _numbers(episodes: list[Episode], found: np.ndarray, *, counted_on: bool) -> np.ndarray:
     """The column `index` as it should be: from each episode's first number on.
 
-    After a hole in the episodes that number is not known, and the first one found counts.
+    After a hole in the episodes that number is not known, and the first one found counts. Unless it is
+    `counted_on` through the dataset, it may also begin anew in each episode: LeRobot's reader of version 2
+    does not look at it, and some converters number so.
     """
     numbers, at = [], 0
     for episode in episodes:
+        value = found[at] if at < len(found) else 0
+        first = int(value) if np.isfinite(value) and value >= 0 else 0
+        anew = np.arange(first, first + episode.length)
+        own = not counted_on and np.array_equal(found[at : at + episode.length], anew)
         start = episode.number
-        if start is None:
-            value = found[at] if at < len(found) else 0
-            start = int(value) if np.isfinite(value) and value >= 0 else 0
-        numbers.append(np.arange(start, start + episode.length))
+        numbers.append(anew if start is None or own else np.arange(start, start + episode.length))
         at += episode.length
     return np.concatenate(numbers)
 
@@ -197,7 +200,7 @@ def _vectors(
                 "dataset-not-finite",
                 f"{path} row {episodes[0].row + row}: {name}[{dimension}] is not a finite number",
                 got=values[row, dimension],
-                need="finite numbers",
+                need="finite numbers of at most 3.4e38, since float32 holds no more",
                 fix=f"repair that row; {path.name} itself is whole",
             )
     return vectors

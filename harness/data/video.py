@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,9 +16,17 @@ from harness.data.mending import another_copy, correct, damaged, hub_of
 from harness.data.mp4 import check_claims
 from harness.data.paths import open_file
 from harness.errors import HarnessError
+from harness.received.text import word
 
 # Open files per thread. Each holds a decoder of a few MiB.
 _OPEN_FILES = 16
+# What other containers begin with, from a byte on. They are named, not opened.
+_OTHERS = (
+    (0, b"\x1aE\xdf\xa3", "Matroska or WebM"),
+    (8, b"AVI ", "AVI"),
+    (0, b"OggS", "Ogg"),
+    (0, b"FLV", "FLV"),
+)
 # Source: FFmpeg libavcodec/options_table.h `max_pixels`.
 _PIXELS = {"max_pixels": str(MAX_PIXELS)}
 
@@ -135,6 +144,7 @@ def open_video(root: Path, path: Path) -> tuple[Any, Any]:
     import av
 
     with open_file(root, path) as file:
+        _check_container(path, os.pread(file.fileno(), 16, 0))
         try:
             check_claims(file)
             # FFmpeg gets a copy of the descriptor that was checked. Source: FFmpeg doc/protocols.texi `fd`,
@@ -156,6 +166,24 @@ def open_video(root: Path, path: Path) -> tuple[Any, Any]:
         if isinstance(error, (av.FFmpegError, ValueError, ArithmeticError, MemoryError)):
             raise _corrupt(path, error) from error
         raise
+
+
+def _check_container(path: Path, head: bytes) -> None:
+    """Refuses a file that begins as another container than mp4, whatever its name says."""
+    other = next((name for at, mark, name in _OTHERS if head[at : at + len(mark)] == mark), None)
+    if other is not None:
+        raise HarnessError(
+            "video-corrupt",
+            f"{path} is no mp4",
+            got=other,
+            need="an mp4",
+            fix=f"in a copy of the dataset, put an mp4 in its place: {remuxed(path)}",
+        )
+
+
+def remuxed(path: Path) -> str:
+    """The command that writes a video's pictures into a new mp4 as they are, from 0 s on."""
+    return f"ffmpeg -i {word(path)} -map 0:v:0 -c copy {word(f'{path.stem}.new.mp4')}"
 
 
 def _stream(container: Any, path: Path) -> Any:
@@ -200,7 +228,8 @@ def packet_times(root: Path, path: Path) -> np.ndarray:
             packets = [
                 (packet.pts, packet.is_corrupt)
                 for packet in container.demux(stream)
-                if packet.pts is not None
+                # An edit list, as cutting without encoding leaves it, hides packets: no frame comes of them.
+                if packet.pts is not None and not packet.is_discard
             ]
         except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
             raise _corrupt(path, error) from error

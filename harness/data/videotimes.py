@@ -1,6 +1,7 @@
 """The causes for which a complete video has no frame for a row.
 
-Either the video was recorded at another rate, or the metadata give a wrong start time for the episode.
+The table has other times than its rows, the video was recorded at another rate or begins late, or the
+metadata give a wrong start time for the episode.
 """
 
 from __future__ import annotations
@@ -13,10 +14,87 @@ from harness.data.lerobot import LeRobotDataset
 from harness.data.mending import correct
 from harness.data.metadata import Episode
 from harness.data.paths import EPISODES
+from harness.data.video import remuxed
 from harness.errors import HarnessError
+from harness.received.text import word
 
 # 29.97 frames per second are not 30: after 8 seconds they are a quarter of a frame apart.
 _SHARE = 5e-4
+
+
+def nearest(there: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """For each of the times `wanted` the closest of the times `there`, which are sorted, at least one."""
+    right = np.clip(np.searchsorted(there, wanted), 0, len(there) - 1)
+    found: np.ndarray = np.where(
+        np.abs(there[right] - wanted) < np.abs(there[right - 1] - wanted), there[right], there[right - 1]
+    )
+    return found
+
+
+def lacks(there: np.ndarray, wanted: np.ndarray, fps: float) -> np.ndarray:
+    """Which of the times `wanted` no frame has: one of the times `there` within a quarter of a frame."""
+    lacking: np.ndarray = np.abs(nearest(there, wanted) - wanted) > 0.25 / fps
+    return lacking
+
+
+def check_table(dataset: LeRobotDataset, name: str, there: np.ndarray, episode: Episode) -> None:
+    """Refuses timestamps that are the cause: the video has a frame for each row at frame_index / fps.
+
+    LeRobot's writer counts each episode's timestamps so, from 0. Others write the robot's own clock.
+
+    Raises: HarnessError "timestamps-wrong".
+    """
+    own = np.arange(episode.length) / dataset.fps
+    if lacks(there, episode.videos[name].start_s + own, dataset.fps).any():
+        return
+    table = dataset.path_of(episode.file)
+    said = dataset.columns.timestamp[episode.first : episode.first + episode.length]
+    raise HarnessError(
+        "timestamps-wrong",
+        f"{table}: the timestamps of episode {episode.index} are not those of its video, which has a frame"
+        " for every row",
+        got=f"{said[0]:.3f} s to {said[-1]:.3f} s",
+        need=f"frame_index / fps: 0 s to {own[-1]:.3f} s",
+        fix=(
+            f"in a copy of the dataset, write frame_index / {dataset.fps:g} into the column timestamp of"
+            f" {table.name}"
+        ),
+    )
+
+
+def check_start(dataset: LeRobotDataset, name: str, path: Path, there: np.ndarray, episode: Episode) -> None:
+    """Refuses a video that begins late and has a frame for each row of the episode from there on.
+
+    Raises: HarnessError "video-offset-wrong".
+    """
+    own = episode.videos[name].start_s + np.arange(episode.length) / dataset.fps
+    if lacks(there, there[0] + own, dataset.fps).any():
+        return
+    raise HarnessError(
+        "video-offset-wrong",
+        f"{path} does not begin at 0 s; it has a frame for every row",
+        got=f"its first frame at {there[0]:.3f} s",
+        need="its first frame at 0 s, as the table's",
+        fix=f"in a copy of the dataset, put a video that begins at 0 s in its place: {remuxed(path)}",
+    )
+
+
+def check_even(dataset: LeRobotDataset, path: Path, there: np.ndarray, rows: int) -> None:
+    """Refuses a video of one frame for each of its `rows`, shown at uneven times, as telephones record.
+
+    Raises: HarnessError "video-other-rate".
+    """
+    if len(there) != rows or rows < 2:
+        return
+    gaps = np.diff(there)
+    again = f"ffmpeg -i {word(path)} -an -vf setpts=N/{dataset.fps:g}/TB {word(f'{path.stem}.new.mp4')}"
+    raise HarnessError(
+        "video-other-rate",
+        f"{path} shows its frames at uneven times; it has one for every row",
+        got=f"gaps of {gaps.min():.3f} to {gaps.max():.3f} s",
+        need=f"{1 / dataset.fps:.3f} s",
+        fix=f"in a copy of the dataset, put a video of an even rate in its place: {again}",
+    )
 
 
 def check_rate(path: Path, there: np.ndarray, wanted: np.ndarray, episode: Episode) -> None:
