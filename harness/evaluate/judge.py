@@ -138,14 +138,22 @@ def _other(ours: Recorded, against: RunDir | str | None) -> Recorded | Claim | N
         return None
     if isinstance(against, str):
         return claim_of(against)
-    if against.path.resolve() == ours.directory.path.resolve():
+    check_another(ours.directory, against)
+    return read_recorded(against)
+
+
+def check_another(directory: RunDir, against: RunDir | str | None) -> None:
+    """Refuses to compare an evaluation with itself.
+
+    Raises: HarnessError "evaluation-itself".
+    """
+    if isinstance(against, RunDir) and against.path.resolve() == directory.path.resolve():
         raise HarnessError(
             "evaluation-itself",
             f"{against.path} is compared with itself",
             need="another evaluation, or a published claim",
             fix=f"give another directory, or {next(iter(CLAIMS))}",
         )
-    return read_recorded(against)
 
 
 def _check_sequential(ours: Recorded, theirs: Recorded | Claim | None) -> None:

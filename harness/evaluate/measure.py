@@ -13,7 +13,7 @@ from harness.artifacts.setting import Asked, Setting
 from harness.artifacts.setting import Protocol as Rules
 from harness.errors import HarnessError
 from harness.evaluate.drive import Order, said, strange
-from harness.evaluate.judge import judge, side_of
+from harness.evaluate.judge import check_another, judge, side_of
 from harness.evaluate.pool import Means, Pool
 from harness.evaluate.rates import rates_of
 from harness.evaluate.record import Recorded, put_in_order, read_recorded, recording_in, reserved
@@ -75,6 +75,7 @@ def measure(wish: Wish, source: Source, start: Start, console: Console) -> Evalu
     Raises: HarnessError of the directory, of the simulator, of the policy and of `judge`.
     """
     values = check(wish.rules.values)
+    check_another(wish.out, wish.against)
     with reserved(wish.out, resume=wish.resume) as before:
         _check_order(wish, before)
         if before is not None and _is_done(before, wish, source):
