@@ -106,7 +106,7 @@ def _check_order(wish: Wish, before: Recorded | None) -> None:
         " episodes would err more often than it says",
         got=f"{_many_tasks(now)}, seed {now.seed}",
         need=f"{_many_tasks(was)}, seed {was.seed}",
-        fix="the same --suites, --tasks and --seed; or evaluate into another directory, or without --sequential",
+        fix="the same --suites, --tasks and --seed; or another directory, or without --sequential",
     )
 
 

@@ -101,8 +101,8 @@ def keys(asked: Asked) -> list[Key]:
     """The asked episodes in the order in which they are to be driven.
 
     "task": by suite, task and episode. "mixed": the first episode of every task, then the second of every
-    task, each time by a hash of the seed and the key. So a schedule of more episodes begins with that of fewer,
-    and a test that has looked at those goes on as if it had been asked for more at once.
+    task, each time by a hash of the seed and the key. So a schedule of more episodes begins with that of
+    fewer, and a test that has looked at those goes on as if it had been asked for more at once.
     """
     found = [
         Key(suite, task, episode, repeat)
