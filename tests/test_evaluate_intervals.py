@@ -39,7 +39,7 @@ def test_the_score_interval_without_skewness_equals_an_example_of_its_author() -
 
 @pytest.mark.parametrize(("n", "m", "q"), [(2000, 500, 0.988), (2000, 50, 0.99), (50, 2000, 0.3)])
 def test_a_wrong_low_end_is_rare_whatever_the_sizes(n: int, m: int, q: float) -> None:
-    """Exact: of rates that are two points apart, "reproduces" is said in 3 % of the cases at most."""
+    """Exact: of rates that are two points apart, "reproduces" is said in 3.3 % of the cases at most."""
     assert coverage.too_high(n, m, q, -0.02, independent) <= coverage.TOO_HIGH
 
 
