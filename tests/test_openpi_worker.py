@@ -57,6 +57,13 @@ def test_a_run_from_start_to_end(scene: Any) -> None:
     assert read_status(run.run).saved_step == 7
 
 
+def test_what_an_import_prints_is_not_taken_for_the_entrys_line(scene: Any) -> None:
+    run = scene(before=["{'level': 'warn'}", '{"level": "info", "what": "a plugin"}', "{", "{}"])
+    assert run.train() == Outcome(7, True, 0)
+    assert run.manifest.upstream is not None
+    assert run.manifest.upstream.commit == HEAD
+
+
 def test_openpi_reads_the_runs_own_files(scene: Any) -> None:
     run = scene()
     run.train()
