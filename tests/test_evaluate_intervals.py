@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import coverage
-from harness.evaluate.intervals import Ends, newcombe, of_other_tasks, score, wilson
+from harness.evaluate.intervals import Ends, independent, newcombe, of_other_tasks, score, wilson
 from harness.evaluate.paired import Cells, mcnemar, newcombe_paired, tango
 
 GOLDEN: dict[str, list[Any]] = json.loads((Path(__file__).parent / "golden" / "intervals.json").read_text())
@@ -30,6 +30,21 @@ def test_newcombe_equals_statsmodels() -> None:
 def test_the_score_interval_equals_its_definition_solved_by_scipy() -> None:
     for a, n, b, m, level, low, high in GOLDEN["score"]:
         assert score(a, n, b, m, level) == pytest.approx((low, high), abs=EXACT)
+
+
+def test_the_score_interval_without_skewness_equals_an_example_of_its_author() -> None:
+    """5 of 56 against 0 of 29 in the manual of ratesci (R), whose ends have four places."""
+    assert score(5, 56, 0, 29, skewness=True) == pytest.approx((-0.0186, 0.1867), abs=1e-4)
+
+
+@pytest.mark.parametrize(("n", "m", "q"), [(2000, 500, 0.988), (2000, 50, 0.99), (50, 2000, 0.3)])
+def test_a_wrong_low_end_is_rare_whatever_the_sizes(n: int, m: int, q: float) -> None:
+    """Exact: of rates that are two points apart, "reproduces" is said in 3.3 % of the cases at most."""
+    assert coverage.too_high(n, m, q, -0.02, independent) <= coverage.TOO_HIGH
+
+
+def test_newcombes_interval_alone_errs_more_often() -> None:
+    assert coverage.too_high(2000, 50, 0.99, -0.02, newcombe) > 0.05
 
 
 def test_mcnemar_equals_scipy_and_statsmodels() -> None:
@@ -73,7 +88,7 @@ def test_ends_lie_within_their_range_and_around_the_estimate_whatever_the_counts
     for n, m in ((1, 1), (3, 50), (50, 50)):
         for a in range(n + 1):
             for b in range(0, m + 1, max(1, m // 5)):
-                for ends in (newcombe(a, n, b, m), score(a, n, b, m)):
+                for ends in (newcombe(a, n, b, m), score(a, n, b, m), independent(a, n, b, m)):
                     assert -1 - EXACT <= ends.low <= a / n - b / m + EXACT
                     assert a / n - b / m - EXACT <= ends.high <= 1 + EXACT
 

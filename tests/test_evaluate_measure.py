@@ -182,6 +182,23 @@ def test_a_sequential_evaluation_stops_when_it_knows(tmp_path: Path) -> None:
         assert evaluated(tmp_path / "ours", server=server, **again).all == found.all
 
 
+@pytest.mark.parametrize("change", [{"tasks": "0-3"}, {"seed": 5}], ids=str)
+def test_a_resume_begins_no_second_paired_test(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Other tasks, or the same in another order: each of two tests errs as often as it says."""
+    evaluated(tmp_path / "theirs")
+    asked = {"sequential": True, "against": RunDir(tmp_path / "theirs"), "plan": {"rate": 1.0}}
+    ours = tmp_path / "ours"
+    evaluated(ours, **asked, episodes=1)
+    before = lines(ours)
+    with pytest.raises(HarnessError, match="holds a paired test") as caught:
+        evaluated(ours, **asked, resume=True, **change)
+    assert caught.value.code == "evaluation-other"
+    assert lines(ours) == before
+    found = evaluated(ours, **asked, resume=True)
+    assert found.sequential is not None
+    assert found.sequential.pairs == 6
+
+
 def test_a_resume_asks_for_more_episodes_and_repeats(tmp_path: Path) -> None:
     with policy() as server:
         evaluated(tmp_path / "a", server=server, episodes=1)

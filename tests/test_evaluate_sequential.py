@@ -129,6 +129,22 @@ def test_it_stops_an_evaluation_that_is_lower_long_before_its_end(tmp_path: Path
     assert ours.read(Evaluation) == found
 
 
+def test_more_episodes_go_on_with_the_test_that_has_stopped(tmp_path: Path) -> None:
+    """A second order of what was looked at would be a second chance to err."""
+    theirs = driven(tmp_path / "theirs", setting(MIXED), outcomes(MIXED, 0.97, seed=2, likeness=0.5))
+    few = asked(FOUR, mixed=True, seed=3, episodes=10)
+    all_of_it = outcomes(MIXED, 0.85, seed=1, likeness=0.5)
+    found = []
+    for what in (few, MIXED):
+        of = setting(what, evaluated={"name": "worse"})
+        begun = {key: all_of_it[key] for key in keys(what)}
+        ours = driven(tmp_path / str(what.episodes), of, begun)
+        found.append(judge(ours, theirs, sequential=True).sequential)
+    assert found[0] == found[1]
+    assert found[0] is not None
+    assert found[0].stopped_at is not None
+
+
 def test_what_it_did_not_decide_is_inconclusive_whatever_the_interval_says(tmp_path: Path) -> None:
     theirs = driven(tmp_path / "theirs", setting(MIXED), outcomes(MIXED, 0.97, seed=2))
     of = setting(MIXED, evaluated={"name": "other"})

@@ -179,3 +179,25 @@ def test_without_a_simulator_nothing_is_driven(tmp_path: Path) -> None:
     _, said = ended(verb("--policy", "zero", "--out", str(tmp_path / "a"), simulator=tmp_path / "none"), 2)
     assert "error [simulator-missing]" in said
     assert not (tmp_path / "a").exists()
+
+
+def test_patience_without_a_limit_is_only_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operating system waits for ever in one call."""
+    monkeypatch.setenv("HARNESS_SIMULATOR", str(simulator(tmp_path / "simulator")))
+    asked = ("--policy", "zero", "--suites", "goal", "--tasks", "0", "--episodes", "1")
+    done = CliRunner().invoke(app, ["evaluate", *asked, "--patience", "inf", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+
+
+def test_a_comparison_with_itself_is_refused_before_any_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_SIMULATOR", str(simulator(tmp_path / "simulator")))
+    asked = ("--policy", "zero", "--suites", "goal", "--tasks", "0", "--out", str(tmp_path / "out"))
+    assert CliRunner().invoke(app, ["evaluate", *asked, "--episodes", "1"]).exit_code == 0
+    before = (tmp_path / "out" / EPISODES).read_bytes()
+    again = ("--episodes", "2", "--resume", "--compare", str(tmp_path / "out"))
+    done = CliRunner().invoke(app, ["evaluate", *asked, *again])
+    assert isinstance(done.exception, HarnessError), done.output
+    assert done.exception.code == "evaluation-itself"
+    assert (tmp_path / "out" / EPISODES).read_bytes() == before

@@ -181,6 +181,20 @@ def test_the_verdict_is_the_truth(case: Case, tmp_path: Path) -> None:
     assert ours.read(Evaluation) == found
 
 
+def test_what_is_no_longer_asked_counts_in_no_figure(tmp_path: Path) -> None:
+    """A resume asked for less: the errors and copies among the others are of no episode that was asked."""
+    of = setting(asked(["libero_goal"], tasks={"libero_goal": [1]}, episodes=2))
+    lines = [episode(Key("libero_goal", 1, k), of=of) for k in range(2)]
+    lines += [
+        episode(Key("libero_goal", 2, k), "error" if k else "success", of=of, scene="ab" * 16)
+        for k in range(2)
+    ]
+    lines.append(episode(Key("libero_goal", 2, 2), of=of, scene="ab" * 16))
+    found = judge(directory(tmp_path / "a", of, lines))
+    assert (found.errors, found.all.errors, found.all.measured) == ({}, 0, 2)
+    assert found.notes == ["3 recorded episodes are not asked and count nowhere"]
+
+
 def test_a_suite_that_alone_is_below_is_named(tmp_path: Path) -> None:
     found = judge(*claimed(lower(6, "libero_object"))(tmp_path / "made"))
     assert found.verdict == "below"

@@ -282,6 +282,8 @@ def test_nobody_listens(tmp_path: Path) -> None:
         ("ws://127.0.0.1:9", "server-gone"),
         ("http://127.0.0.1:9", "server-address"),
         ("x", "server-address"),
+        ("ws://[::1", "server-address"),
+        ("ws://127.0.0.1:99999", "server-address"),
     ):
         with pytest.raises(HarnessError) as caught:
             evaluated(tmp_path / "a", source=of_server(Address(uri, None, 5.0)))

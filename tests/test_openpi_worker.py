@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from harness.checkpoint.inspect import inspect
+from harness.data.sample import sample_dataset_path
 from harness.flow.trainer_openpi import Openpi
 from harness.run.status import read_status
 from harness.supervise.run import Outcome
@@ -55,6 +57,13 @@ def test_a_run_from_start_to_end(scene: Any) -> None:
     assert read_status(run.run).saved_step == 7
 
 
+def test_what_an_import_prints_is_not_taken_for_the_entrys_line(scene: Any) -> None:
+    run = scene(before=["{'level': 'warn'}", '{"level": "info", "what": "a plugin"}', "{", "{}"])
+    assert run.train() == Outcome(7, True, 0)
+    assert run.manifest.upstream is not None
+    assert run.manifest.upstream.commit == HEAD
+
+
 def test_openpi_reads_the_runs_own_files(scene: Any) -> None:
     run = scene()
     run.train()
@@ -74,6 +83,29 @@ def test_openpi_reads_the_runs_own_files(scene: Any) -> None:
     assert job["sizes"] == {"vision": "mu/14", "vocab_size": 512}
     assert (job["train"]["overwrite"], job["train"]["resume"]) == (False, False)
     assert job["checkpoint_dir"] == str(run.run.checkpoints.absolute())
+
+
+@pytest.mark.parametrize("name", ["of@home", ".."])
+def test_a_dataset_in_a_directory_of_any_name_is_where_openpi_looks(
+    name: str, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An "@" is a revision in names on the hub alone, and ".." is no name of a link."""
+    data, run = tmp_path / "of@home", scene()
+    shutil.copytree(sample_dataset_path(), data)
+    monkeypatch.chdir(data / "meta")
+    run.prepare(f"data.dataset={data if name == data.name else name}")
+    run.train()
+    (once,) = started(run.openpi)
+    assert once["job"]["repo_id"] == data.name
+    assert (Path(once["env"]["HF_LEROBOT_HOME"]) / data.name).resolve() == data.resolve()
+
+
+def test_a_number_of_loader_processes_that_is_none_is_refused(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = scene()
+    monkeypatch.setenv("HARNESS_LOADER_WORKERS", "four")
+    assert run.ends_with().code == "loader-workers-invalid"
 
 
 def test_its_checkpoints_are_inspected_and_digested(scene: Any) -> None:

@@ -14,6 +14,8 @@ import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 from websockets.sync.client import connect
 
 from harness.errors import HarnessError
@@ -219,6 +221,50 @@ def test_a_stop_answers_what_is_under_way_and_takes_nobody_new() -> None:
         running.join()
         with pytest.raises(ConnectionRefusedError), raw(running):
             pass
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: robot\r\n"])
+def test_a_stop_does_not_wait_for_who_connects_and_never_asks(said: bytes) -> None:
+    """Such as a probe of the port: a handshake has ten seconds, as long as Docker waits for a stop."""
+    with serving() as running, socket.create_connection(("127.0.0.1", running.port)) as silent:
+        silent.sendall(said)
+        assert get(running, "/healthz")[0] == 200
+        running.stop()
+        running.join()
+        silent.settimeout(0)
+        with contextlib.suppress(ConnectionError):
+            # A socket that still waited for something would raise.
+            assert silent.recv(1) == b""
+
+
+def test_a_server_that_reads_nothing_holds_a_client_no_longer_than_its_patience() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        told: list[socket.socket] = []
+
+        def shake_hands() -> None:
+            connection, _ = listener.accept()
+            told.append(connection)
+            protocol = ServerProtocol()
+            while not (events := protocol.events_received()):
+                protocol.receive_data(connection.recv(4096))
+            assert isinstance(events[0], Request)
+            protocol.send_response(protocol.accept(events[0]))
+            protocol.send_binary(pack({}))
+            for data in protocol.data_to_send():
+                connection.sendall(data)
+
+        thread = threading.Thread(target=shake_hands, daemon=True)
+        thread.start()
+        client = Client(f"ws://127.0.0.1:{listener.getsockname()[1]}", patience_s=1.0)
+        try:
+            # More than the buffers of both ends hold.
+            with pytest.raises(TimeoutError):
+                client.infer({"x": np.zeros(64 * 2**20, np.uint8)})
+        finally:
+            client.close()
+            thread.join(20)
+            for connection in told:
+                connection.close()
 
 
 def test_a_second_stop_waits_for_nothing() -> None:

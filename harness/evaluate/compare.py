@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from harness.artifacts.episodes import Episode, Key
-from harness.evaluate.intervals import LEVEL, Ends, newcombe, score
+from harness.evaluate.intervals import LEVEL, Ends, independent, score
 from harness.evaluate.paired import Cells, newcombe_paired, tango
 from harness.evaluate.rates import Counted, Scene, TaskKey, counted, scenes_of
 
@@ -111,9 +111,10 @@ def independent_gap(ours: Counted, theirs: Counted, level: float = LEVEL) -> Gap
         ours,
         theirs,
         (ours.rate or 0.0) - (theirs.rate or 0.0),
-        newcombe(*ours, *theirs, level),
+        independent(*ours, *theirs, level),
         score(*ours, *theirs, level),
-        "Newcombe's interval for independent episodes; score: Miettinen and Nurminen",
+        "the hull of Newcombe's interval for independent episodes and of the score interval corrected for"
+        " skewness; score: Miettinen and Nurminen",
     )
 
 

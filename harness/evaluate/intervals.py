@@ -4,7 +4,8 @@ Successes and episodes may be fractions: repeats of one scene count together as 
 
 Sources: Wilson 1927; Newcombe 1998 (Statistics in Medicine 17, 873-890), method 10; Miettinen and Nurminen
 1985 (Statistics in Medicine 4, 213-226), with the restricted estimate in closed form by Farrington and
-Manning 1990.
+Manning 1990; the correction of its skewness by Gart and Nam 1990, as Laud 2017 (Pharmaceutical Statistics 16,
+334-348) has it.
 """
 
 from __future__ import annotations
@@ -66,22 +67,43 @@ def newcombe(a: float, n: float, b: float, m: float, level: float = LEVEL) -> En
     )
 
 
-def score(a: float, n: float, b: float, m: float, level: float = LEVEL) -> Ends:
+def score(a: float, n: float, b: float, m: float, level: float = LEVEL, *, skewness: bool = False) -> Ends:
     """Miettinen's and Nurminen's score interval of a/n - b/m for independent episodes.
 
-    (-1, 1) without an episode on one side.
+    `skewness` corrects it for the skewness of the two counts. (-1, 1) without an episode on one side.
     """
     if n <= 0 or m <= 0:
         return Ends(-1.0, 1.0)
     z, difference = normal_quantile(level), a / n - b / m
 
     def deviate(gap: float) -> float:
-        variance = _restricted_variance(a, n, b, m, gap)
+        p, q = _restricted(a, n, b, m, gap)
+        variance = (p * (1 - p) / n + q * (1 - q) / m) * (n + m) / (n + m - 1)
         if variance <= 0:
             return math.copysign(math.inf, difference - gap) if difference != gap else 0.0
-        return (difference - gap) / math.sqrt(variance)
+        found = (difference - gap) / math.sqrt(variance)
+        if not skewness:
+            return found
+        third = p * (1 - p) * (1 - 2 * p) / n**2 - q * (1 - q) * (1 - 2 * q) / m**2
+        return _without_skewness(found, third / (6 * variance**1.5))
 
     return crossings(deviate, difference, z)
+
+
+def _without_skewness(deviate: float, skew: float) -> float:
+    """z of deviate = z + skew·(z² - 1). The deviate itself where there is no such z."""
+    inside = 1 + 4 * skew * (deviate + skew)
+    return deviate if inside < 0 else 2 * (deviate + skew) / (1 + math.sqrt(inside))
+
+
+def independent(a: float, n: float, b: float, m: float, level: float = LEVEL) -> Ends:
+    """The interval of a/n - b/m that decides: the hull of Newcombe's and of the score's without skewness.
+
+    Alone, each errs too often with sizes that are far apart. benchmarks/coverage.py says how often this one
+    does: on one side in at most 3.3 % of the cases, instead of 2.5, from 50 to 2,000 episodes.
+    """
+    one, two = newcombe(a, n, b, m, level), score(a, n, b, m, level, skewness=True)
+    return Ends(min(one.low, two.low), max(one.high, two.high))
 
 
 def crossings(deviate: Callable[[float], float], estimate: float, z: float) -> Ends:
@@ -101,8 +123,8 @@ def crossings(deviate: Callable[[float], float], estimate: float, z: float) -> E
     return Ends(between(estimate, -1.0), between(estimate, 1.0))
 
 
-def _restricted_variance(a: float, n: float, b: float, m: float, gap: float) -> float:
-    """The variance of the difference if it is `gap`, at the most likely rates."""
+def _restricted(a: float, n: float, b: float, m: float, gap: float) -> tuple[float, float]:
+    """The most likely rates whose difference is `gap`."""
     total = n + m
     # The cubic whose middle root is the second rate.
     square = (n + 2 * m) * gap - total - (a + b)
@@ -113,8 +135,7 @@ def _restricted_variance(a: float, n: float, b: float, m: float, gap: float) -> 
     u = math.copysign(math.sqrt(max(third**2 - linear / (3 * total), 0.0)), v)
     angle = (math.pi + math.acos(min(1.0, max(-1.0, v / u**3 if u else 0.0)))) / 3
     q = min(1.0, max(0.0, 2 * u * math.cos(angle) - third))
-    p = min(1.0, max(0.0, q + gap))
-    return (p * (1 - p) / n + q * (1 - q) / m) * total / (total - 1)
+    return min(1.0, max(0.0, q + gap)), q
 
 
 def of_other_tasks(rates: npt.NDArray[np.float64], these: Ends, episodes: float) -> Ends | None:

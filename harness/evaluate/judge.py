@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from harness.artifacts.episodes import Episode
 from harness.artifacts.evaluation import ALL, Against, Apart, Difference, Evaluation, Sequential, Word
 from harness.errors import HarnessError
 from harness.evaluate import comparable
@@ -81,7 +82,8 @@ def evaluation_of(
     ours: Recorded, theirs: Recorded | Claim | None, *, margin: float = MARGIN, sequential: bool = False
 ) -> Evaluation:
     """The evaluation of episodes that were read. Writes nothing."""
-    tasks, suites, total = rates_of(ours.asked, ours.episodes.found.values())
+    side = side_of(ours)
+    tasks, suites, total = rates_of(ours.asked, side.episodes)
     setting, digest = ours.setting, ours.episodes.sha256()
     found = Evaluation(
         inputs=sha256_json(
@@ -95,16 +97,15 @@ def evaluation_of(
         all=total,
         interval=INTERVAL,
         margin=margin,
-        errors=dict(Counter(each.error.code for each in ours.episodes.errors if each.error).most_common()),
+        errors=dict(Counter(each.error.code for each in side.episodes if each.error).most_common()),
         unreadable=len(ours.episodes.unreadable),
         repeated=len(ours.episodes.repeated),
         conflicts=len(ours.episodes.conflicts),
-        notes=_notes(ours),
+        notes=_notes(ours, side.episodes),
     )
     if theirs is None:
         return found
-    side = _side(ours)
-    other = theirs if isinstance(theirs, Claim) else _side(theirs)
+    other = theirs if isinstance(theirs, Claim) else side_of(theirs)
     fields = (
         comparable.of_claim(theirs) if isinstance(theirs, Claim) else comparable.of_setting(theirs.setting)
     )
@@ -137,14 +138,22 @@ def _other(ours: Recorded, against: RunDir | str | None) -> Recorded | Claim | N
         return None
     if isinstance(against, str):
         return claim_of(against)
-    if against.path.resolve() == ours.directory.path.resolve():
+    check_another(ours.directory, against)
+    return read_recorded(against)
+
+
+def check_another(directory: RunDir, against: RunDir | str | None) -> None:
+    """Refuses to compare an evaluation with itself.
+
+    Raises: HarnessError "evaluation-itself".
+    """
+    if isinstance(against, RunDir) and against.path.resolve() == directory.path.resolve():
         raise HarnessError(
             "evaluation-itself",
             f"{against.path} is compared with itself",
             need="another evaluation, or a published claim",
             fix=f"give another directory, or {next(iter(CLAIMS))}",
         )
-    return read_recorded(against)
 
 
 def _check_sequential(ours: Recorded, theirs: Recorded | Claim | None) -> None:
@@ -163,7 +172,7 @@ def _sequential_impossible(order: str, theirs: str | None) -> HarnessError:
     )
 
 
-def _side(recorded: Recorded) -> Side:
+def side_of(recorded: Recorded) -> Side:
     """The asked episodes of a directory; lines of episodes that are no longer asked are left out."""
     asked = set(recorded.asked)
     return Side([each for key, each in recorded.episodes.found.items() if key in asked], recorded.asked)
@@ -216,12 +225,13 @@ def _doubts(ours: Recorded, theirs: Recorded | Claim) -> list[str]:
     return found
 
 
-def _notes(recorded: Recorded) -> list[str]:
-    episodes, asked = recorded.episodes, set(recorded.asked)
+def _notes(recorded: Recorded, asked: list[Episode]) -> list[str]:
+    """What is odd about a directory. `asked` are its episodes without those that are no longer asked."""
+    episodes = recorded.episodes
     notes = list(recorded.setting.deviations and ["deviations: " + "; ".join(recorded.setting.deviations)])
-    if episodes.errors:
-        named = ", ".join(str(each.key) for each in episodes.errors[:_MOST_NAMED])
-        notes.append(f"{len(episodes.errors)} episodes were not measured and are in no rate: {named}")
+    if errors := [each for each in asked if not each.measured]:
+        named = ", ".join(str(each.key) for each in errors[:_MOST_NAMED])
+        notes.append(f"{len(errors)} episodes were not measured and are in no rate: {named}")
     if episodes.torn:
         notes.append("the last line has no end, as after a kill; the episode is asked again by a resume")
     if episodes.unreadable:
@@ -236,19 +246,18 @@ def _notes(recorded: Recorded) -> list[str]:
         )
     if episodes.cut:
         notes.append("the file has more lines than are read")
-    stray = [key for key in episodes.found if key not in asked]
-    if stray:
-        notes.append(f"{len(stray)} recorded episodes are not asked and count nowhere")
-    return notes + _copies(recorded)
+    if stray := len(episodes.found) - len(asked):
+        notes.append(f"{stray} recorded episodes are not asked and count nowhere")
+    return notes + _copies(asked)
 
 
-def _copies(recorded: Recorded) -> list[str]:
-    scenes = scenes_of(recorded.episodes.measured)
+def _copies(episodes: list[Episode]) -> list[str]:
+    scenes = scenes_of(episodes)
     if not scenes.copies:
         return []
     return [
         f"pseudo-replication: {scenes.copies} episodes have the scene of another episode of their task; the"
-        f" {len(recorded.episodes.measured)} episodes count as {len(scenes.outcomes)} scenes"
+        f" {sum(each.measured for each in episodes)} episodes count as {len(scenes.outcomes)} scenes"
     ]
 
 

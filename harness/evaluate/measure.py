@@ -13,7 +13,7 @@ from harness.artifacts.setting import Asked, Setting
 from harness.artifacts.setting import Protocol as Rules
 from harness.errors import HarnessError
 from harness.evaluate.drive import Order, said, strange
-from harness.evaluate.judge import judge
+from harness.evaluate.judge import check_another, judge, side_of
 from harness.evaluate.pool import Means, Pool
 from harness.evaluate.rates import rates_of
 from harness.evaluate.record import Recorded, put_in_order, read_recorded, recording_in, reserved
@@ -75,7 +75,9 @@ def measure(wish: Wish, source: Source, start: Start, console: Console) -> Evalu
     Raises: HarnessError of the directory, of the simulator, of the policy and of `judge`.
     """
     values = check(wish.rules.values)
+    check_another(wish.out, wish.against)
     with reserved(wish.out, resume=wish.resume) as before:
+        _check_order(wish, before)
         if before is not None and _is_done(before, wish, source):
             console.say(f"every asked episode was measured before, in {wish.out.path}")
             wish.out.write(before.setting.model_copy(update={"asked": wish.asked}))
@@ -83,6 +85,34 @@ def measure(wish: Wish, source: Source, start: Start, console: Console) -> Evalu
             _episodes(wish, source, start, console, values, before)
         put_in_order(wish.out)
         return judge(wish.out, wish.against, margin=wish.margin, sequential=wish.sequential)
+
+
+def _check_order(wish: Wish, before: Recorded | None) -> None:
+    """Refuses a paired test over other tasks, or in another order, than the one that has been looked at.
+
+    Each of the two would err as often as it says, and both together more often. More episodes of a task come
+    behind those that were looked at, so the test goes on.
+
+    Raises: HarnessError "evaluation-other".
+    """
+    if not wish.sequential or before is None or not before.episodes.found:
+        return
+    was, now = before.setting.asked, wish.asked
+    if was.order != "mixed" or (was.tasks, was.seed) == (now.tasks, now.seed):
+        return
+    raise HarnessError(
+        "evaluation-other",
+        f"{wish.out.path} holds a paired test over other tasks or in another order; a second one on the same"
+        " episodes would err more often than it says",
+        got=f"{_many_tasks(now)}, seed {now.seed}",
+        need=f"{_many_tasks(was)}, seed {was.seed}",
+        fix="the same --suites, --tasks and --seed; or another directory, or without --sequential",
+    )
+
+
+def _many_tasks(asked: Asked) -> str:
+    named = (f"{suite}/{','.join(map(str, tasks))}" for suite, tasks in sorted(asked.tasks.items()))
+    return one_line(" ".join(named))[:300]
 
 
 def _is_done(before: Recorded, wish: Wish, source: Source) -> bool:
@@ -181,8 +211,7 @@ class _Course:
 
         assert self._other is not None
         ours = Side(list(self._found.values()), self._order)
-        theirs = Side(list(self._other.episodes.found.values()), self._other.asked)
-        return in_order(ours, theirs, self._order, self._wish.margin).verdict is not None
+        return in_order(ours, side_of(self._other), self._order, self._wish.margin).verdict is not None
 
 
 def certified(start: Start, protocol: str, patience_s: float, console: Console) -> Found:

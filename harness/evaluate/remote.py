@@ -118,7 +118,8 @@ def connected(address: Address) -> Client:
         return Client(address.uri, address.key, patience_s=address.patience_s)
     except TimeoutError as error:
         raise _hung(address) from error
-    except InvalidURI as error:
+    # What urllib cannot take apart at all, such as a port of five nines, is a ValueError.
+    except (InvalidURI, ValueError) as error:
         raise HarnessError(
             "server-address",
             f"{address.shown} is no address of a server",

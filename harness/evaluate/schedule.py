@@ -100,8 +100,9 @@ def _tasks(suite: str, tasks: Sequence[int] | None) -> list[int]:
 def keys(asked: Asked) -> list[Key]:
     """The asked episodes in the order in which they are to be driven.
 
-    "task": by suite, task and episode. "mixed": by a hash of the seed and the key, so that a smaller schedule
-    of the same seed is a part of the larger one, in the same order.
+    "task": by suite, task and episode. "mixed": the first episode of every task, then the second of every
+    task, each time by a hash of the seed and the key. So a schedule of more episodes begins with that of
+    fewer, and a test that has looked at those goes on as if it had been asked for more at once.
     """
     found = [
         Key(suite, task, episode, repeat)
@@ -115,7 +116,11 @@ def keys(asked: Asked) -> list[Key]:
         found = [key for key in found if key[:3] in named]
     if asked.order == "task":
         return found
-    return sorted(found, key=lambda key: hashlib.sha256(f"{asked.seed} {tuple(key)}".encode()).digest())
+
+    def place(key: Key) -> tuple[int, int, bytes]:
+        return key.repeat, key.episode, hashlib.sha256(f"{asked.seed} {tuple(key)}".encode()).digest()
+
+    return sorted(found, key=place)
 
 
 def remaining(asked: Asked, episodes: Iterable[Episode]) -> list[Key]:

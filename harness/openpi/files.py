@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifacts import Dataset, NormStats, Plan
+from harness.data.pace import WORKERS, workers_from_environment
 from harness.data.stats import to_openpi_json
 from harness.data.tokenizer import load_tokenizer, tokenizer_path
 from harness.download.cache import WEIGHTS, fetch_tree, is_remote
@@ -84,8 +85,9 @@ def lay_out_files(
 
 def repo_id_of(recipe: Recipe) -> str:
     """The name by which upstream gets the dataset: the hub's, or the last part of a directory's path."""
-    name = recipe.data.dataset.partition("@")[0]
-    return name if not Path(name).is_dir() else Path(name).absolute().name
+    named = os.path.expanduser(recipe.data.dataset)
+    # Of "..", too, the directory's own name. One with an "@" in it has no revision.
+    return os.path.basename(os.path.abspath(named)) if os.path.isdir(named) else named.partition("@")[0]
 
 
 def fetch_weights(recipe: Recipe, progress: Progress | None = None) -> tuple[Path | None, dict[str, Any]]:
@@ -116,7 +118,7 @@ def _job(
         "project-name": os.environ.get("WANDB_PROJECT") or "pi05-harness",
         "assets-base-dir": str(home / ASSETS),
         "checkpoint-base-dir": str(run.path.absolute()),
-        "num-workers": int(os.environ.get("HARNESS_LOADER_WORKERS") or _LOADER_PROCESSES),
+        "num-workers": workers_from_environment() if os.environ.get(WORKERS) else _LOADER_PROCESSES,
         "overwrite": False,
         "resume": resume,
         "wandb-enabled": os.environ.get("WANDB_MODE") != "disabled",

@@ -188,7 +188,8 @@ class _Follower:
                     child.terminate()
 
     def _read(self, text: str, child: subprocess.Popen[bytes]) -> None:
-        if self._told is None and text.startswith("{"):
+        # Whatever is imported before may print what begins like it.
+        if self._told is None and text.startswith(('{"commit"', f'{{"{openpi_entry.REFUSED}"')):
             self._start(json.loads(text))
             return
         # The lines after a log record belong to it: the shapes of all parameters, an array.

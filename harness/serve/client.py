@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from harness.errors import HarnessError
@@ -16,8 +19,8 @@ from harness.serve.wire import pack, unpack
 class Client:
     """A connection to a server, ours or openpi's. `metadata` is what the server said first.
 
-    With `patience_s`, connecting and each answer may take so long; a longer wait raises TimeoutError, and no
-    pings are sent: openpi's server answers none while it computes.
+    With `patience_s`, connecting, each request on its way and each answer may take so long; a longer wait
+    raises TimeoutError, and no pings are sent: openpi's server answers none while it computes.
     """
 
     def __init__(self, uri: str, key: str | None = None, *, patience_s: float | None = None) -> None:
@@ -39,11 +42,42 @@ class Client:
 
         Raises: HarnessError "server-refused" with its sentence; ConnectionClosed; TimeoutError.
         """
-        self._connection.send(pack(dict(observation)))
+        with self._patient():
+            self._connection.send(pack(dict(observation)))
         return self._received()
 
     def close(self) -> None:
-        self._open.close()
+        with self._patient():
+            self._open.close()
+
+    @contextmanager
+    def _patient(self) -> Iterator[None]:
+        """A block that writes. A server that reads nothing any more would let it wait for ever.
+
+        Raises: TimeoutError after `patience_s`; the connection is cut then.
+        """
+        if self._patience_s is None:
+            yield
+            return
+        late = threading.Event()
+
+        def cut() -> None:
+            late.set()
+            with suppress(OSError):
+                # Of the plain socket also under TLS, whose own end would write once more.
+                socket.socket.shutdown(self._connection.socket, socket.SHUT_RDWR)
+
+        timer = threading.Timer(self._patience_s, cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except ConnectionClosed as error:
+            if late.is_set():
+                raise TimeoutError from error
+            raise
+        finally:
+            timer.cancel()
 
     def _received(self) -> dict[str, Any]:
         frame = self._connection.recv(self._patience_s)

@@ -12,6 +12,7 @@ import asyncio
 import http
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -62,6 +63,8 @@ class Server:
         self._desk, self._settings, self._tally, self._recorder = desk, settings, tally, recorder
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="record")
+        # Whoever has connected, also without a word so far.
+        self._connected: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self._open: set[ServerConnection] = set()
         self._busy: set[ServerConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,6 +99,13 @@ class Server:
             self._writer.shutdown()
 
     async def _listen(self) -> Listener:
+        connected = self._connected
+
+        class Connection(ServerConnection):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                super().connection_made(transport)
+                connected.add(self)
+
         try:
             return await serve(
                 self._client,
@@ -111,6 +121,7 @@ class Server:
                 ping_timeout=_PONG_S,
                 close_timeout=5,
                 logger=_silent,
+                create_connection=Connection,
             )
         except OSError as error:
             raise port_taken(self._settings.host, self._settings.port, error) from error
@@ -240,8 +251,8 @@ class Server:
         deadline = time.monotonic() + DRAIN_S
         while self._open and time.monotonic() < deadline and not self._hurry.is_set():
             await asyncio.sleep(0.02)
-        for connection in self._open:
-            # Its answer is not waited for any longer.
+        # An answer is not waited for any longer; nor is one who has connected and says nothing.
+        for connection in list(self._connected):
             connection.transport.abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from harness.evaluate.source import Source
     from harness.show.evaluating import Evaluating
 
+# What an operating system waits for at once is limited. Nobody waits longer for an answer.
+_MOST_PATIENCE_S = 7 * 86_400.0
 # Each worker needs about 2 GB of memory; more than this is asked for by a number.
 _MOST_BY_ITSELF = 16
 PathArgument = Annotated[
@@ -196,7 +198,7 @@ def evaluate(
 
     hear(fetch=fetch, offline=offline)
     grant(base)
-    kind = policy_of(path, server, policy)
+    kind, patience = policy_of(path, server, policy), min(patience, _MOST_PATIENCE_S)
     rules = rules_of(protocol, depart or [])
     asked = asked_of(kind, suites, tasks, episodes, rules[0], repeats=repeats, seed=seed, mixed=sequential)
     options = _Options(**{name: value for name, value in locals().items() if name in _Options._fields})

@@ -53,6 +53,8 @@ told = {"commit": plan["commit"], "device": "cpu", "checkpoints": str(checkpoint
 told |= {name: job[name] for name in ("parameters_total", "parameters_trained")}
 told |= {"packages": {"jax": "0.5.3", "wandb": plan.get("wandb", "0.19.11")}, "lock_sha256": "ab" * 32}
 told |= {"unlike_lock": plan.get("unlike_lock", [])}
+for line in plan.get("before", []):
+    say(line)
 say(json.dumps(told))
 say("10:00:00.000 [I] Running on: machine                       (1:train.py:196)")
 saved = checkpoints.iterdir() if checkpoints.is_dir() else []
