@@ -208,8 +208,8 @@ def _jax(situation: Situation) -> Iterator[Finding]:
         fix = "rebuild the image: docker compose build train"
         if any(word in child.stderr for word in _TAKEN):
             fix = (
-                "nvidia-smi -q -d COMPUTE shows the card's compute mode; sudo nvidia-smi -c 0 on the host lets"
-                " several processes compute"
+                "nvidia-smi -q -d COMPUTE shows the card's compute mode; sudo nvidia-smi -c 0 on the host"
+                " lets several processes compute"
             )
         if situation.environ.get("LD_LIBRARY_PATH"):
             fix = f"unset LD_LIBRARY_PATH (it hides the CUDA libraries of the wheels); {fix}"
@@ -232,13 +232,17 @@ def _jax(situation: Situation) -> Iterator[Finding]:
 def _well(machine: Machine) -> dict[str, str]:
     """The variable that shows JAX the usable GPUs alone; nothing if there are no others.
 
-    JAX starts on every GPU that it is shown, and fails with the first that refuses it. A run is shown those of
-    its plan.
+    JAX starts on every GPU that it is shown, and fails with the first that refuses it. A run is shown those
+    of its plan.
     """
     usable = [gpu.uuid for gpu in machine.usable_gpus if gpu.uuid is not None]
     if not any(gpu.visible and gpu.error for gpu in machine.gpus) or len(usable) < len(machine.usable_gpus):
         return {}
-    return {} if any(gpu.mig_devices for gpu in machine.usable_gpus) else {"CUDA_VISIBLE_DEVICES": ",".join(usable)}
+    return (
+        {}
+        if any(gpu.mig_devices for gpu in machine.usable_gpus)
+        else {"CUDA_VISIBLE_DEVICES": ",".join(usable)}
+    )
 
 
 def memory(situation: Situation) -> Iterator[Finding]:

@@ -118,7 +118,10 @@ _OLD: tuple[tuple[str, str], ...] = (
 _MAKERS: tuple[tuple[str, str], ...] = (
     (r"amd|instinct|radeon|mi\d{2,3}|rx\d{3,4}|[679]\d{3}(xtx?|gre)|vega|firepro|w[5-9]\d00", "AMD"),
     (r"apple|m\d(max|pro|ultra)", "Apple"),
-    (r"intel|habana|gaudi|arc|a(3[18]|58|7[57])0(?!0)|b5[78]0|(datacenter)?(gpu)?(max1[15]\d0|flex1[47]0)", "Intel"),
+    (
+        r"intel|habana|gaudi|arc|a(3[18]|58|7[57])0(?!0)|b5[78]0|(datacenter)?(gpu)?(max1[15]\d0|flex1[47]0)",
+        "Intel",
+    ),
 )
 
 
