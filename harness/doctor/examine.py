@@ -96,6 +96,14 @@ def check_names(allowed: Iterable[str], names: Sequence[str]) -> None:
             )
 
 
+def check_allowed(allowed: Iterable[str]) -> None:
+    """Refuses a name that no check has, before anything is planned or waits.
+
+    Raises: HarnessError "check-unknown".
+    """
+    check_names(allowed, [check.name for check in (*CHECKS, *HOSTS)])
+
+
 def examine(
     situation: Situation, *, allow: Iterable[str] = (), checks: Iterable[Check] = CHECKS, inputs: str = ""
 ) -> Diagnosis:

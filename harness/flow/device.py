@@ -21,7 +21,9 @@ def prepare_jax(plan: Plan, machine: Machine) -> None:
 def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: int | None) -> None:
     """Sets the device, its share of memory and the compilation cache. JAX must not have been imported yet."""
     os.environ.update(jax_variables(platform))
-    devices: list[Gpu | MigDevice] = [each for gpu in machine.gpus for each in (gpu, *gpu.mig_devices)]
+    devices: list[Gpu | MigDevice] = [*machine.gpus]
+    for gpu in machine.gpus:
+        devices += gpu.mig_devices
     card = next((each for each in devices if uuid is not None and each.uuid == uuid), None)
     if card is not None and card.uuid is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = card.uuid

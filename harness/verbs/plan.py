@@ -202,7 +202,12 @@ def plan(
     others |= several
     _check_together(serve, batch, [name for name, given in others.items() if given])
     _check_device(gpu, device)
-    alone = {"--recipe": recipe, "--gpu": gpu, "--vram-gib": vram_gib, "--host-ram-gib": host_ram_gib}
+    alone: dict[str, object] = {
+        "--recipe": recipe,
+        "--gpu": gpu,
+        "--vram-gib": vram_gib,
+        "--host-ram-gib": host_ram_gib,
+    }
     alone |= {"--device": device, "--net": net, "--set": sets, "--backend": backend}
     given = {name: value is not None for name, value in alone.items()}
     given |= {"--exact": exact, "--compile": compile_, "--wait": wait, "--json": as_json}
