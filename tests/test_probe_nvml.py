@@ -254,3 +254,11 @@ def test_a_card_on_which_nobody_else_may_compute_is_no_usable_one(
     else:
         assert says in error
         assert "nvidia-smi -i 0 -c 0" in fix
+
+
+def test_a_card_that_is_lost_when_its_compute_mode_is_asked_is_lost(build: Any, tmp_path: Path) -> None:
+    scenario = tmp_path / "scenario.txt"
+    scenario.write_text((HERE / "idle_48gb.txt").read_text() + "gpu 0 compute_mode !15\n")
+    [card] = read(build(), scenario)["gpus"]
+    assert card["error"]
+    assert "does not answer" in card["unknown"]["display_active"]

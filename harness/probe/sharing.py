@@ -22,8 +22,7 @@ def closed(asker: Asker, handle: Any, index: int) -> tuple[str | None, str | Non
     mode = asker.ask("compute_mode", nvml.nvmlDeviceGetComputeMode, handle)
     exclusive = mode in (nvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD, nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS)
     there = asker.ask("compute_mode", running, nvml, "Compute", handle) if exclusive else None
-    if not asker.lost:
-        asker.unknown = told
+    asker.unknown = told
     opens = f"sudo nvidia-smi -i {index} -c 0 on the host"
     if mode == nvml.NVML_COMPUTEMODE_PROHIBITED:
         return "its compute mode is PROHIBITED, so no process may compute on it", opens
@@ -32,7 +31,8 @@ def closed(asker: Asker, handle: Any, index: int) -> tuple[str | None, str | Non
             f"process {there[0].pid} has it for itself: its compute mode is EXCLUSIVE_PROCESS",
             f"wait for that process, or {opens} (several processes may then compute)",
         )
-    return None, None
+    # A card may be lost at this question as at any other.
+    return asker.error, asker.fix
 
 
 def processes_on(asker: Asker, handle: Any, hidden: str | None) -> list[GpuProcess] | None:
