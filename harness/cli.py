@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import typer
@@ -90,7 +91,21 @@ app = typer.Typer(
 
 
 @app.callback()
-def _verbs() -> None: ...
+def _verbs() -> None:
+    """Checks what every verb needs.
+
+    Raises: HarnessError "directory-gone".
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise HarnessError(
+            "directory-gone",
+            "the directory that this shell is in is not there any more",
+            got=error.strerror,
+            need="a working directory",
+            fix='cd "$HOME", or cd into the directory that has its name now: cd "$PWD"',
+        ) from error
 
 
 def main() -> None:
@@ -101,12 +116,16 @@ def main() -> None:
     _open_streams()
     sys.stdout, sys.stderr = (
         cast(TextIO, Cleaned(_any_text(sys.stdout))),
-        cast(TextIO, Cleaned(_any_text(sys.stderr))),
+        cast(TextIO, Cleaned(_any_text(sys.stderr), forgiving=True)),
     )
     consent.begin()
     end_quickly()
     try:
-        app()
+        try:
+            app()
+        finally:
+            # Here a failure still has its message and its exit code.
+            sys.stdout.flush()
     except HarnessError as error:
         parts = [("got", error.got), ("need", error.need), ("fix", error.fix)]
         lines = [

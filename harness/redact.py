@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from pydantic_core import to_json
 
+from harness.errors import HarnessError
 from harness.received.text import for_terminal
 
 _NAMED = re.compile(r"(?i)(?:^|_)(?:api_?key|key|token|secret|password|passwd|pass|credentials?)(?:$|_)")
@@ -144,18 +145,49 @@ def token_file(environ: Mapping[str, str]) -> Path:
 
 
 class Cleaned:
-    """A text stream that writes its text after `redact`, with control characters as escapes."""
+    """A text stream that writes its text after `redact`, with control characters as escapes.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    What a reader that is gone (`| head -1`) no longer takes goes nowhere: the exit code still says the
+    answer. Any other failure raises HarnessError "output-failed", or with `forgiving` goes nowhere too: a log
+    on a full disk ends no run.
+    """
+
+    def __init__(self, stream: TextIO, *, forgiving: bool = False) -> None:
+        self._stream, self._forgiving = stream, forgiving
 
     def write(self, text: str) -> int:
-        self._stream.write(for_terminal(redact(text)))
+        # Click tries a stream with an empty text, and swallows what that raises; bytes have to be refused.
+        if text == "":
+            return 0
+        try:
+            self._stream.write(for_terminal(redact(text)))
+        except OSError as error:
+            self._failed(error)
         return len(text)
 
     def writelines(self, lines: Iterator[str]) -> None:
         for line in lines:
             self.write(line)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """Has what is written from here on, and what is still buffered, go nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        if not self._forgiving and not isinstance(error, BrokenPipeError):
+            raise HarnessError(
+                "output-failed",
+                "the answer could not be written to stdout",
+                got=error.strerror,
+                need="a terminal, a pipe or a file with room",
+                fix="free space where the output goes, or send it elsewhere",
+            ) from error
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

@@ -58,6 +58,9 @@ def test_a_verb_finds_its_file_current_and_leaves_it(tmp_path: Path) -> None:
         (["train", "--run=a", "--name=b"], "run-and-name", "one of the two"),
         (["train", "--resume", "--run=nowhere"], "nothing-to-resume", "--resume"),
         (["plan", "--gpu=rtx_a600"], "gpu-unknown", "rtx_a6000"),
+        (["plan", "--gpu=a40", "--device=cpu"], "options-together", "--device cpu"),
+        (["plan", "--gpu=a40", "--device=tpu"], "device-unknown", "cpu or cuda"),
+        (["plan", "--matrix", "--json"], "options-together", "--json"),
         (["plan", "--gpu=a40:none"], "gpu-count-invalid", "a40:2"),
         (["plan", "--gpu=a40:8"], "more-devices-than-rows", "train.global_batch=8"),
         (["plan", "--recipe=pi05_libero"], "no-gpu", "--gpu"),
@@ -231,3 +234,60 @@ def test_a_plan_that_does_not_fit_exits_1_and_says_by_how_much(tmp_path: Path) -
     assert plan["chosen"] is None
     assert plan["candidates"][0]["verdict"] == "rejected"
     assert "too much" in plan["candidates"][0]["reason"]
+
+
+@pytest.mark.parametrize("arguments", [["probe", "--json"], ["probe"], ["--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_at_stdout_is_a_refusal_in_words(arguments: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "harness.cli", *arguments],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "[output-failed]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("gpu", "code"), [("rtx_409", 2), ("rtx_3060", 1), ("h100", 0)])
+def test_the_exit_code_says_the_answer_also_to_whoever_reads_no_more(gpu: str, code: int) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as nobody, Path("/dev/full").open("w") as full:
+        for stderr in (nobody, full):
+            done = subprocess.run(
+                [sys.executable, "-m", "harness.cli", "plan", "--exact", "--gpu", gpu],
+                env=os.environ | {"HARNESS_RECIPE": "pi05_libero"},
+                stdout=nobody,
+                stderr=stderr,
+                timeout=300,
+                check=False,
+            )
+            assert done.returncode == code
+
+
+def test_a_directory_that_is_gone_is_said(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys; os.rmdir(os.getcwd()); sys.argv = ['harness', 'probe'];"
+            " from harness.cli import main; main()",
+        ],
+        cwd=gone,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "[directory-gone]" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +57,29 @@ def test_a_card_without_bfloat16_that_the_plan_leaves_out_stops_nothing(tmp_path
     assert "compute capability" in found(case)
     taken = plan(FITS).model_copy(update={"device_uuids": ["GPU-1"]})
     assert "compute capability" not in found(case._replace(plan=taken))
+
+
+def test_jax_is_shown_the_usable_cards_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts on all that it is shown, and a card that refuses it would hide the others."""
+    shown: list[str | None] = []
+
+    def run(*_: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        shown.append(options["env"].get("CUDA_VISIBLE_DEVICES"))
+        return subprocess.CompletedProcess([], 0, stdout='[["a card", "gpu"]]\n', stderr="")
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    barred = CARD.model_copy(update={"index": 1, "uuid": "GPU-2", "error": "PROHIBITED", "fix": "open it"})
+    for gpus in ([CARD], [CARD, barred]):
+        case = situation(tmp_path, machine=Machine(gpus=gpus, driver_version="570.1", host=HOST))
+        assert not [one for one in gpu.visible(case) if one.got.startswith(("JAX", "1 devices"))]
+    assert shown == [None, "GPU-1"]
+
+
+def test_a_card_that_another_process_has_for_itself_is_no_broken_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "RuntimeError: CUDA_ERROR_DEVICE_UNAVAILABLE: CUDA-capable device(s) is/are busy or unavailable"
+    done = subprocess.CompletedProcess([], 1, "", f"{said}\n")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: done)
+    [finding] = gpu.visible(situation(tmp_path))
+    assert "nvidia-smi -c 0" in finding.fix

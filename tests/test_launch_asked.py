@@ -54,6 +54,10 @@ def wanted(**more: Any) -> Asked:
         ({"image": "harness:cuda"}, "launch-digest", "another image"),
         ({"image": f"Harness@{DIGEST}"}, "launch-invalid", "image"),
         ({"engine": "ray", "partition": "gpu"}, "launch-option", "--partition"),
+        ({"user": "1000:1000"}, "launch-option", "--user"),
+        ({"train": ["--steps=0"]}, "recipe-invalid", "train.steps"),
+        ({"partition": "a b"}, "launch-invalid", "letters, digits"),
+        ({"time": "1:00:00:00"}, "launch-invalid", "DAYS-H:M:S"),
         ({"engine": "compose", "image": IMAGE, "submit": True}, "launch-option", "--submit"),
         ({"engine": "kubernetes", "image": IMAGE, "claim": "lab", "name": "7"}, "launch-name", "letter"),
         ({"engine": "kubernetes", "image": IMAGE, "claim": "lab", "name": "a" * 41}, "launch-name", "40"),
@@ -194,3 +198,16 @@ def test_without_slurm_the_script_is_written_and_the_refusal_says_where_to_go(tm
     assert done.returncode == 2
     assert "[slurm-missing]" in done.stderr
     assert (tmp_path / "o" / "job.sbatch").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "code"), [("--net=5furlongs", "net-rate-invalid"), ("--allow=nonsense", "check-unknown")]
+)
+def test_what_the_hosts_would_refuse_is_refused_before_a_job_waits(
+    option: str, code: str, tmp_path: Path
+) -> None:
+    words = ["launch", "--engine=slurm", "--hosts=2", "--recipe=smoke", "--gpus=1", "--name=a"]
+    done = harness(*words, option, f"--out={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert f"[{code}]" in done.stderr
+    assert not (tmp_path / "out").exists()

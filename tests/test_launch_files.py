@@ -5,17 +5,20 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from harness.errors import HarnessError
 from harness.launch.asked import Asked
 from harness.launch.command import contained_words, train_words
-from harness.launch.write import launched, texts, write
+from harness.launch.write import _starts, launched, texts, write
 from harness.recipe.load import load_recipe, to_yaml
 from tests.support.compose_schema import Compose
 from tests.support.engine_schemas import expanded, kubernetes_object
@@ -248,6 +251,28 @@ def test_the_ray_script_is_python_and_holds_what_was_meant() -> None:
     assert found["RUN"] == each.run
     assert found["ENVIRONMENT"] == {"ODD": ODD}
     assert found["SCALING"]["resources_per_worker"] == {"CPU": 1, "GPU": 8}
+
+
+@pytest.mark.parametrize("join", [shlex.join, subprocess.list2cmdline])
+@pytest.mark.parametrize("name", ["plain", "my launches (2); it's", "é-1.2+3"])
+def test_what_starts_the_ray_script_reaches_the_shell_of_old_and_new_ray(
+    name: str, join: Callable[[list[str]], str]
+) -> None:
+    each = asked("ray", out=f"/shared/{name}")
+    texts(each)
+    [start] = _starts(each, Path(each.out) / "ray_job.py")
+    typed = shlex.split(start)
+    assert typed[:5] == ["ray", "job", "submit", "--", "python"]
+    line = "printf %s " + join(typed[5:])
+    assert subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout == typed[5]
+    assert typed[5] == f"{each.out}/ray_job.py"
+
+
+@pytest.mark.parametrize("name", ["$HOME", "it's", "a b$c", "(1)", 'a b"c', "a;b"])
+def test_a_name_that_rays_shell_takes_for_another_is_refused(name: str) -> None:
+    with pytest.raises(HarnessError) as caught:
+        texts(asked("ray", out=f"/shared/{name}"))
+    assert caught.value.code == "launch-path"
 
 
 def test_no_name_of_a_run_is_taken_for_the_scripts_encoding() -> None:

@@ -63,6 +63,10 @@ def from_the_atlas(name: str, recipe: str, **asked: int) -> Plan:
         ("nvidia-h100-80gb", "h100"), ("GB10", "gb10"),
         ("DGX Spark", "gb10"), ("NVIDIA GB10", "gb10"), ("Jetson AGX Thor", "jetson_thor"),
         ("RTX 6000 Ada", "rtx_6000_ada"), ("nvidia-l4", "l4"),
+        ("RTX 6000 PRO", "rtx_pro_6000"), ("RTX 6000 Pro Blackwell", "rtx_pro_6000"),
+        ("RTX PRO 6000 WS", "rtx_pro_6000"), ("DGX Spark GB10", "gb10"),
+        ("NVIDIA GH200 120GB", "gh200"), ("NVIDIA GH200 96GB HBM3", "gh200"),
+        ("Jetson Thor T5000", "jetson_thor"), ("NVIDIA B200 180GB HBM3e", "b200"), ("B200 192GB", "b200"),
     ],
 )  # fmt: skip
 def test_names_are_read_as_clouds_spell_them(written: str, name: str) -> None:
@@ -124,7 +128,7 @@ def test_a_plan_before_renting_is_answered_from_the_atlas(name: str, recipe: str
         ("Quadro RTX 5000", "7.5"), ("TITAN RTX", "7.5"), ("TITAN V", "7.0"), ("GTX 1080 Ti", "6.1"),
         ("GTX 1660 Super", "7.5"), ("K80", "3.7"),
         ("M60", "5.2"), ("Tesla M40", "5.2"), ("V100 32GB", "7.0"), ("P40 24GB", "6.1"),
-        ("RTX 6000 24GB", "7.5"),
+        ("RTX 6000 24GB", "7.5"), ("GRID T4-16Q", "7.5"), ("Jetson AGX Xavier", "7.2"),
     ],
 )  # fmt: skip
 def test_a_card_without_bfloat16_is_refused_with_the_reason(written: str, capability: str) -> None:
@@ -145,6 +149,7 @@ def test_a_card_without_bfloat16_is_refused_with_the_reason(written: str, capabi
         ("L2", "8.9"), ("RTX 5060", "12.0"), ("NVIDIA RTX 4000 SFF Ada Generation", "8.9"),
         ("A100 64GB", "8.0"),
         ("A30 48GB", "8.0"), ("A1000", "8.6"), ("NVIDIA H100 80GB HBM2e", "9.0"), ("H100 96GB", "9.0"),
+        ("GRID A100-40C", "8.0"),
         ("NVIDIA GH200 144G HBM3e", "9.0"), ("H20-3e", "9.0"), ("H20 141GB", "9.0"), ("B300 288GB", "10.0"),
     ],
 )  # fmt: skip
@@ -170,7 +175,32 @@ def test_a_card_of_a_known_series_is_planned_for_once_its_memory_is_said(
     assert "{}.{}".format(*stands.capability) == capability
 
 
-@pytest.mark.parametrize("written", ["", "RTX 6000 48GB", "NVIDIA RTX 6000D"])
+def test_a_board_of_a_series_that_shares_the_hosts_memory_is_planned_as_one() -> None:
+    orin = cards.of_series("Jetson AGX Orin 32GB", 32 * GIB)
+    ada = cards.of_series("RTX 2000 Ada", 16 * GIB)
+    assert (orin is not None and orin.shared, ada is not None and ada.shared) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("written", "owner"),
+    [
+        ("M4 Max", "Apple"),
+        ("Apple M3 Ultra", "Apple"),
+        ("7900 XTX", "AMD"),
+        ("A770", "Intel"),
+        ("B580", "Intel"),
+    ],
+)
+def test_a_card_of_another_maker_is_told_as_such(written: str, owner: str) -> None:
+    with pytest.raises(HarnessError) as caught:
+        find(written)
+    assert caught.value.code == "gpu-not-nvidia"
+    assert owner in caught.value.what
+
+
+@pytest.mark.parametrize(
+    "written", ["", "RTX 6000 48GB", "NVIDIA RTX 6000D", "p4d.24xlarge", "a2-highgpu-1g"]
+)
 def test_a_name_that_tells_no_card_is_unknown_and_not_guessed(written: str) -> None:
     with pytest.raises(HarnessError) as caught:
         from_the_atlas(written, "pi05_libero_lora", vram_bytes=48 * GIB)

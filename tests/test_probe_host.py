@@ -74,6 +74,28 @@ CGROUPS: dict[str, tuple[dict[str, str], Limits]] = {
         {"proc/self/cgroup": "0::/", f"{V2}/memory.max": str(GIB), f"{V2}/memory.current": str(2 * GIB)},
         Limits(GIB, 0, None, None),
     ),
+    "v2, throttled before it is killed": (
+        {
+            "proc/self/cgroup": "0::/",
+            f"{V2}/memory.max": str(16 * GIB),
+            f"{V2}/memory.high": str(12 * GIB),
+            f"{V2}/memory.current": str(2 * GIB),
+        },
+        Limits(12 * GIB, 10 * GIB),
+    ),
+    "v2, throttled and never killed": (
+        {"proc/self/cgroup": "0::/", f"{V2}/memory.max": "max", f"{V2}/memory.high": str(4 * GIB)},
+        Limits(4 * GIB),
+    ),
+    "v1, limited by a group that is not mounted": (
+        {
+            "proc/self/cgroup": "5:memory:/kubepods/pod1/c1",
+            f"{V2}/memory/memory.limit_in_bytes": UNLIMITED_V1,
+            f"{V2}/memory/memory.usage_in_bytes": str(GIB),
+            f"{V2}/memory/memory.stat": f"hierarchical_memory_limit {8 * GIB}\ntotal_inactive_file 0",
+        },
+        Limits(8 * GIB, 7 * GIB),
+    ),
     "v1 without limits": (
         {
             "proc/self/cgroup": "5:memory:/\n3:cpu,cpuacct:/",

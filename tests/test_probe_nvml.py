@@ -228,3 +228,37 @@ def test_index_order_is_doubted_only_when_cards_differ(build: Any, tmp_path: Pat
         not in run(PROBE, build(), mixed, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID")["unknown"]
     )
     assert "visible_devices" not in run(PROBE, build(), "two_one_busy", CUDA_VISIBLE_DEVICES="0")["unknown"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "compute", "says"),
+    [
+        ("0", "4711:1024", None),
+        ("2", "none", "PROHIBITED"),
+        ("3", "none", None),
+        ("3", "4711:1024", "process 4711 has it for itself"),
+        ("!3", "4711:1024", None),
+    ],
+)
+def test_a_card_on_which_nobody_else_may_compute_is_no_usable_one(
+    build: Any, tmp_path: Path, mode: str, compute: str, says: str | None
+) -> None:
+    text = (HERE / "idle_48gb.txt").read_text().replace("compute none", f"compute {compute}")
+    scenario = tmp_path / "scenario.txt"
+    scenario.write_text(f"{text}gpu 0 compute_mode {mode}\n")
+    got = read(build(), scenario)
+    error, fix = got["gpus"][0]["error"], got["gpu_fix"]
+    assert "compute_mode" not in got["gpus"][0]["unknown"]
+    if says is None:
+        assert error is fix is None
+    else:
+        assert says in error
+        assert "nvidia-smi -i 0 -c 0" in fix
+
+
+def test_a_card_that_is_lost_when_its_compute_mode_is_asked_is_lost(build: Any, tmp_path: Path) -> None:
+    scenario = tmp_path / "scenario.txt"
+    scenario.write_text((HERE / "idle_48gb.txt").read_text() + "gpu 0 compute_mode !15\n")
+    [card] = read(build(), scenario)["gpus"]
+    assert card["error"]
+    assert "does not answer" in card["unknown"]["display_active"]

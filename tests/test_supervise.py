@@ -76,6 +76,15 @@ def test_each_end_has_its_name_and_is_tried_again_only_where_that_makes_sense(
     assert attempts(tmp_path) == times
 
 
+def test_a_trainer_is_gone_also_where_a_child_of_its_own_holds_its_stdout(tmp_path: Path) -> None:
+    script = "child = os.fork()\nif not child: time.sleep(600)\n"
+    script += "(run / 'child').write_text(str(child)); os.kill(os.getpid(), signal.SIGSEGV)"
+    try:
+        assert refused(tmp_path, script, limits=Limits(silent_s=20), restarts=0).code == "crashed"
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
 def test_it_goes_on_from_the_last_checkpoint_and_says_so(tmp_path: Path) -> None:
     script = """
     save(attempt * 10)

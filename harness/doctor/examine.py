@@ -6,7 +6,7 @@ A check that fails to check reports so, and hides no other check.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from harness.artifacts.doctor import Diagnosis, Finding
@@ -80,15 +80,11 @@ HOSTS = (
 )
 
 
-def examine(
-    situation: Situation, *, allow: Iterable[str] = (), checks: Iterable[Check] = CHECKS, inputs: str = ""
-) -> Diagnosis:
-    """Findings of all checks. Errors of the checks named in `allow` do not stop the run.
+def check_names(allowed: Iterable[str], names: Sequence[str]) -> None:
+    """Refuses a name in `allowed` that is none of a check's `names`.
 
-    Raises: HarnessError "check-unknown" for a name in `allow` that no check has.
+    Raises: HarnessError "check-unknown".
     """
-    checks, allowed = (*checks, *(HOSTS if situation.hosts else ())), list(allow)
-    names = [check.name for check in checks]
     for name in allowed:
         if name not in names:
             raise HarnessError(
@@ -98,6 +94,25 @@ def examine(
                 need=f"one of {', '.join(names)}",
                 fix="--allow 'NAME OF A CHECK'",
             )
+
+
+def check_allowed(allowed: Iterable[str]) -> None:
+    """Refuses a name that no check has, before anything is planned or waits.
+
+    Raises: HarnessError "check-unknown".
+    """
+    check_names(allowed, [check.name for check in (*CHECKS, *HOSTS)])
+
+
+def examine(
+    situation: Situation, *, allow: Iterable[str] = (), checks: Iterable[Check] = CHECKS, inputs: str = ""
+) -> Diagnosis:
+    """Findings of all checks. Errors of the checks named in `allow` do not stop the run.
+
+    Raises: HarnessError "check-unknown" for a name in `allow` that no check has.
+    """
+    checks, allowed = (*checks, *(HOSTS if situation.hosts else ())), list(allow)
+    check_names(allowed, [check.name for check in checks])
     looked = {check.name: _within(check, situation) for check in checks}
     not_needed = {name: answer for name, answer in looked.items() if isinstance(answer, str)}
     found = {name: answer for name, answer in looked.items() if not isinstance(answer, str)}

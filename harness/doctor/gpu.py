@@ -44,6 +44,8 @@ _LIST_DEVICES = (
 # An exception that says nothing but its name.
 _BARE = ("Error", "Exception")
 _NO_BACKEND = "JAX found no CUDA backend: the jax-cuda plugin is missing, or no device answers"
+# What CUDA says of a card that another process has for itself, or on which none may compute.
+_TAKEN = ("CUDA_ERROR_DEVICE_UNAVAILABLE", "busy or unavailable")
 _ON_CPU = "the run is on the CPU"
 
 
@@ -186,6 +188,7 @@ def _jax(situation: Situation) -> Iterator[Finding]:
         "JAX_PLATFORMS": "cuda",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        **_well(situation.machine),
     }
     command = [situation.python, "-c", _LIST_DEVICES]
     child = subprocess.run(
@@ -203,6 +206,11 @@ def _jax(situation: Situation) -> Iterator[Finding]:
         # JAX asserts, without a word, that it has found a backend of the platform.
         got = _NO_BACKEND if " " not in last and last.rstrip(":").endswith(_BARE) else last[:300]
         fix = "rebuild the image: docker compose build train"
+        if any(word in child.stderr for word in _TAKEN):
+            fix = (
+                "nvidia-smi -q -d COMPUTE shows the card's compute mode; sudo nvidia-smi -c 0 on the host"
+                " lets several processes compute"
+            )
         if situation.environ.get("LD_LIBRARY_PATH"):
             fix = f"unset LD_LIBRARY_PATH (it hides the CUDA libraries of the wheels); {fix}"
         yield error("JAX", got, "JAX to start on the GPU that NVML sees", fix)
@@ -219,6 +227,22 @@ def _jax(situation: Situation) -> Iterator[Finding]:
             f"{expected}, as NVML sees them",
             "unset CUDA_VISIBLE_DEVICES, or name the devices that you want by uuid",
         )
+
+
+def _well(machine: Machine) -> dict[str, str]:
+    """The variable that shows JAX the usable GPUs alone; nothing if there are no others.
+
+    JAX starts on every GPU that it is shown, and fails with the first that refuses it. A run is shown those
+    of its plan.
+    """
+    usable = [gpu.uuid for gpu in machine.usable_gpus if gpu.uuid is not None]
+    if not any(gpu.visible and gpu.error for gpu in machine.gpus) or len(usable) < len(machine.usable_gpus):
+        return {}
+    return (
+        {}
+        if any(gpu.mig_devices for gpu in machine.usable_gpus)
+        else {"CUDA_VISIBLE_DEVICES": ",".join(usable)}
+    )
 
 
 def memory(situation: Situation) -> Iterator[Finding]:

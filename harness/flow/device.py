@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from harness.artifacts import Machine, Plan
+from harness.artifacts import Gpu, Machine, MigDevice, Plan
 from harness.run.surroundings import jax_variables
 
 
@@ -21,7 +21,10 @@ def prepare_jax(plan: Plan, machine: Machine) -> None:
 def start_on(machine: Machine, platform: str, uuid: str | None, usable_bytes: int | None) -> None:
     """Sets the device, its share of memory and the compilation cache. JAX must not have been imported yet."""
     os.environ.update(jax_variables(platform))
-    card = next((gpu for gpu in machine.gpus if uuid is not None and gpu.uuid == uuid), None)
+    devices: list[Gpu | MigDevice] = [*machine.gpus]
+    for gpu in machine.gpus:
+        devices += gpu.mig_devices
+    card = next((each for each in devices if uuid is not None and each.uuid == uuid), None)
     if card is not None and card.uuid is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = card.uuid
         if usable_bytes and card.total_bytes:

@@ -64,7 +64,9 @@ def ask(wanted: Wanted, plan: Callable[[str, str, list[str]], Plan], more: dict[
             fix="leave --submit out",
         )
     named = wanted.recipe or default_recipe()
-    own = load_recipe(named, wanted.sets)
+    # What the hosts would refuse is refused before a job waits for them.
+    last = [f"train.{each.removeprefix('--')}" for each in wanted.train if each.startswith("--steps=")]
+    own = load_recipe(named, [*wanted.sets, *last])
     _check_batch(own, hosts)
     directory = _run(engine, wanted.run, wanted.name, named)
     gpus, planned = _devices(hosts, wanted.gpu, wanted.gpus, lambda cards: plan(cards, named, wanted.sets))
@@ -106,6 +108,14 @@ def _user(engine: Engine, text: str | None) -> tuple[int, int]:
             got=text,
             need=f"UID:GID, each below {_USERS}",
             fix="--user 1000:1000",
+        )
+    if engine not in ("kubernetes", "compose"):
+        raise HarnessError(
+            "launch-option",
+            f"--user says nothing to {engine}: its processes are those of whoever submits",
+            got=f"--engine {engine} --user",
+            need="--user with kubernetes or compose",
+            fix="leave --user out",
         )
     if engine == "kubernetes" and user[0] == 0:
         raise HarnessError(

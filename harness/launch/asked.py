@@ -48,15 +48,47 @@ def _absolute(text: str) -> str:
     return text
 
 
+def _of_form(pattern: re.Pattern[str], words: str) -> AfterValidator:
+    """Refuses a text that is not of the pattern. `words` say what it has to be."""
+
+    def check(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise ValueError(f"{text!r} is not {words}")
+        return text
+
+    return AfterValidator(check)
+
+
 # Slurm's own names. Nothing in them means anything to a shell or to YAML.
-_Plain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,:+@-]{0,200}$")]
+_Plain = Annotated[
+    str,
+    _of_form(
+        re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:+@-]{0,200}"), "a name of letters, digits and _ . , : + @ -"
+    ),
+]
 # sbatch(1), --time: minutes, minutes:seconds, hours:minutes:seconds, days-hours, and so on.
-_Time = Annotated[str, StringConstraints(pattern=r"^(?:\d+-\d+(?::\d+){0,2}|\d+(?::\d+){0,2})$")]
+_Time = Annotated[
+    str,
+    _of_form(
+        re.compile(r"\d+-\d+(?::\d+){0,2}|\d+(?::\d+){0,2}"),
+        "a time as sbatch takes it: MINUTES, H:M:S or DAYS-H:M:S",
+    ),
+]
 # Names of Kubernetes' objects: RFC 1123, a label and a subdomain. A namespace is a label.
 _LABEL = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
-_Label = Annotated[str, StringConstraints(pattern=rf"^{_LABEL}$", max_length=63)]
-_Object = Annotated[str, StringConstraints(pattern=rf"^{_LABEL}(?:\.{_LABEL})*$", max_length=253)]
-_Address = Annotated[str, StringConstraints(pattern=r"^(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?$")]
+_NAMED = "a name of Kubernetes: small letters, digits and -"
+_Label = Annotated[str, StringConstraints(max_length=63), _of_form(re.compile(_LABEL), _NAMED)]
+_Object = Annotated[
+    str,
+    StringConstraints(max_length=253),
+    _of_form(re.compile(rf"{_LABEL}(?:\.{_LABEL})*"), f"{_NAMED}, in parts with ."),
+]
+_Address = Annotated[
+    str,
+    _of_form(
+        re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?"), "HOST or HOST:PORT, IPv6 in [ ]"
+    ),
+]
 Absolute = Annotated[str, AfterValidator(_absolute)]
 
 

@@ -9,13 +9,17 @@ ray/train/v2/api/config.py. JaxTrainer is alpha there.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from harness.errors import HarnessError
 from harness.launch.asked import Asked
 from harness.launch.command import head, train_words
 from harness.run.cluster import COORDINATOR, COUNT, ID
 
 FILE = "ray_job.py"
+# What means something to a shell: between double quotes, and without quotes.
+_IN_QUOTES, _BARE = re.compile(r"[$`\"\\]"), re.compile(r"[^\w@%+=:,./~-]")
 
 _SCRIPT = '''\
 # -*- coding: utf-8 -*-
@@ -91,7 +95,11 @@ if __name__ == "__main__":
 
 
 def ray_script(asked: Asked) -> str:
-    """The text of the script. It runs in a Python that has Ray; the harness may be in another one."""
+    """The text of the script. It runs in a Python that has Ray; the harness may be in another one.
+
+    Raises: HarnessError "launch-path" for a directory whose name `ray job submit` does not keep.
+    """
+    _check_kept(asked.out)
     words = train_words(asked, asked.run, contained=False)
     if asked.recipe_text is not None:
         words.remove(f"--recipe={asked.recipe}")
@@ -126,6 +134,25 @@ def ray_script(asked: Asked) -> str:
         count=COUNT,
         number=ID,
     )
+
+
+def _check_kept(directory: str) -> None:
+    """Refuses a name that `ray job submit` hands to its shell as another one.
+
+    Older versions of Ray join the words by subprocess.list2cmdline: they put a word with a space into double
+    quotes, and any other into none. Newer ones quote (shlex.join). What is taken here stays itself in both.
+    Source: ray-project/ray, python/ray/dashboard/modules/job/cli.py (`submit`) and job_supervisor.py, which
+    runs the line with shell=True.
+    """
+    spaced = re.search(r"\s", directory)
+    if (_IN_QUOTES if spaced else _BARE).search(directory):
+        raise HarnessError(
+            "launch-path",
+            "ray job submit does not keep the name of this directory: it goes through a shell",
+            got=directory,
+            need="a directory whose name means nothing to a shell",
+            fix="--out OTHER",
+        )
 
 
 def _literal(value: Any) -> str:

@@ -37,7 +37,7 @@ import shlex
 from typing import NamedTuple
 
 from harness.errors import HarnessError
-from harness.plan.more_cards import OTHERS, maker, series, too_old
+from harness.plan.more_cards import OTHERS, SHARING, maker, series, too_old
 from harness.units import MIB
 
 
@@ -119,7 +119,7 @@ _H200 = "NVIDIA H200 Tensor Core GPU (data sheet)"
 _BLACKWELL = "NVIDIA Blackwell Architecture (technical brief)"
 # How like two names are, from 0 to 1, that one is proposed for the other: of any series, and of the same.
 _NEAR, _NEAR_KIN = 0.6, 0.4
-_PRO_6000 = r"(rtx)?pro6000(blackwell)?(maxq)?(workstation|server)?(edition)?(96gb?)?"
+_PRO_6000 = r"(rtx)?(pro6000|6000pro)(blackwell)?(maxq)?(workstation|server|ws|s)?(edition)?(96gb?)?"
 
 # fmt: off
 # name: device, spelling, capability, processors, bandwidth, l2, clock, driver_mib, cuda_bytes, sheet
@@ -143,7 +143,7 @@ CARDS: dict[str, Card] = {
     "a100_80": Card("NVIDIA A100-SXM4-80GB", r"a100(sxm4?|pcie)?80(gb?)?(sxm4?|pcie)?", (8, 0), 108, 2_039_040, 40960, 1410, 81920, 85_100_068_864, _GA100),
     "h100": Card("NVIDIA H100 80GB HBM3", r"h100(sxm5?)?(80(gb?)?)?(hbm3)?(sxm5?)?", (9, 0), 132, 3_352_320, 51200, 1980, 81559, 84_942_979_072, _HOPPER),
     "h200": Card("NVIDIA H200", r"h200(sxm5?)?(141(gb?)?)?(hbm3e)?(sxm5?)?", (9, 0), 132, 4_800_000, 61440, 1980, 143771, 143156 * MIB, _H200),
-    "b200": Card("NVIDIA B200", r"b200(sxm6?)?(180(gb?)?)?", (10, 0), 148, 7_672_320, 129536, 1965, 183359, 191_514_411_008, _BLACKWELL),
+    "b200": Card("NVIDIA B200", r"b200(sxm6?)?((180|192)(gb?)?)?(hbm3e)?", (10, 0), 148, 7_672_320, 129536, 1965, 183359, 191_514_411_008, _BLACKWELL),
 }
 # fmt: on
 
@@ -271,7 +271,9 @@ def of_series(name: str, memory_bytes: int) -> Card | None:
     return (
         None
         if capability is None
-        else CARDS[like(capability, memory_bytes)]._replace(cuda_bytes=memory_bytes)
+        else CARDS[like(capability, memory_bytes)]._replace(
+            cuda_bytes=memory_bytes, shared=capability in SHARING
+        )
     )
 
 
@@ -316,4 +318,4 @@ def nearest(memory_bytes: int) -> str:
 
 def _plain(name: str) -> str:
     letters = "".join(letter for letter in name.lower() if letter.isalnum())
-    return re.sub(r"(\d)gib", r"\1gb", re.sub("nvidia|geforce|tesla", "", letters))
+    return re.sub(r"(\d)gib", r"\1gb", re.sub("nvidia|geforce|tesla|grid", "", letters))

@@ -8,7 +8,7 @@ from harness.artifacts import Gpu, Machine, MigDevice
 from harness.errors import HarnessError
 from harness.plan import cards
 from harness.plan.cards import Card
-from harness.run.cuda import BFLOAT16, numbers
+from harness.run.cuda import computes_bfloat16
 
 
 class Device(NamedTuple):
@@ -46,19 +46,13 @@ def offered(machine: Machine) -> tuple[list[Device], list[str]]:
     A device without bfloat16 is left out. If all are without, all are offered: the plan says why it refuses.
     """
     every = [device for gpu in machine.usable_gpus for device in devices_of(gpu, machine)]
-    found = [device for device in every if computes_bfloat16(device.gpu) is not False]
+    found = [device for device in every if computes_bfloat16(device.gpu.compute_capability) is not False]
     notes = [
         f"{device.name} (GPU {device.gpu.index}) is left out: it has no bfloat16 arithmetic"
         for device in every
         if device not in found
     ]
     return (found, notes) if found else (every, [])
-
-
-def computes_bfloat16(gpu: Gpu) -> bool | None:
-    """Whether the GPU has the arithmetic in which the model is computed; None if NVML does not tell."""
-    told = numbers(gpu.compute_capability)
-    return told >= BFLOAT16 if told else None
 
 
 def figures(device: Device, total: int) -> tuple[Card, bool]:
@@ -71,7 +65,7 @@ def figures(device: Device, total: int) -> tuple[Card, bool]:
             return cards.card(cards.find(device.name))._replace(cuda_bytes=total), True
         except HarnessError as error:
             # What a name suggests of a card's age or maker is nothing against what NVML tells.
-            if error.code != "gpu-unknown" and not computes_bfloat16(device.gpu):
+            if error.code != "gpu-unknown" and not computes_bfloat16(device.gpu.compute_capability):
                 raise
     if device.gpu.compute_capability is None:
         raise HarnessError(

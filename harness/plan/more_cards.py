@@ -75,11 +75,11 @@ OTHERS: dict[str, Other] = {
     "h800": Other("NVIDIA H800", r"h800(sxm5?)?(80(gb?)?)?(hbm3)?", (9, 0), 81559, 3350, 989.0),
     "h800_pcie": Other("NVIDIA H800 PCIe", r"h800pcie(80(gb?)?)?", (9, 0), 81559, 2039, 756.0),
     "h20": Other("NVIDIA H20", r"h20(sxm5?)?(96(gb?)?)?(hbm3)?", (9, 0), 97871, 4000, 148.0),
-    "gh200": Other("NVIDIA GH200 480GB", r"gh200(480(gb?)?|96(gb?)?)?", (9, 0), 97871, 4000, 989.0),
+    "gh200": Other("NVIDIA GH200 480GB", r"gh200((480|120|96)(gb?)?)?(hbm3)?", (9, 0), 97871, 4000, 989.0),
     "l20": Other("NVIDIA L20", r"l20(48(gb?)?)?", (8, 9), 46068, 864, 119.5),
     "l40": Other("NVIDIA L40", r"l40(48(gb?)?)?", (8, 9), 46068, 864, 181.0),
-    "gb10": Other("NVIDIA GB10", r"(gb10|dgxspark)(graceblackwell)?(superchip)?(128(gb?)?)?", (12, 1), 122_000, 273, 125.0, shared=True),
-    "jetson_thor": Other("NVIDIA Thor", r"(jetson)?(agx)?(thor|t5000)(128(gb?)?)?", (11, 0), 122_000, 273, 258.0, shared=True),
+    "gb10": Other("NVIDIA GB10", r"(gb10|dgxspark|dgxsparkgb10)(graceblackwell)?(superchip)?(128(gb?)?)?", (12, 1), 122_000, 273, 125.0, shared=True),
+    "jetson_thor": Other("NVIDIA Thor", r"(jetson)?(agx)?(thor|t5000|thort5000)(128(gb?)?)?", (11, 0), 122_000, 273, 258.0, shared=True),
     "jetson_orin_64": Other("NVIDIA Jetson AGX Orin 64GB", r"(jetson)?(agx)?orin64(gb?)?", (8, 7), 62_000, 204, 42.5, shared=True),
 }
 # fmt: on
@@ -90,30 +90,38 @@ _SERIES: tuple[tuple[str, tuple[int, int]], ...] = (
     (r"(rtx)?pro\d{3,4}|(rtx)?50[5-9]0", (12, 0)),
     (r"(rtx)?\d{4}(sff)?ada|(rtx)?40[5-9]0|l(2|4|20|40)(?!\d)", (8, 9)),
     # A memory size may follow a name: "a10064gb" is an A100 of 64 GB. "a1000" is another card.
-    (r"a(30|100|800)(?!0)", (8, 0)),
-    (r"(rtx)?30[5-9]0|(rtx)?a\d{4}|a(2|10|16|40)(?!\d)", (8, 6)),
+    (r"a(30|100|800)(?!0)|pg50[69]", (8, 0)),
+    (r"(rtx)?30[5-9]0|(rtx)?a\d{4}|rtxa400|a(2|10|16|40)(?!\d|highgpu|ultragpu|megagpu)", (8, 6)),
     (r"g?h(20|100|200|800)", (9, 0)),
     (r"g?b[123]00", (10, 0)),
     (r"(jetson)?(agx)?thor", (11, 0)),
     (r"(jetson)?(agx|nx|nano)?orin", (8, 7)),
 )
+# Series whose memory is the host's.
+SHARING = frozenset({(8, 7), (11, 0)})
 # Before Ampere. Source: as above; Tesla, Quadro, GeForce and TITAN rows of 7.5 and older.
 _OLD: tuple[tuple[str, str], ...] = (
     (
         r"t4g?(?!\d)|(quadro)?t\d{3,4}|(rtx)?20[5-8]0|(gtx?)?16[2-8]0|titanrtx|"
-        r"q?(quadro)?rtx[3-8]000(?!(sff)?ada|d)",
+        r"q?(quadro)?rtx[3-8]000(?!(sff)?ada|d|pro|blackwell)",
         "7.5",
     ),
     (r"v100|titanv|quadrogv100|gv100", "7.0"),
     (r"p100|quadrogp100", "6.0"),
-    (r"p(4|6|40)|(gtx?)?10[1-8]0|titanxp|quadrop\d+", "6.1"),
-    (r"m(4|6|10|40|60)|gtx?9[5-8]0|titanx|quadrom\d+", "5.2"),
+    (r"(jetson)?(agx)?xavier", "7.2"),
+    # p4d.24xlarge is a machine of AWS, with A100.
+    (r"p(4|6|40)(?!d)|(gtx?)?10[1-8]0|titanxp|quadrop\d+", "6.1"),
+    (r"m(4|6|10|40|60)(?!max|pro|ultra)|gtx?9[5-8]0|titanx|quadrom\d+", "5.2"),
     (r"k(10|20|40|80)|gtx?[67]\d0", "3.7"),
 )
 # Beginnings of the names of other makers' cards.
 _MAKERS: tuple[tuple[str, str], ...] = (
-    (r"amd|instinct|radeon|mi\d{2,3}|rx\d{3,4}|vega|firepro|w[5-9]\d00", "AMD"),
-    (r"intel|habana|gaudi|arc|(datacenter)?(gpu)?(max1[15]\d0|flex1[47]0)", "Intel"),
+    (r"amd|instinct|radeon|mi\d{2,3}|rx\d{3,4}|[679]\d{3}(xtx?|gre)|vega|firepro|w[5-9]\d00", "AMD"),
+    (r"apple|m\d(max|pro|ultra)", "Apple"),
+    (
+        r"intel|habana|gaudi|arc|a(3[18]|58|7[57])0(?!0)|b5[78]0|(datacenter)?(gpu)?(max1[15]\d0|flex1[47]0)",
+        "Intel",
+    ),
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.artifacts import DimensionStats, Machine, Prediction
+from harness.artifacts import DimensionStats, Gpu, Machine, Prediction
 from harness.checkpoint.locate import Located, is_of_mixture
 from harness.data.batch import one_frame
 from harness.data.compare import first, width_without_padding
@@ -27,7 +27,7 @@ from harness.received.files import walk
 from harness.received.text import word
 from harness.recipe.sampling import check_steps
 from harness.recipe.schema import Recipe
-from harness.run.cuda import check_device
+from harness.run.cuda import check_device, computes_bfloat16
 from harness.run.steps import ASSETS, NORM_STATS
 from harness.units import GIB, MIB, format_bytes
 
@@ -65,14 +65,17 @@ class Question(NamedTuple):
 def device_for(machine: Machine, device: str | None) -> Device:
     """The visible GPU with the most free memory, or the CPU if there is none or it is asked for.
 
+    A GPU without bfloat16 is left out where another is there. Of a GPU in MIG mode, an instance.
     Raises: HarnessError "device-unknown", "no-gpu".
     """
     check_device(device)
-    cards = machine.usable_gpus
-    if cards and device != "cpu":
-        best = max(cards, key=lambda card: card.free_bytes or 0)
-        usable = None if best.free_bytes is None else best.free_bytes - _GPU_MARGIN_BYTES
-        return Device("cuda", best.name or f"GPU {best.index}", best.uuid, usable)
+    usable_gpus = machine.usable_gpus
+    able = [gpu for gpu in usable_gpus if computes_bfloat16(gpu.compute_capability) is not False]
+    offered = [each for gpu in able or usable_gpus for each in _offered(gpu)]
+    if offered and device != "cpu":
+        best = max(offered, key=lambda each: each.usable_bytes or 0)
+        usable = None if best.usable_bytes is None else best.usable_bytes - _GPU_MARGIN_BYTES
+        return best._replace(usable_bytes=usable)
     if device == "cuda":
         raise HarnessError(
             "no-gpu",
@@ -83,6 +86,18 @@ def device_for(machine: Machine, device: str | None) -> Device:
         )
     available = machine.host.ram_available_bytes
     return Device("cpu", "cpu", None, None if available is None else available - _HOST_MARGIN_BYTES)
+
+
+def _offered(gpu: Gpu) -> list[Device]:
+    """The devices that CUDA offers of a GPU, with all that is free: itself, or its visible MIG instances."""
+    name = gpu.name or f"GPU {gpu.index}"
+    if gpu.mig_mode and gpu.mig_devices:
+        return [
+            Device("cuda", mig.name or name, mig.uuid, mig.free_bytes)
+            for mig in gpu.mig_devices
+            if mig.visible
+        ]
+    return [Device("cuda", name, gpu.uuid, gpu.free_bytes)]
 
 
 def predict(

@@ -78,7 +78,8 @@ def _with_ancestors(top: Path, group: str) -> list[Path]:
 
 
 def _version_2(directory: Path) -> Limits:
-    limit = _number(directory / "memory.max")
+    # Above memory.high the kernel slows the group down and takes its pages back; it is no room to plan with.
+    limit = _least(_number(directory / name) for name in ("memory.max", "memory.high"))
     used = _number(directory / "memory.current")
     left = (
         None
@@ -91,21 +92,28 @@ def _version_2(directory: Path) -> Limits:
 
 
 def _version_1_memory(directory: Path) -> Limits:
-    limit = _number(directory / "memory.limit_in_bytes")
+    own = _number(directory / "memory.limit_in_bytes")
+    # Also the groups above, which a container does not have mounted.
+    limit = _least((own, _stat(directory, "hierarchical_memory_limit")))
     used = _number(directory / "memory.usage_in_bytes")
     both = _number(directory / "memory.memsw.limit_in_bytes")
     if limit is None or limit >= UNLIMITED_V1_BYTES:
         return Limits()
     left = None if used is None else max(0, limit - used + _reclaimable(directory, "total_inactive_file"))
-    swap = None if both is None or both >= UNLIMITED_V1_BYTES else max(0, both - limit)
+    swap = None if both is None or both >= UNLIMITED_V1_BYTES else max(0, both - (own or limit))
     return Limits(limit, left, swap)
 
 
 def _reclaimable(directory: Path, key: str) -> int:
     """Bytes of page cache that the kernel frees before it kills a process."""
+    return _stat(directory, key) or 0
+
+
+def _stat(directory: Path, key: str) -> int | None:
+    """A number of the group's memory.stat; None if it is not there."""
     lines = (line.split() for line in _text(directory / "memory.stat").splitlines())
     return next(
-        (int(words[1]) for words in lines if len(words) == 2 and words[0] == key and words[1].isdigit()), 0
+        (int(words[1]) for words in lines if len(words) == 2 and words[0] == key and words[1].isdigit()), None
     )
 
 

@@ -1,6 +1,6 @@
 """GPUs as NVML reports them, before and without JAX.
 
-This module and `readings` are the only ones that use pynvml. NVML is open only inside `read`.
+This module, `readings` and `sharing` are the only ones that use pynvml. NVML is open only inside `read`.
 
 An answer that NVML refuses, or that contradicts itself, is None with a reason. One broken GPU does not hide
 the others.
@@ -12,8 +12,9 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from harness.artifacts import Gpu, GpuProcess, MigDevice
+from harness.artifacts import Gpu, MigDevice
 from harness.probe.nvml_errors import ERRORS, explained
+from harness.probe.sharing import closed, processes_on
 from harness.run.cuda import cuda_here, driver_fix, drives, numbers
 
 T = TypeVar("T")
@@ -180,6 +181,8 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
     instances = _mig_devices(asker, handle) if mig else []
     if mig and not instances and not asker.error:
         asker.error, asker.fix = _no_instance(index, asker)
+    if not asker.error:
+        asker.error, asker.fix = closed(asker, handle, index)
     return Gpu(
         index=index,
         name=name,
@@ -193,7 +196,7 @@ def _gpu(nvml: Any, index: int, processes_hidden: str | None) -> Gpu:
         mig_devices=instances,
         display_active=asker.flag("display_active", nvml.nvmlDeviceGetDisplayActive, handle),
         integrated=integrated,
-        foreign_processes=_processes(asker, handle, processes_hidden),
+        foreign_processes=processes_on(asker, handle, processes_hidden),
         error=asker.error,
         fix=asker.fix,
         unknown=asker.unknown,
@@ -291,60 +294,3 @@ def _mig_devices(asker: Asker, handle: Any) -> list[MigDevice]:
             )
         )
     return found
-
-
-def _processes(asker: Asker, handle: Any, hidden: str | None) -> list[GpuProcess] | None:
-    """Processes on the GPU, each once, sorted by pid; None if they cannot be seen.
-
-    In a container NVML answers with an empty list, whatever runs outside.
-    """
-    nvml = asker.nvml
-    compute = asker.ask("foreign_processes", running, nvml, "Compute", handle)
-    if compute is None:
-        return None
-    graphics = asker.ask("foreign_processes", running, nvml, "Graphics", handle)
-    found = {process.pid: process for process in [*compute, *(graphics or [])]}
-    if graphics is None:
-        if not found:
-            return None
-        asker.unknown["foreign_processes"] = (
-            f"graphics processes are missing ({asker.unknown['foreign_processes']})"
-        )
-    if not found and hidden:
-        asker.unknown["foreign_processes"] = hidden
-        return None
-    processes = [
-        GpuProcess(pid=pid, name=_process_name(nvml, pid), used_bytes=found[pid].usedGpuMemory)
-        for pid in sorted(found)
-    ]
-    if any(process.name is None for process in processes):
-        asker.unknown["foreign_processes.name"] = (
-            "NVML does not tell the name of each process to this user, or in this container"
-        )
-    if any(process.used_bytes is None for process in processes):
-        asker.unknown["foreign_processes.used_bytes"] = (
-            "NVML does not tell the memory of each process here (this is so under WSL2)"
-        )
-    return processes
-
-
-def running(nvml: Any, kind: str, handle: Any) -> list[Any]:
-    """The processes on a card of one `kind`, "Compute" or "Graphics", as NVML gives them."""
-    newest, older = (
-        getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses{version}") for version in ("_v3", "_v2")
-    )
-    try:
-        processes: list[Any] = newest(handle)
-    except nvml.NVMLError as error:
-        if error.value != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
-            raise
-        processes = older(handle)
-    return processes
-
-
-def _process_name(nvml: Any, pid: int) -> str | None:
-    try:
-        name: str = nvml.nvmlSystemGetProcessName(pid)
-    except (nvml.NVMLError, UnicodeDecodeError):
-        return None
-    return name.strip() or None

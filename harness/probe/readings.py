@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness.artifacts import CardState, Load
-from harness.probe.nvml import Asker, memory_of, running
+from harness.probe.nvml import Asker, memory_of
 from harness.probe.nvml_errors import explained
+from harness.probe.sharing import running
 
 IDLE = "idle"
 # What each bit of NVML's mask means, in words.

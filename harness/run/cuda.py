@@ -122,6 +122,12 @@ def check_device(device: str | None) -> None:
         )
 
 
+def computes_bfloat16(capability: str | None) -> bool | None:
+    """Whether a GPU has the arithmetic in which the model is computed; None if NVML does not tell."""
+    told = numbers(capability)
+    return told >= BFLOAT16 if told else None
+
+
 def numbers(version: str | None) -> tuple[int, ...]:
     """A version's numbers, in order; () for none."""
     return tuple(int(part) for part in (version or "").split(".") if part.isdigit())

@@ -132,6 +132,14 @@ def cannot_write(path: Path, error: OSError) -> HarnessError:
             need="a file there, or nothing",
             fix=f"mv {word(path)} {word(f'{path}.old')}",
         )
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return HarnessError(
+            "not-writable",
+            f"cannot write {path}: a file is where a directory is needed",
+            got=error.filename or str(path.parent),
+            need="a directory",
+            fix="name another directory, or move that file away",
+        )
     return HarnessError(
         "not-writable",
         f"cannot write {path}: {error.strerror}",

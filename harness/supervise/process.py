@@ -108,7 +108,7 @@ def attempt(
 
 
 def _follow(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher, limits: Limits) -> None:
-    """Reads events until the process has closed its stdout or must be stopped."""
+    """Reads events until the process has closed its stdout, is gone, or must be stopped."""
     assert child.stdout is not None
     heard, rest, longest = time.monotonic(), b"", 0.0
     with selectors.DefaultSelector() as selector:
@@ -127,6 +127,9 @@ def _follow(child: subprocess.Popen[bytes], result: Attempt, watcher: Watcher, l
                     result.take(line, watcher)
                 if _too_slow(result, limits):
                     result.stopped_for = "slow"
+            elif child.poll() is not None:
+                # A child of its own that has outlived it holds its stdout open.
+                return
             elif (silent := time.monotonic() - heard) > _patience(result, limits, longest):
                 result.stopped_for, result.silent_s = "hung", silent
             if result.stopped_for:

@@ -50,10 +50,12 @@ def doctor(
     """Whether a run can be expected to go well here: driver, GPU, memory, disk, clock, keys, data; every
     finding with its fix.
     """
+    from harness.doctor.examine import check_allowed
     from harness.flow.chain import chain_for
     from harness.flow.together import Lead, all_processes, follow
     from harness.show.doctor import doctor_table
 
+    check_allowed(allow or [])
     hear(fetch=fetch, offline=offline)
     console = Progress()
     with all_processes(console) as peers:

@@ -127,9 +127,16 @@ def launch(
 
     Exit code 1 when a submitted job ends badly.
     """
+    from harness.doctor.examine import check_allowed
     from harness.launch.ask import Wanted, ask
     from harness.launch.write import launched, write
+    from harness.plan.cluster import rate
     from harness.show.launched import launched_table
+
+    # The hosts would refuse them, after the job has waited for its turn.
+    check_allowed(allow or [])
+    if net is not None:
+        rate(net)
 
     flags = {"--patient": patient, "--fetch": fetch, "--offline": offline}
     options = _train_options(allow or [], steps, net, [flag for flag, given in flags.items() if given])

@@ -11,7 +11,8 @@ import typer
 
 from harness.artifacts.plan import Backend
 from harness.errors import HarnessError
-from harness.received.text import one_line
+from harness.received.text import one_line, word
+from harness.run.cuda import check_device
 from harness.verbs.answers import answer, rundir
 from harness.verbs.options import (
     DeviceOption,
@@ -136,6 +137,38 @@ def _check_several(gpu: str | None, others: list[str]) -> None:
         )
 
 
+def _check_alone(matrix: bool, given: dict[str, bool]) -> None:
+    """Refuses options that the table of all cards would leave unheard.
+
+    Raises: HarnessError "options-together".
+    """
+    wrong = [name for name, there in given.items() if there]
+    if matrix and wrong:
+        raise HarnessError(
+            "options-together",
+            f"{' and '.join(wrong)} says nothing to the table of all cards",
+            got=" ".join(["--matrix", *wrong]),
+            need="--matrix alone, or with --run for its picture",
+            fix="harness plan --matrix; or leave --matrix out",
+        )
+
+
+def _check_device(gpu: str | None, device: str | None) -> None:
+    """Refuses a device that a card is not.
+
+    Raises: HarnessError "device-unknown", "options-together".
+    """
+    check_device(device)
+    if gpu is not None and device == "cpu":
+        raise HarnessError(
+            "options-together",
+            "a plan is for a card or for the CPU",
+            got=f"--gpu {gpu} --device cpu",
+            need="one of the two",
+            fix=f"harness plan --gpu {word(gpu)}; or harness plan --device cpu",
+        )
+
+
 def plan(
     recipe: RecipeOption = None,
     gpu: GpuOption = None,
@@ -168,6 +201,17 @@ def plan(
     several = {"--net": net is not None, "--allow-slower": allow_slower}
     others |= several
     _check_together(serve, batch, [name for name, given in others.items() if given])
+    _check_device(gpu, device)
+    alone: dict[str, object] = {
+        "--recipe": recipe,
+        "--gpu": gpu,
+        "--vram-gib": vram_gib,
+        "--host-ram-gib": host_ram_gib,
+    }
+    alone |= {"--device": device, "--net": net, "--set": sets, "--backend": backend}
+    given = {name: value is not None for name, value in alone.items()}
+    given |= {"--exact": exact, "--compile": compile_, "--wait": wait, "--json": as_json}
+    _check_alone(matrix, given)
     if matrix:
         write_matrix(run)
         return

@@ -74,9 +74,11 @@ def train(
     Ctrl-C or SIGTERM saves and ends it.
     """
     from harness.artifacts import Manifest
+    from harness.doctor.examine import check_allowed
     from harness.flow.begin import Asked, get_ready
     from harness.plan.cluster import rate as network_rate
 
+    check_allowed(allow or [])
     console = Progress()
     hear(fetch=fetch, offline=offline)
     asked = Asked(

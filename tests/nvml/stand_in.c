@@ -106,6 +106,7 @@ int nvmlDeviceGetName(Device *device, char *out, unsigned size) { return answer_
 int nvmlDeviceGetUUID(Device *device, char *out, unsigned size) { return answer_text(device->key, "uuid", out, size); }
 int nvmlDeviceGetArchitecture(Device *device, unsigned *out) { return answer_number(device->key, "architecture", out); }
 int nvmlDeviceGetDisplayActive(Device *device, unsigned *out) { return answer_number(device->key, "display", out); }
+int nvmlDeviceGetComputeMode(Device *device, int *out) { return answer_number(device->key, "compute_mode", (unsigned *)out); }
 int nvmlDeviceGetMaxMigDeviceCount(Device *device, unsigned *out) { return answer_number(device->key, "mig_slots", out); }
 
 int nvmlDeviceGetClockInfo(Device *device, int type, unsigned *out) {
