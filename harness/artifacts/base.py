@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import ClassVar
 
+from pydantic_core import PydanticSerializationError
+
+from harness.received.text import all_visible
 from harness.strict import Strict
 
 
@@ -16,3 +20,10 @@ class Artifact(Strict):
     FILE: ClassVar[str]
     schema_version: int = 1
     inputs: str = ""
+
+    def text(self, indent: int | None = None) -> str:
+        """The artifact as JSON. Names of files that are not UTF-8 have escapes in place of their bytes."""
+        try:
+            return self.model_dump_json(indent=indent)
+        except PydanticSerializationError:
+            return json.dumps(all_visible(self.model_dump(mode="json")), indent=indent)
