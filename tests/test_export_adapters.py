@@ -15,7 +15,8 @@ from harness.checkpoint.export import write_params
 from harness.checkpoint.format import Location
 from harness.checkpoint.item import read_item
 from harness.checkpoint.locate import Located, locate
-from harness.checkpoint.peft import CONFIG, FILE, open_peft
+from harness.checkpoint.peft import FILE, open_peft
+from harness.checkpoint.peft_config import CONFIG
 from harness.checkpoint.safetensors import read_whole_header
 from harness.checkpoint.tensor_writer import Planned, write_tensors
 from harness.checkpoint.weights import load_params
@@ -184,6 +185,27 @@ def test_adapters_of_which_the_sum_would_be_another_model_are_refused(kind: str,
     with pytest.raises(HarnessError) as caught:
         open_peft(write_peft_file(tmp_path / "peft", arrays, **config), {})
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"peft_type": "IA3"}])
+def test_the_fix_for_another_kind_of_adapters_is_to_merge_them(
+    config: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(HarnessError) as caught:
+        open_peft(write_peft_file(tmp_path / "peft", PAIR, **config), {})
+    assert "merge_and_unload" in caught.value.fix
+    assert next(iter(config)) in (caught.value.got or "")
+
+
+@pytest.mark.parametrize("prefix", ["module.base_model.model.model.", "base_model.model.policy._orig_mod."])
+def test_adapters_of_a_wrapped_model_are_those_of_the_model(prefix: str, tmp_path: Path) -> None:
+    name = "base_model.model.model."
+    arrays = {key.replace(name, prefix): value for key, value in PAIR.items()}
+    bias = {f"{prefix}action_in_proj.base_layer.bias": np.ones(4)}
+    found = open_peft(write_peft_file(tmp_path / "peft", arrays | bias, lora_alpha=6), {})
+    assert found.scales == {"action_in_proj.weight": 3.0}
+    # The bias of a layer with adapters, as PEFT saves it with bias: lora_only.
+    assert set(found.whole) == {"action_in_proj.bias"}
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])

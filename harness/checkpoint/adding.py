@@ -17,7 +17,8 @@ import numpy as np
 from harness.checkpoint.format import mismatches
 from harness.checkpoint.leaves import Leaf
 from harness.checkpoint.merge import Adapters, Array, adapters_of, add_product, check_finite, read_leaf
-from harness.checkpoint.peft import CONFIG, PeftAdapters, open_peft
+from harness.checkpoint.peft import PeftAdapters, open_peft
+from harness.checkpoint.peft_config import CONFIG
 from harness.checkpoint.pytorch_names import parts_of
 from harness.checkpoint.source import find_params, named_base
 from harness.checkpoint.weights import directory_sha256, parameter_leaves

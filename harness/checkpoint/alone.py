@@ -23,7 +23,7 @@ from harness.checkpoint.weights import (
     parameter_leaves,
     params_directories,
 )
-from harness.checkpoint.whole import whole_or_nothing
+from harness.checkpoint.whole import refuse_inside, whole_or_nothing
 from harness.errors import HarnessError
 from harness.recipe.parameters import is_trained, parameter_shapes
 from harness.recipe.schema import Recipe
@@ -56,6 +56,7 @@ def export_alone(
     leaves = parameter_leaves(location, shapes)
     wanted = {path: shapes[path] for path in trained}
     check_parameters(source, {path: leaf for path, leaf in leaves.items() if path in wanted}, wanted)
+    refuse_inside(destination, [location])
     assets = location.parent / ASSETS
     check_assets(assets)
     with whole_or_nothing(destination, 4 * sum(math.prod(shapes[path]) for path in trained)) as directory:

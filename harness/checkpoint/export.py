@@ -21,7 +21,7 @@ from harness.checkpoint.merge import arrays, open_merging
 from harness.checkpoint.source import find_params
 from harness.checkpoint.stored import directory_url
 from harness.checkpoint.weights import digests_beside, directory_sha256, params_directories
-from harness.checkpoint.whole import whole_or_nothing
+from harness.checkpoint.whole import refuse_inside, whole_or_nothing
 from harness.errors import HarnessError
 from harness.received.files import check_stays, open_received, there
 from harness.received.names import below
@@ -89,6 +89,7 @@ def export_openpi(
             need="a step of a LoRA run",
             fix=f"use {source} as it is, or copy it",
         )
+    refuse_inside(destination, opened.locations)
     assets = find_params(Path(source)).parent / ASSETS
     check_assets(assets)
     with (

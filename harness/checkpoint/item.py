@@ -22,6 +22,8 @@ from harness.checkpoint.header import HEADER_BYTES, Header, itemsize, parse_head
 from harness.checkpoint.ocdbt import Entry, LeadsOut, Values, read_index
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile, read_received
 from harness.received.json import read_json
+from harness.received.pointers import POINTER_BYTES, holds_pointer
+from harness.received.text import word
 from harness.run.steps import METADATA, OCDBT_MANIFEST
 
 _MOST_ARRAYS = 50_000
@@ -110,6 +112,9 @@ def read_item(directory: Path) -> Item:
     for problem in stray_problem(item.files.strays):
         item.fail(problem)
     item.leads_out += item.files.strays
+    if (reason := _unread(item)) is not None:
+        item.fail(reason)
+        return item
     stored = _read_ocdbt(item) if item.in_ocdbt else _read_files(item)
     tree = _read_tree(item)
     if tree is None:
@@ -123,6 +128,26 @@ def read_item(directory: Path) -> Item:
         else:
             _add(item, path, name, stored[name])
     return item
+
+
+def _unread(item: Item) -> str | None:
+    """Why nothing of the item can be read, though its files may be whole; None if there is no reason."""
+    try:
+        str(item.directory).encode()
+    except UnicodeEncodeError:
+        return "its path is not UTF-8, which the store's reader needs: rename or copy it"
+    pointers = [
+        name for name in (METADATA, OCDBT_MANIFEST) if holds_pointer(item.directory / name, item.directory)
+    ]
+    # A file of data has no name that Git LFS knows, so it may be a pointer where the others are not.
+    pointers = pointers or [
+        name
+        for name, size in item.files.sizes.items()
+        if size <= POINTER_BYTES and holds_pointer(item.directory / name, item.directory)
+    ]
+    if not pointers:
+        return None
+    return f"{pointers[0]} is a pointer of Git LFS, not the file: git -C {word(item.directory)} lfs pull"
 
 
 def _add(item: Item, path: str, name: str, stored: _Stored) -> None:

@@ -17,7 +17,6 @@ Axes: L layers, C two halves, N heads, D width, H head dim, F mlp dim, R rank.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,35 +27,33 @@ import numpy as np
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.leaves import Leaf
 from harness.checkpoint.merge import Adapters, add_matrices, check_finite
-from harness.checkpoint.pytorch import ADAPTER_CONFIG
-from harness.checkpoint.pytorch_names import PREFIX, TABLE_NAMES, Part, parts_of, put_back, turned
-from harness.checkpoint.safetensors import read_tensor
+from harness.checkpoint.peft_config import CONFIG, WRAPPED, check_kind, scales_of
+from harness.checkpoint.pytorch_names import (
+    PREFIX,
+    TABLE_NAMES,
+    Part,
+    parts_of,
+    prefix_of,
+    put_back,
+    turned,
+    without_wrappers,
+)
+from harness.checkpoint.safetensors import NUMPY, read_tensor
 from harness.checkpoint.tensor_writer import Planned, Written, write_tensors
 from harness.checkpoint.tensors import Stored, open_tensors
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES
 from harness.received.json import read_json
+from harness.received.pointers import holds_pointer, pointer
 from harness.received.text import one_line
 from harness.run.directory import write_atomic
 
 Array = np.ndarray[Any, Any]
-CONFIG, FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
-# PEFT wraps the policy, and the policy's network is its `model`.
-_WRAPPED = "base_model.model."
-_PREFIX = f"{_WRAPPED}{PREFIX['lerobot']}"
+FILE = "adapter_model.safetensors"
+_PREFIX = f"{WRAPPED}{PREFIX['lerobot']}"
+# A module that was trained whole, and the bias of a layer that has adapters.
+_WHOLE = re.compile(r"\.modules_to_save(?:\.default)?|\.base_layer(?=\.bias\Z)")
 _PAIR = re.compile(r"\A(.+)\.lora_([AB])(?:\.default)?\.weight")
-_LARGEST_RANK = 4096
-# The ways to start adapters that leave the base as it is. The others (pissa, olora, corda, loftq, lora_ga)
-# take from the base what the adapters start with, and PEFT does it again when it loads them. Source:
-# huggingface/peft 0.19 src/peft/tuners/lora/layer.py `update_layer`.
-_STARTS = {"true", "false", "none", "gaussian", "eva", "orthogonal"}
-# What makes of the same two factors something else than a product that is added to the weight.
-_OTHER_KINDS = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication")
-# Far more than π0.5 has linear layers, each of which PEFT may name.
-_MOST_PATTERNS = 2000
-_NAME, _DIGITS = re.compile(r"\w+"), ("\\d+", "[0-9]+")
-# Of each: whether it is the module's whole name, the parts of the name, the value.
-_Patterns = list[tuple[bool, list[str], Any]]
 
 
 class Pair(NamedTuple):
@@ -134,7 +131,7 @@ def _config(
     alphas: dict[str, float] = {}
     for name, (array, scale) in arrays.items():
         if name.endswith(".lora_A.weight"):
-            module = name.removeprefix(_WRAPPED).removesuffix(".lora_A.weight")
+            module = name.removeprefix(WRAPPED).removesuffix(".lora_A.weight")
             # The same of every layer.
             key = re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(module))
             ranks[key], alphas[key] = array.shape[0], scale * array.shape[0]
@@ -158,7 +155,7 @@ def _config(
 
 
 def _module(name: str) -> str:
-    return name.removeprefix(_WRAPPED).rpartition(".")[0]
+    return name.removeprefix(WRAPPED).rpartition(".")[0]
 
 
 class PeftAdapters(NamedTuple):
@@ -212,40 +209,22 @@ class PeftAdapters(NamedTuple):
 def open_peft(directory: Path, parts: Mapping[str, list[Part]]) -> PeftAdapters:
     """The adapters in `directory`, of a base with these `parts`. Only header and configuration are read.
 
-    Raises: HarnessError "checkpoint-damaged", "weights-base-differs"; UnsafeFile.
+    Raises: HarnessError "checkpoint-damaged", "git-lfs-pointer", "weights-base-differs"; UnsafeFile.
     """
+    if holds_pointer(directory / FILE, directory):
+        raise pointer(directory / FILE)
     stored = open_tensors(directory / FILE)
     try:
         config = read_json(directory / CONFIG, directory, ARTIFACT_BYTES)
-        if config.get("peft_type") != "LORA" or any(config.get(key) for key in _OTHER_KINDS):
-            raise ValueError("adapters of another kind than LoRA")
-        _check_start(directory, config)
+        check_kind(directory, config)
+        strange = sorted({each.tensor.dtype for each in stored.values()} - NUMPY.keys())
+        if strange:
+            raise ValueError(f"tensors of type {', '.join(strange)}: no weights of a network")
         pairs, whole = _sorted(stored)
-        alphas, ranks = (_patterns(config, f"{key}_pattern") for key in ("alpha", "rank"))
-        scales = {
-            name: _scale(config, alphas, ranks, name, pair["A"].tensor.shape[0])
-            for name, pair in pairs.items()
-        }
+        scales = scales_of(config, {name: pair["A"].tensor for name, pair in pairs.items()})
     except (OSError, *DAMAGE, AttributeError, IndexError) as error:
         raise _damaged(directory, first_line(error)) from error
     return PeftAdapters(directory, parts, pairs, scales, whole)
-
-
-def _check_start(directory: Path, config: Mapping[str, Any]) -> None:
-    """Refuses adapters whose start was taken from the base, so that they do not belong to the base itself."""
-    start = one_line(str(config.get("init_lora_weights")))[:40]
-    if start.lower() not in _STARTS:
-        raise HarnessError(
-            "weights-base-differs",
-            f"{directory} holds adapters that were started with {start}, which takes their start out of the"
-            " base: they belong to the changed base",
-            got=f"init_lora_weights {start}",
-            need="adapters of the base as it is",
-            fix=(
-                "let PEFT write them for the base as it is (save_pretrained with"
-                " path_initial_model_for_weight_conversion), or merge them with PEFT"
-            ),
-        )
 
 
 def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]], dict[str, Stored]]:
@@ -255,12 +234,13 @@ def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]],
     """
     pairs: dict[str, dict[str, Stored]] = {}
     whole: dict[str, Stored] = {}
+    prefix = prefix_of(stored)
     for name, each in stored.items():
         found = _PAIR.fullmatch(name)
         if found is not None:
-            group, key = pairs.setdefault(f"{_plain(found[1])}.weight", {}), found[2]
+            group, key = pairs.setdefault(f"{_plain(found[1], prefix)}.weight", {}), found[2]
         else:
-            group, key = whole, _plain(re.sub(r"\.modules_to_save(?:\.default)?", "", name))
+            group, key = whole, _plain(_WHOLE.sub("", name), prefix)
         if key in group:
             raise ValueError(f"two tensors are one: {group[key].tensor.name} and {name}")
         group[key] = each
@@ -271,53 +251,8 @@ def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]],
     return pairs, whole
 
 
-def _scale(config: Mapping[str, Any], alphas: _Patterns, ranks: _Patterns, name: str, rank: int) -> float:
-    """alpha / r of the linear layer of the tensor `name`, as PEFT computes it."""
-    module = f"{PREFIX['lerobot']}{name.removesuffix('.weight')}"
-    alpha = float(_named(alphas, module, config["lora_alpha"]))
-    if not 0 < rank <= _LARGEST_RANK or rank != int(_named(ranks, module, config["r"])):
-        raise ValueError(f"{one_line(name)} has rank {rank}, the configuration says another")
-    if not math.isfinite(alpha):
-        raise ValueError(f"{one_line(name)} has an alpha that is not finite")
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
-
-
-def _patterns(config: Mapping[str, Any], key: str) -> _Patterns:
-    """The patterns of modules at `key`, as parts of names, and the value of each.
-
-    A stranger's pattern is not run as a regular expression: read are names, the digits of a layer, and "^".
-    Raises: ValueError for any other, because its modules would get a value that PEFT does not give them.
-    """
-    given = (config.get(key) or {}).items()
-    if len(given) > _MOST_PATTERNS:
-        raise ValueError(f"{key} has {len(given)} patterns, the model has fewer modules")
-    found = []
-    for pattern, value in given:
-        parts = pattern.removeprefix("^").replace("\\.", ".").split(".")
-        if not all(part in _DIGITS or _NAME.fullmatch(part) for part in parts):
-            raise ValueError(f"{key} has {pattern[:200]!r}, which is more than names and numbers of layers")
-        found.append((pattern.startswith("^"), parts, value))
-    return found
-
-
-def _named(patterns: _Patterns, module: str, default: Any) -> Any:
-    """The value of the first pattern that names the module, or its last parts.
-
-    Source: huggingface/peft 0.19 src/peft/utils/other.py `get_pattern_key`.
-    """
-    own = module.split(".")
-    for whole, parts, value in patterns:
-        last = own[-len(parts) :]
-        if len(own if whole else last) == len(parts) and all(
-            one == other or (one in _DIGITS and other.isdecimal())
-            for one, other in zip(parts, last, strict=True)
-        ):
-            return value
-    return default
-
-
-def _plain(name: str) -> str:
-    plain = name.removeprefix(_WRAPPED).removeprefix(PREFIX["lerobot"])
+def _plain(name: str, prefix: str) -> str:
+    plain = without_wrappers(name).removeprefix(prefix)
     return TABLE_NAMES[0] if plain == TABLE_NAMES[1] else plain
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.checkpoint.format import DAMAGE, first_line
+from harness.checkpoint.pytorch_names import prefix_of
 from harness.checkpoint.safetensors import Tensor, read_header
 from harness.checkpoint.tensors import INDEX
 from harness.errors import HarnessError
@@ -85,7 +86,10 @@ def refuse_pytorch(path: Path) -> None:
         got="; ".join([str(found.path), *found.unread[:3]]),
         need=_NEED,
         fix=(
-            "start from the JAX weights: --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
+            "copy or download the files again"
+            if found.unread and not found.pickles and not found.tensors
+            else "start from the JAX weights:"
+            " --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
         ),
     )
 
@@ -97,6 +101,8 @@ def is_ours(name: str) -> bool:
 
 def files_of_weights(found: Weights, path: Path) -> list[Path]:
     """The files whose tensors `find_pytorch` counted for `path`."""
+    if path.name.endswith(INDEX) and path.is_file():
+        return _files(path.parent)
     return [named_file(path)] if path.is_file() else _files(found.path)
 
 
@@ -168,6 +174,9 @@ def find_pytorch(path: Path) -> Weights | None:
 
     Raises: HarnessError "git-lfs-pointer"; OSError.
     """
+    if path.name.endswith(INDEX) and path.is_file():
+        files = _files(path.parent)
+        return _weights(path.parent, files, path) if files else None
     if path.is_file():
         named = path.suffix == _TENSORS or path.suffix in _PICKLES
         file = named_file(path)
@@ -176,6 +185,11 @@ def find_pytorch(path: Path) -> Weights | None:
         files = _files(directory)
         if files:
             return _weights(directory, files, directory)
+        # As in a copy of the hub's cache without its blobs.
+        gone = [file for file in sorted(directory.glob(f"*{_TENSORS}")) if file.is_symlink()]
+        if gone:
+            unread = [f"{one_line(file.name)} is a link that leads nowhere" for file in gone[:_MOST_FILES]]
+            return Weights(directory, _kind(directory, gone), [], unread, pickles=False)
     return None
 
 
@@ -221,7 +235,10 @@ def _weights(root: Path, files: list[Path], path: Path) -> Weights:
             unread.append(error.what)
         except (OSError, *DAMAGE) as error:
             unread.append(f"{one_line(file.name)} is damaged: {first_line(error)}")
-    return Weights(path, _kind(root, files), list(tensors.values()), unread, files[0].suffix != _TENSORS)
+    kind = _kind(root, files)
+    if prefix := prefix_of(tensors):
+        kind += f", its names after {one_line(prefix)[:80]}"
+    return Weights(path, kind, list(tensors.values()), unread, files[0].suffix != _TENSORS)
 
 
 def _kind(directory: Path, files: list[Path]) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -45,8 +45,20 @@ TABLE_NAMES = (f"{_BOTH}paligemma.lm_head.weight", f"{_GEMMA}.embed_tokens.weigh
 # The text head of the action expert, [vocabulary, D]. No computation of π0.5 reads it, and our model does not
 # have it. Both programs ask for it when they load, so it is written as zeros, and skipped when it is read.
 UNUSED_HEAD = f"{_BOTH}gemma_expert.lm_head.weight"
-# Tensors that only π0 has. Source: openpi src/openpi/models_pytorch/pi0_pytorch.py, commit 15a9616.
-_PI0 = re.compile(r"(?:model\.)?(?:state_proj|action_time_mlp_(?:in|out))\.")
+# Modules that only π0 has. Source: openpi src/openpi/models_pytorch/pi0_pytorch.py, commit 15a9616.
+_PI0 = {"state_proj", "action_time_mlp_in", "action_time_mlp_out"}
+# The outermost modules of both.
+_OUTERMOST = _PI0 | {
+    "paligemma_with_expert",
+    "action_in_proj",
+    "action_out_proj",
+    "time_mlp_in",
+    "time_mlp_out",
+}
+# What wrappers put before all names: LeRobot's and PEFT's, DistributedDataParallel, a module with a policy.
+_BEFORE = re.compile(r"\A(?:(?:model|module|policy|base_model)\.)+")
+# What they put before the names of any module: torch.compile, FSDP, activation checkpointing.
+_WITHIN = re.compile(r"(?:(?<=\.)|\A)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 # Side of a tile in elements, and what keeps its rows out of one set of the cache.
@@ -240,16 +252,18 @@ def tensor_shapes(model: Model, program: Program) -> dict[str, Shape]:
     return shapes | {f"{prefix}{UNUSED_HEAD}": (model.vocab_size, width)}
 
 
-def plain_names(names: Mapping[str, Any]) -> dict[str, str]:
-    """Name without the program's prefix and in its first form → name in the file.
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Name without a program's or a wrapper's prefix and in its first form → name in the file.
 
-    `model.` and `_orig_mod.` (a compiled model's) are taken off. The token table counts once.
+    The token table counts once.
     Raises: ValueError if two tensors have the same plain name.
     """
+    given = list(names)
+    prefix = prefix_of(given)
     found: dict[str, str] = {}
-    for name in names:
-        plain = re.sub(r"\A(?:_orig_mod\.)?(?:model\.)?(?:_orig_mod\.)?", "", name)
-        if plain == TABLE_NAMES[1] and any(each.endswith(TABLE_NAMES[0]) for each in names):
+    for name in given:
+        plain = without_wrappers(name).removeprefix(prefix)
+        if plain == TABLE_NAMES[1] and any(each.endswith(TABLE_NAMES[0]) for each in given):
             continue
         plain = TABLE_NAMES[0] if plain == TABLE_NAMES[1] else plain
         if plain in found:
@@ -258,11 +272,22 @@ def plain_names(names: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def program_of(names: Mapping[str, Any]) -> Program:
-    """The program whose names these are."""
-    return "lerobot" if any(name.startswith("model.") for name in names) else "openpi-pytorch"
+def without_wrappers(name: str) -> str:
+    """The name without what PyTorch's and the programs' own wrappers add to it."""
+    return _BEFORE.sub("", _WITHIN.sub("", name))
+
+
+def prefix_of(names: Iterable[str]) -> str:
+    """What stands before the network's own names, beside known wrappers: `actor.`; "" if they differ."""
+    found = set()
+    for name in map(without_wrappers, names):
+        modules = name.split(".")
+        own = next((i for i, module in enumerate(modules) if module in _OUTERMOST), None)
+        if own is not None:
+            found.add("".join(f"{module}." for module in modules[:own]))
+    return found.pop() if len(found) == 1 else ""
 
 
 def is_pi0(names: Mapping[str, Any]) -> bool:
     """Whether these are the tensors of π0, whose state and time enter in another way than π0.5's."""
-    return any(_PI0.match(name) for name in names)
+    return any(not _PI0.isdisjoint(name.split(".")) for name in names)

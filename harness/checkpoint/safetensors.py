@@ -85,6 +85,10 @@ def read_whole_header(path: Path, root: Path) -> Header:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         (length,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
+        if size and (start.isascii() or start.startswith(b"PK")) and length > _HEADER_BYTES:
+            raise ValueError(
+                f"no tensors, but a file that begins with {start!r}, as a page or an archive does"
+            )
         if not 2 <= length <= min(size - 8, _HEADER_BYTES):
             raise ValueError(f"a header of {length} bytes in a file of {size}")
         facts = parse_json(file.read(length), unique=True)

@@ -37,6 +37,7 @@ from harness.run.steps import (
 )
 from harness.units import format_seconds
 
+_ARCHIVES = {(".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"): "tar -xf", (".zip",): "unzip"}
 # Every trainer leaves what openpi leaves, so only that is asked of a step outside a run.
 ANYBODY: Backend = "openpi"
 
@@ -72,7 +73,7 @@ def find(path: Path) -> Found:
         root = path.resolve(strict=True)
         if not root.is_dir():
             refuse_pytorch(path)
-            raise _not_a_checkpoint(path, "a file")
+            raise _not_a_checkpoint(path, "a file", _unpack(root))
         found = Found(root)
         _fill(found)
         if not any(item in items for _, _, items in found.steps for item in (*TREES, HARNESS)):
@@ -269,8 +270,16 @@ def _empty(path: Path, found: Found) -> HarnessError:
     return _not_a_checkpoint(
         path,
         f"a directory of {', '.join(names[:6])}",
-        f"harness inspect {word(nested.parent)}" if nested else None,
+        f"harness inspect {word(nested.parent)}"
+        if nested
+        else next((fix for child in sorted(found.root.iterdir()) if (fix := _unpack(child))), None),
     )
+
+
+def _unpack(path: Path) -> str | None:
+    """How to unpack `path`, by its name; None if it is no archive."""
+    how = next((how for endings, how in _ARCHIVES.items() if path.name.endswith(endings)), None)
+    return None if how is None else f"unpack it, and name what is in it: {how} {word(path)}"
 
 
 def delete_interrupted(found: Checkpoint) -> list[InterruptedSave]:

@@ -15,7 +15,8 @@ from harness.checkpoint.files import leads_out
 from harness.checkpoint.format import DAMAGE, Shapes, mismatches
 from harness.checkpoint.item import read_item
 from harness.checkpoint.pytorch import refuse_pytorch, weights_location
-from harness.checkpoint.tensors import tensor_leaves
+from harness.checkpoint.pytorch_names import is_pi0
+from harness.checkpoint.tensors import other_dimension, tensor_leaves, weights_of_pi0
 from harness.errors import HarnessError
 from harness.received.files import MARK_BYTES, check_stays, there
 from harness.received.json import read_json
@@ -114,7 +115,7 @@ def find_params(path: Path) -> Path:
             refuse_pytorch(path)
         raise HarnessError(
             "weights-missing",
-            f"there is no directory {path}",
+            f"{path} is a file, and no weights" if is_file else f"there is no directory {path}",
             need="an openpi params or step directory, a directory of safetensors, gs://… or https://…",
             fix=f"mount it into the container, or correct weights.source, for example {_PUBLISHED}",
         )
@@ -176,6 +177,8 @@ def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError |
     lines = mismatches(found, wanted)
     if not lines:
         return None
+    if is_pi0({path.replace("/", "."): None for path in found}):
+        return weights_of_pi0(source)
     adapters = [path for path in found if "lora" in path and path not in wanted]
     if len(adapters) == len(lines):
         step = Path(source).parent if Path(source).name == PARAMS else source
@@ -192,7 +195,11 @@ def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError |
         f"{source} does not hold this model's parameters: " + "; ".join(lines),
         got=f"{len(lines)} differences ({len(found)} parameters in the checkpoint)",
         need=f"the {len(wanted)} parameters of the recipe's model",
-        fix=(
+        fix=other_dimension(
+            [found.get(f"action_{way}_proj/kernel", ()) for way in ("in", "out")],
+            [wanted.get(f"action_{way}_proj/kernel", ()) for way in ("in", "out")],
+        )
+        or (
             "name weights of the same model in weights.source, or set model.* (variants, lora, vision) as"
             " they were trained"
         ),
@@ -202,14 +209,20 @@ def refusal(source: Path | str, found: Shapes, wanted: Shapes) -> HarnessError |
 def refuse_codes(source: Path | str, dtypes: Mapping[str, str]) -> None:
     """Refuses parameters whose elements are codes or complex: without what decodes them they are no weights.
 
+    Those of eight bits are codes too: what wrote them kept the scales elsewhere.
+
     `dtypes` are those of the parameters, by numpy's names.
     Raises: HarnessError "weights-mismatch".
     """
-    codes = {path: dtype for path, dtype in dtypes.items() if not dtype.startswith(VALUE_DTYPES)}
+    codes = {
+        path: dtype
+        for path, dtype in dtypes.items()
+        if not dtype.startswith(VALUE_DTYPES) or dtype.startswith("float8")
+    }
     if codes:
         raise HarnessError(
             "weights-mismatch",
-            f"{source} holds parameters that are no real numbers: "
+            f"{source} holds parameters that are no plain numbers: "
             + "; ".join(f"{path} is {dtype}" for path, dtype in sorted(codes.items())[:20]),
             got=f"{len(codes)} parameters of type {', '.join(sorted(set(codes.values())))}",
             need="parameters in float32, bfloat16, float16 or float64",

@@ -28,7 +28,7 @@ from harness.checkpoint.pytorch_names import PREFIX, UNUSED_HEAD, Program, parts
 from harness.checkpoint.rows import Rows, plain_rows, rows_of, unit_of
 from harness.checkpoint.tensor_writer import Dtype, Planned, Progress, cast, write_rows
 from harness.checkpoint.weights import digests_beside
-from harness.checkpoint.whole import whole_or_nothing
+from harness.checkpoint.whole import refuse_inside, whole_or_nothing
 from harness.errors import HarnessError
 from harness.received.names import below
 from harness.recipe.schema import Recipe
@@ -64,6 +64,7 @@ def export_for(opened: Merging, destination: Path, order: Order) -> dict[str, An
     Raises: HarnessError "export-exists", "disk-full", "export-failed", "weights-not-finite",
     "checkpoint-damaged", "statistics-needed", and those of the check.
     """
+    refuse_inside(destination, opened.locations)
     check_assets(order.assets)
     if order.target == "lerobot" and "actions" not in order.stats:
         raise _no_statistics(opened.source, order)

@@ -6,7 +6,7 @@ A *location* is one file of tensors, or the index of several: `model.safetensors
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +119,7 @@ def open_tensors(location: Path) -> dict[str, Stored]:
     files that are not those of the index, and for files of different runs; UnsafeFile.
     """
     found: dict[str, Stored] = {}
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, str] = {}
     for file in tensor_files(location):
         try:
             header = read_whole_header(file, file.parent)
@@ -127,11 +127,16 @@ def open_tensors(location: Path) -> dict[str, Stored]:
             raise
         except (OSError, *DAMAGE) as error:
             raise _damaged(file, first_line(error)) from error
-        if metadata is not None and metadata != header.metadata:
+        differ = [key for key, text in header.metadata.items() if metadata.get(key, text) != text]
+        if differ:
             raise _damaged(
-                location, f"{file.name} is of another run than the files before it", metadata, header.metadata
+                location,
+                f"{file.name} is of another run than the files before it: they differ in {differ[0]}",
+                metadata[differ[0]],
+                header.metadata[differ[0]],
             )
-        metadata = header.metadata
+        # Programs put remarks into some of their shards only.
+        metadata |= header.metadata
         for tensor in header.tensors:
             if tensor.name in found:
                 raise _damaged(
@@ -175,11 +180,28 @@ def tensor_leaves(location: Path, shapes: Mapping[str, Shape]) -> dict[str, tupl
     if lines := mismatches(found, wanted):
         raise _mismatch(location, lines, found, wanted)
     _check_types(location, stored, parts, plain)
-    twin = next((stored[name] for name in stored if name.endswith(TABLE_NAMES[1])), None)
+    twin = _twin(location, stored, plain)
     return {
         path: _leaf([(part, stored[plain[part.name]]) for part in each], tuple(shapes[path]), twin)
         for path, each in parts.items()
     }
+
+
+def _twin(location: Path, stored: Mapping[str, Stored], plain: Mapping[str, str]) -> Stored | None:
+    """The token table by its second name, beside the first; None if it is there once."""
+    second = next((stored[name] for name in stored if name.endswith(TABLE_NAMES[1])), None)
+    if second is None:
+        return None
+    first = stored[plain[TABLE_NAMES[0]]]
+    if (first.tensor.shape, first.tensor.dtype) != (second.tensor.shape, second.tensor.dtype):
+        raise _damaged(
+            location,
+            f"{first.tensor.name} and {second.tensor.name} are two names of one table, and differ in shape or"
+            " type",
+            f"{list(first.tensor.shape)} {first.tensor.dtype}",
+            f"{list(second.tensor.shape)} {second.tensor.dtype}",
+        )
+    return second
 
 
 def _leaf(
@@ -208,6 +230,8 @@ def _check_types(
             f"tensors of type {', '.join(strange)}: no weights of a network"
             if strange
             else "float16 beside bfloat16: no trainer saves both",
+            need="tensors in float32, bfloat16, float16 or float64",
+            fix="name the weights from which these were made",
         )
     for path, each in parts.items():
         types = {stored[plain[part.name]].tensor.dtype: part.name for part in each}
@@ -231,25 +255,41 @@ def _refuse_others(location: Path, stored: Mapping[str, Stored]) -> None:
             fix="merge them into their base: harness export BASE OUT --to openpi-jax --adapter ADAPTERS",
         )
     if is_pi0(stored):
-        raise HarnessError(
-            "weights-of-pi0",
-            f"{location} holds π0, not π0.5: its state and time enter the network in another way",
-            got="tensors such as state_proj or action_time_mlp_in",
-            need="weights of π0.5 (time_mlp_in, adaptive norms)",
-            fix="name weights of π0.5 in weights.source, for example lerobot/pi05_base",
-        )
+        raise weights_of_pi0(location)
+
+
+def weights_of_pi0(source: Path | str) -> HarnessError:
+    return HarnessError(
+        "weights-of-pi0",
+        f"{source} holds π0, not π0.5: its state and time enter the network in another way",
+        got="parameters such as state_proj or action_time_mlp_in",
+        need="weights of π0.5 (time_mlp_in, adaptive norms)",
+        fix="name weights of π0.5 in weights.source, for example lerobot/pi05_base",
+    )
+
+
+def other_dimension(found: Sequence[Shape], wanted: Sequence[Shape]) -> str | None:
+    """The key to set, if the projections [D, width] and [width, D] differ in D alone; else None."""
+    if not all(len(shape) == 2 for shape in (*found, *wanted)):
+        return None
+    (first, width), (other, last) = found
+    (_, expected), (also, _) = wanted
+    if (width, other, first) != (expected, also, last) or found[0] == wanted[0]:
+        return None
+    return f"--set {word(f'model.action_dim={first}')}, if the rest of the model is the same"
 
 
 def _mismatch(
     location: Path, lines: list[str], found: Mapping[str, Shape], wanted: Mapping[str, Shape]
 ) -> HarnessError:
-    dimension = found.get("action_in_proj.weight", (0, 0))[-1]
-    fix = (
+    turned = [
+        [shapes.get(f"action_{way}_proj.weight", ())[::-1] for way in ("in", "out")]
+        for shapes in (found, wanted)
+    ]
+    fix = other_dimension(*turned) or (
         "name weights of the same model in weights.source, or set model.* (variants, vision) as they were"
         " trained"
     )
-    if dimension and dimension != wanted.get("action_in_proj.weight", (0, 0))[-1]:
-        fix = f"--set {word(f'model.action_dim={dimension}')}, if the rest of the model is the same"
     return HarnessError(
         "weights-mismatch",
         f"{location} does not hold this model's tensors: " + "; ".join(map(one_line, lines[:40])),
@@ -259,11 +299,13 @@ def _mismatch(
     )
 
 
-def _damaged(location: Path, why: str, need: object = None, got: object = None) -> HarnessError:
+def _damaged(
+    location: Path, why: str, need: object = None, got: object = None, fix: str | None = None
+) -> HarnessError:
     return HarnessError(
         "checkpoint-damaged",
         f"{location} cannot be read: {one_line(why)[:600]}",
-        got=got,
-        need=need or "whole safetensors files of one checkpoint",
-        fix="copy or download the checkpoint again, or take another step",
+        got=got and one_line(str(got))[:200],
+        need=one_line(str(need or "whole safetensors files of one checkpoint"))[:200],
+        fix=fix or "copy or download the checkpoint again, or take another step",
     )

@@ -5,14 +5,33 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.checkpoint.failures import no_space
 from harness.errors import HarnessError
 from harness.received.files import there
-from harness.run.steps import INTERRUPTED
+from harness.received.text import word
+from harness.run.steps import INTERRUPTED, PARAMS
 from harness.units import MIB, format_bytes
+
+
+def refuse_inside(destination: Path, sources: Iterable[Path]) -> None:
+    """Refuses a destination inside one of the `sources`, which an export only reads.
+
+    `sources` are locations of parameters: an Orbax item stands for its step too.
+    Raises: HarnessError "export-exists".
+    """
+    real = destination.resolve()
+    for source in sources:
+        home = source.parent if source.name == PARAMS else source
+        if source.is_dir() and real.is_relative_to(home.resolve()):
+            raise HarnessError(
+                "export-exists",
+                f"{destination} lies inside {home}, which is exported and stays as it is",
+                need="a new directory outside of it",
+                fix=f"name another destination, for example {word(home.with_name(f'{home.name}-export'))}",
+            )
 
 
 @contextlib.contextmanager

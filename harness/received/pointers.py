@@ -8,7 +8,8 @@ from harness.errors import HarnessError
 from harness.received.files import open_received
 from harness.received.text import word
 
-# Source: git-lfs docs/spec.md, "The Pointer".
+# The longest pointer, and how each begins. Source: git-lfs docs/spec.md, "The Pointer".
+POINTER_BYTES = 1023
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 

@@ -207,7 +207,7 @@ class RunDir:
     def write(self, artifact: Artifact) -> Path:
         path = self.path / artifact.FILE
         # Bytes: redacted here as a value, so that the file is valid JSON whatever its texts are.
-        write_atomic(path, f"{redact_json(artifact.model_dump_json(indent=2))}\n".encode())
+        write_atomic(path, f"{redact_json(artifact.text(indent=2))}\n".encode())
         return path
 
     def read(self, kind: type[A]) -> A | None:

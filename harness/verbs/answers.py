@@ -14,7 +14,7 @@ from harness.redact import redact_json
 
 def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
     # A table folds long words, and a secret in two lines is found by nobody.
-    text = redact_json(artifact.model_dump_json())
+    text = redact_json(artifact.text())
     if as_json:
         print(in_json(type(artifact).model_validate_json(text).model_dump_json(indent=2)))
     else:

@@ -1,0 +1,164 @@
+"""Tests that odd weights of strangers are read where they are whole, and named rightly where they are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.fuzz_weights import read
+from benchmarks.fuzz_weights_mutations import INDEX, WHOLE, shapes, sharded, tensors, write
+from harness.checkpoint.inspect import inspect
+from harness.checkpoint.item import read_item
+from harness.checkpoint.pytorch import find_pytorch
+from harness.checkpoint.pytorch_names import TABLE_NAMES
+from harness.checkpoint.safetensors import read_header
+from harness.checkpoint.source import find_params, refusal, refuse_codes
+from harness.checkpoint.tensors import tensor_leaves
+from harness.checkpoint.whole import refuse_inside
+from harness.errors import HarnessError
+from tests.support.item_writer import normal, write_item
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 10\n"
+
+
+def refused(folder: Path) -> HarnessError:
+    with pytest.raises(HarnessError) as caught:
+        tensor_leaves(find_params(folder), shapes())
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "policy.model.", "_orig_mod.", "model._orig_mod.module.", "actor.net."]
+)
+def test_tensors_whose_names_all_have_a_prefix_are_read(prefix: str, tmp_path: Path) -> None:
+    given = tensors(0)
+    write(tmp_path / WHOLE, {f"{prefix}{name}": array for name, array in given.items()})
+    found = read(tmp_path)
+    assert np.array_equal(found["PaliGemma/llm/embedder/input_embedding"], given[TABLE_NAMES[0]])
+    weights = find_pytorch(tmp_path)
+    # What is no known wrapper is told.
+    assert weights is not None
+    assert ("actor.net." in weights.kind) == (prefix == "actor.net.")
+
+
+def test_wrappers_within_a_name_are_read(tmp_path: Path) -> None:
+    given = tensors(0)
+    wrapped = {name.replace(".mlp.", "._checkpoint_wrapped_module.mlp."): a for name, a in given.items()}
+    assert wrapped.keys() != given.keys()
+    write(tmp_path / WHOLE, wrapped)
+    assert read(tmp_path)
+
+
+def test_two_prefixes_are_no_prefix(tmp_path: Path) -> None:
+    write(tmp_path / WHOLE, {f"{'ab'[i % 2]}.{name}": a for i, (name, a) in enumerate(tensors(0).items())})
+    assert refused(tmp_path).code == "weights-mismatch"
+
+
+def test_a_remark_in_one_shard_only_makes_no_other_run(tmp_path: Path) -> None:
+    sharded(tmp_path, tensors(0), None, "")
+    second = tmp_path / "model-00002-of-00002.safetensors"
+    data = second.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    del header["__metadata__"]
+    text = json.dumps(header).encode()
+    second.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert read(tmp_path)
+
+
+def test_the_index_by_its_own_name_means_its_shards(tmp_path: Path) -> None:
+    sharded(tmp_path, tensors(0), None, "")
+    assert find_params(tmp_path / INDEX) == tmp_path / INDEX
+    found = inspect(tmp_path / INDEX)
+    assert found.tensors == len(tensors(0))
+
+
+def test_two_names_of_the_table_in_two_types_are_named_from_the_headers(tmp_path: Path) -> None:
+    given = tensors(0)
+    write(tmp_path / WHOLE, given | {TABLE_NAMES[1]: given[TABLE_NAMES[0]][:3]})
+    assert "two names of one table" in refused(tmp_path).what
+
+
+def test_a_transposed_projection_is_not_another_action_dimension(tmp_path: Path) -> None:
+    given = tensors(0)
+    name = "action_in_proj.weight"
+    write(tmp_path / WHOLE, given | {name: np.ascontiguousarray(given[name].T)})
+    assert "action_dim" not in refused(tmp_path).fix
+
+
+@pytest.mark.parametrize("data", [b"<!DOCTYPE html><html></html>", b"PK\x03\x04\x14\0\0\0", b""])
+def test_a_page_in_place_of_tensors_is_to_be_downloaded_again(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / WHOLE).write_bytes(data)
+    with pytest.raises(ValueError, match="header of 0 bytes" if not data else "begins with"):
+        read_header(tmp_path / WHOLE, tmp_path)
+    with pytest.raises(HarnessError) as caught:
+        inspect(tmp_path)
+    assert "download" in caught.value.fix
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / WHOLE).symlink_to("../blobs/gone")
+    with pytest.raises(HarnessError) as caught:
+        inspect(tmp_path)
+    assert "leads nowhere" in (caught.value.got or "")
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "step.tar", "w"):
+        pass
+    for path in (tmp_path, tmp_path / "step.tar"):
+        with pytest.raises(HarnessError) as caught:
+            inspect(path)
+        assert caught.value.fix.endswith(f"tar -xf {tmp_path}/step.tar")
+
+
+@pytest.mark.parametrize("file", ["manifest.ocdbt", "_METADATA", "data"])
+def test_a_pointer_of_git_lfs_in_an_item_is_named_once(file: str, tmp_path: Path) -> None:
+    item = tmp_path / "params"
+    write_item(item, {"params/a/value": normal(4, 4)})
+    path = next((item / "d").iterdir()) if file == "data" else item / file
+    path.write_text(POINTER)
+    (problem,) = read_item(item).problems
+    assert "pointer of Git LFS" in problem
+
+
+def test_a_path_that_is_not_utf8_is_told_and_no_traceback(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff5")
+    write_item(tmp_path / "5/params", {"params/a/value": normal(4, 4)})
+    (tmp_path / "5").rename(folder)
+    found = inspect(folder)
+    assert any("not UTF-8" in text for text in found.findings)
+    assert "udcff" in type(found).model_validate_json(found.text()).path
+
+
+def test_the_form_of_pi0_in_jax_and_another_dimension_are_named() -> None:
+    wanted = {"action_in_proj/kernel": (32, 64), "action_out_proj/kernel": (64, 32)}
+    error = refusal("x", wanted | {"state_proj/kernel": (32, 64)}, wanted)
+    assert error is not None
+    assert error.code == "weights-of-pi0"
+    error = refusal("x", {"action_in_proj/kernel": (7, 64), "action_out_proj/kernel": (64, 7)}, wanted)
+    assert error is not None
+    assert "model.action_dim=7" in error.fix
+
+
+def test_parameters_of_eight_bits_are_refused() -> None:
+    refuse_codes("x", {"a": "float16", "b": "bfloat16"})
+    with pytest.raises(HarnessError, match="float8_e4m3fn"):
+        refuse_codes("x", {"a": "float8_e4m3fn"})
+
+
+def test_nothing_is_exported_into_its_source(tmp_path: Path) -> None:
+    bare, params = tmp_path / "bare", tmp_path / "5/params"
+    for folder in (bare, params):
+        folder.mkdir(parents=True)
+    refuse_inside(tmp_path / "out", [bare, params])
+    refuse_inside(tmp_path / "5-export", [params])
+    for inside in (bare / "out", params / "x", tmp_path / "5/x", params / "../x"):
+        with pytest.raises(HarnessError) as caught:
+            refuse_inside(inside, [bare, params])
+        assert caught.value.code == "export-exists"
