@@ -22,6 +22,8 @@ HOLE = re.compile(rb"\0{32,}+")
 # The marks of a JSON document of records, as against a record on each line: a list of them, or the state that
 # the Trainer of transformers saves.
 _LIST = re.compile(rb"[ \t\r\n]{0,200}+\[[ \t\r\n]{0,200}+\{")
+# TensorBoard's JSON of one curve: [[time, step, value], ...].
+_POINTS = re.compile(rb"[ \t\r\n]{0,200}+\[[ \t\r\n]{0,200}+\[[ \t\r\n]{0,200}+[-\d]")
 _HISTORY, _HISTORY_WITHIN = b'"log_history"', 8192
 # A bar's values after its rate (tqdm's postfix), followed by another program's output on the same line.
 _POSTFIX_END = re.compile(rb"((?:it/s|s/it), [^\]\n]{0,500}+\])(?=[^\n])")
@@ -131,13 +133,17 @@ def _decoded(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _records_on_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """A JSON document of records with each record on a line of its own. Everything else unchanged."""
+    """A JSON document of records or points with each on a line of its own. Everything else unchanged."""
     first = next(pieces, b"")
     begin = first.removeprefix(codecs.BOM_UTF8)
     saved = begin.lstrip().startswith(b"{") and _HISTORY in begin[:_HISTORY_WITHIN]
     document = saved or _LIST.match(begin) is not None
+    points = _POINTS.match(begin) is not None
     for piece in itertools.chain([first], pieces):
-        if document:
+        if points:
+            flat = piece.replace(b"\r", b" ").replace(b"\n", b" ")
+            yield flat.replace(b"[", b"\n").replace(b"]", b"\n")
+        elif document:
             flat = piece.replace(b"\r", b" ").replace(b"\n", b" ")
             yield flat.replace(b"{", b"\n{").replace(b"}", b"}\n")
         else:
