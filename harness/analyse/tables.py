@@ -91,7 +91,7 @@ class Table:
             yield Form(fields, 0, False, b""), np.array(ats), rows
 
     def _named(self, cells: list[str]) -> str | None:
-        """The value that a row of one value holds, if it is a loss of the first run, of the first such name."""
+        """The value that a row holds, if it is the first loss of the first run."""
         key, run = self._shape.key, self._shape.run
         assert key is not None
         if max(key, run or 0) >= len(cells):
