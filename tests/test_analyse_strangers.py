@@ -229,3 +229,13 @@ def test_the_noise_of_a_curve_that_falls_is_no_spike(count: int) -> None:
         seen += any(one.first_step <= at[middle] <= one.last_step for one in found)
     assert told <= 3
     assert seen >= 90
+
+
+@pytest.mark.parametrize("every", [1, 5, 100])
+def test_a_stranger_s_fall_needs_no_rate_of_a_recipe_of_ours(every: int) -> None:
+    """No rate is known of a log that names none, so few steps do not make its fall noise."""
+    curve = look("".join(f"step {every * i} loss {v:.4f}\n" for i, v in enumerate(LOSSES)))
+    assert curve.verdict == "learning"
+    flat = 0.5 * (1 + 0.05 * np.random.default_rng(0).standard_normal(COUNT))
+    level = look("".join(f"step {every * i} loss {v:.4f}\n" for i, v in enumerate(flat)))
+    assert level.verdict == ("inconclusive" if every < 100 else "not learning")

@@ -17,8 +17,8 @@ from harness.artifacts.curve import Jump, Spike
 Floats = npt.NDArray[np.float64]
 
 MOST = 20
-# A spike's least height, in the usual steps of so many neighbours on each side. Of 200 falling curves without a
-# spike, of 10 to 40 points, at most 2 % show one; without this it is up to 23 %. Of single points at 2 to 4
+# A spike's least height, in the usual steps of so many neighbours on each side. Of 200 falling curves without
+# a spike, of 10 to 40 points, at most 2 % show one; without this it is up to 23 %. Of single points at 2 to 4
 # times the level, 89 % are found among 10 points and 97 % among 12 and more.
 NEAR, _NEIGHBOURS = 4.0, 5
 # A changepoint's least gap between two lines, in standard errors of that gap.
