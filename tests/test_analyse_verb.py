@@ -102,7 +102,7 @@ def test_the_table_says_verdict_reason_need_and_fix(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_screen_with_the_fix(arguments: list[str], code: str, tmp_path: Path) -> None:
-    files = {"BINARY": os.urandom(4000), "OTHER": b"iter 1: loss 3\n", "GOOD": REPORT.encode()}
+    files = {"BINARY": os.urandom(4000), "OTHER": b"item 1: reward 3\n", "GOOD": REPORT.encode()}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         arguments = [argument.replace(name, str(tmp_path / name)) for argument in arguments]

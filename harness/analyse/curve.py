@@ -115,7 +115,7 @@ def analyse(
     columns = log.run.columns
     steps = columns["step"]
     applied = applied_steps(own, columns)
-    learning = learning_of(own, columns, applied, told, counted=log.records.numbered)
+    learning = learning_of(own, columns, applied, told, counted=log.records.numbered is not None)
     found = _Trend(columns, learning, applied, log.records.decimals)
     second, lost = held_out(measured(log.source.run) or log.records.log.held_out)
     pace = throughput(log.records.columns if not log.run.mixed else columns, log.records.bars)

@@ -17,6 +17,10 @@ from harness.artifacts.curve import Jump, Spike
 Floats = npt.NDArray[np.float64]
 
 MOST = 20
+# A spike's least height, in the usual steps of so many neighbours on each side. Of 200 falling curves without
+# a spike, of 10 to 40 points, at most 2 % show one; without this it is up to 23 %. Of single points at 2 to 4
+# times the level, 89 % are found among 10 points and 97 % among 12 and more.
+NEAR, _NEIGHBOURS = 4.0, 5
 # A changepoint's least gap between two lines, in standard errors of that gap.
 JUMP = 5.5
 # A loss that ends at twice its best level, or above its first and at 1.5 times its best, has diverged if the
@@ -31,7 +35,9 @@ def spikes(steps: Floats, values: Floats, level: Level, found: list[Excursion]) 
     back = [
         one
         for one in found
-        if one.first > 0 and one.last < len(values) - 1 and one.height > 0.2 * abs(level.level[one.first])
+        if one.first > 0
+        and one.last < len(values) - 1
+        and one.height > max(0.2 * abs(level.level[one.first]), NEAR * _steps_near(values, one))
     ]
     highest = sorted(back, key=lambda one: -one.height)[:MOST]
     return [
@@ -43,6 +49,17 @@ def spikes(steps: Floats, values: Floats, level: Level, found: list[Excursion]) 
         )
         for e in sorted(highest, key=lambda one: one.first)
     ]
+
+
+def _steps_near(values: Floats, one: Excursion) -> float:
+    """The usual size of the step from one point to the next, on both sides of an excursion.
+
+    Where a curve is high, its noise may be larger than over the whole curve.
+    """
+    before = np.diff(values[max(0, one.first - _NEIGHBOURS) : one.first])
+    after = np.diff(values[one.last + 1 : one.last + 1 + _NEIGHBOURS])
+    moves = np.abs(np.concatenate([before, after]))
+    return float(np.quantile(moves, 0.6)) if len(moves) else 0.0
 
 
 def jumps(steps: Floats, values: Floats) -> list[Jump]:

@@ -104,9 +104,11 @@ def _about_steps(records: Records) -> list[CurveFinding]:
             " more); they were left out"
         )
         found.append(CurveFinding(severity="warning", code="steps-impossible", text=text))
-    if records.numbered:
+    if records.numbered is not None:
         text = (
-            "the lines name a loss but no step, and the log has neither a progress bar nor the number of"
+            "the lines name an epoch and a loss, but no step: a step is an epoch here"
+            if records.numbered == "epoch"
+            else "the lines name a loss but no step, and the log has neither a progress bar nor the number of"
             " steps: lines were counted"
         )
         fix = "give a log with its progress bar, or trainer_state.json's values as a CSV with a column step"

@@ -26,7 +26,8 @@ COLUMNS = (
 _ALIASES = {
     "loss": (
         "loss train_loss train/loss training_loss avg_loss train/train_loss loss/train step_loss"
-        " train_loss_step train/loss_step training/loss"
+        " train_loss_step train/loss_step training/loss total_loss loss_total train/total_loss loss/total"
+        " train_total_loss total_train_loss mean_loss loss_mean loss_avg average_loss lm_loss"
     ),
     "held_out": (
         "eval_loss eval/loss val_loss val/loss valid_loss valid/loss validation_loss validation/loss"
@@ -64,14 +65,18 @@ PAIR = re.compile(
     + _NUMBER
     + rb"[KMBT]?+)(?!\w|\.\w)"
 )
+# `train_loss_step` is a loss and `time_per_step` a time.
+_NO_STEP = rb"(?<!loss_)(?<!per_)"
 STEP = re.compile(
-    rb"(?<![A-Za-z0-9])[sS]tep"
+    rb"(?<![A-Za-z0-9])"
+    + _NO_STEP
+    + rb"[sS]tep"
     + _QUOTE
     + _GAP
     + rb"[\"'`\[]?(\d++(?:,\d{3})*+(?:\.\d++)?+(?:[KMBT](?!\w))?+)(?:\.0++)?+(/\d++)?+(?!\w|\.\w)"
 )
 # A named step, whatever its value.
-NAMED_STEP = re.compile(rb"(?<![A-Za-z0-9])[sS]tep" + _QUOTE + rb"[ \t]{0,8}+[=:]")
+NAMED_STEP = re.compile(rb"(?<![A-Za-z0-9])" + _NO_STEP + rb"[sS]tep" + _QUOTE + rb"[ \t]{0,8}+[=:]")
 BAR = re.compile(rb"(?<![\d.])(\d++)/(\d++) \[(?:(\d++):)?(\d++):(\d\d)<")
 _PACE = re.compile(rb"(?:(?<!\d)(\d++) min )?(?<!h )(?<![\d.])(\d++(?:\.\d++)?+) s a step")
 _CLOCK = rb"(?:(?<!\d)(\d{4}-\d\d-\d\d)[T ])?(?<![\d:])(\d\d:\d\d:\d\d(?:[.,]\d{1,6})?)"

@@ -24,6 +24,9 @@ def learning_of(
     rates = learning_rate(schedule, columns["step"]) if logged is None else logged
     # Between lines that were merely counted lies an unknown number of steps.
     negligible, enough = (0.0, 0.0) if counted else thresholds(recipe)
+    if told == "assumed" and logged is None and not columns["has_param_norm"].any():
+        # Another trainer's log, of which no rate is known. A fall is one, whatever a recipe of ours applies.
+        negligible = 0.0
     of_recipe = {"named": "as named", "run": "the run's own", "assumed": "assumed, since none was named"}[
         told
     ]

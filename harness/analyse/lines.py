@@ -15,12 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.analyse.bars import Bars
+from harness.analyse.epochs import Epochs
 from harness.analyse.forms import NAMED_STEP, PAIR, STEP, Form, take_apart
 from harness.analyse.gather import Gathered, Values, gathered
 from harness.analyse.marked import held_out_named
+from harness.analyse.ranks import Ranks
+from harness.analyse.spellings import Spelling
 from harness.analyse.stepless import Numbering
 from harness.analyse.tables import Table, table_of
 from harness.analyse.text import Text
+from harness.analyse.unnumbered import Unnumbered
 
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
@@ -41,7 +45,8 @@ class Records(NamedTuple):
     `log` holds them in order. `sessions` are the indices at which a program reported its start.
 
     `filled` of `lines` are not blank. `understood` lines were records, states of a progress bar or greetings.
-    `strange` is one of the others, for a person to see.
+    `strange` is one of the others, for a person to see. `numbered` says what was counted where no line names
+    a step.
     """
 
     log: Gathered
@@ -55,7 +60,7 @@ class Records(NamedTuple):
     torn: int
     unreadable: int
     decimals: int | None
-    numbered: bool
+    numbered: Literal["line", "epoch"] | None
     bars: Bars
 
     @property
@@ -94,7 +99,8 @@ class _Reader:
         self._text = text
         self._values = Values(_CHUNK_LINES)
         self._bars = Bars()
-        self._numbering = Numbering()
+        self._spelling, self._epochs, self._ranks = Spelling(), Epochs(), Ranks()
+        self._numbering, self._unnumbered = Numbering(), Unnumbered()
         self._table: Table | None = None
         self._is_json = False
         self._marks: list[int] = []
@@ -129,11 +135,17 @@ class _Reader:
             understood=min(filled, self._understood + self._values.count + (self._table is not None)),
             strange=self._strange.decode(errors="replace")[:120] if self._strange is not None else None,
             form="table" if self._table else "metrics" if self._is_json else "console",
-            partial=self._table.remarks() if self._table else [],
+            partial=[*(self._table.remarks() if self._table else []), *self._ranks.remarks()],
             torn=torn,
             unreadable=self._unreadable,
             decimals=self._values.decimals,
-            numbered=self._numbering.counted,
+            numbered=(
+                "epoch"
+                if self._unnumbered.kind == "epoch" or (self._table is not None and self._table.epochs)
+                else "line"
+                if self._numbering.counted or self._unnumbered.kind == "order"
+                else None
+            ),
             bars=self._bars,
         )
 
@@ -149,7 +161,10 @@ class _Reader:
             return
         joined = b"\n".join(lines)
         has_bars = b"it/s" in joined or b"s/it" in joined
-        named = held_out_named(self._numbering.apply(lines, joined), joined)
+        spelled, text = self._spelling.apply(lines, joined)
+        counted = self._epochs.apply(self._ranks.apply(spelled), text)
+        numbered = self._unnumbered.apply(self._numbering.apply(counted, text))
+        named = held_out_named(numbered, text)
         at = [index for index, line in enumerate(named) if b"oss" in line]
         if len(at) < len(named):
             self._pass_over([line for line in named if b"oss" not in line], begin, joined)

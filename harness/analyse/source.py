@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from harness.analyse.text import HOLE, Text
+from harness.analyse.text import HOLE, Text, utf16
 from harness.analyse.unpack import PIPED, pieces
 from harness.errors import HarnessError
 from harness.received.files import open_received
@@ -115,8 +115,8 @@ def _source(name: str, file: BinaryIO, run: Path | None) -> Source:
 
 
 def _check_text(name: str, head: bytes) -> None:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        head = head.decode("utf-16", errors="replace").encode(errors="replace")
+    if encoding := utf16(head):
+        head = head.decode(encoding, errors="replace").encode(errors="replace")
     text = head if head[_TAR_AT:].startswith(_TAR) else HOLE.sub(b"", head)
     if not text.strip() or text.count(b"\0") > len(text) // 1000 + 1 or _control_share(text) > 0.1:
         raise HarnessError(

@@ -1,9 +1,10 @@
-"""Tables of values: CSV exports of wandb and TensorBoard, and others with columns of steps and losses."""
+"""Tables of values: exports of wandb, TensorBoard and MLflow, and others with columns of steps and losses."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from harness.analyse.forms import KNOWN, Form
 Numbers = npt.NDArray[np.int64]
 Row = tuple[bytes, ...]
 
-# wandb's own _step is last: it counts the calls of its logger, which are fewer than the trainer's steps.
+# wandb's own _step is late: it counts the calls of its logger, which are fewer than the trainer's steps.
 _STEPS = (
     "step",
     "global_step",
@@ -22,36 +23,45 @@ _STEPS = (
     "trainer/global_step",
     "train/step",
     "training_step",
+    "steps",
     "iteration",
+    "iter",
+    "num_updates",
     "_step",
+    "epoch",
 )
+# MLflow and others write one value a row: its name stands in one of the first columns, its run in one of the
+# second.
+_KEYS, _RUNS = ("key", "metric", "metric_name", "tag"), ("run_id", "run_uuid", "run_name", "run")
 _BOUNDS = ("__min", "__max", "__step")
 _MOST_COLUMNS = 10_000
+_BLANKS = " "
+# Fewer rows of bare numbers may be anything. Times of this century have more milliseconds.
+_FEWEST_ROWS, _MILLISECONDS = 5, 1e12
 
 
 class Table:
-    """A table. `fields` name the values in `columns` of each row; `others` are the runs that are not read."""
+    """A table. `fields` name the values in `columns` of each row; `others` are the runs that are not read.
 
-    def __init__(
-        self,
-        delimiter: str,
-        fields: tuple[str, ...],
-        columns: tuple[int, ...],
-        others: list[str],
-        unnamed: bool,
-    ) -> None:
-        self._delimiter, self._fields, self._columns = delimiter, fields, columns
-        self._others, self._unnamed = others, unnamed
+    `epochs`: a step is an epoch.
+    """
+
+    def __init__(self, delimiter: str, shape: _Shape) -> None:
+        self._delimiter, self._shape = delimiter, shape
+        self.epochs = shape.epochs
+        self._read: dict[str, tuple[str, str]] = {}
+        self._others = dict.fromkeys(shape.others)
 
     def remarks(self) -> list[str]:
         """Sentences about the parts of the table that are not in the answer, and about assumptions."""
         told = []
-        if self._unnamed:
+        if self._shape.unnamed:
             told.append(
-                "the file does not say which curve its column Value is; it was read as the training loss"
+                f"the file does not say which curve its {self._shape.unnamed} is; it was read as the training"
+                " loss"
             )
         if self._others:
-            names = ", ".join(repr(name) for name in self._others[:5])
+            names = ", ".join(repr(name) for name in list(self._others)[:5])
             told.append(
                 f"the table holds {1 + len(self._others)} runs; the answer is about the first, not about"
                 f" {names}"
@@ -61,17 +71,54 @@ class Table:
     def rows(self, lines: list[bytes], begin: int) -> Iterator[tuple[Form, Numbers, list[Row]]]:
         """The rows that have a step, grouped by the set of other values that they have."""
         text = [line.decode(errors="replace") for line in lines]
-        groups: dict[tuple[int, ...], tuple[list[int], list[Row]]] = {}
+        groups: dict[tuple[str, ...], tuple[list[int], list[Row]]] = {}
+        columns = self._shape.columns
         for number, line in enumerate(text, begin):
             cells = _cells(line, self._delimiter)
-            held = tuple(i for i, at in enumerate(self._columns) if at < len(cells) and cells[at].strip())
-            if held[:1] != (0,) or len(held) < 2 or not cells[self._columns[0]].strip()[-1:].isdigit():
+            held = tuple(i for i, at in enumerate(columns) if at < len(cells) and cells[at].strip())
+            if held[:1] != (0,) or len(held) < 2 or not cells[columns[0]].strip()[-1:].isdigit():
                 continue
-            ats, rows = groups.setdefault(held, ([], []))
+            fields = tuple(self._shape.fields[i] for i in held)
+            if self._shape.key is not None:
+                named = self._named(cells)
+                if named is None:
+                    continue
+                fields = ("step", named)
+            ats, rows = groups.setdefault(fields, ([], []))
             ats.append(number)
-            rows.append(tuple(cells[self._columns[i]].strip().encode(errors="replace")[:64] for i in held))
-        for held, (ats, rows) in groups.items():
-            yield Form(tuple(self._fields[i] for i in held), 0, False, b""), np.array(ats), rows
+            rows.append(tuple(cells[columns[i]].strip().encode(errors="replace")[:64] for i in held))
+        for fields, (ats, rows) in groups.items():
+            yield Form(fields, 0, False, b""), np.array(ats), rows
+
+    def _named(self, cells: list[str]) -> str | None:
+        """The value that a row holds, if it is the first loss of the first run."""
+        key, run = self._shape.key, self._shape.run
+        assert key is not None
+        if max(key, run or 0) >= len(cells):
+            return None
+        field = KNOWN.get(_canonical(cells[key]))
+        if field not in ("loss", "held_out"):
+            return None
+        whose = (cells[key], cells[run] if run is not None else "")
+        kept = self._read.setdefault(field, whose)
+        if kept[1] != whose[1]:
+            self._others.setdefault(whose[1][:80])
+        return field if kept == whose else None
+
+
+class _Shape(NamedTuple):
+    """The columns of a table. `unnamed` is the column whose curve has no name, or empty.
+
+    `key` is the column that names the value of a row, `run` the one that names its run.
+    """
+
+    fields: tuple[str, ...]
+    columns: tuple[int, ...]
+    others: list[str]
+    unnamed: str = ""
+    key: int | None = None
+    run: int | None = None
+    epochs: bool = False
 
 
 class _Named(NamedTuple):
@@ -82,34 +129,85 @@ class _Named(NamedTuple):
 
 def table_of(lines: list[bytes]) -> Table | None:
     """The table whose first line this is. None if the lines are no table with steps and losses."""
-    first = next((line for line in lines if line.strip()), b"").decode("utf-8-sig", errors="replace").strip()
-    for delimiter in (",", "\t", ";"):
-        if delimiter not in first or first.startswith(("{", "[")):
+    # Commas alone stand between the points of a JSON document.
+    filled = [line for line in lines[:40] if line.strip(b" ,\t\r")][:10]
+    if not filled:
+        return None
+    first = filled[0].decode("utf-8-sig", errors="replace").strip()
+    if first.startswith(("{", "[")):
+        return None
+    first = first.removeprefix("#").strip()
+    for delimiter in (",", "\t", ";", "|", _BLANKS):
+        if delimiter not in first and not (delimiter == _BLANKS and "\t" in first):
             continue
         names = [name.strip() for name in _cells(first, delimiter)][:_MOST_COLUMNS]
-        found = _columns(names)
+        # A sentence has blanks too. The line below it is no row of numbers.
+        if delimiter == _BLANKS and not _numbers(filled[1:2], len(names)):
+            continue
+        found = _columns(names) or _without_names(filled, delimiter)
         if found is not None:
-            fields, columns, others, unnamed = found
-            return Table(delimiter, fields, columns, others, unnamed)
+            return Table(delimiter, found)
     return None
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
+    if delimiter == _BLANKS:
+        return line.split()
     try:
         return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:
         return []
 
 
-def _columns(names: list[str]) -> tuple[tuple[str, ...], tuple[int, ...], list[str], bool] | None:
-    lowered = [name.lower() for name in names]
+def _numbers(lines: list[bytes], count: int, delimiter: str = _BLANKS) -> list[list[float]]:
+    """The numbers of lines that hold `count` of them each. Empty if one does not."""
+    found = []
+    for line in lines:
+        cells = _cells(line.decode("utf-8-sig", errors="replace").strip(), delimiter)
+        try:
+            found.append([float(cell) for cell in cells])
+        except ValueError:
+            return []
+        if len(cells) != count:
+            return []
+    return found
+
+
+def _without_names(lines: list[bytes], delimiter: str) -> _Shape | None:
+    """The columns of a table of numbers alone, where only a step and a value can be meant.
+
+    These are: step and value; MLflow's time in milliseconds, value and step; TensorBoard's time in seconds,
+    step and value.
+    """
+    rows = _numbers(lines, len(_cells(lines[0].decode(errors="replace"), delimiter)), delimiter)
+    if len(rows) < _FEWEST_ROWS or len(rows[0]) not in (2, 3):
+        return None
+    columns = list(zip(*rows, strict=True))
+    rising = [all(a < b and a == int(a) for a, b in pairwise(column)) for column in columns]
+    if len(columns) == 2:
+        return _Shape(("step", "loss"), (0, 1), [], unnamed="second column") if rising[0] else None
+    if columns[0][0] >= _MILLISECONDS and rising[2]:
+        return _Shape(("step", "loss"), (2, 1), [], unnamed="second column")
+    if columns[0][0] >= _MILLISECONDS / 1000 and rising[1]:
+        return _Shape(("step", "loss", "time"), (1, 2, 0), [], unnamed="third column")
+    return None
+
+
+def _columns(names: list[str]) -> _Shape | None:
+    lowered = [_canonical(name) for name in names]
     steps = next((lowered.index(name) for name in _STEPS if name in lowered), None)
     if steps is None:
         return None
-    if "value" in lowered and "wall time" in lowered:
-        # TensorBoard's file does not name its curve.
-        columns = (steps, lowered.index("value"), lowered.index("wall time"))
-        return ("step", "loss", "time"), columns, [], True
+    if "value" in lowered:
+        value = lowered.index("value")
+        if "wall_time" in lowered:
+            # TensorBoard's file does not name its curve.
+            columns = (steps, value, lowered.index("wall_time"))
+            return _Shape(("step", "loss", "time"), columns, [], unnamed="column Value")
+        key = next((lowered.index(name) for name in _KEYS if name in lowered), None)
+        if key is not None:
+            runs = next((lowered.index(name) for name in _RUNS if name in lowered), None)
+            return _Shape(("step", "loss"), (steps, value), [], key=key, run=runs)
     named = [
         _Named(column, field, run)
         for column, name in enumerate(names)
@@ -125,7 +223,7 @@ def _columns(names: list[str]) -> tuple[tuple[str, ...], tuple[int, ...], list[s
         if one.run == run or not one.run:
             kept.setdefault(one.name, one.column)
     others = sorted({one.run for one in losses if one.run != run})
-    return tuple(kept), tuple(kept.values()), others, False
+    return _Shape(tuple(kept), tuple(kept.values()), others, epochs=lowered[steps] == "epoch")
 
 
 def _field(name: str) -> tuple[str, str] | None:
@@ -133,5 +231,10 @@ def _field(name: str) -> tuple[str, str] | None:
     run, _, last = name.rpartition(" - ")
     if last.lower().endswith(_BOUNDS):
         return None
-    field = KNOWN.get(last.strip().lower())
+    field = KNOWN.get(_canonical(last))
     return (field, run) if field is not None else None
+
+
+def _canonical(name: str) -> str:
+    """A name as it is known: `Training Loss` is `training_loss`."""
+    return name.strip().lower().replace(" ", "_")

@@ -22,7 +22,10 @@ HOLE = re.compile(rb"\0{32,}+")
 # The marks of a JSON document of records, as against a record on each line: a list of them, or the state that
 # the Trainer of transformers saves.
 _LIST = re.compile(rb"[ \t\r\n]{0,200}+\[[ \t\r\n]{0,200}+\{")
+# TensorBoard's JSON of one curve: [[time, step, value], ...].
+_POINTS = re.compile(rb"[ \t\r\n]{0,200}+\[[ \t\r\n]{0,200}+\[[ \t\r\n]{0,200}+[-\d]")
 _HISTORY, _HISTORY_WITHIN = b'"log_history"', 8192
+_LOOKED_AT = 400
 # A bar's values after its rate (tqdm's postfix), followed by another program's output on the same line.
 _POSTFIX_END = re.compile(rb"((?:it/s|s/it), [^\]\n]{0,500}+\])(?=[^\n])")
 
@@ -118,12 +121,23 @@ def _first_end(piece: bytes) -> int:
     return min(ends, default=-1)
 
 
+def utf16(head: bytes) -> str | None:
+    """The encoding of a text in UTF-16, from its mark or the zeros beside plain letters. None of others."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    even, odd = head[0:_LOOKED_AT:2], head[1:_LOOKED_AT:2]
+    for zeros, letters, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
+        if len(zeros) >= 8 and zeros.count(0) > 0.9 * len(zeros) and letters.count(0) == 0:
+            return name
+    return None
+
+
 def _decoded(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """UTF-16 with a byte-order mark (from PowerShell's redirection) as UTF-8. Everything else unchanged."""
+    """UTF-16 (from PowerShell's redirection) as UTF-8. Everything else unchanged."""
     decoder: codecs.IncrementalDecoder | None = None
     for index, piece in enumerate(pieces):
-        if index == 0 and piece.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            decoder = codecs.getincrementaldecoder("utf-16")(errors="replace")
+        if index == 0 and (name := utf16(piece)):
+            decoder = codecs.getincrementaldecoder(name)(errors="replace")
         if decoder is None:
             yield piece
         else:
@@ -131,13 +145,17 @@ def _decoded(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _records_on_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """A JSON document of records with each record on a line of its own. Everything else unchanged."""
+    """A JSON document of records or points with each on a line of its own. Everything else unchanged."""
     first = next(pieces, b"")
     begin = first.removeprefix(codecs.BOM_UTF8)
     saved = begin.lstrip().startswith(b"{") and _HISTORY in begin[:_HISTORY_WITHIN]
     document = saved or _LIST.match(begin) is not None
+    points = _POINTS.match(begin) is not None
     for piece in itertools.chain([first], pieces):
-        if document:
+        if points:
+            flat = piece.replace(b"\r", b" ").replace(b"\n", b" ")
+            yield flat.replace(b"[", b"\n").replace(b"]", b"\n")
+        elif document:
             flat = piece.replace(b"\r", b" ").replace(b"\n", b" ")
             yield flat.replace(b"{", b"\n{").replace(b"}", b"}\n")
         else:

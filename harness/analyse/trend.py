@@ -11,7 +11,9 @@ from harness.artifacts.curve import Trend
 
 Floats = npt.NDArray[np.float64]
 
-# The accepted rate of flat runs that are called learning.
+# The accepted rate of flat runs that are called learning, over memories as the prior has them. Noise with a
+# memory of 0.95 exceeds it (see ESTIMATOR). A prior with more of it would halve that, and lose a quarter of
+# the runs of 12 to 60 points that fall by 30 % in noise of 5 to 10 %.
 ERROR_RATE = 0.01
 BLOCKS = 128
 MIN_POINTS = 8
@@ -19,7 +21,9 @@ ESTIMATOR = (
     "Least squares on the means of at most 128 stretches (spikes that came back left out, single points"
     " clipped at 3 deviations of the noise); interval from simulated flat curves with AR(1) noise whose"
     " measured memory is nearest to this curve's, the memory itself being unknown; p_flat from the clearest"
-    " of three falling shapes (straight, and two early ones), against the clearest in each simulated curve"
+    " of three falling shapes (straight, and two early ones), against the clearest in each simulated curve."
+    " Measured on 200 flat runs each of 12 to 100 points: at most 2 % are called falling for a memory up to"
+    " 0.5, 5 % for 0.8, 13 % for 0.95, as smoothed losses have it"
 )
 
 

@@ -1,4 +1,4 @@
-"""The bytes of a packed log, one piece at a time: gzip, bzip2, xz, zip."""
+"""The bytes of a packed log, one piece at a time: gzip, bzip2, xz, zip, TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from harness.analyse.tfevents import begins_events, event_lines
 from harness.errors import HarnessError
 from harness.received.text import word
 from harness.units import MIB, format_bytes
@@ -25,6 +26,7 @@ _MOST_PIPED_ZIP_BYTES = 64 * MIB
 # Source: zlib.h, inflateInit2: 16 more than the window asks for a gzip header.
 _GZIP = 16 + zlib.MAX_WBITS
 _MOST_ZEROS = 16 * MIB
+_EVENTS_A_PIECE = 5_000
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _DAMAGE = (
     OSError,
@@ -62,6 +64,7 @@ def pieces(file: BinaryIO, name: str, partial: list[str]) -> Iterator[bytes]:
             fix=f"zstd -dc {word(_file(name, '.zst'))} | harness analyse -",
         )
     kind = next((kind for mark, kind in _KINDS if head.startswith(mark)), None)
+    kind = _events if begins_events(head) else kind
     if kind is None:
         yield head
         try:
@@ -137,6 +140,22 @@ def _streams(
             yield stream.decompress(data, PIECE_BYTES)
 
     return unpacked
+
+
+def _events(file: _Joined, _: str) -> Iterator[bytes]:
+    """TensorBoard's event file as text."""
+    some: list[bytes] = []
+    try:
+        for line in event_lines(io.BufferedReader(file, PIECE_BYTES).read):
+            some.append(line)
+            if len(some) == _EVENTS_A_PIECE:
+                yield b"".join(some)
+                some.clear()
+    except _DAMAGE:
+        # A file that is still written ends within an event.
+        yield b"".join(some)
+        raise
+    yield b"".join(some)
 
 
 def _file(name: str, ending: str) -> str:

@@ -134,6 +134,8 @@ def _learning(facts: Facts, trend: Trend) -> Verdict:
     reasons.append(
         f"the learning rate applied comes to {facts.learning.full_rate_steps:,.0f} steps at the peak rate"
         f" ({facts.learning.source})"
+        if facts.learning.negligible_below > 0
+        else "the log names no learning rate, so how much of it was applied is unknown"
     )
     return Verdict("learning", reasons, [])
 

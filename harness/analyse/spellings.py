@@ -1,0 +1,111 @@
+"""Other trainers' spellings of steps and losses, rewritten as the reader of lines knows them.
+
+Known are `step 100` and `loss 0.5`. Rewritten are `iter 100`, `tensor(0.5, device='cuda:0')`, `val loss 0.5`,
+`Loss at step 100: 0.5`, `step 1.2k`, and a loss that stands before its progress bar.
+"""
+
+from __future__ import annotations
+
+import re
+
+from harness.analyse.forms import BAR, KNOWN, PAIR, STEP
+
+_WRAPPED = re.compile(
+    rb"(?<![\w.])(?:(?:np|jnp|numpy|torch)\.)?(?:tensor|Tensor|Array|DeviceArray|array|float(?:16|32|64))"
+    rb"\([\[ ]{0,4}+([-+\w.]{1,40}+)[\] ]{0,4}+(?:, {0,2}+[a-z_][^()\n]{0,200}+)?\)"
+)
+_WRAPPERS = (b"ensor(", b"rray(", b"float16(", b"float32(", b"float64(")
+_HELD_OUT = re.compile(
+    rb"(?<![A-Za-z0-9_/.])(?i:eval|evaluation|val|valid|validation|test)[ -](?i:loss)(?![\w/])"
+)
+_AT_STEP = re.compile(
+    rb"[lL]oss at (?:[sS]tep|[iI]ter(?:ation)?) (\d[\d,]{0,20}+) {0,2}+[:=][ \t]{0,4}+([-+\w.]{1,40}+)"
+)
+_SMALL_K = re.compile(rb"(?<![A-Za-z0-9])([sS]tep[=: ]{1,3}+\d{1,9}+(?:\.\d{1,9}+)?+)k(?!\w)")
+# `it`, `steps` and their like are words of sentences too, so they need a sign before their number.
+_COUNTED = re.compile(
+    rb"(?<![A-Za-z0-9_/.])(?:global[ _-]|optimizer |train_|training )?+"
+    rb"(?:(?:iter(?:ation)?|Iter(?:ation)?|ITER(?:ATION)?|STEP|num_updates|[uU]pdate|[bB]atch)"
+    rb"(?:\([a-z]{1,9}+\))?[\"'`]?[ \t]{0,4}+[=:#]?"
+    rb"|(?:[iI]t|[iI]ters|[iI]terations|[sS]teps|[uU]pdates|[sS]tep(?= ?#))[\"'`]?[ \t]{0,4}+[=:#])"
+    rb"[ \t]{0,8}+[\"'`\[(]?[ \t]{0,8}+(\d{1,15}+(?:,\d{3})*+(?:(?:\.\d{1,9}+)?+[KMBT](?!\w))?+)(?!\w|\.\w)"
+)
+_COUNTERS = (
+    b"ter",
+    b"TER",
+    b"STEP",
+    b"pdate",
+    b"atch",
+    b"teps",
+    b"Step #",
+    b"step #",
+    b"it=",
+    b"it:",
+    b"It:",
+)
+_OTHER_LOSS = re.compile(
+    rb"(?<![\w/.])((?:[A-Za-z]\w{0,40}+(?<=_loss))|(?:loss_[A-Za-z]\w{0,40}+))(?=[\"'`]?[=: ])"
+)
+
+
+class Spelling:
+    """A rewriter of lines. It keeps from one list of lines to the next whether the log names a plain loss."""
+
+    def __init__(self) -> None:
+        self._other: bytes | None = None
+        self._decided = False
+
+    def apply(self, lines: list[bytes], joined: bytes) -> tuple[list[bytes], bytes]:
+        """(the same lines, all of them as one text), each line in the known spelling."""
+        text = joined
+        if b"LOSS" in text:
+            text = text.replace(b"LOSS", b"loss")
+        if any(word in text for word in _WRAPPERS):
+            text = _WRAPPED.sub(rb"\1", text)
+        if (
+            b"l loss" in text
+            or b"n loss" in text
+            or b"d loss" in text
+            or b"t loss" in text
+            or b" Loss" in text
+        ):
+            text = _HELD_OUT.sub(b"eval_loss", text)
+        if b"oss at " in text:
+            text = _AT_STEP.sub(rb"step \1 loss \2", text)
+        if b"tep" in text and b"k" in text:
+            text = _SMALL_K.sub(rb"\1K", text)
+        if text is not joined:
+            lines = text.split(b"\n")
+        has_bars = b"it/s" in text or b"s/it" in text
+        changed = text is not joined
+        if any(word in text for word in _COUNTERS) or (has_bars and b"%|" in text):
+            named = [_counted(line) if b"oss" in line else line for line in lines]
+            changed, lines = changed or named != lines, named
+        if not self._decided:
+            self._decide(lines)
+        if self._other:
+            changed, lines = True, [line.replace(self._other, b"loss") for line in lines]
+        return lines, b"\n".join(lines) if changed else joined
+
+    def _decide(self, lines: list[bytes]) -> None:
+        """A log without a plain loss may have one of another name, as `mse_loss`."""
+        names: set[bytes] = set()
+        for line in lines:
+            if b"oss" not in line or not STEP.search(line):
+                continue
+            self._decided = True
+            if any(KNOWN.get(pair[1].decode().lower()) == "loss" for pair in PAIR.finditer(line)):
+                return
+            names |= {name for name in _OTHER_LOSS.findall(line) if name.lower().decode() not in KNOWN}
+        if len(names) == 1:
+            self._other = names.pop()
+
+
+def _counted(line: bytes) -> bytes:
+    """The line, its count named a step, and what its progress bar describes behind the bar."""
+    bar = BAR.search(line)
+    if bar is not None:
+        begin = line.rfind(b"%|", 0, bar.start())
+        before = line[: max(begin, 0)].rstrip(b"0123456789")
+        return line if b"oss" not in before or b"oss" in line[bar.end() :] else line + b" " + before
+    return line if STEP.search(line) else _COUNTED.sub(rb"step \1", line, count=1)
