@@ -210,8 +210,7 @@ def plan(
     if matrix:
         others |= {"--compile": compile_, "--json": as_json, "--matrix": False}
         _check_alone(others, [recipe, gpu, vram_gib, host_ram_gib, device, net, sets])
-        write_matrix(run)
-        return
+        return write_matrix(run)
     asked: dict[str, Any] = {
         "gpu": gpu,
         "device": device,
