@@ -127,16 +127,9 @@ def launch(
 
     Exit code 1 when a submitted job ends badly.
     """
-    from harness.doctor.examine import check_allowed
     from harness.launch.ask import Wanted, ask
     from harness.launch.write import launched, write
-    from harness.plan.cluster import rate
     from harness.show.launched import launched_table
-
-    # The hosts would refuse them, after the job has waited for its turn.
-    check_allowed(allow or [])
-    if net is not None:
-        rate(net)
 
     flags = {"--patient": patient, "--fetch": fetch, "--offline": offline}
     options = _train_options(allow or [], steps, net, [flag for flag, given in flags.items() if given])
@@ -156,7 +149,16 @@ def launch(
 
 
 def _train_options(allow: list[str], steps: int | None, net: str | None, flags: list[str]) -> list[str]:
-    """What `harness train` is told beside the run, the recipe and its changes."""
+    """What `harness train` is told beside the run, the recipe and its changes.
+
+    Raises: HarnessError "check-unknown", "net-rate-invalid": the hosts would, after the job has waited.
+    """
+    from harness.doctor.examine import check_allowed
+    from harness.plan.cluster import rate
+
+    check_allowed(allow)
+    if net is not None:
+        rate(net)
     valued = {"--steps": steps, "--net": net}
     given = [f"{name}={value}" for name, value in valued.items() if value is not None]
     return [*(f"--allow={check}" for check in allow), *given, *flags]

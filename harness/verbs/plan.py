@@ -86,6 +86,10 @@ BatchOption = Annotated[
 ]
 
 
+# Options that change one plan, beside those that are flags.
+_VALUED = ("--recipe", "--gpu", "--vram-gib", "--host-ram-gib", "--device", "--net", "--set")
+
+
 def write_matrix(run: Path | None) -> None:
     """Prints the table as Markdown, and writes the picture into the run, else into this directory.
 
@@ -137,13 +141,14 @@ def _check_several(gpu: str | None, others: list[str]) -> None:
         )
 
 
-def _check_alone(matrix: bool, given: dict[str, bool]) -> None:
-    """Refuses options that the table of all cards would leave unheard.
+def _check_alone(flags: dict[str, bool], values: list[object]) -> None:
+    """Refuses options that the table of all cards would leave unheard. `values` are those of `_VALUED`.
 
     Raises: HarnessError "options-together".
     """
+    given = flags | {name: value is not None for name, value in zip(_VALUED, values, strict=True)}
     wrong = [name for name, there in given.items() if there]
-    if matrix and wrong:
+    if wrong:
         raise HarnessError(
             "options-together",
             f"{' and '.join(wrong)} says nothing to the table of all cards",
@@ -202,19 +207,10 @@ def plan(
     others |= several
     _check_together(serve, batch, [name for name, given in others.items() if given])
     _check_device(gpu, device)
-    alone: dict[str, object] = {
-        "--recipe": recipe,
-        "--gpu": gpu,
-        "--vram-gib": vram_gib,
-        "--host-ram-gib": host_ram_gib,
-    }
-    alone |= {"--device": device, "--net": net, "--set": sets, "--backend": backend}
-    given = {name: value is not None for name, value in alone.items()}
-    given |= {"--exact": exact, "--compile": compile_, "--wait": wait, "--json": as_json}
-    _check_alone(matrix, given)
     if matrix:
-        write_matrix(run)
-        return
+        others |= {"--compile": compile_, "--json": as_json, "--matrix": False}
+        _check_alone(others, [recipe, gpu, vram_gib, host_ram_gib, device, net, sets])
+        return write_matrix(run)
     asked: dict[str, Any] = {
         "gpu": gpu,
         "device": device,
