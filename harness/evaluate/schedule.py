@@ -117,10 +117,10 @@ def keys(asked: Asked) -> list[Key]:
     if asked.order == "task":
         return found
 
-    def place(key: Key) -> tuple[int, int, bytes]:
+    def turn(key: Key) -> tuple[int, int, bytes]:
         return key.repeat, key.episode, hashlib.sha256(f"{asked.seed} {tuple(key)}".encode()).digest()
 
-    return sorted(found, key=place)
+    return sorted(found, key=turn)
 
 
 def remaining(asked: Asked, episodes: Iterable[Episode]) -> list[Key]:
