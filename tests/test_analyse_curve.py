@@ -297,7 +297,7 @@ def test_the_series_is_small_and_keeps_extremes() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "iter 1: loss 0.5\n" * 50,
+        "iter 1: reward 0.5\n" * 50,
         "hello\n",
         "step,reward\n1,2\n",
         "<p>Step 1: do this</p>",
