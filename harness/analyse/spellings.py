@@ -43,6 +43,7 @@ _COUNTERS = (
     b"it:",
     b"It:",
 )
+_BEFORE_BAR = re.compile(rb"oss[^\r\n%]{0,200}+%\|")
 _OTHER_LOSS = re.compile(
     rb"(?<![\w/.])((?:[A-Za-z]\w{0,40}+(?<=_loss))|(?:loss_[A-Za-z]\w{0,40}+))(?=[\"'`]?[=: ])"
 )
@@ -76,9 +77,9 @@ class Spelling:
             text = _SMALL_K.sub(rb"\1K", text)
         if text is not joined:
             lines = text.split(b"\n")
-        has_bars = b"it/s" in text or b"s/it" in text
         changed = text is not joined
-        if any(word in text for word in _COUNTERS) or (has_bars and b"%|" in text):
+        # The lines are looked at one by one only where one may be of interest: most are bars alone.
+        if any(word in text for word in _COUNTERS) or (b"%|" in text and _BEFORE_BAR.search(text)):
             named = [_counted(line) if b"oss" in line else line for line in lines]
             changed, lines = changed or named != lines, named
         if not self._decided:
