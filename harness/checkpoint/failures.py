@@ -1,9 +1,10 @@
-"""Turns the failure of a save into the refusal that names its cause."""
+"""The refusals that name why a save failed, or why a step is not gone on from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.received.text import word
@@ -51,4 +52,21 @@ def disk_full(directory: Path, step: int | None, *, got: str | None, need: str |
             f"free space in {directory} (delete old runs, or interrupted saves:"
             f" {word(directory)}/*{INTERRUPTED}*), then go on with --resume"
         ),
+    )
+
+
+def under_its_name(step: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a step, which says what its directory's name says.
+
+    Raises: HarnessError "checkpoint-mismatch" for a renamed step: its state would be taken for another's.
+    """
+    saved = record.get("step", step.name)
+    if str(saved) == step.name:
+        return record
+    raise HarnessError(
+        "checkpoint-mismatch",
+        f"{step} holds another step than its name says",
+        got=f"step {saved}, as its record says",
+        need=f"step {step.name}",
+        fix=f"mv {word(step)} {word(f'{step}.renamed')}, or give it back the name of its step",
     )

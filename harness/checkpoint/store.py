@@ -28,7 +28,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from harness.checkpoint.digests import Digests, leaf_digests, read_digests
-from harness.checkpoint.failures import disk_full, no_space, save_failure
+from harness.checkpoint.failures import disk_full, no_space, save_failure, under_its_name
 from harness.checkpoint.format import mismatches
 from harness.checkpoint.handlers import items_handler, tree_save
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
@@ -256,7 +256,7 @@ class Store:
         return Restored(
             {key: arrays[PARAMS][f"params/{key}/value"] for key in params},
             jax.tree.unflatten(structure, [arrays[TRAIN_STATE][key] for key in state_paths]),
-            _read_record(path),
+            under_its_name(path, _read_record(path)),
         )
 
     def _whole(self, step: int) -> Path:

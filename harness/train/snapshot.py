@@ -14,7 +14,6 @@ from harness.checkpoint.store import Store
 from harness.checkpoint.weights import directory_sha256, load_params, params_directories
 from harness.errors import HarnessError
 from harness.model.quantize import Quantized
-from harness.received.text import word
 from harness.recipe.schema import Recipe
 from harness.run.steps import BASE
 from harness.train.arrays import whole
@@ -65,8 +64,8 @@ def restore(store: Store, setup: Setup, step: int) -> TrainState:
     """The state that `save` was given, each leaf read directly into its shards.
 
     The number of devices that saved it does not matter. The copies of the plan that goes on are made here.
-    Raises: HarnessError "recipe-differs" if another recipe wrote it, "checkpoint-mismatch" if it was renamed,
-    and those of `Store.restore` and `load_params`.
+    Raises: HarnessError "recipe-differs" if another recipe wrote it, and those of `Store.restore` and
+    `load_params`.
     """
     recipe, layout, keep = setup.recipe, setup.layout, keeper(setup)
     shapes = layout.structs(setup.shapes.state)
@@ -82,18 +81,9 @@ def restore(store: Store, setup: Setup, step: int) -> TrainState:
             got=str(restored.record.get("recipe_sha256"))[:12],
             need=recipe.sha256()[:12],
             fix=(
-                "if the run's recipe.yaml was changed: rm RUN/recipe.yaml, then harness train --resume --run"
-                " RUN takes the recipe that its manifest has; or give the new recipe a run of its own"
+                "resume with the recipe and --set options of the run's recipe.yaml, or give the new recipe a"
+                " run of its own"
             ),
-        )
-    if (saved := restored.record.get("step", step)) != step:
-        # Its state would be taken for that of another step.
-        raise HarnessError(
-            "checkpoint-mismatch",
-            f"{directory} holds another step than its name says",
-            got=f"step {saved}, as its record says",
-            need=f"step {step}",
-            fix=f"mv {word(directory)} {word(f'{directory}.renamed')}, or give it back the name of its step",
         )
     trained = {path: value for path, value in restored.params.items() if path in shapes.trained}
     everything = load_params(directory, dense, keep=keep).params if left_out else restored.params
