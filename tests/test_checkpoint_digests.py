@@ -163,3 +163,13 @@ def test_no_damage_passes_for_the_checkpoint(seed: int, saved: Path, tmp_path: P
             "checkpoint-leads-out",
         ), done
         shutil.rmtree(copy)
+
+
+def test_a_step_whose_record_is_of_another_step_is_not_restored(tmp_path: Path) -> None:
+    """As after a rename."""
+    store = Store(tmp_path, keep_every_steps=1)
+    store.save(STEP, params=PARAMS, train_state=STATE, norm_stats_json="{}", asset_id="x", record={"step": 2})
+    store.close()
+    with pytest.raises(HarnessError, match="holds another step than its name says") as caught:
+        restore(tmp_path)
+    assert caught.value.code == "checkpoint-mismatch"

@@ -146,22 +146,6 @@ def test_retention(tmp_path, keep_every, keep_last, kept):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(map(str, kept))
 
 
-def test_a_step_under_another_name_is_not_gone_on_from(tmp_path):
-    params, train_state = _state()
-    store = Store(tmp_path, keep_every_steps=1)
-    store.save(
-        1, params=params, train_state=train_state, norm_stats_json=STATS, asset_id="x", record={"step": 1}
-    )
-    store.close()
-    (tmp_path / "1").rename(tmp_path / "3")
-    store = Store(tmp_path, keep_every_steps=1)
-    with pytest.raises(HarnessError, match="holds another step than its name says") as caught:
-        store.restore(3, params=_structs(params), train_state=_structs(train_state))
-    store.close()
-    assert caught.value.code == "checkpoint-mismatch"
-    assert (tmp_path / "3").is_dir()
-
-
 def test_every_difference_is_listed_at_once(tmp_path):
     params, train_state = _state()
     store = Store(tmp_path, keep_every_steps=1)

@@ -242,6 +242,11 @@ def test_an_interrupted_step_is_passed_over_and_refused_alone(run: Path, tmp_pat
         locate(str(run / "checkpoints/3/train_state"))
     assert caught.value.code == "checkpoint-interrupted"
     (tmp_path / "3/harness/record.json").write_text("[")
+    with pytest.raises(HarnessError, match=r"record\.json has changed since it was saved"):
+        locate(str(tmp_path / "3"))
+    # Nothing says what it was.
+    sidecar = tmp_path / "3/harness/digests.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"files": {}}))
     with pytest.raises(HarnessError) as caught:
         recipe_of(locate(str(tmp_path)), None)
     assert caught.value.code == "record-invalid"

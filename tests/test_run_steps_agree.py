@@ -60,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_step(step, {"action_in_proj/bias": np.ones(2, np.float32)}, ["action_in_proj/bias"])
     (step / HARNESS).mkdir()
     (step / RECORD).write_text("{}")
-    (step / DIGESTS).write_text("{}")
+    (step / DIGESTS).write_text('{"leaves": {}, "files": {}}')
     assert missing(step) == []
     return step
 
