@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Pillow's modes of one channel of more than 8 bits. Pillow's conversion to RGB clips at 255, so a depth image
 # would become all white.
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-# The tag of EXIF that says how a camera was held, and the names of Pillow's turns that put its picture
-# upright. LeRobot's pictures are upright. Source: huggingface/datasets src/datasets/features/image.py
-# `decode_example`; Pillow src/PIL/ImageOps.py `exif_transpose`.
+# The tag of EXIF that says how a camera was held. LeRobot's pictures are upright. Source:
+# huggingface/datasets src/datasets/features/image.py `decode_example`.
 _ORIENTATION = 0x0112
-_TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 # What other formats begin with, from a byte on. They are named, not opened: each decoder more is one more
 # that a stranger's file can attack.
@@ -55,7 +46,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
 
     Raises: HarnessError "image-corrupt", "image-too-deep" or "image-too-large".
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     plain = decode_plain(data, MAX_PIXELS)
     if plain is not None:
@@ -66,9 +57,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
                 raise too_large(where, image.width, image.height)
             if image.mode in _DEEP:
                 raise too_deep(where)
-            turn = _TURNS.get(_orientation(image))
-            image.load()
-            upright = image if turn is None else image.transpose(Image.Transpose[turn])
+            upright = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
             # [H, W, 3]
             return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
     except HarnessError:
@@ -128,12 +117,17 @@ def _size(data: bytes) -> tuple[int, int]:
         return MAX_PIXELS, MAX_PIXELS
 
 
+def begins_as(data: bytes, formats: Iterable[tuple[int, bytes, str]]) -> str | None:
+    """The name of the first of `formats` (from which byte on, its mark, its name) whose mark is there."""
+    return next((name for at, mark, name in formats if data[at : at + len(mark)] == mark), None)
+
+
 def unreadable(data: bytes, where: str, error: Exception) -> HarnessError:
     """The error for data that are not a complete image of a format that is read."""
     from PIL import UnidentifiedImageError
 
     need = "a whole " + ", ".join(_FORMATS) + " image"
-    other = next((name for at, mark, name in _OTHERS if data[at : at + len(mark)] == mark), None)
+    other = begins_as(data, _OTHERS)
     if other is not None:
         return HarnessError(
             "image-corrupt",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.images import MAX_PIXELS, too_deep, too_large
+from harness.data.images import MAX_PIXELS, begins_as, too_deep, too_large
 from harness.data.mending import another_copy, correct, damaged, hub_of
 from harness.data.mp4 import check_claims
 from harness.data.paths import open_file
@@ -170,7 +170,7 @@ def open_video(root: Path, path: Path) -> tuple[Any, Any]:
 
 def _check_container(path: Path, head: bytes) -> None:
     """Refuses a file that begins as another container than mp4, whatever its name says."""
-    other = next((name for at, mark, name in _OTHERS if head[at : at + len(mark)] == mark), None)
+    other = begins_as(head, _OTHERS)
     if other is not None:
         raise HarnessError(
             "video-corrupt",
