@@ -170,6 +170,9 @@ def _pattern(line: bytes, spots: dict[int, _Spot], is_json: bool, clock: bool) -
     pattern = rb"(?m)^" + (rb"(?>.*?" + _CLOCK + rb")" if clock else b"")
     if is_json:
         position = 0
+    elif position == starts[0]:
+        # A bar begins with its value. It is looked for once in a run of characters, not at each of them.
+        pattern += rb".*?(?<![-+\w.])"
     else:
         pattern += rb".*?(?<![A-Za-z0-9])" if line[position : position + 1].isalnum() else rb".*?"
     for start in starts:
