@@ -1,5 +1,6 @@
 """Checks that every image and every video of the cameras is complete. Decodes nothing.
 
+- The files of every episode are there.
 - PNG: the claimed size, the chunks and their checksums.
 - Other images: the header and the end.
 - mp4: one packet for every row of the table, each with all of its bytes.
@@ -7,7 +8,9 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.data.fields import invalid
 from harness.data.images import check_image
 from harness.data.lerobot import LeRobotDataset
+from harness.data.mending import correct, missing
 from harness.data.metadata import Episode
+from harness.data.paths import EPISODES, INFO
 from harness.data.video import packet_times, too_short
 from harness.data.videotimes import (
     check_even,
@@ -28,9 +34,76 @@ from harness.data.videotimes import (
     lacks,
     nearest,
 )
+from harness.errors import HarnessError
 
 _THREADS = 4
 Size = tuple[int, int]
+
+
+def check_files_there(dataset: LeRobotDataset, names: Iterable[str]) -> None:
+    """Refuses a dataset that lacks tables, or videos of the features `names`; names all of their episodes.
+
+    Whoever downloads some episodes of a dataset has the metadata of all.
+
+    Raises: HarnessError "dataset-file-missing", "dataset-feature-invalid", "dataset-metadata-invalid" or
+    "dataset-path-unsafe".
+    """
+    for name in sorted(names):
+        _check_kind(dataset, name)
+    videos = [name for name in sorted(names) if dataset.features[name].dtype == "video"]
+    files: dict[str, list[Episode]] = {}
+    for episode in dataset.episodes:
+        for name in videos:
+            if name not in episode.videos:
+                raise invalid(
+                    dataset.path / EPISODES,
+                    f"episode {episode.index} has no video of {name}, which is mapped to a camera",
+                    need=f"videos/{name}/chunk_index, /file_index and /from_timestamp",
+                )
+        for file in [episode.file, *(episode.videos[name].file for name in videos)]:
+            files.setdefault(file, []).append(episode)
+    lacking = [file for file in files if not _is_there(dataset.path_of(file))]
+    if lacking:
+        more = f", and {len(lacking) - 1:,} more of {len(files):,} files" if len(lacking) > 1 else ""
+        of_them = {episode.index: episode for file in lacking for episode in files[file]}
+        with dataset.naming(list(of_them.values())):
+            first = dataset.path_of(lacking[0])
+            raise missing(first, f"the dataset lacks {first}{more}")
+
+
+def _check_kind(dataset: LeRobotDataset, name: str) -> None:
+    """Refuses a video that is declared an image, and the reverse. Else its files would be told as missing.
+
+    Raises: HarnessError "dataset-feature-invalid".
+    """
+    dtype, first = dataset.features[name].dtype, dataset.episodes[0]
+    table = dataset.path_of(first.file)
+    if not _is_there(table) or ".." in name or (dtype == "image") == dataset.in_table(first, name):
+        return
+    usual = (f"videos/*/{glob.escape(name)}/*.mp4", f"videos/{glob.escape(name)}/*/*.mp4")
+    film = next(itertools.chain.from_iterable(map(dataset.path.glob, usual)), None)
+    # Pictures may lie beside a table that does not name them.
+    if (film is None) == (dtype == "image") or (film and _is_there(dataset.path / "images" / name)):
+        return
+    is_, found = ("image", f"pictures in {table}") if film is None else ("video", film)
+    raise HarnessError(
+        "dataset-feature-invalid",
+        f"{dataset.path / INFO} declares {name} as {dtype}, and the dataset has it as {is_}",
+        got=found,
+        need=f'"dtype": "{is_}"',
+        fix=correct(dataset.path / INFO, f'in a copy of the dataset, set its dtype to "{is_}" there'),
+    )
+
+
+def _is_there(path: Path) -> bool:
+    """False if there is no such file. What else is wrong with it is told by whoever opens it."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        pass
+    return True
 
 
 def check_cameras(dataset: LeRobotDataset, names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from harness.artifacts import Dataset, LeftOut
-from harness.data.completeness import check_cameras
+from harness.data.completeness import check_cameras, check_files_there
 from harness.data.fetch import Resolved, resolve
 from harness.data.held_out import Kept, left_out_of
 from harness.data.lerobot import LeRobotDataset, open_data
@@ -60,8 +60,10 @@ def check_each_once(resolved: list[Resolved]) -> None:
 def _describe(recipe: Recipe, prompts_needed: bool) -> Dataset:
     resolved, dataset = open_for(recipe)
     left_out = left_out_of(recipe, dataset.episodes)
+    cameras = {name for name in recipe.data.cameras.values() if name is not None}
+    check_files_there(dataset, cameras)
     rows = check_rows(dataset, recipe)
-    odd_images = check_cameras(dataset, {name for name in recipe.data.cameras.values() if name is not None})
+    odd_images = check_cameras(dataset, cameras)
     sha256, total_bytes = content_hash(resolved.path)
     found = Dataset(
         source=resolved.source,

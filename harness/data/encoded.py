@@ -58,6 +58,13 @@ class EncodedColumn:
         with refusing(path):
             return column[row - (int(ends[group - 1]) if group else 0)].as_py()
 
+    def has(self, root: Path, path: Path, feature: str) -> bool:
+        """True if the table has a column of this name.
+
+        Raises: HarnessError "dataset-file-missing" or "dataset-file-corrupt".
+        """
+        return feature in self._layout(root, path)[2]
+
     def _layout(self, root: Path, path: Path) -> tuple[Any, np.ndarray, frozenset[str]]:
         """The file's footer, the cumulative row count after each row group, and the names of the columns."""
         found = self._layouts.get(path)

@@ -166,6 +166,13 @@ class LeRobotDataset:
         value = self._encoded.get(self.path, path, feature, episode.row + row)
         return encoded_bytes(self.path, value, standard, where), where
 
+    def in_table(self, episode: Episode, feature: str) -> bool:
+        """True if the episode's table has a column of the feature.
+
+        Raises: HarnessError "dataset-path-unsafe", "dataset-file-missing" or "dataset-file-corrupt".
+        """
+        return self._encoded.has(self.path, self.path_of(episode.file), feature)
+
     def episode_of(self, i: int) -> Episode:
         return self.episodes[bisect_right(self._firsts, self._frame(i)) - 1]
 

@@ -25,8 +25,12 @@ from harness.recipe.episodes import MOST_EPISODES
 from harness.units import MIB
 
 _V2_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+_V2_VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 _V3_EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 _V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+_V3_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+# What version 3.0 lists of each episode's part in a video.
+_OF_VIDEO = ("chunk_index", "file_index", "from_timestamp")
 MOST_TASKS = MOST_EPISODES
 _LINE_BYTES, _LINES_BYTES = MIB, 256 * MIB
 _TASKS_LETTERS = 32 * MIB
@@ -77,7 +81,7 @@ def read_v2(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
     where = root / INFO
     data = text(info, "data_path", where, default=_V2_DATA)
     videos = video_features(features)
-    video = text(info, "video_path", where, default="") if videos else ""
+    video = text(info, "video_path", where, default=_V2_VIDEO)
     size = info.get("chunks_size")
     chunk = integer({"chunks_size": 1000 if size is None else size}, "chunks_size", str(where), least=1)
     tasks = _tasks((line, "task", at) for line, at in _lines(root, f"meta/{TASKS}", MOST_TASKS))
@@ -151,11 +155,9 @@ def read_v3(root: Path, info: dict[str, Any], features: dict[str, Feature]) -> L
     where = root / INFO
     data = text(info, "data_path", where, default=_V3_DATA)
     videos = video_features(features)
-    video = text(info, "video_path", where, default="") if videos else ""
+    video = text(info, "video_path", where, default=_V3_VIDEO)
     prefixes = ["data", *(f"videos/{key}" for key in videos)]
-    wanted = {
-        f"{prefix}/{name}" for prefix in prefixes for name in ("chunk_index", "file_index", "from_timestamp")
-    }
+    wanted = {f"{prefix}/{name}" for prefix in prefixes for name in _OF_VIDEO}
     wanted |= {"episode_index", "length", "dataset_from_index"}
     declared = info.get("total_episodes")
     left = min(declared, MOST_EPISODES) if isinstance(declared, int) and declared >= 0 else MOST_EPISODES
@@ -191,6 +193,9 @@ def _row_v3(row: dict[str, Any], data: str, videos: dict[str, str], at: str, whe
 
     spans = {}
     for key, video in videos.items():
+        # A camera that no recipe may name: somebody took its columns out, or merged datasets without it.
+        if all(row.get(f"videos/{key}/{name}") is None for name in _OF_VIDEO):
+            continue
         start = number(row, f"videos/{key}/from_timestamp", at)
         spans[key] = VideoSpan(fill(video, numbers(f"videos/{key}") | {"video_key": key}, where=where), start)
     file = fill(data, numbers("data"), where=where)

@@ -34,9 +34,9 @@ def recipe(root: Path, **changes: str) -> Recipe:
     )
 
 
-def refused(root: Path) -> HarnessError:
+def refused(root: Path, **changes: str) -> HarnessError:
     with pytest.raises(HarnessError) as caught:
-        describe(recipe(root))
+        describe(recipe(root, **changes))
     return caught.value
 
 
