@@ -5,11 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from harness.data.dataset import describe
 from tests.support import lerobot_writer as writer
-from tests.support.dataset_breaks import change_info, recipe, refused
+from tests.support.dataset_breaks import (
+    SECOND,
+    V3_EPISODES,
+    change_column,
+    change_info,
+    opened,
+    recipe,
+    refused,
+)
 
 VERSIONS = ("v2.1", "v3.0")
 
@@ -64,3 +76,48 @@ def test_a_camera_of_the_other_kind_is_told_as_that(
     assert (refusal.code, refusal.need) == ("dataset-feature-invalid", f'"dtype": "{is_}"')
     _declare(root, "cam", dtype=is_)
     assert describe(recipe(root)).findings == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("images", ["parquet", "files", "video"])
+def test_where_frames_were_taken_out_the_others_keep_their_pictures(
+    tmp_path: Path, version: str, images: str
+) -> None:
+    """As in LeRobot, which does not look at frame_index, nor in version 2 at index."""
+    root = writer.write(tmp_path / "set", version=version, images=images)
+    before = [opened(root).image(i, "cam") for i in range(16) if i not in (2, 9, 14)]
+    at = 0
+    for path in sorted((root / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        table = table.filter(pc.not_equal(table["frame_index"], 2))
+        if version == "v3.0":
+            index = pa.array(range(at, at + len(table)))
+            table = table.set_column(table.schema.get_field_index("index"), "index", index)
+        at += len(table)
+        pq.write_table(table, path)
+    _lengths(root, version, (6, 4, 3))
+    (gaps, skips) = describe(recipe(root)).findings
+    assert "3 of 10 gaps between rows differ" in gaps
+    assert "frame_index passes over numbers at 3 places" in skips
+    assert all(np.array_equal(opened(root).image(i, "cam"), image) for i, image in enumerate(before))
+
+
+def _lengths(root: Path, version: str, lengths: tuple[int, ...]) -> None:
+    """Other lengths of the episodes in the metadata."""
+    change_info(root, total_frames=sum(lengths))
+    firsts = np.cumsum((0, *lengths[:-1])).tolist()
+    if version == "v3.0":
+        rows = pq.read_table(root / V3_EPISODES).to_pylist()
+        for row, first, length in zip(rows, firsts, lengths, strict=True):
+            row.update(length=length, dataset_from_index=first)
+        pq.write_table(pa.Table.from_pylist(rows), root / V3_EPISODES)
+    else:
+        rows = [{"episode_index": e, "tasks": [], "length": length} for e, length in enumerate(lengths)]
+        (root / "meta/episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_numbers_of_frames_that_do_not_grow_are_refused(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set")
+    change_column(root / SECOND, "frame_index", lambda _: [0, 2, 1, 3, 4])
+    refusal = refused(root)
+    assert (refusal.code, refusal.got, refusal.need) == ("dataset-index-invalid", "2", "1")

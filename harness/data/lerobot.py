@@ -161,9 +161,13 @@ class LeRobotDataset:
         row = i - episode.first
         path = self.path_of(episode.file)
         where = f"{path} row {episode.row + row}, {feature}"
+        value = self._encoded.get(self.path, path, feature, episode.row + row)
+        if not isinstance(value, bytes) and not (isinstance(value, dict) and value.get("bytes")):
+            # Its file has the frame's own number, which differs where frames were taken out before it.
+            own = self._encoded.get(self.path, path, "frame_index", episode.row + row)
+            row = int(np.ravel(row if own is None else own)[0])
         dash = "-" if self.version == "v3.0" else "_"
         standard = f"images/{feature}/episode{dash}{episode.index:06d}/frame{dash}{row:06d}.png"
-        value = self._encoded.get(self.path, path, feature, episode.row + row)
         return encoded_bytes(self.path, value, standard, where), where
 
     def in_table(self, episode: Episode, feature: str) -> bool:
@@ -190,7 +194,7 @@ class LeRobotDataset:
         first = next(blocks)
         names = ("state", "actions", "timestamp", "task_index")
         try:
-            whole = {
+            whole: dict[str, Any] = {
                 name: np.empty((self.frames, *getattr(first, name).shape[1:]), getattr(first, name).dtype)
                 for name in names
             }

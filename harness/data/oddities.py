@@ -38,7 +38,7 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
     Raises: HarnessError of the dataset's reader.
     """
     frames: Counter[int] = Counter()
-    without = 0
+    without = skips = 0
     pace = _Pace(dataset.fps)
     blank = [index for index, task in dataset.tasks.items() if not instruction(recipe.data, task).strip()]
     low, high = np.array(np.inf), np.array(-np.inf)
@@ -48,6 +48,7 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
         tasks, counts = np.unique(block.task_index, return_counts=True)
         frames.update(dict(zip(tasks.tolist(), counts.tolist(), strict=True)))
         without += _episodes_with(block, blank)
+        skips += block.skips
         pace.look(block)
         low, high = np.minimum(low, block.actions.min(axis=0)), np.maximum(high, block.actions.max(axis=0))
     empty = sum(frames[index] for index in blank)
@@ -59,11 +60,23 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
         sorted(frames),
         [
             *pace.findings(),
+            *_skipped(skips),
             *(said if empty else []),
             *_still(recipe.data.actions, low, high, dataset.frames),
             *target_findings(recipe, targets, dataset.names.get(recipe.data.actions), len(low)),
         ],
     )
+
+
+def _skipped(places: int) -> list[str]:
+    """A finding on frames that were taken out of episodes, of which the others kept their numbers."""
+    if not places:
+        return []
+    where = "at one place" if places == 1 else f"at {places:,} places"
+    return [
+        f"frame_index passes over numbers {where}: frames were taken out there; an action chunk goes on with"
+        " the next row, as in LeRobot"
+    ]
 
 
 def _episodes_with(block: Block, tasks: list[int]) -> int:

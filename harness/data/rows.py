@@ -27,7 +27,7 @@ class Block:
     """Consecutive complete episodes from the columns of one file, checked.
 
     Shapes: state [N, S] (S is 0 without a state) and actions [N, A] float32; timestamp [N] float64;
-    task_index [N] int64.
+    task_index [N] int64. `skips` is the number of places at which frame_index passes over numbers.
     """
 
     episodes: list[Episode]
@@ -35,6 +35,7 @@ class Block:
     actions: np.ndarray
     timestamp: np.ndarray
     task_index: np.ndarray
+    skips: int = 0
 
 
 def read_blocks(
@@ -94,6 +95,7 @@ def _blocks(
                 vectors[of_actions],
                 numbers["timestamp"].astype(np.float64),
                 numbers["task_index"].astype(np.int64),
+                _skips(part, numbers["frame_index"]),
             )
     except HarnessError as refusal:
         if refusal.code in ("dataset-rows-mismatch", "dataset-index-invalid"):
@@ -108,7 +110,7 @@ def _check_bookkeeping(
     expected = {
         "index": _numbers(episodes, numbers["index"], counted_on=metadata.version == "v3.0"),
         "episode_index": np.repeat([e.index for e in episodes], [e.length for e in episodes]),
-        "frame_index": np.concatenate([np.arange(e.length) for e in episodes]),
+        "frame_index": _frame_numbers(episodes, numbers["frame_index"]),
     }
     for name, want in expected.items():
         got = numbers[name]
@@ -149,21 +151,55 @@ def _without(metadata: Metadata, episodes: list[Episode], row: int) -> AbstractC
     return naming(metadata.selection, [episode.index], len(metadata.episodes))
 
 
+def _frame_numbers(episodes: list[Episode], found: np.ndarray) -> np.ndarray:
+    """The column `frame_index` as it should be: from 0 on in each episode.
+
+    Where somebody took frames out, the others may have kept their numbers. LeRobot's readers do not look at
+    them. So numbers that grow within an episode are as they should be.
+    """
+    ends = np.cumsum([episode.length for episode in episodes])
+    parts = [found[end - e.length : end] for e, end in zip(episodes, ends, strict=True)]
+    return np.concatenate(
+        [p if _grows(p, e.length) else np.arange(e.length) for e, p in zip(episodes, parts, strict=True)]
+    )
+
+
+def _grows(numbers: np.ndarray, length: int) -> bool:
+    """True if these are `length` counts, each larger than the one before."""
+    return bool(
+        len(numbers) == length
+        and np.isfinite(numbers).all()
+        and numbers[0] >= 0
+        and (numbers == np.floor(numbers)).all()
+        and (numbers[1:] > numbers[:-1]).all()
+    )
+
+
+def _skips(episodes: list[Episode], frame_index: np.ndarray) -> int:
+    """The number of places at which `frame_index` passes over numbers, within an episode or at its start."""
+    starts = np.cumsum([0, *(episode.length for episode in episodes[:-1])])
+    wanted = np.concatenate([[0], frame_index[:-1] + 1])
+    wanted[starts] = 0
+    return int((frame_index != wanted).sum())
+
+
 def _numbers(episodes: list[Episode], found: np.ndarray, *, counted_on: bool) -> np.ndarray:
     """The column `index` as it should be: from each episode's first number on.
 
     After a hole in the episodes that number is not known, and the first one found counts. Unless it is
-    `counted_on` through the dataset, it may also begin anew in each episode: LeRobot's reader of version 2
-    does not look at it, and some converters number so.
+    `counted_on` through the dataset, it may also begin anew in each episode, or pass over numbers: LeRobot's
+    reader of version 2 does not look at it, and some converters number so.
     """
     numbers, at = [], 0
     for episode in episodes:
         value = found[at] if at < len(found) else 0
         first = int(value) if np.isfinite(value) and value >= 0 else 0
         anew = np.arange(first, first + episode.length)
-        own = not counted_on and np.array_equal(found[at : at + episode.length], anew)
-        start = episode.number
-        numbers.append(anew if start is None or own else np.arange(start, start + episode.length))
+        here, start = found[at : at + episode.length], episode.number
+        if not counted_on and _grows(here, episode.length):
+            numbers.append(here)
+        else:
+            numbers.append(anew if start is None else np.arange(start, start + episode.length))
         at += episode.length
     return np.concatenate(numbers)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def _coalesced(blocks: Iterator[Block]) -> Iterator[Block]:
 
 
 def _joined(blocks: list[Block]) -> Block:
-    arrays = [
+    arrays: list[Any] = [
         np.concatenate([getattr(b, name) for b in blocks])
         for name in ("state", "actions", "timestamp", "task_index")
     ]
