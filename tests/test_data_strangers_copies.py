@@ -121,3 +121,39 @@ def test_numbers_of_frames_that_do_not_grow_are_refused(tmp_path: Path) -> None:
     change_column(root / SECOND, "frame_index", lambda _: [0, 2, 1, 3, 4])
     refusal = refused(root)
     assert (refusal.code, refusal.got, refusal.need) == ("dataset-index-invalid", "2", "1")
+
+
+@pytest.mark.parametrize("at", [".", "..", "../..", "meta", "data/chunk-000"])
+def test_a_directory_near_a_dataset_is_told_where_it_is(tmp_path: Path, at: str) -> None:
+    root = writer.write(tmp_path / "lab/a set")
+    if at == ".":
+        (root / "meta/info.json").unlink()
+    refusal = refused((root / at).resolve())
+    assert refusal.code == "not-a-dataset"
+    assert (refusal.fix == f"--dataset '{root}'") == (at != ".")
+
+
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        ("episode_0.hdf5", "HDF5"),
+        ("x-train.tfrecord-00000-of-00001", "RLDS"),
+        ("replay_buffer.zarr", "Zarr"),
+        ("run.mcap", "ROS"),
+        ("meta_data", "LeRobot's format 1"),
+    ],
+)
+def test_another_format_is_named(tmp_path: Path, name: str, format_: str) -> None:
+    (tmp_path / name).mkdir()
+    refusal = refused(tmp_path)
+    assert (refusal.code, format_ in str(refusal.got)) == ("not-a-dataset", True)
+    assert "convert it" in refusal.fix
+
+
+def test_a_snapshot_without_its_blobs_is_told_as_that(tmp_path: Path) -> None:
+    root = writer.write(tmp_path / "set")
+    (root / "meta/info.json").unlink()
+    (root / "meta/info.json").symlink_to("../../../blobs/0")
+    refusal = refused(root)
+    assert (refusal.code, refusal.got) == ("not-a-dataset", "meta/info.json is a link that leads nowhere")
+    assert "blobs/" in refusal.fix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -20,6 +21,30 @@ TASKS = "tasks.jsonl"
 # LeRobot's templates use plain names with a zero-padded width. `str.format` would also accept attributes and
 # any width.
 _FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d?|d))?\}", re.ASCII)
+
+# How far below a directory, and at how many names, datasets are looked for. It may be the whole disk.
+_DEEPEST, _MOST_LOOKED = 3, 2000
+# What other formats' files are called, and what converts them.
+_EXAMPLES = "openpi has scripts to start from, in its"
+_FORMATS = (
+    (
+        re.compile(r"^meta_data$"),
+        "LeRobot's format 1",
+        "LeRobot's releases up to 0.3.3 have a converter from 1.6 to 2.0",
+    ),
+    (
+        re.compile(r"\.tfrecord|^dataset_info\.json$"),
+        "RLDS (TensorFlow Datasets), or arrow files of Hugging Face's datasets",
+        f"{_EXAMPLES} examples/libero",
+    ),
+    (re.compile(r"\.(hdf5|h5)$"), "HDF5", f"{_EXAMPLES} examples/aloha_real"),
+    (
+        re.compile(r"\.zarr(\.zip)?$|^\.z(group|array)$|^zarr\.json$"),
+        "Zarr",
+        f"{_EXAMPLES} examples/aloha_real",
+    ),
+    (re.compile(r"\.(bag|db3|mcap)$"), "a recording of ROS", f"{_EXAMPLES} examples/aloha_real"),
+)
 
 
 def fill(template: str, values: dict[str, int | str], *, where: str) -> str:
@@ -78,15 +103,59 @@ def check_is_dataset(root: Path) -> None:
     Raises: HarnessError "not-a-dataset".
     """
     if not os.path.isfile(root / INFO):
+        is_there = os.path.isdir(root)
+        got, fix = _instead(root) if is_there else ("no such directory", None)
         raise HarnessError(
             "not-a-dataset",
             f"{root} is not a LeRobot dataset",
-            got="no meta/info.json" if os.path.isdir(root) else "no such directory",
+            got=got,
             need="a directory with meta/info.json, meta/ and data/",
-            fix=(
-                "--dataset with the dataset's top directory, or a hub id such as physical-intelligence/libero"
-            ),
+            fix=fix
+            or "--dataset with the dataset's top directory, or a hub id such as physical-intelligence/libero",
         )
+
+
+def _instead(root: Path) -> tuple[str, str | None]:
+    """What a directory without meta/info.json has, and the fix; None if it tells nothing."""
+    if os.path.islink(root / INFO):
+        whole = "or mount the whole cache directory with its blobs/, not the snapshot alone"
+        return f"{INFO} is a link that leads nowhere", f"copy the files that links lead to (cp -rL), {whole}"
+    above = next((path for path in (root.parent, root.parent.parent) if os.path.isfile(path / INFO)), None)
+    found = [above] if above is not None else _below(root)
+    if found:
+        more = f", or one of {len(found) - 1} more that lie there" if len(found) > 1 else ""
+        return f"no {INFO} here, but {found[0] / INFO}", f"--dataset {word(found[0])}{more}"
+    for pattern, format_, how in _FORMATS:
+        for name in _names(root):
+            if pattern.search(name):
+                return f"no {INFO}, but {name}: {format_}", f"convert it to LeRobot's format first: {how}"
+    return f"no {INFO}", None
+
+
+def _below(root: Path) -> list[Path]:
+    """The datasets in the directories below `root`, of the first ones that are looked at."""
+    found: list[Path] = []
+    level, looked = [root], 0
+    for _ in range(_DEEPEST):
+        inner: list[Path] = []
+        for folder in level:
+            for name in _names(folder):
+                looked += 1
+                if looked > _MOST_LOOKED:
+                    return found
+                if not name.startswith(".") and os.path.isdir(folder / name):
+                    (found if os.path.isfile(folder / name / INFO) else inner).append(folder / name)
+        level = inner
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    """The first names in a directory, sorted; none if it may not be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in itertools.islice(entries, _MOST_LOOKED))
+    except OSError:
+        return []
 
 
 def open_file(root: Path, path: Path) -> BinaryIO:
