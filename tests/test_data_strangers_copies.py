@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,37 @@ def _lengths(root: Path, version: str, lengths: tuple[int, ...]) -> None:
     else:
         rows = [{"episode_index": e, "tasks": [], "length": length} for e, length in enumerate(lengths)]
         (root / "meta/episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("lengths", [(0, 7, 5, 4), (7, 5, 0, 4), (7, 5, 4, 0)])
+def test_an_episode_without_frames_is_left_out(
+    tmp_path: Path, version: str, lengths: tuple[int, ...]
+) -> None:
+    """As whoever stops a recording at once leaves it."""
+    root = writer.write(tmp_path / "set", version=version, lengths=tuple(n or 1 for n in lengths))
+    at = 0
+    for path in sorted((root / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        table = table.filter(pc.not_equal(table["episode_index"], lengths.index(0)))
+        index = pa.array(range(at, at + len(table)), pa.int64())
+        pq.write_table(table.set_column(table.schema.get_field_index("index"), "index", index), path)
+        at += len(table)
+    _lengths(root, version, lengths)
+    found = describe(recipe(root))
+    assert (found.episodes, found.frames) == (3, 16)
+    assert found.findings == [f"episodes without frames are left out: [{lengths.index(0)}]"]
+    assert opened(root).image(15, "cam").shape == (48, 64, 3)
+
+
+def test_decimals_are_numbers(tmp_path: Path) -> None:
+    """DuckDB makes them of `0.1 * frame_index`."""
+    root = writer.write(tmp_path / "set", images="video")
+    for path in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        tenths = pa.array([Decimal(i) / 10 for i in range(len(table))], pa.decimal128(10, 1))
+        pq.write_table(table.set_column(table.schema.get_field_index("timestamp"), "timestamp", tenths), path)
+    assert describe(recipe(root)).findings == []
 
 
 def test_numbers_of_frames_that_do_not_grow_are_refused(tmp_path: Path) -> None:

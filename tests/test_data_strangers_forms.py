@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -82,8 +83,7 @@ def test_a_picture_stands_as_its_exif_says(kind: str, turn: int) -> None:
         want = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     assert np.array_equal(decode(data, "x"), want)
     assert want.shape[:2] == ((64, 48) if turn > 4 else (48, 64))
-    if kind != "PNG":
-        assert check_image(data, "x") == want.shape[:2]
+    assert check_image(data, "x") == want.shape[:2]
 
 
 def test_broken_exif_breaks_no_picture() -> None:
@@ -119,6 +119,25 @@ def test_the_fix_for_a_path_outside_says_where_pictures_belong(tmp_path: Path, p
     refusal = refused(root)
     assert refusal.code == "dataset-path-unsafe"
     assert "images/cam/episode_000000/frame_000000.png" in refusal.fix
+
+
+@pytest.mark.parametrize("start", ["/home/x/set/", "C:\\sets\\a\\", "/data/images/of/"])
+def test_a_picture_that_another_machine_named_is_found_by_its_part_in_the_dataset(
+    tmp_path: Path, start: str
+) -> None:
+    root = writer.write(tmp_path / "set")
+    name = "images/cam/{}.jpg"
+
+    def cells(table: pa.Table) -> pa.Array:
+        numbers = table.column("index").to_pylist()
+        for i in numbers:
+            path = root / name.format(i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(_encoded("JPEG"))
+        return pa.array([{"bytes": None, "path": start + name.format(i)} for i in numbers], type=CELL)
+
+    _each_table(root, "cam", cells)
+    assert opened(root).image(9, "cam").shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -182,6 +201,19 @@ def test_a_video_of_uneven_times_is_told_as_one(tmp_path: Path) -> None:
     refusal = refused(root)
     assert (refusal.code, refusal.got) == ("video-other-rate", "gaps of 0.050 to 0.150 s")
     assert "setpts=N/10/TB" in refusal.fix
+
+
+def test_a_video_that_players_turn_is_a_finding(tmp_path: Path) -> None:
+    """LeRobot's decoders do not agree on it."""
+    root = writer.write(tmp_path / "set", images="video")
+    path = next(root.rglob("*000.mp4"))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    path.write_bytes(data)
+    (finding,) = describe(recipe(root)).findings
+    assert "players turn the pictures of videos/chunk-000/cam/episode_000000.mp4 by -90°" in finding
+    assert opened(root).image(0, "cam").shape == (48, 64, 3)
 
 
 def test_frames_that_an_edit_list_hides_are_not_there(tmp_path: Path) -> None:

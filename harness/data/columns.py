@@ -280,7 +280,7 @@ def _check_numbers(path: Path, field: Any) -> None:
     kind = field.type
     if _is_list(kind):
         kind = kind.value_type
-    if not is_number(kind):
+    if not (is_number(kind) or pa.types.is_decimal(kind)):
         raise _invalid(path, field.name, f"holds {str(field.type)[:100]}, not numbers")
 
 
@@ -296,6 +296,8 @@ def is_number(kind: Any) -> bool:
 
 
 def _plain(path: Path, name: str, array: Any) -> np.ndarray:
+    if pa.types.is_decimal(array.type):
+        array = array.cast(pa.float64())
     kind = array.type
     if not is_number(kind):
         raise _invalid(path, name, f"holds {kind}, not numbers")

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.data.columns import open_parquet, rows_mismatch
 from harness.data.fields import invalid
 from harness.data.images import check_image
 from harness.data.lerobot import LeRobotDataset
 from harness.data.mending import correct, missing
 from harness.data.metadata import Episode
 from harness.data.paths import EPISODES, INFO
-from harness.data.video import packet_times, too_short
+from harness.data.video import packet_times, too_short, turn_of
 from harness.data.videotimes import (
     check_even,
     check_offsets,
@@ -37,6 +38,8 @@ from harness.data.videotimes import (
 from harness.errors import HarnessError
 
 _THREADS = 4
+# Videos of a camera of which a frame is decoded.
+_LOOKED_AT = 16
 Size = tuple[int, int]
 
 
@@ -45,8 +48,8 @@ def check_files_there(dataset: LeRobotDataset, names: Iterable[str]) -> None:
 
     Whoever downloads some episodes of a dataset has the metadata of all.
 
-    Raises: HarnessError "dataset-file-missing", "dataset-feature-invalid", "dataset-metadata-invalid" or
-    "dataset-path-unsafe".
+    Raises: HarnessError "dataset-file-missing", "dataset-feature-invalid", "dataset-metadata-invalid",
+    "dataset-rows-mismatch" or "dataset-path-unsafe".
     """
     for name in sorted(names):
         _check_kind(dataset, name)
@@ -62,6 +65,7 @@ def check_files_there(dataset: LeRobotDataset, names: Iterable[str]) -> None:
                 )
         for file in [episode.file, *(episode.videos[name].file for name in videos)]:
             files.setdefault(file, []).append(episode)
+    _check_empty(dataset)
     lacking = [file for file in files if not _is_there(dataset.path_of(file))]
     if lacking:
         more = f", and {len(lacking) - 1:,} more of {len(files):,} files" if len(lacking) > 1 else ""
@@ -69,6 +73,21 @@ def check_files_there(dataset: LeRobotDataset, names: Iterable[str]) -> None:
         with dataset.naming(list(of_them.values())):
             first = dataset.path_of(lacking[0])
             raise missing(first, f"the dataset lacks {first}{more}")
+
+
+def _check_empty(dataset: LeRobotDataset) -> None:
+    """Refuses a table with rows whose episode the metadata list without frames.
+
+    Of version 3 its reader finds such rows.
+
+    Raises: HarnessError "dataset-rows-mismatch", and those of `open_parquet`.
+    """
+    for episode in dataset.empty if dataset.version != "v3.0" else []:
+        path = dataset.path_of(episode.file)
+        if _is_there(path):
+            with dataset.naming([episode]), open_parquet(dataset.path, path) as (table, _):
+                if table.metadata.num_rows:
+                    raise rows_mismatch(path, table.metadata.num_rows, 0)
 
 
 def _check_kind(dataset: LeRobotDataset, name: str) -> None:
@@ -169,13 +188,31 @@ def _check_videos(dataset: LeRobotDataset, name: str) -> list[str]:
             for file, pair in zip(files, shared, strict=True)
             for one, other in pair
         ]
+    turned = _turned(dataset, name, list(files))
     if not both:
-        return []
+        return turned
     more = f", and {len(both) - 1:,} more pairs" if len(both) > 1 else ""
     return [
+        *turned,
         f"{name}: episodes {both[0]}{more} show the same frames of a video; a start time in meta/ or"
-        " the timestamps of the tables are wrong, unless it was meant so"
+        " the timestamps of the tables are wrong, unless it was meant so",
     ]
+
+
+def _turned(dataset: LeRobotDataset, name: str, files: list[str]) -> list[str]:
+    """A finding on videos that players turn, of some that are looked at.
+
+    Source: meta-pytorch/torchcodec pull request 1173, which turns them from 0.11 on.
+    """
+    for file in files[:: -(-len(files) // _LOOKED_AT)]:
+        turn = turn_of(dataset.path, dataset.path_of(file))
+        if turn:
+            return [
+                f"{name}: players turn the pictures of {file} by {turn}° (its display matrix); they are read"
+                " as they are stored, as PyAV and torchcodec before 0.11 give them to LeRobot; ffmpeg -i IN"
+                " OUT writes them turned"
+            ]
+    return []
 
 
 def _check_video(

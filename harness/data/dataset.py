@@ -23,7 +23,7 @@ from harness.data.prompts import most_tokens
 from harness.data.space_check import check_space
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
-from harness.recipe.episodes import compact
+from harness.recipe.episodes import compact, spelled_out
 from harness.recipe.schema import Recipe
 
 _PROMPT_MULTIPLE = 16
@@ -87,6 +87,7 @@ def _describe(recipe: Recipe, prompts_needed: bool) -> Dataset:
             *rows.findings,
             *odd_images,
             *camera_findings(dataset, recipe),
+            *_empty_finding(dataset),
             *_state_finding(recipe, dataset),
             *_horizon_finding(recipe, dataset),
         ],
@@ -213,6 +214,12 @@ def _check_features(recipe: Recipe, dataset: LeRobotDataset) -> None:
             fix="--set data.actions=ANOTHER_FEATURE; released weights have action_dim 32",
         )
     check_space(recipe, dataset.path, widths["state"], width, likely_state(dataset.features))
+
+
+def _empty_finding(dataset: LeRobotDataset) -> list[str]:
+    """A finding on episodes that the metadata list without frames: nothing of them is read."""
+    empty = [episode.index for episode in dataset.empty]
+    return [f"episodes without frames are left out: {spelled_out(compact(empty))}"] if empty else []
 
 
 def _state_finding(recipe: Recipe, dataset: LeRobotDataset) -> list[str]:

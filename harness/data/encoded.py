@@ -15,7 +15,7 @@ from harness.data.mending import damaged, missing
 from harness.data.paths import inside
 from harness.data.unpack import check_groups
 from harness.errors import HarnessError
-from harness.received.files import read_received
+from harness.received.files import read_received, there
 from harness.received.pointers import is_pointer
 from harness.units import MIB
 
@@ -132,7 +132,7 @@ def encoded_bytes(root: Path, value: Any, standard: str, where: str) -> bytes:
         return value
     if value is not None and (not isinstance(value, str) or len(value) > NAME_LETTERS):
         raise _no_image(value, where)
-    relative = _inside_part(value, standard) if value else standard
+    relative = _inside_part(root, value, standard) if value else standard
     try:
         path = inside(root, relative)
     except HarnessError as refusal:
@@ -171,9 +171,15 @@ def _embed(how: str) -> str:
     return f"in a copy of the dataset, write the bytes of each picture's PNG into the table, {how}"
 
 
-def _inside_part(name: str, standard: str) -> str:
-    """`standard` if `name` ends with it, else `name`.
+def _inside_part(root: Path, name: str, standard: str) -> str:
+    """The part of `name` from `images` on, if it is absolute and that file is there; else `name`.
 
-    LeRobot's writer records the file's path on its own machine.
+    `standard` if `name` ends with it. LeRobot's writer records the file's path on its own machine, and others
+    do so with other names of files.
     """
-    return standard if name.replace("\\", "/").endswith("/" + standard) else name
+    plain = name.replace("\\", "/")
+    if plain.endswith("/" + standard):
+        return standard
+    at = plain.rfind("/images/") + 1
+    part = plain[at:]
+    return part if at and ".." not in part and there(root / part) else name

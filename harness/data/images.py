@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.png import chunks, decode_plain, is_deep_grey, is_png, size_of
+from harness.data.png import Chunk, chunks, decode_plain, is_deep_grey, is_png, size_of
 from harness.errors import HarnessError
 
 # 4096 × 4096: more than any robot camera gives, and 48 MiB when decoded.
@@ -79,6 +79,22 @@ def _orientation(image: Any) -> int:
     return said if isinstance(said, int) else 1
 
 
+def _exif_of_png(data: bytes, found: list[Chunk]) -> int:
+    """How the camera was held, by a PNG's chunk of EXIF, as `_orientation` says it."""
+    from PIL import Image
+
+    exif = next((data[chunk.start : chunk.end] for chunk in found if chunk.kind == b"eXIf"), None)
+    if exif is None:
+        return 1
+    try:
+        said = Image.Exif()
+        said.load(b"Exif\0\0" + exif)
+        turn = said.get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return turn if isinstance(turn, int) else 1
+
+
 def check_image(data: bytes, where: str) -> tuple[int, int]:
     """Height and width of an encoded image. Checks its structure without decoding it.
 
@@ -87,9 +103,11 @@ def check_image(data: bytes, where: str) -> tuple[int, int]:
     try:
         width, height = _size(data)
         if 0 < width * height <= MAX_PIXELS and is_png(data):
-            chunks(data)
+            found = chunks(data)
             if is_deep_grey(data):
                 raise too_deep(where)
+            if _exif_of_png(data, found) in _ON_THEIR_SIDE:
+                width, height = height, width
     except HarnessError:
         raise
     # Pillow's parsers raise nearly anything on damaged input.

@@ -67,6 +67,11 @@ class LeRobotDataset:
         return self._metadata.listed
 
     @property
+    def empty(self) -> list[Episode]:
+        """The episodes that are not read because they have no frames."""
+        return self._metadata.empty
+
+    @property
     def frames(self) -> int:
         """Number of frames that are read."""
         return self._metadata.frames

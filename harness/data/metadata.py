@@ -59,8 +59,8 @@ class Metadata:
     """The metadata of a dataset. `depth` has the features that they mark as depth.
 
     `names` has those of a vector's dimensions, where there is one for each.
-    `episodes` are those that are read, `listed` all that the metadata list. Both are in the order of their
-    numbers.
+    `episodes` are those that are read, `listed` all that the metadata list, `empty` those that would be read
+    if they had frames. All are in the order of their numbers.
     """
 
     root: Path
@@ -73,6 +73,7 @@ class Metadata:
     names: dict[str, list[str]] = field(default_factory=dict)
     listed: list[Episode] = field(default_factory=list)
     selection: Selection = ALL
+    empty: list[Episode] = field(default_factory=list)
 
     @property
     def frames(self) -> int:
@@ -112,9 +113,13 @@ def read_metadata(root: Path, selection: Selection = ALL) -> Metadata:
     of_each = {name: each for name, each in names.items() if features[name].shape == [len(each)] and each}
     listed = _listed(root, rows)
     kept = chosen(selection, [episode.index for episode in listed], root)
+    # A recording that was stopped at once. Where nothing else is left, that is refused below.
+    empty = [episode for episode in listed if episode.index in kept and not episode.length]
+    if len(empty) < len(kept):
+        kept -= {episode.index for episode in empty}
     episodes = _numbered(root, listed, kept, selection, trusting=version == "v3.0")
     _check_totals(info, info_path, listed)
-    return Metadata(root, version, fps, features, tasks, episodes, depth, of_each, listed, selection)
+    return Metadata(root, version, fps, features, tasks, episodes, depth, of_each, listed, selection, empty)
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:

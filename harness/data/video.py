@@ -240,6 +240,21 @@ def packet_times(root: Path, path: Path) -> np.ndarray:
         return np.sort(np.array(whole, np.float64) * float(stream.time_base))
 
 
+def turn_of(root: Path, path: Path) -> int:
+    """Degrees by which players turn the file's pictures (its display matrix), as its first frame says them.
+
+    Raises: HarnessError as `open_video`.
+    """
+    import av
+
+    container, stream = open_video(root, path)
+    with container:
+        try:
+            return int(next((frame.rotation for frame in container.decode(stream)), 0))
+        except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
+            raise _corrupt(path, error) from error
+
+
 def _corrupt(path: Path, error: Exception) -> HarnessError:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return damaged("video-corrupt", f"{path} cannot be decoded", path, got=reason[:200], need="a whole mp4")
