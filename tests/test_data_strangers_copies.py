@@ -103,6 +103,29 @@ def test_where_frames_were_taken_out_the_others_keep_their_pictures(
     assert all(np.array_equal(opened(root).image(i, "cam"), image) for i, image in enumerate(before))
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_table_that_was_shortened_beside_its_video_is_a_finding(tmp_path: Path, version: str) -> None:
+    """Rows that were numbered anew show the pictures of others."""
+    root = writer.write(tmp_path / "set", version=version, images="video")
+    firsts = dict(enumerate((0, 3, 8)))
+    for path in sorted((root / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        table = table.filter(
+            pc.or_(pc.not_equal(table["episode_index"], 0), pc.less(table["frame_index"], 3))
+        )
+        index = [
+            firsts[episode] + frame
+            for episode, frame in zip(
+                table["episode_index"].to_pylist(), table["frame_index"].to_pylist(), strict=True
+            )
+        ]
+        at = table.schema.get_field_index("index")
+        pq.write_table(table.set_column(at, "index", pa.array(index, pa.int64())), path)
+    _lengths(root, version, (3, 5, 4))
+    (finding,) = describe(recipe(root)).findings
+    assert "the video of one episode goes on after the last row, that of episode 0 for 4 frames" in finding
+
+
 def _lengths(root: Path, version: str, lengths: tuple[int, ...]) -> None:
     """Other lengths of the episodes in the metadata."""
     change_info(root, total_frames=sum(lengths))

@@ -11,10 +11,12 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,6 +42,8 @@ from harness.errors import HarnessError
 _THREADS = 4
 # Videos of a camera of which a frame is decoded.
 _LOOKED_AT = 16
+# Frames that a recorder may leave after an episode's last row: so many, or one in so many rows.
+_LEFT, _LEFT_SHARE = 2, 20
 Size = tuple[int, int]
 
 
@@ -173,29 +177,45 @@ def _other_sizes(dataset: LeRobotDataset, name: str, sizes: Counter[Size]) -> li
 
 
 def _check_videos(dataset: LeRobotDataset, name: str) -> list[str]:
-    """Findings on files of which two episodes show the same frames."""
+    """Findings on files of which two episodes show the same frames, or that go on after an episode's rows."""
     files: dict[str, list[Episode]] = {}
     for episode in dataset.episodes:
         files.setdefault(episode.videos[name].file, []).append(episode)
+    starts: dict[str, list[float]] = {}
+    for episode in dataset.listed:
+        if name in episode.videos:
+            starts.setdefault(episode.videos[name].file, []).append(episode.videos[name].start_s)
     timestamps = dataset.columns.timestamp
     with ThreadPoolExecutor(_THREADS) as pool:
-        shared = pool.map(
-            lambda item: _check_video(dataset, name, dataset.path_of(item[0]), item[1], timestamps),
-            files.items(),
+        shown = list(
+            pool.map(
+                lambda file: _check_video(dataset, name, files[file], timestamps, sorted(starts[file])), files
+            )
         )
-        both = [
-            f"{one} and {other} in {file}"
-            for file, pair in zip(files, shared, strict=True)
-            for one, other in pair
-        ]
-    turned = _turned(dataset, name, list(files))
-    if not both:
-        return turned
-    more = f", and {len(both) - 1:,} more pairs" if len(both) > 1 else ""
+    both = [f"{one} and {other} in {file}" for file, pairs, _ in shown for one, other in pairs]
+    findings = _turned(dataset, name, list(files)) + _longer(
+        name, [each for *_, rest in shown for each in rest]
+    )
+    if both:
+        more = f", and {len(both) - 1:,} more pairs" if len(both) > 1 else ""
+        findings.append(
+            f"{name}: episodes {both[0]}{more} show the same frames of a video; a start time in meta/ or"
+            " the timestamps of the tables are wrong, unless it was meant so"
+        )
+    return findings
+
+
+def _longer(name: str, rests: list[tuple[int, int]]) -> list[str]:
+    """A finding on videos with frames after the last row of their episode: (frames, episode) of each."""
+    if not rests:
+        return []
+    frames, episode = max(rests)
+    videos = "the video of one episode goes"
+    if len(rests) > 1:
+        videos = f"the videos of {len(rests):,} episodes go"
     return [
-        *turned,
-        f"{name}: episodes {both[0]}{more} show the same frames of a video; a start time in meta/ or"
-        " the timestamps of the tables are wrong, unless it was meant so",
+        f"{name}: {videos} on after the last row, that of episode {episode} for {frames:,}"
+        " frames; if rows were taken out before it and numbered anew, those after them show earlier pictures"
     ]
 
 
@@ -215,24 +235,37 @@ def _turned(dataset: LeRobotDataset, name: str, files: list[str]) -> list[str]:
     return []
 
 
+class _Shown(NamedTuple):
+    """Of a video: the pairs of episodes that show the same frames, and frames after the last row of episodes.
+
+    `rests` has (frames, episode) where there are more than a recorder leaves.
+    """
+
+    file: str
+    pairs: list[tuple[int, int]]
+    rests: list[tuple[int, int]]
+
+
 def _check_video(
-    dataset: LeRobotDataset, name: str, path: Path, episodes: list[Episode], timestamps: np.ndarray
-) -> list[tuple[int, int]]:
-    """The pairs of episodes that show the same frames of the file, by their numbers.
+    dataset: LeRobotDataset, name: str, episodes: list[Episode], timestamps: np.ndarray, starts: list[float]
+) -> _Shown:
+    """What the rows of `episodes`, all of one file, show of it. `starts` are those of all its episodes.
 
     Raises: HarnessError for the first row that has no packet at its time. The code is "video-too-short", or
     that of the cause: "timestamps-wrong", "video-other-rate" or "video-offset-wrong".
     """
+    file, half = episodes[0].videos[name].file, 0.5 / dataset.fps
+    path = dataset.path_of(file)
     with dataset.naming(episodes):
         there = packet_times(dataset.path, path)
-    spans = []
+    spans, rests = [], []
     for episode in episodes:
         wanted = episode.videos[name].start_s + timestamps[episode.first : episode.first + episode.length]
         lacking = lacks(there, wanted, dataset.fps)
         if lacking.any():
             row = int(np.argmax(lacking))
             table = f"{dataset.path_of(episode.file)} row {episode.row + row}"
-            listed = [one for one in dataset.listed if one.videos[name].file == episode.videos[name].file]
+            listed = [one for one in dataset.listed if name in one.videos and one.videos[name].file == file]
             with dataset.naming([episode]):
                 check_table(dataset, name, there, episode)
                 check_rate(path, there, wanted, episode)
@@ -241,13 +274,17 @@ def _check_video(
                 check_even(dataset, path, there, sum(one.length for one in listed))
                 at, closest = float(wanted[row]), float(nearest(there, wanted)[row])
                 raise too_short(path, at, closest, table, _end_alone(there, listed, lacking))
-        spans.append((float(wanted.min()), float(wanted.max()), episode.index))
+        first, last = float(wanted.min()), float(wanted.max())
+        spans.append((first, last, episode.index))
+        until = next(iter(starts[bisect_right(starts, first + half) :]), np.inf)
+        rest = int(((there > last + half) & (there < until - half)).sum())
+        if rest > max(_LEFT, episode.length // _LEFT_SHARE):
+            rests.append((rest, episode.index))
     spans.sort()
-    return [
-        (one, other)
-        for (_, end, one), (start, _, other) in itertools.pairwise(spans)
-        if start < end + 0.5 / dataset.fps
+    pairs = [
+        (one, other) for (_, end, one), (start, _, other) in itertools.pairwise(spans) if start < end + half
     ]
+    return _Shown(file, pairs, rests)
 
 
 def _end_alone(there: np.ndarray, episodes: list[Episode], lacking: np.ndarray) -> int | None:
