@@ -63,6 +63,16 @@ def test_a_video_that_no_camera_is_mapped_to_need_not_be_there(tmp_path: Path, v
     assert "depth" in refusal.what + str(refusal.need)
 
 
+def test_an_episode_without_a_video_of_the_camera_can_be_left_out(tmp_path: Path) -> None:
+    """As of merged datasets, of which one has a camera less."""
+    root = writer.write(tmp_path / "set", version="v3.0", images="video")
+    rows = pq.read_table(root / V3_EPISODES).to_pylist()
+    rows[2] |= dict.fromkeys([key for key in rows[2] if key.startswith("videos/cam/")])
+    pq.write_table(pa.Table.from_pylist(rows), root / V3_EPISODES)
+    assert refused(root).fix.endswith("leave episode 2 out: --set 'data.episodes.exclude=[2]'")
+    assert describe(recipe(root, **{"episodes.exclude": "[2]"})).episodes == 2
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     ("images", "says", "is_"), [("video", "image", "video"), ("parquet", "video", "image")]

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.data.columns import open_parquet, rows_mismatch
-from harness.data.fields import invalid
 from harness.data.images import check_image
 from harness.data.lerobot import LeRobotDataset
 from harness.data.mending import correct, missing
@@ -52,21 +51,16 @@ def check_files_there(dataset: LeRobotDataset, names: Iterable[str]) -> None:
 
     Whoever downloads some episodes of a dataset has the metadata of all.
 
-    Raises: HarnessError "dataset-file-missing", "dataset-feature-invalid", "dataset-metadata-invalid",
-    "dataset-rows-mismatch" or "dataset-path-unsafe".
+    Raises: HarnessError "dataset-file-missing", "dataset-feature-invalid", "dataset-rows-mismatch" or
+    "dataset-path-unsafe".
     """
     for name in sorted(names):
         _check_kind(dataset, name)
     videos = [name for name in sorted(names) if dataset.features[name].dtype == "video"]
+    for name in videos:
+        _check_listed(dataset, name)
     files: dict[str, list[Episode]] = {}
     for episode in dataset.episodes:
-        for name in videos:
-            if name not in episode.videos:
-                raise invalid(
-                    dataset.path / EPISODES,
-                    f"episode {episode.index} has no video of {name}, which is mapped to a camera",
-                    need=f"videos/{name}/chunk_index, /file_index and /from_timestamp",
-                )
         for file in [episode.file, *(episode.videos[name].file for name in videos)]:
             files.setdefault(file, []).append(episode)
     _check_empty(dataset)
@@ -77,6 +71,24 @@ def check_files_there(dataset: LeRobotDataset, names: Iterable[str]) -> None:
         with dataset.naming(list(of_them.values())):
             first = dataset.path_of(lacking[0])
             raise missing(first, f"the dataset lacks {first}{more}")
+
+
+def _check_listed(dataset: LeRobotDataset, name: str) -> None:
+    """Refuses episodes of which the metadata list no part of a video of the camera `name`.
+
+    Raises: HarnessError "dataset-file-missing".
+    """
+    without = [episode for episode in dataset.episodes if name not in episode.videos]
+    if without:
+        with dataset.naming(without):
+            raise HarnessError(
+                "dataset-file-missing",
+                f"{dataset.path / EPISODES}: episode {without[0].index} has no video of {name}, which is"
+                " mapped to a camera",
+                got=f"{len(without):,} of {len(dataset.episodes):,} episodes without one",
+                need=f"videos/{name}/chunk_index, /file_index and /from_timestamp",
+                fix="map another camera (data.cameras)",
+            )
 
 
 def _check_empty(dataset: LeRobotDataset) -> None:
@@ -101,7 +113,11 @@ def _check_kind(dataset: LeRobotDataset, name: str) -> None:
     """
     dtype, first = dataset.features[name].dtype, dataset.episodes[0]
     table = dataset.path_of(first.file)
-    if not _is_there(table) or ".." in name or (dtype == "image") == dataset.in_table(first, name):
+    try:
+        if ".." in name or (dtype == "image") == dataset.in_table(first, name):
+            return
+    except HarnessError:
+        # Its reader tells what is wrong, and which episodes lie in it.
         return
     usual = (f"videos/*/{glob.escape(name)}/*.mp4", f"videos/{glob.escape(name)}/*/*.mp4")
     film = next(itertools.chain.from_iterable(map(dataset.path.glob, usual)), None)
