@@ -109,7 +109,7 @@ def test_where_frames_were_taken_out_the_others_keep_their_pictures(
     _lengths(root, version, (6, 4, 3))
     (gaps, skips) = describe(recipe(root)).findings
     assert "3 of 10 gaps between rows differ" in gaps
-    assert "frame_index passes over numbers at 3 places" in skips
+    assert "frame_index passes over numbers 3 times" in skips
     assert all(np.array_equal(opened(root).image(i, "cam"), image) for i, image in enumerate(before))
 
 

@@ -68,11 +68,11 @@ def check_rows(dataset: LeRobotDataset, recipe: Recipe) -> Rows:
     )
 
 
-def _skipped(places: int) -> list[str]:
+def _skipped(count: int) -> list[str]:
     """A finding on frames that were taken out of episodes, of which the others kept their numbers."""
-    if not places:
+    if not count:
         return []
-    where = "at one place" if places == 1 else f"at {places:,} places"
+    where = "once" if count == 1 else f"{count:,} times"
     return [
         f"frame_index passes over numbers {where}: frames were taken out there; an action chunk goes on with"
         " the next row, as in LeRobot"

@@ -27,7 +27,7 @@ class Block:
     """Consecutive complete episodes from the columns of one file, checked.
 
     Shapes: state [N, S] (S is 0 without a state) and actions [N, A] float32; timestamp [N] float64;
-    task_index [N] int64. `skips` is the number of places at which frame_index passes over numbers.
+    task_index [N] int64. `skips` is how often frame_index passes over numbers.
     """
 
     episodes: list[Episode]
@@ -176,7 +176,7 @@ def _grows(numbers: np.ndarray, length: int) -> bool:
 
 
 def _skips(episodes: list[Episode], frame_index: np.ndarray) -> int:
-    """The number of places at which `frame_index` passes over numbers, within an episode or at its start."""
+    """How often `frame_index` passes over numbers, within an episode or at its start."""
     starts = np.cumsum([0, *(episode.length for episode in episodes[:-1])])
     wanted = np.concatenate([[0], frame_index[:-1] + 1])
     wanted[starts] = 0
