@@ -87,9 +87,11 @@ def test_deep_reads_no_file_that_a_link_names_elsewhere(policy: Path, tmp_path: 
         other.write(b"more, so that its sha256 differs")
     file.symlink_to(tmp_path / "elsewhere.safetensors")
     (policy / "more.safetensors").write_bytes((tmp_path / "elsewhere.safetensors").read_bytes()[:-32])
-    found = inspect(policy, deep=True)
-    assert any("leads out" in text for text in found.findings)
+    found = inspect(policy / "more.safetensors", deep=True)
     assert not any("sha256" in text for text in found.findings)
+    with pytest.raises(HarnessError) as caught:
+        inspect(policy, deep=True)
+    assert "leads out" in (caught.value.got or "")
 
 
 def test_the_norm_of_what_is_finite_is_that_of_any_other_checkpoint(tmp_path: Path) -> None:

@@ -54,6 +54,57 @@ def test_wrappers_within_a_name_are_read(tmp_path: Path) -> None:
     assert read(tmp_path)
 
 
+FORMS = {
+    "transformers before 4.52": [
+        ("paligemma.model.language_model.", "paligemma.language_model.model."),
+        ("paligemma.lm_head.", "paligemma.language_model.lm_head."),
+        ("paligemma.model.vision_tower.", "paligemma.vision_tower."),
+        ("paligemma.model.multi_modal_projector.", "paligemma.multi_modal_projector."),
+    ],
+    "transformers from 5.6 on": [("vision_tower.vision_model.", "vision_tower.")],
+}
+
+
+def in_form(name: str, form: str) -> str:
+    for usual, theirs in FORMS[form]:
+        name = name.replace(usual, theirs)
+    return name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_of_other_versions_of_transformers_are_read(form: str, tmp_path: Path) -> None:
+    given = tensors(1)
+    twin = {f"model.{TABLE_NAMES[1]}": given[f"model.{TABLE_NAMES[0]}"]}
+    for folder in ("theirs", "usual"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "usual" / WHOLE, given)
+    write(
+        tmp_path / "theirs" / WHOLE,
+        {in_form(name, form): array for name, array in (given | twin).items()},
+    )
+    found = read(tmp_path / "theirs")
+    assert all(np.array_equal(found[path], array) for path, array in read(tmp_path / "usual").items())
+
+
+def test_buffers_and_weights_that_nothing_reads_are_passed_over(tmp_path: Path) -> None:
+    more = {
+        "normalize_inputs.buffer_observation_state.mean": np.full(8, np.inf, np.float32),
+        "unnormalize_outputs.buffer_action.std": np.ones(7, np.float32),
+        "model.paligemma_with_expert.gemma_expert.model.rotary_emb.inv_freq": np.ones(4, np.float32),
+        "model.paligemma_with_expert.paligemma.model.vision_tower.vision_model.embeddings.position_ids": (
+            np.ones((1, 16), np.float32)
+        ),
+        "model.paligemma_with_expert.gemma_expert.model.embed_tokens.weight": np.ones((24, 4), np.float32),
+        "model.paligemma_with_expert.paligemma.model.vision_tower.head.probe": np.ones((1, 1, 4), np.float32),
+    }
+    write(tmp_path / WHOLE, tensors(1) | more)
+    assert read(tmp_path)
+    found = inspect(tmp_path, deep=True)
+    # The statistics are infinite, and the weights are not.
+    assert found.non_finite == 0
+    assert (found.parameters["buffers"].arrays, found.parameters["unused"].arrays) == (4, 3)
+
+
 def test_two_prefixes_are_no_prefix(tmp_path: Path) -> None:
     write(tmp_path / WHOLE, {f"{'ab'[i % 2]}.{name}": a for i, (name, a) in enumerate(tensors(0).items())})
     assert refused(tmp_path).code == "weights-mismatch"
@@ -82,6 +133,19 @@ def test_two_names_of_the_table_in_two_types_are_named_from_the_headers(tmp_path
     given = tensors(0)
     write(tmp_path / WHOLE, given | {TABLE_NAMES[1]: given[TABLE_NAMES[0]][:3]})
     assert "two names of one table" in refused(tmp_path).what
+
+
+@pytest.mark.parametrize(
+    "beside", ["ema.safetensors", "model-00001-of-00001.safetensors", "._model.safetensors"]
+)
+def test_inspect_looks_at_the_files_that_are_read_and_not_at_those_beside_them(
+    beside: str, tmp_path: Path
+) -> None:
+    write(tmp_path / WHOLE, tensors(0))
+    write(tmp_path / beside, tensors(2))
+    found = inspect(tmp_path)
+    assert [item.name for item in found.steps[0].items] == [find_params(tmp_path).name] == [WHOLE]
+    assert not any(" is in " in text for text in found.findings)
 
 
 def test_a_transposed_projection_is_not_another_action_dimension(tmp_path: Path) -> None:

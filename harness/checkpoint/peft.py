@@ -33,10 +33,10 @@ from harness.checkpoint.pytorch_names import (
     TABLE_NAMES,
     Part,
     parts_of,
+    plain_name,
     prefix_of,
     put_back,
     turned,
-    without_wrappers,
 )
 from harness.checkpoint.safetensors import NUMPY, read_tensor
 from harness.checkpoint.tensor_writer import Planned, Written, write_tensors
@@ -252,7 +252,7 @@ def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]],
 
 
 def _plain(name: str, prefix: str) -> str:
-    plain = without_wrappers(name).removeprefix(prefix)
+    plain = plain_name(name, prefix)
     return TABLE_NAMES[0] if plain == TABLE_NAMES[1] else plain
 
 
