@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -176,9 +177,40 @@ def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "step.tar", "w"):
         pass
     for path in (tmp_path, tmp_path / "step.tar"):
-        with pytest.raises(HarnessError) as caught:
-            inspect(path)
-        assert caught.value.fix.endswith(f"tar -xf {tmp_path}/step.tar")
+        for ask in (inspect, find_params):
+            assert leads(ask, path).endswith(f"tar -xf {tmp_path}/step.tar")
+
+
+def leads(ask: Callable[[Path], object], path: Path) -> str:
+    with pytest.raises(HarnessError) as caught:
+        ask(path)
+    return caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("files", "named", "way"),
+    [
+        ("models--a--b/snapshots/ab12/model.safetensors", "models--a--b", "models--a--b/snapshots/ab12"),
+        ("checkpoint-500/model.safetensors.index.json", ".", "checkpoint-500"),
+        ("7/pretrained_model/model.safetensors 7/training_state/a", "7/training_state", "7/pretrained_model"),
+        ("zero_to_fp32.py step9/mp_rank_00_model_states.pt", "step9", "--safe_serialization"),
+        ("pytorch_model_fsdp_0/__0_0.distcp scheduler.bin", ".", "accelerate merge-weights"),
+        ("pytorch_model.bin", "pytorch_model.bin", "torch.load"),
+    ],
+)
+def test_what_holds_no_weights_leads_to_those_that_it_has(
+    files: str, named: str, way: str, tmp_path: Path
+) -> None:
+    for name in files.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"PK")
+    for ask in (inspect, find_params):
+        assert way in leads(ask, tmp_path / named)
+
+
+def test_a_name_on_the_hub_is_to_be_downloaded() -> None:
+    for ask in (inspect, find_params):
+        assert "hf download lerobot/pi05_base" in leads(ask, Path("lerobot/pi05_base"))
 
 
 @pytest.mark.parametrize("file", ["manifest.ocdbt", "_METADATA", "data"])

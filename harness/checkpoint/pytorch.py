@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.checkpoint.elsewhere import way_on
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.pytorch_names import prefix_of
 from harness.checkpoint.safetensors import Tensor, read_header
@@ -39,6 +41,12 @@ _OURS = re.compile(r"paligemma_with_expert\.|(?:^|\.)action_(?:in|out)_proj\.")
 # Pickles: loading one runs the code in it. They are named in the report and not loaded; only their first
 # bytes are read, to recognize a pointer of Git LFS.
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_UNPICKLE = (
+    "import sys, torch; from safetensors.torch import save_file;"
+    ' t = torch.load(sys.argv[1], map_location="cpu", weights_only=True);'
+    ' t = next((t[k] for k in ("state_dict", "model", "module") if k in t), t);'
+    " save_file({k: v.clone().contiguous() for k, v in t.items()}, sys.argv[2])"
+)
 _POLICY, _STATE = "pretrained_model", "training_state"
 _MOST_FILES = 1000
 # Statistics of LeRobot's pipelines lie beside the weights. Source: lerobot src/lerobot/processor/pipeline.py
@@ -86,13 +94,18 @@ def refuse_pytorch(path: Path) -> None:
         f"{path} holds PyTorch weights ({found.kind}): {_contents(found)}",
         got="; ".join([str(found.path), *found.unread[:3]]),
         need=_NEED,
-        fix=(
-            "copy or download the files again"
-            if found.unread and not found.pickles and not found.tensors
-            else "start from the JAX weights:"
-            " --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
-        ),
+        fix=way_on(path) or _fix(found),
     )
+
+
+def _fix(found: Weights) -> str:
+    if found.pickles:
+        # What the trainers save: the tensors by name, or a mapping that has them under one of three keys.
+        command = f"python -c {shlex.quote(_UNPICKLE)} FILE {WEIGHTS_FILE}"
+        return f"where PyTorch is: {command}, and name what that writes"
+    if found.unread and not found.tensors:
+        return "copy or download the files again"
+    return "start from the JAX weights: --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
 
 
 def is_ours(name: str) -> bool:

@@ -265,7 +265,7 @@ def weights_of_pi0(source: Path | str) -> HarnessError:
         f"{source} holds π0, not π0.5: its state and time enter the network in another way",
         got="parameters such as state_proj or action_time_mlp_in",
         need="weights of π0.5 (time_mlp_in, adaptive norms)",
-        fix="name weights of π0.5 in weights.source, for example lerobot/pi05_base",
+        fix="name weights of π0.5 in weights.source, for example a download of lerobot/pi05_base",
     )
 
 
