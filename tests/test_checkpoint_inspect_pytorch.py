@@ -72,6 +72,7 @@ def test_deep_counts_what_is_not_finite_and_sees_another_file(policy: Path) -> N
     assert found.parameters["projections"].non_finite == 1
     assert any("model.time_mlp_in.bias" in text for text in found.findings)
     assert any("sha256 differs" in text for text in found.findings)
+    assert not found.steps[0].complete
 
 
 def test_a_comparison_that_is_not_made_is_refused(policy: Path) -> None:

@@ -79,9 +79,9 @@ def inspect_pytorch(path: Path, *, deep: bool = False, recipe: Recipe | None = N
     names = {each.tensor.name: each.tensor.shape for each in read}
     adapters = [each for each in read if _LORA.search(each.tensor.name)]
     lacks = [] if adapters else _lacks(path, found.path, names, recipe)
-    complete = not findings and not lacks
     if deep:
         findings += _digests(found.path)
+    complete = not findings and not lacks
     parts = _by_part(read)
     # LeRobot's statistics of a feature that no dataset had are infinite.
     weights = [each for name in parts if name != _BUFFERS for each in parts[name]]
