@@ -72,6 +72,7 @@ def test_deep_counts_what_is_not_finite_and_sees_another_file(policy: Path) -> N
     assert found.parameters["projections"].non_finite == 1
     assert any("model.time_mlp_in.bias" in text for text in found.findings)
     assert any("sha256 differs" in text for text in found.findings)
+    assert not found.steps[0].complete
 
 
 def test_a_comparison_that_is_not_made_is_refused(policy: Path) -> None:
@@ -87,9 +88,11 @@ def test_deep_reads_no_file_that_a_link_names_elsewhere(policy: Path, tmp_path: 
         other.write(b"more, so that its sha256 differs")
     file.symlink_to(tmp_path / "elsewhere.safetensors")
     (policy / "more.safetensors").write_bytes((tmp_path / "elsewhere.safetensors").read_bytes()[:-32])
-    found = inspect(policy, deep=True)
-    assert any("leads out" in text for text in found.findings)
+    found = inspect(policy / "more.safetensors", deep=True)
     assert not any("sha256" in text for text in found.findings)
+    with pytest.raises(HarnessError) as caught:
+        inspect(policy, deep=True)
+    assert "leads out" in (caught.value.got or "")
 
 
 def test_the_norm_of_what_is_finite_is_that_of_any_other_checkpoint(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,57 @@ def test_wrappers_within_a_name_are_read(tmp_path: Path) -> None:
     assert read(tmp_path)
 
 
+FORMS = {
+    "transformers before 4.52": [
+        ("paligemma.model.language_model.", "paligemma.language_model.model."),
+        ("paligemma.lm_head.", "paligemma.language_model.lm_head."),
+        ("paligemma.model.vision_tower.", "paligemma.vision_tower."),
+        ("paligemma.model.multi_modal_projector.", "paligemma.multi_modal_projector."),
+    ],
+    "transformers from 5.6 on": [("vision_tower.vision_model.", "vision_tower.")],
+}
+
+
+def in_form(name: str, form: str) -> str:
+    for usual, theirs in FORMS[form]:
+        name = name.replace(usual, theirs)
+    return name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_of_other_versions_of_transformers_are_read(form: str, tmp_path: Path) -> None:
+    given = tensors(1)
+    twin = {f"model.{TABLE_NAMES[1]}": given[f"model.{TABLE_NAMES[0]}"]}
+    for folder in ("theirs", "usual"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "usual" / WHOLE, given)
+    write(
+        tmp_path / "theirs" / WHOLE,
+        {in_form(name, form): array for name, array in (given | twin).items()},
+    )
+    found = read(tmp_path / "theirs")
+    assert all(np.array_equal(found[path], array) for path, array in read(tmp_path / "usual").items())
+
+
+def test_buffers_and_weights_that_nothing_reads_are_passed_over(tmp_path: Path) -> None:
+    more = {
+        "normalize_inputs.buffer_observation_state.mean": np.full(8, np.inf, np.float32),
+        "unnormalize_outputs.buffer_action.std": np.ones(7, np.float32),
+        "model.paligemma_with_expert.gemma_expert.model.rotary_emb.inv_freq": np.ones(4, np.float32),
+        "model.paligemma_with_expert.paligemma.model.vision_tower.vision_model.embeddings.position_ids": (
+            np.ones((1, 16), np.float32)
+        ),
+        "model.paligemma_with_expert.gemma_expert.model.embed_tokens.weight": np.ones((24, 4), np.float32),
+        "model.paligemma_with_expert.paligemma.model.vision_tower.head.probe": np.ones((1, 1, 4), np.float32),
+    }
+    write(tmp_path / WHOLE, tensors(1) | more)
+    assert read(tmp_path)
+    found = inspect(tmp_path, deep=True)
+    # The statistics are infinite, and the weights are not.
+    assert found.non_finite == 0
+    assert (found.parameters["buffers"].arrays, found.parameters["unused"].arrays) == (4, 3)
+
+
 def test_two_prefixes_are_no_prefix(tmp_path: Path) -> None:
     write(tmp_path / WHOLE, {f"{'ab'[i % 2]}.{name}": a for i, (name, a) in enumerate(tensors(0).items())})
     assert refused(tmp_path).code == "weights-mismatch"
@@ -84,6 +136,19 @@ def test_two_names_of_the_table_in_two_types_are_named_from_the_headers(tmp_path
     assert "two names of one table" in refused(tmp_path).what
 
 
+@pytest.mark.parametrize(
+    "beside", ["ema.safetensors", "model-00001-of-00001.safetensors", "._model.safetensors"]
+)
+def test_inspect_looks_at_the_files_that_are_read_and_not_at_those_beside_them(
+    beside: str, tmp_path: Path
+) -> None:
+    write(tmp_path / WHOLE, tensors(0))
+    write(tmp_path / beside, tensors(2))
+    found = inspect(tmp_path)
+    assert [item.name for item in found.steps[0].items] == [find_params(tmp_path).name] == [WHOLE]
+    assert not any(" is in " in text for text in found.findings)
+
+
 def test_a_transposed_projection_is_not_another_action_dimension(tmp_path: Path) -> None:
     given = tensors(0)
     name = "action_in_proj.weight"
@@ -112,9 +177,40 @@ def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "step.tar", "w"):
         pass
     for path in (tmp_path, tmp_path / "step.tar"):
-        with pytest.raises(HarnessError) as caught:
-            inspect(path)
-        assert caught.value.fix.endswith(f"tar -xf {tmp_path}/step.tar")
+        for ask in (inspect, find_params):
+            assert leads(ask, path).endswith(f"tar -xf {tmp_path}/step.tar")
+
+
+def leads(ask: Callable[[Path], object], path: Path) -> str:
+    with pytest.raises(HarnessError) as caught:
+        ask(path)
+    return caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("files", "named", "way"),
+    [
+        ("models--a--b/snapshots/ab12/model.safetensors", "models--a--b", "models--a--b/snapshots/ab12"),
+        ("checkpoint-500/model.safetensors.index.json", ".", "checkpoint-500"),
+        ("7/pretrained_model/model.safetensors 7/training_state/a", "7/training_state", "7/pretrained_model"),
+        ("zero_to_fp32.py step9/mp_rank_00_model_states.pt", "step9", "--safe_serialization"),
+        ("pytorch_model_fsdp_0/__0_0.distcp scheduler.bin", ".", "accelerate merge-weights"),
+        ("pytorch_model.bin", "pytorch_model.bin", "torch.load"),
+    ],
+)
+def test_what_holds_no_weights_leads_to_those_that_it_has(
+    files: str, named: str, way: str, tmp_path: Path
+) -> None:
+    for name in files.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"PK")
+    for ask in (inspect, find_params):
+        assert way in leads(ask, tmp_path / named)
+
+
+def test_a_name_on_the_hub_is_to_be_downloaded() -> None:
+    for ask in (inspect, find_params):
+        assert "hf download lerobot/pi05_base" in leads(ask, Path("lerobot/pi05_base"))
 
 
 @pytest.mark.parametrize("file", ["manifest.ocdbt", "_METADATA", "data"])

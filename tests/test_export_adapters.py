@@ -202,7 +202,13 @@ def test_adapters_of_a_wrapped_model_are_those_of_the_model(prefix: str, tmp_pat
     name = "base_model.model.model."
     arrays = {key.replace(name, prefix): value for key, value in PAIR.items()}
     bias = {f"{prefix}action_in_proj.base_layer.bias": np.ones(4)}
-    found = open_peft(write_peft_file(tmp_path / "peft", arrays | bias, lora_alpha=6), {})
+    head = f"{prefix}paligemma_with_expert.gemma_expert.lm_head"
+    unread = {
+        f"{head}.lora_A.weight": np.ones((2, 3)),
+        f"{head}.lora_B.weight": np.ones((4, 2)),
+        "base_model.model.normalize_inputs.buffer_action.mean": np.ones(7),
+    }
+    found = open_peft(write_peft_file(tmp_path / "peft", arrays | bias | unread, lora_alpha=6), {})
     assert found.scales == {"action_in_proj.weight": 3.0}
     # The bias of a layer with adapters, as PEFT saves it with bias: lora_only.
     assert set(found.whole) == {"action_in_proj.bias"}

@@ -92,6 +92,11 @@ def inspect(
         return Checkpoint.model_validate(base | _nothing(findings))
     read = _describe(described, recipe or recorded_recipe(described), deep=deep, against=against)
     partial = partial or bool(read.pop("partial"))
+    if unsound := read.pop("unsound", []):
+        # A resume refuses such a step, and so does who loads it.
+        missing = [*described.report.missing, *unsound]
+        damaged = described.report.model_copy(update={"complete": False, "missing": missing})
+        base["steps"] = [damaged if s is described else s.report for s in steps]
     return Checkpoint.model_validate(
         base | read | {"partial": partial, "findings": findings + read["findings"]}
     )
@@ -239,8 +244,9 @@ def _deep_fields(
     unread = [f"{name}:{parameter_path(path)}" for (name, path), found in health.items() if found is None]
     if bad:
         findings.append(f"{len(bad)} arrays hold NaN or infinite values: {', '.join(bad[:5])}")
+    unsound = []
     if unread:
-        findings.append(f"partial: {len(unread)} arrays cannot be read: {', '.join(unread[:5])}")
+        unsound.append(f"partial: {len(unread)} arrays cannot be read: {', '.join(unread[:5])}")
     saved = recorded_digests(step)
     changed = [
         f"{name}/{path}"
@@ -248,10 +254,11 @@ def _deep_fields(
         if found and saved.get(f"{name}/{path}", found.sha256) != found.sha256
     ] + _changed_tiles(step, health)
     if changed:
-        findings.append(
+        unsound.append(
             f"{len(changed)} arrays are not those that were saved (their sha256 differ):"
             f" {', '.join(changed[:5])}"
         )
+    findings += unsound
     findings += _gaps("train_state", step.trees.get("train_state"))
     empty = [
         path
@@ -274,6 +281,7 @@ def _deep_fields(
     return {
         "leaves": leaves,
         "adapters": adapters,
+        "unsound": unsound,
         "non_finite": sum(found.non_finite for found in health.values() if found),
     }, findings
 

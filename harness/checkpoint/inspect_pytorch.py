@@ -34,7 +34,7 @@ from harness.checkpoint.pytorch import (
     step_of,
     weights_location,
 )
-from harness.checkpoint.pytorch_names import UNUSED_HEAD, is_pi0
+from harness.checkpoint.pytorch_names import is_buffer, is_pi0, is_unread, plain_name, prefix_of
 from harness.checkpoint.safetensors import NUMPY, Tensor, read_whole_header
 from harness.checkpoint.tensors import tensor_leaves
 from harness.errors import HarnessError
@@ -54,6 +54,8 @@ _PARTS = (
     ("language", re.compile(r"language_model|paligemma\.lm_head")),
     ("projections", re.compile(r"(?:action_(?:in|out)_proj|state_proj|time_mlp_(?:in|out))\.")),
 )
+# Tensors that are no weights, and weights that nothing reads.
+_BUFFERS, _UNUSED = "buffers", "unused"
 
 
 class _Read(NamedTuple):
@@ -77,12 +79,15 @@ def inspect_pytorch(path: Path, *, deep: bool = False, recipe: Recipe | None = N
     names = {each.tensor.name: each.tensor.shape for each in read}
     adapters = [each for each in read if _LORA.search(each.tensor.name)]
     lacks = [] if adapters else _lacks(path, found.path, names, recipe)
-    complete = not findings and not lacks
     if deep:
         findings += _digests(found.path)
-    non_finite = sum(each.health.non_finite for each in read if each.health) if deep else None
+    complete = not findings and not lacks
+    parts = _by_part(read)
+    # LeRobot's statistics of a feature that no dataset had are infinite.
+    weights = [each for name in parts if name != _BUFFERS for each in parts[name]]
+    non_finite = sum(each.health.non_finite for each in weights if each.health) if deep else None
     if non_finite:
-        bad = [one_line(each.tensor.name) for each in read if each.health and each.health.non_finite]
+        bad = [one_line(each.tensor.name) for each in weights if each.health and each.health.non_finite]
         findings.append(f"{len(bad)} tensors hold NaN or infinite values: {', '.join(bad[:5])}")
     counts = Counter(each.file for each in read)
     sizes = {file: file.stat().st_size for file in sorted(counts)}
@@ -111,8 +116,10 @@ def inspect_pytorch(path: Path, *, deep: bool = False, recipe: Recipe | None = N
         interrupted=[],
         step=step.step,
         lora=_lora(adapters),
-        parameters=_groups(read, deep=deep),
-        parameters_total=sum(each.tensor.size for each in read if not each.tensor.name.endswith(UNUSED_HEAD)),
+        parameters={name: _group(members, deep=deep) for name, members in parts.items()},
+        parameters_total=sum(
+            each.tensor.size for name in parts if name not in (_BUFFERS, _UNUSED) for each in parts[name]
+        ),
         non_finite=non_finite,
         leaves=[_leaf(each) for each in read] if deep else [],
         partial=bool(found.unread),
@@ -143,7 +150,7 @@ def _tensors(location: Path, files: list[Path], *, deep: bool) -> tuple[list[_Re
             except (OSError, UnsafeFile, *DAMAGE) as error:
                 findings.append(f"{one_line(tensor.name)} cannot be read: {first_line(error)}")
                 read.append(_Read(tensor, file, None))
-    strange = sorted({each.tensor.dtype for each in read} - NUMPY.keys())
+    strange = sorted({each.tensor.dtype for each in read if not is_buffer(each.tensor.name)} - NUMPY.keys())
     if strange:
         findings.append(f"tensors of type {', '.join(strange)}, which are no weights of π0.5")
     return read, findings
@@ -237,11 +244,14 @@ def _part(name: str) -> str:
     return next((part for part, pattern in _PARTS if pattern.search(name)), "other")
 
 
-def _groups(read: list[_Read], *, deep: bool) -> dict[str, GroupReport]:
+def _by_part(read: list[_Read]) -> dict[str, list[_Read]]:
     groups: dict[str, list[_Read]] = defaultdict(list)
+    prefix = prefix_of(each.tensor.name for each in read)
     for each in read:
-        groups["unused" if each.tensor.name.endswith(UNUSED_HEAD) else _part(each.tensor.name)].append(each)
-    return {name: _group(members, deep=deep) for name, members in sorted(groups.items())}
+        name = each.tensor.name
+        unused = _UNUSED if is_unread(plain_name(name, prefix)) else _part(name)
+        groups[_BUFFERS if is_buffer(name) else unused].append(each)
+    return dict(sorted(groups.items()))
 
 
 def _group(members: list[_Read], *, deep: bool) -> GroupReport:

@@ -32,11 +32,13 @@ from harness.checkpoint.pytorch_names import (
     PREFIX,
     TABLE_NAMES,
     Part,
+    is_buffer,
+    is_unread,
     parts_of,
+    plain_name,
     prefix_of,
     put_back,
     turned,
-    without_wrappers,
 )
 from harness.checkpoint.safetensors import NUMPY, read_tensor
 from harness.checkpoint.tensor_writer import Planned, Written, write_tensors
@@ -236,6 +238,8 @@ def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]],
     whole: dict[str, Stored] = {}
     prefix = prefix_of(stored)
     for name, each in stored.items():
+        if is_buffer(name):
+            continue
         found = _PAIR.fullmatch(name)
         if found is not None:
             group, key = pairs.setdefault(f"{_plain(found[1], prefix)}.weight", {}), found[2]
@@ -248,11 +252,16 @@ def _sorted(stored: Mapping[str, Stored]) -> tuple[dict[str, dict[str, Stored]],
         raise ValueError("a lora_A without its lora_B, or the reverse")
     if not stored:
         raise ValueError("a file without tensors")
-    return pairs, whole
+    # Adapters of every linear layer have some of layers that nothing reads.
+    return _without_unread(pairs), _without_unread(whole)
+
+
+def _without_unread(named: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in named.items() if not is_unread(key)}
 
 
 def _plain(name: str, prefix: str) -> str:
-    plain = without_wrappers(name).removeprefix(prefix)
+    plain = plain_name(name, prefix)
     return TABLE_NAMES[0] if plain == TABLE_NAMES[1] else plain
 
 
@@ -271,5 +280,8 @@ def _damaged(directory: Path, why: str) -> HarnessError:
         "checkpoint-damaged",
         f"{directory} holds no adapters that can be read: {one_line(why)[:400]}",
         need=f"{CONFIG} and {FILE} as PEFT saves them",
-        fix="copy or download the adapters again",
+        fix=(
+            "copy or download the adapters again; or merge them with PEFT (merge_and_unload), and name what"
+            " that saves"
+        ),
     )

@@ -11,15 +11,18 @@ src/lerobot/utils/train_utils.py and constants.py.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.checkpoint.elsewhere import way_on
 from harness.checkpoint.format import DAMAGE, first_line
 from harness.checkpoint.pytorch_names import prefix_of
 from harness.checkpoint.safetensors import Tensor, read_header
-from harness.checkpoint.tensors import INDEX
+from harness.checkpoint.tensors import INDEX, tensor_files
 from harness.errors import HarnessError
 from harness.received.files import MARK_BYTES, UnsafeFile
 from harness.received.json import read_json
@@ -38,6 +41,12 @@ _OURS = re.compile(r"paligemma_with_expert\.|(?:^|\.)action_(?:in|out)_proj\.")
 # Pickles: loading one runs the code in it. They are named in the report and not loaded; only their first
 # bytes are read, to recognize a pointer of Git LFS.
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_UNPICKLE = (
+    "import sys, torch; from safetensors.torch import save_file;"
+    ' t = torch.load(sys.argv[1], map_location="cpu", weights_only=True);'
+    ' t = next((t[k] for k in ("state_dict", "model", "module") if k in t), t);'
+    " save_file({k: v.clone().contiguous() for k, v in t.items()}, sys.argv[2])"
+)
 _POLICY, _STATE = "pretrained_model", "training_state"
 _MOST_FILES = 1000
 # Statistics of LeRobot's pipelines lie beside the weights. Source: lerobot src/lerobot/processor/pipeline.py
@@ -85,13 +94,18 @@ def refuse_pytorch(path: Path) -> None:
         f"{path} holds PyTorch weights ({found.kind}): {_contents(found)}",
         got="; ".join([str(found.path), *found.unread[:3]]),
         need=_NEED,
-        fix=(
-            "copy or download the files again"
-            if found.unread and not found.pickles and not found.tensors
-            else "start from the JAX weights:"
-            " --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
-        ),
+        fix=way_on(path) or _fix(found),
     )
+
+
+def _fix(found: Weights) -> str:
+    if found.pickles:
+        # What the trainers save: the tensors by name, or a mapping that has them under one of three keys.
+        command = f"python -c {shlex.quote(_UNPICKLE)} FILE {WEIGHTS_FILE}"
+        return f"where PyTorch is: {command}, and name what that writes"
+    if found.unread and not found.tensors:
+        return "copy or download the files again"
+    return "start from the JAX weights: --set weights.source=gs://openpi-assets/checkpoints/pi05_base/params"
 
 
 def is_ours(name: str) -> bool:
@@ -144,11 +158,21 @@ def weights_location(path: Path) -> Path | None:
             need="one step directory",
             fix=f"--set {word(f'weights.source={found.path}')}",
         )
-    names = {file.name for file in found.path.iterdir() if file.is_file()}
-    index = next((name for name in sorted(names) if name.endswith(INDEX)), None)
-    first = next((name for name in sorted(names) if name.endswith(_TENSORS)), None)
-    name = WEIGHTS_FILE if WEIGHTS_FILE in names else index or first
-    return None if name is None else found.path / name
+    return _chosen(found.path)
+
+
+def _chosen(directory: Path) -> Path | None:
+    """The file of tensors, or the index of several, that is read of `directory`; None if it has none.
+
+    The usual names come first: beside them lie averages, shards and optimizers' states.
+    """
+    names = sorted(file.name for file in directory.iterdir() if not file.name.startswith("."))
+    indexes = [name for name in names if name.endswith(INDEX)]
+    usual = [name for name in (WEIGHTS_FILE, f"{WEIGHTS_FILE}{INDEX}") if name in names]
+    files = [name for name in names if name.endswith(_TENSORS) and not _STATISTICS.match(name)]
+    return next(
+        (directory / name for name in (*usual, *indexes, *files) if (directory / name).is_file()), None
+    )
 
 
 def step_of(location: Path) -> int | None:
@@ -208,15 +232,26 @@ def _newest_first(directory: Path) -> list[Path]:
 
 
 def _files(directory: Path) -> list[Path]:
-    """The files of weights directly in `directory`: safetensors, or pickles if there are none."""
+    """The files of weights directly in `directory`: safetensors, or pickles if there are none.
+
+    Of PyTorch's usual names these are the files that `_chosen` reads, whatever lies beside them.
+    """
     names = sorted(
-        entry for entry in directory.iterdir() if entry.suffix == _TENSORS or entry.suffix in _PICKLES
+        entry
+        for entry in directory.iterdir()
+        # macOS leaves files `._NAME` beside those that it copies.
+        if entry.suffix in (_TENSORS, *_PICKLES) and not entry.name.startswith(".")
     )[:_MOST_FILES]
     tensors = [
         file
         for file in names
         if file.suffix == _TENSORS and file.is_file() and not _STATISTICS.match(file.name)
     ]
+    chosen = None if (directory / ADAPTER_CONFIG).exists() else _chosen(directory)
+    if chosen is not None and (chosen.name == WEIGHTS_FILE or chosen.name.endswith(INDEX)):
+        # Who opens damaged ones says why. What is there can be described.
+        with contextlib.suppress(HarnessError):
+            tensors = tensor_files(chosen)
     return tensors or [file for file in names if file.is_file()]
 
 

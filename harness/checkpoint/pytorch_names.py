@@ -55,6 +55,26 @@ _OUTERMOST = _PI0 | {
     "time_mlp_in",
     "time_mlp_out",
 }
+# What files hold beside the weights: LeRobot's statistics before it had pipelines, and transformers' buffers.
+# Source: lerobot lerobot/common/policies/normalize.py `create_stats_buffers`, commit a5727e3.
+_BUFFERS = re.compile(
+    r"(?:\A|\.)(?:(?:un)?normalize_(?:inputs|targets|outputs)\..+|(?:original_)?inv_freq|position_ids)\Z"
+)
+# What other forms of the network hold and no computation of π0.5 reads: the expert's token table, which
+# openpi leaves away, and the pooling head that transformers 5.8 gives to SigLIP.
+_UNREAD = re.compile(rf"{re.escape(_EXPERT)}\.embed_tokens\.weight\Z|{re.escape(_VISION)}\.head\.")
+# The same modules by the names that transformers had before 4.52, and has from 5.6 on. Source: transformers
+# src/transformers/models/paligemma/modeling_paligemma.py `_checkpoint_conversion_mapping`, 4.52;
+# src/transformers/models/siglip/modeling_siglip.py, 5.6.
+_FORMS = (
+    (re.compile(r"\bpaligemma\.language_model\.model(?=\.)"), "paligemma.model.language_model"),
+    (re.compile(r"\bpaligemma\.language_model\.lm_head\b"), "paligemma.lm_head"),
+    (re.compile(r"\bpaligemma\.(?=(?:vision_tower|multi_modal_projector)\.)"), "paligemma.model."),
+    (
+        re.compile(r"\bvision_tower\.(?=(?:embeddings|encoder|post_layernorm|head)\.)"),
+        "vision_tower.vision_model.",
+    ),
+)
 # What wrappers put before all names: LeRobot's and PEFT's, DistributedDataParallel, a module with a policy.
 _BEFORE = re.compile(r"\A(?:(?:model|module|policy|base_model)\.)+")
 # What they put before the names of any module: torch.compile, FSDP, activation checkpointing.
@@ -261,15 +281,33 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     given = list(names)
     prefix = prefix_of(given)
     found: dict[str, str] = {}
-    for name in given:
-        plain = without_wrappers(name).removeprefix(prefix)
-        if plain == TABLE_NAMES[1] and any(each.endswith(TABLE_NAMES[0]) for each in given):
+    plains = {name: plain_name(name, prefix) for name in given}
+    for name, own in plains.items():
+        if own == TABLE_NAMES[1] and TABLE_NAMES[0] in plains.values():
             continue
-        plain = TABLE_NAMES[0] if plain == TABLE_NAMES[1] else plain
+        plain = TABLE_NAMES[0] if own == TABLE_NAMES[1] else own
         if plain in found:
             raise ValueError(f"two tensors are {plain}: {found[plain]} and {name}")
         found[plain] = name
     return found
+
+
+def plain_name(name: str, prefix: str) -> str:
+    """The name as openpi's PyTorch model has it; `prefix` is that of `prefix_of`."""
+    plain = without_wrappers(name).removeprefix(prefix)
+    for form, usual in _FORMS:
+        plain = form.sub(usual, plain)
+    return plain
+
+
+def is_buffer(name: str) -> bool:
+    """Whether the tensor of this name is no weight: statistics, or constants that a module makes itself."""
+    return _BUFFERS.search(name) is not None
+
+
+def is_unread(plain: str) -> bool:
+    """Whether the tensor of this plain name is a weight that no computation of π0.5 reads."""
+    return plain == UNUSED_HEAD or _UNREAD.match(plain) is not None
 
 
 def without_wrappers(name: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harness.artifacts import Checkpoint, InterruptedSave, Manifest
 from harness.artifacts.plan import Backend
+from harness.checkpoint.elsewhere import way_on
 from harness.checkpoint.files import files_of, stray_problem
 from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
@@ -37,7 +38,6 @@ from harness.run.steps import (
 )
 from harness.units import format_seconds
 
-_ARCHIVES = {(".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"): "tar -xf", (".zip",): "unzip"}
 # Every trainer leaves what openpi leaves, so only that is asked of a step outside a run.
 ANYBODY: Backend = "openpi"
 
@@ -73,7 +73,7 @@ def find(path: Path) -> Found:
         root = path.resolve(strict=True)
         if not root.is_dir():
             refuse_pytorch(path)
-            raise _not_a_checkpoint(path, "a file", _unpack(root))
+            raise _not_a_checkpoint(path, "a file", way_on(root))
         found = Found(root)
         _fill(found)
         if not any(item in items for _, _, items in found.steps for item in (*TREES, HARNESS)):
@@ -82,7 +82,7 @@ def find(path: Path) -> Found:
         raise HarnessError(
             "checkpoint-missing",
             f"there is no {path}",
-            fix="give a run, a checkpoint directory or a step; ls the parent directory",
+            fix=way_on(path) or "give a run, a checkpoint directory or a step; ls the parent directory",
         ) from error
     except (OSError, RuntimeError) as error:
         raise unreadable(path, error) from error
@@ -270,16 +270,8 @@ def _empty(path: Path, found: Found) -> HarnessError:
     return _not_a_checkpoint(
         path,
         f"a directory of {', '.join(names[:6])}",
-        f"harness inspect {word(nested.parent)}"
-        if nested
-        else next((fix for child in sorted(found.root.iterdir()) if (fix := _unpack(child))), None),
+        f"harness inspect {word(nested.parent)}" if nested else way_on(found.root),
     )
-
-
-def _unpack(path: Path) -> str | None:
-    """How to unpack `path`, by its name; None if it is no archive."""
-    how = next((how for endings, how in _ARCHIVES.items() if path.name.endswith(endings)), None)
-    return None if how is None else f"unpack it, and name what is in it: {how} {word(path)}"
 
 
 def delete_interrupted(found: Checkpoint) -> list[InterruptedSave]:

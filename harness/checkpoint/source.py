@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.artifacts.checkpoint import VALUE_DTYPES
+from harness.checkpoint.elsewhere import way_on
 from harness.checkpoint.files import leads_out
 from harness.checkpoint.format import DAMAGE, Shapes, mismatches
 from harness.checkpoint.item import read_item
@@ -117,7 +118,8 @@ def find_params(path: Path) -> Path:
             "weights-missing",
             f"{path} is a file, and no weights" if is_file else f"there is no directory {path}",
             need="an openpi params or step directory, a directory of safetensors, gs://… or https://…",
-            fix=f"mount it into the container, or correct weights.source, for example {_PUBLISHED}",
+            fix=way_on(path)
+            or f"mount it into the container, or correct weights.source, for example {_PUBLISHED}",
         )
     if any(map(is_interrupted, (path.name, path.parent.name))) or list(path.glob(f"{PARAMS}{INTERRUPTED}*")):
         raise HarnessError(
@@ -141,7 +143,7 @@ def find_params(path: Path) -> Path:
         f"{path} is not an openpi checkpoint: there is no {METADATA} in it or in its {PARAMS} directory",
         got=", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty directory",
         need="an Orbax params directory as openpi saves it",
-        fix=f"give the {PARAMS} directory of a checkpoint, for example {_PUBLISHED}",
+        fix=way_on(path) or f"give the {PARAMS} directory of a checkpoint, for example {_PUBLISHED}",
     )
 
 

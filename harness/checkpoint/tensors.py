@@ -15,9 +15,10 @@ import numpy as np
 from harness.checkpoint.format import DAMAGE, first_line, mismatches
 from harness.checkpoint.pytorch_names import (
     TABLE_NAMES,
-    UNUSED_HEAD,
     Part,
+    is_buffer,
     is_pi0,
+    is_unread,
     parts_of,
     plain_names,
     put_back,
@@ -168,7 +169,7 @@ def tensor_leaves(location: Path, shapes: Mapping[str, Shape]) -> dict[str, tupl
     Raises: HarnessError "weights-of-pi0", "weights-are-adapters", "weights-mismatch", which lists every
     missing, unexpected and mis-shaped tensor; those of `open_tensors`.
     """
-    stored = open_tensors(location)
+    stored = {name: each for name, each in open_tensors(location).items() if not is_buffer(name)}
     _refuse_others(location, stored)
     try:
         plain = plain_names(stored)
@@ -176,7 +177,7 @@ def tensor_leaves(location: Path, shapes: Mapping[str, Shape]) -> dict[str, tupl
         raise _damaged(location, str(error)) from error
     parts = parts_of(shapes)
     wanted = {part.name: part.shape for each in parts.values() for part in each}
-    found = {name: stored[full].tensor.shape for name, full in plain.items() if name != UNUSED_HEAD}
+    found = {name: stored[full].tensor.shape for name, full in plain.items() if not is_unread(name)}
     if lines := mismatches(found, wanted):
         raise _mismatch(location, lines, found, wanted)
     _check_types(location, stored, parts, plain)
@@ -189,10 +190,11 @@ def tensor_leaves(location: Path, shapes: Mapping[str, Shape]) -> dict[str, tupl
 
 def _twin(location: Path, stored: Mapping[str, Stored], plain: Mapping[str, str]) -> Stored | None:
     """The token table by its second name, beside the first; None if it is there once."""
-    second = next((stored[name] for name in stored if name.endswith(TABLE_NAMES[1])), None)
+    first = stored[plain[TABLE_NAMES[0]]]
+    # It is the one that has no plain name of its own.
+    second = next((stored[name] for name in sorted(stored.keys() - plain.values())), None)
     if second is None:
         return None
-    first = stored[plain[TABLE_NAMES[0]]]
     if (first.tensor.shape, first.tensor.dtype) != (second.tensor.shape, second.tensor.dtype):
         raise _damaged(
             location,
@@ -207,8 +209,7 @@ def _twin(location: Path, stored: Mapping[str, Stored], plain: Mapping[str, str]
 def _leaf(
     parts: list[tuple[Part, Stored]], shape: Shape, twin: Stored | None
 ) -> tuple[np.dtype[Any], Tensors]:
-    name = parts[0][1].tensor.name
-    second = twin if name.endswith(TABLE_NAMES[0]) and twin is not None and twin.tensor.name != name else None
+    second = twin if parts[0][0].name == TABLE_NAMES[0] else None
     dtype = NUMPY[parts[0][1].tensor.dtype]
     # float16 is none of the model's own types; float32 holds each of its values.
     dtype = np.dtype(np.float32) if dtype == np.float16 else dtype
@@ -264,7 +265,7 @@ def weights_of_pi0(source: Path | str) -> HarnessError:
         f"{source} holds π0, not π0.5: its state and time enter the network in another way",
         got="parameters such as state_proj or action_time_mlp_in",
         need="weights of π0.5 (time_mlp_in, adaptive norms)",
-        fix="name weights of π0.5 in weights.source, for example lerobot/pi05_base",
+        fix="name weights of π0.5 in weights.source, for example a download of lerobot/pi05_base",
     )
 
 
