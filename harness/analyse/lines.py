@@ -212,7 +212,7 @@ class _Reader:
             )
 
     def _is_torn(self, last: bytes) -> bool:
-        """True if the last line, which has no line end, was cut off. Lines are compared as they are spelled."""
+        """True if the last line, which has no line end, was cut off. Lines are compared as spelled."""
         spelled, _ = self._spelling.apply([last], last)
         return _is_torn(spelled[0], list(self._candidates))
 
