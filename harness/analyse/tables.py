@@ -16,7 +16,7 @@ Numbers = npt.NDArray[np.int64]
 Row = tuple[bytes, ...]
 
 # wandb's own _step is late: it counts the calls of its logger, which are fewer than the trainer's steps.
-_STEPS = (
+STEPS = (
     "step",
     "global_step",
     "train/global_step",
@@ -27,6 +27,7 @@ _STEPS = (
     "iteration",
     "iter",
     "num_updates",
+    "current_steps",
     "_step",
     "epoch",
 )
@@ -96,7 +97,7 @@ class Table:
         assert key is not None
         if max(key, run or 0) >= len(cells):
             return None
-        field = KNOWN.get(_canonical(cells[key]))
+        field = KNOWN.get(canonical(cells[key]))
         if field not in ("loss", "held_out"):
             return None
         whose = (cells[key], cells[run] if run is not None else "")
@@ -194,8 +195,8 @@ def _without_names(lines: list[bytes], delimiter: str) -> _Shape | None:
 
 
 def _columns(names: list[str]) -> _Shape | None:
-    lowered = [_canonical(name) for name in names]
-    steps = next((lowered.index(name) for name in _STEPS if name in lowered), None)
+    lowered = [canonical(name) for name in names]
+    steps = next((lowered.index(name) for name in STEPS if name in lowered), None)
     if steps is None:
         return None
     if "value" in lowered:
@@ -231,10 +232,10 @@ def _field(name: str) -> tuple[str, str] | None:
     run, _, last = name.rpartition(" - ")
     if last.lower().endswith(_BOUNDS):
         return None
-    field = KNOWN.get(_canonical(last))
+    field = KNOWN.get(canonical(last))
     return (field, run) if field is not None else None
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
     """A name as it is known: `Training Loss` is `training_loss`."""
     return name.strip().lower().replace(" ", "_")
