@@ -195,6 +195,9 @@ TABLES = {
     "a notebook's table": "{s}\t{v}\n",
     "blanks": "  {s}   {v}  1e-4\n",
     "numbers alone": "{s},{v}\n",
+    "remarks": "{s},{v}\n",
+    "a spreadsheet's": "{s};{v}\n",
+    "pandas": "0   {s}   {v}\n",
 }
 HEADS = {
     "MLflow's export": "run_id,key,value,step,timestamp\n",
@@ -202,6 +205,9 @@ HEADS = {
     "a table of a page": "| Step | Training Loss |\n|------|------|\n",
     "a notebook's table": "Step\tTraining Loss\n",
     "blanks": " step   loss   lr\n",
+    "remarks": "# of run a\n# 2026-01-01\nstep,loss\n",
+    "a spreadsheet's": "\ufeffsep=;\nstep;loss\n",
+    "pandas": "      step    loss\n",
 }
 
 

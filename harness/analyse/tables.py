@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterator
 from itertools import pairwise
@@ -134,9 +135,19 @@ def table_of(lines: list[bytes]) -> Table | None:
     filled = [line for line in lines[:40] if line.strip(b" ,\t\r")][:10]
     if not filled:
         return None
-    first = filled[0].decode("utf-8-sig", errors="replace").strip()
-    if first.startswith(("{", "[")):
+    if filled[0].removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")):
         return None
+    for begin, line in enumerate(filled):
+        table = _table_at(filled[begin:])
+        # Remarks, and a spreadsheet's line about its delimiter, stand before the names.
+        if table is not None or not line.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"#", b"sep=")):
+            return table
+    return None
+
+
+def _table_at(filled: list[bytes]) -> Table | None:
+    """The table whose names are in the first of these lines."""
+    first = filled[0].decode("utf-8-sig", errors="replace").strip()
     first = first.removeprefix("#").strip()
     for delimiter in (",", "\t", ";", "|", _BLANKS):
         if delimiter not in first and not (delimiter == _BLANKS and "\t" in first):
@@ -144,7 +155,10 @@ def table_of(lines: list[bytes]) -> Table | None:
         names = [name.strip() for name in _cells(first, delimiter)][:_MOST_COLUMNS]
         # A sentence has blanks too. The line below it is no row of numbers.
         if delimiter == _BLANKS and not _numbers(filled[1:2], len(names)):
-            continue
+            if not _numbers(filled[1:2], 1 + len(names)):
+                continue
+            # pandas prints its index without a name.
+            names = ["", *names]
         found = _columns(names) or _without_names(filled, delimiter)
         if found is not None:
             return Table(delimiter, found)
