@@ -152,11 +152,16 @@ def test_steps_that_go_on_over_the_epochs_stay() -> None:
     [
         ("Epoch {j}/60 - train_loss: {v:.4f} - val_loss: 5.0\n", "a step is an epoch"),
         ("Train loss: {v:.4f}\n", "lines were counted"),
+        (
+            "\nEpoch {j}\nVal loss:   5.0\nl1: 0.3 kl: 0.1 loss: 5.0 \n"
+            "Train loss: {v:.5f}\nl1: 0.3 loss: {v:.3f} \n",
+            "lines were counted",
+        ),
     ],
 )
 def test_lines_without_a_step(form: str, why: str) -> None:
     curve = look("".join(form.format(j=i + 1, v=v) for i, v in enumerate(LOSSES)))
-    check(curve, last=COUNT, held_out=COUNT if "val" in form else None)
+    check(curve, last=COUNT, held_out=COUNT if "al_loss" in form or "Val" in form else None)
     assert any(f.code == "steps-counted" and why in f.text for f in curve.findings)
 
 

@@ -49,6 +49,8 @@ class Numbering:
                 self._look(line)
             if b"oss" not in line or b"{" not in line:
                 continue
+            if b'"step":' in line and b"train_runtime" not in line:
+                continue
             if not line.lstrip().startswith(b"{"):
                 line = _COLLECTED.sub(b"", line, count=1)  # noqa: PLW2901
             if b"train_runtime" in line and _SUMMARY.search(line) and _PLAIN.match(line):
