@@ -90,6 +90,7 @@ def test_a_loss_that_is_lost_in_its_wrapper_is_seen() -> None:
         "iteration {s}/ 6000 | lm loss: {v:.6E} |\n validation loss at iteration {s} on validation set"
         " | lm loss value: 5.000000E+00 | lm loss PPL: 1.484132E+02 |",
         "step {s} loss {v:.4f}\n[test] step {s} loss 5.0",
+        "step {s}: train loss 4.0, val loss 5.0\niter {s}: loss {v:.4f}, time 250.11ms, mfu 30%",
     ],
 )
 def test_two_losses_that_are_told_apart(form: str) -> None:
