@@ -97,6 +97,11 @@ def test_two_losses_that_are_told_apart(form: str) -> None:
     check(look(lines(form)), held_out=COUNT)
 
 
+def test_a_remark_about_a_loss_is_no_point() -> None:
+    remarks = "New best loss: 0.05 at step {s}\nLowest train loss 0.05 (step {s})\n"
+    check(look(lines("step {s} loss {v:.4f}\n" + remarks) + "Done at step 6000, final loss: 0.9\n"))
+
+
 def test_a_program_that_is_called_test_trains() -> None:
     check(look(lines("[test] step {s} loss {v:.4f}")))
 

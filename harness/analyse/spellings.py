@@ -55,6 +55,16 @@ _OF_TRAINED = re.compile(
     rb"(?<![\w/.])(?:[lL]oss ?[\[(]" + _TRAINED + rb"[\])]|" + _TRAINED + rb"\.loss(?!\w))"
 )
 _OF_OTHERS = re.compile(rb"(?<![\w/.])(?:[lL]oss ?[\[(]" + _OTHERS + rb"[\])]|" + _OTHERS + rb"\.loss(?!\w))")
+# `New best loss: 0.1 at step 500` repeats a value of another line, or of another step.
+_REMARK = re.compile(
+    rb"(?<![A-Za-z0-9_])([bB]est|BEST|[lL]owest|[mM]inimum|[fF]inal)(?: "
+    + _TRAINED
+    + rb"| "
+    + _OTHERS
+    + rb")?"
+    rb" (?i:loss)(?!\w)"
+)
+_REMARKS = (b"est ", b"EST ", b"mum ", b"inal ")
 _OTHER_LOSS = re.compile(
     rb"(?<![\w/.])((?:[A-Za-z]\w{0,40}+(?<=_loss))|(?:loss_[A-Za-z]\w{0,40}+))(?=[\"'`]?[=: ])"
 )
@@ -74,6 +84,8 @@ class Spelling:
             text = _MEGATRON.sub(rb"step \1 eval_loss:", text)
         if b"oss(" in text or b"oss (" in text or b"oss[" in text or b"oss [" in text or b".loss" in text:
             text = _OF_OTHERS.sub(b"eval_loss", _OF_TRAINED.sub(b"loss", text))
+        if any(word in text for word in _REMARKS):
+            text = _REMARK.sub(rb"\1 value", text)
         # The files of ms-swift.
         text = text.replace(b"step/max_steps", b"step")
         if b"LOSS" in text:
