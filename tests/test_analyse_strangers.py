@@ -60,6 +60,15 @@ def check(curve: Curve, *, last: int = STEPS[-1], held_out: int | None = None) -
         "{{'step': {s}, 'loss': np.float32({v:.4f})}}",
         "step {s}: loss=Array({v:.4f}, dtype=float32), grad_norm=Array(1.2, dtype=float32)",
         "1|{s}|Loss: {v:.4f}:  7%|██| {s}/6000 [01:40<50:00,  1.00it/s]",
+        "Global Step {s:06d} =>> LR :: 0.00002 -- Loss :: {v:.4f}:  7%|██| {s}/6000 [01:40<50:00,  1.00it/s]",
+        "\rsteps:  7%|██| {s}/6000 [01:40<50:00,  1.00it/s, avr_loss={v:.4f}]",
+        "step {s}, loss => {v:.4f}",
+        '{{"current_steps": {s}, "total_steps": 6000, "loss": {v:.4f}}}',
+        "{{'loss': {v:.4f}, 'epoch': 0.5, 'global_step/max_steps': '{s}/6000'}}",
+        "Schritt {s}: Verlust {v:.4f}",
+        "étape {s}, perte {v:.4f}",
+        "训练步数：{s}，损失：{v:.4f}",
+        "ステップ {s} 損失 {v:.4f}",
     ],
 )
 def test_a_line_of_another_trainer(form: str) -> None:
@@ -69,6 +78,48 @@ def test_a_line_of_another_trainer(form: str) -> None:
 def test_a_loss_that_is_lost_in_its_wrapper_is_seen() -> None:
     text = lines("step {s} loss=tensor({v:.4f})").replace("tensor(0.1", "tensor(nan) or (0.1")
     assert look(text).verdict == "diverged"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "step {s} loss[train]={v:.4f} loss[val]=5.0",
+        "Step {s} Loss (train): {v:.4f} Loss (test): 5.0",
+        "step {s} train.loss={v:.4f} val.loss=5.0",
+        "step {s} loss_train={v:.4f} loss_val=5.0",
+        "iteration {s}/ 6000 | lm loss: {v:.6E} |\n validation loss at iteration {s} on validation set"
+        " | lm loss value: 5.000000E+00 | lm loss PPL: 1.484132E+02 |",
+        "step {s} loss {v:.4f}\n[test] step {s} loss 5.0",
+        "step {s}: train loss 4.0, val loss 5.0\niter {s}: loss {v:.4f}, time 250.11ms, mfu 30%",
+    ],
+)
+def test_two_losses_that_are_told_apart(form: str) -> None:
+    check(look(lines(form)), held_out=COUNT)
+
+
+def test_a_remark_about_a_loss_is_no_point() -> None:
+    remarks = "New best loss: 0.05 at step {s}\nLowest train loss 0.05 (step {s})\n"
+    check(look(lines("step {s} loss {v:.4f}\n" + remarks) + "Done at step 6000, final loss: 0.9\n"))
+
+
+def test_a_program_that_is_called_test_trains() -> None:
+    check(look(lines("[test] step {s} loss {v:.4f}")))
+
+
+def test_a_held_out_loss_that_comes_later_is_read() -> None:
+    """The form of the lines before it would match its line, too."""
+    text = "".join(
+        f"step {s} loss {v:.4f}" + (" val_loss 5.0\n" if i % 10 == 9 else "\n")
+        for i, (s, v) in enumerate(zip(STEPS, LOSSES, strict=True))
+    )
+    # The last line is longer than those before it, and whole.
+    check(look(text[:-1]), held_out=6)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 6, 9])
+def test_a_last_line_in_another_spelling(cut: int) -> None:
+    points = look(lines("iter {s}, loss: {v:.4f}")[:-cut]).points
+    assert points == (COUNT if cut == 1 else COUNT - 1)
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "test", "Validation"])
@@ -107,15 +158,34 @@ def test_steps_that_go_on_over_the_epochs_stay() -> None:
     [
         ("Epoch {j}/60 - train_loss: {v:.4f} - val_loss: 5.0\n", "a step is an epoch"),
         ("Train loss: {v:.4f}\n", "lines were counted"),
+        (
+            "\nEpoch {j}\nVal loss:   5.0\nl1: 0.3 kl: 0.1 loss: 5.0 \n"
+            "Train loss: {v:.5f}\nl1: 0.3 loss: {v:.3f} \n",
+            "lines were counted",
+        ),
     ],
 )
 def test_lines_without_a_step(form: str, why: str) -> None:
     curve = look("".join(form.format(j=i + 1, v=v) for i, v in enumerate(LOSSES)))
-    check(curve, last=COUNT, held_out=COUNT if "val" in form else None)
+    check(curve, last=COUNT, held_out=COUNT if "al_loss" in form or "Val" in form else None)
     assert any(f.code == "steps-counted" and why in f.text for f in curve.findings)
 
 
-@pytest.mark.parametrize("prefix", ["{r}: ", "[rank{r}]: ", "[default{r}]:", "[{r}] ", "(Worker pid=7{r}) "])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "{r}: ",
+        "[rank{r}]: ",
+        "[default{r}]:",
+        "[{r}] ",
+        "(Worker pid=7{r}) ",
+        "[GPU{r}] ",
+        "node-{r}  | ",
+        "[pod/train-{r}-x7/main] ",
+        "Rank {r} | ",
+        '{{"rank": {r}, ',
+    ],
+)
 def test_the_first_of_several_processes_is_the_run(prefix: str) -> None:
     text = "".join(
         f"{prefix.format(r=r)}step {s} loss {v * (1 + 0.1 * r):.4f}\n"
@@ -136,6 +206,9 @@ TABLES = {
     "a notebook's table": "{s}\t{v}\n",
     "blanks": "  {s}   {v}  1e-4\n",
     "numbers alone": "{s},{v}\n",
+    "remarks": "{s},{v}\n",
+    "a spreadsheet's": "{s};{v}\n",
+    "pandas": "0   {s}   {v}\n",
 }
 HEADS = {
     "MLflow's export": "run_id,key,value,step,timestamp\n",
@@ -143,6 +216,9 @@ HEADS = {
     "a table of a page": "| Step | Training Loss |\n|------|------|\n",
     "a notebook's table": "Step\tTraining Loss\n",
     "blanks": " step   loss   lr\n",
+    "remarks": "# of run a\n# 2026-01-01\nstep,loss\n",
+    "a spreadsheet's": "\ufeffsep=;\nstep;loss\n",
+    "pandas": "      step    loss\n",
 }
 
 

@@ -27,11 +27,13 @@ _ALIASES = {
     "loss": (
         "loss train_loss train/loss training_loss avg_loss train/train_loss loss/train step_loss"
         " train_loss_step train/loss_step training/loss total_loss loss_total train/total_loss loss/total"
-        " train_total_loss total_train_loss mean_loss loss_mean loss_avg average_loss lm_loss"
+        " train_total_loss total_train_loss mean_loss loss_mean loss_avg average_loss lm_loss loss_train"
+        " trainloss tr_loss avr_loss reduced_train_loss"
     ),
     "held_out": (
         "eval_loss eval/loss val_loss val/loss valid_loss valid/loss validation_loss validation/loss"
-        " test_loss test/loss loss/val loss/eval eval/eval_loss heldout_loss held_out_loss"
+        " test_loss test/loss loss/val loss/eval eval/eval_loss heldout_loss held_out_loss loss_val loss_eval"
+        " loss_valid loss/valid valloss"
     ),
     "grad_norm": "grad_norm train/grad_norm gradient_norm gnorm grdn train/grdn grad/norm total_grad_norm",
     "param_norm": "param_norm train/param_norm",
@@ -47,7 +49,7 @@ _ALIASES = {
 }
 KNOWN = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
 _QUOTE = rb"[\"'`]?"
-_GAP = rb"(?:[ \t]*+[=:]|[ \t])[ \t]*+"
+_GAP = rb"(?:[ \t]*+(?:::|=>|->|[=:])|[ \t])[ \t]*+"
 _NUMBER = (
     rb"[-+]?(?:\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?+|\.\d++(?:[eE][-+]?\d++)?+"
     rb"|[nN]a[nN]|[iI]nf(?:inity)?|null|None)"

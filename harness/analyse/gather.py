@@ -124,6 +124,7 @@ def gathered(values: Values) -> Gathered:
     held_out = _held_out([(at, found) for _, at, found in parts if "held_out" in found])
     # A table that was exported as JSON has null in the rows of its other curve.
     keep = possible & ~((columns["has_loss"] == 0) & np.isfinite(columns["held_out"]))
+    keep &= ~_estimated(columns["step"], np.isfinite(columns["held_out"]))
     if not is_log and len(numbers):
         # A bar draws one state many times. The last one counts.
         keep &= np.append(np.diff(columns["step"]) != 0, True)
@@ -131,6 +132,19 @@ def gathered(values: Values) -> Gathered:
         name: column[keep] for name, column in columns.items() if name in COLUMNS or name.startswith("has_")
     }
     return Gathered(kept, numbers[keep], held_out, states, int((~possible).sum()), how, values.decimal_commas)
+
+
+def _estimated(steps: Floats, evaluates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """[N]: True for a line with a held-out loss beside a line of the same step without one.
+
+    Its training loss is another estimate, as nanoGPT's `step 100: train loss 1.0, val loss 1.1` before
+    `iter 100: loss 1.2`.
+    """
+    beside = np.diff(steps) == 0
+    other = np.zeros(len(steps), bool)
+    other[:-1] |= beside & ~evaluates[1:]
+    other[1:] |= beside & ~evaluates[:-1]
+    return np.asarray(evaluates & other)
 
 
 def _together(parts: list[tuple[Numbers, dict[str, Floats]]]) -> tuple[dict[str, Floats], Numbers]:

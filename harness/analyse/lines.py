@@ -33,6 +33,9 @@ _SESSION = re.compile(
     rb"Running on: |resuming from the checkpoint of step|Resuming from|Restoring checkpoint"
 )
 _SESSION_WORDS = (b"Running on: ", b"esuming from", b"Restoring checkpoint")
+# A held-out loss. A form without one would match its line, and leave it out.
+_SECOND = re.compile(rb"(?i)(?:val|eval|valid|validation|test|held_?out)[_/]?loss|loss[_/](?:val|eval)")
+_SECOND_WORDS = (b"val", b"Val", b"VAL", b"est", b"EST", b"eld")
 _CHUNK_LINES = 50_000
 # A log with more forms than this has no form: its lines are taken apart one by one, without patterns.
 _MOST_FORMS = 100
@@ -77,19 +80,25 @@ def read_records(text: Text) -> Records:
 def _is_torn(last: bytes, before: list[bytes]) -> bool:
     """True if the last line, which has no line end, was cut off.
 
-    It then lacks values, digits or the brace that the record before it has.
+    It then lacks values, digits or the brace that a record before it has. A line of another kind is whole.
     """
-    whole = next((line for line in reversed(before) if STEP.search(line) and PAIR.search(line)), None)
-    if whole is None or not STEP.search(last):
+    records = [line for line in reversed(before) if STEP.search(line) and PAIR.search(line)]
+    if not records or not STEP.search(last):
         return False
-    here, there = PAIR.findall(last), PAIR.findall(whole)
-    if [key for key, _ in here] != [key for key, _ in there] or whole.rstrip().endswith(
-        b"}"
-    ) != last.rstrip().endswith(b"}"):
+    if last.lstrip().startswith(b"{") and not last.rstrip().endswith(b"}"):
         return True
-    if not there or b"{" in whole:
-        return False
-    return len(here[-1][1].partition(b".")[2]) < len(there[-1][1].partition(b".")[2])
+    here = PAIR.findall(last)
+    keys, longer = [key for key, _ in here], False
+    for whole in records:
+        there = PAIR.findall(whole)
+        if [key for key, _ in there] == keys:
+            if whole.rstrip().endswith(b"}") != last.rstrip().endswith(b"}"):
+                return True
+            return b"{" not in whole and len(here[-1][1].partition(b".")[2]) < len(
+                there[-1][1].partition(b".")[2]
+            )
+        longer |= [key for key, _ in there[: len(keys)]] == keys
+    return longer
 
 
 class _Reader:
@@ -104,7 +113,7 @@ class _Reader:
         self._table: Table | None = None
         self._is_json = False
         self._marks: list[int] = []
-        self._forms: list[tuple[Form, re.Pattern[bytes]]] = []
+        self._forms: dict[bool, list[tuple[Form, re.Pattern[bytes]]]] = {True: [], False: []}
         self._learned = 0
         self._understood = self._unreadable = self._blank = self._count = 0
         self._strange: bytes | None = None
@@ -120,7 +129,7 @@ class _Reader:
                 )
                 break
         last = self._text.tail
-        if last is not None and self._table is None and _is_torn(last, list(self._candidates)):
+        if last is not None and self._table is None and self._is_torn(last):
             torn = 1
         elif last is not None:
             self._take([last])
@@ -175,10 +184,15 @@ class _Reader:
             self._understood += self._bars.take(lines, joined) - len(states)
         apart = set(states)
         logged = [index for index in at if index not in apart] if apart else at
-        self._candidates.extend(named[index] for index in logged[-100:])
+        self._candidates.extend(spelled[index] for index in logged[-100:])
+        held = set()
+        if any(word in joined for word in _SECOND_WORDS):
+            held = {index for index in at if _SECOND.search(named[index])}
         for group in (logged, states):
-            if group:
-                self._read([named[index] for index in group], np.array(group) + begin)
+            for second in (False, True) if held else (False,):
+                part = [index for index in group if (index in held) == second] if held else group
+                if part:
+                    self._read([named[index] for index in part], np.array(part) + begin, second=second)
 
     def _pass_over(self, others: list[bytes], begin: int, joined: bytes) -> None:
         """Counts lines that name no loss. A program's greetings among them become session marks."""
@@ -197,36 +211,44 @@ class _Reader:
                 None,
             )
 
-    def _read(self, lines: list[bytes], numbers: Numbers) -> None:
-        """Reads candidate lines. The first ones are read one by one, to learn their form."""
-        if not self._forms and len(lines) > 100:
-            self._read(lines[:100], numbers[:100])
+    def _is_torn(self, last: bytes) -> bool:
+        """True if the last line, which has no line end, was cut off. Lines are compared as spelled."""
+        spelled, _ = self._spelling.apply([last], last)
+        return _is_torn(spelled[0], list(self._candidates))
+
+    def _read(self, lines: list[bytes], numbers: Numbers, *, second: bool) -> None:
+        """Reads candidate lines. The first ones are read one by one, to learn their form.
+
+        `second`: all of them name a held-out loss; else none does.
+        """
+        if not self._forms[second] and len(lines) > 100:
+            self._read(lines[:100], numbers[:100], second=second)
             lines, numbers = lines[100:], numbers[100:]
         if len(lines) > 20:
             joined = b"\n".join(lines)
-            for form, pattern in self._forms[:-4:-1]:
+            for form, pattern in self._forms[second][:-4:-1]:
                 found = pattern.findall(joined)
                 if len(found) == len(lines):
                     self._values.keep(
                         form, numbers, found if isinstance(found[0], tuple) else [(one,) for one in found]
                     )
                     return
-        if len(lines) > 2000 and self._forms:
+        if len(lines) > 2000 and self._forms[second]:
             # Another kind of line is among them. Only its neighbourhood is read line by line.
             middle = len(lines) // 2
-            self._read(lines[:middle], numbers[:middle])
-            self._read(lines[middle:], numbers[middle:])
+            self._read(lines[:middle], numbers[:middle], second=second)
+            self._read(lines[middle:], numbers[middle:], second=second)
             return
         for line, number in zip(lines, numbers, strict=True):
-            self._read_one(line, int(number))
+            self._read_one(line, int(number), second=second)
 
-    def _read_one(self, line: bytes, number: int) -> None:
+    def _read_one(self, line: bytes, number: int, *, second: bool) -> None:
         if b"tep" not in line and b"TEP" not in line and b"it" not in line:
             # The line has neither a step nor a bar that counts steps.
             if self._strange is None and line.strip():
                 self._strange = line
             return
-        for form, pattern in reversed(self._forms):
+        for form, pattern in reversed(self._forms[second]):
             match = pattern.match(line)
             if match:
                 self._values.keep(form, np.array([number]), [match.groups(b"")])
@@ -249,4 +271,4 @@ class _Reader:
             self._learned += 1
             pattern = re.compile(form.pattern)
             if pattern.match(line):
-                self._forms = [*self._forms[-7:], (form, pattern)]
+                self._forms[second] = [*self._forms[second][-7:], (form, pattern)]

@@ -1,7 +1,8 @@
 """Lines of several processes of one run, each with its own loss: those of the first process are the run's.
 
 Launchers put the process before its lines: `0: ` (srun), `[rank0]:`, `[default0]:` (torchrun), `[0]`
-(mpirun), `(worker pid=7)` (Ray). They are processes of one run where they report the same steps.
+(mpirun), `[GPU0]`, `(worker pid=7)` (Ray), `node-0  | ` (compose), `[pod/train-0/main]` (kubectl). Trainers
+name a rank somewhere in the line. They are processes of one run where they report the same steps.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import re
 from harness.analyse.forms import STEP
 
 _PROCESS = re.compile(
-    rb"\A[ \t]{0,4}+(?:\[(?:rank |rank|RANK |default)?(\d{1,5}+)\][: ]|(\d{1,5}+): "
-    rb"|\(\w{1,40}+[^()\n]{0,80}?\bpid=(\d{1,9}+)[^()\n]{0,80}+\))"
+    rb"\A[ \t]{0,4}+(?:\[(?:rank |rank|RANK |default|GPU ?|gpu ?|cuda:)?(\d{1,5}+)\][: ]|(\d{1,5}+): "
+    rb"|\(\w{1,40}+[^()\n]{0,80}?\bpid=(\d{1,9}+)[^()\n]{0,80}+\)"
+    rb"|([A-Za-z][\w.-]{0,80}+(?<=\d)) {1,40}+\| |\[pod/([\w.-]{1,120}+)/)"
+)
+_RANK = re.compile(
+    rb"(?<![A-Za-z0-9])(?:rank|Rank|RANK)[\"'`]?[ \t]{0,2}+[=:#]?[ \t]{0,2}+(\d{1,5}+)(?!\w|\.\d)"
 )
 # Of the steps that were seen, as many must have been reported by several processes.
 _SHARE = 0.5
@@ -58,7 +63,7 @@ class Ranks:
             process = _process(line)
             if process is None:
                 return
-            first = process if first is None else min(first, process, key=int)
+            first = process if first is None else min(first, process, key=lambda name: (len(name), name))
             reporters.setdefault(step[1], set()).add(process)
         several = sum(len(processes) > 1 for processes in reporters.values())
         if reporters and several >= _SHARE * len(reporters):
@@ -66,5 +71,5 @@ class Ranks:
 
 
 def _process(line: bytes) -> bytes | None:
-    found = _PROCESS.search(line)
+    found = _PROCESS.search(line) or _RANK.search(line)
     return next((group for group in found.groups() if group), None) if found else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from harness.analyse.foreign import in_english
 from harness.analyse.forms import BAR, KNOWN, PAIR, STEP
 
 _WRAPPED = re.compile(
@@ -24,7 +25,7 @@ _AT_STEP = re.compile(
 _SMALL_K = re.compile(rb"(?<![A-Za-z0-9])([sS]tep[=: ]{1,3}+\d{1,9}+(?:\.\d{1,9}+)?+)k(?!\w)")
 # `it`, `steps` and their like are words of sentences too, so they need a sign before their number.
 _COUNTED = re.compile(
-    rb"(?<![A-Za-z0-9_/.])(?:global[ _-]|optimizer |train_|training )?+"
+    rb"(?<![A-Za-z0-9_/.])(?:global[ _-]|current_|optimizer |train_|training )?+"
     rb"(?:(?:iter(?:ation)?|Iter(?:ation)?|ITER(?:ATION)?|STEP|num_updates|[uU]pdate|[bB]atch)"
     rb"(?:\([a-z]{1,9}+\))?[\"'`]?[ \t]{0,4}+[=:#]?"
     rb"|(?:[iI]t|[iI]ters|[iI]terations|[sS]teps|[uU]pdates|[sS]tep(?= ?#))[\"'`]?[ \t]{0,4}+[=:#])"
@@ -44,6 +45,26 @@ _COUNTERS = (
     b"It:",
 )
 _BEFORE_BAR = re.compile(rb"oss[^\r\n%]{0,200}+%\|")
+# Megatron's line of a validation.
+_MEGATRON = re.compile(
+    rb"(?:validation|test) loss at iteration (\d{1,15}+)[^|\r\n]{0,80}+\| (?:lm )?loss value:"
+)
+_TRAINED, _OTHERS = rb"(?i:train|training)", rb"(?i:eval|val|valid|validation|test)"
+# `Loss (train): 0.5`, `loss[val]=0.5`, `train.loss=0.5`.
+_OF_TRAINED = re.compile(
+    rb"(?<![\w/.])(?:[lL]oss ?[\[(]" + _TRAINED + rb"[\])]|" + _TRAINED + rb"\.loss(?!\w))"
+)
+_OF_OTHERS = re.compile(rb"(?<![\w/.])(?:[lL]oss ?[\[(]" + _OTHERS + rb"[\])]|" + _OTHERS + rb"\.loss(?!\w))")
+# `New best loss: 0.1 at step 500` repeats a value of another line, or of another step.
+_REMARK = re.compile(
+    rb"(?<![A-Za-z0-9_])([bB]est|BEST|[lL]owest|[mM]inimum|[fF]inal)(?: "
+    + _TRAINED
+    + rb"| "
+    + _OTHERS
+    + rb")?"
+    rb" (?i:loss)(?!\w)"
+)
+_REMARKS = (b"est ", b"EST ", b"mum ", b"inal ")
 _OTHER_LOSS = re.compile(
     rb"(?<![\w/.])((?:[A-Za-z]\w{0,40}+(?<=_loss))|(?:loss_[A-Za-z]\w{0,40}+))(?=[\"'`]?[=: ])"
 )
@@ -58,7 +79,15 @@ class Spelling:
 
     def apply(self, lines: list[bytes], joined: bytes) -> tuple[list[bytes], bytes]:
         """(the same lines, all of them as one text), each line in the known spelling."""
-        text = joined
+        text = in_english(joined)
+        if b"loss at iteration" in text:
+            text = _MEGATRON.sub(rb"step \1 eval_loss:", text)
+        if b"oss(" in text or b"oss (" in text or b"oss[" in text or b"oss [" in text or b".loss" in text:
+            text = _OF_OTHERS.sub(b"eval_loss", _OF_TRAINED.sub(b"loss", text))
+        if any(word in text for word in _REMARKS):
+            text = _REMARK.sub(rb"\1 value", text)
+        # The files of ms-swift.
+        text = text.replace(b"step/max_steps", b"step")
         if b"LOSS" in text:
             text = text.replace(b"LOSS", b"loss")
         if any(word in text for word in _WRAPPERS):

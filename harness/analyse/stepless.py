@@ -10,6 +10,14 @@ import re
 
 from harness.analyse.forms import BAR, NAMED_STEP, STEP
 
+# What a collector of logs puts before each line: compose, Ray, a launcher, containerd, Docker, journald.
+_COLLECTED = re.compile(
+    rb"\A[ \t]{0,4}+(?:[A-Za-z][\w.-]{0,80}+ {1,40}+\| "
+    rb"|\(\w{1,40}+[^()\n]{0,80}?\bpid=\d{1,9}+[^()\n]{0,80}+\) {0,4}+"
+    rb"|\[(?:rank ?|RANK |default)?\d{1,5}+\]:? {0,4}+|\d{1,5}+: {1,4}+"
+    rb"|\d{4}-\d\d-\d\dT[\d:.,]{8,20}+(?:Z|[-+]\d\d:?\d\d)? (?:std(?:out|err) [FP] )?+"
+    rb"|[A-Z][a-z]{2} [ \d]\d [\d:]{8} \S{1,80}+ [^\s\[]{1,80}+\[\d{1,9}+\]: )"
+)
 _PLAIN = re.compile(rb"\s{0,200}+\{[^{}]{0,8000}+\}")
 _TOTAL = re.compile(rb"Total optimization steps = ([\d,]{1,20}+)")
 _EPOCHS = re.compile(rb"Num [Ee]pochs = ([\d,]{1,20}+)")
@@ -26,6 +34,7 @@ class Numbering:
         self._count = 0
         self._bar_total: bytes | None = None
         self._bar: int | None = None
+        self._bar_follows, self._given = False, (0, 0)
         self._total: int | None = None
         self._epochs: int | None = None
 
@@ -40,6 +49,10 @@ class Numbering:
                 self._look(line)
             if b"oss" not in line or b"{" not in line:
                 continue
+            if b'"step":' in line and b"train_runtime" not in line:
+                continue
+            if not line.lstrip().startswith(b"{"):
+                line = _COLLECTED.sub(b"", line, count=1)  # noqa: PLW2901
             if b"train_runtime" in line and _SUMMARY.search(line) and _PLAIN.match(line):
                 # The summary's "train_loss" would look like a point, with a step or without.
                 out[index] = b""
@@ -61,7 +74,7 @@ class Numbering:
             b"/" in line
             and (bar := BAR.search(line))
             and b"|" in line[: bar.start()]
-            and line[: bar.start()].partition(b"%")[0].strip().isdigit()
+            and _COLLECTED.sub(b"", line[: bar.start()], count=1).partition(b"%")[0].strip().isdigit()
         ):
             # transformers' training bar has no name and comes first. The bars of an evaluation come after it.
             if self._bar_total is None:
@@ -74,14 +87,24 @@ class Numbering:
             self._epochs = _whole(epochs[1])
 
     def _step(self, line: bytes, after: list[bytes]) -> int:
+        states = [
+            bar
+            for text in after
+            if (bar := BAR.search(text)) and bar[2] == (self._bar_total or bar[2]) and len(bar[1]) < 16
+        ]
+        if self._bar is None and states and b"|" in next(text for text in after if text.strip()):
+            # A terminal's text has only the last state of the bar before each line, which is the one that
+            # was drawn behind the line before.
+            self._bar_follows = True
+        if self._bar_follows:
+            # The state behind the last line may not be there yet.
+            before, last = self._given
+            step = int(states[0][1]) if states else 2 * last - before
+            self._given = last, step
+            return step
         if self._bar is not None:
             # The bar is drawn again after the line, with the line's own step. The state before the line may
             # be one step behind.
-            states = [
-                bar
-                for text in after
-                if (bar := BAR.search(text)) and bar[2] == self._bar_total and len(bar[1]) < 16
-            ]
             one_on = self._bar + 1
             return (
                 one_on

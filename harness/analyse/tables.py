@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterator
 from itertools import pairwise
@@ -16,7 +17,7 @@ Numbers = npt.NDArray[np.int64]
 Row = tuple[bytes, ...]
 
 # wandb's own _step is late: it counts the calls of its logger, which are fewer than the trainer's steps.
-_STEPS = (
+STEPS = (
     "step",
     "global_step",
     "train/global_step",
@@ -27,6 +28,7 @@ _STEPS = (
     "iteration",
     "iter",
     "num_updates",
+    "current_steps",
     "_step",
     "epoch",
 )
@@ -96,7 +98,7 @@ class Table:
         assert key is not None
         if max(key, run or 0) >= len(cells):
             return None
-        field = KNOWN.get(_canonical(cells[key]))
+        field = KNOWN.get(canonical(cells[key]))
         if field not in ("loss", "held_out"):
             return None
         whose = (cells[key], cells[run] if run is not None else "")
@@ -133,9 +135,19 @@ def table_of(lines: list[bytes]) -> Table | None:
     filled = [line for line in lines[:40] if line.strip(b" ,\t\r")][:10]
     if not filled:
         return None
-    first = filled[0].decode("utf-8-sig", errors="replace").strip()
-    if first.startswith(("{", "[")):
+    if filled[0].removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")):
         return None
+    for begin, line in enumerate(filled):
+        table = _table_at(filled[begin:])
+        # Remarks, and a spreadsheet's line about its delimiter, stand before the names.
+        if table is not None or not line.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"#", b"sep=")):
+            return table
+    return None
+
+
+def _table_at(filled: list[bytes]) -> Table | None:
+    """The table whose names are in the first of these lines."""
+    first = filled[0].decode("utf-8-sig", errors="replace").strip()
     first = first.removeprefix("#").strip()
     for delimiter in (",", "\t", ";", "|", _BLANKS):
         if delimiter not in first and not (delimiter == _BLANKS and "\t" in first):
@@ -143,7 +155,10 @@ def table_of(lines: list[bytes]) -> Table | None:
         names = [name.strip() for name in _cells(first, delimiter)][:_MOST_COLUMNS]
         # A sentence has blanks too. The line below it is no row of numbers.
         if delimiter == _BLANKS and not _numbers(filled[1:2], len(names)):
-            continue
+            if not _numbers(filled[1:2], 1 + len(names)):
+                continue
+            # pandas prints its index without a name.
+            names = ["", *names]
         found = _columns(names) or _without_names(filled, delimiter)
         if found is not None:
             return Table(delimiter, found)
@@ -194,8 +209,8 @@ def _without_names(lines: list[bytes], delimiter: str) -> _Shape | None:
 
 
 def _columns(names: list[str]) -> _Shape | None:
-    lowered = [_canonical(name) for name in names]
-    steps = next((lowered.index(name) for name in _STEPS if name in lowered), None)
+    lowered = [canonical(name) for name in names]
+    steps = next((lowered.index(name) for name in STEPS if name in lowered), None)
     if steps is None:
         return None
     if "value" in lowered:
@@ -231,10 +246,10 @@ def _field(name: str) -> tuple[str, str] | None:
     run, _, last = name.rpartition(" - ")
     if last.lower().endswith(_BOUNDS):
         return None
-    field = KNOWN.get(_canonical(last))
+    field = KNOWN.get(canonical(last))
     return (field, run) if field is not None else None
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
     """A name as it is known: `Training Loss` is `training_loss`."""
     return name.strip().lower().replace(" ", "_")

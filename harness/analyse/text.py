@@ -8,6 +8,8 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
+from harness.analyse.documents import records_on_lines
+from harness.received.json import parse_json
 from harness.units import MIB, format_bytes
 
 # No record of a trainer is longer. A longer line is cut here.
@@ -26,6 +28,8 @@ _LIST = re.compile(rb"[ \t\r\n]{0,200}+\[[ \t\r\n]{0,200}+\{")
 _POINTS = re.compile(rb"[ \t\r\n]{0,200}+\[[ \t\r\n]{0,200}+\[[ \t\r\n]{0,200}+[-\d]")
 _HISTORY, _HISTORY_WITHIN = b'"log_history"', 8192
 _LOOKED_AT = 400
+# Docker's own file of what a container has written.
+_COLLECTED = (b'{"log":"', b'{"log": "')
 # A bar's values after its rate (tqdm's postfix), followed by another program's output on the same line.
 _POSTFIX_END = re.compile(rb"((?:it/s|s/it), [^\]\n]{0,500}+\])(?=[^\n])")
 
@@ -85,7 +89,7 @@ class Text:
 
     def _bounded(self) -> Iterator[bytes]:
         left = MOST_BYTES
-        for piece in _records_on_lines(_decoded(self._pieces)):
+        for piece in _records_on_lines(records_on_lines(_decoded(self._pieces))):
             self._digest.update(piece)
             if b"\0" in piece:
                 piece = HOLE.sub(b"\n", piece)  # noqa: PLW2901
@@ -99,6 +103,8 @@ class Text:
             yield piece
 
     def _lines(self, data: bytes) -> list[bytes]:
+        if data.startswith(_COLLECTED):
+            data = b"".join(map(_collected, data.split(b"\n")))
         if b"\x1b" in data:
             data = _ANSI.sub(b"", data)
         if b"\r" in data:
@@ -114,6 +120,15 @@ class Text:
             self._cut += sum(len(line) > LONGEST_LINE for line in lines)
             lines = [line[:LONGEST_LINE] for line in lines]
         return lines
+
+
+def _collected(line: bytes) -> bytes:
+    """What a program has written, from the line of JSON in which Docker keeps it."""
+    try:
+        record = parse_json(line)
+        return str(record["log"]).encode() if line.startswith(_COLLECTED) else line + b"\n"
+    except (ValueError, KeyError):
+        return line + b"\n" if line else b""
 
 
 def _first_end(piece: bytes) -> int:

@@ -12,6 +12,10 @@ _SLASH = re.compile(rb"(?<![\w./-])(\d{1,12}+)[ \t]{0,2}+/[ \t]{0,2}+\d{1,12}+(?
 _EPOCH = re.compile(
     rb"(?<![A-Za-z0-9])(?:[eE]poch|EPOCH)[\"'`]?[ \t]{0,4}+[=:#]?[ \t]{0,4}+\[?(\d{1,9}+)(?!\w|[.,]\d)"
 )
+# Where some lines say that theirs is the loss of the training, the others break down what stands beside it,
+# as ACT prints them: `Val loss: 5.0`, `l1: 0.3 loss: 5.0`, `Train loss: 0.4`, `l1: 0.1 loss: 0.4`.
+_OF_TRAINING = re.compile(rb"(?i)(?<![A-Za-z0-9])train(?:ing)?[ _/]loss")
+_SOME = 0.25
 _LOOKED_AT = 2_000
 
 Kind = Literal["step", "counter", "epoch", "order"]
@@ -26,7 +30,7 @@ class Unnumbered:
     def __init__(self) -> None:
         self.kind: Kind | None = None
         self._pattern: re.Pattern[bytes] | None = None
-        self._count = 0
+        self._count, self._some_say = 0, False
 
     def apply(self, lines: list[bytes]) -> list[bytes]:
         """The same lines, with `step=N` before each that names a loss, if no line names a step."""
@@ -46,10 +50,13 @@ class Unnumbered:
             if STEP.search(line) or BAR.search(line) or NAMED_STEP.search(line):
                 self.kind = "step"
                 return
-            if _loss_named(line):
+            if _losses_named(line):
                 found.append(line)
         if len(found) < 2:
             return
+        said = [_OF_TRAINING.search(line) is not None for line in found if "loss" in _losses_named(line)]
+        # A summary at the end says it too.
+        self._some_say = _SOME * len(said) <= sum(said) < len(said)
         self.kind = "order"
         kinds: tuple[tuple[re.Pattern[bytes], Kind], ...] = (
             (_BRACKET, "counter"),
@@ -65,14 +72,15 @@ class Unnumbered:
                 return
 
     def _numbered(self, line: bytes) -> bytes:
-        if not _loss_named(line):
+        named = _losses_named(line)
+        if not named or (self._some_say and "held_out" not in named and not _OF_TRAINING.search(line)):
             return line
         if self._pattern is None:
-            self._count += 1
+            self._count += "loss" in named
             return b"step=%d " % self._count + line
         count = self._pattern.search(line)
         return b"step=%d " % int(count[1]) + line[count.end() :] if count else line
 
 
-def _loss_named(line: bytes) -> bool:
-    return any(KNOWN.get(pair[1].decode().lower()) in ("loss", "held_out") for pair in PAIR.finditer(line))
+def _losses_named(line: bytes) -> set[str]:
+    return {KNOWN.get(pair[1].decode().lower(), "") for pair in PAIR.finditer(line)} & {"loss", "held_out"}
