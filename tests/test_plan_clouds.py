@@ -28,8 +28,8 @@ NOWHERE = Machine(host=Host())
 RENTED = [
     "a10", "a10g", "a30", "l20", "l40", "rtx_4060_ti_16", "rtx_4070_ti", "rtx_4070_ti_super",
     "rtx_4080_super", "rtx_4090_d", "rtx_5070_ti", "rtx_5080",
-    "rtx_3080_12", "rtx_3080_ti", "a800_40", "a800_80", "h100_pcie", "h100_nvl", "h800", "h20", "gh200", "gb300",
-    "gb10", "jetson_thor",
+    "rtx_3080_12", "rtx_3080_ti", "a800_40", "a800_80", "h100_pcie", "h100_nvl", "h800", "h20", "gh200",
+    "gb10", "gb300", "jetson_thor",
 ]  # fmt: skip
 
 
@@ -147,12 +147,14 @@ def test_a_card_without_bfloat16_is_refused_with_the_reason(written: str, capabi
     [
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "8.9"), ("RTX 3080 Laptop", "8.6"), ("A100", "8.0"),
         ("RTX 4090 48GB", "8.9"), ("RTX 2000 Ada", "8.9"),
-        ("RTX A2000", "8.6"), ("H200 PCIe", "9.0"), ("RTX PRO 4500 Blackwell", "12.0"), ("GB200 144GB", "10.0"),
+        ("RTX A2000", "8.6"), ("H200 PCIe", "9.0"), ("RTX PRO 4500 Blackwell", "12.0"),
+        ("GB200 144GB", "10.0"),
         ("L2", "8.9"), ("RTX 5050", "12.0"), ("NVIDIA RTX 4000 SFF Ada Generation", "8.9"),
         ("A100 64GB", "8.0"),
         ("A30 48GB", "8.0"), ("A1000", "8.6"), ("NVIDIA H100 80GB HBM2e", "9.0"), ("H100 96GB", "9.0"),
         ("GRID A100-40C", "8.0"),
-        ("NVIDIA GH200 144G HBM3e", "9.0"), ("H20-3e", "9.0"), ("H20 141GB", "9.0"), ("GB300-WS", "10.0"), ("RTX PRO 5000 72GB", "12.0"),
+        ("NVIDIA GH200 144G HBM3e", "9.0"), ("H20-3e", "9.0"), ("H20 141GB", "9.0"),
+        ("GB300-WS", "10.0"), ("RTX PRO 5000 72GB", "12.0"),
     ],
 )  # fmt: skip
 def test_a_card_of_a_known_series_is_planned_for_once_its_memory_is_said(
