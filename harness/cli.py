@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from harness.errors import HarnessError
 from harness.received import consent
+from harness.received.denied import denied
 from harness.received.text import visible
 from harness.redact import Cleaned
 from harness.run.ending import end_quickly
@@ -127,18 +128,27 @@ def main() -> None:
             # Here a failure still has its message and its exit code.
             sys.stdout.flush()
     except HarnessError as error:
-        parts = [("got", error.got), ("need", error.need), ("fix", error.fix)]
-        lines = [
-            f"error [{error.code}] {_part(error.what)}",
-            *(f"  {name + ':':5} {_part(text)}" for name, text in parts if text),
-        ]
-        print("\n".join(lines), file=sys.stderr)
+        _say(error)
         sys.exit(2)
-    except Exception:
+    except Exception as error:
+        refusal = denied(error)
+        if refusal is not None:
+            _say(refusal)
+            sys.exit(2)
         # Python would write the traceback past the cleaned stream above. That stream lets our tables' colours
         # through; an exception's text may be a stranger's, so nothing of it may control the terminal.
         print(visible(traceback.format_exc()), file=sys.stderr)
         sys.exit(2)
+
+
+def _say(error: HarnessError) -> None:
+    """Prints a refusal on stderr."""
+    parts = [("got", error.got), ("need", error.need), ("fix", error.fix)]
+    lines = [
+        f"error [{error.code}] {_part(error.what)}",
+        *(f"  {name + ':':5} {_part(text)}" for name, text in parts if text),
+    ]
+    print("\n".join(lines), file=sys.stderr)
 
 
 def _open_streams() -> None:

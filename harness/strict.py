@@ -69,6 +69,8 @@ def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
 
 def _explain(model: type[BaseModel], item: Any) -> str:
     path = ".".join(str(part)[:_LONGEST_KEY] for part in item["loc"])
+    if item["type"] == "string_type":
+        return f"{path}: {item['msg']}; a number or date that is meant as text stands in quotes"
     if item["type"] != "extra_forbidden":
         return f"{path}: {item['msg']}" if path else str(item["msg"])
     known = _known_keys(model, item["loc"][:-1])

@@ -54,6 +54,7 @@ def wanted(**more: Any) -> Asked:
         ({"image": "harness:cuda"}, "launch-digest", "another image"),
         ({"image": f"Harness@{DIGEST}"}, "launch-invalid", "image"),
         ({"engine": "ray", "partition": "gpu"}, "launch-option", "--partition"),
+        ({"engine": "ray", "grace_s": 60}, "launch-option", "--grace"),
         ({"user": "1000:1000"}, "launch-option", "--user"),
         ({"train": ["--steps=0"]}, "recipe-invalid", "train.steps"),
         ({"partition": "a b"}, "launch-invalid", "letters, digits"),

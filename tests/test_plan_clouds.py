@@ -29,7 +29,7 @@ RENTED = [
     "a10", "a10g", "a30", "l20", "l40", "rtx_4060_ti_16", "rtx_4070_ti", "rtx_4070_ti_super",
     "rtx_4080_super", "rtx_4090_d", "rtx_5070_ti", "rtx_5080",
     "rtx_3080_12", "rtx_3080_ti", "a800_40", "a800_80", "h100_pcie", "h100_nvl", "h800", "h20", "gh200",
-    "gb10", "jetson_thor",
+    "gb10", "gb300", "jetson_thor",
 ]  # fmt: skip
 
 
@@ -67,6 +67,8 @@ def from_the_atlas(name: str, recipe: str, **asked: int) -> Plan:
         ("RTX PRO 6000 WS", "rtx_pro_6000"), ("DGX Spark GB10", "gb10"),
         ("NVIDIA GH200 120GB", "gh200"), ("NVIDIA GH200 96GB HBM3", "gh200"),
         ("Jetson Thor T5000", "jetson_thor"), ("NVIDIA B200 180GB HBM3e", "b200"), ("B200 192GB", "b200"),
+        ("B300 288GB", "b300"), ("NVIDIA GB200 NVL72", "gb200"), ("RTX 5060 8GB", "rtx_5060"),
+        ("RTX PRO 5000", "rtx_pro_5000"), ("H200 NVL 141GB", "h200_nvl"), ("NVIDIA GB300 NVL", "gb300"),
     ],
 )  # fmt: skip
 def test_names_are_read_as_clouds_spell_them(written: str, name: str) -> None:
@@ -127,7 +129,7 @@ def test_a_plan_before_renting_is_answered_from_the_atlas(name: str, recipe: str
         ("Quadro RTX 6000", "7.5"), ("Q_RTX_8000", "7.5"),
         ("Quadro RTX 5000", "7.5"), ("TITAN RTX", "7.5"), ("TITAN V", "7.0"), ("GTX 1080 Ti", "6.1"),
         ("GTX 1660 Super", "7.5"), ("K80", "3.7"),
-        ("M60", "5.2"), ("Tesla M40", "5.2"), ("V100 32GB", "7.0"), ("P40 24GB", "6.1"),
+        ("M60", "5.2"), ("Tesla M40", "5.2"), ("Tesla M4", "5.2"), ("V100 32GB", "7.0"), ("P40 24GB", "6.1"),
         ("RTX 6000 24GB", "7.5"), ("GRID T4-16Q", "7.5"), ("Jetson AGX Xavier", "7.2"),
     ],
 )  # fmt: skip
@@ -145,12 +147,14 @@ def test_a_card_without_bfloat16_is_refused_with_the_reason(written: str, capabi
     [
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "8.9"), ("RTX 3080 Laptop", "8.6"), ("A100", "8.0"),
         ("RTX 4090 48GB", "8.9"), ("RTX 2000 Ada", "8.9"),
-        ("RTX A2000", "8.6"), ("H200 NVL", "9.0"), ("RTX PRO 4500 Blackwell", "12.0"), ("GB200", "10.0"),
-        ("L2", "8.9"), ("RTX 5060", "12.0"), ("NVIDIA RTX 4000 SFF Ada Generation", "8.9"),
+        ("RTX A2000", "8.6"), ("H200 PCIe", "9.0"), ("RTX PRO 4500 Blackwell", "12.0"),
+        ("GB200 144GB", "10.0"),
+        ("L2", "8.9"), ("RTX 5050", "12.0"), ("NVIDIA RTX 4000 SFF Ada Generation", "8.9"),
         ("A100 64GB", "8.0"),
         ("A30 48GB", "8.0"), ("A1000", "8.6"), ("NVIDIA H100 80GB HBM2e", "9.0"), ("H100 96GB", "9.0"),
         ("GRID A100-40C", "8.0"),
-        ("NVIDIA GH200 144G HBM3e", "9.0"), ("H20-3e", "9.0"), ("H20 141GB", "9.0"), ("B300 288GB", "10.0"),
+        ("NVIDIA GH200 144G HBM3e", "9.0"), ("H20-3e", "9.0"), ("H20 141GB", "9.0"),
+        ("GB300-WS", "10.0"), ("RTX PRO 5000 72GB", "12.0"),
     ],
 )  # fmt: skip
 def test_a_card_of_a_known_series_is_planned_for_once_its_memory_is_said(
@@ -185,6 +189,7 @@ def test_a_board_of_a_series_that_shares_the_hosts_memory_is_planned_as_one() ->
     ("written", "owner"),
     [
         ("M4 Max", "Apple"),
+        ("M4", "Apple"),
         ("Apple M3 Ultra", "Apple"),
         ("7900 XTX", "AMD"),
         ("A770", "Intel"),

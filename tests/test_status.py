@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from harness.artifacts import Candidate, Levers, Memory, Plan, Status
 from harness.errors import HarnessError
@@ -22,6 +23,7 @@ from harness.run.directory import RunDir
 from harness.run.lock import locked
 from harness.run.status import newest_run, read_status
 from harness.show.status import sparkline, status_table
+from harness.verbs.status import status
 from tests.support.step_writer import put_step
 
 ROOT = Path(__file__).parent.parent
@@ -303,6 +305,18 @@ def test_the_verb(tmp_path: Path) -> None:
     )
     assert watched.returncode == 1
     assert "died" in watched.stdout
+
+
+def test_a_watched_run_is_a_line_of_json_a_look_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read_status(make(tmp_path, 30, saved=(20,)))
+    looks = [found.model_copy(update={"state": state}) for state in ("running", "silent", "finished")]
+    monkeypatch.setattr("harness.run.status.read_status", lambda _: looks.pop(0))
+    with pytest.raises(typer.Exit) as ended:
+        status(tmp_path, watch=0.0, as_json=True)
+    said = [Status.model_validate_json(line).state for line in capsys.readouterr().out.splitlines()]
+    assert (said, ended.value.exit_code) == (["running", "silent", "finished"], 0)
 
 
 def test_the_newest_run_is_no_link_and_may_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

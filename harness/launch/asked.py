@@ -150,6 +150,8 @@ ONLY: dict[str, tuple[Engine, ...]] = {
     "namespace": ("kubernetes",),
     "secret": ("kubernetes",),
     "coordinator": ("compose",),
+    # `ray job stop` ends a job as soon as its own setting says; no file tells it.
+    "grace_s": ("slurm", "kubernetes", "compose"),
 }
 # Those without which its file could not run.
 _NEEDED: dict[Engine, tuple[str, ...]] = {
@@ -178,8 +180,9 @@ def validated(data: dict[str, object]) -> Asked:
         fix="correct the options named above",
     )
     for option, engines in ONLY.items():
-        flag = f"--{option}"
-        if getattr(asked, option) is not None and asked.engine not in engines:
+        flag = f"--{option.removesuffix('_s')}"
+        given = option in asked.model_fields_set and getattr(asked, option) is not None
+        if given and asked.engine not in engines:
             raise HarnessError(
                 "launch-option",
                 f"{flag} says nothing to {asked.engine}",

@@ -54,6 +54,7 @@ OTHERS: dict[str, Other] = {
     "rtx_4070_ti_super": Other("NVIDIA GeForce RTX 4070 Ti SUPER", _rtx(f"4070(ti{_SUPER}|sti)", 16), (8, 9), 16376, 672, 88.2),
     "rtx_4080_super": Other("NVIDIA GeForce RTX 4080 SUPER", _rtx("4080" + _SUPER, 16), (8, 9), 16376, 736, 104.4),
     "rtx_4090_d": Other("NVIDIA GeForce RTX 4090 D", _rtx("4090d", 24), (8, 9), 24564, 1008, 147.1),
+    "rtx_5060": Other("NVIDIA GeForce RTX 5060", _rtx("5060", 8), (12, 0), 8151, 448, 38.4),
     "rtx_5060_ti_8": Other("NVIDIA GeForce RTX 5060 Ti 8GB", r"(rtx)?5060ti8(gb?)?", (12, 0), 8151, 448, 47.4),
     "rtx_5060_ti_16": Other("NVIDIA GeForce RTX 5060 Ti 16GB", r"(rtx)?5060ti16(gb?)?", (12, 0), 16311, 448, 47.4),
     "rtx_5070": Other("NVIDIA GeForce RTX 5070", _rtx("5070", 12), (12, 0), 12227, 672, 61.7),
@@ -63,6 +64,7 @@ OTHERS: dict[str, Other] = {
     "rtx_a5500": Other("NVIDIA RTX A5500", _rtx("a5500", 24), (8, 6), 24564, 768, 136.4),
     "rtx_4500_ada": Other("NVIDIA RTX 4500 Ada Generation", _rtx("4500ada(generation)?", 24), (8, 9), 24570, 432, 158.5),
     "rtx_5000_ada": Other("NVIDIA RTX 5000 Ada Generation", _rtx("5000ada(generation)?", 32), (8, 9), 32760, 576, 261.1),
+    "rtx_pro_5000": Other("NVIDIA RTX PRO 5000 Blackwell", r"(rtx)?(pro5000|5000pro)(blackwell)?(48(gb?)?)?", (12, 0), 48935, 1344, 258.0),
     "a2": Other("NVIDIA A2", r"a2(16(gb?)?)?", (8, 6), 15356, 200, 18.0),
     "a10": Other("NVIDIA A10", r"a10(pcie)?(24(gb?)?)?", (8, 6), 23028, 600, 125.0),
     "a10g": Other("NVIDIA A10G", r"a10g(24(gb?)?)?", (8, 6), 23028, 600, 70.0),
@@ -76,6 +78,10 @@ OTHERS: dict[str, Other] = {
     "h800_pcie": Other("NVIDIA H800 PCIe", r"h800pcie(80(gb?)?)?", (9, 0), 81559, 2039, 756.0),
     "h20": Other("NVIDIA H20", r"h20(sxm5?)?(96(gb?)?)?(hbm3)?", (9, 0), 97871, 4000, 148.0),
     "gh200": Other("NVIDIA GH200 480GB", r"gh200((480|120|96)(gb?)?)?(hbm3)?", (9, 0), 97871, 4000, 989.0),
+    "h200_nvl": Other("NVIDIA H200 NVL", r"h200(pcie)?nvl(141(gb?)?)?(hbm3e)?", (9, 0), 143771, 4800, 835.0),
+    "gb200": Other("NVIDIA GB200", r"gb200(nvl\d+)?((186|192)(gb?)?)?(hbm3e)?", (10, 0), 189471, 8000, 2500.0),
+    "b300": Other("NVIDIA B300 SXM6 AC", r"b300(sxm6?)?(ac)?((270|275|288)(gb?)?)?(hbm3e)?", (10, 3), 275040, 8000, 2250.0),
+    "gb300": Other("NVIDIA GB300", r"gb300(nvl\d*)?((279|288)(gb?)?)?(hbm3e)?", (10, 3), 284208, 8000, 2500.0),
     "l20": Other("NVIDIA L20", r"l20(48(gb?)?)?", (8, 9), 46068, 864, 119.5),
     "l40": Other("NVIDIA L40", r"l40(48(gb?)?)?", (8, 9), 46068, 864, 181.0),
     "gb10": Other("NVIDIA GB10", r"(gb10|dgxspark|dgxsparkgb10)(graceblackwell)?(superchip)?(128(gb?)?)?", (12, 1), 122_000, 273, 125.0, shared=True),
@@ -93,7 +99,8 @@ _SERIES: tuple[tuple[str, tuple[int, int]], ...] = (
     (r"a(30|100|800)(?!0)|pg50[69]", (8, 0)),
     (r"(rtx)?30[5-9]0|(rtx)?a\d{4}|rtxa400|a(2|10|16|40)(?!\d|highgpu|ultragpu|megagpu)", (8, 6)),
     (r"g?h(20|100|200|800)", (9, 0)),
-    (r"g?b[123]00", (10, 0)),
+    (r"g?b300", (10, 3)),
+    (r"g?b[12]00", (10, 0)),
     (r"(jetson)?(agx)?thor", (11, 0)),
     (r"(jetson)?(agx|nx|nano)?orin", (8, 7)),
 )
@@ -117,7 +124,7 @@ _OLD: tuple[tuple[str, str], ...] = (
 # Beginnings of the names of other makers' cards.
 _MAKERS: tuple[tuple[str, str], ...] = (
     (r"amd|instinct|radeon|mi\d{2,3}|rx\d{3,4}|[679]\d{3}(xtx?|gre)|vega|firepro|w[5-9]\d00", "AMD"),
-    (r"apple|m\d(max|pro|ultra)", "Apple"),
+    (r"apple|m\d(max|pro|ultra)|m\d$", "Apple"),
     (
         r"intel|habana|gaudi|arc|a(3[18]|58|7[57])0(?!0)|b5[78]0|(datacenter)?(gpu)?(max1[15]\d0|flex1[47]0)",
         "Intel",

@@ -86,7 +86,10 @@ def read_received(path: Path, root: Path, limit_bytes: int) -> bytes:
     """
     with open_received(path, root) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(limit_bytes + 1) if size <= limit_bytes else b""
+        # `read` asks for the memory of all that it may read, so the limit is no number to give it.
+        data = file.read(size + 1) if size <= limit_bytes else b""
+        if len(data) > size:
+            data += file.read(limit_bytes + 1 - len(data))
     if size > limit_bytes or len(data) > limit_bytes:
         raise UnsafeFile(
             "file-too-large",

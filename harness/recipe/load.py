@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 
@@ -22,6 +24,9 @@ from harness.strict import parse
 
 # The recipe that a fix names where no name is near.
 DEFAULT = "pi05_libero"
+_AT_HOME = (("weights", "source"), ("data", "tokenizer"))
+_QUOTES = ("'", '"')
+_NULL = ("", "~", "null", "Null", "NULL")
 
 
 def shipped_recipes() -> list[str]:
@@ -40,7 +45,7 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: 
     """
     data = _read_yaml(name_or_file, root)
     # A received recipe has the numbers of its episodes in it, and names no file of this machine.
-    data = data if root is not None else with_files_read(data)
+    data = data if root is not None else _from_home(with_files_read(data))
     recipe = recipe_from(data, overrides, where=f"recipe {name_or_file}")
     if root is None:
         # http:// is for servers on this machine (download.web). A file may come from anyone, and they may not
@@ -127,7 +132,8 @@ def _read_yaml(name_or_file: str, root: Path | None) -> dict[str, Any]:
         raise HarnessError(
             "recipe-invalid",
             f"recipe {name_or_file} is not a mapping of keys",
-            got=type(data).__name__,
+            got="nothing" if data is None else type(data).__name__,
+            need="keys such as those of recipe.yaml in a run's directory",
             fix="correct the file",
         )
     return data
@@ -157,7 +163,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
                 f"--set {override!r}: {part!r} holds a value, not keys",
                 fix="check the key path in the recipe",
             )
-    found = with_files_read(_scalar(value), tuple(key.split(".")))
+    path = (*parents, last)
+    found = _from_home(with_files_read(_value(value, path), path), path)
     if isinstance(node, list):
         _at(node, last, override)
         node[int(last)] = found
@@ -192,6 +199,48 @@ def _take_one(data: dict[str, Any], dataset: Any) -> None:
             data.update({name: value for name, value in each.items() if name != "weight"})
 
 
+def _from_home(value: Any, path: tuple[str, ...] = ()) -> Any:
+    """`value`, a recipe's part at the key `path`, where `~/` before weights or a tokenizer is the home.
+
+    No shell puts it in: it stands in a file, or behind a "=". A dataset's name is looked up where it is read.
+    """
+    if isinstance(value, dict):
+        return {key: _from_home(inner, (*path, str(key))) for key, inner in value.items()}
+    at_home = path in _AT_HOME and isinstance(value, str) and value.startswith("~/")
+    return os.path.expanduser(value) if at_home else value
+
+
+def _value(text: str, path: tuple[str, ...]) -> Any:
+    """The value that --set gives a key. Where the key holds text, that is the text as it was typed.
+
+    YAML would take a number, a date or a mapping for another value, and drop what stands behind "#".
+    """
+    if not _holds_text(path) or text.strip() in _NULL or text.lstrip()[:1] in _QUOTES:
+        return _scalar(text)
+    return text.strip()
+
+
+def _holds_text(path: tuple[str, ...]) -> bool:
+    """True for a key of the recipe that holds text, or text or null, and nothing else."""
+    kind: Any = Recipe
+    for part in path:
+        members = _members(kind)
+        models = [each for each in members if isinstance(each, type) and hasattr(each, "model_fields")]
+        lists = [each for each in members if get_origin(each) is list]
+        field = next((each.model_fields[part] for each in models if part in each.model_fields), None)
+        if field is None and not lists:
+            return False
+        kind = field.annotation if field is not None else get_args(lists[0])[0]
+    return set(_members(kind)) - {type(None)} == {str}
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other type, itself."""
+    if get_origin(kind) is Annotated:
+        return _members(get_args(kind)[0])
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
 def _scalar(text: str) -> Any:
     """The value that YAML reads in `text`.
 
@@ -205,7 +254,7 @@ def _scalar(text: str) -> Any:
             "for example 100 or {rank: 16, alpha: 16.0}",
         )
         raise HarnessError("override-invalid", what, got=error, need=need, fix="correct the value") from error
-    if isinstance(value, str):
+    if isinstance(value, str) and text.lstrip()[:1] not in _QUOTES:
         try:
             return float(value)
         except ValueError:

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from harness.artifacts import Artifact, Manifest
 from harness.errors import HarnessError
+from harness.received.denied import may_be_opened
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile, check_stays, read_received, stays
 from harness.received.json import read_json
 from harness.received.text import word
@@ -224,12 +225,17 @@ class RunDir:
         except ValueError as error:
             raise HarnessError("artifact-invalid", f"{path} is not JSON: {error}", fix=fix) from error
         except OSError as error:
+            if isinstance(error, IsADirectoryError):
+                # `rm` deletes no directory.
+                fix = f"mv {word(path)} {word(f'{path}.old')}"
+            elif isinstance(error, PermissionError):
+                # The file is whole, for all that is known.
+                fix = may_be_opened(path)
             raise HarnessError(
                 "artifact-unreadable",
                 f"{path} cannot be read: {error.strerror}",
                 need="a file that this user may read",
-                # `rm` deletes no directory.
-                fix=f"mv {word(path)} {word(f'{path}.old')}" if isinstance(error, IsADirectoryError) else fix,
+                fix=fix,
             ) from error
         return parse(kind, data, where=str(path), code="artifact-invalid", fix=fix)
 

@@ -150,6 +150,8 @@ def _check_is_run(run: RunDir) -> None:
         entries = {path.name for path in run.path.iterdir()}
     except FileNotFoundError as error:
         raise _missing(run, "it does not exist") from error
+    except NotADirectoryError as error:
+        raise _missing(run, "a file") from error
     except OSError as error:
         raise HarnessError(
             "run-unreadable",

@@ -27,6 +27,12 @@ def answer(artifact: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
         )
 
 
+def print_line(artifact: Any) -> None:
+    """Prints an artifact as one line of JSON, at once: whoever reads a pipe waits for it."""
+    text = redact_json(artifact.text())
+    print(in_json(type(artifact).model_validate_json(text).model_dump_json()), flush=True)
+
+
 def keep_if_possible(run: Path, artifact: Any) -> None:
     """Writes the artifact into a run that was only to be looked at.
 

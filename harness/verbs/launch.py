@@ -82,7 +82,10 @@ RestartsOption = Annotated[
     typer.Option("--restarts", min=0, help="How often a run that failed after it began is started again."),
 ]
 GraceOption = Annotated[
-    int, typer.Option("--grace", min=10, help="Seconds that a stop may take: a checkpoint is saved.")
+    int | None,
+    typer.Option(
+        "--grace", min=10, help="Seconds that a stop may take: a checkpoint is saved. Default: 900."
+    ),
 ]
 SubmitOption = Annotated[
     bool, typer.Option("--submit", help="Slurm: submit it and follow it. Ctrl-C leaves the job running.")
@@ -119,7 +122,7 @@ def launch(
     coordinator: CoordinatorOption = None,
     env: EnvOption = None,
     restarts: RestartsOption = 3,
-    grace: GraceOption = 900,
+    grace: GraceOption = None,
     submit: SubmitOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -139,7 +142,8 @@ def launch(
     fields: dict[str, Any] = {"image": image, "cpus": cpus, "memory_gib": memory_gib}
     fields |= {"time": time, "partition": partition}
     fields |= {"account": account, "claim": claim, "namespace": namespace, "secret": secret}
-    fields |= {"coordinator": coordinator, "restarts": restarts, "grace_s": grace}
+    fields |= {"coordinator": coordinator, "restarts": restarts}
+    fields |= {} if grace is None else {"grace_s": grace}
     asked = ask(wanted, partial(_plan, net, allow_slower), fields)
     made = launched(asked, write(asked))
     if submit:

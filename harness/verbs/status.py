@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
-from harness.verbs.answers import answer
+from harness.verbs.answers import answer, print_line
 from harness.verbs.options import JsonOption, RunOption
+
+# The states of a run that may change yet.
+_GOES_ON = ("preparing", "running", "silent", "unknown")
 
 
 def status(
@@ -21,7 +24,11 @@ def status(
     ] = None,
     watch: Annotated[
         float | None,
-        typer.Option("--watch", min=0.2, help="Look again every so many seconds, until the run ends."),
+        typer.Option(
+            "--watch",
+            min=0.2,
+            help="Look again every so many seconds, until the run ends. With --json: a line a look.",
+        ),
     ] = None,
     run: RunOption = None,
     as_json: JsonOption = False,
@@ -37,11 +44,17 @@ def status(
     given = path or run
     directory = RunDir(given) if given is not None else newest_run()
     found = read_status(directory)
-    if watch is not None and not as_json:
+    if watch is not None and as_json:
+        print_line(found)
+        while found.state in _GOES_ON:
+            time.sleep(watch)
+            found = read_status(directory)
+            print_line(found)
+    elif watch is not None:
         from rich.live import Live
 
         with Live(status_table(found), auto_refresh=False) as live:
-            while found.state in ("preparing", "running", "silent", "unknown"):
+            while found.state in _GOES_ON:
                 time.sleep(watch)
                 found = read_status(directory)
                 live.update(status_table(found), refresh=True)

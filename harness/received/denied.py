@@ -1,0 +1,74 @@
+"""What the operating system refuses, as a refusal instead of a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.received.text import word
+
+# Answers of the system that speak of disks and names, and of no mistake of this program.
+_PERMISSION = frozenset({errno.EACCES, errno.EPERM})
+_DISK = frozenset(
+    {
+        errno.EIO,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.ENOTCONN,
+        errno.ESTALE,
+        errno.EHOSTDOWN,
+    }
+)
+
+
+def denied(error: Exception) -> HarnessError | None:
+    """The refusal for a file or memory that the system does not let this process use.
+
+    None for any other error.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return HarnessError(
+            "host-out-of-memory",
+            "the system gives this process no more memory",
+            got=f"ulimit -v {_most_memory()}",
+            need="memory for the files that are read",
+            fix="ulimit -v unlimited; or give the container or the machine more memory",
+        )
+    if (
+        not isinstance(error, OSError)
+        or not isinstance(error.filename, str)
+        or error.errno not in _PERMISSION | _DISK
+    ):
+        return None
+    if error.errno in _PERMISSION:
+        return HarnessError(
+            "path-refused",
+            f"{error.filename} may not be used: {error.strerror}",
+            got=f"uid {os.getuid()}",
+            need="a path that this user may use, and so each directory above it",
+            fix=may_be_opened(Path(error.filename)),
+        )
+    return HarnessError(
+        "path-refused",
+        f"{error.filename[:200]} cannot be used: {error.strerror}",
+        need="a disk that answers and has space, and a name that it takes",
+        fix="df -h; or name another directory",
+    )
+
+
+def _most_memory() -> str:
+    """The limit of this process's memory as the shell prints it."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit // 1024}"
+
+
+def may_be_opened(path: Path) -> str:
+    """The fix for a path that may not be used: it names the outermost directory that may not be entered."""
+    shut = next((each for each in reversed(path.parents) if not os.access(each, os.X_OK)), path)
+    return f"chmod u+rwX {word(shut)}, or run as the user who owns it: ls -ld {word(shut)}"
