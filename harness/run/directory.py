@@ -20,6 +20,7 @@ from harness.artifacts import Artifact, Manifest
 from harness.errors import HarnessError
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile, check_stays, read_received, stays
 from harness.received.json import read_json
+from harness.received.litter import is_litter
 from harness.received.text import word
 from harness.received.writing import open_beside
 from harness.redact import redact, redact_json
@@ -66,8 +67,13 @@ def sha256_file(path: Path, stop: Event | None = None) -> str:
 
 
 def sha256_directory(directory: Path, stop: Event | None = None) -> str:
-    """SHA-256 over the names and contents of all files below `directory`; `stop` as for `sha256_file`."""
-    return sha256_files(directory, [path for path in directory.rglob("*") if path.is_file()], stop)
+    """SHA-256 over the names and contents of all files below `directory`; `stop` as for `sha256_file`.
+
+    What systems lay among them does not count.
+    """
+    files = (path for path in directory.rglob("*") if path.is_file())
+    own = [path for path in files if not is_litter(*path.relative_to(directory).parts)]
+    return sha256_files(directory, own, stop)
 
 
 def sha256_files(directory: Path, files: Iterable[Path], stop: Event | None = None) -> str:
