@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import socket
@@ -254,12 +255,15 @@ def test_metrics_file_drops_what_is_computed_again(tmp_path: Path) -> None:
     first = MetricsFile(path, start_step=0)
     first.write([line(step) for step in range(5)])
     first.close()
-    with path.open("ab") as file:
-        file.write(b'\xff{"step": 5, "lo')
+    whole = path.read_bytes()
+    newer = json.dumps(json.loads(whole.splitlines()[0]) | {"of_a_newer_harness": 1}).encode() + b"\n"
+    path.write_bytes(codecs.BOM_UTF8 + whole + newer + b'\xff{"step": 5, "lo')
     second = MetricsFile(path, start_step=3)
     second.write([line(3)])
     second.close()
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1, 2, 3]
+    assert (tmp_path / "metrics.jsonl.unread").read_bytes() == newer
+    assert (second.repeated, second.unread) == (2, 1)
 
 
 def test_a_resume_keeps_more_lines_than_a_page_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

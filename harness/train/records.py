@@ -6,7 +6,7 @@ from harness.artifacts import Manifest, Metrics
 from harness.data.loader import Loader
 from harness.run.job import Job
 from harness.run.watcher import Watcher
-from harness.train.metrics import MetricsFile
+from harness.train.metrics import UNREAD, MetricsFile
 from harness.train.views import save_camera_views
 from harness.train.wandb import Wandb
 
@@ -24,6 +24,11 @@ class Records:
             watcher.say(
                 f"{self.metrics.repeated:,} logged steps are computed again:"
                 f" {whole if start_step else 'there is no whole checkpoint'}"
+            )
+        if self.metrics.unread:
+            name = job.run.metrics.name
+            watcher.warn(
+                f"{self.metrics.unread:,} lines of {name} are of another form, and now lie in {name}{UNREAD}"
             )
         config = manifest.model_dump(mode="json")
         self.wandb = Wandb(job.run, job.recipe, config, start_step=start_step, warn=watcher.warn)
