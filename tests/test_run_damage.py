@@ -103,6 +103,9 @@ def test_no_fix_deletes_what_no_verb_writes_again(run: Path, tmp_path: Path) -> 
                 RunDir(copy).read(kind)
             assert ("rm " in str(caught.value.fix)) == (kind is Dataset)
     assert "version 2" in caught.value.what
+    (copy / "dataset.json").write_text('{"sha256": "1", "sha256": "2"}')
+    with pytest.raises(HarnessError, match="the key 'sha256' twice"):
+        RunDir(copy).read(Dataset)
     (copy / "dataset.json").write_bytes(bytes(500))
     with pytest.raises(HarnessError, match="zeros alone"):
         RunDir(copy).read(Dataset)

@@ -224,7 +224,7 @@ class RunDir:
         path = self.path / kind.FILE
         fix = _mend(kind, path)
         try:
-            data = read_json(path, self.path, ARTIFACT_BYTES, finite=True)
+            data = read_json(path, self.path, ARTIFACT_BYTES, finite=True, unique=True)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
@@ -240,9 +240,13 @@ class RunDir:
         return parse(kind, data, where=str(path), code="artifact-invalid", fix=fix)
 
     def manifest_sha256(self) -> str | None:
-        """SHA-256 of manifest.json's bytes; None if it does not exist, or is not a file of the run."""
+        """SHA-256 of manifest.json's bytes; None if it does not exist, or is not a file of the run.
+
+        Line ends count as those with which it was written, which a copy by Windows changes.
+        """
         try:
-            return hashlib.sha256(read_received(self.path / MANIFEST, self.path, ARTIFACT_BYTES)).hexdigest()
+            text = read_received(self.path / MANIFEST, self.path, ARTIFACT_BYTES)
+            return hashlib.sha256(text.replace(b"\r\n", b"\n")).hexdigest()
         except (UnsafeFile, OSError):
             return None
 

@@ -26,6 +26,7 @@ from harness.verify.fields import (
 from harness.verify.found import files_of, found_here
 from harness.verify.initial import digests_here
 from harness.verify.replay import compare_metrics, recorded_metrics
+from harness.verify.statistics import with_distance
 
 
 def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watcher: Watcher) -> Verdict:
@@ -60,7 +61,7 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
         found = found_here(
             run, manifest, known, remade, machine, why, dataset_sha256=dataset_sha256, weights=weights
         )
-    rows = compare_fields(manifest, found)
+    rows = with_distance(compare_fields(manifest, found), run, manifest, known[1] if known else None)
     named = first_difference(rows) or (
         replay.first if replay is not None and replay.status == "differs" else None
     )
