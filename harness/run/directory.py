@@ -181,6 +181,13 @@ class RunDir:
         """True if training has begun here. From then on the run's recipe, data and statistics stay fixed."""
         return any((self.path / name).exists() for name in (MANIFEST, METRICS, CHECKPOINTS))
 
+    def is_gone(self) -> bool:
+        """True if what a started run always has is no longer here: it was moved, or deleted."""
+        try:
+            return not any(os.path.lexists(self.path / name) for name in (MANIFEST, METRICS))
+        except OSError:
+            return False
+
     def check_own(self) -> None:
         """Refuses a run with a directory that lies elsewhere.
 

@@ -108,5 +108,13 @@ class MetricsFile:
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
+    def place(self) -> Path | None:
+        """The directory in which the open file lies now; None if it was deleted, or cannot be told."""
+        try:
+            now = Path(os.readlink(f"/proc/self/fd/{self._file.fileno()}"))
+            return now.parent if os.path.samestat(now.stat(), os.fstat(self._file.fileno())) else None
+        except OSError:
+            return None
+
     def close(self) -> None:
         self._file.close()
