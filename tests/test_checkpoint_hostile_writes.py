@@ -5,6 +5,7 @@ An export carries nothing from outside, and a store touches nothing of anybody e
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -105,6 +106,32 @@ def test_pruning_leaves_links_where_they_are(tmp_path: Path) -> None:
     Store(checkpoints, keep_every_steps=1000)._prune()
     assert len(list(checkpoints.iterdir())) == 3
     assert (tmp_path / "mine/file").read_text() == "keep"
+
+
+def test_a_step_that_cannot_be_deleted_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS while another process reads from it. The rest of it is deleted, and later all of it."""
+    heard: list[str] = []
+    for name in ("params/.nfs000000000123", "train_state/x"):
+        path = tmp_path / f"1.orbax-checkpoint-tmp-deleted-1/{name}"
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    unlink = os.unlink
+
+    def busy(path: str, **where: int) -> None:
+        if path.startswith(".nfs"):
+            raise OSError(errno.EBUSY, "Device or resource busy", path)
+        unlink(path, **where)
+
+    store = Store(tmp_path, keep_every_steps=1000, warn=heard.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", busy)
+        store._prune()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".nfs000000000123"]
+    assert "takes space (" in heard.pop()
+    store._prune()
+    assert (heard, list(tmp_path.iterdir())) == ([], [])
 
 
 @pytest.mark.parametrize("asset_id", ["/tmp/x", "../../x", "", "a/../..", "a\0", "a//b", "~/x"])

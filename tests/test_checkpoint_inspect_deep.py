@@ -272,6 +272,12 @@ def test_texts_that_are_not_those_that_were_saved(tmp_path: Path) -> None:
         (step / name).write_text('{"x": 1}')
         assert inspect(step).steps[0].missing == [f"{name} has changed since it was saved"]
         (step / name).write_text(text)
+    # Line ends of Windows change no value.
+    (step / "assets/sample/norm_stats.json").write_bytes(b"{}\r\n")
+    (step / "harness/digests.json").write_text(
+        json.dumps({"files": {name: hashlib.sha256(b"{}\n").hexdigest()}, "leaves": {}})
+    )
+    assert inspect(step).steps[0].missing == []
     (step / "harness/digests.json").write_bytes(bytes(300))
     assert "harness/digests.json is damaged" in inspect(step).steps[0].missing[0]
     (step / "harness/digests.json").unlink()

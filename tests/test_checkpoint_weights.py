@@ -14,6 +14,7 @@ from harness.checkpoint.weights import directory_sha256, is_finite, load_params
 from harness.errors import HarnessError
 from harness.recipe.parameters import is_trained, parameter_shapes
 from harness.recipe.schema import Expert, Lora, Model
+from tests.support.litter import lay
 from tests.support.openpi_checkpoints import STEP, openpi_checkpoint
 
 
@@ -283,6 +284,8 @@ def test_the_hash_of_a_directory_is_of_names_and_contents(tmp_path):
     assert made("same", y="2", x="1") == one
     assert made("content", x="1", y="3") != one
     assert made("names", x="1", z="2") != one
+    lay(tmp_path / "one")
+    assert directory_sha256(tmp_path / "one") == one
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.bool_, jnp.complex64])

@@ -19,6 +19,7 @@ from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.show.dataset import dataset_table
 from tests.support import lerobot_writer as writer
+from tests.support.litter import lay
 
 
 def test_describes_the_sample() -> None:
@@ -47,8 +48,8 @@ def test_the_hash_changes_with_any_file_and_any_name(tmp_path: Path) -> None:
 
 
 def test_the_hash_does_not_depend_on_who_copied_the_files(tmp_path: Path) -> None:
-    """Another order of creation, other times and modes, a downloader's notes, a README, and links into a hub
-    cache.
+    """Another order of creation, other times and modes, a downloader's notes, a README, links into a hub
+    cache, and what systems lay beside.
     """
     root = writer.write(tmp_path / "set")
     snapshot, blobs = tmp_path / "cache/snapshots/0123", tmp_path / "cache/blobs"
@@ -61,6 +62,7 @@ def test_the_hash_does_not_depend_on_who_copied_the_files(tmp_path: Path) -> Non
     (snapshot / "README.md").write_text("a card")
     (snapshot / ".cache/huggingface").mkdir(parents=True)
     (snapshot / ".cache/huggingface/notes.json").write_text("{}")
+    lay(snapshot)
     assert content_hash(snapshot) == content_hash(root)
 
 

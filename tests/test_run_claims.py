@@ -57,6 +57,8 @@ def test_a_verdict_is_bound_to_its_manifest_and_says_who_when_and_on_what(run: R
     assert verdict.manifest_sha256 == hashlib.sha256((run.path / "manifest.json").read_bytes()).hexdigest()
     assert socket.gethostname() not in verdict.by.model_dump_json()
     run.write(verdict)
+    path = run.path / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     text = Page(render(run)).text
     assert f"written {verdict.by.time} by harness" in text
     assert "on this manifest" in text

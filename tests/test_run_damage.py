@@ -21,7 +21,7 @@ from harness.errors import HarnessError
 from harness.flow.chain import Chain
 from harness.flow.find import recipe_of
 from harness.probe.machine import probe
-from harness.recipe.load import load_recipe
+from harness.recipe.load import load_recipe, recipe_from
 from harness.run.directory import RunDir, sha256_json
 from harness.verify.run import verify_pair
 from tests.support.held_out import falling, run_of
@@ -103,6 +103,9 @@ def test_no_fix_deletes_what_no_verb_writes_again(run: Path, tmp_path: Path) -> 
                 RunDir(copy).read(kind)
             assert ("rm " in str(caught.value.fix)) == (kind is Dataset)
     assert "version 2" in caught.value.what
+    (copy / "dataset.json").write_text('{"sha256": "1", "sha256": "2"}')
+    with pytest.raises(HarnessError, match="the key 'sha256' twice"):
+        RunDir(copy).read(Dataset)
     (copy / "dataset.json").write_bytes(bytes(500))
     with pytest.raises(HarnessError, match="zeros alone"):
         RunDir(copy).read(Dataset)
@@ -136,6 +139,32 @@ def test_of_two_runs_the_files_of_both_are_looked_at(run: Path, tmp_path: Path) 
             "differs",
             "norm_stats.json",
         )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hashed", "verdict"),
+    [
+        ("dataset", "/elsewhere/sample", {}, "equal"),
+        ("dataset", "/elsewhere/sample", {"dataset_sha256": "1" * 64}, "differs"),
+        ("prompt", "another instruction", {}, "differs"),
+    ],
+)
+def test_two_runs_may_have_the_same_bytes_at_two_places(
+    key: str, value: str, hashed: dict[str, str], verdict: str, run: Path, tmp_path: Path
+) -> None:
+    copy = RunDir(shutil.copytree(run, tmp_path / "smoke-001"))
+    was = copy.read(Manifest)
+    assert was is not None
+    own = recipe_from(dict(was.recipe), where="recipe")
+    moved = own.model_copy(update={"data": own.data.model_copy(update={key: value})})
+    changed = {"recipe": moved.model_dump(mode="json"), "recipe_sha256": moved.sha256()}
+    RunDir(run).write(was.model_copy(update={"recipe_sha256": own.sha256()}))
+    copy.write(was.model_copy(update=changed | hashed))
+    found = verify_pair(RunDir(run), copy)
+    RunDir(run).write(was)
+    rows = {row.field: row for row in found.fields}
+    assert rows[f"recipe.data.{key}"].status == rows["recipe_sha256"].status == "differs"
+    assert found.verdict == verdict
 
 
 def test_a_page_that_has_no_place_in_the_run_may_lie_elsewhere(run: Path, tmp_path: Path) -> None:

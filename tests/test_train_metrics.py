@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +23,7 @@ from harness.recipe.load import load_recipe
 from harness.run.directory import RunDir
 from harness.train import wandb, wandb_log
 from harness.train.metrics import MetricsFile
+from harness.train.records import Records
 from harness.train.wandb import Wandb
 from tests.support.step_writer import put_step
 
@@ -254,12 +259,37 @@ def test_metrics_file_drops_what_is_computed_again(tmp_path: Path) -> None:
     first = MetricsFile(path, start_step=0)
     first.write([line(step) for step in range(5)])
     first.close()
-    with path.open("ab") as file:
-        file.write(b'\xff{"step": 5, "lo')
+    whole = path.read_bytes()
+    newer = json.dumps(json.loads(whole.splitlines()[0]) | {"of_a_newer_harness": 1}).encode() + b"\n"
+    path.write_bytes(codecs.BOM_UTF8 + whole + newer + b'\xff{"step": 5, "lo')
     second = MetricsFile(path, start_step=3)
     second.write([line(3)])
     second.close()
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1, 2, 3]
+    assert (tmp_path / "metrics.jsonl.unread").read_bytes() == newer
+    assert (second.repeated, second.unread) == (2, 1)
+
+
+def test_a_run_that_is_moved_while_it_trains_goes_on_in_one_place(tmp_path: Path) -> None:
+    """Its next save makes its old directory anew; what brings the two together is said."""
+    old, new = RunDir(tmp_path / "a run"), tmp_path / "b"
+    old.path.mkdir()
+    records = object.__new__(Records)
+    records._run, records.metrics = old, MetricsFile(old.metrics, start_step=0)
+    records.wandb = SimpleNamespace(checkpoint=lambda _: None)  # type: ignore[assignment]
+    records.saved(3)
+    old.path.rename(new)
+    (old.checkpoints / "3").mkdir(parents=True)
+    with pytest.raises(HarnessError) as caught:
+        records.saved(3)
+    assert caught.value.code == "run-moved"
+    subprocess.run(str(caught.value.fix).partition(" && harness")[0], shell=True, check=True)
+    assert (new / "checkpoints/3").is_dir()
+    assert str(caught.value.fix).endswith(f"harness train --resume --run {new}")
+    shutil.rmtree(new)
+    with pytest.raises(HarnessError, match="RUN is the new place"):
+        records.saved(3)
+    records.metrics.close()
 
 
 def test_a_resume_keeps_more_lines_than_a_page_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
+from harness.artifacts import NormStats
 from harness.artifacts.metrics_lines import LINE_BYTES
+from harness.artifacts.verdict import Compared
 from harness.errors import HarnessError
+from harness.run.directory import sha256_json
 from harness.run.xla_flags import in_order
 from harness.verify.found import _environment
 from harness.verify.replay import compare_metrics, recorded_metrics
-from tests.support.report_run import manifest
+from harness.verify.statistics import with_distance
+from tests.support.report_run import full_run, manifest
 
 
 def metrics(loss: float, step: int = 0) -> dict[int, dict[str, float]]:
@@ -74,3 +78,27 @@ def test_the_half_line_of_a_killed_process_is_left_out(torn: bytes, tmp_path: Pa
         with pytest.raises(HarnessError) as caught:
             recorded_metrics(path)
         assert caught.value.code == "metrics-invalid"
+
+
+@pytest.mark.parametrize(
+    ("times", "matters", "note"),
+    [
+        (1 + 2**-52, False, "by rounding alone: at most 6e-17 of the spread or the value, state[3].std"),
+        (1.01, True, "by up to"),
+    ],
+)
+def test_it_says_how_far_other_statistics_are(tmp_path: Path, times: float, matters: bool, note: str) -> None:
+    """A processor that sums in another order is no other data."""
+    run = full_run(tmp_path / "smoke-001")
+    own = run.read(NormStats)
+    assert own is not None
+    state = own.norm_stats["state"]
+    other = state.model_copy(update={"std": [*state.std[:3], state.std[3] * times, *state.std[4:]]})
+    found = own.model_copy(update={"norm_stats": own.norm_stats | {"state": other}})
+    row = Compared(field="norm_stats", status="differs")
+    made = manifest(norm_stats_sha256=sha256_json(own.norm_stats))
+    [told] = with_distance([row], run, made, found)
+    assert (told.status, told.matters) == ("differs", matters)
+    assert note in told.note
+    # Whose file is not what its manifest says has no distance to tell.
+    assert with_distance([row], run, manifest(), found) == [row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,7 +164,7 @@ def line_of(text: bytes) -> HeldOutLine | None:
     if len(text) > LINE_BYTES:
         return None
     try:
-        return HeldOutLine.model_validate_json(text)
+        return HeldOutLine.model_validate_json(text.removeprefix(codecs.BOM_UTF8))
     except ValueError:
         return None
 

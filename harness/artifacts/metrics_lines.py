@@ -5,6 +5,7 @@ It marks a line that is not of metrics, which its caller counts or refuses. Such
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -44,11 +45,14 @@ def read_lines(path: Path, root: Path, *, most: int = MOST_LINES) -> Iterator[Li
 
 
 def metrics_of(text: bytes) -> Metrics | None:
-    """The metrics of one line. None if it is too long or not a line of metrics."""
+    """The metrics of one line. None if it is too long or not a line of metrics.
+
+    An editor's byte order mark, which it sets before the first line, is passed over.
+    """
     if len(text) > LINE_BYTES:
         return None
     try:
-        return Metrics.model_validate_json(text)
+        return Metrics.model_validate_json(text.removeprefix(codecs.BOM_UTF8))
     except ValueError:
         return None
 

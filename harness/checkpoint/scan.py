@@ -18,6 +18,7 @@ from harness.checkpoint.files import files_of, stray_problem
 from harness.checkpoint.pytorch import refuse_pytorch
 from harness.errors import HarnessError
 from harness.received.files import stays
+from harness.received.litter import is_litter
 from harness.received.text import word
 from harness.run.directory import CHECKPOINTS, MANIFEST, RunDir
 from harness.run.steps import (
@@ -161,7 +162,7 @@ def _items(found: Found, step: Path) -> dict[str, Path]:
                 f"{step.name}/{path.name} is a symlink that leads out of {found.root}, to {target}; it was"
                 " not followed"
             )
-        elif path.is_dir():
+        elif path.is_dir() and not is_litter(path.name):
             items[path.name] = path
     return items
 

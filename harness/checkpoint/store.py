@@ -15,10 +15,8 @@ Source: openpi src/openpi/training/checkpoints.py, commit 15a9616.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +32,7 @@ from harness.checkpoint.handlers import items_handler, tree_save
 from harness.checkpoint.leaves import Leaf, open_leaves, read_leaves
 from harness.checkpoint.memory import give_back_memory
 from harness.checkpoint.paths import flat, leaf_paths, nbytes, nested, nested_state
+from harness.checkpoint.prune import free_name, prune
 from harness.checkpoint.shared_digests import shared_digests
 from harness.checkpoint.source import damaged
 from harness.checkpoint.texts import SaveTextFiles
@@ -63,7 +62,6 @@ Params = dict[str, jax.Array]
 _SAVE_TIMEOUT_S = 10**9
 # Of several processes each waits for the others to write their parts.
 _SHARED_SAVE_TIMEOUT_S = 3600
-_DELETED = re.compile(rf"(?<![0-9])[0-9]++{re.escape(INTERRUPTED)}-deleted-[0-9]+")
 
 
 class Restored(NamedTuple):
@@ -80,7 +78,7 @@ class Store:
 
     `streamed` saves while training waits, and then needs no copy of the state (`checkpoint.streamed`). The
     files have the same arrays. `told` is called from the threads that write, for each part that was written:
-    (step, its bytes, the bytes of the whole step).
+    (step, its bytes, the bytes of the whole step). `warn` hears of older steps that could not be deleted.
     """
 
     def __init__(
@@ -92,6 +90,7 @@ class Store:
         peers: Peers = ALONE,
         streamed: bool = False,
         told: Callable[[int, int, int], None] | None = None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         # Orbax logs every failure with many tracebacks before it raises. The error becomes one HarnessError
         # here.
@@ -101,7 +100,7 @@ class Store:
         self._keep_last = keep_last
         self._peers = peers
         self._saving: int | None = None
-        self._streamed, self._told = streamed, told
+        self._streamed, self._told, self._warn = streamed, told, warn
         self._writing = (0, 0)  # the step that is being saved, and its bytes
         # A directory that cannot be made is reported at once. Made in the background, its failure would be a
         # time-out ten minutes later.
@@ -286,7 +285,7 @@ class Store:
                 )
             for left in (target, self.directory / f"{step}{INTERRUPTED}"):
                 if there(left):
-                    left.rename(_free_name(self.directory / f"{step}{INTERRUPTED}"))
+                    left.rename(free_name(self.directory / f"{step}{INTERRUPTED}"))
         except OSError as error:
             raise self._failed(step, error) from error
         free, need = shutil.disk_usage(self.directory).free, need_bytes + need_bytes // 20 + MIB
@@ -295,17 +294,10 @@ class Store:
 
     def _prune(self) -> None:
         steps = self.steps()
-        for step in steps[: max(len(steps) - self._keep_last, 0)]:
-            if step % self._keep_every_steps:
-                # Renamed first: if a process dies while it deletes, what is left does not look like a whole
-                # step.
-                (self.directory / str(step)).rename(
-                    _free_name(self.directory / f"{step}{INTERRUPTED}-deleted")
-                )
-        for path in self.directory.iterdir():
-            # Only what this store has renamed; a link of such a name stays.
-            if _DELETED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+        older = steps[: max(len(steps) - self._keep_last, 0)]
+        said = prune(self.directory, [step for step in older if step % self._keep_every_steps])
+        if said is not None:
+            self._warn(said)
 
     def _failed(self, step: int | None, error: BaseException) -> HarnessError:
         text = str(error)
@@ -340,11 +332,3 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise damaged(path, f"{RECORD} is not a mapping")
     return record
-
-
-def _free_name(path: Path) -> Path:
-    return next(
-        name
-        for name in (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
-        if not there(name)
-    )

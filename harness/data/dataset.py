@@ -23,6 +23,7 @@ from harness.data.prompts import most_tokens
 from harness.data.space_check import check_space
 from harness.data.tokenizer import tokenizer_of
 from harness.errors import HarnessError
+from harness.received.litter import is_litter
 from harness.recipe.episodes import compact, spelled_out
 from harness.recipe.schema import Recipe
 
@@ -149,8 +150,9 @@ def open_for(recipe: Recipe) -> tuple[Resolved, LeRobotDataset]:
 def content_hash(root: Path) -> tuple[str, int]:
     """SHA-256 and size in bytes of all data and metadata.
 
-    Every file in a subdirectory of `root` counts, except hidden ones. The hash depends only on names and
-    bytes. Files directly in `root` (README, licence) and a downloader's hidden notes do not count.
+    Every file in a subdirectory of `root` counts, except hidden ones and what systems lay there. The hash
+    depends only on names and bytes. Files directly in `root` (README, licence) and a downloader's hidden
+    notes do not count.
     """
     files = sorted(_content(root), key=lambda path: path.relative_to(root).as_posix().encode())
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -180,7 +182,7 @@ def _content(root: Path) -> Iterator[Path]:
 
 def _counts(root: Path, path: Path) -> bool:
     parts = path.relative_to(root).parts
-    return len(parts) > 1 and not any(part.startswith(".") for part in parts)
+    return len(parts) > 1 and not is_litter(*parts) and not any(part.startswith(".") for part in parts)
 
 
 def _left_out(dataset: LeRobotDataset) -> LeftOut | None:

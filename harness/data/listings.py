@@ -20,6 +20,7 @@ from harness.data.mending import correct, missing
 from harness.data.paths import EPISODES, INFO, TASKS, fill, inside, open_file
 from harness.errors import HarnessError
 from harness.received.files import there
+from harness.received.litter import is_litter
 from harness.received.text import word
 from harness.recipe.episodes import MOST_EPISODES
 from harness.units import MIB
@@ -182,9 +183,8 @@ def _episode_rows(root: Path, wanted: set[str]) -> Iterator[tuple[dict[str, Any]
 
 
 def _episode_files(root: Path) -> list[Path]:
-    # macOS leaves a file `._NAME` beside each one that it copies to another disk.
     files = (root / EPISODES).glob("*/*.parquet")
-    return sorted(path for path in files if not path.name.startswith("._"))
+    return sorted(path for path in files if not is_litter(path.name))
 
 
 def _row_v3(row: dict[str, Any], data: str, videos: dict[str, str], at: str, where: str) -> Row:

@@ -203,7 +203,7 @@ def _vector(file: Path, name: str, statistic: str, value: Any, *, needed: bool) 
         raise _invalid(file, f"{name}.{statistic} has {len(value):,} values", f"at most {_MOST_DIMENSIONS:,}")
     raise _invalid(
         file,
-        f"{name}[{wrong}]: {statistic} is {str(value[wrong])[:50]}",
+        f"{name}[{wrong}]: {statistic} is {value[wrong]!r:.50}",
         f"a finite number in every dimension of {statistic}",
     )
 

@@ -25,6 +25,7 @@ from pydantic import Field
 from harness.artifacts import Levers
 from harness.plan.cards import CARDS
 from harness.plan.source import source_hash
+from harness.received.litter import named
 from harness.recipe.schema import Recipe
 from harness.run.directory import sha256_json
 from harness.strict import Strict
@@ -116,11 +117,7 @@ class Atlas:
 def shipped() -> Atlas:
     """The atlas of the package."""
     folder = resources.files("harness.plan") / "atlas"
-    files = (
-        sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
-        if folder.is_dir()
-        else []
-    )
+    files = named(folder.iterdir(), ".json") if folder.is_dir() else []
     return Atlas([AtlasFile.model_validate_json(file.read_bytes()) for file in files])
 
 

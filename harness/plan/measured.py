@@ -32,6 +32,7 @@ from harness.plan.calibrated import step_sha256
 from harness.plan.candidates import Changes, changed
 from harness.plan.cards import CARDS
 from harness.plan.cost import seconds_per_step
+from harness.received.litter import named
 from harness.recipe.load import recipe_to_look_at
 from harness.units import GIB
 
@@ -76,11 +77,9 @@ class Point(NamedTuple):
 def measured_cards() -> dict[str, Calibration]:
     """The measured files of cards in this package, by the key of the card in CARDS."""
     folder = resources.files("harness.plan") / "gpus"
-    files = sorted(
-        (file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name
-    )
     return {
-        file.name.removesuffix(".json"): Calibration.model_validate_json(file.read_bytes()) for file in files
+        file.name.removesuffix(".json"): Calibration.model_validate_json(file.read_bytes())
+        for file in named(folder.iterdir(), ".json")
     }
 
 

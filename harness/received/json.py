@@ -33,12 +33,12 @@ def parse_json(data: bytes | str, *, finite: bool = False, unique: bool = False)
     return value
 
 
-def read_json(path: Path, root: Path, limit_bytes: int, *, finite: bool = False) -> Any:
+def read_json(path: Path, root: Path, limit_bytes: int, *, finite: bool = False, unique: bool = False) -> Any:
     """The JSON file `path` below `root`, as `parse_json`.
 
     Raises: ValueError as `parse_json`; UnsafeFile and OSError as `read_received`.
     """
-    return parse_json(read_received(path, root, limit_bytes), finite=finite)
+    return parse_json(read_received(path, root, limit_bytes), finite=finite, unique=unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

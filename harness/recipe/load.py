@@ -15,6 +15,7 @@ import yaml
 from harness.errors import HarnessError
 from harness.received import consent
 from harness.received.files import RECIPE_BYTES, read_received, there
+from harness.received.litter import named
 from harness.received.text import one_line
 from harness.received.yaml import parse_yaml
 from harness.recipe.episodes import with_files_read
@@ -31,8 +32,8 @@ _NULL = ("", "~", "null", "Null", "NULL")
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes inside the package."""
-    files = resources.files("harness.recipe").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    files = named(resources.files("harness.recipe").iterdir(), ".yaml")
+    return [file.name.removesuffix(".yaml") for file in files]
 
 
 def load_recipe(name_or_file: str, overrides: list[str] | None = None, *, root: Path | None = None) -> Recipe:

@@ -21,6 +21,7 @@ from harness.errors import HarnessError
 from harness.received.denied import may_be_opened
 from harness.received.files import ARTIFACT_BYTES, UnsafeFile, check_stays, read_received, stays
 from harness.received.json import read_json
+from harness.received.litter import is_litter
 from harness.received.text import word
 from harness.received.writing import open_beside
 from harness.redact import redact, redact_json
@@ -67,8 +68,13 @@ def sha256_file(path: Path, stop: Event | None = None) -> str:
 
 
 def sha256_directory(directory: Path, stop: Event | None = None) -> str:
-    """SHA-256 over the names and contents of all files below `directory`; `stop` as for `sha256_file`."""
-    return sha256_files(directory, [path for path in directory.rglob("*") if path.is_file()], stop)
+    """SHA-256 over the names and contents of all files below `directory`; `stop` as for `sha256_file`.
+
+    What systems lay among them does not count.
+    """
+    files = (path for path in directory.rglob("*") if path.is_file())
+    own = [path for path in files if not is_litter(*path.relative_to(directory).parts)]
+    return sha256_files(directory, own, stop)
 
 
 def sha256_files(directory: Path, files: Iterable[Path], stop: Event | None = None) -> str:
@@ -176,6 +182,13 @@ class RunDir:
         """True if training has begun here. From then on the run's recipe, data and statistics stay fixed."""
         return any((self.path / name).exists() for name in (MANIFEST, METRICS, CHECKPOINTS))
 
+    def is_gone(self) -> bool:
+        """True if what a started run always has is no longer here: it was moved, or deleted."""
+        try:
+            return not any(os.path.lexists(self.path / name) for name in (MANIFEST, METRICS))
+        except OSError:
+            return False
+
     def check_own(self) -> None:
         """Refuses a run with a directory that lies elsewhere.
 
@@ -219,7 +232,7 @@ class RunDir:
         path = self.path / kind.FILE
         fix = _mend(kind, path)
         try:
-            data = read_json(path, self.path, ARTIFACT_BYTES, finite=True)
+            data = read_json(path, self.path, ARTIFACT_BYTES, finite=True, unique=True)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
@@ -240,9 +253,13 @@ class RunDir:
         return parse(kind, data, where=str(path), code="artifact-invalid", fix=fix)
 
     def manifest_sha256(self) -> str | None:
-        """SHA-256 of manifest.json's bytes; None if it does not exist, or is not a file of the run."""
+        """SHA-256 of manifest.json's bytes; None if it does not exist, or is not a file of the run.
+
+        Line ends count as those with which it was written, which a copy by Windows changes.
+        """
         try:
-            return hashlib.sha256(read_received(self.path / MANIFEST, self.path, ARTIFACT_BYTES)).hexdigest()
+            text = read_received(self.path / MANIFEST, self.path, ARTIFACT_BYTES)
+            return hashlib.sha256(text.replace(b"\r\n", b"\n")).hexdigest()
         except (UnsafeFile, OSError):
             return None
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import harness
 from harness.artifacts import Machine
 from harness.image.here import Here, claimed
+from harness.received.litter import is_litter
 from harness.run.directory import cache_root
 
 # The whole package, not this room of it.
@@ -188,6 +189,8 @@ def source_digest(package: Path = _PACKAGE) -> str:
     """SHA-256 over the names and contents of the files of `package`, wherever it is installed."""
     total = hashlib.sha256()
     for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        if is_litter(*path.relative_to(package).parts):
+            continue
         total.update(
             f"{path.relative_to(package).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.errors import HarnessError
+from harness.received.litter import named
 
 DIRECTORY = Path(__file__).parent / "protocols"
 # Tasks of each suite. Source: LIBERO 8f1084e, libero/benchmark.
@@ -64,7 +65,7 @@ class Values(NamedTuple):
 
 def names() -> list[str]:
     """The shipped protocols, in the order of the alphabet."""
-    return sorted(path.stem for path in DIRECTORY.glob("*.json"))
+    return [path.stem for path in named(DIRECTORY.iterdir(), ".json")]
 
 
 def shipped(name: str) -> Shipped:

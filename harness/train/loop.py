@@ -106,9 +106,9 @@ def train(job: Job, watcher: Watcher, peers: Peers = ALONE) -> Outcome:
 
 
 def _store(job: Job, peers: Peers, watcher: Watcher) -> Store:
-    every, streamed = job.recipe.train.keep_every_steps, job.levers.save == "streamed"
-    told = Pause(watcher.say).wrote
-    return Store(job.run.checkpoints, keep_every_steps=every, peers=peers, streamed=streamed, told=told)
+    path, every = job.run.checkpoints, job.recipe.train.keep_every_steps
+    streamed, told = job.levers.save == "streamed", Pause(watcher.say).wrote
+    return Store(path, keep_every_steps=every, peers=peers, streamed=streamed, told=told, warn=watcher.warn)
 
 
 def _keys(seed: int, layout: Layout) -> tuple[jax.Array, jax.Array]:
@@ -327,7 +327,7 @@ class _Trainer:
             base=self._base,
         )
         if self._records is not None:
-            self._records.wandb.checkpoint(step)
+            self._records.saved(step)
         if job.levers.save == "streamed":
             # The pause is no part of the pace of the steps.
             waited = time.monotonic() - before

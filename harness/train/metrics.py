@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from harness.received.files import METRICS_BYTES, there
 from harness.received.writing import open_to_write
 from harness.run.directory import cannot_write, write_atomic
 from harness.units import format_bytes
+
+# The end of the name of the file for lines that could not be read.
+UNREAD = ".unread"
 
 
 def as_line(values: dict[str, Any], datasets: list[str]) -> dict[str, Any]:
@@ -48,10 +52,23 @@ def _check_size(path: Path) -> None:
         )
 
 
+def _set_aside(path: Path, lines: list[bytes]) -> None:
+    """Adds the lines to the file beside `path` for what could not be read there."""
+    if not lines:
+        return
+    beside = path.with_name(f"{path.name}{UNREAD}")
+    try:
+        with os.fdopen(open_to_write(beside, append=True), "r+b", buffering=0) as file:
+            file.write(b"".join(lines))
+    except OSError as error:
+        raise cannot_write(beside, error) from error
+
+
 class MetricsFile:
     """metrics.jsonl: one line a step, without gaps or duplicates, also after a resume.
 
-    `repeated` is the number of lines that were there of steps that are computed again.
+    `repeated` is the number of lines that were there of steps that are computed again; `unread` that of whole
+    lines of another form, such as a newer harness writes, which now lie in `metrics.jsonl.unread`.
     """
 
     def __init__(self, path: Path, *, start_step: int) -> None:
@@ -61,17 +78,20 @@ class MetricsFile:
         Raises: HarnessError "file-too-large" if not all lines could be kept; UnsafeFile.
         """
         kept: list[str] = []
+        unread: list[bytes] = []
         self.repeated = 0
         if there(path):
             _check_size(path)
             for line in read_lines(path, path.parent, most=METRICS_BYTES):
                 if line.metrics is None:
-                    # Such as the half line of a process that was killed while it wrote.
-                    continue
-                if line.metrics.step < start_step:
-                    kept.append(line.text.decode(errors="replace").rstrip())
+                    # A half line is what a process leaves that was killed while it wrote.
+                    unread += [line.text.rstrip() + b"\n"] if line.text.endswith(b"\n") else []
+                elif line.metrics.step < start_step:
+                    kept.append(line.text.removeprefix(codecs.BOM_UTF8).decode(errors="replace").rstrip())
                 else:
                     self.repeated += 1
+        self.unread = len(unread)
+        _set_aside(path, unread)
         write_atomic(path, "".join(line + "\n" for line in kept))
         # Unbuffered, so that closing has nothing left to write that could fail a second time.
         self._path, self._file = path, os.fdopen(open_to_write(path, append=True), "r+b", buffering=0)
@@ -87,6 +107,14 @@ class MetricsFile:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise cannot_write(self._path, error) from error
+
+    def place(self) -> Path | None:
+        """The directory in which the open file lies now; None if it was deleted, or cannot be told."""
+        try:
+            now = Path(os.readlink(f"/proc/self/fd/{self._file.fileno()}"))
+            return now.parent if os.path.samestat(now.stat(), os.fstat(self._file.fileno())) else None
+        except OSError:
+            return None
 
     def close(self) -> None:
         self._file.close()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from harness.artifacts import Manifest, Metrics
 from harness.data.loader import Loader
+from harness.errors import HarnessError
+from harness.received.text import word
+from harness.run.directory import CHECKPOINTS
 from harness.run.job import Job
 from harness.run.watcher import Watcher
-from harness.train.metrics import MetricsFile
+from harness.train.metrics import UNREAD, MetricsFile
 from harness.train.views import save_camera_views
 from harness.train.wandb import Wandb
 
@@ -18,6 +21,7 @@ class Records:
         self, job: Job, manifest: Manifest | None, loader: Loader, watcher: Watcher, *, start_step: int
     ) -> None:
         assert manifest is not None
+        self._run = job.run
         self.metrics = MetricsFile(job.run.metrics, start_step=start_step)
         if self.metrics.repeated:
             whole = f"the last whole checkpoint is of step {start_step:,}"
@@ -25,10 +29,37 @@ class Records:
                 f"{self.metrics.repeated:,} logged steps are computed again:"
                 f" {whole if start_step else 'there is no whole checkpoint'}"
             )
+        if self.metrics.unread:
+            name = job.run.metrics.name
+            watcher.warn(
+                f"{self.metrics.unread:,} lines of {name} are of another form, and now lie in {name}{UNREAD}"
+            )
         config = manifest.model_dump(mode="json")
         self.wandb = Wandb(job.run, job.recipe, config, start_step=start_step, warn=watcher.warn)
         if start_step == 0:
             self.wandb.image("camera_views", save_camera_views(job.run.path, loader.batch(0)), 0)
+
+    def saved(self, step: int) -> None:
+        """Tells wandb of a checkpoint, and looks whether the run is still in its place.
+
+        Raises: HarnessError "run-moved". A save makes the directories that it needs: without this the run
+        would go on in two places.
+        """
+        self.wandb.checkpoint(step)
+        if self._run.is_gone():
+            now = self.metrics.place()
+            saved = self._run.checkpoints.absolute() / str(step)
+            run = "RUN" if now is None else word(now)
+            raise HarnessError(
+                "run-moved",
+                f"{self._run.path} was moved or deleted while it trained; step {step} was saved to {saved}",
+                got="a new directory there, with neither manifest nor metrics",
+                need="a run that stays in its place until its trainer has ended",
+                fix=(
+                    f"mkdir -p {run}/{CHECKPOINTS} && mv {word(saved)} {run}/{CHECKPOINTS}/ && harness train"
+                    f" --resume --run {run}{'' if now else ', where RUN is the new place of the run'}"
+                ),
+            )
 
     def write(self, lines: list[Metrics]) -> None:
         self.metrics.write(lines)

@@ -25,7 +25,9 @@ from harness.verify.fields import (
 )
 from harness.verify.found import files_of, found_here
 from harness.verify.initial import digests_here
+from harness.verify.places import with_places
 from harness.verify.replay import compare_metrics, recorded_metrics
+from harness.verify.statistics import with_distance
 
 
 def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watcher: Watcher) -> Verdict:
@@ -60,7 +62,7 @@ def verify_run(run: RunDir, *, steps: int, start: int, device: str | None, watch
         found = found_here(
             run, manifest, known, remade, machine, why, dataset_sha256=dataset_sha256, weights=weights
         )
-    rows = compare_fields(manifest, found)
+    rows = with_distance(compare_fields(manifest, found), run, manifest, known[1] if known else None)
     named = first_difference(rows) or (
         replay.first if replay is not None and replay.status == "differs" else None
     )
@@ -90,7 +92,7 @@ def verify_pair(run: RunDir, other: RunDir) -> Verdict:
     }
     recorded |= {"upstream": b.upstream.commit if b.upstream else None}
     rows = [
-        *compare_fields(a, Found(**recorded, files=files_of(other))),
+        *with_places(compare_fields(a, Found(**recorded, files=files_of(other))), a, b),
         # The comparison asks the other run's files; this run's own may have been changed too.
         *changed_files(a, files_of(run)),
     ]
